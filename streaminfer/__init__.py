@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from streaminfer.routing import FallbackRouter, Replica, Replicas, Route
     from streaminfer.simulation import DecisionLog, Trace, simulate, what_if
     from streaminfer.stack import Stack
-    from streaminfer.telemetry import SLO, LatencyHistogram, RollingHistogram, Telemetry
+    from streaminfer.telemetry import SLO, CostMeter, LatencyHistogram, RollingHistogram, Telemetry
 
 __all__ = [
     "SLO",
@@ -70,6 +70,7 @@ __all__ = [
     "CircuitOpen",
     "Closed",
     "ConcurrencyLimit",
+    "CostMeter",
     "CpuBackend",
     "DeadlineExceeded",
     "DecisionLog",
@@ -132,6 +133,7 @@ _HOMES = {
     "CircuitOpen": "errors",
     "Closed": "errors",
     "ConcurrencyLimit": "resilience",
+    "CostMeter": "telemetry",
     "CpuBackend": "backends",
     "DeadlineExceeded": "errors",
     "DecisionLog": "simulation",

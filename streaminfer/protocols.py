@@ -223,6 +223,7 @@ class Capabilities(NamedTuple):
         full_load: how many requests keep every worker of a batcher busy with full batches.
         stream_states: the state of each stream, of a model that is recurrent; ``None``: requests do not depend on
             earlier ones.
+        observe_batches: takes a function that makes a `BatchObserver` of the model's name, and tells it of each batch.
     """
 
     validate: Callable[[Request], None] | None = None
@@ -242,6 +243,7 @@ class Capabilities(NamedTuple):
     max_in_flight: int | None = None
     full_load: Callable[[], int] | None = None
     stream_states: StreamStates | None = None
+    observe_batches: Callable[[Callable[[str], Any]], None] | None = None
 
 
 _NONE = Capabilities()

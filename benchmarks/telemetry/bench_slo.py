@@ -46,7 +46,7 @@ def bench_calls(floor: Any) -> None:
         "SLO.burning()": loop_over(latencies, "x.burning()", x=slo),
         "SLO.burn_rate(3600.0)": loop_over(latencies, "x.burn_rate(3600.0)", x=slo),
         "Recorder.record": loop_over(latencies, "x.record(0, 9)", x=Recorder(*histograms())),
-        "Recorder.record with slo": loop_over(latencies, "x.record(0, 9)", x=BudgetRecorder(slo, *histograms())),
+        "Recorder.record with slo": loop_over(latencies, "x.record(0, 9)", x=BudgetRecorder(slo, None, *histograms())),
     }
     ns = {name: seconds / PER_LOOP * 1e9 for name, seconds in least(calls, repeat=REPEAT).items()}
     bars = {"SLO.record(s)": 60.0, "SLO.burning()": 100.0}

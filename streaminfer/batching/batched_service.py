@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from streaminfer._internal.validation import expected
+from streaminfer._runtime.batch_observer import BatchObserver
 from streaminfer._runtime.loops import is_virtual
+from streaminfer.batching._batch_observers_cy import BatchObservers
 from streaminfer.batching.assembly.assembler import Assembler
 from streaminfer.batching.assembly.model_calls import make_assembler
 from streaminfer.batching.assembly.stacking import SCALARS, prepare
@@ -228,6 +230,7 @@ class BatchedService(Node):
             enforces_deadline=True,
             max_in_flight=self.max_in_flight,
             full_load=self.full_load,
+            observe_batches=self.observe_batches,
         )
 
     def admission(self, request: Request, now_ns: int) -> Admission:
@@ -279,6 +282,12 @@ class BatchedService(Node):
             if self._loop is not None:
                 self._prepare_policy()
                 self._dispatcher.schedule()  # the instant that the previous policy named is void
+
+    def observe_batches(self, make: Callable[[str], BatchObserver]) -> None:
+        """Tell what ``make`` returns for the name of the model of each batch from now on."""
+        if self._dispatcher.observers is None:
+            self._dispatcher.observers = BatchObservers(self.source)
+        self._dispatcher.observers.add(make(self.source))
 
     def full_load(self) -> int:
         """Return how many requests keep every worker busy with full batches, and one more full batch queued."""

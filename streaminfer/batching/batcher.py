@@ -12,7 +12,7 @@ from streaminfer.batching.assembly.model_calls import make_assembler
 from streaminfer.batching.assembly.row_costs import make_cost_limit
 from streaminfer.batching.batched_service import BatchedService
 from streaminfer.batching.policy import POLICY_NAMES, Greedy, Policy, PolicyName
-from streaminfer.protocols import Backend, Clock, Node, adapt, check_infer, is_backend, is_service
+from streaminfer.protocols import Backend, Capabilities, Clock, Node, adapt, check_infer, is_backend, is_service
 from streaminfer.request import check_priority, deadline_after, timeout_ns
 
 if TYPE_CHECKING:
@@ -201,6 +201,10 @@ class AdaptiveBatcher(Node):
             policy_for=None if self._in_flight_given else self._policy_for,
         )
         return service if is_backend(inner) else _as_function(service, inner)
+
+    def capabilities(self) -> Capabilities:
+        """That its batches can be observed, once it wraps something."""
+        return Capabilities(observe_batches=None if self._service is None else self._service.observe_batches)
 
     async def load_kernels(self) -> None:
         """Loads what the policy computes with."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from streaminfer._runtime.stopping import seconds_left
+from streaminfer.batching._batch_observers_cy import BatchObservers
 from streaminfer.batching.assembly.assembler import Assembler
 from streaminfer.batching.batch_runner import BatchRunner
 from streaminfer.batching.pipeline import Pipeline
@@ -52,13 +53,14 @@ class Dispatcher:
         pipeline: the batch that was sent before a worker was free.
         runner: runs the batches.
         batch_sizes: how many batches had which size.
+        observers: who is told of each batch; ``None``: nobody.
     """
 
     # with more than thirty attributes in a dict, CPython 3.11 would look each method up again at each call
     __slots__ = (
         *("_absorb", "_ask_inward", "_assembler", "_inner", "_plain", "_stack"),
         *("_drains", "_events", "_loop", "_outcomes", "_queue", "_recheck_ns", "_timer"),
-        *("batch_sizes", "clock", "free", "full_at", "is_scheduled", "learn", "max_in_flight", "offered"),
+        *("batch_sizes", "clock", "free", "full_at", "is_scheduled", "learn", "max_in_flight", "observers", "offered"),
         *("pipeline", "policy", "runner", "timer_ns"),
     )
 
@@ -105,6 +107,7 @@ class Dispatcher:
         self._recheck_ns = NEVER
         self._drains: list[asyncio.Future[None]] = []
         self.batch_sizes: dict[int, int] = {}
+        self.observers: BatchObservers | None = None
 
     def _now(self) -> int:
         return self.clock()  # which a stack may replace
@@ -135,6 +138,9 @@ class Dispatcher:
 
     def bind_loop(self, loop: asyncio.AbstractEventLoop) -> None:
         """Release batches on another event loop; those that a closed loop left behind are forgotten."""
+        if self.observers is not None:
+            for execution in self.runner.batches:
+                self._tell_end(execution, self.clock())
         self.runner.bind_loop(loop, self.clock())
         self.free = self.max_in_flight
         self.pipeline.batch = None
@@ -219,10 +225,14 @@ class Dispatcher:
                 self._outcomes.drop_cancelled(ticket)
             if not size:
                 return
+        if self.offered.expected_ns is not None:
+            self._events.expected(execution.sequence, self.offered.expected_ns(size, self._bucket(execution)))
         if is_early:
             self.pipeline.take(execution)
         else:
             self.free -= 1
+            if self.observers is not None:
+                self.observers.begin(execution, now_ns)
         self.batch_sizes[size] = self.batch_sizes.get(size, 0) + 1
         self.runner.run(execution)
 
@@ -240,6 +250,8 @@ class Dispatcher:
         in_task = execution.task is not None
         if in_task and not self.runner.remove(execution):
             return
+        if self.observers is not None:
+            self._tell_end(execution, inferred_ns)
         early = self.pipeline.batch
         if early is None:
             self.free += 1
@@ -249,6 +261,8 @@ class Dispatcher:
                 execution.predecessor_end_ns = UNKNOWN  # it ended before the one that it was sent behind
             else:
                 self.pipeline.start(early, inferred_ns, is_known=error is None and not execution.abandoned)
+                if self.observers is not None:
+                    self.observers.begin(early, inferred_ns)
         try:
             # a full batch could not become fuller by what the callers of this one ask next: the worker has it before
             # they wake
@@ -264,7 +278,7 @@ class Dispatcher:
                 self._learn_from(execution, inferred_ns)
 
     def _learn_from(self, execution: Execution, now_ns: int) -> None:
-        bucket = 0 if self._plain else max(ticket.bucket for ticket in execution.tickets)
+        bucket = self._bucket(execution)
         if (
             execution.predecessor_end_ns != UNKNOWN
             and not self.pipeline.observe(execution, now_ns, bucket)
@@ -273,6 +287,13 @@ class Dispatcher:
             self.learn(
                 len(execution.tickets), now_ns - execution.effective_start_ns, now_ns, execution.abandoned, bucket
             )
+
+    def _bucket(self, execution: Execution) -> int:
+        return 0 if self._plain else max(ticket.bucket for ticket in execution.tickets)
+
+    def _tell_end(self, execution: Execution, now_ns: int) -> None:
+        if self.observers is not None:
+            self.observers.end(execution, now_ns, self._assembler, self.offered.expected_ns, self._bucket(execution))
 
     def schedule(self) -> None:
         """Dispatch at the end of this turn of the loop, if a batch could be released."""

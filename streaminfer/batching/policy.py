@@ -93,6 +93,7 @@ class PolicyCapabilities(NamedTuple):
         limit_rows: learns that the memory was not enough for more rows in a batch, by ``(bucket, most)``; until it is
             replaced, such batches are cut to that many rows.
         mixed: learns that a batch was chosen whose rows cannot be stacked.
+        expected_ns: returns how long a batch is expected to take, by ``(size, bucket)``; 0: not known.
     """
 
     observe: Callable[..., object] | None = None
@@ -104,6 +105,7 @@ class PolicyCapabilities(NamedTuple):
     observe_pipelined: Callable[[int, int, int, int, int], object] | None = None
     limit_rows: Callable[[int, int], None] | None = None
     mixed: Callable[[], None] | None = None
+    expected_ns: Callable[[int, int], int] | None = None
 
 
 def adapt_policy(policy: Policy) -> PolicyCapabilities:

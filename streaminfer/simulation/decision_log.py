@@ -5,7 +5,9 @@ moment, in NumPy arrays, to be read, drawn, tabulated, or replayed with another 
 different times: each holds the last so many entries. Only the counters by reason cover everything since the start.
 """
 
-from typing import Any, Self
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import attrs
 import numpy as np
@@ -17,6 +19,9 @@ from streaminfer._internal.validation import check_count, check_duration, check_
 from streaminfer.batching.queue._event_ring_cy import EventRing
 from streaminfer.simulation.timeline_plot import draw_timeline
 from streaminfer.simulation.trace import Trace
+
+if TYPE_CHECKING:
+    from streaminfer.telemetry.objectives.slo import SLO
 
 __all__ = ["DROP_REASONS", "RELEASE_REASONS", "DecisionLog"]
 
@@ -55,8 +60,10 @@ class DecisionLog:
         arrivals_ns: shape (n,), int64, when requests were accepted.
         limits_ns: shape (n,), int64, how long after that their deadline came; 0: none.
         priorities: shape (n,), int64, a lower one is more urgent.
+        arrival_batches: shape (n,), int64, which of the batches below each was part of; -1: none of them, yet.
         batch_starts_ns: shape (batches,), int64; of a pipelined one, when the one before it ended.
         batch_ends_ns: shape (batches,), int64; -1: it still ran.
+        batch_expected_ns: shape (batches,), int64: how long it was expected to take; 0: not known.
         batch_workers: shape (batches,), int64: the row in the timeline, the lowest that was free.
         batch_sizes: shape (batches,), int64.
         batch_queued: shape (batches,), int64: how many requests stayed queued.
@@ -72,8 +79,10 @@ class DecisionLog:
     arrivals_ns: NDArray[np.int64]
     limits_ns: NDArray[np.int64]
     priorities: NDArray[np.int64]
+    arrival_batches: NDArray[np.int64]
     batch_starts_ns: NDArray[np.int64]
     batch_ends_ns: NDArray[np.int64]
+    batch_expected_ns: NDArray[np.int64]
     batch_workers: NDArray[np.int64]
     batch_sizes: NDArray[np.int64]
     batch_queued: NDArray[np.int64]
@@ -165,6 +174,23 @@ class DecisionLog:
             failed=(~self.batch_ok & ~running)[drawn],
             running=running[drawn],
         )
+
+    def to_perfetto(self, path: str | os.PathLike[str], *, slo: "SLO | None" = None) -> None:
+        """Write a trace for https://ui.perfetto.dev, which reads it in the browser.
+
+        It has a track per worker with a slice per batch, arrows from requests to their batch, the requests that were
+        dropped, and the length of the queue as a counter.
+
+        Args:
+            path: of the file, which is replaced.
+            slo: an objective on the same clock, whose burn rate is drawn as a counter; ``None``: none is.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        from streaminfer.simulation.perfetto_trace import perfetto_trace  # noqa: PLC0415 - loaded at the first trace
+
+        Path(path).write_bytes(perfetto_trace(self, slo))
 
     def to_trace(self) -> Trace:
         """Return the arrivals as a `Trace`, to simulate them with other settings.

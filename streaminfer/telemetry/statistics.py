@@ -1,7 +1,7 @@
 """Statistics of a service and of its objective: frozen snapshots with histograms of their own."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 
@@ -11,6 +11,8 @@ from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 from streaminfer.telemetry.objectives.alerts import Alert
 
 __all__ = ["SloStatistics", "TelemetryStatistics"]
+
+K = TypeVar("K")
 
 
 @attrs.frozen(kw_only=True)
@@ -94,6 +96,7 @@ class TelemetryStatistics(Snapshot):
         inference: the model.
         delivery: from the model's return until the caller had the response.
         batch_sizes: responses by the size of their batch.
+        recent: the latency of the last minute, say; ``None``: it has no rolling histogram.
         server_parts: mean seconds inside the servers, by part: they divide ``inference``. A server counts the requests
             of all its clients, since it was first read; empty without a server that has statistics.
         slo: state of its objective; ``None`` without one.
@@ -108,8 +111,22 @@ class TelemetryStatistics(Snapshot):
     inference: LatencyHistogram
     delivery: LatencyHistogram
     batch_sizes: Mapping[int, int]
+    recent: LatencyHistogram | None = None
     server_parts: Mapping[str, float] = attrs.field(factory=dict)
     slo: SloStatistics | None = None
+
+    def since(self, earlier: "TelemetryStatistics") -> "TelemetryStatistics":
+        """Return what was recorded after ``earlier``, statistics of the same service without a reset in between."""
+        return attrs.evolve(
+            self,
+            outcomes=_differences(self.outcomes, earlier.outcomes),
+            batch_sizes=_differences(self.batch_sizes, earlier.batch_sizes),
+            latency=self.latency.since(earlier.latency),
+            queue=self.queue.since(earlier.queue),
+            assembly=self.assembly.since(earlier.assembly),
+            inference=self.inference.since(earlier.inference),
+            delivery=self.delivery.since(earlier.delivery),
+        )
 
     @property
     def requests(self) -> int:
@@ -184,3 +201,8 @@ class TelemetryStatistics(Snapshot):
             caption=f"{self.name}: {ended}; mean batch {self.mean_batch_size:.1f}",
         )
         return table if self.slo is None else table + self.slo._repr_html_()
+
+
+def _differences(now: Mapping[K, int], before: Mapping[K, int]) -> dict[K, int]:
+    left = {key: count - before.get(key, 0) for key, count in now.items()}
+    return {key: count for key, count in left.items() if count}

@@ -16,6 +16,7 @@ from streaminfer.telemetry._recorder_cy import Recorder
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 
 if TYPE_CHECKING:
+    from streaminfer.telemetry.histograms.rolling_histogram import RollingHistogram
     from streaminfer.telemetry.objectives.slo import SLO
     from streaminfer.telemetry.statistics import TelemetryStatistics
 
@@ -32,23 +33,39 @@ class Telemetry:
         name: the service, for reports.
         slo: an objective, of which each request that ends is an event; several telemetries may share one. It takes
             over the telemetry's clock unless it has one of its own.
+        recent: a histogram of its own for the latency of the last minute, say, which takes over the clock likewise.
         clock: returns monotonic nanoseconds; ``None``: the `Stack`'s clock, else ``time.monotonic_ns``.
 
     Raises:
         TypeError: of the wrong type.
     """
 
-    def __init__(self, name: str = "", *, slo: "SLO | None" = None, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        name: str = "",
+        *,
+        slo: "SLO | None" = None,
+        recent: "RollingHistogram | None" = None,
+        clock: Clock | None = None,
+    ) -> None:
         check_instance("name", name, lambda value: isinstance(value, str), "a string")
         check_instance("clock", clock, lambda value: value is None or callable(value), "a callable or None")
         self.name = name
         self.slo = slo
+        self.recent = recent
         self.clock: Clock = clock or time.monotonic_ns
         self._clock_given = clock is not None
         self._failures = ListenerFailures("streaminfer", f"telemetry {name!r}")
         self._histograms = [LatencyHistogram() for _ in range(5)]
-        self._recorder = Recorder(*self._histograms) if slo is None else _recorder_with(slo, self._histograms, clock)
+        if slo is None and recent is None:
+            self._recorder = Recorder(*self._histograms)
+        else:
+            self._recorder = _recorder_with(slo, recent, self._histograms)
+        if clock is not None:
+            self._bind(clock)
         self._services: weakref.WeakSet[RecordedService] = weakref.WeakSet()
+        self._zero: TelemetryStatistics | None = None  # what is no longer reported
+        self._interval: TelemetryStatistics | None = None
         self.begin = self._recorder.begin
         self.answer = self._recorder.answer
 
@@ -57,8 +74,12 @@ class Telemetry:
         if not self._clock_given:
             self.clock = clock
             self._clock_given = True
-            if self.slo is not None:
-                self.slo.bind_clock(clock)
+            self._bind(clock)
+
+    def _bind(self, clock: Clock) -> None:
+        for part in (self.slo, self.recent):
+            if part is not None:
+                part.bind_clock(clock)
 
     @overload
     def wrap(self, inner: Service) -> Any: ...
@@ -85,6 +106,30 @@ class Telemetry:
 
     def statistics(self) -> "TelemetryStatistics":
         """A frozen snapshot, with copies of the histograms."""
+        return self._totals() if self._zero is None else self._totals().since(self._zero)
+
+    def reset(self) -> None:
+        """Count from now on, as if it were new; requests in flight stay so, and the objective keeps its budget.
+
+        Extremes are from then on those of the histograms' parts.
+        """
+        self._zero = self._interval = self._totals()
+
+    def interval(self) -> "TelemetryStatistics":
+        """Return what was recorded since the last call, or the last :meth:`reset`, for reports by the minute.
+
+        It serves one reader. ``in_flight`` and ``slo`` are of this moment.
+        """
+        now = self._totals()
+        before, self._interval = self._interval, now
+        return now if before is None else now.since(before)
+
+    @property
+    def histograms(self) -> Mapping[str, LatencyHistogram]:
+        """The histograms that it records into, from its start on, by name: the latency and its parts."""
+        return dict(zip(("latency", "queue", "assembly", "inference", "delivery"), self._histograms, strict=True))
+
+    def _totals(self) -> "TelemetryStatistics":
         from streaminfer.telemetry.statistics import TelemetryStatistics  # noqa: PLC0415 - serving does not need it
 
         degraded = self._recorder.degraded  # before the histogram, which counts a response last
@@ -100,6 +145,7 @@ class Telemetry:
             inference=inference,
             delivery=delivery,
             batch_sizes=dict(sorted(self._recorder.batch_sizes.items())),
+            recent=None if self.recent is None else self.recent.snapshot(),
             server_parts=self._server_parts(),
             slo=None if self.slo is None else self.slo.statistics(),
         )
@@ -176,12 +222,15 @@ class Telemetry:
         return f"<Telemetry({self.name!r}): {self._recorder.started} requests>"
 
 
-def _recorder_with(slo: "SLO", histograms: list[LatencyHistogram], clock: Clock | None) -> Recorder:
-    # without an objective its recorder is not loaded
+def _recorder_with(
+    slo: "SLO | None", recent: "RollingHistogram | None", histograms: list[LatencyHistogram]
+) -> Recorder:
+    # without an objective or a rolling histogram their recorder is not loaded
+    from streaminfer.telemetry.histograms.rolling_histogram import RollingHistogram  # noqa: PLC0415
     from streaminfer.telemetry.objectives._budget_recorder_cy import BudgetRecorder  # noqa: PLC0415
     from streaminfer.telemetry.objectives.slo import SLO  # noqa: PLC0415
 
-    check_instance("slo", slo, lambda value: isinstance(value, SLO), "an SLO or None")
-    if clock is not None:
-        slo.bind_clock(clock)
-    return BudgetRecorder(slo, *histograms)
+    check_instance("slo", slo, lambda value: isinstance(value, SLO | None), "an SLO or None")
+    what = "a RollingHistogram or None"
+    check_instance("recent", recent, lambda value: isinstance(value, RollingHistogram | None), what)
+    return BudgetRecorder(slo, recent, *histograms)

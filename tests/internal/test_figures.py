@@ -16,8 +16,10 @@ from streaminfer.simulation.scenarios import what_if
 from streaminfer.simulation.simulation_result import SimulationResult
 from streaminfer.simulation.simulator import simulate
 from streaminfer.simulation.trace import Trace
+from streaminfer.telemetry.cost.statistics import CostRow, CostStatistics, DeviceCost
 from streaminfer.telemetry.histograms.heat_map import LatencyHeatMap
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
+from streaminfer.telemetry.interval_log.interval_log import Interval
 from streaminfer.telemetry.objectives.slo import SLO
 from streaminfer.telemetry.statistics import TelemetryStatistics
 
@@ -93,6 +95,33 @@ def telemetry(count):
     return TelemetryStatistics(name="faces", in_flight=0, outcomes={"ok": count}, batch_sizes={}, **parts)
 
 
+def cost(models, idle_ns):
+    rows = {
+        f"a model with a rather long name, {number}": CostRow(
+            cost=4.0 * number, setup=1.5 * number, padding=0.3 * number, on_time=number, responses=number
+        )
+        for number in range(models)
+    }
+    device = DeviceCost(
+        per_second=1e9, workers=1, bill_ns=idle_ns, busy_ns=0, padding_ns=0, idle_ns=idle_ns, running_ns=0
+    )
+    return CostStatistics(
+        name="faces", currency="EUR", devices={"gpu": device}, models=rows, routes={}, tenants={}, streams={},
+        total=CostRow(), failed=0, overflowed=0,
+    )  # fmt: skip
+
+
+def test_cost_plot_adds_up_to_the_bill():
+    """Bars of models and idle time; the smallest models share one bar."""
+    axes = new_axes()
+    cost(40, 7).plot(axes)
+    labels = [text.get_text() for text in axes.get_yticklabels()]
+    assert len(labels) == 12
+    assert labels[-2:] == ["30 others", "idle"]
+    widths = sum(bar.get_width() for bar in axes.patches)
+    assert widths == pytest.approx(sum(4.3 * number for number in range(40)) + 7)
+
+
 def table(**settings):
     given = {"service_time": DEVICE, "max_batch_size": 32, "slo_s": 0.05} | settings
     return what_if(Trace(traffic(300, 2.0)), **given)
@@ -104,8 +133,10 @@ PICTURES = {
         f"heat map, {name}": lambda count=count: LatencyHeatMap.of_requests(np.linspace(0, 60, count), latencies(count))
         for name, count in COUNTS.items()
     },
-    "heat map, intervals": lambda: LatencyHeatMap.of_intervals([(at, histogram(at % 400)) for at in range(1, 500)]),
-    "heat map, one interval": lambda: LatencyHeatMap.of_intervals([(1.0, histogram(1))]),
+    "heat map, intervals": lambda: LatencyHeatMap.of_intervals(
+        [Interval(at, at + 1.0, "", histogram(at % 400)) for at in range(500)]
+    ),
+    "heat map, one interval": lambda: LatencyHeatMap.of_intervals([Interval(1.0, 2.0, "", histogram(1))]),
     "heat map, no interval": lambda: LatencyHeatMap.of_intervals([]),
     **{f"parts, {name}": lambda count=count: telemetry(count) for name, count in COUNTS.items()},
     **{f"timeline, {name}": lambda count=count: result(count) for name, count in COUNTS.items() if count < 10**6},
@@ -122,6 +153,9 @@ PICTURES = {
     "what if, hundred": lambda: table(
         max_batch_size=[1, 2, 4, 8, 16], policy=["greedy", "lookahead"], workers=[1, 2, 3, 4], slo_s=[0.02, 0.05, 0.1]
     ),
+    "cost, empty": lambda: cost(0, 0),
+    "cost, one": lambda: cost(2, 3),
+    "cost, hundred": lambda: cost(100, 400),
     "service time": lambda: DEVICE,
 }  # fmt: skip
 

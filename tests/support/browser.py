@@ -1,83 +1,111 @@
-"""A small WebDriver client for Debian's chromium and chromium-driver: what the browser tests need, and no more."""
+"""A headless Chromium, driven over its debugging pipe: what the browser tests need, and no more.
+
+Commands and events are those of the Chrome DevTools Protocol, as JSON, each ended by a zero byte, through the file
+descriptors 3 and 4 of the browser.
+"""
 
 import base64
+import itertools
 import json
-import re
+import os
+import select
+import signal
 import subprocess
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
-CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-extensions",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
-    "--no-proxy-server", "--enable-precise-memory-info", "--js-flags=--expose-gc",
+    "--no-proxy-server", "--remote-debugging-pipe",
 )  # fmt: skip
 TIMEOUT_S = 30.0
+KEYS = {"Tab": (9, ""), "Enter": (13, "\r"), " ": (32, " ")}
 
 
 class Browser:
-    """One headless browser; a context manager that ends it and its driver.
+    """One browser with one page; a context manager that ends it.
 
     A condition is waited for with `until`, which looks again every 50 ms; nothing else waits.
     """
 
     def __enter__(self):
+        self._numbers = itertools.count(1)
+        self._unread, self._errors = b"", []
         self._folder = tempfile.TemporaryDirectory()
-        self._driver = subprocess.Popen(
-            [DRIVER, "--port=0", "--allowed-ips=", f"--log-path={self._folder.name}/driver.log"],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
-        port = next(
-            match[1] for line in self._driver.stdout if (match := re.search(r"successfully on port (\d+)", line))
+        command_out, self._commands = os.pipe()
+        self._replies, reply_in = os.pipe()
+        # the shell moves both ends to the descriptors that the browser expects
+        line = f'exec "$@" 3<&{command_out} 4>&{reply_in}'
+        arguments = [
+            "bash",
+            "-c",
+            line,
+            "bash",
+            "chromium",
+            *FLAGS,
+            f"--user-data-dir={self._folder.name}",
+            "about:blank",
+        ]
+        self._process = subprocess.Popen(
+            arguments, pass_fds=(command_out, reply_in), stderr=subprocess.DEVNULL, start_new_session=True
         )
-        self._url = f"http://127.0.0.1:{port}"
-        options = {"binary": str(CHROMIUM), "args": [*FLAGS, f"--user-data-dir={self._folder.name}/profile"]}
-        wanted = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
-        try:
-            made = self._ask("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
-        except BaseException:
-            self._end()
-            raise
-        self._url += f"/session/{made['sessionId']}"
+        os.close(command_out)
+        os.close(reply_in)
+        self._session = None
+        target = self.cdp("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.cdp("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Accessibility"):
+            self.cdp(f"{domain}.enable")
         return self
 
     def __exit__(self, *_):
-        try:
-            self._ask("DELETE", "")
-        finally:
-            self._end()
-
-    def _end(self):
-        self._driver.terminate()
-        self._driver.wait(TIMEOUT_S)
-        self._driver.stdout.close()
+        os.killpg(self._process.pid, signal.SIGKILL)  # it has helpers, which are of its group
+        self._process.wait(TIMEOUT_S)
+        os.close(self._commands)
+        os.close(self._replies)
         self._folder.cleanup()
 
-    def _ask(self, method, path, body=None):
-        data = None if body is None else json.dumps(body).encode()
-        url = self._url + path
-        request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)  # noqa: S310 - the driver
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        try:
-            with opener.open(request, timeout=TIMEOUT_S) as response:
-                return json.load(response)["value"]
-        except urllib.error.HTTPError as error:
-            with error:
-                raise AssertionError(json.load(error)["value"]["message"]) from None
+    def cdp(self, method, **params):
+        """The result of a command."""
+        number = next(self._numbers)
+        command = {"id": number, "method": method, "params": params}
+        if self._session is not None:
+            command["sessionId"] = self._session
+        os.write(self._commands, json.dumps(command).encode() + b"\0")
+        while (message := self._read()).get("id") != number:
+            self._note(message)
+        assert "error" not in message, f"{method}: {message['error']}"
+        return message["result"]
+
+    def _read(self):
+        while b"\0" not in self._unread:
+            readable, _, _ = select.select([self._replies], [], [], TIMEOUT_S)
+            assert readable, "the browser does not answer"
+            read = os.read(self._replies, 1 << 20)
+            assert read, "the browser ended"
+            self._unread += read
+        message, _, self._unread = self._unread.partition(b"\0")
+        return json.loads(message)
+
+    def _note(self, event):
+        params = event.get("params", {})
+        if event.get("method") == "Runtime.exceptionThrown":
+            self._errors.append(str(params["exceptionDetails"]))
+        elif event.get("method") == "Log.entryAdded" and params["entry"]["level"] == "error":
+            self._errors.append(params["entry"]["text"])
 
     def open(self, url):
-        self._ask("POST", "/url", {"url": url})
+        self.cdp("Page.navigate", url=url)
+        self.until("return document.readyState === 'complete'")
 
     def run(self, script, *arguments):
-        """What a function body returns."""
-        return self._ask("POST", "/execute/sync", {"script": script, "args": list(arguments)})
-
-    def cdp(self, command, **parameters):
-        return self._ask("POST", "/goog/cdp/execute", {"cmd": command, "params": parameters})
+        """What a function body returns, or its promise fulfills."""
+        expression = f"(function() {{ {script} }}).apply(null, {json.dumps(arguments)})"
+        done = self.cdp("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in done, done["exceptionDetails"]
+        return done["result"].get("value")
 
     def show(self, width, height=900, scheme="light"):
         self.cdp(
@@ -86,18 +114,21 @@ class Browser:
         self.cdp("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
     def press(self, key):
-        """Press and let go one key, by its WebDriver code or letter."""
-        actions = [{"type": "keyDown", "value": key}, {"type": "keyUp", "value": key}]
-        self._ask("POST", "/actions", {"actions": [{"type": "key", "id": "keyboard", "actions": actions}]})
+        """Press and let go one key of `KEYS`."""
+        code, text = KEYS[key]
+        event = {"key": key, "code": key.strip() or "Space", "windowsVirtualKeyCode": code}
+        self.cdp("Input.dispatchKeyEvent", type="keyDown", text=text, **event)
+        self.cdp("Input.dispatchKeyEvent", type="keyUp", **event)
 
-    def picture(self, path, *, whole=True):
-        taken = self.cdp("Page.captureScreenshot", captureBeyondViewport=whole)
+    def picture(self, path):
+        taken = self.cdp("Page.captureScreenshot", captureBeyondViewport=True)
         Path(path).write_bytes(base64.b64decode(taken["data"]))
 
     def errors(self):
-        """Messages of the console that are errors: exceptions, refused loads, breaches of the page's policy."""
-        entries = self._ask("POST", "/se/log", {"type": "browser"})
-        return [entry["message"] for entry in entries if entry["level"] == "SEVERE"]
+        """Exceptions, refused loads and breaches of the page's policy since the last call."""
+        self.run("")  # events before its answer are read with it
+        errors, self._errors = self._errors, []
+        return errors
 
     def until(self, script, *arguments, timeout_s=TIMEOUT_S):
         """Wait until a function body returns something true, and return it."""

@@ -14,13 +14,13 @@ import warnings
 from pathlib import Path
 
 from IPython.core.interactiveshell import InteractiveShell
-from matplotlib import pyplot
+from matplotlib import pyplot as plt
 from traitlets.config import Config
 
 
 def run(path):
     warnings.simplefilter("error")
-    pyplot.switch_backend("Agg")
+    plt.switch_backend("Agg")
     os.chdir(path.parent)
     config = Config()
     config.HistoryManager.enabled = False
@@ -39,7 +39,7 @@ def run(path):
         if not result.success:
             sys.exit(f"cell {number}: {result.error_in_exec or result.error_before_exec!r}\n{printed.getvalue()}")
         html = [len(it._repr_html_()) for it in shown if hasattr(type(it), "_repr_html_")]
-        report = {"cell": number, "printed": printed.getvalue(), "html": html, "figures": len(pyplot.get_fignums())}
+        report = {"cell": number, "printed": printed.getvalue(), "html": html, "figures": len(plt.get_fignums())}
         sys.__stdout__.write(json.dumps({**report, "seconds": time.perf_counter() - began}) + "\n")
 
 

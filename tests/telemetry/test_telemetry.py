@@ -223,3 +223,80 @@ def test_a_server_behind_says_its_own_parts():
         assert si.Telemetry().statistics().server_parts == {}
 
     run(main)
+
+
+class TestIntervals:
+    def make(self):
+        clock = FakeClock()
+        telemetry = si.Telemetry("t", clock=clock)
+
+        def take(seconds):
+            clock.advance(seconds)
+            if seconds > 1:
+                raise ValueError
+
+        return telemetry, telemetry.wrap(take)
+
+    def test_an_interval_has_what_came_since_the_last(self):
+        telemetry, call = self.make()
+        call(0.1)
+        assert telemetry.interval().latency.count == 1
+        call(0.2)
+        with pytest.raises(ValueError):
+            call(2.0)
+
+        interval = telemetry.interval()
+
+        assert interval.outcomes == {"ok": 1, "ValueError": 1}
+        assert interval.latency.quantile(1.0) == pytest.approx(0.2, rel=1e-3)
+        assert interval.latency.min == pytest.approx(0.2, rel=1e-3)
+        assert telemetry.interval().requests == 0
+        assert telemetry.statistics().requests == 3
+
+    def test_reset_counts_from_now_on(self):
+        telemetry, call = self.make()
+        call(0.5)
+        telemetry.begin()  # in flight
+        telemetry.reset()
+        assert (telemetry.statistics().requests, telemetry.statistics().in_flight) == (0, 1)
+        call(0.1)
+        assert telemetry.statistics().latency.max == pytest.approx(0.1, rel=1e-3)
+        assert telemetry.interval().requests == 1
+        assert telemetry.histograms["latency"].count == 2
+
+    def test_only_an_earlier_copy_can_be_taken_away(self):
+        histogram, other = LatencyHistogram(), LatencyHistogram()
+        other.record(1.0)
+        for earlier in (other, LatencyHistogram(significant_digits=2)):
+            with pytest.raises(ValueError, match="earlier: expected a copy of this histogram"):
+                histogram.since(earlier)
+        with pytest.raises(TypeError, match="earlier: expected a LatencyHistogram"):
+            histogram.since(3)
+
+    def test_what_was_clamped_since(self):
+        histogram = LatencyHistogram(highest_s=1.0)
+        histogram.record(5.0)
+        before = histogram.copy()
+        histogram.record(5.0)
+        assert (histogram.since(before).clamped, histogram.since(before).max) == (1, pytest.approx(1.0))
+
+
+class TestRecent:
+    @pytest.mark.parametrize("slo", [False, True])
+    def test_the_latency_of_the_last_minute(self, slo):
+        clock = FakeClock()
+        objective = si.SLO("t", threshold_s=0.15) if slo else None
+        telemetry = si.Telemetry("t", slo=objective, recent=si.RollingHistogram(window_s=60.0), clock=clock)
+        call = telemetry.wrap(clock.advance)
+        call(0.1)
+        clock.advance(30.0)
+        call(0.2)
+        assert telemetry.statistics().recent.count == 2
+        clock.advance(35.0)
+        statistics = telemetry.statistics()
+        assert (statistics.recent.count, statistics.recent.max, statistics.latency.count) == (1, 0.2, 2)
+        assert slo == (objective is not None and objective.statistics().bad == 1)
+
+    def test_something_else_is_refused(self):
+        with pytest.raises(TypeError, match="recent: expected a RollingHistogram or None"):
+            si.Telemetry(recent=LatencyHistogram())

@@ -244,6 +244,14 @@ class Lookahead:
         """Return from when a batch that was sent early counts as running, now that the one in front has ended."""
         return self._overhead.effective_start_ns(sent_ns, ended_ns)
 
+    def expected_ns(self, size: int, bucket: int = 0) -> int:
+        """Return how long a batch of ``size`` rows is expected to take; 0 before anything was measured."""
+        model = self._models[bucket]
+        table = model.timetable
+        if table is None:
+            return 0
+        return table.ends_ns(0, size) if size <= table.cap else model.expected_ns(size)
+
     def predicted_finish_ns(
         self,
         queue: RequestQueue,

@@ -1,6 +1,6 @@
 cimport cython
 
-cdef long long _RATE_WINDOW, _LIMITS_KEPT, _REASONS_KEPT, _RUNNING
+cdef long long _RATE_WINDOW, _LIMITS_KEPT, _REASONS_KEPT, _RUNNING, _NO_BATCH
 cdef double _INFINITE
 
 @cython.final
@@ -23,10 +23,10 @@ cdef class _ReasonCounts:
 cdef class EventRing:
     cdef readonly long long requests, batches
     cdef readonly long long arrivals, releases, drops
-    cdef long long[::1] _arrival_ns, _limit_ns, _limits
+    cdef long long[::1] _arrival_ns, _limit_ns, _limits, _arrival_batch
     cdef int[::1] _priority
     cdef long long _limits_seen
-    cdef long long[::1] _start_ns, _end_ns, _worker
+    cdef long long[::1] _start_ns, _end_ns, _worker, _expected_ns
     cdef int[::1] _size, _queued, _reason
     cdef signed char[::1] _ok
     cdef _ReasonCounts _released
@@ -43,6 +43,10 @@ cdef class EventRing:
 
     @cython.locals(number=cython.longlong, slot=cython.longlong)
     cpdef long long released(self, long long now_ns, int size, object reason, int queued) except *
+
+    cpdef void joined(self, long long arrival, long long number) noexcept
+
+    cpdef void expected(self, long long number, long long duration_ns) noexcept
 
     @cython.locals(slot=cython.longlong, row=object)
     cpdef bint finished(self, long long number, long long now_ns, bint ok) except -1

@@ -5,9 +5,9 @@ The idea: three rings of plain numbers that forget their oldest entry, so that a
 did a moment ago, at the price of a few stores. Only counters run since the start. Nothing is computed here that a
 reader can compute: `DecisionLog` does the reading.
 
-* *Arrivals*: the instant, the time limit and the priority of each accepted request. The planner reads the present rate
-  and the usual time limits from the same ring.
-* *Batches*: start, end, worker row, size, how many waited, why it went, how it ended.
+* *Arrivals*: the instant, the time limit and the priority of each accepted request, and the number of its batch. The
+  planner reads the present rate and the usual time limits from the same ring.
+* *Batches*: start, end, worker row, size, how many waited, why it went, how long it was expected to take, how it ended.
 * *Drops*: the instant, why, and how many; drops of one instant for one reason share an entry.
 
 A reason is kept as a number: its place in a table of the reasons seen so far, of 256 at most (a policy of one's own
@@ -43,6 +43,7 @@ _RATE_WINDOW = 256
 _LIMITS_KEPT = 64  # a power of two
 _REASONS_KEPT = 256
 _RUNNING = -1
+_NO_BATCH = -1
 _INFINITE = float("inf")
 
 
@@ -99,6 +100,7 @@ class EventRing:
     """
 
     __slots__ = (
+        "_arrival_batch",
         "_arrival_ns",
         "_drop_count",
         "_drop_entries",
@@ -106,6 +108,7 @@ class EventRing:
         "_drop_reason",
         "_dropped",
         "_end_ns",
+        "_expected_ns",
         "_free",
         "_free_count",
         "_limit_ns",
@@ -137,10 +140,12 @@ class EventRing:
         self._arrival_ns: MutableSequence[int] = array("q", [0]) * requests
         self._limit_ns: MutableSequence[int] = array("q", [0]) * requests
         self._priority: MutableSequence[int] = array("i", [0]) * requests
+        self._arrival_batch: MutableSequence[int] = array("q", [0]) * requests
         self._limits: MutableSequence[int] = array("q", [0]) * _LIMITS_KEPT
         self._limits_seen = 0
         self._start_ns: MutableSequence[int] = array("q", [0]) * batches
         self._end_ns: MutableSequence[int] = array("q", [0]) * batches
+        self._expected_ns: MutableSequence[int] = array("q", [0]) * batches
         self._worker: MutableSequence[int] = array("q", [0]) * batches
         self._size: MutableSequence[int] = array("i", [0]) * batches
         self._queued: MutableSequence[int] = array("i", [0]) * batches
@@ -169,6 +174,7 @@ class EventRing:
         self._arrival_ns[slot] = now_ns
         self._limit_ns[slot] = limit_ns
         self._priority[slot] = priority
+        self._arrival_batch[slot] = _NO_BATCH
         self.arrivals += 1
         if limit_ns > 0:
             self._limits[self._limits_seen & (_LIMITS_KEPT - 1)] = limit_ns
@@ -193,12 +199,32 @@ class EventRing:
         self._reason[slot] = self._released.add(reason, 1)
         self._start_ns[slot] = now_ns
         self._end_ns[slot] = _RUNNING
+        self._expected_ns[slot] = 0
         self._worker[slot] = self._take_row()
         self._size[slot] = size
         self._queued[slot] = queued
         self._ok[slot] = 0
         self.releases = number + 1
         return number
+
+    def joined(self, arrival: int, number: int) -> None:
+        """Notes of which batch a request is part.
+
+        Args:
+            arrival: number of the request, counted from 0.
+            number: what :meth:`released` returned.
+        """
+        if arrival >= self.arrivals - self.requests:
+            self._arrival_batch[arrival & (self.requests - 1)] = number
+
+    def expected(self, number: int, duration_ns: int) -> None:
+        """Notes how long a batch that was just released is expected to take.
+
+        Args:
+            number: what :meth:`released` returned.
+            duration_ns: nanoseconds.
+        """
+        self._expected_ns[number & (self.batches - 1)] = duration_ns
 
     def finished(self, number: int, now_ns: int, ok: bool) -> bool:
         """Notes the end of a batch, and frees its row.
@@ -333,12 +359,16 @@ class EventRing:
             return np.roll(entries, -(total % len(entries))).astype(np.int64)
 
         reasons, drop_reasons = self._released.names, self._dropped.names
+        first = max(self.releases - self.batches, 0)
+        batches = in_order(self._arrival_batch, self.arrivals)
         return {
             "arrivals_ns": in_order(self._arrival_ns, self.arrivals),
             "limits_ns": in_order(self._limit_ns, self.arrivals),
             "priorities": in_order(self._priority, self.arrivals),
+            "arrival_batches": np.where(batches >= first, batches - first, _NO_BATCH),
             "batch_starts_ns": in_order(self._start_ns, self.releases),
             "batch_ends_ns": in_order(self._end_ns, self.releases),
+            "batch_expected_ns": in_order(self._expected_ns, self.releases),
             "batch_workers": in_order(self._worker, self.releases),
             "batch_sizes": in_order(self._size, self.releases),
             "batch_queued": in_order(self._queued, self.releases),

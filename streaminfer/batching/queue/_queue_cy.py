@@ -144,6 +144,7 @@ class RequestQueue:
             self._deadlines.push(ticket)
         else:
             self.events.arrived(now_ns, 0, ticket.priority)
+        ticket._arrival = self.events.arrivals - 1
         return ticket
 
     def first(self, count: int) -> list[Ticket]:
@@ -240,6 +241,8 @@ class RequestQueue:
         if execution.live:
             self.running += execution.live
             execution.sequence = self.events.released(now_ns, execution.live, reason, self.queued)
+            for ticket in taken:
+                self.events.joined(ticket._arrival, execution.sequence)
         return execution
 
     def end(self, ticket: Ticket) -> bool:

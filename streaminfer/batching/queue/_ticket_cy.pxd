@@ -16,6 +16,7 @@ cdef class Execution:
     cdef public long long sequence
     cdef public long long effective_start_ns
     cdef public long long predecessor_end_ns
+    cdef public object observed
 
 @cython.freelist(128)
 cdef class Ticket:
@@ -29,6 +30,7 @@ cdef class Ticket:
     cdef readonly int bucket
     cdef public double cost
     cdef readonly Execution execution
+    cdef long long _arrival
     cdef bint _live
     cdef bint _queued
     cdef Ticket _previous

@@ -35,6 +35,7 @@ class Ticket:
 
     __slots__ = (
         "__weakref__",
+        "_arrival",
         "_live",
         "_next",
         "_previous",
@@ -59,6 +60,7 @@ class Ticket:
     execution: Execution | None
     bucket: int
     cost: float
+    _arrival: int  # its number in the event ring
     _live: bool  # it has not ended
     _queued: bool
     _previous: Ticket | None
@@ -94,6 +96,7 @@ class Execution:
         effective_start_ns: from when on it counts as running; later than ``started_ns`` where it was pipelined.
         predecessor_end_ns: when the batch before it ended, if it was pipelined; 0: it was not; :data:`UNKNOWN`:
             nothing is to be learned from what it takes.
+        observed: what the observers of batches keep of it; ``None``: there are none.
     """
 
     __slots__ = (
@@ -103,6 +106,7 @@ class Execution:
         "effective_start_ns",
         "inputs",
         "live",
+        "observed",
         "predecessor_end_ns",
         "sequence",
         "started_ns",
@@ -122,6 +126,7 @@ class Execution:
         self.sequence = -1
         self.effective_start_ns = 0
         self.predecessor_end_ns = 0
+        self.observed: Any = None
 
     def __repr__(self) -> str:
         return f"Execution({len(self.tickets)} rows, {self.live} live)"

@@ -16,6 +16,7 @@ from streaminfer._internal.extras import require
 from streaminfer._internal.figures import BAD, COLORS, in_decades, inline_svg, legend_above, new_axes, say_nothing_yet
 from streaminfer._internal.validation import expected
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
+from streaminfer.telemetry.interval_log.interval_log import Interval
 
 __all__ = ["LatencyHeatMap"]
 
@@ -70,26 +71,23 @@ class LatencyHeatMap:
         return cls(edges_s=edges_s, latency_edges_s=latency_edges_s, counts=counts, quantiles_s=quantiles_s)
 
     @classmethod
-    def of_intervals(cls, intervals: Iterable[tuple[float, LatencyHistogram]]) -> Self:
-        """Return the map of a series of histograms, one for each interval.
+    def of_intervals(cls, intervals: Iterable[Interval]) -> Self:
+        """Return the map of an interval log, such as `read_interval_log` returns it.
 
         Args:
-            intervals: for each interval, in order, the seconds at which it ended and what was recorded in it. The first
-                one is taken to be as long as the second.
+            intervals: in order of time; a gap between two belongs to the later one.
 
         Raises:
-            ValueError: instants do not ascend.
+            ValueError: their ends do not ascend.
         """
         given = list(intervals)
-        ends_s = np.array([end_s for end_s, _ in given], np.float64)
+        ends_s = [interval.end_s for interval in given]
         if (np.diff(ends_s) <= 0).any():
-            raise ValueError(expected("intervals", "ascending instants", ends_s.tolist()))
+            raise ValueError(expected("intervals", "intervals in order of time", ends_s))
         merged = -(-len(given) // _COLUMNS) or 1  # neighbors share a column where there are too many
         groups = [given[at : at + merged] for at in range(0, len(given), merged)]
-        histograms = [_merge(histogram for _, histogram in group) for group in groups]
-        first_s = 1.0 if ends_s.size < 2 else ends_s[1] - ends_s[0]
-        begin_s = ends_s[0] - first_s if ends_s.size else 0.0
-        edges_s = np.array([begin_s, *(group[-1][0] for group in groups)] if given else [0.0, 1.0])
+        histograms = [_merge(interval.histogram for interval in group) for group in groups]
+        edges_s = np.array([given[0].start_s, *(group[-1].end_s for group in groups)] if given else [0.0, 1.0])
         recorded = [histogram for histogram in histograms if histogram.count]
         latency_edges_s = _bands(np.array([bound for it in recorded for bound in (it.min, it.max)]))
         counts = np.zeros((latency_edges_s.size - 1, edges_s.size - 1), np.int64)

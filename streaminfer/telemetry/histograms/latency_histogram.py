@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from streaminfer._internal.html_table import html_table
 from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.units import format_duration
-from streaminfer._internal.validation import check_count, check_duration, expected
+from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
 from streaminfer.telemetry.histograms import kernels
 from streaminfer.telemetry.histograms import percentile_plot as plot
 from streaminfer.telemetry.histograms._histogram_cy import HistogramState
@@ -215,6 +215,22 @@ class LatencyHistogram(_State):
         twin.add_counts(*self.snapshot())
         return twin
 
+    def since(self, earlier: LatencyHistogram) -> LatencyHistogram:
+        """Return what was counted after ``earlier``, a copy of this histogram; its extremes are those of its parts.
+
+        Raises:
+            TypeError: not a LatencyHistogram.
+            ValueError: of another layout, or one that counted something that this one did not.
+        """
+        check_instance("earlier", earlier, lambda value: isinstance(value, LatencyHistogram), "a LatencyHistogram")
+        now, _, maximum_ns, clamped = self.snapshot()
+        before, _, _, clamped_before = earlier.snapshot()
+        if self._layout() == earlier._layout():
+            counts = np.frombuffer(now, np.int64) - np.frombuffer(before, np.int64)
+            if counts.min(initial=0) >= 0 and clamped >= clamped_before:
+                return self._of_counts(self._layout(), counts, maximum_ns, clamped - clamped_before)
+        raise ValueError(expected("earlier", "a copy of this histogram", earlier))
+
     def encode(self) -> str:
         """The counts as HdrHistogram's V2 compressed text in base64, unit nanoseconds: its libraries and tools read it.
 
@@ -236,13 +252,9 @@ class LatencyHistogram(_State):
         """
         encoding = _encoding()
         header = encoding.decode_header(text)
-        histogram = cls._of_layout(header.lowest_ns, header.highest_ns, header.significant_digits)
-        counts = encoding.decode_counts(header, histogram.counts_length)
-        filled = np.flatnonzero(counts)
-        if filled.size:
-            lowest, above = histogram._lowest_at(filled[[0, -1]] + np.array([0, 1])).tolist()
-            histogram.add_counts(counts, lowest, above - 1, 0)
-        return histogram
+        layout = (header.lowest_ns, header.highest_ns, header.significant_digits)
+        counts = encoding.decode_counts(header, cls._of_layout(*layout).counts_length)
+        return cls._of_counts(layout, counts, _FAR_NS, 0)
 
     def to_dict(self) -> dict[str, float]:
         """Return count, clamped and, in seconds, extremes, moments and percentiles; of one moment, NaN while empty."""
@@ -318,6 +330,18 @@ class LatencyHistogram(_State):
         """An empty one, its layout given in whole nanoseconds as other libraries do."""
         histogram = cls.__new__(cls)
         _State.__init__(histogram, lowest_ns, highest_ns, significant_digits)
+        return histogram
+
+    @classmethod
+    def _of_counts(
+        cls, layout: tuple[int, int, int], counts: NDArray[np.int64], at_most_ns: int, clamped: int
+    ) -> LatencyHistogram:
+        """One of counts whose extremes are not known better than their parts, and a bound."""
+        histogram = cls._of_layout(*layout)
+        filled = np.flatnonzero(counts)
+        if filled.size:
+            lowest, above = histogram._lowest_at(filled[[0, -1]] + np.array([0, 1])).tolist()
+            histogram.add_counts(counts, lowest, min(above - 1, at_most_ns), clamped)
         return histogram
 
     def _parts(self) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:

@@ -11,6 +11,7 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
@@ -323,6 +324,20 @@ class SLO(_State):
         from streaminfer._internal.figures import inline_svg  # noqa: PLC0415 - serving does not need it
 
         return inline_svg(self.plot, f"Error budget over time: {self!r}") + self.statistics()._repr_html_()
+
+    def burn_history(self) -> list[tuple[int, float]]:
+        """Return the burn rate between the instants that the period's record holds, at most 257 of them.
+
+        Returns:
+            Instants on the objective's clock, ascending, each with the burn rate since the one before it.
+        """
+        noted, _ = self.history()
+        elapsed_ns, now_ns = self._ages()
+        rates = []
+        for (_, seen, bad), (at_ns, seen_after, bad_after) in pairwise(noted):
+            events = seen_after - seen
+            rates.append((at_ns - elapsed_ns + now_ns, (bad_after - bad) / events / self.allowed if events else 0.0))
+        return rates
 
     # -- alerts -------------------------------------------------------------------------------------------------
 

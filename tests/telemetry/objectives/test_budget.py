@@ -249,7 +249,7 @@ def test_the_plain_recorder_feeds_the_plain_budget(twins):
         clock, 10, 0.1, 10**12, 10**9, 9, (), (), 24 * 10**9, 2 * 10**9, 2.0, 1.0, 3, 0, 1
     )
     histograms = [twins["_histogram_cy"].HistogramState(1, 1000, 1) for _ in range(5)]
-    recorder = twins["_budget_recorder_cy"].BudgetRecorder(budget, *histograms)
+    recorder = twins["_budget_recorder_cy"].BudgetRecorder(budget, None, *histograms)
     for duration in (9, 10, 11):
         recorder.record(100, 100 + duration)
     assert (budget.total, budget.late, histograms[0].count) == (3, 1, 3)

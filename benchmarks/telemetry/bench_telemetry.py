@@ -1,0 +1,141 @@
+"""All telemetry on: what it adds to the CPU of a request, what it leaves in memory, and how true a rolling p99 is.
+
+    python benchmarks/run.py telemetry [--rounds 9]
+
+The stack has a batcher of 64 rows in front of a function that costs nothing. Variants are measured in turn in each
+round; what is printed is the median over the rounds of the difference within a round. "All" is the latency and its
+parts, an objective, a rolling histogram, and a cost meter with tenants and streams.
+"""
+
+import argparse
+import asyncio
+import gc
+import statistics
+import sys
+from collections import deque
+from typing import Any
+
+import numpy as np
+from _lib.floor import cpu_per_request, no_op
+
+import streaminfer as si
+from streaminfer.testing import FakeClock
+
+REQUESTS = 64 * 400
+BAR_S, BAR_QUANTILE = 1e-6, 0.003
+
+
+def recorded() -> list[Any]:
+    return [si.Telemetry("bench")]
+
+
+def promised() -> list[Any]:
+    return [si.Telemetry("bench", slo=si.SLO("bench", threshold_s=0.05), recent=si.RollingHistogram())]
+
+
+def metered() -> list[Any]:
+    return [si.CostMeter(per_second=1.0)]
+
+
+VARIANTS = {
+    "telemetry": recorded,
+    "telemetry, SLO, rolling": promised,
+    "cost meter": metered,
+    "all": lambda: [*promised(), *metered()],
+}
+
+
+def stack(layers: list[Any]) -> si.Stack:
+    batcher = si.AdaptiveBatcher(max_batch_size=64, stack=False, slo_s=1.0)
+    return si.Stack(*layers, batcher, si.CpuBackend(no_op, executor="inline"))
+
+
+async def cost(layers: list[Any], callers: int, *, labelled: bool = False) -> float:
+    async with stack(layers) as service:
+
+        async def call(item: Any) -> Any:
+            return await service(item, tenant="a", stream_id="b") if labelled else await service(item)
+
+        gc.collect()
+        return await cpu_per_request(call, callers, REQUESTS)
+
+
+async def left_in_memory(layers: list[Any]) -> float:
+    """Blocks of memory for each request that are left after it."""
+    async with stack(layers) as service:
+
+        async def caller(requests: int) -> None:
+            for _ in range(requests):
+                await service(1.0)
+
+        await asyncio.gather(*(caller(100) for _ in range(64)))
+        gc.collect()
+        before = sys.getallocatedblocks()
+        await asyncio.gather(*(caller(800) for _ in range(64)))
+        gc.collect()
+        return (sys.getallocatedblocks() - before) / (64 * 800)
+
+
+def bench_cpu(rounds: int) -> bool:
+    is_met = True
+    for callers in (64, 1):
+        added: dict[str, list[float]] = {name: [] for name in (*VARIANTS, "all, with tenant and stream")}
+        bare = []
+        for _ in range(rounds):
+            floor = asyncio.run(cost([], callers))
+            bare.append(floor)
+            for name, make in VARIANTS.items():
+                added[name].append(asyncio.run(cost(make(), callers)) - floor)
+            floor_labelled = asyncio.run(cost([], callers, labelled=True))
+            labelled = asyncio.run(cost(VARIANTS["all"](), callers, labelled=True))
+            added["all, with tenant and stream"].append(labelled - floor_labelled)
+        print(f"\n{callers} callers; without telemetry {statistics.median(bare) * 1e6:.2f} µs a request; added, ns")
+        for name, seconds in added.items():
+            low, *_, high = sorted(seconds)
+            print(f"  {name:<30}{statistics.median(seconds) * 1e9:8.0f}   ({low * 1e9:.0f} to {high * 1e9:.0f})")
+        if callers > 1:
+            is_met = statistics.median(added["all"]) <= BAR_S
+            print(f"  bar for all: 1,000 ns: {'met' if is_met else 'MISSED'}")
+    return is_met
+
+
+def bench_rolling() -> bool:
+    """A p99 that doubles and halves again, against the exact ones of the window and of up to a slice less."""
+    clock, rng = FakeClock(), np.random.default_rng(1)
+    rolling = si.RollingHistogram(window_s=60.0, slices=60, clock=clock)
+    kept: deque[tuple[float, float]] = deque()
+    now_s, worst = 0.0, 0.0
+    for step in range(60_000):
+        clock.advance(0.005)
+        now_s += 0.005
+        latency_s = float(rng.lognormal(-4.0, 0.5)) * (2.0 if step % 20_000 > 10_000 else 1.0)
+        rolling.record(latency_s)
+        kept.append((now_s, latency_s))
+        while kept[0][0] <= now_s - 60.0:
+            kept.popleft()
+        if step % 500 == 499:
+            whole = np.array([latency for _, latency in kept])
+            since = np.array([at_s for at_s, _ in kept])
+            windows = (whole[since > now_s - seconds] for seconds in np.linspace(59.0, 60.0, 21))
+            exact = [float(np.quantile(window, 0.99, method="inverted_cdf")) for window in windows]
+            ours = rolling.quantile(0.99)
+            worst = max(worst, ours / max(exact) - 1.0, 1.0 - ours / min(exact))
+    print(f"\nrolling p99 of 60 s in slices of 1 s: at most {worst:.2%} outside the exact one, within a slice of time")
+    is_met = worst <= BAR_QUANTILE
+    print(f"  bar 0.3 %: {'met' if is_met else 'MISSED'}")
+    return is_met
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9)
+    rounds = parser.parse_args().rounds
+    is_met = bench_cpu(rounds)
+    left = {name: asyncio.run(left_in_memory(make())) for name, make in (("none", list[Any]), ("all", VARIANTS["all"]))}
+    print(f"\nmemory blocks left by a request: {left['all']:.4f} with all, {left['none']:.4f} without telemetry")
+    is_met &= bench_rolling()
+    return not is_met
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,20 @@
+cimport cython
+from streaminfer.batching.queue._ticket_cy cimport Execution as CExecution, Ticket as CTicket
+
+cdef class _SetupShare:
+    cdef long long uses
+    cdef object work
+
+cdef class BatchObservers:
+    cdef object __weakref__
+    cdef tuple _observers
+    cdef dict _shares
+    cdef object _failures
+
+    cpdef add(self, object observer)
+
+    @cython.locals(requests=list, ticket=CTicket, told=list)
+    cpdef begin(self, CExecution execution, long long now_ns)
+
+    @cython.locals(told=object, size=Py_ssize_t, known=_SetupShare, work=object)
+    cpdef end(self, CExecution execution, long long now_ns, object assembler, object expected_ns, int bucket)

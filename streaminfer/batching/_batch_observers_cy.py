@@ -1,0 +1,125 @@
+"""Observers of a batcher's batches: what each is told, and how the work of a batch divides among its rows.
+
+One source, compiled with the C types of ``_batch_observers_cy.pxd`` or run as it is.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable
+from typing import Any
+
+from streaminfer._internal.listeners import LISTENER_ERRORS, ListenerFailures
+from streaminfer._runtime.batch_observer import BatchObserver, BatchWork
+from streaminfer.batching.assembly.assembler import Assembler
+from streaminfer.batching.queue._ticket_cy import Execution
+
+__all__ = ["BatchObservers", "batch_work", "setup_share"]
+
+_REFRESH_EVERY = 64
+
+
+class BatchObservers:
+    """Who is told of the batches of one dispatcher; what an observer raises is logged and affects no request.
+
+    Args:
+        source: name of the model, for the log.
+    """
+
+    __slots__ = ("_failures", "_observers", "_shares")
+
+    def __init__(self, source: str) -> None:
+        self._observers: tuple[BatchObserver, ...] = ()
+        self._shares: dict[tuple[int, int], _SetupShare] = {}  # by size and bucket
+        self._failures = ListenerFailures("streaminfer", f"batcher of {source!r}")
+
+    def add(self, observer: BatchObserver) -> None:
+        """Tell an observer of each batch that begins from now on."""
+        self._observers = (*self._observers, observer)
+
+    def begin(self, execution: Execution, now_ns: int) -> None:
+        """Tell that a batch begins on a worker."""
+        requests: list[Any] = []
+        for ticket in execution.tickets:
+            requests.append(ticket.request)  # noqa: PERF401 - a comprehension has types of its own
+        told: list[Any] = []
+        execution.observed = told
+        for observer in self._observers:
+            try:
+                told.append((observer, observer.begin(requests, now_ns)))
+            except LISTENER_ERRORS as failure:
+                self._failures.report(observer, "the begin of a batch", failure)
+
+    def end(
+        self,
+        execution: Execution,
+        now_ns: int,
+        assembler: Assembler,
+        expected_ns: Callable[[int, int], int] | None,
+        bucket: int,
+    ) -> None:
+        """Tell that a batch ended; nothing for one of which nobody was told that it began."""
+        told = execution.observed
+        if not told:
+            return
+        execution.observed = None
+        size = len(execution.tickets)
+        known = self._shares.get((size, bucket))
+        if known is None:
+            known = self._shares[size, bucket] = _SetupShare()
+        if known.uses % _REFRESH_EVERY == 0:
+            share = 0.0 if expected_ns is None else setup_share(size, assembler, expected_ns, bucket)
+            known.work = BatchWork(share)
+        known.uses += 1
+        work = known.work if assembler.plain else batch_work(execution, assembler, known.work.setup_share)
+        for observer, token in told:
+            try:
+                observer.end(token, work, now_ns)
+            except LISTENER_ERRORS as failure:
+                self._failures.report(observer, "the end of a batch", failure)
+
+
+class _SetupShare:
+    """Work of a batch of one size, with a share of set-up that is computed now and then: durations change slowly."""
+
+    __slots__ = ("uses", "work")
+
+    def __init__(self) -> None:
+        self.uses = 0
+        self.work = BatchWork()
+
+
+def batch_work(execution: Execution, assembler: Assembler, share: float) -> BatchWork:
+    """Return how the work of a batch divides among its rows.
+
+    Args:
+        execution: the batch.
+        assembler: put the rows together.
+        share: of its duration that does not depend on the rows.
+    """
+    inputs = execution.inputs
+    size = len(inputs)
+    filling = float(assembler.padded_size(size) - size)
+    if assembler.buckets is None:
+        costs = [ticket.cost for ticket in execution.tickets]
+        total = sum(costs)
+        return BatchWork(share, costs, filling * total / size) if total else BatchWork(share, None, filling)
+    buckets, first = assembler.buckets, inputs[0]
+    if type(first) is dict:
+        name = next(name for name, value in first.items() if buckets.is_ragged(name, value))
+        lengths = [row[name].shape[buckets.axis] for row in inputs]
+    else:
+        lengths = [row.shape[buckets.axis] for row in inputs]
+    padded = buckets.lengths[bisect_left(buckets.lengths, max(lengths))]
+    return BatchWork(share, lengths, (size + filling) * padded - sum(lengths))
+
+
+def setup_share(size: int, assembler: Assembler, expected_ns: Callable[[int, int], int], bucket: int) -> float:
+    """Return the share of a batch's duration that a line through two sizes leaves for a batch of no rows."""
+    other = 1 if assembler.padded_size(size) > assembler.padded_size(1) else assembler.cap_of(bucket)
+    rows, other_rows = assembler.padded_size(size), assembler.padded_size(other)
+    took_ns, other_ns = expected_ns(size, bucket), expected_ns(other, bucket)
+    if rows == other_rows or not took_ns:
+        return 0.0
+    per_row_ns = (took_ns - other_ns) / (rows - other_rows)
+    return min(max(1.0 - per_row_ns * rows / took_ns, 0.0), 1.0)

@@ -1,0 +1,72 @@
+"""Decision log as a Perfetto trace."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streaminfer.telemetry.perfetto.trace_builder import TraceBuilder
+
+if TYPE_CHECKING:
+    from streaminfer.simulation.decision_log import DecisionLog
+    from streaminfer.telemetry.objectives.slo import SLO
+
+__all__ = ["perfetto_trace"]
+
+_ANNOTATIONS = ("rows", "left queued", "expected ms", "took ms", "succeeded")
+_REQUEST = "request"
+
+
+def perfetto_trace(log: "DecisionLog", slo: "SLO | None" = None) -> bytes:
+    """Return the trace of a log.
+
+    Args:
+        log: what happened.
+        slo: an objective on the same clock, for a counter of its burn rate; ``None``: there is none.
+    """
+    trace = TraceBuilder("streaminfer batcher", [_REQUEST, *log.reasons, *log.drop_reasons], _ANNOTATIONS)
+    in_batch = log.arrival_batches >= 0
+    requests = trace.add_track("requests")
+    numbers = np.arange(1, log.arrivals_ns.size + 1, dtype=np.uint64)  # an arrow's number must not be 0
+    trace.add_instants(requests, [_REQUEST], log.arrivals_ns[in_batch], numbers[in_batch])
+    trace.add_instants(requests, [_REQUEST], log.arrivals_ns[~in_batch])
+    trace.add_instants(trace.add_track("dropped"), log.drop_reasons, log.drops_ns)
+    _add_batches(trace, log, numbers[in_batch], log.arrival_batches[in_batch])
+    # the queue as it was before and after each release
+    starts_ns, left = log.batch_starts_ns.repeat(2), log.batch_queued.repeat(2)
+    left[::2] += log.batch_sizes
+    trace.add_counts(trace.add_track("queued requests", is_counter=True), starts_ns, left)
+    if slo is not None:
+        history = slo.burn_history()
+        at_ns = np.array([max(at_ns, 0) for at_ns, _ in history], np.int64)
+        trace.add_counts(trace.add_track("burn rate", is_counter=True), at_ns, np.array([rate for _, rate in history]))
+    return bytes(trace)
+
+
+def _add_batches(
+    trace: TraceBuilder, log: "DecisionLog", numbers: NDArray[np.uint64], batches: NDArray[np.int64]
+) -> None:
+    workers = [trace.add_track(f"worker {row}") for row in range(int(log.batch_workers.max(initial=-1)) + 1)]
+    by_batch = np.argsort(batches, kind="stable")
+    bounds = np.searchsorted(batches[by_batch], np.arange(len(log.reasons) + 1)).tolist()
+    flows = numbers[by_batch].tolist()
+    columns = [log.batch_workers, log.batch_starts_ns, log.batch_ends_ns, log.batch_sizes, log.batch_queued]
+    columns += [log.batch_expected_ns, log.batch_ok.astype(np.int64)]
+    for at, (worker, start_ns, end_ns, size, queued, expected_ns, ok) in enumerate(
+        zip(*(column.tolist() for column in columns), strict=True)
+    ):
+        annotations: dict[str, bool | float] = {"rows": size, "left queued": queued}
+        if expected_ns:
+            annotations["expected ms"] = expected_ns / 1e6
+        if end_ns >= 0:
+            annotations |= {"took ms": (end_ns - start_ns) / 1e6, "succeeded": bool(ok)}
+        trace.add_slice(
+            workers[worker],
+            log.reasons[at],
+            start_ns,
+            flows=flows[bounds[at] : bounds[at + 1]],
+            annotations=annotations,
+        )
+    ended = log.batch_ends_ns >= 0
+    for row, track in enumerate(workers):
+        trace.add_ends(track, log.batch_ends_ns[ended & (log.batch_workers == row)])

@@ -1,0 +1,66 @@
+cimport cython
+from streaminfer._request_cy cimport Request as CRequest, Response as CResponse
+from streaminfer.telemetry.families._label_family_cy cimport LabelFamilyState as CLabelFamilyState
+
+cdef class CostAccount:
+    cdef public long long cost_ns, setup_ns, padding_ns, rows, responses, on_time, degraded, cached
+
+    cpdef respond(self, bint on_time, bint degraded, bint cached)
+    cpdef charge(self, long long rows, long long cost_ns, long long setup_ns, long long padding_ns)
+
+cdef class DeviceBill:
+    cdef readonly long long bill_ns, finished_ns, padding_ns, idle_ns, in_flight, workers
+    cdef long long _openings, _now_ns, _total, _begun, _rest_ns
+
+    cpdef open(self, long long now_ns)
+    cpdef close(self, long long now_ns)
+
+    @cython.locals(passed_ns=cython.longlong, places=cython.longlong, each_ns=cython.longlong, rest_ns=cython.longlong)
+    cpdef advance(self, long long now_ns)
+
+    cpdef long long begin(self, long long now_ns) except? -1
+
+    @cython.locals(charge_ns=cython.longlong)
+    cpdef long long end(self, long long begun, long long now_ns) except? -1
+
+    cpdef pad(self, long long padding_ns)
+    cpdef long long running_ns(self) except? -1
+
+@cython.locals(setup_share=double, padding=double, total=double, setup_ns=cython.longlong)
+cdef tuple _common_parts(long long charge_ns, Py_ssize_t rows, object work)
+
+@cython.locals(
+    setup_ns=cython.longlong, marginal_ns=cython.longlong,
+    padding_ns=cython.longlong, total=double, shares=list, left_ns=cython.longlong, each_ns=cython.longlong,
+    more=cython.longlong, done=double, given_ns=cython.longlong, share_ns=cython.longlong, row=Py_ssize_t,
+    upto_ns=cython.longlong)
+cpdef tuple split_ns(long long charge_ns, Py_ssize_t rows, object work)
+
+cdef class BatchMeter:
+    cdef DeviceBill _bill
+    cdef CostAccount _account
+    cdef CLabelFamilyState _tenants
+    cdef CLabelFamilyState _streams
+
+    cpdef begin(self, list requests, long long now_ns)
+
+    @cython.locals(
+        begun=cython.longlong, requests=list, rows=Py_ssize_t, charge_ns=cython.longlong,
+        shares=list, padding_ns=cython.longlong, setup_ns=cython.longlong, row=Py_ssize_t, request=CRequest)
+    cpdef end(self, tuple token, object work, long long now_ns)
+
+    @cython.locals(account=CostAccount)
+    cdef _charge_callers(self, object tenant, object stream_id, long long share_ns)
+
+cdef class ResponseLedger:
+    cdef CLabelFamilyState _sources
+    cdef CLabelFamilyState _tenants
+    cdef CLabelFamilyState _streams
+    cdef readonly CostAccount total
+    cdef readonly long long failed
+    cdef public bint sees_batches
+
+    cpdef fail(self)
+
+    @cython.locals(deadline_ns=object, on_time=bint, cached=bint, degraded=bint, account=CostAccount)
+    cpdef respond(self, CRequest request, CResponse response, long long now_ns)

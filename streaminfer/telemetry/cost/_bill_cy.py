@@ -1,0 +1,317 @@
+"""Bill of one device: every nanosecond of it goes to a batch, to padding or to idleness, exactly once.
+
+*Design.* A device has ``workers`` places. While ``k`` batches run, each is charged ``1 / max(k, workers)`` of the time
+that passes; what is left, where fewer run than there are places, is idle time. That holds for pipelined batches,
+several models and several replicas on one device alike, and never adds up to more than the time that passed. The charge
+of a batch is the difference of one running total, so an event costs O(1) however many batches run.
+
+*Whole numbers.* All is in nanoseconds of the device, 64-bit integers: 292 years. Where a duration does not divide by
+the number of places, the rest, below that number of nanoseconds, is idle time if a place was idle, else it goes to the
+batch that ends next. So ``finished + running + padding + idle = bill`` holds exactly at every moment.
+
+*Rows.* The set-up of a batch, the part of its duration that does not depend on its rows, is shared equally by its
+requests: they are why it ran. The marginal part is shared by work, padding included, and what falls to padding is shown
+as such. Each share is rounded so that the running sum is: the shares add up to the charge.
+
+*Complexity.* O(1) for an event, O(rows) at the end of a batch. One source, compiled with the C types of
+``_bill_cy.pxd`` or run as it is. Synchronous, takes the time as an argument.
+
+*Reference.* Demers, Keshav, Shenker, "Analysis and simulation of a fair queueing algorithm", 1989: the running total is
+its virtual time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from streaminfer._request_cy import Request, Response
+from streaminfer._runtime.batch_observer import BatchWork
+from streaminfer.telemetry.families._label_family_cy import LabelFamilyState
+
+__all__ = ["BatchMeter", "CostAccount", "DeviceBill", "ResponseLedger", "split_ns"]
+
+
+class CostAccount:
+    """What one model, route, tenant or stream has cost and got.
+
+    Attributes:
+        cost_ns: its shares of batches, padding left out.
+        setup_ns: of it, what does not depend on the number of rows; of models only.
+        padding_ns: time of its batches that went to padding; of models only.
+        rows: in batches that ended, failed ones included.
+        responses: that its callers got.
+        on_time: responses by their deadline.
+        degraded: responses that were degraded.
+        cached: responses for which no batch ran.
+    """
+
+    __slots__ = ("cached", "cost_ns", "degraded", "on_time", "padding_ns", "responses", "rows", "setup_ns")
+
+    def __init__(self) -> None:
+        self.cost_ns = 0
+        self.setup_ns = 0
+        self.padding_ns = 0
+        self.rows = 0
+        self.responses = 0
+        self.on_time = 0
+        self.degraded = 0
+        self.cached = 0
+
+    def respond(self, on_time: bool, degraded: bool, cached: bool) -> None:
+        """Count a response."""
+        self.responses += 1
+        if on_time:
+            self.on_time += 1
+        if degraded:
+            self.degraded += 1
+        if cached:
+            self.cached += 1
+
+    def charge(self, rows: int, cost_ns: int, setup_ns: int, padding_ns: int) -> None:
+        """Count rows of a batch that ended."""
+        self.rows += rows
+        self.cost_ns += cost_ns
+        self.setup_ns += setup_ns
+        self.padding_ns += padding_ns
+
+
+class DeviceBill:
+    """Time of one device.
+
+    Args:
+        workers: how many batches keep it busy.
+
+    Attributes:
+        workers: the same.
+        bill_ns: time that passed while it was open.
+        finished_ns: charges of batches that ended, padding left out.
+        padding_ns: of padding in these.
+        idle_ns: of places where no batch ran.
+        in_flight: batches that run.
+    """
+
+    __slots__ = (
+        *("_begun", "_now_ns", "_openings", "_rest_ns", "_total"),
+        *("bill_ns", "finished_ns", "idle_ns", "in_flight", "padding_ns", "workers"),
+    )
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self.bill_ns = 0
+        self.finished_ns = 0
+        self.padding_ns = 0
+        self.idle_ns = 0
+        self.in_flight = 0
+        self._openings = 0
+        self._now_ns = 0
+        self._total = 0  # that a batch which had always run would have been charged
+        self._begun = 0  # sum of that total at the begin of each batch that runs
+        self._rest_ns = 0  # for the batch that ends next
+
+    def open(self, now_ns: int) -> None:
+        """Begin to pay, unless that was so; :meth:`close` ends it when called as often."""
+        if self._openings == 0:
+            self._now_ns = now_ns
+        self._openings += 1
+
+    def close(self, now_ns: int) -> None:
+        """Cease to pay; nothing happens where nothing is open."""
+        self.advance(now_ns)
+        if self._openings:
+            self._openings -= 1
+
+    def advance(self, now_ns: int) -> None:
+        """Bill the time that passed; a clock that jumps back stands still."""
+        if self._openings == 0 or now_ns <= self._now_ns:
+            return
+        passed_ns = now_ns - self._now_ns
+        self._now_ns = now_ns
+        self.bill_ns += passed_ns
+        places = self.workers if self.workers > self.in_flight else self.in_flight
+        each_ns = passed_ns // places
+        self._total += each_ns
+        rest_ns = passed_ns - each_ns * self.in_flight
+        if places > self.in_flight:
+            self.idle_ns += rest_ns
+        else:
+            self._rest_ns += rest_ns
+
+    def begin(self, now_ns: int) -> int:
+        """Note that a batch begins.
+
+        Returns:
+            What :meth:`end` is given.
+        """
+        if self._openings == 0:
+            self.open(now_ns)  # it serves without a stack
+        self.advance(now_ns)
+        self.in_flight += 1
+        self._begun += self._total
+        return self._total
+
+    def end(self, begun: int, now_ns: int) -> int:
+        """Note that a batch ended, and return its charge."""
+        self.advance(now_ns)
+        self.in_flight -= 1
+        self._begun -= begun
+        charge_ns = self._total - begun + self._rest_ns
+        self._rest_ns = 0
+        self.finished_ns += charge_ns
+        return charge_ns
+
+    def pad(self, padding_ns: int) -> None:
+        """Take a part of finished charges for padding."""
+        self.finished_ns -= padding_ns
+        self.padding_ns += padding_ns
+
+    def running_ns(self) -> int:
+        """Return what the batches that run have been charged so far."""
+        return self.in_flight * self._total - self._begun + self._rest_ns
+
+
+def split_ns(charge_ns: int, rows: int, work: BatchWork) -> tuple[list[int], int, int]:
+    """Divide the charge of a batch.
+
+    Args:
+        charge_ns: nanoseconds ≥ 0.
+        rows: how many requests it had, at least 1.
+        work: how its duration divides.
+
+    Returns:
+        The share of each row, that of padding, and how much of the shares is set-up. Shares and padding add up to the
+        charge.
+    """
+    _, weights, _ = work
+    padding_ns, setup_ns, total = _common_parts(charge_ns, rows, work)
+    marginal_ns = charge_ns - setup_ns - padding_ns
+    shares: list[int] = []
+    left_ns = setup_ns
+    if weights is None or total <= 0.0:
+        left_ns += marginal_ns
+        marginal_ns = 0
+    each_ns = left_ns // rows
+    more = left_ns - each_ns * rows
+    done = 0.0
+    given_ns = 0
+    for row in range(rows):
+        share_ns = each_ns + (1 if row < more else 0)
+        if marginal_ns:
+            done += weights[row]  # type: ignore[index]  # only where there are some
+            upto_ns = int(marginal_ns * (done / total)) if row < rows - 1 else marginal_ns
+            share_ns += upto_ns - given_ns
+            given_ns = upto_ns
+        shares.append(share_ns)
+    return shares, padding_ns, setup_ns
+
+
+def _common_parts(charge_ns: int, rows: int, work: BatchWork) -> tuple[int, int, float]:
+    """Return the shares of padding and of set-up, and the work of all rows."""
+    setup_share, weights, padding = work
+    total = 0.0
+    if weights is None:
+        total = rows
+    else:
+        for weight in weights:
+            total += weight
+    setup_ns = int(charge_ns * setup_share)
+    if padding <= 0.0:
+        return 0, setup_ns, total
+    return int((charge_ns - setup_ns) * (padding / (total + padding))), setup_ns, total
+
+
+class BatchMeter:
+    """Observer of the batches of one batcher.
+
+    Args:
+        bill: of the device that they run on.
+        account: of the model.
+        tenants: accounts by tenant.
+        streams: accounts by stream.
+    """
+
+    __slots__ = ("_account", "_bill", "_streams", "_tenants")
+
+    def __init__(
+        self, bill: DeviceBill, account: CostAccount, tenants: LabelFamilyState, streams: LabelFamilyState
+    ) -> None:
+        self._bill = bill
+        self._account = account
+        self._tenants = tenants
+        self._streams = streams
+
+    def begin(self, requests: list[Any], now_ns: int) -> tuple[int, list[Any]]:
+        """Note that a batch begins."""
+        return self._bill.begin(now_ns), requests
+
+    def end(self, token: tuple[int, list[Any]], work: BatchWork, now_ns: int) -> None:
+        """Charge its rows."""
+        begun, requests = token
+        rows = len(requests)
+        charge_ns = self._bill.end(begun, now_ns)
+        padding_ns, setup_ns, _ = _common_parts(charge_ns, rows, work)
+        if padding_ns:
+            self._bill.pad(padding_ns)
+        self._account.charge(rows, charge_ns - padding_ns, setup_ns, padding_ns)
+        row = 0
+        shares: list[int] | None = None
+        for request in requests:
+            if request is not None and (request.tenant is not None or request.stream_id is not None):
+                if shares is None:
+                    shares, _, _ = split_ns(charge_ns, rows, work)
+                self._charge_callers(request.tenant, request.stream_id, shares[row])
+            row += 1
+
+    def _charge_callers(self, tenant: Any, stream_id: Any, share_ns: int) -> None:
+        if tenant is not None:
+            account = self._tenants.child(tenant)
+            account.charge(1, share_ns, 0, 0)
+        if stream_id is not None:
+            account = self._streams.child(stream_id)
+            account.charge(1, share_ns, 0, 0)
+
+
+class ResponseLedger:
+    """Responses by source, tenant and stream.
+
+    Args:
+        sources: accounts by the source of a response.
+        tenants: accounts by tenant.
+        streams: accounts by stream.
+
+    Attributes:
+        total: account of all.
+        failed: requests that got no response.
+        sees_batches: a response without timings was computed by no batch. Otherwise only the source tells.
+    """
+
+    __slots__ = ("_sources", "_streams", "_tenants", "failed", "sees_batches", "total")
+
+    def __init__(self, sources: LabelFamilyState, tenants: LabelFamilyState, streams: LabelFamilyState) -> None:
+        self._sources = sources
+        self._tenants = tenants
+        self._streams = streams
+        self.total = CostAccount()
+        self.failed = 0
+        self.sees_batches = False
+
+    def fail(self) -> None:
+        """Count a request that got no response."""
+        self.failed += 1
+
+    def respond(self, request: Request, response: Response, now_ns: int) -> None:
+        """Count a response."""
+        deadline_ns = request.deadline_ns
+        on_time = deadline_ns is None or deadline_ns >= now_ns
+        cached = False
+        if response.timings is None:
+            cached = response.source == "cache" or (self.sees_batches and not response.source.startswith("default ("))
+        degraded = response.degraded
+        self.total.respond(on_time, degraded, cached)
+        account = self._sources.child(response.source)
+        account.respond(on_time, degraded, cached)
+        if request.tenant is not None:
+            account = self._tenants.child(request.tenant)
+            account.respond(on_time, degraded, cached)
+        if request.stream_id is not None:
+            account = self._streams.child(request.stream_id)
+            account.respond(on_time, degraded, cached)

@@ -1,0 +1,1 @@
+# no C types: the base class is Python's; compiled for the cost of its calls

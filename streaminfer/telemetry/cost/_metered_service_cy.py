@@ -1,0 +1,73 @@
+"""A service whose every response a `CostMeter` counts.
+
+Compiled, since it runs twice per request.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from streaminfer._internal.listeners import LISTENER_ERRORS
+from streaminfer._runtime.batch_observer import BatchWork
+from streaminfer.sync_layer import SyncService
+
+if TYPE_CHECKING:
+    from streaminfer.protocols import Clock
+    from streaminfer.request import Request, Response
+
+__all__ = ["MeteredService"]
+
+_ONE_ROW = BatchWork()
+
+
+class MeteredService(SyncService):
+    """A service with a `CostMeter` around it.
+
+    Args:
+        meter: the `CostMeter`, which makes this.
+        inner: the service.
+        own: charges each call as a batch of one, where no batcher is inside; ``None``: one is.
+    """
+
+    sees_invalid = True
+
+    def __init__(self, meter: Any, inner: Any, own: Any) -> None:
+        super().__init__(inner, meter)
+        self._meter = meter
+        self._own = own
+        self._fail = meter.ledger.fail
+        self._respond = meter.ledger.respond
+
+    @property
+    def clock(self) -> Clock:
+        """Return the clock of the meter."""
+        clock: Clock = self._meter.clock
+        return clock
+
+    async def start(self) -> None:
+        """Begin to pay, and find batchers that came since."""
+        self._meter.watch(self.inner)
+        self._meter.open()
+
+    async def stop(self, *, drain: bool = True) -> None:  # noqa: ARG002 - what is inside stops later
+        """Cease to pay."""
+        self._meter.close()
+
+    def enter(self, request: Request, now_ns: int) -> Any:
+        """Begin to charge, where no batcher is inside."""
+        return None if self._own is None else self._own.begin([request], now_ns)
+
+    def exit(self, request: Request, token: Any, outcome: Response | BaseException, now_ns: int) -> None:
+        """Count how it ended."""
+        try:
+            if token is not None:
+                self._own.end(token, _ONE_ROW, now_ns)
+            if isinstance(outcome, BaseException):
+                self._fail()
+            else:
+                self._respond(request, outcome, now_ns)
+        except LISTENER_ERRORS as failure:
+            self._meter.failures.report(self._meter, "a response", failure)
+
+    def __repr__(self) -> str:
+        return f"{self._meter!r} in front of {self.inner!r}"

@@ -1,0 +1,101 @@
+"""Snapshot of a `CostMeter`: accounts of several devices and of responses, joined by name."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from streaminfer.telemetry.cost._bill_cy import CostAccount
+from streaminfer.telemetry.cost.statistics import CostRow, CostStatistics, DeviceCost
+from streaminfer.telemetry.families.label_family import OTHER
+
+if TYPE_CHECKING:
+    from streaminfer.telemetry.cost.cost_meter import CostMeter, Device
+
+__all__ = ["cost_statistics"]
+
+
+def cost_statistics(meter: "CostMeter") -> CostStatistics:
+    """Return what a meter has counted, billed up to a moment ago."""
+    devices = meter.devices
+    by_device: dict[str, DeviceCost] = {}
+    for name, device in devices.items():
+        bill = device.bill
+        running_ns = bill.running_ns()
+        by_device[name] = DeviceCost(
+            per_second=device.per_second,
+            workers=bill.workers,
+            bill_ns=bill.bill_ns,
+            busy_ns=bill.finished_ns + running_ns,
+            padding_ns=bill.padding_ns,
+            idle_ns=bill.idle_ns,
+            running_ns=running_ns,
+        )
+    families = [meter.sources, meter.tenants, meter.streams]
+    families += [family for device in devices.values() for family in (device.tenants, device.streams)]
+    every = list(_models(devices, lambda route, model: "total"))  # noqa: ARG005 - they are one
+    return CostStatistics(
+        name=meter.name,
+        currency=meter.currency,
+        devices=by_device,
+        models=_rows(devices, _models(devices, lambda _, model: model)),
+        routes=_rows(devices, _models(devices, lambda route, model: route or model), _routes(meter)),
+        tenants=_rows(devices, _family(devices, lambda device: device.tenants), _children(meter.tenants)),
+        streams=_rows(devices, _family(devices, lambda device: device.streams), _children(meter.streams)),
+        total=_rows(devices, every, [("total", meter.ledger.total)])["total"],
+        failed=meter.ledger.failed,
+        overflowed=sum(family.overflowed for family in families),
+    )
+
+
+_Charged = Iterator[tuple[str, str, CostAccount]]  # name, device, account
+
+
+def _models(devices: "dict[str, Device]", name_of: Callable[[str, str], str]) -> _Charged:
+    for label, device in devices.items():
+        for (route, model), account in device.models.copy().items():
+            yield name_of(route, model), label, account
+
+
+def _family(devices: "dict[str, Device]", family_of: "Callable[[Device], Any]") -> _Charged:
+    for label, device in devices.items():
+        for name, account in _children(family_of(device)):
+            yield name, label, account
+
+
+def _children(family: Any) -> Iterator[tuple[str, CostAccount]]:
+    children, other = family.children()
+    for name, account in children.items():
+        yield str(name), account
+    if other is not None:
+        yield OTHER, other
+
+
+def _routes(meter: "CostMeter") -> Iterator[tuple[str, CostAccount]]:
+    """Sources of responses as routes: without the reason of a router and without what is inside a route."""
+    for source, account in _children(meter.sources):
+        yield source.partition(" (")[0].partition("/")[0], account
+
+
+def _rows(
+    devices: "dict[str, Device]",
+    charged: Iterable[tuple[str, str, CostAccount]],
+    responded: Iterable[tuple[str, CostAccount]] = (),
+) -> dict[str, CostRow]:
+    rows: dict[str, dict[str, Any]] = {}
+    for name, label, account in charged:
+        row, per_ns = _row(rows, name), devices[label].per_second / 1e9
+        row["cost_ns"][label] = row["cost_ns"].get(label, 0) + account.cost_ns
+        row["setup"] += account.setup_ns * per_ns
+        row["padding"] += account.padding_ns * per_ns
+        row["rows"] += account.rows
+    for name, account in responded:
+        row = _row(rows, name)
+        for count in ("responses", "on_time", "degraded", "cached"):
+            row[count] += getattr(account, count)
+    for row in rows.values():
+        row["cost"] = sum(ns / 1e9 * devices[label].per_second for label, ns in row["cost_ns"].items())
+    return {name: CostRow(**row) for name, row in sorted(rows.items())}
+
+
+def _row(rows: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
+    blank = {"cost_ns": {}, "setup": 0.0, "padding": 0.0, "rows": 0, "responses": 0, "on_time": 0, "degraded": 0}
+    return rows.setdefault(name, {**blank, "cached": 0})

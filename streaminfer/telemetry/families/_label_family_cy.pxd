@@ -1,0 +1,18 @@
+cimport cython
+
+cdef class LabelFamilyState:
+    cdef object _make
+    cdef dict _children
+    cdef object _other
+    cdef readonly Py_ssize_t max_sets
+    cdef readonly long long overflowed
+
+    @cython.locals(found=object)
+    cpdef object child(self, object values)
+
+    cpdef tuple children(self)
+
+    cpdef clear(self)
+
+    @cython.locals(made=object, found=object)
+    cdef object _added(self, object values)

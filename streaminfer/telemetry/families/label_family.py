@@ -1,0 +1,91 @@
+"""`LabelFamily`: one histogram, counter or anything else per set of label values, with a bound on how many."""
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from streaminfer._internal.locking import thread_safe
+from streaminfer._internal.validation import check_count, check_instance, expected
+from streaminfer.telemetry.families._label_family_cy import LabelFamilyState
+
+__all__ = ["OTHER", "LabelFamily"]
+
+OTHER = "other"
+"""Value of every label of the child that collects the sets beyond the bound."""
+
+T = TypeVar("T")
+
+if TYPE_CHECKING:
+    from streaminfer.telemetry.families._label_family_cy import LabelFamilyState as _State
+else:
+    _State = thread_safe(LabelFamilyState, ("child", "children", "clear"))
+
+
+class LabelFamily(Generic[T]):
+    """One child per set of label values; sets beyond a bound share one, so that no client can fill the memory.
+
+    Args:
+        make: returns a new child: a class such as :class:`LatencyHistogram`, or a function without arguments.
+        *labels: their names, at least one.
+        max_sets: the most sets with a child of their own; later ones get the child whose labels are all ``"other"``.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range, or two labels of one name.
+
+    Threads: any number may call it at once. Keep a child whose values do not change instead of looking it up again.
+
+    Example:
+        >>> family = LabelFamily(LatencyHistogram, "route", "tenant", max_sets=100)
+        >>> family.of("large", "gold").record(0.02)
+        >>> [(values, child.count) for values, child in family.items()]
+        [(('large', 'gold'), 1)]
+    """
+
+    def __init__(self, make: Callable[[], T], *labels: str, max_sets: int = 256) -> None:
+        check_instance("make", make, callable, "a class or a function without arguments")
+        for label in labels:
+            check_instance("labels", label, lambda value: isinstance(value, str), "names of labels")
+        if not labels or len(set(labels)) < len(labels):
+            raise ValueError(expected("labels", "at least one name, each once", labels))
+        self.labels = labels
+        self._state = _State(make, check_count("max_sets", max_sets))
+        self._child: Callable[[tuple[Any, ...]], T] = self._state.child
+
+    def of(self, *values: Any) -> T:
+        """Return the child of some label values.
+
+        Args:
+            *values: hashable, as many as there are labels, in their order.
+
+        Raises:
+            TypeError: another number of values, or one that cannot be hashed.
+        """
+        if len(values) != len(self.labels):
+            raise TypeError(expected("values", f"one for each label of {self.labels}", values))
+        return self._child(values)
+
+    @property
+    def max_sets(self) -> int:
+        """The most sets with a child of their own."""
+        return self._state.max_sets
+
+    @property
+    def overflowed(self) -> int:
+        """How many calls of :meth:`of` were given the child that collects the rest."""
+        return self._state.overflowed
+
+    def items(self) -> Iterator[tuple[tuple[Any, ...], T]]:
+        """Iterate over the sets of values and their children, of one moment; the one that collects the rest is last."""
+        children, other = self._state.children()
+        yield from children.items()
+        if other is not None:
+            yield (OTHER,) * len(self.labels), other
+
+    def clear(self) -> None:
+        """Forget every child; those that callers keep are no longer part of the family."""
+        self._state.clear()
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self.items())
+
+    def __repr__(self) -> str:
+        return f"<LabelFamily of {', '.join(self.labels)}: {len(self)} sets, at most {self.max_sets}>"

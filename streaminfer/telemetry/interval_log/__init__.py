@@ -1,0 +1,1 @@
+"""Interval logs, and histograms of several processes."""

@@ -1,0 +1,226 @@
+"""Interval logs in HdrHistogram's text format, which its tools and libraries read and write.
+
+::
+
+    #[Histogram log format version 1.3]
+    #[StartTime: 1700000000.000 (seconds since epoch), Tue Nov 14 22:13:20 2023]
+    "StartTimestamp","Interval_Length","Interval_Max","Interval_Compressed_Histogram"
+    1700000000.000,1.000,12.345,HISTFAAA...
+    Tag=large,1700000001.000,1.000,9.876,HISTFAAA...
+
+A start is seconds since the epoch, or since ``#[BaseTime: ...]``; without a base time, starts more than a year before
+``StartTime`` count from that. ``Interval_Max`` is for people: the largest value in milliseconds. Further lines that
+begin with ``#`` are comments. Source: HdrHistogram's ``HistogramLogWriter``, ``HistogramLogReader`` and
+``HistogramLogScanner``.
+"""
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import attrs
+
+from streaminfer._internal.validation import check_instance, check_number, expected
+from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
+
+__all__ = ["Interval", "IntervalLog", "format_interval", "merge_interval_logs", "read_interval_log"]
+
+_HEAD = "#[Histogram log format version 1.3]\n"
+_ABSOLUTE = (
+    "#[BaseTime: 0.000 (seconds since epoch)]\n"  # also where intervals are more than a year older than the file
+)
+_LEGEND = '"StartTimestamp","Interval_Length","Interval_Max","Interval_Compressed_Histogram"\n'
+_SINCE = re.compile(r"#\[(StartTime|BaseTime): *([0-9.]+)")
+_LINE = re.compile(r"(?:Tag=([^,]*),)?([0-9.]+),([0-9.]+),([0-9.]+),(HIST\S+)$")
+_YEAR_S = 365 * 86400.0
+_LONGEST_LINE = 1 << 22
+_NOT_IN_TAG = re.compile(r"[,\s]")
+
+
+@attrs.frozen
+class Interval:
+    """A line of an interval log.
+
+    Attributes:
+        start_s: seconds since the epoch.
+        end_s: the same.
+        tag: which of several histograms it is; empty: there is one.
+        histogram: what was counted in that time.
+    """
+
+    start_s: float
+    end_s: float
+    tag: str
+    histogram: LatencyHistogram
+
+
+class IntervalLog:
+    """Writer of an interval log; each line is on its way to the file when :meth:`write` returns.
+
+    Args:
+        path: of the file. One that exists is continued, as a process does that is started again.
+        comment: written at the top of a new file, one line or several.
+
+    Raises:
+        OSError: the file cannot be written.
+        TypeError: ``comment`` is not a string.
+
+    Example:
+        >>> with IntervalLog(path) as log:
+        ...     log.write(telemetry.interval().latency, start_s=1700000000.0, end_s=1700000001.0)
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, comment: str = "") -> None:
+        check_instance("comment", comment, lambda value: isinstance(value, str), "a string")
+        self._file = Path(path).open("a+", encoding="utf-8")  # noqa: SIM115 - closed by close()
+        _cut_torn_line(self._file.buffer)
+        if self._file.seek(0, os.SEEK_END) == 0:
+            now_s = time.time()
+            self._file.writelines(f"#{line}\n" for line in comment.splitlines())
+            since = f"#[StartTime: {now_s:.3f} (seconds since epoch), {time.ctime(now_s)}]\n"
+            self._file.write(f"{_HEAD}{since}{_ABSOLUTE}{_LEGEND}")
+        self._file.flush()
+
+    def write(self, histogram: LatencyHistogram, *, start_s: float, end_s: float, tag: str = "") -> None:
+        """Append what was counted in an interval.
+
+        Args:
+            histogram: of the interval alone; :meth:`Telemetry.interval` has such ones.
+            start_s: seconds since the epoch.
+            end_s: the same.
+            tag: which of several histograms it is; without commas and spaces.
+
+        Raises:
+            OSError: the file cannot be written.
+            TypeError, ValueError: an argument of the wrong type or out of range.
+        """
+        self._file.write(format_interval(histogram, start_s, end_s, tag))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def format_interval(histogram: LatencyHistogram, start_s: float, end_s: float, tag: str = "") -> str:
+    """Return the line of an interval; see :meth:`IntervalLog.write`."""
+    what = "a LatencyHistogram"
+    check_instance("histogram", histogram, lambda value: isinstance(value, LatencyHistogram), what)
+    start_s = check_number("start_s", start_s, "seconds since the epoch ≥ 0", lambda it: 0.0 <= it < float("inf"))
+    end_s = check_number("end_s", end_s, f"seconds ≥ start_s={start_s!r}", lambda it: start_s <= it < float("inf"))
+    check_instance("tag", tag, lambda value: isinstance(value, str), "a string")
+    if _NOT_IN_TAG.search(tag):
+        raise ValueError(expected("tag", "a text without commas and spaces", tag))
+    largest_ms = histogram.max * 1e3 if histogram.count else 0.0
+    begin = f"Tag={tag}," if tag else ""
+    return f"{begin}{start_s:.3f},{end_s - start_s:.3f},{largest_ms:.3f},{histogram.encode()}\n"
+
+
+def read_interval_log(
+    path: str | os.PathLike[str], *, since_s: float = 0.0, until_s: float = float("inf"), tag: str | None = None
+) -> Iterator[Interval]:
+    """Read an interval log of ours, or of any HdrHistogram library.
+
+    Args:
+        path: of the file.
+        since_s: only intervals that start at this time or later, in seconds since the epoch.
+        until_s: only intervals that start before this time.
+        tag: only intervals of this tag, ``""``: those without one; ``None``: all.
+
+    Yields:
+        The intervals in the order of the file. Values are taken as nanoseconds. A last line that its writer was stopped
+        in is left out.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it holds something else; the message names the file and the line.
+    """
+    origin = _Origin()
+    with Path(path).open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                parts = _parts(line, origin)
+                if parts is None:
+                    continue
+                start_s, its_tag = origin.absolute_s(float(parts[2])), parts[1] or ""
+                if since_s <= start_s < until_s and tag in {None, its_tag}:
+                    yield Interval(start_s, start_s + float(parts[3]), its_tag, LatencyHistogram.decode(parts[5]))
+            except ValueError as error:
+                if line.endswith("\n"):
+                    raise ValueError(f"{os.fspath(path)}, line {number}: {error}") from error
+
+
+@attrs.define
+class _Origin:
+    """What the instants of a log count from, as far as its comments say."""
+
+    start_time_s: float | None = None
+    base_s: float | None = None
+
+    def absolute_s(self, logged_s: float) -> float:
+        if self.base_s is None:
+            is_relative = self.start_time_s is not None and logged_s < self.start_time_s - _YEAR_S
+            self.base_s = self.start_time_s if is_relative else 0.0
+        return logged_s + (self.base_s or 0.0)
+
+
+def _parts(line: str, origin: _Origin) -> re.Match[str] | None:
+    """Return the fields of an interval; ``None`` for any other line, of which comments are noted."""
+    text = line.strip()
+    since = _SINCE.match(text)
+    if since is not None:
+        if since[1] == "StartTime":
+            origin.start_time_s = float(since[2])
+        else:
+            origin.base_s = float(since[2])
+    if not text or text[0] in '#"':
+        return None
+    parts = _LINE.match(text)
+    if parts is None:
+        raise ValueError(f"expected an interval, got {text[:60]!r}")
+    return parts
+
+
+def _cut_torn_line(file: Any) -> None:
+    """Remove a last line that an earlier process was stopped in."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(size - _LONGEST_LINE, 0))
+    tail = file.read()
+    torn = len(tail) - tail.rfind(b"\n") - 1
+    if torn:
+        file.truncate(size - torn)
+
+
+def merge_interval_logs(
+    *paths: str | os.PathLike[str], since_s: float = 0.0, until_s: float = float("inf")
+) -> dict[str, LatencyHistogram]:
+    """Return what all logs counted together, by tag: one tail of several processes or hosts.
+
+    Args:
+        *paths: of the logs.
+        since_s: as of :func:`read_interval_log`.
+        until_s: the same.
+
+    Raises:
+        OSError, ValueError: as :func:`read_interval_log`.
+    """
+    merged: dict[str, LatencyHistogram] = {}
+    for path in paths:
+        for interval in read_interval_log(path, since_s=since_s, until_s=until_s):
+            if interval.tag in merged:
+                merged[interval.tag].merge(interval.histogram)
+            else:
+                merged[interval.tag] = interval.histogram
+    return merged

@@ -1,0 +1,1 @@
+"""Outcomes: what users did with responses."""

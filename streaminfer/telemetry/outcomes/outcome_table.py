@@ -1,0 +1,243 @@
+"""Table of user outcomes: rates and means by route, latency and quality, with confidence intervals.
+
+*Design.* A cell holds sums, so cells are merged by addition. A rate has Wilson's interval, which holds for few requests
+and for rates near 0 and 1 too; the difference of two rates has Newcombe's, made of both; a mean has the normal one.
+All are at 95 %.
+
+*References.* Wilson, "Probable inference, the law of succession, and statistical inference", 1927. Newcombe, "Interval
+estimation for the difference between independent proportions", 1998, method 10.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import attrs
+
+from streaminfer._internal.html_table import html_table
+from streaminfer._internal.snapshot import Snapshot
+from streaminfer._internal.validation import expected
+
+__all__ = ["Estimate", "OutcomeCell", "OutcomeRow", "OutcomeTable", "Sums"]
+
+_Z = 1.959964  # of 95 %
+Field = Literal["route", "latency", "degraded"]
+_FIELDS = ("route", "latency", "degraded")
+
+
+class Estimate(NamedTuple):
+    """A figure and its 95 % confidence interval; NaN where nothing was reported.
+
+    Attributes:
+        value: the figure.
+        low: lower end.
+        high: upper end.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+@attrs.define
+class Sums:
+    """Reports of one outcome: how many, and of those with a value the sums.
+
+    Attributes:
+        reported: requests.
+        valued: of these, with a value.
+        total: sum of the values.
+        squares: sum of their squares.
+    """
+
+    reported: int = 0
+    valued: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+
+    def add(self, other: "Sums") -> None:
+        """Add the reports of another cell."""
+        self.reported += other.reported
+        self.valued += other.valued
+        self.total += other.total
+        self.squares += other.squares
+
+
+@attrs.define
+class OutcomeCell:
+    """Requests of one route, latency and quality, and what was reported of them.
+
+    Attributes:
+        requests: settled ones.
+        outcomes: by name.
+    """
+
+    requests: int = 0
+    outcomes: dict[str, Sums] = attrs.field(factory=dict)
+
+    def settle(self, reports: dict[str, float | None]) -> None:
+        """Count a request, with a value or ``None`` for each outcome that was reported."""
+        self.requests += 1
+        for name, value in reports.items():
+            sums = self.outcomes.setdefault(name, Sums())
+            sums.add(Sums(1) if value is None else Sums(1, 1, value, value * value))
+
+    def add(self, other: "OutcomeCell") -> None:
+        """Add the requests of another cell."""
+        self.requests += other.requests
+        for name, sums in other.outcomes.items():
+            self.outcomes.setdefault(name, Sums()).add(sums)
+
+
+@attrs.frozen(kw_only=True)
+class OutcomeRow(Snapshot):
+    """One outcome of the requests of one cell.
+
+    Attributes:
+        of: which requests: ``{"route": ..., "latency": ..., "degraded": ...}``, or some of these.
+        outcome: its name.
+        requests: that are settled.
+        reported: of these, with the outcome.
+        rate: share of them.
+        mean: of the values that were reported.
+    """
+
+    of: dict[str, Any]
+    outcome: str
+    requests: int
+    reported: int
+    rate: Estimate
+    mean: Estimate
+
+
+@attrs.frozen(kw_only=True, repr=False)
+class OutcomeTable(Snapshot):
+    """What users did, by what they were served; :meth:`Outcomes.table` makes one.
+
+    Counting rule: a request is counted when the time for reports is over, with all that was reported until then.
+
+    Attributes:
+        rows: a row per cell and outcome.
+        pending: requests of which reports may still come.
+        unknown: reports of a request that is not known, or not any more.
+        evicted: requests that were forgotten early because too many were pending; they are in no row.
+    """
+
+    rows: tuple[OutcomeRow, ...]
+    pending: int
+    unknown: int
+    evicted: int
+    _cells: tuple[tuple[tuple[Any, ...], OutcomeCell], ...] = attrs.field(repr=False)
+
+    @classmethod
+    def of(cls, cells: Iterable[tuple[tuple[Any, ...], OutcomeCell]], **counters: int) -> "OutcomeTable":
+        """Return the table of cells by route, latency and quality."""
+        kept = tuple(cells)
+        return cls(rows=_rows(kept, _FIELDS), cells=kept, **counters)
+
+    def by(self, *fields: Field) -> tuple[OutcomeRow, ...]:
+        """Return the rows by some fields only: ``table.by("degraded")`` tells what a lesser model cost users.
+
+        Args:
+            *fields: of ``"route"``, ``"latency"`` and ``"degraded"``; without any, all requests together.
+
+        Raises:
+            ValueError: another field.
+        """
+        for field in fields:
+            if field not in _FIELDS:
+                raise ValueError(expected("fields", f"some of {_FIELDS}", field))
+        return _rows(self._cells, fields)
+
+    def difference(self, outcome: str, field: Field = "degraded", *, of: Any = True, to: Any = False) -> Estimate:
+        """Return by how much the rate of an outcome differs between two groups of requests.
+
+        Args:
+            outcome: its name.
+            field: that tells the groups apart.
+            of: value of the field in one group; by default degraded responses.
+            to: in the group that it is compared with.
+
+        Returns:
+            ``rate(of) - rate(to)``; the groups differ where the interval does not contain 0.
+
+        Raises:
+            ValueError: another field.
+        """
+        found = {row.of[field]: row for row in self.by(field) if row.outcome == outcome}
+        nothing = Estimate(math.nan, math.nan, math.nan)
+        ours, theirs = ((found[group].rate if group in found else nothing) for group in (of, to))
+        value = ours.value - theirs.value
+        low = value - math.hypot(ours.value - ours.low, theirs.high - theirs.value)
+        high = value + math.hypot(ours.high - ours.value, theirs.value - theirs.low)
+        return Estimate(value, low, high)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return rows and counters for strict JSON."""
+        plain = super().to_dict()
+        del plain["_cells"]
+        return plain
+
+    def __repr__(self) -> str:
+        lines = [f"<OutcomeTable: {self.pending} pending, {self.unknown} unknown, {self.evicted} evicted>"]
+        lines += ["  ".join(_texts(row)) for row in self.rows]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        head = (*_FIELDS, "outcome", "reported", "rate, 95 %", "mean, 95 %")
+        caption = f"{self.pending:,} pending, {self.unknown:,} unknown, {self.evicted:,} evicted"
+        return html_table((_texts(row) for row in self.rows), head=head, caption=caption)
+
+
+def _rows(cells: Sequence[tuple[tuple[Any, ...], OutcomeCell]], fields: Sequence[str]) -> tuple[OutcomeRow, ...]:
+    merged: dict[tuple[Any, ...], OutcomeCell] = {}
+    for values, cell in cells:
+        named = dict(zip(_FIELDS, values, strict=True))
+        merged.setdefault(tuple(named[field] for field in fields), OutcomeCell()).add(cell)
+    outcomes = sorted({name for cell in merged.values() for name in cell.outcomes})
+    return tuple(
+        _row(dict(zip(fields, values, strict=True)), outcome, cell)
+        for values, cell in sorted(merged.items(), key=lambda item: repr(item[0]))
+        if cell.requests
+        for outcome in outcomes
+    )
+
+
+def _row(of: dict[str, Any], outcome: str, cell: OutcomeCell) -> OutcomeRow:
+    sums = cell.outcomes.get(outcome, Sums())
+    return OutcomeRow(
+        of=of,
+        outcome=outcome,
+        requests=cell.requests,
+        reported=sums.reported,
+        rate=_wilson(sums.reported, cell.requests),
+        mean=_mean(sums),
+    )
+
+
+def _wilson(successes: int, trials: int) -> Estimate:
+    if not trials:
+        return Estimate(math.nan, math.nan, math.nan)
+    share, factor = successes / trials, _Z * _Z / trials
+    middle = (share + factor / 2) / (1 + factor)
+    half = _Z * math.sqrt(share * (1 - share) / trials + factor / (4 * trials)) / (1 + factor)
+    return Estimate(share, max(middle - half, 0.0), min(middle + half, 1.0))
+
+
+def _mean(sums: Sums) -> Estimate:
+    if not sums.valued:
+        return Estimate(math.nan, math.nan, math.nan)
+    mean = sums.total / sums.valued
+    if sums.valued == 1:
+        return Estimate(mean, math.nan, math.nan)
+    variance = max(sums.squares - sums.valued * mean * mean, 0.0) / (sums.valued - 1)
+    half = _Z * math.sqrt(variance / sums.valued)
+    return Estimate(mean, mean - half, mean + half)
+
+
+def _texts(row: OutcomeRow) -> tuple[str, ...]:
+    mean = "" if math.isnan(row.mean.value) else f"{row.mean.value:.4g} ({row.mean.low:.4g} to {row.mean.high:.4g})"
+    rate = f"{row.rate.value:.2%} ({row.rate.low:.2%} to {row.rate.high:.2%})"
+    quality = "degraded" if row.of["degraded"] else "full"
+    counts = f"{row.reported:,} of {row.requests:,}"
+    return (str(row.of["route"]), str(row.of["latency"]), quality, row.outcome, counts, rate, mean)

@@ -1,0 +1,207 @@
+"""`Outcomes`: what a user did with a response, reported later and joined with how the request was served."""
+
+import threading
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from itertools import pairwise
+from typing import Any
+
+from streaminfer._internal.listeners import LISTENER_ERRORS, ListenerFailures
+from streaminfer._internal.units import format_duration
+from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
+from streaminfer.protocols import Clock, is_service
+from streaminfer.request import Request, Response
+from streaminfer.sync_layer import SyncLayer, SyncService
+from streaminfer.telemetry.families.label_family import LabelFamily
+from streaminfer.telemetry.outcomes.outcome_table import OutcomeCell, OutcomeTable
+
+__all__ = ["NO_RESPONSE", "Outcomes"]
+
+NO_RESPONSE = "no response"
+"""Route of a request that ended with an error."""
+
+_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+_MAX_CELLS = 1024
+_id: ContextVar[Hashable] = ContextVar("streaminfer_request_id", default=None)
+
+
+class _Pending:
+    """A request of which reports may come."""
+
+    __slots__ = ("cell", "expires_ns", "reports")
+
+    def __init__(self, cell: OutcomeCell, expires_ns: int) -> None:
+        self.cell = cell
+        self.expires_ns = expires_ns
+        self.reports: dict[str, float | None] = {}
+
+
+class Outcomes(SyncLayer):
+    """Layer that remembers how requests were served until it is told what their users did.
+
+    It stands outside the cache and the router, beside `Telemetry`. A request has an id inside ``with
+    outcomes.request(id)``; one without is not remembered. A request is counted when ``expires_s`` have passed, so
+    that rates do not depend on how soon users react.
+
+    Args:
+        expires_s: how long reports of a request are waited for, > 0.
+        max_pending: the most requests remembered; beyond, the oldest are forgotten and counted in ``evicted``.
+        latency_buckets_s: bounds of the latency in seconds, ascending.
+        id_of: returns the id of a request, ``None`` for one without, instead of ``with outcomes.request(id)``.
+        clock: returns monotonic nanoseconds; ``None``: the `Stack`'s clock, else ``time.monotonic_ns``.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range.
+
+    Threads: any number may report and read at once.
+
+    Example:
+        >>> outcomes = Outcomes(expires_s=600.0)
+        >>> stack = si.Stack(outcomes, si.AdaptiveBatcher(max_batch_size=8), model)
+        >>> with outcomes.request("r-17"):
+        ...     y = await service(x)
+        >>> outcomes.report("r-17", "corrected")
+        True
+        >>> outcomes.table().by("degraded")
+    """
+
+    def __init__(
+        self,
+        *,
+        expires_s: float = 3600.0,
+        max_pending: int = 100_000,
+        latency_buckets_s: Sequence[float] = _BUCKETS_S,
+        id_of: Callable[[Request], Hashable] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self._expires_ns = round(check_duration("expires_s", expires_s, positive=True) * 1e9)
+        self.max_pending = check_count("max_pending", max_pending)
+        bounds = [check_duration("latency_buckets_s", bound, positive=True) for bound in latency_buckets_s]
+        if not bounds or any(low >= high for low, high in pairwise(bounds)):
+            raise ValueError(expected("latency_buckets_s", "ascending bounds, at least one", latency_buckets_s))
+        check_instance("id_of", id_of, lambda value: value is None or callable(value), "a function or None")
+        check_instance("clock", clock, lambda value: value is None or callable(value), "a callable or None")
+        self.clock = clock or time.monotonic_ns
+        self._clock_given = clock is not None
+        self._id_of = id_of
+        self._bounds_ns = [round(bound * 1e9) for bound in bounds]
+        self._buckets = [f"≤ {format_duration(bound)}" for bound in bounds] + [f"> {format_duration(bounds[-1])}"]
+        self._cells = LabelFamily(OutcomeCell, "route", "latency", "degraded", max_sets=_MAX_CELLS)
+        self._pending: dict[Hashable, _Pending] = {}  # by the instant of the response
+        self._lock = threading.Lock()
+        self._failures = ListenerFailures("streaminfer", "outcomes")
+        self.unknown = 0
+        self.evicted = 0
+
+    def wrap(self, inner: Any) -> SyncService:
+        """Put the layer around a service.
+
+        Raises:
+            TypeError: not a service: stand outside the batcher.
+        """
+        if not is_service(inner):
+            raise TypeError(expected("inner", "a service (outside the batcher)", inner))
+        return super().wrap(inner)
+
+    def bind_clock(self, clock: Clock) -> None:
+        """Take over the clock of a `Stack`, unless one was given."""
+        if not self._clock_given:
+            self.clock = clock
+            self._clock_given = True
+
+    @contextmanager
+    def request(self, request_id: Hashable) -> Iterator[None]:
+        """Give the requests that are sent inside the block an id; of several with one id the last is remembered."""
+        token = _id.set(request_id)
+        try:
+            yield
+        finally:
+            _id.reset(token)
+
+    def report(self, request_id: Hashable, outcome: str, value: float | None = None) -> bool:
+        """Note what a user did.
+
+        Args:
+            request_id: of the request.
+            outcome: a word for it: ``"corrected"``, ``"watched_s"``.
+            value: a number, where there is one; ``None``: it happened. A second report of an outcome replaces the
+                first.
+
+        Returns:
+            Whether the request was remembered.
+
+        Raises:
+            TypeError, ValueError: an argument of the wrong type, or a value that is not finite.
+        """
+        check_instance("outcome", outcome, lambda it: isinstance(it, str), "a string")
+        if value is not None:
+            value = check_number("value", value, "a finite number or None", lambda it: abs(it) < float("inf"))
+        with self._lock:
+            self._expire(self.clock())
+            pending = self._pending.get(request_id)
+            if pending is None:
+                self.unknown += 1
+                return False
+            pending.reports[outcome] = value
+            return True
+
+    def table(self, *, settle: bool = False) -> OutcomeTable:
+        """Return what users did, by how their requests were served.
+
+        Args:
+            settle: count the requests of which reports may still come now: at the end of an experiment.
+        """
+        with self._lock:
+            self._expire(self.clock())
+            while settle and self._pending:
+                self._settle_oldest()
+            cells = []
+            for values, cell in self._cells.items():
+                copy = OutcomeCell()
+                copy.add(cell)
+                cells.append((values, copy))
+            return OutcomeTable.of(cells, pending=len(self._pending), unknown=self.unknown, evicted=self.evicted)
+
+    def statistics(self) -> OutcomeTable:
+        """Return :meth:`table`."""
+        return self.table()
+
+    def enter(self, request: Request, now_ns: int) -> int:  # noqa: ARG002 - any request is timed
+        """Return the instant."""
+        return now_ns
+
+    def exit(self, request: Request, token: int, outcome: Response | BaseException, now_ns: int) -> None:
+        """Remember how a request was served, if it has an id."""
+        try:
+            request_id = _id.get() if self._id_of is None else self._id_of(request)
+            if request_id is not None:
+                self._note(request_id, outcome, token, now_ns)
+        except LISTENER_ERRORS as failure:
+            self._failures.report(self, "a response", failure)
+
+    def _note(self, request_id: Hashable, outcome: Response | BaseException, started_ns: int, now_ns: int) -> None:
+        route, degraded = NO_RESPONSE, False
+        if isinstance(outcome, Response):
+            route, degraded = outcome.source.partition(" (")[0], outcome.degraded
+        latency = self._buckets[bisect_left(self._bounds_ns, now_ns - started_ns)]
+        with self._lock:
+            self._expire(now_ns)
+            self._pending.pop(request_id, None)
+            self._pending[request_id] = _Pending(self._cells.of(route, latency, degraded), now_ns + self._expires_ns)
+            if len(self._pending) > self.max_pending:
+                del self._pending[next(iter(self._pending))]
+                self.evicted += 1
+
+    def _expire(self, now_ns: int) -> None:
+        while self._pending and next(iter(self._pending.values())).expires_ns <= now_ns:
+            self._settle_oldest()
+
+    def _settle_oldest(self) -> None:
+        pending = self._pending.pop(next(iter(self._pending)))
+        pending.cell.settle(pending.reports)
+
+    def __repr__(self) -> str:
+        return f"<Outcomes: {len(self._pending)} pending>"

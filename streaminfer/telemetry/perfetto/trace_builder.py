@@ -1,0 +1,225 @@
+"""Perfetto traces: tracks with slices, instants, flows and counters, as protobuf.
+
+*Design.* A trace is a run of ``TracePacket`` messages; https://ui.perfetto.dev and its trace processor read it. Names
+are interned: each is written once and then referred to by a number. Instants, ends of slices and counters come by the
+hundred thousand and differ in a few numbers only: they are written in NumPy, as rows of one byte matrix, in which a
+varint is padded to the length of the longest, which protobuf allows. Slices differ in length: they are written one
+by one.
+
+*Complexity.* O(n), about 30 ns for an instant and 3 µs for a slice with its annotations.
+
+*References.* https://perfetto.dev/docs/reference/synthetic-track-event and ``protos/perfetto/trace/`` in its source.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from streaminfer._internal._protobuf_cy import ProtobufWriter
+
+__all__ = ["TraceBuilder"]
+
+_SEQUENCE = 1  # of all packets; any number but 0
+_SLICE_BEGIN, _SLICE_END, _INSTANT, _COUNTER = 1, 2, 3, 4
+_COUNT = 2  # the unit of counters
+
+
+class _Packet:
+    """Fields of ``TracePacket`` and of the messages inside it."""
+
+    PACKET = 1
+    TIMESTAMP, SEQUENCE_ID, TRACK_EVENT, INTERNED_DATA, SEQUENCE_FLAGS, TRACK_DESCRIPTOR = 8, 10, 11, 12, 13, 60
+    TYPE, NAME_IID, TRACK_UUID, COUNTER_VALUE, DOUBLE_COUNTER_VALUE, FLOW_IDS, ANNOTATIONS = 9, 10, 11, 30, 44, 47, 4
+    UUID, NAME, PROCESS, PARENT_UUID, COUNTER, ORDERING, RANK = 1, 2, 3, 5, 8, 11, 12
+    PID, PROCESS_NAME, UNIT = 1, 6, 3
+    EVENT_NAMES, ANNOTATION_NAMES, IID, INTERNED_NAME = 2, 3, 1, 2
+    ANNOTATION_NAME_IID, ANNOTATION_BOOL, ANNOTATION_UINT, ANNOTATION_DOUBLE = 1, 2, 3, 5
+
+
+class TraceBuilder:
+    """A trace under construction; ``bytes(builder)`` is the file.
+
+    Args:
+        process: name of the process that the tracks belong to.
+        names: every name of an event.
+        annotations: every name of an annotation.
+    """
+
+    def __init__(self, process: str, names: Sequence[str], annotations: Sequence[str] = ()) -> None:
+        self._parts: list[bytes] = []
+        self._names = {name: number for number, name in enumerate(dict.fromkeys(names), 1)}
+        self._annotations = {name: number for number, name in enumerate(annotations, 1)}
+        self._tracks = 1  # the process is the first
+        self._describe(process)
+
+    def add_track(self, name: str, *, is_counter: bool = False) -> int:
+        """Return the number of a new track, shown below those before it."""
+        self._tracks += 1
+        descriptor = ProtobufWriter()
+        descriptor.varint(_Packet.UUID, self._tracks)
+        descriptor.text(_Packet.NAME, name)
+        descriptor.varint(_Packet.PARENT_UUID, 1)
+        descriptor.varint(_Packet.RANK, self._tracks)
+        if is_counter:
+            counter = ProtobufWriter()
+            counter.varint(_Packet.UNIT, _COUNT)
+            descriptor.message(_Packet.COUNTER, counter)
+        packet = ProtobufWriter()
+        packet.message(_Packet.TRACK_DESCRIPTOR, descriptor)
+        self._add(packet)
+        return self._tracks
+
+    def add_slice(
+        self,
+        track: int,
+        name: str,
+        at_ns: int,
+        *,
+        flows: Sequence[int] = (),
+        annotations: Mapping[str, bool | float] | None = None,
+    ) -> None:
+        """Begin a slice; :meth:`add_ends` ends it.
+
+        Args:
+            track: what :meth:`add_track` returned.
+            name: one of the names.
+            at_ns: the instant.
+            flows: numbers of arrows that end here; they begin at the instants of the same number.
+            annotations: shown when the slice is selected.
+        """
+        event = self._event(_SLICE_BEGIN, track, self._names[name])
+        for flow in flows:
+            event.fixed64(_Packet.FLOW_IDS, flow)
+        for label, value in (annotations or {}).items():
+            annotation = ProtobufWriter()
+            annotation.varint(_Packet.ANNOTATION_NAME_IID, self._annotations[label])
+            if isinstance(value, bool):
+                annotation.varint(_Packet.ANNOTATION_BOOL, value)
+            elif isinstance(value, int):
+                annotation.varint(_Packet.ANNOTATION_UINT, value)
+            else:
+                annotation.float64(_Packet.ANNOTATION_DOUBLE, value)
+            event.message(_Packet.ANNOTATIONS, annotation)
+        packet = ProtobufWriter()
+        packet.varint(_Packet.TIMESTAMP, at_ns)
+        packet.message(_Packet.TRACK_EVENT, event)
+        self._add(packet)
+
+    def add_ends(self, track: int, at_ns: ArrayLike) -> None:
+        """End a slice of a track at each instant, shape (n,)."""
+        self._add_events(at_ns, self._event(_SLICE_END, track))
+
+    def add_instants(
+        self, track: int, names: Sequence[str], at_ns: ArrayLike, flows: NDArray[np.uint64] | None = None
+    ) -> None:
+        """Mark instants.
+
+        Args:
+            track: what :meth:`add_track` returned.
+            names: of all of them, one; else of each.
+            at_ns: shape (n,).
+            flows: shape (n,), the arrow that begins at each; ``None``: none do.
+        """
+        numbers = np.array([self._names[name] for name in names], np.uint64)
+        instants = np.asarray(at_ns)
+        tail = [(_Packet.NAME_IID << 3, _varints(np.broadcast_to(numbers, instants.shape)))]
+        if flows is not None:
+            tail.append((_Packet.FLOW_IDS << 3 | 1, _fixed(flows)))
+        self._add_events(instants, self._event(_INSTANT, track), tail)
+
+    def add_counts(self, track: int, at_ns: ArrayLike, values: ArrayLike) -> None:
+        """Set a counter at each instant, shape (n,): to whole numbers ≥ 0, or to floating-point numbers."""
+        given = np.asarray(values)
+        if given.dtype.kind == "f":
+            tail = (_Packet.DOUBLE_COUNTER_VALUE << 3 | 1, _fixed(given.astype("<f8")))
+        else:
+            tail = (_Packet.COUNTER_VALUE << 3, _varints(given))
+        self._add_events(at_ns, self._event(_COUNTER, track), [tail])
+
+    def __bytes__(self) -> bytes:
+        return b"".join(self._parts)
+
+    def _describe(self, process: str) -> None:
+        about = ProtobufWriter()
+        about.varint(_Packet.PID, 1)
+        about.text(_Packet.PROCESS_NAME, process)
+        descriptor = ProtobufWriter()
+        descriptor.varint(_Packet.UUID, 1)
+        descriptor.message(_Packet.PROCESS, about)
+        descriptor.varint(_Packet.ORDERING, 3)  # children by their rank
+        interned = ProtobufWriter()
+        for field, names in ((_Packet.EVENT_NAMES, self._names), (_Packet.ANNOTATION_NAMES, self._annotations)):
+            for name, number in names.items():
+                entry = ProtobufWriter()
+                entry.varint(_Packet.IID, number)
+                entry.text(_Packet.INTERNED_NAME, name)
+                interned.message(field, entry)
+        packet = ProtobufWriter()
+        packet.message(_Packet.TRACK_DESCRIPTOR, descriptor)
+        packet.message(_Packet.INTERNED_DATA, interned)
+        self._add(packet, flags=1)  # names are defined from here on
+
+    def _event(self, kind: int, track: int, name: int = 0) -> ProtobufWriter:
+        event = ProtobufWriter()
+        event.varint(_Packet.TYPE, kind)
+        event.varint(_Packet.TRACK_UUID, track)
+        if name:
+            event.varint(_Packet.NAME_IID, name)
+        return event
+
+    def _add(self, packet: ProtobufWriter, flags: int = 2) -> None:
+        packet.varint(_Packet.SEQUENCE_ID, _SEQUENCE)
+        packet.varint(_Packet.SEQUENCE_FLAGS, flags)
+        trace = ProtobufWriter()
+        trace.message(_Packet.PACKET, packet)
+        self._parts.append(bytes(trace))
+
+    def _add_events(
+        self, at_ns: ArrayLike, event: ProtobufWriter, tail: Sequence[tuple[int, NDArray[np.uint8]]] = ()
+    ) -> None:
+        """Write events that are alike but for their instant and the fields at their end."""
+        instants = np.asarray(at_ns)
+        tags = [_tag(tag) for tag, _ in tail]
+        columns = [values for _, values in tail]
+        length = len(event) + sum(map(len, tags)) + sum(column.shape[1] for column in columns)
+        around = ProtobufWriter()
+        around.varint(_Packet.SEQUENCE_ID, _SEQUENCE)
+        around.varint(_Packet.SEQUENCE_FLAGS, 2)
+        inner = _tag(_Packet.TRACK_EVENT << 3 | 2) + _tag(length) + bytes(event)
+        stamp = _tag(_Packet.TIMESTAMP << 3)
+        stamps = _varints(instants)
+        size = len(stamp) + stamps.shape[1] + len(around) + len(inner) + length - len(event)
+        head = _tag(_Packet.PACKET << 3 | 2) + _tag(size) + stamp
+        pieces = [_rows(head, instants.size), stamps]
+        pieces.append(_rows(bytes(around) + inner, instants.size))
+        for tag, column in zip(tags, columns, strict=True):
+            pieces += [_rows(tag, instants.size), column]
+        self._parts.append(np.concatenate(pieces, axis=1).tobytes())
+
+
+def _tag(number: int) -> bytes:
+    """Return a varint of the shortest form."""
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
+
+
+def _rows(constant: bytes, count: int) -> NDArray[np.uint8]:
+    return np.broadcast_to(np.frombuffer(constant, np.uint8), (count, len(constant)))
+
+
+def _fixed(values: NDArray[np.generic]) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(values).view(np.uint8).reshape(-1, 8)
+
+
+def _varints(values: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """Return numbers ≥ 0 as varints, all as long as the largest needs, shape (n, length)."""
+    width = max(-(-int(values.max(initial=0)).bit_length() // 7), 1)
+    groups = values.astype(np.uint64)[:, None] >> np.arange(0, 7 * width, 7, dtype=np.uint64)
+    encoded = (groups & np.uint64(0x7F)).astype(np.uint8)
+    encoded[:, :-1] |= 0x80
+    return encoded

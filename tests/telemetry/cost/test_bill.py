@@ -1,0 +1,128 @@
+"""The bill of a device and the shares of a batch add up, exactly, whatever happens."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from streaminfer._runtime.batch_observer import BatchWork
+from streaminfer.telemetry.cost._bill_cy import DeviceBill, split_ns
+
+pytestmark = pytest.mark.uncompiled
+
+
+class AgainstTime(RuleBasedStateMachine):
+    """Every nanosecond that passed while it was open is in exactly one account."""
+
+    def __init__(self):
+        super().__init__()
+        self.bill = DeviceBill(3)
+        self.now_ns = 10**15
+        self.paid_ns = self.charged_ns = self.openings = 0
+        self.running = []
+
+    def later(self, passed):
+        self.now_ns += passed
+        if self.openings:
+            self.paid_ns += max(passed, 0)
+        return self.now_ns
+
+    @rule()
+    def open(self):
+        self.bill.open(self.now_ns)
+        self.openings += 1
+
+    @rule(passed=st.integers(0, 10**6))
+    def close(self, passed):
+        self.bill.close(self.later(passed))
+        self.openings = max(self.openings - 1, 0)
+
+    @rule(passed=st.integers(0, 10**6))
+    def begin(self, passed):
+        now_ns = self.later(passed)
+        self.openings = self.openings or 1  # a batch without an open bill opens it
+        self.running.append(self.bill.begin(now_ns))
+
+    @precondition(lambda self: self.running)
+    @rule(passed=st.integers(0, 10**6), which=st.integers(0, 99))
+    def end(self, passed, which):
+        begun = self.running.pop(which % len(self.running))
+        charge_ns = self.bill.end(begun, self.later(passed))
+        assert charge_ns >= 0
+        self.charged_ns += charge_ns
+        self.bill.pad(charge_ns // 3)
+
+    @rule(passed=st.integers(0, 10**6))
+    def look(self, passed):
+        self.bill.advance(self.later(passed))
+        assert self.bill.bill_ns == self.paid_ns
+
+    @invariant()
+    def adds_up(self):
+        bill = self.bill
+        assert bill.finished_ns + bill.running_ns() + bill.padding_ns + bill.idle_ns == bill.bill_ns
+        assert bill.finished_ns + bill.padding_ns == self.charged_ns
+        assert bill.in_flight == len(self.running)
+        assert bill.running_ns() >= 0
+
+
+TestAgainstTime = AgainstTime.TestCase
+
+weights = st.floats(0.0, 1e9)
+
+
+@given(
+    charge_ns=st.integers(0, 10**13),
+    rows=st.integers(1, 70),
+    setup=st.floats(0.0, 1.0),
+    padding=st.floats(0.0, 1e9),
+    data=st.data(),
+)
+def test_shares_add_up_to_the_charge(charge_ns, rows, setup, padding, data):
+    given_weights = data.draw(st.none() | st.lists(weights, min_size=rows, max_size=rows))
+
+    shares, padding_ns, setup_ns = split_ns(charge_ns, rows, BatchWork(setup, given_weights, padding))
+
+    assert sum(shares) + padding_ns == charge_ns
+    assert len(shares) == rows
+    assert min(shares) >= 0
+    assert padding_ns >= 0
+    assert 0 <= setup_ns <= charge_ns
+
+
+def test_set_up_is_shared_equally_and_the_rest_by_work():
+    shares, padding_ns, setup_ns = split_ns(1000, 2, BatchWork(0.4, [1.0, 2.0], 3.0))
+    assert (shares, padding_ns, setup_ns) == ([200 + 100, 200 + 200], 300, 400)
+
+
+def test_equal_rows_differ_by_a_nanosecond_at_most():
+    assert split_ns(11, 4, BatchWork())[0] == [3, 3, 3, 2]
+
+
+def test_batches_share_the_time_that_they_run_together():
+    bill = DeviceBill(1)
+    first = bill.begin(0)
+    second = bill.begin(100)
+    assert bill.end(first, 300) == 100 + 100
+    assert bill.end(second, 400) == 100 + 100
+    bill.advance(500)
+    assert (bill.bill_ns, bill.finished_ns, bill.idle_ns) == (500, 400, 100)
+
+
+def test_a_free_worker_is_idle():
+    bill = DeviceBill(4)
+    begun = bill.begin(0)
+    assert bill.end(begun, 100) == 25
+    assert (bill.bill_ns, bill.idle_ns) == (100, 75)
+
+
+def test_nothing_is_paid_while_it_is_closed():
+    bill = DeviceBill(1)
+    bill.open(0)
+    bill.close(10)
+    bill.advance(1000)
+    bill.close(1000)
+    bill.open(2000)
+    bill.advance(2005)
+    bill.advance(1900)  # a clock that jumps back
+    assert bill.bill_ns == bill.idle_ns == 15

@@ -1,0 +1,304 @@
+"""What a cost meter says of real stacks, in virtual time."""
+
+import asyncio
+import json
+import threading
+
+import numpy as np
+import pytest
+
+import streaminfer as si
+from streaminfer.batching import Buckets, ServiceTime
+from streaminfer.protocols import Service
+from streaminfer.request import Response
+from streaminfer.telemetry import CostMeter
+from streaminfer.testing import HANG, FakeClock, ScriptedBackend, run
+
+pytestmark = pytest.mark.uncompiled
+
+
+def check(statistics):
+    """The sums that must hold exactly."""
+    for label, device in statistics.devices.items():
+        assert device.busy_ns + device.padding_ns + device.idle_ns == device.bill_ns
+        shares_ns = device.busy_ns - device.running_ns
+        for rows in (statistics.models, statistics.routes, {"": statistics.total}):
+            assert sum(row.cost_ns.get(label, 0) for row in rows.values()) == shares_ns
+    assert statistics.bill == pytest.approx(statistics.busy + statistics.padding + statistics.idle)
+    json.dumps(statistics.to_dict())
+    statistics._repr_html_()
+    return statistics
+
+
+def one():
+    return np.float32([1.0])
+
+
+class TestShares:
+    def test_a_batch_is_shared_by_its_requests(self):
+        async def main(loop):
+            meter = CostMeter(per_second=2.0)
+            backend = ScriptedBackend(duration_s=0.1)
+            async with si.Stack(meter, si.AdaptiveBatcher(max_batch_size=4), backend, clock=loop.clock) as stack:
+                await asyncio.gather(*(stack(one(), tenant=tenant) for tenant in "aab"))
+                await asyncio.sleep(0.3)
+                assert stack.statistics()["CostMeter"].bill == pytest.approx(0.8)
+                return meter.statistics()
+
+        statistics = check(run(main))
+        assert (statistics.busy, statistics.idle) == pytest.approx((0.2, 0.6))
+        costs = {tenant: row.cost for tenant, row in statistics.tenants.items()}
+        assert costs == pytest.approx({"a": 0.4 / 3, "b": 0.2 / 3})
+        assert statistics.total.on_time == statistics.total.rows == 3
+        assert statistics.per_1000_on_time == pytest.approx(0.8 / 3 * 1000)
+        assert statistics.models["ScriptedBackend"].per_1000_on_time != statistics.per_1000_on_time
+
+    def test_filling_rows_are_padding(self):
+        async def main(loop):
+            meter = CostMeter(per_second=1.0)
+            batcher = si.AdaptiveBatcher(
+                max_batch_size=8, preferred_sizes=[1, 8], service_time=ServiceTime.affine(0.06, 0.005)
+            )
+            async with si.Stack(meter, batcher, ScriptedBackend(duration_s=0.1), clock=loop.clock) as stack:
+                await asyncio.gather(*(stack(one()) for _ in range(2)))
+                return meter.statistics()
+
+        statistics = check(run(main))
+        # of 0.1 s, 0.06 are set-up; of the rest six of eight rows were filling
+        model = statistics.models["ScriptedBackend"]
+        assert (model.setup, model.padding) == pytest.approx((0.06, 0.03), rel=1e-3)
+
+    def test_rows_of_a_bucket_are_charged_by_their_length(self):
+        async def main(loop):
+            meter = CostMeter(per_second=1.0)
+            batcher = si.AdaptiveBatcher(max_batch_size=4, buckets=Buckets([10], axis=0))
+            async with si.Stack(meter, batcher, ScriptedBackend(duration_s=0.2), clock=loop.clock) as stack:
+                await asyncio.gather(*(stack(np.zeros(n, np.float32), tenant=str(n)) for n in (2, 8)))
+                return meter.statistics()
+
+        statistics = check(run(main))
+        assert statistics.padding == pytest.approx(0.1)
+        costs = {tenant: row.cost for tenant, row in statistics.tenants.items()}
+        assert costs == pytest.approx({"2": 0.02, "8": 0.08})
+
+    def test_rows_are_charged_by_their_given_cost(self):
+        async def main(loop):
+            meter = CostMeter(per_second=1.0)
+            batcher = si.AdaptiveBatcher(max_batch_size=4, row_cost=lambda x: float(x[0]), max_batch_cost=100.0)
+            async with si.Stack(meter, batcher, ScriptedBackend(duration_s=0.1), clock=loop.clock) as stack:
+                await asyncio.gather(*(stack(np.float32([cost]), stream_id=cost) for cost in (1, 3)))
+                return meter.statistics()
+
+        statistics = check(run(main))
+        assert {stream: row.cost for stream, row in statistics.streams.items()} == pytest.approx(
+            {"1": 0.025, "3": 0.075}
+        )
+
+
+class TestOutcomes:
+    def test_failed_and_split_batches_cost_what_they_took(self):
+        async def main(loop):
+            meter = CostMeter(per_second=1.0)
+            backend = ScriptedBackend(ValueError("all"), ValueError("half"), duration_s=0.1)
+            async with si.Stack(meter, si.AdaptiveBatcher(max_batch_size=4), backend, clock=loop.clock) as stack:
+                results = await asyncio.gather(*(stack(one()) for _ in range(4)), return_exceptions=True)
+                assert len(backend.batches) > 2
+                return meter.statistics(), len(backend.batches), results
+
+        statistics, batches, results = run(main)
+        assert check(statistics).busy == pytest.approx(0.1 * batches)
+        assert statistics.total.rows == 4
+        assert statistics.failed == sum(isinstance(result, Exception) for result in results)
+
+    def test_a_cancelled_row_is_charged_too(self):
+        async def main(loop):
+            meter = CostMeter(per_second=1.0)
+            async with si.Stack(
+                meter, si.AdaptiveBatcher(max_batch_size=4), ScriptedBackend(duration_s=0.1), clock=loop.clock
+            ) as stack:
+                calls = [asyncio.ensure_future(stack(one(), tenant=tenant)) for tenant in "ab"]
+                await asyncio.sleep(0.05)
+                calls[0].cancel()
+                await asyncio.gather(*calls, return_exceptions=True)
+                return meter.statistics()
+
+        statistics = check(run(main))
+        assert [row.cost for row in statistics.tenants.values()] == pytest.approx([0.05, 0.05])
+        assert (statistics.failed, statistics.total.responses) == (1, 1)
+
+    def test_an_abandoned_batch_ends(self):
+        async def main(loop):
+            meter = CostMeter(per_second=1.0)
+            async with si.Stack(
+                meter, si.AdaptiveBatcher(max_batch_size=4), ScriptedBackend(HANG), clock=loop.clock
+            ) as stack:
+                with pytest.raises(si.DeadlineExceeded):
+                    await stack(one(), timeout_s=0.25)
+                await asyncio.sleep(0.75)
+                return meter.statistics()
+
+        statistics = check(run(main))
+        assert (statistics.busy, statistics.idle) == pytest.approx((0.25, 0.75), abs=1e-3)
+
+    def test_late_and_degraded_responses(self):
+        async def main(loop):
+            meter = CostMeter(per_second={"large": 1.0, "small": 0.1})
+            large = si.Stack(si.AdaptiveBatcher(max_batch_size=1), ScriptedBackend(ValueError("down"), duration_s=0.2))
+            small = si.Stack(si.AdaptiveBatcher(max_batch_size=1), ScriptedBackend(duration_s=0.1))
+            router = si.FallbackRouter(si.Route("large", large), si.Route("small", small, quality=0.5))
+            async with si.Stack(meter, router, clock=loop.clock) as stack:
+                await stack(one())
+                await stack(one())
+                return meter.statistics()
+
+        statistics = check(run(main))
+        small, large = statistics.routes["small"], statistics.routes["large"]
+        assert (small.degraded, small.responses, large.responses) == (1, 1, 1)
+        assert (small.cost, large.cost) == pytest.approx((0.01, 0.4))
+        assert statistics.devices["small"].idle_ns == pytest.approx(0.4e9)
+
+    def test_what_the_cache_saved(self):
+        async def main(loop):
+            meter = CostMeter(per_second=1.0)
+            backend = ScriptedBackend(duration_s=0.1)
+            layers = (meter, si.EdgeCache(maxsize=9), si.AdaptiveBatcher(max_batch_size=4), backend)
+            async with si.Stack(*layers, clock=loop.clock) as stack:
+                await asyncio.gather(*(stack(one()) for _ in range(3)))
+                await stack(one())
+                return meter.statistics()
+
+        statistics = check(run(main))
+        assert (statistics.total.cached, statistics.total.rows) == (3, 1)
+        assert statistics.saved_by_cache == pytest.approx(0.3)
+        assert statistics.routes["cache"].responses == 1
+
+
+class TestPlaces:
+    def test_replicas_that_are_paid_together(self):
+        async def main(loop):
+            meter = CostMeter(per_second=1.0, workers=2)
+            replicas = si.Replicas(
+                *(
+                    si.Replica(name, si.Stack(si.AdaptiveBatcher(max_batch_size=1), ScriptedBackend(duration_s=0.1)))
+                    for name in "ab"
+                )
+            )
+            async with si.Stack(meter, replicas, clock=loop.clock) as stack:
+                await asyncio.gather(*(stack(one()) for _ in range(4)))
+                return meter.statistics()
+
+        statistics = check(run(main))
+        assert statistics.busy == pytest.approx(statistics.bill, rel=1e-3)
+        assert {"a", "b"} <= set(statistics.routes)
+
+    def test_a_service_without_a_batcher_is_charged_by_the_call(self):
+        class Own(Service):
+            async def call(self, request):
+                await asyncio.sleep(0.1)
+                return Response(request.inputs)
+
+        async def main(loop):
+            meter = CostMeter(per_second=1.0, name="own")
+            async with si.Stack(meter, Own(), clock=loop.clock) as stack:
+                await stack(one(), tenant="a")
+                return meter.statistics()
+
+        statistics = check(run(main))
+        assert statistics.models["Own"].cost == statistics.tenants["a"].cost == pytest.approx(0.1)
+        assert statistics.total.cached == 0
+        assert repr(statistics).startswith("<CostStatistics 'own': 0.1 USD, of which busy 0.1, padding 0, idle 0;")
+
+    def test_a_backend_without_a_batcher(self):
+        async def main(loop):
+            meter = CostMeter(per_second=1.0)
+            async with si.Stack(meter, ScriptedBackend(duration_s=0.1), clock=loop.clock) as stack:
+                await asyncio.gather(stack(one()), stack(one()))
+                return meter.statistics()
+
+        statistics = check(run(main))
+        assert (statistics.busy, statistics.total.rows) == (pytest.approx(0.1), 2)
+
+    def test_batches_that_a_closed_loop_left_behind_end(self):
+        batcher = si.AdaptiveBatcher(max_batch_size=2)
+        predict = batcher.wrap(ScriptedBackend(HANG).infer)
+        clock = FakeClock()
+        meter = CostMeter(per_second=1.0, clock=clock)
+        batcher.bind_clock(clock)
+        assert meter.watch(batcher) == meter.watch(batcher) == 1
+
+        left = []
+
+        async def leave():
+            left.append(asyncio.ensure_future(predict(1.0)))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(leave())
+        for task in asyncio.all_tasks(loop):
+            task._log_destroy_pending = False
+        loop.close()
+        clock.advance(1.0)
+        other = asyncio.new_event_loop()
+        other.run_until_complete(batcher.stop())
+        other.close()
+        assert check(meter.statistics()).devices["device"].running_ns == 0
+
+    def test_one_meter_in_several_threads(self):
+        meter = CostMeter(per_second=1.0, workers=4)
+
+        def serve():
+            async def main():
+                backend = si.CpuBackend(lambda x: x, executor="inline")
+                async with si.Stack(meter, si.AdaptiveBatcher(max_batch_size=4), backend) as stack:
+                    for _ in range(50):
+                        await asyncio.gather(*(stack(one(), tenant=str(n)) for n in range(5)))
+
+            asyncio.run(main())
+
+        threads = [threading.Thread(target=serve) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        statistics = check(meter.statistics())
+        assert statistics.total.rows == statistics.total.responses == 1000
+        assert sum(row.cost_ns["device"] for row in statistics.tenants.values()) == statistics.devices["device"].busy_ns
+
+    def test_tenants_beyond_the_bound_share_a_row(self):
+        async def main(loop):
+            meter = CostMeter(per_second=1.0, max_label_sets=2)
+            async with si.Stack(meter, ScriptedBackend(duration_s=0.1), clock=loop.clock) as stack:
+                for number in range(5):
+                    await stack(one(), tenant=str(number))
+                return meter.statistics()
+
+        statistics = check(run(main))
+        assert {tenant: row.responses for tenant, row in statistics.tenants.items()} == {"0": 1, "1": 1, "other": 3}
+        assert statistics.overflowed == 6
+
+
+class TestArguments:
+    @pytest.mark.parametrize(
+        ("arguments", "error", "text"),
+        [
+            ({"per_second": 0}, ValueError, "per_second: expected a finite price > 0, got 0"),
+            ({"per_second": "1"}, TypeError, "per_second: expected a finite price > 0"),
+            ({"per_second": {}}, ValueError, "per_second: expected the price of at least one model or route"),
+            ({"per_second": 1, "workers": 0}, ValueError, "workers: expected a whole number"),
+            ({"per_second": 1, "currency": 3}, TypeError, "currency: expected a string"),
+            ({"per_second": 1, "clock": 3}, TypeError, "clock: expected a callable or None"),
+        ],
+    )
+    def test_bad_ones(self, arguments, error, text):
+        with pytest.raises(error, match=text):
+            CostMeter(**arguments)
+
+    def test_a_model_without_a_price(self):
+        meter = CostMeter(per_second={"large": 1.0})
+        with pytest.raises(ValueError, match="a price for the model 'ScriptedBackend' or its route ''"):
+            meter.wrap(si.Stack(ScriptedBackend()))
+
+    def test_a_backend_is_refused(self):
+        with pytest.raises(TypeError, match="inner: expected a service"):
+            CostMeter(per_second=1.0).wrap(ScriptedBackend())

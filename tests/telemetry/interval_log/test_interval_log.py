@@ -1,0 +1,152 @@
+"""Interval logs: the hdrhistogram package reads ours, we read its and Java's."""
+
+import random
+
+import pytest
+from hdrh.histogram import HdrHistogram
+from hdrh.log import HistogramLogReader, HistogramLogWriter
+
+from streaminfer.telemetry import IntervalLog, LatencyHistogram, merge_interval_logs, read_interval_log
+
+START_S = 1_700_000_000.0
+LAYOUT = (1000, 3_600_000_000_000, 3)
+
+
+def filled(seed, count=500):
+    histogram = LatencyHistogram()
+    for _ in range(count):
+        histogram.record(random.Random(seed + count).lognormvariate(-4, 1))
+        seed += 1
+    return histogram
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "log.hlog"
+
+
+def test_what_is_written_is_read(path):
+    first, second = filled(1), filled(2)
+    with IntervalLog(path, comment="streaminfer\nfaces") as log:
+        log.write(first, start_s=START_S, end_s=START_S + 1)
+        log.write(second, start_s=START_S + 1, end_s=START_S + 2.5, tag="large")
+
+    read = list(read_interval_log(path))
+
+    assert [(it.start_s, it.end_s, it.tag) for it in read] == [
+        (START_S, START_S + 1, ""),
+        (START_S + 1, START_S + 2.5, "large"),
+    ]
+    assert [it.histogram for it in read] == [first, second]
+    lines = path.read_text().splitlines()
+    assert lines[:3] == ["#streaminfer", "#faces", "#[Histogram log format version 1.3]"]
+    assert lines[3].startswith("#[StartTime: ")
+    assert lines[5] == '"StartTimestamp","Interval_Length","Interval_Max","Interval_Compressed_Histogram"'
+    assert float(lines[6].split(",")[2]) == pytest.approx(first.max * 1e3, abs=1e-3)  # in milliseconds
+
+
+def test_the_hdrhistogram_package_reads_ours(path):
+    first, second = filled(3), filled(4)
+    with IntervalLog(path) as log:
+        log.write(first, start_s=START_S, end_s=START_S + 1)
+        log.write(second, start_s=START_S + 1, end_s=START_S + 2, tag="A")
+
+    reader = HistogramLogReader(str(path), HdrHistogram(*LAYOUT))
+    try:
+        for ours, tag, start_s in ((first, None, START_S), (second, "A", START_S + 1)):
+            theirs = reader.get_next_interval_histogram(absolute=True)
+            assert theirs.get_total_count() == ours.count
+            assert theirs.get_tag() == tag
+            assert theirs.get_start_time_stamp() == pytest.approx(start_s * 1000)
+            assert theirs.get_value_at_percentile(99.0) == pytest.approx(ours.quantile(0.99) * 1e9, rel=1e-9)
+        assert reader.get_next_interval_histogram() is None
+    finally:
+        reader.close()
+
+
+def test_we_read_the_hdrhistogram_package(path):
+    theirs = HdrHistogram(*LAYOUT)
+    for value in range(1000, 10**7, 9999):
+        theirs.record_value(value)
+    with path.open("w") as file:
+        writer = HistogramLogWriter(file)
+        writer.output_comment("[Logged by hdrhistogram]")
+        writer.output_log_format_version()
+        writer.output_base_time(START_S * 1000)
+        writer.output_legend()
+        writer.output_interval_histogram(theirs, 3.0, 4.0)
+
+    (interval,) = read_interval_log(path)
+
+    assert (interval.start_s, interval.end_s, interval.tag) == (START_S + 3, START_S + 4, "")
+    assert interval.histogram.count == theirs.get_total_count()
+    assert interval.histogram.quantile(0.5) * 1e9 == theirs.get_value_at_percentile(50.0)
+
+
+def java(path, *head):
+    """A log as Java's HistogramLogWriter writes it, tags included."""
+    text = filled(5).encode()
+    lines = ["#[Logged by jHiccup 2.0.9]", "#[Histogram log format version 1.3]", *head]
+    lines += ['"StartTimestamp","Interval_Length","Interval_Max","Interval_Compressed_Histogram"']
+    lines += [f"0.127,1.007,2.769,{text}", f"Tag=A,1.134,0.999,0.442,{text}"]
+    path.write_text("\n".join(lines) + "\n")
+    return [(it.start_s, it.tag) for it in read_interval_log(path)]
+
+
+@pytest.mark.parametrize(
+    ("head", "origin_s"),
+    [
+        ((), 0.0),
+        (("#[StartTime: 1441812279.474 (seconds since epoch), Wed Sep 09 08:24:39 PDT 2015]",), 1441812279.474),
+        (("#[StartTime: 1441812279.474 (seconds since epoch), x]", "#[BaseTime: 5.0 (seconds since epoch)]"), 5.0),
+    ],
+    ids=["without a start", "relative to the start", "relative to a base"],
+)
+def test_instants_of_java(path, head, origin_s):
+    assert java(path, *head) == [(pytest.approx(origin_s + 0.127), ""), (pytest.approx(origin_s + 1.134), "A")]
+
+
+def test_only_a_range_and_a_tag(path):
+    with IntervalLog(path) as log:
+        for second in range(5):
+            log.write(filled(second, 9), start_s=START_S + second, end_s=START_S + second + 1, tag="ab"[second % 2])
+    read = read_interval_log(path, since_s=START_S + 1, until_s=START_S + 4, tag="b")
+    assert [it.start_s - START_S for it in read] == [1, 3]
+    assert {tag: it.count for tag, it in merge_interval_logs(path, path, until_s=START_S + 2).items()} == {
+        "a": 18,
+        "b": 18,
+    }
+
+
+def test_a_line_that_its_writer_was_stopped_in(path):
+    with IntervalLog(path) as log:
+        log.write(filled(1), start_s=START_S, end_s=START_S + 1)
+        log.write(filled(2), start_s=START_S + 1, end_s=START_S + 2)
+    path.write_bytes(path.read_bytes()[:-20])
+    assert len(list(read_interval_log(path))) == 1
+    with IntervalLog(path) as log:  # the process that was started again
+        log.write(filled(3), start_s=START_S + 5, end_s=START_S + 6)
+    assert [it.start_s - START_S for it in read_interval_log(path)] == [0, 5]
+    assert path.read_text().count("StartTimestamp") == 1
+
+
+@pytest.mark.parametrize("line", ["nonsense", "1.0,2.0,3.0,HISTxx", "1.0;2.0;3.0;HISTFAAA"])
+def test_a_wrong_line_is_named(path, line):
+    path.write_text(f"#x\n{line}\n")
+    with pytest.raises(ValueError, match=r"log\.hlog, line 2: "):
+        list(read_interval_log(path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ({"tag": "a,b"}, ValueError, "tag: expected a text without commas and spaces"),
+        ({"tag": 3}, TypeError, "tag: expected a string"),
+        ({"end_s": 1.0}, ValueError, "end_s: expected seconds ≥ start_s=2.0"),
+        ({"start_s": -1.0}, ValueError, "start_s: expected seconds since the epoch"),
+        ({"histogram": 3}, TypeError, "histogram: expected a LatencyHistogram"),
+    ],
+)
+def test_bad_arguments(path, arguments, error, text):
+    with IntervalLog(path) as log, pytest.raises(error, match=text):
+        log.write(**{"histogram": LatencyHistogram(), "start_s": 2.0, "end_s": 3.0} | arguments)

@@ -1,0 +1,205 @@
+"""Several processes count into one tail; those that die stay counted."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from streaminfer.telemetry import LatencyHistogram, RollingHistogram, WorkerHistograms
+from streaminfer.testing import FakeClock
+
+WORKER = """
+import sys
+from streaminfer.telemetry import LatencyHistogram, WorkerHistograms
+histogram = LatencyHistogram()
+workers = WorkerHistograms(sys.argv[1], {"latency": histogram})
+for line in sys.stdin:
+    command, _, value = line.strip().partition(" ")
+    if command == "record":
+        histogram.record_many([float(value)] * 100)
+        workers.publish()
+    elif command == "merge":
+        merged = workers.merge()["latency"]
+        print(merged.count, round(merged.quantile(0.99), 3), flush=True)
+        continue
+    elif command == "close":
+        workers.close()
+    print("ok", flush=True)
+"""
+
+
+class Process:
+    def __init__(self, folder):
+        self.child = subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", WORKER, str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, command):
+        print(command, file=self.child.stdin, flush=True)
+        return self.child.stdout.readline().strip()
+
+    def end(self):
+        if self.child.poll() is None:
+            self.child.kill()
+        self.child.wait()
+        self.child.stdin.close()
+        self.child.stdout.close()
+
+
+@pytest.fixture
+def start(tmp_path):
+    started = []
+
+    def start():
+        started.append(Process(tmp_path))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.end()
+
+
+def make(folder, **options):
+    histogram = LatencyHistogram()
+    return histogram, WorkerHistograms(folder, {"latency": histogram}, **options)
+
+
+def test_every_worker_sees_one_tail(start):
+    fast, slow = start(), start()
+    assert fast.ask("record 0.01") == slow.ask("record 0.5") == "ok"
+    assert fast.ask("merge").split() == slow.ask("merge").split() == ["200", "0.5"]
+
+
+def test_a_killed_worker_stays_counted_once(start, tmp_path):
+    processes = [start() for _ in range(4)]
+    for process in processes:
+        process.ask("record 0.01")
+    for process in processes[:3]:
+        os.kill(process.child.pid, signal.SIGKILL)
+        process.child.wait()
+    for _ in range(3):
+        assert processes[3].ask("merge").split()[0] == "400"
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == ["", ".hlog", ".hlog", ".lock"]
+    assert start().ask("merge").split()[0] == "400"
+
+
+def test_workers_that_merge_at_once_count_the_dead_once(start):
+    processes = [start() for _ in range(6)]
+    for process in processes:
+        process.ask("record 0.01")
+    for process in processes[:3]:
+        process.end()
+    for process in processes[3:]:
+        print("merge", file=process.child.stdin, flush=True)
+    assert {process.child.stdout.readline().split()[0] for process in processes[3:]} == {"600"}
+
+
+def test_a_crash_between_counting_and_deleting_counts_nothing_twice(start, tmp_path):
+    process = start()
+    process.ask("record 0.01")
+    (snapshot,) = tmp_path.glob("*.hlog")
+    (lock,) = tmp_path.glob("*.lock")
+    kept = snapshot.read_bytes()
+    process.end()
+    _, workers = make(tmp_path)
+    assert workers.merge()["latency"].count == 100
+    snapshot.write_bytes(kept)  # as if the deletion had not come about
+    lock.touch()
+    assert workers.merge()["latency"].count == 100
+    assert not snapshot.exists()
+    assert workers.merge()["latency"].count == 100
+    workers.close()
+
+
+def test_a_worker_that_closes_is_a_dead_one(start, tmp_path):
+    process = start()
+    process.ask("record 0.01")
+    process.ask("close")
+    _, workers = make(tmp_path)
+    assert workers.merge()["latency"].count == 100
+    assert (tmp_path / "dead.hlog").exists()
+    workers.close()
+    workers.close()
+    for call in (workers.publish, workers.merge):
+        with pytest.raises(RuntimeError, match="are closed"):
+            call()
+
+
+def test_its_own_counts_are_those_of_now(tmp_path):
+    histogram, workers = make(tmp_path)
+    histogram.record(0.1)
+    assert workers.merge()["latency"].count == 1
+    workers.publish()
+    histogram.record(0.1)
+    assert workers.merge()["latency"].count == 2
+    workers.close()
+
+
+def test_a_window_of_time_is_over_for_the_dead_too(tmp_path):
+    now = [1_700_000_000.0]
+    clock = FakeClock()
+
+    def pair():
+        rolling = RollingHistogram(window_s=60.0, clock=clock)
+        total = LatencyHistogram()
+        return rolling, total, WorkerHistograms(tmp_path, {"recent": rolling, "all": total}, clock=lambda: now[0])
+
+    def counts():
+        return {name: histogram.count for name, histogram in second[2].merge().items()}
+
+    first, second = pair(), pair()
+    first[0].record(0.1)
+    first[1].record(0.1)
+    first[2].close()
+    assert counts() == {"recent": 1, "all": 1}
+    assert not (tmp_path / "dead.hlog").exists()
+    now[0] += 60.0
+    assert counts() == {"recent": 0, "all": 1}
+    assert (tmp_path / "dead.hlog").exists()
+    assert counts() == {"recent": 0, "all": 1}
+    second[2].close()
+
+
+def test_after_a_fork_a_worker_makes_its_own(tmp_path):
+    _, workers = make(tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: -1)
+        with pytest.raises(RuntimeError, match="before the fork"):
+            workers.publish()
+        workers.close()  # leaves the parent's alone
+    workers.publish()
+    workers.close()
+
+
+def test_it_is_kept_published_until_cancelled(tmp_path):
+    histogram, workers = make(tmp_path)
+    _, other = make(tmp_path)
+
+    async def main():
+        task = asyncio.ensure_future(workers.keep_published(1e9))
+        await asyncio.sleep(0)
+        histogram.record(0.1)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(main())
+    assert other.merge()["latency"].count == 1
+    workers.close()
+    other.close()
+
+
+@pytest.mark.parametrize(
+    ("histograms", "error"),
+    [({}, TypeError), (3, TypeError), ({"a": 3}, TypeError), ({"a b": LatencyHistogram()}, ValueError)],
+)
+def test_bad_arguments(tmp_path, histograms, error):
+    with pytest.raises(error, match="histograms: expected"):
+        WorkerHistograms(tmp_path, histograms)
+    assert not [*Path(tmp_path).iterdir()]

@@ -1,0 +1,196 @@
+"""What users did, joined with how they were served."""
+
+import asyncio
+import json
+import math
+import random
+
+import pytest
+
+import streaminfer as si
+from streaminfer.request import Response
+from streaminfer.telemetry import Outcomes
+from streaminfer.testing import FakeClock, ScriptedBackend, run
+
+
+def serve(outcomes, request_id, clock, *, source="large", degraded=False, seconds=0.02):
+    """One request through the layer."""
+
+    class Service:
+        async def call(self, request):
+            clock.advance(seconds)
+            if source is None:
+                raise si.Overloaded("full")
+            return Response(1.0, degraded, source)
+
+    async def main():
+        with outcomes.request(request_id):
+            await outcomes.wrap(Service()).call(si.Request(1.0))
+
+    asyncio.run(main())
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+@pytest.fixture
+def outcomes(clock):
+    return Outcomes(expires_s=60.0, clock=clock)
+
+
+def test_a_request_is_counted_when_the_time_for_reports_is_over(outcomes, clock):
+    serve(outcomes, "a", clock)
+    serve(outcomes, "b", clock)
+    assert outcomes.report("a", "corrected")
+    assert (outcomes.table().pending, outcomes.table().rows) == (2, ())
+
+    clock.advance(60.0)
+
+    (row,) = outcomes.table().rows
+    assert row.of == {"route": "large", "latency": "≤ 25 ms", "degraded": False}
+    assert (row.outcome, row.requests, row.reported, row.rate.value) == ("corrected", 2, 1, 0.5)
+    assert not outcomes.report("b", "corrected")
+    assert outcomes.table().unknown == 1
+
+
+def test_what_the_small_model_cost(outcomes, clock):
+    rng = random.Random(1)
+    for number in range(2000):
+        degraded = number % 2 == 0
+        source = "small (large: overloaded)" if degraded else "large"
+        serve(outcomes, number, clock, source=source, degraded=degraded)
+        if rng.random() < (0.2 if degraded else 0.1):
+            outcomes.report(number, "corrected")
+        outcomes.report(number, "watched_s", rng.gauss(20 if degraded else 30, 5))
+    table = outcomes.table(settle=True)
+
+    difference = table.difference("corrected")
+
+    assert 0.05 < difference.low < 0.1 < difference.high < 0.15
+    full, small = (row for row in table.by("degraded") if row.outcome == "watched_s")
+    assert (full.of, small.of) == ({"degraded": False}, {"degraded": True})
+    assert 29 < full.mean.low < 30 < full.mean.high < 31
+    assert small.mean.high < 21
+    assert {row.of["route"] for row in table.by("route")} == {"large", "small"}
+    assert [row.requests for row in table.by()] == [2000, 2000]
+    assert table.difference("corrected", "route", of="small", to="large") == difference
+    assert math.isnan(table.difference("nothing").value)
+
+
+def test_a_failed_request_and_slow_ones(outcomes, clock):
+    with pytest.raises(si.Overloaded):
+        serve(outcomes, 1, clock, source=None)
+    serve(outcomes, 2, clock, seconds=3.0)
+    outcomes.report(1, "left")
+    rows = outcomes.table(settle=True).rows
+    assert [(row.of["route"], row.of["latency"], row.reported) for row in rows] == [
+        ("large", "> 1 s", 0),
+        ("no response", "≤ 25 ms", 1),
+    ]
+
+
+def test_memory_is_bounded(clock):
+    outcomes = Outcomes(max_pending=3, clock=clock)
+    for number in range(10):
+        serve(outcomes, number, clock)
+    table = outcomes.table(settle=True)
+    assert (table.evicted, table.pending) == (7, 0)
+    assert not outcomes.report(0, "x")
+
+
+def test_the_last_request_of_an_id_and_the_last_report_of_an_outcome(outcomes, clock):
+    serve(outcomes, 1, clock, source="small")
+    serve(outcomes, 1, clock, source="large")
+    outcomes.report(1, "watched_s", 1.0)
+    outcomes.report(1, "watched_s", 3.0)
+    (row,) = outcomes.table(settle=True).rows
+    assert (row.of["route"], row.requests, row.mean.value) == ("large", 1, 3.0)
+    assert math.isnan(row.mean.low)
+
+
+def test_in_a_stack_with_ids_of_its_own():
+    async def main(loop):
+        outcomes = Outcomes(expires_s=10.0, id_of=lambda request: request.stream_id)
+        layers = (outcomes, si.AdaptiveBatcher(max_batch_size=4), ScriptedBackend(duration_s=0.2))
+        async with si.Stack(*layers, clock=loop.clock) as stack:
+            await asyncio.gather(stack(1.0, stream_id="a"), stack(2.0))
+            assert outcomes.report("a", "done")
+            await asyncio.sleep(10.0)
+            return stack.statistics()["Outcomes"]
+
+    (row,) = run(main).rows
+    assert row.of == {"route": "ScriptedBackend", "latency": "≤ 250 ms", "degraded": False}
+    assert row.rate.value == 1.0
+
+
+def test_tasks_have_their_own_ids(outcomes, clock):
+    class Service:
+        async def call(self, request):
+            await asyncio.sleep(0)
+            return Response(1.0, False, str(request.inputs))
+
+    async def main():
+        service = outcomes.wrap(Service())
+
+        async def one(number):
+            with outcomes.request(number):
+                await service.call(si.Request(number))
+
+        await asyncio.gather(*(one(number) for number in range(5)))
+        await service.call(si.Request(9))
+
+    asyncio.run(main())
+    outcomes.report(3, "x")
+    rows = outcomes.table(settle=True).rows
+    assert [(row.of["route"], row.reported) for row in rows] == [("0", 0), ("1", 0), ("2", 0), ("3", 1), ("4", 0)]
+
+
+def test_the_table_as_text_html_and_json(outcomes, clock):
+    serve(outcomes, 1, clock, source="<b>")
+    outcomes.report(1, "watched_s", 2.5)
+    table = outcomes.table(settle=True)
+    assert "<b>  ≤ 25 ms  full  watched_s  1 of 1  100.00% (20.65% to 100.00%)  2.5 (nan to nan)" in repr(table)
+    assert "&lt;b&gt;" in table._repr_html_()
+    plain = json.loads(json.dumps(table.to_dict()))
+    assert plain["rows"][0]["mean"] == {"value": 2.5, "low": None, "high": None}
+
+
+def test_an_id_that_cannot_be_hashed_harms_no_request(caplog, clock):
+    outcomes = Outcomes(id_of=lambda request: [], clock=clock)
+    serve(outcomes, None, clock)
+    assert "unhashable" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda: Outcomes(expires_s=0), ValueError, "expires_s: expected"),
+        (lambda: Outcomes(max_pending=0), ValueError, "max_pending: expected"),
+        (lambda: Outcomes(latency_buckets_s=(1.0, 1.0)), ValueError, "latency_buckets_s: expected ascending bounds"),
+        (lambda: Outcomes(latency_buckets_s=()), ValueError, "latency_buckets_s: expected ascending bounds"),
+        (lambda: Outcomes(id_of=3), TypeError, "id_of: expected a function or None"),
+        (lambda: Outcomes(clock=3), TypeError, "clock: expected a callable or None"),
+        (lambda: Outcomes().report("a", 3), TypeError, "outcome: expected a string"),
+        (lambda: Outcomes().report("a", "x", math.nan), ValueError, "value: expected a finite number or None"),
+        (lambda: Outcomes().wrap(ScriptedBackend()), TypeError, "inner: expected a service"),
+        (lambda: Outcomes().table().by("colour"), ValueError, "fields: expected some of"),
+    ],
+)
+def test_bad_arguments(call, error, text):
+    with pytest.raises(error, match=text):
+        call()
+
+
+def test_wilson_against_published_figures():
+    """Newcombe's example: 56 of 70 and 48 of 80, difference 0.2 from 0.0524 to 0.3339."""
+    clock = FakeClock()
+    outcomes = Outcomes(clock=clock)
+    for number in range(150):
+        degraded = number < 70
+        serve(outcomes, number, clock, degraded=degraded)
+        if number < 56 or 70 <= number < 118:
+            outcomes.report(number, "x")
+    value, low, high = outcomes.table(settle=True).difference("x")
+    assert (value, low, high) == (pytest.approx(0.2), pytest.approx(0.0524, abs=5e-5), pytest.approx(0.3339, abs=5e-5))
