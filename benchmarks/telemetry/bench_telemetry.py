@@ -13,6 +13,7 @@ import gc
 import statistics
 import sys
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ def metered() -> list[Any]:
     return [si.CostMeter(per_second=1.0)]
 
 
-VARIANTS = {
+VARIANTS: dict[str, Callable[[], list[Any]]] = {
     "telemetry": recorded,
     "telemetry, SLO, rolling": promised,
     "cost meter": metered,
@@ -131,7 +132,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=9)
     rounds = parser.parse_args().rounds
     is_met = bench_cpu(rounds)
-    left = {name: asyncio.run(left_in_memory(make())) for name, make in (("none", list[Any]), ("all", VARIANTS["all"]))}
+    left = {name: asyncio.run(left_in_memory(layers)) for name, layers in (("none", []), ("all", VARIANTS["all"]()))}
     print(f"\nmemory blocks left by a request: {left['all']:.4f} with all, {left['none']:.4f} without telemetry")
     is_met &= bench_rolling()
     return not is_met

@@ -49,7 +49,7 @@ class Device:
 class CostMeter(Node):
     """Layer that counts what each request cost.
 
-    It stands outside the cache and the router, beside `Telemetry`, and is told of the batches of every batcher inside.
+    It is around the cache and the router, beside `Telemetry`, and is told of the batches of every batcher inside.
     The time of a device is paid for by the second, used or not. A batch is charged the time that it ran, divided by the
     batches that ran beside it where these were more than ``workers``. Its requests share what does not depend on their
     number equally, and the rest by their work, by the learned service time; what was spent on padding is shown apart.
@@ -69,6 +69,7 @@ class CostMeter(Node):
     Threads: in the compiled build several threads may use it at once; one object may stand in several stacks.
 
     Example:
+        >>> import streaminfer as si
         >>> meter = CostMeter(per_second=1.10 / 3600, currency="EUR")
         >>> stack = si.Stack(meter, si.AdaptiveBatcher(max_batch_size=8), si.CpuBackend(lambda x: x))
     """

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from streaminfer.telemetry.cost._bill_cy import CostAccount
 from streaminfer.telemetry.cost.statistics import CostRow, CostStatistics, DeviceCost
 from streaminfer.telemetry.families.label_family import OTHER
+from streaminfer.telemetry.families.routes import route_of
 
 if TYPE_CHECKING:
     from streaminfer.telemetry.cost.cost_meter import CostMeter, Device
@@ -70,9 +71,8 @@ def _children(family: Any) -> Iterator[tuple[str, CostAccount]]:
 
 
 def _routes(meter: "CostMeter") -> Iterator[tuple[str, CostAccount]]:
-    """Sources of responses as routes: without the reason of a router and without what is inside a route."""
     for source, account in _children(meter.sources):
-        yield source.partition(" (")[0].partition("/")[0], account
+        yield route_of(source), account
 
 
 def _rows(

@@ -34,6 +34,7 @@ class LabelFamily(Generic[T]):
     Threads: any number may call it at once. Keep a child whose values do not change instead of looking it up again.
 
     Example:
+        >>> from streaminfer.telemetry import LatencyHistogram
         >>> family = LabelFamily(LatencyHistogram, "route", "tenant", max_sets=100)
         >>> family.of("large", "gold").record(0.02)
         >>> [(values, child.count) for values, child in family.items()]

@@ -69,9 +69,10 @@ class IntervalLog:
         OSError: the file cannot be written.
         TypeError: ``comment`` is not a string.
 
-    Example:
-        >>> with IntervalLog(path) as log:
-        ...     log.write(telemetry.interval().latency, start_s=1700000000.0, end_s=1700000001.0)
+    ::
+
+        with IntervalLog(path) as log:
+            log.write(telemetry.interval().latency, start_s=1700000000.0, end_s=1700000001.0)
     """
 
     def __init__(self, path: str | os.PathLike[str], *, comment: str = "") -> None:

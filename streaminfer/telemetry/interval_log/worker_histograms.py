@@ -56,11 +56,11 @@ class WorkerHistograms:
         OSError: the folder cannot be written.
         TypeError, ValueError: an argument of the wrong type, or such a name.
 
-    Example:
-        >>> workers = WorkerHistograms(folder, telemetry.histograms)
-        >>> workers.publish()
-        >>> workers.merge()["latency"].quantile(0.99)
-        0.0412
+    ::
+
+        workers = WorkerHistograms(folder, telemetry.histograms)
+        workers.publish()
+        print(workers.merge()["latency"].quantile(0.99))
     """
 
     def __init__(

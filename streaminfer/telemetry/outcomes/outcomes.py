@@ -16,6 +16,7 @@ from streaminfer.protocols import Clock, is_service
 from streaminfer.request import Request, Response
 from streaminfer.sync_layer import SyncLayer, SyncService
 from streaminfer.telemetry.families.label_family import LabelFamily
+from streaminfer.telemetry.families.routes import route_of
 from streaminfer.telemetry.outcomes.outcome_table import OutcomeCell, OutcomeTable
 
 __all__ = ["NO_RESPONSE", "Outcomes"]
@@ -42,7 +43,7 @@ class _Pending:
 class Outcomes(SyncLayer):
     """Layer that remembers how requests were served until it is told what their users did.
 
-    It stands outside the cache and the router, beside `Telemetry`. A request has an id inside ``with
+    It is around the cache and the router, beside `Telemetry`. A request has an id inside ``with
     outcomes.request(id)``; one without is not remembered. A request is counted when ``expires_s`` have passed, so
     that rates do not depend on how soon users react.
 
@@ -58,14 +59,15 @@ class Outcomes(SyncLayer):
 
     Threads: any number may report and read at once.
 
-    Example:
-        >>> outcomes = Outcomes(expires_s=600.0)
-        >>> stack = si.Stack(outcomes, si.AdaptiveBatcher(max_batch_size=8), model)
-        >>> with outcomes.request("r-17"):
-        ...     y = await service(x)
-        >>> outcomes.report("r-17", "corrected")
-        True
-        >>> outcomes.table().by("degraded")
+    ::
+
+        outcomes = Outcomes(expires_s=600.0)
+        async with si.Stack(outcomes, si.AdaptiveBatcher(max_batch_size=8), model) as service:
+            with outcomes.request("r-17"):
+                y = await service(x)
+            ...
+            outcomes.report("r-17", "corrected")
+            print(outcomes.table().by("degraded"))
     """
 
     def __init__(
@@ -185,7 +187,7 @@ class Outcomes(SyncLayer):
     def _note(self, request_id: Hashable, outcome: Response | BaseException, started_ns: int, now_ns: int) -> None:
         route, degraded = NO_RESPONSE, False
         if isinstance(outcome, Response):
-            route, degraded = outcome.source.partition(" (")[0], outcome.degraded
+            route, degraded = route_of(outcome.source), outcome.degraded
         latency = self._buckets[bisect_left(self._bounds_ns, now_ns - started_ns)]
         with self._lock:
             self._expire(now_ns)

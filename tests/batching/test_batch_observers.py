@@ -1,0 +1,128 @@
+"""Observers hear of each batch when it begins on a worker and when it ends, once."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+import streaminfer as si
+from streaminfer.batching import ServiceTime
+from streaminfer.batching._batch_observers_cy import setup_share
+from streaminfer.batching.assembly.assembler import Assembler
+from streaminfer.testing import ScriptedBackend, run
+
+pytestmark = pytest.mark.uncompiled
+
+
+class Heard:
+    """An observer that keeps what it hears."""
+
+    def __init__(self, model):
+        self.model = model
+        self.running = {}
+        self.most_running = 0
+        self.batches = []
+
+    def begin(self, requests, now_ns):
+        token = object()
+        self.running[token] = (requests, now_ns)
+        self.most_running = max(self.most_running, len(self.running))
+        return token
+
+    def end(self, token, work, now_ns):
+        requests, begun_ns = self.running.pop(token)
+        self.batches.append(([request.tenant for request in requests], now_ns - begun_ns, work))
+
+
+def hear(batcher, backend, send):
+    """Send requests to a stack and return what an observer heard."""
+    heard = []
+
+    def make(model):
+        heard.append(Heard(model))
+        return heard[-1]
+
+    async def main(loop):
+        async with si.Stack(batcher, backend, clock=loop.clock) as stack:
+            batcher.capabilities().observe_batches(make)
+            await send(stack)
+        return heard[0]
+
+    return run(main)
+
+
+async def many(stack):
+    await asyncio.gather(*(stack(np.float32(n), tenant=str(n)) for n in range(12)), return_exceptions=True)
+
+
+def test_each_batch_is_told_once():
+    heard = hear(si.AdaptiveBatcher(max_batch_size=4, policy="greedy"), ScriptedBackend(duration_s=0.1), many)
+    assert heard.model == "ScriptedBackend"
+    assert [tenants for tenants, _, _ in heard.batches] == [list("0123"), list("4567"), ["8", "9", "10", "11"]]
+    assert {duration_ns for _, duration_ns, _ in heard.batches} == {10**8}
+    assert not heard.running
+
+
+def test_a_pipelined_batch_begins_when_the_one_before_it_ends():
+    class Queueing(ScriptedBackend):
+        queued_workers = 1
+
+        def __init__(self):
+            super().__init__()
+            self.free = asyncio.Lock()
+
+        async def infer(self, batch):
+            async with self.free:
+                await asyncio.sleep(0.1)
+            return await super().infer(batch)
+
+    batcher = si.AdaptiveBatcher(max_batch_size=4, service_time=ServiceTime.affine(0.1, 1e-9))
+
+    async def send(stack):
+        for _ in range(5):
+            await many(stack)
+        assert batcher.statistics().pipelined > 0
+
+    heard = hear(batcher, Queueing(), send)
+    assert heard.most_running == 1
+    assert not heard.running
+    assert sum(len(tenants) for tenants, _, _ in heard.batches) == 60
+
+
+@pytest.mark.parametrize("step", [ValueError("down"), [1.0]], ids=["failed", "succeeded"])
+def test_a_failed_batch_is_told_too(step):
+    heard = hear(si.AdaptiveBatcher(max_batch_size=1), ScriptedBackend(step), many)
+    assert len(heard.batches) == 12
+
+
+def test_an_observer_that_raises_harms_no_request(caplog):
+    class Broken:
+        def begin(self, requests, now_ns):
+            raise RuntimeError("begin")
+
+        def end(self, token, work, now_ns):
+            raise AssertionError("it was never told of a begin")
+
+    async def main(loop):
+        batcher = si.AdaptiveBatcher(max_batch_size=4)
+        async with si.Stack(batcher, ScriptedBackend(), clock=loop.clock) as stack:
+            batcher.capabilities().observe_batches(lambda model: Broken())
+            return [float(await stack(1.0)) for _ in range(3)]
+
+    assert run(main) == [1.0, 1.0, 1.0]
+    assert caplog.text.count("begin") >= 1
+
+
+@pytest.mark.parametrize(
+    ("sizes", "size", "share"),
+    [(None, 1, 0.75), (None, 4, 3 / 7), ([1, 8], 1, 0.75), ([1, 8], 3, 3 / 11), ([8], 3, 0.0)],
+)
+def test_set_up_is_what_a_line_leaves_for_no_rows(sizes, size, share):
+    assembler = Assembler(stack=True, batch_axes={}, max_batch_size=8, preferred_sizes=sizes)
+    expected = setup_share(size, assembler, lambda rows, bucket: 3 + assembler.padded_size(rows), 0)
+    assert expected == pytest.approx(share)
+
+
+def test_nothing_is_known_before_the_first_measurement():
+    assembler = Assembler(stack=True, batch_axes={}, max_batch_size=8)
+    assert setup_share(4, assembler, lambda rows, bucket: 0, 0) == 0.0
