@@ -9,6 +9,7 @@ label makes a new schema. An event's id is that of this feed, so that a browser 
 """
 
 import json
+import math
 import secrets
 import threading
 import time
@@ -85,7 +86,7 @@ class Feed:
         if not self._schema or self._schema[1] != labels:
             self._schema = [name_services(self._readers), labels]
             schema = self._schema_event()
-        numbers = [[number for panel in panels.values() for number in panel.values()] for panels in read]
+        numbers = [[_plain(number) for panel in panels.values() for number in panel.values()] for panels in read]
         update = self._event(json.dumps([time.time_ns() // 1_000_000, numbers], separators=(",", ":")))
         self._ring.append((self._number, schema, update))
 
@@ -104,3 +105,10 @@ class Feed:
 
     def _event(self, data: str) -> bytes:
         return f"id: {self._id}-{self._number}\ndata: {data}\n\n".encode()
+
+
+def _plain(number: Any) -> Any:
+    """What strict JSON has for a number, and no more digits than a page shows."""
+    if type(number) is not float:
+        return number
+    return round(number, 6) if math.isfinite(number) else None

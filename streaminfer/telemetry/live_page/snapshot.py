@@ -2,9 +2,10 @@
 
 import itertools
 import logging
-import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from streaminfer.protocols import Node, adapt, is_service, name_of
 from streaminfer.telemetry.live_page.panels import PANELS, SLOW, Point, is_drawn, points, table
@@ -45,7 +46,7 @@ class ServiceReader:
         self._read_ns: int | None = None
         self._drawn: set[int] = set()
         self._slow: dict[str, dict[str, Any]] = {}
-        self._tails: dict[int, list[RecentTail]] = {}
+        self._tails: WeakKeyDictionary[Telemetry, list[RecentTail]] = WeakKeyDictionary()
         self._failed: set[str] = set()
 
     @property
@@ -67,24 +68,23 @@ class ServiceReader:
             if not is_service(self.service):  # a stack's own statistics are those of its layers
                 node = adapt(self.service)
                 self._found.insert(0, _Found(self.service, node, name_of(self.service), ""))
-        panels: dict[str, dict[str, Any]] = {panel.id: {} for panel in PANELS}
+            self._drawn.clear()
+        panels: defaultdict[str, dict[str, Any]] = defaultdict(dict)
         for found in self._found:
             prefix = f"{found.path}: " if found.path else ""
             try:
                 for panel, label, value in self._points(found, now_ns, whole):
-                    _put(panels[panel], prefix + label, value)
+                    numbers, name = panels[panel], prefix + label
+                    numbers[name] = _sum(numbers[name], value) if name in numbers else value
             except Exception:  # one broken layer of a user's must not blank the page
                 if found.name not in self._failed:
                     self._failed.add(found.name)
                     _logger.exception("the live page cannot read the statistics of %s", found.name)
                 panels["other"][f"{found.name}: statistics"] = "not readable"
         if whole:
-            self._slow = {name: panels[name] for name in SLOW}
+            self._slow = {name: numbers for name, numbers in panels.items() if name in SLOW}
         panels |= self._slow
-        for name, _, _, kind in PANELS:
-            most = _LABELS_OF_TABLE if kind == "table" else _LABELS_PER_PANEL
-            panels[name] = dict(itertools.islice(panels[name].items(), most))
-        return {name: numbers for name, numbers in panels.items() if numbers}
+        return {panel.id: _bounded(panel.kind, panels[panel.id]) for panel in PANELS if panel.id in panels}
 
     def _points(self, found: _Found, now_ns: int, whole: bool) -> Iterator[Point]:
         if isinstance(found.thing, Telemetry):
@@ -101,9 +101,9 @@ class ServiceReader:
     def _telemetry_points(self, telemetry: Telemetry, now_ns: int, whole: bool) -> Iterator[Point]:
         """The same as of its statistics, without copies of five histograms."""
         histograms = telemetry._histograms
-        tails = self._tails.get(id(telemetry))
+        tails = self._tails.get(telemetry)
         if tails is None:
-            tails = self._tails[id(telemetry)] = [RecentTail(it, _WINDOW_S) for it in histograms]
+            tails = self._tails[telemetry] = [RecentTail(it, _WINDOW_S) for it in histograms]
         in_flight, outcomes = telemetry._counts(telemetry._recorder.degraded, histograms[0].count)
         yield "queue", "in flight", in_flight
         yield from (("requests", outcome, count) for outcome, count in outcomes.items())
@@ -142,10 +142,11 @@ def _walk(thing: Any, seen: set[int], path: str = "") -> Iterator[_Found]:
         yield from _walk(child, seen, inside)
 
 
-def _put(numbers: dict[str, Any], label: str, value: Any) -> None:
-    """Add a number; counters of one label, of layers that are there twice, are added up."""
-    if isinstance(value, float):
-        value = round(value, 6) if math.isfinite(value) else None
-    old = numbers.get(label)
-    both_count = isinstance(old, int) and isinstance(value, int)
-    numbers[label] = old + value if both_count else value
+def _sum(one: Any, other: Any) -> Any:
+    """Counters of one label, of layers that are there twice, are added up; of other figures the latter one is shown."""
+    return one + other if isinstance(one, int) and isinstance(other, int) else other
+
+
+def _bounded(kind: str, numbers: dict[str, Any]) -> dict[str, Any]:
+    most = _LABELS_OF_TABLE if kind == "table" else _LABELS_PER_PANEL
+    return numbers if len(numbers) <= most else dict(itertools.islice(numbers.items(), most))

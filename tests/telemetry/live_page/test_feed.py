@@ -29,7 +29,9 @@ def events(sent):
     for block in sent.decode().split("\n\n"):
         fields = dict(line.split(": ", 1) for line in block.splitlines())
         if fields:
-            found.append((fields.get("event", "message"), fields["id"], json.loads(fields["data"])))
+            found.append(
+                (fields.get("event", "message"), fields["id"], json.loads(fields["data"], parse_constant=pytest.fail))
+            )
     return found
 
 
