@@ -48,7 +48,9 @@ def plot_cost(ax: Any, models: Mapping[str, "CostRow"], idle: float, currency: s
     ax.set_ylim(len(rows) + 0.6, -0.6)
     ax.grid(visible=False, axis="y")
     ax.set_xlabel(currency)
+    ax.set_xlim(left=0.0)
     if not (rows or idle):
+        ax.set_xlim(0.0, 1.0)
         say_nothing_yet(ax, "nothing to pay yet")
     legend_above(ax)
     return ax

@@ -40,6 +40,7 @@ def plot_percentiles(ax: Any, values_s: NDArray[np.float64], counts: NDArray[np.
     x = np.append(everything / at_or_above, everything)
     y = np.append(values_s, values_s[-1:])
     ax.plot(x, y, drawstyle="steps-post", label=label or None, marker=".", markevery=[-1] if y.size else [])
+    ax.lines[-1].set_clip_on(False)  # the mark of a single duration is on the axis
     ax.set_xscale("log")
     # one duration tells no percentile, and a logarithmic axis has no width without one
     ax.set_xlim(1.0, max([10.0, *(line.get_xdata()[-1] for line in ax.lines if len(line.get_xdata()))]))
