@@ -2,11 +2,14 @@
 
 import math
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 from streaminfer.telemetry.live_page.recent_tail import RecentTail
+
+pytestmark = pytest.mark.uncompiled
 
 SECOND = 10**9
 SHARES = (1.0, 0.99, 0.5, 0.0)
