@@ -44,6 +44,7 @@ BENCHMARKS = {
     "triton_rollout": "a new version of a model rolled out under load, 50 times: requests lost, wrong answers",
     "triton_shared_memory": "system shared memory with a local Triton, over the payload of gRPC",
     "exporters": "a scrape of 50 services beside prometheus_client's exposition; a p99 through a real Prometheus",
+    "dashboard": "the live page in a real browser: CPU of the server, dropped updates, growth; whole JSON beside it",
     "slo": "SLO, its burn signal and RollingHistogram, beside LatencyHistogram and an empty call",
     "perfetto": "Perfetto trace of a decision log with 100,000 requests, beside Perfetto's own classes",
     "telemetry": "all telemetry on: CPU and memory of a request; a rolling p99 against the exact one",

@@ -12,13 +12,17 @@ author = "The streaminfer developers"
 copyright = "The streaminfer developers"
 version = release = streaminfer.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-source_suffix = {".md": "markdown"}
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"}
 exclude_patterns = ["_build"]
 default_role = "py:obj"
 add_module_names = False
 
 myst_heading_anchors = 3
+nb_execution_mode = "force"  # notebooks are kept without outputs
+nb_execution_raise_on_error = True
+nb_execution_timeout = 120
+nb_execution_show_tb = True
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

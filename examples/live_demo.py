@@ -23,6 +23,7 @@ from demo.calibration import choose_baseline, measure_rates
 from demo.comparison import compare
 from demo.faces import FULL
 from demo.findings import Sweep
+from demo.live_page import serve_page_during
 from demo.load_sweep import LOADS, WINDOW_S, sweep_loads
 from demo.machine import describe_machine
 from demo.overload import overload
@@ -99,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the demo, print what it found and write the report."""
     options = parse(arguments)
     progress = Progress()
-    outcome = asyncio.run(run(options, progress))
+    outcome = asyncio.run(serve_page_during(run(options, progress), print))
     progress.say("drawing the report")
     # matplotlib loads only now: its objects would make garbage collections longer while chunks are due
     from demo.page import make_page  # noqa: PLC0415

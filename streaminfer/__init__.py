@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         batching,
         caching,
         errors,
+        notebook,
         resilience,
         routing,
         simulation,
@@ -103,6 +104,7 @@ __all__ = [
     "caching",
     "content_key",
     "errors",
+    "notebook",
     "privacy_checklist",
     "prove",
     "record_of_processing",
@@ -176,6 +178,7 @@ _MODULES = {
         "batching",
         "caching",
         "errors",
+        "notebook",
         "resilience",
         "routing",
         "simulation",
@@ -192,3 +195,17 @@ if not TYPE_CHECKING:  # type checkers know the names from the block above, and 
 
 def __dir__() -> list[str]:
     return sorted([*__all__, "__version__", "compiled"])
+
+
+def load_ipython_extension(shell: object) -> None:
+    """Answer ``%load_ext streaminfer``."""
+    from streaminfer import notebook  # noqa: PLC0415 - only there
+
+    notebook.load(shell)
+
+
+def unload_ipython_extension(shell: object) -> None:
+    """Answer ``%unload_ext streaminfer``."""
+    from streaminfer import notebook  # noqa: PLC0415 - only there
+
+    notebook.unload(shell)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 import streaminfer as si
 from demo.audio import CHUNK, CHUNK_S
 from demo.faces import FULL
+from demo.live_page import show
 from streaminfer.streams import StatefulBackend
 
 __all__ = ["ASSETS", "UNBATCHED", "Way", "batched", "face_service", "voice_service"]
@@ -97,7 +98,7 @@ def voice_service(way: Way, slo: si.SLO | None = None) -> si.Stack:
                 max_queue_size=MOST_STREAMS,
             )
         )
-    return si.Stack(*layers, backend)
+    return show(si.Stack(*layers, backend))
 
 
 def face_service(name: str = "cameras", *, cache: si.EdgeCache | None = None, slo: si.SLO | None = None) -> si.Stack:
@@ -115,7 +116,7 @@ def face_service(name: str = "cameras", *, cache: si.EdgeCache | None = None, sl
     if cache is not None:
         layers.append(cache)
     layers.append(si.AdaptiveBatcher(max_batch_size=1, max_queue_size=MOST_STREAMS))
-    return si.Stack(*layers, si.OnnxBackend(ASSETS / FULL.file, warmup=(1,)))
+    return show(si.Stack(*layers, si.OnnxBackend(ASSETS / FULL.file, warmup=(1,))))
 
 
 def _one_at_a_time() -> Any:

@@ -398,6 +398,15 @@ class AdaptiveBatcher(Node):
         around = "" if self._service is None else f" around {self._service!r}"
         return f"<AdaptiveBatcher(max_batch_size={self.max_batch_size}{slo}, policy={self.policy!r}){around}>"
 
+    def _repr_html_(self) -> str:
+        if self._service is not None:
+            return self.statistics()._repr_html_()
+        from streaminfer._internal.html_table import html_table  # noqa: PLC0415 - serving does not need it
+
+        return html_table(
+            [("largest batch", self.max_batch_size), ("policy", self.policy)], caption="batcher, not used yet"
+        )
+
 
 def _as_weights(fair: Any) -> Mapping[Hashable, float] | None:
     """Return the weights of streams that take turns; ``None``: they do not."""

@@ -13,6 +13,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from streaminfer._internal.figures import inline_svg
 from streaminfer._internal.html_table import html_table
 from streaminfer._internal.validation import check_count, check_duration, check_instance
 from streaminfer.batching.queue._event_ring_cy import EventRing
@@ -247,7 +248,7 @@ class DecisionLog:
             for reason, count in _most_first(self.dropped)
         ]
         head = ("", "reason", "since the start", "recent mean size", "because")
-        return html_table(rows, head=head, caption=repr(self))
+        return inline_svg(self.plot, f"Timeline: {self!r}") + html_table(rows, head=head, caption=repr(self))
 
 
 def _requests(count: Any) -> str:

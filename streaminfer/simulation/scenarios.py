@@ -17,7 +17,7 @@ from typing import Any
 import attrs
 import numpy as np
 
-from streaminfer._internal.extras import require
+from streaminfer._internal.figures import inline_svg
 from streaminfer._internal.html_table import html_table
 from streaminfer._internal.validation import check_duration, check_instance, expected
 from streaminfer.batching.policy import PolicyName
@@ -30,11 +30,13 @@ __all__ = ["Scenario", "ScenarioTable", "what_if"]
 
 _SETTINGS = ("service_time", "max_batch_size", "slo_s", "policy", "workers", "max_queue_delay_s")
 _ALONG_X = {
-    "slo_s": "SLO (seconds)",
-    "workers": "workers",
+    "slo_s": "SLO, s",
     "max_batch_size": "largest batch",
-    "max_queue_delay_s": "queue delay (seconds)",
+    "workers": "workers",
+    "max_queue_delay_s": "queue delay, s",
 }
+_LINES = 6
+_BARS = 20
 _SHOW_AFTER_S = 1.0
 
 
@@ -121,8 +123,7 @@ class ScenarioTable(Sequence[Scenario]):
 
         A longer SLO makes it easier to be on time: compare SLOs with your callers in mind.
         """
-        # NaN, of an outcome without an answer, is no order: last
-        return min(self.outcomes, key=lambda it: (-it.on_time, it.workers, np.inf if np.isnan(it.p99_s) else it.p99_s))
+        return min(self.outcomes, key=_rank)
 
     def replay(self, outcome: Scenario) -> SimulationResult:
         """Runs one combination again, for what the table leaves out: each latency, each batch, the timeline.
@@ -140,10 +141,11 @@ class ScenarioTable(Sequence[Scenario]):
         )
 
     def plot(self, ax: Any = None) -> Any:
-        """Draws the share on time.
+        """Draws what became of the requests.
 
-        Along the SLO, the workers, the cap or the delay, the first of these that was varied, a line for each
-        combination of the rest; where none was varied, a bar for each outcome.
+        Where a number was varied (the SLO, the cap, the workers, the delay: the one with the most values), and at most
+        six combinations of the rest are left, the share on time along it, a line for each combination. Otherwise a bar
+        for each outcome, best first, at most twenty: on time, late and dropped.
 
         Args:
             ax: a matplotlib ``Axes`` to draw on; ``None``: a new figure.
@@ -154,33 +156,26 @@ class ScenarioTable(Sequence[Scenario]):
         Raises:
             MissingExtra: matplotlib is not installed (``pip install 'streaminfer[plot]'``).
         """
-        ticker = require("matplotlib.ticker", extra="plot", purpose="ScenarioTable.plot")
-        if ax is None:
-            ax = require("matplotlib.pyplot", extra="plot", purpose="ScenarioTable.plot").subplots()[1]
+        from streaminfer.simulation.scenario_plot import plot_bars, plot_lines  # noqa: PLC0415 - a simulation draws none
+
         varied = self._varied()
-        along = next((name for name in _ALONG_X if name in varied and self._values(name).isdisjoint({None})), None)
-        if along is None:
-            names = [_label(outcome, varied) or "as given" for outcome in self.outcomes]
-            ax.barh(range(len(names)), [outcome.share_on_time for outcome in self.outcomes])
-            ax.set_yticks(range(len(names)), names)
-            ax.invert_yaxis()
-            shares, label_shares = ax.xaxis, ax.set_xlabel
-        else:
+        numbers = [name for name in _ALONG_X if name in varied and self._values(name).isdisjoint({None})]
+        along = max(numbers, key=lambda name: len(self._values(name)), default=None)
+        if along is not None:
             others = [name for name in varied if name != along]
             lines: dict[str, list[tuple[float, float]]] = {}
             for outcome in self.outcomes:
                 point = (getattr(outcome, along), outcome.share_on_time)
                 lines.setdefault(_label(outcome, others), []).append(point)
-            for label, points in lines.items():
-                ax.plot(*zip(*sorted(points), strict=True), marker="o", label=label)
-            if others:
-                ax.legend()
-            ax.set_xlabel(_ALONG_X[along])
-            shares, label_shares = ax.yaxis, ax.set_ylabel
-        shares.set_major_formatter(ticker.PercentFormatter(1.0))
-        label_shares("on time")
-        ax.grid(visible=True, alpha=0.3)
-        return ax
+            if len(lines) <= _LINES:
+                return plot_lines(ax, _ALONG_X[along], lines)
+        best = sorted(self.outcomes, key=_rank)[:_BARS]
+        shares = {
+            "on time": [outcome.share_on_time for outcome in best],
+            "late": [outcome.share_late for outcome in best],
+            "dropped": [outcome.share_dropped for outcome in best],
+        }
+        return plot_bars(ax, [_label(outcome, varied) or "as given" for outcome in best], shares, len(self))
 
     def _values(self, name: str) -> set[Any]:
         return {getattr(outcome, name) for outcome in self.outcomes}
@@ -216,7 +211,9 @@ class ScenarioTable(Sequence[Scenario]):
 
     def _repr_html_(self) -> str:
         title, (head, *rows) = self._table()
-        return html_table(rows, head=head, caption=title)
+        return inline_svg(self.plot, f"Share on time: {title}", height_in=4.0) + html_table(
+            rows, head=head, caption=title
+        )
 
 
 def what_if(
@@ -353,6 +350,11 @@ def _devices(service_time: Any) -> dict[str, ServiceTime]:
     if not devices:
         raise ValueError(expected("service_time", "at least one alternative", service_time))
     return devices
+
+
+def _rank(outcome: Scenario) -> tuple[float, ...]:
+    # NaN, of an outcome without an answer, is no order: last
+    return -outcome.on_time, outcome.workers, np.inf if np.isnan(outcome.p99_s) else outcome.p99_s
 
 
 def _setting(outcome: Scenario, name: str) -> str:

@@ -6,6 +6,9 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from streaminfer._internal.figures import inline_svg
+from streaminfer._internal.html_table import html_table
+from streaminfer._internal.units import format_duration
 from streaminfer.simulation.timeline_plot import draw_timeline
 
 __all__ = ["SimulationResult"]
@@ -87,3 +90,16 @@ class SimulationResult:
             f"SimulationResult(on_time={self.on_time}, dropped={self.dropped}, late={self.late}, "
             f"share_on_time={self.share_on_time:.4f}, batches={batches}{mean})"
         )
+
+    def _repr_html_(self) -> str:
+        answered_s = self.latencies_s[~np.isnan(self.latencies_s)]
+        p50_s, p99_s = np.quantile(answered_s, (0.5, 0.99)).tolist() if answered_s.size else (None, None)
+        rows = [
+            ("on time", f"{self.on_time:,} ({self.share_on_time:.1%})"),
+            ("dropped", f"{self.dropped:,}"),
+            ("late", f"{self.late:,}"),
+            ("p50", format_duration(p50_s)),
+            ("p99", format_duration(p99_s)),
+            ("batches", f"{self.batch_sizes.size:,}"),
+        ]
+        return inline_svg(self.plot, f"Timeline: {self!r}") + html_table(rows, caption="simulation")

@@ -1,7 +1,9 @@
 """The timeline of a batcher, recorded or simulated: a row per worker, a bar per batch, ticks for arrivals and drops.
 
 A reason has the same color in every timeline, so that two of them can be compared. All bars of a reason are one
-artist: thousands of batches draw in a fraction of a second. A bar says its size where there is room for the figure.
+artist. A bar says its size where there is room for the figure. Where a worker has more batches than can be told apart,
+time is cut into bins instead, and a bin is filled as high as the share of it that the worker was busy, by reason; as
+many arrivals or drops become their rate. So a picture of a million batches is no larger than one of a thousand.
 """
 
 from typing import Any
@@ -10,13 +12,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer._internal.extras import require
+from streaminfer._internal.figures import GREY, legend_above, new_axes, say_nothing_yet
 
 __all__ = ["draw_timeline"]
 
-_COLORS = ("full", "idle_worker", "max_queue_delay", "planned", "probe", "exploration")
+_COLOURS = ("full", "idle_worker", "max_queue_delay", "planned", "probe", "exploration")
 _HALF = 0.4
 _WIDE_ENOUGH = 1 / 60
 """A bar of at least this share of the whole has room for its size."""
+_APART = {"edgecolor": "white", "linewidth": 0.6}
+_BATCHES_APART = 250
+"""More batches of a worker than this cannot be told apart across a page."""
+_BATCHES_IN_ALL = 4000
+_CELLS = 20_000
+_TICKS = 500
+_MARKS = 200
+_ROW_IN = 0.28
+_ROWS_LABELED = 16
 
 
 def draw_timeline(
@@ -51,51 +63,104 @@ def draw_timeline(
         running: shape (batches,), batches to be framed with a dashed line.
 
     Returns:
-        The axes: a collection of bars for each reason in order of appearance, then one of those that failed and one of
-        those that run, where there are any; a line of ticks each for arrivals and drops.
+        The axes: a collection of bars for each reason in order of appearance, then one of the latest that failed and
+        one of those that run, where there are any; a line of ticks, or the rate, of arrivals and of drops.
 
     Raises:
         MissingExtra: matplotlib is not installed.
     """
     collections = require("matplotlib.collections", extra="plot", purpose=purpose)
-    if ax is None:
-        ax = require("matplotlib.pyplot", extra="plot", purpose=purpose).subplots()[1]
-    left, right, bottom, top = starts_s, ends_s, workers - _HALF, workers + _HALF
-    corners = np.stack((left, bottom, left, top, right, top, right, bottom), axis=-1).reshape(-1, 4, 2)
-
-    def bars(chosen: NDArray[np.bool_], label: str, **style: Any) -> None:
-        ax.add_collection(collections.PolyCollection(corners[chosen], label=label, **style))
-
-    given = np.array(reasons, dtype=object)
-    for reason, color in _colors(reasons).items():
-        bars(given == reason, reason, facecolor=color, edgecolor="white")
-    if failed is not None and failed.any():
-        bars(failed, "failed", facecolor="none", edgecolor="red", hatch="///")
-    if running is not None and running.any():
-        bars(running, "still running", facecolor="none", edgecolor="black", linestyle="--")
-    ticks = (("arrivals", arrivals_s, -1.0, "black"), ("drops", drops_s, -1.5, "red"))
-    for label, instants_s, row, color in ticks:
-        ax.plot(instants_s, np.full(instants_s.size, row), "|", color=color, label=label)
+    ticker = require("matplotlib.ticker", extra="plot", purpose=purpose)
+    ax = new_axes(ax, purpose, height_in=1.6 + _ROW_IN * min(rows + 2, _ROWS_LABELED))
+    ax.grid(visible=False, axis="y")
     instants = np.concatenate((starts_s, ends_s, arrivals_s, drops_s))
-    whole_s = np.ptp(instants) if instants.size else 0.0
-    for at in np.flatnonzero((ends_s - starts_s >= _WIDE_ENOUGH * whole_s) & (ends_s > starts_s)).tolist():
+    begin_s, end_s = (instants.min(), instants.max()) if instants.size else (0.0, 0.0)
+    bins = int(np.clip(_CELLS // max(rows, 1), 40, 240))
+    edges_s = np.linspace(begin_s, end_s if end_s > begin_s else begin_s + 1.0, bins + 1)
+    given = np.array(reasons, dtype=object)
+    below = np.zeros((rows, bins))
+    dense = starts_s.size > min(_BATCHES_APART * max(rows, 1), _BATCHES_IN_ALL)
+    for reason, color in _colors(reasons).items():
+        chosen = given == reason
+        if dense:
+            shares = _busy_shares(starts_s[chosen], ends_s[chosen], workers[chosen], edges_s, rows)
+            busy = np.nonzero(shares)
+            bottom = busy[0] - _HALF + 2 * _HALF * below[busy]
+            corners = _corners(edges_s[busy[1]], edges_s[busy[1] + 1], bottom, bottom + 2 * _HALF * shares[busy])
+            below += shares
+        else:
+            corners = _corners(starts_s[chosen], ends_s[chosen], workers[chosen] - _HALF, workers[chosen] + _HALF)
+        edges: dict[str, Any] = {"linewidth": 0.0, "rasterized": True} if dense else _APART
+        ax.add_collection(collections.PolyCollection(corners, label=reason, facecolor=color, **edges))
+    bars = _corners(starts_s, ends_s, workers - _HALF, workers + _HALF)
+    for chosen, label, style in (
+        (failed, "failed", {"edgecolor": "red", "hatch": "///"}),
+        (running, "still running", {"edgecolor": "black", "linestyle": "--"}),
+    ):
+        if chosen is not None and chosen.any():
+            latest = np.flatnonzero(chosen)[-_MARKS:]
+            ax.add_collection(collections.PolyCollection(bars[latest], label=label, facecolor="none", **style))
+    unit = max(1.0, rows / _ROWS_LABELED)  # of the two rows below the workers
+    for label, instants_s, row, color in (("arrivals", arrivals_s, -unit, GREY), ("drops", drops_s, -2 * unit, "red")):
+        if instants_s.size <= _TICKS:
+            ax.plot(instants_s, np.full(instants_s.size, row), "|", color=color, label=label)
+        else:
+            counts = np.histogram(instants_s, edges_s)[0]
+            base = row - _HALF * unit
+            heights = base + 2 * _HALF * unit * counts / counts.max()
+            text = f"{label}, to {counts.max() / np.diff(edges_s)[0]:,.0f} /s"
+            ax.stairs(heights, edges_s, baseline=base, fill=True, color=color, label=text)
+    wide_enough = (ends_s - starts_s >= _WIDE_ENOUGH * (end_s - begin_s)) & (ends_s > starts_s)
+    for at in np.flatnonzero(wide_enough & (rows <= _ROWS_LABELED)).tolist():
         middle_s = (starts_s[at] + ends_s[at]) / 2
         ax.text(middle_s, workers[at], str(sizes[at]), ha="center", va="center", fontsize="small", clip_on=True)
-    ax.set_yticks(
-        [*range(rows), *(row for _, _, row, _ in ticks)],
-        [*(f"worker {worker}" for worker in range(rows)), *(label for label, _, _, _ in ticks)],
-    )
-    ax.set_xlabel("seconds")
-    ax.legend(loc="upper right")
+    step = -(-rows // _ROWS_LABELED) or 1
+    labeled = range(0, rows, step)
+    ax.set_yticks([*labeled, -unit, -2 * unit], [*(f"worker {worker}" for worker in labeled), "arrivals", "drops"])
+    ax.set_ylim(-2.6 * unit, max(rows, 1) - 0.4)
+    ax.set_xlim(edges_s[0], edges_s[-1])
+    ax.xaxis.set_major_locator(ticker.MaxNLocator(8))
+    ax.xaxis.set_major_formatter(ticker.EngFormatter(unit="s"))
+    ax.set_xlabel("time")
+    if not instants.size:
+        say_nothing_yet(ax, "no requests yet")
+    legend_above(ax)
     return ax
+
+
+def _corners(left: Any, right: Any, bottom: Any, top: Any) -> NDArray[np.float64]:
+    """Return rectangles, shape (n, 4, 2)."""
+    return np.stack((left, bottom, left, top, right, top, right, bottom), axis=-1).reshape(-1, 4, 2)
+
+
+def _busy_shares(
+    starts_s: NDArray[np.float64],
+    ends_s: NDArray[np.float64],
+    workers: NDArray[np.int64],
+    edges_s: NDArray[np.float64],
+    rows: int,
+) -> NDArray[np.float64]:
+    """Return the share of each bin that each worker was busy; batches of a worker do not overlap.
+
+    Returns:
+        Shape (rows, bins).
+    """
+    shares = np.zeros((rows, edges_s.size - 1))
+    for row in np.unique(workers).tolist():
+        mine = workers == row
+        points_s = np.stack((starts_s[mine], ends_s[mine]), axis=-1)
+        busy_s = np.cumsum(points_s[:, 1] - points_s[:, 0])
+        reached_s = np.stack((np.append(0.0, busy_s[:-1]), busy_s), axis=-1)
+        shares[row] = np.diff(np.interp(edges_s, points_s.ravel(), reached_s.ravel())) / np.diff(edges_s)
+    return shares
 
 
 def _colors(reasons: tuple[str, ...]) -> dict[str, str]:
     """Each reason's color, in order of appearance; those of other policies share what is left of the cycle."""
     different = list(dict.fromkeys(reasons))
-    others = [reason for reason in different if reason not in _COLORS]
-    left = 10 - len(_COLORS)
+    others = [reason for reason in different if reason not in _COLOURS]
+    left = 10 - len(_COLOURS)
     return {
-        reason: f"C{_COLORS.index(reason) if reason in _COLORS else len(_COLORS) + others.index(reason) % left}"
+        reason: f"C{_COLOURS.index(reason) if reason in _COLOURS else len(_COLOURS) + others.index(reason) % left}"
         for reason in different
     }

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from streaminfer.telemetry.exporters.rules.documents import slo_documents
     from streaminfer.telemetry.exporters.rules.rule_file import alert_rules
     from streaminfer.telemetry.families.label_family import LabelFamily
+    from streaminfer.telemetry.histograms.heat_map import LatencyHeatMap
     from streaminfer.telemetry.histograms.rolling_histogram import RollingHistogram
     from streaminfer.telemetry.interval_log.interval_log import (
         Interval,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         read_interval_log,
     )
     from streaminfer.telemetry.interval_log.worker_histograms import WorkerHistograms
+    from streaminfer.telemetry.live_page.app import dashboard
     from streaminfer.telemetry.objectives.alerts import Alert, AlertPair, workbook_pairs
     from streaminfer.telemetry.objectives.slo import SLO, BurnSignal
     from streaminfer.telemetry.outcomes.outcome_table import Estimate, OutcomeRow, OutcomeTable
@@ -48,6 +50,7 @@ __all__ = [
     "IntervalLog",
     "JsonLines",
     "LabelFamily",
+    "LatencyHeatMap",
     "LatencyHistogram",
     "OutcomeRow",
     "OutcomeTable",
@@ -63,6 +66,7 @@ __all__ = [
     "WorkerHistograms",
     "alert_rules",
     "grafana_dashboard",
+    "dashboard",
     "merge_interval_logs",
     "metrics_app",
     "read_interval_log",
@@ -75,6 +79,7 @@ _HOMES = {
     "Alert": "telemetry.objectives.alerts",
     "AlertPair": "telemetry.objectives.alerts",
     "BurnSignal": "telemetry.objectives.slo",
+    "LatencyHeatMap": "telemetry.histograms.heat_map",
     "CostMeter": "telemetry.cost.cost_meter",
     "CostRow": "telemetry.cost.statistics",
     "CostStatistics": "telemetry.cost.statistics",
@@ -95,6 +100,7 @@ _HOMES = {
     "TelemetryStatistics": "telemetry.statistics",
     "Tracing": "telemetry.exporters.opentelemetry.tracing",
     "TracingStatistics": "telemetry.exporters.opentelemetry.tracing_statistics",
+    "dashboard": "telemetry.live_page.app",
     "WorkerHistograms": "telemetry.interval_log.worker_histograms",
     "alert_rules": "telemetry.exporters.rules.rule_file",
     "grafana_dashboard": "telemetry.exporters.rules.dashboard_json",

@@ -1,7 +1,7 @@
 """Statistics of a service and of its objective: frozen snapshots with histograms of their own."""
 
 from collections.abc import Mapping
-from typing import TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import attrs
 
@@ -173,6 +173,22 @@ class TelemetryStatistics(Snapshot):
             "inference": self.inference,
             "delivery": self.delivery,
         }
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draws the latency and its parts: median, 99th and 99.9th percentile and maximum of each.
+
+        Args:
+            ax: a matplotlib ``Axes`` to draw on; ``None``: a new figure.
+
+        Returns:
+            The axes.
+
+        Raises:
+            MissingExtra: matplotlib is not installed (``pip install 'streaminfer[plot]'``).
+        """
+        from streaminfer.telemetry.parts_plot import plot_parts  # noqa: PLC0415 - serving does not need it
+
+        return plot_parts(ax, {"latency": self.latency, **self.parts()})
 
     def __repr__(self) -> str:
         ended = ", ".join(f"{outcome} {count}" for outcome, count in self.outcomes.items()) or "nothing yet"

@@ -137,12 +137,10 @@ class Telemetry(StackClock):
         latency, queue, assembly, inference, delivery = (
             histogram if live else histogram.copy() for histogram in self._histograms
         )
-        recorder = self._recorder
-        outcomes = {"ok": latency.count - degraded, "degraded": degraded, **recorder.errors}
-        outcomes = {outcome: count for outcome, count in outcomes.items() if count}
+        in_flight, outcomes = self._counts(degraded, latency.count)
         return TelemetryStatistics(
             name=self.name,
-            in_flight=recorder.started - sum(outcomes.values()),
+            in_flight=in_flight,
             outcomes=outcomes,
             latency=latency,
             queue=queue,
@@ -154,6 +152,12 @@ class Telemetry(StackClock):
             server_parts=self._server_parts(),
             slo=None if self.slo is None else self.slo.statistics(),
         )
+
+    def _counts(self, degraded: int, responses: int) -> tuple[int, dict[str, int]]:
+        """Return the requests in flight, and those completed by outcome."""
+        outcomes = {"ok": responses - degraded, "degraded": degraded, **self._recorder.errors}
+        outcomes = {outcome: count for outcome, count in outcomes.items() if count}
+        return self._recorder.started - sum(outcomes.values()), outcomes
 
     def _server_parts(self) -> Mapping[str, float]:
         found: dict[str, float] = {}

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from aiohttp import web
-from browser import chromium
+from media_browser import chromium
 
 
 @pytest.mark.needs("chromium")

@@ -54,6 +54,8 @@ def test_wheel_holds_the_package_and_nothing_else(wheel, compiled_names):
         for pattern in ("*.py", "*.pxd", "py.typed")
         for path in (ROOT / "streaminfer").rglob(pattern)
     }
+    static = ROOT / "streaminfer" / "telemetry" / "live_page" / "static"
+    on_disk |= {path.relative_to(ROOT).as_posix() for path in static.rglob("*") if path.is_file()}
     built = {name.replace(".", "/") + SUFFIX for name in [*compiled_names, *KERNELS]}
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
@@ -69,12 +71,13 @@ def test_metadata(wheel):
     with zipfile.ZipFile(wheel) as archive:
         (metadata_path,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         metadata = email.message_from_bytes(archive.read(metadata_path))
-        text = archive.read(metadata_path.replace("METADATA", "licenses/LICENSE"))
+        licence = archive.read(metadata_path.replace("METADATA", "licenses/LICENSE"))
+        assert any(name.endswith("uPlot-LICENSE.txt") and ".dist-info/" in name for name in archive.namelist())
     core = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
     assert sorted(line.split(">")[0] for line in core) == ["attrs", "numba", "numpy"]
     assert {"all", "onnx", "plot"} <= set(metadata.get_all("Provides-Extra"))
-    assert metadata["License-Expression"] == "Apache-2.0"
-    assert text == (ROOT / "LICENSE").read_bytes()
+    assert metadata["License-Expression"] == "Apache-2.0 AND MIT"
+    assert licence == (ROOT / "LICENSE").read_bytes()
     assert metadata.get_payload(decode=True).decode() == (ROOT / "README.md").read_text(encoding="utf-8")
 
 

@@ -187,7 +187,7 @@ def test_the_timeline_of_nothing_on_a_figure_of_its_own(axes):
     own = DecisionLog.of(EventRing()).plot()
     assert own is not axes
     assert len(own.lines) == 2
-    assert not own.texts
+    assert [text.get_text() for text in own.texts] == ["no requests yet"]
 
 
 def test_plot_without_matplotlib_says_how_to_install_it(events, monkeypatch):

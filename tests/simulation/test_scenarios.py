@@ -203,7 +203,7 @@ def test_plot_along_the_slo_with_a_line_for_each_of_the_rest(axes):
     share = {(outcome.slo_s, outcome.workers): outcome.share_on_time for outcome in table}
     assert lines == {f"workers={n}": ([0.02, 0.05], [share[0.02, n], share[0.05, n]]) for n in (1, 2)}
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["workers=1", "workers=2"]
-    assert axes.get_xlabel() == "SLO (seconds)"
+    assert axes.get_xlabel() == "SLO, s"
     assert axes.get_ylabel() == "on time"
 
 
@@ -222,12 +222,29 @@ def test_plot_of_one_line_has_no_legend(axes):
 def test_plot_of_bars_where_no_number_differs(axes):
     table = asked(service_time={"a": DEVICE, "b": FAST})
     table.plot(axes)
-    assert [bar.get_width() for bar in axes.patches] == [outcome.share_on_time for outcome in table]
-    assert [text.get_text() for text in axes.get_yticklabels()] == ["service_time=a", "service_time=b"]
-    assert axes.get_xlabel() == "on time"
+    best = sorted(table, key=lambda outcome: -outcome.on_time)
+    shares = [getattr(it, name) for name in ("share_on_time", "share_late", "share_dropped") for it in best]
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx(shares)
+    names = [f"service_time={outcome.service_time}" for outcome in best]
+    assert [text.get_text() for text in axes.get_yticklabels()] == names
+    assert axes.get_xlabel() == "requests"
     own = asked().plot()
     assert own is not axes
     assert [text.get_text() for text in own.get_yticklabels()] == ["as given"]
+
+
+def test_plot_along_the_number_with_most_values(axes):
+    asked(workers=[1, 2], max_batch_size=[2, 4, 8]).plot(axes)
+    assert axes.get_xlabel() == "largest batch"
+    assert len(axes.lines) == 2
+
+
+def test_plot_of_many_combinations_has_the_best_as_bars(axes):
+    table = asked(workers=[1, 2, 3, 4], max_batch_size=[2, 4, 8, 16], slo_s=[0.02, 0.05])
+    table.plot(axes)
+    assert len(axes.patches) == 3 * 20
+    assert axes.get_yticklabels()[0].get_text().endswith(f"workers={table.best().workers}")
+    assert axes.get_xlabel() == "requests; the best 20 of 32"
 
 
 def test_plot_without_matplotlib_says_how_to_install_it(monkeypatch):

@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 import numpy as np
-import uvicorn  # type: ignore[import-not-found]  # the server's own, as all of KServe
+import uvicorn
 from kserve import InferInput, InferOutput, InferRequest, InferResponse, Model, ModelRepository  # type: ignore[import-not-found]
 from kserve.protocol.dataplane import DataPlane  # type: ignore[import-not-found]
 from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as services  # type: ignore[import-not-found]

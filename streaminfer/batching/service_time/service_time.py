@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer._internal.extras import require
+from streaminfer._internal.figures import new_axes
 from streaminfer._internal.validation import check_count, check_duration, expected
 
 __all__ = ["ServiceTime", "best_size", "service_time_axes", "whole_ns"]
@@ -254,13 +255,11 @@ def service_time_axes(ax: Any, purpose: str) -> Any:
         MissingExtra: matplotlib is not installed.
     """
     ticker = require("matplotlib.ticker", extra="plot", purpose=purpose)
-    if ax is None:
-        pyplot = require("matplotlib.pyplot", extra="plot", purpose=purpose)
-        ax = pyplot.subplots()[1]
+    ax = new_axes(ax, purpose)
     ax.yaxis.set_major_formatter(ticker.EngFormatter(unit="s"))
+    ax.set_ylim(bottom=0.0)
     ax.set_xlabel("batch size")
     ax.set_ylabel("time of a batch")
-    ax.grid(visible=True, alpha=0.3)
     return ax
 
 

@@ -1,6 +1,7 @@
 """Statistics of a `CostMeter`."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import attrs
 
@@ -130,6 +131,22 @@ class CostStatistics(Snapshot):
         """What the cached responses would have cost at the mean of those that were computed; 0.0 before the first."""
         computed = self.total.responses - self.total.cached
         return self.total.cost / computed * self.total.cached if computed else 0.0
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draws the bill: the cost of each model by what it was for, and idle time.
+
+        Args:
+            ax: a matplotlib ``Axes`` to draw on; ``None``: a new figure.
+
+        Returns:
+            The axes; money is on the x axis.
+
+        Raises:
+            MissingExtra: matplotlib is not installed (``pip install 'streaminfer[plot]'``).
+        """
+        from streaminfer.telemetry.cost.cost_plot import plot_cost  # noqa: PLC0415 - serving does not need it
+
+        return plot_cost(ax, self.models, self.idle, self.currency)
 
     def __repr__(self) -> str:
         return (

@@ -63,6 +63,9 @@ cdef class HistogramState:
     @cython.locals(index=cython.Py_ssize_t)
     cpdef object quantiles_into(self, const double[::1] shares, double[::1] seconds)
 
+    @cython.locals(index=cython.Py_ssize_t, count=cython.longlong)
+    cpdef list take_changes(self, long long[::1] known)
+
     @cython.locals(
         copied=cython.longlong[::1], index=cython.Py_ssize_t, minimum_ns=cython.longlong, maximum_ns=cython.longlong,
         clamped=cython.longlong)

@@ -254,6 +254,26 @@ class HistogramState:
         """
         return _share_within(self, _nanoseconds(_duration("seconds", seconds)))
 
+    def take_changes(self, known: Any) -> list[tuple[int, int]]:
+        """Return what changed since the counts that a caller knows, of one moment, and tell it the new ones.
+
+        Costs a few microseconds and no memory but that of the changes, for callers that look often.
+
+        Args:
+            known: shape (counts_length,), int64, zero at first; after a reset what it has above the counts stays.
+
+        Returns:
+            Index and increase of each part with more than ``known``.
+        """
+        changes = []
+        if self.count:
+            for index in range(_index(self, self.minimum_ns), _index(self, self.maximum_ns) + 1):
+                count = self._counts[index]
+                if count > known[index]:
+                    changes.append((index, count - known[index]))
+                    known[index] = count
+        return changes
+
     def snapshot(self) -> tuple[Any, int, int, int]:
         """All that was counted, of one moment.
 

@@ -39,6 +39,7 @@ _OPERATIONS = (
     "reset",
     "share_within",
     "snapshot",
+    "take_changes",
 )
 
 
@@ -271,11 +272,12 @@ class LatencyHistogram(_State):
             "stddev_s": now.stddev,
         }
 
-    def plot(self, ax: Any = None) -> Any:
+    def plot(self, ax: Any = None, *, label: str = "") -> Any:
         """Draws latency by percentile, the percentiles on a logarithmic axis of nines.
 
         Args:
             ax: a matplotlib ``Axes`` to draw on; several histograms may share one. ``None``: a new figure.
+            label: of the line, for the legend; empty: the line has none.
 
         Returns:
             The axes.
@@ -284,7 +286,8 @@ class LatencyHistogram(_State):
             MissingExtra: matplotlib is not installed (``pip install 'streaminfer[plot]'``).
         """
         index, counts, maximum_ns = self._parts()
-        return plot.plot_percentiles(ax, np.minimum(self._lowest_at(index + 1) - 1, maximum_ns) / 1e9, counts)
+        values_s = np.minimum(self._lowest_at(index + 1) - 1, maximum_ns) / 1e9
+        return plot.plot_percentiles(ax, values_s, counts, label)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, LatencyHistogram):

@@ -11,17 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer._internal.extras import require
+from streaminfer._internal.figures import legend_above, new_axes, say_nothing_yet
 
 __all__ = ["plot_percentiles"]
 
 
-def plot_percentiles(ax: Any, values_s: NDArray[np.float64], counts: NDArray[np.int64]) -> Any:
+def plot_percentiles(ax: Any, values_s: NDArray[np.float64], counts: NDArray[np.int64], label: str = "") -> Any:
     """Draws latency by percentile.
 
     Args:
         ax: a matplotlib ``Axes``, or ``None`` for a new figure. Several histograms may share one.
         values_s: shape (n,), float64, ascending: the duration of each part that is not empty.
         counts: shape (n,), int64: how many durations each part holds.
+        label: of the line, for the legend; empty: the line has none.
 
     Returns:
         The axes. The line has x = ``1 / (1 - q)`` and y = seconds; it ends at x = the number of durations, the
@@ -31,20 +33,26 @@ def plot_percentiles(ax: Any, values_s: NDArray[np.float64], counts: NDArray[np.
         MissingExtra: matplotlib is not installed.
     """
     ticker = require("matplotlib.ticker", extra="plot", purpose="LatencyHistogram.plot")
-    if ax is None:
-        pyplot = require("matplotlib.pyplot", extra="plot", purpose="LatencyHistogram.plot")
-        ax = pyplot.subplots()[1]
+    ax = new_axes(ax, "LatencyHistogram.plot")
     # a part's duration holds from the share of durations below it up to that of the next part
     at_or_above = counts[::-1].cumsum()[::-1]
     everything = at_or_above[:1]
-    ax.plot(np.append(everything / at_or_above, everything), np.append(values_s, values_s[-1:]), drawstyle="steps-post")
+    x = np.append(everything / at_or_above, everything)
+    y = np.append(values_s, values_s[-1:])
+    ax.plot(x, y, drawstyle="steps-post", label=label or None, marker=".", markevery=[-1] if y.size else [])
+    ax.lines[-1].set_clip_on(False)  # the mark of a single duration is on the axis
     ax.set_xscale("log")
-    ax.margins(x=0.0)
+    # one duration tells no percentile, and a logarithmic axis has no width without one
+    ax.set_xlim(1.0, max([10.0, *(line.get_xdata()[-1] for line in ax.lines if len(line.get_xdata()))]))
+    ax.set_ylim(bottom=0.0)
     ax.xaxis.set_major_formatter(ticker.FuncFormatter(_percentile))
+    ax.xaxis.set_minor_locator(ticker.NullLocator())
     ax.yaxis.set_major_formatter(ticker.EngFormatter(unit="s"))
     ax.set_xlabel("percentile")
     ax.set_ylabel("latency")
-    ax.grid(visible=True, alpha=0.3)
+    if not counts.size and len(ax.lines) == 1:
+        say_nothing_yet(ax, "no latency recorded yet")
+    legend_above(ax)
     return ax
 
 

@@ -325,7 +325,9 @@ class SLO(StackClock, _State):
         )
 
     def _repr_html_(self) -> str:
-        return self.statistics()._repr_html_()
+        from streaminfer._internal.figures import inline_svg  # noqa: PLC0415 - serving does not need it
+
+        return inline_svg(self.plot, f"Error budget over time: {self!r}") + self.statistics()._repr_html_()
 
     def burn_history(self) -> list[tuple[int, float]]:
         """Return the burn rate between the instants that the period's record holds, at most 257 of them.

@@ -5,11 +5,15 @@ from typing import Any
 import numpy as np
 
 from streaminfer._internal.extras import require
+from streaminfer._internal.figures import new_axes
+from streaminfer._internal.units import format_duration
 
 __all__ = ["plot_budget"]
 
 _UNITS = ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"))
 _UNITS_SHOWN = 2.0
+_LOWEST_SHOWN = -1.0
+"""Share of the budget down to which the axis reaches."""
 
 
 def plot_budget(ax: Any, name: str, noted: list[tuple[int, int, int]], width_ns: int, allowed: float) -> Any:
@@ -30,9 +34,7 @@ def plot_budget(ax: Any, name: str, noted: list[tuple[int, int, int]], width_ns:
         MissingExtra: matplotlib is not installed.
     """
     ticker = require("matplotlib.ticker", extra="plot", purpose="SLO.plot")
-    if ax is None:
-        pyplot = require("matplotlib.pyplot", extra="plot", purpose="SLO.plot")
-        ax = pyplot.subplots()[1]
+    ax = new_axes(ax, "SLO.plot")
     at_ns, seen, bad = np.array(noted, np.float64).T
     ago_s = (at_ns - at_ns[-1]) / 1e9
     size_s, unit = next(((size, unit) for size, unit in _UNITS if -ago_s[0] >= _UNITS_SHOWN * size), (1.0, "seconds"))
@@ -40,15 +42,23 @@ def plot_budget(ax: Any, name: str, noted: list[tuple[int, int, int]], width_ns:
     events = np.diff(seen)
     rate = np.divide(np.diff(bad), events, out=np.zeros_like(events), where=events > 0) / allowed
     twin = ax.twinx()
+    twin.spines[["top"]].set_visible(False)
     twin.stairs(rate, ago_s / size_s, fill=True, alpha=0.25, color="tab:red")
-    twin.set_ylim(bottom=0.0)
-    twin.set_ylabel(f"burn rate in {width_ns / 1e9:.3g} s")
-    ax.plot(ago_s / size_s, 1.0 - spent, color="tab:blue")
+    twin.set_ylim(0.0, max(1.0, 1.05 * rate.max(initial=0.0)))
+    twin.yaxis.set_major_locator(ticker.MaxNLocator(5))
+    twin.set_ylabel(f"burn rate per {format_duration(width_ns / 1e9)}", color="tab:red")
+    left = 1.0 - spent
+    ax.plot(ago_s / size_s, left, color="tab:blue")
     ax.axhline(0.0, color="black", linewidth=0.8)
-    ax.margins(x=0.0)
-    ax.yaxis.set_major_formatter(ticker.PercentFormatter(1.0))
+    ax.set_ylim(max(_LOWEST_SHOWN, min(0.0, 1.1 * left.min())), 1.05)
+    if left.min() < _LOWEST_SHOWN:  # a scale down to -5,000 % would flatten what is above 0
+        ax.text(
+            0.02, 0.04, f"{spent.max():,.0f} times the budget spent", transform=ax.transAxes,
+            color="tab:blue", bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0},
+        )  # fmt: skip
+    ax.set_xlim(ago_s[0] / size_s if ago_s[0] < 0 else -1.0, 0.0)
+    ax.yaxis.set_major_formatter(ticker.PercentFormatter(1.0, decimals=0))
     ax.set_xlabel(f"{unit} from now")
-    ax.set_ylabel("budget left")
+    ax.set_ylabel("budget left", color="tab:blue")
     ax.set_title(name)
-    ax.grid(visible=True, alpha=0.3)
     return ax

@@ -1,0 +1,127 @@
+"""The live page in a real browser: CPU of the server, updates dropped, growth; beside updates as whole JSON snapshots.
+
+python benchmarks/run.py dashboard                   two minutes
+python benchmarks/run.py dashboard --seconds 600     ten minutes, those of the bar
+
+Needs Debian's chromium and chromium-driver. The server has a process of its own; its CPU is that of the process less
+that of the traffic, and less that of the same server without a browser. Growth is that of the browser's heap and nodes
+after a garbage collection, from the moment when the page's history is full.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parents[1] / "tests" / "support"))
+from browser import Browser  # type: ignore[import-not-found]  # noqa: E402 - the client of the tests
+
+SERVICES, PER_SECOND = 10, 10
+FULL_S = 75.0
+"""Seconds after which the browser's history, at most 720 points, is full."""
+BAR_SHARE, BAR_HEAP = 0.02, 0.05
+
+
+@contextmanager
+def serve(kind: str, port: int) -> Iterator[str]:
+    command = [sys.executable, str(HERE / "dashboard_server.py"), kind, str(SERVICES), str(1 / PER_SECOND), str(port)]
+    server = subprocess.Popen(command)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(600):
+            try:
+                cpu_s(url)
+                break
+            except OSError:
+                time.sleep(0.05)
+        yield url
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def cpu_s(url: str) -> float:
+    with urllib.request.urlopen(f"{url}/cpu", timeout=10) as answer:  # noqa: S310 - our own server
+        return float(answer.read())
+
+
+def share_of_a_core(url: str, seconds: float) -> float:
+    before, began_s = cpu_s(url), time.monotonic()
+    time.sleep(seconds)
+    return (cpu_s(url) - before) / (time.monotonic() - began_s)
+
+
+def weigh(browser: Browser) -> tuple[float, int]:
+    """The browser's heap in bytes, and the nodes of its document, after a garbage collection."""
+    browser.cdp("HeapProfiler.collectGarbage")
+    metrics = {it["name"]: it["value"] for it in browser.cdp("Performance.getMetrics")["metrics"]}
+    return metrics["JSHeapUsedSize"], int(browser.run("return document.getElementsByTagName('*').length"))
+
+
+def measure(kind: str, seconds: float, port: int) -> dict[str, Any]:
+    with serve(kind, port) as url, Browser() as browser:
+        idle = share_of_a_core(url, 5.0)
+        browser.cdp("Performance.enable")
+        browser.show(1280)
+        browser.open(url)
+        browser.until("return +document.body.dataset.updates > 5")
+        full_s = min(FULL_S, seconds / 2) if kind == "page" else 0.0
+        shares = [share_of_a_core(url, full_s)] if full_s else []
+        heap, nodes = weigh(browser)
+        updates, began_s = int(browser.run("return document.body.dataset.updates")), time.monotonic()
+        rounds = 5
+        shares += [share_of_a_core(url, (seconds - full_s) / rounds) for _ in range(rounds)]
+        later, later_nodes = weigh(browser)
+        seen = int(browser.run("return document.body.dataset.updates")) - updates
+        return {
+            "share": sorted(shares)[len(shares) // 2] - idle,
+            "spread": (min(shares) - idle, max(shares) - idle),
+            "idle": idle,
+            "rate": seen / (time.monotonic() - began_s),
+            "missed": browser.run("return document.body.dataset.missed ?? '-'"),
+            "restarts": browser.run("return document.body.dataset.restarts ?? '-'"),
+            "points": browser.run("return document.body.dataset.points ?? '-'"),
+            "heap": (heap, later),
+            "nodes": (nodes, later_nodes),
+            "errors": browser.errors(),
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=120.0, help="of the page; the baseline gets a sixth of it")
+    options = parser.parse_args()
+    print(f"{SERVICES} services, {PER_SECOND} updates a second, one browser")
+    found = {"json": measure("json", options.seconds / 6, 8391), "page": measure("page", options.seconds, 8392)}
+    for kind, it in found.items():
+        low, high = it["spread"]
+        print(
+            f"  {kind:5} server {it['share']:7.2%} of a core ({low:.2%} to {high:.2%}; without a browser "
+            f"{it['idle']:.2%}), {it['rate']:.2f} updates/s in the browser"
+        )
+    page = found["page"]
+    (before, after), (nodes, later) = page["heap"], page["nodes"]
+    print(f"  page over json: {page['share'] / found['json']['share']:.3f}")
+
+    def tell(text: str, ok: bool) -> None:
+        print(f"  {text} {'✓' if ok else '✗'}")
+
+    tell(f"server, share of a core: {page['share']:.2%}   bar {BAR_SHARE:.0%}", page["share"] <= BAR_SHARE)
+    tell(f"updates dropped in the browser: {page['missed']}   bar 0", page["missed"] == "0")
+    tell(
+        f"restarts and errors: {page['restarts']}, {len(page['errors'])}",
+        page["restarts"] == "0" and not page["errors"],
+    )
+    grown = after / before - 1
+    text = f"heap {before / 1e6:.2f} → {after / 1e6:.2f} MB, nodes {nodes} → {later}, points {page['points']}"
+    tell(f"{text}; growth {grown:+.1%}   bar {BAR_HEAP:.0%}", grown <= BAR_HEAP and later <= nodes * 1.01)
+
+
+if __name__ == "__main__":
+    main()

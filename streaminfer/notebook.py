@@ -1,0 +1,72 @@
+"""Stacks in a notebook's event loop: ``%load_ext streaminfer``, then ``%serve service``; or ``await serve(service)``.
+
+A notebook's cells share one event loop, and a stack that one cell starts has to run for the next ones. A cell that is
+run again makes a new stack, and the old one, which no name refers to any longer, must not go on holding its model and
+threads. So stacks are served under a name, and a name serves one stack.
+"""
+
+import re
+from typing import Any, TypeVar
+
+from streaminfer._internal.validation import check_instance
+from streaminfer.protocols import adapt
+
+__all__ = ["load", "serve", "stop_serving", "unload"]
+
+T = TypeVar("T")
+
+_served: dict[str, Any] = {}
+_MAGIC = re.compile(r"^%serve(?:[ \t]+([A-Za-z_]\w*))?[ \t]*$")
+
+
+async def serve(service: T, name: str = "service") -> T:
+    """Start a stack in the running event loop, and stop the one that was served under the same name.
+
+    Args:
+        service: a `Stack`, or anything else with ``start`` and ``stop``.
+        name: what a later call replaces.
+
+    Returns:
+        The service.
+
+    Raises:
+        TypeError: it cannot be started.
+    """
+    check_instance("service", service, lambda it: adapt(it).starts and adapt(it).stops, "a Stack")
+    await _stop(name)
+    await adapt(service).start()
+    _served[name] = service
+    return service
+
+
+async def stop_serving() -> None:
+    """Stop every stack that :func:`serve` started, the latest first."""
+    for name in [*reversed(_served)]:
+        await _stop(name)
+
+
+async def _stop(name: str) -> None:
+    if name in _served:
+        await adapt(_served.pop(name)).stop()
+
+
+def load(shell: Any) -> None:
+    """Add ``%serve name``, which awaits ``serve(name)``, and ``%serve``, which stops all, to a shell of IPython."""
+    if _expand not in shell.input_transformers_cleanup:
+        shell.input_transformers_cleanup.append(_expand)
+
+
+def unload(shell: Any) -> None:
+    """Take ``%serve`` away again; what it started goes on."""
+    if _expand in shell.input_transformers_cleanup:
+        shell.input_transformers_cleanup.remove(_expand)
+
+
+def _expand(lines: list[str]) -> list[str]:
+    # a magic cannot await, so the line becomes code before IPython decides whether the cell does
+    return [_await_of(match[1]) if (match := _MAGIC.match(line)) else line for line in lines]
+
+
+def _await_of(name: str | None) -> str:
+    call = "stop_serving()" if name is None else f"serve({name}, {name!r})"
+    return f'await __import__("streaminfer.notebook", fromlist=["*"]).{call};\n'

@@ -1,0 +1,56 @@
+"""Plot of a bill: a bar per model, divided into what it was for, and one of idle time; together they are the bill."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from streaminfer._internal.figures import COLORS, GREY, legend_above, new_axes, say_nothing_yet
+
+if TYPE_CHECKING:
+    from streaminfer.telemetry.cost.statistics import CostRow
+
+__all__ = ["plot_cost"]
+
+_MODELS = 11
+_BAR_IN = 0.32
+_PARTS = {"rows": COLORS[2], "set-up": COLORS[0], "padding": COLORS[1]}
+
+
+def plot_cost(ax: Any, models: Mapping[str, "CostRow"], idle: float, currency: str) -> Any:
+    """Draws the cost of each model, the most expensive on top; the smallest of many share a bar.
+
+    Args:
+        ax: a matplotlib ``Axes``, or ``None`` for a new figure.
+        models: by name.
+        idle: the price of the time without a batch.
+        currency: of all amounts.
+
+    Returns:
+        The axes.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+    """
+    rows: list[tuple[str, tuple[float, ...]]] = [
+        (name, (row.cost - row.setup, row.setup, row.padding)) for name, row in models.items()
+    ]
+    rows.sort(key=lambda row: -sum(row[1]))
+    if len(rows) > _MODELS:
+        rest = [parts for _, parts in rows[_MODELS - 1 :]]
+        rows[_MODELS - 1 :] = [(f"{len(rest)} others", tuple(map(sum, zip(*rest, strict=True))))]
+    ax = new_axes(ax, "CostStatistics.plot", height_in=1.3 + _BAR_IN * (len(rows) + 1))
+    left = [0.0] * len(rows)
+    for at, (label, color) in enumerate(_PARTS.items()):
+        widths = [parts[at] for _, parts in rows]
+        ax.barh(range(len(rows)), widths, left=left, color=color, label=label if rows else None)
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    ax.barh([len(rows)], [idle], color=GREY)
+    ax.set_yticks(range(len(rows) + 1), [*(name for name, _ in rows), "idle"], fontsize="small")
+    ax.set_ylim(len(rows) + 0.6, -0.6)
+    ax.grid(visible=False, axis="y")
+    ax.set_xlabel(currency)
+    ax.set_xlim(left=0.0)
+    if not (rows or idle):
+        ax.set_xlim(0.0, 1.0)
+        say_nothing_yet(ax, "nothing to pay yet")
+    legend_above(ax)
+    return ax

@@ -1,0 +1,161 @@
+"""`LatencyHeatMap`: latency over time, for recorded requests or for a series of histograms.
+
+A percentile over an hour hides a bad minute, and a line of percentiles hides how many requests a tail has. The map has
+a column per interval of time and a row per band of latency on a logarithmic scale; a cell is darker the more responses
+it has. Columns and rows are bounded, so a million requests draw as fast as a thousand.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Self
+
+import attrs
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from streaminfer._internal.extras import require
+from streaminfer._internal.figures import BAD, COLORS, in_decades, inline_svg, legend_above, new_axes, say_nothing_yet
+from streaminfer._internal.validation import expected
+from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
+from streaminfer.telemetry.interval_log.interval_log import Interval
+
+__all__ = ["LatencyHeatMap"]
+
+_COLUMNS = 120
+_ROWS_PER_DECADE = 10
+_LOWEST_S = 1e-6
+_SHADES = ("#b5d3ea", "#08306b")  # a single response is not white
+_QUANTILES = (0.5, 0.99)
+
+
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class LatencyHeatMap:
+    """Latency over time.
+
+    Attributes:
+        edges_s: shape (columns + 1,), float64, ascending: seconds at which each interval begins, and the last one ends.
+        latency_edges_s: shape (rows + 1,), float64, ascending: bounds of the bands of latency.
+        counts: shape (rows, columns), int64: responses.
+        quantiles_s: shape (2, columns), float64: median and 99th percentile of each interval; NaN without responses.
+    """
+
+    edges_s: NDArray[np.float64]
+    latency_edges_s: NDArray[np.float64]
+    counts: NDArray[np.int64]
+    quantiles_s: NDArray[np.float64]
+
+    @classmethod
+    def of_requests(cls, at_s: ArrayLike, latencies_s: ArrayLike) -> Self:
+        """Return the map of recorded requests.
+
+        Args:
+            at_s: shape (n,), seconds at which each request came, or was answered.
+            latencies_s: shape (n,), seconds; NaN: there was no response.
+
+        Raises:
+            ValueError: the shapes differ.
+        """
+        at, latencies = np.asarray(at_s, np.float64), np.asarray(latencies_s, np.float64)
+        if at.ndim != 1 or at.shape != latencies.shape:
+            raise ValueError(expected("latencies_s", f"an array of the shape of at_s, {at.shape}", latencies.shape))
+        answered = np.isfinite(at) & np.isfinite(latencies)
+        at, latencies = at[answered], np.maximum(latencies[answered], _LOWEST_S)
+        first_s, last_s = (at.min(), at.max()) if at.size else (0.5, 0.5)
+        around_s = 0.0 if last_s > first_s else 0.5
+        edges_s = np.linspace(first_s - around_s, last_s + around_s, _COLUMNS + 1)
+        latency_edges_s = _bands(latencies)
+        columns = np.clip(np.searchsorted(edges_s, at, "right") - 1, 0, _COLUMNS - 1)
+        counts = np.histogram2d(latencies, at, (latency_edges_s, edges_s))[0].astype(np.int64)
+        order = np.lexsort((latencies, columns))
+        parts = np.split(latencies[order], np.searchsorted(columns[order], np.arange(1, _COLUMNS)))
+        quantiles_s = np.array([np.quantile(part, _QUANTILES) if part.size else (np.nan, np.nan) for part in parts]).T
+        return cls(edges_s=edges_s, latency_edges_s=latency_edges_s, counts=counts, quantiles_s=quantiles_s)
+
+    @classmethod
+    def of_intervals(cls, intervals: Iterable[Interval]) -> Self:
+        """Return the map of an interval log, such as `read_interval_log` returns it.
+
+        Args:
+            intervals: in order of time; a gap between two belongs to the later one.
+
+        Raises:
+            ValueError: their ends do not ascend.
+        """
+        given = list(intervals)
+        ends_s = [interval.end_s for interval in given]
+        if (np.diff(ends_s) <= 0).any():
+            raise ValueError(expected("intervals", "intervals in order of time", ends_s))
+        merged = -(-len(given) // _COLUMNS) or 1  # neighbors share a column where there are too many
+        groups = [given[at : at + merged] for at in range(0, len(given), merged)]
+        histograms = [_merge(interval.histogram for interval in group) for group in groups]
+        edges_s = np.array([given[0].start_s, *(group[-1].end_s for group in groups)] if given else [0.0, 1.0])
+        recorded = [histogram for histogram in histograms if histogram.count]
+        latency_edges_s = _bands(np.array([bound for it in recorded for bound in (it.min, it.max)]))
+        counts = np.zeros((latency_edges_s.size - 1, edges_s.size - 1), np.int64)
+        quantiles_s = np.full((2, edges_s.size - 1), np.nan)
+        for column, histogram in enumerate(histograms):
+            if histogram.count:
+                shares = [histogram.share_within(float(bound)) for bound in latency_edges_s[1:]]
+                counts[:, column] = np.diff(np.rint(np.array([0.0, *shares]) * histogram.count))
+                quantiles_s[:, column] = histogram.quantiles(_QUANTILES)
+        return cls(edges_s=edges_s, latency_edges_s=latency_edges_s, counts=counts, quantiles_s=quantiles_s)
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draws the map, the median and the 99th percentile over it; darker cells have more responses.
+
+        Args:
+            ax: a matplotlib ``Axes`` to draw on; ``None``: a new figure.
+
+        Returns:
+            The axes.
+
+        Raises:
+            MissingExtra: matplotlib is not installed (``pip install 'streaminfer[plot]'``).
+        """
+        colors = require("matplotlib.colors", extra="plot", purpose="LatencyHeatMap.plot")
+        ax = new_axes(ax, "LatencyHeatMap.plot")
+        ax.grid(visible=False)
+        in_decades(ax.yaxis, self.latency_edges_s[0], self.latency_edges_s[-1])
+        ax.set_xlim(self.edges_s[0], self.edges_s[-1])
+        ax.set_xlabel("time, s")
+        ax.set_ylabel("latency")
+        if not self.counts.any():
+            say_nothing_yet(ax, "no responses yet")
+            return ax
+        shown = np.ma.masked_equal(self.counts, 0)
+        most = int(self.counts.max())
+        scale = colors.LogNorm(1, max(2, most))
+        shades = colors.LinearSegmentedColormap.from_list("responses", _SHADES)
+        drawn = ax.pcolormesh(
+            self.edges_s, self.latency_edges_s, shown, norm=scale, cmap=shades, rasterized=True, shading="flat"
+        )
+        ticks = [*(10**n for n in range(12) if 2 * 10**n <= most), most]
+        bar = ax.figure.colorbar(drawn, ax=ax, label="responses per cell", pad=0.02, ticks=ticks, format="{x:,.0f}")
+        bar.minorticks_off()
+        bar.outline.set_visible(False)
+        for quantile_s, label, color in zip(self.quantiles_s, ("p50", "p99"), (COLORS[1], BAD), strict=True):
+            ax.stairs(quantile_s, self.edges_s, baseline=None, color=color, linewidth=1.2, label=label)
+        legend_above(ax)
+        return ax
+
+    def __repr__(self) -> str:
+        seconds = self.edges_s[-1] - self.edges_s[0]
+        return f"<LatencyHeatMap of {self.counts.sum():,} responses in {seconds:.4g} s>"
+
+    def _repr_html_(self) -> str:
+        return inline_svg(self.plot, f"Latency over time: {self!r}")
+
+
+def _bands(latencies_s: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Bounds of the bands: whole decades around the latencies."""
+    low_s, high_s = (latencies_s.min(), latencies_s.max()) if latencies_s.size else (1e-3, 1.0)
+    low = int(np.floor(np.log10(max(low_s, _LOWEST_S))))
+    high = max(int(np.ceil(np.log10(max(high_s, _LOWEST_S)))), low + 1)
+    return np.logspace(low, high, (high - low) * _ROWS_PER_DECADE + 1)
+
+
+def _merge(histograms: Iterable[LatencyHistogram]) -> LatencyHistogram:
+    first, *others = histograms
+    merged = first.copy()
+    for other in others:
+        merged.merge(other)
+    return merged

@@ -1,0 +1,162 @@
+"""`dashboard`: the live page as an ASGI app, to be mounted in the developer's own server.
+
+The app only reads. It answers GET and HEAD for the page, its files and the feed, under any prefix. Its responses forbid
+browsers to load or run anything else (Content-Security-Policy), and they contain no request's data.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from importlib.resources import files
+from typing import Any
+
+from streaminfer._internal.validation import check_duration, expected
+from streaminfer.protocols import adapt, is_service
+from streaminfer.telemetry.live_page.feed import Feed
+
+__all__ = ["dashboard"]
+
+_Scope = MutableMapping[str, Any]
+_Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+_Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+_FILES = {
+    "": ("index.html", "text/html; charset=utf-8"),
+    "page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "charts.js": ("charts.js", "text/javascript; charset=utf-8"),
+    "page.css": ("page.css", "text/css; charset=utf-8"),
+    "vendor/uPlot.iife.min.js": ("vendor/uPlot.iife.min.js", "text/javascript; charset=utf-8"),
+    "vendor/uPlot.min.css": ("vendor/uPlot.min.css", "text/css; charset=utf-8"),
+    "vendor/uPlot-LICENSE.txt": ("vendor/uPlot-LICENSE.txt", "text/plain; charset=utf-8"),
+}
+_POLICY = (
+    b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+    b"base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+)
+_HEADERS = (
+    (b"content-security-policy", _POLICY),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-cache"),
+)
+_STREAM_S = 30.0
+"""A stream ends after this time and the browser opens the next one: a server that stops waits no longer for it."""
+_RETRY_MS = 250
+_POLL_MS = 1000
+
+
+def dashboard(*stacks: Any, interval_s: float = 0.5) -> "Dashboard":
+    """Return the live page of some stacks, an ASGI app.
+
+    It shows what the statistics of the stacks say: tails, queues, batches, drops, routes, budgets, caches. While no
+    browser looks at it, it does nothing. It needs no database, no build step and no other host, and must be protected
+    like any internal page: it has no login of its own.
+
+    Args:
+        stacks: what to show, in this order: stacks, other services, and objects with ``statistics()`` such as a
+            `StreamSession`. They may be started before or after.
+        interval_s: seconds between two updates.
+
+    Raises:
+        TypeError, ValueError: there is no stack, or one has no statistics; the interval is not a duration above 0.
+
+    Example:
+        ``app.mount("/live", si.telemetry.dashboard(stack))`` in FastAPI or Starlette.
+    """
+    if not stacks:
+        raise TypeError("stacks: expected at least one Stack, got none")
+    for stack in stacks:
+        if not is_service(stack) and adapt(stack).statistics() is None:
+            raise TypeError(expected("stacks", "Stacks, or objects with `statistics()`", stack))
+    return Dashboard(Feed(stacks, check_duration("interval_s", interval_s, positive=True)))
+
+
+class Dashboard:
+    """The ASGI app of the live page.
+
+    Args:
+        feed: its updates.
+        stream_s: seconds after which a stream of updates ends; the browser opens the next one.
+    """
+
+    def __init__(self, feed: Feed, *, stream_s: float = _STREAM_S) -> None:
+        self._feed = feed
+        self._stream_s = stream_s
+        self._static = files("streaminfer.telemetry.live_page") / "static"
+
+    async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
+        """Answer one request of the server."""
+        if scope["type"] == "lifespan":
+            await _live(receive, send)
+        elif scope["type"] == "http":
+            await self._answer(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1000})
+
+    async def _answer(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
+        path, root = scope["path"], scope.get("root_path", "")
+        # a mount leaves its prefix in the path or takes it off, depending on the framework's version
+        path = path.removeprefix(root) if root and path.startswith(root) else path
+        name = path.removeprefix("/")
+        if scope["method"] not in {"GET", "HEAD"}:
+            await _respond(scope, send, 405, b"text/plain", b"only GET and HEAD\n", ((b"allow", b"GET, HEAD"),))
+        elif not path:
+            # without the slash, addresses relative to the page would miss the prefix
+            prefix = scope["path"].rpartition("/")[2] or root.rpartition("/")[2]
+            await _respond(scope, send, 307, b"text/plain", b"", ((b"location", f"{prefix}/".encode()),))
+        elif name == "events":
+            await self._stream(scope, receive, send)
+        elif name in _FILES:
+            file, kind = _FILES[name]
+            await _respond(scope, send, 200, kind.encode(), (self._static / file).read_bytes())
+        else:
+            await _respond(scope, send, 404, b"text/plain", b"not found\n")
+
+    async def _stream(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
+        polls = scope.get("query_string", b"") == b"poll"
+        headers = ((b"content-type", b"text/event-stream"), (b"x-accel-buffering", b"no"), *_HEADERS[:-1])
+        no_store = (b"cache-control", b"no-store")
+        await send({"type": "http.response.start", "status": 200, "headers": [*headers, no_store]})
+        if scope["method"] == "HEAD":
+            await send({"type": "http.response.body", "body": b""})
+            return
+        last_id = next((value for name, value in scope["headers"] if name == b"last-event-id"), b"").decode("latin-1")
+        retry = f"retry: {_POLL_MS if polls else _RETRY_MS}\n\n".encode()
+        loop = asyncio.get_running_loop()
+        ends_s = loop.time() + self._stream_s
+        gone = asyncio.ensure_future(_wait_until_gone(receive))
+        try:
+            while not gone.done():
+                wait_s = self._feed.refresh()
+                events, last_id = self._feed.after(last_id)
+                if retry + events:
+                    await send({"type": "http.response.body", "body": retry + events, "more_body": True})
+                retry = b""
+                if polls or loop.time() + wait_s > ends_s:
+                    break
+                await asyncio.wait({gone}, timeout=wait_s)
+            if not gone.done():
+                await send({"type": "http.response.body", "body": b""})
+        finally:
+            gone.cancel()
+
+
+async def _wait_until_gone(receive: _Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _respond(
+    scope: _Scope, send: _Send, status: int, kind: bytes, body: bytes, headers: tuple[tuple[bytes, bytes], ...] = ()
+) -> None:
+    own = ((b"content-type", kind), (b"content-length", str(len(body)).encode()))
+    await send({"type": "http.response.start", "status": status, "headers": [*own, *_HEADERS, *headers]})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+
+async def _live(receive: _Receive, send: _Send) -> None:
+    """Say to a server that runs the page alone that there is nothing to start or to stop."""
+    while True:
+        phase = (await receive())["type"]
+        await send({"type": f"{phase}.complete"})
+        if phase == "lifespan.shutdown":
+            return

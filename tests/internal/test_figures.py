@@ -1,0 +1,191 @@
+"""Every picture of the package, drawn from hostile cases: it could be printed, and its HTML is bounded."""
+
+import sys
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from pictures import check_printable
+
+from streaminfer._internal import figures
+from streaminfer.batching.queue._event_ring_cy import EventRing
+from streaminfer.batching.service_time.service_time import ServiceTime
+from streaminfer.simulation import arrivals
+from streaminfer.simulation.decision_log import DecisionLog
+from streaminfer.simulation.scenarios import what_if
+from streaminfer.simulation.simulation_result import SimulationResult
+from streaminfer.simulation.simulator import simulate
+from streaminfer.simulation.trace import Trace
+from streaminfer.telemetry.cost.statistics import CostRow, CostStatistics, DeviceCost
+from streaminfer.telemetry.histograms.heat_map import LatencyHeatMap
+from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
+from streaminfer.telemetry.interval_log.interval_log import Interval
+from streaminfer.telemetry.objectives.slo import SLO
+from streaminfer.telemetry.statistics import TelemetryStatistics
+
+DEVICE = ServiceTime.affine(0.004, 0.00025)
+COUNTS = {"empty": 0, "one": 1, "thousand": 1000, "million": 1_000_000}
+
+
+def new_axes(height_in=3.2):
+    return Figure(figsize=(7.2, height_in), layout="constrained").subplots()
+
+
+def latencies(count):
+    return np.random.default_rng(5).lognormal(-4, 1, count)
+
+
+def histogram(count):
+    recorded = LatencyHistogram()
+    recorded.record_many(latencies(count))
+    return recorded
+
+
+def traffic(count, load=0.6):
+    """Poisson arrivals at a multiple of what the device completes with batches of 32."""
+    return arrivals.poisson(load * 32 / 0.012, count, 3) if count else np.empty(0)
+
+
+def result(count, load=0.6, workers=2):
+    return simulate(traffic(count, load), slo_s=0.05, service_time=DEVICE, max_batch_size=32, workers=workers)
+
+
+def many_batches():
+    """A million requests in batches of four, two workers in turn."""
+    arrivals_s, starts_s = np.arange(1e6) / 1000, np.arange(250_000) * 0.004
+    return SimulationResult(
+        on_time=990_000, dropped=10_000, late=0, arrivals_s=arrivals_s, latencies_s=latencies(10**6), workers=2,
+        is_on_time=np.ones(10**6, bool), drops_s=arrivals_s[::100], batch_sizes=np.full(250_000, 4),
+        batch_starts_s=starts_s, batch_ends_s=starts_s + np.linspace(0.004, 0.008, 250_000),
+        batch_workers=np.arange(250_000) % 2, reasons=("full", "full", "planned") * 83_333 + ("probe",),
+    )  # fmt: skip
+
+
+def log(count):
+    ring = EventRing()
+    for at in range(count):
+        at_ns = at * 5_000_000
+        ring.arrived(at_ns, 50_000_000, 0)
+        number = ring.released(at_ns, 1 + at % 3, ("full", "planned", "probe", "mine<b>")[at % 4], 0)
+        if at % 3 == 0:
+            ring.dropped(at_ns, "infeasible", 2)
+        if at % 97:
+            ring.finished(number, at_ns + 9_000_000, at % 7 > 0)
+    return DecisionLog.of(ring)
+
+
+def slo(hours, share_bad):
+    class Clock:
+        now = 0
+
+        def __call__(self):
+            return self.now
+
+    clock = Clock()
+    objective = SLO("faces within 50 ms", threshold_s=0.05, clock=clock)
+    for _ in range(hours):
+        for number in range(20):
+            objective.record(1.0 if number < 20 * share_bad else 0.01)
+        clock.now += 3600 * 10**9
+    return objective
+
+
+def telemetry(count):
+    parts = {name: histogram(count) for name in ("latency", "queue", "assembly", "inference", "delivery")}
+    return TelemetryStatistics(name="faces", in_flight=0, outcomes={"ok": count}, batch_sizes={}, **parts)
+
+
+def cost(models, idle_ns):
+    rows = {
+        f"a model with a rather long name, {number}": CostRow(
+            cost=4.0 * number, setup=1.5 * number, padding=0.3 * number, on_time=number, responses=number
+        )
+        for number in range(models)
+    }
+    device = DeviceCost(
+        per_second=1e9, workers=1, bill_ns=idle_ns, busy_ns=0, padding_ns=0, idle_ns=idle_ns, running_ns=0
+    )
+    return CostStatistics(
+        name="faces", currency="EUR", devices={"gpu": device}, models=rows, routes={}, tenants={}, streams={},
+        total=CostRow(), failed=0, overflowed=0,
+    )  # fmt: skip
+
+
+def test_cost_plot_adds_up_to_the_bill():
+    """Bars of models and idle time; the smallest models share one bar."""
+    axes = new_axes()
+    cost(40, 7).plot(axes)
+    labels = [text.get_text() for text in axes.get_yticklabels()]
+    assert len(labels) == 12
+    assert labels[-2:] == ["30 others", "idle"]
+    widths = sum(bar.get_width() for bar in axes.patches)
+    assert widths == pytest.approx(sum(4.3 * number for number in range(40)) + 7)
+
+
+def table(**settings):
+    given = {"service_time": DEVICE, "max_batch_size": 32, "slo_s": 0.05} | settings
+    return what_if(Trace(traffic(300, 2.0)), **given)
+
+
+PICTURES = {
+    **{f"percentiles, {name}": lambda count=count: histogram(count) for name, count in COUNTS.items()},
+    **{
+        f"heat map, {name}": lambda count=count: LatencyHeatMap.of_requests(np.linspace(0, 60, count), latencies(count))
+        for name, count in COUNTS.items()
+    },
+    "heat map, intervals": lambda: LatencyHeatMap.of_intervals(
+        [Interval(at, at + 1.0, "", histogram(at % 400)) for at in range(500)]
+    ),
+    "heat map, one interval": lambda: LatencyHeatMap.of_intervals([Interval(1.0, 2.0, "", histogram(1))]),
+    "heat map, no interval": lambda: LatencyHeatMap.of_intervals([]),
+    **{f"parts, {name}": lambda count=count: telemetry(count) for name, count in COUNTS.items()},
+    **{f"timeline, {name}": lambda count=count: result(count) for name, count in COUNTS.items() if count < 10**6},
+    "timeline, million": many_batches,
+    "timeline, overload": lambda: result(20_000, 4.0),
+    "timeline, 300 workers": lambda: result(20_000, 40.0, 300),
+    **{f"decision log, {count}": lambda count=count: log(count) for count in (0, 1, 20, 3000)},
+    "budget, empty": lambda: slo(0, 0.0),
+    "budget, one hour": lambda: slo(1, 0.0),
+    "budget, months": lambda: slo(800, 0.01),
+    "budget, overload": lambda: slo(200, 0.5),
+    "what if, one": table,
+    "what if, lines": lambda: table(max_batch_size=[1, 4, 8, 16, 32], policy=["greedy", "lookahead"], slo_s=[0.02, 0.05]),
+    "what if, hundred": lambda: table(
+        max_batch_size=[1, 2, 4, 8, 16], policy=["greedy", "lookahead"], workers=[1, 2, 3, 4], slo_s=[0.02, 0.05, 0.1]
+    ),
+    "cost, empty": lambda: cost(0, 0),
+    "cost, one": lambda: cost(2, 3),
+    "cost, hundred": lambda: cost(100, 400),
+    "service time": lambda: DEVICE,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("picture", PICTURES)
+def test_picture_could_be_printed(picture):
+    """No text overlaps another or sticks out, no legend covers data, and the file is small."""
+    drawn = PICTURES[picture]()
+    axes = new_axes(4.0 if "what if" in picture else 3.2)
+    assert drawn.plot(axes) is axes
+    check_printable(axes)
+
+
+@pytest.mark.parametrize("picture", ["timeline, million", "decision log, 20", "budget, overload", "what if, hundred"])
+def test_html_has_the_picture_and_the_figures(picture):
+    html = PICTURES[picture]()._repr_html_()
+    assert html.startswith('<svg role="img" aria-label="')
+    assert html.count("<svg ") == html.count("<table>") == 1
+    assert "mine<b>" not in html
+    assert len(html) < 500_000
+
+
+def test_html_without_matplotlib_has_the_figures(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert result(3)._repr_html_().startswith("<table>")
+
+
+def test_many_labels_take_several_rows():
+    axes = new_axes()
+    for number in range(9):
+        axes.plot([0, 1], [0, number], label=f"a line with a longer label, number {number}")
+    figures.legend_above(axes)
+    check_printable(axes)

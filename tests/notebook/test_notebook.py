@@ -1,0 +1,70 @@
+"""Stacks in a notebook: a name serves one stack, and a magic becomes code that awaits."""
+
+import asyncio
+import types
+
+import pytest
+
+import streaminfer as si
+from streaminfer import notebook
+from streaminfer.testing import ScriptedBackend
+
+
+def stack(loop):
+    return si.Stack(si.AdaptiveBatcher(max_batch_size=2), ScriptedBackend(), clock=loop.clock)
+
+
+async def test_serve_starts_and_a_name_serves_one(loop):
+    first, second, other = stack(loop), stack(loop), stack(loop)
+    assert await notebook.serve(first) is first
+    await notebook.serve(other, "other")
+    assert first.ready
+    await notebook.serve(second)
+    assert not first.ready
+    assert second.ready
+    assert other.ready
+    await notebook.stop_serving()
+    assert not second.ready
+    assert not other.ready
+    assert len(asyncio.all_tasks()) == 1
+
+
+async def test_what_does_not_start_keeps_no_name(loop):
+    failing = si.Stack(si.AdaptiveBatcher(max_batch_size=2), FailingBackend(), clock=loop.clock)
+    with pytest.raises(ZeroDivisionError):
+        await notebook.serve(failing)
+    await notebook.stop_serving()
+    with pytest.raises(TypeError, match="service: expected a Stack"):
+        await notebook.serve(3)
+
+
+class FailingBackend:
+    async def infer(self, batch):
+        raise NotImplementedError
+
+    async def start(self):
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("line", "call"),
+    [("%serve service\n", "serve(service, 'service');"), ("%serve", "stop_serving();"), ("%serve   a_1  \n", "serve(a_1, 'a_1');")],
+)  # fmt: skip
+def test_magic_becomes_code_that_awaits(line, call):
+    shell = types.SimpleNamespace(input_transformers_cleanup=[])
+    si.load_ipython_extension(shell)
+    si.load_ipython_extension(shell)
+    (transform,) = shell.input_transformers_cleanup
+    (code,) = transform([line])
+    assert code.startswith("await ")
+    assert code.endswith(f".{call}\n")
+    si.unload_ipython_extension(shell)
+    si.unload_ipython_extension(shell)
+    assert shell.input_transformers_cleanup == []
+
+
+@pytest.mark.parametrize(
+    "line", ["%served x\n", "%serve 1\n", "x = '%serve a'\n", " %serve a\n", "%serve a b\n", "%serve a; b\n"]
+)
+def test_other_lines_stay(line):
+    assert notebook._expand([line]) == [line]

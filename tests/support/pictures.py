@@ -1,0 +1,67 @@
+"""Checks that a picture could be printed: no text on other text or outside, readable sizes, a bounded file."""
+
+import io
+import itertools
+
+import matplotlib as mpl
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
+
+SMALLEST_PT = 7.0
+LARGEST_SVG = 600_000
+
+
+def check_printable(axes, *, largest_svg=LARGEST_SVG):
+    """Draws the figure of axes, checks it and returns its SVG."""
+    figure = axes.figure
+    FigureCanvasAgg(figure)
+    figure.canvas.draw()
+    assert figure.get_figwidth() <= 12
+    assert figure.get_figheight() <= 9
+    renderer = figure.canvas.get_renderer()
+    shown = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    shown = [text for text in shown if not (text.get_clip_on() and not _inside(text, axes))]
+    boxes = [(text.get_text(), _box(text, renderer)) for text in shown if _drawn(text)]
+    for (one, first), (other, second) in itertools.combinations(boxes, 2):
+        assert not _overlap(first, second), f"{one!r} overlaps {other!r}"
+    for text, box in boxes:
+        assert box.x0 >= -1, f"{text!r} sticks out"
+        assert box.y0 >= -1, f"{text!r} sticks out"
+        assert box.x1 <= figure.bbox.x1 + 1, f"{text!r} sticks out"
+        assert box.y1 <= figure.bbox.y1 + 1, f"{text!r} sticks out"
+        assert not any(word in text for word in ("nan", "inf", "e+")), f"{text!r} is no label"
+    assert min((text.get_fontsize() for text in shown), default=SMALLEST_PT) >= SMALLEST_PT
+    legend = axes.get_legend()
+    if legend is not None:
+        assert legend.get_window_extent(renderer).y0 >= axes.bbox.y1 - 1, "the legend covers data"
+    svg = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none"}):
+        figure.savefig(svg, format="svg")
+    assert len(svg.getvalue()) <= largest_svg
+    return svg.getvalue()
+
+
+def _drawn(text):
+    """Tick labels outside the view exist, but are not drawn."""
+    axes = text.axes
+    for axis in () if axes is None else (axes.xaxis, axes.yaxis):
+        for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
+            if text in (tick.label1, tick.label2):
+                low, high = sorted(axis.get_view_interval())
+                return low - 1e-9 <= tick.get_loc() <= high + 1e-9
+    return True
+
+
+def _inside(text, axes):
+    return axes.bbox.overlaps(text.get_window_extent())
+
+
+def _box(text, renderer):
+    return text.get_window_extent(renderer)
+
+
+def _overlap(one, other):
+    slack = 0.5
+    return (
+        min(one.x1, other.x1) - max(one.x0, other.x0) > slack and min(one.y1, other.y1) - max(one.y0, other.y0) > slack
+    )

@@ -1,0 +1,101 @@
+"""The feed: one update per interval for all clients, nothing missed within its ring, a new schema for new labels."""
+
+import json
+
+import pytest
+
+import streaminfer as si
+from streaminfer.telemetry.live_page.feed import Feed
+from streaminfer.testing import FakeClock, ScriptedBackend
+
+
+def stack(name="faces"):
+    return si.Stack(si.Telemetry(name), si.AdaptiveBatcher(max_batch_size=4), ScriptedBackend())
+
+
+@pytest.fixture
+def clock():
+    return FakeClock(7 * 10**9)
+
+
+@pytest.fixture
+def feed(clock):
+    return Feed([stack()], 0.5, clock)
+
+
+def events(sent):
+    """Of each event: its name, its id, its data."""
+    found = []
+    for block in sent.decode().split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.splitlines())
+        if fields:
+            found.append(
+                (fields.get("event", "message"), fields["id"], json.loads(fields["data"], parse_constant=pytest.fail))
+            )
+    return found
+
+
+def test_a_new_client_gets_the_schema_and_the_latest_update(feed, clock):
+    assert feed.refresh() == pytest.approx(0.5)
+    sent, last = feed.after("")
+    (kind, _, schema), (other, number, update) = events(sent)
+    assert (kind, other) == ("schema", "message")
+    assert [service["name"] for service in schema["services"]] == ["faces"]
+    labels = [label for panel in schema["services"][0]["panels"] for label in panel["labels"]]
+    assert len(update[1][0]) == len(labels)
+    assert number == last
+
+
+def test_updates_come_once_per_interval(feed, clock):
+    feed.refresh()
+    _, last = feed.after("")
+    assert feed.refresh() == pytest.approx(0.5)
+    assert feed.after(last) == (b"", last)
+    clock.advance(0.6)
+    assert feed.refresh() == pytest.approx(0.4)
+    sent, newer = feed.after(last)
+    assert [kind for kind, _, _ in events(sent)] == ["message"]
+    assert newer.endswith("-2")
+
+
+def test_a_client_that_was_away_gets_what_it_missed(feed, clock):
+    feed.refresh()
+    _, last = feed.after("")
+    for _ in range(20):
+        clock.advance(0.5)
+        feed.refresh()
+    sent, newest = feed.after(last)
+    assert [number.partition("-")[2] for _, number, _ in events(sent)] == [str(number) for number in range(2, 22)]
+    assert feed.after(newest)[0] == b""
+
+
+@pytest.mark.parametrize("last", ["", "x", "other-3", "-", "{}-99", "{}-x", "{}--1", "{}-" + "9" * 30])
+def test_ids_of_others_get_the_whole(feed, last):
+    feed.refresh()
+    _, own = feed.after("")
+    sent, _ = feed.after(last.format(own.partition("-")[0]))
+    assert [kind for kind, _, _ in events(sent)] == ["schema", "message"]
+
+
+def test_a_client_that_was_away_too_long_gets_the_whole(feed, clock):
+    feed.refresh()
+    _, last = feed.after("")
+    for _ in range(150):
+        clock.advance(0.5)
+        feed.refresh()
+    assert [kind for kind, _, _ in events(feed.after(last)[0])] == ["schema", "message"]
+
+
+def test_a_new_label_makes_a_new_schema(clock):
+    telemetry = si.Telemetry("t", clock=clock)
+    feed = Feed([si.Stack(telemetry, si.AdaptiveBatcher(max_batch_size=4), ScriptedBackend())], 0.5, clock)
+    feed.refresh()
+    _, last = feed.after("")
+    telemetry.fail(ZeroDivisionError())
+    clock.advance(0.5)
+    feed.refresh()
+    (kind, _, schema), (other, _, update) = events(feed.after(last)[0])
+    assert (kind, other) == ("schema", "message")
+    requests = next(panel for panel in schema["services"][0]["panels"] if panel["id"] == "requests")
+    assert requests["labels"] == ["ZeroDivisionError"]
+    assert 1 in update[1][0]

@@ -1,0 +1,48 @@
+"""Percentiles of the last seconds: those of a histogram that has only them."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
+from streaminfer.telemetry.live_page.recent_tail import RecentTail
+
+pytestmark = pytest.mark.uncompiled
+
+SECOND = 10**9
+SHARES = (1.0, 0.99, 0.5, 0.0)
+
+
+@given(st.lists(st.lists(st.floats(1e-6, 10.0), max_size=20), min_size=1, max_size=12))
+def test_tail_is_that_of_the_recorded_in_the_window(turns):
+    """Whatever was recorded in which turn, the tail is the quantile of the last three turns."""
+    histogram = LatencyHistogram()
+    tail = RecentTail(histogram, 3.0)
+    for turn, latencies in enumerate(turns):
+        histogram.record_many(latencies)
+        shown = tail.quantiles(SHARES, turn * SECOND)
+        recent = LatencyHistogram()
+        for others in turns[max(0, turn - 2) : turn + 1]:
+            recent.record_many(others)
+        if not recent.count:
+            assert all(map(math.isnan, shown))
+        else:
+            # a histogram clips its ends to the exact extremes, the tail has parts only
+            for share, seconds in zip(SHARES, shown, strict=True):
+                exact = recent.quantile(share)
+                assert exact <= seconds * (1 + 1e-9)
+                assert seconds <= exact * 1.01 + 1e-5
+
+
+def test_tail_survives_a_reset():
+    histogram = LatencyHistogram()
+    tail = RecentTail(histogram, 10.0)
+    histogram.record_many([0.1] * 50)
+    tail.quantiles(SHARES, 0)
+    histogram.reset()
+    histogram.record(0.2)
+    assert tail.quantiles([1.0], SECOND)[0] >= 0.2
+    assert tail.quantiles([1.0], 10 * SECOND)[0] >= 0.2
+    assert math.isnan(tail.quantiles([1.0], 11 * SECOND)[0])

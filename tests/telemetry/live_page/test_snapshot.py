@@ -1,0 +1,174 @@
+"""What the live page reads of stacks: panels, labels, numbers, and nothing of what requests bring."""
+
+import asyncio
+import json
+import math
+
+import attrs
+import pytest
+
+import streaminfer as si
+from streaminfer.protocols import Node
+from streaminfer.telemetry.live_page.panels import PANELS
+from streaminfer.telemetry.live_page.snapshot import ServiceReader, name_services
+from streaminfer.testing import ScriptedBackend
+
+SECOND = 10**9
+
+
+def model(duration_s=0.01):
+    return ScriptedBackend(then=lambda batch: list(batch.inputs), duration_s=lambda rows: duration_s)
+
+
+def service(loop, name="faces"):
+    routes = si.FallbackRouter(
+        si.Route("large", si.Stack(si.AdaptiveBatcher(max_batch_size=4, slo_s=0.05), si.CircuitBreaker(), model())),
+        si.Route("small", si.Stack(si.AdaptiveBatcher(max_batch_size=8), model(0.001)), quality=0.5),
+    )
+    slo = si.SLO("fast", threshold_s=0.05)
+    return si.Stack(si.Telemetry(name, slo=slo), si.EdgeCache(), si.ConcurrencyLimit(), routes, clock=loop.clock)
+
+
+async def test_every_part_of_a_stack_has_its_panel(loop):
+    async with service(loop) as stack:
+        reader = ServiceReader(stack)
+        first = reader.read(loop.clock())
+        await asyncio.gather(*[stack(float(number % 5)) for number in range(10)])
+        early = reader.read(loop.clock())
+        read = reader.read(loop.clock() + SECOND)
+    assert early["requests"] == read["requests"]
+    assert "parts" not in early  # it is read once a second
+    assert "tail" in first
+    assert list(read) == [panel.id for panel in PANELS if panel.id in read]
+    assert read["requests"] == {"ok": 10}
+    assert read["tail"]["p99"] == pytest.approx(0.020, rel=0.01)
+    assert list(read["parts"]) == ["queue", "assembly", "inference", "delivery"]
+    assert read["parts"]["inference"] == pytest.approx(0.010, rel=0.01)
+    assert read["queue"]["in flight"] == 0
+    assert read["queue"]["large: queued"] == 0
+    assert sum(read["batches"].values()) >= 2
+    assert read["batch_size"]["large: mean"][0] == 5
+    assert read["routes"] == {"large": 1.0, "small": 1.0}
+    assert read["budget"] == {"fast": 1.0}
+    assert read["cache"]["hits"] + read["cache"]["misses"] >= 5
+    assert read["other"]["large: CircuitBreaker: state"] == "closed"
+    assert json.loads(json.dumps(read))
+
+
+async def test_drops_are_by_reason(loop):
+    batcher = si.AdaptiveBatcher(max_batch_size=1, slo_s=0.05, max_queue_size=2)
+    async with si.Stack(batcher, model(0.03), clock=loop.clock) as stack:
+        await asyncio.gather(*[stack(float(number)) for number in range(9)], return_exceptions=True)
+        read = ServiceReader(stack).read(loop.clock())
+    rejected = dict(batcher.statistics().rejected)
+    assert rejected
+    assert rejected.items() <= read["drops"].items()
+    assert "tail" not in read
+
+
+async def test_nothing_of_requests_is_shown(loop):
+    """Tenants, subjects, streams and keys of requests are in no label and no number."""
+    limit = si.RateLimit(100.0)
+    stack = si.Stack(si.Telemetry("t"), si.EdgeCache(), limit, si.AdaptiveBatcher(max_batch_size=4), model())
+    async with stack:
+        await stack(
+            "secret-payload", tenant="secret-tenant", subject="secret-subject", key="secret-key", tags=["secret"]
+        )
+        await stack("secret-other", tenant="secret-tenant", stream_id="secret-stream")
+        read = ServiceReader(stack).read(loop.clock())
+    assert "secret" not in json.dumps(read)
+
+
+@attrs.frozen
+class Unknown:
+    count: int = 3
+    mean_age_s: float = float("nan")
+    busy: bool = True
+    label: str = "secret"
+    by_stream: dict = attrs.field(factory=lambda: {"secret": 1})
+
+
+class UserLayer(Node):
+    name = "mine"
+
+    def __init__(self, statistics):
+        self.take = statistics
+
+    def statistics(self):
+        return self.take()
+
+
+class Parent(Node):
+    def __init__(self, **children):
+        self.inside = children
+
+    @property
+    def children(self):
+        return self.inside
+
+    async def call(self, request):
+        raise NotImplementedError
+
+
+def test_unknown_statistics_show_their_numbers():
+    read = ServiceReader(Parent(a=UserLayer(Unknown), inner=UserLayer(object))).read(0)
+    assert read.keys() == {"other"}
+    assert math.isnan(read["other"].pop("a: mine: mean age s"))
+    assert read["other"] == {"a: mine: count": 3, "a: mine: busy": True}
+
+
+def test_streams_and_cost_have_panels():
+    """They are recognized by the names of their classes; streams and tenants are not named."""
+    ages = si.LatencyHistogram()
+    ages.record(0.04)
+    session = attrs.make_class(
+        "StreamSessionStatistics",
+        ["received", "delivered", "failed", "dropped", "waiting", "in_flight", "open_streams", "ages", "streams"],
+    )(9, 5, 1, {"stale": 3}, 0, 2, 4, ages, {"secret": 1})
+    row = attrs.make_class("CostRow", ["per_1000_on_time"])
+    cost = attrs.make_class(
+        "CostStatistics", ["currency", "routes", "tenants", "bill", "busy", "padding", "idle", "per_1000_on_time"]
+    )("EUR", {"large": row(0.5)}, {"secret": row(1.0)}, 10.0, 4.0, 1.0, 5.0, 0.7)
+    read = ServiceReader(Parent(a=UserLayer(lambda: session), inner=UserLayer(lambda: cost))).read(0)
+    assert read["streams"] == {"a: open": 4, "a: frames waiting": 0, "a: frames in flight": 2}
+    assert read["frames"] == {"a: stale": 3, "a: delivered": 5, "a: failed": 1}
+    assert read["age"] == {"a: p99": pytest.approx(0.04, rel=0.01)}
+    assert read["cost"] == {"all, EUR": 0.7, "large, EUR": 0.5}
+    assert read["bill"] == {"busy": 0.4, "padding": 0.1, "idle": 0.5}
+    assert "secret" not in json.dumps(read)
+
+
+def test_an_object_that_is_no_service_shows_its_own():
+    assert list(ServiceReader(UserLayer(Unknown)).read(0)["other"]) == ["mine: count", "mine: mean age s", "mine: busy"]
+
+
+def test_a_layer_that_fails_blanks_nothing(caplog):
+    def fail():
+        raise ZeroDivisionError
+
+    reader = ServiceReader(Parent(a=UserLayer(fail), b=UserLayer(Unknown)))
+    for turn in range(3):
+        read = reader.read(turn)
+    assert read["other"]["mine: statistics"] == "not readable"
+    assert read["other"]["b: mine: count"] == 3
+    assert len(caplog.records) == 1
+
+
+def test_labels_are_bounded():
+    many = Parent(**{f"r{number}": UserLayer(Unknown) for number in range(200)})
+    assert len(ServiceReader(many).read(0)["other"]) == 200
+
+
+def test_new_layers_are_found():
+    parent = Parent(a=UserLayer(Unknown))
+    reader = ServiceReader(parent)
+    reader.read(0)
+    parent.inside["b"] = UserLayer(Unknown)
+    assert len(reader.read(SECOND // 2)["other"]) == 3
+    assert len(reader.read(SECOND)["other"]) == 6
+
+
+def test_names_are_unique():
+    named = [si.Stack(si.Telemetry(name), si.AdaptiveBatcher(max_batch_size=1), model()) for name in ("a", "a", "b")]
+    readers = [ServiceReader(it) for it in (*named, si.Stack(model()), si.Stack(model()))]
+    assert name_services(readers) == ["a", "a #2", "b", "Stack", "Stack #2"]
