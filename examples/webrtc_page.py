@@ -9,15 +9,23 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import attrs
 import numpy as np
 from aiohttp import WSMsgType, web
 from aiortc import MediaStreamTrack, RTCDataChannel, RTCPeerConnection, RTCSessionDescription
-from demo.audio import SILENCE, load_clip
+from demo.audio import CHUNK
 from demo.faces import FULL, find_faces
-from demo.services import ASSETS, batched, face_service, voice_service
+from demo.services import batched, face_service, voice_service
 
-import streaminfer as si
-from streaminfer.streams import Source, audio_from_messages, from_track, video_from_messages
+from streaminfer.streams import (
+    Frame,
+    LatestOnly,
+    Source,
+    StreamSession,
+    audio_from_messages,
+    from_track,
+    video_from_messages,
+)
 
 PAGE = """<!doctype html><title>streaminfer</title><video id="video" autoplay muted playsinline></video>
 <pre id="results"></pre>
@@ -63,7 +71,7 @@ async function sendMessages() {
 await (location.search === "?socket" ? sendMessages() : connect())
 </script>"""
 
-HEAR: dict[str, Any] = {"chunk": 576, "hop": 512}  # the voice detector wants the last 64 samples again
+HEAR: dict[str, Any] = {"chunk": CHUNK}
 SEE: dict[str, Any] = {"size": (FULL.size, FULL.size), "rate": 10}
 Say = Callable[[dict[str, Any]], Awaitable[None]]
 
@@ -85,7 +93,7 @@ class Page:
             web.get("/camera", self.camera),
         ])  # fmt: skip
         self.app.cleanup_ctx.append(self._run)
-        self._voice = voice_service(batched(), load_clip(ASSETS / "librivox_0870.wav"))
+        self._voice = voice_service(batched())
         self._faces = face_service()
         self._anchors = FULL.anchors()
         self._peers: set[RTCPeerConnection] = set()
@@ -100,29 +108,17 @@ class Page:
 
     async def hear(self, source: Source, say: Say) -> None:
         """Say how likely each chunk is speech."""
-        state = SILENCE
-        async with source:
-            async for chunk in source:
-                if chunk.starts_anew:
-                    state = SILENCE
-                try:
-                    outputs = await self._voice({"input": chunk.inputs, "state": state})
-                except (si.DeadlineExceeded, si.Overloaded):
-                    continue  # a later chunk is worth more
-                state = outputs["stateN"]
+        async for result in StreamSession(self._voice)(source):
+            if result.error is None:
                 self.results["speech"] += 1
-                await say({"speech": round(float(outputs["output"][0]), 3)})
+                await say({"speech": round(float(result.outputs[0]), 3)})
 
     async def see(self, source: Source, say: Say) -> None:
-        """Say where each picture has faces."""
-        async with source:
-            async for frame in source:
-                try:
-                    outputs = await self._faces(frame.inputs.astype(np.float32) / 127.5 - 1)
-                except (si.DeadlineExceeded, si.Overloaded):
-                    continue
+        """Say where the newest picture has faces."""
+        async for result in StreamSession(self._faces, policy=LatestOnly())(_scaled(source)):
+            if result.error is None:
                 self.results["faces"] += 1
-                found = find_faces(outputs["boxes"], outputs["scores"], self._anchors)
+                found = find_faces(result.outputs["boxes"], result.outputs["scores"], self._anchors)
                 await say({"faces": [[round(side) for side in face[:4]] for face in found]})
 
     async def index(self, _request: web.Request) -> web.Response:
@@ -166,6 +162,13 @@ class Page:
         await socket.prepare(request)
         await self.see(video_from_messages(_binary(socket), **SEE), socket.send_json)
         return socket
+
+
+async def _scaled(source: Source) -> AsyncIterator[Frame]:
+    """Pictures as the face detector wants them, in -1…1."""
+    async with source:
+        async for frame in source:
+            yield attrs.evolve(frame, inputs=frame.inputs.astype(np.float32) / 127.5 - 1)
 
 
 async def _binary(socket: web.WebSocketResponse) -> AsyncIterator[bytes]:

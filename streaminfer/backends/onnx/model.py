@@ -143,7 +143,7 @@ def _is_provider(value: Any) -> bool:
 
 def _is_of_plugin(runtime: ModuleType, name: str) -> bool:
     """A registered plugin has the provider: onnxruntime lists it as available, yet does not load it by its name."""
-    devices = getattr(runtime, "get_ep_devices", list)()
+    devices: Sequence[Any] = getattr(runtime, "get_ep_devices", list)()
     return any(device.ep_name == name and "library_path" in device.ep_metadata for device in devices)
 
 
