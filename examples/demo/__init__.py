@@ -4,8 +4,8 @@
   ``live``, and ``services`` builds the stacks.
 * ``calibration`` measures the unbatched ways, ``load_sweep`` drives both ways at the same loads, and ``comparison``
   says what the repeats support.
-* ``trials`` serves microphones and cameras together, ``overload`` too many cameras for a while, ``visitors`` shows what a cache is for, ``budget`` has the error
-  budgets, and ``faces`` and ``recognition`` read the responses.
-* ``report`` has the tables, ``sentences`` the words, ``sweep_plot``, ``overload_plot`` and ``plots`` the figures, ``drawing`` their style,
-  and ``page`` the HTML.
+* ``trials`` serves microphones and cameras together, ``overload`` too many cameras for a while, and ``visitors`` shows
+  what a cache is for; ``budget`` has the error budgets, and ``faces`` and ``recognition`` read the responses.
+* ``report`` has the tables, ``sentences`` the words, ``sweep_plot``, ``overload_plot`` and ``plots`` the figures,
+  ``drawing`` their style, and ``page`` the HTML.
 """
