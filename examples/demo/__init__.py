@@ -1,11 +1,11 @@
 """The parts of the live demo, one file each; ``live_demo.py`` puts them together.
 
-* ``audio`` and ``video`` load the clips, ``microphones`` and ``cameras`` send them live, and ``services`` builds the
-  stacks.
+* ``audio`` and ``video`` load the clips, ``microphones`` and ``cameras`` send them live through the sessions of
+  ``live``, and ``services`` builds the stacks.
 * ``calibration`` measures the unbatched ways, ``load_sweep`` drives both ways at the same loads, and ``comparison``
   says what the repeats support.
-* ``trials`` serves microphones and cameras together, ``visitors`` shows what a cache is for, ``budget`` has the error
-  budgets, and ``faces`` and ``recognition`` read the responses.
-* ``report`` has the tables, ``sentences`` the words, ``sweep_plot`` and ``plots`` the figures, ``drawing`` their style,
-  and ``page`` the HTML.
+* ``trials`` serves microphones and cameras together, ``overload`` too many cameras for a while, and ``visitors`` shows
+  what a cache is for; ``budget`` has the error budgets, and ``faces`` and ``recognition`` read the responses.
+* ``report`` has the tables, ``sentences`` the words, ``sweep_plot``, ``overload_plot`` and ``plots`` the figures,
+  ``drawing`` their style, and ``page`` the HTML.
 """

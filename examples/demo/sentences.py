@@ -265,6 +265,7 @@ def _say_cameras(count: int) -> str:
 def _say_rates(outcome: Outcome) -> str:
     rates = "; ".join(f"{name} {rate:,.0f}" for name, rate in outcome.rates.items())
     return (
+        "Every way keeps the states of the streams in a StatefulBackend, which costs batches of one most. "
         f"A load of 1× is {outcome.sweep.rate:,.0f} chunks a second, what the best unbatched way "
         f"({outcome.sweep.unbatched.way.name}) completes here when it is saturated. All unbatched ways, saturated, "
         f"chunks a second: {rates}. Of the fastest three, the baseline is the one with most live chunks on time at "
