@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import streaminfer as si
-from demo.audio import CHUNK_S, Clip, speech_segments
+from demo.audio import CHUNK_S, Clip
 from demo.faces import Face
-from streaminfer.streams import StreamSession
+from streaminfer.streams import Segments, StreamSession
 
 __all__ = ["Pictures", "Speech", "compare_speech", "count_faces", "listen_once"]
 
@@ -99,8 +99,9 @@ def compare_speech(heard: Sequence[NDArray[np.float32]], reference: NDArray[np.f
         for number in range(rounds):
             if untouched[number].sum() > len(longest):
                 longest = played[number][untouched[number]]
+    found = Segments(frame_s=CHUNK_S).find(longest)
     return Speech(
-        segments=speech_segments(longest),
+        segments=[(one.start_s, one.end_s) for one in found if one.end_s is not None],
         heard_s=len(longest) * CHUNK_S,
         microphones=len(heard),
         intact=intact,

@@ -3,9 +3,6 @@ import wave
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 
 @pytest.fixture
@@ -41,38 +38,6 @@ def test_a_recording_is_cut_into_whole_chunks(audio, tmp_path):
 def test_other_formats_are_refused(audio, tmp_path):
     with pytest.raises(ValueError, match=r"a\.wav: expected one channel of 16-bit samples at 16000 Hz"):
         audio.load_clip(write(tmp_path / "a.wav", [0] * 100, rate=8_000))
-
-
-@pytest.mark.parametrize(
-    ("probabilities", "expected"),
-    [
-        ([0.1] * 20, []),
-        ([0.9] * 20, [(0.0, 0.64)]),
-        ([0.1] * 5 + [0.9] * 10 + [0.1] * 10, [(0.16, 0.48)]),
-        # a short silence does not end a segment, nor does a probability between the two thresholds
-        ([0.9] * 10 + [0.1] * 2 + [0.9] * 10 + [0.1] * 5, [(0.0, 0.704)]),
-        ([0.9] * 10 + [0.4] * 20 + [0.9] * 10 + [0.1] * 5, [(0.0, 1.28)]),
-        # less than 0.25 s is no speech
-        ([0.1] * 5 + [0.9] * 7 + [0.1] * 10, []),
-        ([0.9] * 10 + [0.1] * 10 + [0.9] * 10, [(0.0, 0.32), (0.64, 0.96)]),
-        ([0.9] * 10 + [0.1] * 2, [(0.0, 0.32)]),
-    ],
-)
-def test_speech_segments(audio, probabilities, expected):
-    found = audio.speech_segments(np.array(probabilities, np.float32))
-    assert np.allclose(found, expected) if expected else found == []
-
-
-@given(hnp.arrays(np.float32, st.integers(0, 120), elements=st.floats(0, 1, width=32)))
-def test_segments_are_apart_in_order_and_within_the_clip(probabilities):
-    audio = importlib.import_module("demo.audio")
-    segments = audio.speech_segments(probabilities)
-    instants = [instant for segment in segments for instant in segment]
-    assert instants == sorted(instants)
-    assert all(0 <= start < end <= len(probabilities) * 0.032 + 1e-9 for start, end in segments)
-    assert all(end - start >= 0.25 for start, end in segments)
-    for start, _ in segments:
-        assert probabilities[round(start / 0.032)] >= 0.5
 
 
 def test_everybody_is_held_against_the_reference(recognition):
