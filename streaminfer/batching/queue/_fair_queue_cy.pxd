@@ -19,6 +19,8 @@ cdef class FairQueue(RequestQueue):
     @cython.locals(execution=Execution, ticket=Ticket)
     cpdef Execution take(self, object tickets, long long now_ns, object reason, DurationTable table=*)
 
+    cpdef bint end(self, Ticket ticket)
+
     @cython.locals(level=_Level, ticket=Ticket, tag=double, ahead=Py_ssize_t)
     cpdef Py_ssize_t ahead_of(self, object stream_id) except -1
 

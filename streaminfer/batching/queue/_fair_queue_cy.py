@@ -4,13 +4,15 @@
 tag: the later of the virtual time and the finish tag of the ticket of its stream before it, which is ``1 / weight``
 behind the start of that. The virtual time is the highest start tag of what was released. A ticket is put in front of
 those with a higher tag, so the request of a stream that sends now and then stands in front of all but the first of a
-backlog. Requests without a ``stream_id`` are one stream together.
+backlog. Requests without a ``stream_id`` are one stream together. A stream pays for what is released: a request that
+expires, is cancelled or is shed takes its cost back, so that a stream that always sends too much still has its share.
 
 A policy is shown the first batch in that order, and no more (``horizon``): it decides which of these are released, and
 when, by their deadlines; behind them it could trade one stream's requests for another's.
 
 *Invariants.* Tags ascend within a priority. Between two streams with a backlog, the requests released divided by the
-weight differ by at most a batch.
+weight differ by at most a batch. Requests of a stream are in the order of arrival, except that those behind one that
+left unserved keep their tags, and a later one may come before them.
 
 *Complexity.* A ticket is moved past those with a higher tag, at most ``max_size`` and usually the backlog of the
 greediest stream: some nanoseconds each. Memory for the streams whose next request would still wait behind others'.
@@ -86,6 +88,15 @@ class FairQueue(RequestQueue):
             self._finish_tags.clear()
             self._virtual = 0.0
         return execution
+
+    def end(self, ticket: Ticket) -> bool:
+        """End a ticket, as the base class; one that still waits costs its stream nothing."""
+        if ticket._queued:
+            stream_id = None if ticket.request is None else ticket.request.stream_id
+            finish = self._finish_tags.get(stream_id)
+            if finish is not None:
+                self._finish_tags[stream_id] = finish - 1.0 / self._weights.get(stream_id, 1.0)
+        return RequestQueue.end(self, ticket)
 
     def ahead_of(self, stream_id: Hashable) -> int:
         """Return how many queued tickets would be served before one more of a stream, of any priority."""

@@ -87,6 +87,21 @@ def test_a_newcomer_stands_behind_one_request_of_each_backlog():
     assert not queue.precedes("greedy", list(queue)[-1])
 
 
+@pytest.mark.parametrize("leave", ["end", "expire"])
+def test_a_request_that_left_unserved_costs_its_stream_nothing(leave):
+    queue = FairQueue(100, {"a": 0.5})
+    admit(queue, *["b"] * 5)
+    gone = admit(queue, *["a"] * 20, deadline_ns=10)
+    if leave == "end":
+        for ticket in gone:
+            queue.end(ticket)
+    else:
+        assert len(queue.expire(10)) == 20
+    admit(queue, "a")
+
+    assert order_of(queue).index("a") <= 1
+
+
 def test_turns_do_not_overtake_priorities():
     queue = FairQueue(100, {})
     admit(queue, "a", "a", priority=0)
@@ -196,3 +211,28 @@ async def test_a_prediction_counts_what_is_served_before(loop):
 def test_wrong_weights_are_named(fair, error):
     with pytest.raises(error, match="fair: expected True, False or a mapping of stream id to weight"):
         si.AdaptiveBatcher(max_batch_size=2, fair=fair)
+
+
+@pytest.mark.parametrize("slo_s", [0.5, None])
+async def test_a_stream_that_always_sends_too_much_still_has_its_share(slo_s, loop):
+    """Most of its requests expire or are shed, and those that are served are as many as of each other busy stream."""
+    served = dict.fromkeys(["greedy", 1, 2, 3, 4], 0)
+
+    async def play(service, stream_id, rate):
+        async def ask():
+            try:
+                await service(1.0, stream_id=stream_id)
+            except (si.DeadlineExceeded, si.Overloaded):
+                return
+            served[stream_id] += 1
+
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(round(10 * rate)):
+                tasks.create_task(ask())
+                await asyncio.sleep(1 / rate)
+
+    batcher = si.AdaptiveBatcher(max_batch_size=1, max_queue_size=64, fair=True, slo_s=slo_s)
+    async with si.Stack(batcher, ScriptedBackend(duration_s=0.01), clock=loop.clock) as service:
+        await asyncio.gather(play(service, "greedy", 400), *(play(service, number, 30) for number in range(1, 5)))
+
+    assert max(served.values()) < 1.1 * min(served.values())
