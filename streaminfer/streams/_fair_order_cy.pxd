@@ -19,4 +19,3 @@ cdef class FairOrder:
     @cython.locals(entry=tuple, turn=Turn, start=double)
     cpdef Turn pop(self)
     cpdef remove(self, Turn turn)
-    cpdef bint is_spent(self, Turn turn) except -1

@@ -99,7 +99,3 @@ class FairOrder:
             self.count -= 1
             if not self.count:
                 self._heap.clear()
-
-    def is_spent(self, turn: Turn) -> bool:
-        """Return whether nothing is to be remembered of a stream: a new one would be served as soon."""
-        return not turn.is_queued and turn._finish <= self._virtual

@@ -1,6 +1,7 @@
 """A queue in which streams take turns, alone and in a batcher."""
 
 import asyncio
+import weakref
 
 import numpy as np
 import pytest
@@ -38,9 +39,9 @@ def model_order(queue_weights, arrivals):
     """Service order of tickets that all wait: by start tag, then by arrival."""
     finish, tags = {}, []
     for number, stream_id in enumerate(arrivals):
-        tag = finish.get(stream_id, 0.0)
-        finish[stream_id] = tag + 1 / queue_weights.get(stream_id, 1.0)
-        tags.append((tag, number, stream_id))
+        start = finish.get(stream_id, 0.0)
+        finish[stream_id] = start + 1 / queue_weights.get(stream_id, 1.0)
+        tags.append((max(start - 2.0, 0.0), number, stream_id))
     return [stream_id for _, _, stream_id in sorted(tags)]
 
 
@@ -99,7 +100,7 @@ def test_a_request_that_left_unserved_costs_its_stream_nothing(leave):
         assert len(queue.expire(10)) == 20
     admit(queue, "a")
 
-    assert order_of(queue).index("a") <= 1
+    assert order_of(queue).index("a") <= 3
 
 
 def test_turns_do_not_overtake_priorities():
@@ -120,17 +121,33 @@ def test_a_policy_sees_no_more_than_the_horizon():
     assert len(list(queue)) == 6
 
 
-def test_streams_of_the_past_are_forgotten():
-    """Memory is for the streams that wait, and a queue that runs empty has nothing to remember."""
-    queue = FairQueue(1000, {})
-    admit(queue, *["greedy"] * 10)
-    for number in range(5000):
-        (ticket,) = admit(queue, number)
-        assert queue.first(2)
-        queue.take([ticket], 0, "")
+class StreamId:
+    """An id of which is known whether anything holds it."""
 
-    queue.take(list(queue), 0, "")
-    assert admit(queue, "greedy")[0].tag == 0.0
+
+def test_streams_of_the_past_are_forgotten():
+    """Memory is for the streams that are about to wait for their turn."""
+    queue = FairQueue(1000, {})
+    backlog = admit(queue, *["greedy"] * 10)
+    held = weakref.WeakSet()
+    for _ in range(1000):
+        stream_id = StreamId()
+        held.add(stream_id)
+        queue.take(admit(queue, *[stream_id] * 5), 0, "")
+
+    assert len(held) <= 150
+    (late,) = admit(queue, "greedy")
+    assert late.tag > backlog[-1].tag
+
+
+def test_a_stream_that_sends_less_than_its_share_may_send_some_at_once():
+    """They are in the order of arrival with those of others, and all in front of a backlog."""
+    queue = FairQueue(100, {})
+    admit(queue, *["greedy"] * 20)
+    queue.take(queue.first(8), 0, "full")
+    admit(queue, "a", "b", "a", "c", "a")
+
+    assert order_of(queue)[:6] == ["a", "b", "a", "c", "a", "greedy"]
 
 
 async def test_a_full_queue_sheds_the_longest_backlog(loop):
@@ -148,7 +165,7 @@ async def test_a_full_queue_sheds_the_longest_backlog(loop):
 
         assert float(await service(7.0, stream_id="small")) == 7.0
 
-        assert loop.time() == pytest.approx(2.0)  # behind the one that ran, before the backlog
+        assert loop.time() == pytest.approx(4.0)  # behind those within the allowance, before the backlog
         outcomes = await asyncio.gather(*greedy, return_exceptions=True)
         assert [isinstance(outcome, si.Overloaded) for outcome in outcomes] == [False] * 4 + [True]
     assert batcher.statistics().rejected == {"queue_full": 1, "shed": 1}
