@@ -159,8 +159,12 @@ class Sender:
                         raise
                 finally:
                     del stream.sending[task]
+                if stream.is_refused and not stream.state.running:
+                    stream.stop()
             if stream.state.can_send():
                 order.push(stream.turn)  # for this task, or another one: whose turn it is
+            elif task.cancelling():
+                return  # the service has swallowed the cancellation; the stream waits for the end of this task
             else:
                 stream.end_if_drained()
 
@@ -174,6 +178,9 @@ class Sender:
         if result._starts_anew and self.states is not None:
             self.states.reset_stream(stream.stream_id)
         while True:
+            if settings.max_age_ns and deadline_ns is not None and deadline_ns <= self.clock():  # while it was held back
+                stream.drop(result, AdmissionReason.DEADLINE_EXCEEDED)
+                return
             rejection = self._rejection(request) if settings.asks_first else None
             if rejection is not None:
                 if not settings.waits or rejection.reason not in _PASSING:
@@ -220,8 +227,7 @@ class Sender:
             stream.drop(result, AdmissionReason.INFEASIBLE if is_early else AdmissionReason.DEADLINE_EXCEEDED)
             return
         stream.fail(result, error, now_ns)
-        if isinstance(error, Closed):
-            stream.stop()
+        stream.is_refused = stream.is_refused or isinstance(error, Closed)
 
     def _rejection(self, request: Request) -> Admission | None:
         """Return why a request is not to be sent; ``None``: it is.

@@ -136,6 +136,7 @@ class Stream:
         sending: the frames that are with the service, by the task that sent each.
         is_announced: it is queued in the outlet.
         is_settled: it has ended, and nothing of it is left to deliver.
+        is_refused: the service has stopped; the stream ends behind the outcome of what is in flight.
     """
 
     def __init__(
@@ -164,6 +165,7 @@ class Stream:
         self.sending: dict[asyncio.Task[None], StreamResult] = {}
         self.is_announced = False
         self.is_settled = False
+        self.is_refused = False
         self._source = source
         self._sender = sender
         self._outlet = outlet
@@ -244,6 +246,12 @@ class Stream:
         if self._has_ended:
             self._settle_if_delivered()
         self.stop()
+
+    def forget(self) -> None:
+        """Count everything as closed: the event loop of the stream was closed before."""
+        self.state.close(ready_too=True)
+        self._outlet.streams.discard(self)
+        self._totals.settle(self)
 
     async def close(self) -> None:
         """Abandon the stream and wait for the end of its tasks."""
