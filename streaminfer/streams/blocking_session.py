@@ -164,7 +164,9 @@ class _ThreadedSource:
                     iterator = iter(self._source)
                 item, error = next(iterator, _END), None
             except BaseException as raised:  # noqa: BLE001 - it belongs to the consumer
-                may_cross = isinstance(raised, Exception) and not isinstance(raised, (StopIteration, StopAsyncIteration))
+                may_cross = isinstance(raised, Exception) and not isinstance(
+                    raised, (StopIteration, StopAsyncIteration)
+                )
                 item, error = None, raised if may_cross else RuntimeError(f"the source: {raised!r}")
             try:
                 future.get_loop().call_soon_threadsafe(_settle, future, item, error)
@@ -172,7 +174,7 @@ class _ThreadedSource:
                 return
 
 
-def _settle(future: "asyncio.Future[Any]", item: Any, error: Exception | None) -> None:
+def _settle(future: "asyncio.Future[Any]", item: Any, error: BaseException | None) -> None:
     if future.done():
         return
     if error is None:

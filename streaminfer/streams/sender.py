@@ -15,7 +15,7 @@ from typing import Any
 
 from streaminfer._internal.units import NEVER_NS
 from streaminfer._request_cy import make_request
-from streaminfer.errors import Closed, DeadlineExceeded, Overloaded
+from streaminfer.errors import DeadlineExceeded, Overloaded
 from streaminfer.protocols import Admission, AdmissionReason, Clock, StreamStates, adapt
 from streaminfer.request import Request, Response, time_left_s
 from streaminfer.streams._fair_order_cy import FairOrder
@@ -159,8 +159,6 @@ class Sender:
                         raise
                 finally:
                     del stream.sending[task]
-                if stream.is_refused and not stream.state.running:
-                    stream.stop()
             if stream.state.can_send():
                 order.push(stream.turn)  # for this task, or another one: whose turn it is
             elif task.cancelling():
@@ -178,7 +176,7 @@ class Sender:
         if result._starts_anew and self.states is not None:
             self.states.reset_stream(stream.stream_id)
         while True:
-            if settings.max_age_ns and deadline_ns is not None and deadline_ns <= self.clock():  # while it was held back
+            if settings.max_age_ns and stream.state.deadline_ns(result) <= self.clock():  # after a pause
                 stream.drop(result, AdmissionReason.DEADLINE_EXCEEDED)
                 return
             rejection = self._rejection(request) if settings.asks_first else None
@@ -227,7 +225,6 @@ class Sender:
             stream.drop(result, AdmissionReason.INFEASIBLE if is_early else AdmissionReason.DEADLINE_EXCEEDED)
             return
         stream.fail(result, error, now_ns)
-        stream.is_refused = stream.is_refused or isinstance(error, Closed)
 
     def _rejection(self, request: Request) -> Admission | None:
         """Return why a request is not to be sent; ``None``: it is.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import attrs
 
+from streaminfer.errors import Closed
 from streaminfer.protocols import Clock
 from streaminfer.streams._fair_order_cy import Turn
 from streaminfer.streams._stream_cy import StreamResult, StreamState, make_source_failure
@@ -136,7 +137,6 @@ class Stream:
         sending: the frames that are with the service, by the task that sent each.
         is_announced: it is queued in the outlet.
         is_settled: it has ended, and nothing of it is left to deliver.
-        is_refused: the service has stopped; the stream ends behind the outcome of what is in flight.
     """
 
     def __init__(
@@ -165,12 +165,12 @@ class Stream:
         self.sending: dict[asyncio.Task[None], StreamResult] = {}
         self.is_announced = False
         self.is_settled = False
-        self.is_refused = False
         self._source = source
         self._sender = sender
         self._outlet = outlet
         self._totals = totals
         self._error: BaseException | None = None  # of the source, not yet delivered
+        self._is_refused = False  # by a service that has stopped: it ends behind the outcome of what is in flight
         self._is_stopped = False
         self._has_ended = False
         self._room: asyncio.Future[None] | None = None  # the reader waits for a place
@@ -194,16 +194,23 @@ class Stream:
         """Take the outputs of a frame."""
         if self.state.complete(result, outputs, degraded, now_ns):
             self._outlet.announce(self)
+        if self._is_refused:
+            self._stop_behind_last()
 
     def fail(self, result: StreamResult, error: BaseException, now_ns: int) -> None:
         """Take the error of a frame."""
         if self.state.fail(result, error, now_ns):
             self._outlet.announce(self)
+        if self._is_refused or isinstance(error, Closed):
+            self._is_refused = True
+            self._stop_behind_last()
 
     def drop(self, result: StreamResult, reason: str) -> None:
         """Drop a frame that was sent, or was about to be; nothing where the stream was closed meanwhile."""
         if self.state.drop(result, str(reason)):
             self._outlet.announce(self)
+        if self._is_refused:
+            self._stop_behind_last()
 
     def end_if_drained(self) -> None:
         """Let the stream end where its source has and nothing is left to send."""
@@ -287,6 +294,10 @@ class Stream:
             self._sender.leave(self)
             await self._end_requests()
             self._end()
+
+    def _stop_behind_last(self) -> None:
+        if not self.state.running:
+            self.stop()
 
     async def _end_requests(self) -> None:
         """Cancel the requests of the stream, and wait until they have ended."""

@@ -18,8 +18,8 @@ A policy is shown the first batch in that order, and no more (``horizon``): it d
 when, by their deadlines; behind them it could trade one stream's requests for another's.
 
 *Invariants.* Tags ascend within a priority. Between two streams with a backlog, the requests released divided by the
-weight differ by at most a batch and the allowance. Requests of a stream are in the order of arrival, except that those behind one that
-left unserved keep their tags, and a later one may come before them.
+weight differ by at most a batch and the allowance. Requests of a stream are in the order of arrival, except that those
+behind one that left unserved keep their tags, and a later one may come before them.
 
 *Complexity.* A ticket is moved past those with a higher tag, at most ``max_size`` and usually the backlog of the
 greediest stream: some nanoseconds each. Memory for the streams that have used up their allowance, and as many again.

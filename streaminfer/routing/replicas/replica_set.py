@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from streaminfer._internal.validation import check_count, check_instance, check_number, expected
@@ -163,8 +163,7 @@ class Replicas(StackClock, Node):
         else:
             token = balancer.choose_for_stream(stream_key(request.stream_id), now_ns)
             may_retry = False
-            if (states := self._by_slot[token & _SLOT].states) is not None:
-                self._homes.move(request.stream_id, states)
+            self._homes.move(request.stream_id, self._by_slot[token & _SLOT].states)
         while True:
             handle = self._by_slot[token & _SLOT]
             started_ns = now_ns

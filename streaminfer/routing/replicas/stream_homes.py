@@ -20,24 +20,25 @@ class StreamHomes(AllStreamStates):
 
     Args:
         handles: returns those of all replicas.
-
-    Attributes:
-        keepers: returns those of the replicas whose model is recurrent.
     """
 
     def __init__(self, handles: Callable[[], Iterable[ReplicaHandle]]) -> None:
-        self.keepers = lambda: [handle.states for handle in handles() if handle.states is not None]
         super().__init__(self.keepers)
+        self._handles = handles
         self._homes: dict[Hashable, StreamStates] = {}
 
-    def move(self, stream_id: Hashable, keeper: StreamStates) -> None:
+    def keepers(self) -> list[StreamStates]:
+        """Return those of the replicas whose model is recurrent."""
+        return [handle.states for handle in self._handles() if handle.states is not None]
+
+    def move(self, stream_id: Hashable, keeper: StreamStates | None) -> None:
         """Bring the state of a stream to the replica that gets its next request.
 
         Where that is impossible, the stream starts from its initial state there: what the replica may know of it is of
         the past.
         """
         home = self._homes.get(stream_id)
-        if home is keeper:
+        if keeper is None or home is keeper:
             return
         if home is None and len(self._homes) >= _MOST_HOMES:
             del self._homes[next(iter(self._homes))]
