@@ -4,10 +4,11 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Hashable, Iterable
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex, runtime_checkable
 
 import attrs
 
+from streaminfer._internal.validation import expected
 from streaminfer.errors import Closed
 from streaminfer.protocols import Clock
 from streaminfer.streams._fair_order_cy import Turn
@@ -356,6 +357,9 @@ class Stream:
         now_ns = self._sender.clock()
         state = self.state
         if isinstance(item, Frame):
+            if not isinstance(item.captured_ns, (int, SupportsIndex)):
+                what = "whole nanoseconds on the clock of the Stack"
+                raise TypeError(expected("captured_ns", what, item.captured_ns))
             waits = state.offer(item.inputs, item.captured_ns, item.position_s, item.starts_anew, now_ns)
         else:
             waits = state.offer(item, now_ns, None, False, now_ns)

@@ -8,7 +8,7 @@ import pytest
 from live_sources import Camera, Service, States, add_up, echo, others, settle, stack_of
 
 import streaminfer as si
-from streaminfer.streams import LatestOnly, StreamSession
+from streaminfer.streams import Frame, LatestOnly, StreamSession
 from streaminfer.testing import HANG, ScriptedBackend, run
 
 pytestmark = pytest.mark.uncompiled
@@ -90,11 +90,14 @@ async def test_among_others_the_error_of_a_source_is_a_result(loop):
     assert (statistics.received, statistics.delivered, statistics.failed) == (7, 7, 0)
 
 
-async def test_a_frame_that_is_none_ends_its_stream(loop):
-    async def source():
-        yield si.streams.Frame(1.0, "noon")
+@pytest.mark.parametrize("captured_ns", [1764135000.25, None, "now"])
+async def test_an_instant_that_is_no_number_of_nanoseconds_is_named(loop, captured_ns):
+    """Seconds, say, as `time.time` returns them: every age would be wrong."""
 
-    with pytest.raises(TypeError):
+    async def source():
+        yield Frame(1.0, captured_ns)
+
+    with pytest.raises(TypeError, match="captured_ns: expected whole nanoseconds on the clock of the Stack, got"):
         await collect(StreamSession(Service(echo), clock=loop.clock)(source()))
 
 
