@@ -191,13 +191,13 @@ def full_s(size: int) -> float:
     return 0.020 * (0.8 + 0.2 * size / BATCH)
 
 
-def virtual(seconds: float) -> World:
+def virtual(seconds: float, batch: int = BATCH) -> World:
     return World(
-        "virtual",
+        "virtual" if batch > 1 else "one row",
         1.0,
-        BATCH,
+        batch,
         full_s(BATCH),
-        lambda: ScriptedBackend(duration_s=full_s),
+        lambda: ScriptedBackend(duration_s=lambda size: full_s(size * BATCH // batch)),
         lambda main: run(lambda loop: main(loop.clock)),
         seconds,
     )
@@ -312,7 +312,7 @@ class Heard:
 
     @property
     def jain(self) -> float:
-        shares = np.array([on_time / sent for sent, on_time in zip(self.sent, self.on_time, strict=True)][:REST])
+        shares = np.array([on_time / max(sent, 1) for sent, on_time in zip(self.sent, self.on_time, strict=True)][:REST])
         return float(shares.sum() ** 2 / (REST * (shares**2).sum())) if shares.any() else 0.0
 
     @property
@@ -320,19 +320,35 @@ class Heard:
         return float(np.quantile(self.latencies_s, 0.99)) if self.latencies_s else float("inf")
 
 
-async def crowd(world: World, seed: int, greedy: bool, fair: bool, clock: Callable[[], int]) -> Heard:
+class Way(NamedTuple):
+    """How the streams share the service."""
+
+    greedy: bool = True
+    fair: bool = False
+    priority: int = 0  # of the greedy stream
+
+
+WAYS = {
+    "alone": Way(greedy=False),
+    "first in, first out": Way(),
+    "greedy least urgent": Way(priority=1),  # as good as any order can be: only a batch that runs is in the way
+    "fair": Way(fair=True),
+}
+
+
+async def crowd(world: World, seed: int, way: Way, clock: Callable[[], int]) -> Heard:
     """Poisson streams of plain requests, one of which may send 20 times as much."""
     chance = random.Random(seed)
     rate = REST_SHARE * world.capacity / REST
     heard = Heard()
     tasks: set[asyncio.Task[None]] = set()
-    batcher = si.AdaptiveBatcher(max_batch_size=world.batch, max_queue_size=4096, fair=fair)
+    batcher = si.AdaptiveBatcher(max_batch_size=world.batch, max_queue_size=4096, fair=way.fair)
     async with si.Stack(batcher, world.make(), clock=clock) as service:
         end_ns = clock() + round(world.seconds * 1e9)
 
         async def answer(number: int, due_ns: int) -> None:
             try:
-                await service(world.frame, stream_id=number)
+                await service(world.frame, stream_id=number, priority=way.priority if number == REST else 0)
             except si.StreamInferError:
                 return
             heard.on_time[number] += clock() - due_ns < 20 * world.batch_s * 1e9
@@ -349,7 +365,7 @@ async def crowd(world: World, seed: int, greedy: bool, fair: bool, clock: Callab
                 task.add_done_callback(tasks.discard)
 
         players = [play(number, rate) for number in range(REST)]
-        if greedy:
+        if way.greedy:
             players.append(play(REST, GREEDY * rate))
         await asyncio.gather(*players)
         while tasks:
@@ -359,18 +375,17 @@ async def crowd(world: World, seed: int, greedy: bool, fair: bool, clock: Callab
 
 
 def measure_fairness(world: World, rounds: int) -> None:
-    ways = {"alone": (False, False), "first in, first out": (True, False), "fair": (True, True)}
-    found: dict[str, list[Heard]] = {way: [] for way in ways}
+    found: dict[str, list[Heard]] = {name: [] for name in WAYS}
     for seed in range(rounds):
-        for way, (greedy, fair) in ways.items():
-            found[way].append(world.runs(functools.partial(crowd, world, seed, greedy, fair)))
-    for way, heard in found.items():
+        for name, way in WAYS.items():
+            found[name].append(world.runs(functools.partial(crowd, world, seed, way)))
+    for name, heard in found.items():
         p99s = [one.p99_s * 1e3 for one in heard]
         ratio = statistics.median(mine.p99_s / alone.p99_s for mine, alone in zip(heard, found["alone"], strict=True))
         jain = statistics.median(one.jain for one in heard)
-        bars = f" ≤ 1.2 {verdict(ratio <= 1.2)}, ≥ 0.98 {verdict(jain >= 0.98)}" if way == "fair" else ""
+        bars = f" ≤ 1.2 {verdict(ratio <= 1.2)}, ≥ 0.98 {verdict(jain >= 0.98)}" if name == "fair" else ""
         print(
-            f"  {world.name:10}{way:22}p99 of the rest {statistics.median(p99s):8.1f} ms ({min(p99s):.1f} to "
+            f"  {world.name:10}{name:22}p99 of the rest {statistics.median(p99s):8.1f} ms ({min(p99s):.1f} to "
             f"{max(p99s):.1f}), {ratio:.2f}× alone; Jain's index of the rest on time {jain:.3f}{bars}"
         )
 
@@ -467,7 +482,7 @@ def main() -> None:
         for way in ("session", "task per frame"):
             print(world.runs(functools.partial(cameras, world, way)), flush=True)
     print(f"\n{REST} streams at {REST_SHARE:.0%} of the capacity, and one that sends {GREEDY} times as much as each")
-    for world in worlds:
+    for world in (virtual(6 * options.seconds, batch=1), *worlds):
         measure_fairness(world, min(options.rounds, 3))
     if options.churn:
         measure_churn(options.churn)

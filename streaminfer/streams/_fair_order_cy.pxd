@@ -1,5 +1,7 @@
 cimport cython
 
+cdef Py_ssize_t _FEW
+
 cdef class Turn:
     cdef public object owner
     cdef readonly bint is_queued
@@ -19,4 +21,5 @@ cdef class FairOrder:
     @cython.locals(entry=tuple, turn=Turn, start=double)
     cpdef Turn pop(self)
     cpdef remove(self, Turn turn)
-    cpdef bint is_spent(self, Turn turn) except -1
+    @cython.locals(entry=tuple, turn=Turn, kept=list)
+    cdef _leave_out_removed(self)

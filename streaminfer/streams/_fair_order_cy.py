@@ -8,7 +8,8 @@ stream that was idle is therefore served next, whatever backlog another one has,
 most ``1 / weight`` of the one plus ``1 / weight`` of the other. More urgent priorities are served first; tags compare
 streams of one priority, and those that are equal are served in the order of arrival.
 
-*Complexity.* O(log streams that wait) to push and to pop; one entry per stream, not per request.
+*Complexity.* O(log streams that wait) to push and to pop; one entry per stream, not per request, and at most
+as many again of streams that were removed.
 
 *Reference.* P. Goyal, H. M. Vin and H. Cheng, Start-time Fair Queueing, SIGCOMM 1996. Deficit round robin (Shreedhar
 and Varghese, 1995) has the same shares, but a stream that was idle waits for a whole round.
@@ -18,10 +19,12 @@ One source, compiled with the C types of ``_fair_order_cy.pxd`` or run uncompile
 
 from __future__ import annotations
 
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import Any
 
 __all__ = ["FairOrder", "Turn"]
+
+_FEW = 8  # entries that were removed, beyond as many as wait, are left for a pop to find
 
 
 class Turn:
@@ -97,9 +100,14 @@ class FairOrder:
         if turn.is_queued:
             turn.is_queued = False
             self.count -= 1
-            if not self.count:
-                self._heap.clear()
+            if len(self._heap) > 2 * self.count + _FEW:
+                self._leave_out_removed()
 
-    def is_spent(self, turn: Turn) -> bool:
-        """Return whether nothing is to be remembered of a stream: a new one would be served as soon."""
-        return not turn.is_queued and turn._finish <= self._virtual
+    def _leave_out_removed(self) -> None:
+        kept: list[tuple[int, float, int, Turn]] = []
+        for entry in self._heap:
+            turn: Turn = entry[3]
+            if turn.is_queued and entry[2] == turn._number:
+                kept.append(entry)
+        heapify(kept)
+        self._heap = kept

@@ -12,7 +12,7 @@ which frames are of interest at all; the others are dropped as ``skipped``.
 
 *State of recurrent models.* ``starts_anew`` of a frame that is dropped passes to the next frame of the stream, so that
 a reset is never lost. With ``resets_after_gap`` each frame behind one that was dropped or failed starts anew too. Such
-a frame is sent when no earlier one runs.
+a frame is sent when no earlier one runs, and with ``resets_after_gap`` each is, since an earlier one may yet fail.
 
 *Invariants*, which the property tests check: ``received`` = ``delivered`` + ``failed`` + every count in ``dropped`` +
 ``waiting`` + ``in_flight``; results are delivered in the order of ``number``; ``running`` ≤
@@ -194,7 +194,7 @@ class StreamState:
         if self.running == 0:
             return True
         head: StreamResult = self._waiting[0]
-        return not head._starts_anew
+        return not (head._starts_anew or self._resets_after_gap)
 
     def next(self, now_ns: int) -> StreamResult | None:
         """Move the next frame from waiting to in flight, and drop those that are too old."""

@@ -76,8 +76,11 @@ class BlockingStreamSession:
             yield result
 
     def statistics(self) -> StreamSessionStatistics:
-        """Return a snapshot of all streams."""
-        return self._run(self._session.statistics)
+        """Return a snapshot of all streams, also when the stack has stopped."""
+        try:
+            return self._run(self._session.statistics)
+        except Closed:
+            return self._session.statistics()
 
     def close(self) -> None:
         """Close every stream and accept no further ones."""
@@ -113,6 +116,8 @@ class BlockingStreamSession:
         return self._infer._wait_for(call())
 
     def _close(self, close: Callable[[], Awaitable[None]]) -> None:
+        if self._infer._thread is threading.current_thread():
+            return  # the collector runs on the event loop; what it collects closes its stream
         with contextlib.suppress(Closed):  # the stack has stopped, and its loop has ended the streams
             self._wait_for(close)
 
@@ -159,14 +164,17 @@ class _ThreadedSource:
                     iterator = iter(self._source)
                 item, error = next(iterator, _END), None
             except BaseException as raised:  # noqa: BLE001 - it belongs to the consumer
-                item, error = None, raised if isinstance(raised, Exception) else RuntimeError(f"the source: {raised!r}")
+                may_cross = isinstance(raised, Exception) and not isinstance(
+                    raised, (StopIteration, StopAsyncIteration)
+                )
+                item, error = None, raised if may_cross else RuntimeError(f"the source: {raised!r}")
             try:
                 future.get_loop().call_soon_threadsafe(_settle, future, item, error)
             except RuntimeError:  # the loop was closed meanwhile
                 return
 
 
-def _settle(future: "asyncio.Future[Any]", item: Any, error: Exception | None) -> None:
+def _settle(future: "asyncio.Future[Any]", item: Any, error: BaseException | None) -> None:
     if future.done():
         return
     if error is None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from streaminfer._internal.units import NEVER_NS
 from streaminfer._request_cy import make_request
-from streaminfer.errors import Closed, DeadlineExceeded, Overloaded
+from streaminfer.errors import DeadlineExceeded, Overloaded
 from streaminfer.protocols import Admission, AdmissionReason, Clock, StreamStates, adapt
 from streaminfer.request import Request, Response, time_left_s
 from streaminfer.streams._fair_order_cy import FairOrder
@@ -161,6 +161,8 @@ class Sender:
                     del stream.sending[task]
             if stream.state.can_send():
                 order.push(stream.turn)  # for this task, or another one: whose turn it is
+            elif task.cancelling():
+                return  # the service has swallowed the cancellation; the stream waits for the end of this task
             else:
                 stream.end_if_drained()
 
@@ -174,6 +176,9 @@ class Sender:
         if result._starts_anew and self.states is not None:
             self.states.reset_stream(stream.stream_id)
         while True:
+            if settings.max_age_ns and stream.state.deadline_ns(result) <= self.clock():  # after a pause
+                stream.drop(result, AdmissionReason.DEADLINE_EXCEEDED)
+                return
             rejection = self._rejection(request) if settings.asks_first else None
             if rejection is not None:
                 if not settings.waits or rejection.reason not in _PASSING:
@@ -220,8 +225,6 @@ class Sender:
             stream.drop(result, AdmissionReason.INFEASIBLE if is_early else AdmissionReason.DEADLINE_EXCEEDED)
             return
         stream.fail(result, error, now_ns)
-        if isinstance(error, Closed):
-            stream.stop()
 
     def _rejection(self, request: Request) -> Admission | None:
         """Return why a request is not to be sent; ``None``: it is.

@@ -173,6 +173,7 @@ class StreamSession:
         Args:
             stream_id: of the stream.
         """
+        self._forget_lost()
         stream = self._totals.open.get(stream_id)
         if stream is not None:
             await stream.close()
@@ -197,6 +198,7 @@ class StreamSession:
     async def aclose(self) -> None:
         """Close every stream and accept no further ones; returns when no task of the session is left."""
         self._closed = True
+        self._forget_lost()
         await asyncio.gather(*(stream.close() for stream in list(self._totals.open.values())))
         if self._sender is not None:
             await self._sender.join_tasks()
@@ -233,10 +235,10 @@ class StreamSession:
             raise TypeError(expected("source", "an asynchronous iterable, since the policy drops frames", source))
         check_number("weight", weight, "a number from 0.001 to 1000", lambda it: 0.001 <= it <= 1000)
         loop = asyncio.get_running_loop()
+        self._forget_lost()
         if loop is not self._loop:
-            if self._totals.open and self._loop is not None and not self._loop.is_closed():
+            if self._totals.open:
                 raise RuntimeError("this session has open streams on another event loop")
-            self._totals.forget_open()
             self._loop, self._sender, self._outlet = loop, None, None
         if self._sender is None:
             clock = self._given_clock
@@ -244,6 +246,12 @@ class StreamSession:
                 clock = self._service.clock if isinstance(self._service, Stack) else time.monotonic_ns
             self._sender = Sender(self._service, clock)
         return self._sender
+
+    def _forget_lost(self) -> None:
+        """Count the streams that a closed event loop left behind as closed."""
+        if self._loop is not None and self._loop.is_closed():
+            self._totals.forget_open()
+            self._loop, self._sender, self._outlet = None, None, None
 
     def _open(self, source: Source, stream_id: Hashable, weight: float, sender: Sender, outlet: Outlet) -> Stream:
         if stream_id is None:

@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Hashable, Iterable
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex, runtime_checkable
 
 import attrs
 
+from streaminfer._internal.validation import expected
+from streaminfer.errors import Closed
 from streaminfer.protocols import Clock
 from streaminfer.streams._fair_order_cy import Turn
 from streaminfer.streams._stream_cy import StreamResult, StreamState, make_source_failure
@@ -169,6 +171,7 @@ class Stream:
         self._outlet = outlet
         self._totals = totals
         self._error: BaseException | None = None  # of the source, not yet delivered
+        self._is_refused = False  # by a service that has stopped: it ends behind the outcome of what is in flight
         self._is_stopped = False
         self._has_ended = False
         self._room: asyncio.Future[None] | None = None  # the reader waits for a place
@@ -192,16 +195,23 @@ class Stream:
         """Take the outputs of a frame."""
         if self.state.complete(result, outputs, degraded, now_ns):
             self._outlet.announce(self)
+        if self._is_refused:
+            self._stop_behind_last()
 
     def fail(self, result: StreamResult, error: BaseException, now_ns: int) -> None:
         """Take the error of a frame."""
         if self.state.fail(result, error, now_ns):
             self._outlet.announce(self)
+        if self._is_refused or isinstance(error, Closed):
+            self._is_refused = True
+            self._stop_behind_last()
 
     def drop(self, result: StreamResult, reason: str) -> None:
         """Drop a frame that was sent, or was about to be; nothing where the stream was closed meanwhile."""
         if self.state.drop(result, str(reason)):
             self._outlet.announce(self)
+        if self._is_refused:
+            self._stop_behind_last()
 
     def end_if_drained(self) -> None:
         """Let the stream end where its source has and nothing is left to send."""
@@ -245,6 +255,12 @@ class Stream:
             self._settle_if_delivered()
         self.stop()
 
+    def forget(self) -> None:
+        """Count everything as closed: the event loop of the stream was closed before."""
+        self.state.close(ready_too=True)
+        self._outlet.streams.discard(self)
+        self._totals.settle(self)
+
     async def close(self) -> None:
         """Abandon the stream and wait for the end of its tasks."""
         self.abandon()
@@ -279,6 +295,10 @@ class Stream:
             self._sender.leave(self)
             await self._end_requests()
             self._end()
+
+    def _stop_behind_last(self) -> None:
+        if not self.state.running:
+            self.stop()
 
     async def _end_requests(self) -> None:
         """Cancel the requests of the stream, and wait until they have ended."""
@@ -337,6 +357,9 @@ class Stream:
         now_ns = self._sender.clock()
         state = self.state
         if isinstance(item, Frame):
+            if not isinstance(item.captured_ns, (int, SupportsIndex)):
+                what = "whole nanoseconds on the clock of the Stack"
+                raise TypeError(expected("captured_ns", what, item.captured_ns))
             waits = state.offer(item.inputs, item.captured_ns, item.position_s, item.starts_anew, now_ns)
         else:
             waits = state.offer(item, now_ns, None, False, now_ns)

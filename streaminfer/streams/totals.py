@@ -45,8 +45,7 @@ class SessionTotals:
     def forget_open(self) -> None:
         """Take over the counters of streams that a closed event loop left behind."""
         for stream in list(self.open.values()):
-            stream.state.close(ready_too=True)
-            self.settle(stream)
+            stream.forget()
 
     def snapshot(self) -> StreamSessionStatistics:
         """Return them as a record."""

@@ -1,5 +1,8 @@
 """Streams for synchronous callers: sources in threads, results in the caller's."""
 
+import gc
+import itertools
+import sys
 import threading
 
 import pytest
@@ -114,3 +117,47 @@ def test_the_stop_of_the_stack_ends_the_streams():
 def test_a_session_needs_a_blocking_stack():
     with pytest.raises(TypeError, match="infer: expected a BlockingStack"):
         BlockingStreamSession(stack_of())
+
+
+def test_statistics_outlive_the_stack():
+    with stack_of().blocking() as infer, BlockingStreamSession(infer) as session:
+        list(session([1.0, 2.0]))
+    assert session.statistics().delivered == 2
+
+
+def test_a_source_that_raises_what_ends_iterators_is_an_error():
+    class Wrong:
+        def __iter__(self):
+            raise StopIteration
+
+    with (
+        stack_of().blocking() as infer,
+        BlockingStreamSession(infer) as session,
+        pytest.raises(RuntimeError, match="StopIteration"),
+    ):
+        list(session(Wrong()))
+
+
+def test_results_that_are_collected_on_the_event_loop_close_their_stream(monkeypatch):
+    """Not by a call that would wait for the loop it runs on."""
+    unraisable = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+
+    def collect(x):
+        gc.collect()
+        return x
+
+    gc.disable()
+    try:
+        with stack_of(collect).blocking() as infer, BlockingStreamSession(infer) as session:
+            cycle = [session(itertools.repeat(1.0))]
+            next(cycle[0])
+            cycle.append(cycle)
+            del cycle
+            infer(1.0)
+            infer(1.0)
+            while session.statistics().open_streams:
+                infer(1.0)
+    finally:
+        gc.enable()
+    assert not unraisable

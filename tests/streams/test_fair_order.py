@@ -1,5 +1,7 @@
 """Turns of streams: shares by weight, and nothing to be gained by waiting or by a backlog."""
 
+import weakref
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,6 +10,10 @@ from streaminfer.streams._fair_order_cy import FairOrder, Turn
 from streaminfer.streams.bursts import Bursts
 
 pytestmark = pytest.mark.uncompiled
+
+
+class Owner:
+    """A stream of which is known whether anything holds it."""
 
 
 @given(st.lists(st.sampled_from([0.25, 0.5, 1.0, 2.0, 3.0]), min_size=2, max_size=6), st.integers(1, 200))
@@ -107,3 +113,18 @@ def test_without_bursts_each_may_be_sent():
     assert bursts.may_send()
     assert not bursts.end(None)
     assert bursts.in_flight == 2
+
+
+def test_a_turn_that_was_removed_is_not_kept():
+    """While a service hangs, streams come and go, and one that waits keeps the order from running empty."""
+    order, owners = FairOrder(), weakref.WeakSet()
+    order.push(Turn(Owner(), 1.0, 0))
+    for _ in range(1000):
+        turn = Turn(Owner(), 1.0, 0)
+        owners.add(turn.owner)
+        order.push(turn)
+        order.remove(turn)
+
+    assert len(owners) <= 20
+    assert order.pop() is not None
+    assert order.pop() is None

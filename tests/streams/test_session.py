@@ -264,6 +264,22 @@ async def test_routers_and_replicas_are_services(loop):
         assert len(await collect(session(Camera(loop, 9)))) == 9
 
 
+async def test_frames_wait_in_their_streams_behind_a_router_too(loop):
+    """Results are as fresh as without it: no frame ages in the queue of the best route."""
+
+    async def oldest_s(wrap):
+        model = ScriptedBackend(duration_s=0.02)
+        service = wrap(si.Stack(si.AdaptiveBatcher(max_batch_size=2), model, clock=loop.clock))
+        async with si.Stack(service, clock=loop.clock) as stack, StreamSession(stack, policy=LatestOnly()) as session:
+            for _ in range(8):
+                session.add(Camera(loop, 60))
+            return max([result.age_s async for result in session if result.number < 50])
+
+    bare_s = await oldest_s(lambda service: service)
+    spare = si.Stack(si.AdaptiveBatcher(max_batch_size=2), ScriptedBackend())
+    assert await oldest_s(lambda one: si.FallbackRouter(si.Route("a", one), si.Route("b", spare))) == bare_s
+
+
 async def test_many_sources_have_one_consumer(loop):
     """Streams are added and removed while results of others arrive, and the loop ends with the last of them."""
     async with stack_of(loop, ScriptedBackend(duration_s=0.004)) as service, StreamSession(service) as session:

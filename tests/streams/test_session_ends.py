@@ -8,7 +8,7 @@ import pytest
 from live_sources import Camera, Service, States, add_up, echo, others, settle, stack_of
 
 import streaminfer as si
-from streaminfer.streams import LatestOnly, StreamSession
+from streaminfer.streams import Frame, LatestOnly, StreamSession
 from streaminfer.testing import HANG, ScriptedBackend, run
 
 pytestmark = pytest.mark.uncompiled
@@ -90,11 +90,14 @@ async def test_among_others_the_error_of_a_source_is_a_result(loop):
     assert (statistics.received, statistics.delivered, statistics.failed) == (7, 7, 0)
 
 
-async def test_a_frame_that_is_none_ends_its_stream(loop):
-    async def source():
-        yield si.streams.Frame(1.0, "noon")
+@pytest.mark.parametrize("captured_ns", [1764135000.25, None, "now"])
+async def test_an_instant_that_is_no_number_of_nanoseconds_is_named(loop, captured_ns):
+    """Seconds, say, as `time.time` returns them: every age would be wrong."""
 
-    with pytest.raises(TypeError):
+    async def source():
+        yield Frame(1.0, captured_ns)
+
+    with pytest.raises(TypeError, match="captured_ns: expected whole nanoseconds on the clock of the Stack, got"):
         await collect(StreamSession(Service(echo), clock=loop.clock)(source()))
 
 
@@ -140,6 +143,79 @@ async def test_the_stop_of_the_service_ends_the_streams(loop):
     await settle()
     assert not others()
     assert add_up(session.statistics())
+
+
+async def test_several_frames_in_flight_get_their_outcome_when_the_service_stops(loop):
+    stack = si.Stack(si.AdaptiveBatcher(max_batch_size=1), ScriptedBackend(duration_s=0.1), clock=loop.clock)
+    await stack.start()
+    session = StreamSession(stack, max_in_flight=3)
+    consumer = asyncio.ensure_future(collect(session(Camera(loop))))
+    await asyncio.sleep(0.15)
+    await stack.stop()
+    results = await consumer
+
+    errors = [result.error for result in results]
+    assert errors[:3] == [None] * 3
+    assert errors[3:]
+    assert all(isinstance(error, si.Closed) for error in errors[3:])
+    await settle()
+    assert not others()
+    assert add_up(session.statistics())
+
+
+async def test_a_stopped_service_ends_a_stream_whose_source_hangs(loop):
+    """The last outcome is that of a frame that was sent before the one that was refused."""
+    hanging = asyncio.Event()
+
+    async def source():
+        yield 1.0
+        yield 2.0
+        await hanging.wait()
+
+    async def answer(request):
+        if request.inputs == 2.0:
+            raise si.Closed("stopped")
+        await asyncio.sleep(0.1)
+        return request.inputs
+
+    results = await collect(StreamSession(Service(answer), max_in_flight=2, clock=loop.clock)(source()))
+
+    assert [type(result.error) for result in results] == [type(None), si.Closed]
+    await settle()
+    assert not others()
+
+
+async def test_a_service_that_swallows_cancellation_keeps_no_stream_open(loop):
+    async def answer(request):
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0.05)
+        return request.inputs
+
+    async with StreamSession(Service(answer), clock=loop.clock) as session:
+        for name in ("a", "b"):
+            session.add(Camera(loop), stream_id=name)
+        consumer = asyncio.ensure_future(collect(session))
+        await asyncio.sleep(0.13)
+        async with asyncio.timeout(0.01):
+            await session.remove("a")
+        before = session.statistics().delivered
+        await asyncio.sleep(0.2)
+        assert session.statistics().delivered > before
+    await consumer
+    assert not others()
+
+
+async def test_a_frame_that_is_refused_until_it_is_too_old_is_dropped(loop):
+    """Also where nothing but `Overloaded` tells of the service."""
+
+    async def answer(request):
+        raise si.Overloaded("no place")
+
+    service = Service(answer)
+    session = StreamSession(service, max_age_s=0.1, clock=loop.clock)
+    assert await collect(session(Camera(loop, 3))) == []
+    assert session.statistics().dropped == {"deadline_exceeded": 3}
+    assert len(service.requests) < 150
 
 
 async def test_a_hard_stop_of_the_service_ends_the_streams(loop):
@@ -198,6 +274,34 @@ def test_a_loop_that_is_shut_down_takes_the_streams_with_it():
 
     assert run(second) == [1.0]
     assert add_up(session.statistics())
+
+
+@pytest.mark.parametrize("end", ["aclose", "remove"])
+def test_streams_that_a_closed_loop_left_behind_can_be_closed(end):
+    async def hold(_request):
+        await asyncio.Event().wait()
+
+    async def open_stream():
+        session.add(["frame"] * 3, stream_id="lost")
+        await settle()
+        return others()
+
+    async def close():
+        await (session.aclose() if end == "aclose" else session.remove("lost"))
+
+    session = StreamSession(Service(hold))
+    loop = asyncio.new_event_loop()
+    tasks = loop.run_until_complete(open_stream())
+    loop.close()
+    asyncio.run(close())
+
+    assert session.streams == ()
+    statistics = session.statistics()
+    assert (statistics.received, statistics.dropped) == (3, {"closed": 3})
+    for task in tasks:  # what the loop should have done before it was closed
+        task._log_destroy_pending = False
+        with contextlib.suppress(RuntimeError):
+            task.get_coro().close()
 
 
 async def test_a_session_belongs_to_one_loop_at_a_time(loop):

@@ -107,7 +107,7 @@ class StreamMachine(RuleBasedStateMachine):
             bool(waiting)
             and len(running) < self.max_in_flight
             and len(running) + len(self.of("ready", "error")) < places
-            and not (running and waiting[0]["anew"])
+            and not (running and (waiting[0]["anew"] or self.resets))
         )
 
     @precondition(lambda self: self.of("running"))
@@ -180,16 +180,21 @@ class Latest(StreamMachine):
 
 
 class Blocks(StreamMachine):
-    max_waiting, waits, max_in_flight, resets = 4, True, 3, True
+    max_waiting, waits, max_in_flight = 4, True, 3
+
+
+class Resets(Blocks):
+    resets = True
 
 
 class Selects(StreamMachine):
     max_waiting, selector, max_in_flight, max_age_ns = 2, EvenOnly(), 2, 40
 
 
-for machine in (Latest, Blocks, Selects):
+for machine in (Latest, Blocks, Resets, Selects):
     machine.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
-TestLatest, TestBlocks, TestSelects = Latest.TestCase, Blocks.TestCase, Selects.TestCase
+TestLatest, TestBlocks = Latest.TestCase, Blocks.TestCase
+TestResets, TestSelects = Resets.TestCase, Selects.TestCase
 
 
 def test_a_source_is_held_until_a_quarter_is_left():

@@ -3,12 +3,14 @@ from streaminfer.batching.queue._feasibility_cy cimport DurationTable
 from streaminfer.batching.queue._queue_cy cimport RequestQueue, _Level
 from streaminfer.batching.queue._ticket_cy cimport Execution, Ticket
 
-cdef Py_ssize_t _SPENT_KEPT
+cdef double _ALLOWANCE
+cdef Py_ssize_t _FEW
 
 cdef class FairQueue(RequestQueue):
     cdef public Py_ssize_t horizon
     cdef dict _weights
     cdef dict _finish_tags
+    cdef Py_ssize_t _many
     cdef double _virtual
 
     cpdef list first(self, Py_ssize_t count)
@@ -19,6 +21,8 @@ cdef class FairQueue(RequestQueue):
     @cython.locals(execution=Execution, ticket=Ticket)
     cpdef Execution take(self, object tickets, long long now_ns, object reason, DurationTable table=*)
 
+    cpdef bint end(self, Ticket ticket)
+
     @cython.locals(level=_Level, ticket=Ticket, tag=double, ahead=Py_ssize_t)
     cpdef Py_ssize_t ahead_of(self, object stream_id) except -1
 
@@ -27,8 +31,8 @@ cdef class FairQueue(RequestQueue):
     @cython.locals(tag=double)
     cdef double _tag_of(self, object stream_id) except? -1.0
 
-    @cython.locals(before=Ticket, after=Ticket, level=_Level)
+    @cython.locals(before=Ticket, after=Ticket, level=_Level, start=double)
     cdef _link(self, Ticket ticket)
 
     @cython.locals(kept=dict, finish=double)
-    cdef _forget_spent(self)
+    cdef _forget_some(self)

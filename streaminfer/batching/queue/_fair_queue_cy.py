@@ -4,16 +4,25 @@
 tag: the later of the virtual time and the finish tag of the ticket of its stream before it, which is ``1 / weight``
 behind the start of that. The virtual time is the highest start tag of what was released. A ticket is put in front of
 those with a higher tag, so the request of a stream that sends now and then stands in front of all but the first of a
-backlog. Requests without a ``stream_id`` are one stream together.
+backlog. Requests without a ``stream_id`` are one stream together. A stream pays for what is released: a request that
+expires, is cancelled or is shed takes its cost back, so that a stream that always sends too much still has its share.
+
+Tags are earlier than that by an allowance of two turns, down to the virtual time. Without it the second of two requests
+that a small stream happens to send together would have to let a backlog go first; with it, as long as streams send less
+than their share, they are served in the order of arrival, as if the backlog were not there. Tags outlive an empty
+queue, because a backlog comes and goes while a stream sends too much. With a row per batch, 24 streams at 54 % of the
+capacity and one that fills the rest, p99 of the 24 is 1.13 times what it is without that one, which is what a batch
+that cannot be interrupted costs under any order; it is 1.7 times without the allowance.
 
 A policy is shown the first batch in that order, and no more (``horizon``): it decides which of these are released, and
 when, by their deadlines; behind them it could trade one stream's requests for another's.
 
 *Invariants.* Tags ascend within a priority. Between two streams with a backlog, the requests released divided by the
-weight differ by at most a batch.
+weight differ by at most a batch and the allowance. Requests of a stream are in the order of arrival, except that those
+behind one that left unserved keep their tags, and a later one may come before them.
 
 *Complexity.* A ticket is moved past those with a higher tag, at most ``max_size`` and usually the backlog of the
-greediest stream: some nanoseconds each. Memory for the streams whose next request would still wait behind others'.
+greediest stream: some nanoseconds each. Memory for the streams that have used up their allowance, and as many again.
 
 *Reference.* P. Goyal, H. M. Vin and H. Cheng, Start-time Fair Queueing, SIGCOMM 1996.
 
@@ -30,7 +39,8 @@ from streaminfer.batching.queue._ticket_cy import Execution, Ticket
 
 __all__ = ["FairQueue"]
 
-_SPENT_KEPT = 64  # streams beyond twice those queued, before those that nothing is remembered of are left out
+_ALLOWANCE = 2.0  # turns of a stream of weight 1
+_FEW = 64  # streams that are remembered without a look at what of it matters
 
 
 class FairQueue(RequestQueue):
@@ -44,13 +54,14 @@ class FairQueue(RequestQueue):
         horizon: how many queued tickets a policy is shown, ≥ 1.
     """
 
-    __slots__ = ("_finish_tags", "_virtual", "_weights", "horizon")
+    __slots__ = ("_finish_tags", "_many", "_virtual", "_weights", "horizon")
 
     def __init__(self, max_size: int, weights: Mapping[Hashable, float]) -> None:
         RequestQueue.__init__(self, max_size)
         self.horizon = max_size
         self._weights = dict(weights)
         self._finish_tags: dict[Hashable, float] = {}
+        self._many = _FEW
         self._virtual = 0.0
 
     def __iter__(self) -> Iterator[Ticket]:
@@ -82,10 +93,16 @@ class FairQueue(RequestQueue):
         for ticket in execution.tickets:
             if ticket.tag > self._virtual:
                 self._virtual = ticket.tag
-        if not self.queued:  # nobody has waited longer than another
-            self._finish_tags.clear()
-            self._virtual = 0.0
         return execution
+
+    def end(self, ticket: Ticket) -> bool:
+        """End a ticket, as the base class; one that still waits costs its stream nothing."""
+        if ticket._queued:
+            stream_id = None if ticket.request is None else ticket.request.stream_id
+            finish = self._finish_tags.get(stream_id)
+            if finish is not None:
+                self._finish_tags[stream_id] = finish - 1.0 / self._weights.get(stream_id, 1.0)
+        return RequestQueue.end(self, ticket)
 
     def ahead_of(self, stream_id: Hashable) -> int:
         """Return how many queued tickets would be served before one more of a stream, of any priority."""
@@ -103,16 +120,19 @@ class FairQueue(RequestQueue):
         return self._tag_of(stream_id) < ticket.tag
 
     def _tag_of(self, stream_id: Hashable) -> float:
-        tag = self._finish_tags.get(stream_id, 0.0)
+        tag = self._finish_tags.get(stream_id, 0.0) - _ALLOWANCE
         return tag if tag > self._virtual else self._virtual
 
     def _link(self, ticket: Ticket) -> None:
         """Queue a ticket behind those of its priority whose turn is before its."""
         stream_id = None if ticket.request is None else ticket.request.stream_id
         ticket.tag = self._tag_of(stream_id)
-        self._finish_tags[stream_id] = ticket.tag + 1.0 / self._weights.get(stream_id, 1.0)
-        if len(self._finish_tags) > 2 * self.queued + _SPENT_KEPT:
-            self._forget_spent()
+        start = self._finish_tags.get(stream_id, 0.0)
+        if start < self._virtual:
+            start = self._virtual
+        self._finish_tags[stream_id] = start + 1.0 / self._weights.get(stream_id, 1.0)
+        if len(self._finish_tags) > self._many:
+            self._forget_some()
         RequestQueue._link(self, ticket)
         level = self._recent  # where it was put
         before = ticket._previous
@@ -132,9 +152,11 @@ class FairQueue(RequestQueue):
         else:
             before._next = ticket
 
-    def _forget_spent(self) -> None:
+    def _forget_some(self) -> None:
+        """Forget the streams that would not wait for a turn: their allowance is whole again."""
         kept: dict[Hashable, float] = {}
         for stream_id, finish in self._finish_tags.items():
-            if finish > self._virtual:
+            if finish > self._virtual + _ALLOWANCE:
                 kept[stream_id] = finish  # noqa: PERF403 - a comprehension has a scope, and types, of its own
         self._finish_tags = kept
+        self._many = 2 * len(kept) + _FEW

@@ -148,7 +148,8 @@ class FallbackRouter(StackClock, Node):
         return {route.name: route.service for route in self.routes}
 
     def capabilities(self) -> Capabilities:
-        """The check of the best route, and what the router does itself."""
+        """The check and the load of the best route, and what the router does itself."""
+        best = adapt(self.routes[0].service).capabilities()
         return Capabilities(
             validate=self.validate,
             admission=self.admission,
@@ -156,6 +157,8 @@ class FallbackRouter(StackClock, Node):
             fingerprint_changes=self.fingerprint_changes,
             enforces_deadline=True,
             idempotent=are_idempotent(self._services()),
+            max_in_flight=best.max_in_flight,
+            full_load=best.full_load,
             stream_states=states_of_all(self._services),
         )
 

@@ -66,6 +66,7 @@ class ReplicaHandle:
         call: of the service, which ends at the request's deadline.
         is_idempotent: a request may be sent to it a second time.
         changes: returns how often its model has changed; ``None``: it never does.
+        states: of the streams, where its model is recurrent.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class ReplicaHandle:
         self.validate, self.slo = offered.validate, offered.slo
         self.admission: Any = offered.admission
         self.is_idempotent = offered.idempotent is not False
-        self.changes = offered.fingerprint_changes
+        self.changes, self.states = offered.fingerprint_changes, offered.stream_states
         self._balancer = balancer
         self._clock = clock
         self._on_drained = on_drained

@@ -8,10 +8,9 @@ replica keeps its slot until its last attempt has ended.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import random
 import time
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from streaminfer._internal.validation import check_count, check_instance, check_number, expected
@@ -26,12 +25,11 @@ from streaminfer.routing.replicas.health import HealthCheck, ReplicaProbes
 from streaminfer.routing.replicas.replica import Replica, ReplicaHandle
 from streaminfer.routing.replicas.settings import duration_ns, is_above_1, zone_penalties
 from streaminfer.routing.replicas.statistics import ReplicasStatistics, replica_statistics
-from streaminfer.routing.stream_states import states_of_all
+from streaminfer.routing.replicas.stream_homes import StreamHomes, stream_key
 
 __all__ = ["Replica", "Replicas"]
 
 _SLOT = 2**16 - 1
-_BITS = 2**64 - 1
 _IGNORED_ERRORS = (asyncio.CancelledError, DeadlineExceeded, InvalidInput)
 
 
@@ -127,6 +125,7 @@ class Replicas(StackClock, Node):
         self._handles: dict[str, ReplicaHandle] = {}
         self._by_slot: list[ReplicaHandle] = []
         self._leaving: list[ReplicaHandle] = []
+        self._homes = StreamHomes(lambda: [*self._handles.values(), *self._leaving])
         self._probes = None if health is None else ReplicaProbes(health, self._balancer, self._now, seed)
         self._finder: Finder | None = None
         if discovery is not None:
@@ -162,8 +161,9 @@ class Replicas(StackClock, Node):
             token = balancer.choose(-1, now_ns)
             may_retry = self._retry
         else:
-            token = balancer.choose_for_stream(_stream_key(request.stream_id), now_ns)
+            token = balancer.choose_for_stream(stream_key(request.stream_id), now_ns)
             may_retry = False
+            self._homes.move(request.stream_id, self._by_slot[token & _SLOT].states)
         while True:
             handle = self._by_slot[token & _SLOT]
             started_ns = now_ns
@@ -199,7 +199,7 @@ class Replicas(StackClock, Node):
             return Admission(False, AdmissionReason.CLOSED)
         balancer = self._balancer
         if request.stream_id is not None:
-            return self._admission_at(balancer.of_stream(_stream_key(request.stream_id), now_ns), request, now_ns)
+            return self._admission_at(balancer.of_stream(stream_key(request.stream_id), now_ns), request, now_ns)
         tried: set[int] = set()
         rejection: Admission | None = None
         for _ in range(balancer.replicas):
@@ -242,7 +242,7 @@ class Replicas(StackClock, Node):
             fingerprint_changes=self.fingerprint_changes,
             enforces_deadline=True,
             idempotent=are_idempotent([handle.replica.service for handle in self._handles.values()]),
-            stream_states=states_of_all(lambda: self.children.values()),  # noqa: PLW0108 - they change
+            stream_states=self._homes if self._homes.keepers() else None,
         )
 
     @property
@@ -394,7 +394,7 @@ class Replicas(StackClock, Node):
         if replica.zone != self.zone:
             penalty = self._penalties.get(replica.zone, self._usual_penalty)
         zone = self._zones.setdefault(replica.zone, len(self._zones))
-        key = _stream_key(replica.name)
+        key = stream_key(replica.name)
         handle.slot = self._balancer.add(float(replica.weight), penalty, zone, key, slowly, self.clock())
         self._handles[replica.name] = handle
         if handle.slot == len(self._by_slot):
@@ -436,10 +436,3 @@ def _outcome_of(error: BaseException) -> int:
     if isinstance(error, _IGNORED_ERRORS) or not isinstance(error, Exception):
         return IGNORED
     return FAILURE
-
-
-def _stream_key(stream_id: Hashable) -> int:
-    """Return 64 bits, the same in every process for text, bytes and whole numbers; for others, in this one."""
-    if type(stream_id) in (str, bytes, int):
-        return int.from_bytes(hashlib.blake2b(repr(stream_id).encode(), digest_size=8).digest(), "big")
-    return hash(stream_id) & _BITS

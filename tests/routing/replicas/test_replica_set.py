@@ -286,9 +286,9 @@ def test_a_stream_has_the_same_place_in_every_process():
 
 
 def stream_key(stream_id):
-    from streaminfer.routing.replicas.replica_set import _stream_key
+    from streaminfer.routing.replicas.stream_homes import stream_key as key_of
 
-    return _stream_key(stream_id)
+    return key_of(stream_id)
 
 
 # -- life -------------------------------------------------------------------------------------------------------

@@ -1,0 +1,72 @@
+"""State of streams behind replicas: it goes with its stream from one replica to another."""
+
+import hashlib
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any
+
+from streaminfer.errors import StreamInferError
+from streaminfer.protocols import StreamStates
+from streaminfer.routing.replicas.replica import ReplicaHandle
+from streaminfer.routing.stream_states import AllStreamStates
+
+__all__ = ["StreamHomes", "stream_key"]
+
+_BITS = 2**64 - 1
+_MOST_HOMES = 65_536  # of callers that never end a stream; the oldest are forgotten
+
+
+class StreamHomes(AllStreamStates):
+    """Keepers of the replicas, and which of them has the state of each stream.
+
+    Args:
+        handles: returns those of all replicas.
+    """
+
+    def __init__(self, handles: Callable[[], Iterable[ReplicaHandle]]) -> None:
+        super().__init__(self.keepers)
+        self._handles = handles
+        self._homes: dict[Hashable, StreamStates] = {}
+
+    def keepers(self) -> list[StreamStates]:
+        """Return those of the replicas whose model is recurrent."""
+        return [handle.states for handle in self._handles() if handle.states is not None]
+
+    def move(self, stream_id: Hashable, keeper: StreamStates | None) -> None:
+        """Bring the state of a stream to the replica that gets its next request.
+
+        Where that is impossible, the stream starts from its initial state there: what the replica may know of it is of
+        the past.
+        """
+        home = self._homes.get(stream_id)
+        if keeper is None or home is keeper:
+            return
+        if home is None and len(self._homes) >= _MOST_HOMES:
+            del self._homes[next(iter(self._homes))]
+        self._homes[stream_id] = keeper
+        if home is not None:
+            try:
+                keeper.import_state(stream_id, home.export_state(stream_id))
+            except StreamInferError:  # it has none, or there is no place for it
+                keeper.end_stream(stream_id)
+            home.end_stream(stream_id)
+
+    def end_stream(self, stream_id: Hashable) -> None:
+        """End the stream at every replica."""
+        self._homes.pop(stream_id, None)
+        super().end_stream(stream_id)
+
+    def export_state(self, stream_id: Hashable) -> Any:
+        """Return a copy of its state at the replica that served it last, else at the first that has one.
+
+        Raises:
+            InvalidInput: none has.
+        """
+        home = self._homes.get(stream_id)
+        return super().export_state(stream_id) if home is None else home.export_state(stream_id)
+
+
+def stream_key(stream_id: Hashable) -> int:
+    """Return 64 bits, the same in every process for text, bytes and whole numbers; for others, in this one."""
+    if type(stream_id) in (str, bytes, int):
+        return int.from_bytes(hashlib.blake2b(repr(stream_id).encode(), digest_size=8).digest(), "big")
+    return hash(stream_id) & _BITS

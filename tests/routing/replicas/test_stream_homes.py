@@ -1,0 +1,109 @@
+"""The state of a stream goes with it from replica to replica."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+import streaminfer as si
+from streaminfer.protocols import adapt
+from streaminfer.routing.replicas import stream_homes
+from streaminfer.streams import StatefulBackend
+
+
+class Counter:
+    """A recurrent model that counts the steps of each stream, as long as it is up."""
+
+    def __init__(self):
+        self.is_up = True
+        inner = si.CpuBackend(self.count, executor="inline")
+        initial = {"total": np.zeros(1)}
+        self.backend = StatefulBackend(inner, state={"total": "next"}, initial=initial)
+
+    def count(self, inputs):
+        if not self.is_up:
+            raise OSError("down")
+        total = inputs["total"] + inputs["x"]
+        return {"y": total, "next": total.copy()}
+
+
+class Pair:
+    """Two replicas, and the sources and counts of the steps of a stream."""
+
+    def __init__(self, loop):
+        self.models = {name: Counter() for name in ("a", "b")}
+        self.replicas = si.Replicas(
+            *(
+                si.Replica(name, si.Stack(si.AdaptiveBatcher(max_batch_size=2), model.backend, clock=loop.clock))
+                for name, model in self.models.items()
+            ),
+            clock=loop.clock,
+        )
+
+    async def step(self, stream_id="s"):
+        response = await self.replicas.call(si.Request({"x": np.ones(1)}, stream_id=stream_id))
+        return response.source[0], float(response.outputs[0])
+
+    async def fail_until_moved(self, home):
+        """Break a replica; return the first step elsewhere."""
+        self.models[home].is_up = False
+        while True:
+            try:
+                return await self.step()
+            except si.BackendError:
+                await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def states_of():
+    return lambda pair: adapt(pair.replicas).capabilities().stream_states
+
+
+async def test_state_moves_with_a_stream_and_comes_back_with_it(loop, states_of):
+    pair = Pair(loop)
+    async with si.Stack(pair.replicas, clock=loop.clock):
+        (home, _), (_, count) = await pair.step(), await pair.step()
+        away, moved = await pair.fail_until_moved(home)
+        assert (away, count, moved) == ("ba"["ab".index(home)], 2.0, 3.0)
+        assert states_of(pair).export_state("s") == pair.models[away].backend.export_state("s")
+        with pytest.raises(si.InvalidInput):
+            pair.models[home].backend.export_state("s")
+
+        pair.models[home].is_up = True
+        expected = moved
+        while away != home:
+            await asyncio.sleep(0.5)
+            away, count = await pair.step()
+            expected += 1.0
+            assert count == expected
+
+
+async def test_where_there_is_no_state_to_move_the_stream_starts_again(loop):
+    """Not from what the replica knew of the stream before."""
+    pair = Pair(loop)
+    async with si.Stack(pair.replicas, clock=loop.clock):
+        home, _ = await pair.step()
+        old = pair.models[home].backend.export_state("s")
+        pair.models["ba"["ab".index(home)]].backend.import_state("s", old)
+        pair.models[home].backend.end_stream("s")
+
+        assert (await pair.fail_until_moved(home))[1] == 1.0
+
+
+async def test_a_stream_that_ends_begins_anew_and_nothing_of_it_is_kept(loop, states_of):
+    pair = Pair(loop)
+    async with si.Stack(pair.replicas, clock=loop.clock):
+        assert (await pair.step())[1] == 1.0
+        states_of(pair).end_stream("s")
+        assert pair.replicas._homes._homes == {}
+        assert (await pair.step())[1] == 1.0
+
+
+async def test_streams_that_are_never_ended_are_not_kept_for_good(loop, monkeypatch):
+    monkeypatch.setattr(stream_homes, "_MOST_HOMES", 3)
+    pair = Pair(loop)
+    async with si.Stack(pair.replicas, clock=loop.clock):
+        for number in range(6):
+            assert (await pair.step(number))[1] == 1.0
+        assert list(pair.replicas._homes._homes) == [3, 4, 5]
+        assert (await pair.step(0))[1] == 2.0
