@@ -1,10 +1,12 @@
 """Perfetto traces: tracks with slices, instants, flows and counters, as protobuf.
 
 *Design.* A trace is a run of ``TracePacket`` messages; https://ui.perfetto.dev and its trace processor read it. Names
-are interned: each is written once and then referred to by a number. Instants, ends of slices and counters come by the
-hundred thousand and differ in a few numbers only: they are written in NumPy, as rows of one byte matrix, in which a
-varint is padded to the length of the longest, which protobuf allows. Slices differ in length: they are written one
-by one.
+are interned: each is written once and then referred to by a number. Instants and counters come by the hundred thousand
+and differ in a few numbers only: they are written in NumPy, as rows of one byte matrix, in which a varint is padded to
+the length of the longest, which protobuf allows. Slices differ in length: they are written one by one.
+
+*Order.* The reader sorts by time and keeps the order of the file among equal instants, and an end closes the slice that
+began last. So the end of a slice stands before the next begin of its track, which may be at the same instant.
 
 *Complexity.* O(n), about 30 ns for an instant and 3 µs for a slice with its annotations.
 
@@ -75,16 +77,18 @@ class TraceBuilder:
         track: int,
         name: str,
         at_ns: int,
+        end_ns: int | None,
         *,
         flows: Sequence[int] = (),
         annotations: Mapping[str, bool | float] | None = None,
     ) -> None:
-        """Begin a slice; :meth:`add_ends` ends it.
+        """Add a slice, which begins when those before it on its track have ended.
 
         Args:
             track: what :meth:`add_track` returned.
             name: one of the names.
             at_ns: the instant.
+            end_ns: when it ended; ``None``: it has not.
             flows: numbers of arrows that end here; they begin at the instants of the same number.
             annotations: shown when the slice is selected.
         """
@@ -101,14 +105,9 @@ class TraceBuilder:
             else:
                 annotation.float64(_Packet.ANNOTATION_DOUBLE, value)
             event.message(_Packet.ANNOTATIONS, annotation)
-        packet = ProtobufWriter()
-        packet.varint(_Packet.TIMESTAMP, at_ns)
-        packet.message(_Packet.TRACK_EVENT, event)
-        self._add(packet)
-
-    def add_ends(self, track: int, at_ns: ArrayLike) -> None:
-        """End a slice of a track at each instant, shape (n,)."""
-        self._add_events(at_ns, self._event(_SLICE_END, track))
+        self._add_event(at_ns, event)
+        if end_ns is not None:
+            self._add_event(end_ns, self._event(_SLICE_END, track))
 
     def add_instants(
         self, track: int, names: Sequence[str], at_ns: ArrayLike, flows: NDArray[np.uint64] | None = None
@@ -168,6 +167,12 @@ class TraceBuilder:
             event.varint(_Packet.NAME_IID, name)
         return event
 
+    def _add_event(self, at_ns: int, event: ProtobufWriter) -> None:
+        packet = ProtobufWriter()
+        packet.varint(_Packet.TIMESTAMP, at_ns)
+        packet.message(_Packet.TRACK_EVENT, event)
+        self._add(packet)
+
     def _add(self, packet: ProtobufWriter, flags: int = 2) -> None:
         packet.varint(_Packet.SEQUENCE_ID, _SEQUENCE)
         packet.varint(_Packet.SEQUENCE_FLAGS, flags)
@@ -176,7 +181,7 @@ class TraceBuilder:
         self._parts.append(bytes(trace))
 
     def _add_events(
-        self, at_ns: ArrayLike, event: ProtobufWriter, tail: Sequence[tuple[int, NDArray[np.uint8]]] = ()
+        self, at_ns: ArrayLike, event: ProtobufWriter, tail: Sequence[tuple[int, NDArray[np.uint8]]]
     ) -> None:
         """Write events that are alike but for their instant and the fields at their end."""
         instants = np.asarray(at_ns)
