@@ -95,8 +95,9 @@ class TraceBuilder:
         event = self._event(_SLICE_BEGIN, track, self._names[name])
         for flow in flows:
             event.fixed64(_Packet.FLOW_IDS, flow)
+        annotation = ProtobufWriter()
         for label, value in (annotations or {}).items():
-            annotation = ProtobufWriter()
+            annotation.clear()
             annotation.varint(_Packet.ANNOTATION_NAME_IID, self._annotations[label])
             if isinstance(value, bool):
                 annotation.varint(_Packet.ANNOTATION_BOOL, value)
@@ -107,7 +108,10 @@ class TraceBuilder:
             event.message(_Packet.ANNOTATIONS, annotation)
         self._add_event(at_ns, event)
         if end_ns is not None:
-            self._add_event(end_ns, self._event(_SLICE_END, track))
+            event.clear()
+            event.varint(_Packet.TYPE, _SLICE_END)
+            event.varint(_Packet.TRACK_UUID, track)
+            self._add_event(end_ns, event)
 
     def add_instants(
         self, track: int, names: Sequence[str], at_ns: ArrayLike, flows: NDArray[np.uint64] | None = None
