@@ -130,21 +130,22 @@ class BucketModel:
     def refresh(self) -> None:
         """Make the tables again if the service time has learned since."""
         model = self.service_time
+        largest = self.cap if self._padded is None else int(self._padded[-1])  # a limit may be below what is filled up
         if self.learns:
             if model.version == self._version or not model.known:
                 return
             self._version = model.version
-            mean, upper, best = model.expected_ns(self.cap), model.upper_ns(self.cap), model.best_batch_size(self.cap)
+            mean, upper = model.expected_ns(largest), model.upper_ns(largest)
         elif self.timetable is None:
-            mean = upper = model.table_ns(self.cap)
-            best = model.best_batch_size(self.cap)
+            mean = upper = model.table_ns(largest)
         else:
             return
+        best = model.best_batch_size(self.cap)
         if self._padded is not None:
             mean, upper = mean[self._padded], upper[self._padded]
             best = int(np.searchsorted(self._padded, self._padded[best], side="right")) - 1
         if self.learns:
-            steps = size_steps(self.cap)
+            steps = size_steps(largest)
             self.recent.expect(mean, steps if self._padded is None else steps[self._padded])
         self._mean = mean
         planned = mean[: best + 1]
@@ -198,8 +199,8 @@ class BucketModel:
         return 0
 
     def expected_ns(self, size: int) -> int:
-        """Return the mean duration of a batch, also of one larger than the best size."""
-        return int(self._mean[size])
+        """Return the mean duration of a batch, also of one larger than the best size; 0: larger than the largest."""
+        return int(self._mean[size]) if size < len(self._mean) else 0
 
     def _next_to(self, best: int) -> tuple[int, int]:
         if self._padded is None:
