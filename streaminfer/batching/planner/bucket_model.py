@@ -16,7 +16,7 @@ dispatcher tells the policy the first batch only, and the one that completes the
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from streaminfer.batching.service_time._batch_means_cy import BatchMeans
 from streaminfer.batching.service_time.latency_model import size_steps
 from streaminfer.batching.service_time.service_time import ServiceTime
 
-__all__ = ["BucketModel"]
+__all__ = ["BucketModel", "lend_durations"]
 
 _MEAN_OVER_NS = 4_000_000
 _ONE_BY_ONE = 16  # batches
@@ -233,3 +233,24 @@ class BucketModel:
 
     def __repr__(self) -> str:
         return f"BucketModel({self.cap}, {self.service_time!r})"
+
+
+def lend_durations(models: Sequence[BucketModel], lengths: Sequence[int] | None) -> bool:
+    """Give buckets of which nothing is known the durations of the nearest known one.
+
+    Args:
+        models: by bucket.
+        lengths: of the buckets; ``None``: they grow evenly.
+
+    Returns:
+        Whether anything is known of any bucket.
+    """
+    known = [bucket for bucket, model in enumerate(models) if not model.learns or model.service_time.known]
+    if not known:
+        return False
+    lengths = lengths or range(1, len(models) + 1)
+    for bucket, model in enumerate(models):
+        if bucket not in known:
+            nearest = min(known, key=lambda other, bucket=bucket: abs(other - bucket))  # type: ignore[misc]
+            model.borrow(models[nearest], max(1.0, lengths[bucket] / lengths[nearest]))
+    return True
