@@ -13,6 +13,7 @@ import streaminfer as si
 from streaminfer.batching import Buckets, ServiceTime
 from streaminfer.protocols import Service
 from streaminfer.request import Response
+from streaminfer.streams import LatestOnly, StreamSession
 from streaminfer.telemetry import CostMeter
 from streaminfer.testing import HANG, FakeClock, ScriptedBackend, run
 
@@ -251,6 +252,30 @@ class TestPlaces:
 
         assert check(run(main)).total.responses == 9
         assert "the new replica 'b'" in caplog.text
+
+    def test_streams_of_a_session(self):
+        async def camera(frames, gap_s):
+            for number in range(frames):
+                await asyncio.sleep(gap_s)
+                yield np.float32([number])
+
+        async def main(loop):
+            meter = CostMeter(per_second=1.0)
+            layers = (meter, si.AdaptiveBatcher(max_batch_size=8), ScriptedBackend(duration_s=0.01))
+            async with si.Stack(*layers, clock=loop.clock) as stack:
+                session = StreamSession(stack, tenant="gold", policy=LatestOnly(), max_in_flight=2)
+                for frames, gap_s, stream_id in ((30, 0.02, "door"), (10, 0.03, "yard"), (40, 0.001, None)):
+                    session.add(camera(frames, gap_s), stream_id=stream_id)
+                results = [result.stream_id async for result in session]
+                return meter.statistics(), results
+
+        statistics, results = run(main)
+        check(statistics)
+        got = {stream: row.responses for stream, row in statistics.streams.items()}
+        assert got == {stream: results.count(stream) for stream in set(results)}
+        assert got["door"] == 30
+        assert sum(row.cost_ns["device"] for row in statistics.streams.values()) == statistics.devices["device"].busy_ns
+        assert statistics.tenants["gold"].cost_ns == statistics.total.cost_ns
 
     def test_a_route_without_a_batcher_is_not_taken_for_a_cache(self, caplog):
         class Remote(Service):
