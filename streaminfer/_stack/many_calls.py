@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from streaminfer._runtime.rows import cut_rows, join_rows
 from streaminfer.errors import DeadlineExceeded, Overloaded
-from streaminfer.protocols import AdmissionReason, Capabilities
+from streaminfer.protocols import Admission, AdmissionReason, Capabilities
 from streaminfer.request import MapSettings, Request, deadline_after, time_left_s
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class PlaceQueue:
     def __init__(self, stack: ServedStack) -> None:
         self._stack = stack
         self._turn = asyncio.Lock()
+        self._waiting = 0
         self._closed = asyncio.Event()
 
     def close(self) -> None:
@@ -52,11 +53,15 @@ class PlaceQueue:
             left_s = time_left_s(request.deadline_ns, self._stack.clock())
             if left_s is not None and left_s <= 0:
                 raise DeadlineExceeded(_NO_PLACE)
-            try:
-                async with asyncio.timeout(left_s):
-                    await self._wait_for_place(request)
-            except TimeoutError:
-                raise DeadlineExceeded(_NO_PLACE) from None
+            if self._waiting or self._place(request).reason in _PASSING:
+                self._waiting += 1
+                try:
+                    async with asyncio.timeout(left_s):
+                        await self._wait_for_place(request)
+                except TimeoutError:
+                    raise DeadlineExceeded(_NO_PLACE) from None
+                finally:
+                    self._waiting -= 1
             try:
                 return await self._stack.call(request)  # takes the place before anybody else has a turn
             except Overloaded as error:  # of a layer that does not say so beforehand
@@ -69,8 +74,11 @@ class PlaceQueue:
     async def _wait_for_place(self, request: Request) -> None:
         async with self._turn:
             # the queue does not announce a free place, so it is asked when it expects one
-            while (place := self._stack.admission(request, self._stack.clock())).reason in _PASSING:
+            while (place := self._place(request)).reason in _PASSING:
                 await self._pause(max(place.retry_after_s or 0.0, _SHORTEST_PAUSE_S))
+
+    def _place(self, request: Request) -> Admission:
+        return self._stack.admission(request, self._stack.clock())
 
     async def _pause(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
