@@ -14,7 +14,7 @@ from streaminfer.protocols import Clock, Node, adapt, is_service, name_of
 from streaminfer.telemetry.cost._bill_cy import BatchMeter, CostAccount, DeviceBill, ResponseLedger
 from streaminfer.telemetry.cost._metered_service_cy import MeteredService
 from streaminfer.telemetry.families._label_family_cy import LabelFamilyState
-from streaminfer.telemetry.families.label_family import OTHER
+from streaminfer.telemetry.families.routes import OTHER
 
 if TYPE_CHECKING:
     from streaminfer.telemetry.cost.statistics import CostStatistics

@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from streaminfer.telemetry.cost._bill_cy import CostAccount
 from streaminfer.telemetry.cost.statistics import CostRow, CostStatistics, DeviceCost
-from streaminfer.telemetry.families.label_family import OTHER
-from streaminfer.telemetry.families.routes import route_of
+from streaminfer.telemetry.families.routes import OTHER, route_of
 
 if TYPE_CHECKING:
     from streaminfer.telemetry.cost.cost_meter import CostMeter, Device

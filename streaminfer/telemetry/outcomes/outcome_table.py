@@ -18,7 +18,7 @@ import attrs
 from streaminfer._internal.html_table import html_table
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import expected
-from streaminfer.telemetry.families.label_family import OTHER
+from streaminfer.telemetry.families.routes import OTHER
 
 __all__ = ["Estimate", "OutcomeCell", "OutcomeRow", "OutcomeTable", "Sums"]
 
