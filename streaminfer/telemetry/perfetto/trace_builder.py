@@ -8,7 +8,7 @@ the length of the longest, which protobuf allows. Slices differ in length: they 
 *Order.* The reader sorts by time and keeps the order of the file among equal instants, and an end closes the slice that
 began last. So the end of a slice stands before the next begin of its track, which may be at the same instant.
 
-*Complexity.* O(n), about 30 ns for an instant and 3 µs for a slice with its annotations.
+*Complexity.* O(n), about 30 ns for an instant and 4 µs for a slice with its annotations.
 
 *References.* https://perfetto.dev/docs/reference/synthetic-track-event and ``protos/perfetto/trace/`` in its source.
 """
@@ -50,6 +50,7 @@ class TraceBuilder:
 
     def __init__(self, process: str, names: Sequence[str], annotations: Sequence[str] = ()) -> None:
         self._parts: list[bytes] = []
+        self._packets = ProtobufWriter()  # behind these
         self._names = {name: number for number, name in enumerate(dict.fromkeys(names), 1)}
         self._annotations = {name: number for number, name in enumerate(annotations, 1)}
         self._tracks = 1  # the process is the first
@@ -108,10 +109,7 @@ class TraceBuilder:
             event.message(_Packet.ANNOTATIONS, annotation)
         self._add_event(at_ns, event)
         if end_ns is not None:
-            event.clear()
-            event.varint(_Packet.TYPE, _SLICE_END)
-            event.varint(_Packet.TRACK_UUID, track)
-            self._add_event(end_ns, event)
+            self._add_event(end_ns, self._event(_SLICE_END, track))
 
     def add_instants(
         self, track: int, names: Sequence[str], at_ns: ArrayLike, flows: NDArray[np.uint64] | None = None
@@ -141,6 +139,7 @@ class TraceBuilder:
         self._add_events(at_ns, self._event(_COUNTER, track), [tail])
 
     def __bytes__(self) -> bytes:
+        self._flush()
         return b"".join(self._parts)
 
     def _describe(self, process: str) -> None:
@@ -180,9 +179,11 @@ class TraceBuilder:
     def _add(self, packet: ProtobufWriter, flags: int = 2) -> None:
         packet.varint(_Packet.SEQUENCE_ID, _SEQUENCE)
         packet.varint(_Packet.SEQUENCE_FLAGS, flags)
-        trace = ProtobufWriter()
-        trace.message(_Packet.PACKET, packet)
-        self._parts.append(bytes(trace))
+        self._packets.message(_Packet.PACKET, packet)
+
+    def _flush(self) -> None:
+        self._parts.append(bytes(self._packets))
+        self._packets.clear()
 
     def _add_events(
         self, at_ns: ArrayLike, event: ProtobufWriter, tail: Sequence[tuple[int, NDArray[np.uint8]]]
@@ -204,6 +205,7 @@ class TraceBuilder:
         pieces.append(_rows(bytes(around) + inner, instants.size))
         for tag, column in zip(tags, columns, strict=True):
             pieces += [_rows(tag, instants.size), column]
+        self._flush()
         self._parts.append(np.concatenate(pieces, axis=1).tobytes())
 
 
