@@ -226,6 +226,7 @@ class Capabilities(NamedTuple):
         full_load: how many requests keep every worker of a batcher busy with full batches.
         stream_states: the state of each stream, of a model that is recurrent; ``None``: requests do not depend on
             earlier ones.
+        new_children: takes a function that is told the label and the object of each child that comes later.
         observe_batches: takes a function that makes a `BatchObserver` of the model's name, and tells it of each batch.
     """
 
@@ -247,6 +248,7 @@ class Capabilities(NamedTuple):
     max_in_flight: int | None = None
     full_load: Callable[[], int] | None = None
     stream_states: StreamStates | None = None
+    new_children: Callable[[Callable[[str, Any], None]], None] | None = None
     observe_batches: Callable[[Callable[[str], Any]], None] | None = None
 
 

@@ -219,7 +219,7 @@ class Stack(Wrapper):
             BackendError: outputs of different shapes, which cannot form one array; :meth:`map` returns a list.
             StreamInferError: the first row that could not be answered.
         """
-        return await answer_rows(self._places, self.clock(), self._offered, inputs, **settings)
+        return await answer_rows(self._chain, self._places, self._offered, inputs, **settings)
 
     @property
     def children(self) -> Mapping[str, Any]:

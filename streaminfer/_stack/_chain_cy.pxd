@@ -17,7 +17,7 @@ cdef class Chain:
     cdef object _validate
     cdef int _validate_at
     cdef object _objective
-    cdef object _batcher
+    cdef readonly object batcher
     cdef object _source
     cdef bint _batcher_has_clock
     cdef object _submit

@@ -63,11 +63,11 @@ class Chain:
 
     Attributes:
         loop: of callers; ``None``: it accepts nothing.
+        batcher: as above.
         clock: as above.
     """
 
     __slots__ = (
-        "_batcher",
         "_batcher_has_clock",
         "_call",
         "_enters",
@@ -79,6 +79,7 @@ class Chain:
         "_validate",
         "_validate_at",
         "_wait",
+        "batcher",
         "clock",
         "loop",
     )
@@ -101,7 +102,7 @@ class Chain:
         self._validate = validate
         self._validate_at = validate_at
         self._objective = objective
-        self._batcher = batcher
+        self.batcher = batcher
         self._submit: Callable[..., Any] | None = None if batcher is None else batcher.submit
         self._batcher_has_clock = batcher is not None and batcher.clock is clock
         self._source = "" if batcher is None else batcher.source
@@ -201,7 +202,7 @@ class Chain:
         """
         passage.awaited = None  # it holds the error, whose traceback holds the passage
         if passage.ticket is not None:
-            self._batcher.abandon(passage.ticket)
+            self.batcher.abandon(passage.ticket)
         if passage._tokens is None:
             return None
         outcome = self._exit(passage.request, passage._tokens, error)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Unpack
 
 from streaminfer._runtime.rows import cut_rows, join_rows
 from streaminfer.errors import DeadlineExceeded, Overloaded
-from streaminfer.protocols import AdmissionReason, Capabilities
+from streaminfer.protocols import Admission, AdmissionReason, Capabilities
 from streaminfer.request import MapSettings, Request, deadline_after, time_left_s
 
 if TYPE_CHECKING:
+    from streaminfer._stack._chain_cy import Chain, Passage
     from streaminfer._stack.served_stack import ServedStack
     from streaminfer.request import Response
 
@@ -35,6 +37,7 @@ class PlaceQueue:
     def __init__(self, stack: ServedStack) -> None:
         self._stack = stack
         self._turn = asyncio.Lock()
+        self._waiting = 0
         self._closed = asyncio.Event()
 
     def close(self) -> None:
@@ -52,11 +55,15 @@ class PlaceQueue:
             left_s = time_left_s(request.deadline_ns, self._stack.clock())
             if left_s is not None and left_s <= 0:
                 raise DeadlineExceeded(_NO_PLACE)
-            try:
-                async with asyncio.timeout(left_s):
-                    await self._wait_for_place(request)
-            except TimeoutError:
-                raise DeadlineExceeded(_NO_PLACE) from None
+            if not self.is_free_for(request):
+                self._waiting += 1
+                try:
+                    async with asyncio.timeout(left_s):
+                        await self._wait_for_place(request)
+                except TimeoutError:
+                    raise DeadlineExceeded(_NO_PLACE) from None
+                finally:
+                    self._waiting -= 1
             try:
                 return await self._stack.call(request)  # takes the place before anybody else has a turn
             except Overloaded as error:  # of a layer that does not say so beforehand
@@ -66,11 +73,18 @@ class PlaceQueue:
                 pause_s = min(pause_s, max(left_s, 0.0))
             await self._pause(pause_s)
 
+    def is_free_for(self, request: Request) -> bool:
+        """Return whether a request has a place now, and nobody waits for one."""
+        return not self._waiting and self._place(request).reason not in _PASSING
+
     async def _wait_for_place(self, request: Request) -> None:
         async with self._turn:
             # the queue does not announce a free place, so it is asked when it expects one
-            while (place := self._stack.admission(request, self._stack.clock())).reason in _PASSING:
+            while (place := self._place(request)).reason in _PASSING:
                 await self._pause(max(place.retry_after_s or 0.0, _SHORTEST_PAUSE_S))
+
+    def _place(self, request: Request) -> Admission:
+        return self._stack.admission(request, self._stack.clock())
 
     async def _pause(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -121,13 +135,13 @@ async def answer_all(
 
 
 async def answer_rows(
-    places: PlaceQueue, now_ns: int, offered: Capabilities, inputs: Any, **settings: Unpack[MapSettings]
+    chain: Chain, places: PlaceQueue, offered: Capabilities, inputs: Any, **settings: Unpack[MapSettings]
 ) -> Any:
     """Ask for each row of some inputs by one deadline.
 
     Args:
-        places: those of the stack that is asked.
-        now_ns: the present instant.
+        chain: of the stack that is asked.
+        places: its places.
         offered: what its layers offer.
         inputs: an array whose first axis holds the rows, or a mapping of such arrays.
         **settings: of the request.
@@ -138,16 +152,93 @@ async def answer_rows(
     rows = cut_rows(inputs)
     fields: dict[str, Any] = {**settings}
     timeout_s = fields.pop("timeout_s", None)
-    deadline_ns = None
+    deadline_ns, now_ns = None, chain.clock()
     if timeout_s is not None:
         deadline_ns = deadline_after(now_ns, timeout_s)
     elif offered.slo is not None and (slo_ns := offered.slo.slo_ns) is not None:
         deadline_ns = now_ns + slo_ns
+    requests = [Request(row, key=None, deadline_ns=deadline_ns, **fields) for row in rows]
+    return join_rows(await _RowCalls(chain, places, requests).answers(default_concurrency(offered.full_load)))
 
-    def ask(row: Any) -> Awaitable[Response]:
-        return places.call(Request(row, key=None, deadline_ns=deadline_ns, **fields))
 
-    responses = await answer_all(
-        rows, ask, min(len(rows), default_concurrency(offered.full_load)), return_exceptions=False
-    )
-    return join_rows([response.outputs for response in responses])
+class _RowCalls:
+    """Requests of one caller that needs all answers: futures of the batcher, without a task for each.
+
+    Args:
+        chain: of the stack that is asked.
+        places: its places.
+        requests: a row each.
+    """
+
+    def __init__(self, chain: Chain, places: PlaceQueue, requests: list[Request]) -> None:
+        self._chain = chain
+        self._places = places
+        self._requests = requests
+        self._sent = 0
+        self._running: set[asyncio.Future[Any]] = set()
+        self._outputs: dict[int, Any] = {}
+        self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def answers(self, concurrency: int) -> list[Any]:
+        """Send at most so many at a time, and return all outputs; the first error ends what is left."""
+        try:
+            for _ in self._requests[:concurrency]:
+                self._send()
+            await self._end
+        except BaseException:
+            self._end.cancel()
+            for future in self._running:
+                future.cancel()
+            if self._running:
+                await asyncio.wait(self._running)
+            raise
+        return [self._outputs[number] for number in range(len(self._requests))]
+
+    def _send(self) -> None:
+        number = self._sent
+        self._sent += 1
+        request = self._requests[number]
+        if self._chain.batcher is None or not self._places.is_free_for(request):
+            self._send_later(number)
+            return
+        try:
+            passage = self._chain.open_request(request, None)
+        except Overloaded:  # of a layer that does not say so beforehand
+            self._send_later(number)
+            return
+        self._follow(asyncio.ensure_future(passage.awaited), number, passage)
+
+    def _send_later(self, number: int) -> None:
+        self._follow(asyncio.ensure_future(self._places.call(self._requests[number])), number, None)
+
+    def _follow(self, future: asyncio.Future[Any], number: int, passage: Passage | None) -> None:
+        self._running.add(future)
+        future.add_done_callback(functools.partial(self._completed, number, passage))
+
+    def _completed(self, number: int, passage: Passage | None, future: asyncio.Future[Any]) -> None:
+        self._running.discard(future)
+        try:
+            self._take(number, passage, future)
+            if self._end.done():
+                return
+            if self._sent < len(self._requests):
+                self._send()
+            elif len(self._outputs) == len(self._requests):
+                self._end.set_result(None)
+        except BaseException as error:  # noqa: BLE001 - it is raised where all of them are awaited
+            if not self._end.done():
+                self._end.set_exception(error)
+
+    def _take(self, number: int, passage: Passage | None, future: asyncio.Future[Any]) -> None:
+        try:
+            outcome = future.result()
+        except BaseException as error:
+            response = None if passage is None else self._chain.failed(passage, error)
+            if response is not None:
+                self._outputs[number] = response.outputs
+            elif isinstance(error, Overloaded) and passage is not None and not self._end.done():
+                self._send_later(number)  # it gave way to a more urgent request
+            else:
+                raise
+        else:
+            self._outputs[number] = outcome.outputs if passage is None else self._chain.outputs(passage, outcome)

@@ -16,5 +16,8 @@ cdef class BatchObservers:
     @cython.locals(requests=list, ticket=CTicket, told=list)
     cpdef begin(self, CExecution execution, long long now_ns)
 
-    @cython.locals(told=object, size=Py_ssize_t, known=_SetupShare, work=object)
+    @cython.locals(told=object, work=object)
     cpdef end(self, CExecution execution, long long now_ns, object assembler, object expected_ns, int bucket)
+
+    @cython.locals(size=Py_ssize_t, known=_SetupShare)
+    cdef object _work_of(self, CExecution execution, object assembler, object expected_ns, int bucket)

@@ -63,6 +63,20 @@ class BatchObservers:
         if not told:
             return
         execution.observed = None
+        try:
+            work = self._work_of(execution, assembler, expected_ns, bucket)
+        except LISTENER_ERRORS as failure:  # a policy of the user's, or settings that changed while the batch ran
+            self._failures.report(self, "how the work of a batch divides", failure)
+            work = BatchWork()
+        for observer, token in told:
+            try:
+                observer.end(token, work, now_ns)
+            except LISTENER_ERRORS as failure:
+                self._failures.report(observer, "the end of a batch", failure)
+
+    def _work_of(
+        self, execution: Execution, assembler: Assembler, expected_ns: Callable[[int, int], int] | None, bucket: int
+    ) -> BatchWork:
         size = len(execution.tickets)
         known = self._shares.get((size, bucket))
         if known is None:
@@ -71,12 +85,7 @@ class BatchObservers:
             share = 0.0 if expected_ns is None else setup_share(size, assembler, expected_ns, bucket)
             known.work = BatchWork(share)
         known.uses += 1
-        work = known.work if assembler.plain else batch_work(execution, assembler, known.work.setup_share)
-        for observer, token in told:
-            try:
-                observer.end(token, work, now_ns)
-            except LISTENER_ERRORS as failure:
-                self._failures.report(observer, "the end of a batch", failure)
+        return known.work if assembler.plain else batch_work(execution, assembler, known.work.setup_share)
 
 
 class _SetupShare:
@@ -119,7 +128,7 @@ def setup_share(size: int, assembler: Assembler, expected_ns: Callable[[int, int
     other = 1 if assembler.padded_size(size) > assembler.padded_size(1) else assembler.cap_of(bucket)
     rows, other_rows = assembler.padded_size(size), assembler.padded_size(other)
     took_ns, other_ns = expected_ns(size, bucket), expected_ns(other, bucket)
-    if rows == other_rows or not took_ns:
+    if rows == other_rows or not took_ns or not other_ns:
         return 0.0
     per_row_ns = (took_ns - other_ns) / (rows - other_rows)
     return min(max(1.0 - per_row_ns * rows / took_ns, 0.0), 1.0)

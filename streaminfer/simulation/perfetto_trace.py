@@ -64,9 +64,7 @@ def _add_batches(
             workers[worker],
             log.reasons[at],
             start_ns,
+            end_ns if end_ns >= 0 else None,
             flows=flows[bounds[at] : bounds[at + 1]],
             annotations=annotations,
         )
-    ended = log.batch_ends_ns >= 0
-    for row, track in enumerate(workers):
-        trace.add_ends(track, log.batch_ends_ns[ended & (log.batch_workers == row)])

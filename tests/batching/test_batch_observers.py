@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 
 import streaminfer as si
+from streaminfer._runtime.batch_observer import BatchWork
 from streaminfer.batching import ServiceTime
-from streaminfer.batching._batch_observers_cy import setup_share
+from streaminfer.batching._batch_observers_cy import BatchObservers, setup_share
 from streaminfer.batching.assembly.assembler import Assembler
+from streaminfer.batching.queue._queue_cy import RequestQueue
+from streaminfer.batching.queue._ticket_cy import NEVER
 from streaminfer.testing import ScriptedBackend, run
 
 pytestmark = pytest.mark.uncompiled
@@ -111,6 +114,50 @@ def test_an_observer_that_raises_harms_no_request(caplog):
 
     assert run(main) == [1.0, 1.0, 1.0]
     assert caplog.text.count("begin") >= 1
+
+
+@pytest.mark.parametrize("change", ["memory", "settings"])
+def test_a_batch_that_is_larger_than_is_allowed_since_harms_no_request(change):
+    batcher = si.AdaptiveBatcher(max_batch_size=8, max_in_flight=2)
+
+    class Model(ScriptedBackend):
+        async def infer(self, batch):
+            rows = len(batch.rows)
+            await asyncio.sleep(0.1 * len(self.batches))
+            if change == "memory" and rows == 7 and len(self.batches) < 6:
+                raise MemoryError("too many rows")
+            return await super().infer(batch)
+
+    async def send(stack):
+        for _ in range(4):
+            await stack(np.float32(1), tenant="0")
+        running = [asyncio.ensure_future(stack(np.float32(1), tenant="0")) for _ in range(7)]
+        await asyncio.sleep(0.05)
+        running += [asyncio.ensure_future(stack(np.float32(1), tenant="0")) for _ in range(8)]
+        await asyncio.sleep(0.05)
+        if change == "settings":
+            batcher.reconfigure(max_batch_size=2)
+        await asyncio.wait_for(asyncio.gather(*running), 60.0)
+
+    heard = hear(batcher, Model(duration_s=0.1), send)
+    assert {7, 8} <= {len(tenants) for tenants, _, _ in heard.batches}
+    assert sum(len(tenants) for tenants, _, _ in heard.batches) == 19
+    assert not heard.running
+
+
+def test_a_policy_that_fails_to_say_how_long_a_batch_takes_harms_no_request(caplog):
+    def fail(size, bucket):
+        raise RuntimeError("it does not say")
+
+    observers, heard = BatchObservers("model"), Heard("model")
+    observers.add(heard)
+    queue = RequestQueue(4)
+    ticket = queue.admit(si.Request(1.0, tenant="a"), 1.0, None, 0, NEVER, 0, 0, None)
+    execution = queue.take([ticket], 0, "full")
+    observers.begin(execution, 0)
+    observers.end(execution, 5, Assembler(stack=True, batch_axes={}, max_batch_size=4), fail, 0)
+    assert heard.batches == [(["a"], 5, BatchWork())]
+    assert "it does not say" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import streaminfer as si
 from streaminfer.batching.queue._event_ring_cy import EventRing
 from streaminfer.simulation.decision_log import DecisionLog
 from streaminfer.telemetry import SLO
-from streaminfer.testing import FakeClock
+from streaminfer.testing import FakeClock, ScriptedBackend, run
 
 MS = 10**6
 START = 10**9 * 86400 * 365
@@ -89,6 +89,29 @@ def test_a_slice_per_batch_on_the_track_of_its_worker(log, tmp_path):
     ((_, _, notes),) = [each for each in read.events["worker 1"] if each[1].type == EVENT.TYPE_SLICE_BEGIN]
     assert notes == {"rows": 2, "left queued": 3, "took ms": 20.0, "succeeded": False}
     assert all(track.parent_uuid == 1 for uuid, track in read.tracks.items() if uuid != 1)
+
+
+@pytest.mark.parametrize("duration_s", [0.01, 0.0])
+def test_a_batch_that_begins_as_another_ends_is_beside_it(duration_s, tmp_path):
+    batcher = si.AdaptiveBatcher(max_batch_size=4, max_in_flight=2)
+
+    async def main(loop):
+        async with si.Stack(batcher, ScriptedBackend(duration_s=duration_s), clock=loop.clock) as stack:
+            await asyncio.gather(*(stack(float(row)) for row in range(40)))
+
+    run(main)
+    batcher.decision_log().to_perfetto(tmp_path / "trace")
+
+    durations = set()
+    for track, events in Read(tmp_path / "trace").events.items():
+        begun = []
+        for at, event, _ in sorted(events, key=lambda each: each[0]):  # as the reader does: equal instants in order
+            if event.type == EVENT.TYPE_SLICE_BEGIN:
+                assert not begun, track
+                begun.append(at)
+            elif event.type == EVENT.TYPE_SLICE_END:
+                durations.add(at - begun.pop())
+    assert durations == {round(duration_s * 1e9)}
 
 
 def test_arrows_lead_from_requests_to_their_batch(log, tmp_path):

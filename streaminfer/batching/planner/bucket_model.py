@@ -16,7 +16,7 @@ dispatcher tells the policy the first batch only, and the one that completes the
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from streaminfer.batching.service_time._batch_means_cy import BatchMeans
 from streaminfer.batching.service_time.latency_model import size_steps
 from streaminfer.batching.service_time.service_time import ServiceTime
 
-__all__ = ["BucketModel"]
+__all__ = ["BucketModel", "lend_durations"]
 
 _MEAN_OVER_NS = 4_000_000
 _ONE_BY_ONE = 16  # batches
@@ -130,21 +130,22 @@ class BucketModel:
     def refresh(self) -> None:
         """Make the tables again if the service time has learned since."""
         model = self.service_time
+        largest = self.cap if self._padded is None else int(self._padded[-1])  # a limit may be below what is filled up
         if self.learns:
             if model.version == self._version or not model.known:
                 return
             self._version = model.version
-            mean, upper, best = model.expected_ns(self.cap), model.upper_ns(self.cap), model.best_batch_size(self.cap)
+            mean, upper = model.expected_ns(largest), model.upper_ns(largest)
         elif self.timetable is None:
-            mean = upper = model.table_ns(self.cap)
-            best = model.best_batch_size(self.cap)
+            mean = upper = model.table_ns(largest)
         else:
             return
+        best = model.best_batch_size(self.cap)
         if self._padded is not None:
             mean, upper = mean[self._padded], upper[self._padded]
             best = int(np.searchsorted(self._padded, self._padded[best], side="right")) - 1
         if self.learns:
-            steps = size_steps(self.cap)
+            steps = size_steps(largest)
             self.recent.expect(mean, steps if self._padded is None else steps[self._padded])
         self._mean = mean
         planned = mean[: best + 1]
@@ -198,8 +199,8 @@ class BucketModel:
         return 0
 
     def expected_ns(self, size: int) -> int:
-        """Return the mean duration of a batch, also of one larger than the best size."""
-        return int(self._mean[size])
+        """Return the mean duration of a batch, also of one larger than the best size; 0: larger than the largest."""
+        return int(self._mean[size]) if size < len(self._mean) else 0
 
     def _next_to(self, best: int) -> tuple[int, int]:
         if self._padded is None:
@@ -232,3 +233,24 @@ class BucketModel:
 
     def __repr__(self) -> str:
         return f"BucketModel({self.cap}, {self.service_time!r})"
+
+
+def lend_durations(models: Sequence[BucketModel], lengths: Sequence[int] | None) -> bool:
+    """Give buckets of which nothing is known the durations of the nearest known one.
+
+    Args:
+        models: by bucket.
+        lengths: of the buckets; ``None``: they grow evenly.
+
+    Returns:
+        Whether anything is known of any bucket.
+    """
+    known = [bucket for bucket, model in enumerate(models) if not model.learns or model.service_time.known]
+    if not known:
+        return False
+    lengths = lengths or range(1, len(models) + 1)
+    for bucket, model in enumerate(models):
+        if bucket not in known:
+            nearest = min(known, key=lambda other, bucket=bucket: abs(other - bucket))  # type: ignore[misc]
+            model.borrow(models[nearest], max(1.0, lengths[bucket] / lengths[nearest]))
+    return True

@@ -49,7 +49,7 @@ from streaminfer.batching.planner.batch_groups import (
     with_rows_for_free,
     without_late,
 )
-from streaminfer.batching.planner.bucket_model import BucketModel
+from streaminfer.batching.planner.bucket_model import BucketModel, lend_durations
 from streaminfer.batching.planner.class_filling import fill_with_less_urgent
 from streaminfer.batching.planner.pipelining import PipelineOverhead
 from streaminfer.batching.policy import Decision
@@ -287,7 +287,7 @@ class Lookahead:
     def _decide_for_late(self, queue: RequestQueue, now_ns: int) -> Decision:
         """Return the next batch where what is queued is of several groups, or not all on time as it stands."""
         tickets = queue.first(queue.queued)
-        if self._borrow_durations():
+        if not lend_durations(self.bucket_models, self._lengths):
             bucket = tickets[0].bucket
             return Decision(
                 [one for one in tickets if one.bucket == bucket][: self.bucket_models[bucket].cap], "exploration"
@@ -431,24 +431,6 @@ class Lookahead:
         cap = min(len(group.model.durations) - 1, self._probe_size)
         # what is known is in doubt, so nothing is rejected because of it
         return Decision(group.tickets[-cap:], "probe")
-
-    def _borrow_durations(self) -> bool:
-        """Give buckets of which nothing is known the durations of the nearest known one.
-
-        Returns:
-            Whether nothing is known of any bucket.
-        """
-        known = [
-            bucket for bucket, model in enumerate(self.bucket_models) if not model.learns or model.service_time.known
-        ]
-        if not known:
-            return True
-        lengths = self._lengths or range(1, len(self.bucket_models) + 1)
-        for bucket, model in enumerate(self.bucket_models):
-            if bucket not in known:
-                nearest = min(known, key=lambda other, bucket=bucket: abs(other - bucket))  # type: ignore[misc]
-                model.borrow(self.bucket_models[nearest], max(1.0, lengths[bucket] / lengths[nearest]))
-        return False
 
     def __repr__(self) -> str:
         return f"Lookahead({self.max_batch_size}, {self.service_time!r})"

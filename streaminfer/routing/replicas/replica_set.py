@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from streaminfer._internal.validation import check_count, check_instance, check_number, expected
@@ -133,6 +133,7 @@ class Replicas(StackClock, Node):
         self._running = False
         self._closed = not replicas
         self._retried = 0
+        self._told: list[Callable[[str, Any], None]] = []
         self._earlier_changes = 0  # of replicas that were removed
         for replica in replicas:
             self._check_new(replica)
@@ -240,10 +241,15 @@ class Replicas(StackClock, Node):
             admission=self.admission,
             slo=self,
             fingerprint_changes=self.fingerprint_changes,
+            new_children=self.new_children,
             enforces_deadline=True,
             idempotent=are_idempotent([handle.replica.service for handle in self._handles.values()]),
             stream_states=self._homes if self._homes.keepers() else None,
         )
+
+    def new_children(self, tell: Callable[[str, Any], None]) -> None:
+        """Tell of each replica that is added from now on: its name and its service."""
+        self._told.append(tell)
 
     @property
     def slo_ns(self) -> int | None:
@@ -313,6 +319,8 @@ class Replicas(StackClock, Node):
                 await handle.stop(drain=False)
                 self._check_new(replica)
                 raise Closed("these replicas were stopped while one was added")
+        for tell in self._told:
+            tell(replica.name, replica.service)
         self._put(handle, slowly=self._running)
         if self._running and self._probes is not None:
             self._probes.watch(handle)

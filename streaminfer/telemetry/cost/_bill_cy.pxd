@@ -24,7 +24,9 @@ cdef class DeviceBill:
     cpdef long long end(self, long long begun, long long now_ns) except? -1
 
     cpdef pad(self, long long padding_ns)
-    cpdef long long running_ns(self) except? -1
+
+    @cython.locals(running_ns=cython.longlong)
+    cpdef tuple read(self, long long now_ns)
 
 @cython.locals(setup_share=double, padding=double, total=double, setup_ns=cython.longlong)
 cdef tuple _common_parts(long long charge_ns, Py_ssize_t rows, object work)
@@ -58,9 +60,9 @@ cdef class ResponseLedger:
     cdef CLabelFamilyState _streams
     cdef readonly CostAccount total
     cdef readonly long long failed
-    cdef public bint sees_batches
+    cdef public frozenset uncharged
 
     cpdef fail(self)
 
     @cython.locals(deadline_ns=object, on_time=bint, cached=bint, degraded=bint, account=CostAccount)
-    cpdef respond(self, CRequest request, CResponse response, long long now_ns)
+    cpdef respond(self, CRequest request, CResponse response, long long now_ns, bint sees_batches)

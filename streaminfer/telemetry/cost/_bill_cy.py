@@ -27,6 +27,7 @@ from typing import Any
 from streaminfer._request_cy import Request, Response
 from streaminfer._runtime.batch_observer import BatchWork
 from streaminfer.telemetry.families._label_family_cy import LabelFamilyState
+from streaminfer.telemetry.families.routes import route_of
 
 __all__ = ["BatchMeter", "CostAccount", "DeviceBill", "ResponseLedger", "split_ns"]
 
@@ -163,9 +164,14 @@ class DeviceBill:
         self.finished_ns -= padding_ns
         self.padding_ns += padding_ns
 
-    def running_ns(self) -> int:
-        """Return what the batches that run have been charged so far."""
-        return self.in_flight * self._total - self._begun + self._rest_ns
+    def read(self, now_ns: int) -> tuple[int, int, int, int, int]:
+        """Bill up to now, and return the bill, what ended batches and running ones were charged, padding and idle time.
+
+        The first is the sum of the others.
+        """
+        self.advance(now_ns)
+        running_ns = self.in_flight * self._total - self._begun + self._rest_ns
+        return self.bill_ns, self.finished_ns, running_ns, self.padding_ns, self.idle_ns
 
 
 def split_ns(charge_ns: int, rows: int, work: BatchWork) -> tuple[list[int], int, int]:
@@ -280,10 +286,10 @@ class ResponseLedger:
     Attributes:
         total: account of all.
         failed: requests that got no response.
-        sees_batches: a response without timings was computed by no batch. Otherwise only the source tells.
+        uncharged: routes without a batcher, whose responses have no timings.
     """
 
-    __slots__ = ("_sources", "_streams", "_tenants", "failed", "sees_batches", "total")
+    __slots__ = ("_sources", "_streams", "_tenants", "failed", "total", "uncharged")
 
     def __init__(self, sources: LabelFamilyState, tenants: LabelFamilyState, streams: LabelFamilyState) -> None:
         self._sources = sources
@@ -291,19 +297,29 @@ class ResponseLedger:
         self._streams = streams
         self.total = CostAccount()
         self.failed = 0
-        self.sees_batches = False
+        self.uncharged: frozenset[str] = frozenset()
 
     def fail(self) -> None:
         """Count a request that got no response."""
         self.failed += 1
 
-    def respond(self, request: Request, response: Response, now_ns: int) -> None:
-        """Count a response."""
+    def respond(self, request: Request, response: Response, now_ns: int, sees_batches: bool) -> None:
+        """Count a response.
+
+        Args:
+            request: what was sent.
+            response: to it.
+            now_ns: the present instant.
+            sees_batches: a response without timings was computed by no batch. Otherwise only the source tells.
+        """
         deadline_ns = request.deadline_ns
         on_time = deadline_ns is None or deadline_ns >= now_ns
         cached = False
         if response.timings is None:
-            cached = response.source == "cache" or (self.sees_batches and not response.source.startswith("default ("))
+            source = response.source
+            cached = source == "cache" or (
+                sees_batches and not source.startswith("default (") and route_of(source) not in self.uncharged
+            )
         degraded = response.degraded
         self.total.respond(on_time, degraded, cached)
         account = self._sources.child(response.source)

@@ -65,7 +65,7 @@ class MeteredService(SyncService):
             if isinstance(outcome, BaseException):
                 self._fail()
             else:
-                self._respond(request, outcome, now_ns)
+                self._respond(request, outcome, now_ns, self._own is None)
         except LISTENER_ERRORS as failure:
             self._meter.failures.report(self._meter, "a response", failure)
 

@@ -1,16 +1,20 @@
 """`CostMeter`: what each request cost in a shared batch, and what padding and idle time cost."""
 
+import logging
 import time
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from streaminfer._internal.listeners import ListenerFailures
+from streaminfer._internal.listeners import LISTENER_ERRORS, ListenerFailures
 from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.validation import check_count, check_instance, check_number, expected
+from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.protocols import Clock, Node, adapt, is_service, name_of
 from streaminfer.telemetry.cost._bill_cy import BatchMeter, CostAccount, DeviceBill, ResponseLedger
 from streaminfer.telemetry.cost._metered_service_cy import MeteredService
 from streaminfer.telemetry.families._label_family_cy import LabelFamilyState
+from streaminfer.telemetry.families.routes import OTHER
 
 if TYPE_CHECKING:
     from streaminfer.telemetry.cost.statistics import CostStatistics
@@ -18,8 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["CostMeter", "Device"]
 
 _ALL = "device"  # the name of a device that everything runs on
+_log = logging.getLogger("streaminfer.telemetry")
 _Account = thread_safe(CostAccount, ("respond", "charge"))
-_Bill = thread_safe(DeviceBill, ("open", "close", "advance", "begin", "end", "pad"))
+_Bill = thread_safe(DeviceBill, ("open", "close", "advance", "begin", "end", "pad", "read"))
 _Family = thread_safe(LabelFamilyState, ("child", "children"))
 _Ledger = thread_safe(ResponseLedger, ("fail", "respond"))
 
@@ -30,23 +35,26 @@ class Device:
     Args:
         per_second: price of a second.
         workers: how many batches keep it busy.
-        max_label_sets: the most tenants, and the most streams, with an account of their own.
+        max_label_sets: the most tenants, streams, and models by route, with an account of their own.
     """
 
     def __init__(self, per_second: float, workers: int, max_label_sets: int) -> None:
         self.per_second = per_second
         self.bill = _Bill(workers)
+        self._max_label_sets = max_label_sets
         self.models: dict[tuple[str, str], CostAccount] = {}  # by route and model
         self.tenants = _Family(_Account, max_label_sets)
         self.streams = _Family(_Account, max_label_sets)
 
     def meter(self, route: str, model: str) -> BatchMeter:
         """Return an observer of the batches of a model."""
+        if (route, model) not in self.models and len(self.models) >= self._max_label_sets:
+            route = OTHER  # replicas come and go under ever new names
         account = self.models.setdefault((route, model), _Account())
         return BatchMeter(self.bill, account, self.tenants, self.streams)
 
 
-class CostMeter(Node):
+class CostMeter(StackClock, Node):
     """Layer that counts what each request cost.
 
     It is around the cache and the router, beside `Telemetry`, and is told of the batches of every batcher inside.
@@ -60,7 +68,8 @@ class CostMeter(Node):
         workers: how many batches keep a device busy: its workers, or those of all replicas that ``per_second`` pays.
         currency: for reports.
         name: for reports.
-        max_label_sets: the most tenants, streams and sources with a row of their own; the rest share ``"other"``.
+        max_label_sets: the most tenants, streams, sources and routes with a row of their own; the rest share
+            ``"other"``.
         clock: returns monotonic nanoseconds; ``None``: the `Stack`'s clock, else ``time.monotonic_ns``.
 
     Raises:
@@ -86,7 +95,7 @@ class CostMeter(Node):
     ) -> None:
         for argument, value in (("currency", currency), ("name", name)):
             check_instance(argument, value, lambda it: isinstance(it, str), "a string")
-        check_instance("clock", clock, lambda value: value is None or callable(value), "a callable or None")
+        self._accept_clock(clock)
         check_count("workers", workers)
         sets = check_count("max_label_sets", max_label_sets)
         prices = per_second if isinstance(per_second, Mapping) else {_ALL: per_second}
@@ -98,13 +107,12 @@ class CostMeter(Node):
         self.name = name
         self.currency = currency
         self.clock: Clock = clock or time.monotonic_ns
-        self._clock_given = clock is not None
         self._is_one = not isinstance(per_second, Mapping)
         self.devices = {name: Device(float(price), workers, sets) for name, price in prices.items()}
         self.sources, self.tenants, self.streams = (_Family(_Account, sets) for _ in range(3))
         self.ledger = _Ledger(self.sources, self.tenants, self.streams)
         self.failures = ListenerFailures("streaminfer", f"cost meter {name!r}")
-        self._watched: list[Any] = []
+        self._watched: set[weakref.WeakMethod[Any]] = set()
 
     def wrap(self, inner: Any) -> MeteredService:
         """Put the meter in front of a service.
@@ -126,6 +134,8 @@ class CostMeter(Node):
     def watch(self, thing: Any) -> int:
         """Charge the batches of every batcher in an object; `wrap` and the start of a `Stack` do that.
 
+        Replicas that are added later are found by themselves.
+
         Args:
             thing: a service, a `Stack`, or an `AdaptiveBatcher` that wraps something.
 
@@ -135,13 +145,44 @@ class CostMeter(Node):
         Raises:
             ValueError: ``per_second`` names neither a model in it nor its route.
         """
-        found = dict(_batchers(thing, "", set()))
-        for observe, route in found.items():
-            if observe not in self._watched:
-                observe(lambda model, route=route: self._device(route, model).meter(route, model))
-                self._watched.append(observe)
-        self.ledger.sees_batches = bool(self._watched)
+        return self._watch(thing, "")
+
+    def _watch(self, thing: Any, route: str) -> int:
+        found: dict[Any, str] = {}
+        grows: dict[Any, str] = {}
+        for part, label in _parts(thing, route, set()):
+            node = adapt(part)
+            offered = node.capabilities()
+            if offered.observe_batches is not None:
+                found[offered.observe_batches] = label
+            elif label and is_service(part) and not node.children:
+                self._note_uncharged(label, name_of(part))
+            if offered.new_children is not None:
+                grows[offered.new_children] = label
+        for observe, label in self._not_yet(found):
+            observe(lambda model, label=label: self._device(label, model).meter(label, model))
+        for tell, label in self._not_yet(grows):
+            tell(lambda name, child, label=label: self._join(child, label or name))
         return len(found)
+
+    def _not_yet(self, found: dict[Any, str]) -> Iterator[tuple[Any, str]]:
+        """Iterate over methods that were not called yet; they are then taken to be."""
+        self._watched = {known for known in self._watched if known() is not None}
+        for method, label in found.items():
+            if weakref.WeakMethod(method) not in self._watched:
+                yield method, label
+                self._watched.add(weakref.WeakMethod(method))
+
+    def _join(self, child: Any, route: str) -> None:
+        try:
+            self._watch(child, route)
+        except LISTENER_ERRORS as failure:
+            self.failures.report(self, f"the new replica {route!r}", failure)
+
+    def _note_uncharged(self, route: str, model: str) -> None:
+        if route not in self.ledger.uncharged:
+            self.ledger.uncharged |= {route}
+            _log.warning("cost meter %r: %r has no batcher, so that calls of %r cost nothing", self.name, route, model)
 
     def open(self) -> None:
         """Begin to pay, unless that was so; a `Stack` does it when it has started."""
@@ -155,20 +196,14 @@ class CostMeter(Node):
         for device in self.devices.values():
             device.bill.close(now_ns)
 
-    def bind_clock(self, clock: Clock) -> None:
-        """Take over the clock of a `Stack`, unless one was given."""
-        if not self._clock_given:
-            self.clock = clock
-            self._clock_given = True
-
     def statistics(self) -> "CostStatistics":
         """Return a frozen snapshot."""
         from streaminfer.telemetry.cost.snapshot import cost_statistics  # noqa: PLC0415 - serving does not need it
 
-        now_ns = self.clock()
-        for device in self.devices.values():
-            device.bill.advance(now_ns)
         return cost_statistics(self)
+
+    def _use_clock(self, clock: Clock) -> None:
+        self.clock = clock
 
     def _device(self, route: str, model: str) -> Device:
         if self._is_one:
@@ -184,17 +219,14 @@ class CostMeter(Node):
         return f"<CostMeter({self.name!r}): {self.ledger.total.responses} responses>"
 
 
-def _batchers(thing: Any, route: str, seen: set[int]) -> Iterator[tuple[Any, str]]:
-    """Iterate over the batchers in an object, each with the outermost label that a router gave it."""
+def _parts(thing: Any, route: str, seen: set[int]) -> Iterator[tuple[Any, str]]:
+    """Iterate over an object and what is in it, each with the outermost label that a router gave it."""
     if id(thing) in seen:
         return
     seen.add(id(thing))
-    node = adapt(thing)
-    observe = node.capabilities().observe_batches
-    if observe is not None:
-        yield observe, route
-    for label, child in node.children.items():
-        yield from _batchers(child, route or ("" if _is_structural(label, child) else label), seen)
+    yield thing, route
+    for label, child in adapt(thing).children.items():
+        yield from _parts(child, route or ("" if _is_structural(label, child) else label), seen)
 
 
 def _is_structural(label: str, child: Any) -> bool:

@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from streaminfer.telemetry.cost._bill_cy import CostAccount
 from streaminfer.telemetry.cost.statistics import CostRow, CostStatistics, DeviceCost
-from streaminfer.telemetry.families.label_family import OTHER
-from streaminfer.telemetry.families.routes import route_of
+from streaminfer.telemetry.families.routes import OTHER, route_of
 
 if TYPE_CHECKING:
     from streaminfer.telemetry.cost.cost_meter import CostMeter, Device
@@ -16,18 +15,17 @@ __all__ = ["cost_statistics"]
 
 def cost_statistics(meter: "CostMeter") -> CostStatistics:
     """Return what a meter has counted, billed up to a moment ago."""
-    devices = meter.devices
+    devices, now_ns = meter.devices, meter.clock()
     by_device: dict[str, DeviceCost] = {}
     for name, device in devices.items():
-        bill = device.bill
-        running_ns = bill.running_ns()
+        bill_ns, finished_ns, running_ns, padding_ns, idle_ns = device.bill.read(now_ns)
         by_device[name] = DeviceCost(
             per_second=device.per_second,
-            workers=bill.workers,
-            bill_ns=bill.bill_ns,
-            busy_ns=bill.finished_ns + running_ns,
-            padding_ns=bill.padding_ns,
-            idle_ns=bill.idle_ns,
+            workers=device.bill.workers,
+            bill_ns=bill_ns,
+            busy_ns=finished_ns + running_ns,
+            padding_ns=padding_ns,
+            idle_ns=idle_ns,
             running_ns=running_ns,
         )
     families = [meter.sources, meter.tenants, meter.streams]

@@ -128,9 +128,11 @@ class CostStatistics(Snapshot):
 
     @property
     def saved_by_cache(self) -> float:
-        """What the cached responses would have cost at the mean of those that were computed; 0.0 before the first."""
-        computed = self.total.responses - self.total.cached
-        return self.total.cost / computed * self.total.cached if computed else 0.0
+        """What the cached responses would have cost at the mean of a row; 0.0 before the first row.
+
+        An estimate, and an upper one: in the same batches more rows would have shared the set-up.
+        """
+        return self.total.cost / self.total.rows * self.total.cached if self.total.rows else 0.0
 
     def plot(self, ax: Any = None) -> Any:
         """Draws the bill: the cost of each model by what it was for, and idle time.

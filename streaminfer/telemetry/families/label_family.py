@@ -6,11 +6,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.validation import check_count, check_instance, expected
 from streaminfer.telemetry.families._label_family_cy import LabelFamilyState
+from streaminfer.telemetry.families.routes import OTHER
 
 __all__ = ["OTHER", "LabelFamily"]
-
-OTHER = "other"
-"""Value of every label of the child that collects the sets beyond the bound."""
 
 T = TypeVar("T")
 

@@ -1,6 +1,9 @@
-"""Routes as labels."""
+"""Routes as labels, and the label of what has none of its own."""
 
-__all__ = ["route_of"]
+__all__ = ["OTHER", "route_of"]
+
+OTHER = "other"
+"""Value of every label of the child that collects the sets beyond the bound."""
 
 
 def route_of(source: str) -> str:

@@ -14,6 +14,7 @@ begin with ``#`` are comments. Source: HdrHistogram's ``HistogramLogWriter``, ``
 ``HistogramLogScanner``.
 """
 
+import math
 import os
 import re
 import time
@@ -34,8 +35,9 @@ _ABSOLUTE = (
     "#[BaseTime: 0.000 (seconds since epoch)]\n"  # also where intervals are more than a year older than the file
 )
 _LEGEND = '"StartTimestamp","Interval_Length","Interval_Max","Interval_Compressed_Histogram"\n'
-_SINCE = re.compile(r"#\[(StartTime|BaseTime): *([0-9.]+)")
-_LINE = re.compile(r"(?:Tag=([^,]*),)?([0-9.]+),([0-9.]+),([0-9.]+),(HIST\S+)$")
+_NUMBER = "([-+0-9.eE]+)"
+_SINCE = re.compile(rf"#\[(StartTime|BaseTime): *{_NUMBER}")
+_LINE = re.compile(rf"(?:Tag=([^,]*),)?{_NUMBER},{_NUMBER},{_NUMBER},(HIST\S+)$")
 _YEAR_S = 365 * 86400.0
 _LONGEST_LINE = 1 << 22
 _NOT_IN_TAG = re.compile(r"[,\s]")
@@ -130,7 +132,7 @@ def format_interval(histogram: LatencyHistogram, start_s: float, end_s: float, t
 
 
 def read_interval_log(
-    path: str | os.PathLike[str], *, since_s: float = 0.0, until_s: float = float("inf"), tag: str | None = None
+    path: str | os.PathLike[str], *, since_s: float = -math.inf, until_s: float = math.inf, tag: str | None = None
 ) -> Iterator[Interval]:
     """Read an interval log of ours, or of any HdrHistogram library.
 
@@ -149,7 +151,7 @@ def read_interval_log(
         ValueError: it holds something else; the message names the file and the line.
     """
     origin = _Origin()
-    with Path(path).open(encoding="utf-8") as file:
+    with Path(path).open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
             try:
                 parts = _parts(line, origin)
@@ -205,7 +207,7 @@ def _cut_torn_line(file: Any) -> None:
 
 
 def merge_interval_logs(
-    *paths: str | os.PathLike[str], since_s: float = 0.0, until_s: float = float("inf")
+    *paths: str | os.PathLike[str], since_s: float = -math.inf, until_s: float = math.inf
 ) -> dict[str, LatencyHistogram]:
     """Return what all logs counted together, by tag: one tail of several processes or hosts.
 

@@ -213,6 +213,8 @@ class WorkerHistograms:
         )
 
     def _delete(self, name: str) -> None:
+        for path in self.folder.glob(f"*.{name}.new"):  # it was stopped in writing this
+            path.unlink(missing_ok=True)
         for suffix in (".hlog", ".lock"):  # the lock last: while it is there, the file is looked for
             (self.folder / f"{name}{suffix}").unlink(missing_ok=True)
 

@@ -1,6 +1,7 @@
 """Table of user outcomes: rates and means by route, latency and quality, with confidence intervals.
 
-*Design.* A cell holds sums, so cells are merged by addition. A rate has Wilson's interval, which holds for few requests
+*Design.* Cells are merged: they hold counts, means and squared distances from these (Chan, Golub, LeVeque 1979), which
+lose no digits where values are large and alike. A rate has Wilson's interval, which holds for few requests
 and for rates near 0 and 1 too; the difference of two rates has Newcombe's, made of both; a mean has the normal one.
 All are at 95 %.
 
@@ -17,6 +18,7 @@ import attrs
 from streaminfer._internal.html_table import html_table
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import expected
+from streaminfer.telemetry.families.routes import OTHER
 
 __all__ = ["Estimate", "OutcomeCell", "OutcomeRow", "OutcomeTable", "Sums"]
 
@@ -46,21 +48,23 @@ class Sums:
     Attributes:
         reported: requests.
         valued: of these, with a value.
-        total: sum of the values.
-        squares: sum of their squares.
+        mean: of the values.
+        squares: sum of the squared distances from it.
     """
 
     reported: int = 0
     valued: int = 0
-    total: float = 0.0
+    mean: float = 0.0
     squares: float = 0.0
 
     def add(self, other: "Sums") -> None:
         """Add the reports of another cell."""
         self.reported += other.reported
-        self.valued += other.valued
-        self.total += other.total
-        self.squares += other.squares
+        if other.valued:
+            self.valued += other.valued
+            share, distance = other.valued / self.valued, other.mean - self.mean
+            self.squares += other.squares + distance * distance * (self.valued - other.valued) * share
+            self.mean += distance * share
 
 
 @attrs.define
@@ -80,7 +84,7 @@ class OutcomeCell:
         self.requests += 1
         for name, value in reports.items():
             sums = self.outcomes.setdefault(name, Sums())
-            sums.add(Sums(1) if value is None else Sums(1, 1, value, value * value))
+            sums.add(Sums(1) if value is None else Sums(1, 1, value))
 
     def add(self, other: "OutcomeCell") -> None:
         """Add the requests of another cell."""
@@ -120,20 +124,24 @@ class OutcomeTable(Snapshot):
         rows: a row per cell and outcome.
         pending: requests of which reports may still come.
         unknown: reports of a request that is not known, or not any more.
-        evicted: requests that were forgotten early because too many were pending; they are in no row.
+        evicted: requests that were forgotten early, because too many were pending or their id came again; they are in
+            no row.
     """
 
     rows: tuple[OutcomeRow, ...]
     pending: int
     unknown: int
     evicted: int
-    _cells: tuple[tuple[tuple[Any, ...], OutcomeCell], ...] = attrs.field(repr=False)
+    _cells: tuple[tuple[tuple[Any, ...], OutcomeCell], ...]
+    _latencies: tuple[str, ...]
 
     @classmethod
-    def of(cls, cells: Iterable[tuple[tuple[Any, ...], OutcomeCell]], **counters: int) -> "OutcomeTable":
-        """Return the table of cells by route, latency and quality."""
+    def of(
+        cls, cells: Iterable[tuple[tuple[Any, ...], OutcomeCell]], latencies: tuple[str, ...], **counters: int
+    ) -> "OutcomeTable":
+        """Return the table of cells by route, latency and quality, with the latencies in their order."""
         kept = tuple(cells)
-        return cls(rows=_rows(kept, _FIELDS), cells=kept, **counters)
+        return cls(rows=_rows(kept, latencies, _FIELDS), cells=kept, latencies=latencies, **counters)
 
     def by(self, *fields: Field) -> tuple[OutcomeRow, ...]:
         """Return the rows by some fields only: ``table.by("degraded")`` tells what a lesser model cost users.
@@ -147,7 +155,7 @@ class OutcomeTable(Snapshot):
         for field in fields:
             if field not in _FIELDS:
                 raise ValueError(expected("fields", f"some of {_FIELDS}", field))
-        return _rows(self._cells, fields)
+        return _rows(self._cells, self._latencies, fields)
 
     def difference(self, outcome: str, field: Field = "degraded", *, of: Any = True, to: Any = False) -> Estimate:
         """Return by how much the rate of an outcome differs between two groups of requests.
@@ -175,7 +183,7 @@ class OutcomeTable(Snapshot):
     def to_dict(self) -> dict[str, Any]:
         """Return rows and counters for strict JSON."""
         plain = super().to_dict()
-        del plain["_cells"]
+        del plain["_cells"], plain["_latencies"]
         return plain
 
     def __repr__(self) -> str:
@@ -189,15 +197,22 @@ class OutcomeTable(Snapshot):
         return html_table((_texts(row) for row in self.rows), head=head, caption=caption)
 
 
-def _rows(cells: Sequence[tuple[tuple[Any, ...], OutcomeCell]], fields: Sequence[str]) -> tuple[OutcomeRow, ...]:
+def _rows(
+    cells: Sequence[tuple[tuple[Any, ...], OutcomeCell]], latencies: tuple[str, ...], fields: Sequence[str]
+) -> tuple[OutcomeRow, ...]:
+    rank = {value: number for number, value in enumerate((*latencies, False, True))}  # others by name, then "other"
     merged: dict[tuple[Any, ...], OutcomeCell] = {}
     for values, cell in cells:
         named = dict(zip(_FIELDS, values, strict=True))
         merged.setdefault(tuple(named[field] for field in fields), OutcomeCell()).add(cell)
     outcomes = sorted({name for cell in merged.values() for name in cell.outcomes})
+
+    def place(item: tuple[tuple[Any, ...], OutcomeCell]) -> list[tuple[int, str]]:
+        return [(rank.get(value, len(rank)), str(value)) for value in item[0]]
+
     return tuple(
         _row(dict(zip(fields, values, strict=True)), outcome, cell)
-        for values, cell in sorted(merged.items(), key=lambda item: repr(item[0]))
+        for values, cell in sorted(merged.items(), key=place)
         if cell.requests
         for outcome in outcomes
     )
@@ -227,17 +242,15 @@ def _wilson(successes: int, trials: int) -> Estimate:
 def _mean(sums: Sums) -> Estimate:
     if not sums.valued:
         return Estimate(math.nan, math.nan, math.nan)
-    mean = sums.total / sums.valued
     if sums.valued == 1:
-        return Estimate(mean, math.nan, math.nan)
-    variance = max(sums.squares - sums.valued * mean * mean, 0.0) / (sums.valued - 1)
-    half = _Z * math.sqrt(variance / sums.valued)
-    return Estimate(mean, mean - half, mean + half)
+        return Estimate(sums.mean, math.nan, math.nan)
+    half = _Z * math.sqrt(sums.squares / (sums.valued - 1) / sums.valued)
+    return Estimate(sums.mean, sums.mean - half, sums.mean + half)
 
 
 def _texts(row: OutcomeRow) -> tuple[str, ...]:
     mean = "" if math.isnan(row.mean.value) else f"{row.mean.value:.4g} ({row.mean.low:.4g} to {row.mean.high:.4g})"
     rate = f"{row.rate.value:.2%} ({row.rate.low:.2%} to {row.rate.high:.2%})"
-    quality = "degraded" if row.of["degraded"] else "full"
+    quality = {False: "full", True: "degraded"}.get(row.of["degraded"], OTHER)
     counts = f"{row.reported:,} of {row.requests:,}"
     return (str(row.of["route"]), str(row.of["latency"]), quality, row.outcome, counts, rate, mean)

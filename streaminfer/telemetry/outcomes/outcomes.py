@@ -12,6 +12,7 @@ from typing import Any
 from streaminfer._internal.listeners import LISTENER_ERRORS, ListenerFailures
 from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
+from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.protocols import Clock, is_service
 from streaminfer.request import Request, Response
 from streaminfer.sync_layer import SyncLayer, SyncService
@@ -26,7 +27,6 @@ NO_RESPONSE = "no response"
 
 _BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 _MAX_CELLS = 1024
-_id: ContextVar[Hashable] = ContextVar("streaminfer_request_id", default=None)
 
 
 class _Pending:
@@ -40,7 +40,7 @@ class _Pending:
         self.reports: dict[str, float | None] = {}
 
 
-class Outcomes(SyncLayer):
+class Outcomes(StackClock, SyncLayer):
     """Layer that remembers how requests were served until it is told what their users did.
 
     It is around the cache and the router, beside `Telemetry`. A request has an id inside ``with
@@ -49,7 +49,8 @@ class Outcomes(SyncLayer):
 
     Args:
         expires_s: how long reports of a request are waited for, > 0.
-        max_pending: the most requests remembered; beyond, the oldest are forgotten and counted in ``evicted``.
+        max_pending: the most requests remembered; beyond, the oldest are forgotten and counted in ``evicted``, as is
+            one whose id comes again.
         latency_buckets_s: bounds of the latency in seconds, ascending.
         id_of: returns the id of a request, ``None`` for one without, instead of ``with outcomes.request(id)``.
         clock: returns monotonic nanoseconds; ``None``: the `Stack`'s clock, else ``time.monotonic_ns``.
@@ -85,12 +86,12 @@ class Outcomes(SyncLayer):
         if not bounds or any(low >= high for low, high in pairwise(bounds)):
             raise ValueError(expected("latency_buckets_s", "ascending bounds, at least one", latency_buckets_s))
         check_instance("id_of", id_of, lambda value: value is None or callable(value), "a function or None")
-        check_instance("clock", clock, lambda value: value is None or callable(value), "a callable or None")
+        self._accept_clock(clock)
         self.clock = clock or time.monotonic_ns
-        self._clock_given = clock is not None
         self._id_of = id_of
+        self._id: ContextVar[Hashable] = ContextVar("streaminfer_request_id", default=None)
         self._bounds_ns = [round(bound * 1e9) for bound in bounds]
-        self._buckets = [f"≤ {format_duration(bound)}" for bound in bounds] + [f"> {format_duration(bounds[-1])}"]
+        self._buckets = (*(f"≤ {format_duration(bound)}" for bound in bounds), f"> {format_duration(bounds[-1])}")
         self._cells = LabelFamily(OutcomeCell, "route", "latency", "degraded", max_sets=_MAX_CELLS)
         self._pending: dict[Hashable, _Pending] = {}  # by the instant of the response
         self._lock = threading.Lock()
@@ -108,20 +109,14 @@ class Outcomes(SyncLayer):
             raise TypeError(expected("inner", "a service (outside the batcher)", inner))
         return super().wrap(inner)
 
-    def bind_clock(self, clock: Clock) -> None:
-        """Take over the clock of a `Stack`, unless one was given."""
-        if not self._clock_given:
-            self.clock = clock
-            self._clock_given = True
-
     @contextmanager
     def request(self, request_id: Hashable) -> Iterator[None]:
-        """Give the requests that are sent inside the block an id; of several with one id the last is remembered."""
-        token = _id.set(request_id)
+        """Give the request that is sent inside the block an id; of several with one id the last is remembered."""
+        token = self._id.set(request_id)
         try:
             yield
         finally:
-            _id.reset(token)
+            self._id.reset(token)
 
     def report(self, request_id: Hashable, outcome: str, value: float | None = None) -> bool:
         """Note what a user did.
@@ -165,7 +160,8 @@ class Outcomes(SyncLayer):
                 copy = OutcomeCell()
                 copy.add(cell)
                 cells.append((values, copy))
-            return OutcomeTable.of(cells, pending=len(self._pending), unknown=self.unknown, evicted=self.evicted)
+            counters = {"pending": len(self._pending), "unknown": self.unknown, "evicted": self.evicted}
+            return OutcomeTable.of(cells, self._buckets, **counters)
 
     def statistics(self) -> OutcomeTable:
         """Return :meth:`table`."""
@@ -178,7 +174,7 @@ class Outcomes(SyncLayer):
     def exit(self, request: Request, token: int, outcome: Response | BaseException, now_ns: int) -> None:
         """Remember how a request was served, if it has an id."""
         try:
-            request_id = _id.get() if self._id_of is None else self._id_of(request)
+            request_id = self._id.get() if self._id_of is None else self._id_of(request)
             if request_id is not None:
                 self._note(request_id, outcome, token, now_ns)
         except LISTENER_ERRORS as failure:
@@ -191,7 +187,8 @@ class Outcomes(SyncLayer):
         latency = self._buckets[bisect_left(self._bounds_ns, now_ns - started_ns)]
         with self._lock:
             self._expire(now_ns)
-            self._pending.pop(request_id, None)
+            if self._pending.pop(request_id, None) is not None:
+                self.evicted += 1
             self._pending[request_id] = _Pending(self._cells.of(route, latency, degraded), now_ns + self._expires_ns)
             if len(self._pending) > self.max_pending:
                 del self._pending[next(iter(self._pending))]
@@ -204,6 +201,9 @@ class Outcomes(SyncLayer):
     def _settle_oldest(self) -> None:
         pending = self._pending.pop(next(iter(self._pending)))
         pending.cell.settle(pending.reports)
+
+    def _use_clock(self, clock: Clock) -> None:
+        self.clock = clock
 
     def __repr__(self) -> str:
         return f"<Outcomes: {len(self._pending)} pending>"

@@ -100,6 +100,21 @@ def test_no_more_rows_than_the_memory_holds(state):
         assert model.size_to_compare(64) in (0, 8)
 
 
+@pytest.mark.parametrize("service_time", [None, LINE], ids=["learned", "given"])
+def test_a_limit_below_the_size_that_batches_are_filled_up_to(service_time):
+    """A batch of two rows still takes what one of eight takes."""
+    model = bucket(8, service_time, padded=lambda size: 1 if size == 1 else 8)
+    run(model, *[1, 8] * 20)
+    before = model.expected_ns(2)
+
+    model.limit_rows(4)
+
+    assert model.cap == 4
+    assert model.timetable.cap <= 4
+    assert model.expected_ns(2) == before
+    assert model.expected_ns(8) == 0
+
+
 def test_a_limit_before_anything_is_known():
     """The tables of the first batch end at the limit."""
     model = bucket()

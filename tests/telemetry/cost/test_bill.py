@@ -58,11 +58,11 @@ class AgainstTime(RuleBasedStateMachine):
 
     @invariant()
     def adds_up(self):
-        bill = self.bill
-        assert bill.finished_ns + bill.running_ns() + bill.padding_ns + bill.idle_ns == bill.bill_ns
-        assert bill.finished_ns + bill.padding_ns == self.charged_ns
-        assert bill.in_flight == len(self.running)
-        assert bill.running_ns() >= 0
+        bill_ns, finished_ns, running_ns, padding_ns, idle_ns = self.bill.read(self.now_ns)
+        assert finished_ns + running_ns + padding_ns + idle_ns == bill_ns == self.paid_ns
+        assert finished_ns + padding_ns == self.charged_ns
+        assert self.bill.in_flight == len(self.running)
+        assert running_ns >= 0
 
 
 TestAgainstTime = AgainstTime.TestCase

@@ -1,8 +1,10 @@
 """What a cost meter says of real stacks, in virtual time."""
 
 import asyncio
+import gc
 import json
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import streaminfer as si
 from streaminfer.batching import Buckets, ServiceTime
 from streaminfer.protocols import Service
 from streaminfer.request import Response
+from streaminfer.streams import LatestOnly, StreamSession
 from streaminfer.telemetry import CostMeter
 from streaminfer.testing import HANG, FakeClock, ScriptedBackend, run
 
@@ -208,6 +211,108 @@ class TestPlaces:
         assert statistics.total.cached == 0
         assert repr(statistics).startswith("<CostStatistics 'own': 0.1 USD, of which busy 0.1, padding 0, idle 0;")
 
+    def test_replicas_that_are_added_while_it_runs(self):
+        models = []
+
+        def replica(name):
+            backend = ScriptedBackend(duration_s=0.1)
+            models.append(weakref.ref(backend))
+            return si.Replica(name, si.Stack(si.AdaptiveBatcher(max_batch_size=1), backend))
+
+        async def main(loop):
+            meter = CostMeter(per_second=1.0, workers=2, max_label_sets=3)
+            replicas = si.Replicas(replica("0"), slow_start_s=0.0)
+            async with si.Stack(meter, replicas, clock=loop.clock) as stack:
+                for number in range(1, 6):
+                    await replicas.add(replica(str(number)))
+                    await asyncio.gather(*(stack(one()) for _ in range(6)))
+                    await replicas.remove(str(number - 1))
+                gc.collect()
+                return meter.statistics(), sum(model() is not None for model in models)
+
+        statistics, alive = run(main)
+        assert check(statistics).total.rows == statistics.total.responses == 30
+        assert set(statistics.routes) == {"0", "1", "2", "other"}
+        assert alive <= 2  # the replicas keep the latest that left, the meter none
+
+    def test_a_replica_without_a_price_is_added_and_logged(self, caplog):
+        def replica(name, service):
+            return si.Replica(name, si.Stack(si.AdaptiveBatcher(max_batch_size=1), service))
+
+        class Other(ScriptedBackend):
+            pass
+
+        async def main(loop):
+            meter = CostMeter(per_second={"ScriptedBackend": 1.0})
+            replicas = si.Replicas(replica("a", ScriptedBackend(duration_s=0.1)))
+            async with si.Stack(meter, replicas, clock=loop.clock) as stack:
+                await replicas.add(replica("b", Other(duration_s=0.1)))
+                await asyncio.gather(*(stack(one()) for _ in range(9)))
+                return meter.statistics()
+
+        assert check(run(main)).total.responses == 9
+        assert "the new replica 'b'" in caplog.text
+
+    def test_streams_of_a_session(self):
+        async def camera(frames, gap_s):
+            for number in range(frames):
+                await asyncio.sleep(gap_s)
+                yield np.float32([number])
+
+        async def main(loop):
+            meter = CostMeter(per_second=1.0)
+            layers = (meter, si.AdaptiveBatcher(max_batch_size=8), ScriptedBackend(duration_s=0.01))
+            async with si.Stack(*layers, clock=loop.clock) as stack:
+                session = StreamSession(stack, tenant="gold", policy=LatestOnly(), max_in_flight=2)
+                for frames, gap_s, stream_id in ((30, 0.02, "door"), (10, 0.03, "yard"), (40, 0.001, None)):
+                    session.add(camera(frames, gap_s), stream_id=stream_id)
+                results = [result.stream_id async for result in session]
+                return meter.statistics(), results
+
+        statistics, results = run(main)
+        check(statistics)
+        got = {stream: row.responses for stream, row in statistics.streams.items()}
+        assert got == {stream: results.count(stream) for stream in set(results)}
+        assert got["door"] == 30
+        assert sum(row.cost_ns["device"] for row in statistics.streams.values()) == statistics.devices["device"].busy_ns
+        assert statistics.tenants["gold"].cost_ns == statistics.total.cost_ns
+
+    def test_a_route_without_a_batcher_is_not_taken_for_a_cache(self, caplog):
+        class Remote(Service):
+            async def call(self, request):
+                await asyncio.sleep(0.1)
+                return Response(request.inputs)
+
+        async def main(loop):
+            meter = CostMeter(per_second=1.0)
+            large = si.Stack(si.AdaptiveBatcher(max_batch_size=1), ScriptedBackend(ValueError("down"), duration_s=0.1))
+            router = si.FallbackRouter(si.Route("large", large), si.Route("small", Remote(), quality=0.5))
+            async with si.Stack(meter, router, clock=loop.clock) as stack:
+                await stack(one())
+                await stack(one())
+                return meter.statistics()
+
+        statistics = check(run(main))
+        assert (statistics.routes["small"].responses, statistics.total.cached) == (1, 0)
+        assert "'small' has no batcher, so that calls of 'Remote' cost nothing" in caplog.text
+
+    def test_one_meter_around_a_batcher_and_a_service_without_one(self):
+        class Own(Service):
+            async def call(self, request):
+                await asyncio.sleep(0.1)
+                return Response(request.inputs, False, "own")
+
+        async def main(loop):
+            meter = CostMeter(per_second=1.0)
+            batched = si.Stack(meter, ScriptedBackend(duration_s=0.1), clock=loop.clock)
+            async with batched as first, si.Stack(meter, Own(), clock=loop.clock) as second:
+                await first(one())
+                await second(one())
+                return meter.statistics()
+
+        statistics = check(run(main))
+        assert (statistics.total.cached, statistics.total.rows) == (0, 2)
+
     def test_a_backend_without_a_batcher(self):
         async def main(loop):
             meter = CostMeter(per_second=1.0)
@@ -259,6 +364,9 @@ class TestPlaces:
         threads = [threading.Thread(target=serve) for _ in range(4)]
         for thread in threads:
             thread.start()
+        while any(thread.is_alive() for thread in threads):
+            device = meter.statistics().devices["device"]
+            assert device.busy_ns + device.padding_ns + device.idle_ns == device.bill_ns
         for thread in threads:
             thread.join()
         statistics = check(meter.statistics())

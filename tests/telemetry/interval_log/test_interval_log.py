@@ -106,6 +106,16 @@ def test_instants_of_java(path, head, origin_s):
     assert java(path, *head) == [(pytest.approx(origin_s + 0.127), ""), (pytest.approx(origin_s + 1.134), "A")]
 
 
+@pytest.mark.parametrize(
+    ("line", "start_s"), [("-2.5,1.0,2.7,", 7.5), ("1.5E0,1.0E0,2.7E-3,", 11.5), ("Tag=a b,0,1,2,", 10.0)]
+)
+def test_numbers_and_tags_of_other_writers(path, line, start_s):
+    encoded = LatencyHistogram().encode()
+    path.write_bytes(f"#[BaseTime: 10.0 (seconds since epoch)]\r\n{line}{encoded}\r\n".encode())
+    (interval,) = read_interval_log(path)
+    assert (interval.start_s, interval.end_s) == (start_s, start_s + 1.0)
+
+
 def test_only_a_range_and_a_tag(path):
     with IntervalLog(path) as log:
         for second in range(5):

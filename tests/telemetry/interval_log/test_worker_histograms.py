@@ -84,6 +84,8 @@ def test_a_killed_worker_stays_counted_once(start, tmp_path):
     for process in processes[:3]:
         os.kill(process.child.pid, signal.SIGKILL)
         process.child.wait()
+    for lock in tmp_path.glob(f"*.{processes[0].child.pid}.*.lock"):
+        (tmp_path / f"{lock.stem}.hlog.{lock.stem}.new").write_text("half of a fi")  # it was killed in writing it
     for _ in range(3):
         assert processes[3].ask("merge").split()[0] == "400"
     assert sorted(path.suffix for path in tmp_path.iterdir()) == ["", ".hlog", ".hlog", ".lock"]

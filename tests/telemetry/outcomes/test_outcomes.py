@@ -110,6 +110,54 @@ def test_the_last_request_of_an_id_and_the_last_report_of_an_outcome(outcomes, c
     assert math.isnan(row.mean.low)
 
 
+def test_a_request_that_another_one_displaced_is_counted(outcomes, clock):
+    for _ in range(3):
+        serve(outcomes, "camera", clock)
+    assert (outcomes.table().evicted, outcomes.table().pending) == (2, 1)
+
+
+def test_an_id_is_for_its_own_outcomes(outcomes, clock):
+    inner = Outcomes(clock=clock)
+
+    class Service:
+        async def call(self, request):
+            return Response(1.0, False, "inner")
+
+    async def main():
+        with outcomes.request("a"):
+            await outcomes.wrap(inner.wrap(Service())).call(si.Request(1.0))
+
+    asyncio.run(main())
+    assert (outcomes.table().pending, inner.table().pending) == (1, 0)
+
+
+def test_latencies_are_in_order(outcomes, clock):
+    for number, seconds in enumerate((2.0, 0.08, 0.2, 0.005, 0.9)):
+        serve(outcomes, number, clock, seconds=seconds)
+        outcomes.report(number, "x")
+    table = outcomes.table(settle=True)
+    expected = ["≤ 10 ms", "≤ 100 ms", "≤ 250 ms", "≤ 1 s", "> 1 s"]
+    assert [row.of["latency"] for row in table.rows] == [row.of["latency"] for row in table.by("latency")] == expected
+
+
+def test_cells_beyond_the_bound_are_neither_full_nor_degraded(outcomes, clock):
+    for number in range(1100):
+        serve(outcomes, number, clock, source=f"model-{number}")
+    outcomes.report(1099, "x")
+    table = outcomes.table(settle=True)
+    assert table.rows[-1].of == {"route": "other", "latency": "other", "degraded": "other"}
+    assert "other  other  other  x  1 of 76" in repr(table)
+
+
+def test_an_interval_of_large_values(outcomes, clock):
+    for number in range(100):
+        serve(outcomes, number, clock)
+        outcomes.report(number, "at_s", 1.7e9 + number % 2)
+    (row,) = outcomes.table(settle=True).rows
+    assert row.mean.value - 1.7e9 == pytest.approx(0.5, abs=1e-6)
+    assert row.mean.high - row.mean.value == pytest.approx(1.96 * 0.0503, rel=1e-2)
+
+
 def test_in_a_stack_with_ids_of_its_own():
     async def main(loop):
         outcomes = Outcomes(expires_s=10.0, id_of=lambda request: request.stream_id)
