@@ -87,7 +87,7 @@ def bench_scrape(found: list[si.Telemetry]) -> None:
         print(f"  {name:32} least {low:6.2f}  median {middle:6.2f}  p90 {high:6.2f}  {sizes[name] / 1024:7.1f} KiB")
     loop.close()
     collection = Collection(HistogramReader())
-    collection.add(found[0].name, found[0])
+    collection.add(found[0].name, [found[0]])
     latency = {metric: samples for metric, samples in collection.families.items() if metric.name == "request.duration"}
     print(f"bytes of a native series with its classic buckets: {len(b''.join(write_protobuf(latency)))} (bar 1,024)")
 
