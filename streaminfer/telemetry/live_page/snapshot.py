@@ -22,6 +22,8 @@ _PARTS = ("queue", "assembly", "inference", "delivery")
 _WINDOW_S = 10.0
 _WHOLE_NS = 1_000_000_000
 """How often layers are looked for, and figures read that are in no chart or change slowly."""
+_TAIL_NS = 250_000_000
+"""How often percentiles are computed: those of ten seconds change little in less."""
 _logger = logging.getLogger("streaminfer.live_page")
 
 
@@ -39,7 +41,8 @@ class ServiceReader:
         self._found: list[Found] = []
         self._read_ns: int | None = None
         self._drawn: set[int] = set()
-        self._slow: dict[str, dict[str, Any]] = {}
+        self._tail_ns = 0
+        self._kept: dict[str, dict[str, Any]] = {}
         self._tails: WeakKeyDictionary[Telemetry, list[RecentTail]] = WeakKeyDictionary()
         self._failed: set[str] = set()
 
@@ -56,11 +59,15 @@ class ServiceReader:
             inside = itertools.chain.from_iterable(walk(part, visited) for part in self._parts)
             self._found = [it for it in inside if not it.node.stack_state]  # a stack's statistics are its layers'
             self._drawn.clear()
+            self._kept.clear()
+        tails = whole or now_ns - self._tail_ns >= _TAIL_NS
+        if tails:
+            self._tail_ns = now_ns
         panels: defaultdict[str, dict[str, Any]] = defaultdict(dict)
         for found in self._found:
             prefix = f"{found.path}: " if found.path else ""
             try:
-                for panel, label, value in self._points(found, now_ns, whole):
+                for panel, label, value in self._points(found, now_ns, whole=whole, tails=tails):
                     numbers, name = panels[panel], prefix + label
                     numbers[name] = _sum(numbers[name], value) if name in numbers else value
             except Exception:  # one broken layer of a user's must not blank the page
@@ -69,14 +76,13 @@ class ServiceReader:
                     self._failed.add(name)
                     _logger.exception("the live page cannot read the statistics of %s", name)
                 panels["other"][f"{name}: statistics"] = "not readable"
-        if whole:
-            self._slow = {name: numbers for name, numbers in panels.items() if name in SLOW}
-        panels |= self._slow
+        self._kept |= {name: numbers for name, numbers in panels.items() if name in SLOW or name == "tail"}
+        panels |= self._kept
         return {panel.id: _bounded(panel.kind, panels[panel.id]) for panel in PANELS if panel.id in panels}
 
-    def _points(self, found: Found, now_ns: int, whole: bool) -> Iterator[Point]:
+    def _points(self, found: Found, now_ns: int, *, whole: bool, tails: bool) -> Iterator[Point]:
         if isinstance(found.part, Telemetry):
-            yield from self._telemetry_points(found.part, now_ns, whole)
+            yield from self._telemetry_points(found.part, now_ns, whole=whole, tails=tails)
         elif whole:
             statistics = found.node.statistics()
             if is_drawn(statistics):
@@ -86,19 +92,20 @@ class ServiceReader:
         elif id(found.part) in self._drawn:
             yield from points(found.node.statistics())
 
-    def _telemetry_points(self, telemetry: Telemetry, now_ns: int, whole: bool) -> Iterator[Point]:
+    def _telemetry_points(self, telemetry: Telemetry, now_ns: int, *, whole: bool, tails: bool) -> Iterator[Point]:
         """The same as of its statistics, without copies of five histograms."""
         histograms = telemetry._histograms
-        tails = self._tails.get(telemetry)
-        if tails is None:
-            tails = self._tails[telemetry] = [RecentTail(it, _WINDOW_S) for it in histograms]
+        recent = self._tails.get(telemetry)
+        if recent is None:
+            recent = self._tails[telemetry] = [RecentTail(it, _WINDOW_S) for it in histograms]
         in_flight, outcomes = telemetry._counts(telemetry._recorder.degraded, histograms[0].count)
         yield "queue", "in flight", in_flight
         yield from (("requests", outcome, count) for outcome, count in outcomes.items())
-        seconds = tails[0].quantiles([*_SHARES.values()], now_ns)
-        yield from (("tail", label, value) for label, value in zip(_SHARES, seconds, strict=True))
+        if tails:
+            seconds = recent[0].quantiles([*_SHARES.values()], now_ns)
+            yield from (("tail", label, value) for label, value in zip(_SHARES, seconds, strict=True))
         if whole:
-            for part, tail, histogram in zip(_PARTS, tails[1:], histograms[1:], strict=True):
+            for part, tail, histogram in zip(_PARTS, recent[1:], histograms[1:], strict=True):
                 if histogram.count:
                     yield "parts", part, tail.quantiles([0.99], now_ns)[0]
             if telemetry.slo is not None:
