@@ -147,13 +147,13 @@ class _LayeredService(SyncService):
     def clock(self) -> Clock:
         return self._layer.clock
 
-    def enter(self, request: Request, now_ns: int) -> Any:
-        return self._layer.enter(request, now_ns)
+    @property
+    def enter(self) -> Any:  # the layer's own, so that a request does not call through this object
+        return self._layer.enter
 
-    def exit(
-        self, request: Request, token: Any, outcome: Response | BaseException, now_ns: int
-    ) -> Response | BaseException | None:
-        return self._layer.exit(request, token, outcome, now_ns)
+    @property
+    def exit(self) -> Any:
+        return self._layer.exit
 
     def __repr__(self) -> str:
         return f"{self._layer!r} in front of {self.inner!r}"

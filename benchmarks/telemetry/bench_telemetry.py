@@ -4,7 +4,8 @@
 
 The stack has a batcher of 64 rows in front of a function that costs nothing. Variants are measured in turn in each
 round; what is printed is the median over the rounds of the difference within a round. "All" is the latency and its
-parts, an objective, a rolling histogram, and a cost meter with tenants and streams.
+parts, an objective, a rolling histogram, and a cost meter with tenants and streams; "exporters attached" adds the
+`/metrics` app, the event log, the OpenTelemetry exporter and the live page, none of which is asked meanwhile.
 """
 
 import argparse
@@ -18,8 +19,10 @@ from typing import Any
 
 import numpy as np
 from _lib.floor import cpu_per_request, no_op
+from opentelemetry.sdk.metrics.export import ConsoleMetricExporter
 
 import streaminfer as si
+from streaminfer.telemetry import EventLog, StackMetricExporter
 from streaminfer.testing import FakeClock
 
 REQUESTS = 64 * 400
@@ -51,14 +54,22 @@ def stack(layers: list[Any]) -> si.Stack:
     return si.Stack(*layers, batcher, si.CpuBackend(no_op, executor="inline"))
 
 
-async def cost(layers: list[Any], callers: int, *, labelled: bool = False) -> float:
+def attach(service: si.Stack) -> list[Any]:
+    apps = [si.telemetry.metrics_app(service), si.telemetry.dashboard(service)]
+    return [*apps, EventLog(service), StackMetricExporter(ConsoleMetricExporter(), service)]
+
+
+async def cost(layers: list[Any], callers: int, *, labelled: bool = False, attached: bool = False) -> float:
     async with stack(layers) as service:
+        exporters = attach(service) if attached else []
 
         async def call(item: Any) -> Any:
             return await service(item, tenant="a", stream_id="b") if labelled else await service(item)
 
         gc.collect()
-        return await cpu_per_request(call, callers, REQUESTS)
+        seconds = await cpu_per_request(call, callers, REQUESTS)
+        del exporters
+        return seconds
 
 
 async def left_in_memory(layers: list[Any]) -> float:
@@ -80,13 +91,16 @@ async def left_in_memory(layers: list[Any]) -> float:
 def bench_cpu(rounds: int) -> bool:
     is_met = True
     for callers in (64, 1):
-        added: dict[str, list[float]] = {name: [] for name in (*VARIANTS, "all, with tenant and stream")}
+        names = (*VARIANTS, "all, exporters attached", "all, with tenant and stream")
+        added: dict[str, list[float]] = {name: [] for name in names}
         bare = []
         for _ in range(rounds):
             floor = asyncio.run(cost([], callers))
             bare.append(floor)
             for name, make in VARIANTS.items():
                 added[name].append(asyncio.run(cost(make(), callers)) - floor)
+            everything = asyncio.run(cost(VARIANTS["all"](), callers, attached=True))
+            added["all, exporters attached"].append(everything - floor)
             floor_labelled = asyncio.run(cost([], callers, labelled=True))
             labelled = asyncio.run(cost(VARIANTS["all"](), callers, labelled=True))
             added["all, with tenant and stream"].append(labelled - floor_labelled)
@@ -95,8 +109,8 @@ def bench_cpu(rounds: int) -> bool:
             low, *_, high = sorted(seconds)
             print(f"  {name:<30}{statistics.median(seconds) * 1e9:8.0f}   ({low * 1e9:.0f} to {high * 1e9:.0f})")
         if callers > 1:
-            is_met = statistics.median(added["all"]) <= BAR_S
-            print(f"  bar for all: 1,000 ns: {'met' if is_met else 'MISSED'}")
+            is_met = statistics.median(added["all, exporters attached"]) <= BAR_S
+            print(f"  bar for all with exporters: 1,000 ns: {'met' if is_met else 'MISSED'}")
     return is_met
 
 

@@ -1,5 +1,7 @@
 cimport cython
 
+cdef unsigned long long _MOST
+
 cdef class ProtobufWriter:
     cdef bytearray _buffer
 

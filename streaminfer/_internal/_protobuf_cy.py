@@ -12,6 +12,7 @@ from collections.abc import Iterable
 __all__ = ["ProtobufWriter"]
 
 _VARINT, _FIXED64, _LENGTH = 0, 1, 2
+_MOST = 2**64 - 1  # a variable: C has no literal of this size, and would compute with Python's integers
 
 
 class ProtobufWriter:
@@ -100,11 +101,11 @@ class ProtobufWriter:
 
 
 def _zigzag(value: int) -> int:
-    return (value << 1 ^ value >> 63) & 0xFFFFFFFFFFFFFFFF
+    return value << 1 ^ value >> 63
 
 
 def _append_varint(buffer: bytearray, value: int) -> None:
-    if not 0 <= value <= 0xFFFFFFFFFFFFFFFF:
+    if not 0 <= value <= _MOST:
         raise OverflowError(f"value: expected an integer from 0 to 2^64 - 1, got {value!r}")
     while value > 0x7F:  # seven bits a byte
         buffer.append(value & 0x7F | 0x80)

@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer._internal.extras import require
-from streaminfer._internal.figures import GREY, legend_above, new_axes, say_nothing_yet
+from streaminfer._internal.figures import BAD, COLORS, GREY, legend_above, new_axes, say_nothing_yet
 
 __all__ = ["draw_timeline"]
 
-_COLOURS = ("full", "idle_worker", "max_queue_delay", "planned", "probe", "exploration")
+_REASONS = ("full", "idle_worker", "max_queue_delay", "planned", "probe", "exploration")
+_COLORS = (*COLORS[:-1], "#f0e442", "C5", "C8", "C6", "C9")  # the last one of the palette is that of drops
 _HALF = 0.4
 _WIDE_ENOUGH = 1 / 60
 """A bar of at least this share of the whole has room for its size."""
@@ -94,14 +95,14 @@ def draw_timeline(
         ax.add_collection(collections.PolyCollection(corners, label=reason, facecolor=color, **edges))
     bars = _corners(starts_s, ends_s, workers - _HALF, workers + _HALF)
     for chosen, label, style in (
-        (failed, "failed", {"edgecolor": "red", "hatch": "///"}),
+        (failed, "failed", {"edgecolor": BAD, "hatch": "///"}),
         (running, "still running", {"edgecolor": "black", "linestyle": "--"}),
     ):
         if chosen is not None and chosen.any():
             latest = np.flatnonzero(chosen)[-_MARKS:]
             ax.add_collection(collections.PolyCollection(bars[latest], label=label, facecolor="none", **style))
     unit = max(1.0, rows / _ROWS_LABELED)  # of the two rows below the workers
-    for label, instants_s, row, color in (("arrivals", arrivals_s, -unit, GREY), ("drops", drops_s, -2 * unit, "red")):
+    for label, instants_s, row, color in (("arrivals", arrivals_s, -unit, GREY), ("drops", drops_s, -2 * unit, BAD)):
         if instants_s.size <= _TICKS:
             ax.plot(instants_s, np.full(instants_s.size, row), "|", color=color, label=label)
         else:
@@ -158,9 +159,9 @@ def _busy_shares(
 def _colors(reasons: tuple[str, ...]) -> dict[str, str]:
     """Each reason's color, in order of appearance; those of other policies share what is left of the cycle."""
     different = list(dict.fromkeys(reasons))
-    others = [reason for reason in different if reason not in _COLOURS]
-    left = 10 - len(_COLOURS)
+    others = [reason for reason in different if reason not in _REASONS]
+    left = len(_COLORS) - len(_REASONS)
     return {
-        reason: f"C{_COLOURS.index(reason) if reason in _COLOURS else len(_COLOURS) + others.index(reason) % left}"
+        reason: _COLORS[_REASONS.index(reason) if reason in _REASONS else len(_REASONS) + others.index(reason) % left]
         for reason in different
     }

@@ -8,7 +8,7 @@ import itertools
 import math
 import time
 import weakref
-from collections.abc import AsyncIterable, Awaitable, Hashable, Iterable
+from collections.abc import AsyncIterable, Awaitable, Hashable, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -215,6 +215,11 @@ class StreamSession:
     def streams(self) -> tuple[Hashable, ...]:
         """Ids of the open streams."""
         return tuple(self._totals.open)
+
+    @property
+    def children(self) -> Mapping[str, Any]:
+        """What it sends requests to, for exporters and the live page."""
+        return {"inner": self._service}
 
     def statistics(self) -> StreamSessionStatistics:
         """Return a snapshot of all streams."""

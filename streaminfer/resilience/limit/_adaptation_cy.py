@@ -339,7 +339,7 @@ class LimitAdaptation:
 
     def _watch_unloaded(self, mean_ns: float, least_ns: float, rejected: int, now_ns: int) -> None:
         """Keep the least mean latency of a window up to date; begin and end probes."""
-        most_ns = mean_ns + _DOUBT * (mean_ns - least_ns)
+        most_ns = mean_ns + _DOUBT * self._untimed_error_ns()  # least_ns counts late calls too: it may exceed the mean
         if self._probing:
             first = self._probe_share == _PROBE_SHARE
             deeper = most_ns < (_STILL_QUEUED if first else _STILL_FALLING) * self._full_ns

@@ -1,24 +1,21 @@
-"""Collection of all that stacks measure, as families of samples, whatever the format they are exported in.
+"""Collection of all that stacks measure, as families of samples, whatever the format they are exported in."""
 
-The walk follows ``children`` as statistics, audit and lifecycle do. An object that several parts share is read once,
-at the first place where it is found, so that sums over layers count nothing twice.
-"""
-
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import attrs
 
 from streaminfer._internal.snapshot import Snapshot
-from streaminfer.protocols import adapt, name_of
 from streaminfer.telemetry.exporters.histogram_points import Exemplar, HistogramPoint, HistogramReader
 from streaminfer.telemetry.exporters.metric import Metric
 from streaminfer.telemetry.exporters.names import INNER, LATENCY, METRICS, STACK_STATE
 from streaminfer.telemetry.exporters.opentelemetry.tracing_statistics import TracingStatistics
+from streaminfer.telemetry.services import walk
 from streaminfer.telemetry.statistics import TelemetryStatistics
 from streaminfer.telemetry.telemetry import Telemetry
 
-__all__ = ["MAX_LABEL_VALUES", "OTHER", "Collection", "Labels", "Sample", "name_services"]
+__all__ = ["MAX_LABEL_VALUES", "OTHER", "Collection", "Labels", "Sample"]
 
 MAX_LABEL_VALUES = 64
 """Most values of a label that a program's words fill, such as the class of an error; later ones share one series."""
@@ -41,20 +38,6 @@ class Sample(NamedTuple):
     value: float | HistogramPoint
 
 
-def name_services(stacks: Sequence[Any]) -> list[tuple[str, Any]]:
-    """Return each stack with the name of its service: that of its outermost named telemetry; unique."""
-    named: dict[str, Any] = {}
-    for stack in stacks:
-        telemetries = (part.name for _, part in _walk(stack, "", set()) if isinstance(part, Telemetry) and part.name)
-        base = name = next(telemetries, name_of(stack))
-        number = 1
-        while name in named:
-            number += 1
-            name = f"{base}#{number}"
-        named[name] = stack
-    return list(named.items())
-
-
 class Collection:
     """Samples of any number of stacks at one moment, by metric. Not thread-safe.
 
@@ -70,21 +53,21 @@ class Collection:
         self._reader = reader
         self._visited: set[int] = set()
 
-    def add(self, service: str, stack: Any) -> None:
-        """Read every part of a stack.
+    def add(self, service: str, parts: Sequence[Any]) -> None:
+        """Read every part of a service.
 
         Args:
             service: value of the label ``service``.
-            stack: a `Stack`, or any other service, layer or backend.
+            parts: of `name_services`.
         """
         places: set[str] = set()
         exemplars: tuple[Exemplar, ...] = ()
-        for place, part in _walk(stack, "", self._visited):
-            state = adapt(part).stack_state
+        for part, node, place, _ in itertools.chain.from_iterable(walk(part, self._visited) for part in parts):
+            state = node.stack_state
             if state:
                 self._read(_State(state), (STACK_STATE,), (("service", service), ("layer", place)))
                 continue  # its statistics are those of its layers
-            snapshot = self._telemetry(part) if isinstance(part, Telemetry) else adapt(part).statistics()
+            snapshot = self._telemetry(part) if isinstance(part, Telemetry) else node.statistics()
             if isinstance(snapshot, TracingStatistics):
                 exemplars += snapshot.exemplars
             if isinstance(snapshot, Snapshot):
@@ -173,14 +156,3 @@ def _bounded(values: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
 
 def _text(name: object) -> str:
     return str(name)[:_MAX_LABEL_LENGTH]
-
-
-def _walk(part: Any, place: str, visited: set[int]) -> Iterator[tuple[str, Any]]:
-    """Go through a part and all that is inside, from the outermost; the place is made of labels."""
-    if id(part) in visited:
-        return
-    visited.add(id(part))
-    yield place, part
-    for label, child in adapt(part).children.items():
-        step = type(child).__name__ if label in {"layer", "inner"} else label
-        yield from _walk(child, f"{place}/{step}" if place else step, visited)

@@ -11,8 +11,9 @@ import logging
 from typing import Any
 
 from streaminfer._internal.validation import check_duration
-from streaminfer.telemetry.exporters.collection import Collection, Labels, name_services
+from streaminfer.telemetry.exporters.collection import Collection, Labels
 from streaminfer.telemetry.exporters.metric import Metric
+from streaminfer.telemetry.services import name_services
 
 __all__ = ["EventLog", "JsonLines"]
 
@@ -63,8 +64,8 @@ class EventLog:
 
     def _read(self) -> dict[tuple[Metric, Labels], float]:
         collection = Collection(None)
-        for service, stack in self._services:
-            collection.add(service, stack)
+        for service, parts in self._services:
+            collection.add(service, parts)
         return {
             (metric, labels): value
             for metric, samples in collection.families.items()

@@ -318,6 +318,34 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         counter("cost.rows", "Rows in batches that ended."),
         counter("cost.responses", "Responses, by kind.", "responses on_time degraded cached", by="kind"),
     ),
+    "StreamSessionStatistics": (
+        histogram("session.result.age", "Age of the results at their delivery, since the capture.", "ages"),
+        counter("session.results", "Results that were delivered, by outcome.", "delivered failed", by="outcome"),
+        counter("session.dropped", "Frames of all streams without a result, by reason.", by="reason", event=True),
+        gauge("session.frames", "Frames of all streams now, by place.", "waiting in_flight", by="place"),
+        gauge("session.open_streams", "Streams that have not ended."),
+        counter("session.ended_streams", "Streams that have ended."),
+    ),
+    "StreamStatistics": (
+        counter("stream.results", "Results of an open stream, by outcome.", "delivered failed", by="outcome"),
+        counter("stream.dropped", "Frames of an open stream without a result, by reason.", by="reason"),
+        gauge("stream.frames", "Frames of an open stream now, by place.", "waiting in_flight", by="place"),
+    ),
+    "StatefulStatistics": (
+        gauge("state.streams", "Streams that have state, or a step in flight."),
+        gauge("state.rows", "Rows of the arena in use."),
+        gauge("state.size", "Bytes of all states.", "bytes", unit="bytes"),
+        counter(
+            "state.batches",
+            "Batches whose states were gathered, and batches of the streams of an earlier one.",
+            "gathers sticky_batches",
+            by="kind",
+        ),
+        counter("state.copied_rows", "States that were copied."),
+        counter("state.expired", "Streams that were idle for too long."),
+        counter("state.rejected", "Rows without a stream, or beyond the most streams.", event=True),
+        counter("state.restarts", "Times that all streams began again.", event=True),
+    ),
     "SourceStatistics": (
         counter("source.frames", "Frames, by what became of them.", "delivered dropped skipped corrupt", by="result"),
         counter("source.reconnects", "Connections after the first."),
@@ -353,6 +381,7 @@ INNER: dict[str, tuple[tuple[str, str], ...]] = {
     "ReplicasStatistics": (("replicas", "replica"),),
     "CostStatistics": (("models", "model"), ("routes", "route")),
     "CanaryStatistics": (("stable", "side"), ("canary", "side")),
+    "StreamSessionStatistics": (("streams", "stream"),),
     "TritonStatistics": (("server", ""),),
 }
 """Statistics inside statistics: field, and label that has the name of each; empty: no label. One without a name has

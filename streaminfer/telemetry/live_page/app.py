@@ -5,19 +5,15 @@ browsers to load or run anything else (Content-Security-Policy), and they contai
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
 from importlib.resources import files
 from typing import Any
 
 from streaminfer._internal.validation import check_duration, expected
 from streaminfer.protocols import adapt, is_service
+from streaminfer.telemetry.asgi_app import AsgiApp, Headers, Message, Receive, Send, respond
 from streaminfer.telemetry.live_page.feed import Feed
 
 __all__ = ["dashboard"]
-
-_Scope = MutableMapping[str, Any]
-_Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-_Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _FILES = {
     "": ("index.html", "text/html; charset=utf-8"),
@@ -70,7 +66,7 @@ def dashboard(*stacks: Any, interval_s: float = 0.5) -> "Dashboard":
     return Dashboard(Feed(stacks, check_duration("interval_s", interval_s, positive=True)))
 
 
-class Dashboard:
+class Dashboard(AsgiApp):
     """The ASGI app of the live page.
 
     Args:
@@ -83,35 +79,24 @@ class Dashboard:
         self._stream_s = stream_s
         self._static = files("streaminfer.telemetry.live_page") / "static"
 
-    async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
-        """Answer one request of the server."""
-        if scope["type"] == "lifespan":
-            await _live(receive, send)
-        elif scope["type"] == "http":
-            await self._answer(scope, receive, send)
-        else:
-            await send({"type": "websocket.close", "code": 1000})
-
-    async def _answer(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
+    async def _get(self, scope: Message, receive: Receive, send: Send) -> None:
         path, root = scope["path"], scope.get("root_path", "")
         # a mount leaves its prefix in the path or takes it off, depending on the framework's version
         path = path.removeprefix(root) if root and path.startswith(root) else path
         name = path.removeprefix("/")
-        if scope["method"] not in {"GET", "HEAD"}:
-            await _respond(scope, send, 405, b"text/plain", b"only GET and HEAD\n", ((b"allow", b"GET, HEAD"),))
-        elif not path:
+        if not path:
             # without the slash, addresses relative to the page would miss the prefix
             prefix = scope["path"].rpartition("/")[2] or root.rpartition("/")[2]
-            await _respond(scope, send, 307, b"text/plain", b"", ((b"location", f"{prefix}/".encode()),))
+            await _respond(scope, send, 307, "text/plain", b"", ((b"location", f"{prefix}/".encode()),))
         elif name == "events":
             await self._stream(scope, receive, send)
         elif name in _FILES:
             file, kind = _FILES[name]
-            await _respond(scope, send, 200, kind.encode(), (self._static / file).read_bytes())
+            await _respond(scope, send, 200, kind, (self._static / file).read_bytes())
         else:
-            await _respond(scope, send, 404, b"text/plain", b"not found\n")
+            await _respond(scope, send, 404, "text/plain", b"not found\n")
 
-    async def _stream(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
+    async def _stream(self, scope: Message, receive: Receive, send: Send) -> None:
         polls = scope.get("query_string", b"") == b"poll"
         headers = ((b"content-type", b"text/event-stream"), (b"x-accel-buffering", b"no"), *_HEADERS[:-1])
         no_store = (b"cache-control", b"no-store")
@@ -140,23 +125,10 @@ class Dashboard:
             gone.cancel()
 
 
-async def _wait_until_gone(receive: _Receive) -> None:
+async def _wait_until_gone(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-async def _respond(
-    scope: _Scope, send: _Send, status: int, kind: bytes, body: bytes, headers: tuple[tuple[bytes, bytes], ...] = ()
-) -> None:
-    own = ((b"content-type", kind), (b"content-length", str(len(body)).encode()))
-    await send({"type": "http.response.start", "status": status, "headers": [*own, *_HEADERS, *headers]})
-    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
-
-
-async def _live(receive: _Receive, send: _Send) -> None:
-    """Say to a server that runs the page alone that there is nothing to start or to stop."""
-    while True:
-        phase = (await receive())["type"]
-        await send({"type": f"{phase}.complete"})
-        if phase == "lifespan.shutdown":
-            return
+async def _respond(scope: Message, send: Send, status: int, kind: str, body: bytes, more: Headers = ()) -> None:
+    await respond(scope, send, status, body, (*_HEADERS, *more), content_type=kind.encode())

@@ -18,7 +18,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from streaminfer.telemetry.live_page.panels import PANELS
-from streaminfer.telemetry.live_page.snapshot import ServiceReader, name_services
+from streaminfer.telemetry.live_page.snapshot import ServiceReader
+from streaminfer.telemetry.services import name_services
 
 __all__ = ["Feed"]
 
@@ -39,11 +40,13 @@ class Feed:
     ) -> None:
         self.interval_ns = round(interval_s * 1e9)
         self._clock = clock
-        self._readers = [ServiceReader(service) for service in services]
+        named = name_services(services)
+        self._names = [name for name, _ in named]
+        self._readers = [ServiceReader(parts) for _, parts in named]
         self._id = secrets.token_hex(4)
         self._number = 0
         self._ring: deque[tuple[int, bytes, bytes]] = deque(maxlen=_KEPT)
-        self._schema: list[Any] = []
+        self._labels: list[dict[str, list[str]]] = []
         self._due_ns = 0
         self._lock = threading.Lock()
 
@@ -83,22 +86,21 @@ class Feed:
         labels = [{panel: list(numbers) for panel, numbers in panels.items()} for panels in read]
         self._number += 1
         schema = b""
-        if not self._schema or self._schema[1] != labels:
-            self._schema = [name_services(self._readers), labels]
+        if self._labels != labels:
+            self._labels = labels
             schema = self._schema_event()
         numbers = [[_plain(number) for panel in panels.values() for number in panel.values()] for panels in read]
         update = self._event(json.dumps([time.time_ns() // 1_000_000, numbers], separators=(",", ":")))
         self._ring.append((self._number, schema, update))
 
     def _schema_event(self) -> bytes:
-        names, labels = self._schema
         known = {panel.id: panel for panel in PANELS}
         services = [
             {
                 "name": name,
                 "panels": [{**known[panel]._asdict(), "labels": texts} for panel, texts in panels.items()],
             }
-            for name, panels in zip(names, labels, strict=True)
+            for name, panels in zip(self._names, self._labels, strict=True)
         ]
         schema = {"interval_s": self.interval_ns / 1e9, "services": services}
         return b"event: schema\n" + self._event(json.dumps(schema, separators=(",", ":")))

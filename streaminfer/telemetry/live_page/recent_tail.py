@@ -2,10 +2,8 @@
 
 import math
 from array import array
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
-from itertools import accumulate
 
 import numpy as np
 
@@ -21,8 +19,7 @@ _MAGNITUDE = 7
 class RecentTail:
     """Changes between successive looks at a histogram, kept for a window; nothing is added to its recorders.
 
-    A look costs some microseconds and what was recorded since the last one; it keeps no more than that, since arrays of
-    all parts would leave the processor's caches between two looks. Not thread-safe.
+    A look costs some microseconds and what was recorded since the last one. Not thread-safe.
 
     Args:
         histogram: the one to look at.
@@ -35,8 +32,8 @@ class RecentTail:
         self._seen = 0
         self._known = array("q", [0]) * histogram.counts_length
         self._shift = max(0, histogram.half_magnitude - _MAGNITUDE)
-        self._parts: list[int] = []  # those with a count, ascending
-        self._counts: list[int] = []  # of each of them
+        self._counts = array("q", [0]) * ((histogram.counts_length >> self._shift) + 1)  # of the window
+        self._view = np.frombuffer(self._counts, np.int64)
         self._changes: deque[tuple[int, list[tuple[int, int]]]] = deque()
         self._highest_s: dict[int, float] = {}  # of parts that were shown; at most as many as the histogram has
 
@@ -47,6 +44,7 @@ class RecentTail:
             shares: from 0 to 1.
             now_ns: monotonic; never less than at the last call.
         """
+        counts, shift = self._counts, self._shift
         count = self._histogram.count
         if count < self._seen:  # it was reset
             self._known = array("q", [0]) * self._histogram.counts_length
@@ -55,27 +53,19 @@ class RecentTail:
             changes = self._histogram.take_changes(self._known)
             self._changes.append((now_ns, changes))
             for part, added in changes:
-                self._add(part >> self._shift, added)
+                counts[part >> shift] += added
         while self._changes and self._changes[0][0] <= now_ns - self._window_ns:
             for part, added in self._changes.popleft()[1]:
-                self._add(part >> self._shift, -added)
-        if not self._parts:
+                counts[part >> shift] -= added
+        upto = self._view.cumsum()
+        total = upto.item(-1)
+        if not total:
             return [float("nan")] * len(shares)
-        upto = list(accumulate(self._counts))
-        ranks = [max(1, math.ceil(share * upto[-1])) for share in shares]
-        return [self._seconds(self._parts[bisect_left(upto, rank)]) for rank in ranks]
+        ranks = [max(1, math.ceil(share * total)) for share in shares]
+        return [self._seconds(part) for part in upto.searchsorted(ranks).tolist()]
 
     def _seconds(self, part: int) -> float:
         if part not in self._highest_s:
             following = np.array([(part + 1) << self._shift])
             self._highest_s[part] = int(self._histogram._lowest_at(following)[0] - 1) / 1e9
         return self._highest_s[part]
-
-    def _add(self, part: int, added: int) -> None:
-        at = bisect_left(self._parts, part)
-        if at == len(self._parts) or self._parts[at] != part:
-            self._parts.insert(at, part)
-            self._counts.insert(at, 0)
-        self._counts[at] += added
-        if not self._counts[at]:
-            del self._parts[at], self._counts[at]

@@ -3,16 +3,17 @@
 import itertools
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 from weakref import WeakKeyDictionary
 
-from streaminfer.protocols import Node, adapt, is_service, name_of
+from streaminfer.protocols import name_of
 from streaminfer.telemetry.live_page.panels import PANELS, SLOW, Point, is_drawn, points, table
 from streaminfer.telemetry.live_page.recent_tail import RecentTail
+from streaminfer.telemetry.services import Found, walk
 from streaminfer.telemetry.telemetry import Telemetry
 
-__all__ = ["ServiceReader", "name_services"]
+__all__ = ["ServiceReader"]
 
 _LABELS_PER_PANEL = 12
 _LABELS_OF_TABLE = 200
@@ -21,14 +22,9 @@ _PARTS = ("queue", "assembly", "inference", "delivery")
 _WINDOW_S = 10.0
 _WHOLE_NS = 1_000_000_000
 """How often layers are looked for, and figures read that are in no chart or change slowly."""
+_TAIL_NS = 250_000_000
+"""How often percentiles are computed: those of ten seconds change little in less."""
 _logger = logging.getLogger("streaminfer.live_page")
-
-
-class _Found(NamedTuple):
-    thing: Any
-    node: Node
-    name: str
-    path: str
 
 
 class ServiceReader:
@@ -37,23 +33,18 @@ class ServiceReader:
     Not thread-safe.
 
     Args:
-        service: a stack, any other service, or a part with statistics of its own.
+        parts: stacks, other services, or parts with statistics of their own.
     """
 
-    def __init__(self, service: Any) -> None:
-        self.service = service
-        self._found: list[_Found] = []
+    def __init__(self, parts: Sequence[Any]) -> None:
+        self._parts = parts
+        self._found: list[Found] = []
         self._read_ns: int | None = None
         self._drawn: set[int] = set()
-        self._slow: dict[str, dict[str, Any]] = {}
+        self._tail_ns = 0
+        self._kept: dict[str, dict[str, Any]] = {}
         self._tails: WeakKeyDictionary[Telemetry, list[RecentTail]] = WeakKeyDictionary()
         self._failed: set[str] = set()
-
-    @property
-    def name(self) -> str:
-        """The name of its telemetry, else that of the service."""
-        telemetries = (it.thing for it in _walk(self.service, set()) if isinstance(it.thing, Telemetry))
-        return next((it.name for it in telemetries if it.name), "") or name_of(self.service)
 
     def read(self, now_ns: int) -> dict[str, dict[str, Any]]:
         """Return numbers by panel and label, in the order of `PANELS`; panels without any are left out.
@@ -64,82 +55,61 @@ class ServiceReader:
         whole = self._read_ns is None or now_ns - self._read_ns >= _WHOLE_NS
         if whole:
             self._read_ns = now_ns
-            self._found = list(_walk(self.service, set()))
-            if not is_service(self.service):  # a stack's own statistics are those of its layers
-                node = adapt(self.service)
-                self._found.insert(0, _Found(self.service, node, name_of(self.service), ""))
+            visited: set[int] = set()
+            inside = itertools.chain.from_iterable(walk(part, visited) for part in self._parts)
+            self._found = [it for it in inside if not it.node.stack_state]  # a stack's statistics are its layers'
             self._drawn.clear()
+            self._kept.clear()
+        tails = whole or now_ns - self._tail_ns >= _TAIL_NS
+        if tails:
+            self._tail_ns = now_ns
         panels: defaultdict[str, dict[str, Any]] = defaultdict(dict)
         for found in self._found:
             prefix = f"{found.path}: " if found.path else ""
             try:
-                for panel, label, value in self._points(found, now_ns, whole):
+                for panel, label, value in self._points(found, now_ns, whole=whole, tails=tails):
                     numbers, name = panels[panel], prefix + label
                     numbers[name] = _sum(numbers[name], value) if name in numbers else value
             except Exception:  # one broken layer of a user's must not blank the page
-                if found.name not in self._failed:
-                    self._failed.add(found.name)
-                    _logger.exception("the live page cannot read the statistics of %s", found.name)
-                panels["other"][f"{found.name}: statistics"] = "not readable"
-        if whole:
-            self._slow = {name: numbers for name, numbers in panels.items() if name in SLOW}
-        panels |= self._slow
+                name = name_of(found.part)
+                if name not in self._failed:
+                    self._failed.add(name)
+                    _logger.exception("the live page cannot read the statistics of %s", name)
+                panels["other"][f"{name}: statistics"] = "not readable"
+        self._kept |= {name: numbers for name, numbers in panels.items() if name in SLOW or name == "tail"}
+        panels |= self._kept
         return {panel.id: _bounded(panel.kind, panels[panel.id]) for panel in PANELS if panel.id in panels}
 
-    def _points(self, found: _Found, now_ns: int, whole: bool) -> Iterator[Point]:
-        if isinstance(found.thing, Telemetry):
-            yield from self._telemetry_points(found.thing, now_ns, whole)
+    def _points(self, found: Found, now_ns: int, *, whole: bool, tails: bool) -> Iterator[Point]:
+        if isinstance(found.part, Telemetry):
+            yield from self._telemetry_points(found.part, now_ns, whole=whole, tails=tails)
         elif whole:
             statistics = found.node.statistics()
             if is_drawn(statistics):
-                self._drawn.add(id(found.thing))
+                self._drawn.add(id(found.part))
             yield from points(statistics)
-            yield from table(found.name, statistics)
-        elif id(found.thing) in self._drawn:
+            yield from table(name_of(found.part), statistics)
+        elif id(found.part) in self._drawn:
             yield from points(found.node.statistics())
 
-    def _telemetry_points(self, telemetry: Telemetry, now_ns: int, whole: bool) -> Iterator[Point]:
+    def _telemetry_points(self, telemetry: Telemetry, now_ns: int, *, whole: bool, tails: bool) -> Iterator[Point]:
         """The same as of its statistics, without copies of five histograms."""
         histograms = telemetry._histograms
-        tails = self._tails.get(telemetry)
-        if tails is None:
-            tails = self._tails[telemetry] = [RecentTail(it, _WINDOW_S) for it in histograms]
+        recent = self._tails.get(telemetry)
+        if recent is None:
+            recent = self._tails[telemetry] = [RecentTail(it, _WINDOW_S) for it in histograms]
         in_flight, outcomes = telemetry._counts(telemetry._recorder.degraded, histograms[0].count)
         yield "queue", "in flight", in_flight
         yield from (("requests", outcome, count) for outcome, count in outcomes.items())
-        seconds = tails[0].quantiles([*_SHARES.values()], now_ns)
-        yield from (("tail", label, value) for label, value in zip(_SHARES, seconds, strict=True))
+        if tails:
+            seconds = recent[0].quantiles([*_SHARES.values()], now_ns)
+            yield from (("tail", label, value) for label, value in zip(_SHARES, seconds, strict=True))
         if whole:
-            for part, tail, histogram in zip(_PARTS, tails[1:], histograms[1:], strict=True):
+            for part, tail, histogram in zip(_PARTS, recent[1:], histograms[1:], strict=True):
                 if histogram.count:
                     yield "parts", part, tail.quantiles([0.99], now_ns)[0]
             if telemetry.slo is not None:
                 yield from points(telemetry.slo.statistics())
-
-
-def name_services(readers: list[ServiceReader]) -> list[str]:
-    """Return a name for each; a second one of a name gets ``#2``."""
-    names: list[str] = []
-    for reader in readers:
-        name, number = reader.name, 1
-        while (unique := name if number == 1 else f"{name} #{number}") in names:
-            number += 1
-        names.append(unique)
-    return names
-
-
-def _walk(thing: Any, seen: set[int], path: str = "") -> Iterator[_Found]:
-    """Each node inside, once; the path has the labels of routes and replicas, not those of layers."""
-    children: Mapping[str, Any] = adapt(thing).children
-    for label, child in children.items():
-        if id(child) in seen:
-            continue
-        seen.add(id(child))
-        is_layer = label in {"inner", "layer"} or label.split("#")[0] == type(child).__name__
-        inside = path if is_layer else f"{path}/{label}" if path else label
-        node = adapt(child)
-        yield _Found(child, node, node.name or type(child).__name__, inside)
-        yield from _walk(child, seen, inside)
 
 
 def _sum(one: Any, other: Any) -> Any:

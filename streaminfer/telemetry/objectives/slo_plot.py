@@ -46,7 +46,7 @@ def plot_budget(ax: Any, name: str, noted: list[tuple[int, int, int]], width_ns:
     twin.stairs(rate, ago_s / size_s, fill=True, alpha=0.25, color="tab:red")
     twin.set_ylim(0.0, max(1.0, 1.05 * rate.max(initial=0.0)))
     twin.yaxis.set_major_locator(ticker.MaxNLocator(5))
-    twin.set_ylabel(f"burn rate per {format_duration(width_ns / 1e9)}", color="tab:red")
+    twin.set_ylabel(f"burn rate over {format_duration(width_ns / 1e9)}", color="tab:red")
     left = 1.0 - spent
     ax.plot(ago_s / size_s, left, color="tab:blue")
     ax.axhline(0.0, color="black", linewidth=0.8)

@@ -195,6 +195,22 @@ def test_late_calls_count_as_twice_the_goal_unless_they_never_had_a_chance():
     assert machine.adaptation.limit == pytest.approx(2 * 1 * 0.5)  # base: twice the one that was under way at once
 
 
+def test_late_calls_among_untimed_ones_leave_the_latency_without_load_as_it_was():
+    machine = make(limit=4, high=4)
+    now = S
+    for _ in range(40):
+        permits = [machine.try_acquire(0, NEVER_NS, now) for _ in range(4)]
+        now += 10 * MS
+        for permit in permits[:2]:
+            machine.succeed(permit, UNKNOWN, 0, now)
+        for permit in permits[2:]:
+            if permit > 0:
+                machine.exceed_deadline(permit, 50 * MS, now)
+    assert machine.adaptation.windows > 2
+    assert machine.adaptation.service_ns == 10 * MS
+    assert machine.adaptation.target_ns == 20 * MS
+
+
 def test_before_the_first_answer_late_calls_halve_it():
     machine = make(limit=16)
     permits = [machine.try_acquire(0, NEVER_NS, S) for _ in range(16)]

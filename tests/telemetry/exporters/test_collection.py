@@ -9,9 +9,10 @@ import pytest
 
 import streaminfer as si
 from streaminfer.telemetry.cost.statistics import CostRow, CostStatistics
-from streaminfer.telemetry.exporters.collection import MAX_LABEL_VALUES, OTHER, Collection, name_services
+from streaminfer.telemetry.exporters.collection import MAX_LABEL_VALUES, OTHER, Collection
 from streaminfer.telemetry.exporters.histogram_points import HistogramReader
 from streaminfer.telemetry.exporters.names import INNER, METRICS, STACK_STATE
+from streaminfer.telemetry.services import name_services
 from streaminfer.testing import ScriptedBackend, run
 
 PACKAGE = Path(si.__file__).parent
@@ -34,6 +35,7 @@ NOT_EXPORTED = {
     "TierUsage": {"name"},
     "CostStatistics": {"name", "currency", "devices", "tenants", "streams", "total"},  # sums; whose data it is
     "SourceStatistics": {"last_error"},
+    "StreamStatistics": {"received"},  # the sum of the others
     "TracingStatistics": {"exemplars"},  # of the latency
     "TierStatistics": {"name", "last_error"},
     "TritonStatistics": {"recent", "server_error"},
@@ -50,7 +52,9 @@ def statistics_classes():
     for source in sources:
         for node in ast.parse(source).body:
             bases = {base.id for base in getattr(node, "bases", ()) if isinstance(base, ast.Name)}
-            if bases & {"Snapshot", "BackendStatistics"} and node.name.endswith(("Statistics", "Usage")):
+            if bases & {"Snapshot", "BackendStatistics", "StreamStatistics"} and node.name.endswith(
+                ("Statistics", "Usage")
+            ):
                 fields = [part for part in node.body if isinstance(part, ast.AnnAssign)]
                 found[node.name] = {field.target.id for field in fields if isinstance(field.target, ast.Name)}
     return found
@@ -59,8 +63,8 @@ def statistics_classes():
 def collect(*stacks):
     """Values by family and labels."""
     collection = Collection(HistogramReader())
-    for service, stack in name_services(stacks):
-        collection.add(service, stack)
+    for service, parts in name_services(stacks):
+        collection.add(service, parts)
     return {
         (metric.prometheus, sample.labels): sample.value
         for metric, samples in collection.families.items()
@@ -168,6 +172,39 @@ def test_cost_is_exported_by_model_and_route():
     charged = {labels[2:]: value for (name, labels), value in found.items() if name == "streaminfer_cost_charged_total"}
     assert charged == {(("model", "m"),): 1.5, (("route", "full"),): 1.5}
     assert "acme" not in str(found)
+
+
+def test_session_is_found_with_its_stack_by_reason_and_stream():
+    """A session and its stack are one service, in any order; layers keep their labels; ids of streams are bounded."""
+
+    async def main(loop):
+        layers = si.Telemetry("cameras"), si.AdaptiveBatcher(max_batch_size=4), ScriptedBackend(duration_s=0.01)
+        async with si.Stack(*layers, clock=loop.clock) as stack:
+            session = si.streams.StreamSession(stack, policy=si.streams.EveryNth(2))
+
+            async def source():
+                for number in range(4):
+                    yield float(number)
+
+            async with session(source(), stream_id="door") as results:
+                async for _ in results:
+                    while_open = collect(session)
+            return session.statistics(), while_open, collect(session), collect(stack, session), collect(session, stack)
+
+    statistics, while_open, alone, *both = run(main)
+
+    def value(found, name, layer, **more):
+        return found[name, (("service", "cameras"), ("layer", layer), *more.items())]
+
+    assert statistics.dropped["skipped"] == 2
+    assert value(while_open, "streaminfer_stream_dropped_total", "StreamSession", stream="door", reason="skipped") > 0
+    for found in (alone, *both):
+        assert value(found, "streaminfer_requests_total", "Telemetry", outcome="ok") == statistics.delivered
+        assert value(found, "streaminfer_batcher_rows_total", "AdaptiveBatcher") == statistics.delivered
+        for reason, count in statistics.dropped.items():
+            assert value(found, "streaminfer_session_dropped_total", "StreamSession", reason=reason) == count
+        assert value(found, "streaminfer_session_result_age_seconds", "StreamSession").total == statistics.delivered
+        assert {dict(labels)["service"] for _, labels in found} == {"cameras"}
 
 
 def test_services_with_one_name_are_told_apart():

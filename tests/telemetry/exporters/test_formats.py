@@ -8,11 +8,12 @@ from prometheus_client.registry import CollectorRegistry
 from telemetries import DURATIONS_S, telemetry
 
 import streaminfer as si
-from streaminfer.telemetry.exporters.collection import Collection, Sample, name_services
+from streaminfer.telemetry.exporters.collection import Collection, Sample
 from streaminfer.telemetry.exporters.histogram_points import BOUNDS_S, Exemplar, HistogramReader
 from streaminfer.telemetry.exporters.metric import gauge
 from streaminfer.telemetry.exporters.prometheus.protobuf_format import write_protobuf
 from streaminfer.telemetry.exporters.prometheus.text_formats import write_openmetrics, write_text
+from streaminfer.telemetry.services import name_services
 
 AWKWARD = 'a "quoted" \\ name\nof two lines'
 FIELDS = {  # of client_model's metrics.proto: message → field → number, type, label
@@ -68,8 +69,8 @@ def families():
     found = telemetry(AWKWARD, DURATIONS_S["lognormal"][:10_000], slo=si.SLO(AWKWARD, threshold_s=0.05))
     found.fail(si.Overloaded("no"))
     collection = Collection(HistogramReader())
-    for name, stack in name_services([found, si.CircuitBreaker(name="b")]):
-        collection.add(name, stack)
+    for name, parts in name_services([found, si.CircuitBreaker(name="b")]):
+        collection.add(name, parts)
     return collection.families
 
 
@@ -170,7 +171,7 @@ def native_buckets(histogram):
 def test_empty_histogram_is_native_too(metric_family):
     """A span without buckets says that a histogram is native before anything was recorded."""
     collection = Collection(HistogramReader())
-    collection.add("s", si.Telemetry("s"))
+    collection.add("s", [si.Telemetry("s")])
 
     histogram = decode(collection.families, metric_family)["streaminfer_request_duration_seconds"].metric[0].histogram
 
@@ -181,7 +182,7 @@ def test_exemplars_are_on_their_buckets(metric_family):
     """A traced request is at the bucket of its latency, in OpenMetrics and in protobuf."""
     found = telemetry("s", [0.003])
     collection = Collection(HistogramReader())
-    collection.add("s", found)
+    collection.add("s", [found])
     traced = Exemplar(0.003, "a" * 32, "b" * 16, 1_700_000_000_000_000_000)
     families = {
         metric: [Sample(labels, value._replace(exemplars=(traced,))) for labels, value in samples]
@@ -221,7 +222,7 @@ def test_collector_gives_a_registry_the_same():
     registry = CollectorRegistry()
     registry.register(si.telemetry.StackCollector(found))
     collection = Collection(HistogramReader())
-    collection.add("faces", found)
+    collection.add("faces", [found])
 
     assert parsed(registry.collect()) == flat(collection.families)
 
@@ -230,7 +231,7 @@ def test_native_series_takes_less_than_a_kilobyte():
     """The bytes of a histogram, labels and classic buckets included, have a bound."""
     for shape, durations_s in DURATIONS_S.items():
         collection = Collection(HistogramReader())
-        collection.add("a-service-with-a-name", telemetry("x", durations_s))
+        collection.add("a-service-with-a-name", [telemetry("x", durations_s)])
         families = {
             metric: samples for metric, samples in collection.families.items() if metric.name == "request.duration"
         }

@@ -183,7 +183,7 @@ def traced(provider, ratio=1.0, requests=3, around=None, **settings):
 
             await asyncio.gather(*(one(float(n)) for n in range(requests)), return_exceptions=True)
             collection = Collection(HistogramReader())
-            collection.add("faces", stack)
+            collection.add("faces", [stack])
             return collection.families
 
     families = run(main)

@@ -6,6 +6,7 @@ from servers.prometheus_server import PrometheusServer
 from telemetries import DURATIONS_S, telemetry
 
 import streaminfer as si
+from streaminfer.testing import ScriptedBackend, run
 
 pytestmark = pytest.mark.needs("prometheus")
 
@@ -23,9 +24,29 @@ def services():
 
 
 @pytest.fixture(scope="module")
-def prometheus(services, tmp_path_factory):
+def session():
+    """A session that has read a stream of which every second frame is skipped."""
+
+    async def frames():
+        for number in range(6):
+            yield float(number)
+
+    async def main(loop):
+        layers = si.Telemetry("cameras"), si.AdaptiveBatcher(max_batch_size=4), ScriptedBackend(duration_s=0.010)
+        async with si.Stack(*layers, clock=loop.clock) as stack:
+            read = si.streams.StreamSession(stack, policy=si.streams.EveryNth(2))
+            async with read(frames(), stream_id="door") as results:
+                async for _ in results:
+                    pass
+            return read
+
+    return run(main)
+
+
+@pytest.fixture(scope="module")
+def prometheus(services, session, tmp_path_factory):
     """Prometheus after it has stored a scrape of each server; ``addresses`` are theirs."""
-    apps = [si.telemetry.metrics_app(*each.values()) for each in services]
+    apps = [si.telemetry.metrics_app(*each.values(), session) for each in services]
     folder = tmp_path_factory.mktemp("prometheus")
     with (
         AsgiServer(apps[0]) as first,
@@ -75,3 +96,15 @@ def test_classic_buckets_are_there_too(prometheus, services):
 
     histogram = services[0]["lognormal"]._histograms[0]
     assert found["lognormal"] == round(histogram.share_within(0.05) * histogram.count)
+
+
+def test_streams_are_there_by_reason(prometheus, session):
+    """Drops of a session by reason, and the ages of its results, belong to the service behind it."""
+    instance = f'instance="{prometheus.servers[0].address}"'
+    statistics = session.statistics()
+
+    skipped = prometheus.query(f'streaminfer_session_dropped_total{{{instance}, reason="skipped"}}')
+    ages = prometheus.query(f"histogram_count(streaminfer_session_result_age_seconds{{{instance}}})")
+
+    assert skipped == {"cameras": statistics.dropped["skipped"]}
+    assert ages == {"cameras": statistics.delivered}

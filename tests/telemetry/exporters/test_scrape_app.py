@@ -125,5 +125,5 @@ async def test_lifespan_is_answered(loop):
     await app({"type": "lifespan"}, receive, send)
 
     assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
-    with pytest.raises(ValueError, match="websocket"):
-        await app({"type": "websocket"}, receive, send)
+    await app({"type": "websocket"}, receive, send)
+    assert sent[2:] == ["websocket.close"]

@@ -80,6 +80,18 @@ def test_page_shows_each_service_and_its_panels(page):
     assert browser.errors() == []
 
 
+def test_session_and_its_stack_are_one_service(page):
+    stack = si.Stack(si.Telemetry("cameras"), si.AdaptiveBatcher(max_batch_size=4), ScriptedBackend())
+    browser, _ = page(Dashboard(Feed([stack, si.streams.StreamSession(stack)], 0.05)))
+    assert [row[0] for row in rows(browser, "#services tbody tr")] == ["cameras"]
+    assert [row[0] for row in rows(browser, "#panel-streams tbody tr")] == [
+        "open",
+        "frames waiting",
+        "frames in flight",
+    ]
+    assert [row[0] for row in rows(browser, "#panel-frames tbody tr")] == ["delivered", "failed"]
+
+
 def test_charts_are_drawn(page):
     """Each chart has pixels of the color of a line, but that of batches, of which there were none."""
     browser, _ = page(make_app("faces"))

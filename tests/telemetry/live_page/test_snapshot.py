@@ -10,7 +10,7 @@ import pytest
 import streaminfer as si
 from streaminfer.protocols import Node
 from streaminfer.telemetry.live_page.panels import PANELS
-from streaminfer.telemetry.live_page.snapshot import ServiceReader, name_services
+from streaminfer.telemetry.live_page.snapshot import ServiceReader
 from streaminfer.testing import ScriptedBackend
 
 SECOND = 10**9
@@ -31,7 +31,7 @@ def service(loop, name="faces"):
 
 async def test_every_part_of_a_stack_has_its_panel(loop):
     async with service(loop) as stack:
-        reader = ServiceReader(stack)
+        reader = ServiceReader([stack])
         first = reader.read(loop.clock())
         await asyncio.gather(*[stack(float(number % 5)) for number in range(10)])
         early = reader.read(loop.clock())
@@ -59,7 +59,7 @@ async def test_drops_are_by_reason(loop):
     batcher = si.AdaptiveBatcher(max_batch_size=1, slo_s=0.05, max_queue_size=2)
     async with si.Stack(batcher, model(0.03), clock=loop.clock) as stack:
         await asyncio.gather(*[stack(float(number)) for number in range(9)], return_exceptions=True)
-        read = ServiceReader(stack).read(loop.clock())
+        read = ServiceReader([stack]).read(loop.clock())
     rejected = dict(batcher.statistics().rejected)
     assert rejected
     assert rejected.items() <= read["drops"].items()
@@ -75,7 +75,7 @@ async def test_nothing_of_requests_is_shown(loop):
             "secret-payload", tenant="secret-tenant", subject="secret-subject", key="secret-key", tags=["secret"]
         )
         await stack("secret-other", tenant="secret-tenant", stream_id="secret-stream")
-        read = ServiceReader(stack).read(loop.clock())
+        read = ServiceReader([stack]).read(loop.clock())
     assert "secret" not in json.dumps(read)
 
 
@@ -111,7 +111,7 @@ class Parent(Node):
 
 
 def test_unknown_statistics_show_their_numbers():
-    read = ServiceReader(Parent(a=UserLayer(Unknown), inner=UserLayer(object))).read(0)
+    read = ServiceReader([Parent(a=UserLayer(Unknown), inner=UserLayer(object))]).read(0)
     assert read.keys() == {"other"}
     assert math.isnan(read["other"].pop("a: mine: mean age s"))
     assert read["other"] == {"a: mine: count": 3, "a: mine: busy": True}
@@ -129,7 +129,7 @@ def test_streams_and_cost_have_panels():
     cost = attrs.make_class(
         "CostStatistics", ["currency", "routes", "tenants", "bill", "busy", "padding", "idle", "per_1000_on_time"]
     )("EUR", {"large": row(0.5)}, {"secret": row(1.0)}, 10.0, 4.0, 1.0, 5.0, 0.7)
-    read = ServiceReader(Parent(a=UserLayer(lambda: session), inner=UserLayer(lambda: cost))).read(0)
+    read = ServiceReader([Parent(a=UserLayer(lambda: session), inner=UserLayer(lambda: cost))]).read(0)
     assert read["streams"] == {"a: open": 4, "a: frames waiting": 0, "a: frames in flight": 2}
     assert read["frames"] == {"a: stale": 3, "a: delivered": 5, "a: failed": 1}
     assert read["age"] == {"a: p99": pytest.approx(0.04, rel=0.01)}
@@ -139,14 +139,18 @@ def test_streams_and_cost_have_panels():
 
 
 def test_an_object_that_is_no_service_shows_its_own():
-    assert list(ServiceReader(UserLayer(Unknown)).read(0)["other"]) == ["mine: count", "mine: mean age s", "mine: busy"]
+    assert list(ServiceReader([UserLayer(Unknown)]).read(0)["other"]) == [
+        "mine: count",
+        "mine: mean age s",
+        "mine: busy",
+    ]
 
 
 def test_a_layer_that_fails_blanks_nothing(caplog):
     def fail():
         raise ZeroDivisionError
 
-    reader = ServiceReader(Parent(a=UserLayer(fail), b=UserLayer(Unknown)))
+    reader = ServiceReader([Parent(a=UserLayer(fail), b=UserLayer(Unknown))])
     for turn in range(3):
         read = reader.read(turn)
     assert read["other"]["mine: statistics"] == "not readable"
@@ -156,19 +160,13 @@ def test_a_layer_that_fails_blanks_nothing(caplog):
 
 def test_labels_are_bounded():
     many = Parent(**{f"r{number}": UserLayer(Unknown) for number in range(200)})
-    assert len(ServiceReader(many).read(0)["other"]) == 200
+    assert len(ServiceReader([many]).read(0)["other"]) == 200
 
 
 def test_new_layers_are_found():
     parent = Parent(a=UserLayer(Unknown))
-    reader = ServiceReader(parent)
+    reader = ServiceReader([parent])
     reader.read(0)
     parent.inside["b"] = UserLayer(Unknown)
     assert len(reader.read(SECOND // 2)["other"]) == 3
     assert len(reader.read(SECOND)["other"]) == 6
-
-
-def test_names_are_unique():
-    named = [si.Stack(si.Telemetry(name), si.AdaptiveBatcher(max_batch_size=1), model()) for name in ("a", "a", "b")]
-    readers = [ServiceReader(it) for it in (*named, si.Stack(model()), si.Stack(model()))]
-    assert name_services(readers) == ["a", "a #2", "b", "Stack", "Stack #2"]

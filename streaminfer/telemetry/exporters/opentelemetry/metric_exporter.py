@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from streaminfer._internal.extras import require
 from streaminfer._internal.imported_at import IMPORTED_NS
-from streaminfer.telemetry.exporters.collection import Collection, Labels, Sample, name_services
+from streaminfer.telemetry.exporters.collection import Collection, Labels, Sample
 from streaminfer.telemetry.exporters.histogram_points import Exemplar, HistogramPoint, HistogramReader
 from streaminfer.telemetry.exporters.metric import Metric
+from streaminfer.telemetry.services import name_services
 
 if TYPE_CHECKING:
     from opentelemetry import metrics as api
@@ -88,8 +89,8 @@ class StackMetricExporter(sdk.MetricExporter):
 
     def _metrics(self) -> list[sdk.Metric]:
         collection = Collection(HistogramReader())
-        for service, stack in self._services:
-            collection.add(service, stack)
+        for service, parts in self._services:
+            collection.add(service, parts)
         return [
             sdk.Metric(metric.opentelemetry, metric.help, metric.ucum, _data(metric, samples))
             for metric, samples in collection.families.items()

@@ -58,12 +58,13 @@ class Tracing(SyncLayer):
 
     def enter(self, request: Request, now_ns: int) -> Any:  # noqa: ARG002 - any request counts
         """Decide whether the request is traced."""
-        caller = trace.get_current_span()
+        current = context.get_current()
+        caller = trace.get_current_span(current) if current else trace.INVALID_SPAN  # most contexts are empty
         if caller is trace.INVALID_SPAN:
             sampled = self._ratio > 0.0 and (self._ratio == 1.0 or self._random() < self._ratio)
         else:
             sampled = caller.get_span_context().trace_flags.sampled
-        return (now_ns, context.get_current()) if sampled else None
+        return (now_ns, current) if sampled else None
 
     def exit(self, request: Request, token: Any, outcome: Response | BaseException, now_ns: int) -> None:  # noqa: ARG002
         """Make the span of a request that is traced."""

@@ -9,11 +9,11 @@ cdef int _MAX_GAP, _MAX_VARINT
 cpdef object write_classic(CProtobufWriter message, tuple bounds, const long long[::1] cumulative, dict exemplars)
 
 @cython.locals(
-    deltas=bytearray, out=cython.uchar[::1], size=cython.Py_ssize_t, before=cython.longlong, expected=cython.longlong, length=cython.int, offset=cython.longlong,
+    deltas=bytearray, out=cython.p_uchar, size=cython.Py_ssize_t, before=cython.longlong, expected=cython.longlong, length=cython.int, offset=cython.longlong,
     gap=cython.longlong, position=cython.Py_ssize_t)
 cpdef object write_native(
     CProtobufWriter message, CProtobufWriter span, const int[::1] indexes, const long long[::1] counts)
 
 cdef int _write_span(CProtobufWriter message, CProtobufWriter span, long long offset, int length) except -1
 
-cdef Py_ssize_t _put_varint(unsigned char[::1] out, Py_ssize_t size, unsigned long long value) noexcept
+cdef Py_ssize_t _put_varint(unsigned char* out, Py_ssize_t size, unsigned long long value) noexcept

@@ -5,9 +5,10 @@ from typing import Any
 
 from streaminfer._internal.extras import require
 from streaminfer._internal.imported_at import IMPORTED_NS
-from streaminfer.telemetry.exporters.collection import Collection, Sample, name_services
+from streaminfer.telemetry.exporters.collection import Collection, Sample
 from streaminfer.telemetry.exporters.histogram_points import BOUND_LABELS, Exemplar, HistogramPoint, HistogramReader
 from streaminfer.telemetry.exporters.metric import Metric
+from streaminfer.telemetry.services import name_services
 
 __all__ = ["StackCollector"]
 
@@ -32,8 +33,8 @@ class StackCollector:
     def collect(self) -> Iterator[Any]:
         """Return a ``Metric`` of that library for each of ours."""
         collection = Collection(HistogramReader())
-        for service, stack in self._services:
-            collection.add(service, stack)
+        for service, parts in self._services:
+            collection.add(service, parts)
         for metric, samples in collection.families.items():
             family = self._core.Metric(metric.family, metric.help, metric.kind, metric.unit)
             for sample in samples:

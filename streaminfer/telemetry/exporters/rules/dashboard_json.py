@@ -20,7 +20,7 @@ class _Panel(NamedTuple):
 
 
 def grafana_dashboard(title: str = "streaminfer") -> str:
-    """Return a dashboard with the tail latency, outcomes, queue, batches, rejections, cache, routes and budget.
+    """Return a dashboard with tail latency, outcomes, queue, batches, rejections, cache, routes, budget, streams, cost.
 
     It needs Prometheus with native histograms, and asks for a data source when it is imported. A variable selects
     services.
@@ -78,6 +78,10 @@ def _panels() -> list[_Panel]:
         _Panel("Breakers that are not closed", "short", (_open_breakers(),), 1.0),
         _Panel("Share of each route", "percentunit", (_gauge("route.share", "route"),), 1.0),
         _Panel("Degraded responses", "reqps", ((_rate("router.fallbacks", "reason"), "{{service}} {{reason}}"),)),
+        _Panel("Age of stream results, p99", "s", ((_quantile("session.result.age", 0.99), "{{service}}"),)),
+        _Panel("Frames dropped", "ops", ((_rate("session.dropped", "reason"), "{{service}} {{reason}}"),)),
+        _Panel("Bill by use", "short", ((_rate("cost.bill", "use"), "{{service}} {{use}}"),)),
+        _Panel("Cost of 1,000 responses on time", "short", (_gauge("cost.per_1000_on_time"),)),
         _Panel("Replicas ejected", "short", (_gauge("replicas.ejected"),)),
     ]
 

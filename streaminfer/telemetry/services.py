@@ -1,0 +1,76 @@
+"""Services as exporters and the live page see them: their names, and a walk over all that is inside.
+
+The walk follows ``children`` as statistics, audit and lifecycle do. A part that is reached twice is found once, at the
+first place, so that sums over layers count nothing twice.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from streaminfer.protocols import Node, adapt, name_of
+from streaminfer.telemetry.telemetry import Telemetry
+
+__all__ = ["Found", "name_services", "walk"]
+
+
+class Found(NamedTuple):
+    """A part of a service.
+
+    Attributes:
+        part: a layer, service or backend.
+        node: the same, adapted.
+        place: where it is, as ``FallbackRouter/full/AdaptiveBatcher``; empty for the outermost.
+        path: the labels of routes and replicas in it, as ``full``.
+    """
+
+    part: Any
+    node: Node
+    place: str
+    path: str
+
+
+def walk(part: Any, visited: set[int], place: str = "", path: str = "") -> Iterator[Found]:
+    """Go through a part and all that is inside, from the outermost.
+
+    Args:
+        part: the outermost.
+        visited: ids of the parts that were found already; gets those of the others.
+        place: of the part.
+        path: of the part.
+    """
+    if id(part) in visited:
+        return
+    visited.add(id(part))
+    node = adapt(part)
+    yield Found(part, node, place, path)
+    for label, child in node.children.items():
+        kind = type(child).__name__
+        is_inside = label in {"layer", "inner"}
+        step = kind if is_inside else label
+        if is_inside and adapt(child).stack_state:
+            step = ""  # a session in front of a stack leaves its layers the names that they have without it
+        is_layer = is_inside or label.split("#")[0] == kind
+        yield from walk(child, visited, _join(place, step), path if is_layer else _join(path, label))
+
+
+def name_services(parts: Sequence[Any]) -> list[tuple[str, list[Any]]]:
+    """Return services with unique names, and the parts of each.
+
+    A name is that of the outermost telemetry with one. Parts with the same outermost telemetry are one service: a stack
+    and the session in front of it.
+    """
+    named: dict[str, tuple[Any, list[Any]]] = {}
+    for part in parts:
+        telemetries = (it.part for it in walk(part, set()) if isinstance(it.part, Telemetry) and it.part.name)
+        outermost = next(telemetries, part)
+        base = name = name_of(outermost)
+        number = 1
+        while name in named and named[name][0] is not outermost:
+            number += 1
+            name = f"{base}#{number}"
+        named.setdefault(name, (outermost, []))[1].append(part)
+    return [(name, parts) for name, (_, parts) in named.items()]
+
+
+def _join(one: str, other: str) -> str:
+    return f"{one}/{other}" if one and other else one or other
