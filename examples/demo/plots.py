@@ -18,6 +18,7 @@ from demo.findings import COMPUTED, KEPT, LOST, SHARED, Hold, Visited
 from demo.meter import Meter
 from demo.recognition import SPEECH, Speech
 from demo.video import Frames
+from streaminfer.telemetry import TelemetryStatistics
 from streaminfer.telemetry.objectives.slo_plot import plot_budget
 
 __all__ = [
@@ -69,29 +70,27 @@ def _draw_quantiles(axes: Axes, meter: Meter, color: str, label: str) -> None:
     legend_above(axes)
 
 
-def make_parts_figure(holds: Sequence[Hold], size: Size) -> Figure:
+def make_parts_figure(voice: TelemetryStatistics, size: Size) -> Figure:
     """Percentiles of each part of the latency; on a logarithmic axis, since they differ by orders of magnitude."""
-    figure, panels = new(size, 2.4, columns=len(holds), sharey=True)
-    for hold, axes in zip(holds, panels, strict=True):
-        parts = {part: histogram for part, histogram in hold.voice.parts().items() if histogram.count}
-        for place, (name, (q, color)) in enumerate(QUANTILES.items()):
-            heights = [1e3 * histogram.quantile(q) for histogram in parts.values()]
-            axes.bar(np.arange(len(parts)) + 0.25 * (place - 1), heights, width=0.23, label=name, color=color)
-        axes.set_xticks(range(len(parts)), list(parts))
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.grid(visible=False, axis="x")
-        axes.set_xlabel(hold.way.name)
-        axes.set_ylabel("ms")
-    legend_above(panels[0], columns=3)
+    figure, (axes,) = new(size, 2.4)
+    parts = {part: histogram for part, histogram in voice.parts().items() if histogram.count}
+    for place, (name, (q, color)) in enumerate(QUANTILES.items()):
+        heights = [1e3 * histogram.quantile(q) for histogram in parts.values()]
+        axes.bar(np.arange(len(parts)) + 0.25 * (place - 1), heights, width=0.23, label=name, color=color)
+    axes.set_xticks(range(len(parts)), list(parts))
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.grid(visible=False, axis="x")
+    axes.set_ylabel("ms")
+    legend_above(axes, columns=3)
     return figure
 
 
-def make_batch_size_figure(hold: Hold, size: Size) -> Figure:
+def make_batch_size_figure(voice: TelemetryStatistics, size: Size) -> Figure:
     """Share of the chunks by size of the batch that they were in."""
     figure, (axes,) = new(size, 2.0)
-    sizes = hold.voice.batch_sizes
+    sizes = voice.batch_sizes
     total = sum(sizes.values())
     axes.bar(list(sizes), [100 * count / total for count in sizes.values()], width=0.9, color=BATCHED)
     axes.set_xlabel("chunks in the batch")

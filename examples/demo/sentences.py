@@ -115,8 +115,8 @@ def describe_holds(outcome: Outcome) -> Paragraph:
         f"{batched.microphones:,} microphones{_say_cameras(outcome.cameras)}: batched, "
         f"{batched.chunks.share_on_time:.1%} of chunks on time; unbatched, {unbatched.chunks.share_on_time:.1%}.",
         tuple(
-            f"{hold.way.name}: {_say_frames(hold.total)}; Jain's index of fairness over the microphones "
-            f"{hold.fairness:.3f}; processors busy: {_say_busy(hold.cpu)}."
+            f"{hold.way.name}: {'' if hold.counted is None else f'{_say_frames(hold.counted.total)}; '}Jain's index of "
+            f"fairness over the microphones {hold.fairness:.3f}; processors busy: {_say_busy(hold.cpu)}."
             for hold in outcome.holds
         ),
     )
@@ -265,7 +265,8 @@ def _say_cameras(count: int) -> str:
 def _say_rates(outcome: Outcome) -> str:
     rates = "; ".join(f"{name} {rate:,.0f}" for name, rate in outcome.rates.items())
     return (
-        "Every way keeps the states of the streams in a StatefulBackend, which costs batches of one most. "
+        "The unbatched ways are what one writes by hand: onnxruntime, a dict of contexts and states, and threads or "
+        "none; a chunk that is late before its turn is skipped. "
         f"A load of 1× is {outcome.sweep.rate:,.0f} chunks a second, what the best unbatched way "
         f"({outcome.sweep.unbatched.way.name}) completes here when it is saturated. All unbatched ways, saturated, "
         f"chunks a second: {rates}. Of the fastest three, the baseline is the one with most live chunks on time at "

@@ -9,12 +9,14 @@ import numpy as np
 import streaminfer as si
 from demo.audio import CHUNK_S, Clip
 from demo.budget import make_objective, watching
+from demo.by_hand import DetectorByHand
 from demo.cameras import running_cameras
 from demo.faces import FULL
-from demo.findings import ENOUGH, Hold
+from demo.findings import ENOUGH, Counted, Hold
+from demo.live import SessionStreams
 from demo.machine import CpuClock
 from demo.microphones import Microphones
-from demo.services import Way, voice_service
+from demo.services import Way, detector_by_hand, voice_service
 from demo.video import Frames
 
 __all__ = ["Stage", "hold"]
@@ -33,7 +35,8 @@ class Stage:
         frames: what cameras play.
         cameras: how many there are, in every trial.
         say: told what happens.
-        make_service: builds the voice detector's stack, with an objective to keep or none.
+        make_service: builds the batched voice detector, with an objective to keep or none.
+        make_by_hand: builds an unbatched one.
     """
 
     clip: Clip
@@ -41,6 +44,11 @@ class Stage:
     cameras: int
     say: Callable[[str], None]
     make_service: Callable[[Way, si.SLO | None], si.Stack] = voice_service
+    make_by_hand: Callable[[Way], DetectorByHand] = detector_by_hand
+
+    def make_detector(self, way: Way, slo: si.SLO | None = None) -> si.Stack | DetectorByHand:
+        """Return the voice detector, served in some way."""
+        return self.make_service(way, slo) if way.batched else self.make_by_hand(way)
 
 
 async def hold(stage: Stage, way: Way, count: int, seconds: float) -> Hold:
@@ -56,10 +64,10 @@ async def hold(stage: Stage, way: Way, count: int, seconds: float) -> Hold:
     slo = make_objective(way.name, threshold_s=CHUNK_S, objective=ENOUGH, seconds=seconds)
     async with (
         running_cameras(stage.frames, stage.cameras) as cameras,
-        stage.make_service(way, slo) as service,
+        stage.make_detector(way, slo) as detector,
         watching(slo) as watch,
     ):
-        microphones = Microphones(service, stage.clip)
+        microphones = Microphones(detector, stage.clip)
         for part in JOINING:
             microphones.grow_to(round(part * count))
             await asyncio.sleep(JOINING_S)
@@ -69,6 +77,9 @@ async def hold(stage: Stage, way: Way, count: int, seconds: float) -> Hold:
         use = cpu.read()
         budget = watch.read()
         await microphones.stop()
+        counted = None
+        if isinstance(detector, si.Stack) and isinstance(microphones.live, SessionStreams):
+            counted = Counted(detector.statistics()["Telemetry"], budget, microphones.live.session.statistics())
         return Hold(
             way=way,
             microphones=count,
@@ -76,9 +87,7 @@ async def hold(stage: Stage, way: Way, count: int, seconds: float) -> Hold:
             chunks=chunks,
             pictures=pictures[0] if pictures else None,
             cpu=use,
-            voice=service.statistics()["Telemetry"],
-            budget=budget,
-            total=microphones.live.session.statistics(),
+            counted=counted,
             heard=[np.frombuffer(heard, np.float32) for heard in microphones.heard],
             faces={} if cameras is None else {place: list(faces) for place, faces in sorted(cameras.faces.items())},
         )
