@@ -112,12 +112,10 @@ class Counted:
 
     Attributes:
         voice: telemetry of the voice detector.
-        budget: what became of its error budget.
         total: counters of the microphones' session, from the first chunk to the end of the last stream.
     """
 
     voice: TelemetryStatistics
-    budget: Budget
     total: StreamSessionStatistics
 
 

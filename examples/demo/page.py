@@ -103,8 +103,9 @@ def make_sections(outcome: Outcome) -> list[Section]:
     if outcome.visited is not None:
         figure = partial(plots.make_cache_figure, outcome.visited)
         sections.append(Section("Cache", describe_cache(outcome.visited), figure))
-    budgets = partial(plots.make_budget_figure, outcome.budgets)
-    return [*sections, Section("Error budget", describe_budgets(outcome), budgets)]
+        budgets = partial(plots.make_budget_figure, outcome.budgets)
+        sections.append(Section("Error budget", describe_budgets(outcome.budgets), budgets))
+    return sections
 
 
 def _section(section: Section) -> str:

@@ -127,22 +127,19 @@ def make_cache_figure(visited: Visited, size: Size) -> Figure:
 
 def make_budget_figure(budgets: Sequence[Budget], size: Size) -> Figure:
     """What was left of each error budget over time, and how fast it burned."""
-    columns = min(len(budgets), 2)
-    figure, panels = new(size, 2.1, rows=-(-len(budgets) // columns), columns=columns)
-    for budget, axes in zip(budgets, panels, strict=False):
+    figure, panels = new(size, 2.1, columns=len(budgets))
+    for budget, axes in zip(budgets, panels, strict=True):
         statistics = budget.statistics
         plot_budget(axes, statistics.name, budget.noted, budget.width_ns, 1 - statistics.objective)
         axes.set_title(f"{statistics.name}: within {1e3 * statistics.threshold_s:.0f} ms")
         axes.set_xlabel("time before the end, s")
         axes.set_ylabel("budget left, %")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:,.0f}")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:,.0f}".replace("-", "\N{MINUS SIGN}"))
         burn_rate = axes.figure.axes[-1]  # its twin
         burn_rate.set_ylim(0, max(1.0, burn_rate.get_ylim()[1]))
         burn_rate.set_ylabel("burn rate")
         burn_rate.grid(visible=False)
         burn_rate.spines["right"].set_visible(True)
-    for axes in panels[len(budgets) :]:
-        axes.set_axis_off()
     return figure
 
 

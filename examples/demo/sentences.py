@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 
 import attrs
 import numpy as np
@@ -146,8 +147,8 @@ def describe_faces(outcome: Outcome) -> Paragraph:
     """Describe what the cameras beside the batched way saw."""
     seen = outcome.pictures
     return Paragraph(
-        f"Faces in {outcome.frames.name}: {seen.with_face} of the {seen.frames} different frames with a response show "
-        f"one, {seen.mean_faces:.2f} in each of these, mean score {seen.mean_score:.2f}.",
+        f"{outcome.frames.name}: {seen.with_face} of the {seen.frames} different frames with a response show a face, "
+        f"on average {seen.mean_faces:.2f} faces with a score of {seen.mean_score:.2f}.",
         (NOT_BATCHED,),
     )
 
@@ -162,9 +163,9 @@ def describe_overload(found: Overload) -> Paragraph:
         f"results a second; the others get {found.shares[:-1].mean():.1f} on average."
     )
     return Paragraph(
-        f"{found.calm} {'camera' if found.calm == 1 else 'cameras'}, and in the middle {found.most}, {found.load:.1f} "
-        f"times what the face detector completes: 99% of results are at most {before} old before, {meanwhile} in the "
-        f"overload and {after} after it.",
+        f"{found.calm} {'camera' if found.calm == 1 else 'cameras'}, and for a while {found.most}, which send "
+        f"{found.load:.1f} times what the face detector completes: 99% of results are at most {before} old before the "
+        f"overload, {meanwhile} in it and {after} after it.",
         (LATEST_ONLY, f"Every frame is accounted for: {_say_frames(found.total)}.", fairness),
     )
 
@@ -188,18 +189,18 @@ def describe_cache(visited: Visited) -> Paragraph:
     )
 
 
-def describe_budgets(outcome: Outcome) -> Paragraph:
+def describe_budgets(budgets: Sequence[Budget]) -> Paragraph:
     """Describe the error budgets."""
     return Paragraph(
-        f"Error budgets: {1 - ENOUGH:.0%} of requests may be late or lost; "
+        f"{1 - ENOUGH:.0%} of requests may be late or lost. Of this error budget: "
         + "; ".join(
-            f"{budget.statistics.name} {describe_left(budget)}{'' if budget.overspent else ' left'}"
-            for budget in outcome.budgets
+            f"{budget.statistics.name}, {describe_left(budget)}{'' if budget.overspent else ' left'}"
+            for budget in budgets
         )
         + ".",
         (
             AS_SERVED,
-            *(_say_burned(budget) for budget in outcome.budgets),
+            *(_say_burned(budget) for budget in budgets),
         ),
     )
 
@@ -212,8 +213,7 @@ def describe_outcome(outcome: Outcome) -> list[str]:
     if outcome.overload is not None:
         paragraphs.append(describe_overload(outcome.overload))
     if outcome.visited is not None:
-        paragraphs.append(describe_cache(outcome.visited))
-    paragraphs.append(describe_budgets(outcome))
+        paragraphs += [describe_cache(outcome.visited), describe_budgets(outcome.budgets)]
     return [*(paragraph.line for paragraph in paragraphs), say_machine(outcome)]
 
 

@@ -66,13 +66,8 @@ def detector_by_hand(way: Way) -> DetectorByHand:
     return DetectorByHand(VOICE_MODEL, way.sessions, way.threads)
 
 
-def voice_service(way: Way, slo: si.SLO | None = None) -> si.Stack:
-    """Silero's voice detector, which keeps the state of each stream: ``float32[512]`` → ``float32[1]``.
-
-    Args:
-        way: how to serve it.
-        slo: an objective to keep.
-    """
+def voice_service(way: Way) -> si.Stack:
+    """Silero's voice detector, which keeps the state of each stream: ``float32[512]`` → ``float32[1]``."""
     model = si.OnnxBackend(
         VOICE_MODEL,
         sessions=way.sessions,
@@ -83,7 +78,7 @@ def voice_service(way: Way, slo: si.SLO | None = None) -> si.Stack:
     )
     return show(
         si.Stack(
-            si.Telemetry(way.name, slo=slo),
+            si.Telemetry(way.name),
             si.AdaptiveBatcher(
                 max_batch_size=MAX_BATCH_SIZE, slo_s=CHUNK_S, max_in_flight=way.sessions, max_queue_size=MAX_STREAMS
             ),

@@ -7,12 +7,11 @@ import attrs
 import numpy as np
 
 import streaminfer as si
-from demo.audio import CHUNK_S, Clip
-from demo.budget import make_objective, watching
+from demo.audio import Clip
 from demo.by_hand import DetectorByHand
 from demo.cameras import running_cameras
 from demo.faces import FULL
-from demo.findings import ENOUGH, Counted, Hold
+from demo.findings import Counted, Hold
 from demo.live import SessionStreams
 from demo.machine import CpuClock
 from demo.microphones import Microphones
@@ -35,7 +34,7 @@ class Stage:
         frames: what cameras play.
         cameras: how many there are, in every trial.
         say: told what happens.
-        make_service: builds the batched voice detector, with an objective to keep or none.
+        make_service: builds the batched voice detector.
         make_by_hand: builds an unbatched one.
     """
 
@@ -43,12 +42,12 @@ class Stage:
     frames: Frames | None
     cameras: int
     say: Callable[[str], None]
-    make_service: Callable[[Way, si.SLO | None], si.Stack] = voice_service
+    make_service: Callable[[Way], si.Stack] = voice_service
     make_by_hand: Callable[[Way], DetectorByHand] = detector_by_hand
 
-    def make_detector(self, way: Way, slo: si.SLO | None = None) -> si.Stack | DetectorByHand:
+    def make_detector(self, way: Way) -> si.Stack | DetectorByHand:
         """Return the voice detector, served in some way."""
-        return self.make_service(way, slo) if way.batched else self.make_by_hand(way)
+        return self.make_service(way) if way.batched else self.make_by_hand(way)
 
 
 async def hold(stage: Stage, way: Way, count: int, seconds: float) -> Hold:
@@ -61,12 +60,7 @@ async def hold(stage: Stage, way: Way, count: int, seconds: float) -> Hold:
         seconds: how long.
     """
     stage.say(f"{way.name}: {count} microphones and {stage.cameras} cameras for {seconds:g} s")
-    slo = make_objective(way.name, threshold_s=CHUNK_S, objective=ENOUGH, seconds=seconds)
-    async with (
-        running_cameras(stage.frames, stage.cameras) as cameras,
-        stage.make_detector(way, slo) as detector,
-        watching(slo) as watch,
-    ):
+    async with running_cameras(stage.frames, stage.cameras) as cameras, stage.make_detector(way) as detector:
         microphones = Microphones(detector, stage.clip)
         for part in JOINING:
             microphones.grow_to(round(part * count))
@@ -75,11 +69,10 @@ async def hold(stage: Stage, way: Way, count: int, seconds: float) -> Hold:
         crowds = [microphones.live] if cameras is None else [microphones.live, cameras.live]
         chunks, *pictures = await asyncio.gather(*(crowd.measure(seconds) for crowd in crowds))
         use = cpu.read()
-        budget = watch.read()
         await microphones.stop()
         counted = None
         if isinstance(detector, si.Stack) and isinstance(microphones.live, SessionStreams):
-            counted = Counted(detector.statistics()["Telemetry"], budget, microphones.live.session.statistics())
+            counted = Counted(detector.statistics()["Telemetry"], microphones.live.session.statistics())
         return Hold(
             way=way,
             microphones=count,

@@ -81,10 +81,10 @@ def make_stage(demo, clip, make_voice):
         return [{"output": states[0, row, :1], "stateN": states[:, row]} for row in range(states.shape[1])]
 
     def make(loop, say=lambda _: None):
-        def make_service(way, slo):
+        def make_service(way):
             _, states = make_voice(then=detect, duration_s=lambda rows: 0.004 + 0.0005 * rows)
             batcher = si.AdaptiveBatcher(max_batch_size=64, max_in_flight=way.sessions, max_queue_size=4096)
-            return si.Stack(si.Telemetry(way.name, slo=slo), batcher, states, clock=loop.clock)
+            return si.Stack(si.Telemetry(way.name), batcher, states, clock=loop.clock)
 
         def make_by_hand(way):
             return DetectorByHand(loop, max(way.threads, 1))
