@@ -229,9 +229,10 @@ def _say_undecided(comparison: Comparison) -> str:
             f"Too few repeats to tell how many more live microphones batching allows: {count}, of at least "
             f"{MINIMUM_REPEATS}."
         )
+    ratios = _say_ratios(comparison)
     return (
-        "Too noisy to tell how many more live microphones batching allows: the repeats disagree "
-        f"({_say_ratios(comparison)} as many, in {count} repeats). Run it again on a quieter machine."
+        f"Too noisy to tell how many more live microphones batching allows: the {count} repeats disagree"
+        f"{ratios and f' ({ratios} as many)'}. Run it again on a quieter machine."
     )
 
 
@@ -243,9 +244,10 @@ def _say_limit(limit: Limit, sweep: Sweep) -> str:
 
 
 def _say_ratios(comparison: Comparison) -> str:
+    """Return the range of the repeats' ratios; nothing where they have no bound."""
     low, high = min(ratio.low for ratio in comparison.ratios), max(ratio.high for ratio in comparison.ratios)
     if high == math.inf:
-        return f"{_floor(low):.1f} times and more" if low else "any number of times"
+        return f"{_floor(low):.1f} times and more" if low else ""
     return f"{_floor(low):.1f} to {_ceil(high):.1f} times"
 
 
