@@ -1,9 +1,10 @@
 """Live speech and video through two real models, batched and unbatched, on this machine: ``make demo``.
 
 Microphones send a chunk of speech every 32 ms through one voice detector, each with its own recurrent state. First the
-demo calibrates what the best unbatched way completes on this machine, now. Then it drives the batched and the unbatched
-way in turn at fixed multiples of that rate, from 0.25 to 6, several times, and compares the loads at which each still
-has 99 % of chunks on time. It says "too noisy to tell" where its repeats disagree.
+demo calibrates what the best unbatched way, written by hand around onnxruntime, completes on this machine, now. Then it
+drives the batched and the unbatched way in turn at fixed multiples of that rate, from 0.25 to 6, several times, and
+compares the loads at which each still has 99 % of chunks on time. It says "too noisy to tell" where its repeats
+disagree.
 
 After that, cameras send 24 frames a second to a face detector beside the microphones. Then there are for a while twice
 as many cameras as the detector can follow: the newest frame of each counts, and the report has the ages of results, the
@@ -31,7 +32,7 @@ from demo.progress import Progress
 from demo.recognition import listen_once
 from demo.report import STREAMS_HEAD, SWEEP_HEAD, Outcome, make_rows, make_sweep_rows, render_table
 from demo.sentences import describe_outcome, say_headline
-from demo.services import ASSETS, UNBATCHED, batched, voice_service
+from demo.services import ASSETS, UNBATCHED, batched, detector_by_hand
 from demo.trials import Stage, hold
 from demo.video import load_frames
 from demo.visitors import visit
@@ -79,8 +80,8 @@ async def run(options: argparse.Namespace, progress: Progress) -> Outcome:
     progress.say("decoding the clips")
     clip = load_clip(ASSETS / "librivox_0870.wav")
     frames = load_frames(ASSETS / "astronaut_pan.mp4", FULL.size)
-    async with voice_service(UNBATCHED[0]) as service:
-        reference = await listen_once(service, clip)
+    async with detector_by_hand(UNBATCHED[0]) as detector:
+        reference = await listen_once(detector, clip)
     stage = Stage(clip, frames, options.cameras, progress.say)
     rates = await measure_rates(stage, options.window)
     baseline = await choose_baseline(stage, rates, options.window)
@@ -100,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the demo, print what it found and write the report."""
     options = parse(arguments)
     progress = Progress()
-    outcome = asyncio.run(serve_page_during(run(options, progress), print))
+    outcome = asyncio.run(serve_page_during(run(options, progress), progress.tell))
     progress.say("drawing the report")
     # matplotlib loads only now: its objects would make garbage collections longer while chunks are due
     from demo.page import make_page  # noqa: PLC0415

@@ -1,7 +1,7 @@
 """The parts of the live demo, one file each; ``live_demo.py`` puts them together.
 
-* ``audio`` and ``video`` load the clips, ``microphones`` and ``cameras`` send them live through the sessions of
-  ``live``, and ``services`` builds the stacks.
+* ``audio`` and ``video`` load the clips, ``microphones`` and ``cameras`` send them as the streams of ``live``,
+  ``services`` builds the stacks, and ``by_hand`` is what one writes without this library.
 * ``calibration`` measures the unbatched ways, ``load_sweep`` drives both ways at the same loads, and ``comparison``
   says what the repeats support.
 * ``trials`` serves microphones and cameras together, ``overload`` too many cameras for a while, and ``visitors`` shows

@@ -1,8 +1,8 @@
 """An error budget, kept by the service itself while a trial runs, and what became of it.
 
-The objective counts what `Telemetry` sees: from the call of the service to its answer, errors included. Whether a
-number of microphones is *held* is the meter's business, which counts from the instant a request was due, on the
-sender's side; the budget changes nothing about that.
+The objective counts what `Telemetry` sees: from the call of the service to its answer, errors included. The meter
+counts from the instant a request was due, on the sender's side. Live streams have no budget here: what a session drops
+never reaches the service.
 
 A month's budget has alerts over hours and days. That of a few seconds has the same two kinds over parts of the period,
 each of which has spent a quarter of the budget when it fires: five times too fast over a twentieth of the period calls

@@ -1,16 +1,15 @@
 """Calibration: chunks a second of each unbatched way on this machine, and which of them is the baseline."""
 
-import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 
-import streaminfer as si
-from demo.audio import Clip
-from demo.load_sweep import PATIENCE_NS, measure_load
+from demo.by_hand import DetectorByHand
+from demo.load_sweep import measure_load
+from demo.meter import measure_capacity
 from demo.services import UNBATCHED, Way
 from demo.trials import Stage
 
-__all__ = ["choose_baseline", "measure_rates", "saturation"]
+__all__ = ["choose_baseline", "measure_rates"]
 
 ROUNDS = 3
 """Each way's best round counts: whatever else runs on the machine can only lower a round."""
@@ -18,24 +17,8 @@ CANDIDATES = 3
 CANDIDATE_LOADS = (0.5, 0.63, 0.8)
 """Times the rate of the fastest way: the highest rate with a full queue is not always the highest load held on time."""
 SATURATING_CALLERS = 48
-
-
-async def saturation(service: si.Stack, clip: Clip, seconds: float) -> float:
-    """Return the chunks a second that a service completes for callers who send the next one after each response."""
-    clock = service.clock
-    end_ns = clock() + round(seconds * 1e9)
-    completed = 0
-
-    async def call_repeatedly(caller: int) -> None:
-        nonlocal completed
-        while clock() < end_ns:
-            await service.call(si.Request(clip.chunks[0], deadline_ns=end_ns + PATIENCE_NS, stream_id=caller))
-            completed += clock() <= end_ns
-
-    async with asyncio.TaskGroup() as group:
-        for caller in range(SATURATING_CALLERS):
-            group.create_task(call_repeatedly(caller))
-    return completed / seconds
+PATIENCE_NS = 5_000_000_000
+"""Deadline of chunks that are not live."""
 
 
 async def measure_rates(stage: Stage, seconds: float) -> dict[Way, float]:
@@ -47,11 +30,16 @@ async def measure_rates(stage: Stage, seconds: float) -> dict[Way, float]:
     """
     rates = dict.fromkeys(UNBATCHED, 0.0)
     async with contextlib.AsyncExitStack() as stack:
-        services = {way: await stack.enter_async_context(stage.make_service(way, None)) for way in UNBATCHED}
+        detectors = {way: await stack.enter_async_context(stage.make_by_hand(way)) for way in UNBATCHED}
         for number in range(ROUNDS):
-            for way, service in services.items():
+            for way, detector in detectors.items():
                 stage.say(f"calibrating, round {number + 1} of {ROUNDS}: {way.name}")
-                rates[way] = max(rates[way], await saturation(service, stage.clip, seconds))
+
+                def send(caller: int, _: int, detector: DetectorByHand = detector) -> Awaitable[float | None]:
+                    return detector.detect(caller, stage.clip.chunks[0], detector.clock() + PATIENCE_NS)
+
+                rate = await measure_capacity(send, SATURATING_CALLERS, seconds, detector.clock)
+                rates[way] = max(rates[way], rate)
     return dict(sorted(rates.items(), key=lambda item: item[1], reverse=True))
 
 
@@ -68,8 +56,8 @@ async def choose_baseline(stage: Stage, rates: Mapping[Way, float], seconds: flo
     on_time = dict.fromkeys(candidates, 0.0)
     for load in CANDIDATE_LOADS:
         for way in candidates:
-            async with stage.make_service(way, None) as service:
-                point = await measure_load(service, stage.clip, load, rate, seconds)
+            async with stage.make_by_hand(way) as detector:
+                point = await measure_load(detector, stage.clip, load, rate, seconds)
             on_time[way] += point.share_on_time
             stage.say(f"choosing the baseline: {way.name}, {point.microphones} microphones, {point.share_on_time:.1%}")
     return max(candidates, key=lambda way: on_time[way])

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import streaminfer as si
 from demo.faces import FULL, Face, find_faces
-from demo.live import LiveStreams
+from demo.live import SessionStreams
 from demo.services import face_service
 from demo.video import Frames, normalize
 from streaminfer.streams import Frame, LatestOnly, StreamResult, StreamSession
@@ -41,7 +41,7 @@ class Cameras:
 
     def __init__(self, service: si.Stack, frames: Frames) -> None:
         session = StreamSession(service, policy=LatestOnly(), max_age_s=MAX_AGE_S)
-        self.live = LiveStreams(session, round(1e9 / frames.rate), service.clock, self._take)
+        self.live = SessionStreams(session, round(1e9 / frames.rate), service.clock, self._take)
         self.faces: dict[int, Sequence[Face]] = {}
         self.seen: list[Seen] = []
         self._clock = service.clock

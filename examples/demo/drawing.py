@@ -22,6 +22,7 @@ VARIABLES = {
     GOOD: "good",
     # what the library's own plots use
     "#000000": "ink",
+    "#ffffff": "page",
     "#1f77b4": "batched",
     "#d62728": "unbatched",
 }
@@ -94,7 +95,14 @@ def new(
 
 def legend_above(axes: Axes, columns: int = 1) -> None:
     """Put the legend above the axes, where it hides no data."""
-    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns, borderaxespad=0.2, handlelength=1.4)
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(0.0, 1.0),
+        ncols=columns,
+        borderaxespad=0.2,
+        handlelength=1.4,
+        columnspacing=1.0,
+    )
 
 
 def _svg(figure: Figure, name: str, label: str) -> str:

@@ -21,6 +21,7 @@ __all__ = [
     "KEPT",
     "LOST",
     "SHARED",
+    "Counted",
     "Curve",
     "Hold",
     "LoadPoint",
@@ -105,6 +106,19 @@ class Sweep:
         return self.batched, self.unbatched
 
 
+@attrs.frozen
+class Counted:
+    """What this library counts in a hold, and nobody counts by hand.
+
+    Attributes:
+        voice: telemetry of the voice detector.
+        total: counters of the microphones' session, from the first chunk to the end of the last stream.
+    """
+
+    voice: TelemetryStatistics
+    total: StreamSessionStatistics
+
+
 @attrs.frozen(eq=False, kw_only=True)
 class Hold:
     """Some seconds with one number of microphones and all cameras, and all that is known about them.
@@ -116,9 +130,7 @@ class Hold:
         chunks: what became of them.
         pictures: what became of the cameras' frames; ``None`` without cameras.
         cpu: who used the processors.
-        voice: telemetry of the voice detector.
-        budget: what became of its error budget.
-        total: counters of the microphones' session, from the first chunk to the end of the last stream.
+        counted: by the batched way; ``None``: by hand.
         heard: the speech probabilities, by microphone, NaN where a chunk was lost.
         faces: the faces found, by number of the frame.
     """
@@ -129,9 +141,7 @@ class Hold:
     chunks: Meter
     pictures: Meter | None
     cpu: CpuUse
-    voice: TelemetryStatistics
-    budget: Budget
-    total: StreamSessionStatistics
+    counted: Counted | None
     heard: list[NDArray[np.float32]]
     faces: dict[int, list[Face]]
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import weakref
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import Any, TypeVar
@@ -68,5 +69,7 @@ async def serve_page_during(work: Coroutine[Any, Any, T], say: Callable[[str], N
     try:
         return await work
     finally:
+        # the server logs an error when it shuts down before the browsers leave
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         server.should_exit = True
         await serving

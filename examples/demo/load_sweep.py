@@ -3,8 +3,7 @@
 *Design.* The loads are fixed multiples of one calibrated rate, and both ways get the same microphones at each. A repeat
 starts one service per way and takes the loads in ascending order; at each load one way follows the other, and which
 goes first alternates from load to load and from repeat to repeat. So whatever else the machine does for a while hits
-both ways alike. Between two measurements a single chunk is sent through: its response shows that the work that an
-overload left behind is done.
+both ways alike.
 """
 
 import asyncio
@@ -15,13 +14,14 @@ from collections.abc import Callable, Sequence
 
 import streaminfer as si
 from demo.audio import CHUNK_S, Clip
+from demo.by_hand import DetectorByHand
 from demo.findings import Curve, LoadPoint, Sweep
 from demo.machine import CpuClock
 from demo.microphones import Microphones
 from demo.services import Way
 from demo.trials import Stage
 
-__all__ = ["LOADS", "PATIENCE_NS", "WINDOW_S", "measure_load", "sweep_loads"]
+__all__ = ["LOADS", "WINDOW_S", "measure_load", "sweep_loads"]
 
 LOADS = (0.25, 0.5, 0.8, 1.0, 1.25, 1.6, 2.0, 2.5, 4.0, 6.0)
 """Times the calibrated rate."""
@@ -30,26 +30,25 @@ SETTLE_S = 0.1
 """Between the start of the microphones and the window: starting hundreds of streams at once is not what is measured."""
 MINIMUM_REPEATS = 3
 MAXIMUM_REPEATS = 7
-PATIENCE_NS = 5_000_000_000
-"""Deadline of chunks that are not live: the service's own objective would lose them in a stall of the machine."""
 
 
-async def measure_load(service: si.Stack, clip: Clip, load: float, rate: float, seconds: float) -> LoadPoint:
+async def measure_load(
+    detector: si.Stack | DetectorByHand, clip: Clip, load: float, rate: float, seconds: float
+) -> LoadPoint:
     """Measure one offered load with microphones of its own.
 
     Args:
-        service: the voice detector.
+        detector: of voices.
         clip: what the microphones play.
         load: offered load, times ``rate``.
         rate: chunks a second.
         seconds: length of the window.
     """
-    microphones = Microphones(service, clip)
+    microphones = Microphones(detector, clip)
     microphones.grow_to(max(1, round(load * rate * CHUNK_S)))
     await asyncio.sleep(SETTLE_S)
     meter = await microphones.live.measure(seconds)
     await microphones.stop()
-    await service.call(si.Request(clip.chunks[0], deadline_ns=service.clock() + PATIENCE_NS, stream_id="last"))
     return LoadPoint(load, len(microphones.heard), meter.share_on_time, meter.quantile_s(0.99))
 
 
@@ -95,13 +94,15 @@ async def _repeat(
     stage: Stage, curves: Sequence[Curve], rate: float, loads: Sequence[float], seconds: float, number: int
 ) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        services = [await stack.enter_async_context(stage.make_service(curve.way, None)) for curve in curves]
+        detectors = [stage.make_detector(curve.way) for curve in curves]
+        for detector in detectors:
+            await stack.enter_async_context(detector)
         for curve in curves:
             curve.repeats.append([])
         for place, load in enumerate(loads):
-            turns = list(zip(curves, services, strict=True))
-            for curve, service in reversed(turns) if (number + place) % 2 else turns:
-                point = await measure_load(service, stage.clip, load, rate, seconds)
+            turns = list(zip(curves, detectors, strict=True))
+            for curve, detector in reversed(turns) if (number + place) % 2 else turns:
+                point = await measure_load(detector, stage.clip, load, rate, seconds)
                 curve.repeats[-1].append(point)
                 stage.say(
                     f"repeat {number + 1}, {curve.way.name}, {load:g}×: {point.microphones} microphones, "

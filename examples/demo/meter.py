@@ -1,10 +1,41 @@
-"""What a window of time brought: every request that was due in it, and how it ended."""
+"""What a window of time brought: every request that was due in it and how it ended, or how many completed."""
 
+import asyncio
 import math
+from collections.abc import Awaitable, Callable
 
 import streaminfer as si
+from streaminfer.protocols import Clock
 
-__all__ = ["Meter"]
+__all__ = ["Meter", "measure_capacity"]
+
+
+async def measure_capacity(
+    send: Callable[[int, int], Awaitable[object]], callers: int, seconds: float, clock: Clock
+) -> float:
+    """Return the requests a second that complete for callers who send the next one after each response.
+
+    Args:
+        send: sends one request; gets the number of the caller, and how many that caller has sent before.
+        callers: how many there are.
+        seconds: how long.
+        clock: monotonic nanoseconds.
+    """
+    end_ns = clock() + round(seconds * 1e9)
+    completed = 0
+
+    async def send_repeatedly(caller: int) -> None:
+        nonlocal completed
+        sent = 0
+        while clock() < end_ns:
+            await send(caller, sent)
+            sent += 1
+            completed += clock() <= end_ns
+
+    async with asyncio.TaskGroup() as group:
+        for caller in range(callers):
+            group.create_task(send_repeatedly(caller))
+    return completed / seconds
 
 
 class Meter:

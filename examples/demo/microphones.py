@@ -11,13 +11,14 @@ timer wakes the microphones of one phase after the other.
 import asyncio
 import math
 from array import array
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Hashable
 
 import streaminfer as si
 from demo.audio import CHUNK_NS, CHUNK_S, Clip
-from demo.live import LiveStreams
+from demo.by_hand import DetectorByHand
+from demo.live import DirectStreams, LiveStreams, SessionStreams
 from streaminfer.protocols import Clock
-from streaminfer.streams import Frame, LatestOnly, StreamResult, StreamSession
+from streaminfer.streams import Frame, LatestOnly, StreamSession
 
 __all__ = ["Microphones"]
 
@@ -70,7 +71,7 @@ class Microphones:
     """A growing crowd of microphones that all play one clip, each over and over.
 
     Args:
-        service: the voice detector, which keeps the state of each.
+        detector: the voice detector, which keeps the state of each.
         clip: what they play.
 
     Attributes:
@@ -78,12 +79,25 @@ class Microphones:
         heard: for each microphone the speech probabilities in the order of its chunks, NaN where the chunk was lost.
     """
 
-    def __init__(self, service: si.Stack, clip: Clip) -> None:
-        session = StreamSession(service, policy=LatestOnly(), max_age_s=CHUNK_S)
-        self.live = LiveStreams(session, CHUNK_NS, service.clock, self._hear)
+    def __init__(self, detector: si.Stack | DetectorByHand, clip: Clip) -> None:
+        self.live: LiveStreams
+        if isinstance(detector, si.Stack):
+            session = StreamSession(detector, policy=LatestOnly(), max_age_s=CHUNK_S)
+            self.live = SessionStreams(
+                session, CHUNK_NS, detector.clock, lambda one: self._hear(one.stream_id, one.number, one.outputs.item())
+            )
+        else:
+            by_hand = detector
+
+            def detect(stream_id: Hashable, frame: Frame) -> Awaitable[float | None]:
+                return by_hand.detect(
+                    stream_id, frame.inputs, frame.captured_ns + CHUNK_NS, starts_anew=frame.starts_anew
+                )
+
+            self.live = DirectStreams(detect, CHUNK_NS, by_hand.clock, self._hear)
         self.heard: list[array[float]] = []
         self._clip = clip
-        self._metronome = Metronome(service.clock)
+        self._metronome = Metronome(detector.clock)
 
     def grow_to(self, count: int) -> None:
         """Let more microphones join, each with the next beat of its phase."""
@@ -111,7 +125,7 @@ class Microphones:
                     await metronome.next_beat(phase)
                 yield Frame(chunk, due_ns, starts_anew=not place)
 
-    def _hear(self, result: StreamResult) -> None:
-        heard = self.heard[int(str(result.stream_id))]
-        heard.extend([math.nan] * (result.number - len(heard)))
-        heard.append(result.outputs.item())
+    def _hear(self, stream_id: Hashable, number: int, probability: float) -> None:
+        heard = self.heard[int(str(stream_id))]
+        heard.extend([math.nan] * (number - len(heard)))
+        heard.append(probability)

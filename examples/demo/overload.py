@@ -115,7 +115,7 @@ async def overload(
         looks: list[Look] = []
 
         async def serve_until(part: float) -> None:
-            say(f"overload: {len(cameras.live)} cameras for {seconds / 3:.1f} s")
+            say(f"overload: cameras for {seconds / 3:.1f} s: {len(cameras.live.session.streams)}")
             end_ns = began_ns + round(part * seconds * 1e9)
             while (now_ns := clock()) < end_ns:
                 await cameras.live.wait_until(min(end_ns, now_ns + LOOK_NS))

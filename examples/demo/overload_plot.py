@@ -65,9 +65,8 @@ def _draw_outcomes(axes: Axes, found: Overload) -> None:
 
 
 def _draw_shares(axes: Axes, found: Overload) -> None:
-    colors = [BATCHED] * (found.most - 1) + [UNBATCHED_COLOR]
-    axes.bar(range(1, found.most + 1), found.shares, color=colors, width=0.8)
-    axes.bar([], [], color=UNBATCHED_COLOR, label=f"sends {GREED}× the frames")
+    axes.bar(range(1, found.most), found.shares[:-1], color=BATCHED, width=0.8)
+    axes.bar([found.most], found.shares[-1:], color=UNBATCHED_COLOR, width=0.8, label=f"sends {GREED}× the frames")
     axes.grid(visible=False, axis="x")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("camera, in the overload")

@@ -83,11 +83,13 @@ def make_page(outcome: Outcome) -> str:
 def make_sections(outcome: Outcome) -> list[Section]:
     """Return all figures below the first one that there is something to draw for."""
     holds = outcome.holds
-    folded: dict[str, MakeFigure] = {
-        "Where the time goes: percentiles of each part": partial(plots.make_parts_figure, holds)
-    }
-    if holds[0].voice.batch_sizes:
-        folded["Batch sizes"] = partial(plots.make_batch_size_figure, holds[0])
+    folded: dict[str, MakeFigure] = {}
+    if (counted := holds[0].counted) is not None:
+        folded["Where the time goes, batched: percentiles of each part"] = partial(
+            plots.make_parts_figure, counted.voice
+        )
+        if counted.voice.batch_sizes:
+            folded["Batch sizes"] = partial(plots.make_batch_size_figure, counted.voice)
     sections = [
         Section("Latency", describe_holds(outcome), partial(plots.make_latency_figure, holds), folded),
         Section("Speech", describe_speech(outcome), partial(plots.make_speech_figure, outcome.clip, outcome.speech)),
@@ -101,8 +103,9 @@ def make_sections(outcome: Outcome) -> list[Section]:
     if outcome.visited is not None:
         figure = partial(plots.make_cache_figure, outcome.visited)
         sections.append(Section("Cache", describe_cache(outcome.visited), figure))
-    budgets = partial(plots.make_budget_figure, outcome.budgets)
-    return [*sections, Section("Error budget", describe_budgets(outcome), budgets)]
+        budgets = partial(plots.make_budget_figure, outcome.budgets)
+        sections.append(Section("Error budget", describe_budgets(outcome.budgets), budgets))
+    return sections
 
 
 def _section(section: Section) -> str:

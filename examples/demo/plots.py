@@ -18,6 +18,7 @@ from demo.findings import COMPUTED, KEPT, LOST, SHARED, Hold, Visited
 from demo.meter import Meter
 from demo.recognition import SPEECH, Speech
 from demo.video import Frames
+from streaminfer.telemetry import TelemetryStatistics
 from streaminfer.telemetry.objectives.slo_plot import plot_budget
 
 __all__ = [
@@ -69,29 +70,27 @@ def _draw_quantiles(axes: Axes, meter: Meter, color: str, label: str) -> None:
     legend_above(axes)
 
 
-def make_parts_figure(holds: Sequence[Hold], size: Size) -> Figure:
+def make_parts_figure(voice: TelemetryStatistics, size: Size) -> Figure:
     """Percentiles of each part of the latency; on a logarithmic axis, since they differ by orders of magnitude."""
-    figure, panels = new(size, 2.4, columns=len(holds), sharey=True)
-    for hold, axes in zip(holds, panels, strict=True):
-        parts = {part: histogram for part, histogram in hold.voice.parts().items() if histogram.count}
-        for place, (name, (q, color)) in enumerate(QUANTILES.items()):
-            heights = [1e3 * histogram.quantile(q) for histogram in parts.values()]
-            axes.bar(np.arange(len(parts)) + 0.25 * (place - 1), heights, width=0.23, label=name, color=color)
-        axes.set_xticks(range(len(parts)), list(parts))
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.grid(visible=False, axis="x")
-        axes.set_xlabel(hold.way.name)
-        axes.set_ylabel("ms")
-    legend_above(panels[0], columns=3)
+    figure, (axes,) = new(size, 2.4)
+    parts = {part: histogram for part, histogram in voice.parts().items() if histogram.count}
+    for place, (name, (q, color)) in enumerate(QUANTILES.items()):
+        heights = [1e3 * histogram.quantile(q) for histogram in parts.values()]
+        axes.bar(np.arange(len(parts)) + 0.25 * (place - 1), heights, width=0.23, label=name, color=color)
+    axes.set_xticks(range(len(parts)), list(parts))
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.grid(visible=False, axis="x")
+    axes.set_ylabel("ms")
+    legend_above(axes, columns=3)
     return figure
 
 
-def make_batch_size_figure(hold: Hold, size: Size) -> Figure:
+def make_batch_size_figure(voice: TelemetryStatistics, size: Size) -> Figure:
     """Share of the chunks by size of the batch that they were in."""
     figure, (axes,) = new(size, 2.0)
-    sizes = hold.voice.batch_sizes
+    sizes = voice.batch_sizes
     total = sum(sizes.values())
     axes.bar(list(sizes), [100 * count / total for count in sizes.values()], width=0.9, color=BATCHED)
     axes.set_xlabel("chunks in the batch")
@@ -128,22 +127,19 @@ def make_cache_figure(visited: Visited, size: Size) -> Figure:
 
 def make_budget_figure(budgets: Sequence[Budget], size: Size) -> Figure:
     """What was left of each error budget over time, and how fast it burned."""
-    columns = min(len(budgets), 2)
-    figure, panels = new(size, 2.1, rows=-(-len(budgets) // columns), columns=columns)
-    for budget, axes in zip(budgets, panels, strict=False):
+    figure, panels = new(size, 2.1, columns=len(budgets))
+    for budget, axes in zip(budgets, panels, strict=True):
         statistics = budget.statistics
         plot_budget(axes, statistics.name, budget.noted, budget.width_ns, 1 - statistics.objective)
         axes.set_title(f"{statistics.name}: within {1e3 * statistics.threshold_s:.0f} ms")
         axes.set_xlabel("time before the end, s")
         axes.set_ylabel("budget left, %")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:,.0f}")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:,.0f}".replace("-", "\N{MINUS SIGN}"))
         burn_rate = axes.figure.axes[-1]  # its twin
         burn_rate.set_ylim(0, max(1.0, burn_rate.get_ylim()[1]))
         burn_rate.set_ylabel("burn rate")
         burn_rate.grid(visible=False)
         burn_rate.spines["right"].set_visible(True)
-    for axes in panels[len(budgets) :]:
-        axes.set_axis_off()
     return figure
 
 

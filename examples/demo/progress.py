@@ -39,6 +39,12 @@ class Progress:
             self._stream.write(f"{line}\n")
             self._stream.flush()
 
+    def tell(self, what: str) -> None:
+        """Write a line that stays."""
+        self.done()
+        self._stream.write(f"{what}\n")
+        self._stream.flush()
+
     def done(self) -> None:
         """Leaves the line to what comes next."""
         if self._stream.isatty():

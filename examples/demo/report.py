@@ -76,7 +76,7 @@ class Outcome:
     @property
     def budgets(self) -> list[Budget]:
         """Every error budget, in the order of the table."""
-        return [hold.budget for hold in self.holds] + [served.budget for served in self.served]
+        return [served.budget for served in self.served]
 
     @property
     def speech(self) -> Speech:
@@ -111,8 +111,8 @@ def make_rows(outcome: Outcome) -> list[tuple[str, ...]]:
                 f"microphones, {hold.way.name}",
                 f"{hold.microphones}",
                 *_figures(hold.chunks, hold.seconds, CHUNK_S),
-                describe_left(hold.budget),
-                f"{hold.voice.mean_batch_size:.1f}",
+                "",
+                "1.0" if hold.counted is None else f"{hold.counted.voice.mean_batch_size:.1f}",
                 f"{1e6 * hold.cpu_per_chunk_s:,.0f} µs",
             )
         )

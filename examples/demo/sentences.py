@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 
 import attrs
 import numpy as np
@@ -115,8 +116,8 @@ def describe_holds(outcome: Outcome) -> Paragraph:
         f"{batched.microphones:,} microphones{_say_cameras(outcome.cameras)}: batched, "
         f"{batched.chunks.share_on_time:.1%} of chunks on time; unbatched, {unbatched.chunks.share_on_time:.1%}.",
         tuple(
-            f"{hold.way.name}: {_say_frames(hold.total)}; Jain's index of fairness over the microphones "
-            f"{hold.fairness:.3f}; processors busy: {_say_busy(hold.cpu)}."
+            f"{hold.way.name}: {'' if hold.counted is None else f'{_say_frames(hold.counted.total)}; '}Jain's index of "
+            f"fairness over the microphones {hold.fairness:.3f}; processors busy: {_say_busy(hold.cpu)}."
             for hold in outcome.holds
         ),
     )
@@ -146,8 +147,8 @@ def describe_faces(outcome: Outcome) -> Paragraph:
     """Describe what the cameras beside the batched way saw."""
     seen = outcome.pictures
     return Paragraph(
-        f"Faces in {outcome.frames.name}: {seen.with_face} of the {seen.frames} different frames with a response show "
-        f"one, {seen.mean_faces:.2f} in each of these, mean score {seen.mean_score:.2f}.",
+        f"{outcome.frames.name}: {seen.with_face} of the {seen.frames} different frames with a response show a face, "
+        f"on average {seen.mean_faces:.2f} faces with a score of {seen.mean_score:.2f}.",
         (NOT_BATCHED,),
     )
 
@@ -162,9 +163,9 @@ def describe_overload(found: Overload) -> Paragraph:
         f"results a second; the others get {found.shares[:-1].mean():.1f} on average."
     )
     return Paragraph(
-        f"{found.calm} {'camera' if found.calm == 1 else 'cameras'}, and in the middle {found.most}, {found.load:.1f} "
-        f"times what the face detector completes: 99% of results are at most {before} old before, {meanwhile} in the "
-        f"overload and {after} after it.",
+        f"{found.calm} {'camera' if found.calm == 1 else 'cameras'}, and for a while {found.most}, which send "
+        f"{found.load:.1f} times what the face detector completes: 99% of results are at most {before} old before the "
+        f"overload, {meanwhile} in it and {after} after it.",
         (LATEST_ONLY, f"Every frame is accounted for: {_say_frames(found.total)}.", fairness),
     )
 
@@ -188,18 +189,18 @@ def describe_cache(visited: Visited) -> Paragraph:
     )
 
 
-def describe_budgets(outcome: Outcome) -> Paragraph:
+def describe_budgets(budgets: Sequence[Budget]) -> Paragraph:
     """Describe the error budgets."""
     return Paragraph(
-        f"Error budgets: {1 - ENOUGH:.0%} of requests may be late or lost; "
+        f"{1 - ENOUGH:.0%} of requests may be late or lost. Of this error budget: "
         + "; ".join(
-            f"{budget.statistics.name} {describe_left(budget)}{'' if budget.overspent else ' left'}"
-            for budget in outcome.budgets
+            f"{budget.statistics.name}, {describe_left(budget)}{'' if budget.overspent else ' left'}"
+            for budget in budgets
         )
         + ".",
         (
             AS_SERVED,
-            *(_say_burned(budget) for budget in outcome.budgets),
+            *(_say_burned(budget) for budget in budgets),
         ),
     )
 
@@ -212,8 +213,7 @@ def describe_outcome(outcome: Outcome) -> list[str]:
     if outcome.overload is not None:
         paragraphs.append(describe_overload(outcome.overload))
     if outcome.visited is not None:
-        paragraphs.append(describe_cache(outcome.visited))
-    paragraphs.append(describe_budgets(outcome))
+        paragraphs += [describe_cache(outcome.visited), describe_budgets(outcome.budgets)]
     return [*(paragraph.line for paragraph in paragraphs), say_machine(outcome)]
 
 
@@ -229,9 +229,10 @@ def _say_undecided(comparison: Comparison) -> str:
             f"Too few repeats to tell how many more live microphones batching allows: {count}, of at least "
             f"{MINIMUM_REPEATS}."
         )
+    ratios = _say_ratios(comparison)
     return (
-        "Too noisy to tell how many more live microphones batching allows: the repeats disagree "
-        f"({_say_ratios(comparison)} as many, in {count} repeats). Run it again on a quieter machine."
+        f"Too noisy to tell how many more live microphones batching allows: the {count} repeats disagree"
+        f"{ratios and f' ({ratios} as many)'}. Run it again on a quieter machine."
     )
 
 
@@ -243,9 +244,10 @@ def _say_limit(limit: Limit, sweep: Sweep) -> str:
 
 
 def _say_ratios(comparison: Comparison) -> str:
+    """Return the range of the repeats' ratios; nothing where they have no bound."""
     low, high = min(ratio.low for ratio in comparison.ratios), max(ratio.high for ratio in comparison.ratios)
     if high == math.inf:
-        return f"{_floor(low):.1f} times and more" if low else "any number of times"
+        return f"{_floor(low):.1f} times and more" if low else ""
     return f"{_floor(low):.1f} to {_ceil(high):.1f} times"
 
 
@@ -265,7 +267,8 @@ def _say_cameras(count: int) -> str:
 def _say_rates(outcome: Outcome) -> str:
     rates = "; ".join(f"{name} {rate:,.0f}" for name, rate in outcome.rates.items())
     return (
-        "Every way keeps the states of the streams in a StatefulBackend, which costs batches of one most. "
+        "The unbatched ways are what one writes by hand: onnxruntime, a dict of contexts and states, and threads or "
+        "none; a chunk that is late before its turn is skipped. "
         f"A load of 1× is {outcome.sweep.rate:,.0f} chunks a second, what the best unbatched way "
         f"({outcome.sweep.unbatched.way.name}) completes here when it is saturated. All unbatched ways, saturated, "
         f"chunks a second: {rates}. Of the fastest three, the baseline is the one with most live chunks on time at "

@@ -7,14 +7,15 @@ import attrs
 import numpy as np
 
 import streaminfer as si
-from demo.audio import CHUNK_S, Clip
-from demo.budget import make_objective, watching
+from demo.audio import Clip
+from demo.by_hand import DetectorByHand
 from demo.cameras import running_cameras
 from demo.faces import FULL
-from demo.findings import ENOUGH, Hold
+from demo.findings import Counted, Hold
+from demo.live import SessionStreams
 from demo.machine import CpuClock
 from demo.microphones import Microphones
-from demo.services import Way, voice_service
+from demo.services import Way, detector_by_hand, voice_service
 from demo.video import Frames
 
 __all__ = ["Stage", "hold"]
@@ -33,14 +34,20 @@ class Stage:
         frames: what cameras play.
         cameras: how many there are, in every trial.
         say: told what happens.
-        make_service: builds the voice detector's stack, with an objective to keep or none.
+        make_service: builds the batched voice detector.
+        make_by_hand: builds an unbatched one.
     """
 
     clip: Clip
     frames: Frames | None
     cameras: int
     say: Callable[[str], None]
-    make_service: Callable[[Way, si.SLO | None], si.Stack] = voice_service
+    make_service: Callable[[Way], si.Stack] = voice_service
+    make_by_hand: Callable[[Way], DetectorByHand] = detector_by_hand
+
+    def make_detector(self, way: Way) -> si.Stack | DetectorByHand:
+        """Return the voice detector, served in some way."""
+        return self.make_service(way) if way.batched else self.make_by_hand(way)
 
 
 async def hold(stage: Stage, way: Way, count: int, seconds: float) -> Hold:
@@ -53,13 +60,8 @@ async def hold(stage: Stage, way: Way, count: int, seconds: float) -> Hold:
         seconds: how long.
     """
     stage.say(f"{way.name}: {count} microphones and {stage.cameras} cameras for {seconds:g} s")
-    slo = make_objective(way.name, threshold_s=CHUNK_S, objective=ENOUGH, seconds=seconds)
-    async with (
-        running_cameras(stage.frames, stage.cameras) as cameras,
-        stage.make_service(way, slo) as service,
-        watching(slo) as watch,
-    ):
-        microphones = Microphones(service, stage.clip)
+    async with running_cameras(stage.frames, stage.cameras) as cameras, stage.make_detector(way) as detector:
+        microphones = Microphones(detector, stage.clip)
         for part in JOINING:
             microphones.grow_to(round(part * count))
             await asyncio.sleep(JOINING_S)
@@ -67,8 +69,10 @@ async def hold(stage: Stage, way: Way, count: int, seconds: float) -> Hold:
         crowds = [microphones.live] if cameras is None else [microphones.live, cameras.live]
         chunks, *pictures = await asyncio.gather(*(crowd.measure(seconds) for crowd in crowds))
         use = cpu.read()
-        budget = watch.read()
         await microphones.stop()
+        counted = None
+        if isinstance(detector, si.Stack) and isinstance(microphones.live, SessionStreams):
+            counted = Counted(detector.statistics()["Telemetry"], microphones.live.session.statistics())
         return Hold(
             way=way,
             microphones=count,
@@ -76,9 +80,7 @@ async def hold(stage: Stage, way: Way, count: int, seconds: float) -> Hold:
             chunks=chunks,
             pictures=pictures[0] if pictures else None,
             cpu=use,
-            voice=service.statistics()["Telemetry"],
-            budget=budget,
-            total=microphones.live.session.statistics(),
+            counted=counted,
             heard=[np.frombuffer(heard, np.float32) for heard in microphones.heard],
             faces={} if cameras is None else {place: list(faces) for place, faces in sorted(cameras.faces.items())},
         )

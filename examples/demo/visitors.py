@@ -11,7 +11,7 @@ for fewer answers than there are pictures.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import attrs
@@ -23,7 +23,7 @@ from demo.budget import make_objective, watching
 from demo.faces import FULL
 from demo.findings import COMPUTED, ENOUGH, KEPT, LOST, SHARED, Served, Uploads, Visited
 from demo.machine import CpuClock
-from demo.meter import Meter
+from demo.meter import Meter, measure_capacity
 from demo.services import face_service
 from demo.video import Frames, normalize
 from streaminfer.simulation.arrivals import poisson
@@ -67,22 +67,12 @@ def make_cache() -> si.EdgeCache:
 
 
 async def capacity_of(service: si.Stack, frames: Frames, seconds: float) -> float:
-    """Pictures a second that a service answers to callers who send the next one as soon as they have an answer."""
-    clock = service.clock
-    end_ns = clock() + round(seconds * 1e9)
-    answered = 0
+    """Return the pictures a second that a service completes."""
 
-    async def call_again_and_again(place: int) -> None:
-        nonlocal answered
-        while clock() < end_ns:
-            await service.call(si.Request(normalize(frames.pixels[place % len(frames)])))
-            answered += clock() <= end_ns
-            place += CALLERS
+    def send(caller: int, sent: int) -> Awaitable[si.Response]:
+        return service.call(si.Request(normalize(frames.pixels[(caller + sent * CALLERS) % len(frames)])))
 
-    async with asyncio.TaskGroup() as group:
-        for place in range(CALLERS):
-            group.create_task(call_again_and_again(place))
-    return answered / seconds
+    return await measure_capacity(send, CALLERS, seconds, service.clock)
 
 
 @attrs.define(eq=False)

@@ -72,7 +72,9 @@ def test_a_greedy_camera_gets_no_more_than_the_others(overload):
 
 def test_the_overload_is_told_in_words(demo, overload):
     said = demo("demo.sentences").describe_overload(overload)
-    assert said.line.startswith("2 cameras, and in the middle 6, 1.9 times what the face detector completes: 99% of")
+    assert said.line.startswith(
+        "2 cameras, and for a while 6, which send 1.9 times what the face detector completes: 99% of"
+    )
     total = overload.total
     assert f"{total.received:,} captured = {total.delivered:,} answered + " in said.details[1]
     assert "because a newer frame came first" in said.details[1]

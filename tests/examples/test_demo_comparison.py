@@ -99,7 +99,8 @@ def test_repeats_that_disagree_are_too_noisy(demo, comparison):
 def test_repeats_on_both_sides_are_too_noisy(demo, comparison, batched, unbatched):
     found, said = say(demo, batched, unbatched)
     assert found.verdict is comparison.Verdict.TOO_NOISY
-    assert said.startswith("Too noisy to tell")
+    assert said.startswith("Too noisy to tell how many more live microphones batching allows: the 3 repeats disagree")
+    assert said.endswith("Run it again on a quieter machine.")
 
 
 def test_repeats_that_differ_on_one_side_support_a_bound(demo, comparison):

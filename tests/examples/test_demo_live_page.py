@@ -20,7 +20,7 @@ def fetch(address):
     return urllib.request.urlopen(address, timeout=30).read().decode()  # noqa: S310 - our own server
 
 
-def test_page_is_served_while_the_demo_runs(live_page):
+def test_page_is_served_while_the_demo_runs(live_page, capfd):
     told = []
 
     async def demo():
@@ -34,6 +34,7 @@ def test_page_is_served_while_the_demo_runs(live_page):
     assert '"microphones: in flight"' in seen
     with pytest.raises(urllib.error.URLError):
         fetch(told[0].split()[-1])
+    assert capfd.readouterr().err == ""  # nothing between the demo's own lines
 
 
 def test_an_error_of_the_demo_ends_the_page(live_page):

@@ -31,14 +31,14 @@ def test_rates_are_of_the_machine_and_sorted(demo, make_stage):
     assert set(rates) == set(demo("demo.services").UNBATCHED)
     assert list(rates.values()) == sorted(rates.values(), reverse=True)
     fastest, rate = next(iter(rates.items()))
-    assert fastest.sessions == 2
+    assert fastest.threads == 2
     assert rate == pytest.approx(2 / 0.0045, rel=0.1)
 
 
 def test_the_baseline_holds_most_chunks_on_time(demo, make_stage):
     """A high saturated rate alone does not make a way the baseline."""
     one, two, slow = (
-        demo("demo.services").Way(name, sessions=sessions) for name, sessions in (("one", 1), ("two", 2), ("slow", 1))
+        demo("demo.services").Way(name, threads=threads) for name, threads in (("one", 1), ("two", 2), ("slow", 1))
     )
 
     async def main(loop):
