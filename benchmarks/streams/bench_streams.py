@@ -312,8 +312,7 @@ class Heard:
 
     @property
     def jain(self) -> float:
-        streams = list(zip(self.sent, self.on_time, strict=True))[:REST]
-        shares = np.array([on_time / max(sent, 1) for sent, on_time in streams])
+        shares = np.array(self.on_time[:REST]) / np.maximum(self.sent[:REST], 1)
         return float(shares.sum() ** 2 / (REST * (shares**2).sum())) if shares.any() else 0.0
 
     @property
