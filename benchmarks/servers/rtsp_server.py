@@ -1,6 +1,6 @@
 """An RTSP camera on loopback, over TCP and UDP: the package ``rtsp``, in a process of its own.
 
-``python rtsp_server.py PORT [CLIP]`` serves the first pictures of a clip in turn, or one that changes: each
+``python rtsp_server.py PORT [CLIP]`` serves some pictures of a clip in turn, or one that changes: each
 frame has one gray value, its number modulo 8 times 32.
 """
 
@@ -17,7 +17,7 @@ __all__ = ["RATE", "SIZE", "RtspServer"]
 
 RATE = 25
 SIZE = (64, 48)
-CLIP_FRAMES = 50
+CLIP_FRAMES = (100, 150)
 DESCRIBE = b"DESCRIBE rtsp://127.0.0.1/live RTSP/1.0\r\nCSeq: 1\r\n\r\n"
 
 
@@ -61,7 +61,8 @@ def serve(port: int, clip: str | None = None) -> None:
         import av
 
         with av.open(clip) as container:
-            pictures = [frame.to_image() for frame in itertools.islice(container.decode(video=0), CLIP_FRAMES)]
+            frames = itertools.islice(container.decode(video=0), *CLIP_FRAMES)
+            pictures = [Image.fromarray(frame.to_ndarray(format="rgb24")) for frame in frames]
     with rtsp.Source(f"rtsp://{HOST}:{port}/live", fps=RATE, frame_buffer=pictures) as source:
         source.serve_forever()
 
