@@ -120,10 +120,6 @@ def write_broken_media(folder: Path) -> list[Path]:
         "forward": lambda n: n + 2_500 * (n > 20),
         "steady": lambda n: n,
     }
-        "repeat": lambda n: n // 2,
-        "forward": lambda n: n + 2_500 * (n > 20),
-        "steady": lambda n: n,
-    }
     for name, position in jumps.items():
         with av.open(str(folder / f"{name}.mkv"), "w") as file:
             stream: Any = file.add_stream("mjpeg", rate=RATE)
