@@ -102,7 +102,7 @@ class Page:
     async def _run(self, _app: web.Application) -> AsyncIterator[None]:
         async with self._voice, self._faces:
             yield
-            for peer in self._peers:
+            for peer in list(self._peers):
                 await peer.close()
             await asyncio.gather(*self._tasks)
 
@@ -142,6 +142,12 @@ class Page:
             task = asyncio.create_task(listen(from_track(track, connection=peer, **wanted), say))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+        @peer.on("connectionstatechange")
+        async def on_change() -> None:
+            if peer.connectionState in {"failed", "closed"}:
+                self._peers.discard(peer)
+                await peer.close()
 
         peer.add_listener("datachannel", channels.append)
         await peer.setRemoteDescription(RTCSessionDescription(**await request.json()))

@@ -1,4 +1,7 @@
-"""Sources: WebRTC through a network that loses and delays packets, and CPU per picture beside a bare PyAV loop.
+"""Sources: CPU per picture beside a bare PyAV loop, a minute of churn, WebRTC through a lossy network.
+
+Files and URLs that are cut, stall, jump in time, repeat timestamps, change resolution or are noise open and close at
+random; threads, descriptors and memory are counted before and after.
 
 The network runs without loss and with 5 % of it, in turn, each with 50 ms of jitter, and with aiortc alone beside it.
 The age of pictures counts from the instant at which the sender made them; that of sound is as the source says. It needs
@@ -7,8 +10,16 @@ root, TUN and network namespaces; without, that part is left out and said so.
 
 import argparse
 import asyncio
+import ctypes
+import gc
+import logging
+import os
+import random
 import statistics
+import tempfile
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +28,8 @@ import numpy as np
 from servers import lossy_network
 from servers.webrtc_peers import RATE, run_peers
 
-from streaminfer.streams import VideoSource
+import streaminfer as si
+from streaminfer.streams import LatestOnly, Reconnect, StreamSession, VideoSource
 
 CLIP = Path(__file__).parents[2] / "examples" / "assets" / "astronaut_pan.mp4"
 SIZE = (320, 240)
@@ -97,13 +109,161 @@ def measure_cpu(rounds: int) -> None:
     )
 
 
+# -- churn of media ----------------------------------------------------------------------------------------------------
+
+
+def write_broken_media(folder: Path) -> list[Path]:
+    """Clips that jump back in time, repeat timestamps, change resolution, are cut in the middle, or are noise."""
+    whole = folder / "whole.ts"
+    jumps: dict[str, Callable[[int], int]] = {
+        "repeat": lambda n: n // 2,
+        "forward": lambda n: n + 2_500 * (n > 20),
+        "steady": lambda n: n,
+    }
+    for name, position in jumps.items():
+        with av.open(str(folder / f"{name}.mkv"), "w") as file:
+            stream: Any = file.add_stream("mjpeg", rate=RATE)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+            for index in range(50):
+                frame = av.VideoFrame.from_ndarray(np.full((48, 64), 5 * index, np.uint8), "gray")
+                (packet,) = stream.encode(frame.reformat(format="yuvj420p"))
+                packet.pts = packet.dts = position(index)
+                file.mux(packet)
+    parts = []
+    for size in ((64, 48), (128, 96)):
+        with av.open(str(whole), "w") as file:
+            stream = file.add_stream("mpeg2video", rate=RATE)
+            stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+            for index in range(50):
+                frame = av.VideoFrame.from_ndarray(np.full(size[::-1], 5 * index, np.uint8), "gray")
+                file.mux(stream.encode(frame.reformat(format="yuv420p")))
+            file.mux(stream.encode())
+        parts.append(whole.read_bytes())
+    (folder / "resized.ts").write_bytes(b"".join(parts))  # whose timestamps jump back, too
+    (folder / "cut.ts").write_bytes(parts[1][: len(parts[1]) * 2 // 3 + 77])
+    noise = np.frombuffer(parts[0], np.uint8).copy()
+    chance = np.random.default_rng(1)
+    noise[chance.integers(0, len(noise), len(noise) // 100)] = chance.integers(0, 256, len(noise) // 100)
+    (folder / "noise.ts").write_bytes(noise.tobytes())
+    return sorted(folder.glob("*.*"))
+
+
+async def serve_clip(clips: list[Path], chance: random.Random, reader: Any, writer: Any) -> None:
+    """Send a clip over HTTP: whole, cut, or stalled in the middle."""
+    try:
+        await reader.readuntil(b"\r\n\r\n")
+        data = chance.choice(clips).read_bytes()
+        writer.write(b"HTTP/1.0 200 OK\r\n\r\n" + data[: chance.choice([len(data), len(data) // 2])])
+        await writer.drain()
+        await asyncio.sleep(chance.choice([0.0, 0.5, 5.0]))
+    except (OSError, asyncio.IncompleteReadError):
+        pass
+    finally:
+        writer.transport.abort()
+
+
+async def view_media(service: "si.Stack", targets: list[Any], chance: random.Random, end_s: float) -> list[int]:
+    """Open, read, leave and fail until the time is up; count pictures and results."""
+    counts = [0, 0, 0]
+    while time.monotonic() < end_s:
+        target = chance.choice(targets)
+        live = isinstance(target, str)
+        source = VideoSource(
+            target,
+            size=(32, 32),
+            timeout_s=1.0,
+            reconnect=Reconnect(first_s=0.05, max_s=0.2, attempts=3) if live else None,
+            realtime=not live and chance.random() < 0.5,
+        )
+        session = StreamSession(service, policy=LatestOnly())
+        left = chance.choice([1, 10, 1_000])
+        try:
+            async with source, asyncio.timeout(chance.choice([0.2, 1.0, 4.0])):
+                async for _ in session(source):
+                    left -= 1
+                    if not left:
+                        break
+        except (OSError, ValueError, av.FFmpegError):
+            counts[2] += 1
+        await session.aclose()
+        seen = session.statistics()
+        if seen.received != seen.delivered + seen.failed + sum(seen.dropped.values()):
+            raise AssertionError(f"not each frame is counted once: {seen}")
+        counts[0] += 1
+        counts[1] += seen.received
+    return counts
+
+
+async def churn_media(seconds: float, places: int) -> list[int]:
+    chance = random.Random(1)
+    with tempfile.TemporaryDirectory() as name:
+        clips = write_broken_media(Path(name))
+        connections: set[asyncio.Task[None]] = set()
+
+        async def serve(reader: Any, writer: Any) -> None:
+            task = asyncio.current_task()
+            if task is not None:
+                connections.add(task)
+                task.add_done_callback(connections.discard)
+            await serve_clip(clips, chance, reader, writer)
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        targets = [
+            *clips,
+            Path(name, "missing"),
+            *[f"http://127.0.0.1:{port}/live"] * len(clips),
+            "http://127.0.0.1:9/",
+        ]
+        end_s = time.monotonic() + seconds
+        async with si.Stack(
+            si.AdaptiveBatcher(max_batch_size=32), si.CpuBackend(lambda x: x.mean((1, 2, 3)))
+        ) as service:
+            counts = await asyncio.gather(*(view_media(service, targets, chance, end_s) for _ in range(places)))
+        server.close()
+        await asyncio.gather(*connections)
+        await server.wait_closed()
+        left = len(asyncio.all_tasks()) - 1
+    return [*(sum(column) for column in zip(*counts, strict=True)), left]
+
+
+def resources() -> dict[str, int]:
+    """Threads, descriptors and memory of this process."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what the allocator keeps for many threads is no leak
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return {
+        "threads": threading.active_count(),
+        "descriptors": len(list(Path("/proc/self/fd").iterdir())),
+        "MiB resident": pages * os.sysconf("SC_PAGESIZE") >> 20,
+    }
+
+
+def measure_churn(seconds: float, places: int) -> None:
+    """Print what is left behind by files and URLs that open, stall, fail and close at random."""
+    logging.getLogger("streaminfer.streams").setLevel(logging.ERROR)  # not each of the many reconnects
+    asyncio.run(churn_media(min(seconds, 10.0), places))  # what is loaded and pooled at first use is no leak
+    before = resources()
+    sources, frames, errors, tasks = asyncio.run(churn_media(seconds, places))
+    after = resources()
+    print(
+        f"churn of {places} files and URLs for {seconds:g} s: {sources} sources, {errors} of them failed, {frames} "
+        f"frames, each counted once; tasks left {tasks}; "
+        + ", ".join(f"{name} {before[name]} before, {after[name]} after" for name in before)
+    )
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--churn", type=float, default=60.0, help="seconds of churn; 0 leaves it out")
+    parser.add_argument("--places", type=int, default=50, help="sources that are open at the same time")
     parser.add_argument("--media", nargs="+", choices=["video", "audio"], default=["video", "audio"])
     arguments = parser.parse_args()
     measure_cpu(2 * arguments.rounds + 1)
+    if arguments.churn:
+        measure_churn(arguments.churn, arguments.places)
     if missing := lossy_network.missing_parts():
         print(f"left out: WebRTC through a lossy network, which needs {', '.join(missing)}")
     else:

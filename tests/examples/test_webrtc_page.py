@@ -4,27 +4,37 @@ import asyncio
 
 import pytest
 from aiohttp import web
-from media_browser import chromium
+from browser import FAKE_MEDIA, Browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with Browser(*FAKE_MEDIA) as opened:
+        yield opened
 
 
 @pytest.mark.needs("chromium")
 @pytest.mark.parametrize("query", ["", "?socket"], ids=["webrtc", "websocket"])
-def test_browser_gets_results_of_microphone_and_camera(query, demo):
+def test_browser_gets_results_of_microphone_and_camera(query, demo, browser):
     """Both sources deliver, the models answer, and closing the page and the server leaves no task."""
 
     async def main():
         page = demo("webrtc_page").Page()
         runner = web.AppRunner(page.app)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        port = site._server.sockets[0].getsockname()[1]
-        async with chromium(f"http://127.0.0.1:{port}/{query}") as browser:
+        try:
+            site = web.TCPSite(runner, "127.0.0.1", 0)
+            await site.start()
+            port = site._server.sockets[0].getsockname()[1]
+            await asyncio.to_thread(browser.open, f"http://127.0.0.1:{port}/{query}")
+            shown = "return /speech/.test(document.body.textContent) && /faces/.test(document.body.textContent)"
+            await asyncio.to_thread(browser.until, shown)
             async with asyncio.timeout(60.0):
                 while min(page.results["speech"] / 30, page.results["faces"] / 5) < 1:
-                    assert browser.returncode is None
                     await asyncio.sleep(0.05)
-        await runner.cleanup()
+            await asyncio.to_thread(browser.open, "about:blank")
+        finally:
+            await runner.cleanup()
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(main())

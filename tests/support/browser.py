@@ -5,6 +5,7 @@ descriptors 3 and 4 of the browser.
 """
 
 import base64
+import contextlib
 import itertools
 import json
 import os
@@ -20,7 +21,12 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
     "--no-proxy-server", "--remote-debugging-pipe",
 )  # fmt: skip
-TIMEOUT_S = 30.0
+FAKE_MEDIA = (
+    "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
+    "--autoplay-policy=no-user-gesture-required",
+)  # fmt: skip
+"""A camera and a microphone that the browser makes up itself."""
+TIMEOUT_S = 60.0  # of a machine that does much else
 KEYS = {"Tab": (9, ""), "Enter": (13, "\r"), " ": (32, " ")}
 
 
@@ -28,12 +34,18 @@ class Browser:
     """One browser with one page; a context manager that ends it.
 
     A condition is waited for with `until`, which looks again every 50 ms; nothing else waits.
+
+    Args:
+        flags: options of Chromium in addition to `FLAGS`.
     """
+
+    def __init__(self, *flags):
+        self._flags = flags
 
     def __enter__(self):
         self._numbers = itertools.count(1)
         self._unread, self._errors = b"", []
-        self._folder = tempfile.TemporaryDirectory()
+        self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # helpers may still write
         command_out, self._commands = os.pipe()
         self._replies, reply_in = os.pipe()
         # the shell moves both ends to the descriptors that the browser expects
@@ -45,6 +57,7 @@ class Browser:
             "bash",
             "chromium",
             *FLAGS,
+            *self._flags,
             f"--user-data-dir={self._folder.name}",
             "about:blank",
         ]
@@ -54,14 +67,19 @@ class Browser:
         os.close(command_out)
         os.close(reply_in)
         self._session = None
-        target = self.cdp("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.cdp("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Accessibility"):
-            self.cdp(f"{domain}.enable")
+        try:
+            target = self.cdp("Target.createTarget", url="about:blank")["targetId"]
+            self._session = self.cdp("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+            for domain in ("Page", "Runtime", "Log", "Accessibility"):
+                self.cdp(f"{domain}.enable")
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_):
-        os.killpg(self._process.pid, signal.SIGKILL)  # it has helpers, which are of its group
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.killpg(self._process.pid, signal.SIGKILL)  # with its helpers, which are of its group
         self._process.wait(TIMEOUT_S)
         os.close(self._commands)
         os.close(self._replies)

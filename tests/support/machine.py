@@ -36,11 +36,16 @@ def missing():
     return {part: lacks for part, find in PARTS.items() if (lacks := find())}
 
 
+def pytest_configure():
+    # before xdist starts its workers, which could not say it
+    if os.environ.get("STREAMINFER_TEST_EVERYTHING") == "1" and (lacking := missing()):
+        parts = "; ".join(f"{part}: {', '.join(lacks)}" for part, lacks in lacking.items())
+        raise pytest.UsageError(f"STREAMINFER_TEST_EVERYTHING=1, and this machine lacks {parts}")
+
+
 def pytest_collection_modifyitems(config, items):
     lacking = missing()
     left_out = [item for item in items if any(set(mark.args) & set(lacking) for mark in item.iter_markers("needs"))]
-    if left_out and os.environ.get("STREAMINFER_TEST_EVERYTHING") == "1":
-        raise pytest.UsageError(f"{len(left_out)} tests would be left out: this machine lacks {lacking}")
     if left_out:
         items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=left_out)

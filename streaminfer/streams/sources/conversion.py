@@ -1,4 +1,4 @@
-"""Decoded pictures and sound, converted to the arrays that a model wants."""
+"""From decoded pictures and sound to frames with the arrays that a model wants."""
 
 from types import ModuleType
 from typing import Any
@@ -8,14 +8,10 @@ import numpy as np
 from streaminfer.streams.frame import Frame
 from streaminfer.streams.sources.chunking import MAX_SILENCE_NS, Chunker, GapDetector
 from streaminfer.streams.sources.formats import AudioFormat, VideoFormat
-from streaminfer.streams.sources.timestamps import Stamp
+from streaminfer.streams.sources.source import Counters
+from streaminfer.streams.sources.timestamps import RateLimiter, Rational, Stamp, TimestampRepair
 
-__all__ = ["AudioAssembler", "PictureConverter", "duration_ns"]
-
-
-def duration_ns(frame: Any) -> int:
-    """Return how long a decoded sound lasts."""
-    return int(frame.samples * 1_000_000_000 // frame.sample_rate)
+__all__ = ["FrameMaker", "PictureConverter"]
 
 
 class PictureConverter:
@@ -26,11 +22,13 @@ class PictureConverter:
         self._wanted = wanted
 
     def __call__(self, frame: Any) -> np.ndarray[Any, Any]:
-        """Return a picture as an array of its own."""
+        """Return a picture as a contiguous array."""
         wanted = self._wanted
         width, height = wanted.size or (frame.width, frame.height)
+        if wanted.pixel_format == "yuv420p":  # two pixels share a color
+            width, height = width + width % 2, height + height % 2
         array: np.ndarray[Any, Any] = self._reformat(frame, width, height, wanted.pixel_format).to_ndarray()
-        return array
+        return np.ascontiguousarray(array)
 
 
 class AudioAssembler:
@@ -56,7 +54,7 @@ class AudioAssembler:
 
     def push(self, frame: Any, stamp: Stamp) -> list[Frame]:
         """Return the chunks that a decoded frame completes; its stamp is that of its first sample."""
-        length_ns = duration_ns(frame)
+        length_ns = _duration_ns(frame)
         gap_ns = self._gaps.gap_ns(stamp.media_ns, length_ns)
         chunks: list[Frame] = []
         if stamp.starts_anew or gap_ns > MAX_SILENCE_NS:
@@ -100,3 +98,55 @@ class AudioAssembler:
         elif len(samples) > channels:  # FFmpeg's mix of floats is 3 dB louder
             samples = samples.mean(axis=0, keepdims=True).astype(samples.dtype)
         return self._chunker.push(samples, *self._end)
+
+
+class FrameMaker:
+    """Stamps, selection, conversion and chunking of one stream.
+
+    Args:
+        av: PyAV.
+        wanted: what the model takes.
+        counters: where what was skipped is counted.
+        live: the arrivals follow the clock of the medium.
+        converts: make arrays of pictures; else they are converted when a reader takes them.
+    """
+
+    def __init__(
+        self, av: ModuleType, wanted: VideoFormat | AudioFormat, counters: Counters, *, live: bool, converts: bool
+    ) -> None:
+        self._counters = counters
+        self._repair = TimestampRepair(live=live)
+        self._limiter = RateLimiter(wanted.rate) if isinstance(wanted, VideoFormat) and wanted.rate else None
+        self._sound = AudioAssembler(av, wanted) if isinstance(wanted, AudioFormat) else None
+        self._picture = PictureConverter(av, wanted) if isinstance(wanted, VideoFormat) and converts else None
+
+    def restart(self) -> None:
+        """Continue with another connection."""
+        self._repair.restart()
+
+    def stamp(self, frame: Any, pts: int | None, time_base: Rational | None, arrival_ns: int) -> Stamp | None:
+        """Return the stamp of a decoded frame; ``None``: it is beyond the rate that the model wants."""
+        length_ns = _duration_ns(frame) if self._sound is not None else 0
+        stamp = self._repair.stamp(pts, time_base, length_ns, arrival_ns)
+        if self._limiter is not None and not self._limiter.admits(stamp.media_ns, due=stamp.starts_anew):
+            self._counters.skipped += 1
+            return None
+        return stamp
+
+    def make(self, frame: Any, stamp: Stamp) -> list[Frame]:
+        """Return the frames that a decoded frame completes."""
+        if self._sound is None:
+            inputs = frame if self._picture is None else self._picture(frame)
+            return [Frame(inputs, stamp.captured_ns, stamp.media_ns / 1e9, stamp.starts_anew)]
+        frames = self._sound.push(frame, stamp)
+        self._counters.silence_ns = self._sound.silence_ns
+        return frames
+
+    def flush(self) -> list[Frame]:
+        """Return what is left of the sound."""
+        return [] if self._sound is None else self._sound.flush()
+
+
+def _duration_ns(frame: Any) -> int:
+    """Return how long a decoded sound lasts."""
+    return int(frame.samples * 1_000_000_000 // frame.sample_rate)

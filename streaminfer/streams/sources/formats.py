@@ -38,6 +38,10 @@ class VideoFormat:
     size: tuple[int, int] | None = attrs.field(default=None, validator=field_check(_check_size, optional=True))
     pixel_format: PixelFormat = attrs.field(default="rgb24", validator=field_check(check_choice, get_args(PixelFormat)))
 
+    def __attrs_post_init__(self) -> None:
+        if self.size is not None and self.pixel_format == "yuv420p" and any(side % 2 for side in self.size):
+            raise ValueError(expected("size", "even numbers, as 'yuv420p' needs", self.size))
+
 
 @attrs.frozen(kw_only=True)
 class AudioFormat:

@@ -81,5 +81,5 @@ def locate(
         live=goes_on,
         local=scheme == "file" and not is_device,
         options=defaults | (options or {}),
-        name=re.sub(r"//[^/@]*@", "//", url).partition("?")[0],
+        name=url if scheme == "file" else re.sub(r"//[^/]*@", "//", url).partition("?")[0],
     )

@@ -74,12 +74,12 @@ class VideoSource(_MediaSource):
         url: a URL that FFmpeg opens (RTSP, HTTP, SRT, …), the path of a file, or the number of a camera.
         rate: at most so many pictures per second; ``None``: all.
         size: width and height; ``None``: as they come, which may change on the way.
-        pixel_format: of the arrays, as FFmpeg names it.
+        pixel_format: of the arrays, as FFmpeg names it; ``"yuv420p"`` rounds odd sizes up.
         live: ``None``: devices and URLs are live and files are not. ``False`` for a recording behind a URL.
         realtime: play a file at the speed of its timestamps.
         when_slow: ``"drop"`` all but the newest picture, or ``"wait"``; ``None``: drop if live.
         reconnect: how a live source connects again; ``None``: it raises instead.
-        timeout_s: seconds without a connection, or without a picture, after which a connection counts as broken; also
+        timeout_s: seconds without a connection, or without a packet, after which a connection counts as broken; also
             the most that each step of `aclose` waits for FFmpeg.
         format: FFmpeg's name of a device or container; ``None``: it finds out.
         options: for FFmpeg, as ``{"rtsp_transport": "udp"}``.

@@ -12,13 +12,13 @@ import attrs
 
 from streaminfer.errors import InvalidInput
 from streaminfer.streams.frame import Frame
+from streaminfer.streams.sources.conversion import FrameMaker
 from streaminfer.streams.sources.formats import AudioFormat, VideoFormat
-from streaminfer.streams.sources.frame_maker import FrameMaker
 from streaminfer.streams.sources.handoff import Handoff
 from streaminfer.streams.sources.location import Location
-from streaminfer.streams.sources.pacing import Pacer
 from streaminfer.streams.sources.reconnect import Backoff, Reconnect
 from streaminfer.streams.sources.source import Clock, Counters
+from streaminfer.streams.sources.timestamps import Pacer
 
 __all__ = ["MediaThread"]
 
@@ -121,7 +121,7 @@ class MediaThread:
             # a protocol, decoder or option that FFmpeg lacks is not there at the next attempt either
             if backoff is None or isinstance(error, self._av.error.LookupError):
                 raise
-            reason = f"{type(error).__name__}: {error.strerror or error}"  # its text has the URL with the password
+            reason = f"{type(error).__name__}: {error.strerror or error}"
             counters.last_error = reason
             delay_ns = backoff.failed(self._clock())
             if delay_ns is None:
@@ -142,12 +142,19 @@ class MediaThread:
             self._open_and_read(handoff)
         except self._av.error.ExitError:
             raise TimeoutError(None, self._stalled) from None
+        except self._av.FFmpegError as error:
+            error.args = (*error.args[:2], self._location.name)  # not the URL, which has the password
+            raise
 
     def _open_and_read(self, handoff: Handoff) -> None:
         av, location, counters = self._av, self._location, self.counters
         timeout_s = None if location.local else self._timeout_s
         with av.open(
-            location.url, format=location.format, options=location.options, timeout=(timeout_s, timeout_s)
+            location.url,
+            format=location.format,
+            options=location.options,
+            timeout=(timeout_s, timeout_s),
+            metadata_errors="replace",
         ) as container:
             streams = container.streams.video if self._kind == "video" else container.streams.audio
             if not streams:
@@ -195,9 +202,9 @@ class MediaThread:
             if packet.stream is stream:
                 if self._backoff is not None:
                     self._backoff.connected(now_ns)
-                self._packet_ns = now_ns
                 self._corrupt_in_a_row = 0
                 yield now_ns, packet
+                self._packet_ns = self._clock()  # the reader may have been slow
             else:
                 self._check_stall(now_ns)
             if self._closed.is_set():
@@ -211,7 +218,7 @@ class MediaThread:
     def _decode(self, packet: Any) -> Iterator[Any]:
         try:
             frames = packet.decode()
-        except self._av.error.InvalidDataError:
+        except self._av.FFmpegError:  # decoders have several for data that they cannot read
             self.counters.corrupt += 1
             return
         for frame in frames:

@@ -98,10 +98,10 @@ def video_from_messages(messages: AsyncIterable[Any], *, clock: Clock | None = N
     def decode(message: bytes) -> np.ndarray[Any, Any]:
         codec = av.CodecContext.create(CODECS[bytes(message[:2])], "r")
         codec.options = {"max_pixels": str(MAX_PIXELS)}
-        frames = codec.decode(av.Packet(message)) + codec.decode(None)
-        if not frames:
-            raise ValueError("no picture in the message")
-        return convert(frames[0])
+        try:
+            return convert(next(iter(codec.decode(av.Packet(message)) + codec.decode(None))))
+        except (av.FFmpegError, StopIteration) as error:
+            raise ValueError("no picture in the message") from error
 
     async def receive() -> AsyncGenerator[Received]:
         async for message in messages:

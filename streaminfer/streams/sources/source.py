@@ -38,7 +38,7 @@ class SourceStatistics(Snapshot):
     Attributes:
         delivered: frames that the reader got.
         dropped: frames that waited while newer ones came, or at the close.
-        waiting: frames in the buffer.
+        waiting: frames in the buffer, or in conversion.
         skipped: pictures beyond ``rate``.
         corrupt: packets, pictures or messages that could not be decoded.
         reconnects: connections after the first.
@@ -87,8 +87,8 @@ class Source(AsyncIterator[Frame]):
         self._convert = convert
         self._started = False
         self._delivered = 0
-        self._lost = 0  # taken from the buffer by a reader that was cancelled
-        self._starts_anew = False  # what was lost did
+        self._converting: tuple[Frame, asyncio.Future[Any]] | None = None  # a reader that is cancelled leaves it behind
+        self._starts_anew = False  # what could not be converted did
         weakref.finalize(self, handoff.close)  # a source that nobody holds any more lets its decoder end
 
     def __aiter__(self) -> Self:
@@ -105,17 +105,24 @@ class Source(AsyncIterator[Frame]):
             self._started = True
             self._feeder.start(self._handoff)
         while True:
-            frame = await self._handoff.get()
-            if self._convert is not None:
-                self._starts_anew |= frame.starts_anew
+            if self._convert is None:
+                frame = await self._handoff.get()
+            else:
+                if self._converting is None:
+                    frame = await self._handoff.get()
+                    self._starts_anew |= frame.starts_anew
+                    loop = asyncio.get_running_loop()
+                    self._converting = frame, loop.run_in_executor(None, self._convert, frame.inputs)
+                frame, converted = self._converting
+                await asyncio.wait([converted])
+                if self._handoff.closed.is_set():
+                    raise StopAsyncIteration
+                self._converting = None
                 try:
-                    inputs = await asyncio.get_running_loop().run_in_executor(None, self._convert, frame.inputs)
-                except ValueError:  # FFmpeg: invalid data
+                    inputs = converted.result()
+                except ValueError:  # invalid data
                     self._feeder.counters.corrupt += 1
                     continue
-                except BaseException:
-                    self._lost += 1
-                    raise
                 frame = attrs.evolve(frame, inputs=inputs, starts_anew=self._starts_anew)
                 self._starts_anew = False
             self._delivered += 1
@@ -125,14 +132,17 @@ class Source(AsyncIterator[Frame]):
         """End the source, and return when its thread or task has ended; also twice."""
         self._handoff.close()
         await self._feeder.stop()
+        if self._converting is not None:
+            await asyncio.wait([self._converting[1]])
 
     def statistics(self) -> SourceStatistics:
         """Return the counts so far."""
         counters = self._feeder.counters
+        unread, closed = int(self._converting is not None), self._handoff.closed.is_set()
         return SourceStatistics(
             delivered=self._delivered,
-            dropped=self._handoff.dropped + self._lost,
-            waiting=len(self._handoff),
+            dropped=self._handoff.dropped + (unread if closed else 0),
+            waiting=len(self._handoff) + (0 if closed else unread),
             skipped=counters.skipped,
             corrupt=counters.corrupt,
             reconnects=counters.reconnects,

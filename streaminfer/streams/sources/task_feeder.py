@@ -7,8 +7,8 @@ from typing import Any
 
 import attrs
 
+from streaminfer.streams.sources.conversion import FrameMaker
 from streaminfer.streams.sources.formats import AudioFormat, VideoFormat
-from streaminfer.streams.sources.frame_maker import FrameMaker
 from streaminfer.streams.sources.handoff import Handoff
 from streaminfer.streams.sources.source import Clock, Counters, Source
 from streaminfer.streams.sources.timestamps import Rational
@@ -77,6 +77,8 @@ class TaskFeeder:
                     stamp = self._maker.stamp(item.frame, item.pts, item.time_base, self._clock())
                     for frame in [] if stamp is None else self._maker.make(item.frame, stamp):
                         handoff.put(frame)
+                    if handoff.closed.is_set():  # nobody holds the source any more
+                        break
             for frame in self._maker.flush():
                 handoff.put(frame)
         except Exception as raised:  # noqa: BLE001 the reader gets it

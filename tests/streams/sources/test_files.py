@@ -51,6 +51,23 @@ def test_size_and_format_are_the_models(video, pixel_format, shape):
     assert [frame.inputs.shape for frame in frames] == [shape] * 2
 
 
+@pytest.mark.parametrize(("pixel_format", "shape"), [("rgb24", (17, 33, 3)), ("gray", (17, 33)), ("yuv420p", (27, 34))])
+def test_odd_sizes_are_contiguous_arrays(video, pixel_format, shape):
+    """Rows of an odd length have no padding; where two pixels share a color, the size is rounded up."""
+    odd = video([0, 90], "odd.avi", codec="mjpeg", size=(33, 17))
+    frames = asyncio.run(read(VideoSource(odd, pixel_format=pixel_format)))
+    assert [(frame.inputs.shape, frame.inputs.flags.c_contiguous) for frame in frames] == [(shape, True)] * 2
+
+
+def test_metadata_need_not_be_utf_8(tmp_path, audio):
+    whole = audio(np.ones((1, 600), np.int16)).read_bytes()
+    title = b"INFOINAM\4\0\0\0caf\xe9"
+    data = whole.index(b"data")
+    tagged = tmp_path / "tagged.wav"
+    tagged.write_bytes(whole[:data] + b"LIST" + len(title).to_bytes(4, "little") + title + whole[data:])
+    assert len(asyncio.run(read(AudioSource(tagged)))) == 2
+
+
 def test_rate_skips_before_conversion(video):
     source = VideoSource(video(VALUES), rate=5)
     frames = asyncio.run(read(source))
@@ -311,6 +328,7 @@ def test_errors_say_what_is_wrong(audio, tmp_path):
         (VideoSource, "rate", {"rate": "25"}),
         (VideoSource, "size", {"size": 64}),
         (VideoSource, "size", {"size": (64, 0)}),
+        (VideoSource, "size", {"size": (64, 47), "pixel_format": "yuv420p"}),
         (VideoSource, "pixel_format", {"pixel_format": "jpeg"}),
         (VideoSource, "timeout_s", {"timeout_s": 0}),
         (VideoSource, "when_slow", {"when_slow": "block"}),

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import io
 import logging
+import time
 from fractions import Fraction
 
 import av
@@ -171,6 +172,57 @@ def test_without_reconnect_an_error_ends_it():
         return frames
 
     assert asyncio.run(main()) == list(range(12))
+
+
+def test_error_does_not_have_the_password():
+    """It names the place without user, password and query, as the log does."""
+
+    async def main():
+        async with camera(NOT_FOUND) as url:
+            source = VideoSource(url.replace("//", "//me:se@cret@") + "?key=secret", reconnect=None)
+            with pytest.raises(av.error.HTTPNotFoundError) as raised:
+                await anext(source)
+            await source.aclose()
+        return str(raised.value), url
+
+    text, url = asyncio.run(main())
+    assert url in text
+    assert "cret" not in text
+    assert "se@" not in text
+
+
+def test_slow_reader_is_no_stall(tmp_path):
+    """Time in which the reader took nothing does not count, whichever stream's packet comes next."""
+    path = tmp_path / "both.ts"
+    with av.open(str(path), "w") as file:
+        pictures, sound = file.add_stream("mpeg2video", rate=25), file.add_stream("mp2", rate=16_000, layout="mono")
+        pictures.width, pictures.height, pictures.pix_fmt = 64, 48, "yuv420p"
+        for number in range(50):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64), 90, np.uint8), "gray").reformat(format="yuv420p")
+            frame.pts = number
+            file.mux(pictures.encode(frame))
+            heard = av.AudioFrame.from_ndarray(np.zeros((1, 640), np.int16), "s16", "mono")
+            heard.sample_rate, heard.pts = 16_000, 640 * number
+            file.mux(sound.encode(heard))
+        file.mux(pictures.encode())
+        file.mux(sound.encode())
+    late_ns = 0
+
+    async def main():
+        nonlocal late_ns
+        send = sends(OK + b"\r\n", path.read_bytes())
+        async with camera(send) as url:
+            source = VideoSource(
+                url, when_slow="wait", timeout_s=5.0, reconnect=None, clock=lambda: time.monotonic_ns() + late_ns
+            )
+            async with source:
+                for _ in range(20):
+                    await anext(source)
+                    while source.statistics().waiting < 4 and source.statistics().connected:
+                        await asyncio.sleep(0)
+                    late_ns += 10_000_000_000
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("state", ["connecting", "stalled", "between attempts", "waiting for its reader"])

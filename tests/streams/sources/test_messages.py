@@ -178,3 +178,43 @@ def test_close_cancels_what_waits_for_a_message():
 def test_wrong_arguments_are_named(options):
     with pytest.raises(ValueError, match=f"{next(iter(options))}: expected"):
         audio_from_messages(stream([]), **{"sent_rate": 16_000, **options})
+
+
+@pytest.mark.parametrize("error", ["ExternalError", "PatchWelcomeError", "InvalidDataError"])
+def test_whatever_a_decoder_says_a_picture_is_corrupt(error, monkeypatch):
+    """The next picture is delivered."""
+    good = encode(np.zeros((8, 16, 3), np.uint8), "png")
+    context = av.CodecContext
+
+    class Fails:
+        def decode(self, _packet):
+            raise getattr(av.error, error)(1, "broken")
+
+    class Contexts:
+        made = 0
+
+        @classmethod
+        def create(cls, *arguments):
+            cls.made += 1
+            return Fails() if cls.made == 1 else context.create(*arguments)
+
+    monkeypatch.setattr(av, "CodecContext", Contexts)
+
+    async def main():
+        more = asyncio.Event()
+
+        async def messages():
+            yield good
+            await more.wait()
+            yield good
+
+        async with video_from_messages(messages()) as source:
+            reader = asyncio.ensure_future(anext(source))
+            while not source.statistics().corrupt:
+                await asyncio.sleep(0)
+            more.set()
+            await reader
+            return source.statistics()
+
+    statistics = asyncio.run(main())
+    assert (statistics.corrupt, statistics.delivered) == (1, 1)

@@ -1,6 +1,7 @@
 """WebRTC tracks: what aiortc delivers becomes frames; ends, errors, lost packets, cancellation."""
 
 import asyncio
+import gc
 import time
 from fractions import Fraction
 
@@ -135,20 +136,87 @@ def test_close_before_the_start_stops_the_track():
     asyncio.run(main())
 
 
-def test_cancelled_reader_loses_no_frame_uncounted():
-    """A frame whose conversion was cancelled is counted as dropped."""
+def test_cancelled_reader_leaves_its_frame_to_the_next():
+    """A conversion goes on without its reader, and there is never more than one at a time."""
 
     async def main():
-        async with from_track(Scripted("video", [picture(1, 0), picture(2, 9_000)], then=None)) as source:
-            reader = asyncio.ensure_future(anext(source))
+        pictures = [picture(1, 0), picture(2, 9_000)]
+        async with from_track(Scripted("video", pictures, then=None)) as source:
             while not source.statistics().waiting:
+                reader = asyncio.ensure_future(anext(source))
                 await asyncio.sleep(0)
-            await asyncio.sleep(0)  # the reader has taken it
-            reader.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await reader
+                reader.cancel()
+                await asyncio.wait([reader])
+            running = most = 0
+            convert = source._convert
+
+            def counted(frame):
+                nonlocal running, most
+                running += 1
+                most = max(most, running)
+                time.sleep(0.001)
+                running -= 1
+                return convert(frame)
+
+            source._convert = counted
+            reader = asyncio.ensure_future(anext(source))
+            for _ in range(20):
+                await asyncio.sleep(0)
+                reader.cancel()
+                await asyncio.wait([reader])
+                reader = asyncio.ensure_future(anext(source))
+            frame = await reader
             statistics = source.statistics()
+            assert most <= 1
             assert statistics.delivered + statistics.dropped + statistics.waiting == 2
+            assert statistics.delivered == 1
+            assert (frame.inputs == 2).all()
+
+    asyncio.run(main())
+
+
+def test_close_counts_a_frame_in_conversion():
+    """And its reader ends."""
+
+    async def main():
+        source = from_track(Scripted("video", [picture(1, 0)], then=None))
+        reader = asyncio.ensure_future(anext(source))
+        while source._converting is None:
+            await asyncio.sleep(0)
+        assert source.statistics().waiting == 1
+        await source.aclose()
+        with pytest.raises(StopAsyncIteration):
+            await reader
+        assert (source.statistics().dropped, source.statistics().waiting) == (1, 0)
+
+    asyncio.run(main())
+
+
+def test_forgotten_source_stops_its_track():
+    """The task of a source that nobody holds any more ends with the next frame."""
+
+    async def main():
+        track = Scripted("video", [picture(n, 3_600 * n) for n in range(3)], then=None)
+        receive, more = track.recv, asyncio.Event()
+
+        async def recv():
+            frame = await receive()
+            await more.wait()
+            return frame
+
+        track.recv = recv
+        source = from_track(track)
+        reader = asyncio.ensure_future(anext(source))
+        await asyncio.sleep(0)
+        reader.cancel()
+        await asyncio.wait([reader])
+        del source, reader
+        gc.collect()
+        (task,) = asyncio.all_tasks() - {asyncio.current_task()}
+        more.set()
+        await asyncio.wait([task], timeout=10.0)
+        assert task.done()
+        assert track.readyState == "ended"
 
     asyncio.run(main())
 
