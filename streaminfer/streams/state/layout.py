@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer._internal.validation import check_count, field_check
-from streaminfer.streams.state.kernels import WORDS, copy_rows
+from streaminfer.streams.state.copies import copy_rows
+from streaminfer.streams.state.kernels import WORDS
 
 __all__ = ["Growing", "Initial", "RowSource", "StateTensor"]
 
