@@ -164,7 +164,7 @@ class StateTensor:
 
     def row_of(self, batch: Array, row: int) -> Array:
         """Return a view of one row of a batch."""
-        view: Array = np.moveaxis(batch, self.axis, 0)[row]
+        view: Array = np.moveaxis(batch, self.axis, 0)[row, ...]  # also of a number, which is no view otherwise
         return view
 
     def initial_of(self, stream_id: Hashable) -> Array:

@@ -38,6 +38,8 @@ def test_rows_arrive_as_numpy_indexes_them(shape, dtype, data):
     assert np.array_equal(target, np.take(source, rows, axis=axis))
     for row, slot in zip(rows, slots, strict=True):
         assert np.array_equal(tensor.row_in_arena(arena, slot), batch[row])
+    tensor.row_of(target, 0)[...] = 1
+    assert tensor.row_of(target, 0).all()
 
 
 @given(
