@@ -11,7 +11,7 @@ PATIENCE_S = 30
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 
 PROGRAM = """
-import asyncio, os, threading
+import asyncio, os, signal, threading
 import numpy as np
 import streaminfer as si
 from streaminfer.protocols import ExampleInputs
@@ -56,6 +56,7 @@ thread.start()
 locked.wait()
 child = os.fork()
 if not child:
+    signal.alarm(15)
     print("child", ask(8.0), model.statistics().streams, flush=True)
     running.close()
     print("child", ask(8.0), flush=True)
