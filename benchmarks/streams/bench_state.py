@@ -11,25 +11,26 @@ another order, and with others; the memory that Python allocates per step.
 *cpu*: CPU of a chunk through silero's voice detector, of the session's thread and of the event loop, with as many
 callers as fill batches: over the bare session in a loop. It says what a core can do also where other processes use it.
 
-*live*: microphones that send a chunk every 32 ms to silero's voice detector. A load is held if 99.9 % of the results
-are there within 64 ms of the chunk. Beside it the same session without batches, and the rate of the bare session in a
-loop with batches of 32 and of one. The session computes on one core, the event loop runs on another.
+*live*: microphones that send a chunk every 32 ms to silero's voice detector, as `voice` does, but without
+`StreamSession` and without a core for all of it: the session computes on one core, the event loop runs on another.
+Beside it the same session without batches, the bare session in a loop with batches of 32 and of one, and what each
+chunk costs with no model at all: the driver, and a future.
 """
 
 import argparse
 import asyncio
+import contextlib
 import functools
 import statistics
 import time
 import tracemalloc
-import wave
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from numpy.typing import NDArray
+from _lib.live_audio import CHUNK_S, Play, Source, find_capacity, load_pcm, serve_streams
 
 import streaminfer as si
 from streaminfer.protocols import ExampleInputs
@@ -40,9 +41,6 @@ ASSETS = Path(__file__).parents[2] / "examples" / "assets"
 MODEL = ASSETS / "silero_vad_16k_op15.onnx"
 F32 = np.float32
 RATE = np.array(16_000, np.int64)
-CHUNK_S = 0.032
-AGE_S = 0.064
-ENOUGH = 0.999
 ROWS = 32
 
 
@@ -168,12 +166,6 @@ def measure_steps() -> None:
     loop.close()
 
 
-def load_chunks() -> list[NDArray[np.float32]]:
-    with wave.open(str(ASSETS / "librivox_0870.wav")) as recording:
-        samples = np.frombuffer(recording.readframes(recording.getnframes()), np.int16).astype(F32) / 32768
-    return list(samples[: samples.size // 512 * 512].reshape(-1, 512))
-
-
 def detector() -> StatefulBackend:
     backend = si.OnnxBackend(
         MODEL,
@@ -237,7 +229,7 @@ async def closed_cpu_s(chunks: Sequence[Any], callers: int, max_batch_size: int,
 
 def measure_cpu(seconds: float, rounds: int) -> None:
     """CPU a chunk, in turn."""
-    chunks = load_chunks()
+    chunks = [chunk.astype(F32) / F32(32768) for chunk in load_pcm()]
     found: list[tuple[float, ...]] = []
     for _ in range(rounds):
         bare = bare_cpu_s(ROWS, 300), bare_cpu_s(1, 3000)
@@ -260,73 +252,62 @@ def measure_cpu(seconds: float, rounds: int) -> None:
     print(f"all CPU, over the bare session, batches of 32: {many / (loop + session):.2f}")
 
 
-async def hold(chunks: Sequence[Any], count: int, max_batch_size: int, seconds: float) -> tuple[float, float, float]:
-    """The share of chunks on time; CPU a chunk in µs, of the event loop's thread and of all others."""
+@contextlib.asynccontextmanager
+async def calls(max_batch_size: int) -> AsyncIterator[Play]:
+    """Each chunk is a call of the stack."""
     batcher = si.AdaptiveBatcher(max_batch_size=max_batch_size, max_queue_size=16_384)
     async with si.Stack(batcher, detector()) as service:
-        loop = asyncio.get_running_loop()
-        ages: list[float] = []
-        pending: set[asyncio.Task[None]] = set()
-        counting = False
 
-        async def send(stream: int, due: float, chunk: Any) -> None:
-            await service(chunk, stream_id=stream)
-            if counting:
-                ages.append(loop.time() - due)
+        async def play(source: Source, answered: Callable[[int], None]) -> None:
+            name = object()
+            async for captured_ns, chunk in source:
+                await service(chunk.astype(F32) / F32(32768), stream_id=name)
+                answered(captured_ns)
 
-        async def play(seconds: float) -> None:
-            began = loop.time() + 0.01
-            for number in range(round(seconds / CHUNK_S * count)):
-                due = began + number * CHUNK_S / count
-                if (left := due - loop.time()) > 0:
-                    await asyncio.sleep(left)
-                task = loop.create_task(send(number % count, due, chunks[number // count % len(chunks)]))
-                pending.add(task)
-                task.add_done_callback(pending.discard)
-
-        await play(0.3)
-        counting = True
-        cpu, mine = time.process_time(), time.thread_time()
-        await play(seconds)
-        sent = round(seconds / CHUNK_S * count)
-        mine, cpu = time.thread_time() - mine, time.process_time() - cpu
-        if pending:
-            await asyncio.wait(set(pending), timeout=2)
-        for task in set(pending):
-            task.cancel()
-        await asyncio.gather(*pending, return_exceptions=True)
-        on_time = sum(age <= AGE_S for age in ages)
-        return on_time / sent, mine / sent * 1e6, (cpu - mine) / sent * 1e6
+        yield play
 
 
-async def most_streams(chunks: Sequence[Any], limit: float, max_batch_size: int, seconds: float) -> tuple[int, str]:
-    """The most streams that are held, by bisection up to a limit; and what a chunk costs there."""
-    low, high, costs = 0, round(limit), ""
-    for _ in range(6):
-        middle = (low + high + 1) // 2
-        share, mine, others = await hold(chunks, middle, max_batch_size, seconds)
-        if share >= ENOUGH:
-            low, costs = middle, f"{mine:.1f} + {others:.1f} µs"
-        else:
-            high = middle
-    return low, costs
+def answer(future: asyncio.Future[None]) -> None:
+    """Wake who waits, unless that was cancelled."""
+    if not future.done():
+        future.set_result(None)
+
+
+async def play_nothing(source: Source, answered: Callable[[int], None]) -> None:
+    """What any way costs: a chunk as numbers, a future, and the turn of the loop that wakes its waiter."""
+    loop = asyncio.get_running_loop()
+    async for captured_ns, chunk in source:
+        _ = chunk.astype(F32) / F32(32768)
+        done = loop.create_future()
+        loop.call_soon(answer, done)
+        await done
+        answered(captured_ns)
+
+
+async def most_streams(max_batch_size: int, seconds: float) -> tuple[int, float]:
+    """The most streams that are held, and the CPU of a chunk there."""
+    async with calls(max_batch_size) as play:
+        streams, load = await find_capacity(play, seconds)
+        return streams, load.cpu_s
 
 
 def measure_live(seconds: float, rounds: int) -> None:
     """Batched, unbatched and bare, in turn."""
-    chunks = load_chunks()
     found: dict[str, list[float]] = {"batched": [], "unbatched": [], "bare 32": [], "bare 1": []}
-    print("\n| round | batched | CPU a chunk, loop + session | unbatched | CPU a chunk | bare session, 32 | bare, 1 |")
-    print("|---|---|---|---|---|---|---|")
+    print("\n| round | batched | CPU a chunk | unbatched | CPU a chunk | bare session, 32 | bare, 1 | no model, CPU |")
+    print("|---|---|---|---|---|---|---|---|")
     for number in range(rounds):
         many, one = (bare_rate(rows, 1.0) * CHUNK_S for rows in (ROWS, 1))
-        batched, cost = asyncio.run(most_streams(chunks, 1.15 * many, 64, seconds))
-        unbatched, other_cost = asyncio.run(most_streams(chunks, 1.15 * one, 1, seconds))
+        batched, cost_s = asyncio.run(most_streams(64, seconds))
+        unbatched, other_cost_s = asyncio.run(most_streams(1, seconds))
+        floor_s = asyncio.run(serve_streams(play_nothing, max(batched, 16), seconds)).cpu_s
         many, one = ((a + bare_rate(rows, 1.0) * CHUNK_S) / 2 for a, rows in ((many, ROWS), (one, 1)))
         for name, value in zip(found, (batched, unbatched, many, one), strict=True):
             found[name].append(value)
         print(
-            f"| {number + 1} | {batched} | {cost} | {unbatched} | {other_cost} | {many:.0f} | {one:.0f} |", flush=True
+            f"| {number + 1} | {batched} | {cost_s * 1e6:.1f} µs | {unbatched} | {other_cost_s * 1e6:.1f} µs | "
+            f"{many:.0f} | {one:.0f} | {floor_s * 1e6:.1f} µs |",
+            flush=True,
         )
     middle = {name: statistics.median(values) for name, values in found.items()}
     print(f"\nbatched over unbatched: {middle['batched'] / max(middle['unbatched'], 1):.2f} (bar: at least 2.2)")

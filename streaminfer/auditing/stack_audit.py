@@ -3,7 +3,7 @@
 The checks, each of every cache, tier, policy and hop that the stack leads to:
 
 ``max-age``
-    each cache has a longest time for which it keeps an answer.
+    each cache has a longest time for which it keeps an answer, and a recurrent model one for the state of a stream.
 ``ttl``
     no time to live is longer than the policy allows; the policy shortens it, and its author should know.
 ``tier``
@@ -58,6 +58,7 @@ from streaminfer.compliance.retention_log import RetentionLog
 from streaminfer.routing.fallback.fallback_router import FallbackRouter
 from streaminfer.routing.replicas.replica_set import Replicas
 from streaminfer.stack import Stack
+from streaminfer.streams.state.backend import StatefulBackend
 
 __all__ = ["Audit", "Finding", "audit"]
 
@@ -150,10 +151,22 @@ def audit(stack: Stack) -> Audit:
             caches += 1
             findings += _check_cache(found.thing, found.where)
         else:
+            if is_a(found.thing, StatefulBackend):
+                findings.append(_check_states(found.thing, found.where))
             findings += _check_hop(found)
     if not caches:
         findings.insert(0, _ok("max-age", "stack", "there is no cache in it: no answer is kept"))
     return Audit(tuple(findings))
+
+
+def _check_states(backend: StatefulBackend, where: str) -> Finding:
+    ttl_ns = read(backend, "_ttl_ns")
+    erased = "end_stream(id) erases it: an erasure by subject does not know whose stream it is"
+    if ttl_ns is None:
+        what = "it keeps the state of each stream, in memory, until end_stream(id) or the stop"
+        return _attention("max-age", where, what, f"StatefulBackend(idle_ttl_s=…); {erased}")
+    what = f"the state of a stream is kept in memory for {format_duration(ttl_ns / 1e9)} after its last request"
+    return _ok("max-age", where, f"{what}; {erased}")
 
 
 # -- caches ------------------------------------------------------------------------------------------------------------

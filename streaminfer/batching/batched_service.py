@@ -474,7 +474,10 @@ class BatchedService(Node):
             return
         now_ns = self.clock()
         retry_after_s = self._dispatcher.retry_after_s(now_ns)
-        message = f"{self._queue.queued} requests are queued already (max_queue_size={self._queue.max_size})"
+        message = (
+            f"{self._queue.queued + self._queue.held_back} requests are queued already "
+            f"(max_queue_size={self._queue.max_size})"
+        )
         if last is not None and self._gives_way(last, stream_id, priority):
             self._outcomes.shed(last, now_ns, message, retry_after_s)
             return

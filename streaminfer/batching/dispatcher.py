@@ -261,7 +261,7 @@ class Dispatcher:
 
     def _finish(self, execution: Execution, assembled_ns: int, results: Any, error: BaseException | None) -> None:
         """Free a batch's worker, complete its requests and learn from it."""
-        inferred_ns = self.clock()
+        inferred_ns = execution.settled_ns or self.clock()
         in_task = execution.task is not None
         if in_task and not self.runner.remove(execution):
             return

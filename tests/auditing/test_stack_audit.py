@@ -432,6 +432,22 @@ def test_it_looks_into_nested_stacks_routes_and_replicas():
     ]
 
 
+@pytest.mark.parametrize(("idle_ttl_s", "severity", "words"), [(None, "attention", "until"), (60.0, "ok", "60 s")])
+def test_states_of_streams_are_kept_data(idle_ttl_s, severity, words):
+    class Model:
+        async def infer(self, batch):
+            return batch.inputs
+
+    model = si.streams.StatefulBackend(Model(), state={"h": "h2"}, initial={"h": np.zeros(3)}, idle_ttl_s=idle_ttl_s)
+    stack = si.Stack(si.AdaptiveBatcher(max_batch_size=2), model)
+
+    (found,) = [it for it in checked(stack, "max-age") if "StatefulBackend" in it.where]
+
+    assert found.severity == severity
+    assert words in found.what
+    assert "end_stream" in found.what + found.remedy
+
+
 def test_it_sees_through_every_layer_of_ours():
     stack = si.Stack(
         si.Telemetry("t"),

@@ -97,6 +97,35 @@ async def test_held_back_ones_count_as_queued(loop):
         assert batcher.statistics().succeeded == 4
 
 
+async def test_urgent_one_finds_a_place_among_those_held_back(loop):
+    """A queue that is full of held back requests sheds the newest of them for one that is more urgent."""
+    batcher = si.AdaptiveBatcher(max_batch_size=4, policy="greedy", max_queue_size=2)
+    async with si.Stack(batcher, Recurrent(duration_s=1.0), clock=loop.clock) as service:
+        calls = [send(service, x, "a") for x in (0.0, 1.0, 2.0)]
+        await asyncio.sleep(0.1)
+        calls.append(send(service, 3.0, "b", priority=-1))
+        results = await asyncio.gather(*calls, return_exceptions=True)
+
+    assert (results[:2], results[3]) == ([0.0, 1.0], 3.0)
+    assert isinstance(results[2], Overloaded)
+
+
+async def test_greedy_stream_leaves_others_a_place(loop):
+    """Where streams take turns, what is held back of a greedy stream gives way to the first request of another."""
+    batcher = si.AdaptiveBatcher(max_batch_size=4, policy="greedy", max_queue_size=3, fair=True)
+    async with si.Stack(batcher, Recurrent(duration_s=1.0), clock=loop.clock) as service:
+        greedy = [send(service, float(x), "a") for x in range(4)]
+        await asyncio.sleep(0.1)
+        other = send(service, 10.0, "b")
+        await asyncio.sleep(0.1)
+        with pytest.raises(Overloaded):
+            await service(5.0, stream_id="a")
+        results = await asyncio.gather(*greedy, other, return_exceptions=True)
+
+    assert (results[:3], results[4]) == ([0.0, 1.0, 2.0], 10.0)
+    assert isinstance(results[3], Overloaded)
+
+
 @pytest.mark.parametrize("drain", [True, False])
 async def test_stop(loop, drain):
     """A stop serves those that are held back, or ends them with ``Closed``."""

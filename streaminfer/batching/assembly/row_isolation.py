@@ -156,6 +156,7 @@ class RowIsolator:
             None if latest_ns == NEVER else latest_ns,
             part.tickets,
         )
+        execution.settled_ns = 0
         try:
             results, assembled_ns = await self._send(sent)
         except Exception as error:  # noqa: BLE001 - it is halved, or handed to the callers of this part
@@ -164,7 +165,7 @@ class RowIsolator:
             return error
         if isinstance(results, BackendError):
             return results
-        ended_ns = self._clock()
+        ended_ns, execution.settled_ns = execution.settled_ns or self._clock(), 0
         if self._queue.next_deadline_ns <= ended_ns:
             self._expire(ended_ns)
         self._queue.deliver(part, results, assembled_ns, ended_ns)

@@ -1,6 +1,7 @@
 cimport cython
 from streaminfer.batching.queue._feasibility_cy cimport DurationTable
 from streaminfer.batching.queue._queue_cy cimport RequestQueue, _Level
+from streaminfer.batching.queue._stream_order_cy cimport StreamOrder
 from streaminfer.batching.queue._ticket_cy cimport Execution, Ticket
 
 cdef double _ALLOWANCE
@@ -27,6 +28,9 @@ cdef class FairQueue(RequestQueue):
     cpdef Py_ssize_t ahead_of(self, object stream_id) except -1
 
     cpdef bint precedes(self, object stream_id, Ticket ticket) except -1
+
+    @cython.locals(found=Ticket, ticket=Ticket, tag=double, level=_Level)
+    cpdef Ticket least_urgent(self)
 
     @cython.locals(tag=double)
     cdef double _tag_of(self, object stream_id) except? -1.0

@@ -116,8 +116,25 @@ class FairQueue(RequestQueue):
         return ahead
 
     def precedes(self, stream_id: Hashable, ticket: Ticket) -> bool:
-        """Return whether one more request of a stream would be served before a queued one of the same priority."""
+        """Return whether one more request of a stream would be served before a waiting one of the same priority."""
+        if ticket._held:  # it is given a tag when it is queued: this one, or a higher one
+            return self._tag_of(stream_id) < self._tag_of(ticket._stream_id)
         return self._tag_of(stream_id) < ticket.tag
+
+    def least_urgent(self) -> Ticket | None:
+        """The ticket whose turn is last; that of one that is held back is after all that its stream has queued."""
+        found = RequestQueue.least_urgent(self)
+        if found is None or not found._held:
+            return found
+        tag = self._tag_of(found._stream_id)
+        for ticket in self._order.last_held(found.priority):
+            if self._tag_of(ticket._stream_id) > tag:
+                found = ticket
+                tag = self._tag_of(ticket._stream_id)
+        for level in self._levels:
+            if level.tail is not None and level.priority == found.priority and level.tail.tag > tag:
+                return level.tail
+        return found
 
     def _tag_of(self, stream_id: Hashable) -> float:
         tag = self._finish_tags.get(stream_id, 0.0) - _ALLOWANCE

@@ -3,10 +3,12 @@ from streaminfer._request_cy cimport Timings as CTimings
 from streaminfer.batching.queue._deadlines_cy cimport DeadlineHeap
 from streaminfer.batching.queue._event_ring_cy cimport EventRing
 from streaminfer.batching.queue._feasibility_cy cimport DurationTable
+from streaminfer.batching.queue._stream_order_cy cimport StreamOrder
 from streaminfer.batching.queue._ticket_cy cimport Execution, Ticket
 
 cdef long long _NEVER
 cdef Py_ssize_t _EMPTY_LEVELS_KEPT
+cdef int _LEAST
 cdef double _NEWEST
 
 cdef class _Level:
@@ -19,8 +21,7 @@ cdef class RequestQueue:
     cdef readonly Py_ssize_t max_size
     cdef readonly Py_ssize_t queued
     cdef readonly Py_ssize_t running
-    cdef readonly Py_ssize_t held_back
-    cdef dict _tails
+    cdef StreamOrder _order
     cdef readonly Py_ssize_t succeeded
     cdef readonly Py_ssize_t failed
     cdef readonly double batch_s
@@ -29,7 +30,7 @@ cdef class RequestQueue:
     cdef readonly EventRing events
     cdef DeadlineHeap _deadlines
 
-    @cython.locals(ticket=Ticket, before=Ticket)
+    @cython.locals(ticket=Ticket)
     cpdef Ticket admit(self, object request, object inputs, object future, long long now_ns, long long deadline_ns, int priority, int bucket=*, object stream_id=*)
 
     @cython.locals(ticket=Ticket, level=_Level, left=Py_ssize_t)
@@ -40,7 +41,7 @@ cdef class RequestQueue:
         latest_ns=cython.longlong, level=_Level, ticket=Ticket)
     cpdef list batch_if_all_on_time(self, DurationTable table, long long now_ns)
 
-    @cython.locals(level=_Level, found=Ticket)
+    @cython.locals(level=_Level, found=Ticket, ticket=Ticket, held=list)
     cpdef Ticket least_urgent(self)
 
     @cython.locals(ticket=Ticket, execution=Execution, taken=list, inputs=list, latest_ns=cython.longlong)
@@ -65,17 +66,10 @@ cdef class RequestQueue:
     @cython.locals(level=_Level, fresh=_Level, position=Py_ssize_t)
     cdef _Level _level_of(self, int priority)
 
-    @cython.locals(tail=Ticket, ticket=Ticket, found=list)
     cpdef list held(self)
 
     @cython.locals(level=_Level, tail=Ticket)
     cdef _link(self, Ticket ticket)
-
-    @cython.locals(before=Ticket, after=Ticket)
-    cdef _let_go(self, Ticket ticket)
-
-    @cython.locals(after=Ticket)
-    cdef _pass_turn(self, Ticket ticket)
 
     @cython.locals(level=_Level, before=Ticket, after=Ticket)
     cdef void _unlink(self, Ticket ticket)
@@ -83,4 +77,5 @@ cdef class RequestQueue:
     @cython.locals(execution=Execution)
     cdef void _leave(self, Ticket ticket)
 
+    @cython.locals(after=Ticket)
     cdef _finish(self, Ticket ticket)

@@ -8,8 +8,7 @@ The idea: three views of one set of tickets, so that each question costs what it
 * *How many?* Counters; and what arrived lately, in the event ring (``_event_ring_cy``).
 
 * *Whose turn is it?* A request of a stream whose model keeps state is *held back* while an earlier one of the stream is
-  live: it hangs on that one, is in no list, and is queued when that one ends, so that no policy, bucket or retry can
-  let one overtake the other.
+  live (``_stream_order_cy``): it is in no list, and is queued when that one ends.
 
 Invariants, which the property tests check: a ticket is queued, then perhaps runs, then has ended, never back; ``end``
 says yes once per ticket; ``len`` counts the queued ones; order of arrival holds within a priority; every live ticket
@@ -28,6 +27,7 @@ from streaminfer._request_cy import Timings
 from streaminfer.batching.queue._deadlines_cy import DeadlineHeap
 from streaminfer.batching.queue._event_ring_cy import EventRing
 from streaminfer.batching.queue._feasibility_cy import DurationTable
+from streaminfer.batching.queue._stream_order_cy import StreamOrder
 from streaminfer.batching.queue._ticket_cy import NEVER, Execution, Ticket
 from streaminfer.errors import for_caller
 
@@ -36,6 +36,7 @@ __all__ = ["RequestQueue"]
 # C variables in the compiled module, not visible from Python
 _NEVER = NEVER
 _EMPTY_LEVELS_KEPT = 16
+_LEAST = -(2**31)  # the most urgent priority
 _NEWEST = 0.2  # its weight in the recent mean
 
 
@@ -61,7 +62,6 @@ class RequestQueue:
         events: what arrived, was released and was dropped lately; the queue notes the arrivals.
         queued: how many are queued now.
         running: how many are part of running batches now.
-        held_back: how many wait for an earlier request of their stream.
         succeeded: how many were delivered a result so far.
         failed: how many were delivered an exception as their row so far.
         batch_s: recent mean duration of delivered batches in seconds, about the last ten; 0.0 before the first.
@@ -70,12 +70,11 @@ class RequestQueue:
     __slots__ = (
         "_deadlines",
         "_levels",
+        "_order",
         "_recent",
-        "_tails",
         "batch_s",
         "events",
         "failed",
-        "held_back",
         "max_size",
         "queued",
         "running",
@@ -86,7 +85,6 @@ class RequestQueue:
         self.max_size = max_size
         self.queued = 0
         self.running = 0
-        self.held_back = 0
         self.events = EventRing()
         self.succeeded = 0
         self.failed = 0
@@ -94,7 +92,7 @@ class RequestQueue:
         self._levels: list[_Level] = []
         self._recent: _Level | None = None
         self._deadlines = DeadlineHeap()
-        self._tails: dict[Hashable, Ticket] = {}  # the latest request of each stream that is served in order
+        self._order = StreamOrder()
 
     def __len__(self) -> int:
         return self.queued
@@ -105,7 +103,12 @@ class RequestQueue:
     @property
     def full(self) -> bool:
         """No place for another queued request."""
-        return self.queued + self.held_back >= self.max_size
+        return self.queued + self._order.held_back >= self.max_size
+
+    @property
+    def held_back(self) -> int:
+        """How many wait for an earlier request of their stream."""
+        return self._order.held_back
 
     @property
     def several_priorities(self) -> bool:
@@ -155,18 +158,11 @@ class RequestQueue:
         ticket._previous = None
         ticket._next = None
         ticket._follower = None
-        ticket._stream_id = stream_id
-        before = None if stream_id is None else self._tails.get(stream_id)
-        if stream_id is not None:
-            self._tails[stream_id] = ticket
-        if before is None:
-            self._link(ticket)
-        else:
+        ticket._stream_id = None
+        if stream_id is not None and self._order.join(ticket, stream_id):
             ticket._queued = False
-            ticket._held = True
-            ticket._previous = before
-            before._follower = ticket
-            self.held_back += 1
+        else:
+            self._link(ticket)
         if ticket.deadline_ns != _NEVER:
             self.events.arrived(now_ns, ticket.deadline_ns - now_ns, ticket.priority)
             self._deadlines.push(ticket)
@@ -227,11 +223,20 @@ class RequestQueue:
         return batch
 
     def least_urgent(self) -> Ticket | None:
-        """The newest ticket of the least urgent priority: the one to give way when a more urgent request comes."""
+        """The newest ticket of the least urgent priority: the one to give way when a more urgent request comes.
+
+        One that is held back goes first: its turn is behind that of all that are queued.
+        """
         found = None
         for level in self._levels:
             if level.tail is not None:
                 found = level.tail
+        held = self._order.last_held(_LEAST if found is None else found.priority)
+        if held:
+            found = held[0]
+            for ticket in held:
+                if ticket._arrival > found._arrival:
+                    found = ticket
         return found
 
     def take(
@@ -289,7 +294,7 @@ class RequestQueue:
         if ticket._queued:
             self._unlink(ticket)
         elif ticket._held:
-            self._let_go(ticket)
+            self._order.leave(ticket)
         else:
             self._leave(ticket)
         self._finish(ticket)
@@ -297,13 +302,7 @@ class RequestQueue:
 
     def held(self) -> list[Ticket]:
         """The requests that wait for an earlier one of their stream."""
-        found: list[Ticket] = []
-        for tail in self._tails.values():
-            ticket: Ticket | None = tail
-            while ticket is not None and ticket._held:
-                found.append(ticket)
-                ticket = ticket._previous
-        return found
+        return self._order.held()
 
     def expire(self, now_ns: int) -> list[tuple[Any, Execution | None, Timings]]:
         """Ends the live tickets whose deadline is now or past, earliest first.
@@ -411,22 +410,6 @@ class RequestQueue:
         self.queued += 1
         ticket._queued = True
 
-    def _let_go(self, ticket: Ticket) -> None:
-        """Take a ticket that was held back out of the order of its stream."""
-        before = ticket._previous
-        after = ticket._follower
-        if before is not None:
-            before._follower = after
-        if after is not None:
-            after._previous = before
-        elif before is not None:
-            self._tails[ticket._stream_id] = before
-        ticket._previous = None
-        ticket._follower = None
-        ticket._held = False
-        ticket._stream_id = None
-        self.held_back -= 1
-
     def _unlink(self, ticket: Ticket) -> None:
         level = self._recent
         if level is None or level.priority != ticket.priority:
@@ -463,17 +446,6 @@ class RequestQueue:
         if ticket.deadline_ns != _NEVER:
             self._deadlines.ended()
         if ticket._stream_id is not None:
-            self._pass_turn(ticket)
-
-    def _pass_turn(self, ticket: Ticket) -> None:
-        """Queue the next request of a stream whose request has ended."""
-        after = ticket._follower
-        if after is None:
-            del self._tails[ticket._stream_id]
-        else:
-            ticket._follower = None
-            after._previous = None
-            after._held = False
-            self.held_back -= 1
-            self._link(after)
-        ticket._stream_id = None
+            after = self._order.pass_turn(ticket)
+            if after is not None:
+                self._link(after)

@@ -16,6 +16,7 @@ cdef class Execution:
     cdef public long long sequence
     cdef public long long effective_start_ns
     cdef public long long predecessor_end_ns
+    cdef public long long settled_ns
     cdef public object observed
 
 @cython.freelist(128)

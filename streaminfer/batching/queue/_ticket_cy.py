@@ -106,6 +106,8 @@ class Execution:
         effective_start_ns: from when on it counts as running; later than ``started_ns`` where it was pipelined.
         predecessor_end_ns: when the batch before it ended, if it was pipelined; 0: it was not; :data:`UNKNOWN`:
             nothing is to be learned from what it takes.
+        settled_ns: the instant for which a backend has asked which callers still wait, and kept to the answer; 0: none
+            has.
         observed: what the observers of batches keep of it; ``None``: there are none.
     """
 
@@ -119,6 +121,7 @@ class Execution:
         "observed",
         "predecessor_end_ns",
         "sequence",
+        "settled_ns",
         "started_ns",
         "task",
         "tickets",
@@ -136,6 +139,7 @@ class Execution:
         self.sequence = -1
         self.effective_start_ns = 0
         self.predecessor_end_ns = 0
+        self.settled_ns = 0
         self.observed: Any = None
 
     def __repr__(self) -> str:
@@ -143,10 +147,15 @@ class Execution:
 
 
 def departed(tickets: Sequence[Ticket], now_ns: int) -> list[int]:
-    """Return the positions of those whose callers wait no longer: they cancelled, or their deadline has passed."""
+    """Return the positions of those whose callers wait no longer: they cancelled, or their deadline has passed.
+
+    Their batches end at this instant: a deadline that passes between it and the delivery is met.
+    """
     found: list[int] = []
     position = 0
     for ticket in tickets:
+        if ticket.execution is not None:
+            ticket.execution.settled_ns = now_ns
         if ticket.future is None or ticket.deadline_ns <= now_ns or ticket.future.done():
             found.append(position)
         position += 1

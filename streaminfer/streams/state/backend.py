@@ -4,12 +4,14 @@ import asyncio
 import contextlib
 import functools
 import time
+import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from streaminfer._internal.forking import at_fork
 from streaminfer._internal.own_arrays import own_arrays
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
 from streaminfer.errors import BackendError, InvalidInput, Overloaded, for_caller
@@ -94,11 +96,13 @@ class StatefulBackend(Wrapper):
         self._validates_kinds = offered.validates_kinds
         self._valid_kinds: set[Hashable] = set()
         self._changes = offered.fingerprint_changes or _never
-        self._store = StateStore(self._signature.tensors, max_streams, keep=(offered.queued_workers or 1) + 1)
+        self._keep = (offered.queued_workers or 1) + 1
+        self._store = StateStore(self._signature.tensors, max_streams, self._keep)
         self._model = self._changes()
         self._restarts = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_loop: asyncio.AbstractEventLoop | None = None
+        _instances.add(self)
 
     def capabilities(self) -> Capabilities:
         """What the backend offers, for requests without states; and the states of the streams."""
@@ -130,8 +134,8 @@ class StatefulBackend(Wrapper):
         if self._ttl_ns is not None:
             self._set_timer(now_ns + self._ttl_ns)
         if len(steps) == 1 and len(steps[0].rows) == len(rows):
-            return await self._run(steps[0], batch)
-        return await self._run_apart(steps, batch)
+            return await self._run(store, steps[0], batch)
+        return await self._run_apart(store, steps, batch)
 
     async def stop(self, *, drain: bool = True) -> None:  # noqa: ARG002 - the batcher in front has drained
         """Forget all states, which are data of persons."""
@@ -209,12 +213,17 @@ class StatefulBackend(Wrapper):
                 restarts=self._restarts,
             )
 
-    async def _run(self, step: Step, batch: Batch) -> Sequence[Any]:
+    def _forget(self) -> None:
+        """In a forked process, keep no state: the steps of the parent end there, and streams would wait for them."""
+        self._store.forget()
+        self._store = StateStore(self._signature.tensors, self._max_streams, self._keep)
+        self._timer = None
+
+    async def _run(self, store: StateStore, step: Step, batch: Batch) -> Sequence[Any]:
         """Run one step when its turn has come."""
-        store = self._store
         try:
             if step.pending:
-                await self._turn(step)
+                await _turn(store, step)
             fed = self._feed(batch, functools.partial(store.read, step))
             while True:
                 with store.lock:
@@ -232,9 +241,9 @@ class StatefulBackend(Wrapper):
                 store.table.commit(step, block, {*outputs.failed, *left})
             return outputs.rows
         finally:
-            self._end(step)
+            _end(store, step)
 
-    async def _run_apart(self, steps: list[Step], batch: Batch) -> Sequence[Any]:
+    async def _run_apart(self, store: StateStore, steps: list[Step], batch: Batch) -> Sequence[Any]:
         """Run the steps of a batch one after another, where a stream stands twice in it or has no place."""
         results: list[Any] = [None] * len(batch.rows)
         missing = set(range(len(results))).difference(*(step.rows for step in steps))
@@ -246,7 +255,8 @@ class StatefulBackend(Wrapper):
                 if not step.rows:
                     continue
                 try:
-                    outputs = await self._run(step, PartOfBatch(batch, step.rows, self._signature.batch_axes))
+                    part = PartOfBatch(batch, step.rows, self._signature.batch_axes)
+                    outputs = await self._run(store, step, part)
                 except Exception as error:
                     if len(steps) == 1:
                         raise
@@ -255,26 +265,8 @@ class StatefulBackend(Wrapper):
                     results[row] = output
         finally:
             for step in steps:
-                self._end(step)
+                _end(store, step)
         return results
-
-    async def _turn(self, step: Step) -> None:
-        loop = asyncio.get_running_loop()
-        woken = loop.create_future()
-        with self._store.lock:
-            if not step.pending:
-                return
-            step.waiter = loop, woken
-        await woken
-
-    def _end(self, step: Step) -> None:
-        with self._store.lock:
-            ready = self._store.table.end(step)
-        for one in ready:
-            if one.waiter is not None:
-                loop, woken = one.waiter
-                with contextlib.suppress(RuntimeError):  # of a closed loop
-                    loop.call_soon_threadsafe(_wake, woken)
 
     def _feed(self, batch: Batch, read_states: Callable[[int], States]) -> FedBatch:
         signature = self._signature
@@ -373,6 +365,16 @@ class StatefulBackend(Wrapper):
         return f"StatefulBackend({self.inner!r}, state={self._signature.state!r}, streams={len(self._store.table)})"
 
 
+_instances: "weakref.WeakSet[StatefulBackend]" = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for backend in tuple(_instances):
+        backend._forget()
+
+
+at_fork(in_child=_after_fork)
+
 _MAX_KINDS = 64
 """Shapes of requests that are remembered as valid: the lengths of a source, and not those of an attacker."""
 _NO_STREAM = "stream_id: expected the stream of the request, got None: the model keeps state for each stream"
@@ -389,6 +391,26 @@ def _kind_of(inputs: Any) -> Hashable:
 
 def _never() -> int:
     return 0
+
+
+async def _turn(store: StateStore, step: Step) -> None:
+    loop = asyncio.get_running_loop()
+    woken = loop.create_future()
+    with store.lock:
+        if not step.pending:
+            return
+        step.waiter = loop, woken
+    await woken
+
+
+def _end(store: StateStore, step: Step) -> None:
+    with store.lock:
+        ready = store.table.end(step)
+    for one in ready:
+        if one.waiter is not None:
+            loop, woken = one.waiter
+            with contextlib.suppress(RuntimeError):  # of a closed loop
+                loop.call_soon_threadsafe(_wake, woken)
 
 
 def _wake(woken: asyncio.Future[None]) -> None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from streaminfer.batching.assembly.stacking import only_axis
 from streaminfer.errors import BackendError
 from streaminfer.request import Batch
+from streaminfer.streams.state.copies import end_of, join
 from streaminfer.streams.state.store import States
 
 __all__ = ["Context", "FedBatch", "PartOfBatch"]
@@ -30,16 +31,6 @@ class Context:
     name: str
     length: int
     axis: int
-
-    def join(self, before: Array, chunk: Array) -> Array:
-        """Return the input of the model."""
-        return np.concatenate((before, chunk), axis=self.axis)
-
-    def end_of(self, joined: Array) -> Array:
-        """Return a copy of the end of an input, which the next step begins with."""
-        first = joined.shape[self.axis] - self.length
-        end: Array = joined[(*(slice(None),) * self.axis, slice(first, None))].copy()
-        return end
 
 
 class FedBatch(Batch):
@@ -111,8 +102,8 @@ class FedBatch(Batch):
                     known = [lengths[position] for lengths in states.lengths]
                     fed[told[0]] = np.array(known + known[-1:] * (size - len(known)), told[1])
             for context in self._contexts:
-                fed[context.name] = joined = context.join(fed[context.name], given[context.name])
-                self.ends[context.name] = context.end_of(joined)
+                joined = join(fed[context.name], given[context.name], context.axis)
+                fed[context.name], self.ends[context.name] = joined, end_of(joined, context.axis, context.length)
             self._fed = fed
         return self._fed
 

@@ -3,60 +3,23 @@
 *Design.* A row of a tensor with a batch axis is ``outer`` runs of ``inner`` words, as far apart as the batch is wide;
 in the arena the runs of a row follow each other. Two strides describe each side, so that one kernel gathers rows into a
 batch, writes them back, and moves them from one batch to another. Words are as wide as the runs allow, because LLVM
-copies wide words four times as fast as bytes. Long runs are NumPy's to copy: ``memcpy`` does not read what it is going
-to write, which takes a sixth less time.
-
-Where no kernels were compiled ahead of time, NumPy copies: serving does not import Numba.
+copies wide words four times as fast as bytes. ``copies`` chooses between this kernel, its plain twin and one that keeps
+the interpreter lock.
 """
 
-from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-__all__ = ["EXPORTS", "WORDS", "copy_rows", "copy_rows_numpy"]
+__all__ = ["EXPORTS", "WORDS", "Rows", "Words", "copy_rows_numpy"]
 
 WORDS = (np.dtype(np.int64), np.dtype(np.int32), np.dtype(np.uint8))
 """Types of words, the widest first."""
 
-_LONG_RUN = 1 << 20
-"""Bytes of a run from which ``memcpy`` is faster than the kernel, as measured by ``benchmarks/run.py state``."""
-
 Words = NDArray[Any]
 Rows = NDArray[np.int64]
-
-
-def copy_rows(
-    source: Words,
-    source_rows: Rows,
-    source_row: int,
-    source_outer: int,
-    target: Words,
-    target_rows: Rows,
-    target_row: int,
-    target_outer: int,
-    outer: int,
-    inner: int,
-) -> None:
-    """Copy some rows of one array into rows of another; all strides are in words.
-
-    Args:
-        source: flat words of one of the :data:`WORDS`, aligned; so are the numbers of rows.
-        source_rows: numbers of the rows to read.
-        source_row: from the first run of a row to that of the next row.
-        source_outer: from one run of a row to its next run.
-        target: flat words of the same type, which do not overlap with the source.
-        target_rows: numbers of the rows to write, as many.
-        target_row: as ``source_row``.
-        target_outer: as ``source_outer``.
-        outer: runs of a row.
-        inner: words of a run.
-    """
-    copy = copy_rows_numpy if inner * target.itemsize >= _LONG_RUN else _kernels()[target.dtype]
-    copy(source, source_rows, source_row, source_outer, target, target_rows, target_row, target_outer, outer, inner)
 
 
 def copy_rows_numpy(
@@ -71,7 +34,7 @@ def copy_rows_numpy(
     outer: int,
     inner: int,
 ) -> None:
-    """The plain twin of :func:`copy_rows`."""
+    """Copy some rows of one array into rows of another, as ``copies.copy_rows``."""
     if source_rows.size == 0:
         return
     size = target.itemsize
@@ -84,16 +47,6 @@ def copy_rows_numpy(
     )
     for here, there in zip(source_rows.tolist(), target_rows.tolist(), strict=True):
         written[there] = read[here]
-
-
-@cache
-def _kernels() -> dict[np.dtype[Any], Callable[..., None]]:
-    from streaminfer import _compiled_kernels  # noqa: PLC0415 - reads files and digests: not at the package's import
-
-    compiled = _compiled_kernels.load()
-    if compiled is None:
-        return dict.fromkeys(WORDS, copy_rows_numpy)
-    return {word: compiled.unchecked(f"copy_rows_{word.name}") for word in WORDS}
 
 
 def _copy(

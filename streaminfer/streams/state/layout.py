@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer._internal.validation import check_count, field_check
-from streaminfer.streams.state.kernels import WORDS, copy_rows
+from streaminfer.streams.state.copies import copy_rows
+from streaminfer.streams.state.kernels import WORDS
 
 __all__ = ["Growing", "Initial", "RowSource", "StateTensor"]
 
@@ -163,7 +164,7 @@ class StateTensor:
 
     def row_of(self, batch: Array, row: int) -> Array:
         """Return a view of one row of a batch."""
-        view: Array = np.moveaxis(batch, self.axis, 0)[row]
+        view: Array = np.moveaxis(batch, self.axis, 0)[row, ...]  # also of a number, which is no view otherwise
         return view
 
     def initial_of(self, stream_id: Hashable) -> Array:

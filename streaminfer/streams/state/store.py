@@ -153,6 +153,11 @@ class StateStore:
             self.table.clear()
             self._arena = {}
 
+    def forget(self) -> None:
+        """In a forked process: a thread that is not there may hold the lock."""
+        self.lock = threading.RLock()
+        self.clear()
+
     def _gather(self, places: Places, size: int) -> States:
         lengths = places.lengths
         values: list[tuple[int, Mapping[str, Array]]] = []

@@ -21,8 +21,8 @@ class Future:
     set_exception = set_result
 
 
-def admit(queue, name, stream_id=None, deadline_ns=NEVER):
-    return queue.admit(name, name, Future(), 1, deadline_ns, 0, 0, stream_id)
+def admit(queue, name, stream_id=None, deadline_ns=NEVER, priority=0):
+    return queue.admit(name, name, Future(), 1, deadline_ns, priority, 0, stream_id)
 
 
 def queued(queue):
@@ -88,3 +88,22 @@ def test_all_expire_at_once():
 
     assert len(queue.expire(60)) == 4
     assert (queue.queued, queue.held_back, queue.next_deadline_ns) == (0, 0, NEVER)
+
+
+def test_one_that_is_held_back_gives_way_first():
+    """The least urgent of all that wait is shed, and among those the newest, held back before queued."""
+    queue = RequestQueue(9)
+    admit(queue, "a1", "a", priority=1)
+    early, late = admit(queue, "a2", "a", priority=1), admit(queue, "a3", "a", priority=1)
+    admit(queue, "b1", "b", priority=1)
+    newest = admit(queue, "b2", "b", priority=1)
+    for expected in (newest, late, early):
+        assert queue.least_urgent() is expected
+        queue.end(expected)
+    assert queue.least_urgent().request == "b1"
+
+    urgent = admit(queue, "b3", "b", priority=0)
+    assert queue.least_urgent().request == "b1"
+    queue.end(urgent)
+    last = admit(queue, "b4", "b", priority=7)
+    assert queue.least_urgent() is last

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaminfer.streams.state.kernels import copy_rows, copy_rows_numpy
+from streaminfer.streams.state.copies import copy_rows, end_of, join
+from streaminfer.streams.state.kernels import copy_rows_numpy
 from streaminfer.streams.state.layout import StateTensor
 
 pytestmark = pytest.mark.uncompiled
@@ -37,6 +38,8 @@ def test_rows_arrive_as_numpy_indexes_them(shape, dtype, data):
     assert np.array_equal(target, np.take(source, rows, axis=axis))
     for row, slot in zip(rows, slots, strict=True):
         assert np.array_equal(tensor.row_in_arena(arena, slot), batch[row])
+    tensor.row_of(target, 0)[...] = 1
+    assert tensor.row_of(target, 0).all()
 
 
 @given(
@@ -69,3 +72,41 @@ def test_nothing_is_copied_for_no_rows():
     copy_rows(np.zeros(4, np.int64), none, 1, 1, target, none, 1, 1, 1, 1)
 
     assert target.tolist() == [1, 1, 1, 1]
+
+
+@given(
+    before=st.integers(0, 5),
+    length=st.integers(1, 5),
+    others=st.lists(st.integers(0, 4), min_size=1, max_size=2),
+    axis=st.integers(0, 2),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 100),
+)
+def test_context_and_chunk_stand_behind_each_other(before, length, others, axis, dtype, seed):
+    """Joined and cut as NumPy does it, for any axis, type and size."""
+    axis = min(axis, len(others))
+    rng = np.random.default_rng(seed)
+    first, second = (
+        rng.integers(0, 9, (*others[:axis], size, *others[axis:])).astype(dtype) for size in (before, length)
+    )
+
+    joined = join(first, second, axis)
+
+    assert joined.dtype == np.dtype(dtype)
+    assert np.array_equal(joined, np.concatenate((first, second), axis))
+    end = end_of(joined, axis, before)
+    assert np.array_equal(end, np.take(joined, range(length, before + length), axis))
+    assert not np.shares_memory(end, joined)
+
+
+def test_parts_that_do_not_fit_are_numpys_to_join_or_refuse():
+    """Other types are converted, views are read as they are, and other sizes are an error."""
+    before = np.arange(12, dtype=np.float32).reshape(3, 4)
+
+    mixed = join(before, np.ones((3, 2), np.float64), 1)
+    turned = join(before.T.copy().T, np.ones((3, 2), np.float32), 1)
+
+    assert mixed.dtype == np.float64
+    assert np.array_equal(mixed, turned)
+    with pytest.raises(ValueError, match="dimension"):
+        join(before, np.ones((2, 2), np.float32), 1)

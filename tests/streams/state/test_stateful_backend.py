@@ -195,6 +195,34 @@ async def test_step_whose_caller_has_left(loop, end):
         assert [int(y) for y in outputs] == [a(2), b(2)]
 
 
+@pytest.mark.parametrize("fails_first", [False, True])
+async def test_deadline_between_the_step_and_its_delivery(loop, fails_first):
+    """Wherever a deadline passes, a step whose caller got no response left no state, and any other did."""
+    now_ns = 0
+
+    def clock():  # each reading is an instant of its own, so that the deadlines below pass at each of them
+        nonlocal now_ns
+        now_ns += 1_000_000
+        return now_ns
+
+    ends = Counter()
+    for left_ms in range(1, 40):
+        model = stateful(recurrent(*[ValueError("broken")] * fails_first, then=step))
+        reference = Reference()
+        async with si.Stack(si.AdaptiveBatcher(max_batch_size=8, policy="greedy"), model, clock=clock) as service:
+            others = asyncio.ensure_future(service(np.int64(7), stream_id="b"))
+            deadline_ns = now_ns + left_ms * 1_000_000
+            try:
+                request = si.Request(np.int64(5), stream_id="a", deadline_ns=deadline_ns)
+                assert int((await service.call(request)).outputs) == reference(5)
+                ends["met"] += 1
+            except DeadlineExceeded:
+                ends["missed"] += 1
+            await asyncio.gather(others, return_exceptions=True)
+            assert int(await service(np.int64(3), stream_id="a")) == reference(3)
+    assert set(ends) == {"met", "missed"}
+
+
 async def test_steps_of_a_stream_run_in_order(loop):
     """With many batches in flight, steps of one stream run one at a time, in the order of their calls."""
     durations = iter([0.5, 0.1, 0.3, 0.2] * 50)
