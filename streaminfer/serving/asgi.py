@@ -33,6 +33,8 @@ _LOG = logging.getLogger("streaminfer")
 _ALIGNMENT = 64
 _WHOLE_BYTES = 1 << 16
 """Responses below are sent in one piece."""
+_LISTEN_AFTER_S = 0.005
+"""A request that is answered sooner costs no task that listens for its client."""
 _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data", "text/plain")
 """What a browser sends to another site without asking it."""
 _JSON = (b"content-type", b"application/json")
@@ -195,7 +197,7 @@ class ServingApp:
         arrived_ns = model.now_ns()
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         body, head_length = await self._read(headers, receive)
-        tensors = model.tensors()
+        tensors = model.current_tensors(arrived_ns)
         if kind == "infer":
             call = parse_body(body, head_length, tensors, self._limits)
         else:
@@ -266,8 +268,14 @@ async def _unless_gone(receive: _Receive, answering: Coroutine[Any, Any, T]) -> 
             if gone:
                 task.cancel()
 
-    listening = asyncio.ensure_future(receive())
-    listening.add_done_callback(notice)
+    listening: asyncio.Future[MutableMapping[str, Any]] | None = None
+
+    def listen() -> None:
+        nonlocal listening
+        listening = asyncio.ensure_future(receive())
+        listening.add_done_callback(notice)
+
+    timer = asyncio.get_running_loop().call_later(_LISTEN_AFTER_S, listen)
     try:
         return await answering
     except asyncio.CancelledError:
@@ -275,8 +283,10 @@ async def _unless_gone(receive: _Receive, answering: Coroutine[Any, Any, T]) -> 
             raise _ClientGone from None
         raise
     finally:
-        listening.remove_done_callback(notice)
-        listening.cancel()
+        timer.cancel()
+        if listening is not None:
+            listening.remove_done_callback(notice)
+            listening.cancel()
 
 
 def _allow(scope: _Scope, methods: str) -> None:

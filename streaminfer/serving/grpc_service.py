@@ -221,7 +221,7 @@ class GrpcService:
         self, head: Any, contents: list[memoryview], context: Any, stream_id: str | None
     ) -> tuple[bytes, float | None]:
         arrived_ns = (model := find_model(self._models, head.model_name, head.model_version)).now_ns()
-        tensors = model.tensors()
+        tensors = model.current_tensors(arrived_ns)
         call = self._parse(head, contents, tensors)
         metadata = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
         settings = read_settings(metadata, call.parameters)

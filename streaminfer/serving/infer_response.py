@@ -13,6 +13,8 @@ from streaminfer.serving.tensors import datatype_of_spec, encode, encode_list
 
 __all__ = ["InferAnswer", "announced_datatypes", "render_generated", "render_response", "select_outputs"]
 
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
+
 
 class InferAnswer(NamedTuple):
     """Answer of a model to all rows of a request.
@@ -77,7 +79,7 @@ def render_response(
     head: dict[str, Any] = {"model_name": name, "model_version": version, "outputs": described}
     if call.id:
         head["id"] = call.id
-    text = json.dumps(head, separators=(",", ":")).encode()
+    text = _to_json(head).encode()
     return [text, *contents], len(text) if contents else None
 
 
@@ -94,4 +96,4 @@ def render_generated(name: str, version: str, call: InferRequest, answer: InferA
     for output, array in answer.arrays.items():
         _, elements = encode_list(output, array)
         fields[output] = elements[0] if len(elements) == 1 else elements
-    return json.dumps(fields, separators=(",", ":")).encode()
+    return _to_json(fields).encode()

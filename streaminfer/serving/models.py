@@ -12,7 +12,7 @@ from streaminfer._internal.validation import check_instance, expected
 from streaminfer._runtime.rows import join_rows
 from streaminfer._stack.many_calls import answer_all
 from streaminfer.errors import BackendError, InvalidInput
-from streaminfer.protocols import ModelTensor, ModelTensors, adapt
+from streaminfer.protocols import Capabilities, ModelTensor, ModelTensors, adapt
 from streaminfer.request import Request, Response, deadline_after, time_left_s
 from streaminfer.serving.deadlines import RequestSettings
 from streaminfer.serving.errors import RequestRejected
@@ -28,6 +28,7 @@ VERSION = "1"
 """The only version of each model."""
 EXTENSIONS = ("binary_tensor_data", "generate", "model_configuration", "schedule_policy", "sequence", "statistics")
 
+_READ_EVERY_NS = 1_000_000_000
 _CONFIG_TYPES = {"BYTES": "TYPE_STRING"}
 _PARTS = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss")
 
@@ -45,6 +46,9 @@ class ServedModel:
         self.name = name
         self.stack = stack
         self.limits = limits
+        self._offered = Capabilities()
+        self._tensors: ModelTensors | None = None
+        self._read_ns: int | None = None
         self._counts = dict.fromkeys(_PARTS, 0)
         self._times_ns = dict.fromkeys(_PARTS, 0)
         self._batches = 0.0
@@ -67,8 +71,8 @@ class ServedModel:
         Raises:
             StreamInferError: the first row that could not be answered.
         """
-        offered = adapt(self.stack).capabilities()
-        model = self.tensors()
+        self._renew(arrived_ns)
+        offered, model = self._offered, self._tensors
         deadline_ns = None
         if settings.timeout_s is not None:
             deadline_ns = deadline_after(arrived_ns, settings.timeout_s)
@@ -103,6 +107,18 @@ class ServedModel:
         now_ns = self.now_ns()
         self._count(responses, now_ns - arrived_ns)
         return InferAnswer(self._joined(responses, model), time_left_s(deadline_ns, now_ns))
+
+    def current_tensors(self, now_ns: int) -> ModelTensors | None:
+        """What `tensors` said within the last second; for every request, which `tensors` would slow down."""
+        self._renew(now_ns)
+        return self._tensors
+
+    def _renew(self, now_ns: int) -> None:
+        """Read what the stack offers, at most once a second while it runs."""
+        if self._read_ns is None or now_ns - self._read_ns >= _READ_EVERY_NS:
+            self._offered = adapt(self.stack).capabilities()
+            self._tensors = self.tensors()
+            self._read_ns = now_ns if self.stack.ready else None
 
     def _row(self, call: InferRequest, model: ModelTensors | None, number: int) -> Any:
         arrays = call.arrays

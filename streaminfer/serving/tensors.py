@@ -33,9 +33,11 @@ _JSON_KINDS: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {
 
 def datatype_of(dtype: np.dtype[Any]) -> str | None:
     """Return the protocol's name for a type of NumPy's; ``None`` where it has none."""
+    if (name := _NAMES.get(dtype)) is not None:
+        return name
     if dtype.kind in "OSU":
         return "BYTES"
-    return "BF16" if dtype.name == "bfloat16" else _NAMES.get(dtype)
+    return "BF16" if dtype.name == "bfloat16" else None
 
 
 def datatype_of_spec(spec: ModelTensor) -> str | None:
