@@ -30,6 +30,8 @@ __all__ = [
     "Clock",
     "ExampleInputs",
     "Layer",
+    "ModelTensor",
+    "ModelTensors",
     "Node",
     "Objective",
     "Service",
@@ -189,6 +191,51 @@ class StreamStates(Protocol):
         ...
 
 
+class ModelTensor(Protocol):
+    """One input or output of a model, as servers announce it."""
+
+    @property
+    def name(self) -> str:
+        """As the model says."""
+        ...
+
+    @property
+    def dtype(self) -> Any:
+        """NumPy's type of callers' arrays; object for text; ``None`` where it is no tensor."""
+        ...
+
+    @property
+    def row_shape(self) -> tuple[int | str | None, ...]:
+        """Shape in one request, without the batch axis; a size that is a name or ``None`` is free."""
+        ...
+
+    @property
+    def is_optional(self) -> bool:
+        """Whether a request may leave it out."""
+        ...
+
+    @property
+    def is_bfloat16(self) -> bool:
+        """Whether the model has bfloat16 where callers have float32."""
+        ...
+
+
+class ModelTensors(NamedTuple):
+    """What a request of a model brings and gets.
+
+    Attributes:
+        inputs: those that a request brings.
+        outputs: those that it gets; empty: not known.
+        takes_one_array: a request with one input may bring the array without its name.
+        reads_bytes: text is taken as ``bytes`` too, so that it need not be Unicode.
+    """
+
+    inputs: Sequence[ModelTensor]
+    outputs: Sequence[ModelTensor] = ()
+    takes_one_array: bool = True
+    reads_bytes: bool = False
+
+
 class _FixedObjective(NamedTuple):
     slo_ns: int
 
@@ -227,6 +274,7 @@ class Capabilities(NamedTuple):
         stream_states: the state of each stream, of a model that is recurrent; ``None``: requests do not depend on
             earlier ones.
         new_children: takes a function that is told the label and the object of each child that comes later.
+        model_tensors: returns the model's inputs and outputs, which servers announce; ``None``: not known.
         observe_batches: takes a function that makes a `BatchObserver` of the model's name, and tells it of each batch.
     """
 
@@ -249,6 +297,7 @@ class Capabilities(NamedTuple):
     full_load: Callable[[], int] | None = None
     stream_states: StreamStates | None = None
     new_children: Callable[[Callable[[str, Any], None]], None] | None = None
+    model_tensors: Callable[[], ModelTensors | None] | None = None
     observe_batches: Callable[[Callable[[str], Any]], None] | None = None
 
 

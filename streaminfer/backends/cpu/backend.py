@@ -24,7 +24,7 @@ from streaminfer.backends.signature import Signature, signature_of_example
 from streaminfer.backends.statistics import BackendRecorder, BackendStatistics
 from streaminfer.backends.workers import HANG_GRACE_S, WorkerThreads
 from streaminfer.errors import BackendError, Closed, StreamInferError
-from streaminfer.protocols import Capabilities, Clock, ExampleInputs, Node
+from streaminfer.protocols import Capabilities, Clock, ExampleInputs, ModelTensors, Node
 from streaminfer.request import Batch, Request
 
 if TYPE_CHECKING:
@@ -163,6 +163,11 @@ class CpuBackend(Node):
         if example is None and free_axes:
             raise ValueError(expected("free_axes", "none without an example, whose axes they are", free_axes))
         signature = signature_of_example(example, free_axes)
+        self._tensors = (
+            None
+            if signature is None
+            else ModelTensors(signature.inputs, takes_one_array=not isinstance(example, Mapping))
+        )
         self.validate: Callable[[Request], None] | None = (
             None if signature is None else functools.partial(_check_request, signature)
         )
@@ -222,7 +227,12 @@ class CpuBackend(Node):
             example_inputs=self.example_inputs,
             idempotent=self.idempotent,
             batch_axes=self.batch_axes,
+            model_tensors=self.model_tensors,
         )
+
+    def model_tensors(self) -> ModelTensors | None:
+        """Return the inputs as ``example`` has them; ``None`` without an example of arrays."""
+        return self._tensors
 
     def _infer_now(self, batch: Batch) -> Any:
         return self._recorder.count_now(len(batch.rows), self._call_inline, batch, self._recorder.busy)

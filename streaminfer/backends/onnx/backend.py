@@ -59,7 +59,7 @@ from streaminfer.backends.signature import (
 )
 from streaminfer.backends.statistics import BackendRecorder, BackendStatistics
 from streaminfer.backends.workers import HANG_GRACE_S, WorkerThreads, call_apart
-from streaminfer.protocols import Capabilities, Clock, ExampleInputs, Node
+from streaminfer.protocols import Capabilities, Clock, ExampleInputs, ModelTensors, Node
 from streaminfer.request import Batch, Request
 
 __all__ = ["OnnxBackend"]
@@ -302,7 +302,13 @@ class OnnxBackend(Node):
             example_inputs=self.example_inputs,
             idempotent=self.idempotent,
             batch_axes=self.batch_axes,
+            model_tensors=self.model_tensors,
         )
+
+    def model_tensors(self) -> ModelTensors:
+        """Return the inputs that a request brings, and the outputs."""
+        per_request = [spec for spec in self.inputs if spec.batch_axis is not None]
+        return ModelTensors(per_request, self.outputs, takes_one_array=self._signature.only_input is not None)
 
     def validate(self, request: Request) -> None:
         """Check a request's inputs against the model.

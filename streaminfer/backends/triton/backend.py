@@ -33,7 +33,7 @@ from streaminfer.backends.triton.transport.grpc_transport import GrpcTransport
 from streaminfer.backends.triton.transport.headers import Headers, HeadersLike
 from streaminfer.backends.triton.transport.http_transport import HttpTransport
 from streaminfer.errors import Closed
-from streaminfer.protocols import Capabilities, Clock, ExampleInputs, Node
+from streaminfer.protocols import Capabilities, Clock, ExampleInputs, ModelTensors, Node
 from streaminfer.request import Batch, Request
 
 __all__ = ["TritonBackend"]
@@ -204,7 +204,14 @@ class TritonBackend(StackClock, Node):
             server_parts=self.server_parts,
             idempotent=self.idempotent,
             batch_axes=self.batch_axes,
+            model_tensors=self.model_tensors,
         )
+
+    def model_tensors(self) -> ModelTensors | None:
+        """Return the inputs and outputs that the server describes; ``None`` before the first start."""
+        if not self.inputs:
+            return None
+        return ModelTensors(self.inputs, self.outputs, takes_one_array=len(self.inputs) == 1, reads_bytes=True)
 
     def _use_clock(self, clock: Clock) -> None:
         self._clock = clock

@@ -16,7 +16,17 @@ from typing import Any
 from streaminfer._internal.validation import check_count, check_instance, check_number, expected
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput, Overloaded
-from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, Node, are_idempotent, sooner
+from streaminfer.protocols import (
+    Admission,
+    AdmissionReason,
+    Capabilities,
+    Clock,
+    ModelTensors,
+    Node,
+    adapt,
+    are_idempotent,
+    sooner,
+)
 from streaminfer.request import Request, Response
 from streaminfer.routing.replicas._ejection_cy import OutlierEjection
 from streaminfer.routing.replicas._p2c_cy import FAILURE, IGNORED, REJECTED, SUCCESS, P2CBalancer
@@ -245,7 +255,13 @@ class Replicas(StackClock, Node):
             enforces_deadline=True,
             idempotent=are_idempotent([handle.replica.service for handle in self._handles.values()]),
             stream_states=self._homes if self._homes.keepers() else None,
+            model_tensors=self._model_tensors,
         )
+
+    def _model_tensors(self) -> ModelTensors | None:
+        services = [handle.replica.service for handle in self._handles.values()]
+        describe = adapt(services[0]).capabilities().model_tensors if services else None
+        return None if describe is None else describe()
 
     def new_children(self, tell: Callable[[str, Any], None]) -> None:
         """Tell of each replica that is added from now on: its name and its service."""

@@ -128,6 +128,7 @@ class Canary(Node):
             enforces_deadline=all(adapt(service).capabilities().enforces_deadline for service in self.services),
             idempotent=are_idempotent(self.services),
             stream_states=states_of_all(lambda: self.services),
+            model_tensors=adapt(self._stable.service).capabilities().model_tensors,
         )
 
     def fingerprint_changes(self) -> int:

@@ -15,7 +15,7 @@ from streaminfer._internal.forking import at_fork
 from streaminfer._internal.own_arrays import own_arrays
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
 from streaminfer.errors import BackendError, InvalidInput, Overloaded, for_caller
-from streaminfer.protocols import Capabilities, Clock, ExampleInputs, Wrapper, check_infer, is_backend
+from streaminfer.protocols import Capabilities, Clock, ExampleInputs, ModelTensors, Wrapper, check_infer, is_backend
 from streaminfer.request import Batch, Request
 from streaminfer.streams.state._step_cy import Block, Step
 from streaminfer.streams.state.fed_batch import FedBatch, PartOfBatch
@@ -113,7 +113,13 @@ class StatefulBackend(Wrapper):
             batch_axes=self._signature.batch_axes,
             idempotent=None,
             stream_states=self,
+            model_tensors=None if offered.model_tensors is None else self._model_tensors,
         )
+
+    def _model_tensors(self) -> ModelTensors | None:
+        describe = super().capabilities().model_tensors
+        model = None if describe is None else describe()
+        return None if model is None else self._signature.tensors_of_requests(model)
 
     async def infer(self, batch: Batch) -> Sequence[Any]:
         """Run a step of each row's stream.

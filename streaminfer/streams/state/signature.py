@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer._internal.validation import check_count, check_instance, expected
+from streaminfer.backends.signature import TensorSpec
 from streaminfer.errors import InvalidInput
-from streaminfer.protocols import Capabilities, ExampleInputs
+from streaminfer.protocols import Capabilities, ExampleInputs, ModelTensor, ModelTensors
 from streaminfer.streams.state.fed_batch import Context
 from streaminfer.streams.state.layout import Growing, Initial, StateTensor
 
@@ -130,6 +131,19 @@ class StateSignature:
                 value = value[(*(slice(None),) * axis, slice(context.length, None))]
             left[context.name] = value
         return left if self.only_input is None else left[self.only_input]
+
+    def tensors_of_requests(self, model: ModelTensors) -> ModelTensors:
+        """Return what requests bring and get, of the inputs and outputs of the model."""
+        inputs = [self._without_context(spec) for spec in model.inputs if spec.name not in self._own]
+        outputs = [spec for spec in model.outputs if spec.name not in self.state_outputs]
+        return model._replace(inputs=inputs, outputs=outputs, takes_one_array=self.only_input is not None)
+
+    def _without_context(self, spec: ModelTensor) -> ModelTensor:
+        shape = list(spec.row_shape)
+        for context in self.contexts:
+            if context.name == spec.name and isinstance(size := shape[axis := self._axis_in_row(context)], int):
+                shape[axis] = size - context.length
+        return TensorSpec(spec.name, spec.dtype, (None, *shape), 0, spec.is_optional, spec.is_bfloat16)
 
     def _joined(self, context: Context, chunk: Any) -> Array:
         before = self._ends[context.name]

@@ -38,19 +38,26 @@ def append_contents(head: bytes, tag: int, contents: Sequence[Any]) -> bytes:
     return b"".join(parts)
 
 
-def split_contents(message: bytes | memoryview, tag: int) -> tuple[bytes, list[memoryview]]:
+def split_contents(
+    message: bytes | memoryview, tag: int, *, max_fields: int | None = None
+) -> tuple[bytes, list[memoryview]]:
     """Takes the fields of bytes with a tag out of a message.
+
+    Args:
+        message: the whole.
+        tag: of the fields.
+        max_fields: the most fields that it may have.
 
     Returns:
         The message without them, and views of their contents, in order.
 
     Raises:
-        ValueError: it is no such message, or is cut short.
+        ValueError: it is no such message, is cut short, or has too many fields.
     """
     view = memoryview(message)
     rest: list[memoryview] = []
     contents: list[memoryview] = []
-    for begin, found, start, end in _fields(view):
+    for begin, found, start, end in _fields(view, max_fields):
         if found == tag:
             contents.append(view[start:end])
         else:
@@ -58,11 +65,13 @@ def split_contents(message: bytes | memoryview, tag: int) -> tuple[bytes, list[m
     return b"".join(rest), contents
 
 
-def _fields(view: memoryview) -> list[tuple[int, int, int, int]]:
+def _fields(view: memoryview, max_fields: int | None) -> list[tuple[int, int, int, int]]:
     """Of each field where it begins, its tag, and where its contents start and end."""
-    fields = []
+    fields: list[tuple[int, int, int, int]] = []
     position, size = 0, len(view)
     while position < size:
+        if len(fields) == max_fields:
+            raise ValueError(f"it has more than {max_fields} fields")
         begin = position
         tag, position = _read_varint(view, position)
         kind = tag & 7

@@ -1,0 +1,122 @@
+"""What requests say about their deadline, priority, tenant and stream; the tightest deadline wins.
+
+Requests say it in headers (HTTP's, or gRPC's metadata) and in the protocol's parameters. Proxies and clients send
+headers of their own; each is a duration from the arrival of the request on.
+
+==================================  ===========================  =============================
+source                              name                         unit
+==================================  ===========================  =============================
+Triton's clients (parameter)        ``timeout``                  µs; 0: none
+gRPC gateways                       ``grpc-timeout``             digits and H, M, S, m, u or n
+Envoy                               ``x-envoy-expected-rq-…-ms`` ms; 0: none
+Ray Serve's clients                 ``x-request-timeout-seconds``  seconds
+this package                        ``x-streaminfer-timeout-s``  seconds
+==================================  ===========================  =============================
+"""
+
+import math
+import re
+from collections.abc import Hashable, Mapping
+from typing import Any, NamedTuple
+
+from streaminfer._internal.validation import brief
+from streaminfer.errors import InvalidInput
+from streaminfer.request import check_priority
+
+__all__ = ["TIME_LEFT", "RequestSettings", "read_settings", "read_timeout_s"]
+
+TIME_LEFT = "x-streaminfer-time-left-s"
+"""Header of the response: seconds that were left until the deadline."""
+
+_GRPC_UNITS_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+_GRPC_TIMEOUT = re.compile(r"([0-9]{1,8})([HMSmun])", re.ASCII)
+_NUMBER = re.compile(r"[0-9]{1,15}(\.[0-9]{1,15})?", re.ASCII)
+_WHOLE_NUMBER = re.compile(r"-?[0-9]{1,10}", re.ASCII)
+_LONGEST_NAME = 256
+
+
+class RequestSettings(NamedTuple):
+    """What a request says about itself.
+
+    Attributes:
+        timeout_s: seconds from its arrival; ``None``: it says nothing.
+        priority: a lower number is more urgent.
+        tenant: on whose behalf.
+        stream_id: the stream that it belongs to.
+        starts_stream: the stream begins with it.
+        ends_stream: the stream ends with it.
+    """
+
+    timeout_s: float | None = None
+    priority: int = 0
+    tenant: str | None = None
+    stream_id: Hashable = None
+    starts_stream: bool = False
+    ends_stream: bool = False
+
+
+def read_settings(headers: Mapping[str, str], parameters: Mapping[str, Any]) -> RequestSettings:
+    """Return what headers and parameters say; headers come first, and of timeouts the tightest.
+
+    Args:
+        headers: by lower-case name.
+        parameters: of the protocol.
+
+    Raises:
+        InvalidInput: one of them cannot be read.
+    """
+    priority = parameters.get("priority", 0)
+    if (said := headers.get("x-streaminfer-priority")) is not None:
+        if not _WHOLE_NUMBER.fullmatch(said):
+            raise _wrong("x-streaminfer-priority", "a whole number", said)
+        priority = int(said)
+    check_priority(priority)
+    stream_id: Any = headers.get("x-streaminfer-stream-id") or parameters.get("sequence_id")
+    if stream_id is not None and type(stream_id) not in {int, str}:
+        raise _wrong("sequence_id", "a number or a text", stream_id)
+    if isinstance(stream_id, str) and len(stream_id) > _LONGEST_NAME:
+        raise _wrong("sequence_id", f"at most {_LONGEST_NAME} characters", stream_id)
+    stream_id = stream_id or None  # Triton's clients say 0 or "" where there is none
+    starts: Any
+    ends: Any
+    starts, ends = (parameters.get(name, False) for name in ("sequence_start", "sequence_end"))
+    if not isinstance(starts, bool) or not isinstance(ends, bool):
+        raise _wrong("sequence_start, sequence_end", "true or false", (starts, ends))
+    tenant = headers.get("x-streaminfer-tenant")
+    if tenant is not None and len(tenant) > _LONGEST_NAME:
+        raise _wrong("x-streaminfer-tenant", f"at most {_LONGEST_NAME} characters", tenant)
+    return RequestSettings(read_timeout_s(headers, parameters), priority, tenant, stream_id, starts, ends)
+
+
+def read_timeout_s(headers: Mapping[str, str], parameters: Mapping[str, Any]) -> float | None:
+    """Return the tightest of all timeouts; ``None`` where the request has none.
+
+    Raises:
+        InvalidInput: one of them cannot be read.
+    """
+    tightest = math.inf
+    if timeout_us := parameters.get("timeout", 0):
+        if isinstance(timeout_us, bool) or not isinstance(timeout_us, int) or timeout_us < 0:
+            raise _wrong("timeout", "whole microseconds ≥ 0", timeout_us)
+        tightest = min(timeout_us, 10**18) / 1e6
+    if (said := headers.get("grpc-timeout")) is not None:
+        parts = _GRPC_TIMEOUT.fullmatch(said)
+        if parts is None:
+            raise _wrong("grpc-timeout", "up to 8 digits and one of H, M, S, m, u, n", said)
+        tightest = min(tightest, int(parts[1]) * _GRPC_UNITS_S[parts[2]])
+    if (said := headers.get("x-envoy-expected-rq-timeout-ms")) is not None:
+        tightest = min(tightest, _number("x-envoy-expected-rq-timeout-ms", said) / 1e3 or math.inf)
+    for name in ("x-request-timeout-seconds", "x-streaminfer-timeout-s"):
+        if (said := headers.get(name)) is not None:
+            tightest = min(tightest, _number(name, said))
+    return None if tightest == math.inf else tightest
+
+
+def _number(name: str, said: str) -> float:
+    if not _NUMBER.fullmatch(said):
+        raise _wrong(name, "a number ≥ 0", said)
+    return float(said)
+
+
+def _wrong(name: str, expectation: str, came: object) -> InvalidInput:
+    return InvalidInput(f"{name}: expected {expectation}, got {brief(came)}")

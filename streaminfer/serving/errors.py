@@ -1,0 +1,87 @@
+"""Errors as the two protocols say them.
+
+=====================  ====  ======================  ===========================================
+error                  HTTP  gRPC                    note
+=====================  ====  ======================  ===========================================
+`InvalidInput`         400   ``INVALID_ARGUMENT``
+`RequestRejected`      its   its                     what the protocol, not the model, rejects
+`Overloaded`           429   ``RESOURCE_EXHAUSTED``  with ``Retry-After``
+`CircuitOpen`          503   ``UNAVAILABLE``         with ``Retry-After``
+`Closed`               503   ``UNAVAILABLE``         with ``Retry-After``
+`DeadlineExceeded`     504   ``DEADLINE_EXCEEDED``
+everything else        500   ``INTERNAL``            the text is in the log, not in the response
+=====================  ====  ======================  ===========================================
+"""
+
+import math
+from typing import NamedTuple
+
+from streaminfer.errors import CircuitOpen, Closed, DeadlineExceeded, InvalidInput, Overloaded, StreamInferError
+
+__all__ = ["Failure", "RequestRejected", "describe_failure"]
+
+_INTERNAL = "the model failed; the server's log says why"
+_GRPC = {
+    404: "NOT_FOUND",
+    405: "UNIMPLEMENTED",
+    408: "DEADLINE_EXCEEDED",
+    413: "RESOURCE_EXHAUSTED",
+    415: "INVALID_ARGUMENT",
+    501: "UNIMPLEMENTED",
+}
+
+
+class RequestRejected(StreamInferError):  # noqa: N818 - named like `InvalidInput`
+    """Raised for a request that the protocol rejects, whatever the model.
+
+    Attributes:
+        status: of HTTP.
+        allow: the methods that the address has, with status 405.
+    """
+
+    def __init__(self, status: int, message: str, *, allow: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.allow = allow
+
+
+class Failure(NamedTuple):
+    """What a client is told.
+
+    Attributes:
+        status: of HTTP.
+        grpc_status: the name of gRPC's.
+        text: in plain words, without internals.
+        retry_after_s: whole seconds, at least 1; ``None``: the error is no matter of time.
+        is_internal: the cause belongs in the log.
+    """
+
+    status: int
+    grpc_status: str
+    text: str
+    retry_after_s: int | None = None
+    is_internal: bool = False
+
+
+def describe_failure(error: BaseException) -> Failure:
+    """Return what the client of a failed request is told."""
+    text = str(error)
+    failure = Failure(500, "INTERNAL", _INTERNAL, is_internal=True)
+    match error:
+        case RequestRejected():
+            failure = Failure(error.status, _GRPC[error.status], text)
+        case InvalidInput():
+            failure = Failure(400, "INVALID_ARGUMENT", text)
+        case DeadlineExceeded():
+            failure = Failure(504, "DEADLINE_EXCEEDED", text)
+        case Overloaded():
+            failure = Failure(429, "RESOURCE_EXHAUSTED", text, _whole_seconds(error.retry_after_s))
+        case CircuitOpen():
+            failure = Failure(503, "UNAVAILABLE", text, _whole_seconds(error.retry_after_s))
+        case Closed():
+            failure = Failure(503, "UNAVAILABLE", text, 1)
+    return failure
+
+
+def _whole_seconds(retry_after_s: float | None) -> int:
+    return max(1, math.ceil(retry_after_s or 0.0))

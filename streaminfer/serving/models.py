@@ -1,0 +1,294 @@
+"""A stack as a model of the protocol: its description, its counters, and requests of several rows."""
+
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streaminfer._internal.validation import check_instance, expected
+from streaminfer._runtime.rows import join_rows
+from streaminfer._stack.many_calls import answer_all
+from streaminfer.errors import BackendError, InvalidInput
+from streaminfer.protocols import Capabilities, ModelTensor, ModelTensors, adapt
+from streaminfer.request import Request, Response, deadline_after, time_left_s
+from streaminfer.serving.deadlines import RequestSettings
+from streaminfer.serving.errors import RequestRejected
+from streaminfer.serving.infer_request import InferRequest
+from streaminfer.serving.infer_response import InferAnswer
+from streaminfer.serving.limits import Limits
+from streaminfer.serving.tensors import datatype_of_spec
+from streaminfer.stack import Stack
+
+__all__ = ["EXTENSIONS", "VERSION", "ServedModel", "find_model", "served_models", "server_version"]
+
+VERSION = "1"
+"""The only version of each model."""
+EXTENSIONS = ("binary_tensor_data", "generate", "model_configuration", "schedule_policy", "sequence", "statistics")
+
+_READ_EVERY_NS = 1_000_000_000
+_CONFIG_TYPES = {"BYTES": "TYPE_STRING"}
+_PARTS = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss")
+
+
+class ServedModel:
+    """A stack under the name that clients use.
+
+    Args:
+        name: of the model.
+        stack: what answers.
+        limits: what one request may bring.
+    """
+
+    def __init__(self, name: str, stack: Stack, limits: Limits) -> None:
+        self.name = name
+        self.stack = stack
+        self.limits = limits
+        self._offered = Capabilities()
+        self._tensors: ModelTensors | None = None
+        self._read_ns: int | None = None
+        self._counts = dict.fromkeys(_PARTS, 0)
+        self._times_ns = dict.fromkeys(_PARTS, 0)
+        self._batches = 0.0
+        self._last_ms = 0
+
+    # -- requests -----------------------------------------------------------------------------------------------
+
+    def now_ns(self) -> int:
+        """The present instant of the stack's clock."""
+        return self.stack.clock()
+
+    async def infer(self, call: InferRequest, settings: RequestSettings, arrived_ns: int) -> InferAnswer:
+        """Answer all rows of a request, or none.
+
+        Args:
+            call: the request.
+            settings: what it says about itself.
+            arrived_ns: instant at which it came.
+
+        Raises:
+            StreamInferError: the first row that could not be answered.
+        """
+        self._renew(arrived_ns)
+        offered, model = self._offered, self._tensors
+        deadline_ns = None
+        if settings.timeout_s is not None:
+            deadline_ns = deadline_after(arrived_ns, settings.timeout_s)
+        elif offered.slo is not None and (slo_ns := offered.slo.slo_ns) is not None:
+            deadline_ns = arrived_ns + slo_ns
+        requests = [
+            Request(
+                self._row(call, model, number),
+                deadline_ns=deadline_ns,
+                priority=settings.priority,
+                stream_id=settings.stream_id,
+                tenant=settings.tenant,
+            )
+            for number in range(call.rows)
+        ]
+        states = None if settings.stream_id is None else offered.stream_states
+        if states is not None and call.rows != 1:
+            raise InvalidInput(f"inputs: expected one row in each request of a sequence, got {call.rows}")
+        try:
+            if states is not None and settings.starts_stream:
+                states.reset_stream(settings.stream_id)
+            if len(requests) == 1:
+                responses = [await self.stack.call(requests[0])]
+            else:
+                responses = await answer_all(requests, self.stack.call, len(requests), return_exceptions=False)
+        except BaseException:
+            self._count_failure(call.rows, self.now_ns() - arrived_ns)
+            raise
+        finally:
+            if states is not None and settings.ends_stream:
+                states.end_stream(settings.stream_id)
+        now_ns = self.now_ns()
+        self._count(responses, now_ns - arrived_ns)
+        return InferAnswer(self._joined(responses, model), time_left_s(deadline_ns, now_ns))
+
+    def current_tensors(self, now_ns: int) -> ModelTensors | None:
+        """What `tensors` said within the last second; for every request, which `tensors` would slow down."""
+        self._renew(now_ns)
+        return self._tensors
+
+    def _renew(self, now_ns: int) -> None:
+        """Read what the stack offers, at most once a second while it runs."""
+        if self._read_ns is None or now_ns - self._read_ns >= _READ_EVERY_NS:
+            self._offered = adapt(self.stack).capabilities()
+            self._tensors = self.tensors()
+            self._read_ns = now_ns if self.stack.ready else None
+
+    def _row(self, call: InferRequest, model: ModelTensors | None, number: int) -> Any:
+        arrays = call.arrays
+        takes_one = len(arrays) == 1 and (
+            model is None or (model.takes_one_array and len(model.inputs) == 1 and model.inputs[0].name in arrays)
+        )
+        if takes_one:
+            (array,) = arrays.values()
+            return array[number, ...]  # an array even without further axes
+        return {name: array[number, ...] for name, array in arrays.items()}
+
+    def _joined(self, responses: list[Response], model: ModelTensors | None) -> dict[str, npt.NDArray[Any]]:
+        names = () if model is None else [spec.name for spec in model.outputs]
+        rows = [_named(response.outputs, names) for response in responses]
+        if len(rows) == 1:
+            return {name: array[np.newaxis] for name, array in rows[0].items()}
+        joined: dict[str, npt.NDArray[Any]] = join_rows(rows)
+        return joined
+
+    # -- description --------------------------------------------------------------------------------------------
+
+    @property
+    def ready(self) -> bool:
+        """Whether it accepts requests."""
+        return self.stack.ready
+
+    def tensors(self) -> ModelTensors | None:
+        """The inputs and outputs of the model; ``None``: not known."""
+        describe = adapt(self.stack).capabilities().model_tensors
+        return None if describe is None else describe()
+
+    def metadata(self) -> dict[str, Any]:
+        """What the protocol says of a model; inputs and outputs that are not known are empty."""
+        model = self.tensors() or ModelTensors(())
+        return {
+            "name": self.name,
+            "versions": [VERSION],
+            "platform": "streaminfer",
+            "inputs": [_described(spec) for spec in model.inputs if datatype_of_spec(spec)],
+            "outputs": [_described(spec) for spec in model.outputs if datatype_of_spec(spec)],
+        }
+
+    def config(self) -> dict[str, Any]:
+        """The model's configuration in Triton's words; the batch axis is not part of the shapes."""
+        model = self.tensors() or ModelTensors(())
+        config: dict[str, Any] = {
+            "name": self.name,
+            "platform": "streaminfer",
+            "backend": "streaminfer",
+            "version_policy": {"latest": {"num_versions": 1}},
+            "max_batch_size": self.limits.max_rows,
+            "input": [
+                {**_configured(spec), "optional": spec.is_optional} for spec in model.inputs if datatype_of_spec(spec)
+            ],
+            "output": [_configured(spec) for spec in model.outputs if datatype_of_spec(spec)],
+            "model_transaction_policy": {"decoupled": False},
+        }
+        if adapt(self.stack).capabilities().stream_states is not None:
+            config["sequence_batching"] = {
+                "control_input": [
+                    {
+                        "name": "sequence_id",
+                        "control": [{"kind": "CONTROL_SEQUENCE_CORRID", "data_type": "TYPE_UINT64"}],
+                    }
+                ]
+            }
+        return config
+
+    def statistics(self) -> dict[str, Any]:
+        """Counts and durations of the requests' rows, in Triton's words."""
+        return {
+            "name": self.name,
+            "version": VERSION,
+            "last_inference": self._last_ms,
+            "inference_count": self._counts["success"],
+            "execution_count": round(self._batches),
+            "inference_stats": {name: {"count": self._counts[name], "ns": self._times_ns[name]} for name in _PARTS},
+            "batch_stats": [],
+        }
+
+    # -- counters -----------------------------------------------------------------------------------------------
+
+    def _count_failure(self, rows: int, took_ns: int) -> None:
+        self._counts["fail"] += rows
+        self._times_ns["fail"] += took_ns * rows
+
+    def _count(self, responses: list[Response], took_ns: int) -> None:
+        self._last_ms = time.time_ns() // 1_000_000
+        self._counts["success"] += len(responses)
+        self._times_ns["success"] += took_ns * len(responses)
+        for response in responses:
+            timings = response.timings
+            if timings is None:
+                continue
+            self._batches += 1 / timings.batch_size if timings.batch_size else 0
+            for name, part_ns in (
+                ("queue", timings.started_ns - timings.enqueued_ns),
+                ("compute_input", timings.assembled_ns - timings.started_ns),
+                ("compute_infer", timings.inferred_ns - timings.assembled_ns),
+            ):
+                self._counts[name] += 1
+                self._times_ns[name] += part_ns
+
+    def __repr__(self) -> str:
+        return f"ServedModel({self.name!r}, {self.stack!r})"
+
+
+def served_models(stacks: Mapping[str, Stack], limits: Limits) -> dict[str, ServedModel]:
+    """Return the models of some stacks.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong.
+    """
+    check_instance("stacks", stacks, lambda it: isinstance(it, Mapping), "a mapping of model name to Stack")
+    if not stacks:
+        raise ValueError(expected("stacks", "at least one Stack", stacks))
+    name: Any  # checked, whatever type checkers promise
+    for name, stack in stacks.items():
+        check_instance(f"stacks[{name!r}]", stack, lambda it: isinstance(it, Stack), "a Stack")
+        if not isinstance(name, str) or not name or "/" in name:
+            raise ValueError(expected("stacks", "names without '/'", name))
+    return {name: ServedModel(name, stack, limits) for name, stack in stacks.items()}
+
+
+def find_model(models: Mapping[str, ServedModel], name: str, wanted: str) -> ServedModel:
+    """Return a model by name.
+
+    Raises:
+        RequestRejected: there is none, or not in that version.
+    """
+    model = models.get(name)
+    if model is None or wanted not in {"", VERSION}:
+        raise RequestRejected(404, f"model {name!r}{f' version {wanted!r}' if wanted else ''} is not found")
+    return model
+
+
+def server_version() -> str:
+    """Return the version of this package."""
+    return version("streaminfer")
+
+
+def _named(outputs: Any, names: Any) -> dict[str, npt.NDArray[Any]]:
+    """The outputs of one row by name, as arrays."""
+    if isinstance(outputs, Mapping):
+        named = dict(outputs)
+    elif isinstance(outputs, tuple):
+        found = names if len(names) == len(outputs) else [f"output_{number}" for number in range(len(outputs))]
+        named = dict(zip(found, outputs, strict=True))
+    else:
+        named = {names[0] if len(names) == 1 else "output": outputs}
+    try:
+        return {str(name): _as_array(value) for name, value in named.items()}
+    except ValueError as error:
+        raise BackendError(f"the outputs are no tensors: {error}") from error
+
+
+def _as_array(value: Any) -> npt.NDArray[Any]:
+    array = np.asarray(value)
+    # texts of different lengths would be of different types
+    return array.astype(object) if array.dtype.kind in "SU" else array
+
+
+def _described(spec: ModelTensor) -> dict[str, Any]:
+    return {"name": spec.name, "datatype": datatype_of_spec(spec), "shape": [-1, *_sizes(spec)]}
+
+
+def _configured(spec: ModelTensor) -> dict[str, Any]:
+    datatype = datatype_of_spec(spec) or ""
+    return {"name": spec.name, "data_type": _CONFIG_TYPES.get(datatype, f"TYPE_{datatype}"), "dims": _sizes(spec)}
+
+
+def _sizes(spec: ModelTensor) -> list[int]:
+    return [size if isinstance(size, int) else -1 for size in spec.row_shape]

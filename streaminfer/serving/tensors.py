@@ -1,0 +1,253 @@
+"""Tensors of the protocol as arrays, and back.
+
+Arrays of numbers are views of the request's body. A tensor's sizes are checked against the limits and against the
+length of its content before an array is made. Text has a length in front of each element; it becomes an array of
+``str``, or of ``bytes`` where the model says that it takes those. bfloat16, for which NumPy has no type, becomes
+float32.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streaminfer._internal.validation import brief
+from streaminfer.backends.triton.dtypes import TEXT, dtype_of, encode_text
+from streaminfer.errors import BackendError, InvalidInput
+from streaminfer.protocols import ModelTensor
+from streaminfer.serving.errors import RequestRejected
+from streaminfer.serving.limits import Limits
+
+__all__ = ["check_shape", "datatype_of", "datatype_of_spec", "decode", "decode_list", "encode", "encode_list"]
+
+_DATATYPES = {
+    "BOOL", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64", "FP16", "FP32", "FP64", "BF16",
+    "BYTES",
+}  # fmt: skip
+_NAMES = {dtype_of(name): name for name in _DATATYPES - {"BF16", "BYTES"}}
+_JSON_KINDS: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float}}
+
+
+def datatype_of(dtype: np.dtype[Any]) -> str | None:
+    """Return the protocol's name for a type of NumPy's; ``None`` where it has none."""
+    if (name := _NAMES.get(dtype)) is not None:
+        return name
+    if dtype.kind in "OSU":
+        return "BYTES"
+    return "BF16" if dtype.name == "bfloat16" else None
+
+
+def datatype_of_spec(spec: ModelTensor) -> str | None:
+    """Return the protocol's name for the type of a model's tensor; ``None`` where it has none."""
+    if spec.is_bfloat16:
+        return "BF16"
+    return None if spec.dtype is None else datatype_of(spec.dtype)
+
+
+def check_shape(name: str, datatype: Any, shape: Any, limits: Limits) -> int:
+    """Return the number of elements that a tensor states.
+
+    Args:
+        name: of the tensor.
+        datatype: the protocol's name for its type.
+        shape: its sizes.
+        limits: what is accepted.
+
+    Raises:
+        InvalidInput: they are not what the protocol has.
+        RequestRejected: they are beyond the limits.
+    """
+    if not isinstance(datatype, str) or datatype not in _DATATYPES:
+        raise InvalidInput(f"input {name!r}: expected a datatype of the protocol, got {brief(datatype)}")
+    if not isinstance(shape, (list, tuple)) or not all(type(size) is int and size >= 0 for size in shape):
+        raise InvalidInput(f"input {name!r}: expected a shape of sizes ≥ 0, got {brief(shape)}")
+    if not shape or not shape[0]:
+        raise InvalidInput(f"input {name!r}: expected rows on the first axis, got the shape {brief(shape)}")
+    if len(shape) > limits.max_rank:  # first, because the product of many sizes takes long
+        raise RequestRejected(413, f"input {name!r}: expected at most {limits.max_rank} axes, got {len(shape)}")
+    count = math.prod(shape)
+    most = limits.max_strings if datatype == "BYTES" else limits.max_elements
+    for what, size, limit in (("rows", shape[0], limits.max_rows), ("elements", count, most)):
+        if size > limit:
+            raise RequestRejected(413, f"input {name!r}: expected at most {limit} {what}, got more")
+    return count
+
+
+def decode(
+    name: str, datatype: str, shape: Sequence[int], count: int, content: memoryview, spec: ModelTensor | None,
+    *, keeps_bytes: bool,
+) -> npt.NDArray[Any]:  # fmt: skip
+    """Return a tensor's bytes as an array, a view unless it is text, bfloat16 or unaligned.
+
+    Args:
+        name: of the tensor.
+        datatype: the protocol's name for its type.
+        shape: its sizes.
+        count: the number of its elements.
+        content: its bytes.
+        spec: the model's input; ``None``: not known.
+        keeps_bytes: text stays bytes.
+
+    Raises:
+        InvalidInput: the bytes are not those of such a tensor.
+    """
+    if datatype == "BYTES":
+        return _as_text(name, _split_text(name, content, count), shape, keeps_bytes=keeps_bytes)
+    dtype = np.dtype(np.uint16) if datatype == "BF16" else dtype_of(datatype)
+    assert dtype is not None  # noqa: S101 - `check_shape` knows every type
+    if len(content) != count * dtype.itemsize:
+        raise InvalidInput(
+            f"input {name!r}: expected {count * dtype.itemsize} bytes for {datatype} {list(shape)}, got {len(content)}"
+        )
+    array = np.frombuffer(content, dtype).reshape(shape)
+    if datatype == "BF16":
+        return _widened(array, spec)
+    if datatype == "BOOL" and not (array.view(np.uint8) <= 1).all():
+        raise InvalidInput(f"input {name!r}: expected 0 or 1 in each byte of a BOOL tensor")
+    return array if array.flags.aligned else array.copy()  # not every library reads unaligned arrays
+
+
+def decode_list(
+    name: str, datatype: str, shape: Sequence[int], count: int, data: Any, *, keeps_bytes: bool
+) -> npt.NDArray[Any]:
+    """Return a tensor's elements from JSON or protobuf, nested or flat, as an array.
+
+    Args:
+        name: of the tensor.
+        datatype: the protocol's name for its type.
+        shape: its sizes.
+        count: the number of its elements.
+        data: the elements.
+        keeps_bytes: text stays bytes.
+
+    Raises:
+        InvalidInput: they are not the elements of such a tensor.
+    """
+    flat = _flattened(name, data, len(shape))
+    if len(flat) != count:
+        raise InvalidInput(f"input {name!r}: expected {count} elements for {list(shape)}, got {len(flat)}")
+    kinds = set(map(type, flat))
+    if datatype == "BYTES":
+        if not kinds <= {str, bytes}:
+            raise InvalidInput(f"input {name!r}: expected text in a BYTES tensor, got {_shown(kinds)}")
+        try:
+            elements = [one.encode() if isinstance(one, str) else one for one in flat]
+        except UnicodeEncodeError as error:
+            raise InvalidInput(f"input {name!r}: expected text that UTF-8 has: {error}") from None
+        return _as_text(name, elements, shape, keeps_bytes=keeps_bytes)
+    dtype = np.dtype(np.float32) if datatype == "BF16" else dtype_of(datatype)
+    assert dtype is not None  # noqa: S101 - `check_shape` knows every type
+    if not kinds <= _JSON_KINDS[dtype.kind]:
+        raise InvalidInput(f"input {name!r}: expected elements of {datatype}, got {_shown(kinds)}")
+    if dtype.kind in "iu" and flat:
+        bounds: np.iinfo[Any] = np.iinfo(dtype)
+        if min(flat) < bounds.min or max(flat) > bounds.max:
+            raise InvalidInput(f"input {name!r}: expected elements that {datatype} has, got others")
+    try:
+        with np.errstate(over="raise"):
+            return np.array(flat, dtype).reshape(shape)
+    except (OverflowError, FloatingPointError):
+        raise InvalidInput(f"input {name!r}: expected elements that {datatype} has, got larger ones") from None
+
+
+def encode(name: str, array: npt.NDArray[Any], datatype: str | None) -> tuple[str, bytes | memoryview]:
+    """Return the datatype of an output and its bytes; a view where they lie together.
+
+    Args:
+        name: of the output.
+        array: its value.
+        datatype: as announced; ``None``: nothing was.
+
+    Raises:
+        BackendError: the protocol has no such type.
+    """
+    found = datatype_of(array.dtype)
+    if found == "BYTES":
+        try:
+            return found, encode_text(array)
+        except InvalidInput as error:
+            raise BackendError(f"output {name!r}: {error}") from error
+    if found is None:
+        raise BackendError(f"output {name!r}: the protocol has no type for {array.dtype}")
+    if datatype == "BF16" and found == "FP32":  # the lower half of each float is zero
+        array, found = (np.ascontiguousarray(array).view(np.uint32) >> 16).astype(np.uint16), "BF16"
+    array = np.ascontiguousarray(array)
+    return found, array.reshape(-1).view(np.uint8).data
+
+
+def encode_list(name: str, array: npt.NDArray[Any]) -> tuple[str, list[Any]]:
+    """Return the datatype of an output and its elements for JSON.
+
+    Raises:
+        BackendError: the protocol has no such type.
+        InvalidInput: JSON cannot hold the elements; binary data can.
+    """
+    datatype = datatype_of(array.dtype)
+    if datatype is None:
+        raise BackendError(f"output {name!r}: the protocol has no type for {array.dtype}")
+    if datatype == "BF16":
+        array, datatype = array.astype(np.float32), "FP32"
+    elements: list[Any] = array.ravel().tolist()
+    if datatype == "BYTES":
+        try:
+            elements = [one.decode() if isinstance(one, bytes) else one for one in elements]
+        except UnicodeDecodeError:
+            raise InvalidInput(f"output {name!r}: JSON cannot hold bytes that are no text; {_ASK}") from None
+        if not set(map(type, elements)) <= {str}:
+            raise BackendError(f"output {name!r}: the protocol has no type for its elements")
+    elif array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise InvalidInput(f"output {name!r}: JSON cannot hold NaN and infinity; {_ASK}")
+    return datatype, elements
+
+
+_ASK = "ask for it with binary_data"
+
+
+def _split_text(name: str, content: memoryview, count: int) -> list[bytes]:
+    elements: list[bytes] = []
+    position, size = 0, len(content)
+    while position < size and len(elements) < count:
+        start = position + 4
+        position = start + int.from_bytes(content[position:start], "little")
+        if start > size or position > size:
+            raise InvalidInput(f"input {name!r}: element {len(elements)} ends past the end of the tensor")
+        elements.append(bytes(content[start:position]))
+    if position != size or len(elements) != count:
+        raise InvalidInput(f"input {name!r}: expected {count} elements in {size} bytes, got another number")
+    return elements
+
+
+def _as_text(name: str, elements: list[bytes], shape: Sequence[int], *, keeps_bytes: bool) -> npt.NDArray[Any]:
+    array = np.empty(len(elements), TEXT)
+    try:
+        array[:] = elements if keeps_bytes else [one.decode() for one in elements]
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"input {name!r}: expected text in UTF-8: {error}") from None
+    return array.reshape(shape)
+
+
+def _widened(bits: npt.NDArray[Any], spec: ModelTensor | None) -> npt.NDArray[Any]:
+    if spec is not None and spec.dtype is not None and spec.dtype.name == "bfloat16":
+        return bits.view(spec.dtype)
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def _flattened(name: str, nested: Any, rank: int) -> list[Any]:
+    if not isinstance(nested, list):
+        raise InvalidInput(f"input {name!r}: expected its elements in a list, got {brief(nested)}")
+    data: list[Any] = nested
+    for _ in range(rank):
+        kinds = set(map(type, data))
+        if list not in kinds:
+            return data
+        if len(kinds) > 1 or len(set(map(len, data))) > 1:
+            raise InvalidInput(f"input {name!r}: expected lists of equal lengths, got others")
+        data = list(itertools.chain.from_iterable(data))
+    return data
+
+
+def _shown(kinds: set[type]) -> str:
+    return ", ".join(sorted(kind.__name__ for kind in kinds))

@@ -1,0 +1,145 @@
+"""An app without a network, models behind it, and servers on loopback."""
+
+import asyncio
+import contextlib
+import gc
+import json
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+import streaminfer as si
+from streaminfer.testing import ScriptedBackend
+
+# bodies of the protocol's grammar are shared with the benchmark
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind():
+    before = set(threading.enumerate())
+    yield
+    if left := set(threading.enumerate()) - before:
+        gc.collect()  # grpc's own thread ends with its last channel
+        for thread in left:
+            thread.join(10.0)
+    assert set(threading.enumerate()) <= before
+
+
+class Reply:
+    """What an app sent."""
+
+    def __init__(self, messages):
+        start, *parts = messages
+        self.status = start["status"]
+        self.headers = {name.decode(): value.decode() for name, value in start["headers"]}
+        self.body = b"".join(bytes(part["body"]) for part in parts)
+
+    @property
+    def json(self):
+        return json.loads(self.body)
+
+
+async def ask(app, method, path, body=b"", headers=(), *, chunks=None, gone=None, root_path=""):
+    """One request without a network; ``gone`` is an event after which the client has gone away."""
+    parts = [body] if chunks is None else list(chunks)
+    incoming = [
+        {"type": "http.request", "body": part, "more_body": number < len(parts) - 1}
+        for number, part in enumerate(parts)
+    ]
+    sent = []
+
+    async def receive():
+        if incoming:
+            return incoming.pop(0)
+        await (gone or asyncio.Event()).wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    raw = [(name.lower().encode(), value.encode()) for name, value in dict(headers).items()]
+    scope = {"type": "http", "method": method, "path": path, "root_path": root_path, "headers": raw}
+    await app(scope, receive, send)
+    return Reply(sent) if sent else None
+
+
+@pytest.fixture
+def ask_app():
+    return ask
+
+
+def infer_body(array, name="inputs", datatype="FP32", **more):
+    tensor = {"name": name, "datatype": datatype, "shape": list(array.shape), "data": array.ravel().tolist()}
+    return json.dumps({"inputs": [tensor], **more}).encode()
+
+
+@pytest.fixture
+def body_of():
+    return infer_body
+
+
+@pytest.fixture
+def doubling_stack():
+    """Doubles float32[4]."""
+    backend = si.CpuBackend(lambda rows: rows * 2, example=np.zeros(4, np.float32), executor="inline")
+    return si.Stack(si.AdaptiveBatcher(max_batch_size=8), backend)
+
+
+@pytest.fixture
+def scripted():
+    """A stack and an app around a scripted model without a description."""
+
+    def make(*steps, limits=None, layers=(), batcher=None, **options):
+        backend = ScriptedBackend(*steps, **options)
+        stack = si.Stack(*layers, batcher or si.AdaptiveBatcher(max_batch_size=8), backend)
+        return backend, stack, si.serving.asgi_app({"m": stack}, limits=limits)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def affine():
+    """The bytes of a model: y = x @ w, z = x + x; float32[batch, 8] and float32[batch, 3]."""
+    weights = np.random.default_rng(0).random((8, 3), np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"]), helper.make_node("Add", ["x", "x"], ["z"])],
+        "affine",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ("batch", 8))],
+        [
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, ("batch", 3)),
+            helper.make_tensor_value_info("z", TensorProto.FLOAT, ("batch", 8)),
+        ],
+        initializer=[helper.make_tensor("w", TensorProto.FLOAT, weights.shape, weights.ravel())],
+    )
+    opsets = [helper.make_opsetid("", 17)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString()
+
+
+@pytest.fixture
+def affine_stack(affine):
+    return si.Stack(si.AdaptiveBatcher(max_batch_size=8), si.OnnxBackend(affine))
+
+
+@contextlib.asynccontextmanager
+async def grpc_server(*servicers):
+    """A server of grpc.aio; gives its address."""
+    import grpc
+
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers(servicers)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.stop(5.0)
+
+
+@pytest.fixture
+def serve_grpc():
+    return grpc_server

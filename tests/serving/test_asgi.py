@@ -1,0 +1,494 @@
+import asyncio
+import json
+import logging
+import tracemalloc
+
+import numpy as np
+import pytest
+
+import streaminfer as si
+from streaminfer.serving import Limits
+from streaminfer.testing import HANG
+
+INFER = "/v2/models/m/infer"
+X = np.arange(12, dtype=np.float32).reshape(3, 4)
+
+
+def binary(array, name="x", **parameters):
+    tensor = {"name": name, "datatype": "FP32", "shape": list(array.shape)}
+    tensor["parameters"] = {"binary_data_size": array.nbytes}
+    head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True, **parameters}}).encode()
+    return head + array.tobytes(), {"Inference-Header-Content-Length": str(len(head))}
+
+
+def test_rows_are_requests_of_their_own(scripted, ask_app, body_of):
+    backend, _, app = scripted()
+
+    async def scenario():
+        async with app:
+            return await ask_app(app, "POST", INFER, body_of(X, id="7"))
+
+    reply = asyncio.run(scenario())
+
+    assert reply.status == 200
+    assert reply.json == {
+        "model_name": "m", "model_version": "1", "id": "7",
+        "outputs": [{"name": "output", "shape": [3, 4], "datatype": "FP32", "data": X.ravel().tolist()}],
+    }  # fmt: skip
+    assert sum(len(batch.rows) for batch in backend.batches) == 3
+
+
+@pytest.mark.parametrize("cut", [None, 7, 100])
+def test_binary_tensors_pass_both_ways_in_any_pieces(scripted, ask_app, cut):
+    _, _, app = scripted()
+    body, headers = binary(X)
+    pieces = [body] if cut is None else [body[:cut], body[cut:], b""]
+
+    async def scenario():
+        async with app:
+            return await ask_app(app, "POST", INFER, headers=headers, chunks=pieces)
+
+    reply = asyncio.run(scenario())
+
+    length = int(reply.headers["inference-header-content-length"])
+    assert json.loads(reply.body[:length])["outputs"][0]["parameters"] == {"binary_data_size": X.nbytes}
+    assert reply.body[length:] == X.tobytes()
+
+
+def test_several_inputs_and_outputs_have_names(scripted, ask_app):
+    _, _, app = scripted()
+    tensors = [{"name": name, "datatype": "INT32", "shape": [1, 1], "data": [n]} for n, name in enumerate("ab")]
+    body = json.dumps({"inputs": tensors, "outputs": [{"name": "b"}]}).encode()
+
+    async def scenario():
+        async with app:
+            other = body.replace(b'"outputs": [{"name": "b"}]', b'"outputs": [{"name": "c"}]')
+            return await ask_app(app, "POST", INFER, body), await ask_app(app, "POST", INFER, other)
+
+    reply, missing = asyncio.run(scenario())
+
+    assert [(one["name"], one["data"]) for one in reply.json["outputs"]] == [("b", [1])]
+    assert missing.status == 400
+
+
+def test_the_row_that_fails_fails_the_request(scripted, ask_app, body_of):
+    def then(batch):
+        return [ValueError("secret of the model") if row[0] == 4 else row for row in batch.inputs]
+
+    _, _stack, app = scripted(then=then)
+
+    async def scenario():
+        async with app:
+            reply = await ask_app(app, "POST", INFER, body_of(X))
+            return reply, (await ask_app(app, "GET", "/v2/models/m/stats")).json
+
+    reply, statistics = asyncio.run(scenario())
+
+    assert reply.status == 500
+    assert "secret" not in reply.body.decode()
+    assert statistics["model_stats"][0]["inference_stats"]["fail"]["count"] == 3
+
+
+def test_the_cause_of_a_failure_is_logged(scripted, ask_app, body_of, caplog):
+    _, _, app = scripted(ValueError("secret"), batcher=si.AdaptiveBatcher(max_batch_size=1))
+
+    async def scenario():
+        async with app:
+            await ask_app(app, "POST", INFER, body_of(X[:1]))
+
+    with caplog.at_level(logging.ERROR, "streaminfer"):
+        asyncio.run(scenario())
+
+    assert "secret" in caplog.text
+
+
+def test_a_deadline_of_the_edge_ends_the_request_in_its_batch(scripted, ask_app, body_of):
+    _, _, app = scripted(HANG)
+
+    async def scenario():
+        async with app:
+            headers = {"x-envoy-expected-rq-timeout-ms": "20"}
+            late = await ask_app(app, "POST", INFER, body_of(X[:1]), headers)
+            return late, await ask_app(app, "POST", INFER, body_of(X[:1]), {"grpc-timeout": "9S"})
+
+    late, timely = asyncio.run(scenario())
+
+    assert late.status == 504
+    assert "error" in late.json
+    assert 0 < float(timely.headers["x-streaminfer-time-left-s"]) < 9
+
+
+def test_the_time_left_of_an_objective_is_said_too(scripted, ask_app, body_of):
+    _, _, app = scripted(batcher=si.AdaptiveBatcher(max_batch_size=8, slo_s=30.0))
+
+    async def scenario():
+        async with app:
+            return await ask_app(app, "POST", INFER, body_of(X))
+
+    assert 0 < float(asyncio.run(scenario()).headers["x-streaminfer-time-left-s"]) < 30
+
+
+def test_a_client_that_goes_away_cancels_its_request(scripted, ask_app, body_of):
+    backend, _, app = scripted(HANG)
+
+    async def scenario():
+        async with app:
+            gone = asyncio.Event()
+            asked = asyncio.ensure_future(ask_app(app, "POST", INFER, body_of(X[:1]), gone=gone))
+            while not backend.running:
+                await asyncio.sleep(0)
+            gone.set()
+            assert await asked is None
+            while backend.running:
+                await asyncio.sleep(0)
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+def test_a_client_that_goes_away_within_its_body_is_left(scripted, ask_app):
+    _, _, app = scripted()
+
+    async def scenario():
+        async with app:
+            messages = [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
+            sent = []
+
+            async def receive():
+                return messages.pop(0)
+
+            async def send(message):
+                sent.append(message)
+
+            await app({"type": "http", "method": "POST", "path": INFER, "headers": []}, receive, send)
+            return sent
+
+    assert asyncio.run(scenario()) == []
+
+
+def test_a_cancelled_server_cancels_the_request(scripted, ask_app, body_of):
+    backend, _, app = scripted(HANG)
+
+    async def scenario():
+        async with app:
+            asked = asyncio.ensure_future(ask_app(app, "POST", INFER, body_of(X[:1])))
+            while not backend.running:
+                await asyncio.sleep(0)
+            asked.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asked
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+def test_overload_says_when_to_come_again(scripted, ask_app, body_of):
+    batcher = si.AdaptiveBatcher(max_batch_size=1, max_queue_size=1)
+    _, _, app = scripted(HANG, batcher=batcher)
+
+    async def scenario():
+        async with app:
+            gone = asyncio.Event()
+            waiting = [asyncio.ensure_future(ask_app(app, "POST", INFER, body_of(X[:1]), gone=gone)) for _ in range(4)]
+            refused = await next(asyncio.as_completed(waiting))
+            gone.set()
+            await asyncio.gather(*waiting)
+            return refused
+
+    refused = asyncio.run(scenario())
+
+    assert refused.status == 429
+    assert int(refused.headers["retry-after"]) >= 1
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "body", "status"),
+    [
+        ("GET", "/", {}, b"", 404),
+        ("GET", "/v2/models/other", {}, b"", 404),
+        ("GET", "/v2/models/m/versions/2", {}, b"", 404),
+        ("GET", "/v2/models/m/nothing", {}, b"", 404),
+        ("GET", INFER, {}, b"", 405),
+        ("POST", "/v2/models/m", {}, b"", 405),
+        ("POST", INFER, {"content-encoding": "gzip"}, b"", 415),
+        ("POST", INFER, {"content-type": "text/plain; charset=utf-8"}, b"", 415),
+        ("POST", INFER, {"content-length": "1001"}, b"", 413),
+        ("POST", INFER, {"content-length": "9" * 400}, b"", 413),
+        ("POST", INFER, {}, b"x" * 1001, 413),
+        ("POST", INFER, {}, b" " * 501, 413),
+        ("POST", INFER, {}, b"", 400),
+        ("POST", INFER, {}, b"[" * 499, 400),
+        ("POST", INFER, {}, b'{"inputs": [], "id": ' + b"9" * 470 + b"}", 400),
+        ("POST", INFER, {}, b'{"inputs": 5}', 400),
+        ("POST", INFER, {}, b'{"inputs": [{}]}', 400),
+        ("POST", INFER, {}, b"\xff\xfe", 400),
+        ("POST", INFER, {"inference-header-content-length": "-1"}, b"{}", 400),
+        ("POST", INFER, {"inference-header-content-length": "3"}, b"{}", 400),
+        ("POST", "/v2/models/m/generate", {}, b'{"x": 1}', 400),
+    ],
+)
+def test_every_mistake_has_its_status(scripted, ask_app, method, path, headers, body, status):
+    backend, _, app = scripted(limits=Limits(max_body_bytes=1000, max_head_bytes=500))
+
+    async def scenario():
+        async with app:
+            return await ask_app(app, method, path, body, headers)
+
+    reply = asyncio.run(scenario())
+
+    assert reply.status == status
+    assert reply.json.keys() == {"error"}
+    assert backend.batches == []
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        ({"parameters": {"shared_memory_region": "r"}}, 501),
+        ({"parameters": {"binary_data_size": 10**30}}, 400),
+        ({"parameters": {"binary_data_size": 8}}, 400),
+        ({"parameters": []}, 400),
+        ({"name": ""}, 400),
+        ({"shape": [1, 5]}, 400),
+        ({"shape": [9]}, 413),
+        ({"datatype": "PICKLE"}, 400),
+    ],
+)
+def test_every_mistake_of_an_input_has_its_status(scripted, ask_app, change, status):
+    _, _, app = scripted(limits=Limits(max_rows=8))
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4], **change}
+
+    async def scenario():
+        async with app:
+            return await ask_app(app, "POST", INFER, json.dumps({"inputs": [tensor]}).encode())
+
+    assert asyncio.run(scenario()).status == status
+
+
+def test_a_slow_body_ends(scripted):
+    _, _, app = scripted(limits=Limits(body_timeout_s=0.01))
+
+    async def scenario():
+        sent = []
+
+        async def receive():
+            await asyncio.Event().wait()
+
+        async def send(message):
+            sent.append(message)
+
+        async with app:
+            await app({"type": "http", "method": "POST", "path": INFER, "headers": []}, receive, send)
+        return sent[0]["status"]
+
+    assert asyncio.run(scenario()) == 408
+
+
+def test_health_follows_the_stack(scripted, ask_app):
+    _, stack, app = scripted()
+
+    async def scenario():
+        paths = ("/v2/health/live", "/v2/health/ready", "/v2/models/m/ready")
+        before = [(await ask_app(app, "GET", path)).status for path in paths]
+        async with app:
+            during = [(await ask_app(app, "HEAD", path)).status for path in paths]
+        return before, during, stack.stack_state
+
+    assert asyncio.run(scenario()) == ([200, 503, 503], [200, 200, 200], "stopped")
+
+
+def test_a_stopped_stack_is_unavailable(scripted, ask_app, body_of):
+    _, _, app = scripted()
+
+    reply = asyncio.run(ask_app(app, "POST", INFER, body_of(X)))
+
+    assert (reply.status, reply.headers["retry-after"]) == (503, "1")
+
+
+def test_a_mounted_app_leaves_the_prefix_out(scripted, ask_app):
+    _, _, app = scripted()
+
+    async def scenario():
+        paths = ("/api/v2/health/live", "/v2/health/live")
+        return [(await ask_app(app, "GET", path, root_path="/api")).status for path in paths]
+
+    assert asyncio.run(scenario()) == [200, 200]
+
+
+def lifespan(app):
+    async def scenario():
+        messages = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
+        sent = []
+
+        async def receive():
+            return messages.pop(0)
+
+        async def send(message):
+            sent.append(message)
+
+        await app({"type": "lifespan"}, receive, send)
+        return [message["type"] for message in sent]
+
+    return asyncio.run(scenario())
+
+
+def test_a_server_starts_and_stops_the_stacks(scripted):
+    _, stack, app = scripted()
+
+    assert lifespan(app) == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+    assert stack.stack_state == "stopped"
+
+
+def test_a_stack_that_cannot_start_ends_the_server(doubling_stack):
+    class Broken:
+        async def start(self):
+            raise OSError("no device")
+
+        async def infer(self, batch):
+            raise AssertionError
+
+    app = si.serving.asgi_app({"good": doubling_stack, "bad": si.Stack(Broken())})
+
+    assert lifespan(app) == ["lifespan.startup.failed"]
+    assert doubling_stack.stack_state == "stopped"
+
+
+def test_a_stack_that_runs_already_is_left_running(scripted):
+    _, stack, app = scripted()
+
+    async def scenario():
+        async with stack:
+            async with app:
+                pass
+            return stack.ready
+
+    assert asyncio.run(scenario())
+
+
+def test_a_model_is_described_as_its_backend_says(affine_stack, ask_app):
+    app = si.serving.asgi_app({"affine": affine_stack})
+
+    async def scenario():
+        async with app:
+            metadata = await ask_app(app, "GET", "/v2/models/affine/versions/1")
+            config = await ask_app(app, "GET", "/v2/models/affine/config")
+            return metadata.json, config.json
+
+    metadata, config = asyncio.run(scenario())
+
+    assert metadata["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 8]}]
+    assert metadata["outputs"] == [
+        {"name": "y", "datatype": "FP32", "shape": [-1, 3]},
+        {"name": "z", "datatype": "FP32", "shape": [-1, 8]},
+    ]
+    assert config["max_batch_size"] == 256
+    assert config["input"] == [{"name": "x", "data_type": "TYPE_FP32", "dims": [8], "optional": False}]
+
+
+def test_generate_takes_fields_and_streams_one_event(affine_stack, ask_app):
+    app = si.serving.asgi_app({"m": affine_stack})
+    body = json.dumps({"x": [1] * 8, "id": "a"}).encode()
+
+    async def scenario():
+        async with app:
+            plain = await ask_app(app, "POST", "/v2/models/m/generate", body)
+            return plain, await ask_app(app, "POST", "/v2/models/m/generate_stream", body)
+
+    plain, streamed = asyncio.run(scenario())
+
+    assert plain.json["z"] == [2.0] * 8
+    assert streamed.headers["content-type"] == "text/event-stream"
+    assert streamed.body == b"data: " + plain.body + b"\n\n"
+
+
+def test_text_passes_both_ways(ask_app):
+    def greet(rows):
+        return np.array([[f"hello {row[0]}"] for row in rows], object)
+
+    stack = si.Stack(si.CpuBackend(greet, example=np.array(["name"]), executor="inline"))
+    app = si.serving.asgi_app({"m": stack})
+    tensor = {"name": "inputs", "datatype": "BYTES", "shape": [2, 1], "data": ["Ada", "Zoë"]}
+
+    async def scenario():
+        async with app:
+            return await ask_app(app, "POST", INFER, json.dumps({"inputs": [tensor]}).encode())
+
+    assert asyncio.run(scenario()).json["outputs"][0]["data"] == ["hello Ada", "hello Zoë"]
+
+
+def test_a_sequence_keeps_its_state_and_ends(ask_app):
+    def add(batch):
+        total = batch.inputs["state"] + batch.inputs["x"]
+        return [{"y": row, "state_out": row} for row in total]
+
+    from streaminfer.testing import ScriptedBackend
+
+    example = {"x": np.zeros(1, np.float32), "state": np.zeros(1, np.float32)}
+    states = si.streams.StatefulBackend(ScriptedBackend(then=add, example=example), state={"state": "state_out"})
+    stack = si.Stack(si.AdaptiveBatcher(max_batch_size=4), states)
+    app = si.serving.asgi_app({"m": stack})
+
+    def step(sequence, **more):
+        tensors = [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [1]}]
+        return json.dumps({"inputs": tensors, "parameters": {"sequence_id": sequence, **more}}).encode()
+
+    async def scenario():
+        async with app:
+            steps = [step(1, sequence_start=True), step(1), step(2), step(1, sequence_end=True), step(1)]
+            replies = [await ask_app(app, "POST", INFER, one) for one in steps]
+            return [reply.json["outputs"][0]["data"] for reply in replies]
+
+    assert asyncio.run(scenario()) == [[1.0], [2.0], [1.0], [3.0], [1.0]]
+
+
+def test_a_large_body_is_copied_once(scripted, ask_app):
+    _, _, app = scripted()
+    body, headers = binary(np.zeros((1, 150_000), np.float32))
+    headers["content-length"] = str(len(body))
+    chunks = [body[start : start + 60_000] for start in range(0, len(body), 60_000)]
+    peaks = []
+
+    async def discard(message):
+        pass
+
+    async def scenario():
+        tensor = np.zeros((1, 1), np.float32)
+        async with app:
+            await ask_app(app, "POST", INFER, *binary(tensor))
+            messages = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
+            messages.append({"type": "http.request", "body": b"", "more_body": False})
+            from streaminfer.serving.infer_request import parse_body
+
+            async def receive():
+                return messages.pop(0)
+
+            tracemalloc.start()
+            read, length = await app._read(
+                headers | {"inference-header-content-length": headers["Inference-Header-Content-Length"]}, receive
+            )
+            call = parse_body(read, length, None, Limits())
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+            return call.arrays["x"]
+
+    array = asyncio.run(scenario())
+
+    assert array.flags.aligned
+    assert not array.flags.owndata
+    assert peaks[0] < 1.3 * len(body)
+
+
+@pytest.mark.parametrize(
+    ("stacks", "error"),
+    [({}, ValueError), ({"a/b": None}, TypeError), ([], TypeError), ({"a": object()}, TypeError)],
+)
+def test_wrong_arguments_are_named(stacks, error):
+    with pytest.raises(error, match="stacks"):
+        si.serving.asgi_app(stacks)
+
+
+def test_wrong_limits_are_named(doubling_stack):
+    with pytest.raises(TypeError, match="limits"):
+        si.serving.asgi_app({"m": doubling_stack}, limits=5)
+    with pytest.raises(ValueError, match="max_rows"):
+        Limits(max_rows=0)
+    with pytest.raises(ValueError, match="'/'"):
+        si.serving.asgi_app({"a/b": doubling_stack})

@@ -1,0 +1,286 @@
+import asyncio
+
+import grpc
+import numpy as np
+import pytest
+import tritonclient.grpc.aio as grpc_client
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
+from tritonclient.utils import InferenceServerException
+
+import streaminfer as si
+from streaminfer.serving import Limits
+from streaminfer.testing import HANG, ScriptedBackend
+
+X = np.arange(8, dtype=np.float32).reshape(2, 4)
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+
+
+def call_of(array=X, name="x", **more):
+    call = pb.ModelInferRequest(model_name="m", raw_input_contents=[array.tobytes()], **more)
+    call.inputs.add(name=name, datatype="FP32", shape=array.shape)
+    return call
+
+
+def ask(scripted_model, serve_grpc, scenario, **options):
+    """Runs a scenario with a channel to a server of a stack."""
+    _, stack, _ = scripted_model
+
+    async def main():
+        async with (
+            stack,
+            serve_grpc(si.serving.grpc_servicer({"m": stack}, **options)) as url,
+            grpc.aio.insecure_channel(url) as channel,
+        ):
+            return await asyncio.wait_for(scenario(channel), 30)
+
+    return asyncio.run(main())
+
+
+async def raw_infer(channel, message, **options):
+    """The status of a call with any bytes."""
+    try:
+        await channel.unary_unary(INFER)(message, **options)
+    except grpc.aio.AioRpcError as error:
+        return error
+    return None
+
+
+def test_raw_tensors_pass_both_ways(scripted, serve_grpc):
+    async def scenario(channel):
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        return await stub.ModelInfer(call_of(id="7"))
+
+    response = ask(scripted(), serve_grpc, scenario)
+
+    assert (response.id, response.model_name, response.model_version) == ("7", "m", "1")
+    assert response.raw_output_contents[0] == X.tobytes()
+    assert (response.outputs[0].datatype, list(response.outputs[0].shape)) == ("FP32", [2, 4])
+
+
+@pytest.mark.parametrize(
+    ("datatype", "field", "elements"),
+    [
+        ("BOOL", "bool_contents", [True, False]),
+        ("INT8", "int_contents", [-1, 2]),
+        ("UINT64", "uint64_contents", [1, 2**63]),
+        ("FP64", "fp64_contents", [0.5, -2.0]),
+        ("BYTES", "bytes_contents", [b"\xc3\xa9", b""]),
+    ],
+)
+def test_typed_contents_are_read(scripted, serve_grpc, datatype, field, elements):
+    async def scenario(channel):
+        call = pb.ModelInferRequest(model_name="m")
+        tensor = call.inputs.add(name="x", datatype=datatype, shape=[1, 2])
+        getattr(tensor.contents, field).extend(elements)
+        await service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(call)
+
+    model = scripted()
+    ask(model, serve_grpc, scenario)
+
+    assert model[0].batches[0].inputs[0].tolist() == [
+        one.decode() if isinstance(one, bytes) else one for one in elements
+    ]
+
+
+def changed(**changes):
+    call = call_of()
+    for name, value in changes.items():
+        setattr(call.inputs[0], name, value)
+    return call.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("message", "status"),
+    [
+        (b"\xff", "INVALID_ARGUMENT"),
+        (b"\x0a\x7f", "INVALID_ARGUMENT"),
+        (b"\x0a\x01\xff", "INVALID_ARGUMENT"),
+        (b"\x3a\x00" * 3000, "INVALID_ARGUMENT"),
+        (b"", "NOT_FOUND"),
+        (pb.ModelInferRequest(model_name="m").SerializeToString(), "INVALID_ARGUMENT"),
+        (changed(datatype="OBJECT"), "INVALID_ARGUMENT"),
+        (changed(datatype="FP64"), "INVALID_ARGUMENT"),
+        (changed(name=""), "INVALID_ARGUMENT"),
+        (call_of(np.zeros((9, 1), np.float32)).SerializeToString(), "RESOURCE_EXHAUSTED"),
+        (call_of(np.zeros(3000, np.float32)).SerializeToString(), "RESOURCE_EXHAUSTED"),
+        (call_of(id="x" * 2000).SerializeToString(), "RESOURCE_EXHAUSTED"),
+        (call_of(parameters={"timeout": pb.InferParameter(int64_param=-1)}).SerializeToString(), "INVALID_ARGUMENT"),
+        (call_of(parameters={"timeout": pb.InferParameter(int64_param=1)}).SerializeToString(), "DEADLINE_EXCEEDED"),
+    ],
+)
+def test_every_mistake_has_its_status(scripted, serve_grpc, message, status):
+    model = scripted()
+    limits = Limits(max_rows=8, max_head_bytes=1000, max_body_bytes=10_000)
+
+    error = ask(model, serve_grpc, lambda channel: raw_infer(channel, message), limits=limits)
+
+    assert error.code().name == status
+    assert model[0].batches == []
+
+
+def test_shared_memory_is_not_offered(scripted, serve_grpc):
+    call = call_of()
+    call.inputs[0].parameters["shared_memory_region"].string_param = "region"
+
+    error = ask(scripted(), serve_grpc, lambda channel: raw_infer(channel, call.SerializeToString()))
+
+    assert error.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_the_failure_of_a_model_is_internal(scripted, serve_grpc, caplog):
+    model = scripted(then=lambda batch: [ValueError("secret") for _ in batch.rows])
+
+    error = ask(model, serve_grpc, lambda channel: raw_infer(channel, call_of().SerializeToString()))
+
+    assert error.code() == grpc.StatusCode.INTERNAL
+    assert "secret" not in error.details()
+    assert "secret" in caplog.text
+    caplog.clear()  # the traceback refers to the server
+
+
+def test_overload_says_when_to_come_again(scripted, serve_grpc):
+    async def scenario(channel):
+        calls = [asyncio.ensure_future(raw_infer(channel, call_of(X[:1]).SerializeToString())) for _ in range(4)]
+        refused = await next(asyncio.as_completed(calls))
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        return refused
+
+    error = ask(scripted(HANG, batcher=si.AdaptiveBatcher(max_batch_size=1, max_queue_size=1)), serve_grpc, scenario)
+
+    assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert int(dict(error.trailing_metadata())["retry-after"]) >= 1
+
+
+def test_the_deadline_of_grpc_reaches_the_request(scripted, serve_grpc):
+    async def scenario(channel):
+        call = channel.unary_unary(INFER)(call_of().SerializeToString(), timeout=20.0)
+        await call
+        return float(dict(await call.trailing_metadata())["x-streaminfer-time-left-s"])
+
+    model = scripted()
+    left_s = ask(model, serve_grpc, scenario)
+
+    assert 0 < left_s < 21  # gRPC rounds timeouts up
+    assert model[0].batches[0].rows[0].deadline_ns is not None
+
+
+def test_a_call_that_is_cancelled_cancels_the_request(scripted, serve_grpc):
+    model = scripted(HANG)
+
+    async def scenario(channel):
+        call = channel.unary_unary(INFER)(call_of(X[:1]).SerializeToString())
+        while not model[0].running:
+            await asyncio.sleep(0.001)
+        call.cancel()
+        while model[0].running:
+            await asyncio.sleep(0.001)
+
+    ask(model, serve_grpc, scenario)
+
+
+def test_health_follows_the_stack(scripted, serve_grpc):
+    _, stack, _ = scripted()
+
+    async def scenario():
+        async with (
+            serve_grpc(si.serving.grpc_servicer({"m": stack})) as url,
+            grpc.aio.insecure_channel(url) as channel,
+        ):
+            check = channel.unary_unary("/grpc.health.v1.Health/Check")
+            before = await check(b"")
+            async with stack:
+                during = await check(b"\x0a\x01m")
+            errors = []
+            for message in (b"\x0a\x01x", b"\x0a\x01\xff", b"\x0a"):
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await check(message)
+                errors.append(caught.value.code().name)
+            return before, during, errors
+
+    found = asyncio.run(scenario())
+
+    assert found == (b"\x08\x02", b"\x08\x01", ["NOT_FOUND", "INVALID_ARGUMENT", "INVALID_ARGUMENT"])
+
+
+def test_what_is_not_offered_is_unimplemented(scripted, serve_grpc):
+    async def scenario(channel):
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="m"))
+        return caught.value.code()
+
+    assert ask(scripted(), serve_grpc, scenario) == grpc.StatusCode.UNIMPLEMENTED
+
+
+def stream_calls(*arrays):
+    async def calls():
+        for number, array in enumerate(arrays):
+            tensor = grpc_client.InferInput("x", list(array.shape), "FP32")
+            tensor.set_data_from_numpy(array)
+            yield {"model_name": "m", "inputs": [tensor], "request_id": str(number)}
+
+    return calls()
+
+
+def test_a_stream_answers_in_order_and_goes_on_after_errors(scripted, serve_grpc):
+    _, stack, _ = scripted()
+    arrays = [X[:1], np.zeros((0, 4), np.float32), X[1:], *[X] * 100]
+
+    async def scenario():
+        async with (
+            stack,
+            serve_grpc(si.serving.grpc_servicer({"m": stack})) as url,
+            grpc_client.InferenceServerClient(url) as client,
+        ):
+            answers = client.stream_infer(stream_calls(*arrays))
+            return [(result and result.get_response(), error) async for result, error in answers]
+
+    answers = asyncio.run(asyncio.wait_for(scenario(), 30))
+
+    assert len(answers) == len(arrays)
+    assert isinstance(answers[1][1], InferenceServerException)
+    assert [response.id for response, error in answers if not error] == [str(n) for n in range(len(arrays)) if n != 1]
+    assert answers[2][0].raw_output_contents[0] == X[1:].tobytes()
+
+
+def test_a_stream_is_one_stream_of_the_model(serve_grpc):
+    def add(batch):
+        total = batch.inputs["state"] + batch.inputs["x"]
+        return [{"y": row, "state_out": row} for row in total]
+
+    example = {"x": np.zeros(1, np.float32), "state": np.zeros(1, np.float32)}
+    states = si.streams.StatefulBackend(ScriptedBackend(then=add, example=example), state={"state": "state_out"})
+    stack = si.Stack(si.AdaptiveBatcher(max_batch_size=4), states)
+    one = np.ones((1, 1), np.float32)
+
+    async def scenario():
+        async with (
+            stack,
+            serve_grpc(si.serving.grpc_servicer({"m": stack})) as url,
+            grpc_client.InferenceServerClient(url) as client,
+        ):
+            totals = []
+            for _ in range(2):
+                answers = client.stream_infer(stream_calls(one, one, one))
+                totals.append([result.as_numpy("output").item() async for result, _ in answers])
+            return totals, states.statistics().streams
+
+    assert asyncio.run(asyncio.wait_for(scenario(), 30)) == ([[1.0, 2.0, 3.0]] * 2, 0)
+
+
+def test_a_stream_that_is_cancelled_cancels_its_requests(scripted, serve_grpc):
+    model = scripted(HANG)
+
+    async def scenario(channel):
+        call = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")()
+        await call.write(call_of(X[:1]).SerializeToString())
+        while not model[0].running:
+            await asyncio.sleep(0.001)
+        call.cancel()
+        while model[0].running:
+            await asyncio.sleep(0.001)
+
+    ask(model, serve_grpc, scenario)
