@@ -29,11 +29,14 @@ cdef class FairQueue(RequestQueue):
 
     cpdef bint precedes(self, object stream_id, Ticket ticket) except -1
 
-    @cython.locals(found=Ticket, ticket=Ticket, tag=double, level=_Level)
+    @cython.locals(found=Ticket, ticket=Ticket, tag=double, other=double, level=_Level)
     cpdef Ticket least_urgent(self)
 
     @cython.locals(tag=double)
     cdef double _tag_of(self, object stream_id) except? -1.0
+
+    @cython.locals(before=Ticket, ahead=Py_ssize_t, finish=double, tag=double)
+    cdef double _tag_of_held(self, Ticket ticket) except? -1.0
 
     @cython.locals(before=Ticket, after=Ticket, level=_Level, start=double)
     cdef _link(self, Ticket ticket)

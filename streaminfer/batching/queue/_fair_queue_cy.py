@@ -117,20 +117,19 @@ class FairQueue(RequestQueue):
 
     def precedes(self, stream_id: Hashable, ticket: Ticket) -> bool:
         """Return whether one more request of a stream would be served before a waiting one of the same priority."""
-        if ticket._held:  # it is given a tag when it is queued: this one, or a higher one
-            return self._tag_of(stream_id) < self._tag_of(ticket._stream_id)
-        return self._tag_of(stream_id) < ticket.tag
+        return self._tag_of(stream_id) < (self._tag_of_held(ticket) if ticket._held else ticket.tag)
 
     def least_urgent(self) -> Ticket | None:
         """The ticket whose turn is last; that of one that is held back is after all that its stream has queued."""
         found = RequestQueue.least_urgent(self)
         if found is None or not found._held:
             return found
-        tag = self._tag_of(found._stream_id)
+        tag = self._tag_of_held(found)
         for ticket in self._order.last_held(found.priority):
-            if self._tag_of(ticket._stream_id) > tag:
+            other = self._tag_of_held(ticket)
+            if other > tag:
                 found = ticket
-                tag = self._tag_of(ticket._stream_id)
+                tag = other
         for level in self._levels:
             if level.tail is not None and level.priority == found.priority and level.tail.tag > tag:
                 return level.tail
@@ -138,6 +137,19 @@ class FairQueue(RequestQueue):
 
     def _tag_of(self, stream_id: Hashable) -> float:
         tag = self._finish_tags.get(stream_id, 0.0) - _ALLOWANCE
+        return tag if tag > self._virtual else self._virtual
+
+    def _tag_of_held(self, ticket: Ticket) -> float:
+        """The tag that a ticket is given when it is queued, if those of its stream before it are served."""
+        ahead = 0
+        before = ticket._previous
+        while before is not None and before._held:
+            ahead += 1
+            before = before._previous
+        finish = self._finish_tags.get(ticket._stream_id, 0.0)
+        if finish < self._virtual:
+            finish = self._virtual
+        tag = finish + ahead / self._weights.get(ticket._stream_id, 1.0) - _ALLOWANCE
         return tag if tag > self._virtual else self._virtual
 
     def _link(self, ticket: Ticket) -> None:
