@@ -229,15 +229,14 @@ class Sender:
     def _rejection(self, request: Request) -> Admission | None:
         """Return why a request is not to be sent; ``None``: it is.
 
-        Where nothing else runs, one that seems infeasible is sent all the same: what is known of the service may be of
-        the past, and a closed one says so itself.
+        One that seems infeasible is sent all the same: that is a prediction, and the planner rejects what is certain. A
+        closed service says so itself.
         """
         if self._admission is None:
             return None
         admission = self._admission(request, self.clock())
-        if admission.ok or admission.reason == AdmissionReason.CLOSED:
-            return None
-        return None if admission.reason == AdmissionReason.INFEASIBLE and not self._bursts.in_flight else admission
+        is_sent = admission.ok or admission.reason in {AdmissionReason.CLOSED, AdmissionReason.INFEASIBLE}
+        return None if is_sent else admission
 
     async def _call_until_deadline(self, request: Request) -> Response:
         limit = asyncio.timeout(time_left_s(request.deadline_ns, self.clock()))

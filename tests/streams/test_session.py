@@ -7,6 +7,7 @@ import pytest
 from live_sources import Camera, Service, add_up, echo, others, settle, stack_of
 
 import streaminfer as si
+from streaminfer.protocols import Admission
 from streaminfer.streams import Block, EveryNth, Frame, LatestOnly, StreamSession, TargetRate
 from streaminfer.testing import ScriptedBackend
 
@@ -156,22 +157,36 @@ async def test_a_result_that_would_be_too_old_is_dropped(loop):
 
 
 async def test_what_the_planner_would_reject_is_dropped_with_its_reason(loop):
-    """Behind a backlog a frame cannot be on time: it is dropped as infeasible and never queued."""
+    """Behind a backlog a frame cannot be on time: it is dropped as infeasible and never runs."""
     model = ScriptedBackend(duration_s=0.1, example=1.0)
     async with stack_of(loop, model, max_batch_size=1) as service:
         backlog = [asyncio.ensure_future(service(1.0)) for _ in range(4)]
         await asyncio.sleep(0)
         session = StreamSession(service, policy=LatestOnly(), max_age_s=0.15)
-        one = StreamSession(service, policy=LatestOnly())(Camera(loop, 1))  # so that something of ours is in flight
-        first = asyncio.ensure_future(anext(one))
-        await asyncio.sleep(0.015)
         results = await collect(session(Camera(loop, 10)))
-        await asyncio.gather(first, *backlog)
+        await asyncio.gather(*backlog)
 
     statistics = session.statistics()
     assert statistics.dropped.get("infeasible", 0) >= 1
     assert statistics.delivered == len(results)
     assert add_up(statistics)
+
+
+async def test_predicted_lateness_drops_no_frame(loop):
+    """A service that expects to be late may be wrong: its planner, not the prediction, rejects."""
+
+    async def answer(request):
+        await asyncio.sleep(0.005)
+        return request.inputs
+
+    service = Service(answer)
+    service.admission = lambda request, now_ns: Admission(False, "infeasible")
+    session = StreamSession(service, policy=LatestOnly(), max_age_s=0.1, clock=loop.clock)
+
+    both = await asyncio.gather(*(collect(session(Camera(loop, 5))) for _ in range(2)))
+
+    assert [len(results) for results in both] == [5, 5]
+    assert not session.statistics().dropped
 
 
 @pytest.mark.parametrize("max_age_s", [None, 5.0])
