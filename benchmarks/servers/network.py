@@ -54,6 +54,7 @@ class Proxy:
         self._cut_off: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._random = random.Random(5)
+        self._drops = False
         self.flow()
 
     @property
@@ -67,8 +68,13 @@ class Proxy:
         if answers:
             self._answers_flow.clear()
 
-    def flow(self) -> None:
-        """Forwards again; what was held up goes on."""
+    def flow(self, *, drop: bool = False) -> None:
+        """Forwards again; what was held up goes on.
+
+        Args:
+            drop: it is thrown away instead, and its connections end: the target sees no call whose client has gone.
+        """
+        self._drops = drop
         self._requests_flow.set()
         self._answers_flow.set()
 
@@ -170,6 +176,9 @@ class Proxy:
                 pause_s = self.delay_s + (len(chunk) / self.bytes_per_s if self.bytes_per_s else 0.0)
                 if pause_s:
                     await asyncio.sleep(pause_s)
-                await flow.wait()
+                if not flow.is_set():
+                    await flow.wait()
+                    if self._drops:
+                        return
                 writer.write(self._random.randbytes(len(chunk)) if answers and self.noise else chunk)
                 await writer.drain()

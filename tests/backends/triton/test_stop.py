@@ -36,7 +36,7 @@ def test_a_stop_with_a_hung_server_ends_at_its_limit_and_leaves_nothing(triton, 
             assert {type(one) for one in ended} <= {Closed, BackendError}
             del ended, waiting  # an error's traceback holds its call, and a call its connection
             gc.collect()
-            proxy.flow()
+            proxy.flow(drop=True)  # a Triton of old can crash of a call that is cancelled as it completes
             async with asyncio.timeout(20):
                 while proxy.connections:
                     await asyncio.sleep(0.001)
@@ -62,7 +62,7 @@ def test_a_stop_with_shared_memory_and_a_silent_server_asks_each_region_once(tri
             assert (await backend.infer(Batch(rows, [Request(rows[0])])))[0].tolist() == [3]
             proxy.stall()
             seconds = await took_s(backend.stop())
-            proxy.flow()
+            proxy.flow(drop=True)
         assert seconds < 3 * timeout_s
 
     asyncio.run(scenario())
