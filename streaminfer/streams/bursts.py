@@ -1,9 +1,9 @@
 """Frames that are sent together, so that they share a batch, and are sent no earlier than a worker can take it.
 
 A batcher forms a batch of what is queued when a worker becomes free. Frames that may be dropped do not wait there: a
-newer one may come first. They wait in their streams, and a *burst* of them is sent when a worker is about to be free,
-as far as the session can know: when fewer bursts are in flight than batches run at once. Sent one by one, as places
-become free, they would split into two half batches that take turns, one at the model and one in the queue.
+newer one may come first. They wait in their streams, and are sent in *bursts*: one for each batch that runs at once,
+and one that is queued meanwhile. Without that one the model would wait for the event loop after each batch, and a voice
+detector completed half as many chunks. Sent one by one, frames would split into small batches.
 
 A burst is over when three quarters of its requests have ended: a batch ends as a whole, and where a planner made two
 batches of a burst the second is joined by the next burst.
@@ -27,7 +27,7 @@ class Bursts:
     """Bursts in flight; synchronous, of one event loop.
 
     Attributes:
-        at_once: how many batches the service runs at once; ``None``: there are no bursts, and each may be sent.
+        at_once: how many bursts may be in flight; ``None``: there are no bursts, and each frame may be sent.
         in_flight: requests that have not ended.
     """
 

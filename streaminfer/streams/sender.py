@@ -71,8 +71,7 @@ class Sender:
             return
         self._most = offered.full_load()  # that of one batch more than run at once
         if not queues:
-            self._most = max(1, self._most * batches // (batches + 1))
-            self._bursts.at_once = batches
+            self._bursts.at_once = batches + 1
 
     def leave(self, stream: Stream) -> None:
         """Forget a stream; the tasks that are idle end with the last one."""
@@ -229,14 +228,19 @@ class Sender:
     def _rejection(self, request: Request) -> Admission | None:
         """Return why a request is not to be sent; ``None``: it is.
 
-        One that seems infeasible is sent all the same: that is a prediction, and the planner rejects what is certain. A
-        closed service says so itself.
+        One that only seems infeasible is sent all the same, since the planner rejects what is certain, unless more
+        frames wait than can be sent: then its place is worth more to another. A closed service says so itself.
         """
         if self._admission is None:
             return None
         admission = self._admission(request, self.clock())
-        is_sent = admission.ok or admission.reason in {AdmissionReason.CLOSED, AdmissionReason.INFEASIBLE}
+        if admission.ok or admission.reason == AdmissionReason.CLOSED:
+            return None
+        is_sent = admission.reason == AdmissionReason.INFEASIBLE and not self._is_crowded()
         return None if is_sent else admission
+
+    def _is_crowded(self) -> bool:
+        return self._order.count + self._bursts.in_flight >= self._most
 
     async def _call_until_deadline(self, request: Request) -> Response:
         limit = asyncio.timeout(time_left_s(request.deadline_ns, self.clock()))

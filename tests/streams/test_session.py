@@ -172,6 +172,22 @@ async def test_what_the_planner_would_reject_is_dropped_with_its_reason(loop):
     assert add_up(statistics)
 
 
+async def test_next_batch_is_queued_while_one_runs(loop):
+    """The model does not wait for the event loop between two batches; no more than one batch waits for it."""
+    batcher = si.AdaptiveBatcher(max_batch_size=2)
+    async with si.Stack(batcher, ScriptedBackend(duration_s=0.1, example=1.0), clock=loop.clock) as service:
+        session = StreamSession(service, policy=LatestOnly())
+        for _ in range(8):
+            session.add(Camera(loop, 40))
+        reading = asyncio.ensure_future(collect(session))
+        for _ in range(3):
+            await asyncio.sleep(0.1)
+            statistics = batcher.statistics()
+            assert (statistics.running, statistics.queued) == (2, 2)
+        await session.aclose()
+        await reading
+
+
 async def test_predicted_lateness_drops_no_frame(loop):
     """A service that expects to be late may be wrong: its planner, not the prediction, rejects."""
 
@@ -187,6 +203,27 @@ async def test_predicted_lateness_drops_no_frame(loop):
 
     assert [len(results) for results in both] == [5, 5]
     assert not session.statistics().dropped
+
+
+async def test_what_seems_infeasible_gives_way_where_frames_wait(loop):
+    """Where more streams wait than can be sent, the place of a frame that is expected to be late is another's."""
+
+    async def answer(request):
+        await asyncio.sleep(0.02)
+        return request.inputs
+
+    service = Service(answer)
+    service.max_in_flight, service.full_load = 1, lambda: 4
+    service.admission = lambda request, now_ns: Admission(request.stream_id != "late", "infeasible")
+    session = StreamSession(service, policy=LatestOnly(), max_age_s=1.0, clock=loop.clock)
+    for stream_id in ["late", *range(15)]:
+        session.add(Camera(loop, 20, period_s=0.02), stream_id=stream_id)
+    results = await collect(session)
+
+    late = sum(result.stream_id == "late" for result in results)
+    assert session.statistics().dropped["infeasible"] >= 5
+    assert late <= 1  # once the others have ended
+    assert {result.stream_id for result in results} >= set(range(15))
 
 
 @pytest.mark.parametrize("max_age_s", [None, 5.0])
