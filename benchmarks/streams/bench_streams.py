@@ -409,7 +409,7 @@ async def unreliable(chance: random.Random) -> AsyncIterator[Frame]:
             raise OSError("unplugged")
         elif event > 0.1:
             captured_ns = time.monotonic_ns() + offset_ns
-        yield Frame(np.ones(shape, np.float32), captured_ns, starts_anew=event > 0.97)
+        yield Frame(np.ones(shape, np.float32), captured_ns, discontinuity=event > 0.97)
 
 
 async def viewer(session: StreamSession, chance: random.Random, end_s: float) -> None:

@@ -52,10 +52,10 @@ class DetectorByHand:
             self._executor.shutdown()
 
     async def detect(
-        self, stream_id: Hashable, chunk: Floats, deadline_ns: int, *, starts_anew: bool = False
+        self, stream_id: Hashable, chunk: Floats, deadline_ns: int, *, discontinuity: bool = False
     ) -> float | None:
         """Return the probability of speech; ``None``: the chunk was late before its turn came, and was skipped."""
-        context, state = START if starts_anew else self._streams.get(stream_id, START)
+        context, state = START if discontinuity else self._streams.get(stream_id, START)
         samples = np.concatenate([context, chunk])[np.newaxis]
         if self._executor is None:
             found = self._run(samples, state, deadline_ns)

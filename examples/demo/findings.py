@@ -108,7 +108,7 @@ class Sweep:
 
 @attrs.frozen
 class Counted:
-    """What this library counts in a hold, and nobody counts by hand.
+    """Counts of this library during a hold; a hand-written detector has none.
 
     Attributes:
         voice: telemetry of the voice detector.

@@ -91,7 +91,7 @@ class Microphones:
 
             def detect(stream_id: Hashable, frame: Frame) -> Awaitable[float | None]:
                 return by_hand.detect(
-                    stream_id, frame.inputs, frame.captured_ns + CHUNK_NS, starts_anew=frame.starts_anew
+                    stream_id, frame.inputs, frame.captured_ns + CHUNK_NS, discontinuity=frame.discontinuity
                 )
 
             self.live = DirectStreams(detect, CHUNK_NS, by_hand.clock, self._hear)
@@ -123,7 +123,7 @@ class Microphones:
                     if metronome.stopped:
                         return
                     await metronome.next_beat(phase)
-                yield Frame(chunk, due_ns, starts_anew=not place)
+                yield Frame(chunk, due_ns, discontinuity=not place)
 
     def _hear(self, stream_id: Hashable, number: int, probability: float) -> None:
         heard = self.heard[int(str(stream_id))]

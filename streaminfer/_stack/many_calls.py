@@ -74,7 +74,7 @@ class PlaceQueue:
             await self._pause(pause_s)
 
     def is_free_for(self, request: Request) -> bool:
-        """Return whether a request has a place now, and nobody waits for one."""
+        """Return whether a request has a place now, and no other waits for one."""
         return not self._waiting and self._place(request).reason not in _PASSING
 
     async def _wait_for_place(self, request: Request) -> None:

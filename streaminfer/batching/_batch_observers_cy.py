@@ -58,7 +58,7 @@ class BatchObservers:
         expected_ns: Callable[[int, int], int] | None,
         bucket: int,
     ) -> None:
-        """Tell that a batch ended; nothing for one of which nobody was told that it began."""
+        """Tell that a batch ended; nothing for one whose begin was not told."""
         told = execution.observed
         if not told:
             return

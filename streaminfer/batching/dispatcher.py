@@ -60,7 +60,7 @@ class Dispatcher:
         pipeline: the batch that was sent before a worker was free.
         runner: runs the batches.
         batch_sizes: how many batches had which size.
-        observers: who is told of each batch; ``None``: nobody.
+        observers: who is told of each batch; ``None``: there are none.
     """
 
     # with more than thirty attributes in a dict, CPython 3.11 would look each method up again at each call

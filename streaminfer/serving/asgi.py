@@ -42,7 +42,7 @@ _STATUS_TEXT = ((b"cache-control", b"no-store"),)
 
 
 class _ClientGone(Exception):  # noqa: N818 - not an error of the server
-    """Raised in place of a response that nobody waits for."""
+    """Raised in place of a response to a client that has gone."""
 
 
 class _Reply(NamedTuple):

@@ -20,7 +20,7 @@ cdef class StreamResult:
     cdef readonly object position_s
     cdef readonly bint source_failed
     cdef public object _inputs
-    cdef public bint _starts_anew
+    cdef public bint _discontinuity
     cdef int _status
 
     cpdef long long _since_ns(self) except? -1
@@ -42,12 +42,12 @@ cdef class StreamState:
     cdef object _ages
     cdef object _waiting
     cdef object _sent
-    cdef bint _anew
+    cdef bint _discontinuity
 
     cpdef bint is_full(self) except -1
     cpdef bint has_room(self) except -1
     @cython.locals(result=StreamResult, stale=StreamResult)
-    cpdef bint offer(self, object inputs, long long captured_ns, object position_s, bint starts_anew, long long now_ns) except -1
+    cpdef bint offer(self, object inputs, long long captured_ns, object position_s, bint discontinuity, long long now_ns) except -1
     @cython.locals(head=StreamResult)
     cpdef bint can_send(self) except -1
     @cython.locals(result=StreamResult)
@@ -67,7 +67,7 @@ cdef class StreamState:
     cdef _skip_gone(self)
     cdef _forget(self, StreamResult result, object reason)
     @cython.locals(head=StreamResult)
-    cdef _pass_on(self, bint starts_anew)
+    cdef _pass_on(self, bint discontinuity)
     cdef _count(self, object reason)
 
 @cython.locals(result=StreamResult)

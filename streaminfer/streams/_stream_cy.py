@@ -10,8 +10,8 @@ ready than places: the service need not wait for the consumer.
 is held (``waits``) until at most a quarter of them is left, or the oldest is dropped as ``stale``. A selector says
 which frames are of interest at all; the others are dropped as ``skipped``.
 
-*State of recurrent models.* ``starts_anew`` of a frame that is dropped passes to the next frame of the stream, so that
-a reset is never lost. With ``resets_after_gap`` each frame behind one that was dropped or failed starts anew too. Such
+*State of recurrent models.* ``discontinuity`` of a frame that is dropped passes to the next frame of the stream: a
+reset is never lost. With ``resets_after_gap`` each frame behind one that was dropped or failed starts again too. Such
 a frame is sent when no earlier one runs, and with ``resets_after_gap`` each is, since an earlier one may yet fail.
 
 *Invariants*, which the property tests check: ``received`` = ``delivered`` + ``failed`` + every count in ``dropped`` +
@@ -56,7 +56,7 @@ class StreamResult:
     """
 
     __slots__ = (
-        *("__weakref__", "_inputs", "_starts_anew", "_status"),
+        *("__weakref__", "_inputs", "_discontinuity", "_status"),
         *("arrived_ns", "captured_ns", "completed_ns", "degraded", "delivered_ns", "error", "number", "outputs"),
         *("position_s", "source_failed", "stream_id"),
     )
@@ -73,7 +73,7 @@ class StreamResult:
     position_s: float | None
     source_failed: bool
     _inputs: Any
-    _starts_anew: bool
+    _discontinuity: bool
     _status: int
 
     @property
@@ -102,7 +102,7 @@ class StreamState:
         selector: has ``takes(captured_ns)``, which says whether a frame is of interest; ``None``: each is.
         max_in_flight: how many frames may be sent and not yet delivered, ≥ 1; one more may be ready if ``waits``.
         max_age_ns: age from which a result is worthless; ``0``: there is none.
-        resets_after_gap: the frame behind one that was dropped or failed starts anew.
+        resets_after_gap: the frame behind one that was dropped or failed starts again.
         ages: has ``record_ns(age_ns)``, called for each result with outputs when it is delivered.
 
     Attributes:
@@ -115,7 +115,16 @@ class StreamState:
     """
 
     __slots__ = (
-        *("_ages", "_anew", "_max_age_ns", "_max_in_flight", "_max_waiting", "_resets_after_gap", "_selector", "_sent"),
+        *(
+            "_ages",
+            "_discontinuity",
+            "_max_age_ns",
+            "_max_in_flight",
+            "_max_waiting",
+            "_resets_after_gap",
+            "_selector",
+            "_sent",
+        ),
         *("_waiting", "_waits", "delivered", "dropped", "failed", "in_flight", "received", "running", "stream_id"),
     )
 
@@ -140,7 +149,7 @@ class StreamState:
         self._ages = ages
         self._waiting: deque[StreamResult] = deque()
         self._sent: deque[StreamResult] = deque()
-        self._anew = False  # the next frame starts anew
+        self._discontinuity = False  # the next frame starts again
         self.received = 0
         self.delivered = 0
         self.failed = 0
@@ -161,7 +170,7 @@ class StreamState:
         """Return whether a source that was held may go on."""
         return len(self._waiting) <= self._max_waiting >> 2
 
-    def offer(self, inputs: Any, captured_ns: int, position_s: float | None, starts_anew: bool, now_ns: int) -> bool:
+    def offer(self, inputs: Any, captured_ns: int, position_s: float | None, discontinuity: bool, now_ns: int) -> bool:
         """Take a frame that arrived.
 
         Returns:
@@ -169,14 +178,14 @@ class StreamState:
         """
         result = _new_result(self.stream_id, self.received, captured_ns, position_s, now_ns)
         result._inputs = inputs
-        result._starts_anew = starts_anew or self._anew
+        result._discontinuity = discontinuity or self._discontinuity
         if self._selector is not None and not self._selector.takes(captured_ns):
             self.received += 1
-            self._anew = result._starts_anew  # what the source leaves out on purpose is no gap
+            self._discontinuity = result._discontinuity  # what the source leaves out on purpose is no gap
             self._count("skipped")
             return False
         self.received += 1
-        self._anew = False
+        self._discontinuity = False
         if not self._waits and len(self._waiting) >= self._max_waiting:
             stale = self._waiting.popleft()
             self._waiting.append(result)
@@ -194,7 +203,7 @@ class StreamState:
         if self.running == 0:
             return True
         head: StreamResult = self._waiting[0]
-        return not (head._starts_anew or self._resets_after_gap)
+        return not (head._discontinuity or self._resets_after_gap)
 
     def next(self, now_ns: int) -> StreamResult | None:
         """Move the next frame from waiting to in flight, and drop those that are too old."""
@@ -245,7 +254,7 @@ class StreamState:
             return False
         result.error = error
         result.completed_ns = now_ns
-        self._pass_on(result._starts_anew or self._resets_after_gap)
+        self._pass_on(result._discontinuity or self._resets_after_gap)
         return self.has_ready()
 
     def has_ready(self) -> bool:
@@ -310,18 +319,18 @@ class StreamState:
             self._sent.popleft()
 
     def _forget(self, result: StreamResult, reason: str) -> None:
-        """Count a frame as dropped; the next one starts anew if it would have, or behind a gap if that resets."""
+        """Count a frame as dropped; the next one starts again if it would have, or behind a gap if that resets."""
         self._count(reason)
-        self._pass_on(result._starts_anew or self._resets_after_gap)
+        self._pass_on(result._discontinuity or self._resets_after_gap)
 
-    def _pass_on(self, starts_anew: bool) -> None:
-        if not starts_anew:
+    def _pass_on(self, discontinuity: bool) -> None:
+        if not discontinuity:
             return
         if self._waiting:
             head: StreamResult = self._waiting[0]
-            head._starts_anew = True
+            head._discontinuity = True
         else:
-            self._anew = True
+            self._discontinuity = True
 
     def _count(self, reason: str) -> None:
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
@@ -355,6 +364,6 @@ def _new_result(
     result.position_s = position_s
     result.source_failed = False
     result._inputs = None
-    result._starts_anew = False
+    result._discontinuity = False
     result._status = _WAITING
     return result

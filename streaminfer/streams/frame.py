@@ -15,10 +15,10 @@ class Frame:
         inputs: what the model takes, without a batch axis.
         captured_ns: instant of capture, on the clock of the `Stack`. The age of a result counts from it.
         position_s: position in the medium, in seconds from its start; ``None``: unknown.
-        starts_anew: it does not continue the frame before it, as after a reconnect: state of the stream is dropped.
+        discontinuity: it does not continue the frame before it, as after a reconnect: state of the stream is dropped.
     """
 
     inputs: Any
     captured_ns: int
     position_s: float | None = None
-    starts_anew: bool = False
+    discontinuity: bool = False

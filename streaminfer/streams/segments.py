@@ -113,7 +113,7 @@ class Segments:
         return None
 
     def finish(self) -> Segment | None:
-        """Return the segment that the end of the stream ends; ``None``: there is none. It begins anew after that."""
+        """Return the segment that the end of the stream ends; ``None``: there is none. It begins again after that."""
         segment = self._end(self._end_s()) if self._start_s >= 0 else None
         self._position, self._onset, self._silence, self._last_end_s = 0, -1, -1, 0.0
         return segment

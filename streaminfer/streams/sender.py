@@ -172,7 +172,7 @@ class Sender:
         request = make_request(
             result._inputs, deadline_ns, settings.priority, stream.stream_id, settings.tenant, None, (), None, True
         )
-        if result._starts_anew and self.states is not None:
+        if result._discontinuity and self.states is not None:
             self.states.reset_stream(stream.stream_id)
         while True:
             if settings.max_age_ns and stream.state.deadline_ns(result) <= self.clock():  # after a pause

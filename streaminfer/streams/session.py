@@ -319,7 +319,7 @@ class StreamResults:
 
 
 def _abandon(loop: asyncio.AbstractEventLoop | None, outlet: Outlet) -> None:
-    """Close the streams of an outlet that nobody can read; called by the collector, in any thread."""
+    """Close the streams of an outlet without a reader; called by the collector, in any thread."""
     if loop is None or loop.is_closed() or not outlet.streams:
         return
     with contextlib.suppress(RuntimeError):  # the loop was closed a moment ago

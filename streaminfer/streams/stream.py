@@ -289,7 +289,7 @@ class Stream:
             self.end_if_drained()
             await self._drained
         except asyncio.CancelledError:
-            pass  # it ends as it would have, with less; nobody awaits this task for a result
+            pass  # it ends as it would have, with less; no caller awaits a result of this task
         finally:
             self.state.close(ready_too=False)
             self._sender.leave(self)
@@ -314,7 +314,7 @@ class Stream:
         if self._sender.states is not None:
             try:
                 self._sender.states.end_stream(self.stream_id)
-            except Exception as error:  # noqa: BLE001 - nobody waits for this but for the end of the stream
+            except Exception as error:  # noqa: BLE001 - only the end of the stream waits for this
                 self._report("the model could not end its state", error)
         if self.state.has_ready() or self._error is not None:
             self._outlet.announce(self)
@@ -360,7 +360,7 @@ class Stream:
             if not isinstance(item.captured_ns, (int, SupportsIndex)):
                 what = "whole nanoseconds on the clock of the Stack"
                 raise TypeError(expected("captured_ns", what, item.captured_ns))
-            waits = state.offer(item.inputs, item.captured_ns, item.position_s, item.starts_anew, now_ns)
+            waits = state.offer(item.inputs, item.captured_ns, item.position_s, item.discontinuity, now_ns)
         else:
             waits = state.offer(item, now_ns, None, False, now_ns)
         if waits and not self.turn.is_queued and state.can_send():

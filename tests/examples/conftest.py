@@ -64,7 +64,7 @@ class DetectorByHand:
     async def __aexit__(self, *_):
         pass
 
-    async def detect(self, stream_id, chunk, deadline_ns, *, starts_anew=False):
+    async def detect(self, stream_id, chunk, deadline_ns, *, discontinuity=False):
         async with self._threads:
             if self.clock() > deadline_ns:
                 return None

@@ -416,7 +416,7 @@ async def test_a_policy_that_fails_opens_no_stream(loop):
 # -- recurrent models ------------------------------------------------------------------------------------------------
 
 
-async def test_states_are_reset_where_a_frame_starts_anew_and_end_with_the_stream(loop):
+async def test_states_are_reset_where_a_frame_discontinuity_and_end_with_the_stream(loop):
     """A reset comes behind the frames before it and before its own."""
     states = States()
 

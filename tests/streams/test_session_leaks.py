@@ -55,7 +55,7 @@ class Unreliable:
                     raise OSError("unplugged")
                 elif event > 0.1:
                     captured_ns = self.loop.clock() + offset_ns  # else the last one again
-                yield Frame(np.ones(shape, np.float32), captured_ns, starts_anew=event > 0.97)
+                yield Frame(np.ones(shape, np.float32), captured_ns, discontinuity=event > 0.97)
         finally:
             Unreliable.open -= 1
 

@@ -92,7 +92,7 @@ class StreamMachine(RuleBasedStateMachine):
         result = self.state.next(self.now_ns)
         assert (result is None) is (expected is None)
         if expected is not None:
-            assert (result.number, result._inputs, result._starts_anew) == (
+            assert (result.number, result._inputs, result._discontinuity) == (
                 expected["number"],
                 expected["number"],
                 expected["anew"],

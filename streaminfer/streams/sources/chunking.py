@@ -4,7 +4,7 @@
 two chunks share stays in the array. The end of the newest packet is an instant and a position; every other sample is
 placed by counting back from it, so rounding does not add up.
 
-*Invariants.* Between two chunks that start anew, sample ``i`` of chunk ``n`` is sample ``n * hop + i`` of the input. No
+*Invariants.* Between two discontinuities, sample ``i`` of chunk ``n`` is sample ``n * hop + i`` of the input. No
 sample is lost: `flush` pads the last ones with zeros. ``captured_ns`` never decreases.
 """
 
@@ -16,7 +16,7 @@ from streaminfer.streams.frame import Frame
 
 __all__ = ["Chunker", "GapDetector"]
 
-MAX_SILENCE_NS = 500_000_000  # lost packets; after a longer gap the stream starts anew
+MAX_SILENCE_NS = 500_000_000  # lost packets; after a longer gap there is a discontinuity
 MIN_GAP_NS = 5_000_000  # containers round timestamps to milliseconds
 
 
@@ -59,7 +59,7 @@ class Chunker:
         self._seen = 0  # samples at the front that an earlier chunk had, too
         self._end = (0, 0)  # instant and position behind the newest sample
         self._last_captured_ns: int | None = None
-        self._starts_anew = False
+        self._discontinuity = False
 
     def push(self, samples: np.ndarray[Any, Any], captured_ns: int, end_media_ns: int) -> list[Frame]:
         """Return the chunks that these samples complete.
@@ -80,7 +80,7 @@ class Chunker:
         return frames
 
     def flush(self) -> list[Frame]:
-        """Return the chunk of the remaining samples, padded with zeros, if there are any; the next one starts anew."""
+        """Return the chunk of the remaining samples, padded with zeros, if there are any; the next one starts again."""
         frames = []
         rest = self._samples.shape[1]
         if rest > self._seen:
@@ -88,7 +88,7 @@ class Chunker:
             frames.append(self._cut(padded, rest))
         self._samples = self._empty
         self._seen = 0
-        self._starts_anew = self._last_captured_ns is not None
+        self._discontinuity = self._last_captured_ns is not None
         return frames
 
     def _cut(self, samples: np.ndarray[Any, Any], before_end: int) -> Frame:
@@ -99,8 +99,8 @@ class Chunker:
         self._last_captured_ns = captured_ns
         position_s = max(0, media_ns - self._length_ns(before_end)) / 1e9
         inputs = samples[0].copy() if len(samples) == 1 else samples.copy()
-        frame = Frame(inputs, captured_ns, position_s, self._starts_anew)
-        self._starts_anew = False
+        frame = Frame(inputs, captured_ns, position_s, self._discontinuity)
+        self._discontinuity = False
         return frame
 
     def _length_ns(self, samples: int) -> int:

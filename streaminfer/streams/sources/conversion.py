@@ -34,7 +34,7 @@ class PictureConverter:
 class AudioAssembler:
     """Resampling and chunking of one stream of sound.
 
-    A short gap becomes silence; behind a longer one the chunks start anew. The end of each stretch is padded.
+    A short gap becomes silence; behind a longer one there is a discontinuity. The end of each stretch is padded.
 
     Attributes:
         silence_ns: how much silence there was for lost packets.
@@ -57,7 +57,7 @@ class AudioAssembler:
         length_ns = _duration_ns(frame)
         gap_ns = self._gaps.gap_ns(stamp.media_ns, length_ns)
         chunks: list[Frame] = []
-        if stamp.starts_anew or gap_ns > MAX_SILENCE_NS:
+        if stamp.discontinuity or gap_ns > MAX_SILENCE_NS:
             chunks += self.flush()
         elif gap_ns:
             chunks += self._end_resampler()
@@ -128,7 +128,7 @@ class FrameMaker:
         """Return the stamp of a decoded frame; ``None``: it is beyond the rate that the model wants."""
         length_ns = _duration_ns(frame) if self._sound is not None else 0
         stamp = self._repair.stamp(pts, time_base, length_ns, arrival_ns)
-        if self._limiter is not None and not self._limiter.admits(stamp.media_ns, due=stamp.starts_anew):
+        if self._limiter is not None and not self._limiter.admits(stamp.media_ns, due=stamp.discontinuity):
             self._counters.skipped += 1
             return None
         return stamp
@@ -137,7 +137,7 @@ class FrameMaker:
         """Return the frames that a decoded frame completes."""
         if self._sound is None:
             inputs = frame if self._picture is None else self._picture(frame)
-            return [Frame(inputs, stamp.captured_ns, stamp.media_ns / 1e9, stamp.starts_anew)]
+            return [Frame(inputs, stamp.captured_ns, stamp.media_ns / 1e9, stamp.discontinuity)]
         frames = self._sound.push(frame, stamp)
         self._counters.silence_ns = self._sound.silence_ns
         return frames

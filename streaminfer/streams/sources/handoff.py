@@ -15,8 +15,8 @@ __all__ = ["Handoff"]
 class Handoff:
     """Buffer between one producer, in any thread, and one consumer, in an event loop.
 
-    A full buffer makes the producer wait, or drops the oldest frame. What was dropped may have started anew, and then
-    the next frame does; the frame behind a dropped piece of sound always does.
+    A full buffer makes the producer wait, or drops the oldest frame. If that was a discontinuity, the next frame
+    becomes one; the frame behind a dropped piece of sound always is.
 
     Args:
         capacity: frames that may wait.
@@ -51,11 +51,11 @@ class Handoff:
                 if len(self._frames) >= self._capacity:
                     oldest = self._frames.popleft()
                     self.dropped += 1
-                    if self._contiguous or oldest.starts_anew:
+                    if self._contiguous or oldest.discontinuity:
                         if self._frames:
-                            self._frames[0] = attrs.evolve(self._frames[0], starts_anew=True)
+                            self._frames[0] = attrs.evolve(self._frames[0], discontinuity=True)
                         else:
-                            frame = attrs.evolve(frame, starts_anew=True)
+                            frame = attrs.evolve(frame, discontinuity=True)
             elif not self._drops:
                 self._changed.wait_for(lambda: self.closed.is_set() or len(self._frames) < self._capacity)
             if self.closed.is_set():

@@ -29,7 +29,7 @@ class Location:
     Attributes:
         url: what FFmpeg opens.
         format: the device or container; ``None``: FFmpeg finds out.
-        live: whether it goes on while nobody reads.
+        live: whether it goes on without a reader.
         local: a file, whose reads do not stall.
         options: of FFmpeg.
         name: the URL without user, password and query, for messages.

@@ -122,7 +122,7 @@ class VideoSource(_MediaSource):
 class AudioSource(_MediaSource):
     """Chunks of sound of a microphone, a file or a URL.
 
-    A chunk's ``captured_ns`` is the instant of its last sample. Chunks are contiguous, except where one starts anew:
+    A chunk's ``captured_ns`` is the instant of its last sample. Chunks are contiguous, except at a discontinuity:
     after a reconnect, a gap of more than 0.5 s, or chunks that a slow reader lost. A shorter gap is filled with
     silence. The last chunk before an end is padded with zeros. A live source keeps 0.25 s for a slow reader; else as
     `VideoSource`.

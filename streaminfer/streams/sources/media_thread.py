@@ -108,7 +108,7 @@ class MediaThread:
         finally:
             self.counters.connected = False
             handoff.finish(error)
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            with contextlib.suppress(RuntimeError):  # the loop is closed: there is no reader
                 self._loop.call_soon_threadsafe(self._ended.set)
 
     def _play_once(self, handoff: Handoff) -> float | None:

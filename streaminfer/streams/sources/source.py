@@ -88,8 +88,8 @@ class Source(AsyncIterator[Frame]):
         self._started = False
         self._delivered = 0
         self._converting: tuple[Frame, asyncio.Future[Any]] | None = None  # a reader that is cancelled leaves it behind
-        self._starts_anew = False  # what could not be converted did
-        weakref.finalize(self, handoff.close)  # a source that nobody holds any more lets its decoder end
+        self._discontinuity = False  # what could not be converted did
+        weakref.finalize(self, handoff.close)  # a source without references lets its decoder end
 
     def __aiter__(self) -> Self:
         return self
@@ -110,7 +110,7 @@ class Source(AsyncIterator[Frame]):
             else:
                 if self._converting is None:
                     frame = await self._handoff.get()
-                    self._starts_anew |= frame.starts_anew
+                    self._discontinuity |= frame.discontinuity
                     loop = asyncio.get_running_loop()
                     self._converting = frame, loop.run_in_executor(None, self._convert, frame.inputs)
                 frame, converted = self._converting
@@ -123,8 +123,8 @@ class Source(AsyncIterator[Frame]):
                 except ValueError:  # invalid data
                     self._feeder.counters.corrupt += 1
                     continue
-                frame = attrs.evolve(frame, inputs=inputs, starts_anew=self._starts_anew)
-                self._starts_anew = False
+                frame = attrs.evolve(frame, inputs=inputs, discontinuity=self._discontinuity)
+                self._discontinuity = False
             self._delivered += 1
             return frame
 

@@ -77,7 +77,7 @@ class TaskFeeder:
                     stamp = self._maker.stamp(item.frame, item.pts, item.time_base, self._clock())
                     for frame in [] if stamp is None else self._maker.make(item.frame, stamp):
                         handoff.put(frame)
-                    if handoff.closed.is_set():  # nobody holds the source any more
+                    if handoff.closed.is_set():  # the source has no references any more
                         break
             for frame in self._maker.flush():
                 handoff.put(frame)

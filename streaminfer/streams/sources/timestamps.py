@@ -49,12 +49,12 @@ class Stamp:
     Attributes:
         media_ns: on the timeline of the medium, from its first item.
         captured_ns: on the clock of the arrivals.
-        starts_anew: timestamps jumped, or the connection is a new one.
+        discontinuity: timestamps jumped, or the connection is a new one.
     """
 
     media_ns: int
     captured_ns: int
-    starts_anew: bool
+    discontinuity: bool
 
 
 class TimestampRepair:
@@ -93,7 +93,7 @@ class TimestampRepair:
         elapsed_ns = max(0, arrival_ns - self._last_arrival_ns) if last else 0
         step_ns = max(elapsed_ns, self._length_ns) if self._live else self._length_ns or self._step_ns
         next_ns = last.media_ns + step_ns if last else 0
-        anew, self._restarted = self._restarted, False
+        discontinuity, self._restarted = self._restarted, False
         if pts is None or time_base is None:
             media_ns = next_ns
         else:
@@ -104,7 +104,7 @@ class TimestampRepair:
             elif last is not None:
                 jump = self._find_jump(pts_ns + self._shift_ns - last.media_ns, elapsed_ns, seconds, time_base)
                 if jump is None:
-                    anew = True
+                    discontinuity = True
                     self._shift_ns = next_ns - pts_ns
                 else:
                     self._shift_ns += jump
@@ -112,10 +112,10 @@ class TimestampRepair:
         if last is not None:
             media_ns = max(media_ns, last.media_ns)
             self._step_ns = (media_ns - last.media_ns) or self._step_ns
-        captured_ns = self._capture(media_ns, arrival_ns, anew=anew) if self._live else arrival_ns
+        captured_ns = self._capture(media_ns, arrival_ns, discontinuity=discontinuity) if self._live else arrival_ns
         if last is not None:
             captured_ns = max(captured_ns, last.captured_ns)
-        self._last = Stamp(media_ns, captured_ns, anew)
+        self._last = Stamp(media_ns, captured_ns, discontinuity)
         self._last_arrival_ns = arrival_ns
         self._length_ns = duration_ns
         return self._last
@@ -131,10 +131,10 @@ class TimestampRepair:
                 return wrap_ns
         return None
 
-    def _capture(self, media_ns: int, arrival_ns: int, *, anew: bool) -> int:
+    def _capture(self, media_ns: int, arrival_ns: int, *, discontinuity: bool) -> int:
         delay_ns = arrival_ns - media_ns
         before, smallest = self._delays
-        if anew or self._last is None:
+        if discontinuity or self._last is None:
             self._delays = (None, delay_ns)
             self._window_end_ns = arrival_ns + WINDOW_NS
         elif arrival_ns >= self._window_end_ns:

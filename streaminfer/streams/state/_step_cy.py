@@ -75,8 +75,8 @@ class Block:
         lengths: by row those of the parts that grow; ``None``: nothing grows.
 
     Attributes:
-        streams: by row the stream whose state this is; ``None``: nobody's.
-        live: how many rows are somebody's.
+        streams: by row the stream whose state this is; ``None``: of none.
+        live: how many rows hold the state of a stream.
     """
 
     __slots__ = ("arrays", "lengths", "live", "size", "streams")
@@ -98,7 +98,7 @@ class Step:
         pending: how many steps must end before it may run.
         waiter: what the shell wakes when it may; ``None``: nothing waits.
         ended: it has run, or never will.
-        abandoned: nobody waits for it, and it is only there to keep the order.
+        abandoned: its caller has gone, and it is only there to keep the order.
     """
 
     __slots__ = (

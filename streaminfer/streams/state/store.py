@@ -3,7 +3,7 @@
 Thread-safety: worker threads gather and write back at the same time. What is where is read and changed under the
 lock of the table, in steps of microseconds; rows are copied without it, which takes milliseconds where they are large.
 That is sound because a row that is read stays as it is until the step that reads it has ended (``_stream_table_cy``),
-and a row that is written is nobody's yet.
+and a row that is written is of no stream yet.
 """
 
 import math

@@ -1,7 +1,7 @@
 cimport cython
 from streaminfer.telemetry.histograms cimport _monotonic_cy
 from streaminfer.telemetry.histograms cimport _histogram_cy
-# the build looks for what to compile anew only in cimports of this form, not in those of a module
+# the build looks for what to compile again only in cimports of this form, not in those of a module
 from streaminfer.telemetry.histograms._monotonic_cy cimport MonotonicClock as CMonotonicClock
 from streaminfer.telemetry.histograms._histogram_cy cimport HistogramState as CHistogramState
 

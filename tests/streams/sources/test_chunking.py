@@ -36,7 +36,7 @@ def test_chunks_are_the_input_cut_at_every_hop(cut):
         np.testing.assert_array_equal(frame.inputs, expected[0] if channels == 1 else expected)
         assert frame.position_s == start / RATE
         assert frame.captured_ns == (5_000 + min(total, start + chunk)) * MS
-        assert not frame.starts_anew
+        assert not frame.discontinuity
         assert frame.inputs.base is None  # the reader may keep or change it
     covered = (len(frames) - 1) * hop + chunk if frames else 0
     assert covered >= total
@@ -56,7 +56,7 @@ def test_instants_never_go_back(cut):
     assert instants == sorted(instants)
 
 
-def test_flush_starts_anew():
+def test_flush_discontinuity():
     """Nothing of before is in the chunks after it."""
     chunker = Chunker(4, 2, RATE, np.empty((1, 0)))
     first = chunker.push(np.ones((1, 5)), 5 * MS, 5 * MS)
@@ -64,7 +64,7 @@ def test_flush_starts_anew():
     then = chunker.push(np.full((1, 6), 2.0), 90 * MS, 90 * MS)
     assert [frame.inputs.tolist() for frame in first + rest] == [[1] * 4, [1, 1, 1, 0]]
     assert [frame.inputs.tolist() for frame in then] == [[2] * 4] * 2
-    assert [frame.starts_anew for frame in first + rest + then] == [False, False, True, False]
+    assert [frame.discontinuity for frame in first + rest + then] == [False, False, True, False]
 
 
 def test_flush_of_what_was_sent_is_nothing():

@@ -84,7 +84,7 @@ def test_resolution_may_change_on_the_way(video, tmp_path, size):
     frames = asyncio.run(read(VideoSource(both, size=size)))
     shapes = [frame.inputs.shape[:2] for frame in frames]
     assert shapes == ([(10, 20)] * 6 if size else [(48, 64)] * 3 + [(48, 128)] * 3)
-    assert not any(frame.starts_anew for frame in frames)
+    assert not any(frame.discontinuity for frame in frames)
 
 
 def test_end_in_the_middle_of_a_packet_is_an_end(video, tmp_path):
@@ -215,7 +215,7 @@ def test_slow_reader_gets_the_newest_picture(video):
     assert statistics.delivered + statistics.dropped == 40
 
 
-def test_sound_behind_dropped_chunks_starts_anew(audio):
+def test_sound_behind_dropped_chunks_discontinuity(audio):
     """Chunks are contiguous unless one says that it is not."""
     source = AudioSource(audio(np.arange(16_000, dtype=np.int16)[np.newaxis]), dtype="int16", when_slow="drop")
 
@@ -229,8 +229,8 @@ def test_sound_behind_dropped_chunks_starts_anew(audio):
     frames = asyncio.run(main())
     for before, after in pairwise(frames):
         contiguous = int(after.inputs[0]) == int(before.inputs[-1]) + 1
-        assert after.starts_anew != contiguous
-    assert sum(frame.starts_anew for frame in frames) == 1
+        assert after.discontinuity != contiguous
+    assert sum(frame.discontinuity for frame in frames) == 1
 
 
 @pytest.mark.parametrize("state", ["new", "waiting for its reader", "waiting for its time", "ended", "failed"])

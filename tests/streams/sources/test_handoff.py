@@ -23,15 +23,15 @@ def test_what_is_dropped_is_the_oldest_and_counted(capacity, contiguous, flags):
     """The newest stay in order, and a start that was dropped is that of the next frame; so is a gap in sound."""
     handoff = Handoff(capacity, drops=True, contiguous=contiguous)
     for number, flag in enumerate(flags):
-        assert handoff.put(Frame(number, number, starts_anew=flag))
+        assert handoff.put(Frame(number, number, discontinuity=flag))
     frames = asyncio.run(rest(handoff))
     kept = flags[-capacity:]
     lost = flags[: len(flags) - len(kept)]
     assert [frame.inputs for frame in frames] == list(range(len(lost), len(flags)))
     assert handoff.dropped == len(lost)
     if frames:
-        assert frames[0].starts_anew == (kept[0] or any(lost) or (contiguous and bool(lost)))
-        assert [frame.starts_anew for frame in frames[1:]] == kept[1:]
+        assert frames[0].discontinuity == (kept[0] or any(lost) or (contiguous and bool(lost)))
+        assert [frame.discontinuity for frame in frames[1:]] == kept[1:]
 
 
 def test_producer_waits_and_loses_nothing():

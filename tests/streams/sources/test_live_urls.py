@@ -100,13 +100,13 @@ def test_end_stall_and_error_end_in_a_reconnect(caplog):
             source = VideoSource(url, reconnect=SOON, timeout_s=1.5, when_slow="wait")
             frames = []
             async with source:
-                while sum(frame.starts_anew for frame in frames) < 2:
+                while sum(frame.discontinuity for frame in frames) < 2:
                     frames.append(await anext(source))
             return frames, source.statistics()
 
     with caplog.at_level(logging.WARNING, "streaminfer.streams"):
         frames, statistics = asyncio.run(main())
-    anew = [number for number, frame in enumerate(frames) if frame.starts_anew]
+    anew = [number for number, frame in enumerate(frames) if frame.discontinuity]
     assert [gray(frame) for frame in frames[: anew[0]]] == list(range(12))
     second = [gray(frame) for frame in frames[anew[0] : anew[1]]]
     assert second == list(range(len(second)))
@@ -218,8 +218,8 @@ def test_slow_reader_is_no_stall(tmp_path):
             async with source:
                 for _ in range(20):
                     await anext(source)
-                    while source.statistics().waiting < 4 and source.statistics().connected:
-                        await asyncio.sleep(0)
+                    while not source._handoff._changed._waiters and source.statistics().connected:
+                        await asyncio.sleep(0)  # until the thread waits for this reader, and for no packet
                     late_ns += 10_000_000_000
 
     asyncio.run(main())
@@ -284,7 +284,7 @@ def test_recording_behind_a_url_ends(options):
     assert len(asyncio.run(main())) == 2
 
 
-def test_live_sound_starts_anew_after_a_reconnect():
+def test_live_sound_discontinuity_after_a_reconnect():
     """The rest of what was heard before is padded with silence, and nothing of it is in the chunks behind."""
 
     async def main():
@@ -293,6 +293,6 @@ def test_live_sound_starts_anew_after_a_reconnect():
             return [await anext(source) for _ in range(4)]
 
     frames = asyncio.run(main())
-    assert [frame.starts_anew for frame in frames] == [False, False, True, False]
+    assert [frame.discontinuity for frame in frames] == [False, False, True, False]
     assert [int((frame.inputs == 700).sum()) for frame in frames] == [512, 488, 512, 488]
     assert frames[2].position_s > frames[1].position_s

@@ -70,7 +70,7 @@ def test_other_messages_are_counted_as_corrupt(message):
     assert source.statistics().corrupt == 1
 
 
-def test_pause_of_the_sender_starts_anew():
+def test_pause_of_the_sender_discontinuity():
     """A muted microphone sends nothing, and its sound is fresh when it is back."""
     clock = FakeClock(0)
 
@@ -80,7 +80,7 @@ def test_pause_of_the_sender_starts_anew():
             yield np.ones(512, "<i2").tobytes()
 
     frames = collect(audio_from_messages(speak(), sent_rate=16_000, clock=clock))
-    assert [frame.starts_anew for frame in frames] == [False, False, False, True, False]
+    assert [frame.discontinuity for frame in frames] == [False, False, False, True, False]
     assert [frame.captured_ns // 1_000_000 for frame in frames] == [0, 32, 64, 5_064, 5_096]
 
 

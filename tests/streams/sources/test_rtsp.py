@@ -83,7 +83,7 @@ def test_source_survives_its_camera(server, transport, end):
 
 async def _next_start(source):
     async for frame in source:
-        if frame.starts_anew:
+        if frame.discontinuity:
             return frame
     raise AssertionError("the source ended")
 

@@ -41,11 +41,11 @@ def test_instants_and_positions_never_go_back(steps, is_live):
         stamp = repair.stamp(pts, RTP, duration_ns, now_ns)
         assert stamp.captured_ns <= now_ns
         if before is None:
-            assert (stamp.media_ns, stamp.starts_anew) == (0, False)
+            assert (stamp.media_ns, stamp.discontinuity) == (0, False)
         else:
             assert stamp.media_ns >= before.media_ns
             assert stamp.captured_ns >= before.captured_ns
-            assert stamp.starts_anew or not restart
+            assert stamp.discontinuity or not restart
         before = stamp
 
 
@@ -59,7 +59,7 @@ def test_delay_of_the_network_is_part_of_the_age(delays_ms, offset):
     assert stamps[-1].media_ns == 40 * MS * (len(delays_ms) - 1)
     # within the two windows of 5 s
     assert stamps[-1].captured_ns == max(smallest + stamps[-1].media_ns, *(s.captured_ns for s in stamps[:-1]))
-    assert not any(stamp.starts_anew for stamp in stamps)
+    assert not any(stamp.discontinuity for stamp in stamps)
 
 
 def test_drift_of_the_clocks_is_followed():
@@ -75,22 +75,22 @@ def test_wrap_continues_the_timeline(bits):
     first = 2**bits - 90_000
     stamps = live([((first + 45_000 * n) % 2**bits, 500 * MS * n) for n in range(6)], RTP)
     assert [stamp.media_ns for stamp in stamps] == [500 * MS * n for n in range(6)]
-    assert not any(stamp.starts_anew for stamp in stamps)
+    assert not any(stamp.discontinuity for stamp in stamps)
 
 
 @pytest.mark.parametrize("jump", [-600, -10_000_000, 6_000, 10_000_000])
-def test_jump_starts_anew_and_time_goes_on(jump):
+def test_jump_discontinuity_and_time_goes_on(jump):
     """A jump of the timestamps changes nothing about when items were captured."""
     stamps = live([(40 * n + (jump if n >= 5 else 0), 40 * n * MS) for n in range(10)])
     assert [stamp.captured_ns for stamp in stamps] == [40 * n * MS for n in range(10)]
-    assert [stamp.starts_anew for stamp in stamps] == [n == 5 for n in range(10)]
+    assert [stamp.discontinuity for stamp in stamps] == [n == 5 for n in range(10)]
 
 
 def test_small_step_back_is_disorder():
     """A timestamp somewhat before the last one counts as the same position."""
     stamps = live([(0, 0), (40, 40 * MS), (20, 41 * MS), (80, 80 * MS)])
     assert [stamp.media_ns // MS for stamp in stamps] == [0, 40, 40, 80]
-    assert not any(stamp.starts_anew for stamp in stamps)
+    assert not any(stamp.discontinuity for stamp in stamps)
 
 
 def test_missing_timestamps_are_arrivals():
@@ -102,7 +102,7 @@ def test_missing_timestamps_are_arrivals():
 def test_first_timestamp_after_missing_ones_is_no_jump():
     stamps = live([(None, 0), (7_000_000, 40 * MS), (7_000_040, 80 * MS)])
     assert [stamp.media_ns // MS for stamp in stamps] == [0, 40, 80]
-    assert not any(stamp.starts_anew for stamp in stamps)
+    assert not any(stamp.discontinuity for stamp in stamps)
 
 
 def test_restart_goes_on_by_the_time_that_passed():
@@ -111,7 +111,7 @@ def test_restart_goes_on_by_the_time_that_passed():
     repair.stamp(5_000, BASE, 0, 0)
     repair.restart()
     assert repair.stamp(123, BASE, 0, 3_000 * MS) == (repair._last)
-    assert (repair._last.media_ns, repair._last.captured_ns, repair._last.starts_anew) == (3_000 * MS,) * 2 + (True,)
+    assert (repair._last.media_ns, repair._last.captured_ns, repair._last.discontinuity) == (3_000 * MS,) * 2 + (True,)
 
 
 def test_stall_without_loss_is_age_until_it_is_forgotten():
@@ -125,7 +125,7 @@ def test_file_may_pause_for_a_minute_but_not_for_a_day():
     repair = TimestampRepair(live=False)
     steps = [0, 40, 50_040, 86_400_000, 86_400_040, 100]
     stamps = [repair.stamp(pts, BASE, 0, n) for n, pts in enumerate(steps)]
-    assert [stamp.starts_anew for stamp in stamps] == [False, False, False, True, False, True]
+    assert [stamp.discontinuity for stamp in stamps] == [False, False, False, True, False, True]
     assert [stamp.media_ns // MS for stamp in stamps] == [0, 40, 50_040, 100_040, 100_080, 100_120]
     assert [stamp.captured_ns for stamp in stamps] == list(range(6))
 

@@ -93,7 +93,7 @@ def test_lost_packets_become_silence_of_their_length():
     frames, statistics = collect(Scripted("audio", items), chunk=320, dtype="int16")
     heard = [int(frame.inputs[0]) for frame in frames]
     assert heard == [1, 321, 0, 0, 641, 961, 1_281]
-    assert [frame.starts_anew for frame in frames] == [False] * 6 + [True]
+    assert [frame.discontinuity for frame in frames] == [False] * 6 + [True]
     assert [round(frame.position_s / 0.02) for frame in frames] == [0, 1, 2, 3, 4, 5, 60]
     assert statistics.silence_s == pytest.approx(0.04)
 

@@ -1,6 +1,6 @@
 cimport cython
 from streaminfer._internal cimport _protobuf_cy
-# the build looks for what to compile anew only in cimports of this form, not in those of a module
+# the build looks for what to compile again only in cimports of this form, not in those of a module
 from streaminfer._internal._protobuf_cy cimport ProtobufWriter as CProtobufWriter
 
 cdef int _MAX_GAP, _MAX_VARINT
