@@ -9,7 +9,7 @@ worker is free again, even if it is cancelled.
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 import attrs
@@ -62,10 +62,13 @@ class BackendRecorder:
         self._lock = threading.Lock()
         self._batches = self._rows = self._errors = self._cancelled = self._busy_ns = 0
 
-    async def count(self, rows: int, results: Coroutine[Any, Any, T]) -> T:
-        """Await the results of a batch of ``rows`` requests, and count its outcome."""
+    async def count(self, rows: int, work: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+        """Await what ``work`` makes of a batch of ``rows`` requests, and count its outcome.
+
+        A task that is cancelled before its first step has made no coroutine that would have to be closed.
+        """
         try:
-            value = await results
+            value = await work(*arguments)
         except BaseException as error:
             self._count_error(error)
             raise

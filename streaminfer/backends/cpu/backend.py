@@ -215,7 +215,7 @@ class CpuBackend(Node):
             Closed: stopped.
         """
         recorder = self._recorder
-        return recorder.count(len(batch.rows), self._answer(batch, recorder.busy, recorder.busy_awaiting))
+        return recorder.count(len(batch.rows), self._answer, batch, recorder.busy, recorder.busy_awaiting)
 
     def capabilities(self) -> Capabilities:
         """What a batcher and caches need to know of the function."""

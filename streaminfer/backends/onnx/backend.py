@@ -344,7 +344,7 @@ class OnnxBackend(Node):
             BackendError: the model failed on this batch.
             Closed: stopped.
         """
-        return self._recorder.count(len(batch.rows), self._infer(batch, self._run))
+        return self._recorder.count(len(batch.rows), self._infer, batch, self._run)
 
     async def stop(self, *, drain: bool = True) -> None:
         """Ends the worker threads and waits for them; :meth:`start` starts new ones on the same sessions.

@@ -331,7 +331,7 @@ class TritonBackend(StackClock, Node):
         started_ns = self._clock()
         with splitter.session.calls:
             try:
-                return await self._recorder.count(len(batch.rows), splitter.infer(batch))
+                return await self._recorder.count(len(batch.rows), splitter.infer, batch)
             finally:
                 self._recorder.add_busy(started_ns)
 

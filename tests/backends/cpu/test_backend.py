@@ -209,6 +209,20 @@ def test_a_cancelled_batch_is_awaited_where_it_cannot_be_interrupted(batch):
     assert complaints == []
 
 
+@pytest.mark.parametrize(("function", "executor"), [(np.copy, "thread"), (np.copy, "inline"), (echo_later, "inline")])
+def test_a_task_cancelled_before_its_first_step_leaves_no_coroutine(function, executor, batch):
+    async def main():
+        backend = CpuBackend(function, executor=executor)
+        task = asyncio.create_task(backend.infer(batch([1])))
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await backend.stop()
+
+    run(main())
+    gc.collect()  # a coroutine that was never awaited warns when it is freed, which is an error here
+
+
 def test_a_cancelled_async_function_is_cancelled(batch):
     async def main():
         ended = []

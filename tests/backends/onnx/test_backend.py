@@ -1,6 +1,7 @@
 """OnnxBackend on small models: checks, answers, failures, cancellation, life cycle."""
 
 import asyncio
+import gc
 import threading
 
 import numpy as np
@@ -412,6 +413,19 @@ def test_buckets_name_the_open_sizes_of_a_text_model(assets):
 
     assert {length: list(sizes) for length, sizes in calibration.durations_s.items()} == {8: [1, 2, 4], 24: [1, 2, 4]}
     assert calibration.note == ""
+
+
+def test_a_task_cancelled_before_its_first_step_leaves_no_coroutine(doubling, batch):
+    async def main():
+        backend = OnnxBackend(doubling)
+        task = asyncio.create_task(backend.infer(batch([np.zeros(2, F32)])))
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await backend.stop()
+
+    run(main())
+    gc.collect()  # a coroutine that was never awaited warns when it is freed, which is an error here
 
 
 def test_example_that_does_not_fit_ends_the_start(doubling):
