@@ -1,4 +1,4 @@
-"""Load tests: an open loop of requests, tails that count from the intended send time, capacity, and verdicts on tails."""
+"""Load tests: an open loop, tails that count from the intended send time, capacity at an SLO, verdicts on tails."""
 
 from typing import TYPE_CHECKING
 
