@@ -84,7 +84,6 @@ async def find_capacity(
                 objective=objective,
                 seed=seed + len(search.steps),
                 senders=senders,
-                drain_s=slo_s,  # later responses are late anyway
             )
             if on_step is not None:
                 on_step(report)

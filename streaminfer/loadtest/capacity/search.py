@@ -3,9 +3,9 @@
 *Design.* The rate climbs by a constant factor until a step misses the objective: a ramp in stairs. Then the search
 stays near the crossing. A step is a run at one rate; its requests, cut into blocks, give the share that was late and
 how much it varies, correlation included. Near the crossing the logarithm of the late share is close to a straight line
-over the logarithm of the rate, so the crossing is where a weighted fit meets ``1 - objective``, and its error comes
-from drawing blocks of each step again with replacement. Where the share jumps from nothing to everything between two
-rates, as for a device without noise, there is no line to fit, and the interval is halved.
+over the logarithm of the rate, so the crossing is where a Poisson regression meets ``1 - objective``, and its error
+comes from drawing blocks of each step again with replacement. Where the share jumps from nothing to everything, as
+for a device without noise, there is no line to fit, and the interval between two rates is halved.
 
 *When it ends.* When the interval is narrower than the tolerance, or the steps are used up.
 
@@ -32,11 +32,15 @@ CLIMB = 1.25
 """Factor from step to step of the ramp."""
 BLOCKS = 20
 DRAWS = 400
-_NEAR = (0.1, 8.0)
-"""Late shares, as multiples of the allowed one, between which a step takes part in the fit."""
+_NEAR = 0.12
+"""Logarithm of the factor from the estimate within which a step takes part in the fit."""
+_LEAST_STEPS = 3
+_NEWTON_STEPS = 12
+_FIRST_SLOPE = 15.0
 _ONE_DEVIATION = (0.1587, 0.8413)
 """Shares between which one standard deviation to each side lies; a few draws without a slope do not count."""
 _LEAST_SLOPE = 2.0
+_MOST_SLOPE = 60.0
 _FARTHEST = 0.2
 """Logarithm of the factor to which the fit is believed beyond the steps."""
 _SPREAD = 0.12
@@ -115,7 +119,7 @@ class CapacitySearch:
         tolerance: half the relative width of the interval at which the search ends.
         confidence: of the interval.
         most_steps: after the ramp.
-        least_steps: likewise; fewer do not tell how much steps differ.
+        least_steps: near the estimate; fewer do not tell how much steps differ.
         seed: of the draws.
     """
 
@@ -128,7 +132,7 @@ class CapacitySearch:
         tolerance: float = 0.02,
         confidence: float = 0.95,
         most_steps: int = 30,
-        least_steps: int = 8,
+        least_steps: int = 12,
         seed: int = 0,
     ) -> None:
         self.low, self.high = low, high
@@ -150,7 +154,7 @@ class CapacitySearch:
             return None if self._reason else min(last * CLIMB, self.high)
         rate, low, high = self._found
         narrow = (high - low) / 2 <= self.tolerance * rate
-        if (narrow and self._after_ramp >= self._least_steps) or self._after_ramp >= self._most_steps:
+        if (narrow and (len(self._near()) >= self._least_steps or self._jumps())) or self._after_ramp >= self._most_steps:
             return None
         if self._jumps():
             return math.sqrt(low * high)
@@ -202,13 +206,15 @@ class CapacitySearch:
         return kept, missed
 
     def _near(self) -> list[Step]:
-        allowed = 1 - self.objective
-        return [step for step in self.steps if _NEAR[0] * allowed < step.late_share < _NEAR[1] * allowed]
+        """Steps close enough to the crossing for a line; chosen by rate, since the late share is what varies."""
+        middle = math.sqrt(math.prod(self._bracket)) if self._found is None else self._found[0]
+        return [step for step in self.steps if abs(math.log(step.rate / middle)) <= _NEAR]
 
     def _jumps(self) -> bool:
         """Whether no line can be fitted yet."""
-        near = self._near()
-        return len(near) < 3 or max(step.rate for step in near) < 1.005 * min(step.rate for step in near)
+        allowed = 1 - self.objective
+        between = [step.rate for step in self._near() if 0.1 * allowed < step.late_share < 8 * allowed]
+        return len(between) < _LEAST_STEPS or max(between) < 1.005 * min(between)
 
     def _estimate(self) -> tuple[float, float, float]:
         kept, missed = self._bracket
@@ -218,25 +224,33 @@ class CapacitySearch:
         x = np.log([step.rate for step in near])
         sums = np.array([[step.late.sum(), step.sent.sum()] for step in near], np.float64).T
         drawn = np.array([step.draw(self._rng) for step in near], np.float64)  # steps × (late, sent) × draws
-        log_rate = self._crossing(x, sums[0], sums[1])
+        log_rate = float(self._crossing(x, sums[0], sums[1]))
         low, high = np.quantile(self._crossing(x, drawn[:, 0].T, drawn[:, 1].T), _ONE_DEVIATION)
-        error = float(high - low) / 2
-        half = student_quantile(0.5 + self.confidence / 2, max(2, len(near) - 2)) * error
+        half = student_quantile(0.5 + self.confidence / 2, max(2, len(near) - 2)) * float(high - low) / 2
         return math.exp(log_rate), math.exp(log_rate - half), math.exp(log_rate + half)
 
     def _crossing(self, x: Floats, late: Floats, sent: Floats) -> Any:
-        """Return the logarithm of the rate at which a fitted line meets the late share that is allowed.
+        """Return the logarithm of the rate at which the expected late share is the allowed one.
+
+        A Poisson regression with a logarithmic link, by Newton's method: unlike a line through the logarithms of the
+        observed shares it gives no extra weight to steps that were late by chance.
 
         Args:
             x: logarithms of the rates of the steps.
             late: late requests of each step on the last axis; the other axes are those of the result.
             sent: all of them.
         """
-        weights = late + 0.5  # the logarithm of a count varies with its inverse
-        y = np.log(weights / (sent + 1.0))
-        total = weights.sum(axis=-1)
-        middle, level = (weights * x).sum(axis=-1) / total, (weights * y).sum(axis=-1) / total
-        distance = x - middle[..., np.newaxis]
-        slope = (weights * distance * y).sum(axis=-1) / (weights * distance**2).sum(axis=-1)
-        moved = (math.log(1 - self.objective) - level) / np.maximum(slope, _LEAST_SLOPE)
+        middle = x.mean()
+        distance = x - middle
+        level = np.log((late.sum(axis=-1) + 0.5) / sent.sum(axis=-1))
+        slope = np.full_like(level, _FIRST_SLOPE)
+        for _ in range(_NEWTON_STEPS):
+            fitted = sent * np.exp(np.minimum(level[..., np.newaxis] + slope[..., np.newaxis] * distance, 0.0))
+            off = late - fitted
+            first, second = off.sum(axis=-1), (off * distance).sum(axis=-1)
+            a, b, c = fitted.sum(axis=-1), (fitted * distance).sum(axis=-1), (fitted * distance**2).sum(axis=-1)
+            determinant = np.maximum(a * c - b * b, 1e-12)
+            level = level + np.clip((c * first - b * second) / determinant, -1.0, 1.0)
+            slope = np.clip(slope + (a * second - b * first) / determinant, _LEAST_SLOPE, _MOST_SLOPE)
+        moved = (math.log(1 - self.objective) - level) / slope
         return middle + np.clip(moved, -_FARTHEST, _FARTHEST)

@@ -25,8 +25,8 @@ __all__ = ["LEAST_BLOCKS", "Blocks", "quantile_of", "student_quantile"]
 MOST_BLOCKS = 40
 LEAST_BLOCKS = 10
 DRAWS = 500
-_BINS = 2048
-_TAIL = 8.0
+_BINS = 1024
+_TAIL = 4.0
 """Of the quantile's own share: the part of the distribution in which drawn quantiles are looked for."""
 _CORRELATED = 1.645
 """Deviations of an autocorrelation above which blocks are merged: one-sided 5 %."""
@@ -58,7 +58,7 @@ class Blocks:
             due_s: when they were, ascending.
             q: the quantile that is of interest.
         """
-        high = latencies_s > quantile_of(latencies_s, q)
+        high = latencies_s >= quantile_of(latencies_s, q)
         count = MOST_BLOCKS
         while True:
             bounds = np.searchsorted(due_s, np.linspace(due_s[0], due_s[-1], count + 1)[1:-1])
