@@ -39,7 +39,8 @@ def execute(options: argparse.Namespace) -> int:
     Returns:
         0: passed; 1: the objective was missed, or the tail regressed; 2: a wrong scenario; 3: no verdict.
     """
-    sys.path.insert(0, str(Path.cwd()))  # as python -m does: a scenario names modules of the project
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as python -m does: a scenario names modules of the project
     try:
         scenario = Scenario.load(options.scenario)
         service, inputs = scenario.service.maker(), scenario.make_inputs()
