@@ -81,7 +81,7 @@ def _write(options: argparse.Namespace, report: Report, verdict: Verdict | None,
     said = [str(each) for each in (verdict, capacity) if each is not None]
     print(*describe(report), *said, sep="\n")
     if options.html is not None:
-        options.html.write_text(make_page(report, verdicts=said), encoding="utf-8")
+        options.html.write_text(make_page(report, verdicts=said, capacity=capacity), encoding="utf-8")
     if options.json is not None:
         report.save(options.json)
     if options.junit is not None:

@@ -31,7 +31,7 @@ def test_turns_alternate_on_one_schedule(virtually):
             inputs=[1],
             duration_s=1.5,
             slo_s=0.1,
-        )  # fmt: skip
+        )
     )
 
     assert order == ["old", "new", "old", "new", "old", "new", "old"]
