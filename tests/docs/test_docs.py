@@ -31,6 +31,7 @@ HOMES = (
     "streaminfer.batching",
     "streaminfer.caching",
     "streaminfer.http_edge",
+    "streaminfer.loadtest",
     "streaminfer.errors",
     "streaminfer.testing.faults",
     "streaminfer.protocols",
