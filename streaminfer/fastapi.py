@@ -150,7 +150,7 @@ class BoundService:
             raise RuntimeError("streaminfer.fastapi: call add_stacks(app, ...) before the application starts")
         self.stack = stack
         self._client: _Client = client
-        limits_s = [limit for limit in (timeout_s, read_timeout_s(request.headers, {})) if limit is not None]
+        limits_s = [limit for limit in (timeout_s, read_timeout_s(request.headers)) if limit is not None]
         self._deadline_ns = client.arrived_ns + round(min(limits_s) * 1e9) if limits_s else None
 
     async def __call__(self, inputs: Any, **settings: Unpack[CallSettings]) -> Any:

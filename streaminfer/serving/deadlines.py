@@ -16,6 +16,7 @@ this package                        ``x-streaminfer-timeout-s``  seconds
 
 import math
 import re
+import types
 from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ _GRPC_TIMEOUT = re.compile(r"([0-9]{1,8})([HMSmun])", re.ASCII)
 _NUMBER = re.compile(r"[0-9]{1,15}(\.[0-9]{1,15})?", re.ASCII)
 _WHOLE_NUMBER = re.compile(r"-?[0-9]{1,10}", re.ASCII)
 _LONGEST_NAME = 256
+_NONE: Mapping[str, Any] = types.MappingProxyType({})
 
 
 class RequestSettings(NamedTuple):
@@ -88,8 +90,12 @@ def read_settings(headers: Mapping[str, str], parameters: Mapping[str, Any]) -> 
     return RequestSettings(read_timeout_s(headers, parameters), priority, tenant, stream_id, starts, ends)
 
 
-def read_timeout_s(headers: Mapping[str, str], parameters: Mapping[str, Any]) -> float | None:
+def read_timeout_s(headers: Mapping[str, str], parameters: Mapping[str, Any] = _NONE) -> float | None:
     """Return the tightest of all timeouts; ``None`` where the request has none.
+
+    Args:
+        headers: by lower-case name; those of Flask and Starlette do.
+        parameters: of the protocol.
 
     Raises:
         InvalidInput: one of them cannot be read.

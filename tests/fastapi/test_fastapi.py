@@ -155,6 +155,7 @@ async def test_probes_can_be_left_out(loop):
         (si.CircuitOpen("open", retry_after_s=4.2), 503, "5"),
         (si.Closed("stopped"), 503, "1"),
         (si.DeadlineExceeded("late"), 504, None),
+        (si.ErasureHeld(("a legal hold",)), 409, None),
     ],
 )
 async def test_errors_become_responses(loop, error, status, retry_after):
