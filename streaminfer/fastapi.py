@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 from streaminfer._internal.extras import require
 from streaminfer._internal.validation import check_duration, check_instance
 from streaminfer.errors import StreamInferError
-from streaminfer.protocols import adapt
 from streaminfer.request import CallSettings, MapSettings, Request, Response, time_left_s
 from streaminfer.serving.deadlines import read_timeout_s
 from streaminfer.serving.errors import describe_failure
@@ -193,7 +192,9 @@ class BoundService:
         if left_s is None:
             return timeout_s
         if timeout_s is None:
-            objective = adapt(self.stack).capabilities().slo
+            objective = (
+                self.stack._offered.slo
+            )  # as of the start: putting capabilities together takes longer than a call
             slo_ns = None if objective is None else objective.slo_ns
             timeout_s = left_s if slo_ns is None else slo_ns / 1e9
         return max(min(left_s, timeout_s), 0.0)
