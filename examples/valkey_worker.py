@@ -121,6 +121,8 @@ class Worker:
             for entry in await self._client.xpending_range(
                 settings.stream, settings.group, "-", "+", count=16, idle=idle_ms
             ):
+                if stop.is_set():
+                    return
                 claimed = await self._client.xclaim(
                     settings.stream, settings.group, self._name, idle_ms, [entry["message_id"]]
                 )

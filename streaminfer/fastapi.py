@@ -58,7 +58,8 @@ def add_stacks(app: "fastapi.FastAPI", *stacks: Stack, health: str | None = "/he
     * A `StreamInferError` that leaves a handler becomes a response with its status and ``Retry-After``; the text of a
       failure of the model goes to the log ``streaminfer``. A handler of your own for a class of errors comes first.
 
-    Call it once, before the application starts.
+    Call it once, before the application starts, for the outermost application, whose lifespan the server runs. One that
+    is mounted in it answers errors and listens for clients after ``add_stacks(inner, health=None)``.
 
     Args:
         app: the application.
@@ -66,11 +67,14 @@ def add_stacks(app: "fastapi.FastAPI", *stacks: Stack, health: str | None = "/he
         health: path below which the two probes are; ``None``: none.
 
     Raises:
+        RuntimeError: it was called for this application before.
         TypeError: an argument is wrong.
     """
     check_instance("app", app, lambda it: isinstance(it, fastapi.FastAPI), "a FastAPI application")
     for stack in stacks:
         check_instance("stacks", stack, lambda it: isinstance(it, Stack), "a Stack")
+    if any(middleware.cls is _Listening for middleware in app.user_middleware):
+        raise RuntimeError("add_stacks was called for this application before: give it all stacks at once")
     inner = app.router.lifespan_context
 
     @contextlib.asynccontextmanager

@@ -335,6 +335,43 @@ async def test_an_app_without_stacks_is_a_mistake(loop):
     assert "call add_stacks(app, ...)" in asked[0]
 
 
+def test_stacks_are_added_at_once():
+    _, stack = make_stack(None)
+    app = FastAPI()
+    add_stacks(app)
+
+    with pytest.raises(RuntimeError, match="give it all stacks at once"):
+        add_stacks(app, stack)
+
+
+async def test_a_mounted_application_answers_errors_and_listens(loop):
+    backend, stack = make_stack(loop, HANG, HANG)
+    inner, seen = FastAPI(), []
+    add_stacks(inner, health=None)
+    outer = FastAPI()
+    add_stacks(outer, stack)
+    outer.mount("/inner", inner)
+
+    @inner.post("/")
+    async def answer(body: dict[str, float], service: Annotated[BoundService, Depends(bind(stack))]):
+        try:
+            await service(body["x"])
+        except BaseException as error:
+            seen.append(error)
+            raise
+
+    async with client_of(outer) as client:
+        late = await client.post("/inner/", json={"x": 1}, headers={"x-request-timeout-seconds": "0.1"})
+        talk = Conversation(outer, path="/inner/")
+        running = asyncio.ensure_future(talk.run())
+        await until(lambda: len(backend.batches) == 2)
+        talk.leave()
+        await running
+
+    assert (late.status_code, talk.status) == (504, 499)
+    assert [type(error) for error in seen] == [si.DeadlineExceeded, ClientDisconnect]
+
+
 @pytest.mark.parametrize(
     ("make", "argument"),
     [
@@ -357,10 +394,10 @@ def test_wrong_arguments_are_named(make, argument):
 class Conversation:
     """One request by hand: what the client sends, and when it goes away."""
 
-    def __init__(self, app, method="POST", messages=(b'{"x": 1}',), headers=()):
+    def __init__(self, app, method="POST", messages=(b'{"x": 1}',), headers=(), path="/"):
         self.app = app
         self.scope = {
-            "type": "http", "method": method, "path": "/", "query_string": b"", "http_version": "1.1",
+            "type": "http", "method": method, "path": path, "query_string": b"", "http_version": "1.1",
             "headers": [(b"content-type", b"application/json"), *headers],
         }  # fmt: skip
         self.incoming = asyncio.Queue()
