@@ -73,7 +73,7 @@ def add_stacks(app: "fastapi.FastAPI", *stacks: Stack, health: str | None = "/he
     check_instance("app", app, lambda it: isinstance(it, fastapi.FastAPI), "a FastAPI application")
     for stack in stacks:
         check_instance("stacks", stack, lambda it: isinstance(it, Stack), "a Stack")
-    if any(middleware.cls is _Listening for middleware in app.user_middleware):
+    if any(isinstance(it.cls, type) and issubclass(it.cls, _Listening) for it in app.user_middleware):
         raise RuntimeError("add_stacks was called for this application before: give it all stacks at once")
     inner = app.router.lifespan_context
 
