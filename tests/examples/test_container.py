@@ -1,6 +1,6 @@
 """What the example's Containerfile runs, where its container would: a read-only root, a user without rights, a network
-of its own. The root is made of read-only mounts of this machine; the image itself is built by a person, or by CI's own
-tools: see docs/how-to/containers.md.
+of its own. The root is made of read-only mounts of this machine. Building the image compiles the whole package and needs a base
+image, so no test does it.
 """
 
 import json
