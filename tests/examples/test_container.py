@@ -1,5 +1,6 @@
-"""What the example's Containerfile runs, where its container would: a read-only root, a user without rights, a network
-of its own. The root is made of read-only mounts of this machine. Building the image compiles the whole package and needs a base
+"""What the Containerfile runs, as in its container: a read-only root, a user without rights, a network of its own.
+
+The root is made of read-only mounts of this machine. Building the image compiles the whole package and needs a base
 image, so no test does it.
 """
 
