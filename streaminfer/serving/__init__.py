@@ -6,17 +6,31 @@ from streaminfer._internal.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from streaminfer.serving.asgi import ServingApp, asgi_app
+    from streaminfer.serving.deadlines import read_timeout_s
+    from streaminfer.serving.errors import Failure, describe_failure
     from streaminfer.serving.grpc_service import GrpcService, grpc_servicer
     from streaminfer.serving.limits import Limits
 
-__all__ = ["GrpcService", "Limits", "ServingApp", "asgi_app", "grpc_servicer"]
+__all__ = [
+    "Failure",
+    "GrpcService",
+    "Limits",
+    "ServingApp",
+    "asgi_app",
+    "describe_failure",
+    "grpc_servicer",
+    "read_timeout_s",
+]
 
 _HOMES = {
+    "Failure": "serving.errors",
     "GrpcService": "serving.grpc_service",
     "Limits": "serving.limits",
     "ServingApp": "serving.asgi",
     "asgi_app": "serving.asgi",
+    "describe_failure": "serving.errors",
     "grpc_servicer": "serving.grpc_service",
+    "read_timeout_s": "serving.deadlines",
 }
 
 

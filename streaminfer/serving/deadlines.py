@@ -16,8 +16,9 @@ this package                        ``x-streaminfer-timeout-s``  seconds
 
 import math
 import re
+import types
 from collections.abc import Hashable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from streaminfer._internal.validation import brief
 from streaminfer.errors import InvalidInput
@@ -33,6 +34,14 @@ _GRPC_TIMEOUT = re.compile(r"([0-9]{1,8})([HMSmun])", re.ASCII)
 _NUMBER = re.compile(r"[0-9]{1,15}(\.[0-9]{1,15})?", re.ASCII)
 _WHOLE_NUMBER = re.compile(r"-?[0-9]{1,10}", re.ASCII)
 _LONGEST_NAME = 256
+_NONE: Mapping[str, Any] = types.MappingProxyType({})
+
+
+class Headers(Protocol):
+    """Headers of any framework, by lower-case name."""
+
+    def get(self, name: str, /) -> str | None:
+        """Return the value of a header; ``None``: it was not sent."""
 
 
 class RequestSettings(NamedTuple):
@@ -55,7 +64,7 @@ class RequestSettings(NamedTuple):
     ends_stream: bool = False
 
 
-def read_settings(headers: Mapping[str, str], parameters: Mapping[str, Any]) -> RequestSettings:
+def read_settings(headers: Headers, parameters: Mapping[str, Any]) -> RequestSettings:
     """Return what headers and parameters say; headers come first, and of timeouts the tightest.
 
     Args:
@@ -88,8 +97,12 @@ def read_settings(headers: Mapping[str, str], parameters: Mapping[str, Any]) -> 
     return RequestSettings(read_timeout_s(headers, parameters), priority, tenant, stream_id, starts, ends)
 
 
-def read_timeout_s(headers: Mapping[str, str], parameters: Mapping[str, Any]) -> float | None:
+def read_timeout_s(headers: Headers, parameters: Mapping[str, Any] = _NONE) -> float | None:
     """Return the tightest of all timeouts; ``None`` where the request has none.
+
+    Args:
+        headers: a mapping by lower-case name, or what a web framework has.
+        parameters: of the protocol.
 
     Raises:
         InvalidInput: one of them cannot be read.

@@ -9,6 +9,7 @@ error                  HTTP  gRPC                    note
 `CircuitOpen`          503   ``UNAVAILABLE``         with ``Retry-After``
 `Closed`               503   ``UNAVAILABLE``         with ``Retry-After``
 `DeadlineExceeded`     504   ``DEADLINE_EXCEEDED``
+`ErasureHeld`          409   ``FAILED_PRECONDITION``
 everything else        500   ``INTERNAL``            the text is in the log, not in the response
 =====================  ====  ======================  ===========================================
 """
@@ -16,7 +17,15 @@ everything else        500   ``INTERNAL``            the text is in the log, not
 import math
 from typing import NamedTuple
 
-from streaminfer.errors import CircuitOpen, Closed, DeadlineExceeded, InvalidInput, Overloaded, StreamInferError
+from streaminfer.errors import (
+    CircuitOpen,
+    Closed,
+    DeadlineExceeded,
+    ErasureHeld,
+    InvalidInput,
+    Overloaded,
+    StreamInferError,
+)
 
 __all__ = ["Failure", "RequestRejected", "describe_failure"]
 
@@ -64,7 +73,11 @@ class Failure(NamedTuple):
 
 
 def describe_failure(error: BaseException) -> Failure:
-    """Return what the client of a failed request is told."""
+    """Return what the client of a failed request is told, by a server of yours too.
+
+    Args:
+        error: what the stack raised.
+    """
     text = str(error)
     failure = Failure(500, "INTERNAL", _INTERNAL, is_internal=True)
     match error:
@@ -80,6 +93,8 @@ def describe_failure(error: BaseException) -> Failure:
             failure = Failure(503, "UNAVAILABLE", text, _whole_seconds(error.retry_after_s))
         case Closed():
             failure = Failure(503, "UNAVAILABLE", text, 1)
+        case ErasureHeld():
+            failure = Failure(409, "FAILED_PRECONDITION", text)
     return failure
 
 

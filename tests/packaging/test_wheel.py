@@ -108,7 +108,11 @@ def test_wheel_has_the_command(interpreter):
 
 @pytest.mark.parametrize(
     ("use", "extra"),
-    [("si.OnnxBackend('model.onnx')", "onnx"), ("si.LatencyHistogram().plot()", "plot")],
+    [
+        ("si.OnnxBackend('model.onnx')", "onnx"),
+        ("si.LatencyHistogram().plot()", "plot"),
+        ("import streaminfer.fastapi", "fastapi"),
+    ],
 )
 def test_missing_extra_says_the_install_command(use, extra, interpreter, run_python):
     script = f"import streaminfer as si\ntry:\n    {use}\nexcept si.MissingExtra as error:\n    print(error)\n"

@@ -1,0 +1,71 @@
+"""A server of several worker processes, each with a stack, and one tail of all.
+
+In this folder: ``TAIL_FOLDER=$(mktemp -d) uvicorn prefork:app --workers 2``, then
+
+curl -d '{"x": [1, 2, 3, 4]}' -H 'content-type: application/json' localhost:8000/double; curl localhost:8000/tail
+"""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import Depends, FastAPI
+from pydantic import BaseModel, Field
+
+import streaminfer as si
+from streaminfer.fastapi import BoundService, add_stacks, bind
+from streaminfer.telemetry import WorkerHistograms
+
+
+def double(rows: Any) -> Any:
+    """Stand for a model: double each row."""
+    return rows * 2
+
+
+telemetry = si.Telemetry("doubles")
+model = si.CpuBackend(double, example=np.zeros(4, np.float32))
+doubles = si.Stack(telemetry, si.AdaptiveBatcher(max_batch_size=32, slo_s=1.0), model)
+
+
+@contextlib.asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Publish what this worker has counted, for the others."""
+    # the folder of one run of the server, empty at its start
+    workers = app.state.workers = WorkerHistograms(os.environ["TAIL_FOLDER"], telemetry.histograms)
+    publishing = asyncio.ensure_future(workers.keep_published())
+    try:
+        yield
+    finally:
+        publishing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await publishing
+        workers.close()
+
+
+app = FastAPI(lifespan=lifespan)
+add_stacks(app, doubles)
+app.mount("/metrics", si.telemetry.metrics_app(doubles))  # of the worker that happens to answer
+
+
+class Row(BaseModel):
+    """A row of four numbers."""
+
+    x: Annotated[list[float], Field(min_length=4, max_length=4)]
+
+
+@app.post("/double")
+async def answer(row: Row, service: Annotated[BoundService, Depends(bind(doubles))]) -> dict[str, Any]:
+    """Double a row."""
+    doubled = await service(np.array(row.x, np.float32))
+    return {"y": doubled.tolist(), "worker": os.getpid()}
+
+
+@app.get("/tail")
+async def tail() -> dict[str, Any]:
+    """Say what all workers have counted: this one up to now, others up to a second ago, dead ones too."""
+    latency = app.state.workers.merge()["latency"]
+    quantiles = {f"p{percent}_s": latency.quantile(percent / 100) for percent in (50, 99)}
+    return {"count": latency.count, "worker": os.getpid(), **quantiles}

@@ -1,0 +1,301 @@
+"""Stacks in a FastAPI application: their start and stop, deadlines, errors, and clients that go away.
+
+::
+
+    app = FastAPI()
+    add_stacks(app, faces)
+
+
+    @app.post("/faces")
+    async def find(pixels: list[float], faces: Annotated[BoundService, Depends(bind(faces))]) -> list[float]:
+        return (await faces(np.array(pixels))).tolist()
+
+A deadline counts from the arrival of the request's head, before its body is read and validated.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
+
+from streaminfer._internal.extras import require
+from streaminfer._internal.validation import check_duration, check_instance
+from streaminfer.errors import StreamInferError
+from streaminfer.request import CallSettings, MapSettings, Request, Response, time_left_s
+from streaminfer.serving.deadlines import read_timeout_s
+from streaminfer.serving.errors import describe_failure
+from streaminfer.stack import Stack
+
+if TYPE_CHECKING:
+    import fastapi
+else:
+    fastapi = require("fastapi", extra="fastapi", purpose="streaminfer.fastapi")
+
+from starlette.requests import ClientDisconnect  # FastAPI brings it
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+__all__ = ["BoundService", "add_stacks", "bind"]
+
+T = TypeVar("T")
+
+_LOG = logging.getLogger("streaminfer")
+_SCOPE_KEY = "streaminfer"
+_LISTEN_AFTER_S = 0.005
+"""A call that is answered sooner costs no task that listens for the client."""
+_CLIENT_CLOSED_REQUEST = 499
+"""Status of a request whose client has gone, as nginx logs it."""
+
+
+def add_stacks(app: "fastapi.FastAPI", *stacks: Stack, health: str | None = "/health") -> None:
+    """Make an application serve stacks: start and stop them with it, and answer their errors.
+
+    * The stacks start before the application's own lifespan begins, and stop after it has ended: code in it can use
+      them. One that runs already is left alone.
+    * ``GET /health/live`` answers 200, and ``GET /health/ready`` 200 while all stacks are ready and 503 otherwise.
+    * A `StreamInferError` that leaves a handler becomes a response with its status and ``Retry-After``; the text of a
+      failure of the model goes to the log ``streaminfer``. A handler of your own for a class of errors comes first.
+
+    Call it once, before the application starts, for the outermost application, whose lifespan the server runs. One that
+    is mounted in it answers errors and listens for clients after ``add_stacks(inner, health=None)``.
+
+    Args:
+        app: the application.
+        *stacks: in the order in which they start.
+        health: path below which the two probes are; ``None``: none.
+
+    Raises:
+        RuntimeError: it was called for this application before.
+        TypeError: an argument is wrong.
+    """
+    check_instance("app", app, lambda it: isinstance(it, fastapi.FastAPI), "a FastAPI application")
+    for stack in stacks:
+        check_instance("stacks", stack, lambda it: isinstance(it, Stack), "a Stack")
+    if any(isinstance(it.cls, type) and issubclass(it.cls, _Listening) for it in app.user_middleware):
+        raise RuntimeError("add_stacks was called for this application before: give it all stacks at once")
+    inner = app.router.lifespan_context
+
+    @contextlib.asynccontextmanager
+    async def lifespan(started: Any) -> AsyncIterator[Any]:
+        async with contextlib.AsyncExitStack() as running:
+            for stack in stacks:
+                if stack.stack_state in {"new", "stopped"}:
+                    await running.enter_async_context(stack)
+            async with inner(started) as state:
+                yield state
+
+    app.router.lifespan_context = lifespan
+    app.add_middleware(_Listening)
+    app.add_exception_handler(StreamInferError, _respond)
+    app.add_exception_handler(ClientDisconnect, _close)
+    if health is not None:
+
+        async def ready() -> fastapi.Response:
+            return _status(200 if all(stack.ready for stack in stacks) else 503)
+
+        async def live() -> fastapi.Response:
+            return _status(200)
+
+        app.add_api_route(f"{health}/ready", ready, include_in_schema=False)
+        app.add_api_route(f"{health}/live", live, include_in_schema=False)
+
+
+def bind(stack: Stack, *, timeout_s: float | None = None) -> "Callable[[fastapi.Request], Awaitable[BoundService]]":
+    """Return a dependency that gives a handler a stack, bound to the deadline and the client of its request.
+
+    Args:
+        stack: one of those given to :func:`add_stacks`.
+        timeout_s: most seconds that a request may take from its arrival; ``None``: what the stack's objective and the
+            request's headers say.
+
+    Example:
+        ``Annotated[BoundService, Depends(bind(faces))]`` as the annotation of a handler's parameter.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong.
+    """
+    check_instance("stack", stack, lambda it: isinstance(it, Stack), "a Stack")
+    if timeout_s is not None:
+        check_duration("timeout_s", timeout_s, positive=True)
+
+    async def bound(request: fastapi.Request) -> BoundService:  # FastAPI would call a plain function in a thread
+        return BoundService(request, stack, timeout_s=timeout_s)
+
+    return bound
+
+
+class BoundService:
+    """A stack as the handler of one HTTP request calls it; made by the dependency of :func:`bind`.
+
+    Each call ends at the request's deadline, the tightest of ``timeout_s``, the stack's objective (``slo_s``) and the
+    headers that :func:`~streaminfer.serving.asgi_app` reads: ``x-envoy-expected-rq-timeout-ms``, ``grpc-timeout``,
+    ``x-request-timeout-seconds`` and ``x-streaminfer-timeout-s``. When the client goes away, calls in flight are
+    cancelled, also inside their batches, and raise ``starlette.requests.ClientDisconnect``.
+
+    Args:
+        request: of an application that :func:`add_stacks` was called for.
+        stack: what answers.
+        timeout_s: most seconds that the request may take; ``None``: no such limit.
+
+    Attributes:
+        stack: what answers.
+
+    Raises:
+        InvalidInput: a header with a deadline cannot be read.
+        RuntimeError: :func:`add_stacks` was not called.
+    """
+
+    def __init__(self, request: "fastapi.Request", stack: Stack, *, timeout_s: float | None = None) -> None:
+        client = request.scope.get(_SCOPE_KEY)
+        if client is None:
+            raise RuntimeError("streaminfer.fastapi: call add_stacks(app, ...) before the application starts")
+        self.stack = stack
+        self._client: _Client = client
+        limits_s = [limit for limit in (timeout_s, read_timeout_s(request.headers)) if limit is not None]
+        self._deadline_ns = client.arrived_ns + round(min(limits_s) * 1e9) if limits_s else None
+
+    async def __call__(self, inputs: Any, **settings: Unpack[CallSettings]) -> Any:
+        """Send one request; keywords, result and errors as calling the `Stack`.
+
+        A ``timeout_s`` given here takes the place of the objective, and the request's deadline holds too.
+
+        Raises:
+            ClientDisconnect: the client has gone away.
+        """
+        settings["timeout_s"] = self._tightest(settings.get("timeout_s"))
+        return await self._client.guard(self.stack(inputs, **settings))
+
+    async def rows(self, inputs: Any, **settings: Unpack[MapSettings]) -> Any:
+        """Send a request of several rows, all or none, as :meth:`Stack.rows`.
+
+        Raises:
+            ClientDisconnect: the client has gone away.
+        """
+        settings["timeout_s"] = self._tightest(settings.get("timeout_s"))
+        return await self._client.guard(self.stack.rows(inputs, **settings))
+
+    async def call(self, request: Request, *, timeout_s: float | None = None) -> Response:
+        """Send one request and return the whole response, as :meth:`Stack.call`.
+
+        Raises:
+            ClientDisconnect: the client has gone away.
+        """
+        if timeout_s is None and (left_s := time_left_s(request.deadline_ns, self.stack.clock())) is not None:
+            timeout_s = max(left_s, 0.0)
+        return await self._client.guard(self.stack.call(request, timeout_s=self._tightest(timeout_s)))
+
+    @property
+    def time_left_s(self) -> float | None:
+        """Seconds until the request's own deadline, negative once it has passed; ``None``: it has none."""
+        return time_left_s(self._deadline_ns, time.monotonic_ns())
+
+    def _tightest(self, timeout_s: float | None) -> float | None:
+        left_s = self.time_left_s
+        if left_s is None:
+            return timeout_s
+        if timeout_s is None:
+            objective = (
+                self.stack._offered.slo
+            )  # as of the start: putting capabilities together takes longer than a call
+            slo_ns = None if objective is None else objective.slo_ns
+            timeout_s = left_s if slo_ns is None else slo_ns / 1e9
+        return max(min(left_s, timeout_s), 0.0)
+
+    def __repr__(self) -> str:
+        return f"BoundService({self.stack!r})"
+
+
+class _Listening:
+    """ASGI middleware: notes when a request arrived, and whether its body was read, after which one can listen."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            client = scope[_SCOPE_KEY] = _Client(scope, receive)
+            receive = client.receive
+        await self.app(scope, receive, send)
+
+
+class _Client:
+    """The client of one request: what it sends, and the calls that end when it goes away.
+
+    Listening means reading the next message, so it begins when the application has read the whole body; a GET or HEAD
+    has none, and its one empty message is kept for an application that asks later.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self.arrived_ns = time.monotonic_ns()
+        self._receive = receive
+        self._ended = scope["method"] in {"GET", "HEAD"}
+        self._ahead: Message | None = None
+        self._gone = False
+        self._calls: list[asyncio.Task[Any]] = []
+        self._listening: asyncio.Task[None] | None = None
+
+    async def receive(self) -> Message:
+        """The application's ``receive``."""
+        if self._ahead is None:
+            return self._note(await self._receive())
+        message, self._ahead = self._ahead, None
+        return message
+
+    def _note(self, message: Message) -> Message:
+        if message["type"] == "http.disconnect":
+            self._gone = True
+            for task in self._calls:
+                task.cancel()
+        else:
+            self._ended = not message.get("more_body", False)
+        return message
+
+    async def guard(self, call: Coroutine[Any, Any, T]) -> T:
+        """Await a call; cancel it when the client goes away."""
+        if self._gone:
+            call.close()
+            raise ClientDisconnect
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a handler runs in one
+        timer = asyncio.get_running_loop().call_later(_LISTEN_AFTER_S, self._listen)
+        self._calls.append(task)
+        try:
+            return await call
+        except asyncio.CancelledError:
+            if self._gone and not task.uncancel():
+                raise ClientDisconnect from None
+            raise
+        finally:
+            timer.cancel()
+            self._calls.remove(task)
+            if not self._calls and self._listening is not None:
+                self._listening.cancel()
+                self._listening = None
+
+    def _listen(self) -> None:
+        if self._ended and self._listening is None:
+            self._listening = asyncio.ensure_future(self._read_on())
+
+    async def _read_on(self) -> None:
+        while self._ended and not self._gone:
+            message = self._note(await self._receive())
+            if not self._gone:
+                self._ahead = message
+
+
+def _status(code: int) -> "fastapi.Response":
+    return fastapi.Response(status_code=code, headers={"cache-control": "no-store"})
+
+
+async def _respond(_request: "fastapi.Request", error: Exception) -> "fastapi.Response":
+    failure = describe_failure(error)
+    if failure.is_internal:
+        _LOG.error("a request failed", exc_info=error)
+    headers = {} if failure.retry_after_s is None else {"retry-after": str(failure.retry_after_s)}
+    return JSONResponse({"detail": failure.text}, failure.status, headers)
+
+
+async def _close(_request: "fastapi.Request", _error: Exception) -> "fastapi.Response":
+    return _status(_CLIENT_CLOSED_REQUEST)

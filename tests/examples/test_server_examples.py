@@ -1,0 +1,137 @@
+"""The face pipeline inside FastAPI and inside a gRPC server."""
+
+import asyncio
+import functools
+import json
+
+import grpc
+import httpx
+import numpy as np
+import pytest
+from web_server import WebServer
+
+import streaminfer as si
+
+
+@functools.cache
+def _load(load_frames, path):
+    return load_frames(path, 192)
+
+
+@pytest.fixture
+def picture(demo, examples):
+    """The pixels of one face, 192 × 192."""
+    frames = _load(demo("demo.video").load_frames, examples / "assets" / "astronaut_pan.mp4")
+    return frames.pixels[len(frames) // 2].tobytes()
+
+
+@pytest.fixture
+def make_faces(demo):
+    """A pipeline with a deadline that a busy machine does not exceed."""
+    return functools.partial(demo("face_pipeline").make_faces, slo_s=60.0)
+
+
+def test_pipeline_finds_the_same_face_on_both_routes(demo, make_faces, picture):
+    """The smaller model's faces are in the pixels of the whole picture, and are never cached."""
+
+    async def main():
+        faces = make_faces()
+        _, cache, router = faces.layers
+        read = demo("face_pipeline").read_picture(picture)
+        async with faces:
+            best = await faces.call(si.Request(read))
+            again = await faces.call(si.Request(read))
+            cache.clear()
+            full = router.routes[0].service
+            for layer in full.layers:
+                if isinstance(layer, si.CircuitBreaker):
+                    layer.force_open()
+            smaller = await faces.call(si.Request(read))
+            return best, again, smaller, len(cache)
+
+    best, again, smaller, entries = asyncio.run(main())
+
+    assert (best.source, best.degraded) == ("full", False)
+    assert np.array_equal(best.outputs, again.outputs)
+    assert (smaller.source, smaller.degraded) == ("front (full: circuit_open)", True)
+    assert len(best.outputs) == len(smaller.outputs) == 1
+    assert np.abs(best.outputs[0, :4] - smaller.outputs[0, :4]).max() < 16
+    assert entries == 0
+
+
+def test_fastapi_example_finds_a_face(demo, make_faces, monkeypatch, picture):
+    monkeypatch.setattr(demo("face_pipeline"), "make_faces", make_faces)
+    app = demo("fastapi_faces").app
+
+    with WebServer(app) as server, httpx.Client(base_url=server.url, timeout=60.0, follow_redirects=True) as client:
+        found = client.post("/faces", content=picture)
+        wrong = client.post("/faces", content=b"short")
+        late = client.post("/faces", content=bytes(len(picture)), headers={"x-request-timeout-seconds": "0"})
+        ready = client.get("/health/ready")
+        metrics = client.get("/metrics")
+
+    assert len(found.json()["faces"]) == 1
+    assert (found.json()["source"], found.json()["degraded"]) == ("full", False)
+    assert (wrong.status_code, late.status_code, ready.status_code) == (400, 504, 200)
+    assert 'streaminfer_requests_total{service="faces",layer="Telemetry",outcome="ok"} 1' in metrics.text
+
+
+def test_grpc_example_finds_a_face_by_its_deadline(demo, make_faces, picture, capsys):
+    example = demo("grpc_faces")
+
+    async def main():
+        stop = asyncio.Event()
+        serving = asyncio.ensure_future(example.serve("127.0.0.1:0", make_faces(), stop))
+        printed = ""
+        while "port" not in printed:
+            await asyncio.sleep(0.01)
+            printed += capsys.readouterr().out
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{printed.split()[-1]}") as channel:
+            find = channel.unary_unary("/faces.Faces/Find")
+            found = json.loads(await find(picture, timeout=60.0))
+            with pytest.raises(grpc.aio.AioRpcError) as wrong:
+                await find(b"short")
+            health = await channel.unary_unary("/grpc.health.v1.Health/Check")(b"")
+        stop.set()
+        await serving
+        return found, wrong.value.code(), health
+
+    found, code, health = asyncio.run(main())
+
+    assert len(found["faces"]) == 1
+    assert found["source"] == "full"
+    assert code == grpc.StatusCode.INVALID_ARGUMENT
+    assert health == b"\x08\x01"
+
+
+def test_grpc_example_ends_a_call_in_its_batch(demo, capsys):
+    """The deadline of the call, and a client that cancels, end the request that runs."""
+    backend = si.testing.ScriptedBackend(si.testing.HANG, si.testing.HANG)
+    stack = si.Stack(si.AdaptiveBatcher(max_batch_size=2), backend)
+    example = demo("grpc_faces")
+
+    async def main():
+        stop = asyncio.Event()
+        serving = asyncio.ensure_future(example.serve("127.0.0.1:0", stack, stop))
+        printed = ""
+        while "port" not in printed:
+            await asyncio.sleep(0.01)
+            printed += capsys.readouterr().out
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{printed.split()[-1]}") as channel:
+            find = channel.unary_unary("/faces.Faces/Find")
+            with pytest.raises(grpc.aio.AioRpcError) as late:
+                await find(bytes(192 * 192 * 3), timeout=0.2)
+            while backend.running:
+                await asyncio.sleep(0.01)
+            call = find(bytes(192 * 192 * 3))
+            while not backend.running:
+                await asyncio.sleep(0.01)
+            call.cancel()
+            while backend.running:
+                await asyncio.sleep(0.01)
+        stop.set()
+        await serving
+        return late.value.code()
+
+    assert asyncio.run(asyncio.wait_for(main(), 60.0)) == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert len(backend.batches) == 2

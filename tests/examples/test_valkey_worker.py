@@ -1,0 +1,225 @@
+"""The worker of the Valkey example, on a real server: answers, deadlines, crashes, messages that kill."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import redis.asyncio
+from redis_server import server as server  # noqa: PLC0414 - a fixture
+
+import streaminfer as si
+from streaminfer.testing import HANG, ScriptedBackend
+
+ROOT = Path(__file__).parents[2]
+PIXELS = 192 * 192 * 3
+NAMES = {"stream": "in", "answers": "out", "dead": "dead", "group": "group"}
+PATIENT = {"attempt_s": 20.0, "claim_after_s": 40.0, "max_age_s": 600.0}
+
+
+@pytest.fixture
+def example(demo):
+    return demo("valkey_worker")
+
+
+@pytest.fixture
+def database(server):
+    """The server, empty."""
+    with server.client() as client:
+        client.flushall()
+    return server
+
+
+def serve_while(database, example, backend, scenario, **settings):
+    """Run a worker in this process; ``scenario(client)`` runs beside it."""
+
+    async def main():
+        stop = asyncio.Event()
+        stack = si.Stack(si.AdaptiveBatcher(max_batch_size=8, max_queue_size=8), backend)
+        settings_ = example.Settings(**NAMES, **{**PATIENT, **settings})
+        async with redis.asyncio.from_url(database.url) as client, stack:
+            working = asyncio.ensure_future(example.Worker(client, stack, settings_).run(stop))
+            try:
+                async with asyncio.timeout(60.0):
+                    return await scenario(client)
+            finally:
+                stop.set()
+                await working
+
+    return asyncio.run(main())
+
+
+async def answers_of(client, count):
+    """The answers by the id of their message, when there are so many."""
+    while await client.xlen("out") < count:
+        await asyncio.sleep(0.01)
+    return {entry.pop(b"id"): entry for _, entry in await client.xrange("out")}
+
+
+def left_over(database):
+    """What is still in the stream, and pending."""
+    with database.client() as client:
+        pending = client.xpending("in", "group")["pending"] if client.exists("in") else 0
+        return client.xlen("in"), pending
+
+
+def test_messages_share_batches_and_are_acknowledged_with_their_answer(database, example):
+    backend = ScriptedBackend(then=lambda batch: [row[0, 0] for row in batch.inputs])
+
+    async def scenario(client):
+        ids = [await client.xadd("in", {"picture": bytes([number]) * PIXELS}) for number in (0, 255)]
+        wrong = await client.xadd("in", {"picture": b"short"})
+        found = await answers_of(client, 3)
+        return [found[one] for one in ids], found[wrong]
+
+    (first, second), wrong = serve_while(database, example, backend, scenario)
+
+    assert (len(first[b"faces"]), first[b"faces"] != second[b"faces"]) == (12, True)
+    assert b"expected 110592 bytes" in wrong[b"error"]
+    assert left_over(database) == (0, 0)
+
+
+def test_an_old_message_costs_no_inference(database, example):
+    backend = ScriptedBackend()
+
+    async def scenario(client):
+        old = await client.xadd("in", {"picture": bytes(PIXELS)}, id="1-1")
+        return (await answers_of(client, 1))[old]
+
+    answer = serve_while(database, example, backend, scenario)
+
+    assert b"too old" in answer[b"error"]
+    assert backend.batches == []
+    assert left_over(database) == (0, 0)
+
+
+def test_a_message_that_ages_ends_inside_its_batch(database, example):
+    backend = ScriptedBackend(HANG)
+
+    async def scenario(client):
+        aging = await client.xadd("in", {"picture": bytes(PIXELS)})
+        return (await answers_of(client, 1))[aging]
+
+    answer = serve_while(database, example, backend, scenario, max_age_s=1.0)
+
+    assert b"too old" in answer[b"error"]
+    assert len(backend.batches) == 1
+    assert backend.running == 0
+
+
+def test_a_failure_is_tried_again_and_then_given_up(database, example):
+    backend = ScriptedBackend(*[OSError("no device")] * 3)
+
+    async def scenario(client):
+        failing = await client.xadd("in", {"picture": bytes(PIXELS)})
+        return (await answers_of(client, 1))[failing], await client.xrange("dead")
+
+    answer, dead = serve_while(database, example, backend, scenario, claim_after_s=0.05)
+
+    assert answer == {b"error": b"given up"}
+    assert len(backend.batches) == 3
+    assert len(dead[0][1][b"picture"]) == PIXELS
+    assert left_over(database) == (0, 0)
+
+
+def test_two_workers_that_have_a_message_give_one_answer(database, example):
+    """A worker that was only slow finds that its message was claimed and answered."""
+
+    async def main():
+        async with redis.asyncio.from_url(database.url) as client:
+            stack = si.Stack(ScriptedBackend())
+            worker = example.Worker(client, stack, example.Settings(**NAMES))
+            await client.xgroup_create("in", "group", mkstream=True)
+            identity = await client.xadd("in", {"picture": b""})
+            await client.xreadgroup("group", "slow", {"in": ">"})
+            await worker._send(identity, "faces", b"one")
+            await worker._send(identity, "faces", b"two")
+            return [fields[b"faces"] for _, fields in await client.xrange("out")]
+
+    assert asyncio.run(main()) == [b"one"]
+
+
+def test_a_server_that_goes_away_ends_the_worker(database, example):
+    async def scenario(_client):
+        database.stop()
+
+    try:
+        with pytest.raises((redis.exceptions.ConnectionError, ExceptionGroup)):
+            serve_while(database, example, ScriptedBackend(), scenario)
+    finally:
+        database.start()
+
+
+DEADLY = """
+import asyncio, os, sys
+import redis.asyncio
+import streaminfer as si
+from streaminfer.testing import ScriptedBackend
+from valkey_worker import Settings, Worker
+
+def infer(batch):
+    if any(row[0, 0, 0] > 0.99 for row in batch.inputs):
+        os._exit(9)  # as a crash in native code does
+    return [row[0, 0] for row in batch.inputs]
+
+async def main():
+    stack = si.Stack(si.AdaptiveBatcher(max_batch_size=8), ScriptedBackend(then=infer))
+    async with redis.asyncio.from_url(sys.argv[1]) as client, stack:
+        names = dict(stream="in", answers="out", dead="dead", group="group")
+        stop = asyncio.Event()
+        async def until_done():
+            while await client.xlen("out") < 5:
+                await asyncio.sleep(0.05)
+            stop.set()
+        done = asyncio.ensure_future(until_done())
+        settings = Settings(**names, attempt_s=20.0, claim_after_s=0.3, max_age_s=600.0)
+        await Worker(client, stack, settings).run(stop)
+        await done
+
+asyncio.run(main())
+"""
+
+
+def _environment():
+    return {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'examples'}"}
+
+
+def test_a_message_that_kills_its_worker_is_given_up(database):
+    """Workers die at it three times, are started again, and answer everything else."""
+    with database.client() as client:
+        deadly = client.xadd("in", {"picture": b"\xff" * PIXELS})
+        harmless = [client.xadd("in", {"picture": bytes([number]) * PIXELS}) for number in range(4)]
+        codes = []
+        while not codes or codes[-1] == 9:
+            command = [sys.executable, "-c", DEADLY, database.url]
+            codes.append(subprocess.run(command, env=_environment(), timeout=120, check=False).returncode)
+        found = {fields[b"id"]: fields for _, fields in client.xrange("out")}
+        dead = [fields[b"id"] for _, fields in client.xrange("dead")]
+
+    assert codes == [9, 9, 9, 0]
+    assert dead == [deadly]
+    assert found[deadly][b"error"] == b"given up"
+    assert all(b"faces" in found[one] for one in harmless)
+    assert left_over(database) == (0, 0)
+
+
+def test_the_command_answers_and_stops(database):
+    """SIGTERM ends it after what is in flight; the pictures are the real pipeline's."""
+    command = [sys.executable, ROOT / "examples" / "valkey_worker.py", database.url]
+    with (
+        database.client() as client,
+        subprocess.Popen(command, env=_environment(), stdout=subprocess.PIPE, text=True) as worker,
+    ):
+        try:
+            assert worker.stdout.readline() == "ready\n"
+            client.xadd("pictures", {"picture": bytes(PIXELS)})
+            _, fields = client.xread({"faces": "0"}, block=60_000)[0][1][0]
+            worker.send_signal(signal.SIGTERM)
+            assert worker.wait(60) == 0
+        finally:
+            worker.kill()
+
+    assert fields[b"faces"] == b""  # nobody in a black picture

@@ -1,0 +1,650 @@
+"""Stacks in FastAPI applications, in virtual time without a network, and under uvicorn."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import socket
+import threading
+import time
+from types import SimpleNamespace
+from typing import Annotated
+
+import fastapi
+import httpx
+import numpy as np
+import pytest
+from fastapi import Depends, FastAPI
+from starlette.requests import ClientDisconnect
+from web_server import WebServer
+
+import streaminfer as si
+from streaminfer.fastapi import BoundService, add_stacks, bind
+from streaminfer.testing import HANG, FakeClock, ScriptedBackend, VirtualLoop
+
+
+@pytest.fixture(autouse=True)
+def _requests_age_in_virtual_time(monkeypatch):
+    def now_ns():
+        loop = asyncio.get_running_loop()
+        return loop.clock() if isinstance(loop, VirtualLoop) else time.monotonic_ns()
+
+    monkeypatch.setattr("streaminfer.fastapi.time", SimpleNamespace(monotonic_ns=now_ns))
+
+
+@contextlib.asynccontextmanager
+async def client_of(app):
+    """A client of a running app, without a network."""
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app") as client,
+    ):
+        yield client
+
+
+def serve(stack, **options):
+    """An app that answers ``{"x": 1.5}`` with what the stack makes of it; lists what its handler got."""
+    app = FastAPI()
+    add_stacks(app, stack)
+    seen = []
+
+    @app.post("/")
+    async def answer(body: dict[str, float], service: Annotated[BoundService, Depends(bind(stack, **options))]):
+        try:
+            return float(await service(body["x"]))
+        except BaseException as error:
+            seen.append(error)
+            raise
+
+    return app, seen
+
+
+def make_stack(loop, *steps, slo_s=None, **options):
+    backend = ScriptedBackend(*steps, **options)
+    clock = None if loop is None else loop.clock
+    return backend, si.Stack(si.AdaptiveBatcher(max_batch_size=8, slo_s=slo_s), backend, clock=clock)
+
+
+class Raises:
+    """A service that raises."""
+
+    def __init__(self, error):
+        self.error = error
+
+    async def call(self, request):
+        raise self.error
+
+
+# -- start and stop -----------------------------------------------------------------------------------------------
+
+
+async def test_stacks_run_around_the_lifespan_of_the_app(loop):
+    _, stack = make_stack(loop)
+    seen = []
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app):
+        seen.append(await stack(1.0))
+        yield {"name": "own"}
+        seen.append(await stack(2.0))
+
+    app = FastAPI(lifespan=lifespan)
+    add_stacks(app, stack)
+
+    async with app.router.lifespan_context(app) as state:
+        assert state == {"name": "own"}
+        assert stack.ready
+
+    assert seen == [1.0, 2.0]
+    assert stack.stack_state == "stopped"
+
+
+async def test_a_stack_that_cannot_start_stops_the_others(loop):
+    class Broken:
+        async def start(self):
+            raise OSError("no device")
+
+        async def infer(self, batch):
+            raise AssertionError
+
+    _, good = make_stack(loop)
+    app = FastAPI()
+    add_stacks(app, good, si.Stack(Broken(), clock=loop.clock))
+
+    with pytest.raises(OSError, match="no device"):
+        async with app.router.lifespan_context(app):
+            raise AssertionError
+    assert good.stack_state == "stopped"
+
+
+async def test_a_stack_that_runs_is_left_running(loop):
+    _, stack = make_stack(loop)
+    app = FastAPI()
+    add_stacks(app, stack)
+
+    async with stack:
+        async with app.router.lifespan_context(app):
+            pass
+        assert stack.ready
+
+
+async def test_probes_follow_the_stacks(loop):
+    _, stack = make_stack(loop)
+    app = FastAPI()
+    add_stacks(app, stack)
+    client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app")
+
+    async def probe():
+        return [(await client.get(f"/health/{kind}")).status_code for kind in ("live", "ready")]
+
+    async with client:
+        assert await probe() == [200, 503]
+        async with app.router.lifespan_context(app):
+            assert await probe() == [200, 200]
+        assert (await client.get("/openapi.json")).json()["paths"] == {}
+
+
+async def test_probes_can_be_left_out(loop):
+    _, stack = make_stack(loop)
+    app = FastAPI()
+    add_stacks(app, stack, health=None)
+
+    async with client_of(app) as client:
+        assert (await client.get("/health/live")).status_code == 404
+
+
+# -- errors -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "retry_after"),
+    [
+        (si.InvalidInput("x: too long"), 400, None),
+        (si.Overloaded("full"), 429, "1"),
+        (si.Overloaded("full", retry_after_s=0.2), 429, "1"),
+        (si.CircuitOpen("open", retry_after_s=4.2), 503, "5"),
+        (si.Closed("stopped"), 503, "1"),
+        (si.DeadlineExceeded("late"), 504, None),
+        (si.ErasureHeld(("a legal hold",)), 409, None),
+    ],
+)
+async def test_errors_become_responses(loop, error, status, retry_after):
+    app, _ = serve(si.Stack(Raises(error), clock=loop.clock))
+
+    async with client_of(app) as client:
+        reply = await client.post("/", json={"x": 1})
+
+    assert (reply.status_code, reply.headers.get("retry-after")) == (status, retry_after)
+    assert reply.json() == {"detail": str(error)}
+
+
+async def test_a_failure_of_the_model_is_logged_and_not_told(loop, caplog):
+    _, stack = make_stack(loop, OSError("secret"))
+    app, _ = serve(stack)
+
+    with caplog.at_level(logging.ERROR, "streaminfer"):
+        async with client_of(app) as client:
+            reply = await client.post("/", json={"x": 1})
+
+    assert reply.status_code == 500
+    assert "secret" not in reply.text
+    assert "secret" in caplog.text
+
+
+async def test_a_handler_of_the_app_comes_first(loop):
+    app, _ = serve(si.Stack(Raises(si.Overloaded("full")), clock=loop.clock))
+
+    @app.exception_handler(si.Overloaded)
+    async def own(_request, _error):
+        return fastapi.Response(status_code=418)
+
+    async with client_of(app) as client:
+        assert (await client.post("/", json={"x": 1})).status_code == 418
+
+
+# -- deadlines ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("headers", "timeout_s", "slo_s", "ends_s"),
+    [
+        ({"x-envoy-expected-rq-timeout-ms": "40"}, None, None, 0.04),
+        ({"grpc-timeout": "40m"}, None, None, 0.04),
+        ({"x-request-timeout-seconds": "0.04"}, 3.0, 2.0, 0.04),
+        ({"x-streaminfer-timeout-s": "0.04", "x-envoy-expected-rq-timeout-ms": "15000"}, None, None, 0.04),
+        ({"x-envoy-expected-rq-timeout-ms": "15000"}, None, 0.04, 0.04),
+        ({"x-envoy-expected-rq-timeout-ms": "15000"}, 0.04, 2.0, 0.04),
+        ({}, 0.04, 2.0, 0.04),
+        ({}, None, 0.04, 0.04),
+    ],
+)
+async def test_the_tightest_deadline_ends_the_request_in_its_batch(loop, headers, timeout_s, slo_s, ends_s):
+    backend, stack = make_stack(loop, HANG, slo_s=slo_s)
+    app, seen = serve(stack, timeout_s=timeout_s)
+
+    async with client_of(app) as client:
+        begun_s = loop.time()
+        reply = await client.post("/", json={"x": 1}, headers=headers)
+        took_s = loop.time() - begun_s
+
+    assert reply.status_code == 504
+    assert len(backend.batches) == 1
+    assert isinstance(seen[0], si.DeadlineExceeded)
+    assert "its batch was running" in str(seen[0])
+    assert took_s == pytest.approx(ends_s)
+
+
+async def test_a_timeout_of_the_handler_replaces_the_objective_only(loop):
+    _, stack = make_stack(loop, HANG, HANG, slo_s=0.01)
+    app = FastAPI()
+    add_stacks(app, stack)
+
+    @app.get("/")
+    async def answer(service: Annotated[BoundService, Depends(bind(stack))]):
+        await service(1.0, timeout_s=0.5)
+
+    async with client_of(app) as client:
+        times = []
+        for headers in ({}, {"x-request-timeout-seconds": "0.1"}):
+            begun_s = loop.time()
+            await client.get("/", headers=headers)
+            times.append(loop.time() - begun_s)
+
+    assert times == pytest.approx([0.5, 0.1])
+
+
+async def test_a_deadline_counts_from_the_arrival_of_the_head(loop, monkeypatch):
+    _, stack = make_stack(loop)
+    clock = FakeClock()
+    monkeypatch.setattr("streaminfer.fastapi.time", SimpleNamespace(monotonic_ns=clock))
+    app = FastAPI()
+    add_stacks(app, stack)
+
+    @app.post("/")
+    async def answer(body: dict[str, float], service: Annotated[BoundService, Depends(bind(stack))]):
+        clock.advance(0.25)
+        return service.time_left_s
+
+    async def body():
+        clock.advance(1.0)
+        yield b'{"x": 1}'
+
+    async with client_of(app) as client:
+        headers = {"x-request-timeout-seconds": "2", "content-type": "application/json"}
+        reply = await client.post("/", content=body(), headers=headers)
+        late = await client.post("/", content=b'{"x": 1}', headers={"content-type": "application/json"})
+
+    assert reply.json() == pytest.approx(0.75)
+    assert late.json() is None
+
+
+async def test_a_deadline_that_has_passed_ends_the_call(loop):
+    backend, stack = make_stack(loop)
+    app, _ = serve(stack)
+
+    async with client_of(app) as client:
+        reply = await client.post("/", json={"x": 1}, headers={"x-request-timeout-seconds": "0"})
+
+    assert reply.status_code == 504
+    assert backend.batches == []
+
+
+async def test_a_deadline_that_cannot_be_read_is_a_mistake(loop):
+    _, stack = make_stack(loop)
+    app, _ = serve(stack)
+
+    async with client_of(app) as client:
+        reply = await client.post("/", json={"x": 1}, headers={"grpc-timeout": "soon"})
+
+    assert reply.status_code == 400
+    assert "grpc-timeout" in reply.json()["detail"]
+
+
+async def test_rows_and_whole_responses_are_bound_too(loop):
+    _, stack = make_stack(loop, slo_s=1.0)
+    app = FastAPI()
+    add_stacks(app, stack)
+
+    @app.get("/")
+    async def answer(service: Annotated[BoundService, Depends(bind(stack, timeout_s=0.5))]):
+        rows = await service.rows(np.array([1.0, 2.0]))
+        one = await service.call(si.Request(3.0))
+        with pytest.raises(si.DeadlineExceeded):
+            await service.call(si.Request(3.0, deadline_ns=stack.clock() - 1))
+        return [*rows, one.outputs]
+
+    async with client_of(app) as client:
+        assert (await client.get("/")).json() == [1.0, 2.0, 3.0]
+
+
+async def test_an_app_without_stacks_is_a_mistake(loop):
+    _, stack = make_stack(loop)
+    app = FastAPI()
+    asked = []
+
+    @app.get("/")
+    async def answer(request: fastapi.Request):
+        try:
+            BoundService(request, stack)
+        except RuntimeError as error:
+            asked.append(str(error))
+
+    async with client_of(app) as client:
+        await client.get("/")
+
+    assert "call add_stacks(app, ...)" in asked[0]
+
+
+def test_stacks_are_added_at_once():
+    _, stack = make_stack(None)
+    app = FastAPI()
+    add_stacks(app)
+
+    with pytest.raises(RuntimeError, match="give it all stacks at once"):
+        add_stacks(app, stack)
+
+
+async def test_a_mounted_application_answers_errors_and_listens(loop):
+    backend, stack = make_stack(loop, HANG, HANG)
+    inner, seen = FastAPI(), []
+    add_stacks(inner, health=None)
+    outer = FastAPI()
+    add_stacks(outer, stack)
+    outer.mount("/inner", inner)
+
+    @inner.post("/")
+    async def answer(body: dict[str, float], service: Annotated[BoundService, Depends(bind(stack))]):
+        try:
+            await service(body["x"])
+        except BaseException as error:
+            seen.append(error)
+            raise
+
+    async with client_of(outer) as client:
+        late = await client.post("/inner/", json={"x": 1}, headers={"x-request-timeout-seconds": "0.1"})
+        talk = Conversation(outer, path="/inner/")
+        running = asyncio.ensure_future(talk.run())
+        await until(lambda: len(backend.batches) == 2)
+        talk.leave()
+        await running
+
+    assert (late.status_code, talk.status) == (504, 499)
+    assert [type(error) for error in seen] == [si.DeadlineExceeded, ClientDisconnect]
+
+
+@pytest.mark.parametrize(
+    ("make", "argument"),
+    [
+        (add_stacks, "app"),
+        (lambda stack: add_stacks(FastAPI(), {"name": stack}), "stacks"),
+        (lambda stack: bind("name"), "stack"),
+        (lambda stack: bind(stack, timeout_s=0), "timeout_s"),
+    ],
+)
+def test_wrong_arguments_are_named(make, argument):
+    _, stack = make_stack(None)
+
+    with pytest.raises((TypeError, ValueError), match=f"^{argument}: expected"):
+        make(stack)
+
+
+# -- clients that go away -------------------------------------------------------------------------------------------
+
+
+class Conversation:
+    """One request by hand: what the client sends, and when it goes away."""
+
+    def __init__(self, app, method="POST", messages=(b'{"x": 1}',), headers=(), path="/"):
+        self.app = app
+        self.scope = {
+            "type": "http", "method": method, "path": path, "query_string": b"", "http_version": "1.1",
+            "headers": [(b"content-type", b"application/json"), *headers],
+        }  # fmt: skip
+        self.incoming = asyncio.Queue()
+        for number, body in enumerate(messages):
+            self.incoming.put_nowait(
+                {"type": "http.request", "body": body, "more_body": number < len(messages) - 1},
+            )
+        self.sent = []
+
+    def leave(self):
+        self.incoming.put_nowait({"type": "http.disconnect"})
+
+    async def run(self):
+        async def send(message):
+            self.sent.append(message)
+
+        await self.app(self.scope, self.incoming.get, send)
+
+    @property
+    def status(self):
+        return self.sent[0]["status"]
+
+    @property
+    def body(self):
+        return json.loads(b"".join(message.get("body", b"") for message in self.sent))
+
+
+async def until(condition):
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+async def test_a_client_that_goes_away_cancels_its_request_in_the_batch(loop):
+    backend, stack = make_stack(loop, HANG)
+    app, seen = serve(stack)
+
+    async with app.router.lifespan_context(app):
+        talk = Conversation(app)
+        running = asyncio.ensure_future(talk.run())
+        await until(lambda: backend.running)
+        talk.leave()
+        await running
+        await until(lambda: not backend.running)
+
+    assert talk.status == 499
+    assert isinstance(seen[0], ClientDisconnect)
+
+
+async def test_all_calls_of_a_client_that_goes_away_end(loop):
+    backend, stack = make_stack(loop, HANG, HANG)
+    app = FastAPI()
+    add_stacks(app, stack)
+    ended = []
+
+    @app.get("/")
+    async def answer(service: Annotated[BoundService, Depends(bind(stack))]):
+        ended.extend(await asyncio.gather(service(1.0), service(2.0), return_exceptions=True))
+        with pytest.raises(ClientDisconnect):
+            await service(3.0)
+
+    async with app.router.lifespan_context(app):
+        talk = Conversation(app, "GET", [b""])
+        running = asyncio.ensure_future(talk.run())
+        await until(lambda: backend.running)
+        talk.leave()
+        await running
+        await until(lambda: not backend.running)
+
+    assert [type(error) for error in ended] == [ClientDisconnect, ClientDisconnect]
+
+
+@pytest.mark.parametrize("messages", [[b""], [b"ab"], [b"a", b"b"]], ids=["none", "one", "two"])
+async def test_a_body_that_is_read_after_the_call_is_whole(loop, messages):
+    """Listening for the client takes no message away from the application."""
+    _, stack = make_stack(loop, duration_s=1.0)
+    app = FastAPI()
+    add_stacks(app, stack)
+
+    @app.get("/")
+    async def answer(request: fastapi.Request, service: Annotated[BoundService, Depends(bind(stack))]):
+        await service(1.0)
+        await service(2.0)
+        return (await request.body()).decode()
+
+    async with app.router.lifespan_context(app):
+        talk = Conversation(app, "GET", messages)
+        await talk.run()
+
+    assert talk.body == b"".join(messages).decode()
+
+
+async def test_a_body_that_is_read_between_calls_is_whole(loop):
+    _, stack = make_stack(loop, duration_s=1.0)
+    app = FastAPI()
+    add_stacks(app, stack)
+
+    @app.post("/")
+    async def answer(request: fastapi.Request, service: Annotated[BoundService, Depends(bind(stack))]):
+        return [float(await service(float(chunk))) async for chunk in request.stream() if chunk]
+
+    async with app.router.lifespan_context(app):
+        talk = Conversation(app, "POST", [b"1", b"2", b"3", b""])
+        await talk.run()
+
+    assert talk.body == [1.0, 2.0, 3.0]
+
+
+async def test_a_body_that_is_read_during_calls_stays_in_order(loop):
+    """While the body is not complete, nobody but the application reads it."""
+    _, stack = make_stack(loop, duration_s=1.0)
+    app = FastAPI()
+    add_stacks(app, stack)
+
+    @app.post("/")
+    async def answer(request: fastapi.Request, service: Annotated[BoundService, Depends(bind(stack))]):
+        calls = [asyncio.ensure_future(service(0.0))]
+        await asyncio.sleep(0.1)
+        calls += [asyncio.ensure_future(service(float(chunk))) async for chunk in request.stream() if chunk]
+        return [float(result) for result in await asyncio.gather(*calls)]
+
+    async with app.router.lifespan_context(app):
+        talk = Conversation(app, "POST", [])
+        running = asyncio.ensure_future(talk.run())
+        await asyncio.sleep(0.2)
+        for body in (b"1", b"2", b"3", b""):
+            talk.incoming.put_nowait({"type": "http.request", "body": body, "more_body": bool(body)})
+            await asyncio.sleep(0.1)
+        await running
+
+    assert talk.body == [0.0, 1.0, 2.0, 3.0]
+
+
+async def test_a_client_that_goes_away_within_its_body_is_left(loop):
+    backend, stack = make_stack(loop)
+    app, _ = serve(stack)
+
+    async with app.router.lifespan_context(app):
+        talk = Conversation(app, "POST", [])
+        talk.incoming.put_nowait({"type": "http.request", "body": b"{", "more_body": True})
+        talk.leave()
+        await talk.run()
+
+    assert talk.status in {400, 499}  # FastAPI's own, or ours
+    assert backend.batches == []
+
+
+async def test_a_server_that_cancels_the_handler_cancels_the_call(loop):
+    backend, stack = make_stack(loop, HANG)
+    app, seen = serve(stack)
+
+    async with app.router.lifespan_context(app):
+        running = asyncio.ensure_future(Conversation(app).run())
+        await until(lambda: backend.running)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        await until(lambda: not backend.running)
+
+    assert isinstance(seen[0], asyncio.CancelledError)
+
+
+async def test_a_cancellation_is_none_of_the_client(loop):
+    """A server that cancels the handler as the client goes away gets its cancellation back."""
+    backend, stack = make_stack(loop, HANG)
+    app, seen = serve(stack)
+
+    async with app.router.lifespan_context(app):
+        talk = Conversation(app)
+        running = asyncio.ensure_future(talk.run())
+        await until(lambda: backend.running)
+        await asyncio.sleep(1.0)  # it listens
+        talk.leave()
+        await asyncio.sleep(0)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    assert isinstance(seen[0], asyncio.CancelledError)
+
+
+async def test_nothing_listens_after_the_response(loop):
+    _, stack = make_stack(loop, duration_s=1.0)
+    app, _ = serve(stack)
+
+    async with app.router.lifespan_context(app):
+        before = asyncio.all_tasks()
+        await Conversation(app).run()
+        await asyncio.sleep(0)
+        assert asyncio.all_tasks() == before
+
+
+# -- under uvicorn ------------------------------------------------------------------------------------------------
+
+
+def test_a_connection_that_closes_cancels_its_request_in_the_batch():
+    started, ended = threading.Event(), threading.Event()
+
+    class Watched(ScriptedBackend):
+        async def infer(self, batch):
+            started.set()
+            try:
+                return await super().infer(batch)
+            finally:
+                ended.set()
+
+    app, seen = serve(si.Stack(si.AdaptiveBatcher(max_batch_size=8), Watched(HANG)))
+
+    with WebServer(app) as server:
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            head = "POST / HTTP/1.1\r\nhost: app\r\ncontent-type: application/json\r\ncontent-length: 8\r\n\r\n"
+            connection.sendall(head.encode() + b'{"x": 1}')
+            assert started.wait(30)
+        assert ended.wait(30)
+
+    assert isinstance(seen[0], ClientDisconnect)
+
+
+def test_a_deadline_of_the_edge_ends_a_request_in_its_batch():
+    """As behind Envoy or a gateway: the proxy's header is the only limit, and the connection stays open."""
+    backend, stack = make_stack(None, HANG)
+    app, seen = serve(stack)
+
+    with WebServer(app) as server, httpx.Client(timeout=60.0) as client:
+        late = client.post(server.url, json={"x": 1}, headers={"x-envoy-expected-rq-timeout-ms": "50"})
+        timely = client.post(server.url, json={"x": 2}, headers={"x-envoy-expected-rq-timeout-ms": "30000"})
+
+    assert late.status_code == 504
+    assert "its batch was running" in str(seen[0])
+    assert (timely.status_code, timely.json()) == (200, 2.0)
+    assert backend.running == 0
+
+
+def test_protocol_metrics_and_page_are_mounted():
+    stack = si.Stack(si.Telemetry("faces"), si.AdaptiveBatcher(max_batch_size=8), ScriptedBackend())
+    app, _ = serve(stack)
+    app.mount("/inference", si.serving.asgi_app({"faces": stack}))
+    app.mount("/metrics", si.telemetry.metrics_app(stack))
+    app.mount("/page", si.telemetry.dashboard(stack))
+
+    with WebServer(app) as server, httpx.Client(timeout=60.0, base_url=server.url, follow_redirects=True) as client:
+        tensor = {"name": "x", "datatype": "FP32", "shape": [1], "data": [4.0]}
+        inferred = client.post("/inference/v2/models/faces/infer", json={"inputs": [tensor]})
+        metrics = client.get("/metrics")
+        page = client.get("/page")
+        ready = client.get("/inference/v2/health/ready")
+
+    assert inferred.json()["outputs"][0]["data"] == [4.0]
+    assert 'streaminfer_requests_total{service="faces",layer="Telemetry",outcome="ok"} 1' in metrics.text
+    assert page.text.startswith("<!doctype html>")
+    assert ready.status_code == 200
