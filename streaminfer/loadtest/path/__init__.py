@@ -1,0 +1,50 @@
+"""The whole path of a stream: device, real encoder, network, CDN edge, decoder, service, with the age at the viewer."""
+
+from typing import TYPE_CHECKING
+
+from streaminfer._internal.lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from streaminfer.loadtest.path.cdn_edge import CdnEdge
+    from streaminfer.loadtest.path.media_path import Edge, MediaPath, Transfer
+    from streaminfer.loadtest.path.network import DelayTrace, Link, NetworkProfile, network_names, network_profile
+    from streaminfer.loadtest.path.path_service import FrameLost, PathService
+    from streaminfer.loadtest.path.scene import Scene
+    from streaminfer.loadtest.path.uplink import Arrival, Uplink
+
+__all__ = [
+    "Arrival",
+    "CdnEdge",
+    "DelayTrace",
+    "Edge",
+    "FrameLost",
+    "Link",
+    "MediaPath",
+    "NetworkProfile",
+    "PathService",
+    "Scene",
+    "Transfer",
+    "Uplink",
+    "network_names",
+    "network_profile",
+]
+
+_HOMES = {
+    "Arrival": "loadtest.path.uplink",
+    "CdnEdge": "loadtest.path.cdn_edge",
+    "DelayTrace": "loadtest.path.network",
+    "Edge": "loadtest.path.media_path",
+    "FrameLost": "loadtest.path.path_service",
+    "Link": "loadtest.path.network",
+    "MediaPath": "loadtest.path.media_path",
+    "NetworkProfile": "loadtest.path.network",
+    "PathService": "loadtest.path.path_service",
+    "Scene": "loadtest.path.scene",
+    "Transfer": "loadtest.path.media_path",
+    "Uplink": "loadtest.path.uplink",
+    "network_names": "loadtest.path.network",
+    "network_profile": "loadtest.path.network",
+}
+
+if not TYPE_CHECKING:  # type checkers know the names from the block above, and refuse others
+    __getattr__, __dir__ = lazy_attributes(__name__, _HOMES)
