@@ -81,6 +81,7 @@ def _microphone(microphone: MicrophoneProfile, seed: int) -> Iterator[FilterStep
     threshold = f"{10 ** (microphone.clip_dbfs / 20):.9g}"
     yield FilterStep("asoftclip", {"type": "hard", "threshold": threshold})
     if microphone.bits is not None:
-        yield FilterStep("acrusher", {"bits": f"{microphone.bits:g}", "mode": "lin", "mix": "1", "aa": "0"})
+        # FFmpeg counts the bits of each sign, and mixes in the sound before it by "mix"
+        yield FilterStep("acrusher", {"bits": f"{microphone.bits - 1:g}", "mode": "lin", "mix": "0", "aa": "0.01"})
     yield FilterStep("aformat", {"sample_fmts": "s16", "channel_layouts": "mono"})
     yield FilterStep("asetnsamples", {"n": str(microphone.frame_samples), "p": "1"})

@@ -62,6 +62,8 @@ SOUND_MEASURES = {
 """Values at the end of the sound."""
 CLIPPED = 1e-4
 """Share of the samples at the highest level from which it counts as clipping."""
+FLAT_DB = 1.5
+"""FFmpeg's measure of runs at that level from which it does: a tone touches its peak with single samples."""
 SILENCE_DB = -120.0
 MIN_BITRATE = 10_000
 CODECS: Mapping[str, VideoCodec] = {"h264": "h264", "vp8": "vp8", "vp9": "vp9", "mjpeg": "mjpeg"}
@@ -76,11 +78,13 @@ class DeviceMeasurement:
             band, the drift of the gain, the room.
         timing: of the frames, or packets of sound.
         measures: FFmpeg's measures by name; those of pictures are means.
+        corrupt: packets that could not be decoded.
     """
 
     profile: DeviceProfile
     timing: Timing
     measures: Mapping[str, float]
+    corrupt: int
 
 
 def probe(source: str | Path, *, kind: str = "camera", seconds: float | None = None) -> DeviceMeasurement:
@@ -139,7 +143,7 @@ class _Reading:
         self._graph: FilterGraph | None = None
         self.stamps_s: list[float] = []
         self.key_s: list[float] = []
-        self.packet_s = 0.0
+        self.corrupt = 0
         self.bytes = 0
         self.frames = 0
         self.values: defaultdict[str, list[float]] = defaultdict(list)
@@ -157,7 +161,12 @@ class _Reading:
             self.bytes += packet.size
             if packet.is_keyframe:
                 self.key_s.append(stamp_s)
-        for frame in packet.decode():
+        try:
+            frames = packet.decode()
+        except self._av.error.InvalidDataError:
+            self.corrupt += 1
+            return True
+        for frame in frames:
             self.frames += 1
             if isinstance(frame, self._av.VideoFrame):
                 place = (self.frames - 1) % MEASURE_EVERY
@@ -215,7 +224,8 @@ def _camera(name: str, stream: Any, reading: _Reading, timing: Timing) -> Device
         key_interval_s=float(np.mean(intervals)) if len(intervals) else max(timing.duration_s, 1.0),
         delivery=_delivery(timing, 1.0 / rate),
     )
-    return DeviceMeasurement(profile, timing, {ours: reading.mean(key) for key, ours in PICTURE_MEASURES.items()})
+    measures = {ours: reading.mean(key) for key, ours in PICTURE_MEASURES.items()}
+    return DeviceMeasurement(profile, timing, measures, reading.corrupt)
 
 
 def _microphone(name: str, stream: Any, reading: _Reading, timing: Timing) -> DeviceMeasurement:
@@ -224,7 +234,7 @@ def _microphone(name: str, stream: Any, reading: _Reading, timing: Timing) -> De
     noise, sound = (10 ** (measures[level] / 10) for level in ("noise_db", "rms_db"))
     measures["snr_db"] = 10 * math.log10(max(sound - noise, 1e-12) / max(noise, 1e-12))
     measures["clipped"] = measures.pop("peak_count") / max(1.0, measures.pop("samples"))
-    clips = measures["clipped"] > CLIPPED
+    clips = measures["clipped"] > CLIPPED and measures["flat_factor"] > FLAT_DB
     context = stream.codec_context
     codec: AudioCodec = {"opus": "opus", "aac": "aac"}.get(context.name, "pcm")  # type: ignore[assignment]
     rate = context.sample_rate
@@ -242,7 +252,7 @@ def _microphone(name: str, stream: Any, reading: _Reading, timing: Timing) -> De
         clip_dbfs=max(-60.0, min(0.0, measures["peak_db"])) if clips else 0.0,
         delivery=_delivery(timing, frame_s),
     )
-    return DeviceMeasurement(profile, timing, measures)
+    return DeviceMeasurement(profile, timing, measures, reading.corrupt)
 
 
 def _bitrate(reading: _Reading, timing: Timing) -> int:

@@ -117,7 +117,7 @@ class MicrophoneProfile:
     noise_dbfs: float | None = _number("dB", -120, 0, None, optional=True)
     reverberation_s: float = _number("seconds", 0, 10, 0.0)
     clip_dbfs: float = _number("dB", -60, 0, 0.0)
-    bits: float | None = _number("bits", 1, 24, None, optional=True)
+    bits: float | None = _number("bits", 2, 24, None, optional=True)
     delivery: Delivery = _delivery()
 
     def __attrs_post_init__(self) -> None:

@@ -22,9 +22,9 @@ def speech():
 
 @pytest.fixture(scope="session")
 def bursts(tmp_path_factory):
-    """Tones of -12 dBFS (RMS) for half of each second, then silence."""
+    """Tones of -12 dBFS (RMS) for each other second, then silence."""
     seconds = np.arange(6 * RATE) / RATE
-    tone = np.sin(2 * np.pi * 440 * seconds) * np.sqrt(2) * 10 ** (-12 / 20) * (seconds % 1 < 0.5)
+    tone = np.sin(2 * np.pi * 440 * seconds) * np.sqrt(2) * 10 ** (-12 / 20) * (seconds % 2 < 1)
     path = tmp_path_factory.mktemp("sound") / "bursts.wav"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=RATE, layout="mono")
