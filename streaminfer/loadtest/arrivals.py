@@ -1,0 +1,355 @@
+"""Arrival processes of load tests: data that a scenario file can hold, and that makes a schedule for any duration.
+
+Those of `streaminfer.simulation.arrivals` are used where they exist. Rates that change over time (`Diurnal`, `Ramp`,
+`Rates`) make a Poisson process by time change: arrivals of rate 1 are mapped through the inverse of the integrated
+rate, so the expected number up to any instant is exact.
+
+Each depends on nothing but its fields, the duration and the seed.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import attrs
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from streaminfer._internal.validation import check_count, check_duration, check_number, expected, field_check
+from streaminfer.simulation import arrivals as processes
+
+__all__ = [
+    "ARRIVALS", "Arrivals", "Bursts", "Cameras", "Constant", "Diurnal", "Gamma", "OnOff", "Poisson", "Ramp", "Rates",
+    "Replay", "as_arrivals",
+]  # fmt: skip
+
+Floats = NDArray[np.float64]
+
+
+class Arrivals(Protocol):
+    """When requests are due."""
+
+    kind: ClassVar[str]
+
+    def schedule(self, duration_s: float, seed: int) -> Floats:
+        """Return the instants from 0 until ``duration_s``, seconds, ascending."""
+        ...
+
+
+def _is_positive(number: float) -> bool:
+    return 0 < number < float("inf")
+
+
+_POSITIVE = field_check(check_number, "a finite number > 0", _is_positive)
+_NOT_NEGATIVE = field_check(check_number, "a finite number ≥ 0", lambda number: number == 0 or _is_positive(number))
+_DURATION = field_check(check_duration, positive=True)
+
+
+@attrs.frozen
+class Constant:
+    """Arrivals at equal distances.
+
+    Args:
+        rate: per second.
+    """
+
+    kind: ClassVar[str] = "constant"
+    rate: float = attrs.field(validator=_POSITIVE)
+
+    def schedule(self, duration_s: float, seed: int) -> Floats:  # noqa: ARG002 - nothing is random
+        """Return the instants from 0 until ``duration_s``, seconds, ascending."""
+        return np.arange(int(np.ceil(duration_s * self.rate))) / self.rate
+
+
+@attrs.frozen
+class Poisson:
+    """Arrivals of many independent callers.
+
+    Args:
+        rate: mean per second.
+    """
+
+    kind: ClassVar[str] = "poisson"
+    rate: float = attrs.field(validator=_POSITIVE)
+
+    def schedule(self, duration_s: float, seed: int) -> Floats:
+        """Return the instants from 0 until ``duration_s``, seconds, ascending."""
+        return _until(duration_s, self.rate, lambda n: processes.poisson(self.rate, n, seed))
+
+
+@attrs.frozen
+class Gamma:
+    """Arrivals in clumps.
+
+    Args:
+        rate: mean per second.
+        cv: coefficient of variation of the gaps; 1 is Poisson.
+    """
+
+    kind: ClassVar[str] = "gamma"
+    rate: float = attrs.field(validator=_POSITIVE)
+    cv: float = attrs.field(default=4.0, validator=_POSITIVE)
+
+    def schedule(self, duration_s: float, seed: int) -> Floats:
+        """Return the instants from 0 until ``duration_s``, seconds, ascending."""
+        return _until(duration_s, self.rate, lambda n: processes.gamma(self.rate, n, seed, cv=self.cv))
+
+
+@attrs.frozen
+class OnOff:
+    """Poisson at a rate that switches between two levels after exponentially distributed times.
+
+    Args:
+        rate: that the levels are multiples of; the mean by default.
+        on_s: mean duration of the high level.
+        off_s: mean duration of the low level.
+        on_times: high level.
+        off_times: low level.
+    """
+
+    kind: ClassVar[str] = "on_off"
+    rate: float = attrs.field(validator=_POSITIVE)
+    on_s: float = attrs.field(default=0.05, validator=_DURATION)
+    off_s: float = attrs.field(default=0.2, validator=_DURATION)
+    on_times: float = attrs.field(default=3.0, validator=_POSITIVE)
+    off_times: float = attrs.field(default=0.5, validator=_POSITIVE)
+
+    def schedule(self, duration_s: float, seed: int) -> Floats:
+        """Return the instants from 0 until ``duration_s``, seconds, ascending."""
+        levels = attrs.asdict(self, filter=lambda field, _: field.name != "rate")
+        return _until(duration_s, self.rate, lambda n: processes.on_off(self.rate, n, seed, **levels))
+
+
+@attrs.frozen
+class Bursts:
+    """Quiet, with bursts of many times the quiet rate.
+
+    Args:
+        rate: mean of both per second.
+        on_s: mean duration of a burst.
+        off_s: mean duration of quiet.
+        times: rate in a burst over the quiet one.
+    """
+
+    kind: ClassVar[str] = "bursts"
+    rate: float = attrs.field(validator=_POSITIVE)
+    on_s: float = attrs.field(default=0.05, validator=_DURATION)
+    off_s: float = attrs.field(default=0.45, validator=_DURATION)
+    times: float = attrs.field(default=10.0, validator=_POSITIVE)
+
+    def schedule(self, duration_s: float, seed: int) -> Floats:
+        """Return the instants from 0 until ``duration_s``, seconds, ascending."""
+        levels = attrs.asdict(self, filter=lambda field, _: field.name != "rate")
+        return _until(duration_s, self.rate, lambda n: processes.bursts(self.rate, n, seed, **levels))
+
+
+@attrs.frozen
+class Cameras:
+    """Frames of cameras at one rate, each with a phase of its own.
+
+    Args:
+        fps: frames per second of each.
+        cameras: how many.
+        jitter_s: each frame is delayed by a uniform time up to this.
+    """
+
+    kind: ClassVar[str] = "cameras"
+    fps: float = attrs.field(validator=_POSITIVE)
+    cameras: int = attrs.field(validator=field_check(check_count))
+    jitter_s: float = attrs.field(default=0.0, validator=field_check(check_duration))
+
+    def schedule(self, duration_s: float, seed: int) -> Floats:
+        """Return the instants from 0 until ``duration_s``, seconds, ascending."""
+        frames = processes.cameras(self.fps, self.cameras, duration_s, seed, jitter_s=self.jitter_s)
+        return frames[frames < duration_s]
+
+
+@attrs.frozen
+class Diurnal:
+    """Poisson at a rate that rises and falls like a day's, beginning at its lowest.
+
+    Args:
+        rate: mean per second.
+        peak: highest rate over the mean, from 1 to 2; the lowest is as far below.
+        period_s: of one day; ``None``: the duration of the run.
+    """
+
+    kind: ClassVar[str] = "diurnal"
+    rate: float = attrs.field(validator=_POSITIVE)
+    peak: float = attrs.field(
+        default=1.8, validator=field_check(check_number, "a number from 1 to 2", lambda number: 1 <= number <= 2)
+    )
+    period_s: float | None = attrs.field(default=None, validator=field_check(check_duration, positive=True, optional=True))
+
+    def schedule(self, duration_s: float, seed: int) -> Floats:
+        """Return the instants from 0 until ``duration_s``, seconds, ascending."""
+        turn = 2 * np.pi / (self.period_s or duration_s)
+        count = 2 + int(1000 * duration_s / (self.period_s or duration_s))
+        at_s = np.linspace(0.0, duration_s, count)
+        return _changing(at_s, self.rate * (1 - (self.peak - 1) * np.cos(turn * at_s)), seed)
+
+
+@attrs.frozen
+class Ramp:
+    """Poisson at a rate that changes steadily, to see where a service breaks.
+
+    Args:
+        from_rate: at the start, per second.
+        to_rate: at the end.
+    """
+
+    kind: ClassVar[str] = "ramp"
+    from_rate: float = attrs.field(validator=_NOT_NEGATIVE)
+    to_rate: float = attrs.field(validator=_NOT_NEGATIVE)
+
+    def schedule(self, duration_s: float, seed: int) -> Floats:
+        """Return the instants from 0 until ``duration_s``, seconds, ascending."""
+        at_s = np.linspace(0.0, duration_s, 1001)
+        return _changing(at_s, np.interp(at_s, [0.0, duration_s], [self.from_rate, self.to_rate]), seed)
+
+
+@attrs.frozen(eq=False)
+class Rates:
+    """Poisson at a rate given by a table: counts per minute of a recorded service, for one.
+
+    Args:
+        rates: per second, one for each window.
+        window_s: duration of a window.
+    """
+
+    kind: ClassVar[str] = "rates"
+    rates: Floats = attrs.field(converter=lambda values: processes.numbers("rates", values))
+    window_s: float = attrs.field(validator=_DURATION)
+
+    @rates.validator
+    def _check(self, attribute: Any, value: Floats) -> None:
+        if value.ndim != 1 or not value.size or not np.isfinite(value).all() or value.min() < 0:
+            raise ValueError(expected(attribute.name, "rates ≥ 0 in one dimension", value))
+
+    def schedule(self, duration_s: float, seed: int) -> Floats:
+        """Return the instants from 0 until ``duration_s``, or the end of the table, seconds, ascending."""
+        edges = np.arange(self.rates.size + 1) * self.window_s
+        return _through(edges, np.concatenate([[0.0], np.cumsum(self.rates * self.window_s)]), duration_s, seed)
+
+
+@attrs.frozen(eq=False)
+class Replay:
+    """Arrivals of a recorded trace.
+
+    Args:
+        arrivals_s: instants in seconds on any clock, in any order.
+        rate: stretch or compress time so that this is the mean per second; ``None``: as recorded.
+    """
+
+    kind: ClassVar[str] = "replay"
+    arrivals_s: Floats = attrs.field(converter=processes.replay)
+    rate: float | None = attrs.field(
+        default=None, validator=field_check(check_number, "a finite number > 0", _is_positive, optional=True)
+    )
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        key: str = "t",
+        unit_s: float = 1.0,
+        run: int | None = None,
+        rate: float | None = None,
+    ) -> "Replay":
+        """Read a trace from an ``.npz``.
+
+        Args:
+            path: of the file.
+            key: of the array of instants.
+            unit_s: seconds of its unit.
+            run: where the file holds several, delimited by an array ``offsets``: the number of one.
+            rate: as for the class.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it has no such array or run.
+        """
+        with np.load(Path(path), allow_pickle=False) as stored:
+            if key not in stored:
+                raise ValueError(expected("key", f"one of {', '.join(map(repr, stored.files))}", key))
+            instants = stored[key]
+            if run is not None:
+                offsets = stored["offsets"]
+                check_count("run", run, at_least=0, at_most=len(offsets) - 2)
+                instants = instants[offsets[run] : offsets[run + 1]]
+        return cls(np.asarray(instants, np.float64) * unit_s, rate)
+
+    def schedule(self, duration_s: float, seed: int) -> Floats:  # noqa: ARG002 - nothing is random
+        """Return the instants from 0 until ``duration_s``, or the end of the trace, seconds, ascending."""
+        instants = self.arrivals_s
+        if self.rate is not None and instants.size > 1:
+            instants = instants * ((instants.size - 1) / (self.rate * instants[-1]))
+        return instants[instants < duration_s]
+
+
+ARRIVALS: dict[str, type[Any]] = {
+    each.kind: each
+    for each in (Constant, Poisson, Gamma, OnOff, Bursts, Cameras, Diurnal, Ramp, Rates, Replay)
+}  # fmt: skip
+"""By the word for it in a scenario file."""
+
+
+def as_arrivals(value: Arrivals | ArrayLike) -> Arrivals:
+    """Return arrivals as an object with a schedule: instants in seconds become a `Replay`.
+
+    Raises:
+        TypeError: neither.
+    """
+    if callable(getattr(value, "schedule", None)):
+        return value  # type: ignore[return-value]
+    try:
+        return Instants(value)
+    except TypeError:
+        what = "arrivals such as si.loadtest.Poisson(100), or instants in seconds"
+        raise TypeError(expected("arrivals", what, value)) from None
+
+
+@attrs.frozen(eq=False)
+class Instants:
+    """Given instants, which are kept: unlike those of a trace, they need not begin at 0.
+
+    Args:
+        arrivals_s: seconds ≥ 0, ascending.
+    """
+
+    kind: ClassVar[str] = "instants"
+    arrivals_s: Floats = attrs.field(converter=lambda values: processes.numbers("arrivals", values))
+
+    @arrivals_s.validator
+    def _check(self, _attribute: Any, value: Floats) -> None:
+        processes.arrivals_in_ns(value)
+
+    def schedule(self, duration_s: float, seed: int) -> Floats:  # noqa: ARG002 - nothing is random
+        """Return those before ``duration_s``."""
+        return self.arrivals_s[self.arrivals_s < duration_s]
+
+
+def _until(duration_s: float, rate: float, draw: Callable[[int], Floats]) -> Floats:
+    """Return the arrivals before an instant; the first ones do not depend on how many are drawn."""
+    count = int(duration_s * rate * 1.1) + 100
+    while (drawn := draw(count))[-1] < duration_s:
+        count *= 2
+    return drawn[: np.searchsorted(drawn, duration_s)]
+
+
+def _changing(at_s: Floats, rates: Floats, seed: int) -> Floats:
+    """Return a Poisson process whose rate runs straight between given instants."""
+    steps = np.diff(at_s) * (rates[1:] + rates[:-1]) / 2
+    return _through(at_s, np.concatenate([[0.0], np.cumsum(steps)]), float(at_s[-1]), seed)
+
+
+def _through(at_s: Floats, expected_counts: Floats, duration_s: float, seed: int) -> Floats:
+    """Return a Poisson process of which this many arrivals are expected until given instants."""
+    total = float(expected_counts[-1])
+    if not total:
+        return np.empty(0)
+    drawn = _until(total, 1.0, lambda n: processes.poisson(1.0, n, seed))
+    arrivals = np.interp(drawn, expected_counts, at_s)
+    return arrivals[arrivals < duration_s]

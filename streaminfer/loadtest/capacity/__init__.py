@@ -1,0 +1,1 @@
+"""Capacity at an SLO, with a confidence interval."""

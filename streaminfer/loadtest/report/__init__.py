@@ -1,0 +1,1 @@
+"""Reports of load tests: tails, pictures, files."""

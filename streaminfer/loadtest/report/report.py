@@ -1,0 +1,322 @@
+"""`Report`: latencies of a load test over all requests that were due, whether the schedule was kept, and files of it."""
+
+import json
+import os
+import platform
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import attrs
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from streaminfer._internal.units import format_duration
+from streaminfer._internal.validation import expected
+from streaminfer.loadtest.sending.record import Floats, Record
+from streaminfer.loadtest.sending.requests import BEFORE
+
+__all__ = ["Report", "Tail", "describe_machine"]
+
+_FORMAT = "streaminfer.loadtest.report"
+_VERSION = 1
+_LEAST_ERROR_S = 0.001
+_ERROR_SHARE = 0.1
+TAILS = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
+
+
+@attrs.frozen
+class Tail:
+    """Percentiles of some of the requests.
+
+    Attributes:
+        name: which.
+        count: how many.
+        on_time: share within the SLO; ``None`` for a stage.
+        quantiles_s: by name, seconds; infinite where that share got no response.
+    """
+
+    name: str
+    count: int
+    on_time: float | None
+    quantiles_s: dict[str, float]
+
+
+@attrs.frozen(eq=False, repr=False)
+class Report:
+    """Result of a load test.
+
+    A percentile is over *all* requests that were due; one without a response counts as infinitely late. Latency counts
+    from the instant at which a request was due, so that a pause of the service, or of the sender, counts in full.
+
+    Attributes:
+        record: what became of each request.
+        slo_s: seconds within which a response is on time.
+        objective: share of requests that must be.
+        duration_s: how long it sent.
+        name: of the run.
+        seed: of the schedule.
+        arrivals: the schedule, in words.
+        senders: processes that sent; 0: the event loop of the service.
+        began: seconds since 1970.
+        machine: what sent.
+    """
+
+    record: Record
+    slo_s: float = attrs.field(kw_only=True)
+    objective: float = attrs.field(kw_only=True, default=0.99)
+    duration_s: float = attrs.field(kw_only=True)
+    name: str = attrs.field(kw_only=True, default="")
+    seed: int = attrs.field(kw_only=True, default=0)
+    arrivals: str = attrs.field(kw_only=True, default="")
+    senders: int = attrs.field(kw_only=True, default=0)
+    began: float = attrs.field(kw_only=True, default=0.0)
+    machine: str = attrs.field(kw_only=True, default="")
+
+    # -- figures ------------------------------------------------------------------------------------------------
+
+    @property
+    def requests(self) -> int:
+        """How many were due."""
+        return len(self.record)
+
+    @property
+    def latencies_s(self) -> Floats:
+        """Of each request, in the order in which they were due; infinite without a response."""
+        return self.record.latency_s
+
+    def quantile(self, q: float) -> float:
+        """Return a percentile of the latency in seconds, over all requests that were due."""
+        return float(self.quantiles([q])[0])
+
+    def quantiles(self, qs: ArrayLike) -> Floats:
+        """Return several; the smallest latency that at least this share of requests did not exceed."""
+        return _quantiles(self.latencies_s, np.asarray(qs, np.float64))
+
+    @property
+    def on_time(self) -> float:
+        """Share of all requests that were answered within the SLO."""
+        return float(np.mean(self.latencies_s <= self.slo_s))
+
+    @property
+    def outcomes(self) -> dict[str, int]:
+        """How many requests ended how: ``ok``, the class of an exception, ``unanswered``."""
+        return dict(Counter(self.record.outcome.tolist()).most_common())
+
+    @property
+    def rate(self) -> float:
+        """Requests that were due per second."""
+        return self.requests / self.duration_s
+
+    @property
+    def goodput(self) -> float:
+        """Requests answered on time per second."""
+        return self.on_time * self.rate
+
+    # -- the schedule -------------------------------------------------------------------------------------------
+
+    def schedule_error_s(self, q: float = 0.99) -> float:
+        """Return by how much requests were sent late; a request that was never sent counts as infinitely late."""
+        late = np.where(np.isnan(self.record.late_s), np.inf, self.record.late_s)
+        return float(_quantiles(late, np.array([q]))[0])
+
+    @property
+    def schedule_limit_s(self) -> float:
+        """Schedule error from which on the sender was the bottleneck: a tenth of the SLO, at least a millisecond."""
+        return max(_LEAST_ERROR_S, _ERROR_SHARE * self.slo_s)
+
+    @property
+    def kept_schedule(self) -> bool:
+        """Whether 99 % of the requests were sent within that limit; otherwise there is no verdict."""
+        return self.schedule_error_s() <= self.schedule_limit_s
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether the share on time reaches the objective; ``None``: the schedule was not kept, so no verdict."""
+        return self.on_time >= self.objective if self.kept_schedule else None
+
+    # -- parts --------------------------------------------------------------------------------------------------
+
+    @property
+    def total(self) -> Tail:
+        """Tail of all requests."""
+        return self._tail("all requests", self.record)
+
+    def by_label(self, label: str) -> list[Tail]:
+        """Return a tail for each value of a label, such as ``device``.
+
+        Raises:
+            ValueError: no request has that label.
+        """
+        column = self._labels(label)
+        return [self._tail(value, self.record.where(column == value)) for value in sorted(set(column.tolist()) - {""})]
+
+    def by_stage(self) -> list[Tail]:
+        """Return a tail for each stage that was timed, and for the age of the results where it differs from latency."""
+        stages = dict(self.record.stages)
+        before = stages.pop(BEFORE, None)
+        if before is not None:
+            stages["age"] = np.nan_to_num(before) + self.latencies_s
+        return [_stage_tail(name, column[~np.isnan(column)]) for name, column in stages.items()]
+
+    def means(self, label: str) -> dict[str, dict[str, float]]:
+        """Return the mean of each measured value, such as an accuracy, for each value of a label.
+
+        Raises:
+            ValueError: no request has that label.
+        """
+        column = self._labels(label)
+        found: dict[str, dict[str, float]] = {}
+        for value in sorted(set(column.tolist()) - {""}):
+            chosen = {name: numbers[(column == value) & ~np.isnan(numbers)] for name, numbers in self.record.values.items()}
+            found[value] = {name: float(numbers.mean()) for name, numbers in chosen.items() if numbers.size}
+        return found
+
+    def windows(self, count: int) -> Iterator[tuple[float, Floats]]:
+        """Yield equal windows of the run: when each begins, and the latencies of what was due in it."""
+        edges = np.linspace(0.0, self.duration_s, count + 1)
+        bounds = np.searchsorted(self.record.due_s, edges)
+        bounds[-1] = self.requests
+        for begin_s, first, last in zip(edges[:-1].tolist(), bounds[:-1], bounds[1:], strict=True):
+            yield begin_s, self.latencies_s[first:last]
+
+    # -- files --------------------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as JSON can hold them; an infinite latency is ``None``."""
+        return {
+            "name": self.name,
+            "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.began)),
+            "machine": self.machine,
+            "arrivals": self.arrivals,
+            "seed": self.seed,
+            "senders": self.senders,
+            "duration_s": self.duration_s,
+            "slo_s": self.slo_s,
+            "objective": self.objective,
+            "requests": self.requests,
+            "rate": self.rate,
+            "on_time": self.on_time,
+            "passed": self.passed,
+            "outcomes": self.outcomes,
+            "schedule": {
+                "kept": self.kept_schedule,
+                "error_p99_s": _finite(self.schedule_error_s()),
+                "limit_s": self.schedule_limit_s,
+            },
+            "latency_s": {name: _finite(value) for name, value in self.total.quantiles_s.items()},
+            "stages": {tail.name: _finite_all(tail.quantiles_s) for tail in self.by_stage()},
+            "labels": {
+                label: {tail.name: {"on_time": tail.on_time, **_finite_all(tail.quantiles_s)} for tail in self.by_label(label)}
+                for label in self.record.labels
+            },
+            "means": {label: self.means(label) for label in self.record.labels} if self.record.values else {},
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write figures and every request as JSON; :meth:`load` reads it, for a comparison.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        stored = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "report": self.to_dict() | {"began_s": self.began},
+            "record": self.record.encode(),
+        }
+        Path(path).write_text(json.dumps(stored, indent=1), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it holds something else.
+        """
+        text = Path(path).read_text(encoding="utf-8")
+        try:
+            stored = json.loads(text)
+            if (stored["format"], stored["version"]) != (_FORMAT, _VERSION):
+                raise ValueError(expected("format", f"{_FORMAT}, version {_VERSION}", (stored["format"], stored["version"])))
+            said = stored["report"]
+            fields = ("slo_s", "objective", "duration_s", "name", "seed", "arrivals", "senders", "machine")
+            return cls(Record.decode(stored["record"]), began=said["began_s"], **{name: said[name] for name in fields})
+        except Exception as error:  # a damaged file raises a dozen kinds, and none of them means anything else
+            raise ValueError(f"{os.fspath(path)}: not a saved report: {error}") from error
+
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Write one self-contained page: figures, pictures and tables.
+
+        Pictures need the extra ``plot``; without it the page has its tables.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        from streaminfer.loadtest.report.page import make_page  # noqa: PLC0415 - not every run writes a page
+
+        Path(path).write_text(make_page(self), encoding="utf-8")
+
+    def to_junit(self, path: str | os.PathLike[str]) -> None:
+        """Write its checks as JUnit XML, for CI.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        from streaminfer.loadtest.report.junit import make_junit  # noqa: PLC0415 - likewise
+
+        Path(path).write_text(make_junit(self), encoding="utf-8")
+
+    def describe(self) -> list[str]:
+        """Return the result in sentences."""
+        from streaminfer.loadtest.report.sentences import describe  # noqa: PLC0415 - likewise
+
+        return describe(self)
+
+    def _repr_html_(self) -> str:
+        from streaminfer.loadtest.report.page import make_summary  # noqa: PLC0415 - a notebook's need
+
+        return make_summary(self)
+
+    def __repr__(self) -> str:
+        p99 = format_duration(self.quantile(0.99))
+        return f"<Report {self.name!r}: {self.requests} requests, p99 {p99}, {self.on_time:.2%} on time>"
+
+    def _labels(self, label: str) -> NDArray[np.str_]:
+        if label not in self.record.labels:
+            known = ", ".join(map(repr, self.record.labels)) or "none, since no input is a Sample with labels"
+            raise ValueError(expected("label", f"one of {known}", label))
+        return self.record.labels[label]
+
+    def _tail(self, name: str, record: Record) -> Tail:
+        quantiles = _quantiles(record.latency_s, np.array(list(TAILS.values()))).tolist()
+        on_time = float(np.mean(record.latency_s <= self.slo_s))
+        return Tail(name, len(record), on_time, dict(zip(TAILS, quantiles, strict=True)))
+
+
+def describe_machine() -> str:
+    """Return what runs this process, in words."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{platform.system()} {platform.machine()}, {cores} cores, Python {platform.python_version()}"
+
+
+def _quantiles(values: Floats, qs: Floats) -> Floats:
+    ordered = np.sort(values)
+    indexes = np.clip(np.ceil(qs * ordered.size).astype(int) - 1, 0, ordered.size - 1)
+    return ordered[indexes]
+
+
+def _stage_tail(name: str, seconds: Floats) -> Tail:
+    quantiles = _quantiles(seconds, np.array(list(TAILS.values()))).tolist()
+    return Tail(name, int(seconds.size), None, dict(zip(TAILS, quantiles, strict=True)))
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+def _finite_all(values: dict[str, float]) -> dict[str, float | None]:
+    return {name: _finite(value) for name, value in values.items()}

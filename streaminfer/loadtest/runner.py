@@ -1,0 +1,92 @@
+"""`run`: one load test of a service, from its schedule to its report."""
+
+import time
+from typing import Any
+
+from numpy.typing import ArrayLike
+
+from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
+from streaminfer.loadtest.arrivals import Arrivals, as_arrivals
+from streaminfer.loadtest.report.report import Report, describe_machine
+from streaminfer.loadtest.sending.sender import OnProgress, running, send
+from streaminfer.loadtest.sending.sender_processes import send_from_processes
+
+__all__ = ["run"]
+
+_DRAIN_S = 5.0
+_DRAIN_SLOS = 10.0
+
+
+async def run(
+    service: Any,
+    *,
+    arrivals: Arrivals | ArrayLike,
+    inputs: Any,
+    duration_s: float,
+    slo_s: float,
+    objective: float = 0.99,
+    seed: int = 0,
+    senders: int = 0,
+    drain_s: float | None = None,
+    name: str = "",
+    progress: OnProgress | None = None,
+) -> Report:
+    """Send requests on a schedule, whatever becomes of them, and report their latencies.
+
+    Await it in the event loop of the service; in a script, ``asyncio.run(run(...))``. A `Stack` that does not run is
+    started and stopped.
+
+    Args:
+        service: an object with ``async call(request)``, such as a `Stack`, or an async function of the inputs. With
+            ``senders``, a function without arguments that returns one, importable from its module.
+        arrivals: such as ``Poisson(200)``, or instants in seconds from the start, ascending.
+        inputs: what requests bring: a sequence, whose elements are sent in turn; a function of the request's number;
+            or one mapping for all. An element may be a `Sample`.
+        duration_s: seconds in which requests are due.
+        slo_s: seconds within which a response is on time.
+        objective: share of requests that must be.
+        seed: of the schedule.
+        senders: processes that send, each its share of the schedule; 0: this event loop does. For services on other
+            machines or in other processes.
+        drain_s: seconds to wait for responses after the last request; what is in flight then is cancelled and counts
+            as unanswered. ``None``: 5, or ten times ``slo_s`` where that is more.
+        name: for the report.
+        progress: is called every second.
+
+    Returns:
+        The report; its latencies count from the instants at which requests were due.
+
+    Raises:
+        TypeError, ValueError: an argument.
+    """
+    duration_s = check_duration("duration_s", duration_s, positive=True)
+    slo_s = check_duration("slo_s", slo_s, positive=True)
+    check_number("objective", objective, "a share between 0 and 1", lambda share: 0 < share < 1)
+    check_count("seed", seed, at_least=0)
+    check_count("senders", senders, at_least=0)
+    check_instance("progress", progress, lambda it: it is None or callable(it), "a function or None")
+    drain_s = max(_DRAIN_S, _DRAIN_SLOS * slo_s) if drain_s is None else check_duration("drain_s", drain_s)
+    process = as_arrivals(arrivals)
+    due_s = process.schedule(duration_s, seed)
+    if not due_s.size:
+        raise ValueError(expected("arrivals", f"at least one request within {duration_s:g} s", arrivals))
+    began = time.time()
+    if senders:
+        record = await send_from_processes(
+            service, inputs, due_s, senders, drain_s=drain_s, duration_s=duration_s, progress=progress
+        )
+    else:
+        async with running(service) as started:
+            record = await send(started, inputs, due_s, drain_s=drain_s, duration_s=duration_s, progress=progress)
+    return Report(
+        record,
+        slo_s=slo_s,
+        objective=objective,
+        duration_s=duration_s,
+        name=name,
+        seed=seed,
+        arrivals=repr(process),
+        senders=senders,
+        began=began,
+        machine=describe_machine(),
+    )

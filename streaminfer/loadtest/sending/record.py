@@ -1,0 +1,171 @@
+"""What became of each request of a load test, as arrays: one row per request, in the order in which they were due."""
+
+import base64
+import zlib
+from array import array
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from streaminfer.loadtest.sending.loops import OpenLoop
+
+__all__ = ["ANSWERED", "UNANSWERED", "Columns", "Record"]
+
+ANSWERED = "ok"
+UNANSWERED = "unanswered"
+"""Neither answered nor failed when the drain ended, or never sent."""
+
+Floats = NDArray[np.float64]
+
+
+class Columns:
+    """Numbers and labels of requests by name, filled while they complete; what is not set is NaN or empty.
+
+    Args:
+        count: of requests.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.numbers: dict[str, array[float]] = {}
+        self.labels: dict[str, list[str]] = {}
+
+    def put(self, name: str, number: int, value: float) -> None:
+        """Set a number of a request."""
+        column = self.numbers.get(name)
+        if column is None:
+            column = self.numbers[name] = array("d", [float("nan")]) * self.count
+        column[number] = value
+
+    def put_label(self, name: str, number: int, value: str) -> None:
+        """Set a label of a request."""
+        column = self.labels.get(name)
+        if column is None:
+            column = self.labels[name] = [""] * self.count
+        column[number] = value
+
+
+@attrs.frozen(eq=False)
+class Record:
+    """Requests of a load test.
+
+    Attributes:
+        due_s: when each was due, seconds since the start of the run, ascending.
+        late_s: by how much each was sent late; NaN: it was not sent.
+        latency_s: from the instant at which it was due to its response; infinite without a response.
+        outcome: ``ok``, the class of the exception, or ``unanswered``.
+        stages: seconds by name of the stage; NaN where it was not measured.
+        values: other measurements by name, likewise.
+        labels: by name; empty where there is none.
+    """
+
+    due_s: Floats
+    late_s: Floats
+    latency_s: Floats
+    outcome: NDArray[np.str_]
+    stages: Mapping[str, Floats] = attrs.field(factory=dict)
+    values: Mapping[str, Floats] = attrs.field(factory=dict)
+    labels: Mapping[str, NDArray[np.str_]] = attrs.field(factory=dict)
+
+    @classmethod
+    def of(cls, loop: OpenLoop, due_s: Floats, stages: Columns, values: Columns) -> Self:
+        """Return the record of a run.
+
+        Args:
+            loop: that sent the requests.
+            due_s: seconds since the start.
+            stages: of the requests, with their labels.
+            values: likewise.
+        """
+        due, sent, completed = (np.asarray(part, np.int64) for part in (loop.due_ns, loop.sent_ns, loop.completed_ns))
+        answered = completed > 0
+        outcome = np.where(answered, ANSWERED, UNANSWERED).astype(object)
+        for number, error in loop.failures.items():
+            outcome[number] = type(error).__name__
+        return cls(
+            due_s,
+            np.where(sent > 0, sent - due, np.nan) / 1e9,
+            np.where(answered, completed - due, np.inf) / 1e9,
+            outcome.astype(np.str_),
+            {name: np.array(column) for name, column in stages.numbers.items()},
+            {name: np.array(column) for name, column in values.numbers.items()},
+            {name: np.array(column, np.str_) for name, column in stages.labels.items()},
+        )
+
+    @classmethod
+    def merge(cls, records: "Sequence[Record]") -> "Record":
+        """Return the requests of several senders as those of one."""
+        order = np.argsort(np.concatenate([record.due_s for record in records]), kind="stable")
+
+        def joined(read: Any) -> Any:
+            return np.concatenate([read(record) for record in records])[order]
+
+        def all_joined(field: str, nothing: Any) -> dict[str, Any]:
+            names = dict.fromkeys(name for record in records for name in getattr(record, field))
+            return {
+                name: joined(lambda record, name=name: getattr(record, field).get(name, np.full(len(record), nothing)))
+                for name in names
+            }
+
+        return cls(
+            joined(lambda record: record.due_s),
+            joined(lambda record: record.late_s),
+            joined(lambda record: record.latency_s),
+            joined(lambda record: record.outcome),
+            all_joined("stages", np.nan),
+            all_joined("values", np.nan),
+            all_joined("labels", ""),
+        )
+
+    def where(self, chosen: NDArray[np.bool_]) -> "Record":
+        """Return some of the requests."""
+        return Record(
+            *(column[chosen] for column in (self.due_s, self.late_s, self.latency_s, self.outcome)),
+            *({name: column[chosen] for name, column in group.items()} for group in (self.stages, self.values, self.labels)),
+        )
+
+    def __len__(self) -> int:
+        return int(self.due_s.size)
+
+    def encode(self) -> dict[str, Any]:
+        """Return the columns as JSON can hold them: numbers compressed, repeated words as indexes."""
+        return {
+            "numbers": {name: _encode_numbers(getattr(self, name)) for name in ("due_s", "late_s", "latency_s")},
+            "outcome": _encode_words(self.outcome),
+            "stages": {name: _encode_numbers(column) for name, column in self.stages.items()},
+            "values": {name: _encode_numbers(column) for name, column in self.values.items()},
+            "labels": {name: _encode_words(column) for name, column in self.labels.items()},
+        }
+
+    @classmethod
+    def decode(cls, stored: Mapping[str, Any]) -> Self:
+        """Return what :meth:`encode` made."""
+        numbers = stored["numbers"]
+        return cls(
+            *(_decode_numbers(numbers[name]) for name in ("due_s", "late_s", "latency_s")),
+            _decode_words(stored["outcome"]),
+            *({name: _decode_numbers(text) for name, text in stored[group].items()} for group in ("stages", "values")),
+            {name: _decode_words(words) for name, words in stored["labels"].items()},
+        )
+
+
+def _encode_numbers(column: NDArray[Any]) -> str:
+    little = column.astype(column.dtype.newbyteorder("<"))
+    return base64.b64encode(zlib.compress(little.tobytes())).decode()
+
+
+def _decode_numbers(text: str, kind: str = "<f8") -> Any:
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), kind).astype(np.dtype(kind).newbyteorder("="))
+
+
+def _encode_words(column: NDArray[np.str_]) -> dict[str, Any]:
+    words, indexes = np.unique(column, return_inverse=True)
+    return {"words": words.tolist(), "indexes": _encode_numbers(indexes.astype(np.int32))}
+
+
+def _decode_words(stored: Mapping[str, Any]) -> NDArray[np.str_]:
+    words = np.array(stored["words"] or [""], np.str_)
+    return words[_decode_numbers(stored["indexes"], "<i4")]

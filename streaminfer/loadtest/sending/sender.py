@@ -1,0 +1,110 @@
+"""One sender: the requests of a schedule, from the event loop in which it is awaited."""
+
+import asyncio
+import contextlib
+import gc
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import attrs
+import numpy as np
+
+from streaminfer.loadtest.arrivals import Floats
+from streaminfer.loadtest.sending.loops import OpenLoop
+from streaminfer.loadtest.sending.record import Record
+from streaminfer.loadtest.sending.requests import Requests, check_inputs, check_service
+from streaminfer.stack import Stack
+from streaminfer.testing import VirtualLoop
+
+__all__ = ["OnProgress", "Progress", "running", "send"]
+
+_LEAD_S = 0.02
+"""From the decision to start until the first request can be due, so that it is not late at once."""
+
+
+@attrs.frozen
+class Progress:
+    """A load test at one moment.
+
+    Attributes:
+        elapsed_s: since its start.
+        duration_s: how long it sends.
+        sent: requests so far.
+        requests: of the whole schedule.
+        in_flight: sent and not completed.
+    """
+
+    elapsed_s: float
+    duration_s: float
+    sent: int
+    requests: int
+    in_flight: int
+
+
+OnProgress = Callable[[Progress], None]
+
+
+@contextlib.asynccontextmanager
+async def running(service: Any) -> AsyncIterator[Any]:
+    """Start a `Stack` that does not run, and stop it again; anything else is used unchanged."""
+    if isinstance(service, Stack) and not service.ready:
+        async with service:
+            yield service
+    else:
+        yield service
+
+
+async def send(
+    service: Any,
+    inputs: Any,
+    due_s: Floats,
+    *,
+    drain_s: float,
+    duration_s: float,
+    progress: OnProgress | None = None,
+    start_ns: int | None = None,
+    first: int = 0,
+    step: int = 1,
+) -> Record:
+    """Send requests from this event loop.
+
+    Args:
+        service: that runs.
+        inputs: as for :func:`run`.
+        due_s: the schedule, seconds.
+        drain_s: as for :func:`run`.
+        duration_s: for the progress.
+        progress: as for :func:`run`.
+        start_ns: instant at which the schedule begins; ``None``: shortly.
+        first: number of the first request in the schedule of all senders.
+        step: from one number to the next.
+    """
+    check_service(service)
+    at = check_inputs(inputs)
+    loop = asyncio.get_running_loop()
+    clock = loop.clock if isinstance(loop, VirtualLoop) else time.monotonic_ns
+    requests = Requests(service, (lambda number: at(first + step * number)) if step > 1 else at, due_s.size)
+    gc.collect()  # not in the first second of the measurement
+    start_ns = clock() + round(_LEAD_S * 1e9) if start_ns is None else start_ns
+    due_ns = (start_ns + np.rint(due_s * 1e9).astype(np.int64)).tolist()
+    sending = OpenLoop(requests.call, due_ns, on_result=requests.on_result, clock=clock)
+    telling = loop.create_task(_tell(sending, progress, start_ns, clock, duration_s)) if progress else None
+    try:
+        await sending.run(drain_s=drain_s)
+    finally:
+        if telling is not None:
+            telling.cancel()
+            await asyncio.wait([telling])
+    if telling is not None and not telling.cancelled():
+        telling.result()
+    return Record.of(sending, due_s, requests.stages, requests.values)
+
+
+async def _tell(
+    sending: OpenLoop, progress: OnProgress, start_ns: int, clock: Callable[[], int], duration_s: float
+) -> None:
+    while True:
+        await asyncio.sleep(1.0)
+        elapsed_s = (clock() - start_ns) / 1e9
+        progress(Progress(elapsed_s, duration_s, sending.sent, len(sending.due_ns), sending.in_flight))

@@ -1,0 +1,172 @@
+"""Sender processes: each sends its share of one schedule, on a loop of its own, by the clock that all processes share.
+
+A process connects its service and says that it is ready; when all are, they get the instant at which the schedule
+begins. Over its pipe come its progress and, in the end, its record or its error.
+"""
+
+import asyncio
+import contextlib
+import multiprocessing
+import pickle
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import attrs
+
+from streaminfer._internal.validation import expected
+from streaminfer.loadtest.arrivals import Floats
+from streaminfer.loadtest.sending.record import Record
+from streaminfer.loadtest.sending.sender import OnProgress, Progress, running, send
+
+__all__ = ["send_from_processes"]
+
+_LEAD_S = 0.2
+"""From the moment at which all are ready until the schedule begins."""
+
+
+@attrs.frozen
+class _Share:
+    """What a sender process needs to know."""
+
+    make_service: Callable[[], Any]
+    inputs: Any
+    due_s: Floats
+    first: int
+    step: int
+    drain_s: float
+    duration_s: float
+
+
+async def send_from_processes(
+    make_service: Callable[[], Any],
+    inputs: Any,
+    due_s: Floats,
+    senders: int,
+    *,
+    drain_s: float,
+    duration_s: float,
+    progress: OnProgress | None = None,
+) -> Record:
+    """Send requests from several processes.
+
+    Args:
+        make_service: returns the service; called in each process.
+        inputs: as for `run`; pickled.
+        due_s: the schedule of all, seconds; of ``n`` senders, the one of number ``k`` has the requests ``k``,
+            ``k + n`` and so on.
+        senders: how many processes.
+        drain_s: as for `run`.
+        duration_s: for the progress.
+        progress: as for `run`.
+
+    Raises:
+        TypeError: a service or inputs that cannot be sent to another process.
+    """
+    for argument, value in (("service", make_service), ("inputs", inputs)):
+        try:
+            pickle.dumps(value)
+        except Exception as error:
+            what = "something importable from its module, because sender processes load it"
+            raise TypeError(expected(argument, what, value)) from error
+    context = multiprocessing.get_context("spawn")
+    loop = asyncio.get_running_loop()
+    pipes, children = [], []
+    for first in range(senders):
+        ours, theirs = context.Pipe()
+        share = _Share(make_service, inputs, due_s[first::senders], first, senders, drain_s, duration_s)
+        child = context.Process(target=_send_share, args=(theirs, share), daemon=True)
+        child.start()
+        theirs.close()
+        pipes.append(ours)
+        children.append(child)
+
+    def tell(told: Progress) -> None:
+        if progress is not None:
+            loop.call_soon_threadsafe(progress, told)
+
+    try:
+        return Record.merge(await asyncio.to_thread(_collect, pipes, tell, progress is not None))
+    finally:
+        for child in children:  # after a normal end they have ended; else this ends the thread too
+            child.terminate()
+        for child in children:
+            await asyncio.to_thread(child.join)
+        for pipe in pipes:
+            pipe.close()
+
+
+def _collect(pipes: list[Connection], tell: OnProgress, tells: bool) -> list[Record]:
+    for pipe in pipes:
+        _receive(pipe)
+    start_ns = time.monotonic_ns() + round(_LEAD_S * 1e9)
+    for pipe in pipes:
+        pipe.send((start_ns, tells))
+    records: dict[int, Record] = {}
+    latest: dict[int, Progress] = {}
+    while len(records) < len(pipes):
+        for ready in wait([pipe for number, pipe in enumerate(pipes) if number not in records]):
+            number = pipes.index(ready)  # type: ignore[arg-type]  # on this system a pipe is a Connection
+            message = _receive(pipes[number])
+            if isinstance(message, Record):
+                records[number] = message
+            else:
+                latest[number] = message
+                if number == min(set(range(len(pipes))) - records.keys()):
+                    tell(_total(list(latest.values())))
+    return [records[number] for number in range(len(pipes))]
+
+
+def _receive(pipe: Connection) -> Any:
+    try:
+        message = pipe.recv()
+    except EOFError:
+        raise RuntimeError("a sender process ended before its requests did") from None
+    if isinstance(message, BaseException):
+        raise message
+    return message
+
+
+def _total(parts: list[Progress]) -> Progress:
+    return attrs.evolve(
+        parts[0],
+        sent=sum(part.sent for part in parts),
+        requests=sum(part.requests for part in parts),
+        in_flight=sum(part.in_flight for part in parts),
+    )
+
+
+def _send_share(pipe: Connection, share: _Share) -> None:
+    """Run in the process."""
+    with contextlib.closing(pipe):
+        try:
+            message: Any = asyncio.run(_send(pipe, share))
+        except Exception as error:  # noqa: BLE001 - any error is the parent's to raise
+            message = _portable(error)
+        pipe.send(message)
+
+
+async def _send(pipe: Connection, share: _Share) -> Record:
+    async with running(share.make_service()) as service:
+        pipe.send("ready")
+        start_ns, tells = await asyncio.to_thread(pipe.recv)
+        return await send(
+            service,
+            share.inputs,
+            share.due_s,
+            drain_s=share.drain_s,
+            duration_s=share.duration_s,
+            progress=pipe.send if tells else None,
+            start_ns=start_ns,
+            first=share.first,
+            step=share.step,
+        )
+
+
+def _portable(error: Exception) -> Exception:
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 - of our own making
+    except Exception:  # noqa: BLE001 - whatever it is, its text is
+        return RuntimeError(f"a sender process failed: {error!r}")
+    return error

@@ -1,0 +1,1 @@
+"""Verdicts on tails, with a stated rate of false alarms."""
