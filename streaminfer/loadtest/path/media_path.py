@@ -79,7 +79,7 @@ class _Passage:
     number: int
     handed_ns: int
     done: asyncio.Future[Transfer]
-    unit: Unit | None = None
+    unit: Unit | None = None  # the network lost it
     arrives_ns: int = 0
 
 
@@ -213,10 +213,11 @@ class MediaPath:
             return
         arrival = self._uplink.send(len(unit.data), encoded_ns)
         transfer.cpu_s["encode"], transfer.size, transfer.resent = unit.cpu_s, len(unit.data), arrival.resent
+        passage.handed_ns = encoded_ns
         if arrival.at_ns is None:
-            self._lose(passage, "network", encoded_ns)
-            return
-        passage.unit, passage.arrives_ns, passage.handed_ns = unit, arrival.at_ns, encoded_ns
+            passage.arrives_ns = encoded_ns + self._request_ns  # when its absence shows
+        else:
+            passage.unit, passage.arrives_ns = unit, arrival.at_ns
         self._sent.put_nowait(passage)
 
     async def _receive_units(self) -> None:
@@ -227,9 +228,10 @@ class MediaPath:
 
     async def _receive(self, passage: _Passage) -> None:
         await self._sleep_until(passage.arrives_ns)
-        transfer, unit = passage.transfer, passage.unit
-        assert unit is not None  # noqa: S101 - only units are sent
-        arrived_ns = self.clock()
+        transfer, unit, arrived_ns = passage.transfer, passage.unit, self.clock()
+        if unit is None:
+            self._lose(passage, "network", arrived_ns)
+            return
         transfer.stages_s["uplink"] = (arrived_ns - passage.handed_ns) / 1e9
         if self._broken and not unit.key:
             self._lose(passage, "undecodable", arrived_ns)
