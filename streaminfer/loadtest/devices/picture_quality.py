@@ -70,4 +70,5 @@ def _blur(gray: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
 
 def _slopes(gray: NDArray[np.float32]) -> NDArray[np.float32]:
     down, right = gray[2:, 1:-1] - gray[:-2, 1:-1], gray[1:-1, 2:] - gray[1:-1, :-2]
-    return np.hypot(down, right) / 2
+    slopes: NDArray[np.float32] = np.hypot(down, right) / 2
+    return slopes

@@ -41,9 +41,7 @@ def _side(name: str, value: object) -> None:
         raise ValueError(expected(name, "an even number of pixels", value))
 
 
-def _delivery() -> Any:
-    check = field_check(check_instance, lambda it: isinstance(it, Delivery), "a Delivery")
-    return attrs.field(factory=Delivery, validator=check)
+_check_delivery = field_check(check_instance, lambda it: isinstance(it, Delivery), "a Delivery")
 
 
 @attrs.frozen(kw_only=True)
@@ -74,7 +72,7 @@ class CameraProfile:
     codec: VideoCodec = attrs.field(default="h264", validator=field_check(check_choice, get_args(VideoCodec)))
     bitrate: int = attrs.field(default=2_000_000, validator=field_check(check_count, at_least=10_000))
     key_interval_s: float = attrs.field(default=2.0, validator=field_check(check_duration, positive=True))
-    delivery: Delivery = _delivery()
+    delivery: Delivery = attrs.field(factory=Delivery, validator=_check_delivery)
 
     @property
     def period_s(self) -> float:
@@ -118,7 +116,7 @@ class MicrophoneProfile:
     reverberation_s: float = _number("seconds", 0, 10, 0.0)
     clip_dbfs: float = _number("dB", -60, 0, 0.0)
     bits: float | None = _number("bits", 2, 24, None, optional=True)
-    delivery: Delivery = _delivery()
+    delivery: Delivery = attrs.field(factory=Delivery, validator=_check_delivery)
 
     def __attrs_post_init__(self) -> None:
         if self.codec == "opus":

@@ -102,9 +102,9 @@ def record(
         last_tick = -1
         due: list[int] = []
         for frame, capture in itertools.zip_longest(frames, timing):
-            if frame is not None and capture.delivered_ns is None:
-                continue
             if frame is not None:
+                if capture.delivered_ns is None:
+                    continue
                 due.append(round(capture.delivered_ns * TICKS_PER_S / 1e9))
                 frame.time_base = encoder.time_base
                 frame.pts = capture.number * (1 if isinstance(profile, CameraProfile) else profile.frame_samples)

@@ -75,7 +75,7 @@ def measure_timing(timestamps_s: Sequence[float]) -> Timing:
     length = min(FIRST_FRAMES, len(stamps)) if agreement >= AGREEMENT else 0
     while length:
         part, order = stamps[:length], np.arange(length)
-        # strictly increasing: number minus index never decreases. A frame is late, never early: the one after it decides
+        # number minus index never decreases; a frame is late, never early, so the one after it decides
         steps = np.round((part - start) / period) - order
         numbers = np.minimum.accumulate(steps[::-1])[::-1] + order
         if length == len(stamps):

@@ -100,7 +100,8 @@ class UnitDecoder:
         self._av = av
         self._context = new_decoder(av, scene.profile, encoder.context)
         self._tick_s = encoder.context.time_base
-        self._picture = PictureConverter(av, wanted) if isinstance(wanted, VideoFormat) else None
+        # one thread, so that its CPU is known
+        self._picture = PictureConverter(av, wanted, threads=1) if isinstance(wanted, VideoFormat) else None
         self._sound = AudioAssembler(av, wanted) if isinstance(wanted, AudioFormat) else None
         self._prepare = prepare
         self._lock = threading.Lock()

@@ -3,10 +3,11 @@
 *Design.* Two tasks per path, each a loop over a queue: the sender waits for a frame to be handed over, encodes it and
 gives it to the link; the receiver waits until the link says that it arrived, takes it through the edge and decodes it.
 So both codecs work in order, and a caller that is cancelled leaves no gap in the stream. Codecs run in an executor, or
-in the event loop where there is none. The link is a state machine: it says when a unit arrives, and the receiver sleeps.
+in the event loop where there is none. The link is a state machine: it tells when a unit arrives, and the receiver
+sleeps until then.
 
-A unit that is lost makes a receiver of pictures ask for a key frame, half a round trip away, and ignore what comes
-before it. Sound continues behind a loss, with silence in place of what is missing.
+A receiver of pictures that misses a unit asks for a key frame, which takes the delay of the network, and ignores what
+comes before it. Sound continues behind a loss, with silence in place of what is missing.
 
 *Invariants.* Each frame that is sent completes exactly once, as delivered or lost. An encoder that is behind by
 `MAX_WAITING` frames drops the next one, as live encoders do.
@@ -103,6 +104,7 @@ class MediaPath:
         name: of its stream, unique in the process.
         labels: the names of device and network.
         clock: that it uses.
+        cpu_s: CPU seconds of each stage so far, also of frames that were lost.
     """
 
     _numbers = iter(range(2**63))
@@ -138,6 +140,7 @@ class MediaPath:
         self._executor = executor
         self._start = check_count("start", start, at_least=0)
         self.clock = clock or time.monotonic_ns
+        self.cpu_s: dict[str, float] = dict.fromkeys(("encode", "decode", "prepare"), 0.0)
         self._captured: asyncio.Queue[_Passage] = asyncio.Queue()
         self._sent: asyncio.Queue[_Passage] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
@@ -212,7 +215,8 @@ class MediaPath:
             self._complete(passage)
             return
         arrival = self._uplink.send(len(unit.data), encoded_ns)
-        transfer.cpu_s["encode"], transfer.size, transfer.resent = unit.cpu_s, len(unit.data), arrival.resent
+        transfer.size, transfer.resent = len(unit.data), arrival.resent
+        self._charge(transfer, encode=unit.cpu_s)
         passage.handed_ns = encoded_ns
         if arrival.at_ns is None:
             passage.arrives_ns = encoded_ns + self._request_ns  # when its absence shows
@@ -243,11 +247,9 @@ class MediaPath:
             transfer.stages_s["edge"] = (arrived_ns - before_ns) / 1e9
         gap, self._discontinuity, self._broken = self._discontinuity, False, False
         captured_ns = transfer.captured_ns
-        decoded: Decoded = await self._run(
-            lambda: self._decoder.decode(data, unit.pts, captured_ns, discontinuity=gap)
-        )
+        decoded: Decoded = await self._run(lambda: self._decoder.decode(data, unit.pts, captured_ns, discontinuity=gap))
         transfer.stages_s["decode"] = (self.clock() - arrived_ns) / 1e9
-        transfer.cpu_s["decode"], transfer.cpu_s["prepare"] = decoded.decode_cpu_s, decoded.prepare_cpu_s
+        self._charge(transfer, decode=decoded.decode_cpu_s, prepare=decoded.prepare_cpu_s)
         transfer.frames = decoded.frames
         self._complete(passage)
 
@@ -261,6 +263,11 @@ class MediaPath:
                 self._key_wanted_ns = now_ns + self._request_ns
             self._discontinuity = True
         self._complete(passage)
+
+    def _charge(self, transfer: Transfer, **cpu_s: float) -> None:
+        for stage, seconds in cpu_s.items():
+            transfer.cpu_s[stage] = seconds
+            self.cpu_s[stage] += seconds
 
     def _complete(self, passage: _Passage) -> None:
         if not passage.done.done():  # its caller may have been cancelled

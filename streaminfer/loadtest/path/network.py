@@ -7,7 +7,7 @@ long as they did; the trace repeats behind its end.
 
 *Invariants.* Arrivals never decrease. Equal seeds and equal calls give equal arrivals.
 
-*Complexity.* O(1) per packet; O(log n) with a trace of n messages.
+*Complexity.* O(1) per burst of packets; O(log n) with a trace of n messages.
 """
 
 import functools
@@ -146,6 +146,7 @@ class Link:
         self._profile = profile
         self._chance = random.Random(seed)  # noqa: S311 - repeatable, not secret
         self._losses = GilbertElliott(profile.loss, profile.loss_run, self._chance)
+        self._fixed_ns, self._queue_ns = round(profile.delay_s * 1e9), round(profile.queue_s * 1e9)
         self._start_ns: int | None = None
         self._free_ns = 0
         self._last_ns = 0
@@ -157,23 +158,41 @@ class Link:
             size: bytes.
             now_ns: when it is sent, not before those of earlier calls.
         """
-        sent_ns = now_ns
+        arrived_ns, lost = self.send_burst(size, 1, now_ns)
+        return None if lost else arrived_ns
+
+    def send_burst(self, size: int, packets: int, now_ns: int) -> tuple[int, int]:
+        """Return when the last of some packets arrives that are sent together, and how many of them are lost.
+
+        The delay is the same for all of them.
+
+        Args:
+            size: bytes of all.
+            packets: how many, of equal size.
+            now_ns: when they are sent, not before those of earlier calls.
+        """
+        sent_ns, fitting = now_ns, packets
         if (rate := self._profile.rate) is not None:
+            each_ns = size / packets * 8e9 / rate
             waits_ns = max(0, self._free_ns - now_ns)
-            if waits_ns > self._profile.queue_s * 1e9:
-                return None
-            sent_ns = self._free_ns = now_ns + waits_ns + round(size * 8e9 / rate)
-        arrived_ns = self.send_alone(sent_ns)
-        if arrived_ns is not None:
-            arrived_ns = self._last_ns = max(self._last_ns, arrived_ns)
-        return arrived_ns
+            room = int((self._queue_ns - waits_ns) / each_ns) + 1 if waits_ns <= self._queue_ns else 0
+            fitting = min(packets, room)
+            sent_ns = now_ns + waits_ns + round(fitting * each_ns)
+            if fitting:
+                self._free_ns = sent_ns
+        lost = packets - fitting + self._losses.count(fitting)
+        arrived_ns = sent_ns + self._delay_ns(sent_ns)
+        if lost < packets:
+            self._last_ns = max(self._last_ns, arrived_ns)
+        return max(self._last_ns, arrived_ns), lost
 
     def send_alone(self, now_ns: int) -> int | None:
         """Return when a small packet arrives that neither waits nor keeps the order; ``None``: never."""
+        return None if self._losses.loses() else now_ns + self._delay_ns(now_ns)
+
+    def _delay_ns(self, now_ns: int) -> int:
         if self._start_ns is None:
             self._start_ns = now_ns
         if (trace := self._profile.trace) is not None:
-            delay_ns = trace.delay_ns(now_ns - self._start_ns)
-        else:
-            delay_ns = round(self._profile.delay_s * 1e9) + draw_jitter_ns(self._profile.jitter_s, self._chance)
-        return None if self._losses.loses() else now_ns + delay_ns
+            return trace.delay_ns(now_ns - self._start_ns)
+        return self._fixed_ns + draw_jitter_ns(self._profile.jitter_s, self._chance)

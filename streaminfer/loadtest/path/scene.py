@@ -61,5 +61,5 @@ class Scene:
     def _to_array(self, frame: Any) -> np.ndarray[Any, Any]:
         if isinstance(self.profile, CameraProfile):
             return np.ascontiguousarray(frame.reformat(format=self._format).to_ndarray())
-        samples = frame.to_ndarray()  # int16
+        samples: np.ndarray[Any, Any] = frame.to_ndarray()  # int16
         return samples if self._format == "s16" else (samples / 32_768.0).astype(np.float32)

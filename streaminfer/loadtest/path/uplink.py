@@ -53,20 +53,17 @@ class Uplink:
             now_ns: when it is sent, not before those of earlier calls.
         """
         packets = max(1, -(-size // PACKET_BYTES))
-        complete, lost, resent, at_ns = True, 0, 0, self._last_ns
-        for number in range(packets):
-            length = min(PACKET_BYTES, size - number * PACKET_BYTES) + HEADER_BYTES
-            arrived_ns = self._link.send(length, now_ns)
-            if arrived_ns is None:
-                lost += 1
-                arrived_ns, times = self._send_again(now_ns)
-                resent += times
+        at_ns, lost = self._link.send_burst(size + packets * HEADER_BYTES, packets, now_ns)
+        complete, resent = True, 0
+        for _ in range(lost):
+            arrived_ns, times = self._send_again(now_ns)
+            resent += times
             if arrived_ns is None:
                 complete = False
             else:
                 at_ns = max(at_ns, arrived_ns)
         if complete:
-            self._last_ns = at_ns
+            self._last_ns = at_ns = max(at_ns, self._last_ns)
         return Arrival(at_ns if complete else None, packets, lost, resent)
 
     def _send_again(self, sent_ns: int) -> tuple[int | None, int]:

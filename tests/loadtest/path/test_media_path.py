@@ -159,9 +159,7 @@ def test_codecs_run_in_an_executor(camera_scene):
     async def main():
         with ThreadPoolExecutor(1, thread_name_prefix="codec") as executor:
             network = NetworkProfile(name="none")
-            async with MediaPath(
-                camera_scene(), network, wanted=PICTURES, prepare=prepare, executor=executor
-            ) as path:
+            async with MediaPath(camera_scene(), network, wanted=PICTURES, prepare=prepare, executor=executor) as path:
                 sent = [path.send(path.clock()) for _ in range(4)]
                 sent[1].cancel()
                 return [it.lost for it in await asyncio.gather(sent[0], *sent[2:])]
