@@ -1,10 +1,10 @@
 """`MediaPath`: one device through its encoder, a network and a CDN to a decoder, with the time and CPU of each stage.
 
-*Design.* Two tasks per path, each a loop over a queue: the sender waits for a frame to be handed over, encodes it and
-gives it to the link; the receiver waits until the link says that it arrived, takes it through the edge and decodes it.
-So both codecs work in order, and a caller that is cancelled leaves no gap in the stream. Codecs run in an executor, or
-in the event loop where there is none. The link is a state machine: it tells when a unit arrives, and the receiver
-sleeps until then.
+*Design.* One task per path takes frames from a queue: it waits until a frame is handed over and runs one job, in an
+executor or in the event loop. The job encodes the frame, gives the unit to the link, which is a state machine and tells
+when it arrives, and decodes it at once. The frame is delivered when it would have been: at its arrival, plus the time
+that the decoder took. So both codecs work in order, a frame costs one hop into a thread, and a caller that is cancelled
+leaves no gap in the stream. With an edge, a task per frame takes the unit through it, between arrival and decoder.
 
 A receiver of pictures that misses a unit asks for a key frame, which takes the delay of the network, and ignores what
 comes before it. Sound continues behind a loss, with silence in place of what is missing.
@@ -14,21 +14,20 @@ comes before it. Sound continues behind a loss, with silence in place of what is
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self, TypeVar
+from typing import Literal, Protocol, Self
 
 import attrs
 
 from streaminfer._internal.extras import require
 from streaminfer._internal.validation import check_count, check_instance, expected
-from streaminfer.errors import Closed
+from streaminfer.errors import BackendError, Closed
 from streaminfer.loadtest.devices.profile import CameraProfile
-from streaminfer.loadtest.path.codec import Decoded, Prepare, Unit, UnitDecoder, UnitEncoder
+from streaminfer.loadtest.path.codec import Prepare, Unit, UnitDecoder, UnitEncoder
 from streaminfer.loadtest.path.network import NetworkProfile, network_profile
 from streaminfer.loadtest.path.scene import Scene
 from streaminfer.loadtest.path.uplink import Uplink
@@ -39,7 +38,6 @@ __all__ = ["Edge", "Loss", "MediaPath", "Transfer"]
 
 MAX_WAITING = 4
 Loss = Literal["encoder", "network", "undecodable"]
-T = TypeVar("T")
 
 
 class Edge(Protocol):
@@ -72,16 +70,19 @@ class Transfer:
     resent: int = 0
 
 
-@attrs.define(slots=True)
+@attrs.define(slots=True, eq=False)
 class _Passage:
-    """A transfer in progress."""
+    """A transfer in progress; its instants follow one another."""
 
     transfer: Transfer
     number: int
     handed_ns: int
     done: asyncio.Future[Transfer]
-    unit: Unit | None = None  # the network lost it
+    encoded_ns: int = 0
     arrives_ns: int = 0
+    edge_ns: int = 0
+    decode_ns: int = 0
+    data: bytes = b""
 
 
 class MediaPath:
@@ -142,8 +143,10 @@ class MediaPath:
         self.clock = clock or time.monotonic_ns
         self.cpu_s: dict[str, float] = dict.fromkeys(("encode", "decode", "prepare"), 0.0)
         self._captured: asyncio.Queue[_Passage] = asyncio.Queue()
-        self._sent: asyncio.Queue[_Passage] = asyncio.Queue()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._travelling: set[_Passage] = set()
+        self._crossing = asyncio.Lock()
+        self._free_ns = 0
+        self._tasks: set[asyncio.Task[None]] = set()
         self._key_wanted_ns: int | None = None
         self._broken = self._discontinuity = self._closed = False
         self._number = 0
@@ -163,13 +166,14 @@ class MediaPath:
             raise Closed(f"media path {self.name!r} is closed")
         loop = asyncio.get_running_loop()
         if not self._tasks:
-            self._tasks = [loop.create_task(self._send_units()), loop.create_task(self._receive_units())]
+            self._tasks.add(loop.create_task(self._send_units()))
         number, self._number = self._number + skipped, self._number + skipped + 1
         passage = _Passage(Transfer(captured_ns), number, handed_ns or captured_ns, loop.create_future())
         if self._captured.qsize() >= MAX_WAITING:
             passage.transfer.lost = "encoder"
             passage.done.set_result(passage.transfer)
         else:
+            self._travelling.add(passage)
             self._captured.put_nowait(passage)
         return passage.done
 
@@ -180,9 +184,8 @@ class MediaPath:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        for queue in (self._captured, self._sent):
-            while not queue.empty():
-                self._fail(queue.get_nowait(), Closed(f"media path {self.name!r} was closed"))
+        for passage in list(self._travelling):
+            self._end(passage, Closed(f"media path {self.name!r} was closed"))
 
     async def __aenter__(self) -> Self:
         return self
@@ -192,109 +195,111 @@ class MediaPath:
     ) -> None:
         await self.aclose()
 
-    # -- the two ends ---------------------------------------------------------------------------------------------
+    # -- inside -----------------------------------------------------------------------------------------------------
 
     async def _send_units(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             passage = await self._captured.get()
-            with self._failing(passage):
-                await self._encode(passage)
+            left_ns = passage.handed_ns - self.clock()
+            if left_ns > 0:
+                await asyncio.sleep(left_ns / 1e9)
+            try:
+                if self._executor is None:
+                    self._code(passage)
+                else:
+                    await loop.run_in_executor(self._executor, self._code, passage)
+            except Exception as error:  # noqa: BLE001 - of a codec or of prepare: the caller gets it
+                self._end(passage, error)
+                continue
+            # the decoder takes one after the other; equal instants would let timers change the order
+            self._free_ns = max(passage.arrives_ns, self._free_ns + 1) + passage.decode_ns
+            left_ns = self._free_ns - self.clock()
+            if self._edge is not None and passage.transfer.lost is None:
+                task = loop.create_task(self._cross_edge(self._edge, passage, left_ns - passage.decode_ns))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            else:
+                loop.call_later(max(0, left_ns) / 1e9, self._deliver, passage)
 
-    async def _encode(self, passage: _Passage) -> None:
-        await self._sleep_until(passage.handed_ns)
+    def _code(self, passage: _Passage) -> None:
+        """Encode a frame, send its unit, and decode what arrives."""
         transfer, handed_ns = passage.transfer, self.clock()
         transfer.stages_s["capture"] = max(0, handed_ns - transfer.captured_ns) / 1e9
         key = self._key_wanted_ns is not None and handed_ns >= self._key_wanted_ns
         if key:
             self._key_wanted_ns = None
-        number = passage.number
-        unit = await self._run(lambda: self._encoder.encode(self._start + number, number, key=key))
-        encoded_ns = self.clock()
+        unit = self._encoder.encode(self._start + passage.number, passage.number, key=key)
+        passage.encoded_ns = passage.arrives_ns = encoded_ns = self.clock()
         transfer.stages_s["encode"] = (encoded_ns - handed_ns) / 1e9
         if unit is None:
-            self._complete(passage)
             return
+        self._charge(transfer, encode=unit.cpu_s)
         arrival = self._uplink.send(len(unit.data), encoded_ns)
         transfer.size, transfer.resent = len(unit.data), arrival.resent
-        self._charge(transfer, encode=unit.cpu_s)
-        passage.handed_ns = encoded_ns
+        # the absence of a lost one shows when it should have come
+        passage.arrives_ns = encoded_ns + self._request_ns if arrival.at_ns is None else arrival.at_ns
         if arrival.at_ns is None:
-            passage.arrives_ns = encoded_ns + self._request_ns  # when its absence shows
+            self._lose(passage, "network")
+        elif self._broken and not unit.key:
+            self._lose(passage, "undecodable")
         else:
-            passage.unit, passage.arrives_ns = unit, arrival.at_ns
-        self._sent.put_nowait(passage)
+            self._decode(passage, unit)
 
-    async def _receive_units(self) -> None:
-        while True:
-            passage = await self._sent.get()
-            with self._failing(passage):
-                await self._receive(passage)
-
-    async def _receive(self, passage: _Passage) -> None:
-        await self._sleep_until(passage.arrives_ns)
-        transfer, unit, arrived_ns = passage.transfer, passage.unit, self.clock()
-        if unit is None:
-            self._lose(passage, "network", arrived_ns)
-            return
-        transfer.stages_s["uplink"] = (arrived_ns - passage.handed_ns) / 1e9
-        if self._broken and not unit.key:
-            self._lose(passage, "undecodable", arrived_ns)
-            return
-        data = unit.data
-        if self._edge is not None:
-            data = await self._edge.carry(self.name, passage.number, data)
-            arrived_ns, before_ns = self.clock(), arrived_ns
-            transfer.stages_s["edge"] = (arrived_ns - before_ns) / 1e9
+    def _decode(self, passage: _Passage, unit: Unit) -> None:
         gap, self._discontinuity, self._broken = self._discontinuity, False, False
-        captured_ns = transfer.captured_ns
-        decoded: Decoded = await self._run(lambda: self._decoder.decode(data, unit.pts, captured_ns, discontinuity=gap))
-        transfer.stages_s["decode"] = (self.clock() - arrived_ns) / 1e9
-        self._charge(transfer, decode=decoded.decode_cpu_s, prepare=decoded.prepare_cpu_s)
+        transfer, started_ns = passage.transfer, self.clock()
+        decoded = self._decoder.decode(unit.data, unit.pts, transfer.captured_ns, discontinuity=gap)
+        passage.decode_ns = self.clock() - started_ns
         transfer.frames = decoded.frames
-        self._complete(passage)
+        self._charge(transfer, decode=decoded.decode_cpu_s, prepare=decoded.prepare_cpu_s)
+        if self._edge is not None:
+            passage.data = unit.data
 
-    # -- helpers ----------------------------------------------------------------------------------------------------
-
-    def _lose(self, passage: _Passage, lost: Loss, now_ns: int) -> None:
+    def _lose(self, passage: _Passage, lost: Loss) -> None:
         passage.transfer.lost = lost
         if self._inter_coded:
-            self._broken = True
+            self._broken = self._discontinuity = True
             if self._key_wanted_ns is None:
-                self._key_wanted_ns = now_ns + self._request_ns
-            self._discontinuity = True
-        self._complete(passage)
+                self._key_wanted_ns = passage.arrives_ns + self._request_ns
+
+    async def _cross_edge(self, edge: Edge, passage: _Passage, left_ns: int) -> None:
+        await asyncio.sleep(max(0, left_ns) / 1e9)
+        async with self._crossing:  # in order
+            arrived_ns = self.clock()
+            try:
+                carried = await edge.carry(self.name, passage.number, passage.data)
+            except Exception as error:  # noqa: BLE001 - of the edge: the caller gets it
+                self._end(passage, error)
+                return
+            if carried != passage.data:
+                self._end(passage, BackendError(f"media path {self.name!r}: the edge changed unit {passage.number}"))
+                return
+            passage.edge_ns = self.clock() - arrived_ns
+            await asyncio.sleep(passage.decode_ns / 1e9)
+            self._deliver(passage)
+
+    def _deliver(self, passage: _Passage) -> None:
+        transfer = passage.transfer
+        if transfer.lost is None and transfer.size:
+            uplink_ns = self.clock() - passage.encoded_ns - passage.edge_ns - passage.decode_ns
+            transfer.stages_s["uplink"] = max(0, uplink_ns) / 1e9
+            if self._edge is not None:
+                transfer.stages_s["edge"] = passage.edge_ns / 1e9
+            transfer.stages_s["decode"] = passage.decode_ns / 1e9
+        self._end(passage)
 
     def _charge(self, transfer: Transfer, **cpu_s: float) -> None:
         for stage, seconds in cpu_s.items():
             transfer.cpu_s[stage] = seconds
             self.cpu_s[stage] += seconds
 
-    def _complete(self, passage: _Passage) -> None:
-        if not passage.done.done():  # its caller may have been cancelled
+    def _end(self, passage: _Passage, error: Exception | None = None) -> None:
+        self._travelling.discard(passage)
+        if passage.done.done():  # its caller was cancelled, or the path was closed
+            return
+        if error is None:
             passage.done.set_result(passage.transfer)
-
-    def _fail(self, passage: _Passage, error: BaseException) -> None:
-        if not passage.done.done():
+        else:
             passage.done.set_exception(error)
             passage.done.exception()  # a caller that has gone does not read it
-
-    @contextlib.contextmanager
-    def _failing(self, passage: _Passage) -> Any:
-        """Fail one frame, not the stream; a path that closes takes its frame with it."""
-        try:
-            yield
-        except asyncio.CancelledError:
-            self._fail(passage, Closed(f"media path {self.name!r} was closed"))
-            raise
-        except Exception as error:  # noqa: BLE001 - of a codec or an edge: the caller gets it
-            self._fail(passage, error)
-
-    async def _run(self, job: Callable[[], T]) -> T:
-        if self._executor is None:
-            return job()
-        return await asyncio.get_running_loop().run_in_executor(self._executor, job)
-
-    async def _sleep_until(self, instant_ns: int) -> None:
-        left_ns = instant_ns - self.clock()
-        if left_ns > 0:
-            await asyncio.sleep(left_ns / 1e9)
