@@ -1,4 +1,4 @@
-"""Command line: ``streaminfer warmup``, also ``python -m streaminfer warmup``."""
+"""Command line: ``streaminfer warmup`` and ``streaminfer loadtest``, also as ``python -m streaminfer``."""
 
 import argparse
 import sys
@@ -23,8 +23,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "warmup",
         help="compile the kernels into Numba's cache, for an image build; nothing to do where the package has them",
     )
-    parser.parse_args(arguments)
-    return _warm_up()
+    load = commands.add_parser("loadtest", help="run a scenario of requests and judge the tail of their latency")
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words[:1] != ["loadtest"]:
+        parser.parse_args(words)
+        return _warm_up()
+    from streaminfer.loadtest import cli  # noqa: PLC0415 - not to warm up
+
+    cli.add_arguments(load)
+    return cli.execute(parser.parse_args(words))
 
 
 def _warm_up() -> int:

@@ -5,13 +5,86 @@ from typing import TYPE_CHECKING
 from streaminfer._internal.lazy import lazy_attributes
 
 if TYPE_CHECKING:
+    from streaminfer.loadtest.arrivals import (
+        Arrivals,
+        Bursts,
+        Cameras,
+        Constant,
+        Diurnal,
+        Gamma,
+        OnOff,
+        Poisson,
+        Ramp,
+        Rates,
+        Replay,
+    )
+    from streaminfer.loadtest.capacity.find import find_capacity
+    from streaminfer.loadtest.capacity.search import Capacity, Step
+    from streaminfer.loadtest.report.report import Report, Tail
+    from streaminfer.loadtest.runner import run
     from streaminfer.loadtest.sample import Measured, Sample
+    from streaminfer.loadtest.sending.loops import OpenLoop, closed_loop
+    from streaminfer.loadtest.sending.record import Record
+    from streaminfer.loadtest.sending.sender import Progress
+    from streaminfer.loadtest.verdict.interleave import interleave
+    from streaminfer.loadtest.verdict.verdict import Verdict, compare
 
-__all__ = ["Measured", "Sample"]
+__all__ = [
+    "Arrivals",
+    "Bursts",
+    "Cameras",
+    "Capacity",
+    "Constant",
+    "Diurnal",
+    "Gamma",
+    "Measured",
+    "OnOff",
+    "OpenLoop",
+    "Poisson",
+    "Progress",
+    "Ramp",
+    "Rates",
+    "Record",
+    "Replay",
+    "Report",
+    "Sample",
+    "Step",
+    "Tail",
+    "Verdict",
+    "closed_loop",
+    "compare",
+    "find_capacity",
+    "interleave",
+    "run",
+]
 
 _HOMES = {
+    "Arrivals": "loadtest.arrivals",
+    "Bursts": "loadtest.arrivals",
+    "Cameras": "loadtest.arrivals",
+    "Capacity": "loadtest.capacity.search",
+    "Constant": "loadtest.arrivals",
+    "Diurnal": "loadtest.arrivals",
+    "Gamma": "loadtest.arrivals",
     "Measured": "loadtest.sample",
+    "OnOff": "loadtest.arrivals",
+    "OpenLoop": "loadtest.sending.loops",
+    "Poisson": "loadtest.arrivals",
+    "Progress": "loadtest.sending.sender",
+    "Ramp": "loadtest.arrivals",
+    "Rates": "loadtest.arrivals",
+    "Record": "loadtest.sending.record",
+    "Replay": "loadtest.arrivals",
+    "Report": "loadtest.report.report",
     "Sample": "loadtest.sample",
+    "Step": "loadtest.capacity.search",
+    "Tail": "loadtest.report.report",
+    "Verdict": "loadtest.verdict.verdict",
+    "closed_loop": "loadtest.sending.loops",
+    "compare": "loadtest.verdict.verdict",
+    "find_capacity": "loadtest.capacity.find",
+    "interleave": "loadtest.verdict.interleave",
+    "run": "loadtest.runner",
 }
 
 if not TYPE_CHECKING:  # type checkers know the names from the block above, and refuse others

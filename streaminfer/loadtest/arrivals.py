@@ -10,7 +10,7 @@ Each depends on nothing but its fields, the duration and the seed.
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import attrs
 import numpy as np
@@ -27,14 +27,21 @@ __all__ = [
 Floats = NDArray[np.float64]
 
 
+@runtime_checkable
 class Arrivals(Protocol):
     """When requests are due."""
-
-    kind: ClassVar[str]
 
     def schedule(self, duration_s: float, seed: int) -> Floats:
         """Return the instants from 0 until ``duration_s``, seconds, ascending."""
         ...
+
+
+def _rates(values: ArrayLike) -> Floats:
+    return processes.numbers("rates", values)
+
+
+def _instants(values: ArrayLike) -> Floats:
+    return processes.numbers("arrivals", values)
 
 
 def _is_positive(number: float) -> bool:
@@ -180,7 +187,9 @@ class Diurnal:
     peak: float = attrs.field(
         default=1.8, validator=field_check(check_number, "a number from 1 to 2", lambda number: 1 <= number <= 2)
     )
-    period_s: float | None = attrs.field(default=None, validator=field_check(check_duration, positive=True, optional=True))
+    period_s: float | None = attrs.field(
+        default=None, validator=field_check(check_duration, positive=True, optional=True)
+    )
 
     def schedule(self, duration_s: float, seed: int) -> Floats:
         """Return the instants from 0 until ``duration_s``, seconds, ascending."""
@@ -219,7 +228,7 @@ class Rates:
     """
 
     kind: ClassVar[str] = "rates"
-    rates: Floats = attrs.field(converter=lambda values: processes.numbers("rates", values))
+    rates: Floats = attrs.field(converter=_rates)
     window_s: float = attrs.field(validator=_DURATION)
 
     @rates.validator
@@ -229,7 +238,7 @@ class Rates:
 
     def schedule(self, duration_s: float, seed: int) -> Floats:
         """Return the instants from 0 until ``duration_s``, or the end of the table, seconds, ascending."""
-        edges = np.arange(self.rates.size + 1) * self.window_s
+        edges: Floats = np.arange(self.rates.size + 1, dtype=np.float64) * self.window_s
         return _through(edges, np.concatenate([[0.0], np.cumsum(self.rates * self.window_s)]), duration_s, seed)
 
 
@@ -302,8 +311,8 @@ def as_arrivals(value: Arrivals | ArrayLike) -> Arrivals:
     Raises:
         TypeError: neither.
     """
-    if callable(getattr(value, "schedule", None)):
-        return value  # type: ignore[return-value]
+    if isinstance(value, Arrivals):
+        return value
     try:
         return Instants(value)
     except TypeError:
@@ -320,7 +329,7 @@ class Instants:
     """
 
     kind: ClassVar[str] = "instants"
-    arrivals_s: Floats = attrs.field(converter=lambda values: processes.numbers("arrivals", values))
+    arrivals_s: Floats = attrs.field(converter=_instants)
 
     @arrivals_s.validator
     def _check(self, _attribute: Any, value: Floats) -> None:

@@ -1,4 +1,4 @@
-"""`Report`: latencies of a load test over all requests that were due, whether the schedule was kept, and files of it."""
+"""`Report`: latencies of a load test over all requests that were due, how the schedule was kept, and files of it."""
 
 import json
 import os
@@ -170,7 +170,9 @@ class Report:
         column = self._labels(label)
         found: dict[str, dict[str, float]] = {}
         for value in sorted(set(column.tolist()) - {""}):
-            chosen = {name: numbers[(column == value) & ~np.isnan(numbers)] for name, numbers in self.record.values.items()}
+            chosen = {
+                name: numbers[(column == value) & ~np.isnan(numbers)] for name, numbers in self.record.values.items()
+            }
             found[value] = {name: float(numbers.mean()) for name, numbers in chosen.items() if numbers.size}
         return found
 
@@ -209,7 +211,10 @@ class Report:
             "latency_s": {name: _finite(value) for name, value in self.total.quantiles_s.items()},
             "stages": {tail.name: _finite_all(tail.quantiles_s) for tail in self.by_stage()},
             "labels": {
-                label: {tail.name: {"on_time": tail.on_time, **_finite_all(tail.quantiles_s)} for tail in self.by_label(label)}
+                label: {
+                    tail.name: {"on_time": tail.on_time, **_finite_all(tail.quantiles_s)}
+                    for tail in self.by_label(label)
+                }
                 for label in self.record.labels
             },
             "means": {label: self.means(label) for label in self.record.labels} if self.record.values else {},
@@ -240,8 +245,7 @@ class Report:
         text = Path(path).read_text(encoding="utf-8")
         try:
             stored = json.loads(text)
-            if (stored["format"], stored["version"]) != (_FORMAT, _VERSION):
-                raise ValueError(expected("format", f"{_FORMAT}, version {_VERSION}", (stored["format"], stored["version"])))
+            _check_format(stored)
             said = stored["report"]
             fields = ("slo_s", "objective", "duration_s", "name", "seed", "arrivals", "senders", "machine")
             return cls(Record.decode(stored["record"]), began=said["began_s"], **{name: said[name] for name in fields})
@@ -303,10 +307,17 @@ def describe_machine() -> str:
     return f"{platform.system()} {platform.machine()}, {cores} cores, Python {platform.python_version()}"
 
 
+def _check_format(stored: Any) -> None:
+    found = stored["format"], stored["version"]
+    if found != (_FORMAT, _VERSION):
+        raise ValueError(expected("format", f"{_FORMAT}, version {_VERSION}", found))
+
+
 def _quantiles(values: Floats, qs: Floats) -> Floats:
     ordered = np.sort(values)
     indexes = np.clip(np.ceil(qs * ordered.size).astype(int) - 1, 0, ordered.size - 1)
-    return ordered[indexes]
+    found: Floats = ordered[indexes]
+    return found
 
 
 def _stage_tail(name: str, seconds: Floats) -> Tail:

@@ -120,7 +120,7 @@ class OpenLoop:
                 pass
             except errors as error:
                 self.failures[number] = error.with_traceback(None)
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - raised by the run
                 if not ended.done():
                     ended.set_exception(error)
             else:

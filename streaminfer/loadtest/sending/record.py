@@ -122,10 +122,14 @@ class Record:
 
     def where(self, chosen: NDArray[np.bool_]) -> "Record":
         """Return some of the requests."""
+
+        def cut(group: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: column[chosen] for name, column in group.items()}
+
         return Record(
-            *(column[chosen] for column in (self.due_s, self.late_s, self.latency_s, self.outcome)),
-            *({name: column[chosen] for name, column in group.items()} for group in (self.stages, self.values, self.labels)),
-        )
+            self.due_s[chosen], self.late_s[chosen], self.latency_s[chosen], self.outcome[chosen],
+            cut(self.stages), cut(self.values), cut(self.labels),
+        )  # fmt: skip
 
     def __len__(self) -> int:
         return int(self.due_s.size)
@@ -144,12 +148,12 @@ class Record:
     def decode(cls, stored: Mapping[str, Any]) -> Self:
         """Return what :meth:`encode` made."""
         numbers = stored["numbers"]
-        return cls(
-            *(_decode_numbers(numbers[name]) for name in ("due_s", "late_s", "latency_s")),
-            _decode_words(stored["outcome"]),
-            *({name: _decode_numbers(text) for name, text in stored[group].items()} for group in ("stages", "values")),
-            {name: _decode_words(words) for name, words in stored["labels"].items()},
+        due_s, late_s, latency_s = (_decode_numbers(numbers[name]) for name in ("due_s", "late_s", "latency_s"))
+        stages, values = (
+            {name: _decode_numbers(text) for name, text in stored[group].items()} for group in ("stages", "values")
         )
+        labels = {name: _decode_words(words) for name, words in stored["labels"].items()}
+        return cls(due_s, late_s, latency_s, _decode_words(stored["outcome"]), stages, values, labels)
 
 
 def _encode_numbers(column: NDArray[Any]) -> str:
@@ -168,4 +172,5 @@ def _encode_words(column: NDArray[np.str_]) -> dict[str, Any]:
 
 def _decode_words(stored: Mapping[str, Any]) -> NDArray[np.str_]:
     words = np.array(stored["words"] or [""], np.str_)
-    return words[_decode_numbers(stored["indexes"], "<i4")]
+    column: NDArray[np.str_] = words[_decode_numbers(stored["indexes"], "<i4")]
+    return column

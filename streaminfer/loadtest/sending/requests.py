@@ -108,8 +108,8 @@ class Requests:
             self.stages.put(name, number, seconds)
         for name, value in measured.values.items():
             self.values.put(name, number, value)
-        for name, value in measured.labels.items():
-            self.stages.put_label(name, number, value)
+        for name, label in measured.labels.items():
+            self.stages.put_label(name, number, label)
 
     def _note_timings(self, number: int, timings: Timings) -> None:
         put = self.stages.put

@@ -1,0 +1,95 @@
+"""`find_capacity`: the highest rate at which a service keeps its objective, measured by a ramp and steps around it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from streaminfer._internal.validation import check_count, check_duration, check_number, expected
+from streaminfer.loadtest.arrivals import Poisson
+from streaminfer.loadtest.capacity.search import Capacity, CapacitySearch, Step
+from streaminfer.loadtest.report.report import Report
+from streaminfer.loadtest.runner import run
+from streaminfer.loadtest.sending.sender import running
+
+__all__ = ["find_capacity"]
+
+_WARM_UP = 0.1
+"""Share of a step whose requests do not count, because the queue starts empty."""
+_LEAST_REQUESTS = 200
+
+
+async def find_capacity(
+    service: Any,
+    *,
+    inputs: Any,
+    slo_s: float,
+    low: float,
+    high: float,
+    step_s: float = 10.0,
+    objective: float = 0.99,
+    tolerance: float = 0.02,
+    confidence: float = 0.95,
+    most_steps: int = 30,
+    arrivals: Callable[[float], Any] = Poisson,
+    seed: int = 0,
+    senders: int = 0,
+    on_step: Callable[[Report], None] | None = None,
+) -> Capacity:
+    """Find the highest rate at which enough requests are on time.
+
+    Args:
+        service: as for `run`.
+        inputs: as for `run`.
+        slo_s: as for `run`.
+        low: requests per second at which the ramp begins, and at which the objective is kept.
+        high: the highest rate to try.
+        step_s: seconds at each rate.
+        objective: share of requests that must be on time.
+        tolerance: half the relative width of the interval at which the search ends.
+        confidence: of the interval.
+        most_steps: after the ramp.
+        arrivals: makes the arrivals of a rate.
+        seed: of the first step's schedule; the others have the following ones.
+        senders: as for `run`.
+        on_step: is called with the report of each step.
+
+    Returns:
+        The capacity. The interval is as wide as the steps allow; where the sender was the bottleneck, the search ends
+        and ``reason`` says so.
+
+    Raises:
+        TypeError, ValueError: an argument.
+    """
+    check_number("low", low, "a finite number > 0", lambda rate: 0 < rate < float("inf"))
+    check_number("high", high, "a number above low", lambda rate: low < rate < float("inf"))
+    check_number("tolerance", tolerance, "a number > 0", lambda number: number > 0)
+    check_number("confidence", confidence, "a share between 0 and 1", lambda share: 0 < share < 1)
+    check_count("most_steps", most_steps)
+    if low * check_duration("step_s", step_s, positive=True) < _LEAST_REQUESTS:
+        raise ValueError(
+            expected("step_s", f"enough seconds for {_LEAST_REQUESTS} requests at the lowest rate", step_s)
+        )
+    search = CapacitySearch(
+        low, high, objective=objective, tolerance=tolerance, confidence=confidence, most_steps=most_steps, seed=seed
+    )  # fmt: skip
+    async with running(service) if not senders else running(None) as started:
+        while (rate := search.next_rate) is not None:
+            report = await run(
+                service if senders else started,
+                arrivals=arrivals(rate),
+                inputs=inputs,
+                duration_s=step_s,
+                slo_s=slo_s,
+                objective=objective,
+                seed=seed + len(search.steps),
+                senders=senders,
+            )
+            if on_step is not None:
+                on_step(report)
+            if not report.kept_schedule:
+                search.stop(f"at {rate:,.4g}/s the sender was the bottleneck")
+                break
+            counted = report.record.due_s >= _WARM_UP * step_s
+            search.add(Step.of(rate, np.asarray(report.latencies_s[counted] > slo_s)))
+    return search.result()

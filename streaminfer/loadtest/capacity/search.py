@@ -1,0 +1,256 @@
+"""Search for the capacity at an SLO: a state machine that says at which rate to measure next, and what is known.
+
+*Design.* The rate climbs by a constant factor until a step misses the objective: a ramp in stairs. Then the search
+stays near the crossing. A step is a run at one rate; its requests, cut into blocks, give the share that was late and
+how much it varies, correlation included. Near the crossing the logarithm of the late share is close to a straight line
+over the logarithm of the rate, so the crossing is where a Poisson regression meets ``1 - objective``, and its error
+comes from drawing blocks of each step again with replacement. Where the share jumps from nothing to everything, as
+for a device without noise, there is no line to fit, and the interval between two rates is halved.
+
+*When it ends.* When the interval is narrower than the tolerance, or the steps are used up.
+
+*Complexity.* O(draws × steps × blocks) for each estimate: about a millisecond.
+
+References: the same question is MLPerf's "max QPS under a latency constraint", found there by bisection without an
+error; the fit is a quantal response model as in bioassay (D. J. Finney, "Probit analysis", 1971).
+"""
+
+import math
+from typing import Any
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from streaminfer.loadtest.verdict.block_bootstrap import student_quantile
+
+__all__ = ["Capacity", "CapacitySearch", "Step"]
+
+Floats = NDArray[np.float64]
+
+CLIMB = 1.25
+"""Factor from step to step of the ramp."""
+BLOCKS = 20
+DRAWS = 400
+_NEAR = 0.12
+"""Logarithm of the factor from the estimate within which a step takes part in the fit."""
+_LEAST_STEPS = 3
+_NEWTON_STEPS = 12
+_FIRST_SLOPE = 15.0
+_ONE_DEVIATION = (0.1587, 0.8413)
+"""Shares between which one standard deviation to each side lies; a few draws without a slope do not count."""
+_LEAST_SLOPE = 2.0
+_MOST_SLOPE = 60.0
+_FARTHEST = 0.2
+"""Logarithm of the factor to which the fit is believed beyond the steps."""
+_SPREAD = 0.12
+"""Relative distance of the rates beside the estimate, from which the fit gets its slope."""
+
+
+@attrs.frozen(eq=False)
+class Step:
+    """A run at one rate.
+
+    Attributes:
+        rate: requests per second.
+        sent: requests in each block.
+        late: those of them that were late or got no response.
+    """
+
+    rate: float
+    sent: NDArray[np.int64]
+    late: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, rate: float, late: NDArray[np.bool_]) -> "Step":
+        """Return the step of a run.
+
+        Args:
+            rate: requests per second.
+            late: of each request, in the order in which they were due, without those of the warm-up.
+        """
+        blocks = np.array_split(late, min(BLOCKS, late.size))
+        return cls(rate, np.array([block.size for block in blocks]), np.array([block.sum() for block in blocks]))
+
+    def draw(self, rng: np.random.Generator) -> tuple[Any, Any]:
+        """Return late and sent requests of blocks drawn with replacement, once for each draw."""
+        chosen = rng.integers(self.sent.size, size=(DRAWS, self.sent.size))
+        return self.late[chosen].sum(axis=1), self.sent[chosen].sum(axis=1)
+
+    @property
+    def late_share(self) -> float:
+        """Share of its requests that were late."""
+        return float(self.late.sum() / self.sent.sum())
+
+
+@attrs.frozen(eq=False)
+class Capacity:
+    """Highest rate at which a service keeps its objective.
+
+    Attributes:
+        rate: requests per second.
+        interval: that covers it with probability ``confidence``.
+        confidence: of the interval.
+        objective: share of requests that must be on time.
+        steps: what was measured, in order.
+        reason: why the interval is wider than asked for; empty otherwise.
+    """
+
+    rate: float
+    interval: tuple[float, float]
+    confidence: float
+    objective: float
+    steps: tuple[Step, ...]
+    reason: str = ""
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        said = f"capacity {self.rate:,.4g}/s ({low:,.4g} to {high:,.4g}, {self.confidence:.0%} interval)"
+        return f"{said}: {self.reason}" if self.reason else said
+
+
+class CapacitySearch:
+    """Chooses rates and estimates the capacity.
+
+    Args:
+        low: a rate at which the objective is kept, per second; the ramp begins there.
+        high: the highest rate to try.
+        objective: share of requests that must be on time.
+        tolerance: half the relative width of the interval at which the search ends.
+        confidence: of the interval.
+        most_steps: after the ramp.
+        least_steps: near the estimate; fewer do not tell how much steps differ.
+        seed: of the draws.
+    """
+
+    def __init__(
+        self,
+        low: float,
+        high: float,
+        *,
+        objective: float = 0.99,
+        tolerance: float = 0.02,
+        confidence: float = 0.95,
+        most_steps: int = 30,
+        least_steps: int = 12,
+        seed: int = 0,
+    ) -> None:
+        self.low, self.high = low, high
+        self.objective, self.tolerance, self.confidence = objective, tolerance, confidence
+        self.steps: list[Step] = []
+        self._most_steps, self._least_steps = most_steps, least_steps
+        self._rng = np.random.default_rng(seed)
+        self._after_ramp = 0
+        self._found: tuple[float, float, float] | None = None
+        self._reason = ""
+
+    @property
+    def next_rate(self) -> float | None:
+        """The rate of the next step; ``None``: the search has ended."""
+        if not self.steps:
+            return self.low
+        if self._found is None:
+            last = self.steps[-1].rate
+            return None if self._reason else min(last * CLIMB, self.high)
+        rate, low, high = self._found
+        narrow = (high - low) / 2 <= self.tolerance * rate
+        if (narrow and (len(self._near()) >= self._least_steps or self._jumps())) or self._after_ramp >= self._most_steps:
+            return None
+        if self._jumps():
+            return math.sqrt(low * high)
+        return rate * (1 + _SPREAD * (-0.5, 0.5, -0.25, 0.25)[self._after_ramp % 4])
+
+    def add(self, step: Step) -> None:
+        """Take what was measured at :attr:`next_rate`."""
+        self.steps.append(step)
+        if self._found is not None:
+            self._after_ramp += 1
+        elif step.late_share <= 1 - self.objective:
+            if step.rate >= self.high:
+                self._reason = f"the objective is kept at {self.high:,.4g}/s, the highest rate that was to be tried"
+            return
+        elif len(self.steps) == 1:
+            self._reason = f"the objective is missed at {self.low:,.4g}/s, the lowest rate"
+            return
+        self._found = self._estimate()
+
+    def stop(self, reason: str) -> None:
+        """End the search; what is known until now is its result."""
+        self._reason = reason
+
+    def result(self) -> Capacity:
+        """Return what is known."""
+        if self._found is None:
+            last = self.steps[-1].rate if self.steps else self.low
+            interval = (
+                (0.0, last) if self.steps and self.steps[-1].late_share > 1 - self.objective else (last, math.inf)
+            )
+            return Capacity(
+                last, interval, self.confidence, self.objective, tuple(self.steps), self._reason or "no step"
+            )
+        rate, low, high = self._found
+        wide = (high - low) / 2 > 1.001 * self.tolerance * rate
+        reason = self._reason or ("the steps were used up" if wide else "")
+        return Capacity(rate, (low, high), self.confidence, self.objective, tuple(self.steps), reason)
+
+    # -- estimation ---------------------------------------------------------------------------------------------
+
+    @property
+    def _bracket(self) -> tuple[float, float]:
+        """The highest rate that kept the objective below the lowest that missed it, and that one."""
+        allowed = 1 - self.objective
+        missed = min(step.rate for step in self.steps if step.late_share > allowed)
+        kept = max(
+            (step.rate for step in self.steps if step.late_share <= allowed and step.rate < missed), default=self.low
+        )
+        return kept, missed
+
+    def _near(self) -> list[Step]:
+        """Steps close enough to the crossing for a line; chosen by rate, since the late share is what varies."""
+        middle = math.sqrt(math.prod(self._bracket)) if self._found is None else self._found[0]
+        return [step for step in self.steps if abs(math.log(step.rate / middle)) <= _NEAR]
+
+    def _jumps(self) -> bool:
+        """Whether no line can be fitted yet."""
+        allowed = 1 - self.objective
+        between = [step.rate for step in self._near() if 0.1 * allowed < step.late_share < 8 * allowed]
+        return len(between) < _LEAST_STEPS or max(between) < 1.005 * min(between)
+
+    def _estimate(self) -> tuple[float, float, float]:
+        kept, missed = self._bracket
+        if self._jumps():
+            return math.sqrt(kept * missed), kept, missed
+        near = self._near()
+        x = np.log([step.rate for step in near])
+        sums = np.array([[step.late.sum(), step.sent.sum()] for step in near], np.float64).T
+        drawn = np.array([step.draw(self._rng) for step in near], np.float64)  # steps × (late, sent) × draws
+        log_rate = float(self._crossing(x, sums[0], sums[1]))
+        low, high = np.quantile(self._crossing(x, drawn[:, 0].T, drawn[:, 1].T), _ONE_DEVIATION)
+        half = student_quantile(0.5 + self.confidence / 2, max(2, len(near) - 2)) * float(high - low) / 2
+        return math.exp(log_rate), math.exp(log_rate - half), math.exp(log_rate + half)
+
+    def _crossing(self, x: Floats, late: Floats, sent: Floats) -> Any:
+        """Return the logarithm of the rate at which the expected late share is the allowed one.
+
+        A Poisson regression with a logarithmic link, by Newton's method: unlike a line through the logarithms of the
+        observed shares it gives no extra weight to steps that were late by chance.
+
+        Args:
+            x: logarithms of the rates of the steps.
+            late: late requests of each step on the last axis; the other axes are those of the result.
+            sent: all of them.
+        """
+        middle = x.mean()
+        distance = x - middle
+        level = np.log((late.sum(axis=-1) + 0.5) / sent.sum(axis=-1))
+        slope = np.full_like(level, _FIRST_SLOPE)
+        for _ in range(_NEWTON_STEPS):
+            fitted = sent * np.exp(np.minimum(level[..., np.newaxis] + slope[..., np.newaxis] * distance, 0.0))
+            off = late - fitted
+            first, second = off.sum(axis=-1), (off * distance).sum(axis=-1)
+            a, b, c = fitted.sum(axis=-1), (fitted * distance).sum(axis=-1), (fitted * distance**2).sum(axis=-1)
+            determinant = np.maximum(a * c - b * b, 1e-12)
+            level = level + np.clip((c * first - b * second) / determinant, -1.0, 1.0)
+            slope = np.clip(slope + (a * second - b * first) / determinant, _LEAST_SLOPE, _MOST_SLOPE)
+        moved = (math.log(1 - self.objective) - level) / slope
+        return middle + np.clip(moved, -_FARTHEST, _FARTHEST)

@@ -1,0 +1,104 @@
+"""``streaminfer loadtest scenario.toml``: run a scenario, write its reports, and exit by the verdict."""
+
+import argparse
+import asyncio
+import sys
+from pathlib import Path
+
+from streaminfer.loadtest.capacity.find import find_capacity
+from streaminfer.loadtest.capacity.search import Capacity
+from streaminfer.loadtest.report.junit import make_junit
+from streaminfer.loadtest.report.page import make_page
+from streaminfer.loadtest.report.report import Report
+from streaminfer.loadtest.report.sentences import describe
+from streaminfer.loadtest.runner import run
+from streaminfer.loadtest.scenario import CapacitySettings, Scenario
+from streaminfer.loadtest.sending.sender import Progress
+from streaminfer.loadtest.verdict.verdict import Verdict, compare
+
+__all__ = ["FAILED", "PASSED", "UNDECIDED", "add_arguments", "execute"]
+
+PASSED, FAILED, UNDECIDED = 0, 1, 3
+"""Exit statuses; 2 is that of a wrong command line or scenario."""
+_USAGE = 2
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument("scenario", type=Path, help="a TOML file; see docs/how-to/load-tests.md")
+    parser.add_argument("--html", type=Path, metavar="PATH", help="write the report as one page")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write figures and requests, for --compare")
+    parser.add_argument("--junit", type=Path, metavar="PATH", help="write the checks as JUnit XML")
+    parser.add_argument("--compare", type=Path, metavar="PATH", help="a run saved with --json: has the tail changed?")
+    parser.add_argument("--seed", type=int, help="in place of the scenario's")
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Run the command.
+
+    Returns:
+        0: passed; 1: the objective was missed, or the tail regressed; 2: a wrong scenario; 3: no verdict.
+    """
+    sys.path.insert(0, str(Path.cwd()))  # as python -m does: a scenario names modules of the project
+    try:
+        scenario = Scenario.load(options.scenario)
+        service, inputs = scenario.service.maker(), scenario.make_inputs()
+        before = None if options.compare is None else Report.load(options.compare)
+    except (OSError, ValueError) as error:
+        print(f"streaminfer loadtest: {error}", file=sys.stderr)
+        return _USAGE
+    settings = scenario.run_settings()
+    if options.seed is not None:
+        settings["seed"] = options.seed
+    given = service if scenario.senders else service()
+    report = asyncio.run(run(given, inputs=inputs, progress=_tell, **settings))
+    verdict = None if before is None else compare(before, report)
+    capacity = None if scenario.capacity is None else _find(scenario, scenario.capacity, given, inputs)
+    _write(options, report, verdict, capacity)
+    return _status(report, verdict)
+
+
+def _find(scenario: Scenario, asked: CapacitySettings, service: object, inputs: object) -> Capacity:
+    return asyncio.run(
+        find_capacity(
+            service,
+            inputs=inputs,
+            slo_s=scenario.slo_s,
+            low=asked.low,
+            high=asked.high,
+            step_s=asked.step_s,
+            tolerance=asked.tolerance,
+            objective=scenario.objective,
+            seed=scenario.seed,
+            senders=scenario.senders,
+            on_step=lambda step: print(f"  {step.rate:,.0f}/s: {step.on_time:.2%} on time", file=sys.stderr),
+        )
+    )
+
+
+def _write(options: argparse.Namespace, report: Report, verdict: Verdict | None, capacity: Capacity | None) -> None:
+    said = [str(each) for each in (verdict, capacity) if each is not None]
+    print(*describe(report), *said, sep="\n")
+    if options.html is not None:
+        options.html.write_text(make_page(report, verdicts=said), encoding="utf-8")
+    if options.json is not None:
+        report.save(options.json)
+    if options.junit is not None:
+        options.junit.write_text(make_junit(report, verdict), encoding="utf-8")
+
+
+def _status(report: Report, verdict: Verdict | None) -> int:
+    if report.passed is False or (verdict is not None and verdict.regressed):
+        return FAILED
+    if report.passed is None or (verdict is not None and verdict.undecided):
+        return UNDECIDED
+    return PASSED
+
+
+def _tell(progress: Progress) -> None:
+    print(
+        f"  {progress.elapsed_s:4.0f} of {progress.duration_s:g} s: {progress.sent:,} of {progress.requests:,} sent, "
+        f"{progress.in_flight:,} in flight",
+        file=sys.stderr,
+        flush=True,
+    )

@@ -1,0 +1,152 @@
+"""Plugin for pytest: the fixtures ``loadtest`` and ``virtual_loop``.
+
+It is loaded by every run of pytest where the package is installed, so it imports nothing of it until a test needs it.
+"""
+
+import asyncio
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from streaminfer.loadtest.report.report import Report
+    from streaminfer.testing import VirtualLoop
+
+__all__ = ["LoadTester", "loadtest", "pytest_addoption", "pytest_terminal_summary", "virtual_loop"]
+
+_LINES = pytest.StashKey[list[str]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options of the plugin."""
+    group = parser.getgroup("loadtest", "load tests of streaminfer")
+    group.addoption(
+        "--loadtest-save",
+        metavar="FOLDER",
+        type=Path,
+        help="save every run of the fixture loadtest, as TEST.json and .html",
+    )
+    group.addoption(
+        "--loadtest-compare",
+        metavar="FOLDER",
+        type=Path,
+        help="compare every run with the one saved there, and fail tests whose tail regressed",
+    )
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print a line for each load test, and its verdict."""
+    lines = terminalreporter.config.stash.get(_LINES, [])
+    if lines:
+        terminalreporter.section("load tests")
+        for line in lines:
+            terminalreporter.write_line(line)
+
+
+class LoadTester:
+    """Fixture ``loadtest``: call it with the arguments of `streaminfer.loadtest.run`, without ``await``.
+
+    A test that also uses pytest-benchmark's ``benchmark`` gets the tails in its ``extra_info``.
+
+    Args:
+        request: of pytest.
+    """
+
+    def __init__(self, request: pytest.FixtureRequest) -> None:
+        self._request = request
+        self._runs = 0
+
+    def __call__(self, service: Any, **settings: Any) -> "Report":
+        """Run a load test in an event loop of its own.
+
+        Returns:
+            The report.
+
+        Raises:
+            pytest.fail.Exception: with ``--loadtest-compare``, the tail regressed.
+        """
+        return self._finish(self._timed(lambda: asyncio.run(self._run(service, settings))))
+
+    def virtually(self, make_service: "Callable[[Callable[[], int]], Any]", **settings: Any) -> "Report":
+        """Run a load test in virtual time: as fast as the machine can, with the same result on every machine.
+
+        Args:
+            make_service: gets the clock of the loop, for a `Stack`, and returns the service, in which nothing may take
+                real time.
+            **settings: as for a call.
+        """
+        from streaminfer.testing import run as run_virtually  # noqa: PLC0415 - see above
+
+        return self._finish(
+            self._timed(lambda: run_virtually(lambda loop: self._run(make_service(loop.clock), settings)))
+        )
+
+    async def _run(self, service: Any, settings: dict[str, Any]) -> "Report":
+        from streaminfer.loadtest.runner import run  # noqa: PLC0415 - see above
+
+        return await run(service, **{"name": self._name, **settings})
+
+    @property
+    def _name(self) -> str:
+        name = re.sub(r"[^\w.-]+", "-", self._request.node.nodeid.replace("::", ".").replace("/", "."))
+        return name if self._runs == 0 else f"{name}-{self._runs + 1}"
+
+    def _timed(self, test: "Callable[[], Report]") -> "Report":
+        if "benchmark" not in self._request.fixturenames or self._runs:
+            return test()
+        benchmark = self._request.getfixturevalue("benchmark")
+        report: Report = benchmark.pedantic(test, rounds=1, iterations=1)
+        benchmark.extra_info.update(on_time=report.on_time, requests=report.requests, rate=report.rate)
+        benchmark.extra_info.update({f"{name}_s": value for name, value in report.total.quantiles_s.items()})
+        return report
+
+    def _finish(self, report: "Report") -> "Report":
+        from streaminfer.loadtest.report.report import Report  # noqa: PLC0415 - see above
+        from streaminfer.loadtest.report.sentences import say_headline  # noqa: PLC0415 - see above
+        from streaminfer.loadtest.verdict.verdict import compare  # noqa: PLC0415 - see above
+
+        name, config = self._name, self._request.config
+        self._runs += 1
+        lines = config.stash.setdefault(_LINES, [])
+        lines.append(f"{name}: {say_headline(report)}")
+        before = config.getoption("--loadtest-compare")
+        verdict = None
+        if before is not None:
+            verdict = compare(Report.load(before / f"{name}.json"), report)
+            lines.append(f"{name}: {verdict}")
+        folder = config.getoption("--loadtest-save")
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            report.save(folder / f"{name}.json")
+            report.to_html(folder / f"{name}.html")
+        if verdict is not None and verdict.regressed:
+            pytest.fail(str(verdict))
+        return report
+
+
+@pytest.fixture
+def loadtest(request: pytest.FixtureRequest) -> LoadTester:
+    """Run load tests: ``loadtest(service, arrivals=…, inputs=…, duration_s=…, slo_s=…)`` returns a report."""
+    return LoadTester(request)
+
+
+@pytest.fixture
+def virtual_loop() -> "Iterator[VirtualLoop]":
+    """Return an event loop in virtual time; what is left of its tasks at the end is cancelled."""
+    from streaminfer.testing import VirtualLoop  # noqa: PLC0415 - see above
+
+    loop = VirtualLoop()
+    asyncio.set_event_loop(loop)
+    try:
+        yield loop
+        if left := asyncio.all_tasks(loop):
+            for task in left:
+                task.cancel()
+            loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()

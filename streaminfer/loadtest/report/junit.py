@@ -1,0 +1,38 @@
+"""Checks of a load test as JUnit XML: the schedule, the objective, and the verdict of a comparison."""
+
+import xml.etree.ElementTree as ET
+
+from streaminfer.loadtest.report.report import Report
+from streaminfer.loadtest.report.sentences import describe_schedule, say_headline
+from streaminfer.loadtest.verdict.verdict import Verdict
+
+__all__ = ["make_junit"]
+
+
+def make_junit(report: Report, verdict: Verdict | None = None) -> str:
+    """Return the XML: a failure where a check failed, and "skipped" where there is no verdict."""
+    cases = [
+        ("schedule kept", "" if report.kept_schedule else "skipped", describe_schedule(report)),
+        ("objective", {True: "", False: "failure", None: "skipped"}[report.passed], say_headline(report)),
+    ]
+    if verdict is not None:
+        kind = "failure" if verdict.regressed else "skipped" if verdict.undecided else ""
+        cases.append(("comparison", kind, str(verdict)))
+    counts = {kind: str(sum(given == kind for _, given, _ in cases)) for kind in ("failure", "skipped")}
+    suite = ET.Element(
+        "testsuite",
+        name=report.name or "loadtest",
+        tests=str(len(cases)),
+        failures=counts["failure"],
+        skipped=counts["skipped"],
+        errors="0",
+        time=f"{report.duration_s:.3f}",
+    )
+    for name, kind, text in cases:
+        case = ET.SubElement(suite, "testcase", classname="loadtest", name=name)
+        if kind:
+            ET.SubElement(case, kind, message=text)
+        else:
+            ET.SubElement(case, "system-out").text = text
+    ET.indent(suite)
+    return ET.tostring(suite, encoding="unicode", xml_declaration=True)

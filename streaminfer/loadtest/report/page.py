@@ -1,0 +1,85 @@
+"""A report as one page: HTML with its pictures inside, which loads nothing, for both color schemes and for phones."""
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from html import escape
+
+from streaminfer._internal.html_table import html_table
+from streaminfer.loadtest.report import plots
+from streaminfer.loadtest.report.drawing import STYLE_SHEET, draw
+from streaminfer.loadtest.report.report import TAILS, Report, Tail
+from streaminfer.loadtest.report.sentences import describe, say_headline, say_latency
+
+__all__ = ["make_page", "make_summary"]
+
+
+def make_page(report: Report, *, verdicts: Sequence[str] = ()) -> str:
+    """Return the whole page.
+
+    Args:
+        report: what it shows.
+        verdicts: sentences about comparisons and capacity, which come first.
+    """
+    title = f"Load test{f' {report.name}' if report.name else ''}"
+    said = "".join(f"<p>{escape(sentence)}</p>" for sentence in (*verdicts, *describe(report)[1:]))
+    sections = [
+        _section(
+            "Latency by percentile", draw(partial(plots.plot_percentiles, report=report), "latency by percentile")
+        ),
+        _section("Latency over time", draw(partial(plots.plot_over_time, report=report), "latency over time")),
+        *(_tails(f"By {label}", report.by_label(label)) for label in report.record.labels),
+    ]
+    if stages := report.by_stage():
+        sections.append(_tails("By stage", stages))
+    if report.record.values:
+        sections += [_means(report, label) for label in report.record.labels]
+    sections.append(_section("Outcomes", html_table(((name, f"{count:,}") for name, count in report.outcomes.items()))))
+    began = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(report.began))
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        f"<title>{escape(title)}</title><style>{STYLE_SHEET}</style><h1>{escape(title)}</h1>"
+        f'<p class="headline">{escape(say_headline(report))}</p>{said}{_table([report.total])}{"".join(sections)}'
+        f"<footer><p>{escape(report.arrivals)}, {report.duration_s:g} s, seed {report.seed}; {escape(report.machine)}; "
+        f"{began}</p></footer></html>"
+    )
+
+
+def make_summary(report: Report) -> str:
+    """Return headline, sentences and table, for a notebook."""
+    said = "".join(f"<p>{escape(sentence)}</p>" for sentence in describe(report))
+    tails = [tail for label in report.record.labels for tail in report.by_label(label)]
+    return f"<div>{said}{_table([report.total, *tails])}</div>"
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>{content}</section>" if content else ""
+
+
+def _tails(title: str, tails: Sequence[Tail]) -> str:
+    picture = draw(partial(plots.plot_tails, tails=tails), title, height_in=1.2 + 0.3 * len(tails))
+    return _section(title, picture + _table(tails))
+
+
+def _table(tails: Sequence[Tail]) -> str:
+    rows = [
+        (
+            tail.name,
+            f"{tail.count:,}",
+            "" if tail.on_time is None else f"{tail.on_time:.2%}",
+            *(say_latency(seconds) for seconds in tail.quantiles_s.values()),
+        )
+        for tail in tails
+    ]
+    return f'<div class="scroll">{html_table(rows, head=("", "requests", "on time", *TAILS))}</div>'
+
+
+def _means(report: Report, label: str) -> str:
+    means = report.means(label)
+    names = list(report.record.values)
+    rows = [
+        (value, *(f"{found[name]:.4g}" if name in found else "" for name in names)) for value, found in means.items()
+    ]
+    return _section(f"Measured by {label}", f'<div class="scroll">{html_table(rows, head=(label, *names))}</div>')

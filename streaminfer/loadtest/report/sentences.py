@@ -1,0 +1,60 @@
+"""A report in sentences."""
+
+import math
+from collections.abc import Mapping
+
+from streaminfer._internal.units import format_duration
+from streaminfer.loadtest.report.report import Report
+from streaminfer.loadtest.sending.record import ANSWERED
+
+__all__ = ["describe", "describe_schedule", "say_headline", "say_latency"]
+
+
+def say_latency(seconds: float) -> str:
+    """Return a latency in the unit that suits it; an infinite one is "no response"."""
+    return "no response" if math.isinf(seconds) else format_duration(seconds)
+
+
+def say_headline(report: Report) -> str:
+    """Return the result in one sentence."""
+    slo = format_duration(report.slo_s)
+    on_time = f"{report.on_time:.2%} of {report.requests:,} requests within {slo} at {report.rate:,.4g}/s"
+    match report.passed:
+        case None:
+            return f"No verdict, because requests were sent late: {on_time}"
+        case True:
+            return f"Passed: {on_time} (objective {report.objective:.4g})"
+        case False:
+            return f"Missed: {on_time} (objective {report.objective:.4g})"
+
+
+def describe_schedule(report: Report) -> str:
+    """Return how well the schedule was kept."""
+    error, limit = say_latency(report.schedule_error_s()), format_duration(report.schedule_limit_s)
+    if report.kept_schedule:
+        return f"99 % of the requests were sent within {error} of their schedule."
+    where = (
+        f"{report.senders} sender processes" if report.senders else "the event loop that sends, which is the service's,"
+    )
+    return (
+        f"The schedule was not kept: at the 99th percentile requests were sent {error} late, and {limit} is allowed. "
+        f"Either {where} could not keep up, or the machine was busy, so there is no verdict. The latencies still count "
+        f"from the instants at which requests were due."
+    )
+
+
+def describe(report: Report) -> list[str]:
+    """Return the result in sentences."""
+    tail = ", ".join(f"{name} {say_latency(seconds)}" for name, seconds in report.total.quantiles_s.items())
+    sentences = [f"{say_headline(report)}.", f"Latency from the intended send time: {tail}.", describe_schedule(report)]
+    if failed := describe_failures(report.outcomes):
+        sentences.append(failed)
+    return sentences
+
+
+def describe_failures(outcomes: Mapping[str, int]) -> str:
+    """Return how many requests got no response, and why; empty if all got one."""
+    failed = {name: count for name, count in outcomes.items() if name != ANSWERED}
+    if not failed:
+        return ""
+    return f"No response: {', '.join(f'{count:,} {name}' for name, count in failed.items())}."

@@ -1,0 +1,264 @@
+"""Scenarios: a load test as validated data, from a TOML file.
+
+::
+
+    name = "detector"
+    duration_s = 30
+    slo_s = 0.05
+
+    [service]
+    make = "my_package.services:make_detector"      # or: url, model, protocol
+
+    [arrivals]
+    kind = "poisson"
+    rate = 200
+
+    [inputs]
+    make = "my_package.services:inputs"             # or: [inputs.random.image] shape, dtype
+"""
+
+import importlib
+import inspect
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import attrs
+import numpy as np
+
+from streaminfer._internal.validation import (
+    check_choice,
+    check_count,
+    check_duration,
+    check_instance,
+    check_number,
+    expected,
+    field_check,
+)
+from streaminfer.loadtest.arrivals import ARRIVALS, Arrivals, Replay
+
+__all__ = ["CapacitySettings", "RandomInput", "Scenario", "ServiceSettings", "inference_server"]
+
+Protocol = Literal["grpc", "http"]
+_RANDOM_ROWS = 64
+_TEXT = field_check(check_instance, lambda value: isinstance(value, str), "a string")
+_SHARE = field_check(check_number, "a share between 0 and 1", lambda share: 0 < share < 1)
+_POSITIVE = field_check(check_number, "a finite number > 0", lambda number: 0 < number < float("inf"))
+
+
+def inference_server(url: str, model: str, protocol: Protocol = "grpc") -> Any:
+    """Return a client of a server that speaks the Open Inference Protocol, such as ours or Triton, as a `Stack`.
+
+    With `functools.partial` it is what ``run(..., senders=n)`` calls in each process. Needs the extra ``triton``.
+
+    Args:
+        url: as for `TritonBackend`.
+        model: its name.
+        protocol: ``"grpc"`` or ``"http"``.
+    """
+    from streaminfer.backends import TritonBackend  # noqa: PLC0415 - not every load test calls a server
+    from streaminfer.stack import Stack  # noqa: PLC0415 - likewise
+
+    return Stack(TritonBackend(url, model, protocol=protocol))
+
+
+@attrs.frozen(kw_only=True)
+class ServiceSettings:
+    """Service of a scenario.
+
+    Args:
+        make: ``"module:function"``, a function without arguments that returns the service.
+        url: of a server of the Open Inference Protocol, instead.
+        model: on that server.
+        protocol: ``"grpc"`` or ``"http"``.
+    """
+
+    make: str = attrs.field(default="", validator=_TEXT)
+    url: str = attrs.field(default="", validator=_TEXT)
+    model: str = attrs.field(default="", validator=_TEXT)
+    protocol: Protocol = attrs.field(default="grpc", validator=field_check(check_choice, ("grpc", "http")))
+
+    def __attrs_post_init__(self) -> None:
+        if bool(self.make) == bool(self.url) or bool(self.url) != bool(self.model):
+            raise ValueError(expected("service", "either make, or url and model", attrs.asdict(self)))
+
+    def maker(self) -> Callable[[], Any]:
+        """Return a function that makes the service, in any process."""
+        return (
+            load_function("service.make", self.make)
+            if self.make
+            else partial(inference_server, self.url, self.model, self.protocol)
+        )
+
+
+@attrs.frozen(kw_only=True)
+class RandomInput:
+    """Array of random numbers, by the seed of the scenario.
+
+    Args:
+        shape: of one request, without a batch axis.
+        dtype: of NumPy; whole numbers are drawn over the range of eight bits, others between 0 and 1.
+    """
+
+    shape: tuple[int, ...] = attrs.field(converter=tuple)
+    dtype: str = attrs.field(default="float32", validator=_TEXT)
+
+    def __attrs_post_init__(self) -> None:
+        for axis in self.shape:
+            check_count("shape", axis)
+        if np.dtype(self.dtype).kind not in "fiu":
+            raise ValueError(expected("dtype", "a type of real numbers", self.dtype))
+
+    def draw(self, rng: np.random.Generator) -> Any:
+        """Return one request's array."""
+        kind = np.dtype(self.dtype)
+        return (rng.random(self.shape) if kind.kind == "f" else rng.integers(0, 128, self.shape)).astype(kind)
+
+
+@attrs.frozen(kw_only=True)
+class CapacitySettings:
+    """Search for the capacity, instead of one run; see `find_capacity`."""
+
+    low: float = attrs.field(validator=_POSITIVE)
+    high: float = attrs.field(validator=_POSITIVE)
+    step_s: float = attrs.field(default=10.0, validator=field_check(check_duration, positive=True))
+    tolerance: float = attrs.field(default=0.02, validator=_POSITIVE)
+
+
+@attrs.frozen(kw_only=True)
+class Scenario:
+    """A load test as data.
+
+    Args:
+        name: for the report.
+        service: what is tested.
+        inputs: ``{"make": "module:function"}``, a function without arguments that returns what `run` takes; or
+            ``{"random": {name: RandomInput}}``, where the name ``""`` is the only input of a model.
+        arrivals: when requests are due.
+        duration_s: seconds in which they are.
+        slo_s: seconds within which a response is on time.
+        objective: share of requests that must be.
+        seed: of everything that is random.
+        senders: processes that send.
+        capacity: search for the capacity as well; ``None``: do not.
+    """
+
+    name: str = attrs.field(validator=_TEXT)
+    service: ServiceSettings
+    inputs: str | Mapping[str, RandomInput]
+    arrivals: Arrivals
+    duration_s: float = attrs.field(validator=field_check(check_duration, positive=True))
+    slo_s: float = attrs.field(validator=field_check(check_duration, positive=True))
+    objective: float = attrs.field(default=0.99, validator=_SHARE)
+    seed: int = attrs.field(default=0, validator=field_check(check_count, at_least=0))
+    senders: int = attrs.field(default=0, validator=field_check(check_count, at_least=0))
+    capacity: CapacitySettings | None = None
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a TOML file; paths in it are relative to its folder.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: no TOML, or a field that is missing, unknown or wrong; the message names file and field.
+        """
+        file = Path(path)
+        text = file.read_text(encoding="utf-8")
+        try:
+            return cls.from_dict(tomllib.loads(text), file.parent)
+        except (ValueError, TypeError, OSError) as error:
+            raise ValueError(f"{os.fspath(path)}: {error}") from error
+
+    @classmethod
+    def from_dict(cls, tables: Mapping[str, Any], folder: Path = Path()) -> Self:
+        """Return the scenario of parsed TOML.
+
+        Args:
+            tables: the fields of the class.
+            folder: to which paths are relative.
+
+        Raises:
+            ValueError, TypeError: a field that is missing, unknown or wrong.
+        """
+        fields = dict(tables)
+        for name, make in (
+            ("service", partial(_build, ServiceSettings, "service")),
+            ("arrivals", partial(_build_arrivals, folder)),
+            ("inputs", _build_inputs),
+            ("capacity", partial(_build, CapacitySettings, "capacity")),
+        ):
+            if name in fields:
+                check_instance(name, fields[name], lambda value: isinstance(value, Mapping), "a table")
+                fields[name] = make(fields[name])
+        made: Self = _build(cls, "scenario", fields)
+        return made
+
+    def make_inputs(self) -> Any:
+        """Return what `run` takes as inputs."""
+        if isinstance(self.inputs, str):
+            return load_function("inputs.make", self.inputs)()
+        rng = np.random.default_rng(self.seed)
+        rows = [{name: given.draw(rng) for name, given in self.inputs.items()} for _ in range(_RANDOM_ROWS)]
+        return [row[""] for row in rows] if list(self.inputs) == [""] else rows
+
+    def run_settings(self) -> dict[str, Any]:
+        """Return the keywords of `run`, but for service and inputs."""
+        names = ("name", "arrivals", "duration_s", "slo_s", "objective", "seed", "senders")
+        return {name: getattr(self, name) for name in names}
+
+
+def load_function(argument: str, target: str) -> Any:
+    """Return a function by ``"module:name"``.
+
+    Raises:
+        ValueError: there is none.
+    """
+    module, colon, name = target.partition(":")
+    what = '"module:function" that can be imported'
+    if not (colon and module and name):
+        raise ValueError(expected(argument, what, target))
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{expected(argument, what, target)}: {error}") from error
+    check_instance(argument, function, callable, what)
+    return function
+
+
+def _build(kind: Callable[..., Any], table: str, fields: Mapping[str, Any]) -> Any:
+    """Call a constructor with the fields of a table; unknown and missing ones are named."""
+    parameters = inspect.signature(kind).parameters
+    if unknown := sorted(set(fields) - set(parameters)):
+        raise ValueError(expected(table, f"the fields {', '.join(parameters)}", ", ".join(unknown)))
+    missing = [name for name, each in parameters.items() if each.default is each.empty and name not in fields]
+    if missing:
+        raise ValueError(f"{table}: expected the field {missing[0]}, got {', '.join(fields) or 'none'}")
+    try:
+        return kind(**fields)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{table}.{error}" if table != "scenario" else str(error)) from error
+
+
+def _build_arrivals(folder: Path, table: Mapping[str, Any]) -> Any:
+    fields = dict(table)
+    kind = check_choice("arrivals.kind", fields.pop("kind", None), tuple(ARRIVALS))
+    if kind != Replay.kind:
+        return _build(ARRIVALS[kind], "arrivals", fields)
+    if "path" in fields:
+        fields["path"] = folder / os.path.expandvars(fields["path"])
+    return _build(Replay.load, "arrivals", fields)
+
+
+def _build_inputs(table: Mapping[str, Any]) -> str | dict[str, RandomInput]:
+    if set(table) == {"make"}:
+        check_instance("inputs.make", table["make"], lambda value: isinstance(value, str), "a string")
+        return str(table["make"])
+    if set(table) != {"random"}:
+        raise ValueError(expected("inputs", "either make or random", ", ".join(table)))
+    random = table["random"]
+    if "shape" in random:
+        return {"": _build(RandomInput, "inputs.random", random)}
+    return {name: _build(RandomInput, f"inputs.random.{name}", fields) for name, fields in random.items()}

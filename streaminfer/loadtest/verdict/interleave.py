@@ -1,0 +1,43 @@
+"""`interleave`: runs of two services in turn, for a verdict that slow changes of the machine do not disturb."""
+
+from collections.abc import Callable
+from typing import Any
+
+from streaminfer._internal.validation import check_count
+from streaminfer.loadtest.report.report import Report
+from streaminfer.loadtest.runner import run
+
+__all__ = ["interleave"]
+
+
+async def interleave(
+    before: Any,
+    after: Any,
+    *,
+    pairs: int = 12,
+    seed: int = 0,
+    on_pair: Callable[[int], None] | None = None,
+    **settings: Any,
+) -> tuple[list[Report], list[Report]]:
+    """Run two services in turn, each pair on one schedule, and change who begins from pair to pair.
+
+    Args:
+        before: a service, as for `run`.
+        after: the other.
+        pairs: how many runs of each; a verdict needs at least 6.
+        seed: of the first pair's schedule; the others have the following ones.
+        on_pair: is called with the number of a pair when it is complete.
+        **settings: the other arguments of `run`; ``duration_s`` is that of one run.
+
+    Returns:
+        The reports of each service, for `compare`.
+    """
+    check_count("pairs", pairs)
+    reports: tuple[list[Report], list[Report]] = ([], [])
+    for number in range(pairs):
+        turns = ((before, reports[0]), (after, reports[1]))
+        for service, found in turns if number % 2 == 0 else reversed(turns):
+            found.append(await run(service, seed=seed + number, **settings))
+        if on_pair is not None:
+            on_pair(number)
+    return reports

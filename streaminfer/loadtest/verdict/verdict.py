@@ -1,0 +1,238 @@
+"""`compare`: whether a quantile of the latency changed between two runs, with a stated rate of false alarms.
+
+*Design.* The change is that of the logarithm of the quantile, with an interval from Student's distribution. For two
+runs the error comes from a bootstrap of blocks (`block_bootstrap`), and the degrees of freedom from the number of
+blocks over which the slowest requests are spread: a tail that comes from three incidents is known from three
+observations, however many requests they hit. For runs in turn, one pair after the other, the differences of the pairs
+are the sample, so whatever changes slowly on the machine hits both sides.
+
+The interval covers the true change with probability ``1 - false_alarm``. A verdict other than "undecided" needs an
+interval that excludes either no change or a change as large as the least one that matters.
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import attrs
+import numpy as np
+
+from streaminfer._internal.units import format_duration
+from streaminfer._internal.validation import check_number, expected
+from streaminfer.loadtest.report.report import Report
+from streaminfer.loadtest.verdict.block_bootstrap import Blocks, quantile_of, student_quantile
+
+__all__ = ["Result", "Verdict", "compare"]
+
+Result = Literal["regressed", "improved", "unchanged", "undecided"]
+
+LEAST_PAIRS = 6
+LEAST_TAIL_BLOCKS = 6.0
+"""Fewer blocks that share the slowest requests do not tell how much the tail varies."""
+LEAST_TAIL_REQUESTS = 30
+"""Requests above the quantile that each run must have."""
+LEAST_TAIL_PER_PAIR = 3
+_LOST_TIMES = 10.0
+"""A request without a response counts as this many times the slowest response of both runs."""
+
+
+@attrs.frozen
+class Verdict:
+    """Comparison of a latency quantile of two runs.
+
+    Attributes:
+        result: ``"regressed"`` or ``"improved"``: the interval excludes no change; ``"unchanged"``: it excludes a
+            regression as large as ``least_change``; ``"undecided"``: neither, or the runs allow no verdict.
+        change: of the quantile, relative to before: 0.1 is ten percent slower. NaN where the runs allow no verdict.
+        interval: that covers the true change with probability ``1 - false_alarm``.
+        quantile: which.
+        before_s: the quantile before, seconds; the median over the runs of several.
+        after_s: likewise after.
+        false_alarm: probability of "regressed" or "improved" where nothing changed; half of it for each.
+        least_change: the least one that matters.
+        reason: why it is undecided; empty otherwise.
+    """
+
+    result: Result
+    change: float
+    interval: tuple[float, float]
+    quantile: float
+    before_s: float
+    after_s: float
+    false_alarm: float
+    least_change: float
+    reason: str = ""
+
+    @property
+    def regressed(self) -> bool:
+        """Whether the quantile is higher, beyond what chance explains."""
+        return self.result == "regressed"
+
+    @property
+    def improved(self) -> bool:
+        """Whether it is lower, beyond what chance explains."""
+        return self.result == "improved"
+
+    @property
+    def undecided(self) -> bool:
+        """Whether there is no verdict."""
+        return self.result == "undecided"
+
+    def __str__(self) -> str:
+        name = f"p{100 * self.quantile:g}"
+        if math.isnan(self.change):
+            return f"{name} undecided: {self.reason}"
+        low, high = self.interval
+        said = (
+            f"{name} {self.result}: {format_duration(self.before_s)} → {format_duration(self.after_s)}, "
+            f"{self.change:+.1%} ({low:+.1%} to {high:+.1%}; false alarms {self.false_alarm:.1%})"
+        )
+        return f"{said}: {self.reason}" if self.reason else said
+
+
+def compare(
+    before: Any,
+    after: Any,
+    *,
+    quantile: float = 0.99,
+    false_alarm: float = 0.02,
+    least_change: float = 0.1,
+) -> Verdict:
+    """Compare a latency quantile of two runs, or of runs in turn.
+
+    Args:
+        before: a `Report`; latencies in seconds in the order in which the requests were due; or a sequence of reports
+            of runs that took turns with those of ``after``, as `interleave` returns them.
+        after: the same.
+        quantile: which.
+        false_alarm: probability of "regressed" or "improved" where nothing changed.
+        least_change: the least relative change that matters: the interval of an "unchanged" ends below it.
+
+    Returns:
+        The verdict, which is "undecided" where a schedule was not kept or the runs are too short.
+
+    Raises:
+        TypeError, ValueError: an argument.
+    """
+    share = "a share between 0 and 1"
+    check_number("quantile", quantile, share, lambda number: 0 < number < 1)
+    check_number("false_alarm", false_alarm, share, lambda number: 0 < number < 1)
+    check_number("least_change", least_change, "a number > 0", lambda number: 0 < number < math.inf)
+    first, second = _runs("before", before), _runs("after", after)
+    settings = _Settings(quantile, false_alarm, least_change)
+    if reason := _bottleneck(first, second):
+        return settings.no_verdict(reason)
+    if len(first) != len(second):
+        raise ValueError(expected("after", f"as many runs as before, {len(first)}", len(second)))
+    if len(first) > 1:
+        return _compare_pairs(first, second, settings)
+    return _compare_two(first[0], second[0], settings)
+
+
+@attrs.frozen
+class _Run:
+    latencies_s: Any
+    due_s: Any
+    report: Report | None = None
+
+
+@attrs.frozen
+class _Settings:
+    quantile: float
+    false_alarm: float
+    least_change: float
+
+    def no_verdict(self, reason: str) -> Verdict:
+        nan = math.nan
+        return self._verdict("undecided", nan, (nan, nan), (nan, nan), reason)
+
+    def judge(self, log_change: float, error: float, degrees: float, levels_s: tuple[float, float]) -> Verdict:
+        half = student_quantile(1 - self.false_alarm / 2, degrees) * error
+        interval = math.expm1(log_change - half), math.expm1(log_change + half)
+        reason = ""
+        result: Result
+        if interval[0] > 0:
+            result = "regressed"
+        elif interval[1] < 0:
+            result = "improved"
+        elif interval[1] < self.least_change:
+            result = "unchanged"
+        else:
+            result = "undecided"
+            times = (half / math.log1p(self.least_change) * 1.5) ** 2
+            reason = f"the runs cannot exclude {self.least_change:+.0%}; they need about {times:.1f}× the requests"
+        return self._verdict(result, math.expm1(log_change), interval, levels_s, reason)
+
+    def _verdict(
+        self, result: Result, change: float, interval: tuple[float, float], levels_s: tuple[float, float], reason: str
+    ) -> Verdict:
+        return Verdict(
+            result, change, interval, self.quantile, *levels_s, self.false_alarm, self.least_change, reason
+        )  # fmt: skip
+
+
+def _runs(argument: str, value: Any) -> list[_Run]:
+    if isinstance(value, Report):
+        return [_Run(value.latencies_s, value.record.due_s, value)]
+    if isinstance(value, Sequence) and value and all(isinstance(each, Report) for each in value):
+        return [run for each in value for run in _runs(argument, each)]
+    what = "a Report, a sequence of them, or latencies in seconds"
+    try:
+        latencies = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(expected(argument, what, value)) from None
+    if latencies.ndim != 1 or not latencies.size or np.isnan(latencies).any() or latencies.min() < 0:
+        raise ValueError(expected(argument, what, value))
+    return [_Run(latencies, np.arange(latencies.size, dtype=np.float64))]
+
+
+def _bottleneck(*sides: list[_Run]) -> str:
+    for side in sides:
+        for run in side:
+            if run.report is not None and not run.report.kept_schedule:
+                error = format_duration(run.report.schedule_error_s())
+                limit = format_duration(run.report.schedule_limit_s)
+                return f"requests were sent late, p99 {error} where {limit} is allowed: the sender was the bottleneck"
+    return ""
+
+
+def _capped(first: Any, second: Any) -> tuple[Any, Any]:
+    """Return both sides with finite latencies."""
+    slowest = max((float(side[np.isfinite(side)].max(initial=0.0)) for side in (first, second)), default=0.0) or 1.0
+    return np.minimum(first, _LOST_TIMES * slowest), np.minimum(second, _LOST_TIMES * slowest)
+
+
+def _compare_two(before: _Run, after: _Run, settings: _Settings) -> Verdict:
+    q = settings.quantile
+    fewest = min(before.latencies_s.size, after.latencies_s.size)
+    if fewest * (1 - q) < LEAST_TAIL_REQUESTS:
+        needed = math.ceil(LEAST_TAIL_REQUESTS / (1 - q))
+        return settings.no_verdict(f"a run has {fewest:,} requests, and p{100 * q:g} needs at least {needed:,}")
+    first, second = _capped(before.latencies_s, after.latencies_s)
+    levels_s = quantile_of(first, q), quantile_of(second, q)
+    one, other = Blocks.of(first, before.due_s, q), Blocks.of(second, after.due_s, q)
+    effective = min(one.effective, other.effective)
+    error = math.hypot(one.log_error(q, 1), other.log_error(q, 2))
+    if effective < LEAST_TAIL_BLOCKS:
+        return settings.no_verdict(
+            f"the slowest requests of a run come from about {effective:.1f} incidents, and a verdict needs at least "
+            f"{LEAST_TAIL_BLOCKS:.0f}: run longer, or compare runs in turn"
+        )
+    return settings.judge(math.log(levels_s[1] / levels_s[0]), error, effective - 1, levels_s)
+
+
+def _compare_pairs(before: list[_Run], after: list[_Run], settings: _Settings) -> Verdict:
+    q = settings.quantile
+    if len(before) < LEAST_PAIRS:
+        return settings.no_verdict(f"{len(before)} pairs of runs, and a verdict needs at least {LEAST_PAIRS}")
+    fewest = min(run.latencies_s.size for run in (*before, *after))
+    if fewest * (1 - q) < LEAST_TAIL_PER_PAIR:
+        needed = math.ceil(LEAST_TAIL_PER_PAIR / (1 - q))
+        return settings.no_verdict(f"a run has {fewest:,} requests, and p{100 * q:g} of each needs at least {needed:,}")
+    pairs = [_capped(one.latencies_s, other.latencies_s) for one, other in zip(before, after, strict=True)]
+    levels_s = [(quantile_of(one, q), quantile_of(other, q)) for one, other in pairs]
+    changes = [math.log(second / first) for first, second in levels_s]
+    error = statistics.stdev(changes) / math.sqrt(len(changes))
+    first_s, second_s = (statistics.median(side) for side in zip(*levels_s, strict=True))
+    return settings.judge(statistics.fmean(changes), error, len(changes) - 1, (first_s, second_s))

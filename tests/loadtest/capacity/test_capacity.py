@@ -1,0 +1,105 @@
+"""Capacity at an SLO: of simulated devices whose capacity is known."""
+
+import numpy as np
+import pytest
+
+from streaminfer.loadtest import Constant, find_capacity
+from streaminfer.loadtest.capacity.search import CapacitySearch, Step
+
+SLO_S = 0.05
+
+
+def latencies(rate, n, rng, *, sigma, mean_s=0.005):
+    """Of a single server and Poisson arrivals, by Lindley's recursion."""
+    gaps, work = rng.exponential(1 / rate, n), mean_s * rng.lognormal(-(sigma**2) / 2, sigma, n)
+    steps = np.concatenate([[0], np.cumsum(work[:-1] - gaps[1:])])
+    return steps - np.minimum.accumulate(steps) + work
+
+
+def known_capacity(sigma):
+    """The rate at which 1 % is late, by bisection over millions of requests."""
+    low, high = 100.0, 200.0
+    for _ in range(10):
+        rate = (low + high) / 2
+        late = (latencies(rate, 500_000, np.random.default_rng(0), sigma=sigma) > SLO_S).mean()
+        low, high = (rate, high) if late < 0.01 else (low, rate)
+    return low
+
+
+def search_all(search, measure):
+    while (rate := search.next_rate) is not None:
+        search.add(Step.of(rate, measure(rate)))
+    return search.result()
+
+
+class TestSearch:
+    def test_noisy_device(self):
+        """The capacity is within 3 %, and the interval covers it in most runs."""
+        truth = known_capacity(0.2)
+        found = []
+        for seed in range(12):
+            rng = np.random.default_rng(seed + 1)
+            search = CapacitySearch(50.0, 400.0, seed=seed)
+            found.append(
+                search_all(search, lambda rate, rng=rng: latencies(rate, 20_000, rng, sigma=0.2)[2_000:] > SLO_S)
+            )
+
+        assert np.median([abs(each.rate / truth - 1) for each in found]) < 0.015
+        assert sum(each.interval[0] <= truth <= each.interval[1] for each in found) >= 10
+
+    def test_jump_is_bisected(self):
+        """A device that keeps everything up to its capacity and nothing above is found by halving."""
+        found = search_all(CapacitySearch(10.0, 1000.0, tolerance=0.005), lambda rate: np.full(1000, rate > 321.0))
+
+        assert found.rate == pytest.approx(321.0, rel=0.005)
+        assert found.interval[0] <= 321.0 <= found.interval[1]
+        assert found.reason == ""
+
+    def test_never_missed(self):
+        """A service that keeps the objective at the highest rate has no upper bound."""
+        found = search_all(CapacitySearch(10.0, 30.0), lambda _rate: np.zeros(1000, bool))
+
+        assert found.interval == (30.0, np.inf)
+        assert "the objective is kept at 30/s, the highest rate" in found.reason
+
+    def test_always_missed(self):
+        """A service that misses at the lowest rate has no lower bound."""
+        found = search_all(CapacitySearch(10.0, 30.0), lambda _rate: np.ones(1000, bool))
+
+        assert found.interval == (0.0, 10.0)
+        assert "missed at 10/s, the lowest rate" in found.reason
+
+    def test_used_up(self):
+        """A search that ends before its tolerance says so."""
+        rng = np.random.default_rng(1)
+        search = CapacitySearch(50.0, 400.0, tolerance=1e-4, most_steps=5)
+
+        found = search_all(search, lambda rate: latencies(rate, 3_000, rng, sigma=0.2) > SLO_S)
+
+        assert found.reason == "the steps were used up"
+
+
+def test_live_device(virtually, device):
+    """Around a device of 5 ms in virtual time, constant arrivals find its 200/s."""
+    steps = []
+    found = virtually(
+        lambda: find_capacity(
+            device(0.005),
+            inputs=[1],
+            slo_s=SLO_S,
+            low=120.0,
+            high=400.0,
+            step_s=5.0,
+            arrivals=Constant,
+            on_step=steps.append,
+        )
+    )
+
+    assert found.rate == pytest.approx(200.0, rel=0.03)
+    assert [step.rate for step in steps[:2]] == pytest.approx([120.0, 150.0])
+
+
+def test_step_is_long_enough(virtually, device):
+    """A step must have some requests."""
+    with pytest.raises(ValueError, match="step_s: expected enough seconds for 200 requests at the lowest rate"):
+        virtually(lambda: find_capacity(device(0.1), inputs=[1], slo_s=1.0, low=5.0, high=10.0))

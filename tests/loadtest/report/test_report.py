@@ -1,0 +1,168 @@
+"""Reports: figures, files, pages."""
+
+import html.parser
+import json
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+
+from streaminfer.loadtest import Record, Report
+from streaminfer.loadtest.report.junit import make_junit
+from streaminfer.loadtest.verdict.verdict import compare
+
+
+@pytest.fixture
+def report():
+    """A thousand requests of two devices, ten without a response."""
+    rng = np.random.default_rng(1)
+    latency = 0.01 * rng.lognormal(0, 0.4, 1000)
+    latency[::100] = np.inf
+    device = np.where(np.arange(1000) % 4 == 0, "phone <1>", "studio")
+    record = Record(
+        np.arange(1000) / 100,
+        np.full(1000, 1e-4),
+        latency,
+        np.where(np.isinf(latency), "Overloaded", "ok"),
+        {"queue": np.where(np.isinf(latency), np.nan, 0.002), "before sending": np.full(1000, 0.05)},
+        {"accuracy": np.where(device == "studio", 0.9, 0.8)},
+        {"device": device},
+    )
+    return Report(
+        record, slo_s=0.03, duration_s=10.0, name="a & b", seed=7, arrivals="Poisson(rate=100)", machine="here"
+    )
+
+
+class TestFigures:
+    def test_quantile_is_one_of_the_latencies(self, report):
+        """A percentile is the smallest latency that at least that share did not exceed."""
+        assert report.quantile(0.5) == np.sort(report.latencies_s)[499]
+        assert np.isfinite(report.quantile(0.99))
+        assert np.isinf(report.quantile(0.991))
+
+    def test_shares(self, report):
+        """Share on time, outcomes and goodput are over all requests."""
+        assert report.outcomes == {"ok": 990, "Overloaded": 10}
+        assert report.on_time == np.mean(report.latencies_s <= 0.03)
+        assert report.goodput == pytest.approx(report.on_time * 100)
+
+    def test_windows_hold_every_request(self, report):
+        """Windows of a run are complete."""
+        assert sum(latencies.size for _, latencies in report.windows(7)) == 1000
+
+    def test_unknown_label(self, report):
+        """The message names the labels that there are."""
+        with pytest.raises(ValueError, match="label: expected one of 'device', got 'network'"):
+            report.by_label("network")
+
+    @pytest.mark.parametrize(("late_s", "kept"), [(0.002, True), (0.004, False)])
+    def test_schedule_limit(self, report, late_s, kept):
+        """A schedule error above a tenth of the SLO is too much, and there is no verdict."""
+        late = Record(*(getattr(report.record, name) for name in ("due_s",)), np.full(1000, late_s), report.latencies_s,
+                      report.record.outcome)  # fmt: skip
+        other = Report(late, slo_s=0.03, duration_s=10.0, objective=0.5)
+
+        assert other.kept_schedule is kept
+        assert other.passed is (True if kept else None)
+        assert ("No verdict" in other.describe()[0]) is not kept
+
+    def test_requests_that_were_not_sent(self, report):
+        """A request that was never sent breaks the schedule."""
+        record = Record(report.record.due_s, np.full(1000, np.nan), report.latencies_s, report.record.outcome)
+
+        assert not Report(record, slo_s=0.03, duration_s=10.0).kept_schedule
+
+
+class TestFiles:
+    def test_saved_report_is_the_same(self, report, tmp_path):
+        """What was saved compares like the original."""
+        report.save(tmp_path / "run.json")
+
+        loaded = Report.load(tmp_path / "run.json")
+
+        assert loaded.to_dict() == report.to_dict()
+        np.testing.assert_array_equal(loaded.latencies_s, report.latencies_s)
+        np.testing.assert_array_equal(loaded.record.labels["device"], report.record.labels["device"])
+
+    def test_json_is_strict(self, report, tmp_path):
+        """Infinite latencies are null."""
+        report.save(tmp_path / "run.json")
+
+        def refuse(word):
+            raise AssertionError(word)
+
+        stored = json.loads((tmp_path / "run.json").read_text(), parse_constant=refuse)
+        assert stored["report"]["latency_s"]["p99.9"] is None
+        assert stored["report"]["means"]["device"]["phone <1>"] == pytest.approx({"accuracy": 0.8})
+
+    @pytest.mark.parametrize("text", ["", "{}", '{"format": "other", "version": 1}'])
+    def test_load_something_else(self, tmp_path, text):
+        """The message names the file."""
+        (tmp_path / "x.json").write_text(text)
+
+        with pytest.raises(ValueError, match=r"x\.json: not a saved report"):
+            Report.load(tmp_path / "x.json")
+
+    def test_junit(self, report, tmp_path):
+        """A missed objective fails, a regression fails, no verdict is skipped."""
+        slower = Report(
+            Record(report.record.due_s, report.record.late_s, report.latencies_s, report.record.outcome),
+            slo_s=0.001,
+            duration_s=10.0,
+        )
+
+        suite = ET.fromstring(make_junit(slower, compare(report, slower)))
+        report.to_junit(tmp_path / "junit.xml")
+
+        assert [(case.get("name"), [child.tag for child in case]) for case in suite] == [
+            ("schedule kept", ["system-out"]),
+            ("objective", ["failure"]),
+            ("comparison", ["skipped"]),
+        ]
+        assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("3", "1", "1")
+        assert ET.parse(tmp_path / "junit.xml").getroot().get("name") == "a & b"
+
+
+class Page(html.parser.HTMLParser):
+    """Collects tags and text of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.links, self.text = [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [value for name, value in attrs if name in {"src", "href"}]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+class TestPage:
+    def test_loads_nothing(self, report, tmp_path):
+        """Every link is to the page itself, and names are escaped."""
+        report.to_html(tmp_path / "report.html")
+
+        page = Page((tmp_path / "report.html").read_text())
+
+        assert all(link.startswith("#") for link in page.links)
+        assert "script" not in page.tags
+        assert "phone <1>" in page.text
+        assert "a & b" in page.text
+
+    def test_has_pictures_and_tables(self, report, tmp_path):
+        """Each picture has a wide and a narrow form; parts have tables."""
+        report.to_html(tmp_path / "report.html")
+
+        text = (tmp_path / "report.html").read_text()
+
+        assert text.count('<svg class="wide"') == text.count('<svg class="narrow"') == 4
+        assert "prefers-color-scheme: dark" in text
+        for title in ("By device", "By stage", "Measured by device", "Outcomes", "no response"):
+            assert title in text
+
+    def test_summary_for_notebooks(self, report):
+        """A notebook shows headline and tails."""
+        assert "phone &lt;1&gt;" in report._repr_html_()
+        assert "<svg" not in report._repr_html_()

@@ -1,0 +1,145 @@
+"""Arrival processes: rates, seeds, durations, and refusals."""
+
+import attrs
+import numpy as np
+import pytest
+
+from streaminfer.loadtest.arrivals import (
+    ARRIVALS,
+    Bursts,
+    Cameras,
+    Constant,
+    Diurnal,
+    Gamma,
+    OnOff,
+    Poisson,
+    Ramp,
+    Rates,
+    Replay,
+    as_arrivals,
+)
+
+PROCESSES = [
+    Constant(200.0), Poisson(200.0), Gamma(200.0, cv=2.0), OnOff(200.0), Bursts(200.0), Cameras(25.0, 8, 0.01),
+    Diurnal(200.0), Ramp(100.0, 300.0), Rates([100.0, 300.0], 30.0), Replay(np.linspace(0, 60, 12_000)),
+]  # fmt: skip
+
+
+def kind(process):
+    return process.kind
+
+
+class TestSchedule:
+    @pytest.mark.parametrize("process", PROCESSES, ids=kind)
+    def test_mean_rate(self, process):
+        """Within a minute the mean rate is that of the process."""
+        assert process.schedule(60.0, 1).size == pytest.approx(12_000, rel=0.15)
+
+    @pytest.mark.parametrize("process", PROCESSES, ids=kind)
+    def test_instants_ascend_within_duration(self, process):
+        """Instants ascend from 0 and lie before the end."""
+        instants = process.schedule(10.0, 2)
+
+        assert instants[0] >= 0
+        assert (np.diff(instants) >= 0).all()
+        assert instants[-1] < 10.0
+
+    @pytest.mark.parametrize("process", PROCESSES, ids=kind)
+    def test_same_seed_same_schedule(self, process):
+        """A seed gives one schedule."""
+        np.testing.assert_array_equal(process.schedule(5.0, 3), process.schedule(5.0, 3))
+
+    @pytest.mark.parametrize("process", [Poisson(50.0), Gamma(50.0), OnOff(50.0), Bursts(50.0)], ids=kind)
+    def test_longer_run_begins_with_the_shorter(self, process):
+        """A longer run of one seed begins with the schedule of the shorter one."""
+        short = process.schedule(5.0, 4)
+
+        np.testing.assert_array_equal(process.schedule(50.0, 4)[: short.size], short)
+
+    def test_every_kind_is_listed(self):
+        """A scenario file can name each process."""
+        assert {process.kind for process in PROCESSES} == set(ARRIVALS)
+
+
+def test_ramp_has_the_rate_of_each_moment():
+    """A ramp to 400/s has an eighth of its requests in the first third and more."""
+    instants = Ramp(0.0, 400.0).schedule(60.0, 5)
+
+    halves = np.histogram(instants, [0, 30, 60])[0]
+    assert halves == pytest.approx([3_000, 9_000], rel=0.06)
+
+
+def test_diurnal_peaks_in_the_middle():
+    """The quarter around the peak has 1.8 times the mean rate, nearly; the night the rest."""
+    instants = Diurnal(200.0, peak=1.8).schedule(80.0, 6)
+
+    night, peak = np.histogram(instants, [0, 10, 35, 45])[0][[0, 2]]
+    assert peak / night > 4
+
+
+def test_rates_follow_the_table():
+    """A window with rate 0 is empty."""
+    counts = np.histogram(Rates([100.0, 0.0, 50.0], 10.0).schedule(60.0, 7), [0, 10, 20, 30, 60])[0]
+
+    assert counts[1] == 0
+    assert counts[3] == 0
+    assert counts[[0, 2]] == pytest.approx([1000, 500], rel=0.15)
+
+
+class TestReplay:
+    def test_rate_scales_time(self):
+        """A rate compresses the trace and keeps its shape."""
+        trace = np.array([5.0, 6.0, 9.0, 10.0])
+
+        np.testing.assert_allclose(Replay(trace, rate=3.0).schedule(10.0, 0), [0.0, 0.2, 0.8, 1.0])
+
+    def test_load_reads_a_run_of_several(self, tmp_path):
+        """Offsets delimit runs; a unit scales them."""
+        path = tmp_path / "trace.npz"
+        np.savez(path, send_ms=[0.0, 55.0, 0.0, 16.0, 32.0], offsets=[0, 2, 5])
+
+        replay = Replay.load(path, key="send_ms", unit_s=1e-3, run=1)
+
+        np.testing.assert_allclose(replay.schedule(1.0, 0), [0.0, 0.016, 0.032])
+
+    def test_load_unknown_key(self, tmp_path):
+        """The message names the arrays that there are."""
+        path = tmp_path / "trace.npz"
+        np.savez(path, t=[0.0])
+
+        with pytest.raises(ValueError, match="key: expected one of 't', got 'x'"):
+            Replay.load(path, key="x")
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("make", "message"),
+        [
+            (lambda: Poisson(0), "rate: expected a finite number > 0, got 0"),
+            (lambda: Gamma(10, cv=-1), "cv: expected a finite number > 0"),
+            (lambda: Diurnal(10, peak=2.5), "peak: expected a number from 1 to 2"),
+            (lambda: Rates([-1.0], 1.0), "rates: expected rates ≥ 0"),
+            (lambda: Cameras(25, 0), "cameras: expected a whole number ≥ 1"),
+            (lambda: as_arrivals([1.0, 0.5]), "ascending seconds"),
+        ],
+    )
+    def test_value(self, make, message):
+        """The message names the field."""
+        with pytest.raises(ValueError, match=message):
+            make()
+
+    def test_no_arrivals(self):
+        """Anything that is neither a process nor instants is refused."""
+        with pytest.raises(TypeError, match="arrivals: expected arrivals such as"):
+            as_arrivals("often")
+
+
+def test_instants_are_kept():
+    """Given instants need not begin at 0."""
+    np.testing.assert_array_equal(as_arrivals([0.5, 0.75, 2.0]).schedule(1.0, 0), [0.5, 0.75])
+
+
+def test_processes_are_data():
+    """Equal fields make equal processes."""
+    assert Poisson(5.0) == Poisson(5.0)
+    assert attrs.asdict(Gamma(5.0)) == {"rate": 5.0, "cv": 4.0}

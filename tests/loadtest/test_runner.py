@@ -1,0 +1,262 @@
+"""`run`: an open loop from schedule to report."""
+
+import asyncio
+import math
+
+import numpy as np
+import pytest
+
+import streaminfer as si
+from streaminfer.loadtest import Constant, Measured, Poisson, Sample, closed_loop, run
+from streaminfer.testing import ScriptedBackend
+
+
+async def echo(inputs):
+    await asyncio.sleep(0.01)
+    return inputs
+
+
+class TestLatency:
+    def test_counts_from_the_intended_send_time(self, virtually, device):
+        """Requests that are due while a service pauses wait for the end of the pause."""
+        service = device(0.001, pause=(1.0, 2.0))
+
+        report = virtually(lambda: run(service, arrivals=Constant(10.0), inputs=[1.0], duration_s=3.0, slo_s=0.1))
+
+        late = report.latencies_s[(report.record.due_s > 0.98) & (report.record.due_s < 1.95)]
+        np.testing.assert_allclose(late[:3], [0.981, 0.882, 0.783], atol=2e-3)
+
+    def test_stall_is_in_the_tail(self, virtually, device):
+        """The p99.9 with a pause of a second is the true one; a closed loop does not see it."""
+
+        async def main():
+            rate, seconds = 200.0, 60.0
+            report = await run(
+                device(0.002, pause=(20.0, 21.0)), arrivals=Constant(rate), inputs=[1.0], duration_s=seconds, slo_s=0.1
+            )
+            stalled = device(0.002, pause=(20.0 + report.duration_s, 21.0 + report.duration_s))
+            return report, await closed_loop(lambda _number: stalled(1.0), 1, 55.0)
+
+        report, closed = virtually(main)
+        # of 12,000 arrivals in a minute, 200 came in the pause and waited from 1 s down to what its backlog needed
+        free_s, waits = 0.0, []
+        for due in np.arange(12_000) / 200.0:
+            start = max(due, free_s)
+            start = 21.0 if 20.0 <= start < 21.0 else start
+            free_s = start + 0.002
+            waits.append(free_s - due)
+        truth = float(np.sort(waits)[math.ceil(0.999 * 12_000) - 1])
+        assert report.quantile(0.999) / truth == pytest.approx(1.0, abs=0.05)
+        assert np.quantile(closed, 0.999) < 0.01 * truth
+
+    def test_failed_requests_count_as_infinite(self, virtually):
+        """A percentile is over all requests, so that failing fast does not improve it."""
+
+        async def failing(number):
+            if number % 4 == 0:
+                raise si.Overloaded
+
+        inputs = list(range(100))
+        report = virtually(lambda: run(failing, arrivals=Constant(100.0), inputs=inputs, duration_s=1.0, slo_s=0.1))
+
+        assert report.outcomes == {"ok": 75, "Overloaded": 25}
+        assert report.quantile(0.7) < 0.1
+        assert math.isinf(report.quantile(0.8))
+        assert report.passed is False
+
+    def test_stack_tells_its_stages(self, virtually):
+        """The parts of a response's latency become stages."""
+        backend = ScriptedBackend(duration_s=0.02)
+
+        async def main():
+            loop = asyncio.get_running_loop()
+            stack = si.Stack(si.AdaptiveBatcher(max_batch_size=4), backend, clock=loop.clock)
+            report = await run(stack, arrivals=Constant(20.0), inputs=[1.0, 2.0], duration_s=1.0, slo_s=0.1)
+            return report, stack.ready
+
+        report, ready = virtually(main)
+        assert not ready
+        stages = {tail.name: tail.quantiles_s["p50"] for tail in report.by_stage()}
+        assert stages == pytest.approx({"queue": 0.0, "assembly": 0.0, "inference": 0.02}, abs=1e-6)
+
+    def test_running_stack_is_left_running(self, virtually):
+        """A stack that ran before the test runs after it."""
+
+        async def main():
+            loop = asyncio.get_running_loop()
+            async with si.Stack(ScriptedBackend(), clock=loop.clock) as stack:
+                await run(stack, arrivals=Constant(20.0), inputs=[1.0], duration_s=1.0, slo_s=0.1)
+                return stack.ready
+
+        assert virtually(main)
+
+
+class TestEnds:
+    def test_unanswered_requests_are_cancelled(self, virtually):
+        """What is in flight after the drain is cancelled, and counts as unanswered."""
+        cancelled = []
+
+        async def hanging(number):
+            if number < 5:
+                return
+            try:
+                await asyncio.Event().wait()
+            finally:
+                cancelled.append(number)
+
+        report = virtually(
+            lambda: run(hanging, arrivals=Constant(10.0), inputs=range(10), duration_s=1.0, slo_s=0.1, drain_s=2.0)
+        )
+
+        assert report.outcomes == {"ok": 5, "unanswered": 5}
+        assert sorted(cancelled) == [5, 6, 7, 8, 9]
+
+    def test_cancelled_run_cancels_its_requests(self, virtually):
+        """No task is left when a run is cancelled."""
+        in_flight = 0
+
+        async def hanging(_inputs):
+            nonlocal in_flight
+            in_flight += 1
+            try:
+                await asyncio.Event().wait()
+            finally:
+                in_flight -= 1
+
+        async def main():
+            test = asyncio.create_task(
+                run(hanging, arrivals=Constant(10.0), inputs=[1], duration_s=5.0, slo_s=0.1, progress=lambda _: None)
+            )
+            await asyncio.sleep(2.5)
+            before = in_flight
+            test.cancel()
+            await asyncio.wait([test])
+            return before, in_flight, len(asyncio.all_tasks())
+
+        assert virtually(main) == (25, 0, 1)
+
+    def test_progress_every_second(self, virtually):
+        """Progress says how many were sent and are in flight."""
+        told = []
+
+        virtually(
+            lambda: run(echo, arrivals=Constant(100.0), inputs=[1], duration_s=3.5, slo_s=0.1, progress=told.append)
+        )
+
+        assert [round(each.elapsed_s) for each in told] == [1, 2, 3]
+        assert [each.sent for each in told] == pytest.approx([99, 199, 299], abs=2)
+        assert told[0].requests == 350
+
+    def test_error_in_progress_is_raised(self, virtually):
+        """An error of the callback is not lost."""
+
+        def fail(_progress):
+            raise LookupError("no terminal")
+
+        with pytest.raises(LookupError, match="no terminal"):
+            virtually(lambda: run(echo, arrivals=Constant(10.0), inputs=[1], duration_s=2.0, slo_s=0.1, progress=fail))
+
+
+class TestInputs:
+    @pytest.mark.parametrize(
+        ("inputs", "seen"),
+        [
+            ([1, 2], [1, 2, 1, 2]),
+            (np.array([[1], [2]]), [[1], [2], [1], [2]]),
+            (lambda number: 10 * number, [0, 10, 20, 30]),
+            ({"x": 1}, [{"x": 1}] * 4),
+        ],
+        ids=["sequence", "array", "function", "mapping"],
+    )
+    def test_kinds(self, virtually, inputs, seen):
+        """Inputs are a sequence, an array of rows, a function of the number or one mapping."""
+        got = []
+
+        async def service(given):
+            got.append(given.tolist() if isinstance(given, np.ndarray) else given)
+
+        virtually(lambda: run(service, arrivals=Constant(4.0), inputs=inputs, duration_s=1.0, slo_s=0.1))
+
+        assert got == seen
+
+    def test_samples_and_measured(self, virtually):
+        """Labels, stages and values reach the report."""
+        inputs = [
+            Sample(1.0, labels={"device": "phone"}, stages_s={"encode": 0.03}),
+            Sample(2.0, labels={"device": "studio"}, settings={"scale": 2.0}),
+        ]
+
+        async def service(given, *, scale=1.0):
+            await asyncio.sleep(0.01 * given * scale)
+            return Measured(given, stages_s={"decode": 0.005}, values={"accuracy": 1 / given}, labels={"codec": "vp8"})
+
+        report = virtually(lambda: run(service, arrivals=Constant(10.0), inputs=inputs, duration_s=1.0, slo_s=0.02))
+
+        devices = {
+            tail.name: (tail.count, tail.on_time, round(tail.quantiles_s["p50"], 6))
+            for tail in report.by_label("device")
+        }
+        assert devices == {"phone": (5, 1.0, 0.01), "studio": (5, 0.0, 0.04)}
+        assert report.means("device") == {"phone": {"accuracy": 1.0}, "studio": {"accuracy": 0.5}}
+        stages = {tail.name: (tail.count, tail.quantiles_s["p50"]) for tail in report.by_stage()}
+        assert stages["encode"] == (5, 0.03)
+        assert stages["decode"] == (10, 0.005)
+        assert stages["age"] == (10, pytest.approx(0.04))
+        assert [tail.name for tail in report.by_label("codec")] == ["vp8"]
+
+    def test_requests_are_sent_unchanged(self, virtually):
+        """A service gets requests that are inputs as they are."""
+        got = []
+
+        class Service:
+            async def call(self, request):
+                got.append((request.inputs, request.priority))
+                return si.Response(1)
+
+        inputs = [si.Request(5, priority=3), Sample(6, settings={"priority": 4})]
+        virtually(lambda: run(Service(), arrivals=Constant(2.0), inputs=inputs, duration_s=1.0, slo_s=0.1))
+
+        assert got == [(5, 3), (6, 4)]
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("changes", "error", "message"),
+        [
+            ({"service": 5}, TypeError, "service: expected an object with `async call"),
+            ({"inputs": []}, ValueError, "inputs: expected at least one"),
+            ({"inputs": 5}, TypeError, "inputs: expected a sequence"),
+            ({"duration_s": 0}, ValueError, "duration_s: expected a finite number of seconds > 0"),
+            ({"slo_s": -1}, ValueError, "slo_s"),
+            ({"objective": 1.0}, ValueError, "objective: expected a share between 0 and 1"),
+            ({"arrivals": [5.0]}, ValueError, "arrivals: expected at least one request within 1 s"),
+            ({"seed": -1}, ValueError, "seed"),
+            ({"progress": 1}, TypeError, "progress"),
+        ],
+    )
+    def test_argument(self, virtually, changes, error, message):
+        """The message names the argument."""
+        arguments = {"service": echo, "arrivals": Constant(5.0), "inputs": [1], "duration_s": 1.0, "slo_s": 0.1}
+
+        with pytest.raises(error, match=message):
+            virtually(lambda: run(**{**arguments, **changes}))
+
+
+def test_same_seed_same_report(virtually, device):
+    """In virtual time a seed gives one report."""
+
+    def once():
+        return virtually(
+            lambda: run(device(0.004), arrivals=Poisson(200.0), inputs=[1], duration_s=5.0, slo_s=0.1, seed=9)
+        )
+
+    np.testing.assert_array_equal(once().latencies_s, once().latencies_s)
+
+
+def test_real_time():
+    """On an ordinary event loop all requests are sent and answered."""
+    report = asyncio.run(run(echo, arrivals=Poisson(300.0), inputs=[1], duration_s=0.3, slo_s=1.0))
+
+    assert report.outcomes == {"ok": report.requests}
+    assert (report.record.late_s >= 0).all()
+    assert report.latencies_s.min() >= 0.01

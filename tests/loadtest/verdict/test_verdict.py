@@ -1,0 +1,175 @@
+"""`compare`: false alarms, detection, and when there is no verdict."""
+
+import math
+
+import numpy as np
+import pytest
+
+from streaminfer.loadtest import Record, Report, compare
+from streaminfer.loadtest.verdict.block_bootstrap import Blocks, student_quantile
+
+
+def queue(n, seed, *, rate=100.0, mean_s=0.005):
+    """Latencies of a single server whose service times vary: correlated, as real ones are."""
+    rng = np.random.default_rng(seed)
+    gaps, work = rng.exponential(1 / rate, n), mean_s * rng.lognormal(-0.125, 0.5, n)
+    steps = np.concatenate([[0], np.cumsum(work[:-1] - gaps[1:])])
+    return steps - np.minimum.accumulate(steps) + work
+
+
+def independent(n, seed):
+    return 0.01 * np.random.default_rng(seed).lognormal(0, 0.5, n)
+
+
+def report(latencies_s, *, late_s=0.0, slo_s=0.1):
+    latencies_s = np.asarray(latencies_s, np.float64)
+    due_s = np.arange(latencies_s.size) / 100
+    outcome = np.where(np.isinf(latencies_s), "Overloaded", "ok")
+    record = Record(due_s, np.full(due_s.size, late_s), latencies_s, outcome)
+    return Report(record, slo_s=slo_s, duration_s=latencies_s.size / 100)
+
+
+class TestError:
+    def test_same_distribution_is_rarely_a_change(self):
+        """Of 100 comparisons of runs that do not differ, at most 2 % are false alarms."""
+        runs = [independent(6_000, seed) for seed in range(50)] + [queue(6_000, seed) for seed in range(50)]
+        others = [independent(6_000, 1000 + seed) for seed in range(50)]
+        others += [queue(6_000, 1000 + seed) for seed in range(50)]
+
+        verdicts = [compare(one, other) for one, other in zip(runs, others, strict=True)]
+
+        assert sum(verdict.regressed or verdict.improved for verdict in verdicts) <= 2
+
+    def test_ten_percent_is_detected(self):
+        """A p99 that is 10 % higher is found in 19 of 20 pairs of runs that are long enough."""
+        found = [compare(independent(20_000, seed), 1.1 * independent(20_000, 500 + seed)) for seed in range(20)]
+
+        assert sum(verdict.regressed for verdict in found) >= 19
+
+    def test_interval_widens_with_correlation(self):
+        """The error of a queue's tail is larger than that of as many independent requests."""
+        at = np.arange(20_000.0)
+
+        correlated, free = (
+            Blocks.of(run, at, 0.99).log_error(0.99, 1) for run in (queue(20_000, 1), independent(20_000, 1))
+        )
+
+        assert correlated > 1.5 * free
+
+    def test_student_quantile(self):
+        """It agrees with tables of Student's distribution."""
+        assert student_quantile(0.99, 9) == pytest.approx(2.821, abs=0.01)
+        assert student_quantile(0.975, 30) == pytest.approx(2.042, abs=0.001)
+
+
+class TestResult:
+    def test_regressed(self):
+        """A doubled tail regressed; the change is relative."""
+        run = independent(20_000, 1)
+
+        verdict = compare(report(run), report(2 * independent(20_000, 2)))
+
+        assert verdict.regressed
+        assert verdict.change == pytest.approx(1.0, abs=0.1)
+        assert verdict.interval[0] < verdict.change < verdict.interval[1]
+        assert str(verdict).startswith("p99 regressed: ")
+
+    def test_improved(self):
+        """A halved tail improved."""
+        assert compare(independent(20_000, 1), 0.5 * independent(20_000, 2)).improved
+
+    def test_unchanged(self):
+        """Long runs that do not differ exclude a change of 10 %."""
+        verdict = compare(independent(50_000, 1), independent(50_000, 2))
+
+        assert verdict.result == "unchanged"
+        assert not verdict.regressed
+
+    def test_lost_requests_regress(self):
+        """A tail without responses is worse than any latency."""
+        lost = independent(20_000, 2)
+        lost[::50] = np.inf
+
+        assert compare(independent(20_000, 1), lost).regressed
+
+    def test_false_alarm_widens_the_interval(self):
+        """A rarer false alarm needs a wider interval."""
+        runs = independent(20_000, 1), independent(20_000, 2)
+
+        strict, lenient = compare(*runs, false_alarm=0.001).interval, compare(*runs, false_alarm=0.2).interval
+
+        assert strict[0] < lenient[0] < lenient[1] < strict[1]
+
+
+class TestUndecided:
+    def test_generator_was_the_bottleneck(self):
+        """Requests that were sent late allow no verdict."""
+        verdict = compare(report(independent(20_000, 1)), report(9 * independent(20_000, 2), late_s=0.02))
+
+        assert verdict.undecided
+        assert not verdict.regressed
+        assert "p99 20 ms where 10 ms is allowed: the sender was the bottleneck" in verdict.reason
+        assert math.isnan(verdict.change)
+
+    def test_too_few_requests(self):
+        """The tail needs 30 requests."""
+        assert "p99 needs at least 3,000" in compare(independent(2_000, 1), independent(2_000, 2)).reason
+
+    def test_one_incident(self):
+        """A tail from one incident is one observation."""
+        stalled = independent(20_000, 2)
+        stalled[5_000:5_300] += 1.0
+
+        assert "incidents" in compare(independent(20_000, 1), stalled).reason
+
+    def test_wide_interval(self):
+        """A run that can exclude neither says how many requests it needs."""
+        verdict = compare(independent(3_500, 1), independent(3_500, 2))
+
+        assert verdict.undecided
+        assert "the runs cannot exclude +10%; they need about" in verdict.reason
+
+
+class TestPairs:
+    def test_slow_drift_of_the_machine_cancels(self):
+        """Runs in turn on a machine that becomes slower find the 10 %, and no more."""
+        drift = np.linspace(1.0, 3.0, 12)
+        before = [report(level * independent(2_000, seed)) for seed, level in enumerate(drift)]
+        after = [report(1.1 * level * independent(2_000, 100 + seed)) for seed, level in enumerate(drift)]
+
+        assert compare(before, after, false_alarm=0.1).change == pytest.approx(0.1, abs=0.06)
+        assert (
+            compare(before, [report(level * independent(2_000, 50 + s)) for s, level in enumerate(drift)]).regressed
+            is False
+        )
+
+    def test_too_few(self):
+        """Six pairs are the least."""
+        runs = [report(independent(2_000, seed)) for seed in range(5)]
+
+        assert "5 pairs of runs" in compare(runs, runs).reason
+
+    def test_unequal_numbers(self):
+        """Each run has its partner."""
+        runs = [report(independent(2_000, seed)) for seed in range(6)]
+
+        with pytest.raises(ValueError, match="after: expected as many runs as before, 6, got 5"):
+            compare(runs, runs[:5])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"quantile": 1.0}, "quantile: expected a share"),
+        ({"false_alarm": 0.0}, "false_alarm: expected a share"),
+        ({"least_change": 0.0}, "least_change: expected a number > 0"),
+        ({"before": [[1.0]]}, "before: expected a Report"),
+        ({"before": [-1.0]}, "before: expected a Report"),
+    ],
+)
+def test_wrong_argument(changes, message):
+    """The message names the argument."""
+    arguments = {"before": [1.0], "after": [1.0], **changes}
+
+    with pytest.raises(ValueError, match=message):
+        compare(arguments.pop("before"), arguments.pop("after"), **arguments)
