@@ -6,6 +6,7 @@ from streaminfer._internal.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from streaminfer.loadtest.path.cdn_edge import CdnEdge
+    from streaminfer.loadtest.path.device_group import DeviceGroup, run_devices
     from streaminfer.loadtest.path.media_path import Edge, MediaPath, Transfer
     from streaminfer.loadtest.path.network import DelayTrace, Link, NetworkProfile, network_names, network_profile
     from streaminfer.loadtest.path.path_service import FrameLost, PathService
@@ -16,6 +17,7 @@ __all__ = [
     "Arrival",
     "CdnEdge",
     "DelayTrace",
+    "DeviceGroup",
     "Edge",
     "FrameLost",
     "Link",
@@ -27,12 +29,14 @@ __all__ = [
     "Uplink",
     "network_names",
     "network_profile",
+    "run_devices",
 ]
 
 _HOMES = {
     "Arrival": "loadtest.path.uplink",
     "CdnEdge": "loadtest.path.cdn_edge",
     "DelayTrace": "loadtest.path.network",
+    "DeviceGroup": "loadtest.path.device_group",
     "Edge": "loadtest.path.media_path",
     "FrameLost": "loadtest.path.path_service",
     "Link": "loadtest.path.network",
@@ -44,6 +48,7 @@ _HOMES = {
     "Uplink": "loadtest.path.uplink",
     "network_names": "loadtest.path.network",
     "network_profile": "loadtest.path.network",
+    "run_devices": "loadtest.path.device_group",
 }
 
 if not TYPE_CHECKING:  # type checkers know the names from the block above, and refuse others
