@@ -1,8 +1,8 @@
 """The whole path of 16 cameras: CPU outside codec and model, age at the viewer, beside a bare loop.
 
 Each camera films 640×480 and encodes H.264; the pictures go over LTE (simulated, by seed), are decoded, scaled and
-answered by BlazeFace. CPU is that of the whole process, without what the codecs and the model used in their threads. The
-bare loop encodes, decodes, scales and infers one picture after the other, with no network and no event loop.
+answered by BlazeFace. CPU is that of the whole process, without what codecs and model used in their threads. The bare
+loop encodes, decodes, scales and infers one picture after the other, with no network and no event loop.
 
 With nginx, a second run takes each unit through a real cache, and prints what that costs.
 """
@@ -22,7 +22,7 @@ import onnxruntime
 
 import streaminfer as si
 from streaminfer.loadtest.devices import CameraProfile, Delivery
-from streaminfer.loadtest.path import CdnEdge, MediaPath, PathService, Scene
+from streaminfer.loadtest.path import CdnEdge, DelayTrace, MediaPath, NetworkProfile, PathService, Scene
 from streaminfer.loadtest.path.codec import UnitDecoder, UnitEncoder
 from streaminfer.loadtest.runner import run
 from streaminfer.streams.sources.formats import VideoFormat
@@ -80,14 +80,22 @@ def measure_bare(scene: Scene, model: FaceModel, pictures: int) -> tuple[float, 
 
 
 async def measure_path(
-    scene: Scene, model: FaceModel, cameras: int, seconds: float, edge: CdnEdge | None
+    scene: Scene,
+    model: FaceModel,
+    cameras: int,
+    seconds: float,
+    *,
+    network: str | NetworkProfile = "lte",
+    edge: CdnEdge | None = None,
 ) -> tuple[Any, float, float]:
     """Return the report, the CPU per picture, and its share outside codec and model."""
     backend = si.CpuBackend(model, executor="thread", workers=1)
     wanted = VideoFormat(size=(model.size, model.size))
     with ThreadPoolExecutor(1, thread_name_prefix="codec") as executor:
         paths = [
-            MediaPath(scene, "lte", wanted=wanted, prepare=prepare, edge=edge, executor=executor, start=15 * n, seed=n)
+            MediaPath(
+                scene, network, wanted=wanted, prepare=prepare, edge=edge, executor=executor, start=15 * n, seed=n
+            )
             for n in range(cameras)
         ]
         async with si.Stack(backend) as stack, PathService(stack, paths) as over:
@@ -100,14 +108,25 @@ async def measure_path(
     return report, cpu_s / report.requests, 1 - (codec_s + model.cpu_s) / cpu_s
 
 
+def worst_drive(path: Path) -> DelayTrace:
+    """Return the recorded drive whose 99th percentile is the longest."""
+    with np.load(path) as file:
+        sent_ms, rtt_ms, offsets = file["send_ms"], file["rtt_ms"], file["offsets"]
+    drives = [slice(first, last) for first, last in zip(offsets[:-1], offsets[1:], strict=True)]
+    worst = max(drives, key=lambda drive: float(np.nanquantile(rtt_ms[drive], 0.99)))
+    return DelayTrace.from_round_trips(sent_ms[worst], rtt_ms[worst])
+
+
 def show(report: Any) -> str:
     """Return outcomes, ages and stages in one line each."""
     lines = [f"  outcomes {report.outcomes}, schedule kept: {report.kept_schedule}"]
     for tail in (report.total, *report.by_stage()):
         p50, p99 = (tail.quantiles_s[name] * 1e3 for name in ("p50", "p99"))
-        lines.append(f"  {'age at the viewer' if tail is report.total else tail.name:>18}: p50 {p50:7.1f} ms, p99 {p99:7.1f}")
+        name = "age at the viewer" if tail.name == report.total.name else tail.name
+        lines.append(f"  {name:>18}: p50 {p50:7.1f} ms, p99 {p99:7.1f}")
     for device, means in report.means("device").items():
-        parts = ", ".join(f"{name[:-6]} {value * 1e3:.2f} ms" for name, value in means.items() if name.endswith("cpu_s"))
+        stages = {name[:-6]: value for name, value in means.items() if name.endswith("_cpu_s")}
+        parts = ", ".join(f"{name} {value * 1e3:.2f} ms" for name, value in stages.items())
         lines.append(f"  CPU per picture of {device!r}: {parts}; {means['bytes'] / 1e3:.1f} kB")
     return "\n".join(lines)
 
@@ -119,6 +138,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--model", choices=("full", "front"), default="full")
+    parser.add_argument("--trace", type=Path, help="cicv5g_first_runs.npz: also replay a drive with outages")
     arguments = parser.parse_args()
     model = FaceModel(f"blaze_{arguments.model}.onnx", {"full": 192, "front": 128}[arguments.model])
     profile = CameraProfile(
@@ -133,12 +153,12 @@ def main() -> None:
     )
     scene = Scene(ASSETS / "astronaut_pan.mp4", profile)
     measure_bare(scene, model, WARMUP)
-    asyncio.run(measure_path(scene, model, 2, 1.0, None))  # imports, and the memory of codecs
+    asyncio.run(measure_path(scene, model, 2, 1.0))  # imports, and the memory of codecs
     shares, costs, bare_shares, bare_costs = [], [], [], []
     report: Any = None
     for _ in range(arguments.rounds):
         bare_cost, bare_share = measure_bare(scene, model, round(arguments.cameras * arguments.rate))
-        report, cost, share = asyncio.run(measure_path(scene, model, arguments.cameras, arguments.seconds, None))
+        report, cost, share = asyncio.run(measure_path(scene, model, arguments.cameras, arguments.seconds))
         shares.append(share)
         costs.append(cost)
         bare_shares.append(bare_share)
@@ -151,6 +171,10 @@ def main() -> None:
         )
     print(f"bar: at most {BAR:.0%} outside codec and model")
     print(show(report))
+    if arguments.trace is not None:
+        network = NetworkProfile(name="car", rate=20_000_000, trace=worst_drive(arguments.trace))
+        report, _, _ = asyncio.run(measure_path(scene, model, 2, 3 * arguments.seconds, network=network))
+        print(f"2 cameras over the uplink of a car with outages, {3 * arguments.seconds:g} s\n{show(report)}")
     try:
         asyncio.run(measure_edge(scene, model, arguments))
     except FileNotFoundError as error:
@@ -161,7 +185,7 @@ async def measure_edge(scene: Scene, model: FaceModel, arguments: argparse.Names
     """Print what a hop through nginx adds, with two consumers of each picture."""
     async with CdnEdge(consumers=2) as edge:
         before_s = edge.cpu_s()
-        report, cost, _ = await measure_path(scene, model, arguments.cameras, arguments.seconds, edge)
+        report, cost, _ = await measure_path(scene, model, arguments.cameras, arguments.seconds, edge=edge)
         nginx_s = (edge.cpu_s() - before_s) / report.requests
     print(f"through nginx, 2 consumers: CPU per picture {cost * 1e3:.2f} ms here, {nginx_s * 1e3:.2f} ms in nginx")
     print(f"  {edge.hits} from the cache, {edge.misses} from the origin")

@@ -31,6 +31,8 @@ HOMES = (
     "streaminfer.batching",
     "streaminfer.caching",
     "streaminfer.http_edge",
+    "streaminfer.loadtest.devices",
+    "streaminfer.loadtest.path",
     "streaminfer.errors",
     "streaminfer.testing.faults",
     "streaminfer.protocols",

@@ -50,7 +50,6 @@ PICTURE_MEASURES = {
 SOUND_MEASURES = {
     "lavfi.astats.Overall.RMS_level": "rms_db",
     "lavfi.astats.Overall.RMS_peak": "rms_peak_db",
-    "lavfi.astats.Overall.RMS_trough": "noise_db",
     "lavfi.astats.Overall.Peak_level": "peak_db",
     "lavfi.astats.Overall.Flat_factor": "flat_factor",
     "lavfi.astats.Overall.Peak_count": "peak_count",
@@ -64,6 +63,9 @@ CLIPPED = 1e-4
 """Share of the samples at the highest level from which it counts as clipping."""
 FLAT_DB = 1.5
 """FFmpeg's measure of runs at that level from which it does: a tone touches its peak with single samples."""
+WINDOW_S = 0.05
+QUIET = 0.05
+"""Quantile of the windows that have noise alone."""
 SILENCE_DB = -120.0
 MIN_BITRATE = 10_000
 CODECS: Mapping[str, VideoCodec] = {"h264": "h264", "vp8": "vp8", "vp9": "vp9", "mjpeg": "mjpeg"}
@@ -109,7 +111,7 @@ def probe(source: str | Path, *, kind: str = "camera", seconds: float | None = N
         check_duration("seconds", seconds, positive=True)
     container, stream = open_recording(av, source, video=camera)
     with container:
-        reading = _Reading(av, stream, SOUND_FILTERS if not camera else PICTURE_FILTERS)
+        reading = _Reading(av, stream, PICTURE_FILTERS if camera else SOUND_FILTERS)
         for packet in container.demux(stream):
             if not reading.read(packet, seconds):
                 break
@@ -133,6 +135,12 @@ SOUND_FILTERS = (
 )
 
 
+def _window_filters(sample_rate: int) -> tuple[FilterStep, ...]:
+    """Return filters that measure each window alone."""
+    window = {"n": str(max(1, round(WINDOW_S * sample_rate))), "p": "0"}
+    return FilterStep("asetnsamples", window), FilterStep("astats", {"metadata": "1", "reset": "1"})
+
+
 class _Reading:
     """Packets and frames of one stream, and what was measured of them."""
 
@@ -141,6 +149,7 @@ class _Reading:
         self._stream = stream
         self._steps = steps
         self._graph: FilterGraph | None = None
+        self._windows: FilterGraph | None = None
         self.stamps_s: list[float] = []
         self.key_s: list[float] = []
         self.corrupt = 0
@@ -149,6 +158,7 @@ class _Reading:
         self.values: defaultdict[str, list[float]] = defaultdict(list)
         self.noise: list[float] = []
         self.blur: list[float] = []
+        self.window_db: list[float] = []
         self.samples = 0
 
     def read(self, packet: Any, seconds: float | None) -> bool:
@@ -179,6 +189,7 @@ class _Reading:
             else:
                 self.samples = max(self.samples, frame.samples)  # the first packet of a codec may be shorter
                 self._measure(frame, counts=True)
+                self._measure_windows(frame)
         return True
 
     def _measure(self, frame: Any, *, counts: bool) -> None:
@@ -187,6 +198,13 @@ class _Reading:
         for measured in self._graph.push(frame):
             for key, value in measured.metadata.items() if counts else ():
                 self.values[key].append(float(value))
+
+    def _measure_windows(self, frame: Any) -> None:
+        if self._windows is None:
+            self._windows = FilterGraph(self._av, _window_filters(frame.sample_rate), frame)
+        for window in self._windows.push(frame):
+            level = float(window.metadata["lavfi.astats.Overall.RMS_level"])
+            self.window_db.append(max(level, SILENCE_DB) if math.isfinite(level) else SILENCE_DB)
 
     def mean(self, key: str) -> float:
         """Return the mean of a measure over the frames where FFmpeg has one."""
@@ -230,6 +248,8 @@ def _camera(name: str, stream: Any, reading: _Reading, timing: Timing) -> Device
 
 def _microphone(name: str, stream: Any, reading: _Reading, timing: Timing) -> DeviceMeasurement:
     measures = {ours: reading.last(key) for key, ours in SOUND_MEASURES.items()}
+    # FFmpeg's own RMS_trough begins before its window is full, and so 2 dB low
+    measures["noise_db"] = float(np.quantile(reading.window_db, QUIET)) if reading.window_db else SILENCE_DB
     # the power of the noise is part of that of the sound
     noise, sound = (10 ** (measures[level] / 10) for level in ("noise_db", "rms_db"))
     measures["snr_db"] = 10 * math.log10(max(sound - noise, 1e-12) / max(noise, 1e-12))

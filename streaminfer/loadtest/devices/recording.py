@@ -19,6 +19,8 @@ from streaminfer.loadtest.devices.profile import CameraProfile, DeviceProfile
 __all__ = ["open_recording", "record", "render"]
 
 TICKS_PER_S = 90_000
+MIN_TICKS = 90
+"""Between two frames: containers round to milliseconds, and some take no timestamp twice."""
 
 
 def open_recording(av: ModuleType, source: str | Path, *, video: bool) -> tuple[Any, Any]:
@@ -99,7 +101,7 @@ def record(
         stream = container.add_stream(codec_settings(profile).encoder, **rate)
         set_up_encoder(stream.codec_context, profile)
         encoder = stream.codec_context
-        last_tick = -1
+        last_tick = -MIN_TICKS
         due: list[int] = []
         for frame, capture in itertools.zip_longest(frames, timing):
             if frame is not None:
@@ -111,7 +113,7 @@ def record(
                 if isinstance(profile, CameraProfile):
                     frame.pict_type = 0  # not that of the picture in the scene's own recording
             for packet in encoder.encode(frame):
-                last_tick = max(last_tick + 1, due.pop(0) if due else last_tick + 1)
+                last_tick = max(last_tick + MIN_TICKS, due.pop(0) if due else 0)
                 packet.pts = packet.dts = last_tick
                 packet.time_base = Fraction(1, TICKS_PER_S)
                 packet.stream = stream

@@ -27,6 +27,11 @@ from streaminfer.testing import VirtualLoop
 __all__ = ["DeviceGroup", "run_devices"]
 
 
+def _to_size(given: Any) -> Any:
+    """Return what TOML has as a list as a tuple."""
+    return tuple(given) if isinstance(given, list) else given
+
+
 @attrs.frozen(kw_only=True)
 class DeviceGroup:
     """Devices of one kind on one network, which play one recording, each from another place on.
@@ -48,9 +53,7 @@ class DeviceGroup:
     device: DeviceProfile = attrs.field(converter=device_profile)
     network: NetworkProfile = attrs.field(converter=network_profile)
     count: int = attrs.field(default=1, validator=field_check(check_count))
-    size: tuple[int, int] | None = attrs.field(
-        default=None, converter=lambda it: tuple(it) if isinstance(it, list) else it
-    )
+    size: tuple[int, int] | None = attrs.field(default=None, converter=_to_size)
     pixel_format: PixelFormat = attrs.field(default="rgb24", validator=field_check(check_choice, get_args(PixelFormat)))
     sample_rate: int = attrs.field(default=16_000, validator=field_check(check_count))
     chunk: int = attrs.field(default=512, validator=field_check(check_count))
@@ -60,6 +63,9 @@ class DeviceGroup:
     prepare: Prepare | None = attrs.field(
         default=None, validator=field_check(check_instance, lambda it: it is None or callable(it), "a function or None")
     )
+
+    def __attrs_post_init__(self) -> None:
+        _ = self.wanted  # which checks size, rate and chunk
 
     @property
     def wanted(self) -> VideoFormat | AudioFormat:

@@ -85,7 +85,11 @@ def test_scenario_names_devices_and_networks(tmp_path):
     [
         ('device = "webcam"', 'device = "fax"', "device: expected"),
         ("count = 3", "number = 3", "devices: expected"),
-        ('[service]\nmake = "builtins:object"', '[service]\nmake = "builtins:object"\n[arrivals]\nkind = "constant"\nrate = 1', "devices: expected no"),
+        (
+            '[service]\nmake = "builtins:object"',
+            '[service]\nmake = "builtins:object"\n[arrivals]\nkind = "constant"\nrate = 1',
+            "devices: expected no",
+        ),
     ],
     ids=["device", "field", "arrivals"],
 )
