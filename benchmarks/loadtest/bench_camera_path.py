@@ -10,6 +10,7 @@ With nginx, a second run takes each unit through a real cache, and prints what t
 import argparse
 import asyncio
 import gc
+import itertools
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,7 @@ from streaminfer.streams.sources.formats import VideoFormat
 ASSETS = Path(__file__).parents[2] / "examples" / "assets"
 BAR = 0.10
 WARMUP = 8
+LEAD_MS = 3_000
 
 
 class FaceModel:
@@ -87,8 +89,8 @@ async def measure_path(
     *,
     network: str | NetworkProfile = "lte",
     edge: CdnEdge | None = None,
-) -> tuple[Any, float, float]:
-    """Return the report, the CPU per picture, and its share outside codec and model."""
+) -> tuple[Any, float, float, float]:
+    """Return the report, the CPU per picture, its share outside codec and model, and that of scaling in it."""
     backend = si.CpuBackend(model, executor="thread", workers=1)
     wanted = VideoFormat(size=(model.size, model.size))
     with ThreadPoolExecutor(1, thread_name_prefix="codec") as executor:
@@ -105,16 +107,22 @@ async def measure_path(
             report = await run(over, arrivals=due_s, inputs=over.samples, duration_s=seconds, slo_s=0.2)
             cpu_s = time.process_time() - cpu_s
     codec_s = sum(path.cpu_s[stage] for path in paths for stage in ("encode", "decode"))
-    return report, cpu_s / report.requests, 1 - (codec_s + model.cpu_s) / cpu_s
+    prepare_s = sum(path.cpu_s["prepare"] for path in paths)
+    return report, cpu_s / report.requests, 1 - (codec_s + model.cpu_s) / cpu_s, prepare_s / cpu_s
 
 
 def worst_drive(path: Path) -> DelayTrace:
     """Return the recorded drive whose 99th percentile is the longest."""
     with np.load(path) as file:
         sent_ms, rtt_ms, offsets = file["send_ms"], file["rtt_ms"], file["offsets"]
-    drives = [slice(first, last) for first, last in zip(offsets[:-1], offsets[1:], strict=True)]
-    worst = max(drives, key=lambda drive: float(np.nanquantile(rtt_ms[drive], 0.99)))
-    return DelayTrace.from_round_trips(sent_ms[worst], rtt_ms[worst])
+    drives = [slice(first, last) for first, last in itertools.pairwise(offsets.tolist())]
+    drive = max(drives, key=lambda drive: float(np.nanquantile(rtt_ms[drive], 0.99)))
+    # from shortly before its longest outage
+    worst = drive.start + int(np.nanargmax(rtt_ms[drive]))
+    cut = slice(
+        max(drive.start, int(np.searchsorted(sent_ms[drive], sent_ms[worst] - LEAD_MS)) + drive.start), drive.stop
+    )
+    return DelayTrace.from_round_trips(sent_ms[cut], rtt_ms[cut])
 
 
 def show(report: Any) -> str:
@@ -154,12 +162,13 @@ def main() -> None:
     scene = Scene(ASSETS / "astronaut_pan.mp4", profile)
     measure_bare(scene, model, WARMUP)
     asyncio.run(measure_path(scene, model, 2, 1.0))  # imports, and the memory of codecs
-    shares, costs, bare_shares, bare_costs = [], [], [], []
+    shares, scalings, costs, bare_shares, bare_costs = [], [], [], [], []
     report: Any = None
     for _ in range(arguments.rounds):
         bare_cost, bare_share = measure_bare(scene, model, round(arguments.cameras * arguments.rate))
-        report, cost, share = asyncio.run(measure_path(scene, model, arguments.cameras, arguments.seconds))
+        report, cost, share, scaling = asyncio.run(measure_path(scene, model, arguments.cameras, arguments.seconds))
         shares.append(share)
+        scalings.append(scaling)
         costs.append(cost)
         bare_shares.append(bare_share)
         bare_costs.append(bare_cost)
@@ -169,11 +178,12 @@ def main() -> None:
             f"{name:>10}: CPU per picture {statistics.median(cost_column) * 1e3:.2f} ms, outside codec and model "
             f"{statistics.median(column):.1%} ({min(column):.1%} to {max(column):.1%})"
         )
+    print(f"            of which scaling and conversion to the input of the model {statistics.median(scalings):.1%}")
     print(f"bar: at most {BAR:.0%} outside codec and model")
     print(show(report))
     if arguments.trace is not None:
         network = NetworkProfile(name="car", rate=20_000_000, trace=worst_drive(arguments.trace))
-        report, _, _ = asyncio.run(measure_path(scene, model, 2, 3 * arguments.seconds, network=network))
+        report, _, _, _ = asyncio.run(measure_path(scene, model, 2, 3 * arguments.seconds, network=network))
         print(f"2 cameras over the uplink of a car with outages, {3 * arguments.seconds:g} s\n{show(report)}")
     try:
         asyncio.run(measure_edge(scene, model, arguments))
@@ -185,7 +195,7 @@ async def measure_edge(scene: Scene, model: FaceModel, arguments: argparse.Names
     """Print what a hop through nginx adds, with two consumers of each picture."""
     async with CdnEdge(consumers=2) as edge:
         before_s = edge.cpu_s()
-        report, cost, _ = await measure_path(scene, model, arguments.cameras, arguments.seconds, edge=edge)
+        report, cost, _, _ = await measure_path(scene, model, arguments.cameras, arguments.seconds, edge=edge)
         nginx_s = (edge.cpu_s() - before_s) / report.requests
     print(f"through nginx, 2 consumers: CPU per picture {cost * 1e3:.2f} ms here, {nginx_s * 1e3:.2f} ms in nginx")
     print(f"  {edge.hits} from the cache, {edge.misses} from the origin")

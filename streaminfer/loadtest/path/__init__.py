@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from streaminfer.loadtest.path.network import DelayTrace, Link, NetworkProfile, network_names, network_profile
     from streaminfer.loadtest.path.path_service import FrameLost, PathService
     from streaminfer.loadtest.path.scene import Scene
+    from streaminfer.loadtest.path.udp_relay import UdpRelay
     from streaminfer.loadtest.path.uplink import Arrival, Uplink
+    from streaminfer.loadtest.path.webrtc_leg import WebRtcLeg
 
 __all__ = [
     "Arrival",
@@ -26,7 +28,9 @@ __all__ = [
     "PathService",
     "Scene",
     "Transfer",
+    "UdpRelay",
     "Uplink",
+    "WebRtcLeg",
     "network_names",
     "network_profile",
     "run_devices",
@@ -45,7 +49,9 @@ _HOMES = {
     "PathService": "loadtest.path.path_service",
     "Scene": "loadtest.path.scene",
     "Transfer": "loadtest.path.media_path",
+    "UdpRelay": "loadtest.path.udp_relay",
     "Uplink": "loadtest.path.uplink",
+    "WebRtcLeg": "loadtest.path.webrtc_leg",
     "network_names": "loadtest.path.network",
     "network_profile": "loadtest.path.network",
     "run_devices": "loadtest.path.device_group",
