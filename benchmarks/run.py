@@ -26,6 +26,7 @@ BENCHMARKS = {
     "real": "real models from the first request on, in fresh processes, cold and warm; greedy and minimal beside it",
     "start": "the first ten seconds of a fresh server; collections, threads, what is loaded",
     "overload": "the CPU of a rejected request over a served one; how soon a burst of 3× is forgotten",
+    "loadtest": "load tests: schedule, CPU per request, stalls, false verdicts, detection, capacity, beside baselines",
     "loadgen": "MLPerf LoadGen as referee: the largest valid rate, over a greedy asyncio batcher",
     "ragged": "words of any length: ours beside razors-edge-batching-scheduler, on its own mix of lengths",
     "assembly": "putting batches together: reused buffers, padding, masks, over plain NumPy",

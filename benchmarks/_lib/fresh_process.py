@@ -4,7 +4,8 @@
 
 The specification is JSON, and so is the answer, on the last line of the output. ``contestant`` is ``default`` or
 ``greedy``, an `AdaptiveBatcher` of that policy and otherwise as shipped in front of an `OnnxBackend`, or ``minimal``,
-the batcher below around onnxruntime itself; a process of it imports nothing of streaminfer.
+the batcher below around onnxruntime itself; a process of it imports nothing of streaminfer but
+the open loop that drives both.
 
 Callers are an open loop: a request is sent when it is due, and late by as much as the loop is held up. Instants count
 from when ``start()`` returned, and nothing is measured, imported or warmed up between the two.
@@ -23,7 +24,9 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from _lib.open_loop import closed_loop, open_loop
+from _lib.closed import answers_per_second
+
+from streaminfer.loadtest.sending.loops import OpenLoop
 
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ROOT / "examples" / "assets"
@@ -146,8 +149,8 @@ async def capacity(specification: dict[str, Any]) -> dict[str, Any]:
     rates = {}
     for size in specification["sizes"]:
         ask = endless(Minimal(infer, size).call, inputs)
-        await closed_loop(ask, 2 * size, 0.2)
-        rates[str(size)] = await closed_loop(ask, 2 * size, specification["seconds"])
+        await answers_per_second(ask, 2 * size, 0.2)
+        rates[str(size)] = await answers_per_second(ask, 2 * size, specification["seconds"])
     return {"rates": rates, "capacity": max(rates.values())}
 
 
@@ -180,10 +183,12 @@ async def serve(specification: dict[str, Any]) -> dict[str, Any]:
     cpu_s, waited_s = time.process_time(), waited_for_core_s()
     slo_ns = round(slo_s * 1e9)
     due_ns = [start_ns + round(at * 1e9) for at in due_s]
-    answered_ns, lags = await open_loop(
-        lambda number: call(inputs[number % len(inputs)], due_ns[number] + slo_ns), due_ns, errors
+    sending = OpenLoop(
+        lambda number: call(inputs[number % len(inputs)], due_ns[number] + slo_ns), due_ns, errors=errors
     )
-    on_time = [0 < at <= due + slo_ns for at, due in zip(answered_ns, due_ns, strict=True)]
+    await sending.run()
+    on_time = [0 < at <= due + slo_ns for at, due in zip(sending.completed_ns, due_ns, strict=True)]
+    lags = [(at - due) / 1e9 for at, due in zip(sending.sent_ns, due_ns, strict=True)]
     found = {
         "start_s": start_s,
         "cpu_s": time.process_time() - cpu_s,
@@ -198,7 +203,7 @@ async def serve(specification: dict[str, Any]) -> dict[str, Any]:
         "os_threads": os_threads(),
     }
     if specification.get("collect"):
-        del on_time, lags, due_s, due_ns, answered_ns
+        del on_time, lags, due_s, due_ns, sending
         found["collect_s"] = collect_s()
     if stack is not None:
         found["statistics"] = counters(stack)

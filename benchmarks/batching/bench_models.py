@@ -23,11 +23,12 @@ from typing import Any
 
 import attrs
 import numpy as np
+from _lib.closed import answers_per_second
 from _lib.models import MODELS, Model
-from _lib.open_loop import closed_loop, open_loop
 
 import streaminfer as si
 from streaminfer.batching.assembly.assembler import AssembledBatch
+from streaminfer.loadtest import OpenLoop
 from streaminfer.simulation import arrivals
 from streaminfer.simulation.profiling import profile
 
@@ -101,12 +102,14 @@ async def serve_open(ask: Ask, inputs: Sequence[Any], trace: Sequence[float]) ->
     start_ns = time.monotonic_ns() + 20_000_000
     due_ns = [start_ns + round(at * 1e9) for at in trace]
     slo_ns = round(SLO_S * 1e9)
-    answered_ns, lags = await open_loop(
+    sending = OpenLoop(
         lambda number: ask(si.Request(inputs[number % len(inputs)], deadline_ns=due_ns[number] + slo_ns)),
         due_ns,
-        (si.DeadlineExceeded,),
+        errors=(si.DeadlineExceeded,),
     )
-    latencies_ns = [at - due for at, due in zip(answered_ns, due_ns, strict=True) if at]
+    await sending.run()
+    latencies_ns = [at - due for at, due in zip(sending.completed_ns, due_ns, strict=True) if at]
+    lags = [(at - due) / 1e9 for at, due in zip(sending.sent_ns, due_ns, strict=True)]
     on_time = sum(took <= slo_ns for took in latencies_ns) / len(trace)
     return Served([took / 1e9 for took in latencies_ns], on_time, float(np.quantile(lags, 0.99)))
 
@@ -148,7 +151,7 @@ async def throughputs(
     seen: dict[int, list[float]] = {way: [] for way in ways}
     for _ in range(rounds):
         for way, (ask, callers) in ways.items():
-            seen[way].append(await closed_loop(endless(ask, arms.model.inputs), callers, seconds))
+            seen[way].append(await answers_per_second(endless(ask, arms.model.inputs), callers, seconds))
     return {way: statistics.median(rates) for way, rates in seen.items()}
 
 
@@ -212,7 +215,9 @@ async def measure(model: Model, seconds: float, rounds: int) -> Findings:
             else:
                 p99[load].append((mine.p99_s, theirs.p99_s))
 
-    await closed_loop(endless(saturated, model.inputs), 2 * CAP, max(4.0, seconds))  # sizes of 0.2 s are tried in it
+    await answers_per_second(
+        endless(saturated, model.inputs), 2 * CAP, max(4.0, seconds)
+    )  # sizes of 0.2 s are tried in it
     chosen = {
         "under full load": best_sizes(learner.service_time),
         "in the open loop": best_sizes(batcher.service_time),

@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     )
     from streaminfer.loadtest.capacity.find import find_capacity
     from streaminfer.loadtest.capacity.search import Capacity, Step
+    from streaminfer.loadtest.mlperf import MlperfResult, run_mlperf
     from streaminfer.loadtest.report.report import Report, Tail
     from streaminfer.loadtest.runner import run
     from streaminfer.loadtest.sample import Measured, Sample
+    from streaminfer.loadtest.scenario import CapacitySettings, RandomInput, Scenario, ServiceSettings, inference_server
     from streaminfer.loadtest.sending.loops import OpenLoop, closed_loop
     from streaminfer.loadtest.sending.record import Record
     from streaminfer.loadtest.sending.sender import Progress
@@ -34,28 +36,35 @@ __all__ = [
     "Bursts",
     "Cameras",
     "Capacity",
+    "CapacitySettings",
     "Constant",
     "Diurnal",
     "Gamma",
     "Measured",
+    "MlperfResult",
     "OnOff",
     "OpenLoop",
     "Poisson",
     "Progress",
     "Ramp",
+    "RandomInput",
     "Rates",
     "Record",
     "Replay",
     "Report",
     "Sample",
+    "Scenario",
+    "ServiceSettings",
     "Step",
     "Tail",
     "Verdict",
     "closed_loop",
     "compare",
     "find_capacity",
+    "inference_server",
     "interleave",
     "run",
+    "run_mlperf",
 ]
 
 _HOMES = {
@@ -63,28 +72,35 @@ _HOMES = {
     "Bursts": "loadtest.arrivals",
     "Cameras": "loadtest.arrivals",
     "Capacity": "loadtest.capacity.search",
+    "CapacitySettings": "loadtest.scenario",
     "Constant": "loadtest.arrivals",
     "Diurnal": "loadtest.arrivals",
     "Gamma": "loadtest.arrivals",
     "Measured": "loadtest.sample",
+    "MlperfResult": "loadtest.mlperf",
     "OnOff": "loadtest.arrivals",
     "OpenLoop": "loadtest.sending.loops",
     "Poisson": "loadtest.arrivals",
     "Progress": "loadtest.sending.sender",
     "Ramp": "loadtest.arrivals",
+    "RandomInput": "loadtest.scenario",
     "Rates": "loadtest.arrivals",
     "Record": "loadtest.sending.record",
     "Replay": "loadtest.arrivals",
     "Report": "loadtest.report.report",
     "Sample": "loadtest.sample",
+    "Scenario": "loadtest.scenario",
+    "ServiceSettings": "loadtest.scenario",
     "Step": "loadtest.capacity.search",
     "Tail": "loadtest.report.report",
     "Verdict": "loadtest.verdict.verdict",
     "closed_loop": "loadtest.sending.loops",
     "compare": "loadtest.verdict.verdict",
     "find_capacity": "loadtest.capacity.find",
+    "inference_server": "loadtest.scenario",
     "interleave": "loadtest.verdict.interleave",
     "run": "loadtest.runner",
+    "run_mlperf": "loadtest.mlperf",
 }
 
 if not TYPE_CHECKING:  # type checkers know the names from the block above, and refuse others

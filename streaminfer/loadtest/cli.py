@@ -40,7 +40,8 @@ def execute(options: argparse.Namespace) -> int:
     Returns:
         0: passed; 1: the objective was missed, or the tail regressed; 2: a wrong scenario; 3: no verdict.
     """
-    sys.path.insert(0, str(Path.cwd()))  # as python -m does: a scenario names modules of the project
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as python -m does: a scenario names modules of the project
     try:
         scenario = Scenario.load(options.scenario)
         service, inputs = scenario.service.maker(), None if scenario.devices else scenario.make_inputs()
@@ -85,7 +86,7 @@ def _write(options: argparse.Namespace, report: Report, verdict: Verdict | None,
     said = [str(each) for each in (verdict, capacity) if each is not None]
     print(*describe(report), *said, sep="\n")
     if options.html is not None:
-        options.html.write_text(make_page(report, verdicts=said), encoding="utf-8")
+        options.html.write_text(make_page(report, verdicts=said, capacity=capacity), encoding="utf-8")
     if options.json is not None:
         report.save(options.json)
     if options.junit is not None:

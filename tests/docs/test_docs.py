@@ -31,6 +31,7 @@ HOMES = (
     "streaminfer.batching",
     "streaminfer.caching",
     "streaminfer.http_edge",
+    "streaminfer.loadtest",
     "streaminfer.loadtest.devices",
     "streaminfer.loadtest.path",
     "streaminfer.errors",

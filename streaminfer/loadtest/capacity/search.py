@@ -34,14 +34,18 @@ BLOCKS = 20
 DRAWS = 400
 _NEAR = 0.12
 """Logarithm of the factor from the estimate within which a step takes part in the fit."""
+_SOME = (0.1, 8.0)
+"""Late shares, as multiples of the allowed one, from which a slope can be learned."""
 _LEAST_STEPS = 3
+_STOPPING = 1.35
+"""Factor of the interval, because a search ends sooner when its error happens to be underestimated."""
 _NEWTON_STEPS = 12
 _FIRST_SLOPE = 15.0
 _ONE_DEVIATION = (0.1587, 0.8413)
 """Shares between which one standard deviation to each side lies; a few draws without a slope do not count."""
 _LEAST_SLOPE = 2.0
 _MOST_SLOPE = 60.0
-_FARTHEST = 0.2
+_FARTHEST = 0.06
 """Logarithm of the factor to which the fit is believed beyond the steps."""
 _SPREAD = 0.12
 """Relative distance of the rates beside the estimate, from which the fit gets its slope."""
@@ -154,7 +158,7 @@ class CapacitySearch:
             return None if self._reason else min(last * CLIMB, self.high)
         rate, low, high = self._found
         narrow = (high - low) / 2 <= self.tolerance * rate
-        if (narrow and (len(self._near()) >= self._least_steps or self._jumps())) or self._after_ramp >= self._most_steps:
+        if (narrow and self._is_settled()) or self._after_ramp >= self._most_steps:
             return None
         if self._jumps():
             return math.sqrt(low * high)
@@ -210,11 +214,22 @@ class CapacitySearch:
         middle = math.sqrt(math.prod(self._bracket)) if self._found is None else self._found[0]
         return [step for step in self.steps if abs(math.log(step.rate / middle)) <= _NEAR]
 
+    def _is_settled(self) -> bool:
+        """Whether enough steps lie on both sides of the estimate: a line reaches no further than what was measured."""
+        if self._found is None or self._jumps():
+            return not self._between()
+        below = sum(step.rate < self._found[0] for step in self._near())
+        return min(below, len(self._near()) - below) >= self._least_steps // 3
+
     def _jumps(self) -> bool:
         """Whether no line can be fitted yet."""
-        allowed = 1 - self.objective
-        between = [step.rate for step in self._near() if 0.1 * allowed < step.late_share < 8 * allowed]
+        between = self._between()
         return len(between) < _LEAST_STEPS or max(between) < 1.005 * min(between)
+
+    def _between(self) -> list[float]:
+        """Rates near the estimate at which some requests were late and most were not."""
+        low, high = (times * (1 - self.objective) for times in _SOME)
+        return [step.rate for step in self._near() if low < step.late_share < high]
 
     def _estimate(self) -> tuple[float, float, float]:
         kept, missed = self._bracket
@@ -226,7 +241,7 @@ class CapacitySearch:
         drawn = np.array([step.draw(self._rng) for step in near], np.float64)  # steps × (late, sent) × draws
         log_rate = float(self._crossing(x, sums[0], sums[1]))
         low, high = np.quantile(self._crossing(x, drawn[:, 0].T, drawn[:, 1].T), _ONE_DEVIATION)
-        half = student_quantile(0.5 + self.confidence / 2, max(2, len(near) - 2)) * float(high - low) / 2
+        half = student_quantile(0.5 + self.confidence / 2, max(2, len(near) - 2)) * float(high - low) / 2 * _STOPPING
         return math.exp(log_rate), math.exp(log_rate - half), math.exp(log_rate + half)
 
     def _crossing(self, x: Floats, late: Floats, sent: Floats) -> Any:

@@ -183,9 +183,10 @@ class WebRtcLeg:
     def _captured_ns(self, position_s: float) -> int:
         # aiortc counts from the first timestamp that it received, which it keeps; those before it were lost
         (receiver,) = self._receiver.getReceivers()
-        origin: int = receiver._RTCRtpReceiver__timestamp_mapper._origin
+        origin = receiver._RTCRtpReceiver__timestamp_mapper._origin
         ticks = (origin - (self._first_timestamp or 0)) % RTP_WRAP + (self._first_pts or 0)
-        return round(self._track.start_ns + (ticks / self._clock_rate + position_s) * 1e9)
+        start_ns: int = self._track.start_ns
+        return start_ns + round((ticks / self._clock_rate + position_s) * 1e9)
 
 
 class _Noted:

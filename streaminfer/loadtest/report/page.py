@@ -6,6 +6,7 @@ from functools import partial
 from html import escape
 
 from streaminfer._internal.html_table import html_table
+from streaminfer.loadtest.capacity.search import Capacity
 from streaminfer.loadtest.report import plots
 from streaminfer.loadtest.report.drawing import STYLE_SHEET, draw
 from streaminfer.loadtest.report.report import TAILS, Report, Tail
@@ -14,12 +15,13 @@ from streaminfer.loadtest.report.sentences import describe, say_headline, say_la
 __all__ = ["make_page", "make_summary"]
 
 
-def make_page(report: Report, *, verdicts: Sequence[str] = ()) -> str:
+def make_page(report: Report, *, verdicts: Sequence[str] = (), capacity: Capacity | None = None) -> str:
     """Return the whole page.
 
     Args:
         report: what it shows.
         verdicts: sentences about comparisons and capacity, which come first.
+        capacity: what a search found, for its picture.
     """
     title = f"Load test{f' {report.name}' if report.name else ''}"
     said = "".join(f"<p>{escape(sentence)}</p>" for sentence in (*verdicts, *describe(report)[1:]))
@@ -30,6 +32,8 @@ def make_page(report: Report, *, verdicts: Sequence[str] = ()) -> str:
         _section("Latency over time", draw(partial(plots.plot_over_time, report=report), "latency over time")),
         *(_tails(f"By {label}", report.by_label(label)) for label in report.record.labels),
     ]
+    if capacity is not None and capacity.steps:
+        sections.insert(0, _section("Capacity", draw(partial(plots.plot_capacity, capacity=capacity), str(capacity))))
     if stages := report.by_stage():
         sections.append(_tails("By stage", stages))
     if report.record.values:

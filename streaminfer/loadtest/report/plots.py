@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from streaminfer._internal.figures import BAD, COLORS, GOOD, GREY, in_decades, legend_above, new_axes, say_nothing_yet
+from streaminfer.loadtest.capacity.search import Capacity
 from streaminfer.loadtest.report.report import Report, Tail
 
-__all__ = ["plot_over_time", "plot_percentiles", "plot_tails"]
+__all__ = ["plot_capacity", "plot_over_time", "plot_percentiles", "plot_tails"]
 
 _PURPOSE = "a picture of a load test"
 _WINDOWS = 60
@@ -61,6 +62,23 @@ def plot_over_time(ax: Any, report: Report) -> Any:
     lowest = max(float(finite.min(initial=report.slo_s)), _LOWEST_S)
     in_decades(ax.yaxis, min(lowest, report.slo_s), max(highest, report.slo_s))
     ax.set_xlabel("due, seconds since the start")
+    legend_above(ax)
+    return ax
+
+
+def plot_capacity(ax: Any, capacity: Capacity) -> Any:
+    """Draw the late share of each step over its rate, the share that is allowed, and the interval of the capacity."""
+    ax = new_axes(ax, _PURPOSE)
+    rates = [step.rate for step in capacity.steps]
+    ax.plot(rates, [100 * step.late_share for step in capacity.steps], "o", color=COLORS[0], markersize=4, label="step")
+    ax.axhline(100 * (1 - capacity.objective), color=BAD, linewidth=1, linestyle="--", label="allowed")
+    low, high = (min(max(end, min(rates)), max(rates)) for end in capacity.interval)
+    ax.axvspan(low, high, color=GOOD, alpha=0.3, label=f"capacity, {capacity.confidence:.0%} interval")
+    ax.set_yscale("symlog", linthresh=0.1)
+    ax.set_ylim(bottom=0)
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g} %")
+    ax.set_xlabel("requests per second")
+    ax.set_ylabel("late")
     legend_above(ax)
     return ax
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from streaminfer.testing import VirtualLoop
+from streaminfer._runtime.loops import is_virtual
 
 __all__ = ["Timer", "make_timer"]
 
@@ -43,7 +43,7 @@ def make_timer(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) ->
         loop: the running one.
         function: is called by the loop.
     """
-    if isinstance(loop, VirtualLoop) or not sys.platform.startswith("linux"):
+    if is_virtual(loop) or not sys.platform.startswith("linux"):
         return _LoopTimer(loop, function)
     return _FileTimer(loop, function)
 

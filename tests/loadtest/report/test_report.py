@@ -6,9 +6,13 @@ import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
+from pictures import check_printable
 
 from streaminfer.loadtest import Record, Report
+from streaminfer.loadtest.capacity.search import CapacitySearch, Step
 from streaminfer.loadtest.report.junit import make_junit
+from streaminfer.loadtest.report.page import make_page
+from streaminfer.loadtest.report.plots import plot_over_time, plot_percentiles
 from streaminfer.loadtest.verdict.verdict import compare
 
 
@@ -161,6 +165,22 @@ class TestPage:
         assert "prefers-color-scheme: dark" in text
         for title in ("By device", "By stage", "Measured by device", "Outcomes", "no response"):
             assert title in text
+
+    def test_capacity_is_drawn(self, report):
+        """A search adds the picture of its steps."""
+        search = CapacitySearch(10.0, 1000.0, tolerance=0.05)
+        while (rate := search.next_rate) is not None:
+            search.add(Step.of(rate, np.full(100, rate > 321.0)))
+
+        text = make_page(report, verdicts=[str(search.result())], capacity=search.result())
+
+        assert text.index("<h2>Capacity") < text.index("<h2>Latency by percentile")
+        assert "95% interval" in text
+
+    @pytest.mark.parametrize("draw", [plot_percentiles, plot_over_time], ids=lambda draw: draw.__name__)
+    def test_pictures_can_be_printed(self, report, draw):
+        """No text covers another."""
+        check_printable(draw(None, report))
 
     def test_summary_for_notebooks(self, report):
         """A notebook shows headline and tails."""

@@ -1,0 +1,14 @@
+"""Saturation: the answers a second of a closed loop."""
+
+import time
+
+from streaminfer.loadtest.sending.loops import Call, closed_loop
+
+__all__ = ["answers_per_second"]
+
+
+async def answers_per_second(call: Call, callers: int, seconds: float) -> float:
+    """Of callers that each send again as soon as they are answered."""
+    started = time.monotonic()
+    answered = len(await closed_loop(call, callers, seconds))
+    return answered / (time.monotonic() - started)

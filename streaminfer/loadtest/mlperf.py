@@ -1,0 +1,147 @@
+"""MLPerf LoadGen as the driver of a service: its *Server* scenario, Poisson arrivals from a thread of its own.
+
+LoadGen finds a run valid where the share of queries that MLPerf asks for, 99 % by default, is answered within the
+latency. It knows no errors: a request that fails is completed a second after its latency limit, so that it counts as
+late.
+"""
+
+import asyncio
+import math
+import tempfile
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from streaminfer._internal.extras import require
+from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
+from streaminfer.loadtest.sending.requests import Requests, check_inputs, check_service
+from streaminfer.loadtest.sending.sender import running
+
+__all__ = ["MlperfResult", "run_mlperf"]
+
+_REJECTED_S = 1.0
+_LONGEST = 10.0
+"""Of the duration: after that LoadGen sends no more."""
+
+
+@attrs.frozen
+class MlperfResult:
+    """Result of LoadGen.
+
+    Attributes:
+        valid: whether it accepts the run.
+        p99_s: latency that it measured, seconds.
+        summary: its summary, as it wrote it.
+    """
+
+    valid: bool
+    p99_s: float
+    summary: str
+
+
+async def run_mlperf(
+    service: Any, *, inputs: Any, rate: float, slo_s: float, duration_s: float, percentile: float = 0.99, seed: int = 1
+) -> MlperfResult:
+    """Let MLPerf LoadGen send to a service; needs the extra ``loadgen``.
+
+    Args:
+        service: as for `run`.
+        inputs: a sequence; LoadGen chooses among them.
+        rate: mean requests per second.
+        slo_s: latency limit.
+        duration_s: least duration.
+        percentile: share of requests that must be within the limit.
+        seed: of schedule and choice.
+
+    Returns:
+        What LoadGen found.
+
+    Raises:
+        MissingExtra: LoadGen is not installed.
+        TypeError, ValueError: an argument.
+    """
+    loadgen = require("mlperf_loadgen", extra="loadgen", purpose="run_mlperf")
+    check_service(service)
+    check_number("rate", rate, "a finite number > 0", lambda number: 0 < number < math.inf)
+    check_duration("slo_s", slo_s, positive=True)
+    check_duration("duration_s", duration_s, positive=True)
+    check_number("percentile", percentile, "a share between 0 and 1", lambda share: 0 < share < 1)
+    check_count("seed", seed)
+    check_instance("inputs", inputs, lambda it: hasattr(it, "__len__") and hasattr(it, "__getitem__"), "a sequence")
+    settings = loadgen.TestSettings()
+    settings.scenario = loadgen.TestScenario.Server
+    settings.mode = loadgen.TestMode.PerformanceOnly
+    settings.server_target_qps = rate
+    settings.server_target_latency_ns = round(slo_s * 1e9)
+    settings.server_target_latency_percentile = percentile
+    settings.min_duration_ms = round(duration_s * 1e3)
+    settings.max_duration_ms = round(_LONGEST * duration_s * 1e3)
+    settings.min_query_count = round(rate * duration_s)
+    settings.qsl_rng_seed, settings.sample_index_rng_seed, settings.schedule_rng_seed = seed, seed + 1, seed + 2
+    async with running(service) as started:
+        with tempfile.TemporaryDirectory() as folder:
+            await _Driver(loadgen, started, inputs, _REJECTED_S + slo_s).run(settings, folder)
+            return _read(Path(folder) / "mlperf_log_summary.txt")
+
+
+class _Driver:
+    """Takes queries from LoadGen's thread into the event loop."""
+
+    def __init__(self, loadgen: Any, service: Any, inputs: Any, rejected_s: float) -> None:
+        self._loadgen, self._rejected_s, self._count = loadgen, rejected_s, len(inputs)
+        self._loop = asyncio.get_running_loop()
+        self._call = Requests(service, check_inputs(inputs), 0).call
+        self._queries: deque[tuple[int, int]] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._scheduled = False
+
+    async def run(self, settings: Any, folder: str) -> None:
+        loadgen = self._loadgen
+        logs = loadgen.LogSettings()
+        logs.log_output.outdir = folder
+        logs.enable_trace = False
+        sut = loadgen.ConstructSUT(self._issue, lambda: None)
+        library = loadgen.ConstructQSL(self._count, self._count, lambda _samples: None, lambda _samples: None)
+        try:
+            await asyncio.to_thread(loadgen.StartTestWithLogSettings, sut, library, settings, logs, "")
+        finally:
+            loadgen.DestroyQSL(library)
+            loadgen.DestroySUT(sut)
+
+    def _issue(self, samples: list[Any]) -> None:
+        """Run in LoadGen's thread."""
+        self._queries.extend((sample.id, sample.index) for sample in samples)
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon_threadsafe(self._take)
+
+    def _take(self) -> None:
+        self._scheduled = False
+        while self._queries:
+            task = self._loop.create_task(self._one(*self._queries.popleft()))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _one(self, query: int, index: int) -> None:
+        try:
+            await self._call(index)
+        except Exception:  # noqa: BLE001 - LoadGen knows no errors, so it sees a late response
+            self._loop.call_later(self._rejected_s, self._complete, query)
+        else:
+            self._complete(query)
+
+    def _complete(self, query: int) -> None:
+        self._loadgen.QuerySamplesComplete([self._loadgen.QuerySampleResponse(query, 0, 0)])
+
+
+def _read(path: Path) -> MlperfResult:
+    summary = path.read_text(encoding="utf-8")
+    said = {
+        name.strip(): value.strip() for name, colon, value in (line.partition(":") for line in summary.splitlines())
+    }
+    result = said.get("Result is", "")
+    if result not in {"VALID", "INVALID"}:
+        raise RuntimeError(expected("mlperf_log_summary.txt", "a result VALID or INVALID", result))
+    return MlperfResult(result == "VALID", float(said["99.00 percentile latency (ns)"]) / 1e9, summary)

@@ -1,0 +1,100 @@
+"""The open loop and the closed one."""
+
+import asyncio
+
+import pytest
+
+from streaminfer.loadtest import OpenLoop, closed_loop
+from streaminfer.testing import VirtualLoop, run
+
+MS = 1_000_000
+
+
+def virtually(call, due_ns, *, drain_s=None, **settings):
+    async def main(loop: VirtualLoop):
+        sending = OpenLoop(call, due_ns, clock=loop.clock, **settings)
+        await sending.run(drain_s=drain_s)
+        return sending
+
+    return run(main)
+
+
+async def answer(_number):
+    await asyncio.sleep(0.005)
+
+
+class TestOpenLoop:
+    def test_sends_when_due(self):
+        """Requests are sent at their instants, although none is answered yet."""
+        due_ns = [10 * MS, 10 * MS, 11 * MS, 40 * MS]
+
+        sending = virtually(answer, due_ns)
+
+        assert list(sending.sent_ns) == due_ns
+        assert list(sending.completed_ns) == [due + 5 * MS for due in due_ns]
+        assert (sending.sent, sending.in_flight) == (4, 0)
+
+    def test_overdue_requests_go_at_once(self):
+        """What is due already is sent at the first wake-up."""
+
+        async def main(loop):
+            await asyncio.sleep(1.0)
+            sending = OpenLoop(answer, [1, 2, 3], clock=loop.clock)
+            await sending.run()
+            return list(sending.sent_ns)
+
+        assert all(sent >= 1_000 * MS for sent in run(main))
+
+    def test_error_that_may_happen(self):
+        """It is kept with the number of its request."""
+
+        async def fail(number):
+            if number == 1:
+                raise ValueError("one")
+
+        sending = virtually(fail, [1, 2, 3], errors=(ValueError,))
+
+        assert {number: str(error) for number, error in sending.failures.items()} == {1: "one"}
+        assert [completed > 0 for completed in sending.completed_ns] == [True, False, True]
+
+    def test_other_error_ends_the_run(self):
+        """It is raised, and requests in flight are cancelled."""
+        cancelled = []
+
+        async def fail(number):
+            if number == 1:
+                raise LookupError("no model")
+            try:
+                await asyncio.sleep(3600)
+            finally:
+                cancelled.append(number)
+
+        with pytest.raises(LookupError, match="no model"):
+            virtually(fail, [1, 2, 10**12], errors=(ValueError,))
+        assert cancelled == [0]
+
+    def test_service_that_cancels_itself(self):
+        """A cancellation by the service ends its request only."""
+
+        async def cancel(_number):
+            raise asyncio.CancelledError
+
+        sending = virtually(cancel, [1, 2])
+
+        assert list(sending.completed_ns) == [0, 0]
+        assert sending.failures == {}
+
+    def test_nothing_is_due(self):
+        """An empty schedule ends at once."""
+        assert virtually(answer, []).sent == 0
+
+    def test_service_that_is_no_coroutine_function(self):
+        """A function that returns nothing to await fails its requests, and the run ends."""
+        sending = virtually(lambda _number: 5, [1])
+
+        assert isinstance(sending.failures[0], TypeError)
+
+
+def test_closed_loop_waits_for_responses():
+    """Two callers of 5 ms send 400 requests a second."""
+    assert len(run(lambda _loop: closed_loop(answer, 2, 1.0))) == pytest.approx(400, abs=2)

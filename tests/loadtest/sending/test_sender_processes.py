@@ -1,0 +1,70 @@
+"""Sender processes: one schedule, shared."""
+
+import asyncio
+import os
+from functools import partial
+
+import numpy as np
+import pytest
+
+from streaminfer.loadtest import Constant, Measured, run
+
+
+async def say_process(number):
+    return Measured(number, values={"process": float(os.getpid()), "number": float(number)})
+
+
+def make_service():
+    return say_process
+
+
+def make_nothing():
+    raise LookupError("no server there")
+
+
+def end_process():
+    os._exit(3)
+
+
+SETTINGS = {"arrivals": Constant(100.0), "inputs": range(40), "duration_s": 0.4, "slo_s": 5.0}
+
+
+def test_processes_share_the_schedule():
+    """Each request of the schedule is sent once, with its inputs, from one of the processes."""
+    report = asyncio.run(run(make_service, senders=2, **SETTINGS))
+
+    assert report.outcomes == {"ok": 40}
+    np.testing.assert_array_equal(report.record.values["number"], np.arange(40.0))
+    processes = report.record.values["process"]
+    assert len(set(processes.tolist())) == 2
+    assert os.getpid() not in processes
+    np.testing.assert_array_equal(processes[::2], processes[0])
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (make_nothing, LookupError, "no server there"),
+        (end_process, RuntimeError, "a sender process ended before its requests did"),
+        (lambda: None, TypeError, "service: expected something importable from its module"),
+    ],
+    ids=["error", "exit", "lambda"],
+)
+def test_failing_sender_fails_the_run(make, error, message):
+    """What a process raises, or its end, is raised by the run."""
+    with pytest.raises(error, match=message):
+        asyncio.run(run(make, senders=1, **SETTINGS))
+
+
+def test_cancelled_run_ends_its_processes():
+    """Cancelling a run ends its processes."""
+
+    async def main():
+        test = asyncio.create_task(run(partial(make_service), senders=1, **{**SETTINGS, "duration_s": 60.0}))
+        while not (children := __import__("multiprocessing").active_children()):
+            await asyncio.sleep(0)
+        test.cancel()
+        await asyncio.wait([test])
+        return test.cancelled(), [child.is_alive() for child in children]
+
+    assert asyncio.run(main()) == (True, [False])

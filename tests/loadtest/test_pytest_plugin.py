@@ -1,0 +1,131 @@
+"""The plugin: its fixtures, its options, and its company with a benchmark fixture."""
+
+import json
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+MODEL = """
+import asyncio, pytest, streaminfer as si
+
+SETTINGS = dict(arrivals=si.loadtest.Constant(1000), inputs=[1.0], duration_s=4.0, slo_s=0.1)
+
+class Model:
+    def __init__(self, seconds):
+        self.seconds, self.count = seconds, 0
+    async def call(self, request):
+        self.count += 1
+        await asyncio.sleep(self.seconds * (1 + self.count % 7 + self.count % 11 / 10))
+        return si.Response(request.inputs)
+"""
+
+
+@pytest.fixture
+def run_tests(pytester, monkeypatch):
+    """Run a test file in a pytest of its own."""
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+
+    def run(text, *arguments):
+        pytester.makepyfile(test_load=MODEL + text)
+        plugin = "streaminfer.loadtest.pytest_plugin"
+        return pytester.runpytest_inprocess("-p", plugin, "-p", "no:cacheprovider", "-p", "no:xdist", *arguments)
+
+    return run
+
+
+TAIL = """
+def test_tail(loadtest):
+    report = loadtest.virtually(lambda clock: Model({seconds}), **SETTINGS)
+    assert report.passed
+"""
+
+
+def test_saved_run_is_compared(run_tests, pytester):
+    """The tail of a slower version regresses, and its test fails."""
+    run_tests(TAIL.format(seconds=0.001), "--loadtest-save=saved").assert_outcomes(passed=1)
+    assert {path.suffix for path in (pytester.path / "saved").iterdir()} == {".json", ".html"}
+
+    same = run_tests(TAIL.format(seconds=0.001), "--loadtest-compare=saved")
+    slower = run_tests(TAIL.format(seconds=0.002), "--loadtest-compare=saved")
+
+    same.assert_outcomes(passed=1)
+    same.stdout.fnmatch_lines(["*load tests*", "*Passed: 100.00% of 4,000 requests*", "*p99 unchanged*"])
+    slower.assert_outcomes(failed=1)
+    slower.stdout.fnmatch_lines(["*p99 regressed*"])
+
+
+def test_real_time(run_tests):
+    """A call runs in an ordinary event loop; a test may call more than once."""
+    result = run_tests(
+        """
+def test_twice(loadtest):
+    for _ in range(2):
+        report = loadtest(Model(0.001), **{**SETTINGS, "duration_s": 0.05, "slo_s": 5.0})
+        assert report.outcomes == {"ok": 50}
+"""
+    )
+
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["*test_twice:*", "*test_twice-2:*"])
+
+
+def test_benchmark_gets_the_tails(run_tests):
+    """Where a test uses the fixture of pytest-benchmark, the tails are in its extra_info."""
+    result = run_tests(
+        """
+class Benchmark:
+    def __init__(self):
+        self.extra_info, self.calls = {}, []
+    def pedantic(self, function, *, rounds, iterations):
+        self.calls.append((rounds, iterations))
+        return function()
+
+@pytest.fixture
+def benchmark():
+    return Benchmark()
+
+def test_both(benchmark, loadtest):
+    loadtest.virtually(lambda clock: Model(0.001), **SETTINGS)
+    assert benchmark.calls == [(1, 1)]
+    assert benchmark.extra_info["requests"] == 4000
+    assert benchmark.extra_info["p99_s"] == pytest.approx(0.0079, abs=1e-3)
+"""
+    )
+
+    result.assert_outcomes(passed=1)
+
+
+def test_virtual_loop(run_tests):
+    """An hour passes at once, and tasks that are left are cancelled."""
+    result = run_tests(
+        """
+ended = []
+
+async def forever():
+    try:
+        await asyncio.sleep(1e6)
+    finally:
+        ended.append(True)
+
+def test_hour(virtual_loop):
+    async def main():
+        virtual_loop.create_task(forever())
+        await asyncio.sleep(3600)
+    virtual_loop.run_until_complete(main())
+    assert virtual_loop.time() == pytest.approx(3600)
+
+def test_nothing_is_left():
+    assert ended == [True]
+"""
+    )
+
+    result.assert_outcomes(passed=2)
+
+
+def test_json_has_the_tail(run_tests, pytester):
+    """The saved file has the figures for other tools."""
+    run_tests(TAIL.format(seconds=0.001), "--loadtest-save=saved")
+
+    (path,) = (pytester.path / "saved").glob("*.json")
+    assert json.loads(path.read_text())["report"]["requests"] == 4000

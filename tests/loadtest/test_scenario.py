@@ -1,0 +1,157 @@
+"""Scenarios: from TOML to a run, with messages that name the field."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from streaminfer.__main__ import main
+from streaminfer.loadtest import Poisson, Replay, Report, Scenario
+from streaminfer.loadtest.cli import FAILED, PASSED, UNDECIDED
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+SMALL = """
+name = "small"
+duration_s = 0.3
+slo_s = {slo_s}
+[service]
+make = "services_of_a_test:make_echo"
+[arrivals]
+kind = "constant"
+rate = 50
+[inputs]
+make = "services_of_a_test:frames"
+"""
+
+SERVICES = """
+import streaminfer as si
+
+async def echo(x):
+    return x
+
+def make_echo():
+    return echo
+
+def frames():
+    return [si.loadtest.Sample(1.0, labels={"camera": camera}) for camera in ("door", "street")]
+"""
+
+
+@pytest.fixture
+def scenario(tmp_path, monkeypatch):
+    """Write a scenario."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "services_of_a_test.py").write_text(SERVICES)
+
+    def write(text=SMALL, slo_s=2.0):
+        path = tmp_path / "scenario.toml"
+        path.write_text(text.replace("{slo_s}", str(slo_s)))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("path", sorted((EXAMPLES / "scenarios").glob("*.toml")), ids=lambda path: path.stem)
+def test_examples_load(path, monkeypatch, tmp_path):
+    """Every scenario of the library is valid, and its functions exist."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.setenv("STREAMINFER_TRACES", str(tmp_path))
+    if path.stem == "replay":
+        np.savez(tmp_path / "arrivals_azure_code_2023.npz", t=np.arange(100.0))
+
+    loaded = Scenario.load(path)
+
+    assert callable(loaded.service.maker())
+    assert len(loaded.make_inputs()) > 0
+    assert loaded.arrivals.schedule(1.0, 0).size > 0
+
+
+def test_fields(scenario):
+    """Tables become objects."""
+    text = SMALL.replace('kind = "constant"', 'kind = "poisson"') + "[capacity]\nlow = 1\nhigh = 2\n"
+
+    loaded = Scenario.load(scenario(text))
+
+    assert loaded.arrivals == Poisson(50)
+    assert loaded.capacity.high == 2
+    assert loaded.objective == 0.99
+
+
+def test_random_inputs_are_by_seed(scenario):
+    """The same seed draws the same inputs, of the shape and type that were given."""
+    text = SMALL.replace('make = "services_of_a_test:frames"', "").replace(
+        "[inputs]", '[inputs.random.x]\nshape = [2, 3]\n[inputs.random.n]\nshape = [1]\ndtype = "int64"'
+    )
+    loaded = Scenario.load(scenario(text))
+
+    one, other = loaded.make_inputs(), loaded.make_inputs()
+
+    assert one[0]["x"].shape == (2, 3)
+    assert one[0]["n"].dtype == "int64"
+    assert (one[5]["x"] == other[5]["x"]).all()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("rate = 50", "rate = -1", r"scenario\.toml: arrivals\.rate: expected a finite number > 0"),
+        ("rate = 50", "speed = 50", "arrivals: expected the fields rate, got 'speed'"),
+        ("rate = 50", "", "arrivals: expected the field rate"),
+        ('"constant"', '"often"', "arrivals.kind: expected one of 'constant'"),
+        ("duration_s = 0.3", "", "scenario: expected the field duration_s"),
+        ("make_echo", "make_nothing", "service.make: expected"),
+        ('make = "services_of_a_test:make_echo"', 'url = "x"', "service: expected either make, or url and model"),
+        ("\nname", "\ncapacity = 5\nname", "capacity: expected a table, got 5"),
+        ("[inputs]", "[inputs]\nshape = [1]", "inputs: expected either make or random"),
+        ("name", "=", "scenario.toml: "),
+    ],
+)
+def test_wrong_scenario(scenario, capsys, old, new, message):
+    """The command names file and field, and exits with 2."""
+    status = main(["loadtest", str(scenario(SMALL.replace(old, new, 1)))])
+
+    assert status == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+class TestCommand:
+    def test_writes_reports(self, scenario, tmp_path, capsys, monkeypatch):
+        """A run that keeps its schedule and its objective passes, and its files are there."""
+        monkeypatch.setattr(Report, "schedule_limit_s", property(lambda _: 10.0))  # however busy this machine is
+        out = {name: tmp_path / f"run.{name}" for name in ("html", "json", "junit")}
+
+        status = main(["loadtest", str(scenario()), *(f"--{name}={path}" for name, path in out.items())])
+
+        assert status == PASSED
+        assert "100.00% of 15 requests within 2 s" in capsys.readouterr().out
+        assert Report.load(out["json"]).by_label("camera")[0].name == "door"
+        assert "<svg" in out["html"].read_text()
+        assert "<testsuite" in out["junit"].read_text()
+
+    def test_missed_objective(self, scenario, capsys, monkeypatch):
+        """A missed objective exits with 1."""
+        monkeypatch.setattr(Report, "schedule_limit_s", property(lambda _: 10.0))
+
+        assert main(["loadtest", str(scenario(slo_s=1e-9))]) == FAILED
+        assert "Missed" in capsys.readouterr().out
+
+    def test_comparison_without_a_verdict(self, scenario, tmp_path, capsys, monkeypatch):
+        """Too few requests allow no comparison, which exits with 3."""
+        monkeypatch.setattr(Report, "schedule_limit_s", property(lambda _: 10.0))
+        main(["loadtest", str(scenario()), f"--json={tmp_path / 'before.json'}"])
+
+        assert main(["loadtest", str(scenario()), f"--compare={tmp_path / 'before.json'}"]) == UNDECIDED
+        assert "p99 undecided: a run has 15 requests" in capsys.readouterr().out
+
+
+def test_replay_path_is_relative_to_the_file(scenario, tmp_path):
+    """A trace lies beside its scenario."""
+    np.savez(tmp_path / "trace.npz", t=[0.0, 0.1, 0.2])
+    text = SMALL.replace('kind = "constant"\nrate = 50', 'kind = "replay"\npath = "trace.npz"')
+
+    arrivals = Scenario.load(scenario(text)).arrivals
+
+    assert isinstance(arrivals, Replay)
+    assert arrivals.schedule(1.0, 0).size == 3

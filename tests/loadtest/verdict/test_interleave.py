@@ -1,0 +1,41 @@
+"""Runs in turn."""
+
+import asyncio
+
+import numpy as np
+
+from streaminfer.loadtest import Poisson, compare, interleave
+
+
+def test_turns_alternate_on_one_schedule(virtually):
+    """Each pair has one schedule, who begins alternates, and the slower service is found."""
+    order, pairs = [], []
+
+    def service(name, factor):
+        rng = np.random.default_rng(1)
+
+        async def serve(_inputs):
+            if not order or order[-1] != name:
+                order.append(name)
+            await asyncio.sleep(factor * 0.01 * rng.lognormal(0, 0.3))
+
+        return serve
+
+    before, after = virtually(
+        lambda: interleave(
+            service("old", 1.0),
+            service("new", 1.5),
+            pairs=6,
+            on_pair=pairs.append,
+            arrivals=Poisson(400.0),
+            inputs=[1],
+            duration_s=1.5,
+            slo_s=0.1,
+        )
+    )
+
+    assert order == ["old", "new", "old", "new", "old", "new", "old"]
+    assert pairs == list(range(6))
+    for one, other in zip(before, after, strict=True):
+        np.testing.assert_array_equal(one.record.due_s, other.record.due_s)
+    assert compare(before, after).regressed
