@@ -185,8 +185,8 @@ class WebRtcLeg:
         (receiver,) = self._receiver.getReceivers()
         origin = receiver._RTCRtpReceiver__timestamp_mapper._origin
         ticks = (origin - (self._first_timestamp or 0)) % RTP_WRAP + (self._first_pts or 0)
-        start_ns: int = self._track.start_ns
-        return start_ns + round((ticks / self._clock_rate + position_s) * 1e9)
+        captured_ns: int = self._track.start_ns + round((ticks / self._clock_rate + position_s) * 1e9)
+        return captured_ns
 
 
 class _Noted:
