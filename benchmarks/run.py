@@ -61,6 +61,8 @@ BENCHMARKS = {
     "sources": "WebRTC through a lossy network, CPU per picture over a bare PyAV loop",
     "voice": "live audio streams per core: one shared session, Pipecat's and LiveKit's own detectors, ours inside them",
     "live_streams": "live audio streams held on time, batched over unbatched",
+    "devices": "models by device class: the report beside a direct evaluation; probe on known faults",
+    "camera_path": "16 cameras through encoder, network, CDN and model: CPU outside codec and model",
     "streams": "stream sessions: CPU per chunk, age of results under overload, fairness, a minute of churn",
     "peers": "CPU per request through the peers' batchers, over the same minimal batcher",
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from streaminfer.loadtest.capacity.find import find_capacity
 from streaminfer.loadtest.capacity.search import Capacity
+from streaminfer.loadtest.path.device_group import run_devices
 from streaminfer.loadtest.report.junit import make_junit
 from streaminfer.loadtest.report.page import make_page
 from streaminfer.loadtest.report.report import Report
@@ -43,7 +44,7 @@ def execute(options: argparse.Namespace) -> int:
         sys.path.insert(0, str(Path.cwd()))  # as python -m does: a scenario names modules of the project
     try:
         scenario = Scenario.load(options.scenario)
-        service, inputs = scenario.service.maker(), scenario.make_inputs()
+        service, inputs = scenario.service.maker(), None if scenario.devices else scenario.make_inputs()
         before = None if options.compare is None else Report.load(options.compare)
     except (OSError, ValueError) as error:
         print(f"streaminfer loadtest: {error}", file=sys.stderr)
@@ -52,7 +53,11 @@ def execute(options: argparse.Namespace) -> int:
     if options.seed is not None:
         settings["seed"] = options.seed
     given = service if scenario.senders else service()
-    report = asyncio.run(run(given, inputs=inputs, progress=_tell, **settings))
+    if scenario.devices:
+        settings = {name: value for name, value in settings.items() if name not in {"arrivals", "senders"}}
+        report = asyncio.run(run_devices(given, scenario.devices, progress=_tell, **settings))
+    else:
+        report = asyncio.run(run(given, inputs=inputs, progress=_tell, **settings))
     verdict = None if before is None else compare(before, report)
     capacity = None if scenario.capacity is None else _find(scenario, scenario.capacity, given, inputs)
     _write(options, report, verdict, capacity)

@@ -39,6 +39,7 @@ from streaminfer._internal.validation import (
     field_check,
 )
 from streaminfer.loadtest.arrivals import ARRIVALS, Arrivals, Replay
+from streaminfer.loadtest.path.device_group import DeviceGroup
 
 __all__ = ["CapacitySettings", "RandomInput", "Scenario", "ServiceSettings", "inference_server"]
 
@@ -144,18 +145,27 @@ class Scenario:
         seed: of everything that is random.
         senders: processes that send.
         capacity: search for the capacity as well; ``None``: do not.
+        devices: cameras and microphones, in place of ``inputs`` and ``arrivals``; see `DeviceGroup`.
     """
 
     name: str = attrs.field(validator=_TEXT)
     service: ServiceSettings
-    inputs: str | Mapping[str, RandomInput]
-    arrivals: Arrivals
+    inputs: str | Mapping[str, RandomInput] = ""
+    arrivals: Arrivals | None = None
     duration_s: float = attrs.field(validator=field_check(check_duration, positive=True))
     slo_s: float = attrs.field(validator=field_check(check_duration, positive=True))
     objective: float = attrs.field(default=0.99, validator=_SHARE)
     seed: int = attrs.field(default=0, validator=field_check(check_count, at_least=0))
     senders: int = attrs.field(default=0, validator=field_check(check_count, at_least=0))
     capacity: CapacitySettings | None = None
+    devices: tuple[DeviceGroup, ...] = ()
+
+    def __attrs_post_init__(self) -> None:
+        if self.devices and (self.inputs or self.arrivals is not None or self.senders or self.capacity is not None):
+            what = "no inputs, arrivals, senders and capacity beside it"
+            raise ValueError(expected("devices", what, f"{len(self.devices)} of them"))
+        if not self.devices and (not self.inputs or self.arrivals is None):
+            raise ValueError(expected("inputs", "inputs and arrivals, or devices", self.inputs))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -193,6 +203,9 @@ class Scenario:
             if name in fields:
                 check_instance(name, fields[name], lambda value: isinstance(value, Mapping), "a table")
                 fields[name] = make(fields[name])
+        if "devices" in fields:
+            check_instance("devices", fields["devices"], lambda value: isinstance(value, list), "a list of tables")
+            fields["devices"] = tuple(_build_devices(folder, table) for table in fields["devices"])
         made: Self = _build(cls, "scenario", fields)
         return made
 
@@ -250,6 +263,18 @@ def _build_arrivals(folder: Path, table: Mapping[str, Any]) -> Any:
     if "path" in fields:
         fields["path"] = folder / os.path.expandvars(fields["path"])
     return _build(Replay.load, "arrivals", fields)
+
+
+def _build_devices(folder: Path, table: Mapping[str, Any]) -> DeviceGroup:
+    fields = dict(table)
+    for name in ("source", "device", "network"):
+        given = str(fields.get(name, ""))
+        if name == "source" or given.endswith((".toml", ".json")):
+            fields[name] = folder / os.path.expandvars(given)
+    if "prepare" in fields:
+        fields["prepare"] = load_function("devices.prepare", fields["prepare"])
+    group: DeviceGroup = _build(DeviceGroup, "devices", fields)
+    return group
 
 
 def _build_inputs(table: Mapping[str, Any]) -> str | dict[str, RandomInput]:

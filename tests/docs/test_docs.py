@@ -32,6 +32,8 @@ HOMES = (
     "streaminfer.caching",
     "streaminfer.http_edge",
     "streaminfer.loadtest",
+    "streaminfer.loadtest.devices",
+    "streaminfer.loadtest.path",
     "streaminfer.errors",
     "streaminfer.fastapi",
     "streaminfer.testing.faults",

@@ -64,6 +64,9 @@ def test_examples_load(path, monkeypatch, tmp_path):
     loaded = Scenario.load(path)
 
     assert callable(loaded.service.maker())
+    if loaded.devices:
+        assert all(group.source.exists() for group in loaded.devices)
+        return
     assert len(loaded.make_inputs()) > 0
     assert loaded.arrivals.schedule(1.0, 0).size > 0
 

@@ -15,11 +15,18 @@ __all__ = ["FrameMaker", "PictureConverter"]
 
 
 class PictureConverter:
-    """Conversion of pictures; one thread at a time."""
+    """Conversion of pictures; one thread at a time.
 
-    def __init__(self, av: ModuleType, wanted: VideoFormat) -> None:
+    Args:
+        av: PyAV.
+        wanted: what the model takes.
+        threads: of FFmpeg for each picture; 0: as many as it likes.
+    """
+
+    def __init__(self, av: ModuleType, wanted: VideoFormat, *, threads: int = 0) -> None:
         self._reformat = av.video.reformatter.VideoReformatter().reformat  # which keeps its tables between frames
         self._wanted = wanted
+        self._threads = threads
 
     def __call__(self, frame: Any) -> np.ndarray[Any, Any]:
         """Return a picture as a contiguous array."""
@@ -27,7 +34,9 @@ class PictureConverter:
         width, height = wanted.size or (frame.width, frame.height)
         if wanted.pixel_format == "yuv420p":  # two pixels share a color
             width, height = width + width % 2, height + height % 2
-        array: np.ndarray[Any, Any] = self._reformat(frame, width, height, wanted.pixel_format).to_ndarray()
+        array: np.ndarray[Any, Any] = self._reformat(
+            frame, width, height, wanted.pixel_format, threads=self._threads
+        ).to_ndarray()
         return np.ascontiguousarray(array)
 
 

@@ -1,0 +1,23 @@
+"""A face detector for the scenarios in this folder: BlazeFace on pictures of 128×128."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+import streaminfer as si
+
+__all__ = ["make_face_detector", "normalize"]
+
+MODEL = Path(__file__).parents[1] / "assets" / "blaze_front.onnx"
+
+
+def make_face_detector() -> si.Stack:
+    """Return the detector; batches would not make it faster on a CPU."""
+    example = {"input": np.zeros((128, 128, 3), np.float32)}
+    return si.Stack(si.Telemetry("faces"), si.OnnxBackend(MODEL, threads=1, example=example))
+
+
+def normalize(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return a picture with levels from -1 to 1."""
+    return picture.astype(np.float32) / np.float32(127.5) - np.float32(1)

@@ -1,0 +1,44 @@
+"""Device profiles: cameras and microphones as data, what they make of a recording, and `probe`, which measures one."""
+
+from typing import TYPE_CHECKING
+
+from streaminfer._internal.lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from streaminfer.loadtest.devices.delivery import Delivery
+    from streaminfer.loadtest.devices.library import device_names, device_profile
+    from streaminfer.loadtest.devices.probe import DeviceMeasurement, probe
+    from streaminfer.loadtest.devices.profile import CameraProfile, DeviceProfile, MicrophoneProfile
+    from streaminfer.loadtest.devices.recording import record, render
+    from streaminfer.loadtest.devices.timing import Timing
+
+__all__ = [
+    "CameraProfile",
+    "Delivery",
+    "DeviceMeasurement",
+    "DeviceProfile",
+    "MicrophoneProfile",
+    "Timing",
+    "device_names",
+    "device_profile",
+    "probe",
+    "record",
+    "render",
+]
+
+_HOMES = {
+    "CameraProfile": "loadtest.devices.profile",
+    "Delivery": "loadtest.devices.delivery",
+    "DeviceMeasurement": "loadtest.devices.probe",
+    "DeviceProfile": "loadtest.devices.profile",
+    "MicrophoneProfile": "loadtest.devices.profile",
+    "Timing": "loadtest.devices.timing",
+    "device_names": "loadtest.devices.library",
+    "device_profile": "loadtest.devices.library",
+    "probe": "loadtest.devices.probe",
+    "record": "loadtest.devices.recording",
+    "render": "loadtest.devices.recording",
+}
+
+if not TYPE_CHECKING:  # type checkers know the names from the block above, and refuse others
+    __getattr__, __dir__ = lazy_attributes(__name__, _HOMES)

@@ -1,0 +1,79 @@
+"""Real encoders and decoders, set up as a live device uses them: no look-ahead, no frame held back, one thread."""
+
+from collections.abc import Mapping
+from fractions import Fraction
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from streaminfer.loadtest.devices.profile import CameraProfile, DeviceProfile, MicrophoneProfile
+
+__all__ = ["CodecSettings", "codec_settings", "new_decoder", "new_encoder", "set_up_encoder"]
+
+
+class CodecSettings(NamedTuple):
+    """Names and options of FFmpeg's encoder and decoder."""
+
+    encoder: str
+    decoder: str
+    options: Mapping[str, str]
+    pixel_format: str = "yuv420p"
+
+
+_REALTIME = {"deadline": "realtime", "cpu-used": "8", "lag-in-frames": "0", "error-resilient": "1"}
+_SETTINGS = {
+    "h264": CodecSettings("libx264", "h264", {"preset": "ultrafast", "tune": "zerolatency"}),
+    "vp8": CodecSettings("libvpx", "vp8", _REALTIME),
+    "vp9": CodecSettings("libvpx-vp9", "vp9", _REALTIME),
+    "mjpeg": CodecSettings("mjpeg", "mjpeg", {}, "yuvj420p"),
+    "raw": CodecSettings("rawvideo", "rawvideo", {}),
+    "opus": CodecSettings("libopus", "opus", {"application": "voip"}),
+    "aac": CodecSettings("aac", "aac", {}),
+    "pcm": CodecSettings("pcm_s16le", "pcm_s16le", {}),
+}
+
+
+def codec_settings(profile: DeviceProfile) -> CodecSettings:
+    """Return the codec of a device."""
+    return _SETTINGS[profile.codec]
+
+
+def set_up_encoder(context: Any, profile: DeviceProfile) -> None:
+    """Give an encoder the format of a device's frames and the settings of its codec."""
+    settings = codec_settings(profile)
+    context.options = dict(settings.options)
+    if isinstance(profile, CameraProfile):
+        context.width, context.height, context.pix_fmt = profile.width, profile.height, settings.pixel_format
+        rate = Fraction(profile.rate).limit_denominator(1_001)
+        context.framerate, context.time_base = rate, 1 / rate
+        context.gop_size = max(1, round(profile.key_interval_s * profile.rate))
+        context.thread_count = 1
+    else:
+        context.sample_rate, context.layout = profile.sample_rate, "mono"
+        context.format = {"aac": "fltp"}.get(profile.codec, "s16")
+        context.time_base = Fraction(1, profile.sample_rate)
+        if profile.codec == "opus":
+            context.options = context.options | {"frame_duration": f"{profile.frame_s * 1e3:g}"}
+    if profile.codec not in {"pcm", "raw"}:
+        context.bit_rate = profile.bitrate
+
+
+def new_encoder(av: ModuleType, profile: DeviceProfile) -> Any:
+    """Return an open encoder for the frames of a device."""
+    context = av.CodecContext.create(codec_settings(profile).encoder, "w")
+    set_up_encoder(context, profile)
+    context.open()
+    return context
+
+
+def new_decoder(av: ModuleType, profile: DeviceProfile, encoder: Any) -> Any:
+    """Return a decoder for the packets of an encoder."""
+    context = av.CodecContext.create(codec_settings(profile).decoder, "r")
+    if encoder.extradata:
+        context.extradata = encoder.extradata
+    if isinstance(profile, MicrophoneProfile):
+        context.sample_rate, context.layout = profile.sample_rate, "mono"
+    else:
+        context.thread_count = 1
+        if profile.codec == "raw":
+            context.width, context.height, context.pix_fmt = encoder.width, encoder.height, encoder.pix_fmt
+    return context

@@ -1,0 +1,87 @@
+"""How a device hands over what it captured: late, out of step with our clock, and not all of it."""
+
+import random
+from collections.abc import Iterator
+
+import attrs
+
+from streaminfer._internal.validation import check_duration, check_number, field_check
+from streaminfer.loadtest.devices.loss import GilbertElliott
+
+__all__ = ["Capture", "Delivery", "captures", "check_loss", "check_run", "draw_jitter_ns"]
+
+JITTER_SHAPE = 2.0
+"""Of the gamma distribution of delays: they are never negative, and their tail is longer than a normal one's."""
+
+
+def check_loss(name: str, value: object) -> None:
+    """Check a share that is lost."""
+    check_number(name, value, "a share ≥ 0 and < 1", lambda it: 0.0 <= it < 1.0)
+
+
+def check_run(name: str, value: object) -> None:
+    """Check the mean length of a run of losses."""
+    check_number(name, value, "a number of items ≥ 1 and ≤ 1,000,000", lambda it: 1.0 <= it <= 1e6)
+
+
+def _check_skew(name: str, value: object) -> None:
+    check_number(name, value, "parts per million from -100,000 to 100,000", lambda it: -1e5 <= it <= 1e5)
+
+
+@attrs.frozen(kw_only=True)
+class Delivery:
+    """Timing of a device.
+
+    Attributes:
+        jitter_s: standard deviation of the delay from capture to hand-over.
+        loss: share of the frames that are lost inside the device.
+        loss_run: mean number of successive frames that are lost together.
+        skew_ppm: how much faster the clock of the device runs than ours, in parts per million.
+    """
+
+    jitter_s: float = attrs.field(default=0.0, validator=field_check(check_duration))
+    loss: float = attrs.field(default=0.0, validator=field_check(check_loss))
+    loss_run: float = attrs.field(default=1.0, validator=field_check(check_run))
+    skew_ppm: float = attrs.field(default=0.0, validator=field_check(_check_skew))
+
+
+@attrs.frozen(slots=True)
+class Capture:
+    """One frame of a device.
+
+    Attributes:
+        number: which frame.
+        captured_ns: instant of capture, from the start.
+        delivered_ns: instant of hand-over, never before that of an earlier frame; ``None``: it was lost.
+    """
+
+    number: int
+    captured_ns: int
+    delivered_ns: int | None
+
+
+def draw_jitter_ns(jitter_s: float, chance: random.Random) -> int:
+    """Return a delay whose standard deviation is ``jitter_s``."""
+    return round(chance.gammavariate(JITTER_SHAPE, jitter_s / JITTER_SHAPE**0.5) * 1e9) if jitter_s else 0
+
+
+def captures(delivery: Delivery, period_s: float, seed: int) -> Iterator[Capture]:
+    """Yield the frames of a device without end; equal seeds give equal frames.
+
+    Args:
+        delivery: its timing.
+        period_s: seconds from a frame to the next, on the clock of the device.
+        seed: of the randomness.
+    """
+    chance = random.Random(seed)  # noqa: S311 - repeatable, not secret
+    losses = GilbertElliott(delivery.loss, delivery.loss_run, chance)
+    period_ns = period_s * 1e9 / (1.0 + delivery.skew_ppm / 1e6)
+    last_ns = number = 0
+    while True:
+        captured_ns = round(number * period_ns)
+        delivered_ns = captured_ns + draw_jitter_ns(delivery.jitter_s, chance)
+        lost = losses.loses()
+        if not lost:
+            last_ns = delivered_ns = max(delivered_ns, last_ns)
+        yield Capture(number, captured_ns, None if lost else delivered_ns)
+        number += 1

@@ -1,0 +1,65 @@
+"""The library of device profiles, and profiles in files of one's own."""
+
+import functools
+import json
+import tomllib
+from collections.abc import Callable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+from streaminfer._internal.validation import check_instance, expected
+from streaminfer.loadtest.devices.profile import DeviceProfile, profile_from_dict
+
+__all__ = ["device_names", "device_profile", "list_profiles", "load_profile"]
+
+T = TypeVar("T")
+
+
+def list_profiles(package: str, folder: str) -> tuple[str, ...]:
+    """Return the names of the TOML files in a folder of package data."""
+    files = resources.files(package).joinpath(folder).iterdir()
+    return tuple(sorted(Path(file.name).stem for file in files if file.name.endswith(".toml")))
+
+
+def load_profile(
+    source: str | Path, package: str, folder: str, parse: Callable[[Mapping[str, Any]], T], argument: str
+) -> T:
+    """Return a profile of package data by its name, or the one in a TOML or JSON file.
+
+    Raises:
+        ValueError: there is no profile of this name, or the file holds an invalid one.
+        OSError: the file cannot be read.
+    """
+    check_instance(argument, source, lambda it: isinstance(it, str | Path), "the name of a profile, or a path")
+    path = Path(source)
+    if path.suffix == ".json":
+        return parse(json.loads(path.read_text(encoding="utf-8")))
+    if path.suffix == ".toml":
+        return parse(tomllib.loads(path.read_text(encoding="utf-8")))
+    names = list_profiles(package, folder)
+    if source not in names:
+        raise ValueError(expected(argument, "a .toml or .json file, or one of " + ", ".join(names), source))
+    text = resources.files(package).joinpath(folder).joinpath(f"{source}.toml").read_text(encoding="utf-8")
+    return parse(tomllib.loads(text))
+
+
+@functools.cache
+def device_names() -> tuple[str, ...]:
+    """Return the names of the profiles in the library."""
+    return list_profiles(__package__, "profiles")
+
+
+def device_profile(source: str | Path | DeviceProfile) -> DeviceProfile:
+    """Return a profile of the library by its name, the one in a TOML or JSON file, or the profile given.
+
+    Args:
+        source: a name, as ``"phone"``; a path that ends in ``.toml`` or ``.json``; or a profile.
+
+    Raises:
+        ValueError: there is no such profile, or the file holds an invalid one.
+        OSError: the file cannot be read.
+    """
+    if isinstance(source, DeviceProfile):
+        return source
+    return load_profile(source, __package__, "profiles", profile_from_dict, "device")

@@ -1,0 +1,60 @@
+"""Bursty loss by seed: the model of Gilbert and Elliott, for devices and networks.
+
+*Design.* A chain with two states, of which one passes everything and the other loses everything. It is given by what
+can be measured: the share that is lost, and the mean length of a run of losses. The chain leaves the losing state with
+probability 1 / run and enters it so that the share is kept. A run shorter than that of independent losses is raised to
+it, so that a run of 1 means independent losses. Stays in a state are drawn as lengths.
+
+*Complexity.* Constant per change of the state, not per item.
+
+*References.* E. N. Gilbert, Bell System Technical Journal 39, 1960; E. O. Elliott, the same 42, 1963.
+"""
+
+import math
+import random
+
+__all__ = ["GilbertElliott"]
+
+
+class GilbertElliott:
+    """Decides for one item after the other whether it is lost.
+
+    Args:
+        loss: share of the items that is lost, from 0 to below 1.
+        run: mean number of successive items that are lost together.
+        chance: source of randomness.
+    """
+
+    def __init__(self, loss: float, run: float, chance: random.Random) -> None:
+        run = max(run, 1.0 / (1.0 - loss))
+        self._chance = chance
+        self._lossless = loss == 0.0
+        # mean lengths of the stays in both states, as probabilities to leave
+        self._leave = (loss / (run * (1.0 - loss)), 1.0 / run)
+        self._losing = not self._lossless and chance.random() < loss
+        self._left = 0 if self._lossless else self._stay()
+
+    def loses(self) -> bool:
+        """Return whether the next item is lost."""
+        return self.count(1) == 1
+
+    def count(self, items: int) -> int:
+        """Return how many of the next items are lost."""
+        if self._lossless:
+            return 0
+        lost = 0
+        while items:
+            taken = min(items, self._left)
+            if self._losing:
+                lost += taken
+            items -= taken
+            self._left -= taken
+            if not self._left:
+                self._losing = not self._losing
+                self._left = self._stay()
+        return lost
+
+    def _stay(self) -> int:
+        """Return how many items pass until the state changes: geometric."""
+        leave = self._leave[self._losing]
+        return 1 if leave >= 1.0 else 1 + int(math.log(1.0 - self._chance.random()) / math.log1p(-leave))

@@ -1,0 +1,122 @@
+"""What a device makes of a good recording: its frames, and files as a receiver would write them."""
+
+import itertools
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from streaminfer._internal.extras import require
+from streaminfer._internal.validation import check_count, check_duration, check_instance
+from streaminfer.loadtest.devices.codecs import codec_settings, set_up_encoder
+from streaminfer.loadtest.devices.delivery import captures
+from streaminfer.loadtest.devices.filters import compile_filters
+from streaminfer.loadtest.devices.graph import filter_frames
+from streaminfer.loadtest.devices.library import device_profile
+from streaminfer.loadtest.devices.profile import CameraProfile, DeviceProfile
+
+__all__ = ["open_recording", "record", "render"]
+
+TICKS_PER_S = 90_000
+MIN_TICKS = 90
+"""Between two frames: containers round to milliseconds, and some take no timestamp twice."""
+
+
+def open_recording(av: ModuleType, source: str | Path, *, video: bool) -> tuple[Any, Any]:
+    """Return an open container and its stream of pictures or sound.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it has no such stream.
+    """
+    check_instance("source", source, lambda it: isinstance(it, str | Path), "the path of a recording, or its URL")
+    container = av.open(str(source))
+    streams = container.streams.video if video else container.streams.audio
+    if not streams:
+        container.close()
+        raise ValueError(f"source: expected a recording with {'pictures' if video else 'sound'}, got {str(source)!r}")
+    return container, streams[0]
+
+
+def render(
+    source: str | Path, device: str | Path | DeviceProfile, *, seed: int = 0, seconds: float | None = None
+) -> Iterator[Any]:
+    """Yield the frames that a device captures of a scene, before its encoder.
+
+    Args:
+        source: a good recording of the scene.
+        device: profile of the device, or its name.
+        seed: of its noise.
+        seconds: how much of the recording to use; ``None``: all.
+
+    Yields:
+        Frames of PyAV, in order, without timing faults.
+
+    Raises:
+        MissingExtra: PyAV is not installed.
+        OSError: the recording cannot be opened or read.
+        ValueError: it has no stream of the kind of the device.
+    """
+    av = require("av", extra="media", purpose="a device profile")
+    profile = device_profile(device)
+    check_count("seed", seed, at_least=0, at_most=2**31 - 1)
+    if seconds is not None:
+        check_duration("seconds", seconds, positive=True)
+    container, stream = open_recording(av, source, video=isinstance(profile, CameraProfile))
+    with container:
+        frames = filter_frames(av, compile_filters(profile, seed=seed), container.decode(stream))
+        count = None if seconds is None else max(1, round(seconds / profile.period_s))
+        yield from itertools.islice(frames, count)
+
+
+def record(
+    source: str | Path,
+    device: str | Path | DeviceProfile,
+    target: str | Path,
+    *,
+    seed: int = 0,
+    seconds: float | None = None,
+) -> None:
+    """Write a scene as a receiver records it from a device: its encoder, and the instants at which frames came.
+
+    Args:
+        source: a good recording of the scene.
+        device: profile of the device, or its name.
+        target: file to write; Matroska (``.mkv``) and NUT hold every codec with any timing.
+        seed: of noise, jitter and loss.
+        seconds: how much of the recording to use; ``None``: all.
+
+    Raises:
+        MissingExtra: PyAV is not installed.
+        OSError: the recording cannot be read, or the file not be written.
+        ValueError: the recording has no stream of the kind of the device.
+    """
+    av = require("av", extra="media", purpose="record")
+    profile = device_profile(device)
+    frames = render(source, profile, seed=seed, seconds=seconds)
+    timing = captures(profile.delivery, profile.period_s, seed)
+    with av.open(str(target), "w") as container:
+        rate = {"rate": Fraction(profile.rate).limit_denominator(1_001)} if isinstance(profile, CameraProfile) else {}
+        stream = container.add_stream(codec_settings(profile).encoder, **rate)
+        set_up_encoder(stream.codec_context, profile)
+        encoder = stream.codec_context
+        last_tick = -MIN_TICKS
+        due: list[int] = []
+        for frame, capture in itertools.zip_longest(frames, timing):
+            if frame is not None:
+                if capture.delivered_ns is None:
+                    continue
+                due.append(round(capture.delivered_ns * TICKS_PER_S / 1e9))
+                frame.time_base = encoder.time_base
+                frame.pts = capture.number * (1 if isinstance(profile, CameraProfile) else profile.frame_samples)
+                if isinstance(profile, CameraProfile):
+                    frame.pict_type = 0  # not that of the picture in the scene's own recording
+            for packet in encoder.encode(frame):
+                last_tick = max(last_tick + MIN_TICKS, due.pop(0) if due else 0)
+                packet.pts = packet.dts = last_tick
+                packet.time_base = Fraction(1, TICKS_PER_S)
+                packet.stream = stream
+                container.mux(packet)
+            if frame is None:
+                return

@@ -1,0 +1,61 @@
+"""The whole path of a stream: device, real encoder, network, CDN edge, decoder, service, with the age at the viewer."""
+
+from typing import TYPE_CHECKING
+
+from streaminfer._internal.lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from streaminfer.loadtest.path.cdn_edge import CdnEdge
+    from streaminfer.loadtest.path.device_group import DeviceGroup, run_devices
+    from streaminfer.loadtest.path.media_path import Edge, MediaPath, Transfer
+    from streaminfer.loadtest.path.network import DelayTrace, Link, NetworkProfile, network_names, network_profile
+    from streaminfer.loadtest.path.path_service import FrameLost, PathService
+    from streaminfer.loadtest.path.scene import Scene
+    from streaminfer.loadtest.path.udp_relay import UdpRelay
+    from streaminfer.loadtest.path.uplink import Arrival, Uplink
+    from streaminfer.loadtest.path.webrtc_leg import WebRtcLeg
+
+__all__ = [
+    "Arrival",
+    "CdnEdge",
+    "DelayTrace",
+    "DeviceGroup",
+    "Edge",
+    "FrameLost",
+    "Link",
+    "MediaPath",
+    "NetworkProfile",
+    "PathService",
+    "Scene",
+    "Transfer",
+    "UdpRelay",
+    "Uplink",
+    "WebRtcLeg",
+    "network_names",
+    "network_profile",
+    "run_devices",
+]
+
+_HOMES = {
+    "Arrival": "loadtest.path.uplink",
+    "CdnEdge": "loadtest.path.cdn_edge",
+    "DelayTrace": "loadtest.path.network",
+    "DeviceGroup": "loadtest.path.device_group",
+    "Edge": "loadtest.path.media_path",
+    "FrameLost": "loadtest.path.path_service",
+    "Link": "loadtest.path.network",
+    "MediaPath": "loadtest.path.media_path",
+    "NetworkProfile": "loadtest.path.network",
+    "PathService": "loadtest.path.path_service",
+    "Scene": "loadtest.path.scene",
+    "Transfer": "loadtest.path.media_path",
+    "UdpRelay": "loadtest.path.udp_relay",
+    "Uplink": "loadtest.path.uplink",
+    "WebRtcLeg": "loadtest.path.webrtc_leg",
+    "network_names": "loadtest.path.network",
+    "network_profile": "loadtest.path.network",
+    "run_devices": "loadtest.path.device_group",
+}
+
+if not TYPE_CHECKING:  # type checkers know the names from the block above, and refuse others
+    __getattr__, __dir__ = lazy_attributes(__name__, _HOMES)

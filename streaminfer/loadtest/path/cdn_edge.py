@@ -1,0 +1,180 @@
+"""`CdnEdge`: a hop through a real nginx cache, as consumers of a live stream read it from a CDN."""
+
+import asyncio
+import contextlib
+import tempfile
+from collections import OrderedDict
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from streaminfer._internal.validation import check_count
+from streaminfer.errors import BackendError
+from streaminfer.loadtest.path.nginx import Nginx, run_nginx
+
+__all__ = ["CdnEdge"]
+
+KEPT_UNITS = 256
+"""At the origin: more than are ever on their way."""
+FRESH_S = 10
+CONFIGURATION = """
+pid nginx.pid;
+worker_processes 1;
+events {}
+http {
+    access_log off;
+    client_body_temp_path body;
+    proxy_temp_path proxy;
+    fastcgi_temp_path fastcgi;
+    uwsgi_temp_path uwsgi;
+    scgi_temp_path scgi;
+    proxy_cache_path cache levels=1:2 keys_zone=units:10m max_size=256m inactive=30s use_temp_path=off;
+    upstream origin { server 127.0.0.1:{origin}; keepalive 64; }
+    keepalive_requests 1000000;
+    server {
+        listen 127.0.0.1:{port};
+        location / {
+            proxy_pass http://origin;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            proxy_cache units;
+            proxy_cache_key $request_uri;
+            add_header X-Cache $upstream_cache_status always;
+        }
+    }
+}
+"""
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+class CdnEdge:
+    """nginx in front of an origin, both on loopback.
+
+    A unit is put at the origin; then each consumer gets it through the cache, one after the other. The first finds it
+    missing, the others are served from the cache.
+
+    Args:
+        consumers: of each unit, among them the model.
+
+    Attributes:
+        hits: units that came from the cache.
+        misses: units that came from the origin.
+
+    Raises:
+        FileNotFoundError: at its start, where there is no nginx.
+    """
+
+    def __init__(self, *, consumers: int = 1) -> None:
+        self._consumers = check_count("consumers", consumers)
+        self.hits = self.misses = 0
+        self._units: OrderedDict[str, bytes] = OrderedDict()
+        self._idle: list[Connection] = []
+        self._serving: set[asyncio.Task[None]] = set()
+        self._ends = contextlib.AsyncExitStack()
+        self._nginx: Nginx | None = None
+
+    async def carry(self, path: str, number: int, data: bytes) -> bytes:
+        """Return the bytes of a unit as the last consumer gets them.
+
+        Args:
+            path: name of its stream.
+            number: of the unit in it.
+            data: the unit.
+
+        Raises:
+            BackendError: nginx does not give it.
+            RuntimeError: the edge does not run.
+        """
+        if self._nginx is None:
+            raise RuntimeError("the edge does not run; use `async with CdnEdge() as edge`")
+        address = f"/{path}/{number}"
+        self._units[address] = data
+        if len(self._units) > KEPT_UNITS:
+            self._units.popitem(last=False)
+        received = b""
+        for _ in range(self._consumers):
+            received = await self._get(address)
+        return received
+
+    def cpu_s(self) -> float:
+        """Return the CPU seconds that nginx has used, on Linux; 0 elsewhere."""
+        if self._nginx is None:
+            return 0.0
+        tasks = Path(f"/proc/{self._nginx.pid}/task/{self._nginx.pid}/children")
+        if not tasks.exists():
+            return 0.0
+        from os import sysconf  # noqa: PLC0415 - not on every system
+
+        ticks = 0
+        for pid in (str(self._nginx.pid), *tasks.read_text().split()):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])  # user and system time
+        return ticks / sysconf("SC_CLK_TCK")
+
+    async def __aenter__(self) -> Self:
+        origin = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._ends.callback(origin.close)
+        folder = Path(self._ends.enter_context(tempfile.TemporaryDirectory(prefix="streaminfer-edge-")))
+        text = CONFIGURATION.replace("{origin}", str(origin.sockets[0].getsockname()[1]))
+        running = run_nginx(folder, text)
+        try:
+            self._nginx = await asyncio.to_thread(running.__enter__)
+        except BaseException:
+            await self._ends.aclose()
+            raise
+        self._ends.push_async_callback(asyncio.to_thread, running.__exit__, None, None, None)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._nginx = None
+        for _, writer in self._idle:
+            writer.close()
+        self._idle.clear()
+        await self._ends.aclose()
+        if self._serving:
+            await asyncio.wait(self._serving)  # they end with their connections, which nginx has closed
+
+    async def _get(self, address: str) -> bytes:
+        assert self._nginx is not None  # noqa: S101 - the caller has looked
+        reader, writer = (
+            self._idle.pop() if self._idle else await asyncio.open_connection("127.0.0.1", self._nginx.port)
+        )
+        try:
+            writer.write(f"GET {address} HTTP/1.1\r\nHost: edge\r\n\r\n".encode())
+            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower().split("\r\n")
+            fields = dict(line.split(": ", 1) for line in head[1:] if line)
+            body = await reader.readexactly(int(fields["content-length"]))
+        except (OSError, EOFError, KeyError, ValueError) as error:
+            writer.close()
+            raise BackendError(f"CDN edge: no valid response for {address}: {error!r}") from error
+        except BaseException:
+            writer.close()  # a response that was not read belongs to no later request
+            raise
+        self._idle.append((reader, writer))
+        if not head[0].startswith("http/1.1 200"):
+            raise BackendError(f"CDN edge: {address}: {head[0]}")
+        if fields.get("x-cache") == "hit":
+            self.hits += 1
+        else:
+            self.misses += 1
+        return body
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - asyncio makes one
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                data = self._units.get(head.split(b" ", 2)[1].decode("latin-1"))
+                status = "404 Not Found" if data is None else "200 OK"
+                fields = f"content-length: {len(data or b'')}\r\ncache-control: max-age={FRESH_S}\r\n\r\n"
+                writer.write(f"HTTP/1.1 {status}\r\n{fields}".encode() + (data or b""))
+                await writer.drain()
+        except (OSError, EOFError):
+            pass  # nginx has closed the connection
+        finally:
+            writer.close()

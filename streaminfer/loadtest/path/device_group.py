@@ -1,0 +1,156 @@
+"""`DeviceGroup`: devices of one kind on one network as data, and `run_devices`, a load test of a service with them."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, get_args
+
+import attrs
+
+from streaminfer._internal.validation import check_choice, check_count, check_duration, check_instance, field_check
+from streaminfer.loadtest.devices.library import device_profile
+from streaminfer.loadtest.devices.profile import CameraProfile, DeviceProfile
+from streaminfer.loadtest.path.codec import Prepare
+from streaminfer.loadtest.path.media_path import Edge, MediaPath
+from streaminfer.loadtest.path.network import NetworkProfile, network_profile
+from streaminfer.loadtest.path.path_service import PathService, Score
+from streaminfer.loadtest.path.scene import Scene
+from streaminfer.loadtest.report.report import Report
+from streaminfer.loadtest.runner import run
+from streaminfer.loadtest.sending.sender import OnProgress, running
+from streaminfer.protocols import Clock
+from streaminfer.streams.sources.formats import AudioFormat, PixelFormat, VideoFormat
+from streaminfer.testing import VirtualLoop
+
+__all__ = ["DeviceGroup", "run_devices"]
+
+
+def _to_size(given: Any) -> Any:
+    """Return what TOML has as a list as a tuple."""
+    return tuple(given) if isinstance(given, list) else given
+
+
+@attrs.frozen(kw_only=True)
+class DeviceGroup:
+    """Devices of one kind on one network, which play one recording, each from another place on.
+
+    Attributes:
+        source: the recording.
+        device: profile of the devices, or its name, or a file.
+        network: profile of their network, or its name, or a file.
+        count: how many devices.
+        size: width and height of the pictures that the model takes; ``None``: those of the camera.
+        pixel_format: of these pictures.
+        sample_rate: of the sound that the model takes.
+        chunk: samples per chunk of it.
+        seconds: how much of the recording to use; ``None``: all.
+        prepare: makes an input of the model from an array.
+    """
+
+    source: Path = attrs.field(converter=Path)
+    device: DeviceProfile = attrs.field(converter=device_profile)
+    network: NetworkProfile = attrs.field(converter=network_profile)
+    count: int = attrs.field(default=1, validator=field_check(check_count))
+    size: tuple[int, int] | None = attrs.field(default=None, converter=_to_size)
+    pixel_format: PixelFormat = attrs.field(default="rgb24", validator=field_check(check_choice, get_args(PixelFormat)))
+    sample_rate: int = attrs.field(default=16_000, validator=field_check(check_count))
+    chunk: int = attrs.field(default=512, validator=field_check(check_count))
+    seconds: float | None = attrs.field(
+        default=None, validator=field_check(check_duration, positive=True, optional=True)
+    )
+    prepare: Prepare | None = attrs.field(
+        default=None, validator=field_check(check_instance, lambda it: it is None or callable(it), "a function or None")
+    )
+
+    def __attrs_post_init__(self) -> None:
+        _ = self.wanted  # which checks size, rate and chunk
+
+    @property
+    def wanted(self) -> VideoFormat | AudioFormat:
+        """What the model takes."""
+        if isinstance(self.device, CameraProfile):
+            return VideoFormat(size=self.size, pixel_format=self.pixel_format)
+        return AudioFormat(sample_rate=self.sample_rate, chunk=self.chunk)
+
+    def make_paths(
+        self, *, seed: int = 0, edge: Edge | None = None, executor: Executor | None = None, clock: Clock | None = None
+    ) -> list[MediaPath]:
+        """Return the paths of the devices; the filters run here, and take a while.
+
+        Args:
+            seed: of noise and networks.
+            edge: a hop between uplink and decoder.
+            executor: for the codecs.
+            clock: of the paths.
+        """
+        scene = Scene(self.source, self.device, seed=seed, seconds=self.seconds)
+        return [
+            MediaPath(
+                scene,
+                self.network,
+                wanted=self.wanted,
+                prepare=self.prepare,
+                edge=edge,
+                executor=executor,
+                start=number * len(scene) // self.count,
+                seed=seed + number,
+                clock=clock,
+            )
+            for number in range(self.count)
+        ]
+
+
+async def run_devices(
+    service: Any,
+    groups: Sequence[DeviceGroup],
+    *,
+    duration_s: float,
+    slo_s: float,
+    objective: float = 0.99,
+    seed: int = 0,
+    score: Score | None = None,
+    edge: Edge | None = None,
+    workers: int = 1,
+    name: str = "",
+    progress: OnProgress | None = None,
+) -> Report:
+    """Test a service with devices: each request is a frame, its latency the age of the response at the viewer.
+
+    The report has tails by ``device``, ``network`` and stage, and means of CPU seconds and accuracy by device.
+
+    Args:
+        service: as for `run`.
+        groups: the devices.
+        duration_s: seconds in which frames are captured.
+        slo_s: age within which a response is on time.
+        objective: share of the frames that must be.
+        seed: of noise, jitter and loss.
+        score: as for `PathService`.
+        edge: a hop between uplink and decoder, such as a `CdnEdge` that runs.
+        workers: threads of all codecs. In a `VirtualLoop` there are none.
+        name: for the report.
+        progress: is called every second.
+    """
+    loop = asyncio.get_running_loop()
+    clock = loop.clock if isinstance(loop, VirtualLoop) else time.monotonic_ns
+    check_count("workers", workers)
+    with ThreadPoolExecutor(workers, thread_name_prefix="codec") as threads:
+        executor = None if isinstance(loop, VirtualLoop) else threads
+        paths = [
+            path for group in groups for path in group.make_paths(seed=seed, edge=edge, executor=executor, clock=clock)
+        ]
+        async with running(service) as started, PathService(started, paths, score=score, seed=seed) as over:
+            due_s = over.schedule(duration_s)
+            return await run(
+                over,
+                arrivals=due_s,
+                inputs=over.samples,
+                duration_s=duration_s,
+                slo_s=slo_s,
+                objective=objective,
+                seed=seed,
+                name=name,
+                progress=progress,
+            )

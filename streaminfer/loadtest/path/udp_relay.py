@@ -1,0 +1,91 @@
+"""A relay of UDP between two peers that delays and loses packets like a network profile, by seed."""
+
+import asyncio
+import functools
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+from streaminfer.loadtest.path.network import Link, NetworkProfile
+
+__all__ = ["UdpRelay"]
+
+IP_UDP_BYTES = 28
+Address = tuple[str, int]
+
+
+class UdpRelay:
+    """Two sockets, each of which is one peer to the other: real packets, over a simulated link in each direction.
+
+    Args:
+        network: profile of both directions.
+        seed: of jitter and loss.
+        on_forward: is called with each packet from the first peer, before it may be lost.
+
+    Attributes:
+        lost: packets that were dropped, of both directions.
+        forwarded: packets that were passed on.
+    """
+
+    def __init__(
+        self, network: NetworkProfile, *, seed: int = 0, on_forward: Callable[[bytes], None] | None = None
+    ) -> None:
+        self.lost = self.forwarded = 0
+        self._links = (Link(network, seed), Link(network, seed + 1))
+        self._on_forward = on_forward
+        self._sockets: list[asyncio.DatagramTransport] = []
+        self._peers: list[Address | None] = [None, None]
+
+    def connect(self, side: int, peer: Address) -> Address:
+        """Return the address at which the other peer finds this one.
+
+        Args:
+            side: 0 for the first peer, 1 for the second.
+            peer: where it listens.
+        """
+        self._peers[side] = peer
+        return peer[0], int(self._sockets[side].get_extra_info("sockname")[1])
+
+    async def __aenter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        for side in (0, 1):
+            # what comes to the address of a side is for its peer; peers may use any address of this machine
+            protocol = functools.partial(_Side, self._receive, side)
+            transport, _ = await loop.create_datagram_endpoint(protocol, local_addr=("0.0.0.0", 0))  # noqa: S104 - any
+            self._sockets.append(transport)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for transport in self._sockets:
+            transport.abort()
+        await asyncio.sleep(0)  # asyncio closes the sockets in the next round
+
+    def _receive(self, side: int, data: bytes) -> None:
+        if side == 1 and self._on_forward is not None:
+            self._on_forward(data)
+        now_ns = time.monotonic_ns()
+        arrives_ns = self._links[side].send(len(data) + IP_UDP_BYTES, now_ns)
+        if arrives_ns is None:
+            self.lost += 1
+            return
+        asyncio.get_running_loop().call_later((arrives_ns - now_ns) / 1e9, self._forward, side, data)
+
+    def _forward(self, side: int, data: bytes) -> None:
+        peer, socket = self._peers[side], self._sockets[1 - side]
+        if peer is not None and not socket.is_closing():
+            self.forwarded += 1
+            socket.sendto(data, peer)
+
+
+class _Side(asyncio.DatagramProtocol):
+    """One socket of a relay."""
+
+    def __init__(self, receive: Callable[[int, bytes], None], side: int) -> None:
+        self._receive = receive
+        self._side = side
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:  # noqa: ARG002 - the protocol of asyncio
+        self._receive(self._side, data)

@@ -1,0 +1,154 @@
+"""`probe` on recordings made with known faults: within 10 %, or ordered by their strength."""
+
+import attrs
+import numpy as np
+import pytest
+
+from streaminfer.errors import InvalidInput
+from streaminfer.loadtest.devices import CameraProfile, Delivery, MicrophoneProfile, probe, record, render
+from streaminfer.loadtest.devices.delivery import captures
+from streaminfer.loadtest.devices.picture_quality import measure_blur, measure_noise
+
+CAMERA = CameraProfile(name="c", width=320, height=240, rate=24.0, codec="mjpeg", bitrate=20_000_000)
+MICROPHONE = MicrophoneProfile(name="m", sample_rate=16_000, codec="pcm")
+
+
+@pytest.fixture
+def recorded(tmp_path, clip, bursts):
+    """Records a device and probes the recording."""
+
+    def measure(profile, *, seconds=None, seed=2):
+        camera = isinstance(profile, CameraProfile)
+        path = tmp_path / "recording.mkv"
+        record(clip if camera else bursts, profile, path, seed=seed, seconds=seconds)
+        return probe(path, kind="camera" if camera else "microphone")
+
+    return measure
+
+
+def delays(profile, frames, seed=2):
+    timing = captures(profile.delivery, profile.period_s, seed)
+    shown = [it for it in (next(timing) for _ in range(frames)) if it.delivered_ns is not None]
+    return [(it.delivered_ns - it.captured_ns) / 1e9 for it in shown]
+
+
+def test_camera_is_recognized(recorded):
+    profile = attrs.evolve(CAMERA, codec="h264", bitrate=300_000, key_interval_s=1.0)
+    measured = recorded(profile).profile
+
+    assert (measured.width, measured.height, measured.rate, measured.codec) == (320, 240, 24.0, "h264")
+    assert measured.key_interval_s == pytest.approx(1.0)
+    assert measured.bitrate == pytest.approx(300_000, rel=0.1)
+
+
+def test_jitter_and_loss_of_a_camera_are_within_ten_percent(recorded):
+    profile = attrs.evolve(CAMERA, width=64, height=48, delivery=Delivery(jitter_s=0.006, loss=0.08, loss_run=2.0))
+    measured = recorded(profile)
+    truth = delays(profile, 240)
+
+    assert measured.timing.jitter_s == pytest.approx(np.std(truth), rel=0.1)
+    assert measured.profile.delivery.loss == pytest.approx(1 - len(truth) / 240, rel=0.1)
+
+
+def test_blur_is_within_ten_percent(clip):
+    frames = render(clip, attrs.evolve(CAMERA, width=640, height=480, blur=2.0), seconds=0.2)
+
+    assert np.mean([measure_blur(frame.reformat(format="gray").to_ndarray()) for frame in frames]) == pytest.approx(
+        2.0, rel=0.1
+    )
+
+
+@pytest.mark.parametrize("noise", [4.6, 9.2])
+def test_noise_is_within_ten_percent(clip, noise):
+    frames = render(clip, attrs.evolve(CAMERA, width=640, height=480, noise=noise), seconds=0.2)
+
+    assert np.mean([measure_noise(frame.reformat(format="gray").to_ndarray()) for frame in frames]) == pytest.approx(
+        noise, rel=0.1
+    )
+
+
+@pytest.mark.parametrize(
+    ("fault", "strengths", "ours", "sign"),
+    [
+        ("blur", (0.0, 1.0, 2.0, 4.0), lambda it: it.profile.blur, 1),
+        ("blur", (0.0, 1.0, 2.0, 4.0), lambda it: it.measures["blur"], 1),
+        ("noise", (0.0, 3.0, 8.0, 20.0), lambda it: it.profile.noise, 1),
+        ("exposure_ev", (-2.0, -1.0, 0.0, 1.0), lambda it: it.measures["luma"], 1),
+        ("blur", (0.0, 1.0, 2.0, 4.0), lambda it: it.measures["spatial_information"], -1),
+    ],
+    ids=["blur", "FFmpeg's blur", "noise", "exposure", "detail"],
+)
+def test_measure_of_pictures_follows_the_strength(recorded, fault, strengths, ours, sign):
+    measured = [sign * ours(recorded(attrs.evolve(CAMERA, **{fault: it}), seconds=0.5)) for it in strengths]
+
+    assert measured == sorted(measured)
+    assert len(set(measured)) == len(measured)
+
+
+@pytest.mark.parametrize("noise_dbfs", [-50.0, -40.0, -30.0])
+def test_noise_and_snr_of_sound_are_within_ten_percent(recorded, noise_dbfs):
+    """Levels are amplitudes: 10 % are 0.8 dB."""
+    measured = recorded(attrs.evolve(MICROPHONE, noise_dbfs=noise_dbfs))
+
+    assert measured.profile.noise_dbfs == pytest.approx(noise_dbfs, abs=0.8)
+    assert measured.measures["snr_db"] == pytest.approx(-12 - 3 - noise_dbfs, abs=0.8)
+
+
+def test_clipping_is_within_ten_percent(recorded, bursts):
+    profile = attrs.evolve(MICROPHONE, clip_dbfs=-15.0)
+    level = 10 ** (-15 / 20)
+    sound = np.concatenate([frame.to_ndarray()[0] for frame in render(bursts, MICROPHONE)]) / 32_768
+    measured = recorded(profile)
+
+    assert measured.measures["clipped"] == pytest.approx(np.mean(np.abs(sound) >= level), rel=0.1)
+    assert measured.profile.clip_dbfs == pytest.approx(-15.0, abs=0.1)
+
+
+def test_sound_without_clipping_has_none(recorded):
+    assert recorded(MICROPHONE).profile.clip_dbfs == 0.0
+
+
+def test_jitter_and_loss_of_packets_are_within_ten_percent(recorded):
+    profile = attrs.evolve(MICROPHONE, delivery=Delivery(jitter_s=0.004, loss=0.05, loss_run=2.0))
+    measured = recorded(profile)
+    truth = delays(profile, 300)
+
+    assert measured.timing.jitter_s == pytest.approx(np.std(truth), rel=0.1)
+    assert measured.timing.loss == pytest.approx(1 - len(truth) / 300, rel=0.1)
+    assert measured.profile.frame_s == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [
+        attrs.evolve(CAMERA, codec="vp8", bitrate=500_000),
+        attrs.evolve(CAMERA, codec="vp9", bitrate=500_000),
+        MicrophoneProfile(name="m", codec="opus"),
+        MicrophoneProfile(name="m", codec="aac"),
+    ],
+    ids=lambda it: it.codec,
+)
+def test_codec_is_recognized(recorded, profile):
+    assert recorded(profile, seconds=1.0).profile.codec == profile.codec
+
+
+def test_measured_profile_makes_a_recording_like_the_first(recorded):
+    profile = attrs.evolve(CAMERA, blur=2.0, delivery=Delivery(jitter_s=0.005))
+    first = recorded(profile)
+    second = recorded(first.profile)
+
+    assert second.timing.jitter_s == pytest.approx(first.timing.jitter_s, rel=0.15)
+    assert second.measures["blur"] > 0.9 * first.measures["blur"]
+
+
+def test_recording_without_frames_is_rejected(tmp_path, clip):
+    broken = tmp_path / "broken.mjpeg"
+    broken.write_bytes(b"\xff\xd8\xff\xd9")
+
+    with pytest.raises((InvalidInput, OSError)):
+        probe(broken)
+
+
+def test_kind_that_is_missing_is_named(speech):
+    with pytest.raises(ValueError, match="expected a recording with pictures"):
+        probe(speech, kind="camera")

@@ -1,0 +1,49 @@
+"""Timing from timestamps: what was put in comes out."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from streaminfer.loadtest.devices.delivery import Delivery, captures
+from streaminfer.loadtest.devices.timing import measure_timing
+
+
+def received(delivery, *, count=5_000, rate=30.0, seed=7):
+    """Return the delays and the timestamps of the frames that came."""
+    frames = [it for it in islice(captures(delivery, 1 / rate, seed), count) if it.delivered_ns is not None]
+    delays = [(it.delivered_ns - it.captured_ns) / 1e9 for it in frames]
+    return delays, [it.delivered_ns / 1e9 for it in frames]
+
+
+@pytest.mark.parametrize("rate", [15.0, 24.0, 30.0, 17.3])
+@pytest.mark.parametrize("jitter_s", [0.0, 0.002, 0.006])
+@pytest.mark.parametrize(("loss", "run"), [(0.0, 1.0), (0.05, 1.0), (0.1, 4.0)])
+def test_timing_is_within_ten_percent(rate, jitter_s, loss, run):
+    delays, stamps = received(Delivery(jitter_s=jitter_s, loss=loss, loss_run=run, skew_ppm=80.0), rate=rate)
+    lost = 1 - len(stamps) / 5_000
+    timing = measure_timing(stamps)
+
+    assert timing.jitter_s == pytest.approx(np.std(delays), rel=0.1, abs=1e-8)
+    assert timing.loss == pytest.approx(lost, rel=0.1, abs=1e-3)
+    assert timing.loss_run == pytest.approx(max(run, 1 / (1 - loss)), rel=0.1)
+    assert timing.skew_ppm(1 / rate) == pytest.approx(80.0, rel=0.1)
+
+
+def test_strong_jitter_is_ordered_by_strength():
+    measured = [measure_timing(received(Delivery(jitter_s=jitter_s))[1]).jitter_s for jitter_s in (0.01, 0.02, 0.05)]
+
+    assert measured == sorted(measured)
+
+
+def test_skew_below_the_noise_is_not_claimed():
+    _, stamps = received(Delivery(jitter_s=0.006, skew_ppm=5.0), count=100)
+
+    assert measure_timing(stamps).skew_ppm(1 / 30.0) == 0.0
+
+
+@pytest.mark.parametrize("stamps", [[], [1.0], [1.0, 2.0], [3.0, 3.0, 3.0]], ids=["none", "one", "two", "equal"])
+def test_too_few_frames_have_no_period(stamps):
+    timing = measure_timing(stamps)
+
+    assert (timing.frames, timing.period_s, timing.jitter_s, timing.loss) == (len(stamps), 0.0, 0.0, 0.0)

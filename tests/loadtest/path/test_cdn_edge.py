@@ -1,0 +1,60 @@
+"""Units through a real nginx cache."""
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+import streaminfer as si
+from streaminfer.loadtest.path import CdnEdge, MediaPath, NetworkProfile
+from streaminfer.streams.sources.formats import VideoFormat
+
+
+def test_consumers_behind_the_first_are_served_from_the_cache():
+    units = [os.urandom(size) for size in (1, 1_000, 100_000)]
+
+    async def main():
+        async with CdnEdge(consumers=3) as edge:
+            carried = [await edge.carry("camera", number, unit) for number, unit in enumerate(units)]
+            return carried, edge.hits, edge.misses
+
+    assert asyncio.run(main()) == (units, 6, 3)
+
+
+def test_path_through_the_edge_decodes(camera_scene):
+    async def main():
+        async with (
+            CdnEdge() as edge,
+            MediaPath(camera_scene(), NetworkProfile(name="n"), wanted=VideoFormat(), edge=edge) as path,
+        ):
+            transfers = await asyncio.gather(*(path.send(path.clock()) for _ in range(3)))
+            return [it.lost for it in transfers], [it.stages_s["edge"] > 0 for it in transfers]
+
+    assert asyncio.run(main()) == ([None] * 3, [True] * 3)
+
+
+def test_nothing_of_the_edge_is_left():
+    async def main():
+        async with CdnEdge() as edge:
+            await edge.carry("camera", 0, b"unit")
+            pid = edge._nginx.pid
+        return pid, len(asyncio.all_tasks())
+
+    pid, tasks = asyncio.run(main())
+    assert not Path(f"/proc/{pid}").exists()
+    assert tasks == 1
+
+
+def test_unit_that_the_origin_lacks_is_an_error():
+    async def main():
+        async with CdnEdge() as edge:
+            with pytest.raises(si.BackendError, match="404"):
+                await edge._get("/camera/1")
+
+    asyncio.run(main())
+
+
+def test_edge_that_does_not_run_says_so():
+    with pytest.raises(RuntimeError, match="async with"):
+        asyncio.run(CdnEdge().carry("camera", 0, b""))

@@ -1,0 +1,101 @@
+"""Devices as data: groups, a load test with them, and a scenario that names them."""
+
+from pathlib import Path
+
+import pytest
+
+import streaminfer as si
+from streaminfer.loadtest.path import DeviceGroup, run_devices
+from streaminfer.loadtest.scenario import Scenario
+from streaminfer.testing import run
+
+ASSETS = Path(__file__).parents[3] / "examples" / "assets"
+SCENARIO = """
+name = "devices"
+duration_s = 1
+slo_s = 0.5
+
+[service]
+make = "builtins:object"
+
+[[devices]]
+source = "clip.mp4"
+device = "webcam"
+network = "wifi"
+count = 3
+size = [64, 48]
+seconds = 1.0
+
+[[devices]]
+source = "speech.wav"
+device = "mine.toml"
+network = "lte"
+"""
+
+
+class Size:
+    async def call(self, request):
+        return si.Response(request.inputs.size)
+
+
+def test_report_has_devices_and_networks():
+    groups = [
+        DeviceGroup(
+            source=ASSETS / "astronaut_pan.mp4",
+            device="phone-old",
+            network="lte",
+            count=2,
+            size=(32, 24),
+            pixel_format="gray",
+            seconds=1.0,
+        ),
+        DeviceGroup(source=ASSETS / "librivox_0870.wav", device="telephone", network="wired"),
+    ]
+
+    report = run(lambda _loop: run_devices(Size(), groups, duration_s=2.0, slo_s=0.5, seed=3))
+    by_device = {tail.name: tail for tail in report.by_label("device")}
+
+    assert set(by_device) == {"phone-old", "telephone"}
+    assert {tail.name for tail in report.by_label("network")} == {"lte", "wired"}
+    assert by_device["telephone"].count == pytest.approx(100, abs=10)
+    assert report.means("device")["phone-old"]["encode_cpu_s"] > 0
+    assert by_device["phone-old"].quantiles_s["p50"] > by_device["telephone"].quantiles_s["p50"]
+
+
+def test_devices_of_a_group_begin_at_other_places():
+    group = DeviceGroup(
+        source=ASSETS / "astronaut_pan.mp4", device="phone-old", network="lte", count=3, size=(32, 24), seconds=1.0
+    )
+
+    assert [path._start for path in group.make_paths()] == [0, 5, 10]
+
+
+def test_scenario_names_devices_and_networks(tmp_path):
+    (tmp_path / "mine.toml").write_text('kind = "microphone"\nname = "mine"\n')
+    (tmp_path / "scenario.toml").write_text(SCENARIO)
+
+    first, second = Scenario.load(tmp_path / "scenario.toml").devices
+
+    assert (first.device.name, first.network.name, first.count, first.wanted.size) == ("webcam", "wifi", 3, (64, 48))
+    assert (second.device.name, second.source) == ("mine", tmp_path / "speech.wav")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "named"),
+    [
+        ('device = "webcam"', 'device = "fax"', "device: expected"),
+        ("count = 3", "number = 3", "devices: expected"),
+        (
+            '[service]\nmake = "builtins:object"',
+            '[service]\nmake = "builtins:object"\n[arrivals]\nkind = "constant"\nrate = 1',
+            "devices: expected no",
+        ),
+    ],
+    ids=["device", "field", "arrivals"],
+)
+def test_wrong_scenario_is_explained(tmp_path, before, after, named):
+    (tmp_path / "mine.toml").write_text('kind = "microphone"\nname = "mine"\n')
+    (tmp_path / "scenario.toml").write_text(SCENARIO.replace(before, after))
+
+    with pytest.raises(ValueError, match=named):
+        Scenario.load(tmp_path / "scenario.toml")

@@ -1,0 +1,173 @@
+"""Frames from device to decoder in virtual time: the link's delay is exact, and each frame completes once."""
+
+import asyncio
+import itertools
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import streaminfer as si
+from streaminfer.loadtest.path import MediaPath, NetworkProfile
+from streaminfer.streams.sources.formats import AudioFormat, VideoFormat
+from streaminfer.testing import run
+
+PICTURES = VideoFormat(size=(32, 24), pixel_format="gray")
+PERFECT = NetworkProfile(name="perfect", delay_s=0.05)
+MS = 1_000_000
+
+
+def play(scene, network=PERFECT, *, frames=24, wanted=PICTURES, **options):
+    """Send frames in virtual time, and return their transfers."""
+
+    async def main(loop):
+        async with MediaPath(scene, network, wanted=wanted, clock=loop.clock, **options) as path:
+            sent = []
+            for _ in range(frames):
+                sent.append(path.send(loop.clock()))
+                await asyncio.sleep(scene.profile.period_s)
+            return await asyncio.gather(*sent)
+
+    return run(main)
+
+
+@pytest.mark.parametrize("codec", ["h264", "vp8", "vp9", "mjpeg", "raw"])
+def test_picture_comes_through_each_codec(camera_scene, codec):
+    transfers = play(camera_scene(codec=codec))
+    received = np.array([it.frames[0].inputs for it in transfers], float)
+    original = np.array(
+        [camera_scene(codec="raw").frame(number).reformat(32, 24, "gray").to_ndarray() for number in range(24)], float
+    )
+
+    assert [it.lost for it in transfers] == [None] * 24
+    assert np.abs(received - original).mean() < (1 if codec == "raw" else 12)
+    assert all(it.stages_s["uplink"] == pytest.approx(0.05) for it in transfers)
+    assert [it.frames[0].captured_ns for it in transfers] == [it.captured_ns for it in transfers]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"codec": "opus"}, {"codec": "aac"}, {"codec": "pcm", "sample_rate": 16_000}],
+    ids=lambda it: it["codec"],
+)
+def test_sound_comes_through_each_codec(microphone_scene, options):
+    scene = microphone_scene(**options)
+    transfers = play(scene, frames=60, wanted=AudioFormat(sample_rate=16_000, chunk=512))
+    chunks = [frame for it in transfers for frame in it.frames]
+
+    assert len(chunks) == pytest.approx(60 * scene.profile.period_s / 0.032, abs=2)
+    assert all(chunk.inputs.shape == (512,) for chunk in chunks)
+    assert max(np.abs(chunk.inputs).max() for chunk in chunks) > 0.02
+    assert not any(chunk.discontinuity for chunk in chunks)
+
+
+def test_runs_repeat_by_seed(camera_scene):
+    network = NetworkProfile(name="bad", delay_s=0.02, jitter_s=0.01, loss=0.05)
+
+    def stages(seed):
+        return [(it.lost, it.stages_s) for it in play(camera_scene(), network, seed=seed)]
+
+    assert stages(1) == stages(1)
+    assert stages(1) != stages(2)
+
+
+def test_lost_unit_is_followed_by_a_key_frame(camera_scene):
+    """What needs the lost unit is ignored until the key frame that was asked for."""
+    network = NetworkProfile(name="bad", delay_s=0.05, loss=0.1, retransmits=0)
+    transfers = play(camera_scene(key_interval_s=60.0), network, frames=200, seed=4)
+    lost = [it.lost for it in transfers]
+
+    assert {"network", "undecodable", None} == set(lost)
+    for before, after in itertools.pairwise(transfers):
+        if before.lost == "network" and after.lost is None:  # a key frame that had been asked for
+            assert after.size > 2 * np.median([it.size for it in transfers])
+        if before.lost is not None and after.lost is None:
+            assert after.frames[0].discontinuity
+    assert sum(it is None for it in lost) > 100
+
+
+def test_pictures_that_stand_alone_survive_a_loss(camera_scene):
+    network = NetworkProfile(name="bad", loss=0.1, retransmits=0)
+    lost = Counter(it.lost for it in play(camera_scene(codec="mjpeg"), network, frames=100))
+
+    assert set(lost) == {None, "network"}
+
+
+def test_lost_sound_becomes_silence(microphone_scene):
+    network = NetworkProfile(name="bad", loss=0.1, retransmits=0)
+    scene = microphone_scene(codec="pcm", sample_rate=16_000)
+    transfers = play(scene, network, frames=100, wanted=AudioFormat(), seed=5)
+    chunks = [frame for it in transfers for frame in it.frames]
+
+    assert any(it.lost == "network" for it in transfers)
+    assert len(chunks) == pytest.approx(100 * 0.02 / 0.032, abs=2)  # none is missing
+    assert not any(chunk.discontinuity for chunk in chunks)
+
+
+def test_encoder_that_is_behind_drops(camera_scene):
+    async def main(loop):
+        async with MediaPath(camera_scene(), PERFECT, wanted=PICTURES, clock=loop.clock) as path:
+            return await asyncio.gather(*(path.send(loop.clock(), 10 * MS) for _ in range(6)))
+
+    assert [it.lost for it in run(main)] == [None] * 4 + ["encoder"] * 2
+
+
+def test_prepare_makes_the_input_of_the_model(camera_scene):
+    transfers = play(camera_scene(), frames=2, prepare=lambda picture: picture.astype(np.float32) / 255)
+
+    assert transfers[0].frames[0].inputs.dtype == np.float32
+    assert set(transfers[0].cpu_s) == {"encode", "decode", "prepare"}
+
+
+def test_error_of_prepare_fails_one_frame(camera_scene):
+    def prepare(picture):
+        raise ZeroDivisionError
+
+    async def main(loop):
+        async with MediaPath(camera_scene(), PERFECT, wanted=PICTURES, prepare=prepare, clock=loop.clock) as path:
+            return await asyncio.gather(*(path.send(loop.clock()) for _ in range(2)), return_exceptions=True)
+
+    assert [type(it) for it in run(main)] == [ZeroDivisionError] * 2
+
+
+def test_close_fails_what_is_on_its_way(camera_scene):
+    async def main(loop):
+        path = MediaPath(camera_scene(), PERFECT, wanted=PICTURES, clock=loop.clock)
+        sent = [path.send(loop.clock()) for _ in range(3)]
+        await asyncio.sleep(0.01)
+        await path.aclose()
+        answers = await asyncio.gather(*sent, return_exceptions=True)
+        with pytest.raises(si.Closed):
+            path.send(loop.clock())
+        return answers, len(asyncio.all_tasks())
+
+    answers, tasks = run(main)
+    assert [type(it) for it in answers] == [si.Closed] * 3
+    assert tasks == 1
+
+
+def test_codecs_run_in_an_executor(camera_scene):
+    """A caller that is cancelled leaves no gap in the stream."""
+    names = set()
+
+    def prepare(picture):
+        names.add(threading.current_thread().name)
+        return picture
+
+    async def main():
+        with ThreadPoolExecutor(1, thread_name_prefix="codec") as executor:
+            network = NetworkProfile(name="none")
+            async with MediaPath(camera_scene(), network, wanted=PICTURES, prepare=prepare, executor=executor) as path:
+                sent = [path.send(path.clock()) for _ in range(4)]
+                sent[1].cancel()
+                return [it.lost for it in await asyncio.gather(sent[0], *sent[2:])]
+
+    assert asyncio.run(main()) == [None] * 3
+    assert names == {"codec_0"}
+
+
+def test_camera_needs_a_video_format(camera_scene):
+    with pytest.raises(TypeError, match="wanted: expected a VideoFormat"):
+        MediaPath(camera_scene(), PERFECT, wanted=AudioFormat())

@@ -1,0 +1,97 @@
+"""Links behave like their profiles, by seed."""
+
+import numpy as np
+import pytest
+
+from streaminfer.loadtest.path import DelayTrace, Link, NetworkProfile, network_names, network_profile
+
+MS = 1_000_000
+
+
+def arrivals(profile, count=20_000, *, size=1_200, every_ns=10 * MS, seed=1):
+    link = Link(profile, seed)
+    return [link.send(size, number * every_ns) for number in range(count)]
+
+
+@pytest.mark.parametrize("name", network_names())
+def test_profile_of_the_library_has_its_name(name):
+    assert network_profile(name).name == name
+
+
+def test_delay_and_jitter_are_those_given():
+    profile = NetworkProfile(name="n", delay_s=0.03, jitter_s=0.002)
+    delays = np.array(arrivals(profile)) / 1e9 - np.arange(20_000) * 0.01
+
+    assert delays.min() >= 0.03
+    assert delays.std() == pytest.approx(0.002, rel=0.05)
+
+
+def test_rate_spreads_what_is_sent_at_once():
+    link = Link(NetworkProfile(name="n", rate=1_000_000, queue_s=1.0))
+
+    assert [link.send(1_250, 0) for _ in range(3)] == [10 * MS, 20 * MS, 30 * MS]
+
+
+def test_full_queue_drops():
+    link = Link(NetworkProfile(name="n", rate=1_000_000, queue_s=0.02))
+    sent = [link.send(1_250, 0) for _ in range(5)]
+
+    assert sent == [10 * MS, 20 * MS, 30 * MS, None, None]
+    assert link.send(1_250, 30 * MS) == 40 * MS
+
+
+def test_packets_keep_their_order():
+    came = [it for it in arrivals(NetworkProfile(name="n", jitter_s=0.05, loss=0.1)) if it is not None]
+
+    assert came == sorted(came)
+
+
+def test_loss_is_the_share_given():
+    lost = [it is None for it in arrivals(NetworkProfile(name="n", loss=0.05, loss_run=3.0), 200_000)]
+
+    assert np.mean(lost) == pytest.approx(0.05, rel=0.05)
+
+
+def test_link_repeats_by_seed():
+    profile = network_profile("wifi-busy")
+
+    assert arrivals(profile, 500) == arrivals(profile, 500)
+    assert arrivals(profile, 500) != arrivals(profile, 500, seed=2)
+
+
+def test_trace_replays_an_outage():
+    """Messages of an outage arrive together at its end, as they did."""
+    trace = DelayTrace.from_round_trips([100, 200, 300, 400, 500], [20, np.nan, 600, 400, 20])
+    link = Link(NetworkProfile(name="car", trace=trace))
+
+    assert [link.send(100, at * 100 * MS) for at in range(4)] == [10 * MS, 110 * MS, 500 * MS, 500 * MS]
+
+
+def test_trace_repeats_behind_its_end():
+    trace = DelayTrace([0.0, 1.0, 2.0], [0.01, 0.02, 0.03])
+
+    assert [trace.delay_ns(at * 500 * MS) // MS for at in (0, 2, 3, 4, 6)] == [10, 20, 20, 10, 20]
+
+
+@pytest.mark.parametrize(
+    ("sent_s", "delay_s"), [([], []), ([0.0, 1.0], [0.1]), ([1.0, 0.0], [0.1, 0.1]), ([0.0], [-1.0])]
+)
+def test_wrong_trace_is_rejected(sent_s, delay_s):
+    with pytest.raises(ValueError, match="_s: expected"):
+        DelayTrace(sent_s, delay_s)
+
+
+def test_profile_comes_from_a_file(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('name = "mine"\nrate = 1000000\nloss = 0.5\n')
+
+    assert network_profile(path) == NetworkProfile(name="mine", rate=1_000_000, loss=0.5)
+
+
+@pytest.mark.parametrize(("text", "argument"), [('name = "x"\nlost = 1\n', "lost"), ("rate = 5000\n", "name")])
+def test_wrong_file_is_explained(tmp_path, text, argument):
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+
+    with pytest.raises(ValueError, match=argument):
+        network_profile(path)

@@ -1,0 +1,145 @@
+"""A path under `run`: age at the viewer, stages, labels, CPU and accuracy in the report."""
+
+from itertools import pairwise
+
+import attrs
+import numpy as np
+import pytest
+
+import streaminfer as si
+from streaminfer.loadtest.devices import Delivery
+from streaminfer.loadtest.path import MediaPath, NetworkProfile, PathService
+from streaminfer.loadtest.runner import run as run_load
+from streaminfer.streams.sources.formats import VideoFormat
+from streaminfer.testing import ScriptedBackend, run
+
+PICTURES = VideoFormat(size=(32, 24), pixel_format="gray")
+NEAR, FAR = NetworkProfile(name="near", delay_s=0.01), NetworkProfile(name="far", delay_s=0.1, loss=0.2, retransmits=0)
+
+
+class Brightness:
+    """A service that answers a picture at once."""
+
+    def __init__(self):
+        self.streams = set()
+
+    async def call(self, request):
+        self.streams.add(request.stream_id)
+        return si.Response(float(request.inputs.mean()))
+
+
+def report_of(scene, networks=(NEAR, FAR), *, service=None, seconds=3.0, score=None, seed=0):
+    async def main(loop):
+        paths = [
+            MediaPath(scene, network, wanted=PICTURES, clock=loop.clock, start=number, seed=number)
+            for number, network in enumerate(networks)
+        ]
+        async with PathService(service or Brightness(), paths, score=score, seed=seed) as over:
+            due_s = over.schedule(seconds)
+            return await run_load(
+                over, arrivals=due_s, inputs=over.samples, duration_s=seconds, slo_s=0.05, drain_s=1.0
+            )
+
+    return run(main)
+
+
+def test_latency_is_the_age_at_the_viewer(camera_scene):
+    report = report_of(camera_scene(codec="mjpeg"))
+    near, far = {tail.name: tail for tail in report.by_label("network")}["near"], report.means("network")["far"]
+
+    assert near.quantiles_s["p50"] == pytest.approx(0.01, abs=1e-3)
+    assert {tail.name for tail in report.by_stage()} == {"capture", "encode", "uplink", "decode", "service"}
+    assert {"encode_cpu_s", "decode_cpu_s", "prepare_cpu_s", "bytes"} == set(far)
+    assert report.outcomes["FrameLost"] > 0
+
+
+def test_devices_take_turns(camera_scene):
+    """Two cameras of 24 pictures per second are due 48 times, evenly."""
+    report = report_of(camera_scene(), (NEAR, NEAR))
+
+    assert report.requests == 3 * 48
+    assert np.allclose(np.diff(report.record.due_s), 1 / 48, atol=1e-6)
+
+
+def test_frames_that_a_device_loses_are_no_requests(camera_scene):
+    scene = camera_scene(delivery=Delivery(loss=0.5))
+
+    assert 72 * 0.25 < report_of(scene, (NEAR,)).requests < 72 * 0.75
+
+
+def test_jitter_of_a_device_is_a_stage(camera_scene):
+    report = report_of(camera_scene(delivery=Delivery(jitter_s=0.01)), (NEAR,))
+    stages = {tail.name: tail.quantiles_s for tail in report.by_stage()}
+
+    assert 0.005 < stages["capture"]["p50"] < 0.02
+
+
+def test_report_has_the_accuracy_of_a_direct_evaluation(camera_scene):
+    scene = camera_scene(codec="mjpeg")
+    direct = {}
+
+    def score(outputs, position_s):
+        direct[round(position_s * 24)] = outputs > 80.0
+        return float(outputs > 80.0)
+
+    report = report_of(scene, (NEAR,), score=score)
+
+    assert report.means("device")["camera"]["accuracy"] == np.mean(list(direct.values()))
+
+
+def test_streams_have_their_path_as_id(camera_scene):
+    service = Brightness()
+    report_of(camera_scene(), (NEAR, NEAR), service=service)
+
+    assert len(service.streams) == 2
+
+
+def test_stack_answers_within_the_path(camera_scene):
+    """A stack batches frames of several devices."""
+
+    async def main(loop):
+        backend = ScriptedBackend()
+        batcher = si.AdaptiveBatcher(max_batch_size=4, slo_s=0.05)
+        async with si.Stack(batcher, backend, clock=loop.clock) as stack:
+            paths = [MediaPath(camera_scene(), NEAR, wanted=PICTURES, clock=loop.clock) for _ in range(3)]
+            async with PathService(stack, paths) as over:
+                due_s = over.schedule(0.5)
+                return await run_load(over, arrivals=due_s, inputs=over.samples, duration_s=0.5, slo_s=0.1)
+
+    assert run(main).outcomes == {"ok": 36}
+
+
+def test_runs_repeat_by_seed(camera_scene):
+    scene = camera_scene(delivery=Delivery(jitter_s=0.005, loss=0.1))
+    first, again, other = (report_of(scene, seed=seed).latencies_s for seed in (1, 1, 2))
+
+    assert np.array_equal(first, again)
+    assert first.shape != other.shape or not np.array_equal(first, other)
+
+
+def test_order_of_a_path_is_that_of_capture(camera_scene):
+    class Order:
+        def __init__(self):
+            self.seen = []
+
+        async def call(self, request):
+            self.seen.append(request.inputs.mean())
+            return si.Response(None)
+
+    order = Order()
+    report_of(camera_scene(codec="raw"), (attrs.evolve(NEAR, jitter_s=0.05),), service=order, seconds=0.9)
+    scene = camera_scene(codec="raw")
+    expected = [scene.frame(number).reformat(32, 24, "gray").to_ndarray().mean() for number in range(len(order.seen))]
+
+    assert order.seen == expected
+    assert all(before != after for before, after in pairwise(expected))
+
+
+def test_service_without_call_is_rejected(camera_scene):
+    with pytest.raises(TypeError, match="service: expected"):
+        PathService(print, [])
+
+
+def test_path_is_needed():
+    with pytest.raises(ValueError, match="paths: expected"):
+        PathService(Brightness(), [])

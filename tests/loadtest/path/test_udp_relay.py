@@ -1,0 +1,57 @@
+"""UDP through a relay: both directions, loss by seed."""
+
+import asyncio
+
+from streaminfer.loadtest.path import NetworkProfile, UdpRelay
+
+COUNT = 300
+
+
+class Peer(asyncio.DatagramProtocol):
+    def __init__(self):
+        self.received = []
+
+    def connection_made(self, transport):
+        self.transport = transport
+        self.address = transport.get_extra_info("sockname")
+
+    def datagram_received(self, data, addr):
+        self.received.append((data, addr))
+
+
+async def exchange(network):
+    """Send numbers both ways; return the peers, the addresses they know, and the relay."""
+    loop = asyncio.get_running_loop()
+    peers = [(await loop.create_datagram_endpoint(Peer, local_addr=("127.0.0.1", 0)))[1] for _ in range(2)]
+    try:
+        async with UdpRelay(network, seed=1) as relay:
+            known = [relay.connect(side, peer.address) for side, peer in enumerate(peers)]
+            for number in range(COUNT):
+                for side, peer in enumerate(peers):
+                    peer.transport.sendto(str(number).encode(), known[1 - side])
+                await asyncio.sleep(0)
+            async with asyncio.timeout(20):
+                while (
+                    relay.lost + relay.forwarded < 2 * COUNT or sum(len(it.received) for it in peers) < relay.forwarded
+                ):
+                    await asyncio.sleep(0.001)
+            return peers, known, relay
+    finally:
+        for peer in peers:
+            peer.transport.close()
+
+
+def test_each_peer_sees_the_relay_as_the_other():
+    peers, known, relay = asyncio.run(exchange(NetworkProfile(name="n")))
+
+    assert [len(it.received) for it in peers] == [COUNT, COUNT]
+    assert relay.lost == 0
+    for side, peer in enumerate(peers):
+        assert {addr[1] for _, addr in peer.received} == {known[1 - side][1]}
+
+
+def test_packets_are_lost_by_the_profile():
+    peers, _, relay = asyncio.run(exchange(NetworkProfile(name="n", loss=0.2)))
+
+    assert 0.1 < relay.lost / (2 * COUNT) < 0.3
+    assert sum(len(it.received) for it in peers) == relay.forwarded == 2 * COUNT - relay.lost

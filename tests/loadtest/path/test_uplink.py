@@ -1,0 +1,45 @@
+"""Units over a link: packets, retransmission, loss."""
+
+import numpy as np
+import pytest
+
+from streaminfer.loadtest.path import NetworkProfile, Uplink
+
+MS = 1_000_000
+
+
+def test_unit_is_cut_into_packets():
+    uplink = Uplink(NetworkProfile(name="n", delay_s=0.01))
+
+    assert [uplink.send(size, 0).packets for size in (0, 1_200, 1_201, 12_000)] == [1, 1, 2, 10]
+
+
+def test_rate_limits_a_unit():
+    """Three packets and their headers take 3 × 40 + 3,000 bytes at 1 Mbit/s."""
+    arrival = Uplink(NetworkProfile(name="n", rate=1_000_000, delay_s=0.01)).send(3_000, 0)
+
+    assert arrival.at_ns == 10 * MS + round(3_120 * 8e9 / 1e6)
+
+
+def test_lost_packet_comes_a_round_trip_later():
+    uplink = Uplink(NetworkProfile(name="n", delay_s=0.01, loss=0.2, retransmits=50), seed=1)
+    sent = [uplink.send(1_000, number * 100 * MS) for number in range(500)]
+    once = [it.at_ns - number * 100 * MS for number, it in enumerate(sent) if it.resent == 1]
+
+    assert all(it.at_ns is not None for it in sent)
+    assert set(once) <= {20 * MS, 30 * MS, 10 * MS}  # a request that is lost itself is part of the next one
+    assert max(once) == 30 * MS
+
+
+def test_without_retransmission_a_unit_is_lost_with_any_packet():
+    uplink = Uplink(NetworkProfile(name="n", loss=0.1, retransmits=0), seed=2)
+    lost = [uplink.send(6_000, number * MS).at_ns is None for number in range(20_000)]
+
+    assert np.mean(lost) == pytest.approx(1 - 0.9**5, rel=0.05)
+
+
+def test_units_arrive_in_order():
+    uplink = Uplink(NetworkProfile(name="n", delay_s=0.01, jitter_s=0.02, loss=0.2), seed=3)
+    came = [it.at_ns for it in (uplink.send(2_000, number * MS) for number in range(2_000)) if it.at_ns is not None]
+
+    assert came == sorted(came)

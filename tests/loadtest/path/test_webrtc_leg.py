@@ -1,0 +1,59 @@
+"""A device over WebRTC: true instants of capture, also behind losses, and nothing left behind."""
+
+import asyncio
+import time
+
+import pytest
+
+from streaminfer.loadtest.path import NetworkProfile, WebRtcLeg
+
+DELAY_S = 0.02
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of aiortc's own dependencies
+
+
+def receive(scene, network, **wanted):
+    """Return ages and positions of the frames of a second, the relay, and how many tasks are left."""
+
+    async def main():
+        async with WebRtcLeg(scene, network, seconds=1.0, seed=3) as leg:
+            frames = [
+                ((time.monotonic_ns() - frame.captured_ns) / 1e9, frame.captured_ns)
+                async for frame in leg.frames(**wanted)
+            ]
+        return frames, leg, len(asyncio.all_tasks())
+
+    return asyncio.run(main())
+
+
+def test_pictures_are_as_old_as_the_network_is_long(camera_scene):
+    frames, leg, tasks = receive(
+        camera_scene(codec="vp8"), NetworkProfile(name="n", delay_s=DELAY_S), pixel_format="gray"
+    )
+
+    assert len(frames) > 12
+    assert all(age_s >= DELAY_S for age_s, _ in frames)
+    assert all(round((captured_ns - leg._track.start_ns) / 1e9 * 24, 1) % 1 == 0 for _, captured_ns in frames)
+    assert leg.relay.lost == 0
+    assert tasks == 1
+
+
+def test_loss_does_not_shift_the_instants_of_capture(camera_scene):
+    network = NetworkProfile(name="n", delay_s=DELAY_S, loss=0.1)
+    frames, leg, tasks = receive(camera_scene(codec="vp8"), network, pixel_format="gray")
+
+    assert leg.relay.lost > 0
+    assert all(age_s >= DELAY_S for age_s, _ in frames)
+    assert tasks == 1
+
+
+def test_sound_arrives_in_chunks(microphone_scene):
+    frames, _, tasks = receive(microphone_scene(codec="opus"), NetworkProfile(name="n", delay_s=DELAY_S))
+
+    assert len(frames) > 15
+    assert all(age_s >= DELAY_S for age_s, _ in frames)
+    assert tasks == 1
+
+
+def test_codec_must_be_one_of_webrtc(camera_scene):
+    with pytest.raises(ValueError, match="scene: expected a device whose codec"):
+        WebRtcLeg(camera_scene(codec="mjpeg"), "wifi", seconds=1.0)
