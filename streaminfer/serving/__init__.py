@@ -1,4 +1,4 @@
-"""Stacks behind the Open Inference Protocol: an ASGI app, and a gRPC service."""
+"""Stacks behind the Open Inference Protocol: an ASGI app, a gRPC service, and Ray Serve."""
 
 from typing import TYPE_CHECKING
 
@@ -8,15 +8,19 @@ if TYPE_CHECKING:
     from streaminfer.serving.asgi import ServingApp, asgi_app
     from streaminfer.serving.grpc_service import GrpcService, grpc_servicer
     from streaminfer.serving.limits import Limits
+    from streaminfer.serving.ray.autoscaling import Autoscaling
+    from streaminfer.serving.ray.deployment import ray_deployment
 
-__all__ = ["GrpcService", "Limits", "ServingApp", "asgi_app", "grpc_servicer"]
+__all__ = ["Autoscaling", "GrpcService", "Limits", "ServingApp", "asgi_app", "grpc_servicer", "ray_deployment"]
 
 _HOMES = {
+    "Autoscaling": "serving.ray.autoscaling",
     "GrpcService": "serving.grpc_service",
     "Limits": "serving.limits",
     "ServingApp": "serving.asgi",
     "asgi_app": "serving.asgi",
     "grpc_servicer": "serving.grpc_service",
+    "ray_deployment": "serving.ray.deployment",
 }
 
 
