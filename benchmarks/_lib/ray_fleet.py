@@ -13,7 +13,7 @@ from typing import Literal
 
 import attrs
 
-from streaminfer.serving.ray.headroom import SAMPLE, HeadroomRanking
+from streaminfer.serving.ray.headroom import SAMPLE, HeadroomRanking, LoadReport
 
 Choice = Literal["headroom", "queue length", "random"]
 
@@ -31,7 +31,6 @@ class Fleet:
         report_every_s: between two reports of a replica.
         report_age_s: how old a report is when a router gets it.
         killed: replicas that die at half time; requests in flight there are lost.
-        notice_s: after which routers know of it.
     """
 
     slowness: Sequence[float]
@@ -46,7 +45,6 @@ class Fleet:
     report_every_s: float = 0.2
     report_age_s: float = 0.15
     killed: int = 0
-    notice_s: float = 0.5
     sample: int = SAMPLE
 
     @property
@@ -86,21 +84,15 @@ class _Router:
         self.ranking: HeadroomRanking[int] = HeadroomRanking(fleet.sample, seed)
         self.choice = choice
         self.rng = random.Random(seed)
-        self.replicas = list(range(len(fleet.slowness)))
-        self.ranking.replace(self.replicas)
-
-    def remove(self, number: int) -> None:
-        if number in self.ranking.loads:
-            self.replicas.remove(number)
-            self.ranking.replace(self.replicas)
 
     def choose(self) -> int:
+        ranking = self.ranking
         if self.choice == "headroom":
-            return self.ranking.rank(self.replicas)[0]
+            return ranking.rank()[0]
         if self.choice == "random":
-            return self.rng.choice(self.replicas)
-        two = self.rng.sample(self.replicas, min(2, len(self.replicas)))
-        return min(two, key=lambda number: self.ranking.loads[number].in_flight)
+            return self.rng.choice(ranking.candidates)
+        two = self.rng.sample(ranking.candidates, min(2, len(ranking.candidates)))
+        return min(two, key=lambda number: ranking.loads[number].in_flight)
 
 
 def simulate(fleet: Fleet, choice: Choice, seed: int = 0) -> Result:
@@ -118,7 +110,7 @@ def simulate(fleet: Fleet, choice: Choice, seed: int = 0) -> Result:
 
     def start(replica: _Replica, now: float) -> None:
         fastest_s = replica.slow * (fleet.setup_s + fleet.row_s)
-        batch = []
+        batch: list[tuple[float, int, float, int]] = []
         while replica.queue and len(batch) < fleet.max_batch:
             one = heapq.heappop(replica.queue)
             if one[0] < now + fastest_s:
@@ -167,28 +159,32 @@ def simulate(fleet: Fleet, choice: Choice, seed: int = 0) -> Result:
         if following < fleet.seconds:
             at(following, arrivals)
 
-    def report(replica: _Replica, now: float) -> None:
-        if replica.alive:
-            said = replica.service_s or replica.slow * (fleet.setup_s + fleet.row_s), replica.row_s, replica.in_flight
+    def report(now: float) -> None:
+        """The controller asks all replicas, and routers hear the answers of those that live, later."""
+        for replica in replicas:
+            if replica.alive:
+                service_s = replica.service_s or replica.slow * (fleet.setup_s + fleet.row_s)
+                reports[replica.number] = LoadReport(next(order), service_s, replica.row_s, replica.in_flight)
+        heard = dict(reports)
 
-            def hear(_: float) -> None:
-                for router in routers:
-                    router.ranking.report(replica.number, *said)
+        def hear(then: float) -> None:
+            for router in routers:
+                router.ranking.update(heard, round(then * 1e9))
 
-            at(now + fleet.report_age_s, hear)
-            if now < fleet.seconds:
-                at(now + fleet.report_every_s, lambda then: report(replica, then))
+        at(now + fleet.report_age_s, hear)
+        if now < fleet.seconds:
+            at(now + fleet.report_every_s, report)
 
-    def kill(now: float) -> None:
+    def kill(_: float) -> None:
         for replica in rng.sample(replicas, fleet.killed):
             replica.alive = False
             counts["lost"] += replica.in_flight
-            for router in routers:
-                at(now + fleet.notice_s, lambda _, one=router, number=replica.number: one.remove(number))  # type: ignore[misc]
 
     rate = fleet.load * fleet.capacity_per_s
-    for replica in replicas:
-        at(rng.random() * fleet.report_every_s, lambda now, one=replica: report(one, now))  # type: ignore[misc]
+    reports: dict[int, LoadReport | None] = dict.fromkeys(range(len(replicas)))
+    for router in routers:
+        router.ranking.update(reports, 0)
+    at(0.0, report)
     at(rng.expovariate(rate), arrivals)
     if fleet.killed:
         at(fleet.seconds / 2, kill)

@@ -18,7 +18,15 @@ import attrs
 
 from streaminfer._internal.validation import check_duration, check_number, expected, field_check
 
-__all__ = ["BURN_RATE", "QUEUE_DELAY", "UTILIZATION", "Autoscaling", "QueueDelayPolicy", "ReplicaState", "wanted_replicas"]
+__all__ = [
+    "BURN_RATE",
+    "QUEUE_DELAY",
+    "UTILIZATION",
+    "Autoscaling",
+    "QueueDelayPolicy",
+    "ReplicaState",
+    "wanted_replicas",
+]
 
 QUEUE_DELAY, BURN_RATE, UTILIZATION = "queue_delay_s", "burn_rate", "utilization"
 """Names of the metrics in `record_autoscaling_stats`."""
@@ -30,7 +38,7 @@ _BUSY_AFTER_REMOVAL = 0.6
 
 
 class ReplicaState(NamedTuple):
-    """What a replica reported last; attributes as of `ReplicaLoadReport`."""
+    """What a replica reported last; attributes as of `MeasuredLoad`, and the burn rate."""
 
     queue_delay_s: float
     burn_rate: float

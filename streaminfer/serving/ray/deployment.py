@@ -61,8 +61,11 @@ def ray_deployment(
     """
     serve = require("ray.serve", extra="ray", purpose="ray_deployment")
     check_instance("stack_factory", stack_factory, callable, "a function that returns a Stack")
-    check_instance("autoscaling", autoscaling, lambda it: it is None or isinstance(it, Autoscaling), "Autoscaling or None")
-    if not isinstance(model, str) or not model or "/" in model:
+    check_instance(
+        "autoscaling", autoscaling, lambda it: it is None or isinstance(it, Autoscaling), "Autoscaling or None"
+    )
+    check_instance("model", model, lambda it: isinstance(it, str), "a name")
+    if not model or "/" in model:
         raise ValueError(expected("model", "a name without '/'", model))
     if stop_timeout_s is not None:
         check_duration("stop_timeout_s", stop_timeout_s)
@@ -78,7 +81,7 @@ def ray_deployment(
         settings["request_router_config"] = config
 
     class Replica(StackReplica):
-        async def __init__(self) -> None:
+        async def __init__(self) -> None:  # type: ignore[misc] # Ray awaits it
             await super().__init__(stack_factory, model, limits, stop_timeout_s)
 
     return serve.deployment(**settings | options)(serve.ingress()(Replica))

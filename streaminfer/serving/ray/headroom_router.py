@@ -4,11 +4,12 @@ The router API of Ray is alpha, so all that touches it is in this file; `ray_dep
 where this module cannot be imported.
 """
 
+import time
 from typing import Any
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
-from streaminfer.serving.ray.headroom import SAMPLE, HeadroomRanking
+from streaminfer.serving.ray.headroom import SAMPLE, HeadroomRanking, LoadReport
 
 __all__ = ["HeadroomRouter"]
 
@@ -32,30 +33,28 @@ class HeadroomRouter(RequestRouter):  # type: ignore[misc] # Ray is not installe
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
         """Return replicas in the order in which they are to be tried."""
-        ranking, replicas = self._ranking, self.curr_replicas
+        replicas = self.curr_replicas
         stream_id = None if pending_request is None else _stream_of(pending_request)
-        if stream_id is not None:
-            home = ranking.home(stream_id)
-            return [[replicas[home]]] if home in replicas else [candidate_replicas]
-        ranked = ranking.rank([replica.replica_id for replica in candidate_replicas])
-        # a full replica is passed over for the next one; requests beyond the sample are for all
-        return [[replicas[replica]] for replica in ranked if replica in replicas]
+        ranked = self._ranking.rank() if stream_id is None else [self._ranking.home(stream_id)]
+        # one in each rank: a full replica is passed over for the next one
+        found = [[replicas[name]] for name in ranked if name in replicas]
+        return found or [candidate_replicas]
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """Take over the set of replicas and what they report."""
-        self._ranking.replace([replica.replica_id for replica in replicas])
-        for replica in replicas:
-            stats = replica.routing_stats
-            if stats:
-                self._ranking.report(
-                    replica.replica_id, stats["service_s"], stats["per_request_s"], stats["in_flight"]
-                )
+        reports = {one.replica_id: LoadReport(**one.routing_stats) if one.routing_stats else None for one in replicas}
+        self._ranking.update(reports, time.monotonic_ns())
         super().update_replicas(replicas)
 
     def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
         """Send nothing more to a replica that is gone."""
         super().on_replica_actor_died(replica_id)
-        self._ranking.replace(list(self.curr_replicas))
+        self._ranking.remove(replica_id)
+
+    def on_replica_actor_unavailable(self, replica_id: ReplicaID) -> None:
+        """Send nothing more to a replica until it reports again."""
+        super().on_replica_actor_unavailable(replica_id)
+        self._ranking.remove(replica_id)
 
     def on_send_request(self, replica_id: ReplicaID) -> None:
         """Count a request that was sent."""

@@ -1,8 +1,9 @@
 """`MovingStreams`: a stack whose streams belong to one replica of a deployment at a time, and move with their state."""
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Coroutine, Hashable, Iterable
+from collections.abc import Coroutine, Hashable, Iterable, Iterator
 from typing import Any
 
 import attrs
@@ -135,12 +136,11 @@ class MovingStreams(Wrapper):
         changing, stream.used_ns = stream.changing, self.inner.clock()
         assert changing is not None  # noqa: S101 - set by the caller
         try:
-            async with asyncio.timeout(_STORE_S):
-                state = await self._store.claim(stream_id, self._replica)
-            if state is not None and stream_id not in self._fresh and self._export(stream_id) is None:
-                self._states.import_state(stream_id, state)
-        except Exception:
-            _LOG.exception("stream %r starts without the state that the store may have", stream_id)
+            with _logged(f"stream {stream_id!r} starts without the state that the store may have"):
+                async with asyncio.timeout(_STORE_S):
+                    state = await self._store.claim(stream_id, self._replica)
+                if state is not None and stream_id not in self._fresh and self._export(stream_id) is None:
+                    self._states.import_state(stream_id, state)
         finally:
             self._fresh.discard(stream_id)
             stream.changing = None
@@ -158,12 +158,13 @@ class MovingStreams(Wrapper):
     async def _serve_claims(self) -> None:
         """Hand over what other replicas want, as long as this one runs."""
         while True:
-            try:
-                if wanted := await self._store.wanted(self._replica):
-                    await self._release(wanted)
-            except Exception:
-                _LOG.exception("the store of streams does not answer")
+            wanted: list[Hashable] | None = None
+            with _logged("the store of streams does not answer"):
+                wanted = await self._store.wanted(self._replica)
+            if wanted is None:
                 await asyncio.sleep(SNAPSHOT_S)
+            else:
+                await self._release(wanted)
 
     async def _release(self, stream_ids: Iterable[Hashable]) -> None:
         """Hand over streams, each after the requests that run."""
@@ -184,10 +185,9 @@ class MovingStreams(Wrapper):
                 await stream.idle
             record = self._export(stream_id)
             self._states.end_stream(stream_id)
-            async with asyncio.timeout(_STORE_S):
-                await self._store.hand_over(self._replica, {stream_id: record})
-        except Exception:
-            _LOG.exception("stream %r was not handed over", stream_id)
+            with _logged(f"stream {stream_id!r} was not handed over"):
+                async with asyncio.timeout(_STORE_S):
+                    await self._store.hand_over(self._replica, {stream_id: record})
         finally:
             self._drop(stream_id, stream)
             changing.set_result(None)
@@ -204,28 +204,33 @@ class MovingStreams(Wrapper):
                         records[stream_id] = record
                 elif stream.changing is None and not stream.in_flight and now_ns - stream.used_ns >= IDLE_NS:
                     del self._streams[stream_id]
-            try:
+            refused: list[Hashable] | None = None
+            with _logged(f"snapshots of {len(records)} streams were not stored"):
                 async with asyncio.timeout(_STORE_S):
                     refused = await self._store.store(self._replica, records)
-            except Exception:
-                _LOG.exception("snapshots of %d streams were not stored", len(records))
-                for stream_id in records:
-                    if stream_id in self._streams:
-                        self._streams[stream_id].stepped = True
-                continue
-            for stream_id in refused:  # this replica was taken for dead, and another one goes on
+            if refused is None:  # they are sent again
+                for stream_id in records.keys() & self._streams.keys():
+                    self._streams[stream_id].stepped = True
+            for stream_id in refused or ():  # this replica was taken for dead, and another one goes on
                 self._states.end_stream(stream_id)
                 self._streams.pop(stream_id, None)
 
     async def _forget(self, stream_id: Hashable) -> None:
-        try:
+        with _logged(f"stream {stream_id!r} was not forgotten in the store"):
             async with asyncio.timeout(_STORE_S):
                 await self._store.forget([stream_id])
-        except Exception:
-            _LOG.exception("stream %r was not forgotten in the store", stream_id)
 
     def _export(self, stream_id: Hashable) -> Any:
         try:
             return self._states.export_state(stream_id)
         except InvalidInput:
             return None  # it has none
+
+
+@contextlib.contextmanager
+def _logged(failure: str) -> Iterator[None]:
+    """Log an error of the store: streams are served without it."""
+    try:
+        yield
+    except Exception:  # noqa: BLE001 - its actor may fail in any way
+        _LOG.exception(failure)

@@ -12,6 +12,7 @@ from streaminfer.protocols import adapt
 from streaminfer.serving.asgi import ServingApp, asgi_app
 from streaminfer.serving.limits import Limits
 from streaminfer.serving.ray.autoscaling import BURN_RATE, QUEUE_DELAY, UTILIZATION
+from streaminfer.serving.ray.headroom import LoadReport
 from streaminfer.serving.ray.moving_streams import MovingStreams
 from streaminfer.serving.ray.ray_metrics import RayMetrics
 from streaminfer.serving.ray.replica_meter import ReplicaMeter, burn_rate
@@ -35,7 +36,7 @@ class StackReplica:
         stop_timeout_s: seconds for the requests in flight at the end.
     """
 
-    async def __init__(
+    async def __init__(  # type: ignore[misc] # Ray awaits it
         self, stack_factory: Callable[[], Any], model: str, limits: Limits | None, stop_timeout_s: float | None
     ) -> None:
         made = stack_factory()
@@ -47,12 +48,13 @@ class StackReplica:
         self._limits = limits
         self._stop_timeout_s = stop_timeout_s
         self._meter = ReplicaMeter()
+        self._reports = 0
         self._service = Stack(self._meter, _with_moves(stack))
         await self._service.start()
         self._meter.workers = adapt(stack).capabilities().max_in_flight or 1
         self._publishing = asyncio.create_task(self._publish())
 
-    def __serve_build_asgi_app__(self) -> ServingApp:  # noqa: PLW3201 - Ray's name
+    def __serve_build_asgi_app__(self) -> ServingApp:
         """Return the app of the Open Inference Protocol; Ray Serve calls it."""
         return asgi_app({self._model: self._service}, limits=self._limits)
 
@@ -86,20 +88,17 @@ class StackReplica:
 
     async def record_routing_stats(self) -> dict[str, float]:
         """Tell routers what a request costs here."""
-        report = self._meter.report(self._service.clock())
-        return {
-            "service_s": report.service_s,
-            "per_request_s": report.per_request_s,
-            "in_flight": report.in_flight,
-        }
+        measured = self._meter.measure(self._service.clock())
+        self._reports += 1
+        return LoadReport(self._reports, measured.service_s, measured.per_request_s, measured.in_flight)._asdict()
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Tell the autoscaler how busy the replica is."""
-        report = self._meter.report(self._service.clock())
+        measured = self._meter.measure(self._service.clock())
         return {
-            QUEUE_DELAY: report.queue_delay_s,
+            QUEUE_DELAY: measured.queue_delay_s,
             BURN_RATE: burn_rate(self.stack),
-            UTILIZATION: report.utilization,
+            UTILIZATION: measured.utilization,
         }
 
     async def check_health(self) -> None:
@@ -122,7 +121,7 @@ class StackReplica:
         while True:
             try:
                 metrics.publish()
-            except Exception:
+            except Exception:  # noqa: BLE001 - metrics are no reason to stop serving
                 _LOG.exception("the statistics were not published")
             await asyncio.sleep(METRICS_S)
 

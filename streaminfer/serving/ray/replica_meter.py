@@ -11,7 +11,7 @@ from streaminfer.telemetry.objectives.slo import SLO
 from streaminfer.telemetry.services import walk
 from streaminfer.telemetry.telemetry import Telemetry
 
-__all__ = ["ReplicaLoadReport", "ReplicaMeter", "burn_rate"]
+__all__ = ["MeasuredLoad", "ReplicaMeter", "burn_rate"]
 
 _DECAY_NS = 2e9
 """Time after which a request counts 1/e: some reports, so that one burst does not start a replica."""
@@ -20,8 +20,8 @@ _NEWEST = 1 / 32
 _BURN_WINDOW_S = 60.0
 
 
-class ReplicaLoadReport(NamedTuple):
-    """What a replica says of itself.
+class MeasuredLoad(NamedTuple):
+    """What the stack of a replica does.
 
     Attributes:
         service_s: seconds that the batch of a request takes.
@@ -81,10 +81,10 @@ class ReplicaMeter(SyncLayer):
             until_ns = now_ns if request.deadline_ns is None else request.deadline_ns
             self._wait(max(until_ns - token, 0) / 1e9, now_ns)
 
-    def report(self, now_ns: int) -> ReplicaLoadReport:
+    def measure(self, now_ns: int) -> MeasuredLoad:
         """Return what was measured until now."""
         self._decay(now_ns)
-        return ReplicaLoadReport(
+        return MeasuredLoad(
             self._service_s,
             self._per_request_s,
             self._in_flight,
@@ -115,4 +115,3 @@ def burn_rate(stack: Stack) -> float:
     parts = (found.part for found in walk(stack, set()))
     objectives = [part.slo for part in parts if isinstance(part, Telemetry) and isinstance(part.slo, SLO)]
     return max((slo.burn_rate(min(_BURN_WINDOW_S, slo.period_s)) for slo in objectives), default=0.0)
-

@@ -1,7 +1,7 @@
 """Which replica has the state of which stream: the state machine of `StreamStore`.
 
-*Design.* A stream belongs to one replica at a time. A replica that gets a request of a stream that is not its own claims
-it first. If another living replica has the stream, it is asked to hand it over after the step that runs, so that no
+*Design.* A stream belongs to one replica at a time. A replica that gets a request of a stream of another one claims it
+first. If another living replica has the stream, it is asked to hand it over after the step that runs, so that no
 step is lost and results stay equal to the bit. Each replica also sends snapshots of the streams that had steps; when an
 owner does not answer, because its process or node is gone, the claim gets the latest snapshot. A replica that comes
 back after that is told which streams are not its own any more, and drops them (fencing).
@@ -60,7 +60,8 @@ class StreamMoves(Snapshot):
         moved: handed over by their replica: nothing was lost.
         resumed: continued from a snapshot, because their replica was gone; steps after the snapshot are lost.
         restarted: began again, because their replica was gone before the first snapshot.
-        oldest_snapshot_s: seconds between the snapshot and its use, at most so far; it bounds the lost steps.
+        oldest_snapshot_s: seconds between the snapshot and its use, at most so far; the time for which the replica had
+            been gone is part of it.
     """
 
     streams: int
