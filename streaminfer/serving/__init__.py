@@ -7,11 +7,21 @@ from streaminfer._internal.lazy import lazy_attributes
 if TYPE_CHECKING:
     from streaminfer.serving.asgi import ServingApp, asgi_app
     from streaminfer.serving.grpc_service import GrpcService, grpc_servicer
+    from streaminfer.serving.keda import keda_scaled_object
     from streaminfer.serving.limits import Limits
     from streaminfer.serving.ray.autoscaling import Autoscaling
     from streaminfer.serving.ray.deployment import ray_deployment
 
-__all__ = ["Autoscaling", "GrpcService", "Limits", "ServingApp", "asgi_app", "grpc_servicer", "ray_deployment"]
+__all__ = [
+    "Autoscaling",
+    "GrpcService",
+    "Limits",
+    "ServingApp",
+    "asgi_app",
+    "grpc_servicer",
+    "keda_scaled_object",
+    "ray_deployment",
+]
 
 _HOMES = {
     "Autoscaling": "serving.ray.autoscaling",
@@ -20,6 +30,7 @@ _HOMES = {
     "ServingApp": "serving.asgi",
     "asgi_app": "serving.asgi",
     "grpc_servicer": "serving.grpc_service",
+    "keda_scaled_object": "serving.keda",
     "ray_deployment": "serving.ray.deployment",
 }
 

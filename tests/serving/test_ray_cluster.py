@@ -1,27 +1,11 @@
 """Stacks on a real Ray: in one process, and on two nodes of which one is killed."""
 
 import json
-import os
 import socket
-import subprocess
 from pathlib import Path
 
 import pytest
-from servers.environments import ENVIRONMENTS
-
-ROOT = Path(__file__).parents[2]
-
-
-def run_with_ray(script, *arguments, timeout_s=240):
-    folders = [ROOT, ROOT / "examples"]
-    return subprocess.run(
-        [ENVIRONMENTS["ray"].make().python, script, *arguments],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=timeout_s,
-    )
+from ray_environment import ROOT, run_with_ray
 
 
 def json_of(done):
