@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 
 os.environ["RAY_SERVE_LOG_TO_STDERR"] = "0"
+os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "60"  # five seconds are too few on a machine that is busy
 import numpy as np
 import ray
 from ray import serve

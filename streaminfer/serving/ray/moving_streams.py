@@ -21,6 +21,7 @@ SNAPSHOT_S = 0.5
 """Between two snapshots: with the way to the store, one is less than a second old."""
 _STORE_S = 2.0
 """Seconds for a call of the store; a stream is better served without its past than not at all."""
+_MAX_FRESH = 1 << 16
 _LOG = logging.getLogger("streaminfer")
 
 
@@ -91,25 +92,28 @@ class MovingStreams(Wrapper):
             stream.in_flight -= 1
             stream.stepped = True
             stream.used_ns = self.inner.clock()
-            if not stream.in_flight and stream.idle is not None:
+            if not stream.in_flight and stream.idle is not None and not stream.idle.done():
                 stream.idle.set_result(None)
-                stream.idle = None
         return response
 
     # -- the state of streams -----------------------------------------------------------------------------------
 
     def reset_stream(self, stream_id: Hashable) -> None:
         """Let the next step start from the initial state."""
-        if stream_id not in self._streams:
-            self._fresh.add(stream_id)  # its claim takes no state over
         self._states.reset_stream(stream_id)
+        if stream_id not in self._streams:
+            if len(self._fresh) >= _MAX_FRESH:  # of requests that never came
+                self._fresh.clear()
+            self._fresh.add(stream_id)  # its claim takes no state over
 
     def end_stream(self, stream_id: Hashable) -> None:
         """Forget a stream, also in the store."""
         self._states.end_stream(stream_id)
-        self._streams.pop(stream_id, None)
-        self._fresh.discard(stream_id)
-        self._spawn(self._forget(stream_id))
+        stream = self._streams.get(stream_id)
+        is_own = stream is not None and stream.changing is None
+        if is_own:
+            del self._streams[stream_id]
+        self._spawn(self._end(stream_id, is_own))
 
     def export_state(self, stream_id: Hashable) -> Any:
         """Return a copy of the state."""
@@ -215,7 +219,11 @@ class MovingStreams(Wrapper):
                 self._states.end_stream(stream_id)
                 self._streams.pop(stream_id, None)
 
-    async def _forget(self, stream_id: Hashable) -> None:
+    async def _end(self, stream_id: Hashable, is_own: bool) -> None:
+        if not is_own:
+            await self._own(stream_id)  # the replica that has it gives it up
+            self._states.end_stream(stream_id)
+            self._streams.pop(stream_id, None)
         with _logged(f"stream {stream_id!r} was not forgotten in the store"):
             async with asyncio.timeout(_STORE_S):
                 await self._store.forget([stream_id])
