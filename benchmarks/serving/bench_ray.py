@@ -108,8 +108,9 @@ def cluster(nodes: int) -> Iterator[tuple[Any, list[Any], int]]:
         initialize_head=True, head_node_args={**each, "resources": {"place": 1}, "include_dashboard": False}
     )
     try:
-        made = [found.head_node, *(found.add_node(**each, resources={"place": 1}) for _ in range(nodes - 1))]
+        # this process belongs to the node that is there first
         ray.init(address=found.address, log_to_driver=False, logging_level="error")
+        made = [found.head_node, *(found.add_node(**each, resources={"place": 1}) for _ in range(nodes - 1))]
         serve.start(http_options={"port": port})
         yield found, made, port
         serve.shutdown()

@@ -209,8 +209,9 @@ def main():
         initialize_head=True, head_node_args={**node, "resources": {"place": 1, "slow": 2}, "include_dashboard": False}
     )
     try:
-        second = cluster.add_node(**node)
+        # this process belongs to the node that is there first
         ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+        second = cluster.add_node(**node)
         say("ray")
         serve.start(http_options={"port": port})
         print(json.dumps(asyncio.run(check_all(cluster, second, port))))  # noqa: T201 - its result

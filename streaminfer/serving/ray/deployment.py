@@ -1,6 +1,5 @@
 """`ray_deployment`: a stack per replica as a deployment of Ray Serve."""
 
-import importlib
 import logging
 import warnings
 from collections.abc import Awaitable, Callable
@@ -11,6 +10,7 @@ from streaminfer._internal.validation import check_duration, check_instance, exp
 from streaminfer._runtime.stopping import STOP_LIMIT_S
 from streaminfer.serving.limits import Limits, checked_limits
 from streaminfer.serving.ray.autoscaling import Autoscaling, QueueDelayPolicy
+from streaminfer.serving.ray.headroom_router import make_headroom_router
 from streaminfer.serving.ray.replica import StackReplica
 from streaminfer.stack import Stack
 
@@ -20,6 +20,7 @@ ROUTING_STATS_S = 0.2
 AUTOSCALING_S = 0.5
 _MAX_ONGOING_REQUESTS = 1024
 _STOP_MARGIN_S = 5.0
+_ROUTER_PATH = "streaminfer.serving.ray.headroom_router.HeadroomRouter"
 _LOG = logging.getLogger("streaminfer")
 
 
@@ -109,10 +110,10 @@ def _autoscaling_config(autoscaling: Autoscaling) -> Any:
 def _router_config() -> Any:
     """Return the settings of the router; ``None`` where this version of Ray has no such API."""
     try:
-        config = importlib.import_module("ray.serve.config")
-        router = importlib.import_module("streaminfer.serving.ray.headroom_router")
+        make_headroom_router()  # what Ray does with the path
+        config = require("ray.serve.config", extra="ray", purpose="ray_deployment")
         return config.RequestRouterConfig(
-            request_router_class=router.HeadroomRouter, request_routing_stats_period_s=ROUTING_STATS_S
+            request_router_class=_ROUTER_PATH, request_routing_stats_period_s=ROUTING_STATS_S
         )
     except (ImportError, AttributeError, TypeError) as error:
         _LOG.warning("Ray Serve routes as by default, because its router API is another one: %s", error)
