@@ -137,7 +137,10 @@ async def check_streams(cluster, node):
     done = asyncio.Event()
     load = asyncio.create_task(steps(streams, until=done))
     await asyncio.to_thread(deploy, 2)  # which replaces both replicas, one after the other
-    await asyncio.sleep(1.2)
+    async with asyncio.timeout(30):
+        while len((await store.statistics()).owners) < 2:
+            await asyncio.sleep(0.1)
+    await asyncio.sleep(0.6)  # a snapshot of each
     say("replaced")
     found["replaced"] = lost_of(streams) | {"moves": (await store.statistics()).to_dict()}
 

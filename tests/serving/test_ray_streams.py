@@ -113,6 +113,7 @@ async def test_a_stream_that_changes_its_replica_stays_equal(loop):
         assert await running > 0
         moves = await fleet.store.statistics()
     assert (moves.moved, moves.resumed, moves.restarted) == (9, 0, 0)
+    assert (moves.streams, dict(moves.owners)) == (1, {"b": 1})
 
 
 async def test_a_stop_hands_streams_over(loop):

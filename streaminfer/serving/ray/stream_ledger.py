@@ -13,6 +13,7 @@ stream that another replica had counts as exactly one of moved, resumed and rest
 """
 
 import enum
+from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -57,6 +58,7 @@ class StreamMoves(Snapshot):
 
     Attributes:
         streams: that are known now.
+        owners: how many streams each replica has, by its id.
         moved: handed over by their replica: nothing was lost.
         resumed: continued from a snapshot, because their replica was gone; steps after the snapshot are lost.
         restarted: began again, because their replica was gone before the first snapshot.
@@ -65,6 +67,7 @@ class StreamMoves(Snapshot):
     """
 
     streams: int
+    owners: Mapping[str, int]
     moved: int
     resumed: int
     restarted: int
@@ -151,6 +154,7 @@ class StreamLedger:
         """What was counted until now."""
         return StreamMoves(
             streams=len(self._streams),
+            owners=Counter(stream.owner for stream in self._streams.values() if stream.owner),
             moved=self._moved,
             resumed=self._resumed,
             restarted=self._restarted,
