@@ -170,7 +170,8 @@ def added(planes: tuple[str, ...] = ("handle", "HTTP")) -> bool:
     from ray import serve
 
     with cluster(1) as (_, _, port):
-        ours = deploy("ours", make_mlp, ray_actor_options={"num_cpus": 1})
+        # HAProxy routes itself, and Ray refuses another router beside it
+        ours = deploy("ours", make_mlp, headroom_router="HAProxy" not in planes[0], ray_actor_options={"num_cpus": 1})
         bare = serve.deployment(Bare, max_ongoing_requests=1024, ray_actor_options={"num_cpus": 1})
         handle = serve.run(bare.bind(), name="bare", route_prefix="/bare")
         met = []
