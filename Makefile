@@ -38,7 +38,7 @@ $(STAMPS)/group-%: $(STAMPS)/venv pyproject.toml
 	$(BIN)/pip install --quiet --group $*
 	@touch $@
 
-# Triton, MLServer, KServe's server and the voice frameworks, each in an environment of its own
+# Triton, MLServer, KServe's server, Ray and the voice frameworks, each in an environment of its own
 $(STAMPS)/servers: $(STAMPS)/venv benchmarks/servers/environments.py
 	$(BIN)/python benchmarks/servers/environments.py
 	@touch $@

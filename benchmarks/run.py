@@ -14,6 +14,8 @@ import time
 import venv
 from pathlib import Path
 
+from servers.environments import ENVIRONMENTS
+
 HERE = Path(__file__).parent
 PEERS = HERE.parent / ".venv-peers"
 BENCHMARKS = {
@@ -56,6 +58,7 @@ BENCHMARKS = {
     "router": "FallbackRouter: overload, quality kept, brown-out, added CPU",
     "replicas": "Replicas: one of eight slow, broken, in other zones; beside random, round robin and others",
     "serving": "a no-op model over HTTP and gRPC beside bare echoes; copies of a body; 10,000 hostile requests",
+    "ray": "a stack on Ray Serve beside Serve alone: added p50, unequal replicas, a killed node, a large fleet",
     "import": "what importing streaminfer costs",
     "state": "recurrent models batched across streams: streams held on time, copies of states over memcpy",
     "sources": "WebRTC through a lossy network, CPU per picture over a bare PyAV loop",
@@ -91,7 +94,7 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join([*map(str, folders), os.environ.get("PYTHONPATH", "")])}
 
 
-def commands(name: str) -> list[list[str]]:
+def commands(name: str) -> list[list[str]]:  # noqa: PLR0911 - a line each
     """What to run for a name: some of it, or all, in the peers' environment."""
     own = [sys.executable, *(str(path) for path in HERE.glob(f"*/bench_{name}.py"))]
     match name:
@@ -105,6 +108,8 @@ def commands(name: str) -> list[list[str]]:
             return [[peers_python(), str(HERE / "peers" / "ragged.py")]]
         case "peers":
             return [[peers_python(), str(HERE / "peers" / "overhead.py")]]
+        case "ray":
+            return [[str(ENVIRONMENTS["ray"].make().python), own[1]]]
         case _:
             return [own]
 

@@ -129,6 +129,12 @@ ENVIRONMENTS = {
         (("livekit-agents==1.8.9", "livekit-plugins-silero==1.8.9", "attrs>=23.2", "numpy>=2", "onnxruntime>=1.24.3"),),
         pythons=THIS_PYTHON,
     ),
+    "ray": Environment(
+        "ray",
+        # the models of KEDA's definitions are for a test, and are made for each Python anew
+        (("ray[serve]==2.60.0", "attrs>=23.2", "numpy>=2", "cloudcoil-models-keda>=2.16"),),
+        pythons=THIS_PYTHON,
+    ),
 }
 
 

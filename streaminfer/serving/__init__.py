@@ -1,4 +1,4 @@
-"""Stacks behind the Open Inference Protocol: an ASGI app, and a gRPC service."""
+"""Stacks behind the Open Inference Protocol: an ASGI app, a gRPC service, and Ray Serve."""
 
 from typing import TYPE_CHECKING
 
@@ -9,9 +9,13 @@ if TYPE_CHECKING:
     from streaminfer.serving.deadlines import read_timeout_s
     from streaminfer.serving.errors import Failure, describe_failure
     from streaminfer.serving.grpc_service import GrpcService, grpc_servicer
+    from streaminfer.serving.keda import keda_scaled_object
     from streaminfer.serving.limits import Limits
+    from streaminfer.serving.ray.autoscaling import Autoscaling
+    from streaminfer.serving.ray.deployment import ray_deployment
 
 __all__ = [
+    "Autoscaling",
     "Failure",
     "GrpcService",
     "Limits",
@@ -19,10 +23,13 @@ __all__ = [
     "asgi_app",
     "describe_failure",
     "grpc_servicer",
+    "keda_scaled_object",
+    "ray_deployment",
     "read_timeout_s",
 ]
 
 _HOMES = {
+    "Autoscaling": "serving.ray.autoscaling",
     "Failure": "serving.errors",
     "GrpcService": "serving.grpc_service",
     "Limits": "serving.limits",
@@ -30,6 +37,8 @@ _HOMES = {
     "asgi_app": "serving.asgi",
     "describe_failure": "serving.errors",
     "grpc_servicer": "serving.grpc_service",
+    "keda_scaled_object": "serving.keda",
+    "ray_deployment": "serving.ray.deployment",
     "read_timeout_s": "serving.deadlines",
 }
 

@@ -9,7 +9,7 @@ source                              name                         unit
 Triton's clients (parameter)        ``timeout``                  µs; 0: none
 gRPC gateways                       ``grpc-timeout``             digits and H, M, S, m, u or n
 Envoy                               ``x-envoy-expected-rq-…-ms`` ms; 0: none
-Ray Serve's clients                 ``x-request-timeout-seconds``  seconds
+Ray Serve's clients                 ``x-request-timeout-seconds``  seconds; 0: none
 this package                        ``x-streaminfer-timeout-s``  seconds
 ==================================  ===========================  =============================
 """
@@ -119,9 +119,10 @@ def read_timeout_s(headers: Headers, parameters: Mapping[str, Any] = _NONE) -> f
         tightest = min(tightest, int(parts[1]) * _GRPC_UNITS_S[parts[2]])
     if (said := headers.get("x-envoy-expected-rq-timeout-ms")) is not None:
         tightest = min(tightest, _number("x-envoy-expected-rq-timeout-ms", said) / 1e3 or math.inf)
-    for name in ("x-request-timeout-seconds", "x-streaminfer-timeout-s"):
-        if (said := headers.get(name)) is not None:
-            tightest = min(tightest, _number(name, said))
+    if (said := headers.get("x-request-timeout-seconds")) is not None:
+        tightest = min(tightest, _number("x-request-timeout-seconds", said) or math.inf)
+    if (said := headers.get("x-streaminfer-timeout-s")) is not None:
+        tightest = min(tightest, _number("x-streaminfer-timeout-s", said))
     return None if tightest == math.inf else tightest
 
 

@@ -18,6 +18,7 @@ from streaminfer.serving.deadlines import read_settings, read_timeout_s
         ({"x-envoy-expected-rq-timeout-ms": "15"}, {}, 0.015),
         ({"x-envoy-expected-rq-timeout-ms": "0"}, {}, None),
         ({"x-request-timeout-seconds": "1.5"}, {}, 1.5),
+        ({"x-request-timeout-seconds": "0"}, {}, None),
         ({"x-streaminfer-timeout-s": "0"}, {}, 0.0),
         ({"x-streaminfer-timeout-s": "0.2", "x-envoy-expected-rq-timeout-ms": "90"}, {"timeout": 100_000}, 0.09),
     ],

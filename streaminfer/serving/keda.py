@@ -1,0 +1,81 @@
+"""`keda_scaled_object`: replicas of a Kubernetes deployment by queue delay, through KEDA and Prometheus."""
+
+import json
+import math
+
+from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
+from streaminfer.telemetry.exporters.names import METRICS
+from streaminfer.telemetry.exporters.rules.queries import duration, number, slug
+from streaminfer.telemetry.exporters.rules.yaml_text import to_yaml
+
+__all__ = ["keda_scaled_object"]
+
+_PARTS = next(metric.family for metric in METRICS["TelemetryStatistics"] if metric.name == "request.part.duration")
+
+
+def keda_scaled_object(
+    service: str,
+    *,
+    deployment: str,
+    prometheus_url: str,
+    queue_delay_s: float = 0.02,
+    min_replicas: int = 1,
+    max_replicas: int,
+    window_s: float = 60.0,
+    downscale_delay_s: float = 300.0,
+) -> str:
+    """Return a ``ScaledObject`` of KEDA that keeps the mean queue delay of a service at its target.
+
+    For servers of your own in Kubernetes; Ray Serve has `Autoscaling`. Kubernetes multiplies the number of replicas by
+    the delay over the target. A burning error budget is not in it: queue delay rises first.
+
+    Args:
+        service: name of the outermost `Telemetry` of the stack.
+        deployment: name of the Kubernetes deployment.
+        prometheus_url: address of Prometheus, as KEDA reaches it.
+        queue_delay_s: seconds that requests may wait for their batch, on average over all replicas.
+        min_replicas: at least 1: without a replica nothing is measured.
+        max_replicas: at least ``min_replicas``.
+        window_s: seconds over which the mean is taken; several scrapes.
+        downscale_delay_s: seconds for which fewer replicas must be wanted.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong.
+    """
+    for name, text in (("service", service), ("deployment", deployment), ("prometheus_url", prometheus_url)):
+        check_instance(name, text, lambda it: isinstance(it, str) and bool(it), "a text that is not empty")
+    if slug(deployment) != deployment:
+        raise ValueError(expected("deployment", "a name of Kubernetes: lower case letters, digits, dashes", deployment))
+    check_duration("queue_delay_s", queue_delay_s, positive=True)
+    check_count("min_replicas", min_replicas)
+    check_count("max_replicas", max_replicas, at_least=min_replicas)
+    check_duration("window_s", window_s, positive=True)
+    check_duration("downscale_delay_s", downscale_delay_s)
+    selector = f'{{service={json.dumps(service)}, part="queue"}}[{duration(window_s)}]'
+    delay = f"sum(rate({_PARTS}_sum{selector})) / sum(rate({_PARTS}_count{selector}))"
+    trigger = {
+        "type": "prometheus",
+        "metricType": "Value",
+        "metadata": {
+            "serverAddress": prometheus_url,
+            # without requests the mean is not a number, and nobody waits
+            "query": f"({delay} >= 0) or vector(0)",
+            "threshold": number(queue_delay_s),
+        },
+    }
+    down = {"stabilizationWindowSeconds": math.ceil(downscale_delay_s)}
+    return to_yaml(
+        {
+            "apiVersion": "keda.sh/v1alpha1",
+            "kind": "ScaledObject",
+            "metadata": {"name": deployment},
+            "spec": {
+                "scaleTargetRef": {"name": deployment},
+                "pollingInterval": 5,
+                "minReplicaCount": min_replicas,
+                "maxReplicaCount": max_replicas,
+                "advanced": {"horizontalPodAutoscalerConfig": {"behavior": {"scaleDown": down}}},
+                "triggers": [trigger],
+            },
+        }
+    )

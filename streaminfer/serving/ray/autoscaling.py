@@ -1,0 +1,131 @@
+"""How many replicas a deployment needs: from queue delay, burn rate and utilization, never from counts of requests.
+
+*Design.* Ray's default compares requests in flight with a number per replica, which has to be tuned anew for each model
+and batch size, and counts requests of a replica that is gone (ray #61551). What a service promises is a time, so the
+policy reads times: it adds replicas in proportion to the mean queue delay over its target, at most twofold in a
+decision, and at least half as many again while the error budget burns. It removes replicas only when the delay is below
+half the target, nothing burns, and those that are left would be at most 60 % busy. Ray applies ``upscale_delay_s``,
+``downscale_delay_s`` and the bounds to what the policy wants.
+
+*Invariants.* More delay never means fewer replicas; without a report nothing changes.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import attrs
+
+from streaminfer._internal.validation import check_duration, check_number, expected, field_check
+
+__all__ = [
+    "BURN_RATE",
+    "QUEUE_DELAY",
+    "UTILIZATION",
+    "Autoscaling",
+    "QueueDelayPolicy",
+    "ReplicaState",
+    "wanted_replicas",
+]
+
+QUEUE_DELAY, BURN_RATE, UTILIZATION = "queue_delay_s", "burn_rate", "utilization"
+"""Names of the metrics in `record_autoscaling_stats`."""
+
+_MOST_GROWTH = 2.0
+_BURNING_GROWTH = 1.5
+_CALM = 0.5
+_BUSY_AFTER_REMOVAL = 0.6
+
+
+class ReplicaState(NamedTuple):
+    """What a replica reported last; attributes as of `MeasuredLoad`, and the burn rate."""
+
+    queue_delay_s: float
+    burn_rate: float
+    utilization: float
+
+
+@attrs.frozen(kw_only=True)
+class Autoscaling:
+    """When a deployment gets and loses replicas.
+
+    Attributes:
+        min_replicas: at least 1.
+        max_replicas: at least ``min_replicas``.
+        queue_delay_s: seconds that requests may wait for their batch, on average.
+        burn_rate: of the error budget, from which on replicas are added whatever the delay.
+        upscale_delay_s: seconds for which more replicas must be wanted.
+        downscale_delay_s: seconds for which fewer must be wanted.
+    """
+
+    min_replicas: int = 1
+    max_replicas: int
+    queue_delay_s: float = attrs.field(default=0.02, validator=field_check(check_duration, positive=True))
+    burn_rate: float = attrs.field(
+        default=6.0, validator=field_check(check_number, "a number > 0", lambda number: number > 0)
+    )
+    upscale_delay_s: float = attrs.field(default=1.0, validator=field_check(check_duration))
+    downscale_delay_s: float = attrs.field(default=60.0, validator=field_check(check_duration))
+
+    def __attrs_post_init__(self) -> None:
+        if not 1 <= self.min_replicas <= self.max_replicas:
+            raise ValueError(
+                expected("min_replicas", f"from 1 to max_replicas={self.max_replicas!r}", self.min_replicas)
+            )
+
+
+def wanted_replicas(current: int, states: Iterable[ReplicaState], *, queue_delay_s: float, burn_limit: float) -> int:
+    """Return how many replicas are wanted.
+
+    Args:
+        current: replicas that are wanted now.
+        states: what the running ones reported last.
+        queue_delay_s: the target.
+        burn_limit: burn rate from which on replicas are added.
+    """
+    known = list(states)
+    if not known:
+        return current
+    pressure = sum(state.queue_delay_s for state in known) / len(known) / queue_delay_s
+    burning = max(state.burn_rate for state in known) >= burn_limit
+    # those that start have not reported: the delay of the running ones says nothing about them
+    running = min(len(known), current)
+    growth = min(max(pressure, _BURNING_GROWTH if burning else 1.0), _MOST_GROWTH)
+    if growth > 1.0:
+        return max(math.ceil(running * growth), current)
+    if pressure >= _CALM:
+        return current
+    needed = math.ceil(sum(state.utilization for state in known) / _BUSY_AFTER_REMOVAL)
+    return min(max(needed, 1), current)
+
+
+class QueueDelayPolicy:
+    """Autoscaling policy for Ray Serve: `wanted_replicas` over what replicas record.
+
+    Args:
+        queue_delay_s: the target.
+        burn_limit: burn rate from which on replicas are added.
+    """
+
+    def __init__(self, queue_delay_s: float, burn_limit: float) -> None:
+        self._queue_delay_s = queue_delay_s
+        self._burn_limit = burn_limit
+
+    def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
+        """Return how many replicas are wanted, and the state for the next call."""
+        metrics = context.raw_metrics or {}
+        newest = {name: _newest(metrics.get(name) or {}) for name in (QUEUE_DELAY, BURN_RATE, UTILIZATION)}
+        states = [
+            ReplicaState(*(newest[name][replica] for name in (QUEUE_DELAY, BURN_RATE, UTILIZATION)))
+            for replica in context.running_replicas
+            if all(replica in values for values in newest.values())
+        ]
+        wanted = wanted_replicas(
+            context.target_num_replicas, states, queue_delay_s=self._queue_delay_s, burn_limit=self._burn_limit
+        )
+        return wanted, {}
+
+
+def _newest(series: Mapping[Any, Any]) -> dict[Any, float]:
+    """Return the newest value of each replica."""
+    return {replica: points[-1].value for replica, points in series.items() if points}

@@ -1,0 +1,120 @@
+"""`ray_deployment`: a stack per replica as a deployment of Ray Serve."""
+
+import logging
+import warnings
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from streaminfer._internal.extras import require
+from streaminfer._internal.validation import check_duration, check_instance, expected
+from streaminfer._runtime.stopping import STOP_LIMIT_S
+from streaminfer.serving.limits import Limits, checked_limits
+from streaminfer.serving.ray.autoscaling import Autoscaling, QueueDelayPolicy
+from streaminfer.serving.ray.headroom_router import make_headroom_router
+from streaminfer.serving.ray.replica import StackReplica
+from streaminfer.stack import Stack
+
+__all__ = ["ray_deployment"]
+
+ROUTING_STATS_S = 0.2
+AUTOSCALING_S = 0.5
+_MAX_ONGOING_REQUESTS = 1024
+_STOP_MARGIN_S = 5.0
+_ROUTER_PATH = "streaminfer.serving.ray.headroom_router.HeadroomRouter"
+_LOG = logging.getLogger("streaminfer")
+
+
+def ray_deployment(
+    stack_factory: Callable[[], Stack | Awaitable[Stack]],
+    *,
+    model: str = "model",
+    num_replicas: int = 1,
+    autoscaling: Autoscaling | None = None,
+    limits: Limits | None = None,
+    headroom_router: bool = True,
+    stop_timeout_s: float | None = STOP_LIMIT_S,
+    **options: Any,
+) -> Any:
+    """Return a deployment of Ray Serve that runs a stack in each replica.
+
+    A replica is ready when its stack has started, and completes the requests in flight before it stops. It answers the
+    Open Inference Protocol over HTTP, as `asgi_app`, and calls of handles: ``await handle.infer.remote(inputs,
+    timeout_s=0.1, stream_id="caller-7")``. The batcher of the stack makes the batches; Serve only limits how many
+    requests a replica has, 1,024 unless ``max_ongoing_requests`` says otherwise.
+
+    Args:
+        stack_factory: makes the stack; called once in each replica. May be a coroutine function.
+        model: name of the model in addresses: ``/v2/models/NAME/infer``.
+        num_replicas: how many, unless ``autoscaling`` is given.
+        autoscaling: adds and removes replicas by queue delay and burn rate.
+        limits: how much one request over HTTP may bring; ``None``: the defaults.
+        headroom_router: send each request where it is predicted to finish first, and streams always to one replica;
+            otherwise, or where this version of Ray has no such API, as Serve does by default.
+        stop_timeout_s: seconds for the requests in flight when a replica stops; ``None``: no limit of ours.
+        **options: of ``ray.serve.deployment``, such as ``name``, ``ray_actor_options`` and ``max_ongoing_requests``.
+
+    Raises:
+        MissingExtra: Ray Serve is not installed (``pip install 'streaminfer[ray]'``).
+        TypeError, ValueError: an argument is wrong.
+
+    Example:
+        ``serve.run(si.serving.ray_deployment(make_stack, num_replicas=2).bind())``.
+    """
+    serve = require("ray.serve", extra="ray", purpose="ray_deployment")
+    check_instance("stack_factory", stack_factory, callable, "a function that returns a Stack")
+    check_instance(
+        "autoscaling", autoscaling, lambda it: it is None or isinstance(it, Autoscaling), "Autoscaling or None"
+    )
+    check_instance("model", model, lambda it: isinstance(it, str), "a name")
+    if not model or "/" in model:
+        raise ValueError(expected("model", "a name without '/'", model))
+    if stop_timeout_s is not None:
+        check_duration("stop_timeout_s", stop_timeout_s)
+    limits = checked_limits(limits)
+    settings: dict[str, Any] = {"name": model, "max_ongoing_requests": _MAX_ONGOING_REQUESTS}
+    if stop_timeout_s is not None:
+        settings["graceful_shutdown_timeout_s"] = stop_timeout_s + _STOP_MARGIN_S
+    if autoscaling is None:
+        settings["num_replicas"] = num_replicas
+    else:
+        settings["autoscaling_config"] = _autoscaling_config(autoscaling)
+    if headroom_router and (config := _router_config()) is not None:
+        settings["request_router_config"] = config
+
+    class Replica(StackReplica):
+        async def __init__(self) -> None:  # type: ignore[misc] # Ray awaits it
+            await super().__init__(stack_factory, model, limits, stop_timeout_s)
+
+    return serve.deployment(**settings | options)(serve.ingress()(Replica))
+
+
+def _autoscaling_config(autoscaling: Autoscaling) -> Any:
+    config = require("ray.serve.config", extra="ray", purpose="ray_deployment")
+    policy = config.AutoscalingPolicy(
+        policy_function=QueueDelayPolicy,
+        policy_kwargs={"queue_delay_s": autoscaling.queue_delay_s, "burn_limit": autoscaling.burn_rate},
+    )
+    with warnings.catch_warnings():
+        # the variable of the environment that is to replace the interval is not read in 2.60
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return config.AutoscalingConfig(
+            min_replicas=autoscaling.min_replicas,
+            max_replicas=autoscaling.max_replicas,
+            upscale_delay_s=autoscaling.upscale_delay_s,
+            downscale_delay_s=autoscaling.downscale_delay_s,
+            metrics_interval_s=AUTOSCALING_S,
+            policy=policy,
+        )
+
+
+def _router_config() -> Any:
+    """Return the settings of the router; ``None`` where this version of Ray has no such API."""
+    try:
+        make_headroom_router()  # what Ray does with the path
+        config = require("ray.serve.config", extra="ray", purpose="ray_deployment")
+        return config.RequestRouterConfig(
+            request_router_class=_ROUTER_PATH, request_routing_stats_period_s=ROUTING_STATS_S
+        )
+    except (ImportError, AttributeError, TypeError) as error:
+        _LOG.warning("Ray Serve routes as by default, because its router API is another one: %s", error)
+        return None

@@ -1,0 +1,244 @@
+"""`MovingStreams`: a stack whose streams belong to one replica of a deployment at a time, and move with their state."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Coroutine, Hashable, Iterable, Iterator
+from typing import Any
+
+import attrs
+
+from streaminfer.errors import InvalidInput
+from streaminfer.protocols import Capabilities, StreamStates, Wrapper
+from streaminfer.request import Request, Response
+from streaminfer.serving.ray.stream_ledger import IDLE_NS
+from streaminfer.serving.ray.stream_store import StateStore
+from streaminfer.stack import Stack
+
+__all__ = ["SNAPSHOT_S", "MovingStreams"]
+
+SNAPSHOT_S = 0.5
+"""Between two snapshots: with the way to the store, one is less than a second old."""
+_STORE_S = 2.0
+"""Seconds for a call of the store; a stream is better served without its past than not at all."""
+_MAX_FRESH = 1 << 16
+_LOG = logging.getLogger("streaminfer")
+
+
+@attrs.define(eq=False)
+class _Stream:
+    """A stream of this replica; ``changing`` ends when it has been claimed, or handed over."""
+
+    changing: asyncio.Future[None] | None
+    in_flight: int = 0
+    stepped: bool = False
+    used_ns: int = 0
+    idle: asyncio.Future[None] | None = None
+
+
+class MovingStreams(Wrapper):
+    """Claims the state of a stream before its first request, and hands it over when another replica wants it.
+
+    A store that does not answer within two seconds is passed over: the stream starts with what its replica has, and
+    the log says so.
+
+    Args:
+        inner: a stack that keeps the state of streams.
+        states: the keeper in it.
+        store: of the deployment.
+        replica: id of this one.
+    """
+
+    def __init__(self, inner: Stack, states: StreamStates, store: StateStore, replica: str) -> None:
+        super().__init__(inner)
+        self._states = states
+        self._store = store
+        self._replica = replica
+        self._streams: dict[Hashable, _Stream] = {}
+        self._fresh: set[Hashable] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def capabilities(self) -> Capabilities:
+        """What the stack offers; streams that end are forgotten in the store too."""
+        # the stack around it arms timers, because a claim takes time before the batcher knows the request
+        return super().capabilities()._replace(stream_states=self, enforces_deadline=False)
+
+    async def start(self) -> None:
+        """Start the stack, and send snapshots from now on."""
+        await self.inner.start()
+        self._spawn(self._send_snapshots())
+        self._spawn(self._serve_claims())
+
+    async def stop(self, *, drain: bool = True) -> None:
+        """Hand all streams over, and stop the stack."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if drain:
+            await self._release(list(self._streams))
+        await self.inner.stop(drain=drain)
+
+    async def call(self, request: Request) -> Response:
+        """Serve one request, after its stream was claimed."""
+        if request.stream_id is None:
+            response: Response = await self.inner.call(request)
+            return response
+        stream = await self._own(request.stream_id)
+        stream.in_flight += 1
+        try:
+            response = await self.inner.call(request)
+        finally:
+            stream.in_flight -= 1
+            stream.stepped = True
+            stream.used_ns = self.inner.clock()
+            if not stream.in_flight and stream.idle is not None and not stream.idle.done():
+                stream.idle.set_result(None)
+        return response
+
+    # -- the state of streams -----------------------------------------------------------------------------------
+
+    def reset_stream(self, stream_id: Hashable) -> None:
+        """Let the next step start from the initial state."""
+        self._states.reset_stream(stream_id)
+        if stream_id not in self._streams:
+            if len(self._fresh) >= _MAX_FRESH:  # of requests that never came
+                self._fresh.clear()
+            self._fresh.add(stream_id)  # its claim takes no state over
+
+    def end_stream(self, stream_id: Hashable) -> None:
+        """Forget a stream, also in the store."""
+        self._states.end_stream(stream_id)
+        stream = self._streams.get(stream_id)
+        is_own = stream is not None and stream.changing is None
+        if is_own:
+            del self._streams[stream_id]
+        self._spawn(self._end(stream_id, is_own))
+
+    def export_state(self, stream_id: Hashable) -> Any:
+        """Return a copy of the state."""
+        return self._states.export_state(stream_id)
+
+    def import_state(self, stream_id: Hashable, state: Any) -> None:
+        """Let the next step go on from ``state``."""
+        self._states.import_state(stream_id, state)
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    async def _own(self, stream_id: Hashable) -> _Stream:
+        """Return the stream as soon as it belongs to this replica."""
+        while True:
+            stream = self._streams.get(stream_id)
+            if stream is None:
+                stream = self._streams[stream_id] = _Stream(asyncio.get_running_loop().create_future())
+                self._spawn(self._claim(stream_id, stream))  # it goes on where the request is cancelled
+            if stream.changing is None:
+                return stream
+            await asyncio.shield(stream.changing)
+
+    async def _claim(self, stream_id: Hashable, stream: _Stream) -> None:
+        changing, stream.used_ns = stream.changing, self.inner.clock()
+        assert changing is not None  # noqa: S101 - set by the caller
+        try:
+            with _logged(f"stream {stream_id!r} starts without the state that the store may have"):
+                async with asyncio.timeout(_STORE_S):
+                    state = await self._store.claim(stream_id, self._replica)
+                if state is not None and stream_id not in self._fresh and self._export(stream_id) is None:
+                    self._states.import_state(stream_id, state)
+        finally:
+            self._fresh.discard(stream_id)
+            stream.changing = None
+            changing.set_result(None)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _drop(self, stream_id: Hashable, stream: _Stream) -> None:
+        if self._streams.get(stream_id) is stream:
+            del self._streams[stream_id]
+
+    async def _serve_claims(self) -> None:
+        """Hand over what other replicas want, as long as this one runs."""
+        while True:
+            wanted: list[Hashable] | None = None
+            with _logged("the store of streams does not answer"):
+                wanted = await self._store.wanted(self._replica)
+            if wanted is None:
+                await asyncio.sleep(SNAPSHOT_S)
+            else:
+                await self._release(wanted)
+
+    async def _release(self, stream_ids: Iterable[Hashable]) -> None:
+        """Hand over streams, each after the requests that run."""
+        await asyncio.gather(*map(self._release_one, stream_ids))
+
+    async def _release_one(self, stream_id: Hashable) -> None:
+        loop = asyncio.get_running_loop()
+        stream = self._streams.get(stream_id)
+        while stream is not None and stream.changing is not None:
+            await asyncio.shield(stream.changing)
+            stream = self._streams.get(stream_id)
+        if stream is None:
+            stream = self._streams[stream_id] = _Stream(None)
+        changing = stream.changing = loop.create_future()
+        try:
+            if stream.in_flight:
+                stream.idle = loop.create_future()
+                await stream.idle
+            record = self._export(stream_id)
+            self._states.end_stream(stream_id)
+            with _logged(f"stream {stream_id!r} was not handed over"):
+                async with asyncio.timeout(_STORE_S):
+                    await self._store.hand_over(self._replica, {stream_id: record})
+        finally:
+            self._drop(stream_id, stream)
+            changing.set_result(None)
+
+    async def _send_snapshots(self) -> None:
+        while True:
+            await asyncio.sleep(SNAPSHOT_S)
+            now_ns = self.inner.clock()
+            records = {}
+            for stream_id, stream in tuple(self._streams.items()):
+                if stream.stepped and stream.changing is None:
+                    stream.stepped = False
+                    if (record := self._export(stream_id)) is not None:
+                        records[stream_id] = record
+                elif stream.changing is None and not stream.in_flight and now_ns - stream.used_ns >= IDLE_NS:
+                    del self._streams[stream_id]
+            refused: list[Hashable] | None = None
+            with _logged(f"snapshots of {len(records)} streams were not stored"):
+                async with asyncio.timeout(_STORE_S):
+                    refused = await self._store.store(self._replica, records)
+            if refused is None:  # they are sent again
+                for stream_id in records.keys() & self._streams.keys():
+                    self._streams[stream_id].stepped = True
+            for stream_id in refused or ():  # this replica was taken for dead, and another one goes on
+                self._states.end_stream(stream_id)
+                self._streams.pop(stream_id, None)
+
+    async def _end(self, stream_id: Hashable, is_own: bool) -> None:
+        if not is_own:
+            await self._own(stream_id)  # the replica that has it gives it up
+            self._states.end_stream(stream_id)
+            self._streams.pop(stream_id, None)
+        with _logged(f"stream {stream_id!r} was not forgotten in the store"):
+            async with asyncio.timeout(_STORE_S):
+                await self._store.forget([stream_id])
+
+    def _export(self, stream_id: Hashable) -> Any:
+        try:
+            return self._states.export_state(stream_id)
+        except InvalidInput:
+            return None  # it has none
+
+
+@contextlib.contextmanager
+def _logged(failure: str) -> Iterator[None]:
+    """Log an error of the store: streams are served without it."""
+    try:
+        yield
+    except Exception:  # noqa: BLE001 - its actor may fail in any way
+        _LOG.exception(failure)

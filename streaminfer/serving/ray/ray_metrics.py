@@ -1,0 +1,58 @@
+"""`RayMetrics`: all that a stack measures, in Ray's own metrics, which Ray's agents export to Prometheus.
+
+Ray adds the prefix ``ray_`` and, in replicas of Ray Serve, the labels ``application``, ``deployment`` and ``replica``.
+All are gauges for Ray, also counters and the buckets of histograms: each is set to what it is, with the name that
+Prometheus queries know, so that ``rate`` and ``histogram_quantile`` work.
+"""
+
+from typing import Any
+
+from streaminfer._internal.extras import require
+from streaminfer.stack import Stack
+from streaminfer.telemetry.exporters.collection import Collection
+from streaminfer.telemetry.exporters.histogram_points import BOUND_LABELS, HistogramPoint, HistogramReader
+from streaminfer.telemetry.exporters.metric import Metric
+from streaminfer.telemetry.services import name_services
+
+__all__ = ["RayMetrics"]
+
+
+class RayMetrics:
+    """Publishes the statistics of a stack.
+
+    Args:
+        stack: which one.
+
+    Raises:
+        MissingExtra: Ray is not installed (``pip install 'streaminfer[ray]'``).
+    """
+
+    def __init__(self, stack: Stack) -> None:
+        self._metrics = require("ray.serve.metrics", extra="ray", purpose="RayMetrics")
+        self._services = name_services([stack])
+        self._gauges: dict[tuple[str, tuple[str, ...]], Any] = {}
+
+    def publish(self) -> None:
+        """Set each metric to what it is now."""
+        collection = Collection(HistogramReader())
+        for service, parts in self._services:
+            collection.add(service, parts)
+        for metric, samples in collection.families.items():
+            for sample in samples:
+                labels, value = dict(sample.labels), sample.value
+                if not isinstance(value, HistogramPoint):
+                    self._set(metric, metric.prometheus, labels, value)
+                    continue
+                for bound, count in zip(BOUND_LABELS, value.cumulative, strict=True):
+                    self._set(metric, f"{metric.family}_bucket", {**labels, "le": bound}, count)
+                self._set(metric, f"{metric.family}_sum", labels, value.sum_s)
+                self._set(metric, f"{metric.family}_count", labels, value.total)
+
+    def _set(self, metric: Metric, name: str, labels: dict[str, str], value: float) -> None:
+        # Ray adds the labels of the replica under these names
+        labels = {f"{key}_" if key in {"application", "deployment", "replica"} else key: labels[key] for key in labels}
+        keys = tuple(sorted(labels))
+        gauge = self._gauges.get((name, keys))
+        if gauge is None:
+            gauge = self._gauges[name, keys] = self._metrics.Gauge(name, description=metric.help, tag_keys=keys)
+        gauge.set(value, tags=labels)

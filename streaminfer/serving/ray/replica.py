@@ -1,0 +1,138 @@
+"""`StackReplica`: what runs in each replica of a deployment: one stack, its HTTP app, and what it tells Ray Serve."""
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from streaminfer._internal.extras import require
+from streaminfer._internal.validation import expected
+from streaminfer.protocols import adapt
+from streaminfer.serving.asgi import ServingApp, asgi_app
+from streaminfer.serving.limits import Limits
+from streaminfer.serving.ray.autoscaling import BURN_RATE, QUEUE_DELAY, UTILIZATION
+from streaminfer.serving.ray.headroom import LoadReport
+from streaminfer.serving.ray.moving_streams import MovingStreams
+from streaminfer.serving.ray.ray_metrics import RayMetrics
+from streaminfer.serving.ray.replica_meter import ReplicaMeter, burn_rate
+from streaminfer.serving.ray.stream_store import store_actor
+from streaminfer.stack import Stack
+
+__all__ = ["StackReplica"]
+
+METRICS_S = 5.0
+"""Between two publications of the statistics; Ray's agents export every ten seconds by default."""
+_LOG = logging.getLogger("streaminfer")
+
+
+class StackReplica:
+    """One replica. Ray Serve makes it, calls its methods, and awaits its ``__del__`` when the replica stops.
+
+    Args:
+        stack_factory: makes the stack, or is a coroutine function that does; called in the replica.
+        model: name of the model in addresses.
+        limits: of requests over HTTP.
+        stop_timeout_s: seconds for the requests in flight at the end.
+    """
+
+    async def __init__(  # type: ignore[misc] # Ray awaits it
+        self, stack_factory: Callable[[], Any], model: str, limits: Limits | None, stop_timeout_s: float | None
+    ) -> None:
+        made = stack_factory()
+        stack = await made if inspect.isawaitable(made) else made
+        if not isinstance(stack, Stack):
+            raise TypeError(expected("stack_factory", "a function that returns a Stack", stack))
+        self.stack = stack
+        self._model = model
+        self._limits = limits
+        self._stop_timeout_s = stop_timeout_s
+        self._meter = ReplicaMeter()
+        self._reports = 0
+        self._service = Stack(self._meter, _with_moves(stack))
+        await self._service.start()
+        self._meter.workers = adapt(stack).capabilities().max_in_flight or 1
+        self._publishing = asyncio.create_task(self._publish())
+
+    def __serve_build_asgi_app__(self) -> ServingApp:
+        """Return the app of the Open Inference Protocol; Ray Serve calls it."""
+        return asgi_app({self._model: self._service}, limits=self._limits)
+
+    async def infer(
+        self,
+        inputs: Any,
+        *,
+        timeout_s: float | None = None,
+        priority: int = 0,
+        stream_id: Hashable = None,
+        tenant: str | None = None,
+    ) -> Any:
+        """Answer one request of a handle: ``await handle.infer.remote(inputs, timeout_s=0.1)``; as calling a `Stack`.
+
+        Raises:
+            StreamInferError: it could not be answered; the class says why.
+        """
+        return await self._service(inputs, timeout_s=timeout_s, priority=priority, stream_id=stream_id, tenant=tenant)
+
+    async def end_stream(self, stream_id: Hashable) -> None:
+        """Forget the state of a stream: ``handle.end_stream.remote("caller-7")``."""
+        states = adapt(self._service).capabilities().stream_states
+        if states is not None:
+            states.end_stream(stream_id)
+
+    async def statistics(self) -> dict[str, Any]:
+        """Return the statistics of the stack of one replica."""
+        return self.stack.statistics().to_dict()
+
+    # -- what Ray Serve calls -----------------------------------------------------------------------------------
+
+    async def record_routing_stats(self) -> dict[str, float]:
+        """Tell routers what a request costs here."""
+        measured = self._meter.measure(self._service.clock())
+        self._reports += 1
+        return LoadReport(self._reports, measured.service_s, measured.per_request_s, measured.in_flight)._asdict()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Tell the autoscaler how busy the replica is."""
+        measured = self._meter.measure(self._service.clock())
+        return {
+            QUEUE_DELAY: measured.queue_delay_s,
+            BURN_RATE: burn_rate(self.stack),
+            UTILIZATION: measured.utilization,
+        }
+
+    async def check_health(self) -> None:
+        """Tell whether the replica is to be replaced.
+
+        Raises:
+            RuntimeError: it is: the stack does not run.
+        """
+        if not self._service.ready:
+            raise RuntimeError(f"the stack is {self._service.stack_state}")
+
+    async def __del__(self) -> None:
+        """Complete the requests in flight, hand the streams over and stop; Ray Serve awaits it."""
+        self._publishing.cancel()
+        await asyncio.gather(self._publishing, return_exceptions=True)
+        await self._service.stop(timeout_s=self._stop_timeout_s)
+
+    async def _publish(self) -> None:
+        metrics = RayMetrics(self.stack)
+        while True:
+            try:
+                metrics.publish()
+            except Exception:  # noqa: BLE001 - metrics are no reason to stop serving
+                _LOG.exception("the statistics were not published")
+            await asyncio.sleep(METRICS_S)
+
+
+def _with_moves(stack: Stack) -> Any:
+    """Return the stack, or one whose streams move if it keeps state and there are other replicas."""
+    states = adapt(stack).capabilities().stream_states
+    ray = require("ray", extra="ray", purpose="ray_deployment")
+    if states is None or not ray.is_initialized():
+        return stack
+    serve = require("ray.serve", extra="ray", purpose="ray_deployment")
+    replica = serve.get_replica_context()
+    store = store_actor(ray, f"{replica.app_name}#{replica.deployment}")
+    return MovingStreams(stack, states, store, replica.replica_tag)

@@ -1,0 +1,117 @@
+"""`ReplicaMeter`: how busy the stack of a replica is, for the router and the autoscaler."""
+
+import math
+from typing import NamedTuple
+
+from streaminfer.errors import DeadlineExceeded, Overloaded
+from streaminfer.request import Request, Response
+from streaminfer.stack import Stack
+from streaminfer.sync_layer import SyncLayer
+from streaminfer.telemetry.objectives.slo import SLO
+from streaminfer.telemetry.services import walk
+from streaminfer.telemetry.telemetry import Telemetry
+
+__all__ = ["MeasuredLoad", "ReplicaMeter", "burn_rate"]
+
+_DECAY_NS = 2e9
+"""Time after which a request counts 1/e: some reports, so that one burst does not start a replica."""
+_NEWEST = 1 / 32
+"""Weight of the newest request in what requests usually take."""
+_BURN_WINDOW_S = 60.0
+
+
+class MeasuredLoad(NamedTuple):
+    """What the stack of a replica does.
+
+    Attributes:
+        service_s: seconds that the batch of a request takes.
+        per_request_s: seconds by which each request in flight delays the next one.
+        in_flight: requests now.
+        queue_delay_s: mean seconds that requests waited for their batch, of late.
+        utilization: share of the workers' time that batches took, of late.
+    """
+
+    service_s: float
+    per_request_s: float
+    in_flight: int
+    queue_delay_s: float
+    utilization: float
+
+
+class ReplicaMeter(SyncLayer):
+    """Layer that measures what goes through a stack: queue delay, service time and utilization.
+
+    A request that was rejected or ended at its deadline counts as one that waited at least until its deadline, so that
+    overload is seen although those that got a response waited little.
+
+    Attributes:
+        workers: batches that run at the same time.
+    """
+
+    def __init__(self) -> None:
+        self.workers = 1
+        self._in_flight = 0
+        self._service_s = 0.0
+        self._per_request_s = 0.0
+        self._waited_s = 0.0
+        self._waited = 0.0
+        self._busy_s = 0.0
+        self._decayed_ns = 0
+
+    def enter(self, request: Request, now_ns: int) -> int:  # noqa: ARG002 - of the protocol
+        """Count a request in."""
+        self._in_flight += 1
+        return now_ns
+
+    def exit(self, request: Request, token: int, outcome: Response | BaseException, now_ns: int) -> None:
+        """Count it out, and learn from it."""
+        self._in_flight -= 1
+        if isinstance(outcome, Response):
+            timings = outcome.timings
+            if timings is None or not timings.batch_size:
+                self._learn((now_ns - token) / 1e9, (now_ns - token) / 1e9 / (self._in_flight + 1))
+                self._wait(0.0, now_ns)
+                return
+            batch_s = (timings.inferred_ns - timings.started_ns) / 1e9
+            share_s = batch_s / timings.batch_size
+            self._learn((now_ns - timings.started_ns) / 1e9, share_s / self.workers)
+            self._wait(timings.queued_s, now_ns)
+            self._busy_s += share_s
+        elif isinstance(outcome, (DeadlineExceeded, Overloaded)):
+            until_ns = now_ns if request.deadline_ns is None else request.deadline_ns
+            self._wait(max(until_ns - token, 0) / 1e9, now_ns)
+
+    def measure(self, now_ns: int) -> MeasuredLoad:
+        """Return what was measured until now."""
+        self._decay(now_ns)
+        return MeasuredLoad(
+            self._service_s,
+            self._per_request_s,
+            self._in_flight,
+            self._waited_s / max(self._waited, 1.0),
+            self._busy_s / (_DECAY_NS / 1e9) / self.workers,
+        )
+
+    def _learn(self, service_s: float, per_request_s: float) -> None:
+        weight = _NEWEST if self._service_s else 1.0
+        self._service_s += (service_s - self._service_s) * weight
+        self._per_request_s += (per_request_s - self._per_request_s) * weight
+
+    def _wait(self, seconds: float, now_ns: int) -> None:
+        self._decay(now_ns)
+        self._waited_s += seconds
+        self._waited += 1.0
+
+    def _decay(self, now_ns: int) -> None:
+        left = math.exp((self._decayed_ns - now_ns) / _DECAY_NS) if now_ns > self._decayed_ns else 1.0
+        self._decayed_ns = max(now_ns, self._decayed_ns)
+        self._waited_s *= left
+        self._waited *= left
+        self._busy_s *= left
+
+
+def burn_rate(stack: Stack) -> float:
+    """Return the highest burn rate of the objectives in a stack over the last minute; 0.0: it has none."""
+    parts = (found.part for found in walk(stack, set()))
+    objectives = [part.slo for part in parts if isinstance(part, Telemetry) and isinstance(part.slo, SLO)]
+    return max((slo.burn_rate(min(_BURN_WINDOW_S, slo.period_s)) for slo in objectives), default=0.0)

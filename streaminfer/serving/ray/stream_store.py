@@ -1,0 +1,206 @@
+"""`StreamStore`: the actor that knows where streams are, and keeps a recent snapshot of each."""
+
+import asyncio
+import time
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, Protocol
+
+from streaminfer._internal.extras import require
+from streaminfer.protocols import Clock
+from streaminfer.serving.ray.stream_ledger import ClaimKind, StreamLedger, StreamMoves
+
+__all__ = ["RemoteStreamStore", "StateStore", "StreamStore", "store_actor"]
+
+ANSWER_S = 0.5
+"""An owner that has not handed a stream over after so long is taken for dead."""
+POLL_S = 10.0
+"""How long a replica's question for what others want stays open."""
+_NAMESPACE = "streaminfer"
+_ALONE_S = 120.0
+
+
+class StateStore(Protocol):
+    """What replicas call."""
+
+    async def claim(self, stream_id: Hashable, replica: str) -> Any:
+        """Make a stream the replica's; return its state, or ``None`` where it has none."""
+        ...
+
+    async def wanted(self, replica: str) -> list[Hashable]:
+        """Wait until other replicas want streams of this one; return these, or nothing after a while."""
+        ...
+
+    async def store(self, replica: str, records: Mapping[Hashable, Any]) -> list[Hashable]:
+        """Keep snapshots; return the streams that are another replica's."""
+        ...
+
+    async def hand_over(self, replica: str, records: Mapping[Hashable, Any]) -> None:
+        """Keep final states."""
+        ...
+
+    async def forget(self, stream_ids: list[Hashable]) -> None:
+        """Forget streams that ended."""
+        ...
+
+    async def statistics(self) -> StreamMoves:
+        """What became of streams."""
+        ...
+
+
+class StreamStore:
+    """Keeps owners and snapshots in memory; a Ray actor, or an object of one event loop.
+
+    Args:
+        clock: monotonic nanoseconds.
+        leave: called when no replica has called for two minutes.
+    """
+
+    def __init__(self, clock: Clock = time.monotonic_ns, leave: Callable[[], None] | None = None) -> None:
+        self._clock = clock
+        self._leave = leave
+        self._ledger = StreamLedger()
+        self._wanted: dict[str, set[Hashable]] = {}
+        self._wakes: dict[str, asyncio.Future[None]] = {}
+        self._handed: dict[Hashable, set[asyncio.Future[None]]] = {}
+        self._alone: asyncio.TimerHandle | None = None
+
+    async def claim(self, stream_id: Hashable, replica: str) -> Any:
+        """Make a stream the replica's; its owner is asked first, and has half a second."""
+        claim = self._ledger.claim(stream_id, replica, self._clock())
+        while claim.kind is ClaimKind.ASK:
+            if await self._ask(stream_id, claim.owner):
+                claim = self._ledger.claim(stream_id, replica, self._clock())  # another one may have been faster
+            else:
+                claim = self._ledger.take(stream_id, replica, self._clock())
+        return claim.record
+
+    async def _ask(self, stream_id: Hashable, owner: str) -> bool:
+        """Ask an owner for a stream; return whether it answered."""
+        handed = asyncio.get_running_loop().create_future()
+        waiting = self._handed.setdefault(stream_id, set())
+        waiting.add(handed)
+        self._wanted.setdefault(owner, set()).add(stream_id)
+        wake = self._wakes.get(owner)
+        if wake is not None and not wake.done():
+            wake.set_result(None)
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                await handed
+        except TimeoutError:
+            return False
+        finally:
+            waiting.discard(handed)
+            if not waiting and self._handed.get(stream_id) is waiting:
+                del self._handed[stream_id]
+        return True
+
+    async def wanted(self, replica: str) -> list[Hashable]:
+        """Wait for claims of a replica's streams, ten seconds at most."""
+        self._ledger.hear(replica, self._clock())
+        if not self._wanted.get(replica):
+            wake = self._wakes[replica] = asyncio.get_running_loop().create_future()
+            try:
+                async with asyncio.timeout(POLL_S):
+                    await wake
+            except TimeoutError:
+                pass  # nobody wants any
+            finally:
+                if self._wakes.get(replica) is wake:
+                    del self._wakes[replica]
+        return list(self._wanted.pop(replica, ()))
+
+    async def store(self, replica: str, records: Mapping[Hashable, Any]) -> list[Hashable]:
+        """Keep snapshots of a replica, and note that it lives."""
+        now_ns = self._clock()
+        self._leave_later()
+        self._ledger.expire(now_ns)
+        return self._ledger.store(replica, records, now_ns)
+
+    async def hand_over(self, replica: str, records: Mapping[Hashable, Any]) -> None:
+        """Keep final states and end the waiting for them."""
+        self._ledger.hand_over(replica, records, self._clock())
+        for stream_id in records:
+            for handed in self._handed.get(stream_id, ()):
+                if not handed.done():
+                    handed.set_result(None)
+
+    async def forget(self, stream_ids: list[Hashable]) -> None:
+        """Forget streams that ended."""
+        self._ledger.forget(stream_ids)
+
+    async def statistics(self) -> StreamMoves:
+        """What became of streams."""
+        return self._ledger.statistics()
+
+    def _leave_later(self) -> None:
+        """Start again to count how long no replica has called."""
+        if self._leave is not None:
+            if self._alone is not None:
+                self._alone.cancel()
+            self._alone = asyncio.get_running_loop().call_later(_ALONE_S, self._leave)
+
+
+class StoreActor(StreamStore):
+    """The store as an actor, which ends when its deployment has been gone for two minutes."""
+
+    def __init__(self) -> None:
+        ray = require("ray", extra="ray", purpose="ray_deployment")
+        super().__init__(leave=lambda: ray.kill(ray.get_runtime_context().current_actor))
+
+
+class RemoteStreamStore:
+    """A `StreamStore` in an actor.
+
+    Args:
+        actor: its handle.
+    """
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    async def claim(self, stream_id: Hashable, replica: str) -> Any:
+        """Call the actor."""
+        return await self._actor.claim.remote(stream_id, replica)
+
+    async def wanted(self, replica: str) -> list[Hashable]:
+        """Call the actor."""
+        found: list[Hashable] = await self._actor.wanted.remote(replica)
+        return found
+
+    async def store(self, replica: str, records: Mapping[Hashable, Any]) -> list[Hashable]:
+        """Call the actor."""
+        refused: list[Hashable] = await self._actor.store.remote(replica, records)
+        return refused
+
+    async def hand_over(self, replica: str, records: Mapping[Hashable, Any]) -> None:
+        """Call the actor."""
+        await self._actor.hand_over.remote(replica, records)
+
+    async def forget(self, stream_ids: list[Hashable]) -> None:
+        """Call the actor."""
+        await self._actor.forget.remote(stream_ids)
+
+    async def statistics(self) -> StreamMoves:
+        """Call the actor."""
+        moves: StreamMoves = await self._actor.statistics.remote()
+        return moves
+
+
+def store_actor(ray: Any, deployment: str) -> RemoteStreamStore:
+    """Return the store of a deployment; the first replica makes it, on the node of Serve's controller.
+
+    Args:
+        ray: the module.
+        deployment: name of the application and the deployment.
+    """
+    options = {
+        "name": f"streams of {deployment}",
+        "namespace": _NAMESPACE,
+        "get_if_exists": True,
+        "lifetime": "detached",
+        "num_cpus": 0,
+        "max_concurrency": 10_000,
+        "max_restarts": -1,
+        "resources": {"node:__internal_head__": 0.001},
+    }
+    return RemoteStreamStore(ray.remote(StoreActor).options(**options).remote())

@@ -1,0 +1,234 @@
+"""Two nodes of Ray on this machine: streams move, a node is killed under load, replicas are added; prints JSON.
+
+Run by `test_ray_cluster.py` in an environment that has Ray. Steps of a stream are checked against the model itself.
+"""
+
+import asyncio
+import json
+import os
+import sys
+import time
+import traceback
+import urllib.error
+import urllib.request
+
+os.environ["RAY_SERVE_LOG_TO_STDERR"] = "0"
+os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "60"  # five seconds are too few on a machine that is busy
+import numpy as np
+import ray
+from ray import serve
+from ray.cluster_utils import Cluster
+
+import streaminfer as si
+from streaminfer.serving import Autoscaling
+from streaminfer.serving.ray.stream_store import store_actor
+
+STREAMS = 12
+BEGAN_S = time.perf_counter()
+STORE_BYTES = 80 << 20
+
+
+def say(what):
+    print(f"{time.perf_counter() - BEGAN_S:5.1f} s: {what}", file=sys.stderr, flush=True)  # noqa: T201 - where it hangs, if it does
+
+
+class Recurrent:
+    """h' = 31 h + x, y = the sum of h': the state tells every input that it has seen, in their order."""
+
+    returns_new_arrays = True
+
+    async def infer(self, batch):
+        h = batch.inputs["h"] * 31 + batch.inputs["x"][:, None]
+        return {"y": h.sum(axis=1), "h2": h}
+
+
+def make_recurrent():
+    model = si.streams.StatefulBackend(
+        Recurrent(), state={"h": "h2"}, initial={"h": np.arange(1, 4)}, max_streams=STREAMS
+    )
+    return si.Stack(si.AdaptiveBatcher(max_batch_size=8), model)
+
+
+class Slow:
+    """Takes 40 ms for a batch of any size."""
+
+    async def infer(self, batch):
+        await asyncio.sleep(0.04)
+        return list(batch.inputs)
+
+
+def make_slow():
+    return si.Stack(si.Telemetry("slow"), si.AdaptiveBatcher(max_batch_size=1), Slow())
+
+
+class Stream:
+    """Sends steps one after another, and follows what the model must say."""
+
+    def __init__(self, handle, name):
+        self.handle, self.name = handle, name
+        self.states = [np.arange(1, 4)]
+        self.unsure = []
+        self.lost = self.failed = self.succeeded = 0
+        self.longest_s = 0.0
+
+    def after(self, state, x):
+        return state * 31 + x
+
+    async def step(self, x):
+        began = time.perf_counter()
+        try:
+            y = await asyncio.wait_for(self.handle.infer.remote({"x": np.int64(x)}, stream_id=self.name), 5.0)
+        except Exception:
+            self.failed += 1
+            # it may have been made all the same, and be in the snapshot
+            known = self.unsure or self.states[-1:]
+            self.unsure = [*known, *(self.after(state, x) for state in known)]
+            return
+        finally:
+            self.longest_s = max(self.longest_s, time.perf_counter() - began)
+        # the newest state that explains the response: steps behind it were lost
+        for number, state in enumerate((*self.unsure, *reversed(self.states))):
+            now = self.after(state, x)
+            if now.sum() == int(y):
+                self.lost = max(self.lost, number - len(self.unsure))
+                self.states.append(now)
+                self.unsure = []
+                self.succeeded += 1
+                return
+        raise AssertionError(f"{self.name}: {y} follows from no earlier state")
+
+
+async def steps(streams, count=None, until=None, pause_s=0.01):
+    async def run(stream):
+        number = 0
+        while (count is None or number < count) and (until is None or not until.is_set()):
+            number += 1
+            await stream.step(number % 7)
+            await asyncio.sleep(pause_s)
+
+    await asyncio.gather(*map(run, streams))
+
+
+def replicas_of(app):
+    deployments = serve.status().applications[app].deployments
+    return sum(one.replica_states.get("RUNNING", 0) for one in deployments.values())
+
+
+async def replicas_are(app, wanted, timeout_s=30.0):
+    async with asyncio.timeout(timeout_s):
+        while await asyncio.to_thread(replicas_of, app) != wanted:
+            await asyncio.sleep(0.1)
+
+
+def lost_of(streams):
+    return {"lost": max(one.lost for one in streams), "failed": sum(one.failed for one in streams)}
+
+
+async def check_streams(cluster, node):
+    found = {}
+    options = {"ray_actor_options": {"num_cpus": 1, "resources": {"place": 1}}, "graceful_shutdown_wait_loop_s": 0.2}
+
+    def deploy(replicas):
+        app = si.serving.ray_deployment(make_recurrent, model="recurrent", num_replicas=replicas, **options).bind()
+        return serve.run(app, name="streams", route_prefix="/streams")
+
+    handle = await asyncio.to_thread(deploy, 2)
+    streams = [Stream(handle, f"s{number}") for number in range(STREAMS)]
+    store = store_actor(ray, "streams#recurrent")
+    await steps(streams, 10)
+    say("two replicas")
+    found["two replicas"] = lost_of(streams) | {"moves": (await store.statistics()).to_dict()}
+
+    done = asyncio.Event()
+    load = asyncio.create_task(steps(streams, until=done))
+    await asyncio.to_thread(deploy, 2)  # which replaces both replicas, one after the other
+    async with asyncio.timeout(30):
+        while len((await store.statistics()).owners) < 2:
+            await asyncio.sleep(0.1)
+    await asyncio.sleep(0.6)  # a snapshot of each
+    say("replaced")
+    found["replaced"] = lost_of(streams) | {"moves": (await store.statistics()).to_dict()}
+
+    for stream in streams:
+        stream.longest_s = 0.0
+    before = [stream.succeeded for stream in streams]
+    killed_s = time.perf_counter()
+    await asyncio.to_thread(cluster.remove_node, node, allow_graceful=False)
+    async with asyncio.timeout(30):
+        while any(stream.succeeded < was + 5 for stream, was in zip(streams, before, strict=True)):
+            await asyncio.sleep(0.05)
+    say("recovered")
+    found["recovered_s"] = time.perf_counter() - killed_s
+    done.set()
+    await load
+    moves = (await store.statistics()).to_dict()
+    found["killed"] = lost_of(streams) | {"moves": moves, "longest_s": max(one.longest_s for one in streams)}
+    return found
+
+
+def post(url, timeout_s):
+    body = {"inputs": [{"name": "inputs", "datatype": "FP64", "shape": [1], "data": [3.0]}]}
+    headers = {"content-type": "application/json", "x-request-timeout-seconds": str(timeout_s)}
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers)  # noqa: S310 - loopback
+    try:
+        with urllib.request.urlopen(request, timeout=10) as reply:  # noqa: S310 - loopback
+            return reply.status, json.load(reply)["outputs"][0]["data"]
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+async def check_autoscaling(port):
+    scaling = Autoscaling(max_replicas=2, queue_delay_s=0.02, upscale_delay_s=0.2, downscale_delay_s=0.5)
+    app = si.serving.ray_deployment(
+        make_slow, model="slow", autoscaling=scaling, ray_actor_options={"num_cpus": 1, "resources": {"slow": 1}}
+    )
+    handle = await asyncio.to_thread(serve.run, app.bind(), name="slow", route_prefix="/slow")
+    url = f"http://127.0.0.1:{port}/slow/v2/models/slow/infer"
+    found = {"http": await asyncio.to_thread(post, url, 5.0), "late": await asyncio.to_thread(post, url, 0.02)}
+    say("http")
+    done = asyncio.Event()
+
+    async def ask():
+        while not done.is_set():
+            await handle.infer.remote(1.0)
+
+    load = asyncio.gather(*(ask() for _ in range(4)))
+    began_s = time.perf_counter()
+    await replicas_are("slow", 2)
+    say("upscaled")
+    found["upscaled_s"] = time.perf_counter() - began_s
+    done.set()
+    await load
+    return found
+
+
+async def check_all(cluster, node, port):
+    found = {"autoscaling": await check_autoscaling(port)}
+    began_s = time.perf_counter()
+    found["streams"], _ = await asyncio.gather(check_streams(cluster, node), replicas_are("slow", 1, 60.0))
+    found["downscaled_s"] = time.perf_counter() - began_s
+    return found
+
+
+def main():
+    port = int(sys.argv[1])
+    node = {"num_cpus": 4, "object_store_memory": STORE_BYTES, "resources": {"place": 1}}
+    cluster = Cluster(
+        initialize_head=True, head_node_args={**node, "resources": {"place": 1, "slow": 2}, "include_dashboard": False}
+    )
+    try:
+        # this process belongs to the node that is there first
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+        second = cluster.add_node(**node)
+        say("ray")
+        serve.start(http_options={"port": port})
+        print(json.dumps(asyncio.run(check_all(cluster, second, port))))  # noqa: T201 - its result
+    except BaseException:
+        traceback.print_exc()  # before Ray ends this process
+        raise
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+main()

@@ -1,0 +1,87 @@
+"""Stacks on a real Ray: in one process, and on two nodes of which one is killed."""
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+from ray_environment import ROOT, run_with_ray
+
+
+def json_of(done):
+    assert done.returncode == 0, done.stderr[-4000:]
+    # Ray's own processes print too
+    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+
+
+@pytest.fixture(scope="module")
+def local():
+    """What happened in Ray's local testing mode."""
+    return json_of(run_with_ray(Path(__file__).with_name("ray_local.py")))
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """What happened on two nodes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return json_of(run_with_ray(Path(__file__).with_name("ray_cluster.py"), str(port)))
+
+
+def test_a_deployment_runs_without_a_cluster(local):
+    """The example, and a recurrent model whose streams have a beginning and an end."""
+    assert local["doubles"] == [2.0, 4.0, 6.0, 8.0]
+    assert local["outcomes"] == {"ok": 1}
+    assert (local["sum"], local["again"]) == (6, 5)
+    assert local["late"].startswith("TimeoutError")
+    assert local["wrong"] == "stack_factory: expected a function that returns a Stack, got 5 (int)"
+
+
+def test_a_replica_tells_ray_how_busy_it_is(local):
+    assert local["routing"]["number"] == 1
+    assert local["routing"]["service_s"] > 0
+    assert set(local["autoscaling"]) == {"queue_delay_s", "burn_rate", "utilization"}
+    assert local["healthy"] is None
+
+
+def test_options_reach_the_deployment(local):
+    router = "streaminfer.serving.ray.headroom_router.HeadroomRouter"
+    assert local["options"] == [3, 7, 7.0, router, 0.2]
+    assert local["default"] is True
+
+
+def test_the_example_prints_its_response():
+    done = run_with_ray(ROOT / "examples" / "ray_serve.py")
+    assert done.stdout.splitlines()[-1] == "[2.0, 4.0, 6.0, 8.0]"
+
+
+def test_the_deadline_of_rays_header_ends_a_request_in_the_batcher(cluster):
+    status, outputs = cluster["autoscaling"]["http"]
+    assert (status, outputs) == (200, [3.0])
+    status, error = cluster["autoscaling"]["late"]
+    assert status == 504
+    assert "left" in error
+
+
+def test_replicas_are_added_and_removed_by_queue_delay(cluster):
+    """The script waits for both."""
+    assert cluster["autoscaling"]["upscaled_s"] > 0
+    assert cluster["downscaled_s"] > 0
+
+
+def test_streams_stay_equal_while_both_replicas_are_replaced(cluster):
+    """No step fails, none is lost, and none is made twice."""
+    assert cluster["streams"]["two replicas"]["failed"] == cluster["streams"]["two replicas"]["lost"] == 0
+    replaced = cluster["streams"]["replaced"]
+    assert replaced["failed"] == replaced["lost"] == 0
+    assert replaced["moves"]["moved"] >= 12
+    assert replaced["moves"]["resumed"] == replaced["moves"]["restarted"] == 0
+
+
+def test_streams_of_a_killed_node_resume_from_a_snapshot(cluster):
+    """Each response follows from an earlier state of its stream; what is between is bounded and counted."""
+    killed = cluster["streams"]["killed"]
+    assert killed["moves"]["resumed"] > 0
+    assert killed["moves"]["restarted"] == 0
+    assert killed["longest_s"] < 6.0

@@ -1,0 +1,67 @@
+"""The statistics of a stack as metrics of Ray, whose module is played by one that remembers."""
+
+import sys
+from types import ModuleType
+
+import pytest
+
+import streaminfer as si
+from streaminfer.serving.ray.ray_metrics import RayMetrics
+from streaminfer.testing import ScriptedBackend
+
+
+@pytest.fixture
+def gauges(monkeypatch):
+    """By name and labels the values that were set."""
+    values = {}
+
+    class Gauge:
+        def __init__(self, name, *, description, tag_keys):
+            assert description
+            self.name, self.keys = name, set(tag_keys)
+
+        def set(self, value, *, tags):
+            assert set(tags) == self.keys
+            values[self.name, *sorted(tags.items())] = value
+
+    modules = {name: ModuleType(name) for name in ("ray", "ray.serve", "ray.serve.metrics")}
+    modules["ray.serve.metrics"].Gauge = Gauge
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return values
+
+
+async def test_counters_gauges_and_buckets_are_set_to_what_they_are(loop, gauges):
+    stack = si.Stack(
+        si.Telemetry("m"), si.AdaptiveBatcher(max_batch_size=4), ScriptedBackend(duration_s=0.01), clock=loop.clock
+    )
+    async with stack:
+        metrics = RayMetrics(stack)
+        await stack(1.0)
+        metrics.publish()
+        await stack(2.0)
+        metrics.publish()
+
+    names = {name for name, *_ in gauges}
+    assert {"streaminfer_requests_total", "streaminfer_batcher_queued", "streaminfer_stack_state"} <= names
+    of = (("layer", "Telemetry"), ("service", "m"))
+    assert gauges["streaminfer_requests_total", of[0], ("outcome", "ok"), of[1]] == 2
+    assert gauges["streaminfer_request_duration_seconds_count", *of] == 2
+    assert gauges["streaminfer_request_duration_seconds_sum", *of] == pytest.approx(0.02, rel=0.1)
+    assert gauges["streaminfer_request_duration_seconds_bucket", of[0], ("le", "+Inf"), of[1]] == 2
+
+
+async def test_labels_of_ray_keep_their_meaning(loop, gauges):
+    """Ray names the replica of the deployment ``replica``, so ours gets another name."""
+    replicas = si.Replicas(si.Replica("r1", si.Stack(ScriptedBackend())), si.Replica("r2", si.Stack(ScriptedBackend())))
+    async with si.Stack(replicas, clock=loop.clock) as stack:
+        RayMetrics(stack).publish()
+    labels = {key for _, *labels in gauges for key, _ in labels}
+    assert "replica_" in labels
+    assert "replica" not in labels
+
+
+def test_without_ray_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(si.errors.MissingExtra, match=r"streaminfer\[ray\]"):
+        si.serving.ray_deployment(lambda: si.Stack(ScriptedBackend()))

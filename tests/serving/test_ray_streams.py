@@ -1,0 +1,185 @@
+"""Streams that move between the replicas of a deployment: the ledger, and replicas with a store in one event loop."""
+
+import asyncio
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from recurrent import EXAMPLE, Reference, recurrent
+
+import streaminfer as si
+from streaminfer.protocols import adapt
+from streaminfer.serving.ray.moving_streams import MovingStreams
+from streaminfer.serving.ray.stream_ledger import IDLE_NS, SILENT_NS, ClaimKind, StreamLedger
+from streaminfer.serving.ray.stream_store import StreamStore
+
+MS = 1_000_000
+
+
+def test_a_stream_is_handed_over_before_it_is_given():
+    ledger = StreamLedger()
+    assert ledger.claim("s", "a", 0).kind is ClaimKind.NEW
+    assert ledger.claim("s", "b", 1) == (ClaimKind.ASK, None, "a")
+
+    ledger.hand_over("a", {"s": b"state"}, 2)
+    assert ledger.claim("s", "b", 3) == (ClaimKind.TAKEN, b"state", "")
+    assert ledger.store("a", {"s": b"old"}, 4) == ["s"]
+    assert ledger.statistics().moved == 1
+
+
+def test_a_silent_owner_loses_its_streams_to_their_snapshots():
+    ledger = StreamLedger()
+    ledger.claim("s", "a", 0)
+    ledger.claim("none", "a", 0)
+    ledger.store("a", {"s": b"state"}, 300 * MS)
+
+    assert ledger.claim("s", "b", 299 * MS + SILENT_NS).kind is ClaimKind.ASK
+    assert ledger.claim("s", "b", 300 * MS + SILENT_NS).record == b"state"
+    assert ledger.claim("none", "b", 300 * MS + SILENT_NS).kind is ClaimKind.NEW
+    statistics = ledger.statistics()
+    assert (statistics.moved, statistics.resumed, statistics.restarted) == (0, 1, 1)
+    assert statistics.oldest_snapshot_s == pytest.approx(SILENT_NS / 1e9)
+
+
+def test_idle_and_ended_streams_are_forgotten():
+    ledger = StreamLedger()
+    for name in ("old", "ended", "used"):
+        ledger.claim(name, "a", 0)
+    ledger.forget(["ended", "unknown"])
+    ledger.store("a", {"used": b""}, 1)
+    ledger.expire(IDLE_NS)
+    assert ledger.statistics().streams == 1
+
+
+@given(st.lists(st.tuples(st.sampled_from("cthsf"), st.sampled_from("xy"), st.sampled_from("abc"))))
+def test_a_stream_has_at_most_one_owner(calls):
+    """Whoever got the stream last is the only one whose records are kept."""
+    ledger, owners, now_ns = StreamLedger(), {}, 0
+    for what, stream, replica in calls:
+        now_ns += 400 * MS
+        if what in "ct":
+            answer = (ledger.claim if what == "c" else ledger.take)(stream, replica, now_ns)
+            if answer.kind is ClaimKind.ASK:
+                assert owners[stream] == answer.owner != replica
+            else:
+                owners[stream] = replica
+        elif what == "f":
+            ledger.forget([stream])
+            owners.pop(stream, None)
+        else:
+            is_own = owners.get(stream, replica) == replica
+            if what == "s":
+                assert ledger.store(replica, {stream: b"x"}, now_ns) == ([] if is_own else [stream])
+            else:
+                ledger.hand_over(replica, {stream: b"x"}, now_ns)
+            if is_own:
+                owners[stream] = replica if what == "s" else ""
+
+
+class Fleet:
+    """Replicas of a recurrent model around one store."""
+
+    def __init__(self, loop, names="ab", **options):
+        self.store = StreamStore(loop.clock)
+        self.loop = loop
+        self.stacks = {name: self.make(name, **options) for name in names}
+
+    def make(self, name, **options):
+        keeper = si.streams.StatefulBackend(recurrent(**options), state={"h": "h2"}, max_streams=4)
+        stack = si.Stack(si.AdaptiveBatcher(max_batch_size=4, slo_s=1.0), keeper)
+        return si.Stack(MovingStreams(stack, keeper, self.store, name), clock=self.loop.clock)
+
+    async def __aenter__(self):
+        await asyncio.gather(*(stack.start() for stack in self.stacks.values()))
+        return self
+
+    async def __aexit__(self, *_):
+        await asyncio.gather(*(stack.stop() for stack in self.stacks.values()))
+
+    async def step(self, name, x, stream="s", **options):
+        return int(await self.stacks[name]({"x": np.int64(x)}, stream_id=stream, **options))
+
+
+async def test_a_stream_that_changes_its_replica_stays_equal(loop):
+    """Also where the step before still runs, and with steps of several streams at once."""
+    reference = Reference()
+    async with Fleet(loop, duration_s=0.02) as fleet:
+        for number in range(12):
+            assert await fleet.step("ab"[number % 3 % 2], number) == reference(number)
+        running = asyncio.create_task(fleet.step("a", 5))
+        await asyncio.sleep(0.001)
+        assert await fleet.step("b", 6) == (reference(5), reference(6))[1]
+        assert await running > 0
+        moves = await fleet.store.statistics()
+    assert (moves.moved, moves.resumed, moves.restarted) == (9, 0, 0)
+    assert (moves.streams, dict(moves.owners)) == (1, {"b": 1})
+
+
+async def test_a_stop_hands_streams_over(loop):
+    reference = Reference()
+    async with Fleet(loop) as fleet:
+        assert await fleet.step("a", 3) == reference(3)
+        await fleet.stacks["a"].stop()
+        assert await fleet.step("b", 4) == reference(4)
+
+
+async def test_a_lost_replica_costs_the_steps_after_its_snapshot(loop):
+    """What the other one continues from is less than a second old."""
+    reference, behind = Reference(), Reference()
+    async with Fleet(loop) as fleet:
+        for x in (1, 2):
+            assert await fleet.step("a", x) == reference(x)
+            behind(x)
+        await asyncio.sleep(0.6)
+        await fleet.step("a", 3)
+        moving = fleet.stacks["a"].layers[0]
+        for task in moving._tasks:
+            task.cancel()  # as if its process were gone
+        await asyncio.sleep(0.3)
+        assert await fleet.step("b", 4) == behind(4)
+        moves = await fleet.store.statistics()
+    assert (moves.moved, moves.resumed) == (0, 1)
+    assert 0 < moves.oldest_snapshot_s <= 1.5
+
+
+async def test_a_replica_that_was_taken_for_dead_drops_its_streams(loop):
+    async with Fleet(loop) as fleet:
+        await fleet.step("a", 1)
+        await asyncio.sleep(0.6)
+        fleet.store._ledger.take("s", "b", loop.clock())
+        await fleet.step("a", 2)
+        await asyncio.sleep(0.6)
+        with pytest.raises(si.InvalidInput):
+            fleet.stacks["a"].layers[0].export_state("s")
+
+
+async def test_reset_and_end_hold_wherever_the_stream_was(loop):
+    async with Fleet(loop) as fleet:
+        await fleet.step("a", 1)
+        there = adapt(fleet.stacks["b"]).capabilities().stream_states
+        there.reset_stream("s")
+        assert await fleet.step("b", 2) == Reference()(2)
+        there.end_stream("s")
+        await asyncio.sleep(0.01)
+        assert (await fleet.store.statistics()).streams == 0
+        assert await fleet.step("a", 3) == Reference()(3)
+
+
+async def test_a_store_that_does_not_answer_costs_the_past_and_no_request(loop, caplog):
+    class Hanging(StreamStore):
+        async def claim(self, stream_id, replica):
+            await asyncio.sleep(3600)
+
+    async with Fleet(loop, "a") as fleet:
+        fleet.stacks["a"].layers[0]._store = Hanging(loop.clock)
+        with pytest.raises(si.DeadlineExceeded):
+            await fleet.step("a", 1)
+        assert await fleet.step("a", 2, timeout_s=3.0) == Reference()(2)
+    assert "starts without the state" in caplog.text
+
+
+async def test_requests_without_a_stream_pass(loop):
+    async with Fleet(loop, "a") as fleet:
+        with pytest.raises(si.InvalidInput, match="stream"):
+            await fleet.stacks["a"]({"x": EXAMPLE["x"]})
