@@ -29,8 +29,10 @@ _MOST_EXPECTED = 256
 """So many arrivals of a model are played; the horizon of all models ends there."""
 _HORIZON = 0.7
 """Of the longest time limit: what comes later is stood for by the price."""
-_PRICE = 0.3
-"""Of what the device could serve: what its time is worth."""
+_PRICE, _SCARCE_PRICE = 0.3, 0.6
+"""Of what the device could serve: what its time is worth below its capacity, and above."""
+_SCARCE_FROM, _SCARCE = 0.9, 1.1
+"""Shares of the device's capacity between which the one price becomes the other."""
 _GAPS = np.random.default_rng(0).exponential(1.0, 1024)
 
 _Array = NDArray[np.int64]
@@ -90,6 +92,19 @@ def _play(
 
 
 @jit
+def _price_of_time(durations: _Array, caps: _Array, gaps_ns: _Floats, weights: _Floats) -> float:
+    """Requests on time, by weight, that a nanosecond of the device is worth."""
+    load = 0.0
+    best_rate = 0.0
+    for model in range(caps.size):
+        rate = caps[model] / durations[model, caps[model]]
+        load += 1.0 / (gaps_ns[model] * rate)
+        best_rate = max(best_rate, weights[model] * rate)
+    scarce = min(max((load - _SCARCE_FROM) / (_SCARCE - _SCARCE_FROM), 0.0), 1.0)
+    return float(best_rate * (_PRICE + (_SCARCE_PRICE - _PRICE) * scarce))
+
+
+@jit
 def choose_turn(
     now_ns: int,
     deadlines: _Array,
@@ -126,9 +141,7 @@ def choose_turn(
     for model in range(models):
         most_queued = max(most_queued, offsets[model + 1] - offsets[model])
         horizon_ns = int(min(float(horizon_ns), gaps_ns[model] * _MOST_EXPECTED))
-    price = 0.0
-    for model in range(models):
-        price = max(price, _PRICE * weights[model] * caps[model] / durations[model, caps[model]])
+    price = _price_of_time(durations, caps, gaps_ns, weights)
     ends = np.empty((_SAMPLES, models, most_queued + _MOST_EXPECTED), np.int64)
     releases = np.empty((_SAMPLES, models, most_queued + _MOST_EXPECTED), np.int64)
     counts = np.empty((_SAMPLES, models), np.int64)

@@ -32,7 +32,11 @@ def test_a_run_repeats():
         np.testing.assert_array_equal(result.latencies_s, other.models[name].latencies_s)
 
 
-@pytest.mark.parametrize("options", [{}, {"shared": False}, {"shared": False, "slowdown": None}, {"concurrency": 2, "slowdown": 1.3}], ids=repr)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"shared": False}, {"shared": False, "slowdown": None}, {"concurrency": 2, "slowdown": 1.3}],
+    ids=repr,
+)
 def test_each_request_is_counted_once(options):
     loads = two_models(1.2)
 
