@@ -297,7 +297,7 @@ class Lookahead:
             ``None`` before anything was measured.
         """
         model = self.bucket_models[max(ticket.bucket for ticket in batch)]
-        if model.timetable is None or not batch or len(batch) >= len(model.durations):
+        if model.timetable is None or len(batch) >= len(model.durations):
             return None  # it measures
         _, tickets, deadlines, untimed = in_deadline_order(model, queue.first(queue.queued))
         limits = queue.events.recent_limits_ns() or [PATIENCE_NS]
