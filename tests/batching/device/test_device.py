@@ -235,6 +235,31 @@ async def test_statistics_say_what_each_model_had(loop):
     assert "running" in device._repr_html_()
 
 
+async def test_a_cost_meter_splits_the_device_over_the_models(loop):
+    """One meter in both stacks charges each model for its own batches, which never run at the same time."""
+    device, meter = si.Device("gpu:0"), si.CostMeter(per_second=1.0)
+    stacks = [
+        si.Stack(
+            meter,
+            si.AdaptiveBatcher(max_batch_size=8, device=device, stack=False),
+            Model(name, duration_s=seconds),
+            clock=loop.clock,
+        )
+        for name, seconds in (("a", 0.01), ("b", 0.03))
+    ]
+    for stack in stacks:
+        await stack.start()
+
+    await asyncio.gather(*(stack(1.0) for stack in stacks for _ in range(12)))
+
+    models, had = meter.statistics().models, device.statistics().models
+    for name in "ab":
+        assert models[name].cost == pytest.approx(had[name].busy_s)
+    assert had["b"].busy_s == pytest.approx(3 * had["a"].busy_s)
+    for stack in stacks:
+        await stack.stop()
+
+
 def test_a_device_shows_what_it_does():
     assert repr(si.Device("gpu:0", concurrency=2)) == "Device('gpu:0', running=0/2, waiting=0)"
 
