@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from streaminfer.auditing.stack_audit import audit
     from streaminfer.auditing.stack_proof import prove
     from streaminfer.backends import CpuBackend, OnnxBackend, TritonBackend
-    from streaminfer.batching import AdaptiveBatcher
+    from streaminfer.batching import AdaptiveBatcher, Device
     from streaminfer.blocking import BlockingStack
     from streaminfer.caching import EdgeCache, Retention, content_key
     from streaminfer.errors import (
@@ -76,6 +76,7 @@ __all__ = [
     "CpuBackend",
     "DeadlineExceeded",
     "DecisionLog",
+    "Device",
     "EdgeCache",
     "ErasureHeld",
     "FallbackRouter",
@@ -141,6 +142,7 @@ _HOMES = {
     "CpuBackend": "backends",
     "DeadlineExceeded": "errors",
     "DecisionLog": "simulation",
+    "Device": "batching",
     "EdgeCache": "caching",
     "ErasureHeld": "errors",
     "FallbackRouter": "routing",

@@ -29,6 +29,8 @@ __all__ = ["MODULES", "VARIANTS", "CompiledKernels", "load", "load_variant", "so
 
 MODULES = (
     "streaminfer.batching.planner.kernels",
+    "streaminfer.batching.planner.turn_kernels",
+    "streaminfer.simulation.devices.optimum_kernels",
     "streaminfer.simulation.offline_optimum_kernels",
     "streaminfer.streams.state.kernels",
     "streaminfer.telemetry.histograms.kernels",

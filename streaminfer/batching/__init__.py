@@ -9,6 +9,8 @@ from streaminfer.batching.policy import Decision, Greedy, Policy, PolicyName
 if TYPE_CHECKING:
     from streaminfer.batching.assembly.buckets import Buckets
     from streaminfer.batching.batcher_statistics import BatcherStatistics
+    from streaminfer.batching.device.device import Device
+    from streaminfer.batching.device.statistics import DeviceModelStatistics, DeviceStatistics
     from streaminfer.batching.planner.lookahead import Lookahead
     from streaminfer.batching.service_time.calibration import CalibrationStatistics
     from streaminfer.batching.service_time.learned_service_time import LearnedServiceTime
@@ -30,6 +32,9 @@ __all__ = [
     "CalibrationStatistics",
     "Decision",
     "DecisionLog",
+    "Device",
+    "DeviceModelStatistics",
+    "DeviceStatistics",
     "Greedy",
     "LearnedServiceTime",
     "Lookahead",
@@ -52,6 +57,9 @@ _HOMES = {
     "Buckets": "batching.assembly.buckets",
     "CalibrationStatistics": "batching.service_time.calibration",
     "DecisionLog": "simulation.decision_log",
+    "Device": "batching.device.device",
+    "DeviceModelStatistics": "batching.device.statistics",
+    "DeviceStatistics": "batching.device.statistics",
     "LearnedServiceTime": "batching.service_time.learned_service_time",
     "Lookahead": "batching.planner.lookahead",
     "Scenario": "simulation.scenarios",

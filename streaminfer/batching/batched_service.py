@@ -29,6 +29,7 @@ from streaminfer.request import Request, Response, passed_on_arrival, timeout_ns
 
 if TYPE_CHECKING:
     from streaminfer.batching.batcher_statistics import BatcherStatistics
+    from streaminfer.batching.device.device import Device
     from streaminfer.batching.service_time.calibration import Calibration, CalibrationStatistics
 
 __all__ = ["BatchedService"]
@@ -60,6 +61,7 @@ class BatchedService(Node):
         *(
             "_ask_inward",
             "_assembler",
+            "_device",
             "_dispatcher",
             "_fair_queue",
             "_in_order",
@@ -86,6 +88,7 @@ class BatchedService(Node):
         assembler: Assembler | None = None,
         policy_for: Callable[[int], Policy] | None = None,
         weights: Mapping[Hashable, float] | None = None,
+        device: "Device | None" = None,
     ) -> None:
         self.inner = inner
         self.clock = clock
@@ -106,7 +109,9 @@ class BatchedService(Node):
             stack=stack,
             source=self.source,
             clock=clock,
+            device=device,
         )
+        self._device = device
         offered = adapt(inner).capabilities()
         self._ask_inward = offered.admission
         self._in_order = offered.stream_states is not None
@@ -255,7 +260,7 @@ class BatchedService(Node):
             return Admission(False, AdmissionReason.CLOSED)
         if request.deadline_ns is not None and request.deadline_ns <= now_ns:
             return Admission(False, AdmissionReason.DEADLINE_EXCEEDED)
-        if self._queue.full and not self._dispatcher.free:
+        if self._queue.full and not self._dispatcher.can_start:
             last = self._queue.least_urgent()
             if last is None or not self._gives_way(last, request.stream_id, request.priority):
                 return Admission(False, AdmissionReason.QUEUE_FULL, self._dispatcher.retry_after_s(now_ns))
@@ -391,6 +396,7 @@ class BatchedService(Node):
             released=self.events.released_by_reason,
             batch_s=queue.batch_s,
             calibration=self.calibration,
+            device=None if self._device is None else self._device.statistics(),
         )
 
     def __repr__(self) -> str:

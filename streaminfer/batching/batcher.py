@@ -25,6 +25,7 @@ from streaminfer.request import check_priority, deadline_after, timeout_ns
 if TYPE_CHECKING:
     from streaminfer.batching.assembly.buckets import Buckets
     from streaminfer.batching.batcher_statistics import BatcherStatistics
+    from streaminfer.batching.device.device import Device
     from streaminfer.batching.planner.pipelining import PipelineOverhead
     from streaminfer.batching.service_time.learned_service_time import LearnedServiceTime
     from streaminfer.batching.service_time.service_time import ServiceTime
@@ -89,6 +90,7 @@ class AdaptiveBatcher(Node):
         fair: streams take turns when batches form: no request waits behind the backlog of another ``stream_id``, and
             one of the longest backlog is shed from a full queue. A mapping of stream id to weight, 1 for others, gives
             some a larger share of the turns. Requests without a stream are one stream together.
+        device: the `Device` that it shares with other batchers, which then take turns; ``None``: it shares none.
         clock: returns monotonic nanoseconds; ``None``: the `Stack`'s clock, else ``time.monotonic_ns``.
 
     Attributes:
@@ -128,6 +130,7 @@ class AdaptiveBatcher(Node):
         service_time: "ServiceTime | Mapping[int, ServiceTime] | None" = None,
         stack: bool = True,
         fair: bool | Mapping[Hashable, float] = False,
+        device: "Device | None" = None,
         clock: Clock | None = None,
     ) -> None:
         self.max_batch_size = check_count("max_batch_size", max_batch_size, at_most=_LARGEST)
@@ -165,6 +168,7 @@ class AdaptiveBatcher(Node):
         self.service_time: Any = None
         if self.policy == "lookahead":
             self.service_time = self._start_learning(service_time)
+        self.device = device if device is None else _as_device(device)
         check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
         self._clock = clock
         self._overhead: PipelineOverhead | None = None
@@ -213,6 +217,7 @@ class AdaptiveBatcher(Node):
             assembler=self._make_assembler(inner),
             policy_for=None if self._in_flight_given else self._policy_for,
             weights=self._weights,
+            device=self.device,
         )
         return service if is_backend(inner) else _as_function(service, inner)
 
@@ -417,6 +422,13 @@ def _as_weights(fair: Any) -> Mapping[Hashable, float] | None:
     for weight in fair.values():
         check_number("fair", weight, what, lambda number: 0.001 <= number <= 1000)
     return dict(fair)
+
+
+def _as_device(device: Any) -> "Device":
+    from streaminfer.batching.device.device import Device  # noqa: PLC0415 - only who shares one loads it
+
+    check_instance("device", device, lambda it: isinstance(it, Device), "a Device or None")
+    return device  # type: ignore[no-any-return] # just checked
 
 
 def _as_function(service: BatchedService, function: Callable[..., Any]) -> BatchedFunction:

@@ -7,6 +7,7 @@ import attrs
 from streaminfer._internal.html_table import counter_rows, html_table
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.units import format_duration
+from streaminfer.batching.device.statistics import DeviceStatistics
 from streaminfer.batching.service_time.calibration import CalibrationStatistics
 
 __all__ = ["BatcherStatistics"]
@@ -44,6 +45,7 @@ class BatcherStatistics(Snapshot):
         batch_s: recent mean duration of a batch in seconds, exponentially weighted; 0.0 before the first.
         calibration: what the latest start measured; its batches and requests are not among those above. ``None`` before
             it, and where the backend has no example of a request.
+        device: of the `Device` that it shares with other batchers; ``None``: it shares none.
     """
 
     submitted: int
@@ -65,6 +67,7 @@ class BatcherStatistics(Snapshot):
     released: Mapping[str, int]
     batch_s: float
     calibration: CalibrationStatistics | None = None
+    device: DeviceStatistics | None = None
 
     @property
     def mean_batch_size(self) -> float:

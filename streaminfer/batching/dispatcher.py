@@ -8,19 +8,23 @@ at which the policy wants to decide again; with nothing in flight there is none.
 
 import asyncio
 from collections.abc import Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streaminfer._runtime.stopping import seconds_left
 from streaminfer.batching._batch_observers_cy import BatchObservers
 from streaminfer.batching.assembly.assembler import Assembler
 from streaminfer.batching.batch_runner import BatchRunner
 from streaminfer.batching.pipeline import Pipeline
-from streaminfer.batching.policy import Policy, adapt_policy
+from streaminfer.batching.policy import Decision, Policy, adapt_policy
 from streaminfer.batching.queue._fair_queue_cy import FairQueue
 from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import NEVER, UNKNOWN, Execution, Ticket
 from streaminfer.batching.queue.request_outcomes import RequestOutcomes
 from streaminfer.protocols import Clock, adapt
+
+if TYPE_CHECKING:
+    from streaminfer.batching.device.device import Device
+    from streaminfer.batching.planner.outlook import Outlook
 
 __all__ = ["Dispatcher"]
 
@@ -46,8 +50,10 @@ class Dispatcher:
         stack: the model is given stacked arrays, not lists.
         source: name of the model, for messages.
         clock: returns monotonic nanoseconds.
+        device: which it shares with others; ``None``: the model has its own.
 
     Attributes:
+        source: name of the model.
         clock: returns monotonic nanoseconds; may be replaced.
         max_in_flight: how many batches may run at once.
         free: how many of these may start now.
@@ -65,10 +71,10 @@ class Dispatcher:
 
     # with more than thirty attributes in a dict, CPython 3.11 would look each method up again at each call
     __slots__ = (
-        *("_absorb", "_ask_inward", "_assembler", "_bucket_models", "_inner", "_plain", "_stack"),
+        *("_absorb", "_ask_inward", "_assembler", "_bucket_models", "_device", "_inner", "_plain", "_stack"),
         *("_drains", "_events", "_loop", "_outcomes", "_queue", "_recheck_ns", "_timer"),
         *("batch_sizes", "clock", "free", "full_at", "is_scheduled", "learn", "max_in_flight", "observers", "offered"),
-        *("pipeline", "policy", "runner", "timer_ns"),
+        *("pipeline", "policy", "runner", "source", "timer_ns"),
     )
 
     def __init__(
@@ -83,8 +89,11 @@ class Dispatcher:
         stack: bool,
         source: str,
         clock: Clock,
+        device: "Device | None" = None,
     ) -> None:
         self._inner = inner
+        self._device = device
+        self.source = source
         self._queue = queue
         self._events = queue.events
         self._outcomes = outcomes
@@ -138,14 +147,25 @@ class Dispatcher:
         self._bucket_models = offered.bucket_models
         self.runner.isolator.tell_limit = offered.limit_rows
         # behind outputs that have to be copied first no batch may wait at the model: it could overwrite them
-        keeps_queue = not self.runner.copies and adapt(self._inner).capabilities().queued_workers == self.max_in_flight
+        # nor on a device whose next turn may be another model's
+        keeps_queue = (
+            self._device is None
+            and not self.runner.copies
+            and adapt(self._inner).capabilities().queued_workers == self.max_in_flight
+        )
         pipeline.choose = offered.choose_pipelined if keeps_queue else None
         # how a batch went by itself matters to those that are sent early, so there the policy hears of each
         self._absorb = offered.absorb if pipeline.choose is None else None
         pipeline.effective_start_ns, pipeline.learn = offered.effective_start_ns, offered.observe_pipelined
 
     def bind_loop(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Release batches on another event loop; those that a closed loop left behind are forgotten."""
+        """Release batches on another event loop; those that a closed loop left behind are forgotten.
+
+        Raises:
+            RuntimeError: the device serves batchers of another loop.
+        """
+        if self._device is not None:
+            self._device.enter(loop)
         if self.observers is not None:
             for execution in self.runner.batches:
                 self._tell_end(execution, self.clock())
@@ -168,6 +188,8 @@ class Dispatcher:
         if self.offered.predicted_finish_ns is None:
             return None
         running = () if self.free else self.pipeline.started(self.runner.batches)
+        if self._device is not None:
+            now_ns = self._device.free_at_ns(now_ns)
         early = self.pipeline.batch
         queue: RequestQueue | _Ahead = self._queue
         if isinstance(queue, FairQueue):
@@ -179,6 +201,9 @@ class Dispatcher:
     def dispatch(self, now_ns: int | None = None) -> None:  # noqa: C901 - a call more costs more than the branch
         """Release batches until no worker is free or the policy wants none."""
         self.is_scheduled = False
+        if self._device is not None:
+            self._dispatch_on(self._device, self.clock() if now_ns is None else now_ns)
+            return
         self._recheck_ns = NEVER
         queue = self._queue
         while self.free and queue.queued:
@@ -204,6 +229,63 @@ class Dispatcher:
         if not self.free and self.pipeline.is_open:
             self._send_early(now_ns)
         self.settle()
+
+    def _dispatch_on(self, device: "Device", now_ns: int) -> None:
+        device.join(self, now_ns)
+        again = device.dispatch(now_ns)
+        if again:
+            self.schedule()
+        self.settle()
+
+    @property
+    def can_start(self) -> bool:
+        """Whether a worker is free, and the device too."""
+        return self.free > 0 and (self._device is None or self._device.is_free)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a request is queued and a worker is free, for the device."""
+        return self.free > 0 and self._queue.queued > 0
+
+    @property
+    def runs_inline(self) -> bool:
+        """Whether a batch runs within :meth:`grant`."""
+        return self.runner.is_inline
+
+    def propose(self, now_ns: int) -> Decision | None:
+        """Return the batch to send if the device were free for it; ``None``: none yet."""
+        self._recheck_ns = NEVER
+        queue = self._queue
+        while queue.queued:
+            if queue.next_deadline_ns <= now_ns:
+                self.runner.expire(now_ns)
+                continue
+            decision = self.policy.decide(queue, now_ns, self.free)
+            if decision.reject:
+                self._outcomes.reject(decision.reject, decision.rejection, now_ns)
+            if decision.batch:
+                return decision
+            if not decision.reject:
+                if decision.recheck_ns is not None:
+                    self._recheck_ns = decision.recheck_ns
+                break
+        return None
+
+    def outlook(self, now_ns: int, batch: Sequence[Ticket]) -> "Outlook | None":
+        """Return what the policy knows of queue and model; ``None``: nothing."""
+        return None if self.offered.outlook is None else self.offered.outlook(self._queue, now_ns, batch)
+
+    def expected_ns(self, execution: Execution) -> int:
+        """Return how long a batch is expected to take; 0: not known."""
+        if self.offered.expected_ns is None:
+            return 0
+        bucket = 0 if self._plain else max(ticket.bucket for ticket in execution.tickets)
+        return self.offered.expected_ns(len(execution.tickets), bucket)
+
+    def grant(self, batch: Sequence[Ticket], decision: Decision, now_ns: int) -> None:
+        """Send a batch: it is this model's turn on the device."""
+        reason = decision.reason if batch is decision.batch else "planned"
+        self._release(batch, reason, decision.shorter_too, now_ns)
 
     def _send_early(self, now_ns: int | None) -> None:
         """Send the next batch though no worker is free, if the policy wants that now."""
@@ -246,6 +328,8 @@ class Dispatcher:
             self.pipeline.take(execution)
         else:
             self.free -= 1
+            if self._device is not None:
+                self._device.begin(execution, self, now_ns)
             if self.observers is not None:
                 self.observers.begin(execution, now_ns)
         self.batch_sizes[size] = self.batch_sizes.get(size, 0) + 1
@@ -265,6 +349,8 @@ class Dispatcher:
         in_task = execution.task is not None
         if in_task and not self.runner.remove(execution):
             return
+        if self._device is not None:
+            self._device.end(execution, inferred_ns, succeeded=error is None and not execution.abandoned)
         if self.observers is not None:
             self._tell_end(execution, inferred_ns)
         early = self.pipeline.batch
@@ -309,8 +395,14 @@ class Dispatcher:
             self.observers.end(execution, now_ns, self._assembler, self.offered.expected_ns, bucket)
 
     def schedule(self) -> None:
-        """Dispatch at the end of this turn of the loop, if a batch could be released."""
-        if self._may_release() and not self.is_scheduled:
+        """Dispatch at the end of this turn of the loop, if a batch could be released, of any model on the device."""
+        if self._device is not None:
+            self._device.join(self, self.clock())
+            if self._device.next_waiting() is None:
+                return
+        elif not self._may_release():
+            return
+        if not self.is_scheduled:
             self.is_scheduled = True
             self._loop_now().call_soon(self.dispatch, context=self.runner.context)
 

@@ -95,6 +95,8 @@ class PolicyCapabilities(NamedTuple):
         mixed: learns that a batch was chosen whose rows cannot be stacked.
         expected_ns: returns how long a batch is expected to take, by ``(size, bucket)``; 0: not known.
         bucket_models: by bucket an object whose ``timetable`` says the same for the decision log.
+        outlook: what is known of queue and model, for a decision over the models of a device, by ``(queue, now_ns,
+            batch)``, the batch that it has just decided to send; ``None``: nothing is known.
     """
 
     observe: Callable[..., object] | None = None
@@ -108,6 +110,7 @@ class PolicyCapabilities(NamedTuple):
     mixed: Callable[[], None] | None = None
     expected_ns: Callable[[int, int], int] | None = None
     bucket_models: Sequence[Any] | None = None
+    outlook: Callable[[RequestQueue, int, Sequence[Ticket]], Any] | None = None
 
 
 def adapt_policy(policy: Policy) -> PolicyCapabilities:

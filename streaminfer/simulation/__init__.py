@@ -7,6 +7,9 @@ from streaminfer._internal.lazy import lazy_attributes
 if TYPE_CHECKING:
     from streaminfer.simulation import arrivals
     from streaminfer.simulation.decision_log import DecisionLog
+    from streaminfer.simulation.devices.model_load import ModelLoad
+    from streaminfer.simulation.devices.optimum import device_optimum
+    from streaminfer.simulation.devices.simulator import DeviceResult, simulate_device
     from streaminfer.simulation.offline_optimum import clairvoyant_optimum
     from streaminfer.simulation.profiling import profile
     from streaminfer.simulation.scenarios import Scenario, ScenarioTable, what_if
@@ -16,26 +19,34 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DecisionLog",
+    "DeviceResult",
+    "ModelLoad",
     "Scenario",
     "ScenarioTable",
     "SimulationResult",
     "Trace",
     "arrivals",
     "clairvoyant_optimum",
+    "device_optimum",
     "profile",
     "simulate",
+    "simulate_device",
     "what_if",
 ]
 
 _HOMES = {
     "DecisionLog": "simulation.decision_log",
+    "DeviceResult": "simulation.devices.simulator",
+    "ModelLoad": "simulation.devices.model_load",
     "Scenario": "simulation.scenarios",
     "SimulationResult": "simulation.simulation_result",
     "Trace": "simulation.trace",
     "ScenarioTable": "simulation.scenarios",
     "clairvoyant_optimum": "simulation.offline_optimum",
+    "device_optimum": "simulation.devices.optimum",
     "profile": "simulation.profiling",
     "simulate": "simulation.simulator",
+    "simulate_device": "simulation.devices.simulator",
     "what_if": "simulation.scenarios",
 }
 

@@ -43,7 +43,7 @@ from streaminfer.request import timeout_ns
 from streaminfer.simulation.arrivals import arrivals_in_ns, numbers
 from streaminfer.simulation.simulation_result import SimulationResult
 
-__all__ = ["durations_in_ns", "simulate"]
+__all__ = ["CALLER", "durations_in_ns", "simulate"]
 
 _FURTHEST_S = 4e9
 _PRIORITIES = np.iinfo(np.int32)
@@ -110,24 +110,13 @@ def simulate(
         rng=np.random.default_rng(check_count("seed", seed, at_least=0)),
     )
     simulation.run()
-    ends_ns = np.array(simulation.ends_ns, dtype=np.int64)
-    answered = ends_ns >= 0
-    is_on_time = answered & (ends_ns <= deadlines_ns)
-    on_time, all_answered = int(np.count_nonzero(is_on_time)), int(np.count_nonzero(answered))
-    starts_ns, batch_ends_ns, batch_workers, sizes = np.array(simulation.batches, np.int64).reshape(-1, 4).T
-    return SimulationResult(
-        on_time=on_time,
-        dropped=n - all_answered,
-        late=all_answered - on_time,
-        arrivals_s=arrivals_ns / 1e9,
-        latencies_s=np.where(answered, ends_ns - arrivals_ns, np.nan) / 1e9,
-        is_on_time=is_on_time,
-        drops_s=np.array(simulation.drops_ns, dtype=np.int64) / 1e9,
-        batch_sizes=sizes.copy(),
-        batch_starts_s=starts_ns / 1e9,
-        batch_ends_s=batch_ends_ns / 1e9,
-        batch_workers=batch_workers.copy(),
-        reasons=tuple(simulation.reasons),
+    return SimulationResult.of(
+        arrivals_ns,
+        deadlines_ns,
+        simulation.ends_ns,
+        simulation.drops_ns,
+        simulation.batches,
+        simulation.reasons,
         workers=simulation.workers,
     )
 
@@ -202,7 +191,7 @@ class _Simulation:
         if deadline_ns <= now_ns:
             self.drops_ns.append(now_ns)
         else:
-            self.queue.admit(None, index, _CALLER, now_ns, deadline_ns, self.priorities[index])
+            self.queue.admit(None, index, CALLER, now_ns, deadline_ns, self.priorities[index])
 
     def _expire(self, now_ns: int) -> None:
         if self.queue.next_deadline_ns <= now_ns:
@@ -267,7 +256,7 @@ class _Caller:
         """Nothing to do."""
 
 
-_CALLER = _Caller()
+CALLER = _Caller()
 
 
 def _policy(

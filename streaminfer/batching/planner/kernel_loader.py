@@ -32,10 +32,12 @@ class PlannerKernels(NamedTuple):
     Attributes:
         choose: the batch for one free worker.
         choose_bucket: the bucket whose batch goes first.
+        choose_turn: the model whose batch goes first on a shared device, as described in ``turn_kernels``.
     """
 
     choose: Callable[..., tuple[int, int]]
     choose_bucket: Callable[..., int]
+    choose_turn: Callable[..., tuple[int, int, int]]
 
 
 def is_compiled_ahead() -> bool:
@@ -61,12 +63,12 @@ def load() -> PlannerKernels:
             if compiled is None:
                 _check_numba()
                 from streaminfer._internal.numba_jit import compile_exports  # noqa: PLC0415 - imports Numba
-                from streaminfer.batching.planner import kernels  # noqa: PLC0415
+                from streaminfer.batching.planner import kernels, turn_kernels  # noqa: PLC0415
 
-                compile_exports(kernels.EXPORTS)
-                _loaded = PlannerKernels(kernels.choose, kernels.choose_bucket)
+                compile_exports(kernels.EXPORTS | turn_kernels.EXPORTS)
+                _loaded = PlannerKernels(kernels.choose, kernels.choose_bucket, turn_kernels.choose_turn)
             else:
-                _loaded = PlannerKernels(compiled.checked("choose"), compiled.checked("choose_bucket"))
+                _loaded = PlannerKernels(*(compiled.checked(name) for name in PlannerKernels._fields))
         return _loaded
 
 

@@ -51,6 +51,7 @@ from streaminfer.batching.planner.batch_groups import (
 )
 from streaminfer.batching.planner.bucket_model import BucketModel, lend_durations
 from streaminfer.batching.planner.class_filling import fill_with_less_urgent
+from streaminfer.batching.planner.outlook import Outlook
 from streaminfer.batching.planner.pipelining import PipelineOverhead
 from streaminfer.batching.policy import Decision
 from streaminfer.batching.queue._queue_cy import RequestQueue
@@ -283,6 +284,25 @@ class Lookahead:
                 ends_ns[0] = table.ends_ns(self._overhead.effective_start_ns(now_ns, ends_ns[0]), pipelined)
             start_ns = max(now_ns, min(ends_ns))
         return int(table.completes_ns(queue.queued, start_ns))
+
+    def outlook(self, queue: RequestQueue, now_ns: int, batch: Sequence[Ticket]) -> Outlook | None:
+        """Return what is known of the queue and the model, for a decision over the models of a device.
+
+        Args:
+            queue: the requests.
+            now_ns: the present instant.
+            batch: what it has decided to send.
+
+        Returns:
+            ``None`` before anything was measured.
+        """
+        model = self.bucket_models[max(ticket.bucket for ticket in batch)]
+        if model.timetable is None or len(batch) >= len(model.durations):
+            return None  # it measures
+        _, tickets, deadlines, untimed = in_deadline_order(model, queue.first(queue.queued))
+        limits = queue.events.recent_limits_ns() or [PATIENCE_NS]
+        is_free = self._model is not None and not (self._mixed_for or untimed or queue.several_priorities)
+        return Outlook(tickets, deadlines, model.durations, queue.events.gap_ns(now_ns), min(limits), is_free)
 
     def _decide_for_late(self, queue: RequestQueue, now_ns: int) -> Decision:
         """Return the next batch where what is queued is of several groups, or not all on time as it stands."""

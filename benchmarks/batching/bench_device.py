@@ -1,0 +1,185 @@
+"""Two models on one device: turns beside two independent batchers.
+
+    python benchmarks/run.py device [--seeds 3] [--rounds 5] [--seconds 5]
+
+Part 1, simulated, so deterministic: requests on time over the joint clairvoyant optimum; SLO 25 and 100 ms, half of the
+device for each model. Two independent batchers are shown on a device that runs batches one after the other, in the
+order in which they were sent, and on one whose time they share evenly.
+
+Part 2, in real time, on one core: silero (SLO 25 ms) beside BlazeFace (SLO 100 ms), each with one session of one
+thread, under open load. The p99 of silero over that alone, and BlazeFace's requests on time over those alone: medians
+of interleaved rounds, with the same arrivals.
+"""
+
+import argparse
+import asyncio
+import gc
+import os
+import statistics
+import time
+
+import attrs
+import numpy as np
+from _lib.models import Model, blazeface, silero
+from _lib.open_loop import closed_loop, open_loop
+
+import streaminfer as si
+from streaminfer.batching import ServiceTime
+from streaminfer.simulation import ModelLoad, arrivals, device_optimum, simulate_device
+
+PAIRS = {
+    "alike, 2 + 0.2·b ms": (ServiceTime.affine(0.002, 0.0002), ServiceTime.affine(0.002, 0.0002)),
+    "slow one patient: 1 + 0.2·b, 6 + 0.5·b ms": (ServiceTime.affine(0.001, 0.0002), ServiceTime.affine(0.006, 0.0005)),
+    "slow one urgent: 4 + 0.3·b, 1 + 0.2·b ms": (ServiceTime.affine(0.004, 0.0003), ServiceTime.affine(0.001, 0.0002)),
+    "no gain from batches: 1 + 1·b ms": (ServiceTime.affine(0.001, 0.001), ServiceTime.affine(0.001, 0.001)),
+}
+GENERATORS = {"Poisson": arrivals.poisson, "on-off": arrivals.on_off}
+SLOS_S = (0.025, 0.100)
+CAP = 32
+SIMULATED_S = 0.8
+SHARES = (0.35, 0.45)
+REAL_CAPS = (32, 4)
+BAR, BAR_P99, BAR_THROUGHPUT = 0.97, 1.3, 0.95
+
+
+def traffic(pair: tuple[ServiceTime, ServiceTime], load: float, kind: str, seed: int) -> dict[str, ModelLoad]:
+    loads = {}
+    for number, (service_time, slo_s) in enumerate(zip(pair, SLOS_S, strict=True)):
+        rate = load / 2 * CAP / service_time.seconds(CAP)
+        trace = GENERATORS[kind](rate, round(rate * SIMULATED_S), 10 * seed + number)
+        loads[f"{slo_s * 1e3:.0f} ms"] = ModelLoad(trace, slo_s=slo_s, service_time=service_time, max_batch_size=CAP)
+    return loads
+
+
+def simulated(seeds: int) -> None:
+    heads = f"{'turns':>8}{'lowest':>8}{'in order':>10}{'time-shared':>13}   bar ≥ {BAR}"
+    print(f"\n{'on time over the joint optimum':58}{heads}")
+    for kind in GENERATORS:
+        for name, pair in PAIRS.items():
+            for load in (0.9, 1.2):
+                shares = []
+                for seed in range(1, seeds + 1):
+                    loads = traffic(pair, load, kind, seed)
+                    best = device_optimum(loads)
+                    ways = (
+                        simulate_device(loads),
+                        simulate_device(loads, shared=False, slowdown=None),
+                        simulate_device(loads, shared=False),
+                    )
+                    shares.append([way.on_time / best for way in ways])
+                turns, in_order, time_shared = np.mean(shares, axis=0)
+                lowest = min(row[0] for row in shares)
+                label = f"{kind}, {load}×, {name}"
+                print(f"{label:58}{turns:8.3f}{lowest:8.3f}{in_order:10.3f}{time_shared:13.3f}", flush=True)
+
+
+@attrs.define
+class Arm:
+    """One model with a batcher of its own, and the requests of a run."""
+
+    model: Model
+    backend: si.OnnxBackend
+    slo_s: float
+    cap: int
+    rate: float = 0.0
+
+    def batcher(self, device: si.Device | None) -> si.AdaptiveBatcher:
+        batcher = si.AdaptiveBatcher(max_batch_size=self.cap, slo_s=self.slo_s, max_queue_size=10**5, device=device)
+        batcher.wrap(self.backend)
+        return batcher
+
+    async def run(self, batcher: si.AdaptiveBatcher, start_ns: int, seconds: float, seed: int) -> tuple[float, int]:
+        """Return the p99 of the answered requests, and how many were on time."""
+        service = batcher._service
+        assert service is not None
+        trace = arrivals.poisson(self.rate, round(self.rate * seconds), seed).tolist()
+        due_ns = [start_ns + round(at * 1e9) for at in trace]
+        slo_ns = round(self.slo_s * 1e9)
+        inputs = self.model.inputs
+
+        async def ask(number: int) -> None:
+            await service.call(si.Request(inputs[number % len(inputs)], deadline_ns=due_ns[number] + slo_ns))
+
+        answered_ns, _ = await open_loop(ask, due_ns, (si.DeadlineExceeded,))
+        took = [at - due for at, due in zip(answered_ns, due_ns, strict=True) if at]
+        return float(np.quantile(took, 0.99)) / 1e9, sum(one <= slo_ns for one in took)
+
+
+async def together(arms: list[Arm], device: si.Device | None, seconds: float, seed: int) -> list[tuple[float, int]]:
+    """Run the arms at the same time, behind batchers that have served a second before."""
+    batchers = [arm.batcher(device) for arm in arms]
+    for batcher in batchers:
+        await batcher.start()
+    gc.collect()
+    results: list[tuple[float, int]] = []
+    for warm in (True, False):
+        start_ns = time.monotonic_ns() + 20_000_000
+        span_s = 1.0 if warm else seconds
+        results = await asyncio.gather(
+            *(
+                arm.run(batcher, start_ns, span_s, seed + 100 * warm)
+                for arm, batcher in zip(arms, batchers, strict=True)
+            )
+        )
+    for batcher in batchers:
+        await batcher.stop()
+    return results
+
+
+async def capacity(arm: Arm) -> float:
+    batcher = si.AdaptiveBatcher(max_batch_size=arm.cap, max_queue_size=10**5)
+    service = batcher.wrap(arm.backend)
+    await batcher.start()
+    inputs = arm.model.inputs
+    rate = await closed_loop(lambda number: service.call(si.Request(inputs[number % len(inputs)])), 2 * arm.cap, 2.0)
+    await batcher.stop()
+    return rate
+
+
+async def in_real_time(rounds: int, seconds: float) -> None:
+    arms = []
+    for model, slo_s, cap, share in zip((silero(), blazeface()), SLOS_S, REAL_CAPS, SHARES, strict=True):
+        arm = Arm(model, model.make(), slo_s, cap)
+        await arm.backend.start()
+        arm.rate = share * await capacity(arm)
+        arms.append(arm)
+        print(f"{model.name}: {arm.rate:.0f} requests a second, {share:.0%} of its capacity")
+    p99: dict[str, list[float]] = {"turns": [], "independent": []}
+    kept: dict[str, list[float]] = {"turns": [], "independent": []}
+    for seed in range(rounds):
+        alone = [(await together([arm], None, seconds, seed))[0] for arm in arms]
+        for way in ("turns", "independent") if seed % 2 else ("independent", "turns"):
+            device = si.Device("core") if way == "turns" else None
+            (p99_s, _), (_, on_time) = await together(arms, device, seconds, seed)
+            p99[way].append(p99_s / alone[0][0])
+            kept[way].append(on_time / max(alone[1][1], 1))
+    for arm in arms:
+        await arm.backend.stop()
+    print(f"\n{'':34}{'turns':>22}{'independent':>22}   bar")
+    for name, seen, bar in (
+        ("silero, p99 over alone", p99, f"≤ {BAR_P99}"),
+        ("BlazeFace, on time over alone", kept, f"≥ {BAR_THROUGHPUT}"),
+    ):
+        cells = [
+            f"{statistics.median(seen[way]):.2f} ({min(seen[way]):.2f}–{max(seen[way]):.2f})"
+            for way in ("turns", "independent")
+        ]
+        print(f"{name:34}{cells[0]:>22}{cells[1]:>22}   {bar}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--seeds", type=int, default=3, help="of each simulated row; 0: none is run")
+    parser.add_argument("--rounds", type=int, default=5, help="in real time; 0: none is run")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each run in real time")
+    options = parser.parse_args()
+    si.warmup()
+    if options.seeds:
+        simulated(options.seeds)
+    if options.rounds:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        asyncio.run(in_real_time(options.rounds, options.seconds))
+
+
+if __name__ == "__main__":
+    main()

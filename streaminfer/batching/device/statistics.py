@@ -1,0 +1,59 @@
+"""Statistics of a device."""
+
+from collections.abc import Mapping
+
+import attrs
+
+from streaminfer._internal.html_table import html_table
+from streaminfer._internal.snapshot import Snapshot
+from streaminfer._internal.units import format_duration
+
+__all__ = ["DeviceModelStatistics", "DeviceStatistics"]
+
+
+@attrs.frozen(kw_only=True)
+class DeviceModelStatistics(Snapshot):
+    """What one model had of a device.
+
+    Attributes:
+        batches: batches that began.
+        busy_s: seconds for which its batches ran; where several ran at once, each counts.
+        waits: turns of other models while it had a batch to send.
+        longest_wait_s: the longest that it had a batch to send before its turn came.
+        slowdowns: by other model, how many times as long a batch takes while one of that model runs, as learned.
+    """
+
+    batches: int
+    busy_s: float
+    waits: int
+    longest_wait_s: float
+    slowdowns: Mapping[str, float]
+
+
+@attrs.frozen(kw_only=True)
+class DeviceStatistics(Snapshot):
+    """Counters of a `Device` since it was made.
+
+    Attributes:
+        concurrency: how many batches may run at once.
+        running: batches that run now.
+        waiting: names of the models that have queued requests now.
+        models: by name, what each model had of the device; batchers whose models have one name are counted together.
+    """
+
+    concurrency: int
+    running: int
+    waiting: tuple[str, ...]
+    models: Mapping[str, DeviceModelStatistics]
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds for which batches ran; where several ran at once, each counts."""
+        return sum(model.busy_s for model in self.models.values())
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (name, f"{it.batches:,} batches in {format_duration(it.busy_s)}, {it.waits:,} waits")
+            for name, it in self.models.items()
+        ]
+        return html_table([("running", f"{self.running} of {self.concurrency}"), *rows], caption="device")

@@ -1,0 +1,113 @@
+"""Whose turn it is on a shared device: a state machine without loop, thread or clock.
+
+*Design*. Each batcher's policy proposes its next batch as if the device were its own; what it proposes is a *bid*. Of
+several bids one is granted, by the first rule that applies:
+
+1. A model that was passed over for ``max_wait_ns`` goes first, of several the one that has waited longest.
+2. If each policy has an outlook, its queue and what its batches take, the kernel
+   (:mod:`~streaminfer.batching.planner.turn_kernels`) plays all queues forward together. It names the model, and
+   where the queue is of one kind also another batch than the one that was proposed.
+3. Otherwise, or if no batch would be on time, the bid with the earliest deadline goes first.
+
+*Invariants*. One of the bids is granted, so the device never idles while a batch could run. With bids at each decision,
+no model is passed over for longer than ``max_wait_ns``, one batch of each other model, and the one that runs.
+
+*Complexity*. O(models) and a call of the kernel where two or more wait.
+"""
+
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from streaminfer.batching.planner import kernel_loader
+from streaminfer.batching.planner.outlook import Outlook
+from streaminfer.batching.queue._ticket_cy import Ticket
+
+__all__ = ["Bid", "Turns"]
+
+_MOST_QUEUED = 512
+"""So many requests of each queue are played forward, those with the earliest deadlines."""
+
+
+class Bid(NamedTuple):
+    """The batch that a model would send.
+
+    Attributes:
+        key: the model.
+        batch: its requests.
+        outlook: of the policy; ``None``: it has none.
+        weight: what a request on time is worth.
+        slowdown: how many times as long its batches take beside those that run.
+    """
+
+    key: Hashable
+    batch: Sequence[Ticket]
+    outlook: Outlook | None
+    weight: float = 1.0
+    slowdown: float = 1.0
+
+
+class Turns:
+    """Grants one of several bids.
+
+    Args:
+        max_wait_ns: the longest that a model with a batch to send is passed over.
+    """
+
+    def __init__(self, max_wait_ns: int) -> None:
+        self.max_wait_ns = max_wait_ns
+        self._passed_over_ns: dict[Hashable, int] = {}
+
+    def choose(self, bids: Sequence[Bid], now_ns: int) -> tuple[int, Sequence[Ticket]]:
+        """Grant a bid.
+
+        Args:
+            bids: at least one, of different models.
+            now_ns: the present instant.
+
+        Returns:
+            Its position, and the batch to send.
+        """
+        chosen, batch = self._choose(bids, now_ns) if len(bids) > 1 else (0, bids[0].batch)
+        passed = self._passed_over_ns
+        self._passed_over_ns = {bid.key: passed.get(bid.key, now_ns) for at, bid in enumerate(bids) if at != chosen}
+        return chosen, batch
+
+    def _choose(self, bids: Sequence[Bid], now_ns: int) -> tuple[int, Sequence[Ticket]]:
+        since_ns = [self._passed_over_ns.get(bid.key, now_ns) for bid in bids]
+        longest = min(range(len(bids)), key=since_ns.__getitem__)
+        if now_ns - since_ns[longest] >= self.max_wait_ns:
+            return longest, bids[longest].batch
+        outlooks = [bid.outlook for bid in bids if bid.outlook is not None]
+        if len(outlooks) == len(bids):
+            model, head, size = _ask_kernel(bids, outlooks, now_ns)
+            if model >= 0:
+                outlook = outlooks[model]
+                return model, outlook.tickets[head : head + size] if outlook.is_free else bids[model].batch
+        earliest = min(range(len(bids)), key=lambda at: min(ticket.deadline_ns for ticket in bids[at].batch))
+        return earliest, bids[earliest].batch
+
+
+def _ask_kernel(bids: Sequence[Bid], outlooks: Sequence[Outlook], now_ns: int) -> tuple[int, int, int]:
+    kept = [outlook.deadlines[:_MOST_QUEUED] for outlook in outlooks]
+    caps = np.array([outlook.durations.size - 1 for outlook in outlooks])
+    fixed = np.array(
+        [0 if one.is_free else min(len(bid.batch), cap) for bid, one, cap in zip(bids, outlooks, caps, strict=True)]
+    )
+    durations = np.ones((len(bids), int(caps.max()) + 1), np.int64)
+    for row, bid, outlook in zip(durations, bids, outlooks, strict=True):
+        taken = outlook.durations if bid.slowdown == 1.0 else (outlook.durations * bid.slowdown).astype(np.int64)
+        row[: taken.size] = taken
+    model, head, size = kernel_loader.load().choose_turn(
+        now_ns,
+        np.concatenate(kept),
+        np.cumsum([0, *(deadlines.size for deadlines in kept)]),
+        fixed,
+        durations,
+        caps,
+        np.array([outlook.gap_ns for outlook in outlooks]),
+        np.array([outlook.limit_ns for outlook in outlooks]),
+        np.array([bid.weight for bid in bids]),
+    )
+    return int(model), int(head), int(size)

@@ -1,0 +1,216 @@
+"""Whose turn it is on a device that several models share: the arithmetic of the decision.
+
+*Design*. Each model brings its queue in deadline order and what a batch of it takes. A candidate is a first batch of
+one model: for each number of requests passed over, the largest batch that is on time for its first one, up to the
+largest batch there is. Each candidate is played forward over sampled arrivals, with a simple rule for what comes after
+it: the batch that has to start first goes first, and requests that would be late are passed over. The candidate with
+the most requests on time, by weight, less a price for the time that the device is busy, is chosen: time has a price
+because what is behind the horizon needs it too. This is a rollout (Bertsekas, Tsitsiklis and Wu, "Rollout algorithms
+for combinatorial optimization", Journal of Heuristics 3, 1997), and a heuristic.
+
+Arrivals are drawn from a fixed table of exponential gaps: evenly spaced ones let a plan end exactly at their deadlines,
+which no real ones allow. Every candidate is played against the same arrivals, and the same queues give the same turn.
+
+*Complexity*. Two plays of each candidate for each of four samples, each O(arrivals + batches) up to the horizon.
+
+Importing this module imports Numba: serving calls what was compiled of it ahead of time (``kernel_loader``).
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streaminfer._internal.numba_jit import jit
+
+__all__ = ["EXPORTS", "choose_turn"]
+
+FAR_NS = 2**62
+_SAMPLES = 4
+_MOST_EXPECTED = 256
+"""So many arrivals of a model are played; the horizon of all models ends there."""
+_HORIZON = 0.7
+"""Of the longest time limit: what comes later is stood for by the price."""
+_PRICE, _SCARCE_PRICE = 0.3, 0.6
+"""Of what the device could serve: what its time is worth below its capacity, and above."""
+_SCARCE_FROM, _SCARCE = 0.9, 1.1
+"""Shares of the device's capacity between which the one price becomes the other."""
+_GAPS = np.random.default_rng(0).exponential(1.0, 1024)
+
+_Array = NDArray[np.int64]
+_Floats = NDArray[np.float64]
+
+
+@jit
+def _play(
+    now_ns: int,
+    first: int,
+    head: int,
+    size: int,
+    ends: _Array,
+    releases: _Array,
+    counts: _Array,
+    durations: _Array,
+    caps: _Array,
+    weights: _Floats,
+    dropping: bool,
+    price: float,
+) -> float:
+    """Return what is on time, by weight, less the price of the busy time, if a model starts with a batch."""
+    models = caps.size
+    heads = np.zeros(models, np.int64)
+    there = np.zeros(models, np.int64)
+    heads[first] = head + size
+    time_ns = now_ns + durations[first, size]
+    busy_ns = durations[first, size]
+    value = weights[first] * size
+    while True:
+        chosen, chosen_size, chosen_start_ns, next_ns = -1, 0, FAR_NS, FAR_NS
+        for model in range(models):
+            while there[model] < counts[model] and releases[model, there[model]] <= time_ns:
+                there[model] += 1
+            if there[model] < counts[model]:
+                next_ns = min(next_ns, releases[model, there[model]])
+            while heads[model] < there[model]:
+                deadline_ns = ends[model, heads[model]]
+                rows = min(there[model] - heads[model], caps[model])
+                while not dropping and rows > 1 and time_ns + durations[model, rows] > deadline_ns:
+                    rows -= 1
+                if time_ns + durations[model, rows] <= deadline_ns:
+                    start_ns = deadline_ns - durations[model, rows]
+                    if start_ns < chosen_start_ns:
+                        chosen, chosen_size, chosen_start_ns = model, rows, start_ns
+                    break
+                heads[model] += 1
+        if chosen < 0:
+            if next_ns == FAR_NS:
+                return float(value - price * busy_ns)
+            time_ns = next_ns
+            continue
+        heads[chosen] += chosen_size
+        time_ns += durations[chosen, chosen_size]
+        busy_ns += durations[chosen, chosen_size]
+        value += weights[chosen] * chosen_size
+
+
+@jit
+def _price_of_time(durations: _Array, caps: _Array, gaps_ns: _Floats, weights: _Floats) -> float:
+    """Requests on time, by weight, that a nanosecond of the device is worth."""
+    load = 0.0
+    best_rate = 0.0
+    for model in range(caps.size):
+        rate = caps[model] / durations[model, caps[model]]
+        load += 1.0 / (gaps_ns[model] * rate)
+        best_rate = max(best_rate, weights[model] * rate)
+    scarce = min(max((load - _SCARCE_FROM) / (_SCARCE - _SCARCE_FROM), 0.0), 1.0)
+    return float(best_rate * (_PRICE + (_SCARCE_PRICE - _PRICE) * scarce))
+
+
+@jit
+def choose_turn(
+    now_ns: int,
+    deadlines: _Array,
+    offsets: _Array,
+    fixed: _Array,
+    durations: _Array,
+    caps: _Array,
+    gaps_ns: _Floats,
+    limits_ns: _Array,
+    weights: _Floats,
+) -> tuple[int, int, int]:
+    """The model whose batch goes next, and that batch.
+
+    Args:
+        now_ns: the present instant.
+        deadlines: shape (n,): model after model, ascending within each; of a model with a fixed batch, that batch.
+        offsets: shape (models + 1,): where each model begins in ``deadlines``.
+        fixed: shape (models,): the size of the one batch that a model may send; 0: the kernel chooses.
+        durations: shape (models, largest cap + 1), nanoseconds of a batch by its size, nondecreasing.
+        caps: shape (models,): the largest batch of each.
+        gaps_ns: shape (models,): expected time between arrivals; infinite: none are expected.
+        limits_ns: shape (models,): time limit of expected arrivals.
+        weights: shape (models,): what a request on time is worth.
+
+    Returns:
+        The model, how many of its requests to pass over and how many to send behind them; (-1, 0, 0) where no batch
+        would be on time.
+    """
+    models = caps.size
+    horizon_ns = 0
+    for model in range(models):
+        horizon_ns = max(horizon_ns, int(_HORIZON * limits_ns[model]))
+    most_queued = 0
+    for model in range(models):
+        most_queued = max(most_queued, offsets[model + 1] - offsets[model])
+        horizon_ns = int(min(float(horizon_ns), gaps_ns[model] * _MOST_EXPECTED))
+    price = _price_of_time(durations, caps, gaps_ns, weights)
+    ends = np.empty((_SAMPLES, models, most_queued + _MOST_EXPECTED), np.int64)
+    releases = np.empty((_SAMPLES, models, most_queued + _MOST_EXPECTED), np.int64)
+    counts = np.empty((_SAMPLES, models), np.int64)
+    for sample in range(_SAMPLES):
+        for model in range(models):
+            count = 0
+            latest_ns = 0
+            for at in range(offsets[model], offsets[model + 1]):
+                latest_ns = deadlines[at]
+                ends[sample, model, count], releases[sample, model, count] = latest_ns, now_ns
+                count += 1
+            passed_ns = 0.0
+            for expected in range(_MOST_EXPECTED):
+                passed_ns += gaps_ns[model] * _GAPS[(257 * sample + 61 * model + expected) % _GAPS.size]
+                if passed_ns > horizon_ns:
+                    break
+                releases[sample, model, count] = now_ns + int(passed_ns)
+                latest_ns = max(latest_ns, now_ns + int(passed_ns) + limits_ns[model])
+                ends[sample, model, count] = latest_ns
+                count += 1
+            counts[sample, model] = count
+    best_model, best_head, best_size, best_value = -1, 0, 0, -1e300
+    for model in range(models):
+        queued = offsets[model + 1] - offsets[model]
+        largest = 0
+        for head in range(queued if fixed[model] == 0 else 1):
+            deadline_ns = deadlines[offsets[model] + head]
+            full = min(queued - head, caps[model]) if fixed[model] == 0 else fixed[model]
+            size = full
+            while fixed[model] == 0 and size > 0 and now_ns + durations[model, size] > deadline_ns:
+                size -= 1
+            if size <= largest and size < full:
+                continue
+            largest = max(largest, size)
+            if size > 0:
+                value = 0.0
+                for sample in range(_SAMPLES):
+                    best_of_rules = -1e300
+                    for dropping in (False, True):
+                        best_of_rules = max(
+                            best_of_rules,
+                            _play(
+                                now_ns,
+                                model,
+                                head,
+                                size,
+                                ends[sample],
+                                releases[sample],
+                                counts[sample],
+                                durations,
+                                caps,
+                                weights,
+                                dropping,
+                                price,
+                            ),
+                        )
+                    value += best_of_rules
+                if value > best_value:
+                    best_model, best_head, best_size, best_value = model, head, size, value
+            if size == full:
+                break
+    return best_model, best_head, best_size
+
+
+_READ = "Array(int64, 1, 'C', readonly=True)"
+_READ_2D = "Array(int64, 2, 'C', readonly=True)"
+_READ_FLOATS = "Array(float64, 1, 'C', readonly=True)"
+
+_SIGNATURE = f"int64, {_READ}, {_READ}, {_READ}, {_READ_2D}, {_READ}, {_READ_FLOATS}, {_READ}, {_READ_FLOATS}"
+
+EXPORTS = {"choose_turn": (choose_turn, f"UniTuple(int64, 3)({_SIGNATURE})")}
+"""The kernel, as in :data:`streaminfer.batching.planner.kernels.EXPORTS`."""

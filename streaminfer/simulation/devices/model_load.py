@@ -1,0 +1,47 @@
+"""Requests for one of the models on a device."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from streaminfer._internal.validation import check_count, check_duration
+from streaminfer.batching.service_time.service_time import ServiceTime
+from streaminfer.request import timeout_ns
+from streaminfer.simulation.arrivals import arrivals_in_ns
+from streaminfer.simulation.simulator import durations_in_ns
+
+__all__ = ["ModelLoad"]
+
+
+class ModelLoad:
+    """A model on a device, and the requests that arrive for it.
+
+    Args:
+        arrivals_s: shape (n,), seconds ≥ 0, ascending.
+        slo_s: time limit of a request, from its arrival.
+        service_time: what a batch takes alone on the device, by its size.
+        max_batch_size: the most requests in a batch.
+
+    Attributes:
+        arrivals_ns: shape (n,), int64.
+        slo_ns: the time limit in nanoseconds.
+        service_time: the same.
+        durations_ns: shape (max_batch_size + 1,), int64: what a batch takes, by its size.
+        max_batch_size: the same.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range.
+    """
+
+    def __init__(self, arrivals_s: ArrayLike, *, slo_s: float, service_time: ServiceTime, max_batch_size: int) -> None:
+        self.arrivals_ns: NDArray[np.int64] = arrivals_in_ns(arrivals_s)
+        self.slo_ns = timeout_ns(check_duration("slo_s", slo_s, positive=True))
+        self.max_batch_size = check_count("max_batch_size", max_batch_size)
+        self.service_time = service_time
+        self.durations_ns: NDArray[np.int64] = durations_in_ns(service_time, max_batch_size)
+
+    def __repr__(self) -> str:
+        shown: dict[str, Any] = {"slo_s": self.slo_ns / 1e9, "max_batch_size": self.max_batch_size}
+        settings = ", ".join(f"{name}={value}" for name, value in shown.items())
+        return f"ModelLoad({self.arrivals_ns.size} arrivals, {settings}, {self.service_time!r})"

@@ -1,0 +1,70 @@
+"""Joint clairvoyant optimum: the most requests of two models that any schedule of one device serves on time.
+
+The problem is that of :mod:`~streaminfer.simulation.offline_optimum` for two models: a batch has requests of one model
+only, and the device runs one batch at a time.
+
+*Contiguous batches suffice*, for each model by itself. The exchange argument there swaps requests within two batches of
+one model, or within one batch: sizes and times of batches stay, so the other model's batches are not touched.
+
+*The program.* With ``F[i, j](k)`` the earliest instant at which the device is free, the first i requests of one model
+and the first j of the other being handled and k served, a pair of prefixes follows from a shorter one by a drop, which
+takes no time, or by a batch of either model.
+
+*Which pairs.* A request need not be dropped before it has arrived, nor kept past its deadline. So (i, j) matters only
+if there is an instant by which both prefixes have arrived, and before which no deadline of what follows has passed. For
+each i that leaves the j whose requests arrive within both time limits of it. Fronts are pruned as for one model.
+
+*Complexity.* With n requests of the first model, W of the second within both limits, batches of B and fronts of V
+entries: O(n · W · B · V) time and O(B · W · V) memory. Thousands of requests take seconds.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+from streaminfer import _compiled_kernels
+from streaminfer._internal.validation import check_instance, expected
+from streaminfer.simulation.devices.model_load import ModelLoad
+
+__all__ = ["device_optimum"]
+
+_MODELS = 2
+
+
+def device_optimum(loads: Mapping[str, ModelLoad]) -> int:
+    """Return the most requests that any schedule of two models on one device could serve within their SLOs.
+
+    Thread-safe; runs without the interpreter lock. Where no kernels were compiled ahead of time, the first call on a
+    machine compiles for some seconds.
+
+    Args:
+        loads: of two models, by name.
+
+    Returns:
+        How many, of both.
+
+    Raises:
+        TypeError, ValueError: they are not two.
+    """
+    what = "a mapping of two names to ModelLoad"
+    check_instance("loads", loads, lambda it: isinstance(it, Mapping), what)
+    for load in loads.values():
+        check_instance("loads", load, lambda it: isinstance(it, ModelLoad), what)
+    if len(loads) != _MODELS:
+        raise ValueError(expected("loads", what, sorted(loads)))
+    arguments: list[Any] = []
+    for load in loads.values():
+        arguments += [load.arrivals_ns, load.arrivals_ns + load.slo_ns, load.durations_ns]
+    return int(_kernel()(*arguments))
+
+
+@cache
+def _kernel() -> Callable[..., Any]:
+    compiled = _compiled_kernels.load()
+    if compiled is not None:
+        return compiled.checked("most_of_two")
+    from streaminfer._internal.numba_jit import compile_exports  # noqa: PLC0415 - imports Numba
+    from streaminfer.simulation.devices import optimum_kernels  # noqa: PLC0415
+
+    compile_exports(optimum_kernels.EXPORTS)
+    return optimum_kernels.most_of_two

@@ -1,0 +1,282 @@
+"""What batchers do with their traces on one device, in simulated time, taking turns or each by itself.
+
+The idea: a `Device` and the policies of its batchers are synchronous, so the simulator runs the very objects of the
+live batcher and moves an integer clock from event to event, as :mod:`~streaminfer.simulation.simulator` does for one
+model, with the same order of events within an instant.
+
+*Batches that run at once* slow each other down: each progresses at a rate of ``1 / (1 + (slowdown - 1) · others)``. A
+``slowdown`` of 2 is a device whose time two models share evenly, 1 a device that has room for both, ``None`` a device
+that runs one batch after the other, in the order in which they were sent.
+
+Complexity: O(log n) an event, and what the policies and the turns cost.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import attrs
+import numpy as np
+
+from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number
+from streaminfer.batching.device.device import Device
+from streaminfer.batching.device.statistics import DeviceStatistics
+from streaminfer.batching.planner import kernel_loader
+from streaminfer.batching.planner.lookahead import Lookahead
+from streaminfer.batching.planner.outlook import Outlook
+from streaminfer.batching.policy import Decision
+from streaminfer.batching.queue._queue_cy import RequestQueue
+from streaminfer.batching.queue._ticket_cy import NEVER, Execution, Ticket
+from streaminfer.batching.service_time.learned_service_time import LearnedServiceTime
+from streaminfer.simulation.devices.model_load import ModelLoad
+from streaminfer.simulation.simulation_result import SimulationResult
+from streaminfer.simulation.simulator import CALLER
+
+__all__ = ["DeviceResult", "simulate_device"]
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class DeviceResult:
+    """What came of the requests of all models.
+
+    Attributes:
+        models: by name, the outcomes of the model's requests and batches.
+        device: counters of the device; ``None``: it was not shared by turns.
+    """
+
+    models: Mapping[str, SimulationResult]
+    device: DeviceStatistics | None
+
+    @property
+    def on_time(self) -> int:
+        """Requests completed by the deadline, of all models."""
+        return sum(result.on_time for result in self.models.values())
+
+    @property
+    def share_on_time(self) -> float:
+        """``on_time`` as a share of all arrivals; 1.0 where there were none."""
+        arrivals = sum(result.arrivals_s.size for result in self.models.values())
+        return self.on_time / arrivals if arrivals else 1.0
+
+
+def simulate_device(
+    loads: Mapping[str, ModelLoad],
+    *,
+    concurrency: int = 1,
+    shared: bool = True,
+    slowdown: float | None = 2.0,
+    weights: Mapping[str, float] | None = None,
+    max_wait_s: float = 1.0,
+    noise: float = 0.0,
+    seed: int = 0,
+) -> DeviceResult:
+    """Run the batchers of several models on one device over traces of arrivals.
+
+    Args:
+        loads: the models and their requests, by name.
+        concurrency: of the `Device`.
+        shared: the batchers take turns on a `Device`; ``False``: each sends its batches as if the device were its own,
+            and learns what they take.
+        slowdown: how many times as long a batch takes while one other runs, ≥ 1; ``None``: a device runs one after the
+            other.
+        weights: of the `Device`.
+        max_wait_s: of the `Device`.
+        noise: each duration is multiplied by ``exp(noise * z)``, z standard normal, as `simulate` does.
+        seed: of the noise.
+
+    Returns:
+        What came of every request and batch.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range.
+    """
+    what = "a mapping of name to ModelLoad"
+    check_instance("loads", loads, lambda it: isinstance(it, Mapping), what)
+    for load in loads.values():
+        check_instance("loads", load, lambda it: isinstance(it, ModelLoad), what)
+    if slowdown is not None:
+        check_number("slowdown", slowdown, "a finite number ≥ 1", lambda it: 1.0 <= it < float("inf"))
+    device = Device("simulated", concurrency=concurrency, weights=weights, max_wait_s=max_wait_s)
+    learns = not shared or concurrency > 1
+    simulation = _Simulation(
+        device=device if shared else None,
+        slowdown=slowdown,
+        noise=check_duration("noise", noise),
+        rng=np.random.default_rng(check_count("seed", seed, at_least=0)),
+    )
+    simulation.models = [_Model(name, load, simulation, learns) for name, load in loads.items()]
+    kernel_loader.load()
+    simulation.run()
+    return DeviceResult(
+        models={model.source: model.result() for model in simulation.models},
+        device=device.statistics() if shared else None,
+    )
+
+
+@attrs.define(eq=False)
+class _Batch:
+    """One that runs, and the nanoseconds of work that are left of it."""
+
+    model: "_Model"
+    execution: Execution
+    left_ns: float
+
+
+@attrs.define(kw_only=True, eq=False)
+class _Simulation:
+    """The clock, the device, and what runs on it."""
+
+    device: Device | None
+    slowdown: float | None
+    noise: float
+    rng: np.random.Generator
+    models: "list[_Model]" = attrs.field(factory=list)
+    running: list[_Batch] = attrs.field(factory=list)
+    now_ns: int = 0
+
+    @property
+    def pace(self) -> float:
+        """Nanoseconds that a nanosecond of work takes."""
+        if self.slowdown is None:
+            return 1.0
+        return 1.0 + (self.slowdown - 1.0) * (len(self.running) - 1)
+
+    def run(self) -> None:
+        """Move from event to event until nothing is left to happen."""
+        while True:
+            now_ns = min((model.next_ns for model in self.models), default=NEVER)
+            progressing = self.running[:1] if self.slowdown is None else self.running
+            for batch in progressing:
+                now_ns = min(now_ns, self.now_ns + max(round(batch.left_ns * self.pace), 0))
+            if now_ns == NEVER:
+                return
+            passed, self.now_ns = (now_ns - self.now_ns) / self.pace if self.running else 0.0, now_ns
+            for batch in progressing:
+                batch.left_ns -= passed
+            ended = [batch for batch in self.running if batch.left_ns < 1.0]
+            self.running = [batch for batch in self.running if batch.left_ns >= 1.0]
+            for batch in ended:
+                batch.model.finish(batch.execution, now_ns)
+            for model in self.models:
+                model.admit(now_ns)
+            if self.device is None:
+                for model in self.models:
+                    model.dispatch(now_ns)
+                continue
+            for model in self.models:
+                self.device.join(model, now_ns)
+            self.device.dispatch(now_ns)
+
+    def launch(self, model: "_Model", execution: Execution) -> None:
+        """Run a batch."""
+        factor = float(np.exp(self.noise * self.rng.standard_normal())) if self.noise else 1.0
+        work_ns = max(1.0, float(model.load.durations_ns[len(execution.tickets)]) * factor)
+        self.running.append(_Batch(model, execution, work_ns))
+
+
+class _Model:
+    """Queue, policy and record of one model: the `DeviceMember` of a simulation."""
+
+    runs_inline = False
+
+    def __init__(self, name: str, load: ModelLoad, simulation: _Simulation, learns: bool) -> None:
+        self.source = name
+        self.load = load
+        self._simulation = simulation
+        known = LearnedServiceTime(prior=load.service_time) if learns else load.service_time
+        self._policy = Lookahead(load.max_batch_size, known)
+        self._learns = learns
+        self._queue = RequestQueue(max(1, load.arrivals_ns.size))
+        self._arrivals: list[int] = load.arrivals_ns.tolist()
+        self._following = 0
+        self._is_running = False
+        self._recheck_ns = NEVER
+        self._ends_ns = [-1] * len(self._arrivals)
+        self._drops_ns: list[int] = []
+        self._batches: list[tuple[int, int, int, int]] = []
+        self._reasons: list[str] = []
+
+    @property
+    def is_waiting(self) -> bool:
+        return not self._is_running and self._queue.queued > 0
+
+    @property
+    def next_ns(self) -> int:
+        """When something happens to it next, other than the end of its batch."""
+        arrival_ns = self._arrivals[self._following] if self._following < len(self._arrivals) else NEVER
+        return min(arrival_ns, self._queue.next_deadline_ns, self._recheck_ns)
+
+    def admit(self, now_ns: int) -> None:
+        """Queue the requests that have arrived, and drop those whose deadline has come."""
+        while self._following < len(self._arrivals) and self._arrivals[self._following] <= now_ns:
+            deadline_ns = self._arrivals[self._following] + self.load.slo_ns
+            self._queue.admit(None, self._following, CALLER, now_ns, deadline_ns, 0)
+            self._following += 1
+        waited = sum(execution is None for _, execution, _ in self._queue.expire(now_ns))
+        self._drops_ns += [now_ns] * waited
+        self._recheck_ns = NEVER
+
+    def dispatch(self, now_ns: int) -> None:
+        """Send a batch as if the device were its own."""
+        if self.is_waiting:
+            decision = self.propose(now_ns)
+            if decision is not None:
+                self.grant(decision.batch, decision, now_ns)
+
+    def propose(self, now_ns: int) -> Decision | None:
+        while self._queue.queued:
+            decision = self._policy.decide(self._queue, now_ns, 1)
+            for ticket in decision.reject:
+                self._queue.end(ticket)
+                self._drops_ns.append(now_ns)
+            if decision.batch:
+                return decision
+            if not decision.reject:
+                if decision.recheck_ns is not None:
+                    self._recheck_ns = decision.recheck_ns
+                break
+        return None
+
+    def outlook(self, now_ns: int, batch: Sequence[Ticket]) -> Outlook | None:
+        return self._policy.outlook(self._queue, now_ns, batch)
+
+    def expected_ns(self, execution: Execution) -> int:
+        return self._policy.expected_ns(len(execution.tickets))
+
+    def grant(self, batch: Sequence[Ticket], decision: Decision, now_ns: int) -> None:
+        execution = self._queue.take(batch, now_ns, decision.reason)
+        self._is_running = True
+        self._reasons.append(decision.reason if batch is decision.batch else "planned")
+        if self._simulation.device is not None:
+            self._simulation.device.begin(execution, self, now_ns)
+        self._simulation.launch(self, execution)
+
+    def settle(self) -> None:
+        """Nothing to do: the simulation reads :attr:`next_ns`."""
+
+    def finish(self, execution: Execution, now_ns: int) -> None:
+        """Note the end of a batch, and learn from it."""
+        started_ns = execution.started_ns
+        self._is_running = False
+        for index in execution.inputs:
+            self._ends_ns[index] = now_ns
+        self._batches.append((started_ns, now_ns, 0, len(execution.inputs)))
+        if self._simulation.device is not None:
+            self._simulation.device.end(execution, now_ns, succeeded=True)
+        if execution.live:
+            self._queue.deliver(execution, execution.inputs, started_ns, now_ns)
+        if self._learns:
+            self._policy.observe(len(execution.inputs), now_ns - execution.effective_start_ns, now_ns)
+
+    def result(self) -> SimulationResult:
+        """Return what came of its requests and batches."""
+        return SimulationResult.of(
+            self.load.arrivals_ns,
+            self.load.arrivals_ns + self.load.slo_ns,
+            self._ends_ns,
+            self._drops_ns,
+            self._batches,
+            self._reasons,
+            workers=1,
+        )
+
+    def __repr__(self) -> str:
+        return f"_Model({self.source!r}, queued={self._queue.queued})"

@@ -1,0 +1,285 @@
+"""A device that live batchers share: one batch at a time whatever happens, and its slot is always given back."""
+
+import asyncio
+import random
+
+import pytest
+
+import streaminfer as si
+from streaminfer.testing import HANG, ScriptedBackend, VirtualLoop, run
+
+
+class Model(ScriptedBackend):
+    """A scripted backend with a name, that counts how many batches of all models run."""
+
+    together = 0
+    most = 0
+
+    def __init__(self, name, *steps, **options):
+        super().__init__(*steps, **options)
+        self.name = name
+
+    async def infer(self, batch):
+        Model.together += 1
+        Model.most = max(Model.most, Model.together)
+        try:
+            return await super().infer(batch)
+        finally:
+            Model.together -= 1
+
+
+@pytest.fixture(autouse=True)
+def _nothing_runs():
+    Model.together = Model.most = 0
+    yield
+    assert Model.together == 0
+
+
+def batcher(loop, device, model, **options):
+    settings = {"max_batch_size": 8, "slo_s": 0.1, "stack": False, "clock": loop.clock} | options
+    return si.AdaptiveBatcher(device=device, **settings).wrap(model)
+
+
+def ask(service, **options):
+    return asyncio.ensure_future(service.call(si.Request(1.0, **options)))
+
+
+async def settle(calls):
+    return await asyncio.gather(*calls, return_exceptions=True)
+
+
+@pytest.mark.parametrize("concurrency", [1, 2])
+@pytest.mark.parametrize("policy", ["lookahead", "greedy"])
+@pytest.mark.parametrize("seed", range(3))
+async def test_no_more_batches_run_than_may_whatever_happens(loop, concurrency, policy, seed):
+    rng = random.Random(seed)
+    device = si.Device("gpu:0", concurrency=concurrency)
+
+    def step(batch):
+        if rng.random() < 0.1:
+            raise RuntimeError("broken")
+        return list(batch.inputs)
+
+    models = [Model(name, duration_s=seconds, then=step) for name, seconds in (("a", 0.01), ("b", 0.02), ("c", 0.03))]
+    services = [batcher(loop, device, model, policy=policy) for model in models]
+    calls = []
+    for _ in range(300):
+        await asyncio.sleep(rng.expovariate(1 / 0.003))
+        calls.append(ask(rng.choice(services)))
+        if rng.random() < 0.1:
+            rng.choice(calls).cancel()
+    await settle(calls)
+    await asyncio.sleep(0.1)
+
+    statistics = device.statistics()
+    assert Model.most == concurrency
+    assert (statistics.running, statistics.waiting) == (0, ())
+    assert min(model.batches for model in statistics.models.values()) > 5
+    for service in services:
+        counts = service.statistics()
+        assert counts.queued == counts.running == 0
+        assert counts.device == statistics
+        await service.stop()
+
+
+async def test_the_slot_comes_back_from_a_model_that_hangs(loop):
+    device = si.Device("gpu:0")
+    hanging, healthy = batcher(loop, device, Model("a", HANG)), batcher(loop, device, Model("b", duration_s=0.01))
+
+    calls = [ask(hanging), ask(healthy, deadline_ns=loop.clock() + 10**9)]
+    first, second = await settle(calls)
+
+    assert isinstance(first, si.DeadlineExceeded)
+    assert second.outputs == 1.0
+    assert device.is_free
+
+
+async def test_the_slot_comes_back_from_a_caller_that_leaves(loop):
+    device = si.Device("gpu:0")
+    hanging, healthy = batcher(loop, device, Model("a", HANG)), batcher(loop, device, Model("b", duration_s=0.01))
+    leaving, staying = ask(hanging), ask(healthy)
+    await asyncio.sleep(0.01)
+    assert not device.is_free
+
+    leaving.cancel()
+
+    assert (await staying).outputs == 1.0
+
+
+async def test_a_stop_drains_while_others_wait(loop):
+    device = si.Device("gpu:0")
+    services = [batcher(loop, device, Model(name, duration_s=0.01), slo_s=None) for name in "ab"]
+    calls = [ask(service) for service in services for _ in range(20)]
+    await asyncio.sleep(0)
+
+    await services[0].stop()
+
+    done = await settle(calls)
+    assert [answer.outputs for answer in done] == [1.0] * 40
+    with pytest.raises(si.Closed):
+        await services[0].call(si.Request(1.0))
+    assert (await services[1].call(si.Request(1.0))).outputs == 1.0
+
+
+async def test_a_stop_without_draining_gives_the_slot_back(loop):
+    device = si.Device("gpu:0")
+    hanging, healthy = batcher(loop, device, Model("a", HANG)), batcher(loop, device, Model("b"))
+    calls = [ask(hanging), ask(healthy)]
+    await asyncio.sleep(0.01)
+
+    await hanging.stop(drain=False)
+
+    first, second = await settle(calls)
+    assert isinstance(first, si.Closed)
+    assert second.outputs == 1.0
+
+
+async def test_a_batcher_serves_again_after_a_stop(loop):
+    service = batcher(loop, si.Device("gpu:0"), Model("a", duration_s=0.01))
+    await service.stop()
+    await service.start()
+
+    assert (await service.call(si.Request(1.0))).outputs == 1.0
+
+
+async def test_functions_on_the_loop_take_turns(loop):
+    device = si.Device("cpu:0")
+    order = []
+
+    def function_of(name):
+        def function(batch):
+            order.append(name)
+            return batch * 2
+
+        return function
+
+    services = [
+        si.AdaptiveBatcher(max_batch_size=1, device=device, clock=loop.clock).wrap(function_of(name)) for name in "ab"
+    ]
+
+    assert await asyncio.gather(*(service(2.0) for service in services for _ in range(3))) == [4.0] * 6
+    assert sorted(order) == ["a"] * 3 + ["b"] * 3
+    assert device.is_free
+
+
+async def test_an_admission_counts_in_what_runs_on_the_device(loop):
+    device = si.Device("gpu:0")
+    slow, fast = (
+        batcher(loop, device, Model(name, duration_s=seconds), slo_s=None)
+        for name, seconds in (("a", 1.0), ("b", 0.01))
+    )
+    for service in (slow, fast):
+        await service.call(si.Request(1.0))
+    running = ask(slow)
+    await asyncio.sleep(0.1)
+
+    admission = fast.admission(si.Request(1.0, deadline_ns=loop.clock() + 500_000_000), loop.clock())
+
+    assert (admission.ok, admission.reason) == (False, "infeasible")
+    await running
+
+
+def test_a_batcher_of_another_loop_is_refused():
+    device = si.Device("gpu:0")
+    first = si.AdaptiveBatcher(max_batch_size=1, device=device).wrap(lambda batch: batch)
+    second = si.AdaptiveBatcher(max_batch_size=1, device=device).wrap(lambda batch: batch)
+    loop, other = VirtualLoop(), VirtualLoop()
+    try:
+        assert loop.run_until_complete(first(1.0)) == 1.0
+        with pytest.raises(RuntimeError, match=r"Device\('gpu:0'.* serves batchers of another event loop"):
+            other.run_until_complete(second(1.0))
+    finally:
+        loop.close()
+        other.close()
+
+
+def test_slots_of_a_closed_loop_are_forgotten():
+    device = si.Device("gpu:0")
+    model = Model("a", HANG)
+    loop = VirtualLoop()
+    service = batcher(loop, device, model, slo_s=None)
+
+    async def leave_behind():
+        call = ask(service)
+        await asyncio.sleep(0.01)
+        assert not device.is_free
+        return call
+
+    call = loop.run_until_complete(leave_behind())
+    for task in asyncio.all_tasks(loop):
+        task.cancel()
+    loop.run_until_complete(asyncio.gather(call, return_exceptions=True))
+    loop.close()
+
+    async def main(loop):
+        other = batcher(loop, device, Model("b"))
+        return (await other.call(si.Request(1.0))).outputs
+
+    assert run(main) == 1.0
+
+
+async def test_statistics_say_what_each_model_had(loop):
+    device = si.Device("gpu:0")
+    services = [batcher(loop, device, Model(name, duration_s=seconds)) for name, seconds in (("a", 0.01), ("b", 0.02))]
+    calls = [ask(services[0])]
+    await asyncio.sleep(0.005)
+    await settle([*calls, *(ask(service) for service in services)])
+
+    models = device.statistics().models
+
+    assert (models["a"].batches, models["b"].batches) == (2, 1)
+    assert (models["a"].busy_s, models["b"].busy_s) == (0.02, 0.02)
+    assert models["a"].waits + models["b"].waits == 1
+    assert sorted(model.longest_wait_s for model in models.values()) in ([0.0, 0.015], [0.005, 0.02])
+    assert device.statistics().busy_s == pytest.approx(0.04)
+    assert "running" in device._repr_html_()
+
+
+async def test_a_cost_meter_splits_the_device_over_the_models(loop):
+    """One meter in both stacks charges each model for its own batches, which never run at the same time."""
+    device, meter = si.Device("gpu:0"), si.CostMeter(per_second=1.0)
+    stacks = [
+        si.Stack(
+            meter,
+            si.AdaptiveBatcher(max_batch_size=8, device=device, stack=False),
+            Model(name, duration_s=seconds),
+            clock=loop.clock,
+        )
+        for name, seconds in (("a", 0.01), ("b", 0.03))
+    ]
+    for stack in stacks:
+        await stack.start()
+
+    await asyncio.gather(*(stack(1.0) for stack in stacks for _ in range(12)))
+
+    models, had = meter.statistics().models, device.statistics().models
+    for name in "ab":
+        assert models[name].cost == pytest.approx(had[name].busy_s)
+    assert had["b"].busy_s == pytest.approx(3 * had["a"].busy_s)
+    for stack in stacks:
+        await stack.stop()
+
+
+def test_a_device_shows_what_it_does():
+    assert repr(si.Device("gpu:0", concurrency=2)) == "Device('gpu:0', running=0/2, waiting=0)"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"name": ""}, ValueError, "name: expected a name"),
+        ({"concurrency": 0}, ValueError, "concurrency: expected"),
+        ({"weights": [1]}, TypeError, "weights: expected a mapping"),
+        ({"weights": {"a": 0}}, ValueError, r"weights: expected numbers from 0\.001 to 1000"),
+        ({"max_wait_s": 0}, ValueError, "max_wait_s: expected"),
+    ],
+    ids=["name", "concurrency", "weights", "weight", "max_wait_s"],
+)
+def test_arguments_are_checked(arguments, error, message):
+    with pytest.raises((error, TypeError), match=message):
+        si.Device(**({"name": "gpu:0"} | arguments))
+
+
+def test_a_batcher_takes_only_a_device():
+    with pytest.raises(TypeError, match="device: expected a Device or None, got 'gpu:0'"):
+        si.AdaptiveBatcher(max_batch_size=1, device="gpu:0")

@@ -1,0 +1,173 @@
+"""Turns on a device: the rules against a plain reading of them, and the kernel in every compiled form."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streaminfer import _compiled_kernels
+from streaminfer.batching.device.turns import Bid, Turns
+from streaminfer.batching.planner import turn_kernels
+from streaminfer.batching.planner.outlook import Outlook
+from streaminfer.batching.queue._queue_cy import RequestQueue
+
+VARIANTS = [_compiled_kernels.load_variant(name) for name in _compiled_kernels.variants()]
+FAR = float("inf")
+
+
+@pytest.fixture(scope="module")
+def plain_kernels():
+    """The module without Numba."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("streaminfer._internal.numba_jit.jit", lambda function: function)
+        spec = importlib.util.spec_from_file_location("plain_turn_kernels", Path(turn_kernels.__file__))
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return module
+
+
+def bid(key, deadlines, durations=None, *, size=None, gap_ns=FAR, limit_ns=100, **options):
+    """A bid of the whole queue, or of its first ``size``; with durations by size it has an outlook."""
+    queue = RequestQueue(len(deadlines))
+    tickets = [queue.admit(None, None, None, 0, deadline, 0) for deadline in deadlines]
+    outlook = None
+    if durations is not None:
+        table = np.array([0, *durations], np.int64)
+        outlook = Outlook(tickets, np.array(deadlines, np.int64), table, gap_ns, limit_ns, size is None)
+    return Bid(key, tickets[:size], outlook, **options)
+
+
+def deadlines_of(choice):
+    at, batch = choice
+    return at, [ticket.deadline_ns for ticket in batch]
+
+
+class TestRules:
+    def test_one_bid_is_granted(self):
+        assert deadlines_of(Turns(100).choose([bid("a", [5, 6])], 0)) == (0, [5, 6])
+
+    def test_the_model_whose_batch_can_wait_waits(self):
+        bids = [bid("a", [30], [10]), bid("b", [19], [10])]
+
+        assert deadlines_of(Turns(100).choose(bids, 0)) == (1, [19])
+
+    def test_most_requests_go_first_where_only_one_model_can_be_on_time(self):
+        bids = [bid("a", [12], [10]), bid("b", [12, 12, 12], [8, 9, 10])]
+
+        assert Turns(100).choose(bids, 0)[0] == 1
+
+    def test_weight_counts(self):
+        bids = [bid("a", [12], [10], weight=5.0), bid("b", [12, 12, 12], [8, 9, 10])]
+
+        assert Turns(100).choose(bids, 0)[0] == 0
+
+    def test_requests_that_would_be_late_are_passed_over(self):
+        bids = [bid("a", [5, 40], [10, 11]), bid("b", [90], [10])]
+
+        assert deadlines_of(Turns(100).choose(bids, 0)) == (0, [40])
+
+    def test_a_batch_that_is_fixed_is_not_changed(self):
+        bids = [bid("a", [11, 40, 40], [5, 10, 30], size=2), bid("b", [90], [10])]
+
+        assert deadlines_of(Turns(100).choose(bids, 0)) == (0, [11, 40])
+
+    def test_slowdown_counts(self):
+        bids = [bid("a", [30, 40], [20, 20], slowdown=2.0), bid("b", [60], [10])]
+
+        assert deadlines_of(Turns(100).choose(bids, 0))[1] in ([40], [60])
+
+    def test_without_an_outlook_the_earliest_deadline_goes_first(self):
+        bids = [bid("a", [30]), bid("b", [20], [5]), bid("c", [25, 19])]
+
+        assert Turns(100).choose(bids, 0)[0] == 2
+
+    def test_nothing_on_time_is_served_by_deadline(self):
+        bids = [bid("a", [9], [20]), bid("b", [8], [20])]
+
+        assert Turns(100).choose(bids, 0)[0] == 1
+
+
+class TestStarvation:
+    def test_a_model_is_passed_over_no_longer_than_the_bound(self):
+        turns = Turns(100)
+        granted = [
+            turns.choose([bid("a", [now + 1000], [10]), bid("b", [now + 11], [10])], now)[0]
+            for now in range(0, 500, 10)
+        ]
+
+        assert granted.index(0) == 10
+        assert granted.count(0) == 4
+
+    def test_a_model_that_had_nothing_to_send_starts_to_wait_again(self):
+        turns = Turns(100)
+        first, urgent = bid("a", [10**6], [10]), bid("b", [11], [10])
+        assert turns.choose([first, urgent], 0)[0] == 1
+        assert turns.choose([urgent], 90)[0] == 0
+
+        urgent = bid("b", [131], [10])
+        assert turns.choose([first, urgent], 120)[0] == 1
+
+    @given(data=st.data())
+    @settings(max_examples=60, deadline=None)
+    def test_the_rules_hold_for_any_sequence(self, data):
+        """Bids without an outlook, against a plain reading of the rules."""
+        turns, since = Turns(30), {}
+        now = 0
+        for _ in range(12):
+            now += data.draw(st.integers(0, 20))
+            keys = data.draw(st.lists(st.sampled_from("abc"), min_size=1, max_size=3, unique=True))
+            bids = [bid(key, data.draw(st.lists(st.integers(0, 99), min_size=1, max_size=3))) for key in keys]
+
+            at, batch = turns.choose(bids, now)
+
+            assert list(batch) == list(bids[at].batch)
+            waited = {key: now - since.get(key, now) for key in keys}
+            urgent = {one.key: min(ticket.deadline_ns for ticket in one.batch) for one in bids}
+            if len(keys) > 1 and max(waited.values()) >= 30:
+                assert waited[keys[at]] == max(waited.values())
+            else:
+                assert urgent[keys[at]] == min(urgent.values())
+            since = {key: since.get(key, now) for key in keys if key != keys[at]}
+
+
+@st.composite
+def problems(draw):
+    models = draw(st.integers(1, 3))
+    durations = np.ones((models, 5), np.int64)
+    caps = np.array([draw(st.integers(1, 4)) for _ in range(models)])
+    for row, cap in zip(durations, caps, strict=True):
+        row[: cap + 1] = np.cumsum([0, draw(st.integers(1, 20)), *(draw(st.integers(0, 9)) for _ in range(cap - 1))])
+    queues = [sorted(draw(st.lists(st.integers(0, 90), min_size=1, max_size=6))) for _ in range(models)]
+    fixed = [draw(st.integers(0, min(len(queue), cap))) for queue, cap in zip(queues, caps, strict=True)]
+    return (
+        0,
+        np.concatenate([np.array(queue, np.int64) for queue in queues]),
+        np.cumsum([0, *map(len, queues)]),
+        np.array(fixed, np.int64),
+        durations,
+        caps,
+        np.array([draw(st.sampled_from([2.0, 30.0, FAR])) for _ in range(models)]),
+        np.array([draw(st.integers(5, 90)) for _ in range(models)]),
+        np.array([draw(st.sampled_from([0.5, 1.0, 3.0])) for _ in range(models)]),
+    )
+
+
+@given(problem=problems())
+@settings(max_examples=40, deadline=None)
+def test_the_kernel_chooses_the_same_in_every_form_and_a_batch_on_time(problem, plain_kernels):
+    now_ns, deadlines, offsets, fixed, durations, caps, *_ = problem
+    answers = {variant.checked("choose_turn")(*problem) for variant in VARIANTS}
+
+    assert answers == {plain_kernels.choose_turn(*problem)}
+    ((model, head, size),) = answers
+    if model < 0:
+        late = [now_ns + durations[at, 1] > deadlines[offsets[at + 1] - 1] for at in range(len(caps)) if not fixed[at]]
+        assert all(late) and not fixed.any()  # noqa: PT018 - one fact
+    elif fixed[model]:
+        assert (head, size) == (0, fixed[model])
+    else:
+        assert 0 < size <= min(caps[model], offsets[model + 1] - offsets[model] - head)
+        assert now_ns + durations[model, size] <= deadlines[offsets[model] + head]

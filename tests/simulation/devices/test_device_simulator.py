@@ -1,0 +1,132 @@
+"""A device in simulated time: it repeats, counts each request once, and decides as the live batchers do."""
+
+import asyncio
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+import streaminfer as si
+from streaminfer.batching import Lookahead, ServiceTime
+from streaminfer.batching.batched_service import BatchedService
+from streaminfer.simulation import ModelLoad, arrivals, simulate_device
+from streaminfer.testing import ScriptedBackend, run
+
+FAST, SLOW = ServiceTime.affine(0.001, 0.0002), ServiceTime.affine(0.006, 0.0005)
+
+
+def two_models(load=0.9, n=(600, 200)):
+    loads = {}
+    for at, (name, device, slo_s) in enumerate((("faces", FAST, 0.025), ("speech", SLOW, 0.1))):
+        rate = load / 2 * 32 / (device.table_ns(32)[32] / 1e9)
+        loads[name] = ModelLoad(
+            arrivals.poisson(rate, n[at], at + 1), slo_s=slo_s, service_time=device, max_batch_size=32
+        )
+    return loads
+
+
+def test_a_run_repeats():
+    one, other = (simulate_device(two_models(), noise=0.1, seed=3) for _ in range(2))
+
+    for name, result in one.models.items():
+        np.testing.assert_array_equal(result.latencies_s, other.models[name].latencies_s)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"shared": False}, {"shared": False, "slowdown": None}, {"concurrency": 2, "slowdown": 1.3}],
+    ids=repr,
+)
+def test_each_request_is_counted_once(options):
+    loads = two_models(1.2)
+
+    result = simulate_device(loads, **options)
+
+    for name, model in result.models.items():
+        assert model.on_time + model.late + model.dropped == loads[name].arrivals_ns.size
+    assert result.share_on_time == result.on_time / sum(load.arrivals_ns.size for load in loads.values())
+
+
+def test_batches_do_not_overlap():
+    result = simulate_device(two_models(1.2))
+
+    spans = sorted(
+        span for model in result.models.values() for span in zip(model.batch_starts_s, model.batch_ends_s, strict=True)
+    )
+    assert all(end <= start + 1e-9 for (_, end), (start, _) in pairwise(spans))
+
+
+def test_turns_serve_more_than_batchers_that_know_nothing_of_each_other():
+    loads = two_models(1.2)
+
+    assert simulate_device(loads).on_time > 1.02 * simulate_device(loads, shared=False).on_time
+
+
+def test_the_weight_of_a_model_is_what_it_is_served_for():
+    loads = two_models(2.5)
+
+    plain = simulate_device(loads).models["speech"].on_time
+    weighted = simulate_device(loads, weights={"speech": 10.0}).models["speech"].on_time
+
+    assert weighted > 1.2 * plain
+
+
+def test_no_model_waits_longer_than_the_bound():
+    loads = two_models(3.0, n=(4000, 300))
+
+    statistics = simulate_device(loads, weights={"speech": 0.001}, max_wait_s=0.05).device
+
+    longest_batch_s = SLOW.table_ns(32)[32] / 1e9
+    assert 0 < statistics.models["speech"].longest_wait_s <= 0.05 + 2 * longest_batch_s
+
+
+def test_slowdown_of_batches_that_run_together_is_learned():
+    statistics = simulate_device(two_models(0.5), concurrency=2, slowdown=1.5).device
+
+    assert statistics.models["faces"].slowdowns["speech"] == pytest.approx(1.5, rel=0.1)
+
+
+def test_models_that_do_more_one_after_the_other_are_kept_apart():
+    loads = two_models(n=(3000, 1000))
+
+    together = simulate_device(loads, shared=False, slowdown=3.0)
+    apart = simulate_device(loads, concurrency=2, slowdown=3.0)
+
+    assert apart.share_on_time > max(1.1 * together.share_on_time, 0.9 * simulate_device(loads).share_on_time)
+
+
+def test_live_batchers_decide_as_simulated_ones():
+    loads = two_models(1.2)
+    simulated = simulate_device(loads)
+
+    async def main(loop):
+        device = si.Device("gpu:0")
+        backends = {}
+        services = {}
+        for name, load in loads.items():
+            table = load.durations_ns
+            backends[name] = ScriptedBackend(duration_s=lambda rows, table=table: table[rows] / 1e9)
+            backends[name].name = name
+            services[name] = BatchedService(
+                backends[name],
+                policy=Lookahead(32, load.service_time),
+                max_batch_size=32,
+                max_queue_size=10_000,
+                max_in_flight=1,
+                slo_s=load.slo_ns / 1e9,
+                stack=False,
+                clock=loop.clock,
+                device=device,
+            )
+        calls = []
+        coming = sorted((at, name) for name, load in loads.items() for at in load.arrivals_ns.tolist())
+        for at, name in coming:
+            await asyncio.sleep(max(at - loop.clock(), 0) / 1e9)
+            calls.append(asyncio.ensure_future(services[name].call(si.Request(1.0))))
+        await asyncio.gather(*calls, return_exceptions=True)
+        return {name: [len(batch) for batch in backend.batches] for name, backend in backends.items()}
+
+    live = run(main)
+
+    for name, result in simulated.models.items():
+        assert live[name] == result.batch_sizes.tolist()
