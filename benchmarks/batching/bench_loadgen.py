@@ -19,8 +19,6 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
-from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -31,101 +29,51 @@ PERCENTILE = 0.99
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02)
 CONTESTANTS = ("default", "minimal")
 BAR = 1.0
-REJECTED_S = 1.0
 MIN_QUERIES = 1000
 """Of fewer, none late, LoadGen does not believe that 99 % are on time."""
 PATIENCE_S = 120.0
 RESULTS = ("VALID", "INVALID")
 
 
-async def serve(contestant: str, rate: float, seconds: float, folder: str) -> None:
-    """Starts a contestant and lets LoadGen test it once."""
-    import mlperf_loadgen as loadgen
+async def serve(contestant: str, rate: float, seconds: float) -> None:
+    """Starts a contestant, lets LoadGen test it once, and prints its result."""
     from _lib.fresh_process import BACKENDS, INPUTS, MINIMAL, Minimal
 
-    inputs = INPUTS["silero"]()
+    import streaminfer as si
+
     size = SETTINGS["silero"].max_batch_size
-    rejections: tuple[type[Exception], ...] = ()
-    ask: Any
+    service: Any
     if contestant == "minimal":
-        ask = Minimal(MINIMAL["silero"](), size).call
+        minimal = Minimal(MINIMAL["silero"](), size)
+
+        async def service(row: Any) -> Any:
+            return await minimal.call(row, 0)
     else:
-        import streaminfer as si
-
-        stack = si.Stack(si.AdaptiveBatcher(max_batch_size=size, slo_s=LATENCY_S), BACKENDS["silero"](si))
-        rejections = (si.StreamInferError,)
-
-        def ask(row: Any, _deadline_ns: int) -> Any:
-            return stack(row)
-
-        await stack.start()
-
-    loop = asyncio.get_running_loop()
-    come: deque[Any] = deque()
-    scheduled = False
-
-    def complete(number: int) -> None:
-        loadgen.QuerySamplesComplete([loadgen.QuerySampleResponse(number, 0, 0)])
-
-    async def one(number: int, index: int) -> None:
-        try:
-            await ask(inputs[index], 0)
-        except rejections:
-            loop.call_later(REJECTED_S, complete, number)
-        else:
-            complete(number)
-
-    def take() -> None:
-        nonlocal scheduled
-        scheduled = False
-        while come:
-            number, index = come.popleft()
-            asyncio.create_task(one(number, index))  # noqa: RUF006 - the future that it waits for refers to it
-
-    def issue(samples: list[Any]) -> None:  # in LoadGen's thread
-        nonlocal scheduled
-        come.extend((sample.id, sample.index) for sample in samples)
-        if not scheduled:
-            scheduled = True
-            loop.call_soon_threadsafe(take)
-
-    settings = loadgen.TestSettings()
-    settings.scenario = loadgen.TestScenario.Server
-    settings.mode = loadgen.TestMode.PerformanceOnly
-    settings.server_target_qps = rate
-    settings.server_target_latency_ns = round(LATENCY_S * 1e9)
-    settings.server_target_latency_percentile = PERCENTILE
-    settings.min_duration_ms = round(seconds * 1e3)
-    settings.max_duration_ms = round(10 * seconds * 1e3)
-    settings.min_query_count = max(MIN_QUERIES, round(rate * seconds))
-    settings.qsl_rng_seed, settings.sample_index_rng_seed, settings.schedule_rng_seed = 1, 2, 3
-    logs = loadgen.LogSettings()
-    logs.log_output.outdir = folder
-    logs.enable_trace = False
-    sut = loadgen.ConstructSUT(issue, lambda: None)
-    qsl = loadgen.ConstructQSL(len(inputs), len(inputs), lambda _samples: None, lambda _samples: None)
-    await asyncio.to_thread(loadgen.StartTestWithLogSettings, sut, qsl, settings, logs, "")
-    loadgen.DestroyQSL(qsl)
-    loadgen.DestroySUT(sut)
+        service = si.Stack(si.AdaptiveBatcher(max_batch_size=size, slo_s=LATENCY_S), BACKENDS["silero"](si))
+    found = await si.loadtest.run_mlperf(
+        service,
+        inputs=INPUTS["silero"](),
+        rate=rate,
+        slo_s=LATENCY_S,
+        duration_s=max(seconds, MIN_QUERIES / rate),
+        percentile=PERCENTILE,
+    )
+    print(json.dumps([found.valid, found.p99_s]))
 
 
 def verdict(contestant: str, rate: float, seconds: float, numba_cache: str) -> tuple[bool, float]:
     """Whether LoadGen finds a rate valid, in a new process; and the 99th percentile in seconds."""
-    with tempfile.TemporaryDirectory() as folder:
-        specification = json.dumps([contestant, rate, seconds, folder])
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "NUMBA_CACHE_DIR": numba_cache}
-        command = [sys.executable, str(Path(__file__).resolve()), "--serve", specification]
-        try:
-            subprocess.run(
-                command, env=environment, stdout=subprocess.DEVNULL, timeout=PATIENCE_S, check=True, cwd=ROOT
-            )
-        except subprocess.TimeoutExpired:
-            return False, float("inf")  # so far behind that it does not end
-        lines = (Path(folder) / "mlperf_log_summary.txt").read_text(encoding="utf-8").splitlines()
-    said = {name.strip(): value.strip() for name, colon, value in (line.partition(":") for line in lines) if colon}
-    if said["Result is"] not in RESULTS:
-        raise RuntimeError(f"mlperf_log_summary.txt: expected a result of {RESULTS}, got {said['Result is']!r}")
-    return said["Result is"] == "VALID", float(said["99.00 percentile latency (ns)"]) / 1e9
+    specification = json.dumps([contestant, rate, seconds])
+    environment = {**os.environ, "NUMBA_CACHE_DIR": numba_cache}
+    command = [sys.executable, str(Path(__file__).resolve()), "--serve", specification]
+    try:
+        done = subprocess.run(
+            command, env=environment, stdout=subprocess.PIPE, timeout=PATIENCE_S, check=True, cwd=ROOT
+        )
+    except subprocess.TimeoutExpired:
+        return False, float("inf")  # so far behind that it does not end
+    valid, p99_s = json.loads(done.stdout.splitlines()[-1])
+    return bool(valid), float(p99_s)
 
 
 def largest_valid(made: Caches, top: float, options: argparse.Namespace, number: int) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """Load tests: `python benchmarks/run.py loadtest [PART ...]`, parts: loop, stall, verdict, capacity.
 
 * *loop*: how late requests are sent at 20,000/s to a no-op service, in a process with one core, and their CPU beside a
-  bare loop that makes the same tasks on the same schedule and records nothing. How late an idle thread that only sleeps
-  wakes up on the same core stands beside it: on a busy machine that, not the loop, is the error.
+  bare loop that makes the same tasks on the same schedule and records nothing; ours is all that `run` does. Beside it,
+  how late a thread that only sleeps wakes up on the same core: on a busy machine that, not the loop, is the error.
 * *stall*: a service that pauses for a second: p99.9 over the true one; a closed loop beside it. Virtual time.
 * *verdict*: 200 comparisons of runs that do not differ, and of runs of which one has a p99 that is 10 % higher; beside
   them a fixed threshold of 5 %. Latencies of a single server at half load, correlated, and independent ones.
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 import streaminfer as si
 from streaminfer.loadtest.capacity.search import CapacitySearch, Step
+from streaminfer.loadtest.sending.sender import send
 from streaminfer.loadtest.verdict.block_bootstrap import quantile_of
 from streaminfer.testing import VirtualLoop
 from streaminfer.testing import run as run_virtually
@@ -73,12 +74,10 @@ def bench_loop(rounds: int, seconds: float) -> None:
         cpu_s = time.process_time()
         asyncio.run(bare_loop(due_ns))
         bare_s = (time.process_time() - cpu_s) / len(due_ns)
-        due_ns = (time.monotonic_ns() + 20_000_000 + offsets_ns).tolist()
-        loop = si.loadtest.OpenLoop(lambda _number: no_op(1.0), due_ns)
         cpu_s = time.process_time()
-        asyncio.run(loop.run())
+        record = asyncio.run(send(no_op, [1.0], offsets_ns / 1e9, drain_s=1.0, duration_s=seconds))
         ours_s = (time.process_time() - cpu_s) / len(due_ns)
-        error_s = float(np.quantile(np.asarray(loop.sent_ns, np.int64) - np.asarray(due_ns, np.int64), 0.99)) / 1e9
+        error_s = float(np.quantile(record.late_s, 0.99))
         ratios.append(ours_s / bare_s)
         errors.append(error_s)
         print(

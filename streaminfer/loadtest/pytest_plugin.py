@@ -115,8 +115,9 @@ class LoadTester:
         before = config.getoption("--loadtest-compare")
         verdict = None
         if before is not None:
-            verdict = compare(Report.load(before / f"{name}.json"), report)
-            lines.append(f"{name}: {verdict}")
+            saved = before / f"{name}.json"
+            verdict = compare(Report.load(saved), report) if saved.exists() else None
+            lines.append(f"{name}: {verdict or f'{saved} is missing, so there is nothing to compare with'}")
         folder = config.getoption("--loadtest-save")
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)

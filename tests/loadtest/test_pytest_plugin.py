@@ -1,6 +1,7 @@
 """The plugin: its fixtures, its options, and its company with a benchmark fixture."""
 
 import json
+from importlib.metadata import entry_points
 
 import pytest
 
@@ -28,8 +29,9 @@ def run_tests(pytester, monkeypatch):
 
     def run(text, *arguments):
         pytester.makepyfile(test_load=MODEL + text)
-        plugin = "streaminfer.loadtest.pytest_plugin"
-        return pytester.runpytest_inprocess("-p", plugin, "-p", "no:cacheprovider", "-p", "no:xdist", *arguments)
+        installed = any(point.name == "streaminfer" for point in entry_points(group="pytest11"))
+        plugin = () if installed else ("-p", "streaminfer.loadtest.pytest_plugin")  # from a source tree
+        return pytester.runpytest_inprocess(*plugin, "-p", "no:cacheprovider", "-p", "no:xdist", *arguments)
 
     return run
 
@@ -44,7 +46,9 @@ def test_tail(loadtest):
 def test_saved_run_is_compared(run_tests, pytester):
     """The tail of a slower version regresses, and its test fails."""
     run_tests(TAIL.format(seconds=0.001), "--loadtest-save=saved").assert_outcomes(passed=1)
-    assert {path.suffix for path in (pytester.path / "saved").iterdir()} == {".json", ".html"}
+    saved = {path.suffix: path.read_text() for path in (pytester.path / "saved").iterdir()}
+    assert set(saved) == {".json", ".html"}
+    assert json.loads(saved[".json"])["report"]["requests"] == 4000
 
     same = run_tests(TAIL.format(seconds=0.001), "--loadtest-compare=saved")
     slower = run_tests(TAIL.format(seconds=0.002), "--loadtest-compare=saved")
@@ -53,6 +57,14 @@ def test_saved_run_is_compared(run_tests, pytester):
     same.stdout.fnmatch_lines(["*load tests*", "*Passed: 100.00% of 4,000 requests*", "*p99 unchanged*"])
     slower.assert_outcomes(failed=1)
     slower.stdout.fnmatch_lines(["*p99 regressed*"])
+
+
+def test_new_test_has_nothing_to_compare_with(run_tests):
+    """A run that was not saved is named, and passes."""
+    result = run_tests(TAIL.format(seconds=0.001), "--loadtest-compare=nowhere")
+
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["*is missing, so there is nothing to compare with*"])
 
 
 def test_real_time(run_tests):
@@ -121,11 +133,3 @@ def test_nothing_is_left():
     )
 
     result.assert_outcomes(passed=2)
-
-
-def test_json_has_the_tail(run_tests, pytester):
-    """The saved file has the figures for other tools."""
-    run_tests(TAIL.format(seconds=0.001), "--loadtest-save=saved")
-
-    (path,) = (pytester.path / "saved").glob("*.json")
-    assert json.loads(path.read_text())["report"]["requests"] == 4000

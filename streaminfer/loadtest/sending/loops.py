@@ -25,6 +25,10 @@ Call = Callable[[int], Awaitable[Any]]
 """Sends the request of a number."""
 
 
+_CANCELLING_S = 5.0
+"""For which a cancelled call is waited for; one that ignores its cancellation is left behind."""
+
+
 class OpenLoop:
     """Sends each request when it is due, whatever became of the others.
 
@@ -92,6 +96,11 @@ class OpenLoop:
                 timer.set(max(due_ns[number], now + timer.resolution_ns), now)
             elif drain_s is not None:
                 limits.append(loop.call_later(drain_s, self._cancel))
+                limits.append(loop.call_later(drain_s + _CANCELLING_S, end))
+
+        def end() -> None:
+            if not ended.done():
+                ended.set_result(None)
 
         limits: list[asyncio.TimerHandle] = []
         timer = make_timer(loop, send_due)
@@ -106,7 +115,7 @@ class OpenLoop:
             if pending:  # this run was cancelled, or ended by an error
                 left = list(pending.values())
                 self._cancel()
-                await asyncio.wait(left)
+                await asyncio.wait(left, timeout=_CANCELLING_S)
 
     def _sender(self, ended: "asyncio.Future[None]") -> Callable[[int], Any]:
         call, clock, on_result, errors = self._call, self._clock, self._on_result, self._errors

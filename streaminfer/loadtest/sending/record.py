@@ -82,14 +82,16 @@ class Record:
         """
         due, sent, completed = (np.asarray(part, np.int64) for part in (loop.due_ns, loop.sent_ns, loop.completed_ns))
         answered = completed > 0
-        outcome = np.where(answered, ANSWERED, UNANSWERED).astype(object)
-        for number, error in loop.failures.items():
-            outcome[number] = type(error).__name__
+        failures = {number: type(error).__name__ for number, error in loop.failures.items()}
+        width = max(map(len, (UNANSWERED, *failures.values())))
+        outcome = np.where(answered, ANSWERED, UNANSWERED).astype(f"U{width}")
+        if failures:
+            outcome[list(failures)] = list(failures.values())
         return cls(
             due_s,
             np.where(sent > 0, sent - due, np.nan) / 1e9,
             np.where(answered, completed - due, np.inf) / 1e9,
-            outcome.astype(np.str_),
+            outcome,
             {name: np.array(column) for name, column in stages.numbers.items()},
             {name: np.array(column) for name, column in values.numbers.items()},
             {name: np.array(column, np.str_) for name, column in stages.labels.items()},

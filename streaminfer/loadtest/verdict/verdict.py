@@ -33,6 +33,8 @@ LEAST_TAIL_BLOCKS = 6.0
 LEAST_TAIL_REQUESTS = 30
 """Requests above the quantile that each run must have."""
 LEAST_TAIL_PER_PAIR = 3
+_POWER = 1.7
+"""Room that an interval needs, in halves of its width, to end below the least change in 95 of 100 runs."""
 _LOST_TIMES = 10.0
 """A request without a response counts as this many times the slowest response of both runs."""
 
@@ -160,7 +162,7 @@ class _Settings:
             result = "unchanged"
         else:
             result = "undecided"
-            times = (half / math.log1p(self.least_change) * 1.5) ** 2
+            times = (half / math.log1p(self.least_change) * _POWER) ** 2
             reason = f"the runs cannot exclude {self.least_change:+.0%}; they need about {times:.1f}× the requests"
         return self._verdict(result, math.expm1(log_change), interval, levels_s, reason)
 

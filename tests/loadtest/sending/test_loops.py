@@ -84,6 +84,30 @@ class TestOpenLoop:
         assert list(sending.completed_ns) == [0, 0]
         assert sending.failures == {}
 
+    def test_call_that_ignores_its_cancellation(self):
+        """It is left behind, and the run ends."""
+
+        async def stubborn(number):
+            while number == 1:
+                try:
+                    await asyncio.sleep(1_000)
+                except asyncio.CancelledError:
+                    if ended:
+                        raise
+
+        ended = []
+
+        async def main(loop):
+            sending = OpenLoop(stubborn, [1, 2], clock=loop.clock)
+            await sending.run(drain_s=1.0)
+            ended.append(loop.time())
+            return sending
+
+        sending = run(main)
+
+        assert ended == [pytest.approx(11.0, abs=0.1)]
+        assert [completed > 0 for completed in sending.completed_ns] == [True, False]
+
     def test_nothing_is_due(self):
         """An empty schedule ends at once."""
         assert virtually(answer, []).sent == 0

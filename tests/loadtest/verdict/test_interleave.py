@@ -27,7 +27,7 @@ def test_turns_alternate_on_one_schedule(virtually):
             service("new", 1.5),
             pairs=6,
             on_pair=pairs.append,
-            arrivals=Poisson(400.0),
+            arrivals=Poisson(250.0),
             inputs=[1],
             duration_s=1.5,
             slo_s=0.1,
