@@ -28,7 +28,7 @@ from streaminfer.loadtest.devices.profile import (
     VideoCodec,
 )
 from streaminfer.loadtest.devices.recording import open_recording
-from streaminfer.loadtest.devices.timing import Timing, measure_timing
+from streaminfer.loadtest.devices.timing import SURE, Timing, measure_timing
 
 __all__ = ["DeviceMeasurement", "probe"]
 
@@ -227,7 +227,8 @@ def _delivery(timing: Timing, nominal_period_s: float) -> Delivery:
 def _camera(name: str, stream: Any, reading: _Reading, timing: Timing) -> DeviceMeasurement:
     measured = 1.0 / timing.period_s if timing.period_s else float(stream.average_rate or 25)
     nearest = min(STANDARD_RATES, key=lambda rate: abs(rate - measured))
-    rate = nearest if abs(nearest / measured - 1) <= MAX_SKEW else measured
+    unsure = SURE * timing.period_error_s * measured
+    rate = nearest if abs(nearest / measured - 1) <= max(MAX_SKEW, unsure) else measured
     intervals = np.diff(reading.key_s)
     context = stream.codec_context
     profile = CameraProfile(

@@ -19,7 +19,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Timing", "measure_timing"]
+__all__ = ["SURE", "Timing", "measure_timing"]
 
 MIN_FRAMES = 3
 FIRST_FRAMES = 256
