@@ -5,7 +5,10 @@ from typing import TYPE_CHECKING
 from streaminfer._internal.lazy import lazy_attributes
 
 if TYPE_CHECKING:
+    from streaminfer.placement.conflicts import Constraint, InfeasiblePlacement, Relaxation
     from streaminfer.placement.distribution import Distribution
+    from streaminfer.placement.plan_record import Plan, Prediction, ReplicaGroup
+    from streaminfer.placement.planning import plan, plan_hours, repair
     from streaminfer.placement.problem import (
         ANY_SITE,
         AccessProfile,
@@ -24,21 +27,52 @@ if TYPE_CHECKING:
 __all__ = [
     "ANY_SITE",
     "AccessProfile",
+    "Constraint",
     "DeviceGroup",
     "Distribution",
+    "InfeasiblePlacement",
     "Link",
     "Model",
+    "Plan",
+    "Prediction",
     "Problem",
+    "Relaxation",
+    "ReplicaGroup",
     "Scenario",
     "ServiceClass",
     "Shard",
     "Site",
     "UserCluster",
     "Variant",
+    "plan",
+    "plan_hours",
+    "repair",
 ]
 
-_PROBLEM = {name: "placement.problem" for name in __all__ if name != "Distribution"}
-_HOMES = _PROBLEM | {"Distribution": "placement.distribution"}
+_HOMES = {
+    "ANY_SITE": "placement.problem",
+    "AccessProfile": "placement.problem",
+    "Constraint": "placement.conflicts",
+    "DeviceGroup": "placement.problem",
+    "Distribution": "placement.distribution",
+    "InfeasiblePlacement": "placement.conflicts",
+    "Link": "placement.problem",
+    "Model": "placement.problem",
+    "Plan": "placement.plan_record",
+    "Prediction": "placement.plan_record",
+    "Problem": "placement.problem",
+    "Relaxation": "placement.conflicts",
+    "ReplicaGroup": "placement.plan_record",
+    "Scenario": "placement.problem",
+    "ServiceClass": "placement.problem",
+    "Shard": "placement.problem",
+    "Site": "placement.problem",
+    "UserCluster": "placement.problem",
+    "Variant": "placement.problem",
+    "plan": "placement.planning",
+    "plan_hours": "placement.planning",
+    "repair": "placement.planning",
+}
 
 
 if not TYPE_CHECKING:  # type checkers know the names from the block above, and refuse others
