@@ -262,12 +262,12 @@ def _with_slo(candidates: Candidates, name: str, slo_s: float) -> Candidates:
         problem,
         clusters=(attrs.evolve(problem.clusters[at], service_class="its own"),),
         service_classes=(own,),
+        links={name: problem.links.get(name, {})},
         scenarios=tuple(
             attrs.evolve(it, access={key: value for key, value in it.access.items() if key == name})
             for it in problem.scenarios
         ),
     )
-    alone = attrs.evolve(alone, links={name: problem.links.get(name, {})})
     in_time = candidates.in_time.copy()
     in_time[:, at] = find_candidates(alone).in_time[:, 0]
     return attrs.evolve(candidates, in_time=in_time)

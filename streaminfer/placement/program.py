@@ -190,6 +190,7 @@ class _Search:
         self._make_whole()
         while True:
             self.improving.clear()
+            self.highs.clearSolver()  # else it starts from the last solution
             values = self._optimize()
             if values is None:
                 return self.best
@@ -203,25 +204,17 @@ class _Search:
             out_of_time = time.monotonic() >= self.end_s
             if not found or out_of_time or (self.best is not None and self.best.gap <= self.gap):
                 break
-            self._give_start()
         return None if self.best is None else attrs.evolve(self.best, bound=self._clip(self.bound))
 
     def _start(self) -> None:
-        """Begin with the greedy choice."""
+        """Begin with the greedy choice.
+
+        The solver is not told of it: HiGHS 1.16 ends with a wrong optimum for some starting solutions.
+        """
         if not self.is_quality and self.instance.settings.migrations is None:
             counts = greedy_counts(self.instance)
             if counts is not None:
                 self._offer(counts, complete_first=False)
-        self._give_start()
-
-    def _give_start(self) -> None:
-        """Tell the solver of the best so far."""
-        if self.best is None or self.is_quality or self.homes:
-            return
-        used = (self.instance.uses & (self.best.counts > 0)).any(axis=1)[self.priced]
-        start = self.highspy.HighsSolution()
-        start.col_value = [*self.best.counts.tolist(), *used.astype(float).tolist()]
-        self.highs.setSolution(start)
 
     def _clip(self, bound: float) -> float:
         """A bound beyond the value is a rounding error of the solver."""
