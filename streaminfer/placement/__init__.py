@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING
 from streaminfer._internal.lazy import lazy_attributes
 
 if TYPE_CHECKING:
+    from streaminfer.placement.check import ClusterCheck, PlanCheck, replay
     from streaminfer.placement.conflicts import Constraint, InfeasiblePlacement, Relaxation
     from streaminfer.placement.distribution import Distribution
     from streaminfer.placement.plan_record import Plan, Prediction, ReplicaGroup
     from streaminfer.placement.planning import plan, plan_hours, repair
+    from streaminfer.placement.price_table import Price, PriceTable, prices
     from streaminfer.placement.problem import (
         ANY_SITE,
         AccessProfile,
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ANY_SITE",
     "AccessProfile",
+    "ClusterCheck",
     "Constraint",
     "DeviceGroup",
     "Distribution",
@@ -34,7 +37,10 @@ __all__ = [
     "Link",
     "Model",
     "Plan",
+    "PlanCheck",
     "Prediction",
+    "Price",
+    "PriceTable",
     "Problem",
     "Relaxation",
     "ReplicaGroup",
@@ -46,12 +52,15 @@ __all__ = [
     "Variant",
     "plan",
     "plan_hours",
+    "prices",
     "repair",
+    "replay",
 ]
 
 _HOMES = {
     "ANY_SITE": "placement.problem",
     "AccessProfile": "placement.problem",
+    "ClusterCheck": "placement.check",
     "Constraint": "placement.conflicts",
     "DeviceGroup": "placement.problem",
     "Distribution": "placement.distribution",
@@ -59,7 +68,10 @@ _HOMES = {
     "Link": "placement.problem",
     "Model": "placement.problem",
     "Plan": "placement.plan_record",
+    "PlanCheck": "placement.check",
     "Prediction": "placement.plan_record",
+    "Price": "placement.price_table",
+    "PriceTable": "placement.price_table",
     "Problem": "placement.problem",
     "Relaxation": "placement.conflicts",
     "ReplicaGroup": "placement.plan_record",
@@ -71,7 +83,9 @@ _HOMES = {
     "Variant": "placement.problem",
     "plan": "placement.planning",
     "plan_hours": "placement.planning",
+    "prices": "placement.price_table",
     "repair": "placement.planning",
+    "replay": "placement.check",
 }
 
 

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from streaminfer._internal.html_table import html_table
 from streaminfer._internal.units import format_duration
-from streaminfer.placement.instance import Instance
 from streaminfer.placement.problem import Problem
+from streaminfer.placement.solver.instance import Instance
 
 __all__ = ["Assignment", "Plan", "Prediction", "ReplicaGroup"]
 

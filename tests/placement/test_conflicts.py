@@ -1,14 +1,11 @@
 """Why there is no plan: conflicts that brute force confirms, and changes that help."""
 
-import attrs
-import numpy as np
 import pytest
 from placement_problems import KINDS, satisfiable, small_problem
 
-from streaminfer.placement import InfeasiblePlacement, plan
-from streaminfer.placement.candidates import find_candidates
 from streaminfer.placement.conflicts import constraints, infeasible_placement, is_feasible
-from streaminfer.placement.instance import Settings
+from streaminfer.placement.solver.candidates import find_candidates
+from streaminfer.placement.solver.instance import Settings
 
 ROUNDS = 20
 

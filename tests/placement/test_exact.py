@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from placement_problems import KINDS, BruteForce, small_problem
 
-from streaminfer.placement.candidates import find_candidates
-from streaminfer.placement.instance import Instance, Settings
-from streaminfer.placement.program import solve
+from streaminfer.placement.solver.candidates import find_candidates
+from streaminfer.placement.solver.instance import Instance, Settings
+from streaminfer.placement.solver.program import solve
 
 ROUNDS = 20
 

@@ -22,7 +22,18 @@ from streaminfer.placement import (
 
 __all__ = ["KINDS", "BruteForce", "satisfiable", "small_problem"]
 
-KINDS = ("plain", "memory", "residency", "quality", "hours", "scenarios", "failures", "shards", "site_prices", "classes")
+KINDS = (
+    "plain",
+    "memory",
+    "residency",
+    "quality",
+    "hours",
+    "scenarios",
+    "failures",
+    "shards",
+    "site_prices",
+    "classes",
+)
 
 
 def small_problem(seed: int, kind: str) -> Problem:
@@ -38,7 +49,10 @@ def small_problem(seed: int, kind: str) -> Problem:
         )
         for size in range(variants)
     ]
-    choices = [Variant(name=f"v{size}", quality=1.0 + size, shards=[shard], max_batch_size=4) for size, shard in enumerate(whole)]
+    choices = [
+        Variant(name=f"v{size}", quality=1.0 + size, shards=[shard], max_batch_size=4)
+        for size, shard in enumerate(whole)
+    ]
     if kind == "shards":
         choices.append(Variant(name="split", quality=2.0, shards=whole * 2, max_batch_size=4))
         choices = choices[-1:]
@@ -64,7 +78,7 @@ def small_problem(seed: int, kind: str) -> Problem:
                 devices=[
                     DeviceGroup(
                         kind="cpu",
-                        slots=int(rng.integers(2, 5)),
+                        slots=int(rng.integers(2, 4 if variants > 1 else 5)),
                         price=float(rng.uniform(1, 2)),
                         memory_bytes=float(rng.integers(2, 5)) if kind == "memory" else None,
                     )
@@ -79,11 +93,18 @@ def small_problem(seed: int, kind: str) -> Problem:
         ],
         service_classes=[
             ServiceClass(name="fast", slo_s=0.06),
-            ServiceClass(name="slow", slo_s=0.12, share=0.95, min_quality=2.0 if kind == "quality" and rng.random() < 0.4 else 0.0),
+            ServiceClass(
+                name="slow",
+                slo_s=0.12,
+                share=0.95,
+                min_quality=2.0 if kind == "quality" and rng.random() < 0.4 else 0.0,
+            ),
         ],
         links={
             f"c{c}": {
-                f"s{s}": Link(rtt=Distribution.of(np.sort(rng.uniform(0.002, 0.09) * rng.uniform(0.8, 1.2, 9)).tolist()))
+                f"s{s}": Link(
+                    rtt=Distribution.of(np.sort(rng.uniform(0.002, 0.09) * rng.uniform(0.8, 1.2, 9)).tolist())
+                )
                 for s in range(sites)
                 if rng.random() < 0.9
             }
@@ -127,7 +148,11 @@ def satisfiable(candidates, kept):
         ]
     )
     names = [site.name for site in problem.sites]
-    survived = [at for at, it in enumerate(candidates.states) if not it.lost or ("failure", tuple(names[s] for s in it.lost)) in asked]
+    survived = [
+        at
+        for at, it in enumerate(candidates.states)
+        if not it.lost or ("failure", tuple(names[s] for s in it.lost)) in asked
+    ]
     brute = BruteForce(candidates, allowed, limits)
     return bool(brute.feasible(brute.counts(), [candidates.states[at] for at in survived], rates[survived]).any())
 
@@ -214,7 +239,9 @@ class BruteForce:
             mask = self.allowed[self.candidates.states[at].scenario][:, self.columns]
             steps = sorted(set(self.qualities.tolist()), reverse=True)
             for quality, following in zip(steps, [*steps[1:], 0.0], strict=True):
-                total += (quality - following) * self._largest_flow(counts, mask & (self.qualities >= quality), self.candidates.rates[at])
+                total += (quality - following) * self._largest_flow(
+                    counts, mask & (self.qualities >= quality), self.candidates.rates[at]
+                )
         return float((total / self.candidates.rates[normal].sum()).max(initial=-np.inf))
 
     def _largest_flow(self, counts, mask, demand):
