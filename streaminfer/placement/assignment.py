@@ -13,8 +13,11 @@ from streaminfer.placement.solver.latency import BINS, sum_quantile
 
 __all__ = ["make_plan"]
 
-_LOAD_STEPS = 40
-"""Loads are rounded up to multiples of 1/40, so that delays at a load are computed once."""
+_LOAD_STEPS = 100
+"""Loads are rounded up to multiples of 1/100, so that delays at a load are computed once."""
+
+_SLACK_BINS = 20
+"""Bins beyond the SLO; a plan that keeps its promises needs none."""
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -141,7 +144,13 @@ def _predictions(instance: Instance, counts: Floats, flows: Mapping[int, Ints]) 
                 (
                     float(flows[state][c, p]),
                     path_latency(
-                        problem, cluster, instance.pools[p], it.scenario, _rounded(loads[state][p]), step_s, 2 * BINS
+                        problem,
+                        cluster,
+                        instance.pools[p],
+                        it.scenario,
+                        _rounded(loads[state][p]),
+                        step_s,
+                        BINS + _SLACK_BINS,
                     ),
                 )
                 for p in np.flatnonzero(flows[state][c])
