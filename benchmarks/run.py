@@ -58,6 +58,7 @@ BENCHMARKS = {
     "limit": "what ConcurrencyLimit, RetryBudget and Hedge add to a request",
     "router": "FallbackRouter: overload, quality kept, brown-out, added CPU",
     "replicas": "Replicas: one of eight slow, broken, in other zones; beside random, round robin and others",
+    "placement": "plans: exact ones by size, greedy and simple rules beside them, repair, prediction over simulation",
     "serving": "a no-op model over HTTP and gRPC beside bare echoes; copies of a body; 10,000 hostile requests",
     "ray": "a stack on Ray Serve beside Serve alone: added p50, unequal replicas, a killed node, a large fleet",
     "import": "what importing streaminfer costs",

@@ -110,9 +110,28 @@ class ServiceTime:
         except ValueError as error:  # not UTF-8, or not JSON
             raise ValueError(f"{os.fspath(path)}: not a saved ServiceTime: {error}") from error
         try:
-            return cls(*_read(stored))
+            return cls.from_dict(stored)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{os.fspath(path)}: not a saved ServiceTime: {error}") from error
+
+    @classmethod
+    def from_dict(cls, stored: Any) -> Self:
+        """Read what :meth:`to_dict` returned.
+
+        Raises:
+            TypeError, ValueError: it is something else, or another version.
+        """
+        return cls(*_read(stored))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a dictionary for JSON."""
+        return {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "sizes": list(self.sizes),
+            "times_s": list(self.times_s),
+            "per_item_s": self.per_item_s,
+        }
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes it as JSON, replacing what was there.
@@ -120,14 +139,7 @@ class ServiceTime:
         Raises:
             OSError: the file cannot be written.
         """
-        stored = {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "sizes": self.sizes,
-            "times_s": self.times_s,
-            "per_item_s": self.per_item_s,
-        }
-        Path(path).write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
 
     def seconds(self, size: int) -> float:
         """The time of a batch of ``size`` items.

@@ -1,0 +1,416 @@
+"""`Problem`: users, sites, models, the network between them, and what was promised, as data.
+
+Times are seconds, rates requests per second, sizes bytes, bandwidths bytes per second, prices of any one currency per
+hour. Everything is immutable; `attrs.evolve` makes a changed copy. A `Problem` checks that its parts fit together.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import attrs
+
+from streaminfer._internal.validation import (
+    check_choice,
+    check_count,
+    check_duration,
+    check_instance,
+    check_number,
+    expected,
+    field_check,
+)
+from streaminfer.batching.service_time.service_time import ServiceTime
+from streaminfer.placement.distribution import Distribution
+from streaminfer.placement.records import read_record, write_record
+
+__all__ = [
+    "ANY_SITE",
+    "AccessProfile",
+    "DeviceGroup",
+    "Link",
+    "Model",
+    "Problem",
+    "Scenario",
+    "ServiceClass",
+    "Shard",
+    "Site",
+    "UserCluster",
+    "Variant",
+]
+
+ANY_SITE = "any site"
+"""Value of `Problem.failures`: the plan must survive the loss of each one of the sites."""
+
+_NOTHING: Mapping[str, Any] = {}
+_DISTRIBUTION = field_check(check_instance, lambda it: isinstance(it, Distribution), "a Distribution")
+
+
+def _number(what: str, fits: Callable[[float], bool], **options: Any) -> Any:
+    return field_check(check_number, what, fits, **options)
+
+
+def _text() -> Any:
+    return attrs.field(validator=field_check(check_instance, lambda it: isinstance(it, str) and it, "a name"))
+
+
+def _amount(default: float = 0.0) -> Any:
+    return attrs.field(default=default, validator=_number("a finite number ≥ 0", lambda it: 0 <= it < math.inf))
+
+
+def _optional_amount() -> Any:
+    check = _number("a finite number > 0, or None", lambda it: 0 < it < math.inf, optional=True)
+    return attrs.field(default=None, validator=check)
+
+
+def _records(kind: type, *, at_least: int = 1, **options: Any) -> Any:
+    """A tuple of records of one kind with names of their own, from any iterable."""
+
+    def check(_instance: object, attribute: Any, value: tuple[Any, ...]) -> None:
+        check_instance(attribute.name, value, lambda it: all(isinstance(one, kind) for one in it), f"{kind.__name__}s")
+        if len(value) < at_least:
+            raise ValueError(expected(attribute.name, f"at least {at_least} {kind.__name__}", value))
+
+    return attrs.field(converter=_tuple, validator=check, **options)
+
+
+def _tuple(value: Iterable[Any]) -> Any:
+    return value if isinstance(value, str) or not isinstance(value, Iterable) else tuple(value)
+
+
+def _are_service_times(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(it, ServiceTime) for it in value.values())
+
+
+def _as_rates(value: Any) -> Any:
+    return (value,) if isinstance(value, (int, float)) else _tuple(value)
+
+
+def _as_failures(value: Any) -> Any:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        return value
+    return tuple((group,) if isinstance(group, str) else tuple(group) for group in value)
+
+
+@attrs.frozen(kw_only=True)
+class AccessProfile:
+    """The last mile of a user: wired, Wi-Fi, 5G.
+
+    Attributes:
+        name: of the profile.
+        rtt: round-trip time between the user and the operator's edge; it is added to that of the `Link`.
+        bandwidth_bytes_s: of one user; ``None``: transfers take no time.
+    """
+
+    name: str = _text()
+    rtt: Distribution = attrs.field(validator=_DISTRIBUTION)
+    bandwidth_bytes_s: float | None = _optional_amount()
+
+
+@attrs.frozen(kw_only=True)
+class Link:
+    """The network between users and a site, or between two sites.
+
+    Attributes:
+        rtt: round-trip time.
+        bandwidth_bytes_s: for one request; ``None``: transfers take no time.
+    """
+
+    rtt: Distribution = attrs.field(validator=_DISTRIBUTION)
+    bandwidth_bytes_s: float | None = _optional_amount()
+
+
+@attrs.frozen(kw_only=True)
+class ServiceClass:
+    """A promise: at least ``share`` of the requests are answered within ``slo_s``, by models of ``min_quality``.
+
+    Attributes:
+        name: of the class.
+        slo_s: from the user's request to the response at the user.
+        share: of the requests, for every cluster; 0.99 makes ``slo_s`` a bound on p99.
+        min_quality: variants of less quality are not used.
+    """
+
+    name: str = _text()
+    slo_s: float = attrs.field(validator=field_check(check_duration, positive=True))
+    share: float = attrs.field(
+        default=0.99, validator=_number("a number in 0 … 1, both excluded", lambda it: 0 < it < 1)
+    )
+    min_quality: float = attrs.field(default=-math.inf, validator=_number("a number", lambda it: not math.isnan(it)))
+
+
+@attrs.frozen(kw_only=True)
+class UserCluster:
+    """Users at one place who send requests to one model.
+
+    Attributes:
+        name: of the cluster.
+        rates: requests per second in each hour; one number stands for all hours.
+        access: the name of their `AccessProfile`.
+        service_class: the name of their `ServiceClass`.
+        model: the name of the `Model`.
+        residency: a region that their data must not leave, one of `Site.regions`; ``None``: it may go anywhere.
+    """
+
+    name: str = _text()
+    rates: tuple[float, ...] = attrs.field(converter=_as_rates)
+    access: str = _text()
+    service_class: str = _text()
+    model: str = _text()
+    residency: str | None = None
+
+    @rates.validator
+    def _check_rates(self, _attribute: object, value: tuple[float, ...]) -> None:
+        check_instance("rates", value, lambda it: isinstance(it, tuple), "requests per second by hour")
+        if not value:
+            raise ValueError(expected("rates", "at least one", value))
+        for rate in value:
+            check_number("rates", rate, "finite numbers ≥ 0", lambda it: 0 <= it < math.inf)
+
+
+@attrs.frozen(kw_only=True)
+class DeviceGroup:
+    """Equal devices at a site.
+
+    Attributes:
+        kind: such as ``"cpu"`` or ``"a10"``; service times are given by it.
+        slots: how many devices there are; a replica occupies `Shard.slots` of them.
+        price: of an occupied slot.
+        memory_bytes: shared by all replicas in this group; ``None``: no limit.
+    """
+
+    kind: str = _text()
+    slots: int = attrs.field(validator=field_check(check_count, at_least=0))
+    price: float = _amount(1.0)
+    memory_bytes: float | None = _optional_amount()
+
+
+@attrs.frozen(kw_only=True)
+class Site:
+    """A place where models can run.
+
+    Attributes:
+        name: of the site.
+        devices: its devices by kind.
+        price: of using the site at all, on top of its slots.
+        regions: the residency regions that it lies in.
+    """
+
+    name: str = _text()
+    devices: tuple[DeviceGroup, ...] = _records(DeviceGroup)
+    price: float = _amount()
+    regions: tuple[str, ...] = attrs.field(default=(), converter=_tuple)
+
+
+@attrs.frozen(kw_only=True)
+class Shard:
+    """A part of a model that runs on one device.
+
+    Attributes:
+        service_time: of a batch, by `DeviceGroup.kind`; it cannot run on other kinds. `fitted()` of a batcher's
+            service time is what it has learned.
+        memory_bytes: of one replica.
+        slots: that one replica occupies; 0.5 where two share a device, with the service times that they have then.
+        transfer_bytes: sent to the next shard for each request.
+    """
+
+    service_time: Mapping[str, ServiceTime] = attrs.field()
+    memory_bytes: float = _amount()
+    slots: float = attrs.field(default=1.0, validator=_number("a finite number > 0", lambda it: 0 < it < math.inf))
+    transfer_bytes: float = _amount()
+
+    @service_time.validator
+    def _check_times(self, _attribute: object, value: Mapping[str, ServiceTime]) -> None:
+        what = "a mapping of device kinds to ServiceTimes, at least one"
+        check_instance("service_time", value, _are_service_times, what)
+        if not value:
+            raise ValueError(expected("service_time", what, value))
+
+
+@attrs.frozen(kw_only=True)
+class Variant:
+    """One form of a model: its size, precision or length.
+
+    Attributes:
+        name: of the variant.
+        shards: in the order of a request, mostly one. Neighbors may be at different sites.
+        max_batch_size: the most requests in a batch.
+        quality: a number of the user's choice, such as accuracy; larger is better.
+    """
+
+    name: str = _text()
+    shards: tuple[Shard, ...] = _records(Shard)
+    max_batch_size: int = attrs.field(default=32, validator=field_check(check_count))
+    quality: float = attrs.field(default=1.0, validator=_number("a finite number", lambda it: abs(it) < math.inf))
+
+
+@attrs.frozen(kw_only=True)
+class Model:
+    """A model in one or several variants; every variant can serve every request.
+
+    Attributes:
+        name: of the model.
+        variants: to choose from.
+        request_bytes: sent by a user for each request.
+        response_bytes: sent back.
+    """
+
+    name: str = _text()
+    variants: tuple[Variant, ...] = _records(Variant)
+    request_bytes: float = _amount()
+    response_bytes: float = _amount()
+
+
+@attrs.frozen(kw_only=True)
+class Scenario:
+    """Conditions that a plan must hold under, such as an outage of 5G.
+
+    Attributes:
+        name: of the scenario.
+        access: another access profile for some clusters, by their names.
+        rate_factor: multiplies all rates.
+    """
+
+    name: str = _text()
+    access: Mapping[str, str] = _NOTHING
+    rate_factor: float = attrs.field(
+        default=1.0, validator=_number("a finite number ≥ 0", lambda it: 0 <= it < math.inf)
+    )
+
+
+@attrs.frozen(kw_only=True)
+class Problem:
+    """Where models could run and for whom: the question that `plan` answers.
+
+    Attributes:
+        clusters: the users.
+        sites: where models can run.
+        models: what they ask for.
+        access: the access profiles.
+        service_classes: the promises.
+        links: from a cluster's name to a site's name; users do not reach the sites that are left out.
+        site_links: likewise between sites, for shards; both directions are the same, and one of them is enough.
+        scenarios: that the plan must hold under, each of them in every hour.
+        failures: groups of sites that may be lost together, or `ANY_SITE`. The promise must hold after each loss.
+    """
+
+    clusters: tuple[UserCluster, ...] = _records(UserCluster)
+    sites: tuple[Site, ...] = _records(Site)
+    models: tuple[Model, ...] = _records(Model)
+    access: tuple[AccessProfile, ...] = _records(AccessProfile)
+    service_classes: tuple[ServiceClass, ...] = _records(ServiceClass)
+    links: Mapping[str, Mapping[str, Link]]
+    site_links: Mapping[str, Mapping[str, Link]] = _NOTHING
+    scenarios: tuple[Scenario, ...] = _records(Scenario, default=(Scenario(name="normal"),))
+    failures: str | tuple[tuple[str, ...], ...] = attrs.field(default=(), converter=_as_failures)
+
+    def __attrs_post_init__(self) -> None:
+        _check_names(self)
+        _check_clusters(self)
+        _check_scenarios(self)
+        _check_links("links", self.links, {it.name for it in self.clusters}, self)
+        _check_links("site_links", self.site_links, {it.name for it in self.sites}, self)
+
+    @property
+    def hours(self) -> int:
+        """How many hours the rates describe."""
+        return max(len(cluster.rates) for cluster in self.clusters)
+
+    @property
+    def failure_groups(self) -> tuple[tuple[str, ...], ...]:
+        """The groups of sites that may be lost together."""
+        return tuple((site.name,) for site in self.sites) if isinstance(self.failures, str) else self.failures
+
+    @classmethod
+    def from_json(cls, source: str | os.PathLike[str] | Mapping[str, Any]) -> Self:
+        """Read a problem.
+
+        Args:
+            source: a JSON text, the path of a JSON file, or what `json.loads` made of one.
+
+        Raises:
+            OSError: the file cannot be read.
+            TypeError, ValueError: it is no problem; the message has the path to what is wrong.
+        """
+        if isinstance(source, os.PathLike) or (isinstance(source, str) and not source.lstrip().startswith("{")):
+            source = Path(source).read_text(encoding="utf-8")
+        stored = json.loads(source) if isinstance(source, str) else source
+        return read_record(cls, stored, "")
+
+    def to_json(self) -> str:
+        """Return the problem as a JSON text, which `from_json` reads."""
+        return json.dumps(write_record(self), indent=1)
+
+    def __repr__(self) -> str:
+        counts = (
+            f"{len(self.clusters)} clusters",
+            f"{len(self.sites)} sites",
+            f"{sum(len(model.variants) for model in self.models)} variants",
+            f"{self.hours} hours",
+        )
+        return f"<Problem: {', '.join(counts)}>"
+
+
+def _check_names(problem: Problem) -> None:
+    for name in ("clusters", "sites", "models", "access", "service_classes", "scenarios"):
+        _check_unique(name, [it.name for it in getattr(problem, name)])
+    for at, site in enumerate(problem.sites):
+        _check_unique(f"sites[{at}].devices", [group.kind for group in site.devices])
+    for at, model in enumerate(problem.models):
+        _check_unique(f"models[{at}].variants", [variant.name for variant in model.variants])
+
+
+def _check_clusters(problem: Problem) -> None:
+    profiles, models = {it.name for it in problem.access}, {it.name for it in problem.models}
+    classes = {it.name for it in problem.service_classes}
+    regions = {region for site in problem.sites for region in site.regions}
+    for at, cluster in enumerate(problem.clusters):
+        _check_known(f"clusters[{at}].access", cluster.access, profiles, "access profile")
+        _check_known(f"clusters[{at}].service_class", cluster.service_class, classes, "service class")
+        _check_known(f"clusters[{at}].model", cluster.model, models, "model")
+        if cluster.residency is not None:
+            _check_known(f"clusters[{at}].residency", cluster.residency, regions, "region of a site")
+        if len(cluster.rates) not in {1, problem.hours}:
+            what = f"1 or {problem.hours} rates, as other clusters have"
+            raise ValueError(expected(f"clusters[{at}].rates", what, cluster.rates))
+
+
+def _check_scenarios(problem: Problem) -> None:
+    clusters, profiles = {it.name for it in problem.clusters}, {it.name for it in problem.access}
+    for at, scenario in enumerate(problem.scenarios):
+        for name, profile in scenario.access.items():
+            _check_known(f"scenarios[{at}].access", name, clusters, "cluster")
+            _check_known(f"scenarios[{at}].access[{name!r}]", profile, profiles, "access profile")
+    if isinstance(problem.failures, str):
+        check_choice("failures", problem.failures, (ANY_SITE,))
+    else:
+        sites = {it.name for it in problem.sites}
+        for at, group in enumerate(problem.failures):
+            for name in group:
+                _check_known(f"failures[{at}]", name, sites, "site")
+
+
+def _check_links(path: str, links: Mapping[str, Mapping[str, Link]], starts: set[str], problem: Problem) -> None:
+    sites = {it.name for it in problem.sites}
+    check_instance(path, links, lambda it: isinstance(it, Mapping), "a mapping of names to Links by site")
+    for start, row in links.items():
+        _check_known(path, start, starts, "name")
+        check_instance(f"{path}[{start!r}]", row, lambda it: isinstance(it, Mapping), "Links by site")
+        for end, link in row.items():
+            _check_known(f"{path}[{start!r}]", end, sites, "site")
+            check_instance(f"{path}[{start!r}][{end!r}]", link, lambda it: isinstance(it, Link), "a Link")
+
+
+def _check_unique(name: str, names: Sequence[str]) -> None:
+    seen: set[str] = set()
+    for one in names:
+        if one in seen:
+            raise ValueError(expected(name, "names that differ", one))
+        seen.add(one)
+
+
+def _check_known(path: str, name: str, known: Iterable[str], kind: str) -> None:
+    if name not in known:
+        raise ValueError(expected(path, f"a known {kind}, one of {sorted(known)[:10]}", name))

@@ -1,0 +1,102 @@
+"""attrs records as JSON and back; an error has the path to what is wrong."""
+
+import types
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+import attrs
+
+from streaminfer._internal.validation import expected
+from streaminfer.batching.service_time.service_time import ServiceTime
+from streaminfer.placement.distribution import Distribution
+
+__all__ = ["read_record", "write_record"]
+
+R = TypeVar("R")
+
+
+def write_record(value: Any) -> Any:  # noqa: PLR0911 - one for each kind
+    """Return a record as what `json.dumps` takes; fields that have their default are left out."""
+    if isinstance(value, Distribution):
+        return value.to_json()
+    if isinstance(value, ServiceTime):
+        if value.sizes == (0,):
+            return {"setup_s": value.times_s[0], "per_item_s": value.per_item_s}
+        return value.to_dict()
+    if attrs.has(type(value)):
+        fields = [(field, getattr(value, field.name)) for field in attrs.fields(type(value))]
+        return {field.name: write_record(one) for field, one in fields if one != field.default}
+    if isinstance(value, Mapping):
+        return {key: write_record(one) for key, one in value.items()}
+    if isinstance(value, tuple):
+        return [write_record(one) for one in value]
+    return value
+
+
+def read_record(kind: type[R], stored: Any, path: str) -> R:
+    """Make a record of what `write_record` returned.
+
+    Args:
+        kind: an attrs class with keyword arguments.
+        stored: from `json.loads`.
+        path: to it, for messages; empty at the top.
+
+    Raises:
+        TypeError, ValueError: it does not fit.
+    """
+    where = path or "problem"
+    if not isinstance(stored, Mapping):
+        raise TypeError(expected(where, "an object", stored))
+    hints = _hints(cast("Any", kind))
+    if unknown := [key for key in stored if key not in hints]:
+        raise ValueError(f"{where}: expected keys among {', '.join(hints)}, got {unknown[0]!r}")
+    values = {key: _read(hints[key], value, f"{path}.{key}" if path else key) for key, value in stored.items()}
+    required = [field.name for field in attrs.fields(cast("Any", kind)) if field.default is attrs.NOTHING]
+    if missing := [name for name in required if name not in stored]:
+        raise ValueError(f"{where}: expected the key {missing[0]!r}, got {', '.join(stored) or 'none'}")
+    try:
+        return kind(**values)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{path}.{error}" if path else str(error)) from error
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return {field.name: get_type_hints(kind)[field.name] for field in attrs.fields(cast("Any", kind))}
+
+
+def _read(hint: Any, stored: Any, path: str) -> Any:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in {Union, types.UnionType}:
+        branch = next((one for one in arguments if get_origin(one) is tuple), None)
+        return _read(branch, stored, path) if branch is not None and isinstance(stored, list) else stored
+    if origin is tuple:
+        if not isinstance(stored, list):
+            if arguments[0] is float:
+                return stored  # one number for all hours
+            raise TypeError(expected(path, "a list", stored))
+        return tuple(_read(arguments[0], one, f"{path}[{at}]") for at, one in enumerate(stored))
+    if origin is Mapping:
+        if not isinstance(stored, Mapping):
+            raise TypeError(expected(path, "an object", stored))
+        return {key: _read(arguments[1], one, f"{path}[{key!r}]") for key, one in stored.items()}
+    if hint is Distribution or hint is ServiceTime:
+        try:
+            return Distribution.from_json(stored) if hint is Distribution else _service_time(stored)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{path}: {error}") from error
+    return read_record(hint, stored, path) if attrs.has(hint) else stored
+
+
+def _service_time(stored: Any) -> ServiceTime:
+    """From set-up and time per item, from times by size, or from `ServiceTime.to_dict`."""
+    if not isinstance(stored, Mapping):
+        raise TypeError(expected("service time", "setup_s and per_item_s, or seconds by batch size", stored))
+    if set(stored) == {"setup_s", "per_item_s"}:
+        return ServiceTime.affine(stored["setup_s"], stored["per_item_s"])
+    if "format" in stored:
+        return ServiceTime.from_dict(stored)
+    if not all(key.isdigit() for key in stored):
+        raise ValueError(expected("service time", "setup_s and per_item_s, or seconds by batch size", stored))
+    return ServiceTime.table({int(size): seconds for size, seconds in stored.items()})

@@ -1,0 +1,347 @@
+"""`solve`: the exact choice of replicas, a mixed-integer program that grows by cuts.
+
+*Design.* The variables are the replicas of each pool and, where a site costs something, whether it is used. Rows are
+slots, memory, the budget and the migrations. That everybody is served in every hour and after every loss is no block
+of assignment variables but a set of cuts, separated by the flows of :mod:`~streaminfer.placement.solver.flows`: first
+from the linear relaxation, then from whole solutions. A solution that violates cuts is completed greedily, and solved
+again at its own sites, so there is always a plan beside the bound. Equal replicas are counted, not numbered, so they
+have no symmetry; a pool that another one at the same place dominates is left out.
+
+*Quality.* Each pool has one quality, so the most quality of a flow is a sum over the distinct qualities q₁ > q₂ > …
+of (qₖ minus qₖ₊₁) times the largest flow to pools of at least qₖ: loads of pools form a polymatroid. These largest
+flows are variables, bounded by cuts of the same kind.
+
+*Complexity.* 500 clusters × 60 sites × 3 variants: some hundred integer variables and cuts.
+
+References: J. F. Benders (1962); D. Gale, "A theorem on flows in networks" (1957); J. Edmonds (1970).
+"""
+
+import time
+from typing import Any
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from streaminfer.placement.solver.flows import Cut
+from streaminfer.placement.solver.greedy import greedy_counts
+from streaminfer.placement.solver.instance import Instance
+from streaminfer.placement.solver.replica_model import ReplicaModel
+
+__all__ = ["Solution", "solve"]
+
+_STALLED = 3
+"""Rounds of cuts without progress after which integers are looked for."""
+
+_PROGRESS = 2e-5
+_POLISH_ROUNDS = 4
+_NEVER_S = 1e9
+
+_TOLERANCE = 2e-6
+"""Of a row's largest number: above that of the solver, or a row would be added again and again."""
+
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+
+
+@attrs.frozen(eq=False)
+class Solution:
+    """Replicas of each pool, what they are worth, and the best that any could be."""
+
+    counts: Floats
+    value: float
+    bound: float
+
+    @property
+    def gap(self) -> float:
+        """Relative distance of value and bound."""
+        return abs(self.value - self.bound) / max(abs(self.value), 1e-12)
+
+
+def solve(instance: Instance, *, gap: float = 0.001, time_limit_s: float | None = None) -> Solution | None:
+    """Find the best replicas.
+
+    Args:
+        instance: what there is to choose from.
+        gap: relative distance to the best at which to stop.
+        time_limit_s: seconds after which to return the best so far.
+
+    Returns:
+        ``None`` where there are none.
+
+    Raises:
+        MissingExtra: highspy is not installed.
+    """
+    return _Search(instance, gap, time.monotonic() + (_NEVER_S if time_limit_s is None else time_limit_s)).run()
+
+
+def local_prices(instance: Instance, counts: Floats) -> dict[int, float]:
+    """Return what one more unit of each resource is worth at the margin, by the resource's row.
+
+    These are dual values of the linear relaxation with the sites that the replicas use.
+    """
+    search = _Search(instance, 0.0, time.monotonic() + _NEVER_S)
+    return search.local_prices(counts)
+
+
+class _Search:
+    """One search: cuts, whole solutions, the best plan so far."""
+
+    def __init__(self, instance: Instance, gap: float, end_s: float) -> None:
+        self.instance = instance
+        self.model = ReplicaModel(instance, gap)
+        self.gap = gap
+        self.end_s = end_s
+        self.bound = np.inf if self.model.is_quality else -np.inf
+        self.best: Solution | None = None
+        self.is_out_of_time = False
+
+    def _optimize(self) -> Floats | None:
+        """Return the values of the columns; ``None`` where there are none, or none in time."""
+        values = self.model.optimize(max(0.05, self.end_s - time.monotonic()))
+        self.is_out_of_time = time.monotonic() >= self.end_s
+        return None if self.is_out_of_time else values
+
+    def run(self) -> Solution | None:
+        if not all((mask.any(axis=1) | (rates <= 0)).all() for mask, rates in self._states()):
+            return None
+        self._first_cuts()
+        if not self._cut_relaxation():
+            return self._result()
+        self.bound = self.model.objective
+        self._start()
+        while self.best is None or self.best.gap > self.gap:
+            values = self._optimize_whole()
+            if values is None:
+                break
+            self.bound = (min if self.model.is_quality else max)(self.bound, self.model.bound)
+            found = self._separate(values, lazy=True)
+            self._offer(values[: self.model.at_sites], complete_first=found)
+            if not found:
+                break
+            self._polish(values)
+        return self._result()
+
+    def _result(self) -> Solution | None:
+        """The best so far, if any; an error where the time was too short to know."""
+        if self.best is not None:
+            return attrs.evolve(self.best, bound=self._clip(self.bound))
+        if self.is_out_of_time:
+            raise TimeoutError("plan: no plan was found within time_limit_s; allow more time, or use method='greedy'")
+        return None
+
+    def _cut_relaxation(self) -> bool:
+        """Add cuts that the linear relaxation violates; return whether it has a solution."""
+        self.model.declare(whole=False)
+        before, stalled = 0.0, 0
+        while stalled < _STALLED:
+            values = self._optimize()
+            if values is None:
+                return False
+            objective = self.model.objective
+            stalled = stalled + 1 if abs(objective - before) <= _PROGRESS * abs(objective) else 0
+            before = objective
+            if not self._separate(values, lazy=False):
+                break
+        return True
+
+    def _optimize_whole(self) -> Floats | None:
+        """Return values with whole replicas; cuts are added for the solutions on the way to them."""
+        self.model.declare(whole=True)
+        values = self._optimize()
+        for seen in self.model.improving[:-1]:
+            self._separate(_rounded(seen, self.model.at_homes), lazy=True)
+        return None if values is None else _rounded(values, self.model.at_homes)
+
+    def _polish(self, values: Floats) -> None:
+        """Look for a plan at the sites that a solution uses, which takes a fraction of the time; keep its cuts."""
+        self.model.allow_sites(values[: self.model.at_sites])
+        for _ in range(_POLISH_ROUNDS):
+            if not self._cut_relaxation() or (inside := self._optimize_whole()) is None:
+                break
+            found = self._separate(inside, lazy=True)
+            self._offer(inside[: self.model.at_sites], complete_first=found)
+            if not found:
+                break
+        self.model.allow_sites()
+
+    def local_prices(self, counts: Floats) -> dict[int, float]:
+        """Dual values of the resources, where the sites are those of the counts."""
+        self._first_cuts()
+        self.model.allow_sites(counts)
+        while (values := self._optimize()) is not None and self._separate(values, lazy=False):
+            pass
+        duals = self.model.row_duals()
+        sign = 1.0 if self.model.is_quality else -1.0
+        worth = {row: sign * duals[at] for row, at in self.model.resource_rows.items()} if values is not None else {}
+        return {row: max(0.0, worth.get(row, 0.0)) for row in range(len(self.instance.limits))}
+
+    def _start(self) -> None:
+        """Begin with the greedy choice.
+
+        The solver is not told of it: HiGHS 1.16 ends with a wrong optimum for some starting solutions.
+        """
+        if not self.model.is_quality and self.instance.settings.migrations is None:
+            counts = greedy_counts(self.instance)
+            if counts is not None:
+                self._offer(counts, complete_first=False)
+
+    def _clip(self, bound: float) -> float:
+        """A bound beyond the value is a rounding error of the solver."""
+        assert self.best is not None  # noqa: S101 - for the type checker
+        return (max if self.model.is_quality else min)(bound, self.best.value)
+
+    def _states(self) -> Any:
+        return zip(self.instance.flows.allowed, self.instance.flows.rates, strict=True)
+
+    def _offer(self, counts: Floats, *, complete_first: bool) -> None:
+        """Keep the replicas if they are the best so far."""
+        instance = self.instance
+        if complete_first:
+            if self.model.is_quality or instance.settings.migrations is not None:
+                return  # completing may break the budget; the next round has more cuts
+            completed = greedy_counts(instance, counts, keep=False)
+            if completed is None:
+                return
+            counts = completed
+        value = instance.quality(counts) if self.model.is_quality else instance.cost(counts)
+        better = self.best is None or (value > self.best.value if self.model.is_quality else value < self.best.value)
+        if better:
+            self.best = Solution(counts.copy(), value, self._bounded(value))
+        elif self.best is not None:
+            self.best = attrs.evolve(self.best, bound=self._bounded(self.best.value))
+
+    def _bounded(self, value: float) -> float:
+        return max(self.bound, value) if self.model.is_quality else min(self.bound, value)
+
+    def _first_cuts(self) -> None:
+        """Clusters that can use no other pools than one of them, and all together."""
+        flows = self.instance.flows
+        for state in range(len(flows.rates)):
+            if self.instance.candidates.states[state].lost:
+                continue
+            served = flows.rates[state] > 0
+            patterns = np.unique(flows.allowed[state][served], axis=0)
+            everyone = np.ones((1, patterns.shape[1]), bool)
+            for pools in np.concatenate([patterns, everyone]):
+                inside = served & ~(flows.allowed[state] & ~pools).any(axis=1)
+                self._add(Cut(state, inside, pools), None)
+            if len(self.model.priced):
+                for pools in patterns:
+                    cluster = (flows.allowed[state] == pools).all(axis=1) & served
+                    self._add(Cut(state, np.arange(len(served)) == cluster.argmax(), np.zeros_like(pools)), None)
+
+    def _separate_clusters(self, values: Floats) -> bool:
+        """Add for each cluster that one of its sites is used, or has a replica for it, whichever is less."""
+        instance, found = self.instance, False
+        counts = values[: self.model.at_sites]
+        first = instance.uses.argmax(axis=0)
+        used = np.ones(len(instance.site_prices))
+        used[self.model.priced] = values[self.model.at_sites : self.model.at_homes]
+        at_site = (first[:, None] == np.arange(len(used))).astype(np.float64)
+        for state in range(len(instance.flows.rates)):
+            if instance.candidates.states[state].lost:
+                continue
+            rates, allowed = instance.flows.rates[state], instance.flows.allowed[state]
+            with np.errstate(divide="ignore", invalid="ignore"):
+                parts = np.minimum(1.0, instance.pool_rates / rates[:, None]) * counts * allowed
+            by_site = parts @ at_site
+            short = np.minimum(by_site, used).sum(axis=1) < 1 - _TOLERANCE
+            for c in np.flatnonzero(short & (rates > 0)):
+                pools = allowed[c] & (by_site[c] < used)[first]
+                found = self._add(Cut(state, np.arange(len(rates)) == c, pools), values) or found
+        return found
+
+    def _separate(self, values: Floats, *, lazy: bool) -> bool:
+        """Add cuts that the values violate; return whether there are any."""
+        counts = values[: self.model.at_sites]
+        opened = None if lazy else self.model.opened(values)
+        found = not lazy and len(self.model.priced) > 0 and self._separate_clusters(values)
+        for state in range(len(self.instance.flows.rates)):
+            cut = self.instance.flows.violated(state, counts, opened)
+            if cut is not None:
+                found = self._add(cut, values) or found
+                if not lazy:
+                    self._add_parts(cut, values)
+        for number, quality in enumerate(self.model.steps):
+            for at, state in enumerate(self.model.normal):
+                found = self._separate_quality(values, number, quality, at, state, opened) or found
+        return found
+
+    def _add_parts(self, cut: Cut, values: Floats) -> None:
+        """Add the cuts of clusters that have no pool in common."""
+        flows = self.instance.flows
+        allowed = flows.allowed[cut.state]
+        left = cut.clusters.copy()
+        parts = 0
+        while left.any():
+            part = np.zeros_like(left)
+            part[np.argmax(left)] = True
+            while True:
+                pools = allowed[part].any(axis=0) & cut.pools
+                wider = left & allowed[:, pools].any(axis=1) | part
+                if (wider == part).all():
+                    break
+                part = wider
+            left &= ~part
+            parts += 1
+            if parts > 1 or left.any():
+                self._add(Cut(cut.state, part, pools), values)
+
+    def _separate_quality(
+        self, values: Floats, number: int, quality: float, at: int, state: int, opened: Floats | None
+    ) -> bool:
+        flows = self.instance.flows
+        flow = flows.empty()
+        clusters, pools = flows.extend(
+            state, values[: self.model.at_sites], flow, opened=opened, pools=self.instance.qualities >= quality
+        )
+        column = self.model.at_flows + number * len(self.model.normal) + at
+        if values[column] <= flow.sum() / flows.unit * (1 + 1e-7) + 1e-7:
+            return False
+        usable = flows.allowed[state] & (self.instance.qualities >= quality)
+        return self._add(Cut(state, clusters, pools), values, column=column, usable=usable)
+
+    def _add(self, cut: Cut, values: Floats | None, *, column: int | None = None, usable: Bools | None = None) -> bool:
+        """Add a cut; return whether the values violate it."""
+        flows = self.instance.flows
+        allowed = flows.allowed[cut.state] if usable is None else usable
+        rates = flows.rates[cut.state]
+        row = np.zeros(self.model.columns)
+        row[: self.model.at_sites] = np.where(cut.pools, self.instance.pool_rates, 0.0)
+        elsewhere = allowed & ~cut.pools & cut.clusters[:, None]
+        constant = 0.0
+        served = np.zeros(len(rates), bool)
+        position = {int(site): at for at, site in enumerate(self.model.priced)}
+        for pool_set, site in _by_site(self.instance.uses, np.asarray(elsewhere.any(axis=0))):
+            clusters = elsewhere[:, pool_set].any(axis=1)
+            if site in position:
+                row[self.model.at_sites + position[site]] += rates[clusters].sum()
+            else:
+                served |= clusters
+        constant = rates[served].sum()
+        right = rates[cut.clusters].sum() - constant
+        if column is None:
+            row[: self.model.at_sites] = np.minimum(row[: self.model.at_sites], max(right, 0.0))
+        else:
+            row[column] = -1.0
+            right = -(rates[~cut.clusters].sum() + constant)
+        scale = max(abs(right), float(np.abs(row).max()), 1e-12)  # the solver's tolerances are absolute
+        row /= scale
+        right /= scale
+        if values is not None and row @ values >= right - _TOLERANCE:
+            return False
+        self.model.add_row(np.arange(self.model.columns), row, right, self.model.infinity)
+        return True
+
+
+def _rounded(values: Floats, count: int) -> Floats:
+    """Round the first values in place."""
+    values[:count] = np.rint(values[:count])
+    return values
+
+
+def _by_site(uses: Bools, pools: Bools) -> list[tuple[Bools, int]]:
+    """Pools by the first site that they use."""
+    first = uses.argmax(axis=0)
+    return [(pools & (first == site), int(site)) for site in np.unique(first[pools])]
