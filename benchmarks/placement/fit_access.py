@@ -1,0 +1,59 @@
+"""Fit the access profiles of the package to public measurements.
+
+    PYTHONPATH=.:benchmarks python benchmarks/placement/fit_access.py
+
+5G: the runs of a car, one profile for each network and road; runs that sent much more or less often are left out,
+because the network answered them differently. ``personal`` and ``wired``: devices at homes and hosts at universities.
+Nobody measured their last mile alone, so it is taken as what all round-trip times of a device have in common above the
+fastest of each pair, at both ends together: an upper bound for one of them. A run is a few devices.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from _lib.rtt_data import Floats, car, folder, planetlab, seattle
+from streaminfer.placement.network.access import FittedAccess
+
+CICV5G = (
+    "CICV5G: Zhang, Xiong, Zhang, Feng, Huang, Wang, Tian, '5G communication delay dataset for cloud-based vehicle "
+    "planning and control', Zenodo 10.5281/zenodo.17475688 (2025), CC BY 4.0; changed: quantiles of each run"
+)
+NETLATENCY = (
+    "NetLatency-Data, {}: Zhu, Liu, Niu, Li, Zhao, 'Network Latency Estimation for Personal Devices: A Matrix "
+    "Completion Approach', IEEE/ACM ToN 25(2), 2017, MIT; changed: excess over the fastest of each pair, by device"
+)
+TARGET = Path(__file__).parents[2] / "streaminfer" / "placement" / "network" / "access_profiles.json"
+
+
+def excess(rtt_s: Floats) -> Floats:
+    """What the round-trip times of a device have in common above the fastest of each pair: shape (devices, slices)."""
+    above = rtt_s - rtt_s.min(axis=0)
+    above[:, np.eye(rtt_s.shape[1], dtype=bool)] = np.nan
+    return np.nanmedian(above, axis=2).T
+
+
+def main() -> None:
+    assert folder() is not None, "set STREAMINFER_RTT"
+    profiles = [
+        FittedAccess.fit("wired", np.array_split(excess(planetlab()).ravel(), 49), source=NETLATENCY.format("PlanetLab")),
+        FittedAccess.fit("personal", [run.ravel() for run in np.array_split(excess(seattle()[1]), 33)], source=NETLATENCY.format("Seattle")),
+    ]
+    for name, runs in sorted(car().items()):
+        if " " not in name:
+            sent_s = [run.sent_s for run in runs]
+            profiles.append(FittedAccess.fit(name, [run.rtt_s for run in runs], sent_s=sent_s, source=CICV5G))
+    stored = {}
+    for profile in profiles:
+        record = profile.to_json()
+        stored[record.pop("name")] = json.loads(json.dumps(record), parse_float=lambda text: float(f"{float(text):.6g}"))
+    TARGET.write_text(json.dumps(stored, separators=(",", ":")).replace('},"', '},\n"') + "\n", encoding="utf-8")
+    for profile in profiles:
+        print(profile, profile.outages and f"{profile.outages.per_hour:.0f} outages an hour")
+        for share in (0.9, 0.95, 0.99):
+            print("   ", share, profile.promise(share).reason or "promisable")
+
+
+if __name__ == "__main__":
+    main()
