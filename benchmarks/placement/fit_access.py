@@ -10,6 +10,7 @@ fastest of each pair, at both ends together: an upper bound for one of them. A r
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +35,22 @@ def excess(rtt_s: Floats) -> Floats:
     return np.nanmedian(above, axis=2).T
 
 
+def short(value: Any) -> Any:
+    """The same record with six digits, whose shares still have the sum 1."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, list):
+        return [short(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    record = {key: short(one) for key, one in value.items()}
+    if "shares" in record:
+        shares = record["shares"] = [round(share, 6) for share in record["shares"]]
+        shares[shares.index(max(shares))] += 1 - sum(shares)
+        record["shares"] = [round(share, 6) for share in shares]
+    return record
+
+
 def main() -> None:
     assert folder() is not None, "set STREAMINFER_RTT"
     profiles = [
@@ -46,8 +63,8 @@ def main() -> None:
             profiles.append(FittedAccess.fit(name, [run.rtt_s for run in runs], sent_s=sent_s, source=CICV5G))
     stored = {}
     for profile in profiles:
-        record = profile.to_json()
-        stored[record.pop("name")] = json.loads(json.dumps(record), parse_float=lambda text: float(f"{float(text):.6g}"))
+        record = short(profile.to_json())
+        stored[record.pop("name")] = record
     TARGET.write_text(json.dumps(stored, separators=(",", ":")).replace('},"', '},\n"') + "\n", encoding="utf-8")
     for profile in profiles:
         print(profile, profile.outages and f"{profile.outages.per_hour:.0f} outages an hour")
