@@ -7,7 +7,7 @@ without that `synthetic` makes up pairs that move and a car that loses its netwo
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,7 +75,8 @@ def synthetic(slices: int = 344, devices: int = 60, seed: int = 0) -> Floats:
     host = _wander(rng, (slices, devices), 0.35)
     route = _wander(rng, (slices, devices, devices), 0.2)
     noise = rng.exponential(0.01, (slices, devices, devices))
-    return base * np.exp(route) + 0.04 * (np.exp(host)[:, :, None] + np.exp(host)[:, None, :]) + noise
+    hosts = np.exp(host)
+    return np.asarray(base * np.exp(route) + 0.04 * (hosts[:, :, None] + hosts[:, None, :]) + noise)
 
 
 def synthetic_car(seed: int = 0) -> dict[str, list[Run]]:
@@ -84,8 +85,8 @@ def synthetic_car(seed: int = 0) -> dict[str, list[Run]]:
     groups: dict[str, list[Run]] = {"5g-calm": [], "5g-outages": []}
     for name, runs in groups.items():
         for number in range(10):
-            sent_s = np.arange(1_500) * 0.055
-            rtt_s = 0.015 + rng.gamma(4.0, 0.001, sent_s.size)
+            sent_s = np.asarray(np.arange(1_500) * 0.055)
+            rtt_s = np.asarray(0.015 + rng.gamma(4.0, 0.001, sent_s.size))
             for _ in range(number if name == "5g-outages" else 0):
                 starts_s, length_s = rng.uniform(0, sent_s[-1]), rng.lognormal(-0.5, 1.0)
                 during = (sent_s >= starts_s) & (sent_s < starts_s + length_s)
@@ -97,7 +98,7 @@ def synthetic_car(seed: int = 0) -> dict[str, list[Run]]:
 def _wander(rng: np.random.Generator, shape: Sequence[int], scale: float) -> Floats:
     """A slow walk for each host or route that returns to 0."""
     steps = rng.normal(0, scale * np.sqrt(1 - 0.97**2), shape)
-    walk: Any = np.empty(shape)
+    walk: Floats = np.empty(shape)
     walk[0] = rng.normal(0, scale, shape[1:])
     for at in range(1, shape[0]):
         walk[at] = 0.97 * walk[at - 1] + steps[at]

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from _lib.rtt_data import Floats, car, folder, planetlab, seattle
+
 from streaminfer.placement.network.access import FittedAccess
 
 CICV5G = (
@@ -32,7 +32,12 @@ def excess(rtt_s: Floats) -> Floats:
     """What the round-trip times of a device have in common above the fastest of each pair: shape (devices, slices)."""
     above = rtt_s - rtt_s.min(axis=0)
     above[:, np.eye(rtt_s.shape[1], dtype=bool)] = np.nan
-    return np.nanmedian(above, axis=2).T
+    return np.asarray(np.nanmedian(above, axis=2).T)
+
+
+def of_devices(name: str, excess_s: Floats, runs: int, part: str) -> FittedAccess:
+    groups = [devices.ravel() for devices in np.array_split(excess_s, runs)]
+    return FittedAccess.fit(name, groups, source=NETLATENCY.format(part))
 
 
 def short(value: Any) -> Any:
@@ -54,8 +59,8 @@ def short(value: Any) -> Any:
 def main() -> None:
     assert folder() is not None, "set STREAMINFER_RTT"
     profiles = [
-        FittedAccess.fit("wired", np.array_split(excess(planetlab()).ravel(), 49), source=NETLATENCY.format("PlanetLab")),
-        FittedAccess.fit("personal", [run.ravel() for run in np.array_split(excess(seattle()[1]), 33)], source=NETLATENCY.format("Seattle")),
+        of_devices("wired", excess(planetlab()), 49, "PlanetLab"),
+        of_devices("personal", excess(seattle()[1]), 33, "Seattle"),
     ]
     for name, runs in sorted(car().items()):
         if " " not in name:

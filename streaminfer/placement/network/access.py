@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import check_choice, check_instance, check_number, expected
+from streaminfer.errors import StreamInferError
 from streaminfer.placement.distribution import Distribution
 from streaminfer.placement.network.outages import Outages
 from streaminfer.placement.problem import AccessProfile
@@ -37,13 +38,13 @@ _POINTS = 40
 _NEGLIGIBLE_S = 0.002
 """An error that matters to no SLO with a network in it: the last mile of a wired host is some 0.2 ms."""
 
-_GRID = np.concatenate([np.linspace(0, 0.9, 61)[1:], 1 - np.geomspace(0.1, 1e-4, 60)[1:], [1.0]])
+_GRID: list[float] = [*np.linspace(0, 0.9, 61)[1:], *(1 - np.geomspace(0.1, 1e-4, 60)[1:]), 1.0]
 _SHARES = (0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
 
 Floats = NDArray[np.float64]
 
 
-class Unpromisable(ValueError):  # noqa: N818 - it names what the profile is
+class Unpromisable(StreamInferError, ValueError):  # noqa: N818 - it names what the share is
     """Raised when the measurements of an access network do not support a promise.
 
     Attributes:

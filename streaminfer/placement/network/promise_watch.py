@@ -2,10 +2,10 @@
 
 Design:
     A promise lets a share of the requests be late. For each promise a wealth is bet, in turn after each block of
-    requests, on the alternative that three times as many are late: ``w = max(w, 1) · (1 + bet · (late - allowed))``, with
-    the bet of the likelihood ratio. While the promise holds the factor is at most 1 in the mean, so the wealth passes
-    ``1 / false_alarm`` in less than ``false_alarm`` of the blocks, by Ville's inequality for each restart at 1. No window,
-    no fixed sample size; a promise that holds for a year is tested as well as a new one.
+    requests, on the alternative that three times as many are late: ``w = max(w, 1) · (1 + bet · (late - allowed))``,
+    with the bet of the likelihood ratio. While the promise holds the factor is at most 1 in the mean, so the wealth
+    passes ``1 / false_alarm`` in less than ``false_alarm`` of the blocks, by Ville's inequality for each restart at 1.
+    There is no window and no fixed sample size; a promise that holds for a year is tested as well as a new one.
 
     Neighbors in time are late together, so a block, not a request, is what is bet on: blocks should be longer than what
     makes requests late at the same time.
@@ -102,9 +102,7 @@ class PromiseWatch:
     Threads: none.
     """
 
-    def __init__(
-        self, promises: Mapping[str, LatencyPromise], *, block: int = 1, false_alarm: float = 0.001
-    ) -> None:
+    def __init__(self, promises: Mapping[str, LatencyPromise], *, block: int = 1, false_alarm: float = 0.001) -> None:
         self._block = check_count("block", block)
         rate = check_number("false_alarm", false_alarm, "a share between 0 and 1", lambda it: 0 < it < 1)
         self._threshold = -math.log(rate)
@@ -174,8 +172,10 @@ class PromiseWatch:
 
     def _repr_html_(self) -> str:
         rows = [
-            (name, f"{it.promise.share:.1%} in {it.promise.latency_s * 1e3:.0f} ms", f"{it.requests:,}", f"{it.kept:.1%}",
-             f"{it.evidence:.0%}", "untenable" if it.untenable else "holds")
+            (name, f"{it.promise.share:.1%} in {it.promise.latency_s * 1e3:.0f} ms", f"{it.requests:,}",
+             f"{it.kept:.1%}", f"{it.evidence:.0%}", "untenable" if it.untenable else "holds")
             for name, it in self.statistics().items()
         ]  # fmt: skip
-        return html_table(rows, head=("cluster", "promise", "requests", "kept", "evidence", "verdict"), caption=repr(self))
+        return html_table(
+            rows, head=("cluster", "promise", "requests", "kept", "evidence", "verdict"), caption=repr(self)
+        )

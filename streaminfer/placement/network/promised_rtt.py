@@ -9,9 +9,9 @@ Design:
     `Backtest` measures both at once. The earlier half of each pair's measurements plays the past, the later half the
     future. For each level, pairs are sorted by the quantile of their past into bins of equal size, and of each bin the
     quantile of the future is taken that the wanted part of its pairs stayed below, with the rank of split conformal
-    prediction. This is made monotone, so a pair that was slower is never promised more. Between bins it is interpolated.
-    Conditioning on the past makes the choice of the best of many sites harmless: the best of the past are compared with
-    the best of the past.
+    prediction. This is made monotone, so a pair that was slower is never promised more; between bins it is
+    interpolated. Conditioning on the past makes the choice of the best of many sites harmless: the best of the past are
+    compared with the best of the past.
 
     With less than `MIN_PAIRS` pairs there is no backtest. The bound is then an order statistic, with as many
     measurements as independent ones would be worth, and the share that no measurement can vouch for is unpromisable.

@@ -102,7 +102,7 @@ class RttSamples:
             reader = csv.DictReader(file)
             names = reader.fieldnames or ()
             if missing := {"cluster", "site", "rtt_s"} - set(names):
-                raise ValueError(f"{path}: expected the columns cluster, site, rtt_s, got no {sorted(missing)[0]!r}")
+                raise ValueError(f"{path}: expected the columns cluster, site, rtt_s, got no {min(missing)!r}")
             return cls.from_rows((row["cluster"], row["site"], _seconds(row["rtt_s"], path, at))
                                  for at, row in enumerate(reader, 2))  # fmt: skip
 
@@ -161,7 +161,7 @@ class RttSamples:
         }
 
     def measured_links(self) -> dict[str, dict[str, Link]]:
-        """Return links with the round-trip times that were measured, for a look back; a plan on them breaks promises."""
+        """Return links with the round-trip times as they were measured; plans on them break promises."""
         return {
             cluster: {site: Link(rtt=Distribution.from_samples(column)) for site, column in row.items()}
             for cluster, row in self.rtt_s.items()

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 import pytest
-
 from _lib.rtt_data import synthetic
+
 from streaminfer.placement.network.promised_rtt import LEVELS, UNPROMISABLE_S, Backtest, independent_samples
 from streaminfer.placement.network.rtt_samples import END_TO_END, RttSamples
 
