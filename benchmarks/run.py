@@ -55,6 +55,7 @@ BENCHMARKS = {
     "router": "FallbackRouter: overload, quality kept, brown-out, added CPU",
     "replicas": "Replicas: one of eight slow, broken, in other zones; beside random, round robin and others",
     "serving": "a no-op model over HTTP and gRPC beside bare echoes; copies of a body; 10,000 hostile requests",
+    "rtt": "plans on real round-trip times, judged on later ones: promises kept, 5G, alarms; nearest and mean beside",
     "import": "what importing streaminfer costs",
     "state": "recurrent models batched across streams: streams held on time, copies of states over memcpy",
     "sources": "WebRTC through a lossy network, CPU per picture over a bare PyAV loop",

@@ -5,7 +5,18 @@ from typing import TYPE_CHECKING
 from streaminfer._internal.lazy import lazy_attributes
 
 if TYPE_CHECKING:
+    from streaminfer.placement.acting.live import RttMeter, with_measurements
     from streaminfer.placement.distribution import Distribution
+    from streaminfer.placement.network.access import (
+        AccessPromise,
+        FittedAccess,
+        Unpromisable,
+        access_names,
+        load_access,
+    )
+    from streaminfer.placement.network.outages import Outages
+    from streaminfer.placement.network.promise_watch import LatencyPromise, PromiseState, PromiseWatch
+    from streaminfer.placement.network.rtt_samples import END_TO_END, PairSummary, RttSamples
     from streaminfer.placement.problem import (
         ANY_SITE,
         AccessProfile,
@@ -23,22 +34,63 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ANY_SITE",
+    "END_TO_END",
     "AccessProfile",
+    "AccessPromise",
     "DeviceGroup",
     "Distribution",
+    "FittedAccess",
+    "LatencyPromise",
     "Link",
     "Model",
+    "Outages",
+    "PairSummary",
     "Problem",
+    "PromiseState",
+    "PromiseWatch",
+    "RttMeter",
+    "RttSamples",
     "Scenario",
     "ServiceClass",
     "Shard",
     "Site",
+    "Unpromisable",
     "UserCluster",
     "Variant",
+    "access_names",
+    "load_access",
+    "with_measurements",
 ]
 
-_PROBLEM = {name: "placement.problem" for name in __all__ if name != "Distribution"}
-_HOMES = _PROBLEM | {"Distribution": "placement.distribution"}
+_HOMES = {
+    "ANY_SITE": "placement.problem",
+    "END_TO_END": "placement.network.rtt_samples",
+    "AccessProfile": "placement.problem",
+    "AccessPromise": "placement.network.access",
+    "DeviceGroup": "placement.problem",
+    "Distribution": "placement.distribution",
+    "FittedAccess": "placement.network.access",
+    "LatencyPromise": "placement.network.promise_watch",
+    "Link": "placement.problem",
+    "Model": "placement.problem",
+    "Outages": "placement.network.outages",
+    "PairSummary": "placement.network.rtt_samples",
+    "Problem": "placement.problem",
+    "PromiseState": "placement.network.promise_watch",
+    "PromiseWatch": "placement.network.promise_watch",
+    "RttMeter": "placement.acting.live",
+    "RttSamples": "placement.network.rtt_samples",
+    "Scenario": "placement.problem",
+    "ServiceClass": "placement.problem",
+    "Shard": "placement.problem",
+    "Site": "placement.problem",
+    "Unpromisable": "placement.network.access",
+    "UserCluster": "placement.problem",
+    "Variant": "placement.problem",
+    "access_names": "placement.network.access",
+    "load_access": "placement.network.access",
+    "with_measurements": "placement.acting.live",
+}
 
 
 if not TYPE_CHECKING:  # type checkers know the names from the block above, and refuse others

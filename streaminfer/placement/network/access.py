@@ -11,6 +11,7 @@ Design:
 """
 
 import json
+import math
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
@@ -52,7 +53,7 @@ class Unpromisable(StreamInferError, ValueError):  # noqa: N818 - it names what 
     """
 
     def __init__(self, name: str, promise: "AccessPromise", best: float | None) -> None:
-        instead = "no share of the requests can be promised" if best is None else f"{best:.4g} can be promised"
+        instead = "no share of the requests can be promised" if best is None else f"a share of {best:.4g} can be promised"
         super().__init__(f"access profile {name!r}: {promise.reason}; {instead}")
         self.promise = promise
 
@@ -158,7 +159,7 @@ class FittedAccess:
         estimate = float(self._quantiles(np.ones((1, count)), [share])[0, 0])
         past, future = (self._quantiles(drawn, [share])[:, 0] for drawn in draws)
         tail = (1 - _CERTAINTY) / 2
-        low, high = np.quantile((future + 1e-9) / (past + 1e-9), [tail, 1 - tail])
+        low, high = np.quantile((future + 1e-9) / (past + 1e-9), [tail, 1 - tail]) ** _widening(count)
         reason = ""
         if count < MIN_RUNS:
             reason = f"{count} runs are fewer than {MIN_RUNS}"
@@ -236,6 +237,13 @@ class FittedAccess:
     def __repr__(self) -> str:
         p50, p99 = (format_duration(self.rtt.quantile(share)) for share in (0.5, 0.99))
         return f"<FittedAccess {self.name!r}: {len(self.runs)} runs, p50 {p50}, p99 {p99}>"
+
+
+def _widening(count: int) -> float:
+    """Width of Student's 95 % interval over the normal one, and of a sample's deviation over that of draws from it."""
+    z, degrees = 1.96, max(count - 1, 1)
+    student = z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+    return float(student / z * math.sqrt((degrees + 1) / degrees))
 
 
 def access_names() -> tuple[str, ...]:
