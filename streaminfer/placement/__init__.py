@@ -5,7 +5,17 @@ from typing import TYPE_CHECKING
 from streaminfer._internal.lazy import lazy_attributes
 
 if TYPE_CHECKING:
+    from streaminfer.placement.acting.from_plan import (
+        envoy_policies,
+        keda_scaled_objects,
+        kubernetes_manifests,
+        plan_replicas,
+        plan_workloads,
+        ray_options,
+        site_shares,
+    )
     from streaminfer.placement.acting.live import RttMeter, with_measurements
+    from streaminfer.placement.acting.workloads import Workload
     from streaminfer.placement.distribution import Distribution
     from streaminfer.placement.network.access import (
         AccessPromise,
@@ -57,8 +67,16 @@ __all__ = [
     "Unpromisable",
     "UserCluster",
     "Variant",
+    "Workload",
     "access_names",
+    "envoy_policies",
+    "keda_scaled_objects",
+    "kubernetes_manifests",
     "load_access",
+    "plan_replicas",
+    "plan_workloads",
+    "ray_options",
+    "site_shares",
     "with_measurements",
 ]
 
@@ -87,8 +105,16 @@ _HOMES = {
     "Unpromisable": "placement.network.access",
     "UserCluster": "placement.problem",
     "Variant": "placement.problem",
+    "Workload": "placement.acting.workloads",
     "access_names": "placement.network.access",
+    "envoy_policies": "placement.acting.from_plan",
+    "keda_scaled_objects": "placement.acting.from_plan",
+    "kubernetes_manifests": "placement.acting.from_plan",
     "load_access": "placement.network.access",
+    "plan_replicas": "placement.acting.from_plan",
+    "plan_workloads": "placement.acting.from_plan",
+    "ray_options": "placement.acting.from_plan",
+    "site_shares": "placement.acting.from_plan",
     "with_measurements": "placement.acting.live",
 }
 

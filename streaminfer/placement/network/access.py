@@ -53,7 +53,9 @@ class Unpromisable(StreamInferError, ValueError):  # noqa: N818 - it names what 
     """
 
     def __init__(self, name: str, promise: "AccessPromise", best: float | None) -> None:
-        instead = "no share of the requests can be promised" if best is None else f"a share of {best:.4g} can be promised"
+        instead = (
+            "no share of the requests can be promised" if best is None else f"a share of {best:.4g} can be promised"
+        )
         super().__init__(f"access profile {name!r}: {promise.reason}; {instead}")
         self.promise = promise
 
