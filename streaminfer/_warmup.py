@@ -14,9 +14,11 @@ def warmup() -> None:
         MissingExtra: no kernels were compiled ahead of time, nor is Numba installed.
     """
     from streaminfer.batching.planner import kernel_loader  # noqa: PLC0415 - loaded when needed
+    from streaminfer.placement import kernels as placement_kernels  # noqa: PLC0415
     from streaminfer.simulation import offline_optimum_kernels  # noqa: PLC0415 - loaded when needed
     from streaminfer.telemetry.histograms import kernels  # noqa: PLC0415
 
     kernel_loader.load()
     kernels.warm_up()
     offline_optimum_kernels.warm_up()
+    placement_kernels.warm_up()

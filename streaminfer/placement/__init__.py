@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     )
     from streaminfer.placement.acting.live import RttMeter, with_measurements
     from streaminfer.placement.acting.workloads import Workload
+    from streaminfer.placement.conflicts import Constraint, InfeasiblePlacement, Relaxation
     from streaminfer.placement.distribution import Distribution
     from streaminfer.placement.network.access import (
         AccessPromise,
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from streaminfer.placement.network.outages import Outages
     from streaminfer.placement.network.promise_watch import LatencyPromise, PromiseState, PromiseWatch
     from streaminfer.placement.network.rtt_samples import END_TO_END, PairSummary, RttSamples
+    from streaminfer.placement.plan_record import Plan, Prediction, ReplicaGroup
+    from streaminfer.placement.planning import plan, plan_hours, repair
     from streaminfer.placement.problem import (
         ANY_SITE,
         AccessProfile,
@@ -47,17 +50,23 @@ __all__ = [
     "END_TO_END",
     "AccessProfile",
     "AccessPromise",
+    "Constraint",
     "DeviceGroup",
     "Distribution",
     "FittedAccess",
+    "InfeasiblePlacement",
     "LatencyPromise",
     "Link",
     "Model",
     "Outages",
     "PairSummary",
+    "Plan",
+    "Prediction",
     "Problem",
     "PromiseState",
     "PromiseWatch",
+    "Relaxation",
+    "ReplicaGroup",
     "RttMeter",
     "RttSamples",
     "Scenario",
@@ -73,9 +82,12 @@ __all__ = [
     "keda_scaled_objects",
     "kubernetes_manifests",
     "load_access",
+    "plan",
+    "plan_hours",
     "plan_replicas",
     "plan_workloads",
     "ray_options",
+    "repair",
     "site_shares",
     "with_measurements",
 ]
@@ -85,17 +97,23 @@ _HOMES = {
     "END_TO_END": "placement.network.rtt_samples",
     "AccessProfile": "placement.problem",
     "AccessPromise": "placement.network.access",
+    "Constraint": "placement.conflicts",
     "DeviceGroup": "placement.problem",
     "Distribution": "placement.distribution",
     "FittedAccess": "placement.network.access",
+    "InfeasiblePlacement": "placement.conflicts",
     "LatencyPromise": "placement.network.promise_watch",
     "Link": "placement.problem",
     "Model": "placement.problem",
     "Outages": "placement.network.outages",
     "PairSummary": "placement.network.rtt_samples",
+    "Plan": "placement.plan_record",
+    "Prediction": "placement.plan_record",
     "Problem": "placement.problem",
     "PromiseState": "placement.network.promise_watch",
     "PromiseWatch": "placement.network.promise_watch",
+    "Relaxation": "placement.conflicts",
+    "ReplicaGroup": "placement.plan_record",
     "RttMeter": "placement.acting.live",
     "RttSamples": "placement.network.rtt_samples",
     "Scenario": "placement.problem",
@@ -111,9 +129,12 @@ _HOMES = {
     "keda_scaled_objects": "placement.acting.from_plan",
     "kubernetes_manifests": "placement.acting.from_plan",
     "load_access": "placement.network.access",
+    "plan": "placement.planning",
+    "plan_hours": "placement.planning",
     "plan_replicas": "placement.acting.from_plan",
     "plan_workloads": "placement.acting.from_plan",
     "ray_options": "placement.acting.from_plan",
+    "repair": "placement.planning",
     "site_shares": "placement.acting.from_plan",
     "with_measurements": "placement.acting.live",
 }

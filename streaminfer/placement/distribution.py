@@ -117,20 +117,6 @@ class Distribution:
         """
         return rng.choice(self.values_s, size=count, p=self.shares)
 
-    def histogram(self, step_s: float, bins: int) -> Floats:
-        """Return the share of durations in bins, each value rounded up to the end of its bin.
-
-        Args:
-            step_s: width of a bin; bin k ends at ``k * step_s``.
-            bins: how many; what is longer than the last is in none.
-
-        Returns:
-            Shape (bins,), float64.
-        """
-        at = np.ceil(self.values_s / step_s - _SUM_TOLERANCE).astype(np.int64)
-        inside = at < bins
-        return np.bincount(at[inside], self.shares[inside], bins).astype(np.float64)
-
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Distribution):
             return NotImplemented

@@ -1,0 +1,185 @@
+"""Who is served by which replicas, and the latency that follows."""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streaminfer.placement.candidates import path_latency
+from streaminfer.placement.delays import LEVELS
+from streaminfer.placement.instance import Instance
+from streaminfer.placement.latency import BINS, sum_quantile
+from streaminfer.placement.plan_record import Assignment, Plan, Prediction, ReplicaGroup
+
+__all__ = ["make_plan"]
+
+_LOAD_STEPS = 40
+"""Loads are rounded up to multiples of 1/40, so that delays at a load are computed once."""
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+def make_plan(instance: Instance, counts: Floats, *, bound: float) -> Plan:
+    """Describe replicas as a plan.
+
+    Args:
+        instance: what they were chosen from.
+        counts: of each pool.
+        bound: cost or quality that no plan beats.
+    """
+    problem = instance.candidates.problem
+    used = np.flatnonzero(counts > 0)
+    flows = {state: _flow(instance, state, counts) for state in instance.normal()}
+    value = instance.cost(counts)
+    quality = instance.quality(counts)
+    reached = quality if instance.settings.budget is not None else value
+    unserved: dict[str, float] = {}
+    for state, flow in flows.items():
+        left = instance.flows.unserved(state, flow)
+        for c in np.flatnonzero(left):
+            name = problem.clusters[c].name
+            unserved[name] = max(unserved.get(name, 0.0), float(left[c]) / instance.flows.unit)
+    return Plan(
+        problem=problem,
+        replicas=tuple(_group(instance, int(p), int(counts[p])) for p in used),
+        assignments={_key(instance, state): _shares(instance, flow, used) for state, flow in flows.items()},
+        predictions=_predictions(instance, counts, flows),
+        cost=value,
+        quality=quality,
+        bound=bound,
+        gap=abs(reached - bound) / max(abs(reached), 1e-12),
+        binding=tuple(_binding(instance, counts, value)),
+        unserved=unserved,
+        instance=instance,
+        counts=counts,
+    )
+
+
+def _group(instance: Instance, p: int, count: int) -> ReplicaGroup:
+    pool = instance.pools[p]
+    return ReplicaGroup(
+        model=pool.model.name,
+        variant=pool.variant.name,
+        sites=tuple(instance.candidates.problem.sites[s].name for s in pool.sites),
+        kinds=pool.kinds,
+        replicas=count,
+        max_rate=pool.rate,
+        price=pool.price * count,
+    )
+
+
+def _key(instance: Instance, state: int) -> tuple[int, str]:
+    it = instance.candidates.states[state]
+    return it.hour, instance.candidates.problem.scenarios[it.scenario].name
+
+
+def _shares(instance: Instance, flow: Ints, used: NDArray[np.intp]) -> Assignment:
+    index = {int(p): at for at, p in enumerate(used)}
+    found: dict[str, Mapping[int, float]] = {}
+    for c, cluster in enumerate(instance.candidates.problem.clusters):
+        if total := int(flow[c].sum()):
+            found[cluster.name] = {index[int(p)]: float(flow[c, p] / total) for p in np.flatnonzero(flow[c])}
+    return found
+
+
+def _flow(instance: Instance, state: int, counts: Floats) -> Ints:
+    """Serve each cluster near by, those with the fewest choices first, or at the best quality where that counts."""
+    flow = instance.flows.empty()
+    if instance.settings.budget is not None:
+        for quality in instance.steps():
+            instance.flows.extend(state, counts, flow, pools=instance.qualities >= quality)
+        return flow
+    spare = instance.flows.capacity(counts)
+    allowed = instance.flows.allowed[state] & (counts > 0)
+    limits = instance.flows.limits(state)
+    distance = _distances(instance)
+    for c in np.argsort(allowed.sum(axis=1), kind="stable"):
+        left = int(limits[c].max(initial=0))
+        choices = np.flatnonzero(allowed[c] & (spare > 0))
+        for p in choices[np.argsort(distance[c, choices], kind="stable")]:
+            amount = min(left, int(spare[p]))
+            flow[c, p] += amount
+            spare[p] -= amount
+            left -= amount
+            if not left:
+                break
+    instance.flows.extend(state, counts, flow)
+    return flow
+
+
+def _distances(instance: Instance) -> Floats:
+    """Mean round-trip time from each cluster to the first site of each pool."""
+    problem = instance.candidates.problem
+    means = np.full((len(problem.clusters), len(problem.sites)), np.inf)
+    index = {site.name: at for at, site in enumerate(problem.sites)}
+    for c, cluster in enumerate(problem.clusters):
+        for name, link in problem.links.get(cluster.name, {}).items():
+            means[c, index[name]] = link.rtt.values_s @ link.rtt.shares
+    return means[:, [pool.sites[0] for pool in instance.pools]]
+
+
+def _predictions(instance: Instance, counts: Floats, flows: Mapping[int, Ints]) -> dict[str, Prediction]:
+    problem = instance.candidates.problem
+    classes = {it.name: it for it in problem.service_classes}
+    most = instance.pool_rates / [pool.level for pool in instance.pools]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        loads = {
+            s: np.nan_to_num(flow.sum(axis=0) / instance.flows.unit / (counts * most)) for s, flow in flows.items()
+        }
+    found = {}
+    for c, cluster in enumerate(problem.clusters):
+        serving = [state for state, flow in flows.items() if flow[c].any()]
+        if not serving:
+            continue
+        promise = classes[cluster.service_class]
+        step_s = promise.slo_s / BINS
+        worst: Prediction | None = None
+        for state in _busiest(instance, serving, {s: float(loads[s][flows[s][c] > 0].max()) for s in serving}):
+            it = instance.candidates.states[state]
+            parts = [
+                (
+                    float(flows[state][c, p]),
+                    path_latency(
+                        problem, cluster, instance.pools[p], it.scenario, _rounded(loads[state][p]), step_s, 2 * BINS
+                    ),
+                )
+                for p in np.flatnonzero(flows[state][c])
+            ]
+            latency_s = sum_quantile(parts, promise.share, step_s)
+            if worst is None or latency_s > worst.latency_s:
+                worst = Prediction(
+                    cluster=cluster.name,
+                    hour=it.hour,
+                    scenario=problem.scenarios[it.scenario].name,
+                    latency_s=latency_s,
+                    slo_s=promise.slo_s,
+                    share=promise.share,
+                )
+        if worst is not None:
+            found[cluster.name] = worst
+    return found
+
+
+def _busiest(instance: Instance, states: list[int], loads: Mapping[int, float]) -> Iterator[int]:
+    """For each scenario the state with the largest load."""
+    for scenario in {instance.candidates.states[state].scenario for state in states}:
+        yield max((s for s in states if instance.candidates.states[s].scenario == scenario), key=loads.__getitem__)
+
+
+def _rounded(load: float) -> float:
+    return min(max(LEVELS), float(np.ceil(load * _LOAD_STEPS - 1e-6)) / _LOAD_STEPS)
+
+
+def _binding(instance: Instance, counts: Floats, cost: float) -> Iterator[str]:
+    """Limits at which not one more replica of any pool in use fits."""
+    problem, settings = instance.candidates.problem, instance.settings
+    spare = instance.limits - instance.needs @ counts
+    for row, resource in enumerate(instance.candidates.resources):
+        needs = instance.needs[row]
+        if (instance.needs[row] @ counts) and spare[row] < needs[needs > 0].min() - 1e-9:
+            yield f"{resource.what} of {resource.kind!r} at site {problem.sites[resource.site].name!r}"
+    if settings.budget is not None and cost > settings.budget - instance.prices.min():
+        yield f"the budget of {settings.budget:.6g}"
+    if settings.migrations is not None and instance.started(counts) == settings.migrations:
+        yield f"the budget of {settings.migrations} started replicas"

@@ -1,0 +1,152 @@
+"""A greedy choice of replicas, for repairs and large problems.
+
+*Idea.* State by state, the demand that flows nowhere asks for replicas. The next one is where a unit of demand costs
+least, counting the price of a site that is not yet used. When all are served, replicas and whole sites that are not
+needed are taken away again, dearest first.
+
+*Bound.* Without prices of sites and where no limit binds, the demand that n replicas serve is a submodular function of
+n, so the cost is at most 1 + ln(D / d) times the least, with D the largest total demand and d the smallest gain of a
+replica (Wolsey 1982). What counts in practice is the bound that each plan states: :func:`lower_bound` is a feasible
+solution of the dual of the linear relaxation.
+
+*Guarantee.* Where the greedy choice runs into a limit with demand left, it returns ``None``; callers solve the program
+then, so nobody is unserved while there is capacity.
+
+Reference: L. A. Wolsey, "An analysis of the greedy algorithm for the submodular set covering problem" (1982).
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streaminfer.placement.instance import Instance
+
+__all__ = ["complete", "greedy_counts", "lower_bound"]
+
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+def greedy_counts(instance: Instance, start: Floats | None = None, *, keep: bool = True) -> Floats | None:
+    """Choose replicas for everybody, then drop what is not needed.
+
+    Args:
+        instance: what there is to choose from.
+        start: replicas that run.
+        keep: whether they stay even if they are not needed.
+
+    Returns:
+        ``None`` where the greedy choice runs into a limit.
+    """
+    least = np.zeros(len(instance.pools)) if start is None else start
+    counts = complete(instance, least)
+    return None if counts is None else _drop(instance, counts, least if keep else np.zeros_like(least))
+
+
+def complete(instance: Instance, counts: Floats, *, partial: bool = False) -> Floats | None:
+    """Add replicas until everybody is served in every state.
+
+    Args:
+        instance: what there is to choose from.
+        counts: replicas that run.
+        partial: serve as many as the greedy choice can.
+
+    Returns:
+        ``None`` where a limit is in the way, unless ``partial``.
+    """
+    counts = counts.copy()
+    for state in range(len(instance.flows.rates)):
+        if not _serve(instance, state, counts) and not partial:
+            return None
+    return counts
+
+
+def lower_bound(instance: Instance) -> float:
+    """Return what any plan costs at least: each cluster's demand at the least price of a request per second."""
+    unit = instance.prices / instance.pool_rates
+    bounds = [0.0]
+    for allowed, rates in zip(instance.flows.allowed, instance.flows.rates, strict=True):
+        cheapest = np.where(allowed, unit, np.inf).min(axis=1, initial=np.inf)
+        bounds.append(float(rates[rates > 0] @ cheapest[rates > 0]))
+    return max(bounds)
+
+
+def _serve(instance: Instance, state: int, counts: Floats) -> bool:
+    """Add replicas until everybody is served in one state."""
+    flows = instance.flows
+    flow = flows.empty()
+    clusters, _ = flows.extend(state, counts, flow)
+    lost = instance.candidates.states[state].lost
+    alive = ~instance.uses[list(lost)].any(axis=0) if lost else np.ones(len(counts), bool)
+    while (unserved := flows.unserved(state, flow)).any():
+        wanted = unserved @ flows.allowed[state] / flows.unit
+        if not (pool := _cheapest(instance, counts, wanted, alive)) >= 0:
+            # nowhere for those themselves: where others would make room for them
+            wanted = np.where(flows.allowed[state][clusters].any(axis=0), unserved.sum() / flows.unit, 0.0)
+            if not (pool := _cheapest(instance, counts, wanted, alive)) >= 0:
+                return False
+        counts[pool] += 1.0
+        clusters, _ = flows.extend(state, counts, flow)
+    return True
+
+
+def _cheapest(instance: Instance, counts: Floats, wanted: Floats, alive: Bools) -> int:
+    """Return the pool whose next replica serves demand at the least price; -1 where none fits."""
+    spare = instance.limits - instance.needs @ counts
+    fits = (instance.needs <= spare[:, None] + 1e-9).all(axis=0)
+    gain = np.minimum(instance.pool_rates, wanted)
+    usable = fits & alive & (gain > 0)
+    if not usable.any():
+        return -1
+    unused = ~(instance.uses & (counts > 0)).any(axis=1)
+    opening = instance.site_prices * unused @ instance.uses
+    fully = np.ceil(np.minimum(wanted / instance.pool_rates, instance.most))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        price = (instance.prices + opening / np.maximum(fully, 1.0)) / gain
+    return int(np.where(usable, price, np.inf).argmin())
+
+
+def _drop(instance: Instance, counts: Floats, least: Floats) -> Floats:
+    """Take away sites, then replicas, that are not needed."""
+    held = _Held(instance, counts)
+    used = [site for site in np.flatnonzero(instance.site_prices) if (instance.uses[site] & (counts > 0)).any()]
+    for site in sorted(used, key=lambda site: -instance.site_prices[site]):
+        held.try_counts(np.where(instance.uses[site], np.maximum(0.0, least), held.counts))
+    for pool in np.argsort(-instance.prices, kind="stable"):
+        while held.counts[pool] > least[pool]:
+            fewer = held.counts.copy()
+            fewer[pool] -= 1
+            if not held.try_counts(fewer):
+                break
+    return held.counts
+
+
+class _Held:
+    """Replicas with a flow for each state, which is kept while replicas are taken away."""
+
+    def __init__(self, instance: Instance, counts: Floats) -> None:
+        self.instance = instance
+        self.counts = counts
+        self.flows = [instance.flows.empty() for _ in instance.flows.rates]
+        for state, flow in enumerate(self.flows):
+            instance.flows.extend(state, counts, flow)
+
+    def try_counts(self, counts: Floats) -> bool:
+        """Take these replicas if they serve everybody too."""
+        changed = []
+        for state, flow in enumerate(self.flows):
+            less = flow.copy()
+            _shrink(less, self.instance.flows.capacity(counts))
+            self.instance.flows.extend(state, counts, less)
+            if self.instance.flows.unserved(state, less).any():
+                return False
+            changed.append(less)
+        self.counts, self.flows = counts, changed
+        return True
+
+
+def _shrink(flow: Ints, capacity: Ints) -> None:
+    """Take flow from pools until it fits, from the last clusters first."""
+    for pool in np.flatnonzero(flow.sum(axis=0) > capacity):
+        kept = np.minimum(np.cumsum(flow[:, pool]), capacity[pool])
+        flow[:, pool] = np.diff(kept, prepend=0)

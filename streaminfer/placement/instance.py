@@ -1,0 +1,165 @@
+"""`Instance`: the pools of a problem that matter, as arrays, with the caller's settings."""
+
+import copy
+from collections.abc import Collection, Mapping
+from typing import Any, Self
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from streaminfer.placement.candidates import Candidates
+from streaminfer.placement.flows import Flows
+
+__all__ = ["Instance", "Settings"]
+
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """The choice of `plan`'s caller.
+
+    Attributes:
+        budget: the most that the plan may cost; the quality is then maximized. ``None``: least cost.
+        running: replicas by `Pool.home` that run already.
+        migrations: the most replicas that may be started; ``None``: any number.
+        extra: slots or memory on top of the limits, by the resource's row.
+    """
+
+    budget: float | None = None
+    running: Mapping[tuple[Any, ...], int] = attrs.field(factory=dict)
+    migrations: int | None = None
+    extra: Mapping[int, float] = attrs.field(factory=dict)
+
+
+class Instance:
+    """What a plan is made from: pools without those that others dominate, their prices, needs and flows.
+
+    Args:
+        candidates: the pools.
+        allowed: shape (scenarios, c, p), which pools may serve whom; ``None``: as promised.
+        settings: what else is wanted.
+    """
+
+    def __init__(self, candidates: Candidates, allowed: Bools | None = None, settings: Settings | None = None) -> None:
+        self.candidates = candidates
+        self.settings = settings = Settings() if settings is None else settings
+        every = candidates.allowed if allowed is None else allowed
+        self.kept = _undominated(candidates, every, settings)
+        pools = [candidates.pools[p] for p in self.kept]
+        self.pools = pools
+        self.prices = np.array([pool.price for pool in pools])
+        self.pool_rates = np.array([pool.rate for pool in pools])
+        self.qualities = np.array([pool.variant.quality for pool in pools])
+        self.needs = candidates.needs[:, self.kept]
+        self.limits = np.array([it.limit for it in candidates.resources])
+        for row, more in settings.extra.items():
+            self.limits[row] += more
+        self.uses = candidates.uses[:, self.kept]
+        self.site_prices = np.array([site.price for site in candidates.problem.sites])
+        masks = [np.ascontiguousarray(every[state.scenario][:, self.kept]) for state in candidates.states]
+        for at, state in enumerate(candidates.states):
+            if state.lost:
+                masks[at] = masks[at] & ~self.uses[list(state.lost)].any(axis=0)
+        self.flows = Flows(candidates.rates, masks, self.pool_rates)
+        self.most = self._most()
+
+    def _most(self) -> Floats:
+        """Upper bounds of the replicas of each pool."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            by_resource = np.where(self.needs > 0, np.floor(self.limits[:, None] / self.needs + 1e-9), np.inf).min(
+                axis=0
+            )
+        demand = np.max([self.flows.rates[s] @ mask for s, mask in enumerate(self.flows.allowed)], axis=0)
+        return np.minimum(by_resource, np.ceil(demand / self.pool_rates - 1e-9))
+
+    def cost(self, counts: Floats) -> float:
+        """Price of replicas and of the sites that they use."""
+        used = (self.uses & (counts > 0)).any(axis=1)
+        return float(self.prices @ counts + self.site_prices @ used)
+
+    def quality(self, counts: Floats) -> float:
+        """Most quality, in the mean over the requests of all hours and scenarios."""
+        total, demand = 0.0, 0.0
+        for state in self.normal():
+            flow = self.flows.empty()
+            for quality in self.steps():
+                self.flows.extend(state, counts, flow, pools=self.qualities >= quality)
+            total += float(flow.sum(axis=0) @ self.qualities) / self.flows.unit
+            demand += float(self.flows.rates[state].sum())
+        return total / max(demand, 1e-12)
+
+    def normal(self) -> list[int]:
+        """The states without losses."""
+        return [at for at, state in enumerate(self.candidates.states) if not state.lost]
+
+    def steps(self) -> Floats:
+        """The distinct qualities, best first."""
+        return np.unique(self.qualities)[::-1]
+
+    def started(self, counts: Floats) -> int:
+        """How many replicas do not run already."""
+        wanted: dict[tuple[Any, ...], float] = {}
+        for pool, count in zip(self.pools, counts, strict=True):
+            wanted[pool.home] = wanted.get(pool.home, 0.0) + count
+        return int(sum(max(0.0, count - self.settings.running.get(home, 0)) for home, count in wanted.items()))
+
+    def without(self, lost: Collection[int]) -> Self:
+        """Return the instance that is left when sites are lost; it need not survive a further loss."""
+        normal = self.normal()
+        left = copy.copy(self)
+        left.candidates = attrs.evolve(
+            self.candidates,
+            states=tuple(self.candidates.states[state] for state in normal),
+            rates=self.candidates.rates[normal],
+        )
+        left.settings = Settings()
+        gone = np.array([resource.site in lost for resource in self.candidates.resources])
+        left.limits = np.where(gone, 0.0, self.limits)
+        alive = ~self.uses[list(lost)].any(axis=0)
+        left.flows = Flows(
+            left.candidates.rates, [self.flows.allowed[state] & alive for state in normal], self.pool_rates
+        )
+        left.most = left._most()
+        return left
+
+
+def _undominated(candidates: Candidates, allowed: Bools, settings: Settings) -> NDArray[np.int64]:
+    """Pools that serve somebody, without those that another at the same place dominates."""
+    pools = candidates.pools
+    useful = allowed.any(axis=(0, 1))
+    places: dict[tuple[Any, ...], list[int]] = {}
+    for p in np.flatnonzero(useful):
+        places.setdefault((pools[p].sites, pools[p].kinds), []).append(int(p))
+    kept = []
+    for members in places.values():
+        for p in members:
+            others = [q for q in members if q != p]
+            if not any(_dominates(candidates, allowed, settings, q, p) for q in others):
+                kept.append(p)
+    return np.array(sorted(kept), int)
+
+
+def _dominates(candidates: Candidates, allowed: Bools, settings: Settings, better: int, worse: int) -> bool:
+    a, b = candidates.pools[better], candidates.pools[worse]
+    if a.rate < b.rate or a.price > b.price or (candidates.needs[:, better] > candidates.needs[:, worse]).any():
+        return False
+    if settings.budget is not None and a.variant.quality < b.variant.quality:
+        return False
+    if settings.migrations is not None and a.home != b.home:
+        return False
+    if (allowed[:, :, worse] & ~allowed[:, :, better]).any():
+        return False
+    return a != b and (better < worse or not _equal(candidates, allowed, better, worse))
+
+
+def _equal(candidates: Candidates, allowed: Bools, one: int, other: int) -> bool:
+    a, b = candidates.pools[one], candidates.pools[other]
+    same = a.rate == b.rate and a.price == b.price and a.variant.quality == b.variant.quality
+    return bool(
+        same
+        and (candidates.needs[:, one] == candidates.needs[:, other]).all()
+        and (allowed[:, :, one] == allowed[:, :, other]).all()
+    )

@@ -1,0 +1,77 @@
+"""Latency of a request: the sum of access, backhaul, transfers and the delay at the replica, as distributions.
+
+All parts are independent. They are added as histograms whose bins end at multiples of a step; values are rounded up,
+so a sum of k parts is over-estimated by at most k steps and never under-estimated.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streaminfer.placement.distribution import Distribution
+
+__all__ = ["BINS", "histograms", "rest_within", "sum_quantile"]
+
+BINS = 500
+"""Bins within an SLO: one is 0.2 % of it."""
+
+_ROUNDING = 1e-9
+
+Floats = NDArray[np.float64]
+
+
+def histograms(
+    distributions: Sequence[Distribution | None], offsets_s: Sequence[float], step_s: float, bins: int = BINS
+) -> Floats:
+    """Return the shares of values in bins, each value rounded up.
+
+    Args:
+        distributions: one for each row; ``None`` makes a row of zeros.
+        offsets_s: added to the values of each.
+        step_s: bin k ends at ``k * step_s``.
+        bins: the last bin; longer values are in none.
+
+    Returns:
+        Shape (len(distributions), bins + 1), float64.
+    """
+    there = [row for row, one in enumerate(distributions) if one is not None]
+    parts = [one for one in distributions if one is not None]
+    if not parts:
+        return np.zeros((len(distributions), bins + 1))
+    rows = np.repeat(there, [part.values_s.size for part in parts])
+    values_s = np.concatenate([part.values_s for part in parts]) + np.asarray(offsets_s)[rows]
+    at = np.ceil(values_s / step_s - _ROUNDING).astype(np.int64)
+    inside = at <= bins
+    shares = np.concatenate([part.shares for part in parts])[inside]
+    counted = np.bincount(rows[inside] * (bins + 1) + at[inside], shares, len(distributions) * (bins + 1))
+    return counted.reshape(len(distributions), bins + 1)
+
+
+def rest_within(parts: Sequence[Floats], delay_shares: Floats) -> Floats:
+    """Return the share of requests whose parts and delay fit in what the backhaul leaves of the SLO.
+
+    Args:
+        parts: histograms of the access and the transfers.
+        delay_shares: share of delays within 0, 1, 2, … steps.
+
+    Returns:
+        Shape of ``delay_shares``: entry k is for a backhaul of k steps.
+    """
+    within = delay_shares
+    for part in parts:
+        within = np.convolve(part, within)[: within.size]
+    return within[::-1]
+
+
+def sum_quantile(parts: Sequence[tuple[float, Floats]], share: float, step_s: float) -> float:
+    """Return the smallest multiple of the step that ``share`` of the requests stay within; ``inf`` beyond the bins.
+
+    Args:
+        parts: weight, and share of the requests within 0, 1, 2, … steps, of each way that requests take.
+        share: of all requests.
+        step_s: of the bins.
+    """
+    within = sum(weight * shares for weight, shares in parts) / sum(weight for weight, _ in parts)
+    at = int(np.searchsorted(within, share - _ROUNDING))
+    return at * step_s if at < len(within) else float("inf")

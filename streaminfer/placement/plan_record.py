@@ -1,0 +1,173 @@
+"""`Plan`: which variants run where, who is served by them, and what that costs."""
+
+from collections.abc import Mapping
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from streaminfer._internal.html_table import html_table
+from streaminfer._internal.units import format_duration
+from streaminfer.placement.instance import Instance
+from streaminfer.placement.problem import Problem
+
+__all__ = ["Assignment", "Plan", "Prediction", "ReplicaGroup"]
+
+Assignment = Mapping[str, Mapping[int, float]]
+"""By cluster: the share of its requests that each replica group serves, by the group's index in `Plan.replicas`."""
+
+
+@attrs.frozen(kw_only=True)
+class ReplicaGroup:
+    """Equal replicas at one site, or along a path of sites.
+
+    Attributes:
+        model: name of the model.
+        variant: name of the variant.
+        sites: where each shard runs, by name.
+        kinds: the kind of device of each shard.
+        replicas: how many.
+        max_rate: requests per second of one replica up to which the promises hold.
+        price: of all of them per hour, without that of the sites.
+    """
+
+    model: str
+    variant: str
+    sites: tuple[str, ...]
+    kinds: tuple[str, ...]
+    replicas: int
+    max_rate: float
+    price: float
+
+    def __str__(self) -> str:
+        places = " → ".join(f"{site} ({kind})" for site, kind in zip(self.sites, self.kinds, strict=True))
+        return f"{self.replicas} × {self.model}/{self.variant} at {places}"
+
+
+@attrs.frozen(kw_only=True)
+class Prediction:
+    """The latency of a cluster in the hour in which its replicas are busiest.
+
+    Attributes:
+        cluster: name of the cluster.
+        hour: index of the hour.
+        scenario: name of the scenario.
+        latency_s: that the promised share of the requests does not exceed.
+        slo_s: what was promised.
+        share: of the requests, that the promise is about.
+    """
+
+    cluster: str
+    hour: int
+    scenario: str
+    latency_s: float
+    slo_s: float
+    share: float
+
+
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Plan:
+    """The answer of `plan`; a notebook shows it as tables.
+
+    Attributes:
+        problem: what was asked.
+        replicas: what runs.
+        assignments: who is served by what, by hour and name of the scenario.
+        predictions: by cluster.
+        cost: per hour, of replicas and sites.
+        quality: mean over the requests of all hours.
+        bound: no plan is better: a cost, or a quality where a budget was given.
+        gap: relative distance between the plan and the bound.
+        binding: the limits that the plan uses up, in words.
+        unserved: requests per second of clusters for which there is no capacity; only a repair leaves any.
+        instance: what the plan was made from, for repairs and prices.
+        counts: replicas of each of its pools.
+    """
+
+    problem: Problem
+    replicas: tuple[ReplicaGroup, ...]
+    assignments: Mapping[tuple[int, str], Assignment]
+    predictions: Mapping[str, Prediction]
+    cost: float
+    quality: float
+    bound: float
+    gap: float
+    binding: tuple[str, ...]
+    unserved: Mapping[str, float]
+    instance: Instance
+    counts: NDArray[np.float64]
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The names of the sites in use."""
+        used = {site for group in self.replicas for site in group.sites}
+        return tuple(site.name for site in self.problem.sites if site.name in used)
+
+    @property
+    def assignment(self) -> Assignment:
+        """The assignment in the busiest hour."""
+        factors = {scenario.name: scenario.rate_factor for scenario in self.problem.scenarios}
+
+        def demand(key: tuple[int, str]) -> float:
+            return factors[key[1]] * sum(c.rates[key[0] % len(c.rates)] for c in self.problem.clusters)
+
+        return self.assignments[max(self.assignments, key=demand)]
+
+    @property
+    def running(self) -> dict[tuple[str, str, tuple[int, ...], tuple[str, ...]], int]:
+        """Replicas by model, variant, indexes of sites and kinds of devices."""
+        index = {site.name: at for at, site in enumerate(self.problem.sites)}
+        counts: dict[tuple[str, str, tuple[int, ...], tuple[str, ...]], int] = {}
+        for group in self.replicas:
+            home = group.model, group.variant, tuple(index[name] for name in group.sites), group.kinds
+            counts[home] = counts.get(home, 0) + group.replicas
+        return counts
+
+    def _title(self) -> str:
+        replicas = sum(group.replicas for group in self.replicas)
+        title = f"{replicas} replicas at {len(self.sites)} sites, {self.cost:.4g} per hour, gap {self.gap:.2%}"
+        return f"{title}; {len(self.unserved)} clusters unserved" if self.unserved else title
+
+    def _slowest(self) -> list[Prediction]:
+        return sorted(self.predictions.values(), key=lambda it: it.slo_s - it.latency_s)
+
+    def __repr__(self) -> str:
+        lines = [f"<Plan: {self._title()}>", *(f"  {group}" for group in self.replicas[:20])]
+        if len(self.replicas) > 20:
+            lines.append(f"  … {len(self.replicas) - 20} more groups")
+        return "\n".join([*lines, *(f"  binds: {text}" for text in self.binding[:10])])
+
+    def _repr_html_(self) -> str:
+        groups = [
+            (
+                f"{group.model}/{group.variant}",
+                " → ".join(group.sites),
+                " → ".join(group.kinds),
+                group.replicas,
+                f"{group.max_rate:.4g}/s",
+                f"{group.price:.4g}",
+            )
+            for group in self.replicas
+        ]
+        latencies = [
+            (
+                it.cluster,
+                f"p{100 * it.share:.6g} {format_duration(it.latency_s)}",
+                format_duration(it.slo_s),
+                ", ".join(
+                    f"{self.replicas[at].sites[0]} {share:.0%}"
+                    for at, share in self.assignment.get(it.cluster, {}).items()
+                ),
+            )
+            for it in self._slowest()[:50]
+        ]
+        head = ["variant", "sites", "devices", "replicas", "rate of each", "price"]
+        tables = [
+            html_table(groups, head=head, caption=self._title()),
+            html_table(
+                latencies, head=["cluster", "predicted", "SLO", "served at"], caption="Clusters, the least slack first"
+            ),
+        ]
+        if self.binding:
+            tables.append(html_table([(text,) for text in self.binding], head=["what binds"]))
+        return "".join(tables)

@@ -1,0 +1,127 @@
+"""`plan`, `plan_hours` and `repair`: from a problem to replicas."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from streaminfer._internal.validation import check_choice, check_count, check_duration, check_instance, check_number
+from streaminfer.placement.assignment import make_plan
+from streaminfer.placement.candidates import Candidates, find_candidates
+from streaminfer.placement.conflicts import infeasible_placement
+from streaminfer.placement.greedy import complete, greedy_counts, lower_bound
+from streaminfer.placement.instance import Instance, Settings
+from streaminfer.placement.plan_record import Plan
+from streaminfer.placement.problem import Problem
+from streaminfer.placement.program import solve
+
+__all__ = ["plan", "plan_hours", "repair"]
+
+_METHODS = ("exact", "greedy")
+
+
+def plan(
+    problem: Problem,
+    *,
+    budget: float | None = None,
+    hours: Iterable[int] | None = None,
+    running: Plan | None = None,
+    migrations: int | None = None,
+    method: str = "exact",
+    gap: float = 0.001,
+    time_limit_s: float | None = None,
+) -> Plan:
+    """Choose what runs where: the least cost that keeps every promise, or the most quality at a cost.
+
+    One plan serves all hours and scenarios, and what is left of it after each of the problem's failures.
+
+    Args:
+        problem: what there is.
+        budget: the most that may be spent per hour; the mean quality is then maximized. ``None``: least cost.
+        hours: that the plan is for; ``None``: all.
+        running: the plan that runs, for ``migrations``.
+        migrations: the most replicas that may be started which do not run yet; ``None``: any number.
+        method: ``"exact"``, or ``"greedy"``: faster, and needs no extra.
+        gap: relative distance to the best plan at which the search ends.
+        time_limit_s: the longest search; the plan then says which gap is left.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range.
+        InfeasiblePlacement: there is no such plan; the error says why, and what would help.
+        MissingExtra: highspy is not installed, and the method is exact.
+    """
+    check_instance("problem", problem, lambda it: isinstance(it, Problem), "a Problem")
+    check_choice("method", method, _METHODS)
+    if budget is not None:
+        check_number("budget", budget, "a number ≥ 0", lambda it: it >= 0)
+    if migrations is not None:
+        check_count("migrations", migrations, at_least=0)
+    check_number("gap", gap, "a number ≥ 0", lambda it: it >= 0)
+    if time_limit_s is not None:
+        check_duration("time_limit_s", time_limit_s, positive=True)
+    chosen = (
+        None
+        if hours is None
+        else tuple(check_count("hours", hour, at_least=0, at_most=problem.hours - 1) for hour in hours)
+    )
+    settings = Settings(budget=budget, running={} if running is None else running.running, migrations=migrations)
+    candidates = find_candidates(problem, chosen)
+    if method == "greedy" and (budget is not None or migrations is not None):
+        raise ValueError("method: expected 'exact' with budget or migrations, got 'greedy'")
+    return _planned(candidates, settings, method, gap, time_limit_s)
+
+
+def _planned(candidates: Candidates, settings: Settings, method: str, gap: float, time_limit_s: float | None) -> Plan:
+    instance = Instance(candidates, settings=settings)
+    if method == "greedy" and (counts := greedy_counts(instance)) is not None:
+        return make_plan(instance, counts, bound=lower_bound(instance))
+    solution = solve(instance, gap=gap, time_limit_s=time_limit_s)
+    if solution is None:
+        raise infeasible_placement(candidates, settings)
+    return make_plan(instance, solution.counts, bound=solution.bound)
+
+
+def plan_hours(
+    problem: Problem, *, migrations: int | None = None, gap: float = 0.001, time_limit_s: float | None = None
+) -> tuple[Plan, ...]:
+    """Choose what runs in each hour; each plan starts from the one before.
+
+    Args:
+        problem: what there is.
+        migrations: the most replicas that may be started from one hour to the next.
+        gap: as in `plan`.
+        time_limit_s: of each plan.
+
+    Raises:
+        InfeasiblePlacement: there is no plan for an hour.
+    """
+    plans: list[Plan] = []
+    for hour in range(problem.hours):
+        running = plans[-1] if plans else None
+        limit = migrations if plans else None
+        plans.append(plan(problem, hours=[hour], running=running, migrations=limit, gap=gap, time_limit_s=time_limit_s))
+    return tuple(plans)
+
+
+def repair(running: Plan, lost: Iterable[str]) -> Plan:
+    """Serve everybody again after the loss of sites, with the replicas that are left and as few new ones as needed.
+
+    Greedy, so it is fast. Where it runs into a limit the exact program looks for capacity; what none is left for is in
+    `Plan.unserved`.
+
+    Args:
+        running: the plan before the loss.
+        lost: names of the sites.
+
+    Raises:
+        ValueError: not the name of a site.
+    """
+    problem = running.problem
+    index = {site.name: at for at, site in enumerate(problem.sites)}
+    gone = {index[check_choice("lost", name, tuple(index))] for name in lost}
+    instance = running.instance.without(gone)
+    kept = np.where(instance.uses[list(gone)].any(axis=0), 0.0, running.counts)
+    counts = complete(instance, kept)
+    if counts is None:
+        solution = solve(instance, gap=1e9)
+        counts = complete(instance, kept, partial=True) if solution is None else solution.counts
+    return make_plan(instance, counts, bound=lower_bound(instance))

@@ -1,0 +1,404 @@
+"""`solve`: the exact choice of replicas, a mixed-integer program that grows by cuts.
+
+*Design.* The variables are the replicas of each pool and, where a site costs something, whether it is used. Rows are
+slots, memory, the budget and the migrations. That everybody is served in every hour and after every loss is no block
+of assignment variables but a set of cuts, separated by flows (see :mod:`streaminfer.placement.flows`): first from the
+linear relaxation, then from integer solutions, which a repair makes feasible so that there is always a plan and a
+bound. Equal replicas are counted, not numbered, so they have no symmetry; a pool that another one at the same place
+dominates is left out.
+
+*Quality.* Each pool has one quality, so the most quality of a flow is a sum over the distinct qualities q₁ > q₂ > …
+of (qₖ minus qₖ₊₁) times the largest flow to pools of at least qₖ (loads of pools form a polymatroid). These largest flows
+are variables, bounded by cuts of the same kind.
+
+*Complexity.* 500 clusters × 60 sites × 3 variants: some hundred integer variables and cuts.
+
+References: J. F. Benders (1962); D. Gale, "A theorem on flows in networks" (1957); J. Edmonds (1970).
+"""
+
+import time
+from typing import Any
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from streaminfer._internal.extras import require
+from streaminfer.placement.flows import Cut
+from streaminfer.placement.greedy import greedy_counts
+from streaminfer.placement.instance import Instance
+
+__all__ = ["Solution", "solve"]
+
+_STALLED = 3
+"""Rounds of cuts without progress after which integers are looked for."""
+
+_PROGRESS = 2e-5
+_NEVER_S = 1e9
+
+_TOLERANCE = 2e-6
+"""Of a row's largest number: above that of the solver, or a row would be added again and again."""
+
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+
+
+@attrs.frozen(eq=False)
+class Solution:
+    """Replicas of each pool, what they are worth, and the best that any could be."""
+
+    counts: Floats
+    value: float
+    bound: float
+
+    @property
+    def gap(self) -> float:
+        """Relative distance of value and bound."""
+        return abs(self.value - self.bound) / max(abs(self.value), 1e-12)
+
+
+def solve(instance: Instance, *, gap: float = 0.001, time_limit_s: float | None = None) -> Solution | None:
+    """Find the best replicas.
+
+    Args:
+        instance: what there is to choose from.
+        gap: relative distance to the best at which to stop.
+        time_limit_s: seconds after which to return the best so far.
+
+    Returns:
+        ``None`` where there are none.
+
+    Raises:
+        MissingExtra: highspy is not installed.
+    """
+    return _Search(instance, gap, time.monotonic() + (_NEVER_S if time_limit_s is None else time_limit_s)).run()
+
+
+class _Search:
+    """One search with HiGHS.
+
+    Columns: replicas of each pool, used sites, started replicas by home, flows by quality step and state.
+    """
+
+    def __init__(self, instance: Instance, gap: float, end_s: float) -> None:
+        self.instance = instance
+        self.gap = gap
+        self.end_s = end_s
+        self.is_quality = instance.settings.budget is not None
+        self.priced = np.flatnonzero(instance.site_prices) if instance.site_prices.any() else np.zeros(0, int)
+        homes = list(dict.fromkeys(pool.home for pool in instance.pools))
+        self.homes = homes if instance.settings.migrations is not None else []
+        self.steps = instance.steps() if self.is_quality else np.zeros(0)
+        self.normal = instance.normal() if self.is_quality else []
+        pools = len(instance.pools)
+        self.at_sites = pools
+        self.at_homes = self.at_sites + len(self.priced)
+        self.at_flows = self.at_homes + len(self.homes)
+        self.columns = self.at_flows + len(self.steps) * len(self.normal)
+        self.highs = self._model()
+        self.bound = np.inf if self.is_quality else -np.inf
+        self.best: Solution | None = None
+        self.improving: list[Floats] = []
+        self.highs.cbMipImprovingSolution.subscribe(
+            lambda event: self.improving.append(np.array(event.data_out.mip_solution))
+        )
+
+    def _model(self) -> Any:
+        highspy = require("highspy", extra="placement", purpose="plan")
+        instance, settings = self.instance, self.instance.settings
+        highs = highspy.Highs()
+        for option, value in {
+            "output_flag": False,
+            "threads": 1,
+            "mip_rel_gap": self.gap / 2,
+            "mip_abs_gap": 1e-9,
+        }.items():
+            highs.setOptionValue(option, value)
+        lower = np.zeros(self.columns)
+        upper = np.concatenate(
+            [instance.most, np.ones(len(self.priced)), np.full(self.columns - self.at_homes, highspy.kHighsInf)]
+        )
+        cost = np.zeros(self.columns)
+        whole = instance.prices, instance.site_prices[self.priced]
+        if self.is_quality:
+            demand = sum(instance.flows.rates[state].sum() for state in self.normal)
+            for number, _ in enumerate(self.steps):
+                following = self.steps[number + 1] if number + 1 < len(self.steps) else 0.0
+                for at, state in enumerate(self.normal):
+                    column = self.at_flows + number * len(self.normal) + at
+                    cost[column] = (self.steps[number] - following) / max(demand, 1e-12)
+                    upper[column] = instance.flows.rates[state].sum()
+        else:
+            cost[: self.at_homes] = np.concatenate(whole)
+        highs.addVars(self.columns, lower, upper)
+        everything = np.arange(self.columns, dtype=np.int32)
+        highs.changeColsCost(self.columns, everything, cost)
+        if self.is_quality:
+            highs.changeObjectiveSense(highspy.ObjSense.kMaximize)
+        self.infinity = highspy.kHighsInf
+        self.highspy = highspy
+        self.highs = highs
+        self._limit_resources()
+        if settings.migrations is not None:
+            self._limit_migrations(settings.migrations)
+        if settings.budget is not None:
+            self._row(np.arange(self.at_homes), np.concatenate(whole), -self.infinity, settings.budget)
+        return highs
+
+    def _row(self, columns: Any, values: Any, lower: float, upper: float) -> None:
+        kept = np.flatnonzero(values)
+        self.highs.addRow(
+            lower, upper, len(kept), np.asarray(columns, np.int32)[kept], np.asarray(values, np.float64)[kept]
+        )
+
+    def _limit_resources(self) -> None:
+        instance = self.instance
+        pools = np.arange(len(instance.pools))
+        position = {int(site): at for at, site in enumerate(self.priced)}
+        for row, resource in enumerate(instance.candidates.resources):
+            if not instance.needs[row].any():
+                continue
+            if (at := position.get(resource.site)) is None:
+                self._row(pools, instance.needs[row], -self.infinity, instance.limits[row])
+            else:
+                columns = np.append(pools, self.at_sites + at)
+                self._row(columns, np.append(instance.needs[row], -instance.limits[row]), -self.infinity, 0.0)
+
+    def _limit_migrations(self, most: int) -> None:
+        for at, home in enumerate(self.homes):
+            here = [p for p, pool in enumerate(self.instance.pools) if pool.home == home]
+            values = [*np.ones(len(here)), -1.0]
+            running = self.instance.settings.running.get(home, 0)
+            self._row([*here, self.at_homes + at], values, -self.infinity, running)
+        self._row(self.at_homes + np.arange(len(self.homes)), np.ones(len(self.homes)), -self.infinity, most)
+
+    def run(self) -> Solution | None:
+        if not all((mask.any(axis=1) | (rates <= 0)).all() for mask, rates in self._states()):
+            return None
+        self._first_cuts()
+        before, stalled = 0.0, 0
+        while stalled < _STALLED and time.monotonic() < self.end_s:
+            values = self._optimize()
+            if values is None:
+                return None
+            objective = self.highs.getInfo().objective_function_value
+            stalled = stalled + 1 if abs(objective - before) <= _PROGRESS * abs(objective) else 0
+            before = objective
+            if not self._separate(values, lazy=False):
+                break
+        self._start()
+        self._make_whole()
+        while True:
+            self.improving.clear()
+            values = self._optimize()
+            if values is None:
+                return self.best
+            info = self.highs.getInfo()
+            self.bound = (min if self.is_quality else max)(self.bound, info.mip_dual_bound)
+            found = False
+            for seen in (*self.improving[:-1], values):
+                seen[: self.at_homes] = np.rint(seen[: self.at_homes])
+                found = self._separate(seen, lazy=True)
+            self._offer(values[: self.at_sites], complete_first=found)
+            out_of_time = time.monotonic() >= self.end_s
+            if not found or out_of_time or (self.best is not None and self.best.gap <= self.gap):
+                break
+            self._give_start()
+        return None if self.best is None else attrs.evolve(self.best, bound=self._clip(self.bound))
+
+    def _start(self) -> None:
+        """Begin with the greedy choice."""
+        if not self.is_quality and self.instance.settings.migrations is None:
+            counts = greedy_counts(self.instance)
+            if counts is not None:
+                self._offer(counts, complete_first=False)
+        self._give_start()
+
+    def _give_start(self) -> None:
+        """Tell the solver of the best so far."""
+        if self.best is None or self.is_quality or self.homes:
+            return
+        used = (self.instance.uses & (self.best.counts > 0)).any(axis=1)[self.priced]
+        start = self.highspy.HighsSolution()
+        start.col_value = [*self.best.counts.tolist(), *used.astype(float).tolist()]
+        self.highs.setSolution(start)
+
+    def _clip(self, bound: float) -> float:
+        """A bound beyond the value is a rounding error of the solver."""
+        assert self.best is not None  # noqa: S101 - for the type checker
+        return (max if self.is_quality else min)(bound, self.best.value)
+
+    def _states(self) -> Any:
+        return zip(self.instance.flows.allowed, self.instance.flows.rates, strict=True)
+
+    def _offer(self, counts: Floats, *, complete_first: bool) -> None:
+        """Keep the replicas if they are the best so far."""
+        instance = self.instance
+        if complete_first:
+            if self.is_quality or instance.settings.migrations is not None:
+                return  # completing may break the budget; the next round has more cuts
+            completed = greedy_counts(instance, counts, keep=False)
+            if completed is None:
+                return
+            counts = completed
+        value = instance.quality(counts) if self.is_quality else instance.cost(counts)
+        better = self.best is None or (value > self.best.value if self.is_quality else value < self.best.value)
+        if better:
+            self.best = Solution(counts.copy(), value, self._bounded(value))
+        elif self.best is not None:
+            self.best = attrs.evolve(self.best, bound=self._bounded(self.best.value))
+
+    def _bounded(self, value: float) -> float:
+        return max(self.bound, value) if self.is_quality else min(self.bound, value)
+
+    def _optimize(self) -> Floats | None:
+        """Return the values of the columns; ``None`` where there are none."""
+        self.highs.setOptionValue("time_limit", self.highs.getRunTime() + max(0.05, self.end_s - time.monotonic()))
+        self.highs.run()
+        status = self.highs.getModelStatus()
+        statuses = self.highspy.HighsModelStatus
+        if status in {statuses.kInfeasible, statuses.kUnboundedOrInfeasible}:
+            return None
+        solution = self.highs.getSolution()
+        if not solution.value_valid:
+            return None
+        return np.array(solution.col_value)
+
+    def _make_whole(self) -> None:
+        columns = np.arange(self.at_homes, dtype=np.int32)
+        whole = np.array([self.highspy.HighsVarType.kInteger] * len(columns))
+        self.highs.changeColsIntegrality(len(columns), columns, whole)
+
+    def _opened(self, values: Floats) -> Floats | None:
+        """How far the sites of each pool are in use; ``None`` where using a site costs nothing."""
+        if not len(self.priced):
+            return None
+        used = np.ones(len(self.instance.site_prices))
+        used[self.priced] = values[self.at_sites : self.at_homes]
+        return np.where(self.instance.uses, used[:, None], 1.0).min(axis=0)
+
+    def _first_cuts(self) -> None:
+        """Clusters that can use no other pools than one of them, and all together."""
+        flows = self.instance.flows
+        for state in range(len(flows.rates)):
+            if self.instance.candidates.states[state].lost:
+                continue
+            served = flows.rates[state] > 0
+            patterns = np.unique(flows.allowed[state][served], axis=0)
+            everyone = np.ones((1, patterns.shape[1]), bool)
+            for pools in np.concatenate([patterns, everyone]):
+                inside = served & ~(flows.allowed[state] & ~pools).any(axis=1)
+                self._add(Cut(state, inside, pools), None)
+            if len(self.priced):
+                for pools in patterns:
+                    cluster = (flows.allowed[state] == pools).all(axis=1) & served
+                    self._add(Cut(state, np.arange(len(served)) == cluster.argmax(), np.zeros_like(pools)), None)
+
+    def _separate_clusters(self, values: Floats) -> bool:
+        """Add for each cluster that one of its sites is used, or has a replica for it, whichever is less."""
+        instance, found = self.instance, False
+        counts = values[: self.at_sites]
+        first = instance.uses.argmax(axis=0)
+        used = np.ones(len(instance.site_prices))
+        used[self.priced] = values[self.at_sites : self.at_homes]
+        at_site = (first[:, None] == np.arange(len(used))).astype(np.float64)
+        for state in range(len(instance.flows.rates)):
+            if instance.candidates.states[state].lost:
+                continue
+            rates, allowed = instance.flows.rates[state], instance.flows.allowed[state]
+            with np.errstate(divide="ignore", invalid="ignore"):
+                parts = np.minimum(1.0, instance.pool_rates / rates[:, None]) * counts * allowed
+            by_site = parts @ at_site
+            short = np.minimum(by_site, used).sum(axis=1) < 1 - _TOLERANCE
+            for c in np.flatnonzero(short & (rates > 0)):
+                pools = allowed[c] & (by_site[c] < used)[first]
+                found = self._add(Cut(state, np.arange(len(rates)) == c, pools), values) or found
+        return found
+
+    def _separate(self, values: Floats, *, lazy: bool) -> bool:
+        """Add cuts that the values violate; return whether there are any."""
+        counts = values[: self.at_sites]
+        opened = None if lazy else self._opened(values)
+        found = not lazy and len(self.priced) > 0 and self._separate_clusters(values)
+        for state in range(len(self.instance.flows.rates)):
+            cut = self.instance.flows.violated(state, counts, opened)
+            if cut is not None:
+                found = self._add(cut, values) or found
+                if not lazy:
+                    self._add_parts(cut, values)
+        for number, quality in enumerate(self.steps):
+            for at, state in enumerate(self.normal):
+                found = self._separate_quality(values, number, quality, at, state, opened) or found
+        return found
+
+    def _add_parts(self, cut: Cut, values: Floats) -> None:
+        """Add the cuts of clusters that have no pool in common."""
+        flows = self.instance.flows
+        allowed = flows.allowed[cut.state]
+        left = cut.clusters.copy()
+        parts = 0
+        while left.any():
+            part = np.zeros_like(left)
+            part[np.argmax(left)] = True
+            while True:
+                pools = allowed[part].any(axis=0) & cut.pools
+                wider = left & allowed[:, pools].any(axis=1) | part
+                if (wider == part).all():
+                    break
+                part = wider
+            left &= ~part
+            parts += 1
+            if parts > 1 or left.any():
+                self._add(Cut(cut.state, part, pools), values)
+
+    def _separate_quality(
+        self, values: Floats, number: int, quality: float, at: int, state: int, opened: Floats | None
+    ) -> bool:
+        flows = self.instance.flows
+        flow = flows.empty()
+        clusters, pools = flows.extend(
+            state, values[: self.at_sites], flow, opened=opened, pools=self.instance.qualities >= quality
+        )
+        column = self.at_flows + number * len(self.normal) + at
+        if values[column] <= flow.sum() / flows.unit * (1 + 1e-7) + 1e-7:
+            return False
+        usable = flows.allowed[state] & (self.instance.qualities >= quality)
+        return self._add(Cut(state, clusters, pools), values, column=column, usable=usable)
+
+    def _add(self, cut: Cut, values: Floats | None, *, column: int | None = None, usable: Bools | None = None) -> bool:
+        """Add a cut; return whether the values violate it."""
+        flows = self.instance.flows
+        allowed = flows.allowed[cut.state] if usable is None else usable
+        rates = flows.rates[cut.state]
+        row = np.zeros(self.columns)
+        row[: self.at_sites] = np.where(cut.pools, self.instance.pool_rates, 0.0)
+        elsewhere = allowed & ~cut.pools & cut.clusters[:, None]
+        constant = 0.0
+        served = np.zeros(len(rates), bool)
+        position = {int(site): at for at, site in enumerate(self.priced)}
+        for pool_set, site in _by_site(self.instance.uses, elsewhere.any(axis=0)):
+            clusters = elsewhere[:, pool_set].any(axis=1)
+            if site in position:
+                row[self.at_sites + position[site]] += rates[clusters].sum()
+            else:
+                served |= clusters
+        constant = rates[served].sum()
+        right = rates[cut.clusters].sum() - constant
+        if column is None:
+            row[: self.at_sites] = np.minimum(row[: self.at_sites], max(right, 0.0))
+        else:
+            row[column] = -1.0
+            right = -(rates[~cut.clusters].sum() + constant)
+        scale = max(abs(right), float(np.abs(row).max()), 1e-12)  # the solver's tolerances are absolute
+        row /= scale
+        right /= scale
+        if values is not None and row @ values >= right - _TOLERANCE:
+            return False
+        self._row(np.arange(self.columns), row, right, self.infinity)
+        return True
+
+
+def _by_site(uses: Bools, pools: Bools) -> list[tuple[Bools, int]]:
+    """Pools by the first site that they use."""
+    first = uses.argmax(axis=0)
+    return [(pools & (first == site), int(site)) for site in np.unique(first[pools])]
