@@ -8,7 +8,7 @@ import numpy as np
 from streaminfer._internal.extras import require
 from streaminfer._internal.figures import BAD, new_axes
 
-__all__ = ["plot_matrix"]
+__all__ = ["plot_height_in", "plot_matrix"]
 
 _ROWS = 30
 _COLUMNS = 14
@@ -48,7 +48,7 @@ def plot_matrix(
     clusters = sorted(tightness, key=lambda cluster: -tightness[cluster])[:_ROWS]
     used = {site: sum(row.get(site, 0.0) for row in shares.values()) for site in sites}
     columns = sorted(sites, key=lambda site: -used[site])[:_COLUMNS]
-    ax = new_axes(ax, purpose, height_in=1.5 + _ROW_IN * max(len(clusters), 4))
+    ax = new_axes(ax, purpose, height_in=plot_height_in(len(clusters)))
     cells = np.array([[rtt_share[cluster].get(site, np.nan) for site in columns] for cluster in clusters])
     colors = require("matplotlib", extra="plot", purpose=purpose).colormaps["Blues"].with_extremes(over="#d9d9d9")
     image = ax.imshow(np.ma.masked_invalid(cells), cmap=colors, vmin=0.0, vmax=1.0, aspect="auto")
@@ -67,6 +67,11 @@ def plot_matrix(
     bar.set_label("promised round trip, part of the SLO", fontsize="small")
     bar.ax.tick_params(labelsize="small")
     return ax
+
+
+def plot_height_in(clusters: int) -> float:
+    """Return the height of the picture for so many clusters, in inches."""
+    return 1.5 + _ROW_IN * min(max(clusters, 4), _ROWS)
 
 
 def _tightness(row: Mapping[str, float], shares: Mapping[str, float]) -> float:

@@ -136,7 +136,8 @@ def keda_scaled_objects(
 ) -> str:
     """Return a ScaledObject of KEDA for each workload: from the least to the most replicas of the plans.
 
-    A replica is added when each has more requests per second than the plan counts on.
+    A replica is added when each has more requests per second than the plan counts on. A workload that does not run in
+    each of the plans may be scaled to nothing.
 
     Args:
         *plans: one, or those of `plan_hours`.
@@ -145,15 +146,13 @@ def keda_scaled_objects(
         spare: replicas above the most of the plans.
         namespace: of all objects.
     """
-    least: dict[str, Workload] = {}
-    most: dict[str, int] = {}
-    for plan in plans:
-        for workload in plan_workloads(plan):
-            name = workload.name
-            most[name] = max(most.get(name, 0), workload.replicas + spare)
-            if name not in least or workload.replicas < least[name].replicas:
-                least[name] = workload
-    return scaled_objects(list(least.values()), most=most, prometheus=prometheus, query=query, namespace=namespace)
+    counts = [{it.name: it for it in plan_workloads(plan)} for plan in plans]
+    every = {name: workload for by_name in counts for name, workload in by_name.items()}
+    least = {name: min(by[name].replicas if name in by else 0 for by in counts) for name in every}
+    most = {name: max(by[name].replicas if name in by else 0 for by in counts) + spare for name in every}
+    return scaled_objects(
+        list(every.values()), least=least, most=most, prometheus=prometheus, query=query, namespace=namespace
+    )
 
 
 def ray_options(plan: Plan, *, resources: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, Any]]:

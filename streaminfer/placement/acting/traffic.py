@@ -53,6 +53,7 @@ def zone_policies(
 def scaled_objects(
     workloads: Sequence[Workload],
     *,
+    least: Mapping[str, int],
     most: Mapping[str, int],
     prometheus: str,
     query: str,
@@ -61,8 +62,9 @@ def scaled_objects(
     """Return a ScaledObject for each workload.
 
     Args:
-        workloads: what runs at least.
-        most: the most replicas by the name of the workload.
+        workloads: what is scaled.
+        least: the fewest replicas by the name of the workload.
+        most: likewise the most.
         prometheus: as of `keda_scaled_objects`.
         query: likewise.
         namespace: likewise.
@@ -74,8 +76,8 @@ def scaled_objects(
             "metadata": {"name": workload.name, "namespace": namespace},
             "spec": {
                 "scaleTargetRef": {"name": workload.name},
-                "minReplicaCount": workload.replicas,
-                "maxReplicaCount": max(most.get(workload.name, workload.replicas), workload.replicas),
+                "minReplicaCount": least[workload.name],
+                "maxReplicaCount": max(most[workload.name], 1),
                 "triggers": [
                     {
                         "type": "prometheus",

@@ -4,7 +4,8 @@ Design:
     A promise is about the future: a share of the requests will need at most so long. The quantile of past measurements
     promises too much for two reasons. There are few of them, and neighbors in time are alike. And the network moves:
     a route changes, a host becomes busy. No formula for independent samples knows the second reason, which is the
-    larger one: of 9,702 pairs of personal devices, 38 % moved their median by over 20 ms from one half of 344 rounds to the other.
+    larger one: of 9,702 pairs of personal devices, 38 % moved their median by over 20 ms from one half of 344 rounds to
+    the other.
 
     `Backtest` measures both at once. The earlier half of each pair's measurements plays the past, the later half the
     future. For each level, pairs are sorted by the quantile of their past into bins of equal size, and of each bin the

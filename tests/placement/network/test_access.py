@@ -27,7 +27,9 @@ def test_runs_that_are_alike_are_promised(car):
 
 def test_runs_with_outages_are_refused(car):
     """The tail of outages is refused by name, with the range of other runs and a share that could be promised."""
-    with pytest.raises(Unpromisable, match=r"access profile .car.: p99 of .* in other runs; a share of 0\.9 can") as error:
+    with pytest.raises(
+        Unpromisable, match=r"access profile .car.: p99 of .* in other runs; a share of 0\.9 can"
+    ) as error:
         fitted(car["5g-outages"]).profile(0.99)
     promise = error.value.promise
 
