@@ -33,7 +33,7 @@ __all__ = ["MIN_RUNS", "AccessPromise", "FittedAccess", "Unpromisable", "access_
 MIN_RUNS = 5
 """Fewer runs look alike by chance: fits to two or three runs promised p99s that were off by 70 %."""
 
-_DRAWS = 400
+_DRAWS = 200
 _CERTAINTY = 0.95
 _POINTS = 40
 _NEGLIGIBLE_S = 0.002

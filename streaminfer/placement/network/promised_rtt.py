@@ -8,22 +8,24 @@ Design:
     the other.
 
     `Backtest` measures both at once. The earlier half of each pair's measurements plays the past, the later half the
-    future. For each level, pairs are sorted by the quantile of their past into bins of equal size, and of each bin the
-    quantile of the future is taken that the wanted part of its pairs stayed below, with the rank of split conformal
-    prediction. This is made monotone, so a pair that was slower is never promised more; between bins it is
-    interpolated. Conditioning on the past makes the choice of the best of many sites harmless: the best of the past are
-    compared with the best of the past.
+    future. For each level a line is fitted to the logarithms of past and future quantiles: slope 1 where pairs stay what
+    they are, less where slow ones recover and fast ones do not stay fast. Pairs are sorted by their past into bins, and
+    of each bin's distances from the line the quantile is taken that the wanted part of its pairs stayed below, with the
+    rank of split conformal prediction; between bins it is interpolated. Bins are small where the past was fast: there a
+    busy host changes most, and plans choose from there. Conditioning on the past makes the choice of the best of many
+    sites harmless: the best of the past are compared with the best of the past.
 
     With less than `MIN_PAIRS` pairs there is no backtest. The bound is then an order statistic, with as many
     measurements as independent ones would be worth, and the share that no measurement can vouch for is unpromisable.
 
 Invariants:
-    Promised values ascend with the level and with the confidence, and are never below the measured quantile.
+    Promised values ascend with the level, and are never below the measured quantile.
 
 References:
     Lei, G'Sell, Rinaldo, Tibshirani, Wasserman, "Distribution-free predictive inference for regression", JASA 2018.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -46,11 +48,12 @@ UNPROMISABLE_S = 86_400.0
 """Round-trip time of the requests that no measurement vouches for: a day, which is within no SLO."""
 
 MIN_PAIRS = 40
-_PAIRS_PER_BIN = 400
-_MOST_BINS = 12
+_BIN_GROWTH = 1.6
+"""Each bin has so many times more pairs than the one before; the first has `MIN_PAIRS`."""
+_MOST_BINS = 9
 _MIN_SAMPLES = 20
 _RESOLUTION_S = 0.001
-"""Added before ratios are taken: a round-trip time may be measured as 0."""
+"""Added before logarithms are taken: a round-trip time may be measured as 0."""
 
 Floats = NDArray[np.float64]
 
@@ -83,13 +86,15 @@ class Backtest:
 
     Attributes:
         confidence: the part of alike pairs that stayed below.
-        past_s: shape (levels, bins), seconds; mean past of each bin. No bins: there were too few pairs.
-        future_s: likewise the bound.
+        past: shape (levels, bins), logarithms of seconds; mean past of each bin. No bins: there were too few pairs.
+        future: likewise the bound.
+        slope: shape (levels,), of the line through past and future, 0 to 1.
     """
 
     confidence: float
-    past_s: Floats
-    future_s: Floats
+    past: Floats
+    future: Floats
+    slope: Floats
 
     @classmethod
     def of(cls, columns: Sequence[Floats], confidence: float) -> "Backtest":
@@ -106,24 +111,23 @@ class Backtest:
         enough = [column for column in columns if column.size >= _MIN_SAMPLES]
         pairs = len(enough)
         if pairs < MIN_PAIRS or _rank(pairs, confidence) > pairs:
-            return cls(confidence, np.empty((len(LEVELS), 0)), np.empty((len(LEVELS), 0)))
-        past = np.array([_quantiles(column[: column.size // 2]) for column in enough]).T
-        future = np.array([_quantiles(column[column.size // 2 :]) for column in enough]).T
-        bins = min(max(pairs // max(_PAIRS_PER_BIN, math.ceil(1 / (1 - confidence))), 1), _MOST_BINS)
+            nothing = np.empty((len(LEVELS), 0))
+            return cls(confidence, nothing, nothing, np.empty(len(LEVELS)))
+        past = _logs(np.array([_quantiles(column[: column.size // 2]) for column in enough]).T)
+        future = _logs(np.array([_quantiles(column[column.size // 2 :]) for column in enough]).T)
+        slope = _slopes(past, future)
         order = np.argsort(past, axis=1, kind="stable")
         past, future = np.take_along_axis(past, order, 1), np.take_along_axis(future, order, 1)
-        parts = np.array_split(np.arange(pairs), bins)
-        bound = np.array([_upper(future[:, part], confidence) for part in parts]).T
-        return cls(
-            confidence,
-            np.array([past[:, part].mean(axis=1) for part in parts]).T,
-            np.maximum.accumulate(bound, axis=1),
-        )
+        distance = future - slope[:, None] * past
+        parts = _bins(pairs)
+        center = np.array([past[:, part].mean(axis=1) for part in parts]).T
+        bound = slope[:, None] * center + np.array([_upper(distance[:, part], confidence) for part in parts]).T
+        return cls(confidence, center, bound, slope)
 
     def bounds(self, past_s: Floats) -> Floats:
-        """Return the bound on the future of a pair, for its quantiles at `LEVELS`."""
-        pairs = zip(past_s, self.past_s, self.future_s, strict=True)
-        return np.array([_bound(value, past, future) for value, past, future in pairs])
+        """Return the bound on the future of a pair, for its quantiles at `LEVELS`, in seconds."""
+        rows = zip(_logs(past_s), self.past, self.future, self.slope, strict=True)
+        return np.exp([_bound(*row) for row in rows]) - _RESOLUTION_S
 
 
 def promised_rtt(samples_s: Floats, backtest: Backtest) -> PromisedRtt:
@@ -134,7 +138,7 @@ def promised_rtt(samples_s: Floats, backtest: Backtest) -> PromisedRtt:
         backtest: of all pairs.
     """
     measured = _quantiles(samples_s)
-    bounds = backtest.bounds(measured) if backtest.past_s.size else _order_statistics(samples_s, backtest.confidence)
+    bounds = backtest.bounds(measured) if backtest.past.size else _order_statistics(samples_s, backtest.confidence)
     return PromisedRtt(np.maximum.accumulate(np.maximum(bounds, measured)))
 
 
@@ -158,17 +162,40 @@ def _rank(pairs: int, confidence: float) -> int:
     return math.ceil((pairs + 1) * confidence)
 
 
-def _upper(future_s: Floats, confidence: float) -> Floats:
-    """The bound of one bin for all levels; the pairs are the second axis."""
-    at = min(_rank(future_s.shape[1], confidence), future_s.shape[1]) - 1
-    return np.partition(future_s, at, axis=1)[:, at]
+def _upper(distance: Floats, confidence: float) -> Floats:
+    """The bound on the distances of one bin for all levels; the pairs are the second axis."""
+    at = min(_rank(distance.shape[1], confidence), distance.shape[1]) - 1
+    return np.partition(distance, at, axis=1)[:, at]
 
 
-def _bound(value_s: float, past_s: Floats, future_s: Floats) -> float:
-    """Interpolate between bins; a past slower than that of all bins scales the bound of the last."""
-    if value_s > past_s[-1]:
-        return float(future_s[-1] * (value_s + _RESOLUTION_S) / (past_s[-1] + _RESOLUTION_S))
-    return float(np.interp(value_s, past_s, future_s))
+def _bins(pairs: int) -> list[NDArray[np.int64]]:
+    """Indexes of the pairs of each bin; the last one takes the rest."""
+    ends, size = [0], float(MIN_PAIRS)
+    while ends[-1] + 2 * size <= pairs and len(ends) < _MOST_BINS:
+        ends.append(ends[-1] + int(size))
+        size *= _BIN_GROWTH
+    return [np.arange(start, end) for start, end in itertools.pairwise([*ends, pairs])]
+
+
+def _logs(values_s: Floats) -> Floats:
+    return np.log(values_s + _RESOLUTION_S)
+
+
+def _slopes(past: Floats, future: Floats) -> Floats:
+    """Slopes of the lines through the pairs of each level, by least squares."""
+    centered = past - past.mean(axis=1, keepdims=True)
+    squares = (centered**2).sum(axis=1)
+    products = (centered * future).sum(axis=1)
+    return np.clip(np.divide(products, squares, out=np.ones_like(squares), where=squares > 0), 0.0, 1.0)
+
+
+def _bound(value: float, past: Floats, future: Floats, slope: float) -> float:
+    """Interpolate between bins; beyond them the line goes on, upward with a slope of 1."""
+    if value < past[0]:
+        return float(future[0] - slope * (past[0] - value))
+    if value > past[-1]:
+        return float(future[-1] + value - past[-1])
+    return float(np.interp(value, past, future))
 
 
 def _order_statistics(samples_s: Floats, confidence: float) -> Floats:

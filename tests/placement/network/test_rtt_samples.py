@@ -105,8 +105,8 @@ def test_backtest_needs_pairs():
     rng = np.random.default_rng(4)
     columns = [rng.exponential(1.0, 100) for _ in range(39)]
 
-    assert Backtest.of(columns, 0.97).past_s.size == 0
-    assert Backtest.of([*columns, columns[0]], 0.97).past_s.shape == (len(LEVELS), 1)
+    assert Backtest.of(columns, 0.97).past.size == 0
+    assert Backtest.of([*columns, columns[0]], 0.97).past.shape == (len(LEVELS), 1)
 
 
 def test_rows_and_csv_give_the_same(tmp_path):
