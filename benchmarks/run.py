@@ -54,6 +54,7 @@ BENCHMARKS = {
     "limit": "what ConcurrencyLimit, RetryBudget and Hedge add to a request",
     "router": "FallbackRouter: overload, quality kept, brown-out, added CPU",
     "replicas": "Replicas: one of eight slow, broken, in other zones; beside random, round robin and others",
+    "placement": "plans: exact ones by size, greedy and simple rules beside them, repair, prediction over simulation",
     "serving": "a no-op model over HTTP and gRPC beside bare echoes; copies of a body; 10,000 hostile requests",
     "rtt": "plans on real round-trip times, judged on later ones: promises kept, 5G, alarms; nearest and mean beside",
     "import": "what importing streaminfer costs",

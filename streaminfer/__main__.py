@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _warm_up() -> int:
     from streaminfer.batching.planner import kernel_loader  # noqa: PLC0415 - not to parse arguments
     from streaminfer.errors import MissingExtra  # noqa: PLC0415
+    from streaminfer.placement.solver import kernels as placement_kernels  # noqa: PLC0415
     from streaminfer.simulation import offline_optimum_kernels  # noqa: PLC0415 - not to parse arguments
     from streaminfer.telemetry.histograms import kernels  # noqa: PLC0415
 
@@ -37,6 +38,7 @@ def _warm_up() -> int:
         "planner": kernel_loader.load,
         "bulk histogram": kernels.warm_up,
         "offline optimum": offline_optimum_kernels.warm_up,
+        "placement": placement_kernels.warm_up,
     }
     ahead = kernel_loader.is_compiled_ahead()
     print("kernels: compiled ahead of time" if ahead else "kernels: compiled by Numba, once on a machine", flush=True)

@@ -14,7 +14,7 @@ def warmup() -> None:
         MissingExtra: no kernels were compiled ahead of time, nor is Numba installed.
     """
     from streaminfer.batching.planner import kernel_loader  # noqa: PLC0415 - loaded when needed
-    from streaminfer.placement import kernels as placement_kernels  # noqa: PLC0415
+    from streaminfer.placement.solver import kernels as placement_kernels  # noqa: PLC0415
     from streaminfer.simulation import offline_optimum_kernels  # noqa: PLC0415 - loaded when needed
     from streaminfer.telemetry.histograms import kernels  # noqa: PLC0415
 

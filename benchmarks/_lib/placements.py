@@ -39,30 +39,34 @@ def random_problem(clusters: int, sites: int, seed: int, *, variants: int = 3, f
     models = [
         Model(
             name="detector",
-            variants=[
+            variants=tuple(
                 Variant(
                     name=f"v{size}",
                     quality=0.6 + 0.1 * size,
                     max_batch_size=16,
-                    shards=[
+                    shards=(
                         Shard(
                             memory_bytes=1e9 * (size + 1),
                             service_time={
                                 kind: ServiceTime.affine(0.008 * 1.6**size * speed, 0.004 * 1.6**size * speed)
                                 for kind, speed in _SPEED.items()
                             },
-                        )
-                    ],
+                        ),
+                    ),
                 )
                 for size in range(variants)
-            ],
+            ),
         )
     ]
     demand = rng.lognormal(4.2, 1.0, clusters)
     slots = max(4, int(0.5 * demand.sum() / sites / 100))
     links = {}
+    last_mile = [("wired", "wifi", "5g")[rng.integers(3)] for _ in range(clusters)]
+    names = []
     for c in range(clusters):
         distance = np.hypot(*(at[c] - place).T)
+        is_near = np.sort(distance)[: 1 + sites // 10].max() < 0.2 and last_mile[c] != "5g"
+        names.append(("interactive", "normal", "relaxed")[rng.integers(0 if is_near else 1, 3)])
         links[f"c{c}"] = {
             f"s{s}": Link(
                 rtt=Distribution.from_samples((0.003 + 0.09 * distance[s]) * rng.lognormal(0.0, 0.25, 60), points=40)
@@ -70,34 +74,34 @@ def random_problem(clusters: int, sites: int, seed: int, *, variants: int = 3, f
             for s in range(sites)
         }
     return Problem(
-        clusters=[
+        clusters=tuple(
             UserCluster(
                 name=f"c{c}",
-                rates=float(demand[c]),
-                access=("wired", "wifi", "5g")[rng.integers(3)],
-                service_class=("interactive", "normal", "relaxed")[rng.integers(3)],
+                rates=(float(demand[c]),),
+                access=last_mile[c],
+                service_class=names[c],
                 model="detector",
                 residency=(None, None, None, regions[int(np.argmin(np.hypot(*(at[c] - place).T)))])[rng.integers(4)],
             )
             for c in range(clusters)
-        ],
-        sites=[
+        ),
+        sites=tuple(
             Site(
                 name=f"s{s}",
                 price=float(rng.uniform(0.5, 2.0)),
                 regions=(regions[s],),
-                devices=[
+                devices=(
                     DeviceGroup(
                         kind="cpu", slots=slots * 2, price=float(rng.uniform(0.8, 1.2)), memory_bytes=4e9 * slots
                     ),
-                    DeviceGroup(kind="gpu", slots=slots, price=float(rng.uniform(2.5, 3.5)), memory_bytes=2.5e9 * slots),
-                ],
+                    DeviceGroup(kind="gpu", slots=slots, price=rng.uniform(2.5, 3.5), memory_bytes=2e9 * slots),
+                ),
             )
             for s in range(sites)
-        ],
-        models=models,
-        access=access,
-        service_classes=classes,
+        ),
+        models=tuple(models),
+        access=tuple(access),
+        service_classes=tuple(classes),
         links=links,
         failures=failures or (),
     )

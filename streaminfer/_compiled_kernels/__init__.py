@@ -29,7 +29,7 @@ __all__ = ["MODULES", "VARIANTS", "CompiledKernels", "load", "load_variant", "so
 
 MODULES = (
     "streaminfer.batching.planner.kernels",
-    "streaminfer.placement.kernels",
+    "streaminfer.placement.solver.kernels",
     "streaminfer.simulation.offline_optimum_kernels",
     "streaminfer.streams.state.kernels",
     "streaminfer.telemetry.histograms.kernels",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     )
     from streaminfer.placement.acting.live import RttMeter, with_measurements
     from streaminfer.placement.acting.workloads import Workload
+    from streaminfer.placement.check import ClusterCheck, PlanCheck, replay
     from streaminfer.placement.conflicts import Constraint, InfeasiblePlacement, Relaxation
     from streaminfer.placement.distribution import Distribution
     from streaminfer.placement.network.access import (
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from streaminfer.placement.network.rtt_samples import END_TO_END, PairSummary, RttSamples
     from streaminfer.placement.plan_record import Plan, Prediction, ReplicaGroup
     from streaminfer.placement.planning import plan, plan_hours, repair
+    from streaminfer.placement.price_table import Price, PriceTable, prices
     from streaminfer.placement.problem import (
         ANY_SITE,
         AccessProfile,
@@ -50,6 +52,7 @@ __all__ = [
     "END_TO_END",
     "AccessProfile",
     "AccessPromise",
+    "ClusterCheck",
     "Constraint",
     "DeviceGroup",
     "Distribution",
@@ -61,7 +64,10 @@ __all__ = [
     "Outages",
     "PairSummary",
     "Plan",
+    "PlanCheck",
     "Prediction",
+    "Price",
+    "PriceTable",
     "Problem",
     "PromiseState",
     "PromiseWatch",
@@ -86,8 +92,10 @@ __all__ = [
     "plan_hours",
     "plan_replicas",
     "plan_workloads",
+    "prices",
     "ray_options",
     "repair",
+    "replay",
     "site_shares",
     "with_measurements",
 ]
@@ -97,6 +105,7 @@ _HOMES = {
     "END_TO_END": "placement.network.rtt_samples",
     "AccessProfile": "placement.problem",
     "AccessPromise": "placement.network.access",
+    "ClusterCheck": "placement.check",
     "Constraint": "placement.conflicts",
     "DeviceGroup": "placement.problem",
     "Distribution": "placement.distribution",
@@ -108,7 +117,10 @@ _HOMES = {
     "Outages": "placement.network.outages",
     "PairSummary": "placement.network.rtt_samples",
     "Plan": "placement.plan_record",
+    "PlanCheck": "placement.check",
     "Prediction": "placement.plan_record",
+    "Price": "placement.price_table",
+    "PriceTable": "placement.price_table",
     "Problem": "placement.problem",
     "PromiseState": "placement.network.promise_watch",
     "PromiseWatch": "placement.network.promise_watch",
@@ -133,8 +145,10 @@ _HOMES = {
     "plan_hours": "placement.planning",
     "plan_replicas": "placement.acting.from_plan",
     "plan_workloads": "placement.acting.from_plan",
+    "prices": "placement.price_table",
     "ray_options": "placement.acting.from_plan",
     "repair": "placement.planning",
+    "replay": "placement.check",
     "site_shares": "placement.acting.from_plan",
     "with_measurements": "placement.acting.live",
 }

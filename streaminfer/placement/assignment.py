@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer.placement.candidates import path_latency
-from streaminfer.placement.delays import LEVELS
-from streaminfer.placement.instance import Instance
-from streaminfer.placement.latency import BINS, sum_quantile
 from streaminfer.placement.plan_record import Assignment, Plan, Prediction, ReplicaGroup
+from streaminfer.placement.solver.candidates import path_latency
+from streaminfer.placement.solver.delays import LEVELS
+from streaminfer.placement.solver.instance import Instance
+from streaminfer.placement.solver.latency import BINS, sum_quantile
 
 __all__ = ["make_plan"]
 

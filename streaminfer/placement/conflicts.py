@@ -15,10 +15,10 @@ import numpy as np
 
 from streaminfer._internal.units import format_duration
 from streaminfer.errors import StreamInferError
-from streaminfer.placement.candidates import Candidates, find_candidates
-from streaminfer.placement.greedy import complete
-from streaminfer.placement.instance import Instance, Settings
-from streaminfer.placement.program import solve
+from streaminfer.placement.solver.candidates import Candidates, find_candidates
+from streaminfer.placement.solver.greedy import complete
+from streaminfer.placement.solver.instance import Instance, Settings
+from streaminfer.placement.solver.program import solve
 
 __all__ = ["Constraint", "InfeasiblePlacement", "Relaxation", "constraints", "infeasible_placement", "is_feasible"]
 
@@ -99,10 +99,11 @@ def constraints(candidates: Candidates, settings: Settings) -> Iterator[Constrai
         yield Constraint("failure", group, f"the loss of {' and '.join(map(repr, group))} is survived")
     for resource in candidates.resources:
         site = problem.sites[resource.site].name
+        unit = "slots" if resource.what == "slots" else "bytes of memory"
         yield Constraint(
             resource.what,
             (site, resource.kind),
-            f"{resource.limit:.6g} {'slots' if resource.what == 'slots' else 'bytes of memory'} of {resource.kind!r} at site {site!r}",
+            f"{resource.limit:.6g} {unit} of {resource.kind!r} at site {site!r}",
         )
     classes = {it.name: it for it in problem.service_classes}
     for cluster in problem.clusters:
@@ -247,7 +248,8 @@ def _least_change(
                 return is_feasible(attrs.evolve(candidates, rates=rates), settings, everything)
 
             share = _bisected(with_demand, 0.0, 1.0)
-            yield Relaxation(constraint, f"serve {share:.1%} of cluster {name!r}", share)
+            if share > 0:
+                yield Relaxation(constraint, f"serve {share:.1%} of cluster {name!r}", share)
         case _:
             yield Relaxation(constraint, f"give up: {constraint.text}", float("nan"))
 
@@ -262,12 +264,12 @@ def _with_slo(candidates: Candidates, name: str, slo_s: float) -> Candidates:
         problem,
         clusters=(attrs.evolve(problem.clusters[at], service_class="its own"),),
         service_classes=(own,),
+        links={name: problem.links.get(name, {})},
         scenarios=tuple(
             attrs.evolve(it, access={key: value for key, value in it.access.items() if key == name})
             for it in problem.scenarios
         ),
     )
-    alone = attrs.evolve(alone, links={name: problem.links.get(name, {})})
     in_time = candidates.in_time.copy()
     in_time[:, at] = find_candidates(alone).in_time[:, 0]
     return attrs.evolve(candidates, in_time=in_time)

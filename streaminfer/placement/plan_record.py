@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from streaminfer._internal.figures import inline_svg
 from streaminfer._internal.html_table import html_table
 from streaminfer._internal.units import format_duration
-from streaminfer.placement.instance import Instance
 from streaminfer.placement.matrix_plot import plot_height_in
 from streaminfer.placement.plan_plot import plot_plan
 from streaminfer.placement.problem import Problem
+from streaminfer.placement.solver.instance import Instance
 
 __all__ = ["Assignment", "Plan", "Prediction", "ReplicaGroup"]
 

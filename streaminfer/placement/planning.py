@@ -6,13 +6,13 @@ import numpy as np
 
 from streaminfer._internal.validation import check_choice, check_count, check_duration, check_instance, check_number
 from streaminfer.placement.assignment import make_plan
-from streaminfer.placement.candidates import Candidates, find_candidates
 from streaminfer.placement.conflicts import infeasible_placement
-from streaminfer.placement.greedy import complete, greedy_counts, lower_bound
-from streaminfer.placement.instance import Instance, Settings
 from streaminfer.placement.plan_record import Plan
 from streaminfer.placement.problem import Problem
-from streaminfer.placement.program import solve
+from streaminfer.placement.solver.candidates import Candidates, find_candidates
+from streaminfer.placement.solver.greedy import complete, greedy_counts, lower_bound, serve_most
+from streaminfer.placement.solver.instance import Instance, Settings
+from streaminfer.placement.solver.program import solve
 
 __all__ = ["plan", "plan_hours", "repair"]
 
@@ -123,5 +123,5 @@ def repair(running: Plan, lost: Iterable[str]) -> Plan:
     counts = complete(instance, kept)
     if counts is None:
         solution = solve(instance, gap=1e9)
-        counts = complete(instance, kept, partial=True) if solution is None else solution.counts
+        counts = serve_most(instance, kept) if solution is None else solution.counts
     return make_plan(instance, counts, bound=lower_bound(instance))

@@ -13,7 +13,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer.placement import kernels
+from streaminfer.placement.solver import kernels
 
 __all__ = ["TOLERANCE", "Cut", "Flows"]
 

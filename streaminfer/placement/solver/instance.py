@@ -8,8 +8,8 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer.placement.candidates import Candidates
-from streaminfer.placement.flows import Flows
+from streaminfer.placement.solver.candidates import Candidates
+from streaminfer.placement.solver.flows import Flows
 
 __all__ = ["Instance", "Settings"]
 
@@ -69,11 +69,12 @@ class Instance:
     def _most(self) -> Floats:
         """Upper bounds of the replicas of each pool."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            by_resource = np.where(self.needs > 0, np.floor(self.limits[:, None] / self.needs + 1e-9), np.inf).min(
-                axis=0
-            )
-        demand = np.max([self.flows.rates[s] @ mask for s, mask in enumerate(self.flows.allowed)], axis=0)
-        return np.minimum(by_resource, np.ceil(demand / self.pool_rates - 1e-9))
+            by_resource: Floats = np.where(
+                self.needs > 0, np.floor(self.limits[:, None] / self.needs + 1e-9), np.inf
+            ).min(axis=0)
+        demand: Floats = np.max([self.flows.rates[s] @ mask for s, mask in enumerate(self.flows.allowed)], axis=0)
+        most: Floats = np.minimum(by_resource, np.ceil(demand / self.pool_rates - 1e-9))
+        return most
 
     def cost(self, counts: Floats) -> float:
         """Price of replicas and of the sites that they use."""
@@ -131,8 +132,8 @@ def _undominated(candidates: Candidates, allowed: Bools, settings: Settings) -> 
     pools = candidates.pools
     useful = allowed.any(axis=(0, 1))
     places: dict[tuple[Any, ...], list[int]] = {}
-    for p in np.flatnonzero(useful):
-        places.setdefault((pools[p].sites, pools[p].kinds), []).append(int(p))
+    for p in np.flatnonzero(useful).tolist():
+        places.setdefault((pools[p].sites, pools[p].kinds), []).append(p)
     kept = []
     for members in places.values():
         for p in members:

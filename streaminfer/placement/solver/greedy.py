@@ -18,9 +18,9 @@ Reference: L. A. Wolsey, "An analysis of the greedy algorithm for the submodular
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer.placement.instance import Instance
+from streaminfer.placement.solver.instance import Instance
 
-__all__ = ["complete", "greedy_counts", "lower_bound"]
+__all__ = ["complete", "greedy_counts", "lower_bound", "serve_most"]
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -43,21 +43,18 @@ def greedy_counts(instance: Instance, start: Floats | None = None, *, keep: bool
     return None if counts is None else _drop(instance, counts, least if keep else np.zeros_like(least))
 
 
-def complete(instance: Instance, counts: Floats, *, partial: bool = False) -> Floats | None:
-    """Add replicas until everybody is served in every state.
+def complete(instance: Instance, counts: Floats) -> Floats | None:
+    """Add replicas until everybody is served in every state; ``None`` where a limit is in the way."""
+    counts = counts.copy()
+    states = range(len(instance.flows.rates))
+    return counts if all(_serve(instance, state, counts) for state in states) else None
 
-    Args:
-        instance: what there is to choose from.
-        counts: replicas that run.
-        partial: serve as many as the greedy choice can.
 
-    Returns:
-        ``None`` where a limit is in the way, unless ``partial``.
-    """
+def serve_most(instance: Instance, counts: Floats) -> Floats:
+    """Add replicas for as many as the greedy choice can serve."""
     counts = counts.copy()
     for state in range(len(instance.flows.rates)):
-        if not _serve(instance, state, counts) and not partial:
-            return None
+        _serve(instance, state, counts)
     return counts
 
 
@@ -77,13 +74,14 @@ def _serve(instance: Instance, state: int, counts: Floats) -> bool:
     flow = flows.empty()
     clusters, _ = flows.extend(state, counts, flow)
     lost = instance.candidates.states[state].lost
-    alive = ~instance.uses[list(lost)].any(axis=0) if lost else np.ones(len(counts), bool)
+    alive = np.ones(len(counts), bool)
+    alive &= ~instance.uses[list(lost)].any(axis=0)
     while (unserved := flows.unserved(state, flow)).any():
         wanted = unserved @ flows.allowed[state] / flows.unit
-        if not (pool := _cheapest(instance, counts, wanted, alive)) >= 0:
+        if (pool := _cheapest(instance, counts, wanted, alive)) < 0:
             # nowhere for those themselves: where others would make room for them
             wanted = np.where(flows.allowed[state][clusters].any(axis=0), unserved.sum() / flows.unit, 0.0)
-            if not (pool := _cheapest(instance, counts, wanted, alive)) >= 0:
+            if (pool := _cheapest(instance, counts, wanted, alive)) < 0:
                 return False
         counts[pool] += 1.0
         clusters, _ = flows.extend(state, counts, flow)

@@ -196,17 +196,18 @@ def _extend(limits: Ints, demand: Ints, capacity: Ints, flow: Ints, reached: Int
                     cluster_path[depth] = following
 
 
-_READ = "Array({}, {}, 'C', readonly=True)"
+_TIMES = "Array(float64, 1, 'C', readonly=True)"
+_LIST = "Array(int64, 1, 'C', readonly=True)"
+_TABLE = "Array(int64, 2, 'C', readonly=True)"
 
 EXPORTS: dict[str, tuple[Callable[..., Any], str]] = {
     "placement_batch_delays": (
         _delays,
-        f"int64({_READ.format('float64', 1)}, {_READ.format('float64', 1)}, float64[::1])",
+        f"int64({_TIMES}, {_TIMES}, float64[::1])",
     ),
     "placement_extend_flow": (
         _extend,
-        f"int64({_READ.format('int64', 2)}, {_READ.format('int64', 1)}, {_READ.format('int64', 1)}, "
-        "int64[:, ::1], int64[::1])",
+        f"int64({_TABLE}, {_LIST}, {_LIST}, int64[:, ::1], int64[::1])",
     ),
 }
 """The kernels: the name under which each is compiled ahead of time, the function and its signature."""

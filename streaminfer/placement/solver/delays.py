@@ -9,12 +9,13 @@ batches arrives at the next in batches.
 """
 
 from functools import cache, lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer.batching.service_time.service_time import ServiceTime
-from streaminfer.placement import kernels
+from streaminfer.placement.solver import kernels
 
 __all__ = ["LEVELS", "chain_delays", "chain_rate", "share_within"]
 
@@ -51,7 +52,7 @@ def chain_delays(stages: Stages, max_batch_size: int, load: float) -> Floats:
     return np.sort(ended_s - started_s)
 
 
-def share_within(delays_s: Floats, limits_s: Floats) -> Floats:
+def share_within(delays_s: Floats, limits_s: NDArray[np.floating[Any]]) -> Floats:
     """Return the share of sorted delays that are at most each limit."""
     return np.searchsorted(delays_s, limits_s, side="right") / delays_s.size
 

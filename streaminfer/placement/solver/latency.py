@@ -45,7 +45,7 @@ def histograms(
     inside = at <= bins
     shares = np.concatenate([part.shares for part in parts])[inside]
     counted = np.bincount(rows[inside] * (bins + 1) + at[inside], shares, len(distributions) * (bins + 1))
-    return counted.reshape(len(distributions), bins + 1)
+    return counted.astype(np.float64).reshape(len(distributions), bins + 1)
 
 
 def rest_within(parts: Sequence[Floats], delay_shares: Floats) -> Floats:
@@ -72,6 +72,7 @@ def sum_quantile(parts: Sequence[tuple[float, Floats]], share: float, step_s: fl
         share: of all requests.
         step_s: of the bins.
     """
-    within = sum(weight * shares for weight, shares in parts) / sum(weight for weight, _ in parts)
+    weights = np.array([weight for weight, _ in parts])
+    within = weights @ np.array([shares for _, shares in parts]) / weights.sum()
     at = int(np.searchsorted(within, share - _ROUNDING))
     return at * step_s if at < len(within) else float("inf")

@@ -17,10 +17,10 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer.placement.delays import LEVELS, chain_delays, chain_rate, share_within
 from streaminfer.placement.distribution import Distribution
-from streaminfer.placement.latency import BINS, histograms, rest_within
 from streaminfer.placement.problem import Link, Model, Problem, Site, UserCluster, Variant
+from streaminfer.placement.solver.delays import LEVELS, chain_delays, chain_rate, share_within
+from streaminfer.placement.solver.latency import BINS, histograms, rest_within
 
 __all__ = ["Candidates", "Pool", "Resource", "State", "find_candidates", "path_latency"]
 
@@ -258,7 +258,7 @@ def _in_time(problem: Problem, pools: tuple[Pool, ...], scenario: int) -> Bools:
             unique, inverse = np.unique([rest[at][0] for at in here], return_inverse=True)
             first = [next(at for at in here if rest[at][0] == number) for number in unique]
             within = backhaul @ np.array([rest[at][1] for at in first]).T
-            kept[np.ix_(members, np.array(columns)[here])] = within[:, inverse] >= promised - 1e-9
+            kept[np.ix_(np.array(members), np.array(columns)[here])] = within[:, inverse] >= promised - 1e-9
     return kept
 
 
@@ -317,3 +317,20 @@ def path_latency(
     backhaul = _backhaul(problem, [cluster], problem.sites[pool.sites[0]], step_s, bins)[0]
     parts = [access, backhaul, *_transfers(problem, pool, step_s, bins)]
     return rest_within(parts, _delay_shares(pool, load, step_s, bins))[::-1]
+
+
+def sample_network(
+    problem: Problem, cluster: UserCluster, pool: Pool, scenario: int, count: int, rng: np.random.Generator
+) -> Floats:
+    """Draw the time that requests of a cluster spend outside of replicas, in seconds."""
+    name = problem.scenarios[scenario].access.get(cluster.name, cluster.access)
+    profile = next(it for it in problem.access if it.name == name)
+    link = problem.links[cluster.name][problem.sites[pool.sites[0]].name]
+    payload = _payload(pool.model)
+    total = profile.rtt.sample(count, rng) + _transfer_s(payload, profile.bandwidth_bytes_s)
+    total += link.rtt.sample(count, rng) + _transfer_s(payload, link.bandwidth_bytes_s)
+    for shard, start, end in zip(pool.variant.shards, pool.sites, pool.sites[1:], strict=False):
+        way = _site_link(problem, start, end)
+        if way is not None and way is not _LOCAL:
+            total += way.rtt.sample(count, rng) + _transfer_s(shard.transfer_bytes, way.bandwidth_bytes_s)
+    return total

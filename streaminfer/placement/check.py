@@ -1,0 +1,179 @@
+"""`replay`: a plan in the simulator of batching, with sampled round-trip times, beside what was predicted.
+
+Every replica of a group sees the same stream, so one of each group is simulated, in the hour of the cluster's
+prediction: Poisson arrivals at its share of the demand, the policy of the live batcher, shards one behind the other.
+A request of a cluster takes the delay of a random arrival at its group and samples of its round-trip times.
+"""
+
+from collections.abc import Mapping
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from streaminfer._internal.html_table import html_table
+from streaminfer._internal.units import format_duration
+from streaminfer._internal.validation import check_choice, check_count, check_instance
+from streaminfer.batching.policy import POLICY_NAMES, PolicyName
+from streaminfer.placement.plan_record import Plan, Prediction
+from streaminfer.placement.solver.candidates import Pool, sample_network
+from streaminfer.simulation.simulator import simulate
+
+__all__ = ["ClusterCheck", "PlanCheck", "replay"]
+
+_NO_DEADLINE_S = 1e6
+_TOLERANCE = 0.1
+
+Floats = NDArray[np.float64]
+
+
+@attrs.frozen(kw_only=True)
+class ClusterCheck:
+    """A prediction beside the simulation.
+
+    Attributes:
+        prediction: of the plan.
+        simulated_s: latency that the promised share of the simulated requests did not exceed.
+        on_time: share of the simulated requests within the SLO.
+    """
+
+    prediction: Prediction
+    simulated_s: float
+    on_time: float
+
+    @property
+    def ratio(self) -> float:
+        """Predicted over simulated latency; above 1 the plan is cautious."""
+        return self.prediction.latency_s / self.simulated_s
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the promised share of the requests was on time."""
+        return self.on_time >= self.prediction.share
+
+
+@attrs.frozen(kw_only=True, repr=False)
+class PlanCheck:
+    """What came of a plan in simulation; a notebook shows it as a table.
+
+    Attributes:
+        clusters: by name.
+        requests: simulated for each cluster.
+    """
+
+    clusters: Mapping[str, ClusterCheck]
+    requests: int
+
+    @property
+    def kept(self) -> float:
+        """Share of the clusters whose promise was kept."""
+        return float(np.mean([it.is_kept for it in self.clusters.values()])) if self.clusters else 1.0
+
+    @property
+    def within(self) -> float:
+        """Share of the clusters whose latency was predicted within 10 %."""
+        good = [abs(it.ratio - 1) <= _TOLERANCE for it in self.clusters.values()]
+        return float(np.mean(good)) if good else 1.0
+
+    @property
+    def weak_spots(self) -> tuple[ClusterCheck, ...]:
+        """Clusters whose promise was not kept, or whose latency was predicted over 10 % too low; the worst first."""
+        weak = [it for it in self.clusters.values() if not it.is_kept or it.ratio < 1 - _TOLERANCE]
+        return tuple(sorted(weak, key=lambda it: it.on_time - it.prediction.share))
+
+    def _title(self) -> str:
+        return (
+            f"{len(self.clusters)} clusters, {self.requests} requests each: {self.kept:.1%} kept their promise, "
+            f"{self.within:.1%} predicted within 10 %"
+        )
+
+    def __repr__(self) -> str:
+        weak = [f"  weak: {it.prediction.cluster}, {it.on_time:.2%} on time" for it in self.weak_spots[:10]]
+        return "\n".join([f"<PlanCheck: {self._title()}>", *weak])
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                it.prediction.cluster,
+                format_duration(it.prediction.latency_s),
+                format_duration(it.simulated_s),
+                format_duration(it.prediction.slo_s),
+                f"{it.on_time:.2%}",
+            )
+            for it in sorted(self.clusters.values(), key=lambda it: it.on_time - it.prediction.share)[:50]
+        ]
+        return html_table(rows, head=["cluster", "predicted", "simulated", "SLO", "on time"], caption=self._title())
+
+
+def replay(plan: Plan, *, requests: int = 20_000, policy: PolicyName = "greedy", seed: int = 0) -> PlanCheck:
+    """Simulate a plan.
+
+    Args:
+        plan: to check.
+        requests: of each cluster, and arrivals at each group of replicas.
+        policy: of the batchers. Predictions describe ``"greedy"``; ``"lookahead"`` may hold a request back as long as
+            it still meets its deadline.
+        seed: of arrivals and round-trip times.
+
+    Returns:
+        Predicted and simulated latencies.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range.
+    """
+    check_instance("plan", plan, lambda it: isinstance(it, Plan), "a Plan")
+    requests = check_count("requests", requests, at_least=100)
+    policy = check_choice("policy", policy, POLICY_NAMES)
+    rng = np.random.default_rng(check_count("seed", seed, at_least=0))
+    problem = plan.problem
+    scenarios = {it.name: at for at, it in enumerate(problem.scenarios)}
+    pools = [pool for pool, count in zip(plan.instance.pools, plan.counts, strict=True) if count > 0]
+    delays: dict[tuple[int, int, str], Floats] = {}
+    found = {}
+    for cluster in problem.clusters:
+        if (prediction := plan.predictions.get(cluster.name)) is None:
+            continue
+        hour, scenario = prediction.hour, prediction.scenario
+        shares = plan.assignments[hour, scenario][cluster.name]
+        groups = rng.choice(list(shares), size=requests, p=np.array(list(shares.values())) / sum(shares.values()))
+        latencies_s = np.empty(requests)
+        for group in shares:
+            mine = groups == group
+            if (group, hour, scenario) not in delays:
+                rate = _rate(plan, group, hour, scenario)
+                delays[group, hour, scenario] = _delays(pools[group], rate, requests, policy, prediction.slo_s, rng)
+            network_s = sample_network(problem, cluster, pools[group], scenarios[scenario], int(mine.sum()), rng)
+            latencies_s[mine] = network_s + rng.choice(delays[group, hour, scenario], size=int(mine.sum()))
+        found[cluster.name] = ClusterCheck(
+            prediction=prediction,
+            simulated_s=float(np.quantile(latencies_s, prediction.share, method="inverted_cdf")),
+            on_time=float(np.mean(latencies_s <= prediction.slo_s)),
+        )
+    return PlanCheck(clusters=found, requests=requests)
+
+
+def _rate(plan: Plan, group: int, hour: int, scenario: str) -> float:
+    """Requests per second at each replica of a group."""
+    problem = plan.problem
+    factor = next(it.rate_factor for it in problem.scenarios if it.name == scenario)
+    rates = {c.name: factor * c.rates[hour % len(c.rates)] for c in problem.clusters}
+    total = sum(rates[name] * shares.get(group, 0.0) for name, shares in plan.assignments[hour, scenario].items())
+    return total / plan.replicas[group].replicas
+
+
+def _delays(pool: Pool, rate: float, count: int, policy: PolicyName, slo_s: float, rng: np.random.Generator) -> Floats:
+    """Delays at one replica, through all shards; infinite where the policy dropped the request."""
+    started_s = np.cumsum(rng.exponential(1.0 / rate, count))
+    ended_s = started_s
+    for shard, kind in zip(pool.variant.shards, pool.kinds, strict=True):
+        result = simulate(
+            ended_s,
+            slo_s=_NO_DEADLINE_S if policy == "greedy" else slo_s,
+            service_time=shard.service_time[kind],
+            max_batch_size=pool.variant.max_batch_size,
+            policy=policy,
+        )
+        done = ~np.isnan(result.latencies_s)
+        started_s, ended_s = started_s[done], np.maximum.accumulate((ended_s + result.latencies_s)[done])
+    dropped = count - len(started_s)
+    return np.append(ended_s - started_s, np.full(dropped, np.inf))

@@ -1,0 +1,132 @@
+"""`prices`: what one more slot, more time or less strictness would save, by solving again.
+
+Each figure is the difference between two exact plans. Beside it stands a *local* one where there is any: the dual value
+of the limit in the linear program with the sites of the plan, which is a rate at the margin and may differ from what
+a whole slot is worth.
+"""
+
+import math
+
+import attrs
+
+from streaminfer._internal.html_table import html_table
+from streaminfer._internal.units import format_duration
+from streaminfer._internal.validation import check_duration, check_instance
+from streaminfer.placement.plan_record import Plan
+from streaminfer.placement.problem import Problem
+from streaminfer.placement.solver.candidates import find_candidates
+from streaminfer.placement.solver.instance import Instance
+from streaminfer.placement.solver.program import local_prices, solve
+
+__all__ = ["Price", "PriceTable", "prices"]
+
+
+@attrs.frozen(kw_only=True)
+class Price:
+    """What a change of one constraint is worth.
+
+    Attributes:
+        change: in words.
+        saving: by how much the cost falls, or the quality rises where there is a budget.
+        uncertainty: the gaps of both plans: a smaller saving may be none.
+        local: dual value at the plan's sites, of a limit only; NaN where there is none.
+    """
+
+    change: str
+    saving: float
+    uncertainty: float
+    local: float = math.nan
+
+
+@attrs.frozen(repr=False)
+class PriceTable:
+    """Prices, the largest saving first; a notebook shows them as a table."""
+
+    prices: tuple[Price, ...]
+
+    def _rows(self) -> list[tuple[str, str, str, str]]:
+        return [
+            (
+                it.change,
+                f"{it.saving:.4g}",
+                f"± {it.uncertainty:.2g}",
+                "" if math.isnan(it.local) else f"{it.local:.4g}",
+            )
+            for it in self.prices
+        ]
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{change}: saves {saving} {error}" for change, saving, error, _ in self._rows())
+
+    def _repr_html_(self) -> str:
+        return html_table(
+            self._rows(), head=["change", "saves", "", "local"], caption="What changes are worth per hour"
+        )
+
+
+def prices(
+    plan: Plan, *, slo_step_s: float = 0.005, gap: float = 0.0001, time_limit_s: float | None = None
+) -> PriceTable:
+    """Solve again with each limit that binds relaxed, with longer SLOs, and without residency or failures.
+
+    Args:
+        plan: from `plan`.
+        slo_step_s: by how much the SLO of each class grows.
+        gap: of each solution.
+        time_limit_s: of each solution.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range.
+        MissingExtra: highspy is not installed.
+    """
+    check_instance("plan", plan, lambda it: isinstance(it, Plan), "a Plan")
+    slo_step_s = check_duration("slo_step_s", slo_step_s, positive=True)
+    problem, instance = plan.problem, plan.instance
+    candidates, settings = instance.candidates, instance.settings
+    hours = tuple(sorted({state.hour for state in candidates.states}))
+    sign = 1.0 if settings.budget is None else -1.0
+    base = solve(instance, gap=gap, time_limit_s=time_limit_s)
+    if base is None:
+        raise ValueError("plan: expected one whose problem has an exact plan, got one with unserved clusters")
+    found: list[Price] = []
+
+    def offer(change: str, changed: Instance, local: float = math.nan) -> None:
+        other = solve(changed, gap=gap, time_limit_s=time_limit_s)
+        if other is not None and base is not None:
+            saving = max(0.0, sign * (base.value - other.value))
+            error = abs(base.value - base.bound) + abs(other.value - other.bound)
+            found.append(Price(change=change, saving=saving, uncertainty=error, local=local))
+
+    duals = local_prices(instance, base.counts)
+    spare = instance.limits - instance.needs @ base.counts
+    for row, resource in enumerate(candidates.resources):
+        needs = instance.needs[row]
+        if not needs.any() or spare[row] >= needs[needs > 0].min():
+            continue
+        more = 1.0 if resource.what == "slots" else float(needs.max())
+        name = problem.sites[resource.site].name
+        change = f"{more:.6g} more {resource.what} of {resource.kind!r} at site {name!r}"
+        extra = {**settings.extra, row: settings.extra.get(row, 0.0) + more}
+        offer(change, Instance(candidates, settings=attrs.evolve(settings, extra=extra)), duals[row] * more)
+    if settings.migrations is not None:
+        more_started = attrs.evolve(settings, migrations=settings.migrations + 1)
+        offer("one more started replica", Instance(candidates, settings=more_started))
+    for change, other_problem in _changed(problem, slo_step_s):
+        offer(change, Instance(find_candidates(other_problem, hours), settings=settings))
+    return PriceTable(tuple(sorted(found, key=lambda it: -it.saving)))
+
+
+def _changed(problem: Problem, slo_step_s: float) -> list[tuple[str, Problem]]:
+    """Problems with one promise relaxed."""
+    changes = []
+    for at, promise in enumerate(problem.service_classes):
+        classes = list(problem.service_classes)
+        classes[at] = attrs.evolve(promise, slo_s=promise.slo_s + slo_step_s)
+        change = f"{format_duration(slo_step_s)} more for class {promise.name!r}"
+        changes.append((change, attrs.evolve(problem, service_classes=tuple(classes))))
+    for region in sorted({c.residency for c in problem.clusters if c.residency is not None}):
+        clusters = [attrs.evolve(c, residency=None) if c.residency == region else c for c in problem.clusters]
+        changes.append((f"data may leave {region!r}", attrs.evolve(problem, clusters=tuple(clusters))))
+    if problem.failure_groups:
+        changes.append(("no failure is survived", attrs.evolve(problem, failures=())))
+    return changes

@@ -1,0 +1,199 @@
+"""Plans, prices, repairs and their check by simulation."""
+
+import attrs
+import numpy as np
+import pytest
+from placement_problems import KINDS, small_problem
+
+from streaminfer.placement import InfeasiblePlacement, plan, plan_hours, prices, repair, replay
+from streaminfer.placement.solver.candidates import find_candidates
+from streaminfer.placement.solver.greedy import complete, lower_bound
+from streaminfer.placement.solver.instance import Instance
+
+
+def planned(kind, **options):
+    """The first problem of a kind that has a plan, and the plan."""
+    for seed in range(40):
+        problem = small_problem(seed, kind)
+        try:
+            return problem, plan(problem, gap=0.0, **options)
+        except InfeasiblePlacement:
+            continue
+    raise AssertionError(kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_plan_serves_everybody_as_promised(kind):
+    """Shares of each cluster add to 1, groups stay below their rate, and predictions within the SLO."""
+    problem, found = planned(kind)
+
+    factors = {it.name: it.rate_factor for it in problem.scenarios}
+    for (hour, scenario), assignment in found.assignments.items():
+        loads = np.zeros(len(found.replicas))
+        for cluster in problem.clusters:
+            assert sum(assignment[cluster.name].values()) == pytest.approx(1.0)
+            for group, share in assignment[cluster.name].items():
+                loads[group] += factors[scenario] * cluster.rates[hour % len(cluster.rates)] * share
+        for group, load in zip(found.replicas, loads, strict=True):
+            assert load <= group.replicas * group.max_rate * (1 + 1e-5)
+    assert all(it.latency_s <= it.slo_s * 1.001 for it in found.predictions.values())
+    assert found.unserved == {}
+    assert found.gap == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["plain", "shards", "classes", "scenarios"])
+def test_simulation_agrees_with_prediction(kind):
+    """Simulated latencies are within 10 % of the predicted ones, and promises are kept."""
+    _, found = planned(kind)
+
+    check = replay(found)
+
+    assert all(it.ratio > 0.9 for it in check.clusters.values())
+    assert check.within >= 0.75
+    assert all(it.on_time >= it.prediction.share - 0.005 for it in check.clusters.values())
+
+
+def test_simulation_finds_weak_spots():
+    """A prediction that is too low is a weak spot."""
+    _, found = planned("plain")
+    hopeful = {name: attrs.evolve(it, latency_s=it.latency_s / 2) for name, it in found.predictions.items()}
+
+    check = replay(attrs.evolve(found, predictions=hopeful))
+
+    assert len(check.weak_spots) == len(hopeful)
+    assert "weak" in repr(check)
+    assert "<table>" in check._repr_html_()
+
+
+def test_repair_serves_everybody_without_lost_sites():
+    """A plan that survives a loss is repaired at once, and nothing runs at the lost site."""
+    _, found = planned("failures")
+    lost = found.sites[0]
+
+    repaired = repair(found, [lost])
+
+    assert lost not in repaired.sites
+    assert repaired.unserved == {}
+
+
+def test_repair_names_clusters_without_capacity():
+    """What cannot be served any more is named with its rate."""
+    problem, found = planned("plain")
+
+    repaired = repair(found, [site.name for site in problem.sites])
+
+    assert repaired.replicas == ()
+    assert repaired.unserved == pytest.approx({it.name: it.rates[0] for it in problem.clusters}, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["plain", "site_prices", "hours", "failures"])
+def test_greedy_is_between_bound_and_limit(kind):
+    """The greedy plan serves everybody, costs no less than the exact one, which costs no less than the bound."""
+    problem, exact = planned(kind)
+    instance = Instance(find_candidates(problem))
+
+    greedy = plan(problem, method="greedy")
+
+    assert greedy.unserved == {}
+    assert lower_bound(instance) <= exact.cost * (1 + 1e-9)
+    assert exact.cost <= greedy.cost * (1 + 1e-9)
+    assert greedy.cost <= 1.5 * exact.cost
+
+
+def test_completion_keeps_what_runs():
+    """Completing adds replicas and takes none."""
+    _, found = planned("plain")
+
+    completed = complete(found.instance, found.counts)
+
+    assert (completed == found.counts).all()
+
+
+def test_migrations_are_limited():
+    """No more replicas are started than allowed, and keeping the running plan costs nothing extra."""
+    problem, running = planned("plain")
+
+    same = plan(problem, running=running, migrations=0)
+
+    assert same.running == running.running
+    with pytest.raises(InfeasiblePlacement, match="at most 0 started replicas"):
+        plan(
+            attrs.evolve(problem, clusters=[attrs.evolve(it, rates=it.rates[0] * 1.4) for it in problem.clusters]),
+            running=running,
+            migrations=0,
+        )
+
+
+def test_plan_hours_follows_the_demand():
+    """Each hour costs no more than the plan for all hours."""
+    problem, whole = planned("hours")
+
+    plans = plan_hours(problem)
+
+    assert len(plans) == problem.hours
+    assert all(it.cost <= whole.cost * 1.001 for it in plans)
+
+
+def test_prices_are_savings():
+    """Survival costs something; without it the plan is the cheaper one."""
+    problem, found = planned("failures")
+
+    table = prices(found)
+
+    saving = next(it.saving for it in table.prices if it.change == "no failure is survived")
+    assert saving == pytest.approx(found.cost - plan(attrs.evolve(problem, failures=()), gap=0.0).cost, rel=1e-3)
+    assert "no failure" in repr(table)
+    assert "<table>" in table._repr_html_()
+
+
+def test_relaxations_make_a_plan_possible():
+    """Each change that the error names is enough, and a slot less is not."""
+    problem, _ = planned("classes")
+    crowded = attrs.evolve(problem, clusters=[attrs.evolve(it, rates=it.rates[0] * 4) for it in problem.clusters])
+
+    with pytest.raises(InfeasiblePlacement, match="it would help to add") as raised:
+        plan(crowded)
+
+    added = [it for it in raised.value.relaxations if it.constraint.kind == "slots"]
+    for it in added:
+        name, _ = it.constraint.subject
+        assert plan(with_slots(crowded, name, round(it.amount))).unserved == {}
+        with pytest.raises(InfeasiblePlacement):
+            plan(with_slots(crowded, name, round(it.amount) - 1))
+
+
+def with_slots(problem, name, more):
+    return attrs.evolve(
+        problem,
+        sites=[
+            attrs.evolve(
+                it, devices=[attrs.evolve(one, slots=one.slots + more * (it.name == name)) for one in it.devices]
+            )
+            for it in problem.sites
+        ],
+    )
+
+
+def test_plan_is_shown():
+    """Text and tables name replicas and clusters."""
+    _, found = planned("site_prices")
+
+    assert "replicas at" in repr(found)
+    assert "c0" in found._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "best"}, "method: expected one of"),
+        ({"gap": -1}, "gap: expected"),
+        ({"hours": [5]}, "hours: expected"),
+        ({"migrations": -1}, "migrations: expected"),
+        ({"budget": "much"}, "budget: expected"),
+        ({"budget": 3.0, "method": "greedy"}, "method: expected 'exact'"),
+    ],
+)
+def test_wrong_arguments_are_named(options, message):
+    """The message names the argument and what was expected."""
+    with pytest.raises((TypeError, ValueError), match=message):
+        plan(small_problem(1, "plain"), **options)
