@@ -8,7 +8,7 @@ Design:
     the other.
 
     `Backtest` measures both at once. The earlier half of each pair's measurements plays the past, the later half the
-    future. For each level a line is fitted to the logarithms of past and future quantiles: slope 1 where pairs stay what
+    future. For each level a line is fitted to the logarithms of past and future quantiles: slope 1 where pairs stay as
     they are, less where slow ones recover and fast ones do not stay fast. Pairs are sorted by their past into bins, and
     of each bin's distances from the line the quantile is taken that the wanted part of its pairs stayed below, with the
     rank of split conformal prediction; between bins it is interpolated. Bins are small where the past was fast: there a
