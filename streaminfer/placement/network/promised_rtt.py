@@ -165,7 +165,7 @@ def _rank(pairs: int, confidence: float) -> int:
 def _upper(distance: Floats, confidence: float) -> Floats:
     """The bound on the distances of one bin for all levels; the pairs are the second axis."""
     at = min(_rank(distance.shape[1], confidence), distance.shape[1]) - 1
-    return np.partition(distance, at, axis=1)[:, at]
+    return np.asarray(np.partition(distance, at, axis=1)[:, at])
 
 
 def _bins(pairs: int) -> list[NDArray[np.int64]]:
@@ -178,7 +178,7 @@ def _bins(pairs: int) -> list[NDArray[np.int64]]:
 
 
 def _logs(values_s: Floats) -> Floats:
-    return np.log(values_s + _RESOLUTION_S)
+    return np.asarray(np.log(values_s + _RESOLUTION_S))
 
 
 def _slopes(past: Floats, future: Floats) -> Floats:
