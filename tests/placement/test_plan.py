@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from placement_problems import KINDS, small_problem
 
-from streaminfer.placement import InfeasiblePlacement, plan, plan_hours, prices, repair, replay
+from streaminfer.placement import Distribution, InfeasiblePlacement, Link, plan, plan_hours, prices, repair, replay
 from streaminfer.placement.solver.candidates import find_candidates
 from streaminfer.placement.solver.greedy import complete, lower_bound
 from streaminfer.placement.solver.instance import Instance
@@ -148,13 +148,16 @@ def test_prices_are_savings():
 
 def test_relaxations_make_a_plan_possible():
     """Each change that the error names is enough, and a slot less is not."""
-    problem, _ = planned("classes")
-    crowded = attrs.evolve(problem, clusters=[attrs.evolve(it, rates=it.rates[0] * 4) for it in problem.clusters])
+    problem = small_problem(1, "plain")
+    users = attrs.evolve(problem.clusters[0], rates=2000.0)
+    link = {"s0": Link(rtt=Distribution.of(0.01))}
+    crowded = attrs.evolve(problem, clusters=[users], links={users.name: link})
 
     with pytest.raises(InfeasiblePlacement, match="it would help to add") as raised:
         plan(crowded)
 
     added = [it for it in raised.value.relaxations if it.constraint.kind == "slots"]
+    assert added
     for it in added:
         name, _ = it.constraint.subject
         assert plan(with_slots(crowded, name, round(it.amount))).unserved == {}

@@ -23,10 +23,10 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer._internal.extras import require
 from streaminfer.placement.solver.flows import Cut
 from streaminfer.placement.solver.greedy import greedy_counts
 from streaminfer.placement.solver.instance import Instance
+from streaminfer.placement.solver.replica_model import ReplicaModel
 
 __all__ = ["Solution", "solve"]
 
@@ -85,182 +85,103 @@ def local_prices(instance: Instance, counts: Floats) -> dict[int, float]:
 
 
 class _Search:
-    """One search with HiGHS.
-
-    Columns: replicas of each pool, used sites, started replicas by home, flows by quality step and state.
-    """
+    """One search: cuts, whole solutions, the best plan so far."""
 
     def __init__(self, instance: Instance, gap: float, end_s: float) -> None:
         self.instance = instance
+        self.model = ReplicaModel(instance, gap)
         self.gap = gap
         self.end_s = end_s
-        self.is_quality = instance.settings.budget is not None
-        self.priced = np.flatnonzero(instance.site_prices) if instance.site_prices.any() else np.zeros(0, int)
-        homes = list(dict.fromkeys(pool.home for pool in instance.pools))
-        self.homes = homes if instance.settings.migrations is not None else []
-        self.steps = instance.steps() if self.is_quality else np.zeros(0)
-        self.normal = instance.normal() if self.is_quality else []
-        pools = len(instance.pools)
-        self.at_sites = pools
-        self.at_homes = self.at_sites + len(self.priced)
-        self.at_flows = self.at_homes + len(self.homes)
-        self.columns = self.at_flows + len(self.steps) * len(self.normal)
-        self.highs = self._model()
-        self.bound = np.inf if self.is_quality else -np.inf
+        self.bound = np.inf if self.model.is_quality else -np.inf
         self.best: Solution | None = None
-        self.improving: list[Floats] = []
-        self.highs.cbMipImprovingSolution.subscribe(
-            lambda event: self.improving.append(np.array(event.data_out.mip_solution))
-        )
+        self.is_out_of_time = False
 
-    def _model(self) -> Any:
-        highspy = require("highspy", extra="placement", purpose="plan")
-        instance, settings = self.instance, self.instance.settings
-        highs = highspy.Highs()
-        for option, value in {
-            "output_flag": False,
-            "threads": 1,
-            "mip_rel_gap": self.gap / 2,
-            "mip_abs_gap": 1e-9,
-        }.items():
-            highs.setOptionValue(option, value)
-        lower = np.zeros(self.columns)
-        upper = np.concatenate(
-            [instance.most, np.ones(len(self.priced)), np.full(self.columns - self.at_homes, highspy.kHighsInf)]
-        )
-        cost = np.zeros(self.columns)
-        whole = instance.prices, instance.site_prices[self.priced]
-        if self.is_quality:
-            demand = sum(instance.flows.rates[state].sum() for state in self.normal)
-            for number, _ in enumerate(self.steps):
-                following = self.steps[number + 1] if number + 1 < len(self.steps) else 0.0
-                for at, state in enumerate(self.normal):
-                    column = self.at_flows + number * len(self.normal) + at
-                    cost[column] = (self.steps[number] - following) / max(demand, 1e-12)
-                    upper[column] = instance.flows.rates[state].sum()
-        else:
-            cost[: self.at_homes] = np.concatenate(whole)
-        highs.addVars(self.columns, lower, upper)
-        everything = np.arange(self.columns, dtype=np.int32)
-        highs.changeColsCost(self.columns, everything, cost)
-        if self.is_quality:
-            highs.changeObjectiveSense(highspy.ObjSense.kMaximize)
-        self.infinity = highspy.kHighsInf
-        self.resource_rows: dict[int, int] = {}
-        self.highspy = highspy
-        self.highs = highs
-        self._limit_resources()
-        if settings.migrations is not None:
-            self._limit_migrations(settings.migrations)
-        if settings.budget is not None:
-            self._row(np.arange(self.at_homes), np.concatenate(whole), -self.infinity, settings.budget)
-        return highs
-
-    def _row(self, columns: Any, values: Any, lower: float, upper: float) -> None:
-        kept = np.flatnonzero(values)
-        self.highs.addRow(
-            lower, upper, len(kept), np.asarray(columns, np.int32)[kept], np.asarray(values, np.float64)[kept]
-        )
-
-    def _limit_resources(self) -> None:
-        instance = self.instance
-        pools = np.arange(len(instance.pools))
-        position = {int(site): at for at, site in enumerate(self.priced)}
-        for row, resource in enumerate(instance.candidates.resources):
-            if not instance.needs[row].any():
-                continue
-            self.resource_rows[row] = self.highs.getNumRow()
-            if (at := position.get(resource.site)) is None:
-                self._row(pools, instance.needs[row], -self.infinity, instance.limits[row])
-            else:
-                columns = np.append(pools, self.at_sites + at)
-                self._row(columns, np.append(instance.needs[row], -instance.limits[row]), -self.infinity, 0.0)
-
-    def _limit_migrations(self, most: int) -> None:
-        for at, home in enumerate(self.homes):
-            here = [p for p, pool in enumerate(self.instance.pools) if pool.home == home]
-            values = [*np.ones(len(here)), -1.0]
-            running = self.instance.settings.running.get(home, 0)
-            self._row([*here, self.at_homes + at], values, -self.infinity, running)
-        self._row(self.at_homes + np.arange(len(self.homes)), np.ones(len(self.homes)), -self.infinity, most)
+    def _optimize(self) -> Floats | None:
+        """Return the values of the columns; ``None`` where there are none, or none in time."""
+        values = self.model.optimize(max(0.05, self.end_s - time.monotonic()))
+        self.is_out_of_time = time.monotonic() >= self.end_s
+        return None if self.is_out_of_time else values
 
     def run(self) -> Solution | None:
         if not all((mask.any(axis=1) | (rates <= 0)).all() for mask, rates in self._states()):
             return None
         self._first_cuts()
+        if not self._cut_relaxation():
+            return self._result()
+        self.bound = self.model.objective
+        self._start()
+        while self.best is None or self.best.gap > self.gap:
+            values = self._optimize_whole()
+            if values is None:
+                break
+            self.bound = (min if self.model.is_quality else max)(self.bound, self.model.bound)
+            found = self._separate(values, lazy=True)
+            self._offer(values[: self.model.at_sites], complete_first=found)
+            if not found:
+                break
+            self._polish(values)
+        return self._result()
+
+    def _result(self) -> Solution | None:
+        """The best so far, if any; an error where the time was too short to know."""
+        if self.best is not None:
+            return attrs.evolve(self.best, bound=self._clip(self.bound))
+        if self.is_out_of_time:
+            raise TimeoutError("plan: no plan was found within time_limit_s; allow more time, or use method='greedy'")
+        return None
+
+    def _cut_relaxation(self) -> bool:
+        """Add cuts that the linear relaxation violates; return whether it has a solution."""
+        self.model.declare(whole=False)
         before, stalled = 0.0, 0
-        while stalled < _STALLED and time.monotonic() < self.end_s:
+        while stalled < _STALLED:
             values = self._optimize()
             if values is None:
-                return None
-            objective = self.highs.getInfo().objective_function_value
+                return False
+            objective = self.model.objective
             stalled = stalled + 1 if abs(objective - before) <= _PROGRESS * abs(objective) else 0
             before = objective
             if not self._separate(values, lazy=False):
                 break
-        self._start()
-        self._make_whole()
-        while True:
-            self.improving.clear()
-            self.highs.clearSolver()  # else it starts from the last solution
-            values = self._optimize()
-            if values is None:
-                return self.best
-            info = self.highs.getInfo()
-            self.bound = (min if self.is_quality else max)(self.bound, info.mip_dual_bound)
-            for seen in self.improving[:-1]:
-                self._separate(_rounded(seen, self.at_homes), lazy=True)
-            found = self._separate(_rounded(values, self.at_homes), lazy=True)
-            self._offer(values[: self.at_sites], complete_first=found)
-            if found:
-                self._polish(values)
-            out_of_time = time.monotonic() >= self.end_s
-            if not found or out_of_time or (self.best is not None and self.best.gap <= self.gap):
-                break
-        return None if self.best is None else attrs.evolve(self.best, bound=self._clip(self.bound))
+        return True
+
+    def _optimize_whole(self) -> Floats | None:
+        """Return values with whole replicas; cuts are added for the solutions on the way to them."""
+        self.model.declare(whole=True)
+        values = self._optimize()
+        for seen in self.model.improving[:-1]:
+            self._separate(_rounded(seen, self.model.at_homes), lazy=True)
+        return None if values is None else _rounded(values, self.model.at_homes)
 
     def _polish(self, values: Floats) -> None:
         """Look for a plan at the sites that a solution uses, which takes a fraction of the time; keep its cuts."""
-        self._bound_sites(values[: self.at_sites])
+        self.model.allow_sites(values[: self.model.at_sites])
         for _ in range(_POLISH_ROUNDS):
-            self.highs.clearSolver()
-            inside = self._optimize()
-            if inside is None or time.monotonic() >= self.end_s:
+            if not self._cut_relaxation() or (inside := self._optimize_whole()) is None:
                 break
-            if not self._separate(_rounded(inside, self.at_homes), lazy=True):
-                self._offer(inside[: self.at_sites], complete_first=False)
+            found = self._separate(inside, lazy=True)
+            self._offer(inside[: self.model.at_sites], complete_first=found)
+            if not found:
                 break
-        upper = np.concatenate([self.instance.most, np.ones(len(self.priced))])
-        self._bound_columns(upper, np.zeros(len(upper)))
-
-    def _bound_columns(self, upper: Floats, lower: Floats) -> None:
-        self.highs.changeColsBounds(len(upper), np.arange(len(upper), dtype=np.int32), lower, upper)
+        self.model.allow_sites()
 
     def local_prices(self, counts: Floats) -> dict[int, float]:
         """Dual values of the resources, where the sites are those of the counts."""
         self._first_cuts()
-        self._bound_sites(counts)
+        self.model.allow_sites(counts)
         while (values := self._optimize()) is not None and self._separate(values, lazy=False):
             pass
-        duals = self.highs.getSolution().row_dual
-        sign = 1.0 if self.is_quality else -1.0
-        worth = {row: sign * duals[at] for row, at in self.resource_rows.items()} if values is not None else {}
+        duals = self.model.row_duals()
+        sign = 1.0 if self.model.is_quality else -1.0
+        worth = {row: sign * duals[at] for row, at in self.model.resource_rows.items()} if values is not None else {}
         return {row: max(0.0, worth.get(row, 0.0)) for row in range(len(self.instance.limits))}
-
-    def _bound_sites(self, counts: Floats) -> None:
-        """Leave out the sites that the counts do not use."""
-        used: Bools = np.asarray((self.instance.uses & (counts > 0)).any(axis=1))
-        closed = self.instance.uses[~used].any(axis=0)
-        upper = np.concatenate([np.where(closed, 0.0, self.instance.most), used[self.priced].astype(float)])
-        lower = np.concatenate([np.zeros(self.at_sites), used[self.priced].astype(float)])
-        self._bound_columns(upper, lower)
 
     def _start(self) -> None:
         """Begin with the greedy choice.
 
         The solver is not told of it: HiGHS 1.16 ends with a wrong optimum for some starting solutions.
         """
-        if not self.is_quality and self.instance.settings.migrations is None:
+        if not self.model.is_quality and self.instance.settings.migrations is None:
             counts = greedy_counts(self.instance)
             if counts is not None:
                 self._offer(counts, complete_first=False)
@@ -268,7 +189,7 @@ class _Search:
     def _clip(self, bound: float) -> float:
         """A bound beyond the value is a rounding error of the solver."""
         assert self.best is not None  # noqa: S101 - for the type checker
-        return (max if self.is_quality else min)(bound, self.best.value)
+        return (max if self.model.is_quality else min)(bound, self.best.value)
 
     def _states(self) -> Any:
         return zip(self.instance.flows.allowed, self.instance.flows.rates, strict=True)
@@ -277,49 +198,21 @@ class _Search:
         """Keep the replicas if they are the best so far."""
         instance = self.instance
         if complete_first:
-            if self.is_quality or instance.settings.migrations is not None:
+            if self.model.is_quality or instance.settings.migrations is not None:
                 return  # completing may break the budget; the next round has more cuts
             completed = greedy_counts(instance, counts, keep=False)
             if completed is None:
                 return
             counts = completed
-        value = instance.quality(counts) if self.is_quality else instance.cost(counts)
-        better = self.best is None or (value > self.best.value if self.is_quality else value < self.best.value)
+        value = instance.quality(counts) if self.model.is_quality else instance.cost(counts)
+        better = self.best is None or (value > self.best.value if self.model.is_quality else value < self.best.value)
         if better:
             self.best = Solution(counts.copy(), value, self._bounded(value))
         elif self.best is not None:
             self.best = attrs.evolve(self.best, bound=self._bounded(self.best.value))
 
     def _bounded(self, value: float) -> float:
-        return max(self.bound, value) if self.is_quality else min(self.bound, value)
-
-    def _optimize(self) -> Floats | None:
-        """Return the values of the columns; ``None`` where there are none."""
-        self.highs.setOptionValue("time_limit", self.highs.getRunTime() + max(0.05, self.end_s - time.monotonic()))
-        self.highs.run()
-        status = self.highs.getModelStatus()
-        statuses = self.highspy.HighsModelStatus
-        if status in {statuses.kInfeasible, statuses.kUnboundedOrInfeasible}:
-            return None
-        solution = self.highs.getSolution()
-        if not solution.value_valid:
-            return None
-        values: Floats = np.array(solution.col_value)
-        return values
-
-    def _make_whole(self) -> None:
-        columns = np.arange(self.at_homes, dtype=np.int32)
-        whole = np.array([self.highspy.HighsVarType.kInteger] * len(columns))
-        self.highs.changeColsIntegrality(len(columns), columns, whole)
-
-    def _opened(self, values: Floats) -> Floats | None:
-        """How far the sites of each pool are in use; ``None`` where using a site costs nothing."""
-        if not len(self.priced):
-            return None
-        used = np.ones(len(self.instance.site_prices))
-        used[self.priced] = values[self.at_sites : self.at_homes]
-        opened: Floats = np.where(self.instance.uses, used[:, None], 1.0).min(axis=0)
-        return opened
+        return max(self.bound, value) if self.model.is_quality else min(self.bound, value)
 
     def _first_cuts(self) -> None:
         """Clusters that can use no other pools than one of them, and all together."""
@@ -333,7 +226,7 @@ class _Search:
             for pools in np.concatenate([patterns, everyone]):
                 inside = served & ~(flows.allowed[state] & ~pools).any(axis=1)
                 self._add(Cut(state, inside, pools), None)
-            if len(self.priced):
+            if len(self.model.priced):
                 for pools in patterns:
                     cluster = (flows.allowed[state] == pools).all(axis=1) & served
                     self._add(Cut(state, np.arange(len(served)) == cluster.argmax(), np.zeros_like(pools)), None)
@@ -341,10 +234,10 @@ class _Search:
     def _separate_clusters(self, values: Floats) -> bool:
         """Add for each cluster that one of its sites is used, or has a replica for it, whichever is less."""
         instance, found = self.instance, False
-        counts = values[: self.at_sites]
+        counts = values[: self.model.at_sites]
         first = instance.uses.argmax(axis=0)
         used = np.ones(len(instance.site_prices))
-        used[self.priced] = values[self.at_sites : self.at_homes]
+        used[self.model.priced] = values[self.model.at_sites : self.model.at_homes]
         at_site = (first[:, None] == np.arange(len(used))).astype(np.float64)
         for state in range(len(instance.flows.rates)):
             if instance.candidates.states[state].lost:
@@ -361,17 +254,17 @@ class _Search:
 
     def _separate(self, values: Floats, *, lazy: bool) -> bool:
         """Add cuts that the values violate; return whether there are any."""
-        counts = values[: self.at_sites]
-        opened = None if lazy else self._opened(values)
-        found = not lazy and len(self.priced) > 0 and self._separate_clusters(values)
+        counts = values[: self.model.at_sites]
+        opened = None if lazy else self.model.opened(values)
+        found = not lazy and len(self.model.priced) > 0 and self._separate_clusters(values)
         for state in range(len(self.instance.flows.rates)):
             cut = self.instance.flows.violated(state, counts, opened)
             if cut is not None:
                 found = self._add(cut, values) or found
                 if not lazy:
                     self._add_parts(cut, values)
-        for number, quality in enumerate(self.steps):
-            for at, state in enumerate(self.normal):
+        for number, quality in enumerate(self.model.steps):
+            for at, state in enumerate(self.model.normal):
                 found = self._separate_quality(values, number, quality, at, state, opened) or found
         return found
 
@@ -401,9 +294,9 @@ class _Search:
         flows = self.instance.flows
         flow = flows.empty()
         clusters, pools = flows.extend(
-            state, values[: self.at_sites], flow, opened=opened, pools=self.instance.qualities >= quality
+            state, values[: self.model.at_sites], flow, opened=opened, pools=self.instance.qualities >= quality
         )
-        column = self.at_flows + number * len(self.normal) + at
+        column = self.model.at_flows + number * len(self.model.normal) + at
         if values[column] <= flow.sum() / flows.unit * (1 + 1e-7) + 1e-7:
             return False
         usable = flows.allowed[state] & (self.instance.qualities >= quality)
@@ -414,22 +307,22 @@ class _Search:
         flows = self.instance.flows
         allowed = flows.allowed[cut.state] if usable is None else usable
         rates = flows.rates[cut.state]
-        row = np.zeros(self.columns)
-        row[: self.at_sites] = np.where(cut.pools, self.instance.pool_rates, 0.0)
+        row = np.zeros(self.model.columns)
+        row[: self.model.at_sites] = np.where(cut.pools, self.instance.pool_rates, 0.0)
         elsewhere = allowed & ~cut.pools & cut.clusters[:, None]
         constant = 0.0
         served = np.zeros(len(rates), bool)
-        position = {int(site): at for at, site in enumerate(self.priced)}
+        position = {int(site): at for at, site in enumerate(self.model.priced)}
         for pool_set, site in _by_site(self.instance.uses, np.asarray(elsewhere.any(axis=0))):
             clusters = elsewhere[:, pool_set].any(axis=1)
             if site in position:
-                row[self.at_sites + position[site]] += rates[clusters].sum()
+                row[self.model.at_sites + position[site]] += rates[clusters].sum()
             else:
                 served |= clusters
         constant = rates[served].sum()
         right = rates[cut.clusters].sum() - constant
         if column is None:
-            row[: self.at_sites] = np.minimum(row[: self.at_sites], max(right, 0.0))
+            row[: self.model.at_sites] = np.minimum(row[: self.model.at_sites], max(right, 0.0))
         else:
             row[column] = -1.0
             right = -(rates[~cut.clusters].sum() + constant)
@@ -438,7 +331,7 @@ class _Search:
         right /= scale
         if values is not None and row @ values >= right - _TOLERANCE:
             return False
-        self._row(np.arange(self.columns), row, right, self.infinity)
+        self.model.add_row(np.arange(self.model.columns), row, right, self.model.infinity)
         return True
 
 

@@ -1,0 +1,175 @@
+"""`ReplicaModel`: variables and rows of a plan in HiGHS."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streaminfer._internal.extras import require
+from streaminfer.placement.solver.instance import Instance
+
+__all__ = ["ReplicaModel"]
+
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+
+
+class ReplicaModel:
+    """A linear program whose replicas and sites may be declared whole.
+
+    Columns: replicas of each pool, used sites, started replicas by home, flows by quality step and state.
+
+    Args:
+        instance: what there is to choose from.
+        gap: the solver stops at half of it.
+
+    Attributes:
+        is_quality: whether quality is maximized, else cost minimized.
+        priced: sites that cost something.
+        steps: distinct qualities, best first, where quality is maximized.
+        normal: states in which quality counts.
+        at_sites: first column of the sites, and so on.
+        resource_rows: the row of each resource.
+        improving: whole solutions that the last search found on its way.
+    """
+
+    def __init__(self, instance: Instance, gap: float) -> None:
+        self.instance = instance
+        self._highspy = require("highspy", extra="placement", purpose="plan")
+        self.infinity: float = self._highspy.kHighsInf
+        self.is_quality = instance.settings.budget is not None
+        self.priced = np.flatnonzero(instance.site_prices)
+        homes = list(dict.fromkeys(pool.home for pool in instance.pools))
+        self.homes = homes if instance.settings.migrations is not None else []
+        self.steps = instance.steps() if self.is_quality else np.zeros(0)
+        self.normal = instance.normal() if self.is_quality else []
+        self.at_sites = len(instance.pools)
+        self.at_homes = self.at_sites + len(self.priced)
+        self.at_flows = self.at_homes + len(self.homes)
+        self.columns = self.at_flows + len(self.steps) * len(self.normal)
+        self.resource_rows: dict[int, int] = {}
+        self.improving: list[Floats] = []
+        self._is_whole = False
+        self._highs = self._highspy.Highs()
+        options = {"output_flag": False, "threads": 1, "mip_rel_gap": gap / 2, "mip_abs_gap": 1e-9}
+        for option, value in options.items():
+            self._highs.setOptionValue(option, value)
+        self._add_columns()
+        self._limit_resources()
+        if instance.settings.migrations is not None:
+            self._limit_migrations(instance.settings.migrations)
+        if instance.settings.budget is not None:
+            prices = np.concatenate([instance.prices, instance.site_prices[self.priced]])
+            self.add_row(np.arange(self.at_homes), prices, -self.infinity, instance.settings.budget)
+        self._highs.cbMipImprovingSolution.subscribe(
+            lambda event: self.improving.append(np.array(event.data_out.mip_solution))
+        )
+
+    @property
+    def objective(self) -> float:
+        """Value of the last solution."""
+        return float(self._highs.getInfo().objective_function_value)
+
+    @property
+    def bound(self) -> float:
+        """Bound of the last search for whole replicas."""
+        return float(self._highs.getInfo().mip_dual_bound)
+
+    def row_duals(self) -> list[float]:
+        """Return the dual values of the last linear program."""
+        duals: list[float] = self._highs.getSolution().row_dual
+        return duals
+
+    def declare(self, *, whole: bool) -> None:
+        """Make replicas and sites whole, or not."""
+        self._is_whole = whole
+        kind = self._highspy.HighsVarType.kInteger if whole else self._highspy.HighsVarType.kContinuous
+        columns = np.arange(self.at_homes, dtype=np.int32)
+        self._highs.changeColsIntegrality(len(columns), columns, np.array([kind] * len(columns)))
+
+    def optimize(self, limit_s: float) -> Floats | None:
+        """Return the values of the columns; ``None`` where there are none."""
+        self.improving.clear()
+        if self._is_whole:
+            self._highs.clearSolver()  # HiGHS 1.16 ends with a wrong optimum for some starting solutions
+        self._highs.setOptionValue("time_limit", self._highs.getRunTime() + limit_s)
+        self._highs.run()
+        status, statuses = self._highs.getModelStatus(), self._highspy.HighsModelStatus
+        solution = self._highs.getSolution()
+        if status in {statuses.kInfeasible, statuses.kUnboundedOrInfeasible} or not solution.value_valid:
+            return None
+        values: Floats = np.array(solution.col_value)
+        return values
+
+    def allow_sites(self, counts: Floats | None = None) -> None:
+        """Use exactly the sites that counts use; ``None``: any."""
+        lower, upper = np.zeros(self.at_homes), np.ones(self.at_homes)
+        upper[: self.at_sites] = self.instance.most
+        if counts is not None:
+            used: Bools = np.asarray((self.instance.uses & (counts > 0)).any(axis=1))
+            upper[: self.at_sites][self.instance.uses[~used].any(axis=0)] = 0.0
+            lower[self.at_sites :] = upper[self.at_sites :] = used[self.priced]
+        self._highs.changeColsBounds(self.at_homes, np.arange(self.at_homes, dtype=np.int32), lower, upper)
+
+    def opened(self, values: Floats) -> Floats | None:
+        """How far the sites of each pool are in use; ``None`` where using a site costs nothing."""
+        if not len(self.priced):
+            return None
+        used = np.ones(len(self.instance.site_prices))
+        used[self.priced] = values[self.at_sites : self.at_homes]
+        opened: Floats = np.where(self.instance.uses, used[:, None], 1.0).min(axis=0)
+        return opened
+
+    def add_row(self, columns: Any, values: Any, lower: float, upper: float) -> None:
+        """Add a row; zeros are left out."""
+        kept = np.flatnonzero(values)
+        self._highs.addRow(
+            lower, upper, len(kept), np.asarray(columns, np.int32)[kept], np.asarray(values, np.float64)[kept]
+        )
+
+    def _add_columns(self) -> None:
+        instance, highs = self.instance, self._highs
+        lower = np.zeros(self.columns)
+        upper = np.concatenate(
+            [instance.most, np.ones(len(self.priced)), np.full(self.columns - self.at_homes, self.infinity)]
+        )
+        cost = np.zeros(self.columns)
+        whole = instance.prices, instance.site_prices[self.priced]
+        if self.is_quality:
+            demand = sum(instance.flows.rates[state].sum() for state in self.normal)
+            for number, worth in enumerate(-np.diff(self.steps, append=0.0)):
+                for at, state in enumerate(self.normal):
+                    column = self.at_flows + number * len(self.normal) + at
+                    cost[column] = worth / max(demand, 1e-12)
+                    upper[column] = instance.flows.rates[state].sum()
+                    if number + 1 == len(self.steps):
+                        lower[column] = upper[column]  # everybody is served
+        else:
+            cost[: self.at_homes] = np.concatenate(whole)
+        highs.addVars(self.columns, lower, upper)
+        everything = np.arange(self.columns, dtype=np.int32)
+        highs.changeColsCost(self.columns, everything, cost)
+        if self.is_quality:
+            highs.changeObjectiveSense(self._highspy.ObjSense.kMaximize)
+
+    def _limit_resources(self) -> None:
+        instance = self.instance
+        pools = np.arange(len(instance.pools))
+        position = {int(site): at for at, site in enumerate(self.priced)}
+        for row, resource in enumerate(instance.candidates.resources):
+            if not instance.needs[row].any():
+                continue
+            self.resource_rows[row] = self._highs.getNumRow()
+            if (at := position.get(resource.site)) is None:
+                self.add_row(pools, instance.needs[row], -self.infinity, instance.limits[row])
+            else:
+                columns = np.append(pools, self.at_sites + at)
+                self.add_row(columns, np.append(instance.needs[row], -instance.limits[row]), -self.infinity, 0.0)
+
+    def _limit_migrations(self, most: int) -> None:
+        for at, home in enumerate(self.homes):
+            here = [p for p, pool in enumerate(self.instance.pools) if pool.home == home]
+            values = [*np.ones(len(here)), -1.0]
+            running = self.instance.settings.running.get(home, 0)
+            self.add_row([*here, self.at_homes + at], values, -self.infinity, running)
+        self.add_row(self.at_homes + np.arange(len(self.homes)), np.ones(len(self.homes)), -self.infinity, most)
