@@ -186,7 +186,8 @@ def _slopes(past: Floats, future: Floats) -> Floats:
     centered = past - past.mean(axis=1, keepdims=True)
     squares = (centered**2).sum(axis=1)
     products = (centered * future).sum(axis=1)
-    return np.clip(np.divide(products, squares, out=np.ones_like(squares), where=squares > 0), 0.0, 1.0)
+    slopes = np.divide(products, squares, out=np.ones_like(squares), where=squares > 0)
+    return np.asarray(np.clip(slopes, 0.0, 1.0))
 
 
 def _bound(value: float, past: Floats, future: Floats, slope: float) -> float:
