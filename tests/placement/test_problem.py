@@ -39,7 +39,11 @@ def test_json_gives_the_problem_back(kind, tmp_path):
         (("clusters", 0, "rates"), [float("nan")], r"clusters\[0\].rates: expected finite numbers ≥ 0"),
         (("clusters", 0, "residency"), "moon", r"clusters\[0\].residency: expected a known region"),
         (("service_classes", 0, "slo_s"), 0, r"service_classes\[0\].slo_s: expected a finite number of seconds > 0"),
-        (("service_classes", 0, "share"), 1.0, r"service_classes\[0\].share: expected a number in 0 … 1, both excluded"),
+        (
+            ("service_classes", 0, "share"),
+            1.0,
+            r"service_classes\[0\].share: expected a number in 0 … 1, both excluded",
+        ),
         (("access", 0, "rtt"), [2.0, 1.0], r"access\[0\].rtt: values_s: expected seconds in ascending order"),
         (("links", "c0"), {"nowhere": {"rtt": 0.1}}, r"links\['c0'\]: expected a known site, one of"),
         (("links", "c0", "s0"), {"rtt": 0.1, "speed": 1}, r"links\['c0'\]\['s0'\]: expected keys among rtt"),
