@@ -76,7 +76,7 @@ def test_metadata(wheel):
     core = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
     assert sorted(line.split(">")[0] for line in core) == ["attrs", "numba", "numpy"]
     assert {"all", "onnx", "plot"} <= set(metadata.get_all("Provides-Extra"))
-    assert metadata["License-Expression"] == "Apache-2.0 AND MIT"
+    assert metadata["License-Expression"] == "Apache-2.0 AND MIT AND CC-BY-4.0"
     assert licence == (ROOT / "LICENSE").read_bytes()
     assert metadata.get_payload(decode=True).decode() == (ROOT / "README.md").read_text(encoding="utf-8")
 
