@@ -61,6 +61,7 @@ BENCHMARKS = {
     "placement": "plans: exact ones by size, greedy and simple rules beside them, repair, prediction over simulation",
     "serving": "a no-op model over HTTP and gRPC beside bare echoes; copies of a body; 10,000 hostile requests",
     "ray": "a stack on Ray Serve beside Serve alone: added p50, unequal replicas, a killed node, a large fleet",
+    "rtt": "plans on real round-trip times, judged on later ones: promises kept, 5G, alarms; nearest and mean beside",
     "import": "what importing streaminfer costs",
     "state": "recurrent models batched across streams: streams held on time, copies of states over memcpy",
     "sources": "WebRTC through a lossy network, CPU per picture over a bare PyAV loop",

@@ -1,13 +1,17 @@
 """`Plan`: which variants run where, who is served by them, and what that costs."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from streaminfer._internal.figures import inline_svg
 from streaminfer._internal.html_table import html_table
 from streaminfer._internal.units import format_duration
+from streaminfer.placement.matrix_plot import plot_height_in
+from streaminfer.placement.plan_plot import plot_plan
 from streaminfer.placement.problem import Problem
 from streaminfer.placement.solver.instance import Instance
 
@@ -123,6 +127,23 @@ class Plan:
             counts[home] = counts.get(home, 0) + group.replicas
         return counts
 
+    def plot(self, ax: Any = None) -> Any:
+        """Draw how far each cluster is from each site, and where its requests go.
+
+        A cell is darker the more of the SLO the round trip takes, at the share that is promised. Of many clusters those
+        with the least room are shown, of many sites those in use.
+
+        Args:
+            ax: a matplotlib ``Axes``, or ``None`` for a new figure.
+
+        Returns:
+            The axes: x = site, y = cluster.
+
+        Raises:
+            MissingExtra: matplotlib is not installed.
+        """
+        return plot_plan(self, ax)
+
     def _title(self) -> str:
         replicas = sum(group.replicas for group in self.replicas)
         title = f"{replicas} replicas at {len(self.sites)} sites, {self.cost:.4g} per hour, gap {self.gap:.2%}"
@@ -163,6 +184,7 @@ class Plan:
         ]
         head = ["variant", "sites", "devices", "replicas", "rate of each", "price"]
         tables = [
+            inline_svg(self.plot, self._title(), height_in=plot_height_in(len(self.problem.clusters))),
             html_table(groups, head=head, caption=self._title()),
             html_table(
                 latencies, head=["cluster", "predicted", "SLO", "served at"], caption="Clusters, the least slack first"

@@ -56,6 +56,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel, compiled_names):
     }
     static = ROOT / "streaminfer" / "telemetry" / "live_page" / "static"
     on_disk |= {path.relative_to(ROOT).as_posix() for path in static.rglob("*") if path.is_file()}
+    on_disk.add("streaminfer/placement/network/access_profiles.json")
     built = {name.replace(".", "/") + SUFFIX for name in [*compiled_names, *KERNELS]}
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
@@ -76,7 +77,7 @@ def test_metadata(wheel):
     core = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
     assert sorted(line.split(">")[0] for line in core) == ["attrs", "numba", "numpy"]
     assert {"all", "onnx", "plot"} <= set(metadata.get_all("Provides-Extra"))
-    assert metadata["License-Expression"] == "Apache-2.0 AND MIT"
+    assert metadata["License-Expression"] == "Apache-2.0 AND MIT AND CC-BY-4.0"
     assert licence == (ROOT / "LICENSE").read_bytes()
     assert metadata.get_payload(decode=True).decode() == (ROOT / "README.md").read_text(encoding="utf-8")
 

@@ -50,7 +50,7 @@ class ReplicaModel:
         self.resource_rows: dict[int, int] = {}
         self.improving: list[Floats] = []
         self._is_whole = False
-        self._highs = self._highspy.Highs()
+        self._highs = _silent(self._highspy)
         options = {"output_flag": False, "threads": 1, "mip_rel_gap": gap / 2, "mip_abs_gap": 1e-9}
         for option, value in options.items():
             self._highs.setOptionValue(option, value)
@@ -173,3 +173,14 @@ class ReplicaModel:
             running = self.instance.settings.running.get(home, 0)
             self.add_row([*here, self.at_homes + at], values, -self.infinity, running)
         self.add_row(self.at_homes + np.arange(len(self.homes)), np.ones(len(self.homes)), -self.infinity, most)
+
+
+def _silent(highspy: Any) -> Any:
+    """Return a solver that prints nothing; the constructor of `Highs` alone prints a banner."""
+
+    class SilentHighs(highspy.Highs):  # type: ignore[misc] # loaded at first use
+        def enableCallbacks(self) -> None:  # noqa: N802 - the constructor calls it, and it prints
+            self.setOptionValue("output_flag", False)
+            super().enableCallbacks()
+
+    return SilentHighs()

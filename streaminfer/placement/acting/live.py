@@ -1,0 +1,163 @@
+"""Measurements of running services for the next plan: round-trip times, service times and rates."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import attrs
+
+from streaminfer._internal.validation import check_count, check_instance, expected
+from streaminfer.batching.service_time.service_time import ServiceTime
+from streaminfer.placement.network.promised_rtt import CONFIDENCE
+from streaminfer.placement.network.rtt_samples import RttSamples
+from streaminfer.placement.problem import Model, Problem, UserCluster
+from streaminfer.request import Request, Response
+from streaminfer.sync_layer import SyncLayer
+
+__all__ = ["RttMeter", "with_measurements"]
+
+
+class RttMeter(SyncLayer):
+    """Layer that measures the round-trip time to the service of a site.
+
+    It is what a response took without what the site says that it took: queue, assembly and inference, from
+    ``Response.timings``. Errors are not measured. Put it around the service of each replica, in the process of the
+    users' side::
+
+        meter = RttMeter("Lyon", "Paris")
+        Replica("Paris 1", si.Stack(meter, service_in_paris), zone="Paris")
+
+    Args:
+        cluster: name of the users' `UserCluster`.
+        site: name of the `Site`.
+        served_s: returns the seconds that the site took for a response, such as from a header; ``None``: from the
+            response's timings, and responses without them are not measured.
+        keep: how many of the latest measurements are kept.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range.
+
+    Threads: none; it belongs to one event loop.
+    """
+
+    def __init__(
+        self, cluster: str, site: str, *, served_s: Callable[[Response], float] | None = None, keep: int = 4096
+    ) -> None:
+        for name, value in (("cluster", cluster), ("site", site)):
+            check_instance(name, value, lambda it: isinstance(it, str), "a name")
+        check_instance("served_s", served_s, lambda it: it is None or callable(it), "a function or None")
+        self.cluster = cluster
+        self.site = site
+        self.name = f"{cluster} to {site}"
+        self._served_s = served_s
+        self._rtt_s: deque[float] = deque(maxlen=check_count("keep", keep, at_least=2))
+
+    def enter(self, request: Request, now_ns: int) -> int:  # noqa: ARG002 - as a layer is called
+        """Note when the request was sent."""
+        return now_ns
+
+    def exit(self, request: Request, token: int, outcome: Response | BaseException, now_ns: int) -> None:  # noqa: ARG002
+        """Keep the round-trip time of a response."""
+        if isinstance(outcome, BaseException):
+            return
+        if self._served_s is not None:
+            served_s = self._served_s(outcome)
+        elif (timings := outcome.timings) is not None:
+            served_s = timings.queued_s + timings.assembled_s + timings.inferred_s
+        else:
+            return
+        self._rtt_s.append(max((now_ns - token) / 1e9 - served_s, 0.0))
+
+    @property
+    def rtt_s(self) -> list[float]:
+        """The latest measurements in their order, in seconds."""
+        return list(self._rtt_s)
+
+    @staticmethod
+    def samples(meters: Iterable["RttMeter"]) -> RttSamples:
+        """Return the measurements of several meters; those of the same cluster and site belong together.
+
+        Raises:
+            ValueError: there are less than two of any cluster and site.
+        """
+        return RttSamples.from_rows((meter.cluster, meter.site, rtt_s) for meter in meters for rtt_s in meter.rtt_s)
+
+    def __repr__(self) -> str:
+        return f"<RttMeter: {self.name}, {len(self._rtt_s)} measurements>"
+
+
+def with_measurements(
+    problem: Problem,
+    *,
+    rtt: RttSamples | None = None,
+    confidence: float = CONFIDENCE,
+    service_times: Mapping[tuple[str, str, str], Any] | None = None,
+    rates: Mapping[str, float | Iterable[float]] | None = None,
+) -> Problem:
+    """Return the problem as it was measured, for the next plan.
+
+    Args:
+        problem: the problem before.
+        rtt: measured round-trip times. A link that was measured gets what can be promised; others stay.
+        confidence: as of `RttSamples.links`.
+        service_times: by the names of model, variant and kind of device, an `AdaptiveBatcher` that has learned, or a
+            `ServiceTime`. For a variant of several shards they are those of the first.
+        rates: requests per second by the name of the cluster, one number or one for each hour.
+
+    Raises:
+        TypeError, ValueError: a name that the problem does not know, or a value of the wrong type.
+        RuntimeError: a batcher has learned nothing yet.
+    """
+    changes: dict[str, Any] = {}
+    if rtt is not None:
+        links = {cluster: dict(row) for cluster, row in problem.links.items()}
+        for cluster, row in rtt.links(confidence=confidence).items():
+            known = links.setdefault(cluster, {})
+            for site, link in row.items():
+                known[site] = attrs.evolve(known[site], rtt=link.rtt) if site in known else link
+        changes["links"] = links
+    if service_times is not None:
+        learned = {key: _service_time(key, given) for key, given in service_times.items()}
+        known_keys = {key for model in problem.models for key in _keys(model)}
+        for key in learned:
+            if key not in known_keys:
+                raise ValueError(expected("service_times", "model, variant and device of the problem", key))
+        changes["models"] = tuple(_learned(model, learned) for model in problem.models)
+    if rates is not None:
+        names = {cluster.name for cluster in problem.clusters}
+        for name in rates:
+            if name not in names:
+                raise ValueError(expected("rates", "names of clusters", name))
+        changes["clusters"] = tuple(_measured(cluster, rates) for cluster in problem.clusters)
+    return attrs.evolve(problem, **changes)
+
+
+def _keys(model: Model) -> set[tuple[str, str, str]]:
+    return {(model.name, variant.name, kind) for variant in model.variants for kind in variant.shards[0].service_time}
+
+
+def _learned(model: Model, learned: Mapping[tuple[str, str, str], ServiceTime]) -> Model:
+    variants = []
+    for variant in model.variants:
+        first, *rest = variant.shards
+        times = {
+            kind: learned.get((model.name, variant.name, kind), known) for kind, known in first.service_time.items()
+        }
+        variants.append(attrs.evolve(variant, shards=(attrs.evolve(first, service_time=times), *rest)))
+    return attrs.evolve(model, variants=tuple(variants))
+
+
+def _service_time(key: tuple[str, str, str], given: Any) -> ServiceTime:
+    from streaminfer.batching.batcher import AdaptiveBatcher  # noqa: PLC0415 - loads the event loop, which plans need not
+
+    if isinstance(given, ServiceTime):
+        return given
+    check_instance(f"service_times[{key}]", given, lambda it: isinstance(it, AdaptiveBatcher), "an AdaptiveBatcher")
+    if given.service_time is None or isinstance(given.service_time, Mapping):
+        raise ValueError(expected(f"service_times[{key}]", "a batcher that learns one service time", given))
+    fitted: ServiceTime = given.service_time.fitted()
+    return fitted
+
+
+def _measured(cluster: UserCluster, rates: Mapping[str, Any]) -> UserCluster:
+    return attrs.evolve(cluster, rates=rates[cluster.name]) if cluster.name in rates else cluster

@@ -1,0 +1,95 @@
+"""Traffic of a plan: Envoy Gateway's weighted zones, and the scaling of each workload with KEDA."""
+
+from collections.abc import Mapping, Sequence
+
+from streaminfer.placement.acting.workloads import Workload, documents, platform_name
+
+__all__ = ["scaled_objects", "zone_policies"]
+
+_PARTS = 1_000
+"""Weights are whole numbers: a share is given in thousandths."""
+
+
+def zone_policies(
+    shares: Mapping[str, tuple[str, Mapping[str, float]]], *, zones: Mapping[str, str] | None, namespace: str
+) -> str:
+    """Return a BackendTrafficPolicy for each cluster of users.
+
+    Args:
+        shares: by cluster, its model and the shares of its requests by site.
+        zones: as of `envoy_policies`.
+        namespace: likewise.
+    """
+    zones = {} if zones is None else zones
+    return documents(
+        {
+            "apiVersion": "gateway.envoyproxy.io/v1alpha1",
+            "kind": "BackendTrafficPolicy",
+            "metadata": {"name": platform_name(f"{model}-{cluster}"), "namespace": namespace},
+            "spec": {
+                "targetRefs": [
+                    {
+                        "group": "gateway.networking.k8s.io",
+                        "kind": "HTTPRoute",
+                        "name": platform_name(f"{model}-{cluster}"),
+                    }
+                ],
+                "loadBalancer": {
+                    "type": "LeastRequest",
+                    "zoneAware": {
+                        "weightedZones": [
+                            {"zone": zones.get(site, site), "weight": max(round(share * _PARTS), 1)}
+                            for site, share in by_site.items()
+                            if share > 0
+                        ]
+                    },
+                },
+            },
+        }
+        for cluster, (model, by_site) in shares.items()
+    )
+
+
+def scaled_objects(
+    workloads: Sequence[Workload],
+    *,
+    least: Mapping[str, int],
+    most: Mapping[str, int],
+    prometheus: str,
+    query: str,
+    namespace: str,
+) -> str:
+    """Return a ScaledObject for each workload.
+
+    Args:
+        workloads: what is scaled.
+        least: the fewest replicas by the name of the workload.
+        most: likewise the most.
+        prometheus: as of `keda_scaled_objects`.
+        query: likewise.
+        namespace: likewise.
+    """
+    return documents(
+        {
+            "apiVersion": "keda.sh/v1alpha1",
+            "kind": "ScaledObject",
+            "metadata": {"name": workload.name, "namespace": namespace},
+            "spec": {
+                "scaleTargetRef": {"name": workload.name},
+                "minReplicaCount": least[workload.name],
+                "maxReplicaCount": max(most[workload.name], 1),
+                "triggers": [
+                    {
+                        "type": "prometheus",
+                        "metricType": "AverageValue",
+                        "metadata": {
+                            "serverAddress": prometheus,
+                            "query": query.replace("{workload}", workload.name).replace("{namespace}", namespace),
+                            "threshold": f"{workload.rate:.6g}",
+                        },
+                    }
+                ],
+            },
+        }
+        for workload in workloads
+    )

@@ -1,0 +1,97 @@
+"""Plot of a plan: a row per cluster, a column per site, how far it is, and where the requests go."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from streaminfer._internal.extras import require
+from streaminfer._internal.figures import BAD, new_axes
+
+__all__ = ["plot_height_in", "plot_matrix"]
+
+_ROWS = 30
+_COLUMNS = 14
+_ROW_IN = 0.2
+_LONGEST_NAME = 18
+_LARGEST_MARK = 60.0
+_HALF = 0.55
+"""Part of the SLO from which on a cell is so dark that what lies on it must be light."""
+
+
+def plot_matrix(
+    ax: Any,
+    rtt_share: Mapping[str, Mapping[str, float]],
+    shares: Mapping[str, Mapping[str, float]],
+    sites: Mapping[str, str],
+    *,
+    purpose: str = "Plan.plot",
+) -> Any:
+    """Draw a cell for each cluster and site, darker the more of the SLO its round trip takes, and circles for requests.
+
+    Of many clusters, those stay whose round trips take most of their SLO; of many sites, those that are used most.
+
+    Args:
+        ax: a matplotlib ``Axes``, or ``None`` for a new figure.
+        rtt_share: the promised round-trip time over the SLO, by cluster and site; users do not reach other sites.
+        shares: of each cluster's requests, by site.
+        sites: what is written under each site's name: replicas, load, cost.
+        purpose: what needs matplotlib, for the message.
+
+    Returns:
+        The axes.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+    """
+    tightness = {cluster: _tightness(row, shares.get(cluster, {})) for cluster, row in rtt_share.items()}
+    clusters = sorted(tightness, key=lambda cluster: -tightness[cluster])[:_ROWS]
+    used = {site: sum(row.get(site, 0.0) for row in shares.values()) for site in sites}
+    columns = sorted(sites, key=lambda site: -used[site])[:_COLUMNS]
+    ax = new_axes(ax, purpose, height_in=plot_height_in(len(clusters)))
+    cells = np.array([[rtt_share[cluster].get(site, np.nan) for site in columns] for cluster in clusters])
+    colors = require("matplotlib", extra="plot", purpose=purpose).colormaps["Blues"].with_extremes(over="#d9d9d9")
+    image = ax.imshow(np.ma.masked_invalid(cells), cmap=colors, vmin=0.0, vmax=1.0, aspect="auto")
+    _mark_shares(ax, cells, [[shares.get(cluster, {}).get(site, 0.0) for site in columns] for cluster in clusters])
+    lost = [at for at, cluster in enumerate(clusters) if not sum(shares.get(cluster, {}).values())]
+    ax.plot([-0.5] * len(lost), lost, ">", color=BAD, clip_on=False, markersize=5)
+    more = len(rtt_share) - len(clusters)
+    ax.set_ylabel(f"and {more} clusters with more room" if more else "")
+    ax.set_yticks(range(len(clusters)), [_short(name) for name in clusters], fontsize="small")
+    ax.set_xticks(range(len(columns)), [f"{_short(name, 11)}\n{sites[name]}" for name in columns], fontsize="x-small")
+    ax.tick_params(length=0)
+    ax.grid(visible=False)
+    ax.spines[["left", "bottom"]].set_visible(False)
+    ax.set_title("circles: where requests go; grey: too far; triangles: not served", loc="left", fontsize="small")
+    bar = ax.figure.colorbar(image, ax=ax, extend="max", pad=0.02, fraction=0.04)
+    bar.set_label("promised round trip, part of the SLO", fontsize="small")
+    bar.ax.tick_params(labelsize="small")
+    return ax
+
+
+def plot_height_in(clusters: int) -> float:
+    """Return the height of the picture for so many clusters, in inches."""
+    return 1.5 + _ROW_IN * min(max(clusters, 4), _ROWS)
+
+
+def _tightness(row: Mapping[str, float], shares: Mapping[str, float]) -> float:
+    """Part of the SLO that the round trips of the used sites take; infinite where a cluster is not served."""
+    if not sum(shares.values()):
+        return float("inf")
+    return max(row.get(site, 0.0) for site, share in shares.items() if share > 0)
+
+
+def _mark_shares(ax: Any, cells: Any, shares: Sequence[Sequence[float]]) -> None:
+    marks = [
+        (column, row, share, "white" if cells[row, column] > _HALF else "black")
+        for row, line in enumerate(shares)
+        for column, share in enumerate(line)
+        if share > 0
+    ]
+    if marks:
+        xs, ys, parts, colors = zip(*marks, strict=True)
+        ax.scatter(xs, ys, s=[max(_LARGEST_MARK * part, 4.0) for part in parts], c=colors)
+
+
+def _short(name: str, longest: int = _LONGEST_NAME) -> str:
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"

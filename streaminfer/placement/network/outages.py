@@ -1,0 +1,126 @@
+"""`Outages`: times in which a radio link delivers nothing, and round-trip times that depend on them.
+
+Design:
+    Packets wait for the end of an outage and arrive together, so the first one waits longest and each later one less by
+    the time between them: an outage is a stretch of slow responses whose delays fall along a slope of -1. Independent
+    draws from the distribution of a whole run get the share of slow responses right and their company wrong: the tail
+    of a minute, the burst that follows, and how many requests miss their deadline together.
+
+    The fit finds the stretches above `SLOW_S` and cuts them where a delay rises again by more than the stretch's own
+    decline. Outages start at a constant rate, and each has a measured length; outside of them round-trip times are
+    drawn from the measured ones below `SLOW_S`.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from streaminfer._internal.validation import check_count, check_duration
+from streaminfer.placement.distribution import Distribution
+
+__all__ = ["SLOW_S", "Outages"]
+
+SLOW_S = 0.1
+"""Round-trip times above it belong to an outage: five times the median of all 5G runs, twice the p99 of calm ones."""
+
+_JITTER_S = 0.05
+"""A delay that rises by less within a stretch is jitter, not another outage: one period between messages."""
+
+Floats = NDArray[np.float64]
+
+
+@attrs.frozen(kw_only=True)
+class Outages:
+    """Outages of an access network.
+
+    Attributes:
+        per_hour: how many start in an hour of working network.
+        length_s: how long one lasts.
+        calm_s: round-trip times outside of them.
+    """
+
+    per_hour: float
+    length_s: Distribution
+    calm_s: Distribution
+
+    @classmethod
+    def fit(cls, runs: Sequence[tuple[Floats, Floats]]) -> Self | None:
+        """Find the outages of runs.
+
+        Args:
+            runs: for each, the instants of sending, ascending, and the round-trip times; both in seconds.
+
+        Returns:
+            ``None`` if there is no outage, or nothing else.
+        """
+        lengths: list[float] = []
+        calm: list[Floats] = []
+        seconds = 0.0
+        for sent_s, rtt_s in runs:
+            is_slow = rtt_s > SLOW_S
+            calm.append(rtt_s[~is_slow])
+            # a pause in sending says nothing about the network
+            seconds += float(np.minimum(np.diff(sent_s), SLOW_S).sum())
+            lengths += _lengths(sent_s[is_slow], rtt_s[is_slow])
+        all_calm = np.concatenate(calm)
+        if not lengths or not all_calm.size:
+            return None
+        working_s = max(seconds - sum(lengths), SLOW_S)
+        return cls(
+            per_hour=len(lengths) / working_s * 3600.0,
+            length_s=Distribution.from_samples(lengths, points=60),
+            calm_s=Distribution.from_samples(all_calm, points=60),
+        )
+
+    @property
+    def share_of_time(self) -> float:
+        """The part of the time that is outage."""
+        down_s = self.per_hour * float(self.length_s.values_s @ self.length_s.shares)
+        return down_s / (3600.0 + down_s)
+
+    def sample(self, count: int, *, period_s: float, rng: np.random.Generator) -> Floats:
+        """Draw the round-trip times of messages that are sent one after the other.
+
+        Args:
+            count: of messages.
+            period_s: between them.
+            rng: source of randomness.
+
+        Returns:
+            Shape (count,), float64, seconds, in the order of sending.
+        """
+        count = check_count("count", count)
+        period_s = check_duration("period_s", period_s, positive=True)
+        sent_s = np.arange(count) * period_s
+        rtt_s = self.calm_s.sample(count, rng)
+        at_s = float(rng.exponential(3600.0 / self.per_hour))
+        while at_s < sent_s[-1]:
+            ends_s = at_s + float(self.length_s.sample(1, rng)[0])
+            during = slice(int(np.searchsorted(sent_s, at_s)), int(np.searchsorted(sent_s, ends_s)))
+            rtt_s[during] += ends_s - sent_s[during]
+            at_s = ends_s + float(rng.exponential(3600.0 / self.per_hour))
+        return rtt_s
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        return {"per_hour": self.per_hour, "length_s": self.length_s.to_json(), "calm_s": self.calm_s.to_json()}
+
+    @classmethod
+    def from_json(cls, stored: Any) -> Self:
+        """Read what `to_json` returned."""
+        length_s, calm_s = (Distribution.from_json(stored[name]) for name in ("length_s", "calm_s"))
+        return cls(per_hour=stored["per_hour"], length_s=length_s, calm_s=calm_s)
+
+
+def _lengths(sent_s: Floats, rtt_s: Floats) -> list[float]:
+    """Length of each outage: from its first slow message to the response of its last one."""
+    if not sent_s.size:
+        return []
+    arrived_s = sent_s + rtt_s
+    # the next outage: sent after what waited had arrived, or slower than the backlog explains
+    starts = (sent_s[1:] > arrived_s[:-1]) | (np.diff(arrived_s) > np.diff(sent_s) + _JITTER_S)
+    parts = np.split(np.arange(sent_s.size), np.flatnonzero(starts) + 1)
+    return [float(rtt_s[part].max()) for part in parts]

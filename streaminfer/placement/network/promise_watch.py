@@ -1,0 +1,181 @@
+"""`PromiseWatch`: tells when a promised latency has become untenable.
+
+Design:
+    A promise lets a share of the requests be late. For each promise a wealth is bet, in turn after each block of
+    requests, on the alternative that three times as many are late: ``w = max(w, 1) · (1 + bet · (late - allowed))``,
+    with the bet of the likelihood ratio. While the promise holds the factor is at most 1 in the mean, so the wealth
+    passes ``1 / false_alarm`` in less than ``false_alarm`` of the blocks, by Ville's inequality for each restart at 1.
+    There is no window and no fixed sample size; a promise that holds for a year is tested as well as a new one.
+
+    Neighbors in time are late together, so a block, not a request, is what is bet on: blocks should be longer than what
+    makes requests late at the same time.
+
+Complexity:
+    A few floating-point operations for each request; no allocation.
+
+References:
+    Shin, Ramdas, Rinaldo, "E-detectors: a nonparametric framework for sequential change detection", NEJSDS 2024.
+"""
+
+import math
+from collections.abc import Mapping
+
+import attrs
+
+from streaminfer._internal.html_table import html_table
+from streaminfer._internal.snapshot import Snapshot
+from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
+
+__all__ = ["LatencyPromise", "PromiseState", "PromiseWatch"]
+
+_ALTERNATIVE = 3.0
+"""So many times more late requests than promised are found soonest."""
+
+
+@attrs.frozen(kw_only=True)
+class LatencyPromise:
+    """A share of the requests takes at most so long.
+
+    Attributes:
+        latency_s: the bound, of a response or a round trip, in seconds.
+        share: of the requests within it, between 0 and 1.
+    """
+
+    latency_s: float
+    share: float
+
+
+@attrs.frozen(kw_only=True)
+class PromiseState(Snapshot):
+    """A promise at one moment.
+
+    Attributes:
+        promise: the bound and the share.
+        requests: how many were seen.
+        kept: the share of them within the bound; NaN: none was seen.
+        evidence: against the promise: it is untenable from 1 on.
+        untenable: the evidence has reached 1 since the last reset.
+    """
+
+    promise: LatencyPromise
+    requests: int
+    kept: float
+    evidence: float
+    untenable: bool
+
+
+class _Bet:
+    """The wealth of one promise."""
+
+    def __init__(self, promise: LatencyPromise) -> None:
+        self.promise = promise
+        allowed = 1.0 - promise.share
+        more = min(_ALTERNATIVE * allowed, (1.0 + allowed) / 2.0)
+        self.factor = (more - allowed) / (allowed * promise.share)
+        self.requests = self.late = self.in_block = self.late_in_block = 0
+        self.log_wealth = self.peak = 0.0
+
+    def end_block(self) -> None:
+        excess = self.late_in_block / self.in_block - (1.0 - self.promise.share)
+        self.log_wealth = max(self.log_wealth, 0.0) + math.log1p(self.factor * excess)
+        self.peak = max(self.peak, self.log_wealth)
+        self.in_block = self.late_in_block = 0
+
+
+class PromiseWatch:
+    """Latencies compared with what was promised, request by request.
+
+    ::
+
+        watch = PromiseWatch({"Lyon": LatencyPromise(latency_s=0.2, share=0.99)})
+        if watch.observe("Lyon", latency_s):
+            ...  # plan again, with the round-trip times of today
+
+    Args:
+        promises: by name, such as a cluster's.
+        block: how many requests in a row are one observation: more than one where an outage makes many late together.
+        false_alarm: at most this share of the blocks raises an alarm about a promise that holds.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range.
+
+    Threads: none.
+    """
+
+    def __init__(self, promises: Mapping[str, LatencyPromise], *, block: int = 1, false_alarm: float = 0.001) -> None:
+        self._block = check_count("block", block)
+        rate = check_number("false_alarm", false_alarm, "a share between 0 and 1", lambda it: 0 < it < 1)
+        self._threshold = -math.log(rate)
+        self._bets: dict[str, _Bet] = {}
+        for name, promise in promises.items():
+            check_instance("promises", promise, lambda it: isinstance(it, LatencyPromise), "LatencyPromises by name")
+            check_duration(f"latency_s of {name!r}", promise.latency_s, positive=True)
+            check_number(f"share of {name!r}", promise.share, "a share between 0 and 1", lambda it: 0 < it < 1)
+            self._bets[name] = _Bet(promise)
+
+    def observe(self, name: str, latency_s: float) -> bool:
+        """Take one latency.
+
+        Args:
+            name: of the promise.
+            latency_s: of the request, in seconds; infinity where it got no response.
+
+        Returns:
+            Whether the promise became untenable with this request; once until `reset`.
+
+        Raises:
+            ValueError: there is no such promise.
+        """
+        bet = self._bets.get(name)
+        if bet is None:
+            raise ValueError(expected("name", "one of " + ", ".join(map(repr, self._bets)), name))
+        bet.requests += 1
+        bet.in_block += 1
+        if not latency_s <= bet.promise.latency_s:
+            bet.late += 1
+            bet.late_in_block += 1
+        if bet.in_block < self._block:
+            return False
+        was_tenable = bet.peak < self._threshold
+        bet.end_block()
+        return was_tenable and bet.peak >= self._threshold
+
+    def reset(self, name: str) -> None:
+        """Forget what was seen of a promise, such as after a new plan.
+
+        Raises:
+            ValueError: there is no such promise.
+        """
+        if name not in self._bets:
+            raise ValueError(expected("name", "one of " + ", ".join(map(repr, self._bets)), name))
+        self._bets[name] = _Bet(self._bets[name].promise)
+
+    def untenable(self) -> tuple[str, ...]:
+        """Return the names of the promises that have become untenable: reason to plan again."""
+        return tuple(name for name, bet in self._bets.items() if bet.peak >= self._threshold)
+
+    def statistics(self) -> dict[str, PromiseState]:
+        """Return a frozen snapshot of each promise."""
+        return {
+            name: PromiseState(
+                promise=bet.promise,
+                requests=bet.requests,
+                kept=1.0 - bet.late / bet.requests if bet.requests else math.nan,
+                evidence=bet.peak / self._threshold,
+                untenable=bet.peak >= self._threshold,
+            )
+            for name, bet in self._bets.items()
+        }
+
+    def __repr__(self) -> str:
+        return f"<PromiseWatch: {len(self._bets)} promises, {len(self.untenable())} untenable>"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (name, f"{it.promise.share:.1%} in {it.promise.latency_s * 1e3:.0f} ms", f"{it.requests:,}",
+             f"{it.kept:.1%}", f"{it.evidence:.0%}", "untenable" if it.untenable else "holds")
+            for name, it in self.statistics().items()
+        ]  # fmt: skip
+        return html_table(
+            rows, head=("cluster", "promise", "requests", "kept", "evidence", "verdict"), caption=repr(self)
+        )

@@ -1,0 +1,213 @@
+"""`RttSamples`: measured round-trip times between clusters and sites, in the order of measurement."""
+
+import csv
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Self
+
+import attrs
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from streaminfer._internal.validation import check_number, expected
+from streaminfer.placement.distribution import Distribution
+from streaminfer.placement.network.promised_rtt import CONFIDENCE, Backtest, independent_samples, promised_rtt
+from streaminfer.placement.problem import AccessProfile, Link
+
+__all__ = ["END_TO_END", "PairSummary", "RttSamples"]
+
+END_TO_END = AccessProfile(name="end to end", rtt=Distribution.of(0.0))
+"""Access profile of clusters whose links were measured from their own devices: the last mile is part of the link."""
+
+Floats = NDArray[np.float64]
+
+
+@attrs.frozen(kw_only=True)
+class PairSummary:
+    """Measurements of one cluster and one site.
+
+    Attributes:
+        samples: how many there are.
+        independent: how many independent ones would say as much; neighbors in time are alike.
+        median_s: of all of them.
+        moved_s: median of the later half minus that of the earlier.
+        measured_s: their quantile at the share that was given.
+        promised_s: what is promised for that share; infinity: nothing can be.
+    """
+
+    samples: int
+    independent: float
+    median_s: float
+    moved_s: float
+    measured_s: float
+    promised_s: float
+
+
+@attrs.frozen(eq=False, repr=False)
+class RttSamples:
+    """Round-trip times by cluster and site.
+
+    Attributes:
+        rtt_s: seconds ≥ 0, at least two for each pair, in the order of measurement. The arrays are not copied.
+    """
+
+    rtt_s: Mapping[str, Mapping[str, Floats]]
+
+    @classmethod
+    def from_array(cls, rtt_s: ArrayLike, clusters: Sequence[str], sites: Sequence[str]) -> Self:
+        """Take measurements of all pairs at the same instants.
+
+        Args:
+            rtt_s: shape (instants, clusters, sites), seconds; NaN: not measured.
+            clusters: their names.
+            sites: their names.
+
+        Raises:
+            TypeError, ValueError: not such an array.
+        """
+        table = np.asarray(rtt_s, np.float64)
+        if table.shape[1:] != (len(clusters), len(sites)):
+            what = f"shape (instants, {len(clusters)}, {len(sites)}), for the names of clusters and sites"
+            raise ValueError(f"rtt_s: expected {what}, got shape {table.shape}")
+        return cls._of(
+            (cluster, site, column[~np.isnan(column)])
+            for c, cluster in enumerate(clusters)
+            for s, site in enumerate(sites)
+            for column in (table[:, c, s],)
+        )
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[tuple[str, str, float]]) -> Self:
+        """Take rows of cluster, site and seconds, in the order of measurement.
+
+        Raises:
+            TypeError, ValueError: not such rows.
+        """
+        found: dict[tuple[str, str], list[float]] = defaultdict(list)
+        for cluster, site, rtt_s in rows:
+            found[cluster, site].append(check_number("rtt_s", rtt_s, "finite seconds ≥ 0", _is_duration))
+        return cls._of((cluster, site, np.array(column)) for (cluster, site), column in found.items())
+
+    @classmethod
+    def from_csv(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a CSV file with a head and at least the columns ``cluster``, ``site`` and ``rtt_s``.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: a column is missing, or a value is no number; the message has the line.
+        """
+        with open(path, newline="", encoding="utf-8") as file:  # noqa: PTH123 - a path of any kind
+            reader = csv.DictReader(file)
+            names = reader.fieldnames or ()
+            if missing := {"cluster", "site", "rtt_s"} - set(names):
+                raise ValueError(f"{path}: expected the columns cluster, site, rtt_s, got no {min(missing)!r}")
+            return cls.from_rows((row["cluster"], row["site"], _seconds(row["rtt_s"], path, at))
+                                 for at, row in enumerate(reader, 2))  # fmt: skip
+
+    @classmethod
+    def _of(cls, pairs: Iterable[tuple[str, str, Floats]]) -> Self:
+        found: dict[str, dict[str, Floats]] = {}
+        for cluster, site, column in pairs:
+            if not (np.isfinite(column) & (column >= 0)).all():
+                raise ValueError(expected(f"rtt_s of {cluster!r} to {site!r}", "finite seconds ≥ 0", column))
+            if column.size >= 2:
+                found.setdefault(cluster, {})[site] = column
+        if not found:
+            raise ValueError("rtt_s: expected at least two measurements of one cluster and site, got none")
+        return cls(found)
+
+    def between(self, start: float, stop: float) -> Self:
+        """Return a part of the measurements of each pair, such as ``between(0, 0.5)``, the earlier half.
+
+        Args:
+            start: share of the measurements before it, 0 to 1.
+            stop: likewise its end.
+
+        Raises:
+            TypeError, ValueError: not such numbers, or no pair keeps two measurements.
+        """
+        check_number("start", start, "a share below stop, from 0", lambda it: 0 <= it < stop)
+        check_number("stop", stop, "a share of at most 1", lambda it: it <= 1)
+        return self._of(
+            (cluster, site, column[round(start * column.size) : round(stop * column.size)])
+            for cluster, row in self.rtt_s.items()
+            for site, column in row.items()
+        )
+
+    def links(
+        self, *, confidence: float = CONFIDENCE, bandwidth_bytes_s: float | None = None
+    ) -> dict[str, dict[str, Link]]:
+        """Return the links of a `Problem`, with round-trip times that can be promised.
+
+        They are longer than what was measured: networks change, and measurements are few. The promise is what the
+        future did to alike pairs, when the earlier half of the measurements was the past and the later half the future.
+
+        Args:
+            confidence: that a promised share of the requests will be kept by a pair, below 1.
+            bandwidth_bytes_s: of each link, for one request.
+
+        Raises:
+            TypeError, ValueError: not such numbers.
+        """
+        backtest = Backtest.of(self._columns(), confidence)
+        return {
+            cluster: {
+                site: Link(rtt=promised_rtt(column, backtest).distribution(), bandwidth_bytes_s=bandwidth_bytes_s)
+                for site, column in row.items()
+            }
+            for cluster, row in self.rtt_s.items()
+        }
+
+    def measured_links(self) -> dict[str, dict[str, Link]]:
+        """Return links with the round-trip times as they were measured; plans on them break promises."""
+        return {
+            cluster: {site: Link(rtt=Distribution.from_samples(column)) for site, column in row.items()}
+            for cluster, row in self.rtt_s.items()
+        }
+
+    def summary(self, share: float = 0.99, *, confidence: float = CONFIDENCE) -> dict[tuple[str, str], PairSummary]:
+        """Return, for each cluster and site, how much was measured and what it is worth.
+
+        Args:
+            share: of the requests that is promised.
+            confidence: as of `links`.
+
+        Raises:
+            TypeError, ValueError: not such numbers.
+        """
+        check_number("share", share, "a share between 0 and 1", lambda it: 0 < it < 1)
+        backtest = Backtest.of(self._columns(), confidence)
+        return {
+            (cluster, site): PairSummary(
+                samples=column.size,
+                independent=independent_samples(column),
+                median_s=float(np.median(column)),
+                moved_s=float(np.median(column[column.size // 2 :]) - np.median(column[: column.size // 2])),
+                measured_s=float(np.quantile(column, share, method="higher")),
+                promised_s=promised_rtt(column, backtest).quantile(share),
+            )
+            for cluster, row in self.rtt_s.items()
+            for site, column in row.items()
+        }
+
+    def _columns(self) -> list[Floats]:
+        return [column for row in self.rtt_s.values() for column in row.values()]
+
+    def __repr__(self) -> str:
+        columns = self._columns()
+        sites = {site for row in self.rtt_s.values() for site in row}
+        counts = f"{len(self.rtt_s):,} clusters, {len(sites):,} sites, {len(columns):,} pairs"
+        return f"<RttSamples: {counts}, {sum(column.size for column in columns):,} measurements>"
+
+
+def _is_duration(number: float) -> bool:
+    return 0 <= number < math.inf
+
+
+def _seconds(text: str, path: object, line: int) -> float:
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        raise ValueError(expected(f"{path}, line {line}: rtt_s", "a number of seconds", text)) from None

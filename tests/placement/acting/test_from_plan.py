@@ -1,0 +1,163 @@
+"""A plan becomes what runs: the same replicas at the same sites, for the same users."""
+
+import attrs
+import kubernetes_validate
+import pytest
+import yaml
+
+import streaminfer as si
+from streaminfer.batching import ServiceTime
+from streaminfer.placement import (
+    AccessProfile,
+    DeviceGroup,
+    Distribution,
+    Link,
+    Model,
+    Problem,
+    ServiceClass,
+    Shard,
+    Site,
+    UserCluster,
+    Variant,
+    envoy_policies,
+    keda_scaled_objects,
+    kubernetes_manifests,
+    plan,
+    plan_hours,
+    plan_replicas,
+    plan_workloads,
+    ray_options,
+    site_shares,
+)
+from streaminfer.testing import ScriptedBackend
+
+
+def links(**rtt_s):
+    return {site: Link(rtt=Distribution.of(value)) for site, value in rtt_s.items()}
+
+
+@pytest.fixture(scope="module")
+def problem():
+    shard = Shard(service_time={"cpu": ServiceTime.affine(0.004, 0.002)}, memory_bytes=2e9)
+    clusters = [
+        UserCluster(name=name, rates=(20.0, rate), access="fiber", service_class="live", model="detector")
+        for name, rate in (("lyon", 900.0), ("paris", 150.0))
+    ]
+    return Problem(
+        clusters=clusters,
+        sites=[Site(name=name, devices=[DeviceGroup(kind="cpu", slots=4)]) for name in ("east", "west")],
+        models=[Model(name="detector", variants=[Variant(name="int8", shards=[shard])])],
+        access=[AccessProfile(name="fiber", rtt=Distribution.of(0.002))],
+        service_classes=[ServiceClass(name="live", slo_s=0.060)],
+        links={"lyon": links(east=0.008, west=0.050), "paris": links(east=0.050, west=0.006)},
+    )
+
+
+@pytest.fixture(scope="module")
+def answer(problem):
+    return plan(problem)
+
+
+@pytest.fixture(scope="module")
+def hourly(problem):
+    return plan_hours(problem)
+
+
+def test_workloads_are_the_replicas(answer):
+    found = plan_workloads(answer)
+
+    assert sum(it.replicas for it in found) == sum(group.replicas for group in answer.replicas)
+    assert {(it.site, it.device, it.memory_bytes) for it in found} == {("east", "cpu", 2e9), ("west", "cpu", 2e9)}
+    for it in found:
+        assert it.rate > 0
+
+
+def test_levels_of_one_home_are_one_workload(answer):
+    """Replicas that are planned for different loads are the same Deployment."""
+    first = answer.replicas[0]
+    split = attrs.evolve(answer, replicas=(*answer.replicas, attrs.evolve(first, replicas=1, max_rate=1.0)))
+
+    found = {it.site: it for it in plan_workloads(split)}
+
+    assert len(found) == 2
+    assert found[first.sites[0]].replicas == first.replicas + 1
+    total = first.replicas * first.max_rate + 1.0
+    assert found[first.sites[0]].rate == pytest.approx(total / (first.replicas + 1))
+
+
+def test_shares_go_where_the_promise_holds(answer):
+    shares = site_shares(answer)
+
+    assert shares == {"lyon": {"east": pytest.approx(1.0)}, "paris": {"west": pytest.approx(1.0)}}
+    assert site_shares(answer, hour=0).keys() == shares.keys()
+    with pytest.raises(TypeError, match="hour: expected one of 0, 1, got 7"):
+        site_shares(answer, hour=7)
+
+
+def test_manifests_have_every_replica(answer):
+    text = kubernetes_manifests(answer, images={"detector": "d:1"}, resources={"cpu": {"cpu": 1}})
+    found = list(yaml.safe_load_all(text))
+
+    for document in found:
+        kubernetes_validate.validate(document, "1.35", strict=True)
+    planned = sum(it["spec"]["replicas"] for it in found if it["kind"] == "Deployment")
+    assert planned == sum(group.replicas for group in answer.replicas)
+
+
+def test_manifests_of_one_site(answer):
+    text = kubernetes_manifests(answer, images={"detector": "d:1"}, resources={"cpu": {"cpu": 1}}, site="west")
+
+    assert [it["kind"] for it in yaml.safe_load_all(text)] == ["Deployment", "Service"]
+    assert "east" not in text
+
+
+def test_policies_of_all_clusters(answer):
+    found = list(yaml.safe_load_all(envoy_policies(answer, zones={"east": "zone-a"})))
+
+    zones = [it["spec"]["loadBalancer"]["zoneAware"]["weightedZones"] for it in found]
+    assert zones == [[{"zone": "zone-a", "weight": 1000}], [{"zone": "west", "weight": 1000}]]
+
+
+def test_scaling_covers_the_hours(hourly):
+    """A workload scales between the quiet and the busy hour, plus what is spare."""
+    quiet, busy = ({it.site: it.replicas for it in plan_workloads(one)} for one in hourly)
+    found = {it["metadata"]["name"]: it["spec"] for it in yaml.safe_load_all(
+        keda_scaled_objects(*hourly, prometheus="http://p:9090", spare=1))}  # fmt: skip
+
+    east = next(spec for name, spec in found.items() if "east" in name)
+    assert quiet["east"] < busy["east"]
+    assert (east["minReplicaCount"], east["maxReplicaCount"]) == (quiet["east"], busy["east"] + 1)
+
+
+def test_workload_of_busy_hours_starts_from_none(hourly):
+    """What does not run in each hour may be scaled to nothing."""
+    without = attrs.evolve(hourly[0], replicas=tuple(it for it in hourly[0].replicas if it.sites != ("west",)))
+    found = list(yaml.safe_load_all(keda_scaled_objects(without, hourly[1], prometheus="http://p:9090")))
+
+    assert {it["metadata"]["name"].split("-")[-2]: it["spec"]["minReplicaCount"] for it in found}["west"] == 0
+
+
+def test_ray_has_a_deployment_for_each_workload(answer):
+    options = ray_options(answer, resources={"cpu": {"num_cpus": 2}})
+
+    assert {name: it["num_replicas"] for name, it in options.items()} == {
+        it.name: it.replicas for it in plan_workloads(answer)
+    }
+
+
+async def test_replicas_follow_the_plan(loop, answer):
+    def stack():
+        return si.Stack(si.AdaptiveBatcher(max_batch_size=4, policy="greedy"), ScriptedBackend(duration_s=0.01))
+
+    replicas = plan_replicas(answer, "lyon", {"east": stack(), "west": stack()}, seed=1)
+    async with si.Stack(replicas, clock=loop.clock) as service:
+        for _ in range(50):
+            await service(1.0)
+
+    assert replicas.zone == "east"
+    assert replicas.statistics()["east 1"].attempts == 50
+
+
+def test_unknown_cluster_is_named(answer):
+    with pytest.raises(ValueError, match="cluster: expected one of 'lyon', 'paris', got 'nice'"):
+        plan_replicas(answer, "nice", {})

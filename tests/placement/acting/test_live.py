@@ -1,0 +1,150 @@
+"""What runs is measured, and the next problem has the measurements."""
+
+import asyncio
+
+import attrs
+import numpy as np
+import pytest
+
+import streaminfer as si
+from streaminfer.batching import ServiceTime
+from streaminfer.placement.acting.live import RttMeter, with_measurements
+from streaminfer.placement.distribution import Distribution
+from streaminfer.placement.network.rtt_samples import END_TO_END, RttSamples
+from streaminfer.placement.problem import (
+    DeviceGroup,
+    Link,
+    Model,
+    Problem,
+    ServiceClass,
+    Shard,
+    Site,
+    UserCluster,
+    Variant,
+)
+from streaminfer.testing import ScriptedBackend
+
+
+class Remote:
+    """A service at the end of a line: 30 ms to and fro."""
+
+    def __init__(self, stack):
+        self.inner = stack
+
+    async def start(self):
+        await self.inner.start()
+
+    async def stop(self, *, drain=True):
+        await self.inner.stop(drain=drain)
+
+    async def call(self, request):
+        await asyncio.sleep(0.015)
+        response = await self.inner.call(request)
+        await asyncio.sleep(0.015)
+        return response
+
+
+@pytest.fixture
+def problem():
+    return Problem(
+        clusters=(UserCluster(name="Lyon", rates=10.0, access="end to end", service_class="live", model="faces"),),
+        sites=(Site(name="Paris", devices=(DeviceGroup(kind="cpu", slots=4),)),),
+        models=(
+            Model(
+                name="faces",
+                variants=(Variant(name="fp32", shards=(Shard(service_time={"cpu": ServiceTime.affine(0.1, 0.1)}),)),),
+            ),
+        ),
+        access=(END_TO_END,),
+        service_classes=(ServiceClass(name="live", slo_s=0.2),),
+        links={"Lyon": {"Paris": Link(rtt=Distribution.of(9.0), bandwidth_bytes_s=1e6)}},
+    )
+
+
+async def test_meter_leaves_out_what_the_site_took(loop):
+    """A response after 70 ms, of which the model took 40, was 30 ms on its way; its error was not measured."""
+    batcher = si.AdaptiveBatcher(max_batch_size=4, policy="greedy")
+    site = si.Stack(batcher, ScriptedBackend(ValueError("bad"), duration_s=0.04))
+    meter = RttMeter("Lyon", "Paris")
+
+    async with si.Stack(meter, Remote(site), clock=loop.clock) as service:
+        with pytest.raises(si.BackendError):
+            await service(1.0)
+        await service(1.0)
+        await service(1.0)
+
+    assert meter.rtt_s == pytest.approx([0.03, 0.03])
+    assert RttMeter.samples([meter]).rtt_s["Lyon"]["Paris"] == pytest.approx([0.03, 0.03])
+    assert repr(meter) == "<RttMeter: Lyon to Paris, 2 measurements>"
+
+
+@pytest.mark.parametrize(("served_s", "expected"), [(lambda _: 0.01, [0.02]), (None, [])], ids=["header", "unknown"])
+async def test_meter_reads_the_time_that_a_site_tells(loop, served_s, expected):
+    class Bare:
+        async def call(self, request):
+            await asyncio.sleep(0.03)
+            return si.Response(request.inputs)
+
+    meter = RttMeter("Lyon", "Paris", served_s=served_s)
+    async with si.Stack(meter, Bare(), clock=loop.clock) as service:
+        await service(1.0)
+
+    assert meter.rtt_s == pytest.approx(expected)
+
+
+def test_meter_keeps_the_latest():
+    meter = RttMeter("a", "b", served_s=lambda _: 0.0, keep=2)
+    for after_s in (1, 2, 3):
+        meter.exit(si.Request(0), 0, si.Response(0), after_s * 1_000_000_000)
+
+    assert meter.rtt_s == [2.0, 3.0]
+
+
+def test_problem_gets_links_times_and_rates(problem):
+    """Measured links keep their bandwidth, and what was not measured stays."""
+    rng = np.random.default_rng(0)
+    rtt = RttSamples({"Lyon": {"Paris": rng.uniform(0.01, 0.02, 2_000)}})
+
+    measured = with_measurements(
+        problem, rtt=rtt, rates={"Lyon": [5.0, 7.0]},
+        service_times={("faces", "fp32", "cpu"): ServiceTime.affine(0.01, 0.001)},
+    )  # fmt: skip
+
+    link = measured.links["Lyon"]["Paris"]
+    assert 0.0195 < link.rtt.quantile(0.99) < 0.0201
+    assert link.bandwidth_bytes_s == 1e6
+    assert measured.clusters[0].rates == (5.0, 7.0)
+    assert measured.models[0].variants[0].shards[0].service_time["cpu"] == ServiceTime.affine(0.01, 0.001)
+    assert attrs.evolve(measured, links=problem.links, clusters=problem.clusters, models=problem.models) == problem
+
+
+async def test_batcher_tells_what_it_has_learned(loop, problem):
+    batcher = si.AdaptiveBatcher(max_batch_size=4, slo_s=1.0)
+    model = ScriptedBackend(duration_s=lambda size: 0.02 + 0.005 * size, example=1.0)
+    async with si.Stack(batcher, model, clock=loop.clock) as service:
+        for _ in range(20):
+            await asyncio.gather(*(service(1.0) for _ in range(4)))
+
+    measured = with_measurements(problem, service_times={("faces", "fp32", "cpu"): batcher})
+
+    learned = measured.models[0].variants[0].shards[0].service_time["cpu"]
+    assert learned.seconds(4) == pytest.approx(0.04, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rates": {"Nice": 1.0}}, "rates: expected names of clusters, got 'Nice'"),
+        ({"service_times": {("faces", "int8", "cpu"): ServiceTime.affine(1, 1)}}, "model, variant and device"),
+        ({"service_times": {("faces", "fp32", "cpu"): 0.1}}, "expected an AdaptiveBatcher"),
+        (
+            {"service_times": {("faces", "fp32", "cpu"): si.AdaptiveBatcher(max_batch_size=2, policy="greedy")}},
+            "a batcher that learns one service time",
+        ),
+        ({"rtt": RttSamples({"Nice": {"Paris": np.ones(4)}})}, "links: expected a known name"),
+    ],
+    ids=["rates", "variant", "kind", "greedy", "cluster"],
+)
+def test_unknown_names_are_refused(problem, changes, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        with_measurements(problem, **changes)

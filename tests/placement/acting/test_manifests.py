@@ -1,0 +1,137 @@
+"""Manifests are what the platforms accept, and say what the plan says."""
+
+import attrs
+import kubernetes_validate
+import pytest
+import yaml
+
+from streaminfer.placement.acting.kubernetes import workload_manifests
+from streaminfer.placement.acting.ray_options import deployment_options
+from streaminfer.placement.acting.traffic import scaled_objects, zone_policies
+from streaminfer.placement.acting.workloads import Workload, platform_name
+
+PARIS = Workload(
+    model="Detector", variant="int8", shard=0, site="eu-paris", device="a10", replicas=2, rate=120.0, slots=1.0,
+    memory_bytes=2.0e9,
+)  # fmt: skip
+LYON = attrs.evolve(PARIS, site="eu-lyon", device="cpu", replicas=3, slots=0.5)
+RESOURCES = {"a10": {"nvidia.com/gpu": 1}, "cpu": {"cpu": 1}}
+
+
+def manifests(*workloads, **changes):
+    given = {"images": {"Detector": "registry/detector:1"}, "resources": RESOURCES, "zones": None, "port": 8000}
+    return list(yaml.safe_load_all(workload_manifests(workloads, namespace="vision", **given | changes)))
+
+
+@pytest.mark.parametrize("version", ["1.33", "1.35"])
+def test_kubernetes_accepts_the_manifests(version):
+    """Every document passes the strict schema of its version."""
+    found = manifests(PARIS, LYON, attrs.evolve(PARIS, shard=1))
+
+    assert [it["kind"] for it in found] == ["Deployment"] * 3 + ["Service"] * 2
+    for document in found:
+        kubernetes_validate.validate(document, version, strict=True)
+
+
+def test_schema_check_would_find_mistakes():
+    document = manifests(PARIS)[0]
+    document["spec"]["template"]["spec"]["containers"][0]["readinessProbes"] = {}
+
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(document, "1.35", strict=True)
+
+
+def test_deployment_stays_in_its_zone():
+    """Replicas, zone, spread over hosts, image and resources are those of the workload."""
+    document = manifests(PARIS, zones={"eu-paris": "eu-west-3a"})[0]
+    pod = document["spec"]["template"]["spec"]
+    (term,) = pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+
+    assert document["spec"]["replicas"] == 2
+    assert term["matchExpressions"] == [
+        {"key": "topology.kubernetes.io/zone", "operator": "In", "values": ["eu-west-3a"]}
+    ]
+    assert pod["topologySpreadConstraints"][0]["topologyKey"] == "kubernetes.io/hostname"
+    assert pod["containers"][0]["image"] == "registry/detector:1"
+    assert pod["containers"][0]["resources"] == {
+        "requests": {"nvidia.com/gpu": "1"}, "limits": {"nvidia.com/gpu": "1"},
+    }  # fmt: skip
+
+
+def test_cpu_slots_and_memory_become_requests():
+    (deployment, _service) = manifests(LYON)
+
+    resources = deployment["spec"]["template"]["spec"]["containers"][0]["resources"]
+    assert resources == {"requests": {"cpu": "500m", "memory": "1908Mi"}, "limits": {"memory": "1908Mi"}}
+
+
+def test_service_prefers_its_zone_and_selects_the_pods():
+    deployment, service = manifests(PARIS)
+
+    assert service["spec"]["trafficDistribution"] == "PreferSameZone"
+    assert service["spec"]["selector"].items() <= deployment["spec"]["template"]["metadata"]["labels"].items()
+
+
+def test_part_of_a_gpu_is_refused():
+    with pytest.raises(
+        ValueError, match=r"whole numbers of nvidia.com/gpu, which Kubernetes does not divide, got 0\.5"
+    ):
+        manifests(attrs.evolve(PARIS, slots=0.5))
+
+
+@pytest.mark.parametrize("missing", ["images", "resources"])
+def test_missing_image_or_device_is_named(missing):
+    with pytest.raises(ValueError, match=f"{missing}: expected a value for '(Detector|a10)'"):
+        manifests(PARIS, **{missing: {}})
+
+
+def test_zone_weights_follow_the_shares():
+    text = zone_policies(
+        {"Lyon": ("Detector", {"eu-lyon": 0.7, "eu-paris": 0.3, "us": 0.0})}, zones=None, namespace="v"
+    )
+    (policy,) = yaml.safe_load_all(text)
+
+    assert policy["kind"] == "BackendTrafficPolicy"
+    assert policy["spec"]["targetRefs"][0]["name"] == policy["metadata"]["name"]
+    assert policy["spec"]["loadBalancer"]["zoneAware"]["weightedZones"] == [
+        {"zone": "eu-lyon", "weight": 700},
+        {"zone": "eu-paris", "weight": 300},
+    ]
+
+
+def test_keda_scales_from_the_plan_up():
+    """The plan is the least, and a replica more is for as many requests as the plan counts on."""
+    text = scaled_objects(
+        [PARIS], least={PARIS.name: 2}, most={PARIS.name: 5}, prometheus="http://prometheus:9090",
+        query='sum(x{w="{workload}"})', namespace="v",
+    )  # fmt: skip
+    (scaled,) = yaml.safe_load_all(text)
+    (trigger,) = scaled["spec"]["triggers"]
+
+    assert (scaled["spec"]["minReplicaCount"], scaled["spec"]["maxReplicaCount"]) == (2, 5)
+    assert scaled["spec"]["scaleTargetRef"]["name"] == manifests(PARIS)[0]["metadata"]["name"]
+    assert trigger["metricType"] == "AverageValue"
+    assert trigger["metadata"] == {
+        "serverAddress": "http://prometheus:9090", "query": f'sum(x{{w="{PARIS.name}"}})', "threshold": "120",
+    }  # fmt: skip
+
+
+def test_ray_holds_replicas_at_their_site():
+    options = deployment_options([PARIS, LYON], resources={"a10": {"num_gpus": 1}, "cpu": {"num_cpus": 2}})
+
+    assert options[PARIS.name] == {
+        "num_replicas": 2,
+        "ray_actor_options": {"num_gpus": 1, "resources": {"site:eu-paris": 0.001}},
+    }
+    assert options[LYON.name]["ray_actor_options"] == {
+        "num_cpus": 1, "memory": 2e9, "resources": {"site:eu-lyon": 0.001},
+    }  # fmt: skip
+
+
+def test_platform_names_are_valid_and_differ():
+    names = ["detector", "Detector", "detector 1", "detector-1", "d" * 80, "d" * 81, "7", "é"]
+    made = [platform_name(name) for name in names]
+
+    assert len(set(made)) == len(names)
+    assert made[0] == "detector"
+    assert all(len(name) <= 63 and name[0].isalpha() and name.strip("-") == name for name in made)

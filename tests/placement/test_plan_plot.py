@@ -1,0 +1,40 @@
+"""The picture of a plan can be printed, and shows the clusters that matter."""
+
+import numpy as np
+import pytest
+from pictures import check_printable
+
+from streaminfer.placement.matrix_plot import plot_matrix
+
+
+def matrix(clusters, sites, *, seed=0):
+    rng = np.random.default_rng(seed)
+    names = [f"site number {n}" for n in range(sites)]
+    parts = {
+        f"cluster {n}": {site: float(rng.uniform(0.1, 1.4)) for site in names if site == names[0] or rng.random() < 0.9}
+        for n in range(clusters)
+    }
+    shares = {name: {min(row, key=row.get): 1.0} for name, row in parts.items()}
+    return parts, shares, dict.fromkeys(names, "3 repl.\n71% load\n1.25/h")
+
+
+@pytest.mark.parametrize(("clusters", "sites"), [(1, 1), (4, 14), (60, 30)], ids=["one", "wide", "many"])
+def test_picture_is_printable(clusters, sites):
+    axes = plot_matrix(None, *matrix(clusters, sites))
+
+    check_printable(axes)
+    assert len(axes.get_yticks()) <= 30
+    assert len(axes.get_xticks()) <= 14
+
+
+def test_tightest_clusters_come_first():
+    """Unserved clusters lead, then those whose round trip takes most of the SLO; the others are counted."""
+    parts, shares, labels = matrix(40, 5)
+    shares["cluster 7"] = {}
+    axes = plot_matrix(None, parts, shares, labels)
+
+    shown = [label.get_text() for label in axes.get_yticklabels()]
+    assert shown[0] == "cluster 7"
+    used = [max(parts[name][site] for site in shares[name]) for name in shown[1:]]
+    assert used == sorted(used, reverse=True)
+    assert "10 clusters with more room" in axes.get_ylabel()
