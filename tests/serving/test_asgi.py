@@ -439,41 +439,208 @@ def test_a_sequence_keeps_its_state_and_ends(ask_app):
     assert asyncio.run(scenario()) == [[1.0], [2.0], [1.0], [3.0], [1.0]]
 
 
-def test_a_large_body_is_copied_once(scripted, ask_app):
-    _, _, app = scripted()
-    body, headers = binary(np.zeros((1, 150_000), np.float32))
-    headers["content-length"] = str(len(body))
-    chunks = [body[start : start + 60_000] for start in range(0, len(body), 60_000)]
-    peaks = []
+class Noting:
+    """A service that notes how its rows lie in memory, and how much was allocated until then."""
 
-    async def discard(message):
-        pass
+    def __init__(self):
+        self.arrays, self.peaks = [], []
+
+    async def call(self, request):
+        self.peaks.append(tracemalloc.get_traced_memory()[1])
+        self.arrays.append(request.inputs)
+        return si.Response(request.inputs)
+
+
+@pytest.mark.parametrize(("pieces", "copies"), [(10, 1), (1, 0)])
+def test_a_large_body_is_copied_once_at_most(ask_app, pieces, copies):
+    service = Noting()
+    app = si.serving.asgi_app({"m": si.Stack(service)})
+    body, headers = binary(np.zeros((1, 150_000), np.float32), "x" * 3)
+    head_length = int(headers["Inference-Header-Content-Length"])
+    spaces = b" " * (-head_length % 16)  # so that a body in one piece is aligned
+    body, headers = spaces + body, {"Inference-Header-Content-Length": str(head_length + len(spaces))}
+    step = -(-len(body) // pieces)
+    chunks = [body[start : start + step] for start in range(0, len(body), step)]
 
     async def scenario():
-        tensor = np.zeros((1, 1), np.float32)
         async with app:
-            await ask_app(app, "POST", INFER, *binary(tensor))
-            messages = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
-            messages.append({"type": "http.request", "body": b"", "more_body": False})
-            from streaminfer.serving.infer_request import parse_body
-
-            async def receive():
-                return messages.pop(0)
-
+            await ask_app(app, "POST", INFER, *binary(np.zeros((1, 1), np.float32)))
             tracemalloc.start()
-            read, length = await app._read(
-                headers | {"inference-header-content-length": headers["Inference-Header-Content-Length"]}, receive
-            )
-            call = parse_body(read, length, None, Limits())
-            peaks.append(tracemalloc.get_traced_memory()[1])
+            reply = await ask_app(app, "POST", INFER, headers=headers, chunks=chunks)
             tracemalloc.stop()
-            return call.arrays["x"]
+            return reply.status
 
-    array = asyncio.run(scenario())
+    assert asyncio.run(scenario()) == 200
+    assert service.arrays[1].flags.aligned
+    assert not service.arrays[1].flags.owndata
+    assert service.peaks[1] < (copies + 0.3) * len(body)
 
-    assert array.flags.aligned
-    assert not array.flags.owndata
-    assert peaks[0] < 1.3 * len(body)
+
+def test_requests_with_one_head_have_contents_of_their_own(scripted, ask_app):
+    """The description of a request is read once for all that share it; contents, deadlines and answers are not."""
+    _, _, app = scripted()
+
+    async def scenario():
+        async with app:
+            replies = [await ask_app(app, "POST", INFER, *binary(X + number)) for number in range(3)]
+            body, headers = binary(X)
+            late = await ask_app(app, "POST", INFER, body, headers | {"x-streaminfer-timeout-s": "0"})
+            short = await ask_app(app, "POST", INFER, body[:-4], headers)
+            return replies, late, short
+
+    replies, late, short = asyncio.run(scenario())
+
+    for number, reply in enumerate(replies):
+        length = int(reply.headers["inference-header-content-length"])
+        assert np.array_equal(np.frombuffer(reply.body[length:], np.float32), (X + number).ravel())
+    assert (late.status, short.status) == (504, 400)
+
+
+def test_an_answer_without_a_body_ends(scripted, ask_app):
+    """An answer whose end is not sent makes servers close the connection and log an error, at each probe."""
+    _, _, app = scripted()
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    async def scenario():
+        await app({"type": "http", "method": "GET", "path": "/v2/health/live", "headers": []}, None, send)
+
+    asyncio.run(scenario())
+
+    assert sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
+
+
+def test_more_rows_than_places_are_answered(scripted, ask_app, body_of):
+    _, _, app = scripted(batcher=si.AdaptiveBatcher(max_batch_size=2, max_queue_size=2))
+
+    async def scenario():
+        async with app:
+            return await ask_app(app, "POST", INFER, body_of(np.zeros((20, 4), np.float32)))
+
+    reply = asyncio.run(scenario())
+
+    assert reply.status == 200
+    assert reply.json["outputs"][0]["shape"] == [20, 4]
+
+
+def test_rows_do_not_wait_where_none_is_accepted(scripted, ask_app, body_of):
+    _, _, app = scripted(HANG, batcher=si.AdaptiveBatcher(max_batch_size=1, max_queue_size=1))
+
+    async def scenario():
+        async with app:
+            gone = asyncio.Event()
+            waiting = [asyncio.ensure_future(ask_app(app, "POST", INFER, body_of(X[:1]), gone=gone)) for _ in range(3)]
+            await next(asyncio.as_completed(waiting))
+            refused = await ask_app(app, "POST", INFER, body_of(X))
+            gone.set()
+            await asyncio.gather(*waiting)
+            return refused.status
+
+    assert asyncio.run(asyncio.wait_for(scenario(), 30)) == 429
+
+
+def test_every_stack_stops_where_one_fails_to(doubling_stack):
+    class Broken:
+        async def stop(self, *, drain):
+            raise OSError("lost device")
+
+        async def infer(self, batch):
+            raise AssertionError
+
+    app = si.serving.asgi_app({"bad": si.Stack(Broken()), "good": doubling_stack})
+
+    async def scenario():
+        await app.__aenter__()
+        with pytest.raises(OSError, match="lost device"):
+            await app.__aexit__(None, None, None)
+        return doubling_stack.stack_state
+
+    assert asyncio.run(scenario()) == "stopped"
+
+
+def test_statistics_of_all_models(scripted, ask_app, body_of):
+    _, _, app = scripted()
+
+    async def scenario():
+        async with app:
+            await ask_app(app, "POST", INFER, body_of(X))
+            return (await ask_app(app, "GET", "/v2/models/stats")).json
+
+    (model,) = asyncio.run(scenario())["model_stats"]
+    assert (model["name"], model["inference_count"]) == ("m", 3)
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"), [({"content-encoding": "gzip"}, b"{}"), ({"content-length": "99"}, b"{"), ({}, b"x" * 99)]
+)
+def test_a_body_that_is_not_read_ends_its_connection(scripted, ask_app, headers, body):
+    _, _, app = scripted(limits=Limits(max_body_bytes=50))
+
+    async def scenario():
+        async with app:
+            return await ask_app(app, "POST", INFER, body, headers)
+
+    assert asyncio.run(scenario()).headers["connection"] == "close"
+
+
+def events_of(reply):
+    return [json.loads(event.removeprefix(b"data: ")) for event in reply.body.split(b"\n\n")[:-1]]
+
+
+@pytest.mark.parametrize(
+    ("options", "events"),
+    [({}, [0, 1, 2]), ({"fails_at": 2}, [0, 1, "error"]), ({"hangs_at": 1}, [0, "error"])],
+    ids=["all", "failure", "deadline"],
+)
+def test_answers_are_sent_as_they_come(counting, ask_app, options, events):
+    service = counting(**options)
+    app = si.serving.asgi_app({"m": si.Stack(service)})
+
+    async def scenario():
+        async with app:
+            body, headers = json.dumps({"x": [3]}).encode(), {"x-streaminfer-timeout-s": "0.2"}
+            reply = await ask_app(app, "POST", "/v2/models/m/generate_stream", body, headers)
+            return reply, (await ask_app(app, "GET", "/v2/models/m/stats")).json["model_stats"][0]["inference_stats"]
+
+    reply, counts = asyncio.run(asyncio.wait_for(scenario(), 30))
+
+    assert reply.status == 200
+    assert [event.get("n", "error") for event in events_of(reply)] == events
+    assert b"secret" not in reply.body
+    assert service.closed == 1
+    assert (counts["success"]["count"], counts["fail"]["count"]) == ((0, 1) if "error" in events else (1, 0))
+
+
+def test_an_error_before_the_first_answer_is_a_status(counting, ask_app):
+    app = si.serving.asgi_app({"m": si.Stack(counting(fails_at=0))})
+
+    async def scenario():
+        async with app:
+            body = json.dumps({"x": [3]}).encode()
+            return [(await ask_app(app, "POST", f"/v2/models/m/{kind}", body)).status for kind in
+                    ("generate_stream", "generate")]  # fmt: skip
+
+    assert asyncio.run(scenario()) == [500, 501]
+
+
+def test_a_client_that_goes_away_ends_its_answers(counting, ask_app):
+    service = counting(hangs_at=1)
+    app = si.serving.asgi_app({"m": si.Stack(service)})
+
+    async def scenario():
+        async with app:
+            gone = asyncio.Event()
+            body = json.dumps({"x": [3]}).encode()
+            asked = asyncio.ensure_future(ask_app(app, "POST", "/v2/models/m/generate_stream", body, gone=gone))
+            await asyncio.sleep(0)
+            gone.set()
+            await asked
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+
+    assert service.closed == 1
 
 
 @pytest.mark.parametrize(
@@ -492,3 +659,13 @@ def test_wrong_limits_are_named(doubling_stack):
         Limits(max_rows=0)
     with pytest.raises(ValueError, match="'/'"):
         si.serving.asgi_app({"a/b": doubling_stack})
+
+
+def test_a_model_with_many_answers_says_so(counting, ask_app):
+    app = si.serving.asgi_app({"m": si.Stack(counting())})
+
+    async def scenario():
+        async with app:
+            return (await ask_app(app, "GET", "/v2/models/m/config")).json
+
+    assert asyncio.run(scenario())["model_transaction_policy"] == {"decoupled": True}
