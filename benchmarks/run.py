@@ -54,6 +54,7 @@ BENCHMARKS = {
     "limit": "what ConcurrencyLimit, RetryBudget and Hedge add to a request",
     "router": "FallbackRouter: overload, quality kept, brown-out, added CPU",
     "replicas": "Replicas: one of eight slow, broken, in other zones; beside random, round robin and others",
+    "conformance": "what standard clients find, ours beside Triton, MLServer and KServe; writes a table",
     "serving": "a no-op model over HTTP and gRPC beside bare echoes; copies of a body; 10,000 hostile requests",
     "import": "what importing streaminfer costs",
     "state": "recurrent models batched across streams: streams held on time, copies of states over memcpy",
