@@ -1,7 +1,6 @@
 """A stack as a model of the protocol: its description, its counters, and requests of several rows."""
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -15,6 +14,7 @@ from streaminfer._stack.many_calls import answer_all, default_concurrency
 from streaminfer.errors import BackendError, DeadlineExceeded, InvalidInput
 from streaminfer.protocols import Capabilities, ModelTensor, ModelTensors, adapt
 from streaminfer.request import Request, Response, deadline_after, time_left_s
+from streaminfer.serving._model_counters_cy import ModelCounters
 from streaminfer.serving.deadlines import RequestSettings
 from streaminfer.serving.errors import RequestRejected
 from streaminfer.serving.infer_request import InferHead, InferRequest
@@ -34,7 +34,6 @@ _MAX_HEADS = 64
 _MAX_HEAD_BYTES = 1024
 """Heads of requests that are kept: most clients send few kinds of requests, each many times."""
 _CONFIG_TYPES = {"BYTES": "TYPE_STRING"}
-_PARTS = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss")
 
 
 class ServedModel:
@@ -56,10 +55,7 @@ class ServedModel:
         self._heads: dict[bytes, InferHead] = {}
         self._output_names: tuple[str, ...] = ()
         self.announced: Mapping[str, str | None] = {}
-        self._counts = dict.fromkeys(_PARTS, 0)
-        self._times_ns = dict.fromkeys(_PARTS, 0)
-        self._batches = 0.0
-        self._last_ms = 0
+        self._counters = ModelCounters()
 
     # -- requests -----------------------------------------------------------------------------------------------
 
@@ -135,13 +131,13 @@ class ServedModel:
                 return InferAnswer({}, time_left_s(deadline_ns, self.now_ns()), stream)
             arrays = self._joined([response.outputs for response in responses])
         except BaseException:
-            self._count_failure(head.rows, self.now_ns() - arrived_ns)
+            self._counters.fail(self.now_ns() - arrived_ns)
             raise
         finally:
             if states is not None and settings.ends_stream:
                 states.end_stream(settings.stream_id)
         now_ns = self.now_ns()
-        self._count(responses, now_ns - arrived_ns)
+        self._counters.succeed(responses, now_ns - arrived_ns)
         return InferAnswer(arrays, time_left_s(deadline_ns, now_ns))
 
     async def _answer_rows(self, requests: list[Request], now_ns: int) -> list[Response]:
@@ -183,10 +179,10 @@ class ServedModel:
                     raise
                 yield self._joined([outputs])
         except BaseException:
-            self._count_failure(1, self.now_ns() - arrived_ns)
+            self._counters.fail(self.now_ns() - arrived_ns)
             raise
         else:
-            self._count([response], self.now_ns() - arrived_ns)
+            self._counters.succeed([response], self.now_ns() - arrived_ns)
         finally:
             await _close(response)
 
@@ -260,39 +256,8 @@ class ServedModel:
         return config
 
     def statistics(self) -> dict[str, Any]:
-        """Counts and durations of the requests' rows, in Triton's words."""
-        return {
-            "name": self.name,
-            "version": VERSION,
-            "last_inference": self._last_ms,
-            "inference_count": self._counts["success"],
-            "execution_count": round(self._batches),
-            "inference_stats": {name: {"count": self._counts[name], "ns": self._times_ns[name]} for name in _PARTS},
-            "batch_stats": [],
-        }
-
-    # -- counters -----------------------------------------------------------------------------------------------
-
-    def _count_failure(self, rows: int, took_ns: int) -> None:
-        self._counts["fail"] += rows
-        self._times_ns["fail"] += took_ns * rows
-
-    def _count(self, responses: list[Response], took_ns: int) -> None:
-        self._last_ms = time.time_ns() // 1_000_000
-        self._counts["success"] += len(responses)
-        self._times_ns["success"] += took_ns * len(responses)
-        for response in responses:
-            timings = response.timings
-            if timings is None:
-                continue
-            self._batches += 1 / timings.batch_size if timings.batch_size else 0
-            for name, part_ns in (
-                ("queue", timings.started_ns - timings.enqueued_ns),
-                ("compute_input", timings.assembled_ns - timings.started_ns),
-                ("compute_infer", timings.inferred_ns - timings.assembled_ns),
-            ):
-                self._counts[name] += 1
-                self._times_ns[name] += part_ns
+        """Counts and durations of the requests, in Triton's words."""
+        return {"name": self.name, "version": VERSION, **self._counters.statistics()}
 
     def __repr__(self) -> str:
         return f"ServedModel({self.name!r}, {self.stack!r})"

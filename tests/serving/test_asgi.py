@@ -86,7 +86,7 @@ def test_the_row_that_fails_fails_the_request(scripted, ask_app, body_of):
 
     assert reply.status == 500
     assert "secret" not in reply.body.decode()
-    assert statistics["model_stats"][0]["inference_stats"]["fail"]["count"] == 3
+    assert statistics["model_stats"][0]["inference_stats"]["fail"]["count"] == 1
 
 
 def test_the_cause_of_a_failure_is_logged(scripted, ask_app, body_of, caplog):
@@ -569,7 +569,11 @@ def test_statistics_of_all_models(scripted, ask_app, body_of):
             return (await ask_app(app, "GET", "/v2/models/stats")).json
 
     (model,) = asyncio.run(scenario())["model_stats"]
-    assert (model["name"], model["inference_count"]) == ("m", 3)
+    assert (model["name"], model["inference_count"], model["execution_count"]) == ("m", 3, 1)
+    assert {name: part["count"] for name, part in model["inference_stats"].items() if part["count"]} == {
+        "success": 1, "queue": 1, "compute_input": 1, "compute_infer": 1,
+    }  # fmt: skip
+    assert model["inference_stats"]["queue"]["ns"] <= model["inference_stats"]["success"]["ns"]
 
 
 @pytest.mark.parametrize(
