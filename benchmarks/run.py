@@ -56,6 +56,7 @@ BENCHMARKS = {
     "replicas": "Replicas: one of eight slow, broken, in other zones; beside random, round robin and others",
     "conformance": "what standard clients find, ours beside Triton, MLServer and KServe; writes a table",
     "serving": "a no-op model over HTTP and gRPC beside bare echoes; copies of a body; 10,000 hostile requests",
+    "serving_models": "silero and BlazeFace behind our gRPC server, Triton and MLServer: p99 at 0.7 of capacity",
     "serving_peers": "a no-op model over HTTP beside BentoML, LitServe and mosec",
     "import": "what importing streaminfer costs",
     "state": "recurrent models batched across streams: streams held on time, copies of states over memcpy",

@@ -103,7 +103,7 @@ ENVIRONMENTS = {
         ),
         shared_libpython=True,
     ),
-    "mlserver": Environment("mlserver", (("mlserver==1.7.1",),)),
+    "mlserver": Environment("mlserver", (("mlserver==1.7.1", "onnxruntime==1.31.1"),)),
     "kserve": Environment("kserve", (("kserve==0.21.0",),)),
     "serving": Environment(
         "serving",

@@ -73,7 +73,7 @@ class InferHead:
         binary: whether outputs that are not named are returned as bytes.
         spans: where the contents lie behind a head over HTTP.
         content_size: of all contents together, over HTTP.
-        is_reusable: it has no elements of its own.
+        is_reusable: it has neither elements nor text of its own.
         rendered: the head of the latest response, and what it describes.
     """
 
@@ -109,7 +109,12 @@ class InferHead:
                 position += tensor.size
         self.content_size = position
         self._contents = sum(tensor.data is None for tensor in self.tensors)
-        self.is_reusable = self._contents == len(self.tensors)
+        # what may name a person is not kept
+        self.is_reusable = (
+            self._contents == len(self.tensors)
+            and not identity
+            and not any(isinstance(value, str) for value in parameters.values())
+        )
 
     def read(self, contents: Sequence[memoryview]) -> "InferRequest":
         """Return the request with the content of its tensors, which the arrays are views of.

@@ -496,6 +496,23 @@ def test_requests_with_one_head_have_contents_of_their_own(scripted, ask_app):
     assert (late.status, short.status) == (504, 400)
 
 
+@pytest.mark.parametrize(("more", "kept"), [({}, 1), ({"subject": "Ada"}, 0), ({"id": "Ada"}, 0)])
+def test_what_may_name_a_person_is_not_kept(scripted, ask_app, more, kept):
+    _, _, app = scripted()
+    body, headers = binary(X)
+    head = json.loads(body[: int(headers["Inference-Header-Content-Length"])])
+    head = head | more if "id" in more else {**head, "parameters": head["parameters"] | more}
+    text = json.dumps(head).encode()
+    headers = {"Inference-Header-Content-Length": str(len(text))}
+
+    async def scenario():
+        async with app:
+            return (await ask_app(app, "POST", INFER, text + X.tobytes(), headers)).status
+
+    assert asyncio.run(scenario()) == 200
+    assert len(app._models["m"]._heads) == kept
+
+
 def test_an_answer_without_a_body_ends(scripted, ask_app):
     """An answer whose end is not sent makes servers close the connection and log an error, at each probe."""
     _, _, app = scripted()
