@@ -5,6 +5,8 @@ Each check is a function of a `Target` that raises unless the server does what t
 
 import http.client
 import json
+import re
+import subprocess
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +17,7 @@ import tritonclient.grpc as grpc_client
 import tritonclient.http as http_client
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from servers.environments import ENVIRONMENTS
 from servers.mlp import mlp_answers
 
 __all__ = ["CHECKS", "Target", "verdicts"]
@@ -314,6 +317,31 @@ def _grpc_stream(target: Target) -> None:
 def _grpc_stream_error(target: Target) -> None:
     found = _stream(target, "no_such_model", target.model)
     _expect([bool(one.error_message) for one in found] == [True, False], [one.error_message for one in found])
+
+
+def _perf_analyzer(target: Target, *arguments: str) -> None:
+    """Run Triton's load generator for three short windows, however unsteady the figures are."""
+    program = ENVIRONMENTS["perf_analyzer"].make().python.with_name("perf_analyzer")
+    measured = ("--measurement-interval", "100", "--max-trials", "3", "--stability-percentage", "999")
+    command = [str(program), "-m", target.model, *arguments, *measured, "--concurrency-range", "4"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    rate = re.search(r"Throughput: ([0-9.]+) infer/sec", done.stdout)
+    _expect(done.returncode == 0 and rate and float(rate[1]) > 0 and not done.stderr, done.stdout[-99:] + done.stderr)
+
+
+@_check("`perf_analyzer` over HTTP")
+def _perf_analyzer_http(target: Target) -> None:
+    _perf_analyzer(target, "-i", "http", "-u", target.http_url)
+
+
+@_check("`perf_analyzer` over gRPC")
+def _perf_analyzer_grpc(target: Target) -> None:
+    _perf_analyzer(target, "-i", "grpc", "-u", target.grpc_url)
+
+
+@_check("`perf_analyzer` over one gRPC stream")
+def _perf_analyzer_stream(target: Target) -> None:
+    _perf_analyzer(target, "-i", "grpc", "-u", target.grpc_url, "--streaming", "--async")
 
 
 @_check("extensions that are announced work")

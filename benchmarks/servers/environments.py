@@ -114,6 +114,8 @@ ENVIRONMENTS = {
         ),
         pythons=THIS_PYTHON,
     ),
+    # Triton's load generator: a program in a wheel
+    "perf_analyzer": Environment("perf_analyzer", (("--no-deps", "perf-analyzer==2.60.0"),)),
     "pipecat": Environment(
         "pipecat",
         (

@@ -7,6 +7,7 @@ cdef class ModelCounters:
     cdef long long _infer_ns
     cdef long long _input_ns
     cdef long long _last_ns
+    cdef long long _output_ns
     cdef long long _queue_ns
     cdef long long _rows
     cdef long long _succeeded
@@ -17,5 +18,5 @@ cdef class ModelCounters:
 
     @cython.locals(
         timed=cython.longlong, queue_ns=cython.longlong, input_ns=cython.longlong, infer_ns=cython.longlong,
-        rows=Py_ssize_t)
-    cpdef succeed(self, list responses, long long took_ns)
+        output_ns=cython.longlong, rows=Py_ssize_t)
+    cpdef succeed(self, list responses, long long arrived_ns, long long now_ns)

@@ -24,6 +24,7 @@ class ModelCounters:
         "_infer_ns",
         "_input_ns",
         "_last_ns",
+        "_output_ns",
         "_queue_ns",
         "_rows",
         "_succeeded",
@@ -33,7 +34,8 @@ class ModelCounters:
 
     def __init__(self) -> None:
         self._succeeded = self._failed = self._timed = self._rows = 0
-        self._succeeded_ns = self._failed_ns = self._queue_ns = self._input_ns = self._infer_ns = self._last_ns = 0
+        self._succeeded_ns = self._failed_ns = self._queue_ns = self._input_ns = self._infer_ns = 0
+        self._output_ns = self._last_ns = 0
         self._batches = 0.0
 
     def fail(self, took_ns: int) -> None:
@@ -45,19 +47,20 @@ class ModelCounters:
         self._failed += 1
         self._failed_ns += took_ns
 
-    def succeed(self, responses: list[Response], took_ns: int) -> None:
+    def succeed(self, responses: list[Response], arrived_ns: int, now_ns: int) -> None:
         """Count a request.
 
         Args:
             responses: one for each row.
-            took_ns: from its arrival on.
+            arrived_ns: instant of its arrival.
+            now_ns: the present.
         """
         self._last_ns = time.time_ns()
         self._succeeded += 1
-        self._succeeded_ns += took_ns
+        self._succeeded_ns += now_ns - arrived_ns
         rows = len(responses)
         self._rows += rows
-        timed = queue_ns = input_ns = infer_ns = 0
+        timed = queue_ns = input_ns = infer_ns = output_ns = 0
         for response in responses:
             timings: Timings | None = response.timings
             if timings is not None:
@@ -65,6 +68,7 @@ class ModelCounters:
                 queue_ns += timings.started_ns - timings.enqueued_ns
                 input_ns += timings.assembled_ns - timings.started_ns
                 infer_ns += timings.inferred_ns - timings.assembled_ns
+                output_ns += now_ns - timings.inferred_ns
                 if timings.batch_size:
                     self._batches += 1.0 / timings.batch_size
         if timed:
@@ -72,6 +76,7 @@ class ModelCounters:
             self._queue_ns += queue_ns // timed
             self._input_ns += input_ns // timed
             self._infer_ns += infer_ns // timed
+            self._output_ns += output_ns // timed
 
     def statistics(self) -> dict[str, Any]:
         """Return the counts and durations."""
@@ -81,7 +86,7 @@ class ModelCounters:
             "queue": (self._timed, self._queue_ns),
             "compute_input": (self._timed, self._input_ns),
             "compute_infer": (self._timed, self._infer_ns),
-            "compute_output": (0, 0),
+            "compute_output": (self._timed, self._output_ns),
             "cache_hit": (0, 0),
             "cache_miss": (0, 0),
         }

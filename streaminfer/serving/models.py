@@ -137,7 +137,7 @@ class ServedModel:
             if states is not None and settings.ends_stream:
                 states.end_stream(settings.stream_id)
         now_ns = self.now_ns()
-        self._counters.succeed(responses, now_ns - arrived_ns)
+        self._counters.succeed(responses, arrived_ns, now_ns)
         return InferAnswer(arrays, time_left_s(deadline_ns, now_ns))
 
     async def _answer_rows(self, requests: list[Request], now_ns: int) -> list[Response]:
@@ -182,7 +182,7 @@ class ServedModel:
             self._counters.fail(self.now_ns() - arrived_ns)
             raise
         else:
-            self._counters.succeed([response], self.now_ns() - arrived_ns)
+            self._counters.succeed([response], arrived_ns, self.now_ns())
         finally:
             await _close(response)
 

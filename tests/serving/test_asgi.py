@@ -486,14 +486,25 @@ def test_requests_with_one_head_have_contents_of_their_own(scripted, ask_app):
             body, headers = binary(X)
             late = await ask_app(app, "POST", INFER, body, headers | {"x-streaminfer-timeout-s": "0"})
             short = await ask_app(app, "POST", INFER, body[:-4], headers)
-            return replies, late, short
+            long = await ask_app(app, "POST", INFER, body + b"x", headers)
+            return replies, [late.status, short.status, long.status]
 
-    replies, late, short = asyncio.run(scenario())
+    replies, statuses = asyncio.run(scenario())
 
     for number, reply in enumerate(replies):
         length = int(reply.headers["inference-header-content-length"])
         assert np.array_equal(np.frombuffer(reply.body[length:], np.float32), (X + number).ravel())
-    assert (late.status, short.status) == (504, 400)
+    assert statuses == [504, 400, 400]
+
+
+def test_json_that_is_too_deep_is_rejected(scripted, ask_app):
+    _, _, app = scripted()
+
+    async def scenario():
+        async with app:
+            return await ask_app(app, "POST", INFER, b"[" * 200_000)
+
+    assert asyncio.run(scenario()).status == 400
 
 
 @pytest.mark.parametrize(("more", "kept"), [({}, 1), ({"subject": "Ada"}, 0), ({"id": "Ada"}, 0)])
@@ -588,9 +599,11 @@ def test_statistics_of_all_models(scripted, ask_app, body_of):
     (model,) = asyncio.run(scenario())["model_stats"]
     assert (model["name"], model["inference_count"], model["execution_count"]) == ("m", 3, 1)
     assert {name: part["count"] for name, part in model["inference_stats"].items() if part["count"]} == {
-        "success": 1, "queue": 1, "compute_input": 1, "compute_infer": 1,
+        "success": 1, "queue": 1, "compute_input": 1, "compute_infer": 1, "compute_output": 1,
     }  # fmt: skip
-    assert model["inference_stats"]["queue"]["ns"] <= model["inference_stats"]["success"]["ns"]
+    times_ns = {name: part["ns"] for name, part in model["inference_stats"].items()}
+    assert times_ns["compute_output"] > 0
+    assert sum(times_ns.values()) <= 2 * times_ns["success"]
 
 
 @pytest.mark.parametrize(
