@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import streaminfer as si
+from streaminfer.backends.signature import TensorSpec
 from streaminfer.serving import Limits
 from streaminfer.testing import HANG
 
@@ -506,6 +507,38 @@ def test_json_that_is_too_deep_is_rejected(scripted, ask_app):
             return await ask_app(app, "POST", INFER, b"[" * 200_000)
 
     assert asyncio.run(scenario()).status == 400
+
+
+def test_a_head_is_read_again_when_the_model_changes(ask_app):
+    """What a shared description means depends on the model, which a reload can exchange."""
+    now_ns = 10**12
+
+    class Reloaded:
+        takes_one_array = True
+        seen = ()
+
+        def model_tensors(self):
+            tensor = TensorSpec("x", np.dtype(np.float32), (None, 4))
+            return si.protocols.ModelTensors((tensor,), takes_one_array=self.takes_one_array)
+
+        async def call(self, request):
+            self.seen += (type(request.inputs),)
+            return si.Response(np.zeros(1))
+
+    service = Reloaded()
+    app = si.serving.asgi_app({"m": si.Stack(service, clock=lambda: now_ns)})
+
+    async def scenario():
+        nonlocal now_ns
+        async with app:
+            await ask_app(app, "POST", INFER, *binary(X[:1]))
+            service.takes_one_array = False
+            now_ns += 2 * 10**9
+            await ask_app(app, "POST", INFER, *binary(X[:1]))
+
+    asyncio.run(scenario())
+
+    assert service.seen == (np.ndarray, dict)
 
 
 @pytest.mark.parametrize(("more", "kept"), [({}, 1), ({"subject": "Ada"}, 0), ({"id": "Ada"}, 0)])
