@@ -153,9 +153,11 @@ class Counting:
 
     def __init__(self, *, fails_at=None, hangs_at=None):
         self.fails_at, self.hangs_at, self.closed = fails_at, hangs_at, 0
+        self.made = []  # held, so that none is closed because nothing refers to it
 
     async def call(self, request):
-        return si.Response(self.numbers(int(request.inputs[0])))
+        self.made.append(self.numbers(int(request.inputs[0])))
+        return si.Response(self.made[-1])
 
     def model_tensors(self):
         return si.protocols.ModelTensors((TensorSpec("x", np.dtype(np.int64), (None, 1)),))
