@@ -44,7 +44,7 @@ $(STAMPS)/servers: $(STAMPS)/venv benchmarks/servers/environments.py
 	@touch $@
 
 # what only Debian has, where it may be installed; elsewhere the suite says which tests it leaves out
-DEBIAN := chromium ip:iproute2 unshare:util-linux prometheus
+DEBIAN := chromium ip:iproute2 unshare:util-linux prometheus wrk
 $(STAMPS)/debian: $(STAMPS)/venv
 	@missing=; for pair in $(DEBIAN); do command -v $${pair%:*} > /dev/null || missing="$$missing $${pair#*:}"; done; \
 	if [ -z "$$missing" ]; then touch $@; \

@@ -200,6 +200,7 @@ class Capabilities(NamedTuple):
         stream_states: the state of each stream, of a model that is recurrent; ``None``: requests do not depend on
             earlier ones.
         new_children: takes a function that is told the label and the object of each child that comes later.
+        many_answers: the outputs of a response are an asynchronous iterator of answers; servers send each as it comes.
         model_tensors: returns the model's inputs and outputs, which servers announce; ``None``: not known.
         observe_batches: takes a function that makes a `BatchObserver` of the model's name, and tells it of each batch.
     """
@@ -223,5 +224,6 @@ class Capabilities(NamedTuple):
     full_load: Callable[[], int] | None = None
     stream_states: StreamStates | None = None
     new_children: Callable[[Callable[[str, Any], None]], None] | None = None
+    many_answers: bool = False
     model_tensors: Callable[[], ModelTensors | None] | None = None
     observe_batches: Callable[[Callable[[str], Any]], None] | None = None

@@ -103,8 +103,19 @@ ENVIRONMENTS = {
         ),
         shared_libpython=True,
     ),
-    "mlserver": Environment("mlserver", (("mlserver==1.7.1",),)),
+    "mlserver": Environment("mlserver", (("mlserver==1.7.1", "onnxruntime==1.31.1"),)),
     "kserve": Environment("kserve", (("kserve==0.21.0",),)),
+    "serving": Environment(
+        "serving",
+        (
+            # servers of models over HTTP, ours among them, and ASGI servers
+            ("bentoml==1.4.40", "litserve==0.2.19", "mosec==0.9.8", "granian==2.8.7", "uvicorn[standard]==0.54.0"),
+            ("attrs>=23.2", "numpy>=2", "onnxruntime>=1.24.3", "tritonclient[grpc]==2.73.0"),
+        ),
+        pythons=THIS_PYTHON,
+    ),
+    # Triton's load generator: a program in a wheel
+    "perf_analyzer": Environment("perf_analyzer", (("--no-deps", "perf-analyzer==2.60.0"),)),
     "pipecat": Environment(
         "pipecat",
         (

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,15 +27,26 @@ def _tensor(name: str, datatype: str, *shape: int) -> dict[str, Any]:
 
 
 class MLServer(ServerProcess):
-    """MLServer 1.7 with two models, ``mlp`` and ``echo`` (``number`` → ``number_out``, int64).
+    """MLServer 1.7 with two models, ``mlp`` and ``echo`` (``number`` → ``number_out``, int64), and further ones.
+
+    Args:
+        onnx: more models, ``x`` → ``y`` (`models.onnx_rows`), by name: the file, and the shape of a row of each.
+        max_batch_size: of these.
 
     Attributes:
         grpc_url: ``host:port``.
         http_url: the same for HTTP.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        onnx: Mapping[str, tuple[Path, Sequence[int], Sequence[int]]] = MappingProxyType({}),
+        *,
+        max_batch_size: int = 32,
+    ) -> None:
         super().__init__(3)
+        self._onnx = onnx
+        self._max_batch_size = max_batch_size
         self._http_port, grpc_port, self._metrics_port = self.ports
         self.http_url = f"{HOST}:{self._http_port}"
         self.grpc_url = f"{HOST}:{grpc_port}"
@@ -58,6 +70,11 @@ class MLServer(ServerProcess):
         weights = mlp_weights()
         np.savez(path, w1=weights["w1"], b1=weights["b1"], w2=weights["w2"], b2=weights["b2"])
         self._model("echo", "Echo", [_tensor("number", "INT64", -1, -1)], [_tensor("number_out", "INT64", -1, -1)])
+        for name, (file, row, answer) in self._onnx.items():
+            inputs, outputs = [_tensor("x", "FP32", -1, *row)], [_tensor("y", "FP32", -1, *answer)]
+            path = self._model(name, "Rows", inputs, outputs, source=SOURCE.with_name("onnx_rows.py"),
+                               max_batch_size=self._max_batch_size, max_batch_time=0.001)  # fmt: skip
+            shutil.copyfile(file, path)
         variables = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "PYTHONHOME"}}
         return [str(environment.python.with_name("mlserver")), "start", str(models)], variables
 
@@ -65,17 +82,27 @@ class MLServer(ServerProcess):
         """Both protocols are served from one loop: one answers when the other does."""
         return self.answers(self._http_port, "/v2/health/ready", timeout_s=2.0)[0] == 200
 
-    def _model(self, name: str, kind: str, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> Path:
+    def _model(
+        self,
+        name: str,
+        kind: str,
+        inputs: list[dict[str, Any]],
+        outputs: list[dict[str, Any]],
+        *,
+        source: Path = SOURCE,
+        **more: Any,
+    ) -> Path:
         folder = self.folder / "models" / name
         folder.mkdir()
         module = f"streaminfer_{name}"
-        shutil.copyfile(SOURCE, folder / f"{module}.py")
+        shutil.copyfile(source, folder / f"{module}.py")
         settings = {
             "name": name,
             "implementation": f"{module}.{kind}",
             "parameters": {"uri": "./weights.npz", "version": "1"},
             "inputs": inputs,
             "outputs": outputs,
+            **more,
         }
         (folder / "model-settings.json").write_text(json.dumps(settings))
         return folder / "weights.npz"

@@ -1,7 +1,7 @@
 """The server beside a bare echo of the same bytes: ``python benchmarks/run.py serving [SECTION ...]``.
 
-http      requests per second of a no-op model over 64 connections that each send the next request after the response,
-          over those of a bare ASGI echo on the same server (uvicorn); bar: at least 0.6×
+http      requests per second of a no-op model through 64 connections of wrk, over those of a bare ASGI echo on the
+          same server, uvicorn and granian in an environment of their own; bar: at least 0.6× each
 grpc      the same over one channel of grpc.aio; bar: at least 0.7×
 copies    100 bodies of 600 KB: peak memory of reading one, in bodies; bar: one copy (less than 1.3, with the buffer's
           spare room)
@@ -16,36 +16,32 @@ import collections
 import contextlib
 import json
 import multiprocessing
-import os
 import random
 import socket
 import statistics
+import tempfile
 import time
 import tracemalloc
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
-import uvicorn
 from _lib.hostile_bodies import ALLOWED_GRPC, ALLOWED_REST, grpc_message, rest_request
+from _lib.http_load import Wrk
+from servers.http_apps import no_op_stack
+from servers.http_server import asgi_server, cpu_s
 from tritonclient.grpc import service_pb2 as pb
 
 import streaminfer as si
-from streaminfer.serving.infer_request import parse_body
 
 HTTP_BAR, GRPC_BAR, COPIES_BAR = 0.6, 0.7, 1.3
 CONNECTIONS, ROUNDS, ROUND_S = 64, 7, 1.5
 PATH, INFER = "/v2/models/m/infer", "/inference.GRPCInferenceService/ModelInfer"
-Measure = Callable[[int], Coroutine[Any, Any, tuple[int, float]]]
+Measure = Callable[[int], tuple[int, float]]
 X = np.zeros((1, 16), np.float32)
 BODY_BYTES = 600_000
-
-
-def no_op_stack() -> si.Stack:
-    model = si.CpuBackend(_same, example=X[0], executor="inline", copy_outputs=False)
-    return si.Stack(si.AdaptiveBatcher(max_batch_size=64), model)
 
 
 def _same(rows: Any) -> Any:
@@ -57,25 +53,6 @@ def http_body(array: Any) -> tuple[bytes, int]:
     tensor["parameters"] = {"binary_data_size": array.nbytes}
     head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
     return head + array.tobytes(), len(head)
-
-
-async def echo(scope: Any, receive: Any, send: Any) -> None:
-    """Reads the body and sends it back."""
-    if scope["type"] != "http":
-        raise RuntimeError(scope["type"])
-    body, more = b"", True
-    while more:
-        message = await receive()
-        body += message["body"]
-        more = message["more_body"]
-    headers = [(b"content-type", b"application/octet-stream"), (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-
-
-def run_http(ours: bool, port: int) -> None:
-    app = si.serving.asgi_app({"m": no_op_stack()}) if ours else echo
-    uvicorn.run(app, port=port, log_level="critical", lifespan="on" if ours else "off", loop="asyncio")
 
 
 def run_grpc(ours: bool, port: int) -> None:
@@ -120,31 +97,6 @@ def in_process(run: Callable[[bool, int], None], *, ours: bool) -> Iterator[tupl
         process.join()
 
 
-async def http_rate(port: int) -> tuple[int, float]:
-    body, length = http_body(X)
-    message = (
-        f"POST {PATH} HTTP/1.1\r\nHost: x\r\nInference-Header-Content-Length: {length}\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
-    ).encode() + body
-
-    async def client(ends_s: float) -> int:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        answered = 0
-        while time.perf_counter() < ends_s:
-            writer.write(message)
-            head = await reader.readuntil(b"\r\n\r\n")
-            if not head.startswith(b"HTTP/1.1 200"):
-                raise RuntimeError(head)
-            size = int(head.lower().partition(b"\r\ncontent-length: ")[2].partition(b"\r\n")[0])
-            await reader.readexactly(size)
-            answered += 1
-        writer.close()
-        await writer.wait_closed()
-        return answered
-
-    return await count(client)
-
-
 async def grpc_rate(port: int) -> tuple[int, float]:
     call = pb.ModelInferRequest(model_name="m", raw_input_contents=[X.tobytes()])
     call.inputs.add(name="inputs", datatype="FP32", shape=X.shape)
@@ -169,73 +121,85 @@ async def count(client: Callable[[float], Awaitable[int]]) -> tuple[int, float]:
     return sum(answered), time.perf_counter() - started_s
 
 
-def cpu_s(pid: int) -> float:
-    """CPU time of a process."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def beside_echo(name: str, run: Callable[[bool, int], None], measure: Measure, bar: float) -> bool:
-    with in_process(run, ours=True) as ours, in_process(run, ours=False) as bare:
-        rates: dict[tuple[int, int], list[float]] = {ours: [], bare: []}
-        costs: dict[tuple[int, int], list[float]] = {ours: [], bare: []}
-        for number in range(ROUNDS + 1):
-            for server in (ours, bare) if number % 2 else (bare, ours):
-                port, pid = server
-                before_s = cpu_s(pid)
-                answered, took_s = asyncio.run(measure(port))
-                if number:  # the first round warms up
-                    rates[server].append(answered / took_s)
-                    costs[server].append((cpu_s(pid) - before_s) / answered * 1e6)
+def compare(name: str, servers: tuple[int, int], pids: tuple[int, int], measure: Measure, bar: float) -> bool:
+    """Alternate rounds of our server and the bare one, and print the ratio."""
+    rates: dict[int, list[float]] = {port: [] for port in servers}
+    costs: dict[int, list[float]] = {port: [] for port in servers}
+    for number in range(ROUNDS + 1):
+        for port, pid in list(zip(servers, pids, strict=True))[:: 1 if number % 2 else -1]:
+            before_s = cpu_s(pid)
+            answered, took_s = measure(port)
+            if number:  # the first round warms up
+                rates[port].append(answered / took_s)
+                costs[port].append((cpu_s(pid) - before_s) / answered * 1e6)
+    ours, bare = servers
     ratios = [one / other for one, other in zip(rates[ours], rates[bare], strict=True)]
     ratio = statistics.median(ratios)
     met = ratio >= bar
-    (rate, bare_rate), (cost, bare_cost) = (
-        [statistics.median(found[server]) for server in (ours, bare)] for found in (rates, costs)
-    )
+    rate, bare_rate = (statistics.median(rates[port]) for port in servers)
+    cost, bare_cost = (statistics.median(costs[port]) for port in servers)
     print(f"{name}: {rate:,.0f}/s, echo {bare_rate:,.0f}/s: {ratio:.2f}× ({min(ratios):.2f} to {max(ratios):.2f}; "
           f"bar ≥ {bar}×: {'met' if met else 'MISSED'})")  # fmt: skip
-    print(f"{'':>6}CPU of the server per request: {cost:.0f} µs, echo {bare_cost:.0f} µs")
+    print(f"{'':>6}CPU of the server per request: {cost:.0f} µs, echo {bare_cost:.0f} µs: {bare_cost / cost:.2f}×")
     return met
 
 
 def http_section() -> bool:
-    return beside_echo(f"HTTP, {CONNECTIONS} connections", run_http, http_rate, HTTP_BAR)
+    body, length = http_body(X)
+    with tempfile.TemporaryDirectory() as folder:
+        load = Wrk(Path(folder), body, {"Inference-Header-Content-Length": str(length)}, CONNECTIONS)
+        met = True
+        for server in ("uvicorn", "granian"):
+            with asgi_server(server, "ours") as ours, asgi_server(server, "echo") as bare:
+                ports, pids = zip(ours, bare, strict=True)
+                name = f"HTTP, {server}, {CONNECTIONS} connections"
+                met &= compare(name, ports, pids, lambda port: load.run(port, PATH, ROUND_S), HTTP_BAR)
+    return met
 
 
 def grpc_section() -> bool:
-    return beside_echo(f"gRPC, {CONNECTIONS} callers", run_grpc, grpc_rate, GRPC_BAR)
+    with in_process(run_grpc, ours=True) as ours, in_process(run_grpc, ours=False) as bare:
+        ports, pids = zip(ours, bare, strict=True)
+        name = f"gRPC, {CONNECTIONS} callers"
+        return compare(name, ports, pids, lambda port: asyncio.run(grpc_rate(port)), GRPC_BAR)
+
+
+class Noting:
+    """A service that notes what was allocated when a request reached it, and fails if its array is no view."""
+
+    def __init__(self) -> None:
+        self.peaks: list[int] = []
+
+    async def call(self, request: si.Request) -> si.Response:
+        self.peaks.append(tracemalloc.get_traced_memory()[1])
+        if request.inputs.flags.owndata:
+            raise RuntimeError("the tensor was copied")
+        return si.Response(np.zeros(1))
 
 
 def copies_section() -> bool:
     body, length = http_body(np.zeros((1, BODY_BYTES // 4), np.float32))
     chunks = [body[start : start + 65_536] for start in range(0, len(body), 65_536)]
     headers = {"inference-header-content-length": str(length), "content-length": str(len(body))}
-    app = si.serving.asgi_app({"m": no_op_stack()})
+    service = Noting()
+    stack = si.Stack(service)
+    app = si.serving.asgi_app({"m": stack})
+    befores: list[int] = []
 
-    async def read_one() -> float:
-        messages = [{"type": "http.request", "body": chunk, "more_body": chunk is not chunks[-1]} for chunk in chunks]
-
-        async def receive() -> dict[str, Any]:
-            return messages.pop(0)
-
-        tracemalloc.reset_peak()
-        before = tracemalloc.get_traced_memory()[0]
-        view, head = await app._read(headers, receive)
-        call = parse_body(view, head, None, si.serving.Limits())
-        peak = tracemalloc.get_traced_memory()[1] - before
-        if call.arrays["inputs"].flags.owndata:
-            raise RuntimeError("the tensor was copied")
-        return peak / len(body)
-
-    async def read_all() -> list[float]:
-        return [await read_one() for _ in range(100)]
+    async def read_all() -> None:
+        async with app:
+            for _ in range(100):
+                tracemalloc.reset_peak()
+                befores.append(tracemalloc.get_traced_memory()[0])
+                if await rest_status(app, "POST", PATH, headers, *chunks) != 200:
+                    raise RuntimeError("a request failed")
 
     tracemalloc.start()
-    peaks = asyncio.run(read_all())
+    asyncio.run(read_all())
     tracemalloc.stop()
-    met = max(peaks) < COPIES_BAR
-    print(f"100 bodies of {len(body):,} bytes: {max(peaks):.2f} bodies allocated at most, tensors are views "
+    most = max((peak - before) / len(body) for peak, before in zip(service.peaks, befores, strict=True))
+    met = most < COPIES_BAR
+    print(f"100 bodies of {len(body):,} bytes in pieces: {most:.2f} bodies allocated at most, tensors are views "
           f"(bar < {COPIES_BAR}: {'met' if met else 'MISSED'})")  # fmt: skip
     return met
 
@@ -268,8 +232,8 @@ async def hostile_statuses() -> collections.Counter[str]:
     return found
 
 
-async def rest_status(app: Any, method: str, path: str, headers: Any, body: bytes) -> int:
-    messages = [{"type": "http.request", "body": body, "more_body": False}]
+async def rest_status(app: Any, method: str, path: str, headers: Any, *pieces: bytes) -> int:
+    messages = [{"type": "http.request", "body": piece, "more_body": piece is not pieces[-1]} for piece in pieces]
     sent: list[Any] = []
 
     async def receive() -> Any:

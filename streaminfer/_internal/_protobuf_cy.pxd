@@ -25,3 +25,24 @@ cdef class ProtobufWriter:
 cdef unsigned long long _zigzag(long long value) noexcept
 
 cdef int _append_varint(bytearray buffer, unsigned long long value) except -1
+
+cdef int _VARINT
+cdef int _FIXED64
+cdef int _LENGTH
+cdef int _FIXED32
+
+cdef class _FieldReader:
+    cdef const unsigned char[::1] _view
+    cdef Py_ssize_t _size
+    cdef Py_ssize_t position
+
+    @cython.locals(value=cython.ulonglong, shift=int, byte=cython.ulonglong)
+    cdef unsigned long long varint(self) except? 0
+
+    @cython.locals(value=cython.ulonglong, left=cython.ulonglong)
+    cdef unsigned long long length(self, int kind, Py_ssize_t begin) except? 0
+
+@cython.locals(
+    pieces=list, contents=list, reader=_FieldReader, piece=Py_ssize_t, fields=Py_ssize_t, size=Py_ssize_t,
+    begin=Py_ssize_t, found=cython.ulonglong, length=Py_ssize_t, end=Py_ssize_t)
+cpdef tuple split_fields(view, unsigned long long tag, Py_ssize_t max_fields)

@@ -1,4 +1,4 @@
-"""Writer of protobuf messages: what Prometheus and Perfetto read, without a library or generated classes.
+"""Writer of protobuf messages, and a function that cuts fields out of one, without a library or generated classes.
 
 One source, compiled with the C types of ``_protobuf_cy.pxd`` or run as it is. A message is a run of fields; a field is
 a tag, ``number << 3 | wire type``, and its value. Source: https://protobuf.dev/programming-guides/encoding/
@@ -9,9 +9,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 
-__all__ = ["ProtobufWriter"]
+__all__ = ["ProtobufWriter", "split_fields"]
 
-_VARINT, _FIXED64, _LENGTH = 0, 1, 2
+_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _MOST = 2**64 - 1  # a variable: C has no literal of this size, and would compute with Python's integers
 
 
@@ -98,6 +98,88 @@ class ProtobufWriter:
 
     def __bytes__(self) -> bytes:
         return bytes(self._buffer)
+
+
+class _FieldReader:
+    """A message that is read from its start."""
+
+    __slots__ = ("_size", "_view", "position")
+
+    def __init__(self, view: bytes | memoryview) -> None:
+        self._view = view
+        self._size = len(view)
+        self.position = 0
+
+    def varint(self) -> int:
+        value = shift = 0
+        while shift < 64:
+            if self.position >= self._size:
+                raise ValueError("cut short within a number")
+            byte = self._view[self.position]
+            self.position += 1
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value
+            shift += 7
+        raise ValueError(f"the number before byte {self.position} has more than 64 bits")
+
+    def length(self, kind: int, begin: int) -> int:
+        """How many bytes the contents of a field have; its tag has been read, and a number is read here."""
+        value = 0
+        if kind == _LENGTH:
+            value = self.varint()
+        elif kind == _VARINT:
+            self.varint()
+        elif kind == _FIXED64:
+            value = 8
+        elif kind == _FIXED32:
+            value = 4
+        else:
+            raise ValueError(f"byte {begin} is no field of a protobuf message")
+        left = self._size - self.position
+        if value > left:
+            raise ValueError(f"cut short: the field at byte {begin} ends past the end")
+        return value
+
+
+def split_fields(
+    view: bytes | memoryview, tag: int, max_fields: int
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Find the fields of bytes with a tag in a message.
+
+    Args:
+        view: the message.
+        tag: of the fields.
+        max_fields: the most fields that it may have; negative: any number.
+
+    Returns:
+        The pieces of the message without them, and their contents: where each begins and ends.
+
+    Raises:
+        ValueError: it is no such message, is cut short, or has too many fields.
+    """
+    pieces: list[tuple[int, int]] = []
+    contents: list[tuple[int, int]] = []
+    reader = _FieldReader(view)
+    piece = fields = 0
+    size = len(view)
+    while reader.position < size:
+        if fields == max_fields:
+            raise ValueError(f"it has more than {max_fields} fields")
+        fields += 1
+        begin = reader.position
+        found = reader.varint()
+        length = reader.length(found & 7, begin)
+        end = reader.position + length
+        if found == tag:
+            if piece < begin:
+                pieces.append((piece, begin))
+            contents.append((reader.position, end))
+            piece = end
+        reader.position = end
+    if piece < size:
+        pieces.append((piece, size))
+    return pieces, contents
 
 
 def _zigzag(value: int) -> int:

@@ -1,22 +1,33 @@
 """`asgi_app`: stacks as models of the Open Inference Protocol, an ASGI app to mount or to run.
 
-The body of a request is copied once, into a buffer whose first tensor lies aligned; the arrays that the stack gets are
-views of it. While the stack works, the app listens for the client to go away, and then cancels the request.
+A body that comes in pieces is copied once, into a buffer whose first tensor lies aligned; the arrays that the stack
+gets are views of it, or of the server's only piece. While the stack works, the app listens for the client to go away,
+and then cancels the request.
 """
 
 import asyncio
+import contextlib
 import json
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self
 
 from streaminfer._internal.validation import check_duration
 from streaminfer._runtime.stopping import STOP_LIMIT_S
-from streaminfer.serving.deadlines import TIME_LEFT, read_settings
+from streaminfer.serving.deadlines import SETTING_HEADERS, TIME_LEFT, RequestSettings, read_settings
 from streaminfer.serving.errors import RequestRejected, describe_failure
-from streaminfer.serving.infer_request import HEAD_LENGTH, parse_body, parse_generate, parse_head_length
-from streaminfer.serving.infer_response import render_generated, render_response
+from streaminfer.serving.exchanges import ClientGone, Exchange, ExchangeWatch
+from streaminfer.serving.infer_request import (
+    HEAD_LENGTH,
+    InferHead,
+    parse_generate,
+    parse_head,
+    parse_head_length,
+    read_contents,
+    split_body,
+)
+from streaminfer.serving.infer_response import Outputs, render_generated, render_response
 from streaminfer.serving.limits import Limits, checked_limits
 from streaminfer.serving.models import EXTENSIONS, VERSION, ServedModel, find_model, served_models, server_version
 from streaminfer.stack import Stack
@@ -26,28 +37,26 @@ __all__ = ["ServingApp", "asgi_app"]
 _Scope = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 _Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-_Parts = list[bytes | memoryview]
-T = TypeVar("T")
+_Headers = tuple[tuple[bytes, bytes], ...]
 
 _LOG = logging.getLogger("streaminfer")
 _ALIGNMENT = 64
 _WHOLE_BYTES = 1 << 16
 """Responses below are sent in one piece."""
-_LISTEN_AFTER_S = 0.005
-"""A request that is answered sooner costs no task that listens for its client."""
-_FORMS = ("application/x-www-form-urlencoded", "multipart/form-data", "text/plain")
+_FORMS = (b"application/x-www-form-urlencoded", b"multipart/form-data", b"text/plain")
 """What a browser sends to another site without asking it."""
 _JSON = (b"content-type", b"application/json")
-_STATUS_TEXT = ((b"cache-control", b"no-store"),)
-
-
-class _ClientGone(Exception):  # noqa: N818 - not an error of the server
-    """Raised in place of a response to a client that has gone."""
+_BINARY = (b"content-type", b"application/octet-stream")
+_NO_STORE = (b"cache-control", b"no-store")
+_EVENTS = ((b"content-type", b"text/event-stream"), _NO_STORE)
+_HEAD_LENGTH, _TIME_LEFT = HEAD_LENGTH.encode(), TIME_LEFT.encode()
+_SETTING_HEADERS = frozenset(name.encode() for name in SETTING_HEADERS)
+_NO_HEADERS: _Headers = ()
 
 
 class _Reply(NamedTuple):
-    parts: _Parts
-    headers: tuple[tuple[bytes, bytes], ...] = (_JSON,)
+    parts: list[bytes | memoryview]
+    headers: _Headers = (_JSON,)
     status: int = 200
 
 
@@ -93,6 +102,13 @@ class ServingApp:
         self._limits = limits
         self._stop_timeout_s = stop_timeout_s
         self._started: list[Stack] = []
+        self._watch = ExchangeWatch(limits.body_timeout_s)
+        self._inference = {
+            f"/v2/models/{name}{version}/{kind}": (model, kind)
+            for name, model in models.items()
+            for version in ("", f"/versions/{VERSION}")
+            for kind in ("infer", "generate", "generate_stream")
+        }
 
     async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
         """Answer one request of the server."""
@@ -121,7 +137,10 @@ class ServingApp:
 
     async def _stop(self) -> None:
         started, self._started = self._started, []
-        await asyncio.gather(*(stack.stop(timeout_s=self._stop_timeout_s) for stack in started))
+        stops = [stack.stop(timeout_s=self._stop_timeout_s) for stack in started]
+        for error in await asyncio.gather(*stops, return_exceptions=True):
+            if isinstance(error, BaseException):
+                raise error
 
     async def _live(self, receive: _Receive, send: _Send) -> None:
         for step, change in (("startup", self.__aenter__), ("shutdown", self._stop)):
@@ -137,88 +156,74 @@ class ServingApp:
     # -- requests -----------------------------------------------------------------------------------------------
 
     async def _respond(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
-        try:
-            reply = await self._answer(scope, receive)
-        except _ClientGone:
-            return
-        except Exception as error:  # noqa: BLE001 - each becomes a status; a cancellation passes
-            reply = _failed(error)
-        size = sum(map(len, reply.parts))
-        headers = [*reply.headers, (b"content-length", b"%d" % size)]
-        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-        parts: _Parts = reply.parts
-        if scope["method"] == "HEAD":
-            parts = [b""]
-        elif size <= _WHOLE_BYTES and len(parts) > 1:
-            parts = [b"".join(parts)]
-        last = len(parts) - 1
-        for number, part in enumerate(parts):
-            await send({"type": "http.response.body", "body": part, "more_body": number < last})
-
-    async def _answer(self, scope: _Scope, receive: _Receive) -> _Reply:
         path, root = scope["path"], scope.get("root_path", "")
         # a mount leaves its prefix in the path or takes it off, depending on the framework's version
         path = path.removeprefix(root) if root and path.startswith(root) else path
-        match path.strip("/").split("/"):
-            case ["v2", "models", name, "versions", version, *rest]:
-                return await self._answer_model(scope, receive, find_model(self._models, name, version), rest)
-            case ["v2", "models", name, *rest]:
-                return await self._answer_model(scope, receive, find_model(self._models, name, ""), rest)
-            case ["v2"]:
+        try:
+            reply: _Reply | None
+            if (asked := self._inference.get(path.rstrip("/"))) is None:
+                reply = self._describe(path)
                 _allow(scope, "GET, HEAD")
+            else:
+                _allow(scope, "POST")
+                with Exchange(self._watch, receive) as exchange:
+                    reply = await self._infer(scope, exchange, send, *asked)
+        except ClientGone:
+            return
+        except Exception as error:  # noqa: BLE001 - each becomes a status; a cancellation passes
+            reply = _failed(error)
+        if reply is not None:
+            await _send_reply(reply, scope["method"], send)
+
+    def _describe(self, path: str) -> _Reply:
+        models = self._models
+        match path.strip("/").split("/"):
+            case ["v2"]:
                 return _json({"name": "streaminfer", "version": server_version(), "extensions": EXTENSIONS})
             case ["v2", "health", "live"]:
-                _allow(scope, "GET, HEAD")
-                return _Reply([], _STATUS_TEXT)
+                return _health(True)
             case ["v2", "health", "ready"]:
-                _allow(scope, "GET, HEAD")
-                return _health(all(model.ready for model in self._models.values()))
+                return _health(all(model.ready for model in models.values()))
+            case ["v2", "models", "stats"] if "stats" not in models:
+                return _json({"model_stats": [model.statistics() for model in models.values()]})
+            case ["v2", "models", name, "versions", version, *rest]:
+                return _describe_model(find_model(models, name, version), rest)
+            case ["v2", "models", name, *rest]:
+                return _describe_model(find_model(models, name, ""), rest)
             case _:
                 raise RequestRejected(404, "no such address")
 
-    async def _answer_model(self, scope: _Scope, receive: _Receive, model: ServedModel, rest: list[str]) -> _Reply:
-        if rest in (["infer"], ["generate"], ["generate_stream"]):
-            _allow(scope, "POST")
-            return await self._infer(scope, receive, model, rest[0])
-        if rest not in ([], ["ready"], ["config"], ["stats"]):
-            raise RequestRejected(404, "no such address")
-        _allow(scope, "GET, HEAD")
-        match rest:
-            case ["ready"]:
-                return _health(model.ready)
-            case ["config"]:
-                return _json(model.config())
-            case ["stats"]:
-                return _json({"model_stats": [model.statistics()]})
-            case _:
-                return _json(model.metadata())
-
-    async def _infer(self, scope: _Scope, receive: _Receive, model: ServedModel, kind: str) -> _Reply:
+    async def _infer(
+        self, scope: _Scope, exchange: Exchange, send: _Send, model: ServedModel, kind: str
+    ) -> _Reply | None:
+        """The response; ``None``: it is sent already."""
         arrived_ns = model.now_ns()
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        body, head_length = await self._read(headers, receive)
-        tensors = model.current_tensors(arrived_ns)
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        body, head_length = await self._read(headers, exchange)
         if kind == "infer":
-            call = parse_body(body, head_length, tensors, self._limits)
+            text, content = split_body(body, head_length)
+            key = b"" if head_length is None else bytes(text)
+            head = model.head(key, lambda tensors: parse_head(text, tensors, self._limits), arrived_ns)
+            call = read_contents(head, content)
         else:
-            call = parse_generate(body, tensors, self._limits)
-        settings = read_settings(headers, call.parameters)
-        answer = await _unless_gone(receive, model.infer(call, settings, arrived_ns))
-        left: tuple[tuple[bytes, bytes], ...] = ()
+            head = model.head(b"", lambda tensors: parse_generate(body, tensors, self._limits), arrived_ns)
+            call = head.read(())
+        answer = await model.infer(call, _settings(headers, head), arrived_ns, takes_many=kind == "generate_stream")
+        left = _NO_HEADERS
         if answer.time_left_s is not None:
-            left = ((TIME_LEFT.encode(), b"%.6f" % answer.time_left_s),)
-        if kind == "generate":
-            return _Reply([render_generated(model.name, VERSION, call, answer)], (_JSON, *left))
+            left = ((_TIME_LEFT, b"%.6f" % answer.time_left_s),)
         if kind == "generate_stream":
-            event = b"data: " + render_generated(model.name, VERSION, call, answer) + b"\n\n"
-            return _Reply([event], ((b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"), *left))
-        parts, length = render_response(model.name, VERSION, call, answer, tensors)
+            answers = _only(answer.arrays) if answer.stream is None else answer.stream
+            await _send_events(model.name, head, answers, left, send)
+            return None
+        if kind == "generate":
+            return _Reply([render_generated(model.name, VERSION, head, answer.arrays)], (_JSON, *left))
+        parts, length = render_response(model.name, VERSION, head, answer.arrays, model.announced)
         if length is None:
             return _Reply(parts, (_JSON, *left))
-        binary = ((b"content-type", b"application/octet-stream"), (HEAD_LENGTH.encode(), b"%d" % length))
-        return _Reply(parts, (*binary, *left))
+        return _Reply(parts, (_BINARY, (_HEAD_LENGTH, b"%d" % length), *left))
 
-    async def _read(self, headers: Mapping[str, str], receive: _Receive) -> tuple[memoryview, int | None]:
+    async def _read(self, headers: Mapping[bytes, bytes], exchange: Exchange) -> tuple[memoryview, int | None]:
         """The body, and the length of its JSON.
 
         Raises:
@@ -226,67 +231,99 @@ class ServingApp:
             RequestRejected: it is too large, too slow, or of a kind that is not accepted.
         """
         limit = self._limits.max_body_bytes
-        if headers.get("content-encoding", "identity") != "identity":
-            raise RequestRejected(415, "content-encoding: expected identity")
-        if headers.get("content-type", "").partition(";")[0].strip().lower() in _FORMS:
-            raise RequestRejected(415, "content-type: expected application/json or application/octet-stream")
-        stated = headers.get("content-length", "")
-        if stated.isdecimal() and (len(stated) > 15 or int(stated) > limit):
-            raise RequestRejected(413, f"body: expected at most {limit} bytes, got {stated[:20]}")
-        head_length = parse_head_length(headers.get(HEAD_LENGTH))
-        padding = -(head_length or 0) % _ALIGNMENT
-        body = bytearray(padding)
-        try:
-            async with asyncio.timeout(self._limits.body_timeout_s):
-                more = True
-                while more:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise _ClientGone
-                    body += message.get("body", b"")
-                    if len(body) - padding > limit:
-                        raise RequestRejected(413, f"body: expected at most {limit} bytes, got more")
-                    more = message.get("more_body", False)
-        except TimeoutError:
-            raise RequestRejected(408, f"body: expected within {self._limits.body_timeout_s} s") from None
+        if headers.get(b"content-encoding", b"identity") != b"identity":
+            raise RequestRejected(415, "content-encoding: expected identity", closes_connection=True)
+        if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() in _FORMS:
+            raise RequestRejected(
+                415, "content-type: expected application/json or application/octet-stream", closes_connection=True
+            )
+        stated = headers.get(b"content-length", b"")
+        if stated.isdigit() and (len(stated) > 15 or int(stated) > limit):
+            raise _too_large(limit)
+        said = headers.get(_HEAD_LENGTH)
+        head_length = None if said is None else parse_head_length(said.decode("latin-1"))
+        message = await exchange.receive()
+        body = message.get("body", b"")
+        padding = 0
+        if message.get("more_body", False):
+            padding = -(head_length or 0) % _ALIGNMENT
+            body = bytearray(padding) + body
+        while message.get("more_body", False) and len(body) <= limit + padding:
+            message = await exchange.receive()
+            body += message.get("body", b"")
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        if len(body) > limit + padding:
+            raise _too_large(limit)
+        exchange.has_body()
         return memoryview(body)[padding:], head_length
 
     def __repr__(self) -> str:
         return f"ServingApp({', '.join(self._models)})"
 
 
-async def _unless_gone(receive: _Receive, answering: Coroutine[Any, Any, T]) -> T:
-    """Await an answer; cancel it as soon as the client goes away."""
-    task = asyncio.current_task()
-    assert task is not None  # noqa: S101 - a coroutine of an ASGI server runs in one
-    gone = False
+async def _send_reply(reply: _Reply, method: str, send: _Send) -> None:
+    parts = reply.parts
+    size = sum(map(len, parts))
+    headers = [*reply.headers, (b"content-length", b"%d" % size)]
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    if size <= _WHOLE_BYTES or method == "HEAD":
+        parts = [b"" if method == "HEAD" else b"".join(parts)]
+    last = len(parts) - 1
+    for number, part in enumerate(parts):
+        await send({"type": "http.response.body", "body": part, "more_body": number < last})
 
-    def notice(listening: "asyncio.Future[MutableMapping[str, Any]]") -> None:
-        nonlocal gone
-        if not listening.cancelled() and listening.exception() is None:
-            gone = listening.result()["type"] == "http.disconnect"
-            if gone:
-                task.cancel()
 
-    listening: asyncio.Future[MutableMapping[str, Any]] | None = None
+async def _send_events(
+    name: str, head: InferHead, answers: AsyncGenerator[Outputs, None], left: _Headers, send: _Send
+) -> None:
+    """Sends an event for each answer; an error before the first one is a status, and later an event."""
+    async with contextlib.aclosing(answers):
+        event: bytes | None = await _next_event(name, head, answers)
+        await send({"type": "http.response.start", "status": 200, "headers": [*_EVENTS, *left]})
+        while event is not None:
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+            try:
+                event = await _next_event(name, head, answers)
+            except Exception as error:  # noqa: BLE001 - the status is sent already
+                event = b"data: " + _failed(error).parts[0] + b"\n\n"
+                await send({"type": "http.response.body", "body": event, "more_body": True})
+                break
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    def listen() -> None:
-        nonlocal listening
-        listening = asyncio.ensure_future(receive())
-        listening.add_done_callback(notice)
 
-    timer = asyncio.get_running_loop().call_later(_LISTEN_AFTER_S, listen)
-    try:
-        return await answering
-    except asyncio.CancelledError:
-        if gone and not task.uncancel():
-            raise _ClientGone from None
-        raise
-    finally:
-        timer.cancel()
-        if listening is not None:
-            listening.remove_done_callback(notice)
-            listening.cancel()
+async def _next_event(name: str, head: InferHead, answers: AsyncGenerator[Outputs, None]) -> bytes | None:
+    arrays = await anext(answers, None)
+    return None if arrays is None else b"data: " + render_generated(name, VERSION, head, arrays) + b"\n\n"
+
+
+async def _only(arrays: Outputs) -> AsyncGenerator[Outputs, None]:
+    yield arrays
+
+
+def _settings(headers: Mapping[bytes, bytes], head: InferHead) -> RequestSettings:
+    if _SETTING_HEADERS.isdisjoint(headers):
+        return head.settings
+    said = {name.decode(): headers[name].decode("latin-1") for name in _SETTING_HEADERS & headers.keys()}
+    return read_settings(said, head.parameters)
+
+
+def _describe_model(model: ServedModel, rest: list[str]) -> _Reply:
+    match rest:
+        case []:
+            return _json(model.metadata())
+        case ["ready"]:
+            return _health(model.ready)
+        case ["config"]:
+            return _json(model.config())
+        case ["stats"]:
+            return _json({"model_stats": [model.statistics()]})
+        case _:
+            raise RequestRejected(404, "no such address")
+
+
+def _too_large(limit: int) -> RequestRejected:
+    return RequestRejected(413, f"body: expected at most {limit} bytes, got more", closes_connection=True)
 
 
 def _allow(scope: _Scope, methods: str) -> None:
@@ -299,7 +336,7 @@ def _json(content: Any) -> _Reply:
 
 
 def _health(ready: bool) -> _Reply:
-    return _Reply([], _STATUS_TEXT, 200 if ready else 503)
+    return _Reply([], (_NO_STORE,), 200 if ready else 503)
 
 
 def _failed(error: Exception) -> _Reply:
@@ -309,6 +346,7 @@ def _failed(error: Exception) -> _Reply:
     headers = [_JSON]
     if failure.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % failure.retry_after_s))
-    if isinstance(error, RequestRejected) and error.allow:
-        headers.append((b"allow", error.allow.encode()))
+    if isinstance(error, RequestRejected):
+        headers += [(b"allow", error.allow.encode())] if error.allow else []
+        headers += [(b"connection", b"close")] if error.closes_connection else []
     return _Reply([json.dumps({"error": failure.text}).encode()], tuple(headers), failure.status)

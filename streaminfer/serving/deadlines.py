@@ -24,7 +24,18 @@ from streaminfer._internal.validation import brief
 from streaminfer.errors import InvalidInput
 from streaminfer.request import check_priority
 
-__all__ = ["TIME_LEFT", "RequestSettings", "read_settings", "read_timeout_s"]
+__all__ = ["SETTING_HEADERS", "TIME_LEFT", "RequestSettings", "read_settings", "read_timeout_s"]
+
+SETTING_HEADERS = (
+    "grpc-timeout",
+    "x-envoy-expected-rq-timeout-ms",
+    "x-request-timeout-seconds",
+    "x-streaminfer-priority",
+    "x-streaminfer-stream-id",
+    "x-streaminfer-tenant",
+    "x-streaminfer-timeout-s",
+)
+"""Headers that `read_settings` looks at."""
 
 TIME_LEFT = "x-streaminfer-time-left-s"
 """Header of the response: seconds that were left until the deadline."""

@@ -46,12 +46,14 @@ class RequestRejected(StreamInferError):  # noqa: N818 - named like `InvalidInpu
     Attributes:
         status: of HTTP.
         allow: the methods that the address has, with status 405.
+        closes_connection: a part of the body was not read.
     """
 
-    def __init__(self, status: int, message: str, *, allow: str = "") -> None:
+    def __init__(self, status: int, message: str, *, allow: str = "", closes_connection: bool = False) -> None:
         super().__init__(message)
         self.status = status
         self.allow = allow
+        self.closes_connection = closes_connection
 
 
 class Failure(NamedTuple):

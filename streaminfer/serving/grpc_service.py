@@ -5,21 +5,24 @@ message, and responses are put together in one copy (:mod:`streaminfer.backends.
 the handler when the client cancels or its deadline passes, and with it the request.
 """
 
-import asyncio
+import contextlib
+import functools
 import itertools
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
+from streaminfer._internal._protobuf_cy import split_fields
 from streaminfer._internal.extras import require
 from streaminfer.backends.triton.dtypes import CONTENTS
 from streaminfer.backends.triton.transport.wire import append_contents, split_contents, tag_of
 from streaminfer.errors import InvalidInput
 from streaminfer.protocols import ModelTensors, adapt
-from streaminfer.serving.deadlines import TIME_LEFT, read_settings
+from streaminfer.serving.deadlines import SETTING_HEADERS, TIME_LEFT, RequestSettings, read_settings
 from streaminfer.serving.errors import RequestRejected, describe_failure
-from streaminfer.serving.infer_request import InferRequest, InputReader
-from streaminfer.serving.infer_response import InferAnswer, announced_datatypes, select_outputs
+from streaminfer.serving.grpc_stream import Answers, StreamCall
+from streaminfer.serving.infer_request import HeadReader, InferHead
+from streaminfer.serving.infer_response import InferAnswer, Outputs, select_outputs
 from streaminfer.serving.limits import Limits, checked_limits
 from streaminfer.serving.models import EXTENSIONS, VERSION, ServedModel, find_model, served_models, server_version
 from streaminfer.serving.tensors import encode
@@ -34,8 +37,11 @@ _HEALTHY, _UNHEALTHY = b"\x08\x01", b"\x08\x02"
 """``HealthCheckResponse`` with the status ``SERVING`` or ``NOT_SERVING``."""
 _SERVICE_NAME_TAG = 0x0A
 """Of ``HealthCheckRequest.service``."""
-_MAX_STREAMED = 64
-"""Requests of one stream in flight; a client that sends faster is held up by gRPC's flow control."""
+_MODEL_NAME_TAG = b"\x0a"
+"""Of ``ModelInferRequest.model_name``."""
+_WANTS_FINAL = "triton_enable_empty_final_response"
+"""Parameter of a request whose client wants to know which response is the last."""
+_SETTING_HEADERS = frozenset(SETTING_HEADERS)
 
 
 def grpc_servicer(stacks: Mapping[str, Stack], *, limits: Limits | None = None) -> "GrpcService":
@@ -72,6 +78,7 @@ class GrpcService:
         self._fill = require("google.protobuf.json_format", extra="grpc", purpose=purpose).ParseDict
         self._unreadable = require("google.protobuf.message", extra="grpc", purpose=purpose).DecodeError
         self._models = models
+        self._names = {name.encode(): model for name, model in models.items()}
         self._limits = limits
         self._streams = itertools.count(1)
         self._input_tag = tag_of(self._pb.ModelInferRequest, "raw_input_contents")
@@ -144,136 +151,172 @@ class GrpcService:
 
     async def _infer(self, message: bytes, context: Any) -> bytes:
         try:
-            head, contents = self._read(message)
-            response, left_s = await self._answer(head, contents, context, None)
+            model, head, contents = self._read(message)
+            answer = await self._answer(model, head, contents, context, None)
+            response = self._render(model, head, answer.arrays, final=None)
         except Exception as error:  # noqa: BLE001 - each becomes a status; a cancellation passes
             await self._abort(context, error)
-        if left_s is not None:
-            context.set_trailing_metadata(((TIME_LEFT, f"{left_s:.6f}"),))
+        if answer.time_left_s is not None:
+            context.set_trailing_metadata(((TIME_LEFT, f"{answer.time_left_s:.6f}"),))
         return response
 
     async def _stream(self, messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
-        """Answers each request of a stream, in their order; up to `_MAX_STREAMED` are in flight."""
         stream_id = f"grpc-stream-{next(self._streams)}"
-        places = asyncio.Semaphore(_MAX_STREAMED)
-        answers: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue()
-        running: set[asyncio.Task[bytes]] = set()
         used: set[str] = set()
-
-        async def read() -> None:
-            try:
-                async for message in messages:
-                    await places.acquire()
-                    task = asyncio.ensure_future(self._answer_streamed(message, context, stream_id, used))
-                    running.add(task)
-                    answers.put_nowait(task)
-            finally:
-                answers.put_nowait(None)
-
-        reading = asyncio.ensure_future(read())
+        call = StreamCall(functools.partial(self._answer_streamed, context, stream_id, used))
         try:
-            while (task := await answers.get()) is not None:
-                response = await task
-                running.discard(task)
-                places.release()
-                yield response
-            await reading  # raises what ended it
+            async with contextlib.aclosing(call.responses(messages)) as responses:
+                async for response in responses:
+                    yield response
         finally:
-            for one in (reading, *running):
-                one.cancel()
-            await asyncio.gather(reading, *running, return_exceptions=True)
             for name in used:
                 if (states := adapt(self._models[name].stack).capabilities().stream_states) is not None:
                     states.end_stream(stream_id)
 
-    async def _answer_streamed(self, message: bytes, context: Any, stream_id: str, used: set[str]) -> bytes:
-        response = self._pb.ModelStreamInferResponse()
+    async def _answer_streamed(self, context: Any, stream_id: str, used: set[str], message: bytes) -> Answers:
+        identity = ""
         try:
-            head, contents = self._read(message)
-            response.infer_response.id = head.id
-            if head.model_name in self._models:
-                used.add(head.model_name)
-            answer, _ = await self._answer(head, contents, context, stream_id)
+            model, head, contents = self._read(message)
+            identity = head.id
+            used.add(model.name)
+            answer = await self._answer(model, head, contents, context, stream_id)
+            wants_final = head.parameters.get(_WANTS_FINAL) is True
+            if answer.stream is not None:
+                return self._answer_each(model, head, answer.stream, wants_final=wants_final)
+            return self._streamed(self._render(model, head, answer.arrays, final=True if wants_final else None))
         except Exception as error:  # noqa: BLE001 - the stream goes on
-            response.error_message = self._describe(error).text
-            failed: bytes = response.SerializeToString()
-            return failed
-        return append_contents(b"", self._response_tag, [answer])
+            return self._error(identity, error)
 
-    def _read(self, message: bytes) -> tuple[Any, list[memoryview]]:
-        """The message without its raw tensors, and these.
+    async def _answer_each(
+        self, model: ServedModel, head: InferHead, answers: AsyncGenerator[Outputs, None], *, wants_final: bool
+    ) -> AsyncGenerator[bytes, None]:
+        """The responses of a model that has many to one request, and an empty one at the end if the client wants it."""
+        try:
+            async with contextlib.aclosing(answers):
+                async for arrays in answers:
+                    yield self._streamed(self._render(model, head, arrays, final=False))
+        except Exception as error:  # noqa: BLE001 - the stream goes on
+            yield self._error(head.id, error)
+        if wants_final:
+            yield self._streamed(self._render_head(model, head, (), final=True))
+
+    def _streamed(self, response: bytes) -> bytes:
+        return append_contents(b"", self._response_tag, [response])
+
+    def _error(self, identity: str, error: Exception) -> bytes:
+        response = self._pb.ModelStreamInferResponse(error_message=self._describe(error).text)
+        response.infer_response.id = identity
+        failed: bytes = response.SerializeToString()
+        return failed
+
+    # -- messages -----------------------------------------------------------------------------------------------
+
+    def _read(self, message: bytes) -> tuple[ServedModel, InferHead, list[memoryview]]:
+        """The model and the head of a request, and its raw tensors.
 
         Raises:
             InvalidInput: it is no such message.
-            RequestRejected: it is beyond the limits.
+            RequestRejected: it is beyond the limits, or of another model.
         """
         if len(message) > self._limits.max_body_bytes:
             raise RequestRejected(413, f"message: expected at most {self._limits.max_body_bytes} bytes")
         try:
-            rest, contents = split_contents(message, self._input_tag, max_fields=self._max_fields)
-            if len(rest) > self._limits.max_head_bytes:
-                raise RequestRejected(413, f"message: expected at most {self._limits.max_head_bytes} bytes beside raw")
-            return self._pb.ModelInferRequest.FromString(rest), contents
-        except (ValueError, self._unreadable) as error:
-            raise InvalidInput(f"message: expected a ModelInferRequest: {error}") from None
+            pieces, spans = split_fields(message, self._input_tag, self._max_fields)
+        except ValueError as error:
+            raise _no_message(error) from None
+        rest = b"".join([message[start:end] for start, end in pieces])
+        if len(rest) > self._limits.max_head_bytes:
+            raise RequestRejected(413, f"message: expected at most {self._limits.max_head_bytes} bytes beside raw")
+        model = self._first_model(rest) or self._model_of(self._parse(rest))
 
-    async def _answer(
-        self, head: Any, contents: list[memoryview], context: Any, stream_id: str | None
-    ) -> tuple[bytes, float | None]:
-        arrived_ns = (model := find_model(self._models, head.model_name, head.model_version)).now_ns()
-        tensors = model.current_tensors(arrived_ns)
-        call = self._parse(head, contents, tensors)
-        metadata = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
-        settings = read_settings(metadata, call.parameters)
-        left_s = context.time_remaining()
-        if left_s is not None and (settings.timeout_s is None or left_s < settings.timeout_s):
-            settings = settings._replace(timeout_s=max(left_s, 0.0))
-        if settings.stream_id is None and stream_id is not None:
-            settings = settings._replace(stream_id=stream_id)
-        answer = await model.infer(call, settings, arrived_ns)
-        return self._render(model, call, answer, tensors), answer.time_left_s
+        def parse(tensors: ModelTensors | None) -> InferHead:
+            return self._parse_head(model, rest, len(spans), tensors)
 
-    def _parse(self, head: Any, contents: list[memoryview], tensors: ModelTensors | None) -> InferRequest:
-        limits = self._limits
-        if max(len(head.inputs), len(head.outputs)) > limits.max_tensors:
+        view = memoryview(message)
+        return model, model.head(rest, parse, model.now_ns()), [view[start:end] for start, end in spans]
+
+    def _first_model(self, rest: bytes) -> ServedModel | None:
+        """The model whose name is the first field, as most clients write it."""
+        if rest[:1] != _MODEL_NAME_TAG or len(rest) == 1:
+            return None
+        return self._names.get(rest[2 : 2 + rest[1]])
+
+    def _model_of(self, message: Any) -> ServedModel:
+        return find_model(self._models, message.model_name, message.model_version)
+
+    def _parse(self, rest: bytes) -> Any:
+        try:
+            return self._pb.ModelInferRequest.FromString(rest)
+        except self._unreadable as error:
+            raise _no_message(error) from None
+
+    def _parse_head(self, model: ServedModel, rest: bytes, raw: int, tensors: ModelTensors | None) -> InferHead:
+        limits, message = self._limits, self._parse(rest)
+        if self._model_of(message) is not model:
+            raise InvalidInput("model_name: expected once, got several")
+        if max(len(message.inputs), len(message.outputs)) > limits.max_tensors:
             raise RequestRejected(413, f"message: expected at most {limits.max_tensors} inputs and outputs")
-        if not head.inputs or (contents and len(contents) != len(head.inputs)):
-            raise InvalidInput(
-                f"inputs: expected at least one, each with raw contents or none, got {len(contents)} raw"
-            )
-        reader = InputReader(tensors, limits)
-        for number, described in enumerate(head.inputs):
+        if not message.inputs or (raw and raw != len(message.inputs)):
+            raise InvalidInput(f"inputs: expected at least one, each with raw contents or none, got {raw} raw")
+        reader = HeadReader(tensors, limits)
+        for described in message.inputs:
             self._check_offered(described.parameters)
-            shape = list(described.shape[: limits.max_rank + 1])
-            if contents:
-                reader.add(described.name, described.datatype, shape, content=contents[number])
-            elif (field := CONTENTS.get(described.datatype)) is None:
-                raise InvalidInput(f"input {described.name!r}: expected raw contents for {described.datatype!r}")
-            else:
+            data = None
+            if not raw:
+                if (field := CONTENTS.get(described.datatype)) is None:
+                    raise InvalidInput(f"input {described.name!r}: expected raw contents for {described.datatype!r}")
                 data = list(getattr(described.contents, field))
-                reader.add(described.name, described.datatype, shape, data=data)
-        for described in head.outputs:
+            reader.add(described.name, described.datatype, list(described.shape[: limits.max_rank + 1]), data=data)
+        for described in message.outputs:
             self._check_offered(described.parameters)
-        outputs = {described.name: True for described in head.outputs}
-        parameters = {name: _value(value) for name, value in head.parameters.items()}
-        return InferRequest(head.id, reader.arrays, reader.rows, parameters, outputs or None, binary=True)
+        outputs = {described.name: True for described in message.outputs}
+        parameters = {name: _value(value) for name, value in message.parameters.items()}
+        return InferHead(message.id, reader, parameters, outputs, binary=True)
 
     @staticmethod
     def _check_offered(parameters: Any) -> None:
         if "shared_memory_region" in parameters or "classification" in parameters:
             raise RequestRejected(501, "parameters: shared memory and classification are not offered")
 
-    def _render(
-        self, model: ServedModel, call: InferRequest, answer: InferAnswer, tensors: ModelTensors | None
-    ) -> bytes:
-        head = self._pb.ModelInferResponse(model_name=model.name, model_version=VERSION, id=call.id)
-        announced = announced_datatypes(tensors)
+    async def _answer(
+        self, model: ServedModel, head: InferHead, contents: list[memoryview], context: Any, stream_id: str | None
+    ) -> InferAnswer:
+        arrived_ns = model.now_ns()
+        call = head.read(contents)
+        settings = _settings(context, head)
+        left_s = context.time_remaining()
+        if left_s is not None and (settings.timeout_s is None or left_s < settings.timeout_s):
+            settings = settings._replace(timeout_s=max(left_s, 0.0))
+        if settings.stream_id is None and stream_id is not None:
+            settings = settings._replace(stream_id=stream_id)
+        return await model.infer(call, settings, arrived_ns, takes_many=stream_id is not None)
+
+    def _render(self, model: ServedModel, head: InferHead, arrays: Outputs, *, final: bool | None) -> bytes:
         contents: list[bytes | memoryview] = []
-        for name, array in select_outputs(call, answer).items():
-            datatype, content = encode(name, array, announced.get(name))
-            head.outputs.add(name=name, datatype=datatype, shape=array.shape)
+        kinds: list[tuple[str, str, tuple[int, ...]]] = []
+        for name, array in select_outputs(head, arrays).items():
+            datatype, content = encode(name, array, model.announced.get(name))
+            kinds.append((name, datatype, array.shape))
             contents.append(content)
-        return append_contents(head.SerializeToString(), self._output_tag, contents)
+        if head.rendered is None or head.rendered[0] != (kinds, final):
+            head.rendered = ((kinds, final), self._render_head(model, head, kinds, final=final))
+        return append_contents(head.rendered[1], self._output_tag, contents)
+
+    def _render_head(
+        self,
+        model: ServedModel,
+        head: InferHead,
+        kinds: Sequence[tuple[str, str, tuple[int, ...]]],
+        *,
+        final: bool | None,
+    ) -> bytes:
+        response = self._pb.ModelInferResponse(model_name=model.name, model_version=VERSION, id=head.id)
+        for name, datatype, shape in kinds:
+            response.outputs.add(name=name, datatype=datatype, shape=shape)
+        if final is not None:
+            response.parameters["triton_final_response"].bool_param = final
+        written: bytes = response.SerializeToString()
+        return written
 
     def _describe(self, error: Exception) -> Any:
         failure = describe_failure(error)
@@ -295,3 +338,12 @@ class GrpcService:
 def _value(parameter: Any) -> Any:
     field = parameter.WhichOneof("parameter_choice")
     return None if field is None else getattr(parameter, field)
+
+
+def _settings(context: Any, head: InferHead) -> RequestSettings:
+    said = {key: value for key, value in context.invocation_metadata() if key in _SETTING_HEADERS}
+    return read_settings(said, head.parameters) if said else head.settings
+
+
+def _no_message(error: Exception) -> InvalidInput:
+    return InvalidInput(f"message: expected a ModelInferRequest: {error}")

@@ -15,79 +15,188 @@ import numpy.typing as npt
 from streaminfer._internal.validation import brief
 from streaminfer.errors import InvalidInput
 from streaminfer.protocols import ModelTensor, ModelTensors
+from streaminfer.serving.deadlines import RequestSettings, read_settings
 from streaminfer.serving.errors import RequestRejected
 from streaminfer.serving.limits import Limits
 from streaminfer.serving.tensors import check_shape, datatype_of_spec, decode, decode_list
 
-__all__ = ["HEAD_LENGTH", "InferRequest", "InputReader", "parse_body", "parse_generate", "parse_head_length"]
+__all__ = [
+    "HEAD_LENGTH",
+    "HeadReader",
+    "InferHead",
+    "InferRequest",
+    "Tensor",
+    "parse_generate",
+    "parse_head",
+    "parse_head_length",
+    "read_contents",
+    "split_body",
+]
 
 HEAD_LENGTH = "inference-header-content-length"
 _LENGTH = re.compile(r"[0-9]{1,12}", re.ASCII)
+
+
+class Tensor(NamedTuple):
+    """An input, as the head of a request describes it.
+
+    Attributes:
+        name: of the input.
+        datatype: the protocol's name for its type.
+        shape: its sizes; the first is the number of rows.
+        elements: their number.
+        spec: the model's input of this name; ``None``: not known.
+        size: of its content behind the head, as the head states it.
+        data: its elements, instead of a content.
+    """
+
+    name: str
+    datatype: str
+    shape: Sequence[int]
+    elements: int
+    spec: ModelTensor | None
+    size: int | None
+    data: Any
+
+
+class InferHead:
+    """A request to a model without the content of its tensors; requests with the same head can share one.
+
+    Attributes:
+        id: of the client, which the response repeats.
+        tensors: the inputs.
+        rows: their number of rows.
+        takes_one: the model reads its only input as an array, not by name.
+        parameters: of the request.
+        settings: what the parameters say.
+        outputs: those to return, by name, and whether as bytes; ``None``: all.
+        binary: whether outputs that are not named are returned as bytes.
+        spans: where the contents lie behind a head over HTTP.
+        content_size: of all contents together, over HTTP.
+        is_reusable: it has neither elements nor text of its own.
+        rendered: the head of the latest response, and what it describes.
+    """
+
+    __slots__ = (
+        "_contents", "_keeps_bytes", "binary", "content_size", "id", "is_reusable", "outputs", "parameters",
+        "rendered", "rows", "settings", "spans", "takes_one", "tensors",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        identity: str,
+        reader: "HeadReader",
+        parameters: Mapping[str, Any],
+        outputs: Mapping[str, bool] | None,
+        *,
+        binary: bool,
+    ) -> None:
+        self.id = identity
+        self.tensors = reader.tensors
+        self.rows = reader.rows
+        self.takes_one = reader.takes_one()
+        self.parameters = parameters
+        self.settings: RequestSettings = read_settings({}, parameters)
+        self.outputs = outputs or None
+        self.binary = binary
+        self.rendered: tuple[Any, bytes] | None = None
+        self._keeps_bytes = reader.keeps_bytes
+        self.spans: list[tuple[int, int]] = []
+        position = 0
+        for tensor in self.tensors:
+            if tensor.size is not None:
+                self.spans.append((position, position + tensor.size))
+                position += tensor.size
+        self.content_size = position
+        self._contents = sum(tensor.data is None for tensor in self.tensors)
+        # what may name a person is not kept
+        self.is_reusable = (
+            self._contents == len(self.tensors)
+            and not identity
+            and not any(isinstance(value, str) for value in parameters.values())
+        )
+
+    def read(self, contents: Sequence[memoryview]) -> "InferRequest":
+        """Return the request with the content of its tensors, which the arrays are views of.
+
+        Args:
+            contents: of the tensors that have one, in their order.
+
+        Raises:
+            InvalidInput: a content is not that of its tensor.
+        """
+        if len(contents) != self._contents:
+            raise InvalidInput(f"inputs: expected contents of {self._contents}, got {len(contents)}")
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        number = 0
+        for name, datatype, shape, count, spec, _, data in self.tensors:
+            if data is None:
+                content = contents[number]
+                number += 1
+                arrays[name] = decode(name, datatype, shape, count, content, spec, keeps_bytes=self._keeps_bytes)
+            else:
+                arrays[name] = decode_list(name, datatype, shape, count, data, keeps_bytes=self._keeps_bytes)
+        return InferRequest(self, arrays)
 
 
 class InferRequest(NamedTuple):
     """A request to a model, of one or more rows.
 
     Attributes:
-        id: of the client, which the response repeats.
+        head: what it says.
         arrays: the inputs by name; the first axis holds the rows.
-        rows: their number.
-        parameters: of the request.
-        outputs: those to return, by name, and whether as bytes; ``None``: all.
-        binary: whether outputs that are not named are returned as bytes.
     """
 
-    id: str
+    head: InferHead
     arrays: Mapping[str, npt.NDArray[Any]]
-    rows: int
-    parameters: Mapping[str, Any]
-    outputs: Mapping[str, bool] | None = None
-    binary: bool = False
 
 
-class InputReader:
-    """Reads the inputs of one request; both protocols use it.
+class HeadReader:
+    """Reads the descriptions of the inputs of one request; both protocols use it.
 
     Args:
         model: the inputs and outputs of the model; ``None``: not known.
         limits: what is accepted.
     """
 
-    __slots__ = ("_keeps_bytes", "_limits", "_specs", "arrays", "rows")
+    __slots__ = ("_limits", "_model", "_specs", "keeps_bytes", "rows", "tensors")
 
     def __init__(self, model: ModelTensors | None, limits: Limits) -> None:
+        self._model = model
         self._specs: dict[str, ModelTensor] = {} if model is None else {spec.name: spec for spec in model.inputs}
-        self._keeps_bytes = model is not None and model.reads_bytes
         self._limits = limits
-        self.arrays: dict[str, npt.NDArray[Any]] = {}
+        self.keeps_bytes = model is not None and model.reads_bytes
+        self.tensors: list[Tensor] = []
         self.rows = 0
 
-    def add(self, name: Any, datatype: Any, shape: Any, *, content: memoryview | None = None, data: Any = None) -> None:
+    def add(self, name: Any, datatype: Any, shape: Any, *, size: int | None = None, data: Any = None) -> None:
         """Add an input.
 
         Args:
             name: as the client says, like the next two.
             datatype: of the protocol.
             shape: with the rows on the first axis.
-            content: its bytes, or
-            data: its elements.
+            size: of its content, where the head says so.
+            data: its elements, instead of a content.
 
         Raises:
             InvalidInput: it is not what the protocol has.
             RequestRejected: it is beyond the limits.
         """
-        if not isinstance(name, str) or not name or name in self.arrays:
+        if not isinstance(name, str) or not name or any(name == tensor.name for tensor in self.tensors):
             raise InvalidInput(f"inputs: expected a name for each, each once, got {brief(name)}")
         count = check_shape(name, datatype, shape, self._limits)
-        if self.arrays and shape[0] != self.rows:
+        if self.tensors and shape[0] != self.rows:
             raise InvalidInput(f"input {name!r}: expected {self.rows} rows as in the other inputs, got {shape[0]}")
         self.rows = shape[0]
-        if content is None:
-            array = decode_list(name, datatype, shape, count, data, keeps_bytes=self._keeps_bytes)
-        else:
-            spec = self._specs.get(name)
-            array = decode(name, datatype, shape, count, content, spec, keeps_bytes=self._keeps_bytes)
-        self.arrays[name] = array
+        self.tensors.append(Tensor(name, datatype, shape, count, self._specs.get(name), size, data))
+
+    def takes_one(self) -> bool:
+        """Return whether the model reads the only input as an array."""
+        model = self._model
+        return len(self.tensors) == 1 and (
+            model is None or (model.takes_one_array and [spec.name for spec in model.inputs] == [self.tensors[0].name])
+        )
 
 
 def parse_head_length(said: str | None) -> int | None:
@@ -103,12 +212,41 @@ def parse_head_length(said: str | None) -> int | None:
     return int(said)
 
 
-def parse_body(body: memoryview, head_length: int | None, model: ModelTensors | None, limits: Limits) -> InferRequest:
-    """Return the request in a body; its arrays are views of it.
+def split_body(body: memoryview, head_length: int | None) -> tuple[memoryview, memoryview]:
+    """Return the JSON of a body, and what follows it.
 
     Args:
         body: the whole.
         head_length: of the JSON; ``None``: all.
+
+    Raises:
+        InvalidInput: the body is shorter.
+    """
+    if head_length is None:
+        return body, body[len(body) :]
+    if head_length > len(body):
+        raise InvalidInput(f"Inference-Header-Content-Length: expected at most {len(body)}, got {head_length}")
+    return body[:head_length], body[head_length:]
+
+
+def read_contents(head: InferHead, content: memoryview) -> InferRequest:
+    """Return the request with the bytes that follow its JSON.
+
+    Raises:
+        InvalidInput: another number of bytes than the inputs state, or not those of such tensors.
+    """
+    if len(content) != head.content_size:
+        raise InvalidInput(
+            f"body: expected {head.content_size} bytes behind its JSON, as the inputs state, got {len(content)}"
+        )
+    return head.read([content[start:end] for start, end in head.spans])
+
+
+def parse_head(text: memoryview, model: ModelTensors | None, limits: Limits) -> InferHead:
+    """Return what the JSON of a request says.
+
+    Args:
+        text: the JSON.
         model: the inputs and outputs of the model; ``None``: not known.
         limits: what is accepted.
 
@@ -116,40 +254,26 @@ def parse_body(body: memoryview, head_length: int | None, model: ModelTensors | 
         InvalidInput: it is not what the protocol has.
         RequestRejected: it is beyond the limits, or asks for an extension that is not offered.
     """
-    if head_length is not None and head_length > len(body):
-        raise InvalidInput(f"Inference-Header-Content-Length: expected at most {len(body)}, got {head_length}")
-    position = len(body) if head_length is None else head_length
-    head = _parse_json(body[:position], limits)
-    reader = InputReader(model, limits)
+    head = _parse_json(text, limits)
+    reader = HeadReader(model, limits)
     for described in _objects(head.get("inputs"), "inputs", limits):
-        parameters = _parameters(described, "input")
-        size = parameters.get("binary_data_size")
-        content = None
-        if size is not None:
-            if type(size) is not int or size < 0 or "data" in described:
-                raise InvalidInput(f"binary_data_size: expected a number of bytes in place of data, got {brief(size)}")
-            content = body[position : position + size]
-            if len(content) < size:
-                raise InvalidInput(f"binary_data_size: expected at most {len(content)} bytes more, got {brief(size)}")
-            position += size
-        reader.add(
-            described.get("name"), described.get("datatype"), described.get("shape"),
-            content=content, data=described.get("data"),
-        )  # fmt: skip
-    if not reader.arrays:
+        size, data = _parameters(described, "input").get("binary_data_size"), described.get("data")
+        if size is None:
+            data = "nothing" if data is None else data  # what is rejected as elements
+        elif type(size) is not int or size < 0 or "data" in described:
+            raise InvalidInput(f"binary_data_size: expected a number of bytes in place of data, got {brief(size)}")
+        reader.add(described.get("name"), described.get("datatype"), described.get("shape"), size=size, data=data)
+    if not reader.tensors:
         raise InvalidInput("inputs: expected at least one, got none")
-    if position != len(body):
-        raise InvalidInput(f"body: expected {position} bytes, as the inputs state, got {len(body)}")
     parameters = _parameters(head, "request")
     binary = parameters.get("binary_data_output", False)
-    outputs = None
-    if (described_outputs := head.get("outputs")) is not None:
-        outputs = _parse_outputs(described_outputs, binary, limits)
-    return InferRequest(_identity(head), reader.arrays, reader.rows, parameters, outputs or None, binary is True)
+    described_outputs = head.get("outputs")
+    outputs = None if described_outputs is None else _parse_outputs(described_outputs, binary, limits)
+    return InferHead(_identity(head), reader, parameters, outputs, binary=binary is True)
 
 
-def parse_generate(body: memoryview, model: ModelTensors | None, limits: Limits) -> InferRequest:
-    """Return the request of one row in the body of ``generate``: a field per input, and ``parameters``.
+def parse_generate(body: memoryview, model: ModelTensors | None, limits: Limits) -> InferHead:
+    """Return what the body of ``generate`` says, a request of one row: a field per input, and ``parameters``.
 
     Args:
         body: JSON.
@@ -164,7 +288,7 @@ def parse_generate(body: memoryview, model: ModelTensors | None, limits: Limits)
         raise InvalidInput("generate: expected a model whose inputs are known; use infer")
     head = _parse_json(body, limits)
     parameters = _parameters(head, "request")
-    reader = InputReader(model, limits)
+    reader = HeadReader(model, limits)
     specs = {spec.name: spec for spec in model.inputs}
     for name, value in head.items():
         if name in {"id", "parameters"}:
@@ -173,9 +297,9 @@ def parse_generate(body: memoryview, model: ModelTensors | None, limits: Limits)
             raise InvalidInput(f"input {name!r}: expected only {', '.join(map(repr, specs))}")
         data = value if isinstance(value, list) else [value]
         reader.add(name, datatype_of_spec(spec), [1, *_shape_of(name, data, spec, limits)], data=[data])
-    if not reader.arrays:
+    if not reader.tensors:
         raise InvalidInput("inputs: expected at least one, got none")
-    return InferRequest(_identity(head), reader.arrays, 1, parameters)
+    return InferHead(_identity(head), reader, parameters, None, binary=False)
 
 
 def _parse_json(content: memoryview, limits: Limits) -> dict[str, Any]:

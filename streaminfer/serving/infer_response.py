@@ -1,19 +1,20 @@
 """Responses over HTTP: JSON, with the outputs that were asked for as bytes behind it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any, NamedTuple
 
 import numpy.typing as npt
 
 from streaminfer.errors import InvalidInput
 from streaminfer.protocols import ModelTensors
-from streaminfer.serving.infer_request import InferRequest
+from streaminfer.serving.infer_request import InferHead
 from streaminfer.serving.tensors import datatype_of_spec, encode, encode_list
 
-__all__ = ["InferAnswer", "announced_datatypes", "render_generated", "render_response", "select_outputs"]
+__all__ = ["InferAnswer", "Outputs", "announced_datatypes", "render_generated", "render_response", "select_outputs"]
 
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
+Outputs = Mapping[str, npt.NDArray[Any]]
 
 
 class InferAnswer(NamedTuple):
@@ -22,25 +23,27 @@ class InferAnswer(NamedTuple):
     Attributes:
         arrays: the outputs by name; the first axis holds the rows.
         time_left_s: seconds that were left until the deadline; ``None``: there was none.
+        stream: the answers of a model that has several to one request, in place of ``arrays``.
     """
 
-    arrays: Mapping[str, npt.NDArray[Any]]
+    arrays: Outputs
     time_left_s: float | None
+    stream: AsyncGenerator[Outputs, None] | None = None
 
 
-def select_outputs(call: InferRequest, answer: InferAnswer) -> Mapping[str, npt.NDArray[Any]]:
+def select_outputs(head: InferHead, arrays: Outputs) -> Outputs:
     """Return the outputs that were asked for.
 
     Raises:
         InvalidInput: the model has no such output.
     """
-    if call.outputs is None:
-        return answer.arrays
-    if missing := call.outputs.keys() - answer.arrays.keys():
+    if head.outputs is None:
+        return arrays
+    if missing := head.outputs.keys() - arrays.keys():
         raise InvalidInput(
-            f"outputs: expected {', '.join(map(repr, answer.arrays))}, got {', '.join(map(repr, sorted(missing)))} too"
+            f"outputs: expected {', '.join(map(repr, arrays))}, got {', '.join(map(repr, sorted(missing)))} too"
         )
-    return {name: answer.arrays[name] for name in call.outputs}
+    return {name: arrays[name] for name in head.outputs}
 
 
 def announced_datatypes(model: ModelTensors | None) -> dict[str, str | None]:
@@ -49,41 +52,61 @@ def announced_datatypes(model: ModelTensors | None) -> dict[str, str | None]:
 
 
 def render_response(
-    name: str, version: str, call: InferRequest, answer: InferAnswer, model: ModelTensors | None
+    name: str, version: str, head: InferHead, arrays: Outputs, announced: Mapping[str, str | None]
 ) -> tuple[list[bytes | memoryview], int | None]:
     """Return the parts of the body, and the length of the JSON in front of the bytes; ``None``: all is JSON.
+
+    The JSON is made once for requests that share a head, as long as the outputs have the same types and shapes.
 
     Args:
         name: of the model.
         version: of the model.
-        call: the request.
-        answer: the model's.
-        model: its inputs and outputs; ``None``: not known.
+        head: of the request.
+        arrays: the model's outputs.
+        announced: the types of its outputs, as far as they are known.
 
     Raises:
         InvalidInput: an output that the model lacks was asked for, or JSON cannot hold one.
         BackendError: the protocol has no type for an output.
     """
-    announced = announced_datatypes(model)
     contents: list[bytes | memoryview] = []
-    described: list[dict[str, Any]] = []
-    for output, array in select_outputs(call, answer).items():
-        one: dict[str, Any] = {"name": output, "shape": array.shape}
-        described.append(one)
-        if call.binary if call.outputs is None else call.outputs[output]:
-            one["datatype"], content = encode(output, array, announced.get(output))
-            one["parameters"] = {"binary_data_size": len(content)}
+    kinds: list[tuple[str, str, tuple[int, ...], int]] = []
+    listed: dict[str, list[Any]] = {}
+    for output, array in select_outputs(head, arrays).items():
+        if head.binary if head.outputs is None else head.outputs[output]:
+            datatype, content = encode(output, array, announced.get(output))
             contents.append(content)
+            kinds.append((output, datatype, array.shape, len(content)))
         else:
-            one["datatype"], one["data"] = encode_list(output, array)
-    head: dict[str, Any] = {"model_name": name, "model_version": version, "outputs": described}
-    if call.id:
-        head["id"] = call.id
-    text = _to_json(head).encode()
+            datatype, listed[output] = encode_list(output, array)
+            kinds.append((output, datatype, array.shape, 0))
+    if not listed and head.rendered is not None and head.rendered[0] == kinds:
+        text = head.rendered[1]
+    else:
+        text = _render_head(name, version, head.id, kinds, listed)
+        head.rendered = None if listed else (kinds, text)
     return [text, *contents], len(text) if contents else None
 
 
-def render_generated(name: str, version: str, call: InferRequest, answer: InferAnswer) -> bytes:
+def _render_head(
+    name: str,
+    version: str,
+    identity: str,
+    kinds: list[tuple[str, str, tuple[int, ...], int]],
+    listed: Mapping[str, list[Any]],
+) -> bytes:
+    described: list[dict[str, Any]] = []
+    for output, datatype, shape, size in kinds:
+        one: dict[str, Any] = {"name": output, "datatype": datatype, "shape": shape}
+        one |= {"data": listed[output]} if output in listed else {"parameters": {"binary_data_size": size}}
+        described.append(one)
+    response: dict[str, Any] = {"model_name": name, "model_version": version, "outputs": described}
+    if identity:
+        response["id"] = identity
+    return _to_json(response).encode()
+
+
+def render_generated(name: str, version: str, head: InferHead, arrays: Outputs) -> bytes:
     """Return the body of ``generate``: a field per output, one element without a list.
 
     Raises:
@@ -91,9 +114,9 @@ def render_generated(name: str, version: str, call: InferRequest, answer: InferA
         BackendError: the protocol has no type for one.
     """
     fields: dict[str, Any] = {"model_name": name, "model_version": version}
-    if call.id:
-        fields["id"] = call.id
-    for output, array in answer.arrays.items():
+    if head.id:
+        fields["id"] = head.id
+    for output, array in arrays.items():
         _, elements = encode_list(output, array)
         fields[output] = elements[0] if len(elements) == 1 else elements
     return _to_json(fields).encode()

@@ -1,7 +1,7 @@
 """A stack as a model of the protocol: its description, its counters, and requests of several rows."""
 
-import time
-from collections.abc import Mapping
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -10,14 +10,15 @@ import numpy.typing as npt
 
 from streaminfer._internal.validation import check_instance, expected
 from streaminfer._runtime.rows import join_rows
-from streaminfer._stack.many_calls import answer_all
-from streaminfer.errors import BackendError, InvalidInput
+from streaminfer._stack.many_calls import answer_all, default_concurrency
+from streaminfer.errors import BackendError, DeadlineExceeded, InvalidInput
 from streaminfer.protocols import Capabilities, ModelTensor, ModelTensors, adapt
 from streaminfer.request import Request, Response, deadline_after, time_left_s
+from streaminfer.serving._model_counters_cy import ModelCounters
 from streaminfer.serving.deadlines import RequestSettings
 from streaminfer.serving.errors import RequestRejected
-from streaminfer.serving.infer_request import InferRequest
-from streaminfer.serving.infer_response import InferAnswer
+from streaminfer.serving.infer_request import InferHead, InferRequest
+from streaminfer.serving.infer_response import InferAnswer, announced_datatypes
 from streaminfer.serving.limits import Limits
 from streaminfer.serving.tensors import datatype_of_spec
 from streaminfer.stack import Stack
@@ -29,8 +30,10 @@ VERSION = "1"
 EXTENSIONS = ("binary_tensor_data", "generate", "model_configuration", "schedule_policy", "sequence", "statistics")
 
 _READ_EVERY_NS = 1_000_000_000
+_MAX_HEADS = 64
+_MAX_HEAD_BYTES = 1024
+"""Heads of requests that are kept: most clients send few kinds of requests, each many times."""
 _CONFIG_TYPES = {"BYTES": "TYPE_STRING"}
-_PARTS = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss")
 
 
 class ServedModel:
@@ -49,10 +52,10 @@ class ServedModel:
         self._offered = Capabilities()
         self._tensors: ModelTensors | None = None
         self._read_ns: int | None = None
-        self._counts = dict.fromkeys(_PARTS, 0)
-        self._times_ns = dict.fromkeys(_PARTS, 0)
-        self._batches = 0.0
-        self._last_ms = 0
+        self._heads: dict[bytes, InferHead] = {}
+        self._output_names: tuple[str, ...] = ()
+        self.announced: Mapping[str, str | None] = {}
+        self._counters = ModelCounters()
 
     # -- requests -----------------------------------------------------------------------------------------------
 
@@ -60,79 +63,144 @@ class ServedModel:
         """The present instant of the stack's clock."""
         return self.stack.clock()
 
-    async def infer(self, call: InferRequest, settings: RequestSettings, arrived_ns: int) -> InferAnswer:
+    def head(self, text: bytes, parse: Callable[[ModelTensors | None], InferHead], now_ns: int) -> InferHead:
+        """Return what the head of a request says; parsed once for all requests that share it.
+
+        Args:
+            text: the head; empty: it is not shared.
+            parse: returns what it says, for a model with these inputs and outputs.
+            now_ns: the present.
+
+        Raises:
+            StreamInferError: it is wrong.
+        """
+        self._renew(now_ns)
+        found = self._heads.get(text) if text else None
+        if found is None:
+            found = parse(self._tensors)
+            if found.is_reusable and 0 < len(text) <= _MAX_HEAD_BYTES:
+                if len(self._heads) == _MAX_HEADS:
+                    self._heads.clear()
+                self._heads[text] = found
+        return found
+
+    async def infer(
+        self, call: InferRequest, settings: RequestSettings, arrived_ns: int, *, takes_many: bool = False
+    ) -> InferAnswer:
         """Answer all rows of a request, or none.
 
         Args:
             call: the request.
             settings: what it says about itself.
             arrived_ns: instant at which it came.
+            takes_many: the client takes any number of answers.
 
         Raises:
             StreamInferError: the first row that could not be answered.
         """
-        self._renew(arrived_ns)
-        offered, model = self._offered, self._tensors
+        head, offered = call.head, self._offered
         deadline_ns = None
         if settings.timeout_s is not None:
             deadline_ns = deadline_after(arrived_ns, settings.timeout_s)
         elif offered.slo is not None and (slo_ns := offered.slo.slo_ns) is not None:
             deadline_ns = arrived_ns + slo_ns
+        states = None if settings.stream_id is None else offered.stream_states
+        if states is not None and head.rows != 1:
+            raise InvalidInput(f"inputs: expected one row in each request of a sequence, got {head.rows}")
         requests = [
             Request(
-                self._row(call, model, number),
+                _row(call, number),
                 deadline_ns=deadline_ns,
                 priority=settings.priority,
                 stream_id=settings.stream_id,
                 tenant=settings.tenant,
             )
-            for number in range(call.rows)
+            for number in range(head.rows)
         ]
-        states = None if settings.stream_id is None else offered.stream_states
-        if states is not None and call.rows != 1:
-            raise InvalidInput(f"inputs: expected one row in each request of a sequence, got {call.rows}")
         try:
             if states is not None and settings.starts_stream:
                 states.reset_stream(settings.stream_id)
-            if len(requests) == 1:
+            if head.rows == 1:
                 responses = [await self.stack.call(requests[0])]
             else:
-                responses = await answer_all(requests, self.stack.call, len(requests), return_exceptions=False)
+                responses = await self._answer_rows(requests, arrived_ns)
+            outputs = responses[0].outputs
+            if type(outputs) is not np.ndarray and isinstance(outputs, AsyncIterator):
+                await self._check_streamed(responses, takes_many=takes_many)
+                stream = self._streamed(responses[0], deadline_ns, arrived_ns)
+                return InferAnswer({}, time_left_s(deadline_ns, self.now_ns()), stream)
+            arrays = self._joined([response.outputs for response in responses])
         except BaseException:
-            self._count_failure(call.rows, self.now_ns() - arrived_ns)
+            self._counters.fail(self.now_ns() - arrived_ns)
             raise
         finally:
             if states is not None and settings.ends_stream:
                 states.end_stream(settings.stream_id)
         now_ns = self.now_ns()
-        self._count(responses, now_ns - arrived_ns)
-        return InferAnswer(self._joined(responses, model), time_left_s(deadline_ns, now_ns))
+        self._counters.succeed(responses, arrived_ns, now_ns)
+        return InferAnswer(arrays, time_left_s(deadline_ns, now_ns))
 
-    def current_tensors(self, now_ns: int) -> ModelTensors | None:
-        """What `tensors` said within the last second; for every request, which `tensors` would slow down."""
-        self._renew(now_ns)
-        return self._tensors
+    async def _answer_rows(self, requests: list[Request], now_ns: int) -> list[Response]:
+        """Answer several rows: once one of them is accepted, the others wait for their places in the queue."""
+        first: list[Response] = []
+        if not self.stack.admission(requests[0], now_ns).ok:
+            first.append(await self.stack.call(requests[0]))  # raises the reason
+        left = requests[len(first) :]
+        most = min(len(left), default_concurrency(self._offered.full_load))
+        return first + await answer_all(left, self.stack._places.call, most, return_exceptions=False)
+
+    async def _check_streamed(self, responses: list[Response], *, takes_many: bool) -> None:
+        if takes_many and len(responses) == 1:
+            return
+        for response in responses:
+            await _close(response)
+        if takes_many:
+            raise InvalidInput(f"inputs: expected one row for a model with many answers, got {len(responses)}")
+        raise RequestRejected(
+            501, f"model {self.name!r} has many answers to a request: expected generate_stream or ModelStreamInfer"
+        )
+
+    async def _streamed(
+        self, response: Response, deadline_ns: int | None, arrived_ns: int
+    ) -> AsyncGenerator[dict[str, npt.NDArray[Any]], None]:
+        """The answers of a model that has many to one request, until its deadline."""
+        answers: AsyncIterator[Any] = response.outputs
+        try:
+            while True:
+                limit = asyncio.timeout(time_left_s(deadline_ns, self.now_ns()))
+                try:
+                    async with limit:
+                        outputs = await anext(answers)
+                except StopAsyncIteration:
+                    break
+                except TimeoutError:
+                    if limit.expired():
+                        raise DeadlineExceeded("the deadline passed between two answers") from None
+                    raise
+                yield self._joined([outputs])
+        except BaseException:
+            self._counters.fail(self.now_ns() - arrived_ns)
+            raise
+        else:
+            self._counters.succeed([response], arrived_ns, self.now_ns())
+        finally:
+            await _close(response)
 
     def _renew(self, now_ns: int) -> None:
         """Read what the stack offers, at most once a second while it runs."""
-        if self._read_ns is None or now_ns - self._read_ns >= _READ_EVERY_NS:
-            self._offered = adapt(self.stack).capabilities()
-            self._tensors = self.tensors()
-            self._read_ns = now_ns if self.stack.ready else None
+        if self._read_ns is not None and now_ns - self._read_ns < _READ_EVERY_NS:
+            return
+        self._offered = adapt(self.stack).capabilities()
+        if (tensors := self.tensors()) != self._tensors:
+            self._heads.clear()
+        self._tensors = tensors
+        self.announced = announced_datatypes(tensors)
+        self._output_names = () if tensors is None else tuple(spec.name for spec in tensors.outputs)
+        self._read_ns = now_ns if self.stack.ready else None
 
-    def _row(self, call: InferRequest, model: ModelTensors | None, number: int) -> Any:
-        arrays = call.arrays
-        takes_one = len(arrays) == 1 and (
-            model is None or (model.takes_one_array and len(model.inputs) == 1 and model.inputs[0].name in arrays)
-        )
-        if takes_one:
-            (array,) = arrays.values()
-            return array[number, ...]  # an array even without further axes
-        return {name: array[number, ...] for name, array in arrays.items()}
-
-    def _joined(self, responses: list[Response], model: ModelTensors | None) -> dict[str, npt.NDArray[Any]]:
-        names = () if model is None else [spec.name for spec in model.outputs]
-        rows = [_named(response.outputs, names) for response in responses]
+    def _joined(self, outputs: list[Any]) -> dict[str, npt.NDArray[Any]]:
+        """The outputs of all rows by name, with the rows on the first axis."""
+        rows = [_named(one, self._output_names) for one in outputs]
         if len(rows) == 1:
             return {name: array[np.newaxis] for name, array in rows[0].items()}
         joined: dict[str, npt.NDArray[Any]] = join_rows(rows)
@@ -163,7 +231,7 @@ class ServedModel:
 
     def config(self) -> dict[str, Any]:
         """The model's configuration in Triton's words; the batch axis is not part of the shapes."""
-        model = self.tensors() or ModelTensors(())
+        model, offered = self.tensors() or ModelTensors(()), adapt(self.stack).capabilities()
         config: dict[str, Any] = {
             "name": self.name,
             "platform": "streaminfer",
@@ -174,9 +242,9 @@ class ServedModel:
                 {**_configured(spec), "optional": spec.is_optional} for spec in model.inputs if datatype_of_spec(spec)
             ],
             "output": [_configured(spec) for spec in model.outputs if datatype_of_spec(spec)],
-            "model_transaction_policy": {"decoupled": False},
+            "model_transaction_policy": {"decoupled": offered.many_answers},
         }
-        if adapt(self.stack).capabilities().stream_states is not None:
+        if offered.stream_states is not None:
             config["sequence_batching"] = {
                 "control_input": [
                     {
@@ -188,39 +256,8 @@ class ServedModel:
         return config
 
     def statistics(self) -> dict[str, Any]:
-        """Counts and durations of the requests' rows, in Triton's words."""
-        return {
-            "name": self.name,
-            "version": VERSION,
-            "last_inference": self._last_ms,
-            "inference_count": self._counts["success"],
-            "execution_count": round(self._batches),
-            "inference_stats": {name: {"count": self._counts[name], "ns": self._times_ns[name]} for name in _PARTS},
-            "batch_stats": [],
-        }
-
-    # -- counters -----------------------------------------------------------------------------------------------
-
-    def _count_failure(self, rows: int, took_ns: int) -> None:
-        self._counts["fail"] += rows
-        self._times_ns["fail"] += took_ns * rows
-
-    def _count(self, responses: list[Response], took_ns: int) -> None:
-        self._last_ms = time.time_ns() // 1_000_000
-        self._counts["success"] += len(responses)
-        self._times_ns["success"] += took_ns * len(responses)
-        for response in responses:
-            timings = response.timings
-            if timings is None:
-                continue
-            self._batches += 1 / timings.batch_size if timings.batch_size else 0
-            for name, part_ns in (
-                ("queue", timings.started_ns - timings.enqueued_ns),
-                ("compute_input", timings.assembled_ns - timings.started_ns),
-                ("compute_infer", timings.inferred_ns - timings.assembled_ns),
-            ):
-                self._counts[name] += 1
-                self._times_ns[name] += part_ns
+        """Counts and durations of the requests, in Triton's words."""
+        return {"name": self.name, "version": VERSION, **self._counters.statistics()}
 
     def __repr__(self) -> str:
         return f"ServedModel({self.name!r}, {self.stack!r})"
@@ -260,7 +297,20 @@ def server_version() -> str:
     return version("streaminfer")
 
 
-def _named(outputs: Any, names: Any) -> dict[str, npt.NDArray[Any]]:
+async def _close(response: Response) -> None:
+    if isinstance(response.outputs, AsyncGenerator):
+        await response.outputs.aclose()
+
+
+def _row(call: InferRequest, number: int) -> Any:
+    """The inputs of one row."""
+    if call.head.takes_one:
+        (array,) = call.arrays.values()
+        return array[number, ...]  # an array even without further axes
+    return {name: array[number, ...] for name, array in call.arrays.items()}
+
+
+def _named(outputs: Any, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
     """The outputs of one row by name, as arrays."""
     if isinstance(outputs, Mapping):
         named = dict(outputs)

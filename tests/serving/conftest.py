@@ -13,6 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import streaminfer as si
+from streaminfer.backends.signature import TensorSpec
 from streaminfer.testing import ScriptedBackend
 
 # bodies of the protocol's grammar are shared with the benchmark
@@ -143,3 +144,36 @@ async def grpc_server(*servicers):
 @pytest.fixture
 def serve_grpc():
     return grpc_server
+
+
+class Counting:
+    """A service with many answers to one request: the numbers below its input."""
+
+    many_answers = True
+
+    def __init__(self, *, fails_at=None, hangs_at=None):
+        self.fails_at, self.hangs_at, self.closed = fails_at, hangs_at, 0
+        self.made = []  # held, so that none is closed because nothing refers to it
+
+    async def call(self, request):
+        self.made.append(self.numbers(int(request.inputs[0])))
+        return si.Response(self.made[-1])
+
+    def model_tensors(self):
+        return si.protocols.ModelTensors((TensorSpec("x", np.dtype(np.int64), (None, 1)),))
+
+    async def numbers(self, below):
+        try:
+            for number in range(below):
+                if number == self.fails_at:
+                    raise ValueError("secret")
+                if number == self.hangs_at:
+                    await asyncio.Event().wait()
+                yield {"n": np.array([number])}
+        finally:
+            self.closed += 1
+
+
+@pytest.fixture
+def counting():
+    return Counting

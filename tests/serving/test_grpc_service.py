@@ -284,3 +284,114 @@ def test_a_stream_that_is_cancelled_cancels_its_requests(scripted, serve_grpc):
             await asyncio.sleep(0.001)
 
     ask(model, serve_grpc, scenario)
+
+
+def test_requests_with_one_head_have_contents_of_their_own(scripted, serve_grpc):
+    """The description of a request is read once for all that share it; contents and deadlines are not."""
+
+    async def scenario(channel):
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        responses = [await stub.ModelInfer(call_of(X + number)) for number in range(3)]
+        without = call_of()
+        del without.raw_input_contents[:]
+        more = call_of()
+        more.raw_input_contents.append(b"")
+        errors = [await raw_infer(channel, call.SerializeToString()) for call in (without, more)]
+        late = await raw_infer(channel, call_of().SerializeToString(), metadata=(("x-streaminfer-timeout-s", "0"),))
+        return responses, [error.code().name for error in (*errors, late)]
+
+    responses, errors = ask(scripted(), serve_grpc, scenario)
+
+    for number, response in enumerate(responses):
+        assert response.raw_output_contents[0] == (X + number).tobytes()
+    assert errors == ["INVALID_ARGUMENT", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED"]
+
+
+def test_a_model_that_is_named_twice_is_rejected(scripted, serve_grpc):
+    """protobuf takes the last of them; a request must not reach another model than its first field says."""
+    _, one, _ = scripted()
+    _, other, _ = scripted()
+    message = call_of().SerializeToString()
+
+    async def scenario():
+        async with (
+            one, other,
+            serve_grpc(si.serving.grpc_servicer({"m": one, "n": other})) as url,
+            grpc.aio.insecure_channel(url) as channel,
+        ):  # fmt: skip
+            return [
+                await raw_infer(channel, text) for text in (message, message + b"\x0a\x01n", message + b"\x0a\x01m")
+            ]
+
+    first, renamed, same = asyncio.run(scenario())
+
+    assert first is same is None
+    assert renamed.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize(
+    ("options", "numbers"),
+    [({}, [0, 1, 2, "final"]), ({"fails_at": 1}, [0, "error", "final"])],
+    ids=["all", "failure"],
+)
+def test_answers_of_a_stream_are_sent_as_they_come(counting, serve_grpc, options, numbers):
+    service = counting(**options)
+    stack = si.Stack(service)
+
+    async def calls():
+        for below in (3, 3):
+            call = pb.ModelInferRequest(model_name="m", id="7")
+            call.inputs.add(name="x", datatype="INT64", shape=[1, 1]).contents.int64_contents.append(below)
+            call.parameters["triton_enable_empty_final_response"].bool_param = True
+            yield call
+
+    async def scenario():
+        async with (
+            stack,
+            serve_grpc(si.serving.grpc_servicer({"m": stack})) as url,
+            grpc.aio.insecure_channel(url) as channel,
+        ):
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            found = []
+            async for response in stub.ModelStreamInfer(calls()):
+                answer = response.infer_response
+                assert answer.id == "7"
+                if response.error_message:
+                    found.append("error")
+                elif answer.parameters["triton_final_response"].bool_param:
+                    found.append("final")
+                else:
+                    found.append(int.from_bytes(answer.raw_output_contents[0], "little"))
+            return found
+
+    found = asyncio.run(asyncio.wait_for(scenario(), 30))
+
+    assert sorted(map(str, found)) == sorted(map(str, numbers * 2))
+    assert service.closed == 2
+
+
+def test_a_model_with_many_answers_needs_a_stream(counting, serve_grpc):
+    stack = si.Stack(counting())
+    call = pb.ModelInferRequest(model_name="m")
+    call.inputs.add(name="x", datatype="INT64", shape=[1, 1]).contents.int64_contents.append(3)
+
+    error = ask((None, stack, None), serve_grpc, lambda channel: raw_infer(channel, call.SerializeToString()))
+
+    assert error.code() == grpc.StatusCode.UNIMPLEMENTED
+    assert "ModelStreamInfer" in error.details()
+
+
+def test_a_cancelled_stream_ends_the_answers(counting, serve_grpc):
+    service = counting(hangs_at=1)
+
+    async def scenario(channel):
+        message = pb.ModelInferRequest(model_name="m")
+        message.inputs.add(name="x", datatype="INT64", shape=[1, 1]).contents.int64_contents.append(3)
+        call = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")()
+        await call.write(message.SerializeToString())
+        await call.read()
+        call.cancel()
+        while not service.closed:
+            await asyncio.sleep(0.001)
+
+    ask((None, si.Stack(service), None), serve_grpc, scenario)

@@ -12,10 +12,11 @@ The tags come from the descriptors of ``tritonclient``'s messages; the encoding 
 from collections.abc import Sequence
 from typing import Any
 
+from streaminfer._internal._protobuf_cy import split_fields
+
 __all__ = ["append_contents", "split_contents", "tag_of"]
 
 _LENGTH_DELIMITED = 2
-_SKIP = {1: 8, 5: 4}  # fixed64, fixed32: no field of ours, but a later server may have one
 
 
 def tag_of(message: Any, field: str) -> int:
@@ -55,40 +56,8 @@ def split_contents(
         ValueError: it is no such message, is cut short, or has too many fields.
     """
     view = memoryview(message)
-    rest: list[memoryview] = []
-    contents: list[memoryview] = []
-    for begin, found, start, end in _fields(view, max_fields):
-        if found == tag:
-            contents.append(view[start:end])
-        else:
-            rest.append(view[begin:end])
-    return b"".join(rest), contents
-
-
-def _fields(view: memoryview, max_fields: int | None) -> list[tuple[int, int, int, int]]:
-    """Of each field where it begins, its tag, and where its contents start and end."""
-    fields: list[tuple[int, int, int, int]] = []
-    position, size = 0, len(view)
-    while position < size:
-        if len(fields) == max_fields:
-            raise ValueError(f"it has more than {max_fields} fields")
-        begin = position
-        tag, position = _read_varint(view, position)
-        kind = tag & 7
-        start = position
-        if kind == _LENGTH_DELIMITED:
-            length, start = _read_varint(view, position)
-            position = start + length
-        elif kind == 0:
-            _, position = _read_varint(view, position)
-        elif kind in _SKIP:
-            position += _SKIP[kind]
-        else:
-            raise ValueError(f"byte {begin} is no field of a protobuf message")
-        if position > size:
-            raise ValueError(f"cut short: the field at byte {begin} ends {position - size} bytes past the end")
-        fields.append((begin, tag, start, position))
-    return fields
+    pieces, contents = split_fields(view, tag, -1 if max_fields is None else max_fields)
+    return b"".join([view[start:end] for start, end in pieces]), [view[start:end] for start, end in contents]
 
 
 def _varint(value: int) -> bytes:
@@ -98,17 +67,3 @@ def _varint(value: int) -> bytes:
         value >>= 7
     parts.append(value)
     return bytes(parts)
-
-
-def _read_varint(view: memoryview, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while shift < 64:
-        if position >= len(view):
-            raise ValueError("cut short within a number")
-        byte = view[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-        shift += 7
-    raise ValueError(f"the number before byte {position} has more than 64 bits")

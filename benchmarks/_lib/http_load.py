@@ -1,0 +1,47 @@
+"""Load over HTTP by ``wrk``, of Debian: one thread, many connections that each wait for the response."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+__all__ = ["Wrk"]
+
+
+class Wrk:
+    """One kind of request.
+
+    Args:
+        folder: for its script.
+        body: of each request.
+        headers: of each request.
+        connections: at the same time.
+
+    Raises:
+        RuntimeError: ``wrk`` is not installed.
+    """
+
+    def __init__(self, folder: Path, body: bytes, headers: Mapping[str, str], connections: int) -> None:
+        found = shutil.which("wrk")
+        if found is None:
+            raise RuntimeError("wrk is not on PATH: apt-get install wrk")
+        self._command = [found, "-t1", f"-c{connections}", "-s", str(folder / "request.lua")]
+        (folder / "body").write_bytes(body)
+        lines = ['wrk.method = "POST"', f'wrk.body = io.open({json.dumps(str(folder / "body"))}, "rb"):read("*a")']
+        lines += [f"wrk.headers[{json.dumps(name)}] = {json.dumps(value)}" for name, value in headers.items()]
+        (folder / "request.lua").write_text("\n".join(lines))
+
+    def run(self, port: int, path: str, seconds: float) -> tuple[int, float]:
+        """Return how many requests were answered, and in how many seconds.
+
+        Raises:
+            RuntimeError: a response was an error, or there was none.
+        """
+        command = [*self._command, f"-d{max(1, round(seconds))}s", f"http://127.0.0.1:{port}{path}"]
+        printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+        counted = re.search(r"(\d+) requests in ([\d.]+)(ms|s),", printed)
+        if counted is None or "Non-2xx" in printed or counted[1] == "0":
+            raise RuntimeError(printed)
+        return int(counted[1]), float(counted[2]) * (1e-3 if counted[3] == "ms" else 1.0)

@@ -1,0 +1,86 @@
+"""A no-op model over HTTP beside BentoML, LitServe and mosec: ``python benchmarks/run.py serving_peers``.
+
+Requests per second through 64 connections of wrk, which shares the cores with the server. Each server gets 16 numbers
+in the form that is cheapest for it: ours binary tensors, and JSON to compare; mosec bytes; LitServe and BentoML JSON.
+Rounds take turns; medians of the ratios over ours under granian. Bars: ≥ 5× BentoML and LitServe, ≥ 0.35× mosec.
+"""
+
+import contextlib
+import json
+import statistics
+import tempfile
+from pathlib import Path
+
+import attrs
+import numpy as np
+from _lib.http_load import Wrk
+from servers.http_server import asgi_server, command_server, cpu_s
+
+CONNECTIONS, ROUNDS, ROUND_S = 64, 5, 2.0
+PEERS = Path(__file__).parents[1] / "peers"
+NUMBERS = np.zeros(16, np.float32)
+BARS = {"BentoML": 5.0, "LitServe": 5.0, "mosec": 0.35}
+INFER = "/v2/models/m/infer"
+JSON = {"Content-Type": "application/json"}
+
+
+@attrs.frozen
+class Entry:
+    """A server and the request that it gets."""
+
+    server: contextlib.AbstractContextManager[tuple[int, int]]
+    path: str
+    body: bytes
+    headers: dict[str, str]
+
+
+def entries() -> dict[str, Entry]:
+    """Return all of them; ours come first."""
+    tensor = {"name": "inputs", "datatype": "FP32", "shape": [1, 16]}
+    binary = {"inputs": [tensor | {"parameters": {"binary_data_size": 64}}], "parameters": {"binary_data_output": True}}
+    head = json.dumps(binary).encode()
+    length = {"Inference-Header-Content-Length": str(len(head))}
+    listed = json.dumps({"inputs": [tensor | {"data": NUMBERS.tolist()}]}).encode()
+    row = json.dumps({"inputs": NUMBERS.tolist()}).encode()
+    rows = json.dumps({"inputs": [NUMBERS.tolist()]}).encode()
+    bento = ("-m", "bentoml", "serve", "http_bentoml:NoOp", "--working-dir", str(PEERS), "--host", "127.0.0.1")
+    mosec = (str(PEERS / "http_mosec.py"), "--address", "127.0.0.1", "--log-level", "error", "--port", "{port}")
+    return {
+        "granian": Entry(asgi_server("granian", "ours"), INFER, head + NUMBERS.tobytes(), length),
+        "granian, JSON": Entry(asgi_server("granian", "ours"), INFER, listed, JSON),
+        "uvicorn": Entry(asgi_server("uvicorn", "ours"), INFER, head + NUMBERS.tobytes(), length),
+        "BentoML": Entry(command_server(*bento, "--port", "{port}"), "/infer", rows, JSON),
+        "LitServe": Entry(command_server(str(PEERS / "http_litserve.py"), "{port}"), "/predict", row, JSON),
+        "mosec": Entry(command_server(*mosec), "/inference", NUMBERS.tobytes(), {}),
+    }
+
+
+def main() -> int:
+    rates: dict[str, list[float]] = {}
+    costs: dict[str, list[float]] = {}
+    with contextlib.ExitStack() as stack:
+        loads = {}
+        for name, entry in entries().items():
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            port, pid = stack.enter_context(entry.server)
+            loads[name] = (Wrk(folder, entry.body, entry.headers, CONNECTIONS), port, pid, entry.path)
+        for number in range(ROUNDS + 1):
+            for name, (load, port, pid, path) in loads.items():
+                before_s = cpu_s(pid)
+                answered, took_s = load.run(port, path, ROUND_S)
+                if number:  # the first round warms up
+                    rates.setdefault(name, []).append(answered / took_s)
+                    costs.setdefault(name, []).append((cpu_s(pid) - before_s) / answered * 1e6)
+    met = True
+    for name, found in rates.items():
+        ratios = [ours / one for ours, one in zip(rates["granian"], found, strict=True)]
+        ratio, bar = statistics.median(ratios), BARS.get(name)
+        met &= bar is None or ratio >= bar
+        verdict = "" if bar is None else f"; bar ≥ {bar}×: {'met' if ratio >= bar else 'MISSED'}"
+        print(f"{name}: {statistics.median(found):,.0f}/s, {statistics.median(costs[name]):.0f} µs of CPU; ours with "
+              f"granian over it {ratio:.2f}× ({min(ratios):.2f} to {max(ratios):.2f}{verdict})")  # fmt: skip
+    return 0 if met else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

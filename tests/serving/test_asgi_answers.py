@@ -1,0 +1,262 @@
+"""What the app shares between requests, and answers of several rows or events."""
+
+import asyncio
+import json
+
+import numpy as np
+import pytest
+
+import streaminfer as si
+from streaminfer.backends.signature import TensorSpec
+from streaminfer.serving import Limits
+from streaminfer.testing import HANG
+
+INFER = "/v2/models/m/infer"
+X = np.arange(12, dtype=np.float32).reshape(3, 4)
+
+
+def binary(array, name="x", **parameters):
+    tensor = {"name": name, "datatype": "FP32", "shape": list(array.shape)}
+    tensor["parameters"] = {"binary_data_size": array.nbytes}
+    head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True, **parameters}}).encode()
+    return head + array.tobytes(), {"Inference-Header-Content-Length": str(len(head))}
+
+
+def test_generate_takes_fields_and_streams_one_event(affine_stack, ask_app):
+    app = si.serving.asgi_app({"m": affine_stack})
+    body = json.dumps({"x": [1] * 8, "id": "a"}).encode()
+
+    async def scenario():
+        async with app:
+            plain = await ask_app(app, "POST", "/v2/models/m/generate", body)
+            return plain, await ask_app(app, "POST", "/v2/models/m/generate_stream", body)
+
+    plain, streamed = asyncio.run(scenario())
+
+    assert plain.json["z"] == [2.0] * 8
+    assert streamed.headers["content-type"] == "text/event-stream"
+    assert streamed.body == b"data: " + plain.body + b"\n\n"
+
+
+def test_requests_with_one_head_have_contents_of_their_own(scripted, ask_app):
+    """The description of a request is read once for all that share it; contents, deadlines and answers are not."""
+    _, _, app = scripted()
+
+    async def scenario():
+        async with app:
+            replies = [await ask_app(app, "POST", INFER, *binary(X + number)) for number in range(3)]
+            body, headers = binary(X)
+            late = await ask_app(app, "POST", INFER, body, headers | {"x-streaminfer-timeout-s": "0"})
+            short = await ask_app(app, "POST", INFER, body[:-4], headers)
+            long = await ask_app(app, "POST", INFER, body + b"x", headers)
+            return replies, [late.status, short.status, long.status]
+
+    replies, statuses = asyncio.run(scenario())
+
+    for number, reply in enumerate(replies):
+        length = int(reply.headers["inference-header-content-length"])
+        assert np.array_equal(np.frombuffer(reply.body[length:], np.float32), (X + number).ravel())
+    assert statuses == [504, 400, 400]
+
+
+def test_json_that_is_too_deep_is_rejected(scripted, ask_app):
+    _, _, app = scripted()
+
+    async def scenario():
+        async with app:
+            return await ask_app(app, "POST", INFER, b"[" * 200_000)
+
+    assert asyncio.run(scenario()).status == 400
+
+
+def test_a_head_is_read_again_when_the_model_changes(ask_app):
+    """What a shared description means depends on the model, which a reload can exchange."""
+    now_ns = 10**12
+
+    class Reloaded:
+        takes_one_array = True
+        seen = ()
+
+        def model_tensors(self):
+            tensor = TensorSpec("x", np.dtype(np.float32), (None, 4))
+            return si.protocols.ModelTensors((tensor,), takes_one_array=self.takes_one_array)
+
+        async def call(self, request):
+            self.seen += (type(request.inputs),)
+            return si.Response(np.zeros(1))
+
+    service = Reloaded()
+    app = si.serving.asgi_app({"m": si.Stack(service, clock=lambda: now_ns)})
+
+    async def scenario():
+        nonlocal now_ns
+        async with app:
+            await ask_app(app, "POST", INFER, *binary(X[:1]))
+            service.takes_one_array = False
+            now_ns += 2 * 10**9
+            await ask_app(app, "POST", INFER, *binary(X[:1]))
+
+    asyncio.run(scenario())
+
+    assert service.seen == (np.ndarray, dict)
+
+
+@pytest.mark.parametrize(("more", "kept"), [({}, 1), ({"subject": "Ada"}, 0), ({"id": "Ada"}, 0)])
+def test_what_may_name_a_person_is_not_kept(scripted, ask_app, more, kept):
+    _, _, app = scripted()
+    body, headers = binary(X)
+    head = json.loads(body[: int(headers["Inference-Header-Content-Length"])])
+    head = head | more if "id" in more else {**head, "parameters": head["parameters"] | more}
+    text = json.dumps(head).encode()
+    headers = {"Inference-Header-Content-Length": str(len(text))}
+
+    async def scenario():
+        async with app:
+            return (await ask_app(app, "POST", INFER, text + X.tobytes(), headers)).status
+
+    assert asyncio.run(scenario()) == 200
+    assert len(app._models["m"]._heads) == kept
+
+
+def test_an_answer_without_a_body_ends(scripted, ask_app):
+    """An answer whose end is not sent makes servers close the connection and log an error, at each probe."""
+    _, _, app = scripted()
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    async def scenario():
+        await app({"type": "http", "method": "GET", "path": "/v2/health/live", "headers": []}, None, send)
+
+    asyncio.run(scenario())
+
+    assert sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
+
+
+def test_more_rows_than_places_are_answered(scripted, ask_app, body_of):
+    _, _, app = scripted(batcher=si.AdaptiveBatcher(max_batch_size=2, max_queue_size=2))
+
+    async def scenario():
+        async with app:
+            return await ask_app(app, "POST", INFER, body_of(np.zeros((20, 4), np.float32)))
+
+    reply = asyncio.run(scenario())
+
+    assert reply.status == 200
+    assert reply.json["outputs"][0]["shape"] == [20, 4]
+
+
+def test_rows_do_not_wait_where_none_is_accepted(scripted, ask_app, body_of):
+    _, _, app = scripted(HANG, batcher=si.AdaptiveBatcher(max_batch_size=1, max_queue_size=1))
+
+    async def scenario():
+        async with app:
+            gone = asyncio.Event()
+            waiting = [asyncio.ensure_future(ask_app(app, "POST", INFER, body_of(X[:1]), gone=gone)) for _ in range(3)]
+            await next(asyncio.as_completed(waiting))
+            refused = await ask_app(app, "POST", INFER, body_of(X))
+            gone.set()
+            await asyncio.gather(*waiting)
+            return refused.status
+
+    assert asyncio.run(asyncio.wait_for(scenario(), 30)) == 429
+
+
+def test_statistics_of_all_models(scripted, ask_app, body_of):
+    _, _, app = scripted()
+
+    async def scenario():
+        async with app:
+            await ask_app(app, "POST", INFER, body_of(X))
+            return (await ask_app(app, "GET", "/v2/models/stats")).json
+
+    (model,) = asyncio.run(scenario())["model_stats"]
+    assert (model["name"], model["inference_count"], model["execution_count"]) == ("m", 3, 1)
+    assert {name: part["count"] for name, part in model["inference_stats"].items() if part["count"]} == {
+        "success": 1, "queue": 1, "compute_input": 1, "compute_infer": 1, "compute_output": 1,
+    }  # fmt: skip
+    times_ns = {name: part["ns"] for name, part in model["inference_stats"].items()}
+    assert times_ns["compute_output"] > 0
+    assert sum(times_ns.values()) <= 2 * times_ns["success"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"), [({"content-encoding": "gzip"}, b"{}"), ({"content-length": "99"}, b"{"), ({}, b"x" * 99)]
+)
+def test_a_body_that_is_not_read_ends_its_connection(scripted, ask_app, headers, body):
+    _, _, app = scripted(limits=Limits(max_body_bytes=50))
+
+    async def scenario():
+        async with app:
+            return await ask_app(app, "POST", INFER, body, headers)
+
+    assert asyncio.run(scenario()).headers["connection"] == "close"
+
+
+def events_of(reply):
+    return [json.loads(event.removeprefix(b"data: ")) for event in reply.body.split(b"\n\n")[:-1]]
+
+
+@pytest.mark.parametrize(
+    ("options", "events"),
+    [({}, [0, 1, 2]), ({"fails_at": 2}, [0, 1, "error"]), ({"hangs_at": 1}, [0, "error"])],
+    ids=["all", "failure", "deadline"],
+)
+def test_answers_are_sent_as_they_come(counting, ask_app, options, events):
+    service = counting(**options)
+    app = si.serving.asgi_app({"m": si.Stack(service)})
+
+    async def scenario():
+        async with app:
+            body, headers = json.dumps({"x": [3]}).encode(), {"x-streaminfer-timeout-s": "0.2"}
+            reply = await ask_app(app, "POST", "/v2/models/m/generate_stream", body, headers)
+            return reply, (await ask_app(app, "GET", "/v2/models/m/stats")).json["model_stats"][0]["inference_stats"]
+
+    reply, counts = asyncio.run(asyncio.wait_for(scenario(), 30))
+
+    assert reply.status == 200
+    assert [event.get("n", "error") for event in events_of(reply)] == events
+    assert b"secret" not in reply.body
+    assert service.closed == 1
+    assert (counts["success"]["count"], counts["fail"]["count"]) == ((0, 1) if "error" in events else (1, 0))
+
+
+def test_an_error_before_the_first_answer_is_a_status(counting, ask_app):
+    app = si.serving.asgi_app({"m": si.Stack(counting(fails_at=0))})
+
+    async def scenario():
+        async with app:
+            body = json.dumps({"x": [3]}).encode()
+            return [(await ask_app(app, "POST", f"/v2/models/m/{kind}", body)).status for kind in
+                    ("generate_stream", "generate")]  # fmt: skip
+
+    assert asyncio.run(scenario()) == [500, 501]
+
+
+def test_a_client_that_goes_away_ends_its_answers(counting, ask_app):
+    service = counting(hangs_at=1)
+    app = si.serving.asgi_app({"m": si.Stack(service)})
+
+    async def scenario():
+        async with app:
+            gone = asyncio.Event()
+            body = json.dumps({"x": [3]}).encode()
+            asked = asyncio.ensure_future(ask_app(app, "POST", "/v2/models/m/generate_stream", body, gone=gone))
+            await asyncio.sleep(0)
+            gone.set()
+            await asked
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+
+    assert service.closed == 1
+
+
+def test_a_model_with_many_answers_says_so(counting, ask_app):
+    app = si.serving.asgi_app({"m": si.Stack(counting())})
+
+    async def scenario():
+        async with app:
+            return (await ask_app(app, "GET", "/v2/models/m/config")).json
+
+    assert asyncio.run(scenario())["model_transaction_policy"] == {"decoupled": True}

@@ -1,0 +1,48 @@
+"""One call of ``ModelStreamInfer`` without gRPC."""
+
+import asyncio
+
+import pytest
+
+from streaminfer.serving.grpc_stream import StreamCall
+
+
+async def several(message):
+    for number in range(2):
+        yield message + bytes([number])
+
+
+async def collect(answer, messages):
+    return [response async for response in StreamCall(answer).responses(messages)]
+
+
+async def numbered(count, error=None):
+    for number in range(count):
+        yield bytes([number])
+    if error is not None:
+        raise error
+
+
+def run(scenario):
+    return asyncio.run(asyncio.wait_for(scenario, 30))
+
+
+def test_many_requests_with_many_answers_all_end():
+    """A request with many answers gives its place back, so that a call can have any number of them."""
+
+    async def answer(message):
+        return several(message)
+
+    found = run(collect(answer, numbered(200)))
+
+    assert sorted(found) == [bytes([number, part]) for number in range(200) for part in range(2)]
+
+
+def test_an_error_of_the_client_ends_the_call():
+    async def answer(message):
+        return message
+
+    with pytest.raises(ExceptionGroup) as caught:
+        run(collect(answer, numbered(3, ValueError("reset"))))
+
+    assert caught.group_contains(ValueError, match="reset")
