@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -416,8 +417,8 @@ def test_nginx_does_not_count_the_age(origin, ask, path):
 
 def test_it_ends_with_all_that_it_started(examples, tmp_path, monkeypatch):
     started = []
-    popen = examples[1].subprocess.Popen
-    monkeypatch.setattr(examples[1].subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
     with pytest.raises(KeyError), examples[1].nginx(tmp_path, 1) as nginx:
         assert fetch(nginx.port, "/").status == 502
         raise KeyError
