@@ -30,6 +30,8 @@ class ReplicaModel:
         normal: states in which quality counts.
         at_sites: first column of the sites, and so on.
         resource_rows: the row of each resource.
+        objective: value of the last solution.
+        bound: of the last search for whole replicas.
         improving: whole solutions that the last search found on its way.
     """
 
@@ -49,6 +51,7 @@ class ReplicaModel:
         self.columns = self.at_flows + len(self.steps) * len(self.normal)
         self.resource_rows: dict[int, int] = {}
         self.improving: list[Floats] = []
+        self.objective = self.bound = 0.0
         self._is_whole = False
         self._highs = _silent(self._highspy)
         options = {"output_flag": False, "threads": 1, "mip_rel_gap": gap / 2, "mip_abs_gap": 1e-9}
@@ -64,16 +67,6 @@ class ReplicaModel:
         self._highs.cbMipImprovingSolution.subscribe(
             lambda event: self.improving.append(np.array(event.data_out.mip_solution))
         )
-
-    @property
-    def objective(self) -> float:
-        """Value of the last solution."""
-        return float(self._highs.getInfo().objective_function_value)
-
-    @property
-    def bound(self) -> float:
-        """Bound of the last search for whole replicas."""
-        return float(self._highs.getInfo().mip_dual_bound)
 
     def row_duals(self) -> list[float]:
         """Return the dual values of the last linear program."""
@@ -94,6 +87,8 @@ class ReplicaModel:
             self._highs.clearSolver()  # HiGHS 1.16 ends with a wrong optimum for some starting solutions
         self._highs.setOptionValue("time_limit", self._highs.getRunTime() + limit_s)
         self._highs.run()
+        info = self._highs.getInfo()  # adding a row resets it
+        self.objective, self.bound = info.objective_function_value, info.mip_dual_bound
         status, statuses = self._highs.getModelStatus(), self._highspy.HighsModelStatus
         solution = self._highs.getSolution()
         if status in {statuses.kInfeasible, statuses.kUnboundedOrInfeasible} or not solution.value_valid:
