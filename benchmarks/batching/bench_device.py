@@ -20,11 +20,12 @@ import time
 
 import attrs
 import numpy as np
+from _lib.closed import answers_per_second
 from _lib.models import Model, blazeface, silero
-from _lib.open_loop import closed_loop, open_loop
 
 import streaminfer as si
 from streaminfer.batching import ServiceTime
+from streaminfer.loadtest import OpenLoop
 from streaminfer.simulation import ModelLoad, arrivals, device_optimum, simulate_device
 
 PAIRS = {
@@ -100,8 +101,9 @@ class Arm:
         async def ask(number: int) -> None:
             await service.call(si.Request(inputs[number % len(inputs)], deadline_ns=due_ns[number] + slo_ns))
 
-        answered_ns, _ = await open_loop(ask, due_ns, (si.DeadlineExceeded,))
-        took = [at - due for at, due in zip(answered_ns, due_ns, strict=True) if at]
+        sending = OpenLoop(ask, due_ns, errors=(si.DeadlineExceeded,))
+        await sending.run()
+        took = [at - due for at, due in zip(sending.completed_ns, due_ns, strict=True) if at]
         return float(np.quantile(took, 0.99)) / 1e9, sum(one <= slo_ns for one in took)
 
 
@@ -131,7 +133,9 @@ async def capacity(arm: Arm) -> float:
     service = batcher.wrap(arm.backend)
     await batcher.start()
     inputs = arm.model.inputs
-    rate = await closed_loop(lambda number: service.call(si.Request(inputs[number % len(inputs)])), 2 * arm.cap, 2.0)
+    rate = await answers_per_second(
+        lambda number: service.call(si.Request(inputs[number % len(inputs)])), 2 * arm.cap, 2.0
+    )
     await batcher.stop()
     return rate
 

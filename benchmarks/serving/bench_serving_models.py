@@ -23,7 +23,7 @@ from typing import Any
 import attrs
 import grpc
 import numpy as np
-from _lib.open_loop import closed_loop, open_loop
+from _lib.closed import answers_per_second
 from servers.http_server import free_port
 from servers.mlserver_server import MLServer
 from servers.models.onnx_rows import load
@@ -31,6 +31,7 @@ from servers.triton_server import SOURCES, TritonServer
 from tritonclient.grpc import service_pb2 as pb
 
 import streaminfer as si
+from streaminfer.loadtest import OpenLoop
 from streaminfer.simulation import arrivals
 
 ASSETS = Path(__file__).parents[2] / "examples" / "assets"
@@ -117,10 +118,10 @@ async def compare(name: str, urls: dict[str, str]) -> bool:
         for server, url in urls.items():
             channel = await stack.enter_async_context(grpc.aio.insecure_channel(url))
             calls[server] = _caller(channel.unary_unary(INFER), message)
-            await closed_loop(calls[server], CALLERS, 1.0)  # warms it up
+            await answers_per_second(calls[server], CALLERS, 1.0)  # warms it up
         p99s: dict[str, list[float]] = {server: [] for server in calls}
         for number in range(ROUNDS):
-            capacity = min([await closed_loop(calls[server], CALLERS, 1.0) for server in ("ours", "Triton")])
+            capacity = min([await answers_per_second(calls[server], CALLERS, 1.0) for server in ("ours", "Triton")])
             count = max(50, round(LOAD * capacity * ROUND_S))
             due_s = arrivals.poisson(LOAD * capacity, count, seed=number)
             for server in sorted(calls, reverse=bool(number % 2)):
@@ -145,8 +146,9 @@ def _caller(ask: Any, message: bytes) -> Call:
 async def p99_s(call: Call, due_s: Any) -> float:
     start_ns = time.monotonic_ns() + 50_000_000
     due_ns = [start_ns + round(one * 1e9) for one in due_s]
-    answered_ns, _ = await open_loop(call, due_ns, (grpc.RpcError,))
-    taken = sorted((at - due) / 1e9 if at else math.inf for at, due in zip(answered_ns, due_ns, strict=True))
+    sending = OpenLoop(call, due_ns, errors=(grpc.RpcError,))
+    await sending.run()
+    taken = sorted((at - due) / 1e9 if at else math.inf for at, due in zip(sending.completed_ns, due_ns, strict=True))
     return taken[math.ceil(0.99 * len(taken)) - 1]
 
 
