@@ -1,6 +1,8 @@
 """Scenarios: from TOML to a run, with messages that name the field."""
 
 import re
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +149,20 @@ class TestCommand:
 
         assert main(["loadtest", str(scenario()), f"--compare={tmp_path / 'before.json'}"]) == UNDECIDED
         assert "p99 undecided: a run has 15 requests" in capsys.readouterr().out
+
+    def test_folder_that_does_not_exist(self, scenario, tmp_path, capsys):
+        """A report that cannot be written is refused before the run."""
+        assert main(["loadtest", str(scenario()), f"--html={tmp_path / 'no' / 'x.html'}"]) == 2
+        assert "expected one in a folder that exists" in capsys.readouterr().err
+
+    def test_interrupted(self, scenario, capsys, monkeypatch):
+        """Ctrl-C ends the run without a traceback."""
+        interrupting = SERVICES.replace("return x\n", "raise KeyboardInterrupt\n")
+        monkeypatch.setitem(sys.modules, "services_of_a_test", types.ModuleType("services_of_a_test"))
+        exec(interrupting, vars(sys.modules["services_of_a_test"]))  # noqa: S102 - the service of this test
+
+        assert main(["loadtest", str(scenario())]) == 130
+        assert capsys.readouterr().err == "streaminfer loadtest: interrupted\n"
 
 
 def test_replay_path_is_relative_to_the_file(scenario, tmp_path):

@@ -4,6 +4,7 @@ import html.parser
 import json
 import xml.etree.ElementTree as ET
 
+import attrs
 import numpy as np
 import pytest
 from pictures import check_printable
@@ -49,6 +50,15 @@ class TestFigures:
         assert report.outcomes == {"ok": 990, "Overloaded": 10}
         assert report.on_time == np.mean(report.latencies_s <= 0.03)
         assert report.goodput == pytest.approx(report.on_time * 100)
+
+    def test_failures_say_why(self, report):
+        """The sentence has the message of the first of each kind."""
+        record = attrs.evolve(report.record, messages={"Overloaded": "the queue is full"})
+
+        said = attrs.evolve(report, record=record).describe()[-1]
+
+        assert said == "No response: 10 Overloaded (the queue is full)."
+        assert Record.decode(record.encode()).messages == record.messages
 
     def test_windows_hold_every_request(self, report):
         """Windows of a run are complete."""
