@@ -38,8 +38,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print a line for each load test, and its verdict; with pytest-xdist they come with the tests' reports."""
-    reports = (it for group in terminalreporter.stats.values() for it in group if isinstance(it, pytest.TestReport))
-    lines = [text for it in reports if it.when == "call" for name, text in it.user_properties if name == _PROPERTY]
+    reports = (
+        each for group in terminalreporter.stats.values() for each in group if isinstance(each, pytest.TestReport)
+    )
+    lines = [
+        str(it) for each in reports if each.when == "call" for name, it in each.user_properties if name == _PROPERTY
+    ]
     if lines:
         terminalreporter.section("load tests")
         for line in lines:
