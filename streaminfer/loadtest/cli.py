@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from streaminfer._internal.validation import expected
+from streaminfer.errors import StreamInferError
 from streaminfer.loadtest.capacity.find import find_capacity
 from streaminfer.loadtest.capacity.search import Capacity
 from streaminfer.loadtest.path.device_group import run_devices
@@ -40,8 +41,8 @@ def execute(options: argparse.Namespace) -> int:
     """Run the command.
 
     Returns:
-        0: passed; 1: the objective was missed, or the tail regressed; 2: a wrong scenario; 3: no verdict;
-        130: ended by Ctrl-C.
+        0: passed; 1: the objective was missed, or the tail regressed; 2: a wrong scenario, or a service that does not
+        start; 3: no verdict; 130: ended by Ctrl-C.
     """
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # as python -m does: a scenario names modules of the project
@@ -66,6 +67,9 @@ def execute(options: argparse.Namespace) -> int:
         else:
             report = asyncio.run(run(given, inputs=inputs, progress=_tell, **settings))
         capacity = None if scenario.capacity is None else _find(scenario, scenario.capacity, given, inputs)
+    except StreamInferError as error:  # that of a request is in the report
+        print(f"streaminfer loadtest: the service does not start: {error}", file=sys.stderr)
+        return _USAGE
     except KeyboardInterrupt:
         print("streaminfer loadtest: interrupted", file=sys.stderr)
         return _INTERRUPTED

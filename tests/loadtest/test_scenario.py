@@ -60,8 +60,8 @@ def test_examples_load(path, monkeypatch, tmp_path):
     """Every scenario of the library is valid, and its functions exist."""
     monkeypatch.syspath_prepend(EXAMPLES)
     monkeypatch.setenv("STREAMINFER_TRACES", str(tmp_path))
-    if path.stem == "replay":
-        np.savez(tmp_path / "arrivals_azure_code_2023.npz", t=np.arange(100.0))
+    np.savez(tmp_path / "arrivals_azure_code_2023.npz", t=np.arange(100.0))
+    np.savez(tmp_path / "counts_azure_functions_2019.npz", per_minute=np.ones((3, 50), np.uint32))
 
     loaded = Scenario.load(path)
 
@@ -154,6 +154,13 @@ class TestCommand:
         """A report that cannot be written is refused before the run."""
         assert main(["loadtest", str(scenario()), f"--html={tmp_path / 'no' / 'x.html'}"]) == 2
         assert "expected one in a folder that exists" in capsys.readouterr().err
+
+    def test_service_that_does_not_start(self, scenario, capsys):
+        """A server that is not there is named, without a traceback."""
+        url = SMALL.replace('make = "services_of_a_test:make_echo"', 'url = "localhost:9"\nmodel = "none"')
+
+        assert main(["loadtest", str(scenario(url))]) == 2
+        assert "streaminfer loadtest: the service does not start: " in capsys.readouterr().err
 
     def test_interrupted(self, scenario, capsys, monkeypatch):
         """Ctrl-C ends the run without a traceback."""
