@@ -149,7 +149,7 @@ class _Driver:
     async def _one(self, query: int, index: int) -> None:
         try:
             await self._call(index)
-        except (Exception, asyncio.CancelledError):  # LoadGen knows no errors, so it sees a late response
+        except (Exception, asyncio.CancelledError):  # noqa: BLE001 - LoadGen knows no errors: a late response
             self._loop.call_later(_REJECTED_S + self._slo_s, self._complete, query)
         except BaseException as error:  # noqa: BLE001 - raised by the run
             self._error = error
