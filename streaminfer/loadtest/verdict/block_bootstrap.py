@@ -24,7 +24,9 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LEAST_BLOCKS", "Blocks", "differ", "quantile_of", "student_quantile"]
+from streaminfer.loadtest.quantiles import quantile_of
+
+__all__ = ["LEAST_BLOCKS", "Blocks", "differ", "student_quantile"]
 
 MOST_BLOCKS = 40
 LEAST_BLOCKS = 10
@@ -34,7 +36,7 @@ _TAIL = 4.0
 """Of the quantile's own share: the part of the distribution in which drawn quantiles are looked for."""
 _CORRELATED = 1.645
 """Deviations of an autocorrelation above which blocks are merged: one-sided 5 %."""
-_UNSTEADY = 0.01
+_UNSTEADY = 0.003
 """Probability that a steady run is taken for one whose halves differ."""
 
 Floats = NDArray[np.float64]
@@ -109,12 +111,6 @@ def differ(one: Blocks, other: Blocks, q: float, false_alarm: float) -> bool:
     """
     threshold = quantile_of(np.concatenate([*one.values, *other.values]), q)
     return _means_differ(_shares_above(one.values, threshold), _shares_above(other.values, threshold), false_alarm)
-
-
-def quantile_of(latencies_s: Floats, q: float) -> float:
-    """Return the smallest latency that at least a share ``q`` does not exceed."""
-    index = max(0, math.ceil(q * latencies_s.size) - 1)
-    return float(np.partition(latencies_s, index)[index])
 
 
 def student_quantile(p: float, degrees: float) -> float:

@@ -21,8 +21,9 @@ import numpy as np
 
 from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import check_number, expected
+from streaminfer.loadtest.quantiles import quantile_of
 from streaminfer.loadtest.report.report import Report
-from streaminfer.loadtest.verdict.block_bootstrap import Blocks, differ, quantile_of, student_quantile
+from streaminfer.loadtest.verdict.block_bootstrap import Blocks, differ, student_quantile
 
 __all__ = ["Result", "Verdict", "compare"]
 
