@@ -136,7 +136,7 @@ class TestUndecided:
 
     def test_slow_change(self):
         """A run on a machine that becomes slower meanwhile does not tell what its tail is."""
-        warming = independent(20_000, 2) * np.linspace(1.0, 1.3, 20_000)
+        warming = independent(20_000, 2) * np.linspace(1.0, 1.6, 20_000)
 
         assert "changes slowly while it lasts" in compare(independent(20_000, 1), warming).reason
 
