@@ -47,9 +47,9 @@ class TestError:
             rng = np.random.default_rng(seed)
             return np.where(rng.random(6_000) < 0.01, 0.1, 0.01) * rng.lognormal(0, 0.05, 6_000)
 
-        verdicts = [compare(cached(seed), cached(1_000 + seed)) for seed in range(100)]
+        verdicts = [compare(cached(seed), cached(1_000 + seed)) for seed in range(30)]
 
-        assert sum(verdict.regressed or verdict.improved for verdict in verdicts) <= 2
+        assert sum(verdict.regressed or verdict.improved for verdict in verdicts) <= 1
         assert any("few latencies are close to the quantile" in verdict.reason for verdict in verdicts)
 
     def test_ten_percent_is_detected(self):
