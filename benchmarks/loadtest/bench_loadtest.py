@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 import streaminfer as si
 from streaminfer.loadtest.capacity.search import CapacitySearch, Step
+from streaminfer.loadtest.quantiles import quantile_of
 from streaminfer.loadtest.sending.sender import send
-from streaminfer.loadtest.verdict.block_bootstrap import quantile_of
 from streaminfer.testing import VirtualLoop
 from streaminfer.testing import run as run_virtually
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 import streaminfer as si
 
-__all__ = ["make_face_detector", "normalize"]
+__all__ = ["make_app", "make_face_detector", "normalize"]
 
 MODEL = Path(__file__).parents[1] / "assets" / "blaze_front.onnx"
 
@@ -16,6 +16,11 @@ def make_face_detector() -> si.Stack:
     """Return the detector; batches would not make it faster on a CPU."""
     example = {"input": np.zeros((128, 128, 3), np.float32)}
     return si.Stack(si.Telemetry("faces"), si.OnnxBackend(MODEL, threads=1, example=example))
+
+
+def make_app() -> si.serving.ServingApp:
+    """Return the detector behind the Open Inference Protocol, for ``uvicorn --factory scenarios.faces:make_app``."""
+    return si.serving.asgi_app({"faces": make_face_detector()})
 
 
 def normalize(picture: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -231,6 +231,28 @@ class Rates:
     rates: Floats = attrs.field(converter=_rates)
     window_s: float = attrs.field(validator=_DURATION)
 
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, key: str, window_s: float, rate: float) -> "Rates":
+        """Read recorded counts from an ``.npz``.
+
+        Args:
+            path: of the file.
+            key: of the array of counts, windows on its last axis; other axes are summed.
+            window_s: that each lasts in the test: 1.0 makes a second of a recorded minute.
+            rate: mean per second in the test.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it has no such array, or the counts are no counts.
+        """
+        check_number("rate", rate, "a finite number > 0", _is_positive)
+        with np.load(Path(path), allow_pickle=False) as stored:
+            recorded = np.asarray(_stored(stored, key), np.float64)
+        counts = np.atleast_1d(recorded.sum(axis=tuple(range(recorded.ndim - 1))))
+        if not 0 < counts.sum() < np.inf:
+            raise ValueError(expected("counts", "counts of which some are above 0", counts))
+        return cls(counts * (rate / counts.mean()), window_s)
+
     @rates.validator
     def _check(self, attribute: Any, value: Floats) -> None:
         if value.ndim != 1 or not value.size or not np.isfinite(value).all() or value.min() < 0:
@@ -281,9 +303,7 @@ class Replay:
             ValueError: it has no such array or run.
         """
         with np.load(Path(path), allow_pickle=False) as stored:
-            if key not in stored:
-                raise ValueError(expected("key", f"one of {', '.join(map(repr, stored.files))}", key))
-            instants = stored[key]
+            instants = _stored(stored, key)
             if run is not None:
                 offsets = stored["offsets"]
                 check_count("run", run, at_least=0, at_most=len(offsets) - 2)
@@ -338,6 +358,12 @@ class Instants:
     def schedule(self, duration_s: float, seed: int) -> Floats:  # noqa: ARG002 - nothing is random
         """Return those before ``duration_s``."""
         return self.arrivals_s[self.arrivals_s < duration_s]
+
+
+def _stored(stored: Any, key: str) -> Any:
+    if key not in stored:
+        raise ValueError(expected("key", f"one of {', '.join(map(repr, stored.files))}", key))
+    return stored[key]
 
 
 def _until(duration_s: float, rate: float, draw: Callable[[int], Floats]) -> Floats:

@@ -5,6 +5,8 @@ import asyncio
 import sys
 from pathlib import Path
 
+from streaminfer._internal.validation import expected
+from streaminfer.errors import StreamInferError
 from streaminfer.loadtest.capacity.find import find_capacity
 from streaminfer.loadtest.capacity.search import Capacity
 from streaminfer.loadtest.path.device_group import run_devices
@@ -22,6 +24,7 @@ __all__ = ["FAILED", "PASSED", "UNDECIDED", "add_arguments", "execute"]
 PASSED, FAILED, UNDECIDED = 0, 1, 3
 """Exit statuses; 2 is that of a wrong command line or scenario."""
 _USAGE = 2
+_INTERRUPTED = 130
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +41,8 @@ def execute(options: argparse.Namespace) -> int:
     """Run the command.
 
     Returns:
-        0: passed; 1: the objective was missed, or the tail regressed; 2: a wrong scenario; 3: no verdict.
+        0: passed; 1: the objective was missed, or the tail regressed; 2: a wrong scenario, or a service that does not
+        start; 3: no verdict; 130: ended by Ctrl-C.
     """
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # as python -m does: a scenario names modules of the project
@@ -46,6 +50,9 @@ def execute(options: argparse.Namespace) -> int:
         scenario = Scenario.load(options.scenario)
         service, inputs = scenario.service.maker(), None if scenario.devices else scenario.make_inputs()
         before = None if options.compare is None else Report.load(options.compare)
+        for path in filter(None, (options.html, options.json, options.junit)):
+            if not path.parent.is_dir():  # rather than to fail after the run
+                raise NotADirectoryError(expected("path", "one in a folder that exists", str(path)))
     except (OSError, ValueError) as error:
         print(f"streaminfer loadtest: {error}", file=sys.stderr)
         return _USAGE
@@ -53,13 +60,20 @@ def execute(options: argparse.Namespace) -> int:
     if options.seed is not None:
         settings["seed"] = options.seed
     given = service if scenario.senders else service()
-    if scenario.devices:
-        settings = {name: value for name, value in settings.items() if name not in {"arrivals", "senders"}}
-        report = asyncio.run(run_devices(given, scenario.devices, progress=_tell, **settings))
-    else:
-        report = asyncio.run(run(given, inputs=inputs, progress=_tell, **settings))
+    try:
+        if scenario.devices:
+            settings = {name: value for name, value in settings.items() if name not in {"arrivals", "senders"}}
+            report = asyncio.run(run_devices(given, scenario.devices, progress=_tell, **settings))
+        else:
+            report = asyncio.run(run(given, inputs=inputs, progress=_tell, **settings))
+        capacity = None if scenario.capacity is None else _find(scenario, scenario.capacity, given, inputs)
+    except StreamInferError as error:  # that of a request is in the report
+        print(f"streaminfer loadtest: the service does not start: {error}", file=sys.stderr)
+        return _USAGE
+    except KeyboardInterrupt:
+        print("streaminfer loadtest: interrupted", file=sys.stderr)
+        return _INTERRUPTED
     verdict = None if before is None else compare(before, report)
-    capacity = None if scenario.capacity is None else _find(scenario, scenario.capacity, given, inputs)
     _write(options, report, verdict, capacity)
     return _status(report, verdict)
 

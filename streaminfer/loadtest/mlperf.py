@@ -2,10 +2,11 @@
 
 LoadGen finds a run valid where the share of queries that MLPerf asks for, 99 % by default, is answered within the
 latency. It knows no errors: a request that fails is completed a second after its latency limit, so that it counts as
-late.
+late, and so is one without a response some seconds after the last query.
 """
 
 import asyncio
+import contextlib
 import math
 import tempfile
 from collections import deque
@@ -16,6 +17,7 @@ import attrs
 
 from streaminfer._internal.extras import require
 from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
+from streaminfer.loadtest.runner import DRAIN_S, DRAIN_SLOS
 from streaminfer.loadtest.sending.requests import Requests, check_inputs, check_service
 from streaminfer.loadtest.sending.sender import running
 
@@ -45,6 +47,8 @@ async def run_mlperf(
     service: Any, *, inputs: Any, rate: float, slo_s: float, duration_s: float, percentile: float = 0.99, seed: int = 1
 ) -> MlperfResult:
     """Let MLPerf LoadGen send to a service; needs the extra ``loadgen``.
+
+    LoadGen cannot be stopped: a cancelled call ends with its schedule, but calls the service no more.
 
     Args:
         service: as for `run`.
@@ -82,33 +86,45 @@ async def run_mlperf(
     settings.qsl_rng_seed, settings.sample_index_rng_seed, settings.schedule_rng_seed = seed, seed + 1, seed + 2
     async with running(service) as started:
         with tempfile.TemporaryDirectory() as folder:
-            await _Driver(loadgen, started, inputs, _REJECTED_S + slo_s).run(settings, folder)
+            await _Driver(loadgen, started, inputs, slo_s).run(settings, folder)
             return _read(Path(folder) / "mlperf_log_summary.txt")
 
 
 class _Driver:
-    """Takes queries from LoadGen's thread into the event loop."""
+    """Takes queries from LoadGen's thread into the event loop.
 
-    def __init__(self, loadgen: Any, service: Any, inputs: Any, rejected_s: float) -> None:
-        self._loadgen, self._rejected_s, self._count = loadgen, rejected_s, len(inputs)
+    LoadGen cannot be stopped, and waits for every query: each is completed, whatever became of its call.
+    """
+
+    def __init__(self, loadgen: Any, service: Any, inputs: Any, slo_s: float) -> None:
+        self._loadgen, self._slo_s, self._count = loadgen, slo_s, len(inputs)
         self._loop = asyncio.get_running_loop()
         self._call = Requests(service, check_inputs(inputs), 0).call
         self._queries: deque[tuple[int, int]] = deque()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._scheduled = False
+        self._open: dict[int, asyncio.Task[None]] = {}
+        self._scheduled = self._closed = False
+        self._error: BaseException | None = None
 
     async def run(self, settings: Any, folder: str) -> None:
         loadgen = self._loadgen
         logs = loadgen.LogSettings()
         logs.log_output.outdir = folder
         logs.enable_trace = False
-        sut = loadgen.ConstructSUT(self._issue, lambda: None)
+        sut = loadgen.ConstructSUT(self._issue, self._flush)
         library = loadgen.ConstructQSL(self._count, self._count, lambda _samples: None, lambda _samples: None)
+        start = loadgen.StartTestWithLogSettings
+        running = self._loop.run_in_executor(None, start, sut, library, settings, logs, "")
         try:
-            await asyncio.to_thread(loadgen.StartTestWithLogSettings, sut, library, settings, logs, "")
+            await asyncio.shield(running)
         finally:
+            self._close()
+            while not running.done():  # cancelled: LoadGen goes on to the end of its schedule
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([running])
             loadgen.DestroyQSL(library)
             loadgen.DestroySUT(sut)
+        if self._error is not None:
+            raise self._error
 
     def _issue(self, samples: list[Any]) -> None:
         """Run in LoadGen's thread."""
@@ -117,23 +133,40 @@ class _Driver:
             self._scheduled = True
             self._loop.call_soon_threadsafe(self._take)
 
+    def _flush(self) -> None:
+        """Run in LoadGen's thread, after the last query."""
+        drain_s = max(DRAIN_S, DRAIN_SLOS * self._slo_s)
+        self._loop.call_soon_threadsafe(self._loop.call_later, drain_s, self._close)
+
     def _take(self) -> None:
         self._scheduled = False
         while self._queries:
-            task = self._loop.create_task(self._one(*self._queries.popleft()))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            query, index = self._queries.popleft()
+            self._open[query] = self._loop.create_task(self._one(query, index))
+            if self._closed:
+                self._close()
 
     async def _one(self, query: int, index: int) -> None:
         try:
             await self._call(index)
-        except Exception:  # noqa: BLE001 - LoadGen knows no errors, so it sees a late response
-            self._loop.call_later(self._rejected_s, self._complete, query)
+        except (Exception, asyncio.CancelledError):  # noqa: BLE001 - LoadGen knows no errors: a late response
+            self._loop.call_later(_REJECTED_S + self._slo_s, self._complete, query)
+        except BaseException as error:  # noqa: BLE001 - raised by the run
+            self._error = error
+            self._close()
         else:
             self._complete(query)
 
+    def _close(self) -> None:
+        """Cancel what is in flight, and complete its queries."""
+        self._closed = True
+        for query, task in list(self._open.items()):
+            task.cancel()
+            self._complete(query)
+
     def _complete(self, query: int) -> None:
-        self._loadgen.QuerySamplesComplete([self._loadgen.QuerySampleResponse(query, 0, 0)])
+        if self._open.pop(query, None) is not None:
+            self._loadgen.QuerySamplesComplete([self._loadgen.QuerySampleResponse(query, 0, 0)])
 
 
 def _read(path: Path) -> MlperfResult:

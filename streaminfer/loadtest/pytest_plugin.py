@@ -1,9 +1,8 @@
 """Plugin for pytest: the fixtures ``loadtest`` and ``virtual_loop``.
 
-It is loaded by every run of pytest where the package is installed, so it imports nothing of it until a test needs it.
+It is loaded by every run of pytest where the package is installed, so it imports nothing until a test needs it.
 """
 
-import asyncio
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LoadTester", "loadtest", "pytest_addoption", "pytest_terminal_summary", "virtual_loop"]
 
-_LINES = pytest.StashKey[list[str]]()
+_PROPERTY = "loadtest"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -38,8 +37,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print a line for each load test, and its verdict."""
-    lines = terminalreporter.config.stash.get(_LINES, [])
+    """Print a line for each load test, and its verdict; with pytest-xdist they come with the tests' reports."""
+    reports = (
+        each for group in terminalreporter.stats.values() for each in group if isinstance(each, pytest.TestReport)
+    )
+    lines = [
+        str(it) for each in reports if each.when == "call" for name, it in each.user_properties if name == _PROPERTY
+    ]
     if lines:
         terminalreporter.section("load tests")
         for line in lines:
@@ -68,6 +72,8 @@ class LoadTester:
         Raises:
             pytest.fail.Exception: with ``--loadtest-compare``, the tail regressed.
         """
+        import asyncio  # noqa: PLC0415 - see above
+
         return self._finish(self._timed(lambda: asyncio.run(self._run(service, settings))))
 
     def virtually(self, make_service: "Callable[[Callable[[], int]], Any]", **settings: Any) -> "Report":
@@ -110,14 +116,17 @@ class LoadTester:
 
         name, config = self._name, self._request.config
         self._runs += 1
-        lines = config.stash.setdefault(_LINES, [])
-        lines.append(f"{name}: {say_headline(report)}")
+
+        def tell(text: object) -> None:
+            self._request.node.user_properties.append((_PROPERTY, f"{name}: {text}"))
+
+        tell(say_headline(report))
         before = config.getoption("--loadtest-compare")
         verdict = None
         if before is not None:
             saved = before / f"{name}.json"
             verdict = compare(Report.load(saved), report) if saved.exists() else None
-            lines.append(f"{name}: {verdict or f'{saved} is missing, so there is nothing to compare with'}")
+            tell(verdict or f"{saved} is missing, so there is nothing to compare with")
         folder = config.getoption("--loadtest-save")
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -137,6 +146,8 @@ def loadtest(request: pytest.FixtureRequest) -> LoadTester:
 @pytest.fixture
 def virtual_loop() -> "Iterator[VirtualLoop]":
     """Return an event loop in virtual time; what is left of its tasks at the end is cancelled."""
+    import asyncio  # noqa: PLC0415 - see above
+
     from streaminfer.testing import VirtualLoop  # noqa: PLC0415 - see above
 
     loop = VirtualLoop()

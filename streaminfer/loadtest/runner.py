@@ -13,8 +13,8 @@ from streaminfer.loadtest.sending.sender_processes import send_from_processes
 
 __all__ = ["run"]
 
-_DRAIN_S = 5.0
-_DRAIN_SLOS = 10.0
+DRAIN_S = 5.0
+DRAIN_SLOS = 10.0
 
 
 async def run(
@@ -65,7 +65,7 @@ async def run(
     check_count("seed", seed, at_least=0)
     check_count("senders", senders, at_least=0)
     check_instance("progress", progress, lambda it: it is None or callable(it), "a function or None")
-    drain_s = max(_DRAIN_S, _DRAIN_SLOS * slo_s) if drain_s is None else check_duration("drain_s", drain_s)
+    drain_s = max(DRAIN_S, DRAIN_SLOS * slo_s) if drain_s is None else check_duration("drain_s", drain_s)
     process = as_arrivals(arrivals)
     due_s = process.schedule(duration_s, seed)
     if not due_s.size:

@@ -38,7 +38,7 @@ from streaminfer._internal.validation import (
     expected,
     field_check,
 )
-from streaminfer.loadtest.arrivals import ARRIVALS, Arrivals, Replay
+from streaminfer.loadtest.arrivals import ARRIVALS, Arrivals, Rates, Replay
 from streaminfer.loadtest.path.device_group import DeviceGroup
 
 __all__ = ["CapacitySettings", "RandomInput", "Scenario", "ServiceSettings", "inference_server"]
@@ -258,11 +258,10 @@ def _build(kind: Callable[..., Any], table: str, fields: Mapping[str, Any]) -> A
 def _build_arrivals(folder: Path, table: Mapping[str, Any]) -> Any:
     fields = dict(table)
     kind = check_choice("arrivals.kind", fields.pop("kind", None), tuple(ARRIVALS))
-    if kind != Replay.kind:
-        return _build(ARRIVALS[kind], "arrivals", fields)
     if "path" in fields:
         fields["path"] = folder / os.path.expandvars(fields["path"])
-    return _build(Replay.load, "arrivals", fields)
+    recorded = kind == Replay.kind or (kind == Rates.kind and "path" in fields)
+    return _build(ARRIVALS[kind].load if recorded else ARRIVALS[kind], "arrivals", fields)
 
 
 def _build_devices(folder: Path, table: Mapping[str, Any]) -> DeviceGroup:

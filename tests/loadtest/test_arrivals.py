@@ -86,6 +86,25 @@ def test_rates_follow_the_table():
     assert counts[[0, 2]] == pytest.approx([1000, 500], rel=0.15)
 
 
+class TestRecordedCounts:
+    def test_rows_are_summed_and_scaled(self, tmp_path):
+        """Counts of several functions per minute become rates with the mean that was asked for."""
+        np.savez(tmp_path / "counts.npz", per_minute=np.array([[1, 0, 5], [1, 2, 3]], np.uint32))
+
+        rates = Rates.load(tmp_path / "counts.npz", key="per_minute", window_s=0.5, rate=40.0)
+
+        np.testing.assert_allclose(rates.rates, [20.0, 20.0, 80.0])
+        assert rates.window_s == 0.5
+
+    @pytest.mark.parametrize("counts", [[0, 0], [], [np.nan]], ids=str)
+    def test_no_counts(self, tmp_path, counts):
+        """Nothing can be scaled to a rate."""
+        np.savez(tmp_path / "counts.npz", per_minute=counts)
+
+        with pytest.raises(ValueError, match="counts: expected counts of which some are above 0"):
+            Rates.load(tmp_path / "counts.npz", key="per_minute", window_s=1.0, rate=1.0)
+
+
 class TestReplay:
     def test_rate_scales_time(self):
         """A rate compresses the trace and keeps its shape."""

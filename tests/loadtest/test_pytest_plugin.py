@@ -1,6 +1,8 @@
 """The plugin: its fixtures, its options, and its company with a benchmark fixture."""
 
 import json
+import subprocess
+import sys
 from importlib.metadata import entry_points
 
 import pytest
@@ -27,11 +29,12 @@ def run_tests(pytester, monkeypatch):
     """Run a test file in a pytest of its own."""
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
 
-    def run(text, *arguments):
+    def run(text, *arguments, xdist=False):
         pytester.makepyfile(test_load=MODEL + text)
         installed = any(point.name == "streaminfer" for point in entry_points(group="pytest11"))
         plugin = () if installed else ("-p", "streaminfer.loadtest.pytest_plugin")  # from a source tree
-        return pytester.runpytest_inprocess(*plugin, "-p", "no:cacheprovider", "-p", "no:xdist", *arguments)
+        off = () if xdist else ("-p", "no:xdist")
+        return pytester.runpytest_inprocess(*plugin, "-p", "no:cacheprovider", *off, *arguments)
 
     return run
 
@@ -82,30 +85,54 @@ def test_twice(loadtest):
     result.stdout.fnmatch_lines(["*test_twice:*", "*test_twice-2:*"])
 
 
-def test_benchmark_gets_the_tails(run_tests):
-    """Where a test uses the fixture of pytest-benchmark, the tails are in its extra_info."""
+def test_benchmark_gets_the_tails(run_tests, pytester):
+    """Where a test uses the fixture of pytest-benchmark, the tails are in its extra_info, and in its JSON."""
     result = run_tests(
         """
-class Benchmark:
-    def __init__(self):
-        self.extra_info, self.calls = {}, []
-    def pedantic(self, function, *, rounds, iterations):
-        self.calls.append((rounds, iterations))
-        return function()
-
-@pytest.fixture
-def benchmark():
-    return Benchmark()
-
 def test_both(benchmark, loadtest):
     loadtest.virtually(lambda clock: Model(0.001), **SETTINGS)
-    assert benchmark.calls == [(1, 1)]
-    assert benchmark.extra_info["requests"] == 4000
     assert benchmark.extra_info["p99_s"] == pytest.approx(0.0079, abs=1e-3)
-"""
+""",
+        "--benchmark-json=benchmark.json",
     )
 
     result.assert_outcomes(passed=1)
+    (saved,) = json.loads((pytester.path / "benchmark.json").read_text())["benchmarks"]
+    assert saved["extra_info"]["requests"] == 4000
+    assert saved["stats"]["rounds"] == 1
+
+
+@pytest.mark.parametrize("option", ["--benchmark-disable", "--benchmark-skip"])
+def test_benchmark_is_off(run_tests, option):
+    """A test that pytest-benchmark does not time runs, and one that it skips does not."""
+    result = run_tests(
+        """
+def test_both(benchmark, loadtest):
+    assert loadtest.virtually(lambda clock: Model(0.001), **SETTINGS).requests == 4000
+""",
+        option,
+    )
+
+    result.assert_outcomes(**({"passed": 1} if option == "--benchmark-disable" else {"skipped": 1}))
+
+
+def test_workers_of_xdist(run_tests):
+    """Lines of load tests in worker processes are printed by the main one."""
+    result = run_tests(TAIL.format(seconds=0.001), "-n1", xdist=True)
+
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["*load tests*", "*Passed: 100.00% of 4,000 requests*"])
+
+
+def test_plugin_costs_next_to_nothing():
+    """A run of pytest without load tests imports nothing but the plugin's own module and the empty packages around it."""
+    code = "import sys, pytest; before = set(sys.modules); import streaminfer.loadtest.pytest_plugin; "
+    code += "print(*sorted(set(sys.modules) - before))"
+
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    assert [name for name in printed.split() if not name.startswith("streaminfer")] == []
+    assert len(printed.split()) < 10
 
 
 def test_virtual_loop(run_tests):

@@ -1,6 +1,8 @@
 """Scenarios: from TOML to a run, with messages that name the field."""
 
 import re
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -58,8 +60,8 @@ def test_examples_load(path, monkeypatch, tmp_path):
     """Every scenario of the library is valid, and its functions exist."""
     monkeypatch.syspath_prepend(EXAMPLES)
     monkeypatch.setenv("STREAMINFER_TRACES", str(tmp_path))
-    if path.stem == "replay":
-        np.savez(tmp_path / "arrivals_azure_code_2023.npz", t=np.arange(100.0))
+    np.savez(tmp_path / "arrivals_azure_code_2023.npz", t=np.arange(100.0))
+    np.savez(tmp_path / "counts_azure_functions_2019.npz", per_minute=np.ones((3, 50), np.uint32))
 
     loaded = Scenario.load(path)
 
@@ -147,6 +149,27 @@ class TestCommand:
 
         assert main(["loadtest", str(scenario()), f"--compare={tmp_path / 'before.json'}"]) == UNDECIDED
         assert "p99 undecided: a run has 15 requests" in capsys.readouterr().out
+
+    def test_folder_that_does_not_exist(self, scenario, tmp_path, capsys):
+        """A report that cannot be written is refused before the run."""
+        assert main(["loadtest", str(scenario()), f"--html={tmp_path / 'no' / 'x.html'}"]) == 2
+        assert "expected one in a folder that exists" in capsys.readouterr().err
+
+    def test_service_that_does_not_start(self, scenario, capsys):
+        """A server that is not there is named, without a traceback."""
+        url = SMALL.replace('make = "services_of_a_test:make_echo"', 'url = "localhost:9"\nmodel = "none"')
+
+        assert main(["loadtest", str(scenario(url))]) == 2
+        assert "streaminfer loadtest: the service does not start: " in capsys.readouterr().err
+
+    def test_interrupted(self, scenario, capsys, monkeypatch):
+        """Ctrl-C ends the run without a traceback."""
+        interrupting = SERVICES.replace("return x\n", "raise KeyboardInterrupt\n")
+        monkeypatch.setitem(sys.modules, "services_of_a_test", types.ModuleType("services_of_a_test"))
+        exec(interrupting, vars(sys.modules["services_of_a_test"]))  # noqa: S102 - the service of this test
+
+        assert main(["loadtest", str(scenario())]) == 130
+        assert capsys.readouterr().err == "streaminfer loadtest: interrupted\n"
 
 
 def test_replay_path_is_relative_to_the_file(scenario, tmp_path):

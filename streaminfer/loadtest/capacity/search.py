@@ -7,6 +7,10 @@ over the logarithm of the rate, so the crossing is where a Poisson regression me
 comes from drawing blocks of each step again with replacement. Where the share jumps from nothing to everything, as
 for a device without noise, there is no line to fit, and the interval between two rates is halved.
 
+A service that does not recover from overload keeps a rate on the way up that it misses afterwards. Before a search ends
+it measures the lower end of its interval again, and where that is missed now, what was measured before is forgotten:
+the capacity is that of a service that has been overloaded, and ``reason`` says so.
+
 *When it ends.* When the interval is narrower than the tolerance, or the steps are used up.
 
 *Complexity.* O(draws × steps × blocks) for each estimate: about a millisecond.
@@ -35,8 +39,12 @@ DRAWS = 400
 _NEAR = 0.12
 """Logarithm of the factor from the estimate within which a step takes part in the fit."""
 _SOME = (0.1, 8.0)
-"""Late shares, as multiples of the allowed one, from which a slope can be learned."""
+"""Late shares, as multiples of the allowed one, from which a slope can be learned; more are no accident."""
+_STEEP = 2.0
+"""Of the logarithm of the late share: by how much it may differ from the estimate to the farthest rate beside it."""
 _LEAST_STEPS = 3
+_LEAST_BESIDE = 4
+"""Steps on each side of the estimate; fewer do not tell how much steps differ."""
 _STOPPING = 1.35
 """Factor of the interval, because a search ends sooner when its error happens to be underestimated."""
 _NEWTON_STEPS = 12
@@ -44,11 +52,11 @@ _FIRST_SLOPE = 15.0
 _ONE_DEVIATION = (0.1587, 0.8413)
 """Shares between which one standard deviation to each side lies; a few draws without a slope do not count."""
 _LEAST_SLOPE = 2.0
-_MOST_SLOPE = 60.0
+_MOST_SLOPE = 1000.0
 _FARTHEST = 0.06
 """Logarithm of the factor to which the fit is believed beyond the steps."""
 _SPREAD = 0.12
-"""Relative distance of the rates beside the estimate, from which the fit gets its slope."""
+"""Relative distance of the rates beside the estimate, from which the fit gets its slope; less where it is steep."""
 
 
 @attrs.frozen(eq=False)
@@ -97,7 +105,7 @@ class Capacity:
         confidence: of the interval.
         objective: share of requests that must be on time.
         steps: what was measured, in order.
-        reason: why the interval is wider than asked for; empty otherwise.
+        reason: why the interval is wider than asked for, or what else must be known; empty otherwise.
     """
 
     rate: float
@@ -123,7 +131,6 @@ class CapacitySearch:
         tolerance: half the relative width of the interval at which the search ends.
         confidence: of the interval.
         most_steps: after the ramp.
-        least_steps: near the estimate; fewer do not tell how much steps differ.
         seed: of the draws.
     """
 
@@ -136,17 +143,18 @@ class CapacitySearch:
         tolerance: float = 0.02,
         confidence: float = 0.95,
         most_steps: int = 30,
-        least_steps: int = 12,
         seed: int = 0,
     ) -> None:
         self.low, self.high = low, high
         self.objective, self.tolerance, self.confidence = objective, tolerance, confidence
         self.steps: list[Step] = []
-        self._most_steps, self._least_steps = most_steps, least_steps
+        self._counted: list[Step] = []  # those since the service changed
+        self._most_steps = most_steps
         self._rng = np.random.default_rng(seed)
         self._after_ramp = 0
         self._found: tuple[float, float, float] | None = None
-        self._reason = ""
+        self._slope = _FIRST_SLOPE
+        self._reason = self._note = ""
 
     @property
     def next_rate(self) -> float | None:
@@ -156,27 +164,49 @@ class CapacitySearch:
         if self._found is None:
             last = self.steps[-1].rate
             return None if self._reason else min(last * CLIMB, self.high)
-        rate, low, high = self._found
+        return self._next_near(*self._found) if self._after_ramp < self._most_steps else None
+
+    def _next_near(self, rate: float, low: float, high: float) -> float | None:
+        """Return the next rate around an estimate and its interval."""
         narrow = (high - low) / 2 <= self.tolerance * rate
-        if (narrow and self._is_settled()) or self._after_ramp >= self._most_steps:
-            return None
+        spread = min(_SPREAD, _STEEP / self._slope)
         if self._jumps():
-            return math.sqrt(low * high)
-        return rate * (1 + _SPREAD * (-0.5, 0.5, -0.25, 0.25)[self._after_ramp % 4])
+            if not narrow:
+                return math.sqrt(low * high)
+            if not self._is_confirmed(low):
+                return low
+            spread = min(spread, 2 * self.tolerance)
+            ended = not self._between()
+        else:
+            ended = narrow and self._is_settled(rate)
+        return None if ended else rate * (1 + spread * (-0.5, 0.5, -0.25, 0.25)[self._after_ramp % 4])
 
     def add(self, step: Step) -> None:
         """Take what was measured at :attr:`next_rate`."""
-        self.steps.append(step)
+        missed = step.late_share > 1 - self.objective
         if self._found is not None:
             self._after_ramp += 1
-        elif step.late_share <= 1 - self.objective:
+            self._look_for_change(step)
+        self.steps.append(step)
+        self._counted.append(step)
+        if missed and step.rate <= self.low:
+            self._found = None
+            self._reason = f"the objective is missed at {self.low:,.4g}/s, the lowest rate"
+        elif self._found is None and not missed:
             if step.rate >= self.high:
                 self._reason = f"the objective is kept at {self.high:,.4g}/s, the highest rate that was to be tried"
-            return
-        elif len(self.steps) == 1:
-            self._reason = f"the objective is missed at {self.low:,.4g}/s, the lowest rate"
-            return
-        self._found = self._estimate()
+        else:
+            self._found = self._estimate()
+
+    def _look_for_change(self, step: Step) -> None:
+        """Forget what was measured before overload if a rate that was kept then is clearly missed now."""
+        allowed = 1 - self.objective
+        kept = [each.rate for each in self._counted if each.late_share <= allowed and each.rate >= step.rate]
+        if kept and step.late_share > _SOME[1] * allowed:
+            self._counted.clear()
+            self._note = (
+                f"{max(kept):,.4g}/s kept the objective before overload, and {step.rate:,.4g}/s misses it after"
+            )
 
     def stop(self, reason: str) -> None:
         """End the search; what is known until now is its result."""
@@ -186,15 +216,18 @@ class CapacitySearch:
         """Return what is known."""
         if self._found is None:
             last = self.steps[-1].rate if self.steps else self.low
-            interval = (
-                (0.0, last) if self.steps and self.steps[-1].late_share > 1 - self.objective else (last, math.inf)
-            )
+            if not self.steps:
+                interval = (0.0, math.inf)
+            elif self.steps[-1].late_share > 1 - self.objective:
+                interval = (0.0, last)
+            else:
+                interval = (last, math.inf)
             return Capacity(
                 last, interval, self.confidence, self.objective, tuple(self.steps), self._reason or "no step"
             )
         rate, low, high = self._found
         wide = (high - low) / 2 > 1.001 * self.tolerance * rate
-        reason = self._reason or ("the steps were used up" if wide else "")
+        reason = "; ".join(filter(None, (self._note, self._reason or ("the steps were used up" if wide else ""))))
         return Capacity(rate, (low, high), self.confidence, self.objective, tuple(self.steps), reason)
 
     # -- estimation ---------------------------------------------------------------------------------------------
@@ -203,23 +236,34 @@ class CapacitySearch:
     def _bracket(self) -> tuple[float, float]:
         """The highest rate that kept the objective below the lowest that missed it, and that one."""
         allowed = 1 - self.objective
-        missed = min(step.rate for step in self.steps if step.late_share > allowed)
+        missed = min(step.rate for step in self._counted if step.late_share > allowed)
         kept = max(
-            (step.rate for step in self.steps if step.late_share <= allowed and step.rate < missed), default=self.low
+            (step.rate for step in self._counted if step.late_share <= allowed and step.rate < missed), default=self.low
         )
         return kept, missed
 
     def _near(self) -> list[Step]:
-        """Steps close enough to the crossing for a line; chosen by rate, since the late share is what varies."""
-        middle = math.sqrt(math.prod(self._bracket)) if self._found is None else self._found[0]
-        return [step for step in self.steps if abs(math.log(step.rate / middle)) <= _NEAR]
+        """Steps close enough to the crossing for a line; chosen by rate, since the late share is what varies by chance.
 
-    def _is_settled(self) -> bool:
-        """Whether enough steps lie on both sides of the estimate: a line reaches no further than what was measured."""
-        if self._found is None or self._jumps():
-            return not self._between()
-        below = sum(step.rate < self._found[0] for step in self._near())
-        return min(below, len(self._near()) - below) >= self._least_steps // 3
+        But for shares that are far too high for that: there the line has ended.
+        """
+        middle = math.sqrt(math.prod(self._bracket)) if self._found is None else self._found[0]
+        highest = _SOME[1] * (1 - self.objective)
+        return [
+            step for step in self._counted if abs(math.log(step.rate / middle)) <= _NEAR and step.late_share < highest
+        ]
+
+    def _is_confirmed(self, rate: float) -> bool:
+        """Whether a rate was measured since the first one that was missed."""
+        allowed = 1 - self.objective
+        first = next(number for number, step in enumerate(self._counted) if step.late_share > allowed)
+        return any(step.rate >= rate and step.late_share <= allowed for step in self._counted[first:])
+
+    def _is_settled(self, rate: float) -> bool:
+        """Whether enough steps lie on both sides of a rate: a line reaches no further than what was measured."""
+        near = self._near()
+        below = sum(step.rate < rate for step in near)
+        return min(below, len(near) - below) >= _LEAST_BESIDE
 
     def _jumps(self) -> bool:
         """Whether no line can be fitted yet."""
@@ -234,18 +278,20 @@ class CapacitySearch:
     def _estimate(self) -> tuple[float, float, float]:
         kept, missed = self._bracket
         if self._jumps():
-            return math.sqrt(kept * missed), kept, missed
+            doubtful = self._between()
+            return math.sqrt(kept * missed), min([kept, *doubtful]), max([missed, *doubtful])
         near = self._near()
         x = np.log([step.rate for step in near])
         sums = np.array([[step.late.sum(), step.sent.sum()] for step in near], np.float64).T
         drawn = np.array([step.draw(self._rng) for step in near], np.float64)  # steps × (late, sent) × draws
-        log_rate = float(self._crossing(x, sums[0], sums[1]))
-        low, high = np.quantile(self._crossing(x, drawn[:, 0].T, drawn[:, 1].T), _ONE_DEVIATION)
+        found, slope = self._crossing(x, sums[0], sums[1])
+        log_rate, self._slope = float(found), float(slope)
+        low, high = np.quantile(self._crossing(x, drawn[:, 0].T, drawn[:, 1].T)[0], _ONE_DEVIATION)
         half = student_quantile(0.5 + self.confidence / 2, max(2, len(near) - 2)) * float(high - low) / 2 * _STOPPING
         return math.exp(log_rate), math.exp(log_rate - half), math.exp(log_rate + half)
 
     def _crossing(self, x: Floats, late: Floats, sent: Floats) -> Any:
-        """Return the logarithm of the rate at which the expected late share is the allowed one.
+        """Return the logarithm of the rate at which the expected late share is the allowed one, and the slope.
 
         A Poisson regression with a logarithmic link, by Newton's method: unlike a line through the logarithms of the
         observed shares it gives no extra weight to steps that were late by chance.
@@ -268,4 +314,4 @@ class CapacitySearch:
             level = level + np.clip((c * first - b * second) / determinant, -1.0, 1.0)
             slope = np.clip(slope + (a * second - b * first) / determinant, _LEAST_SLOPE, _MOST_SLOPE)
         moved = (math.log(1 - self.objective) - level) / slope
-        return middle + np.clip(moved, -_FARTHEST, _FARTHEST)
+        return middle + np.clip(moved, -_FARTHEST, _FARTHEST), slope

@@ -8,6 +8,7 @@ import numpy as np
 
 from streaminfer._internal.figures import BAD, COLORS, GOOD, GREY, in_decades, legend_above, new_axes, say_nothing_yet
 from streaminfer.loadtest.capacity.search import Capacity
+from streaminfer.loadtest.quantiles import quantile_of
 from streaminfer.loadtest.report.report import Report, Tail
 
 __all__ = ["plot_capacity", "plot_over_time", "plot_percentiles", "plot_tails"]
@@ -49,7 +50,7 @@ def plot_over_time(ax: Any, report: Report) -> Any:
     times = np.array([begin_s for begin_s, _ in found])
     highest = _LOWEST_S
     for label, q, color in (("p50", 0.5, GOOD), ("p99", 0.99, COLORS[0]), ("max", 1.0, GREY)):
-        values = np.array([np.quantile(latencies, q, method="inverted_cdf") for _, latencies in found])
+        values = np.array([quantile_of(latencies, q) for _, latencies in found])
         values = np.maximum(values, _LOWEST_S)
         values[np.isinf(values)] = np.nan
         ax.plot(times, values, color=color, label=label, linewidth=1.4)

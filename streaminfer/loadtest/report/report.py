@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import expected
+from streaminfer.loadtest.quantiles import quantile_of, quantiles_of
 from streaminfer.loadtest.sending.record import Floats, Record
 from streaminfer.loadtest.sending.requests import BEFORE
 
@@ -89,11 +90,11 @@ class Report:
 
     def quantile(self, q: float) -> float:
         """Return a percentile of the latency in seconds, over all requests that were due."""
-        return float(self.quantiles([q])[0])
+        return quantile_of(self.latencies_s, q)
 
     def quantiles(self, qs: ArrayLike) -> Floats:
         """Return several; the smallest latency that at least this share of requests did not exceed."""
-        return _quantiles(self.latencies_s, np.asarray(qs, np.float64))
+        return quantiles_of(self.latencies_s, qs)
 
     @property
     def on_time(self) -> float:
@@ -120,7 +121,7 @@ class Report:
     def schedule_error_s(self, q: float = 0.99) -> float:
         """Return by how much requests were sent late; a request that was never sent counts as infinitely late."""
         late = np.where(np.isnan(self.record.late_s), np.inf, self.record.late_s)
-        return float(_quantiles(late, np.array([q]))[0])
+        return quantile_of(late, q)
 
     @property
     def schedule_limit_s(self) -> float:
@@ -159,7 +160,8 @@ class Report:
         before = stages.pop(BEFORE, None)
         if before is not None:
             stages["age"] = np.nan_to_num(before) + self.latencies_s
-        return [_stage_tail(name, column[~np.isnan(column)]) for name, column in stages.items()]
+        timed = {name: column[~np.isnan(column)] for name, column in stages.items()}
+        return [Tail(name, column.size, None, _by_name(column)) for name, column in timed.items()]
 
     def means(self, label: str) -> dict[str, dict[str, float]]:
         """Return the mean of each measured value, such as an accuracy, for each value of a label.
@@ -296,9 +298,8 @@ class Report:
         return self.record.labels[label]
 
     def _tail(self, name: str, record: Record) -> Tail:
-        quantiles = _quantiles(record.latency_s, np.array(list(TAILS.values()))).tolist()
         on_time = float(np.mean(record.latency_s <= self.slo_s))
-        return Tail(name, len(record), on_time, dict(zip(TAILS, quantiles, strict=True)))
+        return Tail(name, len(record), on_time, _by_name(record.latency_s))
 
 
 def describe_machine() -> str:
@@ -313,16 +314,8 @@ def _check_format(stored: Any) -> None:
         raise ValueError(expected("format", f"{_FORMAT}, version {_VERSION}", found))
 
 
-def _quantiles(values: Floats, qs: Floats) -> Floats:
-    ordered = np.sort(values)
-    indexes = np.clip(np.ceil(qs * ordered.size).astype(int) - 1, 0, ordered.size - 1)
-    found: Floats = ordered[indexes]
-    return found
-
-
-def _stage_tail(name: str, seconds: Floats) -> Tail:
-    quantiles = _quantiles(seconds, np.array(list(TAILS.values()))).tolist()
-    return Tail(name, int(seconds.size), None, dict(zip(TAILS, quantiles, strict=True)))
+def _by_name(seconds: Floats) -> dict[str, float]:
+    return dict(zip(TAILS, quantiles_of(seconds, list(TAILS.values())).tolist(), strict=True))
 
 
 def _finite(value: float) -> float | None:

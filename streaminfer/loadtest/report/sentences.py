@@ -1,7 +1,7 @@
 """A report in sentences."""
 
 import math
-from collections.abc import Mapping
+from textwrap import shorten
 
 from streaminfer._internal.units import format_duration
 from streaminfer.loadtest.report.report import Report
@@ -47,14 +47,16 @@ def describe(report: Report) -> list[str]:
     """Return the result in sentences."""
     tail = ", ".join(f"{name} {say_latency(seconds)}" for name, seconds in report.total.quantiles_s.items())
     sentences = [f"{say_headline(report)}.", f"Latency from the intended send time: {tail}.", describe_schedule(report)]
-    if failed := describe_failures(report.outcomes):
-        sentences.append(failed)
+    if report.outcomes.keys() - {ANSWERED}:
+        sentences.append(_describe_failures(report))
     return sentences
 
 
-def describe_failures(outcomes: Mapping[str, int]) -> str:
-    """Return how many requests got no response, and why; empty if all got one."""
-    failed = {name: count for name, count in outcomes.items() if name != ANSWERED}
-    if not failed:
-        return ""
-    return f"No response: {', '.join(f'{count:,} {name}' for name, count in failed.items())}."
+def _describe_failures(report: Report) -> str:
+    messages = report.record.messages
+    counts = [
+        f"{count:,} {name}{f' ({shorten(messages[name], 200)})' if messages.get(name) else ''}"
+        for name, count in report.outcomes.items()
+        if name != ANSWERED
+    ]
+    return f"No response: {', '.join(counts)}."

@@ -12,19 +12,16 @@ M. Harchol-Balter, "Open versus closed: a cautionary tale", NSDI 2006.
 """
 
 import asyncio
-import time
 from array import array
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from streaminfer.loadtest.sending.timers import make_timer
+from streaminfer.loadtest.sending.timers import clock_of, make_timer
 
 __all__ = ["Call", "OpenLoop", "closed_loop"]
 
 Call = Callable[[int], Awaitable[Any]]
 """Sends the request of a number."""
-
-
 _CANCELLING_S = 5.0
 """For which a cancelled call is waited for; one that ignores its cancellation is left behind."""
 
@@ -34,16 +31,15 @@ class OpenLoop:
 
     Args:
         call: sends a request.
-        due_ns: instants of ``clock``, ascending.
+        due_ns: instants of ``time.monotonic_ns``, or of the clock of a virtual loop, ascending.
         errors: with which a request may end; any other one ends the run, and is raised.
-        on_result: is called with the number of a request and what its call returned.
-        clock: returns monotonic nanoseconds.
+        on_result: is called with the number of a request and what its call returned; its own errors end the run.
 
     Attributes:
         due_ns: as given.
         sent_ns: when each request was sent; 0: it was not.
         completed_ns: when each was answered; 0: it was not.
-        failures: what the others raised.
+        failures: what the others raised; `asyncio.CancelledError` where a service cancelled its own call.
         sent: how many were sent.
     """
 
@@ -54,15 +50,15 @@ class OpenLoop:
         *,
         errors: tuple[type[BaseException], ...] = (Exception,),
         on_result: Callable[[int, Any], None] | None = None,
-        clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.due_ns = due_ns
         self.sent_ns = array("q", bytes(8 * len(due_ns)))
         self.completed_ns = array("q", bytes(8 * len(due_ns)))
         self.failures: dict[int, BaseException] = {}
         self.sent = 0
-        self._call, self._errors, self._on_result, self._clock = call, errors, on_result, clock
+        self._call, self._errors, self._on_result = call, errors, on_result
         self._pending: dict[int, asyncio.Task[None]] = {}
+        self._cancelling = False
 
     @property
     def in_flight(self) -> int:
@@ -81,26 +77,26 @@ class OpenLoop:
         """
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[None] = loop.create_future()
-        due_ns, clock, pending, create_task = self.due_ns, self._clock, self._pending, loop.create_task
+        due_ns, clock, pending, create_task = self.due_ns, clock_of(loop), self._pending, loop.create_task
         count = len(due_ns)
-        one = self._sender(ended)
+        one = self._sender(ended, clock)
 
         def send_due() -> None:
             number = self.sent
             now = clock()
             while number < count and due_ns[number] <= now:
-                pending[number] = create_task(one(number))
+                task = create_task(one(number))
+                if not task.done():  # an eager task may be
+                    pending[number] = task
                 number += 1
             self.sent = number
             if number < count:
                 timer.set(max(due_ns[number], now + timer.resolution_ns), now)
+            elif not pending:
+                _end(ended)
             elif drain_s is not None:
                 limits.append(loop.call_later(drain_s, self._cancel))
-                limits.append(loop.call_later(drain_s + _CANCELLING_S, end))
-
-        def end() -> None:
-            if not ended.done():
-                ended.set_result(None)
+                limits.append(loop.call_later(drain_s + _CANCELLING_S, _end, ended))
 
         limits: list[asyncio.TimerHandle] = []
         timer = make_timer(loop, send_due)
@@ -117,34 +113,45 @@ class OpenLoop:
                 self._cancel()
                 await asyncio.wait(left, timeout=_CANCELLING_S)
 
-    def _sender(self, ended: "asyncio.Future[None]") -> Callable[[int], Any]:
-        call, clock, on_result, errors = self._call, self._clock, self._on_result, self._errors
+    def _sender(self, ended: "asyncio.Future[None]", clock: Callable[[], int]) -> Callable[[int], Any]:
+        call, on_result, errors = self._call, self._on_result, self._errors
         sent_ns, completed_ns, pending, count = self.sent_ns, self.completed_ns, self._pending, len(self.due_ns)
 
         async def one(number: int) -> None:
             sent_ns[number] = clock()
             try:
-                result = await call(number)
-            except asyncio.CancelledError:  # the limit of the drain, or the service's own
-                pass
-            except errors as error:
-                self.failures[number] = error.with_traceback(None)
+                try:
+                    result = await call(number)
+                except asyncio.CancelledError as error:
+                    if not self._cancelling:  # the service's own
+                        self.failures[number] = error.with_traceback(None)
+                except errors as error:
+                    self.failures[number] = error.with_traceback(None)
+                else:
+                    completed_ns[number] = clock()
+                    if on_result is not None:
+                        on_result(number, result)
             except BaseException as error:  # noqa: BLE001 - raised by the run
-                if not ended.done():
-                    ended.set_exception(error)
-            else:
-                completed_ns[number] = clock()
-                if on_result is not None:
-                    on_result(number, result)
-            del pending[number]
-            if not pending and self.sent == count and not ended.done():
-                ended.set_result(None)
+                _end(ended, error)
+            pending.pop(number, None)
+            if not pending and self.sent == count:
+                _end(ended)
 
         return one
 
     def _cancel(self) -> None:
+        self._cancelling = True
         for task in list(self._pending.values()):
             task.cancel()
+
+
+def _end(ended: "asyncio.Future[None]", error: BaseException | None = None) -> None:
+    if ended.done():
+        return
+    if error is None:
+        ended.set_result(None)
+    else:
+        ended.set_exception(error)
 
 
 async def closed_loop(call: Call, callers: int, seconds: float) -> list[float]:

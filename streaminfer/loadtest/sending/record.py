@@ -60,6 +60,7 @@ class Record:
         stages: seconds by name of the stage; NaN where it was not measured.
         values: other measurements by name, likewise.
         labels: by name; empty where there is none.
+        messages: what the first exception of each class said.
     """
 
     due_s: Floats
@@ -69,6 +70,7 @@ class Record:
     stages: Mapping[str, Floats] = attrs.field(factory=dict)
     values: Mapping[str, Floats] = attrs.field(factory=dict)
     labels: Mapping[str, NDArray[np.str_]] = attrs.field(factory=dict)
+    messages: Mapping[str, str] = attrs.field(factory=dict)
 
     @classmethod
     def of(cls, loop: OpenLoop, due_s: Floats, stages: Columns, values: Columns) -> Self:
@@ -95,6 +97,7 @@ class Record:
             {name: np.array(column) for name, column in stages.numbers.items()},
             {name: np.array(column) for name, column in values.numbers.items()},
             {name: np.array(column, np.str_) for name, column in stages.labels.items()},
+            {type(error).__name__: str(error) for _, error in sorted(loop.failures.items(), reverse=True)},
         )
 
     @classmethod
@@ -120,6 +123,7 @@ class Record:
             all_joined("stages", np.nan),
             all_joined("values", np.nan),
             all_joined("labels", ""),
+            {name: said for record in reversed(records) for name, said in record.messages.items()},
         )
 
     def where(self, chosen: NDArray[np.bool_]) -> "Record":
@@ -130,7 +134,7 @@ class Record:
 
         return Record(
             self.due_s[chosen], self.late_s[chosen], self.latency_s[chosen], self.outcome[chosen],
-            cut(self.stages), cut(self.values), cut(self.labels),
+            cut(self.stages), cut(self.values), cut(self.labels), self.messages,
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -144,6 +148,7 @@ class Record:
             "stages": {name: _encode_numbers(column) for name, column in self.stages.items()},
             "values": {name: _encode_numbers(column) for name, column in self.values.items()},
             "labels": {name: _encode_words(column) for name, column in self.labels.items()},
+            "messages": dict(self.messages),
         }
 
     @classmethod
@@ -155,7 +160,8 @@ class Record:
             {name: _decode_numbers(text) for name, text in stored[group].items()} for group in ("stages", "values")
         )
         labels = {name: _decode_words(words) for name, words in stored["labels"].items()}
-        return cls(due_s, late_s, latency_s, _decode_words(stored["outcome"]), stages, values, labels)
+        outcome = _decode_words(stored["outcome"])
+        return cls(due_s, late_s, latency_s, outcome, stages, values, labels, stored["messages"])
 
 
 def _encode_numbers(column: NDArray[Any]) -> str:

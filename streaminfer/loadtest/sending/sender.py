@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import gc
-import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -14,8 +13,8 @@ from streaminfer.loadtest.arrivals import Floats
 from streaminfer.loadtest.sending.loops import OpenLoop
 from streaminfer.loadtest.sending.record import Record
 from streaminfer.loadtest.sending.requests import Requests, check_inputs, check_service
+from streaminfer.loadtest.sending.timers import clock_of
 from streaminfer.stack import Stack
-from streaminfer.testing import VirtualLoop
 
 __all__ = ["OnProgress", "Progress", "running", "send"]
 
@@ -83,12 +82,12 @@ async def send(
     check_service(service)
     at = check_inputs(inputs)
     loop = asyncio.get_running_loop()
-    clock = loop.clock if isinstance(loop, VirtualLoop) else time.monotonic_ns
+    clock = clock_of(loop)
     requests = Requests(service, (lambda number: at(first + step * number)) if step > 1 else at, due_s.size)
     gc.collect()  # not in the first second of the measurement
     start_ns = clock() + round(_LEAD_S * 1e9) if start_ns is None else start_ns
     due_ns = (start_ns + np.rint(due_s * 1e9).astype(np.int64)).tolist()
-    sending = OpenLoop(requests.call, due_ns, on_result=requests.on_result, clock=clock)
+    sending = OpenLoop(requests.call, due_ns, on_result=requests.on_result)
     telling = loop.create_task(_tell(sending, progress, start_ns, clock, duration_s)) if progress else None
     try:
         await sending.run(drain_s=drain_s)

@@ -72,27 +72,33 @@ async def send_from_processes(
             raise TypeError(expected(argument, what, value)) from error
     context = multiprocessing.get_context("spawn")
     loop = asyncio.get_running_loop()
-    pipes, children = [], []
-    for first in range(senders):
-        ours, theirs = context.Pipe()
-        share = _Share(make_service, inputs, due_s[first::senders], first, senders, drain_s, duration_s)
-        child = context.Process(target=_send_share, args=(theirs, share), daemon=True)
-        child.start()
-        theirs.close()
-        pipes.append(ours)
-        children.append(child)
+    pipes: list[Connection] = []
+    children: list[Any] = []
 
     def tell(told: Progress) -> None:
         if progress is not None:
             loop.call_soon_threadsafe(progress, told)
 
+    collecting: asyncio.Future[list[Record]] | None = None
     try:
-        return Record.merge(await asyncio.to_thread(_collect, pipes, tell, progress is not None))
+        for first in range(senders):
+            ours, theirs = context.Pipe()
+            pipes.append(ours)
+            share = _Share(make_service, inputs, due_s[first::senders], first, senders, drain_s, duration_s)
+            child = context.Process(target=_send_share, args=(theirs, share), daemon=True)
+            with contextlib.closing(theirs):
+                child.start()
+            children.append(child)
+        collecting = loop.run_in_executor(None, _collect, pipes, tell, progress is not None)
+        return Record.merge(await asyncio.shield(collecting))
     finally:
         for child in children:  # after a normal end they have ended; else this ends the thread too
             child.terminate()
         for child in children:
             await asyncio.to_thread(child.join)
+        if collecting is not None:
+            await asyncio.wait([collecting])
+            collecting.exception()  # of a cancelled run: that its processes ended
         for pipe in pipes:
             pipe.close()
 
@@ -102,7 +108,8 @@ def _collect(pipes: list[Connection], tell: OnProgress, tells: bool) -> list[Rec
         _receive(pipe)
     start_ns = time.monotonic_ns() + round(_LEAD_S * 1e9)
     for pipe in pipes:
-        pipe.send((start_ns, tells))
+        with contextlib.suppress(OSError):  # it has ended, which receiving will tell
+            pipe.send((start_ns, tells))
     records: dict[int, Record] = {}
     latest: dict[int, Progress] = {}
     while len(records) < len(pipes):
@@ -121,7 +128,7 @@ def _collect(pipes: list[Connection], tell: OnProgress, tells: bool) -> list[Rec
 def _receive(pipe: Connection) -> Any:
     try:
         message = pipe.recv()
-    except EOFError:
+    except (EOFError, OSError):  # the latter where it left something unread
         raise RuntimeError("a sender process ended before its requests did") from None
     if isinstance(message, BaseException):
         raise message
@@ -142,9 +149,12 @@ def _send_share(pipe: Connection, share: _Share) -> None:
     with contextlib.closing(pipe):
         try:
             message: Any = asyncio.run(_send(pipe, share))
+        except KeyboardInterrupt:  # Ctrl-C reaches all processes; the parent's is enough
+            return
         except Exception as error:  # noqa: BLE001 - any error is the parent's to raise
             message = _portable(error)
-        pipe.send(message)
+        with contextlib.suppress(BrokenPipeError):  # the parent has ended
+            pipe.send(message)
 
 
 async def _send(pipe: Connection, share: _Share) -> Record:

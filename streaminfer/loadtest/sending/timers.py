@@ -10,12 +10,13 @@ import ctypes
 import functools
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from streaminfer._runtime.loops import is_virtual
+from streaminfer.testing import VirtualLoop
 
-__all__ = ["Timer", "make_timer"]
+__all__ = ["Timer", "clock_of", "make_timer"]
 
 _CLOCK_MONOTONIC = 1
 _ABSOLUTE = 1
@@ -36,6 +37,11 @@ class Timer(Protocol):
         ...
 
 
+def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], int]:
+    """Return the clock, monotonic nanoseconds, that the loop's timers follow."""
+    return loop.clock if isinstance(loop, VirtualLoop) else time.monotonic_ns
+
+
 def make_timer(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> Timer:
     """Return the finest timer that the loop can wait for.
 
@@ -43,7 +49,7 @@ def make_timer(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) ->
         loop: the running one.
         function: is called by the loop.
     """
-    if is_virtual(loop) or not sys.platform.startswith("linux"):
+    if isinstance(loop, VirtualLoop) or not sys.platform.startswith("linux"):
         return _LoopTimer(loop, function)
     return _FileTimer(loop, function)
 

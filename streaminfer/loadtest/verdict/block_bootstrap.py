@@ -4,7 +4,11 @@
 which assumes independent ones, is too small by a factor that can exceed three. The run is cut into blocks of equal
 duration. Blocks are drawn with replacement, and the quantile of what was drawn is computed again; the deviation of its
 logarithm is the error. Dependence inside a block stays; blocks themselves must be independent, which the
-autocorrelation of their tail shares checks: while it is significant, neighbors are merged into longer blocks.
+autocorrelation of their tail shares checks: while it is significant, neighbors are merged into longer blocks. A run
+whose blocks stay correlated, or whose halves differ, changes too slowly for its length.
+
+The bootstrap says little about a quantile in a gap between latencies, such as one between hits and misses of a cache.
+There the shares of slow requests, which have no gaps, tell more: :func:`differ` compares them.
 
 *Complexity.* Drawing is a product of matrices, draws × blocks × bins of the upper tail: about 50 ms for any run.
 
@@ -20,7 +24,9 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LEAST_BLOCKS", "Blocks", "quantile_of", "student_quantile"]
+from streaminfer.loadtest.quantiles import quantile_of
+
+__all__ = ["LEAST_BLOCKS", "Blocks", "differ", "student_quantile"]
 
 MOST_BLOCKS = 40
 LEAST_BLOCKS = 10
@@ -30,6 +36,8 @@ _TAIL = 4.0
 """Of the quantile's own share: the part of the distribution in which drawn quantiles are looked for."""
 _CORRELATED = 1.645
 """Deviations of an autocorrelation above which blocks are merged: one-sided 5 %."""
+_UNSTEADY = 0.003
+"""Probability that a steady run is taken for one whose halves differ."""
 
 Floats = NDArray[np.float64]
 
@@ -40,13 +48,13 @@ class Blocks:
 
     Attributes:
         values: latencies of each block, seconds.
-        correlation: of the tail shares of neighboring blocks.
+        shares: of the requests of each block that are in the run's tail.
         effective: how many blocks the tail is spread over, by Kish's formula: as many as there are if each has the same
             share of the slowest requests, 1 if one has them all.
     """
 
     values: Sequence[Floats]
-    correlation: float
+    shares: Floats
     effective: float
 
     @classmethod
@@ -58,22 +66,22 @@ class Blocks:
             due_s: when they were, ascending.
             q: the quantile that is of interest.
         """
-        high = latencies_s >= quantile_of(latencies_s, q)
+        threshold = quantile_of(latencies_s, q)
         count = MOST_BLOCKS
         while True:
             bounds = np.searchsorted(due_s, np.linspace(due_s[0], due_s[-1], count + 1)[1:-1])
-            shares = np.array([part.mean() if part.size else 0.0 for part in np.split(high, bounds)])
-            correlation = _autocorrelation(shares)
-            if correlation <= _CORRELATED / math.sqrt(count) or count // 2 < LEAST_BLOCKS:
-                counts = np.array([part.sum() for part in np.split(high, bounds)], np.float64)
-                effective = float(counts.sum() ** 2 / max(counts @ counts, 1.0))
-                return cls([part for part in np.split(latencies_s, bounds) if part.size], correlation, effective)
+            values = [part for part in np.split(latencies_s, bounds) if part.size]
+            shares = _shares_above(values, threshold)
+            if _are_independent(shares) or count // 2 < LEAST_BLOCKS:
+                counts = shares * [part.size for part in values]
+                return cls(values, shares, float(counts.sum() ** 2 / (counts @ counts)))
             count //= 2
 
     @property
-    def are_independent(self) -> bool:
-        """Whether neighbors are not significantly correlated."""
-        return self.correlation <= _CORRELATED / math.sqrt(len(self.values))
+    def are_steady(self) -> bool:
+        """Whether the tail does not change slowly: neighbors are independent, and both halves of the run alike."""
+        half = len(self.values) // 2
+        return _are_independent(self.shares) and not _means_differ(self.shares[:half], self.shares[half:], _UNSTEADY)
 
     def log_error(self, q: float, seed: int) -> float:
         """Return the standard error of the logarithm of a quantile."""
@@ -92,10 +100,17 @@ class Blocks:
         return float(np.std(np.log(everything[order][np.minimum(bins * step, tail - 1)])))
 
 
-def quantile_of(latencies_s: Floats, q: float) -> float:
-    """Return the smallest latency that at least a share ``q`` does not exceed."""
-    index = max(0, math.ceil(q * latencies_s.size) - 1)
-    return float(np.partition(latencies_s, index)[index])
+def differ(one: Blocks, other: Blocks, q: float, false_alarm: float) -> bool:
+    """Return whether the shares of two runs above their common quantile differ.
+
+    Args:
+        one: a run.
+        other: another.
+        q: the quantile.
+        false_alarm: probability that they are found to differ where they do not.
+    """
+    threshold = quantile_of(np.concatenate([*one.values, *other.values]), q)
+    return _means_differ(_shares_above(one.values, threshold), _shares_above(other.values, threshold), false_alarm)
 
 
 def student_quantile(p: float, degrees: float) -> float:
@@ -108,7 +123,17 @@ def student_quantile(p: float, degrees: float) -> float:
     )
 
 
-def _autocorrelation(values: Floats) -> float:
-    deviations = values - values.mean()
+def _shares_above(blocks: Sequence[Floats], threshold: float) -> Floats:
+    return np.array([np.mean(values >= threshold) for values in blocks])
+
+
+def _are_independent(shares: Floats) -> bool:
+    deviations = shares - shares.mean()
     power = float(deviations @ deviations)
-    return float(deviations[1:] @ deviations[:-1]) / power if power else 0.0
+    return float(deviations[1:] @ deviations[:-1]) <= _CORRELATED / math.sqrt(shares.size) * power
+
+
+def _means_differ(one: Floats, other: Floats, false_alarm: float) -> bool:
+    error = math.sqrt(one.var(ddof=1) / one.size + other.var(ddof=1) / other.size)
+    limit = student_quantile(1 - false_alarm / 2, min(one.size, other.size) - 1)
+    return abs(float(one.mean() - other.mean())) > limit * error

@@ -3,7 +3,8 @@
 *Design.* The change is that of the logarithm of the quantile, with an interval from Student's distribution. For two
 runs the error comes from a bootstrap of blocks (`block_bootstrap`), and the degrees of freedom from the number of
 blocks over which the slowest requests are spread: a tail that comes from three incidents is known from three
-observations, however many requests they hit. For runs in turn, one pair after the other, the differences of the pairs
+observations, however many requests they hit. The share of requests above the quantile of both runs must have changed
+as well. For runs in turn, one pair after the other, the differences of the pairs
 are the sample, so whatever changes slowly on the machine hits both sides.
 
 The interval covers the true change with probability ``1 - false_alarm``. A verdict other than "undecided" needs an
@@ -20,8 +21,9 @@ import numpy as np
 
 from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import check_number, expected
+from streaminfer.loadtest.quantiles import quantile_of
 from streaminfer.loadtest.report.report import Report
-from streaminfer.loadtest.verdict.block_bootstrap import Blocks, quantile_of, student_quantile
+from streaminfer.loadtest.verdict.block_bootstrap import Blocks, differ, student_quantile
 
 __all__ = ["Result", "Verdict", "compare"]
 
@@ -221,7 +223,15 @@ def _compare_two(before: _Run, after: _Run, settings: _Settings) -> Verdict:
             f"the slowest requests of a run come from about {effective:.1f} incidents, and a verdict needs at least "
             f"{LEAST_TAIL_BLOCKS:.0f}: run longer, or compare runs in turn"
         )
-    return settings.judge(math.log(levels_s[1] / levels_s[0]), error, effective - 1, levels_s)
+    if not (one.are_steady and other.are_steady):
+        return settings.no_verdict(
+            "the tail of a run changes slowly while it lasts: compare runs in turn, or longer ones"
+        )
+    verdict = settings.judge(math.log(levels_s[1] / levels_s[0]), error, effective - 1, levels_s)
+    if (verdict.regressed or verdict.improved) and not differ(one, other, q, settings.false_alarm):
+        reason = "few latencies are close to the quantile, and the share of requests above it did not change"
+        return attrs.evolve(verdict, result="undecided", reason=reason)
+    return verdict
 
 
 def _compare_pairs(before: list[_Run], after: list[_Run], settings: _Settings) -> Verdict:

@@ -26,6 +26,10 @@ def known_capacity(sigma):
     return low
 
 
+def late_share(rate, capacity, scale):
+    return 1 / (1 + np.exp(min(700.0, np.log(capacity / rate) / scale)))
+
+
 def search_all(search, measure):
     while (rate := search.next_rate) is not None:
         search.add(Step.of(rate, measure(rate)))
@@ -54,6 +58,55 @@ class TestSearch:
         assert found.rate == pytest.approx(321.0, rel=0.005)
         assert found.interval[0] <= 321.0 <= found.interval[1]
         assert found.reason == ""
+
+    @pytest.mark.parametrize("scale", [0.003, 0.01, 0.1])
+    def test_steepness(self, scale):
+        """The late share of a fast service rises within a percent of the rate, that of a slow one within tens."""
+        truth, found = 1000 * (0.01 / 0.99) ** scale, []
+        for seed in range(20):
+            rng = np.random.default_rng(seed)
+            search = CapacitySearch(100.0, 4000.0, seed=seed)
+            found.append(search_all(search, lambda rate, rng=rng: rng.random(3000) < late_share(rate, 1000.0, scale)))
+
+        assert np.median([abs(each.rate / truth - 1) for each in found]) < 0.01
+        assert sum(each.interval[0] <= truth <= each.interval[1] for each in found) >= 18
+
+    @pytest.mark.parametrize("degraded", [900.0, 400.0])
+    def test_service_that_does_not_recover(self, degraded):
+        """Its capacity is that after overload, although the ramp kept the objective at higher rates."""
+        rng = np.random.default_rng(1)
+        tried = []
+
+        def measure(rate):
+            tried.append(rate)
+            return rng.random(3000) < late_share(rate, degraded if max(tried) > 1000.0 else 1000.0, 0.01)
+
+        found = search_all(CapacitySearch(100.0, 4000.0), measure)
+
+        truth = degraded * (0.01 / 0.99) ** 0.01
+        assert found.rate == pytest.approx(truth, rel=0.01)
+        assert found.interval[0] <= truth <= found.interval[1]
+        assert "931.3/s kept the objective before overload" in found.reason
+
+    def test_lowest_rate_is_missed_after_overload(self):
+        """A service that never serves again has no capacity."""
+        tried = []
+
+        def measure(rate):
+            tried.append(rate)
+            return np.full(1000, max(tried) > 1000.0)
+
+        found = search_all(CapacitySearch(100.0, 4000.0), measure)
+
+        assert found.interval == (0.0, 100.0)
+        assert "missed at 100/s, the lowest rate" in found.reason
+
+    def test_nothing_was_measured(self):
+        """A search that is stopped at once knows nothing."""
+        search = CapacitySearch(10.0, 30.0)
+        search.stop("the sender was the bottleneck")
+
+        assert search.result().interval == (0.0, np.inf)
 
     def test_never_missed(self):
         """A service that keeps the objective at the highest rate has no upper bound."""

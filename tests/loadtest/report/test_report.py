@@ -4,12 +4,15 @@ import html.parser
 import json
 import xml.etree.ElementTree as ET
 
+import attrs
 import numpy as np
 import pytest
 from pictures import check_printable
 
+from streaminfer import LatencyHistogram
 from streaminfer.loadtest import Record, Report
 from streaminfer.loadtest.capacity.search import CapacitySearch, Step
+from streaminfer.loadtest.quantiles import quantiles_of
 from streaminfer.loadtest.report.junit import make_junit
 from streaminfer.loadtest.report.page import make_page
 from streaminfer.loadtest.report.plots import plot_over_time, plot_percentiles
@@ -44,11 +47,29 @@ class TestFigures:
         assert np.isfinite(report.quantile(0.99))
         assert np.isinf(report.quantile(0.991))
 
+    def test_rank_is_that_of_the_histogram(self):
+        """Where a share of the requests is a whole number of them, rounding does not take the next one."""
+        latencies = np.arange(1, 101) / 1000
+        histogram = LatencyHistogram(significant_digits=3)
+        histogram.record_many(latencies)
+        shares = np.arange(0, 101) / 100
+
+        np.testing.assert_allclose(quantiles_of(latencies, shares), histogram.quantiles(shares), rtol=2e-3)
+
     def test_shares(self, report):
         """Share on time, outcomes and goodput are over all requests."""
         assert report.outcomes == {"ok": 990, "Overloaded": 10}
         assert report.on_time == np.mean(report.latencies_s <= 0.03)
         assert report.goodput == pytest.approx(report.on_time * 100)
+
+    def test_failures_say_why(self, report):
+        """The sentence has the message of the first of each kind."""
+        record = attrs.evolve(report.record, messages={"Overloaded": "the queue is full"})
+
+        said = attrs.evolve(report, record=record).describe()[-1]
+
+        assert said == "No response: 10 Overloaded (the queue is full)."
+        assert Record.decode(record.encode()).messages == record.messages
 
     def test_windows_hold_every_request(self, report):
         """Windows of a run are complete."""

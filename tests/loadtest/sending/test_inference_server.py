@@ -1,8 +1,9 @@
-"""A server of ours under load, from a process of its own."""
+"""A server of ours under load, from a process of its own, over both protocols."""
 
 import asyncio
 from functools import partial
 
+import grpc
 import numpy as np
 from onnx import TensorProto, helper
 from web_server import WebServer
@@ -18,22 +19,38 @@ def doubling_model():
     return helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()
 
 
-def test_server_is_called_from_a_sender_process():
+def doubling_stack():
+    return si.Stack(si.AdaptiveBatcher(max_batch_size=8), si.OnnxBackend(doubling_model()))
+
+
+SETTINGS = {
+    "senders": 1, "arrivals": Constant(50.0), "inputs": np.ones((3, 4), np.float32), "duration_s": 0.5, "slo_s": 10.0,
+}  # fmt: skip
+
+
+def test_http():
     """Requests cross process and network, and all are answered."""
-    stack = si.Stack(si.AdaptiveBatcher(max_batch_size=8), si.OnnxBackend(doubling_model()))
-    with WebServer(si.serving.asgi_app({"doubling": stack})) as server:
+    with WebServer(si.serving.asgi_app({"doubling": doubling_stack()})) as server:
         connect = partial(inference_server, server.url, "doubling", "http")
 
-        report = asyncio.run(
-            run(
-                connect,
-                senders=1,
-                arrivals=Constant(50.0),
-                inputs=np.ones((3, 4), np.float32),
-                duration_s=0.5,
-                slo_s=10.0,
-            )
-        )
+        report = asyncio.run(run(connect, **SETTINGS))
 
     assert report.outcomes == {"ok": 25}
     assert {tail.count for tail in report.by_stage()} <= {25}
+
+
+def test_grpc():
+    """Likewise, through tritonclient."""
+
+    async def main():
+        async with doubling_stack() as stack:
+            server = grpc.aio.server()
+            server.add_generic_rpc_handlers((si.serving.grpc_servicer({"doubling": stack}),))
+            port = server.add_insecure_port("127.0.0.1:0")
+            await server.start()
+            try:
+                return await run(partial(inference_server, f"127.0.0.1:{port}", "doubling", "grpc"), **SETTINGS)
+            finally:
+                await server.stop(None)
+
+    assert asyncio.run(main()).outcomes == {"ok": 25}

@@ -1,18 +1,19 @@
 """The open loop and the closed one."""
 
 import asyncio
+import contextlib
 
 import pytest
 
 from streaminfer.loadtest import OpenLoop, closed_loop
-from streaminfer.testing import VirtualLoop, run
+from streaminfer.testing import run
 
 MS = 1_000_000
 
 
 def virtually(call, due_ns, *, drain_s=None, **settings):
-    async def main(loop: VirtualLoop):
-        sending = OpenLoop(call, due_ns, clock=loop.clock, **settings)
+    async def main(_loop):
+        sending = OpenLoop(call, due_ns, **settings)
         await sending.run(drain_s=drain_s)
         return sending
 
@@ -39,7 +40,7 @@ class TestOpenLoop:
 
         async def main(loop):
             await asyncio.sleep(1.0)
-            sending = OpenLoop(answer, [1, 2, 3], clock=loop.clock)
+            sending = OpenLoop(answer, [1, 2, 3])
             await sending.run()
             return list(sending.sent_ns)
 
@@ -82,7 +83,51 @@ class TestOpenLoop:
         sending = virtually(cancel, [1, 2])
 
         assert list(sending.completed_ns) == [0, 0]
-        assert sending.failures == {}
+        assert [type(error) for error in sending.failures.values()] == [asyncio.CancelledError] * 2
+
+    def test_end_of_the_drain(self):
+        """What is in flight then is cancelled, and neither answered nor failed."""
+
+        async def hang(_number):
+            await asyncio.Future()
+
+        sending = virtually(hang, [1, 2], drain_s=1.0)
+
+        assert (list(sending.completed_ns), sending.failures, sending.in_flight) == ([0, 0], {}, 0)
+
+    def test_error_of_the_caller(self):
+        """What ``on_result`` raises ends the run."""
+
+        def refuse(number, _result):
+            raise LookupError(number)
+
+        with pytest.raises(LookupError, match="0"):
+            virtually(answer, [1], on_result=refuse)
+
+    def test_eager_tasks(self):
+        """Calls may end before their tasks are known; from Python 3.12 on such loops exist."""
+
+        class Eager(asyncio.Future):
+            """A task that ran to its end at once."""
+
+            def __init__(self, loop, coroutine):
+                super().__init__(loop=loop)
+                with contextlib.suppress(StopIteration):
+                    coroutine.send(None)
+                self.set_result(None)
+
+        async def at_once(number):
+            return number
+
+        async def main(loop):
+            loop.set_task_factory(lambda loop, coroutine, **_: Eager(loop, coroutine))
+            sending = OpenLoop(at_once, [1, 2])
+            await sending.run()
+            return sending
+
+        sending = run(main)
+
+        assert all(sending.completed_ns)
 
     def test_call_that_ignores_its_cancellation(self):
         """It is left behind, and the run ends."""
@@ -98,7 +143,7 @@ class TestOpenLoop:
         ended = []
 
         async def main(loop):
-            sending = OpenLoop(stubborn, [1, 2], clock=loop.clock)
+            sending = OpenLoop(stubborn, [1, 2])
             await sending.run(drain_s=1.0)
             ended.append(loop.time())
             return sending

@@ -1,6 +1,7 @@
 """Sender processes: one schedule, shared."""
 
 import asyncio
+import multiprocessing
 import os
 from functools import partial
 
@@ -61,10 +62,36 @@ def test_cancelled_run_ends_its_processes():
 
     async def main():
         test = asyncio.create_task(run(partial(make_service), senders=1, **{**SETTINGS, "duration_s": 60.0}))
-        while not (children := __import__("multiprocessing").active_children()):
+        while not (children := multiprocessing.active_children()):
             await asyncio.sleep(0)
         test.cancel()
         await asyncio.wait([test])
         return test.cancelled(), [child.is_alive() for child in children]
 
     assert asyncio.run(main()) == (True, [False])
+
+
+def test_more_senders_than_requests():
+    """Some have nothing to send."""
+    report = asyncio.run(run(make_service, senders=3, **{**SETTINGS, "duration_s": 0.02}))
+
+    assert report.outcomes == {"ok": 2}
+
+
+def test_sender_that_is_killed():
+    """A process that dies while it sends fails the run, and the others end."""
+
+    async def main():
+        killed = []
+
+        def kill(_progress):
+            if not killed:
+                killed.extend(multiprocessing.active_children())
+                killed[1].kill()
+
+        settings = {**SETTINGS, "duration_s": 60.0, "progress": kill}
+        with pytest.raises(RuntimeError, match="a sender process ended before its requests did"):
+            await run(make_service, senders=2, **settings)
+        return [child.is_alive() for child in killed]
+
+    assert asyncio.run(main()) == [False, False]

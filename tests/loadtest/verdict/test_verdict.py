@@ -40,6 +40,18 @@ class TestError:
 
         assert sum(verdict.regressed or verdict.improved for verdict in verdicts) <= 2
 
+    def test_quantile_between_two_modes(self):
+        """One percent of misses, ten times as slow as hits: p99 is either, and a change of it no verdict."""
+
+        def cached(seed):
+            rng = np.random.default_rng(seed)
+            return np.where(rng.random(6_000) < 0.01, 0.1, 0.01) * rng.lognormal(0, 0.05, 6_000)
+
+        verdicts = [compare(cached(seed), cached(1_000 + seed)) for seed in range(30)]
+
+        assert sum(verdict.regressed or verdict.improved for verdict in verdicts) <= 1
+        assert any("few latencies are close to the quantile" in verdict.reason for verdict in verdicts)
+
     def test_ten_percent_is_detected(self):
         """A p99 that is 10 % higher is found in 19 of 20 pairs of runs that are long enough."""
         found = [compare(independent(20_000, seed), 1.1 * independent(20_000, 500 + seed)) for seed in range(20)]
@@ -121,6 +133,12 @@ class TestUndecided:
         stalled[5_000:5_300] += 1.0
 
         assert "incidents" in compare(independent(20_000, 1), stalled).reason
+
+    def test_slow_change(self):
+        """A run on a machine that becomes slower meanwhile does not tell what its tail is."""
+        warming = independent(20_000, 2) * np.linspace(1.0, 1.6, 20_000)
+
+        assert "changes slowly while it lasts" in compare(independent(20_000, 1), warming).reason
 
     def test_wide_interval(self):
         """A run that can exclude neither says how many requests it needs."""

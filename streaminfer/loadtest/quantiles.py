@@ -1,0 +1,21 @@
+"""Percentiles of latencies, by the rank that `LatencyHistogram` uses: ⌈q · count⌉. Each is one of the latencies."""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["quantile_of", "quantiles_of"]
+
+Floats = NDArray[np.float64]
+
+
+def quantiles_of(values: Floats, qs: ArrayLike) -> Floats:
+    """Return, for each share, the smallest value that at least this share of the values does not exceed."""
+    exact = np.nextafter(np.asarray(qs, np.float64) * values.size, 0)  # 0.07 · 100 must not round up to rank 8
+    ranks = np.clip(np.ceil(exact).astype(int), 1, values.size)
+    found: Floats = np.partition(values, np.unique(ranks) - 1)[ranks - 1]
+    return found
+
+
+def quantile_of(values: Floats, q: float) -> float:
+    """Return one of them."""
+    return float(quantiles_of(values, q))
