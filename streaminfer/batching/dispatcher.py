@@ -420,6 +420,8 @@ class Dispatcher:
 
     def settle(self) -> None:
         """Set the timer for what is in flight, or end a drain because nothing is."""
+        if self._device is not None and not self._queue.queued:
+            self._device.join(self, self.clock())  # it waits no longer
         if self._queue.queued == 0 and self._queue.running == 0:
             if self._timer is not None:
                 self._timer.cancel()
@@ -494,4 +496,6 @@ class Dispatcher:
     def _close(self) -> None:
         self.runner.cancel()
         self._outcomes.close(self.tickets())
+        if self._device is not None:
+            self._device.leave(self)
         self.settle()

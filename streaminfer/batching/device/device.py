@@ -75,7 +75,8 @@ class Device:
         concurrency: how many batches may run at once. With more than one, how much models slow each other down is
             learned, and those that do more one after the other are kept apart.
         weights: by name of the model, what a request on time is worth, from 0.001 to 1000; 1 for others.
-        max_wait_s: the longest that a model with a batch to send is passed over.
+        max_wait_s: the longest that a model is passed over, also one whose requests expire meanwhile; then its next
+            batch goes first.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
@@ -130,14 +131,22 @@ class Device:
                 f"{self!r} serves batchers of another event loop; make a device for each loop, or run these on one"
             )
         self._loop = loop
-        self._waiting.clear()
+        for member in list(self._waiting):
+            self.leave(member)
         self._running.clear()  # what a closed loop left behind holds no slot
         self._interference.forget()
 
     def join(self, member: DeviceMember, now_ns: int) -> None:
-        """Consider a batcher from now on, while it has queued requests."""
+        """Consider a batcher while it has queued requests; called when that may have changed."""
         if member.is_waiting:
             self._waiting.setdefault(member, now_ns)
+        else:
+            self._waiting.pop(member, None)
+
+    def leave(self, member: DeviceMember) -> None:
+        """Forget a batcher that stopped, except for what it had and what runs."""
+        self._waiting.pop(member, None)
+        self._turns.forget(member)
 
     def free_at_ns(self, now_ns: int) -> int:
         """Return when another batch is expected to be able to begin."""
@@ -154,21 +163,23 @@ class Device:
         """
         members = list(self._waiting)
         again = False
-        while self.is_free and self._waiting and not again:
-            bids, decisions = self._bids(now_ns)
-            if not bids:
-                break
-            at, batch = self._turns.choose(bids, now_ns)
-            member, decision = decisions[at]
-            for other, _ in decisions:
-                self._account(other).waits += other is not member
-            account = self._account(member)
-            account.longest_wait_ns = max(account.longest_wait_ns, now_ns - self._waiting.pop(member))
-            member.grant(batch, decision, now_ns)
-            self.join(member, now_ns)
-            again = member.runs_inline
-        for member in members:
-            member.settle()
+        try:
+            while self.is_free and self._waiting and not again:
+                bids, decisions = self._bids(now_ns)
+                if not bids:
+                    break
+                at, batch = self._turns.choose(bids, now_ns)
+                member, decision = decisions[at]
+                for other, _ in decisions:
+                    self._account(other).waits += other is not member
+                account = self._account(member)
+                account.longest_wait_ns = max(account.longest_wait_ns, now_ns - self._waiting.pop(member))
+                member.grant(batch, decision, now_ns)
+                self.join(member, now_ns)
+                again = member.runs_inline
+        finally:  # whatever one raises, the timers of the others are set
+            for member in members:
+                member.settle()
         return again
 
     def next_waiting(self) -> DeviceMember | None:
@@ -221,7 +232,8 @@ class Device:
             if decision is None:
                 self._waiting.pop(member, None)
                 continue
-            if self.concurrency > 1 and self._interference.keeps_apart(member.source):
+            is_overdue = self._turns.is_overdue(member, now_ns)
+            if self.concurrency > 1 and not is_overdue and self._interference.keeps_apart(member.source):
                 continue
             decisions.append((member, decision))
             bids.append(

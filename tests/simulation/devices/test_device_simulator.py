@@ -80,6 +80,16 @@ def test_no_model_waits_longer_than_the_bound():
     assert 0 < statistics.models["speech"].longest_wait_s <= 0.05 + 2 * longest_batch_s
 
 
+def test_a_model_is_served_within_the_bound_though_its_requests_expire_one_by_one():
+    loads = two_models(3.0, n=(4000, 2))
+    seldom = np.arange(0.01, loads["faces"].arrivals_ns[-1] / 1e9, 0.04)
+    loads["speech"] = ModelLoad(seldom, slo_s=0.03, service_time=SLOW, max_batch_size=32)
+
+    speech = simulate_device(loads, weights={"speech": 0.001}, max_wait_s=0.1).models["speech"]
+
+    assert speech.on_time >= 0.8 * seldom[-1] / 0.14
+
+
 def test_slowdown_of_batches_that_run_together_is_learned():
     statistics = simulate_device(two_models(0.5), concurrency=2, slowdown=1.5).device
 
