@@ -209,6 +209,7 @@ class Device:
         """Return a frozen snapshot."""
         slowdowns = self._interference.slowdowns()
         return DeviceStatistics(
+            name=self.name,
             concurrency=self.concurrency,
             running=len(self._running),
             waiting=tuple(sorted({member.source for member in self._waiting if member.is_waiting})),
