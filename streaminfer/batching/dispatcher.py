@@ -71,7 +71,7 @@ class Dispatcher:
 
     # with more than thirty attributes in a dict, CPython 3.11 would look each method up again at each call
     __slots__ = (
-        *("_absorb", "_ask_inward", "_assembler", "_bucket_models", "_device", "_inner", "_plain", "_stack"),
+        *("__weakref__", "_absorb", "_ask_inward", "_assembler", "_bucket_models", "_device", "_inner", "_plain", "_stack"),
         *("_drains", "_events", "_loop", "_outcomes", "_queue", "_recheck_ns", "_timer"),
         *("batch_sizes", "clock", "free", "full_at", "is_scheduled", "learn", "max_in_flight", "observers", "offered"),
         *("pipeline", "policy", "runner", "source", "timer_ns"),
@@ -478,8 +478,12 @@ class Dispatcher:
         finally:
             self._close()
         tasks = [execution.task for execution in self.runner.batches]
-        if tasks:
-            await asyncio.wait(tasks, timeout=seconds_left())  # at the limit the backend's stop ends them
+        try:
+            if tasks:
+                await asyncio.wait(tasks, timeout=seconds_left())  # at the limit the backend's stop ends them
+        finally:
+            if self._device is not None:
+                self._device.leave(self)
 
     async def _drain(self, timeout_s: float | None) -> None:
         if not (self._queue.queued or self._queue.running or self.runner.batches):
@@ -496,6 +500,4 @@ class Dispatcher:
     def _close(self) -> None:
         self.runner.cancel()
         self._outcomes.close(self.tickets())
-        if self._device is not None:
-            self._device.leave(self)
         self.settle()

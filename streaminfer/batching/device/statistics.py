@@ -39,7 +39,7 @@ class DeviceStatistics(Snapshot):
         concurrency: how many batches may run at once.
         running: batches that run now.
         waiting: names of the models that have queued requests now.
-        models: by name, what each model had of the device; batchers whose models have one name are counted together.
+        models: by name, what each model had of the device; a second model of a name is ``name#2``.
     """
 
     name: str

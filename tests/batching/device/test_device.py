@@ -236,6 +236,22 @@ async def test_statistics_say_what_each_model_had(loop):
     assert "running" in device._repr_html_()
 
 
+async def test_models_of_one_name_are_told_apart(loop):
+    device = si.Device("gpu:0", weights={"same#2": 2})
+    options = {"max_batch_size": 1, "slo_s": None}
+    services = [batcher(loop, device, Model("same", duration_s=seconds), **options) for seconds in (0.01, 0.02)]
+
+    await settle([ask(service) for service in services])
+
+    assert {name: had.busy_s for name, had in device.statistics().models.items()} == {"same": 0.01, "same#2": 0.02}
+
+    for service in services:
+        await service.stop()
+    after = batcher(loop, device, Model("same", duration_s=0.01), **options)
+    await ask(after)
+    assert device.statistics().models["same"].batches == 2
+
+
 async def test_a_model_whose_queue_was_empty_meanwhile_has_not_waited(loop):
     device = si.Device("gpu:0")
     busy = batcher(loop, device, Model("a", duration_s=1.0), slo_s=None)
