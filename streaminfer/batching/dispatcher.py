@@ -71,7 +71,8 @@ class Dispatcher:
 
     # with more than thirty attributes in a dict, CPython 3.11 would look each method up again at each call
     __slots__ = (
-        *("__weakref__", "_absorb", "_ask_inward", "_assembler", "_bucket_models", "_device", "_inner", "_plain", "_stack"),
+        *("__weakref__", "_absorb", "_ask_inward", "_assembler", "_bucket_models", "_device", "_inner", "_plain"),
+        "_stack",
         *("_drains", "_events", "_loop", "_outcomes", "_queue", "_recheck_ns", "_timer"),
         *("batch_sizes", "clock", "free", "full_at", "is_scheduled", "learn", "max_in_flight", "observers", "offered"),
         *("pipeline", "policy", "runner", "source", "timer_ns"),
