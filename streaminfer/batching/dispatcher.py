@@ -71,7 +71,8 @@ class Dispatcher:
 
     # with more than thirty attributes in a dict, CPython 3.11 would look each method up again at each call
     __slots__ = (
-        *("_absorb", "_ask_inward", "_assembler", "_bucket_models", "_device", "_inner", "_plain", "_stack"),
+        *("__weakref__", "_absorb", "_ask_inward", "_assembler", "_bucket_models", "_device", "_inner", "_plain"),
+        "_stack",
         *("_drains", "_events", "_loop", "_outcomes", "_queue", "_recheck_ns", "_timer"),
         *("batch_sizes", "clock", "free", "full_at", "is_scheduled", "learn", "max_in_flight", "observers", "offered"),
         *("pipeline", "policy", "runner", "source", "timer_ns"),
@@ -420,6 +421,8 @@ class Dispatcher:
 
     def settle(self) -> None:
         """Set the timer for what is in flight, or end a drain because nothing is."""
+        if self._device is not None and not self._queue.queued:
+            self._device.join(self, self.clock())  # it waits no longer
         if self._queue.queued == 0 and self._queue.running == 0:
             if self._timer is not None:
                 self._timer.cancel()
@@ -476,8 +479,12 @@ class Dispatcher:
         finally:
             self._close()
         tasks = [execution.task for execution in self.runner.batches]
-        if tasks:
-            await asyncio.wait(tasks, timeout=seconds_left())  # at the limit the backend's stop ends them
+        try:
+            if tasks:
+                await asyncio.wait(tasks, timeout=seconds_left())  # at the limit the backend's stop ends them
+        finally:
+            if self._device is not None:
+                self._device.leave(self)
 
     async def _drain(self, timeout_s: float | None) -> None:
         if not (self._queue.queued or self._queue.running or self.runner.batches):

@@ -1,8 +1,10 @@
 """`Device`: one accelerator, or one core, that several batchers share."""
 
 import asyncio
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import attrs
 
@@ -22,7 +24,7 @@ class DeviceMember(Protocol):
     """Dispatcher of one batcher, as the device sees it."""
 
     source: str
-    """Name of the model."""
+    """Name of the model; several may have the same."""
 
     def __hash__(self) -> int:
         """By identity."""
@@ -74,8 +76,10 @@ class Device:
         name: for reports.
         concurrency: how many batches may run at once. With more than one, how much models slow each other down is
             learned, and those that do more one after the other are kept apart.
-        weights: by name of the model, what a request on time is worth, from 0.001 to 1000; 1 for others.
-        max_wait_s: the longest that a model with a batch to send is passed over.
+        weights: by name of the model, what a request on time is worth, from 0.001 to 1000; 1 for others. The name is
+            that of the backend (``backend.name = "faces"``) or function; a second one of a name is ``"faces#2"`` here.
+        max_wait_s: the longest that a model is passed over, also one whose requests expire meanwhile; then its next
+            batch goes first.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
@@ -107,6 +111,7 @@ class Device:
         self.max_wait_s = check_duration("max_wait_s", max_wait_s, positive=True)
         self._turns = Turns(timeout_ns(self.max_wait_s))
         self._interference = Interference()
+        self._names: WeakKeyDictionary[DeviceMember, str] = WeakKeyDictionary()
         self._waiting: dict[DeviceMember, int] = {}  # since when
         self._running: dict[Execution, DeviceMember] = {}
         self._accounts: dict[str, _Account] = {}
@@ -130,14 +135,23 @@ class Device:
                 f"{self!r} serves batchers of another event loop; make a device for each loop, or run these on one"
             )
         self._loop = loop
-        self._waiting.clear()
+        for member in list(self._waiting):
+            self.leave(member)
         self._running.clear()  # what a closed loop left behind holds no slot
         self._interference.forget()
 
     def join(self, member: DeviceMember, now_ns: int) -> None:
-        """Consider a batcher from now on, while it has queued requests."""
+        """Consider a batcher while it has queued requests; called when that may have changed."""
         if member.is_waiting:
             self._waiting.setdefault(member, now_ns)
+        else:
+            self._waiting.pop(member, None)
+
+    def leave(self, member: DeviceMember) -> None:
+        """Forget a batcher that stopped, except for what it had and what runs."""
+        self._waiting.pop(member, None)
+        self._turns.forget(self._name(member))
+        del self._names[member]
 
     def free_at_ns(self, now_ns: int) -> int:
         """Return when another batch is expected to be able to begin."""
@@ -154,21 +168,23 @@ class Device:
         """
         members = list(self._waiting)
         again = False
-        while self.is_free and self._waiting and not again:
-            bids, decisions = self._bids(now_ns)
-            if not bids:
-                break
-            at, batch = self._turns.choose(bids, now_ns)
-            member, decision = decisions[at]
-            for other, _ in decisions:
-                self._account(other).waits += other is not member
-            account = self._account(member)
-            account.longest_wait_ns = max(account.longest_wait_ns, now_ns - self._waiting.pop(member))
-            member.grant(batch, decision, now_ns)
-            self.join(member, now_ns)
-            again = member.runs_inline
-        for member in members:
-            member.settle()
+        try:
+            while self.is_free and self._waiting and not again:
+                bids, decisions = self._bids(now_ns)
+                if not bids:
+                    break
+                at, batch = self._turns.choose(bids, now_ns)
+                member, decision = decisions[at]
+                for other, _ in decisions:
+                    self._account(other).waits += other is not member
+                account = self._account(member)
+                account.longest_wait_ns = max(account.longest_wait_ns, now_ns - self._waiting.pop(member))
+                member.grant(batch, decision, now_ns)
+                self.join(member, now_ns)
+                again = member.runs_inline
+        finally:  # whatever one raises, the timers of the others are set
+            for member in members:
+                member.settle()
         return again
 
     def next_waiting(self) -> DeviceMember | None:
@@ -181,7 +197,7 @@ class Device:
         """Note that a batch takes a slot."""
         self._running[execution] = member
         self._account(member).batches += 1
-        self._interference.begin(execution, member.source, now_ns)
+        self._interference.begin(execution, self._name(member), now_ns)
 
     def end(self, execution: Execution, now_ns: int, *, succeeded: bool) -> None:
         """Note that a batch gives its slot back; where others slowed it down, it counts as started later by that."""
@@ -198,9 +214,10 @@ class Device:
         """Return a frozen snapshot."""
         slowdowns = self._interference.slowdowns()
         return DeviceStatistics(
+            name=self.name,
             concurrency=self.concurrency,
             running=len(self._running),
-            waiting=tuple(sorted({member.source for member in self._waiting if member.is_waiting})),
+            waiting=tuple(sorted(self._name(member) for member in self._waiting if member.is_waiting)),
             models={
                 name: DeviceModelStatistics(
                     batches=account.batches,
@@ -221,22 +238,33 @@ class Device:
             if decision is None:
                 self._waiting.pop(member, None)
                 continue
-            if self.concurrency > 1 and self._interference.keeps_apart(member.source):
+            name = self._name(member)
+            is_overdue = self._turns.is_overdue(name, now_ns)
+            if self.concurrency > 1 and not is_overdue and self._interference.keeps_apart(name):
                 continue
             decisions.append((member, decision))
             bids.append(
                 Bid(
-                    member,
+                    name,
                     decision.batch,
                     member.outlook(now_ns, decision.batch),
-                    self.weights.get(member.source, 1.0),
-                    self._interference.slowdown(member.source) if self.concurrency > 1 else 1.0,
+                    self.weights.get(name, 1.0),
+                    self._interference.slowdown(name) if self.concurrency > 1 else 1.0,
                 )
             )
         return bids, decisions
 
     def _account(self, member: DeviceMember) -> _Account:
-        return self._accounts.setdefault(member.source, _Account())
+        return self._accounts.setdefault(self._name(member), _Account())
+
+    def _name(self, member: DeviceMember) -> str:
+        """Return the name of a model, which no other one on the device has."""
+        name = self._names.get(member)
+        if name is None:
+            taken = set(self._names.values())
+            names = (f"{member.source}#{number}" if number > 1 else member.source for number in itertools.count(1))
+            name = self._names[member] = next(name for name in names if name not in taken)
+        return name
 
     def __repr__(self) -> str:
         return f"Device({self.name!r}, running={len(self._running)}/{self.concurrency}, waiting={len(self._waiting)})"

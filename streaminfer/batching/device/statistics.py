@@ -35,12 +35,14 @@ class DeviceStatistics(Snapshot):
     """Counters of a `Device` since it was made.
 
     Attributes:
+        name: of the device.
         concurrency: how many batches may run at once.
         running: batches that run now.
         waiting: names of the models that have queued requests now.
-        models: by name, what each model had of the device; batchers whose models have one name are counted together.
+        models: by name, what each model had of the device; a second model of a name is ``name#2``.
     """
 
+    name: str
     concurrency: int
     running: int
     waiting: tuple[str, ...]
@@ -56,4 +58,4 @@ class DeviceStatistics(Snapshot):
             (name, f"{it.batches:,} batches in {format_duration(it.busy_s)}, {it.waits:,} waits")
             for name, it in self.models.items()
         ]
-        return html_table([("running", f"{self.running} of {self.concurrency}"), *rows], caption="device")
+        return html_table([("running", f"{self.running} of {self.concurrency}"), *rows], caption=f"device {self.name}")

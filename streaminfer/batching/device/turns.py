@@ -3,14 +3,16 @@
 *Design*. Each batcher's policy proposes its next batch as if the device were its own; what it proposes is a *bid*. Of
 several bids one is granted, by the first rule that applies:
 
-1. A model that was passed over for ``max_wait_ns`` goes first, of several the one that has waited longest.
+1. A model that has bid in vain for ``max_wait_ns`` goes first, of several the one that has done so longest. Only a
+   turn ends that time: a model whose requests expire one by one while others are served waits all the same.
 2. If each policy has an outlook, its queue and what its batches take, the kernel
    (:mod:`~streaminfer.batching.planner.turn_kernels`) plays all queues forward together. It names the model, and
    where the queue is of one kind also another batch than the one that was proposed.
 3. Otherwise, or if no batch would be on time, the bid with the earliest deadline goes first.
 
-*Invariants*. One of the bids is granted, so the device never idles while a batch could run. With bids at each decision,
-no model is passed over for longer than ``max_wait_ns``, one batch of each other model, and the one that runs.
+*Invariants*. One of the bids is granted, so the device never idles while a batch could run. From its first bid, a model
+that has a batch to send by then is granted a turn within ``max_wait_ns``, one batch of each other model, and the one
+that runs.
 
 *Complexity*. O(models) and a call of the kernel where two or more wait.
 """
@@ -57,7 +59,15 @@ class Turns:
 
     def __init__(self, max_wait_ns: int) -> None:
         self.max_wait_ns = max_wait_ns
-        self._passed_over_ns: dict[Hashable, int] = {}
+        self._since_ns: dict[Hashable, int] = {}  # of the first bid after a turn
+
+    def is_overdue(self, key: Hashable, now_ns: int) -> bool:
+        """Note that a model has a batch to send; return whether it has waited for as long as it may."""
+        return now_ns - self._since_ns.setdefault(key, now_ns) >= self.max_wait_ns
+
+    def forget(self, key: Hashable) -> None:
+        """Forget since when a model waits."""
+        self._since_ns.pop(key, None)
 
     def choose(self, bids: Sequence[Bid], now_ns: int) -> tuple[int, Sequence[Ticket]]:
         """Grant a bid.
@@ -70,14 +80,13 @@ class Turns:
             Its position, and the batch to send.
         """
         chosen, batch = self._choose(bids, now_ns) if len(bids) > 1 else (0, bids[0].batch)
-        passed = self._passed_over_ns
-        self._passed_over_ns = {bid.key: passed.get(bid.key, now_ns) for at, bid in enumerate(bids) if at != chosen}
+        self.forget(bids[chosen].key)
         return chosen, batch
 
     def _choose(self, bids: Sequence[Bid], now_ns: int) -> tuple[int, Sequence[Ticket]]:
-        since_ns = [self._passed_over_ns.get(bid.key, now_ns) for bid in bids]
-        longest = min(range(len(bids)), key=since_ns.__getitem__)
-        if now_ns - since_ns[longest] >= self.max_wait_ns:
+        overdue = [at for at, bid in enumerate(bids) if self.is_overdue(bid.key, now_ns)]
+        if overdue:
+            longest = min(overdue, key=lambda at: self._since_ns[bids[at].key])
             return longest, bids[longest].batch
         outlooks = [bid.outlook for bid in bids if bid.outlook is not None]
         if len(outlooks) == len(bids):

@@ -3,15 +3,16 @@
 *Design*. Each model brings its queue in deadline order and what a batch of it takes. A candidate is a first batch of
 one model: for each number of requests passed over, the largest batch that is on time for its first one, up to the
 largest batch there is. Each candidate is played forward over sampled arrivals, with a simple rule for what comes after
-it: the batch that has to start first goes first, and requests that would be late are passed over. The candidate with
-the most requests on time, by weight, less a price for the time that the device is busy, is chosen: time has a price
-because what is behind the horizon needs it too. This is a rollout (Bertsekas, Tsitsiklis and Wu, "Rollout algorithms
-for combinatorial optimization", Journal of Heuristics 3, 1997), and a heuristic.
+it. Each model has the largest batch that is on time once requests that would be late are passed over. The batch that
+has to start first goes first if the one with most requests for its time can still follow in time; otherwise that one
+goes first. The candidate with the most requests on time, by weight, less a price for the time that the device is busy,
+is chosen: time has a price because what is behind the horizon needs it too. This is a rollout (Bertsekas, Tsitsiklis
+and Wu, "Rollout algorithms for combinatorial optimization", Journal of Heuristics 3, 1997), and a heuristic.
 
 Arrivals are drawn from a fixed table of exponential gaps: evenly spaced ones let a plan end exactly at their deadlines,
 which no real ones allow. Every candidate is played against the same arrivals, and the same queues give the same turn.
 
-*Complexity*. Two plays of each candidate for each of four samples, each O(arrivals + batches) up to the horizon.
+*Complexity*. A play of each candidate for each of eight samples, each O(arrivals + batches) up to the horizon.
 
 Importing this module imports Numba: serving calls what was compiled of it ahead of time (``kernel_loader``).
 """
@@ -24,15 +25,11 @@ from streaminfer._internal.numba_jit import jit
 __all__ = ["EXPORTS", "choose_turn"]
 
 FAR_NS = 2**62
-_SAMPLES = 4
+_SAMPLES = 8
 _MOST_EXPECTED = 256
-"""So many arrivals of a model are played; the horizon of all models ends there."""
-_HORIZON = 0.7
-"""Of the longest time limit: what comes later is stood for by the price."""
-_PRICE, _SCARCE_PRICE = 0.3, 0.6
-"""Of what the device could serve: what its time is worth below its capacity, and above."""
-_SCARCE_FROM, _SCARCE = 0.9, 1.1
-"""Shares of the device's capacity between which the one price becomes the other."""
+"""So many arrivals of a model are played; the horizon of all models, the longest time limit, ends there."""
+_PRICE = 0.35
+"""Of what the device could serve: what its time is worth."""
 _GAPS = np.random.default_rng(0).exponential(1.0, 1024)
 
 _Array = NDArray[np.int64]
@@ -51,7 +48,6 @@ def _play(
     durations: _Array,
     caps: _Array,
     weights: _Floats,
-    dropping: bool,
     price: float,
 ) -> float:
     """Return what is on time, by weight, less the price of the busy time, if a model starts with a batch."""
@@ -63,45 +59,35 @@ def _play(
     busy_ns = durations[first, size]
     value = weights[first] * size
     while True:
-        chosen, chosen_size, chosen_start_ns, next_ns = -1, 0, FAR_NS, FAR_NS
+        urgent, urgent_size, urgent_start_ns, next_ns = -1, 0, FAR_NS, FAR_NS
+        dense, dense_size, dense_start_ns, density = -1, 0, FAR_NS, 0.0
         for model in range(models):
             while there[model] < counts[model] and releases[model, there[model]] <= time_ns:
                 there[model] += 1
             if there[model] < counts[model]:
                 next_ns = min(next_ns, releases[model, there[model]])
             while heads[model] < there[model]:
-                deadline_ns = ends[model, heads[model]]
                 rows = min(there[model] - heads[model], caps[model])
-                while not dropping and rows > 1 and time_ns + durations[model, rows] > deadline_ns:
-                    rows -= 1
-                if time_ns + durations[model, rows] <= deadline_ns:
-                    start_ns = deadline_ns - durations[model, rows]
-                    if start_ns < chosen_start_ns:
-                        chosen, chosen_size, chosen_start_ns = model, rows, start_ns
+                start_ns = ends[model, heads[model]] - durations[model, rows]
+                if time_ns <= start_ns:
+                    if start_ns < urgent_start_ns:
+                        urgent, urgent_size, urgent_start_ns = model, rows, start_ns
+                    rate = weights[model] * rows / durations[model, rows]
+                    if rate > density:
+                        dense, dense_size, dense_start_ns, density = model, rows, start_ns, rate
                     break
                 heads[model] += 1
-        if chosen < 0:
+        if urgent < 0:
             if next_ns == FAR_NS:
                 return float(value - price * busy_ns)
             time_ns = next_ns
             continue
-        heads[chosen] += chosen_size
-        time_ns += durations[chosen, chosen_size]
-        busy_ns += durations[chosen, chosen_size]
-        value += weights[chosen] * chosen_size
-
-
-@jit
-def _price_of_time(durations: _Array, caps: _Array, gaps_ns: _Floats, weights: _Floats) -> float:
-    """Requests on time, by weight, that a nanosecond of the device is worth."""
-    load = 0.0
-    best_rate = 0.0
-    for model in range(caps.size):
-        rate = caps[model] / durations[model, caps[model]]
-        load += 1.0 / (gaps_ns[model] * rate)
-        best_rate = max(best_rate, weights[model] * rate)
-    scarce = min(max((load - _SCARCE_FROM) / (_SCARCE - _SCARCE_FROM), 0.0), 1.0)
-    return float(best_rate * (_PRICE + (_SCARCE_PRICE - _PRICE) * scarce))
+        if urgent != dense and time_ns + durations[urgent, urgent_size] > dense_start_ns:
+            urgent, urgent_size = dense, dense_size
+        heads[urgent] += urgent_size
+        time_ns += durations[urgent, urgent_size]
+        busy_ns += durations[urgent, urgent_size]
+        value += weights[urgent] * urgent_size
 
 
 @jit
@@ -134,14 +120,14 @@ def choose_turn(
         would be on time.
     """
     models = caps.size
-    horizon_ns = 0
-    for model in range(models):
-        horizon_ns = max(horizon_ns, int(_HORIZON * limits_ns[model]))
+    horizon_ns = limits_ns.max()
     most_queued = 0
+    best_rate = 0.0
     for model in range(models):
         most_queued = max(most_queued, offsets[model + 1] - offsets[model])
         horizon_ns = int(min(float(horizon_ns), gaps_ns[model] * _MOST_EXPECTED))
-    price = _price_of_time(durations, caps, gaps_ns, weights)
+        best_rate = max(best_rate, weights[model] * caps[model] / durations[model, caps[model]])
+    price = _PRICE * best_rate
     ends = np.empty((_SAMPLES, models, most_queued + _MOST_EXPECTED), np.int64)
     releases = np.empty((_SAMPLES, models, most_queued + _MOST_EXPECTED), np.int64)
     counts = np.empty((_SAMPLES, models), np.int64)
@@ -179,26 +165,19 @@ def choose_turn(
             if size > 0:
                 value = 0.0
                 for sample in range(_SAMPLES):
-                    best_of_rules = -1e300
-                    for dropping in (False, True):
-                        best_of_rules = max(
-                            best_of_rules,
-                            _play(
-                                now_ns,
-                                model,
-                                head,
-                                size,
-                                ends[sample],
-                                releases[sample],
-                                counts[sample],
-                                durations,
-                                caps,
-                                weights,
-                                dropping,
-                                price,
-                            ),
-                        )
-                    value += best_of_rules
+                    value += _play(
+                        now_ns,
+                        model,
+                        head,
+                        size,
+                        ends[sample],
+                        releases[sample],
+                        counts[sample],
+                        durations,
+                        caps,
+                        weights,
+                        price,
+                    )
                 if value > best_value:
                     best_model, best_head, best_size, best_value = model, head, size, value
             if size == full:

@@ -9,7 +9,7 @@ import attrs
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer.telemetry.exporters.histogram_points import Exemplar, HistogramPoint, HistogramReader
 from streaminfer.telemetry.exporters.metric import Metric
-from streaminfer.telemetry.exporters.names import INNER, LATENCY, METRICS, STACK_STATE
+from streaminfer.telemetry.exporters.names import INNER, LATENCY, METRICS, SHARED, STACK_STATE
 from streaminfer.telemetry.exporters.opentelemetry.tracing_statistics import TracingStatistics
 from streaminfer.telemetry.services import walk
 from streaminfer.telemetry.statistics import TelemetryStatistics
@@ -52,6 +52,7 @@ class Collection:
         self.families: dict[Metric, list[Sample]] = {}
         self._reader = reader
         self._visited: set[int] = set()
+        self._shared: set[tuple[str, str]] = set()
 
     def add(self, service: str, parts: Sequence[Any]) -> None:
         """Read every part of a service.
@@ -102,6 +103,10 @@ class Collection:
         kind = next((base.__name__ for base in type(snapshot).__mro__ if base.__name__ in METRICS), None)
         if kind is None:
             return
+        if kind in SHARED:
+            if (kind, snapshot.name) in self._shared:
+                return
+            self._shared.add((kind, snapshot.name))
         self._read(snapshot, METRICS[kind], labels)
         for field, label in INNER.get(kind, ()):
             inner = getattr(snapshot, field)

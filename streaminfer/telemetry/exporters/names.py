@@ -7,7 +7,7 @@ module imports no other family. Every value has the labels ``service`` and ``lay
 
 from streaminfer.telemetry.exporters.metric import Metric, counter, gauge, histogram
 
-__all__ = ["INNER", "LATENCY", "METRICS", "STACK_STATE"]
+__all__ = ["INNER", "LATENCY", "METRICS", "SHARED", "STACK_STATE"]
 
 STACK_STATE = gauge(
     "stack.state",
@@ -354,6 +354,29 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         gauge("source.connected", "Whether there is a connection, or an open file.", event=True),
     ),
     "TracingStatistics": (counter("tracing.spans", "Spans, by kind.", "requests batches", by="kind"),),
+    "DeviceStatistics": (
+        gauge("device.running", "Batches that run on a shared device now."),
+        gauge("device.concurrency", "Batches that may run on it at once."),
+    ),
+    "DeviceModelStatistics": (
+        counter("device.batches", "Batches of a model that began on a shared device."),
+        counter(
+            "device.busy", "Time for which its batches ran; of several at once each counts.", "busy_s", unit="seconds"
+        ),
+        counter("device.waits", "Turns of other models while it had a batch to send."),
+        gauge(
+            "device.longest_wait",
+            "The longest that it had a batch to send before its turn came.",
+            "longest_wait_s",
+            unit="seconds",
+        ),
+        gauge(
+            "device.slowdown",
+            "How many times as long a batch takes beside one of another model.",
+            "slowdowns",
+            by="beside",
+        ),
+    ),
     "BackendStatistics": _BACKEND,
     "TritonStatistics": (
         *_BACKEND,
@@ -373,9 +396,14 @@ METRICS: dict[str, tuple[Metric, ...]] = {
 }
 """Metrics by the class of the statistics."""
 
+SHARED = frozenset({"DeviceStatistics"})
+"""Statistics of what several parts share, which each of them has: read once for each name."""
+
 INNER: dict[str, tuple[tuple[str, str], ...]] = {
     "TelemetryStatistics": (("slo", "slo"),),
     "CacheStatistics": (("flights", ""), ("tiers", "tier")),
+    "BatcherStatistics": (("device", "device"),),
+    "DeviceStatistics": (("models", "model"),),
     "TierUsage": (("tier", ""),),
     "RouterStatistics": (("routes", "route"),),
     "ReplicasStatistics": (("replicas", "replica"),),

@@ -43,6 +43,7 @@ PANELS = (
     Panel("drops", "Rejected and lost, by reason", "/s", "counter"),
     Panel("batches", "Batches by reason", "/s", "counter"),
     Panel("batch_size", "Mean batch size", "", "ratio"),
+    Panel("device", "Shared device: time busy with each model", "share", "counter"),
     Panel("routes", "Share of the traffic by route", "share", "gauge"),
     Panel("route_requests", "Responses by route", "/s", "counter"),
     Panel("budget", "Error budget left", "share", "gauge"),
@@ -107,6 +108,8 @@ def _batcher(it: Any) -> Iterator[Point]:
     yield "batch_size", "mean", (rows, it.batches)
     yield from _drops(it.rejected)
     yield from _drops({"deadline_exceeded": it.deadline_exceeded, "failed": it.failed, "cancelled": it.cancelled})
+    if it.device is not None:
+        yield from (("device", f"{it.device.name}, {model}", had.busy_s) for model, had in it.device.models.items())
 
 
 def _limit(it: Any) -> Iterator[Point]:

@@ -6,6 +6,7 @@ import random
 import pytest
 
 import streaminfer as si
+from streaminfer.batching.device.interference import Interference
 from streaminfer.testing import HANG, ScriptedBackend, VirtualLoop, run
 
 
@@ -233,6 +234,88 @@ async def test_statistics_say_what_each_model_had(loop):
     assert sorted(model.longest_wait_s for model in models.values()) in ([0.0, 0.015], [0.005, 0.02])
     assert device.statistics().busy_s == pytest.approx(0.04)
     assert "running" in device._repr_html_()
+
+
+async def test_models_of_one_name_are_told_apart(loop):
+    device = si.Device("gpu:0", weights={"same#2": 2})
+    options = {"max_batch_size": 1, "slo_s": None}
+    services = [batcher(loop, device, Model("same", duration_s=seconds), **options) for seconds in (0.01, 0.02)]
+
+    await settle([ask(service) for service in services])
+
+    assert {name: had.busy_s for name, had in device.statistics().models.items()} == {"same": 0.01, "same#2": 0.02}
+
+    for service in services:
+        await service.stop()
+    after = batcher(loop, device, Model("same", duration_s=0.01), **options)
+    await ask(after)
+    assert device.statistics().models["same"].batches == 2
+
+
+async def test_a_model_whose_queue_was_empty_meanwhile_has_not_waited(loop):
+    device = si.Device("gpu:0")
+    busy = batcher(loop, device, Model("a", duration_s=1.0), slo_s=None)
+    other = batcher(loop, device, Model("b", duration_s=0.01), slo_s=0.02)
+    running = ask(busy)
+    await asyncio.sleep(0.1)
+    expired = ask(other)
+    with pytest.raises(si.DeadlineExceeded):
+        await expired
+    cancelled = ask(other)
+    await asyncio.sleep(0.01)
+    cancelled.cancel()
+    await settle([cancelled])
+    await asyncio.sleep(0.995 - loop.time())
+
+    assert device.statistics().waiting == ()
+    assert (await ask(other)).outputs == 1.0
+
+    await running
+    assert device.statistics().models["b"].longest_wait_s == pytest.approx(0.005)
+
+
+def test_an_interrupt_out_of_one_model_leaves_the_timers_of_the_others():
+    device = si.Device("cpu:0")
+    loop = VirtualLoop()
+
+    def interrupted(_batch):
+        raise KeyboardInterrupt
+
+    options = {"device": device, "clock": loop.clock, "policy": "greedy"}
+    running = batcher(loop, device, Model("a", duration_s=0.01))
+    broken = si.AdaptiveBatcher(max_batch_size=1, **options).wrap(interrupted)
+    patient = si.AdaptiveBatcher(max_batch_size=8, max_queue_delay_s=0.05, **options).wrap(lambda batch: batch)
+
+    async def ask_both():
+        calls = [ask(running)]
+        await asyncio.sleep(0.001)
+        return await settle([*calls, asyncio.ensure_future(patient(2.0)), asyncio.ensure_future(broken(1.0))])
+
+    asking = loop.create_task(ask_both())
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(asyncio.shield(asking))
+        answers = loop.run_until_complete(asking)
+    finally:
+        loop.close()
+
+    assert answers[1] == 2.0
+    assert isinstance(answers[2], si.BackendError)
+
+
+async def test_a_model_that_is_kept_apart_is_served_within_the_bound(loop, monkeypatch):
+    monkeypatch.setattr(Interference, "keeps_apart", lambda self, model: model == "c" and bool(self._running))
+    device = si.Device("gpu:0", concurrency=2, max_wait_s=0.1)
+    options = {"max_batch_size": 1, "slo_s": None}
+    first, second, apart = (batcher(loop, device, Model(name, duration_s=0.01), **options) for name in "abc")
+    calls = [ask(first) for _ in range(40)]
+    await asyncio.sleep(0.005)
+    calls += [ask(second) for _ in range(40)]
+
+    await ask(apart)
+
+    assert 0.1 <= loop.time() <= 0.13
+    await settle(calls)
 
 
 async def test_a_cost_meter_splits_the_device_over_the_models(loop):

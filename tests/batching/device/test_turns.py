@@ -101,11 +101,22 @@ class TestStarvation:
         assert granted.index(0) == 10
         assert granted.count(0) == 4
 
-    def test_a_model_that_had_nothing_to_send_starts_to_wait_again(self):
+    def test_a_model_whose_requests_expire_waits_all_the_same(self):
         turns = Turns(100)
         first, urgent = bid("a", [10**6], [10]), bid("b", [11], [10])
         assert turns.choose([first, urgent], 0)[0] == 1
         assert turns.choose([urgent], 90)[0] == 0
+
+        urgent = bid("b", [131], [10])
+        assert turns.choose([first, urgent], 120)[0] == 0
+        assert turns.choose([first, urgent], 120)[0] == 1
+
+    def test_a_model_that_stopped_starts_to_wait_again(self):
+        turns = Turns(100)
+        first = bid("a", [10**6], [10])
+        assert turns.choose([first, bid("b", [11], [10])], 0)[0] == 1
+
+        turns.forget("a")
 
         urgent = bid("b", [131], [10])
         assert turns.choose([first, urgent], 120)[0] == 1
@@ -130,7 +141,8 @@ class TestStarvation:
                 assert waited[keys[at]] == max(waited.values())
             else:
                 assert urgent[keys[at]] == min(urgent.values())
-            since = {key: since.get(key, now) for key in keys if key != keys[at]}
+            since |= {key: since.get(key, now) for key in keys}
+            del since[keys[at]]
 
 
 @st.composite

@@ -1,6 +1,7 @@
 """The walk over stacks, and the table of metrics."""
 
 import ast
+import asyncio
 import functools
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ NOT_EXPORTED = {
     "TelemetryStatistics": {"name", "batch_sizes", "recent"},
     "SloStatistics": {"name", "period_s", "good", "bad", "rejected", "alerts", "callback_errors"},
     "BatcherStatistics": {"batch_sizes", "batches", "calibration"},
+    "DeviceStatistics": {"name", "waiting"},  # a label; queues are those of the batchers
     "BreakerStatistics": {"name"},
     "LimitStatistics": {"name", "adaptive"},
     "RateLimitStatistics": {"name"},
@@ -159,6 +161,40 @@ def test_shared_objective_is_counted_once():
         if name == "streaminfer_slo_events_total" and ("result", "good") in labels
     ]
     assert good == [1]
+
+
+def test_shared_device_is_counted_once():
+    """Two stacks whose batchers share a device export its figures once, by model."""
+
+    async def main(loop):
+        device = si.Device("gpu:0")
+        models = {name: ScriptedBackend(duration_s=0.01) for name in ("faces", "speech")}
+        for name, model in models.items():
+            model.name = name
+        batchers = [si.AdaptiveBatcher(max_batch_size=4, device=device) for _ in models]
+        faces, speech = (
+            si.Stack(si.Telemetry(name), batcher, model, clock=loop.clock)
+            for batcher, (name, model) in zip(batchers, models.items(), strict=True)
+        )
+        async with faces, speech:
+            running = asyncio.ensure_future(faces(1.0))
+            await asyncio.sleep(0.005)
+            await asyncio.gather(running, faces(1.0), speech(1.0))
+            return collect(faces, speech)
+
+    found = run(main)
+
+    def values(name):
+        return {labels[3:]: value for (family, labels), value in found.items() if family == name}
+
+    where = (("service", "faces"), ("layer", "AdaptiveBatcher"), ("device", "gpu:0"))
+    assert found["streaminfer_device_running", where] == 0
+    assert found["streaminfer_device_concurrency", where] == 1
+    assert values("streaminfer_device_batches_total") == {(("model", "faces"),): 2, (("model", "speech"),): 1}
+    assert values("streaminfer_device_busy_seconds_total") == pytest.approx(
+        {(("model", "faces"),): 0.02, (("model", "speech"),): 0.01}
+    )
+    assert sum(values("streaminfer_device_waits_total").values()) == 1
 
 
 def test_cost_is_exported_by_model_and_route():

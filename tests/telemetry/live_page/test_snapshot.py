@@ -66,6 +66,17 @@ async def test_drops_are_by_reason(loop):
     assert "tail" not in read
 
 
+async def test_a_shared_device_has_panels(loop):
+    device = si.Device("gpu:0")
+    backends = [model(), model()]
+    backends[0].name, backends[1].name = "faces", "speech"
+    stacks = [si.Stack(si.AdaptiveBatcher(max_batch_size=4, device=device), it, clock=loop.clock) for it in backends]
+    async with stacks[0], stacks[1]:
+        await asyncio.gather(*[stack(1.0) for stack in stacks])
+        read = ServiceReader(stacks).read(loop.clock())
+    assert read["device"] == pytest.approx({"gpu:0, faces": 0.01, "gpu:0, speech": 0.01})
+
+
 async def test_nothing_of_requests_is_shown(loop):
     """Tenants, subjects, streams and keys of requests are in no label and no number."""
     limit = si.RateLimit(100.0)

@@ -1,0 +1,60 @@
+"""Runs two models on one core, so that long batches of one do not make the other late.
+
+    python examples/share_device.py [SECONDS]
+
+Live cameras ask a small face detector and want results within 50 ms; uploads ask a large one, which takes its time.
+Both are asked for more than the core can do. Needs the extra ``onnx``. Run it from the root of a checkout.
+"""
+
+import asyncio
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import streaminfer as si
+from streaminfer.loadtest import OpenLoop
+from streaminfer.simulation import arrivals
+
+ASSETS = Path(__file__).parent / "assets"
+NOISE = np.random.default_rng(0)
+
+
+def stack(name: str, size: int, *, slo_s: float, device: si.Device) -> si.Stack:
+    """A service of its own, that shares the device with others."""
+    example = NOISE.uniform(-1, 1, (size, size, 3)).astype(np.float32)
+    model = si.OnnxBackend(ASSETS / f"{name}.onnx", example=example)
+    model.name = name  # under which the device counts it, and weights it
+    return si.Stack(si.AdaptiveBatcher(max_batch_size=8, slo_s=slo_s, device=device), model)
+
+
+async def load(service: si.Stack, size: int, rate: float, seconds: float, seed: int) -> tuple[int, int]:
+    """Send requests at random instants; return how many were on time, and how many there were."""
+    picture = NOISE.uniform(-1, 1, (size, size, 3)).astype(np.float32)
+    clock = asyncio.get_running_loop().time
+    due_ns = [round((clock() + at) * 1e9) for at in arrivals.poisson(rate, round(rate * seconds), seed)]
+    errors = (si.DeadlineExceeded, si.Overloaded)
+    sending = OpenLoop(lambda _: service(picture), due_ns, errors=errors, clock=lambda: round(clock() * 1e9))
+    await sending.run()
+    return len(due_ns) - len(sending.failures), len(due_ns)
+
+
+async def main(seconds: float = 5.0) -> si.batching.DeviceStatistics:
+    """Print what each model had of the core, and how many of its requests were on time."""
+    device = si.Device("core", weights={"blaze_front": 2})
+    async with (
+        stack("blaze_front", 128, slo_s=0.05, device=device) as cameras,
+        stack("blaze_full", 192, slo_s=0.5, device=device) as uploads,
+    ):
+        on_time = await asyncio.gather(load(cameras, 128, 150, seconds, 1), load(uploads, 192, 150, seconds, 2))
+    statistics = device.statistics()
+    for (name, had), (count, sent) in zip(statistics.models.items(), on_time, strict=True):
+        print(
+            f"{name}: {count} of {sent} requests on time, {had.batches} batches in {had.busy_s:.2f} s, passed over "
+            f"{had.waits} times, for {had.longest_wait_s * 1e3:.0f} ms at most"
+        )
+    return statistics
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*map(float, sys.argv[1:2])))

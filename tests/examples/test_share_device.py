@@ -1,0 +1,14 @@
+"""The example serves two real models on one device, and both of them."""
+
+import asyncio
+import importlib
+
+
+def test_both_models_are_served_on_one_device(capsys):
+    statistics = asyncio.run(importlib.import_module("share_device").main(0.3))
+
+    assert list(statistics.models) == ["blaze_front", "blaze_full"]
+    assert all(had.batches for had in statistics.models.values())
+    assert (statistics.running, statistics.waiting) == (0, ())
+    printed = capsys.readouterr().out
+    assert printed.count(" of 45 requests on time") == 2
