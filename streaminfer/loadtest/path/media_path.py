@@ -172,7 +172,8 @@ class MediaPath:
         loop = asyncio.get_running_loop()
         number, self._number = self._number + skipped, self._number + skipped + 1
         passage = _Passage(Transfer(captured_ns), number, handed_ns or captured_ns, loop.create_future())
-        if len(self._waiting) >= MAX_WAITING:
+        # those that were not handed over yet do not wait for the encoder
+        if len(self._waiting) >= MAX_WAITING and self._waiting[MAX_WAITING - 1].handed_ns <= self.clock():
             passage.transfer.lost = "encoder"
             passage.done.set_result(passage.transfer)
         else:

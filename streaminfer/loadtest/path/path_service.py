@@ -18,21 +18,32 @@ from streaminfer.protocols import Clock, is_service
 from streaminfer.request import Request, Response
 from streaminfer.stack import Stack
 
-__all__ = ["FrameLost", "PathService", "Score"]
+__all__ = ["FrameLost", "LostAtEncoder", "LostInNetwork", "PathService", "Score", "Undecodable"]
 
 Score = Callable[[Any, float], float]
 
 
 class FrameLost(StreamInferError):  # noqa: N818 - as the field says it
-    """A frame of a device did not reach the model.
+    """A frame of a device did not reach the model; the subclass says why."""
 
-    Attributes:
-        where: ``"encoder"``, ``"network"`` or ``"undecodable"``.
-    """
 
-    def __init__(self, where: Loss) -> None:
-        super().__init__(f"frame lost: {where}")
-        self.where = where
+class LostAtEncoder(FrameLost):
+    """The encoder was behind: the machine of the load test has too little CPU for its devices."""
+
+
+class LostInNetwork(FrameLost):
+    """A packet of the frame was lost."""
+
+
+class Undecodable(FrameLost):
+    """The frame needs one that was lost."""
+
+
+_LOSSES: dict[Loss, type[FrameLost]] = {
+    "encoder": LostAtEncoder,
+    "network": LostInNetwork,
+    "undecodable": Undecodable,
+}
 
 
 @attrs.frozen(slots=True)
@@ -131,7 +142,7 @@ class PathService:
         late_ns = 0 if delivered_ns is None else delivered_ns - due.capture.captured_ns
         transfer = await due.path.send(captured_ns, captured_ns + late_ns, skipped=due.skipped)
         if transfer.lost is not None:
-            raise FrameLost(transfer.lost)
+            raise _LOSSES[transfer.lost](f"frame lost: {transfer.lost}")
         decoded_ns, outputs, scores = self._clock(), [], []
         for frame in transfer.frames:
             inner = Request(
