@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from streaminfer.loadtest.path.udp_relay import UdpRelay
     from streaminfer.loadtest.path.uplink import Arrival, Uplink
     from streaminfer.loadtest.path.webrtc_leg import WebRtcLeg
+    from streaminfer.loadtest.path.webrtc_path import WebRtcPath
 
 __all__ = [
     "Arrival",
@@ -34,6 +35,7 @@ __all__ = [
     "Undecodable",
     "Uplink",
     "WebRtcLeg",
+    "WebRtcPath",
     "network_names",
     "network_profile",
     "run_devices",
@@ -58,6 +60,7 @@ _HOMES = {
     "Undecodable": "loadtest.path.path_service",
     "Uplink": "loadtest.path.uplink",
     "WebRtcLeg": "loadtest.path.webrtc_leg",
+    "WebRtcPath": "loadtest.path.webrtc_path",
     "network_names": "loadtest.path.network",
     "network_profile": "loadtest.path.network",
     "run_devices": "loadtest.path.device_group",

@@ -3,7 +3,7 @@
 import heapq
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import attrs
 import numpy as np
@@ -17,6 +17,9 @@ from streaminfer.loadtest.sample import Measured, Sample
 from streaminfer.protocols import Clock, is_service
 from streaminfer.request import Request, Response
 from streaminfer.stack import Stack
+
+if TYPE_CHECKING:
+    from streaminfer.loadtest.path.webrtc_path import WebRtcPath
 
 __all__ = ["FrameLost", "LostAtEncoder", "LostInNetwork", "PathService", "Score", "Undecodable"]
 
@@ -50,7 +53,7 @@ _LOSSES: dict[Loss, type[FrameLost]] = {
 class _Due:
     """One frame of one path."""
 
-    path: MediaPath
+    path: "MediaPath | WebRtcPath"
     capture: Capture
     skipped: int
 
@@ -81,7 +84,7 @@ class PathService:
     def __init__(
         self,
         service: Any,
-        paths: Sequence[MediaPath],
+        paths: "Sequence[MediaPath | WebRtcPath]",
         *,
         score: Score | None = None,
         seed: int = 0,
