@@ -35,7 +35,7 @@ class LostAtEncoder(FrameLost):
 
 
 class LostInNetwork(FrameLost):
-    """A packet of the frame was lost."""
+    """The frame did not come, or a later one came before it."""
 
 
 class Undecodable(FrameLost):
