@@ -2,7 +2,9 @@
 
 Each camera films 640×480 and encodes H.264; the pictures go over LTE (simulated, by seed), are decoded, scaled and
 answered by BlazeFace. CPU is that of the whole process, without what codecs and model used in their threads. The bare
-loop encodes, decodes, scales and infers one picture after the other, with no network and no event loop.
+loop encodes, decodes, scales and infers one picture after the other, with no network and no event loop. "Codec" is
+encoder and decoder alone: scaling, conversion to RGB and to floats, the simulated network, threads, event loop and
+report all count as outside.
 
 With nginx, a second run takes each unit through a real cache, and prints what that costs.
 """
@@ -17,13 +19,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import attrs
 import av
 import numpy as np
 import onnxruntime
 
 import streaminfer as si
 from streaminfer.loadtest.devices import CameraProfile, Delivery
-from streaminfer.loadtest.path import CdnEdge, DelayTrace, MediaPath, NetworkProfile, PathService, Scene
+from streaminfer.loadtest.path import CdnEdge, DelayTrace, MediaPath, NetworkProfile, PathService, Scene, WebRtcPath
 from streaminfer.loadtest.path.codec import UnitDecoder, UnitEncoder
 from streaminfer.loadtest.runner import run
 from streaminfer.streams.sources.formats import VideoFormat
@@ -111,6 +114,15 @@ async def measure_path(
     return report, cpu_s / report.requests, 1 - (codec_s + model.cpu_s) / cpu_s, prepare_s / cpu_s
 
 
+async def measure_webrtc(scene: Scene, model: FaceModel, seconds: float, network: NetworkProfile) -> Any:
+    """Return the report of one camera over WebRTC."""
+    backend = si.CpuBackend(lambda batch: model(prepare(batch)), executor="thread", workers=1)
+    path = WebRtcPath(scene, network, size=(model.size, model.size))
+    async with path, si.Stack(backend) as stack, PathService(stack, [path]) as over:
+        due_s = over.schedule(seconds)
+        return await run(over, arrivals=due_s, inputs=over.samples, duration_s=seconds, slo_s=0.2)
+
+
 def worst_drive(path: Path) -> DelayTrace:
     """Return the recorded drive whose 99th percentile is the longest."""
     with np.load(path) as file:
@@ -135,7 +147,8 @@ def show(report: Any) -> str:
     for device, means in report.means("device").items():
         stages = {name[:-6]: value for name, value in means.items() if name.endswith("_cpu_s")}
         parts = ", ".join(f"{name} {value * 1e3:.2f} ms" for name, value in stages.items())
-        lines.append(f"  CPU per picture of {device!r}: {parts}; {means['bytes'] / 1e3:.1f} kB")
+        if parts:
+            lines.append(f"  CPU per picture of {device!r}: {parts}; {means['bytes'] / 1e3:.1f} kB")
     return "\n".join(lines)
 
 
@@ -185,6 +198,9 @@ def main() -> None:
         network = NetworkProfile(name="car", rate=20_000_000, trace=worst_drive(arguments.trace))
         report, _, _, _ = asyncio.run(measure_path(scene, model, 2, 3 * arguments.seconds, network=network))
         print(f"2 cameras over the uplink of a car with outages, {3 * arguments.seconds:g} s\n{show(report)}")
+        scene = Scene(ASSETS / "astronaut_pan.mp4", attrs.evolve(profile, codec="vp8"))
+        report = asyncio.run(measure_webrtc(scene, model, 3 * arguments.seconds, network))
+        print(f"1 camera over WebRTC and the same uplink, VP8\n{show(report)}")
     try:
         asyncio.run(measure_edge(scene, model, arguments))
     except FileNotFoundError as error:

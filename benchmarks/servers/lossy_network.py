@@ -3,11 +3,14 @@
 Each process runs in a network namespace of its own, as ``unshare --net`` starts it; the namespaces end with their
 processes. Two TUN devices join them, and this program carries the packets::
 
+    python lossy_network.py PID PID --network lte
     python lossy_network.py PID PID --loss 5 --delay 60 --jitter 50
 
-The process of the first PID has 10.203.8.1, the other 10.203.8.2. Delay, jitter and loss apply to each direction.
-Packets keep their order, as they do through one queue. It needs root and ``/dev/net/tun``. After ``netemu.py``, which
-the project's maintainers share between machines.
+The process of the first PID has 10.203.8.1, the other 10.203.8.2. The network is a profile of
+`streaminfer.loadtest.path`, by its name or in a file: rate, queue, losses in runs, delays with a long tail; or it has
+independent losses and uniform jitter. Both directions are alike. Packets of IPv4 are carried; they keep
+their order, as they do through one queue. It needs root and ``/dev/net/tun``. After ``netemu.py``, which the project's
+maintainers share between machines.
 """
 
 import argparse
@@ -20,7 +23,9 @@ import shutil
 import struct
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 __all__ = ["ADDRESSES", "missing_parts"]
 
@@ -29,6 +34,7 @@ TUN = Path("/dev/net/tun")
 TOOLS = ("ip", "nsenter", "unshare")
 SET_INTERFACE, IS_TUN, WITHOUT_HEADER = 0x400454CA, 0x1, 0x1000
 PACKET = 65_535
+IPV4 = 4
 
 
 def missing_parts() -> list[str]:
@@ -60,27 +66,49 @@ def join(pid: int, device: str, address: str, peer: str) -> int:
     return tun
 
 
-def carry(tuns: list[int], loss: float, delay_s: float, jitter_s: float, seed: int) -> None:
-    """Carry packets until the process ends."""
-    chance = random.Random(seed)
+class Way(Protocol):
+    """One direction."""
+
+    def send(self, size: int, now_ns: int) -> int | None:
+        """Return when a packet arrives; ``None``: never."""
+
+
+class UniformLink:
+    """Independent losses, uniform jitter."""
+
+    def __init__(self, loss: float, delay_s: float, jitter_s: float, seed: int) -> None:
+        self._loss, self._delay_s, self._jitter_s = loss, delay_s, jitter_s
+        self._chance = random.Random(seed)
+        self._last_ns = 0
+
+    def send(self, size: int, now_ns: int) -> int | None:  # noqa: ARG002 - as any link
+        if self._chance.random() < self._loss:
+            return None
+        delay_s = max(0.0, self._delay_s + self._chance.uniform(-self._jitter_s, self._jitter_s))
+        self._last_ns = max(self._last_ns, now_ns + round(delay_s * 1e9))
+        return self._last_ns
+
+
+def carry(tuns: list[int], links: Sequence[Way]) -> None:
+    """Carry packets from each device over its link to the other until the process ends."""
     poll = select.poll()
     for tun in tuns:
         poll.register(tun, select.POLLIN)
-    way = {tuns[0]: tuns[1], tuns[1]: tuns[0]}
-    last_s = dict.fromkeys(tuns, 0.0)
-    queue: list[tuple[float, int, int, bytes]] = []
+    way = {tuns[0]: (links[0], tuns[1]), tuns[1]: (links[1], tuns[0])}
+    queue: list[tuple[int, int, int, bytes]] = []
     number = 0
     while True:
-        wait_ms = max(0.0, queue[0][0] - time.monotonic()) * 1e3 if queue else 1e3
+        wait_ms = max(0, queue[0][0] - time.monotonic_ns()) / 1e6 if queue else 1e3
         for tun, _ in poll.poll(wait_ms):
             packet = os.read(tun, PACKET)
-            if chance.random() < loss:
+            link, target = way[tun]
+            if packet[0] >> 4 != IPV4:  # the kernel's own, at instants that no seed repeats
                 continue
-            due_s = time.monotonic() + max(0.0, delay_s + chance.uniform(-jitter_s, jitter_s))
-            last_s[tun] = due_s = max(due_s, last_s[tun])
-            number += 1
-            heapq.heappush(queue, (due_s, number, way[tun], packet))
-        while queue and queue[0][0] <= time.monotonic():
+            arrives_ns = link.send(len(packet), time.monotonic_ns())
+            if arrives_ns is not None:
+                number += 1
+                heapq.heappush(queue, (arrives_ns, number, target, packet))
+        while queue and queue[0][0] <= time.monotonic_ns():
             _, _, tun, packet = heapq.heappop(queue)
             os.write(tun, packet)
 
@@ -88,6 +116,7 @@ def carry(tuns: list[int], loss: float, delay_s: float, jitter_s: float, seed: i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pids", type=int, nargs=2)
+    parser.add_argument("--network", help="profile of a network, or a TOML or JSON file, in place of the next three")
     parser.add_argument("--loss", type=float, default=0.0, help="percent")
     parser.add_argument("--delay", type=float, default=0.0, help="milliseconds")
     parser.add_argument("--jitter", type=float, default=0.0, help="milliseconds, more or less")
@@ -99,8 +128,15 @@ def main() -> None:
         join(options.pids[0], f"lossyA{unique}", first, second),
         join(options.pids[1], f"lossyB{unique}", second, first),
     ]
+    seeds = options.seed, options.seed + 1
     print("up", flush=True)
-    carry(tuns, options.loss / 100, options.delay / 1e3, options.jitter / 1e3, options.seed)
+    if options.network is None:
+        loss, delay_s, jitter_s = options.loss / 100, options.delay / 1e3, options.jitter / 1e3
+        carry(tuns, [UniformLink(loss, delay_s, jitter_s, seed) for seed in seeds])
+    else:
+        from streaminfer.loadtest.path.network import Link, network_profile  # tests look for missing parts without it
+
+        carry(tuns, [Link(network_profile(options.network), seed) for seed in seeds])
 
 
 if __name__ == "__main__":

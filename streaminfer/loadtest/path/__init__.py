@@ -9,11 +9,12 @@ if TYPE_CHECKING:
     from streaminfer.loadtest.path.device_group import DeviceGroup, run_devices
     from streaminfer.loadtest.path.media_path import Edge, MediaPath, Transfer
     from streaminfer.loadtest.path.network import DelayTrace, Link, NetworkProfile, network_names, network_profile
-    from streaminfer.loadtest.path.path_service import FrameLost, PathService
+    from streaminfer.loadtest.path.path_service import FrameLost, LostAtEncoder, LostInNetwork, PathService, Undecodable
     from streaminfer.loadtest.path.scene import Scene
     from streaminfer.loadtest.path.udp_relay import UdpRelay
     from streaminfer.loadtest.path.uplink import Arrival, Uplink
     from streaminfer.loadtest.path.webrtc_leg import WebRtcLeg
+    from streaminfer.loadtest.path.webrtc_path import WebRtcPath
 
 __all__ = [
     "Arrival",
@@ -23,14 +24,18 @@ __all__ = [
     "Edge",
     "FrameLost",
     "Link",
+    "LostAtEncoder",
+    "LostInNetwork",
     "MediaPath",
     "NetworkProfile",
     "PathService",
     "Scene",
     "Transfer",
     "UdpRelay",
+    "Undecodable",
     "Uplink",
     "WebRtcLeg",
+    "WebRtcPath",
     "network_names",
     "network_profile",
     "run_devices",
@@ -44,14 +49,18 @@ _HOMES = {
     "Edge": "loadtest.path.media_path",
     "FrameLost": "loadtest.path.path_service",
     "Link": "loadtest.path.network",
+    "LostAtEncoder": "loadtest.path.path_service",
+    "LostInNetwork": "loadtest.path.path_service",
     "MediaPath": "loadtest.path.media_path",
     "NetworkProfile": "loadtest.path.network",
     "PathService": "loadtest.path.path_service",
     "Scene": "loadtest.path.scene",
     "Transfer": "loadtest.path.media_path",
     "UdpRelay": "loadtest.path.udp_relay",
+    "Undecodable": "loadtest.path.path_service",
     "Uplink": "loadtest.path.uplink",
     "WebRtcLeg": "loadtest.path.webrtc_leg",
+    "WebRtcPath": "loadtest.path.webrtc_path",
     "network_names": "loadtest.path.network",
     "network_profile": "loadtest.path.network",
     "run_devices": "loadtest.path.device_group",

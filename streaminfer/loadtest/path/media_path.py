@@ -1,10 +1,11 @@
 """`MediaPath`: one device through its encoder, a network and a CDN to a decoder, with the time and CPU of each stage.
 
-*Design.* One task per path takes frames from a queue: it waits until a frame is handed over and runs one job, in an
-executor or in the event loop. The job encodes the frame, gives the unit to the link, which is a state machine and tells
-when it arrives, and decodes it at once. The frame is delivered when it would have been: at its arrival, plus the time
-that the decoder took. So both codecs work in order, a frame costs one hop into a thread, and a caller that is cancelled
-leaves no gap in the stream. With an edge, a task per frame takes the unit through it, between arrival and decoder.
+*Design.* A frame waits until it is handed over; then one job runs, in an executor or in the event loop. The job encodes
+the frame, gives the unit to the link, which is a state machine and tells when it arrives, and decodes it at once. The
+frame is delivered when it would have been: at its arrival, plus the time that the decoder took. One job of a path runs
+at a time, so both codecs work in order, and a caller that is cancelled leaves no gap in the stream. A frame takes no
+task, but three callbacks of the event loop: hand-over, end of the job, delivery. With an edge, a task per frame takes
+the unit through it, between arrival and decoder.
 
 A receiver of pictures that misses a unit asks for a key frame, which takes the delay of the network, and ignores what
 comes before it. Sound continues behind a loss, with silence in place of what is missing.
@@ -15,8 +16,9 @@ comes before it. Sound continues behind a loss, with silence in place of what is
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol, Self
@@ -142,7 +144,10 @@ class MediaPath:
         self._start = check_count("start", start, at_least=0)
         self.clock = clock or time.monotonic_ns
         self.cpu_s: dict[str, float] = dict.fromkeys(("encode", "decode", "prepare"), 0.0)
-        self._captured: asyncio.Queue[_Passage] = asyncio.Queue()
+        self._waiting: deque[_Passage] = deque()
+        self._coding = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._job: Future[None] | None = None
         self._travelling: set[_Passage] = set()
         self._crossing = asyncio.Lock()
         self._free_ns = 0
@@ -165,27 +170,34 @@ class MediaPath:
         if self._closed:
             raise Closed(f"media path {self.name!r} is closed")
         loop = asyncio.get_running_loop()
-        if not self._tasks:
-            self._tasks.add(loop.create_task(self._send_units()))
         number, self._number = self._number + skipped, self._number + skipped + 1
         passage = _Passage(Transfer(captured_ns), number, handed_ns or captured_ns, loop.create_future())
-        if self._captured.qsize() >= MAX_WAITING:
+        # those that were not handed over yet do not wait for the encoder
+        if len(self._waiting) >= MAX_WAITING and self._waiting[MAX_WAITING - 1].handed_ns <= self.clock():
             passage.transfer.lost = "encoder"
             passage.done.set_result(passage.transfer)
         else:
             self._travelling.add(passage)
-            self._captured.put_nowait(passage)
+            self._waiting.append(passage)
+            if not self._coding:
+                self._take_next(loop)
         return passage.done
 
     async def aclose(self) -> None:
         """End the path; frames on their way get `Closed`."""
         self._closed = True
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        self._waiting.clear()
+        if self._timer is not None:
+            self._timer.cancel()
         for passage in list(self._travelling):
             self._end(passage, Closed(f"media path {self.name!r} was closed"))
+        for task in self._tasks:
+            task.cancel()
+        ending: set[asyncio.Future[None]] = set(self._tasks)
+        if self._job is not None and not self._job.cancel():
+            ending.add(asyncio.wrap_future(self._job))
+        if ending:
+            await asyncio.wait(ending)
 
     async def __aenter__(self) -> Self:
         return self
@@ -197,21 +209,44 @@ class MediaPath:
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
-    async def _send_units(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            passage = await self._captured.get()
+    def _take_next(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Start the job of the next frame, once the encoder gets it."""
+        self._coding = bool(self._waiting)
+        if self._coding:
+            passage = self._waiting.popleft()
             left_ns = passage.handed_ns - self.clock()
             if left_ns > 0:
-                await asyncio.sleep(left_ns / 1e9)
-            try:
-                if self._executor is None:
-                    self._code(passage)
-                else:
-                    await loop.run_in_executor(self._executor, self._code, passage)
-            except Exception as error:  # noqa: BLE001 - of a codec or of prepare: the caller gets it
-                self._end(passage, error)
-                continue
+                self._timer = loop.call_later(left_ns / 1e9, self._begin, loop, passage)
+            else:
+                self._begin(loop, passage)
+
+    def _begin(self, loop: asyncio.AbstractEventLoop, passage: _Passage) -> None:
+        if self._executor is None:
+            self._coded(loop, passage, self._attempt(passage))
+            return
+        try:
+            self._job = self._executor.submit(self._work, loop, passage)
+        except RuntimeError as error:  # it was shut down
+            self._coded(loop, passage, error)
+
+    def _work(self, loop: asyncio.AbstractEventLoop, passage: _Passage) -> None:
+        """Run in a thread."""
+        error = self._attempt(passage)
+        loop.call_soon_threadsafe(self._coded, loop, passage, error)
+
+    def _attempt(self, passage: _Passage) -> BaseException | None:
+        try:
+            self._code(passage)
+        except BaseException as error:  # noqa: BLE001 - of a codec or of prepare: the caller gets it
+            return error
+        return None
+
+    def _coded(self, loop: asyncio.AbstractEventLoop, passage: _Passage, error: BaseException | None) -> None:
+        if self._closed:
+            return
+        if error is not None:
+            self._end(passage, error)
+        else:
             # the decoder takes one after the other; equal instants would let timers change the order
             self._free_ns = max(passage.arrives_ns, self._free_ns + 1) + passage.decode_ns
             left_ns = self._free_ns - self.clock()
@@ -221,6 +256,7 @@ class MediaPath:
                 task.add_done_callback(self._tasks.discard)
             else:
                 loop.call_later(max(0, left_ns) / 1e9, self._deliver, passage)
+        self._take_next(loop)
 
     def _code(self, passage: _Passage) -> None:
         """Encode a frame, send its unit, and decode what arrives."""
@@ -294,12 +330,14 @@ class MediaPath:
             transfer.cpu_s[stage] = seconds
             self.cpu_s[stage] += seconds
 
-    def _end(self, passage: _Passage, error: Exception | None = None) -> None:
+    def _end(self, passage: _Passage, error: BaseException | None = None) -> None:
         self._travelling.discard(passage)
         if passage.done.done():  # its caller was cancelled, or the path was closed
             return
         if error is None:
             passage.done.set_result(passage.transfer)
         else:
+            if isinstance(error, StopIteration):  # no future takes it
+                error = RuntimeError(f"media path {self.name!r}: {error!r}")
             passage.done.set_exception(error)
             passage.done.exception()  # a caller that has gone does not read it

@@ -3,7 +3,7 @@
 import heapq
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import attrs
 import numpy as np
@@ -18,28 +18,42 @@ from streaminfer.protocols import Clock, is_service
 from streaminfer.request import Request, Response
 from streaminfer.stack import Stack
 
-__all__ = ["FrameLost", "PathService", "Score"]
+if TYPE_CHECKING:
+    from streaminfer.loadtest.path.webrtc_path import WebRtcPath
+
+__all__ = ["FrameLost", "LostAtEncoder", "LostInNetwork", "PathService", "Score", "Undecodable"]
 
 Score = Callable[[Any, float], float]
 
 
 class FrameLost(StreamInferError):  # noqa: N818 - as the field says it
-    """A frame of a device did not reach the model.
+    """A frame of a device did not reach the model; the subclass says why."""
 
-    Attributes:
-        where: ``"encoder"``, ``"network"`` or ``"undecodable"``.
-    """
 
-    def __init__(self, where: Loss) -> None:
-        super().__init__(f"frame lost: {where}")
-        self.where = where
+class LostAtEncoder(FrameLost):
+    """The encoder was behind: the machine of the load test has too little CPU for its devices."""
+
+
+class LostInNetwork(FrameLost):
+    """The frame did not come, or a later one came before it."""
+
+
+class Undecodable(FrameLost):
+    """The frame needs one that was lost."""
+
+
+_LOSSES: dict[Loss, type[FrameLost]] = {
+    "encoder": LostAtEncoder,
+    "network": LostInNetwork,
+    "undecodable": Undecodable,
+}
 
 
 @attrs.frozen(slots=True)
 class _Due:
     """One frame of one path."""
 
-    path: MediaPath
+    path: "MediaPath | WebRtcPath"
     capture: Capture
     skipped: int
 
@@ -70,7 +84,7 @@ class PathService:
     def __init__(
         self,
         service: Any,
-        paths: Sequence[MediaPath],
+        paths: "Sequence[MediaPath | WebRtcPath]",
         *,
         score: Score | None = None,
         seed: int = 0,
@@ -131,7 +145,7 @@ class PathService:
         late_ns = 0 if delivered_ns is None else delivered_ns - due.capture.captured_ns
         transfer = await due.path.send(captured_ns, captured_ns + late_ns, skipped=due.skipped)
         if transfer.lost is not None:
-            raise FrameLost(transfer.lost)
+            raise _LOSSES[transfer.lost](f"frame lost: {transfer.lost}")
         decoded_ns, outputs, scores = self._clock(), [], []
         for frame in transfer.frames:
             inner = Request(

@@ -22,6 +22,7 @@ class UdpRelay:
         network: profile of both directions.
         seed: of jitter and loss.
         on_forward: is called with each packet from the first peer, before it may be lost.
+        on_arrival: is called with each of these that is passed on.
 
     Attributes:
         lost: packets that were dropped, of both directions.
@@ -29,11 +30,16 @@ class UdpRelay:
     """
 
     def __init__(
-        self, network: NetworkProfile, *, seed: int = 0, on_forward: Callable[[bytes], None] | None = None
+        self,
+        network: NetworkProfile,
+        *,
+        seed: int = 0,
+        on_forward: Callable[[bytes], None] | None = None,
+        on_arrival: Callable[[bytes], None] | None = None,
     ) -> None:
         self.lost = self.forwarded = 0
         self._links = (Link(network, seed), Link(network, seed + 1))
-        self._on_forward = on_forward
+        self._on_forward, self._on_arrival = on_forward, on_arrival
         self._sockets: list[asyncio.DatagramTransport] = []
         self._peers: list[Address | None] = [None, None]
 
@@ -77,6 +83,8 @@ class UdpRelay:
         peer, socket = self._peers[side], self._sockets[1 - side]
         if peer is not None and not socket.is_closing():
             self.forwarded += 1
+            if side == 1 and self._on_arrival is not None:
+                self._on_arrival(data)
             socket.sendto(data, peer)
 
 

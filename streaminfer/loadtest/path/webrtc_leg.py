@@ -8,7 +8,7 @@ was lost.
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from fractions import Fraction
 from types import TracebackType
 from typing import Any, Self
@@ -51,10 +51,12 @@ class WebRtcLeg:
     Args:
         scene: what the device captures.
         network: profile of its network, or its name.
-        seconds: how long it sends.
+        seconds: how long it sends; ``None``: it sends what :meth:`send` gets.
         seed: of jitter and loss, of the device and of the network.
+        on_packet: is called with the ticks of a picture, from the first one, when a packet of it is sent or arrives.
 
     Attributes:
+        network: profile of its network.
         relay: between the peers; it counts packets.
 
     Raises:
@@ -62,7 +64,15 @@ class WebRtcLeg:
         ValueError: WebRTC has no such codec.
     """
 
-    def __init__(self, scene: Scene, network: str | NetworkProfile, *, seconds: float, seed: int = 0) -> None:
+    def __init__(
+        self,
+        scene: Scene,
+        network: str | NetworkProfile,
+        *,
+        seconds: float | None,
+        seed: int = 0,
+        on_packet: Callable[..., None] | None = None,
+    ) -> None:
         self._aiortc = require("aiortc", extra="webrtc", purpose="WebRtcLeg")
         check_instance("scene", scene, lambda it: isinstance(it, Scene), "a Scene")
         codec = scene.profile.codec
@@ -71,9 +81,11 @@ class WebRtcLeg:
         self._scene = scene
         self._camera = isinstance(scene.profile, CameraProfile)
         self._clock_rate = CLOCK_RATES["video" if self._camera else "audio"]
-        self._count = max(1, round(seconds / scene.profile.period_s))
         self._seed = check_count("seed", seed, at_least=0)
-        self.relay = UdpRelay(network_profile(network), seed=seed, on_forward=self._look)
+        self._moments = _Moments(scene, seconds, self._seed)
+        self._on_packet = on_packet
+        self.network = network_profile(network)
+        self.relay = UdpRelay(self.network, seed=seed, on_forward=self._look, on_arrival=self._look_again)
         self._first_timestamp: int | None = None
         self._first_pts: int | None = None
         self._sender: Any = None
@@ -98,6 +110,18 @@ class WebRtcLeg:
                     after_s = frame.inputs.shape[-1] / wanted.get("sample_rate", 16_000) - self._scene.profile.period_s
                 yield attrs.evolve(frame, captured_ns=self._captured_ns((frame.position_s or 0.0) + after_s))
 
+    def send(self, number: int, captured_ns: int, handed_ns: int) -> int:
+        """Send a picture, of a leg without ``seconds``; return its ticks.
+
+        Args:
+            number: of the picture in the scene.
+            captured_ns: instant of capture, by the monotonic clock.
+            handed_ns: instant at which the encoder gets it.
+        """
+        start_ns = self._moments.start_ns = self._moments.start_ns or captured_ns
+        self._moments.queue.put_nowait((number, captured_ns - start_ns, handed_ns - start_ns))
+        return round((captured_ns - start_ns) * self._clock_rate / 1e9)
+
     async def __aenter__(self) -> Self:
         make = self._aiortc.RTCPeerConnection
         settings = self._aiortc.RTCConfiguration(iceServers=[])
@@ -106,7 +130,7 @@ class WebRtcLeg:
         self._receiver.add_listener("track", tracks.put_nowait)
         await self.relay.__aenter__()
         try:
-            self._track = _scene_track(self._aiortc, self._scene, self._count, self._seed)
+            self._track = _scene_track(self._aiortc, self._scene, self._moments)
             transceiver = self._sender.addTransceiver(self._track, direction="sendonly")
             self._prefer(transceiver)
             await self._sender.setLocalDescription(await self._sender.createOffer())
@@ -170,11 +194,19 @@ class WebRtcLeg:
         sdp = "\r\n".join([*lines[:place], *lines[place:-1], line, *lines[-1:]])
         return self._aiortc.RTCSessionDescription(sdp, description.type)
 
-    def _look(self, packet: bytes) -> None:
-        """Note the timestamp of the first RTP packet."""
+    def _look(self, packet: bytes, *, arrived: bool = False) -> None:
+        """Note the timestamp of an RTP packet."""
         is_rtp = len(packet) >= 12 and packet[0] >> 6 == 2 and packet[1] not in RTCP_TYPES
-        if self._first_timestamp is None and is_rtp:
-            self._first_timestamp = int.from_bytes(packet[4:8], "big")
+        if not is_rtp:
+            return
+        timestamp = int.from_bytes(packet[4:8], "big")
+        if self._first_timestamp is None:
+            self._first_timestamp = timestamp
+        if self._on_packet is not None:
+            self._on_packet((timestamp - self._first_timestamp) % RTP_WRAP, arrived=arrived)
+
+    def _look_again(self, packet: bytes) -> None:
+        self._look(packet, arrived=True)
 
     def _note(self, pts: int) -> None:
         if self._first_pts is None:
@@ -185,7 +217,7 @@ class WebRtcLeg:
         (receiver,) = self._receiver.getReceivers()
         origin = receiver._RTCRtpReceiver__timestamp_mapper._origin
         ticks = (origin - (self._first_timestamp or 0)) % RTP_WRAP + (self._first_pts or 0)
-        captured_ns: int = self._track.start_ns + round((ticks / self._clock_rate + position_s) * 1e9)
+        captured_ns: int = self._moments.start_ns + round((ticks / self._clock_rate + position_s) * 1e9)
         return captured_ns
 
 
@@ -204,32 +236,47 @@ class _Noted:
         return frame
 
 
-def _scene_track(aiortc: Any, scene: Scene, count: int, seed: int) -> Any:
-    """Return a track that plays a scene at the instants of its device, and ends."""
+class _Moments:
+    """When frames are captured and handed over, from the start: of a device, or as they are given."""
+
+    def __init__(self, scene: Scene, seconds: float | None, seed: int) -> None:
+        self.start_ns = 0
+        self.queue: asyncio.Queue[tuple[int, int, int]] = asyncio.Queue()
+        period_s = scene.profile.period_s
+        self._captures = None if seconds is None else captures(scene.profile.delivery, period_s, seed)
+        self._count = max(1, round((seconds or 0.0) / period_s))
+
+    async def next(self) -> tuple[int, int, int] | None:
+        """Return number, capture and hand-over of the next frame; ``None``: there is none."""
+        if self._captures is None:
+            return await self.queue.get()
+        self.start_ns = self.start_ns or time.monotonic_ns()
+        capture = next(it for it in self._captures if it.delivered_ns is not None)
+        return (
+            None if capture.number >= self._count else (capture.number, capture.captured_ns, capture.delivered_ns or 0)
+        )
+
+
+def _scene_track(aiortc: Any, scene: Scene, moments: _Moments) -> Any:
+    """Return a track that plays a scene at these moments."""
 
     class SceneTrack(aiortc.MediaStreamTrack):  # type: ignore[misc] # aiortc is there at run time only
         """Paced frames of a scene."""
 
         kind = "video" if isinstance(scene.profile, CameraProfile) else "audio"
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.start_ns = 0
-            self._captures = captures(scene.profile.delivery, scene.profile.period_s, seed)
-
         async def recv(self) -> Any:
-            if not self.start_ns:
-                self.start_ns = time.monotonic_ns()
-            capture = next(it for it in self._captures if it.delivered_ns is not None)
-            if capture.number >= count:
+            moment = await moments.next()
+            if moment is None:
                 self.stop()
                 raise aiortc.mediastreams.MediaStreamError
-            await asyncio.sleep(max(0, self.start_ns + (capture.delivered_ns or 0) - time.monotonic_ns()) / 1e9)
-            frame = scene.frame(capture.number)
+            number, captured_ns, handed_ns = moment
+            await asyncio.sleep(max(0, moments.start_ns + handed_ns - time.monotonic_ns()) / 1e9)
+            frame = scene.frame(number)
             profile = scene.profile
             ticks = profile.sample_rate if isinstance(profile, MicrophoneProfile) else CLOCK_RATES["video"]
             frame.time_base = Fraction(1, ticks)
-            frame.pts = round(capture.captured_ns * ticks / 1e9)
+            frame.pts = round(captured_ns * ticks / 1e9)
             return frame
 
     return SceneTrack()

@@ -3,6 +3,8 @@
 import math
 from textwrap import shorten
 
+import numpy as np
+
 from streaminfer._internal.units import format_duration
 from streaminfer.loadtest.report.report import Report
 from streaminfer.loadtest.sending.record import ANSWERED
@@ -30,14 +32,20 @@ def say_headline(report: Report) -> str:
 
 def describe_schedule(report: Report) -> str:
     """Return how well the schedule was kept."""
-    error, limit = say_latency(report.schedule_error_s()), format_duration(report.schedule_limit_s)
+    error_s, limit = report.schedule_error_s(), format_duration(report.schedule_limit_s)
     if report.kept_schedule:
-        return f"99 % of the requests were sent within {error} of their schedule."
+        return f"99 % of the requests were sent within {format_duration(error_s)} of their schedule."
     where = (
         f"{report.senders} sender processes" if report.senders else "the event loop that sends, which is the service's,"
     )
+    unsent = float(np.mean(np.isnan(report.record.late_s)))
+    late = (
+        f"{unsent:.2%} of the requests were not sent"
+        if math.isinf(error_s)
+        else f"at the 99th percentile requests were sent {format_duration(error_s)} late, and {limit} is allowed"
+    )
     return (
-        f"The schedule was not kept: at the 99th percentile requests were sent {error} late, and {limit} is allowed. "
+        f"The schedule was not kept: {late}. "
         f"Either {where} could not keep up, or the machine was busy, so there is no verdict. The latencies still count "
         f"from the instants at which requests were due."
     )

@@ -13,6 +13,9 @@ from streaminfer.streams.sources.timestamps import RateLimiter, Rational, Stamp,
 
 __all__ = ["FrameMaker", "PictureConverter"]
 
+BILINEAR, AREA = 2, 32
+"""FFmpeg's numbers of ways to scale."""
+
 
 class PictureConverter:
     """Conversion of pictures; one thread at a time.
@@ -34,8 +37,11 @@ class PictureConverter:
         width, height = wanted.size or (frame.width, frame.height)
         if wanted.pixel_format == "yuv420p":  # two pixels share a color
             width, height = width + width % 2, height + height % 2
+        # the mean of the pixels that one covers: faster than FFmpeg's other ways to shrink, and without their aliasing
+        shrinks = width <= frame.width and height <= frame.height
+        interpolation = AREA if shrinks else BILINEAR
         array: np.ndarray[Any, Any] = self._reformat(
-            frame, width, height, wanted.pixel_format, threads=self._threads
+            frame, width, height, wanted.pixel_format, interpolation=interpolation, threads=self._threads
         ).to_ndarray()
         return np.ascontiguousarray(array)
 

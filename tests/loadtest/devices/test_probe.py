@@ -133,7 +133,7 @@ def test_codec_is_recognized(recorded, profile):
 
 
 def test_measured_profile_makes_a_recording_like_the_first(recorded):
-    profile = attrs.evolve(CAMERA, blur=2.0, delivery=Delivery(jitter_s=0.005))
+    profile = attrs.evolve(CAMERA, width=160, height=120, blur=2.0, delivery=Delivery(jitter_s=0.005))
     first = recorded(profile)
     second = recorded(first.profile)
 

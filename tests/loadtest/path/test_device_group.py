@@ -1,11 +1,14 @@
 """Devices as data: groups, a load test with them, and a scenario that names them."""
 
+import asyncio
+import threading
 from pathlib import Path
 
 import pytest
 
 import streaminfer as si
 from streaminfer.loadtest.path import DeviceGroup, run_devices
+from streaminfer.loadtest.report.sentences import describe_schedule
 from streaminfer.loadtest.scenario import Scenario
 from streaminfer.testing import run
 
@@ -60,6 +63,26 @@ def test_report_has_devices_and_networks():
     assert by_device["telephone"].count == pytest.approx(100, abs=10)
     assert report.means("device")["phone-old"]["encode_cpu_s"] > 0
     assert by_device["phone-old"].quantiles_s["p50"] > by_device["telephone"].quantiles_s["p50"]
+
+
+def test_no_verdict_where_the_encoders_are_behind():
+    """The machine of the test was the bottleneck, not the service."""
+    released = threading.Event()
+
+    def prepare(picture):
+        released.wait()
+        return picture
+
+    group = DeviceGroup(
+        source=ASSETS / "astronaut_pan.mp4", device="phone-old", network="wired", seconds=1.0, prepare=prepare
+    )
+    report = asyncio.run(
+        run_devices(Size(), [group], duration_s=1.2, slo_s=2.0, progress=lambda _progress: released.set())
+    )
+
+    assert report.outcomes["LostAtEncoder"] > 1
+    assert report.passed is None
+    assert "% of the requests were not sent" in describe_schedule(report)
 
 
 def test_devices_of_a_group_begin_at_other_places():

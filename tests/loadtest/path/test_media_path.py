@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import threading
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -38,7 +38,11 @@ def test_picture_comes_through_each_codec(camera_scene, codec):
     transfers = play(camera_scene(codec=codec))
     received = np.array([it.frames[0].inputs for it in transfers], float)
     original = np.array(
-        [camera_scene(codec="raw").frame(number).reformat(32, 24, "gray").to_ndarray() for number in range(24)], float
+        [
+            camera_scene(codec="raw").frame(number).reformat(32, 24, "gray", interpolation="AREA").to_ndarray()
+            for number in range(24)
+        ],
+        float,
     )
 
     assert [it.lost for it in transfers] == [None] * 24
@@ -106,12 +110,76 @@ def test_lost_sound_becomes_silence(microphone_scene):
     assert not any(chunk.discontinuity for chunk in chunks)
 
 
+class Held(Executor):
+    """Runs its jobs when told."""
+
+    def __init__(self):
+        self.jobs = []
+
+    def submit(self, function, *arguments):
+        future = Future()
+        self.jobs.append((future, function, arguments))
+        return future
+
+    def run_next(self):
+        future, function, arguments = self.jobs.pop(0)
+        future.set_running_or_notify_cancel()
+        future.set_result(function(*arguments))
+
+
 def test_encoder_that_is_behind_drops(camera_scene):
+    """One frame is in the encoder, and four wait."""
+
+    async def main(loop):
+        held = Held()
+        async with MediaPath(camera_scene(), PERFECT, wanted=PICTURES, clock=loop.clock, executor=held) as path:
+            sent = [path.send(loop.clock()) for _ in range(6)]
+            while held.jobs:
+                held.run_next()
+                await asyncio.sleep(0.001)
+            await asyncio.wait(sent)
+            return [each.result().lost for each in sent]
+
+    assert run(main) == [None] * 5 + ["encoder"]
+
+
+def test_frames_in_a_slow_device_do_not_wait_for_the_encoder(camera_scene):
     async def main(loop):
         async with MediaPath(camera_scene(), PERFECT, wanted=PICTURES, clock=loop.clock) as path:
-            return await asyncio.gather(*(path.send(loop.clock(), 10 * MS) for _ in range(6)))
+            return await asyncio.gather(*(path.send(loop.clock(), loop.clock() + 10 * MS) for _ in range(12)))
 
-    assert [it.lost for it in run(main)] == [None] * 4 + ["encoder"] * 2
+    assert [it.lost for it in run(main)] == [None] * 12
+
+
+def test_close_waits_for_the_job_in_the_thread(camera_scene):
+    """A frame on its way gets `Closed` at once; the codecs are not used any more when the path is closed."""
+
+    async def main(loop):
+        held = Held()
+        path = MediaPath(camera_scene(), PERFECT, wanted=PICTURES, clock=loop.clock, executor=held)
+        sent = [path.send(loop.clock()) for _ in range(3)]
+        running, function, arguments = held.jobs.pop()
+        running.set_running_or_notify_cancel()
+        closing = asyncio.create_task(path.aclose())
+        await asyncio.sleep(0)
+        ended = [type(each.exception()) for each in sent], closing.done()
+        running.set_result(function(*arguments))
+        await closing
+        return ended, held.jobs
+
+    assert run(main) == (([si.Closed] * 3, False), [])
+
+
+def test_stop_iteration_of_prepare_ends_the_frame(camera_scene):
+    def prepare(_picture):
+        raise StopIteration
+
+    async def main(loop):
+        async with MediaPath(camera_scene(), PERFECT, wanted=PICTURES, clock=loop.clock, prepare=prepare) as path:
+            with pytest.raises(RuntimeError, match="StopIteration"):
+                await path.send(loop.clock())
+
+    run(main)
 
 
 def test_prepare_makes_the_input_of_the_model(camera_scene):

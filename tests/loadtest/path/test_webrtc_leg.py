@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from streaminfer.loadtest.path import NetworkProfile, WebRtcLeg
+import streaminfer as si
+from streaminfer.loadtest.path import NetworkProfile, PathService, WebRtcLeg, WebRtcPath
 
 DELAY_S = 0.02
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of aiortc's own dependencies
@@ -32,7 +33,7 @@ def test_pictures_are_as_old_as_the_network_is_long(camera_scene):
 
     assert len(frames) > 12
     assert all(age_s >= DELAY_S for age_s, _ in frames)
-    assert all(round((captured_ns - leg._track.start_ns) / 1e9 * 24, 1) % 1 == 0 for _, captured_ns in frames)
+    assert all(round((captured_ns - leg._moments.start_ns) / 1e9 * 24, 1) % 1 == 0 for _, captured_ns in frames)
     assert leg.relay.lost == 0
     assert tasks == 1
 
@@ -57,3 +58,33 @@ def test_sound_arrives_in_chunks(microphone_scene):
 def test_codec_must_be_one_of_webrtc(camera_scene):
     with pytest.raises(ValueError, match="scene: expected a device whose codec"):
         WebRtcLeg(camera_scene(codec="mjpeg"), "wifi", seconds=1.0)
+
+
+class Shape:
+    async def call(self, request):
+        return si.Response(request.inputs.shape)
+
+
+def test_load_test_has_the_stages_of_each_picture(camera_scene):
+    """Ages are the sums of the stages; what is lost fails, and no task is left."""
+    network = NetworkProfile(name="far", delay_s=DELAY_S, loss=0.02)
+
+    async def main():
+        path = WebRtcPath(camera_scene(codec="vp8"), network, seed=3, size=(32, 24), pixel_format="gray")
+        async with path, PathService(Shape(), [path]) as service:
+            report = await si.loadtest.run(
+                service, arrivals=service.schedule(1.0), inputs=service.samples, duration_s=1.0, slo_s=1.0
+            )
+        return report, len(asyncio.all_tasks())
+
+    report, tasks = asyncio.run(main())
+    record = report.record
+    answered = record.outcome == "ok"
+
+    assert tasks == 1
+    assert set(report.outcomes) <= {"ok", "LostInNetwork"}
+    assert answered.sum() > 12
+    assert list(record.stages) == ["capture", "encode", "uplink", "decode", "service"]
+    assert (record.stages["uplink"][answered] >= DELAY_S).all()
+    assert (sum(record.stages.values())[answered] <= record.latency_s[answered]).all()
+    assert report.by_label("network")[0].name == "far"
