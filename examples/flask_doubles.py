@@ -10,7 +10,6 @@ import numpy as np
 
 import streaminfer as si
 
-
 SLO_S = 1.0
 
 

@@ -14,7 +14,6 @@ from face_pipeline import make_faces, read_picture
 
 import streaminfer as si
 
-
 SLO_S = 0.25
 
 
