@@ -109,7 +109,7 @@ def ours(paths: dict[str, Path]) -> Iterator[tuple[str, int]]:
     try:
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
             grpc.channel_ready_future(channel).result(timeout=120)
-        yield f"127.0.0.1:{port}", process.pid
+        yield f"127.0.0.1:{port}", process.pid or 0
     finally:
         process.kill()
         process.join()
