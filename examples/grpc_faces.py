@@ -14,6 +14,8 @@ from face_pipeline import make_faces, read_picture
 
 import streaminfer as si
 
+SLO_S = 0.25
+
 
 class Faces:
     """A gRPC service of one method, without generated code.
@@ -26,11 +28,11 @@ class Faces:
         self._service = service
 
     async def find(self, picture: bytes, context: Any) -> bytes:
-        """Answer by the deadline of the call; gRPC cancels this coroutine when the client cancels."""
+        """Answer by the objective or the call's tighter deadline; gRPC cancels this when the client cancels."""
         left_s = context.time_remaining()
+        timeout_s = SLO_S if left_s is None else max(min(left_s, SLO_S), 0.0)
         try:
-            request = si.Request(read_picture(picture))
-            response = await self._service.call(request, timeout_s=None if left_s is None else max(left_s, 0.0))
+            response = await self._service.call(si.Request(read_picture(picture)), timeout_s=timeout_s)
         except si.StreamInferError as error:
             failure = si.serving.describe_failure(error)
             if failure.retry_after_s is not None:
@@ -63,7 +65,7 @@ async def main(address: str) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    await serve(address, make_faces(), stop)
+    await serve(address, make_faces(slo_s=SLO_S), stop)
 
 
 if __name__ == "__main__":

@@ -217,20 +217,25 @@ class _Listening:
         if scope["type"] == "http":
             client = scope[_SCOPE_KEY] = _Client(scope, receive)
             receive = client.receive
-        await self.app(scope, receive, send)
+        try:
+            await self.app(scope, receive, send)
+        except RuntimeError as error:  # Starlette's, where the client left a response that had begun
+            if not isinstance(error.__cause__, ClientDisconnect):
+                raise
 
 
 class _Client:
     """The client of one request: what it sends, and the calls that end when it goes away.
 
-    Listening means reading the next message, so it begins when the application has read the whole body; a GET or HEAD
-    has none, and its one empty message is kept for an application that asks later.
+    Listening means reading the next message, so it begins when the application has read the whole body. Where there is
+    none, the one empty message is kept for an application that asks later.
     """
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
         self.arrived_ns = time.monotonic_ns()
         self._receive = receive
-        self._ended = scope["method"] in {"GET", "HEAD"}
+        self._scope = scope
+        self._ended: bool | None = None  # not known
         self._ahead: Message | None = None
         self._gone = False
         self._calls: list[asyncio.Task[Any]] = []
@@ -275,6 +280,8 @@ class _Client:
                 self._listening = None
 
     def _listen(self) -> None:
+        if self._ended is None:
+            self._ended = _has_no_body(self._scope)
         if self._ended and self._listening is None:
             self._listening = asyncio.ensure_future(self._read_on())
 
@@ -283,6 +290,15 @@ class _Client:
             message = self._note(await self._receive())
             if not self._gone:
                 self._ahead = message
+
+
+def _has_no_body(scope: Scope) -> bool:
+    if scope["method"] in {"GET", "HEAD"}:
+        return True
+    said = {name: value for name, value in scope["headers"] if name in {b"content-length", b"transfer-encoding"}}
+    if not said:
+        return str(scope.get("http_version")).startswith("1")  # from HTTP/2 on a body needs neither
+    return said == {b"content-length": b"0"}
 
 
 def _status(code: int) -> "fastapi.Response":

@@ -320,9 +320,9 @@ def _grpc_stream_error(target: Target) -> None:
 
 
 def _perf_analyzer(target: Target, *arguments: str) -> None:
-    """Run Triton's load generator for three short windows, however unsteady the figures are."""
+    """Run Triton's load generator for three windows in a row that have answers, however unsteady the figures are."""
     program = ENVIRONMENTS["perf_analyzer"].make().python.with_name("perf_analyzer")
-    measured = ("--measurement-interval", "100", "--max-trials", "3", "--stability-percentage", "999")
+    measured = ("--measurement-interval", "100", "--max-trials", "30", "--stability-percentage", "999")
     command = [str(program), "-m", target.model, *arguments, *measured, "--concurrency-range", "4"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     rate = re.search(r"Throughput: ([0-9.]+) infer/sec", done.stdout)

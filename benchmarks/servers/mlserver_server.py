@@ -19,6 +19,7 @@ from servers.process import HOST, ServerProcess
 
 __all__ = ["MLServer"]
 
+_Rows = tuple[str, Sequence[int]]
 SOURCE = Path(__file__).with_name("models") / "mlserver_mlp.py"
 
 
@@ -30,7 +31,7 @@ class MLServer(ServerProcess):
     """MLServer 1.7 with two models, ``mlp`` and ``echo`` (``number`` → ``number_out``, int64), and further ones.
 
     Args:
-        onnx: more models, ``x`` → ``y`` (`models.onnx_rows`), by name: the file, and the shape of a row of each.
+        onnx: more models (`models.onnx_rows`), by name: the file, then name and row shape of its input and its output.
         max_batch_size: of these.
 
     Attributes:
@@ -40,7 +41,7 @@ class MLServer(ServerProcess):
 
     def __init__(
         self,
-        onnx: Mapping[str, tuple[Path, Sequence[int], Sequence[int]]] = MappingProxyType({}),
+        onnx: Mapping[str, tuple[Path, _Rows, _Rows]] = MappingProxyType({}),
         *,
         max_batch_size: int = 32,
     ) -> None:
@@ -70,8 +71,8 @@ class MLServer(ServerProcess):
         weights = mlp_weights()
         np.savez(path, w1=weights["w1"], b1=weights["b1"], w2=weights["w2"], b2=weights["b2"])
         self._model("echo", "Echo", [_tensor("number", "INT64", -1, -1)], [_tensor("number_out", "INT64", -1, -1)])
-        for name, (file, row, answer) in self._onnx.items():
-            inputs, outputs = [_tensor("x", "FP32", -1, *row)], [_tensor("y", "FP32", -1, *answer)]
+        for name, (file, *ends) in self._onnx.items():
+            inputs, outputs = ([_tensor(tensor, "FP32", -1, *row)] for tensor, row in ends)
             path = self._model(name, "Rows", inputs, outputs, source=SOURCE.with_name("onnx_rows.py"),
                                max_batch_size=self._max_batch_size, max_batch_time=0.001)  # fmt: skip
             shutil.copyfile(file, path)

@@ -99,11 +99,11 @@ class ServedModel:
             StreamInferError: the first row that could not be answered.
         """
         head, offered = call.head, self._offered
-        deadline_ns = None
+        slo_ns = None if offered.slo is None else offered.slo.slo_ns
+        deadline_ns = None if slo_ns is None else arrived_ns + slo_ns
         if settings.timeout_s is not None:
-            deadline_ns = deadline_after(arrived_ns, settings.timeout_s)
-        elif offered.slo is not None and (slo_ns := offered.slo.slo_ns) is not None:
-            deadline_ns = arrived_ns + slo_ns
+            own_ns = deadline_after(arrived_ns, settings.timeout_s)
+            deadline_ns = own_ns if deadline_ns is None else min(deadline_ns, own_ns)
         states = None if settings.stream_id is None else offered.stream_states
         if states is not None and head.rows != 1:
             raise InvalidInput(f"inputs: expected one row in each request of a sequence, got {head.rows}")

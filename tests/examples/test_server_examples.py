@@ -66,7 +66,7 @@ def test_fastapi_example_finds_a_face(demo, make_faces, monkeypatch, picture):
     with WebServer(app) as server, httpx.Client(base_url=server.url, timeout=60.0, follow_redirects=True) as client:
         found = client.post("/faces", content=picture)
         wrong = client.post("/faces", content=b"short")
-        late = client.post("/faces", content=bytes(len(picture)), headers={"x-request-timeout-seconds": "0"})
+        late = client.post("/faces", content=bytes(len(picture)), headers={"x-streaminfer-timeout-s": "0"})
         ready = client.get("/health/ready")
         metrics = client.get("/metrics")
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from fastapi import Depends, FastAPI
 from starlette.requests import ClientDisconnect
+from starlette.responses import StreamingResponse
 from web_server import WebServer
 
 import streaminfer as si
@@ -283,7 +284,7 @@ async def test_a_deadline_that_has_passed_ends_the_call(loop):
     app, _ = serve(stack)
 
     async with client_of(app) as client:
-        reply = await client.post("/", json={"x": 1}, headers={"x-request-timeout-seconds": "0"})
+        reply = await client.post("/", json={"x": 1}, headers={"x-streaminfer-timeout-s": "0"})
 
     assert reply.status_code == 504
     assert backend.batches == []
@@ -396,6 +397,8 @@ class Conversation:
 
     def __init__(self, app, method="POST", messages=(b'{"x": 1}',), headers=(), path="/"):
         self.app = app
+        if method == "POST" and b"content-length" not in dict(headers):
+            headers = (*headers, (b"transfer-encoding", b"chunked"))
         self.scope = {
             "type": "http", "method": method, "path": path, "query_string": b"", "http_version": "1.1",
             "headers": [(b"content-type", b"application/json"), *headers],
@@ -444,6 +447,53 @@ async def test_a_client_that_goes_away_cancels_its_request_in_the_batch(loop):
 
     assert talk.status == 499
     assert isinstance(seen[0], ClientDisconnect)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_client_is_heard_where_no_body_is_read(loop, method):
+    """A handler that reads no body of a request that has none leaves it to us to find the end."""
+    backend, stack = make_stack(loop, HANG)
+    app = FastAPI()
+    add_stacks(app, stack)
+
+    @app.api_route("/", methods=["GET", "POST"])
+    async def answer(service: Annotated[BoundService, Depends(bind(stack))]):
+        return float(await service(1.0))
+
+    async with app.router.lifespan_context(app):
+        talk = Conversation(app, method, [b""], headers=[(b"content-length", b"0")])
+        running = asyncio.ensure_future(talk.run())
+        await until(lambda: backend.running)
+        talk.leave()
+        await running
+        await until(lambda: not backend.running)
+
+    assert talk.status == 499
+
+
+async def test_a_client_that_leaves_a_streamed_response_is_no_error(loop):
+    backend, stack = make_stack(loop, HANG)
+    app = FastAPI()
+    add_stacks(app, stack)
+
+    @app.get("/")
+    async def answer(service: Annotated[BoundService, Depends(bind(stack))]):
+        async def numbers():
+            yield b"0"
+            yield str(await service(1.0))
+
+        return StreamingResponse(numbers())
+
+    async with app.router.lifespan_context(app):
+        talk = Conversation(app, "GET", [b""])
+        talk.scope["asgi"] = {"spec_version": "2.4"}  # Starlette leaves listening to the application
+        running = asyncio.ensure_future(talk.run())
+        await until(lambda: backend.running)
+        talk.leave()
+        await running  # a server would log what it raises
+        await until(lambda: not backend.running)
+
+    assert talk.status == 200
 
 
 async def test_all_calls_of_a_client_that_goes_away_end(loop):

@@ -128,6 +128,20 @@ def test_the_time_left_of_an_objective_is_said_too(scripted, ask_app, body_of):
     assert 0 < float(asyncio.run(scenario()).headers["x-streaminfer-time-left-s"]) < 30
 
 
+@pytest.mark.parametrize(("slo_s", "timeout_s"), [(1.0, 15.0), (15.0, 1.0)], ids=["loose client", "tight client"])
+def test_the_tightest_of_objective_and_client_wins(scripted, ask_app, body_of, slo_s, timeout_s):
+    """The time limit of a proxy's route does not switch the objective off."""
+    _, _, app = scripted(batcher=si.AdaptiveBatcher(max_batch_size=8, slo_s=slo_s))
+
+    async def scenario():
+        async with app:
+            return await ask_app(
+                app, "POST", INFER, body_of(X), {"x-envoy-expected-rq-timeout-ms": str(timeout_s * 1e3)}
+            )
+
+    assert 0 < float(asyncio.run(scenario()).headers["x-streaminfer-time-left-s"]) < 1
+
+
 def test_a_client_that_goes_away_cancels_its_request(scripted, ask_app, body_of):
     backend, _, app = scripted(HANG)
 

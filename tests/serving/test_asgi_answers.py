@@ -222,6 +222,27 @@ def test_answers_are_sent_as_they_come(counting, ask_app, options, events):
     assert (counts["success"]["count"], counts["fail"]["count"]) == ((0, 1) if "error" in events else (1, 0))
 
 
+def test_answers_that_are_no_tensors_end_the_others(counting, ask_app):
+    """The model's generator is closed at once, not when the collector finds it."""
+
+    class Ragged(counting):
+        async def numbers(self, below):
+            try:
+                yield [[1], [1, below]]
+            finally:
+                self.closed += 1
+
+    service = Ragged()
+    app = si.serving.asgi_app({"m": si.Stack(service)})
+
+    async def scenario():
+        async with app:
+            reply = await ask_app(app, "POST", "/v2/models/m/generate_stream", json.dumps({"x": [3]}).encode())
+            return reply.status, service.closed  # before the loop ends, which closes every generator
+
+    assert asyncio.run(scenario()) == (500, 1)
+
+
 def test_an_error_before_the_first_answer_is_a_status(counting, ask_app):
     app = si.serving.asgi_app({"m": si.Stack(counting(fails_at=0))})
 

@@ -124,6 +124,28 @@ async def test_a_stop_hands_streams_over(loop):
         assert await fleet.step("b", 4) == reference(4)
 
 
+async def test_a_stop_completes_the_move_that_has_begun(loop):
+    """A replica that stops while another one claims a stream loses no step of it."""
+    reference = Reference()
+
+    class Slow(StreamStore):
+        async def hand_over(self, replica, records):
+            await asyncio.sleep(0.1)
+            await super().hand_over(replica, records)
+
+    fleet = Fleet(loop)
+    fleet.store = Slow(loop.clock)
+    fleet.stacks = {name: fleet.make(name) for name in "ab"}
+    async with fleet:
+        assert await fleet.step("a", 3) == reference(3)
+        claimed = asyncio.create_task(fleet.step("b", 4))
+        await asyncio.sleep(0.05)
+        await fleet.stacks["a"].stop()
+        assert await claimed == reference(4)
+        moves = await fleet.store.statistics()
+    assert (moves.moved, moves.resumed, moves.restarted) == (1, 0, 0)
+
+
 async def test_a_lost_replica_costs_the_steps_after_its_snapshot(loop):
     """What the other one continues from is less than a second old."""
     reference, behind = Reference(), Reference()

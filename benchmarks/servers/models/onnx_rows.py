@@ -1,7 +1,4 @@
-"""An ONNX model of one input for rows, in one thread: the same code in our server, in Triton's and in MLServer's.
-
-A recurrent model (silero) starts from a state of zeros at each request.
-"""
+"""An ONNX model of one input for rows, in one thread: the same code in Triton's server and in MLServer's."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,21 +22,13 @@ except ImportError:
 __all__ = ["load"]
 
 
-def load(path: str | Path) -> Callable[[Any], Any]:
-    """Return a function of an array of rows that returns the model's first output."""
+def load(path: str | Path) -> tuple[str, str, Callable[[Any], Any]]:
+    """Return the names of the model's input and first output, and a function of the one that returns the other."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    names = [one.name for one in session.get_inputs()]
-    output = session.get_outputs()[0].name
-
-    def run(rows: Any) -> Any:
-        feeds = {names[0]: rows}
-        if "state" in names:
-            feeds |= {"state": np.zeros((2, len(rows), 128), np.float32), "sr": np.array(16_000)}
-        return session.run([output], feeds)[0]
-
-    return run
+    name, output = session.get_inputs()[0].name, session.get_outputs()[0].name
+    return name, output, lambda rows: session.run([output], {name: rows})[0]
 
 
 class TritonPythonModel:
@@ -47,14 +36,15 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the model."""
-        self.run = load(Path(args["model_repository"], args["model_version"], "model.onnx"))
+        path = Path(args["model_repository"], args["model_version"], "model.onnx")
+        self.input, self.output, self.run = load(path)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer what the server hands over at once in one run."""
-        parts = [pb_utils.get_input_tensor_by_name(request, "x").as_numpy() for request in requests]
+        parts = [pb_utils.get_input_tensor_by_name(request, self.input).as_numpy() for request in requests]
         answers = self.run(parts[0] if len(parts) == 1 else np.concatenate(parts))
         ends = np.cumsum([len(part) for part in parts])[:-1]
-        return [pb_utils.InferenceResponse([pb_utils.Tensor("y", rows)]) for rows in np.split(answers, ends)]
+        return [pb_utils.InferenceResponse([pb_utils.Tensor(self.output, rows)]) for rows in np.split(answers, ends)]
 
 
 class Rows(MLModel):  # type: ignore[misc]
@@ -62,11 +52,11 @@ class Rows(MLModel):  # type: ignore[misc]
 
     async def load(self) -> bool:
         """Load the model."""
-        self.run = load(await get_model_uri(self._settings))
+        _, self.output, self.run = load(await get_model_uri(self._settings))
         return True
 
     async def predict(self, payload: Any) -> Any:
         """Answer a request, which MLServer may have put together of several."""
-        y = self.run(NumpyCodec.decode_input(payload.inputs[0]))
-        outputs = [NumpyCodec.encode_output("y", y)]
+        rows = self.run(NumpyCodec.decode_input(payload.inputs[0]))
+        outputs = [NumpyCodec.encode_output(self.output, rows)]
         return InferenceResponse(id=payload.id, model_name=self.name, model_version=self.version, outputs=outputs)

@@ -106,7 +106,7 @@ class LearnedServiceTime:
     def best_batch_size(self, max_batch_size: int) -> int:
         """Return the size past which larger batches are not worth their wait, as :meth:`ServiceTime.best_batch_size`.
 
-        Of sizes that the noise does not tell apart, up to 5 %, it is the largest.
+        Of sizes that the noise does not tell apart, up to a quarter, it is the largest.
 
         Raises:
             RuntimeError: nothing is known yet.

@@ -71,13 +71,15 @@ class MovingStreams(Wrapper):
 
     async def stop(self, *, drain: bool = True) -> None:
         """Hand all streams over, and stop the stack."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        if drain:
-            await self._release(list(self._streams))
-        await self.inner.stop(drain=drain)
+        try:
+            if drain:
+                await self._release(list(self._streams))  # first, so that a release that runs completes
+        finally:
+            tasks = list(self._tasks)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self.inner.stop(drain=drain)
 
     async def call(self, request: Request) -> Response:
         """Serve one request, after its stream was claimed."""

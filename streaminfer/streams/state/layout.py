@@ -128,13 +128,13 @@ class StateTensor:
         if array.dtype != self.dtype or len(array.shape) != len(self.shape) + 1 or array.shape[self.axis] not in rows:
             return False
         row = (*array.shape[: self.axis], *array.shape[self.axis + 1 :])
-        return self.fits_row(row, at_most=None)
+        return self.fits_row(row, limited=False)
 
-    def fits_row(self, shape: tuple[int, ...], at_most: int | None) -> bool:
-        """Return whether a shape can be that of a row, grown to no more than a length."""
+    def fits_row(self, shape: tuple[int, ...], *, limited: bool = True) -> bool:
+        """Return whether a shape can be that of a row, where it grows of any length or limited to the most."""
         if self.grows is None:
             return shape == self.shape
-        if len(shape) != len(self.shape) or (at_most is not None and shape[self.grows] > at_most):
+        if len(shape) != len(self.shape) or (limited and shape[self.grows] > self.shape[self.grows]):
             return False
         return self.with_length(shape, 0) == self.with_length(self.shape, 0)
 
@@ -176,7 +176,7 @@ class StateTensor:
         if not callable(self.initial):
             return self.initial
         given = np.asarray(self.initial(stream_id))
-        if given.dtype != self.dtype or not self.fits_row(given.shape, self.shape[self.grows or 0]):
+        if given.dtype != self.dtype or not self.fits_row(given.shape):
             raise ValueError(
                 f"initial[{self.name!r}]: expected {self.dtype}{list(self.shape)} for stream {stream_id!r}, "
                 f"got {given.dtype}{list(given.shape)}"

@@ -74,8 +74,7 @@ def read_record(record: object, tensors: Sequence[StateTensor], fingerprint: str
         )
     expected = [(tensor.name, tensor.dtype.str, tensor.shape) for tensor in tensors]
     if [entry[:2] for entry in named] != [entry[:2] for entry in expected] or not all(
-        tensor.fits_row(shape, tensor.shape[tensor.grows or 0])
-        for tensor, (_, _, shape) in zip(tensors, named, strict=True)
+        tensor.fits_row(shape) for tensor, (_, _, shape) in zip(tensors, named, strict=True)
     ):
         raise InvalidInput(f"state: expected the states {expected}, got {named}")
     counts = [int(np.prod(shape, dtype=int)) for _, _, shape in named]

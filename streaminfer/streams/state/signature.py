@@ -231,7 +231,7 @@ class StateSignature:
             return tensor
         if not callable(initial):
             check_instance(argument, initial, lambda it: isinstance(it, np.ndarray), "an array, or a function")
-            if initial.dtype != dtype or not tensor.fits_row(initial.shape, shape[grows or 0]):
+            if initial.dtype != dtype or not tensor.fits_row(initial.shape):
                 raise ValueError(f"{argument}: expected {dtype}{list(shape)}, got {initial.dtype}{list(initial.shape)}")
             initial = initial.copy()
         return attrs.evolve(tensor, initial=initial)

@@ -393,6 +393,32 @@ async def test_initial_state(loop):
         await wrong.infer(batch((1, 0)))
 
 
+@pytest.mark.parametrize("initial", [np.array(4.0), lambda _: np.array(4.0), None], ids=["array", "function", "zeros"])
+async def test_a_state_can_be_a_number(loop, initial):
+    """A state without axes is one number per row of a batch, here how many steps there were."""
+
+    def count(inputs):
+        return {"y": inputs["x"] + inputs["steps"], "steps_after": inputs["steps"] + 1}
+
+    inner = si.CpuBackend(count, example={"x": np.float64(0), "steps": np.float64(0)}, executor="inline")
+    settings = {} if initial is None else {"initial": {"steps": initial}}
+    model = StatefulBackend(inner, state={"steps": "steps_after"}, **settings)
+    first = 0.0 if initial is None else 4.0
+    async with stack(loop, model) as service:
+        outputs = await asyncio.gather(*(service(np.float64(0), stream_id=stream) for stream in "aab"))
+        record = model.export_state("a")
+        model.import_state("c", record)
+        outputs.append(await service(np.float64(0), stream_id="c"))
+
+    assert [float(y) for y in outputs] == [first, first + 1, first, first + 2]
+
+
+def test_the_initial_state_of_a_number_is_checked():
+    inner = si.CpuBackend(lambda inputs: inputs, example={"x": np.float64(0), "h": np.float64(0)}, executor="inline")
+    with pytest.raises(ValueError, match=r"initial\['h'\]: expected float64\[\], got float64\[2\]"):
+        stateful(inner, initial={"h": np.zeros(2)})
+
+
 async def test_padded_batches(loop):
     """Batches that are filled up to preferred sizes come to the same, sticky ones included."""
     model = stateful(recurrent(duration_s=0.01))
