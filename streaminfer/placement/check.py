@@ -15,7 +15,8 @@ from streaminfer._internal.html_table import html_table
 from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import check_choice, check_count, check_instance
 from streaminfer.batching.policy import POLICY_NAMES, PolicyName
-from streaminfer.placement.plan_record import Plan, Prediction
+from streaminfer.placement.plan_record import Plan
+from streaminfer.placement.predictions import Prediction
 from streaminfer.placement.solver.candidates import Pool, sample_network
 from streaminfer.simulation.simulator import simulate
 
@@ -23,6 +24,8 @@ __all__ = ["ClusterCheck", "PlanCheck", "replay"]
 
 _NO_DEADLINE_S = 1e6
 _TOLERANCE = 0.1
+_ARRIVALS_PER_REQUEST = 5
+"""Arrivals at a group: successive delays resemble each other, so p99 of a queue needs more of them."""
 
 Floats = NDArray[np.float64]
 
@@ -110,7 +113,7 @@ def replay(plan: Plan, *, requests: int = 20_000, policy: PolicyName = "greedy",
 
     Args:
         plan: to check.
-        requests: of each cluster, and arrivals at each group of replicas.
+        requests: of each cluster; five times as many arrive at each group of replicas.
         policy: of the batchers. Predictions describe ``"greedy"``; ``"lookahead"`` may hold a request back as long as
             it still meets its deadline.
         seed: of arrivals and round-trip times.
@@ -141,7 +144,8 @@ def replay(plan: Plan, *, requests: int = 20_000, policy: PolicyName = "greedy",
             mine = groups == group
             if (group, hour, scenario) not in delays:
                 rate = _rate(plan, group, hour, scenario)
-                delays[group, hour, scenario] = _delays(pools[group], rate, requests, policy, prediction.slo_s, rng)
+                count = _ARRIVALS_PER_REQUEST * requests
+                delays[group, hour, scenario] = _delays(pools[group], rate, count, policy, prediction.slo_s, rng)
             network_s = sample_network(problem, cluster, pools[group], scenarios[scenario], int(mine.sum()), rng)
             latencies_s[mine] = network_s + rng.choice(delays[group, hour, scenario], size=int(mine.sum()))
         found[cluster.name] = ClusterCheck(

@@ -54,13 +54,13 @@ def test_simulation_agrees_with_prediction(kind):
 
 
 def test_simulation_finds_weak_spots():
-    """A prediction that is too low is a weak spot."""
-    _, found = planned("plain")
-    hopeful = {name: attrs.evolve(it, latency_s=it.latency_s / 2) for name, it in found.predictions.items()}
+    """Clusters whose demand has tripled since the plan are weak spots."""
+    problem, found = planned("plain")
+    busy = [attrs.evolve(it, rates=[3 * rate for rate in it.rates]) for it in problem.clusters]
 
-    check = replay(attrs.evolve(found, predictions=hopeful))
+    check = replay(attrs.evolve(found, problem=attrs.evolve(problem, clusters=busy)), requests=1000)
 
-    assert len(check.weak_spots) == len(hopeful)
+    assert len(check.weak_spots) == len(busy)
     assert "weak" in repr(check)
     assert "<table>" in check._repr_html_()
 

@@ -24,6 +24,9 @@ from streaminfer.placement.solver.latency import BINS, histograms, rest_within
 
 __all__ = ["Candidates", "Pool", "Resource", "State", "find_candidates", "path_latency"]
 
+_LOAD_STEPS = 100
+_LOAD_ROUNDING = 1e-6
+
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
@@ -316,7 +319,12 @@ def path_latency(
     access = histograms([profile.rtt], [offset_s], step_s, bins)[0]
     backhaul = _backhaul(problem, [cluster], problem.sites[pool.sites[0]], step_s, bins)[0]
     parts = [access, backhaul, *_transfers(problem, pool, step_s, bins)]
-    return rest_within(parts, _delay_shares(pool, load, step_s, bins))[::-1]
+    below = max(1, int(load * _LOAD_STEPS + _LOAD_ROUNDING))  # delays are the same for many clusters at whole steps
+    above = load * _LOAD_STEPS - below
+    delays = _delay_shares(pool, below / _LOAD_STEPS, step_s, bins)
+    if above > _LOAD_ROUNDING:
+        delays = (1 - above) * delays + above * _delay_shares(pool, (below + 1) / _LOAD_STEPS, step_s, bins)
+    return rest_within(parts, delays)[::-1]
 
 
 def sample_network(

@@ -18,6 +18,7 @@ Reference: L. A. Wolsey, "An analysis of the greedy algorithm for the submodular
 import numpy as np
 from numpy.typing import NDArray
 
+from streaminfer.placement.solver.flows import Cut
 from streaminfer.placement.solver.instance import Instance
 
 __all__ = ["complete", "greedy_counts", "lower_bound", "serve_most"]
@@ -27,27 +28,30 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
-def greedy_counts(instance: Instance, start: Floats | None = None, *, keep: bool = True) -> Floats | None:
+def greedy_counts(
+    instance: Instance, start: Floats | None = None, *, keep: bool = True, seen: list[Cut] | None = None
+) -> Floats | None:
     """Choose replicas for everybody, then drop what is not needed.
 
     Args:
         instance: what there is to choose from.
         start: replicas that run.
         keep: whether they stay even if they are not needed.
+        seen: gets the cuts that the start violates.
 
     Returns:
         ``None`` where the greedy choice runs into a limit.
     """
     least = np.zeros(len(instance.pools)) if start is None else start
-    counts = complete(instance, least)
+    counts = complete(instance, least, seen)
     return None if counts is None else _drop(instance, counts, least if keep else np.zeros_like(least))
 
 
-def complete(instance: Instance, counts: Floats) -> Floats | None:
+def complete(instance: Instance, counts: Floats, seen: list[Cut] | None = None) -> Floats | None:
     """Add replicas until everybody is served in every state; ``None`` where a limit is in the way."""
     counts = counts.copy()
     states = range(len(instance.flows.rates))
-    return counts if all(_serve(instance, state, counts) for state in states) else None
+    return counts if all(_serve(instance, state, counts, seen) for state in states) else None
 
 
 def serve_most(instance: Instance, counts: Floats) -> Floats:
@@ -68,15 +72,17 @@ def lower_bound(instance: Instance) -> float:
     return max(bounds)
 
 
-def _serve(instance: Instance, state: int, counts: Floats) -> bool:
+def _serve(instance: Instance, state: int, counts: Floats, seen: list[Cut] | None = None) -> bool:
     """Add replicas until everybody is served in one state."""
     flows = instance.flows
     flow = flows.empty()
-    clusters, _ = flows.extend(state, counts, flow)
+    clusters, pools = flows.extend(state, counts, flow)
     lost = instance.candidates.states[state].lost
     alive = np.ones(len(counts), bool)
     alive &= ~instance.uses[list(lost)].any(axis=0)
     while (unserved := flows.unserved(state, flow)).any():
+        if seen is not None:
+            seen.append(Cut(state, clusters, pools))
         wanted = unserved @ flows.allowed[state] / flows.unit
         if (pool := _cheapest(instance, counts, wanted, alive)) < 0:
             # nowhere for those themselves: where others would make room for them
@@ -84,7 +90,7 @@ def _serve(instance: Instance, state: int, counts: Floats) -> bool:
             if (pool := _cheapest(instance, counts, wanted, alive)) < 0:
                 return False
         counts[pool] += 1.0
-        clusters, _ = flows.extend(state, counts, flow)
+        clusters, pools = flows.extend(state, counts, flow)
     return True
 
 

@@ -34,7 +34,10 @@ _STALLED = 3
 """Rounds of cuts without progress after which integers are looked for."""
 
 _PROGRESS = 2e-5
-_POLISH_ROUNDS = 4
+_POLISH_ROUNDS = 10
+_POLISH_SHARE = 0.5
+"""Most time of a polishing round, as a share of the search that it follows."""
+
 _NEVER_S = 1e9
 
 _TOLERANCE = 2e-6
@@ -95,10 +98,12 @@ class _Search:
         self.bound = np.inf if self.model.is_quality else -np.inf
         self.best: Solution | None = None
         self.is_out_of_time = False
+        self.first = instance.uses.argmax(axis=0)
+        self.at_site = (self.first[:, None] == np.arange(len(instance.site_prices))).astype(np.float32)
 
-    def _optimize(self) -> Floats | None:
+    def _optimize(self, limit_s: float = _NEVER_S) -> Floats | None:
         """Return the values of the columns; ``None`` where there are none, or none in time."""
-        values = self.model.optimize(max(0.05, self.end_s - time.monotonic()))
+        values = self.model.optimize(max(0.05, min(limit_s, self.end_s - time.monotonic())))
         self.is_out_of_time = time.monotonic() >= self.end_s
         return None if self.is_out_of_time else values
 
@@ -111,15 +116,16 @@ class _Search:
         self.bound = self.model.objective
         self._start()
         while self.best is None or self.best.gap > self.gap:
+            began_s = time.monotonic()
             values = self._optimize_whole()
             if values is None:
                 break
             self.bound = (min if self.model.is_quality else max)(self.bound, self.model.bound)
             found = self._separate(values, lazy=True)
-            self._offer(values[: self.model.at_sites], complete_first=found)
+            self._offer(values, complete_first=found)
             if not found:
                 break
-            self._polish(values)
+            self._polish(values, _POLISH_SHARE * (time.monotonic() - began_s))
         return self._result()
 
     def _result(self) -> Solution | None:
@@ -145,22 +151,22 @@ class _Search:
                 break
         return True
 
-    def _optimize_whole(self) -> Floats | None:
+    def _optimize_whole(self, limit_s: float = _NEVER_S) -> Floats | None:
         """Return values with whole replicas; cuts are added for the solutions on the way to them."""
         self.model.declare(whole=True)
-        values = self._optimize()
+        values = self._optimize(limit_s)
         for seen in self.model.improving[:-1]:
             self._separate(_rounded(seen, self.model.at_homes), lazy=True)
         return None if values is None else _rounded(values, self.model.at_homes)
 
-    def _polish(self, values: Floats) -> None:
+    def _polish(self, values: Floats, limit_s: float) -> None:
         """Look for a plan at the sites that a solution uses, which takes a fraction of the time; keep its cuts."""
         self.model.allow_sites(values[: self.model.at_sites])
         for _ in range(_POLISH_ROUNDS):
-            if not self._cut_relaxation() or (inside := self._optimize_whole()) is None:
+            if not self._cut_relaxation() or (inside := self._optimize_whole(limit_s)) is None:
                 break
             found = self._separate(inside, lazy=True)
-            self._offer(inside[: self.model.at_sites], complete_first=found)
+            self._offer(inside, complete_first=found)
             if not found:
                 break
         self.model.allow_sites()
@@ -194,13 +200,18 @@ class _Search:
     def _states(self) -> Any:
         return zip(self.instance.flows.allowed, self.instance.flows.rates, strict=True)
 
-    def _offer(self, counts: Floats, *, complete_first: bool) -> None:
-        """Keep the replicas if they are the best so far."""
+    def _offer(self, values: Floats, *, complete_first: bool) -> None:
+        """Keep the replicas if they are the best so far; those that do not suffice are completed, and cut off."""
         instance = self.instance
+        counts = values[: self.model.at_sites]
         if complete_first:
             if self.model.is_quality or instance.settings.migrations is not None:
                 return  # completing may break the budget; the next round has more cuts
-            completed = greedy_counts(instance, counts, keep=False)
+            seen: list[Cut] = []
+            completed = greedy_counts(instance, counts, keep=False, seen=seen)
+            for cut in seen:
+                self._add(cut, values)
+                self._add(cut, values, by_sites=True)
             if completed is None:
                 return
             counts = completed
@@ -302,30 +313,49 @@ class _Search:
         usable = flows.allowed[state] & (self.instance.qualities >= quality)
         return self._add(Cut(state, clusters, pools), values, column=column, usable=usable)
 
-    def _add(self, cut: Cut, values: Floats | None, *, column: int | None = None, usable: Bools | None = None) -> bool:
+    def _add(
+        self,
+        cut: Cut,
+        values: Floats | None,
+        *,
+        column: int | None = None,
+        usable: Bools | None = None,
+        by_sites: bool = False,
+    ) -> bool:
         """Add a cut; return whether the values violate it."""
-        flows = self.instance.flows
-        allowed = flows.allowed[cut.state] if usable is None else usable
-        rates = flows.rates[cut.state]
-        row = np.zeros(self.model.columns)
-        row[: self.model.at_sites] = np.where(cut.pools, self.instance.pool_rates, 0.0)
-        elsewhere = allowed & ~cut.pools & cut.clusters[:, None]
+        flows, model = self.instance.flows, self.model
+        rates = flows.rates[cut.state][cut.clusters]
+        inside = (flows.allowed[cut.state] if usable is None else usable)[cut.clusters]
+        row = np.zeros(model.columns)
+        capacity = np.minimum(self.instance.pool_rates, rates @ inside)
+        used = np.ones(len(self.instance.site_prices))
+        elsewhere = inside & ~cut.pools
+        rest = rates @ ((elsewhere @ self.at_site) > 0) if elsewhere.any() else np.zeros(len(used))
+        choice = np.ones(len(used), int)
+        reach = rest
+        if values is not None:
+            counts = capacity * values[: model.at_sites]
+            used[model.priced] = values[model.at_sites : model.at_homes]
+            reach = rates @ ((inside @ self.at_site) > 0)
+            costs = np.array(
+                [counts @ self.at_site, np.where(cut.pools, counts, 0.0) @ self.at_site + rest * used, reach * used]
+            )
+            choice = 2 - costs[::-1].argmin(axis=0) if by_sites else costs.argmin(axis=0)
+        with_pools = np.where(choice[self.first] == 0, True, (choice[self.first] == 1) & cut.pools)
+        row[: model.at_sites] = np.where(with_pools, capacity, 0.0)
+        through = np.where(choice == 0, 0.0, np.where(choice == 1, rest, reach))
+        row[model.at_sites : model.at_homes] = through[model.priced]
+        free = self.instance.site_prices == 0
         constant = 0.0
-        served = np.zeros(len(rates), bool)
-        position = {int(site): at for at, site in enumerate(self.model.priced)}
-        for pool_set, site in _by_site(self.instance.uses, np.asarray(elsewhere.any(axis=0))):
-            clusters = elsewhere[:, pool_set].any(axis=1)
-            if site in position:
-                row[self.model.at_sites + position[site]] += rates[clusters].sum()
-            else:
-                served |= clusters
-        constant = rates[served].sum()
-        right = rates[cut.clusters].sum() - constant
+        if free.any():
+            pools = ~with_pools & free[self.first]
+            constant = rates @ inside[:, pools].any(axis=1)
+        right = rates.sum() - constant
         if column is None:
-            row[: self.model.at_sites] = np.minimum(row[: self.model.at_sites], max(right, 0.0))
+            row[: model.at_homes] = np.minimum(row[: model.at_homes], max(right, 0.0))
         else:
             row[column] = -1.0
-            right = -(rates[~cut.clusters].sum() + constant)
+            right -= flows.rates[cut.state].sum()
         scale = max(abs(right), float(np.abs(row).max()), 1e-12)  # the solver's tolerances are absolute
         row /= scale
         right /= scale
@@ -339,9 +369,3 @@ def _rounded(values: Floats, count: int) -> Floats:
     """Round the first values in place."""
     values[:count] = np.rint(values[:count])
     return values
-
-
-def _by_site(uses: Bools, pools: Bools) -> list[tuple[Bools, int]]:
-    """Pools by the first site that they use."""
-    first = uses.argmax(axis=0)
-    return [(pools & (first == site), int(site)) for site in np.unique(first[pools])]

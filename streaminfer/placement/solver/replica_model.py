@@ -54,7 +54,7 @@ class ReplicaModel:
         self.objective = self.bound = 0.0
         self._is_whole = False
         self._highs = _silent(self._highspy)
-        options = {"output_flag": False, "threads": 1, "mip_rel_gap": gap / 2, "mip_abs_gap": 1e-9}
+        options = {"output_flag": False, "threads": 1, "mip_rel_gap": 0.95 * gap, "mip_abs_gap": 1e-9}
         for option, value in options.items():
             self._highs.setOptionValue(option, value)
         self._add_columns()
@@ -106,14 +106,12 @@ class ReplicaModel:
             lower[self.at_sites :] = upper[self.at_sites :] = used[self.priced]
         self._highs.changeColsBounds(self.at_homes, np.arange(self.at_homes, dtype=np.int32), lower, upper)
 
-    def opened(self, values: Floats) -> Floats | None:
-        """How far the sites of each pool are in use; ``None`` where using a site costs nothing."""
-        if not len(self.priced):
-            return None
+    def opened(self, values: Floats) -> Floats:
+        """How far each pool can be in use: no more than its sites, nor than its replicas where these are below one."""
         used = np.ones(len(self.instance.site_prices))
         used[self.priced] = values[self.at_sites : self.at_homes]
-        opened: Floats = np.where(self.instance.uses, used[:, None], 1.0).min(axis=0)
-        return opened
+        opened: Floats = np.where(self.instance.uses, used[:, None], 1.0).min(axis=0, initial=1.0)
+        return np.minimum(opened, values[: self.at_sites])
 
     def add_row(self, columns: Any, values: Any, lower: float, upper: float) -> None:
         """Add a row; zeros are left out."""
