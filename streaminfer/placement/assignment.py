@@ -70,10 +70,11 @@ def _key(instance: Instance, state: int) -> tuple[int, str]:
 
 def _shares(instance: Instance, flow: Ints, used: NDArray[np.intp]) -> Assignment:
     index = {int(p): at for at, p in enumerate(used)}
-    found: dict[str, Mapping[int, float]] = {}
-    for c, cluster in enumerate(instance.candidates.problem.clusters):
-        if total := int(flow[c].sum()):
-            found[cluster.name] = {index[int(p)]: float(flow[c, p] / total) for p in np.flatnonzero(flow[c])}
+    clusters = instance.candidates.problem.clusters
+    totals = flow.sum(axis=1)
+    found: dict[str, dict[int, float]] = {}
+    for c, p in np.argwhere(flow).tolist():
+        found.setdefault(clusters[c].name, {})[index[p]] = float(flow[c, p] / totals[c])
     return found
 
 

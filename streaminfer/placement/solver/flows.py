@@ -89,7 +89,16 @@ class Flows:
             limits = np.rint(limits * opened).astype(np.int64)
         if pools is not None:
             limits = np.where(pools, limits, flow)
-        return kernels.extend_flow(limits, self._demand[state], self.capacity(counts), flow)
+        capacity = self.capacity(counts)
+        usable = np.flatnonzero(capacity)  # few, and only these take part
+        inside = flow.take(usable, axis=1)
+        clusters, reached = kernels.extend_flow(
+            limits.take(usable, axis=1), self._demand[state], capacity[usable], inside
+        )
+        flow[:, usable] = inside
+        reaches = (limits[clusters] > 0).any(axis=0)
+        reaches[usable] = reached
+        return clusters, reaches
 
     def unserved(self, state: int, flow: Ints) -> Ints:
         """What a flow leaves of the demand; rounding is no demand."""

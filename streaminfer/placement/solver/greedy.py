@@ -83,7 +83,8 @@ def _serve(instance: Instance, state: int, counts: Floats, seen: list[Cut] | Non
     while (unserved := flows.unserved(state, flow)).any():
         if seen is not None:
             seen.append(Cut(state, clusters, pools))
-        wanted = unserved @ flows.allowed[state] / flows.unit
+        waiting = np.flatnonzero(unserved)
+        wanted = unserved[waiting] @ flows.allowed[state][waiting] / flows.unit
         if (pool := _cheapest(instance, counts, wanted, alive)) < 0:
             # nowhere for those themselves: where others would make room for them
             wanted = np.where(flows.allowed[state][clusters].any(axis=0), unserved.sum() / flows.unit, 0.0)

@@ -114,6 +114,7 @@ class _Search:
         if not self._cut_relaxation():
             return self._result()
         self.bound = self.model.objective
+        self.model.drop_slack()
         self._start()
         while self.best is None or self.best.gap > self.gap:
             began_s = time.monotonic()
@@ -160,14 +161,16 @@ class _Search:
         return None if values is None else _rounded(values, self.model.at_homes)
 
     def _polish(self, values: Floats, limit_s: float) -> None:
-        """Look for a plan at the sites that a solution uses, which takes a fraction of the time; keep its cuts."""
+        """Look for a plan as good at the sites that a solution uses, which is faster; keep its cuts."""
+        hoped = self.model.objective
         self.model.allow_sites(values[: self.model.at_sites])
         for _ in range(_POLISH_ROUNDS):
             if not self._cut_relaxation() or (inside := self._optimize_whole(limit_s)) is None:
                 break
+            is_worse = abs(self.model.objective - hoped) > self.gap * abs(hoped)
             found = self._separate(inside, lazy=True)
             self._offer(inside, complete_first=found)
-            if not found:
+            if not found or is_worse:
                 break
         self.model.allow_sites()
 

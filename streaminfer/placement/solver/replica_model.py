@@ -10,6 +10,9 @@ from streaminfer.placement.solver.instance import Instance
 
 __all__ = ["ReplicaModel"]
 
+_SLACK = 0.02
+"""Of a cut, as a share of its largest number."""
+
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
@@ -64,6 +67,7 @@ class ReplicaModel:
         if instance.settings.budget is not None:
             prices = np.concatenate([instance.prices, instance.site_prices[self.priced]])
             self.add_row(np.arange(self.at_homes), prices, -self.infinity, instance.settings.budget)
+        self._fixed_rows = self._highs.getNumRow()
         self._highs.cbMipImprovingSolution.subscribe(
             lambda event: self.improving.append(np.array(event.data_out.mip_solution))
         )
@@ -95,6 +99,12 @@ class ReplicaModel:
             return None
         values: Floats = np.array(solution.col_value)
         return values
+
+    def drop_slack(self) -> None:
+        """Drop the cuts that the last linear program does not need: each node of a search pays for them."""
+        slack = np.array(self._highs.getSolution().row_value) - np.array(self._highs.getLp().row_lower_)
+        rows = self._fixed_rows + np.flatnonzero(slack[self._fixed_rows :] > _SLACK)
+        self._highs.deleteRows(len(rows), rows.astype(np.int32))
 
     def allow_sites(self, counts: Floats | None = None) -> None:
         """Use exactly the sites that counts use; ``None``: any."""
