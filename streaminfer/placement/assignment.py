@@ -1,6 +1,6 @@
 """Who is served by which replicas, and the latency that follows."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
