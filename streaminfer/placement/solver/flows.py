@@ -96,7 +96,7 @@ class Flows:
             limits.take(usable, axis=1), self._demand[state], capacity[usable], inside
         )
         flow[:, usable] = inside
-        reaches = (limits[clusters] > 0).any(axis=0)
+        reaches: Bools = np.asarray((limits[clusters] > 0).any(axis=0))
         reaches[usable] = reached
         return clusters, reaches
 

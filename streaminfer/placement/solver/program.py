@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer.placement.solver.flows import Cut
-from streaminfer.placement.solver.greedy import greedy_counts
+from streaminfer.placement.solver.greedy import trimmed
 from streaminfer.placement.solver.instance import Instance
 from streaminfer.placement.solver.replica_model import ReplicaModel
 
@@ -191,7 +191,7 @@ class _Search:
         The solver is not told of it: HiGHS 1.16 ends with a wrong optimum for some starting solutions.
         """
         if not self.model.is_quality and self.instance.settings.migrations is None:
-            counts = greedy_counts(self.instance)
+            counts = trimmed(self.instance, np.zeros(self.model.at_sites))
             if counts is not None:
                 self._offer(counts, complete_first=False)
 
@@ -211,7 +211,7 @@ class _Search:
             if self.model.is_quality or instance.settings.migrations is not None:
                 return  # completing may break the budget; the next round has more cuts
             seen: list[Cut] = []
-            completed = greedy_counts(instance, counts, keep=False, seen=seen)
+            completed = trimmed(instance, counts, seen)
             for cut in seen:
                 self._add(cut, values)
                 self._add(cut, values, by_sites=True)
