@@ -131,9 +131,10 @@ class Plan:
         return plot_plan(self, ax)
 
     def _title(self) -> str:
-        replicas = sum(group.replicas for group in self.replicas)
-        title = f"{replicas} replicas at {len(self.sites)} sites, {self.cost:.4g} per hour, gap {self.gap:.2%}"
-        return f"{title}; {len(self.unserved)} clusters unserved" if self.unserved else title
+        replicas = _counted(sum(group.replicas for group in self.replicas), "replica")
+        sites = _counted(len(self.sites), "site")
+        title = f"{replicas} at {sites}, {self.cost:.4g} per hour, gap {self.gap:.2%}"
+        return f"{title}; {_counted(len(self.unserved), 'cluster')} unserved" if self.unserved else title
 
     def _slowest(self) -> list[Prediction]:
         return sorted(self.predictions.values(), key=lambda it: it.slo_s - it.latency_s)
@@ -179,3 +180,7 @@ class Plan:
         if self.binding:
             tables.append(html_table([(text,) for text in self.binding], head=["what binds"]))
         return "".join(tables)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

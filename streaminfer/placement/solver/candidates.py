@@ -138,13 +138,14 @@ def find_candidates(problem: Problem, hours: tuple[int, ...] | None = None) -> C
         [
             [all(c.residency in (None, *problem.sites[s].regions) for s in pool.sites) for pool in pools]
             for c in problem.clusters
-        ]
+        ],
+        bool,
     )
     reached = np.array(
         [[site.name in problem.links.get(c.name, ()) for site in problem.sites] for c in problem.clusters]
     )
     entries = np.array([pool.sites[0] for pool in pools], int)
-    same_model = np.array([[c.model == pool.model.name for pool in pools] for c in problem.clusters])
+    same_model = np.array([[c.model == pool.model.name for pool in pools] for c in problem.clusters], bool)
     quality = np.array([pool.variant.quality for pool in pools])
     least = np.array([classes[c.service_class].min_quality for c in problem.clusters])
     shape = len(problem.clusters), len(pools)

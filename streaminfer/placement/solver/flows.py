@@ -103,7 +103,7 @@ class Flows:
     def unserved(self, state: int, flow: Ints) -> Ints:
         """What a flow leaves of the demand; rounding is no demand."""
         left = self._demand[state] - flow.sum(axis=1)
-        return np.where(left > self._tolerance, left, 0)
+        return np.where(left > np.minimum(self._tolerance, self._demand[state] // 2), left, 0)
 
     def violated(self, state: int, counts: Floats, opened: Floats | None = None) -> Cut | None:
         """Return a cut that replicas violate, or ``None`` where they suffice."""

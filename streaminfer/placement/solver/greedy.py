@@ -109,7 +109,9 @@ def _serve(
             wanted = np.where(flows.allowed[state][clusters].any(axis=0), unserved.sum() / flows.unit, 0.0)
             if (pool := _cheapest(instance, counts, wanted, alive)) < 0:
                 return False
-        counts[pool] += 1.0
+        needs = instance.needs[:, pool] > 0
+        room = ((instance.limits - instance.needs @ counts)[needs] / instance.needs[needs, pool]).min(initial=np.inf)
+        counts[pool] += max(1.0, min(np.floor(room), wanted[pool] / instance.pool_rates[pool] // 2))
         clusters, pools = flows.extend(state, counts, flow)
     return True
 

@@ -74,7 +74,7 @@ class Instance:
                 self.needs > 0, np.floor(self.limits[:, None] / self.needs + 1e-9), np.inf
             ).min(axis=0)
         demand: Floats = np.max([self.flows.rates[s] @ mask for s, mask in enumerate(self.flows.allowed)], axis=0)
-        most: Floats = np.minimum(by_resource, np.ceil(demand / self.pool_rates - 1e-9))
+        most: Floats = np.minimum(by_resource, np.maximum(np.ceil(demand / self.pool_rates - 1e-9), demand > 0))
         return most
 
     @cached_property

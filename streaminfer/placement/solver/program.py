@@ -3,9 +3,12 @@
 *Design.* The variables are the replicas of each pool and, where a site costs something, whether it is used. Rows are
 slots, memory, the budget and the migrations. That everybody is served in every hour and after every loss is no block
 of assignment variables but a set of cuts, separated by the flows of :mod:`~streaminfer.placement.solver.flows`: first
-from the linear relaxation, then from whole solutions. A solution that violates cuts is completed greedily, and solved
-again at its own sites, so there is always a plan beside the bound. Equal replicas are counted, not numbered, so they
-have no symmetry; a pool that another one at the same place dominates is left out.
+from the linear relaxation, then from whole solutions. In a flow a cluster sends no more than its demand times the
+replicas of a pool, so the relaxation is as tight as that of the program with assignment variables. Cuts that it does
+not need are dropped before whole solutions are looked for. A solution that violates cuts is completed greedily, each
+replica that is added shows another cut, and solved again at its own sites, so there is always a plan beside the bound.
+Equal replicas are counted, not numbered, so they have no symmetry; a pool that another one at the same place dominates
+is left out.
 
 *Quality.* Each pool has one quality, so the most quality of a flow is a sum over the distinct qualities q₁ > q₂ > …
 of (qₖ minus qₖ₊₁) times the largest flow to pools of at least qₖ: loads of pools form a polymatroid. These largest
