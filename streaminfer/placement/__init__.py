@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from streaminfer.placement.network.outages import Outages
     from streaminfer.placement.network.promise_watch import LatencyPromise, PromiseState, PromiseWatch
     from streaminfer.placement.network.rtt_samples import END_TO_END, PairSummary, RttSamples
-    from streaminfer.placement.plan_record import Plan, Prediction, ReplicaGroup
+    from streaminfer.placement.plan_record import Plan, ReplicaGroup
     from streaminfer.placement.planning import plan, plan_hours, repair
+    from streaminfer.placement.predictions import Prediction
     from streaminfer.placement.price_table import Price, PriceTable, prices
     from streaminfer.placement.problem import (
         ANY_SITE,
@@ -118,7 +119,7 @@ _HOMES = {
     "PairSummary": "placement.network.rtt_samples",
     "Plan": "placement.plan_record",
     "PlanCheck": "placement.check",
-    "Prediction": "placement.plan_record",
+    "Prediction": "placement.predictions",
     "Price": "placement.price_table",
     "PriceTable": "placement.price_table",
     "Problem": "placement.problem",

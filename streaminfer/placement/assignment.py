@@ -1,23 +1,14 @@
 """Who is served by which replicas, and the latency that follows."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer.placement.plan_record import Assignment, Plan, Prediction, ReplicaGroup
-from streaminfer.placement.solver.candidates import path_latency
-from streaminfer.placement.solver.delays import LEVELS
+from streaminfer.placement.plan_record import Assignment, Plan, ReplicaGroup
 from streaminfer.placement.solver.instance import Instance
-from streaminfer.placement.solver.latency import BINS, sum_quantile
 
 __all__ = ["make_plan"]
-
-_LOAD_STEPS = 100
-"""Loads are rounded up to multiples of 1/100, so that delays at a load are computed once."""
-
-_SLACK_BINS = 20
-"""Bins beyond the SLO; a plan that keeps its promises needs none."""
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -47,7 +38,6 @@ def make_plan(instance: Instance, counts: Floats, *, bound: float) -> Plan:
         problem=problem,
         replicas=tuple(_group(instance, int(p), int(counts[p])) for p in used),
         assignments={_key(instance, state): _shares(instance, flow, used) for state, flow in flows.items()},
-        predictions=_predictions(instance, counts, flows),
         cost=value,
         quality=quality,
         bound=bound,
@@ -56,6 +46,7 @@ def make_plan(instance: Instance, counts: Floats, *, bound: float) -> Plan:
         unserved=unserved,
         instance=instance,
         counts=counts,
+        flows=flows,
     )
 
 
@@ -79,10 +70,11 @@ def _key(instance: Instance, state: int) -> tuple[int, str]:
 
 def _shares(instance: Instance, flow: Ints, used: NDArray[np.intp]) -> Assignment:
     index = {int(p): at for at, p in enumerate(used)}
-    found: dict[str, Mapping[int, float]] = {}
-    for c, cluster in enumerate(instance.candidates.problem.clusters):
-        if total := int(flow[c].sum()):
-            found[cluster.name] = {index[int(p)]: float(flow[c, p] / total) for p in np.flatnonzero(flow[c])}
+    clusters = instance.candidates.problem.clusters
+    totals = flow.sum(axis=1)
+    found: dict[str, dict[int, float]] = {}
+    for c, p in np.argwhere(flow).tolist():
+        found.setdefault(clusters[c].name, {})[index[p]] = float(flow[c, p] / totals[c])
     return found
 
 
@@ -96,7 +88,7 @@ def _flow(instance: Instance, state: int, counts: Floats) -> Ints:
     spare = instance.flows.capacity(counts)
     allowed = instance.flows.allowed[state] & (counts > 0)
     limits = instance.flows.limits(state)
-    distance = _distances(instance)
+    distance = instance.distances
     for c in np.argsort(allowed.sum(axis=1), kind="stable"):
         left = int(limits[c].max(initial=0))
         choices = np.flatnonzero(allowed[c] & (spare > 0))
@@ -109,75 +101,6 @@ def _flow(instance: Instance, state: int, counts: Floats) -> Ints:
                 break
     instance.flows.extend(state, counts, flow)
     return flow
-
-
-def _distances(instance: Instance) -> Floats:
-    """Mean round-trip time from each cluster to the first site of each pool."""
-    problem = instance.candidates.problem
-    means = np.full((len(problem.clusters), len(problem.sites)), np.inf)
-    index = {site.name: at for at, site in enumerate(problem.sites)}
-    for c, cluster in enumerate(problem.clusters):
-        for name, link in problem.links.get(cluster.name, {}).items():
-            means[c, index[name]] = link.rtt.values_s @ link.rtt.shares
-    return means[:, [pool.sites[0] for pool in instance.pools]]
-
-
-def _predictions(instance: Instance, counts: Floats, flows: Mapping[int, Ints]) -> dict[str, Prediction]:
-    problem = instance.candidates.problem
-    classes = {it.name: it for it in problem.service_classes}
-    most = instance.pool_rates / [pool.level for pool in instance.pools]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        loads = {
-            s: np.nan_to_num(flow.sum(axis=0) / instance.flows.unit / (counts * most)) for s, flow in flows.items()
-        }
-    found = {}
-    for c, cluster in enumerate(problem.clusters):
-        serving = [state for state, flow in flows.items() if flow[c].any()]
-        if not serving:
-            continue
-        promise = classes[cluster.service_class]
-        step_s = promise.slo_s / BINS
-        worst: Prediction | None = None
-        for state in _busiest(instance, serving, {s: float(loads[s][flows[s][c] > 0].max()) for s in serving}):
-            it = instance.candidates.states[state]
-            parts = [
-                (
-                    float(flows[state][c, p]),
-                    path_latency(
-                        problem,
-                        cluster,
-                        instance.pools[p],
-                        it.scenario,
-                        _rounded(loads[state][p]),
-                        step_s,
-                        BINS + _SLACK_BINS,
-                    ),
-                )
-                for p in np.flatnonzero(flows[state][c])
-            ]
-            latency_s = sum_quantile(parts, promise.share, step_s)
-            if worst is None or latency_s > worst.latency_s:
-                worst = Prediction(
-                    cluster=cluster.name,
-                    hour=it.hour,
-                    scenario=problem.scenarios[it.scenario].name,
-                    latency_s=latency_s,
-                    slo_s=promise.slo_s,
-                    share=promise.share,
-                )
-        if worst is not None:
-            found[cluster.name] = worst
-    return found
-
-
-def _busiest(instance: Instance, states: list[int], loads: Mapping[int, float]) -> Iterator[int]:
-    """For each scenario the state with the largest load."""
-    for scenario in {instance.candidates.states[state].scenario for state in states}:
-        yield max((s for s in states if instance.candidates.states[s].scenario == scenario), key=loads.__getitem__)
-
-
-def _rounded(load: float) -> float:
-    return min(max(LEVELS), float(np.ceil(load * _LOAD_STEPS - 1e-6)) / _LOAD_STEPS)
 
 
 def _binding(instance: Instance, counts: Floats, cost: float) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """`Plan`: which variants run where, who is served by them, and what that costs."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import attrs
@@ -12,10 +13,11 @@ from streaminfer._internal.html_table import html_table
 from streaminfer._internal.units import format_duration
 from streaminfer.placement.matrix_plot import plot_height_in
 from streaminfer.placement.plan_plot import plot_plan
+from streaminfer.placement.predictions import Prediction, predict
 from streaminfer.placement.problem import Problem
 from streaminfer.placement.solver.instance import Instance
 
-__all__ = ["Assignment", "Plan", "Prediction", "ReplicaGroup"]
+__all__ = ["Assignment", "Plan", "ReplicaGroup"]
 
 Assignment = Mapping[str, Mapping[int, float]]
 """By cluster: the share of its requests that each replica group serves, by the group's index in `Plan.replicas`."""
@@ -48,27 +50,6 @@ class ReplicaGroup:
         return f"{self.replicas} × {self.model}/{self.variant} at {places}"
 
 
-@attrs.frozen(kw_only=True)
-class Prediction:
-    """The latency of a cluster in the hour in which its replicas are busiest.
-
-    Attributes:
-        cluster: name of the cluster.
-        hour: index of the hour.
-        scenario: name of the scenario.
-        latency_s: that the promised share of the requests does not exceed.
-        slo_s: what was promised.
-        share: of the requests, that the promise is about.
-    """
-
-    cluster: str
-    hour: int
-    scenario: str
-    latency_s: float
-    slo_s: float
-    share: float
-
-
 @attrs.frozen(kw_only=True, eq=False, repr=False)
 class Plan:
     """The answer of `plan`; a notebook shows it as tables.
@@ -77,7 +58,6 @@ class Plan:
         problem: what was asked.
         replicas: what runs.
         assignments: who is served by what, by hour and name of the scenario.
-        predictions: by cluster.
         cost: per hour, of replicas and sites.
         quality: mean over the requests of all hours.
         bound: no plan is better: a cost, or a quality where a budget was given.
@@ -86,12 +66,12 @@ class Plan:
         unserved: requests per second of clusters for which there is no capacity; only a repair leaves any.
         instance: what the plan was made from, for repairs and prices.
         counts: replicas of each of its pools.
+        flows: of demand to these pools, by state, in the unit of `Flows`.
     """
 
     problem: Problem
     replicas: tuple[ReplicaGroup, ...]
     assignments: Mapping[tuple[int, str], Assignment]
-    predictions: Mapping[str, Prediction]
     cost: float
     quality: float
     bound: float
@@ -100,6 +80,12 @@ class Plan:
     unserved: Mapping[str, float]
     instance: Instance
     counts: NDArray[np.float64]
+    flows: Mapping[int, NDArray[np.int64]]
+
+    @cached_property
+    def predictions(self) -> Mapping[str, Prediction]:
+        """The latency of each cluster that is served, by name; computed when it is read first."""
+        return predict(self.instance, self.counts, self.flows)
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -145,9 +131,10 @@ class Plan:
         return plot_plan(self, ax)
 
     def _title(self) -> str:
-        replicas = sum(group.replicas for group in self.replicas)
-        title = f"{replicas} replicas at {len(self.sites)} sites, {self.cost:.4g} per hour, gap {self.gap:.2%}"
-        return f"{title}; {len(self.unserved)} clusters unserved" if self.unserved else title
+        replicas = _counted(sum(group.replicas for group in self.replicas), "replica")
+        sites = _counted(len(self.sites), "site")
+        title = f"{replicas} at {sites}, {self.cost:.4g} per hour, gap {self.gap:.2%}"
+        return f"{title}; {_counted(len(self.unserved), 'cluster')} unserved" if self.unserved else title
 
     def _slowest(self) -> list[Prediction]:
         return sorted(self.predictions.values(), key=lambda it: it.slo_s - it.latency_s)
@@ -193,3 +180,7 @@ class Plan:
         if self.binding:
             tables.append(html_table([(text,) for text in self.binding], head=["what binds"]))
         return "".join(tables)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -4,7 +4,14 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from streaminfer._internal.validation import check_choice, check_count, check_duration, check_instance, check_number
+from streaminfer._internal.validation import (
+    check_choice,
+    check_count,
+    check_duration,
+    check_instance,
+    check_number,
+    expected,
+)
 from streaminfer.placement.assignment import make_plan
 from streaminfer.placement.conflicts import infeasible_placement
 from streaminfer.placement.plan_record import Plan
@@ -58,16 +65,22 @@ def plan(
     check_number("gap", gap, "a number ≥ 0", lambda it: it >= 0)
     if time_limit_s is not None:
         check_duration("time_limit_s", time_limit_s, positive=True)
-    chosen = (
-        None
-        if hours is None
-        else tuple(check_count("hours", hour, at_least=0, at_most=problem.hours - 1) for hour in hours)
-    )
+    if running is not None:
+        check_instance("running", running, lambda it: isinstance(it, Plan), "a Plan or None")
+    chosen = None if hours is None else _checked_hours(problem, hours)
     settings = Settings(budget=budget, running={} if running is None else running.running, migrations=migrations)
     candidates = find_candidates(problem, chosen)
     if method == "greedy" and (budget is not None or migrations is not None):
         raise ValueError("method: expected 'exact' with budget or migrations, got 'greedy'")
     return _planned(candidates, settings, method, gap, time_limit_s)
+
+
+def _checked_hours(problem: Problem, hours: Iterable[int]) -> tuple[int, ...]:
+    check_instance("hours", hours, lambda it: isinstance(it, Iterable), "whole numbers or None")
+    chosen = tuple(check_count("hours", hour, at_least=0, at_most=problem.hours - 1) for hour in hours)
+    if not chosen:
+        raise ValueError(expected("hours", "at least one hour", hours))
+    return chosen
 
 
 def _planned(candidates: Candidates, settings: Settings, method: str, gap: float, time_limit_s: float | None) -> Plan:
@@ -113,8 +126,11 @@ def repair(running: Plan, lost: Iterable[str]) -> Plan:
         lost: names of the sites.
 
     Raises:
-        ValueError: not the name of a site.
+        TypeError, ValueError: an argument of the wrong type, or not the name of a site.
     """
+    check_instance("running", running, lambda it: isinstance(it, Plan), "a Plan")
+    if isinstance(lost, str):
+        raise TypeError(expected("lost", "names of sites", lost))
     problem = running.problem
     index = {site.name: at for at, site in enumerate(problem.sites)}
     gone = {index[check_choice("lost", name, tuple(index))] for name in lost}

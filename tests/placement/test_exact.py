@@ -36,3 +36,10 @@ def test_most_quality_equals_brute_force():
 
         assert solution is not None
         assert solution.value == pytest.approx(brute.most_quality(budget), rel=1e-5), seed
+
+
+def test_solver_prints_nothing(capfd):
+    """The banner of the solver stays away from the caller's output."""
+    solve(Instance(find_candidates(small_problem(0, "plain"))))
+
+    assert capfd.readouterr() == ("", "")

@@ -54,13 +54,13 @@ def test_simulation_agrees_with_prediction(kind):
 
 
 def test_simulation_finds_weak_spots():
-    """A prediction that is too low is a weak spot."""
-    _, found = planned("plain")
-    hopeful = {name: attrs.evolve(it, latency_s=it.latency_s / 2) for name, it in found.predictions.items()}
+    """Clusters whose demand has tripled since the plan are weak spots."""
+    problem, found = planned("plain")
+    busy = [attrs.evolve(it, rates=[3 * rate for rate in it.rates]) for it in problem.clusters]
 
-    check = replay(attrs.evolve(found, predictions=hopeful))
+    check = replay(attrs.evolve(found, problem=attrs.evolve(problem, clusters=busy)), requests=1000)
 
-    assert len(check.weak_spots) == len(hopeful)
+    assert len(check.weak_spots) == len(busy)
     assert "weak" in repr(check)
     assert "<table>" in check._repr_html_()
 
@@ -191,6 +191,9 @@ def test_plan_is_shown():
         ({"method": "best"}, "method: expected one of"),
         ({"gap": -1}, "gap: expected"),
         ({"hours": [5]}, "hours: expected"),
+        ({"hours": []}, "hours: expected at least one"),
+        ({"hours": 0}, "hours: expected whole numbers"),
+        ({"running": "x"}, "running: expected a Plan"),
         ({"migrations": -1}, "migrations: expected"),
         ({"budget": "much"}, "budget: expected"),
         ({"budget": 3.0, "method": "greedy"}, "method: expected 'exact'"),
@@ -200,3 +203,40 @@ def test_wrong_arguments_are_named(options, message):
     """The message names the argument and what was expected."""
     with pytest.raises((TypeError, ValueError), match=message):
         plan(small_problem(1, "plain"), **options)
+
+
+@pytest.mark.parametrize("rate", [1e-9, 1e-3])
+def test_rare_requests_are_served(rate):
+    """A cluster gets a replica however few requests it sends."""
+    problem = small_problem(0, "plain")
+    rare = [attrs.evolve(problem.clusters[0], rates=[rate])]
+
+    found = plan(attrs.evolve(problem, clusters=rare, links={"c0": problem.links["c0"]}))
+
+    assert list(found.assignment) == ["c0"]
+
+
+def test_enormous_demand_is_explained():
+    """The reason why there is no plan takes no time in proportion to the demand."""
+    problem = small_problem(0, "plain")
+    busy = [attrs.evolve(problem.clusters[0], rates=[1e12])]
+
+    with pytest.raises(InfeasiblePlacement, match="is served"):
+        plan(attrs.evolve(problem, clusters=busy, links={"c0": problem.links["c0"]}))
+
+
+def test_sites_without_slots_are_explained():
+    """A problem without any place for a replica has no plan."""
+    problem = small_problem(0, "plain")
+    full = [attrs.evolve(it, devices=[attrs.evolve(group, slots=0) for group in it.devices]) for it in problem.sites]
+
+    with pytest.raises(InfeasiblePlacement):
+        plan(attrs.evolve(problem, sites=full))
+
+
+def test_repair_wants_names():
+    """A text is no list of names."""
+    _, found = planned("plain")
+
+    with pytest.raises(TypeError, match="lost: expected"):
+        repair(found, "s0")

@@ -24,6 +24,9 @@ from streaminfer.placement.solver.latency import BINS, histograms, rest_within
 
 __all__ = ["Candidates", "Pool", "Resource", "State", "find_candidates", "path_latency"]
 
+_LOAD_STEPS = 100
+_LOAD_ROUNDING = 1e-6
+
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
@@ -135,13 +138,14 @@ def find_candidates(problem: Problem, hours: tuple[int, ...] | None = None) -> C
         [
             [all(c.residency in (None, *problem.sites[s].regions) for s in pool.sites) for pool in pools]
             for c in problem.clusters
-        ]
+        ],
+        bool,
     )
     reached = np.array(
         [[site.name in problem.links.get(c.name, ()) for site in problem.sites] for c in problem.clusters]
     )
     entries = np.array([pool.sites[0] for pool in pools], int)
-    same_model = np.array([[c.model == pool.model.name for pool in pools] for c in problem.clusters])
+    same_model = np.array([[c.model == pool.model.name for pool in pools] for c in problem.clusters], bool)
     quality = np.array([pool.variant.quality for pool in pools])
     least = np.array([classes[c.service_class].min_quality for c in problem.clusters])
     shape = len(problem.clusters), len(pools)
@@ -316,7 +320,12 @@ def path_latency(
     access = histograms([profile.rtt], [offset_s], step_s, bins)[0]
     backhaul = _backhaul(problem, [cluster], problem.sites[pool.sites[0]], step_s, bins)[0]
     parts = [access, backhaul, *_transfers(problem, pool, step_s, bins)]
-    return rest_within(parts, _delay_shares(pool, load, step_s, bins))[::-1]
+    below = max(1, int(load * _LOAD_STEPS + _LOAD_ROUNDING))  # delays are the same for many clusters at whole steps
+    above = load * _LOAD_STEPS - below
+    delays = _delay_shares(pool, below / _LOAD_STEPS, step_s, bins)
+    if above > _LOAD_ROUNDING:
+        delays = (1 - above) * delays + above * _delay_shares(pool, (below + 1) / _LOAD_STEPS, step_s, bins)
+    return rest_within(parts, delays)[::-1]
 
 
 def sample_network(

@@ -59,5 +59,7 @@ def share_within(delays_s: Floats, limits_s: NDArray[np.floating[Any]]) -> Float
 
 @cache
 def _unit_arrivals() -> Floats:
-    """Arrivals of a Poisson stream of rate 1."""
-    return np.cumsum(np.random.default_rng(_SEED).exponential(size=_ARRIVALS))
+    """Arrivals of a Poisson stream, scaled to a rate of exactly 1: delays at high loads depend most on it."""
+    arrivals: Floats = np.cumsum(np.random.default_rng(_SEED).exponential(size=_ARRIVALS))
+    arrivals *= _ARRIVALS / arrivals[-1]
+    return arrivals

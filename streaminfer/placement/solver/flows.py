@@ -89,12 +89,21 @@ class Flows:
             limits = np.rint(limits * opened).astype(np.int64)
         if pools is not None:
             limits = np.where(pools, limits, flow)
-        return kernels.extend_flow(limits, self._demand[state], self.capacity(counts), flow)
+        capacity = self.capacity(counts)
+        usable = np.flatnonzero(capacity)  # few, and only these take part
+        inside = flow.take(usable, axis=1)
+        clusters, reached = kernels.extend_flow(
+            limits.take(usable, axis=1), self._demand[state], capacity[usable], inside
+        )
+        flow[:, usable] = inside
+        reaches: Bools = np.asarray((limits[clusters] > 0).any(axis=0))
+        reaches[usable] = reached
+        return clusters, reaches
 
     def unserved(self, state: int, flow: Ints) -> Ints:
         """What a flow leaves of the demand; rounding is no demand."""
         left = self._demand[state] - flow.sum(axis=1)
-        return np.where(left > self._tolerance, left, 0)
+        return np.where(left > np.minimum(self._tolerance, self._demand[state] // 2), left, 0)
 
     def violated(self, state: int, counts: Floats, opened: Floats | None = None) -> Cut | None:
         """Return a cut that replicas violate, or ``None`` where they suffice."""

@@ -2,7 +2,8 @@
 
 *Idea.* State by state, the demand that flows nowhere asks for replicas. The next one is where a unit of demand costs
 least, counting the price of a site that is not yet used. When all are served, replicas and whole sites that are not
-needed are taken away again, dearest first.
+needed are taken away again, dearest first. A local search then tries to do without each site and each replica, or with
+one more, as long as the work is in proportion.
 
 *Bound.* Without prices of sites and where no limit binds, the demand that n replicas serve is a submodular function of
 n, so the cost is at most 1 + ln(D / d) times the least, with D the largest total demand and d the smallest gain of a
@@ -15,39 +16,59 @@ then, so nobody is unserved while there is capacity.
 Reference: L. A. Wolsey, "An analysis of the greedy algorithm for the submodular set covering problem" (1982).
 """
 
+import itertools
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
+from streaminfer.placement.solver.flows import Cut
 from streaminfer.placement.solver.instance import Instance
 
-__all__ = ["complete", "greedy_counts", "lower_bound", "serve_most"]
+__all__ = ["complete", "greedy_counts", "lower_bound", "serve_most", "trimmed"]
+
+_EXCHANGE_WORK = 3e7
+"""States × clusters × groups of replicas, squared, × exchanges: about five seconds."""
+
+_CHEAPER = 1 - 1e-9
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
-def greedy_counts(instance: Instance, start: Floats | None = None, *, keep: bool = True) -> Floats | None:
-    """Choose replicas for everybody, then drop what is not needed.
-
-    Args:
-        instance: what there is to choose from.
-        start: replicas that run.
-        keep: whether they stay even if they are not needed.
+def greedy_counts(instance: Instance) -> Floats | None:
+    """Choose replicas for everybody, drop what is not needed, and exchange them for cheaper ones.
 
     Returns:
         ``None`` where the greedy choice runs into a limit.
     """
-    least = np.zeros(len(instance.pools)) if start is None else start
-    counts = complete(instance, least)
-    return None if counts is None else _drop(instance, counts, least if keep else np.zeros_like(least))
+    counts = trimmed(instance, np.zeros(len(instance.pools)))
+    return None if counts is None else _exchange(instance, counts)
 
 
-def complete(instance: Instance, counts: Floats) -> Floats | None:
+def trimmed(instance: Instance, start: Floats, seen: list[Cut] | None = None) -> Floats | None:
+    """Add replicas until everybody is served, then drop what is not needed.
+
+    Args:
+        instance: what there is to choose from.
+        start: replicas to begin with.
+        seen: gets the cuts that the start violates.
+
+    Returns:
+        ``None`` where a limit is in the way.
+    """
+    counts = complete(instance, start, seen)
+    return None if counts is None else _drop(instance, counts)
+
+
+def complete(
+    instance: Instance, counts: Floats, seen: list[Cut] | None = None, banned: Bools | None = None
+) -> Floats | None:
     """Add replicas until everybody is served in every state; ``None`` where a limit is in the way."""
     counts = counts.copy()
     states = range(len(instance.flows.rates))
-    return counts if all(_serve(instance, state, counts) for state in states) else None
+    return counts if all(_serve(instance, state, counts, seen, banned) for state in states) else None
 
 
 def serve_most(instance: Instance, counts: Floats) -> Floats:
@@ -68,24 +89,65 @@ def lower_bound(instance: Instance) -> float:
     return max(bounds)
 
 
-def _serve(instance: Instance, state: int, counts: Floats) -> bool:
+def _serve(
+    instance: Instance, state: int, counts: Floats, seen: list[Cut] | None = None, banned: Bools | None = None
+) -> bool:
     """Add replicas until everybody is served in one state."""
     flows = instance.flows
     flow = flows.empty()
-    clusters, _ = flows.extend(state, counts, flow)
+    clusters, pools = flows.extend(state, counts, flow)
     lost = instance.candidates.states[state].lost
-    alive = np.ones(len(counts), bool)
+    alive = np.ones(len(counts), bool) if banned is None else ~banned
     alive &= ~instance.uses[list(lost)].any(axis=0)
     while (unserved := flows.unserved(state, flow)).any():
-        wanted = unserved @ flows.allowed[state] / flows.unit
+        if seen is not None:
+            seen.append(Cut(state, clusters, pools))
+        waiting = np.flatnonzero(unserved)
+        wanted = unserved[waiting] @ flows.allowed[state][waiting] / flows.unit
         if (pool := _cheapest(instance, counts, wanted, alive)) < 0:
             # nowhere for those themselves: where others would make room for them
             wanted = np.where(flows.allowed[state][clusters].any(axis=0), unserved.sum() / flows.unit, 0.0)
             if (pool := _cheapest(instance, counts, wanted, alive)) < 0:
                 return False
-        counts[pool] += 1.0
-        clusters, _ = flows.extend(state, counts, flow)
+        needs = instance.needs[:, pool] > 0
+        room = ((instance.limits - instance.needs @ counts)[needs] / instance.needs[needs, pool]).min(initial=np.inf)
+        counts[pool] += max(1.0, min(np.floor(room), wanted[pool] / instance.pool_rates[pool] // 2))
+        clusters, pools = flows.extend(state, counts, flow)
     return True
+
+
+def _exchange(instance: Instance, counts: Floats) -> Floats:
+    """Do without a site or a replica, or with one more replica, where that is cheaper in the end, until nothing is."""
+    cost = instance.cost(counts)
+    tries = int(_EXCHANGE_WORK / (instance.flows.rates.size * (1 + int(np.count_nonzero(counts))) ** 2))
+    is_better = True
+    while is_better:
+        is_better = False
+        for start, kept, banned in itertools.islice(_neighbors(instance, counts), tries):
+            tries -= 1
+            other = complete(instance, start, banned=banned)
+            if other is not None and (less := instance.cost(other := _drop(instance, other, kept))) < cost * _CHEAPER:
+                counts, cost, is_better = other, less, True
+                break
+    return counts
+
+
+def _neighbors(instance: Instance, counts: Floats) -> Iterator[tuple[Floats, Floats, Bools]]:
+    """Replicas to start from, those to keep, and pools to do without; the dearest first."""
+    nothing, none = np.zeros(len(counts)), np.zeros(len(counts), bool)
+    for site in np.argsort(-instance.site_prices, kind="stable"):
+        if counts[gone := instance.uses[site]].any():
+            yield np.where(gone, 0.0, counts), nothing, gone
+    dearest = np.argsort(-instance.prices, kind="stable")
+    for pool in dearest[counts[dearest] > 0]:
+        gone = np.arange(len(counts)) == pool
+        yield counts - gone, nothing, gone
+    spare = instance.limits - instance.needs @ counts
+    unused = ~(instance.uses & (counts > 0)).any(axis=1)
+    fits: Bools = np.asarray((instance.needs <= spare[:, None] + 1e-9).all(axis=0) & ~instance.uses[unused].any(axis=0))
+    for pool in dearest[fits[dearest]]:
+        more = (np.arange(len(counts)) == pool).astype(np.float64)
+        yield counts + more, more, none
 
 
 def _cheapest(instance: Instance, counts: Floats, wanted: Floats, alive: Bools) -> int:
@@ -104,12 +166,13 @@ def _cheapest(instance: Instance, counts: Floats, wanted: Floats, alive: Bools) 
     return int(np.where(usable, price, np.inf).argmin())
 
 
-def _drop(instance: Instance, counts: Floats, least: Floats) -> Floats:
-    """Take away sites, then replicas, that are not needed."""
+def _drop(instance: Instance, counts: Floats, kept: Floats | None = None) -> Floats:
+    """Take away sites, then replicas, that are not needed, but for those to be kept."""
+    least = np.zeros_like(counts) if kept is None else kept
     held = _Held(instance, counts)
     used = [site for site in np.flatnonzero(instance.site_prices) if (instance.uses[site] & (counts > 0)).any()]
     for site in sorted(used, key=lambda site: -instance.site_prices[site]):
-        held.try_counts(np.where(instance.uses[site], np.maximum(0.0, least), held.counts))
+        held.try_counts(np.where(instance.uses[site], least, held.counts))
     for pool in np.argsort(-instance.prices, kind="stable"):
         while held.counts[pool] > least[pool]:
             fewer = held.counts.copy()

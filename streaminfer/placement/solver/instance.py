@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Collection, Mapping
+from functools import cached_property
 from typing import Any, Self
 
 import attrs
@@ -73,8 +74,19 @@ class Instance:
                 self.needs > 0, np.floor(self.limits[:, None] / self.needs + 1e-9), np.inf
             ).min(axis=0)
         demand: Floats = np.max([self.flows.rates[s] @ mask for s, mask in enumerate(self.flows.allowed)], axis=0)
-        most: Floats = np.minimum(by_resource, np.ceil(demand / self.pool_rates - 1e-9))
+        most: Floats = np.minimum(by_resource, np.maximum(np.ceil(demand / self.pool_rates - 1e-9), demand > 0))
         return most
+
+    @cached_property
+    def distances(self) -> Floats:
+        """Mean round-trip time from each cluster to the first site of each pool, shape (c, p)."""
+        problem = self.candidates.problem
+        means = np.full((len(problem.clusters), len(problem.sites)), np.inf)
+        index = {site.name: at for at, site in enumerate(problem.sites)}
+        for c, cluster in enumerate(problem.clusters):
+            for name, link in problem.links.get(cluster.name, {}).items():
+                means[c, index[name]] = link.rtt.values_s @ link.rtt.shares
+        return means[:, [pool.sites[0] for pool in self.pools]]
 
     def cost(self, counts: Floats) -> float:
         """Price of replicas and of the sites that they use."""

@@ -3,9 +3,12 @@
 *Design.* The variables are the replicas of each pool and, where a site costs something, whether it is used. Rows are
 slots, memory, the budget and the migrations. That everybody is served in every hour and after every loss is no block
 of assignment variables but a set of cuts, separated by the flows of :mod:`~streaminfer.placement.solver.flows`: first
-from the linear relaxation, then from whole solutions. A solution that violates cuts is completed greedily, and solved
-again at its own sites, so there is always a plan beside the bound. Equal replicas are counted, not numbered, so they
-have no symmetry; a pool that another one at the same place dominates is left out.
+from the linear relaxation, then from whole solutions. In a flow a cluster sends no more than its demand times the
+replicas of a pool, so the relaxation is as tight as that of the program with assignment variables. Cuts that it does
+not need are dropped before whole solutions are looked for. A solution that violates cuts is completed greedily, each
+replica that is added shows another cut, and solved again at its own sites, so there is always a plan beside the bound.
+Equal replicas are counted, not numbered, so they have no symmetry; a pool that another one at the same place dominates
+is left out.
 
 *Quality.* Each pool has one quality, so the most quality of a flow is a sum over the distinct qualities q₁ > q₂ > …
 of (qₖ minus qₖ₊₁) times the largest flow to pools of at least qₖ: loads of pools form a polymatroid. These largest
@@ -24,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer.placement.solver.flows import Cut
-from streaminfer.placement.solver.greedy import greedy_counts
+from streaminfer.placement.solver.greedy import trimmed
 from streaminfer.placement.solver.instance import Instance
 from streaminfer.placement.solver.replica_model import ReplicaModel
 
@@ -34,7 +37,10 @@ _STALLED = 3
 """Rounds of cuts without progress after which integers are looked for."""
 
 _PROGRESS = 2e-5
-_POLISH_ROUNDS = 4
+_POLISH_ROUNDS = 10
+_POLISH_SHARE = 0.5
+"""Most time of a polishing round, as a share of the search that it follows."""
+
 _NEVER_S = 1e9
 
 _TOLERANCE = 2e-6
@@ -95,10 +101,12 @@ class _Search:
         self.bound = np.inf if self.model.is_quality else -np.inf
         self.best: Solution | None = None
         self.is_out_of_time = False
+        self.first = instance.uses.argmax(axis=0)
+        self.at_site = (self.first[:, None] == np.arange(len(instance.site_prices))).astype(np.float32)
 
-    def _optimize(self) -> Floats | None:
+    def _optimize(self, limit_s: float = _NEVER_S) -> Floats | None:
         """Return the values of the columns; ``None`` where there are none, or none in time."""
-        values = self.model.optimize(max(0.05, self.end_s - time.monotonic()))
+        values = self.model.optimize(max(0.05, min(limit_s, self.end_s - time.monotonic())))
         self.is_out_of_time = time.monotonic() >= self.end_s
         return None if self.is_out_of_time else values
 
@@ -109,17 +117,19 @@ class _Search:
         if not self._cut_relaxation():
             return self._result()
         self.bound = self.model.objective
+        self.model.drop_slack()
         self._start()
         while self.best is None or self.best.gap > self.gap:
+            began_s = time.monotonic()
             values = self._optimize_whole()
             if values is None:
                 break
             self.bound = (min if self.model.is_quality else max)(self.bound, self.model.bound)
             found = self._separate(values, lazy=True)
-            self._offer(values[: self.model.at_sites], complete_first=found)
+            self._offer(values, complete_first=found)
             if not found:
                 break
-            self._polish(values)
+            self._polish(values, _POLISH_SHARE * (time.monotonic() - began_s))
         return self._result()
 
     def _result(self) -> Solution | None:
@@ -145,23 +155,25 @@ class _Search:
                 break
         return True
 
-    def _optimize_whole(self) -> Floats | None:
+    def _optimize_whole(self, limit_s: float = _NEVER_S) -> Floats | None:
         """Return values with whole replicas; cuts are added for the solutions on the way to them."""
         self.model.declare(whole=True)
-        values = self._optimize()
+        values = self._optimize(limit_s)
         for seen in self.model.improving[:-1]:
             self._separate(_rounded(seen, self.model.at_homes), lazy=True)
         return None if values is None else _rounded(values, self.model.at_homes)
 
-    def _polish(self, values: Floats) -> None:
-        """Look for a plan at the sites that a solution uses, which takes a fraction of the time; keep its cuts."""
+    def _polish(self, values: Floats, limit_s: float) -> None:
+        """Look for a plan as good at the sites that a solution uses, which is faster; keep its cuts."""
+        hoped = self.model.objective
         self.model.allow_sites(values[: self.model.at_sites])
         for _ in range(_POLISH_ROUNDS):
-            if not self._cut_relaxation() or (inside := self._optimize_whole()) is None:
+            if not self._cut_relaxation() or (inside := self._optimize_whole(limit_s)) is None:
                 break
+            is_worse = abs(self.model.objective - hoped) > self.gap * abs(hoped)
             found = self._separate(inside, lazy=True)
-            self._offer(inside[: self.model.at_sites], complete_first=found)
-            if not found:
+            self._offer(inside, complete_first=found)
+            if not found or is_worse:
                 break
         self.model.allow_sites()
 
@@ -182,7 +194,7 @@ class _Search:
         The solver is not told of it: HiGHS 1.16 ends with a wrong optimum for some starting solutions.
         """
         if not self.model.is_quality and self.instance.settings.migrations is None:
-            counts = greedy_counts(self.instance)
+            counts = trimmed(self.instance, np.zeros(self.model.at_sites))
             if counts is not None:
                 self._offer(counts, complete_first=False)
 
@@ -194,13 +206,18 @@ class _Search:
     def _states(self) -> Any:
         return zip(self.instance.flows.allowed, self.instance.flows.rates, strict=True)
 
-    def _offer(self, counts: Floats, *, complete_first: bool) -> None:
-        """Keep the replicas if they are the best so far."""
+    def _offer(self, values: Floats, *, complete_first: bool) -> None:
+        """Keep the replicas if they are the best so far; those that do not suffice are completed, and cut off."""
         instance = self.instance
+        counts = values[: self.model.at_sites]
         if complete_first:
             if self.model.is_quality or instance.settings.migrations is not None:
                 return  # completing may break the budget; the next round has more cuts
-            completed = greedy_counts(instance, counts, keep=False)
+            seen: list[Cut] = []
+            completed = trimmed(instance, counts, seen)
+            for cut in seen:
+                self._add(cut, values)
+                self._add(cut, values, by_sites=True)
             if completed is None:
                 return
             counts = completed
@@ -302,30 +319,49 @@ class _Search:
         usable = flows.allowed[state] & (self.instance.qualities >= quality)
         return self._add(Cut(state, clusters, pools), values, column=column, usable=usable)
 
-    def _add(self, cut: Cut, values: Floats | None, *, column: int | None = None, usable: Bools | None = None) -> bool:
+    def _add(
+        self,
+        cut: Cut,
+        values: Floats | None,
+        *,
+        column: int | None = None,
+        usable: Bools | None = None,
+        by_sites: bool = False,
+    ) -> bool:
         """Add a cut; return whether the values violate it."""
-        flows = self.instance.flows
-        allowed = flows.allowed[cut.state] if usable is None else usable
-        rates = flows.rates[cut.state]
-        row = np.zeros(self.model.columns)
-        row[: self.model.at_sites] = np.where(cut.pools, self.instance.pool_rates, 0.0)
-        elsewhere = allowed & ~cut.pools & cut.clusters[:, None]
+        flows, model = self.instance.flows, self.model
+        rates = flows.rates[cut.state][cut.clusters]
+        inside = (flows.allowed[cut.state] if usable is None else usable)[cut.clusters]
+        row = np.zeros(model.columns)
+        capacity = np.minimum(self.instance.pool_rates, rates @ inside)
+        used = np.ones(len(self.instance.site_prices))
+        elsewhere = inside & ~cut.pools
+        rest = rates @ ((elsewhere @ self.at_site) > 0) if elsewhere.any() else np.zeros(len(used))
+        choice = np.ones(len(used), int)
+        reach = rest
+        if values is not None:
+            counts = capacity * values[: model.at_sites]
+            used[model.priced] = values[model.at_sites : model.at_homes]
+            reach = rates @ ((inside @ self.at_site) > 0)
+            costs = np.array(
+                [counts @ self.at_site, np.where(cut.pools, counts, 0.0) @ self.at_site + rest * used, reach * used]
+            )
+            choice = 2 - costs[::-1].argmin(axis=0) if by_sites else costs.argmin(axis=0)
+        with_pools = np.where(choice[self.first] == 0, True, (choice[self.first] == 1) & cut.pools)
+        row[: model.at_sites] = np.where(with_pools, capacity, 0.0)
+        through = np.where(choice == 0, 0.0, np.where(choice == 1, rest, reach))
+        row[model.at_sites : model.at_homes] = through[model.priced]
+        free = self.instance.site_prices == 0
         constant = 0.0
-        served = np.zeros(len(rates), bool)
-        position = {int(site): at for at, site in enumerate(self.model.priced)}
-        for pool_set, site in _by_site(self.instance.uses, np.asarray(elsewhere.any(axis=0))):
-            clusters = elsewhere[:, pool_set].any(axis=1)
-            if site in position:
-                row[self.model.at_sites + position[site]] += rates[clusters].sum()
-            else:
-                served |= clusters
-        constant = rates[served].sum()
-        right = rates[cut.clusters].sum() - constant
+        if free.any():
+            pools = ~with_pools & free[self.first]
+            constant = rates @ inside[:, pools].any(axis=1)
+        right = rates.sum() - constant
         if column is None:
-            row[: self.model.at_sites] = np.minimum(row[: self.model.at_sites], max(right, 0.0))
+            row[: model.at_homes] = np.minimum(row[: model.at_homes], max(right, 0.0))
         else:
             row[column] = -1.0
-            right = -(rates[~cut.clusters].sum() + constant)
+            right -= flows.rates[cut.state].sum()
         scale = max(abs(right), float(np.abs(row).max()), 1e-12)  # the solver's tolerances are absolute
         row /= scale
         right /= scale
@@ -339,9 +375,3 @@ def _rounded(values: Floats, count: int) -> Floats:
     """Round the first values in place."""
     values[:count] = np.rint(values[:count])
     return values
-
-
-def _by_site(uses: Bools, pools: Bools) -> list[tuple[Bools, int]]:
-    """Pools by the first site that they use."""
-    first = uses.argmax(axis=0)
-    return [(pools & (first == site), int(site)) for site in np.unique(first[pools])]

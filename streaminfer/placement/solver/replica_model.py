@@ -10,6 +10,9 @@ from streaminfer.placement.solver.instance import Instance
 
 __all__ = ["ReplicaModel"]
 
+_SLACK = 0.02
+"""Of a cut, as a share of its largest number."""
+
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
@@ -54,7 +57,7 @@ class ReplicaModel:
         self.objective = self.bound = 0.0
         self._is_whole = False
         self._highs = _silent(self._highspy)
-        options = {"output_flag": False, "threads": 1, "mip_rel_gap": gap / 2, "mip_abs_gap": 1e-9}
+        options = {"output_flag": False, "threads": 1, "mip_rel_gap": 0.95 * gap, "mip_abs_gap": 1e-9}
         for option, value in options.items():
             self._highs.setOptionValue(option, value)
         self._add_columns()
@@ -64,6 +67,7 @@ class ReplicaModel:
         if instance.settings.budget is not None:
             prices = np.concatenate([instance.prices, instance.site_prices[self.priced]])
             self.add_row(np.arange(self.at_homes), prices, -self.infinity, instance.settings.budget)
+        self._fixed_rows = self._highs.getNumRow()
         self._highs.cbMipImprovingSolution.subscribe(
             lambda event: self.improving.append(np.array(event.data_out.mip_solution))
         )
@@ -96,6 +100,12 @@ class ReplicaModel:
         values: Floats = np.array(solution.col_value)
         return values
 
+    def drop_slack(self) -> None:
+        """Drop the cuts that the last linear program does not need: each node of a search pays for them."""
+        slack = np.array(self._highs.getSolution().row_value) - np.array(self._highs.getLp().row_lower_)
+        rows = self._fixed_rows + np.flatnonzero(slack[self._fixed_rows :] > _SLACK)
+        self._highs.deleteRows(len(rows), rows.astype(np.int32))
+
     def allow_sites(self, counts: Floats | None = None) -> None:
         """Use exactly the sites that counts use; ``None``: any."""
         lower, upper = np.zeros(self.at_homes), np.ones(self.at_homes)
@@ -106,14 +116,12 @@ class ReplicaModel:
             lower[self.at_sites :] = upper[self.at_sites :] = used[self.priced]
         self._highs.changeColsBounds(self.at_homes, np.arange(self.at_homes, dtype=np.int32), lower, upper)
 
-    def opened(self, values: Floats) -> Floats | None:
-        """How far the sites of each pool are in use; ``None`` where using a site costs nothing."""
-        if not len(self.priced):
-            return None
+    def opened(self, values: Floats) -> Floats:
+        """How far each pool can be in use: no more than its sites, nor than its replicas where these are below one."""
         used = np.ones(len(self.instance.site_prices))
         used[self.priced] = values[self.at_sites : self.at_homes]
-        opened: Floats = np.where(self.instance.uses, used[:, None], 1.0).min(axis=0)
-        return opened
+        opened: Floats = np.where(self.instance.uses, used[:, None], 1.0).min(axis=0, initial=1.0)
+        return np.minimum(opened, values[: self.at_sites])
 
     def add_row(self, columns: Any, values: Any, lower: float, upper: float) -> None:
         """Add a row; zeros are left out."""

@@ -1,0 +1,119 @@
+"""`predict`: the latency of each cluster in the hour in which its replicas are busiest.
+
+The first pass has the resolution of the SLO. A second one has that of the latency that was found, so values that are
+rounded up add little to a latency far below the SLO. Delays at a load lie between those at two hundredths of it.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from streaminfer.placement.problem import ServiceClass
+from streaminfer.placement.solver.candidates import path_latency
+from streaminfer.placement.solver.delays import LEVELS
+from streaminfer.placement.solver.instance import Instance
+from streaminfer.placement.solver.latency import BINS, sum_quantile
+
+__all__ = ["Prediction", "predict"]
+
+_SLACK_BINS = 20
+"""Bins beyond the latency that is expected; sums of values that are rounded up may need some."""
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@attrs.frozen(kw_only=True)
+class Prediction:
+    """The latency of a cluster in the hour in which its replicas are busiest.
+
+    Attributes:
+        cluster: name of the cluster.
+        hour: index of the hour.
+        scenario: name of the scenario.
+        latency_s: that the promised share of the requests does not exceed.
+        slo_s: what was promised.
+        share: of the requests, that the promise is about.
+    """
+
+    cluster: str
+    hour: int
+    scenario: str
+    latency_s: float
+    slo_s: float
+    share: float
+
+
+def predict(instance: Instance, counts: Floats, flows: Mapping[int, Ints]) -> dict[str, Prediction]:
+    """Predict the latency of every cluster that is served.
+
+    Args:
+        instance: what the replicas were chosen from.
+        counts: replicas of each pool.
+        flows: of demand to pools, by state.
+    """
+    problem = instance.candidates.problem
+    classes = {it.name: it for it in problem.service_classes}
+    most = instance.pool_rates / [pool.level for pool in instance.pools]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        loads = {
+            s: np.nan_to_num(flow.sum(axis=0) / instance.flows.unit / (counts * most)) for s, flow in flows.items()
+        }
+    found = {}
+    for c, cluster in enumerate(problem.clusters):
+        serving = {s: float(loads[s][flow[c] > 0].max()) for s, flow in flows.items() if flow[c].any()}
+        promise = classes[cluster.service_class]
+        candidates = []
+        for state in _busiest(instance, serving):
+            it = instance.candidates.states[state]
+            latency_s = _latency_s(instance, c, state, flows[state][c], loads[state], promise)
+            candidates.append(
+                Prediction(
+                    cluster=cluster.name,
+                    hour=it.hour,
+                    scenario=problem.scenarios[it.scenario].name,
+                    latency_s=latency_s,
+                    slo_s=promise.slo_s,
+                    share=promise.share,
+                )
+            )
+        if candidates:
+            found[cluster.name] = max(candidates, key=lambda it: it.latency_s)
+    return found
+
+
+def _latency_s(instance: Instance, c: int, state: int, flow: Ints, loads: Floats, promise: ServiceClass) -> float:
+    """Latency of the promised share of a cluster's requests, in two passes."""
+    problem = instance.candidates.problem
+    scenario = instance.candidates.states[state].scenario
+    latency_s = promise.slo_s
+    for _ in range(2):
+        step_s = latency_s / BINS
+        parts = [
+            (
+                float(flow[p]),
+                path_latency(
+                    problem,
+                    problem.clusters[c],
+                    instance.pools[p],
+                    scenario,
+                    min(loads[p], max(LEVELS)),
+                    step_s,
+                    BINS + _SLACK_BINS,
+                ),
+            )
+            for p in np.flatnonzero(flow)
+        ]
+        found_s = sum_quantile(parts, promise.share, step_s)
+        if not 0 < found_s < latency_s:
+            return found_s
+        latency_s = found_s
+    return latency_s
+
+
+def _busiest(instance: Instance, loads: Mapping[int, float]) -> Iterator[int]:
+    """For each scenario the state with the largest load."""
+    for scenario in {instance.candidates.states[state].scenario for state in loads}:
+        yield max((s for s in loads if instance.candidates.states[s].scenario == scenario), key=loads.__getitem__)
