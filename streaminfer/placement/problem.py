@@ -334,10 +334,14 @@ class Problem:
             OSError: the file cannot be read.
             TypeError, ValueError: it is no problem; the message has the path to what is wrong.
         """
-        if isinstance(source, os.PathLike) or (isinstance(source, str) and not source.lstrip().startswith("{")):
+        if isinstance(source, os.PathLike) or (isinstance(source, str) and not source.lstrip().startswith(("{", "["))):
             source = Path(source).read_text(encoding="utf-8")
-        stored = json.loads(source) if isinstance(source, str) else source
-        return read_record(cls, stored, "")
+        if isinstance(source, str):
+            try:
+                source = json.loads(source)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"source: expected JSON, got a mistake in it: {error}") from error
+        return read_record(cls, source, "")
 
     def to_json(self) -> str:
         """Return the problem as a JSON text, which `from_json` reads."""

@@ -74,6 +74,13 @@ def test_rates_are_of_the_same_hours():
         attrs.evolve(small_problem(1, "plain"), clusters=clusters)
 
 
+def test_what_is_no_json_object_is_named():
+    with pytest.raises(TypeError, match=r"^problem: expected an object, got "):
+        Problem.from_json("[]")
+    with pytest.raises(ValueError, match=r"^source: expected JSON, got a mistake in it: Expecting"):
+        Problem.from_json('{"clusters": [')
+
+
 def test_a_missing_key_is_named():
     """What has no default must be there."""
     with pytest.raises(ValueError, match="problem: expected the key 'clusters'"):
