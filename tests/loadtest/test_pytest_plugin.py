@@ -27,7 +27,8 @@ class Model:
 @pytest.fixture
 def run_tests(pytester, monkeypatch):
     """Run a test file in a pytest of its own."""
-    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    for name in ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER"):  # under xdist pytest-benchmark would measure nothing
+        monkeypatch.delenv(name, raising=False)
 
     def run(text, *arguments, xdist=False):
         pytester.makepyfile(test_load=MODEL + text)

@@ -91,3 +91,17 @@ def test_star_import_gives_the_public_names():
 def test_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="'streaminfer' has no attribute 'Batcher'"):
         streaminfer.Batcher  # noqa: B018 - the access is what is tested
+
+
+@pytest.mark.parametrize("source", sorted((ROOT / "streaminfer").rglob("__init__.py")), ids=str)
+def test_no_module_hides_a_name_of_its_package(source):
+    """The import of a submodule would put the module in the place of a function that the package loads lazily."""
+    homes = next(
+        (
+            set(ast.literal_eval(node.value))
+            for node in ast.parse(source.read_text(encoding="utf-8")).body
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_HOMES"
+        ),
+        set(),
+    )
+    assert not homes & {path.stem for path in source.parent.iterdir()}

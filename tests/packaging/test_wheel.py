@@ -57,6 +57,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel, compiled_names):
     static = ROOT / "streaminfer" / "telemetry" / "live_page" / "static"
     on_disk |= {path.relative_to(ROOT).as_posix() for path in static.rglob("*") if path.is_file()}
     on_disk.add("streaminfer/placement/network/access_profiles.json")
+    on_disk |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "streaminfer" / "loadtest").rglob("*.toml")}
     built = {name.replace(".", "/") + SUFFIX for name in [*compiled_names, *KERNELS]}
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}

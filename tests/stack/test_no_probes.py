@@ -32,6 +32,7 @@ NO_CAPABILITIES = {
     "register_at_fork": "POSIX",
     "retry_after_s": "errors that say it",
     "retryable": "exceptions of users",
+    "sched_getaffinity": "Linux",
     "shape": "arrays",
     "sqlite_errorcode": "errors of SQLite, not those of Python",
     "threshold_s": "as `burning`",

@@ -7,7 +7,7 @@ from streaminfer._internal.lazy import lazy_attributes
 if TYPE_CHECKING:
     from streaminfer.loadtest.devices.delivery import Delivery
     from streaminfer.loadtest.devices.library import device_names, device_profile
-    from streaminfer.loadtest.devices.probe import DeviceMeasurement, probe
+    from streaminfer.loadtest.devices.probing import DeviceMeasurement, probe
     from streaminfer.loadtest.devices.profile import CameraProfile, DeviceProfile, MicrophoneProfile
     from streaminfer.loadtest.devices.recording import record, render
     from streaminfer.loadtest.devices.timing import Timing
@@ -29,13 +29,13 @@ __all__ = [
 _HOMES = {
     "CameraProfile": "loadtest.devices.profile",
     "Delivery": "loadtest.devices.delivery",
-    "DeviceMeasurement": "loadtest.devices.probe",
+    "DeviceMeasurement": "loadtest.devices.probing",
     "DeviceProfile": "loadtest.devices.profile",
     "MicrophoneProfile": "loadtest.devices.profile",
     "Timing": "loadtest.devices.timing",
     "device_names": "loadtest.devices.library",
     "device_profile": "loadtest.devices.library",
-    "probe": "loadtest.devices.probe",
+    "probe": "loadtest.devices.probing",
     "record": "loadtest.devices.recording",
     "render": "loadtest.devices.recording",
 }
