@@ -13,9 +13,11 @@ ROOT = Path(__file__).parents[2]
 
 def run_with_ray(*arguments):
     """What Python there did with these arguments."""
+    path = os.pathsep.join((str(ROOT), str(ROOT / "examples")))
     return subprocess.run(
         [ENVIRONMENTS["ray"].make().python, *arguments],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "examples")))},
+        # a router of Serve outlives `ray.shutdown`, and its next call would connect again to the cluster that ends
+        env={**os.environ, "PYTHONPATH": path, "RAY_ENABLE_AUTO_CONNECT": "0"},
         capture_output=True,
         text=True,
         check=False,
