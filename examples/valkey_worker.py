@@ -43,7 +43,7 @@ class Settings:
     Attributes:
         stream: messages with the field ``picture``; an answered one is deleted.
         answers: stream of answers: ``id`` of the message, and ``faces`` or ``error``.
-        dead: stream of messages that were given up.
+        dead: stream of abandoned messages.
         group: consumer group, which is made if missing.
         max_age_s: an older message is answered with an error.
         attempt_s: most seconds of one attempt.
@@ -132,7 +132,7 @@ class Worker:
                     else:
                         LOG.error("message %s was delivered %d times", identity, entry["times_delivered"])
                         await self._client.xadd(settings.dead, {"id": identity, **fields}, maxlen=10_000)
-                        await self._send(identity, "error", "given up")
+                        await self._send(identity, "error", "abandoned")
             try:
                 await asyncio.wait_for(stop.wait(), settings.claim_after_s / 4)
             except TimeoutError:

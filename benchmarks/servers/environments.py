@@ -142,7 +142,7 @@ ENVIRONMENTS = {
     ),
     "ray": Environment(
         "ray",
-        # the models of KEDA's definitions are for a test, and are made for each Python anew
+        # the models of KEDA's definitions are for a test, and are made again for each Python
         (("ray[serve]==2.60.0", "attrs>=23.2", "numpy>=2", "cloudcoil-models-keda>=2.16"),),
         pythons=THIS_PYTHON,
     ),

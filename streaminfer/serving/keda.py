@@ -58,7 +58,7 @@ def keda_scaled_object(
         "metricType": "Value",
         "metadata": {
             "serverAddress": prometheus_url,
-            # without requests the mean is not a number, and nobody waits
+            # without requests the mean is not a number, and no request waits
             "query": f"({delay} >= 0) or vector(0)",
             "threshold": number(queue_delay_s),
         },

@@ -119,7 +119,7 @@ def test_a_failure_is_tried_again_and_then_given_up(database, example):
 
     answer, dead = serve_while(database, example, backend, scenario, claim_after_s=0.05)
 
-    assert answer == {b"error": b"given up"}
+    assert answer == {b"error": b"abandoned"}
     assert len(backend.batches) == 3
     assert len(dead[0][1][b"picture"]) == PIXELS
     assert left_over(database) == (0, 0)
@@ -201,7 +201,7 @@ def test_a_message_that_kills_its_worker_is_given_up(database):
 
     assert codes == [9, 9, 9, 0]
     assert dead == [deadly]
-    assert found[deadly][b"error"] == b"given up"
+    assert found[deadly][b"error"] == b"abandoned"
     assert all(b"faces" in found[one] for one in harmless)
     assert left_over(database) == (0, 0)
 

@@ -33,7 +33,7 @@ class Delivery:
     """Timing of a device.
 
     Attributes:
-        jitter_s: standard deviation of the delay from capture to hand-over.
+        jitter_s: standard deviation of the delay from capture to delivery.
         loss: share of the frames that are lost inside the device.
         loss_run: mean number of successive frames that are lost together.
         skew_ppm: how much faster the clock of the device runs than ours, in parts per million.
@@ -52,7 +52,7 @@ class Capture:
     Attributes:
         number: which frame.
         captured_ns: instant of capture, from the start.
-        delivered_ns: instant of hand-over, never before that of an earlier frame; ``None``: it was lost.
+        delivered_ns: instant of delivery, never before that of an earlier frame; ``None``: it was lost.
     """
 
     number: int

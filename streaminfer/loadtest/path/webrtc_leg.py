@@ -247,7 +247,7 @@ class _Moments:
         self._count = max(1, round((seconds or 0.0) / period_s))
 
     async def next(self) -> tuple[int, int, int] | None:
-        """Return number, capture and hand-over of the next frame; ``None``: there is none."""
+        """Return number, capture and delivery of the next frame; ``None``: there is none."""
         if self._captures is None:
             return await self.queue.get()
         self.start_ns = self.start_ns or time.monotonic_ns()

@@ -11,7 +11,7 @@ replica (Wolsey 1982). What counts in practice is the bound that each plan state
 solution of the dual of the linear relaxation.
 
 *Guarantee.* Where the greedy choice runs into a limit with demand left, it returns ``None``; callers solve the program
-then, so nobody is unserved while there is capacity.
+then, so no cluster is unserved while there is capacity.
 
 Reference: L. A. Wolsey, "An analysis of the greedy algorithm for the submodular set covering problem" (1982).
 """

@@ -140,7 +140,7 @@ class Instance:
 
 
 def _undominated(candidates: Candidates, allowed: Bools, settings: Settings) -> NDArray[np.int64]:
-    """Pools that serve somebody, without those that another at the same place dominates."""
+    """Pools that serve a cluster, without those that another at the same place dominates."""
     pools = candidates.pools
     useful = allowed.any(axis=(0, 1))
     places: dict[tuple[Any, ...], list[int]] = {}

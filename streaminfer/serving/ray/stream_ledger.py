@@ -136,7 +136,7 @@ class StreamLedger:
         return refused
 
     def hand_over(self, replica: str, records: Mapping[Hashable, Any], now_ns: int) -> None:
-        """Keep final states of a replica's own streams, which belong to nobody from now on; ``None``: no state."""
+        """Keep final states of a replica's own streams, which no replica owns from now on; ``None``: no state."""
         for stream_id in {*records}.difference(self.store(replica, records, now_ns)):
             self._streams[stream_id].owner = ""
 

@@ -103,7 +103,7 @@ class StreamStore:
                 async with asyncio.timeout(POLL_S):
                     await wake
             except TimeoutError:
-                pass  # nobody wants any
+                pass  # no stream is wanted
             finally:
                 if self._wakes.get(replica) is wake:
                     del self._wakes[replica]
