@@ -1,11 +1,11 @@
 """`MediaPath`: one device through its encoder, a network and a CDN to a decoder, with the time and CPU of each stage.
 
-*Design.* A frame waits until the device delivers it; then one job runs, in an executor or in the event loop. The job encodes
-the frame, gives the unit to the link, which is a state machine and tells when it arrives, and decodes it at once. The
-frame is delivered when it would have been: at its arrival, plus the time that the decoder took. One job of a path runs
-at a time, so both codecs work in order, and a caller that is cancelled leaves no gap in the stream. A frame takes no
-task, but three callbacks of the event loop: sent by the device, end of the job, delivered. With an edge, a task per frame takes
-the unit through it, between arrival and decoder.
+*Design.* A frame waits until the device delivers it; then one job runs, in an executor or in the event loop. The job
+encodes the frame, gives the unit to the link, which is a state machine and tells when it arrives, and decodes it at
+once. The frame is delivered when it would have been: at its arrival, plus the time that the decoder took. One job of a
+path runs at a time, so both codecs work in order, and a caller that is cancelled leaves no gap in the stream. A frame
+takes no task, but three callbacks of the event loop: sent by the device, end of the job, delivered. With an edge, a
+task per frame takes the unit through it, between arrival and decoder.
 
 A receiver of pictures that misses a unit asks for a key frame, which takes the delay of the network, and ignores what
 comes before it. Sound continues behind a loss, with silence in place of what is missing.

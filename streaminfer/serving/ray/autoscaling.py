@@ -1,7 +1,7 @@
 """How many replicas a deployment needs: from queue delay, burn rate and utilization, never from counts of requests.
 
-*Design.* Ray's default compares requests in flight with a number per replica, which has to be tuned again for each model
-and batch size, and counts requests of a replica that is gone (ray #61551). What a service promises is a time, so the
+*Design.* Ray's default compares requests in flight with a number per replica, which has to be tuned for each model and
+batch size, and counts requests of a replica that is gone (ray #61551). What a service promises is a time, so the
 policy reads times: it adds replicas in proportion to the mean queue delay over its target, at most twofold in a
 decision, and at least half as many again while the error budget burns. It removes replicas only when the delay is below
 half the target, nothing burns, and those that are left would be at most 60 % busy. Ray applies ``upscale_delay_s``,
