@@ -199,34 +199,25 @@ class Dispatcher:
             return self.offered.predicted_finish_ns(queue, now_ns, running, bucket)
         return self.offered.predicted_finish_ns(queue, now_ns, running, bucket, len(early.tickets))
 
-    def dispatch(self, now_ns: int | None = None) -> None:  # noqa: C901 - a call more costs more than the branch
+    def dispatch(self, now_ns: int | None = None) -> None:
         """Release batches until no worker is free or the policy wants none."""
         self.is_scheduled = False
         if self._device is not None:
             self._dispatch_on(self._device, self.clock() if now_ns is None else now_ns)
             return
         self._recheck_ns = NEVER
-        queue = self._queue
-        while self.free and queue.queued:
+        while self.free and self._queue.queued:
             if now_ns is None:
                 now_ns = self.clock()
-            if queue.next_deadline_ns <= now_ns:
-                self.runner.expire(now_ns)
-                continue
-            batch, reason, reject, recheck_ns, shorter_too, rejection = self.policy.decide(queue, now_ns, self.free)
-            if reject:
-                self._outcomes.reject(reject, rejection, now_ns)
-            if batch:
-                self._release(batch, reason, shorter_too, now_ns)
-                if self.runner.is_inline:
-                    if queue.queued:
-                        self.schedule()  # a function ran on the loop: others have a turn before the next batch
-                    break
-                now_ns = None
-            elif not reject:
-                if recheck_ns is not None:
-                    self._recheck_ns = recheck_ns
+            decision = self.propose(now_ns)
+            if decision is None:
                 break
+            self._release(decision.batch, decision.reason, decision.shorter_too, now_ns)
+            if self.runner.is_inline:
+                if self._queue.queued:
+                    self.schedule()  # a function ran on the loop: others have a turn before the next batch
+                break
+            now_ns = None
         if not self.free and self.pipeline.is_open:
             self._send_early(now_ns)
         self.settle()
@@ -254,7 +245,7 @@ class Dispatcher:
         return self.runner.is_inline
 
     def propose(self, now_ns: int) -> Decision | None:
-        """Return the batch to send if the device were free for it; ``None``: none yet."""
+        """Return the next batch to send; ``None``: none yet. Expires and rejects what cannot be on time."""
         self._recheck_ns = NEVER
         queue = self._queue
         while queue.queued:
@@ -284,7 +275,7 @@ class Dispatcher:
         return self.offered.expected_ns(len(execution.tickets), bucket)
 
     def grant(self, batch: Sequence[Ticket], decision: Decision, now_ns: int) -> None:
-        """Send a batch: it is this model's turn on the device."""
+        """Send a batch: that of the decision, or another one that the device chose."""
         reason = decision.reason if batch is decision.batch else "planned"
         self._release(batch, reason, decision.shorter_too, now_ns)
 
@@ -397,15 +388,16 @@ class Dispatcher:
 
     def schedule(self) -> None:
         """Dispatch at the end of this turn of the loop, if a batch could be released, of any model on the device."""
+        if self.is_scheduled:
+            return
         if self._device is not None:
             self._device.join(self, self.clock())
             if self._device.next_waiting() is None:
                 return
         elif not self._may_release():
             return
-        if not self.is_scheduled:
-            self.is_scheduled = True
-            self._loop_now().call_soon(self.dispatch, context=self.runner.context)
+        self.is_scheduled = True
+        self._loop_now().call_soon(self.dispatch, context=self.runner.context)
 
     def _loop_now(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
