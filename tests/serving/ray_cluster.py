@@ -114,10 +114,23 @@ def replicas_of(app):
     return sum(one.replica_states.get("RUNNING", 0) for one in deployments.values())
 
 
+async def until(condition, about, timeout_s=30.0):
+    """Wait for a condition, a coroutine function; where it does not come, say what `about` says."""
+    ends_s = time.perf_counter() + timeout_s
+    while not await condition():
+        if time.perf_counter() > ends_s:
+            raise AssertionError(f"{condition.__qualname__} after {timeout_s} s: {await about()}")
+        await asyncio.sleep(0.05)
+
+
 async def replicas_are(app, wanted, timeout_s=30.0):
-    async with asyncio.timeout(timeout_s):
-        while await asyncio.to_thread(replicas_of, app) != wanted:
-            await asyncio.sleep(0.1)
+    async def as_many_replicas():
+        return await asyncio.to_thread(replicas_of, app) == wanted
+
+    async def status():
+        return await asyncio.to_thread(lambda: serve.status().applications)
+
+    await until(as_many_replicas, status, timeout_s)
 
 
 def lost_of(streams):
@@ -135,6 +148,21 @@ async def check_streams(cluster, node):
     handle = await asyncio.to_thread(deploy, 2)
     streams = [Stream(handle, f"s{number}") for number in range(STREAMS)]
     store = store_actor(ray, "streams#recurrent")
+    before = []
+
+    async def both_own_streams():
+        return len((await store.statistics()).owners) == 2
+
+    async def some_resumed():
+        return (await store.statistics()).resumed > 0
+
+    async def all_go_on():
+        return all(stream.succeeded >= was + 5 for stream, was in zip(streams, before, strict=True))
+
+    async def about():
+        counts = [(one.name, one.succeeded, one.failed) for one in streams]
+        return f"{await store.statistics()}, {counts}, {await asyncio.to_thread(lambda: serve.status().applications)}"
+
     await steps(streams, 10)
     say("two replicas")
     found["two replicas"] = lost_of(streams) | {"moves": (await store.statistics()).to_dict()}
@@ -142,9 +170,7 @@ async def check_streams(cluster, node):
     done = asyncio.Event()
     load = asyncio.create_task(steps(streams, until=done))
     await asyncio.to_thread(deploy, 2)  # which replaces both replicas, one after the other
-    async with asyncio.timeout(30):
-        while len((await store.statistics()).owners) < 2:
-            await asyncio.sleep(0.1)
+    await until(both_own_streams, about)
     await asyncio.sleep(0.6)  # a snapshot of each
     say("replaced")
     found["replaced"] = lost_of(streams) | {"moves": (await store.statistics()).to_dict()}
@@ -153,13 +179,9 @@ async def check_streams(cluster, node):
         stream.longest_s = 0.0
     killed_s = time.perf_counter()
     await asyncio.to_thread(cluster.remove_node, node, allow_graceful=False)
-    async with asyncio.timeout(30):
-        # the processes of a node outlive it for a moment, and still answer
-        while not (await store.statistics()).resumed:
-            await asyncio.sleep(0.05)
-        before = [stream.succeeded for stream in streams]
-        while any(stream.succeeded < was + 5 for stream, was in zip(streams, before, strict=True)):
-            await asyncio.sleep(0.05)
+    await until(some_resumed, about)  # the processes of a node outlive it for a moment, and still answer
+    before = [stream.succeeded for stream in streams]
+    await until(all_go_on, about)
     say("recovered")
     found["recovered_s"] = time.perf_counter() - killed_s
     done.set()
