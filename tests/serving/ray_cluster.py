@@ -50,10 +50,10 @@ def make_recurrent():
 
 
 class Slow:
-    """Takes 40 ms for a batch of any size."""
+    """Takes half a second for a batch of any size."""
 
     async def infer(self, batch):
-        await asyncio.sleep(0.04)
+        await asyncio.sleep(0.5)
         return list(batch.inputs)
 
 
@@ -209,7 +209,8 @@ async def check_autoscaling(port):
     )
     handle = await asyncio.to_thread(serve.run, app.bind(), name="slow", route_prefix="/slow")
     url = f"http://127.0.0.1:{port}/slow/v2/models/slow/infer"
-    found = {"http": await asyncio.to_thread(post, url, 5.0), "late": await asyncio.to_thread(post, url, 0.02)}
+    # Ray's proxy keeps the same deadline, so the replica must reject long before it: a batch takes twice as long
+    found = {"http": await asyncio.to_thread(post, url, 5.0), "late": await asyncio.to_thread(post, url, 0.25)}
     say("http")
     done = asyncio.Event()
 
