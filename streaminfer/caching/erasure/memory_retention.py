@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from streaminfer._internal.validation import expected
 from streaminfer.caching.erasure.custody import Custody
+from streaminfer.caching.erasure.departed_values import Departed
 from streaminfer.caching.erasure.retention_counts import RetentionCounts
 from streaminfer.caching.table._timer_wheel_cy import NEVER
-from streaminfer.caching.table.departed_values import Departed
 from streaminfer.compliance.retention import PRESERVED, Action, Holding, Retention
 from streaminfer.compliance.retention_log import RetentionLog
 
 if TYPE_CHECKING:
+    from streaminfer.caching.events import CacheEvent
     from streaminfer.caching.table._table_cy import EdgeTable
-    from streaminfer.caching.table.events import CacheEvent
     from streaminfer.caching.tiers.tier_set import TierSet
     from streaminfer.compliance.retention_report import RetentionReport
 
@@ -140,21 +140,17 @@ def holdings_of(table: EdgeTable, preserved: tuple[CacheEvent, ...], size_bytes:
         preserved: what is preserved besides.
         size_bytes: of all entries; a holding has it where there is one class.
     """
-    labels = table.snapshot(3)[::2]
-    numbers: dict[str, int] = {}
-    oldest: dict[str, int | None] = {}
-    for label in labels:
-        data_class, stored_ns = ("", None) if label is None else label[2:]
-        before = oldest.get(data_class, NEVER)
-        numbers[data_class] = numbers.get(data_class, 0) + 1
-        oldest[data_class] = None if before is None or stored_ns is None else min(before, stored_ns)
+    stored: dict[str, list[int | None]] = {}
+    for labels in table.snapshot(3)[::2]:
+        data_class, stored_ns = ("", None) if labels is None else labels[2:]
+        stored.setdefault(data_class, []).append(stored_ns)
     now_ns = table.now()
-    size = size_bytes if len(numbers) == 1 else None
+    size = size_bytes if len(stored) == 1 else None
     holdings = []
-    for data_class, number in numbers.items():
-        stored_ns = oldest[data_class]
-        age_s = None if stored_ns is None else max(now_ns - stored_ns, 0) / 1e9
-        holdings.append(Holding("memory", data_class, number, age_s, size))
+    for data_class, instants in stored.items():
+        known = [it for it in instants if it is not None]
+        age_s = max(now_ns - min(known), 0) / 1e9 if len(known) == len(instants) else None
+        holdings.append(Holding("memory", data_class, len(instants), age_s, size))
     for event in preserved:
         held: Any = event.labels
         holdings.append(Holding(PRESERVED, held[2], 1, max(now_ns - held[3], 0) / 1e9, None))

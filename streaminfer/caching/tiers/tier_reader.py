@@ -5,17 +5,53 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
+import attrs
+
+from streaminfer.caching.defensive_copy import freeze
 from streaminfer.caching.erasure.erasure import PendingErasure, is_erased
 from streaminfer.caching.table._timer_wheel_cy import NEVER
-from streaminfer.caching.tiers.cache_table import CacheTable
 from streaminfer.caching.tiers.protocol import Entry
-from streaminfer.caching.tiers.tier_hit import TierHit
 from streaminfer.caching.tiers.writer import TierWriter
 
-__all__ = ["TierReader"]
+if TYPE_CHECKING:
+    from streaminfer.caching.memory import Memory
+
+__all__ = ["TierHit", "TierReader"]
 
 _LOGGER = logging.getLogger("streaminfer.caching")
+
+
+@attrs.frozen(eq=False)
+class TierHit:
+    """Value that a tier had.
+
+    Attributes:
+        value: of which ``copy_out`` gives views.
+        tags, subject: to erase it by.
+        source: the tier's name.
+        position: of the tier.
+        past_ns: how long ago its fresh time passed; negative: it has not.
+        left_ns: how long it is fresh yet, or, if it is stale, may be used, from ``read_ns`` on; ``NEVER``: for good.
+        age_ns: how old it was then.
+        read_ns: when that was, on the cache's clock.
+    """
+
+    value: Any
+    tags: tuple[str, ...]
+    subject: str | None
+    source: str
+    position: int
+    past_ns: int
+    left_ns: int
+    age_ns: int
+    read_ns: int
+
+    @property
+    def is_stale(self) -> bool:
+        """True if its fresh time has passed."""
+        return self.past_ns >= 0
 
 
 class TierReader:
@@ -26,7 +62,7 @@ class TierReader:
         memory: of the cache.
     """
 
-    def __init__(self, workers: Sequence[TierWriter], memory: CacheTable) -> None:
+    def __init__(self, workers: Sequence[TierWriter], memory: Memory) -> None:
         self._workers = workers
         self._memory = memory
         self._policy = memory.freshness.policy
@@ -110,7 +146,8 @@ class TierReader:
             return None
         past_ns = age_ns - fresh_ns
         left_ns = NEVER if fresh_ns == NEVER else (stale_ns if past_ns >= 0 else 0) - past_ns
-        return TierHit(entry, worker.name, worker.position, past_ns, left_ns, age_ns, self._memory.now())
+        value, tags, read_ns = freeze(entry.value), tuple(sorted(entry.tags)), self._memory.now()
+        return TierHit(value, tags, entry.subject, worker.name, worker.position, past_ns, left_ns, age_ns, read_ns)
 
 
 def _ns(seconds: float) -> int:
