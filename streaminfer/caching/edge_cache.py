@@ -91,6 +91,8 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         (['b', 'c'], None, 1)
     """
 
+    __slots__ = ("__weakref__", "_access", "_flights", "_secret", "_settings", "tiers")
+
     _memory: Memory
 
     def __init__(

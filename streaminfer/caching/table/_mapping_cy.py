@@ -20,6 +20,8 @@ class TableMapping:
         has_policy: whether there is a retention policy.
     """
 
+    __slots__ = ("_has_policy", "_memory")
+
     def __init__(self, memory: Any, has_policy: bool) -> None:
         self._memory = memory
         self._has_policy = has_policy
