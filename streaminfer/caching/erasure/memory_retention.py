@@ -36,22 +36,20 @@ class MemoryRetention:
     Attributes:
         policy: the policy.
         counts: what goes into the policy's log.
-        custody: entries that left memory and are preserved; ``None``: nothing ever is.
+        custody: entries that left memory and are preserved.
         departed: arrays of entries that left and still live, for ``si.prove``.
     """
 
     def __init__(self, policy: Retention, table: EdgeTable) -> None:
         self.policy = policy
         self.counts = RetentionCounts(policy.log, table.now)
-        has_custody = policy.log is not None or policy.has_min_age
-        self.custody = Custody(policy, table, self.counts) if has_custody else None
+        self.custody = Custody(policy, table, self.counts)
         self.departed = Departed()
 
     @property
     def listeners(self) -> list[Callable[[CacheEvent], object]]:
         """What must hear the events of the cache, in this order."""
-        members = (None if self.policy.log is None else self.counts, self.custody, self.departed)
-        return [member.on_event for member in members if member is not None]
+        return [self.counts.on_event, self.custody.on_event, self.departed.on_event]
 
     @property
     def log(self) -> RetentionLog | None:
@@ -61,24 +59,21 @@ class MemoryRetention:
     @property
     def preserved(self) -> tuple[CacheEvent, ...]:
         """What left memory and is preserved."""
-        return () if self.custody is None else self.custody.entries
+        return self.custody.entries
 
     def expire_due(self, now_ns: int) -> int:
         """Release what need not be preserved longer, write counts to the log, and return when to look again."""
-        next_ns = NEVER
-        if self.custody is not None and self.custody.entries:
-            next_ns = self.custody.settle(now_ns)
+        next_ns = self.custody.settle(now_ns) if self.custody.entries else NEVER
         self.counts.flush()
         return next_ns
 
     def check_erasure(self, subject: str | None, tag: str | None) -> None:
         """Raise `ErasureHeld` if a legal hold, or a minimum age, forbids an erasure."""
-        if self.custody is not None:
-            self.custody.check(subject, tag)
+        self.custody.check(subject, tag)
 
     def erase(self, subject: str | None, tag: str | None, in_table: int) -> int:
         """Erase what is preserved of a subject, or with a tag, record it all, and return how many were preserved."""
-        count = 0 if self.custody is None else self.custody.erase(subject, tag)
+        count = self.custody.erase(subject, tag)
         self.counts.record(
             "erased", where="memory", count=in_table + count, reason="asked for", subject=subject, tag=tag
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from streaminfer._internal.validation import check_duration, expected
+from streaminfer._internal.validation import check_duration, check_instance
 from streaminfer.caching.table._timer_wheel_cy import NEVER
 
 if TYPE_CHECKING:
@@ -120,5 +120,4 @@ class TierAccess:
 
 
 def _check_key(key: Any) -> None:
-    if not isinstance(key, (str, bytes)):
-        raise TypeError(expected("key", "a string or bytes, which tiers can name", key))
+    check_instance("key", key, lambda it: isinstance(it, (str, bytes)), "a string or bytes, which tiers can name")

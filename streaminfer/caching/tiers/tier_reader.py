@@ -18,7 +18,7 @@ from streaminfer.caching.tiers.writer import TierWriter
 if TYPE_CHECKING:
     from streaminfer.caching.memory import Memory
 
-__all__ = ["TierHit", "TierReader"]
+__all__ = ["TierHit", "TierReader", "in_ns"]
 
 _LOGGER = logging.getLogger("streaminfer.caching")
 
@@ -135,12 +135,12 @@ class TierReader:
             worker.discarded += 1
             return None
         age_ns = max(worker.tier.wall_clock() - entry.stored_ns, 0)
-        stale_ns = min(_ns(entry.stale_s), self._stale_ns)
+        stale_ns = min(in_ns(entry.stale_s), self._stale_ns)
         fresh_ns = longest_ns
         if entry.ttl_s is not None:
-            fresh_ns = min(fresh_ns, max(_ns(entry.ttl_s) - _ns(entry.stale_s), 0))
+            fresh_ns = min(fresh_ns, max(in_ns(entry.ttl_s) - in_ns(entry.stale_s), 0))
         if rule is not None:
-            fresh_ns = min(fresh_ns, _ns(rule.max_age_s) - self._stale_ns)
+            fresh_ns = min(fresh_ns, in_ns(rule.max_age_s) - self._stale_ns)
         if fresh_ns != NEVER and age_ns >= fresh_ns + stale_ns:
             worker.misses += 1
             return None
@@ -150,5 +150,6 @@ class TierReader:
         return TierHit(value, tags, entry.subject, worker.name, worker.position, past_ns, left_ns, age_ns, read_ns)
 
 
-def _ns(seconds: float) -> int:
+def in_ns(seconds: float) -> int:
+    """Return seconds as whole nanoseconds."""
     return round(seconds * 1e9)

@@ -31,11 +31,12 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from streaminfer._internal.validation import expected
 from streaminfer.caching.erasure.erasure import PendingErasure
 from streaminfer.caching.erasure.retention_counts import RetentionCounts
 from streaminfer.caching.table._timer_wheel_cy import NEVER
 from streaminfer.caching.tiers.protocol import Announces, Entry, HoldingTier, Leases, Leasing, Notice, Tier
-from streaminfer.caching.tiers.tier_reader import TierHit, TierReader
+from streaminfer.caching.tiers.tier_reader import TierHit, TierReader, in_ns
 from streaminfer.caching.tiers.writer import PendingWrite, TierUsage, TierWriter
 from streaminfer.compliance.retention import Holding, Rule
 
@@ -73,9 +74,7 @@ class TierSet:
         self.leasing: tuple[TierWriter, Leases] | None = None
         for position, tier in enumerate(tiers):
             if not isinstance(tier, Tier):
-                raise TypeError(
-                    f"tiers: expected tiers, such as DiskTier and RedisTier, got {tier!r} ({type(tier).__name__})"
-                )
+                raise TypeError(expected("tiers", "tiers, such as DiskTier and RedisTier", tier))
             same = sum(other.tier.name == tier.name for other in self.workers)
             name = tier.name if not same else f"{tier.name} {same + 1}"
             if policy is not None:
@@ -249,7 +248,7 @@ class TierSet:
                 continue
             kept_ns = ttl_ns if ttl_ns == NEVER else ttl_ns + self._stale_ns
             if rule is not None and kept_ns != NEVER:  # beyond its own time it is not served
-                kept_ns = max(kept_ns, _ns(rule.min_age_s))
+                kept_ns = max(kept_ns, in_ns(rule.min_age_s))
             entry = Entry(
                 value=value,
                 stored_ns=max(worker.tier.wall_clock() - age_ns, 0),
@@ -399,7 +398,3 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
-
-
-def _ns(seconds: float) -> int:
-    return round(seconds * 1e9)
