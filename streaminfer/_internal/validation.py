@@ -19,6 +19,7 @@ __all__ = [
     "field_check",
 ]
 
+MIN_SECRET_BYTES = 16
 LONGEST_S = 1e9
 """Longest duration in seconds, 31 years: instants this far in the future fit 64 bits as nanoseconds."""
 
@@ -143,7 +144,7 @@ def check_instance(name: str, value: Any, test: Callable[[Any], bool], expectati
         raise TypeError(expected(name, expectation, value))
 
 
-def check_secret(name: str, value: object, *, at_least: int, at_most: int | None = None) -> bytes:
+def check_secret(name: str, value: object, *, at_least: int = MIN_SECRET_BYTES, at_most: int | None = None) -> bytes:
     """Secret bytes; the message does not show them.
 
     Raises:

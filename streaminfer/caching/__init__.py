@@ -7,11 +7,11 @@ from streaminfer._internal.lazy import lazy_attributes
 if TYPE_CHECKING:
     from streaminfer.caching.edge_cache import EdgeCache
     from streaminfer.caching.erasure.erasure import Erasure
+    from streaminfer.caching.events import CacheEvent
     from streaminfer.caching.keys import content_key
     from streaminfer.caching.memory import CacheStatistics
     from streaminfer.caching.single_flight.flight_context import fresh_for, no_store
     from streaminfer.caching.single_flight.flights import FlightStatistics
-    from streaminfer.caching.table.events import CacheEvent
     from streaminfer.compliance.retention import Holding, Residual, Retention
     from streaminfer.compliance.retention_log import (
         RetentionEvent,
@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "CacheEvent": "caching.table.events",
+    "CacheEvent": "caching.events",
     "CacheStatistics": "caching.memory",
     "EdgeCache": "caching.edge_cache",
     "Erasure": "caching.erasure.erasure",

@@ -61,8 +61,6 @@ class KeyMaker:
     Threads: any number may use it at once; it only remembers headers, and loses them all when there are too many.
     """
 
-    __slots__ = ("_before", "_digest", "_headers", "_prefix")
-
     def __init__(self, digest: Callable[[Any], bytes], prefix: bytes) -> None:
         self._digest = digest
         self._prefix = prefix

@@ -10,47 +10,14 @@ from typing import Any
 
 from streaminfer._internal.locking import locked_subclass, under_lock
 
-__all__ = ["MAPPING_OPERATIONS", "OPERATIONS", "guarded", "guarded_mapping"]
+__all__ = ["guarded", "guarded_mapping"]
 
-OPERATIONS = (
-    "clear",
-    "count_fresh",
-    "counters",
-    "discard",
-    "drain",
-    "erase_labeled",
-    "erased_since",
-    "expire",
-    "expire_due",
-    "get",
-    "held",
-    "lookup",
-    "peek",
-    "popitem",
-    "setdefault",
-    "snapshot",
-    "store",
-    "store_negative",
-    "take",
-)
-
-MAPPING_OPERATIONS = (
-    "__contains__",
-    "__delitem__",
-    "__getitem__",
-    "__len__",
-    "__setitem__",
-    "clear",
-    "get",
-    "peek",
-    "popitem",
-    "setdefault",
-)
+_MAPPING_PROTOCOL = ("__contains__", "__delitem__", "__getitem__", "__len__", "__setitem__")
 
 
 def guarded(table: type[Any]) -> type[Any]:
     """Return a subclass of a table, each of whose operations holds a lock and then, without it, calls ``tell``."""
-    locked = locked_subclass(table, OPERATIONS, after=_tell, not_after=("drain",))
+    locked = locked_subclass(table, _public_methods(table), after=_tell, not_after=("drain",))
 
     def prepare(self: Any, *arguments: Any) -> None:
         locked.__init__(self, *arguments)
@@ -65,11 +32,14 @@ def guarded(table: type[Any]) -> type[Any]:
 
 def guarded_mapping(mapping: type[Any]) -> type[Any]:
     """Return a subclass of a mapping, each of whose methods holds the lock of its guarded table."""
-    operations = {
-        name: under_lock(getattr(mapping, name), owner=_memory_of, after=_tell) for name in MAPPING_OPERATIONS
-    }
+    names = (*_public_methods(mapping), *_MAPPING_PROTOCOL)
+    operations = {name: under_lock(getattr(mapping, name), owner=_memory_of, after=_tell) for name in names}
     made: type[Any] = type("GuardedTableMapping", (mapping,), {"__slots__": (), **operations})
     return made
+
+
+def _public_methods(of: type[Any]) -> list[str]:
+    return [name for name, it in vars(of).items() if callable(it) and not name.startswith("_")]
 
 
 def _tell(table: Any) -> None:

@@ -134,7 +134,7 @@ def first_items(data: Buffer, count: int) -> list[Any] | None:
         return None
     reader = _Reader(view[_HEADER.size :])
     try:
-        if bytes(reader._take(1)) != b"t" or reader._number() < count:
+        if bytes(reader._take(1)) != b"t" or reader._count() < count:
             return None
         return [reader.read(1) for _ in range(count)]
     except Exception:  # noqa: BLE001 - whatever bytes lead to that are no record, or not all of its beginning
@@ -155,57 +155,43 @@ class _Writer:
         self.parts.append(part)
         self.size += len(part)
 
-    def write(self, value: Any, where: str, depth: int) -> None:
+    def _put_sized(self, tag: bytes, data: bytes) -> None:
+        self._put(tag + _COUNT.pack(len(data)))
+        self._put(data)
+
+    def write(self, value: Any, where: str, depth: int) -> None:  # noqa: C901, PLR0912 - a branch for each type
         if depth > _DEEPEST:
             raise ValueError(f"{where[:200]}: nested deeper than {_DEEPEST}, or within itself")
-        write = _WRITERS.get(type(value))
-        if write is not None:
-            write(self, value, where, depth)
-        elif isinstance(value, np.generic):
-            self._array(value, b"g", where)
+        kind = type(value)
+        if value is None:
+            self._put(b"N")
+        elif kind is bool:
+            self._put(b"T" if value else b"F")
+        elif kind is int and -(2**63) <= value < 2**63:
+            self._put(b"i" + _INT.pack(value))
+        elif kind is int:
+            self._put_sized(b"I", value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True))
+        elif kind is float:
+            self._put(b"f" + _FLOAT.pack(value))
+        elif kind is complex:
+            self._put(b"c" + _COMPLEX.pack(value.real, value.imag))
+        elif kind is str:
+            self._put_sized(b"s", value.encode("utf-8", "surrogatepass"))
+        elif kind is bytes:
+            self._put_sized(b"b", value)
+        elif kind is list or kind is tuple:
+            self._put((b"l" if kind is list else b"t") + _COUNT.pack(len(value)))
+            for index, item in enumerate(value):
+                self.write(item, f"{where}[{index}]", depth + 1)
+        elif kind is dict or kind is MappingProxyType:
+            self._put(b"d" + _COUNT.pack(len(value)))
+            for key, item in value.items():
+                self.write(key, f"{where}: key {key!r:.40}", depth + 1)
+                self.write(item, f"{where}[{key!r:.40}]", depth + 1)
+        elif kind is np.ndarray or isinstance(value, np.generic):
+            self._array(value, b"a" if kind is np.ndarray else b"g", where)
         else:
             raise TypeError(_refusal(where, value))
-
-    def _none(self, _value: None, _where: str, _depth: int) -> None:
-        self._put(b"N")
-
-    def _bool(self, value: bool, _where: str, _depth: int) -> None:
-        self._put(b"T" if value else b"F")
-
-    def _int(self, value: int, _where: str, _depth: int) -> None:
-        if -(2**63) <= value < 2**63:
-            self._put(b"i" + _INT.pack(value))
-        else:
-            digits = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
-            self._put(b"I" + _COUNT.pack(len(digits)) + digits)
-
-    def _float(self, value: float, _where: str, _depth: int) -> None:
-        self._put(b"f" + _FLOAT.pack(value))
-
-    def _complex(self, value: complex, _where: str, _depth: int) -> None:
-        self._put(b"c" + _COMPLEX.pack(value.real, value.imag))
-
-    def _str(self, value: str, _where: str, _depth: int) -> None:
-        data = value.encode("utf-8", "surrogatepass")
-        self._put(b"s" + _COUNT.pack(len(data)) + data)
-
-    def _bytes(self, value: bytes, _where: str, _depth: int) -> None:
-        self._put(b"b" + _COUNT.pack(len(value)))
-        self._put(value)
-
-    def _sequence(self, value: list[Any] | tuple[Any, ...], where: str, depth: int) -> None:
-        self._put((b"l" if type(value) is list else b"t") + _COUNT.pack(len(value)))
-        for index, item in enumerate(value):
-            self.write(item, f"{where}[{index}]", depth + 1)
-
-    def _mapping(self, value: dict[Any, Any] | MappingProxyType[Any, Any], where: str, depth: int) -> None:
-        self._put(b"d" + _COUNT.pack(len(value)))
-        for key, item in value.items():
-            self.write(key, f"{where}: key {key!r:.40}", depth + 1)
-            self.write(item, f"{where}[{key!r:.40}]", depth + 1)
-
-    def _ndarray(self, value: np.ndarray[Any, Any], where: str, _depth: int) -> None:
-        self._array(value, b"a", where)
 
     def _array(self, value: Any, tag: bytes, where: str) -> None:
         described = _descriptor(value.dtype, where, value).encode()
@@ -217,22 +203,6 @@ class _Writer:
         if value.nbytes:
             flat = np.ascontiguousarray(value.T if fortran else value)
             self._put(flat.reshape(-1).view(np.uint8).data)
-
-
-_WRITERS: dict[type, Callable[[_Writer, Any, str, int], None]] = {
-    type(None): _Writer._none,
-    bool: _Writer._bool,
-    int: _Writer._int,
-    float: _Writer._float,
-    complex: _Writer._complex,
-    str: _Writer._str,
-    bytes: _Writer._bytes,
-    list: _Writer._sequence,
-    tuple: _Writer._sequence,
-    dict: _Writer._mapping,
-    MappingProxyType: _Writer._mapping,
-    np.ndarray: _Writer._ndarray,
-}
 
 
 class _Reader:
@@ -248,9 +218,15 @@ class _Reader:
         self.at = end
         return taken
 
-    def _number(self) -> int:
-        number: int = _COUNT.unpack(self._take(8))[0]
-        return number
+    def _count(self) -> int:
+        count: int = _COUNT.unpack(self._take(8))[0]
+        return count
+
+    def _sized(self) -> memoryview:
+        return self._take(_COUNT.unpack(self._take(8))[0])
+
+    def _items(self, depth: int) -> list[Any]:
+        return [self.read(depth + 1) for _ in range(self._count())]
 
     def read(self, depth: int) -> Any:
         if depth > _DEEPEST:
@@ -261,40 +237,7 @@ class _Reader:
             raise CorruptRecord(f"not well formed: no type is called {tag}")
         return read(self, depth)
 
-    def _int(self, _depth: int) -> int:
-        number: int = _INT.unpack(self._take(8))[0]
-        return number
-
-    def _long(self, _depth: int) -> int:
-        return int.from_bytes(self._take(self._number()), "little", signed=True)
-
-    def _float(self, _depth: int) -> float:
-        number: float = _FLOAT.unpack(self._take(8))[0]
-        return number
-
-    def _complex(self, _depth: int) -> complex:
-        return complex(*_COMPLEX.unpack(self._take(16)))
-
-    def _str(self, _depth: int) -> str:
-        return str(self._take(self._number()), "utf-8", "surrogatepass")
-
-    def _bytes(self, _depth: int) -> bytes:
-        return bytes(self._take(self._number()))
-
-    def _list(self, depth: int) -> list[Any]:
-        return [self.read(depth + 1) for _ in range(self._number())]
-
-    def _tuple(self, depth: int) -> tuple[Any, ...]:
-        return tuple(self._list(depth))
-
-    def _mapping(self, depth: int) -> dict[Any, Any]:
-        mapping = {}
-        for _ in range(self._number()):
-            key = self.read(depth + 1)
-            mapping[key] = self.read(depth + 1)
-        return mapping
-
-    def _array(self, _depth: int) -> np.ndarray[Any, Any]:
+    def _array(self) -> np.ndarray[Any, Any]:
         fortran, described, ndim = struct.unpack("<BHB", self._take(4))
         shape = struct.unpack(f"<{ndim}Q", self._take(8 * ndim))
         dtype = _dtype(bytes(self._take(described)).decode())
@@ -304,25 +247,22 @@ class _Reader:
             size *= extent
         return np.ndarray(shape, dtype, buffer=self._take(size), order="F" if fortran else "C")
 
-    def _scalar(self, depth: int) -> Any:
-        return self._array(depth)[()]
-
 
 _READERS: dict[int, Callable[[_Reader, int], Any]] = {
     ord("N"): lambda _reader, _depth: None,
     ord("T"): lambda _reader, _depth: True,
     ord("F"): lambda _reader, _depth: False,
-    ord("i"): _Reader._int,
-    ord("I"): _Reader._long,
-    ord("f"): _Reader._float,
-    ord("c"): _Reader._complex,
-    ord("s"): _Reader._str,
-    ord("b"): _Reader._bytes,
-    ord("l"): _Reader._list,
-    ord("t"): _Reader._tuple,
-    ord("d"): _Reader._mapping,
-    ord("a"): _Reader._array,
-    ord("g"): _Reader._scalar,
+    ord("i"): lambda reader, _depth: _INT.unpack(reader._take(8))[0],
+    ord("I"): lambda reader, _depth: int.from_bytes(reader._sized(), "little", signed=True),
+    ord("f"): lambda reader, _depth: _FLOAT.unpack(reader._take(8))[0],
+    ord("c"): lambda reader, _depth: complex(*_COMPLEX.unpack(reader._take(16))),
+    ord("s"): lambda reader, _depth: str(reader._sized(), "utf-8", "surrogatepass"),
+    ord("b"): lambda reader, _depth: bytes(reader._sized()),
+    ord("l"): lambda reader, depth: reader._items(depth),
+    ord("t"): lambda reader, depth: tuple(reader._items(depth)),
+    ord("d"): lambda reader, depth: {reader.read(depth + 1): reader.read(depth + 1) for _ in range(reader._count())},
+    ord("a"): lambda reader, _depth: reader._array(),
+    ord("g"): lambda reader, _depth: reader._array()[()],
 }
 
 
@@ -333,7 +273,12 @@ def _descriptor(dtype: np.dtype[Any], where: str, value: Any) -> str:
     name = _NAMES.get(dtype)
     if name is not None:
         return name
-    described = repr(_plain_descr(dtype, where, value))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of a type that ``.npy`` files would have to pickle
+        try:
+            described = repr(np.lib.format.dtype_to_descr(dtype))
+        except UserWarning as lossy:
+            raise TypeError(_refusal(where, value)) from lossy
     if _dtype(described) != dtype or _bears_metadata(dtype) or len(described) > 0xFFFF:
         raise TypeError(_refusal(where, value))
     return described
@@ -344,15 +289,6 @@ def _bears_metadata(dtype: np.dtype[Any]) -> bool:
     if dtype.subdtype is not None:
         inner.append(dtype.base)
     return bool(dtype.metadata) or any(map(_bears_metadata, inner))
-
-
-def _plain_descr(dtype: np.dtype[Any], where: str, value: Any) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # of a type that ``.npy`` files would have to pickle
-        try:
-            return np.lib.format.dtype_to_descr(dtype)
-        except UserWarning as lossy:
-            raise TypeError(_refusal(where, value)) from lossy
 
 
 def _dtype(described: str) -> np.dtype[Any]:

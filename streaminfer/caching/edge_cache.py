@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, get_args, overlo
 import attrs
 
 from streaminfer._internal.locking import is_atomic
-from streaminfer._internal.validation import check_choice, check_count, check_instance
+from streaminfer._internal.validation import check_choice, check_count, check_instance, check_secret
 from streaminfer.caching._locking import guarded_mapping
+from streaminfer.caching.events import CacheEvent
 from streaminfer.caching.freshness import Freshness
 from streaminfer.caching.memory import MAX_BYTES, CacheStatistics, Memory
 from streaminfer.caching.table._mapping_cy import TableMapping
 from streaminfer.caching.table._table_cy import NO_LIMIT, EdgeTable
-from streaminfer.caching.table.events import CacheEvent
-from streaminfer.caching.table.views import FreshItems, FreshValues
 from streaminfer.caching.tiers.async_access import LONGEST_READ_S, TierAccess
+from streaminfer.caching.views import FreshItems, FreshValues
 from streaminfer.protocols import Clock, P, R, Service
 
 if TYPE_CHECKING:
@@ -125,9 +125,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
             policy=retention,
         )
         if secret is not None:
-            from streaminfer.caching.keys import check_secret  # noqa: PLC0415 - a mapping alone makes no keys
-
-            check_secret(secret)
+            check_secret("secret", secret)
         self._secret = secret
         self._settings = (maxsize, max_bytes, eviction)
         self._flights: Any = None

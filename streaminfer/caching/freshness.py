@@ -60,21 +60,6 @@ class Freshness:
         policy: the retention policy; ``None``: there is none.
     """
 
-    __slots__ = (
-        "_draw",
-        "if_error_s",
-        "jitter",
-        "negative_ns",
-        "negative_ttl_s",
-        "policy",
-        "revalidate_ns",
-        "revalidate_s",
-        "stale_ns",
-        "stale_s",
-        "ttl_ns",
-        "ttl_s",
-    )
-
     def __init__(
         self,
         *,
@@ -88,15 +73,11 @@ class Freshness:
         policy: Retention | None,
     ) -> None:
         self.ttl_ns = NEVER if ttl_s is None else max(duration_ns("ttl_s", ttl_s, positive=True), 1)
-        both_ns = duration_ns("stale_s", stale_s)
-        self.revalidate_ns = if_error_ns = both_ns
-        self.revalidate_s = self.if_error_s = float(stale_s)
-        if stale_while_revalidate_s is not None:
-            self.revalidate_ns = duration_ns("stale_while_revalidate_s", stale_while_revalidate_s)
-            self.revalidate_s = float(stale_while_revalidate_s)
-        if stale_if_error_s is not None:
-            if_error_ns = duration_ns("stale_if_error_s", stale_if_error_s)
-            self.if_error_s = float(stale_if_error_s)
+        duration_ns("stale_s", stale_s)
+        given = {"stale_while_revalidate_s": stale_while_revalidate_s, "stale_if_error_s": stale_if_error_s}
+        windows = {name: stale_s if seconds is None else seconds for name, seconds in given.items()}
+        self.revalidate_ns, if_error_ns = (duration_ns(name, seconds) for name, seconds in windows.items())
+        self.revalidate_s, self.if_error_s = map(float, windows.values())
         self.stale_ns = max(self.revalidate_ns, if_error_ns)
         self.negative_ns = duration_ns("negative_ttl_s", negative_ttl_s)
         self.policy = policy
@@ -158,11 +139,11 @@ class Freshness:
     def governed_failure(self, ttl_ns: int, labels: Labels, now_ns: int) -> tuple[int, Labels]:
         """Return the same of a failure, which has no stale time."""
         policy = self.policy
-        if policy is None:
-            return ttl_ns, labels
-        longest_ns = _max_age_ns(policy.rule(() if labels is None else labels[1]))
-        ttl_ns = min(duration_ns("negative_ttl_s", self.negative_ttl_s) if ttl_ns < 0 else ttl_ns, longest_ns)
-        return ttl_ns, self.governed(0, labels, 0, now_ns)[1]
+        if policy is not None:
+            _, labels = self.governed(0, labels, 0, now_ns)
+            longest_ns = _max_age_ns(policy.rule(labels[1] if labels else ()))
+            ttl_ns = min(duration_ns("negative_ttl_s", self.negative_ttl_s) if ttl_ns < 0 else ttl_ns, longest_ns)
+        return ttl_ns, labels
 
 
 def _max_age_ns(rule: Rule) -> int:

@@ -19,14 +19,13 @@ from collections.abc import Callable
 from typing import Any
 
 from streaminfer._internal.extras import require
-from streaminfer._internal.validation import check_instance
+from streaminfer._internal.validation import check_instance, check_secret
 from streaminfer.caching._keys_cy import KeyMaker
 
-__all__ = ["check_secret", "content_key", "key_maker"]
+__all__ = ["content_key", "key_maker"]
 
 _ENCODING = b"streaminfer key 2"  # changes with the encoding: keys made otherwise must not meet
 _CONTEXT = "streaminfer 2025 content_key"
-_SHORTEST_SECRET = 16
 
 
 def content_key(
@@ -113,17 +112,5 @@ def _keyed(secret: bytes) -> Callable[[Any], bytes]:
 def _check(model: Any, version: Any, preprocessing: Any, secret: Any) -> None:
     for name, value in (("model", model), ("version", version), ("preprocessing", preprocessing)):
         check_instance(name, value, lambda it: isinstance(it, str), "a string")
-    check_secret(secret)
-
-
-def check_secret(secret: Any) -> None:
-    """Check that it is a secret or ``None``; messages do not show it.
-
-    Raises:
-        TypeError, ValueError: it is too short, or something else.
-    """
-    what = f"secret: expected at least {_SHORTEST_SECRET} bytes, or None"
-    if secret is not None and not isinstance(secret, bytes):
-        raise TypeError(f"{what}, got {type(secret).__name__}")
-    if secret is not None and len(secret) < _SHORTEST_SECRET:
-        raise ValueError(f"{what}, got {len(secret)} bytes")
+    if secret is not None:
+        check_secret("secret", secret)

@@ -14,10 +14,10 @@ from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_count
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.caching._locking import guarded
+from streaminfer.caching.events import CacheEvents
 from streaminfer.caching.freshness import Freshness, duration_ns, labels_of
 from streaminfer.caching.table._table_cy import EdgeTable
 from streaminfer.caching.table._timer_wheel_cy import NEVER
-from streaminfer.caching.table.events import CacheEvents
 
 if TYPE_CHECKING:
     from streaminfer.caching.erasure.memory_retention import MemoryRetention
@@ -135,8 +135,6 @@ class Memory(StackClock, _Table):
         retention: what the policy asks of memory; ``None``: there is no policy.
     """
 
-    __slots__ = ("__weakref__", "_clock_given", "_own_log", "events", "freshness", "retention")
-
     def __init__(
         self, maxsize: int, max_bytes: int, freshness: Freshness, s3fifo: bool, clock: Callable[[], int] | None
     ) -> None:
@@ -252,7 +250,7 @@ class Memory(StackClock, _Table):
 
     def wake(self, at_ns: int) -> None:
         """Have the thread look for due entries at an instant."""
-        from streaminfer.caching.table.expiry import THREAD  # noqa: PLC0415 - most caches expire nothing
+        from streaminfer.caching.expiry import THREAD  # noqa: PLC0415 - most caches expire nothing
 
         THREAD.wake(self, at_ns)
 

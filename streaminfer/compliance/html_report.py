@@ -27,27 +27,26 @@ code { font-size: .85em; overflow-wrap: anywhere; }
 _KB = 1000
 
 
-def page(title: str, body: str) -> str:
-    """A whole page.
+def write_page(title: str, body: str, path: str | os.PathLike[str] | None) -> str:
+    """Return a whole page; with a path, write it there too.
 
     Args:
         title: plain text.
         body: HTML.
+        path: of a file; ``None``: none.
+
+    Raises:
+        OSError: it cannot be written.
     """
-    return (
+    page = (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>\n{body}\n</body></html>\n"
     )
-
-
-def write_page(title: str, body: str, path: str | os.PathLike[str] | None) -> str:
-    """Returns a whole page; with a path, writes it there too. Raises ``OSError``."""
-    made = page(title, body)
     if path is not None:
-        Path(path).write_bytes(made.encode("utf-8", "backslashreplace"))
-    return made
+        Path(path).write_bytes(page.encode("utf-8", "backslashreplace"))
+    return page
 
 
 def cells(record: Any, names: Sequence[str]) -> tuple[str, ...]:

@@ -58,7 +58,6 @@ ACTIONS: dict[Action, str] = {
 """What can be recorded, in words."""
 
 _DURABLE = frozenset({"erased", "erase_failed", "held", "released", "erase_held"})
-MIN_SECRET_BYTES = 16
 _MOST_KEPT = 10_000
 _HIDDEN = "[the subject]"
 
@@ -124,7 +123,7 @@ class RetentionLog:
             if path is not None:
                 raise ValueError("secret: expected secret bytes that outlive the process, for a log in a file")
             secret = secrets.token_bytes(32)
-        self._secret = check_secret("secret", secret, at_least=MIN_SECRET_BYTES)
+        self._secret = check_secret("secret", secret)
         self._now = wall_clock or time.time_ns
         self._lock = threading.Lock()
         self._pid = os.getpid()
@@ -351,7 +350,7 @@ def verify_file(path: str | os.PathLike[str], *, secret: bytes, head: str | None
         TypeError, ValueError: no secret.
         OSError: the file cannot be read.
     """
-    return _verify(Path(path), check_secret("secret", secret, at_least=MIN_SECRET_BYTES), None, (0, ""), head)
+    return _verify(Path(path), check_secret("secret", secret), None, (0, ""), head)
 
 
 def _verify(path: Path, secret: bytes, size: int | None, known: tuple[int, str], head: str | None) -> Verification:

@@ -9,8 +9,8 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from streaminfer.caching.erasure.retention_counts import RetentionCounts
+from streaminfer.caching.events import CacheEvent
 from streaminfer.caching.table._timer_wheel_cy import NEVER
-from streaminfer.caching.table.events import CacheEvent
 from streaminfer.compliance.retention import PRESERVED, Retention
 from streaminfer.compliance.retention_log import RetentionLog
 from streaminfer.errors import ErasureHeld

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from streaminfer._internal.validation import expected
 from streaminfer.caching.erasure.custody import Custody
+from streaminfer.caching.erasure.departed_values import Departed
 from streaminfer.caching.erasure.retention_counts import RetentionCounts
 from streaminfer.caching.table._timer_wheel_cy import NEVER
-from streaminfer.caching.table.departed_values import Departed
 from streaminfer.compliance.retention import PRESERVED, Action, Holding, Retention
 from streaminfer.compliance.retention_log import RetentionLog
 
 if TYPE_CHECKING:
+    from streaminfer.caching.events import CacheEvent
     from streaminfer.caching.table._table_cy import EdgeTable
-    from streaminfer.caching.table.events import CacheEvent
     from streaminfer.caching.tiers.tier_set import TierSet
     from streaminfer.compliance.retention_report import RetentionReport
 
@@ -36,22 +36,20 @@ class MemoryRetention:
     Attributes:
         policy: the policy.
         counts: what goes into the policy's log.
-        custody: entries that left memory and are preserved; ``None``: nothing ever is.
+        custody: entries that left memory and are preserved.
         departed: arrays of entries that left and still live, for ``si.prove``.
     """
 
     def __init__(self, policy: Retention, table: EdgeTable) -> None:
         self.policy = policy
         self.counts = RetentionCounts(policy.log, table.now)
-        has_custody = policy.log is not None or policy.has_min_age
-        self.custody = Custody(policy, table, self.counts) if has_custody else None
+        self.custody = Custody(policy, table, self.counts)
         self.departed = Departed()
 
     @property
     def listeners(self) -> list[Callable[[CacheEvent], object]]:
         """What must hear the events of the cache, in this order."""
-        members = (None if self.policy.log is None else self.counts, self.custody, self.departed)
-        return [member.on_event for member in members if member is not None]
+        return [self.counts.on_event, self.custody.on_event, self.departed.on_event]
 
     @property
     def log(self) -> RetentionLog | None:
@@ -61,24 +59,21 @@ class MemoryRetention:
     @property
     def preserved(self) -> tuple[CacheEvent, ...]:
         """What left memory and is preserved."""
-        return () if self.custody is None else self.custody.entries
+        return self.custody.entries
 
     def expire_due(self, now_ns: int) -> int:
         """Release what need not be preserved longer, write counts to the log, and return when to look again."""
-        next_ns = NEVER
-        if self.custody is not None and self.custody.entries:
-            next_ns = self.custody.settle(now_ns)
+        next_ns = self.custody.settle(now_ns) if self.custody.entries else NEVER
         self.counts.flush()
         return next_ns
 
     def check_erasure(self, subject: str | None, tag: str | None) -> None:
         """Raise `ErasureHeld` if a legal hold, or a minimum age, forbids an erasure."""
-        if self.custody is not None:
-            self.custody.check(subject, tag)
+        self.custody.check(subject, tag)
 
     def erase(self, subject: str | None, tag: str | None, in_table: int) -> int:
         """Erase what is preserved of a subject, or with a tag, record it all, and return how many were preserved."""
-        count = 0 if self.custody is None else self.custody.erase(subject, tag)
+        count = self.custody.erase(subject, tag)
         self.counts.record(
             "erased", where="memory", count=in_table + count, reason="asked for", subject=subject, tag=tag
         )
@@ -140,21 +135,17 @@ def holdings_of(table: EdgeTable, preserved: tuple[CacheEvent, ...], size_bytes:
         preserved: what is preserved besides.
         size_bytes: of all entries; a holding has it where there is one class.
     """
-    labels = table.snapshot(3)[::2]
-    numbers: dict[str, int] = {}
-    oldest: dict[str, int | None] = {}
-    for label in labels:
-        data_class, stored_ns = ("", None) if label is None else label[2:]
-        before = oldest.get(data_class, NEVER)
-        numbers[data_class] = numbers.get(data_class, 0) + 1
-        oldest[data_class] = None if before is None or stored_ns is None else min(before, stored_ns)
+    stored: dict[str, list[int | None]] = {}
+    for labels in table.snapshot(3)[::2]:
+        data_class, stored_ns = ("", None) if labels is None else labels[2:]
+        stored.setdefault(data_class, []).append(stored_ns)
     now_ns = table.now()
-    size = size_bytes if len(numbers) == 1 else None
+    size = size_bytes if len(stored) == 1 else None
     holdings = []
-    for data_class, number in numbers.items():
-        stored_ns = oldest[data_class]
-        age_s = None if stored_ns is None else max(now_ns - stored_ns, 0) / 1e9
-        holdings.append(Holding("memory", data_class, number, age_s, size))
+    for data_class, instants in stored.items():
+        known = [it for it in instants if it is not None]
+        age_s = max(now_ns - min(known), 0) / 1e9 if len(known) == len(instants) else None
+        holdings.append(Holding("memory", data_class, len(instants), age_s, size))
     for event in preserved:
         held: Any = event.labels
         holdings.append(Holding(PRESERVED, held[2], 1, max(now_ns - held[3], 0) / 1e9, None))

@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any
 
 from streaminfer.caching.erasure.owed_erasures import Owed, OwedErasures
-from streaminfer.caching.table.events import CacheEvent
+from streaminfer.caching.events import CacheEvent
 from streaminfer.compliance.retention import Action, Log
 from streaminfer.compliance.retention_log import RetentionLog
 from streaminfer.errors import BackendError

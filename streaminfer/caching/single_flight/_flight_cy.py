@@ -44,17 +44,6 @@ _MAX_REFRESHES = 256
 class FlightCounts:
     """Counts of one cache's single flight; `FlightStatistics` has the same names and says what they mean."""
 
-    __slots__ = (
-        "abandoned",
-        "collapsed",
-        "computations",
-        "failures",
-        "leader_changes",
-        "not_stored",
-        "refresh_failures",
-        "refreshes",
-    )
-
     def __init__(self) -> None:
         self.computations = 0
         self.collapsed = 0
@@ -76,8 +65,6 @@ class Refreshes:
         running: how many run.
         failing: the latest that ended has failed.
     """
-
-    __slots__ = ("_max_running", "_pauses", "failing", "running")
 
     def __init__(self, max_running: int = _MAX_REFRESHES) -> None:
         self._max_running = max_running
@@ -120,20 +107,6 @@ class Flight:
         late_s: when a refresh is late, set by the user of the table.
     """
 
-    __slots__ = (
-        "begun_ns",
-        "computing",
-        "failures",
-        "is_refresh",
-        "key",
-        "late_s",
-        "leader",
-        "over",
-        "refreshes",
-        "waiting",
-        "waits_for",
-    )
-
     def __init__(self, key: bytes, refreshes: Refreshes | None = None, begun_ns: int = 0) -> None:
         self.key = key
         self.waiting: dict[Any, Any] = {}
@@ -161,8 +134,6 @@ class FlightTable:
         pause_ns: nanoseconds from the beginning of a refresh that failed, for which its key is not refreshed.
         is_waiting: says of a caller whether it can still be told, and so may lead.
     """
-
-    __slots__ = ("_counts", "_flights", "_is_waiting", "_max_attempts", "_pause_ns")
 
     def __init__(
         self, counts: FlightCounts, max_attempts: int, pause_ns: int, is_waiting: Callable[[Any], bool]

@@ -54,26 +54,6 @@ class Caller:
     ``wait_for`` put it into a task.
     """
 
-    __slots__ = (
-        "_around",
-        "_asyncio_future_blocking",
-        "_context",
-        "_enforced",
-        "_flight",
-        "_flights",
-        "_loop",
-        "_result",
-        "_state",
-        "_timeout_s",
-        "_timer",
-        "_wakeup",
-        "arguments",
-        "compute",
-        "key",
-        "now",
-        "owner",
-    )
-
     _flights: LoopFlights
     _loop: Any
     _context: Context
@@ -228,8 +208,6 @@ class LoopFlights:
         table: the flights.
         loop: a weak reference to the loop.
     """
-
-    __slots__ = ("_late", "_owners", "_stopping", "loop", "table")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, counts: FlightCounts, max_attempts: int, pause_ns: int) -> None:
         self.table = FlightTable(counts, max_attempts, pause_ns, _waits)

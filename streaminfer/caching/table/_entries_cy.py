@@ -77,42 +77,6 @@ class Entries:
         wake_ns: when due entries are freed next, as far as is known; an entry that is due earlier calls ``wake``.
     """
 
-    __slots__ = (
-        "_all_erased",
-        "_deletions",
-        "_earlier_deletions",
-        "_earlier_until",
-        "_events",
-        "_index",
-        "_max_bytes",
-        "_maxsize",
-        "_negative_ttl_ns",
-        "_order",
-        "_s3fifo",
-        "_slots",
-        "_stale_ns",
-        "_ttl_ns",
-        "_wheel",
-        "clock",
-        "erased",
-        "erasures",
-        "events_lost",
-        "evicted",
-        "expired",
-        "hits",
-        "inserted",
-        "keeping",
-        "listening",
-        "misses",
-        "negative_hits",
-        "rejected",
-        "removed",
-        "replaced",
-        "revalidate_ns",
-        "stale_hits",
-        "wake_ns",
-    )
-
     _index: KeyIndex
     _order: EvictionOrder
     _slots: Slots

@@ -86,28 +86,6 @@ class EvictionOrder:
         bytes: their sizes, added up.
     """
 
-    __slots__ = (
-        "_address",
-        "_bytes",
-        "_counts",
-        "_evicted_from_main",
-        "_evicted_from_small",
-        "_full",
-        "_ghosts",
-        "_max_bytes",
-        "_maxsize",
-        "_negative_bytes",
-        "_negative_count",
-        "_newest",
-        "_rows",
-        "_s3fifo",
-        "_slots",
-        "_small_bytes",
-        "_small_count",
-        "bytes",
-        "count",
-    )
-
     _ghosts: MutableSequence[int]
 
     def __init__(self, slots: Slots, s3fifo: bool, maxsize: int, max_bytes: int) -> None:

@@ -58,8 +58,6 @@ class KeyIndex:
         version: changes with each key that is added or removed.
     """
 
-    __slots__ = ("_address", "_bits", "_free", "_mask", "_shift", "_words", "objects", "slots", "top", "version")
-
     _words: MutableSequence[int]
     objects: list[Any]
     slots: Slots

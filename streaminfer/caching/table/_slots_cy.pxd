@@ -19,4 +19,3 @@ cdef class Slots:
 
     cpdef void name(self, Py_ssize_t slot, long long mixed) noexcept
     cpdef int queue_of(self, Py_ssize_t slot) noexcept
-    cpdef long long size_of(self, Py_ssize_t slot) noexcept

@@ -44,8 +44,6 @@ class Slots:
         capacity: how many, those below :data:`FIRST` included.
     """
 
-    __slots__ = ("_ints", "_words", "capacity")
-
     _ints: MutableSequence[int]
     _words: MutableSequence[int]
 
@@ -79,10 +77,6 @@ class Slots:
     def queue_of(self, slot: int) -> int:
         """Return the queue that a slot is in."""
         return self._words[4 * slot] & 3
-
-    def size_of(self, slot: int) -> int:
-        """Return the bytes of a slot."""
-        return self._words[4 * slot + 2]
 
 
 def aligned(code: str, rows: int) -> Any:

@@ -69,8 +69,6 @@ _LABELS = 3  # what a snapshot is of
 class EdgeTable(Entries):
     """Entries by key, with their look-ups and snapshots. The arguments are those of `Entries`."""
 
-    __slots__ = ()
-
     # -- the mapping --------------------------------------------------------------------------------------------
 
     def get(self, key: Any, default: Any = None) -> Any:

@@ -56,19 +56,6 @@ class ExpiryWheel:
         popped_ns: the instant that was set for the slot that was popped last.
     """
 
-    __slots__ = (
-        "_bits",
-        "_filed",
-        "_heads",
-        "_latest_ns",
-        "_links",
-        "_now_ns",
-        "_opened",
-        "_slots",
-        "due_ns",
-        "popped_ns",
-    )
-
     _filed: MutableSequence[int]
     _links: MutableSequence[int]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from streaminfer._internal.validation import check_duration, expected
+from streaminfer._internal.validation import check_duration, check_instance
 from streaminfer.caching.table._timer_wheel_cy import NEVER
 
 if TYPE_CHECKING:
-    from streaminfer.caching.tiers.cache_table import CacheTable
-    from streaminfer.caching.tiers.tier_hit import TierHit
+    from streaminfer.caching.memory import Memory
+    from streaminfer.caching.tiers.tier_reader import TierHit
     from streaminfer.caching.tiers.tier_set import TierSet
 
 __all__ = ["LONGEST_READ_S", "TierAccess"]
@@ -29,7 +29,7 @@ class TierAccess:
 
     __slots__ = ("memory", "tiers")
 
-    def __init__(self, memory: CacheTable, tiers: TierSet | None) -> None:
+    def __init__(self, memory: Memory, tiers: TierSet | None) -> None:
         self.memory = memory
         self.tiers = tiers
 
@@ -120,5 +120,4 @@ class TierAccess:
 
 
 def _check_key(key: Any) -> None:
-    if not isinstance(key, (str, bytes)):
-        raise TypeError(expected("key", "a string or bytes, which tiers can name", key))
+    check_instance("key", key, lambda it: isinstance(it, (str, bytes)), "a string or bytes, which tiers can name")

@@ -5,26 +5,35 @@ slowest)``, where ``slowest`` is the longest of the computations before, of whic
 Where that is more than is left, only a tier can be in time, and the third term falls away. Where a computation came too
 late after the tiers had used up all that they were granted, they are passed over once: what is computed then says how
 long it takes.
+
+*Single flight across machines.* If a shared tier has leases, the leader of a flight takes that of its key before it
+computes. While another machine has the lease, this one looks into the tiers for its entry, after pauses from 5 to
+100 ms, until the entry is there, the lease is free (its holder died, and it expired), its holder had nothing to share,
+or the time to wait is over; but for the first it then computes itself. A lease only ever saves work: it keeps no
+machine from computing.
 """
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
+import attrs
+
 from streaminfer.caching.table._timer_wheel_cy import NEVER
-from streaminfer.caching.tiers.machine_flight import MachineFlight
 
 if TYPE_CHECKING:
     from streaminfer.caching.tiers.async_access import TierAccess
     from streaminfer.caching.tiers.protocol import Leases
-    from streaminfer.caching.tiers.tier_hit import TierHit
-    from streaminfer.caching.tiers.writer import TierWriter
+    from streaminfer.caching.tiers.tier_reader import TierHit
 
 __all__ = ["LONGEST_READ_NS", "ReadBudget", "TierLookup"]
 
 LONGEST_READ_NS = 1_000_000_000
+_FIRST_PAUSE_S = 0.005
+_LONGEST_PAUSE_S = 0.1
 
 
 class ReadBudget:
@@ -60,8 +69,9 @@ class ReadBudget:
         self._pass_over = read_ns >= granted_ns > 0
 
 
+@attrs.define(eq=False)
 class TierLookup:
-    """One look, and the computation that follows where nothing was found; enter it around that.
+    """One look, and the computation that follows if nothing was found; enter it around that.
 
     Args:
         access: to memory and tiers.
@@ -69,44 +79,26 @@ class TierLookup:
         now: reads the cache's clock.
         key: what for.
         deadline_ns: of the request; ``None``: none.
-        is_refresh: there is a stale answer already.
+        is_refresh: there is a stale response already.
 
     Attributes:
         erasures: the cache's count when it began.
     """
 
-    __slots__ = (
-        "_access",
-        "_budget",
-        "_deadline_ns",
-        "_flight",
-        "_granted_ns",
-        "_is_refresh",
-        "_key",
-        "_now",
-        "_read_ns",
-        "_started_ns",
-        "erasures",
-    )
+    _access: TierAccess
+    _budget: ReadBudget
+    _now: Callable[[], int]
+    _key: Any
+    _deadline_ns: int | None
+    _is_refresh: bool
+    erasures: int = attrs.field(init=False)
+    _granted_ns: int = attrs.field(default=0, init=False)
+    _read_ns: int = attrs.field(default=0, init=False)
+    _started_ns: int = attrs.field(default=0, init=False)
+    _token: bytes | None = attrs.field(default=None, init=False)  # by which it asked for a lease
 
-    def __init__(
-        self,
-        access: TierAccess,
-        budget: ReadBudget,
-        now: Callable[[], int],
-        key: Any,
-        deadline_ns: int | None,
-        is_refresh: bool,
-    ) -> None:
-        self._access = access
-        self._budget = budget
-        self._now = now
-        self._key = key
-        self._deadline_ns = deadline_ns
-        self._is_refresh = is_refresh
-        self._granted_ns = self._read_ns = self._started_ns = 0
-        self._flight: MachineFlight | None = None
-        self.erasures = access.memory.erasures
+    def __attrs_post_init__(self) -> None:
+        self.erasures = self._access.memory.erasures
 
     async def find(self) -> TierHit | None:
         """What the tiers have; a fresh answer is in memory now."""
@@ -119,7 +111,7 @@ class TierLookup:
         found = await self._look(self._granted_ns, only_fresh=self._is_refresh)
         self._read_ns = self._now() - begun_ns
         if found is None and tiers.leasing is not None and tiers.run_here:
-            found = await self._lead_or_wait(*tiers.leasing)
+            found = await self._lead_or_wait(tiers.leasing[1])
         return found
 
     async def _look(self, granted_ns: int, *, only_fresh: bool) -> TierHit | None:
@@ -131,18 +123,32 @@ class TierLookup:
             self._access.promote(self._key, found, self.erasures)
         return found
 
-    async def _lead_or_wait(self, worker: TierWriter, leases: Leases) -> TierHit | None:
+    async def _lead_or_wait(self, leases: Leases) -> TierHit | None:
+        """Take the lease, or wait for the entry of its holder; ``None``: compute it."""
         left_ns = None if self._deadline_ns is None else self._deadline_ns - self._now()
         wait_ns = self._budget.wait_ns(left_ns)
         if wait_ns <= 0:
             return None
-        self._flight = MachineFlight(worker, leases, self._key)
-        return await self._flight.begin(wait_ns / 1e9, partial(self._look, LONGEST_READ_NS, only_fresh=True))
+        self._token = os.urandom(16)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + min(wait_ns / 1e9, leases.lease_s)
+        pause_s = _FIRST_PAUSE_S
+        while not await leases.take(self._key, self._token):
+            left_s = until - loop.time()
+            if left_s <= 0:
+                break
+            await asyncio.sleep(min(pause_s, left_s))
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            found = await self._look(LONGEST_READ_NS, only_fresh=True)
+            if found is not None:
+                return found
+        return None
 
     async def end(self) -> None:
-        """The computation that followed is over, whatever came of it."""
-        if self._flight is not None:
-            await self._flight.end()
+        """Note that the computation is over: unless a write of it is queued, other machines need not wait for one."""
+        tiers: Any = self._access.tiers
+        if self._token is not None and not tiers.leasing[0].has_queued(self._key):
+            await tiers.leasing[1].open(self._key, self._token)
 
     def __enter__(self) -> Self:
         self._started_ns = self._now()

@@ -5,17 +5,53 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
+import attrs
+
+from streaminfer.caching.defensive_copy import freeze
 from streaminfer.caching.erasure.erasure import PendingErasure, is_erased
 from streaminfer.caching.table._timer_wheel_cy import NEVER
-from streaminfer.caching.tiers.cache_table import CacheTable
 from streaminfer.caching.tiers.protocol import Entry
-from streaminfer.caching.tiers.tier_hit import TierHit
 from streaminfer.caching.tiers.writer import TierWriter
 
-__all__ = ["TierReader"]
+if TYPE_CHECKING:
+    from streaminfer.caching.memory import Memory
+
+__all__ = ["TierHit", "TierReader", "in_ns"]
 
 _LOGGER = logging.getLogger("streaminfer.caching")
+
+
+@attrs.frozen(eq=False)
+class TierHit:
+    """Value that a tier had.
+
+    Attributes:
+        value: of which ``copy_out`` gives views.
+        tags, subject: to erase it by.
+        source: the tier's name.
+        position: of the tier.
+        past_ns: how long ago its fresh time passed; negative: it has not.
+        left_ns: how long it is fresh yet, or, if it is stale, may be used, from ``read_ns`` on; ``NEVER``: for good.
+        age_ns: how old it was then.
+        read_ns: when that was, on the cache's clock.
+    """
+
+    value: Any
+    tags: tuple[str, ...]
+    subject: str | None
+    source: str
+    position: int
+    past_ns: int
+    left_ns: int
+    age_ns: int
+    read_ns: int
+
+    @property
+    def is_stale(self) -> bool:
+        """True if its fresh time has passed."""
+        return self.past_ns >= 0
 
 
 class TierReader:
@@ -26,7 +62,7 @@ class TierReader:
         memory: of the cache.
     """
 
-    def __init__(self, workers: Sequence[TierWriter], memory: CacheTable) -> None:
+    def __init__(self, workers: Sequence[TierWriter], memory: Memory) -> None:
         self._workers = workers
         self._memory = memory
         self._policy = memory.freshness.policy
@@ -99,19 +135,21 @@ class TierReader:
             worker.discarded += 1
             return None
         age_ns = max(worker.tier.wall_clock() - entry.stored_ns, 0)
-        stale_ns = min(_ns(entry.stale_s), self._stale_ns)
+        stale_ns = min(in_ns(entry.stale_s), self._stale_ns)
         fresh_ns = longest_ns
         if entry.ttl_s is not None:
-            fresh_ns = min(fresh_ns, max(_ns(entry.ttl_s) - _ns(entry.stale_s), 0))
+            fresh_ns = min(fresh_ns, max(in_ns(entry.ttl_s) - in_ns(entry.stale_s), 0))
         if rule is not None:
-            fresh_ns = min(fresh_ns, _ns(rule.max_age_s) - self._stale_ns)
+            fresh_ns = min(fresh_ns, in_ns(rule.max_age_s) - self._stale_ns)
         if fresh_ns != NEVER and age_ns >= fresh_ns + stale_ns:
             worker.misses += 1
             return None
         past_ns = age_ns - fresh_ns
         left_ns = NEVER if fresh_ns == NEVER else (stale_ns if past_ns >= 0 else 0) - past_ns
-        return TierHit(entry, worker.name, worker.position, past_ns, left_ns, age_ns, self._memory.now())
+        value, tags, read_ns = freeze(entry.value), tuple(sorted(entry.tags)), self._memory.now()
+        return TierHit(value, tags, entry.subject, worker.name, worker.position, past_ns, left_ns, age_ns, read_ns)
 
 
-def _ns(seconds: float) -> int:
+def in_ns(seconds: float) -> int:
+    """Return seconds as whole nanoseconds."""
     return round(seconds * 1e9)

@@ -29,18 +29,19 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from streaminfer._internal.validation import expected
 from streaminfer.caching.erasure.erasure import PendingErasure
-from streaminfer.caching.erasure.invalidation import drop
 from streaminfer.caching.erasure.retention_counts import RetentionCounts
 from streaminfer.caching.table._timer_wheel_cy import NEVER
-from streaminfer.caching.tiers.cache_table import CacheTable
-from streaminfer.caching.tiers.protocol import Announces, Entry, HoldingTier, Leases, Leasing, Tier
-from streaminfer.caching.tiers.tier_hit import TierHit
-from streaminfer.caching.tiers.tier_reader import TierReader
+from streaminfer.caching.tiers.protocol import Announces, Entry, HoldingTier, Leases, Leasing, Notice, Tier
+from streaminfer.caching.tiers.tier_reader import TierHit, TierReader, in_ns
 from streaminfer.caching.tiers.writer import PendingWrite, TierUsage, TierWriter
 from streaminfer.compliance.retention import Holding, Rule
+
+if TYPE_CHECKING:
+    from streaminfer.caching.memory import Memory
 
 __all__ = ["TierSet"]
 
@@ -64,7 +65,7 @@ class TierSet:
     def __init__(
         self,
         tiers: Sequence[Any],
-        memory: CacheTable,
+        memory: Memory,
         counts: RetentionCounts | None,
     ) -> None:
         policy = memory.freshness.policy
@@ -73,9 +74,7 @@ class TierSet:
         self.leasing: tuple[TierWriter, Leases] | None = None
         for position, tier in enumerate(tiers):
             if not isinstance(tier, Tier):
-                raise TypeError(
-                    f"tiers: expected tiers, such as DiskTier and RedisTier, got {tier!r} ({type(tier).__name__})"
-                )
+                raise TypeError(expected("tiers", "tiers, such as DiskTier and RedisTier", tier))
             same = sum(other.tier.name == tier.name for other in self.workers)
             name = tier.name if not same else f"{tier.name} {same + 1}"
             if policy is not None:
@@ -84,7 +83,7 @@ class TierSet:
             if self.leasing is None and isinstance(tier, Leasing) and tier.leases is not None:
                 self.leasing = self.workers[-1], tier.leases
             if isinstance(tier, Announces):
-                tier.hear(partial(drop, memory, self, position))
+                tier.hear(partial(self._on_notice, position))
         self._stale_ns = memory.freshness.stale_ns
         self._policy = policy
         self._memory = memory
@@ -249,7 +248,7 @@ class TierSet:
                 continue
             kept_ns = ttl_ns if ttl_ns == NEVER else ttl_ns + self._stale_ns
             if rule is not None and kept_ns != NEVER:  # beyond its own time it is not served
-                kept_ns = max(kept_ns, _ns(rule.min_age_s))
+                kept_ns = max(kept_ns, in_ns(rule.min_age_s))
             entry = Entry(
                 value=value,
                 stored_ns=max(worker.tier.wall_clock() - age_ns, 0),
@@ -336,6 +335,23 @@ class TierSet:
                     _LOGGER.warning("the keys of a subject could not be destroyed yet: %s", error, exc_info=error)
             worker.begin(erasing)
 
+    def _on_notice(self, position: int, notice: Notice) -> None:
+        """Drop from memory, and from faster tiers, what another process deleted or erased in the tier at a position.
+
+        What is being computed began before it, and is not stored.
+
+        Raises:
+            ErasureHeld: a legal hold, or a minimum age, forbids the erasure in this process; nothing went.
+        """
+        memory = self._memory
+        if notice.key is not None:
+            memory.delete(notice.key, "deleted by its key in another process")
+            self.begin_delete(notice.key, before=position)
+        else:
+            memory.check_erasure(notice.subject, notice.tag)
+            erase = partial(memory.erase, notice.subject, notice.tag)
+            self.erase(notice.subject, notice.tag, erase, before=position)
+
     async def legal_hold(self, subject: str | None, tag: str | None, *, on: bool) -> list[str]:
         """Begin or end a legal hold on each tier that can hold; return the names of the others.
 
@@ -382,7 +398,3 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
-
-
-def _ns(seconds: float) -> int:
-    return round(seconds * 1e9)

@@ -83,6 +83,10 @@ class TierUsage(Snapshot):
     tier: TierStatistics
 
 
+_UNCOUNTED = {"name", "queued", "pending", "tier"}
+_COUNTED = tuple(field.name for field in attrs.fields(TierUsage) if field.name not in _UNCOUNTED)
+
+
 class PendingWrite:
     """A queued put, or, without an entry, a deletion."""
 
@@ -119,8 +123,7 @@ class TierWriter:
         self.position = position
         self.pending: tuple[PendingErasure, ...] = ()
         self.hits = self.stale_hits = self.misses = self.read_timeouts = self.discarded = 0
-        self.disallowed = 0
-        self._stored = self._rejected = self._dropped = 0
+        self.stored = self.rejected = self.dropped = self.disallowed = 0
         self._counts = counts
         self._place = f"{name} {getattr(tier, 'place', '')}".strip()
         self._registering = threading.Lock()
@@ -163,20 +166,10 @@ class TierWriter:
 
     def statistics(self) -> TierUsage:
         """Return a frozen snapshot."""
+        counted = {name: getattr(self, name) for name in _COUNTED}
+        queued = len(self._queue) + self._at_work
         return TierUsage(
-            name=self.name,
-            hits=self.hits,
-            stale_hits=self.stale_hits,
-            misses=self.misses,
-            read_timeouts=self.read_timeouts,
-            discarded=self.discarded,
-            stored=self._stored,
-            rejected=self._rejected,
-            dropped=self._dropped,
-            disallowed=self.disallowed,
-            queued=len(self._queue) + self._at_work,
-            pending=len(self.pending),
-            tier=self.tier.statistics(),
+            name=self.name, **counted, queued=queued, pending=len(self.pending), tier=self.tier.statistics()
         )
 
     # -- on the loop --------------------------------------------------------------------------------------------
@@ -245,11 +238,11 @@ class TierWriter:
         before = self._queue.pop(write.key, None)
         if before is not None:
             self._bytes -= before.size
-            self._dropped += 1
+            self.dropped += 1
             before.settle(False)
         full = len(self._queue) >= MAX_QUEUED_WRITES or (self._queue and self._bytes + write.size > MAX_QUEUED_BYTES)
         if full or not self.runs or self._closing:
-            self._dropped += 1
+            self.dropped += 1
             write.settle(False)
             return
         self._queue[write.key] = write
@@ -325,7 +318,7 @@ class TierWriter:
 
     async def _put(self, write: PendingWrite) -> None:
         if write.entry is not None and is_erased(write.entry, self.pending):
-            self._dropped += 1
+            self.dropped += 1
             write.settle(False)
             return
         stored = False
@@ -346,8 +339,8 @@ class TierWriter:
             self._at_work = 0
             if stored:
                 self._replaced.pop(write.key, None)
-            self._stored += stored
-            self._rejected += not stored
+            self.stored += stored
+            self.rejected += not stored
             write.settle(stored)
 
     async def _delete(self, key: str | bytes) -> bool:
@@ -411,5 +404,5 @@ class TierWriter:
             if which(write):
                 del self._queue[key]
                 self._bytes -= write.size
-                self._dropped += 1
+                self.dropped += 1
                 write.settle(False)

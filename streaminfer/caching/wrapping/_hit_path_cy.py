@@ -39,8 +39,6 @@ class Miss:
         now_ns: when it was looked up.
     """
 
-    __slots__ = ("key", "now_ns", "state", "value")
-
     def __init__(self, key: Any, state: int, value: Any, now_ns: int) -> None:
         self.key = key
         self.state = state
@@ -55,8 +53,6 @@ class HitPath:
         table: memory of the cache.
         maker: makes the keys.
     """
-
-    __slots__ = ("_maker", "_table")
 
     def __init__(self, table: EdgeTable, maker: KeyMaker) -> None:
         self._table = table

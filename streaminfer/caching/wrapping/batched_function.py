@@ -4,28 +4,19 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import wraps
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from streaminfer.protocols import Capabilities, Node
 from streaminfer.request import Request, Response, deadline_after, time_left_s
 
+if TYPE_CHECKING:
+    from streaminfer.caching.wrapping.cached_service import CachedService
+
 __all__ = ["FunctionAsService", "as_function", "is_batched"]
 
 _REQUEST_FIELDS = {"timeout_s", "priority", "stream_id", "tenant", "key"}
-
-
-class KeyedService(Protocol):
-    """A cached service."""
-
-    def call(self, request: Request) -> Awaitable[Response]:
-        """Respond to a request."""
-        ...
-
-    def key_of(self, request: Request) -> bytes:
-        """Return the key of the response to a request."""
-        ...
 
 
 def is_batched(function: Any) -> bool:
@@ -65,7 +56,7 @@ class FunctionAsService(Node):
         return Response(outputs)
 
 
-def as_function(service: KeyedService, function: Callable[..., Any], now: Callable[[], int]) -> Any:
+def as_function(service: CachedService, function: Callable[..., Any], now: Callable[[], int]) -> Any:
     """Return a cached service as the function that it was, whose keywords mean what they mean to a `Stack`.
 
     Args:

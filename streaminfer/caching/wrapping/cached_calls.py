@@ -6,12 +6,12 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from streaminfer.caching.defensive_copy import copy_error, freeze
+from streaminfer.caching.defensive_copy import freeze
 from streaminfer.caching.single_flight._flight_cy import Refreshes
 from streaminfer.caching.single_flight.flights import SingleFlight
 from streaminfer.caching.wrapping._hit_path_cy import HitPath, Miss, copy_out
 from streaminfer.caching.wrapping.argument_labels import ArgumentLabels
-from streaminfer.caching.wrapping.layer import NEGATIVE, OUTDATED, STALE, Layer
+from streaminfer.caching.wrapping.layer import OUTDATED, Layer
 
 if TYPE_CHECKING:
     from streaminfer.caching.tiers.async_access import TierAccess
@@ -35,11 +35,9 @@ class CachedCalls(Layer):
         key = missed.key
         here = self.flights.here()
         outdated = missed.state == OUTDATED
-        if missed.state == STALE or (outdated and self.failure.is_recent()):
+        if self.gives_stale(missed):
             self.refresh(key, (key, call, False))
             return copy_out(missed.value)
-        if missed.state == NEGATIVE:
-            raise copy_error(missed.value)
         try:
             value, led = await here.share(key, self._computing, (key, call, not outdated), self.hit_path.now)
         except Exception as error:
@@ -57,7 +55,7 @@ class CachedCalls(Layer):
         """Return the result of a sync function after a miss."""
         key = missed.key
         outdated = missed.state == OUTDATED
-        if missed.state == STALE or (outdated and self.failure.is_recent()):
+        if self.gives_stale(missed):
             self.flights.threads.refresh(
                 key,
                 self._compute_sync,
@@ -67,8 +65,6 @@ class CachedCalls(Layer):
                 limit_s=self.refresh_s(),
             )
             return copy_out(missed.value)
-        if missed.state == NEGATIVE:
-            raise copy_error(missed.value)
         try:
             value, _ = self.flights.threads.share(key, self._compute_sync, (key, call, not outdated), self.hit_path.now)
         except Exception as error:

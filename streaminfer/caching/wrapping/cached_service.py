@@ -30,10 +30,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from streaminfer._internal.validation import expected
-from streaminfer.caching.defensive_copy import copy_error, freeze
+from streaminfer.caching.defensive_copy import freeze
 from streaminfer.caching.keys import key_maker
 from streaminfer.caching.single_flight._loop_flights_cy import LATE_S
 from streaminfer.caching.single_flight.flights import SingleFlight
@@ -41,7 +41,7 @@ from streaminfer.caching.wrapping._hit_path_cy import HitPath, Miss, copy_out
 from streaminfer.caching.wrapping.argument_labels import ArgumentLabels
 from streaminfer.caching.wrapping.batched_function import FunctionAsService, as_function, is_batched
 from streaminfer.caching.wrapping.cached_calls import CachedCalls
-from streaminfer.caching.wrapping.layer import NEGATIVE, OUTDATED, STALE, Layer
+from streaminfer.caching.wrapping.layer import NEGATIVE, OUTDATED, Layer
 from streaminfer.caching.wrapping.memoize import cached_function
 from streaminfer.caching.wrapping.wrapped_identity import identity_of
 from streaminfer.errors import DeadlineExceeded
@@ -50,9 +50,8 @@ from streaminfer.request import Request, Response, time_left_s
 from streaminfer.resilience._targets import kind_of
 
 if TYPE_CHECKING:
-    from streaminfer.caching.table._table_cy import EdgeTable
     from streaminfer.caching.tiers.async_access import TierAccess
-    from streaminfer.caching.tiers.tier_hit import TierHit
+    from streaminfer.caching.tiers.tier_reader import TierHit
 
 __all__ = ["CachedService", "wrap_inner"]
 
@@ -88,6 +87,10 @@ def wrap_inner(
         TypeError: a backend, which takes batches and not requests, or nothing that can be called.
         ValueError: names that are no parameters.
     """
+
+    def hit_path_of(identity: str) -> HitPath:
+        return HitPath(access.memory, key_maker(identity, "", "", secret))
+
     kind = kind_of(inner)
     if kind == "backend":
         what = "a service or a function; a backend takes whole batches: put the cache before the batcher"
@@ -95,14 +98,19 @@ def wrap_inner(
     identity, lasting = identity_of(inner)
     if access.tiers is not None:
         _check_for_tiers(inner, kind, lasting)
-    table = cast("EdgeTable", access.memory)
     if kind == "service":
         _check_names(subject, tags)
         return CachedService(
-            cache, access, inner, flights, lambda: HitPath(table, key_maker(identity_of(inner)[0], "", "", secret))
+            cache,
+            access,
+            inner,
+            flights,
+            lambda: HitPath(access.memory, key_maker(identity_of(inner)[0], "", "", secret)),
         )
     labels = None if is_batched(inner) else ArgumentLabels(inner, subject, tags)
-    hit_path = HitPath(table, key_maker(identity if labels is None else identity + labels.identity, "", "", secret))
+    hit_path = HitPath(
+        access.memory, key_maker(identity if labels is None else identity + labels.identity, "", "", secret)
+    )
     if labels is None:
         _check_names(subject, tags)
         service = CachedService(cache, access, FunctionAsService(inner, hit_path.now), flights, lambda: hit_path)
@@ -230,11 +238,9 @@ class CachedService(Layer, Wrapper):
         if not request.store and found.state != NEGATIVE:
             return await self._uncached(request, found.now_ns)
         outdated = found.state == OUTDATED
-        if found.state == STALE or (outdated and self.failure.is_recent()):
+        if self.gives_stale(found):
             self._refresh(key, request, version)
             return Response(copy_out(found.value), True, "cache")
-        if found.state == NEGATIVE:
-            raise copy_error(found.value)
         arguments = (key, request, version, not outdated)
         try:
             response, led = await self._share(key, self._computing, arguments, request, found.now_ns)

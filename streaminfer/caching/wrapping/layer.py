@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from streaminfer.caching.defensive_copy import strip_traceback
+from streaminfer.caching.defensive_copy import copy_error, strip_traceback
 from streaminfer.caching.single_flight._flight_cy import Refreshes
 from streaminfer.caching.single_flight.flight_context import said_fresh_s, storable
 from streaminfer.caching.single_flight.flights import SingleFlight
-from streaminfer.caching.wrapping._hit_path_cy import HitPath
+from streaminfer.caching.wrapping._hit_path_cy import HitPath, Miss
 from streaminfer.caching.wrapping.stale_if_error import RecentFailure
 from streaminfer.errors import CircuitOpen, Closed, DeadlineExceeded, Overloaded
 
 if TYPE_CHECKING:
-    from streaminfer.caching.memory import Memory
     from streaminfer.caching.tiers.async_access import TierAccess
-    from streaminfer.caching.tiers.tier_hit import TierHit
+    from streaminfer.caching.tiers.tier_reader import TierHit
 
-__all__ = ["NEGATIVE", "OUTDATED", "STALE", "Layer"]
+__all__ = ["NEGATIVE", "OUTDATED", "Layer"]
 
 # states of `Miss`, as of `_table_cy`, besides that nothing is there
 STALE = 2
@@ -42,7 +41,7 @@ class Layer:
 
     def __init__(self, access: TierAccess, flights: SingleFlight, hit_path: HitPath) -> None:
         self.access = access
-        self.memory = cast("Memory", access.memory)
+        self.memory = access.memory
         self.flights = flights
         self.hit_path = hit_path
         self.tiers = access.tiers
@@ -52,7 +51,7 @@ class Layer:
         self._computing: Callable[..., Coroutine[Any, Any, Any]]
         if self.tiers is not None:
             from streaminfer.caching.tiers.lookup import ReadBudget  # noqa: PLC0415 - only where there are tiers
-            from streaminfer.caching.tiers.tier_hit import TierHit  # noqa: PLC0415 - the same
+            from streaminfer.caching.tiers.tier_reader import TierHit  # noqa: PLC0415 - the same
 
             self._tier_hit: Any = TierHit
             self._budget = ReadBudget()
@@ -99,6 +98,12 @@ class Layer:
     def is_usable(self, found: TierHit) -> bool:
         """Return whether a stale value of a tier is the response at once, with a refresh behind it."""
         return found.past_ns < self.memory.revalidate_ns or self.failure.is_recent()
+
+    def gives_stale(self, missed: Miss) -> bool:
+        """Return whether what memory has is the response at once, with a refresh behind it. Raises a stored error."""
+        if missed.state == NEGATIVE:
+            raise copy_error(missed.value)
+        return missed.state == STALE or (missed.state == OUTDATED and self.failure.is_recent())
 
     def computed(self, begun_ns: int) -> None:
         """Note the duration of a computation that succeeded; each newer one takes a sixteenth off the slowest."""

@@ -8,7 +8,6 @@ import weakref
 import pytest
 
 import streaminfer as si
-from streaminfer.caching.erasure.invalidation import drop
 from streaminfer.caching.erasure.retention_counts import RetentionCounts
 from streaminfer.caching.tiers import DiskTier, Entry
 from streaminfer.caching.tiers.encryption import StoredKeys
@@ -375,7 +374,7 @@ def test_an_erasure_by_another_process_is_refused_under_hold(cache, log):
     tiers = TierSet((), cache._memory, None)
 
     with pytest.raises(si.ErasureHeld, match="case 17"):
-        drop(cache._memory, tiers, 0, Notice(subject="anna"))
+        tiers._on_notice(0, Notice(subject="anna"))
 
     assert cache.get(1) == 1
     assert [event.action for event in log.pending] == ["erase_held"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import streaminfer as si
-from streaminfer.caching.table.expiry import THREAD
+from streaminfer.caching.expiry import THREAD
 from streaminfer.testing import FakeClock, ScriptedBackend, run
 
 

@@ -20,12 +20,15 @@ import threading
 import time
 import weakref
 from queue import Empty, SimpleQueue
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from streaminfer._internal.forking import at_fork
 from streaminfer.caching.table._timer_wheel_cy import NEVER
 
-__all__ = ["GRAIN_S", "THREAD", "Expirable", "ExpiryThread"]
+if TYPE_CHECKING:
+    from streaminfer.caching.memory import Memory
+
+__all__ = ["GRAIN_S", "THREAD", "ExpiryThread"]
 
 GRAIN_S = 0.1
 _GRAIN_NS = round(GRAIN_S * 1e9)
@@ -33,29 +36,11 @@ _BATCH = 256
 _PAUSE_S = 0.0002
 
 
-class Expirable(Protocol):
-    """Memory of a cache whose entries expire.
-
-    Attributes:
-        wake_ns: when the thread looks next, as far as is known; negative: its clock is not the thread's.
-    """
-
-    wake_ns: int
-
-    def now(self) -> int:
-        """Return the present instant, monotonic nanoseconds."""
-        ...
-
-    def expire_due(self, now_ns: int, limit: int) -> int:
-        """Free about ``limit`` entries that are due; return when to look again."""
-        ...
-
-
 class ExpiryThread:
     """One daemon thread for every cache on the monotonic clock. Thread-safe."""
 
     def __init__(self) -> None:
-        self._told: SimpleQueue[tuple[weakref.ref[Expirable], int, int]] = SimpleQueue()
+        self._told: SimpleQueue[tuple[weakref.ref[Memory], int, int]] = SimpleQueue()
         self._starting = threading.RLock()
         self._running = False
 
@@ -64,7 +49,7 @@ class ExpiryThread:
         """Whether it waits for an entry to expire."""
         return self._running
 
-    def wake(self, memory: Expirable, at_ns: int) -> None:
+    def wake(self, memory: Memory, at_ns: int) -> None:
         """Have it look at a memory at an instant on the monotonic clock; it starts if it does not run."""
         self._told.put((weakref.ref(memory), id(memory), at_ns))
         if not self._running:
@@ -75,7 +60,7 @@ class ExpiryThread:
 
     def _run(self) -> None:
         # by the id of each memory: a reference to it, and when to look
-        waiting: dict[int, tuple[weakref.ref[Expirable], int]] = {}
+        waiting: dict[int, tuple[weakref.ref[Memory], int]] = {}
         while True:
             due_ns = min((at_ns for _, at_ns in waiting.values()), default=NEVER)
             try:
@@ -105,7 +90,7 @@ class ExpiryThread:
                     else:
                         waiting[number] = reference, next_ns
 
-    def _look(self, reference: weakref.ref[Expirable]) -> int:
+    def _look(self, reference: weakref.ref[Memory]) -> int:
         memory = reference()
         if memory is None or memory.wake_ns < 0:  # it was given a clock that this thread cannot read
             return NEVER

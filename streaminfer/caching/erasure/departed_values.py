@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from streaminfer.caching.table.events import CacheEvent
+from streaminfer.caching.events import CacheEvent
 
 __all__ = ["Departed"]
 
