@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING
 
 from streaminfer._internal.lazy import lazy_attributes
 from streaminfer.batching.batcher import AdaptiveBatcher, BatchedFunction
-from streaminfer.batching.policy import Decision, Greedy, Policy, PolicyName
 
 if TYPE_CHECKING:
     from streaminfer.batching.assembly.buckets import Buckets
@@ -12,6 +11,7 @@ if TYPE_CHECKING:
     from streaminfer.batching.device.device import Device
     from streaminfer.batching.device.statistics import DeviceModelStatistics, DeviceStatistics
     from streaminfer.batching.planner.lookahead import Lookahead
+    from streaminfer.batching.policy import Decision, Greedy, Policy, PolicyName
     from streaminfer.batching.service_time.calibration import CalibrationStatistics
     from streaminfer.batching.service_time.learned_service_time import LearnedServiceTime
     from streaminfer.batching.service_time.service_time import ServiceTime
@@ -56,12 +56,16 @@ _HOMES = {
     "BatcherStatistics": "batching.batcher_statistics",
     "Buckets": "batching.assembly.buckets",
     "CalibrationStatistics": "batching.service_time.calibration",
+    "Decision": "batching.policy",
     "DecisionLog": "simulation.decision_log",
     "Device": "batching.device.device",
     "DeviceModelStatistics": "batching.device.statistics",
     "DeviceStatistics": "batching.device.statistics",
+    "Greedy": "batching.policy",
     "LearnedServiceTime": "batching.service_time.learned_service_time",
     "Lookahead": "batching.planner.lookahead",
+    "Policy": "batching.policy",
+    "PolicyName": "batching.policy",
     "Scenario": "simulation.scenarios",
     "ServiceTime": "batching.service_time.service_time",
     "SimulationResult": "simulation.simulation_result",

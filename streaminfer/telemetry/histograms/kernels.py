@@ -9,12 +9,16 @@ rises: the index is the same.
 Complexity: O(n) with 3 to 4 ns a value compiled, 20 to 40 ns by NumPy, which also needs temporary arrays.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["EXPORTS", "count_durations", "count_durations_numpy", "indexes_of", "warm_up"]
 
