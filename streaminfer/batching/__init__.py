@@ -3,10 +3,11 @@
 from typing import TYPE_CHECKING
 
 from streaminfer._internal.lazy import lazy_attributes
-from streaminfer.batching.batcher import AdaptiveBatcher, BatchedFunction
+from streaminfer.batching.batcher import AdaptiveBatcher
 
 if TYPE_CHECKING:
     from streaminfer.batching.assembly.buckets import Buckets
+    from streaminfer.batching.batched_function import BatchedFunction
     from streaminfer.batching.batcher_statistics import BatcherStatistics
     from streaminfer.batching.device.device import Device
     from streaminfer.batching.device.statistics import DeviceModelStatistics, DeviceStatistics
@@ -53,6 +54,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BatchedFunction": "batching.batched_function",
     "BatcherStatistics": "batching.batcher_statistics",
     "Buckets": "batching.assembly.buckets",
     "CalibrationStatistics": "batching.service_time.calibration",

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import time
 import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from streaminfer._internal.validation import (
     check_choice,
@@ -17,11 +16,12 @@ from streaminfer._internal.validation import (
     expected,
 )
 from streaminfer.protocols import Backend, Capabilities, Clock, Node, adapt, check_infer, is_backend, is_service
-from streaminfer.request import check_priority, deadline_after, timeout_ns
+from streaminfer.request import timeout_ns
 
 if TYPE_CHECKING:
     from streaminfer.batching.assembly.assembler import Assembler
     from streaminfer.batching.assembly.buckets import Buckets
+    from streaminfer.batching.batched_function import BatchedFunction
     from streaminfer.batching.batched_service import BatchedService
     from streaminfer.batching.batcher_statistics import BatcherStatistics
     from streaminfer.batching.device.device import Device
@@ -31,28 +31,11 @@ if TYPE_CHECKING:
     from streaminfer.batching.service_time.service_time import ServiceTime
     from streaminfer.simulation.decision_log import DecisionLog
 
-__all__ = ["AdaptiveBatcher", "BatchedFunction"]
+__all__ = ["AdaptiveBatcher"]
 
 _LARGEST = 2**31 - 1
 _DOUBTFUL_SLO_S = 10  # a whole number from here on was perhaps meant as milliseconds
 _AS_BEFORE: Any = object()
-
-
-class BatchedFunction(Protocol):
-    """What :meth:`AdaptiveBatcher.wrap` makes of a batch function."""
-
-    async def __call__(
-        self,
-        x: Any,
-        *,
-        timeout_s: float | None = None,
-        priority: int = 0,
-        stream_id: Hashable = None,
-        tenant: str | None = None,
-        key: Hashable = None,
-    ) -> Any:
-        """Answer one request as a row of a batch."""
-        ...
 
 
 class AdaptiveBatcher(Node):
@@ -207,7 +190,8 @@ class AdaptiveBatcher(Node):
             self.max_in_flight = adapt(inner).capabilities().queued_workers or 1
         if is_backend(inner):
             check_infer("inner", inner)
-        from streaminfer.batching.batched_service import BatchedService  # noqa: PLC0415 - not at the package's import
+        from streaminfer.batching.batched_function import as_function  # noqa: PLC0415 - not at the package's import
+        from streaminfer.batching.batched_service import BatchedService  # noqa: PLC0415
 
         service = self._service = BatchedService(
             inner,
@@ -223,7 +207,7 @@ class AdaptiveBatcher(Node):
             weights=self._weights,
             device=self.device,
         )
-        return service if is_backend(inner) else _as_function(service, inner)
+        return service if is_backend(inner) else as_function(service, inner)
 
     def capabilities(self) -> Capabilities:
         """That its batches can be observed, once it wraps something."""
@@ -443,33 +427,3 @@ def _as_device(device: Any) -> Device:
 
     check_instance("device", device, lambda it: isinstance(it, Device), "a Device or None")
     return device  # type: ignore[no-any-return] # just checked
-
-
-def _as_function(service: BatchedService, function: Callable[..., Any]) -> BatchedFunction:
-    submit = service.submit
-    abandon = service.abandon
-
-    async def batched(
-        x: Any,
-        *,
-        timeout_s: float | None = None,
-        priority: int = 0,
-        stream_id: Hashable = None,  # noqa: ARG001 - a function sees inputs alone; layers around it read these three
-        tenant: str | None = None,  # noqa: ARG001
-        key: Hashable = None,  # noqa: ARG001
-    ) -> Any:
-        deadline_ns = None
-        if timeout_s is not None:
-            deadline_ns = deadline_after(service.clock(), timeout_s)
-        if priority != 0:
-            check_priority(priority)
-        ticket = submit(None, x, deadline_ns, priority)
-        try:
-            return await ticket.future
-        except BaseException:
-            abandon(ticket)
-            raise
-
-    functools.update_wrapper(batched, function, updated=())
-    del batched.__wrapped__  # type: ignore[attr-defined] # its signature is not this one's
-    return batched

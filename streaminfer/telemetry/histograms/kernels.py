@@ -9,16 +9,12 @@ rises: the index is the same.
 Complexity: O(n) with 3 to 4 ns a value compiled, 20 to 40 ns by NumPy, which also needs temporary arrays.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from numpy.typing import NDArray
 
 __all__ = ["EXPORTS", "count_durations", "count_durations_numpy", "indexes_of", "warm_up"]
 

@@ -15,7 +15,6 @@ import numpy as np
 from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
-from streaminfer.telemetry.histograms import kernels
 from streaminfer.telemetry.histograms._histogram_cy import HistogramState
 
 __all__ = ["LatencyHistogram"]
@@ -130,6 +129,8 @@ class LatencyHistogram(_State):
             self.record_each(values)
             return
         counts = np.zeros(self.counts_length, np.int64)
+        from streaminfer.telemetry.histograms import kernels  # noqa: PLC0415 - not at the package's import
+
         unsound, minimum_ns, maximum_ns, clamped = kernels.count_durations(
             values, counts, self.unit_magnitude, self.half_magnitude, self.highest_ns
         )
@@ -206,6 +207,8 @@ class LatencyHistogram(_State):
         clamped = max(clamped, int(there[other._lowest_at(index) > self.highest_ns].sum()))
         nanoseconds = np.minimum(other._lowest_at(index + 1) - 1, min(maximum_ns, self.highest_ns))
         here = np.zeros(self.counts_length, np.int64)
+        from streaminfer.telemetry.histograms import kernels  # noqa: PLC0415 - likewise
+
         np.add.at(here, kernels.indexes_of(nanoseconds, self.unit_magnitude, self.half_magnitude), there)
         self.add_counts(here, min(minimum_ns, self.highest_ns), min(maximum_ns, self.highest_ns), clamped)
 
