@@ -7,35 +7,23 @@ refusals and queueing; a breaker under the batcher counts a failed batch of 32 a
 from __future__ import annotations
 
 import asyncio
-import functools
-import itertools
 import os
 import time
-from collections.abc import Callable, Coroutine, Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack
 
 from streaminfer._internal.lazy import lazy_attributes
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
-from streaminfer._runtime.pending_calls import DeadlineCalls
 from streaminfer._runtime.stopping import STOP_LIMIT_S
-from streaminfer._stack._chain_cy import Chain
-from streaminfer._stack.composition import compose
-from streaminfer._stack.many_calls import PlaceQueue, answer_all, answer_rows, default_concurrency
-from streaminfer._stack.run import StackRun
-from streaminfer.batching.batched_service import BatchedService
-from streaminfer.errors import Closed, DeadlineExceeded
+from streaminfer.errors import Closed
 from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, Wrapper, adapt
-from streaminfer.request import (
-    MapSettings,
-    Request,
-    Response,
-    passed_on_arrival,
-    time_left_s,
-)
-from streaminfer.sync_layer import SyncService
+from streaminfer.request import MapSettings, Request, Response
 
 if TYPE_CHECKING:
+    from streaminfer._stack._chain_cy import Chain
+    from streaminfer._stack.many_calls import PlaceQueue
+    from streaminfer._stack.run import StackRun
     from streaminfer._stack.start_report import PartStart, StartReport
     from streaminfer._stack.statistics import PartStatistics, StackState, StackStatistics
     from streaminfer.blocking import BlockingStack
@@ -84,11 +72,11 @@ class Stack(Wrapper):
         self._clock_given = clock is not None
         if clock is not None:
             super().bind_clock(clock)
+        from streaminfer._stack.composition import compose  # noqa: PLC0415 - not at the package's import
+
         self._parts, self._single = compose(layers, self.clock)
         self.inner = self._parts[-1]
         self._run: StackRun | None = None  # the latest
-        self._calls = DeadlineCalls()
-        self._places = PlaceQueue(self)
         self._chain = self._join()
 
     # -- callers ------------------------------------------------------------------------------------------------
@@ -188,6 +176,8 @@ class Stack(Wrapper):
         Raises:
             StreamInferError: the first request that could not be answered.
         """
+        from streaminfer._stack.many_calls import answer_all, default_concurrency  # noqa: PLC0415 - not at the import
+
         if concurrency is None:
             concurrency = default_concurrency(self._offered.full_load)
         check_count("concurrency", concurrency)
@@ -219,6 +209,8 @@ class Stack(Wrapper):
             BackendError: outputs of different shapes, which cannot form one array; :meth:`map` returns a list.
             StreamInferError: the first row that could not be answered.
         """
+        from streaminfer._stack.many_calls import answer_rows  # noqa: PLC0415 - not at the package's import
+
         return await answer_rows(self._chain, self._places, self._offered, inputs, **settings)
 
     @property
@@ -272,12 +264,12 @@ class Stack(Wrapper):
         """
         if self._run is not None and self._run.state != "stopped" and not self._run.is_orphaned:
             raise RuntimeError(f"this stack is {self._run.state} already")
+        from streaminfer._stack.run import StackRun  # noqa: PLC0415 - not at the package's import
+        from streaminfer._stack.start_report import names_of_parts  # noqa: PLC0415
+
         self._chain.loop = None
         run = self._run = StackRun(self, self._parts)
-        self._calls, self._places = run.calls, run.places
         title = f"stack {' → '.join(type(layer).__name__ for layer in self.layers)}"
-        from streaminfer._stack.start_report import names_of_parts  # noqa: PLC0415 - not at the package's import
-
         await run.start(title, names_of_parts(self._parts, self.layers, self._single))
         self._chain = self._join()
         self._chain.loop = run.loop
@@ -376,33 +368,17 @@ class Stack(Wrapper):
 
     def _join(self) -> Chain:
         """Join the layers that await nothing, in front of what has to be awaited."""
-        services: list[SyncService] = []
-        current = self.inner
-        offered = self._offered = adapt(current).capabilities()
-        self._admission = offered.admission
-        is_enforced = offered.enforces_deadline
-        # a call that the stack has to end at its deadline may go on for a while: layers that count it see its real end
-        while (
-            isinstance(current, SyncService) and current.clock is self.clock and (is_enforced or current.sees_invalid)
-        ):
-            services.append(current)
-            current = current.inner
-        sees_invalid = list(itertools.takewhile(lambda service: service.sees_invalid, services))
-        return Chain(
-            [service.enter for service in services],
-            [service.exit for service in services],
-            offered.validate,
-            len(sees_invalid),
-            offered.slo,
-            current if type(current) is BatchedService else None,
-            current.call if is_enforced else functools.partial(self._call_enforced, current.call),
-            self._refuse,
-            self.clock,
-            self._wait_for_place,
-        )
+        from streaminfer._stack.composition import join  # noqa: PLC0415 - as above
 
-    async def _wait_for_place(self, request: Request) -> Response:
-        return await self._places.call(request)
+        self._offered = adapt(self.inner).capabilities()
+        self._admission = self._offered.admission
+        return join(self.inner, self._offered, self.clock, self._refuse, self._run)
+
+    @property
+    def _places(self) -> PlaceQueue:
+        if self._run is None:
+            self._refuse()
+        return self._run.places
 
     @property
     def _pid(self) -> int:
@@ -412,7 +388,7 @@ class Stack(Wrapper):
     def _state(self) -> StackState:
         return "new" if self._run is None else self._run.state
 
-    def _refuse(self) -> None:
+    def _refuse(self) -> NoReturn:
         if self._chain.loop is not None and self._chain.loop.is_closed() and os.getpid() == self._pid:
             raise Closed(
                 "this stack belongs to an event loop that has ended (one asyncio.run each?): start it again on "
@@ -423,12 +399,3 @@ class Stack(Wrapper):
         if os.getpid() != self._pid:
             raise RuntimeError("this stack was started in another process: a forked process starts a stack of its own")
         raise RuntimeError("this stack belongs to the event loop that started it; other threads use stack.blocking()")
-
-    async def _call_enforced(
-        self, call: Callable[[Request], Coroutine[Any, Any, Response]], request: Request
-    ) -> Response:
-        """Call a service that does not end requests at their deadline itself; one timer does it here."""
-        now_ns = self.clock()
-        if request.deadline_ns is not None and request.deadline_ns <= now_ns:
-            raise DeadlineExceeded(passed_on_arrival(now_ns, request.deadline_ns))
-        return await self._calls.end_within(time_left_s(request.deadline_ns, now_ns), call(request), "the stack")

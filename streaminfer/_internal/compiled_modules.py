@@ -70,7 +70,8 @@ def look(package: Path) -> tuple[list[str], list[str]]:
         package: the package's folder.
     """
     sources, compiled = set(), set()
-    for folder, _, names in os.walk(package):
+    for folder, folders, names in os.walk(package):
+        folders[:] = [name for name in folders if name != "__pycache__"]
         for name in names:
             stem, dot, suffix = name.partition(".")
             if stem.endswith(_SUFFIX):

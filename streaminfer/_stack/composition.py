@@ -1,14 +1,23 @@
 """Layers made into one service, and what is said about those that cannot be."""
 
+from __future__ import annotations
+
 import inspect
-from typing import Any
+import itertools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from streaminfer._internal.validation import expected
+from streaminfer._stack._chain_cy import Chain
 from streaminfer.batching.batched_service import BatchedService
 from streaminfer.batching.policy import Greedy
-from streaminfer.protocols import Clock, adapt, check_infer, is_backend, is_layer, is_service
+from streaminfer.protocols import Capabilities, Clock, adapt, check_infer, is_backend, is_layer, is_service
+from streaminfer.sync_layer import SyncService
 
-__all__ = ["compose"]
+if TYPE_CHECKING:
+    from streaminfer._stack.run import StackRun
+
+__all__ = ["compose", "join"]
 
 _UNBOUNDED = 2**31 - 1
 
@@ -45,6 +54,36 @@ def compose(layers: tuple[Any, ...], clock: Clock) -> tuple[list[Any], BatchedSe
     if not is_service(current):
         raise TypeError(f"layers: {type(layers[0]).__name__} made no service: {current!r}")
     return parts, single
+
+
+def join(service: Any, offered: Capabilities, clock: Clock, refuse: Callable[[], None], run: StackRun | None) -> Chain:
+    """Join the layers that await nothing, in front of what has to be awaited.
+
+    Args:
+        service: the outermost layer, wrapped.
+        offered: what it offers.
+        clock: of the stack.
+        refuse: raises what a call of another event loop gets.
+        run: ends calls at their deadline, and lets them wait; ``None``: every call is refused.
+    """
+    services: list[SyncService] = []
+    is_enforced = offered.enforces_deadline
+    # a call that the stack has to end at its deadline may go on for a while: layers that count it see its real end
+    while isinstance(service, SyncService) and service.clock is clock and (is_enforced or service.sees_invalid):
+        services.append(service)
+        service = service.inner
+    return Chain(
+        [service.enter for service in services],
+        [service.exit for service in services],
+        offered.validate,
+        len(list(itertools.takewhile(lambda service: service.sees_invalid, services))),
+        offered.slo,
+        service if type(service) is BatchedService else None,
+        service.call if is_enforced or run is None else run.enforcing(service.call),
+        refuse,
+        clock,
+        service.call if run is None else run.places.call,
+    )
 
 
 def _check_layers(layers: tuple[Any, ...]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
 from streaminfer._internal import compiled_modules
@@ -14,7 +14,9 @@ from streaminfer._runtime.owners import start_owned
 from streaminfer._runtime.pending_calls import DeadlineCalls
 from streaminfer._runtime.stopping import STOP_LIMIT_S, seconds_left, stop_all, stop_within
 from streaminfer._stack.many_calls import PlaceQueue
+from streaminfer.errors import DeadlineExceeded
 from streaminfer.protocols import adapt
+from streaminfer.request import Request, Response, passed_on_arrival, time_left_s
 
 if TYPE_CHECKING:
     from streaminfer._stack.served_stack import ServedStack
@@ -56,6 +58,17 @@ class StackRun:
     def is_orphaned(self) -> bool:
         """Whether its loop was closed without stopping it, or this is a forked process."""
         return self.loop.is_closed() or os.getpid() != self.pid
+
+    def enforcing(self, call: Callable[[Request], Coroutine[Any, Any, Response]]) -> Callable[..., Awaitable[Response]]:
+        """Return a service's ``call`` that ends at the deadline of its request; one timer does it here."""
+
+        async def call_enforced(request: Request) -> Response:
+            now_ns = self._stack.clock()
+            if request.deadline_ns is not None and request.deadline_ns <= now_ns:
+                raise DeadlineExceeded(passed_on_arrival(now_ns, request.deadline_ns))
+            return await self.calls.end_within(time_left_s(request.deadline_ns, now_ns), call(request), "the stack")
+
+        return call_enforced
 
     async def start(self, title: str, names: Sequence[str]) -> None:
         """Start the parts; what started is stopped again where one fails.

@@ -16,6 +16,7 @@ import attrs
 
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_instance
+from streaminfer.backends.job import Done
 from streaminfer.errors import Closed
 from streaminfer.protocols import Clock
 
@@ -74,6 +75,29 @@ class BackendRecorder:
             raise
         self._count_rows(rows)
         return value
+
+    def begin(self, rows: int, done: Done, begin: Callable[..., T], *arguments: Any) -> T:
+        """Begin ``work`` on a batch of ``rows`` requests, whose outcome a callback is told and this counts.
+
+        Args:
+            rows: of the batch.
+            done: told of the outcome.
+            begin: called with ``arguments`` and a callback.
+            arguments: its positional arguments.
+        """
+
+        def ended(value: Any, error: BaseException | None) -> None:
+            if error is None:
+                self._count_rows(rows)
+            else:
+                self._count_error(error)
+            done(value, error)
+
+        try:
+            return begin(*arguments, ended)
+        except BaseException as error:
+            self._count_error(error)
+            raise
 
     def count_now(self, rows: int, work: Callable[..., T], *arguments: Any) -> T:
         """Call ``work``, which answers a batch of ``rows`` requests, and count how it ended."""

@@ -102,6 +102,7 @@ class WorkerPool:
         with self._lock:
             if self.draining:
                 return False
+            job.leave, job.replace = self.jobs.discard, self.replace
             self.jobs.add(job)
             self.queue.put(job)
             return True

@@ -24,7 +24,7 @@ from typing import Any, Generic, TypeVar
 
 from streaminfer._internal.forking import at_fork
 from streaminfer._runtime.stopping import KILL_GRACE_S, STOP_LIMIT_S, seconds_left
-from streaminfer.backends.job import Job
+from streaminfer.backends.job import Done, Job, JobFuture
 from streaminfer.backends.worker_pool import Worker, WorkerPool
 from streaminfer.errors import Closed
 
@@ -104,18 +104,42 @@ class WorkerThreads(Generic[W]):
             Closed: stopped, or stopped before the call ended.
             BaseException: what the function raised.
         """
-        if self._closed:
-            raise Closed(f"{self._name} is stopped")
-        pool = self._open()
-        job = Job(function, arguments, interrupt)
-        if not pool.put(job):
-            raise Closed(f"{self._name} is stopped")
+        future = JobFuture()
+        future.job = self.begin(function, arguments, future.end, interrupt=interrupt)
         try:
-            value: T = await job.wait(self._hang_grace_s, pool.replace)
+            value: T = await future
         finally:
-            pool.jobs.discard(job)
-            del job
+            del future  # an error's traceback holds this frame, and the future the error
         return value
+
+    def begin(
+        self,
+        function: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        done: Done,
+        *,
+        interrupt: Callable[[], None] | None = None,
+    ) -> Job:
+        """Begin what :meth:`run` awaits, without a coroutine.
+
+        Args:
+            function: what to call.
+            arguments: further positional arguments.
+            done: told of the end, in a later turn of the running loop.
+            interrupt: as above.
+
+        Returns:
+            What can be cancelled.
+
+        Raises:
+            Closed: stopped.
+        """
+        if not self._closed:
+            pool = self._open()
+            job = Job(function, arguments, interrupt, done, self._hang_grace_s)
+            if pool.put(job):
+                return job
+        raise Closed(f"{self._name} is stopped")
 
     async def run_for_each(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Call ``function(worker, *arguments)`` once for every worker, at the same time, and wait for all of them.
@@ -218,10 +242,15 @@ async def call_apart(name: str, function: Callable[..., T], *arguments: Any) -> 
         BaseException: what the function raised.
     """
     pool = WorkerPool([_NoWorker()], name)
-    job = Job(_call_alone, (function, arguments), None)
+    future = JobFuture()
+    job = future.job = Job(_call_alone, (function, arguments), None, future.end)
     pool.put(job)
+    job.replace = _is_left_alone
     pool.drain()
-    value: T = await job.wait(0.0, _is_left_alone)
+    try:
+        value: T = await future
+    finally:
+        del future, job
     return value
 
 

@@ -3,15 +3,16 @@
 from typing import TYPE_CHECKING
 
 from streaminfer._internal.lazy import lazy_attributes
-from streaminfer.batching.batcher import AdaptiveBatcher, BatchedFunction
-from streaminfer.batching.policy import Decision, Greedy, Policy, PolicyName
+from streaminfer.batching.batcher import AdaptiveBatcher
 
 if TYPE_CHECKING:
     from streaminfer.batching.assembly.buckets import Buckets
+    from streaminfer.batching.batched_function import BatchedFunction
     from streaminfer.batching.batcher_statistics import BatcherStatistics
     from streaminfer.batching.device.device import Device
     from streaminfer.batching.device.statistics import DeviceModelStatistics, DeviceStatistics
     from streaminfer.batching.planner.lookahead import Lookahead
+    from streaminfer.batching.policy import Decision, Greedy, Policy, PolicyName
     from streaminfer.batching.service_time.calibration import CalibrationStatistics
     from streaminfer.batching.service_time.learned_service_time import LearnedServiceTime
     from streaminfer.batching.service_time.service_time import ServiceTime
@@ -53,15 +54,20 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BatchedFunction": "batching.batched_function",
     "BatcherStatistics": "batching.batcher_statistics",
     "Buckets": "batching.assembly.buckets",
     "CalibrationStatistics": "batching.service_time.calibration",
+    "Decision": "batching.policy",
     "DecisionLog": "simulation.decision_log",
     "Device": "batching.device.device",
     "DeviceModelStatistics": "batching.device.statistics",
     "DeviceStatistics": "batching.device.statistics",
+    "Greedy": "batching.policy",
     "LearnedServiceTime": "batching.service_time.learned_service_time",
     "Lookahead": "batching.planner.lookahead",
+    "Policy": "batching.policy",
+    "PolicyName": "batching.policy",
     "Scenario": "simulation.scenarios",
     "ServiceTime": "batching.service_time.service_time",
     "SimulationResult": "simulation.simulation_result",

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import functools
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
@@ -53,7 +54,18 @@ class BatchRunner:
     """
 
     __slots__ = (
-        *("_assembler", "_calls", "_finish", "_infer", "_infer_now", "_inner", "_isolates", "_outcomes", "_plain"),
+        *(
+            "_assembler",
+            "_begin_infer",
+            "_calls",
+            "_finish",
+            "_infer",
+            "_infer_now",
+            "_inner",
+            "_isolates",
+            "_outcomes",
+            "_plain",
+        ),
         "_queue",
         *("_events", "_settle", "_source", "_stack", "_time"),
         *("abandoned_batches", "batches", "context", "copies", "is_inline", "isolator", "loop", "run"),
@@ -84,6 +96,7 @@ class BatchRunner:
         self._calls = ModelCalls(inner, stack=stack, assembler=assembler, source=source, clock=clock)
         self._infer = self._calls.infer
         self._infer_now = adapt(inner).infer_now
+        self._begin_infer = adapt(inner).begin_infer
         self.is_inline = self._infer is None or self._infer_now is not None
         self.run: Callable[[Execution], None] = self._call_function if self._infer is None else self._call_backend
         self.copies = self._calls.copies
@@ -177,6 +190,9 @@ class BatchRunner:
         batch = self._calls.make_batch(
             Part(execution.inputs, [ticket.request for ticket in execution.tickets], deadline_ns, execution.tickets)
         )
+        if self._begin_infer is not None:
+            self._begin(execution, batch, self._begin_infer)
+            return
         infer: Any = self._infer_now or self._infer
         try:
             results = infer(batch)
@@ -192,6 +208,38 @@ class BatchRunner:
                 self._start_task(execution, self._complete(execution, results, batch, execution.started_ns))
             else:
                 self._finish(execution, batch.assembled_ns, results, None)
+
+    def _begin(self, execution: Execution, batch: AssembledBatch, begin: Callable[..., Any]) -> None:
+        try:
+            execution.task = begin(batch, functools.partial(self._ended, execution, batch))
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - it belongs to this batch's callers
+            self._fail(execution, execution.started_ns, error)
+        except BaseException as error:
+            self._interrupt(execution, execution.started_ns, error)
+            raise
+        else:
+            execution.begun = True
+            self.batches.add(execution)
+
+    def _ended(self, execution: Execution, batch: AssembledBatch, results: Any, error: BaseException | None) -> None:
+        """Finish a batch for which there is no task, or send it again in one."""
+        assembled_ns = batch.assembled_ns or execution.started_ns
+        if error is None and self.copies:
+            try:
+                results = own_arrays(results)  # before the worker is free for the next batch
+            except Exception as failure:  # noqa: BLE001 - it belongs to this batch's callers
+                results, error = None, failure
+        if isinstance(error, Exception) and self._isolates and self.isolator.may_split(execution, error):
+            self._start_task(execution, self._isolate(execution, error, assembled_ns))
+        else:
+            self._end(execution, assembled_ns, results, error)
+
+    async def _isolate(self, execution: Execution, error: Exception, assembled_ns: int) -> None:
+        try:
+            await self.isolator.isolate(execution, error)
+        finally:
+            self._end(execution, assembled_ns, None, error)
+            del error  # its traceback would hold this frame
 
     def _call_function(self, execution: Execution) -> None:
         assembled_ns = execution.started_ns
@@ -227,8 +275,13 @@ class BatchRunner:
 
     def _interrupt(self, execution: Execution, assembled_ns: int, error: BaseException) -> None:
         """Complete the callers of this batch and of later ones before an interrupt goes on to the loop."""
-        self._finish(execution, assembled_ns, None, error)
-        self._settle()
+        self._end(execution, assembled_ns, None, error)
+
+    def _end(self, execution: Execution, assembled_ns: int, results: Any, error: BaseException | None) -> None:
+        try:
+            self._finish(execution, assembled_ns, results, error)
+        finally:  # whatever a policy raises, the others are served
+            self._settle()
 
     def _start_task(self, execution: Execution, work: Coroutine[Any, Any, None]) -> None:
         self.batches.add(execution)
@@ -261,10 +314,9 @@ class BatchRunner:
             if batch is not None and batch.assembled_ns:
                 assembled_ns = batch.assembled_ns
             try:
-                self._finish(execution, assembled_ns, rows, error)
-            finally:  # whatever a policy raises, the others are served
+                self._end(execution, assembled_ns, rows, error)
+            finally:
                 del rows, error  # an error whose traceback holds this frame would keep the batch's inputs alive
-                self._settle()
 
 
 async def _raise(error: Exception) -> None:

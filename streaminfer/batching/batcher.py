@@ -1,10 +1,11 @@
 """`AdaptiveBatcher`: its settings, and the wrapping of backends and functions."""
 
-import functools
+from __future__ import annotations
+
 import time
 import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from streaminfer._internal.validation import (
     check_choice,
@@ -14,45 +15,27 @@ from streaminfer._internal.validation import (
     check_number,
     expected,
 )
-from streaminfer.batching.assembly.assembler import Assembler
-from streaminfer.batching.assembly.model_calls import make_assembler
-from streaminfer.batching.assembly.row_costs import make_cost_limit
-from streaminfer.batching.batched_service import BatchedService
-from streaminfer.batching.policy import POLICY_NAMES, Greedy, Policy, PolicyName
 from streaminfer.protocols import Backend, Capabilities, Clock, Node, adapt, check_infer, is_backend, is_service
-from streaminfer.request import check_priority, deadline_after, timeout_ns
+from streaminfer.request import timeout_ns
 
 if TYPE_CHECKING:
+    from streaminfer.batching.assembly.assembler import Assembler
     from streaminfer.batching.assembly.buckets import Buckets
+    from streaminfer.batching.batched_function import BatchedFunction
+    from streaminfer.batching.batched_service import BatchedService
     from streaminfer.batching.batcher_statistics import BatcherStatistics
     from streaminfer.batching.device.device import Device
     from streaminfer.batching.planner.pipelining import PipelineOverhead
+    from streaminfer.batching.policy import Policy, PolicyName
     from streaminfer.batching.service_time.learned_service_time import LearnedServiceTime
     from streaminfer.batching.service_time.service_time import ServiceTime
     from streaminfer.simulation.decision_log import DecisionLog
 
-__all__ = ["AdaptiveBatcher", "BatchedFunction"]
+__all__ = ["AdaptiveBatcher"]
 
 _LARGEST = 2**31 - 1
 _DOUBTFUL_SLO_S = 10  # a whole number from here on was perhaps meant as milliseconds
 _AS_BEFORE: Any = object()
-
-
-class BatchedFunction(Protocol):
-    """What :meth:`AdaptiveBatcher.wrap` makes of a batch function."""
-
-    async def __call__(
-        self,
-        x: Any,
-        *,
-        timeout_s: float | None = None,
-        priority: int = 0,
-        stream_id: Hashable = None,
-        tenant: str | None = None,
-        key: Hashable = None,
-    ) -> Any:
-        """Answer one request as a row of a batch."""
-        ...
 
 
 class AdaptiveBatcher(Node):
@@ -122,15 +105,15 @@ class AdaptiveBatcher(Node):
         max_queue_delay_s: float = 0.0,
         max_in_flight: int | None = None,
         policy: PolicyName = "lookahead",
-        buckets: "Buckets | Sequence[int] | None" = None,
+        buckets: Buckets | Sequence[int] | None = None,
         max_batch_bytes: int | None = None,
         row_cost: Callable[[Any], float] | None = None,
         max_batch_cost: float | None = None,
         preferred_sizes: Sequence[int] | None = None,
-        service_time: "ServiceTime | Mapping[int, ServiceTime] | None" = None,
+        service_time: ServiceTime | Mapping[int, ServiceTime] | None = None,
         stack: bool = True,
         fair: bool | Mapping[Hashable, float] = False,
-        device: "Device | None" = None,
+        device: Device | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.max_batch_size = check_count("max_batch_size", max_batch_size, at_most=_LARGEST)
@@ -145,7 +128,7 @@ class AdaptiveBatcher(Node):
         self._in_flight_given = max_in_flight is not None
         in_flight = 1 if max_in_flight is None else max_in_flight
         self.max_in_flight = check_count("max_in_flight", in_flight, at_most=_LARGEST)
-        self.policy = check_choice("policy", policy, POLICY_NAMES)
+        self.policy = _check_policy(policy)
         self._check_delay()
         check_instance("stack", stack, lambda value: isinstance(value, bool), "True or False")
         self.stack = stack
@@ -158,6 +141,8 @@ class AdaptiveBatcher(Node):
             self.buckets = as_buckets(buckets)
         self.max_batch_bytes = max_batch_bytes
         self.row_cost, self.max_batch_cost = row_cost, max_batch_cost
+        from streaminfer.batching.assembly.row_costs import make_cost_limit  # noqa: PLC0415 - not at the package's import
+
         self._cost_limit = make_cost_limit(row_cost, max_batch_cost)
         self.preferred_sizes = None if preferred_sizes is None else tuple(preferred_sizes)
         self._make_assembler(None)  # raises before anything is wrapped
@@ -205,6 +190,9 @@ class AdaptiveBatcher(Node):
             self.max_in_flight = adapt(inner).capabilities().queued_workers or 1
         if is_backend(inner):
             check_infer("inner", inner)
+        from streaminfer.batching.batched_function import as_function  # noqa: PLC0415 - not at the package's import
+        from streaminfer.batching.batched_service import BatchedService  # noqa: PLC0415
+
         service = self._service = BatchedService(
             inner,
             policy=self._make_policy(),
@@ -219,7 +207,7 @@ class AdaptiveBatcher(Node):
             weights=self._weights,
             device=self.device,
         )
-        return service if is_backend(inner) else _as_function(service, inner)
+        return service if is_backend(inner) else as_function(service, inner)
 
     def capabilities(self) -> Capabilities:
         """That its batches can be observed, once it wraps something."""
@@ -286,7 +274,7 @@ class AdaptiveBatcher(Node):
             if max_batch_size is not _AS_BEFORE:
                 self.max_batch_size = check_count("max_batch_size", max_batch_size, at_most=_LARGEST)
             if policy is not _AS_BEFORE:
-                self.policy = check_choice("policy", policy, POLICY_NAMES)
+                self.policy = _check_policy(policy)
                 if self.policy != "greedy":
                     self.max_queue_delay_s = 0.0
             if max_queue_delay_s is not _AS_BEFORE:
@@ -303,7 +291,7 @@ class AdaptiveBatcher(Node):
         if self._service is not None:
             self._service.change(self.slo_s, self.max_batch_size, self._make_policy(), assembler)
 
-    def decision_log(self) -> "DecisionLog":
+    def decision_log(self) -> DecisionLog:
         """Return why the latest batches were released and why requests were rejected, as a frozen snapshot to plot.
 
         Raises:
@@ -315,7 +303,7 @@ class AdaptiveBatcher(Node):
             raise RuntimeError("this AdaptiveBatcher wraps nothing yet")
         return DecisionLog.of(self._service.events)
 
-    def statistics(self) -> "BatcherStatistics":
+    def statistics(self) -> BatcherStatistics:
         """Return a frozen snapshot: requests queued and running, outcomes of requests, reasons of batches.
 
         Raises:
@@ -334,6 +322,8 @@ class AdaptiveBatcher(Node):
             )
 
     def _make_assembler(self, inner: Any) -> Assembler:
+        from streaminfer.batching.assembly.model_calls import make_assembler  # noqa: PLC0415 - not at the package's import
+
         return make_assembler(
             inner,
             stack=self.stack,
@@ -344,7 +334,7 @@ class AdaptiveBatcher(Node):
             preferred_sizes=self.preferred_sizes,
         )
 
-    def _start_learning(self, known: Any) -> "LearnedServiceTime | dict[int, LearnedServiceTime]":
+    def _start_learning(self, known: Any) -> LearnedServiceTime | dict[int, LearnedServiceTime]:
         from streaminfer.batching.service_time.learned_service_time import LearnedServiceTime  # noqa: PLC0415 - only who plans loads them
         from streaminfer.batching.service_time.service_time import ServiceTime  # noqa: PLC0415
 
@@ -367,6 +357,8 @@ class AdaptiveBatcher(Node):
 
     def _make_policy(self) -> Policy:
         if self.policy == "greedy":
+            from streaminfer.batching.policy import Greedy  # noqa: PLC0415 - only who does not plan loads it
+
             return Greedy(self.max_batch_size, timeout_ns(self.max_queue_delay_s))
         from streaminfer.batching.planner.lookahead import Lookahead  # noqa: PLC0415
         from streaminfer.batching.planner.pipelining import PipelineOverhead  # noqa: PLC0415 - only who plans loads them
@@ -413,6 +405,12 @@ class AdaptiveBatcher(Node):
         )
 
 
+def _check_policy(policy: PolicyName) -> PolicyName:
+    from streaminfer.batching.policy import POLICY_NAMES  # noqa: PLC0415 - not at the package's import
+
+    return check_choice("policy", policy, POLICY_NAMES)
+
+
 def _as_weights(fair: Any) -> Mapping[Hashable, float] | None:
     """Return the weights of streams that take turns; ``None``: they do not."""
     what = "True, False or a mapping of stream id to weight, from 0.001 to 1000"
@@ -424,38 +422,8 @@ def _as_weights(fair: Any) -> Mapping[Hashable, float] | None:
     return dict(fair)
 
 
-def _as_device(device: Any) -> "Device":
+def _as_device(device: Any) -> Device:
     from streaminfer.batching.device.device import Device  # noqa: PLC0415 - only who shares one loads it
 
     check_instance("device", device, lambda it: isinstance(it, Device), "a Device or None")
     return device  # type: ignore[no-any-return] # just checked
-
-
-def _as_function(service: BatchedService, function: Callable[..., Any]) -> BatchedFunction:
-    submit = service.submit
-    abandon = service.abandon
-
-    async def batched(
-        x: Any,
-        *,
-        timeout_s: float | None = None,
-        priority: int = 0,
-        stream_id: Hashable = None,  # noqa: ARG001 - a function sees inputs alone; layers around it read these three
-        tenant: str | None = None,  # noqa: ARG001
-        key: Hashable = None,  # noqa: ARG001
-    ) -> Any:
-        deadline_ns = None
-        if timeout_s is not None:
-            deadline_ns = deadline_after(service.clock(), timeout_s)
-        if priority != 0:
-            check_priority(priority)
-        ticket = submit(None, x, deadline_ns, priority)
-        try:
-            return await ticket.future
-        except BaseException:
-            abandon(ticket)
-            raise
-
-    functools.update_wrapper(batched, function, updated=())
-    del batched.__wrapped__  # type: ignore[attr-defined] # its signature is not this one's
-    return batched

@@ -467,25 +467,23 @@ class Dispatcher:
         """
         try:
             if drain:
-                await self._drain(seconds_left())
+                self.schedule()
+                await self._drain()
         finally:
             self._close()
-        tasks = [execution.task for execution in self.runner.batches]
         try:
-            if tasks:
-                await asyncio.wait(tasks, timeout=seconds_left())  # at the limit the backend's stop ends them
+            await self._drain()  # of batches; at the limit the backend's stop ends them
         finally:
             if self._device is not None:
                 self._device.leave(self)
 
-    async def _drain(self, timeout_s: float | None) -> None:
+    async def _drain(self) -> None:
         if not (self._queue.queued or self._queue.running or self.runner.batches):
             return
-        self.schedule()
         drained = self._loop_now().create_future()
         self._drains.append(drained)
         try:
-            await asyncio.wait({drained}, timeout=timeout_s)
+            await asyncio.wait({drained}, timeout=seconds_left())
         finally:
             if drained in self._drains:  # not after another loop has taken over
                 self._drains.remove(drained)

@@ -20,6 +20,7 @@ from streaminfer._internal.own_arrays import own_arrays
 from streaminfer._internal.validation import check_choice, check_count, check_duration, check_instance, expected
 from streaminfer._runtime.stopping import STOP_LIMIT_S, seconds_left
 from streaminfer.backends.fingerprint import fingerprint_of_function
+from streaminfer.backends.job import Done, Job
 from streaminfer.backends.signature import Signature, signature_of_example
 from streaminfer.backends.statistics import BackendRecorder, BackendStatistics
 from streaminfer.backends.workers import HANG_GRACE_S, WorkerThreads
@@ -189,6 +190,8 @@ class CpuBackend(Node):
             return
         if self._asynchronous:
             raise TypeError(expected("fn", f"a synchronous function with executor={executor!r}", fn))
+        if type(self).infer is CpuBackend.infer:  # not what a subclass has replaced
+            self.begin_infer = self._begin_infer
         owner = f"CpuBackend({self._name})"
         if executor == "thread":
             functions = [_FunctionWorker(self._function) for _ in range(workers)]
@@ -236,6 +239,11 @@ class CpuBackend(Node):
 
     def _infer_now(self, batch: Batch) -> Any:
         return self._recorder.count_now(len(batch.rows), self._call_inline, batch, self._recorder.busy)
+
+    def _begin_infer(self, batch: Batch, done: Done) -> Job:
+        threads: Any = self._threads
+        recorder = self._recorder
+        return recorder.begin(len(batch.rows), done, threads.begin, self._call, (batch, recorder.busy))  # type: ignore[no-any-return]
 
     def example_inputs(self) -> ExampleInputs | None:
         """Return the constructor's ``example``, with the function that measures it."""

@@ -29,6 +29,7 @@ from streaminfer._internal.extras import require
 from streaminfer._internal.html_table import html_table
 from streaminfer._internal.validation import check_choice, check_count, check_duration, check_instance
 from streaminfer.backends.fingerprint import ModelFiles, digest_of_bytes, fingerprint_of_model
+from streaminfer.backends.job import Done, Job
 from streaminfer.backends.onnx.binding import (
     Binding,
     BoundRuns,
@@ -183,6 +184,8 @@ class OnnxBackend(Node):
         workers = [ReloadableWorker(self._serving, number) for number in range(sessions)]
         name = f"OnnxBackend({self._serving.model.name})"
         self._threads = WorkerThreads(workers, name, hang_grace_s=hang_grace_s)
+        if type(self).infer is OnnxBackend.infer:  # not what a subclass has replaced
+            self.begin_infer = self._begin_infer
 
     def _load(self, path_or_bytes: object) -> LoadedModel:
         """A model with its sessions, not warmed yet.
@@ -346,6 +349,9 @@ class OnnxBackend(Node):
         """
         return self._recorder.count(len(batch.rows), self._infer, batch, self._run)
 
+    def _begin_infer(self, batch: Batch, done: Done) -> Job:
+        return self._recorder.begin(len(batch.rows), done, self._begin, batch)
+
     async def stop(self, *, drain: bool = True) -> None:
         """Ends the worker threads and waits for them; :meth:`start` starts new ones on the same sessions.
 
@@ -375,11 +381,13 @@ class OnnxBackend(Node):
 
     def _infer(self, batch: Batch, run: Callable[..., Sequence[Any]]) -> Coroutine[Any, Any, Sequence[Any]]:
         options = self._new_options()
-
-        def end_early() -> None:
-            options.terminate = True
-
+        end_early = functools.partial(setattr, options, "terminate", True)
         return self._threads.run(run, batch, options, interrupt=end_early)
+
+    def _begin(self, batch: Batch, done: Done) -> Job:
+        options = self._new_options()
+        end_early = functools.partial(setattr, options, "terminate", True)
+        return self._threads.begin(self._run, (batch, options), done, interrupt=end_early)
 
     def _run(self, worker: ReloadableWorker, batch: Batch, options: Any) -> Sequence[Any]:
         return self._recorder.busy(worker.infer, batch, options)

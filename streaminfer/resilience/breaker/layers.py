@@ -126,6 +126,9 @@ class GuardedBackend(_Guarded):
         self._inner_infer_now = adapt(inner).infer_now
         if self._inner_infer_now is not None:
             self.infer_now = self._infer_now
+        self._inner_begin = adapt(inner).begin_infer
+        if self._inner_begin is not None:
+            self.begin_infer = self._begin_infer
 
     async def infer(self, batch: Batch) -> Sequence[Any]:
         """Answers the batch, if the circuit lets it pass.
@@ -151,6 +154,25 @@ class GuardedBackend(_Guarded):
             raise
         self._returned(guard, batch, results)
         return results
+
+    def _begin_infer(self, batch: Batch, done: Callable[[Any, BaseException | None], None]) -> Any:
+        guard = self._enter()
+
+        def ended(results: Any, error: BaseException | None) -> None:
+            if error is not None:
+                self._raised(guard, batch, error)
+            else:
+                try:
+                    self._returned(guard, batch, results)
+                except Exception as failure:  # noqa: BLE001 - of a predicate: it is the batch's
+                    results, error = None, failure
+            done(results, error)
+
+        try:
+            return self._inner_begin(batch, ended)  # type: ignore[misc] # which then is not None
+        except BaseException as error:
+            self._raised(guard, batch, error)
+            raise
 
     def _raised(self, guard: Guard, batch: Batch, error: BaseException) -> None:
         if isinstance(error, Exception) and batch.is_part:

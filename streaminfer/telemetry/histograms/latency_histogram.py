@@ -11,14 +11,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
-from streaminfer._internal.html_table import html_table
 from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
-from streaminfer.telemetry.histograms import kernels
-from streaminfer.telemetry.histograms import percentile_plot as plot
 from streaminfer.telemetry.histograms._histogram_cy import HistogramState
 
 __all__ = ["LatencyHistogram"]
@@ -44,6 +40,8 @@ _OPERATIONS = (
 
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
     from streaminfer.telemetry.histograms._histogram_cy import HistogramState as _State
 else:
     _State = thread_safe(HistogramState, _OPERATIONS)
@@ -131,6 +129,8 @@ class LatencyHistogram(_State):
             self.record_each(values)
             return
         counts = np.zeros(self.counts_length, np.int64)
+        from streaminfer.telemetry.histograms import kernels  # noqa: PLC0415 - not at the package's import
+
         unsound, minimum_ns, maximum_ns, clamped = kernels.count_durations(
             values, counts, self.unit_magnitude, self.half_magnitude, self.highest_ns
         )
@@ -207,6 +207,8 @@ class LatencyHistogram(_State):
         clamped = max(clamped, int(there[other._lowest_at(index) > self.highest_ns].sum()))
         nanoseconds = np.minimum(other._lowest_at(index + 1) - 1, min(maximum_ns, self.highest_ns))
         here = np.zeros(self.counts_length, np.int64)
+        from streaminfer.telemetry.histograms import kernels  # noqa: PLC0415 - likewise
+
         np.add.at(here, kernels.indexes_of(nanoseconds, self.unit_magnitude, self.half_magnitude), there)
         self.add_counts(here, min(minimum_ns, self.highest_ns), min(maximum_ns, self.highest_ns), clamped)
 
@@ -285,6 +287,8 @@ class LatencyHistogram(_State):
         Raises:
             MissingExtra: matplotlib is not installed (``pip install 'streaminfer[plot]'``).
         """
+        from streaminfer.telemetry.histograms import percentile_plot as plot  # noqa: PLC0415 - only who draws loads it
+
         index, counts, maximum_ns = self._parts()
         values_s = np.minimum(self._lowest_at(index + 1) - 1, maximum_ns) / 1e9
         return plot.plot_percentiles(ax, values_s, counts, label)
@@ -313,6 +317,8 @@ class LatencyHistogram(_State):
         )
 
     def _repr_html_(self) -> str:
+        from streaminfer._internal.html_table import html_table  # noqa: PLC0415 - serving does not need it
+
         now = self.copy()
         rows = [("count", f"{now.count:,}")]
         if now.count:

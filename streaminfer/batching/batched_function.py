@@ -1,0 +1,67 @@
+"""A batcher around a batch function: an async function of single requests."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from streaminfer.request import check_priority, deadline_after
+
+if TYPE_CHECKING:
+    from streaminfer.batching.batched_service import BatchedService
+
+__all__ = ["BatchedFunction", "as_function"]
+
+
+class BatchedFunction(Protocol):
+    """What :meth:`AdaptiveBatcher.wrap` makes of a batch function."""
+
+    async def __call__(
+        self,
+        x: Any,
+        *,
+        timeout_s: float | None = None,
+        priority: int = 0,
+        stream_id: Hashable = None,
+        tenant: str | None = None,
+        key: Hashable = None,
+    ) -> Any:
+        """Answer one request as a row of a batch."""
+        ...
+
+
+def as_function(service: BatchedService, function: Callable[..., Any]) -> BatchedFunction:
+    """Return a service of a batch function as a function again.
+
+    Args:
+        service: of the batcher.
+        function: what was wrapped.
+    """
+    submit = service.submit
+    abandon = service.abandon
+
+    async def batched(
+        x: Any,
+        *,
+        timeout_s: float | None = None,
+        priority: int = 0,
+        stream_id: Hashable = None,  # noqa: ARG001 - a function sees inputs alone; layers around it read these three
+        tenant: str | None = None,  # noqa: ARG001
+        key: Hashable = None,  # noqa: ARG001
+    ) -> Any:
+        deadline_ns = None
+        if timeout_s is not None:
+            deadline_ns = deadline_after(service.clock(), timeout_s)
+        if priority != 0:
+            check_priority(priority)
+        ticket = submit(None, x, deadline_ns, priority)
+        try:
+            return await ticket.future
+        except BaseException:
+            abandon(ticket)
+            raise
+
+    functools.update_wrapper(batched, function, updated=())
+    del batched.__wrapped__  # type: ignore[attr-defined] # its signature is not this one's
+    return batched

@@ -1,0 +1,165 @@
+"""A backend that tells the end of a batch (`begin_infer`) needs no task; how batches end stays the same."""
+
+import asyncio
+import threading
+
+import pytest
+
+import streaminfer as si
+from streaminfer.protocols import adapt
+
+PATIENCE_S = 30.0
+
+
+def double(inputs):
+    """A batch function that refuses negative numbers, all of a batch for one."""
+    if min(inputs) < 0:
+        raise ValueError("negative")
+    return [2 * value for value in inputs]
+
+
+class Gate:
+    """A batch function that says when a thread is in it and waits until it may go on."""
+
+    def __init__(self):
+        self.inside, self.open = threading.Semaphore(0), threading.Event()
+        self.batches = []
+
+    def __call__(self, inputs):
+        self.batches.append(list(inputs))
+        self.inside.release()
+        assert self.open.wait(PATIENCE_S)
+        return double(inputs)
+
+
+def serve(values, *around, limit=8):
+    """Outcomes of concurrent requests, the tasks that were alive while a batch ran, and the backend's counters."""
+    tasks = set()
+
+    async def main():
+        loop = asyncio.get_running_loop()
+
+        def watched(inputs):
+            tasks.update(asyncio.all_tasks(loop))
+            return double(inputs)
+
+        backend = si.CpuBackend(watched)
+        batcher = si.AdaptiveBatcher(max_batch_size=limit, policy="greedy", stack=False)
+        async with si.Stack(batcher, *around, backend) as stack:
+            tasks.clear()
+            calls = [asyncio.ensure_future(stack(value)) for value in values]
+            ended = await asyncio.gather(*calls, return_exceptions=True)
+            return ended, tasks - set(calls) - {asyncio.current_task()}, backend.statistics()
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("around", [(), (si.CircuitBreaker,)], ids=["alone", "behind a breaker"])
+def test_a_batch_in_a_thread_needs_no_task(around):
+    ended, tasks, counted = serve([1.0, 2.0, 3.0], *(kind() for kind in around))
+    assert ended == [2.0, 4.0, 6.0]
+    assert not tasks
+    assert (counted.rows, counted.errors) == (3, 0)
+
+
+def test_one_bad_row_fails_alone():
+    (good, bad, other), _, counted = serve([1.0, -1.0, 3.0])
+    assert (good, other) == (2.0, 6.0)
+    assert isinstance(bad, si.BackendError)
+    assert counted.errors > 0
+
+
+def test_a_breaker_counts_the_batches():
+    breaker = si.CircuitBreaker(minimum_calls=2)
+    ended, _, counted = serve([-1.0, -2.0, 3.0], breaker, limit=1)
+    assert [type(one).__name__ for one in ended] == ["BackendError", "BackendError", "CircuitOpen"]
+    assert breaker.state == "open"
+    assert (counted.batches, counted.errors) == (0, 2)
+
+
+def test_a_predicate_that_fails_is_what_callers_get():
+    def is_bad(_):
+        raise LookupError("no such row")
+
+    breaker = si.CircuitBreaker(failure_result=is_bad)
+    (error,), _, _ = serve([1.0], breaker)
+    assert isinstance(error.__cause__, LookupError)
+    assert breaker.state == "closed"
+
+
+def test_an_infer_that_a_subclass_replaced_is_called():
+    class Tripled(si.CpuBackend):
+        async def infer(self, batch):
+            return [3 * value for value in batch.inputs]
+
+    async def main():
+        async with si.Stack(si.AdaptiveBatcher(max_batch_size=2, stack=False), Tripled(double)) as stack:
+            return await stack(1.0)
+
+    assert asyncio.run(main()) == 3.0
+    assert adapt(si.CpuBackend(double)).begin_infer is not None
+
+
+def test_a_batch_whose_callers_left_before_a_thread_began_it_is_never_run():
+    async def main():
+        gate = Gate()
+        backend = si.CpuBackend(gate)
+        batcher = si.AdaptiveBatcher(max_batch_size=1, max_in_flight=2, policy="greedy", stack=False)
+        async with si.Stack(batcher, backend) as stack:
+            first = asyncio.ensure_future(stack(1.0))
+            await asyncio.to_thread(gate.inside.acquire)
+            second = asyncio.ensure_future(stack(2.0))
+            while batcher.statistics().running < 2:
+                await asyncio.sleep(0)
+            second.cancel()
+            await asyncio.wait([second])
+            while backend.statistics().cancelled == 0:
+                await asyncio.sleep(0)
+            gate.open.set()
+            return await first, gate.batches, backend.statistics()
+
+    answer, batches, counted = asyncio.run(main())
+    assert answer == 2.0
+    assert batches == [[1.0]]
+    assert (counted.batches, counted.cancelled) == (1, 1)
+
+
+def test_a_worker_is_busy_until_the_thread_of_a_cancelled_batch_is_free():
+    async def main():
+        gate = Gate()
+        backend = si.CpuBackend(gate)
+        batcher = si.AdaptiveBatcher(max_batch_size=1, policy="greedy", stack=False)
+        async with si.Stack(batcher, backend) as stack:
+            first = asyncio.ensure_future(stack(1.0))
+            await asyncio.to_thread(gate.inside.acquire)
+            first.cancel()
+            await asyncio.wait([first])
+            second = asyncio.ensure_future(stack(2.0))
+            for _ in range(20):
+                await asyncio.sleep(0)
+            before = len(gate.batches), backend.statistics().cancelled
+            gate.open.set()
+            return first.cancelled(), before, await second, backend.statistics().cancelled
+
+    assert asyncio.run(main()) == (True, (1, 0), 4.0, 1)
+
+
+def test_a_stop_without_a_drain_waits_for_the_thread():
+    async def main():
+        gate = Gate()
+        stack = si.Stack(si.AdaptiveBatcher(max_batch_size=1, policy="greedy", stack=False), si.CpuBackend(gate))
+        await stack.start()
+        call = asyncio.ensure_future(stack(1.0))
+        await asyncio.to_thread(gate.inside.acquire)
+        stopping = asyncio.ensure_future(stack.stop(drain=False))
+        await asyncio.wait([call])
+        for _ in range(20):
+            await asyncio.sleep(0)
+        early = stopping.done()
+        gate.open.set()
+        await stopping
+        return early, call.exception()
+
+    early, error = asyncio.run(main())
+    assert not early
+    assert isinstance(error, si.Closed)
