@@ -89,11 +89,13 @@ class HistogramPoint(NamedTuple):
 
 
 class _Layout(NamedTuple):
+    starts: "array[int]"
     groups: "array[int]"
     middles_s: "array[float]"
     natives: "array[int]"
     classics: "array[int]"
     schema: int
+    empty: HistogramPoint
 
 
 class HistogramReader:
@@ -112,14 +114,16 @@ class HistogramReader:
         layout = _layout(
             histogram.unit_magnitude, histogram.half_magnitude, histogram.counts_length, histogram.significant_digits
         )
+        if not histogram.count:
+            return layout.empty
         buffers = self._buffers.get(id(layout))
         if buffers is None:
             length = len(layout.natives)
             buffers = array("q", bytes(8 * length)), array("i", bytes(4 * length)), array("q", bytes(8 * length))
             self._buffers[id(layout)] = buffers
         sums, indexes, counts = buffers
-        cumulative = array("q", bytes(8 * (len(BOUNDS_S) + 1)))
-        first, last, sum_s = histogram.group_into(layout.groups, layout.middles_s, sums)
+        cumulative = layout.empty.cumulative[:]
+        first, last, sum_s = histogram.group_into(layout.starts, layout.groups, layout.middles_s, sums)
         populated, shift, zeros = compact(
             sums, first, last, layout.natives, layout.classics, self._max_buckets, indexes, counts, cumulative
         )
@@ -129,7 +133,7 @@ class HistogramReader:
             min_s=histogram.min,
             max_s=histogram.max,
             schema=layout.schema - shift,
-            zero_threshold_s=(1 << histogram.unit_magnitude) / 1e9,
+            zero_threshold_s=layout.empty.zero_threshold_s,
             zeros=zeros,
             indexes=indexes[:populated],
             counts=counts[:populated],
@@ -156,11 +160,24 @@ def _layout(unit_magnitude: int, half_magnitude: int, counts_length: int, digits
     groups[starts[1:]] = 1
     # arrays of the standard library: compiled code gets at their buffers faster than at NumPy's
     return _Layout(
+        array("i", np.append(starts, counts_length).astype(np.int32).tobytes()),
         array("i", np.cumsum(groups, dtype=np.int32).tobytes()),
         array("d", middles_s.tobytes()),
         array("i", natives[starts].astype(np.int32).tobytes()),
         array("i", classics[starts].astype(np.int32).tobytes()),
         schema,
+        HistogramPoint(
+            total=0,
+            sum_s=0.0,
+            min_s=math.nan,
+            max_s=math.nan,
+            schema=schema,
+            zero_threshold_s=(1 << unit_magnitude) / 1e9,
+            zeros=0,
+            indexes=array("i"),
+            counts=array("q"),
+            cumulative=array("q", bytes(8 * (len(BOUNDS_S) + 1))),
+        ),
     )
 
 

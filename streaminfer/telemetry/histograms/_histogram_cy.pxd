@@ -71,8 +71,11 @@ cdef class HistogramState:
         clamped=cython.longlong)
     cpdef tuple snapshot(self)
 
-    @cython.locals(index=cython.Py_ssize_t, first=cython.Py_ssize_t, last=cython.Py_ssize_t, total_s=cython.double)
-    cpdef tuple group_into(self, const int[::1] groups, const double[::1] middles, long long[::1] sums)
+    @cython.locals(
+        index=cython.Py_ssize_t, first=cython.Py_ssize_t, last=cython.Py_ssize_t, group=cython.Py_ssize_t,
+        count=cython.longlong, total_s=cython.double, group_s=cython.double)
+    cpdef tuple group_into(
+        self, const int[::1] starts, const int[::1] groups, const double[::1] middles, long long[::1] sums)
 
     @cython.locals(index=cython.Py_ssize_t)
     cpdef object reset(self)

@@ -290,13 +290,14 @@ class HistogramState:
                 copied[index] = self._counts[index]
         return counts, minimum_ns, maximum_ns, clamped
 
-    def group_into(self, groups: Any, middles: Any, sums: Any) -> tuple[int, int, float]:
-        """Adds the count of each part to the sum of its group, of one moment.
+    def group_into(self, starts: Any, groups: Any, middles: Any, sums: Any) -> tuple[int, int, float]:
+        """Writes the count of each group of parts that can hold something, of one moment.
 
         Args:
+            starts: shape (number of groups + 1,), int32, ascending: the first part of each group, and ``counts_length``.
             groups: shape (counts_length,), int32, ascending: the group of each part.
             middles: shape (counts_length,), float64: the seconds that each part stands for.
-            sums: shape (number of groups,), int64.
+            sums: shape (number of groups,), int64: gets the counts of the groups of the result, others are left.
 
         Returns:
             The first and the last group that can hold something, and the sum of all durations in seconds; of an empty
@@ -304,14 +305,19 @@ class HistogramState:
         """
         if self.count == 0:
             return 0, -1, 0.0
-        first = _index(self, self.minimum_ns)
-        last = _index(self, self.maximum_ns)
+        first = groups[_index(self, self.minimum_ns)]
+        last = groups[_index(self, self.maximum_ns)]
         total_s = 0.0
-        for index in range(first, last + 1):
-            if self._counts[index]:
-                sums[groups[index]] += self._counts[index]
-                total_s += self._counts[index] * middles[index]
-        return groups[first], groups[last], total_s
+        for group in range(first, last + 1):
+            # sums of its own for each group: additions of two groups then overlap in the processor
+            count = 0
+            group_s = 0.0
+            for index in range(starts[group], starts[group + 1]):
+                count += self._counts[index]
+                group_s += self._counts[index] * middles[index]
+            sums[group] = count
+            total_s += group_s
+        return first, last, total_s
 
     def reset(self) -> None:
         """Forgets all that was counted; the layout stays."""

@@ -1,5 +1,7 @@
 """The three formats of Prometheus, read by parsers that are not ours."""
 
+import math
+
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
@@ -149,8 +151,8 @@ def test_protobuf_is_what_was_collected(families, metric_family):
             assert (got.sample_count, got.sample_sum, got.schema, got.zero_count) == (
                 point.total, point.sum_s, point.schema, point.zeros,
             )  # fmt: skip
-            assert [bucket.cumulative_count for bucket in got.bucket] == list(point.cumulative[:-1])
-            assert [bucket.upper_bound for bucket in got.bucket] == list(BOUNDS_S)
+            assert [bucket.cumulative_count for bucket in got.bucket] == list(point.cumulative)
+            assert [bucket.upper_bound for bucket in got.bucket] == [*BOUNDS_S, math.inf]
             assert native_buckets(got) == dict(zip(point.indexes, point.counts, strict=True))
 
 

@@ -1,19 +1,25 @@
 cimport cython
-from streaminfer._internal cimport _protobuf_cy
 # the build looks for what to compile again only in cimports of this form, not in those of a module
 from streaminfer._internal._protobuf_cy cimport ProtobufWriter as CProtobufWriter
 
-cdef int _MAX_GAP, _MAX_VARINT
-
-@cython.locals(number=cython.Py_ssize_t, buffer=bytearray, bucket=bytearray)
-cpdef object write_classic(CProtobufWriter message, tuple bounds, const long long[::1] cumulative, dict exemplars)
+cdef int _BOUND_SIZE, _MAX_CLASSIC, _MAX_SPAN, _MAX_GAP, _MAX_VARINT
 
 @cython.locals(
-    deltas=bytearray, out=cython.p_uchar, size=cython.Py_ssize_t, before=cython.longlong, expected=cython.longlong, length=cython.int, offset=cython.longlong,
-    gap=cython.longlong, position=cython.Py_ssize_t)
-cpdef object write_native(
-    CProtobufWriter message, CProtobufWriter span, const int[::1] indexes, const long long[::1] counts)
+    written=bytearray, exemplar=bytes, out=cython.p_uchar, size=cython.Py_ssize_t, number=cython.Py_ssize_t,
+    position=cython.Py_ssize_t)
+cpdef object write_classic(CProtobufWriter message, bytes bounds, const long long[::1] cumulative, dict exemplars)
 
-cdef int _write_span(CProtobufWriter message, CProtobufWriter span, long long offset, int length) except -1
+@cython.locals(
+    deltas=bytearray, spans=bytearray, out=cython.p_uchar, out_spans=cython.p_uchar, size=cython.Py_ssize_t,
+    spans_size=cython.Py_ssize_t, before=cython.longlong, expected=cython.longlong, length=cython.int,
+    offset=cython.longlong, gap=cython.longlong, position=cython.Py_ssize_t)
+cpdef object write_native(CProtobufWriter message, const int[::1] indexes, const long long[::1] counts)
+
+@cython.locals(end=cython.Py_ssize_t)
+cdef Py_ssize_t _put_span(unsigned char* out, Py_ssize_t size, long long offset, int length) noexcept
+
+cdef Py_ssize_t _put_zigzag(unsigned char* out, Py_ssize_t size, long long value) noexcept
 
 cdef Py_ssize_t _put_varint(unsigned char* out, Py_ssize_t size, unsigned long long value) noexcept
+
+cdef int _varint_size(unsigned long long value) noexcept

@@ -1,6 +1,8 @@
 # cython: boundscheck=False, wraparound=False
 """Buckets of one histogram in Prometheus' protobuf format, classic and native.
 
+Both are written as C bytes: an append to a ``bytearray`` per byte took most of the time of a scrape.
+
 One source, compiled with the C types of ``_histogram_message_cy.pxd`` or run as it is.
 """
 
@@ -8,49 +10,56 @@ from __future__ import annotations
 
 from typing import Any
 
-from streaminfer._internal import _protobuf_cy
-
 __all__ = ["write_classic", "write_native"]
 
+_BOUND_SIZE = 9  # bytes of an encoded bound: the tag and a double
+_MAX_CLASSIC = 2 + 2 * 10 + _BOUND_SIZE  # bytes of a bucket: two tags, two varints, the bound
+_MAX_SPAN = 4 + 2 * 5
 _MAX_GAP = 2  # a span takes more bytes than two empty buckets
 _MAX_VARINT = 10  # bytes
 
 
-def write_classic(message: Any, bounds: tuple[bytes, ...], cumulative: Any, exemplars: dict[int, bytes]) -> None:
+def write_classic(message: Any, bounds: bytes, cumulative: Any, exemplars: dict[int, bytes]) -> None:
     """Write the classic buckets.
 
     Args:
         message: the writer of a ``Histogram``.
-        bounds: the encoded field ``upper_bound`` of each bucket.
+        bounds: the encoded fields ``upper_bound`` of all buckets, 9 bytes each.
         cumulative: int64: the count up to each bound.
         exemplars: the encoded field ``exemplar`` by the number of the bucket.
     """
-    buffer = message._buffer
-    bucket = bytearray()
-    for number in range(len(bounds)):
-        bucket.clear()
-        bucket.append(0x08)  # field 1, a varint
-        _protobuf_cy._append_varint(bucket, cumulative[number])
-        bucket += bounds[number]
-        if exemplars and number in exemplars:
-            bucket += exemplars[number]
-        buffer.append(0x1A)  # field 3, a message
-        _protobuf_cy._append_varint(buffer, len(bucket))
-        buffer += bucket
+    written = bytearray(len(cumulative) * _MAX_CLASSIC)
+    out = written
+    size = 0
+    for number in range(len(cumulative)):
+        exemplar = exemplars.get(number, b"") if exemplars else b""
+        out[size] = 0x1A  # field 3, a message
+        size = _put_varint(out, size + 1, 1 + _varint_size(cumulative[number]) + _BOUND_SIZE + len(exemplar))
+        out[size] = 0x08  # field 1, a varint
+        size = _put_varint(out, size + 1, cumulative[number])
+        for position in range(number * _BOUND_SIZE, (number + 1) * _BOUND_SIZE):
+            out[size] = bounds[position]
+            size += 1
+        if exemplar:
+            message._buffer += written[:size]
+            message._buffer += exemplar
+            size = 0
+    message._buffer += written[:size]
 
 
-def write_native(message: Any, span: Any, indexes: Any, counts: Any) -> None:
+def write_native(message: Any, indexes: Any, counts: Any) -> None:
     """Write the exponential buckets: spans of numbers, and the difference of each count to the one before.
 
     Args:
         message: the writer of a ``Histogram``.
-        span: a writer, used for each span.
         indexes: int32: bucket numbers, ascending.
         counts: int64: their counts.
     """
     deltas = bytearray(len(indexes) * (_MAX_GAP + 1) * _MAX_VARINT)
-    out = deltas  # written as C bytes: an append per byte took most of the time of a scrape
-    size = 0
+    spans = bytearray((len(indexes) + 1) * _MAX_SPAN)
+    out = deltas
+    out_spans = spans
+    size = spans_size = 0
     before = 0
     expected = 0
     length = 0
@@ -59,28 +68,36 @@ def write_native(message: Any, span: Any, indexes: Any, counts: Any) -> None:
         gap = indexes[position] - expected
         if position > 0 and gap <= _MAX_GAP:
             while gap > 0:
-                size = _put_varint(out, size, _protobuf_cy._zigzag(-before))
+                size = _put_zigzag(out, size, -before)
                 before = 0
                 length += 1
                 gap -= 1
         else:
             if position > 0:
-                _write_span(message, span, offset, length)
+                spans_size = _put_span(out_spans, spans_size, offset, length)
             offset = gap
             length = 0
-        size = _put_varint(out, size, _protobuf_cy._zigzag(counts[position] - before))
+        size = _put_zigzag(out, size, counts[position] - before)
         before = counts[position]
         length += 1
         expected = indexes[position] + 1
-    _write_span(message, span, offset, length)
+    spans_size = _put_span(out_spans, spans_size, offset, length)
+    message._buffer += spans[:spans_size]
     message.data(13, deltas[:size])
 
 
-def _write_span(message: Any, span: Any, offset: int, length: int) -> None:
-    span.clear()
-    span.zigzag(1, offset)
-    span.varint(2, length)
-    message.message(12, span)
+def _put_span(out: Any, size: int, offset: int, length: int) -> int:
+    out[size] = 0x62  # field 12, a message
+    end = _put_zigzag(out, size + 3, offset)
+    out[end] = 0x10  # field 2, a varint
+    end = _put_varint(out, end + 1, length)
+    out[size + 1] = end - size - 2
+    out[size + 2] = 0x08  # field 1, a zigzag varint
+    return end
+
+
+def _put_zigzag(out: Any, size: int, value: int) -> int:
+    return _put_varint(out, size, value << 1 ^ value >> 63)
 
 
 def _put_varint(out: Any, size: int, value: int) -> int:
@@ -90,3 +107,11 @@ def _put_varint(out: Any, size: int, value: int) -> int:
         value >>= 7
     out[size] = value
     return size + 1
+
+
+def _varint_size(value: int) -> int:
+    size = 1
+    while value > 127:
+        value >>= 7
+        size += 1
+    return size

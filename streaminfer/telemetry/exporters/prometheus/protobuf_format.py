@@ -5,6 +5,7 @@ https://github.com/prometheus/client_model/blob/master/io/prometheus/client/metr
 """
 
 import functools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from streaminfer._internal._protobuf_cy import ProtobufWriter
@@ -55,7 +56,7 @@ def _histogram(point: HistogramPoint) -> ProtobufWriter:
     message.zigzag(5, point.schema)
     message.float64(6, point.zero_threshold_s)
     message.varint(7, point.zeros)
-    write_native(message, ProtobufWriter(), point.indexes, point.counts)
+    write_native(message, point.indexes, point.counts)
     return message
 
 
@@ -71,13 +72,11 @@ def _exemplar(exemplar: Exemplar) -> bytes:
 
 
 @functools.cache
-def _bounds() -> tuple[bytes, ...]:
-    fields = []
-    for bound_s in BOUNDS_S:
-        field = ProtobufWriter()
-        field.float64(2, bound_s)
-        fields.append(bytes(field))
-    return tuple(fields)
+def _bounds() -> bytes:
+    fields = ProtobufWriter()
+    for bound_s in (*BOUNDS_S, math.inf):
+        fields.float64(2, bound_s)
+    return bytes(fields)
 
 
 @functools.lru_cache(maxsize=4096)
