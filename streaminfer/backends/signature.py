@@ -23,7 +23,16 @@ from streaminfer._internal.text import is_all_text
 from streaminfer._internal.validation import expected
 from streaminfer.errors import InvalidInput
 
-__all__ = ["NonFinite", "Signature", "TensorSpec", "check_value", "free_axes", "guess_inputs", "signature_of_example"]
+__all__ = [
+    "NonFinite",
+    "Signature",
+    "TensorSpec",
+    "check_value",
+    "free_axes",
+    "guess_inputs",
+    "outputs_of_answer",
+    "signature_of_example",
+]
 
 TEXT = np.dtype(object)
 """The dtype of arrays of strings; NumPy has one such object."""
@@ -323,6 +332,46 @@ def signature_of_example(example: Any, free: Sequence[int] | Mapping[str, Sequen
         dtype = TEXT if value.dtype.kind == "U" else value.dtype
         specs.append(TensorSpec(name, dtype, (None, *shape), 0))
     return Signature(specs, ())
+
+
+def outputs_of_answer(answer: Any, rows: int, *, sizes_vary: bool) -> tuple[TensorSpec, ...]:
+    """Return the specs of a function's outputs, as the answer to one batch of its example shows them.
+
+    Outputs without names are ``output``, or ``output_0``, ``output_1`` and so on.
+
+    Args:
+        answer: what the function returned; the results in a list with one per row may differ in size.
+        rows: of the batch.
+        sizes_vary: the sizes depend on those of the inputs, and stay open.
+
+    Returns:
+        Empty where the outputs are no tensors.
+    """
+    listed = isinstance(answer, list)
+    value = answer[0] if listed and answer else answer
+    if isinstance(value, Mapping):
+        named = {str(name): one for name, one in value.items()}
+    elif isinstance(value, tuple):
+        named = {f"output_{number}": one for number, one in enumerate(value)}
+    else:
+        named = {"output": value}
+    specs = []
+    for name, one in named.items():
+        try:
+            array = np.asarray(one)
+        except ValueError:  # rows of different shapes
+            return ()
+        if array.dtype.kind not in "biufSU" or not (listed or array.shape[:1] == (rows,)):
+            return ()
+        shape = array.shape if listed else array.shape[1:]
+        specs.append(
+            TensorSpec(
+                name,
+                TEXT if array.dtype.kind in "SU" else array.dtype,
+                (None, *(None if listed or sizes_vary else size for size in shape)),
+            )
+        )
+    return tuple(specs)
 
 
 def check_value(spec: TensorSpec, value: object) -> npt.NDArray[Any]:

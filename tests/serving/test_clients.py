@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import runpy
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ import streaminfer as si
 from streaminfer.backends.triton import TritonBackend
 from streaminfer.testing import HANG
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 X = np.random.default_rng(1).random((5, 8), np.float32)
 
 
@@ -116,6 +119,30 @@ def test_our_own_client_gets_the_bits_of_a_local_run(serve_http, serve_grpc, aff
     for row, expected in zip(answers, local, strict=True):
         assert row.keys() == expected.keys()
         assert all(np.array_equal(row[name], expected[name]) for name in row)
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_our_own_client_reads_a_function(serve_http, serve_grpc, protocol):
+    """What `CpuBackend` learns from its example is announced, so that our own client accepts the model."""
+    stack = runpy.run_path(str(EXAMPLES / "serve.py"))["stack"]
+
+    async def through(url):
+        remote = TritonBackend(url, "doubles", protocol=protocol)
+        async with si.Stack(si.AdaptiveBatcher(max_batch_size=4), remote) as client:
+            assert [(spec.name, spec.dtype, spec.row_shape) for spec in remote.outputs] == [("output", "f4", (4,))]
+            return await asyncio.gather(*map(client, X[:, :4]))
+
+    async def over_grpc():
+        async with stack, serve_grpc(si.serving.grpc_servicer({"doubles": stack})) as url:
+            return await through(url)
+
+    if protocol == "grpc":
+        answers = asyncio.run(over_grpc())
+    else:
+        with serve_http(doubles=stack) as server:
+            answers = asyncio.run(through(server.url))
+
+    assert np.array_equal(np.stack(answers), X[:, :4] * 2)
 
 
 def test_a_connection_that_closes_cancels_the_request(serve_http, scripted, body_of):

@@ -21,7 +21,7 @@ from streaminfer._internal.validation import check_choice, check_count, check_du
 from streaminfer._runtime.stopping import STOP_LIMIT_S, seconds_left
 from streaminfer.backends.fingerprint import fingerprint_of_function
 from streaminfer.backends.job import Done, Job
-from streaminfer.backends.signature import Signature, signature_of_example
+from streaminfer.backends.signature import Signature, outputs_of_answer, signature_of_example
 from streaminfer.backends.statistics import BackendRecorder, BackendStatistics
 from streaminfer.backends.workers import HANG_GRACE_S, WorkerThreads
 from streaminfer.errors import BackendError, Closed, StreamInferError
@@ -112,7 +112,8 @@ class CpuBackend(Node):
         example: one request's inputs, without a batch axis: a batcher calls the function with batches of it before it
             accepts requests, and measures them. ``None``: the first live batches are measured.
             An array, or a mapping of arrays, also says the inputs of every request: another dtype or shape is
-            `InvalidInput` before the request is queued. Examples of other types check nothing.
+            `InvalidInput` before the request is queued. Examples of other types check nothing. What the function
+            returns for it tells servers the names, types and sizes of the outputs.
         free_axes: axes whose size may differ from the example's, such as that of length buckets: a sequence of axes
             for every input, or a mapping of input name to such sequences.
         copy_outputs: copy the arrays that the function returns, on its worker and before the next batch, so that a
@@ -234,7 +235,10 @@ class CpuBackend(Node):
         )
 
     def model_tensors(self) -> ModelTensors | None:
-        """Return the inputs as ``example`` has them; ``None`` without an example of arrays."""
+        """Return the inputs as ``example`` has them, and the outputs once a batcher has called the function with it.
+
+        ``None`` without an example of arrays. Sizes of outputs are open where those of inputs are.
+        """
         return self._tensors
 
     def _infer_now(self, batch: Batch) -> Any:
@@ -250,7 +254,7 @@ class CpuBackend(Node):
         if self._example is None:
             return None
         on_each = self._infer_on_each if self.queued_workers is not None and self.queued_workers > 1 else None
-        now = None if self.infer_now is None else functools.partial(self._call_inline, call=_call_now)
+        now = None if self.infer_now is None else self._infer_now_uncounted
         return ExampleInputs(self._example, self._infer_uncounted, infer_on_each=on_each, infer_now=now)
 
     async def stop(self, *, drain: bool = True) -> None:
@@ -280,8 +284,17 @@ class CpuBackend(Node):
         workers = self._recorder.snapshot().workers
         return f"CpuBackend({self._name}, executor={self._executor!r}, workers={workers})"
 
-    def _infer_uncounted(self, batch: Batch) -> Coroutine[Any, Any, Sequence[Any]]:
-        return self._answer(batch, _call_now, _call_now)
+    async def _infer_uncounted(self, batch: Batch) -> Sequence[Any]:
+        return self._learn_outputs(batch, await self._answer(batch, _call_now, _call_now))
+
+    def _infer_now_uncounted(self, batch: Batch) -> Any:
+        return self._learn_outputs(batch, self._call_inline(batch, _call_now))
+
+    def _learn_outputs(self, batch: Batch, answer: Any) -> Any:
+        if self._tensors is not None and not self._tensors.outputs:
+            sizes_vary = any(None in spec.row_shape for spec in self._tensors.inputs)
+            self._tensors = self._tensors._replace(outputs=outputs_of_answer(answer, batch.size, sizes_vary=sizes_vary))
+        return answer
 
     def _answer(
         self, batch: Batch, call: Callable[..., Any], call_async: Callable[..., Any]

@@ -92,3 +92,31 @@ def test_an_invalid_batch_is_no_outcome():
         assert breaker.statistics().failed == 0
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("executor", ["inline", "thread"])
+@pytest.mark.parametrize(
+    ("function", "free", "found"),
+    [
+        (lambda rows: rows.astype(int), (), [("output", int, (4,))]),
+        (lambda rows: (rows, rows[:, 0]), (), [("output_0", "f8", (4,)), ("output_1", "f8", ())]),
+        (lambda rows: {"text": np.array(["a"] * len(rows))}, (), [("text", object, ())]),
+        (lambda rows: rows, (0,), [("output", "f8", (None,))]),
+        (lambda rows: [row[:2] for row in rows], (), [("output", "f8", (None,))]),
+        (lambda rows: [{"boxes": [[1, 2], [3]]} for _ in rows], (), []),
+        (lambda rows: [object() for _ in rows], (), []),
+    ],
+    ids=["array", "tuple", "mapping", "free", "list", "ragged", "objects"],
+)
+def test_outputs_are_learned_from_the_example(executor, function, free, found):
+    """The first batch of a start shows the names, types and sizes of the outputs."""
+    backend = si.CpuBackend(function, example=np.zeros(4), free_axes=free, executor=executor)
+
+    async def scenario():
+        assert backend.model_tensors().outputs == ()
+        async with si.Stack(backend):
+            return backend.model_tensors().outputs
+
+    outputs = asyncio.run(scenario())
+
+    assert [(spec.name, spec.dtype, spec.row_shape) for spec in outputs] == found
