@@ -119,3 +119,33 @@ async def main():
 print(asyncio.run(main()))
 """
     assert outcome_of(program) == ["-1.0", "-2.0"]
+
+
+def test_a_part_that_the_parent_started_is_started_in_the_child():
+    """The child has no owners, and their lock is free, though a thread of the parent held it."""
+    program = """
+import streaminfer as si
+from streaminfer._runtime import owners as _owners
+class Part:
+    starts = 0
+    async def start(self):
+        self.starts += 1
+    async def infer(self, batch):
+        return batch.inputs
+part = Part()
+async def use():
+    async with si.Stack(part) as stack:
+        return float(await stack(2.0)), part.starts
+async def main():
+    async with si.Stack(part):
+        with _owners._lock:
+            child = os.fork()
+        if not child:
+            asyncio._set_running_loop(None)
+            print(asyncio.new_event_loop().run_until_complete(use()), flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
+        return part.starts
+print(asyncio.run(main()))
+"""
+    assert outcome_of(program) == ["(2.0, 2)", "1"]

@@ -23,6 +23,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
@@ -50,6 +51,8 @@ def _after_fork() -> None:
     global _lifecycle, _forked  # noqa: PLW0603 - the lock may be held in the parent
     _lifecycle = threading.Lock()
     _forked = True
+    # only the parent can wait for its resource tracker; CPython 3.13 tries here too and prints a traceback (gh-146313)
+    vars(resource_tracker._resource_tracker)["_pid"] = None
 
 
 at_fork(in_child=_after_fork)
