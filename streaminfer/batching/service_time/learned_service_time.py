@@ -154,6 +154,7 @@ class LearnedServiceTime:
             label="by size",
         )
         ax.legend()
+        ax.set_ylim(bottom=0.0, auto=True)
         return ax
 
     def __repr__(self) -> str:

@@ -215,6 +215,7 @@ class ServiceTime:
         ax.plot(np.arange(1, largest + 1), self.table_s(largest)[1:])
         if self.sizes[0]:
             ax.plot(self.sizes, self.times_s, linestyle="", marker="o", color=ax.lines[-1].get_color())
+        ax.set_ylim(bottom=0.0, auto=True)  # the top follows what is drawn, also later
         return ax
 
     def __repr__(self) -> str:
@@ -269,7 +270,6 @@ def service_time_axes(ax: Any, purpose: str) -> Any:
     ticker = require("matplotlib.ticker", extra="plot", purpose=purpose)
     ax = new_axes(ax, purpose)
     ax.yaxis.set_major_formatter(ticker.EngFormatter(unit="s"))
-    ax.set_ylim(bottom=0.0)
     ax.set_xlabel("batch size")
     ax.set_ylabel("time of a batch")
     return ax

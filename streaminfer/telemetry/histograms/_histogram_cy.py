@@ -294,7 +294,7 @@ class HistogramState:
         """Writes the count of each group of parts that can hold something, of one moment.
 
         Args:
-            starts: shape (groups + 1,), int32, ascending: the first part of each group, and ``counts_length``.
+            starts: shape (number of groups + 1,), int32, ascending: the first part of each group; ``counts_length``.
             groups: shape (counts_length,), int32, ascending: the group of each part.
             middles: shape (counts_length,), float64: the seconds that each part stands for.
             sums: shape (number of groups,), int64: gets the counts of the groups of the result, others are left.

@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from streaminfer.telemetry.live_page.panels import PANELS
 from streaminfer.telemetry.live_page.snapshot import ServiceReader
@@ -47,6 +47,7 @@ class Feed:
         self._number = 0
         self._ring: deque[tuple[int, bytes, bytes]] = deque(maxlen=_KEPT)
         self._labels: list[dict[str, list[str]]] = []
+        self._encoded: list[dict[str, _Encoded]] = [{} for _ in named]
         self._due_ns = 0
         self._lock = threading.Lock()
 
@@ -83,14 +84,21 @@ class Feed:
 
     def _update(self, now_ns: int) -> None:
         read = [reader.read(now_ns) for reader in self._readers]
-        labels = [{panel: list(numbers) for panel, numbers in panels.items()} for panels in read]
+        self._encoded = [
+            {
+                panel: seen[panel] if panel in seen and seen[panel].numbers is numbers else _encode(numbers)
+                for panel, numbers in panels.items()
+            }
+            for seen, panels in zip(self._encoded, read, strict=True)
+        ]
+        labels = [{panel: it.labels for panel, it in panels.items()} for panels in self._encoded]
         self._number += 1
         schema = b""
         if self._labels != labels:
             self._labels = labels
             schema = self._schema_event()
-        numbers = [[_plain(number) for panel in panels.values() for number in panel.values()] for panels in read]
-        update = self._event(json.dumps([time.time_ns() // 1_000_000, numbers], separators=(",", ":")))
+        services = "],[".join([",".join([it.text for it in panels.values() if it.text]) for panels in self._encoded])
+        update = self._event(f"[{time.time_ns() // 1_000_000},[[{services}]]]")
         self._ring.append((self._number, schema, update))
 
     def _schema_event(self) -> bytes:
@@ -109,8 +117,21 @@ class Feed:
         return f"id: {self._id}-{self._number}\ndata: {data}\n\n".encode()
 
 
-def _plain(number: Any) -> Any:
-    """What strict JSON has for a number, and no more digits than a page shows."""
-    if type(number) is not float:
-        return number
-    return round(number, 6) if math.isfinite(number) else None
+class _Encoded(NamedTuple):
+    """The numbers of a panel, which `ServiceReader` gives again if it did not read new ones."""
+
+    numbers: dict[str, Any]
+    labels: list[str]
+    text: str
+
+
+def _encode(numbers: dict[str, Any]) -> _Encoded:
+    texts = [str(number) if type(number) is int else _json(number) for number in numbers.values()]
+    return _Encoded(numbers, list(numbers), ",".join(texts))
+
+
+def _json(value: Any) -> str:
+    """Strict JSON, and no more digits of a number than a page shows."""
+    if type(value) is float:
+        return str(round(value, 6)) if math.isfinite(value) else "null"
+    return json.dumps(value, separators=(",", ":"))

@@ -12,7 +12,7 @@ import attrs
 
 from streaminfer._internal.units import format_duration
 
-__all__ = ["PANELS", "SLOW", "Panel", "Point", "is_drawn", "points", "table"]
+__all__ = ["PANELS", "SLOW", "Panel", "Point", "reader_of", "slo_points", "table"]
 
 Point = tuple[str, str, Any]
 """The panel, the label in it, and a number, a pair of counters, or text."""
@@ -60,20 +60,13 @@ SLOW = frozenset({"parts", "budget", "burn", "age", "cost", "bill", "other"})
 """Panels that are read once a second."""
 
 
-def is_drawn(statistics: Any) -> bool:
-    """Return whether a chart shows figures of such statistics."""
-    return type(statistics).__name__ in _READERS
-
-
-def points(statistics: Any) -> Iterator[Point]:
-    """Yield what charts show of statistics.
+def reader_of(statistics: Any) -> Callable[[Any], Iterator[Point]] | None:
+    """Return the function that yields what charts show of such statistics; ``None``: they show nothing.
 
     Args:
         statistics: a snapshot of any class.
     """
-    read = _READERS.get(type(statistics).__name__)
-    if read is not None:
-        yield from read(statistics)
+    return _READERS.get(type(statistics).__name__)
 
 
 def table(name: str, statistics: Any) -> Iterator[Point]:
@@ -94,7 +87,8 @@ def table(name: str, statistics: Any) -> Iterator[Point]:
             yield "other", f"{name}: {field.name.replace('_', ' ')}", value
 
 
-def _slo(it: Any) -> Iterator[Point]:
+def slo_points(it: Any) -> Iterator[Point]:
+    """Yield what charts show of an objective's statistics."""
     yield "budget", it.name, it.budget_remaining
     for seconds, rate in list(it.burn_rates.items())[::3]:  # neighbors say nearly the same
         yield "burn", f"{it.name}, {format_duration(seconds)}", rate
@@ -160,7 +154,7 @@ _LOOKUPS = ("hits", "misses", "stale_hits", "negative_hits")
 _STREAMS = {"open_streams": "open", "waiting": "frames waiting", "in_flight": "frames in flight"}
 _TEXTS = {"BreakerStatistics": ("state", "mode")}
 _READERS: dict[str, Callable[[Any], Iterator[Point]]] = {
-    "SloStatistics": _slo,
+    "SloStatistics": slo_points,
     "BatcherStatistics": _batcher,
     "LimitStatistics": _limit,
     "BreakerStatistics": _breaker,

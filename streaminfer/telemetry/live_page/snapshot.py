@@ -3,12 +3,12 @@
 import itertools
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from streaminfer.protocols import name_of
-from streaminfer.telemetry.live_page.panels import PANELS, SLOW, Point, is_drawn, points, table
+from streaminfer.telemetry.live_page.panels import PANELS, SLOW, Point, reader_of, slo_points, table
 from streaminfer.telemetry.live_page.recent_tail import RecentTail
 from streaminfer.telemetry.services import Found, walk
 from streaminfer.telemetry.telemetry import Telemetry
@@ -22,7 +22,7 @@ _PARTS = ("queue", "assembly", "inference", "delivery")
 _WINDOW_S = 10.0
 _WHOLE_NS = 1_000_000_000
 """How often layers are looked for, and figures read that are in no chart or change slowly."""
-_TAIL_NS = 250_000_000
+_TAIL_NS = 500_000_000
 """How often percentiles are computed: those of ten seconds change little in less."""
 _logger = logging.getLogger("streaminfer.live_page")
 
@@ -40,7 +40,6 @@ class ServiceReader:
         self._parts = parts
         self._found: list[Found] = []
         self._read_ns: int | None = None
-        self._drawn: set[int] = set()
         self._tail_ns = 0
         self._kept: dict[str, dict[str, Any]] = {}
         self._tails: WeakKeyDictionary[Telemetry, list[RecentTail]] = WeakKeyDictionary()
@@ -58,16 +57,17 @@ class ServiceReader:
             visited: set[int] = set()
             inside = itertools.chain.from_iterable(walk(part, visited) for part in self._parts)
             self._found = [it for it in inside if not it.node.stack_state]  # a stack's statistics are its layers'
-            self._drawn.clear()
             self._kept.clear()
         tails = whole or now_ns - self._tail_ns >= _TAIL_NS
         if tails:
             self._tail_ns = now_ns
         panels: defaultdict[str, dict[str, Any]] = defaultdict(dict)
+        drawn = []
         for found in self._found:
             prefix = f"{found.path}: " if found.path else ""
             try:
-                for panel, label, value in self._points(found, now_ns, whole=whole, tails=tails):
+                shown, is_drawn = self._points(found, now_ns, whole=whole, tails=tails)
+                for panel, label, value in shown:
                     numbers, name = panels[panel], prefix + label
                     numbers[name] = _sum(numbers[name], value) if name in numbers else value
             except Exception:  # one broken layer of a user's must not blank the page
@@ -75,22 +75,27 @@ class ServiceReader:
                 if name not in self._failed:
                     self._failed.add(name)
                     _logger.exception("the live page cannot read the statistics of %s", name)
-                panels["other"][f"{name}: statistics"] = "not readable"
-        self._kept |= {name: numbers for name, numbers in panels.items() if name in SLOW or name == "tail"}
-        panels |= self._kept
-        return {panel.id: _bounded(panel.kind, panels[panel.id]) for panel in PANELS if panel.id in panels}
+                if whole:
+                    panels["other"][f"{name}: statistics"] = "not readable"
+            else:
+                if is_drawn:
+                    drawn.append(found)
+        self._found = drawn  # the others are not read again before layers are looked for
+        latest = {panel: _bounded(panel, numbers) for panel, numbers in panels.items()}
+        self._kept |= {panel: numbers for panel, numbers in latest.items() if panel in SLOW or panel == "tail"}
+        latest |= self._kept
+        return {panel.id: latest[panel.id] for panel in PANELS if panel.id in latest}
 
-    def _points(self, found: Found, now_ns: int, *, whole: bool, tails: bool) -> Iterator[Point]:
+    def _points(self, found: Found, now_ns: int, *, whole: bool, tails: bool) -> tuple[Iterable[Point], bool]:
+        """Return what a part shows now, and whether some of it is drawn."""
         if isinstance(found.part, Telemetry):
-            yield from self._telemetry_points(found.part, now_ns, whole=whole, tails=tails)
-        elif whole:
-            statistics = found.node.statistics()
-            if is_drawn(statistics):
-                self._drawn.add(id(found.part))
-            yield from points(statistics)
-            yield from table(name_of(found.part), statistics)
-        elif id(found.part) in self._drawn:
-            yield from points(found.node.statistics())
+            return self._telemetry_points(found.part, now_ns, whole=whole, tails=tails), True
+        statistics = found.node.statistics()
+        read = reader_of(statistics)
+        shown = () if read is None else read(statistics)
+        if whole:
+            shown = itertools.chain(shown, table(name_of(found.part), statistics))
+        return shown, read is not None
 
     def _telemetry_points(self, telemetry: Telemetry, now_ns: int, *, whole: bool, tails: bool) -> Iterator[Point]:
         """The same as of its statistics, without copies of five histograms."""
@@ -109,7 +114,7 @@ class ServiceReader:
                 if histogram.count:
                     yield "parts", part, tail.quantiles([0.99], now_ns)[0]
             if telemetry.slo is not None:
-                yield from points(telemetry.slo.statistics())
+                yield from slo_points(telemetry.slo.statistics())
 
 
 def _sum(one: Any, other: Any) -> Any:
@@ -117,6 +122,6 @@ def _sum(one: Any, other: Any) -> Any:
     return one + other if isinstance(one, int) and isinstance(other, int) else other
 
 
-def _bounded(kind: str, numbers: dict[str, Any]) -> dict[str, Any]:
-    most = _LABELS_OF_TABLE if kind == "table" else _LABELS_PER_PANEL
+def _bounded(panel: str, numbers: dict[str, Any]) -> dict[str, Any]:
+    most = _LABELS_OF_TABLE if panel == "other" else _LABELS_PER_PANEL
     return numbers if len(numbers) <= most else dict(itertools.islice(numbers.items(), most))

@@ -195,4 +195,8 @@ def test_plot():
     assert points.get_xdata().tolist() == [2, 6]
     assert ServiceTime.affine(0.004, 0.00025).plot(ax) is ax
     assert len(ax.lines) == 3  # an affine time has no measured points
+    highest = max(line.get_ydata().max() for line in ax.lines)
+    low, high = ax.get_ylim()
+    assert low == 0.0
+    assert highest <= high <= 1.2 * highest
     plt.close("all")

@@ -163,6 +163,37 @@ def test_slo_documents_say_what_the_objectives_say(version):
 
 
 @pytest.mark.parametrize(
+    ("period_s", "window"), [(30 * 86_400.0, "30d"), (129_600.0, "36h"), (5_400.0, "90m"), (20.0, "1m")]
+)
+def test_openslo_document_has_what_its_schema_requires(period_s, window):
+    """Required fields, types and spellings of https://github.com/OpenSLO/OpenSLO/tree/main/schemas/v1, by hand."""
+    slo = si.SLO("x" * 70, threshold_s=0.05, period_s=period_s, alert_pairs=[])
+
+    document = yaml.safe_load(slo_documents(slo))
+
+    assert (document["apiVersion"], document["kind"]) == ("openslo/v1", "SLO")
+    spec, indicator = document["spec"], document["spec"]["indicator"]
+    for name in (document["metadata"]["name"], spec["service"], indicator["metadata"]["name"]):
+        assert re.fullmatch("[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", name)
+    assert spec.keys() >= {"service", "budgetingMethod", "objectives"}
+    assert "indicatorRef" not in spec  # one of the two
+    assert len(spec["description"]) <= 1050
+    assert spec["budgetingMethod"] in {"Occurrences", "Timeslices"}
+    assert spec["timeWindow"] == [{"duration": window, "isRolling": True}]  # one; a whole number of one unit
+    assert re.fullmatch("[1-9][0-9]*[mhdwMQY]", window)
+    [objective] = spec["objectives"]
+    assert objective["displayName"]
+    assert 0 <= objective["target"] < 1
+    assert indicator["spec"].keys() == {"ratioMetric"}
+    ratio = indicator["spec"]["ratioMetric"]
+    assert ratio.keys() == {"counter", "good", "total"}  # good or bad, not both
+    assert ratio["counter"] is True
+    for source in (ratio["good"]["metricSource"], ratio["total"]["metricSource"]):
+        assert isinstance(source["type"], str)
+        assert isinstance(source["spec"], dict)
+
+
+@pytest.mark.parametrize(
     ("seconds", "text"),
     [(300.0, "5m"), (3600.0, "1h"), (259_200.0, "3d"), (1.5, "1s500ms"), (1e-9, "1ms"), (129_600.0, "1d12h")],
 )

@@ -15,7 +15,7 @@ __all__ = ["slo_documents"]
 
 Version = Literal["openslo/v1", "openslo/v1alpha", "pyrra.dev/v1alpha1"]
 
-_DAY_S = 86_400.0
+_MINUTE_S, _DAY_S = 60.0, 86_400.0
 
 
 def slo_documents(*slos: SLO, version: Version = "openslo/v1") -> str:
@@ -24,7 +24,7 @@ def slo_documents(*slos: SLO, version: Version = "openslo/v1") -> str:
     Args:
         slos: objectives with different names.
         version: ``"openslo/v1"``; ``"openslo/v1alpha"``, which Sloth reads; or ``"pyrra.dev/v1alpha1"``, which Pyrra
-            reads. The older OpenSLO counts its window in whole days, at least one.
+            reads. OpenSLO counts its window in whole minutes, the older one in whole days, at least one.
 
     Raises:
         TypeError, ValueError: not objectives, two of one name, or an unknown version.
@@ -47,7 +47,7 @@ def _openslo(slo: SLO, text: str) -> dict[str, Any]:
             "description": text,
             "service": slug(slo.name),
             "indicator": {"metadata": {"name": f"{slug(slo.name)[:54]}-latency"}, "spec": indicator},
-            "timeWindow": [{"duration": duration(slo.period_s), "isRolling": True}],
+            "timeWindow": [{"duration": _whole(slo.period_s), "isRolling": True}],
             "budgetingMethod": "Occurrences",
             "objectives": [{"displayName": text, "target": slo.objective}],
         },
@@ -89,6 +89,13 @@ def _pyrra(slo: SLO, text: str) -> dict[str, Any]:
             "indicator": {"ratio": {"errors": {"metric": bad_events(slo)}, "total": {"metric": events(slo)}}},
         },
     }
+
+
+def _whole(seconds: float) -> str:
+    """Return a duration as OpenSLO has it: a whole number of one unit, a minute at least."""
+    minutes = max(round(seconds / _MINUTE_S), 1)
+    size, unit = next((size, unit) for size, unit in ((1440, "d"), (60, "h"), (1, "m")) if minutes % size == 0)
+    return f"{minutes // size}{unit}"
 
 
 def _good_and_total(slo: SLO) -> tuple[str, str]:
