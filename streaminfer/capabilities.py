@@ -15,6 +15,7 @@ __all__ = [
     "ModelTensor",
     "ModelTensors",
     "Objective",
+    "Residency",
     "StreamStates",
     "sooner",
 ]
@@ -121,6 +122,23 @@ class StreamStates(Protocol):
         ...
 
 
+class Residency(NamedTuple):
+    """How a model comes into the memory of its device, and leaves it.
+
+    A `Device` with ``memory_bytes`` calls ``load`` before a model's first batch, also where it is loaded already, and
+    again after an ``unload``; never while a batch of it runs.
+
+    Attributes:
+        memory_bytes: what it takes there, its largest batch included.
+        load: returns when it can run; at once where it can.
+        unload: returns when it has left; at once where it has.
+    """
+
+    memory_bytes: int
+    load: Callable[[], Awaitable[None]]
+    unload: Callable[[], Awaitable[None]]
+
+
 class ModelTensor(Protocol):
     """One input or output of a model, as servers announce it."""
 
@@ -203,6 +221,8 @@ class Capabilities(NamedTuple):
         many_answers: the outputs of a response are an asynchronous iterator of answers; servers send each as it comes.
         model_tensors: returns the model's inputs and outputs, which servers announce; ``None``: not known.
         observe_batches: takes a function that makes a `BatchObserver` of the model's name, and tells it of each batch.
+        residency: how the model leaves its device's memory and comes back; ``None``: it is always there. Read when the
+            node is wrapped.
     """
 
     validate: Callable[[Request], None] | None = None
@@ -227,3 +247,4 @@ class Capabilities(NamedTuple):
     many_answers: bool = False
     model_tensors: Callable[[], ModelTensors | None] | None = None
     observe_batches: Callable[[Callable[[str], Any]], None] | None = None
+    residency: Residency | None = None

@@ -26,6 +26,7 @@ from streaminfer.capabilities import (
     ModelTensor,
     ModelTensors,
     Objective,
+    Residency,
     StreamStates,
     sooner,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "ModelTensors",
     "Node",
     "Objective",
+    "Residency",
     "Service",
     "StreamStates",
     "Wrapper",

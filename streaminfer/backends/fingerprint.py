@@ -80,10 +80,12 @@ class ModelFiles:
     Attributes:
         digest: of what they hold, hexadecimal.
         weights: what each external file holds, by the name that the model has for it.
+        size: bytes of all.
     """
 
     digest: str
     weights: Mapping[str, bytes]
+    size: int
     _marks: Mapping[Path, "_Mark"]
 
     @classmethod
@@ -106,7 +108,7 @@ class ModelFiles:
                 digest.update(hashlib.blake2b(weights[name], digest_size=_DIGEST_BYTES).digest())
         except OSError as error:
             raise ValueError(f"path_or_bytes: expected to read {str(path)!r} and its weights: {error}") from error
-        files = cls(digest.hexdigest(), weights, marks)
+        files = cls(digest.hexdigest(), weights, len(contents) + sum(map(len, weights.values())), marks)
         files.check_unchanged()
         return files
 

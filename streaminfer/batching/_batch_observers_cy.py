@@ -17,6 +17,7 @@ from streaminfer.batching.queue._ticket_cy import Execution
 __all__ = ["BatchObservers", "batch_work", "setup_share"]
 
 _REFRESH_EVERY = 64
+_LOAD = BatchWork(setup_share=1.0)
 
 
 class BatchObservers:
@@ -42,13 +43,24 @@ class BatchObservers:
         requests: list[Any] = []
         for ticket in execution.tickets:
             requests.append(ticket.request)  # noqa: PERF401 - a comprehension has types of its own
+        execution.observed = self._tell_begin(requests, now_ns)
+
+    def begin_load(self, now_ns: int) -> list[Any]:
+        """Tell that the model is being loaded, a batch of nothing but set-up; :meth:`end_load` gets what it returns."""
+        return self._tell_begin([], now_ns)
+
+    def end_load(self, told: list[Any], now_ns: int) -> None:
+        """Tell that the load has ended."""
+        self._tell_end(told, _LOAD, now_ns)
+
+    def _tell_begin(self, requests: list[Any], now_ns: int) -> list[Any]:
         told: list[Any] = []
-        execution.observed = told
         for observer in self._observers:
             try:
                 told.append((observer, observer.begin(requests, now_ns)))
             except LISTENER_ERRORS as failure:
                 self._failures.report(observer, "the begin of a batch", failure)
+        return told
 
     def end(
         self,
@@ -68,6 +80,9 @@ class BatchObservers:
         except LISTENER_ERRORS as failure:  # a policy of the user's, or settings that changed while the batch ran
             self._failures.report(self, "how the work of a batch divides", failure)
             work = BatchWork()
+        self._tell_end(told, work, now_ns)
+
+    def _tell_end(self, told: list[Any], work: BatchWork, now_ns: int) -> None:
         for observer, token in told:
             try:
                 observer.end(token, work, now_ns)

@@ -426,15 +426,16 @@ class BatchedService(Node):
         model = 0 if offered.fingerprint_changes is None else offered.fingerprint_changes()
         if self._calibrator is None or model != self._calibrated_model:
             self._calibrator, self._calibrated_model = Calibration(self.source), model
-        self.calibration = await self._calibrator.run(
-            self._make_calibration_service,
-            example,
-            self._assembler,
-            slo_ns=self.slo_ns,
-            learn=self._dispatcher.learn,
-            validate=self.validate or offered.validate,
-            copies=not offered.returns_new_arrays,
-        )
+        async with self._dispatcher.in_memory():
+            self.calibration = await self._calibrator.run(
+                self._make_calibration_service,
+                example,
+                self._assembler,
+                slo_ns=self.slo_ns,
+                learn=self._dispatcher.learn,
+                validate=self.validate or offered.validate,
+                copies=not offered.returns_new_arrays,
+            )
 
     def _make_calibration_service(self, inner: Any, policy: Policy) -> "BatchedService":
         return BatchedService(

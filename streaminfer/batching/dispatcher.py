@@ -7,19 +7,22 @@ at which the policy wants to decide again; with nothing in flight there is none.
 """
 
 import asyncio
-from collections.abc import Hashable, Sequence
+from collections.abc import AsyncIterator, Hashable, Sequence
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streaminfer._runtime.stopping import seconds_left
 from streaminfer.batching._batch_observers_cy import BatchObservers
 from streaminfer.batching.assembly.assembler import Assembler
 from streaminfer.batching.batch_runner import BatchRunner
+from streaminfer.batching.device.residence import LiveResidence
 from streaminfer.batching.pipeline import Pipeline
 from streaminfer.batching.policy import Decision, Policy, adapt_policy
 from streaminfer.batching.queue._fair_queue_cy import FairQueue
 from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import NEVER, UNKNOWN, Execution, Ticket
 from streaminfer.batching.queue.request_outcomes import RequestOutcomes
+from streaminfer.errors import BackendError
 from streaminfer.protocols import Clock, adapt
 
 if TYPE_CHECKING:
@@ -67,15 +70,16 @@ class Dispatcher:
         runner: runs the batches.
         batch_sizes: how many batches had which size.
         observers: who is told of each batch; ``None``: there are none.
+        residence: how the model comes into the device's memory; ``None``: it is always there.
     """
 
     # with more than thirty attributes in a dict, CPython 3.11 would look each method up again at each call
     __slots__ = (
         *("__weakref__", "_absorb", "_ask_inward", "_assembler", "_bucket_models", "_device", "_inner", "_plain"),
-        "_stack",
+        *("_holding", "_stack"),
         *("_drains", "_events", "_loop", "_outcomes", "_queue", "_recheck_ns", "_timer"),
         *("batch_sizes", "clock", "free", "full_at", "is_scheduled", "learn", "max_in_flight", "observers", "offered"),
-        *("pipeline", "policy", "runner", "source", "timer_ns"),
+        *("pipeline", "policy", "residence", "runner", "source", "timer_ns"),
     )
 
     def __init__(
@@ -125,6 +129,13 @@ class Dispatcher:
         self._drains: list[asyncio.Future[None]] = []
         self.batch_sizes: dict[int, int] = {}
         self.observers: BatchObservers | None = None
+        residency = adapt(inner).capabilities().residency
+        self.residence = (
+            None
+            if residency is None or device is None
+            else LiveResidence(residency, clock=self._now, begin=self._begin_load, end=self._end_load)
+        )
+        self._holding: asyncio.Future[None] | None = None
 
     def _now(self) -> int:
         return self.clock()  # which a stack may replace
@@ -164,9 +175,10 @@ class Dispatcher:
 
         Raises:
             RuntimeError: the device serves batchers of another loop.
+            ValueError: its memory is too small for the model.
         """
         if self._device is not None:
-            self._device.enter(loop)
+            self._device.enter(loop, self)
         if self.observers is not None:
             for execution in self.runner.batches:
                 self._tell_end(execution, self.clock())
@@ -190,7 +202,7 @@ class Dispatcher:
             return None
         running = () if self.free else self.pipeline.started(self.runner.batches)
         if self._device is not None:
-            now_ns = self._device.free_at_ns(now_ns)
+            now_ns = self._device.free_at_ns(now_ns, self)
         early = self.pipeline.batch
         queue: RequestQueue | _Ahead = self._queue
         if isinstance(queue, FairQueue):
@@ -278,6 +290,49 @@ class Dispatcher:
         """Send a batch: that of the decision, or another one that the device chose."""
         reason = decision.reason if batch is decision.batch else "planned"
         self._release(batch, reason, decision.shorter_too, now_ns)
+
+    @asynccontextmanager
+    async def in_memory(self) -> AsyncIterator[None]:
+        """Keep the model in the memory of the device, which may have to load it.
+
+        Raises:
+            BackendError: that failed.
+        """
+        device = self._device
+        if device is None or self.residence is None or device.memory_bytes is None:
+            yield
+            return
+        device.hold(self)
+        try:
+            if not device.holds(self):
+                self._holding = self._loop_now().create_future()
+                self.schedule()
+                await self._holding
+            yield
+        finally:
+            self._holding = None
+            device.release(self)
+            self.schedule()  # others may wait for the memory
+
+    def _begin_load(self, now_ns: int) -> Any:
+        return None if self.observers is None else self.observers.begin_load(now_ns)
+
+    def _end_load(self, told: Any, now_ns: int, error: BaseException | None) -> None:
+        """Go on after a load; where it failed, the next batch fails with it."""
+        if told is not None and self.observers is not None:
+            self.observers.end_load(told, now_ns)
+        failure = None
+        if error is not None:
+            failure = BackendError(f"{self.source} could not be loaded: {type(error).__name__}: {error}")
+            failure.__cause__ = error
+        if self._holding is not None and not self._holding.done():
+            if failure is None:
+                self._holding.set_result(None)
+            else:
+                self._holding.set_exception(failure)
+        elif failure is not None and (decision := self.propose(now_ns)) is not None:
+            self._outcomes.fail(decision.batch, failure)
+        self._go_on()
 
     def _send_early(self, now_ns: int | None) -> None:
         """Send the next batch though no worker is free, if the policy wants that now."""
@@ -392,7 +447,7 @@ class Dispatcher:
             return
         if self._device is not None:
             self._device.join(self, self.clock())
-            if self._device.next_waiting() is None:
+            if not self._device.may_dispatch:
                 return
         elif not self._may_release():
             return
@@ -473,6 +528,9 @@ class Dispatcher:
             self._close()
         try:
             await self._drain()  # of batches; at the limit the backend's stop ends them
+            load = None if self.residence is None else self.residence.task
+            if load is not None:
+                await asyncio.wait({load}, timeout=seconds_left())
         finally:
             if self._device is not None:
                 self._device.leave(self)

@@ -25,7 +25,7 @@ from streaminfer.backends.signature import Signature, outputs_of_answer, signatu
 from streaminfer.backends.statistics import BackendRecorder, BackendStatistics
 from streaminfer.backends.workers import HANG_GRACE_S, WorkerThreads
 from streaminfer.errors import BackendError, Closed, StreamInferError
-from streaminfer.protocols import Capabilities, Clock, ExampleInputs, ModelTensors, Node
+from streaminfer.protocols import Capabilities, Clock, ExampleInputs, ModelTensors, Node, Residency
 from streaminfer.request import Batch, Request
 
 if TYPE_CHECKING:
@@ -121,6 +121,8 @@ class CpuBackend(Node):
             outputs, and copies nothing more.
         hang_grace_s: seconds that a batch may run on after it was cancelled, which a batcher does when the last of its
             deadlines has passed.
+        residency: how the function's model comes into the memory of a `Device` and leaves it; ``None``: it is always
+            there.
         clock: monotonic nanoseconds, for ``busy_s``; ``None``: the system's.
 
     Attributes:
@@ -151,6 +153,7 @@ class CpuBackend(Node):
         free_axes: Sequence[int] | Mapping[str, Sequence[int]] = (),
         copy_outputs: bool = True,
         hang_grace_s: float = HANG_GRACE_S,
+        residency: Residency | None = None,
         clock: Clock | None = None,
     ) -> None:
         check_instance("fn", fn, callable, "a function of a batch's inputs")
@@ -158,6 +161,10 @@ class CpuBackend(Node):
         check_count("workers", workers)
         check_duration("hang_grace_s", hang_grace_s)
         check_instance("version", version, lambda it: it is None or isinstance(it, str), "a string, or None")
+        check_instance(
+            "residency", residency, lambda it: it is None or isinstance(it, Residency), "a Residency, or None"
+        )
+        self.residency = residency
         self.fingerprint = fingerprint_of_function(fn, version)
         self._name = _name(fn)
         check_instance("copy_outputs", copy_outputs, lambda it: isinstance(it, bool), "True or False")
@@ -232,6 +239,7 @@ class CpuBackend(Node):
             idempotent=self.idempotent,
             batch_axes=self.batch_axes,
             model_tensors=self.model_tensors,
+            residency=self.residency,
         )
 
     def model_tensors(self) -> ModelTensors | None:

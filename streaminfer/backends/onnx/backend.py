@@ -60,7 +60,7 @@ from streaminfer.backends.signature import (
 )
 from streaminfer.backends.statistics import BackendRecorder, BackendStatistics
 from streaminfer.backends.workers import HANG_GRACE_S, WorkerThreads, call_apart
-from streaminfer.protocols import Capabilities, Clock, ExampleInputs, ModelTensors, Node
+from streaminfer.protocols import Capabilities, Clock, ExampleInputs, ModelTensors, Node, Residency
 from streaminfer.request import Batch, Request
 
 __all__ = ["OnnxBackend"]
@@ -114,6 +114,8 @@ class OnnxBackend(Node):
         non_finite: ``"reject"`` rejects requests with a float that is NaN or infinite, ``"allow"`` does not check.
         hang_grace_s: seconds that a batch may run on after it was told to end; then it hangs, another thread takes its
             place on the same session, and a warning says so.
+        memory_bytes: what the model takes of its device's memory, for a `Device` whose models do not all fit;
+            ``None``: as much as its file and its external weights.
         clock: monotonic nanoseconds, for ``busy_s``; ``None``: the system's.
 
     Attributes:
@@ -151,6 +153,7 @@ class OnnxBackend(Node):
         binding: Binding | None = None,
         non_finite: NonFinite = "allow",
         hang_grace_s: float = HANG_GRACE_S,
+        memory_bytes: int | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._runtime = require("onnxruntime", extra="onnx", purpose="OnnxBackend")
@@ -171,7 +174,11 @@ class OnnxBackend(Node):
         self._wanted_binding = binding
         self._non_finite = non_finite
         self._new_options = functools.partial(_run_options, self._runtime)
+        self._source: Any = path_or_bytes
         self._serving = Serving(self._load(path_or_bytes))
+        self._memory_bytes = self._serving.model.file_bytes
+        if memory_bytes is not None:
+            self._memory_bytes = check_count("memory_bytes", memory_bytes)
         self._signature = self._serving.model.signature
         self._shared = self._serving.model.shared  # copies: a reload must not see what the user has written since
         self.inputs = self._signature.inputs
@@ -241,6 +248,7 @@ class OnnxBackend(Node):
             providers=providers,
             binding=binding,
             has_graphs=records_graphs(loaded[0]),
+            file_bytes=len(source) if isinstance(source, bytes) else files.size if files is not None else 0,
             workers=workers,
             fingerprint=None
             if digest is None
@@ -285,6 +293,37 @@ class OnnxBackend(Node):
         async with self._serving.turn():
             name = f"reload of OnnxBackend({self._serving.model.name})"
             self._serving.replace(await call_apart(name, self._prepare, path_or_bytes))
+            self._source = path_or_bytes
+
+    async def load(self) -> None:
+        """Make the sessions again after :meth:`unload`, and run each shape that the model has run; else nothing.
+
+        A path is read again: a file that was replaced meanwhile counts as :meth:`reload`.
+
+        Raises:
+            FileNotFoundError, ValueError, BackendError: as :meth:`reload`.
+        """
+        async with self._serving.turn():
+            before = self._serving.model
+            if not before.is_loaded:
+                model = await call_apart(f"load of OnnxBackend({before.name})", self._prepare, self._source)
+                is_same = model.fingerprint is not None and model.fingerprint == before.fingerprint
+                self._serving.replace(model, is_same=is_same)
+
+    async def unload(self) -> None:
+        """Let the sessions go, and with them the model's memory; batches fail until :meth:`load`.
+
+        What is known of the model stays. A `Device` whose memory is short does this between batches. A batch that runs
+        keeps the session until it ends.
+
+        Raises:
+            ValueError: there are CUDA graphs.
+        """
+        async with self._serving.turn():
+            model = self._serving.model
+            if model.has_graphs:
+                model.check_replaceable_by(model)
+            self._serving.unload()
 
     def _prepare(self, path_or_bytes: object) -> LoadedModel:
         model = self._load(path_or_bytes)
@@ -306,6 +345,7 @@ class OnnxBackend(Node):
             idempotent=self.idempotent,
             batch_axes=self.batch_axes,
             model_tensors=self.model_tensors,
+            residency=None if self._serving.model.has_graphs else Residency(self._memory_bytes, self.load, self.unload),
         )
 
     def model_tensors(self) -> ModelTensors:

@@ -41,9 +41,11 @@ class LoadedModel:
         providers: what it runs on, best first.
         binding: how its memory is bound.
         has_graphs: its sessions replay CUDA graphs.
+        file_bytes: of its file and its external weights.
         workers: one for each worker thread; a list, in which one that hangs is replaced.
         fingerprint: part of a cache's keys; ``None``: not known.
         number: how many models served before it.
+        is_loaded: its sessions are in memory.
     """
 
     name: str
@@ -52,9 +54,11 @@ class LoadedModel:
     providers: Sequence[Provider]
     binding: Binding
     has_graphs: bool
+    file_bytes: int
     workers: list[SessionWorker]
     fingerprint: str | None
     number: int = 0
+    is_loaded: bool = True
 
     def check_replaceable_by(self, other: "LoadedModel") -> None:
         """Check that callers can send the other model what they send this one, and get what they get from it.
@@ -124,9 +128,15 @@ class Serving:
             return False
         return True
 
-    def replace(self, model: LoadedModel) -> None:
-        """Let another model serve from here on."""
-        self.model = attrs.evolve(model, number=self.model.number + 1)
+    def replace(self, model: LoadedModel, *, is_same: bool = False) -> None:
+        """Let another model serve from here on, or the same one that was loaded again."""
+        self.model = attrs.evolve(model, number=self.model.number + (not is_same))
+
+    def unload(self) -> None:
+        """Let the sessions of the model go."""
+        for worker in self.model.workers:
+            worker.unload()
+        self.model = attrs.evolve(self.model, is_loaded=False)
 
     def forget(self) -> None:
         """In a forked process: no turn of the parent ends here."""

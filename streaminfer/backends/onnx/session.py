@@ -79,7 +79,7 @@ class SessionWorker:
         Raises:
             BackendError: the model failed on one of them.
         """
-        for inputs in self._warmup:
+        for inputs in () if self._session is None else self._warmup:
             try:
                 self._run(inputs, self._new_options(), record=True)
             except Exception as error:
@@ -90,6 +90,10 @@ class SessionWorker:
                 ) from error
         if self._bound is not None:
             self._bound.record_again(self._new_options)
+
+    def unload(self) -> None:
+        """Let the session go; what it has run is remembered."""
+        self._session = self._bound = None
 
     def try_out(self, inputs: Arrays) -> None:
         """Run a batch, and cut what it returns, for nothing but whether that works.
@@ -116,6 +120,8 @@ class SessionWorker:
                 f"{self._name}: its session was made before this process was forked, and onnxruntime does not outlive "
                 "a fork: make the backend in the forked process"
             )
+        if self._session is None:
+            raise BackendError(f"{self._name}: its session is not in memory: await load() first")
 
     def renew(self) -> "SessionWorker":
         """The same session, which several threads may run at once, with reused memory of its own."""

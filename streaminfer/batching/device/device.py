@@ -1,15 +1,18 @@
 """`Device`: one accelerator, or one core, that several batchers share."""
 
 import asyncio
+import functools
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import attrs
 
-from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number
+from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
 from streaminfer.batching.device.interference import Interference
+from streaminfer.batching.device.resident_set import ResidentSet
 from streaminfer.batching.device.statistics import DeviceModelStatistics, DeviceStatistics
 from streaminfer.batching.device.turns import Bid, Turns
 from streaminfer.batching.planner.outlook import Outlook
@@ -20,8 +23,25 @@ from streaminfer.request import timeout_ns
 __all__ = ["Device", "DeviceMember"]
 
 
+class Residence(Protocol):
+    """How one model comes into the memory of its device."""
+
+    memory_bytes: int
+    """What it takes."""
+
+    def load(self, leaving: Sequence[Any], done: Callable[[int, bool, int], None]) -> None:
+        """Begin to load it when others have left.
+
+        ``done`` is told when that ended, whether it is there, and how many of the others, the last ones, have not left.
+        """
+
+
 class DeviceMember(Protocol):
     """Dispatcher of one batcher, as the device sees it."""
+
+    @property
+    def residence(self) -> Residence | None:
+        """How the model comes into memory; ``None``: it is always there."""
 
     source: str
     """Name of the model; several may have the same."""
@@ -61,6 +81,8 @@ class _Account:
     busy_ns: int = 0
     waits: int = 0
     longest_wait_ns: int = 0
+    loads: int = 0
+    load_ns: int = 0
 
 
 class Device:
@@ -80,6 +102,9 @@ class Device:
             that of the backend (``backend.name = "faces"``) or function; a second one of a name is ``"faces#2"`` here.
         max_wait_s: the longest that a model is passed over, also one whose requests expire meanwhile; then its next
             batch goes first.
+        memory_bytes: of the device, for models that do not fit there together. Those whose backend has a `Residency`
+            are loaded when it is their turn, and evicted when they are needed later than others; what other models
+            take is yours to subtract. ``None``: all models fit.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
@@ -98,6 +123,7 @@ class Device:
         concurrency: int = 1,
         weights: Mapping[str, float] | None = None,
         max_wait_s: float = 1.0,
+        memory_bytes: int | None = None,
     ) -> None:
         check_instance("name", name, lambda it: isinstance(it, str) and bool(it), "a name")
         self.name = name
@@ -116,18 +142,24 @@ class Device:
         self._running: dict[Execution, DeviceMember] = {}
         self._accounts: dict[str, _Account] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
+        self.memory_bytes = None if memory_bytes is None else check_count("memory_bytes", memory_bytes)
+        self._memory: ResidentSet[DeviceMember] = ResidentSet(memory_bytes or 0)
+        self._held: set[DeviceMember] = set()
+        self._loaded_for: DeviceMember | None = None  # the turn that it was loaded for is still to come
 
     @property
     def is_free(self) -> bool:
         """Whether another batch may begin."""
-        return len(self._running) < self.concurrency
+        return len(self._running) + (self._memory.loading is not None) < self.concurrency
 
-    def enter(self, loop: asyncio.AbstractEventLoop) -> None:
+    def enter(self, loop: asyncio.AbstractEventLoop, member: DeviceMember) -> None:
         """Serve a batcher of an event loop.
 
         Raises:
             RuntimeError: it serves batchers of another one, which is not closed.
+            ValueError: its model alone takes more memory than there is.
         """
+        self.check_fits(member)
         if self._loop is loop:
             return
         if self._loop is not None and not self._loop.is_closed():
@@ -135,10 +167,22 @@ class Device:
                 f"{self!r} serves batchers of another event loop; make a device for each loop, or run these on one"
             )
         self._loop = loop
-        for member in list(self._waiting):
-            self.leave(member)
+        for waiting in list(self._waiting):
+            self.leave(waiting)
         self._running.clear()  # what a closed loop left behind holds no slot
         self._interference.forget()
+        self._memory.end(0, succeeded=False)
+        self._held.clear()
+
+    def check_fits(self, member: DeviceMember) -> None:
+        """Check that a model fits in memory alone.
+
+        Raises:
+            ValueError: it does not.
+        """
+        needs = self._needs(member)
+        if self.memory_bytes is not None and needs > self.memory_bytes:
+            raise ValueError(expected("memory_bytes", f"at least {needs}, for {member.source}", self.memory_bytes))
 
     def join(self, member: DeviceMember, now_ns: int) -> None:
         """Consider a batcher while it has queued requests; called when that may have changed."""
@@ -153,12 +197,28 @@ class Device:
         self._turns.forget(self._name(member))
         del self._names[member]
 
-    def free_at_ns(self, now_ns: int) -> int:
-        """Return when another batch is expected to be able to begin."""
+    def free_at_ns(self, now_ns: int, member: DeviceMember) -> int:
+        """Return when another batch, of one batcher, is expected to be able to begin."""
+        load_ns = 0 if self._is_loaded(member) else self._memory.load_ns(member)
         if self.is_free:
-            return now_ns
-        ends_ns = (execution.started_ns + member.expected_ns(execution) for execution, member in self._running.items())
-        return max(now_ns, min(ends_ns))
+            return now_ns + load_ns
+        ends_ns = [other.started_ns + owner.expected_ns(other) for other, owner in self._running.items()]
+        if self._memory.loading is not None:
+            ends_ns.append(self._memory.expected_end_ns())
+            load_ns *= self._memory.loading is not member
+        return max(now_ns, min(ends_ns)) + load_ns
+
+    def hold(self, member: DeviceMember) -> None:
+        """Load a model at the next dispatch, and do not evict it until :meth:`release`."""
+        self._held.add(member)
+
+    def holds(self, member: DeviceMember) -> bool:
+        """Whether a model is in memory, and stays there."""
+        return member in self._held and self._is_loaded(member)
+
+    def release(self, member: DeviceMember) -> None:
+        """Undo :meth:`hold`."""
+        self._held.discard(member)
 
     def dispatch(self, now_ns: int) -> bool:
         """Grant turns until no slot is free or no batcher has a batch to send.
@@ -169,12 +229,18 @@ class Device:
         members = list(self._waiting)
         again = False
         try:
+            for held in self._held:
+                if self.is_free and not self._is_loaded(held):
+                    self._load(held, now_ns)
             while self.is_free and self._waiting and not again:
                 bids, decisions = self._bids(now_ns)
                 if not bids:
                     break
-                at, batch = self._turns.choose(bids, now_ns)
+                at, batch = self._choose(bids, [member for member, _ in decisions], now_ns)
                 member, decision = decisions[at]
+                if not self._is_loaded(member):
+                    self._load(member, now_ns)
+                    continue
                 for other, _ in decisions:
                     self._account(other).waits += other is not member
                 account = self._account(member)
@@ -187,11 +253,10 @@ class Device:
                 member.settle()
         return again
 
-    def next_waiting(self) -> DeviceMember | None:
-        """Return a batcher that has queued requests while a slot is free; ``None``: there is nothing to dispatch."""
-        if not self.is_free:
-            return None
-        return next((member for member in self._waiting if member.is_waiting), None)
+    @property
+    def may_dispatch(self) -> bool:
+        """Whether a batcher has queued requests, or is to be loaded, while a slot is free."""
+        return self.is_free and (bool(self._held) or any(member.is_waiting for member in self._waiting))
 
     def begin(self, execution: Execution, member: DeviceMember, now_ns: int) -> None:
         """Note that a batch takes a slot."""
@@ -218,12 +283,16 @@ class Device:
             concurrency=self.concurrency,
             running=len(self._running),
             waiting=tuple(sorted(self._name(member) for member in self._waiting if member.is_waiting)),
+            memory_bytes=self.memory_bytes,
+            loaded=tuple(self._names.get(it, it.source) for it in self._memory.bytes_of if self._memory.is_loaded(it)),
             models={
                 name: DeviceModelStatistics(
                     batches=account.batches,
                     busy_s=account.busy_ns / 1e9,
                     waits=account.waits,
                     longest_wait_s=account.longest_wait_ns / 1e9,
+                    loads=account.loads,
+                    load_s=account.load_ns / 1e9,
                     slowdowns={str(other): value for (model, other), value in slowdowns.items() if model == name},
                 )
                 for name, account in sorted(self._accounts.items())
@@ -242,6 +311,10 @@ class Device:
             is_overdue = self._turns.is_overdue(name, now_ns)
             if self.concurrency > 1 and not is_overdue and self._interference.keeps_apart(name):
                 continue
+            if not self._is_loaded(member) and self._leaving(member, now_ns) is None:
+                if is_overdue and self._memory.loading is None:
+                    return [], []  # what runs ends, and makes room
+                continue
             decisions.append((member, decision))
             bids.append(
                 Bid(
@@ -250,9 +323,67 @@ class Device:
                     member.outlook(now_ns, decision.batch),
                     self.weights.get(name, 1.0),
                     self._interference.slowdown(name) if self.concurrency > 1 else 1.0,
+                    *self._place(member),
                 )
             )
         return bids, decisions
+
+    def _choose(
+        self, bids: Sequence[Bid], members: Sequence[DeviceMember], now_ns: int
+    ) -> tuple[int, Sequence[Ticket]]:
+        """Return the position of a bid and the batch to send."""
+        loaded_for, self._loaded_for = self._loaded_for, None
+        if loaded_for in members:  # or two models could be loaded in turn, and none run
+            at = members.index(loaded_for)
+            return at, self._turns.choose([bids[at]], now_ns)[1]
+        if self.memory_bytes is None:
+            return self._turns.choose(bids, now_ns)
+        idle = [
+            Bid(name, (), outlook, self.weights.get(name, 1.0), 1.0, *self._place(member))
+            for member, name in self._names.items()
+            if member not in members and self._needs(member) and (outlook := member.outlook(now_ns, ())) is not None
+        ]
+        return self._turns.choose(bids, now_ns, idle, self.memory_bytes - sum(self._memory.bytes_of.values()))
+
+    def _needs(self, member: DeviceMember) -> int:
+        return 0 if self.memory_bytes is None or member.residence is None else member.residence.memory_bytes
+
+    def _is_loaded(self, member: DeviceMember) -> bool:
+        return not self._needs(member) or self._memory.is_loaded(member)
+
+    def _place(self, member: DeviceMember) -> tuple[int, int, bool]:
+        """Return the bytes of a model, what loading it takes and whether it is loaded, for a bid."""
+        return self._needs(member), self._memory.load_ns(member), self._is_loaded(member)
+
+    def _leaving(self, member: DeviceMember, now_ns: int) -> list[DeviceMember] | None:
+        """Return what has to leave memory for a model; ``None``: it cannot be loaded now."""
+        if self._memory.loading is not None:
+            return None
+        busy = {*self._running.values(), *self._held}
+
+        def needed_ns(other: DeviceMember) -> float:
+            outlook = other.outlook(now_ns, ()) if other in self._names else None
+            if outlook is None:
+                return now_ns if other.is_waiting else math.inf
+            first_ns = outlook.deadlines[0] if outlook.deadlines.size else now_ns + outlook.gap_ns + outlook.limit_ns
+            return float(first_ns - outlook.durations[1])
+
+        return self._memory.victims(member, self._needs(member), busy, needed_ns)
+
+    def _load(self, member: DeviceMember, now_ns: int) -> None:
+        leaving = self._leaving(member, now_ns)
+        if leaving is None or member.residence is None:
+            return
+        self._memory.begin(member, member.residence.memory_bytes, leaving, now_ns)
+        member.residence.load([other.residence for other in leaving], functools.partial(self._loaded, member))
+
+    def _loaded(self, member: DeviceMember, now_ns: int, succeeded: bool, stayed: int) -> None:
+        if self._memory.loading is not member:
+            return  # of a loop that was closed
+        account = self._account(member)
+        account.load_ns += self._memory.end(now_ns, succeeded=succeeded, stayed=stayed)
+        account.loads += 1
+        self._loaded_for = member if succeeded else None
 
     def _account(self, member: DeviceMember) -> _Account:
         return self._accounts.setdefault(self._name(member), _Account())

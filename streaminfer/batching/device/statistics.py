@@ -20,6 +20,8 @@ class DeviceModelStatistics(Snapshot):
         busy_s: seconds for which its batches ran; where several ran at once, each counts.
         waits: turns of other models while it had a batch to send.
         longest_wait_s: the longest that it had a batch to send before its turn came.
+        loads: how often it was loaded into the device's memory.
+        load_s: seconds for which it was being loaded, with what other models took to leave; no part of ``busy_s``.
         slowdowns: by other model, how many times as long a batch takes while one of that model runs, as learned.
     """
 
@@ -27,6 +29,8 @@ class DeviceModelStatistics(Snapshot):
     busy_s: float
     waits: int
     longest_wait_s: float
+    loads: int
+    load_s: float
     slowdowns: Mapping[str, float]
 
 
@@ -39,6 +43,8 @@ class DeviceStatistics(Snapshot):
         concurrency: how many batches may run at once.
         running: batches that run now.
         waiting: names of the models that have queued requests now.
+        memory_bytes: of its memory; ``None``: all models fit.
+        loaded: names of the models that are in memory, of those that can leave it.
         models: by name, what each model had of the device; a second model of a name is ``name#2``.
     """
 
@@ -46,6 +52,8 @@ class DeviceStatistics(Snapshot):
     concurrency: int
     running: int
     waiting: tuple[str, ...]
+    memory_bytes: int | None
+    loaded: tuple[str, ...]
     models: Mapping[str, DeviceModelStatistics]
 
     @property
@@ -55,7 +63,11 @@ class DeviceStatistics(Snapshot):
 
     def _repr_html_(self) -> str:
         rows = [
-            (name, f"{it.batches:,} batches in {format_duration(it.busy_s)}, {it.waits:,} waits")
+            (
+                name,
+                f"{it.batches:,} batches in {format_duration(it.busy_s)}, {it.waits:,} waits"
+                + (f", {it.loads:,} loads in {format_duration(it.load_s)}" if it.loads else ""),
+            )
             for name, it in self.models.items()
         ]
         return html_table([("running", f"{self.running} of {self.concurrency}"), *rows], caption=f"device {self.name}")

@@ -8,7 +8,8 @@ several bids one is granted, by the first rule that applies:
 2. If each policy has an outlook, its queue and what its batches take, the kernel
    (:mod:`~streaminfer.batching.planner.turn_kernels`) plays all queues forward together. It names the model, and
    where the queue is of one kind also another batch than the one that was proposed.
-3. Otherwise, or if no batch would be on time, the bid with the earliest deadline goes first.
+3. Otherwise, or if no batch would be on time, the bid with the earliest deadline goes first, of a model that is in
+   memory if there is one.
 
 *Invariants*. One of the bids is granted, so the device never idles while a batch could run. From its first bid, a model
 that has a batch to send by then is granted a turn within ``max_wait_ns``, one batch of each other model, and the one
@@ -41,6 +42,9 @@ class Bid(NamedTuple):
         outlook: of the policy; ``None``: it has none.
         weight: what a request on time is worth.
         slowdown: how many times as long its batches take beside those that run.
+        needs: bytes that the model takes; 0: it is always in memory, or all models fit.
+        load_ns: what loading it takes.
+        is_loaded: it is in memory.
     """
 
     key: Hashable
@@ -48,6 +52,9 @@ class Bid(NamedTuple):
     outlook: Outlook | None
     weight: float = 1.0
     slowdown: float = 1.0
+    needs: int = 0
+    load_ns: int = 0
+    is_loaded: bool = True
 
 
 class Turns:
@@ -69,36 +76,43 @@ class Turns:
         """Forget since when a model waits."""
         self._since_ns.pop(key, None)
 
-    def choose(self, bids: Sequence[Bid], now_ns: int) -> tuple[int, Sequence[Ticket]]:
+    def choose(
+        self, bids: Sequence[Bid], now_ns: int, idle: Sequence[Bid] = (), free: int = 0
+    ) -> tuple[int, Sequence[Ticket]]:
         """Grant a bid.
 
         Args:
             bids: at least one, of different models.
             now_ns: the present instant.
+            idle: models with nothing queued, which may have to leave memory, as bids of nothing with an outlook.
+            free: bytes of memory that no model takes.
 
         Returns:
             Its position, and the batch to send.
         """
-        chosen, batch = self._choose(bids, now_ns) if len(bids) > 1 else (0, bids[0].batch)
+        chosen, batch = self._choose(bids, now_ns, idle, free) if len(bids) > 1 else (0, bids[0].batch)
         self.forget(bids[chosen].key)
         return chosen, batch
 
-    def _choose(self, bids: Sequence[Bid], now_ns: int) -> tuple[int, Sequence[Ticket]]:
+    def _choose(self, bids: Sequence[Bid], now_ns: int, idle: Sequence[Bid], free: int) -> tuple[int, Sequence[Ticket]]:
         overdue = [at for at, bid in enumerate(bids) if self.is_overdue(bid.key, now_ns)]
         if overdue:
             longest = min(overdue, key=lambda at: self._since_ns[bids[at].key])
             return longest, bids[longest].batch
-        outlooks = [bid.outlook for bid in bids if bid.outlook is not None]
-        if len(outlooks) == len(bids):
-            model, head, size = _ask_kernel(bids, outlooks, now_ns)
+        played = [*bids, *idle]
+        outlooks = [bid.outlook for bid in played if bid.outlook is not None]
+        if len(outlooks) == len(played):
+            model, head, size = _ask_kernel(played, outlooks, now_ns, free)
             if model >= 0:
                 outlook = outlooks[model]
                 return model, outlook.tickets[head : head + size] if outlook.is_free else bids[model].batch
-        earliest = min(range(len(bids)), key=lambda at: min(ticket.deadline_ns for ticket in bids[at].batch))
+        earliest = min(
+            range(len(bids)), key=lambda at: (not bids[at].is_loaded, min(one.deadline_ns for one in bids[at].batch))
+        )
         return earliest, bids[earliest].batch
 
 
-def _ask_kernel(bids: Sequence[Bid], outlooks: Sequence[Outlook], now_ns: int) -> tuple[int, int, int]:
+def _ask_kernel(bids: Sequence[Bid], outlooks: Sequence[Outlook], now_ns: int, free: int) -> tuple[int, int, int]:
     kept = [outlook.deadlines[:_MOST_QUEUED] for outlook in outlooks]
     caps = np.array([outlook.durations.size - 1 for outlook in outlooks])
     fixed = np.array(
@@ -118,5 +132,9 @@ def _ask_kernel(bids: Sequence[Bid], outlooks: Sequence[Outlook], now_ns: int) -
         np.array([outlook.gap_ns for outlook in outlooks]),
         np.array([outlook.limit_ns for outlook in outlooks]),
         np.array([bid.weight for bid in bids]),
+        free,
+        np.array([bid.needs for bid in bids]),
+        np.array([0 if bid.is_loaded else max(bid.load_ns, 1) for bid in bids]),
+        np.array([max(bid.load_ns, 1) for bid in bids]),
     )
     return int(model), int(head), int(size)

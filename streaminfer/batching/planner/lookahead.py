@@ -291,12 +291,12 @@ class Lookahead:
         Args:
             queue: the requests.
             now_ns: the present instant.
-            batch: what it has decided to send.
+            batch: what it has decided to send; empty: nothing.
 
         Returns:
             ``None`` before anything was measured.
         """
-        model = self.bucket_models[max(ticket.bucket for ticket in batch)]
+        model = self.bucket_models[max((ticket.bucket for ticket in batch), default=0)]
         if model.timetable is None or len(batch) >= len(model.durations):
             return None  # it measures
         _, tickets, deadlines, untimed = in_deadline_order(model, queue.first(queue.queued))

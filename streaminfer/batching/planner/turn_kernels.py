@@ -9,6 +9,9 @@ goes first. The candidate with the most requests on time, by weight, less a pric
 is chosen: time has a price because what is behind the horizon needs it too. This is a rollout (Bertsekas, Tsitsiklis
 and Wu, "Rollout algorithms for combinatorial optimization", Journal of Heuristics 3, 1997), and a heuristic.
 
+Where models do not fit in the device's memory together, loading one is set-up of its next batch. In a play those leave
+whose next batch has to start last, as in :mod:`~streaminfer.batching.device.resident_set`.
+
 Arrivals are drawn from a fixed table of exponential gaps: evenly spaced ones let a plan end exactly at their deadlines,
 which no real ones allow. Every candidate is played against the same arrivals, and the same queues give the same turn.
 
@@ -37,6 +40,37 @@ _Floats = NDArray[np.float64]
 
 
 @jit
+def _load(
+    model: int,
+    free: int,
+    sizes: _Array,
+    setups_ns: _Array,
+    loads_ns: _Array,
+    heads: _Array,
+    counts: _Array,
+    ends: _Array,
+    durations: _Array,
+) -> int:
+    """Note that a model comes into memory, and others leave it; return the bytes that are free by then."""
+    free -= sizes[model]
+    setups_ns[model] = 0
+    while free < 0:
+        latest, latest_ns = -1, -FAR_NS
+        for other in range(sizes.size):
+            if other != model and sizes[other] > 0 and setups_ns[other] == 0:
+                start_ns = FAR_NS
+                if heads[other] < counts[other]:
+                    start_ns = ends[other, heads[other]] - durations[other, 1]
+                if start_ns > latest_ns:
+                    latest, latest_ns = other, start_ns
+        if latest < 0:
+            return 0
+        free += sizes[latest]
+        setups_ns[latest] = loads_ns[latest]
+    return free
+
+
+@jit
 def _play(
     now_ns: int,
     first: int,
@@ -49,15 +83,22 @@ def _play(
     caps: _Array,
     weights: _Floats,
     price: float,
+    free: int,
+    sizes: _Array,
+    setups_ns: _Array,
+    loads_ns: _Array,
 ) -> float:
     """Return what is on time, by weight, less the price of the busy time, if a model starts with a batch."""
     models = caps.size
     heads = np.zeros(models, np.int64)
     there = np.zeros(models, np.int64)
+    setups_ns = setups_ns.copy()
     heads[first] = head + size
-    time_ns = now_ns + durations[first, size]
-    busy_ns = durations[first, size]
+    busy_ns = setups_ns[first] + durations[first, size]
+    time_ns = now_ns + busy_ns
     value = weights[first] * size
+    if setups_ns[first] > 0:
+        free = _load(first, free, sizes, setups_ns, loads_ns, heads, counts, ends, durations)
     while True:
         urgent, urgent_size, urgent_start_ns, next_ns = -1, 0, FAR_NS, FAR_NS
         dense, dense_size, dense_start_ns, density = -1, 0, FAR_NS, 0.0
@@ -68,11 +109,12 @@ def _play(
                 next_ns = min(next_ns, releases[model, there[model]])
             while heads[model] < there[model]:
                 rows = min(there[model] - heads[model], caps[model])
-                start_ns = ends[model, heads[model]] - durations[model, rows]
+                takes_ns = setups_ns[model] + durations[model, rows]
+                start_ns = ends[model, heads[model]] - takes_ns
                 if time_ns <= start_ns:
                     if start_ns < urgent_start_ns:
                         urgent, urgent_size, urgent_start_ns = model, rows, start_ns
-                    rate = weights[model] * rows / durations[model, rows]
+                    rate = weights[model] * rows / takes_ns
                     if rate > density:
                         dense, dense_size, dense_start_ns, density = model, rows, start_ns, rate
                     break
@@ -82,11 +124,14 @@ def _play(
                 return float(value - price * busy_ns)
             time_ns = next_ns
             continue
-        if urgent != dense and time_ns + durations[urgent, urgent_size] > dense_start_ns:
+        if urgent != dense and time_ns + setups_ns[urgent] + durations[urgent, urgent_size] > dense_start_ns:
             urgent, urgent_size = dense, dense_size
         heads[urgent] += urgent_size
-        time_ns += durations[urgent, urgent_size]
-        busy_ns += durations[urgent, urgent_size]
+        takes_ns = setups_ns[urgent] + durations[urgent, urgent_size]
+        time_ns += takes_ns
+        busy_ns += takes_ns
+        if setups_ns[urgent] > 0:
+            free = _load(urgent, free, sizes, setups_ns, loads_ns, heads, counts, ends, durations)
         value += weights[urgent] * urgent_size
 
 
@@ -101,6 +146,10 @@ def choose_turn(
     gaps_ns: _Floats,
     limits_ns: _Array,
     weights: _Floats,
+    free: int,
+    sizes: _Array,
+    setups_ns: _Array,
+    loads_ns: _Array,
 ) -> tuple[int, int, int]:
     """The model whose batch goes next, and that batch.
 
@@ -114,6 +163,10 @@ def choose_turn(
         gaps_ns: shape (models,): expected time between arrivals; infinite: none are expected.
         limits_ns: shape (models,): time limit of expected arrivals.
         weights: shape (models,): what a request on time is worth.
+        free: bytes of the device's memory that no model takes.
+        sizes: shape (models,): bytes of each model; 0: it is always there.
+        setups_ns: shape (models,): what loading takes a model that is not in memory, at least 1; 0: it is there.
+        loads_ns: shape (models,): what loading takes each model, at least 1.
 
     Returns:
         The model, how many of its requests to pass over and how many to send behind them; (-1, 0, 0) where no batch
@@ -157,7 +210,7 @@ def choose_turn(
             deadline_ns = deadlines[offsets[model] + head]
             full = min(queued - head, caps[model]) if fixed[model] == 0 else fixed[model]
             size = full
-            while fixed[model] == 0 and size > 0 and now_ns + durations[model, size] > deadline_ns:
+            while fixed[model] == 0 and size > 0 and now_ns + setups_ns[model] + durations[model, size] > deadline_ns:
                 size -= 1
             if size <= largest and size < full:
                 continue
@@ -177,6 +230,10 @@ def choose_turn(
                         caps,
                         weights,
                         price,
+                        free,
+                        sizes,
+                        setups_ns,
+                        loads_ns,
                     )
                 if value > best_value:
                     best_model, best_head, best_size, best_value = model, head, size, value
@@ -189,7 +246,10 @@ _READ = "Array(int64, 1, 'C', readonly=True)"
 _READ_2D = "Array(int64, 2, 'C', readonly=True)"
 _READ_FLOATS = "Array(float64, 1, 'C', readonly=True)"
 
-_SIGNATURE = f"int64, {_READ}, {_READ}, {_READ}, {_READ_2D}, {_READ}, {_READ_FLOATS}, {_READ}, {_READ_FLOATS}"
+_SIGNATURE = (
+    f"int64, {_READ}, {_READ}, {_READ}, {_READ_2D}, {_READ}, {_READ_FLOATS}, {_READ}, {_READ_FLOATS}, "
+    f"int64, {_READ}, {_READ}, {_READ}"
+)
 
 EXPORTS = {"choose_turn": (choose_turn, f"UniTuple(int64, 3)({_SIGNATURE})")}
 """The kernel, as in :data:`streaminfer.batching.planner.kernels.EXPORTS`."""

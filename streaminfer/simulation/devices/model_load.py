@@ -22,6 +22,8 @@ class ModelLoad:
         slo_s: time limit of a request, from its arrival.
         service_time: what a batch takes alone on the device, by its size.
         max_batch_size: the most requests in a batch.
+        memory_bytes: what the model takes of the device's memory; 0: it is always there.
+        load_s: what it takes to load it, with what other models take to leave.
 
     Attributes:
         arrivals_ns: shape (n,), int64.
@@ -29,15 +31,28 @@ class ModelLoad:
         service_time: the same.
         durations_ns: shape (max_batch_size + 1,), int64: what a batch takes, by its size.
         max_batch_size: the same.
+        memory_bytes: the same.
+        load_ns: ``load_s`` in nanoseconds.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
     """
 
-    def __init__(self, arrivals_s: ArrayLike, *, slo_s: float, service_time: ServiceTime, max_batch_size: int) -> None:
+    def __init__(
+        self,
+        arrivals_s: ArrayLike,
+        *,
+        slo_s: float,
+        service_time: ServiceTime,
+        max_batch_size: int,
+        memory_bytes: int = 0,
+        load_s: float = 0.0,
+    ) -> None:
         self.arrivals_ns: NDArray[np.int64] = arrivals_in_ns(arrivals_s)
         self.slo_ns = timeout_ns(check_duration("slo_s", slo_s, positive=True))
         self.max_batch_size = check_count("max_batch_size", max_batch_size)
+        self.memory_bytes = check_count("memory_bytes", memory_bytes, at_least=0)
+        self.load_ns = timeout_ns(check_duration("load_s", load_s))
         self.service_time = service_time
         self.durations_ns: NDArray[np.int64] = durations_in_ns(service_time, max_batch_size)
 

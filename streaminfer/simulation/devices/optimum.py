@@ -10,6 +10,9 @@ one model, or within one batch: sizes and times of batches stay, so the other mo
 and the first j of the other being handled and k served, a pair of prefixes follows from a shorter one by a drop, which
 takes no time, or by a batch of either model.
 
+*Loads.* Where memory has room for one model only, there is a program for each model that may be in it, and a load
+leads from one to the other. A load may begin before the requests arrive that it is for.
+
 *Which pairs.* A request need not be dropped before it has arrived, nor kept past its deadline. So (i, j) matters only
 if there is an instant by which both prefixes have arrived, and before which no deadline of what follows has passed. For
 each i that leaves the j whose requests arrive within both time limits of it. Fronts are pruned as for one model.
@@ -31,7 +34,7 @@ __all__ = ["device_optimum"]
 _MODELS = 2
 
 
-def device_optimum(loads: Mapping[str, ModelLoad]) -> int:
+def device_optimum(loads: Mapping[str, ModelLoad], *, memory_bytes: int | None = None) -> int:
     """Return the most requests that any schedule of two models on one device could serve within their SLOs.
 
     Thread-safe; runs without the interpreter lock. Where no kernels were compiled ahead of time, the first call on a
@@ -39,12 +42,13 @@ def device_optimum(loads: Mapping[str, ModelLoad]) -> int:
 
     Args:
         loads: of two models, by name.
+        memory_bytes: of the device, empty at first where there is no room for both models; ``None``: both are there.
 
     Returns:
         How many, of both.
 
     Raises:
-        TypeError, ValueError: they are not two.
+        TypeError, ValueError: they are not two, or one alone does not fit.
     """
     what = "a mapping of two names to ModelLoad"
     check_instance("loads", loads, lambda it: isinstance(it, Mapping), what)
@@ -55,7 +59,11 @@ def device_optimum(loads: Mapping[str, ModelLoad]) -> int:
     arguments: list[Any] = []
     for load in loads.values():
         arguments += [load.arrivals_ns, load.arrivals_ns + load.slo_ns, load.durations_ns]
-    return int(_kernel()(*arguments))
+    first, second = loads.values()
+    if memory_bytes is not None and memory_bytes < max(first.memory_bytes, second.memory_bytes):
+        raise ValueError(expected("memory_bytes", "room for each model alone", memory_bytes))
+    is_short = memory_bytes is not None and memory_bytes < first.memory_bytes + second.memory_bytes
+    return int(_kernel()(*arguments, *(load.load_ns * is_short for load in (first, second))))
 
 
 @cache

@@ -1,7 +1,8 @@
 """The dynamic program of the joint clairvoyant optimum; the reasons are in ``optimum``.
 
 For each pair of prefixes the kernel keeps the *front*: for every number served that matters, the earliest instant at
-which the device can be free again. Rows of fronts are reused once no batch of the first model can reach back to them.
+which the device can be free again. Where memory has room for one model only, there is a front for each that may be in
+it. Rows of fronts are reused once no batch of the first model can reach back to them.
 
 Importing this module imports Numba.
 """
@@ -44,13 +45,22 @@ def _next_arrival(i: int, j: int, first: _Array, second: _Array) -> int:
 
 @jit
 def _width(
-    first: _Array, first_deadlines: _Array, second: _Array, second_deadlines: _Array, lows: _Array, highs: _Array
+    first: _Array,
+    first_deadlines: _Array,
+    second: _Array,
+    second_deadlines: _Array,
+    lows: _Array,
+    highs: _Array,
+    loads_ns: int,
 ) -> int:
-    """A bound on the entries of a front: those behind its first differ by requests that are still in time."""
+    """A bound on the entries of a front: those behind its first differ by requests that are still in time.
+
+    Of a schedule for its last entry, what ended before the loads of both models leads to its first.
+    """
     widest = 1
     for i in range(first.size + 1):
         for j in range(lows[i], highs[i] + 1):
-            next_ns = _next_arrival(i, j, first, second)
+            next_ns = _next_arrival(i, j, first, second) - loads_ns
             entries = max(i - int(np.searchsorted(first_deadlines, next_ns)), 0)
             entries += max(j - int(np.searchsorted(second_deadlines, next_ns)), 0)
             widest = max(widest, entries + 1)
@@ -59,7 +69,15 @@ def _width(
 
 @jit
 def _extend(
-    front: _Array, served: int, source: _Array, entries: int, shift: int, ready_ns: int, start_by_ns: int, takes_ns: int
+    front: _Array,
+    served: int,
+    source: _Array,
+    entries: int,
+    shift: int,
+    setup_ns: int,
+    ready_ns: int,
+    start_by_ns: int,
+    takes_ns: int,
 ) -> int:
     """Add to a front what follows from another one by a batch, or by a drop that takes nothing.
 
@@ -67,7 +85,7 @@ def _extend(
         The entries of the front by then.
     """
     for entry in range(max(0, -shift), entries):
-        start_ns = source[entry]
+        start_ns = source[entry] + setup_ns
         if start_ns > start_by_ns:
             break
         end_ns = max(start_ns, ready_ns) + takes_ns
@@ -78,13 +96,15 @@ def _extend(
 
 
 @jit
-def most_of_two(
+def most_of_two(  # noqa: PLR0915 - the steps of one program, which share its tables
     first: _Array,
     first_deadlines: _Array,
     first_durations: _Array,
     second: _Array,
     second_deadlines: _Array,
     second_durations: _Array,
+    first_load_ns: int,
+    second_load_ns: int,
 ) -> int:
     """Most requests of two models that one device can serve on time, in all.
 
@@ -95,89 +115,112 @@ def most_of_two(
         second: of the other model.
         second_deadlines: of the other model.
         second_durations: of the other model.
+        first_load_ns: what it takes to load the model, of which memory has room for one; 0 for both: for both.
+        second_load_ns: of the other model.
 
     Returns:
         How many.
     """
     cap, other_cap = first_durations.size - 1, second_durations.size - 1
+    loads_ns = (first_load_ns, second_load_ns)
+    both_ns = first_load_ns + second_load_ns
+    states = 2 if both_ns > 0 else 1  # which model is in memory
     lows, highs = _windows(first, first_deadlines, second, second_deadlines)
     # fronts hold up to `width` entries once pruned, and before that one batch more
-    width = _width(first, first_deadlines, second, second_deadlines, lows, highs)
+    width = _width(first, first_deadlines, second, second_deadlines, lows, highs, both_ns)
     rows = cap + 1
     columns = (highs - lows).max() + 1
-    fronts = np.full((rows, columns, width), _FAR_NS, np.int64)
-    fewest = np.zeros((rows, columns), np.int64)  # the number served that a front's first entry stands for
-    entries = np.zeros((rows, columns), np.int64)
-    front = np.empty(2 * width + cap + other_cap + 2, np.int64)
+    fronts = np.full((rows, columns, states, width), _FAR_NS, np.int64)
+    fewest = np.zeros((rows, columns, states), np.int64)  # the number served that a front's first entry stands for
+    entries = np.zeros((rows, columns, states), np.int64)
+    new = np.empty((states, 4 * width + cap + other_cap + 2), np.int64)
+    bases = np.zeros(states, np.int64)
+    counts = np.zeros(states, np.int64)
     for i in range(first.size + 1):
         row = i % rows
         for j in range(lows[i], highs[i] + 1):
             column = j - lows[i]
-            front[:] = _FAR_NS
-            base, served = 0, int(i == 0 and j == 0)
-            front[0] = _FAR_NS * (1 - served)
             from_above = i > 0 and lows[i - 1] <= j <= highs[i - 1]
-            if from_above:  # the newest request of the first model is dropped
-                base = fewest[(i - 1) % rows, j - lows[i - 1]]
-            if column > 0:
-                base = max(base, fewest[row, column - 1])
-            if from_above:
-                above = j - lows[i - 1]
-                before = (i - 1) % rows
-                shift = fewest[before, above] - base
-                served = _extend(front, served, fronts[before, above], entries[before, above], shift, 0, _FAR_NS, 0)
-            if column > 0:
-                shift = fewest[row, column - 1] - base
-                served = _extend(front, served, fronts[row, column - 1], entries[row, column - 1], shift, 0, _FAR_NS, 0)
-            for size in range(1, min(cap, i) + 1):
-                start_by_ns = first_deadlines[i - size] - first_durations[size]
-                if start_by_ns < first[i - 1]:
-                    break  # a larger batch takes longer and has an earlier deadline
-                source = (i - size) % rows
-                at = j - lows[i - size]
-                if 0 <= at <= highs[i - size] - lows[i - size]:
-                    shift = fewest[source, at] + size - base
-                    served = _extend(
-                        front,
-                        served,
-                        fronts[source, at],
-                        entries[source, at],
-                        shift,
-                        first[i - 1],
-                        start_by_ns,
-                        first_durations[size],
-                    )
-            for size in range(1, min(other_cap, column) + 1):
-                start_by_ns = second_deadlines[j - size] - second_durations[size]
-                if start_by_ns < second[j - 1]:
-                    break
-                shift = fewest[row, column - size] + size - base
-                served = _extend(
-                    front,
-                    served,
-                    fronts[row, column - size],
-                    entries[row, column - size],
-                    shift,
-                    second[j - 1],
-                    start_by_ns,
-                    second_durations[size],
-                )
-            # serving more and being free no later is better: what remains ascends in both
-            for entry in range(served - 2, -1, -1):
-                front[entry] = min(front[entry], front[entry + 1])
-            # every later batch starts after the next arrival: of all that are free by then, the one that served most
+            before, above = (i - 1) % rows, j - lows[i - 1]
+            new[:] = _FAR_NS
+            for state in range(states):
+                front = new[state]
+                base, served = 0, int(i == 0 and j == 0)
+                if served > 0:
+                    front[0] = loads_ns[state]
+                if from_above:  # the newest request of the first model is dropped
+                    base = fewest[before, above, state]
+                if column > 0:
+                    base = max(base, fewest[row, column - 1, state])
+                if from_above:
+                    source = fronts[before, above, state]
+                    shift = fewest[before, above, state] - base
+                    served = _extend(front, served, source, entries[before, above, state], shift, 0, 0, _FAR_NS, 0)
+                if column > 0:
+                    source = fronts[row, column - 1, state]
+                    shift = fewest[row, column - 1, state] - base
+                    served = _extend(front, served, source, entries[row, column - 1, state], shift, 0, 0, _FAR_NS, 0)
+                for size in range(1, min(cap, i) + 1):
+                    start_by_ns = first_deadlines[i - size] - first_durations[size]
+                    if state == 1 or start_by_ns < first[i - 1]:
+                        break  # a larger batch takes longer and has an earlier deadline
+                    earlier = (i - size) % rows
+                    at = j - lows[i - size]
+                    if 0 <= at <= highs[i - size] - lows[i - size]:
+                        for loaded in range(states):
+                            served = _extend(
+                                front,
+                                served,
+                                fronts[earlier, at, loaded],
+                                entries[earlier, at, loaded],
+                                fewest[earlier, at, loaded] + size - base,
+                                first_load_ns * loaded,
+                                first[i - 1],
+                                start_by_ns,
+                                first_durations[size],
+                            )
+                for size in range(1, min(other_cap, column) + 1):
+                    start_by_ns = second_deadlines[j - size] - second_durations[size]
+                    if state < states - 1 or start_by_ns < second[j - 1]:
+                        break
+                    for loaded in range(states):
+                        served = _extend(
+                            front,
+                            served,
+                            fronts[row, column - size, loaded],
+                            entries[row, column - size, loaded],
+                            fewest[row, column - size, loaded] + size - base,
+                            second_load_ns * (states - 1 - loaded),
+                            second[j - 1],
+                            start_by_ns,
+                            second_durations[size],
+                        )
+                bases[state], counts[state] = base, served
             next_ns = _next_arrival(i, j, first, second)
-            passed = 0
-            while passed + 1 < served and front[passed + 1] <= next_ns:
-                passed += 1
-            fronts[row, column, : served - passed] = front[passed:served]
-            fewest[row, column] = base + passed
-            entries[row, column] = served - passed
+            for state in range(states):
+                front, served, base = new[state], counts[state], bases[state]
+                if states > 1:  # a load for what comes; one back again would only take longer
+                    shift = bases[1 - state] - base
+                    served = _extend(
+                        front, served, new[1 - state], counts[1 - state], shift, loads_ns[state], 0, 2 * _FAR_NS, 0
+                    )
+                # serving more and being free no later is better: what remains ascends in both
+                for entry in range(served - 2, -1, -1):
+                    front[entry] = min(front[entry], front[entry + 1])
+                # every later batch starts after the next arrival: of all that are free by then, and before a load, the
+                # one that served most
+                free_by_ns = next_ns - (loads_ns[1 - state] if states > 1 else 0)
+                passed = 0
+                while passed + 1 < served and front[passed + 1] <= free_by_ns:
+                    passed += 1
+                fronts[row, column, state, : served - passed] = front[passed:served]
+                fewest[row, column, state] = base + passed
+                entries[row, column, state] = served - passed
     row, column = first.size % rows, second.size - lows[first.size]
-    return int(fewest[row, column] + entries[row, column] - 1)
+    return int((fewest[row, column] + entries[row, column]).max() - 1)
 
 
 _READ = "Array(int64, 1, 'C', readonly=True)"
 
-EXPORTS = {"most_of_two": (most_of_two, f"int64({_READ}, {_READ}, {_READ}, {_READ}, {_READ}, {_READ})")}
+EXPORTS = {"most_of_two": (most_of_two, f"int64({_READ}, {_READ}, {_READ}, {_READ}, {_READ}, {_READ}, int64, int64)")}
 """The kernel, as in :data:`streaminfer.batching.planner.kernels.EXPORTS`."""

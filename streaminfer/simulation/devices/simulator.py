@@ -11,13 +11,15 @@ that runs one batch after the other, in the order in which they were sent.
 Complexity: O(log n) an event, and what the policies and the turns cost.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import attrs
 import numpy as np
 
-from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number
-from streaminfer.batching.device.device import Device
+from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
+from streaminfer.batching.device.device import Device, Residence
 from streaminfer.batching.device.statistics import DeviceStatistics
 from streaminfer.batching.planner import kernel_loader
 from streaminfer.batching.planner.lookahead import Lookahead
@@ -65,6 +67,7 @@ def simulate_device(
     slowdown: float | None = 2.0,
     weights: Mapping[str, float] | None = None,
     max_wait_s: float = 1.0,
+    memory_bytes: int | None = None,
     noise: float = 0.0,
     seed: int = 0,
 ) -> DeviceResult:
@@ -79,6 +82,7 @@ def simulate_device(
             other.
         weights: of the `Device`.
         max_wait_s: of the `Device`.
+        memory_bytes: of the `Device`; its memory is empty at first. Needs ``shared``.
         noise: each duration is multiplied by ``exp(noise * z)``, z standard normal, as `simulate` does.
         seed: of the noise.
 
@@ -94,7 +98,11 @@ def simulate_device(
         check_instance("loads", load, lambda it: isinstance(it, ModelLoad), what)
     if slowdown is not None:
         check_number("slowdown", slowdown, "a finite number ≥ 1", lambda it: 1.0 <= it < float("inf"))
-    device = Device("simulated", concurrency=concurrency, weights=weights, max_wait_s=max_wait_s)
+    if memory_bytes is not None and not shared:
+        raise ValueError(expected("memory_bytes", "None where batchers do not share the device", memory_bytes))
+    device = Device(
+        "simulated", concurrency=concurrency, weights=weights, max_wait_s=max_wait_s, memory_bytes=memory_bytes
+    )
     learns = not shared or concurrency > 1
     simulation = _Simulation(
         device=device if shared else None,
@@ -103,6 +111,8 @@ def simulate_device(
         rng=np.random.default_rng(check_count("seed", seed, at_least=0)),
     )
     simulation.models = [_Model(name, load, simulation, learns) for name, load in loads.items()]
+    for model in simulation.models:
+        device.check_fits(model)
     kernel_loader.load()
     simulation.run()
     return DeviceResult(
@@ -112,11 +122,10 @@ def simulate_device(
 
 
 @attrs.define(eq=False)
-class _Batch:
-    """One that runs, and the nanoseconds of work that are left of it."""
+class _Work:
+    """A batch or a load that runs, and the nanoseconds that are left of it."""
 
-    model: "_Model"
-    execution: Execution
+    finish: Callable[[int], None]
     left_ns: float
 
 
@@ -129,7 +138,7 @@ class _Simulation:
     noise: float
     rng: np.random.Generator
     models: "list[_Model]" = attrs.field(factory=list)
-    running: list[_Batch] = attrs.field(factory=list)
+    running: list[_Work] = attrs.field(factory=list)
     now_ns: int = 0
 
     @property
@@ -154,7 +163,7 @@ class _Simulation:
             ended = [batch for batch in self.running if batch.left_ns < 1.0]
             self.running = [batch for batch in self.running if batch.left_ns >= 1.0]
             for batch in ended:
-                batch.model.finish(batch.execution, now_ns)
+                batch.finish(now_ns)
             for model in self.models:
                 model.admit(now_ns)
             if self.device is None:
@@ -169,18 +178,34 @@ class _Simulation:
         """Run a batch."""
         factor = float(np.exp(self.noise * self.rng.standard_normal())) if self.noise else 1.0
         work_ns = max(1.0, float(model.load.durations_ns[len(execution.tickets)]) * factor)
-        self.running.append(_Batch(model, execution, work_ns))
+        self.running.append(_Work(functools.partial(model.finish, execution), work_ns))
+
+
+@attrs.define(eq=False)
+class _Residence:
+    """How a model comes into memory."""
+
+    memory_bytes: int
+    _load_ns: int
+    _simulation: _Simulation
+
+    def load(self, _leaving: Sequence[Any], done: Callable[[int, bool, int], None]) -> None:
+        """Load it in simulated time."""
+        self._simulation.running.append(_Work(lambda now_ns: done(now_ns, True, 0), max(1.0, float(self._load_ns))))
 
 
 class _Model:
     """Queue, policy and record of one model: the `DeviceMember` of a simulation."""
 
     runs_inline = False
+    residence: Residence | None = None
 
     def __init__(self, name: str, load: ModelLoad, simulation: _Simulation, learns: bool) -> None:
         self.source = name
         self.load = load
         self._simulation = simulation
+        if load.memory_bytes:
+            self.residence = _Residence(load.memory_bytes, load.load_ns, simulation)
         known = LearnedServiceTime(prior=load.service_time) if learns else load.service_time
         self._policy = Lookahead(load.max_batch_size, known)
         self._learns = learns

@@ -370,6 +370,8 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             "longest_wait_s",
             unit="seconds",
         ),
+        counter("device.loads", "Loads of the model into the device's memory."),
+        counter("device.load", "Time for which it was being loaded.", "load_s", unit="seconds"),
         gauge(
             "device.slowdown",
             "How many times as long a batch takes beside one of another model.",

@@ -84,6 +84,26 @@ class TestRules:
 
         assert Turns(100).choose(bids, 0)[0] == 2
 
+    def test_a_load_is_set_up_of_the_next_batch(self):
+        bids = [bid("a", [35], [10], needs=5, load_ns=20, is_loaded=False), bid("b", [39], [10], needs=5, load_ns=1)]
+
+        assert Turns(100).choose(bids, 0)[0] == 1
+        assert Turns(100).choose([bids[0]._replace(is_loaded=True), bids[1]._replace(is_loaded=False)], 0)[0] == 0
+
+    def test_a_model_that_others_will_ask_stays_until_its_batch_is_done(self):
+        """Two batches of the loaded model and one of the other: one load, not two."""
+        bids = [
+            bid("a", [90], [10], needs=5, load_ns=30, is_loaded=False),
+            bid("b", [95, 95], [10], needs=5, load_ns=30),
+        ]
+
+        assert Turns(100).choose(bids, 0)[0] == 1
+
+    def test_without_an_outlook_a_model_in_memory_goes_first(self):
+        bids = [bid("a", [5], needs=5, load_ns=1, is_loaded=False), bid("b", [9], needs=5)]
+
+        assert Turns(100).choose(bids, 0)[0] == 1
+
     def test_nothing_on_time_is_served_by_deadline(self):
         bids = [bid("a", [9], [20]), bid("b", [8], [20])]
 
@@ -146,6 +166,16 @@ class TestStarvation:
 
 
 @st.composite
+def places(draw, models):
+    """Which models take how much memory, are there, and how long loads take."""
+    sizes = np.array([draw(st.integers(0, 5)) for _ in range(models)])
+    loads_ns = np.array([draw(st.integers(1, 30)) for _ in range(models)])
+    is_loaded = np.array([size == 0 or draw(st.booleans()) for size in sizes])
+    free = draw(st.integers(max(0, sizes.max() - sizes[is_loaded].sum()), 9))
+    return free, sizes, np.where(is_loaded, 0, loads_ns), loads_ns
+
+
+@st.composite
 def problems(draw):
     models = draw(st.integers(1, 3))
     durations = np.ones((models, 5), np.int64)
@@ -164,22 +194,27 @@ def problems(draw):
         np.array([draw(st.sampled_from([2.0, 30.0, FAR])) for _ in range(models)]),
         np.array([draw(st.integers(5, 90)) for _ in range(models)]),
         np.array([draw(st.sampled_from([0.5, 1.0, 3.0])) for _ in range(models)]),
+        *draw(places(models)),
     )
 
 
 @given(problem=problems())
 @settings(max_examples=40, deadline=None)
 def test_the_kernel_chooses_the_same_in_every_form_and_a_batch_on_time(problem, plain_kernels):
-    now_ns, deadlines, offsets, fixed, durations, caps, *_ = problem
+    _, deadlines, offsets, fixed, durations, caps, *_, setups_ns, _ = problem
     answers = {variant.checked("choose_turn")(*problem) for variant in VARIANTS}
 
     assert answers == {plain_kernels.choose_turn(*problem)}
     ((model, head, size),) = answers
     if model < 0:
-        late = [now_ns + durations[at, 1] > deadlines[offsets[at + 1] - 1] for at in range(len(caps)) if not fixed[at]]
+        late = [
+            setups_ns[at] + durations[at, 1] > deadlines[offsets[at + 1] - 1]
+            for at in range(len(caps))
+            if not fixed[at]
+        ]
         assert all(late) and not fixed.any()  # noqa: PT018 - one fact
     elif fixed[model]:
         assert (head, size) == (0, fixed[model])
     else:
         assert 0 < size <= min(caps[model], offsets[model + 1] - offsets[model] - head)
-        assert now_ns + durations[model, size] <= deadlines[offsets[model] + head]
+        assert setups_ns[model] + durations[model, size] <= deadlines[offsets[model] + head]

@@ -9,18 +9,19 @@ import pytest
 import streaminfer as si
 from streaminfer.batching import Lookahead, ServiceTime
 from streaminfer.batching.batched_service import BatchedService
-from streaminfer.simulation import ModelLoad, arrivals, simulate_device
+from streaminfer.protocols import Residency
+from streaminfer.simulation import ModelLoad, arrivals, device_optimum, simulate_device
 from streaminfer.testing import ScriptedBackend, run
 
 FAST, SLOW = ServiceTime.affine(0.001, 0.0002), ServiceTime.affine(0.006, 0.0005)
 
 
-def two_models(load=0.9, n=(600, 200)):
+def two_models(load=0.9, n=(600, 200), **options):
     loads = {}
     for at, (name, device, slo_s) in enumerate((("faces", FAST, 0.025), ("speech", SLOW, 0.1))):
         rate = load / 2 * 32 / (device.table_ns(32)[32] / 1e9)
         loads[name] = ModelLoad(
-            arrivals.poisson(rate, n[at], at + 1), slo_s=slo_s, service_time=device, max_batch_size=32
+            arrivals.poisson(rate, n[at], at + 1), slo_s=slo_s, service_time=device, max_batch_size=32, **options
         )
     return loads
 
@@ -34,11 +35,18 @@ def test_a_run_repeats():
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"shared": False}, {"shared": False, "slowdown": None}, {"concurrency": 2, "slowdown": 1.3}],
+    [
+        {},
+        {"shared": False},
+        {"shared": False, "slowdown": None},
+        {"concurrency": 2, "slowdown": 1.3},
+        {"memory_bytes": 5},
+        {"memory_bytes": 5, "concurrency": 2},
+    ],
     ids=repr,
 )
 def test_each_request_is_counted_once(options):
-    loads = two_models(1.2)
+    loads = two_models(1.2, memory_bytes=5, load_s=0.002)
 
     result = simulate_device(loads, **options)
 
@@ -116,18 +124,56 @@ def test_models_that_do_more_one_after_the_other_are_kept_apart():
     assert apart.share_on_time > max(1.1 * together.share_on_time, 0.9 * simulate_device(loads).share_on_time)
 
 
-def test_live_batchers_decide_as_simulated_ones():
-    loads = two_models(1.2)
-    simulated = simulate_device(loads)
+def test_loads_are_planned_so_that_nearly_as_many_are_on_time_as_could_be():
+    loads = two_models(0.7, memory_bytes=5, load_s=0.004)
+
+    result = simulate_device(loads, memory_bytes=5)
+
+    best = device_optimum(loads, memory_bytes=5)
+    assert best < device_optimum(loads)
+    assert 0.9 * best <= result.on_time <= best
+    models = result.device.models
+    assert models["faces"].loads + models["speech"].loads < models["faces"].batches + models["speech"].batches
+    for had in models.values():
+        assert had.load_s == pytest.approx(0.004 * had.loads)
+
+
+def test_models_that_fit_together_are_loaded_once():
+    models = simulate_device(two_models(memory_bytes=5, load_s=0.01), memory_bytes=10).device.models
+
+    assert [had.loads for had in models.values()] == [1, 1]
+
+
+def test_a_model_that_is_larger_than_the_memory_is_refused():
+    loads = two_models(memory_bytes=5)
+    with pytest.raises(ValueError, match="memory_bytes: expected at least 5, for faces, got 4"):
+        simulate_device(loads, memory_bytes=4)
+    with pytest.raises(ValueError, match="memory_bytes: expected room for each model alone, got 4"):
+        device_optimum(loads, memory_bytes=4)
+    with pytest.raises(ValueError, match="memory_bytes: expected None where batchers do not share the device, got 9"):
+        simulate_device(loads, memory_bytes=9, shared=False)
+
+
+@pytest.mark.parametrize("memory_bytes", [None, 5])
+def test_live_batchers_decide_as_simulated_ones(memory_bytes):
+    loads = two_models(1.2, memory_bytes=5, load_s=0.003)
+    simulated = simulate_device(loads, memory_bytes=memory_bytes)
+
+    async def load():
+        await asyncio.sleep(0.003)
+
+    async def unload():
+        pass
 
     async def main(loop):
-        device = si.Device("gpu:0")
+        device = si.Device("gpu:0", memory_bytes=memory_bytes)
         backends = {}
         services = {}
         for name, load in loads.items():
             table = load.durations_ns
             backends[name] = ScriptedBackend(duration_s=lambda rows, table=table: table[rows] / 1e9)
             backends[name].name = name
+            backends[name].residency = Residency(5, load, unload)
             services[name] = BatchedService(
                 backends[name],
                 policy=Lookahead(32, load.service_time),

@@ -24,7 +24,7 @@ NOT_EXPORTED = {
     "TelemetryStatistics": {"name", "batch_sizes", "recent"},
     "SloStatistics": {"name", "period_s", "good", "bad", "rejected", "alerts", "callback_errors"},
     "BatcherStatistics": {"batch_sizes", "batches", "calibration"},
-    "DeviceStatistics": {"name", "waiting"},  # a label; queues are those of the batchers
+    "DeviceStatistics": {"name", "waiting", "memory_bytes", "loaded"},  # a label; queues are those of the batchers
     "BreakerStatistics": {"name"},
     "LimitStatistics": {"name", "adaptive"},
     "RateLimitStatistics": {"name"},

@@ -1,0 +1,111 @@
+"""Which models are in a device's memory: a state machine without loop, thread or clock.
+
+*Design*. A model that is not in memory is *loaded* before its next batch, and models that are not needed meanwhile are
+evicted until it fits. Those go whose next batch is needed last, which for models of one size is the fewest loads that
+any choice can have (L. A. Belady, "A study of replacement algorithms for a virtual-storage computer", IBM Systems
+Journal 5, 1966). Of what goes, what fits in the end stays. One load runs at a time. How long a load takes is the
+exponential mean of earlier ones, evictions included; 0 before the first.
+
+*Invariants*. What is in memory or about to be there never takes more than there is. A model that is busy is not
+evicted.
+
+*Complexity*. O(models · log models) for a load.
+"""
+
+from collections.abc import Callable, Collection, Hashable
+from typing import Generic, TypeVar
+
+__all__ = ["ResidentSet"]
+
+_NEWEST = 0.3
+
+K = TypeVar("K", bound=Hashable)
+
+
+class ResidentSet(Generic[K]):
+    """Models in a device's memory.
+
+    Args:
+        memory_bytes: that there are.
+
+    Attributes:
+        bytes_of: bytes of each model in memory, or about to be there.
+        loading: the model that is being loaded; ``None``: none is.
+    """
+
+    def __init__(self, memory_bytes: int) -> None:
+        self.memory_bytes = memory_bytes
+        self.bytes_of: dict[K, int] = {}
+        self.loading: K | None = None
+        self._began_ns = 0
+        self._leaving: dict[K, int] = {}
+        self._load_ns: dict[K, float] = {}
+
+    def is_loaded(self, key: K) -> bool:
+        """Whether a model can run."""
+        return key in self.bytes_of and key != self.loading
+
+    def load_ns(self, key: K) -> int:
+        """Return how long a load of a model is expected to take; 0: nothing is known."""
+        return round(self._load_ns.get(key, 0.0))
+
+    def expected_end_ns(self) -> int:
+        """Return when the present load is expected to end."""
+        return self._began_ns if self.loading is None else self._began_ns + self.load_ns(self.loading)
+
+    def victims(self, key: K, needs: int, busy: Collection[K], needed_ns: Callable[[K], float]) -> list[K] | None:
+        """Return which models have to leave before another can be loaded.
+
+        Args:
+            key: of the model that comes.
+            needs: bytes of it.
+            busy: models that may not leave now.
+            needed_ns: returns when a model's next batch has to start.
+
+        Returns:
+            ``None``: there is no room for it now.
+        """
+        short = needs + sum(self.bytes_of.values()) - self.memory_bytes
+        leaving: list[K] = []
+        idle = [other for other in self.bytes_of if other != key and other not in busy]
+        for other in sorted(idle, key=needed_ns, reverse=True):
+            if short <= 0:
+                break
+            leaving.append(other)
+            short -= self.bytes_of[other]
+        if short > 0:
+            return None
+        for other in reversed(leaving.copy()):  # the soonest needed first
+            if short + self.bytes_of[other] <= 0:
+                short += self.bytes_of[other]
+                leaving.remove(other)
+        return leaving
+
+    def begin(self, key: K, needs: int, leaving: Collection[K], now_ns: int) -> None:
+        """Note that a model is being loaded, once others have left."""
+        self._leaving = {other: self.bytes_of.pop(other) for other in leaving}
+        self.bytes_of[key] = needs
+        self.loading = key
+        self._began_ns = now_ns
+
+    def end(self, now_ns: int, *, succeeded: bool, stayed: int = 0) -> int:
+        """Note that the load ended.
+
+        Args:
+            now_ns: when.
+            succeeded: the model can run.
+            stayed: so many of those that were to leave, the last ones, have not left.
+
+        Returns:
+            The nanoseconds that it took.
+        """
+        key, self.loading = self.loading, None
+        took_ns = now_ns - self._began_ns
+        if key is not None and succeeded:
+            before = self._load_ns.get(key, float(took_ns))
+            self._load_ns[key] = before + _NEWEST * (took_ns - before)
+        elif key is not None:
+            del self.bytes_of[key]
+        self.bytes_of |= dict(list(self._leaving.items())[len(self._leaving) - stayed :])
+        self._leaving = {}
+        return took_ns

@@ -1,0 +1,265 @@
+"""Models that do not fit in the memory of their device together, live: what runs is there, and no more than fits."""
+
+import asyncio
+import random
+
+import pytest
+
+import streaminfer as si
+from streaminfer.protocols import ExampleInputs, Residency
+from streaminfer.testing import ScriptedBackend
+
+
+class Model(ScriptedBackend):
+    """A scripted backend that is in memory or not; `taken` is what all models together take."""
+
+    taken = 0
+    most = 0
+
+    def __init__(self, name, *steps, size=5, load_s=0.1, **options):
+        super().__init__(*steps, **options)
+        self.name = name
+        self.size = size
+        self.load_s = load_s
+        self.is_loaded = False
+        self.failing = lambda _what: None
+        self.residency = Residency(size, self.load, self.unload)
+        self.history = []
+
+    async def load(self):
+        if self.is_loaded:
+            return
+        Model.taken += self.size
+        Model.most = max(Model.most, Model.taken)
+        self.history.append("load")
+        try:
+            await asyncio.sleep(self.load_s)
+            self.failing("load")
+        except BaseException:
+            Model.taken -= self.size
+            raise
+        self.is_loaded = True
+
+    async def unload(self):
+        assert not self.running
+        if self.is_loaded:
+            self.failing("unload")
+            self.is_loaded = False
+            Model.taken -= self.size
+            self.history.append("unload")
+
+    running = 0
+
+    async def infer(self, batch):
+        assert self.is_loaded
+        self.running += 1
+        try:
+            return await super().infer(batch)
+        finally:
+            self.running -= 1
+            self.history.append("batch")
+
+
+@pytest.fixture(autouse=True)
+def _empty():
+    Model.taken = Model.most = 0
+
+
+def batcher(loop, device, model, **options):
+    settings = {"max_batch_size": 8, "slo_s": 1.0, "stack": False, "clock": loop.clock} | options
+    return si.AdaptiveBatcher(device=device, **settings).wrap(model)
+
+
+def ask(service, **options):
+    return asyncio.ensure_future(service.call(si.Request(1.0, **options)))
+
+
+async def settle(calls):
+    return await asyncio.gather(*calls, return_exceptions=True)
+
+
+@pytest.mark.parametrize("concurrency", [1, 2])
+@pytest.mark.parametrize("policy", ["lookahead", "greedy"])
+@pytest.mark.parametrize("seed", range(3))
+async def test_no_more_is_in_memory_than_fits_whatever_happens(loop, concurrency, policy, seed):
+    rng = random.Random(seed)
+    device = si.Device("gpu:0", concurrency=concurrency, memory_bytes=10, max_wait_s=0.5)
+
+    def failing(what):
+        if rng.random() < 0.1:
+            raise MemoryError(what)
+
+    models = [Model(name, duration_s=0.01, size=size, load_s=0.02) for name, size in (("a", 4), ("b", 6), ("c", 9))]
+    for model in models:
+        model.failing = failing
+    services = [batcher(loop, device, model, policy=policy) for model in models]
+    calls = []
+    for _ in range(300):
+        await asyncio.sleep(rng.expovariate(1 / 0.01))
+        calls.append(ask(rng.choice(services)))
+        if rng.random() < 0.1:
+            rng.choice(calls).cancel()
+    ends = await settle(calls)
+    await asyncio.sleep(1.0)
+
+    statistics = device.statistics()
+    assert 0 < Model.most <= 10
+    assert (statistics.running, statistics.waiting) == (0, ())
+    assert set(statistics.loaded) == {model.name for model in models if model.is_loaded}
+    for model in models:
+        had = statistics.models[model.name]
+        assert had.batches > 5
+        assert had.loads <= had.batches + model.history.count("load")
+    kinds = {type(end) for end in ends}
+    assert kinds <= {si.Response, asyncio.CancelledError, si.BackendError, si.DeadlineExceeded, si.Overloaded}
+    assert sum(isinstance(end, si.Response) for end in ends) > 150
+    for service in services:
+        await service.stop()
+
+
+async def test_a_model_is_loaded_once_for_all_that_waits(loop):
+    device = si.Device("gpu:0", memory_bytes=9)
+    models = [Model(name, duration_s=0.01) for name in "ab"]
+    services = [batcher(loop, device, model, slo_s=None) for model in models]
+
+    await settle([ask(service) for _ in range(16) for service in services])
+
+    assert [model.history for model in models] == [["load", "batch", "batch", "unload"], ["load", "batch", "batch"]]
+    statistics = device.statistics()
+    assert (statistics.memory_bytes, statistics.loaded) == (9, ("b",))
+    assert [(had.loads, had.load_s) for had in statistics.models.values()] == [(1, 0.1), (1, 0.1)]
+    assert "1 loads in 100 ms" in device._repr_html_()
+
+
+async def test_the_model_whose_next_batch_is_due_last_is_evicted(loop):
+    device = si.Device("gpu:0", memory_bytes=10)
+    often, seldom, new = (Model(name, duration_s=0.001, load_s=0.001) for name in ("often", "seldom", "new"))
+    first, second, third = (batcher(loop, device, model) for model in (often, seldom, new))
+    for number in range(40):
+        await ask(first)
+        if number % 20 == 0:
+            await ask(second)
+        await asyncio.sleep(0.01)
+
+    await ask(third)
+
+    assert (often.is_loaded, seldom.is_loaded, new.is_loaded) == (True, False, True)
+
+
+async def test_a_load_that_fails_fails_the_batch_and_not_the_next(loop):
+    device = si.Device("gpu:0", memory_bytes=5)
+    model = Model("a", duration_s=0.01)
+    service = batcher(loop, device, model)
+    model.failing = lambda what: (_ for _ in ()).throw(MemoryError("full"))
+    with pytest.raises(si.BackendError, match="a could not be loaded: MemoryError: full"):
+        await ask(service)
+
+    model.failing = lambda _what: None
+
+    assert (await ask(service)).outputs == 1.0
+    assert device.is_free
+
+
+async def test_a_load_goes_on_when_all_callers_have_left(loop):
+    device = si.Device("gpu:0", memory_bytes=5)
+    models = [Model(name, duration_s=0.01) for name in "ab"]
+    services = [batcher(loop, device, model) for model in models]
+    leaving = ask(services[0])
+    await asyncio.sleep(0.05)
+    leaving.cancel()
+
+    await ask(services[1])
+
+    assert [model.history for model in models] == [["load", "unload"], ["load", "batch"]]
+    assert loop.time() == pytest.approx(0.21)
+
+
+async def test_a_request_expires_during_a_load(loop):
+    device = si.Device("gpu:0", memory_bytes=5)
+    service = batcher(loop, device, Model("a"), slo_s=0.05)
+
+    with pytest.raises(si.DeadlineExceeded):
+        await ask(service)
+
+    assert loop.time() == pytest.approx(0.05)
+    await service.stop()
+    assert device.is_free
+
+
+async def test_a_model_that_does_not_fit_alone_is_refused(loop):
+    service = batcher(loop, si.Device("gpu:0", memory_bytes=4), Model("large"))
+
+    with pytest.raises(ValueError, match="memory_bytes: expected at least 5, for large, got 4"):
+        await service.start()
+
+
+async def test_models_without_a_residency_take_turns_as_before(loop):
+    device = si.Device("gpu:0", memory_bytes=5)
+    plain = ScriptedBackend(duration_s=0.01)
+    services = [batcher(loop, device, model) for model in (Model("a", duration_s=0.01), plain)]
+
+    ends = await settle([ask(service) for service in services for _ in range(20)])
+
+    assert [end.outputs for end in ends] == [1.0] * 40
+    assert device.statistics().models["ScriptedBackend"].loads == 0
+
+
+class Measured(Model):
+    """A model that a batcher measures at its start."""
+
+    def example_inputs(self):
+        return ExampleInputs(1.0, self.infer)
+
+
+async def test_models_are_measured_one_after_the_other(loop):
+    device = si.Device("gpu:0", memory_bytes=6)
+    models = [Measured(name, duration_s=0.01) for name in "abc"]
+    services = [batcher(loop, device, model) for model in models]
+
+    await asyncio.gather(*(service.start() for service in services))
+
+    assert Model.most == 5
+    assert all(service.calibration.durations_s[0] for service in services)
+    assert [model.history.count("load") for model in models] == [1, 1, 1]
+    ends = await settle([ask(service) for service in services])
+    assert [end.outputs for end in ends] == [1.0] * 3
+
+
+async def test_a_start_fails_with_the_load(loop):
+    device = si.Device("gpu:0", memory_bytes=6)
+    model = Measured("a")
+    model.failing = lambda what: (_ for _ in ()).throw(MemoryError("full"))
+
+    with pytest.raises(si.BackendError, match="a could not be loaded: MemoryError: full"):
+        await batcher(loop, device, model).start()
+
+    assert device.is_free
+
+
+async def test_the_cost_of_loads_is_that_of_their_models(loop):
+    device, meter = si.Device("gpu:0", memory_bytes=5), si.CostMeter(per_second=1.0)
+    stacks = [
+        si.Stack(
+            meter,
+            si.AdaptiveBatcher(max_batch_size=8, device=device, stack=False),
+            Model(name, duration_s=0.01, load_s=load_s),
+            clock=loop.clock,
+        )
+        for name, load_s in (("a", 0.1), ("b", 0.2))
+    ]
+    for stack in stacks:
+        await stack.start()
+
+    await asyncio.gather(*(stack(1.0) for stack in stacks))
+
+    models, had = meter.statistics().models, device.statistics().models
+    for name, seconds in (("a", 0.11), ("b", 0.21)):
+        assert had[name].busy_s + had[name].load_s == pytest.approx(seconds)
+        assert models[name].cost == pytest.approx(seconds)
+    for stack in stacks:
+        await stack.stop()
+
+
+def test_the_memory_is_checked():
+    with pytest.raises(ValueError, match="memory_bytes: expected"):
+        si.Device("gpu:0", memory_bytes=0)
