@@ -81,12 +81,15 @@ def first_if_all_on_time(groups: list[Group], now_ns: int, *, surely: bool) -> t
     Args:
         groups: at least one.
         now_ns: the present instant.
-        surely: with several priorities, deadlines decide only where even slow batches are on time.
+        surely: with several priorities, deadlines decide only where one batch holds all, and is on time though slow:
+            a less urgent request in front of urgent ones costs them the time that they need when more come.
     """
     if len(groups) == 1:
         group = groups[0]
         table = group.model.upper_timetable if surely else group.model.timetable
-        if table is None or not table.all_on_time(group.deadlines, now_ns):
+        if table is None or (surely and len(group.tickets) > table.cap):
+            return None
+        if not table.all_on_time(group.deadlines, now_ns):
             return None
         return group, min(len(group.tickets), table.cap)
     batches: list[tuple[int, int, int]] = []

@@ -12,9 +12,9 @@
 4. If not even a new request could be on time, as far as is known, the queue is sent as one batch: a *probe*. It
    corrects a duration that is wrong, where rejecting everything would never measure again.
 
-*Classes.* The most urgent priority that is queued is planned as if alone, with its share of the arrivals. Less urgent
-requests fill its batch as far as its first deadline allows, and as far as a more urgent request that arrives meanwhile
-can still be served.
+*Classes.* Where one batch cannot hold all that is queued, the most urgent priority is planned as if alone, with its
+share of the arrivals. Less urgent requests fill its batch as far as its first deadline allows, and as far as a more
+urgent request that arrives meanwhile can still be served.
 
 *Without a deadline.* Such requests fill batches after all others. Once they have been queued for two seconds, they get
 a share of every batch: as large as their share of the queue.
@@ -195,8 +195,8 @@ class Lookahead:
         model = self._model
         if model is not None and not self._mixed_for:
             table = model.timetable
-            if table is None:  # nothing was ever measured: what is queued is the best first measurement
-                return Decision(queue.first(model.cap), "exploration")
+            if table is None:
+                return _first_measurement(queue.first(queue.queued), model)
             batch = queue.batch_if_all_on_time(table, now_ns)
             if batch is not None:
                 is_full = len(batch) >= table.cap
@@ -309,9 +309,7 @@ class Lookahead:
         tickets = queue.first(queue.queued)
         if not lend_durations(self.bucket_models, self._lengths):
             bucket = tickets[0].bucket
-            return Decision(
-                [one for one in tickets if one.bucket == bucket][: self.bucket_models[bucket].cap], "exploration"
-            )
+            return _first_measurement([one for one in tickets if one.bucket == bucket], self.bucket_models[bucket])
         groups = self._groups(tickets)
         if self._masked and len(groups) > 1:
             together = in_one_batch(groups, now_ns)
@@ -454,6 +452,13 @@ class Lookahead:
 
     def __repr__(self) -> str:
         return f"Lookahead({self.max_batch_size}, {self.service_time!r})"
+
+
+def _first_measurement(tickets: list[Ticket], model: BucketModel) -> Decision:
+    """Nothing was ever measured: send what is queued, where it is too much what has most time until it is cancelled."""
+    if len(tickets) > model.cap:
+        tickets = sorted(tickets, key=lambda ticket: (ticket.priority, -ticket.deadline_ns))[: model.cap]
+    return Decision(tickets, "exploration")
 
 
 def _too_late(model: BucketModel) -> str:

@@ -111,6 +111,20 @@ def test_the_most_urgent_that_fit_fill_the_batch():
     assert len(batch) == 4
 
 
+def test_urgent_ones_do_not_wait_for_a_second_batch_though_all_are_on_time():
+    # 900 ms are enough for any order, but each urgent request behind others meets the next burst with less time
+    queue = queue_of(900, 900, 900, 900, 950, 950, priorities=[1, 1, 1, 1, 0, 0])
+    batch, _, _ = decide(Lookahead(4, DEVICE), queue)
+    assert batch[:2] == [4, 5]
+    assert len(batch) == 4
+
+
+def test_the_first_measurement_is_of_what_has_most_time():
+    # the first batch ended with its deadline, so nothing is known; the first four would end with theirs again
+    batch, reason, refused = decide(Lookahead(4, LearnedServiceTime()), queue_of(1, 2, 3, 50, 60, 70, 80))
+    assert (sorted(batch), reason, refused) == ([3, 4, 5, 6], "exploration", [])
+
+
 def test_the_batch_is_small_enough_for_the_most_urgent():
     queue = queue_of(12.5, 16, 16, 16, 16, priorities=[0, 1, 1, 1, 1])
     batch, _, _ = decide(Lookahead(4, DEVICE), queue)
