@@ -29,6 +29,8 @@ def plot_lines(ax: Any, name: str, lines: Mapping[str, Sequence[tuple[float, flo
         ax.plot(*zip(*sorted(points), strict=True), marker=marker, markersize=5, color=color, label=label or None)
     ax.yaxis.set_major_formatter(ticker.PercentFormatter(1.0, decimals=0))
     ax.set_ylim(0.0, 1.02)
+    if all(value == int(value) for points in lines.values() for value, _ in points):
+        ax.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))  # no 1.5 workers
     ax.set_xlabel(name)
     ax.set_ylabel("on time")
     legend_above(ax)

@@ -210,6 +210,7 @@ def test_plot_along_the_slo_with_a_line_for_each_of_the_rest(axes):
 def test_plot_along_another_number_where_a_slo_is_as_recorded(axes):
     asked(slo_s=[None, 0.02], max_batch_size=[4, 8]).plot(axes)
     assert axes.get_xlabel() == "largest batch"
+    assert all(tick == int(tick) for tick in axes.get_xticks())
     assert [line.get_label() for line in axes.lines] == ["slo_s=as recorded", "slo_s=0.02"]
 
 

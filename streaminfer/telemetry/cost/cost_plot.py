@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from streaminfer._internal.extras import require
 from streaminfer._internal.figures import COLORS, GREY, legend_above, new_axes, say_nothing_yet
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def plot_cost(ax: Any, models: Mapping[str, "CostRow"], idle: float, currency: s
     if len(rows) > _MODELS:
         rest = [parts for _, parts in rows[_MODELS - 1 :]]
         rows[_MODELS - 1 :] = [(f"{len(rest)} others", tuple(map(sum, zip(*rest, strict=True))))]
+    ticker = require("matplotlib.ticker", extra="plot", purpose="CostStatistics.plot")
     ax = new_axes(ax, "CostStatistics.plot", height_in=1.3 + _BAR_IN * (len(rows) + 1))
     left = [0.0] * len(rows)
     for at, (label, color) in enumerate(_PARTS.items()):
@@ -47,7 +49,7 @@ def plot_cost(ax: Any, models: Mapping[str, "CostRow"], idle: float, currency: s
     ax.set_yticks(range(len(rows) + 1), [*(name for name, _ in rows), "idle"], fontsize="small")
     ax.set_ylim(len(rows) + 0.6, -0.6)
     ax.grid(visible=False, axis="y")
-    ax.set_xlabel(currency)
+    ax.xaxis.set_major_formatter(ticker.EngFormatter(unit=currency))
     ax.set_xlim(left=0.0)
     if not (rows or idle):
         ax.set_xlim(0.0, 1.0)
