@@ -13,17 +13,17 @@
 A deadline counts from the arrival of the request's head, before its body is read and validated.
 """
 
-import asyncio
 import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, Unpack
 
 from streaminfer._internal.extras import require
 from streaminfer._internal.validation import check_duration, check_instance
 from streaminfer.errors import StreamInferError
 from streaminfer.request import CallSettings, MapSettings, Request, Response, time_left_s
+from streaminfer.serving._exchanges_cy import ClientGone, Exchange, ExchangeWatch
 from streaminfer.serving.deadlines import read_timeout_s
 from streaminfer.serving.errors import describe_failure
 from streaminfer.stack import Stack
@@ -35,7 +35,7 @@ else:
 
 from starlette.requests import ClientDisconnect  # FastAPI brings it
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 __all__ = ["BoundService", "add_stacks", "bind"]
 
@@ -43,8 +43,6 @@ T = TypeVar("T")
 
 _LOG = logging.getLogger("streaminfer")
 _SCOPE_KEY = "streaminfer"
-_LISTEN_AFTER_S = 0.005
-"""A call that is answered sooner costs no task that listens for the client."""
 _CLIENT_CLOSED_REQUEST = 499
 """Status of a request whose client has gone, as nginx logs it."""
 
@@ -90,6 +88,7 @@ def add_stacks(app: "fastapi.FastAPI", *stacks: Stack, health: str | None = "/he
     app.add_middleware(_Listening)
     app.add_exception_handler(StreamInferError, _respond)
     app.add_exception_handler(ClientDisconnect, _close)
+    app.exception_handlers.setdefault(ExceptionGroup, _respond_to_group)
     if health is not None:
 
         async def ready() -> fastapi.Response:
@@ -212,11 +211,13 @@ class _Listening:
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
+        self._watch = ExchangeWatch(None)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            client = scope[_SCOPE_KEY] = _Client(scope, receive)
-            receive = client.receive
+            exchange = Exchange(self._watch, scope, receive)
+            scope[_SCOPE_KEY] = _Client(time.monotonic_ns(), exchange)
+            receive = exchange.receive
         try:
             await self.app(scope, receive, send)
         except RuntimeError as error:  # Starlette's, where the client left a response that had begun
@@ -224,81 +225,27 @@ class _Listening:
                 raise
 
 
-class _Client:
-    """The client of one request: what it sends, and the calls that end when it goes away.
+class _Client(NamedTuple):
+    """The client of one request.
 
-    Listening means reading the next message, so it begins when the application has read the whole body. Where there is
-    none, the one empty message is kept for an application that asks later.
+    Attributes:
+        arrived_ns: instant of the request's head.
+        exchange: ends the calls in flight when it goes away.
     """
 
-    def __init__(self, scope: Scope, receive: Receive) -> None:
-        self.arrived_ns = time.monotonic_ns()
-        self._receive = receive
-        self._scope = scope
-        self._ended: bool | None = None  # not known
-        self._ahead: Message | None = None
-        self._gone = False
-        self._calls: list[asyncio.Task[Any]] = []
-        self._listening: asyncio.Task[None] | None = None
-
-    async def receive(self) -> Message:
-        """The application's ``receive``."""
-        if self._ahead is None:
-            return self._note(await self._receive())
-        message, self._ahead = self._ahead, None
-        return message
-
-    def _note(self, message: Message) -> Message:
-        if message["type"] == "http.disconnect":
-            self._gone = True
-            for task in self._calls:
-                task.cancel()
-        else:
-            self._ended = not message.get("more_body", False)
-        return message
+    arrived_ns: int
+    exchange: Exchange
 
     async def guard(self, call: Coroutine[Any, Any, T]) -> T:
         """Await a call; cancel it when the client goes away."""
-        if self._gone:
+        if self.exchange.is_over:
             call.close()
             raise ClientDisconnect
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - a handler runs in one
-        timer = asyncio.get_running_loop().call_later(_LISTEN_AFTER_S, self._listen)
-        self._calls.append(task)
         try:
-            return await call
-        except asyncio.CancelledError:
-            if self._gone and not task.uncancel():
-                raise ClientDisconnect from None
-            raise
-        finally:
-            timer.cancel()
-            self._calls.remove(task)
-            if not self._calls and self._listening is not None:
-                self._listening.cancel()
-                self._listening = None
-
-    def _listen(self) -> None:
-        if self._ended is None:
-            self._ended = _has_no_body(self._scope)
-        if self._ended and self._listening is None:
-            self._listening = asyncio.ensure_future(self._read_on())
-
-    async def _read_on(self) -> None:
-        while self._ended and not self._gone:
-            message = self._note(await self._receive())
-            if not self._gone:
-                self._ahead = message
-
-
-def _has_no_body(scope: Scope) -> bool:
-    if scope["method"] in {"GET", "HEAD"}:
-        return True
-    said = {name: value for name, value in scope["headers"] if name in {b"content-length", b"transfer-encoding"}}
-    if not said:
-        return str(scope.get("http_version")).startswith("1")  # from HTTP/2 on a body needs neither
-    return said == {b"content-length": b"0"}
+            with self.exchange:
+                return await call
+        except ClientGone:
+            raise ClientDisconnect from None
 
 
 def _status(code: int) -> "fastapi.Response":
@@ -311,6 +258,17 @@ async def _respond(_request: "fastapi.Request", error: Exception) -> "fastapi.Re
         _LOG.error("a request failed", exc_info=error)
     headers = {} if failure.retry_after_s is None else {"retry-after": str(failure.retry_after_s)}
     return JSONResponse({"detail": failure.text}, failure.status, headers)
+
+
+async def _respond_to_group(request: "fastapi.Request", error: Exception) -> "fastapi.Response":
+    """What a `asyncio.TaskGroup` raises: the response to its first error, if all are ours."""
+    assert isinstance(error, ExceptionGroup)  # noqa: S101 - what it is registered for
+    if error.split((StreamInferError, ClientDisconnect))[1] is not None:
+        raise error
+    first: Exception = error
+    while isinstance(first, ExceptionGroup):
+        first = first.exceptions[0]
+    return await (_close if isinstance(first, ClientDisconnect) else _respond)(request, first)
 
 
 async def _close(_request: "fastapi.Request", _error: Exception) -> "fastapi.Response":

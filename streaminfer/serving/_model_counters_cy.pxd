@@ -1,4 +1,5 @@
 cimport cython
+from streaminfer._request_cy cimport Response as CResponse, Timings as CTimings
 
 cdef class ModelCounters:
     cdef double _batches
@@ -18,5 +19,5 @@ cdef class ModelCounters:
 
     @cython.locals(
         timed=cython.longlong, queue_ns=cython.longlong, input_ns=cython.longlong, infer_ns=cython.longlong,
-        output_ns=cython.longlong, rows=Py_ssize_t)
+        output_ns=cython.longlong, rows=Py_ssize_t, response=CResponse, timings=CTimings)
     cpdef succeed(self, list responses, long long arrived_ns, long long now_ns)

@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from streaminfer._request_cy import Response, Timings
+    from streaminfer._request_cy import Response
 
 __all__ = ["ModelCounters"]
 
@@ -62,7 +62,7 @@ class ModelCounters:
         self._rows += rows
         timed = queue_ns = input_ns = infer_ns = output_ns = 0
         for response in responses:
-            timings: Timings | None = response.timings
+            timings = response.timings
             if timings is not None:
                 timed += 1
                 queue_ns += timings.started_ns - timings.enqueued_ns

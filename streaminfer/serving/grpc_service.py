@@ -15,14 +15,14 @@ from typing import Any, NoReturn
 from streaminfer._internal._protobuf_cy import split_fields
 from streaminfer._internal.extras import require
 from streaminfer.backends.triton.dtypes import CONTENTS
-from streaminfer.backends.triton.transport.wire import append_contents, split_contents, tag_of
+from streaminfer.backends.triton.transport.wire import append_contents, parts_of_contents, split_contents, tag_of
 from streaminfer.errors import InvalidInput
 from streaminfer.protocols import ModelTensors, adapt
 from streaminfer.serving.deadlines import SETTING_HEADERS, TIME_LEFT, RequestSettings, read_settings
 from streaminfer.serving.errors import RequestRejected, describe_failure
 from streaminfer.serving.grpc_stream import Answers, StreamCall
-from streaminfer.serving.infer_request import HeadReader, InferHead
-from streaminfer.serving.infer_response import InferAnswer, Outputs, select_outputs
+from streaminfer.serving.infer_request import HeadReader, InferHead, InferRequest
+from streaminfer.serving.infer_response import InferAnswer, Outputs, keep_reply, select_outputs
 from streaminfer.serving.limits import Limits, checked_limits
 from streaminfer.serving.models import EXTENSIONS, VERSION, ServedModel, find_model, served_models, server_version
 from streaminfer.serving.tensors import encode
@@ -151,9 +151,9 @@ class GrpcService:
 
     async def _infer(self, message: bytes, context: Any) -> bytes:
         try:
-            model, head, contents = self._read(message)
-            answer = await self._answer(model, head, contents, context, None)
-            response = self._render(model, head, answer.arrays, final=None)
+            model, call = self._read(message)
+            answer = await self._answer(model, call, context, None)
+            response = self._render(model, call.head, answer, final=None)
         except Exception as error:  # noqa: BLE001 - each becomes a status; a cancellation passes
             await self._abort(context, error)
         if answer.time_left_s is not None:
@@ -176,14 +176,14 @@ class GrpcService:
     async def _answer_streamed(self, context: Any, stream_id: str, used: set[str], message: bytes) -> Answers:
         identity = ""
         try:
-            model, head, contents = self._read(message)
-            identity = head.id
+            model, call = self._read(message)
+            head, identity = call.head, call.head.id
             used.add(model.name)
-            answer = await self._answer(model, head, contents, context, stream_id)
+            answer = await self._answer(model, call, context, stream_id)
             wants_final = head.parameters.get(_WANTS_FINAL) is True
             if answer.stream is not None:
                 return self._answer_each(model, head, answer.stream, wants_final=wants_final)
-            return self._streamed(self._render(model, head, answer.arrays, final=True if wants_final else None))
+            return self._streamed(self._render(model, head, answer, final=True if wants_final else None))
         except Exception as error:  # noqa: BLE001 - the stream goes on
             return self._error(identity, error)
 
@@ -194,7 +194,7 @@ class GrpcService:
         try:
             async with contextlib.aclosing(answers):
                 async for arrays in answers:
-                    yield self._streamed(self._render(model, head, arrays, final=False))
+                    yield self._streamed(self._render(model, head, InferAnswer(arrays, None), final=False))
         except Exception as error:  # noqa: BLE001 - the stream goes on
             yield self._error(head.id, error)
         if wants_final:
@@ -211,8 +211,8 @@ class GrpcService:
 
     # -- messages -----------------------------------------------------------------------------------------------
 
-    def _read(self, message: bytes) -> tuple[ServedModel, InferHead, list[memoryview]]:
-        """The model and the head of a request, and its raw tensors.
+    def _read(self, message: bytes) -> tuple[ServedModel, InferRequest]:
+        """The model, and the request to it.
 
         Raises:
             InvalidInput: it is no such message.
@@ -232,8 +232,12 @@ class GrpcService:
         def parse(tensors: ModelTensors | None) -> InferHead:
             return self._parse_head(model, rest, len(spans), tensors)
 
-        view = memoryview(message)
-        return model, model.head(rest, parse, model.now_ns()), [view[start:end] for start, end in spans]
+        head = model.head(rest, parse, model.now_ns())
+        call = head.read_row(message, spans, 0)
+        if call is None:
+            view = memoryview(message)
+            call = head.read([view[start:end] for start, end in spans])
+        return model, call
 
     def _first_model(self, rest: bytes) -> ServedModel | None:
         """The model whose name is the first field, as most clients write it."""
@@ -278,12 +282,9 @@ class GrpcService:
         if "shared_memory_region" in parameters or "classification" in parameters:
             raise RequestRejected(501, "parameters: shared memory and classification are not offered")
 
-    async def _answer(
-        self, model: ServedModel, head: InferHead, contents: list[memoryview], context: Any, stream_id: str | None
-    ) -> InferAnswer:
+    async def _answer(self, model: ServedModel, call: InferRequest, context: Any, stream_id: str | None) -> InferAnswer:
         arrived_ns = model.now_ns()
-        call = head.read(contents)
-        settings = _settings(context, head)
+        settings = _settings(context, call.head)
         left_s = context.time_remaining()
         if left_s is not None and (settings.timeout_s is None or left_s < settings.timeout_s):
             settings = settings._replace(timeout_s=max(left_s, 0.0))
@@ -291,16 +292,22 @@ class GrpcService:
             settings = settings._replace(stream_id=stream_id)
         return await model.infer(call, settings, arrived_ns, takes_many=stream_id is not None)
 
-    def _render(self, model: ServedModel, head: InferHead, arrays: Outputs, *, final: bool | None) -> bytes:
+    def _render(self, model: ServedModel, head: InferHead, answer: InferAnswer, *, final: bool | None) -> bytes:
+        if answer.parts is not None:
+            return b"".join(answer.parts)
         contents: list[bytes | memoryview] = []
         kinds: list[tuple[str, str, tuple[int, ...]]] = []
-        for name, array in select_outputs(head, arrays).items():
+        for name, array in select_outputs(head, answer.arrays).items():
             datatype, content = encode(name, array, model.announced.get(name))
             kinds.append((name, datatype, array.shape))
             contents.append(content)
         if head.rendered is None or head.rendered[0] != (kinds, final):
             head.rendered = ((kinds, final), self._render_head(model, head, kinds, final=final))
-        return append_contents(head.rendered[1], self._output_tag, contents)
+        parts = parts_of_contents(head.rendered[1], self._output_tag, contents)
+        if _WANTS_FINAL not in head.parameters:  # the same in a stream and by itself
+            pieces = [b"".join(parts[:2]), *parts[3::2]]
+            keep_reply(head, answer.row, kinds, pieces)
+        return b"".join(parts)
 
     def _render_head(
         self,

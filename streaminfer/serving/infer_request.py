@@ -6,15 +6,16 @@ every byte of the body must belong to something.
 """
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy.typing as npt
 
 from streaminfer._internal.validation import brief
+from streaminfer.backends.triton.dtypes import dtype_of
 from streaminfer.errors import InvalidInput
 from streaminfer.protocols import ModelTensor, ModelTensors
+from streaminfer.serving._row_path_cy import RowReader, RowReply
 from streaminfer.serving.deadlines import RequestSettings, read_settings
 from streaminfer.serving.errors import RequestRejected
 from streaminfer.serving.limits import Limits
@@ -34,7 +35,7 @@ __all__ = [
 ]
 
 HEAD_LENGTH = "inference-header-content-length"
-_LENGTH = re.compile(r"[0-9]{1,12}", re.ASCII)
+_LONGEST_LENGTH = 12
 
 
 class Tensor(NamedTuple):
@@ -58,6 +59,11 @@ class Tensor(NamedTuple):
     size: int | None
     data: Any
 
+    @property
+    def is_numbers(self) -> bool:
+        """Whether its content is read without looking at it."""
+        return self.elements > 0 and self.datatype not in {"BF16", "BOOL", "BYTES"}
+
 
 class InferHead:
     """A request to a model without the content of its tensors; requests with the same head can share one.
@@ -75,11 +81,13 @@ class InferHead:
         content_size: of all contents together, over HTTP.
         is_reusable: it has neither elements nor text of its own.
         rendered: the head of the latest response, and what it describes.
+        row_reader: reads a later request of one row with this head; ``None``: not such a head.
+        row_reply: renders a response to one like the last; ``None``: there was none.
     """
 
     __slots__ = (
         "_contents", "_keeps_bytes", "binary", "content_size", "id", "is_reusable", "outputs", "parameters",
-        "rendered", "rows", "settings", "spans", "takes_one", "tensors",
+        "rendered", "row_reader", "row_reply", "rows", "settings", "spans", "takes_one", "tensors",
     )  # fmt: skip
 
     def __init__(
@@ -115,6 +123,28 @@ class InferHead:
             and not identity
             and not any(isinstance(value, str) for value in parameters.values())
         )
+        self.row_reply: RowReply | None = None
+        self.row_reader: RowReader | None = None
+        if self.is_reusable and self.rows == 1 and all(tensor.is_numbers for tensor in self.tensors):
+            dtypes = [dtype_of(tensor.datatype) for tensor in self.tensors]
+            self.row_reader = RowReader(
+                [tensor.name for tensor in self.tensors],
+                dtypes,
+                [tuple(tensor.shape[1:]) for tensor in self.tensors],
+                [tensor.elements * dtype.itemsize for tensor, dtype in zip(self.tensors, dtypes, strict=True) if dtype],
+                self.takes_one,
+            )
+
+    def read_row(self, content: Any, spans: list[tuple[int, int]], begin: int) -> "InferRequest | None":
+        """Return the request where the head is of one row of numbers, and all sizes are right.
+
+        Args:
+            content: the message.
+            spans: where the contents lie in it.
+            begin: of what the spans count from.
+        """
+        row = None if self.row_reader is None else self.row_reader.read(content, spans, begin)
+        return None if row is None else InferRequest(self, {}, row)
 
     def read(self, contents: Sequence[memoryview]) -> "InferRequest":
         """Return the request with the content of its tensors, which the arrays are views of.
@@ -145,10 +175,12 @@ class InferRequest(NamedTuple):
     Attributes:
         head: what it says.
         arrays: the inputs by name; the first axis holds the rows.
+        row: the inputs of the only row as the stack takes them, in place of ``arrays``.
     """
 
     head: InferHead
     arrays: Mapping[str, npt.NDArray[Any]]
+    row: Any = None
 
 
 class HeadReader:
@@ -199,16 +231,16 @@ class HeadReader:
         )
 
 
-def parse_head_length(said: str | None) -> int | None:
-    """Return the length of the JSON in front of the bytes; ``None``: all is JSON.
+def parse_head_length(said: bytes) -> int:
+    """Return the length of the JSON in front of the bytes.
 
     Raises:
         InvalidInput: no length.
     """
-    if said is None:
-        return None
-    if not _LENGTH.fullmatch(said):
-        raise InvalidInput(f"Inference-Header-Content-Length: expected a number of bytes, got {brief(said)}")
+    if not said.isdigit() or len(said) > _LONGEST_LENGTH:
+        raise InvalidInput(
+            f"Inference-Header-Content-Length: expected a number of bytes, got {brief(said.decode('latin-1'))}"
+        )
     return int(said)
 
 

@@ -1,17 +1,34 @@
 """Responses over HTTP: JSON, with the outputs that were asked for as bytes behind it."""
 
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import numpy.typing as npt
 
 from streaminfer.errors import InvalidInput
 from streaminfer.protocols import ModelTensors
-from streaminfer.serving.infer_request import InferHead
+from streaminfer.serving._row_path_cy import RowReply
+from streaminfer.serving.infer_request import HEAD_LENGTH, InferHead
 from streaminfer.serving.tensors import datatype_of_spec, encode, encode_list
 
-__all__ = ["InferAnswer", "Outputs", "announced_datatypes", "render_generated", "render_response", "select_outputs"]
+__all__ = [
+    "JSON_TYPE",
+    "InferAnswer",
+    "Outputs",
+    "announced_datatypes",
+    "keep_reply",
+    "render_generated",
+    "render_response",
+    "select_outputs",
+]
+
+JSON_TYPE = (b"content-type", b"application/json")
+_BINARY_TYPE = (b"content-type", b"application/octet-stream")
+_HEAD_LENGTH = HEAD_LENGTH.encode()
+_WHOLE_BYTES = 1 << 16
+"""Responses up to this size are sent in one piece."""
 
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
 Outputs = Mapping[str, npt.NDArray[Any]]
@@ -24,11 +41,15 @@ class InferAnswer(NamedTuple):
         arrays: the outputs by name; the first axis holds the rows.
         time_left_s: seconds that were left until the deadline; ``None``: there was none.
         stream: the answers of a model that has several to one request, in place of ``arrays``.
+        row: the outputs of the only row, as the stack returned them.
+        parts: of the response, in place of ``arrays``, where it is like the last one to such a request.
     """
 
     arrays: Outputs
     time_left_s: float | None
     stream: AsyncGenerator[Outputs, None] | None = None
+    row: Any = None
+    parts: list[Any] | None = None
 
 
 def select_outputs(head: InferHead, arrays: Outputs) -> Outputs:
@@ -46,15 +67,39 @@ def select_outputs(head: InferHead, arrays: Outputs) -> Outputs:
     return {name: arrays[name] for name in head.outputs}
 
 
+def keep_reply(
+    head: InferHead,
+    row: Any,
+    kinds: Sequence[tuple[Any, ...]],
+    pieces: list[bytes],
+    headers: Sequence[tuple[bytes, bytes]] = (),
+) -> None:
+    """Keep a response for further requests with this head, if its outputs are arrays of numbers.
+
+    Args:
+        head: of the request.
+        row: the outputs as the stack returned them.
+        kinds: name and datatype of each output in the response.
+        pieces: of the response, the one in front of each output.
+        headers: of the response.
+    """
+    names = [kind[0] for kind in kinds]
+    is_plain = type(row) is np.ndarray or (
+        type(row) is dict and all(type(row.get(name)) is np.ndarray for name in names)
+    )
+    if head.row_reader is not None and is_plain and not any(kind[1] in {"BF16", "BYTES"} for kind in kinds):
+        head.row_reply = RowReply(row, names, pieces, headers)
+
+
 def announced_datatypes(model: ModelTensors | None) -> dict[str, str | None]:
     """Return the protocol's names for the types of a model's outputs, as far as they are known."""
     return {} if model is None else {spec.name: datatype_of_spec(spec) for spec in model.outputs}
 
 
 def render_response(
-    name: str, version: str, head: InferHead, arrays: Outputs, announced: Mapping[str, str | None]
-) -> tuple[list[bytes | memoryview], int | None]:
-    """Return the parts of the body, and the length of the JSON in front of the bytes; ``None``: all is JSON.
+    name: str, version: str, head: InferHead, answer: InferAnswer, announced: Mapping[str, str | None]
+) -> tuple[list[Any], Sequence[tuple[bytes, bytes]]]:
+    """Return the parts of the body, and the headers that describe it.
 
     The JSON is made once for requests that share a head, as long as the outputs have the same types and shapes.
 
@@ -62,17 +107,19 @@ def render_response(
         name: of the model.
         version: of the model.
         head: of the request.
-        arrays: the model's outputs.
+        answer: of the model.
         announced: the types of its outputs, as far as they are known.
 
     Raises:
         InvalidInput: an output that the model lacks was asked for, or JSON cannot hold one.
         BackendError: the protocol has no type for an output.
     """
+    if answer.parts is not None and head.row_reply is not None:
+        return _joined(answer.parts, head.row_reply.size), head.row_reply.headers
     contents: list[bytes | memoryview] = []
     kinds: list[tuple[str, str, tuple[int, ...], int]] = []
     listed: dict[str, list[Any]] = {}
-    for output, array in select_outputs(head, arrays).items():
+    for output, array in select_outputs(head, answer.arrays).items():
         if head.binary if head.outputs is None else head.outputs[output]:
             datatype, content = encode(output, array, announced.get(output))
             contents.append(content)
@@ -85,7 +132,19 @@ def render_response(
     else:
         text = _render_head(name, version, head.id, kinds, listed)
         head.rendered = None if listed else (kinds, text)
-    return [text, *contents], len(text) if contents else None
+    if not contents:
+        return [text], (JSON_TYPE,)
+    headers = (_BINARY_TYPE, (_HEAD_LENGTH, b"%d" % len(text)))
+    if not listed:
+        keep_reply(head, answer.row, kinds, [text, *[b""] * (len(kinds) - 1)], headers)
+    return _joined([text, *contents], len(text) + sum(map(len, contents))), headers
+
+
+def _joined(parts: list[Any], size: int) -> list[Any]:
+    """The body in one piece if it is small; parts that are arrays as bytes, in any case."""
+    if size <= _WHOLE_BYTES:
+        return [b"".join(parts)]
+    return [part.reshape(-1).view(np.uint8).data if isinstance(part, np.ndarray) else part for part in parts]
 
 
 def _render_head(

@@ -6,6 +6,7 @@ import math
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
 from streaminfer.telemetry.exporters.names import METRICS
 from streaminfer.telemetry.exporters.rules.queries import duration, number, slug
+from streaminfer.telemetry.exporters.rules.scaled_object import scaled_object
 from streaminfer.telemetry.exporters.rules.yaml_text import to_yaml
 
 __all__ = ["keda_scaled_object"]
@@ -53,29 +54,19 @@ def keda_scaled_object(
     check_duration("downscale_delay_s", downscale_delay_s)
     selector = f'{{service={json.dumps(service)}, part="queue"}}[{duration(window_s)}]'
     delay = f"sum(rate({_PARTS}_sum{selector})) / sum(rate({_PARTS}_count{selector}))"
-    trigger = {
-        "type": "prometheus",
-        "metricType": "Value",
-        "metadata": {
-            "serverAddress": prometheus_url,
-            # without requests the mean is not a number, and no request waits
-            "query": f"({delay} >= 0) or vector(0)",
-            "threshold": number(queue_delay_s),
-        },
-    }
     down = {"stabilizationWindowSeconds": math.ceil(downscale_delay_s)}
     return to_yaml(
-        {
-            "apiVersion": "keda.sh/v1alpha1",
-            "kind": "ScaledObject",
-            "metadata": {"name": deployment},
-            "spec": {
-                "scaleTargetRef": {"name": deployment},
+        scaled_object(
+            deployment,
+            replicas=(min_replicas, max_replicas),
+            prometheus_url=prometheus_url,
+            # without requests the mean is not a number, and no request waits
+            query=f"({delay} >= 0) or vector(0)",
+            threshold=number(queue_delay_s),
+            metric_type="Value",
+            spec={
                 "pollingInterval": 5,
-                "minReplicaCount": min_replicas,
-                "maxReplicaCount": max_replicas,
                 "advanced": {"horizontalPodAutoscalerConfig": {"behavior": {"scaleDown": down}}},
-                "triggers": [trigger],
             },
-        }
+        )
     )

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streaminfer._internal.validation import check_instance, expected
+from streaminfer._request_cy import make_request
 from streaminfer._runtime.rows import join_rows
 from streaminfer._stack.many_calls import answer_all, default_concurrency
 from streaminfer.errors import BackendError, DeadlineExceeded, InvalidInput
@@ -18,7 +19,7 @@ from streaminfer.serving._model_counters_cy import ModelCounters
 from streaminfer.serving.deadlines import RequestSettings
 from streaminfer.serving.errors import RequestRejected
 from streaminfer.serving.infer_request import InferHead, InferRequest
-from streaminfer.serving.infer_response import InferAnswer, announced_datatypes
+from streaminfer.serving.infer_response import InferAnswer, Outputs, announced_datatypes
 from streaminfer.serving.limits import Limits
 from streaminfer.serving.tensors import datatype_of_spec
 from streaminfer.stack import Stack
@@ -33,6 +34,7 @@ _READ_EVERY_NS = 1_000_000_000
 _MAX_HEADS = 64
 _MAX_HEAD_BYTES = 1024
 """Heads of requests that are kept: most clients send few kinds of requests, each many times."""
+_NO_ARRAYS: Outputs = {}
 _CONFIG_TYPES = {"BYTES": "TYPE_STRING"}
 
 
@@ -43,7 +45,13 @@ class ServedModel:
         name: of the model.
         stack: what answers.
         limits: what one request may bring.
+
+    Attributes:
+        version: the only one.
+        announced: the types of its outputs, as far as they are known.
     """
+
+    version = VERSION
 
     def __init__(self, name: str, stack: Stack, limits: Limits) -> None:
         self.name = name
@@ -107,16 +115,9 @@ class ServedModel:
         states = None if settings.stream_id is None else offered.stream_states
         if states is not None and head.rows != 1:
             raise InvalidInput(f"inputs: expected one row in each request of a sequence, got {head.rows}")
-        requests = [
-            Request(
-                _row(call, number),
-                deadline_ns=deadline_ns,
-                priority=settings.priority,
-                stream_id=settings.stream_id,
-                tenant=settings.tenant,
-            )
-            for number in range(head.rows)
-        ]
+        rows = (call.row,) if call.row is not None else [_row(call, number) for number in range(head.rows)]
+        priority, stream_id, tenant = settings.priority, settings.stream_id, settings.tenant  # checked when read
+        requests = [make_request(row, deadline_ns, priority, stream_id, tenant, None, (), None, True) for row in rows]
         try:
             if states is not None and settings.starts_stream:
                 states.reset_stream(settings.stream_id)
@@ -124,12 +125,15 @@ class ServedModel:
                 responses = [await self.stack.call(requests[0])]
             else:
                 responses = await self._answer_rows(requests, arrived_ns)
-            outputs = responses[0].outputs
-            if type(outputs) is not np.ndarray and isinstance(outputs, AsyncIterator):
+            outputs, parts = responses[0].outputs, None
+            if head.row_reply is not None and (parts := head.row_reply.render(outputs)) is not None:
+                arrays: Outputs = _NO_ARRAYS
+            elif type(outputs) is not np.ndarray and isinstance(outputs, AsyncIterator):
                 await self._check_streamed(responses, takes_many=takes_many)
                 stream = self._streamed(responses[0], deadline_ns, arrived_ns)
                 return InferAnswer({}, time_left_s(deadline_ns, self.now_ns()), stream)
-            arrays = self._joined([response.outputs for response in responses])
+            else:
+                arrays = self._joined([response.outputs for response in responses])
         except BaseException:
             self._counters.fail(self.now_ns() - arrived_ns)
             raise
@@ -138,7 +142,8 @@ class ServedModel:
                 states.end_stream(settings.stream_id)
         now_ns = self.now_ns()
         self._counters.succeed(responses, arrived_ns, now_ns)
-        return InferAnswer(arrays, time_left_s(deadline_ns, now_ns))
+        row = outputs if head.rows == 1 else None
+        return InferAnswer(arrays, time_left_s(deadline_ns, now_ns), None, row, parts)
 
     async def _answer_rows(self, requests: list[Request], now_ns: int) -> list[Response]:
         """Answer several rows: once one of them is accepted, the others wait for their places in the queue."""

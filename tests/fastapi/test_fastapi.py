@@ -449,6 +449,58 @@ async def test_a_client_that_goes_away_cancels_its_request_in_the_batch(loop):
     assert isinstance(seen[0], ClientDisconnect)
 
 
+def serve_pairs(stack):
+    """An app whose handler calls the stack twice at the same time."""
+    app = FastAPI()
+    add_stacks(app, stack)
+
+    @app.post("/")
+    async def answer(service: Annotated[BoundService, Depends(bind(stack))], also_fails: bool = False):
+        async with asyncio.TaskGroup() as group:
+            calls = [group.create_task(service(float(number))) for number in range(2)]
+            if also_fails:
+                raise LookupError("a bug of the handler")
+        return [float(call.result()) for call in calls]
+
+    return app
+
+
+async def test_a_client_that_leaves_a_task_group_is_no_failure(loop):
+    """The group of errors that a TaskGroup raises is the response to the first of them."""
+    backend, stack = make_stack(loop, HANG)
+    app = serve_pairs(stack)
+
+    async with app.router.lifespan_context(app):
+        talk = Conversation(app, "POST", [b""], headers=[(b"content-length", b"0")])
+        running = asyncio.ensure_future(talk.run())
+        await until(lambda: backend.running)
+        talk.leave()
+        await running
+        await until(lambda: not backend.running)
+
+    assert talk.status == 499
+
+
+async def test_errors_of_a_task_group_have_their_status(loop):
+    app = serve_pairs(si.Stack(Raises(si.Overloaded("full", retry_after_s=4.2)), clock=loop.clock))
+
+    async with client_of(app) as client:
+        reply = await client.post("/")
+
+    assert (reply.status_code, reply.headers["retry-after"]) == (429, "5")
+
+
+async def test_a_group_with_a_bug_of_the_handler_is_raised(loop):
+    _, stack = make_stack(loop, HANG)
+    app = serve_pairs(stack)
+
+    async with client_of(app) as client:
+        with pytest.raises(ExceptionGroup) as caught:
+            await client.post("/?also_fails=1")
+
+    assert caught.group_contains(LookupError)
+
+
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_a_client_is_heard_where_no_body_is_read(loop, method):
     """A handler that reads no body of a request that has none leaves it to us to find the end."""

@@ -292,7 +292,7 @@ class CpuBackend(Node):
         workers = self._recorder.snapshot().workers
         return f"CpuBackend({self._name}, executor={self._executor!r}, workers={workers})"
 
-    async def _infer_uncounted(self, batch: Batch) -> Sequence[Any]:
+    async def _infer_uncounted(self, batch: Batch) -> Any:
         return self._learn_outputs(batch, await self._answer(batch, _call_now, _call_now))
 
     def _infer_now_uncounted(self, batch: Batch) -> Any:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from streaminfer.placement.acting.workloads import Workload, documents, platform_name
+from streaminfer.telemetry.exporters.rules.scaled_object import scaled_object
 
 __all__ = ["scaled_objects", "zone_policies"]
 
@@ -70,26 +71,14 @@ def scaled_objects(
         namespace: likewise.
     """
     return documents(
-        {
-            "apiVersion": "keda.sh/v1alpha1",
-            "kind": "ScaledObject",
-            "metadata": {"name": workload.name, "namespace": namespace},
-            "spec": {
-                "scaleTargetRef": {"name": workload.name},
-                "minReplicaCount": least[workload.name],
-                "maxReplicaCount": max(most[workload.name], 1),
-                "triggers": [
-                    {
-                        "type": "prometheus",
-                        "metricType": "AverageValue",
-                        "metadata": {
-                            "serverAddress": prometheus,
-                            "query": query.replace("{workload}", workload.name).replace("{namespace}", namespace),
-                            "threshold": f"{workload.rate:.6g}",
-                        },
-                    }
-                ],
-            },
-        }
+        scaled_object(
+            workload.name,
+            replicas=(least[workload.name], max(most[workload.name], 1)),
+            prometheus_url=prometheus,
+            query=query.replace("{workload}", workload.name).replace("{namespace}", namespace),
+            threshold=f"{workload.rate:.6g}",
+            metric_type="AverageValue",
+            namespace=namespace,
+        )
         for workload in workloads
     )

@@ -14,7 +14,7 @@ from typing import Any
 
 from streaminfer._internal._protobuf_cy import split_fields
 
-__all__ = ["append_contents", "split_contents", "tag_of"]
+__all__ = ["append_contents", "parts_of_contents", "split_contents", "tag_of"]
 
 _LENGTH_DELIMITED = 2
 
@@ -32,11 +32,16 @@ def append_contents(head: bytes, tag: int, contents: Sequence[Any]) -> bytes:
         tag: of the field, below 128.
         contents: contiguous buffers.
     """
+    return b"".join(parts_of_contents(head, tag, contents))
+
+
+def parts_of_contents(head: bytes, tag: int, contents: Sequence[Any]) -> list[Any]:
+    """The parts of such a message: the head, then tag and length in front of each content."""
     parts: list[Any] = [head]
     for content in contents:
         parts.append(bytes((tag, *_varint(memoryview(content).nbytes))))
         parts.append(content)
-    return b"".join(parts)
+    return parts
 
 
 def split_contents(

@@ -1,0 +1,28 @@
+cimport cython
+
+@cython.final
+@cython.freelist(64)
+cdef class Exchange:
+    cdef object _ahead
+    cdef object _listening
+    cdef object _reason
+    cdef object _receive
+    cdef object _scope
+    cdef list _tasks
+    cdef ExchangeWatch _watch
+    cdef public object body_is_read
+    cdef public Py_ssize_t looks
+
+    cpdef cancel(self, object reason)
+    cpdef listen(self)
+    cpdef is_read(self)
+    cdef object _note(self, object message)
+
+@cython.final
+cdef class ExchangeWatch:
+    cdef object _body_timeout_s
+    cdef dict _open
+    cdef object _loop
+
+    cpdef add(self, Exchange exchange, object loop)
+    cpdef discard(self, Exchange exchange)

@@ -1,0 +1,185 @@
+"""Requests that an app is answering; a body that comes too slowly and a client that goes away end the work for theirs.
+
+One timer serves all requests of an app, because timers for each would cost more than the rest of the protocol. It runs
+only while there are requests, and a request that is answered before it looks twice costs no task that listens.
+
+One source, compiled with the C types of ``_exchanges_cy.pxd``, or run as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import current_task, get_running_loop
+from collections.abc import Awaitable, Callable, MutableMapping
+from types import TracebackType
+from typing import Any, Self
+
+from streaminfer.serving.errors import RequestRejected
+
+__all__ = ["ClientGone", "Exchange", "ExchangeWatch"]
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+
+_EVERY_S = 0.02
+"""How often the timer looks."""
+
+
+class ClientGone(Exception):  # noqa: N818 - not an error of the server
+    """Raised in place of a response to a client that has gone."""
+
+
+class Exchange:
+    """One request, and the tasks that work for it; its block ends with the reason for which they were cancelled.
+
+    Several tasks may be in the block at the same time. Listening for the client means reading the server's next
+    message, so it begins when the whole body was read. Where a framework never reads it, as there is none, the one
+    empty message is kept for it.
+
+    Args:
+        watch: that follows it while a task is in the block.
+        scope: of the ASGI server.
+        receive: of the ASGI server.
+
+    Attributes:
+        body_is_read: whether it was, as a whole; ``None``: not known.
+        looks: how often the watch has looked, in the present part of the exchange.
+    """
+
+    __slots__ = ("_ahead", "_listening", "_reason", "_receive", "_scope", "_tasks", "_watch", "body_is_read", "looks")
+
+    def __init__(self, watch: ExchangeWatch, scope: Message, receive: Receive) -> None:
+        self._watch = watch
+        self._scope = scope
+        self._receive = receive
+        self._tasks: list[asyncio.Task[Any]] = []
+        self._reason: Exception | None = None
+        self._listening: asyncio.Task[None] | None = None
+        self._ahead: Message | None = None
+        self.body_is_read: bool | None = None
+        self.looks = 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nobody to answer."""
+        return self._reason is not None
+
+    def __enter__(self) -> Self:
+        loop = get_running_loop()
+        task = current_task(loop)
+        assert task is not None  # noqa: S101 - a coroutine of an ASGI server runs in one
+        self._tasks.append(task)
+        if len(self._tasks) == 1:
+            self._watch.add(self, loop)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        tasks = self._tasks
+        if len(tasks) > 1:
+            task = current_task()
+            assert task is not None  # noqa: S101 - as above
+            tasks.remove(task)
+        else:
+            task = tasks.pop()
+            self._watch.discard(self)
+            if self._listening is not None:
+                self._listening.cancel()
+                self._listening = None
+        if self._reason is not None and not task.uncancel() and isinstance(error, asyncio.CancelledError):
+            raise self._reason from None
+
+    async def receive(self) -> Message:
+        """The ``receive`` of a framework."""
+        if self._ahead is None:
+            return self._note(await self._receive())
+        message, self._ahead = self._ahead, None
+        return message
+
+    def cancel(self, reason: Exception) -> None:
+        """End the blocks, with this error."""
+        self._reason = reason
+        for task in self._tasks:
+            task.cancel()
+
+    def listen(self) -> None:
+        """Wait for the server's next messages, one of which says that the client has gone."""
+        self._listening = asyncio.ensure_future(self._listen())
+
+    def is_read(self) -> bool:
+        """Whether the whole body was read, or there is none."""
+        if self.body_is_read is None:
+            self.body_is_read = _has_no_body(self._scope)
+        return self.body_is_read
+
+    def _note(self, message: Message) -> Message:
+        if message["type"] == "http.disconnect":
+            self.cancel(ClientGone())
+        else:
+            self.body_is_read = not message.get("more_body", False)
+        return message
+
+    async def _listen(self) -> None:
+        for _ in range(2):  # the first may be that of an empty body
+            message = self._note(await self._receive())
+            if self._reason is not None:
+                return
+            self._ahead = message
+            if not self.body_is_read:  # there is a body after all, whose rest the framework reads
+                return
+
+
+class ExchangeWatch:
+    """The exchanges of one app.
+
+    Args:
+        body_timeout_s: seconds in which a body must have come; ``None``: no limit.
+    """
+
+    __slots__ = ("_body_timeout_s", "_loop", "_open")
+
+    def __init__(self, body_timeout_s: float | None) -> None:
+        self._body_timeout_s = body_timeout_s
+        self._open: dict[Exchange, None] = {}  # those that are listened for are none of them
+        self._loop: asyncio.AbstractEventLoop | None = None  # whose timer runs
+
+    def add(self, exchange: Exchange, loop: asyncio.AbstractEventLoop) -> None:
+        """Follow an exchange on the running loop."""
+        exchange.looks = 0
+        self._open[exchange] = None
+        if self._loop is not loop:  # an app can outlive a loop
+            self._loop = loop
+            loop.call_later(_EVERY_S, self._look, loop)
+
+    def discard(self, exchange: Exchange) -> None:
+        """Follow it no more."""
+        self._open.pop(exchange, None)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._loop is not loop:
+            return
+        for exchange in list(self._open):
+            exchange.looks += 1
+            if exchange.is_read():
+                if exchange.looks > 1:
+                    del self._open[exchange]
+                    exchange.listen()
+            elif self._body_timeout_s is not None and exchange.looks * _EVERY_S > self._body_timeout_s:
+                del self._open[exchange]
+                exchange.cancel(
+                    RequestRejected(408, f"body: expected within {self._body_timeout_s} s", closes_connection=True)
+                )
+        if self._open:
+            loop.call_later(_EVERY_S, self._look, loop)
+        else:
+            self._loop = None
+
+
+def _has_no_body(scope: Message) -> bool:
+    if scope["method"] in {"GET", "HEAD"}:
+        return True
+    said = {name: value for name, value in scope["headers"] if name in {b"content-length", b"transfer-encoding"}}
+    if not said:
+        return str(scope.get("http_version")).startswith("1")  # from HTTP/2 on a body needs neither
+    return said == {b"content-length": b"0"}

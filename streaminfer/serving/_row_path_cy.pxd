@@ -1,0 +1,26 @@
+cimport cython
+
+@cython.final
+cdef class RowReader:
+    cdef list _names
+    cdef list _dtypes
+    cdef list _shapes
+    cdef list _sizes
+    cdef bint _takes_one
+
+    @cython.locals(count=Py_ssize_t, position=Py_ssize_t, start=Py_ssize_t, end=Py_ssize_t, named=dict)
+    cpdef object read(self, object content, list spans, Py_ssize_t begin)
+
+@cython.final
+cdef class RowReply:
+    cdef object _kind
+    cdef list _names
+    cdef list _pieces
+    cdef list _dtypes
+    cdef list _shapes
+    cdef bint _has_all
+    cdef readonly object headers
+    cdef readonly Py_ssize_t size
+
+    @cython.locals(count=Py_ssize_t, position=Py_ssize_t, parts=list)
+    cpdef object render(self, object outputs)

@@ -1,0 +1,123 @@
+"""Requests of one row that are like an earlier one: inputs as views of the message, outputs as bytes behind its head.
+
+Most clients send few kinds of requests, each many times. What the first of a kind shows (types, sizes, the head of the
+response) is kept; a later one is compared with it and needs no description of its own. Whatever differs goes the long
+way, which also words the errors.
+
+One source, compiled with the C types of ``_row_path_cy.pxd``, or run as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from numpy import ndarray
+
+__all__ = ["RowReader", "RowReply"]
+
+
+class RowReader:
+    """Reads the inputs of one row, all numbers.
+
+    Args:
+        names: of the inputs.
+        dtypes: of each.
+        shapes: of each, without the axis of rows.
+        sizes: of each, in bytes.
+        takes_one: the model reads its only input as an array, not by name.
+    """
+
+    __slots__ = ("_dtypes", "_names", "_shapes", "_sizes", "_takes_one")
+
+    def __init__(
+        self,
+        names: list[str],
+        dtypes: list[Any],
+        shapes: list[tuple[int, ...]],
+        sizes: list[int],
+        takes_one: bool,
+    ) -> None:
+        self._names = names
+        self._dtypes = dtypes
+        self._shapes = shapes
+        self._sizes = sizes
+        self._takes_one = takes_one
+
+    def read(self, content: Any, spans: list[tuple[int, int]], begin: int) -> Any:
+        """Return the inputs, views unless unaligned; ``None``: the sizes are not those of the inputs.
+
+        Args:
+            content: the message.
+            spans: where each input lies in it.
+            begin: of what the spans count from.
+        """
+        count = len(self._names)
+        if len(spans) != count:
+            return None
+        named: dict[str, Any] = {}
+        position = 0
+        while position < count:
+            start, end = spans[position]
+            if end - start != self._sizes[position]:
+                return None
+            array = ndarray(self._shapes[position], self._dtypes[position], content, begin + start)
+            if not array.flags.aligned:
+                array = array.copy()  # not every library reads unaligned arrays
+            if self._takes_one:
+                return array
+            named[self._names[position]] = array
+            position += 1
+        return named
+
+
+class RowReply:
+    """Renders the outputs of one row that are like those of an earlier response.
+
+    Args:
+        outputs: those of that response, as the stack returned them.
+        names: of the outputs in the response, in its order.
+        pieces: of the response, the one in front of each output.
+
+    Attributes:
+        size: of the whole, in bytes.
+        headers: of the response.
+    """
+
+    __slots__ = ("_dtypes", "_has_all", "_kind", "_names", "_pieces", "_shapes", "headers", "size")
+
+    def __init__(self, outputs: Any, names: list[str], pieces: list[bytes], headers: Sequence[Any]) -> None:
+        self._kind: Any = type(outputs)
+        self._names = names
+        self._pieces = pieces
+        self._has_all = self._kind is not dict or len(outputs) == len(names)
+        arrays = [outputs[name] for name in names] if self._kind is dict else [outputs]
+        self._dtypes = [array.dtype for array in arrays]
+        self._shapes = [array.shape for array in arrays]
+        self.headers = headers
+        self.size = sum(map(len, pieces)) + sum(array.nbytes for array in arrays)
+
+    def render(self, outputs: Any) -> list[Any] | None:
+        """Return the parts of the response; ``None``: the outputs are others.
+
+        Args:
+            outputs: as the stack returned them.
+        """
+        count = len(self._names)
+        if type(outputs) is not self._kind or (self._kind is dict and self._has_all and len(outputs) != count):
+            return None
+        parts: list[Any] = []
+        position = 0
+        while position < count:
+            array = outputs.get(self._names[position]) if self._kind is dict else outputs
+            if (
+                type(array) is not ndarray
+                or array.dtype is not self._dtypes[position]
+                or array.shape != self._shapes[position]
+                or not array.flags.c_contiguous
+            ):
+                return None
+            parts.append(self._pieces[position])
+            parts.append(array)
+            position += 1
+        return parts
