@@ -195,8 +195,8 @@ class Lookahead:
         model = self._model
         if model is not None and not self._mixed_for:
             table = model.timetable
-            if table is None:
-                return _first_measurement(queue.first(queue.queued), model)
+            if table is None:  # nothing was ever measured: what is queued is the best first measurement
+                return Decision(queue.first(model.cap), "exploration")
             batch = queue.batch_if_all_on_time(table, now_ns)
             if batch is not None:
                 is_full = len(batch) >= table.cap
@@ -309,7 +309,9 @@ class Lookahead:
         tickets = queue.first(queue.queued)
         if not lend_durations(self.bucket_models, self._lengths):
             bucket = tickets[0].bucket
-            return _first_measurement([one for one in tickets if one.bucket == bucket], self.bucket_models[bucket])
+            return Decision(
+                [one for one in tickets if one.bucket == bucket][: self.bucket_models[bucket].cap], "exploration"
+            )
         groups = self._groups(tickets)
         if self._masked and len(groups) > 1:
             together = in_one_batch(groups, now_ns)
@@ -452,13 +454,6 @@ class Lookahead:
 
     def __repr__(self) -> str:
         return f"Lookahead({self.max_batch_size}, {self.service_time!r})"
-
-
-def _first_measurement(tickets: list[Ticket], model: BucketModel) -> Decision:
-    """Nothing was ever measured: send what is queued, where it is too much what has most time until it is cancelled."""
-    if len(tickets) > model.cap:
-        tickets = sorted(tickets, key=lambda ticket: (ticket.priority, -ticket.deadline_ns))[: model.cap]
-    return Decision(tickets, "exploration")
 
 
 def _too_late(model: BucketModel) -> str:

@@ -119,12 +119,6 @@ def test_urgent_ones_do_not_wait_for_a_second_batch_though_all_are_on_time():
     assert len(batch) == 4
 
 
-def test_the_first_measurement_is_of_what_has_most_time():
-    # the first batch ended with its deadline, so nothing is known; the first four would end with theirs again
-    batch, reason, refused = decide(Lookahead(4, LearnedServiceTime()), queue_of(1, 2, 3, 50, 60, 70, 80))
-    assert (sorted(batch), reason, refused) == ([3, 4, 5, 6], "exploration", [])
-
-
 def test_the_batch_is_small_enough_for_the_most_urgent():
     queue = queue_of(12.5, 16, 16, 16, 16, priorities=[0, 1, 1, 1, 1])
     batch, _, _ = decide(Lookahead(4, DEVICE), queue)

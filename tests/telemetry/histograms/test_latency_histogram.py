@@ -283,13 +283,13 @@ def test_many_equals_one_by_one_at_every_size(histogram_class, size):
 
 def test_only_long_arrays_go_through_the_kernel(build, monkeypatch):
     sizes = []
-    count_durations = build.kernels.count_durations
+    count_durations = kernels.count_durations
 
     def counted(seconds, *arguments):
         sizes.append(seconds.size)
         return count_durations(seconds, *arguments)
 
-    monkeypatch.setattr(build.kernels, "count_durations", counted)
+    monkeypatch.setattr(kernels, "count_durations", counted)
     histogram = build.LatencyHistogram()
     for size in (1, 4096, 4097, 10_000):
         histogram.record_many(np.full(size, 0.001))
