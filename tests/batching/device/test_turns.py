@@ -90,15 +90,6 @@ class TestRules:
         assert Turns(100).choose(bids, 0)[0] == 1
         assert Turns(100).choose([bids[0]._replace(is_loaded=True), bids[1]._replace(is_loaded=False)], 0)[0] == 0
 
-    def test_a_model_that_others_will_ask_stays_until_its_batch_is_done(self):
-        """Two batches of the loaded model and one of the other: one load, not two."""
-        bids = [
-            bid("a", [90], [10], needs=5, load_ns=30, is_loaded=False),
-            bid("b", [95, 95], [10], needs=5, load_ns=30),
-        ]
-
-        assert Turns(100).choose(bids, 0)[0] == 1
-
     def test_without_an_outlook_a_model_in_memory_goes_first(self):
         bids = [bid("a", [5], needs=5, load_ns=1, is_loaded=False), bid("b", [9], needs=5)]
 

@@ -125,7 +125,7 @@ def test_models_that_do_more_one_after_the_other_are_kept_apart():
 
 
 def test_loads_are_planned_so_that_nearly_as_many_are_on_time_as_could_be():
-    loads = two_models(0.7, memory_bytes=5, load_s=0.004)
+    loads = two_models(0.9, memory_bytes=5, load_s=0.004)
 
     result = simulate_device(loads, memory_bytes=5)
 
@@ -159,10 +159,10 @@ def test_live_batchers_decide_as_simulated_ones(memory_bytes):
     loads = two_models(1.2, memory_bytes=5, load_s=0.003)
     simulated = simulate_device(loads, memory_bytes=memory_bytes)
 
-    async def load():
+    async def come():
         await asyncio.sleep(0.003)
 
-    async def unload():
+    async def go():
         pass
 
     async def main(loop):
@@ -173,7 +173,7 @@ def test_live_batchers_decide_as_simulated_ones(memory_bytes):
             table = load.durations_ns
             backends[name] = ScriptedBackend(duration_s=lambda rows, table=table: table[rows] / 1e9)
             backends[name].name = name
-            backends[name].residency = Residency(5, load, unload)
+            backends[name].residency = Residency(5, come, go)
             services[name] = BatchedService(
                 backends[name],
                 policy=Lookahead(32, load.service_time),
