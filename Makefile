@@ -7,8 +7,8 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find streaminfer -name '*_cy.py' -o -name '*_cy.pxd' -o -name '*kernels.py' -o -path '*_compiled_kernels/*.py') \
 	streaminfer/_internal/numba_jit.py
 STAMPS := $(VENV)/stamps
-# a process a core; each file's tests stay together, since they share servers and models
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+# one process more than cores, since many tests wait for servers; each file's tests stay together, since they share them
+PYTEST := $(BIN)/python -m pytest --numprocesses $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1) --dist loadfile
 
 .PHONY: help demo test test-all check bench docs clean
 .DEFAULT_GOAL := help

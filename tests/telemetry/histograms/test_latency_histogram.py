@@ -11,6 +11,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from streaminfer.telemetry.histograms import kernels
+
 NAN = float("nan")
 HOUR_NS = 3600 * 10**9
 
