@@ -2,7 +2,7 @@
 
 A history puts, asks (alone and together, so that callers follow one flight), refreshes stale answers, erases by subject
 and tag, lets time pass, loses keys of the Redis server as ``allkeys-lru`` does, crashes at an instant of which the disk
-keeps what was written, and restores a backup of the disk. ``STREAMINFER_HISTORIES=500`` runs as many; 25 without.
+keeps what was written, and restores a backup of the disk. ``STREAMINFER_HISTORIES=500`` runs as many; 12 without.
 
 Left out, each because it brings back what no key can be destroyed for, or because it is another part's to prove: a
 crash while an erasure is not done, and a backup from before an erasure by tag.
@@ -24,7 +24,7 @@ from streaminfer.compliance.retention_log import RetentionLog
 
 S = 10**9
 EPOCH = 1_700_000_000 * S
-HISTORIES = int(os.environ.get("STREAMINFER_HISTORIES", "25"))
+HISTORIES = int(os.environ.get("STREAMINFER_HISTORIES", "12"))
 STEPS = 25
 SUBJECTS = [f"person {number} of the histories" for number in range(5)]
 TAGS = ["face", "voice", "door 3"]
