@@ -9,7 +9,7 @@ cdef class RowReader:
     cdef bint _takes_one
 
     @cython.locals(count=Py_ssize_t, position=Py_ssize_t, start=Py_ssize_t, end=Py_ssize_t, named=dict)
-    cpdef object read(self, object content, list spans, Py_ssize_t begin)
+    cpdef object read(self, object content, list spans)
 
 @cython.final
 cdef class RowReply:

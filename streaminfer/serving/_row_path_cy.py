@@ -44,13 +44,12 @@ class RowReader:
         self._sizes = sizes
         self._takes_one = takes_one
 
-    def read(self, content: Any, spans: list[tuple[int, int]], begin: int) -> Any:
+    def read(self, content: Any, spans: list[tuple[int, int]]) -> Any:
         """Return the inputs, views unless unaligned; ``None``: the sizes are not those of the inputs.
 
         Args:
             content: the message.
             spans: where each input lies in it.
-            begin: of what the spans count from.
         """
         count = len(self._names)
         if len(spans) != count:
@@ -61,7 +60,7 @@ class RowReader:
             start, end = spans[position]
             if end - start != self._sizes[position]:
                 return None
-            array = ndarray(self._shapes[position], self._dtypes[position], content, begin + start)
+            array = ndarray(self._shapes[position], self._dtypes[position], content, start)
             if not array.flags.aligned:
                 array = array.copy()  # not every library reads unaligned arrays
             if self._takes_one:

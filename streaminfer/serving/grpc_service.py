@@ -233,7 +233,7 @@ class GrpcService:
             return self._parse_head(model, rest, len(spans), tensors)
 
         head = model.head(rest, parse, model.now_ns())
-        call = head.read_row(message, spans, 0)
+        call = head.read_row(message, spans)
         if call is None:
             view = memoryview(message)
             call = head.read([view[start:end] for start, end in spans])

@@ -107,7 +107,7 @@ class HttpInference:
                 text, content = split_body(memoryview(body), head_length)
                 key = b"" if head_length is None else bytes(text)
                 head = model.head(key, lambda tensors: parse_head(text, tensors, self._limits), arrived_ns)
-                call = head.read_row(content, head.spans, 0) or read_contents(head, content)
+                call = read_contents(head, content)
             else:
                 view = memoryview(body)
                 head = model.head(b"", lambda tensors: parse_generate(view, tensors, self._limits), arrived_ns)

@@ -135,15 +135,14 @@ class InferHead:
                 self.takes_one,
             )
 
-    def read_row(self, content: Any, spans: list[tuple[int, int]], begin: int) -> "InferRequest | None":
+    def read_row(self, content: Any, spans: list[tuple[int, int]]) -> "InferRequest | None":
         """Return the request where the head is of one row of numbers, and all sizes are right.
 
         Args:
             content: the message.
             spans: where the contents lie in it.
-            begin: of what the spans count from.
         """
-        row = None if self.row_reader is None else self.row_reader.read(content, spans, begin)
+        row = None if self.row_reader is None else self.row_reader.read(content, spans)
         return None if row is None else InferRequest(self, {}, row)
 
     def read(self, contents: Sequence[memoryview]) -> "InferRequest":
@@ -271,7 +270,7 @@ def read_contents(head: InferHead, content: memoryview) -> InferRequest:
         raise InvalidInput(
             f"body: expected {head.content_size} bytes behind its JSON, as the inputs state, got {len(content)}"
         )
-    return head.read([content[start:end] for start, end in head.spans])
+    return head.read_row(content, head.spans) or head.read([content[start:end] for start, end in head.spans])
 
 
 def parse_head(text: memoryview, model: ModelTensors | None, limits: Limits) -> InferHead:
