@@ -322,7 +322,8 @@ class Stream:
 
     def _report(self, message: str, error: Exception) -> None:
         """Tell the event loop of an error that no consumer can get."""
-        context = {"message": f"stream {self.stream_id!r}: {message}", "exception": error, "task": self._task}
+        # without the task, in whose context it is: CPython 3.13 would enter that again
+        context = {"message": f"stream {self.stream_id!r}: {message}", "exception": error}
         self._task.get_loop().call_exception_handler(context)
 
     def _settle_if_delivered(self) -> None:

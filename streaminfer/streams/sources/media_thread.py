@@ -149,12 +149,14 @@ class MediaThread:
     def _open_and_read(self, handoff: Handoff) -> None:
         av, location, counters = self._av, self._location, self.counters
         timeout_s = None if location.local else self._timeout_s
+        # which PyAV 19 has no more
+        errors = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
         with av.open(
             location.url,
             format=location.format,
             options=location.options,
             timeout=(timeout_s, timeout_s),
-            metadata_errors="replace",
+            **errors,
         ) as container:
             streams = container.streams.video if self._kind == "video" else container.streams.audio
             if not streams:
