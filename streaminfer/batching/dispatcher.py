@@ -7,8 +7,8 @@ at which the policy wants to decide again; with nothing in flight there is none.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Hashable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Hashable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streaminfer._runtime.stopping import seconds_left
@@ -76,7 +76,7 @@ class Dispatcher:
     # with more than thirty attributes in a dict, CPython 3.11 would look each method up again at each call
     __slots__ = (
         *("__weakref__", "_absorb", "_ask_inward", "_assembler", "_bucket_models", "_device", "_inner", "_plain"),
-        *("_holding", "_stack"),
+        "_stack",
         *("_drains", "_events", "_loop", "_outcomes", "_queue", "_recheck_ns", "_timer"),
         *("batch_sizes", "clock", "free", "full_at", "is_scheduled", "learn", "max_in_flight", "observers", "offered"),
         *("pipeline", "policy", "residence", "runner", "source", "timer_ns"),
@@ -129,13 +129,10 @@ class Dispatcher:
         self._drains: list[asyncio.Future[None]] = []
         self.batch_sizes: dict[int, int] = {}
         self.observers: BatchObservers | None = None
-        residency = adapt(inner).capabilities().residency
-        self.residence = (
-            None
-            if residency is None or device is None
-            else LiveResidence(residency, clock=self._now, begin=self._begin_load, end=self._end_load)
-        )
-        self._holding: asyncio.Future[None] | None = None
+        residency = None
+        if device is not None and device.memory_bytes is not None:
+            residency = adapt(inner).capabilities().residency
+        self.residence = None if residency is None else LiveResidence(residency, self, self._now)
 
     def _now(self) -> int:
         return self.clock()  # which a stack may replace
@@ -291,46 +288,26 @@ class Dispatcher:
         reason = decision.reason if batch is decision.batch else "planned"
         self._release(batch, reason, decision.shorter_too, now_ns)
 
-    @asynccontextmanager
-    async def in_memory(self) -> AsyncIterator[None]:
+    def in_memory(self) -> AbstractAsyncContextManager[None]:
         """Keep the model in the memory of the device, which may have to load it.
 
         Raises:
             BackendError: that failed.
         """
-        device = self._device
-        if device is None or self.residence is None or device.memory_bytes is None:
-            yield
-            return
-        device.hold(self)
-        try:
-            if not device.holds(self):
-                self._holding = self._loop_now().create_future()
-                self.schedule()
-                await self._holding
-            yield
-        finally:
-            self._holding = None
-            device.release(self)
-            self.schedule()  # others may wait for the memory
+        if self._device is None or self.residence is None:
+            return nullcontext()
+        return self.residence.held(self._device, self)
 
-    def _begin_load(self, now_ns: int) -> Any:
-        return None if self.observers is None else self.observers.begin_load(now_ns)
+    def begin_load(self) -> Any:
+        """Tell observers that the model is being loaded."""
+        return None if self.observers is None else self.observers.begin_load(self.clock())
 
-    def _end_load(self, told: Any, now_ns: int, error: BaseException | None) -> None:
-        """Go on after a load; where it failed, the next batch fails with it."""
+    def end_load(self, told: Any, failure: BackendError | None) -> None:
+        """Go on after a load; if there is a failure, the next batch fails with it."""
+        now_ns = self.clock()
         if told is not None and self.observers is not None:
             self.observers.end_load(told, now_ns)
-        failure = None
-        if error is not None:
-            failure = BackendError(f"{self.source} could not be loaded: {type(error).__name__}: {error}")
-            failure.__cause__ = error
-        if self._holding is not None and not self._holding.done():
-            if failure is None:
-                self._holding.set_result(None)
-            else:
-                self._holding.set_exception(failure)
-        elif failure is not None and (decision := self.propose(now_ns)) is not None:
+        if failure is not None and (decision := self.propose(now_ns)) is not None:
             self._outcomes.fail(decision.batch, failure)
         self._go_on()
 

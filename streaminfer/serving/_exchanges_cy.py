@@ -61,7 +61,7 @@ class Exchange:
 
     @property
     def is_over(self) -> bool:
-        """Whether there is nobody to answer."""
+        """Whether the client has gone, or its body came too slowly."""
         return self._reason is not None
 
     def __enter__(self) -> Self:

@@ -89,7 +89,7 @@ class HttpInference:
 
         Raises:
             StreamInferError: it could not be answered.
-            ClientGone: nobody wants the response.
+            ClientGone: the client has gone.
         """
         with Exchange(self._watch, scope, receive) as exchange:
             arrived_ns = model.now_ns()

@@ -4,6 +4,7 @@ import asyncio
 import random
 
 import pytest
+from device_calls import ask, batcher, settle
 
 import streaminfer as si
 from streaminfer.batching.device.interference import Interference
@@ -34,19 +35,6 @@ def _nothing_runs():
     Model.together = Model.most = 0
     yield
     assert Model.together == 0
-
-
-def batcher(loop, device, model, **options):
-    settings = {"max_batch_size": 8, "slo_s": 0.1, "stack": False, "clock": loop.clock} | options
-    return si.AdaptiveBatcher(device=device, **settings).wrap(model)
-
-
-def ask(service, **options):
-    return asyncio.ensure_future(service.call(si.Request(1.0, **options)))
-
-
-async def settle(calls):
-    return await asyncio.gather(*calls, return_exceptions=True)
 
 
 @pytest.mark.parametrize("concurrency", [1, 2])

@@ -1,9 +1,12 @@
 """Models that do not fit in the memory of their device together, live: what runs is there, and no more than fits."""
 
 import asyncio
+import functools
 import random
 
 import pytest
+from device_calls import ask, settle
+from device_calls import batcher as batcher_of
 
 import streaminfer as si
 from streaminfer.protocols import ExampleInputs, Residency
@@ -65,17 +68,7 @@ def _empty():
     Model.taken = Model.most = 0
 
 
-def batcher(loop, device, model, **options):
-    settings = {"max_batch_size": 8, "slo_s": 1.0, "stack": False, "clock": loop.clock} | options
-    return si.AdaptiveBatcher(device=device, **settings).wrap(model)
-
-
-def ask(service, **options):
-    return asyncio.ensure_future(service.call(si.Request(1.0, **options)))
-
-
-async def settle(calls):
-    return await asyncio.gather(*calls, return_exceptions=True)
+batcher = functools.partial(batcher_of, slo_s=1.0)
 
 
 @pytest.mark.parametrize("concurrency", [1, 2])

@@ -26,7 +26,7 @@ def scaled_object(
         query: of Prometheus.
         threshold: value of the query at which nothing changes.
         metric_type: ``Value``, or ``AverageValue`` for the value per replica.
-        namespace: of the object; ``None``: that of whoever applies it.
+        namespace: of the object; ``None``: the one in which it is applied.
         spec: further fields.
     """
     least, most = replicas
