@@ -191,9 +191,10 @@ async def check_streams(cluster, node):
     return found
 
 
-def post(url, timeout_s):
+def post(url, **timeouts_s):
     body = {"inputs": [{"name": "inputs", "datatype": "FP64", "shape": [1], "data": [3.0]}]}
-    headers = {"content-type": "application/json", "x-request-timeout-seconds": str(timeout_s)}
+    headers = {"content-type": "application/json"}
+    headers |= {name.replace("_", "-"): str(timeout_s) for name, timeout_s in timeouts_s.items()}
     request = urllib.request.Request(url, json.dumps(body).encode(), headers)  # noqa: S310 - loopback
     try:
         with urllib.request.urlopen(request, timeout=10) as reply:  # noqa: S310 - loopback
@@ -209,8 +210,21 @@ async def check_autoscaling(port):
     )
     handle = await asyncio.to_thread(serve.run, app.bind(), name="slow", route_prefix="/slow")
     url = f"http://127.0.0.1:{port}/slow/v2/models/slow/infer"
-    # Ray's proxy keeps the same deadline, so the replica must reject long before it: a batch takes twice as long
-    found = {"http": await asyncio.to_thread(post, url, 5.0), "late": await asyncio.to_thread(post, url, 0.25)}
+    found = {
+        "http": await asyncio.to_thread(post, url, x_request_timeout_seconds=5.0),
+        "late": await asyncio.to_thread(post, url, x_request_timeout_seconds=5.0, x_streaminfer_timeout_s=0.25),
+        # Ray's proxy and the batcher keep this one, and either may be the first
+        "late for both": await asyncio.to_thread(post, url, x_request_timeout_seconds=0.25),
+    }
+
+    async def outcomes():
+        return (await handle.statistics.remote())["layers"]["Telemetry"]["outcomes"]
+
+    async def all_ended():
+        return sum((await outcomes()).values()) == len(found)
+
+    await until(all_ended, outcomes)
+    found["outcomes"] = await outcomes()
     say("http")
     done = asyncio.Event()
 
