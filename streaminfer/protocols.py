@@ -119,8 +119,6 @@ class Node:
         needs: ``"backend"`` for a layer that a `Stack` must put around a backend, else empty.
         infer_now: answers a batch as ``infer`` does, but at once: a batcher then needs no task for it. ``None``: it is
             awaited. A wrapper does not offer that of what it wraps.
-        begin_infer: begins what ``infer`` awaits, by ``(batch, done)``: returns an object with ``cancel``, and calls
-            ``done(results, error)`` once, in a later turn of the loop. A batcher then needs no task for it either.
         calibration: what the latest start measured, for the report of the start.
     """
 
@@ -129,8 +127,16 @@ class Node:
     name: str = ""
     needs: str = ""
     infer_now: Callable[[Batch], Any] | None = None
-    begin_infer: Callable[[Batch, Callable[[Any, BaseException | None], None]], Any] | None = None
     calibration: Any = None
+
+    @property
+    def begin_infer(self) -> Callable[[Batch, Callable[[Any, BaseException | None], None]], Any] | None:
+        """What begins that which ``infer`` awaits: a batcher then needs no task for it; ``None``: nothing does.
+
+        Called with ``(batch, done)``; returns an object with ``cancel``, and calls ``done(results, error)`` once, in a
+        later turn of the loop.
+        """
+        return None
 
     @property
     def start_progress(self) -> str:

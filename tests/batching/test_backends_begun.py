@@ -1,7 +1,9 @@
 """A backend that tells the end of a batch (`begin_infer`) needs no task; how batches end stays the same."""
 
 import asyncio
+import gc
 import threading
+import weakref
 
 import pytest
 
@@ -163,3 +165,16 @@ def test_a_stop_without_a_drain_waits_for_the_thread():
     early, error = asyncio.run(main())
     assert not early
     assert isinstance(error, si.Closed)
+
+
+@pytest.mark.parametrize("executor", ["thread", "process"])
+def test_a_backend_that_is_dropped_is_freed_at_once(executor):
+    """Its threads end with it, and not when the collector runs."""
+    backend = si.CpuBackend(double, executor=executor)
+    dropped = weakref.ref(backend)
+    gc.disable()
+    try:
+        del backend
+        assert dropped() is None
+    finally:
+        gc.enable()

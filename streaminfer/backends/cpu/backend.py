@@ -198,8 +198,6 @@ class CpuBackend(Node):
             return
         if self._asynchronous:
             raise TypeError(expected("fn", f"a synchronous function with executor={executor!r}", fn))
-        if type(self).infer is CpuBackend.infer:  # not what a subclass has replaced
-            self.begin_infer = self._begin_infer
         owner = f"CpuBackend({self._name})"
         if executor == "thread":
             functions = [_FunctionWorker(self._function) for _ in range(workers)]
@@ -251,6 +249,12 @@ class CpuBackend(Node):
 
     def _infer_now(self, batch: Batch) -> Any:
         return self._recorder.count_now(len(batch.rows), self._call_inline, batch, self._recorder.busy)
+
+    @property
+    def begin_infer(self) -> Callable[[Batch, Done], Job] | None:
+        """Begins a batch in a thread; ``None``: there is none, or a subclass has replaced ``infer``."""
+        begins = self._threads is not None and type(self).infer is CpuBackend.infer
+        return self._begin_infer if begins else None  # kept by none of its attributes, which would keep it alive
 
     def _begin_infer(self, batch: Batch, done: Done) -> Job:
         threads: Any = self._threads

@@ -191,8 +191,6 @@ class OnnxBackend(Node):
         workers = [ReloadableWorker(self._serving, number) for number in range(sessions)]
         name = f"OnnxBackend({self._serving.model.name})"
         self._threads = WorkerThreads(workers, name, hang_grace_s=hang_grace_s)
-        if type(self).infer is OnnxBackend.infer:  # not what a subclass has replaced
-            self.begin_infer = self._begin_infer
 
     def _load(self, path_or_bytes: object) -> LoadedModel:
         """A model with its sessions, not warmed yet.
@@ -388,6 +386,11 @@ class OnnxBackend(Node):
             Closed: stopped.
         """
         return self._recorder.count(len(batch.rows), self._infer, batch, self._run)
+
+    @property
+    def begin_infer(self) -> Callable[[Batch, Done], Job] | None:
+        """Begins a batch in a thread; ``None``: a subclass has replaced ``infer``."""
+        return self._begin_infer if type(self).infer is OnnxBackend.infer else None
 
     def _begin_infer(self, batch: Batch, done: Done) -> Job:
         return self._recorder.begin(len(batch.rows), done, self._begin, batch)

@@ -127,8 +127,6 @@ class GuardedBackend(_Guarded):
         if self._inner_infer_now is not None:
             self.infer_now = self._infer_now
         self._inner_begin = adapt(inner).begin_infer
-        if self._inner_begin is not None:
-            self.begin_infer = self._begin_infer
 
     async def infer(self, batch: Batch) -> Sequence[Any]:
         """Answers the batch, if the circuit lets it pass.
@@ -154,6 +152,11 @@ class GuardedBackend(_Guarded):
             raise
         self._returned(guard, batch, results)
         return results
+
+    @property
+    def begin_infer(self) -> Callable[[Batch, Callable[[Any, BaseException | None], None]], Any] | None:
+        """Begins a batch as the backend does, if the circuit lets it pass; ``None``: the backend only awaits."""
+        return None if self._inner_begin is None else self._begin_infer
 
     def _begin_infer(self, batch: Batch, done: Callable[[Any, BaseException | None], None]) -> Any:
         guard = self._enter()
