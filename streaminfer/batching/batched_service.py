@@ -6,7 +6,6 @@ its own cancellation. ``RequestQueue.end`` and ``deliver`` return true once per 
 
 import asyncio
 import functools
-from asyncio import get_running_loop
 from collections.abc import Callable, Hashable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -14,16 +13,16 @@ from streaminfer._internal.validation import expected
 from streaminfer._runtime.batch_observer import BatchObserver
 from streaminfer._runtime.loops import is_virtual
 from streaminfer.batching._batch_observers_cy import BatchObservers
+from streaminfer.batching._submission_cy import Submission
 from streaminfer.batching.assembly.assembler import Assembler
 from streaminfer.batching.assembly.model_calls import make_assembler
-from streaminfer.batching.assembly.stacking import SCALARS, prepare
 from streaminfer.batching.dispatcher import Dispatcher
 from streaminfer.batching.policy import Greedy, Policy, adapt_policy
 from streaminfer.batching.queue._fair_queue_cy import FairQueue
 from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import NEVER, Ticket
 from streaminfer.batching.queue.request_outcomes import RequestOutcomes
-from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput, Overloaded
+from streaminfer.errors import Closed, DeadlineExceeded, Overloaded
 from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, Node, adapt, name_of
 from streaminfer.request import Request, Response, passed_on_arrival, timeout_ns
 
@@ -51,6 +50,7 @@ class BatchedService(Node):
         events: what it did lately.
         slo_s: the objective from which a request without a deadline gets one.
         slo_ns: the same in nanoseconds.
+        submit: accepts a request, as `Submission.submit`.
         calibration: what the latest start measured; ``None`` before it, and where the backend offers no example.
     """
 
@@ -65,13 +65,11 @@ class BatchedService(Node):
             "_dispatcher",
             "_fair_queue",
             "_in_order",
-            "_loop",
-            "_new_future",
             "_outcomes",
             "_plain",
             "_queue",
         ),
-        *("_stack", "_stopping", "_submitted"),
+        *("_stack", "_submission", "submit"),
     )
 
     def __init__(
@@ -116,18 +114,26 @@ class BatchedService(Node):
         self._ask_inward = offered.admission
         self._in_order = offered.stream_states is not None
         self._policy_for = policy_for
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._stopping = False
+        self._submission = Submission(
+            queue=self._queue,
+            dispatcher=self._dispatcher,
+            stack=stack,
+            in_order=self._in_order,
+            clock=clock,
+            enter=self._enter,
+            reject=self._reject,
+            make_room=self._make_room,
+            count_invalid=self._count_invalid,
+        )
+        self.submit = self._submission.submit
         self.change(slo_s, max_batch_size, policy, self._assembler)
         inner_validate = offered.validate
         self.validate: Callable[[Request], None] | None = None
         if self._assembler.pads and inner_validate is not None:
             self.validate = functools.partial(self._validate_padded, inner_validate)
-        self._new_future: Callable[[], asyncio.Future[Any]] = asyncio.Future
         self.calibration: CalibrationStatistics | None = None
         self._calibrator: Calibration | None = None
         self._calibrated_model = 0
-        self._submitted = 0
 
     @property
     def max_in_flight(self) -> int:
@@ -151,76 +157,6 @@ class BatchedService(Node):
             self.abandon(ticket)
             raise
         return Response(outputs, False, self.source, ticket.timings)
-
-    def submit(  # noqa: C901, PLR0912 - a call more for each request costs more than the branch
-        self,
-        request: Request | None,
-        inputs: Any,
-        deadline_ns: int | None,
-        priority: int,
-        loop: asyncio.AbstractEventLoop | None = None,
-        now_ns: int = 0,
-    ) -> Ticket:
-        """Accept a request; the caller awaits ``ticket.future`` and calls :meth:`abandon` if that raises.
-
-        Args:
-            request: to be a row; ``None``: a function sees inputs alone.
-            inputs: of the request.
-            deadline_ns: of the request; ``None``: that of the objective.
-            priority: of the request.
-            loop: the running loop, from a caller that knows it: to find it out is a system call.
-            now_ns: the present instant, from a caller that has read the same clock; 0: it is read here.
-
-        Raises:
-            Closed, DeadlineExceeded, InvalidInput, Overloaded: as :meth:`call`.
-        """
-        if loop is None:
-            loop = get_running_loop()
-        if loop is not self._loop:
-            self._enter(loop)
-        self._submitted += 1
-        if not now_ns:
-            now_ns = self.clock()
-        if deadline_ns is None:
-            deadline_ns = NEVER if self.slo_ns is None else now_ns + self.slo_ns
-        if self._stopping or deadline_ns <= now_ns:
-            self._reject(now_ns, deadline_ns)
-        bucket = 0
-        cost = 0.0
-        if not self._plain or (self._stack and type(inputs) not in SCALARS):
-            try:
-                if self._plain:
-                    inputs = prepare(inputs)
-                else:
-                    inputs = self._assembler.prepare(inputs)
-                    bucket = self._assembler.bucket_of(inputs)
-                    cost = self._assembler.cost_of(inputs)
-            except InvalidInput:
-                self._outcomes.failed += 1
-                raise
-        queue = self._queue
-        if queue.full:
-            self._make_room(None if request is None else request.stream_id, priority, deadline_ns)
-        stream_id = request.stream_id if self._in_order and request is not None else None
-        ticket = queue.admit(request, inputs, self._new_future(), now_ns, deadline_ns, priority, bucket, stream_id)
-        if cost:
-            ticket.cost = cost
-        dispatcher = self._dispatcher
-        if dispatcher.free:
-            if not dispatcher.is_scheduled:
-                dispatcher.is_scheduled = True
-                loop.call_soon(dispatcher.dispatch, context=dispatcher.runner.context)
-        else:
-            if deadline_ns < dispatcher.timer_ns:
-                dispatcher.set_timer()
-            if (
-                dispatcher.pipeline.choose is not None
-                and queue.queued == dispatcher.policy.full_size  # type: ignore[attr-defined] # a policy that chooses early has one
-                and not dispatcher.is_scheduled
-            ):
-                dispatcher.is_scheduled = True
-                loop.call_soon(dispatcher.dispatch, context=dispatcher.runner.context)
-        return ticket
 
     def abandon(self, ticket: Ticket) -> None:
         """Complete a request that its caller has cancelled; nothing for one that has completed already."""
@@ -256,7 +192,7 @@ class BatchedService(Node):
 
     def admission(self, request: Request, now_ns: int) -> Admission:
         """Return whether a request would be accepted now; changes nothing."""
-        if self._stopping:
+        if self._submission.stopping:
             return Admission(False, AdmissionReason.CLOSED)
         if request.deadline_ns is not None and request.deadline_ns <= now_ns:
             return Admission(False, AdmissionReason.DEADLINE_EXCEEDED)
@@ -295,14 +231,15 @@ class BatchedService(Node):
         self._max_batch_size = self._dispatcher.full_at = max_batch_size
         self._assembler = assembler
         self._plain = assembler.plain
+        self._submission.change(self.slo_ns, assembler)
         self._dispatcher.set_assembler(assembler)
         self._configured_policy = policy
         if self._fair_queue is not None:
             self._fair_queue.horizon = max_batch_size * assembler.bucket_count
         self._dispatcher.runner.isolator.memory_limits.clear()
-        if not self._stopping:
+        if not self._submission.stopping:
             self._dispatcher.set_policy(policy)
-            if self._loop is not None:
+            if self._submission.loop is not None:
                 self._prepare_policy()
                 self._dispatcher.schedule()  # the instant that the previous policy named is void
 
@@ -318,7 +255,7 @@ class BatchedService(Node):
 
     def bind_clock(self, clock: Clock) -> None:
         """Take over the clock of a `Stack`."""
-        self.clock = self._dispatcher.clock = clock
+        self.clock = self._dispatcher.clock = self._submission.clock = clock
 
     async def start(self) -> None:
         """Run batches of the backend's example inputs, so that nothing is learned on callers, and accept requests.
@@ -341,7 +278,7 @@ class BatchedService(Node):
         self._dispatcher.set_policy(self._configured_policy)
         self._prepare_policy()
         await self._calibrate()
-        self._stopping = False
+        self._submission.stopping = False
 
     async def load_kernels(self) -> None:
         """Load what the policy computes with, for seconds where Numba compiles it; at once after the first time.
@@ -366,7 +303,7 @@ class BatchedService(Node):
                 cancelled. If a draining stop is itself cancelled, what is left ends with ``Closed``.
         """
         self._enter(asyncio.get_running_loop())
-        self._stopping = True
+        self._submission.stopping = True
         self._dispatcher.set_policy(Greedy(self._max_batch_size))  # no later request can fill a batch
         await self._dispatcher.stop(drain=drain)
 
@@ -377,7 +314,7 @@ class BatchedService(Node):
         queue, outcomes, dispatcher = self._queue, self._outcomes, self._dispatcher
         runner = dispatcher.runner
         return BatcherStatistics(
-            submitted=self._submitted,
+            submitted=self._submission.submitted,
             queued=queue.queued + queue.held_back,
             running=queue.running,
             succeeded=queue.succeeded,
@@ -403,7 +340,7 @@ class BatchedService(Node):
         return f"BatchedService({self.source}, queued={self._queue.queued}, running={self._queue.running})"
 
     def _reject(self, now_ns: int, deadline_ns: int) -> NoReturn:
-        if self._stopping:
+        if self._submission.stopping:
             self._outcomes.count_rejected("closed", now_ns)
             raise Closed("the batcher has stopped")
         self._outcomes.deadline_exceeded += 1
@@ -493,18 +430,22 @@ class BatchedService(Node):
         raise Overloaded(message, retry_after_s=retry_after_s)
 
     def _enter(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._loop is loop:
+        submission, dispatcher = self._submission, self._dispatcher
+        before = submission.loop
+        if before is loop:
             return
-        dispatcher = self._dispatcher
-        if self._loop is not None and not self._loop.is_closed() and (self._queue.queued or dispatcher.runner.batches):
+        if before is not None and not before.is_closed() and (self._queue.queued or dispatcher.runner.batches):
             raise RuntimeError(
                 f"{self!r} serves requests of another event loop; a batcher belongs to one loop at a time"
             )
         self._outcomes.forget(dispatcher.tickets())
         dispatcher.bind_loop(loop)
-        self._loop = loop
+        submission.loop = loop
         self._prepare_policy()
         if type(loop).create_future is asyncio.BaseEventLoop.create_future:  # which makes just this, one call later
-            self._new_future = functools.partial(asyncio.Future, loop=loop)
+            submission.new_future = functools.partial(asyncio.Future, loop=loop)
         else:
-            self._new_future = loop.create_future
+            submission.new_future = loop.create_future
+
+    def _count_invalid(self) -> None:
+        self._outcomes.failed += 1

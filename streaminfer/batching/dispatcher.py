@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streaminfer._runtime.stopping import seconds_left
 from streaminfer.batching._batch_observers_cy import BatchObservers
+from streaminfer.batching._submission_cy import DispatchState
 from streaminfer.batching.assembly.assembler import Assembler
 from streaminfer.batching.batch_runner import BatchRunner
 from streaminfer.batching.device.residence import LiveResidence
@@ -38,7 +39,7 @@ class _Ahead(NamedTuple):
     queued: int
 
 
-class Dispatcher:
+class Dispatcher(DispatchState):
     """Releases the batches of one queue.
 
     Not thread-safe: it belongs to one event loop at a time.
@@ -78,8 +79,8 @@ class Dispatcher:
         *("__weakref__", "_absorb", "_ask_inward", "_assembler", "_bucket_models", "_device", "_inner", "_plain"),
         "_stack",
         *("_drains", "_events", "_loop", "_outcomes", "_queue", "_recheck_ns", "_timer"),
-        *("batch_sizes", "clock", "free", "full_at", "is_scheduled", "learn", "max_in_flight", "observers", "offered"),
-        *("pipeline", "policy", "residence", "runner", "source", "timer_ns"),
+        *("batch_sizes", "clock", "full_at", "learn", "max_in_flight", "observers", "offered"),
+        *("pipeline", "policy", "residence", "runner", "source"),
     )
 
     def __init__(
@@ -163,6 +164,7 @@ class Dispatcher:
             and adapt(self._inner).capabilities().queued_workers == self.max_in_flight
         )
         pipeline.choose = offered.choose_pipelined if keeps_queue else None
+        self.pipelines = pipeline.choose is not None
         # how a batch went by itself matters to those that are sent early, so there the policy hears of each
         self._absorb = offered.absorb if pipeline.choose is None else None
         pipeline.effective_start_ns, pipeline.learn = offered.effective_start_ns, offered.observe_pipelined

@@ -1,0 +1,183 @@
+"""Acceptance of a request by a batcher: all that runs for each one before its caller waits.
+
+One source, compiled with the C types of ``_submission_cy.pxd`` or run as it is. What is rare (another event loop, a
+full queue, a rejection) is a call to whoever owns the `Submission`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import get_running_loop
+from collections.abc import Callable, Hashable
+from typing import Any, NoReturn
+
+from streaminfer.batching.assembly.stacking import SCALARS, prepare
+from streaminfer.batching.queue._queue_cy import RequestQueue
+from streaminfer.batching.queue._ticket_cy import NEVER, Ticket
+from streaminfer.errors import InvalidInput
+from streaminfer.protocols import Clock
+
+__all__ = ["DispatchState", "Submission"]
+
+# a C variable in the compiled module, not visible from Python
+_NEVER = NEVER
+
+
+class DispatchState:
+    """The part of a dispatcher that each request reads.
+
+    Attributes:
+        free: how many batches may start now.
+        is_scheduled: a dispatch is due at the end of this turn of the loop.
+        pipelines: a batch may be sent before a worker is free.
+        timer_ns: when the timer is due; ``NEVER``: it is not set.
+    """
+
+    __slots__ = ("free", "is_scheduled", "pipelines", "timer_ns")
+
+    free: int
+    is_scheduled: bool
+    pipelines: bool
+    timer_ns: int
+
+
+class Submission:
+    """Accepts the requests of one batcher.
+
+    Not thread-safe: it belongs to one event loop at a time.
+
+    Args:
+        queue: of the requests.
+        dispatcher: of the batches.
+        stack: the model is given stacked arrays, not lists.
+        in_order: requests of a stream run one after the other.
+        clock: returns monotonic nanoseconds.
+        enter: called with the running loop where it is not :attr:`loop`, and sets that.
+        reject: called with the present instant and the deadline of a request that is not accepted, and raises.
+        make_room: called where the queue is full with the stream, priority and deadline of the request, and may raise.
+        count_invalid: called for inputs that cannot be stacked.
+
+    Attributes:
+        loop: the event loop of the callers.
+        clock: as above; may be replaced.
+        new_future: makes what a caller awaits.
+        stopping: nothing more is accepted.
+        submitted: how many requests came so far.
+    """
+
+    __slots__ = (
+        *("_assembler", "_count_invalid", "_dispatcher", "_enter", "_in_order", "_make_room", "_plain", "_queue"),
+        *("_reject", "_slo_ns", "_stack", "_state", "clock", "loop", "new_future", "stopping", "submitted"),
+    )
+
+    def __init__(
+        self,
+        *,
+        queue: RequestQueue,
+        dispatcher: Any,
+        stack: bool,
+        in_order: bool,
+        clock: Clock,
+        enter: Callable[[asyncio.AbstractEventLoop], None],
+        reject: Callable[[int, int], NoReturn],
+        make_room: Callable[[Hashable, int, int], None],
+        count_invalid: Callable[[], None],
+    ) -> None:
+        self._queue = queue
+        self._dispatcher = dispatcher
+        self._state: DispatchState = dispatcher
+        self._stack = stack
+        self._in_order = in_order
+        self.clock: Clock = clock
+        self._enter = enter
+        self._reject = reject
+        self._make_room = make_room
+        self._count_invalid = count_invalid
+        self._assembler: Any = None
+        self._plain = True
+        self._slo_ns = -1
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.new_future: Callable[[], asyncio.Future[Any]] = asyncio.Future
+        self.stopping = False
+        self.submitted = 0
+
+    def change(self, slo_ns: int | None, assembler: Any) -> None:
+        """Change what later requests get: their objective, and what puts their inputs together.
+
+        Args:
+            slo_ns: from now to the deadline of a request that brings none; ``None``: it has none.
+            assembler: of the batches.
+        """
+        self._slo_ns = -1 if slo_ns is None else slo_ns
+        self._assembler = assembler
+        self._plain = assembler.plain
+
+    def submit(  # noqa: C901, PLR0912 - a call more for each request costs more than the branch
+        self,
+        request: Any,
+        inputs: Any,
+        deadline_ns: int | None,
+        priority: int,
+        loop: asyncio.AbstractEventLoop | None = None,
+        now_ns: int = 0,
+    ) -> Ticket:
+        """Accept a request; the caller awaits ``ticket.future`` and calls `BatchedService.abandon` if that raises.
+
+        Args:
+            request: to be a row; ``None``: a function sees inputs alone.
+            inputs: of the request.
+            deadline_ns: of the request; ``None``: that of the objective.
+            priority: of the request.
+            loop: the running loop, from a caller that knows it: to find it out is a system call.
+            now_ns: the present instant, from a caller that has read the same clock; 0: it is read here.
+
+        Raises:
+            Closed, DeadlineExceeded, InvalidInput, Overloaded: as `BatchedService.call`.
+        """
+        if loop is None:
+            loop = get_running_loop()
+        if loop is not self.loop:
+            self._enter(loop)
+        self.submitted += 1
+        present_ns = now_ns or self.clock()
+        due_ns = _NEVER
+        if deadline_ns is not None:
+            due_ns = deadline_ns
+        elif self._slo_ns >= 0:
+            due_ns = present_ns + self._slo_ns
+        if self.stopping or due_ns <= present_ns:
+            self._reject(present_ns, due_ns)
+        bucket = 0
+        cost = 0.0
+        if not self._plain or (self._stack and type(inputs) not in SCALARS):
+            try:
+                if self._plain:
+                    inputs = prepare(inputs)
+                else:
+                    inputs = self._assembler.prepare(inputs)
+                    bucket = self._assembler.bucket_of(inputs)
+                    cost = self._assembler.cost_of(inputs)
+            except InvalidInput:
+                self._count_invalid()
+                raise
+        queue = self._queue
+        if queue.full:
+            self._make_room(None if request is None else request.stream_id, priority, due_ns)
+        stream_id = request.stream_id if self._in_order and request is not None else None
+        ticket = queue.admit(request, inputs, self.new_future(), present_ns, due_ns, priority, bucket, stream_id)
+        if cost:
+            ticket.cost = cost
+        state = self._state
+        if state.free:
+            if not state.is_scheduled:
+                self._schedule(loop)
+        else:
+            if due_ns < state.timer_ns:
+                self._dispatcher.set_timer()
+            if state.pipelines and not state.is_scheduled and queue.queued == self._dispatcher.policy.full_size:
+                self._schedule(loop)
+        return ticket
+
+    def _schedule(self, loop: Any) -> None:
+        self._state.is_scheduled = True
+        loop.call_soon(self._dispatcher.dispatch, context=self._dispatcher.runner.context)
