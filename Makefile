@@ -1,6 +1,6 @@
 # Each target makes the environment it needs, from a machine with Python >= 3.11, make, a C and a C++ compiler.
 PYTHON ?= python3
-# interpreters of `make test-all`, names or paths; one that is not there is left out and said so
+# interpreters of `make test-all`, names (on PATH, or of pyenv) or paths; one that is not there is left out and said so
 PYTHONS ?= python3.11 python3.12 python3.13 python3.14
 VENV := .venv
 BIN := $(VENV)/bin
@@ -64,9 +64,13 @@ test: $(STAMPS)/build $(STAMPS)/group-test $(STAMPS)/group-demo $(STAMPS)/server
 test-all: ## `make test` on each CPython of PYTHONS that is here, each in an environment of its own
 	@ran=; missing=; failed=; \
 	for python in $(PYTHONS); do \
-		version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || { missing="$$missing $$python"; continue; }; \
-		echo "== CPython $$version ($$python)"; \
-		if $(MAKE) test PYTHON=$$python VENV=.venv-$$version; then ran="$$ran $$version"; else failed="$$failed $$version"; fi; \
+		version=; \
+		for found in $$python $${PYENV_ROOT:-$$HOME/.pyenv}/versions/*/bin/$$python; do \
+			version=$$($$found -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) && break; \
+		done; \
+		test -n "$$version" || { missing="$$missing $$python"; continue; }; \
+		echo "== CPython $$version ($$found)"; \
+		if $(MAKE) test PYTHON=$$found VENV=.venv-$$version; then ran="$$ran $$version"; else failed="$$failed $$version"; fi; \
 	done; \
 	echo "passed:$${ran:- none}; failed:$${failed:- none}; not here:$${missing:- none}"; \
 	test -n "$$ran" -a -z "$$failed"

@@ -17,6 +17,7 @@ import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, runtime_checkable
 
+from streaminfer._internal.signatures import signature_of
 from streaminfer._internal.validation import expected
 from streaminfer.capabilities import (
     Admission,
@@ -318,7 +319,7 @@ def check_infer(argument: str, backend: Any) -> None:
     infer = inspect.unwrap(getattr(backend.infer, "__func__", backend.infer))
     if not isinstance(infer, types.FunctionType) or inspect.iscoroutinefunction(infer):
         return
-    returns = str(infer.__annotations__.get("return", ""))
+    returns = str(signature_of(infer).return_annotation)
     if not any(kind in returns for kind in ("Awaitable", "Coroutine", "Future", "Task")):
         what = (
             "a backend with an `async def infer` (CpuBackend runs a plain function in a thread; a plain infer that "

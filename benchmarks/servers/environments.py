@@ -3,7 +3,8 @@
 python benchmarks/servers/environments.py triton pipecat     makes these at the same time; without a name, all of them
 
 A folder ``.venv-NAME`` at the repository's root, under a lock that two processes share, with a stamp of what was
-installed. Nothing is looked up when the stamp fits.
+installed. Nothing is looked up when the stamp fits. An environment that runs our compiled modules is one of each
+Python, ``.venv-NAME-3.x``, so `make test-all` tests the version that it says.
 """
 
 import fcntl
@@ -42,7 +43,7 @@ class Environment:
     """One environment.
 
     Attributes:
-        name: its folder is ``.venv-NAME``.
+        name: its folder is ``.venv-NAME``, or ``.venv-NAME-3.x`` where it must have this Python.
         steps: arguments of ``pip install``, one call each.
         pythons: versions that it can have, best first.
         shared_libpython: the server embeds a Python, and needs it as a shared library.
@@ -55,8 +56,9 @@ class Environment:
 
     @property
     def folder(self) -> Path:
-        """Where it is."""
-        return ROOT / f".venv-{self.name}"
+        """Where it is; each Python has its own of those that need its version."""
+        own = f"-{THIS_PYTHON[0]}" if self.pythons == THIS_PYTHON else ""
+        return ROOT / f".venv-{self.name}{own}"
 
     @property
     def python(self) -> Path:

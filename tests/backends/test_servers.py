@@ -91,6 +91,22 @@ def test_an_environment_is_made_once_also_by_several_at_a_time(tmp_path, monkeyp
     assert ran[-1][-1] == "third"
 
 
+def test_what_runs_our_compiled_modules_has_an_environment_of_each_python(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(environments, "ROOT", tmp_path)
+    monkeypatch.setattr(environments, "find_python", lambda pythons, **_: pythons[0])
+    monkeypatch.setattr(environments, "_run", made.append)
+    for version in ("3.98", "3.99", "3.98"):
+        monkeypatch.setattr(environments, "THIS_PYTHON", (version,))
+        Environment("ours", (), pythons=(version,)).make()
+        Environment("server", ()).make()
+    assert [(command[0], Path(command[-1]).name) for command in made] == [
+        ("3.98", ".venv-ours-3.98"),
+        ("3.11", ".venv-server"),
+        ("3.99", ".venv-ours-3.99"),
+    ]
+
+
 def test_an_environment_that_failed_is_made_again(tmp_path, monkeypatch):
     monkeypatch.setattr(environments, "ROOT", tmp_path)
     monkeypatch.setattr(environments, "find_python", lambda *_, **__: "/bin/false")

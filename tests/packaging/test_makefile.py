@@ -24,6 +24,36 @@ def test_each_interpreter_has_an_environment_of_its_own(clean_environment):
     assert done.stdout.splitlines()[-1] == f"passed: {VERSION}; failed: none; not here: /nowhere/python"
 
 
+def interpreter(path, script):
+    path.parent.mkdir(parents=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_a_name_may_be_an_interpreter_of_pyenv(clean_environment, tmp_path, monkeypatch):
+    found = interpreter(tmp_path / "versions" / "9.9.1" / "bin" / "python9.9", f'exec {sys.executable} "$@"')
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path))
+    done = make("--dry-run", "test-all", "PYTHONS=python9.9", clean_environment=clean_environment)
+    assert f"== CPython {VERSION} ({found})" in done.stdout
+    assert done.stdout.splitlines()[-1] == f"passed: {VERSION}; failed: none; not here: none"
+
+
+def test_the_others_run_when_one_fails(clean_environment, tmp_path):
+    """Everything is made already, and the suite is a line of Python; the broken interpreter only says its version."""
+    broken = interpreter(tmp_path / "broken" / "python", 'case "$2" in *print*) echo 9.9;; *) exit 1;; esac')
+    stamps = tmp_path / "stamps"
+    stamps.mkdir()
+    for name in ("venv", "install", "build", "group-test", "group-demo", "servers", "debian"):
+        (stamps / name).touch()
+    done = make(
+        *("test-all", f"PYTHONS={broken} {sys.executable}", f"STAMPS={stamps}", "PYTEST=$(PYTHON) -c pass"),
+        clean_environment=clean_environment,
+    )
+    assert done.stdout.splitlines()[-1] == f"passed: {VERSION}; failed: 9.9; not here: none"
+    assert done.returncode != 0
+
+
 def test_no_interpreter_is_a_failure(clean_environment):
     done = make("test-all", "PYTHONS=/nowhere/python", clean_environment=clean_environment)
     assert done.returncode != 0

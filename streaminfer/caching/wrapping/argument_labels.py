@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
+from streaminfer._internal.signatures import signature_of
 from streaminfer._internal.validation import check_instance, expected
 from streaminfer.errors import InvalidInput
 
@@ -43,7 +44,7 @@ class ArgumentLabels:
         if subject is None and not self._tags:
             return  # compiled functions may have no signature, which is needed for labels only
         self.identity = f" subject {subject!r} tags {self._tags!r}"
-        self._signature = inspect.signature(function)
+        self._signature = signature_of(function)
         names = [name for name, it in self._signature.parameters.items() if it.kind not in _COLLECTED]
         for argument, named in (("subject", () if subject is None else (subject,)), ("tags", self._tags)):
             for name in named:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
+from streaminfer._internal.signatures import signature_of
 from streaminfer.protocols import Capabilities, Node
 from streaminfer.request import Request, Response, deadline_after, time_left_s
 
@@ -22,7 +22,7 @@ _REQUEST_FIELDS = {"timeout_s", "priority", "stream_id", "tenant", "key"}
 def is_batched(function: Any) -> bool:
     """Return whether a function takes the fields of a request as keywords, as those do that a batcher makes."""
     try:
-        parameters = inspect.signature(function).parameters.values()
+        parameters = signature_of(function).parameters.values()
     except (TypeError, ValueError):
         return False
     return {each.name for each in parameters if each.kind is each.KEYWORD_ONLY} >= _REQUEST_FIELDS

@@ -116,6 +116,9 @@ class TestOpenLoop:
                     coroutine.send(None)
                 self.set_result(None)
 
+            def set_name(self, name):
+                """Loops of CPython 3.13 name a task when its factory has made it."""
+
         async def at_once(number):
             return number
 
