@@ -27,14 +27,17 @@ def square(inputs: NDArray[np.float64]) -> NDArray[np.float64]:
     return inputs**2
 
 
-async def ask(service: si.Stack, seed: int, kills_done: asyncio.Event, counts: Counter[str]) -> None:
+async def ask(
+    service: si.Stack, seed: int, kills_done: asyncio.Event, counts: Counter[str], errors: Counter[str]
+) -> None:
     generator = np.random.default_rng(seed)
     while not kills_done.is_set():
         inputs = generator.random(64)
         try:
             answer = await service(inputs)
-        except si.BackendError:
+        except si.BackendError as error:
             counts["lost"] += 1
+            errors[str(error)] += 1
         else:
             counts["answered" if np.array_equal(answer, inputs**2) else "wrong"] += 1
 
@@ -52,17 +55,19 @@ async def kill(kills: int, seed: int, kills_done: asyncio.Event) -> None:
     kills_done.set()
 
 
-async def drill(kills: int, seed: int, *, retries: bool) -> Counter[str]:
+async def drill(kills: int, seed: int, *, retries: bool) -> tuple[Counter[str], Counter[str]]:
+    """Return what was counted, and the errors of the lost requests."""
     counts: Counter[str] = Counter()
+    errors: Counter[str] = Counter()
     kills_done = asyncio.Event()
     layers = [si.RetryBudget(max_attempts=4, ratio=1.0)] if retries else []
     backend = si.CpuBackend(square, executor="process", workers=2)
     batcher = si.AdaptiveBatcher(max_batch_size=4, max_in_flight=2)
     async with si.Stack(*layers, batcher, backend) as service:
-        clients = [ask(service, seed * CLIENTS + number, kills_done, counts) for number in range(CLIENTS)]
+        clients = [ask(service, seed * CLIENTS + number, kills_done, counts, errors) for number in range(CLIENTS)]
         await asyncio.gather(kill(kills, seed, kills_done), *clients)
         counts["failed batches"] = backend.statistics().errors
-    return counts
+    return counts, errors
 
 
 def main() -> None:
@@ -72,8 +77,10 @@ def main() -> None:
     arguments = parser.parse_args()
     print(f"{'':16}{'answered':>10}{'lost':>6}{'wrong':>7}   batches that failed, begun by a process that was killed")
     for name, retries in (("no retries", False), ("RetryBudget", True)):
-        counts = asyncio.run(drill(arguments.kills, arguments.seed, retries=retries))
+        counts, errors = asyncio.run(drill(arguments.kills, arguments.seed, retries=retries))
         print(f"{name:16}{counts['answered']:10}{counts['lost']:6}{counts['wrong']:7}   {counts['failed batches']}")
+        for error, count in errors.most_common(3):
+            print(f"  {count} × {error}")
 
 
 if __name__ == "__main__":
