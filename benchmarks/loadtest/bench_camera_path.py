@@ -15,7 +15,6 @@ import gc
 import itertools
 import statistics
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ import streaminfer as si
 from streaminfer.loadtest.devices import CameraProfile, Delivery
 from streaminfer.loadtest.path import CdnEdge, DelayTrace, MediaPath, NetworkProfile, PathService, Scene, WebRtcPath
 from streaminfer.loadtest.path.codec import UnitDecoder, UnitEncoder
+from streaminfer.loadtest.path.codec_thread import CodecThread
 from streaminfer.loadtest.runner import run
 from streaminfer.streams.sources.formats import VideoFormat
 
@@ -94,13 +94,11 @@ async def measure_path(
     edge: CdnEdge | None = None,
 ) -> tuple[Any, float, float, float]:
     """Return the report, the CPU per picture, its share outside codec and model, and that of scaling in it."""
-    backend = si.CpuBackend(model, executor="thread", workers=1)
+    backend = si.CpuBackend(model, executor="thread", workers=1, copy_outputs=False)
     wanted = VideoFormat(size=(model.size, model.size))
-    with ThreadPoolExecutor(1, thread_name_prefix="codec") as executor:
+    with CodecThread() as thread:
         paths = [
-            MediaPath(
-                scene, network, wanted=wanted, prepare=prepare, edge=edge, executor=executor, start=15 * n, seed=n
-            )
+            MediaPath(scene, network, wanted=wanted, prepare=prepare, edge=edge, thread=thread, start=15 * n, seed=n)
             for n in range(cameras)
         ]
         async with si.Stack(backend) as stack, PathService(stack, paths) as over:

@@ -6,6 +6,7 @@ from streaminfer._internal.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from streaminfer.loadtest.path.cdn_edge import CdnEdge
+    from streaminfer.loadtest.path.codec_thread import CodecThread
     from streaminfer.loadtest.path.device_group import DeviceGroup, run_devices
     from streaminfer.loadtest.path.media_path import Edge, MediaPath, Transfer
     from streaminfer.loadtest.path.network import DelayTrace, Link, NetworkProfile, network_names, network_profile
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Arrival",
     "CdnEdge",
+    "CodecThread",
     "DelayTrace",
     "DeviceGroup",
     "Edge",
@@ -44,6 +46,7 @@ __all__ = [
 _HOMES = {
     "Arrival": "loadtest.path.uplink",
     "CdnEdge": "loadtest.path.cdn_edge",
+    "CodecThread": "loadtest.path.codec_thread",
     "DelayTrace": "loadtest.path.network",
     "DeviceGroup": "loadtest.path.device_group",
     "Edge": "loadtest.path.media_path",

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,6 +14,7 @@ from streaminfer._internal.validation import check_choice, check_count, check_du
 from streaminfer.loadtest.devices.library import device_profile
 from streaminfer.loadtest.devices.profile import CameraProfile, DeviceProfile
 from streaminfer.loadtest.path.codec import Prepare
+from streaminfer.loadtest.path.codec_thread import CodecThread
 from streaminfer.loadtest.path.media_path import Edge, MediaPath
 from streaminfer.loadtest.path.network import NetworkProfile, network_profile
 from streaminfer.loadtest.path.path_service import LostAtEncoder, PathService, Score
@@ -76,14 +77,19 @@ class DeviceGroup:
         return AudioFormat(sample_rate=self.sample_rate, chunk=self.chunk)
 
     def make_paths(
-        self, *, seed: int = 0, edge: Edge | None = None, executor: Executor | None = None, clock: Clock | None = None
+        self,
+        *,
+        seed: int = 0,
+        edge: Edge | None = None,
+        threads: Sequence[CodecThread] = (),
+        clock: Clock | None = None,
     ) -> list[MediaPath]:
         """Return the paths of the devices; the filters run here, and take a while.
 
         Args:
             seed: of noise and networks.
             edge: a hop between uplink and decoder.
-            executor: for the codecs.
+            threads: for the codecs; the devices take them in turn.
             clock: of the paths.
         """
         scene = Scene(self.source, self.device, seed=seed, seconds=self.seconds)
@@ -94,7 +100,7 @@ class DeviceGroup:
                 wanted=self.wanted,
                 prepare=self.prepare,
                 edge=edge,
-                executor=executor,
+                thread=threads[number % len(threads)] if threads else None,
                 start=number * len(scene) // self.count,
                 seed=seed + number,
                 clock=clock,
@@ -138,10 +144,11 @@ async def run_devices(
     loop = asyncio.get_running_loop()
     clock = loop.clock if isinstance(loop, VirtualLoop) else time.monotonic_ns
     check_count("workers", workers)
-    with ThreadPoolExecutor(workers, thread_name_prefix="codec") as threads:
-        executor = None if isinstance(loop, VirtualLoop) else threads
+    with ExitStack() as running_threads:
+        count = 0 if isinstance(loop, VirtualLoop) else workers
+        threads = [running_threads.enter_context(CodecThread(f"codec-{number}")) for number in range(count)]
         paths = [
-            path for group in groups for path in group.make_paths(seed=seed, edge=edge, executor=executor, clock=clock)
+            path for group in groups for path in group.make_paths(seed=seed, edge=edge, threads=threads, clock=clock)
         ]
         async with running(service) as started, PathService(started, paths, score=score, seed=seed) as over:
             due_s = over.schedule(duration_s)

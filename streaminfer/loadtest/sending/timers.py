@@ -10,6 +10,7 @@ import ctypes
 import functools
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -30,6 +31,10 @@ class Timer(Protocol):
 
     def set(self, at_ns: int, now_ns: int) -> None:
         """Call the function at this instant."""
+        ...
+
+    def set_from_thread(self, at_ns: int, now_ns: int) -> None:
+        """Call the function at this instant; another thread than that of the loop may say so."""
         ...
 
     def close(self) -> None:
@@ -58,12 +63,18 @@ class _LoopTimer:
     resolution_ns = 0
 
     def __init__(self, loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
-        self._loop, self._function = loop, function
+        self._loop, self._function, self._thread = loop, function, threading.get_ident()
         self._handle: asyncio.TimerHandle | None = None
 
     def set(self, at_ns: int, now_ns: int) -> None:
         self.close()
         self._handle = self._loop.call_later(max(0, at_ns - now_ns) / 1e9, self._function)
+
+    def set_from_thread(self, at_ns: int, now_ns: int) -> None:
+        if threading.get_ident() == self._thread:
+            self.set(at_ns, now_ns)
+        else:
+            self._loop.call_soon_threadsafe(self.set, at_ns, now_ns)
 
     def close(self) -> None:
         if self._handle is not None:
@@ -77,6 +88,7 @@ class _FileTimer:
         self._loop, self._function = loop, function
         self._settime = _libc().timerfd_settime
         self._spec = _Spec()
+        self._reference = ctypes.byref(self._spec)
         self._fd = _libc().timerfd_create(_CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
         if self._fd < 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
@@ -84,7 +96,11 @@ class _FileTimer:
 
     def set(self, at_ns: int, now_ns: int) -> None:  # noqa: ARG002 - the instant is one of the kernel's clock
         self._spec.at_s, self._spec.at_ns = divmod(at_ns, 1_000_000_000)
-        self._settime(self._fd, _ABSOLUTE, ctypes.byref(self._spec), None)
+        self._settime(self._fd, _ABSOLUTE, self._reference, None)
+
+    def set_from_thread(self, at_ns: int, now_ns: int) -> None:  # noqa: ARG002 - likewise
+        # no record that two threads could write at once
+        self._settime(self._fd, _ABSOLUTE, ctypes.byref(_Spec(0, 0, *divmod(at_ns, 1_000_000_000))), None)
 
     def close(self) -> None:
         self._loop.remove_reader(self._fd)
