@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from streaminfer.loadtest.path.device_group import DeviceGroup, run_devices
     from streaminfer.loadtest.path.media_path import Edge, MediaPath, Transfer
     from streaminfer.loadtest.path.network import DelayTrace, Link, NetworkProfile, network_names, network_profile
+    from streaminfer.loadtest.path.packet_path import PacketPath
     from streaminfer.loadtest.path.path_service import FrameLost, LostAtEncoder, LostInNetwork, PathService, Undecodable
     from streaminfer.loadtest.path.scene import Scene
     from streaminfer.loadtest.path.udp_relay import UdpRelay
@@ -30,6 +31,7 @@ __all__ = [
     "LostInNetwork",
     "MediaPath",
     "NetworkProfile",
+    "PacketPath",
     "PathService",
     "Scene",
     "Transfer",
@@ -56,6 +58,7 @@ _HOMES = {
     "LostInNetwork": "loadtest.path.path_service",
     "MediaPath": "loadtest.path.media_path",
     "NetworkProfile": "loadtest.path.network",
+    "PacketPath": "loadtest.path.packet_path",
     "PathService": "loadtest.path.path_service",
     "Scene": "loadtest.path.scene",
     "Transfer": "loadtest.path.media_path",

@@ -19,6 +19,7 @@ from streaminfer.request import Request, Response
 from streaminfer.stack import Stack
 
 if TYPE_CHECKING:
+    from streaminfer.loadtest.path.packet_path import PacketPath
     from streaminfer.loadtest.path.webrtc_path import WebRtcPath
 
 __all__ = ["FrameLost", "LostAtEncoder", "LostInNetwork", "PathService", "Score", "Undecodable"]
@@ -53,7 +54,7 @@ _LOSSES: dict[Loss, type[FrameLost]] = {
 class _Due:
     """One frame of one path."""
 
-    path: "MediaPath | WebRtcPath"
+    path: "MediaPath | WebRtcPath | PacketPath"
     capture: Capture
     skipped: int
 
@@ -84,7 +85,7 @@ class PathService:
     def __init__(
         self,
         service: Any,
-        paths: "Sequence[MediaPath | WebRtcPath]",
+        paths: "Sequence[MediaPath | WebRtcPath | PacketPath]",
         *,
         score: Score | None = None,
         seed: int = 0,

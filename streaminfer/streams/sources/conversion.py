@@ -20,7 +20,7 @@ COLORS = frozenset({"rgb24", "bgr24", "rgba", "bgra"})
 PACKED = {"rgb24": 3, "bgr24": 3, "rgba": 4, "bgra": 4, "gray": 1}
 """Bytes per pixel of formats with one plane."""
 SHRUNK_FORMATS = {"yuv420p": "yuv422p", "yuvj420p": "yuvj422p"}
-"""In which to shrink pictures for colors: FFmpeg reads as much of the color as it does on its one way, in half the time."""
+"""Formats in which pictures shrink before they get colors: as much color as in one step of FFmpeg, in half the time."""
 
 
 class PictureConverter:
