@@ -14,6 +14,7 @@ from streaminfer.errors import StreamInferError
 from streaminfer.loadtest.devices.delivery import Capture, captures
 from streaminfer.loadtest.path.media_path import Loss, MediaPath
 from streaminfer.loadtest.sample import Measured, Sample
+from streaminfer.loadtest.sending.requests import check_service
 from streaminfer.protocols import Clock, is_service
 from streaminfer.request import Request, Response
 from streaminfer.stack import Stack
@@ -74,7 +75,8 @@ class PathService:
             )
 
     Args:
-        service: gets the frames that arrive, with the name of the path as ``stream_id``.
+        service: gets the frames that arrive, with the name of the path as ``stream_id``; or an async function of the
+            inputs.
         paths: of the devices. It closes them at its end.
         score: how good an answer is, from 0 to 1, of the outputs and the position of the frame in its stream, in
             seconds; the report has the mean by device as ``accuracy``.
@@ -91,11 +93,12 @@ class PathService:
         seed: int = 0,
         clock: Clock | None = None,
     ) -> None:
-        check_instance("service", service, is_service, "a service (an object with call)")
+        check_service(service)
         if not paths:
             raise ValueError(expected("paths", "at least one MediaPath", paths))
         check_instance("score", score, lambda it: it is None or callable(it), "a function or None")
         self._service = service
+        self._is_service = is_service(service)
         self._score = score
         self._paths = list(paths)
         self._seed = check_count("seed", seed, at_least=0)
@@ -149,14 +152,17 @@ class PathService:
             raise _LOSSES[transfer.lost](f"frame lost: {transfer.lost}")
         decoded_ns, outputs, scores = self._clock(), [], []
         for frame in transfer.frames:
-            inner = Request(
-                frame.inputs,
-                deadline_ns=request.deadline_ns,
-                priority=request.priority,
-                tenant=request.tenant,
-                stream_id=due.path.name,
-            )
-            answer = (await self._service.call(inner)).outputs
+            if self._is_service:
+                inner = Request(
+                    frame.inputs,
+                    deadline_ns=request.deadline_ns,
+                    priority=request.priority,
+                    tenant=request.tenant,
+                    stream_id=due.path.name,
+                )
+                answer = (await self._service.call(inner)).outputs
+            else:
+                answer = await self._service(frame.inputs)
             outputs.append(answer)
             if self._score is not None:
                 scores.append(self._score(answer, frame.position_s or 0.0))
