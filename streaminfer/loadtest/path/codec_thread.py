@@ -21,11 +21,11 @@ class CodecThread:
     """
 
     def __init__(self, name: str = "codec") -> None:
-        self._jobs: queue.SimpleQueue[tuple[Callable[[Any], None], Any] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[Callable[[Any], object], Any] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._ended = False
 
-    def submit(self, job: Callable[[Any], None], argument: Any) -> None:
+    def submit(self, job: Callable[[Any], object], argument: Any) -> None:
         """Run a job behind those before it; it must not raise.
 
         Raises:
