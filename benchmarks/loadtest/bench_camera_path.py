@@ -191,6 +191,8 @@ def main() -> None:
         )
     print(f"            of which scaling and conversion to the input of the model {statistics.median(scalings):.1%}")
     print(f"bar: at most {BAR:.0%} outside codec and model")
+    if dropped := report.outcomes.get("LostAtEncoder", 0):
+        print(f"the machine was too busy: encoders dropped {dropped} of {report.requests} pictures; the share has them")
     print(show(report))
     if arguments.trace is not None:
         network = NetworkProfile(name="car", rate=20_000_000, trace=worst_drive(arguments.trace))

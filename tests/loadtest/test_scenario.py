@@ -61,6 +61,9 @@ def test_examples_load(path, monkeypatch, tmp_path):
     """Every scenario of the library is valid, and its functions exist."""
     monkeypatch.syspath_prepend(EXAMPLES)
     monkeypatch.setenv("STREAMINFER_TRACES", str(tmp_path))
+    monkeypatch.setenv("STREAMINFER_RTT", str(tmp_path))
+    drives = {"send_ms": np.arange(61), "rtt_ms": np.full(61, 20), "offsets": np.arange(62)}
+    np.savez(tmp_path / "cicv5g_first_runs.npz", **drives)
     np.savez(tmp_path / "arrivals_azure_code_2023.npz", t=np.arange(100.0))
     np.savez(tmp_path / "counts_azure_functions_2019.npz", per_minute=np.ones((3, 50), np.uint32))
 
