@@ -44,10 +44,10 @@ class Undecodable(FrameLost):
     """The frame needs one that was lost."""
 
 
-_LOSSES: dict[Loss, type[FrameLost]] = {
-    "encoder": LostAtEncoder,
-    "network": LostInNetwork,
-    "undecodable": Undecodable,
+_LOSSES: dict[Loss, tuple[type[FrameLost], str]] = {
+    "encoder": (LostAtEncoder, "the encoders are behind; use fewer devices, or more workers where there are cores"),
+    "network": (LostInNetwork, "it did not arrive, or not before a later one"),
+    "undecodable": (Undecodable, "it needs one that was lost"),
 }
 
 
@@ -149,7 +149,8 @@ class PathService:
         late_ns = 0 if delivered_ns is None else delivered_ns - due.capture.captured_ns
         transfer = await due.path.send(captured_ns, captured_ns + late_ns, skipped=due.skipped)
         if transfer.lost is not None:
-            raise _LOSSES[transfer.lost](f"frame lost: {transfer.lost}")
+            kind, reason = _LOSSES[transfer.lost]
+            raise kind(f"frame lost: {reason}")
         decoded_ns, outputs, scores = self._clock(), [], []
         for frame in transfer.frames:
             if self._is_service:
