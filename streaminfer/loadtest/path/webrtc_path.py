@@ -94,7 +94,8 @@ class WebRtcPath:
         self.name = f"{scene.profile.name}-webrtc-{next(self._numbers)}"
         self.labels: Mapping[str, str] = {"device": scene.profile.name, "network": self._leg.network.name}
         self._sent: dict[int, _Sent] = {}
-        self._number = 0
+        self._number = self._last_ns = 0
+        self._begun_ns: int | None = None
         self._reader: asyncio.Task[None] | None = None
 
     def send(self, captured_ns: int, handed_ns: int | None = None, *, skipped: int = 0) -> asyncio.Future[Transfer]:
@@ -113,6 +114,7 @@ class WebRtcPath:
         loop = asyncio.get_running_loop()
         number, self._number = self._number + skipped, self._number + skipped + 1
         handed_ns = handed_ns or captured_ns
+        captured_ns = self._regular(number, captured_ns)
         sent = _Sent(Transfer(captured_ns), handed_ns, loop.create_future())
         ticks = self._leg.send(self._start + number, captured_ns, handed_ns)
         self._sent[ticks] = sent
@@ -141,6 +143,13 @@ class WebRtcPath:
         await self.aclose()
 
     # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _regular(self, number: int, captured_ns: int) -> int:
+        """Return when a frame was captured by the pace of the device: a busy loop sends several at one instant."""
+        begun_ns = captured_ns - number * self._period_ns
+        self._begun_ns = begun_ns if self._begun_ns is None else min(self._begun_ns, begun_ns)
+        self._last_ns = max(self._begun_ns + number * self._period_ns, self._last_ns + ROUNDING_NS)
+        return self._last_ns
 
     async def _read(self) -> None:
         loop = asyncio.get_running_loop()

@@ -121,6 +121,23 @@ def test_devices_speak_over_webrtc():
     assert {tail.name for tail in report.by_label("device")} == {"headset"}
 
 
+def test_frames_that_a_busy_loop_sends_at_once_all_end(camera_scene):
+    """They have the instants of the device, so that none takes the place of another."""
+
+    async def main():
+        path = WebRtcPath(camera_scene(codec="vp8"), NetworkProfile(name="n"), pixel_format="gray")
+        async with path:
+            now_ns = path.clock()
+            sent = [path.send(now_ns) for _ in range(4)]
+            return await asyncio.gather(*sent)
+
+    transfers = asyncio.run(main())
+
+    steps_ms = np.diff([it.captured_ns for it in transfers]) / 1e6
+    assert (steps_ms >= 1).all()
+    assert any(it.frames for it in transfers)
+
+
 def test_error_of_prepare_fails_one_picture(camera_scene):
     def prepare(picture):
         raise ZeroDivisionError
