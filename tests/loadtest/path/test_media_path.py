@@ -4,15 +4,20 @@ import asyncio
 import itertools
 import threading
 from collections import Counter
+from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
 import streaminfer as si
-from streaminfer.loadtest.path import CodecThread, MediaPath, NetworkProfile
+from streaminfer.loadtest.devices import CameraProfile
+from streaminfer.loadtest.path import CodecThread, MediaPath, NetworkProfile, Scene
+from streaminfer.loadtest.path.codec import UnitEncoder
 from streaminfer.streams.sources.formats import AudioFormat, VideoFormat
 from streaminfer.testing import run
 
+ASSETS = Path(__file__).parents[3] / "examples" / "assets"
 PICTURES = VideoFormat(size=(32, 24), pixel_format="gray")
 PERFECT = NetworkProfile(name="perfect", delay_s=0.05)
 MS = 1_000_000
@@ -74,6 +79,19 @@ def test_runs_repeat_by_seed(camera_scene):
 
     assert stages(1) == stages(1)
     assert stages(1) != stages(2)
+
+
+@pytest.mark.parametrize("codec", ["h264", "vp8", "vp9", "mjpeg"])
+def test_encoder_repeats_whatever_the_load(codec):
+    """An encoder that chooses its effort by the clock would give other pictures, and other accuracies, each time."""
+    camera = CameraProfile(name="c", width=640, height=480, rate=24.0, codec=codec, bitrate=500_000)
+    scene = Scene(ASSETS / "astronaut_pan.mp4", camera, seconds=1.0)
+
+    def units():
+        encoder = UnitEncoder(av, scene)
+        return [encoder.encode(number, number, key=False).data for number in range(len(scene))]
+
+    assert units() == units()
 
 
 def test_lost_unit_is_followed_by_a_key_frame(camera_scene):
