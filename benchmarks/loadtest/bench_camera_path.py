@@ -15,7 +15,6 @@ import gc
 import itertools
 import statistics
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ import streaminfer as si
 from streaminfer.loadtest.devices import CameraProfile, Delivery
 from streaminfer.loadtest.path import CdnEdge, DelayTrace, MediaPath, NetworkProfile, PathService, Scene, WebRtcPath
 from streaminfer.loadtest.path.codec import UnitDecoder, UnitEncoder
+from streaminfer.loadtest.path.codec_thread import CodecThread
 from streaminfer.loadtest.runner import run
 from streaminfer.streams.sources.formats import VideoFormat
 
@@ -94,13 +94,11 @@ async def measure_path(
     edge: CdnEdge | None = None,
 ) -> tuple[Any, float, float, float]:
     """Return the report, the CPU per picture, its share outside codec and model, and that of scaling in it."""
-    backend = si.CpuBackend(model, executor="thread", workers=1)
+    backend = si.CpuBackend(model, executor="thread", workers=1, copy_outputs=False)
     wanted = VideoFormat(size=(model.size, model.size))
-    with ThreadPoolExecutor(1, thread_name_prefix="codec") as executor:
+    with CodecThread() as thread:
         paths = [
-            MediaPath(
-                scene, network, wanted=wanted, prepare=prepare, edge=edge, executor=executor, start=15 * n, seed=n
-            )
+            MediaPath(scene, network, wanted=wanted, prepare=prepare, edge=edge, thread=thread, start=15 * n, seed=n)
             for n in range(cameras)
         ]
         async with si.Stack(backend) as stack, PathService(stack, paths) as over:
@@ -193,6 +191,8 @@ def main() -> None:
         )
     print(f"            of which scaling and conversion to the input of the model {statistics.median(scalings):.1%}")
     print(f"bar: at most {BAR:.0%} outside codec and model")
+    if dropped := report.outcomes.get("LostAtEncoder", 0):
+        print(f"the machine was too busy: encoders dropped {dropped} of {report.requests} pictures; the share has them")
     print(show(report))
     if arguments.trace is not None:
         network = NetworkProfile(name="car", rate=20_000_000, trace=worst_drive(arguments.trace))

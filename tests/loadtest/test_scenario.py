@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from streaminfer.__main__ import main
-from streaminfer.loadtest import Poisson, Replay, Report, Scenario
+from streaminfer.loadtest import Poisson, Replay, Report, Scenario, compare
+from streaminfer.loadtest.capacity.search import CapacitySearch, Step
 from streaminfer.loadtest.cli import FAILED, PASSED, UNDECIDED
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -60,6 +61,9 @@ def test_examples_load(path, monkeypatch, tmp_path):
     """Every scenario of the library is valid, and its functions exist."""
     monkeypatch.syspath_prepend(EXAMPLES)
     monkeypatch.setenv("STREAMINFER_TRACES", str(tmp_path))
+    monkeypatch.setenv("STREAMINFER_RTT", str(tmp_path))
+    drives = {"send_ms": np.arange(61), "rtt_ms": np.full(61, 20), "offsets": np.arange(62)}
+    np.savez(tmp_path / "cicv5g_first_runs.npz", **drives)
     np.savez(tmp_path / "arrivals_azure_code_2023.npz", t=np.arange(100.0))
     np.savez(tmp_path / "counts_azure_functions_2019.npz", per_minute=np.ones((3, 50), np.uint32))
 
@@ -149,6 +153,57 @@ class TestCommand:
 
         assert main(["loadtest", str(scenario()), f"--compare={tmp_path / 'before.json'}"]) == UNDECIDED
         assert "p99 undecided: a run has 15 requests" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(("times", "status"), [(1.5, FAILED), (1.0, PASSED)], ids=["regressed", "unchanged"])
+    def test_status_of_a_comparison(self, scenario, tmp_path, capsys, monkeypatch, times, status):
+        """A tail that regressed exits with 1, though the objective was reached."""
+        monkeypatch.setattr(Report, "schedule_limit_s", property(lambda _: 10.0))
+        latencies = np.random.default_rng(1).lognormal(0, 0.4, 20_000)
+        verdict = compare(latencies, times * np.random.default_rng(2).lognormal(0, 0.4, 20_000))
+        monkeypatch.setattr("streaminfer.loadtest.cli.compare", lambda _before, _after: verdict)
+        main(["loadtest", str(scenario()), f"--json={tmp_path / 'before.json'}"])
+
+        assert main(["loadtest", str(scenario()), f"--compare={tmp_path / 'before.json'}"]) == status
+        assert str(verdict) in capsys.readouterr().out
+
+    def test_devices(self, scenario, tmp_path, capsys, monkeypatch):
+        """Devices of a scenario go through their encoders; the report has their stages and CPU."""
+        monkeypatch.setattr(Report, "schedule_limit_s", property(lambda _: 10.0))
+        source = EXAMPLES / "assets" / "librivox_0870.wav"
+        (tmp_path / "slow.toml").write_text(
+            'kind = "microphone"\nname = "slow"\ncodec = "pcm"\nsample_rate = 16000\nframe_s = 0.1\n'
+        )
+        device = f'source = "{source}"\ndevice = "slow.toml"\nnetwork = "wired"\nseconds = 1.0\n'
+        text = SMALL[: SMALL.index("[arrivals]")] + f"[[devices]]\n{device}"
+        file = tmp_path / "report.json"
+
+        assert main(["loadtest", str(scenario(text)), f"--json={file}"]) == PASSED
+        assert "of 3 requests" in capsys.readouterr().out
+        report = Report.load(file)
+        assert [tail.name for tail in report.by_stage("device", "slow")] == [
+            "capture", "encode", "uplink", "decode", "service",
+        ]  # fmt: skip
+        assert report.means("device")["slow"]["encode_cpu_s"] > 0
+
+    def test_capacity(self, scenario, capsys, monkeypatch):
+        """The search gets the settings of the scenario, and its result is printed."""
+        asked = {}
+
+        async def find(service, **settings):
+            asked.update(settings)
+            search = CapacitySearch(10.0, 1000.0, tolerance=0.05)
+            while (rate := search.next_rate) is not None:
+                search.add(Step.of(rate, np.full(100, rate > 321.0)))
+            settings["on_step"](types.SimpleNamespace(rate=10.0, on_time=0.995))
+            return search.result()
+
+        monkeypatch.setattr("streaminfer.loadtest.cli.find_capacity", find)
+        main(["loadtest", str(scenario(SMALL + "[capacity]\nlow = 20\nhigh = 80\nstep_s = 0.5\n"))])
+
+        said = capsys.readouterr()
+        assert (asked["low"], asked["high"], asked["step_s"], asked["slo_s"]) == (20, 80, 0.5, 2.0)
+        assert "95% interval" in said.out
+        assert "10/s: 99.50% on time" in said.err
 
     def test_folder_that_does_not_exist(self, scenario, tmp_path, capsys):
         """A report that cannot be written is refused before the run."""

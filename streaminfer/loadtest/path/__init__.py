@@ -6,9 +6,11 @@ from streaminfer._internal.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from streaminfer.loadtest.path.cdn_edge import CdnEdge
+    from streaminfer.loadtest.path.codec_thread import CodecThread
     from streaminfer.loadtest.path.device_group import DeviceGroup, run_devices
     from streaminfer.loadtest.path.media_path import Edge, MediaPath, Transfer
     from streaminfer.loadtest.path.network import DelayTrace, Link, NetworkProfile, network_names, network_profile
+    from streaminfer.loadtest.path.packet_path import PacketPath
     from streaminfer.loadtest.path.path_service import FrameLost, LostAtEncoder, LostInNetwork, PathService, Undecodable
     from streaminfer.loadtest.path.scene import Scene
     from streaminfer.loadtest.path.udp_relay import UdpRelay
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Arrival",
     "CdnEdge",
+    "CodecThread",
     "DelayTrace",
     "DeviceGroup",
     "Edge",
@@ -28,6 +31,7 @@ __all__ = [
     "LostInNetwork",
     "MediaPath",
     "NetworkProfile",
+    "PacketPath",
     "PathService",
     "Scene",
     "Transfer",
@@ -44,6 +48,7 @@ __all__ = [
 _HOMES = {
     "Arrival": "loadtest.path.uplink",
     "CdnEdge": "loadtest.path.cdn_edge",
+    "CodecThread": "loadtest.path.codec_thread",
     "DelayTrace": "loadtest.path.network",
     "DeviceGroup": "loadtest.path.device_group",
     "Edge": "loadtest.path.media_path",
@@ -53,6 +58,7 @@ _HOMES = {
     "LostInNetwork": "loadtest.path.path_service",
     "MediaPath": "loadtest.path.media_path",
     "NetworkProfile": "loadtest.path.network",
+    "PacketPath": "loadtest.path.packet_path",
     "PathService": "loadtest.path.path_service",
     "Scene": "loadtest.path.scene",
     "Transfer": "loadtest.path.media_path",

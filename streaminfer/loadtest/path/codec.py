@@ -1,6 +1,5 @@
 """Encoder of a device and decoder of a receiver, with the CPU that each takes."""
 
-import threading
 import time
 from collections.abc import Callable
 from types import ModuleType
@@ -56,14 +55,13 @@ class Decoded:
 
 
 class UnitEncoder:
-    """Encoder of one device; calls from several threads wait for one another."""
+    """Encoder of one device, for one thread at a time."""
 
     def __init__(self, av: ModuleType, scene: Scene) -> None:
         self.context = new_encoder(av, scene.profile)
         self._scene = scene
         self._camera = isinstance(scene.profile, CameraProfile)
         self._ticks = 1 if isinstance(scene.profile, CameraProfile) else scene.profile.frame_samples
-        self._lock = threading.Lock()
 
     def encode(self, place: int, number: int, *, key: bool) -> Unit | None:
         """Return the unit of a frame; ``None``: the encoder holds it back, as some do with the first.
@@ -73,21 +71,20 @@ class UnitEncoder:
             number: of the frame in the stream.
             key: make a key frame.
         """
-        with self._lock:
-            started_s = time.thread_time()
-            frame = self._scene.frame(place)
-            frame.pts, frame.time_base = number * self._ticks, self.context.time_base
-            if self._camera:
-                frame.pict_type = FORCED_KEY if key else CHOSEN_BY_ENCODER
-            packets = self.context.encode(frame)
-            if not packets:
-                return None
-            data = b"".join(map(bytes, packets))
-            return Unit(data, packets[0].pts, packets[0].is_keyframe, time.thread_time() - started_s)
+        started_s = time.thread_time()
+        frame = self._scene.frame(place)
+        frame.pts, frame.time_base = number * self._ticks, self.context.time_base
+        if self._camera:
+            frame.pict_type = FORCED_KEY if key else CHOSEN_BY_ENCODER
+        packets = self.context.encode(frame)
+        if not packets:
+            return None
+        data = b"".join(map(bytes, packets))
+        return Unit(data, packets[0].pts, packets[0].is_keyframe, time.thread_time() - started_s)
 
 
 class UnitDecoder:
-    """Decoder of one receiver; calls from several threads wait for one another."""
+    """Decoder of one receiver, for one thread at a time."""
 
     def __init__(
         self,
@@ -104,25 +101,25 @@ class UnitDecoder:
         self._picture = PictureConverter(av, wanted, threads=1) if isinstance(wanted, VideoFormat) else None
         self._sound = AudioAssembler(av, wanted) if isinstance(wanted, AudioFormat) else None
         self._prepare = prepare
-        self._lock = threading.Lock()
 
     def decode(self, data: bytes, pts: int, captured_ns: int, *, discontinuity: bool) -> Decoded:
         """Return the frames that a unit completes."""
-        with self._lock:
-            started_s = time.thread_time()
-            packet = self._av.Packet(data)
-            packet.pts = packet.dts = pts
-            packet.time_base = self._tick_s
-            decoded = self._context.decode(packet)
-            decoded_s = time.thread_time()
-            media_ns = max(0, round(pts * self._tick_s * 1_000_000_000))
-            frames: list[Frame] = []
-            for frame in decoded:
-                if self._picture is not None:
-                    frames.append(Frame(self._picture(frame), captured_ns, media_ns / 1e9, discontinuity))
-                elif self._sound is not None:
-                    frames += self._sound.push(frame, Stamp(media_ns, captured_ns, discontinuity))
-                    media_ns += frame.samples * 1_000_000_000 // frame.sample_rate
-            if self._prepare is not None:
-                frames = [attrs.evolve(frame, inputs=self._prepare(frame.inputs)) for frame in frames]
-            return Decoded(frames, decoded_s - started_s, time.thread_time() - decoded_s)
+        started_s = time.thread_time()
+        packet = self._av.Packet(data)
+        packet.pts = packet.dts = pts
+        packet.time_base = self._tick_s
+        decoded = self._context.decode(packet)
+        decoded_s = time.thread_time()
+        media_ns = max(0, round(pts * self._tick_s * 1_000_000_000))
+        frames: list[Frame] = []
+        for frame in decoded:
+            if self._picture is not None:
+                picture = self._picture(frame)
+                inputs = picture if self._prepare is None else self._prepare(picture)
+                frames.append(Frame(inputs, captured_ns, media_ns / 1e9, discontinuity))
+            elif self._sound is not None:
+                frames += self._sound.push(frame, Stamp(media_ns, captured_ns, discontinuity))
+                media_ns += frame.samples * 1_000_000_000 // frame.sample_rate
+        if self._prepare is not None and self._sound is not None:
+            frames = [attrs.evolve(frame, inputs=self._prepare(frame.inputs)) for frame in frames]
+        return Decoded(frames, decoded_s - started_s, time.thread_time() - decoded_s)

@@ -3,21 +3,32 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import attrs
 import numpy as np
 
-from streaminfer._internal.validation import check_choice, check_count, check_duration, check_instance, field_check
+from streaminfer._internal.validation import (
+    check_choice,
+    check_count,
+    check_duration,
+    check_instance,
+    expected,
+    field_check,
+)
 from streaminfer.loadtest.devices.library import device_profile
 from streaminfer.loadtest.devices.profile import CameraProfile, DeviceProfile
 from streaminfer.loadtest.path.codec import Prepare
+from streaminfer.loadtest.path.codec_thread import CodecThread
 from streaminfer.loadtest.path.media_path import Edge, MediaPath
 from streaminfer.loadtest.path.network import NetworkProfile, network_profile
+from streaminfer.loadtest.path.packet_path import PacketPath
 from streaminfer.loadtest.path.path_service import LostAtEncoder, PathService, Score
 from streaminfer.loadtest.path.scene import Scene
+from streaminfer.loadtest.path.webrtc_leg import MIME_TYPES
+from streaminfer.loadtest.path.webrtc_path import WebRtcPath
 from streaminfer.loadtest.report.report import Report
 from streaminfer.loadtest.runner import run
 from streaminfer.loadtest.sending.sender import OnProgress, running
@@ -25,7 +36,10 @@ from streaminfer.protocols import Clock
 from streaminfer.streams.sources.formats import AudioFormat, PixelFormat, VideoFormat
 from streaminfer.testing import VirtualLoop
 
-__all__ = ["DeviceGroup", "run_devices"]
+__all__ = ["DeviceGroup", "Transport", "run_devices"]
+
+Transport = Literal["simulated", "webrtc", "packets"]
+DevicePath = MediaPath | WebRtcPath | PacketPath
 
 
 def _to_size(given: Any) -> Any:
@@ -47,6 +61,8 @@ class DeviceGroup:
         sample_rate: of the sound that the model takes.
         chunk: samples per chunk of it.
         seconds: how much of the recording to use; ``None``: all.
+        transport: ``"simulated"``: a `MediaPath`, whose network is simulated; ``"webrtc"``: a `WebRtcPath`;
+            ``"packets"``: a `PacketPath`, which needs root.
         prepare: makes an input of the model from an array.
     """
 
@@ -61,12 +77,17 @@ class DeviceGroup:
     seconds: float | None = attrs.field(
         default=None, validator=field_check(check_duration, positive=True, optional=True)
     )
+    transport: Transport = attrs.field(default="simulated", validator=field_check(check_choice, get_args(Transport)))
     prepare: Prepare | None = attrs.field(
         default=None, validator=field_check(check_instance, lambda it: it is None or callable(it), "a function or None")
     )
 
     def __attrs_post_init__(self) -> None:
         _ = self.wanted  # which checks size, rate and chunk
+        if self.transport == "webrtc" and self.device.codec not in MIME_TYPES:
+            raise ValueError(
+                expected("transport", f"'webrtc' with a codec of {', '.join(MIME_TYPES)}", self.device.codec)
+            )
 
     @property
     def wanted(self) -> VideoFormat | AudioFormat:
@@ -76,31 +97,51 @@ class DeviceGroup:
         return AudioFormat(sample_rate=self.sample_rate, chunk=self.chunk)
 
     def make_paths(
-        self, *, seed: int = 0, edge: Edge | None = None, executor: Executor | None = None, clock: Clock | None = None
-    ) -> list[MediaPath]:
+        self,
+        *,
+        seed: int = 0,
+        edge: Edge | None = None,
+        threads: Sequence[CodecThread] = (),
+        clock: Clock | None = None,
+    ) -> list[DevicePath]:
         """Return the paths of the devices; the filters run here, and take a while.
 
         Args:
             seed: of noise and networks.
-            edge: a hop between uplink and decoder.
-            executor: for the codecs.
+            edge: a hop between uplink and decoder, of a simulated network.
+            threads: for the codecs; the devices take them in turn. Without any, there is only a simulated network.
             clock: of the paths.
+
+        Raises:
+            ValueError: an edge, or no thread, with real packets.
         """
+        if self.transport != "simulated" and (edge is not None or not threads):
+            raise ValueError(expected("transport", "'simulated' with an edge or in virtual time", self.transport))
         scene = Scene(self.source, self.device, seed=seed, seconds=self.seconds)
         return [
-            MediaPath(
+            self._make_path(
                 scene,
-                self.network,
-                wanted=self.wanted,
-                prepare=self.prepare,
-                edge=edge,
-                executor=executor,
+                threads[number % len(threads)] if threads else None,
+                edge,
+                clock,
                 start=number * len(scene) // self.count,
                 seed=seed + number,
-                clock=clock,
             )
             for number in range(self.count)
         ]
+
+    def _make_path(
+        self, scene: Scene, thread: CodecThread | None, edge: Edge | None, clock: Clock | None, **place: int
+    ) -> DevicePath:
+        network, wanted, prepare = self.network, self.wanted, self.prepare
+        if self.transport == "webrtc":
+            names = ("size", "pixel_format") if isinstance(wanted, VideoFormat) else ("sample_rate", "chunk")
+            return WebRtcPath(
+                scene, network, prepare=prepare, **{name: getattr(wanted, name) for name in names}, **place
+            )
+        if self.transport == "packets" and thread is not None:
+            return PacketPath(scene, network, wanted=wanted, prepare=prepare, thread=thread, **place)
+        return MediaPath(scene, network, wanted=wanted, prepare=prepare, edge=edge, thread=thread, clock=clock, **place)
 
 
 async def run_devices(
@@ -130,7 +171,7 @@ async def run_devices(
         objective: share of the frames that must be.
         seed: of noise, jitter and loss.
         score: as for `PathService`.
-        edge: a hop between uplink and decoder, such as a `CdnEdge` that runs.
+        edge: a hop between uplink and decoder, such as a `CdnEdge` that runs; not with real packets.
         workers: threads of all codecs. In a `VirtualLoop` there are none.
         name: for the report.
         progress: is called every second.
@@ -138,11 +179,14 @@ async def run_devices(
     loop = asyncio.get_running_loop()
     clock = loop.clock if isinstance(loop, VirtualLoop) else time.monotonic_ns
     check_count("workers", workers)
-    with ThreadPoolExecutor(workers, thread_name_prefix="codec") as threads:
-        executor = None if isinstance(loop, VirtualLoop) else threads
+    async with AsyncExitStack() as around:
+        count = 0 if isinstance(loop, VirtualLoop) else workers
+        threads = [around.enter_context(CodecThread(f"codec-{number}")) for number in range(count)]
         paths = [
-            path for group in groups for path in group.make_paths(seed=seed, edge=edge, executor=executor, clock=clock)
+            path for group in groups for path in group.make_paths(seed=seed, edge=edge, threads=threads, clock=clock)
         ]
+        for path in paths:
+            await around.enter_async_context(path)
         async with running(service) as started, PathService(started, paths, score=score, seed=seed) as over:
             due_s = over.schedule(duration_s)
             report = await run(

@@ -1,11 +1,12 @@
 """`MediaPath`: one device through its encoder, a network and a CDN to a decoder, with the time and CPU of each stage.
 
-*Design.* A frame waits until the device delivers it; then one job runs, in an executor or in the event loop. The job
-encodes the frame, gives the unit to the link, which is a state machine and tells when it arrives, and decodes it at
-once. The frame is delivered when it would have been: at its arrival, plus the time that the decoder took. One job of a
-path runs at a time, so both codecs work in order, and a caller that is cancelled leaves no gap in the stream. A frame
-takes no task, but three callbacks of the event loop: sent by the device, end of the job, delivered. With an edge, a
-task per frame takes the unit through it, between arrival and decoder.
+*Design.* Each frame is one job, in a thread or in the event loop. The job encodes the frame, gives the unit to the
+link, which is a state machine and tells when it arrives, and decodes it at once. All of that runs ahead of time: the
+frame counts as encoded when the device would have handed it over, and is delivered at its arrival, plus the time that
+the decoder took. The job itself sets the timer that wakes the event loop for the delivery, so a frame takes one
+callback of the loop and no task. One job of a path runs at a time, so both codecs work in order, and a caller that is
+cancelled leaves no gap in the stream. With an edge, a task per frame takes the unit through it, between arrival and
+decoder.
 
 A receiver of pictures that misses a unit asks for a key frame, which takes the delay of the network, and ignores what
 comes before it. Sound continues behind a loss, with silence in place of what is missing.
@@ -18,7 +19,6 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor, Future
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol, Self
@@ -30,9 +30,11 @@ from streaminfer._internal.validation import check_count, check_instance, expect
 from streaminfer.errors import BackendError, Closed
 from streaminfer.loadtest.devices.profile import CameraProfile
 from streaminfer.loadtest.path.codec import Prepare, Unit, UnitDecoder, UnitEncoder
+from streaminfer.loadtest.path.codec_thread import CodecThread
 from streaminfer.loadtest.path.network import NetworkProfile, network_profile
 from streaminfer.loadtest.path.scene import Scene
 from streaminfer.loadtest.path.uplink import Uplink
+from streaminfer.loadtest.sending.timers import Timer, make_timer
 from streaminfer.streams.frame import Frame
 from streaminfer.streams.sources.formats import AudioFormat, VideoFormat
 
@@ -84,7 +86,9 @@ class _Passage:
     arrives_ns: int = 0
     edge_ns: int = 0
     decode_ns: int = 0
+    due_ns: int = 0
     data: bytes = b""
+    error: BaseException | None = None
 
 
 class MediaPath:
@@ -98,7 +102,7 @@ class MediaPath:
         wanted: what the model takes.
         prepare: makes an input of the model from an array; runs where the decoder does.
         edge: a hop between uplink and decoder, such as a `CdnEdge`.
-        executor: for the codecs; ``None``: they run in the event loop.
+        thread: for the codecs; ``None``: they run in the event loop.
         start: place in the scene at which the device begins.
         seed: of the network.
         clock: returns monotonic nanoseconds; ``None``: ``time.monotonic_ns``.
@@ -120,7 +124,7 @@ class MediaPath:
         wanted: VideoFormat | AudioFormat,
         prepare: Prepare | None = None,
         edge: Edge | None = None,
-        executor: Executor | None = None,
+        thread: CodecThread | None = None,
         start: int = 0,
         seed: int = 0,
         clock: Callable[[], int] | None = None,
@@ -140,17 +144,16 @@ class MediaPath:
         self._request_ns = round(profile.delay_s * 1e9)  # of a key frame
         self._inter_coded = camera and scene.profile.codec != "mjpeg"
         self._edge = edge
-        self._executor = executor
+        self._thread = thread
         self._start = check_count("start", start, at_least=0)
         self.clock = clock or time.monotonic_ns
         self.cpu_s: dict[str, float] = dict.fromkeys(("encode", "decode", "prepare"), 0.0)
-        self._waiting: deque[_Passage] = deque()
-        self._coding = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._job: Future[None] | None = None
+        self._submitted = self._coded = 0  # by the loop, and by the jobs
+        self._arriving: deque[_Passage] = deque()
+        self._timer: Timer | None = None
         self._travelling: set[_Passage] = set()
         self._crossing = asyncio.Lock()
-        self._free_ns = 0
+        self._encoded_ns = self._free_ns = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._key_wanted_ns: int | None = None
         self._broken = self._discontinuity = self._closed = False
@@ -170,34 +173,42 @@ class MediaPath:
         if self._closed:
             raise Closed(f"media path {self.name!r} is closed")
         loop = asyncio.get_running_loop()
+        if self._timer is None:
+            self._timer = make_timer(loop, self._deliver_due)
         number, self._number = self._number + skipped, self._number + skipped + 1
         passage = _Passage(Transfer(captured_ns), number, handed_ns or captured_ns, loop.create_future())
-        # those that were not handed over yet do not wait for the encoder
-        if len(self._waiting) >= MAX_WAITING and self._waiting[MAX_WAITING - 1].handed_ns <= self.clock():
+        if self._submitted - self._coded > MAX_WAITING:
             passage.transfer.lost = "encoder"
             passage.done.set_result(passage.transfer)
-        else:
-            self._travelling.add(passage)
-            self._waiting.append(passage)
-            if not self._coding:
-                self._take_next(loop)
+            return passage.done
+        self._travelling.add(passage)
+        try:
+            self._submitted += 1
+            if self._thread is None:
+                self._work(passage)
+            else:
+                self._thread.submit(self._work, passage)
+        except Closed as error:
+            self._submitted -= 1
+            self._end(passage, error)
         return passage.done
 
     async def aclose(self) -> None:
         """End the path; frames on their way get `Closed`."""
         self._closed = True
-        self._waiting.clear()
-        if self._timer is not None:
-            self._timer.cancel()
         for passage in list(self._travelling):
             self._end(passage, Closed(f"media path {self.name!r} was closed"))
         for task in self._tasks:
             task.cancel()
-        ending: set[asyncio.Future[None]] = set(self._tasks)
-        if self._job is not None and not self._job.cancel():
-            ending.add(asyncio.wrap_future(self._job))
-        if ending:
-            await asyncio.wait(ending)
+        if self._thread is not None and self._submitted > self._coded:
+            loop = asyncio.get_running_loop()
+            self._thread.submit(lambda ended: loop.call_soon_threadsafe(ended.set), ended := asyncio.Event())
+            await ended.wait()
+        if self._timer is not None:
+            self._timer.close()
+            self._timer = None
+        if self._tasks:
+            await asyncio.wait(self._tasks)
 
     async def __aenter__(self) -> Self:
         return self
@@ -209,64 +220,53 @@ class MediaPath:
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
-    def _take_next(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Start the job of the next frame, once the encoder gets it."""
-        self._coding = bool(self._waiting)
-        if self._coding:
-            passage = self._waiting.popleft()
-            left_ns = passage.handed_ns - self.clock()
-            if left_ns > 0:
-                self._timer = loop.call_later(left_ns / 1e9, self._begin, loop, passage)
-            else:
-                self._begin(loop, passage)
-
-    def _begin(self, loop: asyncio.AbstractEventLoop, passage: _Passage) -> None:
-        if self._executor is None:
-            self._coded(loop, passage, self._attempt(passage))
-            return
-        try:
-            self._job = self._executor.submit(self._work, loop, passage)
-        except RuntimeError as error:  # it was shut down
-            self._coded(loop, passage, error)
-
-    def _work(self, loop: asyncio.AbstractEventLoop, passage: _Passage) -> None:
-        """Run in a thread."""
-        error = self._attempt(passage)
-        loop.call_soon_threadsafe(self._coded, loop, passage, error)
-
-    def _attempt(self, passage: _Passage) -> BaseException | None:
-        try:
-            self._code(passage)
-        except BaseException as error:  # noqa: BLE001 - of a codec or of prepare: the caller gets it
-            return error
-        return None
-
-    def _coded(self, loop: asyncio.AbstractEventLoop, passage: _Passage, error: BaseException | None) -> None:
-        if self._closed:
-            return
-        if error is not None:
-            self._end(passage, error)
-        else:
+    def _work(self, passage: _Passage) -> None:
+        """Encode, transport and decode a frame; in a thread, where there is one."""
+        if not self._closed:
+            try:
+                self._code(passage)
+            except BaseException as error:  # noqa: BLE001 - of a codec or of prepare: the caller gets it
+                passage.error = error
             # the decoder takes one after the other; equal instants would let timers change the order
             self._free_ns = max(passage.arrives_ns, self._free_ns + 1) + passage.decode_ns
-            left_ns = self._free_ns - self.clock()
-            if self._edge is not None and passage.transfer.lost is None:
-                task = loop.create_task(self._cross_edge(self._edge, passage, left_ns - passage.decode_ns))
+            passage.due_ns = self._free_ns - (passage.decode_ns if self._crosses_edge(passage) else 0)
+            self._arriving.append(passage)
+            if len(self._arriving) == 1:
+                self._set_timer(passage)
+        self._coded += 1
+
+    def _set_timer(self, passage: _Passage) -> None:
+        if self._timer is not None:
+            self._timer.set_from_thread(passage.due_ns, self.clock())
+
+    def _deliver_due(self) -> None:
+        arriving, now_ns = self._arriving, self.clock()
+        while arriving and arriving[0].due_ns <= now_ns:
+            passage = arriving.popleft()
+            if self._edge is not None and self._crosses_edge(passage):
+                task = asyncio.get_running_loop().create_task(self._cross_edge(self._edge, passage))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
             else:
-                loop.call_later(max(0, left_ns) / 1e9, self._deliver, passage)
-        self._take_next(loop)
+                self._deliver(passage)
+        if arriving:
+            self._set_timer(arriving[0])
+
+    def _crosses_edge(self, passage: _Passage) -> bool:
+        return self._edge is not None and passage.error is None and passage.transfer.lost is None
 
     def _code(self, passage: _Passage) -> None:
         """Encode a frame, send its unit, and decode what arrives."""
-        transfer, handed_ns = passage.transfer, self.clock()
+        transfer, began_ns = passage.transfer, self.clock()
+        # it may be done ahead of time; a thread that is behind shows as time before the encoder
+        handed_ns = passage.arrives_ns = max(began_ns, passage.handed_ns, self._encoded_ns)
         transfer.stages_s["capture"] = max(0, handed_ns - transfer.captured_ns) / 1e9
         key = self._key_wanted_ns is not None and handed_ns >= self._key_wanted_ns
         if key:
             self._key_wanted_ns = None
         unit = self._encoder.encode(self._start + passage.number, passage.number, key=key)
-        passage.encoded_ns = passage.arrives_ns = encoded_ns = self.clock()
+        encoded_ns = handed_ns + self.clock() - began_ns
+        self._encoded_ns = passage.encoded_ns = passage.arrives_ns = encoded_ns
         transfer.stages_s["encode"] = (encoded_ns - handed_ns) / 1e9
         if unit is None:
             return
@@ -299,8 +299,7 @@ class MediaPath:
             if self._key_wanted_ns is None:
                 self._key_wanted_ns = passage.arrives_ns + self._request_ns
 
-    async def _cross_edge(self, edge: Edge, passage: _Passage, left_ns: int) -> None:
-        await asyncio.sleep(max(0, left_ns) / 1e9)
+    async def _cross_edge(self, edge: Edge, passage: _Passage) -> None:
         async with self._crossing:  # in order
             arrived_ns = self.clock()
             try:
@@ -317,13 +316,13 @@ class MediaPath:
 
     def _deliver(self, passage: _Passage) -> None:
         transfer = passage.transfer
-        if transfer.lost is None and transfer.size:
+        if passage.error is None and transfer.lost is None and transfer.size:
             uplink_ns = self.clock() - passage.encoded_ns - passage.edge_ns - passage.decode_ns
             transfer.stages_s["uplink"] = max(0, uplink_ns) / 1e9
             if self._edge is not None:
                 transfer.stages_s["edge"] = passage.edge_ns / 1e9
             transfer.stages_s["decode"] = passage.decode_ns / 1e9
-        self._end(passage)
+        self._end(passage, passage.error)
 
     def _charge(self, transfer: Transfer, **cpu_s: float) -> None:
         for stage, seconds in cpu_s.items():

@@ -11,6 +11,8 @@ long as they did; the trace repeats behind its end.
 """
 
 import functools
+import inspect
+import os
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,6 +68,37 @@ class DelayTrace:
         sent = sent[known]
         return cls((sent - sent[:1].sum()) / 1e3, rtt[known] / 2e3)
 
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        run: int = 0,
+        sent: str = "send_ms",
+        rtt: str = "rtt_ms",
+        offsets: str = "offsets",
+    ) -> "DelayTrace":
+        """Read measured round trips from an ``.npz`` file of several runs, one behind the other, or of one.
+
+        Args:
+            path: of the file.
+            run: which run.
+            sent: name of the instants of sending, in milliseconds.
+            rtt: name of the round-trip times, in milliseconds.
+            offsets: name of the places at which the runs begin, with the end of the last; without it there is one run.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it has no such names, or no such run.
+        """
+        with np.load(path) as file:
+            if missing := sorted({sent, rtt} - set(file)):
+                raise ValueError(expected("trace", f"names among {', '.join(file)}", ", ".join(missing)))
+            bounds = file[offsets].tolist() if offsets in file else [0, file[sent].size]
+            check_count("run", run, at_least=0, at_most=len(bounds) - 2)
+            cut = slice(bounds[run], bounds[run + 1])
+            return cls.from_round_trips(file[sent][cut], file[rtt][cut])
+
     def delay_ns(self, at_ns: int) -> int:
         """Return the delay of what is sent at an instant, from the start of the trace."""
         length_s = float(self.sent_s[-1]) or 1.0
@@ -113,7 +146,8 @@ def network_profile(source: str | Path | NetworkProfile) -> NetworkProfile:
     """Return a profile of the library by its name, the one in a TOML or JSON file, or the profile given.
 
     Args:
-        source: a name, as ``"lte"``; a path that ends in ``.toml`` or ``.json``; or a profile.
+        source: a name, as ``"lte"``; a path that ends in ``.toml`` or ``.json``; or a profile. A table ``trace`` of the
+            file has the arguments of `DelayTrace.load`; its ``path`` is relative to the file.
 
     Raises:
         ValueError: there is no such profile, or the file holds an invalid one.
@@ -121,17 +155,28 @@ def network_profile(source: str | Path | NetworkProfile) -> NetworkProfile:
     """
     if isinstance(source, NetworkProfile):
         return source
-    return load_profile(source, __package__, "networks", _from_dict, "network")
+    return load_profile(
+        source, __package__, "networks", functools.partial(_from_dict, folder=Path(source).parent), "network"
+    )
 
 
-def _from_dict(data: Mapping[str, Any]) -> NetworkProfile:
-    known = {field.name for field in attrs.fields(NetworkProfile)} - {"trace"}
+def _from_dict(data: Mapping[str, Any], folder: Path) -> NetworkProfile:
+    known = {field.name for field in attrs.fields(NetworkProfile)}
     for key in data:
         if key not in known:
             raise ValueError(expected("the profile", "keys among " + ", ".join(sorted(known)), key))
     if "name" not in data:
         raise ValueError(expected("name", "a name", None))
-    return NetworkProfile(**data)
+    if (asked := data.get("trace")) is None:
+        return NetworkProfile(**data)
+    check_instance("trace", asked, lambda it: isinstance(it, Mapping) and "path" in it, "a table with a path")
+    options = dict(asked)
+    path = folder / os.path.expandvars(options.pop("path"))
+    names = list(inspect.signature(DelayTrace.load).parameters)
+    for key in options:
+        if key not in names:
+            raise ValueError(expected("trace", "keys among " + ", ".join(names), key))
+    return NetworkProfile(**(dict(data) | {"trace": DelayTrace.load(path, **options)}))
 
 
 class Link:

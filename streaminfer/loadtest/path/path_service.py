@@ -14,11 +14,13 @@ from streaminfer.errors import StreamInferError
 from streaminfer.loadtest.devices.delivery import Capture, captures
 from streaminfer.loadtest.path.media_path import Loss, MediaPath
 from streaminfer.loadtest.sample import Measured, Sample
+from streaminfer.loadtest.sending.requests import check_service
 from streaminfer.protocols import Clock, is_service
 from streaminfer.request import Request, Response
 from streaminfer.stack import Stack
 
 if TYPE_CHECKING:
+    from streaminfer.loadtest.path.packet_path import PacketPath
     from streaminfer.loadtest.path.webrtc_path import WebRtcPath
 
 __all__ = ["FrameLost", "LostAtEncoder", "LostInNetwork", "PathService", "Score", "Undecodable"]
@@ -42,10 +44,10 @@ class Undecodable(FrameLost):
     """The frame needs one that was lost."""
 
 
-_LOSSES: dict[Loss, type[FrameLost]] = {
-    "encoder": LostAtEncoder,
-    "network": LostInNetwork,
-    "undecodable": Undecodable,
+_LOSSES: dict[Loss, tuple[type[FrameLost], str]] = {
+    "encoder": (LostAtEncoder, "the encoders are behind; use fewer devices, or more workers where there are cores"),
+    "network": (LostInNetwork, "it did not arrive, or not before a later one"),
+    "undecodable": (Undecodable, "it needs one that was lost"),
 }
 
 
@@ -53,7 +55,7 @@ _LOSSES: dict[Loss, type[FrameLost]] = {
 class _Due:
     """One frame of one path."""
 
-    path: "MediaPath | WebRtcPath"
+    path: "MediaPath | WebRtcPath | PacketPath"
     capture: Capture
     skipped: int
 
@@ -73,7 +75,8 @@ class PathService:
             )
 
     Args:
-        service: gets the frames that arrive, with the name of the path as ``stream_id``.
+        service: gets the frames that arrive, with the name of the path as ``stream_id``; or an async function of the
+            inputs.
         paths: of the devices. It closes them at its end.
         score: how good an answer is, from 0 to 1, of the outputs and the position of the frame in its stream, in
             seconds; the report has the mean by device as ``accuracy``.
@@ -84,17 +87,18 @@ class PathService:
     def __init__(
         self,
         service: Any,
-        paths: "Sequence[MediaPath | WebRtcPath]",
+        paths: "Sequence[MediaPath | WebRtcPath | PacketPath]",
         *,
         score: Score | None = None,
         seed: int = 0,
         clock: Clock | None = None,
     ) -> None:
-        check_instance("service", service, is_service, "a service (an object with call)")
+        check_service(service)
         if not paths:
             raise ValueError(expected("paths", "at least one MediaPath", paths))
         check_instance("score", score, lambda it: it is None or callable(it), "a function or None")
         self._service = service
+        self._is_service = is_service(service)
         self._score = score
         self._paths = list(paths)
         self._seed = check_count("seed", seed, at_least=0)
@@ -145,17 +149,21 @@ class PathService:
         late_ns = 0 if delivered_ns is None else delivered_ns - due.capture.captured_ns
         transfer = await due.path.send(captured_ns, captured_ns + late_ns, skipped=due.skipped)
         if transfer.lost is not None:
-            raise _LOSSES[transfer.lost](f"frame lost: {transfer.lost}")
+            kind, reason = _LOSSES[transfer.lost]
+            raise kind(f"frame lost: {reason}")
         decoded_ns, outputs, scores = self._clock(), [], []
         for frame in transfer.frames:
-            inner = Request(
-                frame.inputs,
-                deadline_ns=request.deadline_ns,
-                priority=request.priority,
-                tenant=request.tenant,
-                stream_id=due.path.name,
-            )
-            answer = (await self._service.call(inner)).outputs
+            if self._is_service:
+                inner = Request(
+                    frame.inputs,
+                    deadline_ns=request.deadline_ns,
+                    priority=request.priority,
+                    tenant=request.tenant,
+                    stream_id=due.path.name,
+                )
+                answer = (await self._service.call(inner)).outputs
+            else:
+                answer = await self._service(frame.inputs)
             outputs.append(answer)
             if self._score is not None:
                 scores.append(self._score(answer, frame.position_s or 0.0))

@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable
 from fractions import Fraction
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -57,6 +58,7 @@ class WebRtcLeg:
 
     Attributes:
         network: profile of its network.
+        clock_rate: ticks per second of RTP.
         relay: between the peers; it counts packets.
 
     Raises:
@@ -67,7 +69,7 @@ class WebRtcLeg:
     def __init__(
         self,
         scene: Scene,
-        network: str | NetworkProfile,
+        network: str | Path | NetworkProfile,
         *,
         seconds: float | None,
         seed: int = 0,
@@ -80,7 +82,7 @@ class WebRtcLeg:
             raise ValueError(expected("scene", "a device whose codec is one of " + ", ".join(MIME_TYPES), codec))
         self._scene = scene
         self._camera = isinstance(scene.profile, CameraProfile)
-        self._clock_rate = CLOCK_RATES["video" if self._camera else "audio"]
+        self.clock_rate = CLOCK_RATES["video" if self._camera else "audio"]
         self._seed = check_count("seed", seed, at_least=0)
         self._moments = _Moments(scene, seconds, self._seed)
         self._on_packet = on_packet
@@ -120,7 +122,7 @@ class WebRtcLeg:
         """
         start_ns = self._moments.start_ns = self._moments.start_ns or captured_ns
         self._moments.queue.put_nowait((number, captured_ns - start_ns, handed_ns - start_ns))
-        return round((captured_ns - start_ns) * self._clock_rate / 1e9)
+        return round((captured_ns - start_ns) * self.clock_rate / 1e9)
 
     async def __aenter__(self) -> Self:
         make = self._aiortc.RTCPeerConnection
@@ -217,7 +219,7 @@ class WebRtcLeg:
         (receiver,) = self._receiver.getReceivers()
         origin = receiver._RTCRtpReceiver__timestamp_mapper._origin
         ticks = (origin - (self._first_timestamp or 0)) % RTP_WRAP + (self._first_pts or 0)
-        captured_ns: int = self._moments.start_ns + round((ticks / self._clock_rate + position_s) * 1e9)
+        captured_ns: int = self._moments.start_ns + round((ticks / self.clock_rate + position_s) * 1e9)
         return captured_ns
 
 

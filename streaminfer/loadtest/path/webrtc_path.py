@@ -1,16 +1,19 @@
-"""`WebRtcPath`: a camera over WebRTC as a path of a load test, with the stages of each picture."""
+"""`WebRtcPath`: a device over WebRTC as a path of a load test, with the stages of each frame."""
 
 import asyncio
+import itertools
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import attrs
 
-from streaminfer._internal.validation import check_instance
+from streaminfer._internal.validation import check_count
 from streaminfer.errors import Closed
 from streaminfer.loadtest.devices.profile import CameraProfile
+from streaminfer.loadtest.path.codec import Prepare
 from streaminfer.loadtest.path.media_path import Transfer
 from streaminfer.loadtest.path.network import NetworkProfile
 from streaminfer.loadtest.path.scene import Scene
@@ -21,12 +24,14 @@ __all__ = ["WebRtcPath"]
 
 STAGES = ("capture", "encode", "uplink", "decode")
 LOST_S = 2.0
-"""After which a picture that has not come is lost, where no later one shows it."""
+"""After which a frame that has not come is lost, where no later one shows it."""
+ROUNDING_NS = 1_000_000
+"""Between the instants of sound that sender and receiver work out."""
 
 
 @attrs.define(slots=True, eq=False)
 class _Sent:
-    """A picture on its way."""
+    """A picture, or a packet of sound, on its way."""
 
     transfer: Transfer
     handed_ns: int
@@ -36,7 +41,7 @@ class _Sent:
 
 
 class WebRtcPath:
-    """One camera whose stream comes over a `WebRtcLeg`, for `PathService`, in real time.
+    """One device whose stream comes over a `WebRtcLeg`, for `PathService`, in real time.
 
     ::
 
@@ -49,37 +54,57 @@ class WebRtcPath:
     what was sent again; ``decode``, which has the jitter buffer, the decoder and the conversion. aiortc does not tell
     the CPU of its codecs.
 
+    A chunk of sound comes with the packet that has its last sample. Packets before it, whose sound is in it too, are
+    answered at the same time, without frames.
+
     Args:
-        scene: what the camera captures.
+        scene: what the device captures.
         network: profile of its network, or its name.
+        prepare: makes an input of the model from an array; runs in the executor of the loop.
+        start: place in the scene at which the device begins.
         seed: of jitter and loss.
-        wanted: ``size`` and ``pixel_format`` of the pictures that the model takes.
+        wanted: ``size`` and ``pixel_format`` of the pictures that the model takes, or ``sample_rate`` and ``chunk`` of
+            the sound; as for `from_track`.
 
     Raises:
         MissingExtra: aiortc is not installed.
-        TypeError: the device is no camera.
         ValueError: WebRTC has no such codec.
     """
 
-    def __init__(self, scene: Scene, network: str | NetworkProfile, *, seed: int = 0, **wanted: Any) -> None:
-        check_instance("scene", scene, _is_of_camera, "the Scene of a camera")
+    _numbers = itertools.count()
+
+    def __init__(
+        self,
+        scene: Scene,
+        network: str | Path | NetworkProfile,
+        *,
+        prepare: Prepare | None = None,
+        start: int = 0,
+        seed: int = 0,
+        **wanted: Any,
+    ) -> None:
         self._leg = WebRtcLeg(scene, network, seconds=None, seed=seed, on_packet=self._note_packet)
         self._wanted = wanted
+        self._prepare = prepare
+        self._camera = isinstance(scene.profile, CameraProfile)
+        self._period_ns = round(scene.profile.period_s * 1e9)
+        self._start = check_count("start", start, at_least=0)
         self.scene = scene
         self.clock = time.monotonic_ns
-        self.name = f"{scene.profile.name}-webrtc-{seed}"
+        self.name = f"{scene.profile.name}-webrtc-{next(self._numbers)}"
         self.labels: Mapping[str, str] = {"device": scene.profile.name, "network": self._leg.network.name}
         self._sent: dict[int, _Sent] = {}
-        self._number = 0
+        self._number = self._last_ns = 0
+        self._begun_ns: int | None = None
         self._reader: asyncio.Task[None] | None = None
 
     def send(self, captured_ns: int, handed_ns: int | None = None, *, skipped: int = 0) -> asyncio.Future[Transfer]:
-        """Send the next picture; the future completes when it was decoded, or is known to be lost.
+        """Send the next frame; the future completes when it was decoded, or is known to be lost.
 
         Args:
             captured_ns: instant of capture.
             handed_ns: instant at which the encoder gets it; ``None``: at once.
-            skipped: pictures before it that the device lost.
+            skipped: frames before it that the device lost.
 
         Raises:
             Closed: the path does not run.
@@ -89,14 +114,15 @@ class WebRtcPath:
         loop = asyncio.get_running_loop()
         number, self._number = self._number + skipped, self._number + skipped + 1
         handed_ns = handed_ns or captured_ns
+        captured_ns = self._regular(number, captured_ns)
         sent = _Sent(Transfer(captured_ns), handed_ns, loop.create_future())
-        ticks = self._leg.send(number, captured_ns, handed_ns)
+        ticks = self._leg.send(self._start + number, captured_ns, handed_ns)
         self._sent[ticks] = sent
         loop.call_later(LOST_S, self._lose, ticks)
         return sent.done
 
     async def aclose(self) -> None:
-        """End the path; pictures on their way get `Closed`."""
+        """End the path; frames on their way get `Closed`."""
         reader, self._reader = self._reader, None
         self._end_all(Closed(f"media path {self.name!r} was closed"))
         if reader is not None:
@@ -118,29 +144,56 @@ class WebRtcPath:
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
+    def _regular(self, number: int, captured_ns: int) -> int:
+        """Return when a frame was captured by the pace of the device: a busy loop sends several at one instant."""
+        begun_ns = captured_ns - number * self._period_ns
+        self._begun_ns = begun_ns if self._begun_ns is None else min(self._begun_ns, begun_ns)
+        self._last_ns = max(self._begun_ns + number * self._period_ns, self._last_ns + ROUNDING_NS)
+        return self._last_ns
+
     async def _read(self) -> None:
+        loop = asyncio.get_running_loop()
         try:
             async for frame in self._leg.frames(**self._wanted):
-                self._arrive(frame)
+                prepared: Frame | Exception = frame
+                if self._prepare is not None:
+                    try:
+                        inputs = await loop.run_in_executor(None, self._prepare, frame.inputs)
+                        prepared = attrs.evolve(frame, inputs=inputs)
+                    except Exception as error:  # noqa: BLE001 - of prepare: the caller of this frame gets it
+                        prepared = error
+                self._arrive(frame.captured_ns, prepared)
         except Exception as error:  # noqa: BLE001 - of the receiver: the callers get it
             self._end_all(error)
 
-    def _arrive(self, frame: Frame) -> None:
-        ready_ns, half_ns = self.clock(), round(self.scene.profile.period_s * 5e8)
+    def _arrive(self, captured_ns: int, frame: Frame | Exception) -> None:
+        """End the transfer of what was captured at an instant, and those before it."""
+        least_ns = captured_ns - (self._period_ns // 2 if self._camera else ROUNDING_NS)
+        most_ns = least_ns + self._period_ns
         for ticks, sent in list(self._sent.items()):
-            captured_ns = sent.transfer.captured_ns
-            if captured_ns > frame.captured_ns + half_ns:
+            sent_ns = sent.transfer.captured_ns
+            if sent_ns > most_ns:
                 return
-            if captured_ns < frame.captured_ns - half_ns:
+            if sent_ns >= least_ns:
+                self._complete(ticks, sent, frame)
+                return
+            if self._camera or not sent.last_ns:
                 self._lose(ticks)  # a later one came
-                continue
-            first_ns, last_ns = sent.first_ns or sent.handed_ns, sent.last_ns or ready_ns
-            sent.transfer.frames = [attrs.evolve(frame, captured_ns=captured_ns)]
-            instants = (captured_ns, sent.handed_ns, first_ns, last_ns, ready_ns)
-            for stage, start_ns, end_ns in zip(STAGES, instants, instants[1:], strict=False):
-                sent.transfer.stages_s[stage] = max(0, end_ns - start_ns) / 1e9
-            self._end(ticks)
+            else:
+                self._complete(ticks, sent, None)
+
+    def _complete(self, ticks: int, sent: _Sent, frame: Frame | Exception | None) -> None:
+        if isinstance(frame, Exception):
+            self._end(ticks, frame)
             return
+        transfer, ready_ns = sent.transfer, self.clock()
+        first_ns, last_ns = sent.first_ns or sent.handed_ns, sent.last_ns or ready_ns
+        if frame is not None:
+            transfer.frames = [attrs.evolve(frame, captured_ns=transfer.captured_ns)]
+        instants = (transfer.captured_ns, sent.handed_ns, first_ns, last_ns, ready_ns)
+        for stage, start_ns, end_ns in zip(STAGES, instants, instants[1:], strict=False):
+            transfer.stages_s[stage] = max(0, end_ns - start_ns) / 1e9
+        self._end(ticks)
 
     def _lose(self, ticks: int) -> None:
         if ticks in self._sent:
@@ -162,7 +215,7 @@ class WebRtcPath:
             self._end(ticks, error)
 
     def _note_packet(self, ticks: int, *, arrived: bool) -> None:
-        sent = self._sent.get(ticks)
+        sent = self._sent.get(ticks) if self._camera else self._nearest(ticks)
         if sent is None:
             return
         if arrived:
@@ -170,6 +223,7 @@ class WebRtcPath:
         elif not sent.first_ns:
             sent.first_ns = self.clock()
 
-
-def _is_of_camera(value: object) -> bool:
-    return isinstance(value, Scene) and isinstance(value.profile, CameraProfile)
+    def _nearest(self, ticks: int) -> _Sent | None:
+        """Return the packet of sound that was captured about then: the encoder counts samples, not instants."""
+        half = self._leg.clock_rate * self.scene.profile.period_s / 2
+        return next((sent for at, sent in self._sent.items() if abs(at - ticks) <= half), None)

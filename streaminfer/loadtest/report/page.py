@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from functools import partial
 from html import escape
 
+import attrs
+
 from streaminfer._internal.html_table import html_table
 from streaminfer.loadtest.capacity.search import Capacity
 from streaminfer.loadtest.report import plots
@@ -13,6 +15,9 @@ from streaminfer.loadtest.report.report import TAILS, Report, Tail
 from streaminfer.loadtest.report.sentences import describe, say_headline, say_latency
 
 __all__ = ["make_page", "make_summary"]
+
+CPU = "_cpu_s"
+"""End of the names of values that are CPU seconds."""
 
 
 def make_page(report: Report, *, verdicts: Sequence[str] = (), capacity: Capacity | None = None) -> str:
@@ -36,6 +41,7 @@ def make_page(report: Report, *, verdicts: Sequence[str] = (), capacity: Capacit
         sections.insert(0, _section("Capacity", draw(partial(plots.plot_capacity, capacity=capacity), str(capacity))))
     if stages := report.by_stage():
         sections.append(_tails("By stage", stages))
+        sections += [_stages(report, label) for label in report.record.labels]
     if report.record.values:
         sections += [_means(report, label) for label in report.record.labels]
     sections.append(_section("Outcomes", html_table(((name, f"{count:,}") for name, count in report.outcomes.items()))))
@@ -67,23 +73,40 @@ def _tails(title: str, tails: Sequence[Tail]) -> str:
     return _section(title, picture + _table(tails))
 
 
+def _stages(report: Report, label: str) -> str:
+    """Return a table of the stages for each value of a label, where there are several."""
+    values = [tail.name for tail in report.by_label(label)]
+    tails = [
+        attrs.evolve(tail, name=f"{value}: {tail.name}") for value in values for tail in report.by_stage(label, value)
+    ]
+    return _section(f"Stages by {label}", _table(tails)) if len(values) > 1 and tails else ""
+
+
 def _table(tails: Sequence[Tail]) -> str:
+    timed = any(tail.on_time is not None for tail in tails)  # stages have no SLO
     rows = [
         (
             tail.name,
             f"{tail.count:,}",
-            "" if tail.on_time is None else f"{tail.on_time:.2%}",
+            *(("" if tail.on_time is None else f"{tail.on_time:.2%}",) if timed else ()),
             *(say_latency(seconds) for seconds in tail.quantiles_s.values()),
         )
         for tail in tails
     ]
-    return f'<div class="scroll">{html_table(rows, head=("", "requests", "on time", *TAILS))}</div>'
+    head = ("", "requests", *(("on time",) if timed else ()), *TAILS)
+    return f'<div class="scroll">{html_table(rows, head=head)}</div>'
 
 
 def _means(report: Report, label: str) -> str:
     means = report.means(label)
     names = list(report.record.values)
     rows = [
-        (value, *(f"{found[name]:.4g}" if name in found else "" for name in names)) for value, found in means.items()
+        (value, *(_say_mean(name, found[name]) if name in found else "" for name in names))
+        for value, found in means.items()
     ]
-    return _section(f"Measured by {label}", f'<div class="scroll">{html_table(rows, head=(label, *names))}</div>')
+    head = (label, *(f"CPU of {name.removesuffix(CPU)}" if name.endswith(CPU) else name for name in names))
+    return _section(f"Measured by {label}", f'<div class="scroll">{html_table(rows, head=head)}</div>')
+
+
+def _say_mean(name: str, mean: float) -> str:
+    return say_latency(mean) if name.endswith(CPU) else f"{mean:,.4g}" if mean < 10_000 else f"{mean:,.0f}"

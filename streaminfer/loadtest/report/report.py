@@ -154,14 +154,23 @@ class Report:
         column = self._labels(label)
         return [self._tail(value, self.record.where(column == value)) for value in sorted(set(column.tolist()) - {""})]
 
-    def by_stage(self) -> list[Tail]:
-        """Return a tail for each stage that was timed, and for the age of the results where it differs from latency."""
-        stages = dict(self.record.stages)
+    def by_stage(self, label: str | None = None, value: str = "") -> list[Tail]:
+        """Return a tail for each stage that was timed, and for the age of the results where it differs from latency.
+
+        Args:
+            label: of the requests to look at; ``None``: all.
+            value: of that label, as in ``by_stage("device", "phone")``.
+
+        Raises:
+            ValueError: no request has that label.
+        """
+        record = self.record if label is None else self.record.where(self._labels(label) == value)
+        stages = dict(record.stages)
         before = stages.pop(BEFORE, None)
         if before is not None:
-            stages["age"] = np.nan_to_num(before) + self.latencies_s
+            stages["age"] = np.nan_to_num(before) + record.latency_s
         timed = {name: column[~np.isnan(column)] for name, column in stages.items()}
-        return [Tail(name, column.size, None, _by_name(column)) for name, column in timed.items()]
+        return [Tail(name, column.size, None, _by_name(column)) for name, column in timed.items() if column.size]
 
     def means(self, label: str) -> dict[str, dict[str, float]]:
         """Return the mean of each measured value, such as an accuracy, for each value of a label.
@@ -214,7 +223,13 @@ class Report:
             "stages": {tail.name: _finite_all(tail.quantiles_s) for tail in self.by_stage()},
             "labels": {
                 label: {
-                    tail.name: {"on_time": tail.on_time, **_finite_all(tail.quantiles_s)}
+                    tail.name: {
+                        "on_time": tail.on_time,
+                        **_finite_all(tail.quantiles_s),
+                        "stages": {
+                            each.name: _finite_all(each.quantiles_s) for each in self.by_stage(label, tail.name)
+                        },
+                    }
                     for tail in self.by_label(label)
                 }
                 for label in self.record.labels

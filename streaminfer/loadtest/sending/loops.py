@@ -4,18 +4,20 @@
 the requests that a pause would have hit are sent, and their latencies count from the instant at which they were due.
 All requests that are due at one wake-up of the timer are sent at once, each in a task of its own, as in a server.
 
-*Cost.* A request costs its task, one coroutine around the call, two reads of the clock and two writes to arrays. The
-arrays hold machine integers, which the garbage collector does not visit.
+*Cost.* A request costs its task, one compiled coroutine around the call, two reads of the clock and two writes to
+arrays. The arrays hold machine integers, which the garbage collector does not visit.
 
 References: G. Tene, "How NOT to measure latency", 2013 (coordinated omission); B. Schroeder, A. Wierman,
 M. Harchol-Balter, "Open versus closed: a cautionary tale", NSDI 2006.
 """
 
 import asyncio
+import time
 from array import array
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from streaminfer.loadtest.sending._requests_cy import DueRequests
 from streaminfer.loadtest.sending.timers import clock_of, make_timer
 
 __all__ = ["Call", "OpenLoop", "closed_loop"]
@@ -37,10 +39,6 @@ class OpenLoop:
 
     Attributes:
         due_ns: as given.
-        sent_ns: when each request was sent; 0: it was not.
-        completed_ns: when each was answered; 0: it was not.
-        failures: what the others raised; `asyncio.CancelledError` where a service cancelled its own call.
-        sent: how many were sent.
     """
 
     def __init__(
@@ -52,18 +50,33 @@ class OpenLoop:
         on_result: Callable[[int, Any], None] | None = None,
     ) -> None:
         self.due_ns = due_ns
-        self.sent_ns = array("q", bytes(8 * len(due_ns)))
-        self.completed_ns = array("q", bytes(8 * len(due_ns)))
-        self.failures: dict[int, BaseException] = {}
-        self.sent = 0
-        self._call, self._errors, self._on_result = call, errors, on_result
-        self._pending: dict[int, asyncio.Task[None]] = {}
-        self._cancelling = False
+        self._requests = DueRequests(call, due_ns, errors, on_result, time.monotonic_ns, self._stop)
+        self._ended: asyncio.Future[None] | None = None
+
+    @property
+    def sent_ns(self) -> "array[int]":
+        """When each request was sent; 0: it was not."""
+        return self._requests.sent_ns
+
+    @property
+    def completed_ns(self) -> "array[int]":
+        """When each was answered; 0: it was not."""
+        return self._requests.completed_ns
+
+    @property
+    def failures(self) -> dict[int, BaseException]:
+        """What the others raised; `asyncio.CancelledError` where a service cancelled its own call."""
+        return self._requests.failures
+
+    @property
+    def sent(self) -> int:
+        """How many were sent."""
+        return self._requests.sent
 
     @property
     def in_flight(self) -> int:
         """How many requests are sent and not completed."""
-        return len(self._pending)
+        return len(self._requests.pending)
 
     async def run(self, *, drain_s: float | None = None) -> None:
         """Send all requests and wait for their ends.
@@ -76,82 +89,49 @@ class OpenLoop:
             BaseException: what a call raised that is not among ``errors``.
         """
         loop = asyncio.get_running_loop()
-        ended: asyncio.Future[None] = loop.create_future()
-        due_ns, clock, pending, create_task = self.due_ns, clock_of(loop), self._pending, loop.create_task
-        count = len(due_ns)
-        one = self._sender(ended, clock)
+        clock, requests, create_task = clock_of(loop), self._requests, loop.create_task
+        ended = self._ended = loop.create_future()
+        requests.clock = clock
 
         def send_due() -> None:
-            number = self.sent
-            now = clock()
-            while number < count and due_ns[number] <= now:
-                task = create_task(one(number))
-                if not task.done():  # an eager task may be
-                    pending[number] = task
-                number += 1
-            self.sent = number
-            if number < count:
-                timer.set(max(due_ns[number], now + timer.resolution_ns), now)
-            elif not pending:
-                _end(ended)
+            now_ns = clock()
+            next_ns = requests.send_due(create_task, now_ns)
+            if next_ns:
+                timer.set(max(next_ns, now_ns + timer.resolution_ns), now_ns)
+            elif not requests.pending:
+                self._stop(None)
             elif drain_s is not None:
                 limits.append(loop.call_later(drain_s, self._cancel))
-                limits.append(loop.call_later(drain_s + _CANCELLING_S, _end, ended))
+                limits.append(loop.call_later(drain_s + _CANCELLING_S, self._stop, None))
 
         limits: list[asyncio.TimerHandle] = []
         timer = make_timer(loop, send_due)
         try:
-            if count:
-                timer.set(due_ns[0], clock())
+            if self.due_ns:
+                timer.set(self.due_ns[0], clock())
                 await ended
         finally:
             timer.close()
             for limit in limits:
                 limit.cancel()
-            if pending:  # this run was cancelled, or ended by an error
-                left = list(pending.values())
+            if requests.pending:  # this run was cancelled, or ended by an error
+                left = list(requests.pending.values())
                 self._cancel()
                 await asyncio.wait(left, timeout=_CANCELLING_S)
 
-    def _sender(self, ended: "asyncio.Future[None]", clock: Callable[[], int]) -> Callable[[int], Any]:
-        call, on_result, errors = self._call, self._on_result, self._errors
-        sent_ns, completed_ns, pending, count = self.sent_ns, self.completed_ns, self._pending, len(self.due_ns)
-
-        async def one(number: int) -> None:
-            sent_ns[number] = clock()
-            try:
-                try:
-                    result = await call(number)
-                except asyncio.CancelledError as error:
-                    if not self._cancelling:  # the service's own
-                        self.failures[number] = error.with_traceback(None)
-                except errors as error:
-                    self.failures[number] = error.with_traceback(None)
-                else:
-                    completed_ns[number] = clock()
-                    if on_result is not None:
-                        on_result(number, result)
-            except BaseException as error:  # noqa: BLE001 - raised by the run
-                _end(ended, error)
-            pending.pop(number, None)
-            if not pending and self.sent == count:
-                _end(ended)
-
-        return one
-
     def _cancel(self) -> None:
-        self._cancelling = True
-        for task in list(self._pending.values()):
+        self._requests.cancelling = True
+        for task in list(self._requests.pending.values()):
             task.cancel()
 
-
-def _end(ended: "asyncio.Future[None]", error: BaseException | None = None) -> None:
-    if ended.done():
-        return
-    if error is None:
-        ended.set_result(None)
-    else:
-        ended.set_exception(error)
+    def _stop(self, error: BaseException | None) -> None:
+        ended = self._ended
+        if ended is None or ended.done():
+            return
+        if error is None:
+            ended.set_result(None)
+        else:
+            ended.set_exception(error)
 
 
 async def closed_loop(call: Call, callers: int, seconds: float) -> list[float]:

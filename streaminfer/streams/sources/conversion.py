@@ -1,5 +1,6 @@
 """From decoded pictures and sound to frames with the arrays that a model wants."""
 
+import math
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +16,11 @@ __all__ = ["FrameMaker", "PictureConverter"]
 
 BILINEAR, AREA = 2, 32
 """FFmpeg's numbers of ways to scale."""
+COLORS = frozenset({"rgb24", "bgr24", "rgba", "bgra"})
+PACKED = {"rgb24": 3, "bgr24": 3, "rgba": 4, "bgra": 4, "gray": 1}
+"""Bytes per pixel of formats with one plane."""
+SHRUNK_FORMATS = {"yuv420p": "yuv422p", "yuvj420p": "yuvj422p"}
+"""Formats in which pictures shrink before they get colors: as much color as in one step of FFmpeg, in half the time."""
 
 
 class PictureConverter:
@@ -27,7 +33,8 @@ class PictureConverter:
     """
 
     def __init__(self, av: ModuleType, wanted: VideoFormat, *, threads: int = 0) -> None:
-        self._reformat = av.video.reformatter.VideoReformatter().reformat  # which keeps its tables between frames
+        make = av.video.reformatter.VideoReformatter  # which keeps its tables between frames
+        self._reformat, self._shrink = make().reformat, make().reformat
         self._wanted = wanted
         self._threads = threads
 
@@ -40,10 +47,18 @@ class PictureConverter:
         # the mean of the pixels that one covers: faster than FFmpeg's other ways to shrink, and without their aliasing
         shrinks = width <= frame.width and height <= frame.height
         interpolation = AREA if shrinks else BILINEAR
-        array: np.ndarray[Any, Any] = self._reformat(
+        between = SHRUNK_FORMATS.get(frame.format.name) if shrinks and wanted.pixel_format in COLORS else None
+        if between is not None and (width, height) != (frame.width, frame.height):
+            frame = self._shrink(frame, width, height, between, interpolation=interpolation, threads=self._threads)
+        made = self._reformat(
             frame, width, height, wanted.pixel_format, interpolation=interpolation, threads=self._threads
-        ).to_ndarray()
-        return np.ascontiguousarray(array)
+        )
+        if made is not frame and made.planes[0].line_size == width * PACKED.get(wanted.pixel_format, 0):
+            # its only plane has no gaps and no other owner: no copy
+            shape = (height, width) if wanted.pixel_format == "gray" else (height, width, PACKED[wanted.pixel_format])
+            view: np.ndarray[Any, Any] = np.frombuffer(made.planes[0], np.uint8, math.prod(shape)).reshape(shape)
+            return view
+        return np.ascontiguousarray(made.to_ndarray())
 
 
 class AudioAssembler:

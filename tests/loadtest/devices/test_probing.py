@@ -94,6 +94,14 @@ def test_noise_and_snr_of_sound_are_within_ten_percent(recorded, noise_dbfs):
     assert measured.measures["snr_db"] == pytest.approx(-12 - 3 - noise_dbfs, abs=0.8)
 
 
+def test_loudness_follows_the_gain(recorded):
+    """EBU R 128 tells the level of the whole recording, in the same decibels."""
+    loud, quiet = (recorded(attrs.evolve(MICROPHONE, gain_db=gain)).measures for gain in (0.0, -10.0))
+
+    assert loud["loudness_lufs"] - quiet["loudness_lufs"] == pytest.approx(10.0, abs=0.5)
+    assert loud["rms_peak_db"] - quiet["rms_peak_db"] == pytest.approx(10.0, abs=0.5)
+
+
 def test_clipping_is_within_ten_percent(recorded, bursts):
     profile = attrs.evolve(MICROPHONE, clip_dbfs=-15.0)
     level = 10 ** (-15 / 20)

@@ -70,6 +70,14 @@ def test_noise_has_its_level(bursts):
     assert 20 * np.log10(np.sqrt(np.mean(silence**2))) == pytest.approx(-40.0, abs=0.3)
 
 
+@pytest.mark.parametrize("band", [{"low_hz": 4_000.0}, {"high_hz": 150.0}], ids=["low end", "high end"])
+def test_band_takes_the_tone_outside_it_away(bursts, band):
+    """The bursts are a tone between these ends."""
+    whole, cut = (samples(bursts, attrs.evolve(MICROPHONE, **limits))[1_600:14_400] for limits in ({}, band))
+
+    assert np.sqrt(np.mean(cut**2)) < 0.3 * np.sqrt(np.mean(whole**2))
+
+
 def test_reverberation_outlasts_the_sound(bursts):
     dry, wet = (samples(bursts, attrs.evolve(MICROPHONE, reverberation_s=seconds)) for seconds in (0.0, 0.5))
 

@@ -93,14 +93,25 @@ def test_devices_of_a_group_begin_at_other_places():
     assert [path._start for path in group.make_paths()] == [0, 5, 10]
 
 
-def test_scenario_names_devices_and_networks(tmp_path):
+@pytest.mark.parametrize("transport", ["webrtc", "packets"])
+def test_real_packets_need_real_time(transport):
+    group = DeviceGroup(
+        source=ASSETS / "librivox_0870.wav", device="headset", network="lte", seconds=1.0, transport=transport
+    )
+
+    with pytest.raises(ValueError, match="transport: expected 'simulated' with an edge or in virtual time"):
+        run(lambda _loop: run_devices(Size(), [group], duration_s=1.0, slo_s=0.5))
+
+
+def test_scenario_names_devices_networks_and_transports(tmp_path):
     (tmp_path / "mine.toml").write_text('kind = "microphone"\nname = "mine"\n')
-    (tmp_path / "scenario.toml").write_text(SCENARIO)
+    (tmp_path / "scenario.toml").write_text(SCENARIO + 'transport = "webrtc"\n')
 
     first, second = Scenario.load(tmp_path / "scenario.toml").devices
 
     assert (first.device.name, first.network.name, first.count, first.wanted.size) == ("webcam", "wifi", 3, (64, 48))
     assert (second.device.name, second.source) == ("mine", tmp_path / "speech.wav")
+    assert (first.transport, second.transport) == ("simulated", "webrtc")
 
 
 @pytest.mark.parametrize(
@@ -108,13 +119,19 @@ def test_scenario_names_devices_and_networks(tmp_path):
     [
         ('device = "webcam"', 'device = "fax"', "device: expected"),
         ("count = 3", "number = 3", "devices: expected"),
+        ("count = 3", 'transport = "pigeon"', "transport: expected"),
+        (
+            'device = "webcam"',
+            'device = "webcam"\ntransport = "webrtc"',
+            "transport: expected 'webrtc' with a codec of",
+        ),
         (
             '[service]\nmake = "builtins:object"',
             '[service]\nmake = "builtins:object"\n[arrivals]\nkind = "constant"\nrate = 1',
             "devices: expected no",
         ),
     ],
-    ids=["device", "field", "arrivals"],
+    ids=["device", "field", "transport", "codec", "arrivals"],
 )
 def test_wrong_scenario_is_explained(tmp_path, before, after, named):
     (tmp_path / "mine.toml").write_text('kind = "microphone"\nname = "mine"\n')

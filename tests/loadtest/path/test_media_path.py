@@ -4,16 +4,20 @@ import asyncio
 import itertools
 import threading
 from collections import Counter
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
 import streaminfer as si
-from streaminfer.loadtest.path import MediaPath, NetworkProfile
+from streaminfer.loadtest.devices import CameraProfile
+from streaminfer.loadtest.path import CodecThread, MediaPath, NetworkProfile, Scene
+from streaminfer.loadtest.path.codec import UnitEncoder
 from streaminfer.streams.sources.formats import AudioFormat, VideoFormat
 from streaminfer.testing import run
 
+ASSETS = Path(__file__).parents[3] / "examples" / "assets"
 PICTURES = VideoFormat(size=(32, 24), pixel_format="gray")
 PERFECT = NetworkProfile(name="perfect", delay_s=0.05)
 MS = 1_000_000
@@ -77,6 +81,19 @@ def test_runs_repeat_by_seed(camera_scene):
     assert stages(1) != stages(2)
 
 
+@pytest.mark.parametrize("codec", ["h264", "vp8", "vp9", "mjpeg"])
+def test_encoder_repeats_whatever_the_load(codec):
+    """An encoder that chooses its effort by the clock would give other pictures, and other accuracies, each time."""
+    camera = CameraProfile(name="c", width=640, height=480, rate=24.0, codec=codec, bitrate=500_000)
+    scene = Scene(ASSETS / "astronaut_pan.mp4", camera, seconds=1.0)
+
+    def units():
+        encoder = UnitEncoder(av, scene)
+        return [encoder.encode(number, number, key=False).data for number in range(len(scene))]
+
+    assert units() == units()
+
+
 def test_lost_unit_is_followed_by_a_key_frame(camera_scene):
     """What needs the lost unit is ignored until the key frame that was asked for."""
     network = NetworkProfile(name="bad", delay_s=0.05, loss=0.1, retransmits=0)
@@ -110,21 +127,18 @@ def test_lost_sound_becomes_silence(microphone_scene):
     assert not any(chunk.discontinuity for chunk in chunks)
 
 
-class Held(Executor):
-    """Runs its jobs when told."""
+class Held:
+    """A codec thread that runs its jobs when told."""
 
     def __init__(self):
         self.jobs = []
 
-    def submit(self, function, *arguments):
-        future = Future()
-        self.jobs.append((future, function, arguments))
-        return future
+    def submit(self, job, argument):
+        self.jobs.append((job, argument))
 
     def run_next(self):
-        future, function, arguments = self.jobs.pop(0)
-        future.set_running_or_notify_cancel()
-        future.set_result(function(*arguments))
+        job, argument = self.jobs.pop(0)
+        job(argument)
 
 
 def test_encoder_that_is_behind_drops(camera_scene):
@@ -132,7 +146,7 @@ def test_encoder_that_is_behind_drops(camera_scene):
 
     async def main(loop):
         held = Held()
-        async with MediaPath(camera_scene(), PERFECT, wanted=PICTURES, clock=loop.clock, executor=held) as path:
+        async with MediaPath(camera_scene(), PERFECT, wanted=PICTURES, clock=loop.clock, thread=held) as path:
             sent = [path.send(loop.clock()) for _ in range(6)]
             while held.jobs:
                 held.run_next()
@@ -151,23 +165,34 @@ def test_frames_in_a_slow_device_do_not_wait_for_the_encoder(camera_scene):
     assert [it.lost for it in run(main)] == [None] * 12
 
 
-def test_close_waits_for_the_job_in_the_thread(camera_scene):
+def test_close_waits_for_the_jobs_of_the_thread(camera_scene):
     """A frame on its way gets `Closed` at once; the codecs are not used any more when the path is closed."""
+    used = []
 
     async def main(loop):
         held = Held()
-        path = MediaPath(camera_scene(), PERFECT, wanted=PICTURES, clock=loop.clock, executor=held)
+        path = MediaPath(camera_scene(), PERFECT, wanted=PICTURES, clock=loop.clock, thread=held, prepare=used.append)
         sent = [path.send(loop.clock()) for _ in range(3)]
-        running, function, arguments = held.jobs.pop()
-        running.set_running_or_notify_cancel()
         closing = asyncio.create_task(path.aclose())
         await asyncio.sleep(0)
         ended = [type(each.exception()) for each in sent], closing.done()
-        running.set_result(function(*arguments))
+        while held.jobs:
+            held.run_next()
         await closing
-        return ended, held.jobs
+        return ended, used
 
     assert run(main) == (([si.Closed] * 3, False), [])
+
+
+def test_thread_that_has_ended_fails_the_frame(camera_scene):
+    async def main():
+        with CodecThread() as thread:
+            pass
+        async with MediaPath(camera_scene(), PERFECT, wanted=PICTURES, thread=thread) as path:
+            with pytest.raises(si.Closed, match="codec thread 'codec' has ended"):
+                await path.send(path.clock())
+
+    asyncio.run(main())
 
 
 def test_stop_iteration_of_prepare_ends_the_frame(camera_scene):
@@ -216,7 +241,7 @@ def test_close_fails_what_is_on_its_way(camera_scene):
     assert tasks == 1
 
 
-def test_codecs_run_in_an_executor(camera_scene):
+def test_codecs_run_in_a_thread(camera_scene):
     """A caller that is cancelled leaves no gap in the stream."""
     names = set()
 
@@ -225,15 +250,34 @@ def test_codecs_run_in_an_executor(camera_scene):
         return picture
 
     async def main():
-        with ThreadPoolExecutor(1, thread_name_prefix="codec") as executor:
-            network = NetworkProfile(name="none")
-            async with MediaPath(camera_scene(), network, wanted=PICTURES, prepare=prepare, executor=executor) as path:
+        network = NetworkProfile(name="none")
+        with CodecThread("codec-7") as thread:
+            async with MediaPath(camera_scene(), network, wanted=PICTURES, prepare=prepare, thread=thread) as path:
                 sent = [path.send(path.clock()) for _ in range(4)]
                 sent[1].cancel()
                 return [it.lost for it in await asyncio.gather(sent[0], *sent[2:])]
 
     assert asyncio.run(main()) == [None] * 3
-    assert names == {"codec_0"}
+    assert names == {"codec-7"}
+
+
+def test_frame_from_a_thread_takes_its_time(camera_scene):
+    """The timer that the job sets delivers no frame before the network does, and jitter of the device comes first."""
+    network = NetworkProfile(name="far", delay_s=0.03)
+
+    async def main():
+        with CodecThread() as thread:
+            async with MediaPath(camera_scene(), network, wanted=PICTURES, thread=thread) as path:
+                captured_ns = path.clock()
+                sent = [path.send(captured_ns, captured_ns + number * 5 * MS) for number in (1, 2, 3)]
+                transfers = await asyncio.gather(*sent)
+                return transfers, path.clock() - captured_ns
+
+    transfers, elapsed_ns = asyncio.run(main())
+
+    assert elapsed_ns >= 45 * MS
+    assert all(it.stages_s["capture"] >= number * 0.005 for number, it in enumerate(transfers, 1))
+    assert all(it.stages_s["uplink"] >= 0.03 for it in transfers)
 
 
 def test_camera_needs_a_video_format(camera_scene):

@@ -81,6 +81,35 @@ def test_wrong_trace_is_rejected(sent_s, delay_s):
         DelayTrace(sent_s, delay_s)
 
 
+def test_trace_of_a_file_is_one_of_its_runs(tmp_path):
+    """The second drive, with its outage; each way takes half of a round trip."""
+    drives = {"send_ms": [0, 50, 0, 50, 100], "rtt_ms": [20, 20, 20, 900, 850], "offsets": [0, 2, 5]}
+    np.savez(tmp_path / "drives.npz", **{name: np.array(values) for name, values in drives.items()})
+    (tmp_path / "car.toml").write_text('name = "car"\n[trace]\npath = "drives.npz"\nrun = 1\n')
+
+    link = Link(network_profile(tmp_path / "car.toml"))
+
+    assert [link.send(100, at_ms * 1_000_000) for at_ms in (0, 50)] == [10_000_000, 500_000_000]
+
+
+@pytest.mark.parametrize(
+    ("trace", "said"),
+    [
+        ('path = "drives.npz"\nrun = 1', "run: expected"),
+        ('path = "drives.npz"\nrtt = "rtt_s"', "trace: expected names among send_ms, rtt_ms, got 'rtt_s'"),
+        ('path = "drives.npz"\nspeed = 2', "trace: expected keys among path, run"),
+        ("run = 1", "trace: expected a table with a path"),
+    ],
+    ids=["run", "name", "key", "path"],
+)
+def test_wrong_trace_of_a_file_is_explained(tmp_path, trace, said):
+    np.savez(tmp_path / "drives.npz", send_ms=np.array([0, 50]), rtt_ms=np.array([20, 20]))
+    (tmp_path / "car.toml").write_text(f'name = "car"\n[trace]\n{trace}\n')
+
+    with pytest.raises((ValueError, TypeError), match=said):
+        network_profile(tmp_path / "car.toml")
+
+
 def test_profile_comes_from_a_file(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('name = "mine"\nrate = 1000000\nloss = 0.5\n')

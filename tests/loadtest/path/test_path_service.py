@@ -138,9 +138,9 @@ def test_order_of_a_path_is_that_of_capture(camera_scene):
     assert all(before != after for before, after in pairwise(expected))
 
 
-def test_service_without_call_is_rejected(camera_scene):
+def test_service_that_cannot_be_called_is_rejected(camera_scene):
     with pytest.raises(TypeError, match="service: expected"):
-        PathService(print, [])
+        PathService(object(), [])
 
 
 def test_path_is_needed():

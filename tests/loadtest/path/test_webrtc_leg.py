@@ -2,13 +2,17 @@
 
 import asyncio
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 import streaminfer as si
-from streaminfer.loadtest.path import NetworkProfile, PathService, WebRtcLeg, WebRtcPath
+from streaminfer.loadtest.devices import MicrophoneProfile
+from streaminfer.loadtest.path import DeviceGroup, NetworkProfile, PathService, WebRtcLeg, WebRtcPath, run_devices
 
 DELAY_S = 0.02
+SPEECH = Path(__file__).parents[3] / "examples" / "assets" / "librivox_0870.wav"
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of aiortc's own dependencies
 
 
@@ -88,3 +92,62 @@ def test_load_test_has_the_stages_of_each_picture(camera_scene):
     assert (record.stages["uplink"][answered] >= DELAY_S).all()
     assert (sum(record.stages.values())[answered] <= record.latency_s[answered]).all()
     assert report.by_label("network")[0].name == "far"
+
+
+def test_devices_speak_over_webrtc():
+    """A chunk comes with the packet that completes it, prepared; packets in between are answered without one."""
+    headset = MicrophoneProfile(name="headset", codec="opus", sample_rate=48_000)
+    network = NetworkProfile(name="far", delay_s=DELAY_S, loss=0.05)
+    sizes = []
+
+    class Sizes:
+        async def call(self, request):
+            sizes.append(request.inputs)
+            return si.Response(None)
+
+    group = DeviceGroup(
+        source=SPEECH, device=headset, network=network, transport="webrtc", seconds=1.0, count=2, prepare=np.size
+    )
+    report = asyncio.run(run_devices(Sizes(), [group], duration_s=1.0, slo_s=1.0, seed=4))
+    record = report.record
+    answered = record.outcome == "ok"
+    with_chunk = answered & ~np.isnan(record.stages["service"])
+
+    assert set(report.outcomes) == {"ok", "LostInNetwork"}
+    assert set(sizes) == {512}
+    assert with_chunk.sum() == len(sizes)
+    assert with_chunk.sum() / answered.sum() == pytest.approx(0.02 / 0.032, abs=0.1)
+    assert (record.stages["uplink"][answered] >= DELAY_S).all()
+    assert {tail.name for tail in report.by_label("device")} == {"headset"}
+
+
+def test_frames_that_a_busy_loop_sends_at_once_all_end(camera_scene):
+    """They have the instants of the device, so that none takes the place of another."""
+
+    async def main():
+        path = WebRtcPath(camera_scene(codec="vp8"), NetworkProfile(name="n"), pixel_format="gray")
+        async with path:
+            now_ns = path.clock()
+            sent = [path.send(now_ns) for _ in range(4)]
+            return await asyncio.gather(*sent)
+
+    transfers = asyncio.run(main())
+
+    steps_ms = np.diff([it.captured_ns for it in transfers]) / 1e6
+    assert (steps_ms >= 1).all()
+    assert any(it.frames for it in transfers)
+
+
+def test_error_of_prepare_fails_one_picture(camera_scene):
+    def prepare(picture):
+        raise ZeroDivisionError
+
+    async def main():
+        path = WebRtcPath(camera_scene(codec="vp8"), NetworkProfile(name="n"), prepare=prepare, pixel_format="gray")
+        async with path:
+            sent = [path.send(path.clock())]
+            await asyncio.sleep(path.scene.profile.period_s)
+            sent.append(path.send(path.clock()))
+            return await asyncio.gather(*sent, return_exceptions=True)
+
+    assert ZeroDivisionError in {type(it) for it in asyncio.run(main())}

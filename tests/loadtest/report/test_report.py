@@ -75,6 +75,26 @@ class TestFigures:
         """Windows of a run are complete."""
         assert sum(latencies.size for _, latencies in report.windows(7)) == 1000
 
+    def test_stages_of_a_device(self, report):
+        """Stages are over all requests, or over those of one device."""
+        record = attrs.evolve(
+            report.record,
+            stages={"queue": np.where(report.record.labels["device"] == "studio", 0.002, 0.004)},
+            values={"encode_cpu_s": np.full(1000, 0.002)},
+        )
+        report = attrs.evolve(report, record=record)
+
+        (queue,) = report.by_stage("device", "phone <1>")
+
+        assert (queue.count, queue.quantiles_s["p99"]) == (250, 0.004)
+        assert report.by_stage()[0].count == 1000
+        assert report.to_dict()["labels"]["device"]["studio"]["stages"]["queue"]["p50"] == 0.002
+        page = Page(make_page(report)).text
+        assert "Stages by device" in page
+        assert "studio: queue7502 ms" in page
+        assert "CPU of encode" in page
+        assert "phone <1>2 ms" in page
+
     def test_unknown_label(self, report):
         """The message names the labels that there are."""
         with pytest.raises(ValueError, match="label: expected one of 'device', got 'network'"):

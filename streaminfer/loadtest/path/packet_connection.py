@@ -1,0 +1,143 @@
+"""`PacketConnection`: a TCP connection between two network namespaces of this process, over a lossy link."""
+
+import asyncio
+import ctypes
+import itertools
+import os
+import queue
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+from streaminfer.loadtest.path.network import Link, NetworkProfile
+from streaminfer.loadtest.path.packet_carrier import ADDRESSES, carry, join, missing_parts
+
+__all__ = ["PacketConnection"]
+
+_NEW_NETWORK = 0x40000000
+"""``CLONE_NEWNET`` of ``unshare``: this thread alone goes to a new namespace."""
+_numbers = itertools.count()
+
+
+class PacketConnection:
+    """A TCP connection whose packets the kernel makes, and a link delays and loses; root alone can open it.
+
+    Each end is a socket of this process in a network namespace of its own, which ends with it.
+
+    Args:
+        network: profile of both directions.
+        seed: of jitter and loss.
+
+    Attributes:
+        sender: one end, once it is open.
+        receiver: the other one.
+
+    Raises:
+        OSError: on entry, where this machine lacks what it needs; the message names it.
+    """
+
+    sender: socket.socket
+    receiver: socket.socket
+
+    def __init__(self, network: NetworkProfile, *, seed: int = 0) -> None:
+        self._links = (Link(network, seed), Link(network, seed + 1))
+        self._carrier: threading.Thread | None = None
+        self._tuns: list[int] = []
+        self._ended = -1
+
+    async def __aenter__(self) -> Self:
+        await asyncio.to_thread(self._open)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+        for end in (self.sender, self.receiver):
+            end.close()
+
+    async def stop(self) -> None:
+        """Carry nothing more; the ends are to be closed behind it, because the devices go with their namespaces."""
+        await asyncio.to_thread(self._close)
+
+    def _open(self) -> None:
+        if missing := missing_parts():
+            raise OSError(f"packets between network namespaces: this machine lacks {', '.join(missing)}")
+        number = f"{os.getpid() % 100_000:x}-{next(_numbers) % 10_000:x}"
+        first, second = _Namespace(), _Namespace()
+        self._ended = os.eventfd(0)
+        try:
+            for side, namespace in enumerate((first, second)):
+                name, (own, other) = f"si{number}{'ab'[side]}", ADDRESSES if side == 0 else ADDRESSES[::-1]
+                self._tuns.append(join(namespace.thread_id, name, own, other))
+            self._carrier = threading.Thread(
+                target=carry, args=(self._tuns, self._links, self._ended), name="packets", daemon=True
+            )
+            self._carrier.start()
+            with second.do(lambda: socket.create_server((ADDRESSES[1], 0))) as server:
+                port = server.getsockname()[1]
+                self.sender = first.do(lambda: socket.create_connection((ADDRESSES[1], port)))
+                self.receiver = server.accept()[0]
+            for end in (self.sender, self.receiver):
+                end.setblocking(False)
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                # without a network they could not say goodbye, and would keep their namespace for minutes
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        except BaseException:
+            self._close()
+            raise
+        finally:
+            first.end()
+            second.end()
+
+    def _close(self) -> None:
+        if self._ended < 0:
+            return
+        os.eventfd_write(self._ended, 1)
+        if self._carrier is not None:
+            self._carrier.join()
+        for file in (*self._tuns, self._ended):
+            os.close(file)
+        self._tuns.clear()
+        self._ended = -1
+
+
+class _Namespace:
+    """A thread in a network namespace of its own; a socket that it makes keeps the namespace when it has ended."""
+
+    def __init__(self) -> None:
+        self._asked: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="namespace", daemon=True)
+        self._thread.start()
+        self.thread_id: int = self._answer()
+
+    def do(self, function: Callable[[], Any]) -> Any:
+        """Return what a function returns inside."""
+        self._asked.put(function)
+        return self._answer()
+
+    def end(self) -> None:
+        """End the thread."""
+        self._asked.put(None)
+        self._thread.join()
+
+    def _answer(self) -> Any:
+        answer = self._answers.get()
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    def _run(self) -> None:
+        if ctypes.CDLL(None, use_errno=True).unshare(_NEW_NETWORK):
+            self._answers.put(OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno())))
+            return
+        self._answers.put(threading.get_native_id())
+        while (function := self._asked.get()) is not None:
+            try:
+                self._answers.put(function())
+            except Exception as error:  # noqa: BLE001 - the other thread raises it
+                self._answers.put(error)

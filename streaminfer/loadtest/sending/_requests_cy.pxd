@@ -1,0 +1,16 @@
+cdef class DueRequests:
+    cdef public object sent_ns
+    cdef public object completed_ns
+    cdef public dict failures
+    cdef public dict pending
+    cdef public Py_ssize_t sent
+    cdef public bint cancelling
+    cdef long long[::1] _due
+    cdef long long[::1] _sent_at
+    cdef long long[::1] _completed_at
+    cdef Py_ssize_t _count
+    cdef object _call
+    cdef tuple _errors
+    cdef object _on_result
+    cdef public object clock
+    cdef object _end

@@ -1,0 +1,91 @@
+"""Units in real packets between two network namespaces of this process."""
+
+import asyncio
+import socket
+import threading
+
+import pytest
+
+import streaminfer as si
+from streaminfer.loadtest.path import CodecThread, NetworkProfile, PacketPath, PathService
+from streaminfer.streams.sources.formats import AudioFormat, VideoFormat
+
+PICTURES = VideoFormat(size=(32, 24), pixel_format="gray")
+pytestmark = pytest.mark.needs("network namespaces")
+
+
+def send(scene, network, count, *, wanted=PICTURES, **options):
+    """Return the transfers of some frames at the pace of the device."""
+
+    async def main():
+        with CodecThread() as thread:
+            async with PacketPath(scene, network, wanted=wanted, thread=thread, **options) as path:
+                sent = []
+                for _ in range(count):
+                    sent.append(path.send(path.clock()))
+                    await asyncio.sleep(scene.profile.period_s)
+                return await asyncio.gather(*sent), len(asyncio.all_tasks())
+
+    return asyncio.run(main())
+
+
+def test_load_test_has_the_stages_of_each_picture(camera_scene):
+    """The uplink takes the delay of the network, and packets that it loses come again."""
+
+    class Shape:
+        async def call(self, request):
+            return si.Response(request.inputs.shape)
+
+    network = NetworkProfile(name="far", delay_s=0.02, loss=0.01)
+
+    async def main():
+        with CodecThread() as thread:
+            path = PacketPath(camera_scene(), network, wanted=PICTURES, thread=thread, seed=3)
+            async with path, PathService(Shape(), [path]) as service:
+                return await si.loadtest.run(
+                    service, arrivals=service.schedule(1.0), inputs=service.samples, duration_s=1.0, slo_s=2.0
+                )
+
+    record = asyncio.run(main()).record
+
+    assert set(record.outcome) == {"ok"}
+    assert list(record.stages) == ["capture", "encode", "uplink", "decode", "service"]
+    assert (record.stages["uplink"] >= 0.02).all()
+    assert (sum(record.stages.values()) <= record.latency_s).all()
+    assert (record.values["encode_cpu_s"] > 0).all()
+
+
+def test_sound_crosses(microphone_scene):
+    transfers, tasks = send(microphone_scene(codec="opus"), NetworkProfile(name="n"), 20, wanted=AudioFormat())
+
+    assert len([chunk for it in transfers for chunk in it.frames]) == pytest.approx(20 * 0.02 / 0.032, abs=2)
+    assert tasks == 2  # this one, and that of asyncio.run
+
+
+def test_full_network_drops_frames_and_a_key_frame_follows(camera_scene):
+    """Frames that would wait longer than the queue of the network are lost; the stream goes on behind them."""
+    network = NetworkProfile(name="narrow", rate=60_000, queue_s=0.1)
+    transfers, _ = send(camera_scene(key_interval_s=60.0), network, 24)
+    lost = [it.lost for it in transfers]
+
+    assert "network" in lost
+    assert set(lost) <= {None, "network"}
+    after = [it for it, before in zip(transfers[1:], lost, strict=False) if before == "network" and it.lost is None]
+    assert all(it.frames[0].discontinuity for it in after)
+
+
+def test_close_fails_what_is_on_its_way_and_ends_the_namespaces(camera_scene):
+    async def main():
+        with CodecThread() as thread:
+            network = NetworkProfile(name="far", delay_s=0.1)
+            async with PacketPath(camera_scene(), network, wanted=PICTURES, thread=thread) as path:
+                sent = path.send(path.clock())
+            with pytest.raises(si.Closed):
+                await sent
+            with pytest.raises(si.Closed):
+                path.send(path.clock())
+
+    asyncio.run(main())
+
+    assert not {thread.name for thread in threading.enumerate()} & {"packets", "namespace", "codec"}
+    assert not [name for _, name in socket.if_nameindex() if name.startswith("si")]

@@ -1,0 +1,51 @@
+"""Pictures that shrink on their way to a model."""
+
+import numpy as np
+import pytest
+
+av = pytest.importorskip("av")
+
+from streaminfer.streams.sources.conversion import PictureConverter  # noqa: E402 - needs PyAV
+from streaminfer.streams.sources.formats import VideoFormat  # noqa: E402 - likewise
+
+
+def picture(pixel_format):
+    """A smooth picture of 64×48 with all colors."""
+    y, x = np.mgrid[0:48, 0:64]
+    rgb = np.stack([40 + 3 * x, 40 + 4 * y, 200 - x - 2 * y], axis=-1).astype(np.uint8)
+    return av.VideoFrame.from_ndarray(rgb, "rgb24").reformat(format=pixel_format)
+
+
+@pytest.mark.parametrize("source", ["yuv420p", "yuvj420p", "yuv444p"])
+@pytest.mark.parametrize("wanted", ["rgb24", "bgra", "gray"])
+@pytest.mark.parametrize("size", [(32, 24), (31, 23)], ids=["even", "odd"])
+def test_shrunk_picture_has_the_mean_colors(source, wanted, size):
+    """Each pixel is about the mean of those that it covers, whatever the format in between."""
+    frame = picture(source)
+
+    made = PictureConverter(av, VideoFormat(size=size, pixel_format=wanted), threads=1)(frame)
+
+    rows, columns = (np.linspace(0, side, count + 1) for side, count in ((48, size[1]), (64, size[0])))
+    center_y, center_x = (rows[:-1] + rows[1:] - 1) / 2, (columns[:-1] + columns[1:] - 1) / 2
+    red, green = 40 + 3 * center_x[None, :] + 0 * center_y[:, None], 40 + 4 * center_y[:, None] + 0 * center_x[None, :]
+    blue = 200 - center_x[None, :] - 2 * center_y[:, None]
+    expected = {
+        "rgb24": np.stack([red, green, blue], -1),
+        "bgra": np.stack([blue, green, red, np.full_like(red, 255)], -1),
+        "gray": 0.299 * red + 0.587 * green + 0.114 * blue,
+    }[wanted]
+    assert made.flags.c_contiguous
+    assert made.shape == expected.shape
+    if wanted != "gray":  # which has the range of its source
+        assert np.abs(made - expected)[1:-1, 1:-1].mean() < 4
+
+
+def test_pictures_do_not_share_memory():
+    frame = picture("yuv420p")
+    convert = PictureConverter(av, VideoFormat(size=(64, 24)), threads=1)
+    first = convert(frame)
+    kept = first.copy()
+
+    convert(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), "rgb24").reformat(format="yuv420p"))
+
+    assert np.array_equal(first, kept)
