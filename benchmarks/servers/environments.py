@@ -82,7 +82,7 @@ class Environment:
             began = time.perf_counter()
             print(f"making {self.folder.name} ...", file=sys.stderr, flush=True)
             python = find_python(self.pythons, shared_libpython=self.shared_libpython)
-            # this environment's pip installs; modules are compiled as they are imported, a small part of what is installed
+            # pip of this process; modules are compiled as they are imported, a small part of what is installed
             _run([python, "-m", "venv", "--clear", "--without-pip", str(self.folder)])
             pip = [sys.executable, "-m", "pip", "--python", str(self.python), "--disable-pip-version-check"]
             for step in self.steps:
