@@ -7,8 +7,18 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find streaminfer -name '*_cy.py' -o -name '*_cy.pxd' -o -name '*kernels.py' -o -path '*_compiled_kernels/*.py') \
 	streaminfer/_internal/numba_jit.py
 STAMPS := $(VENV)/stamps
+# modules are compiled as they are imported, a small part of what is installed
+PIP_INSTALL := $(BIN)/pip install --quiet --no-compile
+# make stamps at the same time, since an installation uses one core, or waits
+PREPARE = @+$(MAKE) --no-print-directory --jobs=3 $(addprefix $(STAMPS)/,$(1))
 # one process more than cores, since many tests wait for servers; each file's tests stay together, since they share them
 PYTEST := $(BIN)/python -m pytest --numprocesses $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1) --dist loadfile
+
+# files with tests that also run uncompiled: the others need not be collected
+UNCOMPILED = $(shell grep -rlF mark.uncompiled tests --include='test_*.py')
+
+# where images for Python set it, each process that is started compiles all that it imports, and each worker all tests
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test test-all check bench docs clean
 .DEFAULT_GOAL := help
@@ -20,27 +30,28 @@ help: ## this list
 $(STAMPS)/venv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade 'pip>=25.1' 'setuptools>=77' 'cython>=3.1'
+	$(PIP_INSTALL) --upgrade 'pip>=25.1' 'setuptools>=77' 'cython>=3.1'
 	@mkdir -p $(STAMPS) && touch $@
 
 # an editable install and what it depends on; nothing is compiled yet
 $(STAMPS)/install: $(STAMPS)/venv pyproject.toml
-	STREAMINFER_DISABLE_COMPILED=1 $(BIN)/pip install --quiet --no-build-isolation --editable '.[all]'
+	STREAMINFER_DISABLE_COMPILED=1 $(PIP_INSTALL) --no-build-isolation --editable '.[all]'
 	@touch $@
 
 # the compiled modules, required, beside their sources; only what changed is compiled again
-$(STAMPS)/build: $(STAMPS)/install setup.py $(SOURCES)
+$(STAMPS)/build: $(STAMPS)/install setup.py $(SOURCES) | $(filter $(STAMPS)/group-%,$(MAKECMDGOALS))
 	STREAMINFER_REQUIRE_COMPILED=1 $(BIN)/python setup.py --quiet build_ext --inplace
 	@touch $@
 
-# make .venv/stamps/group-test: the dependencies of one group of pyproject.toml
-$(STAMPS)/group-%: $(STAMPS)/venv pyproject.toml
-	$(BIN)/pip install --quiet --group $*
+# make .venv/stamps/group-test+demo: the dependencies of groups of pyproject.toml
+$(STAMPS)/group-%: $(STAMPS)/install pyproject.toml
+	$(PIP_INSTALL) $(addprefix --group ,$(subst +, ,$*))
 	@touch $@
 
 # Triton, MLServer, KServe's server, Ray and the voice frameworks, each in an environment of its own
+SERVERS := kserve livekit mlserver perf_analyzer pipecat ray triton
 $(STAMPS)/servers: $(STAMPS)/venv benchmarks/servers/environments.py
-	$(BIN)/python benchmarks/servers/environments.py
+	$(BIN)/python benchmarks/servers/environments.py $(SERVERS)
 	@touch $@
 
 # what only Debian has, where it may be installed; elsewhere the suite says which tests it leaves out
@@ -54,12 +65,14 @@ $(STAMPS)/debian: $(STAMPS)/venv
 			> $(STAMPS)/debian.log 2>&1 && touch $@ || { tail -5 $(STAMPS)/debian.log; echo "not installed:$$missing"; }; \
 	else echo "not here, and only root may install them with apt-get:$$missing"; fi
 
-demo: $(STAMPS)/build $(STAMPS)/group-demo ## real models, live audio and video on this machine; writes report.html
+demo: ## real models, live audio and video on this machine; writes report.html
+	$(call PREPARE,group-demo build)
 	$(BIN)/python examples/live_demo.py
 
-test: $(STAMPS)/build $(STAMPS)/group-test $(STAMPS)/group-demo $(STAMPS)/servers $(STAMPS)/debian ## the whole suite, compiled, then its state machines uncompiled
+test: ## the whole suite, compiled, then its state machines uncompiled
+	$(call PREPARE,group-test+demo build servers debian)
 	$(PYTEST)
-	STREAMINFER_DISABLE_COMPILED=1 $(PYTEST) -m uncompiled
+	STREAMINFER_DISABLE_COMPILED=1 $(PYTEST) -m uncompiled $(UNCOMPILED)
 
 test-all: ## `make test` on each CPython of PYTHONS that is here, each in an environment of its own
 	@ran=; missing=; failed=; \
@@ -75,16 +88,19 @@ test-all: ## `make test` on each CPython of PYTHONS that is here, each in an env
 	echo "passed:$${ran:- none}; failed:$${failed:- none}; not here:$${missing:- none}"; \
 	test -n "$$ran" -a -z "$$failed"
 
-check: $(STAMPS)/build $(STAMPS)/group-lint $(STAMPS)/group-test $(STAMPS)/group-demo ## lint, types, import contracts
+check: ## lint, types, import contracts
+	$(call PREPARE,group-lint+test+demo build $(if $(filter test,$(MAKECMDGOALS)),servers debian))
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(STAMPS)/build $(STAMPS)/group-bench $(STAMPS)/group-test $(STAMPS)/group-demo $(STAMPS)/servers $(STAMPS)/debian ## every figure beside its baseline, measured in the same run
+bench: ## every figure beside its baseline, measured in the same run
+	$(call PREPARE,group-bench+test+demo build servers debian)
 	$(BIN)/python benchmarks/run.py
 
-docs: $(STAMPS)/build $(STAMPS)/group-docs ## the documentation site, in docs/_build/html; warnings are errors
+docs: ## the documentation site, in docs/_build/html; warnings are errors
+	$(call PREPARE,group-docs build)
 	$(BIN)/sphinx-build --fail-on-warning --keep-going -b html docs docs/_build/html
 
 clean: ## removes environments, builds and reports

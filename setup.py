@@ -25,6 +25,9 @@ REQUIRED = os.environ.get("STREAMINFER_REQUIRE_COMPILED", "") == "1"
 DISABLED = os.environ.get("STREAMINFER_DISABLE_COMPILED", "") == "1"
 KERNELS = "streaminfer._compiled_kernels"
 
+SHARED = "streaminfer._internal._cython_shared"
+"""The module with Cython's code for memoryviews; without it, that is most of each module that has one."""
+
 VECTORIZED = {"_small_rows_cy"}
 """Modules whose loops are worth ``-O3``; for the others it makes larger code and no faster one."""
 
@@ -47,6 +50,7 @@ class BuildModules(build_ext):
 
     def finalize_options(self) -> None:
         super().finalize_options()
+        self._failed = threading.Event()
         if self.parallel is None:
             self.parallel = os.cpu_count() or 1
 
@@ -65,16 +69,26 @@ class BuildModules(build_ext):
             self.extensions = []
 
     def build_extension(self, ext: Extension) -> None:
-        if isinstance(ext, KernelVariant):
-            self._compile_kernels(ext)
-            return
+        try:
+            if isinstance(ext, KernelVariant):
+                self._compile_kernels(ext)
+            else:
+                self._compile_module(ext)
+        except BaseException:
+            self._failed.set()
+            raise
+
+    def _compile_module(self, ext: Extension) -> None:
         with self._cython:
+            if self._failed.is_set():  # all or none: what has not begun need not
+                return
             # where several builds share what Cython translated, CYTHON_CACHE_DIR says where it lies
             translated = cythonize(
                 ext,
                 force=self.force,
                 quiet=True,
                 compiler_directives=DIRECTIVES,
+                shared_utility_qualified_name=SHARED,
                 cache="CYTHON_CACHE_DIR" in os.environ,
             )
             ext.sources = translated[0].sources
@@ -88,6 +102,8 @@ class BuildModules(build_ext):
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         # the package's C modules are being built, and the kernels need none of them
         environment["STREAMINFER_DISABLE_COMPILED"] = "1"
+        # Numba's own C sources, which Python's own flags would compile for a debugger
+        environment.setdefault("CFLAGS", "" if os.name == "nt" else "-O2 -g0")
         command = [sys.executable, "-m", f"{KERNELS}.build", ext.name.rpartition(".")[2], str(Path(target).absolute())]
         done = subprocess.run(  # noqa: S603 - this interpreter and names of ours
             command, env=environment, capture_output=True, text=True, check=False
@@ -101,7 +117,9 @@ def extensions() -> list[Extension]:
         raise SystemExit("STREAMINFER_REQUIRE_COMPILED=1 and STREAMINFER_DISABLE_COMPILED=1 contradict each other")
     if DISABLED:
         return []
-    sources = sorted(path.relative_to(ROOT) for path in (ROOT / "streaminfer").rglob("*_cy.py"))
+    # the largest first: no processor waits at the end for a large one
+    found = sorted((ROOT / "streaminfer").rglob("*_cy.py"), key=lambda path: (-path.stat().st_size, path))
+    sources = [path.relative_to(ROOT) for path in found]
     # who sets CFLAGS decides how much is optimized
     optimized = [] if os.name == "nt" or "CFLAGS" in os.environ else ["-O2", "-g0"]
     modules = [
@@ -113,7 +131,7 @@ def extensions() -> list[Extension]:
         for source in sources
     ]
     # the kernels first: each takes longer than any other module
-    return [*kernel_variants(), *modules]
+    return [*kernel_variants(), Extension(SHARED, [], extra_compile_args=optimized), *modules]
 
 
 def kernel_variants() -> list[KernelVariant]:

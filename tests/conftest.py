@@ -14,7 +14,7 @@ from hypothesis import settings
 from streaminfer._internal import compiled_modules
 from streaminfer.testing import FakeClock, run
 
-pytest_plugins = ["machine"]
+pytest_plugins = ["longest_first", "machine"]
 PACKAGE = Path(__file__).parent.parent / "streaminfer"
 
 compiled_modules.warn_if_unused()  # once, and not in the log of whichever test is the first to serve

@@ -84,11 +84,11 @@ class Environment:
             began = time.perf_counter()
             print(f"making {self.folder.name} ...", file=sys.stderr, flush=True)
             python = find_python(self.pythons, shared_libpython=self.shared_libpython)
-            _run([python, "-m", "venv", "--clear", str(self.folder)])
-            # modules are compiled as they are imported, a small part of what is installed
-            pip = [str(self.python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
+            # pip of this process; modules are compiled as they are imported, a small part of what is installed
+            _run([python, "-m", "venv", "--clear", "--without-pip", str(self.folder)])
+            pip = [sys.executable, "-m", "pip", "--python", str(self.python), "--disable-pip-version-check"]
             for step in self.steps:
-                _run([*pip, *step])
+                _run([*pip, "install", "--quiet", "--no-compile", *step])
             stamp.write_text(wanted)
             print(f"made {self.folder.name} in {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
         return self

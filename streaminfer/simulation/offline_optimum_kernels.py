@@ -103,7 +103,8 @@ def _most(
         base = fewest[before]
         count = entries[before]
         finish[here] = _UNREACHED_NS
-        finish[here, :count] = finish[before, :count]  # the newest request is dropped
+        for entry in range(count):
+            finish[here, entry] = finish[before, entry]  # the newest request is dropped
         ready_ns = arrivals_ns[last - 1]
         for size in range(1, min(max_batch_size, last) + 1):
             duration_ns = durations_ns[size]

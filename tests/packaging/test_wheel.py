@@ -16,6 +16,7 @@ from streaminfer._compiled_kernels import VARIANTS
 ROOT = Path(__file__).parents[2]
 SMOKE = Path(__file__).with_name("smoke.py")
 KERNELS = [f"streaminfer._compiled_kernels.{variant}" for variant in VARIANTS]
+SHARED = "streaminfer._internal._cython_shared"
 SUFFIX = importlib.machinery.EXTENSION_SUFFIXES[0]
 
 
@@ -58,7 +59,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel, compiled_names):
     on_disk |= {path.relative_to(ROOT).as_posix() for path in static.rglob("*") if path.is_file()}
     on_disk.add("streaminfer/placement/network/access_profiles.json")
     on_disk |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "streaminfer" / "loadtest").rglob("*.toml")}
-    built = {name.replace(".", "/") + SUFFIX for name in [*compiled_names, *KERNELS]}
+    built = {name.replace(".", "/") + SUFFIX for name in [*compiled_names, *KERNELS, SHARED]}
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert held == on_disk | built

@@ -213,7 +213,8 @@ def most_of_two(  # noqa: PLR0915 - the steps of one program, which share its ta
                 passed = 0
                 while passed + 1 < served and front[passed + 1] <= free_by_ns:
                     passed += 1
-                fronts[row, column, state, : served - passed] = front[passed:served]
+                for entry in range(served - passed):
+                    fronts[row, column, state, entry] = front[passed + entry]
                 fewest[row, column, state] = base + passed
                 entries[row, column, state] = served - passed
     row, column = first.size % rows, second.size - lows[first.size]

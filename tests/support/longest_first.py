@@ -1,0 +1,68 @@
+"""How xdist's ``--dist loadfile`` gives the files to its workers: what takes longest first, and one server's tests to one.
+
+xdist would begin with the files that have the most tests. Those that take longest have few, so a worker would still be
+at one of them when the others have ended; and each worker would start the servers of whichever tests it was given.
+"""
+
+import itertools
+from collections import Counter
+
+import pytest
+
+TOGETHER = (
+    # what they build is translated to C once
+    ("packaging/test_wheel.py", "packaging/test_fallback.py"),
+    # the same Triton, MLServer and fragile Triton
+    (
+        "backends/test_servers.py",
+        "backends/onnx/test_binding.py",
+        *(
+            f"backends/triton/test_{name}.py"
+            for name in (
+                *("backend", "faults", "mlserver", "model_repository", "server_errors", "shared_memory", "stop"),
+                "versions",
+            )
+        ),
+    ),
+)
+"""Files whose tests share what is made once in a process, and takes long."""
+
+LONGEST = (
+    *itertools.chain.from_iterable(TOGETHER),
+    "examples/test_container.py",
+    "serving/test_ray_cluster.py",
+    "docs/test_docs.py",
+    "docs/test_notebooks.py",
+    "examples/test_prefork.py",
+    "examples/test_voice_frameworks.py",
+)
+"""Files that take more than ten seconds, the longest first: a new one is entered here."""
+
+_RANKS = {f"tests/{file}": rank for rank, file in enumerate(LONGEST)}
+_SCOPES = {f"tests/{file}": f"tests/{files[0]}" for files in TOGETHER for file in files}
+
+
+def _file(nodeid):
+    return nodeid.partition("::")[0]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    files = [_file(item.nodeid) for item in items]
+    tests = Counter(files)
+    items.sort(key=lambda item: (_RANKS.get(file := _file(item.nodeid), len(_RANKS)), -tests[file]))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class LongestFirst(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return _SCOPES.get(file, file)
+
+    config.option.loadscopereorder = False  # the items are in order
+    return LongestFirst(config, log)
