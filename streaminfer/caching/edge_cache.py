@@ -444,7 +444,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         """
         from streaminfer.caching.erasure.memory_retention import report  # noqa: PLC0415 - needs a policy
 
-        return await report(self._memory.retention, self._memory.holdings, self.tiers)
+        return await report(self._memory.retention, self.tiers)
 
     @property
     def erasure_log(self) -> RetentionLog | None:

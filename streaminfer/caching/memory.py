@@ -21,7 +21,6 @@ from streaminfer.caching.table._timer_wheel_cy import NEVER
 
 if TYPE_CHECKING:
     from streaminfer.caching.erasure.memory_retention import MemoryRetention
-    from streaminfer.compliance.retention import Holding
     from streaminfer.compliance.retention_log import RetentionLog
     from streaminfer.protocols import Clock
 
@@ -161,8 +160,8 @@ class Memory(StackClock, _Table):
         if freshness.policy is not None:
             from streaminfer.caching.erasure.memory_retention import MemoryRetention  # noqa: PLC0415 - needs a policy
 
-            self.retention = MemoryRetention(freshness.policy, self)
-            for listener in self.retention.listeners:
+            self.retention = retention = MemoryRetention(freshness.policy, self)
+            for listener in (retention.counts.on_event, retention.on_event, retention.departed.on_event):
                 self.events.listen(self, listener)
         self._await_expiry()
 
@@ -272,13 +271,6 @@ class Memory(StackClock, _Table):
         if self.retention is not None:
             self.retention.expire_due(self.now())
         return count
-
-    def holdings(self) -> list[Holding]:
-        """Return what memory holds by data class, for a retention report."""
-        from streaminfer.caching.erasure.memory_retention import holdings_of  # noqa: PLC0415 - for reports only
-
-        preserved = () if self.retention is None else self.retention.preserved
-        return holdings_of(self, preserved, self.statistics().held_bytes)
 
     def statistics(self) -> CacheStatistics:
         """Return a frozen snapshot."""
