@@ -23,12 +23,14 @@ class KeyService(Protocol):
     erasure that could not destroy a key is tried again.
     """
 
-    def get(self, name: str, *, create: bool) -> bytes | None:
+    def get(self, name: str, *, create: bool, lasts_s: float | None = None) -> bytes | None:
         """Return the 32 secret bytes of a name.
 
         Args:
             name: ASCII letters and digits that tell nothing.
             create: make them where there are none; two callers at once must get the same.
+            lasts_s: with ``create``, seconds for which they must be there from now on; after the last of all calls has
+                ended, the service may destroy them. ``None``: for good.
 
         Returns:
             The bytes; ``None``: there are none, and ``create`` is false.
@@ -44,7 +46,7 @@ class ServiceKeys:
     """Keys of a `KeyService`: a key for each subject, the same on every machine that calls the service.
 
     Nothing is cached: each record that is written or read costs a call, and a destroyed key is gone everywhere at once.
-    There is no rotation: a subject has one key until it is destroyed.
+    There is no rotation: a subject has one key until it is destroyed, or the service ends it after its time.
 
     Args:
         service: a `KeyService`. It sees keyed hashes for names, and ``"index"`` for the secret that they are made by.
@@ -61,10 +63,10 @@ class ServiceKeys:
         self._secret = service.get(_INDEX_NAME, create=True) or b""
         Key(bytes(_ID_SIZE), self._secret)  # of the right size
 
-    def current(self, subject: str | None) -> Key:
+    def current(self, subject: str | None, lasts_s: float | None = None) -> Key:
         """Return the key of a subject, or of what has none; make it if there is none."""
         key_id = self._id_of(subject)
-        return Key(key_id, self._service.get(key_id.hex(), create=True) or b"")
+        return Key(key_id, self._service.get(key_id.hex(), create=True, lasts_s=lasts_s) or b"")
 
     def find(self, key_id: bytes) -> Key | None:
         """Return the key of that id; ``None``: destroyed, or never one of these."""
