@@ -21,6 +21,7 @@ from streaminfer.caching.table._timer_wheel_cy import NEVER
 
 if TYPE_CHECKING:
     from streaminfer.caching.erasure.memory_retention import MemoryRetention
+    from streaminfer.caching.table._eviction_cy import EvictionOrder
     from streaminfer.compliance.retention_log import RetentionLog
     from streaminfer.protocols import Clock
 
@@ -127,7 +128,7 @@ class Memory(StackClock, _Table):
         maxsize: how many entries it holds; ``NO_LIMIT``.
         max_bytes: how many bytes of values; ``NO_LIMIT``.
         freshness: the settings of time, with the policy.
-        s3fifo: S3-FIFO; else LRU.
+        policy: of eviction, a subclass of `EvictionOrder`.
         clock: returns monotonic nanoseconds, ≥ 0; ``None``: a C read of the monotonic clock.
 
     Attributes:
@@ -140,7 +141,12 @@ class Memory(StackClock, _Table):
     __slots__ = ("_clock_given", "_own_log", "events", "freshness", "retention", *_WEAK_REFERENCES)
 
     def __init__(
-        self, maxsize: int, max_bytes: int, freshness: Freshness, s3fifo: bool, clock: Callable[[], int] | None
+        self,
+        maxsize: int,
+        max_bytes: int,
+        freshness: Freshness,
+        policy: type[EvictionOrder],
+        clock: Callable[[], int] | None,
     ) -> None:
         self.events = CacheEvents()
         self.freshness = freshness
@@ -153,7 +159,7 @@ class Memory(StackClock, _Table):
             freshness.lasts_ns(None, ()),
             freshness.stale_ns,
             freshness.negative_ns,
-            s3fifo,
+            policy,
             clock,
         )
         self.revalidate_ns = freshness.revalidate_ns

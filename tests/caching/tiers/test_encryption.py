@@ -116,7 +116,9 @@ def test_keys_go_when_all_that_they_sealed_has_expired():
         assert keys.find(first.id) is None
         assert keys.current("for good", 1.0) == keys.find(for_good.id) == for_good
         assert keys.recoverable() == 0
-        assert keys._db.execute("SELECT count(*) FROM expiries WHERE id NOT IN (SELECT id FROM keys)").fetchone() == (0,)
+        assert keys._db.execute("SELECT count(*) FROM expiries WHERE id NOT IN (SELECT id FROM keys)").fetchone() == (
+            0,
+        )
 
 
 def test_a_key_outlives_the_latest_record_that_it_sealed(tmp_path):
