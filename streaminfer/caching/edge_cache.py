@@ -295,7 +295,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         The operation that caused the event, or the thread that frees expired entries, calls it with no lock held. It
         can use the cache and should be quick. What it raises is logged (``streaminfer.caching``) and counted.
         """
-        return self._memory.events.listen(self._memory, listener)
+        return self._memory.listen(listener)
 
     def statistics(self) -> CacheStatistics:
         """Return a frozen snapshot, which states its counting rules."""

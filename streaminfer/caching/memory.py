@@ -14,7 +14,7 @@ from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_count
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.caching._locking import guarded
-from streaminfer.caching.events import CacheEvents
+from streaminfer.caching.events import CacheEvent, CacheEvents, take_events
 from streaminfer.caching.freshness import Freshness, duration_ns, labels_of
 from streaminfer.caching.table._table_cy import EdgeTable
 from streaminfer.caching.table._timer_wheel_cy import NEVER
@@ -168,7 +168,7 @@ class Memory(StackClock, _Table):
 
             self.retention = retention = MemoryRetention(freshness.policy, self)
             for listener in (retention.counts.on_event, retention.on_event, retention.departed.on_event):
-                self.events.listen(self, listener)
+                self.listen(listener)
         self._await_expiry()
 
     # -- storing ------------------------------------------------------------------------------------------------
@@ -278,13 +278,21 @@ class Memory(StackClock, _Table):
             self.retention.expire_due(self.now())
         return count
 
+    def listen(self, listener: Callable[[CacheEvent], object]) -> Callable[[], None]:
+        """Add a listener for all later events; see `EdgeCache.listen`."""
+
+        def set_listening(listening: bool) -> None:
+            self.listening = listening
+
+        return self.events.add(listener, set_listening)
+
     def statistics(self) -> CacheStatistics:
         """Return a frozen snapshot."""
         return CacheStatistics.of(self.counters(), self.events.errors)
 
     def tell(self) -> None:
         """Tell listeners, and free, what the table has noted; operations do so themselves."""
-        self.events.deliver(self.drain)
+        self.events.deliver(take_events, self.drain)
 
     if is_atomic(EdgeTable, "get"):
         _tell = tell
