@@ -68,6 +68,7 @@ _KEY_SIZE = 32
 _BUSY_S = 5.0
 _WRAPPED_SIZE = 12 + _KEY_SIZE + _TAG
 _RETIRE_EVERY = 256
+_SPARE_NS = 86_400 * 10**9  # for later records of a subject: writing for each would cost a flush of the disk
 _FOR_GOOD = 2**63 - 1
 _CURRENT = f"""
 SELECT keys.id, wrapped, coalesce(until_ns, {_FOR_GOOD}) FROM keys LEFT JOIN expiries USING (id)
@@ -234,16 +235,15 @@ class StoredKeys:
         master: 32 secret bytes, from where your secrets live; :func:`secrets.token_bytes` makes one.
         wall_clock: returns nanoseconds since 1970; ``None``: ``time.time_ns``.
 
-    A key goes when all that it sealed has expired: when the file is opened, and with every 256th new key. While a legal
-    hold is on a `DiskTier`, none does.
+    A key goes when all that it sealed has expired, at least a day later: when the file is opened, and with every 256th
+    new key. While a legal hold is on a `DiskTier`, none does.
 
     Raises:
         TypeError, ValueError: a master key of another size, or not the one of this file.
         sqlite3.Error: the file cannot be made, read or written; also from every method.
         MissingExtra: ``cryptography`` is not installed.
 
-    Threads: any number may use it at once, and any number of processes on one machine. Other machines cannot: see
-    ``service_keys``.
+    Threads: any number may use it at once, and any number of processes on one machine, but no other machines.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, master: bytes, wall_clock: Clock | None = None) -> None:
@@ -311,7 +311,7 @@ class StoredKeys:
                     row = (key_id, self._wrap(secrets.token_bytes(_KEY_SIZE), key_id), 0)
                     self._db.execute("INSERT INTO keys SELECT ?, ?, generation, ? FROM ring", (key_id, owner, row[1]))
                     self._made += 1
-                until_ns = min(now_ns + 2 * lasts_ns, _FOR_GOOD)  # twice as long, so that few later records change it
+                until_ns = min(now_ns + lasts_ns + max(lasts_ns, _SPARE_NS), _FOR_GOOD)
                 self._db.execute("INSERT OR REPLACE INTO expiries VALUES (?, ?)", (row[0], max(row[2], until_ns)))
             if self._made >= _RETIRE_EVERY:
                 self._made = 0
