@@ -70,6 +70,15 @@ _WRAPPED_SIZE = 12 + _KEY_SIZE + _TAG
 _RETIRE_EVERY = 256
 _SPARE_NS = 86_400 * 10**9  # for later records of a subject: writing for each would cost a flush of the disk
 _FOR_GOOD = 2**63 - 1
+_SCHEMA = f"""
+CREATE TABLE IF NOT EXISTS keys (
+    id BLOB PRIMARY KEY, owner BLOB NOT NULL, generation INTEGER NOT NULL, wrapped BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS by_owner ON keys (owner, generation);
+CREATE TABLE IF NOT EXISTS ring (
+    one INTEGER PRIMARY KEY CHECK (one = 1), generation INTEGER NOT NULL, secret BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS expiries (
+    id BLOB PRIMARY KEY REFERENCES keys (id) ON DELETE CASCADE, until_ns INTEGER NOT NULL);
+{HOLDS}"""
 _CURRENT = f"""
 SELECT keys.id, wrapped, coalesce(until_ns, {_FOR_GOOD}) FROM keys LEFT JOIN expiries USING (id)
 WHERE owner = ? AND generation = (SELECT generation FROM ring)
@@ -268,19 +277,11 @@ class StoredKeys:
 
     def _prepare(self) -> bytes:
         self._db.execute("PRAGMA secure_delete = ON")
+        self._db.execute("PRAGMA foreign_keys = ON")
         self._db.execute("PRAGMA synchronous = EXTRA")  # a key must be on the disk before what it seals
         with self._writing():
-            self._db.execute(
-                "CREATE TABLE IF NOT EXISTS keys (id BLOB PRIMARY KEY, owner BLOB NOT NULL,"
-                " generation INTEGER NOT NULL, wrapped BLOB NOT NULL)"
-            )
-            self._db.execute("CREATE INDEX IF NOT EXISTS by_owner ON keys (owner, generation)")
-            self._db.execute(
-                "CREATE TABLE IF NOT EXISTS ring (one INTEGER PRIMARY KEY CHECK (one = 1), generation INTEGER NOT NULL,"
-                " secret BLOB NOT NULL)"
-            )
-            self._db.execute(HOLDS)
-            self._db.execute("CREATE TABLE IF NOT EXISTS expiries (id BLOB PRIMARY KEY, until_ns INTEGER NOT NULL)")
+            for statement in _SCHEMA.split(";"):
+                self._db.execute(statement)
             row = self._db.execute("SELECT secret FROM ring").fetchone()
             if row is None:
                 secret = secrets.token_bytes(32)
@@ -383,7 +384,6 @@ class StoredKeys:
         with self._writing():
             wrapped = [row[0] for row in self._db.execute(f"SELECT wrapped FROM keys WHERE {where}", values)]  # noqa: S608 - literals
             destroyed = self._db.execute(f"DELETE FROM keys WHERE {where}", values).rowcount  # noqa: S608 - the same
-            self._db.execute("DELETE FROM expiries WHERE id NOT IN (SELECT id FROM keys)")
         with self._lock:
             if wrapped and not self._unscrubbed:
                 raw = self._raw()
