@@ -54,6 +54,7 @@ __all__ = [
     "KeyProvider",
     "KeyUnknown",
     "StoredKeys",
+    "hashed_subject",
 ]
 
 _MAGIC = b"si-aes"
@@ -293,13 +294,8 @@ class StoredKeys:
         return secret
 
     def current(self, subject: str | None, lasts_s: float | None = None) -> Key:
-        """Return the key of the present generation for a subject, or for what has none; make it if there is none.
-
-        Args:
-            subject: whose key.
-            lasts_s: seconds for which what it seals must be readable; ``None``: until the key is destroyed.
-        """
-        owner = self._owner(subject)
+        """Return the key of the present generation for a subject, as `KeyProvider` says."""
+        owner = hashed_subject(self._secret, subject)
         now_ns = self._now()
         lasts_ns = _FOR_GOOD if lasts_s is None else round(min(lasts_s, LONGEST_S) * 1e9)
         with self._lock:
@@ -337,7 +333,7 @@ class StoredKeys:
             How many there were. What is written for the subject later gets a new key.
         """
         check_instance("subject", subject, lambda it: isinstance(it, str), "a string")
-        return self._destroy("owner = ?", self._owner(subject))
+        return self._destroy("owner = ?", hashed_subject(self._secret, subject))
 
     def index_secret(self) -> bytes:
         """Return 32 bytes that stay the same for the life of the file."""
@@ -423,11 +419,6 @@ class StoredKeys:
         with self._lock, transaction(self._db):
             yield
 
-    def _owner(self, subject: str | None) -> bytes:
-        """Return the keyed hash of a subject: names of subjects are personal data themselves, and not in the file."""
-        text = b"-" if subject is None else b"s" + subject.encode("utf-8", "surrogatepass")
-        return hmac.digest(self._secret, text, hashlib.sha256)
-
     def _wrap(self, secret: bytes, name: bytes, master: bytes | None = None) -> bytes:
         nonce = os.urandom(12)
         wrapped: bytes = self._aes(master or self._master).encrypt(nonce, secret, name)
@@ -444,6 +435,12 @@ class StoredKeys:
 
     def __repr__(self) -> str:
         return "<StoredKeys>"
+
+
+def hashed_subject(secret: bytes, subject: str | None) -> bytes:
+    """Return the keyed hash of a subject: names of subjects are personal data themselves, and in no key store."""
+    text = b"-" if subject is None else b"s" + subject.encode("utf-8", "surrogatepass")
+    return hmac.digest(secret, text, hashlib.sha256)
 
 
 def _aes_gcm() -> Any:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from typing import Protocol, runtime_checkable
 
 from streaminfer._internal.validation import check_instance
-from streaminfer.caching.tiers.encryption import Key
+from streaminfer.caching.tiers.encryption import Key, hashed_subject
 
 __all__ = ["KeyService", "ServiceKeys"]
 
@@ -83,8 +81,7 @@ class ServiceKeys:
         return self._secret
 
     def _id_of(self, subject: str | None) -> bytes:
-        text = b"-" if subject is None else b"s" + subject.encode("utf-8", "surrogatepass")
-        return hmac.digest(self._secret, text, hashlib.sha256)[:_ID_SIZE]
+        return hashed_subject(self._secret, subject)[:_ID_SIZE]
 
     def __repr__(self) -> str:
         return f"<ServiceKeys of {type(self._service).__name__}>"
