@@ -222,10 +222,9 @@ def _look_into_memory(cache: EdgeCache, judge: _Judge, remains: _Remains) -> Non
         elif why:
             remains.add("memory", "", why)
     retention = cache._memory.retention
-    custody = None if retention is None else retention.custody
     preserved = cache.preserved
     for event in preserved:
-        if custody is not None and judge.now_ns <= custody.until_ns(event.labels) + _EXPIRY_NS:
+        if retention is not None and judge.now_ns <= retention.until_ns(event.labels) + _EXPIRY_NS:
             remains.hold("memory")
         else:
             remains.add("memory", "preserved", _RELEASED)

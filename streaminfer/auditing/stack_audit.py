@@ -235,7 +235,7 @@ def _count_subjects(cache: EdgeCache, policy: Retention | None) -> tuple[Counter
     To look frees what has expired, which reads the clock and tells listeners.
     """
     memory = _of(cache, "_memory")
-    called = (memory.clock, *memory.events._listeners, None if policy is None else policy.log)
+    called = (memory.clock, *memory.events, None if policy is None else policy.log)
     if not all(map(is_ours, called)):
         return None
     labels = memory.snapshot(_LABELS)[::2]

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, ItemsView, Iterable, Iterator, MutableMapping, ValuesView
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, get_args, overload
+from typing import TYPE_CHECKING, Any, NoReturn, Self, overload
 
 import attrs
 
 from streaminfer._internal.locking import is_atomic
-from streaminfer._internal.validation import check_choice, check_count, check_instance, check_secret
+from streaminfer._internal.validation import check_count, check_instance, check_secret
 from streaminfer.caching._locking import guarded_mapping
 from streaminfer.caching.events import CacheEvent
 from streaminfer.caching.freshness import Freshness
 from streaminfer.caching.memory import MAX_BYTES, CacheStatistics, Memory
 from streaminfer.caching.table._mapping_cy import TableMapping
 from streaminfer.caching.table._table_cy import NO_LIMIT, EdgeTable
+from streaminfer.caching.table.eviction import Eviction, policy_of
 from streaminfer.caching.tiers.async_access import LONGEST_READ_S, TierAccess
 from streaminfer.caching.views import FreshItems, FreshValues
 from streaminfer.protocols import Clock, P, R, Service
@@ -36,8 +37,6 @@ __all__ = ["EdgeCache"]
 
 _MAX_ENTRIES = 2**30
 _ABSENT: Any = object()
-
-Eviction = Literal["lru", "s3fifo"]
 
 
 class EdgeCache(_Mapping, MutableMapping[Any, Any]):
@@ -133,7 +132,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
             NO_LIMIT if maxsize is None else check_count("maxsize", maxsize, at_most=_MAX_ENTRIES),
             NO_LIMIT if max_bytes is None else check_count("max_bytes", max_bytes, at_most=MAX_BYTES),
             freshness,
-            check_choice("eviction", eviction, get_args(Eviction)) == "s3fifo",
+            policy_of(eviction),
             clock,
         )
         super().__init__(memory, retention is not None)
@@ -296,7 +295,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         The operation that caused the event, or the thread that frees expired entries, calls it with no lock held. It
         can use the cache and should be quick. What it raises is logged (``streaminfer.caching``) and counted.
         """
-        return self._memory.events.listen(self._memory, listener)
+        return self._memory.listen(listener)
 
     def statistics(self) -> CacheStatistics:
         """Return a frozen snapshot, which states its counting rules."""
@@ -444,7 +443,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         """
         from streaminfer.caching.erasure.memory_retention import report  # noqa: PLC0415 - needs a policy
 
-        return await report(self._memory.retention, self._memory.holdings, self.tiers)
+        return await report(self._memory.retention, self.tiers)
 
     @property
     def erasure_log(self) -> RetentionLog | None:

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from streaminfer._internal.listeners import Listeners
 
-__all__ = ["CacheEvent", "CacheEvents"]
+__all__ = ["CacheEvent", "CacheEvents", "take_events"]
 
 _EVENT_FIELDS = 4
 """Places of one event in the table's list."""
@@ -35,45 +35,19 @@ class CacheEvent(NamedTuple):
     labels: tuple[str | None, tuple[str, ...]] | None = None
 
 
-class CacheEvents:
+class CacheEvents(Listeners[CacheEvent]):
     """Delivers the events of one cache. Thread-safe."""
+
+    __slots__ = ()
 
     def __init__(self) -> None:
         # the log gets the kind only: keys and values can be personal data
-        self._listeners: Listeners[CacheEvent] = Listeners(
-            "streaminfer.caching",
-            "cache",
-            "a function of a CacheEvent",
-            lambda event: f"an entry that was {event.kind}",
-        )
-
-    @property
-    def errors(self) -> int:
-        """Exceptions of listeners."""
-        return self._listeners.errors
-
-    def listen(self, cache: Any, listener: Callable[[CacheEvent], object]) -> Callable[[], None]:
-        """Add a listener for all later events; the result removes it.
-
-        Raises:
-            TypeError: not a callable.
-        """
-
-        def set_listening(listening: bool) -> None:
-            cache.listening = listening
-
-        return self._listeners.add(listener, set_listening)
-
-    def deliver(self, drain: Callable[[], list[Any]]) -> None:
-        """Deliver what was noted, unless another thread does already.
-
-        Args:
-            drain: returns kind, key, value and labels in turn; a kind of ``None`` is only freed.
-        """
-        self._listeners.deliver(_take, drain)
+        what = "a function of a CacheEvent"
+        super().__init__("streaminfer.caching", "cache", what, lambda event: f"an entry that was {event.kind}")
 
 
-def _take(drain: Callable[[], list[Any]]) -> Sequence[CacheEvent]:
+def take_events(drain: Callable[[], list[Any]]) -> Sequence[CacheEvent]:
+    """Return what was noted; ``drain`` returns kind, key, value and labels in turn, and a kind of ``None`` is freed."""
     noted = drain()
     if len(noted) <= _EVENT_FIELDS:  # one event or none, as a rule
         return (CacheEvent(*noted),) if noted and noted[0] is not None else ()

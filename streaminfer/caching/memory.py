@@ -14,14 +14,14 @@ from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_count
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.caching._locking import guarded
-from streaminfer.caching.events import CacheEvents
+from streaminfer.caching.events import CacheEvent, CacheEvents, take_events
 from streaminfer.caching.freshness import Freshness, duration_ns, labels_of
 from streaminfer.caching.table._table_cy import EdgeTable
 from streaminfer.caching.table._timer_wheel_cy import NEVER
 
 if TYPE_CHECKING:
     from streaminfer.caching.erasure.memory_retention import MemoryRetention
-    from streaminfer.compliance.retention import Holding
+    from streaminfer.caching.table._eviction_cy import EvictionOrder
     from streaminfer.compliance.retention_log import RetentionLog
     from streaminfer.protocols import Clock
 
@@ -128,7 +128,7 @@ class Memory(StackClock, _Table):
         maxsize: how many entries it holds; ``NO_LIMIT``.
         max_bytes: how many bytes of values; ``NO_LIMIT``.
         freshness: the settings of time, with the policy.
-        s3fifo: S3-FIFO; else LRU.
+        policy: of eviction, a subclass of `EvictionOrder`.
         clock: returns monotonic nanoseconds, ≥ 0; ``None``: a C read of the monotonic clock.
 
     Attributes:
@@ -141,7 +141,12 @@ class Memory(StackClock, _Table):
     __slots__ = ("_clock_given", "_own_log", "events", "freshness", "retention", *_WEAK_REFERENCES)
 
     def __init__(
-        self, maxsize: int, max_bytes: int, freshness: Freshness, s3fifo: bool, clock: Callable[[], int] | None
+        self,
+        maxsize: int,
+        max_bytes: int,
+        freshness: Freshness,
+        policy: type[EvictionOrder],
+        clock: Callable[[], int] | None,
     ) -> None:
         self.events = CacheEvents()
         self.freshness = freshness
@@ -154,16 +159,16 @@ class Memory(StackClock, _Table):
             freshness.lasts_ns(None, ()),
             freshness.stale_ns,
             freshness.negative_ns,
-            s3fifo,
+            policy,
             clock,
         )
         self.revalidate_ns = freshness.revalidate_ns
         if freshness.policy is not None:
             from streaminfer.caching.erasure.memory_retention import MemoryRetention  # noqa: PLC0415 - needs a policy
 
-            self.retention = MemoryRetention(freshness.policy, self)
-            for listener in self.retention.listeners:
-                self.events.listen(self, listener)
+            self.retention = retention = MemoryRetention(freshness.policy, self)
+            for listener in (retention.counts.on_event, retention.on_event, retention.departed.on_event):
+                self.listen(listener)
         self._await_expiry()
 
     # -- storing ------------------------------------------------------------------------------------------------
@@ -273,12 +278,13 @@ class Memory(StackClock, _Table):
             self.retention.expire_due(self.now())
         return count
 
-    def holdings(self) -> list[Holding]:
-        """Return what memory holds by data class, for a retention report."""
-        from streaminfer.caching.erasure.memory_retention import holdings_of  # noqa: PLC0415 - for reports only
+    def listen(self, listener: Callable[[CacheEvent], object]) -> Callable[[], None]:
+        """Add a listener for all later events; see `EdgeCache.listen`."""
 
-        preserved = () if self.retention is None else self.retention.preserved
-        return holdings_of(self, preserved, self.statistics().held_bytes)
+        def set_listening(listening: bool) -> None:
+            self.listening = listening
+
+        return self.events.add(listener, set_listening)
 
     def statistics(self) -> CacheStatistics:
         """Return a frozen snapshot."""
@@ -286,7 +292,7 @@ class Memory(StackClock, _Table):
 
     def tell(self) -> None:
         """Tell listeners, and free, what the table has noted; operations do so themselves."""
-        self.events.deliver(self.drain)
+        self.events.deliver(take_events, self.drain)
 
     if is_atomic(EdgeTable, "get"):
         _tell = tell

@@ -1,27 +1,31 @@
-"""Retention policy of one cache, as far as memory is concerned: what it records, preserves and watches."""
+"""Retention policy of one cache, as far as memory is concerned: what it records, preserves and watches.
+
+What leaves memory under a legal hold, or below its minimum age, is preserved: no lookup finds it, and it ends with the
+process. What must outlive that belongs on a `DiskTier`.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from streaminfer._internal.validation import expected
-from streaminfer.caching.erasure.custody import Custody
 from streaminfer.caching.erasure.departed_values import Departed
 from streaminfer.caching.erasure.retention_counts import RetentionCounts
+from streaminfer.caching.events import CacheEvent
 from streaminfer.caching.table._timer_wheel_cy import NEVER
 from streaminfer.compliance.retention import PRESERVED, Action, Holding, Retention
 from streaminfer.compliance.retention_log import RetentionLog
+from streaminfer.errors import ErasureHeld
 
 if TYPE_CHECKING:
-    from streaminfer.caching.events import CacheEvent
     from streaminfer.caching.table._table_cy import EdgeTable
     from streaminfer.caching.tiers.tier_set import TierSet
     from streaminfer.compliance.retention_report import RetentionReport
 
-__all__ = ["MemoryRetention", "holdings_of", "record_hold", "report"]
+__all__ = ["MemoryRetention", "record_hold", "report"]
 
 _MEMORY_BOUND_S = 0.25  # stated by `EdgeCache`: how long memory may hold what has expired
 
@@ -30,59 +34,122 @@ class MemoryRetention:
     """Retention of one cache's memory. Thread-safe.
 
     Args:
-        policy: the policy.
-        table: of the cache.
+        policy: the policy, with its minimum ages, and holds in its log.
+        table: of the cache, whose events the three ``on_event`` must hear: of ``counts``, this and ``departed``.
 
     Attributes:
         policy: the policy.
+        log: the policy's log, if it is a `RetentionLog`.
         counts: what goes into the policy's log.
-        custody: entries that left memory and are preserved.
         departed: arrays of entries that left and still live, for ``si.prove``.
     """
 
     def __init__(self, policy: Retention, table: EdgeTable) -> None:
         self.policy = policy
+        self.log = policy.log if isinstance(policy.log, RetentionLog) else None
         self.counts = RetentionCounts(policy.log, table.now)
-        self.custody = Custody(policy, table, self.counts)
         self.departed = Departed()
-
-    @property
-    def listeners(self) -> list[Callable[[CacheEvent], object]]:
-        """What must hear the events of the cache, in this order."""
-        return [self.counts.on_event, self.custody.on_event, self.departed.on_event]
-
-    @property
-    def log(self) -> RetentionLog | None:
-        """The policy's log, if it is a `RetentionLog`."""
-        return self.policy.log if isinstance(self.policy.log, RetentionLog) else None
+        self._table = table
+        self._lock = threading.Lock()
+        self._preserved: list[CacheEvent] = []
+        self._has_min_age = policy.has_min_age
 
     @property
     def preserved(self) -> tuple[CacheEvent, ...]:
-        """What left memory and is preserved."""
-        return self.custody.entries
+        """What left memory and is preserved, oldest first."""
+        with self._lock:
+            return tuple(self._preserved)
+
+    def on_event(self, event: CacheEvent) -> None:
+        """Preserve an entry that was evicted or expired, if it must be."""
+        until_ns = self.until_ns(event.labels)
+        if event.kind != "erased" and until_ns > self._table.now():
+            with self._lock:
+                self._preserved.append(event)
+            if until_ns < self._table.wake_ns:
+                self._table.wake_ns = until_ns
+                self._table.wake(until_ns)
 
     def expire_due(self, now_ns: int) -> int:
         """Release what need not be preserved longer, write counts to the log, and return when to look again."""
-        next_ns = self.custody.settle(now_ns) if self.custody.entries else NEVER
+        with self._lock:
+            until = [(self.until_ns(event.labels), event) for event in self._preserved]
+            self._preserved = [event for until_ns, event in until if until_ns > now_ns]
+        for event in (event for until_ns, event in until if until_ns <= now_ns):
+            labels: Any = event.labels
+            self.counts.count("purged", PRESERVED, labels[2], "its hold or minimum age had ended")
         self.counts.flush()
-        return next_ns
-
-    def check_erasure(self, subject: str | None, tag: str | None) -> None:
-        """Raise `ErasureHeld` if a legal hold, or a minimum age, forbids an erasure."""
-        self.custody.check(subject, tag)
+        return min((until_ns for until_ns, _ in until if until_ns > now_ns), default=NEVER)
 
     def erase(self, subject: str | None, tag: str | None, in_table: int) -> int:
         """Erase what is preserved of a subject, or with a tag, record it all, and return how many were preserved."""
-        count = self.custody.erase(subject, tag)
+        with self._lock:
+            before = self._preserved  # freed when the lock is: a finalizer may use the cache
+            self._preserved = [event for event in before if not _matches(event.labels, subject, tag)]
+            count = len(before) - len(self._preserved)
         self.counts.record(
             "erased", where="memory", count=in_table + count, reason="asked for", subject=subject, tag=tag
         )
         return count
 
+    def check_erasure(self, subject: str | None, tag: str | None) -> None:
+        """Raise `ErasureHeld`, and record it, if a legal hold, or a minimum age, forbids an erasure."""
+        objections = self._objections(subject, tag)
+        if objections:
+            why = "; ".join(objections)
+            self.counts.record("erase_held", where="memory", count=0, reason=why, subject=subject, tag=tag)
+            raise ErasureHeld(objections)
+
+    def _objections(self, subject: str | None, tag: str | None) -> tuple[str, ...]:
+        """Return what forbids an erasure, in words that name no person."""
+        holds = () if self.log is None else self.log.holds_against(subject, tag)
+        found = [
+            f"a legal hold on {f'the class {it.data_class!r}' if it.data_class else 'a subject'}: {it.reason}"
+            for it in holds
+        ]
+        if self._has_min_age:
+            labels = (*self._table.snapshot(3)[::2], *(event.labels for event in self.preserved))
+            until_ns = max((self._aged_ns(it) for it in labels if _matches(it, subject, tag)), default=0)
+            left_s = (until_ns - self._table.now()) / 1e9
+            if left_s > 0:
+                found.append(f"entries are below the minimum age of their class, for {left_s:.3g} s more")
+        return tuple(found)
+
+    def until_ns(self, labels: Any) -> int:
+        """Return until when an entry must be preserved if it leaves memory; ``NEVER``: no end is known."""
+        if self.log is not None and labels is not None and self.log.is_held(labels[0], labels[1]):
+            return NEVER
+        return self._aged_ns(labels)
+
+    def _aged_ns(self, labels: Any) -> int:
+        """Return the instant at which an entry has its minimum age."""
+        if labels is None or not self._has_min_age:
+            return 0
+        until_ns: int = labels[3] + round(self.policy.rule(labels[1]).min_age_s * 1e9)
+        return until_ns
+
     async def settle_log(self) -> None:
         """Wait until the log has what was counted and recorded before."""
         if self.counts.is_behind:
             await asyncio.to_thread(self.counts.drain)
+
+    def holdings(self) -> list[Holding]:
+        """Return what memory holds by class: how many entries, stale ones and failures included, and the oldest."""
+        stored: dict[str, list[int | None]] = {}
+        for labels in self._table.snapshot(3)[::2]:
+            data_class, stored_ns = ("", None) if labels is None else labels[2:]
+            stored.setdefault(data_class, []).append(stored_ns)
+        now_ns = self._table.now()
+        size = self._table.counters()[4] if len(stored) == 1 else None  # a number of all classes
+        found = []
+        for data_class, instants in stored.items():
+            known = [it for it in instants if it is not None]
+            age_s = max(now_ns - min(known), 0) / 1e9 if len(known) == len(instants) else None
+            found.append(Holding("memory", data_class, len(instants), age_s, size))
+        for event in self.preserved:
+            held: Any = event.labels
+            found.append(Holding(PRESERVED, held[2], 1, max(now_ns - held[3], 0) / 1e9, None))
+        return found or [Holding("memory", "", 0, None, 0)]
 
 
 async def record_hold(
@@ -106,15 +173,13 @@ async def record_hold(
     await asyncio.to_thread(record, data_class=data_class or "")
 
 
-async def report(
-    retention: MemoryRetention | None, in_memory: Callable[[], list[Holding]], tiers: TierSet | None
-) -> RetentionReport:
+async def report(retention: MemoryRetention | None, tiers: TierSet | None) -> RetentionReport:
     """Return the report of a cache; see `EdgeCache.retention_report`."""
     from streaminfer.compliance.retention_report import build_report  # noqa: PLC0415 - loaded with the first report
 
     if retention is None:
         raise TypeError(expected("retention", "a cache with a policy: EdgeCache(retention=Retention(…))", None))
-    holdings = in_memory()
+    holdings = retention.holdings()
     bounds = {"memory": _MEMORY_BOUND_S}
     if tiers is not None:
         tiers.tell_what_went()
@@ -127,26 +192,5 @@ async def report(
     return build_report(retention.policy, holdings, events, purge_bounds_s=bounds)
 
 
-def holdings_of(table: EdgeTable, preserved: tuple[CacheEvent, ...], size_bytes: int) -> list[Holding]:
-    """Return what memory holds by class: how many entries, stale ones and failures included, and the oldest.
-
-    Args:
-        table: of the cache.
-        preserved: what is preserved besides.
-        size_bytes: of all entries; a holding has it where there is one class.
-    """
-    stored: dict[str, list[int | None]] = {}
-    for labels in table.snapshot(3)[::2]:
-        data_class, stored_ns = ("", None) if labels is None else labels[2:]
-        stored.setdefault(data_class, []).append(stored_ns)
-    now_ns = table.now()
-    size = size_bytes if len(stored) == 1 else None
-    holdings = []
-    for data_class, instants in stored.items():
-        known = [it for it in instants if it is not None]
-        age_s = max(now_ns - min(known), 0) / 1e9 if len(known) == len(instants) else None
-        holdings.append(Holding("memory", data_class, len(instants), age_s, size))
-    for event in preserved:
-        held: Any = event.labels
-        holdings.append(Holding(PRESERVED, held[2], 1, max(now_ns - held[3], 0) / 1e9, None))
-    return holdings or [Holding("memory", "", 0, None, 0)]
+def _matches(labels: Any, subject: str | None, tag: str | None) -> bool:
+    return labels is not None and (labels[0] == subject if tag is None else tag in labels[1])

@@ -50,7 +50,7 @@ cdef class Entries:
     cdef public long long wake_ns, revalidate_ns
     cdef public bint listening, keeping
     cdef long long _maxsize, _max_bytes, _ttl_ns, _stale_ns, _negative_ttl_ns
-    cdef bint _s3fifo
+    cdef object _policy
     cdef public object clock
     cdef CIndex _index
     cdef CSlots _slots

@@ -2,7 +2,7 @@
 """Changes of the table of a cache, each as one step.
 
 *Design.* The parts are a record of each slot (``_slots_cy``), the index and the objects (``_index_cy``), the timing
-wheel (``_timer_wheel_cy``) and the queues of LRU or S3-FIFO (``_eviction_cy``). `Entries` changes them together and
+wheel (``_timer_wheel_cy``) and the queues of an eviction policy (``_eviction_cy``). `Entries` changes them together and
 enforces the limits. Room is made in this order: due entries, stale ones, negative ones beyond their share, fresh ones.
 
 *Re-entrancy and threads.* An ``__eq__`` of a key, a ``__del__`` of a value and a clock are Python and may use the same
@@ -66,7 +66,7 @@ class Entries:
         ttl_ns: how long an entry is fresh unless it says so itself; ``NEVER``: for good.
         stale_ns: how long after that it is kept as stale.
         negative_ttl_ns: how long a failure is remembered; 0: not at all.
-        s3fifo: S3-FIFO; else LRU.
+        policy: a subclass of `EvictionOrder`.
         clock: returns monotonic nanoseconds, ≥ 0; ``None``: a C read of the monotonic clock.
 
     Attributes:
@@ -89,7 +89,7 @@ class Entries:
         ttl_ns: int,
         stale_ns: int,
         negative_ttl_ns: int,
-        s3fifo: bool,
+        policy: Callable[[Slots, int, int], EvictionOrder],
         clock: Callable[[], int] | None,
     ) -> None:
         self._maxsize = maxsize
@@ -98,7 +98,7 @@ class Entries:
         self._stale_ns = stale_ns
         self.revalidate_ns = stale_ns
         self._negative_ttl_ns = negative_ttl_ns
-        self._s3fifo = s3fifo
+        self._policy = policy
         self.clock = clock
         self._events: list[Any] = []
         self._all_erased = 0
@@ -126,7 +126,7 @@ class Entries:
         self._slots = slots
         self._index = KeyIndex(slots)
         self._wheel = ExpiryWheel(slots)
-        self._order = EvictionOrder(slots, s3fifo, maxsize, max_bytes)
+        self._order = policy(slots, maxsize, max_bytes)
 
     def now(self) -> int:
         """Return the present instant on the cache's clock, monotonic nanoseconds."""
@@ -146,7 +146,7 @@ class Entries:
         """Empty the table, ghosts included; return what holds the old contents."""
         slots = Slots(_SMALLEST)
         wheel = ExpiryWheel(slots)
-        order = EvictionOrder(slots, self._s3fifo, self._maxsize, self._max_bytes)
+        order = self._policy(slots, self._maxsize, self._max_bytes)
         index = KeyIndex(slots)
         self._index.swap(index)
         self.removed += self._order.count

@@ -1,53 +1,27 @@
 # cython: boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
-"""Eviction order: LRU or S3-FIFO.
+"""Queues of a table, and what every eviction policy has in common.
 
 *Design.* Four queues, each a circular doubly linked list through the slots, newest first:
 
-* main: under LRU all fresh entries; a hit moves an entry to the newest end, and the oldest is evicted first.
-* small: under S3-FIFO [1] it has the new entries. One that is hit there moves on to main; another is evicted and leaves
-  a ghost. A key that returns while its ghost is there goes to main at once. Main is a FIFO with a second chance: an
-  entry has a count of hits up to 3, and each pass costs one. A scan therefore passes through small without touching
-  main, and a hit writes one byte instead of moving links.
+* main and small: the fresh entries, in an order that is the policy's (`streaminfer.caching.table.eviction`).
 * stale: expired entries that can still be used. They are evicted first.
 * negative: remembered failures, first in, first out, in at most a sixteenth of the room.
 
-It departs from the paper where real traces gained by it (``benchmarks/run.py cache``):
-
-* While main is not full, entries that leave small go there, hit or not. Otherwise a loop over more than the cache holds
-  leaves main empty and is a plain FIFO without a hit. Main counts as full until it has lost a quarter.
-* Small has no fixed size; a tenth is too little for bursts. Both queues leave ghosts, as in ARC [2], but only those of
-  the last tenth of the room vote: a return from small moves the border one entry up, one from main one down. Votes of
-  older ghosts would drive the border to where the most misses are. It stays between a hundredth and a half of the room.
-* A key that returns young from main waits in small: its ghost votes, and is forgotten.
-* Room is made after an entry is added, because sizes differ, but never by that entry.
-
-*Parameters.* One hit moves an entry on (two change the mean by less than a point); hits count to 3, as in the paper;
-ghosts reach as far as there are entries (half: several traces lose up to 20 points; twice: loops of three times the
-room thrash main). Half or twice any of them changes the mean share of the gap between LRU and the optimum by less than
-three points. Ghosts lie in a table of fingerprints, four to a row: 32 bits of the hash, the queue, and the number of
-the eviction. A ghost is forgotten when too many came after it, or when its row is full of younger ones.
-
-*Complexity.* O(1) amortized: an entry passes through main at most as often as it was hit. Ghosts take 12 bytes per
-slot; all else lies in ``_slots_cy``.
+Room is made after an entry is added, because sizes differ, but never by that entry.
 
 *Invariants*, which the property tests check. An entry is in exactly one queue. Counts and bytes of the queues are those
-of their entries. Under LRU the order of main is that of last use. A victim is never the entry that was stored last,
-unless it is the only one.
+of their entries. A victim is never the entry that was stored last, unless it is the only one.
 
-*References.* [1] Yang et al., "FIFO queues are all you need for cache eviction", SOSP 2023. [2] Megiddo and Modha,
-"ARC", FAST 2003. One source, compiled with the C types of ``_eviction_cy.pxd`` or run as plain Python.
+One source, compiled with the C types of ``_eviction_cy.pxd`` or run as plain Python.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import MutableSequence
 
-from streaminfer.caching.table._slots_cy import MAIN, NEGATIVE, SMALL, STALE, Slots, address_of, aligned
+from streaminfer.caching.table._slots_cy import MAIN, NEGATIVE, SMALL, STALE, Slots
 
 __all__ = ["EvictionOrder"]
-
-fetch = hash  # begins to load the cache line at an address; only the compiled module can
 
 # C variables in the compiled module, not visible from Python
 _MAIN = MAIN
@@ -55,29 +29,16 @@ _SMALL = SMALL
 _STALE = STALE
 _NEGATIVE = NEGATIVE
 _QUEUES = 4
-_HIT = 4  # in a slot's marks
-_HITS = 12
 _NO_MARKS = -16
-_MAX_HITS = 12  # that S3-FIFO counts: three
-_HITS_TO_STAY = 4
-_SMALL_SHARE = 10  # of the room, to begin with
-_SMALL_LEAST = 100
-_SMALL_MOST = 2
 _NEGATIVE_SHARE = 16
-_YOUNG_SHARE = 10
-_REFILL_BITS = 2  # a quarter: main is filled again when it has lost as much
-_WAYS = 4
-_FROM_MAIN = 2**31  # in a ghost: the queue
-_LOW31 = 2**31 - 1
 _NO_LIMIT = 2**63 - 1
 
 
 class EvictionOrder:
-    """Queues of one table.
+    """Queues of one table. A policy is a subclass that says where an entry goes, what a hit does, and who is next.
 
     Args:
         slots: where the queue, the neighbors and the bytes of each slot are.
-        s3fifo: S3-FIFO; else LRU.
         maxsize: how many entries there is room for, which sets the shares; 2^63 - 1: no limit.
         max_bytes: how many bytes, likewise.
 
@@ -86,60 +47,51 @@ class EvictionOrder:
         bytes: their sizes, added up.
     """
 
-    _ghosts: MutableSequence[int]
-
-    def __init__(self, slots: Slots, s3fifo: bool, maxsize: int, max_bytes: int) -> None:
+    def __init__(self, slots: Slots, maxsize: int, max_bytes: int) -> None:
         self._slots = slots
-        self._s3fifo = s3fifo
         self._maxsize = maxsize
         self._max_bytes = max_bytes
-        self._small_count = _share_of(maxsize, _SMALL_SHARE)
-        self._small_bytes = _share_of(max_bytes, _SMALL_SHARE)
-        self._negative_count = _share_of(maxsize, _NEGATIVE_SHARE)
-        self._negative_bytes = _share_of(max_bytes, _NEGATIVE_SHARE)
+        self._negative_count = self._share_of(maxsize, _NEGATIVE_SHARE)
+        self._negative_bytes = self._share_of(max_bytes, _NEGATIVE_SHARE)
         self._counts = array("q", [0]) * _QUEUES
         self._bytes = array("q", [0]) * _QUEUES
-        self._rows = _ghost_rows(slots.capacity) if s3fifo else 1
-        ghosts = aligned("Q", self._rows)
-        self._ghosts = ghosts
-        self._address = address_of(ghosts)
-        self._evicted_from_small = 2**30  # far from 0, which is an empty place
-        self._evicted_from_main = 2**30
-        self._full = False
         self._newest = 0
         self.count = 0
         self.bytes = 0
 
-    def grow(self, capacity: int) -> None:
-        """Make room for the ghosts of more slots; fewer than there are change nothing."""
-        if self._s3fifo:
-            ghosts = aligned("Q", _ghost_rows(capacity))
-            self._move(ghosts, address_of(ghosts))
-
-    def _move(self, ghosts: MutableSequence[int], address: int) -> None:
-        # a typed argument: the view exists before the first look at the old one
-        if len(ghosts) <= len(self._ghosts):
-            return
-        old = self._ghosts
-        self._ghosts = ghosts
-        self._address = address
-        self._rows = len(ghosts) // _WAYS
-        for place in range(len(old)):
-            if old[place]:
-                self._haunt(old[place])
+    # -- for a policy -------------------------------------------------------------------------------------------
 
     def add(self, slot: int, size: int) -> None:
         """Add an entry, as the newest of its queue.
 
         Args:
-            slot: in no queue; S3-FIFO knows by its hash who comes back.
+            slot: in no queue.
             size: its bytes.
         """
-        if self._s3fifo and not self._remembers(self._slots._words[4 * slot]):
-            self._enter(slot, size, _SMALL)
-        else:
-            self._enter(slot, size, _MAIN)
+        self._enter(slot, size, _MAIN)
         self._newest = slot
+
+    def touch(self, slot: int) -> None:
+        """Note a hit."""
+
+    def likely_victim(self) -> int:
+        """Guess the next victim; a slot below ``FIRST``: there is none."""
+        return self._slots._ints[7]
+
+    def _next(self) -> int:
+        """Return the next victim among the fresh entries, -1: there is none; move on those that stay."""
+        return self._slots._ints[7] if self._counts[_MAIN] else -1
+
+    def foresee(self, slot: int) -> None:
+        """Begin to load what ``evicted`` of a slot will read, without waiting for it."""
+
+    def evicted(self, slot: int) -> None:
+        """Note, before a victim is removed, that it is evicted."""
+
+    def grow(self, capacity: int) -> None:
+        """Make room for what is noted of more slots; fewer than there are change nothing."""
+
+    # -- the queues ---------------------------------------------------------------------------------------------
 
     def add_negative(self, slot: int, size: int) -> None:
         """Add a remembered failure."""
@@ -154,15 +106,6 @@ class EvictionOrder:
         self._bytes[queue] -= size
         self.count -= 1
         self.bytes -= size
-
-    def touch(self, slot: int) -> None:
-        """Note a hit."""
-        if self._s3fifo:
-            if self._slots._words[4 * slot] & _HITS < _MAX_HITS:
-                self._slots._words[4 * slot] += _HIT
-        elif self._slots._ints[6] != slot and self._slots._words[4 * slot] & 3 == _MAIN:
-            self._unlink(slot)
-            self._link(slot, _MAIN)
 
     def renew(self, slot: int, size: int) -> None:
         """Note a hit that replaces the value of a slot."""
@@ -198,74 +141,7 @@ class EvictionOrder:
                 or self._counts[_MAIN] + self._counts[_SMALL] <= 1
             ):
                 return self._slots._ints[8 * _NEGATIVE + 7]
-        if not self._s3fifo:
-            return self._slots._ints[7] if self._counts[_MAIN] else -1
-        return self._victim_of_two()
-
-    def likely_victim(self) -> int:
-        """Guess the next victim; a slot below ``FIRST``: there is none."""
-        return self._slots._ints[8 * _SMALL + 7] if self._s3fifo else self._slots._ints[7]
-
-    def foresee(self, slot: int) -> None:
-        """Begin to load what ``evicted`` of a slot will read, without waiting for it."""
-        if self._s3fifo:
-            fetch(self._address + 32 * (((self._slots._words[4 * slot] >> 31) * self._rows) >> 32))
-
-    def _victim_of_two(self) -> int:
-        while self._counts[_SMALL] + self._counts[_MAIN]:
-            over = self._counts[_SMALL] > 1 and (
-                self._counts[_SMALL] > self._small_count or self._bytes[_SMALL] > self._small_bytes
-            )
-            oldest = self._slots._ints[8 * _MAIN + 7]
-            if over or self._counts[_MAIN] == 0 or (oldest == self._newest and self._counts[_MAIN] == 1):
-                slot = self._slots._ints[8 * _SMALL + 7]
-                if self._counts[_SMALL] == 0:
-                    return oldest  # there is no other
-                if self._slots._words[4 * slot] & _HITS < _HITS_TO_STAY and not (over and self._fills_main()):
-                    return slot
-                if self._counts[_SMALL] + self._counts[_MAIN] == 1:
-                    return slot
-                self._slots._words[4 * slot] &= ~_HITS
-                self._pass_on(slot)
-            else:
-                asked = self._slots._words[4 * oldest] & _HITS
-                if asked == 0 and oldest != self._newest:
-                    return oldest
-                if asked:
-                    self._slots._words[4 * oldest] -= _HIT
-                self._pass_on(oldest)
-        return -1
-
-    def _fills_main(self) -> bool:
-        """Return whether main is still to be filled; its room is what small and the failures leave."""
-        full = False
-        hollow = True
-        if self._maxsize != _NO_LIMIT:
-            room = self._maxsize - self._small_count - self._counts[_NEGATIVE]
-            full = self._counts[_MAIN] >= room
-            hollow = self._counts[_MAIN] < room - (room >> _REFILL_BITS)
-        if self._max_bytes != _NO_LIMIT:
-            room = self._max_bytes - self._small_bytes - self._bytes[_NEGATIVE]
-            full = full or self._bytes[_MAIN] >= room
-            hollow = hollow and self._bytes[_MAIN] < room - (room >> _REFILL_BITS)
-        if full:
-            self._full = True
-        elif hollow:
-            self._full = False
-        return not self._full
-
-    def evicted(self, slot: int) -> None:
-        """Note, before a victim is removed, that it is evicted."""
-        if not self._s3fifo:
-            return
-        ghost = (self._slots._words[4 * slot] >> 31) << 32
-        queue = self._slots._words[4 * slot] & 3
-        if queue == _SMALL:
-            self._evicted_from_small += 1
-            self._haunt(ghost | (self._evicted_from_small & _LOW31))
-        elif queue == _MAIN:
-            self._evicted_from_main += 1
-            self._haunt(ghost | _FROM_MAIN | (self._evicted_from_main & _LOW31))
+        return self._next()
 
     def held(self, queue: int) -> int:
         """Return the number of entries of a queue."""
@@ -288,19 +164,6 @@ class EvictionOrder:
         self.bytes += size
         self._link(slot, queue)
 
-    def _pass_on(self, slot: int) -> None:
-        """Move a slot to the newest end of main."""
-        queue = self._slots._words[4 * slot] & 3
-        if queue != _MAIN:
-            size = self._slots._words[4 * slot + 2]
-            self._counts[queue] -= 1
-            self._bytes[queue] -= size
-            self._counts[_MAIN] += 1
-            self._bytes[_MAIN] += size
-            self._slots._words[4 * slot] -= queue  # main has no mark
-        self._unlink(slot)
-        self._link(slot, _MAIN)
-
     def _link(self, slot: int, queue: int) -> None:
         newest = self._slots._ints[8 * queue + 6]
         self._slots._ints[8 * slot + 6] = newest
@@ -314,69 +177,8 @@ class EvictionOrder:
         self._slots._ints[8 * older + 7] = newer
         self._slots._ints[8 * newer + 6] = older
 
-    def _remembers(self, mixed: int) -> bool:
-        """Return whether a returning key goes to main at once. Its ghost votes, if it is young, and is forgotten."""
-        fingerprint = mixed >> 31
-        row = _WAYS * ((fingerprint * self._rows) >> 32)
-        for place in range(row, row + _WAYS):
-            ghost = self._ghosts[place]
-            if ghost >> 32 == fingerprint and ghost:
-                self._ghosts[place] = 0
-                age = self._age(ghost)
-                if age * _YOUNG_SHARE <= self.count:
-                    self._move_border(-1 if ghost & _FROM_MAIN else 1)
-                return not ghost & _FROM_MAIN and age < self.count
-        return False
-
-    def _age(self, ghost: int) -> int:
-        """Return how many were evicted from the same queue since."""
-        evicted = self._evicted_from_main if ghost & _FROM_MAIN else self._evicted_from_small
-        return (evicted - ghost) & _LOW31
-
-    def _move_border(self, entries: int) -> None:
-        """Move the border between small and main."""
-        if self._maxsize != _NO_LIMIT:
-            self._small_count = _between(
-                _share_of(self._maxsize, _SMALL_LEAST),
-                self._small_count + entries,
-                _share_of(self._maxsize, _SMALL_MOST),
-            )
-        if self._max_bytes != _NO_LIMIT and self.count:
-            self._small_bytes = _between(
-                _share_of(self._max_bytes, _SMALL_LEAST),
-                self._small_bytes + entries * (self.bytes // self.count),
-                _share_of(self._max_bytes, _SMALL_MOST),
-            )
-
-    def _haunt(self, ghost: int) -> None:
-        """Write a ghost over the oldest of its row."""
-        row = _WAYS * (((ghost >> 32) * self._rows) >> 32)
-        chosen = row
-        least = _NO_LIMIT
-        young = self.count // _YOUNG_SHARE
-        for place in range(row, row + _WAYS):
-            held = self._ghosts[place]
-            if held == 0:
-                chosen = place
-                break
-            left = (young if held & _FROM_MAIN else self.count) - self._age(held)
-            if left < least:
-                least = left
-                chosen = place
-        self._ghosts[chosen] = ghost
-
-
-def _share_of(limit: int, share: int) -> int:
-    """Return a part of a limit, at least 1; no limit has no part."""
-    if limit == _NO_LIMIT:
-        return limit
-    return limit // share if limit >= share else 1
-
-
-def _between(least: int, number: int, most: int) -> int:
-    return least if number < least else most if number > most else number
-
-
-def _ghost_rows(capacity: int) -> int:
-    """Return the rows that hold one and a half ghosts per slot."""
-    return (3 * capacity + 2 * _WAYS - 1) // (2 * _WAYS)
+    def _share_of(self, limit: int, share: int) -> int:
+        """Return a part of a limit, at least 1; no limit has no part."""
+        if limit == _NO_LIMIT:
+            return limit
+        return limit // share if limit >= share else 1

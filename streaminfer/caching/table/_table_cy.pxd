@@ -36,7 +36,7 @@ cdef extern from *:
     cpdef long long monotonic_ns "streaminfer_table_monotonic_ns"() noexcept
     cpdef long long coarse_ns "streaminfer_table_coarse_ns"() noexcept
 
-cdef long long _HIT, _HITS, _NEVER, _NEAR_NS, _SMALL_PAYLOAD
+cdef long long _NEVER, _NEAR_NS, _SMALL_PAYLOAD
 cdef int _FIRST, _MAIN, _SMALL, _STALE, _NEGATIVE
 cdef int _IS_MISSING, _IS_FRESH, _IS_STALE, _IS_FAILURE, _IS_OUTDATED, _LABELS
 
@@ -115,6 +115,3 @@ cdef bint _matches(tuple labels, object subject, object tag) except -1
 
 @cython.locals(slot=Py_ssize_t, at_ns=cython.longlong, now_ns=cython.longlong, hashed=Py_ssize_t)
 cdef int _find_fresh(EdgeTable table, object key) except -2
-
-@cython.locals(newest=Py_ssize_t, older=Py_ssize_t, newer=Py_ssize_t)
-cdef void _touch(EdgeTable table, Py_ssize_t slot) noexcept

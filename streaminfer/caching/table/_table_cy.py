@@ -59,8 +59,6 @@ _IS_FRESH = FRESH
 _IS_STALE = STALE_VALUE
 _IS_FAILURE = FAILURE
 _IS_OUTDATED = OUTDATED_VALUE
-_HIT = 4
-_HITS = 12
 _NEAR_NS = 1_000_000_000  # more than the coarse clock is ever late by; entries with less left need the exact clock
 _SMALL_PAYLOAD = 32
 _LABELS = 3  # what a snapshot is of
@@ -81,7 +79,7 @@ class EdgeTable(Entries):
             self.misses += 1
             return default
         self.hits += 1
-        _touch(self, slot)
+        self._order.touch(slot)
         return self._index.objects[3 * slot + 1]
 
     def _item(self, key: Any) -> Any:
@@ -90,7 +88,7 @@ class EdgeTable(Entries):
             self.misses += 1
             raise KeyError(key)
         self.hits += 1
-        _touch(self, slot)
+        self._order.touch(slot)
         return self._index.objects[3 * slot + 1]
 
     def _has(self, key: Any) -> bool:
@@ -156,7 +154,7 @@ class EdgeTable(Entries):
             self._store(key, default, self._ttl_ns, size, None, False)
             return default
         self.hits += 1
-        _touch(self, slot)
+        self._order.touch(slot)
         return self._index.objects[3 * slot + 1]
 
     # -- what a mapping does not have ----------------------------------------------------------------------------
@@ -203,7 +201,7 @@ class EdgeTable(Entries):
             at_ns = self._slots._words[4 * slot + 1]
             if queue <= _SMALL and now_ns < at_ns:
                 self.hits += 1
-                _touch(self, slot)
+                self._order.touch(slot)
                 return _IS_FRESH, self._index.objects[3 * slot + 1]
             if queue == _NEGATIVE:
                 if now_ns < at_ns:
@@ -368,22 +366,3 @@ def _find_fresh(table: EdgeTable, key: Any) -> int:
         elif at_ns - coarse_ns() < _NEAR_NS and monotonic_ns() >= at_ns:
             return -1
     return slot if table._slots._words[4 * slot] & 3 <= _SMALL else -1
-
-
-def _touch(table: EdgeTable, slot: int) -> None:
-    """Do what ``EvictionOrder.touch`` does, in this module because calls between compiled modules cost."""
-    if table._s3fifo:
-        if table._slots._words[4 * slot] & _HITS < _HITS:
-            table._slots._words[4 * slot] += _HIT
-        return
-    newest = table._slots._ints[6]
-    if newest == slot:
-        return
-    older = table._slots._ints[8 * slot + 6]
-    newer = table._slots._ints[8 * slot + 7]
-    table._slots._ints[8 * older + 7] = newer
-    table._slots._ints[8 * newer + 6] = older
-    table._slots._ints[8 * slot + 6] = newest
-    table._slots._ints[8 * slot + 7] = _MAIN
-    table._slots._ints[8 * newest + 7] = slot
-    table._slots._ints[6] = slot

@@ -35,6 +35,7 @@ class Records:
     """
 
     def __init__(self, keys: KeyProvider | None) -> None:
+        self.keys = keys
         self._cipher = None if keys is None else Cipher(keys)
 
     def name(self, kind: bytes, text: str | bytes) -> bytes:
@@ -50,7 +51,9 @@ class Records:
             record = encode((name, *fields))
         except (TypeError, ValueError) as error:
             raise NotHeld(str(error)) from error
-        return record if self._cipher is None else self._cipher.seal(record, name=name, subject=entry.subject)
+        if self._cipher is None:
+            return record
+        return self._cipher.seal(record, name=name, subject=entry.subject, lasts_s=entry.ttl_s)
 
     def unpack(self, name: bytes, record: Any) -> Entry:
         """Return the entry of a record. Raises `CorruptRecord` for anything that is no record of exactly that name."""

@@ -1,4 +1,4 @@
-"""Write transactions of SQLite."""
+"""Write transactions of SQLite, and the names of legal holds in a file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["transaction"]
+__all__ = ["HOLDS", "set_hold", "transaction"]
+
+HOLDS = "CREATE TABLE IF NOT EXISTS holds (name BLOB PRIMARY KEY) WITHOUT ROWID"
 
 
 @contextmanager
@@ -20,3 +22,9 @@ def transaction(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
         if db.in_transaction:  # a full disk rolls back by itself
             db.execute("ROLLBACK")
         raise
+
+
+def set_hold(db: sqlite3.Connection, name: bytes, on: bool) -> None:
+    """Begin or end a hold in a file that has the table `HOLDS`."""
+    change = "INSERT OR IGNORE INTO holds VALUES (?)" if on else "DELETE FROM holds WHERE name = ?"
+    db.execute(change, (name,))

@@ -15,12 +15,10 @@ tell nothing.
 
 :class:`StoredKeys` keeps its keys in a SQLite file, each wrapped by a master key that lives elsewhere: old blocks of
 that file are worth nothing without it, and nothing at all once :meth:`~StoredKeys.rewrap` has changed it and the old
-one is destroyed. Nothing is cached: several processes may share the file, and a key that one destroys is gone for all
-at their next read.
+one is destroyed. Nothing is cached: a key that one process destroys is gone for all at their next read.
 
-That file serves the processes of *one* machine. Where several machines share a tier, as with Redis, a key that one
-destroys must be gone for all: ``service_keys`` takes the keys from a service that all of them call, such as a key
-management system.
+That file serves the processes of *one* machine. Where several machines share a tier, as with Redis, ``service_keys``
+takes the keys from a service that all of them call, such as a key management system.
 """
 
 from __future__ import annotations
@@ -33,18 +31,20 @@ import secrets
 import sqlite3
 import struct
 import threading
+import time
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import attrs
 
 from streaminfer._internal.extras import require
-from streaminfer._internal.validation import check_instance, check_secret, expected
+from streaminfer._internal.validation import LONGEST_S, check_instance, check_secret, expected
 from streaminfer.caching.codec import CorruptRecord
-from streaminfer.caching.tiers._sqlite import transaction
+from streaminfer.caching.tiers._sqlite import HOLDS, set_hold, transaction
+from streaminfer.protocols import Clock
 
 __all__ = [
     "SEALED_HEAD",
@@ -54,6 +54,7 @@ __all__ = [
     "KeyProvider",
     "KeyUnknown",
     "StoredKeys",
+    "hashed_subject",
 ]
 
 _MAGIC = b"si-aes"
@@ -67,6 +68,23 @@ _ID_SIZE = 16
 _KEY_SIZE = 32
 _BUSY_S = 5.0
 _WRAPPED_SIZE = 12 + _KEY_SIZE + _TAG
+_RETIRE_EVERY = 256
+_SPARE_NS = 86_400 * 10**9  # for later records of a subject: writing for each would cost a flush of the disk
+_FOR_GOOD = 2**63 - 1
+_SCHEMA = f"""
+CREATE TABLE IF NOT EXISTS keys (
+    id BLOB PRIMARY KEY, owner BLOB NOT NULL, generation INTEGER NOT NULL, wrapped BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS by_owner ON keys (owner, generation);
+CREATE TABLE IF NOT EXISTS ring (
+    one INTEGER PRIMARY KEY CHECK (one = 1), generation INTEGER NOT NULL, secret BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS expiries (
+    id BLOB PRIMARY KEY REFERENCES keys (id) ON DELETE CASCADE, until_ns INTEGER NOT NULL);
+{HOLDS}"""
+_CURRENT = f"""
+SELECT keys.id, wrapped, coalesce(until_ns, {_FOR_GOOD}) FROM keys LEFT JOIN expiries USING (id)
+WHERE owner = ? AND generation = (SELECT generation FROM ring)
+"""  # noqa: S608 - a number
+_EXPIRED = "id IN (SELECT id FROM expiries WHERE until_ns < ?) AND NOT EXISTS (SELECT 1 FROM holds)"
 _ROW = re.compile(rb"\x06\x2c\x4c([\x01-\x06\x08\x09])\x81\x04")
 """How SQLite begins a row of ``keys``: blobs of 16 and 32 bytes, a number whose size it says, a blob of 60 bytes."""
 _NUMBER_SIZES = {1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8, 8: 0, 9: 0}
@@ -102,8 +120,11 @@ class KeyProvider(Protocol):
     Called from the threads of tiers, several at once; it may block.
     """
 
-    def current(self, subject: str | None) -> Key:
-        """Return the key that seals now what belongs to a subject, or to none (``None``); make it if there is none."""
+    def current(self, subject: str | None, lasts_s: float | None = None) -> Key:
+        """Return the key that seals now what belongs to a subject, or to none (``None``); make it if there is none.
+
+        It must be there for ``lasts_s`` seconds from now on; ``None``: until it is destroyed.
+        """
         ...
 
     def find(self, key_id: bytes) -> Key | None:
@@ -138,18 +159,19 @@ class Cipher:
         self._aes = _aes_gcm()
         self._index_secret = keys.index_secret()
 
-    def seal(self, data: bytes, *, name: bytes, subject: str | None = None) -> bytes:
+    def seal(self, data: bytes, *, name: bytes, subject: str | None = None, lasts_s: float | None = None) -> bytes:
         """Encrypt a record.
 
         Args:
             data: what to hide.
             name: of the entry; needed, and checked, on opening.
             subject: whose key to use; ``None``: of what has no subject.
+            lasts_s: seconds for which it must be readable; ``None``: until its key is destroyed.
 
         Returns:
             The sealed record, 52 bytes longer.
         """
-        key = self._keys.current(subject)
+        key = self._keys.current(subject, lasts_s)
         nonce = os.urandom(12)
         header = _HEADER.pack(_MAGIC, _VERSION, key.id, nonce)
         sealed: bytes = self._aes(key.secret).encrypt(nonce, data, header + name)
@@ -221,18 +243,23 @@ class StoredKeys:
         path: of the file, which is made with access for its owner only; ``":memory:"``: keys that end with the
             process, for entries that should too.
         master: 32 secret bytes, from where your secrets live; :func:`secrets.token_bytes` makes one.
+        wall_clock: returns nanoseconds since 1970; ``None``: ``time.time_ns``.
+
+    A key goes when all that it sealed has expired, at least a day later: when the file is opened, and with every 256th
+    new key. While a legal hold is on a `DiskTier`, none does.
 
     Raises:
         TypeError, ValueError: a master key of another size, or not the one of this file.
         sqlite3.Error: the file cannot be made, read or written; also from every method.
         MissingExtra: ``cryptography`` is not installed.
 
-    Threads: any number may use it at once, and any number of processes on one machine. Other machines cannot: see
-    ``service_keys``.
+    Threads: any number may use it at once, and any number of processes on one machine, but no other machines.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, master: bytes) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, master: bytes, wall_clock: Clock | None = None) -> None:
         self._aes = _aes_gcm()
+        self._now = wall_clock or time.time_ns
+        self._made = 0
         self._master = check_secret("master", master, at_least=_KEY_SIZE, at_most=_KEY_SIZE)
         self._lock = threading.Lock()
         self._path = Path(path)
@@ -244,23 +271,18 @@ class StoredKeys:
         self._finalizer = weakref.finalize(self, self._db.close)  # a file whose keys are dropped unclosed is closed
         try:
             self._secret = self._prepare()
+            self._destroy(_EXPIRED, self._now())
         except BaseException:
             self._finalizer()
             raise
 
     def _prepare(self) -> bytes:
         self._db.execute("PRAGMA secure_delete = ON")
+        self._db.execute("PRAGMA foreign_keys = ON")
         self._db.execute("PRAGMA synchronous = EXTRA")  # a key must be on the disk before what it seals
         with self._writing():
-            self._db.execute(
-                "CREATE TABLE IF NOT EXISTS keys (id BLOB PRIMARY KEY, owner BLOB NOT NULL,"
-                " generation INTEGER NOT NULL, wrapped BLOB NOT NULL)"
-            )
-            self._db.execute("CREATE INDEX IF NOT EXISTS by_owner ON keys (owner, generation)")
-            self._db.execute(
-                "CREATE TABLE IF NOT EXISTS ring (one INTEGER PRIMARY KEY CHECK (one = 1), generation INTEGER NOT NULL,"
-                " secret BLOB NOT NULL)"
-            )
+            for statement in _SCHEMA.split(";"):
+                self._db.execute(statement)
             row = self._db.execute("SELECT secret FROM ring").fetchone()
             if row is None:
                 secret = secrets.token_bytes(32)
@@ -271,23 +293,32 @@ class StoredKeys:
             self._db.execute("VACUUM")
         return secret
 
-    def current(self, subject: str | None) -> Key:
-        """Return the key of the present generation for a subject, or for what has none; make it if there is none."""
-        owner = self._owner(subject)
-        select = "SELECT id, wrapped FROM keys WHERE owner = ? AND generation = (SELECT generation FROM ring)"
+    def current(self, subject: str | None, lasts_s: float | None = None) -> Key:
+        """Return the key of the present generation for a subject, as `KeyProvider` says."""
+        owner = hashed_subject(self._secret, subject)
+        now_ns = self._now()
+        lasts_ns = _FOR_GOOD if lasts_s is None else round(min(lasts_s, LONGEST_S) * 1e9)
         with self._lock:
-            row = self._db.execute(select, (owner,)).fetchone()
-        if row is None:
+            row = self._db.execute(_CURRENT, (owner,)).fetchone()
+        if row is None or row[2] < min(now_ns + lasts_ns, _FOR_GOOD):
             with self._writing():
-                row = self._db.execute(select, (owner,)).fetchone()  # another process may have been first
+                row = self._db.execute(_CURRENT, (owner,)).fetchone()  # another process may have been first
                 if row is None:
-                    key = Key(secrets.token_bytes(16), secrets.token_bytes(32))
-                    self._db.execute(
-                        "INSERT INTO keys SELECT ?, ?, generation, ? FROM ring",
-                        (key.id, owner, self._wrap(key.secret, key.id)),
-                    )
-                    return key
+                    key_id = secrets.token_bytes(_ID_SIZE)
+                    row = (key_id, self._wrap(secrets.token_bytes(_KEY_SIZE), key_id), 0)
+                    self._db.execute("INSERT INTO keys SELECT ?, ?, generation, ? FROM ring", (key_id, owner, row[1]))
+                    self._made += 1
+                until_ns = min(now_ns + lasts_ns + max(lasts_ns, _SPARE_NS), _FOR_GOOD)
+                self._db.execute("INSERT OR REPLACE INTO expiries VALUES (?, ?)", (row[0], max(row[2], until_ns)))
+            if self._made >= _RETIRE_EVERY:
+                self._made = 0
+                self._destroy(_EXPIRED, self._now())
         return Key(row[0], self._unwrap(row[1], row[0]))
+
+    def hold(self, name: bytes, on: bool) -> None:
+        """Begin or end a hold: while there is any, no key goes because its time has passed."""
+        with self._writing():
+            set_hold(self._db, name, on)
 
     def find(self, key_id: bytes) -> Key | None:
         """Return the key of that id; ``None``: destroyed, or never one of these."""
@@ -302,7 +333,7 @@ class StoredKeys:
             How many there were. What is written for the subject later gets a new key.
         """
         check_instance("subject", subject, lambda it: isinstance(it, str), "a string")
-        return self._destroy("owner = ?", self._owner(subject))
+        return self._destroy("owner = ?", hashed_subject(self._secret, subject))
 
     def index_secret(self) -> bytes:
         """Return 32 bytes that stay the same for the life of the file."""
@@ -333,23 +364,18 @@ class StoredKeys:
         for row in _ROW.finditer(raw):
             key_id = raw[row.end() : row.end() + _ID_SIZE]
             start = row.end() + _ID_SIZE + 32 + _NUMBER_SIZES[row[1][0]]
-            if key_id not in known and self._unwraps(raw[start : start + _WRAPPED_SIZE], key_id):
-                found.add(key_id)
+            if key_id not in known:
+                with suppress(ValueError):  # other bytes, or a part of a key
+                    self._unwrap(raw[start : start + _WRAPPED_SIZE], key_id)
+                    found.add(key_id)
         return len(found)
-
-    def _unwraps(self, wrapped: bytes, key_id: bytes) -> bool:
-        try:
-            self._unwrap(wrapped, key_id)
-        except ValueError:  # other bytes, or a part of a key
-            return False
-        return True
 
     def _raw(self) -> bytes:
         """Return the bytes of the file, through the pager, and of its journal; to open it would cost its locks."""
         journal = self._path.with_name(self._path.name + "-journal")
         return self._db.serialize() + (journal.read_bytes() if journal.exists() else b"")
 
-    def _destroy(self, where: str, *values: bytes) -> int:
+    def _destroy(self, where: str, *values: bytes | int) -> int:
         """Delete keys, and the copies that SQLite leaves of rows which it has moved."""
         with self._writing():
             wrapped = [row[0] for row in self._db.execute(f"SELECT wrapped FROM keys WHERE {where}", values)]  # noqa: S608 - literals
@@ -393,11 +419,6 @@ class StoredKeys:
         with self._lock, transaction(self._db):
             yield
 
-    def _owner(self, subject: str | None) -> bytes:
-        """Return the keyed hash of a subject: names of subjects are personal data themselves, and not in the file."""
-        text = b"-" if subject is None else b"s" + subject.encode("utf-8", "surrogatepass")
-        return hmac.digest(self._secret, text, hashlib.sha256)
-
     def _wrap(self, secret: bytes, name: bytes, master: bytes | None = None) -> bytes:
         nonce = os.urandom(12)
         wrapped: bytes = self._aes(master or self._master).encrypt(nonce, secret, name)
@@ -414,6 +435,12 @@ class StoredKeys:
 
     def __repr__(self) -> str:
         return "<StoredKeys>"
+
+
+def hashed_subject(secret: bytes, subject: str | None) -> bytes:
+    """Return the keyed hash of a subject: names of subjects are personal data themselves, and in no key store."""
+    text = b"-" if subject is None else b"s" + subject.encode("utf-8", "surrogatepass")
+    return hmac.digest(secret, text, hashlib.sha256)
 
 
 def _aes_gcm() -> Any:

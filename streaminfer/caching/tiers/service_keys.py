@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from typing import Protocol, runtime_checkable
 
 from streaminfer._internal.validation import check_instance
-from streaminfer.caching.tiers.encryption import Key
+from streaminfer.caching.tiers.encryption import Key, hashed_subject
 
 __all__ = ["KeyService", "ServiceKeys"]
 
@@ -23,12 +21,14 @@ class KeyService(Protocol):
     erasure that could not destroy a key is tried again.
     """
 
-    def get(self, name: str, *, create: bool) -> bytes | None:
+    def get(self, name: str, *, create: bool, lasts_s: float | None = None) -> bytes | None:
         """Return the 32 secret bytes of a name.
 
         Args:
             name: ASCII letters and digits that tell nothing.
             create: make them where there are none; two callers at once must get the same.
+            lasts_s: with ``create``, seconds for which they must be there from now on; after the last of all calls has
+                ended, the service may destroy them. ``None``: for good.
 
         Returns:
             The bytes; ``None``: there are none, and ``create`` is false.
@@ -44,7 +44,7 @@ class ServiceKeys:
     """Keys of a `KeyService`: a key for each subject, the same on every machine that calls the service.
 
     Nothing is cached: each record that is written or read costs a call, and a destroyed key is gone everywhere at once.
-    There is no rotation: a subject has one key until it is destroyed.
+    There is no rotation: a subject has one key until it is destroyed, or the service ends it after its time.
 
     Args:
         service: a `KeyService`. It sees keyed hashes for names, and ``"index"`` for the secret that they are made by.
@@ -61,10 +61,10 @@ class ServiceKeys:
         self._secret = service.get(_INDEX_NAME, create=True) or b""
         Key(bytes(_ID_SIZE), self._secret)  # of the right size
 
-    def current(self, subject: str | None) -> Key:
+    def current(self, subject: str | None, lasts_s: float | None = None) -> Key:
         """Return the key of a subject, or of what has none; make it if there is none."""
         key_id = self._id_of(subject)
-        return Key(key_id, self._service.get(key_id.hex(), create=True) or b"")
+        return Key(key_id, self._service.get(key_id.hex(), create=True, lasts_s=lasts_s) or b"")
 
     def find(self, key_id: bytes) -> Key | None:
         """Return the key of that id; ``None``: destroyed, or never one of these."""
@@ -81,8 +81,7 @@ class ServiceKeys:
         return self._secret
 
     def _id_of(self, subject: str | None) -> bytes:
-        text = b"-" if subject is None else b"s" + subject.encode("utf-8", "surrogatepass")
-        return hmac.digest(self._secret, text, hashlib.sha256)[:_ID_SIZE]
+        return hashed_subject(self._secret, subject)[:_ID_SIZE]
 
     def __repr__(self) -> str:
         return f"<ServiceKeys of {type(self._service).__name__}>"

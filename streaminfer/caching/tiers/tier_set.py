@@ -3,9 +3,9 @@
 **Reading** happens inside single flight, once for all callers of a key (``tier_reader``). The cache *promotes* a value
 that a tier had: it stores it in memory and in the faster tiers, as old as it was, with its tags, subject and class.
 
-**Time.** ``lookup`` decides how long the tiers may take together: never more than a second; of the time that a request
-has left, what the computation does not need, as far as earlier ones show, and at most half. So a tier that stalls makes
-no request late that could have been computed in time.
+**Time.** ``read_budget`` says how long the tiers may take together: never more than a second; of the time that a
+request has left, what the computation does not need, as far as earlier ones show, and at most half. So a tier that
+stalls makes no request late that could have been computed in time.
 
 **Writing.** Each tier has one `TierWriter`. A computed value is written with the time for which it is fresh and stale,
 counted from the instant at which it was computed.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
-from functools import partial
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from streaminfer.caching.defensive_copy import freeze
@@ -27,7 +26,6 @@ class CachedCalls(Layer):
     def __init__(self, access: TierAccess, flights: SingleFlight, hit_path: HitPath, labels: ArgumentLabels) -> None:
         super().__init__(access, flights, hit_path)
         self._labels = labels
-        self._computing = self._compute if self.tiers is None else self._look_and_compute
         self._thread_refreshes = Refreshes(_MAX_THREADS)
 
     async def resolve(self, missed: Miss, call: Callable[[], Any]) -> Any:
@@ -43,10 +41,10 @@ class CachedCalls(Layer):
         except Exception as error:
             if not outdated:
                 raise
-            self.failure.note(error)
+            self.note_failure(error)
             return copy_out(missed.value)
         if value.__class__ is self._tier_hit:
-            if led and not self.failure.is_recent():
+            if value.is_stale and led and not self.fails_now():
                 self.refresh(key, (key, call, False))
             value = value.value
         return copy_out(value)
@@ -70,22 +68,16 @@ class CachedCalls(Layer):
         except Exception as error:
             if not outdated:
                 raise
-            self.failure.note(error)
+            self.note_failure(error)
             return copy_out(missed.value)
         return copy_out(value)
 
-    def _look_and_compute(self, key: Any, call: Callable[[], Any], stores_errors: bool) -> Coroutine[Any, Any, Any]:
-        compute = partial(self._compute, key, call)
-        return self.read_or_compute(key, None, stores_errors, compute, lambda found: found.value)
-
-    async def _compute(
-        self, key: Any, call: Callable[[], Any], stores_errors: bool, erasures: int | None = None
-    ) -> Any:
+    async def _compute(self, key: Any, asked: Any, stores_errors: bool, erasures: int | None = None) -> Any:
         erasures = self.memory.erasures if erasures is None else erasures
         begun_ns = self.hit_path.now()
-        subject, tags = self._labels.of(call)
+        subject, tags = self._labels.of(asked)
         try:
-            value = freeze(await call())
+            value = freeze(await asked())
         except Exception as error:
             if stores_errors:
                 self.store_error(key, error, erasures, tags, subject)

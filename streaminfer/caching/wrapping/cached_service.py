@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from streaminfer._internal.validation import expected
@@ -51,7 +50,6 @@ from streaminfer.resilience._targets import kind_of
 
 if TYPE_CHECKING:
     from streaminfer.caching.tiers.async_access import TierAccess
-    from streaminfer.caching.tiers.tier_reader import TierHit
 
 __all__ = ["CachedService", "wrap_inner"]
 
@@ -89,7 +87,7 @@ def wrap_inner(
     """
 
     def hit_path_of(identity: str) -> HitPath:
-        return HitPath(access.memory, key_maker(identity, "", "", secret))
+        return HitPath(access.memory, key_maker(identity, secret=secret))
 
     kind = kind_of(inner)
     if kind == "backend":
@@ -100,17 +98,9 @@ def wrap_inner(
         _check_for_tiers(inner, kind, lasting)
     if kind == "service":
         _check_names(subject, tags)
-        return CachedService(
-            cache,
-            access,
-            inner,
-            flights,
-            lambda: HitPath(access.memory, key_maker(identity_of(inner)[0], "", "", secret)),
-        )
+        return CachedService(cache, access, inner, flights, lambda: hit_path_of(identity_of(inner)[0]))
     labels = None if is_batched(inner) else ArgumentLabels(inner, subject, tags)
-    hit_path = HitPath(
-        access.memory, key_maker(identity if labels is None else identity + labels.identity, "", "", secret)
-    )
+    hit_path = hit_path_of(identity if labels is None else identity + labels.identity)
     if labels is None:
         _check_names(subject, tags)
         service = CachedService(cache, access, FunctionAsService(inner, hit_path.now), flights, lambda: hit_path)
@@ -137,10 +127,6 @@ def _check_names(subject: Any, tags: Any) -> None:
     if subject is not None or tuple(tags):
         what = "no names of parameters for a service, whose requests have a subject and tags of their own"
         raise TypeError(expected("subject, tags", what, (subject, tags)))
-
-
-def _fresh_response(found: TierHit) -> Response:
-    return Response(found.value, False, found.source)
 
 
 def _shared_response(response: Response, led: bool) -> Response:
@@ -175,7 +161,6 @@ class CachedService(Layer, Wrapper):
         self._call: Callable[[Request], Coroutine[Any, Any, Response]] = inner.call
         self._enforced = offered.enforces_deadline
         self._holds = False
-        self._computing = self._compute if self.tiers is None else self._look_and_compute
 
     def capabilities(self) -> Capabilities:
         """What the inner service offers; each request ends at its deadline."""
@@ -241,24 +226,24 @@ class CachedService(Layer, Wrapper):
         if self.gives_stale(found):
             self._refresh(key, request, version)
             return Response(copy_out(found.value), True, "cache")
-        arguments = (key, request, version, not outdated)
+        arguments = (key, (request, version), not outdated)
         try:
             response, led = await self._share(key, self._computing, arguments, request, found.now_ns)
         except Exception as error:
             if not outdated:
                 raise
-            self.failure.note(error)
+            self.note_failure(error)
             return Response(copy_out(found.value), True, "cache")
         if response.__class__ is self._tier_hit:
-            if led and not self.failure.is_recent():
+            if response.is_stale and led and not self.fails_now():
                 self._refresh(key, request, version)
-            response = Response(response.value, True, response.source)
+            response = Response(response.value, response.is_stale, response.source)
         return _shared_response(response, led)
 
     def _refresh(self, key: Any, request: Request, version: int) -> None:
         longest_s = self.refresh_s() + LATE_S
         refresh = request.replace(deadline_ns=self.hit_path.now() + round(longest_s * 1e9))
-        self.refresh(key, (key, refresh, version, False))
+        self.refresh(key, (key, (refresh, version), False))
 
     def _share(
         self, key: Any, compute: Callable[..., Any], arguments: tuple[Any, ...], request: Request, now_ns: int
@@ -275,15 +260,12 @@ class CachedService(Layer, Wrapper):
             return await self._call(request)
         return _shared_response(*await self._share(object(), self._call, (request,), request, now_ns))
 
-    def _look_and_compute(
-        self, key: Any, request: Request, version: int, stores_errors: bool
-    ) -> Coroutine[Any, Any, Any]:
-        compute = partial(self._compute, key, request, version)
-        return self.read_or_compute(key, request.deadline_ns, stores_errors, compute, _fresh_response)
+    def _deadline_ns(self, asked: Any) -> int | None:
+        request: Request = asked[0]
+        return request.deadline_ns
 
-    async def _compute(
-        self, key: Any, request: Request, version: int, stores_errors: bool, erasures: int | None = None
-    ) -> Response:
+    async def _compute(self, key: Any, asked: Any, stores_errors: bool, erasures: int | None = None) -> Response:
+        request, version = asked
         erasures = self.memory.erasures if erasures is None else erasures
         begun_ns = self.hit_path.now()
         try:

@@ -1,20 +1,34 @@
-"""What cached services and cached functions have in common: looking into tiers, storing, refreshing."""
+"""What cached services and cached functions have in common: looking into tiers, storing, refreshing.
+
+*Single flight across machines.* If a shared tier has leases, the leader of a flight takes that of its key before it
+computes. While another machine has the lease, this one looks into the tiers for its entry, after pauses from 5 to
+100 ms, until the entry is there, the lease is free (its holder died, and it expired), its holder had nothing to share,
+or the time to wait is over; but for the first it then computes itself. A lease only ever saves work: it keeps no
+machine from computing.
+
+*Stale in place of errors* (RFC 5861). For a second after a failure that a stale value replaced, outdated values are the
+response at once and are refreshed behind it, so that callers do not each wait for a backend that is down.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine
+import asyncio
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from streaminfer.caching.defensive_copy import copy_error, strip_traceback
 from streaminfer.caching.single_flight._flight_cy import Refreshes
-from streaminfer.caching.single_flight.flight_context import said_fresh_s, storable
+from streaminfer.caching.single_flight.flight_context import LOG, said_fresh_s, storable
 from streaminfer.caching.single_flight.flights import SingleFlight
+from streaminfer.caching.tiers.read_budget import LONGEST_READ_NS, ReadBudget
 from streaminfer.caching.wrapping._hit_path_cy import HitPath, Miss
-from streaminfer.caching.wrapping.stale_if_error import RecentFailure
-from streaminfer.errors import CircuitOpen, Closed, DeadlineExceeded, Overloaded
+from streaminfer.errors import CircuitOpen, Closed, DeadlineExceeded, InvalidInput, Overloaded
 
 if TYPE_CHECKING:
     from streaminfer.caching.tiers.async_access import TierAccess
+    from streaminfer.caching.tiers.protocol import Leases
     from streaminfer.caching.tiers.tier_reader import TierHit
 
 __all__ = ["NEGATIVE", "OUTDATED", "Layer"]
@@ -28,9 +42,12 @@ _TRANSIENT = (CircuitOpen, Closed, DeadlineExceeded, Overloaded, TimeoutError)  
 _REFRESH_S = 10.0  # for a refresh before anything was computed
 _MIN_REFRESH_S = 1.0
 _REFRESH_FACTOR = 4  # of the slowest recent computation
+_RECENT_NS = 1_000_000_000  # the pause of a key after a refresh that failed
+_FIRST_PAUSE_S = 0.005
+_LONGEST_PAUSE_S = 0.1
 
 
-class Layer:
+class Layer(ABC):
     """Misses of one wrapped service or function.
 
     Args:
@@ -46,64 +63,129 @@ class Layer:
         self.hit_path = hit_path
         self.tiers = access.tiers
         self._slowest_s = 0.0
+        self._failing_until_ns = 0
         self._refreshes = Refreshes()
-        self.failure = RecentFailure(hit_path.now)
-        self._computing: Callable[..., Coroutine[Any, Any, Any]]
+        self._computing: Callable[..., Coroutine[Any, Any, Any]] = self._compute
+        self._tier_hit: Any = None
         if self.tiers is not None:
-            from streaminfer.caching.tiers.lookup import ReadBudget  # noqa: PLC0415 - only where there are tiers
-            from streaminfer.caching.tiers.tier_reader import TierHit  # noqa: PLC0415 - the same
+            from streaminfer.caching.tiers.tier_reader import TierHit  # noqa: PLC0415 - only where there are tiers
 
-            self._tier_hit: Any = TierHit
+            self._tier_hit = TierHit
             self._budget = ReadBudget()
-        else:
-            self._tier_hit = None
+            self._computing = self._read_or_compute
 
-    async def read_or_compute(
-        self,
-        key: Any,
-        deadline_ns: int | None,
-        stores_errors: bool,
-        compute: Callable[[bool, int], Awaitable[Any]],
-        make_fresh: Callable[[TierHit], Any],
-    ) -> Any:
-        """Return what the tiers have of a key, else what a computation returns.
+    @abstractmethod
+    async def _compute(self, key: Any, asked: Any, stores_errors: bool, erasures: int | None = None) -> Any:
+        """Compute and store a value.
 
         Args:
             key: of the value.
-            deadline_ns: of the request; ``None``: none.
-            stores_errors: whether errors of the computation are stored; a refresh stores none.
-            compute: begins the computation; takes whether it stores errors, and the erasures before it.
-            make_fresh: makes the result of a fresh hit; a stale one is returned itself.
+            asked: what computes it.
+            stores_errors: whether an error is stored; a refresh stores none.
+            erasures: of the memory, before the tiers were read; ``None``: they were not.
         """
-        from streaminfer.caching.tiers.lookup import TierLookup  # noqa: PLC0415 - only with tiers
 
-        is_refresh = not stores_errors
-        lookup = TierLookup(self.access, self._budget, self.hit_path.now, key, deadline_ns, is_refresh)
-        found = await lookup.find()
-        if found is not None and not found.is_stale:
-            return make_fresh(found)
-        if found is not None and self.is_usable(found):
+    def _deadline_ns(self, asked: Any) -> int | None:  # noqa: ARG002 - functions have none
+        """Return by when the first caller must have the value."""
+        return None
+
+    # -- tiers --------------------------------------------------------------------------------------------------
+
+    async def _read_or_compute(self, key: Any, asked: Any, stores_errors: bool) -> Any:
+        """Return what the tiers have of a key, a `TierHit`, else what ``_compute`` returns."""
+        tiers: Any = self.tiers
+        now, budget = self.hit_path.now, self._budget
+        erasures = self.memory.erasures
+        deadline_ns = self._deadline_ns(asked)
+        found: TierHit | None = None
+        token: bytes | None = None  # by which it asked for a lease
+        begun_ns = now()
+        granted_ns = budget.grant_ns(None if deadline_ns is None else deadline_ns - begun_ns)
+        read_ns = 0
+        if granted_ns > 0:
+            found = await self._look(key, granted_ns, erasures, only_fresh=not stores_errors)
+            read_ns = now() - begun_ns
+            if found is None and tiers.leasing is not None and tiers.run_here:
+                wait_ns = budget.wait_ns(None if deadline_ns is None else deadline_ns - now())
+                if wait_ns > 0:
+                    token = os.urandom(16)
+                    found = await self._lead_or_wait(key, token, tiers.leasing[1], wait_ns, erasures)
+        if found is not None and (not found.is_stale or self._is_usable(found)):
             return found
+        started_ns = now()
         try:
-            with lookup:
-                return await compute(stores_errors and found is None, lookup.erasures)
-        except Exception as error:
-            if found is None:
+            value = await self._compute(key, asked, stores_errors and found is None, erasures)
+        except BaseException as error:
+            if deadline_ns is not None and now() >= deadline_ns:
+                budget.was_late(granted_ns, read_ns)
+            if found is None or not isinstance(error, Exception):
                 raise
-            self.failure.note(error)
+            self.note_failure(error)
             return found
+        else:
+            budget.computed(now() - started_ns)
+            return value
         finally:
-            await lookup.end()
+            if token is not None and not tiers.leasing[0].has_queued(key):  # else its waiters get what is written
+                await tiers.leasing[1].open(key, token)
 
-    def is_usable(self, found: TierHit) -> bool:
+    async def _look(self, key: Any, granted_ns: int, erasures: int, *, only_fresh: bool) -> TierHit | None:
+        """Return what the tiers have of a key; a fresh value is in memory then."""
+        tiers: Any = self.tiers
+        found: TierHit | None = await tiers.read(
+            key, granted_ns=granted_ns, longest_ns=tiers.ttl_ns, only_fresh=only_fresh
+        )
+        if found is not None and not found.is_stale:
+            self.access.promote(key, found, erasures)
+        return found
+
+    async def _lead_or_wait(
+        self, key: Any, token: bytes, leases: Leases, wait_ns: int, erasures: int
+    ) -> TierHit | None:
+        """Take the lease of a key, or wait for the entry of its holder; ``None``: compute it."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + min(wait_ns / 1e9, leases.lease_s)
+        pause_s = _FIRST_PAUSE_S
+        while not await leases.take(key, token):
+            left_s = until - loop.time()
+            if left_s <= 0:
+                break
+            await asyncio.sleep(min(pause_s, left_s))
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            found = await self._look(key, LONGEST_READ_NS, erasures, only_fresh=True)
+            if found is not None:
+                return found
+        return None
+
+    def _is_usable(self, found: TierHit) -> bool:
         """Return whether a stale value of a tier is the response at once, with a refresh behind it."""
-        return found.past_ns < self.memory.revalidate_ns or self.failure.is_recent()
+        return found.past_ns < self.memory.revalidate_ns or self.fails_now()
+
+    # -- stale values and errors ----------------------------------------------------------------------------------
+
+    def fails_now(self) -> bool:
+        """Return whether a stale value replaced a failure less than a second ago."""
+        return self.hit_path.now() < self._failing_until_ns
+
+    def note_failure(self, error: Exception) -> None:
+        """Take an error that a stale value replaces; the first of a second is logged.
+
+        Raises:
+            InvalidInput: the error is one, so its caller must get it.
+        """
+        if isinstance(error, InvalidInput):
+            raise error
+        if not self.fails_now():
+            LOG.warning(
+                "an outdated value was used in place of an error: %s: %s", type(error).__name__, error, exc_info=error
+            )
+        self._failing_until_ns = self.hit_path.now() + _RECENT_NS
 
     def gives_stale(self, missed: Miss) -> bool:
         """Return whether what memory has is the response at once, with a refresh behind it. Raises a stored error."""
         if missed.state == NEGATIVE:
             raise copy_error(missed.value)
-        return missed.state == STALE or (missed.state == OUTDATED and self.failure.is_recent())
+        return missed.state == STALE or (missed.state == OUTDATED and self.fails_now())
 
     def computed(self, begun_ns: int) -> None:
         """Note the duration of a computation that succeeded; each newer one takes a sixteenth off the slowest."""

@@ -4,6 +4,7 @@ import asyncio
 import pickle
 import threading
 import weakref
+from contextlib import closing
 
 import pytest
 
@@ -318,6 +319,26 @@ def test_a_hold_reaches_the_tiers_and_names_those_that_cannot(tmp_path, clock, l
 
     assert isinstance(DiskTier(tmp_path, max_bytes=2**20), HoldingTier)
     assert asyncio.run(main()) == ("redis",)
+
+
+def test_a_hold_on_the_disk_keeps_the_keys_of_what_it_holds(tmp_path):
+    wall = FakeClock(NOW)
+
+    async def subjects_after(seconds, hold):
+        with closing(StoredKeys(tmp_path / "keys.db", master=b"m" * 32, wall_clock=wall)) as keys:
+            async with DiskTier(tmp_path / "cache", max_bytes=2**20, keys=keys, wall_clock=wall) as tier:
+                if hold:
+                    await tier.put("k", Entry(value=1, stored_ns=wall(), ttl_s=10.0, subject="anna"))
+                    await tier.hold(subject="anna", on=True)
+                seen = {copy.entry.subject for copy in tier.scan()}
+                if not hold:
+                    await tier.hold(subject="anna", on=False)
+        wall.advance(seconds)
+        return seen
+
+    assert asyncio.run(subjects_after(100_000.0, hold=True)) == {"anna"}
+    assert asyncio.run(subjects_after(100_000.0, hold=False)) == {"anna"}, "held"
+    assert asyncio.run(subjects_after(0.0, hold=False)) == set(), "its key is gone"
 
 
 def test_an_erasure_that_a_tier_owes_waits_for_the_end_of_a_hold(tmp_path, log, keys):

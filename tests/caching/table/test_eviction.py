@@ -1,12 +1,14 @@
 """S3-FIFO as it is done here: what it holds on to where LRU, or the paper's fixed shares, would not."""
 
 import random
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from streaminfer.caching import EdgeCache
+from streaminfer.caching.table.eviction import Eviction
 from streaminfer.testing import FakeClock
 
 pytestmark = pytest.mark.uncompiled
@@ -95,7 +97,7 @@ def test_failures_do_not_keep_main_from_being_full():
     assert sum(key in cache for key in range(80)) >= 77, "three more failures took the place of three"
 
 
-@pytest.mark.parametrize("eviction", ["lru", "s3fifo"])
+@pytest.mark.parametrize("eviction", get_args(Eviction))
 @given(steps=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4)), max_size=60), room=st.integers(1, 3))
 def test_a_newcomer_does_not_go_for_itself(eviction, steps, room):
     cache = EdgeCache(maxsize=room, max_bytes=8, eviction=eviction)

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from streaminfer._internal.locking import is_atomic
 from streaminfer.caching import EdgeCache
-from streaminfer.caching.table._eviction_cy import EvictionOrder
 from streaminfer.caching.table._slots_cy import FIRST, NEVER, Slots
 from streaminfer.caching.table._table_cy import EdgeTable
 from streaminfer.caching.table._timer_wheel_cy import ExpiryWheel
+from streaminfer.caching.table.eviction import policy_of
 from streaminfer.testing import FakeClock
 
 pytestmark = pytest.mark.uncompiled
@@ -100,7 +100,7 @@ def s3fifo(maxsize, room=0):
     slots = Slots(FIRST + maxsize + 1 + room)
     for slot in range(FIRST, slots.capacity):
         slots.name(slot, mixed(slot))
-    return EvictionOrder(slots, True, maxsize, 2**63 - 1), slots
+    return policy_of("s3fifo")(slots, maxsize, 2**63 - 1), slots
 
 
 def test_s3fifo_a_newcomer_that_is_not_asked_for_goes_before_what_was():
@@ -128,7 +128,7 @@ def test_s3fifo_who_comes_back_goes_to_main_at_once():
 
 
 def test_negative_entries_have_a_sixteenth_of_the_room():
-    order = EvictionOrder(Slots(64), False, 32, 2**63 - 1)
+    order = policy_of("lru")(Slots(64), 32, 2**63 - 1)
     order.add(FIRST, 1)
     for slot in range(FIRST + 1, FIRST + 3):
         order.add_negative(slot, 1)

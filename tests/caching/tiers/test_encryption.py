@@ -4,6 +4,7 @@ import gc
 import sqlite3
 import stat
 import threading
+from contextlib import closing
 
 import pytest
 from hypothesis import given
@@ -86,6 +87,80 @@ def test_rotation_keeps_old_records_readable_until_they_are_retired(keys, cipher
     with pytest.raises(KeyUnknown):
         cipher.open(old, name=b"n")
     assert cipher.open(new, name=b"n") == b"new"
+
+
+class Wall:
+    now_ns = 1_800_000_000 * 10**9
+
+    def __call__(self):
+        return self.now_ns
+
+    def advance(self, seconds):
+        self.now_ns += round(seconds * 1e9)
+
+
+def test_keys_go_when_all_that_they_sealed_has_expired():
+    """A thousand subjects a day: the file holds the keys of two days, and none that can be recovered."""
+    wall = Wall()
+    with closing(StoredKeys(":memory:", master=MASTER, wall_clock=wall)) as keys:
+        for_good = keys.current("for good")
+        used = keys.current("used again", 86_400.0)
+        first = keys.current("subject 0", 86_400.0)
+        most = 0
+        for number in range(1, 4_000):
+            wall.advance(86.4)
+            keys.current(f"subject {number}", 86_400.0)
+            assert keys.current("used again", 86_400.0) == used
+            most = max(most, keys._db.execute("SELECT count(*) FROM keys").fetchone()[0])
+        assert 2_000 <= most <= 2_000 + 256 + 3
+        assert keys.find(first.id) is None
+        assert keys.current("for good", 1.0) == keys.find(for_good.id) == for_good
+        assert keys.recoverable() == 0
+        assert keys._db.execute("SELECT count(*) FROM expiries WHERE id NOT IN (SELECT id FROM keys)").fetchone() == (
+            0,
+        )
+
+
+def test_a_key_outlives_the_latest_record_that_it_sealed(tmp_path):
+    wall = Wall()
+    path = tmp_path / "keys.db"
+    with closing(StoredKeys(path, master=MASTER, wall_clock=wall)) as keys:
+        key = keys.current("anna", 10.0)
+        assert keys.current("anna", 100_000.0) == key
+        wall.advance(199_999.0)
+    with closing(StoredKeys(path, master=MASTER, wall_clock=wall)) as keys:
+        assert keys.find(key.id) == key
+        wall.advance(2.0)
+    with closing(StoredKeys(path, master=MASTER, wall_clock=wall)) as keys:
+        assert keys.find(key.id) is None
+        assert keys.current("anna", 10.0) != key
+
+
+def test_a_hold_keeps_keys_beyond_their_time(tmp_path):
+    wall = Wall()
+    path = tmp_path / "keys.db"
+    with closing(StoredKeys(path, master=MASTER, wall_clock=wall)) as keys:
+        key = keys.current("anna", 10.0)
+        keys.hold(b"case 17", True)
+        keys.hold(b"case 18", True)
+        keys.hold(b"case 18", False)
+        wall.advance(100_000.0)
+    with closing(StoredKeys(path, master=MASTER, wall_clock=wall)) as keys:
+        assert keys.find(key.id) == key
+        keys.hold(b"case 17", False)
+    with closing(StoredKeys(path, master=MASTER, wall_clock=wall)) as keys:
+        assert keys.find(key.id) is None
+
+
+def test_keys_of_a_file_from_before_have_no_end(tmp_path):
+    wall = Wall()
+    path = tmp_path / "keys.db"
+    with closing(StoredKeys(path, master=MASTER, wall_clock=wall)) as keys:
+        key = keys.current("anna", 10.0)
+        keys._db.executescript("DROP TABLE expiries; DROP TABLE holds")
+    wall.advance(100_000.0)
+    with closing(StoredKeys(path, master=MASTER, wall_clock=wall)) as keys:
+        assert keys.current("anna", 10.0) == key
 
 
 def test_keys_outlive_the_process_and_want_their_master(tmp_path, keys, cipher):
@@ -185,8 +260,9 @@ class Service:
         self.asked = []
         self.error = None
 
-    def get(self, name, *, create):
+    def get(self, name, *, create, lasts_s=None):
         self.asked.append(name)
+        self.lasts_s = lasts_s
         if self.error is not None:
             raise self.error
         if create:
@@ -226,6 +302,15 @@ def test_a_key_service_sees_no_names():
     assert "secret" not in repr(keys)
 
 
+def test_a_key_service_hears_how_long_a_key_must_last():
+    service = Service()
+    cipher = Cipher(ServiceKeys(service))
+    cipher.seal(SECRET, name=b"n", subject="anna", lasts_s=60.0)
+    assert service.lasts_s == 60.0
+    cipher.seal(SECRET, name=b"n", subject="anna")
+    assert service.lasts_s is None
+
+
 def test_what_a_key_service_raises_is_the_tiers_to_handle():
     service = Service()
     keys = ServiceKeys(service)
@@ -238,7 +323,7 @@ def test_what_a_key_service_raises_is_the_tiers_to_handle():
 @pytest.mark.parametrize("secret", [b"short", None])
 def test_a_key_service_must_give_keys_of_the_right_size(secret):
     service = Service()
-    service.get = lambda name, *, create: secret
+    service.get = lambda name, **_: secret
     with pytest.raises(ValueError, match="secret: expected 32 bytes"):
         ServiceKeys(service)
     with pytest.raises(TypeError, match="service: expected a KeyService"):

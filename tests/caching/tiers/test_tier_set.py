@@ -8,7 +8,7 @@ from scripted_tier import EPOCH, Model, ScriptedTier, cache_of
 
 import streaminfer as si
 from streaminfer.caching.tiers import Entry
-from streaminfer.caching.tiers.lookup import ReadBudget
+from streaminfer.caching.tiers.read_budget import ReadBudget
 from streaminfer.compliance.retention import Retention
 from streaminfer.compliance.retention_log import RetentionLog
 from streaminfer.errors import BackendError, DeadlineExceeded
@@ -271,11 +271,11 @@ def test_a_policy_decides_where_an_answer_may_lie_and_for_how_long():
             assert sorted(it.data_class for it in redis.held.values()) == ["", "face"]
             assert [it.data_class for it in disk.held.values()] == [""]
             assert {it.data_class: it.ttl_s for it in redis.held.values()} == {"": 100.0, "face": 4.0}
-            held = {it.data_class: it for it in cache._memory.holdings()}
+            held = {it.data_class: it for it in cache._memory.retention.holdings()}
             assert {name: it.entries for name, it in held.items()} == {"": 2, "face": 2, "voice": 1}
             assert held["face"].oldest_age_s == pytest.approx(0.1, abs=1e-3)
             await asyncio.sleep(4.2)
-            assert {it.data_class: it.entries for it in cache._memory.holdings()} == {"": 2, "voice": 1}
+            assert {it.data_class: it.entries for it in cache._memory.retention.holdings()} == {"": 2, "voice": 1}
             cache._memory.expire_due(loop.clock(), 256)  # as the thread does by the system's clock
             assert recorded("expired", "memory", "face") == 2
             await asyncio.sleep(5.0)

@@ -24,9 +24,9 @@ from typing import Any, TypeVar
 
 from streaminfer.caching.codec import CorruptRecord
 from streaminfer.caching.tiers._records import GLIMPSED, Counters, NotHeld, Records
-from streaminfer.caching.tiers._sqlite import transaction
+from streaminfer.caching.tiers._sqlite import HOLDS, set_hold, transaction
 from streaminfer.caching.tiers.disk.raw_files import read_raw
-from streaminfer.caching.tiers.encryption import SEALED_HEAD
+from streaminfer.caching.tiers.encryption import SEALED_HEAD, StoredKeys
 from streaminfer.caching.tiers.protocol import SKEW_NS, Entry, Held, RecordCopy
 
 __all__ = ["CHUNK", "DiskStore"]
@@ -56,7 +56,6 @@ CREATE INDEX IF NOT EXISTS of_entry ON tags (entry);
 _INSERT = """
 INSERT INTO entries (key, subject, data_class, stored_ns, expires_ns, size, record) VALUES (?, ?, ?, ?, ?, ?, ?)
 """
-_HOLDS = "CREATE TABLE IF NOT EXISTS holds (name BLOB PRIMARY KEY) WITHOUT ROWID"  # files from before have none
 _FREE = """
     AND coalesce(subject, x'') NOT IN (SELECT name FROM holds)
     AND NOT EXISTS (SELECT 1 FROM tags JOIN holds ON tag = name WHERE entry = entries.id)
@@ -145,9 +144,11 @@ class DiskStore:
 
     def hold(self, kind: bytes, text: str, on: bool) -> None:
         """Begin or end a hold on a subject or tag. Raises on failure."""
-        change = "INSERT OR IGNORE INTO holds VALUES (?)" if on else "DELETE FROM holds WHERE name = ?"
+        name = self._records.name(kind, text)
+        if isinstance(self._records.keys, StoredKeys):  # before the entries: their keys outlive their time as well
+            self._records.keys.hold(os.fsencode(self._folder.absolute()) + name, on)
         with transaction(self._opened()) as db:
-            db.execute(change, (self._records.name(kind, text),))
+            set_hold(db, name, on)
 
     def inventory(self, classes: tuple[str, ...]) -> list[Held]:
         """Return what there is of each data class; the index has all of it. Raises on failure."""
@@ -223,7 +224,7 @@ class DiskStore:
         db.execute(f"PRAGMA max_page_count = {self._max_pages}")
         if version == 0:
             db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_FORMAT}; COMMIT;")
-        db.execute(_HOLDS)
+        db.execute(HOLDS)  # files from before have none
         self._count()
 
     def _rebuild(self) -> None:

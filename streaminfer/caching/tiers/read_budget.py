@@ -1,0 +1,48 @@
+"""Time that the leader of a flight grants the tiers: what the computation can spare.
+
+A request that has ``left`` grants them ``min(1 s, left / 2, left - 9/8 slowest)``, where ``slowest`` is the longest of
+the computations before, of which each newer one forgets a sixteenth. Where that is more than is left, only a tier can
+be in time, and the third term falls away. Where a computation came too late after the tiers had used up all that they
+were granted, they are passed over once: what is computed then says how long it takes.
+"""
+
+from __future__ import annotations
+
+from streaminfer.caching.table._timer_wheel_cy import NEVER
+
+__all__ = ["LONGEST_READ_NS", "ReadBudget"]
+
+LONGEST_READ_NS = 1_000_000_000
+
+
+class ReadBudget:
+    """How long tiers may be asked, so that what they do not have can still be computed in time; for one service."""
+
+    def __init__(self) -> None:
+        self._slowest_ns = 0
+        self._pass_over = False
+
+    def grant_ns(self, left_ns: int | None) -> int:
+        """Nanoseconds for the tiers; 0: they are not asked."""
+        if left_ns is None:
+            return LONGEST_READ_NS
+        if self._pass_over:
+            self._pass_over = False
+            return 0
+        spare_ns = left_ns - self._slowest_ns - (self._slowest_ns >> 3)
+        half_ns = left_ns // 2  # where it is too late to compute anyway, only a tier can help
+        return min(LONGEST_READ_NS, half_ns, spare_ns) if spare_ns > 0 else min(LONGEST_READ_NS, half_ns)
+
+    def wait_ns(self, left_ns: int | None) -> int:
+        """Nanoseconds to wait for another machine that computes; 0: there is no time."""
+        if left_ns is None:
+            return NEVER
+        return min(left_ns // 2, left_ns - self._slowest_ns - (self._slowest_ns >> 3))
+
+    def computed(self, took_ns: int) -> None:
+        """A computation ended well."""
+        self._slowest_ns = max(took_ns, self._slowest_ns - (self._slowest_ns >> 4))
+
+    def was_late(self, granted_ns: int, read_ns: int) -> None:
+        """A computation did not end by the deadline; before it the tiers took ``read_ns`` of what was granted."""
+        self._pass_over = read_ns >= granted_ns > 0
