@@ -9,6 +9,7 @@ cannot be compiled, the build falls back to plain Python, and to kernels that Nu
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -56,6 +57,7 @@ class BuildModules(build_ext):
 
     def build_extensions(self) -> None:
         try:
+            self._check_compiler()
             super().build_extensions()
         except (CCompilerError, BaseError) as error:
             if REQUIRED:
@@ -67,6 +69,11 @@ class BuildModules(build_ext):
                     Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
             self.inplace = False  # as setuptools has it while it builds
             self.extensions = []
+
+    def _check_compiler(self) -> None:
+        command = getattr(self.compiler, "compiler_so", None)  # on Unix; others find theirs when they compile
+        if command and shutil.which(command[0]) is None:
+            raise CompileError(f"the C compiler {command[0]!r} was not found")
 
     def build_extension(self, ext: Extension) -> None:
         try:
