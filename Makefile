@@ -50,7 +50,7 @@ $(STAMPS)/group-%: $(STAMPS)/install pyproject.toml
 
 # Triton, MLServer, KServe's server, Ray and the voice frameworks, each in an environment of its own
 SERVERS := kserve livekit mlserver perf_analyzer pipecat ray triton
-$(STAMPS)/servers: $(STAMPS)/venv benchmarks/servers/environments.py
+$(STAMPS)/servers: $(STAMPS)/install benchmarks/servers/environments.py
 	$(BIN)/python benchmarks/servers/environments.py $(SERVERS)
 	@touch $@
 
