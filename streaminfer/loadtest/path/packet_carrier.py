@@ -13,6 +13,7 @@ import select
 import shutil
 import struct
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +38,9 @@ class Way(Protocol):
 
 def missing_parts() -> list[str]:
     """Return what this machine lacks for it."""
-    missing = [] if hasattr(os, "geteuid") and os.geteuid() == 0 else ["root"]
+    if sys.platform != "linux":
+        return ["Linux"]
+    missing = [] if os.geteuid() == 0 else ["root"]
     missing += [tool for tool in TOOLS if shutil.which(tool) is None]
     try:
         os.close(os.open(TUN, os.O_RDWR))
