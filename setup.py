@@ -112,11 +112,18 @@ class BuildModules(build_ext):
         # Numba's own C sources, which Python's own flags would compile for a debugger
         environment.setdefault("CFLAGS", "" if os.name == "nt" else "-O2 -g0")
         command = [sys.executable, "-m", f"{KERNELS}.build", ext.name.rpartition(".")[2], str(Path(target).absolute())]
-        done = subprocess.run(  # noqa: S603 - this interpreter and names of ours
-            command, env=environment, capture_output=True, text=True, check=False
+        process = subprocess.Popen(  # noqa: S603 - this interpreter and names of ours
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
-        if done.returncode:
-            raise CompileError(f"the kernels: {done.stdout}{done.stderr}")
+        while True:
+            try:
+                printed, _ = process.communicate(timeout=0.2)
+                break
+            except subprocess.TimeoutExpired:
+                if self._failed.is_set():  # all or none
+                    process.kill()
+        if process.returncode and not self._failed.is_set():
+            raise CompileError(f"the kernels: {printed}")
 
 
 def extensions() -> list[Extension]:
