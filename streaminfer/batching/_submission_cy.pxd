@@ -13,8 +13,7 @@ cdef class DispatchState:
 @cython.final
 cdef class Submission:
     cdef RequestQueue _queue
-    cdef object _dispatcher
-    cdef DispatchState _state
+    cdef DispatchState _dispatcher
     cdef bint _stack
     cdef bint _in_order
     cdef bint _plain
@@ -23,7 +22,7 @@ cdef class Submission:
     cdef object _enter
     cdef object _reject
     cdef object _make_room
-    cdef object _count_invalid
+    cdef object _outcomes
     cdef public object clock
     cdef public object loop
     cdef public object new_future
@@ -32,7 +31,8 @@ cdef class Submission:
 
     @cython.locals(
         present_ns=cython.longlong, due_ns=cython.longlong, bucket=int, cost=double, queue=RequestQueue,
-        ticket=Ticket, state=DispatchState)
+        ticket=Ticket, dispatcher=DispatchState)
     cpdef Ticket submit(self, object request, object inputs, object deadline_ns, int priority, object loop=*, long long now_ns=*)
 
+    @cython.locals(dispatcher=DispatchState)
     cdef _schedule(self, object loop)

@@ -1,7 +1,7 @@
 """Acceptance of a request by a batcher: all that runs for each one before its caller waits.
 
 One source, compiled with the C types of ``_submission_cy.pxd`` or run as it is. What is rare (another event loop, a
-full queue, a rejection) is a call to whoever owns the `Submission`.
+full queue, a rejection) is left to functions that its maker gives.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from streaminfer.batching.assembly.stacking import SCALARS, prepare
 from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import NEVER, Ticket
+from streaminfer.batching.queue.request_outcomes import RequestOutcomes
 from streaminfer.errors import InvalidInput
 from streaminfer.protocols import Clock
 
@@ -48,14 +49,14 @@ class Submission:
 
     Args:
         queue: of the requests.
-        dispatcher: of the batches.
+        dispatcher: of the batches, a `Dispatcher`.
         stack: the model is given stacked arrays, not lists.
         in_order: requests of a stream run one after the other.
         clock: returns monotonic nanoseconds.
         enter: called with the running loop where it is not :attr:`loop`, and sets that.
         reject: called with the present instant and the deadline of a request that is not accepted, and raises.
         make_room: called where the queue is full with the stream, priority and deadline of the request, and may raise.
-        count_invalid: called for inputs that cannot be stacked.
+        outcomes: counts inputs that cannot be stacked as failed.
 
     Attributes:
         loop: the event loop of the callers.
@@ -66,8 +67,8 @@ class Submission:
     """
 
     __slots__ = (
-        *("_assembler", "_count_invalid", "_dispatcher", "_enter", "_in_order", "_make_room", "_plain", "_queue"),
-        *("_reject", "_slo_ns", "_stack", "_state", "clock", "loop", "new_future", "stopping", "submitted"),
+        *("_assembler", "_dispatcher", "_enter", "_in_order", "_make_room", "_outcomes", "_plain", "_queue"),
+        *("_reject", "_slo_ns", "_stack", "clock", "loop", "new_future", "stopping", "submitted"),
     )
 
     def __init__(
@@ -81,18 +82,17 @@ class Submission:
         enter: Callable[[asyncio.AbstractEventLoop], None],
         reject: Callable[[int, int], NoReturn],
         make_room: Callable[[Hashable, int, int], None],
-        count_invalid: Callable[[], None],
+        outcomes: RequestOutcomes,
     ) -> None:
         self._queue = queue
         self._dispatcher = dispatcher
-        self._state: DispatchState = dispatcher
         self._stack = stack
         self._in_order = in_order
         self.clock: Clock = clock
         self._enter = enter
         self._reject = reject
         self._make_room = make_room
-        self._count_invalid = count_invalid
+        self._outcomes = outcomes
         self._assembler: Any = None
         self._plain = True
         self._slo_ns = -1
@@ -158,7 +158,7 @@ class Submission:
                     bucket = self._assembler.bucket_of(inputs)
                     cost = self._assembler.cost_of(inputs)
             except InvalidInput:
-                self._count_invalid()
+                self._outcomes.failed += 1
                 raise
         queue = self._queue
         if queue.full:
@@ -167,17 +167,18 @@ class Submission:
         ticket = queue.admit(request, inputs, self.new_future(), present_ns, due_ns, priority, bucket, stream_id)
         if cost:
             ticket.cost = cost
-        state = self._state
-        if state.free:
-            if not state.is_scheduled:
+        dispatcher = self._dispatcher
+        if dispatcher.free:
+            if not dispatcher.is_scheduled:
                 self._schedule(loop)
         else:
-            if due_ns < state.timer_ns:
-                self._dispatcher.set_timer()
-            if state.pipelines and not state.is_scheduled and queue.queued == self._dispatcher.policy.full_size:
+            if due_ns < dispatcher.timer_ns:
+                dispatcher.set_timer()
+            if dispatcher.pipelines and not dispatcher.is_scheduled and queue.queued == dispatcher.policy.full_size:
                 self._schedule(loop)
         return ticket
 
     def _schedule(self, loop: Any) -> None:
-        self._state.is_scheduled = True
-        loop.call_soon(self._dispatcher.dispatch, context=self._dispatcher.runner.context)
+        dispatcher = self._dispatcher
+        dispatcher.is_scheduled = True
+        loop.call_soon(dispatcher.dispatch, context=dispatcher.runner.context)

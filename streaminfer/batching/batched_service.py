@@ -123,7 +123,7 @@ class BatchedService(Node):
             enter=self._enter,
             reject=self._reject,
             make_room=self._make_room,
-            count_invalid=self._count_invalid,
+            outcomes=self._outcomes,
         )
         self.submit = self._submission.submit
         self.change(slo_s, max_batch_size, policy, self._assembler)
@@ -446,6 +446,3 @@ class BatchedService(Node):
             submission.new_future = functools.partial(asyncio.Future, loop=loop)
         else:
             submission.new_future = loop.create_future
-
-    def _count_invalid(self) -> None:
-        self._outcomes.failed += 1

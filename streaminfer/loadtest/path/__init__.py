@@ -8,11 +8,12 @@ if TYPE_CHECKING:
     from streaminfer.loadtest.path.cdn_edge import CdnEdge
     from streaminfer.loadtest.path.codec_thread import CodecThread
     from streaminfer.loadtest.path.device_group import DeviceGroup, run_devices
-    from streaminfer.loadtest.path.media_path import Edge, MediaPath, Transfer
+    from streaminfer.loadtest.path.media_path import Edge, MediaPath
     from streaminfer.loadtest.path.network import DelayTrace, Link, NetworkProfile, network_names, network_profile
     from streaminfer.loadtest.path.packet_path import PacketPath
     from streaminfer.loadtest.path.path_service import FrameLost, LostAtEncoder, LostInNetwork, PathService, Undecodable
     from streaminfer.loadtest.path.scene import Scene
+    from streaminfer.loadtest.path.transfer import Transfer
     from streaminfer.loadtest.path.udp_relay import UdpRelay
     from streaminfer.loadtest.path.uplink import Arrival, Uplink
     from streaminfer.loadtest.path.webrtc_leg import WebRtcLeg
@@ -61,7 +62,7 @@ _HOMES = {
     "PacketPath": "loadtest.path.packet_path",
     "PathService": "loadtest.path.path_service",
     "Scene": "loadtest.path.scene",
-    "Transfer": "loadtest.path.media_path",
+    "Transfer": "loadtest.path.transfer",
     "UdpRelay": "loadtest.path.udp_relay",
     "Undecodable": "loadtest.path.path_service",
     "Uplink": "loadtest.path.uplink",

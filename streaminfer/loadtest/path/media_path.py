@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Protocol, Self
+from typing import Protocol, Self
 
 import attrs
 
@@ -33,15 +33,14 @@ from streaminfer.loadtest.path.codec import Prepare, Unit, UnitDecoder, UnitEnco
 from streaminfer.loadtest.path.codec_thread import CodecThread
 from streaminfer.loadtest.path.network import NetworkProfile, network_profile
 from streaminfer.loadtest.path.scene import Scene
+from streaminfer.loadtest.path.transfer import Loss, Transfer, complete
 from streaminfer.loadtest.path.uplink import Uplink
 from streaminfer.loadtest.sending.timers import Timer, make_timer
-from streaminfer.streams.frame import Frame
 from streaminfer.streams.sources.formats import AudioFormat, VideoFormat
 
-__all__ = ["Edge", "Loss", "MediaPath", "Transfer"]
+__all__ = ["Edge", "MediaPath"]
 
 MAX_WAITING = 4
-Loss = Literal["encoder", "network", "undecodable"]
 
 
 class Edge(Protocol):
@@ -49,29 +48,6 @@ class Edge(Protocol):
 
     async def carry(self, path: str, number: int, data: bytes) -> bytes:
         """Return the bytes of a unit as a consumer behind the hop gets them."""
-
-
-@attrs.define(slots=True)
-class Transfer:
-    """One frame of a device, and how it came.
-
-    Attributes:
-        captured_ns: instant of capture.
-        frames: for the model: one picture, any number of chunks of sound; none if it was lost.
-        lost: where: ``"encoder"``: it was behind; ``"network"``; ``"undecodable"``: it needs one that was lost.
-        stages_s: seconds of each stage that it passed: ``capture``, ``encode``, ``uplink``, ``edge``, ``decode``.
-        cpu_s: CPU seconds of ``encode``, ``decode`` and ``prepare``.
-        size: bytes of its unit.
-        resent: packets that were sent again.
-    """
-
-    captured_ns: int
-    frames: list[Frame] = attrs.field(factory=list)
-    lost: Loss | None = None
-    stages_s: dict[str, float] = attrs.field(factory=dict)
-    cpu_s: dict[str, float] = attrs.field(factory=dict)
-    size: int = 0
-    resent: int = 0
 
 
 @attrs.define(slots=True, eq=False)
@@ -270,7 +246,7 @@ class MediaPath:
         transfer.stages_s["encode"] = (encoded_ns - handed_ns) / 1e9
         if unit is None:
             return
-        self._charge(transfer, encode=unit.cpu_s)
+        transfer.charge(self.cpu_s, encode=unit.cpu_s)
         arrival = self._uplink.send(len(unit.data), encoded_ns)
         transfer.size, transfer.resent = len(unit.data), arrival.resent
         # the absence of a lost one shows when it should have come
@@ -288,7 +264,7 @@ class MediaPath:
         decoded = self._decoder.decode(unit.data, unit.pts, transfer.captured_ns, discontinuity=gap)
         passage.decode_ns = self.clock() - started_ns
         transfer.frames = decoded.frames
-        self._charge(transfer, decode=decoded.decode_cpu_s, prepare=decoded.prepare_cpu_s)
+        transfer.charge(self.cpu_s, decode=decoded.decode_cpu_s, prepare=decoded.prepare_cpu_s)
         if self._edge is not None:
             passage.data = unit.data
 
@@ -324,19 +300,6 @@ class MediaPath:
             transfer.stages_s["decode"] = passage.decode_ns / 1e9
         self._end(passage, passage.error)
 
-    def _charge(self, transfer: Transfer, **cpu_s: float) -> None:
-        for stage, seconds in cpu_s.items():
-            transfer.cpu_s[stage] = seconds
-            self.cpu_s[stage] += seconds
-
     def _end(self, passage: _Passage, error: BaseException | None = None) -> None:
         self._travelling.discard(passage)
-        if passage.done.done():  # its caller was cancelled, or the path was closed
-            return
-        if error is None:
-            passage.done.set_result(passage.transfer)
-        else:
-            if isinstance(error, StopIteration):  # no future takes it
-                error = RuntimeError(f"media path {self.name!r}: {error!r}")
-            passage.done.set_exception(error)
-            passage.done.exception()  # a caller that has gone does not read it
+        complete(passage.done, passage.transfer, error, self.name)

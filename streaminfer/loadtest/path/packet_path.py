@@ -17,10 +17,11 @@ from streaminfer.errors import Closed
 from streaminfer.loadtest.devices.profile import CameraProfile
 from streaminfer.loadtest.path.codec import Decoded, Prepare, Unit, UnitDecoder, UnitEncoder
 from streaminfer.loadtest.path.codec_thread import CodecThread
-from streaminfer.loadtest.path.media_path import MAX_WAITING, Transfer
+from streaminfer.loadtest.path.media_path import MAX_WAITING
 from streaminfer.loadtest.path.network import NetworkProfile, network_profile
 from streaminfer.loadtest.path.packet_connection import PacketConnection
 from streaminfer.loadtest.path.scene import Scene
+from streaminfer.loadtest.path.transfer import Loss, Transfer, complete
 from streaminfer.streams.sources.formats import AudioFormat, VideoFormat
 
 __all__ = ["PacketPath"]
@@ -198,7 +199,7 @@ class PacketPath:
             self._end(number, error)
             return
         unit = passage.unit
-        self._charge(passage.transfer, encode=unit.cpu_s)
+        passage.transfer.charge(self.cpu_s, encode=unit.cpu_s)
         passage.transfer.size, passage.sent_ns = len(unit.data), self.clock()
         self._writer.write(HEADER.pack(len(unit.data), number) + unit.data)
 
@@ -234,29 +235,17 @@ class PacketPath:
             return
         passage.transfer.frames = decoded.frames
         passage.transfer.stages_s["decode"] = (self.clock() - passage.arrived_ns) / 1e9
-        self._charge(passage.transfer, decode=decoded.decode_cpu_s, prepare=decoded.prepare_cpu_s)
+        passage.transfer.charge(self.cpu_s, decode=decoded.decode_cpu_s, prepare=decoded.prepare_cpu_s)
         self._end(number)
 
-    def _charge(self, transfer: Transfer, **cpu_s: float) -> None:
-        for stage, seconds in cpu_s.items():
-            transfer.cpu_s[stage] = seconds
-            self.cpu_s[stage] += seconds
-
-    def _lose(self, number: int, where: Any) -> None:
+    def _lose(self, number: int, where: Loss) -> None:
         self._passages[number].transfer.lost = where
         self._end(number)
 
     def _end(self, number: int, error: BaseException | None = None) -> None:
         passage = self._passages.pop(number, None)
-        if passage is None or passage.done.done():  # its caller was cancelled
-            return
-        if error is None:
-            passage.done.set_result(passage.transfer)
-        else:
-            if isinstance(error, StopIteration):  # no future takes it
-                error = RuntimeError(f"media path {self.name!r}: {error!r}")
-            passage.done.set_exception(error)
-            passage.done.exception()  # a caller that has gone does not read it
+        if passage is not None:
+            complete(passage.done, passage.transfer, error, self.name)
 
     def _fail_all(self, error: BaseException) -> None:
         for number in list(self._passages):

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
 from streaminfer.errors import StreamInferError
 from streaminfer.loadtest.devices.delivery import Capture, captures
-from streaminfer.loadtest.path.media_path import Loss, MediaPath
+from streaminfer.loadtest.path.media_path import MediaPath
+from streaminfer.loadtest.path.transfer import Loss
 from streaminfer.loadtest.sample import Measured, Sample
 from streaminfer.loadtest.sending.requests import check_service
 from streaminfer.protocols import Clock, is_service

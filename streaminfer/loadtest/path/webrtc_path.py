@@ -14,9 +14,9 @@ from streaminfer._internal.validation import check_count
 from streaminfer.errors import Closed
 from streaminfer.loadtest.devices.profile import CameraProfile
 from streaminfer.loadtest.path.codec import Prepare
-from streaminfer.loadtest.path.media_path import Transfer
 from streaminfer.loadtest.path.network import NetworkProfile
 from streaminfer.loadtest.path.scene import Scene
+from streaminfer.loadtest.path.transfer import Transfer, complete
 from streaminfer.loadtest.path.webrtc_leg import WebRtcLeg
 from streaminfer.streams.frame import Frame
 
@@ -202,13 +202,7 @@ class WebRtcPath:
 
     def _end(self, ticks: int, error: Exception | None = None) -> None:
         sent = self._sent.pop(ticks)
-        if sent.done.done():  # its caller was cancelled
-            return
-        if error is None:
-            sent.done.set_result(sent.transfer)
-        else:
-            sent.done.set_exception(error)
-            sent.done.exception()  # a caller that has gone does not read it
+        complete(sent.done, sent.transfer, error, self.name)
 
     def _end_all(self, error: Exception) -> None:
         for ticks in list(self._sent):
