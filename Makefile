@@ -17,6 +17,9 @@ PYTEST := $(BIN)/python -m pytest --numprocesses $(shell expr $$(getconf _NPROCE
 # files with tests that also run uncompiled: the others need not be collected
 UNCOMPILED = $(shell grep -rlF mark.uncompiled tests --include='test_*.py')
 
+# what Cython has translated, for the wheels that tests build
+export CYTHON_CACHE_DIR := $(CURDIR)/$(VENV)/cython
+
 # where images for Python set it, each process that is started compiles all that it imports, and each worker all tests
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -92,7 +95,7 @@ check: ## lint, types, import contracts
 	$(call PREPARE,group-lint+test+demo build $(if $(filter test,$(MAKECMDGOALS)),servers debian))
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers auto
 	$(BIN)/lint-imports
 
 bench: ## every figure beside its baseline, measured in the same run

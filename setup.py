@@ -45,7 +45,7 @@ class KernelVariant(Extension):
 
 
 class BuildModules(build_ext):
-    """Build in as many threads as there are processors, and the kernels beside the C sources."""
+    """Build in as many threads as there are processors, and the kernels beside them."""
 
     _cython = threading.Lock()  # Cython has global state; the C compiler, a process, takes three quarters of the time
 
@@ -53,7 +53,8 @@ class BuildModules(build_ext):
         super().finalize_options()
         self._failed = threading.Event()
         if self.parallel is None:
-            self.parallel = os.cpu_count() or 1
+            # the threads of the kernels only wait; C modules begin at once, so that one that fails shows early
+            self.parallel = (os.cpu_count() or 1) + sum(isinstance(ext, KernelVariant) for ext in self.extensions)
 
     def build_extensions(self) -> None:
         try:

@@ -35,7 +35,7 @@ def compiled_names():
 @pytest.fixture(scope="session")
 def build_wheel(tmp_path_factory):
     """Builds a wheel from a fresh copy; returns the finished process and the wheel, ``None`` where there is none."""
-    translated = tmp_path_factory.mktemp("translated")
+    translated = os.environ.get("CYTHON_CACHE_DIR") or tmp_path_factory.mktemp("translated")
 
     def build(**variables):
         tree = tmp_path_factory.mktemp("source")

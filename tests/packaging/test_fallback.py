@@ -1,6 +1,5 @@
 """Building without a C compiler: plain Python that works, or an error where compiled modules are required."""
 
-import importlib.machinery
 import json
 import sys
 import zipfile
@@ -31,26 +30,22 @@ def compiler_that_fails_once(tmp_path_factory):
     return {"CC": str(compiler)}
 
 
-@pytest.mark.parametrize("case", ["without a compiler", "compiling disabled", "one module fails"])
-def test_build_falls_back_to_plain_python(
-    case, build_wheel, run_python, compiled_names, tmp_path, compiler_that_fails_once
-):
-    variables = {
-        "without a compiler": NO_COMPILER,
-        "compiling disabled": {"STREAMINFER_DISABLE_COMPILED": "1"},
-        "one module fails": compiler_that_fails_once,
-    }[case]
-    done, wheel = build_wheel(**variables)
-    assert done.returncode == 0, done.stdout + done.stderr
-    if case == "one module fails":
-        called = Path(f"{variables['CC']}.log").read_text()
-        assert sum(f"/{name.rpartition('.')[2]}.c" in called for name in compiled_names) < len(compiled_names) / 2
+def contents(wheel):
+    """The bytes of each file of the package."""
     with zipfile.ZipFile(wheel) as archive:
-        extensions = [
-            name for name in archive.namelist() if name.endswith(tuple(importlib.machinery.EXTENSION_SUFFIXES))
-        ]
+        return {name: archive.read(name) for name in archive.namelist() if ".dist-info/" not in name}
+
+
+@pytest.fixture(scope="module")
+def plain_wheel(build_wheel):
+    done, wheel = build_wheel(**NO_COMPILER)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return wheel
+
+
+def test_build_without_a_compiler_is_plain_python(plain_wheel, run_python, compiled_names, tmp_path):
+    with zipfile.ZipFile(plain_wheel) as archive:
         archive.extractall(tmp_path)
-    assert extensions == []
     smoke = json.loads(run_python(sys.executable, SMOKE, *compiled_names, PYTHONPATH=str(tmp_path)))
     assert Path(smoke["package"]).is_relative_to(tmp_path)
     assert all(Path(file).is_relative_to(tmp_path) and file.endswith("_cy.py") for file in smoke["files"].values())
@@ -60,6 +55,22 @@ def test_build_falls_back_to_plain_python(
     assert smoke["kernels"] is None
     assert smoke["compiled"] is False
     assert [message.partition(",")[0] for message in smoke["warnings"]] == ["streaminfer serves uncompiled"]
+
+
+def test_build_with_compiling_disabled_is_the_same(plain_wheel, build_wheel):
+    done, wheel = build_wheel(STREAMINFER_DISABLE_COMPILED="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert contents(wheel) == contents(plain_wheel)
+
+
+def test_build_of_which_one_module_fails_is_the_same(
+    plain_wheel, build_wheel, compiled_names, compiler_that_fails_once
+):
+    done, wheel = build_wheel(**compiler_that_fails_once)
+    assert done.returncode == 0, done.stdout + done.stderr
+    called = Path(f"{compiler_that_fails_once['CC']}.log").read_text()
+    assert sum(f"/{name.rpartition('.')[2]}.c" in called for name in compiled_names) < len(compiled_names) / 2
+    assert contents(wheel) == contents(plain_wheel)
 
 
 def test_build_without_a_compiler_fails_where_one_is_required(build_wheel):
