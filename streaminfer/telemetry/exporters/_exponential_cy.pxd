@@ -1,16 +1,12 @@
 cimport cython
-from streaminfer.telemetry.histograms cimport _histogram_cy
-
-cdef long long _ZERO
-cdef int _BITS
 
 @cython.locals(
-    shift=cython.int, populated=cython.Py_ssize_t, merged=cython.Py_ssize_t, zeros=cython.longlong,
-    total=cython.longlong, native=cython.longlong, latest=cython.longlong, count=cython.longlong,
-    group=cython.Py_ssize_t, neighbors=cython.longlong[::1])
-cpdef tuple compact(
-    long long[::1] sums, Py_ssize_t first, Py_ssize_t last, const int[::1] natives, const int[::1] classics, int limit,
-    int[::1] indexes, long long[::1] counts, long long[::1] cumulative)
+    low=cython.Py_ssize_t, high=cython.Py_ssize_t, middle=cython.Py_ssize_t, filled=cython.Py_ssize_t,
+    below=cython.longlong, total=cython.longlong)
+cpdef Py_ssize_t fill_buckets(
+    const long long[::1] totals, Py_ssize_t first, Py_ssize_t end, const int[::1] edges, const int[::1] numbers,
+    Py_ssize_t limit, int[::1] indexes, long long[::1] counts) except -1
 
-@cython.locals(merged=cython.Py_ssize_t, position=cython.Py_ssize_t, native=cython.longlong, latest=cython.longlong)
-cdef void _merge(int[::1] indexes, long long[::1] counts, Py_ssize_t populated, int shift) noexcept
+@cython.locals(bound=cython.Py_ssize_t)
+cpdef object fill_bounds(
+    const long long[::1] totals, Py_ssize_t first, Py_ssize_t end, const int[::1] edges, long long[::1] cumulative)

@@ -14,12 +14,13 @@ import bisect
 import functools
 import math
 from array import array
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import attrs
 import numpy as np
 
-from streaminfer.telemetry.exporters._exponential_cy import ZERO, compact
+from streaminfer.telemetry.exporters._exponential_cy import fill_bounds, fill_buckets
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 
 __all__ = ["BOUNDS_S", "BOUND_LABELS", "MAX_BUCKETS", "Exemplar", "HistogramPoint", "HistogramReader"]
@@ -88,99 +89,114 @@ class HistogramPoint(NamedTuple):
     exemplars: tuple[Exemplar, ...] = ()
 
 
-class _Layout(NamedTuple):
-    starts: "array[int]"
-    groups: "array[int]"
-    middles_s: "array[float]"
-    natives: "array[int]"
-    classics: "array[int]"
-    schema: int
-    empty: HistogramPoint
+class _Buckets(NamedTuple):
+    """Exponential buckets of one schema.
+
+    Attributes:
+        edges: the first part of each, and the end of the last.
+        numbers: what they are called.
+    """
+
+    edges: "array[int]"
+    numbers: "array[int]"
+
+
+class _Layout:
+    """Which buckets the parts of a histogram belong to.
+
+    Attributes:
+        schema: the finest.
+        bounds: the first part above each classic bound; the end of the last part.
+        empty: the point of a histogram that is empty.
+    """
+
+    def __init__(self, unit_magnitude: int, half_magnitude: int, counts_length: int, digits: int) -> None:
+        index = np.arange(counts_length + 1)
+        bucket = (index >> half_magnitude) - 1
+        half = 1 << half_magnitude
+        part = np.where(bucket < 0, index, (index & (half - 1)) + half)
+        lowest_ns = part << (np.maximum(bucket, 0) + unit_magnitude)
+        self.schema = min(MAX_SCHEMA, math.ceil(-math.log2(math.log2(1.0 + 10.0**-digits))))
+        middles_s = (lowest_ns[:-1] + lowest_ns[1:]) / 2e9
+        self._natives = np.ceil(np.log2(middles_s) * 2**self.schema).astype(np.int64)
+        self._by_shift: list[_Buckets] = []
+        # as `share_within` has it: a part is within a bound that it holds
+        above = np.searchsorted(lowest_ns[:-1] / 1e9, np.array(BOUNDS_S), side="right")
+        # arrays of the standard library: compiled code gets at their buffers faster than at NumPy's
+        self.bounds = _ints([*above, counts_length])
+        self.empty = HistogramPoint(
+            total=0,
+            sum_s=0.0,
+            min_s=math.nan,
+            max_s=math.nan,
+            schema=self.schema,
+            zero_threshold_s=(1 << unit_magnitude) / 1e9,
+            zeros=0,
+            indexes=array("i"),
+            counts=array("q"),
+            cumulative=array("q", bytes(8 * (len(BOUNDS_S) + 1))),
+        )
+
+    def buckets(self, shift: int) -> _Buckets:
+        """Return the buckets of a schema so many steps below the finest, at each of which two become one.
+
+        The first part, whose durations may be 0, is in none of them.
+        """
+        while len(self._by_shift) <= shift:
+            numbers = ((self._natives[1:] - 1) >> len(self._by_shift)) + 1
+            starts = np.flatnonzero(np.diff(numbers, prepend=numbers[0] - 1))
+            edges = _ints([*(starts + 1), len(self._natives)])
+            self._by_shift.append(_Buckets(edges, _ints(numbers[starts])))
+        return self._by_shift[shift]
+
+
+def _ints(numbers: Iterable[int]) -> "array[int]":
+    return array("i", np.array(numbers, np.int32).tobytes())
+
+
+_layout = functools.lru_cache(maxsize=16)(_Layout)
 
 
 class HistogramReader:
     """Reads histograms one after another, with one buffer for all of a layout. Not thread-safe.
 
     Args:
-        max_buckets: most exponential buckets of a point, at least 8.
+        max_buckets: most exponential buckets of a point, at least 8: those on either side of 1 s never merge.
     """
 
     def __init__(self, max_buckets: int = MAX_BUCKETS) -> None:
         self._max_buckets = max_buckets
-        self._buffers: dict[int, tuple[array[int], array[int], array[int]]] = {}
+        self._totals: dict[int, array[int]] = {}
+        self._indexes = array("i", bytes(4 * max_buckets))
+        self._counts = array("q", bytes(8 * max_buckets))
 
     def read(self, histogram: LatencyHistogram) -> HistogramPoint:
         """Return what the histogram holds now."""
-        layout = _layout(
-            histogram.unit_magnitude, histogram.half_magnitude, histogram.counts_length, histogram.significant_digits
-        )
+        length = histogram.counts_length
+        layout = _layout(histogram.unit_magnitude, histogram.half_magnitude, length, histogram.significant_digits)
         if not histogram.count:
             return layout.empty
-        buffers = self._buffers.get(id(layout))
-        if buffers is None:
-            length = len(layout.natives)
-            buffers = array("q", bytes(8 * length)), array("i", bytes(4 * length)), array("q", bytes(8 * length))
-            self._buffers[id(layout)] = buffers
-        sums, indexes, counts = buffers
+        totals = self._totals.get(length)
+        if totals is None:
+            totals = self._totals[length] = array("q", bytes(8 * (length + 1)))
+        first, end, sum_s = histogram.cumulate_into(totals)
+        zeros = totals[1] if first == 0 else 0
+        shift, filled = 0, self._max_buckets + 1
+        while filled > self._max_buckets:
+            edges, numbers = layout.buckets(shift)
+            filled = fill_buckets(totals, first, end, edges, numbers, self._max_buckets, self._indexes, self._counts)
+            shift += 1
         cumulative = layout.empty.cumulative[:]
-        first, last, sum_s = histogram.group_into(layout.starts, layout.groups, layout.middles_s, sums)
-        populated, shift, zeros = compact(
-            sums, first, last, layout.natives, layout.classics, self._max_buckets, indexes, counts, cumulative
-        )
+        fill_bounds(totals, first, end, layout.bounds, cumulative)
         return HistogramPoint(
             total=cumulative[-1],
             sum_s=sum_s,
             min_s=histogram.min,
             max_s=histogram.max,
-            schema=layout.schema - shift,
+            schema=layout.schema + 1 - shift,
             zero_threshold_s=layout.empty.zero_threshold_s,
             zeros=zeros,
-            indexes=indexes[:populated],
-            counts=counts[:populated],
+            indexes=self._indexes[:filled],
+            counts=self._counts[:filled],
             cumulative=cumulative,
         )
-
-
-@functools.lru_cache(maxsize=16)
-def _layout(unit_magnitude: int, half_magnitude: int, counts_length: int, digits: int) -> _Layout:
-    """Return which bucket each part of a layout belongs to."""
-    index = np.arange(counts_length + 1)
-    bucket = (index >> half_magnitude) - 1
-    half = 1 << half_magnitude
-    part = np.where(bucket < 0, index, (index & (half - 1)) + half)
-    lowest_ns = part << (np.maximum(bucket, 0) + unit_magnitude)
-    middles_s = (lowest_ns[:-1] + lowest_ns[1:]) / 2e9
-    schema = _schema(digits)
-    natives = np.ceil(np.log2(middles_s) * 2**schema).astype(np.int64)
-    natives[0] = ZERO
-    # as `share_within` has it: a part is within a bound that it holds
-    classics = np.searchsorted(np.array(BOUNDS_S), lowest_ns[:-1] / 1e9, side="left")
-    starts = np.flatnonzero(np.diff(natives, prepend=ZERO - 1) | np.diff(classics, prepend=-1))
-    groups = np.zeros(counts_length, np.int32)
-    groups[starts[1:]] = 1
-    # arrays of the standard library: compiled code gets at their buffers faster than at NumPy's
-    return _Layout(
-        array("i", np.append(starts, counts_length).astype(np.int32).tobytes()),
-        array("i", np.cumsum(groups, dtype=np.int32).tobytes()),
-        array("d", middles_s.tobytes()),
-        array("i", natives[starts].astype(np.int32).tobytes()),
-        array("i", classics[starts].astype(np.int32).tobytes()),
-        schema,
-        HistogramPoint(
-            total=0,
-            sum_s=0.0,
-            min_s=math.nan,
-            max_s=math.nan,
-            schema=schema,
-            zero_threshold_s=(1 << unit_magnitude) / 1e9,
-            zeros=0,
-            indexes=array("i"),
-            counts=array("q"),
-            cumulative=array("q", bytes(8 * (len(BOUNDS_S) + 1))),
-        ),
-    )
-
-
-def _schema(digits: int) -> int:
-    """Return the coarsest schema whose buckets are not wider than our parts may be, or the finest one."""
-    return min(MAX_SCHEMA, math.ceil(-math.log2(math.log2(1.0 + 10.0**-digits))))

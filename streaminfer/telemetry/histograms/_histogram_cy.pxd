@@ -72,10 +72,11 @@ cdef class HistogramState:
     cpdef tuple snapshot(self)
 
     @cython.locals(
-        index=cython.Py_ssize_t, first=cython.Py_ssize_t, last=cython.Py_ssize_t, group=cython.Py_ssize_t,
-        count=cython.longlong, total_s=cython.double, group_s=cython.double)
-    cpdef tuple group_into(
-        self, const int[::1] starts, const int[::1] groups, const double[::1] middles, long long[::1] sums)
+        first=cython.Py_ssize_t, index=cython.Py_ssize_t, end=cython.Py_ssize_t, octave_end=cython.Py_ssize_t,
+        parts=cython.longlong, total=cython.longlong, before=cython.longlong, count=cython.longlong,
+        sum_of_totals=cython.longlong, steps=cython.longlong, lowest_ns=cython.longlong, width_ns=cython.longlong,
+        sum_ns=cython.double)
+    cpdef tuple cumulate_into(self, long long[::1] totals)
 
     @cython.locals(index=cython.Py_ssize_t)
     cpdef object reset(self)

@@ -290,34 +290,41 @@ class HistogramState:
                 copied[index] = self._counts[index]
         return counts, minimum_ns, maximum_ns, clamped
 
-    def group_into(self, starts: Any, groups: Any, middles: Any, sums: Any) -> tuple[int, int, float]:
-        """Writes the count of each group of parts that can hold something, of one moment.
+    def cumulate_into(self, totals: Any) -> tuple[int, int, float]:
+        """Writes running totals of the counts, of one moment, from the first part that can hold something.
 
         Args:
-            starts: shape (number of groups + 1,), int32, ascending: the first part of each group; ``counts_length``.
-            groups: shape (counts_length,), int32, ascending: the group of each part.
-            middles: shape (counts_length,), float64: the seconds that each part stands for.
-            sums: shape (number of groups,), int64: gets the counts of the groups of the result, others are left.
+            totals: shape (counts_length + 1,), int64: from ``first`` to ``end``, gets the count of the parts from
+                ``first`` on below each part; the rest is left.
 
         Returns:
-            The first and the last group that can hold something, and the sum of all durations in seconds; of an empty
-            histogram the last group is below the first.
+            ``first``, ``end`` behind the last part that can hold something, and the sum of all durations in seconds,
+            each taken as the middle of its part; of an empty histogram 0, 0 and 0.
         """
         if self.count == 0:
-            return 0, -1, 0.0
-        first = groups[_index(self, self.minimum_ns)]
-        last = groups[_index(self, self.maximum_ns)]
-        total_s = 0.0
-        for group in range(first, last + 1):
-            # sums of its own for each group: additions of two groups then overlap in the processor
-            count = 0
-            group_s = 0.0
-            for index in range(starts[group], starts[group + 1]):
-                count += self._counts[index]
-                group_s += self._counts[index] * middles[index]
-            sums[group] = count
-            total_s += group_s
-        return first, last, total_s
+            return 0, 0, 0.0
+        first = index = _index(self, self.minimum_ns)
+        end = _index(self, self.maximum_ns) + 1
+        total = 0
+        sum_ns = 0.0
+        while index < end:
+            # parts of equal width: the k-th of n counts k times less in the sum of totals, so additions are enough
+            octave_end = min(end, ((index >> self.half_magnitude) + 1) << self.half_magnitude)
+            lowest_ns = _lowest_at(self, index)
+            width_ns = _lowest_at(self, index + 1) - lowest_ns
+            parts = octave_end - index
+            before = total
+            sum_of_totals = 0
+            while index < octave_end:
+                totals[index] = total
+                total += self._counts[index]
+                sum_of_totals += total
+                index += 1
+            count = total - before
+            steps = parts * total - sum_of_totals
+            sum_ns += float(count) * (lowest_ns + width_ns / 2.0) + float(steps) * width_ns
+        totals[end] = total
+        return first, end, sum_ns / 1e9
 
     def reset(self) -> None:
         """Forgets all that was counted; the layout stays."""

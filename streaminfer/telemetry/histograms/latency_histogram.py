@@ -25,7 +25,7 @@ _MOST_DIGITS = 5
 _OPERATIONS = (
     "add_counts",
     "count_ns",
-    "group_into",
+    "cumulate_into",
     "quantile",
     "quantiles_into",
     "record",

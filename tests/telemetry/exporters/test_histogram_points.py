@@ -10,7 +10,6 @@ from telemetries import DURATIONS_S
 
 from streaminfer.telemetry import LatencyHistogram
 from streaminfer.telemetry.exporters import histogram_points
-from streaminfer.telemetry.exporters._exponential_cy import ZERO
 from streaminfer.telemetry.exporters.histogram_points import BOUNDS_S, HistogramReader
 
 pytestmark = pytest.mark.uncompiled
@@ -83,6 +82,15 @@ def test_bucket_holds_the_duration_to_half_a_part(seconds, layout):
         assert point.sum_s == pytest.approx(counted_s, abs=half_part)
 
 
+@given(DURATIONS, LAYOUTS)
+def test_sum_is_that_of_each_duration_alone(seconds, layout):
+    """Octaves that hold something, the first and the last part among them, add up."""
+    reader = HistogramReader()
+    alone = [reader.read(histogram_of(np.array([duration]), **layout)).sum_s for duration in seconds]
+
+    assert reader.read(histogram_of(np.array(seconds, float), **layout)).sum_s == pytest.approx(math.fsum(alone))
+
+
 @pytest.mark.parametrize("shape", DURATIONS_S)
 def test_classic_buckets_are_shares_within_their_bounds(shape):
     """The cumulative count of a bound is the share that the histogram has within it."""
@@ -132,10 +140,14 @@ def test_reader_leaves_nothing_for_the_next_histogram():
     assert reader.read(histogram_of([0.0, 1.0])).zeros == 1
 
 
-def test_layout_of_groups_is_ascending():
-    """Groups differ wherever an exponential or a classic bucket begins."""
+@pytest.mark.parametrize("shift", [0, 1, 4, 12])
+def test_buckets_of_a_schema_hold_every_part_but_the_first_once(shift):
+    """They follow one another, and a coarser bucket begins where a finer one does."""
     layout = histogram_points._layout(9, 10, 24_576, 3)
+    edges, numbers = layout.buckets(shift)
 
-    assert layout.natives[0] == ZERO
-    assert sorted(layout.groups) == list(layout.groups)
-    assert layout.groups[-1] == len(layout.natives) - 1 == len(layout.classics) - 1
+    assert (edges[0], edges[-1]) == (1, 24_576)
+    assert list(edges) == sorted(set(edges))
+    assert list(numbers) == sorted(set(numbers))
+    assert len(edges) == len(numbers) + 1
+    assert set(edges) <= set(layout.buckets(0).edges)

@@ -1,7 +1,7 @@
 # cython: boundscheck=False, wraparound=False
-"""Buckets of one histogram in Prometheus' protobuf format, classic and native.
+"""Histograms in Prometheus' protobuf format: messages ``Metric`` with classic and native buckets.
 
-Both are written as C bytes: an append to a ``bytearray`` per byte took most of the time of a scrape.
+Buckets are written as C bytes: an append to a ``bytearray`` per byte took most of the time of a scrape.
 
 One source, compiled with the C types of ``_histogram_message_cy.pxd`` or run as it is.
 """
@@ -10,8 +10,11 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["write_classic", "write_native"]
+from streaminfer._internal._protobuf_cy import ProtobufWriter
 
+__all__ = ["write_histogram"]
+
+_METRIC = 4  # the field of a family
 _BOUND_SIZE = 9  # bytes of an encoded bound: the tag and a double
 _MAX_CLASSIC = 2 + 2 * 10 + _BOUND_SIZE  # bytes of a bucket: two tags, two varints, the bound
 _MAX_SPAN = 4 + 2 * 5
@@ -19,15 +22,36 @@ _MAX_GAP = 2  # a span takes more bytes than two empty buckets
 _MAX_VARINT = 10  # bytes
 
 
-def write_classic(message: Any, bounds: bytes, cumulative: Any, exemplars: dict[int, bytes]) -> None:
-    """Write the classic buckets.
+def write_histogram(
+    family: Any, labels: bytes, field: int, point: Any, bounds: bytes, exemplars: dict[int, bytes], created: bytes
+) -> None:
+    """Write a histogram with its classic and native buckets.
 
     Args:
-        message: the writer of a ``Histogram``.
-        bounds: the encoded fields ``upper_bound`` of all buckets, 9 bytes each.
-        cumulative: int64: the count up to each bound.
+        family: the writer of its ``MetricFamily``.
+        labels: the encoded fields ``label``.
+        field: number of the field for its kind.
+        point: a `HistogramPoint`.
+        bounds: the encoded fields ``upper_bound`` of all classic buckets, 9 bytes each.
         exemplars: the encoded field ``exemplar`` by the number of the bucket.
+        created: the encoded field ``created_timestamp``.
     """
+    message = ProtobufWriter()
+    message.varint(1, point.total)
+    message.float64(2, point.sum_s)
+    _write_classic(message, bounds, point.cumulative, exemplars)
+    message._buffer += created
+    message.zigzag(5, point.schema)
+    message.float64(6, point.zero_threshold_s)
+    message.varint(7, point.zeros)
+    _write_native(message, point.indexes, point.counts)
+    metric = ProtobufWriter()
+    metric._buffer += labels
+    metric.message(field, message)
+    family.message(_METRIC, metric)
+
+
+def _write_classic(message: Any, bounds: bytes, cumulative: Any, exemplars: dict[int, bytes]) -> None:
     written = bytearray(len(cumulative) * _MAX_CLASSIC)
     out = written
     size = 0
@@ -47,14 +71,8 @@ def write_classic(message: Any, bounds: bytes, cumulative: Any, exemplars: dict[
     message._buffer += written[:size]
 
 
-def write_native(message: Any, indexes: Any, counts: Any) -> None:
-    """Write the exponential buckets: spans of numbers, and the difference of each count to the one before.
-
-    Args:
-        message: the writer of a ``Histogram``.
-        indexes: int32: bucket numbers, ascending.
-        counts: int64: their counts.
-    """
+def _write_native(message: Any, indexes: Any, counts: Any) -> None:
+    """Write spans of numbers of buckets, and the difference of each count to the one before."""
     deltas = bytearray(len(indexes) * (_MAX_GAP + 1) * _MAX_VARINT)
     spans = bytearray((len(indexes) + 1) * _MAX_SPAN)
     out = deltas

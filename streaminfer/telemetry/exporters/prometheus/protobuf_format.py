@@ -6,6 +6,7 @@ https://github.com/prometheus/client_model/blob/master/io/prometheus/client/metr
 
 import functools
 import math
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 
 from streaminfer._internal._protobuf_cy import ProtobufWriter
@@ -13,7 +14,7 @@ from streaminfer._internal.imported_at import IMPORTED_NS
 from streaminfer.telemetry.exporters.collection import Labels, Sample
 from streaminfer.telemetry.exporters.histogram_points import BOUNDS_S, Exemplar, HistogramPoint
 from streaminfer.telemetry.exporters.metric import Metric
-from streaminfer.telemetry.exporters.prometheus._histogram_message_cy import write_classic, write_native
+from streaminfer.telemetry.exporters.prometheus._histogram_message_cy import write_histogram
 
 __all__ = ["write_protobuf"]
 
@@ -30,34 +31,17 @@ def write_protobuf(families: Mapping[Metric, Sequence[Sample]]) -> Iterator[byte
         family.text(1, metric.prometheus)
         family.text(2, metric.help)
         family.varint(3, _KINDS[metric.kind])
+        field, created = _VALUES[metric.kind], b"" if metric.kind == "gauge" else _created(metric.kind)
+        head = bytes((field << 3 | 2, 9 + len(created), 0x09))  # a message, and in its field 1 a double
         for labels, value in samples:
-            sample = ProtobufWriter()
             if isinstance(value, HistogramPoint):
-                sample.message(_VALUES["histogram"], _histogram(value))
+                exemplars = {exemplar.bucket: _exemplar(exemplar) for exemplar in value.exemplars}
+                write_histogram(family, _labels(labels), field, value, _bounds(), exemplars, created)
             else:
-                number = ProtobufWriter()
-                number.float64(1, value)
-                if metric.kind == "counter":
-                    number.data(3, _created())
-                sample.message(_VALUES[metric.kind], number)
-            family.data(4, _labels(labels) + bytes(sample))
+                family.data(4, _labels(labels) + head + struct.pack("<d", value) + created)
         framed = ProtobufWriter()
         framed.delimited(family)
         yield bytes(framed)
-
-
-def _histogram(point: HistogramPoint) -> ProtobufWriter:
-    message = ProtobufWriter()
-    message.varint(1, point.total)
-    message.float64(2, point.sum_s)
-    exemplars = {exemplar.bucket: _exemplar(exemplar) for exemplar in point.exemplars}
-    write_classic(message, _bounds(), point.cumulative, exemplars)
-    message.data(15, _created())
-    message.zigzag(5, point.schema)
-    message.float64(6, point.zero_threshold_s)
-    message.varint(7, point.zeros)
-    write_native(message, point.indexes, point.counts)
-    return message
 
 
 def _exemplar(exemplar: Exemplar) -> bytes:
@@ -95,8 +79,10 @@ def _pair(name: str, value: str) -> bytes:
 
 
 @functools.cache
-def _created() -> bytes:
-    return _timestamp(IMPORTED_NS)
+def _created(kind: str) -> bytes:
+    message = ProtobufWriter()
+    message.data({"counter": 3, "histogram": 15}[kind], _timestamp(IMPORTED_NS))
+    return bytes(message)
 
 
 def _timestamp(unix_ns: int) -> bytes:
