@@ -6,8 +6,6 @@ from collections.abc import Callable, Coroutine, ItemsView, Iterable, Iterator, 
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, Self, overload
 
-import attrs
-
 from streaminfer._internal.locking import is_atomic
 from streaminfer._internal.validation import check_count, check_instance, check_secret
 from streaminfer.caching._locking import guarded_mapping
@@ -300,7 +298,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
     def statistics(self) -> CacheStatistics:
         """Return a frozen snapshot, which states its counting rules."""
         tiers = () if self.tiers is None else self.tiers.statistics()
-        return attrs.evolve(self._memory.statistics(), flights=self.flights, tiers=tiers)
+        return self._memory.statistics(self.flights, tiers)
 
     @property
     def size(self) -> int:

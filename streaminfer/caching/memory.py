@@ -98,10 +98,16 @@ class CacheStatistics(Snapshot):
     tiers: tuple[Snapshot, ...] = ()
 
     @classmethod
-    def of(cls, counters: Sequence[int], listener_errors: int) -> Self:
-        """Return a snapshot of the numbers that a table counts, in the order of the attributes."""
+    def of(
+        cls,
+        counters: Sequence[int],
+        listener_errors: int,
+        flights: Snapshot | None = None,
+        tiers: tuple[Snapshot, ...] = (),
+    ) -> Self:
+        """Return a snapshot of the numbers of a table, in the order of the attributes, and of what is around it."""
         named: dict[str, Any] = dict(zip(_COUNTERS, (*counters, listener_errors), strict=True))
-        return cls(**named)
+        return cls(**named, flights=flights, tiers=tiers)
 
     @property
     def evictions(self) -> int:
@@ -286,9 +292,9 @@ class Memory(StackClock, _Table):
 
         return self.events.add(listener, set_listening)
 
-    def statistics(self) -> CacheStatistics:
-        """Return a frozen snapshot."""
-        return CacheStatistics.of(self.counters(), self.events.errors)
+    def statistics(self, flights: Snapshot | None = None, tiers: tuple[Snapshot, ...] = ()) -> CacheStatistics:
+        """Return a frozen snapshot, with what is around the table."""
+        return CacheStatistics.of(self.counters(), self.events.errors, flights, tiers)
 
     def tell(self) -> None:
         """Tell listeners, and free, what the table has noted; operations do so themselves."""

@@ -86,7 +86,7 @@ class Feed:
         read = [reader.read(now_ns) for reader in self._readers]
         self._encoded = [
             {
-                panel: seen[panel] if panel in seen and seen[panel].numbers is numbers else _encode(numbers)
+                panel: seen[panel] if panel in seen and seen[panel].numbers == numbers else _encode(numbers)
                 for panel, numbers in panels.items()
             }
             for seen, panels in zip(self._encoded, read, strict=True)
@@ -118,7 +118,7 @@ class Feed:
 
 
 class _Encoded(NamedTuple):
-    """The numbers of a panel, which `ServiceReader` gives again if it did not read new ones."""
+    """The numbers of a panel, encoded once for as long as they stay."""
 
     numbers: dict[str, Any]
     labels: list[str]
