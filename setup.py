@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -113,16 +114,22 @@ class BuildModules(build_ext):
         # Numba's own C sources, which Python's own flags would compile for a debugger
         environment.setdefault("CFLAGS", "" if os.name == "nt" else "-O2 -g0")
         command = [sys.executable, "-m", f"{KERNELS}.build", ext.name.rpartition(".")[2], str(Path(target).absolute())]
-        process = subprocess.Popen(  # noqa: S603 - this interpreter and names of ours
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        while True:
-            try:
-                printed, _ = process.communicate(timeout=0.2)
-                break
-            except subprocess.TimeoutExpired:
-                if self._failed.is_set():  # all or none
-                    process.kill()
+        # removed here, since a process that is killed removes nothing
+        with tempfile.TemporaryDirectory(prefix="streaminfer-kernels-", ignore_cleanup_errors=True) as folder:
+            process = subprocess.Popen(  # noqa: S603 - this interpreter and names of ours
+                command,
+                env=environment | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), folder),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            while True:
+                try:
+                    printed, _ = process.communicate(timeout=0.2)
+                    break
+                except subprocess.TimeoutExpired:
+                    if self._failed.is_set():  # all or none
+                        process.kill()
         if process.returncode and not self._failed.is_set():
             raise CompileError(f"the kernels: {printed}")
 

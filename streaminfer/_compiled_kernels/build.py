@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> None:
     variant, file = arguments
     target = Path(file)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="streaminfer-kernels-") as folder:
+    with tempfile.TemporaryDirectory() as folder:
         os.environ["NUMBA_CACHE_DIR"] = folder  # what the JIT compiles for another processor is not kept
         os.environ["NUMBA_CPU_NAME"] = VARIANTS[variant] or "generic"
         os.environ["NUMBA_CPU_FEATURES"] = ""

@@ -9,6 +9,7 @@ import importlib
 import pkgutil
 import re
 import sys
+import tempfile
 import types
 from pathlib import Path
 from typing import NamedTuple
@@ -69,6 +70,7 @@ def _blocks(path):
 @pytest.fixture
 def page_namespace(request, monkeypatch, tmp_path):
     """The namespace of a script that a reader starts in the checkout, or, of the README, in any folder."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # pages do not clear away what they make
     monkeypatch.chdir(tmp_path if request.getfixturevalue("path").name == "README.md" else ROOT)
     script = types.ModuleType("__main__")
     script.__file__ = __file__

@@ -64,13 +64,14 @@ def test_build_with_compiling_disabled_is_the_same(plain_wheel, build_wheel):
 
 
 def test_build_of_which_one_module_fails_is_the_same(
-    plain_wheel, build_wheel, compiled_names, compiler_that_fails_once
+    plain_wheel, build_wheel, compiled_names, compiler_that_fails_once, tmp_path
 ):
-    done, wheel = build_wheel(**compiler_that_fails_once)
+    done, wheel = build_wheel(**compiler_that_fails_once, TMPDIR=str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     called = Path(f"{compiler_that_fails_once['CC']}.log").read_text()
     assert sum(f"/{name.rpartition('.')[2]}.c" in called for name in compiled_names) < len(compiled_names) / 2
     assert contents(wheel) == contents(plain_wheel)
+    assert list(tmp_path.iterdir()) == []  # nor is anything left of the kernels, whose compilation was ended
 
 
 def test_build_without_a_compiler_fails_where_one_is_required(build_wheel):
