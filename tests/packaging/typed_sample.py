@@ -42,6 +42,16 @@ def timed(number: int) -> str:
     return str(number)
 
 
+@si.RateLimit(1.0).wrap
+def limited(number: int) -> str:
+    return str(number)
+
+
+@si.testing.faults.FaultPlan().wrap
+def faulty(number: int) -> str:
+    return str(number)
+
+
 @batcher.wrap
 def batched(rows: list[float]) -> list[float]:
     return rows
@@ -54,6 +64,8 @@ async def calls(stack: si.Stack) -> None:
     assert_type(cached("a"), list[str])
     assert_type(cached.key_of("a", top=1), bytes)
     assert_type(timed(1), str)
+    assert_type(limited(1), str)
+    assert_type(faulty(1), str)
     assert_type(batched, BatchedFunction)
     assert_type(batcher.wrap(backend), BatchedService)
     await batched(1.0, timeout_s=math.inf, priority=1)
@@ -62,12 +74,16 @@ async def calls(stack: si.Stack) -> None:
     assert_type(await stack.call(si.Request(1.0), timeout_s=1.0), si.Response)
     stack.blocking()(1.0, timeout_s=1.0, key="k", wait=True)
 
+    si.Batcher(max_batch_size=8)  # expect: attr-defined
+    si.caching.Cache(maxsize=8)  # expect: attr-defined
     label(1)  # expect: arg-type
     label("a", most=2)  # expect: call-arg
     await fetch("a")  # expect: arg-type
     cached("a", top="b")  # expect: arg-type
     cached.key_of(1)  # expect: arg-type
     timed("a")  # expect: arg-type
+    limited("a")  # expect: arg-type
+    faulty("a")  # expect: arg-type
     await batched(1.0, timeout=1.0)  # expect: call-arg
     await stack.map([1.0], key="k")  # expect: call-arg
     await stack.rows([1.0], tenant=1)  # expect: arg-type

@@ -5,7 +5,7 @@ where the class cannot be made. It is made at its first use, because its base is
 """
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from streaminfer._internal.extras import require
 from streaminfer.serving.ray.headroom import HeadroomRanking, LoadReport
@@ -81,8 +81,10 @@ def _stream_of(pending: Any) -> str | None:
     return None if stream_id is None else str(stream_id)
 
 
-def __getattr__(name: str) -> Any:
-    if name == "HeadroomRouter":
-        made = globals()[name] = make_headroom_router()
-        return made
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # type checkers refuse other names
+
+    def __getattr__(name: str) -> Any:
+        if name == "HeadroomRouter":
+            made = globals()[name] = make_headroom_router()
+            return made
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
