@@ -186,6 +186,21 @@ def test_start_and_stop_without_a_block():
             infer(1.0)
 
 
+@pytest.mark.parametrize("drain", [True, False])
+def test_a_stop_tells_the_layers_whether_to_drain(drain):
+    told = []
+
+    class Backend(ScriptedBackend):
+        async def stop(self, *, drain=True):
+            told.append(drain)
+
+    infer = stack_of(Backend()).blocking()
+    infer.start()
+    infer.stop(drain=drain)
+
+    assert told == [drain]
+
+
 def test_a_stop_leaves_a_later_start_alone():
     """Of two stops, one that returns after the stack was started again stops the first start only."""
     infer = stack_of(ScriptedBackend()).blocking()

@@ -29,24 +29,30 @@ def test_ten_thousand_inputs_are_answered_in_order(concurrency):
     assert run(main).rejected == {}
 
 
-def test_no_more_than_the_concurrency_are_in_hand():
+@pytest.mark.parametrize(
+    ("concurrency", "max_batch_size", "in_hand"),
+    [(4, 8, 4), (None, 8, 64), (None, 64, 128)],
+    ids=["given", "the least", "a batch runs and one waits"],
+)
+def test_as_many_as_the_concurrency_are_in_hand(concurrency, max_batch_size, in_hand):
+    """The input that is drawn last counts too, and places do not stay empty."""
     most = 0
 
     async def main(loop):
         nonlocal most
-        stack = stack_of(ScriptedBackend(duration_s=0.001), loop)
+        stack = stack_of(ScriptedBackend(duration_s=0.001), loop, max_batch_size=max_batch_size)
 
         def inputs():
             nonlocal most
-            for number in range(50):
-                most = max(most, number - stack.statistics()["AdaptiveBatcher"].succeeded)
+            for number in range(500):
+                most = max(most, number + 1 - stack.statistics()["AdaptiveBatcher"].succeeded)
                 yield float(number)
 
         async with stack:
-            await stack.map(inputs(), concurrency=4)
+            await stack.map(inputs(), concurrency=concurrency)
 
     run(main)
-    assert most <= 4
+    assert most == in_hand
 
 
 def test_map_waits_where_others_fill_the_queue():
@@ -100,6 +106,27 @@ def test_wait_takes_a_place_in_the_order_of_arrival():
         return order
 
     assert run(main) == list(range(8))
+
+
+def test_a_later_caller_does_not_overtake_one_that_waits():
+    """A place that has just become free belongs to the request that waits for it, though it has not looked yet."""
+
+    async def main(loop):
+        order = []
+
+        async def ask(stack, number):
+            await stack(float(number), wait=True)
+            order.append(number)
+
+        async with stack_of(ScriptedBackend(duration_s=0.01), loop, max_queue_size=1, max_batch_size=1) as stack:
+            calls = [asyncio.ensure_future(ask(stack, number)) for number in range(3)]
+            await calls[0]
+            assert stack.admission(si.Request(3.0), loop.now_ns).ok
+            calls.append(asyncio.ensure_future(ask(stack, 3)))
+            await asyncio.gather(*calls)
+        return order
+
+    assert run(main) == list(range(4))
 
 
 def test_wait_ends_at_the_deadline():

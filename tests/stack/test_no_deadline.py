@@ -129,6 +129,20 @@ def test_blocking_calls_take_the_same_keywords():
             infer(1.0, deadline_s=1)
 
 
+def test_blocking_calls_end_at_their_time_limit():
+    calls = {
+        "call": lambda infer, **limit: infer.call(si.Request(1.0), **limit).outputs,
+        "inputs": lambda infer, **limit: infer(1.0, **limit),
+        "map": lambda infer, **limit: infer.map([1.0], **limit)[0],
+        "rows": lambda infer, **limit: infer.rows(np.ones(1), **limit)[0],
+    }
+    with si.Stack(batcher(None), si.CpuBackend(np.negative)).blocking() as infer:
+        for call in calls.values():
+            assert call(infer) == -1.0
+            with pytest.raises(si.DeadlineExceeded):
+                call(infer, timeout_s=0)
+
+
 def test_many_requests_have_no_common_key():
     """One cache key for all inputs of a `map` would give all of them one answer."""
 

@@ -142,5 +142,5 @@ def test_what_was_learned_has_plain_numbers(padding):
     fitted = learned.fitted()
     assert numbers_of_numpy(fitted) == []
     found = [learned.best_batch_size(SIZE), learned.trusted, learned.batches_since(2), learned.deviation]
-    found += [policy._model.sure_ns, policy._model.size_to_explore(SIZE)]
+    found += [policy._model.sure_ns, policy._model.size_to_explore(SIZE), policy._model.expected_ns(2)]
     assert numbers_of_numpy(found) == []
