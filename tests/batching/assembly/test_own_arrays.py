@@ -9,6 +9,7 @@ import pytest
 import streaminfer as si
 from streaminfer._internal.own_arrays import own_arrays
 from streaminfer.batching.assembly.unbatch import split_rows
+from streaminfer.protocols import Node
 
 
 class Pair(NamedTuple):
@@ -145,6 +146,26 @@ async def test_an_async_backend_that_reuses_its_memory(loop):
     async with si.Stack(batcher, Backend(FORMS["array"]), clock=loop.clock) as stack:
         check(FORMS["array"], await waves(stack))
     assert batcher.statistics().pipelined == 0
+
+
+async def test_a_backend_without_tasks_that_reuses_its_memory(loop):
+    """The outputs that a backend hands to `done` are copied before the next batch begins."""
+
+    class Backend(Node):
+        model = Reusing(FORMS["array"])
+
+        async def infer(self, batch):
+            raise AssertionError("expected begin_infer")
+
+        @property
+        def begin_infer(self):
+            return self.begin
+
+        def begin(self, batch, done):
+            return loop.call_later(0.001, lambda: done(self.model(batch.inputs), None))
+
+    async with si.Stack(si.AdaptiveBatcher(max_batch_size=4), Backend(), clock=loop.clock) as stack:
+        check(FORMS["array"], await waves(stack))
 
 
 async def test_a_backend_that_declares_new_arrays(loop):

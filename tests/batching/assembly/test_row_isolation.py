@@ -224,6 +224,20 @@ async def test_a_caller_that_leaves_while_parts_run(loop):
     assert [answer.outputs for answer in (answers[0], answers[2])] == [2.0, 6.0]
 
 
+async def test_rows_without_a_caller_are_not_sent_again(loop):
+    """Deadlines pass while a failed batch is sent in parts: the parts that are left have only the other rows."""
+    backend = Picky(duration_s=0.1)
+    batcher = si.AdaptiveBatcher(max_batch_size=4, policy="greedy", clock=loop.clock)
+    async with si.Stack(batcher, backend, clock=loop.clock) as stack:
+        calls = [stack(BAD), stack(1.0, timeout_s=0.15), stack(2.0, timeout_s=0.15), stack(3.0)]
+        bad, *late, good = await asyncio.gather(*calls, return_exceptions=True)
+
+    assert type(bad) is si.BackendError
+    assert {type(one) for one in late} == {si.DeadlineExceeded}
+    assert good == 6.0
+    assert backend.sizes == [4, 2, 1, 1]
+
+
 async def test_out_of_memory_makes_batches_smaller(loop):
     """After a batch for which the memory was not enough, all later ones are small enough; each request is answered."""
     backend = Picky(most=5)
@@ -236,6 +250,17 @@ async def test_out_of_memory_makes_batches_smaller(loop):
         assert sum(size > 5 for size in backend.sizes) <= 7
         batcher.reconfigure(max_batch_size=16)
         assert batcher.statistics().memory_limits == {}
+
+
+async def test_a_whole_batch_teaches_the_memory_limit(loop):
+    """Where both halves succeed, no later batch is as large as the one that failed."""
+    backend = Picky(most=16)
+    batcher = si.AdaptiveBatcher(max_batch_size=32, policy="greedy", clock=loop.clock)
+    async with si.Stack(batcher, backend, clock=loop.clock) as stack:
+        for _ in range(2):
+            await asyncio.gather(*map(stack, range(32)))
+
+    assert backend.sizes == [32, 16, 16, 16, 16]
 
 
 async def test_the_planner_knows_the_memory_limit(loop):
