@@ -65,6 +65,19 @@ print("parent", answer(first).tolist())
     assert outcome_of(program) == ["[[1.0, 1.0]]", "parent [[-1.0, -1.0]]"]
 
 
+def test_the_parents_resource_tracker_is_not_the_childs():
+    """Only the parent can wait for it; CPython 3.13 tries at the child's end too, and prints a traceback."""
+    program = """
+from multiprocessing.resource_tracker import _resource_tracker
+backend = CpuBackend(np.negative, executor="process")
+answer(backend)
+print(_resource_tracker._pid is None, flush=True)
+in_child(lambda: _resource_tracker._pid is None)
+asyncio.run(backend.stop())
+"""
+    assert outcome_of(program) == ["False", "True"]
+
+
 def test_locks_that_were_held_at_the_fork_are_free_in_the_child():
     program = """
 backend = CpuBackend(np.negative)

@@ -4,8 +4,10 @@ The gateway ends TLS with certificates of `trustme`, wants a token, and announce
 """
 
 import asyncio
+import time
 import uuid
 
+import grpc
 import numpy as np
 import pytest
 import trustme
@@ -14,6 +16,10 @@ from servers.mlp import mlp_answers
 
 import streaminfer as si
 from streaminfer.backends.triton import Tls, TritonBackend
+from streaminfer.backends.triton.endpoint import find_endpoint
+from streaminfer.backends.triton.messages import InferRequest
+from streaminfer.backends.triton.transport.grpc_transport import GrpcTransport
+from streaminfer.backends.triton.transport.headers import Headers
 from streaminfer.errors import BackendError, DeadlineExceeded, Overloaded
 
 TOKEN = uuid.uuid4().hex
@@ -85,6 +91,32 @@ def test_a_wrong_token_is_said_and_not_shown(target, protocol, tls, ca):
             assert caught.value.retryable is False
 
     asyncio.run(main())
+
+
+def test_a_stream_of_responses_brings_the_token():
+    """So that a decoupled model answers behind a service that wants one."""
+    tokens = []
+
+    class Service(grpc.GenericRpcHandler):
+        def service(self, details):
+            async def end(requests, context):
+                tokens.append(dict(context.invocation_metadata()).get("authorization"))
+
+            return grpc.stream_stream_rpc_method_handler(end)
+
+    async def main():
+        server = grpc.aio.server(handlers=[Service()])
+        address = find_endpoint(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}", "grpc", None, insecure=False)
+        await server.start()
+        transport = GrpcTransport(address, Headers({"authorization": f"Bearer {TOKEN}"}), None, time.monotonic_ns)
+        try:
+            assert [one async for one in transport.stream(InferRequest("m", "", []), 5.0)] == []
+        finally:
+            await transport.close()
+            await server.stop(None)
+
+    asyncio.run(main())
+    assert tokens == [f"Bearer {TOKEN}"]
 
 
 def test_mutual_tls_refuses_a_client_without_a_certificate(target, protocol, mutual, ca):
