@@ -33,16 +33,27 @@ def compiled_names():
 
 
 @pytest.fixture(scope="session")
-def build_wheel(tmp_path_factory):
-    """Builds a wheel from a fresh copy; returns the finished process and the wheel, ``None`` where there is none."""
-    translated = os.environ.get("CYTHON_CACHE_DIR") or tmp_path_factory.mktemp("translated")
+def clone(tmp_path_factory):
+    """Makes a fresh copy of the checkout, without what was built there."""
 
-    def build(**variables):
+    def copy():
         tree = tmp_path_factory.mktemp("source")
         for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
             shutil.copy(ROOT / name, tree)
         for name in ("streaminfer", "tests", "examples"):
             shutil.copytree(ROOT / name, tree / name, ignore=NOT_CLONED)
+        return tree
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def build_wheel(clone, tmp_path_factory):
+    """Builds a wheel from a fresh copy; returns the finished process and the wheel, ``None`` where there is none."""
+    translated = os.environ.get("CYTHON_CACHE_DIR") or tmp_path_factory.mktemp("translated")
+
+    def build(**variables):
+        tree = clone()
         done = subprocess.run(
             [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tree / "dist", tree],
             cwd=tree,

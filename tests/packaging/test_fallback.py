@@ -1,6 +1,8 @@
 """Building without a C compiler: plain Python that works, or an error where compiled modules are required."""
 
+import importlib.machinery
 import json
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -72,6 +74,26 @@ def test_build_of_which_one_module_fails_is_the_same(
     assert sum(f"/{name.rpartition('.')[2]}.c" in called for name in compiled_names) < len(compiled_names) / 2
     assert contents(wheel) == contents(plain_wheel)
     assert list(tmp_path.iterdir()) == []  # nor is anything left of the kernels, whose compilation was ended
+
+
+def test_build_in_place_falls_back_too(clone, clean_environment):
+    """What an earlier build left beside the sources is removed: a checkout is compiled as a whole or not at all."""
+    tree = clone()
+    left = tree / "streaminfer" / f"_request_cy{importlib.machinery.EXTENSION_SUFFIXES[0]}"
+    left.touch()
+
+    done = subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "--inplace"],
+        cwd=tree,
+        env=clean_environment(**NO_COMPILER),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "building plain Python" in done.stdout + done.stderr
+    assert not left.exists()
 
 
 def test_build_without_a_compiler_fails_where_one_is_required(build_wheel):
