@@ -1,4 +1,4 @@
-"""HdrHistogram's wire format, V2 compressed: what every HdrHistogram library and log tool reads.
+"""HdrHistogram's wire format, V2 compressed: what every HdrHistogram library and tool reads. V1 and V0 are read too.
 
 ::
 
@@ -12,6 +12,9 @@ first, the high bit set where more follow; a ninth byte carries 8 bits and ends 
 extremes and how many values were clamped are lost. Source: HdrHistogram's ``AbstractHistogram.encodeIntoByteBuffer``
 and ``ZigZagEncoding``. The text is equal to that of the ``hdrhistogram`` package byte for byte; Java writes a single
 zero as 0 instead of -1, which every reader takes for the same.
+
+V1 and V0, which Java wrote until 2015, have other cookies, and a payload of counts of 2, 4 or 8 bytes, as the header's
+cookie says. V0 has a header of its own, without a length: cookie, digits; lowest, highest, total.
 
 Complexity: O(counts) to encode, O(payload) to decode, in NumPy; a payload with a number of nine bytes, which is a count
 of 2^55 or more, is read byte by byte.
@@ -31,10 +34,15 @@ __all__ = ["Header", "decode_counts", "decode_header", "encode"]
 
 _HEADER_COOKIE = 0x1C849303 | 0x10
 _COMPRESSED_COOKIE = 0x1C849304 | 0x10
-_COOKIE_MASK = 0xFFFFFF0F  # the byte between tells the word size of older formats
+_COOKIE_MASK = 0xFFFFFF0F  # the bits between tell the word size of older formats
+_VERSIONS = {0x1C849304: 0x1C849303, 0x1C849302: 0x1C849301, 0x1C849309: 0x1C849308}
+"""Cookie of the header by that of the envelope: V2, V1, V0."""
+_V0_HEADER_COOKIE = 0x1C849308
 _ENVELOPE = struct.Struct(">II")
 _HEADER = struct.Struct(">IIIIqqd")
+_V0_HEADER = struct.Struct(">IIqqq")
 _LONGEST_NUMBER = 9
+_WORD_SIZES = (2, 4, 8)
 _TOO_MANY = 2**63
 
 
@@ -47,12 +55,18 @@ class Header:
         highest_ns: longest duration.
         significant_digits: decimal digits of a duration.
         compressed: header and payload, still compressed.
+        size: bytes of the header.
+        word_size: bytes of each count of an older format; 0: numbers of V2.
+        payload_length: bytes of the payload; ``None``: V0 does not say.
     """
 
     lowest_ns: int
     highest_ns: int
     significant_digits: int
     compressed: bytes = attrs.field(repr=False)
+    size: int
+    word_size: int
+    payload_length: int | None
 
 
 def encode(lowest_ns: int, highest_ns: int, significant_digits: int, counts: NDArray[np.int64]) -> str:
@@ -86,20 +100,29 @@ def decode_header(text: str | bytes) -> Header:
     if len(envelope) < _ENVELOPE.size:
         raise ValueError("text: too short for an encoded histogram")
     cookie, length = _ENVELOPE.unpack_from(envelope)
-    if cookie & _COOKIE_MASK != _COMPRESSED_COOKIE & _COOKIE_MASK:
-        raise ValueError(f"text: expected a V2 compressed histogram, got cookie {cookie:#x}")
+    header_cookie = _VERSIONS.get(cookie & _COOKIE_MASK)
+    if header_cookie is None:
+        raise ValueError(f"text: expected a compressed histogram, got cookie {cookie:#x}")
     compressed = envelope[_ENVELOPE.size :]
     if len(compressed) != length:
         raise ValueError(f"text: expected {length} compressed bytes, got {len(compressed)}")
-    raw = _decompressed(compressed, _HEADER.size)
-    if len(raw) < _HEADER.size:
+    layout = _V0_HEADER if header_cookie == _V0_HEADER_COOKIE else _HEADER
+    raw = _decompressed(compressed, layout.size)
+    if len(raw) < layout.size:
         raise ValueError("text: too short for the header of a histogram")
-    # the offset tells how the writer's memory was rotated, the ratio how it scales floating-point values: neither
-    # changes the numbers that follow, and HdrHistogramJS writes others than 0 and 1.0 there
-    cookie, _, _, significant_digits, lowest_ns, highest_ns, _ = _HEADER.unpack(raw)
-    if cookie & _COOKIE_MASK != _HEADER_COOKIE & _COOKIE_MASK:
-        raise ValueError(f"text: expected a V2 histogram, got cookie {cookie:#x}")
-    return Header(lowest_ns, highest_ns, significant_digits, compressed)
+    payload_length: int | None = None
+    if layout is _V0_HEADER:
+        cookie, significant_digits, lowest_ns, highest_ns, _ = layout.unpack(raw)
+    else:
+        # the offset tells how the writer's memory was rotated, the ratio how it scales floating-point values: neither
+        # changes the numbers that follow, and HdrHistogramJS writes others than 0 and 1.0 there
+        cookie, payload_length, _, significant_digits, lowest_ns, highest_ns, _ = layout.unpack(raw)
+    if cookie & _COOKIE_MASK != header_cookie:
+        raise ValueError(f"text: expected the header {header_cookie:#x} of a histogram, got cookie {cookie:#x}")
+    word_size = 0 if header_cookie == _HEADER_COOKIE & _COOKIE_MASK else cookie >> 4 & 0xE
+    if word_size and word_size not in _WORD_SIZES:
+        raise ValueError(f"text: expected counts of 2, 4 or 8 bytes, got {word_size}")
+    return Header(lowest_ns, highest_ns, significant_digits, compressed, layout.size, word_size, payload_length)
 
 
 def decode_counts(header: Header, counts_length: int) -> NDArray[np.int64]:
@@ -116,12 +139,11 @@ def decode_counts(header: Header, counts_length: int) -> NDArray[np.int64]:
         ValueError: a truncated or overlong payload.
     """
     # never more than the layout can need, whatever a hostile stream would inflate to
-    raw = _decompressed(header.compressed, _HEADER.size + _LONGEST_NUMBER * counts_length + 1)
-    payload = raw[_HEADER.size :]
-    length = _HEADER.unpack_from(raw)[1]
-    if len(payload) != length:
-        raise ValueError(f"text: expected a payload of {length} bytes, got {len(payload)}")
-    numbers = _numbers(payload)
+    longest = header.word_size or _LONGEST_NUMBER
+    payload = _decompressed(header.compressed, header.size + longest * counts_length + 1)[header.size :]
+    if header.payload_length not in {None, len(payload)}:
+        raise ValueError(f"text: expected a payload of {header.payload_length} bytes, got {len(payload)}")
+    numbers = _words(payload, header.word_size) if header.word_size else _numbers(payload)
     overlong = numbers < -counts_length  # first: the sum of such runs might wrap around
     index_after = np.cumsum(np.where(numbers < 0, -numbers, 1))
     if overlong.any() or (index_after.size and index_after[-1] > counts_length):
@@ -177,6 +199,16 @@ def _numbers(payload: bytes) -> NDArray[np.int64]:
     digits = (stream & 0x7F).astype(np.uint64) << (7 * place).astype(np.uint64)
     coded = np.bitwise_or.reduceat(digits, first)
     return (coded >> np.uint64(1)).view(np.int64) ^ -(coded & np.uint64(1)).view(np.int64)
+
+
+def _words(payload: bytes, size: int) -> NDArray[np.int64]:
+    """The counts of an older format."""
+    if len(payload) % size:
+        raise ValueError("text: its last number is cut off")
+    counts = np.frombuffer(payload, f">i{size}").astype(np.int64)
+    if (counts < 0).any():
+        raise ValueError("text: expected counts ≥ 0")
+    return counts
 
 
 def _numbers_one_by_one(payload: bytes) -> Iterator[int]:

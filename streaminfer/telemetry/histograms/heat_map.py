@@ -16,7 +16,7 @@ from streaminfer._internal.extras import require
 from streaminfer._internal.figures import BAD, COLORS, in_decades, inline_svg, legend_above, new_axes, say_nothing_yet
 from streaminfer._internal.validation import expected
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
-from streaminfer.telemetry.interval_log.interval_log import Interval
+from streaminfer.telemetry.interval_log.interval_log import Interval, merge_widened
 
 __all__ = ["LatencyHeatMap"]
 
@@ -157,5 +157,5 @@ def _merge(histograms: Iterable[LatencyHistogram]) -> LatencyHistogram:
     first, *others = histograms
     merged = first.copy()
     for other in others:
-        merged.merge(other)
+        merged = merge_widened(merged, other)
     return merged

@@ -245,9 +245,9 @@ class LatencyHistogram(_State):
 
     @classmethod
     def decode(cls, text: str | bytes) -> LatencyHistogram:
-        """A histogram from HdrHistogram's V2 compressed text of any library; its values are taken as nanoseconds.
+        """A histogram from HdrHistogram's compressed text of any library; its values are taken as nanoseconds.
 
-        The extremes are those of its first and last part.
+        Versions V2, which :meth:`encode` writes, V1 and V0 are read. The extremes are those of its first and last part.
 
         Raises:
             ValueError: not such a text, or a layout that cannot be held.

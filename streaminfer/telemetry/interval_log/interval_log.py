@@ -28,7 +28,7 @@ import attrs
 from streaminfer._internal.validation import check_instance, check_number, expected
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 
-__all__ = ["Interval", "IntervalLog", "format_interval", "merge_interval_logs", "read_interval_log"]
+__all__ = ["Interval", "IntervalLog", "format_interval", "merge_interval_logs", "merge_widened", "read_interval_log"]
 
 _HEAD = "#[Histogram log format version 1.3]\n"
 _ABSOLUTE = (
@@ -211,6 +211,9 @@ def merge_interval_logs(
 ) -> dict[str, LatencyHistogram]:
     """Return what all logs counted together, by tag: one tail of several processes or hosts.
 
+    Where the layouts of a tag differ, as those of writers whose histograms grow do, the result has the widest range and
+    the most digits.
+
     Args:
         *paths: of the logs.
         since_s: as of :func:`read_interval_log`.
@@ -222,8 +225,17 @@ def merge_interval_logs(
     merged: dict[str, LatencyHistogram] = {}
     for path in paths:
         for interval in read_interval_log(path, since_s=since_s, until_s=until_s):
-            if interval.tag in merged:
-                merged[interval.tag].merge(interval.histogram)
-            else:
-                merged[interval.tag] = interval.histogram
+            before = merged.get(interval.tag)
+            merged[interval.tag] = interval.histogram if before is None else merge_widened(before, interval.histogram)
+    return merged
+
+
+def merge_widened(merged: LatencyHistogram, other: LatencyHistogram) -> LatencyHistogram:
+    """Add what another histogram counted, and return the first, or a new one where its layout cannot hold all."""
+    ours, theirs = merged._layout(), other._layout()
+    widest = min(ours[0], theirs[0]), max(ours[1], theirs[1]), max(ours[2], theirs[2])
+    if widest != ours:
+        narrow, merged = merged, LatencyHistogram._of_layout(*widest)
+        merged.merge(narrow)
+    merged.merge(other)
     return merged

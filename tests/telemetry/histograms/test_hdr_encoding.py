@@ -87,6 +87,39 @@ def test_values_above_the_nominal_highest_are_kept_as_hdrhistogram_keeps_them():
     assert (histogram.count, histogram.clamped) == (2, 0)
 
 
+def old(version, counts, word=8, layout=(1000, 3600 * 10**9)):
+    """A text of V0 or V1, whose counts have a fixed number of bytes."""
+    payload = np.array(counts, f">i{word}").tobytes()
+    if version == 1:
+        return sealed(header(payload, cookie=0x1C849301 | word << 4) + payload, cookie=0x1C849302 | word << 4)
+    raw = struct.pack(">IIqqq", 0x1C849308 | word << 4, 3, *layout, sum(counts)) + payload
+    return sealed(raw, cookie=0x1C849309 | word << 4)
+
+
+@pytest.mark.parametrize("word", [2, 4, 8])
+@pytest.mark.parametrize("version", [0, 1])
+def test_older_versions_are_read(version, word):
+    histogram = LatencyHistogram.decode(old(version, [0, 3, 0, 2**15 - 1], word))
+    assert histogram.snapshot()[0][:5].tolist() == [0, 3, 0, 2**15 - 1, 0]
+    assert histogram._layout() == (1000, 3600 * 10**9, 3)
+
+
+OLD = {
+    "a word of three bytes": sealed(header(b"\0" * 12, cookie=0x1C849361) + b"\0" * 12, cookie=0x1C849362),
+    "a count below 0": old(0, [-1]),
+    "a count cut off": sealed(header(b"123", cookie=0x1C849321) + b"123", cookie=0x1C849322),
+    "more counts than parts": old(0, [1] * 24_577),
+    "a payload that is too short": sealed(header(b"\0\0", cookie=0x1C849321, length=4) + b"\0\0", cookie=0x1C849322),
+    "the header of another version": sealed(header(b"\0\0", cookie=0x1C849303) + b"\0\0", cookie=0x1C849322),
+}
+
+
+@pytest.mark.parametrize("text", OLD.values(), ids=OLD)
+def test_impossible_older_texts_are_refused(text):
+    with pytest.raises(ValueError, match=r"^text: "):
+        LatencyHistogram.decode(text)
+
+
 @pytest.mark.parametrize("single_zero", [b"\x00", b"\x01"], ids=["java", "python"])
 def test_both_ways_to_write_a_single_zero_are_read(single_zero):
     payload = single_zero + b"\x02"

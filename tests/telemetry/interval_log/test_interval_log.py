@@ -1,15 +1,23 @@
 """Interval logs: the hdrhistogram package reads ours, we read its and Java's."""
 
 import random
+from pathlib import Path
 
 import pytest
 from hdrh.histogram import HdrHistogram
 from hdrh.log import HistogramLogReader, HistogramLogWriter
 
-from streaminfer.telemetry import IntervalLog, LatencyHistogram, merge_interval_logs, read_interval_log
+from streaminfer.telemetry import (
+    IntervalLog,
+    LatencyHeatMap,
+    LatencyHistogram,
+    merge_interval_logs,
+    read_interval_log,
+)
 
 START_S = 1_700_000_000.0
 LAYOUT = (1000, 3_600_000_000_000, 3)
+JAVA_LOGS = Path(__file__).parent / "java_logs"
 
 
 def filled(seed, count=500):
@@ -81,6 +89,63 @@ def test_we_read_the_hdrhistogram_package(path):
     assert (interval.start_s, interval.end_s, interval.tag) == (START_S + 3, START_S + 4, "")
     assert interval.histogram.count == theirs.get_total_count()
     assert interval.histogram.quantile(0.5) * 1e9 == theirs.get_value_at_percentile(50.0)
+
+
+JAVA_FIGURES = [  # of HistogramLogReaderWriterTest.java: seconds, histograms, values, their 99.9th percentile, their maximum
+    ("jHiccup-2.0.7S.logV2", 1441812279.474, None, 62, 48_761, 1_745_879_039, 1_796_210_687),
+    ("jHiccup-2.0.7S.logV2", 1441812279.474, (5, 20), 15, 11_664, 1_536_163_839, 1_544_552_447),
+    ("jHiccup-2.0.7S.logV2", 1441812279.474, (40, 60), 20, 15_830, 1_779_433_471, 1_796_210_687),
+    ("jHiccup-2.0.6.logV1", 1438867590.285, None, 88, 65_964, 1_829_765_119, 1_888_485_375),
+    ("jHiccup-2.0.6.logV1", 1438867590.285, (5, 20), 15, 11_213, 1_019_740_159, 1_032_323_071),
+    ("jHiccup-2.0.6.logV1", 1438867590.285, (50, 80), 29, 22_630, 1_871_708_159, 1_888_485_375),
+    ("jHiccup-2.0.1.logV0", 1438869961.225, None, 81, 61_256, 1_510_998_015, 1_569_718_271),
+    ("jHiccup-2.0.1.logV0", 1438869961.225, (20, 45), 25, 18_492, 459_007, 623_103),
+    ("jHiccup-2.0.1.logV0", 1438869961.225, (46, 80), 34, 25_439, 1_209_008_127, 1_234_173_951),
+]
+
+
+@pytest.mark.parametrize(("name", "start_s", "seconds", "histograms", "values", "p999_ns", "max_ns"), JAVA_FIGURES)
+def test_files_of_the_java_project(name, start_s, seconds, histograms, values, p999_ns, max_ns):
+    """Logs of every version give the figures that the tests of the Java project expect of them."""
+    low, high = (0, 1e9) if seconds is None else seconds
+    path = JAVA_LOGS / f"{name}.hlog"
+
+    read = list(read_interval_log(path, since_s=start_s + low, until_s=start_s + high))
+    merged = merge_interval_logs(path, since_s=start_s + low, until_s=start_s + high)[""]
+
+    def as_java_adds(seconds):
+        """It records the least value of each part of two digits again, with three."""
+        least = HdrHistogram(*merged._layout()).get_lowest_equivalent_value(round(seconds * 1e9))
+        return HdrHistogram(1, 3_600_000_000_000, 3).get_highest_equivalent_value(least)
+
+    assert (len(read), sum(interval.histogram.count for interval in read), merged.count) == (histograms, values, values)
+    assert (as_java_adds(merged.quantile(0.999)), as_java_adds(merged.max)) == (p999_ns, max_ns)
+
+
+def test_tags_of_a_file_of_the_java_project():
+    """Its intervals are there twice, with a tag and without."""
+    merged = merge_interval_logs(JAVA_LOGS / "tagged-Log.logV2.hlog")
+
+    assert {tag: histogram.count for tag, histogram in merged.items()} == {"": 16_145, "A": 16_145}
+    assert merged[""] == merged["A"]
+
+
+def test_histograms_that_grew_are_merged_whole(path):
+    """The layouts of a log differ where its writer's histograms grow with their values; nothing is clamped."""
+    narrow = LatencyHistogram(lowest_s=1e-5, highest_s=0.1, significant_digits=2)
+    wide = LatencyHistogram(lowest_s=1e-6, highest_s=100.0)
+    narrow.record(0.05)
+    wide.record(50.0)
+    with IntervalLog(path) as log:
+        log.write(narrow, start_s=START_S, end_s=START_S + 1)
+        log.write(wide, start_s=START_S + 1, end_s=START_S + 2)
+
+    merged = merge_interval_logs(path)[""]
+
+    assert (merged.count, merged.clamped) == (2, 0)
+    assert merged.max == pytest.approx(50.0, rel=1e-3)
+    assert merged.quantile(0.5) == pytest.approx(0.05, rel=1e-2)
+    assert LatencyHeatMap.of_intervals(read_interval_log(path)).counts.sum() == 2
 
 
 def java(path, *head):
