@@ -10,7 +10,18 @@ from streaminfer._internal.extras import require
 from streaminfer._internal.units import format_duration
 from streaminfer.errors import MissingExtra
 
-__all__ = ["BAD", "COLORS", "GOOD", "GREY", "in_decades", "inline_svg", "legend_above", "new_axes", "say_nothing_yet"]
+__all__ = [
+    "BAD",
+    "COLORS",
+    "GOOD",
+    "GREY",
+    "in_decades",
+    "in_seconds",
+    "inline_svg",
+    "legend_above",
+    "new_axes",
+    "say_nothing_yet",
+]
 
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 """Okabe and Ito's palette, which color-blind readers tell apart."""
@@ -19,6 +30,7 @@ _WIDTH_IN = 7.2
 _HEIGHT_IN = 3.2
 _LETTERS_PER_INCH = 12.0
 _HANDLE_LETTERS = 7
+_KILO = 999.5
 
 
 def new_axes(ax: Any, purpose: str, *, height_in: float = _HEIGHT_IN) -> Any:
@@ -60,6 +72,22 @@ def say_nothing_yet(ax: Any, text: str) -> None:
     ax.text(0.5, 0.5, text, ha="center", va="center", transform=ax.transAxes, color=GREY)
 
 
+def in_seconds(axis: Any) -> None:
+    """Label an axis of durations: ``50 ms``, ``2.5 s``, ``3,600 s``.
+
+    Args:
+        axis: ``ax.xaxis`` or ``ax.yaxis``.
+    """
+    ticker = require("matplotlib.ticker", extra="plot", purpose="a plot")
+    small = ticker.EngFormatter(unit="s")
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: _seconds(value) or small(value)))
+
+
+def _seconds(value: float) -> str:
+    """Return a duration for which engineers would write ``ks``; empty: it is a shorter one."""
+    return f"{value:,.0f} s" if abs(value) >= _KILO else ""
+
+
 def in_decades(axis: Any, low_s: float, high_s: float) -> None:
     """Make a logarithmic axis of durations from a decade's start to a decade's end, one label per decade.
 
@@ -74,7 +102,7 @@ def in_decades(axis: Any, low_s: float, high_s: float) -> None:
     name = axis.axis_name
     axis.axes.set(**{f"{name}scale": "log", f"{name}lim": (10.0 ** decades[0], 10.0 ** decades[-1])})
     axis.set_major_locator(ticker.FixedLocator(10.0**decades))
-    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: format_duration(value)))
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: _seconds(value) or format_duration(value)))
     axis.set_minor_formatter(ticker.NullFormatter())
 
 

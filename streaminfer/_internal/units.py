@@ -18,16 +18,14 @@ _UNITS = (
 )
 """Seconds of each unit, its name, and the figure from which on it is used: 90 s, but 2 min."""
 
-_WHOLE_FROM = 1000.0
-"""Figure from which on there are no decimals, because four digits would need an exponent."""
 
-
-def format_duration(seconds: float | None) -> str:
-    """Return a duration to four digits: ``12.34 ms``, ``5 min``, ``30 days``; ``None`` is ``not known``."""
+def format_duration(seconds: float | None, digits: int = 4) -> str:
+    """Return a duration to so many digits: ``12.34 ms``, ``5 min``, ``30 days``; ``None`` is ``not known``."""
     if seconds is None:
         return "not known"
     if math.isnan(seconds):
         return "nan"
     size, unit = next((size, unit) for size, unit, least in _UNITS if seconds >= least * size)
     figure = seconds / size
-    return f"{figure:,.0f} {unit}" if figure >= _WHOLE_FROM else f"{figure:.4g} {unit}"
+    # a whole number from where the digits would need an exponent
+    return f"{figure:,.0f} {unit}" if figure >= 10.0 ** (digits - 1) else f"{figure:.{digits}g} {unit}"

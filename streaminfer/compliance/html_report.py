@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
@@ -55,7 +55,8 @@ def cells(record: Any, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _cell(name: str, value: Any) -> str:
-    shown = {"bytes": format_size, "s": format_duration, "ns": instant}.get(name.rpartition("_")[2])
+    formats: dict[str, Callable[[Any], str]] = {"bytes": format_size, "s": format_duration, "ns": instant}
+    shown = formats.get(name.rpartition("_")[2])
     if value is None:
         return "not known" if shown is not None or name == "entries" else "–"
     if shown is not None:

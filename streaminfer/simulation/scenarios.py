@@ -17,7 +17,7 @@ from typing import Any
 import attrs
 import numpy as np
 
-from streaminfer._internal.figures import inline_svg
+from streaminfer._internal.figures import inline_svg, say_nothing_yet
 from streaminfer._internal.html_table import html_table
 from streaminfer._internal.validation import check_duration, check_instance, expected
 from streaminfer.batching.policy import PolicyName
@@ -156,6 +156,12 @@ class ScenarioTable(Sequence[Scenario]):
         Raises:
             MissingExtra: matplotlib is not installed (``pip install 'streaminfer[plot]'``).
         """
+        axes = self._drawn(ax)
+        if not len(self.trace):
+            say_nothing_yet(axes, "no requests in the trace")
+        return axes
+
+    def _drawn(self, ax: Any) -> Any:
         from streaminfer.simulation.scenario_plot import plot_bars, plot_lines  # noqa: PLC0415 - a simulation draws none
 
         varied = self._varied()

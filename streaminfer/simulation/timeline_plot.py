@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer._internal.extras import require
-from streaminfer._internal.figures import BAD, COLORS, GREY, legend_above, new_axes, say_nothing_yet
+from streaminfer._internal.figures import BAD, COLORS, GREY, in_seconds, legend_above, new_axes, say_nothing_yet
 
 __all__ = ["draw_timeline"]
 
@@ -21,7 +21,9 @@ _COLORS = (*COLORS[:-1], "#f0e442", "C5", "C8", "C6", "C9")  # the last one of t
 _HALF = 0.4
 _WIDE_ENOUGH = 1 / 60
 """A bar of at least this share of the whole has room for its size."""
-_APART = {"edgecolor": "white", "linewidth": 0.6}
+_APART: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.6}
+_BARS_IN_VECTORS = 1000
+"""More bars than this are pixels, which take less of a file."""
 _BATCHES_APART = 250
 """More batches of a worker than this cannot be told apart across a page."""
 _BATCHES_IN_ALL = 4000
@@ -30,6 +32,7 @@ _TICKS = 500
 _MARKS = 200
 _ROW_IN = 0.28
 _ROWS_LABELED = 16
+_LABEL_IN = 0.2
 
 
 def draw_timeline(
@@ -53,7 +56,7 @@ def draw_timeline(
         ax: a matplotlib ``Axes`` to draw on; ``None``: a new figure.
         purpose: what needs matplotlib, for the message.
         starts_s: shape (batches,), seconds.
-        ends_s: shape (batches,), seconds; of a batch that runs, where its bar is to end.
+        ends_s: shape (batches,), seconds; the bar of a batch that runs ends with the picture.
         workers: shape (batches,), the row of each, 0 to ``rows`` - 1.
         sizes: shape (batches,).
         reasons: why each batch went; decides the color.
@@ -78,9 +81,12 @@ def draw_timeline(
     begin_s, end_s = (instants.min(), instants.max()) if instants.size else (0.0, 0.0)
     bins = int(np.clip(_CELLS // max(rows, 1), 40, 240))
     edges_s = np.linspace(begin_s, end_s if end_s > begin_s else begin_s + 1.0, bins + 1)
+    if running is not None:
+        ends_s = np.where(running, edges_s[-1], ends_s)
     given = np.array(reasons, dtype=object)
     below = np.zeros((rows, bins))
     dense = starts_s.size > min(_BATCHES_APART * max(rows, 1), _BATCHES_IN_ALL)
+    is_large = dense or starts_s.size > _BARS_IN_VECTORS
     for reason, color in _colors(reasons).items():
         chosen = given == reason
         if dense:
@@ -91,17 +97,19 @@ def draw_timeline(
             below += shares
         else:
             corners = _corners(starts_s[chosen], ends_s[chosen], workers[chosen] - _HALF, workers[chosen] + _HALF)
-        edges: dict[str, Any] = {"linewidth": 0.0, "rasterized": True} if dense else _APART
-        ax.add_collection(collections.PolyCollection(corners, label=reason, facecolor=color, **edges))
-    bars = _corners(starts_s, ends_s, workers - _HALF, workers + _HALF)
+        edges: dict[str, Any] = {"linewidth": 0.0} if dense else _APART
+        ax.add_collection(
+            collections.PolyCollection(corners, label=reason, facecolor=color, rasterized=is_large, **edges)
+        )
+    frames = _corners(starts_s, ends_s, workers - _HALF, workers + _HALF)
     for chosen, label, style in (
         (failed, "failed", {"edgecolor": BAD, "hatch": "///"}),
         (running, "still running", {"edgecolor": "black", "linestyle": "--"}),
     ):
         if chosen is not None and chosen.any():
             latest = np.flatnonzero(chosen)[-_MARKS:]
-            ax.add_collection(collections.PolyCollection(bars[latest], label=label, facecolor="none", **style))
-    unit = max(1.0, rows / _ROWS_LABELED)  # of the two rows below the workers
+            ax.add_collection(collections.PolyCollection(frames[latest], label=label, facecolor="none", **style))
+    unit = max(1.0, rows / _labels(ax))  # of the two rows below the workers
     for label, instants_s, row, color in (("arrivals", arrivals_s, -unit, GREY), ("drops", drops_s, -2 * unit, BAD)):
         if instants_s.size <= _TICKS:
             ax.plot(instants_s, np.full(instants_s.size, row), "|", color=color, label=label)
@@ -115,18 +123,27 @@ def draw_timeline(
     for at in np.flatnonzero(wide_enough & (rows <= _ROWS_LABELED)).tolist():
         middle_s = (starts_s[at] + ends_s[at]) / 2
         ax.text(middle_s, workers[at], str(sizes[at]), ha="center", va="center", fontsize="small", clip_on=True)
-    step = -(-rows // _ROWS_LABELED) or 1
-    labeled = range(0, rows, step)
-    ax.set_yticks([*labeled, -unit, -2 * unit], [*(f"worker {worker}" for worker in labeled), "arrivals", "drops"])
-    ax.set_ylim(-2.6 * unit, max(rows, 1) - 0.4)
+    _name_rows(ax, rows, unit)
     ax.set_xlim(edges_s[0], edges_s[-1])
     ax.xaxis.set_major_locator(ticker.MaxNLocator(8))
-    ax.xaxis.set_major_formatter(ticker.EngFormatter(unit="s"))
+    in_seconds(ax.xaxis)
     ax.set_xlabel("time")
     if not instants.size:
         say_nothing_yet(ax, "no requests yet")
     legend_above(ax)
     return ax
+
+
+def _labels(ax: Any) -> int:
+    """Return for how many workers there is room for a name."""
+    return int(np.clip(ax.bbox.height / ax.figure.dpi / _LABEL_IN - 2, 4, _ROWS_LABELED))
+
+
+def _name_rows(ax: Any, rows: int, unit: float) -> None:
+    labeled = range(0, rows, -(-rows // _labels(ax)) or 1)
+    names = [*(f"worker {worker}" for worker in labeled), "arrivals", "drops"]
+    ax.set_yticks([*labeled, -unit, -2 * unit], names, fontsize="small")
+    ax.set_ylim(-2.6 * unit, max(rows, 1) - 0.4)
 
 
 def _corners(left: Any, right: Any, bottom: Any, top: Any) -> NDArray[np.float64]:

@@ -208,7 +208,12 @@ class TelemetryStatistics(Snapshot):
             head=("ms", "count", "p50", "p99", "p99.9", "max"),
             caption=f"{self.name}: {ended}; mean batch {self.mean_batch_size:.1f}",
         )
-        return table if self.slo is None else table + self.slo._repr_html_()
+        table += "" if self.slo is None else self.slo._repr_html_()
+        if not self.latency.count:
+            return table
+        from streaminfer._internal.figures import inline_svg  # noqa: PLC0415 - serving does not need it
+
+        return inline_svg(self.plot, f"Latency by part: {self!r}", height_in=2.8) + table
 
 
 def _differences(now: Mapping[K, int], before: Mapping[K, int]) -> dict[K, int]:

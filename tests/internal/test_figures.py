@@ -2,6 +2,7 @@
 
 import sys
 
+import attrs
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -127,18 +128,37 @@ def table(**settings):
     return what_if(Trace(traffic(300, 2.0)), **given)
 
 
+def overloaded(count):
+    """Every third request of ten minutes gets no response, and the rest wait longer and longer."""
+    at_s = np.linspace(0.0, 600.0, count)
+    latencies_s = np.minimum(0.01 + at_s**1.3 / 3.0, 600.0)
+    latencies_s[::3] = np.nan
+    return LatencyHeatMap.of_requests(at_s, latencies_s)
+
+
+def clamped():
+    """A third of the requests take longer than the histogram can hold."""
+    recorded = histogram(1000)
+    recorded.record_many(np.full(500, 9000.0))
+    return recorded
+
+
 PICTURES = {
     **{f"percentiles, {name}": lambda count=count: histogram(count) for name, count in COUNTS.items()},
+    "percentiles, overload": clamped,
     **{
         f"heat map, {name}": lambda count=count: LatencyHeatMap.of_requests(np.linspace(0, 60, count), latencies(count))
         for name, count in COUNTS.items()
     },
+    "heat map, overload": lambda: overloaded(200_000),
+    "heat map, without responses": lambda: LatencyHeatMap.of_requests(np.arange(9.0), np.full(9, np.nan)),
     "heat map, intervals": lambda: LatencyHeatMap.of_intervals(
         [Interval(at, at + 1.0, "", histogram(at % 400)) for at in range(500)]
     ),
     "heat map, one interval": lambda: LatencyHeatMap.of_intervals([Interval(1.0, 2.0, "", histogram(1))]),
     "heat map, no interval": lambda: LatencyHeatMap.of_intervals([]),
     **{f"parts, {name}": lambda count=count: telemetry(count) for name, count in COUNTS.items()},
+    "parts, overload": lambda: attrs.evolve(telemetry(1000), latency=clamped(), queue=clamped()),
     **{f"timeline, {name}": lambda count=count: result(count) for name, count in COUNTS.items() if count < 10**6},
     "timeline, million": many_batches,
     "timeline, overload": lambda: result(20_000, 4.0),
@@ -149,6 +169,12 @@ PICTURES = {
     "budget, months": lambda: slo(800, 0.01),
     "budget, overload": lambda: slo(200, 0.5),
     "what if, one": table,
+    "what if, empty": lambda: what_if(
+        Trace(np.empty(0)), service_time=DEVICE, max_batch_size=[1, 4, 8], slo_s=0.05
+    ),
+    "what if, overload": lambda: what_if(
+        Trace(traffic(300, 50.0)), service_time=DEVICE, max_batch_size=[1, 4, 8], slo_s=0.005
+    ),
     "what if, lines": lambda: table(max_batch_size=[1, 4, 8, 16, 32], policy=["greedy", "lookahead"], slo_s=[0.02, 0.05]),
     "what if, hundred": lambda: table(
         max_batch_size=[1, 2, 4, 8, 16], policy=["greedy", "lookahead"], workers=[1, 2, 3, 4], slo_s=[0.02, 0.05, 0.1]
@@ -169,11 +195,44 @@ def test_picture_could_be_printed(picture):
     check_printable(axes)
 
 
-@pytest.mark.parametrize("picture", ["timeline, million", "decision log, 20", "budget, overload", "what if, hundred"])
+def test_a_batch_that_runs_reaches_the_end_of_the_picture():
+    """The only batch of a log has a bar, although the log has one instant."""
+    axes = new_axes()
+    log(1).plot(axes)
+    bars, *_ = axes.collections
+    (bar,) = (path.get_extents() for path in bars.get_paths())
+    assert (bar.x0, bar.x1) == axes.get_xlim()
+
+
+def test_an_empty_picture_says_so():
+    """A reader can tell nothing recorded from nothing wrong."""
+    for name, make in PICTURES.items():
+        if name.endswith((", empty", ", 0", ", without responses", ", no interval")):
+            axes = new_axes()
+            make().plot(axes)
+            assert any(text.get_text() for text in axes.texts), name
+
+
+@pytest.mark.parametrize("picture", [name for name in PICTURES if name != "service time"])
+def test_html_is_bounded(picture):
+    """Each object shows itself, as a picture where it has something to draw."""
+    html = PICTURES[picture]()._repr_html_()
+    assert "<svg " in html or picture in {"percentiles, empty", "parts, empty", "cost, empty"}
+    assert len(html) < 500_000
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        *("timeline, million", "decision log, 20", "budget, overload", "what if, hundred"),
+        *("percentiles, million", "parts, million", "cost, one"),
+    ],
+)
 def test_html_has_the_picture_and_the_figures(picture):
     html = PICTURES[picture]()._repr_html_()
     assert html.startswith('<svg role="img" aria-label="')
-    assert html.count("<svg ") == html.count("<table>") == 1
+    assert html.count("<svg ") == 1
+    assert html.count("<table>") == (2 if picture == "cost, one" else 1)
     assert "mine<b>" not in html
     assert len(html) < 500_000
 

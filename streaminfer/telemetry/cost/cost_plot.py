@@ -49,6 +49,7 @@ def plot_cost(ax: Any, models: Mapping[str, "CostRow"], idle: float, currency: s
     ax.set_yticks(range(len(rows) + 1), [*(name for name, _ in rows), "idle"], fontsize="small")
     ax.set_ylim(len(rows) + 0.6, -0.6)
     ax.grid(visible=False, axis="y")
+    ax.xaxis.set_major_locator(ticker.MaxNLocator(5))
     ax.xaxis.set_major_formatter(ticker.EngFormatter(unit=currency))
     ax.set_xlim(left=0.0)
     if not (rows or idle):

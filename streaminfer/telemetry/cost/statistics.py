@@ -165,7 +165,11 @@ class CostStatistics(Snapshot):
             found: Mapping[str, CostRow] = getattr(self, what)
             if found:
                 tables.append(html_table((_cells(name, row) for name, row in found.items()), head=(what, *head)))
-        return "".join(tables)
+        if not self.bill:
+            return "".join(tables)
+        from streaminfer._internal.figures import inline_svg  # noqa: PLC0415 - serving does not need it
+
+        return inline_svg(self.plot, f"Cost by model: {self!r}") + "".join(tables)
 
     def _caption(self) -> str:
         return f"{self.name or 'cost'} in {self.currency}; {self.failed:,} requests without a response"

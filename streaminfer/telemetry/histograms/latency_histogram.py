@@ -327,7 +327,11 @@ class LatencyHistogram(_State):
             names = [*shares, "mean", "standard deviation"]
             rows += [(name, format_duration(value)) for name, value in zip(names, seconds, strict=True)]
         rows.append(("clamped", f"{now.clamped:,}"))
-        return html_table(rows)
+        if not now.count:
+            return html_table(rows)
+        from streaminfer._internal.figures import inline_svg  # noqa: PLC0415 - likewise
+
+        return inline_svg(now.plot, f"Latency by percentile: {now!r}") + html_table(rows)
 
     def _layout(self) -> tuple[int, int, int]:
         return self.lowest_ns, self.highest_ns, self.significant_digits

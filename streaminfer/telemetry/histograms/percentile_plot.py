@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer._internal.extras import require
-from streaminfer._internal.figures import legend_above, new_axes, say_nothing_yet
+from streaminfer._internal.figures import in_seconds, legend_above, new_axes, say_nothing_yet
 
 __all__ = ["plot_percentiles"]
 
@@ -47,7 +47,7 @@ def plot_percentiles(ax: Any, values_s: NDArray[np.float64], counts: NDArray[np.
     ax.set_ylim(bottom=0.0)
     ax.xaxis.set_major_formatter(ticker.FuncFormatter(_percentile))
     ax.xaxis.set_minor_locator(ticker.NullLocator())
-    ax.yaxis.set_major_formatter(ticker.EngFormatter(unit="s"))
+    in_seconds(ax.yaxis)
     ax.set_xlabel("percentile")
     ax.set_ylabel("latency")
     if not counts.size and len(ax.lines) == 1:

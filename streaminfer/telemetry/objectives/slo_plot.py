@@ -5,13 +5,14 @@ from typing import Any
 import numpy as np
 
 from streaminfer._internal.extras import require
-from streaminfer._internal.figures import new_axes
+from streaminfer._internal.figures import BAD, COLORS, new_axes, say_nothing_yet
 from streaminfer._internal.units import format_duration
 
 __all__ = ["plot_budget"]
 
 _UNITS = ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"))
 _UNITS_SHOWN = 2.0
+_BLUE, _RED = COLORS[0], BAD
 _LOWEST_SHOWN = -1.0
 """Share of the budget down to which the axis reaches."""
 
@@ -43,22 +44,24 @@ def plot_budget(ax: Any, name: str, noted: list[tuple[int, int, int]], width_ns:
     rate = np.divide(np.diff(bad), events, out=np.zeros_like(events), where=events > 0) / allowed
     twin = ax.twinx()
     twin.spines[["top"]].set_visible(False)
-    twin.stairs(rate, ago_s / size_s, fill=True, alpha=0.25, color="tab:red")
+    twin.stairs(rate, ago_s / size_s, fill=True, alpha=0.25, color=_RED)
     twin.set_ylim(0.0, max(1.0, 1.05 * rate.max(initial=0.0)))
     twin.yaxis.set_major_locator(ticker.MaxNLocator(5))
-    twin.set_ylabel(f"burn rate over {format_duration(width_ns / 1e9)}", color="tab:red")
+    twin.set_ylabel(f"burn rate over {format_duration(width_ns / 1e9, 2)}", color=_RED)
     left = 1.0 - spent
-    ax.plot(ago_s / size_s, left, color="tab:blue")
+    ax.plot(ago_s / size_s, left, color=_BLUE)
     ax.axhline(0.0, color="black", linewidth=0.8)
     ax.set_ylim(max(_LOWEST_SHOWN, min(0.0, 1.1 * left.min())), 1.05)
     if left.min() < _LOWEST_SHOWN:  # a scale down to -5,000 % would flatten what is above 0
         ax.text(
             0.02, 0.04, f"{spent.max():,.0f} times the budget spent", transform=ax.transAxes,
-            color="tab:blue", bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0},
+            color=_BLUE, bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0},
         )  # fmt: skip
+    if seen[-1] == seen[0]:
+        say_nothing_yet(ax, "no events yet")
     ax.set_xlim(ago_s[0] / size_s if ago_s[0] < 0 else -1.0, 0.0)
     ax.yaxis.set_major_formatter(ticker.PercentFormatter(1.0, decimals=0))
     ax.set_xlabel(f"{unit} from now")
-    ax.set_ylabel("budget left", color="tab:blue")
+    ax.set_ylabel("budget left", color=_BLUE)
     ax.set_title(name)
     return ax

@@ -1,6 +1,7 @@
 """How LatencyHistogram shows itself: text, HTML, plot."""
 
 import html.parser
+import re
 import subprocess
 import sys
 
@@ -63,9 +64,12 @@ class Cells(html.parser.HTMLParser):
         self.rows[-1].append(data)
 
 
-def test_html_is_a_small_table_that_loads_nothing():
+def test_html_is_a_picture_and_a_table_that_load_nothing():
     histogram = recorded([*range(1, 2001), 10**9])
-    cells = Cells(histogram._repr_html_())
+    picture, table = histogram._repr_html_().split("</svg>")
+    assert picture.startswith('<svg role="img" aria-label="Latency by percentile: LatencyHistogram(count=2001, ')
+    assert not re.search(r'(?:src|href)="(?!#)', picture)
+    cells = Cells(table.strip())
     rows = dict(cells.rows)
     assert list(rows) == [
         "count", "min", "p50", "p90", "p99", "p99.9", "p99.99", "max", "mean", "standard deviation", "clamped",
@@ -142,7 +146,7 @@ def test_plot_without_matplotlib_says_how_to_install_it(monkeypatch):
 def test_importing_and_recording_load_neither_numba_nor_matplotlib():
     code = (
         "import sys; from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram as H; h = H(); h.record(0.1);"
-        "h.record_many([0.1] * 4096); h.record_many([0.1] * 4097); repr(h); h._repr_html_(); h.encode();"
+        "h.record_many([0.1] * 4096); h.record_many([0.1] * 4097); repr(h); h.encode();"
         "print(sorted({'numba', 'matplotlib'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

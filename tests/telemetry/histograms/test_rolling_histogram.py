@@ -83,7 +83,7 @@ def test_figures_are_those_of_a_histogram():
     assert rolling.quantiles([0.1, 0.999]).tolist() == plain.quantiles([0.1, 0.999]).tolist()
     assert rolling.share_within(0.01) == plain.share_within(0.01)
     assert repr(rolling) == repr(plain).replace("LatencyHistogram(", "RollingHistogram(last 60 s, ")
-    assert rolling._repr_html_() == plain._repr_html_()
+    assert rolling._repr_html_().partition("<table>")[2] == plain._repr_html_().partition("<table>")[2] != ""
     assert repr(RollingHistogram(window_s=0.5)) == "RollingHistogram(last 500 ms, count=0)"
 
 
