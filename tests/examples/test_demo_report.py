@@ -58,6 +58,7 @@ def test_a_short_run_prints_and_writes_the_report(live_demo, tmp_path, capsys):
     assert "microphones, batched" in rows[0]
     assert "Speech in librivox_0870.wav" in printed.out
     assert "decoding the clips" in printed.err
+    assert re.search(r"live page while the demo runs: http://127\.0\.0\.1:\d+/\s", printed.err)
     assert "times what the face detector completes: 99% of results are at most" in printed.out
     visitors = [line for line in lines if line.startswith("visitors, ")]
     assert [line[:18].strip() for line in visitors] == ["visitors, no cache", "visitors, cached"]

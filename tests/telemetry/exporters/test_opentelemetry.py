@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import re
 
 import grpc
 import pytest
@@ -12,6 +13,7 @@ from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExport
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics._internal.measurement_consumer import SynchronousMeasurementConsumer
 from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, PeriodicExportingMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -24,6 +26,7 @@ from streaminfer._request_cy import Timings
 from streaminfer.telemetry import StackMetricExporter, Tracing
 from streaminfer.telemetry.exporters.collection import Collection
 from streaminfer.telemetry.exporters.histogram_points import HistogramReader
+from streaminfer.telemetry.exporters.names import METRICS, STACK_STATE
 from streaminfer.telemetry.exporters.opentelemetry.metric_exporter import _MAX_DENSE, _dense
 from streaminfer.testing import ScriptedBackend, run
 
@@ -138,16 +141,43 @@ def test_metrics_stand_beside_the_applications_own():
     assert capture.closed
 
 
-def test_nothing_goes_through_the_sdk_per_request():
-    """Requests are not seen by the exporter until the SDK collects."""
-    capture = Capture()
-    found = si.Telemetry("faces")
-    exporter = StackMetricExporter(capture, found)
+def test_nothing_goes_through_the_sdk_per_request(monkeypatch):
+    """The SDK gets no measurement while requests are served, and every request when it collects."""
+    capture, measured = Capture(), []
+    consume = SynchronousMeasurementConsumer.consume_measurement
 
-    found.fail(si.Closed("no"))
+    def count(consumer, measurement):
+        measured.append(measurement)
+        consume(consumer, measurement)
 
-    assert not capture.got
-    assert exporter.force_flush()
+    async def main(loop):
+        layers = si.Telemetry("faces"), si.AdaptiveBatcher(max_batch_size=4), ScriptedBackend(duration_s=0.005)
+        async with si.Stack(*layers, clock=loop.clock) as stack:
+            wrapped = StackMetricExporter(capture, stack)
+            provider = MeterProvider([PeriodicExportingMetricReader(wrapped, export_interval_millis=float("inf"))])
+            wrapped.attach(provider)
+            own = provider.get_meter("mine").create_counter("mine")
+            monkeypatch.setattr(SynchronousMeasurementConsumer, "consume_measurement", count)
+            await asyncio.gather(*(stack(float(number)) for number in range(10)))
+            while_serving = len(measured)
+            own.add(1)
+            provider.force_flush()
+            provider.shutdown()
+            return while_serving
+
+    assert run(main) == 0
+    assert len(measured) == 1  # that of the counter: the patch is where measurements pass
+    [point] = by_name(capture.got[0])["streaminfer.request.duration"].data.data_points
+    assert point.count == 10
+
+
+def test_every_name_and_unit_is_that_of_opentelemetry():
+    """Names are lower-case words under ``streaminfer.``, and units are of UCUM, which the name does not repeat."""
+    for metric in (STACK_STATE, *(metric for listed in METRICS.values() for metric in listed)):
+        assert re.fullmatch(r"streaminfer(\.[a-z0-9]+(_[a-z0-9]+)*)+", metric.opentelemetry), metric.name
+        assert metric.ucum in {"s", "By", "1"}
+        assert not metric.opentelemetry.endswith(("_seconds", "_bytes", "_total", "_ratio"))
+        assert (metric.ucum == "s") == metric.prometheus.removesuffix("_total").endswith("_seconds")
 
 
 def test_otlp_round_trip_keeps_every_number():
@@ -257,7 +287,7 @@ def test_request_that_is_not_sampled_makes_nothing(provider, spans):
 
 
 def test_latency_has_traced_requests_as_exemplars(provider, spans):
-    """The latest traced request of a bucket is the exemplar of the stack's latency, also over OTLP."""
+    """The latest traced request of a bucket is the exemplar of the stack's latency."""
     statistics, families = traced(provider)
 
     [sample] = next(samples for metric, samples in families.items() if metric.name == "request.duration")
@@ -265,6 +295,28 @@ def test_latency_has_traced_requests_as_exemplars(provider, spans):
     assert sample.value.exemplars == statistics.exemplars
     assert {exemplar.span_id for exemplar in statistics.exemplars} <= ids
     assert all(0.004 < exemplar.value_s < 0.1 for exemplar in statistics.exemplars)
+
+
+def test_exemplars_reach_an_otlp_receiver(provider, spans):
+    """The points of the latency carry the ids of the spans of traced requests."""
+    tracing = Tracing(provider.get_tracer("test"))
+
+    async def main(loop):
+        layers = si.Telemetry("faces"), tracing, ScriptedBackend(duration_s=0.005)
+        async with si.Stack(*layers, clock=loop.clock) as stack:
+            await stack(1.0)
+            with Receiver() as receiver:
+                exported(OTLPMetricExporter(endpoint=receiver.endpoint, insecure=True), stack)
+            return receiver.requests
+
+    [request] = run(main)
+    metrics = {m.name: m for r in request.resource_metrics for s in r.scope_metrics for m in s.metrics}
+    [point] = metrics["streaminfer.request.duration"].exponential_histogram.data_points
+    [exemplar] = point.exemplars
+    [span] = [span for span in spans.get_finished_spans() if span.name == "streaminfer.request"]
+    assert exemplar.as_double == pytest.approx(0.005, abs=1e-4)
+    assert int.from_bytes(exemplar.span_id, "big") == span.context.span_id
+    assert int.from_bytes(exemplar.trace_id, "big") == span.context.trace_id
 
 
 def test_old_batches_are_forgotten(provider):

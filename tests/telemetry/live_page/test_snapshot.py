@@ -128,24 +128,31 @@ def test_unknown_statistics_show_their_numbers():
     assert read["other"] == {"a: mine: count": 3, "a: mine: busy": True}
 
 
-def test_streams_and_cost_have_panels():
-    """They are recognized by the names of their classes; streams and tenants are not named."""
-    ages = si.LatencyHistogram()
-    ages.record(0.04)
-    session = attrs.make_class(
-        "StreamSessionStatistics",
-        ["received", "delivered", "failed", "dropped", "waiting", "in_flight", "open_streams", "ages", "streams"],
-    )(9, 5, 1, {"stale": 3}, 0, 2, 4, ages, {"secret": 1})
-    row = attrs.make_class("CostRow", ["per_1000_on_time"])
-    cost = attrs.make_class(
-        "CostStatistics", ["currency", "routes", "tenants", "bill", "busy", "padding", "idle", "per_1000_on_time"]
-    )("EUR", {"large": row(0.5)}, {"secret": row(1.0)}, 10.0, 4.0, 1.0, 5.0, 0.7)
-    read = ServiceReader([Parent(a=UserLayer(lambda: session), inner=UserLayer(lambda: cost))]).read(0)
-    assert read["streams"] == {"a: open": 4, "a: frames waiting": 0, "a: frames in flight": 2}
-    assert read["frames"] == {"a: stale": 3, "a: delivered": 5, "a: failed": 1}
-    assert read["age"] == {"a: p99": pytest.approx(0.04, rel=0.01)}
-    assert read["cost"] == {"all, EUR": 0.7, "large, EUR": 0.5}
-    assert read["bill"] == {"busy": 0.4, "padding": 0.1, "idle": 0.5}
+async def test_streams_and_cost_have_panels(loop):
+    """A session and a cost meter have their own; streams and tenants are not named."""
+    meter = si.CostMeter(per_second=1.0, currency="EUR")
+    stack = si.Stack(meter, si.AdaptiveBatcher(max_batch_size=4), model(0.01), clock=loop.clock)
+
+    async def source():
+        for number in range(4):
+            await asyncio.sleep(0.02)
+            yield float(number)
+
+    async with stack:
+        session = si.streams.StreamSession(stack, policy=si.streams.EveryNth(2))
+        async with session(source(), stream_id="secret-stream") as results:
+            async for _ in results:
+                pass
+        await stack(1.0, tenant="secret-tenant")
+        read = ServiceReader([session, stack]).read(loop.clock())
+    bill = meter.statistics()
+    assert read["streams"] == {"open": 0, "frames waiting": 0, "frames in flight": 0}
+    assert {label: count for label, count in read["frames"].items() if count} == {"skipped": 2, "delivered": 2}
+    assert read["age"] == {"p99": pytest.approx(0.01, rel=0.01)}
+    assert read["cost"] == pytest.approx(
+        {"all, EUR": bill.per_1000_on_time, "ScriptedBackend, EUR": bill.routes["ScriptedBackend"].per_1000_on_time}
+    )
+    assert read["bill"] == pytest.approx({"busy": 0.03 / bill.bill, "padding": 0.0, "idle": 1.0 - 0.03 / bill.bill})
     assert "secret" not in json.dumps(read)
 
 
