@@ -71,6 +71,27 @@ class TestShares:
         model = statistics.models["ScriptedBackend"]
         assert (model.setup, model.padding) == pytest.approx((0.06, 0.03), rel=1e-3)
 
+    def test_set_up_is_learned_from_the_batches(self):
+        """Nothing is given; a batch of four is divided as the batches before it took."""
+
+        async def main(loop):
+            meter = CostMeter(per_second=1.0)
+            backend = ScriptedBackend(duration_s=lambda rows: 0.06 + 0.005 * rows)
+            async with si.Stack(meter, si.AdaptiveBatcher(max_batch_size=8), backend, clock=loop.clock) as stack:
+                await stack(one())
+                first = meter.statistics().models["ScriptedBackend"]
+                for rows in (1, 2, 4, 8) * 80:
+                    await asyncio.gather(*(stack(one()) for _ in range(rows)))
+                before = meter.statistics().models["ScriptedBackend"]
+                await asyncio.gather(*(stack(one()) for _ in range(4)))
+                return first, before, meter.statistics()
+
+        first, before, statistics = run(main)
+        model = check(statistics).models["ScriptedBackend"]
+        assert model.cost - before.cost == pytest.approx(0.08)
+        assert model.setup - before.setup == pytest.approx(0.06, rel=0.1)
+        assert (first.cost, first.setup) == (pytest.approx(0.065), 0.0)  # nothing was known yet
+
     def test_rows_of_a_bucket_are_charged_by_their_length(self):
         async def main(loop):
             meter = CostMeter(per_second=1.0)

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -118,6 +119,24 @@ def test_a_crash_between_counting_and_deleting_counts_nothing_twice(start, tmp_p
     assert not snapshot.exists()
     assert workers.merge()["latency"].count == 100
     workers.close()
+
+
+def test_workers_of_other_hosts_are_merged_and_left_alone(tmp_path, monkeypatch):
+    """Locks of another host say nothing here, so its files stay, and are counted once by each merge."""
+    monkeypatch.setattr(socket, "gethostname", lambda: "vm-2.example")
+    histogram, far = make(tmp_path)
+    histogram.record(0.5)
+    far.close()  # its lock is free, as that of a live worker is where a file system does not carry locks
+    monkeypatch.setattr(socket, "gethostname", lambda: "vm-1")
+    own, near = make(tmp_path)
+    own.record(0.1)
+
+    merged = [near.merge()["latency"].count for _ in range(2)]
+
+    assert merged == [2, 2]
+    assert not (tmp_path / "dead.hlog").exists()
+    assert len([*tmp_path.glob("vm-2-example.*.hlog")]) == 1
+    near.close()
 
 
 def test_a_worker_that_closes_is_a_dead_one(start, tmp_path):
