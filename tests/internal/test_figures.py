@@ -119,6 +119,7 @@ def test_cost_plot_adds_up_to_the_bill():
     labels = [text.get_text() for text in axes.get_yticklabels()]
     assert len(labels) == 12
     assert labels[-2:] == ["30 others", "idle"]
+    assert axes.get_xlim()[1] > max(bar.get_x() + bar.get_width() for bar in axes.patches)
     widths = sum(bar.get_width() for bar in axes.patches)
     assert widths == pytest.approx(sum(4.3 * number for number in range(40)) + 7)
 

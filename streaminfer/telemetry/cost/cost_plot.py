@@ -51,9 +51,8 @@ def plot_cost(ax: Any, models: Mapping[str, "CostRow"], idle: float, currency: s
     ax.grid(visible=False, axis="y")
     ax.xaxis.set_major_locator(ticker.MaxNLocator(5))
     ax.xaxis.set_major_formatter(ticker.EngFormatter(unit=currency))
-    ax.set_xlim(left=0.0)
+    ax.set_xlim(0.0, 1.05 * max(idle, *left) if rows else 1.05 * idle or 1.0)
     if not (rows or idle):
-        ax.set_xlim(0.0, 1.0)
         say_nothing_yet(ax, "nothing to pay yet")
     legend_above(ax)
     return ax

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer._internal.extras import require
-from streaminfer._internal.figures import in_seconds, legend_above, new_axes, say_nothing_yet
+from streaminfer._internal.figures import COLORS, in_seconds, legend_above, new_axes, say_nothing_yet
 
 __all__ = ["plot_percentiles"]
 
@@ -39,12 +39,15 @@ def plot_percentiles(ax: Any, values_s: NDArray[np.float64], counts: NDArray[np.
     everything = at_or_above[:1]
     x = np.append(everything / at_or_above, everything)
     y = np.append(values_s, values_s[-1:])
-    ax.plot(x, y, drawstyle="steps-post", label=label or None, marker=".", markevery=[-1] if y.size else [])
+    color = COLORS[len(ax.lines) % len(COLORS)]
+    mark = {"marker": ".", "markevery": [-1] if y.size else []}
+    ax.plot(x, y, drawstyle="steps-post", label=label or None, color=color, **mark)
     ax.lines[-1].set_clip_on(False)  # the mark of a single duration is on the axis
     ax.set_xscale("log")
     # one duration tells no percentile, and a logarithmic axis has no width without one
     ax.set_xlim(1.0, max([10.0, *(line.get_xdata()[-1] for line in ax.lines if len(line.get_xdata()))]))
-    ax.set_ylim(bottom=0.0)
+    longest_s = max((line.get_ydata()[-1] for line in ax.lines if len(line.get_ydata())), default=0.0)
+    ax.set_ylim(0.0, 1.05 * longest_s or 1.0)
     ax.xaxis.set_major_formatter(ticker.FuncFormatter(_percentile))
     ax.xaxis.set_minor_locator(ticker.NullLocator())
     in_seconds(ax.yaxis)

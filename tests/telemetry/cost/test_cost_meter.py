@@ -198,6 +198,20 @@ class TestOutcomes:
 
 
 class TestPlaces:
+    def test_models_of_one_class_are_told_apart_by_their_names(self):
+        async def main(loop):
+            meter = CostMeter(per_second=1.0)
+            models = [ScriptedBackend(ValueError("down"), duration_s=0.2), ScriptedBackend(duration_s=0.1)]
+            models[0].name, models[1].name = "faces", "words"
+            stacks = (si.Stack(si.AdaptiveBatcher(max_batch_size=1), model) for model in models)
+            router = si.FallbackRouter(*(si.Route(name, stack) for name, stack in zip("ab", stacks, strict=True)))
+            async with si.Stack(meter, router, clock=loop.clock) as stack:
+                await stack(one())
+                return meter.statistics()
+
+        costs = {name: row.cost for name, row in check(run(main)).models.items()}
+        assert costs == pytest.approx({"faces": 0.2, "words": 0.1})
+
     def test_replicas_that_are_paid_together(self):
         async def main(loop):
             meter = CostMeter(per_second=1.0, workers=2)

@@ -127,6 +127,9 @@ def test_plot_of_two_on_given_axes_shows_both_in_full(pyplot):
     assert len(ax.lines) == 2
     ax.figure.canvas.draw()
     assert ax.get_xlim() == pytest.approx((1.0, 5000.0))
+    assert ax.get_ylim()[0] == 0.0
+    assert ax.get_ylim()[1] > 5.0  # a line beyond the axes would run over the legend
+    assert len({line.get_color() for line in ax.lines}) == 2
 
 
 def test_plot_of_one_duration_and_of_none(pyplot):
