@@ -23,6 +23,7 @@ from opentelemetry.sdk.metrics.export import ConsoleMetricExporter
 from opentelemetry.sdk.trace import TracerProvider
 from servers.asgi_server import AsgiServer, request
 from servers.prometheus_server import PROMETHEUS, PrometheusServer
+from telemetry.bench_histogram import verdict
 
 import streaminfer as si
 from streaminfer.telemetry import EventLog, StackMetricExporter, Tracing
@@ -89,7 +90,10 @@ def bench_scrape(found: list[si.Telemetry]) -> None:
     collection = Collection(HistogramReader())
     collection.add(found[0].name, [found[0]])
     latency = {metric: samples for metric, samples in collection.families.items() if metric.name == "request.duration"}
-    print(f"bytes of a native series with its classic buckets: {len(b''.join(write_protobuf(latency)))} (bar 1,024)")
+    size = len(b"".join(write_protobuf(latency)))
+    theirs = sizes["prometheus_client, plain text"] / (SERVICES * HISTOGRAMS)
+    print(f"bytes of a native series with its classic buckets: {size} (bar 1,024: {verdict(size, 1024)}); ", end="")
+    print(f"prometheus_client, classic buckets in plain text: {theirs:.0f}")
 
 
 def bench_prometheus(first: list[si.Telemetry], second: list[si.Telemetry]) -> None:
@@ -111,8 +115,9 @@ def bench_prometheus(first: list[si.Telemetry], second: list[si.Telemetry]) -> N
         errors.append(abs(single[telemetry.name] / ours.quantile(0.99) - 1))
         ours.merge(twin._histograms[0])
         merged_errors.append(abs(merged[telemetry.name] / ours.quantile(0.99) - 1))
-    print(f"p99 of a real Prometheus over ours, {SERVICES} services (bar 0.5 %): worst {max(errors):.3%}; ", end="")
-    print(f"two merged servers: worst {max(merged_errors):.3%}")
+    print(f"p99 of a real Prometheus over ours, {SERVICES} services (bar 0.5 %): worst {max(errors):.3%}, ", end="")
+    print(f"{verdict(max(errors), 0.005)}; two merged servers: worst {max(merged_errors):.3%}, ", end="")
+    print(verdict(max(merged_errors), 0.005))
 
 
 def bench_requests() -> None:
