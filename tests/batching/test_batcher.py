@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import inspect
+import re
 import time
 import weakref
 
@@ -657,3 +658,25 @@ def test_repr_says_what_it_is():
 
 def test_the_default_clock_is_monotonic():
     assert si.AdaptiveBatcher(max_batch_size=1).wrap(ScriptedBackend()).clock is time.monotonic_ns
+
+
+def test_html_of_a_batcher_that_is_not_used_yet():
+    assert si.AdaptiveBatcher(max_batch_size=2)._repr_html_() == (
+        "<table><caption>batcher, not used yet</caption><tbody>"
+        "<tr><th>largest batch</th><td>2</td></tr><tr><th>policy</th><td>lookahead</td></tr></tbody></table>"
+    )
+
+
+async def test_html_of_an_overloaded_batcher_is_a_row_per_figure(loop):
+    batcher = si.AdaptiveBatcher(max_batch_size=2, max_queue_size=4, clock=loop.clock)
+    service = batcher.wrap(ScriptedBackend(duration_s=0.02))
+    await settle(*(service.call(si.Request(float(number))) for number in range(1234)))
+
+    rows = dict(re.findall(r"<tr><th>([^<]*)</th><td>([^<]*)</td></tr>", batcher._repr_html_()))
+
+    assert counted(batcher).submitted == 1234
+    assert rows["submitted"] == "1,234"
+    assert rows["rejected: queue_full"] == f"{batcher.statistics().rejected['queue_full']:,}"
+    assert rows["batches"].endswith(" of 2.0 requests on average")
+    assert rows["a batch takes"] == "20 ms"
+    assert sum(name.startswith("released: ") for name in rows) >= 1
