@@ -238,9 +238,16 @@ def test_html_has_the_picture_and_the_figures(picture):
     assert len(html) < 500_000
 
 
-def test_html_without_matplotlib_has_the_figures(monkeypatch):
+@pytest.mark.parametrize(
+    "picture",
+    [
+        *("timeline, one", "percentiles, one", "heat map, one", "parts, one", "cost, one", "budget, one hour"),
+        *("what if, one", "decision log, 1"),
+    ],
+)
+def test_html_without_matplotlib_has_the_figures(picture, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert result(3)._repr_html_().startswith("<table>")
+    assert PICTURES[picture]()._repr_html_().startswith("<table>")
 
 
 def test_many_labels_take_several_rows():

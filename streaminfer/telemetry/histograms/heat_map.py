@@ -14,6 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from streaminfer._internal.extras import require
 from streaminfer._internal.figures import BAD, COLORS, in_decades, inline_svg, legend_above, new_axes, say_nothing_yet
+from streaminfer._internal.html_table import html_table
+from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import expected
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 from streaminfer.telemetry.interval_log.interval_log import Interval, merge_widened
@@ -142,7 +144,8 @@ class LatencyHeatMap:
         return f"<LatencyHeatMap of {self.counts.sum():,} responses in {seconds:.4g} s>"
 
     def _repr_html_(self) -> str:
-        return inline_svg(self.plot, f"Latency over time: {self!r}")
+        rows = [("responses", f"{self.counts.sum():,}"), ("time", format_duration(self.edges_s[-1] - self.edges_s[0]))]
+        return inline_svg(self.plot, f"Latency over time: {self!r}") or html_table(rows, caption="latency over time")
 
 
 def _bands(latencies_s: NDArray[np.float64]) -> NDArray[np.float64]:
