@@ -1,5 +1,6 @@
 """Collection of all that stacks measure, as families of samples, whatever the format they are exported in."""
 
+import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -100,7 +101,7 @@ class Collection:
         return snapshot
 
     def _add_statistics(self, snapshot: Any, labels: Labels) -> None:
-        kind = next((base.__name__ for base in type(snapshot).__mro__ if base.__name__ in METRICS), None)
+        kind = _kind(type(snapshot))
         if kind is None:
             return
         if kind in SHARED:
@@ -118,13 +119,23 @@ class Collection:
                 self._add_statistics(each, (*labels, (label, _text(name))) if label else labels)
 
     def _read(self, snapshot: Any, metrics: Sequence[Metric], labels: Labels) -> None:
+        points: list[HistogramPoint] = []
+        if self._reader is not None:
+            # one after another: a histogram fills the processor's cache, and empties it of all else
+            points = [
+                self._reader.read(getattr(snapshot, field))
+                for metric in metrics
+                if metric.kind == "histogram"
+                for field in metric.fields
+            ]
+        following = iter(points)
         for metric in metrics:
             if metric.kind == "histogram":
-                if self._reader is not None:
+                if points:
                     samples = self.families.setdefault(metric, [])
                     for field in metric.fields:
-                        point = self._reader.read(getattr(snapshot, field))
-                        samples.append(Sample((*labels, (metric.label, field)) if metric.label else labels, point))
+                        labeled = (*labels, (metric.label, field)) if metric.label else labels
+                        samples.append(Sample(labeled, next(following)))
                 continue
             samples = self.families.setdefault(metric, [])
             for key, value in _values(snapshot, metric):
@@ -134,6 +145,12 @@ class Collection:
 
 class _State(NamedTuple):
     state: str
+
+
+@functools.cache
+def _kind(statistics: type) -> str | None:
+    """Return the name of the class whose metrics statistics have."""
+    return next((base.__name__ for base in statistics.__mro__ if base.__name__ in METRICS), None)
 
 
 def _values(snapshot: Any, metric: Metric) -> Iterator[tuple[str, Any]]:
