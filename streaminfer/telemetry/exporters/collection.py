@@ -1,6 +1,5 @@
 """Collection of all that stacks measure, as families of samples, whatever the format they are exported in."""
 
-import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -101,7 +100,7 @@ class Collection:
         return snapshot
 
     def _add_statistics(self, snapshot: Any, labels: Labels) -> None:
-        kind = _kind(type(snapshot))
+        kind = next((base.__name__ for base in type(snapshot).__mro__ if base.__name__ in METRICS), None)
         if kind is None:
             return
         if kind in SHARED:
@@ -145,12 +144,6 @@ class Collection:
 
 class _State(NamedTuple):
     state: str
-
-
-@functools.cache
-def _kind(statistics: type) -> str | None:
-    """Return the name of the class whose metrics statistics have."""
-    return next((base.__name__ for base in statistics.__mro__ if base.__name__ in METRICS), None)
 
 
 def _values(snapshot: Any, metric: Metric) -> Iterator[tuple[str, Any]]:
