@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import re
 import time
 import traceback
+import urllib.request
 
 import numpy as np
 import pytest
@@ -317,20 +319,43 @@ def test_a_sequence_that_the_server_has_forgotten_is_a_typed_error_and_begins_an
     asyncio.run(scenario())
 
 
-def test_priority_is_passed_on(connect):
+def waiting_requests(triton, model):
+    """How many requests a model's queue in the server holds."""
+    with urllib.request.urlopen(triton.metrics_url) as answer:  # noqa: S310 - loopback
+        text = answer.read().decode()
+    series = rf'^nv_inference_pending_request_count{{model="{model}".*}} (\S+)$'
+    return sum(map(float, re.findall(series, text, re.MULTILINE)))
+
+
+def test_priority_is_passed_on(connect, triton):
+    folder = triton.repository / "priority"
+    held, begun = folder / "held", folder / "begun"
+
     async def scenario():
         async with running(connect("priority")) as backend:
 
             def ask(priority):
-                return backend.infer(batch(np.full((1, 1), 60, np.int32), priority=priority))
+                return backend.infer(batch(np.ones((1, 1), np.int32), priority=priority))
 
             first = asyncio.create_task(ask(0))
-            await asyncio.sleep(0.02)
+            while not begun.exists():
+                assert not first.done()
+                await asyncio.sleep(0.001)
             waiting = [asyncio.create_task(ask(priority)) for priority in (3, 0, -9)]
+            while await asyncio.to_thread(waiting_requests, triton, "priority") < len(waiting):
+                assert not any(one.done() for one in waiting)
+                await asyncio.sleep(0.001)
+            held.unlink()
             places = [int(one[0][0]) for one in await asyncio.gather(first, *waiting)]
             assert sorted(places) == [places[0], places[3], places[2], places[1]]
+        await asyncio.get_running_loop().shutdown_default_executor()
 
-    asyncio.run(scenario())
+    held.touch()
+    begun.unlink(missing_ok=True)
+    try:
+        asyncio.run(scenario())
+    finally:
+        held.unlink(missing_ok=True)
 
 
 def test_the_servers_times_are_read(connect):
