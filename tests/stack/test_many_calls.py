@@ -1,6 +1,7 @@
 """`Stack.map` and waiting for a place: every input is answered, in order, within the queue's bounds."""
 
 import asyncio
+import contextlib
 
 import numpy as np
 import pytest
@@ -91,16 +92,23 @@ def test_errors_among_the_answers():
     assert isinstance(second, ValueError)
 
 
-def test_wait_takes_a_place_in_the_order_of_arrival():
-    async def main(loop):
-        order = []
+@contextlib.asynccontextmanager
+async def one_place(loop):
+    """A stack whose queue has one place; a function that waits for it; and the order in which it was answered."""
+    order = []
+    async with stack_of(ScriptedBackend(duration_s=0.01), loop, max_queue_size=1, max_batch_size=1) as stack:
 
-        async def ask(stack, number):
+        async def ask(number):
             await stack(float(number), wait=True)
             order.append(number)
 
-        async with stack_of(ScriptedBackend(duration_s=0.01), loop, max_queue_size=1, max_batch_size=1) as stack:
-            await asyncio.gather(*(ask(stack, number) for number in range(8)))
+        yield stack, ask, order
+
+
+def test_wait_takes_a_place_in_the_order_of_arrival():
+    async def main(loop):
+        async with one_place(loop) as (stack, ask, order):
+            await asyncio.gather(*(ask(number) for number in range(8)))
             with pytest.raises(si.Overloaded):
                 await asyncio.gather(*(stack(1.0) for _ in range(8)))
         return order
@@ -112,17 +120,11 @@ def test_a_later_caller_does_not_overtake_one_that_waits():
     """A place that has just become free belongs to the request that waits for it, though it has not looked yet."""
 
     async def main(loop):
-        order = []
-
-        async def ask(stack, number):
-            await stack(float(number), wait=True)
-            order.append(number)
-
-        async with stack_of(ScriptedBackend(duration_s=0.01), loop, max_queue_size=1, max_batch_size=1) as stack:
-            calls = [asyncio.ensure_future(ask(stack, number)) for number in range(3)]
+        async with one_place(loop) as (stack, ask, order):
+            calls = [asyncio.ensure_future(ask(number)) for number in range(3)]
             await calls[0]
             assert stack.admission(si.Request(3.0), loop.now_ns).ok
-            calls.append(asyncio.ensure_future(ask(stack, 3)))
+            calls.append(asyncio.ensure_future(ask(3)))
             await asyncio.gather(*calls)
         return order
 

@@ -1,4 +1,8 @@
-"""A latency histogram as exporters send it: exponential buckets, classic buckets and the sum, in one pass.
+"""A latency histogram as exporters send it: exponential buckets, classic buckets and the sum.
+
+One pass over the parts gives running totals and the sum. What a bucket holds, exponential or classic, is then the
+difference of two totals, whatever the schema; schemas are tried from the finest until one has few enough buckets that
+hold something. O(parts that can hold something + buckets of the schemas that are tried).
 
 Both Prometheus' native histograms and OpenTelemetry's exponential ones number buckets so that bucket ``i`` of schema
 ``s`` holds durations in ``(b^(i-1), b^i]`` seconds, with ``b = 2^(2^-s)``. A part of our layout goes, whole, into the
