@@ -28,6 +28,8 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 os.environ["RAY_SERVE_LOG_TO_STDERR"] = "0"
+# Ray's is 15: the load generator would take the replicas' time
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray spells it so
 os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "60"  # five seconds are too few on a machine that is busy
 import attrs
 import numpy as np

@@ -146,6 +146,47 @@ async def test_a_stop_completes_the_move_that_has_begun(loop):
     assert (moves.moved, moves.resumed, moves.restarted) == (1, 0, 0)
 
 
+async def test_an_owner_that_lives_has_time_to_hand_over(loop):
+    """Its machine is busy: it answers late, and is heard of all the while."""
+    reference = Reference()
+
+    class Busy(StreamStore):
+        async def hand_over(self, replica, records):
+            await asyncio.sleep(1.2)
+            await super().hand_over(replica, records)
+
+    fleet = Fleet(loop)
+    fleet.store = Busy(loop.clock)
+    fleet.stacks = {name: fleet.make(name) for name in "ab"}
+    async with fleet:
+        for x in (1, 2, 3):
+            assert await fleet.step("a", x) == reference(x)
+        assert await fleet.step("b", 4, timeout_s=3.0) == reference(4)
+        moves = await fleet.store.statistics()
+        assert not fleet.store._wanted.get("a")
+        assert not fleet.store._handed
+    assert (moves.moved, moves.resumed, moves.restarted) == (1, 0, 0)
+
+
+async def test_a_step_that_takes_long_holds_up_no_other_stream(loop):
+    reference, takes_s = Reference(), [0.0]
+    async with Fleet(loop, duration_s=lambda _size: takes_s[0]) as fleet:
+        assert await fleet.step("a", 1) == reference(1)
+        takes_s[0] = 1.3
+        long = asyncio.create_task(fleet.step("a", 5, "long", timeout_s=3.0))
+        await asyncio.sleep(0.001)
+        takes_s[0] = 0.0
+        moved = asyncio.create_task(fleet.step("b", 6, "long", timeout_s=3.0))
+        await asyncio.sleep(0.001)
+        began_ns = loop.clock()
+        assert await fleet.step("b", 2) == reference(2)
+        assert loop.clock() - began_ns < 100 * MS
+        of_long = Reference()
+        assert (await long, await moved) == (of_long(5), of_long(6))
+        moves = await fleet.store.statistics()
+    assert (moves.moved, moves.resumed, moves.restarted) == (2, 0, 0)
+
+
 async def test_a_lost_replica_costs_the_steps_after_its_snapshot(loop):
     """What the other one continues from is less than a second old."""
     reference, behind = Reference(), Reference()
@@ -159,8 +200,9 @@ async def test_a_lost_replica_costs_the_steps_after_its_snapshot(loop):
         for task in moving._tasks:
             task.cancel()  # as if its process were gone
         await asyncio.sleep(0.3)
-        assert await fleet.step("b", 4) == behind(4)
+        assert await fleet.step("b", 4, timeout_s=3.0) == behind(4)
         moves = await fleet.store.statistics()
+        assert not fleet.store._wanted.get("a")
     assert (moves.moved, moves.resumed) == (0, 1)
     assert 0 < moves.oldest_snapshot_s <= 1.5
 

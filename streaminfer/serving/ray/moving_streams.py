@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine, Hashable, Iterable, Iterator
+from collections.abc import Coroutine, Hashable, Iterator
 from typing import Any
 
 import attrs
@@ -73,7 +73,8 @@ class MovingStreams(Wrapper):
         """Hand all streams over, and stop the stack."""
         try:
             if drain:
-                await self._release(list(self._streams))  # first, so that a release that runs completes
+                # first, so that a release that runs completes
+                await asyncio.gather(*map(self._release, list(self._streams)))
         finally:
             tasks = list(self._tasks)
             for task in tasks:
@@ -169,14 +170,11 @@ class MovingStreams(Wrapper):
                 wanted = await self._store.wanted(self._replica)
             if wanted is None:
                 await asyncio.sleep(SNAPSHOT_S)
-            else:
-                await self._release(wanted)
+            for stream_id in wanted or ():
+                self._spawn(self._release(stream_id))  # a step that takes long holds up no other stream
 
-    async def _release(self, stream_ids: Iterable[Hashable]) -> None:
-        """Hand over streams, each after the requests that run."""
-        await asyncio.gather(*map(self._release_one, stream_ids))
-
-    async def _release_one(self, stream_id: Hashable) -> None:
+    async def _release(self, stream_id: Hashable) -> None:
+        """Hand over a stream after the requests that run."""
         loop = asyncio.get_running_loop()
         stream = self._streams.get(stream_id)
         while stream is not None and stream.changing is not None:

@@ -3,8 +3,8 @@
 *Design.* A stream belongs to one replica at a time. A replica that gets a request of a stream of another one claims it
 first. If another living replica has the stream, it is asked to hand it over after the step that runs, so that no
 step is lost and results stay equal to the bit. Each replica also sends snapshots of the streams that had steps; when an
-owner does not answer, because its process or node is gone, the claim gets the latest snapshot. A replica that comes
-back after that is told which streams are not its own any more, and drops them (fencing).
+owner is not heard of any more, because its process or node is gone, the claim gets the latest snapshot. A replica that
+comes back after that is told which streams are not its own any more, and drops them (fencing).
 
 *Invariants.* A stream has one owner or none; a record of a replica that is not the owner is refused; each claim of a
 stream that another replica had counts as exactly one of moved, resumed and restarted.
@@ -95,6 +95,10 @@ class StreamLedger:
         """Note that a replica lives."""
         self._heard_ns[replica] = now_ns
 
+    def silent_from_ns(self, replica: str) -> int:
+        """Return when a replica is taken for dead, unless it is heard of before."""
+        return self._heard_ns.get(replica, -SILENT_NS) + SILENT_NS
+
     def claim(self, stream_id: Hashable, replica: str, now_ns: int) -> Claim:
         """Give a stream to a replica, or say whom to ask for it."""
         self.hear(replica, now_ns)
@@ -107,7 +111,7 @@ class StreamLedger:
         if not stream.owner:
             self._moved += 1
             return self._give(stream, replica, now_ns)
-        if now_ns - self._heard_ns.get(stream.owner, -SILENT_NS) >= SILENT_NS:
+        if now_ns >= self.silent_from_ns(stream.owner):
             return self.take(stream_id, replica, now_ns)
         return Claim(ClaimKind.ASK, owner=stream.owner)
 

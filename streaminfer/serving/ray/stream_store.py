@@ -11,8 +11,8 @@ from streaminfer.serving.ray.stream_ledger import ClaimKind, StreamLedger, Strea
 
 __all__ = ["RemoteStreamStore", "StateStore", "StreamStore", "store_actor"]
 
-ANSWER_S = 0.5
-"""An owner that has not handed a stream over after so long is taken for dead."""
+ANSWER_NS = 1_500_000_000
+"""How long an owner that lives has to hand a stream over: its step may run, or its machine be busy."""
 POLL_S = 10.0
 """How long a replica's question for what others want stays open."""
 _NAMESPACE = "streaminfer"
@@ -65,7 +65,7 @@ class StreamStore:
         self._alone: asyncio.TimerHandle | None = None
 
     async def claim(self, stream_id: Hashable, replica: str) -> Any:
-        """Make a stream the replica's; its owner is asked first, and has half a second."""
+        """Make a stream the replica's; its owner, if it lives, is asked first, and has 1.5 seconds."""
         claim = self._ledger.claim(stream_id, replica, self._clock())
         while claim.kind is ClaimKind.ASK:
             if await self._ask(stream_id, claim.owner):
@@ -79,20 +79,26 @@ class StreamStore:
         handed = asyncio.get_running_loop().create_future()
         waiting = self._handed.setdefault(stream_id, set())
         waiting.add(handed)
-        self._wanted.setdefault(owner, set()).add(stream_id)
+        wanted = self._wanted.setdefault(owner, set())
+        wanted.add(stream_id)
         wake = self._wakes.get(owner)
         if wake is not None and not wake.done():
             wake.set_result(None)
+        ends_ns = self._clock() + ANSWER_NS
         try:
-            async with asyncio.timeout(ANSWER_S):
-                await handed
-        except TimeoutError:
-            return False
+            while not handed.done():
+                left_ns = min(ends_ns, self._ledger.silent_from_ns(owner)) - self._clock()
+                if left_ns <= 0:
+                    break
+                await asyncio.wait([handed], timeout=left_ns / 1e9)
+            return handed.done()
         finally:
             waiting.discard(handed)
             if not waiting and self._handed.get(stream_id) is waiting:
                 del self._handed[stream_id]
-        return True
+                wanted.discard(stream_id)  # by nobody who waits
+            if not wanted and self._wanted.get(owner) is wanted:
+                del self._wanted[owner]
 
     async def wanted(self, replica: str) -> list[Hashable]:
         """Wait for claims of a replica's streams, ten seconds at most."""
