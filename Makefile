@@ -5,7 +5,7 @@ PYTHONS ?= python3.11 python3.12 python3.13 python3.14
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find streaminfer -name '*_cy.py' -o -name '*_cy.pxd' -o -name '*kernels.py' -o -path '*_compiled_kernels/*.py') \
-	streaminfer/_internal/numba_jit.py
+	streaminfer/_internal/loading/numba_jit.py
 STAMPS := $(VENV)/stamps
 # modules are compiled as they are imported, a small part of what is installed
 PIP_INSTALL := $(BIN)/pip install --quiet --no-compile

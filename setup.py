@@ -164,7 +164,7 @@ def kernel_variants() -> list[KernelVariant]:
     spec.loader.exec_module(loader)
     sources = [str(loader.source_of(module).relative_to(ROOT)) for module in loader.MODULES]
     sources += [f"{package.relative_to(ROOT)}/{name}.py" for name in ("__init__", "build")]
-    sources.append("streaminfer/_internal/numba_jit.py")
+    sources.append("streaminfer/_internal/loading/numba_jit.py")
     return [KernelVariant(f"{KERNELS}.{variant}", sources) for variant in loader.VARIANTS]
 
 

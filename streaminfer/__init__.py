@@ -15,8 +15,8 @@ Names are loaded at first use, so that importing the package costs little.
 
 from typing import TYPE_CHECKING
 
-from streaminfer._internal import compiled_modules as _compiled_modules
-from streaminfer._internal.lazy import lazy_attributes
+from streaminfer._internal.loading import compiled_modules as _compiled_modules
+from streaminfer._internal.loading.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from streaminfer import (

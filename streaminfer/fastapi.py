@@ -19,7 +19,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, Unpack
 
-from streaminfer._internal.extras import require
+from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_duration, check_instance
 from streaminfer.errors import StreamInferError
 from streaminfer.request import CallSettings, MapSettings, Request, Response, time_left_s

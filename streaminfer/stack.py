@@ -13,7 +13,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack
 
-from streaminfer._internal.lazy import lazy_attributes
+from streaminfer._internal.loading.lazy import lazy_attributes
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
 from streaminfer._runtime.stopping import STOP_LIMIT_S
 from streaminfer.errors import Closed

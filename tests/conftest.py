@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from streaminfer._internal import compiled_modules
+from streaminfer._internal.loading import compiled_modules
 from streaminfer.testing import FakeClock, run
 
 pytest_plugins = ["longest_first", "machine"]

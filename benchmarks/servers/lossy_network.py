@@ -16,7 +16,7 @@ import argparse
 import os
 import random
 
-from streaminfer.loadtest.path.packet_carrier import ADDRESSES, carry, join, missing_parts
+from streaminfer.loadtest.path.packets.packet_carrier import ADDRESSES, carry, join, missing_parts
 
 __all__ = ["ADDRESSES", "missing_parts"]
 

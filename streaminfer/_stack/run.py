@@ -7,7 +7,7 @@ import os
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
-from streaminfer._internal import compiled_modules
+from streaminfer._internal.loading import compiled_modules
 from streaminfer._runtime import serving_process
 from streaminfer._runtime.loops import is_virtual
 from streaminfer._runtime.owners import start_owned

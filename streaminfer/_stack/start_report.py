@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import attrs
 
-from streaminfer._internal.html_table import html_table
+from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._runtime.loops import is_virtual
 from streaminfer.batching.service_time.calibration import CalibrationStatistics

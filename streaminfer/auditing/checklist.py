@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import attrs
 
-from streaminfer._internal.html_table import html_table
+from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.validation import check_instance
 from streaminfer.auditing.stack_audit import Audit
 from streaminfer.compliance.document import Document

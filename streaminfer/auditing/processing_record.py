@@ -12,7 +12,7 @@ from typing import Any
 
 import attrs
 
-from streaminfer._internal.html_table import html_table
+from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import check_instance
 from streaminfer.auditing.stack_audit import audit

@@ -44,7 +44,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from streaminfer._internal.html_table import html_table
+from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import expected

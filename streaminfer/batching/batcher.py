@@ -398,7 +398,7 @@ class AdaptiveBatcher(Node):
     def _repr_html_(self) -> str:
         if self._service is not None:
             return self.statistics()._repr_html_()
-        from streaminfer._internal.html_table import html_table  # noqa: PLC0415 - serving does not need it
+        from streaminfer._internal.display.html_table import html_table  # noqa: PLC0415 - serving does not need it
 
         return html_table(
             [("largest batch", self.max_batch_size), ("policy", self.policy)], caption="batcher, not used yet"

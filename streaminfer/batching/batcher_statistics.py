@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import attrs
 
-from streaminfer._internal.html_table import counter_rows, html_table
+from streaminfer._internal.display.html_table import counter_rows, html_table
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.units import format_duration
 from streaminfer.batching.device.statistics import DeviceStatistics

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from streaminfer._internal.lazy import lazy_attributes
+from streaminfer._internal.loading.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from streaminfer.caching.edge_cache import EdgeCache

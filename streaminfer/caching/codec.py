@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from streaminfer._internal.extras import require
+from streaminfer._internal.loading.extras import require
 from streaminfer.errors import StreamInferError
 
 __all__ = ["RECORD_MARK", "CorruptRecord", "decode", "encode", "first_items"]

@@ -18,7 +18,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from streaminfer._internal.extras import require
+from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_instance, check_secret
 from streaminfer.caching._keys_cy import KeyMaker
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import attrs
 
-from streaminfer._internal.html_table import counter_rows, html_table
+from streaminfer._internal.display.html_table import counter_rows, html_table
 from streaminfer._internal.locking import is_atomic
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_count

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from streaminfer._internal.extras import require
+from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_instance
 
 __all__ = ["compares_strongly", "compares_weakly", "entity_tag", "is_entity_tag"]

@@ -15,7 +15,7 @@ from typing import Any
 
 import attrs
 
-from streaminfer._internal.extras import require
+from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
 from streaminfer.loadtest.runner import DRAIN_S, DRAIN_SLOS
 from streaminfer.loadtest.sending.requests import Requests, check_inputs, check_service

@@ -8,8 +8,8 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer._internal.figures import inline_svg
-from streaminfer._internal.html_table import html_table
+from streaminfer._internal.display.figures import inline_svg
+from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.units import format_duration
 from streaminfer.placement.matrix_plot import plot_height_in
 from streaminfer.placement.plan_plot import plot_plan

@@ -9,7 +9,7 @@ import math
 
 import attrs
 
-from streaminfer._internal.html_table import html_table
+from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import check_duration, check_instance
 from streaminfer.placement.plan_record import Plan

@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Se
 from typing import Any, NoReturn
 
 from streaminfer._internal._protobuf_cy import split_fields
-from streaminfer._internal.extras import require
+from streaminfer._internal.loading.extras import require
 from streaminfer.backends.triton.dtypes import CONTENTS
 from streaminfer.backends.triton.transport.wire import append_contents, parts_of_contents, split_contents, tag_of
 from streaminfer.errors import InvalidInput

@@ -13,8 +13,8 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer._internal.figures import inline_svg
-from streaminfer._internal.html_table import html_table
+from streaminfer._internal.display.figures import inline_svg
+from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.validation import check_count, check_duration, check_instance
 from streaminfer.batching.queue._event_ring_cy import EventRing
 from streaminfer.simulation.timeline_plot import draw_timeline

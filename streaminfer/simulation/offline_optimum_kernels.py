@@ -81,7 +81,7 @@ def _compiled() -> Callable[..., Any]:
 
 @cache
 def _compiled_by_numba() -> Callable[..., Any]:
-    from streaminfer._internal.numba_jit import compile_exports, jit  # noqa: PLC0415 - imports Numba
+    from streaminfer._internal.loading.numba_jit import compile_exports, jit  # noqa: PLC0415 - imports Numba
 
     kernel = jit(_most)
     compile_exports({"most_on_time": (kernel, EXPORTS["most_on_time"][1])})

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from streaminfer._internal.extras import require
-from streaminfer._internal.figures import BAD, COLORS, GOOD, legend_above, new_axes
+from streaminfer._internal.display.figures import BAD, COLORS, GOOD, legend_above, new_axes
+from streaminfer._internal.loading.extras import require
 
 __all__ = ["plot_bars", "plot_lines"]
 

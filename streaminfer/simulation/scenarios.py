@@ -17,8 +17,8 @@ from typing import Any
 import attrs
 import numpy as np
 
-from streaminfer._internal.figures import inline_svg, say_nothing_yet
-from streaminfer._internal.html_table import html_table
+from streaminfer._internal.display.figures import inline_svg, say_nothing_yet
+from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.validation import check_duration, check_instance, expected
 from streaminfer.batching.policy import PolicyName
 from streaminfer.batching.service_time.service_time import ServiceTime

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer._internal.extras import require
-from streaminfer._internal.figures import BAD, COLORS, GREY, in_seconds, legend_above, new_axes, say_nothing_yet
+from streaminfer._internal.display.figures import BAD, COLORS, GREY, in_seconds, legend_above, new_axes, say_nothing_yet
+from streaminfer._internal.loading.extras import require
 
 __all__ = ["draw_timeline"]
 

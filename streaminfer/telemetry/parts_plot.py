@@ -6,7 +6,7 @@ The percentiles of parts do not add up to that of the whole, so the rows are not
 from collections.abc import Mapping
 from typing import Any
 
-from streaminfer._internal.figures import BAD, COLORS, GOOD, in_decades, legend_above, new_axes, say_nothing_yet
+from streaminfer._internal.display.figures import BAD, COLORS, GOOD, in_decades, legend_above, new_axes, say_nothing_yet
 from streaminfer._internal.units import format_duration
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 

@@ -5,7 +5,7 @@ from typing import Any, TypeVar, get_args
 
 import attrs
 
-from streaminfer._internal.html_table import html_table
+from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 from streaminfer.telemetry.objectives.alerts import Alert, Severity
@@ -211,7 +211,7 @@ class TelemetryStatistics(Snapshot):
         table += "" if self.slo is None else self.slo._repr_html_()
         if not self.latency.count:
             return table
-        from streaminfer._internal.figures import inline_svg  # noqa: PLC0415 - serving does not need it
+        from streaminfer._internal.display.figures import inline_svg  # noqa: PLC0415 - serving does not need it
 
         return inline_svg(self.plot, f"Latency by part: {self!r}", height_in=2.8) + table
 

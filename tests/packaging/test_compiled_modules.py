@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import streaminfer as si
-from streaminfer._internal import compiled_modules
+from streaminfer._internal.loading import compiled_modules
 
 ROOT = Path(__file__).parents[2]
 SUFFIX = importlib.machinery.EXTENSION_SUFFIXES[0]

@@ -111,7 +111,7 @@ def test_for_caller_keeps_the_cause():
 
 
 def test_a_missing_extra_says_the_command():
-    from streaminfer._internal.extras import require
+    from streaminfer._internal.loading.extras import require
 
     with pytest.raises(
         si.MissingExtra, match=r"the thing needs no_such_module_x, .*pip install 'streaminfer\[thing\]'"
@@ -121,7 +121,7 @@ def test_a_missing_extra_says_the_command():
 
 
 def test_an_installed_extra_that_lacks_something_itself_says_so(tmp_path, monkeypatch):
-    from streaminfer._internal.extras import require
+    from streaminfer._internal.loading.extras import require
 
     (tmp_path / "half_installed.py").write_text("import no_such_module_y\n")
     monkeypatch.syspath_prepend(tmp_path)

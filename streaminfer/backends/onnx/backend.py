@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy.typing as npt
 
-from streaminfer._internal.extras import require
-from streaminfer._internal.html_table import html_table
+from streaminfer._internal.display.html_table import html_table
+from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_choice, check_count, check_duration, check_instance
 from streaminfer.backends.fingerprint import ModelFiles, digest_of_bytes, fingerprint_of_model
 from streaminfer.backends.job import Done, Job

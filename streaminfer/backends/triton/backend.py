@@ -17,7 +17,7 @@ import uuid
 from collections.abc import AsyncGenerator, Hashable, Mapping, Sequence
 from typing import Any
 
-from streaminfer._internal.html_table import html_table
+from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.validation import check_choice, check_count, check_duration, check_instance, expected
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer._runtime.stopping import seconds_left, until_limit

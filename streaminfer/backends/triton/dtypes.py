@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from streaminfer._internal.extras import require
+from streaminfer._internal.loading.extras import require
 from streaminfer.errors import InvalidInput
 
 __all__ = ["CONTENTS", "TEXT", "decode_text", "dtype_of", "encode_text", "is_text", "raw", "strings"]

@@ -33,7 +33,7 @@ from typing import Any, Literal
 import attrs
 import numpy as np
 
-from streaminfer._internal.extras import require
+from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_choice, check_count, check_instance, expected
 from streaminfer.backends.onnx.model import find_source, load, make_options, read_specs
 from streaminfer.backends.onnx.providers import cache_options, profile_shapes

@@ -62,7 +62,7 @@ def load() -> PlannerKernels:
             compiled = _compiled_kernels.load()
             if compiled is None:
                 _check_numba()
-                from streaminfer._internal.numba_jit import compile_exports  # noqa: PLC0415 - imports Numba
+                from streaminfer._internal.loading.numba_jit import compile_exports  # noqa: PLC0415 - imports Numba
                 from streaminfer.batching.planner import kernels, turn_kernels  # noqa: PLC0415
 
                 compile_exports(kernels.EXPORTS | turn_kernels.EXPORTS)

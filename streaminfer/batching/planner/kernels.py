@@ -39,7 +39,7 @@ heads that are late are passed over, and the bucket that serves most goes first.
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer._internal.numba_jit import jit
+from streaminfer._internal.loading.numba_jit import jit
 
 __all__ = ["EXPORTS", "MAX_PLANNED", "choose", "choose_bucket", "drop_heads", "plan", "roll", "roll_buckets"]
 

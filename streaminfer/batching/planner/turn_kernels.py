@@ -23,7 +23,7 @@ Importing this module imports Numba: serving calls what was compiled of it ahead
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer._internal.numba_jit import jit
+from streaminfer._internal.loading.numba_jit import jit
 
 __all__ = ["EXPORTS", "choose_turn"]
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import attrs
 import numpy as np
 
-from streaminfer._internal.html_table import html_table
+from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.units import format_duration
 from streaminfer.batching.assembly.assembler import Assembler

@@ -24,8 +24,8 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer._internal.extras import require
-from streaminfer._internal.figures import new_axes
+from streaminfer._internal.display.figures import new_axes
+from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_count, check_duration, expected
 
 __all__ = ["ServiceTime", "best_size", "service_time_axes", "whole_ns"]

@@ -40,7 +40,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import attrs
 
-from streaminfer._internal.extras import require
+from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import LONGEST_S, check_instance, check_secret, expected
 from streaminfer.caching.codec import CorruptRecord
 from streaminfer.caching.tiers._sqlite import HOLDS, set_hold, transaction

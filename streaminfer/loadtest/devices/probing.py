@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 import numpy as np
 
-from streaminfer._internal.extras import require
+from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_choice, check_duration
 from streaminfer.errors import InvalidInput
 from streaminfer.loadtest.devices.delivery import Delivery

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from streaminfer._internal.extras import require
+from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_count, check_duration, check_instance
 from streaminfer.loadtest.devices.codecs import codec_settings, set_up_encoder
 from streaminfer.loadtest.devices.delivery import captures

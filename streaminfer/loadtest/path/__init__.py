@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from streaminfer._internal.lazy import lazy_attributes
+from streaminfer._internal.loading.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from streaminfer.loadtest.path.cdn_edge import CdnEdge
@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from streaminfer.loadtest.path.device_group import DeviceGroup, run_devices
     from streaminfer.loadtest.path.media_path import Edge, MediaPath
     from streaminfer.loadtest.path.network import DelayTrace, Link, NetworkProfile, network_names, network_profile
-    from streaminfer.loadtest.path.packet_path import PacketPath
+    from streaminfer.loadtest.path.packets.packet_path import PacketPath
     from streaminfer.loadtest.path.path_service import FrameLost, LostAtEncoder, LostInNetwork, PathService, Undecodable
     from streaminfer.loadtest.path.scene import Scene
     from streaminfer.loadtest.path.transfer import Transfer
-    from streaminfer.loadtest.path.udp_relay import UdpRelay
     from streaminfer.loadtest.path.uplink import Arrival, Uplink
-    from streaminfer.loadtest.path.webrtc_leg import WebRtcLeg
-    from streaminfer.loadtest.path.webrtc_path import WebRtcPath
+    from streaminfer.loadtest.path.webrtc.udp_relay import UdpRelay
+    from streaminfer.loadtest.path.webrtc.webrtc_leg import WebRtcLeg
+    from streaminfer.loadtest.path.webrtc.webrtc_path import WebRtcPath
 
 __all__ = [
     "Arrival",
@@ -59,15 +59,15 @@ _HOMES = {
     "LostInNetwork": "loadtest.path.path_service",
     "MediaPath": "loadtest.path.media_path",
     "NetworkProfile": "loadtest.path.network",
-    "PacketPath": "loadtest.path.packet_path",
+    "PacketPath": "loadtest.path.packets.packet_path",
     "PathService": "loadtest.path.path_service",
     "Scene": "loadtest.path.scene",
     "Transfer": "loadtest.path.transfer",
-    "UdpRelay": "loadtest.path.udp_relay",
+    "UdpRelay": "loadtest.path.webrtc.udp_relay",
     "Undecodable": "loadtest.path.path_service",
     "Uplink": "loadtest.path.uplink",
-    "WebRtcLeg": "loadtest.path.webrtc_leg",
-    "WebRtcPath": "loadtest.path.webrtc_path",
+    "WebRtcLeg": "loadtest.path.webrtc.webrtc_leg",
+    "WebRtcPath": "loadtest.path.webrtc.webrtc_path",
     "network_names": "loadtest.path.network",
     "network_profile": "loadtest.path.network",
     "run_devices": "loadtest.path.device_group",

@@ -24,11 +24,11 @@ from streaminfer.loadtest.path.codec import Prepare
 from streaminfer.loadtest.path.codec_thread import CodecThread
 from streaminfer.loadtest.path.media_path import Edge, MediaPath
 from streaminfer.loadtest.path.network import NetworkProfile, network_profile
-from streaminfer.loadtest.path.packet_path import PacketPath
+from streaminfer.loadtest.path.packets.packet_path import PacketPath
 from streaminfer.loadtest.path.path_service import LostAtEncoder, PathService, Score
 from streaminfer.loadtest.path.scene import Scene
-from streaminfer.loadtest.path.webrtc_leg import MIME_TYPES
-from streaminfer.loadtest.path.webrtc_path import WebRtcPath
+from streaminfer.loadtest.path.webrtc.webrtc_leg import MIME_TYPES
+from streaminfer.loadtest.path.webrtc.webrtc_path import WebRtcPath
 from streaminfer.loadtest.report.report import Report
 from streaminfer.loadtest.runner import run
 from streaminfer.loadtest.sending.sender import OnProgress, running

@@ -25,7 +25,7 @@ from typing import Protocol, Self
 
 import attrs
 
-from streaminfer._internal.extras import require
+from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_count, check_instance, expected
 from streaminfer.errors import BackendError, Closed
 from streaminfer.loadtest.devices.profile import CameraProfile

@@ -21,8 +21,8 @@ from streaminfer.request import Request, Response
 from streaminfer.stack import Stack
 
 if TYPE_CHECKING:
-    from streaminfer.loadtest.path.packet_path import PacketPath
-    from streaminfer.loadtest.path.webrtc_path import WebRtcPath
+    from streaminfer.loadtest.path.packets.packet_path import PacketPath
+    from streaminfer.loadtest.path.webrtc.webrtc_path import WebRtcPath
 
 __all__ = ["FrameLost", "LostAtEncoder", "LostInNetwork", "PathService", "Score", "Undecodable"]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from streaminfer._internal.extras import require
+from streaminfer._internal.loading.extras import require
 from streaminfer.errors import InvalidInput
 from streaminfer.loadtest.devices.codecs import codec_settings
 from streaminfer.loadtest.devices.library import device_profile

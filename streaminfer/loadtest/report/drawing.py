@@ -7,8 +7,8 @@ from collections.abc import Callable
 from html import escape
 from typing import Any
 
-from streaminfer._internal.extras import require
-from streaminfer._internal.figures import BAD, COLORS, GOOD, GREY
+from streaminfer._internal.display.figures import BAD, COLORS, GOOD, GREY
+from streaminfer._internal.loading.extras import require
 from streaminfer.errors import MissingExtra
 
 __all__ = ["STYLE_SHEET", "draw"]

@@ -7,7 +7,7 @@ from html import escape
 
 import attrs
 
-from streaminfer._internal.html_table import html_table
+from streaminfer._internal.display.html_table import html_table
 from streaminfer.loadtest.capacity.search import Capacity
 from streaminfer.loadtest.report import plots
 from streaminfer.loadtest.report.drawing import STYLE_SHEET, draw

@@ -6,7 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from streaminfer._internal.figures import BAD, COLORS, GOOD, GREY, in_decades, legend_above, new_axes, say_nothing_yet
+from streaminfer._internal.display.figures import (
+    BAD,
+    COLORS,
+    GOOD,
+    GREY,
+    in_decades,
+    legend_above,
+    new_axes,
+    say_nothing_yet,
+)
 from streaminfer.loadtest.capacity.search import Capacity
 from streaminfer.loadtest.quantiles import quantile_of
 from streaminfer.loadtest.report.report import Report, Tail

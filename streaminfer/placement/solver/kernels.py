@@ -70,7 +70,7 @@ def _compiled(name: str) -> Callable[..., Any]:
 
 @cache
 def _compiled_by_numba() -> dict[str, Callable[..., Any]]:
-    from streaminfer._internal.numba_jit import compile_exports, jit  # noqa: PLC0415 - imports Numba
+    from streaminfer._internal.loading.numba_jit import compile_exports, jit  # noqa: PLC0415 - imports Numba
 
     kernels: dict[str, Callable[..., Any]] = {name: jit(function) for name, (function, _) in EXPORTS.items()}
     compile_exports({name: (kernels[name], signature) for name, (_, signature) in EXPORTS.items()})

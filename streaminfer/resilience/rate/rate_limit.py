@@ -9,7 +9,7 @@ from typing import Any, overload
 
 import attrs
 
-from streaminfer._internal.html_table import counter_rows, html_table
+from streaminfer._internal.display.html_table import counter_rows, html_table
 from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_count, check_instance, check_number, field_check

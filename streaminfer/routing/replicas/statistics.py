@@ -4,7 +4,7 @@ import math
 
 import attrs
 
-from streaminfer._internal.html_table import html_table
+from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.units import NEVER_NS, format_duration
 from streaminfer.routing.replicas._p2c_cy import ACTIVE, DRAINING, EJECTED, PROBING, P2CBalancer

@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from streaminfer._internal.html_table import html_table
+from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_instance, check_number
 from streaminfer._runtime.lifecycle import start_all

@@ -16,7 +16,7 @@ from typing import Any
 
 import attrs
 
-from streaminfer._internal.html_table import counter_rows, html_table
+from streaminfer._internal.display.html_table import counter_rows, html_table
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
 from streaminfer._runtime.owners import start_owned

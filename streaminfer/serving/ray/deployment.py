@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from streaminfer._internal.extras import require
+from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_duration, check_instance, expected
 from streaminfer._runtime.stopping import STOP_LIMIT_S
 from streaminfer.serving.limits import Limits, checked_limits

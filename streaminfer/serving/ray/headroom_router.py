@@ -7,7 +7,7 @@ where the class cannot be made. It is made at its first use, because its base is
 import time
 from typing import TYPE_CHECKING, Any
 
-from streaminfer._internal.extras import require
+from streaminfer._internal.loading.extras import require
 from streaminfer.serving.ray.headroom import HeadroomRanking, LoadReport
 
 __all__ = ["make_headroom_router"]

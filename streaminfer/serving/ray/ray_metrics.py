@@ -7,7 +7,7 @@ Prometheus queries know, so that ``rate`` and ``histogram_quantile`` work.
 
 from typing import Any
 
-from streaminfer._internal.extras import require
+from streaminfer._internal.loading.extras import require
 from streaminfer.stack import Stack
 from streaminfer.telemetry.exporters.collection import Collection
 from streaminfer.telemetry.exporters.histogram_points import BOUND_LABELS, HistogramPoint, HistogramReader

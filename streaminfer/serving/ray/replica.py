@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Hashable
 from typing import Any
 
-from streaminfer._internal.extras import require
+from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import expected
 from streaminfer.protocols import adapt
 from streaminfer.serving.asgi import ServingApp, asgi_app

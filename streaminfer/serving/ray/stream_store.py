@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Protocol
 
-from streaminfer._internal.extras import require
+from streaminfer._internal.loading.extras import require
 from streaminfer.protocols import Clock
 from streaminfer.serving.ray.stream_ledger import ClaimKind, StreamLedger, StreamMoves
 

@@ -71,7 +71,7 @@ def _kernel() -> Callable[..., Any]:
     compiled = _compiled_kernels.load()
     if compiled is not None:
         return compiled.checked("most_of_two")
-    from streaminfer._internal.numba_jit import compile_exports  # noqa: PLC0415 - imports Numba
+    from streaminfer._internal.loading.numba_jit import compile_exports  # noqa: PLC0415 - imports Numba
     from streaminfer.simulation.devices import optimum_kernels  # noqa: PLC0415
 
     compile_exports(optimum_kernels.EXPORTS)

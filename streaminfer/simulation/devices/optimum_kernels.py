@@ -10,7 +10,7 @@ Importing this module imports Numba.
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer._internal.numba_jit import jit
+from streaminfer._internal.loading.numba_jit import jit
 
 __all__ = ["EXPORTS", "most_of_two"]
 

@@ -16,7 +16,7 @@ without them.
 import time
 from typing import Any, Literal
 
-from streaminfer._internal.extras import require
+from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import expected
 from streaminfer.streams.sources.source import Clock
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from streaminfer._internal.extras import require
+from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_choice, check_duration, check_instance
 from streaminfer.streams.sources.formats import AudioFormat, Dtype, PixelFormat, VideoFormat
 from streaminfer.streams.sources.handoff import Handoff

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from streaminfer._internal.extras import require
+from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_choice, check_count
 from streaminfer.streams.sources.conversion import PictureConverter
 from streaminfer.streams.sources.formats import AudioFormat, Dtype, VideoFormat

@@ -4,7 +4,7 @@ import time
 from collections.abc import AsyncGenerator
 from typing import Any, Protocol
 
-from streaminfer._internal.extras import require
+from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import expected
 from streaminfer.streams.sources.conversion import PictureConverter
 from streaminfer.streams.sources.formats import AudioFormat, VideoFormat

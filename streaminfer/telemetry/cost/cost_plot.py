@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from streaminfer._internal.extras import require
-from streaminfer._internal.figures import COLORS, GREY, legend_above, new_axes, say_nothing_yet
+from streaminfer._internal.display.figures import COLORS, GREY, legend_above, new_axes, say_nothing_yet
+from streaminfer._internal.loading.extras import require
 
 if TYPE_CHECKING:
     from streaminfer.telemetry.cost.statistics import CostRow

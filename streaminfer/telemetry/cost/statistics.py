@@ -5,7 +5,7 @@ from typing import Any
 
 import attrs
 
-from streaminfer._internal.html_table import html_table
+from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.snapshot import Snapshot
 
 __all__ = ["CostRow", "CostStatistics", "DeviceCost"]
@@ -167,7 +167,7 @@ class CostStatistics(Snapshot):
                 tables.append(html_table((_cells(name, row) for name, row in found.items()), head=(what, *head)))
         if not self.bill:
             return "".join(tables)
-        from streaminfer._internal.figures import inline_svg  # noqa: PLC0415 - serving does not need it
+        from streaminfer._internal.display.figures import inline_svg  # noqa: PLC0415 - serving does not need it
 
         return inline_svg(self.plot, f"Cost by model: {self!r}") + "".join(tables)
 

@@ -12,9 +12,17 @@ import attrs
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from streaminfer._internal.extras import require
-from streaminfer._internal.figures import BAD, COLORS, in_decades, inline_svg, legend_above, new_axes, say_nothing_yet
-from streaminfer._internal.html_table import html_table
+from streaminfer._internal.display.figures import (
+    BAD,
+    COLORS,
+    in_decades,
+    inline_svg,
+    legend_above,
+    new_axes,
+    say_nothing_yet,
+)
+from streaminfer._internal.display.html_table import html_table
+from streaminfer._internal.loading.extras import require
 from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import expected
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram

@@ -106,7 +106,7 @@ def _compiled() -> Callable[..., Any] | None:
 
 @cache
 def _compiled_by_numba() -> Callable[..., Any]:
-    from streaminfer._internal.numba_jit import compile_exports, jit  # noqa: PLC0415 - imports Numba
+    from streaminfer._internal.loading.numba_jit import compile_exports, jit  # noqa: PLC0415 - imports Numba
 
     kernel = jit(_count)
     compile_exports({"count_durations": (kernel, EXPORTS["count_durations"][1])})

@@ -317,7 +317,7 @@ class LatencyHistogram(_State):
         )
 
     def _repr_html_(self) -> str:
-        from streaminfer._internal.html_table import html_table  # noqa: PLC0415 - serving does not need it
+        from streaminfer._internal.display.html_table import html_table  # noqa: PLC0415 - serving does not need it
 
         now = self.copy()
         rows = [("count", f"{now.count:,}")]
@@ -329,7 +329,7 @@ class LatencyHistogram(_State):
         rows.append(("clamped", f"{now.clamped:,}"))
         if not now.count:
             return html_table(rows)
-        from streaminfer._internal.figures import inline_svg  # noqa: PLC0415 - likewise
+        from streaminfer._internal.display.figures import inline_svg  # noqa: PLC0415 - likewise
 
         return inline_svg(now.plot, f"Latency by percentile: {now!r}") + html_table(rows)
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer._internal.extras import require
-from streaminfer._internal.figures import COLORS, in_seconds, legend_above, new_axes, say_nothing_yet
+from streaminfer._internal.display.figures import COLORS, in_seconds, legend_above, new_axes, say_nothing_yet
+from streaminfer._internal.loading.extras import require
 
 __all__ = ["plot_percentiles"]
 

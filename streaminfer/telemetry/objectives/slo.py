@@ -325,7 +325,7 @@ class SLO(StackClock, _State):
         )
 
     def _repr_html_(self) -> str:
-        from streaminfer._internal.figures import inline_svg  # noqa: PLC0415 - serving does not need it
+        from streaminfer._internal.display.figures import inline_svg  # noqa: PLC0415 - serving does not need it
 
         return inline_svg(self.plot, f"Error budget over time: {self!r}") + self.statistics()._repr_html_()
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from streaminfer._internal.extras import require
-from streaminfer._internal.figures import BAD, COLORS, new_axes, say_nothing_yet
+from streaminfer._internal.display.figures import BAD, COLORS, new_axes, say_nothing_yet
+from streaminfer._internal.loading.extras import require
 from streaminfer._internal.units import format_duration
 
 __all__ = ["plot_budget"]

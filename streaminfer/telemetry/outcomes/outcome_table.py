@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import attrs
 
-from streaminfer._internal.html_table import html_table
+from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import expected
 from streaminfer.telemetry.families.routes import OTHER

@@ -22,7 +22,7 @@ FAR = float("inf")
 def plain_kernels():
     """The module without Numba."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("streaminfer._internal.numba_jit.jit", lambda function: function)
+        patch.setattr("streaminfer._internal.loading.numba_jit.jit", lambda function: function)
         spec = importlib.util.spec_from_file_location("plain_turn_kernels", Path(turn_kernels.__file__))
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)

@@ -25,12 +25,12 @@ CHOOSE_BUCKET = [kernels.choose_bucket, *(variant.checked("choose_bucket") for v
 @pytest.fixture(scope="module")
 def plain_kernels():
     """The same source with a decorator that compiles nothing."""
-    stub = types.ModuleType("streaminfer._internal.numba_jit")
+    stub = types.ModuleType("streaminfer._internal.loading.numba_jit")
     stub.jit = lambda function: function
     spec = importlib.util.spec_from_file_location("plain_kernels", Path(kernels.__file__))
     module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "streaminfer._internal.numba_jit", stub)
+        patch.setitem(sys.modules, "streaminfer._internal.loading.numba_jit", stub)
         spec.loader.exec_module(module)
     return module
 

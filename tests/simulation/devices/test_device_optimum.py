@@ -21,7 +21,7 @@ KERNELS = [variant.checked("most_of_two") for variant in VARIANTS]
 @pytest.fixture
 def plain_kernels(monkeypatch):
     """The module without Numba."""
-    monkeypatch.setattr("streaminfer._internal.numba_jit.jit", lambda function: function)
+    monkeypatch.setattr("streaminfer._internal.loading.numba_jit.jit", lambda function: function)
     spec = importlib.util.spec_from_file_location("plain_optimum_kernels", Path(optimum_kernels.__file__))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -19,7 +19,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from streaminfer._internal.extras import require
+from streaminfer._internal.loading.extras import require
 from streaminfer.backends.triton.dtypes import CONTENTS, raw
 from streaminfer.backends.triton.endpoint import Endpoint
 from streaminfer.backends.triton.errors import ServerError, retry_after

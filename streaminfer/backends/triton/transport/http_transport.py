@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from streaminfer._internal.extras import require
+from streaminfer._internal.loading.extras import require
 from streaminfer.backends.triton.dtypes import raw, strings
 from streaminfer.backends.triton.endpoint import Endpoint
 from streaminfer.backends.triton.errors import ServerError, of_http_status, retry_after

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
-from streaminfer._internal.extras import require
+from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
 from streaminfer.caching.codec import CorruptRecord
 from streaminfer.caching.tiers._records import Counters, NotHeld, Records, selection

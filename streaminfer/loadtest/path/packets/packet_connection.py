@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from streaminfer.loadtest.path.network import Link, NetworkProfile
-from streaminfer.loadtest.path.packet_carrier import ADDRESSES, carry, join, missing_parts
+from streaminfer.loadtest.path.packets.packet_carrier import ADDRESSES, carry, join, missing_parts
 
 __all__ = ["PacketConnection"]
 

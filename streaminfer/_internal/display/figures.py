@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from streaminfer._internal.extras import require
+from streaminfer._internal.loading.extras import require
 from streaminfer._internal.units import format_duration
 from streaminfer.errors import MissingExtra
 

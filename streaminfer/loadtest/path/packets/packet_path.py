@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import attrs
 
-from streaminfer._internal.extras import require
+from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_count, check_instance
 from streaminfer.errors import Closed
 from streaminfer.loadtest.devices.profile import CameraProfile
@@ -19,7 +19,7 @@ from streaminfer.loadtest.path.codec import Decoded, Prepare, Unit, UnitDecoder,
 from streaminfer.loadtest.path.codec_thread import CodecThread
 from streaminfer.loadtest.path.media_path import MAX_WAITING
 from streaminfer.loadtest.path.network import NetworkProfile, network_profile
-from streaminfer.loadtest.path.packet_connection import PacketConnection
+from streaminfer.loadtest.path.packets.packet_connection import PacketConnection
 from streaminfer.loadtest.path.scene import Scene
 from streaminfer.loadtest.path.transfer import Loss, Transfer, complete
 from streaminfer.streams.sources.formats import AudioFormat, VideoFormat

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 from pictures import check_printable
 
-from streaminfer._internal import figures
+from streaminfer._internal.display import figures
 from streaminfer.batching.queue._event_ring_cy import EventRing
 from streaminfer.batching.service_time.service_time import ServiceTime
 from streaminfer.simulation import arrivals

@@ -17,7 +17,7 @@ from streaminfer.loadtest.path.codec import Prepare
 from streaminfer.loadtest.path.network import NetworkProfile
 from streaminfer.loadtest.path.scene import Scene
 from streaminfer.loadtest.path.transfer import Transfer, complete
-from streaminfer.loadtest.path.webrtc_leg import WebRtcLeg
+from streaminfer.loadtest.path.webrtc.webrtc_leg import WebRtcLeg
 from streaminfer.streams.frame import Frame
 
 __all__ = ["WebRtcPath"]

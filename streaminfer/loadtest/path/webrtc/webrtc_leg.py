@@ -16,13 +16,13 @@ from typing import Any, Self
 
 import attrs
 
-from streaminfer._internal.extras import require
+from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_count, check_instance, expected
 from streaminfer.loadtest.devices.delivery import captures
 from streaminfer.loadtest.devices.profile import CameraProfile, MicrophoneProfile
 from streaminfer.loadtest.path.network import NetworkProfile, network_profile
 from streaminfer.loadtest.path.scene import Scene
-from streaminfer.loadtest.path.udp_relay import UdpRelay
+from streaminfer.loadtest.path.webrtc.udp_relay import UdpRelay
 from streaminfer.streams.frame import Frame
 from streaminfer.streams.sources.track import from_track
 

@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from streaminfer._internal.html_table import counter_rows, html_table
+from streaminfer._internal.display.html_table import counter_rows, html_table
 
 
 def test_rows_have_headings_without_a_head():

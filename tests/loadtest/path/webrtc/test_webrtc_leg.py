@@ -12,7 +12,7 @@ from streaminfer.loadtest.devices import MicrophoneProfile
 from streaminfer.loadtest.path import DeviceGroup, NetworkProfile, PathService, WebRtcLeg, WebRtcPath, run_devices
 
 DELAY_S = 0.02
-SPEECH = Path(__file__).parents[3] / "examples" / "assets" / "librivox_0870.wav"
+SPEECH = Path(__file__).parents[4] / "examples" / "assets" / "librivox_0870.wav"
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of aiortc's own dependencies
 
 

@@ -15,7 +15,7 @@ from types import ModuleType
 
 __all__ = ["are_used", "warn_if_unused"]
 
-_PACKAGE = Path(__file__).parent.parent
+_PACKAGE = Path(__file__).parents[2]
 _SUFFIX = "_cy"
 
 

@@ -1,0 +1,1 @@
+"""How things are shown: the style of pictures, tables in HTML."""

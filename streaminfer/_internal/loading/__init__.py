@@ -1,0 +1,1 @@
+"""How modules load: at first use, compiled or not."""

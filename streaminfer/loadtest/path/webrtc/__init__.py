@@ -1,0 +1,1 @@
+"""WebRTC with its real transport through a lossy relay, on the path of a load test."""
