@@ -16,6 +16,7 @@ from streaminfer.batching._batch_observers_cy import BatchObservers
 from streaminfer.batching._submission_cy import Submission
 from streaminfer.batching.assembly.assembler import Assembler
 from streaminfer.batching.assembly.model_calls import make_assembler
+from streaminfer.batching.device.residence import in_memory
 from streaminfer.batching.dispatcher import Dispatcher
 from streaminfer.batching.policy import Greedy, Policy, adapt_policy
 from streaminfer.batching.queue._fair_queue_cy import FairQueue
@@ -349,7 +350,7 @@ class BatchedService(Node):
 
     def _prepare_policy(self) -> None:
         """Wait until the policy is ready to decide; at once where its kernels are loaded."""
-        prepare = self._dispatcher.offered.prepare
+        prepare = self._dispatcher.expectations.offered.prepare
         if prepare is not None:
             prepare(wait=True)
 
@@ -363,13 +364,13 @@ class BatchedService(Node):
         model = 0 if offered.fingerprint_changes is None else offered.fingerprint_changes()
         if self._calibrator is None or model != self._calibrated_model:
             self._calibrator, self._calibrated_model = Calibration(self.source), model
-        async with self._dispatcher.in_memory():
+        async with in_memory(self._device, self._dispatcher):
             self.calibration = await self._calibrator.run(
                 self._make_calibration_service,
                 example,
                 self._assembler,
                 slo_ns=self.slo_ns,
-                learn=self._dispatcher.learn,
+                learn=self._dispatcher.expectations.learn,
                 validate=self.validate or offered.validate,
                 copies=not offered.returns_new_arrays,
             )

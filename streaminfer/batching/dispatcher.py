@@ -8,18 +8,18 @@ at which the policy wants to decide again; with nothing in flight there is none.
 
 import asyncio
 from collections.abc import Hashable, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from streaminfer._runtime.idle_waiters import IdleWaiters
 from streaminfer._runtime.stopping import seconds_left
 from streaminfer.batching._batch_observers_cy import BatchObservers
 from streaminfer.batching._submission_cy import DispatchState
 from streaminfer.batching.assembly.assembler import Assembler
 from streaminfer.batching.batch_runner import BatchRunner
 from streaminfer.batching.device.residence import LiveResidence
+from streaminfer.batching.expectations import Expectations
 from streaminfer.batching.pipeline import Pipeline
-from streaminfer.batching.policy import Decision, Policy, adapt_policy
-from streaminfer.batching.queue._fair_queue_cy import FairQueue
+from streaminfer.batching.policy import Decision, Policy
 from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import NEVER, UNKNOWN, Execution, Ticket
 from streaminfer.batching.queue.request_outcomes import RequestOutcomes
@@ -31,12 +31,6 @@ if TYPE_CHECKING:
     from streaminfer.batching.planner.outlook import Outlook
 
 __all__ = ["Dispatcher"]
-
-
-class _Ahead(NamedTuple):
-    """What a prediction reads of a queue, for a stream whose turn is before that of others."""
-
-    queued: int
 
 
 class Dispatcher(DispatchState):
@@ -65,8 +59,7 @@ class Dispatcher(DispatchState):
         is_scheduled: a dispatch is due at the end of this turn of the loop.
         timer_ns: when the timer is due; ``NEVER``: it is not set.
         policy: decides when a batch is released, and of which requests.
-        offered: what the policy offers beyond deciding.
-        learn: tells the policy what a batch took; ``None``: it does not learn.
+        expectations: what the policy expects of queue and model, and learns.
         pipeline: the batch that was sent before a worker was free.
         runner: runs the batches.
         batch_sizes: how many batches had which size.
@@ -76,10 +69,10 @@ class Dispatcher(DispatchState):
 
     # with more than thirty attributes in a dict, CPython 3.11 would look each method up again at each call
     __slots__ = (
-        *("__weakref__", "_absorb", "_ask_inward", "_assembler", "_bucket_models", "_device", "_inner", "_plain"),
+        *("__weakref__", "_ask_inward", "_assembler", "_bucket_models", "_device", "_inner", "_plain"),
         "_stack",
-        *("_drains", "_events", "_loop", "_outcomes", "_queue", "_recheck_ns", "_timer"),
-        *("batch_sizes", "clock", "full_at", "learn", "max_in_flight", "observers", "offered"),
+        *("_events", "_idle", "_loop", "_outcomes", "_queue", "_recheck_ns", "_timer"),
+        *("batch_sizes", "clock", "expectations", "full_at", "max_in_flight", "observers"),
         *("pipeline", "policy", "residence", "runner", "source"),
     )
 
@@ -116,9 +109,10 @@ class Dispatcher(DispatchState):
             finish=self._finish,
             settle=self._go_on,
         )
+        self.pipeline = Pipeline()
+        self.expectations = Expectations(queue, self.pipeline)
         self.set_assembler(assembler)
         self._ask_inward = adapt(inner).capabilities().admission
-        self.pipeline = Pipeline()
         self.max_in_flight = self.free = max_in_flight
         self.full_at = NEVER
         self.set_policy(policy)
@@ -127,7 +121,7 @@ class Dispatcher(DispatchState):
         self._timer: asyncio.TimerHandle | None = None
         self.timer_ns = NEVER
         self._recheck_ns = NEVER
-        self._drains: list[asyncio.Future[None]] = []
+        self._idle = IdleWaiters()
         self.batch_sizes: dict[int, int] = {}
         self.observers: BatchObservers | None = None
         residency = None
@@ -141,7 +135,7 @@ class Dispatcher(DispatchState):
     def set_assembler(self, assembler: Assembler) -> None:
         """Put the inputs of later batches together with another assembler."""
         self._assembler = assembler
-        self._plain = assembler.plain
+        self._plain = self.expectations.plain = assembler.plain
         self.runner.set_assembler(assembler)
 
     def set_workers(self, workers: int) -> None:
@@ -150,10 +144,9 @@ class Dispatcher(DispatchState):
 
     def set_policy(self, policy: Policy) -> None:
         """Takes a policy over; asks the model, which may have started since, whether it keeps a queue."""
-        pipeline = self.pipeline
         self.policy = policy
-        self.offered = offered = adapt_policy(policy)
-        self.learn = offered.observe
+        self.expectations.set_policy(policy)
+        offered = self.expectations.offered
         self._bucket_models = offered.bucket_models
         self.runner.isolator.tell_limit = offered.limit_rows
         # behind outputs that have to be copied first no batch may wait at the model: it could overwrite them
@@ -163,11 +156,8 @@ class Dispatcher(DispatchState):
             and not self.runner.copies
             and adapt(self._inner).capabilities().queued_workers == self.max_in_flight
         )
-        pipeline.choose = offered.choose_pipelined if keeps_queue else None
-        self.pipelines = pipeline.choose is not None
-        # how a batch went by itself matters to those that are sent early, so there the policy hears of each
-        self._absorb = offered.absorb if pipeline.choose is None else None
-        pipeline.effective_start_ns, pipeline.learn = offered.effective_start_ns, offered.observe_pipelined
+        self.expectations.bind_pipeline(keeps_queue=keeps_queue)
+        self.pipelines = self.pipeline.choose is not None
 
     def bind_loop(self, loop: asyncio.AbstractEventLoop) -> None:
         """Release batches on another event loop; those that a closed loop left behind are forgotten.
@@ -187,7 +177,7 @@ class Dispatcher(DispatchState):
         self.is_scheduled = False
         self._timer = None
         self.timer_ns = self._recheck_ns = NEVER
-        self._drains.clear()
+        self._idle.forget()
         self._loop = loop
 
     def tickets(self) -> list[Ticket]:
@@ -197,18 +187,10 @@ class Dispatcher(DispatchState):
 
     def predicted_finish_ns(self, now_ns: int, bucket: int, stream_id: Hashable) -> int | None:
         """Return when the policy expects a request that comes now to complete; ``None``: it does not say."""
-        if self.offered.predicted_finish_ns is None:
-            return None
-        running = () if self.free else self.pipeline.started(self.runner.batches)
         if self._device is not None:
             now_ns = self._device.free_at_ns(now_ns, self)
-        early = self.pipeline.batch
-        queue: RequestQueue | _Ahead = self._queue
-        if isinstance(queue, FairQueue):
-            queue = _Ahead(queue.ahead_of(stream_id))
-        if early is None:
-            return self.offered.predicted_finish_ns(queue, now_ns, running, bucket)
-        return self.offered.predicted_finish_ns(queue, now_ns, running, bucket, len(early.tickets))
+        running = () if self.free else self.runner.batches
+        return self.expectations.predicted_finish_ns(now_ns, bucket, stream_id, running)
 
     def dispatch(self, now_ns: int | None = None) -> None:
         """Release batches until no worker is free or the policy wants none."""
@@ -276,62 +258,41 @@ class Dispatcher(DispatchState):
 
     def outlook(self, now_ns: int, batch: Sequence[Ticket]) -> "Outlook | None":
         """Return what the policy knows of queue and model; ``None``: nothing."""
-        return None if self.offered.outlook is None else self.offered.outlook(self._queue, now_ns, batch)
+        return self.expectations.outlook(now_ns, batch)
 
     def expected_ns(self, execution: Execution) -> int:
         """Return how long a batch is expected to take; 0: not known."""
-        if self.offered.expected_ns is None:
-            return 0
-        bucket = 0 if self._plain else max(ticket.bucket for ticket in execution.tickets)
-        return self.offered.expected_ns(len(execution.tickets), bucket)
+        return self.expectations.expected_ns(execution)
 
     def grant(self, batch: Sequence[Ticket], decision: Decision, now_ns: int) -> None:
         """Send a batch: that of the decision, or another one that the device chose."""
         reason = decision.reason if batch is decision.batch else "planned"
         self._release(batch, reason, decision.shorter_too, now_ns)
 
-    def in_memory(self) -> AbstractAsyncContextManager[None]:
-        """Keep the model in the memory of the device, which may have to load it.
-
-        Raises:
-            BackendError: that failed.
-        """
-        if self._device is None or self.residence is None:
-            return nullcontext()
-        return self.residence.held(self._device, self)
-
-    def begin_load(self) -> Any:
-        """Tell observers that the model is being loaded."""
-        return None if self.observers is None else self.observers.begin_load(self.clock())
-
-    def end_load(self, told: Any, failure: BackendError | None) -> None:
+    def after_load(self, failure: BackendError | None) -> None:
         """Go on after a load; if there is a failure, the next batch fails with it."""
-        now_ns = self.clock()
-        if told is not None and self.observers is not None:
-            self.observers.end_load(told, now_ns)
-        if failure is not None and (decision := self.propose(now_ns)) is not None:
+        if failure is not None and (decision := self.propose(self.clock())) is not None:
             self._outcomes.fail(decision.batch, failure)
         self._go_on()
 
     def _send_early(self, now_ns: int | None) -> None:
         """Send the next batch though no worker is free, if the policy wants that now."""
-        choose = self.pipeline.choose
         if now_ns is None:
             now_ns = self.clock()
         if self._queue.next_deadline_ns <= now_ns:
             self.runner.expire(now_ns)
-        if choose is None or not self._queue.queued:
+        decision = self.pipeline.propose(self._queue, now_ns, self.runner.batches)
+        if decision is None:
             return
-        started = self.pipeline.started(self.runner.batches)
-        batch, reason, reject, recheck_ns, shorter_too, rejection = choose(self._queue, now_ns, started)
-        if recheck_ns is not None:
-            self._recheck_ns = recheck_ns
+        if decision.recheck_ns is not None:
+            self._recheck_ns = decision.recheck_ns
+        batch = decision.batch
         # a breaker or a limit around the model may not let one more batch pass
         if not batch or (self._ask_inward is not None and not self._ask_inward(batch[0].request, now_ns).ok):
             return
-        if reject:
-            self._outcomes.reject(reject, rejection, now_ns)
-        self._release(batch, reason, shorter_too, now_ns, is_early=True)
+        if decision.reject:
+            self._outcomes.reject(decision.reject, decision.rejection, now_ns)
+        self._release(batch, decision.reason, decision.shorter_too, now_ns, is_early=True)
 
     def _release(
         self, chosen: Sequence[Ticket], reason: str, shorter_too: bool, now_ns: int, *, is_early: bool = False
@@ -342,7 +303,7 @@ class Dispatcher(DispatchState):
         if models is None:
             execution = self._queue.take(chosen, now_ns, reason)
         else:
-            bucket = 0 if self._plain else max(ticket.bucket for ticket in chosen)
+            bucket = self.expectations.bucket_of(chosen)
             execution = self._queue.take(chosen, now_ns, reason, models[bucket].timetable)
         size = len(execution.tickets)
         if size < len(chosen):
@@ -365,8 +326,9 @@ class Dispatcher(DispatchState):
         """Return those that can stand in one batch; the policy hears of it where not all can."""
         chosen = self.runner.isolator.limit(chosen)
         together = self._assembler.select(chosen, shorter_too) if self._stack else chosen
-        if len(together) < len(chosen) and self.offered.mixed is not None:
-            self.offered.mixed()
+        mixed = self.expectations.offered.mixed
+        if len(together) < len(chosen) and mixed is not None:
+            mixed()
         return self._assembler.within_cost(together)
 
     def _finish(self, execution: Execution, assembled_ns: int, results: Any, error: BaseException | None) -> None:
@@ -400,25 +362,13 @@ class Dispatcher(DispatchState):
             if early is not None:
                 self._events.started(early.sequence, inferred_ns)
             # what a batch took is worth knowing even if none of its callers is left
-            learns = self.learn is not None and (error is None or execution.abandoned)
-            if learns and (self._absorb is None or not self._absorb(execution, inferred_ns)):
-                self._learn_from(execution, inferred_ns)
-
-    def _learn_from(self, execution: Execution, now_ns: int) -> None:
-        bucket = 0 if self._plain else max(ticket.bucket for ticket in execution.tickets)
-        if (
-            execution.predecessor_end_ns != UNKNOWN
-            and not self.pipeline.observe(execution, now_ns, bucket)
-            and self.learn is not None
-        ):
-            self.learn(
-                len(execution.tickets), now_ns - execution.effective_start_ns, now_ns, execution.abandoned, bucket
-            )
+            if error is None or execution.abandoned:
+                self.expectations.learn_from(execution, inferred_ns)
 
     def _tell_end(self, execution: Execution, now_ns: int) -> None:
         if self.observers is not None:
-            bucket = 0 if self._plain else max(ticket.bucket for ticket in execution.tickets)
-            self.observers.end(execution, now_ns, self._assembler, self.offered.expected_ns, bucket)
+            bucket = self.expectations.bucket_of(execution.tickets)
+            self.observers.end(execution, now_ns, self._assembler, self.expectations.offered.expected_ns, bucket)
 
     def schedule(self) -> None:
         """Dispatch at the end of this turn of the loop, if a batch could be released, of any model on the device."""
@@ -454,10 +404,8 @@ class Dispatcher(DispatchState):
                 self._timer.cancel()
                 self._timer = None
                 self.timer_ns = NEVER
-            if self._drains and not self.runner.batches:
-                for drain in self._drains:
-                    if not drain.done():
-                        drain.set_result(None)
+            if self._idle and not self.runner.batches:
+                self._idle.wake()
         elif not self.is_scheduled:
             self.set_timer()
 
@@ -486,12 +434,8 @@ class Dispatcher(DispatchState):
 
     def retry_after_s(self, now_ns: int) -> float | None:
         """Return when a place is expected, from the queue and recent batches; ``None``: there was no batch."""
-        batch_s = self._queue.batch_s
-        if not batch_s:  # before the first: the age of the oldest that runs
-            if not self.runner.batches:
-                return None
-            batch_s = (now_ns - min(execution.started_ns for execution in self.runner.batches)) / 1e9
-        return batch_s * -(-self._queue.queued // self.full_at) / self.max_in_flight
+        rounds = -(-self._queue.queued // self.full_at)
+        return self.expectations.retry_after_s(now_ns, rounds / self.max_in_flight, self.runner.batches)
 
     async def stop(self, *, drain: bool) -> None:
         """Complete every request, with ``Closed`` if not by a drain, and wait for the batches that run.
@@ -515,15 +459,8 @@ class Dispatcher(DispatchState):
                 self._device.leave(self)
 
     async def _drain(self) -> None:
-        if not (self._queue.queued or self._queue.running or self.runner.batches):
-            return
-        drained = self._loop_now().create_future()
-        self._drains.append(drained)
-        try:
-            await asyncio.wait({drained}, timeout=seconds_left())
-        finally:
-            if drained in self._drains:  # not after another loop has taken over
-                self._drains.remove(drained)
+        if self._queue.queued or self._queue.running or self.runner.batches:
+            await self._idle.wait(seconds_left())
 
     def _close(self) -> None:
         self.runner.cancel()

@@ -39,6 +39,18 @@ class Pipeline:
         """Whether a batch may be sent now."""
         return self.choose is not None and self.batch is None
 
+    def propose(self, queue: RequestQueue, now_ns: int, batches: Iterable[Execution]) -> Decision | None:
+        """Return the policy's decision for a batch that is sent early; ``None``: there is nothing to decide.
+
+        Args:
+            queue: the requests.
+            now_ns: the present instant.
+            batches: that the model has.
+        """
+        if self.choose is None or not queue.queued:
+            return None
+        return self.choose(queue, now_ns, self.started(batches))
+
     def take(self, batch: Execution) -> None:
         """Note a batch that was sent early."""
         self.batch = batch

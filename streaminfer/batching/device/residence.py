@@ -2,28 +2,29 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
+from streaminfer.batching._batch_observers_cy import BatchObservers
 from streaminfer.errors import BackendError
 from streaminfer.protocols import Residency
 
 if TYPE_CHECKING:
     from streaminfer.batching.device.device import Device, DeviceMember
+    from streaminfer.batching.dispatcher import Dispatcher
 
-__all__ = ["LiveResidence", "LoadListener"]
+__all__ = ["LiveResidence", "LoadListener", "in_memory"]
 
 
 class LoadListener(Protocol):
-    """Who is told of the loads of one batcher's model: its dispatcher."""
+    """Whom the loads of one batcher's model concern: its dispatcher."""
 
     source: str
 
-    def begin_load(self) -> Any:
-        """Note that a load begins; what it returns is given to ``end_load``."""
-        ...
+    observers: BatchObservers | None
+    """Who is told of each load; ``None``: there are none."""
 
-    def end_load(self, told: Any, failure: BackendError | None) -> None:
+    def after_load(self, failure: BackendError | None) -> None:
         """Go on after a load; where it failed, the next batch fails with it, if there is a failure."""
         ...
 
@@ -79,7 +80,8 @@ class LiveResidence:
         self.task = asyncio.get_running_loop().create_task(self._load(leaving, done))
 
     async def _load(self, leaving: Sequence["LiveResidence"], done: Callable[[int, bool, int], None]) -> None:
-        told = self._listener.begin_load()
+        observers = self._listener.observers
+        told = None if observers is None else observers.begin_load(self._now_ns())
         error: BaseException | None = None
         stayed = len(leaving)
         try:
@@ -94,9 +96,11 @@ class LiveResidence:
         finally:
             self.task = None
             done(self._now_ns(), error is None, stayed)
-            self._end(told, error)
+            if observers is not None and told is not None:
+                observers.end_load(told, self._now_ns())
+            self._end(error)
 
-    def _end(self, told: Any, error: BaseException | None) -> None:
+    def _end(self, error: BaseException | None) -> None:
         failure = None
         if error is not None:
             failure = BackendError(f"{self._listener.source} could not be loaded: {type(error).__name__}: {error}")
@@ -107,4 +111,19 @@ class LiveResidence:
             else:
                 self._awaited.set_exception(failure)
                 failure = None  # which who awaits it gets
-        self._listener.end_load(told, failure)
+        self._listener.after_load(failure)
+
+
+def in_memory(device: "Device | None", member: "Dispatcher") -> AbstractAsyncContextManager[None]:
+    """Keep a model in the memory of its device, which may have to load it.
+
+    Args:
+        device: that it shares; ``None``: it has its own.
+        member: the dispatcher of its batcher.
+
+    Raises:
+        BackendError: the load failed.
+    """
+    if device is None or member.residence is None:
+        return nullcontext()
+    return member.residence.held(device, member)

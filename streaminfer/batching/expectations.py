@@ -1,0 +1,110 @@
+"""What the policy expects of a queue and its model, and what it learns from the batches that ran."""
+
+from collections.abc import Collection, Hashable, Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from streaminfer.batching.pipeline import Pipeline
+from streaminfer.batching.policy import Policy, adapt_policy
+from streaminfer.batching.queue._fair_queue_cy import FairQueue
+from streaminfer.batching.queue._queue_cy import RequestQueue
+from streaminfer.batching.queue._ticket_cy import UNKNOWN, Execution, Ticket
+
+if TYPE_CHECKING:
+    from streaminfer.batching.planner.outlook import Outlook
+
+__all__ = ["Expectations"]
+
+
+class _Ahead(NamedTuple):
+    """What a prediction reads of a queue, for a stream whose turn is before that of others."""
+
+    queued: int
+
+
+class Expectations:
+    """The policy's predictions for one dispatcher, and the way by which it learns.
+
+    Args:
+        queue: the requests.
+        pipeline: the batch that was sent before a worker was free.
+
+    Attributes:
+        offered: what the policy offers beyond deciding.
+        learn: tells the policy what a batch took; ``None``: it does not learn.
+        plain: requests have no bucket of lengths.
+    """
+
+    __slots__ = ("_absorb", "_pipeline", "_queue", "learn", "offered", "plain")
+
+    def __init__(self, queue: RequestQueue, pipeline: Pipeline) -> None:
+        self._queue = queue
+        self._pipeline = pipeline
+        self.plain = True
+
+    def set_policy(self, policy: Policy) -> None:
+        """Ask another policy from now on; after this, the pipeline says whether batches are sent early."""
+        self.offered = adapt_policy(policy)
+        self.learn = self.offered.observe
+
+    def bind_pipeline(self, *, keeps_queue: bool) -> None:
+        """Let the policy send batches early, where the model keeps a queue."""
+        pipeline, offered = self._pipeline, self.offered
+        pipeline.choose = offered.choose_pipelined if keeps_queue else None
+        pipeline.effective_start_ns, pipeline.learn = offered.effective_start_ns, offered.observe_pipelined
+        # how a batch went by itself matters to those that are sent early, so there the policy hears of each
+        self._absorb = offered.absorb if pipeline.choose is None else None
+
+    def bucket_of(self, tickets: Sequence[Ticket]) -> int:
+        """Return the bucket of a batch, that of its longest request."""
+        return 0 if self.plain else max(ticket.bucket for ticket in tickets)
+
+    def predicted_finish_ns(
+        self, now_ns: int, bucket: int, stream_id: Hashable, running: Iterable[Execution]
+    ) -> int | None:
+        """Return when a request that comes now is expected to complete; ``None``: the policy does not say.
+
+        Args:
+            now_ns: when the model is free for it, or now.
+            bucket: of the request.
+            stream_id: of the request.
+            running: the batches that keep it waiting.
+        """
+        if self.offered.predicted_finish_ns is None:
+            return None
+        queue: RequestQueue | _Ahead = self._queue
+        if isinstance(queue, FairQueue):
+            queue = _Ahead(queue.ahead_of(stream_id))
+        started = self._pipeline.started(running)
+        early = self._pipeline.batch
+        if early is None:
+            return self.offered.predicted_finish_ns(queue, now_ns, started, bucket)
+        return self.offered.predicted_finish_ns(queue, now_ns, started, bucket, len(early.tickets))
+
+    def outlook(self, now_ns: int, batch: Sequence[Ticket]) -> "Outlook | None":
+        """Return what the policy knows of queue and model; ``None``: nothing."""
+        return None if self.offered.outlook is None else self.offered.outlook(self._queue, now_ns, batch)
+
+    def expected_ns(self, execution: Execution) -> int:
+        """Return how long a batch is expected to take; 0: not known."""
+        if self.offered.expected_ns is None:
+            return 0
+        return self.offered.expected_ns(len(execution.tickets), self.bucket_of(execution.tickets))
+
+    def retry_after_s(self, now_ns: int, batches: float, running: Collection[Execution]) -> float | None:
+        """Return how long so many batches take, from recent ones; ``None``: there was none."""
+        batch_s = self._queue.batch_s
+        if not batch_s:  # before the first: the age of the oldest that runs
+            if not running:
+                return None
+            batch_s = (now_ns - min(execution.started_ns for execution in running)) / 1e9
+        return batch_s * batches
+
+    def learn_from(self, execution: Execution, now_ns: int) -> None:
+        """Tell the policy what a batch took that ended now."""
+        if self.learn is None or (self._absorb is not None and self._absorb(execution, now_ns)):
+            return
+        bucket = self.bucket_of(execution.tickets)
+        if execution.predecessor_end_ns != UNKNOWN and not self._pipeline.observe(execution, now_ns, bucket):
+            self.learn(
+                len(execution.tickets), now_ns - execution.effective_start_ns, now_ns, execution.abandoned, bucket
+            )

@@ -1,0 +1,102 @@
+"""What a policy expects and learns, and what is said where it expects nothing."""
+
+import pytest
+
+from streaminfer.batching.expectations import Expectations
+from streaminfer.batching.pipeline import Pipeline
+from streaminfer.batching.policy import Decision, Greedy
+from streaminfer.batching.queue._queue_cy import RequestQueue
+from streaminfer.batching.queue._ticket_cy import UNKNOWN
+
+MS = 1_000_000
+
+
+class Learns:
+    """Expects a millisecond a row and one for each batch, and keeps what it is told."""
+
+    full_size = 4
+
+    def __init__(self, absorbs=False):
+        self.observed, self.absorbs, self.absorbed = [], absorbs, []
+
+    def decide(self, queue, now_ns, free_workers):
+        return Decision()
+
+    def observe(self, size, duration_ns, now_ns, abandoned, bucket):
+        self.observed.append((size, duration_ns, abandoned, bucket))
+
+    def absorb(self, execution, now_ns):
+        self.absorbed.append(len(execution.tickets))
+        return self.absorbs
+
+    def expected_ns(self, size, bucket=0):
+        return (1 + size) * MS
+
+    def predicted_finish_ns(self, queue, now_ns, running, bucket, early=0):
+        return now_ns + (queue.queued + early + sum(rows for _, rows in running)) * MS
+
+
+@pytest.fixture
+def queue():
+    return RequestQueue(16)
+
+
+def expectations(queue, policy):
+    made = Expectations(queue, Pipeline())
+    made.set_policy(policy)
+    made.bind_pipeline(keeps_queue=False)
+    return made
+
+
+def run_batch(queue, size, now_ns, buckets=(0,)):
+    """A batch of so many requests that starts now; their buckets follow each other."""
+    for number in range(size):
+        queue.admit(None, number, None, now_ns, 1000 * MS, 0, buckets[number % len(buckets)])
+    return queue.take(list(queue), now_ns, "full")
+
+
+def test_a_policy_that_only_decides_expects_and_learns_nothing(queue):
+    asked = expectations(queue, Greedy(4))
+    running = run_batch(queue, 2, 0)
+    assert asked.predicted_finish_ns(5, 0, None, (running,)) is None
+    assert asked.outlook(5, ()) is None
+    assert asked.expected_ns(running) == 0
+    asked.learn_from(running, 9 * MS)
+    assert asked.retry_after_s(5 * MS, 3.0, ()) is None
+
+
+def test_what_the_policy_expects_is_asked_with_queue_and_model(queue):
+    asked = expectations(queue, Learns())
+    running = run_batch(queue, 2, 0)
+    queue.admit(None, 9, None, 0, 1000 * MS, 0)
+    assert asked.predicted_finish_ns(5, 0, None, (running,)) == 5 + 3 * MS
+    assert asked.expected_ns(running) == 3 * MS
+    # before the first batch has ended, a place is expected by the age of the oldest one
+    assert asked.retry_after_s(4 * MS, 2.5, (running,)) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("absorbs", [True, False])
+def test_a_batch_is_learned_by_itself_unless_it_was_absorbed(queue, absorbs):
+    policy = Learns(absorbs)
+    asked = expectations(queue, policy)
+    asked.learn_from(run_batch(queue, 3, 1 * MS), 7 * MS)
+    assert policy.absorbed == [3]
+    assert policy.observed == ([] if absorbs else [(3, 6 * MS, False, 0)])
+
+
+def test_a_batch_whose_begin_is_not_known_teaches_nothing(queue):
+    policy = Learns()
+    running = run_batch(queue, 3, 1 * MS)
+    running.predecessor_end_ns = UNKNOWN
+    expectations(queue, policy).learn_from(running, 7 * MS)
+    assert policy.observed == []
+
+
+def test_the_bucket_of_a_batch_is_that_of_its_longest_request(queue):
+    policy = Learns()
+    asked = expectations(queue, policy)
+    asked.plain = False
+    running = run_batch(queue, 3, 0, buckets=(1, 3, 2))
+    asked.learn_from(running, 7 * MS)
+    assert asked.bucket_of(running.tickets) == 3
+    assert policy.observed == [(3, 7 * MS, False, 3)]

@@ -1,0 +1,42 @@
+"""Waiting until nothing is in flight."""
+
+import asyncio
+
+from streaminfer._runtime.idle_waiters import IdleWaiters
+
+
+async def test_all_who_wait_are_woken(loop):
+    waiters = IdleWaiters()
+    assert not waiters
+    waiting = [asyncio.create_task(waiters.wait(None)) for _ in range(3)]
+    await asyncio.sleep(0)
+    assert waiters
+    waiting[0].cancel()
+    waiters.wake()
+    waiters.wake()  # twice is once
+    assert [type(ended) for ended in await asyncio.gather(*waiting, return_exceptions=True)] == [
+        asyncio.CancelledError,
+        type(None),
+        type(None),
+    ]
+    assert not waiters
+
+
+async def test_the_wait_ends_with_its_time(loop):
+    waiters = IdleWaiters()
+    began_ns = loop.clock()
+    await waiters.wait(2.5)
+    assert loop.clock() - began_ns == 2_500_000_000
+    assert not waiters
+
+
+async def test_who_waited_on_another_loop_is_forgotten(loop):
+    waiters = IdleWaiters()
+    waiting = asyncio.create_task(waiters.wait(1.0))
+    await asyncio.sleep(0)
+    waiters.forget()
+    assert not waiters
+    waiters.wake()
+    began_ns = loop.clock()
+    await waiting
+    assert loop.clock() > began_ns  # it was not woken, and ends by its own time
