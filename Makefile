@@ -11,14 +11,11 @@ STAMPS := $(VENV)/stamps
 PIP_INSTALL := $(BIN)/pip install --quiet --no-compile
 # make stamps at the same time, since an installation uses one core, or waits
 PREPARE = @+$(MAKE) --no-print-directory --jobs=3 $(addprefix $(STAMPS)/,$(1))
-# one process more than cores, since many tests wait for servers; each file's tests stay together, since they share them
-PYTEST := $(BIN)/python -m pytest --numprocesses $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1) --dist loadfile
+# two processes more than cores, since many tests wait for servers; each file's tests stay together: they share them
+PYTEST := $(BIN)/python -m pytest --numprocesses $(shell expr $$(getconf _NPROCESSORS_ONLN) + 2) --dist loadfile
 
 # files with tests that also run uncompiled: the others need not be collected
 UNCOMPILED = $(shell grep -rlF mark.uncompiled tests --include='test_*.py')
-
-# what Cython has translated, for the wheels that tests build
-export CYTHON_CACHE_DIR := $(CURDIR)/$(VENV)/cython
 
 # where images for Python set it, each process that is started compiles all that it imports, and each worker all tests
 unexport PYTHONDONTWRITEBYTECODE
@@ -33,21 +30,27 @@ help: ## this list
 $(STAMPS)/venv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(PIP_INSTALL) --upgrade 'pip>=25.1' 'setuptools>=77' 'cython>=3.1'
+	$(PIP_INSTALL) --upgrade 'pip>=25.1'
 	@mkdir -p $(STAMPS) && touch $@
 
+# what the build needs, and no more: it begins while the rest is installed
+$(STAMPS)/build-system: $(STAMPS)/venv pyproject.toml
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' > $@.txt
+	$(PIP_INSTALL) --requirement $@.txt
+	@touch $@
+
 # an editable install and what it depends on; nothing is compiled yet
-$(STAMPS)/install: $(STAMPS)/venv pyproject.toml
+$(STAMPS)/install: $(STAMPS)/build-system
 	STREAMINFER_DISABLE_COMPILED=1 $(PIP_INSTALL) --no-build-isolation --editable '.[all]'
 	@touch $@
 
 # the compiled modules, required, beside their sources; only what changed is compiled again
-$(STAMPS)/build: $(STAMPS)/install setup.py $(SOURCES) | $(filter $(STAMPS)/group-%,$(MAKECMDGOALS))
+$(STAMPS)/build: $(STAMPS)/build-system setup.py $(SOURCES)
 	STREAMINFER_REQUIRE_COMPILED=1 $(BIN)/python setup.py --quiet build_ext --inplace
 	@touch $@
 
 # make .venv/stamps/group-test+demo: the dependencies of groups of pyproject.toml
-$(STAMPS)/group-%: $(STAMPS)/install pyproject.toml
+$(STAMPS)/group-%: $(STAMPS)/install
 	$(PIP_INSTALL) $(addprefix --group ,$(subst +, ,$*))
 	@touch $@
 

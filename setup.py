@@ -91,14 +91,12 @@ class BuildModules(build_ext):
         with self._cython:
             if self._failed.is_set():  # all or none: what has not begun need not
                 return
-            # where several builds share what Cython translated, CYTHON_CACHE_DIR says where it lies
             translated = cythonize(
                 ext,
                 force=self.force,
                 quiet=True,
                 compiler_directives=DIRECTIVES,
                 shared_utility_qualified_name=SHARED,
-                cache="CYTHON_CACHE_DIR" in os.environ,
             )
             ext.sources = translated[0].sources
         super().build_extension(ext)

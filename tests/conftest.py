@@ -1,5 +1,6 @@
 """What all tests share: plain twins of compiled modules, and the check that nothing is left behind."""
 
+import gc
 import importlib.util
 import inspect
 import re
@@ -94,6 +95,16 @@ def took_s():
             sleeper.join()
 
     return measure
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _heap_is_frozen():
+    """A collection looks at what a file's tests made, not at all that the run has loaded: a millisecond, not 300.
+
+    A process that froze objects is also left alone by each stack that starts; `test_serving_process.py` thaws its own.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -57,15 +57,6 @@ def first_output(answer, columns=4):
     return np.frombuffer(answer.raw_output_contents[0], np.float32).reshape(-1, columns)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _frozen():
-    """What there is already is left out of the collections below: each of them takes a millisecond instead of 200."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 @pytest.fixture(autouse=True)
 def _collected():
     yield

@@ -29,8 +29,8 @@ def test_files_that_share_a_server_are_one_scope():
     options = {"dist": "loadfile", "tx": ["popen"], "px": [], "maxschedchunk": None}
     config = SimpleNamespace(option=SimpleNamespace(), getoption=options.get, getvalue=options.get)
     scheduler = longest_first.pytest_xdist_make_scheduler(config, None)
-    scopes = {scheduler._split_scope(f"tests/{file}::test") for file in longest_first.TOGETHER[1]}
+    scopes = {scheduler._split_scope(f"tests/{file}::test") for file in longest_first.TOGETHER[0]}
 
-    assert scopes == {f"tests/{longest_first.TOGETHER[1][0]}"}
+    assert scopes == {f"tests/{longest_first.TOGETHER[0][0]}"}
     assert scheduler._split_scope("tests/conftest.py::test") == "tests/conftest.py"
     assert longest_first.pytest_xdist_make_scheduler(SimpleNamespace(getoption=lambda _: "load"), None) is None

@@ -1,16 +1,17 @@
 """Wheels built from a copy of the checkout as a clone would be, and interpreters that know nothing of the checkout."""
 
+import importlib.machinery
 import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SMOKE = Path(__file__).with_name("smoke.py")
-NOT_CLONED = shutil.ignore_patterns("*.so", "*.pyd", "*.c", "__pycache__")
+MODULES = f"*{importlib.machinery.EXTENSION_SUFFIXES[0]}"
 
 
 def _clean_environment(**variables):
@@ -34,30 +35,39 @@ def compiled_names():
 
 @pytest.fixture(scope="session")
 def clone(tmp_path_factory):
-    """Makes a fresh copy of the checkout, without what was built there."""
+    """Makes a copy of the checkout without what was built there, but for C where it is ``translated``."""
 
-    def copy():
+    def copy(*, translated=False):
         tree = tmp_path_factory.mktemp("source")
         for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
             shutil.copy(ROOT / name, tree)
+        left_out = shutil.ignore_patterns(MODULES, "__pycache__", *([] if translated else ["*.c"]))
         for name in ("streaminfer", "tests", "examples"):
-            shutil.copytree(ROOT / name, tree / name, ignore=NOT_CLONED)
+            shutil.copytree(ROOT / name, tree / name, ignore=left_out)
         return tree
 
     return copy
 
 
 @pytest.fixture(scope="session")
-def build_wheel(clone, tmp_path_factory):
-    """Builds a wheel from a fresh copy; returns the finished process and the wheel, ``None`` where there is none."""
-    translated = os.environ.get("CYTHON_CACHE_DIR") or tmp_path_factory.mktemp("translated")
+def build_wheel(clone):
+    """Builds a wheel from a copy; returns the finished process and the wheel, ``None`` where there is none.
 
-    def build(**variables):
-        tree = clone()
+    What Cython translated for the checkout is not translated again; nor are modules ``compiled`` again.
+    """
+
+    def build(*, compiled=False, **variables):
+        tree = clone(translated=True)
+        if compiled:
+            built = tree / "build" / f"lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+            for module in (ROOT / "streaminfer").rglob(MODULES):
+                target = built / module.relative_to(ROOT)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(module, target)  # with its time: it is compiled again where its source is newer
         done = subprocess.run(
             [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tree / "dist", tree],
             cwd=tree,
-            env=_clean_environment(CYTHON_CACHE_DIR=str(translated), **variables),
+            env=_clean_environment(**variables),
             capture_output=True,
             text=True,
             check=False,

@@ -26,6 +26,12 @@ def cycle():
     return node
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _thawed():
+    """The heap is as in a process that manages no collector; the next file's tests freeze it again."""
+    gc.unfreeze()
+
+
 @pytest.fixture
 def loop():
     """A loop that is open; stacks of loops that other tests closed without a stop do not count."""

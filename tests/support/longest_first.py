@@ -10,8 +10,6 @@ from collections import Counter
 import pytest
 
 TOGETHER = (
-    # what they build is translated to C once
-    ("packaging/test_wheel.py", "packaging/test_fallback.py"),
     # the same Triton, MLServer and fragile Triton
     (
         "backends/test_servers.py",
@@ -29,14 +27,19 @@ TOGETHER = (
 
 LONGEST = (
     *itertools.chain.from_iterable(TOGETHER),
-    "examples/test_container.py",
+    "examples/test_demo_report.py",
     "serving/test_ray_cluster.py",
     "docs/test_docs.py",
-    "docs/test_notebooks.py",
-    "examples/test_prefork.py",
+    "internal/display/test_figures.py",
+    "packaging/test_fallback.py",
+    "resilience/limit/test_convergence.py",
+    "telemetry/histograms/test_properties.py",
+    "telemetry/live_page/test_page_in_browser.py",
     "examples/test_voice_frameworks.py",
+    "docs/test_notebooks.py",
+    "batching/planner/test_pipelined_batches.py",
 )
-"""Files that take more than ten seconds, the longest first: a new one is entered here."""
+"""Files that take more than twenty seconds, the longest first: a new one is entered here."""
 
 _RANKS = {f"tests/{file}": rank for rank, file in enumerate(LONGEST)}
 _SCOPES = {f"tests/{file}": f"tests/{files[0]}" for files in TOGETHER for file in files}

@@ -37,8 +37,6 @@ def _loaded_once(_fragile_triton):
     asyncio.run(ask("http", _fragile_triton.http_url))
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def held_in_the_end(before):

@@ -16,8 +16,6 @@ from streaminfer.batching.service_time.service_time import ServiceTime
 from streaminfer.simulation.simulator import simulate
 from streaminfer.testing import HANG, ScriptedBackend, run
 
-pytestmark = pytest.mark.uncompiled
-
 MS = 1_000_000
 DEVICE = ServiceTime.affine(0.010, 0.001)  # 11 ms alone, 14 ms for four
 

@@ -12,8 +12,6 @@ from streaminfer.batching.policy import Greedy
 from streaminfer.simulation import arrivals
 from streaminfer.testing import VirtualLoop, run
 
-pytestmark = pytest.mark.uncompiled
-
 MS = 1_000_000
 OUT_S, BACK_S = 0.0006, 0.0004
 FULL = 16

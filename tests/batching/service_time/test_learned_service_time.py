@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 from streaminfer.batching.service_time.learned_service_time import LearnedServiceTime
 from streaminfer.batching.service_time.service_time import ServiceTime
 
-pytestmark = pytest.mark.uncompiled
-
 LARGEST = 64
 
 

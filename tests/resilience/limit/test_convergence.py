@@ -15,8 +15,6 @@ from streaminfer.resilience.limit.concurrency_limit import ConcurrencyLimit
 from streaminfer.telemetry.objectives.slo import BurnSignal
 from streaminfer.testing import HANG, ScriptedBackend, run
 
-pytestmark = pytest.mark.uncompiled
-
 LARGEST = 16
 SETUP_S, PER_ITEM_S = 0.016, 0.001  # 32 ms for a full batch
 CAPACITY = 500.0  # a second
