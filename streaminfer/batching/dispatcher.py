@@ -21,7 +21,7 @@ from streaminfer.batching.expectations import Expectations
 from streaminfer.batching.pipeline import Pipeline
 from streaminfer.batching.policy import Decision, Policy
 from streaminfer.batching.queue._queue_cy import RequestQueue
-from streaminfer.batching.queue._ticket_cy import NEVER, UNKNOWN, Execution, Ticket
+from streaminfer.batching.queue._ticket_cy import NEVER, Execution, Ticket
 from streaminfer.batching.queue.request_outcomes import RequestOutcomes
 from streaminfer.errors import BackendError
 from streaminfer.protocols import Clock, adapt
@@ -345,13 +345,9 @@ class Dispatcher(DispatchState):
         if early is None:
             self.free += 1
         else:
-            self.pipeline.batch = None
-            if early is execution:
-                execution.predecessor_end_ns = UNKNOWN  # it ended before the one that it was sent behind
-            else:
-                self.pipeline.start(early, inferred_ns, is_known=error is None and not execution.abandoned)
-                if self.observers is not None:
-                    self.observers.begin(early, inferred_ns)
+            goes_on = self.pipeline.end(execution, inferred_ns, is_known=error is None and not execution.abandoned)
+            if goes_on and self.observers is not None:
+                self.observers.begin(early, inferred_ns)
         try:
             # a full batch could not become fuller by what the callers of this one ask next: the worker has it before
             # they wake

@@ -60,21 +60,25 @@ class Pipeline:
         """Return from when each of the batches that have started counts as running, and its rows."""
         return [(batch.effective_start_ns, len(batch.tickets)) for batch in batches if batch is not self.batch]
 
-    def start(self, batch: Execution, now_ns: int, is_known: bool) -> None:
-        """Note that a worker goes on with the batch that was sent early.
+    def end(self, execution: Execution, now_ns: int, is_known: bool) -> bool:
+        """Note the end of a batch while another one is sent early; return whether its worker goes on with that.
 
         Args:
-            batch: that batch.
-            now_ns: when the batch before it ended.
-            is_known: whether the model is free for it from then on, so that there is something to learn.
+            execution: that ended.
+            now_ns: when.
+            is_known: whether the model is free for the next from then on, so that there is something to learn.
         """
+        early, self.batch = self.batch, None
+        if early is execution:
+            execution.predecessor_end_ns = UNKNOWN  # it ended before the one that it was sent behind
+            return False
+        assert early is not None  # noqa: S101 - the dispatcher has asked
         if self.effective_start_ns is None or not is_known:
-            batch.effective_start_ns, batch.predecessor_end_ns = now_ns, UNKNOWN
+            early.effective_start_ns, early.predecessor_end_ns = now_ns, UNKNOWN
         else:
-            batch.effective_start_ns, batch.predecessor_end_ns = (
-                self.effective_start_ns(batch.started_ns, now_ns),
-                now_ns,
-            )
+            early.effective_start_ns = self.effective_start_ns(early.started_ns, now_ns)
+            early.predecessor_end_ns = now_ns
+        return True
 
     def observe(self, batch: Execution, now_ns: int, bucket: int) -> bool:
         """Tell the policy what a batch took that was sent early; false for any other."""

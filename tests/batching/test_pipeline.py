@@ -40,18 +40,32 @@ def test_started_leaves_the_early_batch_out():
     assert pipeline.started([running, early]) == [(5, 0)]
 
 
-def test_start_sets_the_effective_start():
+def test_an_early_batch_that_ends_first_teaches_nothing():
+    """The model took it before the one that it was sent behind."""
+    pipeline = Pipeline()
+    early = batch_of(0)
+    pipeline.take(early)
+
+    assert not pipeline.end(early, 100, is_known=True)
+
+    assert early.predecessor_end_ns == UNKNOWN
+    assert pipeline.batch is None
+
+
+def test_the_end_before_it_sets_the_effective_start():
     """The policy says from when on an early batch counts as running."""
     pipeline = Pipeline()
     pipeline.effective_start_ns = lambda sent_ns, ended_ns: ended_ns - 3
     early = batch_of(0)
 
-    pipeline.start(early, 100, is_known=True)
+    pipeline.take(early)
+    assert pipeline.end(batch_of(0), 100, is_known=True)
 
+    assert pipeline.batch is None
     assert (early.effective_start_ns, early.predecessor_end_ns) == (97, 100)
 
 
-def test_start_behind_a_failed_batch_teaches_nothing():
+def test_behind_a_failed_batch_it_teaches_nothing():
     """Behind a batch that failed it is unknown when the model is free."""
     pipeline = Pipeline()
     pipeline.effective_start_ns = lambda sent_ns, ended_ns: ended_ns - 3
@@ -59,8 +73,10 @@ def test_start_behind_a_failed_batch_teaches_nothing():
     pipeline.learn = lambda *batch: learned.append(batch)
     early = batch_of(0)
 
-    pipeline.start(early, 100, is_known=False)
+    pipeline.take(early)
+    assert pipeline.end(batch_of(0), 100, is_known=False)
 
+    assert pipeline.batch is None
     assert (early.effective_start_ns, early.predecessor_end_ns) == (100, UNKNOWN)
     assert not pipeline.observe(early, 200, 0)
     assert learned == []
@@ -72,7 +88,8 @@ def test_observe_tells_what_an_early_batch_took():
     learned = []
     pipeline.learn = lambda *batch: learned.append(batch)
     early = batch_of(0)
-    pipeline.start(early, 100, is_known=True)
+    pipeline.take(early)
+    pipeline.end(batch_of(0), 100, is_known=True)
     early.predecessor_end_ns = 100
 
     assert pipeline.observe(early, 250, 2)

@@ -376,6 +376,8 @@ class RequestQueue:
         return oldest
 
     def _level_of(self, priority: int) -> _Level:
+        if len(self._levels) > _EMPTY_LEVELS_KEPT:
+            self._levels = [level for level in self._levels if level.count]
         position = 0
         for level in self._levels:
             if level.priority == priority:
@@ -383,13 +385,6 @@ class RequestQueue:
             if level.priority > priority:
                 break
             position += 1
-        if len(self._levels) > _EMPTY_LEVELS_KEPT:
-            self._levels = [level for level in self._levels if level.count]
-            position = 0
-            for level in self._levels:
-                if level.priority > priority:
-                    break
-                position += 1
         fresh = _Level(priority)
         self._levels.insert(position, fresh)
         return fresh

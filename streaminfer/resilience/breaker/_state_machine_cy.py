@@ -355,11 +355,11 @@ class BreakerMachine:
     def _count(self, ok: bool, slow: bool, duration_ns: int) -> None:
         if slow:
             self.slow += 1
-        if not ok:
+        if ok:
+            self.succeeded += 1
+            self._durations.add(duration_ns)
+        else:
             self.failed += 1
-            return
-        self.succeeded += 1
-        self._durations.add(duration_ns)
 
     def _has_room(self, now_ns: int) -> bool:
         """Return whether the state itself lets a call pass."""
@@ -384,9 +384,7 @@ class BreakerMachine:
         return _PROBES_SUCCEEDED if why == _NOTHING else _PROBES_FAILED + why
 
     def _conclude(self, reason: int, at_ns: int) -> None:
-        calls = self._probes.calls
-        failures = self._probes.failures
-        slow = self._probes.slow
+        calls, failures, slow = self._probes.calls, self._probes.failures, self._probes.slow
         if reason == _PROBES_SUCCEEDED:
             self._begin_closed()
             self._ramp.begin(at_ns)

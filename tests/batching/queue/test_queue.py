@@ -214,6 +214,22 @@ def test_rows_that_a_future_refuses_arrive_as_backend_errors(row):
     assert future.value.__cause__ is row
 
 
+def test_order_holds_while_many_priorities_come_and_go():
+    """Lists of priorities that are empty again are removed, never one in which a request waits."""
+    rng = random.Random(3)
+    queue, waiting = RequestQueue(1000), []
+    for number in range(3000):
+        priority = rng.randrange(-60, 60)
+        waiting.append((priority, number, queue.admit(None, number, None, number, NEVER, priority)))
+        if rng.random() < 0.5 or len(waiting) > 40:
+            for _ in range(rng.randrange(1, len(waiting) + 1)):
+                assert queue.end(waiting.pop(rng.randrange(len(waiting)))[2])
+        assert [ticket.inputs for ticket in queue] == [
+            number for _, number, _ in sorted(waiting, key=lambda one: one[:2])
+        ]
+        assert queue.queued == len(waiting)
+
+
 def run_at_random(module, seed):
     """A trace of what a queue answers to a random sequence of calls."""
     rng = random.Random(seed)
