@@ -51,14 +51,11 @@ class Dispatcher(DispatchState):
         device: which it shares with others; ``None``: the model has its own.
 
     Attributes:
-        source: name of the model.
         clock: returns monotonic nanoseconds; may be replaced.
-        max_in_flight: how many batches may run at once.
-        free: how many of these may start now.
+        free: how many batches may start now.
         full_at: so many queued requests are a full batch, which is released before the callers of the last one wake.
         is_scheduled: a dispatch is due at the end of this turn of the loop.
         timer_ns: when the timer is due; ``NEVER``: it is not set.
-        policy: decides when a batch is released, and of which requests.
         expectations: what the policy expects of queue and model, and learns.
         pipeline: the batch that was sent before a worker was free.
         runner: runs the batches.
@@ -69,11 +66,10 @@ class Dispatcher(DispatchState):
 
     # with more than thirty attributes in a dict, CPython 3.11 would look each method up again at each call
     __slots__ = (
-        *("__weakref__", "_ask_inward", "_assembler", "_bucket_models", "_device", "_inner", "_plain"),
-        "_stack",
-        *("_events", "_idle", "_loop", "_outcomes", "_queue", "_recheck_ns", "_timer"),
-        *("batch_sizes", "clock", "expectations", "full_at", "max_in_flight", "observers"),
-        *("pipeline", "policy", "residence", "runner", "source"),
+        *("__weakref__", "_ask_inward", "_assembler", "_bucket_models", "_device", "_events", "_idle", "_inner"),
+        *("_loop", "_outcomes", "_plain", "_queue", "_recheck_ns", "_stack", "_timer", "batch_sizes", "clock"),
+        *("expectations", "full_at", "max_in_flight", "observers", "pipeline", "policy", "residence", "runner"),
+        "source",
     )
 
     def __init__(
@@ -168,9 +164,8 @@ class Dispatcher(DispatchState):
         """
         if self._device is not None:
             self._device.enter(loop, self)
-        if self.observers is not None:
-            for execution in self.runner.batches:
-                self._tell_end(execution, self.clock())
+        for execution in self.runner.batches:
+            self._tell_end(execution, self.clock())
         self.runner.bind_loop(loop, self.clock())
         self.free = self.max_in_flight
         self.pipeline.batch = None
@@ -196,7 +191,11 @@ class Dispatcher(DispatchState):
         """Release batches until no worker is free or the policy wants none."""
         self.is_scheduled = False
         if self._device is not None:
-            self._dispatch_on(self._device, self.clock() if now_ns is None else now_ns)
+            now_ns = self.clock() if now_ns is None else now_ns
+            self._device.join(self, now_ns)
+            if self._device.dispatch(now_ns):
+                self.schedule()
+            self.settle()
             return
         self._recheck_ns = NEVER
         while self.free and self._queue.queued:
@@ -213,13 +212,6 @@ class Dispatcher(DispatchState):
             now_ns = None
         if not self.free and self.pipeline.is_open:
             self._send_early(now_ns)
-        self.settle()
-
-    def _dispatch_on(self, device: "Device", now_ns: int) -> None:
-        device.join(self, now_ns)
-        again = device.dispatch(now_ns)
-        if again:
-            self.schedule()
         self.settle()
 
     @property
@@ -444,7 +436,9 @@ class Dispatcher(DispatchState):
                 self.schedule()
                 await self._drain()
         finally:
-            self._close()
+            self.runner.cancel()
+            self._outcomes.close(self.tickets())
+            self.settle()
         try:
             await self._drain()  # of batches; at the limit the backend's stop ends them
             load = None if self.residence is None else self.residence.task
@@ -457,8 +451,3 @@ class Dispatcher(DispatchState):
     async def _drain(self) -> None:
         if self._queue.queued or self._queue.running or self.runner.batches:
             await self._idle.wait(seconds_left())
-
-    def _close(self) -> None:
-        self.runner.cancel()
-        self._outcomes.close(self.tickets())
-        self.settle()
