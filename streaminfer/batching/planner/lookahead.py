@@ -4,17 +4,14 @@
 
 1. If everything queued, cut into full batches in deadline order, is on time, the first of these batches is sent. No
    plan can do better, and this is the common case: one compiled pass over the queue.
-2. Otherwise the planner (``kernels``) chooses. Where time limits are about equal it solves an exact dynamic program
-   over the queued requests and the expected arrivals; where they differ it plays candidates forward.
+2. Otherwise :mod:`~streaminfer.batching.planner.group_plan` chooses with the kernels. Where time limits are about equal
+   they solve an exact dynamic program over the queued requests and the expected arrivals; where they differ they play
+   candidates forward.
 3. A batch is planned with *mean* durations. A request is rejected only when it surely misses its deadline: with less
    time left than 0.7 of what a batch of one takes, or than all of that once more is queued than a batch holds. One
    that is merely predicted to be late is passed over and stays queued.
 4. If not even a new request could be on time, as far as is known, the queue is sent as one batch: a *probe*. It
    corrects a duration that is wrong, where rejecting everything would never measure again.
-
-*Classes.* Where one batch cannot hold all that is queued, the most urgent priority is planned as if alone, with its
-share of the arrivals. Less urgent requests fill its batch as far as its first deadline allows, and as far as a more
-urgent request that arrives meanwhile can still be served.
 
 *Without a deadline.* Such requests fill batches after all others. Once they have been queued for two seconds, they get
 a share of every batch: as large as their share of the queue.
@@ -35,9 +32,6 @@ batches started evenly spread, one every ``t(b) / workers``.
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from streaminfer.batching.planner import kernel_loader
 from streaminfer.batching.planner.batch_groups import (
     PATIENCE_NS,
@@ -50,29 +44,22 @@ from streaminfer.batching.planner.batch_groups import (
     without_late,
 )
 from streaminfer.batching.planner.bucket_model import BucketModel, lend_durations
-from streaminfer.batching.planner.class_filling import fill_with_less_urgent
+from streaminfer.batching.planner.group_plan import choose_group, plan_batch
 from streaminfer.batching.planner.outlook import Outlook
 from streaminfer.batching.planner.pipelining import PipelineOverhead
 from streaminfer.batching.policy import Decision
 from streaminfer.batching.queue._queue_cy import RequestQueue
-from streaminfer.batching.queue._ticket_cy import NEVER, Ticket
-from streaminfer.batching.service_time.service_time import best_size
+from streaminfer.batching.queue._ticket_cy import Ticket
 
 __all__ = ["Lookahead"]
 
-_UNIFORM = 0.05
-"""Time limits that differ by no more than this share are about equal."""
 _MAX_GROUPS = 16
 """Groups that are compared at a decision, those with the earliest deadlines."""
 _UNMIXED_AFTER = 64
 """Decisions with a single group after which shapes are no longer told apart."""
 
-_MAX_DROPS = 16
-"""The exact plan drops at most so many requests."""
-
 _NOTHING = Decision()
 
-_Array = NDArray[np.int64]
 _new_decision: Callable[[type[Decision], tuple[Any, ...]], Decision] = tuple.__new__
 
 
@@ -327,9 +314,9 @@ class Lookahead:
             if overdue:
                 return Decision(self._of_one_group(overdue), "planned", rejected, rejection=rejection)
             return self._probe(queue, late, rejected, rejection)
-        group = left[0] if len(left) == 1 else left[self._choose_group(left, now_ns)]
+        group = choose_group(left, now_ns)
         share = len(group.tickets) / sum(len(one.tickets) for one in left)
-        batch, reason = self._plan(queue, group, now_ns, share)
+        batch, reason = plan_batch(queue, group, now_ns, share)
         if len(groups) == 1 and reason == "planned":
             batch = with_rows_for_free(batch, groups[0], rejected, now_ns)
         if overdue:
@@ -351,84 +338,6 @@ class Lookahead:
         groups = [in_deadline_order(self.bucket_models[some[0].bucket], some) for some in apart.values()]
         groups.sort(key=lambda group: int(group.deadlines[0]))
         return groups[:_MAX_GROUPS]
-
-    def _plan(self, queue: RequestQueue, group: Group, now_ns: int, share: float) -> tuple[list[Ticket], str]:
-        """Return the batch to send, of requests of one group none of which is late alone, and why."""
-        model, tickets, deadlines, untimed = group
-        size = model.size_to_explore(len(tickets))
-        if size and now_ns + int(model.durations[min(size, len(model.durations) - 1)]) > int(deadlines[0]):
-            return tickets[:size], "exploration"
-        if not queue.several_priorities and not untimed:
-            head, size = self._choose(queue, model, deadlines, now_ns, share)
-            if size >= len(model.durations) - 1 and model.compares:
-                smaller = model.size_to_compare(size - 1)
-                if smaller:
-                    return tickets[head : head + smaller], "exploration"
-            return tickets[head : head + size], "planned"
-        urgent = min((ticket.deadline_ns == NEVER, ticket.priority) for ticket in tickets)
-        classes = queue.events.recent_classes()
-        of_class = [at for at, ticket in enumerate(tickets) if (ticket.deadline_ns == NEVER, ticket.priority) == urgent]
-        own = deadlines[of_class]
-        share *= classes.get(urgent[1], (1.0, 0))[0]
-        head, size = self._choose(queue, model, own, now_ns, share)
-        chosen = [tickets[at] for at in of_class[head : head + size]]
-        kept = set(of_class)
-        others = sorted(
-            (at for at in range(len(tickets)) if at not in kept),
-            key=lambda at: (tickets[at].deadline_ns == NEVER, tickets[at].priority, at),
-        )
-        added = fill_with_less_urgent(
-            now_ns,
-            model.upper,
-            urgent_deadline_ns=int(own[head]),
-            urgent_size=len(chosen),
-            urgent_left=max(len(of_class) - head - size, 0),
-            others=deadlines[others],
-            rates=[
-                (part / queue.events.gap_ns(now_ns), limit_ns)
-                for priority, (part, limit_ns) in classes.items()
-                if priority <= urgent[1]
-            ],
-        )
-        return chosen + [tickets[others[at]] for at in added], "planned"
-
-    def _choose(
-        self, queue: RequestQueue, model: BucketModel, deadlines: _Array, now_ns: int, share: float
-    ) -> tuple[int, int]:
-        """Return how many requests of one class to pass over, and how many to send behind them."""
-        table = model.timetable
-        if table is not None and table.all_on_time(deadlines, now_ns):
-            return 0, min(deadlines.size, table.cap)
-        limits = queue.events.recent_limits_ns() or [PATIENCE_NS]
-        shortest, longest = min(limits), max(limits)
-        durations, steps = model.durations, model.steps
-        if durations[-1] > longest:  # of the sizes for which there is never time, none is the best
-            feasible = max(1, int(np.searchsorted(durations, longest, side="right")) - 1)
-            best = best_size(durations[: feasible + 1].astype(np.float64))
-            durations, steps = durations[: best + 1], steps[: best + 1]
-        head, size = kernel_loader.load().choose(
-            now_ns,
-            deadlines,
-            durations,
-            steps,
-            np.array(limits, np.int64),
-            queue.events.gap_ns(now_ns) / share,
-            longest - shortest <= _UNIFORM * longest,
-            _MAX_DROPS,
-        )
-        return int(head), int(size)
-
-    def _choose_group(self, groups: list[Group], now_ns: int) -> int:
-        longest = max(group.model.durations.size for group in groups)
-        durations = np.ones((len(groups), longest), np.int64)
-        steps = np.ones((len(groups), longest), np.int64)
-        for at, (model, _, _, _) in enumerate(groups):
-            durations[at, : model.durations.size] = model.durations
-            steps[at, : model.steps.size] = model.steps
-        offsets = np.cumsum([0, *(group.deadlines.size for group in groups)])
-        caps = np.array([group.model.durations.size - 1 for group in groups])
-        deadlines = np.concatenate([group.deadlines for group in groups])
-        return int(kernel_loader.load().choose_bucket(now_ns, deadlines, offsets, caps, durations, steps))
 
     def _with_overdue(self, batch: list[Ticket], overdue: list[Ticket], queued: int) -> list[Ticket]:
         """Return the batch, with the rows that requests without a deadline are owed in place of its last ones."""

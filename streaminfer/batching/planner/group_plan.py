@@ -1,0 +1,122 @@
+"""Plans where not everything queued is on time: which group is served first, and which of its requests.
+
+*Design.* The compiled kernels choose, with the queued requests and the expected arrivals: the group whose batch goes
+first, and how many requests of one class are passed over and how many are sent behind them. A size that was not
+measured yet, or not for long, may be sent instead.
+
+*Classes.* Where one batch cannot hold all that is queued, the most urgent priority is planned as if alone, with its
+share of the arrivals. Less urgent requests fill its batch as far as its first deadline allows, and as far as a more
+urgent request that arrives meanwhile can still be served.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streaminfer.batching.planner import kernel_loader
+from streaminfer.batching.planner.batch_groups import PATIENCE_NS, Group
+from streaminfer.batching.planner.bucket_model import BucketModel
+from streaminfer.batching.planner.class_filling import fill_with_less_urgent
+from streaminfer.batching.queue._queue_cy import RequestQueue
+from streaminfer.batching.queue._ticket_cy import NEVER, Ticket
+from streaminfer.batching.service_time.service_time import best_size
+
+__all__ = ["choose_group", "plan_batch"]
+
+_UNIFORM = 0.05
+"""Time limits that differ by no more than this share are about equal."""
+_MAX_DROPS = 16
+"""The exact plan drops at most so many requests."""
+
+_Array = NDArray[np.int64]
+
+
+def choose_group(groups: list[Group], now_ns: int) -> Group:
+    """Return the group whose batch goes first, of at least one, none of which has a request that is late alone."""
+    if len(groups) == 1:
+        return groups[0]
+    longest = max(group.model.durations.size for group in groups)
+    durations = np.ones((len(groups), longest), np.int64)
+    steps = np.ones((len(groups), longest), np.int64)
+    for at, (model, _, _, _) in enumerate(groups):
+        durations[at, : model.durations.size] = model.durations
+        steps[at, : model.steps.size] = model.steps
+    offsets = np.cumsum([0, *(group.deadlines.size for group in groups)])
+    caps = np.array([group.model.durations.size - 1 for group in groups])
+    deadlines = np.concatenate([group.deadlines for group in groups])
+    return groups[int(kernel_loader.load().choose_bucket(now_ns, deadlines, offsets, caps, durations, steps))]
+
+
+def plan_batch(queue: RequestQueue, group: Group, now_ns: int, share: float) -> tuple[list[Ticket], str]:
+    """Return the batch to send, of requests of one group none of which is late alone, and why.
+
+    Args:
+        queue: the requests, with the classes and time limits of recent ones.
+        group: at least one request.
+        now_ns: the present instant.
+        share: part of the arrivals that belongs to the group, above 0, at most 1.
+
+    Returns:
+        The requests, and the reason of the `Decision`: ``"planned"`` or ``"exploration"``.
+    """
+    model, tickets, deadlines, untimed = group
+    size = model.size_to_explore(len(tickets))
+    if size and now_ns + int(model.durations[min(size, len(model.durations) - 1)]) > int(deadlines[0]):
+        return tickets[:size], "exploration"
+    if not queue.several_priorities and not untimed:
+        head, size = _choose(queue, model, deadlines, now_ns, share)
+        if size >= len(model.durations) - 1 and model.compares:
+            smaller = model.size_to_compare(size - 1)
+            if smaller:
+                return tickets[head : head + smaller], "exploration"
+        return tickets[head : head + size], "planned"
+    urgent = min((ticket.deadline_ns == NEVER, ticket.priority) for ticket in tickets)
+    classes = queue.events.recent_classes()
+    of_class = [at for at, ticket in enumerate(tickets) if (ticket.deadline_ns == NEVER, ticket.priority) == urgent]
+    own = deadlines[of_class]
+    share *= classes.get(urgent[1], (1.0, 0))[0]
+    head, size = _choose(queue, model, own, now_ns, share)
+    chosen = [tickets[at] for at in of_class[head : head + size]]
+    kept = set(of_class)
+    others = sorted(
+        (at for at in range(len(tickets)) if at not in kept),
+        key=lambda at: (tickets[at].deadline_ns == NEVER, tickets[at].priority, at),
+    )
+    added = fill_with_less_urgent(
+        now_ns,
+        model.upper,
+        urgent_deadline_ns=int(own[head]),
+        urgent_size=len(chosen),
+        urgent_left=max(len(of_class) - head - size, 0),
+        others=deadlines[others],
+        rates=[
+            (part / queue.events.gap_ns(now_ns), limit_ns)
+            for priority, (part, limit_ns) in classes.items()
+            if priority <= urgent[1]
+        ],
+    )
+    return chosen + [tickets[others[at]] for at in added], "planned"
+
+
+def _choose(queue: RequestQueue, model: BucketModel, deadlines: _Array, now_ns: int, share: float) -> tuple[int, int]:
+    """Return how many requests of one class to pass over, and how many to send behind them."""
+    table = model.timetable
+    if table is not None and table.all_on_time(deadlines, now_ns):
+        return 0, min(deadlines.size, table.cap)
+    limits = queue.events.recent_limits_ns() or [PATIENCE_NS]
+    shortest, longest = min(limits), max(limits)
+    durations, steps = model.durations, model.steps
+    if durations[-1] > longest:  # of the sizes for which there is never time, none is the best
+        feasible = max(1, int(np.searchsorted(durations, longest, side="right")) - 1)
+        best = best_size(durations[: feasible + 1].astype(np.float64))
+        durations, steps = durations[: best + 1], steps[: best + 1]
+    head, size = kernel_loader.load().choose(
+        now_ns,
+        deadlines,
+        durations,
+        steps,
+        np.array(limits, np.int64),
+        queue.events.gap_ns(now_ns) / share,
+        longest - shortest <= _UNIFORM * longest,
+        _MAX_DROPS,
+    )
+    return int(head), int(size)

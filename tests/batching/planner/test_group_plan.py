@@ -1,0 +1,73 @@
+"""The group that is served first, and the batch of one group, without the policy around them."""
+
+from streaminfer.batching.planner.batch_groups import in_deadline_order
+from streaminfer.batching.planner.bucket_model import BucketModel
+from streaminfer.batching.planner.group_plan import choose_group, plan_batch
+from streaminfer.batching.queue._queue_cy import RequestQueue
+from streaminfer.batching.queue._ticket_cy import NEVER
+from streaminfer.batching.service_time.learned_service_time import LearnedServiceTime
+from streaminfer.batching.service_time.service_time import ServiceTime
+
+MS = 1_000_000
+SHORT = ServiceTime.affine(0.003, 0.001)
+LONG = ServiceTime.table({1: 0.020, 2: 0.030})
+DEVICE = ServiceTime.affine(0.010, 0.001)  # 11 ms alone, 14 ms for four
+
+
+def queue_of(deadlines_ms, priorities=()):
+    queue = RequestQueue(100)
+    for number, deadline in enumerate(deadlines_ms):
+        deadline_ns = NEVER if deadline is None else round(deadline * MS)
+        queue.admit(None, number, None, 0, deadline_ns, priorities[number] if priorities else 0)
+    return queue
+
+
+def group_of(service_time, queue, *, cap=4):
+    return in_deadline_order(BucketModel(cap, service_time, workers=1, padded=None), queue.first(queue.queued))
+
+
+def plan(queue, service_time=DEVICE):
+    batch, reason = plan_batch(queue, group_of(service_time, queue), 0, 1.0)
+    return [ticket.inputs for ticket in batch], reason
+
+
+def test_the_only_group_is_served():
+    """Where requests share a batch there is nothing to compare."""
+    only = group_of(DEVICE, queue_of([50]))
+
+    assert choose_group([only], 0) is only
+
+
+def test_the_group_that_saves_most_goes_first():
+    """Short requests go first where both groups are on time only so, long ones where the short ones have time."""
+    hurried = [group_of(LONG, queue_of([40, 40]), cap=2), group_of(SHORT, queue_of([10, 10]))]
+    patient = [group_of(LONG, queue_of([31, 32]), cap=2), group_of(SHORT, queue_of([40, 40]))]
+
+    assert choose_group(hurried, 0) is hurried[1]
+    assert choose_group(patient, 0) is patient[0]
+
+
+def test_heads_are_passed_over():
+    """A request that is on time only alone is left out where it would make three others late."""
+    assert plan(queue_of([11.5, 23.5, 23.5, 23.5])) == ([1, 2, 3], "planned")
+
+
+def test_the_most_urgent_class_is_planned_first():
+    """Less urgent requests fill the batch of the urgent ones, though their deadlines are earlier."""
+    assert plan(queue_of([30, 30, 30, 30, 40, 40], [1, 1, 1, 1, 0, 0])) == ([4, 5, 0, 1], "planned")
+
+
+def test_requests_without_deadline_come_last():
+    """A deadline goes before none, whatever the priorities and however late it is."""
+    assert plan(queue_of([None, None, 3000], [0, 0, 1])) == ([2, 0, 1], "planned")
+
+
+def test_a_size_that_was_hardly_measured_is_explored():
+    """It is sent where its first request would be late by the single batch that was measured, and not else."""
+    model = BucketModel(4, LearnedServiceTime(), workers=1, padded=None)
+    for size, duration_ms in ((1, 5), (1, 5), (4, 20)):
+        model.observe(size, duration_ms * MS, duration_ms * MS, cancelled=False)
+    queue, patient = queue_of([6] * 4), queue_of([50] * 4)
+
+    assert plan_batch(queue, in_deadline_order(model, queue.first(4)), 0, 1.0) == (queue.first(4), "exploration")
+    assert plan_batch(patient, in_deadline_order(model, patient.first(4)), 0, 1.0)[1] == "planned"
