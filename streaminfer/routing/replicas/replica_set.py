@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from streaminfer._internal.validation import check_count, check_instance, check_number, expected
+from streaminfer._internal.validation import check_count, check_instance, check_number
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput, Overloaded
 from streaminfer.protocols import (
@@ -32,6 +32,7 @@ from streaminfer.routing.replicas._ejection_cy import OutlierEjection
 from streaminfer.routing.replicas._p2c_cy import FAILURE, IGNORED, REJECTED, SUCCESS, P2CBalancer
 from streaminfer.routing.replicas.discovery import DnsDiscovery, Finder
 from streaminfer.routing.replicas.health import HealthCheck, ReplicaProbes
+from streaminfer.routing.replicas.membership import Membership
 from streaminfer.routing.replicas.replica import Replica, ReplicaHandle
 from streaminfer.routing.replicas.settings import duration_ns, is_above_1, zone_penalties
 from streaminfer.routing.replicas.statistics import ReplicasStatistics, replica_statistics
@@ -111,7 +112,7 @@ class Replicas(StackClock, Node):
         check_instance("zone", zone, lambda it: isinstance(it, str), "a string")
         check_instance("retry", retry, lambda it: isinstance(it, bool), "True or False")
         self._accept_clock(clock)
-        self._penalties, self._usual_penalty = zone_penalties(zone_penalty)
+        penalties = zone_penalties(zone_penalty)
         share = check_number("max_ejected", max_ejected, "a share from 0 to 1", lambda it: 0.0 <= it <= 1.0)
         factor = 0.0
         if latency_factor is not None:
@@ -131,23 +132,20 @@ class Replicas(StackClock, Node):
         self.zone = zone
         self.clock: Clock = clock or time.monotonic_ns
         self._retry = retry
-        self._zones: dict[str, int] = {}
-        self._handles: dict[str, ReplicaHandle] = {}
-        self._by_slot: list[ReplicaHandle] = []
-        self._leaving: list[ReplicaHandle] = []
-        self._homes = StreamHomes(lambda: [*self._handles.values(), *self._leaving])
+        self._members = Membership(self._balancer, self._now, zone, *penalties)
+        self._by_slot = self._members.by_slot  # the same list, which each request reads
+        self._homes = StreamHomes(self._members.all)
         self._probes = None if health is None else ReplicaProbes(health, self._balancer, self._now, seed)
         self._finder: Finder | None = None
         if discovery is not None:
-            self._finder = Finder(discovery, add=self.add, remove=self.remove, count=lambda: len(self._handles))
+            self._finder = Finder(discovery, add=self.add, remove=self.remove, count=lambda: len(self._members.by_name))
         self._running = False
         self._closed = not replicas
         self._retried = 0
         self._told: list[Callable[[str, Any], None]] = []
-        self._earlier_changes = 0  # of replicas that were removed
         for replica in replicas:
-            self._check_new(replica)
-            self._put(self._handle_of(replica), slowly=False)
+            self._members.check_new(replica)
+            self._members.put(self._members.handle_of(replica), slowly=False)
         if clock is not None:
             self._bind(clock)
 
@@ -227,22 +225,18 @@ class Replicas(StackClock, Node):
 
     def validate(self, request: Request) -> None:
         """Check a request as the first replica does: all serve the same model."""
-        first = self._first()
+        first = self._members.first()
         if first is not None and first.validate is not None:
             first.validate(request)
 
     def fingerprint_changes(self) -> int:
         """Return how often the models of the replicas have changed, for caches around the replicas."""
-        now = (handle.changes() for handle in self._handles.values() if handle.changes is not None)
-        return self._earlier_changes + sum(now)
+        return self._members.fingerprint_changes()
 
     @property
     def children(self) -> Mapping[str, Any]:
         """The services of the replicas by name; one that ends its last requests has ``(leaving)`` behind it."""
-        services = {name: handle.replica.service for name, handle in self._handles.items()}
-        for handle in self._leaving:
-            services[f"{handle.replica.name} (leaving)"] = handle.replica.service
-        return services
+        return self._members.services()
 
     def capabilities(self) -> Capabilities:
         """What the first replica offers, since all serve the same model, and what the set itself does."""
@@ -250,16 +244,16 @@ class Replicas(StackClock, Node):
             validate=self.validate,
             admission=self.admission,
             slo=self,
-            fingerprint_changes=self.fingerprint_changes,
+            fingerprint_changes=self._members.fingerprint_changes,  # read for each request of a cache
             new_children=self.new_children,
             enforces_deadline=True,
-            idempotent=are_idempotent([handle.replica.service for handle in self._handles.values()]),
+            idempotent=are_idempotent([handle.replica.service for handle in self._members.by_name.values()]),
             stream_states=self._homes if self._homes.keepers() else None,
             model_tensors=self._model_tensors,
         )
 
     def _model_tensors(self) -> ModelTensors | None:
-        services = [handle.replica.service for handle in self._handles.values()]
+        services = [handle.replica.service for handle in self._members.by_name.values()]
         describe = adapt(services[0]).capabilities().model_tensors if services else None
         return None if describe is None else describe()
 
@@ -270,7 +264,7 @@ class Replicas(StackClock, Node):
     @property
     def slo_ns(self) -> int | None:
         """The latency objective of the first replica, nanoseconds; ``None``: it has none."""
-        first = self._first()
+        first = self._members.first()
         return None if first is None or first.slo is None else first.slo.slo_ns
 
     # -- life ---------------------------------------------------------------------------------------------------
@@ -282,7 +276,7 @@ class Replicas(StackClock, Node):
             BaseException: raised by a replica's start; or why no replica was found, if there is no other.
         """
         failure = None if self._finder is None else await self._finder.look_up(strict=True)
-        if failure is not None and not self._handles:
+        if failure is not None and not self._members.by_name:
             raise failure
         started: list[ReplicaHandle] = []
 
@@ -291,13 +285,13 @@ class Replicas(StackClock, Node):
             started.append(handle)
 
         try:
-            _raise_first(await asyncio.gather(*map(start, self._handles.values()), return_exceptions=True))
+            _raise_first(await asyncio.gather(*map(start, self._members.by_name.values()), return_exceptions=True))
         except BaseException:
             await asyncio.gather(*(handle.stop(drain=False) for handle in started), return_exceptions=True)
             raise
         self._running, self._closed = True, False
         if self._probes is not None:
-            for handle in self._handles.values():
+            for handle in self._members.by_name.values():
                 self._probes.watch(handle)
         if self._finder is not None:
             self._finder.begin()
@@ -312,8 +306,8 @@ class Replicas(StackClock, Node):
         upkeep = [each for each in (self._finder, self._probes) if each is not None]
         for each in upkeep:
             each.cancel()
-        handles = (*self._handles.values(), *self._leaving)
-        outcomes = await asyncio.gather(*(handle.stop(drain=drain) for handle in handles), return_exceptions=True)
+        stops = (handle.stop(drain=drain) for handle in self._members.all())
+        outcomes = await asyncio.gather(*stops, return_exceptions=True)
         for each in upkeep:
             await each.ended()
         _raise_first(outcomes)
@@ -325,19 +319,19 @@ class Replicas(StackClock, Node):
             TypeError, ValueError: no `Replica`, or its name is taken.
             BaseException: it could not be started; nothing has changed.
         """
-        self._check_new(replica)
-        handle = self._handle_of(replica)
+        self._members.check_new(replica)
+        handle = self._members.handle_of(replica)
         if self._clock_given:
             handle.bind(self.clock)
         if self._running:
             await handle.start()
-            if replica.name in self._handles or self._closed:
+            if replica.name in self._members.by_name or self._closed:
                 await handle.stop(drain=False)
-                self._check_new(replica)
+                self._members.check_new(replica)
                 raise Closed("these replicas were stopped while one was added")
         for tell in self._told:
             tell(replica.name, replica.service)
-        self._put(handle, slowly=self._running)
+        self._members.put(handle, slowly=self._running)
         if self._running and self._probes is not None:
             self._probes.watch(handle)
 
@@ -351,16 +345,9 @@ class Replicas(StackClock, Node):
         Raises:
             ValueError: there is none of that name, or no other.
         """
-        if name not in self._handles:
-            raise ValueError(expected("name", "one of " + ", ".join(map(repr, self._handles)), name))
-        if len(self._handles) == 1:
-            raise ValueError(f"{name!r} is the last replica: stop all of them instead")
-        handle = self._handles.pop(name)
-        self._earlier_changes += 0 if handle.changes is None else handle.changes()
+        handle = self._members.take_out(name)
         if self._probes is not None:
             self._probes.forget(handle)
-        handle.remove()
-        self._leaving.append(handle)
         try:
             if self._running:
                 await handle.stop(drain=drain)
@@ -378,9 +365,8 @@ class Replicas(StackClock, Node):
         """Return a frozen snapshot."""
         now_ns = self.clock()
         self._balancer.settle(now_ns)
-        handles = (*self._handles.values(), *self._leaving)
         return ReplicasStatistics(
-            replicas=tuple(replica_statistics(handle, self._balancer, now_ns) for handle in handles),
+            replicas=tuple(replica_statistics(handle, self._balancer, now_ns) for handle in self._members.all()),
             retried=self._retried,
             ejected=self._balancer.ejected,
             panics=self._balancer.panics,
@@ -391,7 +377,7 @@ class Replicas(StackClock, Node):
         )
 
     def __repr__(self) -> str:
-        return f"<Replicas: {', '.join(self._handles)}>"
+        return f"<Replicas: {', '.join(self._members.by_name)}>"
 
     def _repr_html_(self) -> str:
         return self.statistics()._repr_html_()
@@ -401,33 +387,8 @@ class Replicas(StackClock, Node):
     def _now(self) -> int:
         return self.clock()
 
-    def _handle_of(self, replica: Replica) -> ReplicaHandle:
-        return ReplicaHandle(replica, self._balancer, self._now, self._leaving.remove)
-
-    def _first(self) -> ReplicaHandle | None:
-        return next(iter(self._handles.values()), None)
-
-    def _check_new(self, replica: Replica) -> None:
-        check_instance("replica", replica, lambda it: isinstance(it, Replica), "a Replica")
-        if replica.name in self._handles:
-            raise ValueError(f"name: {replica.name!r} is the name of another replica")
-
-    def _put(self, handle: ReplicaHandle, *, slowly: bool) -> None:
-        replica = handle.replica
-        penalty = 1.0
-        if replica.zone != self.zone:
-            penalty = self._penalties.get(replica.zone, self._usual_penalty)
-        zone = self._zones.setdefault(replica.zone, len(self._zones))
-        key = stream_key(replica.name)
-        handle.slot = self._balancer.add(float(replica.weight), penalty, zone, key, slowly, self.clock())
-        self._handles[replica.name] = handle
-        if handle.slot == len(self._by_slot):
-            self._by_slot.append(handle)
-        else:
-            self._by_slot[handle.slot] = handle
-
     def _bind(self, clock: Clock) -> None:
-        for handle in self._handles.values():
+        for handle in self._members.by_name.values():
             handle.bind(clock)
 
     def _second(self, first: int, now_ns: int) -> int:

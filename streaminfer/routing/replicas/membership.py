@@ -1,0 +1,118 @@
+"""Replicas of a set, from the moment at which one is added until a removed one has ended its last request."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from streaminfer._internal.validation import check_instance, expected
+from streaminfer.protocols import Clock
+from streaminfer.routing.replicas._p2c_cy import P2CBalancer
+from streaminfer.routing.replicas.replica import Replica, ReplicaHandle
+from streaminfer.routing.replicas.stream_homes import stream_key
+
+__all__ = ["Membership"]
+
+
+class Membership:
+    """Replicas by name and by their slot of the balancer, and those that are leaving. Not thread-safe.
+
+    Args:
+        balancer: gives each replica its slot.
+        clock: returns monotonic nanoseconds.
+        zone: where this process is.
+        zone_penalties: by zone, the factor by which a replica there must be expected to respond sooner.
+        usual_penalty: of the zones that these do not name.
+
+    Attributes:
+        by_name: handles of the replicas that get requests, in the order in which they were added.
+        by_slot: handles by slot; a slot that was given back has its old handle until it is used again.
+        leaving: handles of removed replicas whose last requests have not ended.
+    """
+
+    def __init__(
+        self,
+        balancer: P2CBalancer,
+        clock: Clock,
+        zone: str,
+        zone_penalties: Mapping[str, float],
+        usual_penalty: float,
+    ) -> None:
+        self.by_name: dict[str, ReplicaHandle] = {}
+        self.by_slot: list[ReplicaHandle] = []
+        self.leaving: list[ReplicaHandle] = []
+        self._balancer = balancer
+        self._clock = clock
+        self._zone = zone
+        self._penalties = zone_penalties
+        self._usual_penalty = usual_penalty
+        self._zones: dict[str, int] = {}
+        self._earlier_changes = 0  # of replicas that were removed
+
+    def check_new(self, replica: Replica) -> None:
+        """Check that a replica can be added.
+
+        Raises:
+            TypeError, ValueError: no `Replica`, or its name is taken.
+        """
+        check_instance("replica", replica, lambda it: isinstance(it, Replica), "a Replica")
+        if replica.name in self.by_name:
+            raise ValueError(f"name: {replica.name!r} is the name of another replica")
+
+    def handle_of(self, replica: Replica) -> ReplicaHandle:
+        """Return a new handle, which gets no requests before :meth:`put`."""
+        return ReplicaHandle(replica, self._balancer, self._clock, self.leaving.remove)
+
+    def put(self, handle: ReplicaHandle, *, slowly: bool) -> None:
+        """Give a replica a slot, and requests from now on.
+
+        Args:
+            handle: of a replica with a new name.
+            slowly: it takes its slow start to get its full share.
+        """
+        replica = handle.replica
+        penalty = 1.0
+        if replica.zone != self._zone:
+            penalty = self._penalties.get(replica.zone, self._usual_penalty)
+        zone = self._zones.setdefault(replica.zone, len(self._zones))
+        key = stream_key(replica.name)
+        handle.slot = self._balancer.add(float(replica.weight), penalty, zone, key, slowly, self._clock())
+        self.by_name[replica.name] = handle
+        if handle.slot == len(self.by_slot):
+            self.by_slot.append(handle)
+        else:
+            self.by_slot[handle.slot] = handle
+
+    def take_out(self, name: str) -> ReplicaHandle:
+        """Give a replica no more requests; its handle is leaving until the last one has ended.
+
+        Raises:
+            ValueError: there is none of that name, or no other.
+        """
+        if name not in self.by_name:
+            raise ValueError(expected("name", "one of " + ", ".join(map(repr, self.by_name)), name))
+        if len(self.by_name) == 1:
+            raise ValueError(f"{name!r} is the last replica: stop all of them instead")
+        handle = self.by_name.pop(name)
+        self._earlier_changes += 0 if handle.changes is None else handle.changes()
+        handle.remove()
+        self.leaving.append(handle)
+        return handle
+
+    def all(self) -> list[ReplicaHandle]:
+        """Return the handles of all replicas, those that are leaving at the end."""
+        return [*self.by_name.values(), *self.leaving]
+
+    def first(self) -> ReplicaHandle | None:
+        """Return the handle that was added first of those that get requests; ``None``: there is none."""
+        return next(iter(self.by_name.values()), None)
+
+    def services(self) -> dict[str, Any]:
+        """Return the services by name; one that ends its last requests has ``(leaving)`` behind it."""
+        services = {name: handle.replica.service for name, handle in self.by_name.items()}
+        for handle in self.leaving:
+            services[f"{handle.replica.name} (leaving)"] = handle.replica.service
+        return services
+
+    def fingerprint_changes(self) -> int:
+        """Return how often the models of the replicas have changed, those of removed ones until then included."""
+        now = (handle.changes() for handle in self.by_name.values() if handle.changes is not None)
+        return self._earlier_changes + sum(now)
