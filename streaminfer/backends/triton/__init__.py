@@ -2,8 +2,8 @@
 
 From the outside in: users make a :mod:`~streaminfer.backends.triton.backend`; ``request_splitter`` decides which
 requests a batch becomes; ``session`` is one start, with the server's metadata (``model``, ``request_validation``),
-``shared_memory`` and ``sequences``; ``transport`` sends ``messages`` to an ``endpoint`` and receives the responses,
-which ``decode`` and ``errors`` read with ``dtypes``.
+``shared_memory``, each piece of which is a ``region``, and ``sequences``; ``transport`` sends ``messages`` to an
+``endpoint`` and receives the responses, which ``decode`` and ``errors`` read with ``dtypes``.
 """
 
 from streaminfer.backends.triton.backend import TritonBackend

@@ -22,9 +22,10 @@ from streaminfer.backends.triton.dtypes import TEXT, is_text
 from streaminfer.backends.triton.errors import ServerError, without_input
 from streaminfer.backends.triton.messages import InferRequest, InferResponse, SharedMemoryRef, Tensor, Transport
 from streaminfer.backends.triton.model import ModelDescription, Server, describe_model, describe_server, latest_version
+from streaminfer.backends.triton.region import Region, required_bytes
 from streaminfer.backends.triton.request_validation import RequestValidator
 from streaminfer.backends.triton.sequences import Sequences
-from streaminfer.backends.triton.shared_memory import Region, RegionPool, required_bytes
+from streaminfer.backends.triton.shared_memory import RegionPool
 from streaminfer.errors import BackendError, InvalidInput
 
 __all__ = ["CallCounts", "Session"]

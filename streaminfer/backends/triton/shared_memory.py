@@ -34,7 +34,6 @@ One pool belongs to one event loop. ``write`` and ``read`` of one region may run
 import asyncio
 import contextlib
 import itertools
-import math
 import mmap
 import os
 import re
@@ -43,22 +42,18 @@ import socket
 import sys
 import weakref
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from streaminfer._internal.validation import check_count, check_instance, expected
+from streaminfer.backends.triton.region import Region
 from streaminfer.errors import Closed
 
-__all__ = ["OLDEST_SERVER", "Region", "RegionPool", "required_bytes"]
+__all__ = ["OLDEST_SERVER", "RegionPool"]
 
 OLDEST_SERVER = (2, 50)
 """The first Triton that does not crash when a region is unregistered while a request uses it."""
 
-_ALIGNMENT = 64  # of every tensor: a cache line, and what vector instructions want
 _FOLDER = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lives on Linux; names are exclusive and unguessable
 _REST_S = 0.1  # between two rounds of calls that make the server forget regions
 _LET_GO_S = 0.1  # time for a server that has responded to let go of the memory of the request
@@ -66,93 +61,6 @@ _LET_GO_S = 0.1  # time for a server that has responded to let go of the memory 
 Register = Callable[[str, str, int], Awaitable[None]]
 """Makes a region known to the server by its name, its key and its bytes; returns once the server has mapped it."""
 Unregister = Callable[[str], Awaitable[None]]
-Place = tuple[int, int]
-"""Offset and size of a tensor in a region, in bytes."""
-
-
-def required_bytes(sizes: Iterable[int]) -> int:
-    """How large a region must be for tensors of these sizes, in bytes, alignment included."""
-    return sum(map(_aligned, sizes))
-
-
-class Region:
-    """Memory that the server has mapped too; one batch uses it at a time.
-
-    Attributes:
-        name: under which the server knows it.
-        byte_size: how large it is.
-    """
-
-    __slots__ = ("__weakref__", "_bytes", "_end", "_stale", "byte_size", "name")
-
-    def __init__(self, name: str, memory: mmap.mmap) -> None:
-        self.name = name
-        self.byte_size = len(memory)
-        self._bytes: npt.NDArray[np.uint8] = np.frombuffer(memory, np.uint8)
-        self._end = 0
-        self._stale = False
-
-    def write(self, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, Place]:
-        """Copies arrays to the region's start, in C order, whatever their strides.
-
-        Args:
-            arrays: by name; of numbers or booleans.
-
-        Returns:
-            Offset and size in bytes, by name.
-
-        Raises:
-            ValueError: they do not fit, or one holds Python objects; nothing is written.
-        """
-        for name, array in arrays.items():
-            if array.dtype.hasobject:
-                raise ValueError(f"arrays[{name!r}]: expected numbers or booleans, got {array.dtype}")
-        places = self._place({name: array.nbytes for name, array in arrays.items()}, 0)
-        for name, array in arrays.items():
-            np.copyto(self._view(places[name][0], array.dtype, array.shape), array)
-        return places
-
-    def reserve(self, sizes: Mapping[str, int]) -> dict[str, Place]:
-        """Room for what the server writes, behind what :meth:`write` wrote.
-
-        Args:
-            sizes: in bytes, by name.
-
-        Returns:
-            Offset and size in bytes, by name.
-
-        Raises:
-            ValueError: they do not fit.
-        """
-        return self._place(sizes, self._end)
-
-    def read(self, offset: int, dtype: npt.DTypeLike, shape: Sequence[int]) -> npt.NDArray[Any]:
-        """A copy of an array in the region; it stays as it is whatever becomes of the region.
-
-        Raises:
-            ValueError: it would reach past the region's end.
-        """
-        kind = np.dtype(dtype)
-        end = offset + math.prod(shape) * kind.itemsize
-        if offset < 0 or end > self.byte_size:
-            raise ValueError(f"{self.name}: expected an array within {self.byte_size} bytes, got {offset} to {end}")
-        return self._view(offset, kind, tuple(shape)).copy()
-
-    def _place(self, sizes: Mapping[str, int], start: int) -> dict[str, Place]:
-        places: dict[str, Place] = {}
-        for name, size in sizes.items():
-            places[name] = (start, size)
-            start += _aligned(size)
-        if start > self.byte_size:
-            raise ValueError(f"{self.name}: expected at most {self.byte_size} bytes, got {start}")
-        self._end = start
-        return places
-
-    def _view(self, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
-        return np.ndarray(shape, dtype, buffer=self._bytes, offset=offset)
-
-    def __repr__(self) -> str:
-        return f"Region({self.name}, {self.byte_size} bytes)"
 
 
 class RegionPool:
@@ -247,7 +155,7 @@ class RegionPool:
         region = min(reversed(fitting), key=lambda one: one.byte_size)
         self._idle.remove(region)
         self._held.add(region)
-        if region._stale:
+        if region.is_stale:
             await self.reregister(region)
         return region
 
@@ -281,7 +189,7 @@ class RegionPool:
             BaseException: what ``register`` or ``unregister`` raised; the region is retired.
         """
         for other in (*self._idle, *self._held):
-            other._stale = True
+            other.is_stale = True
         try:
             # a server that was not restarted forgets the old memory first
             await self._unregister(region.name)
@@ -290,10 +198,8 @@ class RegionPool:
             self._held.discard(region)
             self._retire(region)
             raise
-        old = region._bytes
-        region._bytes = np.frombuffer(memory, np.uint8)
-        region._bytes[:] = old
-        region._stale = False
+        region.move_to(memory)
+        region.is_stale = False
 
     async def close(self) -> None:
         """Makes the server forget every region. May be repeated.
@@ -424,10 +330,6 @@ class RegionPool:
             f"RegionPool({self._owner}: {len(self._held)} in use, {len(self._idle)} idle, "
             f"{len(self._retired)} retired, {self._bytes} bytes)"
         )
-
-
-def _aligned(size: int) -> int:
-    return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
 def _size_class(size: int) -> int:
