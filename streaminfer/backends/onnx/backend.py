@@ -19,45 +19,20 @@ two nodes of the graph.
 import functools
 import os
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import attrs
 import numpy.typing as npt
 
 from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_choice, check_count, check_duration, check_instance
-from streaminfer.backends.fingerprint import ModelFiles, digest_of_bytes, fingerprint_of_model
 from streaminfer.backends.job import Done, Job
-from streaminfer.backends.onnx.binding import (
-    Binding,
-    BoundRuns,
-    check_cuda_graphs,
-    choose_binding,
-    load_cuda_runtime,
-    records_graphs,
-)
-from streaminfer.backends.onnx.model import (
-    Provider,
-    check_loaded,
-    choose_providers,
-    find_source,
-    give_weights,
-    load,
-    make_options,
-    read_specs,
-)
+from streaminfer.backends.onnx.binding import Binding
+from streaminfer.backends.onnx.loader import ModelLoader
 from streaminfer.backends.onnx.serving import LoadedModel, ReloadableWorker, Serving
-from streaminfer.backends.onnx.session import SessionWorker, stack_example
-from streaminfer.backends.signature import (
-    NonFinite,
-    Signature,
-    check_value,
-    describe_shape,
-    free_axes,
-    guess_inputs,
-)
+from streaminfer.backends.signature import NonFinite, describe_shape, free_axes, guess_inputs
 from streaminfer.backends.statistics import BackendRecorder, BackendStatistics
 from streaminfer.backends.workers import HANG_GRACE_S, WorkerThreads, call_apart
 from streaminfer.protocols import Capabilities, Clock, ExampleInputs, ModelTensors, Node, Residency
@@ -156,31 +131,37 @@ class OnnxBackend(Node):
         memory_bytes: int | None = None,
         clock: Clock | None = None,
     ) -> None:
-        self._runtime = require("onnxruntime", extra="onnx", purpose="OnnxBackend")
+        runtime = require("onnxruntime", extra="onnx", purpose="OnnxBackend")
         check_count("sessions", sessions)
         check_duration("hang_grace_s", hang_grace_s)
         check_choice("non_finite", non_finite, ("allow", "reject"))
         check_instance("warmup", warmup, lambda one: isinstance(one, Sequence), "a sequence of batch sizes")
-        self._sessions = sessions
-        self._providers = providers
-        self._thread_count = threads
-        self._warmup_sizes = [check_count("warmup", size) for size in warmup]
-        self._axes = _by_name("batch_axes", batch_axes)
-        self._shared: Mapping[str, Any] = _by_name("shared_inputs", shared_inputs)
-        self._shared_outputs = shared_outputs
-        self._chosen_outputs = outputs
-        self._session_options = session_options
+        self._new_options = functools.partial(_run_options, runtime)
+        self._loader = ModelLoader(
+            runtime=runtime,
+            new_options=self._new_options,
+            providers=providers,
+            threads=threads,
+            sessions=sessions,
+            warmup_sizes=[check_count("warmup", size) for size in warmup],
+            batch_axes=_by_name("batch_axes", batch_axes),
+            shared_inputs=_by_name("shared_inputs", shared_inputs),
+            shared_outputs=shared_outputs,
+            outputs=outputs,
+            session_options=session_options,
+            example=example,
+            binding=binding,
+            non_finite=non_finite,
+        )
         self._example = example
-        self._wanted_binding = binding
-        self._non_finite = non_finite
-        self._new_options = functools.partial(_run_options, self._runtime)
         self._source: Any = path_or_bytes
-        self._serving = Serving(self._load(path_or_bytes))
+        self._serving = Serving(self._loader.load(path_or_bytes))
+        # copies: a reload must not see what the user has written since
+        self._loader = attrs.evolve(self._loader, shared_inputs=self._serving.model.shared)
+        self._signature = self._serving.model.signature
         self._memory_bytes = self._serving.model.file_bytes
         if memory_bytes is not None:
             self._memory_bytes = check_count("memory_bytes", memory_bytes)
-        self._signature = self._serving.model.signature
-        self._shared = self._serving.model.shared  # copies: a reload must not see what the user has written since
         self.inputs = self._signature.inputs
         self.outputs = self._signature.outputs
         self.batch_axes = self._signature.batch_axes
@@ -191,67 +172,6 @@ class OnnxBackend(Node):
         workers = [ReloadableWorker(self._serving, number) for number in range(sessions)]
         name = f"OnnxBackend({self._serving.model.name})"
         self._threads = WorkerThreads(workers, name, hang_grace_s=hang_grace_s)
-
-    def _load(self, path_or_bytes: object) -> LoadedModel:
-        """A model with its sessions, not warmed yet.
-
-        Raises:
-            FileNotFoundError, TypeError, ValueError: as the constructor.
-        """
-        runtime = self._runtime
-        options = make_options(runtime, self._thread_count, self._session_options)
-        name, source = find_source(path_or_bytes)
-        is_given = self._session_options is not None
-        chosen = choose_providers(runtime, self._providers, options, given=is_given)
-        sharing = {one if isinstance(one, str) else one[0] for one in chosen} == {"CPUExecutionProvider"}
-        if sharing and not is_given:  # one pool of threads for all batches that run
-            options.intra_op_num_threads = self._sessions * (options.intra_op_num_threads - 1) + 1
-        files = None if isinstance(source, bytes) else ModelFiles.read(Path(source))
-        if files is not None and not is_given:  # those of the user may make other sessions, and hold no memory
-            give_weights(options, files.weights)
-        count = 1 if sharing else self._sessions
-        loaded = [load(runtime, source, name, options, chosen) for _ in range(count)]
-        if files is not None:
-            files.check_unchanged()
-        check_loaded(loaded[0], self._providers or ())
-        providers: list[Provider] = chosen or list(loaded[0].get_providers())
-        inputs, given = read_specs(loaded[0], self._axes, self._shared, self._shared_outputs, self._chosen_outputs)
-        signature = Signature(inputs, given, non_finite=self._non_finite)
-        binding, device = choose_binding(self._wanted_binding, providers, signature)
-        check_cuda_graphs(loaded[0], binding, signature, self._sessions)
-        cuda = load_cuda_runtime() if binding == "pinned" else None
-        sizes = self._warmup_sizes
-        if signature.rows_a_run is not None:
-            sizes = [signature.rows_a_run] if sizes else []
-        values = {spec.name: check_value(spec, self._shared[spec.name]) for spec in inputs if spec.name in self._shared}
-        batches = [stack_example(signature, self._example, size) for size in sizes]
-        workers = [
-            SessionWorker(
-                session,
-                name=name,
-                signature=signature,
-                shared=values,
-                warmup=batches,
-                new_options=self._new_options,
-                bound=None if binding == "off" else BoundRuns(runtime, session, signature, device, cuda),
-            )
-            for session in (loaded * self._sessions if sharing else loaded)
-        ]
-        digest = digest_of_bytes(source) if isinstance(source, bytes) else files.digest if files is not None else None
-        axes = [(spec.name, spec.batch_axis) for spec in (*signature.inputs, *signature.outputs)]
-        return LoadedModel(
-            name=name,
-            signature=signature,
-            shared=values,
-            providers=providers,
-            binding=binding,
-            has_graphs=records_graphs(loaded[0]),
-            file_bytes=len(source) if isinstance(source, bytes) else files.size if files is not None else 0,
-            workers=workers,
-            fingerprint=None
-            if digest is None
-            else fingerprint_of_model(digest, axes=axes, shared=values, providers=providers),
-        )
 
     @property
     def fingerprint(self) -> str | None:
@@ -324,7 +244,7 @@ class OnnxBackend(Node):
             self._serving.unload()
 
     def _prepare(self, path_or_bytes: object) -> LoadedModel:
-        model = self._load(path_or_bytes)
+        model = self._loader.load(path_or_bytes)
         self._serving.model.check_replaceable_by(model)
         self._serving.warm(model)
         return model
@@ -455,7 +375,7 @@ class OnnxBackend(Node):
         return html_table(rows, head=("", "name", "type", "batch axis"), caption=caption)
 
     def _manner(self) -> str:
-        sessions, model = self._sessions, self._serving.model
+        sessions, model = self._loader.sessions, self._serving.model
         names = [one if isinstance(one, str) else one[0] for one in model.providers]
         fixed = self._signature.rows_a_run
         rows = "" if fixed is None else f", {'one row' if fixed == 1 else f'{fixed} rows'} a run"

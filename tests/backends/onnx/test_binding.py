@@ -20,7 +20,6 @@ from onnx import helper
 
 from streaminfer import errors
 from streaminfer.backends import OnnxBackend
-from streaminfer.backends.onnx import backend as onnx_module
 from streaminfer.backends.onnx import binding as module
 from streaminfer.backends.onnx.binding import BoundRuns, choose_binding, load_cuda_runtime
 from streaminfer.backends.onnx.providers import cuda_provider, profile_shapes, tensorrt_provider
@@ -334,17 +333,6 @@ def test_the_cuda_runtime_is_looked_for_by_its_names(monkeypatch, doubling):
     assert load_cuda_runtime() is library
     assert library.cudaHostRegister.argtypes == [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint]
     assert library.cudaGetErrorString.restype is ctypes.c_char_p
-
-
-def test_a_backend_on_a_gpu_loads_the_runtime_once(monkeypatch, doubling):
-    monkeypatch.setattr(onnx_module, "choose_binding", lambda *arguments: ("pinned", ("cuda", 0)))
-    loaded = []
-    monkeypatch.setattr(onnx_module, "load_cuda_runtime", lambda: loaded.append(1) or "cuda")
-    backend = OnnxBackend(doubling, sessions=2)
-    assert loaded == [1]
-    assert [(worker._bound._cuda, worker._bound._device) for worker in backend._serving.model.workers] == [
-        ("cuda", ("cuda", 0))
-    ] * 2
 
 
 # ---------------------------------------------------------------------------------------------- providers' options

@@ -16,8 +16,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import streaminfer as si
-import streaminfer.backends.onnx.backend as module
 from streaminfer.backends import OnnxBackend
+from streaminfer.backends.onnx.loader import ModelLoader
 from streaminfer.batching import AdaptiveBatcher
 from streaminfer.caching import EdgeCache
 from streaminfer.errors import BackendError, Closed
@@ -279,9 +279,28 @@ def test_a_reload_before_start_and_after_stop_is_what_the_next_start_serves():
     run(main())
 
 
+def test_a_reload_keeps_the_first_shared_inputs(build_model):
+    """What the caller has written into a shared input since the start does not reach the next model."""
+    model = build_model(
+        [helper.make_node("Mul", ["x", "factor"], ["y"])],
+        [("x", TensorProto.FLOAT, ("batch", 4)), ("factor", TensorProto.FLOAT, ())],
+        [("y", TensorProto.FLOAT, ("batch", 4))],
+    )
+    factor = np.array(2, F32)
+
+    async def main():
+        backend = OnnxBackend(model, shared_inputs={"factor": factor})
+        factor[...] = 5
+        await backend.reload(model)
+        assert await factor_of(backend) == 2.0
+        await backend.stop()
+
+    run(main())
+
+
 def test_reloads_take_effect_in_the_order_of_their_calls(monkeypatch):
     """Whichever loads first."""
-    load = OnnxBackend._load
+    load = ModelLoader.load
     loads = []
 
     def slow(self, source):
@@ -290,7 +309,7 @@ def test_reloads_take_effect_in_the_order_of_their_calls(monkeypatch):
 
     async def main():
         backend = OnnxBackend(scaling(1.0))
-        monkeypatch.setattr(OnnxBackend, "_load", slow)
+        monkeypatch.setattr(ModelLoader, "load", slow)
         models = [scaling(float(factor)) for factor in range(2, 8)]
         tasks = [asyncio.create_task(backend.reload(model)) for model in models]
         await asyncio.sleep(0)
@@ -306,7 +325,7 @@ def test_reloads_take_effect_in_the_order_of_their_calls(monkeypatch):
 
 def test_a_reload_cancelled_while_it_loads_has_no_effect(monkeypatch):
     began, goes_on = threading.Event(), threading.Event()
-    load = OnnxBackend._load
+    load = ModelLoader.load
 
     def held(self, source):
         began.set()
@@ -315,7 +334,7 @@ def test_a_reload_cancelled_while_it_loads_has_no_effect(monkeypatch):
 
     async def main():
         backend = OnnxBackend(scaling(2.0))
-        monkeypatch.setattr(OnnxBackend, "_load", held)
+        monkeypatch.setattr(ModelLoader, "load", held)
         task = asyncio.create_task(backend.reload(scaling(3.0)))
         await asyncio.to_thread(began.wait)
         task.cancel()
@@ -569,24 +588,6 @@ before = resident()
 backend = OnnxBackend(model, sessions=int(sys.argv[1]))
 print(resident() - before)
 """
-
-
-def test_sessions_on_the_cpu_share_one_session(sessions):
-    """onnxruntime allows several runs of a session at once; each session would have weights of its own."""
-    OnnxBackend(scaling(2.0), sessions=8)
-    assert len(sessions) == 1
-
-
-def test_sessions_elsewhere_are_their_own(sessions, monkeypatch):
-    monkeypatch.setattr(module, "choose_providers", lambda *_, **__: ["CPUExecutionProvider", "Other"])
-    monkeypatch.setattr(module, "choose_binding", lambda *_: ("off", ("cpu", 0)))
-    monkeypatch.setattr(module, "load", lambda runtime, source, name, options, providers: _plain(runtime, source))
-    OnnxBackend(scaling(2.0), sessions=3)
-    assert len(sessions) == 3
-
-
-def _plain(runtime, source):
-    return runtime.InferenceSession(source, providers=["CPUExecutionProvider"])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

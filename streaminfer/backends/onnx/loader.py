@@ -1,0 +1,130 @@
+"""Makes the sessions of an ONNX model, with the settings of the backend that serves it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import attrs
+
+from streaminfer.backends.fingerprint import ModelFiles, digest_of_bytes, fingerprint_of_model
+from streaminfer.backends.onnx.binding import (
+    Binding,
+    BoundRuns,
+    check_cuda_graphs,
+    choose_binding,
+    load_cuda_runtime,
+    records_graphs,
+)
+from streaminfer.backends.onnx.model import (
+    Provider,
+    check_loaded,
+    choose_providers,
+    find_source,
+    give_weights,
+    load,
+    make_options,
+    read_specs,
+)
+from streaminfer.backends.onnx.serving import LoadedModel
+from streaminfer.backends.onnx.session import SessionWorker, stack_example
+from streaminfer.backends.signature import NonFinite, Signature, check_value
+
+__all__ = ["ModelLoader"]
+
+
+@attrs.frozen(kw_only=True)
+class ModelLoader:
+    """Loads the models of one backend, the first one and those of its reloads, with the same settings.
+
+    Settings that are not described here are arguments of :class:`~streaminfer.backends.OnnxBackend`.
+
+    Thread-safety: :meth:`load` may run in any thread.
+
+    Attributes:
+        runtime: the module ``onnxruntime``.
+        new_options: makes the ``onnxruntime.RunOptions`` of a run.
+        warmup_sizes: the backend's ``warmup``.
+        batch_axes: by name; empty: as the model declares them.
+        shared_inputs: by name; each model gets a copy of them.
+    """
+
+    runtime: ModuleType
+    new_options: Callable[[], Any]
+    providers: Sequence[str | tuple[str, Mapping[str, Any]]] | None
+    threads: int | None
+    sessions: int
+    warmup_sizes: Sequence[int]
+    batch_axes: dict[str, int]
+    shared_inputs: Mapping[str, Any]
+    shared_outputs: Sequence[str]
+    outputs: Sequence[str] | None
+    session_options: Any
+    example: Any
+    binding: Binding | None
+    non_finite: NonFinite
+
+    def load(self, path_or_bytes: object) -> LoadedModel:
+        """Return a model with its sessions, not warmed yet.
+
+        Args:
+            path_or_bytes: the model's file, or its bytes.
+
+        Raises:
+            FileNotFoundError, TypeError, ValueError: as the constructor of the backend.
+        """
+        runtime = self.runtime
+        options = make_options(runtime, self.threads, self.session_options)
+        name, source = find_source(path_or_bytes)
+        is_given = self.session_options is not None
+        chosen = choose_providers(runtime, self.providers, options, given=is_given)
+        sharing = {one if isinstance(one, str) else one[0] for one in chosen} == {"CPUExecutionProvider"}
+        if sharing and not is_given:  # one pool of threads for all batches that run
+            options.intra_op_num_threads = self.sessions * (options.intra_op_num_threads - 1) + 1
+        files = None if isinstance(source, bytes) else ModelFiles.read(Path(source))
+        if files is not None and not is_given:  # those of the user may make other sessions, and hold no memory
+            give_weights(options, files.weights)
+        count = 1 if sharing else self.sessions
+        loaded = [load(runtime, source, name, options, chosen) for _ in range(count)]
+        if files is not None:
+            files.check_unchanged()
+        check_loaded(loaded[0], self.providers or ())
+        providers: list[Provider] = chosen or list(loaded[0].get_providers())
+        inputs, given = read_specs(loaded[0], self.batch_axes, self.shared_inputs, self.shared_outputs, self.outputs)
+        signature = Signature(inputs, given, non_finite=self.non_finite)
+        binding, device = choose_binding(self.binding, providers, signature)
+        check_cuda_graphs(loaded[0], binding, signature, self.sessions)
+        cuda = load_cuda_runtime() if binding == "pinned" else None
+        sizes = self.warmup_sizes
+        if signature.rows_a_run is not None:
+            sizes = [signature.rows_a_run] if sizes else []
+        given_values = self.shared_inputs
+        values = {spec.name: check_value(spec, given_values[spec.name]) for spec in inputs if spec.name in given_values}
+        batches = [stack_example(signature, self.example, size) for size in sizes]
+        workers = [
+            SessionWorker(
+                session,
+                name=name,
+                signature=signature,
+                shared=values,
+                warmup=batches,
+                new_options=self.new_options,
+                bound=None if binding == "off" else BoundRuns(runtime, session, signature, device, cuda),
+            )
+            for session in (loaded * self.sessions if sharing else loaded)
+        ]
+        digest = digest_of_bytes(source) if isinstance(source, bytes) else files.digest if files is not None else None
+        axes = [(spec.name, spec.batch_axis) for spec in (*signature.inputs, *signature.outputs)]
+        return LoadedModel(
+            name=name,
+            signature=signature,
+            shared=values,
+            providers=providers,
+            binding=binding,
+            has_graphs=records_graphs(loaded[0]),
+            file_bytes=len(source) if isinstance(source, bytes) else files.size if files is not None else 0,
+            workers=workers,
+            fingerprint=None
+            if digest is None
+            else fingerprint_of_model(digest, axes=axes, shared=values, providers=providers),
+        )
