@@ -24,14 +24,12 @@ from streaminfer._runtime.stopping import seconds_left, until_limit
 from streaminfer.backends.signature import NonFinite, TensorSpec, describe_shape, free_axes, guess_inputs
 from streaminfer.backends.statistics import BackendRecorder
 from streaminfer.backends.triton.endpoint import Protocol, Tls, find_endpoint
-from streaminfer.backends.triton.messages import Transport
 from streaminfer.backends.triton.model import ModelDescription, Server
 from streaminfer.backends.triton.request_splitter import RequestSplitter
 from streaminfer.backends.triton.server_statistics import ServerStatistics, StatisticsReader, TritonStatistics
 from streaminfer.backends.triton.session import Session
-from streaminfer.backends.triton.transport.grpc_transport import GrpcTransport
+from streaminfer.backends.triton.transport.connector import Connector
 from streaminfer.backends.triton.transport.headers import Headers, HeadersLike
-from streaminfer.backends.triton.transport.http_transport import HttpTransport
 from streaminfer.errors import Closed
 from streaminfer.protocols import Capabilities, Clock, ExampleInputs, ModelTensors, Node
 from streaminfer.request import Batch, Request
@@ -133,19 +131,18 @@ class TritonBackend(StackClock, Node):
         for name, seconds in (("statistics_every_s", statistics_every_s), ("keepalive_s", keepalive_s)):
             if seconds is not None:
                 check_duration(name, seconds, positive=True)
-        self._every_s, self._keepalive_s = statistics_every_s, keepalive_s
+        self._every_s = statistics_every_s
         self._max_streams = check_count("max_streams", max_streams)
-        self._address = find_endpoint(url, protocol, tls, insecure)
-        if shared_memory and not self._address.local:
-            raise ValueError(f"shared_memory: expected False, since {self._address} is another machine, got True")
-        self._headers = Headers(headers)
-        self._protocol = protocol
+        address = find_endpoint(url, protocol, tls, insecure)
+        if shared_memory and not address.local:
+            raise ValueError(f"shared_memory: expected False, since {address} is another machine, got True")
+        self._connector = Connector(address, protocol, Headers(headers), keepalive_s)
         self._shared_memory = shared_memory
         self._non_finite: NonFinite = non_finite
         self._example = example
         self._clock: Clock = clock or time.monotonic_ns
-        self.address = str(self._address)
-        self.encrypted = self._address.tls is not None
+        self.address = str(address)
+        self.encrypted = address.tls is not None
         self.model = model
         self._version = version
         self._fingerprint, self._fingerprint_changes = "", 0
@@ -264,7 +261,7 @@ class TritonBackend(StackClock, Node):
         self._starting = True
         try:
             session = await Session.open(
-                self._connect(),
+                self._connector.connect(self._clock),
                 self.model,
                 version=self._version,
                 changed=self._update_description,
@@ -412,14 +409,9 @@ class TritonBackend(StackClock, Node):
     def _set_version(self, version: str) -> None:
         self._served_version = version
         mark = version or f"unknown {uuid.uuid4().hex}"
-        fingerprint = f"triton {self._protocol}://{self.address} {self.model} {mark}"
+        fingerprint = f"triton {self._connector.protocol}://{self.address} {self.model} {mark}"
         self._fingerprint_changes += fingerprint != self._fingerprint
         self._fingerprint = fingerprint
-
-    def _connect(self) -> Transport:
-        if self._protocol == "http":
-            return HttpTransport(self._address, self._headers)
-        return GrpcTransport(self._address, self._headers, self._keepalive_s, self._clock)
 
     def _running(self) -> RequestSplitter:
         if self._splitter is None:
@@ -451,5 +443,5 @@ class TritonBackend(StackClock, Node):
             for kind, specs in (("input", self.inputs), ("output", self.outputs))
             for spec in specs
         ]
-        caption = f"TritonBackend: {self.model} {self._served_version} on {self.address}, {self._protocol}"
+        caption = f"TritonBackend: {self.model} {self._served_version} on {self.address}, {self._connector.protocol}"
         return html_table(rows, head=("", "name", "type of one request"), caption=caption)
