@@ -6,7 +6,7 @@ is a handful of comparisons; only when one of them fails does a second, slow pas
 The slow pass also lets through what is valid but unusual: NumPy scalars, subclasses such as ``memmap``, mappings that
 are no ``dict``.
 
-Accepted as they come, since assembly copies them: read-only arrays, any strides. ServerError: any other dtype (another
+Accepted as they come, since assembly copies them: read-only arrays, any strides. Refused: any other dtype (another
 byte order is another dtype), empty dimensions (runtimes divide by them), masked arrays (the mask would be lost), and,
 with ``non_finite="reject"``, floats that are NaN or infinite.
 """

@@ -52,10 +52,7 @@ class Dispatcher(DispatchState):
 
     Attributes:
         clock: returns monotonic nanoseconds; may be replaced.
-        free: how many batches may start now.
         full_at: so many queued requests are a full batch, which is released before the callers of the last one wake.
-        is_scheduled: a dispatch is due at the end of this turn of the loop.
-        timer_ns: when the timer is due; ``NEVER``: it is not set.
         expectations: what the policy expects of queue and model, and learns.
         pipeline: the batch that was sent before a worker was free.
         runner: runs the batches.
