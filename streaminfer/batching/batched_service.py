@@ -364,7 +364,7 @@ class BatchedService(Node):
         model = 0 if offered.fingerprint_changes is None else offered.fingerprint_changes()
         if self._calibrator is None or model != self._calibrated_model:
             self._calibrator, self._calibrated_model = Calibration(self.source), model
-        async with in_memory(self._device, self._dispatcher):
+        async with in_memory(self._device, self._dispatcher, self._dispatcher.residence):
             self.calibration = await self._calibrator.run(
                 self._make_calibration_service,
                 example,

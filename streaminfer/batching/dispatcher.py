@@ -64,7 +64,7 @@ class Dispatcher(DispatchState):
     # with more than thirty attributes in a dict, CPython 3.11 would look each method up again at each call
     __slots__ = (
         *("__weakref__", "_ask_inward", "_assembler", "_bucket_models", "_device", "_events", "_idle", "_inner"),
-        *("_loop", "_outcomes", "_plain", "_queue", "_recheck_ns", "_stack", "_timer", "batch_sizes", "clock"),
+        *("_loop", "_outcomes", "_queue", "_recheck_ns", "_stack", "_timer", "batch_sizes", "clock"),
         *("expectations", "full_at", "max_in_flight", "observers", "pipeline", "policy", "residence", "runner"),
         "source",
     )
@@ -128,7 +128,7 @@ class Dispatcher(DispatchState):
     def set_assembler(self, assembler: Assembler) -> None:
         """Put the inputs of later batches together with another assembler."""
         self._assembler = assembler
-        self._plain = self.expectations.plain = assembler.plain
+        self.expectations.plain = assembler.plain
         self.runner.set_assembler(assembler)
 
     def set_workers(self, workers: int) -> None:
@@ -137,11 +137,6 @@ class Dispatcher(DispatchState):
 
     def set_policy(self, policy: Policy) -> None:
         """Takes a policy over; asks the model, which may have started since, whether it keeps a queue."""
-        self.policy = policy
-        self.expectations.set_policy(policy)
-        offered = self.expectations.offered
-        self._bucket_models = offered.bucket_models
-        self.runner.isolator.tell_limit = offered.limit_rows
         # behind outputs that have to be copied first no batch may wait at the model: it could overwrite them
         # nor on a device whose next turn may be another model's
         keeps_queue = (
@@ -149,7 +144,11 @@ class Dispatcher(DispatchState):
             and not self.runner.copies
             and adapt(self._inner).capabilities().queued_workers == self.max_in_flight
         )
-        self.expectations.bind_pipeline(keeps_queue=keeps_queue)
+        self.policy = policy
+        self.expectations.set_policy(policy, keeps_queue=keeps_queue)
+        offered = self.expectations.offered
+        self._bucket_models = offered.bucket_models
+        self.runner.isolator.tell_limit = offered.limit_rows
         self.pipelines = self.pipeline.choose is not None
 
     def bind_loop(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -286,7 +285,7 @@ class Dispatcher(DispatchState):
     def _release(
         self, chosen: Sequence[Ticket], reason: str, shorter_too: bool, now_ns: int, *, is_early: bool = False
     ) -> None:
-        if self.runner.isolator.memory_limits or not self._plain or (self._stack and len(chosen) > 1):
+        if self.runner.isolator.memory_limits or not self.expectations.plain or (self._stack and len(chosen) > 1):
             chosen = self._select(list(chosen), shorter_too)
         models = self._bucket_models
         if models is None:

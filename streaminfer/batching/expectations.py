@@ -41,14 +41,16 @@ class Expectations:
         self._pipeline = pipeline
         self.plain = True
 
-    def set_policy(self, policy: Policy) -> None:
-        """Ask another policy from now on; after this, the pipeline says whether batches are sent early."""
-        self.offered = adapt_policy(policy)
-        self.learn = self.offered.observe
+    def set_policy(self, policy: Policy, *, keeps_queue: bool) -> None:
+        """Ask another policy from now on.
 
-    def bind_pipeline(self, *, keeps_queue: bool) -> None:
-        """Let the policy send batches early, where the model keeps a queue."""
-        pipeline, offered = self._pipeline, self.offered
+        Args:
+            policy: that decides now.
+            keeps_queue: the model keeps a queue, so that the policy may send it batches early.
+        """
+        self.offered = offered = adapt_policy(policy)
+        self.learn = offered.observe
+        pipeline = self._pipeline
         pipeline.choose = offered.choose_pipelined if keeps_queue else None
         pipeline.effective_start_ns, pipeline.learn = offered.effective_start_ns, offered.observe_pipelined
         # how a batch went by itself matters to those that are sent early, so there the policy hears of each

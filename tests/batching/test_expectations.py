@@ -43,8 +43,7 @@ def queue():
 
 def expectations(queue, policy):
     made = Expectations(queue, Pipeline())
-    made.set_policy(policy)
-    made.bind_pipeline(keeps_queue=False)
+    made.set_policy(policy, keeps_queue=False)
     return made
 
 

@@ -1,4 +1,4 @@
-"""Wheels built from a copy of the checkout as a clone would be, and interpreters that know nothing of the checkout."""
+"""Wheels built from a copy of the checkout, and interpreters that know nothing of the checkout."""
 
 import importlib.machinery
 import os
@@ -41,7 +41,7 @@ def clone(tmp_path_factory):
         tree = tmp_path_factory.mktemp("source")
         for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
             shutil.copy(ROOT / name, tree)
-        left_out = shutil.ignore_patterns(MODULES, "__pycache__", *([] if translated else ["*.c"]))
+        left_out = shutil.ignore_patterns("*.so", "*.pyd", "__pycache__", *([] if translated else ["*.c"]))
         for name in ("streaminfer", "tests", "examples"):
             shutil.copytree(ROOT / name, tree / name, ignore=left_out)
         return tree

@@ -187,6 +187,35 @@ async def test_a_step_that_takes_long_holds_up_no_other_stream(loop):
     assert (moves.moved, moves.resumed, moves.restarted) == (2, 0, 0)
 
 
+async def test_a_stop_leaves_the_snapshot_of_a_stream_that_could_not_be_handed_over(loop, caplog):
+    """The hand-over that has begun fails while its replica stops: the stream continues from what the store has."""
+    reference = Reference()
+
+    class FailsOnce(StreamStore):
+        failures = 0
+
+        async def hand_over(self, replica, records):
+            await asyncio.sleep(0.1)
+            if not self.failures:
+                self.failures += 1
+                raise OSError("the node of the store is gone for a moment")
+            await super().hand_over(replica, records)
+
+    fleet = Fleet(loop)
+    fleet.store = FailsOnce(loop.clock)
+    fleet.stacks = {name: fleet.make(name) for name in "ab"}
+    async with fleet:
+        assert await fleet.step("a", 1) == reference(1)
+        await asyncio.sleep(0.6)
+        claimed = asyncio.create_task(fleet.step("b", 2, timeout_s=3.0))
+        await asyncio.sleep(0.05)
+        await fleet.stacks["a"].stop()
+        assert await claimed == reference(2)
+        moves = await fleet.store.statistics()
+    assert (moves.moved, moves.resumed, moves.restarted) == (0, 1, 0)
+    assert "was not handed over" in caplog.text
+
+
 async def test_a_lost_replica_costs_the_steps_after_its_snapshot(loop):
     """What the other one continues from is less than a second old."""
     reference, behind = Reference(), Reference()

@@ -11,7 +11,6 @@ from streaminfer.protocols import Residency
 
 if TYPE_CHECKING:
     from streaminfer.batching.device.device import Device, DeviceMember
-    from streaminfer.batching.dispatcher import Dispatcher
 
 __all__ = ["LiveResidence", "LoadListener", "in_memory"]
 
@@ -81,7 +80,7 @@ class LiveResidence:
 
     async def _load(self, leaving: Sequence["LiveResidence"], done: Callable[[int, bool, int], None]) -> None:
         observers = self._listener.observers
-        told = None if observers is None else observers.begin_load(self._now_ns())
+        told = [] if observers is None else observers.begin_load(self._now_ns())
         error: BaseException | None = None
         stayed = len(leaving)
         try:
@@ -96,7 +95,7 @@ class LiveResidence:
         finally:
             self.task = None
             done(self._now_ns(), error is None, stayed)
-            if observers is not None and told is not None:
+            if observers is not None:
                 observers.end_load(told, self._now_ns())
             self._end(error)
 
@@ -114,16 +113,17 @@ class LiveResidence:
         self._listener.after_load(failure)
 
 
-def in_memory(device: "Device | None", member: "Dispatcher") -> AbstractAsyncContextManager[None]:
+def in_memory(
+    device: "Device | None", member: "DeviceMember", residence: LiveResidence | None
+) -> AbstractAsyncContextManager[None]:
     """Keep a model in the memory of its device, which may have to load it.
 
     Args:
         device: that it shares; ``None``: it has its own.
         member: the dispatcher of its batcher.
+        residence: of the model; ``None``: it is always there.
 
     Raises:
         BackendError: the load failed.
     """
-    if device is None or member.residence is None:
-        return nullcontext()
-    return member.residence.held(device, member)
+    return nullcontext() if device is None or residence is None else residence.held(device, member)

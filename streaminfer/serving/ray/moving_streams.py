@@ -174,14 +174,14 @@ class MovingStreams(Wrapper):
                 self._spawn(self._release(stream_id))  # a step that takes long holds up no other stream
 
     async def _release(self, stream_id: Hashable) -> None:
-        """Hand over a stream after the requests that run."""
+        """Give the state of a stream to the store, after its requests in flight."""
         loop = asyncio.get_running_loop()
-        stream = self._streams.get(stream_id)
-        while stream is not None and stream.changing is not None:
+        stream = self._streams.setdefault(stream_id, _Stream(None))
+        while stream.changing is not None:
             await asyncio.shield(stream.changing)
-            stream = self._streams.get(stream_id)
-        if stream is None:
-            stream = self._streams[stream_id] = _Stream(None)
+            if stream_id not in self._streams:
+                return  # it was handed over meanwhile, or the store has its snapshot
+            stream = self._streams[stream_id]
         changing = stream.changing = loop.create_future()
         try:
             if stream.in_flight:

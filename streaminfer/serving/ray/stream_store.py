@@ -96,7 +96,7 @@ class StreamStore:
             waiting.discard(handed)
             if not waiting and self._handed.get(stream_id) is waiting:
                 del self._handed[stream_id]
-                wanted.discard(stream_id)  # by nobody who waits
+                wanted.discard(stream_id)  # no claim waits for it
             if not wanted and self._wanted.get(owner) is wanted:
                 del self._wanted[owner]
 
