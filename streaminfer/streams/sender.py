@@ -1,11 +1,9 @@
 """Sending of the frames of all streams of a session: a few lasting tasks, each with one request at a time.
 
 A task takes the next stream in fair order when it is free, and only then the frame to send, so that what is sent is the
-freshest. There are no more tasks than requests that fill the batches that the service runs at once, read from its
-capabilities; those without a request wait for one, so that none is made per frame.
-
-Where frames may be dropped they are sent in bursts (see ``bursts``). A burst begins two turns of the loop after one
-that is over: in the first the consumers take their results, which frees the places of their streams.
+freshest. There are no more tasks than requests that fill the batches that the service runs at once and one more, read
+from its capabilities; those without a request wait for one, so that none is made per frame. With the one batch more the
+model need not wait for the event loop after each batch; further frames would only grow old in the queue of the service.
 """
 
 import asyncio
@@ -20,7 +18,6 @@ from streaminfer.protocols import Admission, AdmissionReason, Clock, StreamState
 from streaminfer.request import Request, Response, time_left_s
 from streaminfer.streams._fair_order_cy import FairOrder
 from streaminfer.streams._stream_cy import StreamResult
-from streaminfer.streams.bursts import Bursts
 from streaminfer.streams.stream import Stream
 
 __all__ = ["Sender"]
@@ -54,24 +51,14 @@ class Sender:
         self._idle: list[asyncio.Future[None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._most = 1
-        self._bursts = Bursts()
+        self._in_flight = 0
         self._streams = 0
 
-    def join(self, *, queues: bool) -> None:
-        """Prepare for another stream: the service may offer more or less than before.
-
-        Args:
-            queues: the policy of the stream prefers throughput to age.
-        """
+    def join(self) -> None:
+        """Prepare for another stream: the service may offer more or less than before."""
         self._streams += 1
-        offered = adapt(self._service).capabilities()
-        batches = offered.max_in_flight
-        if batches is None or offered.full_load is None:
-            self._most = NEVER_NS
-            return
-        self._most = offered.full_load()  # that of one batch more than run at once
-        if not queues:
-            self._bursts.at_once = batches + 1
+        full_load = adapt(self._service).capabilities().full_load
+        self._most = NEVER_NS if full_load is None else full_load()
 
     def leave(self, stream: Stream) -> None:
         """Forget a stream; the tasks that are idle end with the last one."""
@@ -90,8 +77,7 @@ class Sender:
     def queue(self, stream: Stream) -> None:
         """Queue a stream whose next frame may be sent."""
         self._order.push(stream.turn)
-        if self._bursts.may_send():
-            self._wake(get_running_loop())
+        self._wake(get_running_loop())
 
     def _wake(self, loop: asyncio.AbstractEventLoop) -> None:
         """Let one task look at the order."""
@@ -111,30 +97,16 @@ class Sender:
         if not task.cancelled() and (error := task.exception()) is not None:
             context = {"message": "a task that sends frames has failed", "exception": error, "task": task}
             task.get_loop().call_exception_handler(context)
-        if self._order.count and self._bursts.may_send():
+        if self._order.count:
             self._wake(task.get_loop())
 
-    def _close_burst(self) -> None:
-        if self._bursts.close():
-            self._on_burst_over()
-
-    def _on_burst_over(self) -> None:
-        loop = get_running_loop()
-        loop.call_soon(loop.call_soon, self._begin_burst)
-
-    def _begin_burst(self) -> None:
-        """Let the streams that wait be sent, by as many tasks as there may be."""
-        self._bursts.make_room()
-        for _ in range(min(self._order.count, self._most - self._bursts.in_flight)):
-            self._wake(get_running_loop())
-
     async def _run(self) -> None:
-        order, bursts, clock = self._order, self._bursts, self.clock
+        order, clock = self._order, self.clock
         loop = get_running_loop()
         task = asyncio.current_task(loop)
         assert task is not None  # noqa: S101 - for the type checker
         while True:
-            turn = order.pop() if bursts.may_send() else None
+            turn = order.pop()
             if turn is None:
                 if not self._streams:
                     return  # the last stream left while this one was busy, or before it began
@@ -167,7 +139,7 @@ class Sender:
 
     async def _send(self, stream: Stream, result: StreamResult) -> None:  # noqa: C901, PLR0912 - a coroutine more costs more
         """Send one frame until it has an outcome."""
-        settings, bursts = stream.settings, self._bursts
+        settings = stream.settings
         deadline_ns = stream.state.deadline_ns(result) if settings.max_age_ns else settings.deadline_ns
         request = make_request(
             result._inputs, deadline_ns, settings.priority, stream.stream_id, settings.tenant, None, (), None, True
@@ -185,9 +157,7 @@ class Sender:
                     return
                 await self._pause(request, rejection.retry_after_s)
                 continue
-            burst = bursts.send()
-            if burst is not None and burst.sent == 1:
-                get_running_loop().call_soon(self._close_burst)
+            self._in_flight += 1
             try:
                 if self._enforces_deadline or not settings.max_age_ns:
                     response = await self._call(request)
@@ -212,8 +182,7 @@ class Sender:
                 stream.complete(result, response.outputs, response.degraded, self.clock())
                 return
             finally:
-                if bursts.end(burst):
-                    self._on_burst_over()
+                self._in_flight -= 1
             await self._pause(request, retry_after_s)
 
     def _fail(self, stream: Stream, result: StreamResult, error: Exception) -> None:
@@ -240,7 +209,7 @@ class Sender:
         return None if is_sent else admission
 
     def _is_crowded(self) -> bool:
-        return self._order.count + self._bursts.in_flight >= self._most
+        return self._order.count + self._in_flight >= self._most
 
     async def _call_until_deadline(self, request: Request) -> Response:
         limit = asyncio.timeout(time_left_s(request.deadline_ns, self.clock()))

@@ -265,7 +265,7 @@ class StreamSession:
             raise ValueError(expected("stream_id", "an id of which no stream is open", stream_id))
         settings = attrs.evolve(self._settings, weight=float(weight))
         stream = Stream(stream_id, source, settings, sender, outlet, self._totals)
-        sender.join(queues=settings.waits)
+        sender.join()
         self._totals.open[stream_id] = stream
         return stream
 

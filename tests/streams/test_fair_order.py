@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streaminfer.streams._fair_order_cy import FairOrder, Turn
-from streaminfer.streams.bursts import Bursts
 
 pytestmark = pytest.mark.uncompiled
 
@@ -78,41 +77,6 @@ def test_a_removed_stream_has_no_turn():
     order.push(one)
     assert order.pop() is one
     assert order.pop() is None
-
-
-def test_bursts_follow_one_another():
-    """A burst takes all that is sent while it is open; the next begins when most of it has ended."""
-    bursts = Bursts()
-    bursts.at_once = 1
-    burst = bursts.send()
-    assert bursts.may_send()  # to the open one
-    assert [bursts.send() for _ in range(3)] == [burst] * 3
-    assert not bursts.close()
-
-    assert not bursts.may_send()
-    assert [bursts.end(burst) for _ in range(4)] == [False, False, True, False]
-    assert not bursts.may_send()
-    bursts.make_room()
-    assert bursts.may_send()
-    assert bursts.in_flight == 0
-
-
-def test_a_burst_may_be_over_before_it_is_closed():
-    bursts = Bursts()
-    bursts.at_once = 1
-    assert not bursts.end(bursts.send())  # it may get more
-
-    assert bursts.close()
-    assert not bursts.close()
-
-
-def test_without_bursts_each_may_be_sent():
-    bursts = Bursts()
-    assert [bursts.send() for _ in range(3)] == [None] * 3
-
-    assert bursts.may_send()
-    assert not bursts.end(None)
-    assert bursts.in_flight == 2
 
 
 def test_a_turn_that_was_removed_is_not_kept():

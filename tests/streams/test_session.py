@@ -226,6 +226,25 @@ async def test_what_seems_infeasible_gives_way_where_frames_wait(loop):
     assert {result.stream_id for result in results} >= set(range(15))
 
 
+async def test_a_frame_is_sent_as_soon_as_there_is_a_place(loop):
+    """Frames that come one by one, beside a batch that runs, are all sent while it runs: together they are the next."""
+
+    async def answer(request):
+        await asyncio.sleep(0.02)
+        return request.inputs
+
+    service = Service(answer)
+    service.max_in_flight, service.full_load = 1, lambda: 8
+    session = StreamSession(service, policy=LatestOnly(), max_age_s=1.0, clock=loop.clock)
+    for number in range(10):
+        session.add(Camera(loop, 1, period_s=0.001 * (number + 1)), stream_id=number)
+    results = await collect(session)
+
+    took_s = {result.stream_id: (result.completed_ns - result.captured_ns) / 1e9 for result in results}
+    assert [took_s[number] for number in range(8)] == pytest.approx([0.02] * 8)
+    assert [took_s[number] for number in (8, 9)] == pytest.approx([0.032] * 2)  # until the first ones had ended
+
+
 @pytest.mark.parametrize("max_age_s", [None, 5.0])
 async def test_block_waits_for_a_place_where_others_drop(loop, max_age_s):
     """A full queue holds a stream that loses nothing; one that drops frames drops them as queue_full."""
