@@ -60,6 +60,11 @@ $(STAMPS)/servers: $(STAMPS)/install benchmarks/servers/environments.py
 	$(BIN)/python benchmarks/servers/environments.py $(SERVERS)
 	@touch $@
 
+# pytest rewrites the assertions of all tests: once here, while servers are installed, and not in each process
+$(STAMPS)/bytecode: | $(STAMPS)/build $(filter $(STAMPS)/group-%,$(MAKECMDGOALS))
+	$(BIN)/python -m pytest --collect-only --quiet > $@.log || { tail -20 $@.log; exit 1; }
+	@touch $@
+
 # what only Debian has, where it may be installed; elsewhere the suite says which tests it leaves out
 DEBIAN := chromium ip:iproute2 unshare:util-linux prometheus wrk
 $(STAMPS)/debian: $(STAMPS)/venv
@@ -76,7 +81,7 @@ demo: ## real models, live audio and video on this machine; writes report.html
 	$(BIN)/python examples/live_demo.py
 
 test: ## the whole suite, compiled, then its state machines uncompiled
-	$(call PREPARE,group-test+demo build servers debian)
+	$(call PREPARE,group-test+demo build servers debian bytecode)
 	$(PYTEST)
 	STREAMINFER_DISABLE_COMPILED=1 $(PYTEST) -m uncompiled $(UNCOMPILED)
 
@@ -95,7 +100,7 @@ test-all: ## `make test` on each CPython of PYTHONS that is here, each in an env
 	test -n "$$ran" -a -z "$$failed"
 
 check: ## lint, types, import contracts
-	$(call PREPARE,group-lint+test+demo build $(if $(filter test,$(MAKECMDGOALS)),servers debian))
+	$(call PREPARE,group-lint+test+demo build $(if $(filter test,$(MAKECMDGOALS)),servers debian bytecode))
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --num-workers auto

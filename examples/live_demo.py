@@ -2,7 +2,7 @@
 
 Microphones send a chunk of speech every 32 ms through one voice detector, each with its own recurrent state. First the
 demo calibrates what the best unbatched way, written by hand around onnxruntime, completes on this machine, now. Then it
-drives the batched and the unbatched way in turn at fixed multiples of that rate, from 0.25 to 6, several times, and
+drives the batched and the unbatched way in turn at fixed multiples of that rate, from 0.25 to 4, several times, and
 compares the loads at which each still has 99 % of chunks on time. It says "too noisy to tell" where its repeats
 disagree.
 

@@ -175,9 +175,10 @@ class ServerProcess(ABC):
         return self._server.wait(timeout_s)
 
     def restart(self) -> None:
-        """Kills what is left of it, and starts it again on the same ports."""
+        """Kills what is left of it, and starts it again on the same ports; also after a start that failed."""
         self.kill()
-        self._tell_keeper("forget")
+        if self._keeper is not None:
+            self._tell_keeper("forget")
         self.start()
 
     def answers(self, port: int, path: str, *, method: str = "GET", timeout_s: float = 60.0) -> tuple[int, bytes]:

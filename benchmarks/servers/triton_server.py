@@ -8,6 +8,7 @@ Its model repository is written at start from :mod:`servers.models`: one ``NAME.
 for each kind. Models load on demand, so that a server with one model starts in two seconds.
 """
 
+import logging
 import os
 import re
 import shutil
@@ -46,6 +47,12 @@ MODELS = {
 }
 NEEDED = {"mlp_ensemble": ("mlp", "affine")}
 IN_WHEEL = "pytriton/tritonserver"
+STUB_CRASH = "boost::interprocess::lock_exception"
+"""What Triton says as it ends because a model's process, ``triton_python_backend_stub``, crashed at its start. Version
+2.51 does that now and then on a busy machine; others report it of later ones (triton-inference-server/server#8882).
+"""
+STARTS = 3
+END_TIMEOUT_S = 10.0  # of a server that has closed its connections
 PROBE = "import sys, sysconfig; print(sysconfig.get_config_var('LIBDIR')); print('%d.%d' % sys.version_info[:2])"
 
 
@@ -110,6 +117,22 @@ class TritonServer(ServerProcess):
         variables["PATH"] = f"{environment.python.parent}:{variables['PATH']}"
         variables["LD_LIBRARY_PATH"] = f"{libpython}:{environment.packages / 'nvidia_pytriton.libs'}"
         return self._command_line(triton), variables
+
+    def start(self) -> None:
+        """Starts it, and again where Triton's own process for a model crashed as it started.
+
+        Raises:
+            RuntimeError: it ended, or was not ready in time; the end of its log.
+        """
+        for starts_left in reversed(range(STARTS)):
+            try:
+                super().start()
+            except RuntimeError as error:
+                if STUB_CRASH not in str(error) or not starts_left:
+                    raise
+                logging.getLogger(__name__).warning("Triton's process for a model crashed; it is started again")
+            else:
+                return
 
     def is_ready(self) -> bool:
         """HTTP says ready before the metrics port is bound."""
@@ -217,9 +240,22 @@ class TritonServer(ServerProcess):
         ]
 
     def _repository_call(self, model: str, what: str) -> None:
-        status, body = self.answers(self._http_port, f"/v2/repository/models/{model}/{what}", method="POST")
+        path = f"/v2/repository/models/{model}/{what}"
+        status, body = self.answers(self._http_port, path, method="POST")
+        if status == 0 and self._has_crashed():
+            logging.getLogger(__name__).warning("Triton's process for a model crashed; the server is restarted")
+            self.restart()
+            status, body = self.answers(self._http_port, path, method="POST")
         if status != 200:
             raise RuntimeError(f"{what} of {model}: HTTP {status} {body.decode(errors='replace')}")
+
+    def _has_crashed(self) -> bool:
+        """Whether the server ended because the process of a model crashed as it started."""
+        try:
+            self.wait(END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            return False
+        return STUB_CRASH in self._said()
 
 
 def main() -> None:

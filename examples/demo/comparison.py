@@ -19,7 +19,7 @@ import attrs
 
 from demo.findings import ENOUGH, LoadPoint, Sweep
 
-__all__ = ["MINIMUM_REPEATS", "Comparison", "Limit", "Verdict", "compare", "find_limit"]
+__all__ = ["FORGIVEN", "MINIMUM_REPEATS", "Comparison", "Limit", "Verdict", "compare", "find_limit"]
 
 SPREAD = 2.0
 """Largest ratio over the smallest, where one number is stated."""

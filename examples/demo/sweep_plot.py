@@ -15,7 +15,7 @@ from demo.findings import ENOUGH, Sweep
 
 __all__ = ["make_sweep_figure"]
 
-LABELED_LOADS = (0.25, 0.5, 1.0, 2.0, 4.0, 6.0)
+LABELED_LOADS = (0.25, 0.5, 1.0, 2.0, 4.0)
 LATENCY_TICKS_MS = (1, 2, 5, 10, 20)
 LOST_MS = 46.0
 """Where an infinite p99 is drawn: above the deadline."""

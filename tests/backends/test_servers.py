@@ -19,7 +19,7 @@ import aiohttp
 import grpc
 import numpy as np
 import pytest
-from servers import environments
+from servers import environments, triton_server
 from servers.certificates import Authority
 from servers.drill import held_now
 from servers.environments import Environment
@@ -192,6 +192,49 @@ def test_it_ends_by_itself_when_asked_to(fragile_triton):
     fragile_triton.terminate()
     assert fragile_triton.wait(LONG_S) == 0
     assert not fragile_triton.running
+
+
+def test_it_is_restarted_after_a_start_that_failed(fragile_triton, monkeypatch):
+    monkeypatch.setattr(fragile_triton, "_command", ["false"])
+    with pytest.raises(RuntimeError, match="not ready after"):
+        fragile_triton.restart()
+    monkeypatch.undo()
+
+    fragile_triton.restart()
+    assert fragile_triton.is_whole()
+
+
+def test_a_start_in_which_a_models_process_crashes_is_repeated(fragile_triton, monkeypatch, caplog):
+    """A defect of Triton 2.51, which kills the server with it."""
+    crash = ["sh", "-c", f"echo {triton_server.STUB_CRASH}; kill -ABRT $$"]
+    monkeypatch.setattr(fragile_triton, "_command", crash)
+    fragile_triton.restart()  # a start that failed forgets the command
+
+    assert fragile_triton.is_whole()
+    assert [record.message for record in caplog.records] == [
+        "Triton's process for a model crashed; it is started again"
+    ]
+
+
+@pytest.mark.parametrize("said", [triton_server.STUB_CRASH, "Signal (11) received"])
+def test_a_load_in_which_a_models_process_crashes_is_repeated(fragile_triton, monkeypatch, said):
+    """Whatever else ends the server is an error."""
+    answers = fragile_triton.answers
+
+    def crash(*arguments, **options):
+        monkeypatch.undo()
+        fragile_triton.kill()
+        with fragile_triton.log.open("a") as log:
+            log.write(said)
+        return answers(*arguments, **options)
+
+    monkeypatch.setattr(fragile_triton, "answers", crash)
+    if said == triton_server.STUB_CRASH:
+        fragile_triton.load("mlp")
+        assert fragile_triton.is_whole()
+    else:
+        with pytest.raises(RuntimeError, match="load of mlp: HTTP 0"):
+            fragile_triton.load("mlp")
 
 
 @pytest.mark.usefixtures("_servers")

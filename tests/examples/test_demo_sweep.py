@@ -2,6 +2,7 @@
 
 import pytest
 
+import streaminfer as si
 from streaminfer.testing import run
 
 CHUNK_S = 0.032
@@ -63,6 +64,26 @@ def test_each_load_is_measured_with_both_ways_in_turn(demo, make_stage):
         assert [point.microphones for point in curve.repeats[0]] == [
             round(load * CHUNK_S / 0.0045) for load in (0.5, 1.0, 2.0)
         ]
+
+
+async def test_a_window_that_was_disturbed_is_measured_again(demo, make_stage, loop, monkeypatch):
+    """Until a way has missed two loads; the better window counts."""
+    load_sweep, findings = demo("demo.load_sweep"), demo("demo.findings")
+    shares = iter((1.0, 0.5, 0.99, 0.7, 0.6, 0.4, 0.8, 0.3))
+    asked = []
+
+    async def measure(detector, clip, load, rate, seconds):
+        by_hand = not isinstance(detector, si.Stack)
+        asked.append(load)
+        return findings.LoadPoint(load, 1, 1.0 if by_hand else next(shares), 0.01)
+
+    monkeypatch.setattr(load_sweep, "measure_load", measure)
+    services = demo("demo.services")
+    ways = (services.batched(), services.Way("one by one"))
+    found = await load_sweep.sweep_loads(make_stage(loop), ways, 100.0, loads=(1, 2, 3, 4, 5), repeats=1)
+
+    assert [point.share_on_time for point in found.batched.repeats[0]] == [1.0, 0.99, 0.7, 0.8, 0.3]
+    assert [asked.count(load) for load in (1, 2, 3, 4, 5)] == [2, 3, 3, 3, 2]
 
 
 def test_the_sweep_finds_the_limits_of_the_machine(demo, make_stage):
