@@ -19,7 +19,7 @@ def test_each_interpreter_has_an_environment_of_its_own(clean_environment):
         "--dry-run", "test-all", f"PYTHONS={sys.executable} /nowhere/python", clean_environment=clean_environment
     )
     assert done.returncode == 0, done.stderr
-    runs = [line for line in done.stdout.splitlines() if f".venv-{VERSION}/bin/python -m pytest" in line]
+    runs = [line for line in done.stdout.splitlines() if f".venv-{VERSION}/bin/python -m pytest --numprocesses" in line]
     assert [("DISABLE_COMPILED=1" in run, "-m uncompiled" in run) for run in runs] == [(False, False), (True, True)]
     assert done.stdout.splitlines()[-1] == f"passed: {VERSION}; failed: none; not here: /nowhere/python"
 
@@ -44,7 +44,7 @@ def test_the_others_run_when_one_fails(clean_environment, tmp_path):
     broken = interpreter(tmp_path / "broken" / "python", 'case "$2" in *print*) echo 9.9;; *) exit 1;; esac')
     stamps = tmp_path / "stamps"
     stamps.mkdir()
-    for name in ("venv", "build-system", "install", "build", "group-test+demo", "servers", "debian"):
+    for name in ("venv", "build-system", "install", "build", "group-test+demo", "servers", "debian", "bytecode"):
         (stamps / name).touch()
     done = make(
         *("test-all", f"PYTHONS={broken} {sys.executable}", f"STAMPS={stamps}", "PYTEST=$(PYTHON) -c pass"),
