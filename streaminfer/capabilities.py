@@ -215,6 +215,7 @@ class Capabilities(NamedTuple):
         batch_axes: input name → axis on which a batcher stacks it; 0 for others. Read when the node is wrapped.
         max_in_flight: how many batches a batcher runs at once.
         full_load: how many requests keep every worker of a batcher busy with full batches.
+        full_batch_ns: how long a full batch takes, but for one in twenty; ``None``, also of the function: not known.
         stream_states: the state of each stream, of a model that is recurrent; ``None``: requests do not depend on
             earlier ones.
         new_children: takes a function that is told the label and the object of each child that comes later.
@@ -242,6 +243,7 @@ class Capabilities(NamedTuple):
     batch_axes: Mapping[str, int] = MappingProxyType({})
     max_in_flight: int | None = None
     full_load: Callable[[], int] | None = None
+    full_batch_ns: Callable[[], int | None] | None = None
     stream_states: StreamStates | None = None
     new_children: Callable[[Callable[[str, Any], None]], None] | None = None
     many_answers: bool = False

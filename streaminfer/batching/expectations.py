@@ -16,7 +16,7 @@ __all__ = ["Expectations"]
 
 
 class _Ahead(NamedTuple):
-    """What a prediction reads of a queue, for a stream whose turn is before that of others."""
+    """What a prediction reads of a queue: how many are served first."""
 
     queued: int
 
@@ -81,6 +81,12 @@ class Expectations:
         if early is None:
             return self.offered.predicted_finish_ns(queue, now_ns, started, bucket)
         return self.offered.predicted_finish_ns(queue, now_ns, started, bucket, len(early.tickets))
+
+    def most_ns(self, size: int) -> int | None:
+        """Return how long so many requests of the longest bucket take, but for one in twenty; ``None``: not known."""
+        if self.offered.predicted_finish_ns is None:
+            return None
+        return self.offered.predicted_finish_ns(_Ahead(size - 1), 0, (), -1)
 
     def outlook(self, now_ns: int, batch: Sequence[Ticket]) -> "Outlook | None":
         """Return what the policy knows of queue and model; ``None``: nothing."""

@@ -4,6 +4,11 @@ A task takes the next stream in fair order when it is free, and only then the fr
 freshest. There are no more tasks than requests that fill the batches that the service runs at once and one more, read
 from its capabilities; those without a request wait for one, so that none is made per frame. With the one batch more the
 model need not wait for the event loop after each batch; further frames would only grow old in the queue of the service.
+
+Under overload more frames wait than may be sent. If each was sent that can just be answered in time, all would be late
+as soon as anything takes longer than expected, and the planner would make small batches to save the oldest ones. So
+in a crowd a frame gives way that has less time left than a full batch in front of it, its own and a margin take; of
+several workers the next is free sooner.
 """
 
 import asyncio
@@ -24,6 +29,8 @@ __all__ = ["Sender"]
 
 _PASSING = {AdmissionReason.QUEUE_FULL, AdmissionReason.LIMIT, AdmissionReason.RATE_LIMIT}
 """Reasons that end by themselves when other requests complete."""
+_MARGIN = 0.5
+"""Full batches that a frame of a crowd must have left beyond those that it expects to wait for."""
 _SHORTEST_PAUSE_S = 0.001  # where a rejection does not say when to try again
 
 
@@ -51,14 +58,18 @@ class Sender:
         self._idle: list[asyncio.Future[None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._most = 1
+        self._full_batch_ns: Callable[[], int | None] | None = None
+        self._batches_to_wait = 0.0
         self._in_flight = 0
         self._streams = 0
 
     def join(self) -> None:
         """Prepare for another stream: the service may offer more or less than before."""
         self._streams += 1
-        full_load = adapt(self._service).capabilities().full_load
-        self._most = NEVER_NS if full_load is None else full_load()
+        offered = adapt(self._service).capabilities()
+        self._most = NEVER_NS if offered.full_load is None else offered.full_load()
+        self._full_batch_ns = offered.full_batch_ns
+        self._batches_to_wait = _MARGIN + 1.0 + 1.0 / (offered.max_in_flight or 1)
 
     def leave(self, stream: Stream) -> None:
         """Forget a stream; the tasks that are idle end with the last one."""
@@ -150,7 +161,7 @@ class Sender:
             if settings.max_age_ns and stream.state.deadline_ns(result) <= self.clock():  # after a pause
                 stream.drop(result, AdmissionReason.DEADLINE_EXCEEDED)
                 return
-            rejection = self._rejection(request) if settings.asks_first else None
+            rejection = self._rejection(request, settings.waits) if settings.asks_first else None
             if rejection is not None:
                 if not settings.waits or rejection.reason not in _PASSING:
                     stream.drop(result, rejection.reason)
@@ -194,22 +205,25 @@ class Sender:
             return
         stream.fail(result, error, now_ns)
 
-    def _rejection(self, request: Request) -> Admission | None:
+    def _rejection(self, request: Request, waits: bool) -> Admission | None:
         """Return why a request is not to be sent; ``None``: it is.
 
-        One that only seems infeasible is sent all the same, since the planner rejects what is certain, unless more
-        frames wait than can be sent: then its place is worth more to another. A closed service says so itself.
+        One that only seems infeasible is sent all the same, since the planner rejects what is certain, unless its place
+        is worth more to another. A closed service says so itself.
         """
         if self._admission is None:
             return None
-        admission = self._admission(request, self.clock())
-        if admission.ok or admission.reason == AdmissionReason.CLOSED:
+        now_ns = self.clock()
+        admission = self._admission(request, now_ns)
+        if not admission.ok and admission.reason != AdmissionReason.INFEASIBLE:
+            return None if admission.reason == AdmissionReason.CLOSED else admission
+        if self._order.count + self._in_flight < self._most:
             return None
-        is_sent = admission.reason == AdmissionReason.INFEASIBLE and not self._is_crowded()
-        return None if is_sent else admission
-
-    def _is_crowded(self) -> bool:
-        return self._order.count + self._in_flight >= self._most
+        takes_ns = None if waits or self._full_batch_ns is None else self._full_batch_ns()
+        if takes_ns is None:
+            return None if admission.ok else admission
+        is_late = request.deadline_ns is not None and request.deadline_ns - now_ns < self._batches_to_wait * takes_ns
+        return Admission(False, AdmissionReason.INFEASIBLE) if is_late else None
 
     async def _call_until_deadline(self, request: Request) -> Response:
         limit = asyncio.timeout(time_left_s(request.deadline_ns, self.clock()))

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from random import Random
 
 import pytest
 from live_sources import Camera, Service, add_up, echo, others, settle, stack_of
@@ -224,6 +225,62 @@ async def test_what_seems_infeasible_gives_way_where_frames_wait(loop):
     assert session.statistics().dropped["infeasible"] >= 5
     assert late <= 1  # once the others have ended
     assert {result.stream_id for result in results} >= set(range(15))
+
+
+@pytest.mark.parametrize(
+    ("workers", "period_s", "takes_ns", "gives_way"),
+    [
+        (1, 0.0101, 4_100_000, True),
+        (1, 0.0101, 4_000_000, False),
+        (2, 0.0101, 5_100_000, True),
+        (1, 1.0, 4_100_000, False),
+    ],
+    ids=["late", "in time", "two workers", "no crowd"],
+)
+async def test_in_a_crowd_a_frame_needs_time_for_full_batches(loop, workers, period_s, takes_ns, gives_way):
+    """For its own, for half a one in reserve, and for the one in front of it, its share of the workers."""
+
+    async def answer(request):
+        await asyncio.sleep(0.01)
+        return request.inputs
+
+    service = Service(answer)
+    service.max_in_flight, service.full_load, service.full_batch_ns = workers, lambda: 2, lambda: takes_ns
+    service.admission = lambda request, now_ns: Admission(True)
+    session = StreamSession(service, policy=LatestOnly(), max_age_s=0.02, clock=loop.clock)
+    for number in range(4):  # two of them wait until the others have ended, and have 10.1 ms left then
+        session.add(Camera(loop, 1, period_s=0.01 if number < 2 else period_s), stream_id=number)
+    results = await collect(session)
+
+    assert len(results) == (3 if gives_way else 4)  # the second one that waited is alone
+    assert session.statistics().dropped == ({"infeasible": 1} if gives_way else {})
+
+
+async def test_an_overload_is_answered_as_fast_as_the_model_can(loop):
+    """Frames that can just be in time would be late when a batch takes longer, and make batches small before that."""
+    random, streams, period_s, full_s = Random(1), 139, 0.032, 0.0044
+
+    def duration_s(size):
+        return (0.0009 + 0.0035 * size / 16) * random.lognormvariate(0, 0.15)
+
+    async def source(phase):
+        began_s = loop.time() + phase * period_s
+        for number in range(50):
+            await asyncio.sleep(max(0.0, began_s + number * period_s - loop.time()))
+            yield Frame(1.0, loop.clock())
+
+    model = ScriptedBackend(duration_s=duration_s, example=0.0)
+    async with stack_of(loop, model, max_batch_size=16, slo_s=period_s, max_queue_size=1000) as service:
+        session = StreamSession(service, policy=LatestOnly(), max_age_s=period_s)
+        for _ in range(streams):
+            session.add(source(random.random()))
+        await collect(session)
+
+    overload = streams / period_s * full_s / 16
+    assert overload == pytest.approx(1.19, abs=0.01)
+    statistics = session.statistics()
+    assert statistics.delivered >= 0.97 / overload * statistics.received
+    assert add_up(statistics)
 
 
 async def test_a_frame_is_sent_as_soon_as_there_is_a_place(loop):

@@ -159,6 +159,7 @@ class FallbackRouter(StackClock, Node):
             idempotent=are_idempotent(self._services()),
             max_in_flight=best.max_in_flight,
             full_load=best.full_load,
+            full_batch_ns=best.full_batch_ns,
             stream_states=states_of_all(self._services),
         )
 
