@@ -215,7 +215,8 @@ class Capabilities(NamedTuple):
         batch_axes: input name → axis on which a batcher stacks it; 0 for others. Read when the node is wrapped.
         max_in_flight: how many batches a batcher runs at once.
         full_load: how many requests keep every worker of a batcher busy with full batches.
-        full_batch_ns: how long a full batch takes, but for one in twenty; ``None``, also of the function: not known.
+        full_batch_ns: returns the nanoseconds that a full batch takes, by their 95 % quantile; ``None``, also of the
+            function: not known.
         stream_states: the state of each stream, of a model that is recurrent; ``None``: requests do not depend on
             earlier ones.
         new_children: takes a function that is told the label and the object of each child that comes later.

@@ -188,7 +188,7 @@ class BatchedService(Node):
             enforces_deadline=True,
             max_in_flight=self.max_in_flight,
             full_load=self.full_load,
-            full_batch_ns=self.full_batch_ns,
+            full_batch_ns=lambda: self._dispatcher.expectations.upper_estimate_ns(self._max_batch_size),
             observe_batches=self.observe_batches,
         )
 
@@ -254,10 +254,6 @@ class BatchedService(Node):
     def full_load(self) -> int:
         """Return how many requests keep every worker busy with full batches, and one more full batch queued."""
         return min(self._max_batch_size * (self.max_in_flight + 1), _LARGEST_LOAD)
-
-    def full_batch_ns(self) -> int | None:
-        """Return how long a full batch takes, but for one in twenty; ``None``: not known."""
-        return self._dispatcher.expectations.most_ns(self._max_batch_size)
 
     def bind_clock(self, clock: Clock) -> None:
         """Take over the clock of a `Stack`."""

@@ -59,7 +59,7 @@ class Sender:
         self._tasks: set[asyncio.Task[None]] = set()
         self._most = 1
         self._full_batch_ns: Callable[[], int | None] | None = None
-        self._batches_to_wait = 0.0
+        self._batches_needed = 0.0
         self._in_flight = 0
         self._streams = 0
 
@@ -69,7 +69,7 @@ class Sender:
         offered = adapt(self._service).capabilities()
         self._most = NEVER_NS if offered.full_load is None else offered.full_load()
         self._full_batch_ns = offered.full_batch_ns
-        self._batches_to_wait = _MARGIN + 1.0 + 1.0 / (offered.max_in_flight or 1)
+        self._batches_needed = _MARGIN + 1.0 + 1.0 / (offered.max_in_flight or 1)
 
     def leave(self, stream: Stream) -> None:
         """Forget a stream; the tasks that are idle end with the last one."""
@@ -222,7 +222,7 @@ class Sender:
         takes_ns = None if waits or self._full_batch_ns is None else self._full_batch_ns()
         if takes_ns is None:
             return None if admission.ok else admission
-        is_late = request.deadline_ns is not None and request.deadline_ns - now_ns < self._batches_to_wait * takes_ns
+        is_late = request.deadline_ns is not None and request.deadline_ns - now_ns < self._batches_needed * takes_ns
         return Admission(False, AdmissionReason.INFEASIBLE) if is_late else None
 
     async def _call_until_deadline(self, request: Request) -> Response:

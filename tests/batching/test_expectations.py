@@ -60,7 +60,7 @@ def test_a_policy_that_only_decides_expects_and_learns_nothing(queue):
     assert asked.predicted_finish_ns(5, 0, None, (running,)) is None
     assert asked.outlook(5, ()) is None
     assert asked.expected_ns(running) == 0
-    assert asked.most_ns(4) is None
+    assert asked.upper_estimate_ns(4) is None
     asked.learn_from(running, 9 * MS)
     assert asked.retry_after_s(5 * MS, 3.0, ()) is None
 
@@ -71,7 +71,7 @@ def test_what_the_policy_expects_is_asked_with_queue_and_model(queue):
     queue.admit(None, 9, None, 0, 1000 * MS, 0)
     assert asked.predicted_finish_ns(5, 0, None, (running,)) == 5 + 3 * MS
     assert asked.expected_ns(running) == 3 * MS
-    assert asked.most_ns(4) == 3 * MS
+    assert asked.upper_estimate_ns(4) == 3 * MS
     # before the first batch has ended, a place is expected by the age of the oldest one
     assert asked.retry_after_s(4 * MS, 2.5, (running,)) == pytest.approx(0.01)
 

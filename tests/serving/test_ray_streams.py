@@ -188,7 +188,7 @@ async def test_a_step_that_takes_long_holds_up_no_other_stream(loop):
 
 
 async def test_a_stop_leaves_the_snapshot_of_a_stream_that_could_not_be_handed_over(loop, caplog):
-    """The hand-over that has begun fails while its replica stops: the stream continues from what the store has."""
+    """Moving a state has begun and fails while its replica stops: the stream continues from what the store has."""
     reference = Reference()
 
     class FailsOnce(StreamStore):
