@@ -30,7 +30,7 @@ KERNELS = "streaminfer._compiled_kernels"
 SHARED = "streaminfer._internal._cython_shared"
 """The module with Cython's code for memoryviews; without it, that is most of each module that has one."""
 
-VECTORIZED = {"_small_rows_cy"}
+VECTORIZED = {"_rows_cy"}
 """Modules whose loops are worth ``-O3``; for the others it makes larger code and no faster one."""
 
 DIRECTIVES = {

@@ -58,12 +58,12 @@ def measure_copies() -> None:
         tensor = StateTensor("s", "t", shape, np.dtype(F32), axis, np.zeros(shape, F32))
         arena, batch = tensor.new_arena(2 * ROWS), np.ones(tensor.batch_shape(ROWS), F32)
         arena[:] = 1
-        slots, rows = np.random.default_rng(1).permutation(2 * ROWS)[:ROWS], np.arange(ROWS)
+        slots, rows = np.random.default_rng(1).permutation(2 * ROWS)[:ROWS].tolist(), list(range(ROWS))
         here, there, plain = tensor.in_arena(arena), tensor.in_batch(batch), np.ones_like(batch)
         calls: list[Callable[[], object]] = [
             functools.partial(np.copyto, batch, plain),
-            functools.partial(tensor.copy, here, slots, there, rows),
-            functools.partial(tensor.copy, there, rows, here, slots),
+            functools.partial(there.copy_from, here, slots, rows),
+            functools.partial(here.copy_from, there, rows, slots),
         ]
         shortest = [float("inf")] * 3
         count = max(1, (1 << 21) // batch.nbytes)

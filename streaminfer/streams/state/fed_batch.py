@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from streaminfer.batching.assembly.stacking import only_axis
 from streaminfer.errors import BackendError
 from streaminfer.request import Batch
-from streaminfer.streams.state.copies import end_of, join
+from streaminfer.streams.state.joining import end_of, join
 from streaminfer.streams.state.store import States
 
 __all__ = ["Context", "FedBatch", "PartOfBatch"]

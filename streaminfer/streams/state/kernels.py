@@ -3,8 +3,8 @@
 *Design.* A row of a tensor with a batch axis is ``outer`` runs of ``inner`` words, as far apart as the batch is wide;
 in the arena the runs of a row follow each other. Two strides describe each side, so that one kernel gathers rows into a
 batch, writes them back, and moves them from one batch to another. Words are as wide as the runs allow, because LLVM
-copies wide words four times as fast as bytes. ``copies`` chooses between this kernel, its plain twin and one that keeps
-the interpreter lock.
+copies wide words four times as fast as bytes. ``copies`` chooses between this kernel and its plain twin; small rows are
+copied by ``_rows_cy``, which keeps the interpreter lock.
 """
 
 from typing import Any
@@ -34,7 +34,7 @@ def copy_rows_numpy(
     outer: int,
     inner: int,
 ) -> None:
-    """Copy some rows of one array into rows of another, as ``copies.copy_rows``."""
+    """Copy some rows of one array into rows of another, as ``copies.copy_large_rows``."""
     if source_rows.size == 0:
         return
     size = target.itemsize

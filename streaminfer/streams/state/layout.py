@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer._internal.validation import check_count, field_check
-from streaminfer.streams.state.copies import copy_rows
+from streaminfer.streams.state._rows_cy import Rows
 from streaminfer.streams.state.kernels import WORDS
 
-__all__ = ["Growing", "Initial", "RowSource", "StateTensor"]
+__all__ = ["Growing", "Initial", "StateTensor"]
 
 Array = NDArray[Any]
 Initial = Array | Callable[[Hashable], Array]
@@ -35,21 +35,6 @@ class Growing:
     axis: int = attrs.field(validator=attrs.validators.instance_of(int))
     max_length: int = attrs.field(validator=field_check(check_count))
     lengths: str | None = None
-
-
-@attrs.frozen(slots=True)
-class RowSource:
-    """Rows of a tensor in memory: words, and the strides between the runs that make up a row.
-
-    Attributes:
-        words: flat.
-        row: words from one row to the next.
-        outer: words from one run of a row to its next run.
-    """
-
-    words: Array
-    row: int
-    outer: int
 
 
 @attrs.frozen(slots=True, eq=False)
@@ -93,35 +78,20 @@ class StateTensor:
         """Return the shape of a batch."""
         return (*self.shape[: self.axis], rows, *self.shape[self.axis :])
 
-    def in_batch(self, array: Array) -> RowSource:
+    def in_batch(self, array: Array) -> Rows:
         """Return the rows of a batch, which is C-contiguous; a copy of one that is not aligned for its words."""
         words = array.reshape(-1).view(self.word)
         if not words.flags.aligned:
             words = words.copy()
-        return RowSource(words, self.run, array.shape[self.axis] * self.run)
+        return Rows(words, self.run, array.shape[self.axis] * self.run, self.runs, self.run)
 
-    def in_arena(self, arena: Array) -> RowSource:
+    def in_arena(self, arena: Array) -> Rows:
         """Return the rows of an arena, of shape (rows, words)."""
-        return RowSource(arena.reshape(-1), self.runs * self.run, self.run)
+        return Rows(arena.reshape(-1), self.runs * self.run, self.run, self.runs, self.run)
 
     def new_arena(self, rows: int) -> Array:
         """Reserve memory for rows; the system provides it when a row is first written."""
         return np.empty((rows, self.runs * self.run), self.word)
-
-    def copy(self, source: RowSource, source_rows: Array, target: RowSource, target_rows: Array) -> None:
-        """Copy rows."""
-        copy_rows(
-            source.words,
-            source_rows,
-            source.row,
-            source.outer,
-            target.words,
-            target_rows,
-            target.row,
-            target.outer,
-            self.runs,
-            self.run,
-        )
 
     def fits(self, array: Any, rows: tuple[int, ...]) -> bool:
         """Return whether an array can be a batch of one of some numbers of rows."""

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from streaminfer.batching.assembly.buffers import BufferPool
 from streaminfer.errors import Closed
+from streaminfer.streams.state._rows_cy import Rows
 from streaminfer.streams.state._step_cy import Block, Places, Step, Stream, WriteBack
 from streaminfer.streams.state._stream_table_cy import StreamTable
-from streaminfer.streams.state.layout import RowSource, StateTensor
+from streaminfer.streams.state.layout import StateTensor
 
 __all__ = ["StateStore", "States"]
 
@@ -29,7 +30,7 @@ _POOLED_FROM = 1 << 20
 """Bytes of a gathered state from which its memory is reused: ``malloc`` gets such blocks from the system each time."""
 
 
-_Moves = list[tuple[Block | None, Array, Array]]
+_Moves = list[tuple[Block | None, list[int], list[int]]]
 _Values = list[tuple[int, Mapping[str, Array]]]
 
 
@@ -74,6 +75,7 @@ class StateStore:
         self._growing = [tensor for tensor in tensors if tensor.grows is not None]
         self._keep = keep
         self._arena: dict[str, Array] = {}
+        self._slots: dict[str, Rows] = {}  # of the arena
         self._reserve()
         self._pool = BufferPool(_POOL_BYTES)
 
@@ -151,7 +153,7 @@ class StateStore:
         """Forget every stream, and give the memory back."""
         with self.lock:
             self.table.clear()
-            self._arena = {}
+            self._arena, self._slots = {}, {}
 
     def forget(self) -> None:
         """In a forked process: a thread that is not there may hold the lock."""
@@ -165,12 +167,11 @@ class StateStore:
             known = given or {tensor.name: tensor.initial_of(stream_id) for tensor in self._tensors}
             values.append((row, known))
             lengths[row] = tuple(_length_of_row(tensor, known[tensor.name]) for tensor in self._growing)
-        moves = [(block, np.array(rows), np.array(targets)) for block, rows, targets in places.sources]
         sizes = len(lengths), size
         arrays = {
-            tensor.name: self._gather_one(tensor, moves, values, sizes)
+            tensor.name: self._gather_one(tensor, places.sources, values, sizes)
             if tensor.grows is None
-            else self._gather_growing(tensor, moves, values, lengths, size)
+            else self._gather_growing(tensor, places.sources, values, lengths, size)
             for tensor in self._tensors
         }
         return States(arrays, lengths if self._growing else None)
@@ -180,16 +181,16 @@ class StateStore:
         batch = self._new(tensor, tensor.batch_shape(size))
         target = tensor.in_batch(batch)
         for block, here, there in moves:
-            tensor.copy(self._source(tensor, block), here, target, there)
+            target.copy_from(self._source(tensor, block), here, there)
         for row, known in values:
             tensor.row_of(batch, row)[...] = known[tensor.name]
         for row in range(rows, size):
             tensor.row_of(batch, row)[...] = tensor.row_of(batch, rows - 1)
         return batch
 
-    def _source(self, tensor: StateTensor, block: Block | None) -> RowSource:
+    def _source(self, tensor: StateTensor, block: Block | None) -> Rows:
         if block is None:
-            return tensor.in_arena(self._arena_of(tensor))
+            return self._slots_of(tensor)
         return tensor.in_batch(np.ascontiguousarray(block.arrays[tensor.name]))
 
     def _gather_growing(
@@ -205,7 +206,7 @@ class StateStore:
         for block, here, there in moves:
             kept = self._arena_of(tensor) if block is None else np.asarray(block.arrays[tensor.name])
             view = tensor.row_in_arena if block is None else tensor.row_of
-            sources.update((row, view(kept, source)) for source, row in zip(here.tolist(), there.tolist(), strict=True))
+            sources.update((row, view(kept, source)) for source, row in zip(here, there, strict=True))
         for row in range(size):
             known = min(row, len(lengths) - 1)
             length, target = lengths[known], tensor.row_of(batch, row)
@@ -223,20 +224,20 @@ class StateStore:
                 return
             copied = False
             try:
-                rows, slots = np.array(work.rows), np.array(work.slots)
                 for tensor in self._tensors:
-                    self._write_back_one(tensor, work, rows, slots)
+                    self._write_back_one(tensor, work)
                 copied = True
             finally:
                 with self.lock:
                     self.copied_rows += len(work.rows)
                     self.table.taken_back(work, copied)
 
-    def _write_back_one(self, tensor: StateTensor, work: WriteBack, rows: Array, slots: Array) -> None:
-        kept, arena = np.ascontiguousarray(work.block.arrays[tensor.name]), self._arena_of(tensor)
+    def _write_back_one(self, tensor: StateTensor, work: WriteBack) -> None:
+        kept = np.ascontiguousarray(work.block.arrays[tensor.name])
         if tensor.grows is None:
-            tensor.copy(tensor.in_batch(kept), rows, tensor.in_arena(arena), slots)
+            self._slots_of(tensor).copy_from(tensor.in_batch(kept), work.rows, work.slots)
             return
+        arena = self._arena_of(tensor)
         position = self._growing.index(tensor)
         for row, slot in zip(work.rows, work.slots, strict=True):
             length = work.block.lengths[row][position]
@@ -246,6 +247,12 @@ class StateStore:
     def _new(self, tensor: StateTensor, shape: tuple[int, ...]) -> Array:
         large = math.prod(shape) * tensor.dtype.itemsize >= _POOLED_FROM
         return self._pool.take(shape, tensor.dtype) if large else np.empty(shape, tensor.dtype)
+
+    def _slots_of(self, tensor: StateTensor) -> Rows:
+        slots = self._slots.get(tensor.name)
+        if slots is None:
+            slots = self._slots.setdefault(tensor.name, tensor.in_arena(self._arena_of(tensor)))
+        return slots
 
     def _arena_of(self, tensor: StateTensor) -> Array:
         arena = self._arena.get(tensor.name)

@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaminfer.streams.state.copies import copy_rows, end_of, join
+from streaminfer.streams.state._rows_cy import Rows
+from streaminfer.streams.state.copies import copy_large_rows
+from streaminfer.streams.state.joining import end_of, join
 from streaminfer.streams.state.kernels import copy_rows_numpy
 from streaminfer.streams.state.layout import StateTensor
 
@@ -26,14 +28,14 @@ def test_rows_arrive_as_numpy_indexes_them(shape, dtype, data):
     rng = np.random.default_rng(7)
     batch = rng.integers(0, 2, (5, *shape)).astype(dtype)
     source = np.ascontiguousarray(np.moveaxis(batch, 0, axis))
-    rows = np.array(data.draw(st.lists(st.integers(0, 4), min_size=1, max_size=4, unique=True)))
-    slots = np.array(data.draw(st.permutations(range(6))))[: rows.size]
+    rows = data.draw(st.lists(st.integers(0, 4), min_size=1, max_size=4, unique=True))
+    slots = data.draw(st.permutations(range(6)))[: len(rows)]
     arena = tensor.new_arena(6)
     arena[:] = 0
 
-    tensor.copy(tensor.in_batch(source), rows, tensor.in_arena(arena), slots)
-    target = np.zeros(tensor.batch_shape(rows.size), dtype)
-    tensor.copy(tensor.in_arena(arena), slots, tensor.in_batch(target), np.arange(rows.size))
+    tensor.in_arena(arena).copy_from(tensor.in_batch(source), rows, slots)
+    target = np.zeros(tensor.batch_shape(len(rows)), dtype)
+    tensor.in_batch(target).copy_from(tensor.in_arena(arena), slots, list(range(len(rows))))
 
     assert np.array_equal(target, np.take(source, rows, axis=axis))
     for row, slot in zip(rows, slots, strict=True):
@@ -48,30 +50,49 @@ def test_rows_arrive_as_numpy_indexes_them(shape, dtype, data):
     inner=st.integers(1, 4),
     word=st.sampled_from(["i8", "i4", "u1"]),
 )
-def test_kernel_equals_its_twin(seed, outer, inner, word):
-    """The compiled kernel writes what the plain one writes, and nothing else."""
+def test_kernels_equal_their_twin(seed, outer, inner, word):
+    """The copy of small rows and the kernel of large ones write what the plain one writes, and nothing else."""
     rng = np.random.default_rng(seed)
     count = 6
     source = rng.integers(0, 100, count * outer * inner).astype(word)
-    rows = rng.permutation(count)[:3]
-    written = [np.full(count * outer * inner, 7, word) for _ in range(2)]
+    rows, targets = rng.permutation(count)[:3], np.arange(3)
+    small, large, plain = (np.full(count * outer * inner, 7, word) for _ in range(3))
+    strides = outer * inner, inner
+    target_strides = inner, count * inner
 
-    for copy, target in zip((copy_rows, copy_rows_numpy), written, strict=True):
-        copy(source, rows, outer * inner, inner, target, np.arange(3), inner, count * inner, outer, inner)
+    here, there = (Rows(words, *s, outer, inner) for words, s in ((source, strides), (small, target_strides)))
+    there.copy_from(here, rows.tolist(), targets.tolist())
+    copy_large_rows(source, rows.tolist(), *strides, large, targets.tolist(), *target_strides, outer, inner)
+    copy_rows_numpy(source, rows, *strides, plain, targets, *target_strides, outer, inner)
 
-    assert np.array_equal(*written)
-    assert not np.array_equal(written[0], np.full_like(written[0], 7))
+    assert np.array_equal(small, plain)
+    assert np.array_equal(large, plain)
+    assert not np.array_equal(plain, np.full_like(plain, 7))
 
 
 def test_nothing_is_copied_for_no_rows():
     """No rows are no work."""
-    target = np.ones(4, np.int64)
+    source, target = np.zeros(4, np.int64), np.ones(4, np.int64)
     none = np.empty(0, np.int64)
 
-    copy_rows_numpy(np.zeros(4, np.int64), none, 1, 1, target, none, 1, 1, 1, 1)
-    copy_rows(np.zeros(4, np.int64), none, 1, 1, target, none, 1, 1, 1, 1)
+    copy_rows_numpy(source, none, 1, 1, target, none, 1, 1, 1, 1)
+    copy_large_rows(source, [], 1, 1, target, [], 1, 1, 1, 1)
+    Rows(target, 1, 1, 1, 1).copy_from(Rows(source, 1, 1, 1, 1), [], [])
 
     assert target.tolist() == [1, 1, 1, 1]
+
+
+def test_outputs_that_nothing_may_write_to_are_copied_from():
+    """The states of a batch are read-only: reading rows asks for no right to write."""
+    source = np.arange(6)
+    source.flags.writeable = False
+    target = np.zeros(6, np.int64)
+
+    Rows(target, 2, 2, 1, 2).copy_from(Rows(source, 2, 2, 1, 2), [2, 0], [0, 1])
+
+    assert target.tolist() == [4, 5, 0, 1, 0, 0]
+    with pytest.raises(ValueError, match="read-only"):
+        Rows(source, 2, 2, 1, 2).copy_from(Rows(target, 2, 2, 1, 2), [2], [0])
 
 
 @given(

@@ -1,0 +1,78 @@
+# cython: embedsignature=True, boundscheck=False, wraparound=False
+"""Rows of a tensor where they are in memory, and copies of them to another place.
+
+*Design.* A small copy takes less time than it takes to ask NumPy for the memory of its arrays, so a place asks once,
+and numbers of rows are plain lists. A small copy also keeps the interpreter lock: what releases it has to get it back,
+and on a core that a worker shares with its event loop it waits until the loop has run all its callbacks, 40 µs or more
+for a copy of two. Larger copies are those of ``copies``, which release it.
+
+One source, compiled with the C types of ``_rows_cy.pxd`` or run as it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from streaminfer.streams.state.copies import copy_large_rows
+
+__all__ = ["Rows"]
+
+# C variables in the compiled module, not visible from Python
+_WORD = 8
+_SMALL = 1 << 15  # words of all rows up to which a copy keeps the lock: it takes no longer than getting that back
+
+
+class Rows:
+    """Rows of one tensor at one place: an arena, or a batch.
+
+    Args:
+        words: flat, aligned words.
+        row: words from one row to the next.
+        outer: words from one run of a row to its next run.
+        runs: runs of a row.
+        run: words of a run.
+    """
+
+    __slots__ = ("_outer", "_read", "_row", "_run", "_runs", "_words", "_written")
+
+    def __init__(self, words: Any, row: int, outer: int, runs: int, run: int) -> None:
+        self._words = words
+        self._row = row
+        self._outer = outer
+        self._runs = runs
+        self._run = run
+        self._read: Any = None
+        self._written: Any = None
+
+    def copy_from(self, source: Rows, source_rows: list[int], rows: list[int]) -> None:
+        """Copy rows of the same tensor from another place, which does not overlap with this one.
+
+        Args:
+            source: the other place.
+            source_rows: numbers of the rows there.
+            rows: numbers of the rows here, as many.
+        """
+        count = len(rows)
+        if self._words.itemsize != _WORD or count * self._runs * self._run > _SMALL:
+            copy_large_rows(
+                *(source._words, source_rows, source._row, source._outer),
+                *(self._words, rows, self._row, self._outer),
+                *(self._runs, self._run),
+            )
+            return
+        if source._read is None:
+            source._read = source._words
+        if self._written is None:
+            self._written = self._words
+        read = source._read
+        written = self._written
+        for position in range(count):
+            here = source_rows[position]  # multiplied as a C number, and not as the object in the list
+            here *= source._row
+            there = rows[position]
+            there *= self._row
+            for _ in range(self._runs):
+                for word in range(self._run):
+                    written[there + word] = read[here + word]
+                here += source._outer
+                there += self._outer

@@ -1,0 +1,61 @@
+"""Contexts and chunks of a batch behind each other: as NumPy joins and cuts them, without giving up the lock."""
+
+import math
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streaminfer.streams.state._rows_cy import Rows
+from streaminfer.streams.state.kernels import WORDS
+
+__all__ = ["end_of", "join"]
+
+Array = NDArray[Any]
+
+_WORD = WORDS[0]
+
+
+def join(before: Array, chunk: Array, axis: int) -> Array:
+    """Return ``np.concatenate((before, chunk), axis)``."""
+    outer, parts = math.prod(chunk.shape[:axis]), (before, chunk)
+    shape = (*chunk.shape[:axis], before.shape[axis] + chunk.shape[axis], *chunk.shape[axis + 1 :])
+    runs = [_run_of(part, shape, axis, outer) for part in parts]
+    if not all(runs) or before.dtype != chunk.dtype:
+        return np.concatenate(parts, axis)
+    joined, numbers, first = np.empty(shape, chunk.dtype), _numbers(outer), 0
+    words = joined.reshape(-1).view(_WORD)
+    for part, run in zip(parts, runs, strict=True):
+        source = Rows(part.reshape(-1).view(_WORD), run, 0, 1, run)
+        Rows(words[first:], sum(runs), 0, 1, run).copy_from(source, numbers, numbers)
+        first += run
+    return joined
+
+
+def end_of(array: Array, axis: int, length: int) -> Array:
+    """Return a copy of the last entries along an axis."""
+    end: Array = array[(*(slice(None),) * axis, slice(array.shape[axis] - length, None))]
+    copied, outer = np.empty(end.shape, array.dtype), math.prod(array.shape[:axis])
+    run, kept = (_run_of(one, array.shape, axis, outer) for one in (array, copied))
+    if not run or not kept:
+        return end.copy()
+    numbers, words = _numbers(outer), array.reshape(-1).view(_WORD)
+    source = Rows(words[run - kept :], run, 0, 1, kept)
+    Rows(copied.reshape(-1).view(_WORD), kept, 0, 1, kept).copy_from(source, numbers, numbers)
+    return copied
+
+
+def _run_of(array: Array, shape: tuple[int, ...], axis: int, outer: int) -> int:
+    """Return the words of a run along an axis; 0: not whole ones, or other sizes along the other axes."""
+    others = array.shape[:axis] == shape[:axis] and array.shape[axis + 1 :] == shape[axis + 1 :]
+    if not others or not outer or not array.flags.c_contiguous or not array.flags.aligned or array.dtype.hasobject:
+        return 0
+    words, rest = divmod(array.nbytes // outer, _WORD.itemsize)
+    return 0 if rest else words
+
+
+@lru_cache(64)
+def _numbers(count: int) -> list[int]:
+    """Return the numbers of rows from 0 on."""
+    return list(range(count))
