@@ -140,6 +140,16 @@ class Node:
         return None
 
     @property
+    def begin_call(self) -> Callable[[Request, Callable[[Response | None, BaseException | None], None]], Any] | None:
+        """What begins that which ``call`` awaits: its caller then needs no task for it; ``None``: nothing does.
+
+        Called with ``(request, receive)``; returns an object with ``cancel``, and calls ``receive(response, error)``
+        once, on the loop: with the response, or with ``None`` and the error. Where it raises, ``receive`` is not
+        called. A wrapper does not offer that of what it wraps.
+        """
+        return None
+
+    @property
     def start_progress(self) -> str:
         """What :meth:`start` does at this moment, for the log; empty when there is nothing to say."""
         return ""

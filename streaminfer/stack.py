@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack
 
@@ -21,7 +21,7 @@ from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Cloc
 from streaminfer.request import MapSettings, Request, Response
 
 if TYPE_CHECKING:
-    from streaminfer._stack._chain_cy import Chain
+    from streaminfer._stack._chain_cy import Chain, Passage
     from streaminfer._stack.many_calls import PlaceQueue
     from streaminfer._stack.run import StackRun
     from streaminfer._stack.start_report import PartStart, StartReport
@@ -151,6 +151,16 @@ class Stack(Wrapper):
                 raise
             return response
         return chain.response(passage, outcome)
+
+    @property
+    def begin_call(self) -> Callable[[Request, Callable[[Response | None, BaseException | None], None]], Any] | None:
+        """Begins what :meth:`call` awaits, where a batcher ends it; ``None`` too where a subclass has replaced that."""
+        return self._begin_call if type(self).call is Stack.call and self._chain.batcher is not None else None
+
+    def _begin_call(
+        self, request: Request, receive: Callable[[Response | None, BaseException | None], None]
+    ) -> Passage:
+        return self._chain.begin(request, receive)
 
     async def map(
         self,

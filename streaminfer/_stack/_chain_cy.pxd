@@ -2,9 +2,13 @@ cimport cython
 from streaminfer._request_cy cimport Request as CRequest, make_request, make_response
 from streaminfer.batching.queue._ticket_cy cimport Ticket as CTicket
 
+cdef class Chain
+
 @cython.final
 @cython.freelist(128)
 cdef class Passage:
+    cdef Chain _chain
+    cdef object _receive
     cdef readonly CRequest request
     cdef readonly object awaited
     cdef readonly CTicket ticket
@@ -30,12 +34,13 @@ cdef class Chain:
     @cython.locals(request=CRequest, passage=Passage)
     cpdef Passage open(self, object inputs, object timeout_s, object priority, object stream_id, object tenant, object subject, object tags, object key, object store, object waits)
     cpdef Passage open_request(self, CRequest request, object timeout_s)
+    cpdef Passage begin(self, CRequest request, object receive)
     cpdef object outputs(self, Passage passage, object outcome)
     @cython.locals(ticket=CTicket)
     cpdef object response(self, Passage passage, object outcome)
     cpdef object failed(self, Passage passage, object error)
     cdef object _deadline_ns(self, object own_ns, object timeout_s, object now_ns)
     @cython.locals(passage=Passage, tokens=list, position=int, ticket=CTicket)
-    cdef Passage _enter(self, CRequest request, object now_ns)
+    cdef Passage _enter(self, CRequest request, object now_ns, object receive)
     @cython.locals(position=Py_ssize_t)
     cdef object _exit(self, object request, list tokens, object outcome)

@@ -5,6 +5,9 @@ layers that follow one another need no coroutine each: the stack enters them in 
 those that were entered in reverse order. The terminal is what has to be awaited: the ticket of a batcher, else the
 ``call`` of the first service that is no such layer.
 
+A request whose end is told (:meth:`Chain.begin`) needs no coroutine at all: its passage stands where a future would,
+and the batch that ends settles it.
+
 *Invariants.* Each ``enter`` that returned is followed by exactly one ``exit``, whatever ends the request: a response,
 an error of the terminal, of another layer's ``enter`` or ``exit``, or a cancellation. The outcome that a layer sees is
 that of what is behind it.
@@ -30,7 +33,7 @@ __all__ = ["Chain", "Passage"]
 
 
 class Passage:
-    """One request on its way through a chain.
+    """One request on its way through a chain; the future of its ticket, where nothing awaits it.
 
     Attributes:
         request: what was sent.
@@ -38,12 +41,51 @@ class Passage:
         ticket: of the batcher, where that is the terminal.
     """
 
-    __slots__ = ("_tokens", "awaited", "request", "ticket")
+    __slots__ = ("_chain", "_receive", "_tokens", "awaited", "request", "ticket")
 
     request: Request
     awaited: Any
     ticket: Any
     _tokens: list[Any] | None  # of the layers that were entered; None: there are none
+    _chain: Chain | None  # of one that was begun
+    _receive: Callable[[Response | None, BaseException | None], None] | None  # told of its end, once
+
+    def done(self) -> bool:
+        """Return whether it has ended."""
+        return self._receive is None
+
+    def set_result(self, outputs: Any) -> None:
+        """Take the outputs from the batch."""
+        receive = self._receive
+        chain = self._chain
+        if receive is None or chain is None:
+            return
+        self._receive = None
+        try:
+            response = chain.response(self, outputs)
+        except BaseException as error:  # noqa: BLE001 - of a layer: it is the outcome
+            receive(None, error)
+        else:
+            receive(response, None)
+
+    def set_exception(self, error: BaseException) -> None:
+        """Take the error with which the batcher ends it."""
+        receive = self._receive
+        chain = self._chain
+        if receive is None or chain is None:
+            return
+        self._receive = None
+        outcome: BaseException = error
+        try:
+            response = chain.failed(self, error)
+        except BaseException as raised:  # noqa: BLE001 - of a layer: it is the outcome
+            response = None
+            outcome = raised
+        receive(response, outcome if response is None else None)
+
+    def cancel(self) -> None:
+        """End it with ``CancelledError``; nothing where it has ended."""
+        self.set_exception(asyncio.CancelledError())
 
 
 class Chain:
@@ -153,9 +195,11 @@ class Chain:
             passage.request = request
             passage.ticket = None
             passage._tokens = None
+            passage._chain = None
+            passage._receive = None
             passage.awaited = self._wait(request)
             return passage
-        return self._enter(request, now_ns)
+        return self._enter(request, now_ns, None)
 
     def open_request(self, request: Request, timeout_s: float | None) -> Passage:
         """Enter the layers with a request, as :meth:`open`."""
@@ -165,7 +209,29 @@ class Chain:
         deadline_ns = self._deadline_ns(request.deadline_ns, timeout_s, now_ns)
         if deadline_ns is not request.deadline_ns:
             request = request.replace(deadline_ns=deadline_ns)
-        return self._enter(request, now_ns)
+        return self._enter(request, now_ns, None)
+
+    def begin(self, request: Request, receive: Callable[[Response | None, BaseException | None], None]) -> Passage:
+        """Enter the layers with a request that nothing awaits; only where the terminal is a batcher.
+
+        Args:
+            request: as :meth:`open_request`.
+            receive: called once, on the loop, with the response or the error; before this returns only where a layer
+                has made a response of an error.
+
+        Returns:
+            The passage; it can be cancelled.
+
+        Raises:
+            BaseException: it could not be sent; ``receive`` is not called.
+        """
+        if get_running_loop() is not self.loop:
+            self._refuse()
+        now_ns = self.clock()
+        deadline_ns = self._deadline_ns(request.deadline_ns, None, now_ns)
+        if deadline_ns is not request.deadline_ns:
+            request = request.replace(deadline_ns=deadline_ns)
+        return self._enter(request, now_ns, receive)
 
     def outputs(self, passage: Passage, outcome: Any) -> Any:
         """Exit the layers after a response, and return its outputs."""
@@ -222,11 +288,13 @@ class Chain:
                 return now_ns + slo_ns
         return own_ns
 
-    def _enter(self, request: Request, now_ns: int) -> Passage:
-        """Enter the layers, and begin what is behind them."""
+    def _enter(self, request: Request, now_ns: int, receive: Any) -> Passage:
+        """Enter the layers, and begin what is behind them; ``receive`` is told of the end, or ``None``."""
         passage = Passage.__new__(Passage)
         passage.request = request
         passage.ticket = None
+        passage._chain = self
+        passage._receive = receive
         tokens: list[Any] = []
         passage._tokens = tokens if self._enters else None
         try:
@@ -243,16 +311,20 @@ class Chain:
             else:
                 if not self._batcher_has_clock:
                     now_ns = 0
+                future = None if receive is None else passage
                 passage.ticket = self._submit(
-                    request, request.inputs, request.deadline_ns, request.priority, self.loop, now_ns
+                    request, request.inputs, request.deadline_ns, request.priority, self.loop, now_ns, future
                 )
                 passage.awaited = passage.ticket.future
         except BaseException as error:
             response = self.failed(passage, error)
             if response is None:
                 raise
-            passage.ticket = passage._tokens = None
-            passage.awaited = _given(response)
+            passage.ticket = passage._tokens = passage._receive = None
+            if receive is None:
+                passage.awaited = _given(response)
+            else:
+                receive(response, None)
         return passage
 
     def _exit(self, request: Request, tokens: list[Any], outcome: Any) -> Any:

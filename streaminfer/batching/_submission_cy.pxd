@@ -32,7 +32,7 @@ cdef class Submission:
     @cython.locals(
         present_ns=cython.longlong, due_ns=cython.longlong, bucket=int, cost=double, queue=RequestQueue,
         ticket=Ticket, dispatcher=DispatchState)
-    cpdef Ticket submit(self, object request, object inputs, object deadline_ns, int priority, object loop=*, long long now_ns=*)
+    cpdef Ticket submit(self, object request, object inputs, object deadline_ns, int priority, object loop=*, long long now_ns=*, object future=*)
 
     @cython.locals(dispatcher=DispatchState)
     cdef _schedule(self, object loop)

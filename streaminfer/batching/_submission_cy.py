@@ -120,6 +120,7 @@ class Submission:
         priority: int,
         loop: asyncio.AbstractEventLoop | None = None,
         now_ns: int = 0,
+        future: Any = None,
     ) -> Ticket:
         """Accept a request; the caller awaits ``ticket.future`` and calls `BatchedService.abandon` if that raises.
 
@@ -130,6 +131,7 @@ class Submission:
             priority: of the request.
             loop: the running loop, from a caller that knows it: to find it out is a system call.
             now_ns: the present instant, from a caller that has read the same clock; 0: it is read here.
+            future: what stands in the ticket for a caller that awaits nothing; ``None``: a new future.
 
         Raises:
             Closed, DeadlineExceeded, InvalidInput, Overloaded: as `BatchedService.call`.
@@ -164,7 +166,9 @@ class Submission:
         if queue.full:
             self._make_room(None if request is None else request.stream_id, priority, due_ns)
         stream_id = request.stream_id if self._in_order and request is not None else None
-        ticket = queue.admit(request, inputs, self.new_future(), present_ns, due_ns, priority, bucket, stream_id)
+        if future is None:
+            future = self.new_future()
+        ticket = queue.admit(request, inputs, future, present_ns, due_ns, priority, bucket, stream_id)
         if cost:
             ticket.cost = cost
         dispatcher = self._dispatcher

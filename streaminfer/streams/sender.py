@@ -1,9 +1,12 @@
-"""Sending of the frames of all streams of a session: a few lasting tasks, each with one request at a time.
+"""Sending of the frames of all streams of a session.
 
-A task takes the next stream in fair order when it is free, and only then the frame to send, so that what is sent is the
-freshest. There are no more tasks than requests that fill the batches that the service runs at once and one more, read
-from its capabilities; those without a request wait for one, so that none is made per frame. With the one batch more the
-model need not wait for the event loop after each batch; further frames would only grow old in the queue of the service.
+Frames are sent at the end of a turn of the loop, in fair order: the next stream is chosen when there is a place, and
+only then its frame, so that what is sent is the freshest. There are no more places than requests that fill the batches
+that the service runs at once and one more, read from its capabilities. With the one batch more the model need not wait
+for the event loop after each batch; further frames would only grow old in the queue of the service.
+
+No task awaits a request whose end the service tells (``begin_call``), so that a frame costs no task, no future and no
+turn of the loop between its sender and its stream. The requests of other services are awaited in a task each.
 
 Under overload more frames wait than may be sent. If each was sent that can just be answered in time, all would be late
 as soon as anything takes longer than expected, and the planner would make small batches to save the oldest ones. So
@@ -12,8 +15,8 @@ several workers the next is free sooner.
 """
 
 import asyncio
-from asyncio import get_running_loop
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import Any
 
 from streaminfer._internal.units import NEVER_NS
@@ -23,6 +26,7 @@ from streaminfer.protocols import Admission, AdmissionReason, Clock, StreamState
 from streaminfer.request import Request, Response, time_left_s
 from streaminfer.streams._fair_order_cy import FairOrder
 from streaminfer.streams._stream_cy import StreamResult
+from streaminfer.streams.awaited_call import AwaitedCall
 from streaminfer.streams.stream import Stream
 
 __all__ = ["Sender"]
@@ -32,6 +36,50 @@ _PASSING = {AdmissionReason.QUEUE_FULL, AdmissionReason.LIMIT, AdmissionReason.R
 _MARGIN = 0.5
 """Full batches that a frame of a crowd must have left beyond those that it expects to wait for."""
 _SHORTEST_PAUSE_S = 0.001  # where a rejection does not say when to try again
+
+
+class Sending:
+    """One frame that is with the service, or waits for it to accept it.
+
+    Args:
+        sender: that sends it.
+        stream: of the frame.
+        result: of the frame.
+
+    Attributes:
+        stream: as above.
+        result: as above.
+        request: that is sent for it.
+        call: what can be cancelled, while the service has it.
+        pause: until the next attempt to send it.
+    """
+
+    __slots__ = ("_is_cancelled", "_sender", "call", "pause", "request", "result", "stream")
+
+    request: Request
+
+    def __init__(self, sender: "Sender", stream: Stream, result: StreamResult) -> None:
+        self._sender = sender
+        self._is_cancelled = False
+        self.stream = stream
+        self.result = result
+        self.call: Any = None
+        self.pause: asyncio.TimerHandle | None = None
+
+    def cancel(self) -> None:
+        """End it; what the service does not let go at once ends later."""
+        self._is_cancelled = True
+        if self.pause is None:
+            self.call.cancel()
+            return
+        self.pause.cancel()
+        self.stream.drop(self.result, "closed")
+        self._sender.end(self)
+
+    def receive(self, response: Response | None, error: BaseException | None) -> None:
+        """Take what the service has made of it."""
+        self.call = None
+        self._sender.receive(self, response, error, is_cancelled=self._is_cancelled)
 
 
 class Sender:
@@ -52,151 +100,162 @@ class Sender:
         self.states: StreamStates | None = offered.stream_states
         self._admission: Callable[[Request, int], Admission] | None = offered.admission
         self._enforces_deadline = offered.enforces_deadline
-        self._call = service.call
+        self._begin_call = adapt(service).begin_call
         self._service = service
+        self._loop = asyncio.get_running_loop()
+        self._context = copy_context()  # what is sent for one stream sees no variables of another one's source
         self._order = FairOrder()
-        self._idle: list[asyncio.Future[None]] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_scheduled = False
         self._most = 1
         self._full_batch_ns: Callable[[], int | None] | None = None
         self._batches_needed = 0.0
+        self._places = 0  # taken: by frames that the service has, and by those that wait for it to accept them
         self._in_flight = 0
-        self._streams = 0
 
     def join(self) -> None:
         """Prepare for another stream: the service may offer more or less than before."""
-        self._streams += 1
-        offered = adapt(self._service).capabilities()
+        service = adapt(self._service)
+        offered = service.capabilities()
+        self._begin_call = service.begin_call
         self._most = NEVER_NS if offered.full_load is None else offered.full_load()
         self._full_batch_ns = offered.full_batch_ns
         self._batches_needed = _MARGIN + 1.0 + 1.0 / (offered.max_in_flight or 1)
 
     def leave(self, stream: Stream) -> None:
-        """Forget a stream; the tasks that are idle end with the last one."""
+        """Forget a stream."""
         self._order.remove(stream.turn)
-        self._streams -= 1
-        if not self._streams:
-            for idle in self._idle:
-                idle.cancel()
-            self._idle.clear()
-
-    async def join_tasks(self) -> None:
-        """Wait for the end of the tasks; no stream is left."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
 
     def queue(self, stream: Stream) -> None:
         """Queue a stream whose next frame may be sent."""
         self._order.push(stream.turn)
-        self._wake(get_running_loop())
+        self._schedule()
 
-    def _wake(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Let one task look at the order."""
-        while self._idle:
-            idle = self._idle.pop()
-            if not idle.done():
-                idle.set_result(None)
-                return
-        if len(self._tasks) < self._most:
-            task = loop.create_task(self._run(), name="streaminfer-sender")
-            self._tasks.add(task)
-            task.add_done_callback(self._on_end)
+    def receive(
+        self, sending: Sending, response: Response | None, error: BaseException | None, *, is_cancelled: bool
+    ) -> None:
+        """Take what the service has made of a frame."""
+        self._in_flight -= 1
+        stream, result = sending.stream, sending.result
+        if response is not None:
+            stream.complete(result, response.outputs, response.degraded, self.clock())
+        elif isinstance(error, asyncio.CancelledError) and is_cancelled:
+            stream.drop(result, "closed")
+        elif isinstance(error, Overloaded) and stream.settings.waits:
+            self._pause(sending, error.retry_after_s)
+            return
+        elif isinstance(error, Overloaded):
+            stream.drop(result, self._reason_now(sending.request))
+        elif isinstance(error, (Exception, asyncio.CancelledError)):  # the second: of the service itself
+            self._fail(stream, result, error)
+        else:
+            self._crash(sending, error)
+            return
+        self.end(sending)
 
-    def _on_end(self, task: "asyncio.Task[None]") -> None:
-        """Give the place of a task that was cancelled with its request to another one."""
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            context = {"message": "a task that sends frames has failed", "exception": error, "task": task}
-            task.get_loop().call_exception_handler(context)
+    def end(self, sending: Sending) -> None:
+        """Give the place of a frame that has an outcome to the next one."""
+        self._places -= 1
+        stream = sending.stream
+        stream.remove(sending)
+        if stream.state.can_send():
+            self._order.push(stream.turn)
+        else:
+            stream.end_if_drained()
         if self._order.count:
-            self._wake(task.get_loop())
+            self._schedule()
 
-    async def _run(self) -> None:
-        order, clock = self._order, self.clock
-        loop = get_running_loop()
-        task = asyncio.current_task(loop)
-        assert task is not None  # noqa: S101 - for the type checker
-        while True:
-            turn = order.pop()
+    def _schedule(self) -> None:
+        """Send at the end of this turn of the loop, so that what comes in one turn is sent in fair order."""
+        if not self._is_scheduled and self._places < self._most:
+            self._is_scheduled = True
+            self._loop.call_soon(self._send_waiting, context=self._context)
+
+    def _send_waiting(self) -> None:
+        self._is_scheduled = False
+        while self._places < self._most:
+            turn = self._order.pop()
             if turn is None:
-                if not self._streams:
-                    return  # the last stream left while this one was busy, or before it began
-                idle = loop.create_future()
-                self._idle.append(idle)
-                await idle
-                continue
-            stream: Stream = turn.owner
-            result = stream.next(clock())
-            if result is not None:
-                stream.sending[task] = result
-                try:
-                    await self._send(stream, result)
-                except asyncio.CancelledError:
-                    stream.drop(result, "closed")
-                    raise
-                except BaseException as error:  # of a user's own admission, say: the stream ends with it
-                    stream.drop(result, "closed")
-                    stream.crash(error)
-                    if not isinstance(error, Exception):
-                        raise
-                finally:
-                    del stream.sending[task]
+                return
+            self._send_next(turn.owner)
+
+    def _send_next(self, stream: Stream) -> None:
+        """Send the next frame of a stream, if it has one that is young enough."""
+        result = stream.next(self.clock())
+        if result is None:
             if stream.state.can_send():
-                order.push(stream.turn)  # for this task, or another one: whose turn it is
-            elif task.cancelling():
-                return  # the service has swallowed the cancellation; the stream waits for the end of this task
+                self._order.push(stream.turn)
             else:
                 stream.end_if_drained()
+            return
+        self._places += 1
+        sending = Sending(self, stream, result)
+        stream.sending.add(sending)
+        try:
+            settings = stream.settings
+            deadline_ns = stream.state.deadline_ns(result) if settings.max_age_ns else settings.deadline_ns
+            sending.request = make_request(
+                result._inputs, deadline_ns, settings.priority, stream.stream_id, settings.tenant, None, (), None, True
+            )
+            if result._discontinuity and self.states is not None:
+                self.states.reset_stream(stream.stream_id)
+            self._send(sending)
+        except BaseException as error:  # of a user's own admission, say
+            self._crash(sending, error)
+            if not isinstance(error, Exception):
+                raise
 
-    async def _send(self, stream: Stream, result: StreamResult) -> None:  # noqa: C901, PLR0912 - a coroutine more costs more
-        """Send one frame until it has an outcome."""
+    def _send(self, sending: Sending) -> None:
+        """Give a frame to the service, or drop it, or try again later."""
+        stream, result, request = sending.stream, sending.result, sending.request
         settings = stream.settings
-        deadline_ns = stream.state.deadline_ns(result) if settings.max_age_ns else settings.deadline_ns
-        request = make_request(
-            result._inputs, deadline_ns, settings.priority, stream.stream_id, settings.tenant, None, (), None, True
-        )
-        if result._discontinuity and self.states is not None:
-            self.states.reset_stream(stream.stream_id)
-        while True:
-            if settings.max_age_ns and stream.state.deadline_ns(result) <= self.clock():  # after a pause
-                stream.drop(result, AdmissionReason.DEADLINE_EXCEEDED)
-                return
-            rejection = self._rejection(request, settings.waits) if settings.asks_first else None
-            if rejection is not None:
-                if not settings.waits or rejection.reason not in _PASSING:
-                    stream.drop(result, rejection.reason)
-                    return
-                await self._pause(request, rejection.retry_after_s)
-                continue
-            self._in_flight += 1
-            try:
-                if self._enforces_deadline or not settings.max_age_ns:
-                    response = await self._call(request)
-                else:
-                    response = await self._call_until_deadline(request)
-            except Overloaded as error:
-                if settings.waits:
-                    retry_after_s = error.retry_after_s
-                else:
-                    stream.drop(result, self._reason_now(request))
-                    return
-            except asyncio.CancelledError as error:
-                task = asyncio.current_task()
-                if task is None or task.cancelling():
-                    raise
-                stream.fail(result, error, self.clock())  # the service cancelled the request itself
-                return
-            except Exception as error:  # noqa: BLE001 - it is the result of this frame
-                self._fail(stream, result, error)
-                return
+        if settings.max_age_ns and stream.state.deadline_ns(result) <= self.clock():  # after a pause
+            stream.drop(result, AdmissionReason.DEADLINE_EXCEEDED)
+            self.end(sending)
+            return
+        rejection = self._rejection(request, settings.waits) if settings.asks_first else None
+        if rejection is not None:
+            if not settings.waits or rejection.reason not in _PASSING:
+                stream.drop(result, rejection.reason)
+                self.end(sending)
             else:
-                stream.complete(result, response.outputs, response.degraded, self.clock())
-                return
-            finally:
-                self._in_flight -= 1
-            await self._pause(request, retry_after_s)
+                self._pause(sending, rejection.retry_after_s)
+            return
+        self._in_flight += 1
+        if self._begin_call is None:
+            limit = None if self._enforces_deadline or not settings.max_age_ns else request.deadline_ns
+            sending.call = AwaitedCall(self._service, request, sending.receive, limit, self.clock)
+            return
+        try:
+            call = self._begin_call(request, sending.receive)
+        except Exception as error:  # noqa: BLE001 - it is the outcome of this frame
+            sending.receive(None, error)
+        else:
+            sending.call = call
 
-    def _fail(self, stream: Stream, result: StreamResult, error: Exception) -> None:
+    def _pause(self, sending: Sending, retry_after_s: float | None) -> None:
+        """Try again when a place is expected, and no later than the frame is of use."""
+        pause_s = max(retry_after_s or 0.0, _SHORTEST_PAUSE_S)
+        left_s = time_left_s(sending.request.deadline_ns, self.clock())
+        pause_s = pause_s if left_s is None else min(pause_s, max(left_s, 0.0))
+        sending.pause = self._loop.call_later(pause_s, self._send_again, sending, context=self._context)
+
+    def _send_again(self, sending: Sending) -> None:
+        sending.pause = None
+        try:
+            self._send(sending)
+        except BaseException as error:  # as in the first attempt
+            self._crash(sending, error)
+            if not isinstance(error, Exception):
+                raise
+
+    def _crash(self, sending: Sending, error: BaseException | None) -> None:
+        """End a stream with an error that is none of its frames'."""
+        assert error is not None  # noqa: S101 - for the type checker
+        sending.stream.drop(sending.result, "closed")
+        self.end(sending)
+        sending.stream.crash(error)
+
+    def _fail(self, stream: Stream, result: StreamResult, error: BaseException) -> None:
         """Give a frame its error, unless it was only too late for its age limit."""
         now_ns = self.clock()
         if isinstance(error, DeadlineExceeded) and stream.settings.max_age_ns:
@@ -224,23 +283,6 @@ class Sender:
             return None if admission.ok else admission
         is_late = request.deadline_ns is not None and request.deadline_ns - now_ns < self._batches_needed * takes_ns
         return Admission(False, AdmissionReason.INFEASIBLE) if is_late else None
-
-    async def _call_until_deadline(self, request: Request) -> Response:
-        limit = asyncio.timeout(time_left_s(request.deadline_ns, self.clock()))
-        try:
-            async with limit:
-                response: Response = await self._call(request)
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise DeadlineExceeded("the frame was too old before the service had responded") from None
-        return response
-
-    async def _pause(self, request: Request, retry_after_s: float | None) -> None:
-        """Wait until a place is expected, and no longer than the frame is of use."""
-        pause_s = max(retry_after_s or 0.0, _SHORTEST_PAUSE_S)
-        left_s = time_left_s(request.deadline_ns, self.clock())
-        await asyncio.sleep(pause_s if left_s is None else min(pause_s, max(left_s, 0.0)))
 
     def _reason_now(self, request: Request) -> str:
         """Return why the service rejected a request a moment ago: what it says now, else that it was shed."""

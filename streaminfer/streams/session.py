@@ -200,8 +200,6 @@ class StreamSession:
         self._closed = True
         self._forget_lost()
         await asyncio.gather(*(stream.close() for stream in list(self._totals.open.values())))
-        if self._sender is not None:
-            await self._sender.join_tasks()
 
     async def __aenter__(self) -> Self:
         return self

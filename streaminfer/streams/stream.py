@@ -18,7 +18,7 @@ from streaminfer.streams.policies import FramePolicy
 from streaminfer.streams.statistics import StreamStatistics
 
 if TYPE_CHECKING:
-    from streaminfer.streams.sender import Sender
+    from streaminfer.streams.sender import Sender, Sending
     from streaminfer.streams.totals import SessionTotals
 
 __all__ = ["Outlet", "Stream", "StreamSettings"]
@@ -135,7 +135,7 @@ class Stream:
     Attributes:
         state: of its frames.
         turn: its place in the order of the sender.
-        sending: the frames that are with the service, by the task that sent each.
+        sending: the frames that are with the service, or wait for it to accept them.
         is_announced: it is queued in the outlet.
         is_settled: it has ended, and nothing of it is left to deliver.
     """
@@ -163,7 +163,7 @@ class Stream:
             totals.ages,
         )
         self.turn = Turn(self, settings.weight, settings.priority)
-        self.sending: dict[asyncio.Task[None], StreamResult] = {}
+        self.sending: set[Sending] = set()
         self.is_announced = False
         self.is_settled = False
         self._source = source
@@ -176,6 +176,7 @@ class Stream:
         self._has_ended = False
         self._room: asyncio.Future[None] | None = None  # the reader waits for a place
         self._drained: asyncio.Future[None] | None = None  # and here for the end of what was sent
+        self._is_left: asyncio.Future[None] | None = None  # and here until the service has let go what was cancelled
         outlet.streams.add(self)
         self._task = asyncio.get_running_loop().create_task(self._run(), name="streaminfer-stream")
 
@@ -212,6 +213,13 @@ class Stream:
             self._outlet.announce(self)
         if self._is_refused:
             self._stop_behind_last()
+
+    def remove(self, sending: "Sending") -> None:
+        """Forget a frame that has an outcome."""
+        self.sending.remove(sending)
+        is_left = self._is_left
+        if is_left is not None and not self.sending and not is_left.done():
+            is_left.set_result(None)
 
     def end_if_drained(self) -> None:
         """Let the stream end where its source has and nothing is left to send."""
@@ -303,11 +311,12 @@ class Stream:
     async def _end_requests(self) -> None:
         """Cancel the requests of the stream, and wait until they have ended."""
         while self.sending:
-            tasks = list(self.sending)
-            for task in tasks:
-                task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):  # a second one, of a loop that shuts down
-                await asyncio.wait(tasks)
+            for sending in list(self.sending):
+                sending.cancel()
+            if self.sending:
+                self._is_left = asyncio.get_running_loop().create_future()
+                with contextlib.suppress(asyncio.CancelledError):  # a second one, of a loop that shuts down
+                    await self._is_left
 
     def _end(self) -> None:
         self._has_ended = True

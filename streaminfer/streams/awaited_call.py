@@ -1,0 +1,73 @@
+"""`AwaitedCall`: the request of a frame at a service that does not tell of its end."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from streaminfer.errors import DeadlineExceeded
+from streaminfer.protocols import Clock
+from streaminfer.request import Request, Response, time_left_s
+
+__all__ = ["AwaitedCall"]
+
+
+class AwaitedCall:
+    """A task that awaits a request, and tells how it ended.
+
+    Args:
+        service: answers it.
+        request: of a frame.
+        receive: told once: the response, or ``None`` and the error.
+        deadline_ns: instant at which it is given up; ``None``: the service does that, or it has none.
+        clock: returns monotonic nanoseconds.
+    """
+
+    __slots__ = ("_clock", "_deadline_ns", "_is_begun", "_receive", "_request", "_service", "_task")
+
+    def __init__(
+        self,
+        service: Any,
+        request: Request,
+        receive: Callable[[Response | None, BaseException | None], None],
+        deadline_ns: int | None,
+        clock: Clock,
+    ) -> None:
+        self._service = service
+        self._request = request
+        self._receive = receive
+        self._deadline_ns = deadline_ns
+        self._clock = clock
+        self._is_begun = False
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="streaminfer-frame")
+
+    def cancel(self) -> None:
+        """Cancel it; it has ended when its service lets go."""
+        self._task.cancel()
+        if not self._is_begun:  # then its task takes no step
+            self._is_begun = True
+            self._receive(None, asyncio.CancelledError())
+
+    async def _run(self) -> None:
+        self._is_begun = True
+        try:
+            if self._deadline_ns is None:
+                response = await self._service.call(self._request)
+            else:
+                response = await self._call_until(self._deadline_ns)
+        except BaseException as error:
+            self._receive(None, error)
+            if not isinstance(error, (Exception, asyncio.CancelledError)):
+                raise
+        else:
+            self._receive(response, None)
+
+    async def _call_until(self, deadline_ns: int) -> Response:
+        limit = asyncio.timeout(time_left_s(deadline_ns, self._clock()))
+        try:
+            async with limit:
+                response: Response = await self._service.call(self._request)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise DeadlineExceeded("the frame was too old before the service had responded") from None
+        return response
