@@ -21,9 +21,10 @@ from streaminfer.errors import Closed
 from streaminfer.protocols import Clock, is_service
 from streaminfer.request import check_priority
 from streaminfer.stack import Stack
+from streaminfer.streams._live_stream_cy import Outlet, Stream
+from streaminfer.streams._sender_cy import Sender
 from streaminfer.streams.policies import Block, FramePolicy, check_policy
-from streaminfer.streams.sender import Sender
-from streaminfer.streams.stream import Outlet, Stream, StreamSettings
+from streaminfer.streams.stream_settings import StreamSettings
 from streaminfer.streams.totals import SessionTotals
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ class StreamSession:
         """
         if self._outlet is None:
             raise RuntimeError("this session has no results of its own: add() a source first, or call the session")
-        return self._outlet.get(self, raises=False)
+        return self._outlet.get(self, False)
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -294,7 +295,7 @@ class StreamResults:
             StopAsyncIteration: the stream has ended.
             Exception: what the source raised.
         """
-        return self._outlet.get(self, raises=True)
+        return self._outlet.get(self, True)
 
     async def aclose(self) -> None:
         """Close the stream: what it has waiting or in flight is dropped, and its source closed."""

@@ -8,7 +8,7 @@ from streaminfer.streams.statistics import STREAMS_SHOWN, StreamSessionStatistic
 from streaminfer.telemetry import LatencyHistogram
 
 if TYPE_CHECKING:
-    from streaminfer.streams.stream import Stream
+    from streaminfer.streams._live_stream_cy import Stream
 
 __all__ = ["SessionTotals"]
 

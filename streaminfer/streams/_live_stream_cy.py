@@ -1,4 +1,9 @@
-"""One stream of a session: its source, the task that reads it, and the way of its results to the consumer."""
+"""One stream of a session: its source, the task that reads it, and the way of its results to the consumer.
+
+One source, compiled with the C types of ``_live_stream_cy.pxd`` or run uncompiled.
+"""
+
+from __future__ import annotations
 
 import asyncio
 import contextlib
@@ -6,49 +11,20 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Hashable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex, runtime_checkable
 
-import attrs
-
 from streaminfer._internal.validation import expected
 from streaminfer.errors import Closed
 from streaminfer.protocols import Clock
 from streaminfer.streams._fair_order_cy import Turn
 from streaminfer.streams._stream_cy import StreamResult, StreamState, make_source_failure
 from streaminfer.streams.frame import Frame
-from streaminfer.streams.policies import FramePolicy
 from streaminfer.streams.statistics import StreamStatistics
 
 if TYPE_CHECKING:
-    from streaminfer.streams.sender import Sender, Sending
+    from streaminfer.streams._sender_cy import Sender, Sending
+    from streaminfer.streams.stream_settings import StreamSettings
     from streaminfer.streams.totals import SessionTotals
 
-__all__ = ["Outlet", "Stream", "StreamSettings"]
-
-
-@attrs.frozen(slots=True)
-class StreamSettings:
-    """Settings of a stream, as `StreamSession` explains them, and what follows from them."""
-
-    policy: FramePolicy
-    max_in_flight: int
-    max_age_ns: int
-    deadline_ns: int | None
-    resets_after_gap: bool
-    weight: float
-    priority: int
-    tenant: str | None
-
-    waits: bool = attrs.field(init=False)
-    """The source is held while the service is busy."""
-    asks_first: bool = attrs.field(init=False)
-    """A frame that the service would reject is dropped before it is sent."""
-
-    @waits.default
-    def _policy_waits(self) -> bool:
-        return self.policy.waits
-
-    @asks_first.default
-    def _may_drop(self) -> bool:
-        return not self.policy.waits or self.max_age_ns > 0
+__all__ = ["NextResult", "Outlet", "Stream"]
 
 
 @runtime_checkable
@@ -63,13 +39,15 @@ class Outlet:
         clock: returns monotonic nanoseconds.
     """
 
+    __slots__ = ("__weakref__", "_clock", "_ready", "_waiter", "streams")
+
     def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+        self._clock: Clock = clock
         self._ready: deque[Stream] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self.streams: set[Stream] = set()
 
-    def announce(self, stream: "Stream") -> None:
+    def announce(self, stream: Stream) -> None:
         """Queue a stream with something to deliver, behind the others that have."""
         if not stream.is_announced:
             stream.is_announced = True
@@ -89,36 +67,97 @@ class Outlet:
         for stream in list(self.streams):
             stream.abandon()
 
-    async def get(self, reader: object, *, raises: bool) -> StreamResult:
-        """Return the next result of any stream.
+    def get(self, reader: object, raises: bool) -> NextResult:
+        """Return what a consumer awaits: the next result of any stream.
 
         Args:
             reader: what the consumer holds, so that it lives as long as the consumer waits.
             raises: the error of a source, instead of returning it.
+        """
+        return NextResult(self, reader, raises)
+
+    def take(self, raises: bool) -> StreamResult | None:
+        """Deliver the next result; ``None``: there is none yet.
 
         Raises:
             StopAsyncIteration: no stream is left.
-            RuntimeError: another consumer waits already.
             Exception: what a source raised.
         """
-        if self._waiter is not None:
-            raise RuntimeError(f"{reader!r} has a consumer already: one task at a time may wait for the next result")
-        while True:
-            while self._ready:
-                stream = self._ready.popleft()
-                stream.is_announced = False
-                result = stream.take(self._clock())
-                if result is not None:
-                    if raises and result.source_failed and result.error is not None:
-                        raise result.error
-                    return result
-            if not self.streams:
-                raise StopAsyncIteration
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
+        while self._ready:
+            stream: Stream = self._ready.popleft()
+            stream.is_announced = False
+            result = stream.take(self._clock())
+            if result is not None:
+                if raises and result.source_failed and result.error is not None:
+                    raise result.error
+                return result
+        if not self.streams:
+            raise StopAsyncIteration
+        return None
+
+
+class NextResult:
+    """Awaitable of a consumer: the next result of an outlet, at once where there is one.
+
+    Raises:
+        StopAsyncIteration: no stream is left.
+        RuntimeError: another consumer waits already, or it was awaited before.
+        Exception: what a source raised.
+    """
+
+    __slots__ = ("_outlet", "_raises", "_reader", "_waiter")
+
+    def __init__(self, outlet: Outlet, reader: object, raises: bool) -> None:
+        self._outlet: Outlet | None = outlet
+        self._reader = reader
+        self._raises = raises
+        self._waiter: asyncio.Future[None] | None = None
+
+    def __await__(self) -> NextResult:
+        return self
+
+    def __iter__(self) -> NextResult:
+        return self
+
+    def __next__(self) -> Any:
+        outlet = self._outlet
+        if outlet is None:
+            raise RuntimeError("this was awaited before")
+        if outlet._waiter is not None and outlet._waiter is not self._waiter:
+            raise RuntimeError(
+                f"{self._reader!r} has a consumer already: one task at a time may wait for the next result"
+            )
+        self._waiter = None
+        outlet._waiter = None
+        try:
+            result = outlet.take(self._raises)
+        except BaseException:
+            self._outlet = None
+            raise
+        if result is not None:
+            self._outlet = None
+            raise StopIteration(result)
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiter = waiter
+        outlet._waiter = waiter
+        return next(waiter.__await__())
+
+    def send(self, _: None) -> Any:
+        """Take one step, as a coroutine does."""
+        return self.__next__()
+
+    def throw(self, kind: Any, value: Any = None, _: Any = None) -> Any:
+        """End with an error, as a coroutine that does not catch it."""
+        self.close()
+        error: BaseException = kind if isinstance(kind, BaseException) else kind() if value is None else value
+        raise error
+
+    def close(self) -> None:
+        """End, as a coroutine does."""
+        outlet = self._outlet
+        self._outlet = None
+        if outlet is not None and self._waiter is not None:
+            outlet._waiter = None
 
 
 class Stream:
@@ -140,14 +179,20 @@ class Stream:
         is_settled: it has ended, and nothing of it is left to deliver.
     """
 
+    __slots__ = (
+        *("__weakref__", "_drained", "_error", "_has_ended", "_is_left", "_is_refused", "_is_stopped", "_outlet"),
+        *("_room", "_sender", "_source", "_task", "_totals"),
+        *("is_announced", "is_settled", "sending", "settings", "state", "stream_id", "turn"),
+    )
+
     def __init__(
         self,
         stream_id: Hashable,
         source: AsyncIterable[Any] | Iterable[Any],
         settings: StreamSettings,
-        sender: "Sender",
+        sender: Sender,
         outlet: Outlet,
-        totals: "SessionTotals",
+        totals: SessionTotals,
     ) -> None:
         policy = settings.policy
         self.stream_id = stream_id
@@ -214,7 +259,7 @@ class Stream:
         if self._is_refused:
             self._stop_behind_last()
 
-    def remove(self, sending: "Sending") -> None:
+    def remove(self, sending: Sending) -> None:
         """Forget a frame that has an outcome."""
         self.sending.remove(sending)
         is_left = self._is_left

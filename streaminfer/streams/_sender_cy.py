@@ -12,7 +12,11 @@ Under overload more frames wait than may be sent. If each was sent that can just
 as soon as anything takes longer than expected, and the planner would make small batches to save the oldest ones. So
 in a crowd a frame gives way that has less time left than a full batch in front of it, its own and a margin take; of
 several workers the next is free sooner.
+
+One source, compiled with the C types of ``_sender_cy.pxd`` or run uncompiled. Not thread-safe: of one event loop.
 """
+
+from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
@@ -25,9 +29,9 @@ from streaminfer.errors import DeadlineExceeded, Overloaded
 from streaminfer.protocols import Admission, AdmissionReason, Clock, StreamStates, adapt
 from streaminfer.request import Request, Response, time_left_s
 from streaminfer.streams._fair_order_cy import FairOrder
+from streaminfer.streams._live_stream_cy import Stream
 from streaminfer.streams._stream_cy import StreamResult
 from streaminfer.streams.awaited_call import AwaitedCall
-from streaminfer.streams.stream import Stream
 
 __all__ = ["Sender"]
 
@@ -56,13 +60,12 @@ class Sending:
 
     __slots__ = ("_is_cancelled", "_sender", "call", "pause", "request", "result", "stream")
 
-    request: Request
-
-    def __init__(self, sender: "Sender", stream: Stream, result: StreamResult) -> None:
+    def __init__(self, sender: Sender, stream: Stream, result: StreamResult) -> None:
         self._sender = sender
         self._is_cancelled = False
         self.stream = stream
         self.result = result
+        self.request: Any = None
         self.call: Any = None
         self.pause: asyncio.TimerHandle | None = None
 
@@ -79,7 +82,7 @@ class Sending:
     def receive(self, response: Response | None, error: BaseException | None) -> None:
         """Take what the service has made of it."""
         self.call = None
-        self._sender.receive(self, response, error, is_cancelled=self._is_cancelled)
+        self._sender.receive(self, response, error)
 
 
 class Sender:
@@ -94,9 +97,14 @@ class Sender:
         states: of the service, where its model is recurrent.
     """
 
+    __slots__ = (
+        *("_admission", "_batches_needed", "_begin_call", "_context", "_enforces_deadline", "_full_batch_ns"),
+        *("_in_flight", "_is_scheduled", "_loop", "_most", "_order", "_places", "_service", "clock", "states"),
+    )
+
     def __init__(self, service: Any, clock: Clock) -> None:
         offered = adapt(service).capabilities()
-        self.clock = clock
+        self.clock: Clock = clock
         self.states: StreamStates | None = offered.stream_states
         self._admission: Callable[[Request, int], Admission] | None = offered.admission
         self._enforces_deadline = offered.enforces_deadline
@@ -130,15 +138,13 @@ class Sender:
         self._order.push(stream.turn)
         self._schedule()
 
-    def receive(
-        self, sending: Sending, response: Response | None, error: BaseException | None, *, is_cancelled: bool
-    ) -> None:
+    def receive(self, sending: Sending, response: Response | None, error: BaseException | None) -> None:
         """Take what the service has made of a frame."""
         self._in_flight -= 1
         stream, result = sending.stream, sending.result
         if response is not None:
             stream.complete(result, response.outputs, response.degraded, self.clock())
-        elif isinstance(error, asyncio.CancelledError) and is_cancelled:
+        elif isinstance(error, asyncio.CancelledError) and sending._is_cancelled:
             stream.drop(result, "closed")
         elif isinstance(error, Overloaded) and stream.settings.waits:
             self._pause(sending, error.retry_after_s)

@@ -1,0 +1,70 @@
+cimport cython
+from streaminfer.streams._fair_order_cy cimport Turn
+from streaminfer.streams._stream_cy cimport StreamResult, StreamState, make_source_failure
+
+@cython.final
+cdef class Outlet:
+    cdef object __weakref__
+    cdef object _clock
+    cdef object _ready
+    cdef object _waiter
+    cdef readonly set streams
+
+    cpdef announce(self, Stream stream)
+    cpdef wake(self)
+    cpdef NextResult get(self, object reader, bint raises)
+    @cython.locals(stream=Stream, result=StreamResult)
+    cpdef StreamResult take(self, bint raises)
+
+@cython.final
+@cython.freelist(128)
+cdef class NextResult:
+    cdef Outlet _outlet
+    cdef object _reader
+    cdef bint _raises
+    cdef object _waiter
+
+    @cython.locals(kind=object)
+    cpdef throw(self, object kind, object value=*, object _=*)
+
+@cython.final
+cdef class Stream:
+    cdef object __weakref__
+    cdef readonly object stream_id
+    cdef readonly object settings
+    cdef readonly StreamState state
+    cdef readonly Turn turn
+    cdef readonly set sending
+    cdef public bint is_announced
+    cdef readonly bint is_settled
+    cdef object _source
+    cdef object _sender
+    cdef Outlet _outlet
+    cdef object _totals
+    cdef object _error
+    cdef bint _is_refused
+    cdef bint _is_stopped
+    cdef bint _has_ended
+    cdef object _room
+    cdef object _drained
+    cdef object _is_left
+    cdef object _task
+
+    @cython.locals(result=StreamResult)
+    cpdef StreamResult next(self, long long now_ns)
+    cpdef complete(self, StreamResult result, object outputs, bint degraded, long long now_ns)
+    cpdef fail(self, StreamResult result, object error, long long now_ns)
+    cpdef drop(self, StreamResult result, object reason)
+    cpdef remove(self, object sending)
+    cpdef end_if_drained(self)
+    cpdef crash(self, object error)
+    @cython.locals(result=StreamResult, state=StreamState)
+    cpdef StreamResult take(self, long long now_ns)
+    cpdef stop(self)
+    cpdef abandon(self)
+    cdef _stop_behind_last(self)
+    cdef _end(self)
+    cdef _report(self, message, error)
+    cdef _settle_if_delivered(self)
+    @cython.locals(now_ns=cython.longlong, state=StreamState, waits=bint)
+    cdef bint _take_in_now(self, object item) except -1

@@ -1,0 +1,63 @@
+cimport cython
+from streaminfer._request_cy cimport Request as CRequest, Response as CResponse, make_request
+from streaminfer.streams._fair_order_cy cimport FairOrder, Turn
+from streaminfer.streams._live_stream_cy cimport Stream
+from streaminfer.streams._stream_cy cimport StreamResult
+
+cdef double _MARGIN
+cdef double _SHORTEST_PAUSE_S
+
+cdef class Sender
+
+@cython.final
+@cython.freelist(128)
+cdef class Sending:
+    cdef Sender _sender
+    cdef bint _is_cancelled
+    cdef readonly Stream stream
+    cdef readonly StreamResult result
+    cdef readonly CRequest request
+    cdef object call
+    cdef object pause
+
+    cpdef cancel(self)
+    cpdef receive(self, CResponse response, object error)
+
+@cython.final
+cdef class Sender:
+    cdef readonly object clock
+    cdef readonly object states
+    cdef object _admission
+    cdef bint _enforces_deadline
+    cdef object _begin_call
+    cdef object _service
+    cdef object _loop
+    cdef object _context
+    cdef FairOrder _order
+    cdef bint _is_scheduled
+    cdef Py_ssize_t _most
+    cdef object _full_batch_ns
+    cdef double _batches_needed
+    cdef Py_ssize_t _places
+    cdef Py_ssize_t _in_flight
+
+    cpdef join(self)
+    cpdef leave(self, Stream stream)
+    cpdef queue(self, Stream stream)
+    @cython.locals(stream=Stream, result=StreamResult)
+    cpdef receive(self, Sending sending, CResponse response, object error)
+    @cython.locals(stream=Stream)
+    cpdef end(self, Sending sending)
+    cdef _schedule(self)
+    @cython.locals(turn=Turn)
+    cpdef _send_waiting(self)
+    @cython.locals(sending=Sending, result=StreamResult)
+    cdef _send_next(self, Stream stream)
+    @cython.locals(stream=Stream, result=StreamResult, request=CRequest)
+    cdef _send(self, Sending sending)
+    cdef _pause(self, Sending sending, object retry_after_s)
+    cpdef _send_again(self, Sending sending)
+    cdef _crash(self, Sending sending, object error)
+    cdef _fail(self, Stream stream, StreamResult result, object error)
+    cdef _rejection(self, CRequest request, bint waits)
+    cdef _reason_now(self, CRequest request)
