@@ -292,7 +292,7 @@ class Chain:
         """Enter the layers, and begin what is behind them; ``receive`` is told of the end, or ``None``."""
         passage = Passage.__new__(Passage)
         passage.request = request
-        passage.ticket = None
+        passage.awaited = passage.ticket = None
         passage._chain = self
         passage._receive = receive
         tokens: list[Any] = []
@@ -315,7 +315,8 @@ class Chain:
                 passage.ticket = self._submit(
                     request, request.inputs, request.deadline_ns, request.priority, self.loop, now_ns, future
                 )
-                passage.awaited = passage.ticket.future
+                if receive is None:  # else it would refer to itself
+                    passage.awaited = passage.ticket.future
         except BaseException as error:
             response = self.failed(passage, error)
             if response is None:
