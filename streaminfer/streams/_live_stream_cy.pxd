@@ -1,31 +1,7 @@
 cimport cython
 from streaminfer.streams._fair_order_cy cimport Turn
+from streaminfer.streams._outlet_cy cimport Outlet
 from streaminfer.streams._stream_cy cimport StreamResult, StreamState, make_source_failure
-
-@cython.final
-cdef class Outlet:
-    cdef object __weakref__
-    cdef object _clock
-    cdef object _ready
-    cdef object _waiter
-    cdef readonly set streams
-
-    cpdef announce(self, Stream stream)
-    cpdef wake(self)
-    cpdef NextResult get(self, object reader, bint raises)
-    @cython.locals(stream=Stream, result=StreamResult)
-    cpdef StreamResult take(self, bint raises)
-
-@cython.final
-@cython.freelist(128)
-cdef class NextResult:
-    cdef Outlet _outlet
-    cdef object _reader
-    cdef bint _raises
-    cdef object _waiter
-
-    @cython.locals(kind=object)
-    cpdef throw(self, object kind, object value=*, object _=*)
 
 @cython.final
 cdef class Stream:

@@ -1,4 +1,4 @@
-"""One stream of a session: its source, the task that reads it, and the way of its results to the consumer.
+"""One stream of a session: its source, the task that reads it, and what becomes of its frames.
 
 One source, compiled with the C types of ``_live_stream_cy.pxd`` or run uncompiled.
 """
@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Hashable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex, runtime_checkable
 
 from streaminfer._internal.validation import expected
 from streaminfer.errors import Closed
-from streaminfer.protocols import Clock
 from streaminfer.streams._fair_order_cy import Turn
+from streaminfer.streams._outlet_cy import Outlet
 from streaminfer.streams._stream_cy import StreamResult, StreamState, make_source_failure
 from streaminfer.streams.frame import Frame
 from streaminfer.streams.statistics import StreamStatistics
@@ -24,140 +23,12 @@ if TYPE_CHECKING:
     from streaminfer.streams.stream_settings import StreamSettings
     from streaminfer.streams.totals import SessionTotals
 
-__all__ = ["NextResult", "Outlet", "Stream"]
+__all__ = ["Stream"]
 
 
 @runtime_checkable
 class _Closable(Protocol):
     async def aclose(self) -> None: ...
-
-
-class Outlet:
-    """Results of some streams on their way to one consumer.
-
-    Args:
-        clock: returns monotonic nanoseconds.
-    """
-
-    __slots__ = ("__weakref__", "_clock", "_ready", "_waiter", "streams")
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock: Clock = clock
-        self._ready: deque[Stream] = deque()
-        self._waiter: asyncio.Future[None] | None = None
-        self.streams: set[Stream] = set()
-
-    def announce(self, stream: Stream) -> None:
-        """Queue a stream with something to deliver, behind the others that have."""
-        if not stream.is_announced:
-            stream.is_announced = True
-            self._ready.append(stream)
-            waiter = self._waiter
-            if waiter is not None and not waiter.done():
-                waiter.set_result(None)
-
-    def wake(self) -> None:
-        """Let the consumer look again."""
-        waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
-
-    def abandon(self) -> None:
-        """Close every stream: the consumer has left."""
-        for stream in list(self.streams):
-            stream.abandon()
-
-    def get(self, reader: object, raises: bool) -> NextResult:
-        """Return what a consumer awaits: the next result of any stream.
-
-        Args:
-            reader: what the consumer holds, so that it lives as long as the consumer waits.
-            raises: the error of a source, instead of returning it.
-        """
-        return NextResult(self, reader, raises)
-
-    def take(self, raises: bool) -> StreamResult | None:
-        """Deliver the next result; ``None``: there is none yet.
-
-        Raises:
-            StopAsyncIteration: no stream is left.
-            Exception: what a source raised.
-        """
-        while self._ready:
-            stream: Stream = self._ready.popleft()
-            stream.is_announced = False
-            result = stream.take(self._clock())
-            if result is not None:
-                if raises and result.source_failed and result.error is not None:
-                    raise result.error
-                return result
-        if not self.streams:
-            raise StopAsyncIteration
-        return None
-
-
-class NextResult:
-    """Awaitable of a consumer: the next result of an outlet, at once where there is one.
-
-    Raises:
-        StopAsyncIteration: no stream is left.
-        RuntimeError: another consumer waits already, or it was awaited before.
-        Exception: what a source raised.
-    """
-
-    __slots__ = ("_outlet", "_raises", "_reader", "_waiter")
-
-    def __init__(self, outlet: Outlet, reader: object, raises: bool) -> None:
-        self._outlet: Outlet | None = outlet
-        self._reader = reader
-        self._raises = raises
-        self._waiter: asyncio.Future[None] | None = None
-
-    def __await__(self) -> NextResult:
-        return self
-
-    def __iter__(self) -> NextResult:
-        return self
-
-    def __next__(self) -> Any:
-        outlet = self._outlet
-        if outlet is None:
-            raise RuntimeError("this was awaited before")
-        if outlet._waiter is not None and outlet._waiter is not self._waiter:
-            raise RuntimeError(
-                f"{self._reader!r} has a consumer already: one task at a time may wait for the next result"
-            )
-        self._waiter = None
-        outlet._waiter = None
-        try:
-            result = outlet.take(self._raises)
-        except BaseException:
-            self._outlet = None
-            raise
-        if result is not None:
-            self._outlet = None
-            raise StopIteration(result)
-        waiter = asyncio.get_running_loop().create_future()
-        self._waiter = waiter
-        outlet._waiter = waiter
-        return next(waiter.__await__())
-
-    def send(self, _: None) -> Any:
-        """Take one step, as a coroutine does."""
-        return self.__next__()
-
-    def throw(self, kind: Any, value: Any = None, _: Any = None) -> Any:
-        """End with an error, as a coroutine that does not catch it."""
-        self.close()
-        error: BaseException = kind if isinstance(kind, BaseException) else kind() if value is None else value
-        raise error
-
-    def close(self) -> None:
-        """End, as a coroutine does."""
-        outlet = self._outlet
-        self._outlet = None
-        if outlet is not None and self._waiter is not None:
-            outlet._waiter = None
 
 
 class Stream:

@@ -2,6 +2,7 @@ cimport cython
 from streaminfer._request_cy cimport Request as CRequest, Response as CResponse, make_request
 from streaminfer.streams._fair_order_cy cimport FairOrder, Turn
 from streaminfer.streams._live_stream_cy cimport Stream
+from streaminfer.streams._outlet_cy cimport WakeUps
 from streaminfer.streams._stream_cy cimport StreamResult
 
 cdef double _MARGIN
@@ -27,6 +28,7 @@ cdef class Sending:
 cdef class Sender:
     cdef readonly object clock
     cdef readonly object states
+    cdef readonly WakeUps wake_ups
     cdef object _admission
     cdef bint _enforces_deadline
     cdef object _begin_call

@@ -30,6 +30,7 @@ from streaminfer.protocols import Admission, AdmissionReason, Clock, StreamState
 from streaminfer.request import Request, Response, time_left_s
 from streaminfer.streams._fair_order_cy import FairOrder
 from streaminfer.streams._live_stream_cy import Stream
+from streaminfer.streams._outlet_cy import WakeUps
 from streaminfer.streams._stream_cy import StreamResult
 from streaminfer.streams.awaited_call import AwaitedCall
 
@@ -95,11 +96,13 @@ class Sender:
     Attributes:
         clock: as above.
         states: of the service, where its model is recurrent.
+        wake_ups: of the consumers.
     """
 
     __slots__ = (
         *("_admission", "_batches_needed", "_begin_call", "_context", "_enforces_deadline", "_full_batch_ns"),
         *("_in_flight", "_is_scheduled", "_loop", "_most", "_order", "_places", "_service", "clock", "states"),
+        "wake_ups",
     )
 
     def __init__(self, service: Any, clock: Clock) -> None:
@@ -111,6 +114,7 @@ class Sender:
         self._begin_call = adapt(service).begin_call
         self._service = service
         self._loop = asyncio.get_running_loop()
+        self.wake_ups = WakeUps(self._loop)
         self._context = copy_context()  # what is sent for one stream sees no variables of another one's source
         self._order = FairOrder()
         self._is_scheduled = False

@@ -21,7 +21,8 @@ from streaminfer.errors import Closed
 from streaminfer.protocols import Clock, is_service
 from streaminfer.request import check_priority
 from streaminfer.stack import Stack
-from streaminfer.streams._live_stream_cy import Outlet, Stream
+from streaminfer.streams._live_stream_cy import Stream
+from streaminfer.streams._outlet_cy import Outlet
 from streaminfer.streams._sender_cy import Sender
 from streaminfer.streams.policies import Block, FramePolicy, check_policy
 from streaminfer.streams.stream_settings import StreamSettings
@@ -142,7 +143,7 @@ class StreamSession:
             RuntimeError: the session has open streams on another event loop.
         """
         sender = self._prepare(source, weight)
-        outlet = Outlet(sender.clock)
+        outlet = Outlet(sender.clock, sender.wake_ups)
         wanted = self._stream_id if stream_id is None else stream_id
         return StreamResults(self._open(source, wanted, weight, sender, outlet), outlet)
 
@@ -164,7 +165,7 @@ class StreamSession:
         """
         sender = self._prepare(source, weight)
         if self._outlet is None:
-            self._outlet = Outlet(sender.clock)
+            self._outlet = Outlet(sender.clock, sender.wake_ups)
             weakref.finalize(self, _abandon, self._loop, self._outlet).atexit = False
         return self._open(source, stream_id, weight, sender, self._outlet).stream_id
 

@@ -11,8 +11,8 @@ from live_sources import States, add_up, others
 
 import streaminfer as si
 from streaminfer.streams import Block, EveryNth, Frame, LatestOnly, StreamSession
-from streaminfer.streams._stream_cy import StreamState
 from streaminfer.streams._live_stream_cy import Stream
+from streaminfer.streams._stream_cy import StreamState
 from streaminfer.testing import ScriptedBackend, run
 
 STREAMS = 1000
