@@ -1,14 +1,14 @@
 cimport cython
 
-cdef Py_ssize_t _FEW
-
+@cython.final
 cdef class Turn:
     cdef public object owner
-    cdef readonly bint is_queued
     cdef double _cost
+    cdef double _start
     cdef double _finish
     cdef int _priority
     cdef long long _number
+    cdef Py_ssize_t _position
 
 cdef class FairOrder:
     cdef list _heap
@@ -16,10 +16,14 @@ cdef class FairOrder:
     cdef long long _number
     cdef readonly Py_ssize_t count
 
-    @cython.locals(start=double)
     cpdef push(self, Turn turn)
-    @cython.locals(entry=tuple, turn=Turn, start=double)
+    @cython.locals(turn=Turn)
     cpdef Turn pop(self)
+    @cython.locals(last=Turn)
     cpdef remove(self, Turn turn)
-    @cython.locals(entry=tuple, turn=Turn, kept=list)
-    cdef _leave_out_removed(self)
+    @cython.locals(heap=list, position=Py_ssize_t, parent=Turn)
+    cdef _sift_up(self, Turn turn)
+    @cython.locals(heap=list, position=Py_ssize_t, below=Py_ssize_t, child=Turn, sibling=Turn)
+    cdef _sift_down(self, Turn turn)
+
+cdef bint _is_before(Turn one, Turn other) noexcept

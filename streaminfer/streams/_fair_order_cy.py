@@ -8,8 +8,7 @@ stream that was idle is therefore served next, whatever backlog another one has,
 most ``1 / weight`` of the one plus ``1 / weight`` of the other. More urgent priorities are served first; tags compare
 streams of one priority, and those that are equal are served in the order of arrival.
 
-*Complexity.* O(log streams that wait) to push and to pop; one entry per stream, not per request, and at most
-as many again of streams that were removed.
+*Complexity.* O(log streams that wait) to push, to pop and to remove; one entry per stream, not per request.
 
 *Reference.* P. Goyal, H. M. Vin and H. Cheng, Start-time Fair Queueing, SIGCOMM 1996. Deficit round robin (Shreedhar
 and Varghese, 1995) has the same shares, but a stream that was idle waits for a whole round.
@@ -19,12 +18,9 @@ One source, compiled with the C types of ``_fair_order_cy.pxd`` or run uncompile
 
 from __future__ import annotations
 
-from heapq import heapify, heappop, heappush
 from typing import Any
 
 __all__ = ["FairOrder", "Turn"]
-
-_FEW = 8  # entries that were removed, beyond as many as wait, are left for a pop to find
 
 
 class Turn:
@@ -37,18 +33,23 @@ class Turn:
 
     Attributes:
         owner: as above.
-        is_queued: it waits for its turn.
     """
 
-    __slots__ = ("_cost", "_finish", "_number", "_priority", "is_queued", "owner")
+    __slots__ = ("_cost", "_finish", "_number", "_position", "_priority", "_start", "owner")
 
     def __init__(self, owner: Any, weight: float, priority: int) -> None:
         self.owner = owner
-        self.is_queued = False
         self._cost = 1.0 / weight
+        self._start = 0.0
         self._finish = 0.0
         self._priority = priority
         self._number = 0
+        self._position = -1  # in the heap; -1: it is not queued
+
+    @property
+    def is_queued(self) -> bool:
+        """Whether it waits for its turn."""
+        return self._position >= 0
 
 
 class FairOrder:
@@ -61,53 +62,87 @@ class FairOrder:
     __slots__ = ("_heap", "_number", "_virtual", "count")
 
     def __init__(self) -> None:
-        self._heap: list[tuple[int, float, int, Turn]] = []
+        self._heap: list[Turn] = []
         self._virtual = 0.0
         self._number = 0
         self.count = 0
 
     def push(self, turn: Turn) -> None:
         """Queue a stream for one turn, unless it is queued."""
-        if turn.is_queued:
+        if turn._position >= 0:
             return
-        turn.is_queued = True
         self._number += 1
         turn._number = self._number
-        start = self._virtual
-        if turn._finish > start:
-            start = turn._finish
-        heappush(self._heap, (turn._priority, start, self._number, turn))
+        turn._start = self._virtual
+        if turn._finish > turn._start:
+            turn._start = turn._finish
+        turn._position = self.count
+        self._heap.append(turn)
         self.count += 1
+        self._sift_up(turn)
 
     def pop(self) -> Turn | None:
         """Return the stream whose turn it is, which is queued no longer; ``None``: none waits."""
-        while self._heap:
-            entry = heappop(self._heap)
-            turn: Turn = entry[3]
-            if not turn.is_queued or entry[2] != turn._number:
-                continue  # removed since
-            turn.is_queued = False
-            self.count -= 1
-            start: float = entry[1]
-            if start > self._virtual:
-                self._virtual = start
-            turn._finish = start + turn._cost
-            return turn
-        return None
+        if self.count == 0:
+            return None
+        turn = self._heap[0]
+        self.remove(turn)
+        if turn._start > self._virtual:
+            self._virtual = turn._start
+        turn._finish = turn._start + turn._cost
+        return turn
 
     def remove(self, turn: Turn) -> None:
         """Take a stream out of the order."""
-        if turn.is_queued:
-            turn.is_queued = False
-            self.count -= 1
-            if len(self._heap) > 2 * self.count + _FEW:
-                self._leave_out_removed()
+        if turn._position < 0:
+            return
+        last: Turn = self._heap.pop()
+        self.count -= 1
+        if last is not turn:
+            last._position = turn._position
+            self._heap[last._position] = last
+            self._sift_up(last)
+            self._sift_down(last)
+        turn._position = -1
 
-    def _leave_out_removed(self) -> None:
-        kept: list[tuple[int, float, int, Turn]] = []
-        for entry in self._heap:
-            turn: Turn = entry[3]
-            if turn.is_queued and entry[2] == turn._number:
-                kept.append(entry)
-        heapify(kept)
-        self._heap = kept
+    def _sift_up(self, turn: Turn) -> None:
+        heap = self._heap
+        position = turn._position
+        while position > 0:
+            parent = heap[(position - 1) >> 1]
+            if not _is_before(turn, parent):
+                break
+            heap[position] = parent
+            parent._position = position
+            position = (position - 1) >> 1
+        heap[position] = turn
+        turn._position = position
+
+    def _sift_down(self, turn: Turn) -> None:
+        heap = self._heap
+        position = turn._position
+        while True:
+            below = 2 * position + 1
+            if below >= self.count:
+                break
+            child = heap[below]
+            if below + 1 < self.count:
+                sibling = heap[below + 1]
+                if _is_before(sibling, child):
+                    child = sibling
+                    below += 1
+            if not _is_before(child, turn):
+                break
+            heap[position] = child
+            child._position = position
+            position = below
+        heap[position] = turn
+        turn._position = position
+
+
+def _is_before(one: Turn, other: Turn) -> bool:
+    if one._priority != other._priority:
+        return one._priority < other._priority
+    if one._start != other._start:
+        return one._start < other._start
+    return one._number < other._number

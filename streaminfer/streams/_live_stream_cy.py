@@ -289,7 +289,7 @@ class Stream:
             waits = state.offer(item.inputs, item.captured_ns, item.position_s, item.discontinuity, now_ns)
         else:
             waits = state.offer(item, now_ns, None, False, now_ns)
-        if waits and not self.turn.is_queued and state.can_send():
+        if waits and state.can_send():
             self._sender.queue(self)
         return state.is_full()
 

@@ -143,7 +143,7 @@ class NextResult:
     def __init__(self, outlet: Outlet, reader: object, raises: bool) -> None:
         self._asyncio_future_blocking: bool | None = None  # neither: no future yet
         self._outlet: Outlet | None = outlet
-        self._reader = reader
+        self._reader: object = reader
         self._raises = raises
         self._is_told = False
         self._error: BaseException | None = None
@@ -187,12 +187,15 @@ class NextResult:
         """End with an error, as a coroutine that does not catch it."""
         self.close()
         error: BaseException = kind if isinstance(kind, BaseException) else kind() if value is None else value
-        raise error
+        try:
+            raise error
+        finally:
+            del error, kind, value  # whose traceback holds this frame, and those of the consumer
 
     def close(self) -> None:
         """End, as a coroutine does."""
         outlet = self._outlet
-        self._outlet = None
+        self._outlet = self._reader = None
         self._is_told = True
         if outlet is not None and outlet._waiter is self:
             outlet._waiter = None
@@ -211,9 +214,12 @@ class NextResult:
     def result(self) -> None:
         """Let its task continue, with an error where it was cancelled."""
         error = self._error
+        self._error = None
         if error is not None:
-            self._error = None
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # its traceback holds this frame
 
     def cancel(self, msg: Any = None) -> bool:
         """Cancel its task at the loop's next turn; return false if it is about to continue."""

@@ -21,9 +21,20 @@ cdef class StreamResult:
     cdef readonly bint source_failed
     cdef public object _inputs
     cdef public bint _discontinuity
+    cdef StreamResult _following
     cdef int _status
 
     cpdef long long _since_ns(self) except? -1
+
+@cython.final
+cdef class ResultQueue:
+    cdef StreamResult head
+    cdef StreamResult tail
+    cdef Py_ssize_t count
+
+    cdef append(self, StreamResult result)
+    @cython.locals(result=StreamResult)
+    cdef StreamResult pop(self)
 
 cdef class StreamState:
     cdef readonly object stream_id
@@ -40,8 +51,8 @@ cdef class StreamState:
     cdef long long _max_age_ns
     cdef bint _resets_after_gap
     cdef object _ages
-    cdef object _waiting
-    cdef object _sent
+    cdef ResultQueue _waiting
+    cdef ResultQueue _sent
     cdef bint _discontinuity
 
     cpdef bint is_full(self) except -1
@@ -60,7 +71,7 @@ cdef class StreamState:
     cpdef bint has_ready(self) except -1
     @cython.locals(result=StreamResult)
     cpdef StreamResult take(self, long long now_ns)
-    @cython.locals(result=StreamResult)
+    @cython.locals(result=StreamResult, kept=ResultQueue)
     cpdef close(self, bint ready_too)
     cdef bint _end(self, StreamResult result, int status) except -1
     @cython.locals(head=StreamResult)

@@ -1,6 +1,6 @@
 """One stream as a state machine: frames that wait, frames in flight, results in order, and what was dropped and why.
 
-*Design.* A frame is one object, its `StreamResult`, from its arrival to its delivery. It waits in a short deque; it is
+*Design.* A frame is one object, its `StreamResult`, from its arrival to its delivery. It waits in a short queue; it is
 sent when a place is free, and only then, so that what is sent is the freshest; its result is delivered in the order in
 which frames were sent. A frame keeps its place *in flight* until its result is delivered, so that a slow consumer slows
 the stream down, or has frames dropped, and no result piles up. A stream that loses nothing may have one more result
@@ -25,7 +25,6 @@ One source, compiled with the C types of ``_stream_cy.pxd`` or run uncompiled. N
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Hashable
 from typing import Any
 
@@ -56,7 +55,7 @@ class StreamResult:
     """
 
     __slots__ = (
-        *("__weakref__", "_inputs", "_discontinuity", "_status"),
+        *("__weakref__", "_inputs", "_discontinuity", "_following", "_status"),
         *("arrived_ns", "captured_ns", "completed_ns", "degraded", "delivered_ns", "error", "number", "outputs"),
         *("position_s", "source_failed", "stream_id"),
     )
@@ -74,6 +73,7 @@ class StreamResult:
     source_failed: bool
     _inputs: Any
     _discontinuity: bool
+    _following: StreamResult | None  # in its queue
     _status: int
 
     @property
@@ -90,6 +90,42 @@ class StreamResult:
     def __repr__(self) -> str:
         what = f"error={self.error!r}" if self.error is not None else f"outputs={type(self.outputs).__name__}"
         return f"StreamResult(stream_id={self.stream_id!r}, number={self.number}, {what}, age_s={self.age_s:.6f})"
+
+
+class ResultQueue:
+    """Frames in order, linked through themselves.
+
+    Attributes:
+        head: the first one; ``None``: there is none.
+        count: how many there are.
+    """
+
+    __slots__ = ("count", "head", "tail")
+
+    def __init__(self) -> None:
+        self.head: StreamResult | None = None
+        self.tail: StreamResult | None = None
+        self.count = 0
+
+    def append(self, result: StreamResult) -> None:
+        """Put a frame behind the others."""
+        if self.tail is None:
+            self.head = result
+        else:
+            self.tail._following = result
+        self.tail = result
+        self.count += 1
+
+    def pop(self) -> StreamResult:
+        """Take the first one out; there is one."""
+        result = self.head
+        assert result is not None  # noqa: S101 - for the type checker
+        self.head = result._following
+        result._following = None
+        if self.head is None:
+            self.tail = None
+        self.count -= 1
+        return result
 
 
 class StreamState:
@@ -147,8 +183,8 @@ class StreamState:
         self._max_age_ns = max_age_ns
         self._resets_after_gap = resets_after_gap
         self._ages = ages
-        self._waiting: deque[StreamResult] = deque()
-        self._sent: deque[StreamResult] = deque()
+        self._waiting = ResultQueue()
+        self._sent = ResultQueue()
         self._discontinuity = False  # the next frame starts again
         self.received = 0
         self.delivered = 0
@@ -160,15 +196,15 @@ class StreamState:
     @property
     def waiting(self) -> int:
         """Frames that were not sent yet."""
-        return len(self._waiting)
+        return self._waiting.count
 
     def is_full(self) -> bool:
         """Return whether the source is to be held."""
-        return self._waits and len(self._waiting) >= self._max_waiting
+        return self._waits and self._waiting.count >= self._max_waiting
 
     def has_room(self) -> bool:
         """Return whether a source that was held may go on."""
-        return len(self._waiting) <= self._max_waiting >> 2
+        return self._waiting.count <= self._max_waiting >> 2
 
     def offer(self, inputs: Any, captured_ns: int, position_s: float | None, discontinuity: bool, now_ns: int) -> bool:
         """Take a frame that arrived.
@@ -186,8 +222,8 @@ class StreamState:
             return False
         self.received += 1
         self._discontinuity = False
-        if not self._waits and len(self._waiting) >= self._max_waiting:
-            stale = self._waiting.popleft()
+        if not self._waits and self._waiting.count >= self._max_waiting:
+            stale = self._waiting.pop()
             self._waiting.append(result)
             self._forget(stale, "stale")
         else:
@@ -198,17 +234,15 @@ class StreamState:
         """Return whether a frame waits that may be sent now."""
         if self.running >= self._max_in_flight or self.in_flight >= self._max_in_flight + self._waits:
             return False
-        if not self._waiting:
+        head = self._waiting.head
+        if head is None:
             return False
-        if self.running == 0:
-            return True
-        head: StreamResult = self._waiting[0]
-        return not (head._discontinuity or self._resets_after_gap)
+        return self.running == 0 or not (head._discontinuity or self._resets_after_gap)
 
     def next(self, now_ns: int) -> StreamResult | None:
         """Move the next frame from waiting to in flight, and drop those that are too old."""
         while self.can_send():
-            result: StreamResult = self._waiting.popleft()
+            result = self._waiting.pop()
             if self._max_age_ns and self.deadline_ns(result) <= now_ns:
                 self._forget(result, "deadline_exceeded")
                 continue
@@ -259,16 +293,14 @@ class StreamState:
 
     def has_ready(self) -> bool:
         """Return whether a result can be delivered."""
-        if not self._sent:
-            return False
-        head: StreamResult = self._sent[0]
-        return head._status == _READY
+        head = self._sent.head
+        return head is not None and head._status == _READY
 
     def take(self, now_ns: int) -> StreamResult | None:
         """Deliver the next result in order; ``None``: there is none yet."""
         if not self.has_ready():
             return None
-        result: StreamResult = self._sent.popleft()
+        result = self._sent.pop()
         self._skip_gone()
         self.in_flight -= 1
         result.delivered_ns = now_ns
@@ -285,12 +317,12 @@ class StreamState:
         Args:
             ready_too: and the results that were not delivered.
         """
-        while self._waiting:
+        while self._waiting.count:
             self._waiting.pop()
             self._count("closed")
-        kept: deque[StreamResult] = deque()
-        while self._sent:
-            result: StreamResult = self._sent.popleft()
+        kept = ResultQueue()
+        while self._sent.count:
+            result = self._sent.pop()
             if result._status == _READY and not ready_too:
                 kept.append(result)
             elif result._status != _GONE:
@@ -312,11 +344,10 @@ class StreamState:
         return True
 
     def _skip_gone(self) -> None:
-        while self._sent:
-            head: StreamResult = self._sent[0]
-            if head._status != _GONE:
-                return
-            self._sent.popleft()
+        head = self._sent.head
+        while head is not None and head._status == _GONE:
+            self._sent.pop()
+            head = self._sent.head
 
     def _forget(self, result: StreamResult, reason: str) -> None:
         """Count a frame as dropped; the next one starts again if it would have, or behind a gap if that resets."""
@@ -326,8 +357,8 @@ class StreamState:
     def _pass_on(self, discontinuity: bool) -> None:
         if not discontinuity:
             return
-        if self._waiting:
-            head: StreamResult = self._waiting[0]
+        head = self._waiting.head
+        if head is not None:
             head._discontinuity = True
         else:
             self._discontinuity = True
@@ -336,7 +367,7 @@ class StreamState:
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
 
     def __repr__(self) -> str:
-        return f"StreamState({self.stream_id!r}, waiting={len(self._waiting)}, in_flight={self.in_flight})"
+        return f"StreamState({self.stream_id!r}, waiting={self._waiting.count}, in_flight={self.in_flight})"
 
 
 def make_source_failure(stream_id: Hashable, error: BaseException, now_ns: int) -> StreamResult:
@@ -365,5 +396,6 @@ def _new_result(
     result.source_failed = False
     result._inputs = None
     result._discontinuity = False
+    result._following = None
     result._status = _WAITING
     return result
