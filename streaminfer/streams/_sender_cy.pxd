@@ -1,5 +1,5 @@
 cimport cython
-from streaminfer._request_cy cimport Request as CRequest, Response as CResponse, make_request
+from streaminfer._request_cy cimport Request as CRequest, make_request
 from streaminfer.streams._fair_order_cy cimport FairOrder, Turn
 from streaminfer.streams._live_stream_cy cimport Stream
 from streaminfer.streams._outlet_cy cimport WakeUps
@@ -22,7 +22,7 @@ cdef class Sending:
     cdef object pause
 
     cpdef cancel(self)
-    cpdef receive(self, CResponse response, object error)
+    cpdef receive(self, object response, object error)
 
 @cython.final
 cdef class Sender:
@@ -46,8 +46,9 @@ cdef class Sender:
     cpdef join(self)
     cpdef leave(self, Stream stream)
     cpdef queue(self, Stream stream)
+    cpdef receive(self, Sending sending, object response, object error)
     @cython.locals(stream=Stream, result=StreamResult)
-    cpdef receive(self, Sending sending, CResponse response, object error)
+    cdef _take(self, Sending sending, object response, object error)
     @cython.locals(stream=Stream)
     cpdef end(self, Sending sending)
     cdef _schedule(self)
@@ -59,6 +60,7 @@ cdef class Sender:
     cdef _send(self, Sending sending)
     cdef _pause(self, Sending sending, object retry_after_s)
     cpdef _send_again(self, Sending sending)
+    @cython.locals(stream=Stream)
     cdef _crash(self, Sending sending, object error)
     cdef _fail(self, Stream stream, StreamResult result, object error)
     cdef _rejection(self, CRequest request, bint waits)

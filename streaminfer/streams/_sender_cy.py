@@ -27,7 +27,7 @@ from streaminfer._internal.units import NEVER_NS
 from streaminfer._request_cy import make_request
 from streaminfer.errors import DeadlineExceeded, Overloaded
 from streaminfer.protocols import Admission, AdmissionReason, Clock, StreamStates, adapt
-from streaminfer.request import Request, Response, time_left_s
+from streaminfer.request import Request, time_left_s
 from streaminfer.streams._fair_order_cy import FairOrder
 from streaminfer.streams._live_stream_cy import Stream
 from streaminfer.streams._outlet_cy import WakeUps
@@ -80,8 +80,8 @@ class Sending:
         self.stream.drop(self.result, "closed")
         self._sender.end(self)
 
-    def receive(self, response: Response | None, error: BaseException | None) -> None:
-        """Take what the service has made of it."""
+    def receive(self, response: Any, error: BaseException | None) -> None:
+        """Take what the service has made of it: a response, or ``None`` and an error."""
         self.call = None
         self._sender.receive(self, response, error)
 
@@ -142,13 +142,21 @@ class Sender:
         self._order.push(stream.turn)
         self._schedule()
 
-    def receive(self, sending: Sending, response: Response | None, error: BaseException | None) -> None:
-        """Take what the service has made of a frame."""
+    def receive(self, sending: Sending, response: Any, error: BaseException | None) -> None:
+        """Take what the service has made of a frame; raises nothing of a user's into the batch that it was part of."""
         self._in_flight -= 1
+        try:
+            self._take(sending, response, error)
+        except BaseException as failure:  # of a user's own admission, say
+            self._crash(sending, failure)
+            if not isinstance(failure, Exception):
+                raise
+
+    def _take(self, sending: Sending, response: Any, error: BaseException | None) -> None:
         stream, result = sending.stream, sending.result
-        if response is not None:
+        if error is None:
             stream.complete(result, response.outputs, response.degraded, self.clock())
-        elif isinstance(error, asyncio.CancelledError) and sending._is_cancelled:
+        elif sending._is_cancelled:
             stream.drop(result, "closed")
         elif isinstance(error, Overloaded) and stream.settings.waits:
             self._pause(sending, error.retry_after_s)
@@ -258,12 +266,13 @@ class Sender:
             if not isinstance(error, Exception):
                 raise
 
-    def _crash(self, sending: Sending, error: BaseException | None) -> None:
+    def _crash(self, sending: Sending, error: BaseException) -> None:
         """End a stream with an error that is none of its frames'."""
-        assert error is not None  # noqa: S101 - for the type checker
-        sending.stream.drop(sending.result, "closed")
-        self.end(sending)
-        sending.stream.crash(error)
+        stream = sending.stream
+        stream.drop(sending.result, "closed")
+        if sending in stream.sending:  # else it has an outcome already
+            self.end(sending)
+        stream.crash(error)
 
     def _fail(self, stream: Stream, result: StreamResult, error: BaseException) -> None:
         """Give a frame its error, unless it was only too late for its age limit."""

@@ -54,6 +54,8 @@ class AwaitedCall:
                 response = await self._service.call(self._request)
             else:
                 response = await self._call_until(self._deadline_ns)
+        except GeneratorExit:  # its loop was closed before it ended
+            raise
         except BaseException as error:
             self._receive(None, error)
             if not isinstance(error, (Exception, asyncio.CancelledError)):

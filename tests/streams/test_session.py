@@ -36,6 +36,27 @@ async def test_results_come_in_order_with_their_instants(loop):
     assert not others()
 
 
+@pytest.mark.parametrize(("tells", "tasks_a_frame"), [(True, 0), (False, 1)], ids=["batcher", "other service"])
+async def test_a_frame_costs_no_task_where_the_service_tells_of_its_end(loop, tells, tasks_a_frame):
+    """The requests of other services are awaited in a task each."""
+    made = []
+
+    def factory(loop, coroutine, **options):
+        task = asyncio.Task(coroutine, loop=loop, **options)
+        made.append(task)
+        return task
+
+    async with stack_of(loop, ScriptedBackend(duration_s=0.004)) as service:
+        session = StreamSession(service if tells else Service(echo), clock=loop.clock)
+        loop.set_task_factory(factory)
+        results = await collect(session(Camera(loop, 5)))
+
+    names = [task.get_name() for task in made]
+    assert len(results) == 5
+    assert names.count("streaminfer-frame") == 5 * tasks_a_frame
+    assert len([name for name in names if name.startswith("streaminfer")]) == 1 + 5 * tasks_a_frame
+
+
 async def test_bare_inputs_are_captured_when_they_arrive(loop):
     async def source():
         for x in (1.0, 2.0):

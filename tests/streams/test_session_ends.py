@@ -8,6 +8,7 @@ import pytest
 from live_sources import Camera, Service, States, add_up, echo, others, settle, stack_of
 
 import streaminfer as si
+from streaminfer.protocols import Admission
 from streaminfer.streams import Frame, LatestOnly, StreamSession
 from streaminfer.testing import HANG, ScriptedBackend, run
 
@@ -253,6 +254,28 @@ async def test_an_error_of_the_admission_ends_the_stream(loop):
     assert session.statistics().dropped == {"closed": 1}
     await settle()
     assert not others()
+
+
+async def test_an_admission_that_fails_when_asked_for_a_reason_ends_the_stream(loop):
+    """And none of the other streams whose frames ended with it."""
+    asked = []
+
+    def admission(request, now_ns):
+        asked.append(request.stream_id)
+        return Admission(True) if asked.count(request.stream_id) == 1 else 1 / 0
+
+    async def answer(request):
+        raise si.Overloaded("no place")
+
+    service = Service(answer)
+    service.admission = admission
+    session = StreamSession(service, policy=LatestOnly(), clock=loop.clock)
+    for number in range(2):
+        session.add(Camera(loop, 1), stream_id=number)
+    results = await collect(session)
+
+    assert [(type(result.error), result.source_failed) for result in results] == [(ZeroDivisionError, True)] * 2
+    assert session.statistics().dropped == {"closed": 2}
 
 
 def test_a_loop_that_is_shut_down_takes_the_streams_with_it():

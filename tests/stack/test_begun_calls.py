@@ -1,0 +1,138 @@
+"""A request whose end is told (`begin_call`) needs no task; how requests end stays the same."""
+
+import asyncio
+import gc
+import weakref
+from types import SimpleNamespace
+
+import pytest
+
+import streaminfer as si
+from streaminfer.protocols import adapt
+from streaminfer.testing import HANG, ScriptedBackend
+
+pytestmark = pytest.mark.uncompiled
+
+
+class Told:
+    """What a request was told of its end."""
+
+    def __init__(self):
+        self.ends = []
+
+    def __call__(self, response, error):
+        self.ends.append(error if response is None else float(response.outputs))
+
+
+def stack_of(loop, model, *around, **settings):
+    """A stack with a batcher around a model."""
+    return si.Stack(*around, si.AdaptiveBatcher(**{"max_batch_size": 4} | settings), model, clock=loop.clock)
+
+
+async def test_the_batch_that_ends_tells_the_response(loop):
+    """There is no task but the caller's and the batch's, and nothing is told before the batch has ended."""
+    told = Told()
+    async with stack_of(loop, ScriptedBackend(duration_s=0.01)) as stack:
+        tasks = len(asyncio.all_tasks())
+        for value in (1.0, 2.0):
+            stack.begin_call(si.Request(value), told)
+        await asyncio.sleep(0.005)
+        assert len(asyncio.all_tasks()) == tasks + 1
+        assert told.ends == []
+        await asyncio.sleep(0.006)
+
+    assert told.ends == [1.0, 2.0]
+
+
+async def test_an_error_is_told(loop):
+    told = Told()
+    async with stack_of(loop, ScriptedBackend(ValueError("broken"), HANG)) as stack:
+        stack.begin_call(si.Request(1.0), told)
+        await asyncio.sleep(0.01)
+        stack.begin_call(si.Request(2.0, deadline_ns=loop.clock() + 1_000_000), told)
+        await asyncio.sleep(0.01)
+
+    assert [type(end) for end in told.ends] == [si.BackendError, si.DeadlineExceeded]
+
+
+async def test_what_cannot_be_sent_is_raised(loop):
+    """And not told."""
+    told = Told()
+    stack = stack_of(loop, ScriptedBackend(HANG), max_queue_size=1)
+    with pytest.raises(si.Closed):
+        stack.begin_call(si.Request(1.0), told)
+    async with stack:
+        stack.begin_call(si.Request(1.0), told)
+        await asyncio.sleep(0.001)
+        stack.begin_call(si.Request(2.0), told)
+        with pytest.raises(si.Overloaded):
+            stack.begin_call(si.Request(3.0), told)
+        assert told.ends == []
+        await stack.stop(drain=False)
+
+    assert [type(end) for end in told.ends] == [si.Closed, si.Closed]
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 0.001], ids=["queued", "running"])
+async def test_a_cancelled_request_leaves_its_place(loop, pause_s):
+    """It is told of that once, and its batch is cancelled with it."""
+    told = Told()
+    async with stack_of(loop, ScriptedBackend(HANG), max_queue_size=1) as stack:
+        call = stack.begin_call(si.Request(1.0), told)
+        await asyncio.sleep(pause_s)
+        call.cancel()
+        call.cancel()
+        assert [type(end) for end in told.ends] == [asyncio.CancelledError]
+        await asyncio.sleep(0.001)
+        statistics = stack.statistics().layers["AdaptiveBatcher"]
+
+    assert (statistics.cancelled, statistics.queued, statistics.running) == (1, 0, 0)
+    assert len(told.ends) == 1
+
+
+async def test_layers_see_a_request_that_was_begun(loop):
+    """Each that was entered is left once, with the outcome."""
+    telemetry, told = si.Telemetry("told"), Told()
+    async with stack_of(loop, ScriptedBackend([1.0], ValueError("broken")), telemetry) as stack:
+        for _ in range(2):
+            stack.begin_call(si.Request(1.0), told)
+            await asyncio.sleep(0.01)
+    outcomes = telemetry.statistics().outcomes
+
+    assert [type(end) for end in told.ends] == [float, si.BackendError]
+    assert sum(outcomes.values()) == 2
+
+
+async def test_only_a_batcher_tells(loop):
+    """What has to be awaited, or what a subclass has replaced, is not begun."""
+
+    class Counted(si.Stack):
+        async def call(self, request, *, timeout_s=None):
+            return await super().call(request, timeout_s=timeout_s)
+
+    async def echo(request):
+        return si.Response(request.inputs)
+
+    service = SimpleNamespace(call=echo)
+
+    assert stack_of(loop, ScriptedBackend()).begin_call is not None
+    assert si.Stack(service).begin_call is None
+    assert adapt(service).begin_call is None
+    assert Counted(si.AdaptiveBatcher(max_batch_size=4), ScriptedBackend()).begin_call is None
+
+
+async def test_nothing_of_a_request_is_left_to_the_collector(loop):
+    """A passage that referred to itself would be: some thousand objects a second."""
+    told = Told()
+    gc.collect()
+    gc.disable()
+    try:
+        async with stack_of(loop, si.CpuBackend(lambda values: values, executor="inline")) as stack:
+            request = si.Request(1.0)
+            stack.begin_call(request, told)
+            await asyncio.sleep(0.02)
+            left = weakref.ref(request)
+            del request
+            assert left() is None
+    finally:
+        gc.enable()

@@ -1,0 +1,134 @@
+"""What a consumer awaits: woken once for all of a batch, and no result is lost."""
+
+import asyncio
+
+import pytest
+
+from streaminfer.streams._outlet_cy import Outlet, WakeUps
+from streaminfer.streams._stream_cy import make_source_failure
+
+pytestmark = pytest.mark.uncompiled
+
+
+class Stream:
+    """A stream whose results are there when they are put."""
+
+    def __init__(self, outlet):
+        self.outlet, self.is_announced, self.results = outlet, False, []
+        outlet.streams.add(self)
+
+    def put(self, result):
+        self.results.append(result)
+        self.outlet.announce(self)
+
+    def take(self, now_ns):
+        return self.results.pop(0) if self.results else None
+
+
+class Consumers:
+    """Tasks that each read the stream of an outlet of their own."""
+
+    def __init__(self, loop, count):
+        self.wake_ups, self.read = WakeUps(loop), []
+        self.streams = [Stream(Outlet(lambda: 0, self.wake_ups)) for _ in range(count)]
+        self.tasks = [loop.create_task(self.consume(stream)) for stream in self.streams]
+
+    async def consume(self, stream):
+        while True:
+            self.read.append(await stream.outlet.get(self, False))
+
+
+@pytest.fixture
+def results():
+    """Make results of any kind: an outlet looks at a result only where it raises."""
+
+    return [make_source_failure(number, ValueError(), 0) for number in range(9)]
+
+
+async def test_one_callback_wakes_all_consumers(loop, results, monkeypatch):
+    """As many results as consumers: all are read in the next turn."""
+    consumers = Consumers(loop, 8)
+    await asyncio.sleep(0)
+    callbacks, call_soon = [], loop.call_soon
+
+    def count(callback, *arguments, context=None):
+        callbacks.append(callback)
+        return call_soon(callback, *arguments, context=context)
+
+    monkeypatch.setattr(loop, "call_soon", count)
+    for stream, result in zip(consumers.streams, results, strict=False):
+        stream.put(result)
+    assert len(callbacks) == 1
+    monkeypatch.undo()
+    await asyncio.sleep(0)
+
+    assert [result.stream_id for result in consumers.read] == list(range(8))
+    for task in consumers.tasks:
+        task.cancel()
+    await asyncio.wait(consumers.tasks)
+
+
+@pytest.mark.parametrize("cancel_first", [False, True])
+async def test_a_consumer_that_is_cancelled_when_it_was_woken_takes_no_result(loop, results, cancel_first):
+    """The next consumer gets what it left."""
+    consumers = Consumers(loop, 1)
+    (task,), (stream,) = consumers.tasks, consumers.streams
+    await asyncio.sleep(0)
+    for step in (task.cancel, lambda: stream.put(results[0]))[:: 1 if cancel_first else -1]:
+        step()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert consumers.read == []
+    assert await stream.outlet.get(None, False) is results[0]
+
+
+async def test_a_result_is_awaited_once(loop, results):
+    stream = Stream(Outlet(loop.clock, WakeUps(loop)))
+    stream.put(results[0])
+    awaited = stream.outlet.get(None, False)
+
+    assert await awaited is results[0]
+    with pytest.raises(RuntimeError, match="awaited before"):
+        await awaited
+
+
+async def test_asyncio_puts_what_is_awaited_into_a_task(loop, results):
+    """As it does with a coroutine: `create_task`, `wait_for` and `gather` take it."""
+    stream = Stream(Outlet(loop.clock, WakeUps(loop)))
+    task = asyncio.create_task(stream.outlet.get(None, False))
+    with pytest.raises(RuntimeError, match="has a consumer already"):
+        await asyncio.gather(asyncio.sleep(0), stream.outlet.get("reader", False))
+    stream.put(results[0])
+    assert await task is results[0]
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(stream.outlet.get(None, False), 1.0)
+    stream.put(results[1])
+
+    assert await asyncio.wait_for(stream.outlet.get(None, False), 1.0) is results[1]
+
+
+def test_an_interrupt_out_of_a_consumer_leaves_the_others_awake(results):
+    """It goes on to whoever runs the loop; the consumers behind it continue when that runs again."""
+    loop = asyncio.new_event_loop()
+    consumers = Consumers(loop, 3)
+
+    async def interrupt():
+        await consumers.streams[0].outlet.get(None, False)
+        raise KeyboardInterrupt
+
+    consumers.tasks[0].cancel()
+    first = loop.create_task(interrupt())
+    loop.run_until_complete(asyncio.sleep(0.001))
+    for stream, result in zip(consumers.streams, results, strict=False):
+        stream.put(result)
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_forever()
+    loop.run_until_complete(asyncio.sleep(0.001))
+
+    assert [result.stream_id for result in consumers.read] == [1, 2]
+    assert isinstance(first.exception(), KeyboardInterrupt)
+    for task in consumers.tasks:
+        task.cancel()
+    loop.run_until_complete(asyncio.wait(consumers.tasks))
+    loop.close()
