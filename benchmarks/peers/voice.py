@@ -11,9 +11,10 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 import numpy as np
-from _lib.live_audio import CHUNK_S, find_capacity, load_pcm
+from _lib.live_audio import CHUNK_S, find_capacity, load_pcm, serve_streams
 
 RATE = 16_000
+DRIVEN = 300
 
 
 @asynccontextmanager
@@ -95,6 +96,27 @@ async def session(max_batch_size=32):
 
 
 @asynccontextmanager
+async def driver():
+    """What `session` costs without the session: each chunk as a frame, and a result that is there already."""
+    from streaminfer.streams import Frame
+
+    silence = np.zeros(1, np.float32)
+
+    async def play(source, answered):
+        async def frames():
+            async for captured_ns, chunk in source:
+                yield Frame(chunk.astype(np.float32) / np.float32(32768), captured_ns)
+
+        probabilities = []
+        async for frame in frames():
+            answered(frame.captured_ns)
+            probabilities.append(silence.item())
+        return segments_of(probabilities)
+
+    yield play
+
+
+@asynccontextmanager
 async def own_pipecat():
     from pipecat.audio.vad.silero import SileroVADAnalyzer
 
@@ -137,6 +159,7 @@ async def our_livekit():
 WAYS = {
     "session": session,
     "unbatched": partial(session, 1),
+    "driver": driver,
     "pipecat": own_pipecat,
     "pipecat-ours": our_pipecat,
     "livekit": own_livekit,
@@ -184,7 +207,10 @@ async def main():
     async with WAYS[options.way]() as play:
         found["segments"] = await replay(play)
         if options.seconds:
-            streams, load = await find_capacity(play, options.seconds)
+            if options.way == "driver":  # for as many streams as some other way serves
+                streams, load = DRIVEN, await serve_streams(play, DRIVEN, options.seconds)
+            else:
+                streams, load = await find_capacity(play, options.seconds)
             found |= {"streams": streams, "cpu_us": 1e6 * load.cpu_s, "p999_ms": 1e3 * load.p999_s}
     print(json.dumps(found))
 

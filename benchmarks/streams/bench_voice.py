@@ -3,7 +3,8 @@
 Every stream has a chunk of 32 ms every 32 ms, at a random phase; a way serves as many streams as have at least 99.9 %
 of results within 64 ms of the chunk's end. Each way runs in a process of its own, pinned to one core, in the
 environment of its framework; ways take turns for some rounds. The CPU per chunk is that of the whole process, senders
-included: where others use the core, it says more than the number of streams.
+included: where others use the core, it says more than the number of streams. What sources and consumers of this
+benchmark take by themselves, for 300 streams, is printed beside it.
 
     python benchmarks/run.py voice [--rounds 3] [--seconds 3] [--core 1]
 """
@@ -28,6 +29,7 @@ MODEL = Path(__file__).resolve().parents[2] / "examples" / "assets" / "silero_va
 WAYS = {
     "session": "one session, batched",
     "unbatched": "the same, unbatched",
+    "driver": "the sources and consumers of this benchmark alone",
     "pipecat": "Pipecat's analyzer",
     "pipecat-ours": "ours as its analyzer",
     "livekit-silero": "LiveKit's silero plugin",
@@ -97,7 +99,9 @@ def main() -> None:
             found.setdefault(way, []).append(run_way(way, options.seconds, options.core))
     print("| way | streams per core | CPU per chunk, µs |\n|---|---|---|")
     for way, rounds in found.items():
-        cells = (_spread([one[what] for one in rounds]) for what in ("streams", "cpu_us"))
+        cells = [_spread([one[what] for one in rounds]) for what in ("streams", "cpu_us")]
+        if way == "driver":
+            cells[0] = "not searched"
         print(f"| {WAYS.get(way, 'a loop over batches of 32')} | {' | '.join(cells)} |")
     print("\nmedians of ratios within a round (range):")
     for name, one, other, bar in BARS:
@@ -110,6 +114,10 @@ def main() -> None:
             f"{name}: {_spread(streams, 2)} in streams, {_spread(cpu, 2)} in CPU per chunk"
             + (f"; bar: ≥ {bar:g}" if bar else "")
         )
+    if "driver" in found and "session" in found:
+        each = zip(found["session"], found["driver"], found["bare"], strict=True)
+        net = [bare["cpu_us"] / (own["cpu_us"] - driver["cpu_us"]) for own, driver, bare in each]
+        print(f"session without its sources and consumers over the bare loop: {_spread(net, 2)} in CPU per chunk")
     for own, peer in (("pipecat-ours", "pipecat"), ("livekit-ours", "livekit")):
         if own in found and peer in found:
             same = all(one["segments"] == found[peer][0]["segments"] for one in found[own])
