@@ -19,7 +19,7 @@ __all__ = ["Rows"]
 
 # C variables in the compiled module, not visible from Python
 _WORD = 8
-_SMALL = 1 << 15  # words of all rows up to which a copy keeps the lock: it takes no longer than getting that back
+_SMALL = 1 << 16  # words of all rows up to which a copy keeps the lock: it takes no longer than getting that back
 
 
 class Rows:
