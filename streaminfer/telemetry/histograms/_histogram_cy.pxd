@@ -63,8 +63,9 @@ cdef class HistogramState:
     @cython.locals(index=cython.Py_ssize_t)
     cpdef object quantiles_into(self, const double[::1] shares, double[::1] seconds)
 
-    @cython.locals(index=cython.Py_ssize_t, count=cython.longlong)
-    cpdef list take_changes(self, long long[::1] known)
+    @cython.locals(
+        counts=cython.longlong[::1], group=cython.Py_ssize_t, index=cython.Py_ssize_t, count=cython.longlong)
+    cpdef list take_changes(self, long long[::1] known, int shift)
 
     @cython.locals(
         copied=cython.longlong[::1], index=cython.Py_ssize_t, minimum_ns=cython.longlong, maximum_ns=cython.longlong,
@@ -72,7 +73,7 @@ cdef class HistogramState:
     cpdef tuple snapshot(self)
 
     @cython.locals(
-        first=cython.Py_ssize_t, index=cython.Py_ssize_t, end=cython.Py_ssize_t, octave_end=cython.Py_ssize_t,
+        counts=cython.longlong[::1], first=cython.Py_ssize_t, index=cython.Py_ssize_t, end=cython.Py_ssize_t, octave_end=cython.Py_ssize_t,
         parts=cython.longlong, total=cython.longlong, before=cython.longlong, count=cython.longlong,
         sum_of_totals=cython.longlong, steps=cython.longlong, lowest_ns=cython.longlong, width_ns=cython.longlong,
         sum_ns=cython.double)

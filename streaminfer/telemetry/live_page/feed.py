@@ -46,7 +46,6 @@ class Feed:
         self._id = secrets.token_hex(4)
         self._number = 0
         self._ring: deque[tuple[int, bytes, bytes]] = deque(maxlen=_KEPT)
-        self._labels: list[dict[str, list[str]]] = []
         self._encoded: list[dict[str, _Encoded]] = [{} for _ in named]
         self._due_ns = 0
         self._lock = threading.Lock()
@@ -84,19 +83,22 @@ class Feed:
 
     def _update(self, now_ns: int) -> None:
         read = [reader.read(now_ns) for reader in self._readers]
-        self._encoded = [
-            {
-                panel: seen[panel] if panel in seen and seen[panel].numbers == numbers else _encode(numbers)
-                for panel, numbers in panels.items()
-            }
-            for seen, panels in zip(self._encoded, read, strict=True)
-        ]
-        labels = [{panel: it.labels for panel, it in panels.items()} for panels in self._encoded]
+        is_new = self._number == 0
+        encoded = []
+        for seen, panels in zip(self._encoded, read, strict=True):
+            now: dict[str, _Encoded] = {}
+            for panel, numbers in panels.items():
+                last = seen.get(panel)
+                if last is not None and last.numbers == numbers:
+                    now[panel] = last
+                else:
+                    now[panel] = fresh = _encode(numbers)
+                    is_new = is_new or last is None or last.labels != fresh.labels
+            is_new = is_new or len(now) < len(seen)
+            encoded.append(now)
+        self._encoded = encoded
         self._number += 1
-        schema = b""
-        if self._labels != labels:
-            self._labels = labels
-            schema = self._schema_event()
+        schema = self._schema_event() if is_new else b""
         services = "],[".join([",".join([it.text for it in panels.values() if it.text]) for panels in self._encoded])
         update = self._event(f"[{time.time_ns() // 1_000_000},[[{services}]]]")
         self._ring.append((self._number, schema, update))
@@ -106,9 +108,9 @@ class Feed:
         services = [
             {
                 "name": name,
-                "panels": [{**known[panel]._asdict(), "labels": texts} for panel, texts in panels.items()],
+                "panels": [{**known[panel]._asdict(), "labels": it.labels} for panel, it in panels.items()],
             }
-            for name, panels in zip(self._names, self._labels, strict=True)
+            for name, panels in zip(self._names, self._encoded, strict=True)
         ]
         schema = {"interval_s": self.interval_ns / 1e9, "services": services}
         return b"event: schema\n" + self._event(json.dumps(schema, separators=(",", ":")))

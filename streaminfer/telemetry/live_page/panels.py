@@ -5,6 +5,7 @@ known here still shows its numbers in the last panel. Only numbers, and names th
 and objectives, get here: no tenant, stream, key or payload does.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -12,10 +13,10 @@ import attrs
 
 from streaminfer._internal.units import format_duration
 
-__all__ = ["PANELS", "SLOW", "Panel", "Point", "reader_of", "slo_points", "table"]
+__all__ = ["LIVE", "PANELS", "Numbers", "Panel", "reader_of", "slo_numbers", "table"]
 
-Point = tuple[str, str, Any]
-"""The panel, the label in it, and a number, a pair of counters, or text."""
+Numbers = tuple[str, dict[str, Any]]
+"""A panel, and by label what it shows: numbers, pairs of counters, or texts. The dictionary is the receiver's."""
 
 
 class Panel(NamedTuple):
@@ -56,11 +57,11 @@ PANELS = (
     Panel("bill", "Shares of the bill", "share", "gauge"),
     Panel("other", "Other figures", "", "table"),
 )
-SLOW = frozenset({"parts", "budget", "burn", "age", "cost", "bill", "other"})
-"""Panels that are read once a second."""
+LIVE = frozenset({"queue", "streams"})
+"""Panels that are read at each update; rates, which are drawn over a second, and the rest are read twice a second."""
 
 
-def reader_of(statistics: Any) -> Callable[[Any], Iterator[Point]] | None:
+def reader_of(statistics: Any) -> Callable[[Any], Iterator[Numbers]] | None:
     """Return the function that yields what charts show of such statistics; ``None``: they show nothing.
 
     Args:
@@ -69,8 +70,8 @@ def reader_of(statistics: Any) -> Callable[[Any], Iterator[Point]] | None:
     return _READERS.get(type(statistics).__name__)
 
 
-def table(name: str, statistics: Any) -> Iterator[Point]:
-    """Yield every field that is a number, for the last panel.
+def table(name: str, statistics: Any) -> dict[str, Any]:
+    """Return every field that is a number, for the last panel.
 
     Mappings are left out, since their keys may be tenants or streams.
 
@@ -78,83 +79,84 @@ def table(name: str, statistics: Any) -> Iterator[Point]:
         name: of the node.
         statistics: a snapshot of any class.
     """
-    if not attrs.has(type(statistics)):
-        return
-    texts = _TEXTS.get(type(statistics).__name__, ())
-    for field in attrs.fields(type(statistics)):
-        value = getattr(statistics, field.name)
-        if isinstance(value, (bool, int, float)) or field.name in texts:
-            yield "other", f"{name}: {field.name.replace('_', ' ')}", value
+    shown: dict[str, Any] = {}
+    for field, text, is_shown in _fields(statistics.__class__):
+        value = getattr(statistics, field)
+        if is_shown or isinstance(value, (bool, int, float)):
+            shown[f"{name}: {text}"] = value
+    return shown
 
 
-def slo_points(it: Any) -> Iterator[Point]:
+@functools.cache
+def _fields(kind: type) -> tuple[tuple[str, str, bool], ...]:
+    """Return each field of a class of statistics: its name, its heading, and whether it is shown whatever it holds."""
+    if not attrs.has(kind):
+        return ()
+    texts = _TEXTS.get(kind.__name__, ())
+    return tuple((field.name, field.name.replace("_", " "), field.name in texts) for field in attrs.fields(kind))
+
+
+def slo_numbers(it: Any) -> Iterator[Numbers]:
     """Yield what charts show of an objective's statistics."""
-    yield "budget", it.name, it.budget_remaining
-    for seconds, rate in list(it.burn_rates.items())[::3]:  # neighbors say nearly the same
-        yield "burn", f"{it.name}, {format_duration(seconds)}", rate
+    yield "budget", {it.name: it.budget_remaining}
+    rates = list(it.burn_rates.items())[::3]  # neighbors say nearly the same
+    yield "burn", {f"{it.name}, {format_duration(seconds)}": rate for seconds, rate in rates}
 
 
-def _batcher(it: Any) -> Iterator[Point]:
-    yield "queue", "queued", it.queued
-    yield "queue", "running", it.running
-    yield from (("batches", reason, count) for reason, count in it.released.items())
-    rows = sum(size * count for size, count in it.batch_sizes.items())
-    yield "batch_size", "mean", (rows, it.batches)
-    yield from _drops(it.rejected)
-    yield from _drops({"deadline_exceeded": it.deadline_exceeded, "failed": it.failed, "cancelled": it.cancelled})
+def _batcher(it: Any) -> Iterator[Numbers]:
+    yield "queue", {"queued": it.queued, "running": it.running}
+    yield "batches", dict(it.released)
+    yield "batch_size", {"mean": (sum(size * count for size, count in it.batch_sizes.items()), it.batches)}
+    lost = {"deadline_exceeded": it.deadline_exceeded, "failed": it.failed, "cancelled": it.cancelled}
+    yield from _drops({**it.rejected, **lost})
     if it.device is not None:
-        yield from (("device", f"{it.device.name}, {model}", had.busy_s) for model, had in it.device.models.items())
+        yield "device", {f"{it.device.name}, {model}": had.busy_s for model, had in it.device.models.items()}
 
 
-def _limit(it: Any) -> Iterator[Point]:
-    yield "queue", "limit", it.allowed
-    yield "queue", "queued for a permit", it.queued
+def _limit(it: Any) -> Iterator[Numbers]:
+    yield "queue", {"limit": it.allowed, "queued for a permit": it.queued}
     yield from _drops({"limit": it.rejected, "infeasible (limit)": it.infeasible})
 
 
-def _breaker(it: Any) -> Iterator[Point]:
+def _breaker(it: Any) -> Iterator[Numbers]:
     return _drops({"circuit_open": it.rejected})
 
 
-def _router(it: Any) -> Iterator[Point]:
-    for route in it.routes:
-        yield "routes", route.name, 0.0 if route.closed else route.share
-        yield "route_requests", route.name, route.succeeded
+def _router(it: Any) -> Iterator[Numbers]:
+    yield "routes", {route.name: 0.0 if route.closed else route.share for route in it.routes}
+    yield "route_requests", {route.name: route.succeeded for route in it.routes}
 
 
-def _cache(it: Any) -> Iterator[Point]:
-    yield from (("cache", label.replace("_", " "), getattr(it, label)) for label in _LOOKUPS)
+def _cache(it: Any) -> Iterator[Numbers]:
+    lookups = {"hits": it.hits, "misses": it.misses, "stale hits": it.stale_hits, "negative hits": it.negative_hits}
+    yield "cache", lookups
 
 
-def _session(it: Any) -> Iterator[Point]:
-    yield from (("streams", label, getattr(it, field)) for field, label in _STREAMS.items())
-    yield from (("frames", reason, count) for reason, count in it.dropped.items())
-    yield "frames", "delivered", it.delivered
-    yield "frames", "failed", it.failed
+def _session(it: Any) -> Iterator[Numbers]:
+    yield "streams", {"open": it.open_streams, "frames waiting": it.waiting, "frames in flight": it.in_flight}
+    yield "frames", {**it.dropped, "delivered": it.delivered, "failed": it.failed}
     if it.ages.count:
-        yield "age", "p99", it.ages.quantile(0.99)
+        yield "age", {"p99": it.ages.quantile(0.99)}
 
 
-def _stateful(it: Any) -> Iterator[Point]:
-    yield "streams", "with state", it.streams
+def _stateful(it: Any) -> Iterator[Numbers]:
+    yield "streams", {"with state": it.streams}
 
 
-def _cost(it: Any) -> Iterator[Point]:
-    yield "cost", f"all, {it.currency}", it.per_1000_on_time
-    yield from (("cost", f"{route}, {it.currency}", row.per_1000_on_time) for route, row in it.routes.items())
+def _cost(it: Any) -> Iterator[Numbers]:
+    routes = {f"{route}, {it.currency}": row.per_1000_on_time for route, row in it.routes.items()}
+    yield "cost", {f"all, {it.currency}": it.per_1000_on_time, **routes}
     if it.bill:
-        yield from (("bill", part, getattr(it, part) / it.bill) for part in ("busy", "padding", "idle"))
+        yield "bill", {part: getattr(it, part) / it.bill for part in ("busy", "padding", "idle")}
 
 
-def _drops(counts: Mapping[str, int]) -> Iterator[Point]:
-    return (("drops", reason, count) for reason, count in counts.items() if count)
+def _drops(counts: Mapping[str, int]) -> Iterator[Numbers]:
+    yield "drops", {reason: count for reason, count in counts.items() if count}
 
 
-_LOOKUPS = ("hits", "misses", "stale_hits", "negative_hits")
-_STREAMS = {"open_streams": "open", "waiting": "frames waiting", "in_flight": "frames in flight"}
 _TEXTS = {"BreakerStatistics": ("state", "mode")}
-_READERS: dict[str, Callable[[Any], Iterator[Point]]] = {
-    "SloStatistics": slo_points,
+_READERS: dict[str, Callable[[Any], Iterator[Numbers]]] = {
+    "SloStatistics": slo_numbers,
     "BatcherStatistics": _batcher,
     "LimitStatistics": _limit,
     "BreakerStatistics": _breaker,

@@ -13,8 +13,8 @@ __all__ = ["RecentTail"]
 
 
 _MAGNITUDE = 7
-"""Neighboring parts are added up until an octave has 128, so that a percentile is too high by at most 0.8 %, or by 4 µs
-below 0.5 ms."""
+"""Neighboring parts are one group, so that an octave has 128: a percentile is too high by at most 0.8 %, or 4 µs below
+0.5 ms."""
 
 
 class RecentTail:
@@ -31,12 +31,13 @@ class RecentTail:
         self._histogram = histogram
         self._window_ns = round(window_s * 1e9)
         self._seen = 0
-        self._known = array("q", [0]) * histogram.counts_length
         self._shift = max(0, histogram.half_magnitude - _MAGNITUDE)
-        self._counts = array("q", [0]) * ((histogram.counts_length >> self._shift) + 1)  # of the window
+        self._groups = histogram.counts_length >> self._shift
+        self._known = array("q", [0]) * self._groups
+        self._counts = array("q", [0]) * self._groups  # of the window
         self._view = np.frombuffer(self._counts, np.int64)
         self._changes: deque[tuple[int, list[tuple[int, int]]]] = deque()
-        self._highest_s: dict[int, float] = {}  # of parts that were shown; at most as many as the histogram has
+        self._highest_s: dict[int, float] = {}  # of groups that were shown
 
     def quantiles(self, shares: Sequence[float], now_ns: int) -> list[float]:
         """Return percentiles of what was recorded within the window, in seconds; NaN where that is nothing.
@@ -45,28 +46,28 @@ class RecentTail:
             shares: from 0 to 1.
             now_ns: monotonic; never less than at the last call.
         """
-        counts, shift = self._counts, self._shift
+        counts = self._counts
         count = self._histogram.count
         if count < self._seen:  # it was reset
-            self._known = array("q", [0]) * self._histogram.counts_length
+            self._known = array("q", [0]) * self._groups
         if count != self._seen:
             self._seen = count
-            changes = self._histogram.take_changes(self._known)
+            changes = self._histogram.take_changes(self._known, self._shift)
             self._changes.append((now_ns, changes))
-            for part, added in changes:
-                counts[part >> shift] += added
+            for group, added in changes:
+                counts[group] += added
         while self._changes and self._changes[0][0] <= now_ns - self._window_ns:
-            for part, added in self._changes.popleft()[1]:
-                counts[part >> shift] -= added
+            for group, added in self._changes.popleft()[1]:
+                counts[group] -= added
         upto = self._view.cumsum()
         total = upto.item(-1)
         if not total:
             return [float("nan")] * len(shares)
         ranks = [max(1, math.ceil(share * total)) for share in shares]
-        return [self._seconds(part) for part in upto.searchsorted(ranks).tolist()]
+        return [self._seconds(group) for group in upto.searchsorted(ranks).tolist()]
 
-    def _seconds(self, part: int) -> float:
-        if part not in self._highest_s:
-            following = np.array([(part + 1) << self._shift])
-            self._highest_s[part] = int(self._histogram._lowest_at(following)[0] - 1) / 1e9
-        return self._highest_s[part]
+    def _seconds(self, group: int) -> float:
+        if group not in self._highest_s:
+            following = np.array([(group + 1) << self._shift])
+            self._highest_s[group] = int(self._histogram._lowest_at(following)[0] - 1) / 1e9
+        return self._highest_s[group]

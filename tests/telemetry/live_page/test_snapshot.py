@@ -35,9 +35,12 @@ async def test_every_part_of_a_stack_has_its_panel(loop):
         first = reader.read(loop.clock())
         await asyncio.gather(*[stack(float(number % 5)) for number in range(10)])
         early = reader.read(loop.clock())
-        read = reader.read(loop.clock() + SECOND)
-    assert early["requests"] == read["requests"]
-    assert "parts" not in early  # it is read once a second
+        half = reader.read(loop.clock() + SECOND // 2)
+        read = reader.read(loop.clock() + 2 * SECOND)
+    assert early["queue"].keys() == first["queue"].keys()  # queues are read at each update
+    assert "requests" not in early  # twice a second
+    assert half["requests"] == read["requests"]
+    assert "parts" not in half  # every two seconds
     assert "tail" in first
     assert list(read) == [panel.id for panel in PANELS if panel.id in read]
     assert read["requests"] == {"ok": 10}
@@ -186,5 +189,5 @@ def test_new_layers_are_found():
     reader = ServiceReader([parent])
     reader.read(0)
     parent.inside["b"] = UserLayer(Unknown)
-    assert len(reader.read(SECOND // 2)["other"]) == 3
-    assert len(reader.read(SECOND)["other"]) == 6
+    assert len(reader.read(SECOND)["other"]) == 3
+    assert len(reader.read(2 * SECOND)["other"]) == 6
