@@ -2,10 +2,10 @@ cimport cython
 
 @cython.locals(
     low=cython.Py_ssize_t, high=cython.Py_ssize_t, middle=cython.Py_ssize_t, filled=cython.Py_ssize_t,
-    below=cython.longlong, total=cython.longlong)
-cpdef Py_ssize_t fill_buckets(
-    const long long[::1] totals, Py_ssize_t first, Py_ssize_t end, const int[::1] edges, const int[::1] numbers,
-    Py_ssize_t limit, int[::1] indexes, long long[::1] counts) except -1
+    finer=cython.Py_ssize_t, below=cython.longlong, between=cython.longlong, total=cython.longlong)
+cpdef tuple fill_buckets(
+    const long long[::1] totals, Py_ssize_t first, Py_ssize_t end, const int[::1] edges, const int[::1] middles,
+    const int[::1] numbers, Py_ssize_t limit, int[::1] indexes, long long[::1] counts)
 
 @cython.locals(bound=cython.Py_ssize_t)
 cpdef object fill_bounds(

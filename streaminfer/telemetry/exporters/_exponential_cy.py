@@ -12,8 +12,8 @@ __all__ = ["fill_bounds", "fill_buckets"]
 
 
 def fill_buckets(
-    totals: Any, first: int, end: int, edges: Any, numbers: Any, limit: int, indexes: Any, counts: Any
-) -> int:
+    totals: Any, first: int, end: int, edges: Any, middles: Any, numbers: Any, limit: int, indexes: Any, counts: Any
+) -> tuple[int, int]:
     """Write the exponential buckets that hold something.
 
     Args:
@@ -21,13 +21,16 @@ def fill_buckets(
         first: the first part that can hold something.
         end: behind the last one.
         edges: shape (buckets + 1,), int32, ascending: the first part of each bucket, and the end of the last.
+        middles: shape (buckets,), int32: the first part of the upper one of the two buckets of the next finer schema
+            that each consists of.
         numbers: shape (buckets,), int32, ascending: what the buckets are called.
         limit: the most buckets.
         indexes: shape (limit,), int32: gets the numbers.
         counts: shape (limit,), int64: gets their counts.
 
     Returns:
-        How many buckets hold something; ``limit + 1`` if more than that.
+        How many buckets hold something, and how many of the next finer schema do; ``limit + 1`` twice if the former are
+        more than the limit.
     """
     low = 0
     high = len(numbers)
@@ -37,19 +40,21 @@ def fill_buckets(
             low = middle
         else:
             high = middle
-    filled = 0
+    filled = finer = 0
     below = totals[max(first, edges[low])]
     while low < len(numbers) and edges[low] < end:
         total = totals[min(end, edges[low + 1])]
         if total > below:
             if filled == limit:
-                return limit + 1
+                return limit + 1, limit + 1
             indexes[filled] = numbers[low]
             counts[filled] = total - below
             filled += 1
+            between = totals[min(end, max(first, middles[low]))]
+            finer += 2 if below < between < total else 1
             below = total
         low += 1
-    return filled
+    return filled, finer
 
 
 def fill_bounds(totals: Any, first: int, end: int, edges: Any, cumulative: Any) -> None:

@@ -1,8 +1,9 @@
 """A latency histogram as exporters send it: exponential buckets, classic buckets and the sum.
 
 One pass over the parts gives running totals and the sum. What a bucket holds, exponential or classic, is then the
-difference of two totals, whatever the schema; schemas are tried from the finest until one has few enough buckets that
-hold something. O(parts that can hold something + buckets of the schemas that are tried).
+difference of two totals, whatever the schema. The finest schema is taken that has few enough buckets that hold
+something: the buckets of one schema tell how many the next finer one has, and the search begins where that of the last
+histogram ended, which is mostly right. O(parts that can hold something + buckets of the schemas that are tried).
 
 Both Prometheus' native histograms and OpenTelemetry's exponential ones number buckets so that bucket ``i`` of schema
 ``s`` holds durations in ``(b^(i-1), b^i]`` seconds, with ``b = 2^(2^-s)``. A part of our layout goes, whole, into the
@@ -23,6 +24,7 @@ from typing import NamedTuple
 
 import attrs
 import numpy as np
+from numpy.typing import NDArray
 
 from streaminfer.telemetry.exporters._exponential_cy import fill_bounds, fill_buckets
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
@@ -98,10 +100,12 @@ class _Buckets(NamedTuple):
 
     Attributes:
         edges: the first part of each, and the end of the last.
+        middles: the first part of the upper one of the two that the next finer schema has instead.
         numbers: what they are called.
     """
 
     edges: "array[int]"
+    middles: "array[int]"
     numbers: "array[int]"
 
 
@@ -147,11 +151,17 @@ class _Layout:
         The first part, whose durations may be 0, is in none of them.
         """
         while len(self._by_shift) <= shift:
-            numbers = ((self._natives[1:] - 1) >> len(self._by_shift)) + 1
+            below = len(self._by_shift)
+            finer, numbers = self._numbers(max(0, below - 1)), self._numbers(below)
             starts = np.flatnonzero(np.diff(numbers, prepend=numbers[0] - 1))
-            edges = _ints([*(starts + 1), len(self._natives)])
-            self._by_shift.append(_Buckets(edges, _ints(numbers[starts])))
+            edges = [*(starts + 1), len(self._natives)]
+            middles = np.searchsorted(finer, 2 * numbers[starts]) + 1
+            self._by_shift.append(_Buckets(_ints(edges), _ints(middles), _ints(numbers[starts])))
         return self._by_shift[shift]
+
+    def _numbers(self, shift: int) -> NDArray[np.int64]:
+        """Return the number of the bucket of each part but the first."""
+        return ((self._natives[1:] - 1) >> shift) + 1
 
 
 def _ints(numbers: Iterable[int]) -> "array[int]":
@@ -171,6 +181,7 @@ class HistogramReader:
     def __init__(self, max_buckets: int = MAX_BUCKETS) -> None:
         self._max_buckets = max_buckets
         self._totals: dict[int, array[int]] = {}
+        self._shift = 0  # of the last histogram
         self._indexes = array("i", bytes(4 * max_buckets))
         self._counts = array("q", bytes(8 * max_buckets))
 
@@ -185,11 +196,16 @@ class HistogramReader:
             totals = self._totals[length] = array("q", bytes(8 * (length + 1)))
         first, end, sum_s = histogram.cumulate_into(totals)
         zeros = totals[1] if first == 0 else 0
-        shift, filled = 0, self._max_buckets + 1
-        while filled > self._max_buckets:
-            edges, numbers = layout.buckets(shift)
-            filled = fill_buckets(totals, first, end, edges, numbers, self._max_buckets, self._indexes, self._counts)
-            shift += 1
+        shift, limit = self._shift, self._max_buckets
+        while True:
+            filled, finer = fill_buckets(totals, first, end, *layout.buckets(shift), limit, self._indexes, self._counts)
+            if filled > limit:
+                shift += 1
+            elif shift and finer <= limit:
+                shift -= 1
+            else:
+                break
+        self._shift = shift
         cumulative = layout.empty.cumulative[:]
         fill_bounds(totals, first, end, layout.bounds, cumulative)
         return HistogramPoint(
@@ -197,7 +213,7 @@ class HistogramReader:
             sum_s=sum_s,
             min_s=histogram.min,
             max_s=histogram.max,
-            schema=layout.schema + 1 - shift,
+            schema=layout.schema - shift,
             zero_threshold_s=layout.empty.zero_threshold_s,
             zeros=zeros,
             indexes=self._indexes[:filled],

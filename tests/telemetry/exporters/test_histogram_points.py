@@ -140,14 +140,27 @@ def test_reader_leaves_nothing_for_the_next_histogram():
     assert reader.read(histogram_of([0.0, 1.0])).zeros == 1
 
 
+@given(st.lists(st.sampled_from([1, 3, 30, 300]), min_size=2, max_size=5), st.integers(8, 40), st.integers(0, 99))
+def test_point_does_not_depend_on_the_histogram_before(sizes, limit, seed):
+    """A search that begins at the schema of another histogram ends where one from the finest does."""
+    reader, rng = HistogramReader(limit), np.random.default_rng(seed)
+    for size in sizes:
+        histogram = histogram_of(rng.lognormal(-5.0, 2.0, size))
+        found, expected = reader.read(histogram), HistogramReader(limit).read(histogram)
+        assert found == expected
+
+
 @pytest.mark.parametrize("shift", [0, 1, 4, 12])
 def test_buckets_of_a_schema_hold_every_part_but_the_first_once(shift):
     """They follow one another, and a coarser bucket begins where a finer one does."""
     layout = histogram_points._layout(9, 10, 24_576, 3)
-    edges, numbers = layout.buckets(shift)
+    edges, middles, numbers = layout.buckets(shift)
 
     assert (edges[0], edges[-1]) == (1, 24_576)
     assert list(edges) == sorted(set(edges))
     assert list(numbers) == sorted(set(numbers))
     assert len(edges) == len(numbers) + 1
     assert set(edges) <= set(layout.buckets(0).edges)
+    assert len(middles) == len(numbers)
+    if shift:  # each bucket is one of the next finer schema, or two of them
+        assert sorted({*edges, *middles}) == list(layout.buckets(shift - 1).edges)

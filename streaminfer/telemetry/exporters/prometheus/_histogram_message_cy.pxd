@@ -2,27 +2,33 @@ cimport cython
 # the build looks for what to compile again only in cimports of this form, not in those of a module
 from streaminfer._internal._protobuf_cy cimport ProtobufWriter as CProtobufWriter
 
-cdef int _METRIC
+cdef int _METRIC, _DELTAS, _BOUND_SIZE, _MAX_CLASSIC, _MAX_SPAN, _MAX_GAP, _MAX_VARINT, _MAX_NUMBERS
 
-@cython.locals(message=CProtobufWriter, metric=CProtobufWriter)
+@cython.locals(
+    indexes="const int[::1]", cumulative="const long long[::1]", exemplar=bytes, out=cython.p_uchar,
+    buffer=bytearray, begin=cython.Py_ssize_t, deltas=cython.Py_ssize_t, needed=cython.Py_ssize_t, size=cython.Py_ssize_t,
+    end=cython.Py_ssize_t, length=cython.Py_ssize_t, metric=cython.Py_ssize_t, message=cython.Py_ssize_t)
 cpdef object write_histogram(
-    CProtobufWriter family, bytes labels, unsigned int field, object point, bytes bounds, dict exemplars, bytes created)
+    CProtobufWriter family, bytes labels, int field, object point, bytes bounds, dict exemplars, bytes created,
+    bytearray scratch)
 
-cdef int _BOUND_SIZE, _MAX_CLASSIC, _MAX_SPAN, _MAX_GAP, _MAX_VARINT
+@cython.locals(exemplar=bytes, number=cython.Py_ssize_t, position=cython.Py_ssize_t, length=cython.Py_ssize_t)
+cdef Py_ssize_t _put_classic(
+    unsigned char* out, Py_ssize_t size, bytes bounds, const long long[::1] cumulative, dict exemplars) except -1
 
 @cython.locals(
-    written=bytearray, exemplar=bytes, out=cython.p_uchar, size=cython.Py_ssize_t, number=cython.Py_ssize_t,
+    before=cython.longlong, expected=cython.longlong, length=cython.int, offset=cython.longlong, gap=cython.longlong,
     position=cython.Py_ssize_t)
-cdef object _write_classic(CProtobufWriter message, bytes bounds, const long long[::1] cumulative, dict exemplars)
-
-@cython.locals(
-    deltas=bytearray, spans=bytearray, out=cython.p_uchar, out_spans=cython.p_uchar, size=cython.Py_ssize_t,
-    spans_size=cython.Py_ssize_t, before=cython.longlong, expected=cython.longlong, length=cython.int,
-    offset=cython.longlong, gap=cython.longlong, position=cython.Py_ssize_t)
-cdef object _write_native(CProtobufWriter message, const int[::1] indexes, const long long[::1] counts)
+cdef (Py_ssize_t, Py_ssize_t) _put_native(
+    unsigned char* out, Py_ssize_t size, Py_ssize_t end, const int[::1] indexes, const long long[::1] counts)
 
 @cython.locals(end=cython.Py_ssize_t)
 cdef Py_ssize_t _put_span(unsigned char* out, Py_ssize_t size, long long offset, int length) noexcept
+
+@cython.locals(position=cython.Py_ssize_t)
+cdef Py_ssize_t _put_bytes(unsigned char* out, Py_ssize_t size, bytes data) except -1
+
+cdef Py_ssize_t _put_number(unsigned char* out, Py_ssize_t size, int tag, unsigned long long value) noexcept
 
 cdef Py_ssize_t _put_zigzag(unsigned char* out, Py_ssize_t size, long long value) noexcept
 

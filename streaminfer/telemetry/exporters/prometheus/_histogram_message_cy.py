@@ -1,83 +1,96 @@
 # cython: boundscheck=False, wraparound=False
 """Histograms in Prometheus' protobuf format: messages ``Metric`` with classic and native buckets.
 
-Buckets are written as C bytes: an append to a ``bytearray`` per byte took most of the time of a scrape.
+Buckets are written as C bytes into a scratch that all histograms share: objects for nested messages and an append per
+byte took most of the time of a scrape.
 
 One source, compiled with the C types of ``_histogram_message_cy.pxd`` or run as it is.
 """
 
 from __future__ import annotations
 
+import struct
 from typing import Any
-
-from streaminfer._internal._protobuf_cy import ProtobufWriter
 
 __all__ = ["write_histogram"]
 
-_METRIC = 4  # the field of a family
+_METRIC = 0x22  # the tag of a metric in its family
+_DELTAS = 0x6A  # the tag of the counts of native buckets
 _BOUND_SIZE = 9  # bytes of an encoded bound: the tag and a double
 _MAX_CLASSIC = 2 + 2 * 10 + _BOUND_SIZE  # bytes of a bucket: two tags, two varints, the bound
 _MAX_SPAN = 4 + 2 * 5
 _MAX_GAP = 2  # a span takes more bytes than two empty buckets
 _MAX_VARINT = 10  # bytes
+_MAX_NUMBERS = 5 * (1 + _MAX_VARINT)  # bytes of the fields with one number
 
 
 def write_histogram(
-    family: Any, labels: bytes, field: int, point: Any, bounds: bytes, exemplars: dict[int, bytes], created: bytes
+    family: Any,
+    labels: bytes,
+    field: int,
+    point: Any,
+    bounds: bytes,
+    exemplars: dict[int, bytes],
+    created: bytes,
+    scratch: bytearray,
 ) -> None:
     """Write a histogram with its classic and native buckets.
 
     Args:
         family: the writer of its ``MetricFamily``.
         labels: the encoded fields ``label``.
-        field: number of the field for its kind.
+        field: number of the field for its kind, at most 15.
         point: a `HistogramPoint`.
         bounds: the encoded fields ``upper_bound`` of all classic buckets, 9 bytes each.
         exemplars: the encoded field ``exemplar`` by the number of the bucket.
         created: the encoded field ``created_timestamp``.
+        scratch: any bytes, which are written over; it grows as needed.
     """
-    message = ProtobufWriter()
-    message.varint(1, point.total)
-    message.float64(2, point.sum_s)
-    _write_classic(message, bounds, point.cumulative, exemplars)
-    message._buffer += created
-    message.zigzag(5, point.schema)
-    message.float64(6, point.zero_threshold_s)
-    message.varint(7, point.zeros)
-    _write_native(message, point.indexes, point.counts)
-    metric = ProtobufWriter()
-    metric._buffer += labels
-    metric.message(field, message)
-    family.message(_METRIC, metric)
+    indexes, cumulative = point.indexes, point.cumulative
+    begin = 2 * (1 + _MAX_VARINT)  # behind the heads of both messages
+    deltas = begin + _MAX_NUMBERS + len(cumulative) * _MAX_CLASSIC + len(created) + (len(indexes) + 1) * _MAX_SPAN
+    for exemplar in exemplars.values():
+        deltas += len(exemplar)
+    needed = deltas + len(indexes) * (_MAX_GAP + 1) * _MAX_VARINT
+    if len(scratch) < needed:
+        scratch += bytes(needed - len(scratch))
+    out = scratch
+    size = _put_number(out, begin, 0x08, point.total)
+    size = _put_bytes(out, size, b"\x11" + struct.pack("<d", point.sum_s))
+    size = _put_classic(out, size, bounds, cumulative, exemplars)
+    size = _put_bytes(out, size, created)
+    size = _put_number(out, size, 0x28, point.schema << 1 ^ point.schema >> 63)
+    size = _put_bytes(out, size, b"\x31" + struct.pack("<d", point.zero_threshold_s))
+    size = _put_number(out, size, 0x38, point.zeros)
+    size, end = _put_native(out, size, deltas, indexes, point.counts)
+    size = _put_number(out, size, _DELTAS, end - deltas)
+    length = size - begin + end - deltas
+    metric = _put_number(out, 0, _METRIC, len(labels) + 1 + _varint_size(length) + length)
+    message = _put_number(out, metric, field << 3 | 2, length)
+    buffer = family._buffer
+    buffer += scratch[:metric]
+    buffer += labels
+    buffer += scratch[metric:message]
+    buffer += scratch[begin:size]
+    buffer += scratch[deltas:end]
 
 
-def _write_classic(message: Any, bounds: bytes, cumulative: Any, exemplars: dict[int, bytes]) -> None:
-    written = bytearray(len(cumulative) * _MAX_CLASSIC)
-    out = written
-    size = 0
+def _put_classic(out: Any, size: int, bounds: bytes, cumulative: Any, exemplars: dict[int, bytes]) -> int:
     for number in range(len(cumulative)):
         exemplar = exemplars.get(number, b"") if exemplars else b""
-        out[size] = 0x1A  # field 3, a message
-        size = _put_varint(out, size + 1, 1 + _varint_size(cumulative[number]) + _BOUND_SIZE + len(exemplar))
-        out[size] = 0x08  # field 1, a varint
-        size = _put_varint(out, size + 1, cumulative[number])
+        length = 1 + _varint_size(cumulative[number]) + _BOUND_SIZE + len(exemplar)
+        size = _put_number(out, size, 0x1A, length)  # field 3, a message
+        size = _put_number(out, size, 0x08, cumulative[number])
         for position in range(number * _BOUND_SIZE, (number + 1) * _BOUND_SIZE):
             out[size] = bounds[position]
             size += 1
         if exemplar:
-            message._buffer += written[:size]
-            message._buffer += exemplar
-            size = 0
-    message._buffer += written[:size]
+            size = _put_bytes(out, size, exemplar)
+    return size
 
 
-def _write_native(message: Any, indexes: Any, counts: Any) -> None:
-    """Write spans of numbers of buckets, and the difference of each count to the one before."""
-    deltas = bytearray(len(indexes) * (_MAX_GAP + 1) * _MAX_VARINT)
-    spans = bytearray((len(indexes) + 1) * _MAX_SPAN)
-    out = deltas
-    out_spans = spans
-    size = spans_size = 0
+def _put_native(out: Any, size: int, end: int, indexes: Any, counts: Any) -> tuple[int, int]:
+    """Write spans of numbers of buckets at ``size``, the difference of each count to the one before at ``end``."""
     before = 0
     expected = 0
     length = 0
@@ -86,22 +99,20 @@ def _write_native(message: Any, indexes: Any, counts: Any) -> None:
         gap = indexes[position] - expected
         if position > 0 and gap <= _MAX_GAP:
             while gap > 0:
-                size = _put_zigzag(out, size, -before)
+                end = _put_zigzag(out, end, -before)
                 before = 0
                 length += 1
                 gap -= 1
         else:
             if position > 0:
-                spans_size = _put_span(out_spans, spans_size, offset, length)
+                size = _put_span(out, size, offset, length)
             offset = gap
             length = 0
-        size = _put_zigzag(out, size, counts[position] - before)
+        end = _put_zigzag(out, end, counts[position] - before)
         before = counts[position]
         length += 1
         expected = indexes[position] + 1
-    spans_size = _put_span(out_spans, spans_size, offset, length)
-    message._buffer += spans[:spans_size]
-    message.data(13, deltas[:size])
+    return _put_span(out, size, offset, length), end
 
 
 def _put_span(out: Any, size: int, offset: int, length: int) -> int:
@@ -112,6 +123,18 @@ def _put_span(out: Any, size: int, offset: int, length: int) -> int:
     out[size + 1] = end - size - 2
     out[size + 2] = 0x08  # field 1, a zigzag varint
     return end
+
+
+def _put_bytes(out: Any, size: int, data: bytes) -> int:
+    for position in range(len(data)):
+        out[size] = data[position]
+        size += 1
+    return size
+
+
+def _put_number(out: Any, size: int, tag: int, value: int) -> int:
+    out[size] = tag
+    return _put_varint(out, size + 1, value)
 
 
 def _put_zigzag(out: Any, size: int, value: int) -> int:

@@ -24,6 +24,7 @@ _VALUES = {"counter": 3, "gauge": 2, "histogram": 7}
 
 def write_protobuf(families: Mapping[Metric, Sequence[Sample]]) -> Iterator[bytes]:
     """Write a family at a time."""
+    scratch = bytearray()
     for metric, samples in families.items():
         if not samples:
             continue  # Prometheus rejects a family without a metric
@@ -36,7 +37,7 @@ def write_protobuf(families: Mapping[Metric, Sequence[Sample]]) -> Iterator[byte
         for labels, value in samples:
             if isinstance(value, HistogramPoint):
                 exemplars = {exemplar.bucket: _exemplar(exemplar) for exemplar in value.exemplars}
-                write_histogram(family, _labels(labels), field, value, _bounds(), exemplars, created)
+                write_histogram(family, _labels(labels), field, value, _bounds(), exemplars, created, scratch)
             else:
                 family.data(4, _labels(labels) + head + struct.pack("<d", value) + created)
         framed = ProtobufWriter()
