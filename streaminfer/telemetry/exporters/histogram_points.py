@@ -126,7 +126,7 @@ class _Layout:
         lowest_ns = part << (np.maximum(bucket, 0) + unit_magnitude)
         self.schema = min(MAX_SCHEMA, math.ceil(-math.log2(math.log2(1.0 + 10.0**-digits))))
         middles_s = (lowest_ns[:-1] + lowest_ns[1:]) / 2e9
-        self._natives = np.ceil(np.log2(middles_s) * 2**self.schema).astype(np.int64)
+        self._natives: NDArray[np.int64] = np.ceil(np.log2(middles_s) * 2**self.schema).astype(np.int64)
         self._by_shift: list[_Buckets] = []
         # as `share_within` has it: a part is within a bound that it holds
         above = np.searchsorted(lowest_ns[:-1] / 1e9, np.array(BOUNDS_S), side="right")
@@ -161,7 +161,8 @@ class _Layout:
 
     def _numbers(self, shift: int) -> NDArray[np.int64]:
         """Return the number of the bucket of each part but the first."""
-        return ((self._natives[1:] - 1) >> shift) + 1
+        numbers: NDArray[np.int64] = ((self._natives[1:] - 1) >> shift) + 1
+        return numbers
 
 
 def _ints(numbers: Iterable[int]) -> "array[int]":
