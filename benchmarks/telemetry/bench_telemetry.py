@@ -38,12 +38,17 @@ def promised() -> list[Any]:
     return [si.Telemetry("bench", slo=si.SLO("bench", threshold_s=0.05), recent=si.RollingHistogram())]
 
 
+def labeled() -> list[Any]:
+    return [si.Telemetry("bench", labels=("tenant", "route"))]
+
+
 def metered() -> list[Any]:
     return [si.CostMeter(per_second=1.0)]
 
 
 VARIANTS: dict[str, Callable[[], list[Any]]] = {
     "telemetry": recorded,
+    "telemetry, by tenant and route": labeled,
     "telemetry, SLO, rolling": promised,
     "cost meter": metered,
     "all": lambda: [*promised(), *metered()],

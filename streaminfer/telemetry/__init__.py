@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from streaminfer.telemetry.objectives.slo import SLO, BurnSignal
     from streaminfer.telemetry.outcomes.outcome_table import Estimate, OutcomeRow, OutcomeTable
     from streaminfer.telemetry.outcomes.outcomes import Outcomes
-    from streaminfer.telemetry.statistics import SloStatistics, TelemetryStatistics
+    from streaminfer.telemetry.statistics import LabeledStatistics, SloStatistics, TelemetryStatistics
 
 __all__ = [
     "SLO",
@@ -50,6 +50,7 @@ __all__ = [
     "IntervalLog",
     "JsonLines",
     "LabelFamily",
+    "LabeledStatistics",
     "LatencyHeatMap",
     "LatencyHistogram",
     "OutcomeRow",
@@ -90,6 +91,7 @@ _HOMES = {
     "IntervalLog": "telemetry.interval_log.interval_log",
     "JsonLines": "telemetry.exporters.event_log",
     "LabelFamily": "telemetry.families.label_family",
+    "LabeledStatistics": "telemetry.statistics",
     "OutcomeRow": "telemetry.outcomes.outcome_table",
     "OutcomeTable": "telemetry.outcomes.outcome_table",
     "Outcomes": "telemetry.outcomes.outcomes",

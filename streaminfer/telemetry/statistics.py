@@ -10,7 +10,7 @@ from streaminfer._internal.snapshot import Snapshot
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 from streaminfer.telemetry.objectives.alerts import Alert, Severity
 
-__all__ = ["SloStatistics", "TelemetryStatistics"]
+__all__ = ["LabeledStatistics", "SloStatistics", "TelemetryStatistics"]
 
 K = TypeVar("K")
 
@@ -87,6 +87,34 @@ class SloStatistics(Snapshot):
 
 
 @attrs.frozen(kw_only=True)
+class LabeledStatistics(Snapshot):
+    """Latency and outcomes of the requests with one set of labels.
+
+    Attributes:
+        labels: name and value of each; all values are ``"other"`` for sets beyond the bound. A request without a tenant
+            has ``""``, and one without a response has no route.
+        outcomes: completed requests by outcome, as of `TelemetryStatistics`.
+        latency: of the responses, with two significant digits.
+    """
+
+    labels: tuple[tuple[str, str], ...]
+    outcomes: Mapping[str, int]
+    latency: LatencyHistogram
+
+    @property
+    def requests(self) -> int:
+        """Completed requests."""
+        return sum(self.outcomes.values())
+
+    def since(self, earlier: "LabeledStatistics | None") -> "LabeledStatistics":
+        """Return what was recorded after ``earlier``; ``None``: all of it."""
+        if earlier is None:
+            return self
+        outcomes = _differences(self.outcomes, earlier.outcomes)
+        return attrs.evolve(self, outcomes=outcomes, latency=self.latency.since(earlier.latency))
+
+
+@attrs.frozen(kw_only=True)
 class TelemetryStatistics(Snapshot):
     """Latency, its parts and the outcomes of the requests of one service.
 
@@ -108,6 +136,7 @@ class TelemetryStatistics(Snapshot):
         server_parts: mean seconds inside the servers, by part: they divide ``inference``. A server counts the requests
             of all its clients, since it was first read; empty without a server that has statistics.
         slo: state of its objective; ``None`` without one.
+        labeled: the same by the labels that it was given, in the order in which they were seen first.
     """
 
     name: str
@@ -122,11 +151,15 @@ class TelemetryStatistics(Snapshot):
     recent: LatencyHistogram | None = None
     server_parts: Mapping[str, float] = attrs.field(factory=dict)
     slo: SloStatistics | None = None
+    labeled: tuple[LabeledStatistics, ...] = ()
 
     def since(self, earlier: "TelemetryStatistics") -> "TelemetryStatistics":
         """Return what was recorded after ``earlier``, statistics of the same service without a reset in between."""
+        before = {each.labels: each for each in earlier.labeled}
+        labeled = [each.since(before.get(each.labels)) for each in self.labeled]
         return attrs.evolve(
             self,
+            labeled=tuple(each for each in labeled if each.requests),
             outcomes=_differences(self.outcomes, earlier.outcomes),
             batch_sizes=_differences(self.batch_sizes, earlier.batch_sizes),
             latency=self.latency.since(earlier.latency),
@@ -208,12 +241,27 @@ class TelemetryStatistics(Snapshot):
             head=("ms", "count", "p50", "p99", "p99.9", "max"),
             caption=f"{self.name}: {ended}; mean batch {self.mean_batch_size:.1f}",
         )
+        table += self._labeled_table()
         table += "" if self.slo is None else self.slo._repr_html_()
         if not self.latency.count:
             return table
         from streaminfer._internal.display.figures import inline_svg  # noqa: PLC0415 - serving does not need it
 
         return inline_svg(self.plot, f"Latency by part: {self!r}", height_in=2.8) + table
+
+    def _labeled_table(self) -> str:
+        if not self.labeled:
+            return ""
+        names = [name for name, _ in self.labeled[0].labels]
+        rows = [
+            (
+                *(value or "none" for _, value in each.labels),
+                f"{each.requests:,}",
+                *(f"{each.latency.quantile(q) * 1e3:.3f}" for q in (0.5, 0.99)),
+            )
+            for each in self.labeled
+        ]
+        return html_table(rows, head=(*names, "requests", "p50, ms", "p99, ms"), caption=f"by {', '.join(names)}")
 
 
 def _differences(now: Mapping[K, int], before: Mapping[K, int]) -> dict[K, int]:

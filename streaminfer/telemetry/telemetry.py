@@ -5,7 +5,7 @@ import functools
 import inspect
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 from streaminfer._internal.listeners import LISTENER_ERRORS, ListenerFailures
@@ -17,6 +17,7 @@ from streaminfer.telemetry._recorder_cy import Recorder
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 
 if TYPE_CHECKING:
+    from streaminfer.telemetry.families.labeled_latency import LabeledLatency
     from streaminfer.telemetry.histograms.rolling_histogram import RollingHistogram
     from streaminfer.telemetry.objectives.slo import SLO
     from streaminfer.telemetry.statistics import TelemetryStatistics
@@ -35,10 +36,14 @@ class Telemetry(StackClock):
         slo: an objective, of which each request that ends is an event; several telemetries may share one. It takes
             over the telemetry's clock unless it has one of its own.
         recent: a histogram of its own for the latency of the last minute, say, which takes over the clock likewise.
+        labels: records latency and outcomes by these as well: of ``"tenant"``, ``"route"`` (that the response came
+            from) and ``"priority"``.
+        max_label_sets: the most sets of label values that are told apart; later ones count as ``"other"``, so that no
+            client can fill the memory.
         clock: returns monotonic nanoseconds; ``None``: the `Stack`'s clock, else ``time.monotonic_ns``.
 
     Raises:
-        TypeError: of the wrong type.
+        TypeError, ValueError: an argument of the wrong type, or a label that is not known.
     """
 
     def __init__(
@@ -47,6 +52,8 @@ class Telemetry(StackClock):
         *,
         slo: "SLO | None" = None,
         recent: "RollingHistogram | None" = None,
+        labels: Sequence[str] = (),
+        max_label_sets: int = 64,
         clock: Clock | None = None,
     ) -> None:
         check_instance("name", name, lambda value: isinstance(value, str), "a string")
@@ -61,6 +68,7 @@ class Telemetry(StackClock):
             self._recorder = Recorder(*self._histograms)
         else:
             self._recorder = _recorder_with(slo, recent, self._histograms)
+        self._labeled = None if not labels else _labeled_with(labels, max_label_sets)
         if clock is not None:
             self._bind(clock)
         self._services: weakref.WeakSet[RecordedService] = weakref.WeakSet()
@@ -89,14 +97,17 @@ class Telemetry(StackClock):
             inner: a service, or a sync or async function, which stays one.
 
         Raises:
-            TypeError: a backend, whose batches are no requests: stand outside the batcher.
+            TypeError: a backend, whose batches are no requests: stand outside the batcher; or a function, though there
+                are labels, which only requests have.
         """
         if is_service(inner):
-            service = RecordedService(self, inner)
+            service = RecordedService(self, inner) if self._labeled is None else self._labeled.service(self, inner)
             self._services.add(service)
             return service
         if is_backend(inner) or not callable(inner):
             raise TypeError(expected("inner", "a service (outside the batcher) or a function", inner))
+        if self._labeled is not None:
+            raise TypeError(expected("inner", "a service, since a function has no labels", inner))
         if inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(type(inner).__call__):
             return self._wrap_async(inner)
         return self._wrap_sync(inner)
@@ -151,6 +162,7 @@ class Telemetry(StackClock):
             recent=None if live or self.recent is None else self.recent.snapshot(),
             server_parts=self._server_parts(),
             slo=None if self.slo is None else self.slo.statistics(),
+            labeled=() if self._labeled is None else self._labeled.statistics(live=live),
         )
 
     def _counts(self, degraded: int, responses: int) -> tuple[int, dict[str, int]]:
@@ -167,9 +179,14 @@ class Telemetry(StackClock):
                 found.update(ask())
         return found
 
+    @staticmethod
+    def reason_of(error: BaseException) -> str:
+        """Return the outcome that an error is counted as."""
+        return "cancelled" if isinstance(error, asyncio.CancelledError) else type(error).__name__
+
     def fail(self, error: BaseException) -> None:
         """Count a request that completed without a response."""
-        self._recorder.fail("cancelled" if isinstance(error, asyncio.CancelledError) else type(error).__name__)
+        self._recorder.fail(self.reason_of(error))
         if self.slo is not None:
             self.slo.record(error)
 
@@ -237,3 +254,9 @@ def _recorder_with(
     what = "a RollingHistogram or None"
     check_instance("recent", recent, lambda value: isinstance(value, RollingHistogram | None), what)
     return BudgetRecorder(slo, recent, *histograms)
+
+
+def _labeled_with(labels: Sequence[str], max_sets: int) -> "LabeledLatency":
+    from streaminfer.telemetry.families.labeled_latency import LabeledLatency  # noqa: PLC0415 - loaded if there are some
+
+    return LabeledLatency(labels, max_sets)

@@ -9,7 +9,7 @@ import attrs
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer.telemetry.exporters.histogram_points import Exemplar, HistogramPoint, HistogramReader
 from streaminfer.telemetry.exporters.metric import Metric
-from streaminfer.telemetry.exporters.names import INNER, LATENCY, METRICS, SHARED, STACK_STATE
+from streaminfer.telemetry.exporters.names import INNER, LABELED, LATENCY, METRICS, SHARED, STACK_STATE
 from streaminfer.telemetry.exporters.opentelemetry.tracing_statistics import TracingStatistics
 from streaminfer.telemetry.services import walk
 from streaminfer.telemetry.statistics import TelemetryStatistics
@@ -107,14 +107,18 @@ class Collection:
             if (kind, snapshot.name) in self._shared:
                 return
             self._shared.add((kind, snapshot.name))
+        if kind in LABELED:
+            labels = (*labels, *((name, _text(value)) for name, value in snapshot.labels))
         self._read(snapshot, METRICS[kind], labels)
         for field, label in INNER.get(kind, ()):
             inner = getattr(snapshot, field)
-            if not isinstance(inner, Mapping):
+            if isinstance(inner, Mapping):
+                pairs = [*inner.items()]
+            else:
                 parts = [each for each in (inner if isinstance(inner, tuple) else (inner,)) if each is not None]
                 named = label and any("name" in type(each).__annotations__ for each in parts)
-                inner = {each.name if named else field: each for each in parts}
-            for name, each in inner.items():
+                pairs = [(each.name if named else field, each) for each in parts]
+            for name, each in pairs:
                 self._add_statistics(each, (*labels, (label, _text(name))) if label else labels)
 
     def _read(self, snapshot: Any, metrics: Sequence[Metric], labels: Labels) -> None:

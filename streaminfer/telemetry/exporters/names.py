@@ -7,7 +7,7 @@ module imports no other family. Every value has the labels ``service`` and ``lay
 
 from streaminfer.telemetry.exporters.metric import Metric, counter, gauge, histogram
 
-__all__ = ["INNER", "LATENCY", "METRICS", "SHARED", "STACK_STATE"]
+__all__ = ["INNER", "LABELED", "LATENCY", "METRICS", "SHARED", "STACK_STATE"]
 
 STACK_STATE = gauge(
     "stack.state",
@@ -52,6 +52,10 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             by="part",
             unit="seconds",
         ),
+    ),
+    "LabeledStatistics": (
+        histogram("request.labeled.duration", "Latency of requests by the labels of their telemetry.", "latency"),
+        counter("requests.labeled", "Completed requests by these labels and by outcome.", "outcomes", by="outcome"),
     ),
     "SloStatistics": (
         counter("slo.events", "Events of the objective: good ones, and bad ones by their kind.", "totals", by="result"),
@@ -401,8 +405,11 @@ METRICS: dict[str, tuple[Metric, ...]] = {
 SHARED = frozenset({"DeviceStatistics"})
 """Statistics of what several parts share, which each of them has: read once for each name."""
 
+LABELED = frozenset({"LabeledStatistics"})
+"""Statistics with ``labels`` of their own."""
+
 INNER: dict[str, tuple[tuple[str, str], ...]] = {
-    "TelemetryStatistics": (("slo", "slo"),),
+    "TelemetryStatistics": (("slo", "slo"), ("labeled", "")),
     "CacheStatistics": (("flights", ""), ("tiers", "tier")),
     "BatcherStatistics": (("device", "device"),),
     "DeviceStatistics": (("models", "model"),),

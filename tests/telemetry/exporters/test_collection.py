@@ -22,6 +22,7 @@ NOT_EXPORTED = {
     "PartStatistics": None,
     "CalibrationStatistics": None,  # of a start, not of serving
     "TelemetryStatistics": {"name", "batch_sizes", "recent"},
+    "LabeledStatistics": {"labels"},  # they are labels
     "SloStatistics": {"name", "period_s", "good", "bad", "rejected", "alerts", "callback_errors"},
     "BatcherStatistics": {"batch_sizes", "batches", "calibration"},
     "DeviceStatistics": {"name", "waiting", "memory_bytes", "loaded"},  # a label; queues are those of the batchers

@@ -1,0 +1,71 @@
+"""`LabeledLatency`: latency and outcomes of a `Telemetry` by tenant, route or priority, with a bound on label sets."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from streaminfer._internal.locking import thread_safe
+from streaminfer._internal.validation import check_count, check_instance, expected
+from streaminfer.telemetry._recorded_service_cy import RecordedService
+from streaminfer.telemetry.families._label_family_cy import LabelFamilyState
+from streaminfer.telemetry.families._labeled_service_cy import LABELS, LabeledCounts, LabeledRecorder, LabeledService
+from streaminfer.telemetry.families.routes import OTHER
+from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
+from streaminfer.telemetry.statistics import LabeledStatistics
+
+__all__ = ["LabeledLatency"]
+
+_Family = thread_safe(LabelFamilyState, ("child", "children"))
+_DIGITS = 2
+"""Of its histograms: 20 KB for each set of labels, instead of 200."""
+
+
+class LabeledLatency:
+    """Requests by label values.
+
+    Args:
+        labels: their names.
+        max_sets: the most sets of values that are told apart.
+
+    Raises:
+        TypeError, ValueError: of the wrong type, unknown, twice, or out of range.
+    """
+
+    def __init__(self, labels: Sequence[str], max_sets: int) -> None:
+        what = f"names of {LABELS}"
+        check_instance("labels", labels, lambda given: isinstance(given, tuple | list), f"a tuple of {what}")
+        if len(set(labels)) < len(labels) or not set(labels) <= set(LABELS):
+            raise ValueError(expected("labels", f"{what}, each at most once", labels))
+        self._labels = tuple(labels)
+        self._family = _Family(_counts, check_count("max_label_sets", max_sets))
+        self._recorder = LabeledRecorder(self._labels, self._family)
+
+    def service(self, telemetry: Any, inner: Any) -> RecordedService:
+        """Return a service that records into a telemetry and here."""
+        return LabeledService(telemetry, inner, self._recorder)
+
+    def statistics(self, *, live: bool) -> tuple[LabeledStatistics, ...]:
+        """Return a snapshot of each set of values.
+
+        Args:
+            live: the histograms go on.
+        """
+        children, other = self._family.children()
+        found = [*children.items()]
+        if other is not None:
+            found.append(((OTHER,) * len(self._labels), other))
+        return tuple(self._read(values, counts, live=live) for values, counts in found)
+
+    def _read(self, values: tuple[Any, ...], counts: LabeledCounts, *, live: bool) -> LabeledStatistics:
+        degraded = counts.degraded  # before the histogram, which counts a response last
+        latency: Any = counts.latency
+        latency = latency if live else latency.copy()
+        outcomes = {"ok": latency.count - degraded, "degraded": degraded, **counts.errors}
+        return LabeledStatistics(
+            labels=tuple(zip(self._labels, map(str, values), strict=True)),
+            outcomes={outcome: count for outcome, count in outcomes.items() if count},
+            latency=latency,
+        )
+
+
+def _counts() -> LabeledCounts:
+    return LabeledCounts(LatencyHistogram(significant_digits=_DIGITS))
