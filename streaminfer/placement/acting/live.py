@@ -1,7 +1,7 @@
 """Measurements of running services for the next plan: round-trip times, service times and rates."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -101,7 +101,8 @@ def with_measurements(
         rtt: measured round-trip times. A link that was measured gets what can be promised; others stay.
         confidence: as of `RttSamples.links`.
         service_times: by the names of model, variant and kind of device, an `AdaptiveBatcher` that has learned, or a
-            `ServiceTime`. For a variant of several shards they are those of the first.
+            `ServiceTime`. For a variant of several shards, a sequence with one of these for each shard in their order;
+            ``None`` leaves the shard as it was.
         rates: requests per second by the name of the cluster, one number or one for each hour.
 
     Raises:
@@ -117,11 +118,11 @@ def with_measurements(
                 known[site] = attrs.evolve(known[site], rtt=link.rtt) if site in known else link
         changes["links"] = links
     if service_times is not None:
-        learned = {key: _service_time(key, given) for key, given in service_times.items()}
-        known_keys = {key for model in problem.models for key in _keys(model)}
-        for key in learned:
-            if key not in known_keys:
+        shards = {key: runs for model in problem.models for key, runs in _shards(model).items()}
+        for key in service_times:
+            if key not in shards:
                 raise ValueError(expected("service_times", "model, variant and device of the problem", key))
+        learned = {key: _service_times(key, given, shards[key]) for key, given in service_times.items()}
         changes["models"] = tuple(_learned(model, learned) for model in problem.models)
     if rates is not None:
         names = {cluster.name for cluster in problem.clusters}
@@ -132,22 +133,45 @@ def with_measurements(
     return attrs.evolve(problem, **changes)
 
 
-def _keys(model: Model) -> set[tuple[str, str, str]]:
-    return {(model.name, variant.name, kind) for variant in model.variants for kind in variant.shards[0].service_time}
+_Key = tuple[str, str, str]
 
 
-def _learned(model: Model, learned: Mapping[tuple[str, str, str], ServiceTime]) -> Model:
+def _shards(model: Model) -> dict[_Key, list[bool]]:
+    """Return whether each shard runs on the device, by the names of model, variant and kind of device."""
+    return {
+        (model.name, variant.name, kind): [kind in shard.service_time for shard in variant.shards]
+        for variant in model.variants
+        for kind in {kind for shard in variant.shards for kind in shard.service_time}
+    }
+
+
+def _learned(model: Model, learned: Mapping[_Key, Sequence[ServiceTime | None]]) -> Model:
     variants = []
     for variant in model.variants:
-        first, *rest = variant.shards
-        times = {
-            kind: learned.get((model.name, variant.name, kind), known) for kind, known in first.service_time.items()
-        }
-        variants.append(attrs.evolve(variant, shards=(attrs.evolve(first, service_time=times), *rest)))
+        shards = []
+        for number, shard in enumerate(variant.shards):
+            times = {
+                kind: (learned[key][number] if (key := (model.name, variant.name, kind)) in learned else None) or known
+                for kind, known in shard.service_time.items()
+            }
+            shards.append(attrs.evolve(shard, service_time=times))
+        variants.append(attrs.evolve(variant, shards=tuple(shards)))
     return attrs.evolve(model, variants=tuple(variants))
 
 
-def _service_time(key: tuple[str, str, str], given: Any) -> ServiceTime:
+def _service_times(key: _Key, given: Any, runs: Sequence[bool]) -> list[ServiceTime | None]:
+    """Return the service time of each shard; ``None``: it was not measured."""
+    each = given if isinstance(given, list | tuple) else [given]
+    if len(each) != len(runs):
+        what = f"a list with one for each of the {len(runs)} shards" if len(runs) > 1 else "one, for the only shard"
+        raise ValueError(expected(f"service_times[{key}]", what, given))
+    for number, (it, does_run) in enumerate(zip(each, runs, strict=True)):
+        if it is not None and not does_run:
+            raise ValueError(expected(f"service_times[{key}][{number}]", "None, since it does not run there", it))
+    return [None if it is None else _service_time(key, it) for it in each]
+
+
+def _service_time(key: _Key, given: Any) -> ServiceTime:
     from streaminfer.batching.batcher import AdaptiveBatcher  # noqa: PLC0415 - loads the event loop, which plans need not
 
     if isinstance(given, ServiceTime):

@@ -131,9 +131,45 @@ async def test_batcher_tells_what_it_has_learned(loop, problem):
     assert learned.seconds(4) == pytest.approx(0.04, rel=0.1)
 
 
+@pytest.fixture
+def sharded(problem):
+    """A variant of three shards, of which the second needs a GPU."""
+    times = [
+        {"cpu": ServiceTime.affine(0.1, 0.1)},
+        {"gpu": ServiceTime.affine(0.2, 0.2)},
+        {"cpu": ServiceTime.affine(0.3, 0.3)},
+    ]
+    variant = Variant(name="fp32", shards=tuple(Shard(service_time=time) for time in times))
+    return attrs.evolve(problem, models=(Model(name="faces", variants=(variant,)),))
+
+
+def test_each_shard_gets_its_own_time(sharded):
+    """Shards that were not measured, or run on another kind of device, stay."""
+    measured = with_measurements(
+        sharded, service_times={("faces", "fp32", "cpu"): [None, None, ServiceTime.affine(0.01, 0.001)]}
+    )
+
+    before, after = (it.models[0].variants[0].shards for it in (sharded, measured))
+    assert after[2].service_time["cpu"] == ServiceTime.affine(0.01, 0.001)
+    assert after[:2] == before[:2]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (ServiceTime.affine(1, 1), "a list with one for each of the 3 shards"),
+        ([ServiceTime.affine(1, 1)] * 3, r"\[1\]: expected None, since it does not run there"),
+    ],
+)
+def test_times_that_fit_no_shard_are_refused(sharded, given, message):
+    with pytest.raises(ValueError, match=message):
+        with_measurements(sharded, service_times={("faces", "fp32", "cpu"): given})
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"service_times": {("faces", "fp32", "cpu"): [ServiceTime.affine(1, 1)] * 2}}, "one, for the only shard"),
         ({"rates": {"Nice": 1.0}}, "rates: expected names of clusters, got 'Nice'"),
         ({"service_times": {("faces", "int8", "cpu"): ServiceTime.affine(1, 1)}}, "model, variant and device"),
         ({"service_times": {("faces", "fp32", "cpu"): 0.1}}, "expected an AdaptiveBatcher"),
@@ -143,7 +179,7 @@ async def test_batcher_tells_what_it_has_learned(loop, problem):
         ),
         ({"rtt": RttSamples({"Nice": {"Paris": np.ones(4)}})}, "links: expected a known name"),
     ],
-    ids=["rates", "variant", "kind", "greedy", "cluster"],
+    ids=["shards", "rates", "variant", "kind", "greedy", "cluster"],
 )
 def test_unknown_names_are_refused(problem, changes, message):
     with pytest.raises((TypeError, ValueError), match=message):
