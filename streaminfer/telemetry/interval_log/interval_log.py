@@ -31,15 +31,14 @@ from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 __all__ = ["Interval", "IntervalLog", "format_interval", "merge_interval_logs", "merge_widened", "read_interval_log"]
 
 _HEAD = "#[Histogram log format version 1.3]\n"
-_ABSOLUTE = (
-    "#[BaseTime: 0.000 (seconds since epoch)]\n"  # also where intervals are more than a year older than the file
-)
+_ABSOLUTE = "#[BaseTime: 0.000 (seconds since epoch)]\n"
 _LEGEND = '"StartTimestamp","Interval_Length","Interval_Max","Interval_Compressed_Histogram"\n'
 _NUMBER = "([-+0-9.eE]+)"
 _SINCE = re.compile(rf"#\[(StartTime|BaseTime): *{_NUMBER}")
 _LINE = re.compile(rf"(?:Tag=([^,]*),)?{_NUMBER},{_NUMBER},{_NUMBER},(HIST\S+)$")
 _YEAR_S = 365 * 86400.0
 _LONGEST_LINE = 1 << 22
+_LATEST_DATE_S = 32_503_680_000.0  # the year 3000, the last that `time.ctime` has on every platform
 _NOT_IN_TAG = re.compile(r"[,\s]")
 
 
@@ -81,12 +80,7 @@ class IntervalLog:
         check_instance("comment", comment, lambda value: isinstance(value, str), "a string")
         self._file = Path(path).open("a+", encoding="utf-8")  # noqa: SIM115 - closed by close()
         _cut_torn_line(self._file.buffer)
-        if self._file.seek(0, os.SEEK_END) == 0:
-            now_s = time.time()
-            self._file.writelines(f"#{line}\n" for line in comment.splitlines())
-            since = f"#[StartTime: {now_s:.3f} (seconds since epoch), {time.ctime(now_s)}]\n"
-            self._file.write(f"{_HEAD}{since}{_ABSOLUTE}{_LEGEND}")
-        self._file.flush()
+        self._comment = comment
 
     def write(self, histogram: LatencyHistogram, *, start_s: float, end_s: float, tag: str = "") -> None:
         """Append what was counted in an interval.
@@ -101,12 +95,24 @@ class IntervalLog:
             OSError: the file cannot be written.
             TypeError, ValueError: an argument of the wrong type or out of range.
         """
-        self._file.write(format_interval(histogram, start_s, end_s, tag))
+        line = format_interval(histogram, start_s, end_s, tag)
+        self._write_head(start_s)
+        self._file.write(line)
         self._file.flush()
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        if not self._file.closed:
+            self._write_head(time.time())
+            self._file.close()
+
+    def _write_head(self, first_s: float) -> None:
+        """Begin a new file at its first interval: readers skip what is older than ``StartTime``."""
+        if self._file.seek(0, os.SEEK_END) == 0:
+            date = time.ctime(min(first_s, _LATEST_DATE_S))
+            self._file.writelines(f"#{line}\n" for line in self._comment.splitlines())
+            since = f"#[StartTime: {first_s:.3f} (seconds since epoch), {date}]\n"
+            self._file.write(f"{_HEAD}{since}{_ABSOLUTE}{_LEGEND}")
 
     def __enter__(self) -> Self:
         return self

@@ -91,6 +91,29 @@ def test_we_read_the_hdrhistogram_package(path):
     assert interval.histogram.quantile(0.5) * 1e9 == theirs.get_value_at_percentile(50.0)
 
 
+@pytest.mark.parametrize("start_s", [0.0, START_S, 4e9, 1e15], ids=["zero", "past", "future", "no date"])
+def test_the_hdrhistogram_package_skips_nothing(path, start_s):
+    """By default its reader leaves out what began before the log, so the log begins with its first interval."""
+    with IntervalLog(path) as log:
+        for second in range(3):
+            log.write(filled(second, 9), start_s=start_s + second, end_s=start_s + second + 1)
+
+    reader = HistogramLogReader(str(path), HdrHistogram(*LAYOUT))
+    try:
+        read = [reader.get_next_interval_histogram() for _ in range(3)]
+        assert [histogram.get_start_time_stamp() / 1000 - start_s for histogram in read] == [0, 1, 2]
+        assert reader.get_next_interval_histogram() is None
+    finally:
+        reader.close()
+
+
+def test_a_log_without_intervals_has_a_head(path):
+    IntervalLog(path, comment="nothing yet").close()
+
+    assert path.read_text().startswith("#nothing yet\n#[Histogram log format version 1.3]\n#[StartTime: ")
+    assert list(read_interval_log(path)) == []
+
+
 JAVA_FIGURES = [  # of HistogramLogReaderWriterTest.java: seconds, histograms, values, their 99.9th percentile, their maximum
     ("jHiccup-2.0.7S.logV2", 1441812279.474, None, 62, 48_761, 1_745_879_039, 1_796_210_687),
     ("jHiccup-2.0.7S.logV2", 1441812279.474, (5, 20), 15, 11_664, 1_536_163_839, 1_544_552_447),
