@@ -35,7 +35,7 @@ def cost_statistics(meter: "CostMeter") -> CostStatistics:
         name=meter.name,
         currency=meter.currency,
         devices=by_device,
-        models=_rows(devices, _models(devices, lambda _, model: model)),
+        models=_rows(devices, _models(devices, lambda _, model: model), _responses_of_models(meter)),
         routes=_rows(devices, _models(devices, lambda route, model: route or model), _routes(meter)),
         tenants=_rows(devices, _family(devices, lambda device: device.tenants), _children(meter.tenants)),
         streams=_rows(devices, _family(devices, lambda device: device.streams), _children(meter.streams)),
@@ -71,6 +71,23 @@ def _children(family: Any) -> Iterator[tuple[str, CostAccount]]:
 def _routes(meter: "CostMeter") -> Iterator[tuple[str, CostAccount]]:
     for source, account in _children(meter.sources):
         yield route_of(source), account
+
+
+def _responses_of_models(meter: "CostMeter") -> Iterator[tuple[str, CostAccount]]:
+    """Iterate over responses whose source tells which model they are of: its name, or a route with no other model."""
+    models_of: dict[str, set[str]] = {}
+    for device in meter.devices.values():
+        for route, model in device.models.copy():
+            models_of.setdefault(route, set()).add(model)
+    models = set().union(*models_of.values())
+    unclear = models_of.get(OTHER, set()).union(
+        *(several for route, several in models_of.items() if route and len(several) > 1)
+    )
+    if not meter.sources.overflowed:
+        for route, account in _routes(meter):
+            found = models_of.get(route, models & {route}) if route else set()
+            for model in found - unclear:
+                yield model, account
 
 
 def _rows(

@@ -48,7 +48,7 @@ class CostRow(Snapshot):
         setup: of the cost, what does not depend on the number of rows; of models only.
         padding: cost of padding in its batches, in addition; of models only.
         rows: in batches that ended.
-        responses: that callers got; 0 for models, whose responses are those of a route.
+        responses: that callers got; 0 for models that share a route, whose responses do not tell which one made them.
         on_time: responses by their deadline; a request without a deadline is on time.
         degraded: responses that were degraded.
         cached: responses for which no batch ran: from a cache, or computed for another caller.

@@ -212,6 +212,41 @@ class TestPlaces:
         costs = {name: row.cost for name, row in check(run(main)).models.items()}
         assert costs == pytest.approx({"faces": 0.2, "words": 0.1})
 
+    def test_responses_of_models(self):
+        """A model has the responses that name it or a route of its own; those of several on one route are not told."""
+
+        def named(name, *script):
+            model = ScriptedBackend(*script, duration_s=0.1)
+            model.name = name
+            return si.Stack(si.AdaptiveBatcher(max_batch_size=1), model)
+
+        def two(one, other):
+            return si.Replicas(si.Replica("x", named(one)), si.Replica("y", named(other)))
+
+        async def models(loop, *layers):
+            meter = CostMeter(per_second=1.0)
+            async with si.Stack(meter, *layers, clock=loop.clock) as stack:
+                for _ in range(2):
+                    await stack(one())
+            rows = check(meter.statistics()).models.items()
+            return {name: (row.rows, row.responses, row.degraded, row.per_1000_on_time) for name, row in rows}
+
+        async def main(loop):
+            large, small = named("large", ValueError("down")), named("small")
+            router = si.FallbackRouter(si.Route("a", large), si.Route("b", small, quality=0.5))
+            shared = si.FallbackRouter(
+                si.Route("a", named("large", *[ValueError("down")] * 2)), si.Route("b", two("new", "old"))
+            )
+            cached = (si.EdgeCache(maxsize=9), named("faces"))
+            return [await models(loop, *layers) for layers in ((router,), cached, (two("same", "same"),), (shared,))]
+
+        routes, cached, replicas, shared = run(main)
+        assert routes == {"large": (2, 1, 0, pytest.approx(200)), "small": (1, 1, 1, pytest.approx(100))}
+        assert cached == {"faces": (1, 1, 0, pytest.approx(100))}
+        assert replicas == {"same": (2, 2, 0, pytest.approx(100))}
+        assert sum(shared[name][0] for name in ("new", "old")) == 2
+        assert [shared[name][1] for name in ("new", "old")] == [0, 0]
+
     def test_replicas_that_are_paid_together(self):
         async def main(loop):
             meter = CostMeter(per_second=1.0, workers=2)
