@@ -1,4 +1,4 @@
-"""Checks that a picture could be printed: no text on other text or outside, readable sizes, a bounded file."""
+"""Checks that a picture could be printed: no text on other text, on a line or outside, readable sizes, a bounded file."""
 
 import io
 import itertools
@@ -34,6 +34,9 @@ def check_printable(axes, *, largest_svg=LARGEST_SVG):
     legend = axes.get_legend()
     if legend is not None:
         assert legend.get_window_extent(renderer).y0 >= axes.bbox.y1 - 1, "the legend covers data"
+    for text, line in itertools.product(axes.texts, axes.lines):
+        path = line.get_transform().transform_path(line.get_path())
+        assert not path.intersects_bbox(_box(text, renderer), filled=False), f"a line crosses {text.get_text()!r}"
     svg = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none"}):
         figure.savefig(svg, format="svg")

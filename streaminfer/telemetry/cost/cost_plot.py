@@ -50,7 +50,10 @@ def plot_cost(ax: Any, models: Mapping[str, "CostRow"], idle: float, currency: s
     ax.set_ylim(len(rows) + 0.6, -0.6)
     ax.grid(visible=False, axis="y")
     ax.xaxis.set_major_locator(ticker.MaxNLocator(5))
-    ax.xaxis.set_major_formatter(ticker.EngFormatter(unit=currency))
+    small = ticker.EngFormatter(unit=currency)
+    ax.xaxis.set_major_formatter(
+        ticker.FuncFormatter(lambda amount, _: f"{amount:,.0f} {currency}" if amount >= 1000.0 else small(amount))
+    )
     ax.set_xlim(0.0, 1.05 * max(idle, *left) if rows else 1.05 * idle or 1.0)
     if not (rows or idle):
         say_nothing_yet(ax, "nothing to pay yet")

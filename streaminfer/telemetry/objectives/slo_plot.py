@@ -53,9 +53,12 @@ def plot_budget(ax: Any, name: str, noted: list[tuple[int, int, int]], width_ns:
     ax.axhline(0.0, color="black", linewidth=0.8)
     ax.set_ylim(max(_LOWEST_SHOWN, min(0.0, 1.1 * left.min())), 1.05)
     if left.min() < _LOWEST_SHOWN:  # a scale down to -5,000 % would flatten what is above 0
+        # the line falls: early, it leaves the upper right corner free, late, the lower left one
+        is_early = ago_s[np.argmax(left < _LOWEST_SHOWN)] < ago_s[0] / 2
         ax.text(
-            0.02, 0.04, f"{spent.max():,.0f} times the budget spent", transform=ax.transAxes,
-            color=_BLUE, bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0},
+            0.98 if is_early else 0.02, 0.86 if is_early else 0.04, f"{spent.max():,.0f} times the budget spent",
+            transform=ax.transAxes, color=_BLUE, ha="right" if is_early else "left",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0},
         )  # fmt: skip
     if seen[-1] == seen[0]:
         say_nothing_yet(ax, "no events yet")

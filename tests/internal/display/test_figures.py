@@ -1,5 +1,6 @@
 """Every picture of the package, drawn from hostile cases: it could be printed, and its HTML is bounded."""
 
+import functools
 import sys
 
 import attrs
@@ -23,6 +24,7 @@ from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 from streaminfer.telemetry.interval_log.interval_log import Interval
 from streaminfer.telemetry.objectives.slo import SLO
 from streaminfer.telemetry.statistics import TelemetryStatistics
+from streaminfer.testing import FakeClock
 
 DEVICE = ServiceTime.affine(0.004, 0.00025)
 COUNTS = {"empty": 0, "one": 1, "thousand": 1000, "million": 1_000_000}
@@ -70,7 +72,7 @@ def log(count):
         number = ring.released(at_ns, 1 + at % 3, ("full", "planned", "probe", "mine<b>")[at % 4], 0)
         if at % 3 == 0:
             ring.dropped(at_ns, "infeasible", 2)
-        if at % 97:
+        if at % 97 or count > 10_000:
             ring.finished(number, at_ns + 9_000_000, at % 7 > 0)
     return DecisionLog.of(ring)
 
@@ -89,6 +91,29 @@ def slo(hours, share_bad):
             objective.record(1.0 if number < 20 * share_bad else 0.01)
         clock.now += 3600 * 10**9
     return objective
+
+
+def counted(events, first_bad):
+    """An objective with an event each second, all bad from one of them on."""
+    clock = FakeClock()
+    objective = SLO("faces within 50 ms", threshold_s=0.05, clock=clock)
+    for number in range(events):
+        clock.advance(1.0)
+        objective.record(1.0 if number >= first_bad else 0.01)
+    return objective
+
+
+def dropping():
+    """A log in which one of a hundred requests gets into a batch."""
+    ring = EventRing()
+    for at in range(2000):
+        at_ns = at * 1_000_000
+        ring.arrived(at_ns, 50_000_000, 0)
+        if at % 100:
+            ring.dropped(at_ns, ("infeasible", "queue_full")[at % 2], 1)
+        else:
+            ring.finished(ring.released(at_ns, 1, "planned", 0), at_ns + 90_000_000, False)
+    return DecisionLog.of(ring)
 
 
 def telemetry(count):
@@ -112,6 +137,27 @@ def cost(models, idle_ns):
     )  # fmt: skip
 
 
+def paid(responses, on_time):
+    """A bill of a month, for any number of responses."""
+    bill_ns = 30 * 86400 * 10**9
+    row = CostRow(cost=900.0, setup=700.0, padding=90.0, rows=responses, responses=responses, on_time=on_time)
+    device = DeviceCost(
+        per_second=0.001, workers=1, bill_ns=bill_ns, busy_ns=bill_ns, padding_ns=0, idle_ns=0, running_ns=0
+    )
+    return CostStatistics(
+        name="faces", currency="EUR", devices={"gpu": device}, models={"faces": row}, routes={"faces": row},
+        tenants={str(number): row for number in range(256)}, streams={}, total=row, failed=10**6, overflowed=0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("models", "last"), [(3, "10 EUR"), (40, "2,000 EUR")])
+def test_money_has_no_kilo(models, last):
+    axes = new_axes()
+    cost(models, 7).plot(axes)
+    axes.figure.canvas.draw()
+    assert last in [text.get_text() for text in axes.get_xticklabels()]
+
+
 def test_cost_plot_adds_up_to_the_bill():
     """Bars of models and idle time; the smallest models share one bar."""
     axes = new_axes()
@@ -124,9 +170,14 @@ def test_cost_plot_adds_up_to_the_bill():
     assert widths == pytest.approx(sum(4.3 * number for number in range(40)) + 7)
 
 
-def table(**settings):
+def table(trace=None, **settings):
     given = {"service_time": DEVICE, "max_batch_size": 32, "slo_s": 0.05} | settings
-    return what_if(Trace(traffic(300, 2.0)), **given)
+    return what_if(trace or Trace(traffic(300, 2.0)), **given)
+
+
+@functools.cache
+def million_replayed():
+    return table(trace=Trace(traffic(1_000_000)), max_batch_size=[16, 32], policy="greedy", workers=2)
 
 
 def overloaded(count):
@@ -164,11 +215,16 @@ PICTURES = {
     "timeline, million": many_batches,
     "timeline, overload": lambda: result(20_000, 4.0),
     "timeline, 300 workers": lambda: result(20_000, 40.0, 300),
-    **{f"decision log, {count}": lambda count=count: log(count) for count in (0, 1, 20, 3000)},
+    **{f"decision log, {count}": lambda count=count: log(count) for count in (0, 1, 20, 3000, 1_000_000)},
+    "decision log, overload": dropping,
     "budget, empty": lambda: slo(0, 0.0),
     "budget, one hour": lambda: slo(1, 0.0),
     "budget, months": lambda: slo(800, 0.01),
     "budget, overload": lambda: slo(200, 0.5),
+    "budget, one": lambda: counted(1, 1),
+    "budget, one bad": lambda: counted(1, 0),
+    "budget, million": lambda: counted(1_000_000, 995_000),
+    "budget, overload at the end": lambda: counted(10_000, 9_500),
     "what if, one": table,
     "what if, empty": lambda: what_if(
         Trace(np.empty(0)), service_time=DEVICE, max_batch_size=[1, 4, 8], slo_s=0.05
@@ -176,6 +232,7 @@ PICTURES = {
     "what if, overload": lambda: what_if(
         Trace(traffic(300, 50.0)), service_time=DEVICE, max_batch_size=[1, 4, 8], slo_s=0.005
     ),
+    "what if, million": million_replayed,
     "what if, lines": lambda: table(max_batch_size=[1, 4, 8, 16, 32], policy=["greedy", "lookahead"], slo_s=[0.02, 0.05]),
     "what if, hundred": lambda: table(
         max_batch_size=[1, 2, 4, 8, 16], policy=["greedy", "lookahead"], workers=[1, 2, 3, 4], slo_s=[0.02, 0.05, 0.1]
@@ -183,6 +240,8 @@ PICTURES = {
     "cost, empty": lambda: cost(0, 0),
     "cost, one": lambda: cost(2, 3),
     "cost, hundred": lambda: cost(100, 400),
+    "cost, million": lambda: paid(1_000_000, 990_000),
+    "cost, overload": lambda: paid(1_000, 0),
     "service time": lambda: DEVICE,
 }  # fmt: skip
 
