@@ -5,8 +5,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from streaminfer._internal.display.figures import COLORS, legend_above
 from streaminfer.batching.service_time.latency_model import LatencyModel
-from streaminfer.batching.service_time.service_time import ServiceTime, best_size, service_time_axes, whole_ns
+from streaminfer.batching.service_time.service_time import (
+    ServiceTime,
+    best_size,
+    service_time_axes,
+    service_time_html,
+    whole_ns,
+)
 
 __all__ = ["LearnedServiceTime"]
 
@@ -143,7 +150,7 @@ class LearnedServiceTime:
         mean, upper = self.expected_ns(largest)[1:] / 1e9, self.upper_ns(largest)[1:] / 1e9
         ax = service_time_axes(ax, "LearnedServiceTime.plot")
         sizes = np.arange(1, largest + 1)
-        line = ax.plot(sizes, mean, label="mean")[0]
+        line = ax.plot(sizes, mean, color=COLORS[0], label="mean")[0]
         ax.fill_between(sizes, mean, upper, color=line.get_color(), alpha=0.25, linewidth=0, label="95 %")
         shown = [(size, ns / 1e9, visits) for size, (ns, visits) in seen.items() if size <= largest]
         ax.scatter(
@@ -153,9 +160,12 @@ class LearnedServiceTime:
             color=line.get_color(),
             label="by size",
         )
-        ax.legend()
         ax.set_ylim(bottom=0.0, auto=True)
+        legend_above(ax)
         return ax
+
+    def _repr_html_(self) -> str:
+        return service_time_html(self, self.plot if self.known else None)
 
     def __repr__(self) -> str:
         if not self.known:

@@ -16,7 +16,7 @@ import math
 import numbers
 import os
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,11 +24,11 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer._internal.display.figures import new_axes
+from streaminfer._internal.display.figures import COLORS, inline_svg, new_axes
 from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_count, check_duration, expected
 
-__all__ = ["ServiceTime", "best_size", "service_time_axes", "whole_ns"]
+__all__ = ["ServiceTime", "best_size", "service_time_axes", "service_time_html", "whole_ns"]
 
 _FORMAT = "streaminfer.service_time"
 _VERSION = 1
@@ -212,11 +212,14 @@ class ServiceTime:
         """
         ax = service_time_axes(ax, "ServiceTime.plot")
         largest = max(2 * self.sizes[-1], 32)
-        ax.plot(np.arange(1, largest + 1), self.table_s(largest)[1:])
+        ax.plot(np.arange(1, largest + 1), self.table_s(largest)[1:], color=COLORS[0])
         if self.sizes[0]:
             ax.plot(self.sizes, self.times_s, linestyle="", marker="o", color=ax.lines[-1].get_color())
         ax.set_ylim(bottom=0.0, auto=True)  # the top follows what is drawn, also later
         return ax
+
+    def _repr_html_(self) -> str:
+        return service_time_html(self, self.plot)
 
     def __repr__(self) -> str:
         if self.sizes == (0,):
@@ -273,6 +276,19 @@ def service_time_axes(ax: Any, purpose: str) -> Any:
     ax.set_xlabel("batch size")
     ax.set_ylabel("time of a batch")
     return ax
+
+
+def service_time_html(it: object, draw: Callable[[Any], Any] | None) -> str:
+    """Return the picture of a service time for a notebook, and its text.
+
+    Args:
+        it: the service time.
+        draw: its ``plot``; ``None``: there is nothing to draw yet.
+    """
+    from html import escape  # noqa: PLC0415 - a notebook's need, not every import's
+
+    picture = "" if draw is None else inline_svg(draw, f"Time of a batch by its size: {it!r}")
+    return f"{picture}<p>{escape(repr(it))}</p>"
 
 
 def _check_rising(name: str, sizes: Sequence[int], times_s: Sequence[float]) -> None:

@@ -249,7 +249,9 @@ def _mean(sums: Sums) -> Estimate:
 
 
 def _texts(row: OutcomeRow) -> tuple[str, ...]:
-    mean = "" if math.isnan(row.mean.value) else f"{row.mean.value:.4g} ({row.mean.low:.4g} to {row.mean.high:.4g})"
+    mean = "" if math.isnan(row.mean.value) else f"{row.mean.value:.4g}"
+    if not math.isnan(row.mean.low):  # one value has no interval
+        mean += f" ({row.mean.low:.4g} to {row.mean.high:.4g})"
     rate = f"{row.rate.value:.2%} ({row.rate.low:.2%} to {row.rate.high:.2%})"
     quality = {False: "full", True: "degraded"}.get(row.of["degraded"], OTHER)
     counts = f"{row.reported:,} of {row.requests:,}"

@@ -205,5 +205,8 @@ class Outcomes(StackClock, SyncLayer):
     def _use_clock(self, clock: Clock) -> None:
         self.clock = clock
 
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
     def __repr__(self) -> str:
         return f"<Outcomes: {len(self._pending)} pending>"

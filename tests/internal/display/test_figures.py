@@ -11,6 +11,7 @@ from pictures import check_printable
 
 from streaminfer._internal.display import figures
 from streaminfer.batching.queue._event_ring_cy import EventRing
+from streaminfer.batching.service_time.learned_service_time import LearnedServiceTime
 from streaminfer.batching.service_time.service_time import ServiceTime
 from streaminfer.simulation import arrivals
 from streaminfer.simulation.decision_log import DecisionLog
@@ -175,6 +176,14 @@ def table(trace=None, **settings):
     return what_if(trace or Trace(traffic(300, 2.0)), **given)
 
 
+def learned():
+    service_time = LearnedServiceTime()
+    for number, noise in enumerate(np.random.default_rng(3).lognormal(0.0, 0.3, 400).tolist()):
+        size = 1 + number % 32
+        service_time.observe(size, round((4e6 + 25e4 * size) * noise), number * 10**7)
+    return service_time
+
+
 @functools.cache
 def million_replayed():
     return table(trace=Trace(traffic(1_000_000)), max_batch_size=[16, 32], policy="greedy", workers=2)
@@ -243,6 +252,7 @@ PICTURES = {
     "cost, million": lambda: paid(1_000_000, 990_000),
     "cost, overload": lambda: paid(1_000, 0),
     "service time": lambda: DEVICE,
+    "service time, learned": learned,
 }  # fmt: skip
 
 
@@ -273,7 +283,7 @@ def test_an_empty_picture_says_so():
             assert any(text.get_text() for text in axes.texts), name
 
 
-@pytest.mark.parametrize("picture", [name for name in PICTURES if name != "service time"])
+@pytest.mark.parametrize("picture", PICTURES)
 def test_html_is_bounded(picture):
     """Each object shows itself, as a picture where it has something to draw."""
     html = PICTURES[picture]()._repr_html_()
@@ -307,6 +317,10 @@ def test_html_has_the_picture_and_the_figures(picture):
 def test_html_without_matplotlib_has_the_figures(picture, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert PICTURES[picture]()._repr_html_().startswith("<table>")
+
+
+def test_nothing_learned_has_its_text():
+    assert LearnedServiceTime()._repr_html_() == "<p>LearnedServiceTime(observations=0)</p>"
 
 
 def test_many_labels_take_several_rows():

@@ -274,6 +274,7 @@ class TestPlaces:
             meter = CostMeter(per_second=1.0, name="own")
             async with si.Stack(meter, Own(), clock=loop.clock) as stack:
                 await stack(one(), tenant="a")
+                assert "<td>0.1</td>" in meter._repr_html_()
                 return meter.statistics()
 
         statistics = check(run(main))
