@@ -1,5 +1,6 @@
-"""README, CONTRIBUTING and docs use the words of the glossary, short sentences, and say nothing is absent that exists."""
+"""README, CONTRIBUTING, docs and notebooks use the words of the glossary, short sentences, and say nothing is absent that exists."""
 
+import json
 import re
 from pathlib import Path
 
@@ -14,6 +15,7 @@ PAGES = [
         page for page in (ROOT / "docs").rglob("*.md") if "_build" not in page.parts and page.name not in GENERATED
     ),
 ]
+PROSE = [*PAGES, *sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))]
 MAX_PAGE_LINES = 200
 MAX_SENTENCE_WORDS = 30
 FIRST_SCREEN_LINES = 45
@@ -48,9 +50,18 @@ def _name(page):
     return page.relative_to(ROOT).as_posix()
 
 
+def _markdown(page):
+    """Return the text of a page, or that between the code of a notebook."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix != ".ipynb":
+        return text
+    cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown"]
+    return "\n\n".join("".join(cell["source"]) for cell in cells)
+
+
 def _prose(page):
     """Return the numbered lines of a page without code, code spans and targets of links."""
-    text = FENCE.sub(lambda match: "\n" * match[0].count("\n"), page.read_text(encoding="utf-8"))
+    text = FENCE.sub(lambda match: "\n" * match[0].count("\n"), _markdown(page))
     text = re.sub(r"`[^`\n]*`", "CODE", re.sub(r"\]\([^)\s]+\)", "]", text))
     return list(enumerate(text.splitlines(), start=1))
 
@@ -63,7 +74,7 @@ def _sentences(page):
                 yield number, sentence
 
 
-@pytest.mark.parametrize("page", PAGES, ids=_name)
+@pytest.mark.parametrize("page", PROSE, ids=_name)
 def test_page_uses_words_of_the_glossary(page):
     """A word that the glossary replaces is in no page."""
     found = [
@@ -75,14 +86,14 @@ def test_page_uses_words_of_the_glossary(page):
     assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=_name)
+@pytest.mark.parametrize("page", PROSE, ids=_name)
 def test_page_promises_nothing(page):
     """A page describes what exists: what is absent today may exist tomorrow, and the page would be wrong."""
     found = [f"{_name(page)}:{number}: {line}" for number, line in _prose(page) if ABSENT.search(line)]
     assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=_name)
+@pytest.mark.parametrize("page", PROSE, ids=_name)
 def test_sentences_are_short(page):
     """A sentence has at most 30 words."""
     long = [
@@ -93,7 +104,7 @@ def test_sentences_are_short(page):
     assert not long, "\n".join(long)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=_name)
+@pytest.mark.parametrize("page", PROSE, ids=_name)
 def test_sentences_have_lines_of_their_own(page):
     """One sentence per line: a diff shows what changed."""
     found = [
