@@ -34,5 +34,7 @@ def test_notebook_runs(path):
     cells = [json.loads(line) for line in ran.stdout.splitlines()]
     assert cells[-1]["figures"] >= 1
     assert max(size for cell in cells for size in (0, *cell["html"])) < 600_000
+    if path.stem == "what-a-cache-saves":
+        assert any("saved by the cache: " in cell["printed"] for cell in cells)
     if path.stem == "what-a-request-cost":
         assert "0\n" in [cell["printed"] for cell in cells]  # busy, padding and idle time less the bill
