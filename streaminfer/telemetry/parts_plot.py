@@ -41,8 +41,8 @@ def plot_parts(ax: Any, parts: Mapping[str, LatencyHistogram]) -> Any:
     ax.hlines(rows, lows, highs, color=COLORS[4], linewidth=5, alpha=0.5)
     for label, q, color, marker in _MARKS:
         values = [max(histogram.quantile(q), _LOWEST_S) for histogram in recorded.values()]
-        ax.plot(values, rows, marker, color=color, label=label)
-    ax.plot(highs, rows, "|", color="black", markersize=10, label="max")
+        ax.plot(values, rows, marker, color=color, label=label, clip_on=False)
+    ax.plot(highs, rows, "|", color="black", markersize=10, label="max", clip_on=False)
     names = [f"{name}\np99 {format_duration(histogram.quantile(0.99))}" for name, histogram in recorded.items()]
     ax.set_yticks(rows, names, fontsize="small")
     ax.set_ylim(len(recorded) - 0.5, -0.5)

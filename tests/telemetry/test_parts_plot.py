@@ -28,3 +28,17 @@ def test_marks_are_the_percentiles_of_parts_with_responses():
         assert marks[label].get_xdata() == pytest.approx([histograms[name].quantile(q) for name in names])
         assert [*marks[label].get_ydata()] == [0, 1, 2, 3]
     assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first part is on top
+
+
+def test_marks_at_the_edge_are_whole():
+    """What takes less than a microsecond is at the edge of the axes, which cuts no mark."""
+    nothing = LatencyHistogram()
+    nothing.record(0.0)
+    parts = dict.fromkeys(("latency", "queue", "assembly", "inference", "delivery"), nothing)
+
+    axes = TelemetryStatistics(name="faces", in_flight=0, outcomes={}, batch_sizes={}, **parts).plot(
+        Figure().subplots()
+    )
+
+    assert [line.get_xdata()[0] for line in axes.lines] == [axes.get_xlim()[0]] * 4
+    assert not any(line.get_clip_on() for line in axes.lines)
