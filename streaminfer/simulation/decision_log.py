@@ -179,11 +179,12 @@ class DecisionLog:
         """Write a trace for https://ui.perfetto.dev, which reads it in the browser.
 
         It has a track per worker with a slice per batch, arrows from requests to their batch, the requests that were
-        dropped, and the length of the queue as a counter.
+        dropped, and as counters the length of the queue and how fast the budget burns.
 
         Args:
             path: of the file, which is replaced.
-            slo: an objective on the same clock, whose burn rate is drawn as a counter; ``None``: none is.
+            slo: an objective on the same clock, whose burn rate is drawn; ``None``: that of an objective of 99 % of the
+                log's own requests, which are bad where they fail or miss their deadline.
 
         Raises:
             OSError: the file cannot be written.

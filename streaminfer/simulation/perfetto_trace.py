@@ -15,6 +15,9 @@ __all__ = ["perfetto_trace"]
 
 _ANNOTATIONS = ("rows", "left queued", "expected ms", "took ms", "succeeded")
 _REQUEST = "request"
+_OBJECTIVE = 0.99
+"""Share of requests that deadlines are held against where no objective is given, that of an `SLO` by default."""
+_BURN_BINS = 128
 
 
 def perfetto_trace(log: "DecisionLog", slo: "SLO | None" = None) -> bytes:
@@ -22,7 +25,8 @@ def perfetto_trace(log: "DecisionLog", slo: "SLO | None" = None) -> bytes:
 
     Args:
         log: what happened.
-        slo: an objective on the same clock, for a counter of its burn rate; ``None``: there is none.
+        slo: an objective on the same clock, for a counter of its burn rate; ``None``: the counter is that of the log's
+            own requests, which burn the budget of an objective of 99 % where they fail or miss their deadline.
     """
     trace = TraceBuilder("streaminfer batcher", [_REQUEST, *log.reasons, *log.drop_reasons], _ANNOTATIONS)
     in_batch = log.arrival_batches >= 0
@@ -36,11 +40,35 @@ def perfetto_trace(log: "DecisionLog", slo: "SLO | None" = None) -> bytes:
     starts_ns, left = log.batch_starts_ns.repeat(2), log.batch_queued.repeat(2)
     left[::2] += log.batch_sizes
     trace.add_counts(trace.add_track("queued requests", is_counter=True), starts_ns, left)
-    if slo is not None:
-        history = slo.burn_history()
+    if slo is None:
+        name, (at_ns, rates) = f"burn rate of deadlines at {_OBJECTIVE:.0%}", _deadline_burn(log)
+    else:
+        name, history = "burn rate", slo.burn_history()
         at_ns = np.array([max(at_ns, 0) for at_ns, _ in history], np.int64)
-        trace.add_counts(trace.add_track("burn rate", is_counter=True), at_ns, np.array([rate for _, rate in history]))
+        rates = np.array([rate for _, rate in history], np.float64)
+    trace.add_counts(trace.add_track(name, is_counter=True), at_ns, rates)
     return bytes(trace)
+
+
+def _deadline_burn(log: "DecisionLog") -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return instants, each with the burn rate since the one before it, of the requests that the log saw end."""
+    batches = log.arrival_batches
+    ends_ns = np.where(batches >= 0, log.batch_ends_ns[batches] if log.batch_ends_ns.size else -1, -1)
+    succeeded = log.batch_ok[batches] if log.batch_ok.size else np.zeros(batches.shape, bool)
+    # what ran past its deadline is among the drops
+    is_over = (log.limits_ns > 0) & (ends_ns > log.arrivals_ns + log.limits_ns)
+    counted = (ends_ns >= 0) & ~is_over
+    at_ns = np.concatenate([ends_ns[counted], log.drops_ns])
+    if not at_ns.size:
+        return at_ns, np.zeros(0)
+    events = np.concatenate([np.ones(counted.sum()), log.drop_counts])
+    bad = np.concatenate([~succeeded[counted], log.drop_counts])
+    first_ns = int(at_ns.min())
+    width_ns = max(-(-(int(at_ns.max()) + 1 - first_ns) // _BURN_BINS), 1)
+    bins = (at_ns - first_ns) // width_ns
+    ended = np.bincount(bins, events)
+    rates = np.bincount(bins, bad) / np.maximum(ended, 1.0) / (1.0 - _OBJECTIVE)
+    return first_ns + width_ns * np.arange(1, rates.size + 1), rates
 
 
 def _add_batches(

@@ -158,11 +158,34 @@ def test_counters_and_drops(log, tmp_path):
     assert read.events["burn rate"][-1][0] <= clock()
 
 
+def test_without_an_objective_deadlines_burn(tmp_path):
+    """A request in time is good; one that was dropped, failed, or ran past its deadline is bad, and counted once."""
+    events = EventRing()
+    for at_ms, size, ok in ((0, 4, True), (100, 2, False), (200, 2, True)):
+        for _ in range(size):
+            events.arrived(START + at_ms * MS, 50 * MS, 0)
+        number = events.released(START + at_ms * MS, size, "full", 0)
+        for arrival in range(size):
+            events.joined({0: 0, 100: 4, 200: 6}[at_ms] + arrival, number)
+        events.finished(number, START + (at_ms + (60 if at_ms == 200 else 10)) * MS, ok)
+    events.dropped(START + 250 * MS, "deadline_exceeded_running", 2)
+    DecisionLog.of(events).to_perfetto(tmp_path / "trace")
+
+    points = Read(tmp_path / "trace").events["burn rate of deadlines at 99%"]
+
+    rates = [round(event.double_counter_value) for _, event, _ in points]
+    assert [rates[0], *filter(None, rates)] == [0, 100, 100]
+    bad_at_ms = [(at - START) / MS for at, event, _ in points if event.double_counter_value]
+    assert bad_at_ms == [pytest.approx(110, abs=3), pytest.approx(250, abs=3)]
+
+
 def test_an_empty_log_is_a_trace(tmp_path):
     DecisionLog.of(EventRing()).to_perfetto(tmp_path / "trace", slo=SLO("s", threshold_s=0.1))
     assert {track.name for track in Read(tmp_path / "trace").tracks.values()} == {
         "", "requests", "dropped", "queued requests", "burn rate",
     }  # fmt: skip
+    DecisionLog.of(EventRing()).to_perfetto(tmp_path / "trace")
+    assert "burn rate of deadlines at 99%" in {track.name for track in Read(tmp_path / "trace").tracks.values()}
 
 
 def test_every_request_of_a_live_batcher_is_in_its_batch(tmp_path):
