@@ -60,8 +60,11 @@ class StartReport(Snapshot):
         return next((part.calibration for part in self.parts if part.calibration is not None), None)
 
     def __str__(self) -> str:
-        parts = f": {', '.join(map(str, self.parts))}" if self.parts else ""
-        return f"ready after {self.seconds:.3f} s{parts}"
+        return f"ready after {self.seconds:.3f} s{self.list_parts()}"
+
+    def list_parts(self) -> str:
+        """Return the parts behind a colon; empty where there are none."""
+        return f": {', '.join(map(str, self.parts))}" if self.parts else ""
 
     def _repr_html_(self) -> str:
         rows = [(part.name, f"{part.seconds:.3f} s") for part in self.parts]
@@ -121,7 +124,8 @@ class StartTimer:
     def report(self) -> StartReport:
         """All parts, innermost first; logged in one line."""
         report = StartReport(self._now_s() - self._began_s, tuple(self._parts))
-        _LOGGER.info("%s %s", self._what, report)
+        # what a log of templates keeps says what happened
+        _LOGGER.info("%s ready after %.3f s%s", self._what, report.seconds, report.list_parts())
         return report
 
     def _now_s(self) -> float:

@@ -77,6 +77,7 @@ def test_start_is_one_line_in_the_log(caplog):
     (record,) = caplog.records
     assert (record.name, record.levelname) == ("streaminfer", "INFO")
     assert record.message.startswith("stack Telemetry → AdaptiveBatcher → Slow ready after 1.350 s: Slow 1.250 s, ")
+    assert record.msg.startswith("%s ready after ")  # JsonLines keeps the template
 
 
 def test_long_start_says_how_far_it_is(caplog):
