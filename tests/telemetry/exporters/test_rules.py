@@ -214,6 +214,8 @@ def test_wrong_objectives_are_refused():
         alert_rules(SLOS[0], si.SLO("faces", threshold_s=1.0))
     with pytest.raises(TypeError, match="SLO objects"):
         slo_documents("faces")
+    with pytest.raises(ValueError, match="names that differ in letters and digits, got 'Faces!'"):
+        slo_documents(SLOS[0], si.SLO("Faces!", threshold_s=1.0))
     with pytest.raises(ValueError, match="version"):
         slo_documents(SLOS[0], version="v2")
 
@@ -230,6 +232,17 @@ def test_dashboard_is_one_of_grafana():
     for ours, theirs in zip(json.loads(text)["panels"], again["panels"], strict=True):
         assert [target["expr"] for target in theirs["targets"]] == [target["expr"] for target in ours["targets"]]
         assert ours["gridPos"].items() <= theirs["gridPos"].items()
+
+
+def test_dashboards_of_other_titles_are_others():
+    """Grafana replaces a dashboard by one with the same uid, which has at most 40 letters."""
+    titles = ("streaminfer", "Faces of Berlin", "x" * 80)
+
+    assert [json.loads(grafana_dashboard(title))["uid"] for title in titles] == [
+        "streaminfer",
+        "faces-of-berlin",
+        "x" * 40,
+    ]
 
 
 def test_dashboard_asks_for_metrics_that_exist():

@@ -4,11 +4,13 @@ import json
 from typing import Any, NamedTuple
 
 from streaminfer.telemetry.exporters.names import METRICS
+from streaminfer.telemetry.exporters.rules.queries import slug
 
 __all__ = ["grafana_dashboard"]
 
 _SELECTED = 'service=~"$service"'
 _WIDTH, _HEIGHT = 12, 8
+_MAX_UID = 40  # letters, of Grafana
 _METRICS = {metric.name: metric for listed in METRICS.values() for metric in listed}
 
 
@@ -26,7 +28,7 @@ def grafana_dashboard(title: str = "streaminfer") -> str:
     services.
 
     Args:
-        title: of the dashboard.
+        title: of the dashboard; a dashboard that is imported replaces the one of the same title.
     """
     variables = [
         {"name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus"},
@@ -43,7 +45,7 @@ def grafana_dashboard(title: str = "streaminfer") -> str:
     ]
     dashboard = {
         "title": title,
-        "uid": "streaminfer",
+        "uid": slug(title)[:_MAX_UID],  # of another title, another dashboard
         "schemaVersion": 39,
         "editable": True,
         "refresh": "10s",

@@ -6,7 +6,7 @@ https://github.com/pyrra-dev/pyrra (pyrra.dev/v1alpha1)
 
 from typing import Any, Literal, get_args
 
-from streaminfer._internal.validation import check_choice
+from streaminfer._internal.validation import check_choice, expected
 from streaminfer.telemetry.exporters.rules.queries import bad_events, check_slos, duration, events, number, slug
 from streaminfer.telemetry.exporters.rules.yaml_text import to_yaml
 from streaminfer.telemetry.objectives.slo import SLO
@@ -22,7 +22,7 @@ def slo_documents(*slos: SLO, version: Version = "openslo/v1") -> str:
     """Return a YAML document for each objective.
 
     Args:
-        slos: objectives with different names.
+        slos: objectives whose names differ in their letters and digits, of which Kubernetes makes names.
         version: ``"openslo/v1"``; ``"openslo/v1alpha"``, which Sloth reads; or ``"pyrra.dev/v1alpha1"``, which Pyrra
             reads. OpenSLO counts its window in whole minutes, the older one in whole days, at least one.
 
@@ -30,6 +30,10 @@ def slo_documents(*slos: SLO, version: Version = "openslo/v1") -> str:
         TypeError, ValueError: not objectives, two of one name, or an unknown version.
     """
     check_slos(slos)
+    slugs = [slug(slo.name) for slo in slos]
+    for position, slo in enumerate(slos):
+        if slugs[position] in slugs[:position]:
+            raise ValueError(expected("slos", "names that differ in letters and digits", slo.name))
     check_choice("version", version, get_args(Version))
     write = {"openslo/v1": _openslo, "openslo/v1alpha": _openslo_alpha, "pyrra.dev/v1alpha1": _pyrra}[version]
     return "---\n".join(
