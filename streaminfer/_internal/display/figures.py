@@ -21,6 +21,7 @@ __all__ = [
     "legend_above",
     "new_axes",
     "say_nothing_yet",
+    "time_unit",
 ]
 
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
@@ -31,6 +32,8 @@ _HEIGHT_IN = 3.2
 _LETTERS_PER_INCH = 12.0
 _HANDLE_LETTERS = 7
 _KILO = 999.5
+_TIME_UNITS = ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"))
+_UNITS_SHOWN = 2.0
 
 
 def new_axes(ax: Any, purpose: str, *, height_in: float = _HEIGHT_IN) -> Any:
@@ -104,6 +107,11 @@ def in_decades(axis: Any, low_s: float, high_s: float) -> None:
     axis.set_major_locator(ticker.FixedLocator(10.0**decades))
     axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: _seconds(value) or format_duration(value)))
     axis.set_minor_formatter(ticker.NullFormatter())
+
+
+def time_unit(span_s: float) -> tuple[float, str]:
+    """Return the seconds and the name of the largest unit of which a span of time has at least two."""
+    return next(((size, unit) for size, unit in _TIME_UNITS if span_s >= _UNITS_SHOWN * size), (1.0, "seconds"))
 
 
 def inline_svg(draw: Callable[[Any], Any], label: str, *, height_in: float = _HEIGHT_IN) -> str:

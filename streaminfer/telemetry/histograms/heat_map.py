@@ -5,6 +5,7 @@ a column per interval of time and a row per band of latency on a logarithmic sca
 it has. Columns and rows are bounded, so a million requests draw as fast as a thousand.
 """
 
+import datetime as dt
 from collections.abc import Iterable
 from typing import Any, Self
 
@@ -20,6 +21,7 @@ from streaminfer._internal.display.figures import (
     legend_above,
     new_axes,
     say_nothing_yet,
+    time_unit,
 )
 from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.loading.extras import require
@@ -33,6 +35,8 @@ __all__ = ["LatencyHeatMap"]
 _COLUMNS = 120
 _ROWS_PER_DECADE = 10
 _LOWEST_S = 1e-6
+_EPOCH_S = (1e8, 1e11)
+"""Instants between these are seconds since the epoch, from 1973 on, and not since the start of a simulation."""
 _SHADES = ("#b5d3ea", "#08306b")  # a single response is not white
 _QUANTILES = (0.5, 0.99)
 
@@ -116,7 +120,7 @@ class LatencyHeatMap:
             ax: a matplotlib ``Axes`` to draw on; ``None``: a new figure.
 
         Returns:
-            The axes.
+            The axes: x = seconds, as in ``edges_s``, with labels in the unit of the axis.
 
         Raises:
             MissingExtra: matplotlib is not installed (``pip install 'streaminfer[plot]'``).
@@ -126,7 +130,7 @@ class LatencyHeatMap:
         ax.grid(visible=False)
         in_decades(ax.yaxis, self.latency_edges_s[0], self.latency_edges_s[-1])
         ax.set_xlim(self.edges_s[0], self.edges_s[-1])
-        ax.set_xlabel("time, s")
+        _label_time(ax.xaxis, self.edges_s[0], self.edges_s[-1])
         ax.set_ylabel("latency")
         if not self.counts.any():
             say_nothing_yet(ax, "no responses yet")
@@ -154,6 +158,20 @@ class LatencyHeatMap:
     def _repr_html_(self) -> str:
         rows = [("responses", f"{self.counts.sum():,}"), ("time", format_duration(self.edges_s[-1] - self.edges_s[0]))]
         return inline_svg(self.plot, f"Latency over time: {self!r}") or html_table(rows, caption="latency over time")
+
+
+def _label_time(axis: Any, begin_s: float, end_s: float) -> None:
+    """Label an axis of instants in a unit of which it has some; of seconds since the epoch, from the first one."""
+    ticker = require("matplotlib.ticker", extra="plot", purpose="LatencyHeatMap.plot")
+    size_s, unit = time_unit(end_s - begin_s)
+    zero_s, label = 0.0, f"time, {unit}"
+    if begin_s >= _EPOCH_S[0]:
+        date = begin_s < _EPOCH_S[1] and dt.datetime.fromtimestamp(begin_s, dt.UTC)
+        zero_s, label = begin_s, f"{unit} since {date:%Y-%m-%d %H:%M:%S} UTC" if date else f"{unit} from the start"
+    ticks = zero_s + size_s * ticker.MaxNLocator(6).tick_values((begin_s - zero_s) / size_s, (end_s - zero_s) / size_s)
+    axis.set_major_locator(ticker.FixedLocator(ticks[(ticks >= begin_s) & (ticks <= end_s)]))
+    axis.set_major_formatter(ticker.FuncFormatter(lambda at_s, _: f"{round((at_s - zero_s) / size_s, 6):,g}"))
+    axis.set_label_text(label)
 
 
 def _bands(latencies_s: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -4,14 +4,12 @@ from typing import Any
 
 import numpy as np
 
-from streaminfer._internal.display.figures import BAD, COLORS, new_axes, say_nothing_yet
+from streaminfer._internal.display.figures import BAD, COLORS, new_axes, say_nothing_yet, time_unit
 from streaminfer._internal.loading.extras import require
 from streaminfer._internal.units import format_duration
 
 __all__ = ["plot_budget"]
 
-_UNITS = ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"))
-_UNITS_SHOWN = 2.0
 _BLUE, _RED = COLORS[0], BAD
 _LOWEST_SHOWN = -1.0
 """Share of the budget down to which the axis reaches."""
@@ -38,7 +36,7 @@ def plot_budget(ax: Any, name: str, noted: list[tuple[int, int, int]], width_ns:
     ax = new_axes(ax, "SLO.plot")
     at_ns, seen, bad = np.array(noted, np.float64).T
     ago_s = (at_ns - at_ns[-1]) / 1e9
-    size_s, unit = next(((size, unit) for size, unit in _UNITS if -ago_s[0] >= _UNITS_SHOWN * size), (1.0, "seconds"))
+    size_s, unit = time_unit(-ago_s[0])
     spent = (bad - bad[0]) / max(allowed * (seen[-1] - seen[0]), np.finfo(np.float64).tiny)
     events = np.diff(seen)
     rate = np.divide(np.diff(bad), events, out=np.zeros_like(events), where=events > 0) / allowed

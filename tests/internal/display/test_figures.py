@@ -216,6 +216,13 @@ PICTURES = {
     "heat map, intervals": lambda: LatencyHeatMap.of_intervals(
         [Interval(at, at + 1.0, "", histogram(at % 400)) for at in range(500)]
     ),
+    **{
+        f"heat map, log since {start_s:g}": lambda start_s=start_s: LatencyHeatMap.of_intervals(
+            [Interval(at, at + 3600.0, "", histogram(400)) for at in start_s + 3600.0 * np.arange(72)]
+        )
+        for start_s in (1e5, 1.7642e9, 1e12)
+    },
+    "heat map, request of today": lambda: LatencyHeatMap.of_requests([1.7642e9], [0.02]),
     "heat map, one interval": lambda: LatencyHeatMap.of_intervals([Interval(1.0, 2.0, "", histogram(1))]),
     "heat map, no interval": lambda: LatencyHeatMap.of_intervals([]),
     **{f"parts, {name}": lambda count=count: telemetry(count) for name, count in COUNTS.items()},
@@ -263,6 +270,25 @@ def test_picture_could_be_printed(picture):
     axes = new_axes(4.0 if "what if" in picture else 3.2)
     assert drawn.plot(axes) is axes
     check_printable(axes)
+
+
+@pytest.mark.parametrize(
+    ("start_s", "hours", "ticks", "label"),
+    [
+        (1.7642e9, 1, ["0", "10", "20", "30", "40", "50", "60"], "minutes since 2025-11-26 23:33:20 UTC"),
+        (1.7642e9, 72, ["0", "0.5", "1", "1.5", "2", "2.5", "3"], "days since 2025-11-26 23:33:20 UTC"),
+        (0.0, 6, ["0", "1", "2", "3", "4", "5", "6"], "time, hours"),
+    ],
+)
+def test_heat_map_tells_time_in_units_that_can_be_read(start_s, hours, ticks, label):
+    """Seconds since the epoch count from the first one, which the label names."""
+    axes = new_axes()
+    LatencyHeatMap.of_requests(start_s + np.linspace(0.0, 3600.0 * hours, 200), latencies(200)).plot(axes)
+    axes.figure.canvas.draw()
+
+    assert [text.get_text() for text in axes.get_xticklabels()] == ticks
+    assert axes.get_xlabel() == label
+    assert axes.get_xlim() == (start_s, start_s + 3600.0 * hours)
 
 
 def test_a_batch_that_runs_reaches_the_end_of_the_picture():
