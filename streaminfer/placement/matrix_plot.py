@@ -12,6 +12,10 @@ __all__ = ["plot_height_in", "plot_matrix"]
 
 _ROWS = 30
 _COLUMNS = 14
+_UPRIGHT_COLUMNS = 6
+"""Most sites with their names below them; those of more stand on end."""
+_TALL_LABELS_IN = 1.0
+_SMALL_PT = 7.0
 _ROW_IN = 0.2
 _LONGEST_NAME = 18
 _LARGEST_MARK = 60.0
@@ -48,7 +52,7 @@ def plot_matrix(
     clusters = sorted(tightness, key=lambda cluster: -tightness[cluster])[:_ROWS]
     used = {site: sum(row.get(site, 0.0) for row in shares.values()) for site in sites}
     columns = sorted(sites, key=lambda site: -used[site])[:_COLUMNS]
-    ax = new_axes(ax, purpose, height_in=plot_height_in(len(clusters)))
+    ax = new_axes(ax, purpose, height_in=plot_height_in(len(clusters), len(columns)))
     cells = np.array([[rtt_share[cluster].get(site, np.nan) for site in columns] for cluster in clusters])
     colors = require("matplotlib", extra="plot", purpose=purpose).colormaps["Blues"].with_extremes(over="#d9d9d9")
     image = ax.imshow(np.ma.masked_invalid(cells), cmap=colors, vmin=0.0, vmax=1.0, aspect="auto")
@@ -58,20 +62,26 @@ def plot_matrix(
     more = len(rtt_share) - len(clusters)
     ax.set_ylabel(f"and {more} clusters with more room" if more else "")
     ax.set_yticks(range(len(clusters)), [_short(name) for name in clusters], fontsize="small")
-    ax.set_xticks(range(len(columns)), [f"{_short(name, 11)}\n{sites[name]}" for name in columns], fontsize="x-small")
+    is_tall = len(columns) > _UPRIGHT_COLUMNS
+    below = [sites[name].replace("\n", ", ") if is_tall else sites[name] for name in columns]
+    labels = [
+        f"{_short(name, _LONGEST_NAME if is_tall else 11)}\n{text}" for name, text in zip(columns, below, strict=True)
+    ]
+    ax.set_xticks(range(len(columns)), labels, fontsize=_SMALL_PT, rotation=90 if is_tall else 0)
     ax.tick_params(length=0)
     ax.grid(visible=False)
     ax.spines[["left", "bottom"]].set_visible(False)
     ax.set_title("circles: where requests go; grey: too far; triangles: not served", loc="left", fontsize="small")
     bar = ax.figure.colorbar(image, ax=ax, extend="max", pad=0.02, fraction=0.04)
-    bar.set_label("promised round trip, part of the SLO", fontsize="small")
+    bar.set_label("round trip / SLO", fontsize="small")
     bar.ax.tick_params(labelsize="small")
     return ax
 
 
-def plot_height_in(clusters: int) -> float:
-    """Return the height of the picture for so many clusters, in inches."""
-    return 1.5 + _ROW_IN * min(max(clusters, 4), _ROWS)
+def plot_height_in(clusters: int, sites: int) -> float:
+    """Return the height of the picture for so many clusters and sites, in inches."""
+    labels_in = _TALL_LABELS_IN if sites > _UPRIGHT_COLUMNS else 0.0
+    return 1.5 + labels_in + _ROW_IN * min(max(clusters, 4), _ROWS)
 
 
 def _tightness(row: Mapping[str, float], shares: Mapping[str, float]) -> float:

@@ -171,7 +171,9 @@ class Plan:
         ]
         head = ["variant", "sites", "devices", "replicas", "rate of each", "price"]
         tables = [
-            inline_svg(self.plot, self._title(), height_in=plot_height_in(len(self.problem.clusters))),
+            inline_svg(
+                self.plot, self._title(), height_in=plot_height_in(len(self.problem.clusters), len(self.problem.sites))
+            ),
             html_table(groups, head=head, caption=self._title()),
             html_table(
                 latencies, head=["cluster", "predicted", "SLO", "served at"], caption="Clusters, the least slack first"
