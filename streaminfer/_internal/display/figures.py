@@ -21,6 +21,7 @@ __all__ = [
     "legend_above",
     "new_axes",
     "say_nothing_yet",
+    "shown_name",
     "time_unit",
 ]
 
@@ -107,6 +108,14 @@ def in_decades(axis: Any, low_s: float, high_s: float) -> None:
     axis.set_major_locator(ticker.FixedLocator(10.0**decades))
     axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: _seconds(value) or format_duration(value)))
     axis.set_minor_formatter(ticker.NullFormatter())
+
+
+def shown_name(name: str, longest: int = 32) -> str:
+    """Return a user's name for a picture: at most so long, its beginning and its end, and without formulas."""
+    if len(name) > longest:
+        ends = (longest - 1) // 2
+        name = f"{name[: longest - 1 - ends]}…{name[-ends:]}"
+    return name.replace("$", r"\$")  # between two of these matplotlib reads a formula
 
 
 def time_unit(span_s: float) -> tuple[float, str]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from streaminfer._internal.display.figures import COLORS, GREY, legend_above, new_axes, say_nothing_yet
+from streaminfer._internal.display.figures import COLORS, GREY, legend_above, new_axes, say_nothing_yet, shown_name
 from streaminfer._internal.loading.extras import require
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def plot_cost(ax: Any, models: Mapping[str, "CostRow"], idle: float, currency: s
         MissingExtra: matplotlib is not installed.
     """
     rows: list[tuple[str, tuple[float, ...]]] = [
-        (name, (row.cost - row.setup, row.setup, row.padding)) for name, row in models.items()
+        (shown_name(name), (row.cost - row.setup, row.setup, row.padding)) for name, row in models.items()
     ]
     rows.sort(key=lambda row: -sum(row[1]))
     if len(rows) > _MODELS:

@@ -4,13 +4,14 @@ from typing import Any
 
 import numpy as np
 
-from streaminfer._internal.display.figures import BAD, COLORS, new_axes, say_nothing_yet, time_unit
+from streaminfer._internal.display.figures import BAD, COLORS, new_axes, say_nothing_yet, shown_name, time_unit
 from streaminfer._internal.loading.extras import require
 from streaminfer._internal.units import format_duration
 
 __all__ = ["plot_budget"]
 
 _BLUE, _RED = COLORS[0], BAD
+_LONGEST_TITLE = 60  # letters
 _LOWEST_SHOWN = -1.0
 """Share of the budget down to which the axis reaches."""
 
@@ -64,5 +65,5 @@ def plot_budget(ax: Any, name: str, noted: list[tuple[int, int, int]], width_ns:
     ax.yaxis.set_major_formatter(ticker.PercentFormatter(1.0, decimals=0))
     ax.set_xlabel(f"{unit} from now")
     ax.set_ylabel("budget left", color=_BLUE)
-    ax.set_title(name)
+    ax.set_title(shown_name(name, _LONGEST_TITLE))
     return ax

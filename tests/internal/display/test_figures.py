@@ -258,6 +258,10 @@ PICTURES = {
     "cost, hundred": lambda: cost(100, 400),
     "cost, million": lambda: paid(1_000_000, 990_000),
     "cost, overload": lambda: paid(1_000, 0),
+    "cost, long names": lambda: attrs.evolve(
+        cost(3, 4), models={f"models/a/b$c$/{'long' * 30}/v{n}": row for n, row in enumerate(cost(3, 4).models.values())}
+    ),
+    "budget, long name": lambda: SLO(f"a $x^2$ {'long ' * 30}", threshold_s=0.05, clock=FakeClock()),
     "service time": lambda: DEVICE,
     "service time, learned": learned,
 }  # fmt: skip
@@ -347,6 +351,19 @@ def test_html_without_matplotlib_has_the_figures(picture, monkeypatch):
 
 def test_nothing_learned_has_its_text():
     assert LearnedServiceTime()._repr_html_() == "<p>LearnedServiceTime(observations=0)</p>"
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("faces", "faces"),
+        ("x" * 32, "x" * 32),
+        ("model/" * 9 + "v2", "model/model/mode…/model/model/v2"),
+        ("a$b$", r"a\$b\$"),
+    ],
+)
+def test_names_of_users_are_short_and_no_formulas(name, shown):
+    assert figures.shown_name(name) == shown
 
 
 def test_many_labels_take_several_rows():
