@@ -34,7 +34,9 @@ doubles = si.Stack(telemetry, si.AdaptiveBatcher(max_batch_size=32, slo_s=1.0), 
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Publish what this worker has counted, for the others."""
     # the folder of one run of the server, empty at its start
-    workers = app.state.workers = WorkerHistograms(os.environ["TAIL_FOLDER"], telemetry.histograms)
+    workers = WorkerHistograms(os.environ["TAIL_FOLDER"], telemetry.histograms, name="doubles")
+    app.state.workers = workers
+    app.mount("/metrics", si.telemetry.metrics_app(workers))  # of all workers, whichever answers
     publishing = asyncio.ensure_future(workers.keep_published())
     try:
         yield
@@ -47,7 +49,6 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 app = FastAPI(lifespan=lifespan)
 add_stacks(app, doubles)
-app.mount("/metrics", si.telemetry.metrics_app(doubles))  # of the worker that happens to answer
 
 
 class Row(BaseModel):

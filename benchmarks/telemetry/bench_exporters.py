@@ -69,7 +69,7 @@ def bench_scrape(found: list[si.Telemetry]) -> None:
 
     ways: dict[str, Callable[[], bytes]] = {
         "protobuf, native and classic": lambda: scrape(PROTOBUF),
-        "protobuf, gzip, as Prometheus does": lambda: scrape(PROTOBUF, ("Accept-Encoding", "gzip")),
+        "protobuf, as Prometheus asks for it": lambda: scrape(PROTOBUF, ("Accept-Encoding", "gzip")),
         "OpenMetrics": lambda: scrape(OPENMETRICS),
         "plain text": lambda: scrape("text/plain"),
         "plain text, gzip": lambda: scrape("text/plain", ("Accept-Encoding", "gzip")),
@@ -86,7 +86,7 @@ def bench_scrape(found: list[si.Telemetry]) -> None:
     print(f"scrape of {SERVICES} services × {HISTOGRAMS} histograms, ms of CPU, {ROUNDS} rounds (bar 5 ms):")
     for name, taken in times.items():
         low, middle, high = np.quantile(taken, [0.0, 0.5, 0.9])
-        print(f"  {name:34} least {low:6.2f}  median {middle:6.2f}  p90 {high:6.2f}  {sizes[name] / 1024:7.1f} KiB")
+        print(f"  {name:35} least {low:6.2f}  median {middle:6.2f}  p90 {high:6.2f}  {sizes[name] / 1024:7.1f} KiB")
     loop.close()
     collection = Collection(HistogramReader())
     collection.add(found[0].name, [found[0]])

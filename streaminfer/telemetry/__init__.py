@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         merge_interval_logs,
         read_interval_log,
     )
-    from streaminfer.telemetry.interval_log.worker_histograms import WorkerHistograms
+    from streaminfer.telemetry.interval_log.worker_histograms import WorkerHistograms, WorkerStatistics
     from streaminfer.telemetry.live_page.app import dashboard
     from streaminfer.telemetry.objectives.alerts import Alert, AlertPair, workbook_pairs
     from streaminfer.telemetry.objectives.slo import SLO, BurnSignal
@@ -65,6 +65,7 @@ __all__ = [
     "Tracing",
     "TracingStatistics",
     "WorkerHistograms",
+    "WorkerStatistics",
     "alert_rules",
     "dashboard",
     "grafana_dashboard",
@@ -104,6 +105,7 @@ _HOMES = {
     "TracingStatistics": "telemetry.exporters.opentelemetry.tracing_statistics",
     "dashboard": "telemetry.live_page.app",
     "WorkerHistograms": "telemetry.interval_log.worker_histograms",
+    "WorkerStatistics": "telemetry.interval_log.worker_histograms",
     "alert_rules": "telemetry.exporters.rules.rule_file",
     "grafana_dashboard": "telemetry.exporters.rules.dashboard_json",
     "merge_interval_logs": "telemetry.interval_log.interval_log",

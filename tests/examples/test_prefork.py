@@ -48,6 +48,12 @@ class Server:
         # a connection each, so that every worker gets some
         return httpx.post(f"{self.url}/double", timeout=60.0, **options)
 
+    def scraped(self):
+        """What Prometheus would read: how many responses all workers gave."""
+        page = httpx.get(f"{self.url}/metrics/", timeout=60.0).text
+        count = 'streaminfer_workers_duration_seconds_count{service="doubles",layer="WorkerHistograms",of="latency"} '
+        return next(int(line.removeprefix(count)) for line in page.splitlines() if line.startswith(count))
+
     def tail(self):
         return httpx.get(f"{self.url}/tail", timeout=60.0).json()
 
@@ -67,7 +73,10 @@ def test_workers_have_one_tail_and_a_dead_one_counts(tmp_path):
             sent += reply is not None
         while (tail := server.tail())["count"] < sent + 1:
             assert tail["count"] <= sent + 1
+        while (scraped := server.scraped()) < sent + 1:  # of any worker
+            pass
 
+    assert scraped == sent + 1
     assert tail["count"] == sent + 1
     assert 0 < tail["p50_s"] <= tail["p99_s"]
 

@@ -102,6 +102,11 @@ class CostStatistics(Snapshot):
     overflowed: int
 
     @property
+    def labels(self) -> tuple[tuple[str, str], ...]:
+        """For exporters: amounts of different currencies must not be added up."""
+        return (("currency", self.currency),)
+
+    @property
     def bill(self) -> float:
         """What was paid for the devices."""
         return sum(device.money(device.bill_ns) for device in self.devices.values())

@@ -1,7 +1,7 @@
 """Collection of all that stacks measure, as families of samples, whatever the format they are exported in."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import attrs
@@ -122,28 +122,30 @@ class Collection:
                 self._add_statistics(each, (*labels, (label, _text(name))) if label else labels)
 
     def _read(self, snapshot: Any, metrics: Sequence[Metric], labels: Labels) -> None:
-        points: list[HistogramPoint] = []
+        points: list[tuple[Metric, str, HistogramPoint]] = []
         if self._reader is not None:
             # one after another: a histogram fills the processor's cache, and empties it of all else
             points = [
-                self._reader.read(getattr(snapshot, field))
+                (metric, key, self._reader.read(each))
                 for metric in metrics
                 if metric.kind == "histogram"
                 for field in metric.fields
+                for key, each in _histograms(field, getattr(snapshot, field))
             ]
-        following = iter(points)
+        for metric, key, point in points:
+            labeled = (*labels, (metric.label, key)) if metric.label else labels
+            self.families.setdefault(metric, []).append(Sample(labeled, point))
         for metric in metrics:
             if metric.kind == "histogram":
-                if points:
-                    samples = self.families.setdefault(metric, [])
-                    for field in metric.fields:
-                        labeled = (*labels, (metric.label, field)) if metric.label else labels
-                        samples.append(Sample(labeled, next(following)))
                 continue
             samples = self.families.setdefault(metric, [])
             for key, value in _values(snapshot, metric):
                 if value is not None and value == value:  # noqa: PLR0124 - NaN: not known
                     samples.append(Sample((*labels, (metric.label, key)) if key else labels, value))
+
+
+def _histograms(field: str, value: Any) -> Iterable[tuple[str, Any]]:
+    return value.items() if isinstance(value, Mapping) else ((field, value),)
 
 
 class _State(NamedTuple):

@@ -57,6 +57,11 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         histogram("request.labeled.duration", "Latency of requests by the labels of their telemetry.", "latency"),
         counter("requests.labeled", "Completed requests by these labels and by outcome.", "outcomes", by="outcome"),
     ),
+    "WorkerStatistics": (
+        histogram(
+            "workers.duration", "Durations that all workers of a server counted, by histogram.", "durations", by="of"
+        ),
+    ),
     "SloStatistics": (
         counter("slo.events", "Events of the objective: good ones, and bad ones by their kind.", "totals", by="result"),
         counter("slo.ignored", "Outcomes that were no events."),
@@ -405,7 +410,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
 SHARED = frozenset({"DeviceStatistics"})
 """Statistics of what several parts share, which each of them has: read once for each name."""
 
-LABELED = frozenset({"LabeledStatistics"})
+LABELED = frozenset({"CostStatistics", "LabeledStatistics"})
 """Statistics with ``labels`` of their own."""
 
 INNER: dict[str, tuple[tuple[str, str], ...]] = {

@@ -27,18 +27,34 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import attrs
+
+from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_duration, check_instance
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 from streaminfer.telemetry.histograms.rolling_histogram import RollingHistogram
 from streaminfer.telemetry.interval_log.interval_log import Interval, format_interval, read_interval_log
 
-__all__ = ["WorkerHistograms"]
+__all__ = ["WorkerHistograms", "WorkerStatistics"]
 
 _DEAD = "dead.hlog"
 _FOLDED = "#[Folded: "
 _NAME = re.compile(r"[A-Za-z0-9_.:/-]+")
 _live: set[str] = set()  # names of this process, whose locks it could take again
 _What = "a mapping of names to LatencyHistogram or RollingHistogram objects"
+
+
+@attrs.frozen(kw_only=True)
+class WorkerStatistics(Snapshot):
+    """What all workers of a server have counted.
+
+    Attributes:
+        name: the service.
+        durations: by name, those of `LatencyHistogram` objects; rolling ones forget, which no exporter expects.
+    """
+
+    name: str
+    durations: Mapping[str, LatencyHistogram]
 
 
 class WorkerHistograms:
@@ -50,6 +66,8 @@ class WorkerHistograms:
     Args:
         folder: made if missing; on a file system with POSIX locks.
         histograms: by a name of letters, digits and ``_.:/-``; :attr:`Telemetry.histograms` is one.
+        name: the service, for exporters: `metrics_app` takes this object in the place of a stack, and then answers for
+            all workers.
         clock: returns seconds since the epoch.
 
     Raises:
@@ -68,15 +86,18 @@ class WorkerHistograms:
         folder: str | os.PathLike[str],
         histograms: Mapping[str, LatencyHistogram | RollingHistogram],
         *,
+        name: str = "workers",
         clock: Callable[[], float] = time.time,
     ) -> None:
+        check_instance("name", name, lambda value: isinstance(value, str), "a string")
         check_instance("histograms", histograms, lambda value: isinstance(value, Mapping) and bool(value), _What)
-        for name, histogram in histograms.items():
+        for key, histogram in histograms.items():
             check_instance(
                 "histograms", histogram, lambda it: isinstance(it, LatencyHistogram | RollingHistogram), _What
             )
-            if not _NAME.fullmatch(name):
-                raise ValueError(f"histograms: expected names of letters, digits and _.:/-, got {name!r}")
+            if not _NAME.fullmatch(key):
+                raise ValueError(f"histograms: expected names of letters, digits and _.:/-, got {key!r}")
+        self.name = name
         self.folder = Path(folder)
         self._histograms = dict(histograms)
         self._clock = clock
@@ -87,9 +108,9 @@ class WorkerHistograms:
         )
         self.folder.mkdir(parents=True, exist_ok=True)
         self._host = re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname())
-        self._name = f"{self._host}.{self._pid}.{secrets.token_hex(4)}"
-        _live.add(self._name)
-        lock = self.folder / f"{self._name}.lock"
+        self._file = f"{self._host}.{self._pid}.{secrets.token_hex(4)}"
+        _live.add(self._file)
+        lock = self.folder / f"{self._file}.lock"
         unlocked = lock.with_suffix(".unlocked")  # another worker must not take it for a dead one's
         self._lock = os.open(unlocked, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
         fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -105,7 +126,7 @@ class WorkerHistograms:
         self._check()
         now_s = self._clock()
         lines = [self._line(name, histogram, now_s) for name, histogram in self._histograms.items()]
-        self._replace(f"{self._name}.hlog", lines)
+        self._replace(f"{self._file}.hlog", lines)
 
     async def keep_published(self, every_s: float = 1.0) -> None:
         """Publish again and again, until cancelled, and then once more.
@@ -135,11 +156,20 @@ class WorkerHistograms:
         with self._locked():
             self._fold_dead(now_s)
             for path in self.folder.glob("*.hlog"):
-                if path.stem != self._name:
+                if path.stem != self._file:
                     for interval in _intervals(path):
                         if not self._is_over(interval, now_s) and interval.tag in merged:
                             merged[interval.tag].merge(interval.histogram)
         return merged
+
+    def statistics(self) -> WorkerStatistics:
+        """Return what all workers have counted, for exporters; raises as :meth:`merge`."""
+        kept = {
+            name: merged
+            for name, merged in self.merge().items()
+            if not isinstance(self._histograms[name], RollingHistogram)
+        }
+        return WorkerStatistics(name=self.name, durations=kept)
 
     def close(self) -> None:
         """Write a last time and let go; from then on this worker's counts are a dead one's. A second call is fine."""
@@ -147,7 +177,7 @@ class WorkerHistograms:
             self.publish()
             os.close(self._lock)
             self._lock = -1
-            _live.discard(self._name)
+            _live.discard(self._file)
 
     def _check(self) -> None:
         if self._lock < 0:
@@ -219,7 +249,7 @@ class WorkerHistograms:
             (self.folder / f"{name}{suffix}").unlink(missing_ok=True)
 
     def _replace(self, name: str, lines: list[str]) -> None:
-        path = self.folder / f"{name}.{self._name}.new"
+        path = self.folder / f"{name}.{self._file}.new"
         try:
             path.write_text("".join(lines), encoding="utf-8")
             path.rename(self.folder / name)
@@ -237,7 +267,7 @@ class WorkerHistograms:
             os.close(number)
 
     def __repr__(self) -> str:
-        return f"<WorkerHistograms {self._name!r} in {str(self.folder)!r}: {', '.join(self._histograms)}>"
+        return f"<WorkerHistograms {self._file!r} in {str(self.folder)!r}: {', '.join(self._histograms)}>"
 
 
 def _copy(histogram: LatencyHistogram | RollingHistogram) -> LatencyHistogram:

@@ -55,6 +55,7 @@ PANELS = (
     Panel("age", "Age of results of streams, p99 since the start", "s", "gauge"),
     Panel("cost", "Cost of 1,000 responses on time", "", "gauge"),
     Panel("bill", "Shares of the bill", "share", "gauge"),
+    Panel("saved", "Saved by the cache", "", "gauge"),
     Panel("other", "Other figures", "", "table"),
 )
 LIVE = frozenset({"queue", "streams"})
@@ -148,6 +149,8 @@ def _cost(it: Any) -> Iterator[Numbers]:
     yield "cost", {f"all, {it.currency}": it.per_1000_on_time, **routes}
     if it.bill:
         yield "bill", {part: getattr(it, part) / it.bill for part in ("busy", "padding", "idle")}
+    if it.total.cached:
+        yield "saved", {f"all, {it.currency}": it.saved_by_cache}
 
 
 def _drops(counts: Mapping[str, int]) -> Iterator[Numbers]:

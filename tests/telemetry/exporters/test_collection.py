@@ -23,6 +23,7 @@ NOT_EXPORTED = {
     "CalibrationStatistics": None,  # of a start, not of serving
     "TelemetryStatistics": {"name", "batch_sizes", "recent"},
     "LabeledStatistics": {"labels"},  # they are labels
+    "WorkerStatistics": {"name"},
     "SloStatistics": {"name", "period_s", "good", "bad", "rejected", "alerts", "callback_errors"},
     "BatcherStatistics": {"batch_sizes", "batches", "calibration"},
     "DeviceStatistics": {"name", "waiting", "memory_bytes", "loaded"},  # a label; queues are those of the batchers
@@ -206,7 +207,8 @@ def test_cost_is_exported_by_model_and_route():
 
     found = collect(SimpleNamespace(name="meter", statistics=lambda: cost))
 
-    charged = {labels[2:]: value for (name, labels), value in found.items() if name == "streaminfer_cost_charged_total"}
+    assert {labels[2] for name, labels in found if name.startswith("streaminfer_cost")} == {("currency", "EUR")}
+    charged = {labels[3:]: value for (name, labels), value in found.items() if name == "streaminfer_cost_charged_total"}
     assert charged == {(("model", "m"),): 1.5, (("route", "full"),): 1.5}
     assert "acme" not in str(found)
 

@@ -70,6 +70,17 @@ async def test_scrape_answers_in_the_format_and_compressed(loop):
     assert b'streaminfer_request_duration_seconds_count{service="faces",layer="Telemetry"} 1\n' in plain[2]
 
 
+async def test_protobuf_is_sent_as_it_is(loop):
+    """It is small already, and compression would be a fifth of the scrape."""
+    app = si.telemetry.metrics_app(telemetry("faces", [0.01]))
+    protobuf = ("Accept", "application/vnd.google.protobuf")
+
+    _, headers, body = await request(app, headers=[("Accept-Encoding", "gzip"), protobuf])
+
+    assert "content-encoding" not in headers
+    assert body == (await request(app, headers=[protobuf]))[2]
+
+
 async def test_head_has_the_headers_only(loop):
     """HEAD says the length that GET has, without the body."""
     app = si.telemetry.metrics_app(telemetry("faces", [0.01]))

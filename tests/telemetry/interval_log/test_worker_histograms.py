@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from streaminfer.telemetry import LatencyHistogram, RollingHistogram, WorkerHistograms
+from streaminfer.telemetry.exporters.collection import Collection
+from streaminfer.telemetry.exporters.histogram_points import HistogramReader
+from streaminfer.telemetry.services import name_services
 from streaminfer.testing import FakeClock
 
 WORKER = """
@@ -224,3 +227,30 @@ def test_bad_arguments(tmp_path, histograms, error):
     with pytest.raises(error, match="histograms: expected"):
         WorkerHistograms(tmp_path, histograms)
     assert not [*Path(tmp_path).iterdir()]
+
+
+def test_exporters_read_what_all_workers_counted(tmp_path):
+    """A rolling histogram, which forgets, is left out: its counts fall."""
+    first, second = LatencyHistogram(), LatencyHistogram()
+    other = WorkerHistograms(tmp_path, {"latency": second}, name="faces")
+    second.record_many([0.2] * 40)
+    other.publish()
+    workers = WorkerHistograms(tmp_path, {"latency": first, "recent": RollingHistogram()}, name="faces")
+    first.record_many([0.1] * 60)
+
+    collection = Collection(HistogramReader())
+    for service, parts in name_services([workers]):
+        collection.add(service, parts)
+    other.close()
+    workers.close()
+
+    ((metric, (sample,)),) = collection.families.items()
+    assert metric.prometheus == "streaminfer_workers_duration_seconds"
+    assert sample.labels == (("service", "faces"), ("layer", "WorkerHistograms"), ("of", "latency"))
+    assert sample.value.total == 100
+    assert sample.value.sum_s == pytest.approx(14.0, rel=0.01)
+
+
+def test_name_is_a_text(tmp_path):
+    with pytest.raises(TypeError, match="name: expected a string"):
+        WorkerHistograms(tmp_path, {"latency": LatencyHistogram()}, name=3)

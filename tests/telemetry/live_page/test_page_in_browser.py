@@ -92,6 +92,16 @@ def test_session_and_its_stack_are_one_service(page):
     assert [row[0] for row in rows(browser, "#panel-frames tbody tr")] == ["delivered", "failed"]
 
 
+def test_overspent_budget_is_told_in_words(page):
+    """A budget of which 10 parts of 1 are used: no percentage below zero in the tables."""
+    slo = si.SLO("fast", threshold_s=0.05, objective=0.9)
+    slo.record(RuntimeError("a bad event, and no other"))
+    stack = si.Stack(si.Telemetry("faces", slo=slo), si.AdaptiveBatcher(max_batch_size=4), ScriptedBackend())
+    browser, _ = page(Dashboard(Feed([stack], 0.05)))
+    assert rows(browser, "#services tbody tr")[0][-1] == "overspent 9×"
+    assert rows(browser, "#panel-budget tbody tr")[0][1:] == ["overspent 9×"] * 3
+
+
 def test_charts_are_drawn(page):
     """Each chart has pixels of the color of a line, but that of batches, of which there were none."""
     browser, _ = page(make_app("faces"))

@@ -23,7 +23,7 @@ def metrics_app(*stacks: Any) -> "MetricsApp":
 
     It serves every path below the one that it is mounted at, on the event loop of the stacks. The ``Accept`` header
     chooses protobuf with native and classic histograms, OpenMetrics, or plain text. A client that accepts none of them
-    gets 406, a method other than GET and HEAD 405. The body is compressed if the client accepts gzip. The app gives way
+    gets 406, a method other than GET and HEAD 405. Text is compressed if the client accepts gzip. The app gives way
     to requests between two stacks and between two metrics.
 
     Args:
@@ -47,7 +47,7 @@ class MetricsApp(AsgiApp):
             offers = "".join(f"{offer.content_type}\n" for offer in FORMATS)
             await respond(scope, send, 406, offers.encode())
             return
-        compress = accepts_gzip(headers.get("accept-encoding", ""))
+        compress = chosen.is_compressed and accepts_gzip(headers.get("accept-encoding", ""))
         body = await self._render(chosen, compress)
         more = [(b"vary", b"Accept, Accept-Encoding")]
         if compress:

@@ -68,6 +68,11 @@ export class History {
   }
 }
 
+/** The part of an error budget that is left. */
+export function formatBudget(value) {
+  return value < 0 ? `overspent ${short(-value)}×` : format(value, "share");
+}
+
 export function format(value, unit) {
   if (value == null) return "–";
   if (typeof value === "boolean") return value ? "yes" : "no";
@@ -168,7 +173,8 @@ export class Panel {
     this.cells.forEach((cells, l) => {
       const numbers = series[l].filter((value) => typeof value === "number");
       const texts = [series[l].at(-1), ...(numbers.length ? [least(numbers), most(numbers)] : [null, null])];
-      cells.forEach((cell, at) => set(cell, format(texts[at], this.unit)));
+      const text = this.panel.id === "budget" ? formatBudget : (value) => format(value, this.unit);
+      cells.forEach((cell, at) => set(cell, text(texts[at])));
     });
   }
 

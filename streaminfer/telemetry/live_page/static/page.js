@@ -1,6 +1,6 @@
 // The feed, the table of services, and the charts of the one that is chosen.
 
-import { element, format, History, Panel, set } from "./charts.js";
+import { element, format, formatBudget, History, Panel, set } from "./charts.js";
 
 const TELL_MS = 1000;
 const SILENT_MS = 8000;
@@ -116,7 +116,7 @@ function tell() {
       format(history.latest("tail", "p99")?.[0], "s"),
       format(sum(history.latest("queue", "queued")), ""),
       format(sum(history.latest("drops")) ?? 0, ""),
-      format(budget && Math.min(...budget), "share"),
+      formatBudget(budget && Math.min(...budget)),
     ];
     texts.forEach((text, cell) => set(row.cells[cell + 1], text));
   });
