@@ -116,7 +116,7 @@ def test_what_may_name_a_person_is_not_kept(scripted, ask_app, more, kept):
             return (await ask_app(app, "POST", INFER, text + X.tobytes(), headers)).status
 
     assert asyncio.run(scenario()) == 200
-    assert len(app._models["m"]._heads) == kept
+    assert app._models["m"].requests.kept_heads == kept
 
 
 def test_an_answer_without_a_body_ends(scripted, ask_app):
