@@ -1,9 +1,9 @@
 cimport cython
 from streaminfer.serving._exchanges_cy cimport Exchange, ExchangeWatch
 from streaminfer.serving._http_replies_cy cimport make_messages
-from streaminfer.serving._infer_head_cy cimport InferHead
-from streaminfer.serving._model_requests_cy cimport ModelCall, ModelRequests
-from streaminfer.serving._row_path_cy cimport RowReply, join_parts
+from streaminfer.serving.requests._infer_head_cy cimport InferHead
+from streaminfer.serving.requests._model_requests_cy cimport ModelCall, ModelRequests
+from streaminfer.serving.requests._row_path_cy cimport RowReply, join_parts
 
 cdef frozenset _KNOWN_HEADERS
 cdef frozenset _SETTING_HEADERS

@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any
 from streaminfer.errors import InvalidInput
 from streaminfer.serving._exchanges_cy import ClientGone, Exchange, ExchangeWatch
 from streaminfer.serving._http_replies_cy import make_messages, reply, send_events
-from streaminfer.serving._row_path_cy import join_parts
 from streaminfer.serving.deadlines import SETTING_HEADERS, TIME_LEFT, RequestSettings, read_settings
 from streaminfer.serving.errors import RequestRejected
-from streaminfer.serving.infer_request import HEAD_LENGTH, parse_generate, parse_head, parse_head_length
-from streaminfer.serving.infer_response import JSON_TYPE, render_generated, render_response
+from streaminfer.serving.requests._row_path_cy import join_parts
+from streaminfer.serving.requests.infer_request import HEAD_LENGTH, parse_generate, parse_head, parse_head_length
+from streaminfer.serving.requests.infer_response import JSON_TYPE, render_generated, render_response
 
 if TYPE_CHECKING:
     from streaminfer.serving._http_replies_cy import Message, Receive, Send
-    from streaminfer.serving._infer_head_cy import InferHead
-    from streaminfer.serving._model_requests_cy import ModelCall, ModelRequests
-    from streaminfer.serving.infer_response import Outputs
     from streaminfer.serving.limits import Limits
+    from streaminfer.serving.requests._infer_head_cy import InferHead
+    from streaminfer.serving.requests._model_requests_cy import ModelCall, ModelRequests
+    from streaminfer.serving.requests.infer_response import Outputs
 
 __all__ = ["HttpInference"]
 

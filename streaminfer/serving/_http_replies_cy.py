@@ -12,11 +12,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping,
 from typing import TYPE_CHECKING, Any
 
 from streaminfer.serving.errors import RequestRejected, describe_failure
-from streaminfer.serving.infer_response import JSON_TYPE, Outputs, render_generated
+from streaminfer.serving.requests.infer_response import JSON_TYPE, Outputs, render_generated
 
 if TYPE_CHECKING:
-    from streaminfer.serving._infer_head_cy import InferHead
-    from streaminfer.serving._model_requests_cy import ModelRequests
+    from streaminfer.serving.requests._infer_head_cy import InferHead
+    from streaminfer.serving.requests._model_requests_cy import ModelRequests
 
 __all__ = [
     "NO_STORE",

@@ -18,16 +18,16 @@ from streaminfer.backends.triton.dtypes import CONTENTS
 from streaminfer.backends.triton.transport.wire import append_contents, parts_of_contents, split_contents, tag_of
 from streaminfer.errors import InvalidInput
 from streaminfer.protocols import adapt
-from streaminfer.serving._infer_head_cy import InferHead
-from streaminfer.serving._model_requests_cy import ModelCall, ModelRequests
 from streaminfer.serving.deadlines import SETTING_HEADERS, TIME_LEFT, RequestSettings, read_settings
 from streaminfer.serving.errors import RequestRejected, describe_failure
 from streaminfer.serving.grpc_stream import Answers, StreamCall
-from streaminfer.serving.infer_request import HeadReader
-from streaminfer.serving.infer_response import Outputs, keep_reply, select_outputs
 from streaminfer.serving.limits import Limits, checked_limits
 from streaminfer.serving.models import EXTENSIONS, VERSION, ServedModel, find_model, served_models, server_version
-from streaminfer.serving.tensors import encode
+from streaminfer.serving.requests._infer_head_cy import InferHead
+from streaminfer.serving.requests._model_requests_cy import ModelCall, ModelRequests
+from streaminfer.serving.requests.infer_request import HeadReader
+from streaminfer.serving.requests.infer_response import Outputs, keep_reply, select_outputs
+from streaminfer.serving.requests.tensors import encode
 from streaminfer.stack import Stack
 
 __all__ = ["GrpcService", "grpc_servicer"]

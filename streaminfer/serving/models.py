@@ -6,10 +6,10 @@ from typing import Any
 
 from streaminfer._internal.validation import check_instance, expected
 from streaminfer.protocols import ModelTensor, ModelTensors, adapt
-from streaminfer.serving._model_requests_cy import ModelRequests
 from streaminfer.serving.errors import RequestRejected
 from streaminfer.serving.limits import Limits
-from streaminfer.serving.tensors import datatype_of_spec
+from streaminfer.serving.requests._model_requests_cy import ModelRequests
+from streaminfer.serving.requests.tensors import datatype_of_spec
 from streaminfer.stack import Stack
 
 __all__ = ["EXTENSIONS", "VERSION", "ServedModel", "find_model", "served_models", "server_version"]

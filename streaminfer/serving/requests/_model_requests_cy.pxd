@@ -1,8 +1,8 @@
 cimport cython
 from streaminfer._request_cy cimport make_request
 from streaminfer._stack._chain_cy cimport Chain, Passage
-from streaminfer.serving._infer_head_cy cimport InferHead
-from streaminfer.serving._model_counters_cy cimport ModelCounters
+from streaminfer.serving.requests._infer_head_cy cimport InferHead
+from streaminfer.serving.requests._model_counters_cy cimport ModelCounters
 
 cdef Py_ssize_t _MAX_HEAD_BYTES
 cdef Py_ssize_t _MAX_HEADS

@@ -1,5 +1,5 @@
 cimport cython
-from streaminfer.serving._row_path_cy cimport RowReader, RowReply
+from streaminfer.serving.requests._row_path_cy cimport RowReader, RowReply
 
 @cython.final
 cdef class InferHead:

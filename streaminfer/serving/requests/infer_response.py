@@ -9,10 +9,10 @@ import numpy.typing as npt
 
 from streaminfer.errors import InvalidInput
 from streaminfer.protocols import ModelTensors
-from streaminfer.serving._infer_head_cy import InferHead
-from streaminfer.serving._row_path_cy import RowReply, join_parts
-from streaminfer.serving.infer_request import HEAD_LENGTH
-from streaminfer.serving.tensors import datatype_of_spec, encode, encode_list
+from streaminfer.serving.requests._infer_head_cy import InferHead
+from streaminfer.serving.requests._row_path_cy import RowReply, join_parts
+from streaminfer.serving.requests.infer_request import HEAD_LENGTH
+from streaminfer.serving.requests.tensors import datatype_of_spec, encode, encode_list
 
 __all__ = [
     "JSON_TYPE",

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from streaminfer.backends.triton.dtypes import dtype_of
 from streaminfer.errors import InvalidInput
-from streaminfer.serving._row_path_cy import RowReader, RowReply
 from streaminfer.serving.deadlines import RequestSettings, read_settings
-from streaminfer.serving.tensors import decode, decode_list
+from streaminfer.serving.requests._row_path_cy import RowReader, RowReply
+from streaminfer.serving.requests.tensors import decode, decode_list
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from streaminfer.serving.infer_request import HeadReader
+    from streaminfer.serving.requests.infer_request import HeadReader
 
 __all__ = ["InferHead"]
 

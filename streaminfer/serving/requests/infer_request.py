@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 from streaminfer._internal.validation import brief
 from streaminfer.errors import InvalidInput
 from streaminfer.protocols import ModelTensor, ModelTensors
-from streaminfer.serving._infer_head_cy import InferHead
 from streaminfer.serving.errors import RequestRejected
 from streaminfer.serving.limits import Limits
-from streaminfer.serving.tensors import check_shape, datatype_of_spec
+from streaminfer.serving.requests._infer_head_cy import InferHead
+from streaminfer.serving.requests.tensors import check_shape, datatype_of_spec
 
 __all__ = [
     "HEAD_LENGTH",

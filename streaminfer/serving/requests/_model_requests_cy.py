@@ -18,17 +18,17 @@ from streaminfer._stack.many_calls import answer_all, default_concurrency
 from streaminfer.errors import BackendError, DeadlineExceeded, InvalidInput
 from streaminfer.protocols import Capabilities, ModelTensors, adapt
 from streaminfer.request import deadline_after, time_left_s
-from streaminfer.serving._model_counters_cy import ModelCounters
 from streaminfer.serving.errors import RequestRejected
-from streaminfer.serving.infer_response import announced_datatypes
+from streaminfer.serving.requests._model_counters_cy import ModelCounters
+from streaminfer.serving.requests.infer_response import announced_datatypes
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from streaminfer._stack._chain_cy import Chain, Passage
     from streaminfer.request import Request, Response
-    from streaminfer.serving._infer_head_cy import InferHead
     from streaminfer.serving.deadlines import RequestSettings
+    from streaminfer.serving.requests._infer_head_cy import InferHead
     from streaminfer.stack import Stack
 
 __all__ = ["ModelCall", "ModelRequests"]
