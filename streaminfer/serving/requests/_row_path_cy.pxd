@@ -1,5 +1,6 @@
 cimport cython
 
+cdef Py_ssize_t _SMALL_BYTES
 cdef Py_ssize_t _WHOLE_BYTES
 
 @cython.final

@@ -16,6 +16,8 @@ from numpy import ndarray, uint8
 
 __all__ = ["RowReader", "RowReply", "join_parts"]
 
+_SMALL_BYTES = 1 << 10
+"""Contents up to this size are copied, which takes less than to find out whether a view of them is aligned."""
 _WHOLE_BYTES = 1 << 16
 """Responses up to this size are sent in one piece."""
 
@@ -48,7 +50,7 @@ class RowReader:
         self._takes_one = takes_one
 
     def read(self, content: Any, start: int, spans: list[tuple[int, int]]) -> Any:
-        """Return the inputs, views unless unaligned; ``None``: the sizes are not those of the inputs.
+        """Return the inputs, views unless small or unaligned; ``None``: the sizes are not those of the inputs.
 
         Args:
             content: the message.
@@ -64,9 +66,15 @@ class RowReader:
             first, end = spans[position]
             if end - first != self._sizes[position]:
                 return None
-            array = ndarray(self._shapes[position], self._dtypes[position], content, start + first)
-            if not array.flags.aligned:
-                array = array.copy()  # not every library reads unaligned arrays
+            if end - first <= _SMALL_BYTES:
+                part = content[start + first : start + end]
+                array = ndarray(
+                    self._shapes[position], self._dtypes[position], part if type(part) is bytes else bytes(part)
+                )
+            else:
+                array = ndarray(self._shapes[position], self._dtypes[position], content, start + first)
+                if not array.flags.aligned:
+                    array = array.copy()  # not every library reads unaligned arrays
             if self._takes_one:
                 return array
             named[self._names[position]] = array

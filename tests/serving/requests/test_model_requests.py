@@ -121,3 +121,35 @@ def test_the_headers_of_a_response_are_its_own(scripted):
     asyncio.run(scenario())
 
     assert seen == [3, 3, 3, 3]
+
+
+@pytest.mark.parametrize(("numbers", "is_view"), [(4, False), (1000, True)], ids=["small", "large"])
+def test_large_inputs_are_views_of_the_body(ask_app, numbers, is_view):
+    """Small ones are copied, wherever they lie in the body; all are aligned, and nothing can write to them."""
+    seen = []
+
+    class Service:
+        async def call(self, request):
+            seen.append(request.inputs)
+            return si.Response(request.inputs)
+
+    app = si.serving.asgi_app({"m": si.Stack(Service())})
+    array = np.arange(numbers, dtype=np.float32).reshape(1, -1)
+    tensor = TENSOR | {"shape": [1, numbers], "parameters": {"binary_data_size": array.nbytes}}
+    head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+    head += b" " * (-len(head) % 16)
+    body = head + array.tobytes()
+
+    async def scenario():
+        async with app:
+            headers = {"Inference-Header-Content-Length": str(len(head))}
+            for _ in range(2):
+                assert (await ask_app(app, "POST", INFER, body, headers)).status == 200
+
+    asyncio.run(scenario())
+
+    for row in seen:
+        assert np.array_equal(row, array[0])
+        assert row.flags.aligned
+        assert not row.flags.writeable
+        assert (row.base is body) == is_view
