@@ -6,7 +6,7 @@ One source, compiled with the C types of ``_model_requests_cy.pxd``, or run as i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Hashable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -268,7 +268,7 @@ class ModelCall:
     _responses: list[Response] | None
     head: InferHead
     model: ModelRequests
-    awaited: Awaitable[Any]
+    awaited: Any
     arrays: Mapping[str, npt.NDArray[Any]] | None
     time_left_s: float | None
     stream: AsyncGenerator[Mapping[str, npt.NDArray[Any]], None] | None
@@ -285,6 +285,7 @@ class ModelCall:
             What a layer of the stack made of it, for `end`; ``None``: it remains.
         """
         passage, self._passage = self._passage, None
+        self.awaited = None  # it holds the error, whose traceback holds the call
         try:
             response = None if passage is None else self._chain.failed(passage, error)
         except BaseException:

@@ -1,6 +1,7 @@
 """Requests on their way through a stack, as one app answers them."""
 
 import asyncio
+import gc
 import json
 
 import numpy as np
@@ -153,3 +154,22 @@ def test_large_inputs_are_views_of_the_body(ask_app, numbers, is_view):
         assert row.flags.aligned
         assert not row.flags.writeable
         assert (row.base is body) == is_view
+
+
+def test_a_failed_request_is_freed_at_once(scripted, ask_app, body_of):
+    """Nothing that a request refers to waits for the garbage collector, not even where the request failed."""
+    _, _, app = scripted(*[si.CircuitOpen("open")] * 3)
+
+    async def scenario():
+        async with app:
+            gc.collect()
+            gc.disable()
+            try:
+                for _ in range(3):
+                    assert (await ask_app(app, "POST", INFER, body_of(X))).status == 503
+                await asyncio.sleep(0)
+                return [one for one in gc.get_objects() if type(one).__name__ == "ModelCall"]
+            finally:
+                gc.enable()
+
+    assert asyncio.run(scenario()) == []
