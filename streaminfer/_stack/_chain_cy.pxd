@@ -33,7 +33,7 @@ cdef class Chain:
 
     @cython.locals(request=CRequest, passage=Passage)
     cpdef Passage open(self, object inputs, object timeout_s, object priority, object stream_id, object tenant, object subject, object tags, object key, object store, object waits)
-    cpdef Passage open_request(self, CRequest request, object timeout_s)
+    cpdef Passage open_request(self, CRequest request, object timeout_s, object loop=*)
     cpdef Passage begin(self, CRequest request, object receive)
     cpdef object outputs(self, Passage passage, object outcome)
     @cython.locals(ticket=CTicket)

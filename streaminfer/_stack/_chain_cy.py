@@ -201,9 +201,17 @@ class Chain:
             return passage
         return self._enter(request, now_ns, None)
 
-    def open_request(self, request: Request, timeout_s: float | None) -> Passage:
-        """Enter the layers with a request, as :meth:`open`."""
-        if get_running_loop() is not self.loop:
+    def open_request(
+        self, request: Request, timeout_s: float | None, loop: asyncio.AbstractEventLoop | None = None
+    ) -> Passage:
+        """Enter the layers with a request, as :meth:`open`.
+
+        Args:
+            request: of the caller.
+            timeout_s: as above.
+            loop: the running loop, from a caller that knows it: to find it out is a system call.
+        """
+        if (get_running_loop() if loop is None else loop) is not self.loop:
             self._refuse()
         now_ns = self.clock()
         deadline_ns = self._deadline_ns(request.deadline_ns, timeout_s, now_ns)
@@ -295,15 +303,17 @@ class Chain:
         passage.awaited = passage.ticket = None
         passage._chain = self
         passage._receive = receive
-        tokens: list[Any] = []
-        passage._tokens = tokens if self._enters else None
+        passage._tokens = None
         try:
             position = 0
-            for enter in self._enters:
-                if position == self._validate_at and self._validate is not None:
-                    self._validate(request)
-                tokens.append(enter(request, now_ns))
-                position += 1
+            if self._enters:
+                tokens: list[Any] = []
+                passage._tokens = tokens
+                for enter in self._enters:
+                    if position == self._validate_at and self._validate is not None:
+                        self._validate(request)
+                    tokens.append(enter(request, now_ns))
+                    position += 1
             if position == self._validate_at and self._validate is not None:
                 self._validate(request)
             if self._submit is None:

@@ -93,11 +93,12 @@ def describe(value: object) -> str:
 class _Check:
     """What one array must be; the parts of the valid case worked out."""
 
-    __slots__ = ("dtype", "exact", "finite", "fixed", "name", "rank", "shape")
+    __slots__ = ("dtype", "exact", "finite", "fixed", "is_text", "name", "rank", "shape")
 
     def __init__(self, spec: TensorSpec, *, finite: bool) -> None:
         self.name = spec.name
         self.dtype = spec.dtype
+        self.is_text = spec.dtype == TEXT
         self.shape = spec.row_shape
         self.rank = len(self.shape)
         self.fixed = tuple((axis, size) for axis, size in enumerate(self.shape) if isinstance(size, int))
@@ -107,7 +108,10 @@ class _Check:
 
     def fits(self, value: Any) -> bool:
         """The fast pass: true only for a plain array that is right in every respect."""
-        if type(value) is not np.ndarray or value.dtype != self.dtype:
+        if type(value) is not np.ndarray:
+            return False
+        dtype = value.dtype
+        if dtype is not self.dtype and dtype != self.dtype:
             return False
         shape = value.shape
         if shape != self.exact:
@@ -116,7 +120,7 @@ class _Check:
             for axis, size in self.fixed:
                 if shape[axis] != size:
                     return False
-        if self.dtype == TEXT:
+        if self.is_text:
             return is_all_text(value)
         return not self.finite or bool(np.isfinite(value).all())
 

@@ -11,6 +11,8 @@ from asyncio import get_running_loop
 from collections.abc import Callable, Hashable
 from typing import Any, NoReturn
 
+from numpy import ndarray
+
 from streaminfer.batching.assembly.stacking import SCALARS, prepare
 from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import NEVER, Ticket
@@ -20,8 +22,9 @@ from streaminfer.protocols import Clock
 
 __all__ = ["DispatchState", "Submission"]
 
-# a C variable in the compiled module, not visible from Python
+# C variables in the compiled module, not visible from Python
 _NEVER = NEVER
+_NUMBERS = frozenset("biufc")  # kinds of dtypes
 
 
 class DispatchState:
@@ -67,7 +70,17 @@ class Submission:
     """
 
     __slots__ = (
-        *("_assembler", "_dispatcher", "_enter", "_in_order", "_make_room", "_outcomes", "_plain", "_queue"),
+        *(
+            "_assembler",
+            "_dispatcher",
+            "_enter",
+            "_in_order",
+            "_make_room",
+            "_number_dtype",
+            "_outcomes",
+            "_plain",
+            "_queue",
+        ),
         *("_reject", "_slo_ns", "_stack", "clock", "loop", "new_future", "stopping", "submitted"),
     )
 
@@ -95,6 +108,7 @@ class Submission:
         self._outcomes = outcomes
         self._assembler: Any = None
         self._plain = True
+        self._number_dtype: Any = None  # of the latest array, which is stacked as it is
         self._slo_ns = -1
         self.loop: asyncio.AbstractEventLoop | None = None
         self.new_future: Callable[[], asyncio.Future[Any]] = asyncio.Future
@@ -153,7 +167,12 @@ class Submission:
         cost = 0.0
         if not self._plain or (self._stack and type(inputs) not in SCALARS):
             try:
-                if self._plain:
+                if type(inputs) is ndarray and self._plain:
+                    dtype = inputs.dtype
+                    if dtype is not self._number_dtype:
+                        inputs = prepare(inputs)
+                        self._number_dtype = dtype if dtype.kind in _NUMBERS else None
+                elif self._plain:
                     inputs = prepare(inputs)
                 else:
                     inputs = self._assembler.prepare(inputs)

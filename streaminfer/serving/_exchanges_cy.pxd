@@ -12,6 +12,7 @@ cdef class Exchange:
     cdef ExchangeWatch _watch
     cdef public object body_is_read
     cdef public Py_ssize_t looks
+    cdef readonly object loop
 
     cpdef cancel(self, object reason)
     cpdef listen(self)

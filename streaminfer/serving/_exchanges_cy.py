@@ -43,10 +43,22 @@ class Exchange:
 
     Attributes:
         body_is_read: whether it was, as a whole; ``None``: not known.
+        loop: on which its tasks run; ``None`` before the first.
         looks: how often the watch has looked, in the present part of the exchange.
     """
 
-    __slots__ = ("_ahead", "_listening", "_reason", "_receive", "_scope", "_tasks", "_watch", "body_is_read", "looks")
+    __slots__ = (
+        "_ahead",
+        "_listening",
+        "_reason",
+        "_receive",
+        "_scope",
+        "_tasks",
+        "_watch",
+        "body_is_read",
+        "looks",
+        "loop",
+    )
 
     def __init__(self, watch: ExchangeWatch, scope: Message, receive: Receive) -> None:
         self._watch = watch
@@ -58,6 +70,7 @@ class Exchange:
         self._ahead: Message | None = None
         self.body_is_read: bool | None = None
         self.looks = 0
+        self.loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def is_over(self) -> bool:
@@ -65,7 +78,7 @@ class Exchange:
         return self._reason is not None
 
     def __enter__(self) -> Self:
-        loop = get_running_loop()
+        loop = self.loop = get_running_loop()
         task = current_task(loop)
         assert task is not None  # noqa: S101 - a coroutine of an ASGI server runs in one
         self._tasks.append(task)

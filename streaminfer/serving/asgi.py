@@ -10,16 +10,9 @@ from typing import Any, Self
 from streaminfer._internal.validation import check_duration
 from streaminfer._runtime.stopping import STOP_LIMIT_S
 from streaminfer.serving._exchanges_cy import ClientGone
+from streaminfer.serving._http_inference_cy import HttpInference
+from streaminfer.serving._http_replies_cy import NO_STORE, Message, Receive, Send, describe_error, reply, without_body
 from streaminfer.serving.errors import RequestRejected
-from streaminfer.serving.http_inference import (
-    NO_STORE,
-    HttpInference,
-    Receive,
-    Reply,
-    Scope,
-    Send,
-    describe_error,
-)
 from streaminfer.serving.limits import Limits, checked_limits
 from streaminfer.serving.models import EXTENSIONS, VERSION, ServedModel, find_model, served_models, server_version
 from streaminfer.stack import Stack
@@ -27,6 +20,7 @@ from streaminfer.stack import Stack
 __all__ = ["ServingApp", "asgi_app"]
 
 _LOG = logging.getLogger("streaminfer")
+_READING, _POSTING = ("GET", "HEAD"), ("POST",)
 
 
 def asgi_app(
@@ -72,13 +66,13 @@ class ServingApp:
         self._started: list[Stack] = []
         self._inference = HttpInference(limits)
         self._addresses = {
-            f"/v2/models/{name}{version}/{kind}": (model, kind)
+            f"/v2/models/{name}{version}/{kind}": (model.requests, kind)
             for name, model in models.items()
             for version in ("", f"/versions/{VERSION}")
             for kind in ("infer", "generate", "generate_stream")
         }
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request of the server."""
         if scope["type"] != "http":
             await self._serve_other(scope, receive, send)
@@ -87,29 +81,23 @@ class ServingApp:
         # a mount leaves its prefix in the path or takes it off, depending on the framework's version
         path = path.removeprefix(root) if root and path.startswith(root) else path
         try:
-            reply: Reply | None
-            if (asked := self._addresses.get(path) or self._addresses.get(path.rstrip("/"))) is None:
-                reply = self._describe(path)
-                _allow(method, "GET, HEAD")
+            asked = self._addresses.get(path) or self._addresses.get(path.rstrip("/"))
+            if asked is None:
+                messages = self._describe(path)
+                _check_method(method, _READING)
             else:
-                _allow(method, "POST")
-                reply = await self._inference.answer(scope, receive, send, *asked)
+                _check_method(method, _POSTING)
+                messages = await self._inference.answer(scope, receive, send, *asked)
         except ClientGone:
             return
         except Exception as error:  # noqa: BLE001 - each becomes a status; a cancellation passes
-            reply = describe_error(error)
-        if reply is None:
-            return
-        parts = reply.parts
-        headers = [*reply.headers, (b"content-length", b"%d" % sum(map(len, parts)))]
-        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-        if method == "HEAD" or not parts:
-            parts = [b""]
-        last = len(parts) - 1
-        for number, part in enumerate(parts):
-            await send({"type": "http.response.body", "body": part, "more_body": number < last})
+            messages = describe_error(error)
+        if method == "HEAD":
+            messages = without_body(messages)
+        for message in messages:
+            await send(message)
 
-    async def _serve_other(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve_other(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._live(receive, send)
         else:
@@ -151,7 +139,7 @@ class ServingApp:
 
     # -- requests -----------------------------------------------------------------------------------------------
 
-    def _describe(self, path: str) -> Reply:
+    def _describe(self, path: str) -> list[Message]:
         models = self._models
         match path.strip("/").split("/"):
             case ["v2"]:
@@ -173,7 +161,7 @@ class ServingApp:
         return f"ServingApp({', '.join(self._models)})"
 
 
-def _describe_model(model: ServedModel, rest: list[str]) -> Reply:
+def _describe_model(model: ServedModel, rest: list[str]) -> list[Message]:
     match rest:
         case []:
             return _json(model.metadata())
@@ -187,14 +175,15 @@ def _describe_model(model: ServedModel, rest: list[str]) -> Reply:
             raise RequestRejected(404, "no such address")
 
 
-def _allow(method: str, methods: str) -> None:
-    if method not in methods.split(", "):
-        raise RequestRejected(405, f"only {methods} here", allow=methods)
+def _check_method(method: str, methods: tuple[str, ...]) -> None:
+    if method not in methods:
+        allowed = ", ".join(methods)
+        raise RequestRejected(405, f"only {allowed} here", allow=allowed)
 
 
-def _json(content: Any) -> Reply:
-    return Reply([json.dumps(content).encode()])
+def _json(content: Any) -> list[Message]:
+    return reply([json.dumps(content).encode()])
 
 
-def _health(ready: bool) -> Reply:
-    return Reply([], (NO_STORE,), 200 if ready else 503)
+def _health(ready: bool) -> list[Message]:
+    return reply([], (NO_STORE,), 200 if ready else 503)

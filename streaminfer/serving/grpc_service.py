@@ -17,15 +17,17 @@ from streaminfer._internal.loading.extras import require
 from streaminfer.backends.triton.dtypes import CONTENTS
 from streaminfer.backends.triton.transport.wire import append_contents, parts_of_contents, split_contents, tag_of
 from streaminfer.errors import InvalidInput
-from streaminfer.protocols import ModelTensors, adapt
+from streaminfer.protocols import adapt
 from streaminfer.serving.deadlines import SETTING_HEADERS, TIME_LEFT, RequestSettings, read_settings
 from streaminfer.serving.errors import RequestRejected, describe_failure
 from streaminfer.serving.grpc_stream import Answers, StreamCall
-from streaminfer.serving.infer_request import HeadReader, InferHead, InferRequest
-from streaminfer.serving.infer_response import InferAnswer, Outputs, keep_reply, select_outputs
 from streaminfer.serving.limits import Limits, checked_limits
 from streaminfer.serving.models import EXTENSIONS, VERSION, ServedModel, find_model, served_models, server_version
-from streaminfer.serving.tensors import encode
+from streaminfer.serving.requests._infer_head_cy import InferHead
+from streaminfer.serving.requests._model_requests_cy import ModelCall, ModelRequests
+from streaminfer.serving.requests.infer_request import HeadReader
+from streaminfer.serving.requests.infer_response import Outputs, keep_reply, select_outputs
+from streaminfer.serving.requests.tensors import encode
 from streaminfer.stack import Stack
 
 __all__ = ["GrpcService", "grpc_servicer"]
@@ -78,7 +80,7 @@ class GrpcService:
         self._fill = require("google.protobuf.json_format", extra="grpc", purpose=purpose).ParseDict
         self._unreadable = require("google.protobuf.message", extra="grpc", purpose=purpose).DecodeError
         self._models = models
-        self._names = {name.encode(): model for name, model in models.items()}
+        self._names = {name.encode(): model.requests for name, model in models.items()}
         self._limits = limits
         self._streams = itertools.count(1)
         self._input_tag = tag_of(self._pb.ModelInferRequest, "raw_input_contents")
@@ -151,13 +153,13 @@ class GrpcService:
 
     async def _infer(self, message: bytes, context: Any) -> bytes:
         try:
-            model, call = self._read(message)
-            answer = await self._answer(model, call, context, None)
-            response = self._render(model, call.head, answer, final=None)
+            model, head, rows = self._read(message)
+            call = await self._answer(model, head, rows, context, None)
+            response = self._render(model, head, call, final=None)
         except Exception as error:  # noqa: BLE001 - each becomes a status; a cancellation passes
             await self._abort(context, error)
-        if answer.time_left_s is not None:
-            context.set_trailing_metadata(((TIME_LEFT, f"{answer.time_left_s:.6f}"),))
+        if call.time_left_s is not None:
+            context.set_trailing_metadata(((TIME_LEFT, f"{call.time_left_s:.6f}"),))
         return response
 
     async def _stream(self, messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
@@ -176,25 +178,25 @@ class GrpcService:
     async def _answer_streamed(self, context: Any, stream_id: str, used: set[str], message: bytes) -> Answers:
         identity = ""
         try:
-            model, call = self._read(message)
-            head, identity = call.head, call.head.id
+            model, head, rows = self._read(message)
+            identity = head.id
             used.add(model.name)
-            answer = await self._answer(model, call, context, stream_id)
+            call = await self._answer(model, head, rows, context, stream_id)
             wants_final = head.parameters.get(_WANTS_FINAL) is True
-            if answer.stream is not None:
-                return self._answer_each(model, head, answer.stream, wants_final=wants_final)
-            return self._streamed(self._render(model, head, answer, final=True if wants_final else None))
+            if call.stream is not None:
+                return self._answer_each(model, head, call.stream, wants_final=wants_final)
+            return self._streamed(self._render(model, head, call, final=True if wants_final else None))
         except Exception as error:  # noqa: BLE001 - the stream goes on
             return self._error(identity, error)
 
     async def _answer_each(
-        self, model: ServedModel, head: InferHead, answers: AsyncGenerator[Outputs, None], *, wants_final: bool
+        self, model: ModelRequests, head: InferHead, answers: AsyncGenerator[Outputs, None], *, wants_final: bool
     ) -> AsyncGenerator[bytes, None]:
         """The responses of a model that has many to one request, and an empty one at the end if the client wants it."""
         try:
             async with contextlib.aclosing(answers):
                 async for arrays in answers:
-                    yield self._streamed(self._render(model, head, InferAnswer(arrays, None), final=False))
+                    yield self._streamed(self._render_arrays(model, head, arrays, None, final=False))
         except Exception as error:  # noqa: BLE001 - the stream goes on
             yield self._error(head.id, error)
         if wants_final:
@@ -211,8 +213,8 @@ class GrpcService:
 
     # -- messages -----------------------------------------------------------------------------------------------
 
-    def _read(self, message: bytes) -> tuple[ServedModel, InferRequest]:
-        """The model, and the request to it.
+    def _read(self, message: bytes) -> tuple[ModelRequests, InferHead, list[Any]]:
+        """The model, the head of the request to it, and the inputs of each row.
 
         Raises:
             InvalidInput: it is no such message.
@@ -228,25 +230,20 @@ class GrpcService:
         if len(rest) > self._limits.max_head_bytes:
             raise RequestRejected(413, f"message: expected at most {self._limits.max_head_bytes} bytes beside raw")
         model = self._first_model(rest) or self._model_of(self._parse(rest))
+        head = model.head(rest, len(rest), model.now_ns())
+        if head is None:
+            head = self._parse_head(model, rest, len(spans))
+            model.keep_head(rest, len(rest), head)
+        return model, head, head.read(message, 0, spans)
 
-        def parse(tensors: ModelTensors | None) -> InferHead:
-            return self._parse_head(model, rest, len(spans), tensors)
-
-        head = model.head(rest, parse, model.now_ns())
-        call = head.read_row(message, spans)
-        if call is None:
-            view = memoryview(message)
-            call = head.read([view[start:end] for start, end in spans])
-        return model, call
-
-    def _first_model(self, rest: bytes) -> ServedModel | None:
+    def _first_model(self, rest: bytes) -> ModelRequests | None:
         """The model whose name is the first field, as most clients write it."""
         if rest[:1] != _MODEL_NAME_TAG or len(rest) == 1:
             return None
         return self._names.get(rest[2 : 2 + rest[1]])
 
-    def _model_of(self, message: Any) -> ServedModel:
-        return find_model(self._models, message.model_name, message.model_version)
+    def _model_of(self, message: Any) -> ModelRequests:
+        return find_model(self._models, message.model_name, message.model_version).requests
 
     def _parse(self, rest: bytes) -> Any:
         try:
@@ -254,7 +251,7 @@ class GrpcService:
         except self._unreadable as error:
             raise _no_message(error) from None
 
-    def _parse_head(self, model: ServedModel, rest: bytes, raw: int, tensors: ModelTensors | None) -> InferHead:
+    def _parse_head(self, model: ModelRequests, rest: bytes, raw: int) -> InferHead:
         limits, message = self._limits, self._parse(rest)
         if self._model_of(message) is not model:
             raise InvalidInput("model_name: expected once, got several")
@@ -262,7 +259,7 @@ class GrpcService:
             raise RequestRejected(413, f"message: expected at most {limits.max_tensors} inputs and outputs")
         if not message.inputs or (raw and raw != len(message.inputs)):
             raise InvalidInput(f"inputs: expected at least one, each with raw contents or none, got {raw} raw")
-        reader = HeadReader(tensors, limits)
+        reader = HeadReader(model.tensors, limits)
         for described in message.inputs:
             self._check_offered(described.parameters)
             data = None
@@ -282,22 +279,39 @@ class GrpcService:
         if "shared_memory_region" in parameters or "classification" in parameters:
             raise RequestRejected(501, "parameters: shared memory and classification are not offered")
 
-    async def _answer(self, model: ServedModel, call: InferRequest, context: Any, stream_id: str | None) -> InferAnswer:
+    async def _answer(
+        self, model: ModelRequests, head: InferHead, rows: list[Any], context: Any, stream_id: str | None
+    ) -> ModelCall:
         arrived_ns = model.now_ns()
-        settings = _settings(context, call.head)
+        settings = _settings(context, head)
         left_s = context.time_remaining()
         if left_s is not None and (settings.timeout_s is None or left_s < settings.timeout_s):
             settings = settings._replace(timeout_s=max(left_s, 0.0))
         if settings.stream_id is None and stream_id is not None:
             settings = settings._replace(stream_id=stream_id)
-        return await model.infer(call, settings, arrived_ns, takes_many=stream_id is not None)
+        call = model.begin(head, rows, settings, arrived_ns)
+        try:
+            outcome = await call.awaited
+        except BaseException as error:
+            outcome = call.failed(error)
+            if outcome is None:
+                raise
+        call.end(outcome)
+        if call.has_many_answers:
+            await call.open_stream(stream_id is not None)
+        return call
 
-    def _render(self, model: ServedModel, head: InferHead, answer: InferAnswer, *, final: bool | None) -> bytes:
-        if answer.parts is not None:
-            return b"".join(answer.parts)
+    def _render(self, model: ModelRequests, head: InferHead, call: ModelCall, *, final: bool | None) -> bytes:
+        if call.parts is not None:
+            return b"".join(call.parts)
+        return self._render_arrays(model, head, call.arrays or {}, call.row, final=final)
+
+    def _render_arrays(
+        self, model: ModelRequests, head: InferHead, arrays: Outputs, row: Any, *, final: bool | None
+    ) -> bytes:
         contents: list[bytes | memoryview] = []
         kinds: list[tuple[str, str, tuple[int, ...]]] = []
-        for name, array in select_outputs(head, answer.arrays).items():
+        for name, array in select_outputs(head, arrays).items():
             datatype, content = encode(name, array, model.announced.get(name))
             kinds.append((name, datatype, array.shape))
             contents.append(content)
@@ -306,12 +320,12 @@ class GrpcService:
         parts = parts_of_contents(head.rendered[1], self._output_tag, contents)
         if _WANTS_FINAL not in head.parameters:  # the same in a stream and by itself
             pieces = [b"".join(parts[:2]), *parts[3::2]]
-            keep_reply(head, answer.row, kinds, pieces)
+            keep_reply(head, row, kinds, pieces)
         return b"".join(parts)
 
     def _render_head(
         self,
-        model: ServedModel,
+        model: ModelRequests,
         head: InferHead,
         kinds: Sequence[tuple[str, str, tuple[int, ...]]],
         *,

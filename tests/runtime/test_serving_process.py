@@ -41,6 +41,14 @@ def loop():
     loop.close()
 
 
+@pytest.fixture
+def thresholds():
+    """Those of the collector, as they are before the test and after it."""
+    before = gc.get_threshold()
+    yield before
+    gc.set_threshold(*before)
+
+
 def test_what_exists_is_left_out_until_the_last_unfreeze(loop):
     """Two stacks hold the heap; the second unfreeze puts everything back."""
     first = serving_process.enter(loop)
@@ -53,6 +61,28 @@ def test_what_exists_is_left_out_until_the_last_unfreeze(loop):
 
     serving_process.leave(second)
     assert gc.get_freeze_count() == 0
+
+
+@pytest.mark.parametrize(("before", "during"), [(700, 10_000), (50_000, 50_000), (0, 0)])
+def test_the_youngest_are_collected_less_often(loop, thresholds, before, during):
+    """Requests in flight are not visited again and again; a higher threshold, or none at all, is left alone."""
+    gc.set_threshold(before, *thresholds[1:])
+
+    hold = serving_process.enter(loop)
+    assert gc.get_threshold() == (during, *thresholds[1:])
+
+    serving_process.leave(hold)
+    assert gc.get_threshold() == (before, *thresholds[1:])
+
+
+def test_a_threshold_that_was_set_meanwhile_stays(loop, thresholds):
+    """What the application sets while a stack runs is not put back at its stop."""
+    hold = serving_process.enter(loop)
+    gc.set_threshold(900, *thresholds[1:])
+
+    serving_process.leave(hold)
+
+    assert gc.get_threshold()[0] == 900
 
 
 def test_objects_that_the_interpreter_froze_are_no_reason():

@@ -10,6 +10,8 @@ import streaminfer as si
 from streaminfer.serving import Limits
 from streaminfer.testing import HANG
 
+pytestmark = pytest.mark.uncompiled
+
 INFER = "/v2/models/m/infer"
 X = np.arange(12, dtype=np.float32).reshape(3, 4)
 

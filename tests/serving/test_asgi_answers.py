@@ -11,6 +11,8 @@ from streaminfer.backends.signature import TensorSpec
 from streaminfer.serving import Limits
 from streaminfer.testing import HANG
 
+pytestmark = pytest.mark.uncompiled
+
 INFER = "/v2/models/m/infer"
 X = np.arange(12, dtype=np.float32).reshape(3, 4)
 
@@ -116,7 +118,7 @@ def test_what_may_name_a_person_is_not_kept(scripted, ask_app, more, kept):
             return (await ask_app(app, "POST", INFER, text + X.tobytes(), headers)).status
 
     assert asyncio.run(scenario()) == 200
-    assert len(app._models["m"]._heads) == kept
+    assert app._models["m"].requests.kept_heads == kept
 
 
 def test_an_answer_without_a_body_ends(scripted, ask_app):

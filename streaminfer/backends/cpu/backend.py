@@ -364,7 +364,7 @@ class CpuBackend(Node):
 
 def _check_request(signature: Signature, request: Request) -> None:
     inputs = request.inputs
-    if not isinstance(inputs, (np.ndarray, Mapping)):
+    if type(inputs) is not np.ndarray and not isinstance(inputs, (np.ndarray, Mapping)):
         try:
             inputs = np.asarray(inputs)  # as a batcher does
         except ValueError:  # a ragged list: the check says what is expected

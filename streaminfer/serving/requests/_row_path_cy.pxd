@@ -1,5 +1,8 @@
 cimport cython
 
+cdef Py_ssize_t _SMALL_BYTES
+cdef Py_ssize_t _WHOLE_BYTES
+
 @cython.final
 cdef class RowReader:
     cdef list _names
@@ -8,8 +11,8 @@ cdef class RowReader:
     cdef list _sizes
     cdef bint _takes_one
 
-    @cython.locals(count=Py_ssize_t, position=Py_ssize_t, start=Py_ssize_t, end=Py_ssize_t, named=dict)
-    cpdef object read(self, object content, list spans)
+    @cython.locals(count=Py_ssize_t, position=Py_ssize_t, first=Py_ssize_t, end=Py_ssize_t, named=dict)
+    cpdef object read(self, object content, Py_ssize_t start, list spans)
 
 @cython.final
 cdef class RowReply:
@@ -24,3 +27,5 @@ cdef class RowReply:
 
     @cython.locals(count=Py_ssize_t, position=Py_ssize_t, parts=list)
     cpdef object render(self, object outputs)
+
+cpdef list join_parts(list parts, Py_ssize_t size)

@@ -1,21 +1,21 @@
 """Responses over HTTP: JSON, with the outputs that were asked for as bytes behind it."""
 
 import json
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from streaminfer.errors import InvalidInput
 from streaminfer.protocols import ModelTensors
-from streaminfer.serving._row_path_cy import RowReply
-from streaminfer.serving.infer_request import HEAD_LENGTH, InferHead
-from streaminfer.serving.tensors import datatype_of_spec, encode, encode_list
+from streaminfer.serving.requests._infer_head_cy import InferHead
+from streaminfer.serving.requests._row_path_cy import RowReply, join_parts
+from streaminfer.serving.requests.infer_request import HEAD_LENGTH
+from streaminfer.serving.requests.tensors import datatype_of_spec, encode, encode_list
 
 __all__ = [
     "JSON_TYPE",
-    "InferAnswer",
     "Outputs",
     "announced_datatypes",
     "keep_reply",
@@ -27,29 +27,9 @@ __all__ = [
 JSON_TYPE = (b"content-type", b"application/json")
 _BINARY_TYPE = (b"content-type", b"application/octet-stream")
 _HEAD_LENGTH = HEAD_LENGTH.encode()
-_WHOLE_BYTES = 1 << 16
-"""Responses up to this size are sent in one piece."""
 
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
 Outputs = Mapping[str, npt.NDArray[Any]]
-
-
-class InferAnswer(NamedTuple):
-    """Answer of a model to all rows of a request.
-
-    Attributes:
-        arrays: the outputs by name; the first axis holds the rows.
-        time_left_s: seconds that were left until the deadline; ``None``: there was none.
-        stream: the answers of a model that has several to one request, in place of ``arrays``.
-        row: the outputs of the only row, as the stack returned them.
-        parts: of the response, in place of ``arrays``, where it is like the last one to such a request.
-    """
-
-    arrays: Outputs
-    time_left_s: float | None
-    stream: AsyncGenerator[Outputs, None] | None = None
-    row: Any = None
-    parts: list[Any] | None = None
 
 
 def select_outputs(head: InferHead, arrays: Outputs) -> Outputs:
@@ -97,9 +77,9 @@ def announced_datatypes(model: ModelTensors | None) -> dict[str, str | None]:
 
 
 def render_response(
-    name: str, version: str, head: InferHead, answer: InferAnswer, announced: Mapping[str, str | None]
+    name: str, version: str, head: InferHead, arrays: Outputs, row: Any, announced: Mapping[str, str | None]
 ) -> tuple[list[Any], Sequence[tuple[bytes, bytes]]]:
-    """Return the parts of the body, and the headers that describe it.
+    """Return the parts of the body, and its headers.
 
     The JSON is made once for requests that share a head, as long as the outputs have the same types and shapes.
 
@@ -107,19 +87,18 @@ def render_response(
         name: of the model.
         version: of the model.
         head: of the request.
-        answer: of the model.
+        arrays: the outputs of all rows.
+        row: the outputs of the only row, as the stack returned them; ``None``: there are several.
         announced: the types of its outputs, as far as they are known.
 
     Raises:
         InvalidInput: an output that the model lacks was asked for, or JSON cannot hold one.
         BackendError: the protocol has no type for an output.
     """
-    if answer.parts is not None and head.row_reply is not None:
-        return _joined(answer.parts, head.row_reply.size), head.row_reply.headers
     contents: list[bytes | memoryview] = []
     kinds: list[tuple[str, str, tuple[int, ...], int]] = []
     listed: dict[str, list[Any]] = {}
-    for output, array in select_outputs(head, answer.arrays).items():
+    for output, array in select_outputs(head, arrays).items():
         if head.binary if head.outputs is None else head.outputs[output]:
             datatype, content = encode(output, array, announced.get(output))
             contents.append(content)
@@ -132,19 +111,14 @@ def render_response(
     else:
         text = _render_head(name, version, head.id, kinds, listed)
         head.rendered = None if listed else (kinds, text)
+    size = len(text) + sum(map(len, contents))
+    length = (b"content-length", b"%d" % size)
     if not contents:
-        return [text], (JSON_TYPE,)
-    headers = (_BINARY_TYPE, (_HEAD_LENGTH, b"%d" % len(text)))
+        return [text], (JSON_TYPE, length)
+    headers = (_BINARY_TYPE, (_HEAD_LENGTH, b"%d" % len(text)), length)
     if not listed:
-        keep_reply(head, answer.row, kinds, [text, *[b""] * (len(kinds) - 1)], headers)
-    return _joined([text, *contents], len(text) + sum(map(len, contents))), headers
-
-
-def _joined(parts: list[Any], size: int) -> list[Any]:
-    """The body in one piece if it is small; parts that are arrays as bytes, in any case."""
-    if size <= _WHOLE_BYTES:
-        return [b"".join(parts)]
-    return [part.reshape(-1).view(np.uint8).data if isinstance(part, np.ndarray) else part for part in parts]
+        keep_reply(head, row, kinds, [text, *[b""] * (len(kinds) - 1)], headers)
+    return join_parts([text, *contents], size), headers
 
 
 def _render_head(

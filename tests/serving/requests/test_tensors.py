@@ -7,7 +7,7 @@ from streaminfer.backends.signature import TensorSpec
 from streaminfer.errors import BackendError, InvalidInput
 from streaminfer.serving.errors import RequestRejected
 from streaminfer.serving.limits import Limits
-from streaminfer.serving.tensors import check_shape, datatype_of, decode, decode_list, encode, encode_list
+from streaminfer.serving.requests.tensors import check_shape, datatype_of, decode, decode_list, encode, encode_list
 
 LIMITS = Limits(max_rank=3, max_elements=100, max_strings=10, max_rows=20)
 NUMBERS = ["bool", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"]

@@ -12,9 +12,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from numpy import ndarray
+from numpy import ndarray, uint8
 
-__all__ = ["RowReader", "RowReply"]
+__all__ = ["RowReader", "RowReply", "join_parts"]
+
+_SMALL_BYTES = 1 << 10
+"""Contents up to this size are copied, which takes less than to find out whether a view of them is aligned."""
+_WHOLE_BYTES = 1 << 16
+"""Responses up to this size are sent in one piece."""
 
 
 class RowReader:
@@ -44,12 +49,13 @@ class RowReader:
         self._sizes = sizes
         self._takes_one = takes_one
 
-    def read(self, content: Any, spans: list[tuple[int, int]]) -> Any:
-        """Return the inputs, views unless unaligned; ``None``: the sizes are not those of the inputs.
+    def read(self, content: Any, start: int, spans: list[tuple[int, int]]) -> Any:
+        """Return the inputs, views unless small or unaligned; ``None``: the sizes are not those of the inputs.
 
         Args:
             content: the message.
-            spans: where each input lies in it.
+            start: where the spans begin in it.
+            spans: where each input lies.
         """
         count = len(self._names)
         if len(spans) != count:
@@ -57,12 +63,18 @@ class RowReader:
         named: dict[str, Any] = {}
         position = 0
         while position < count:
-            start, end = spans[position]
-            if end - start != self._sizes[position]:
+            first, end = spans[position]
+            if end - first != self._sizes[position]:
                 return None
-            array = ndarray(self._shapes[position], self._dtypes[position], content, start)
-            if not array.flags.aligned:
-                array = array.copy()  # not every library reads unaligned arrays
+            if end - first <= _SMALL_BYTES:
+                part = content[start + first : start + end]
+                array = ndarray(
+                    self._shapes[position], self._dtypes[position], part if type(part) is bytes else bytes(part)
+                )
+            else:
+                array = ndarray(self._shapes[position], self._dtypes[position], content, start + first)
+                if not array.flags.aligned:
+                    array = array.copy()  # not every library reads unaligned arrays
             if self._takes_one:
                 return array
             named[self._names[position]] = array
@@ -120,3 +132,15 @@ class RowReply:
             parts.append(array)
             position += 1
         return parts
+
+
+def join_parts(parts: list[Any], size: int) -> list[Any]:
+    """Return the body in one piece if it is small; parts that are arrays as bytes, in any case.
+
+    Args:
+        parts: of the body.
+        size: of all of them, in bytes.
+    """
+    if size <= _WHOLE_BYTES:
+        return [b"".join(parts)]
+    return [part.reshape(-1).view(uint8).data if isinstance(part, ndarray) else part for part in parts]

@@ -9,29 +9,21 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy.typing as npt
-
 from streaminfer._internal.validation import brief
-from streaminfer.backends.triton.dtypes import dtype_of
 from streaminfer.errors import InvalidInput
 from streaminfer.protocols import ModelTensor, ModelTensors
-from streaminfer.serving._row_path_cy import RowReader, RowReply
-from streaminfer.serving.deadlines import RequestSettings, read_settings
 from streaminfer.serving.errors import RequestRejected
 from streaminfer.serving.limits import Limits
-from streaminfer.serving.tensors import check_shape, datatype_of_spec, decode, decode_list
+from streaminfer.serving.requests._infer_head_cy import InferHead
+from streaminfer.serving.requests.tensors import check_shape, datatype_of_spec
 
 __all__ = [
     "HEAD_LENGTH",
     "HeadReader",
-    "InferHead",
-    "InferRequest",
     "Tensor",
     "parse_generate",
     "parse_head",
     "parse_head_length",
-    "read_contents",
-    "split_body",
 ]
 
 HEAD_LENGTH = "inference-header-content-length"
@@ -63,123 +55,6 @@ class Tensor(NamedTuple):
     def is_numbers(self) -> bool:
         """Whether its content is read without looking at it."""
         return self.elements > 0 and self.datatype not in {"BF16", "BOOL", "BYTES"}
-
-
-class InferHead:
-    """A request to a model without the content of its tensors; requests with the same head can share one.
-
-    Attributes:
-        id: of the client, which the response repeats.
-        tensors: the inputs.
-        rows: their number of rows.
-        takes_one: the model reads its only input as an array, not by name.
-        parameters: of the request.
-        settings: what the parameters say.
-        outputs: those to return, by name, and whether as bytes; ``None``: all.
-        binary: whether outputs that are not named are returned as bytes.
-        spans: where the contents lie behind a head over HTTP.
-        content_size: of all contents together, over HTTP.
-        is_reusable: it has neither elements nor text of its own.
-        rendered: the head of the latest response, and what it describes.
-        row_reader: reads a later request of one row with this head; ``None``: not such a head.
-        row_reply: renders a response to one like the last; ``None``: there was none.
-    """
-
-    __slots__ = (
-        "_contents", "_keeps_bytes", "binary", "content_size", "id", "is_reusable", "outputs", "parameters",
-        "rendered", "row_reader", "row_reply", "rows", "settings", "spans", "takes_one", "tensors",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        identity: str,
-        reader: "HeadReader",
-        parameters: Mapping[str, Any],
-        outputs: Mapping[str, bool] | None,
-        *,
-        binary: bool,
-    ) -> None:
-        self.id = identity
-        self.tensors = reader.tensors
-        self.rows = reader.rows
-        self.takes_one = reader.takes_one()
-        self.parameters = parameters
-        self.settings: RequestSettings = read_settings({}, parameters)
-        self.outputs = outputs or None
-        self.binary = binary
-        self.rendered: tuple[Any, bytes] | None = None
-        self._keeps_bytes = reader.keeps_bytes
-        self.spans: list[tuple[int, int]] = []
-        position = 0
-        for tensor in self.tensors:
-            if tensor.size is not None:
-                self.spans.append((position, position + tensor.size))
-                position += tensor.size
-        self.content_size = position
-        self._contents = sum(tensor.data is None for tensor in self.tensors)
-        # what may name a person is not kept
-        self.is_reusable = (
-            self._contents == len(self.tensors)
-            and not identity
-            and not any(isinstance(value, str) for value in parameters.values())
-        )
-        self.row_reply: RowReply | None = None
-        self.row_reader: RowReader | None = None
-        if self.is_reusable and self.rows == 1 and all(tensor.is_numbers for tensor in self.tensors):
-            dtypes = [dtype_of(tensor.datatype) for tensor in self.tensors]
-            self.row_reader = RowReader(
-                [tensor.name for tensor in self.tensors],
-                dtypes,
-                [tuple(tensor.shape[1:]) for tensor in self.tensors],
-                [tensor.elements * dtype.itemsize for tensor, dtype in zip(self.tensors, dtypes, strict=True) if dtype],
-                self.takes_one,
-            )
-
-    def read_row(self, content: Any, spans: list[tuple[int, int]]) -> "InferRequest | None":
-        """Return the request where the head is of one row of numbers, and all sizes are right.
-
-        Args:
-            content: the message.
-            spans: where the contents lie in it.
-        """
-        row = None if self.row_reader is None else self.row_reader.read(content, spans)
-        return None if row is None else InferRequest(self, {}, row)
-
-    def read(self, contents: Sequence[memoryview]) -> "InferRequest":
-        """Return the request with the content of its tensors, which the arrays are views of.
-
-        Args:
-            contents: of the tensors that have one, in their order.
-
-        Raises:
-            InvalidInput: a content is not that of its tensor.
-        """
-        if len(contents) != self._contents:
-            raise InvalidInput(f"inputs: expected contents of {self._contents}, got {len(contents)}")
-        arrays: dict[str, npt.NDArray[Any]] = {}
-        number = 0
-        for name, datatype, shape, count, spec, _, data in self.tensors:
-            if data is None:
-                content = contents[number]
-                number += 1
-                arrays[name] = decode(name, datatype, shape, count, content, spec, keeps_bytes=self._keeps_bytes)
-            else:
-                arrays[name] = decode_list(name, datatype, shape, count, data, keeps_bytes=self._keeps_bytes)
-        return InferRequest(self, arrays)
-
-
-class InferRequest(NamedTuple):
-    """A request to a model, of one or more rows.
-
-    Attributes:
-        head: what it says.
-        arrays: the inputs by name; the first axis holds the rows.
-        row: the inputs of the only row as the stack takes them, in place of ``arrays``.
-    """
-
-    head: InferHead
-    arrays: Mapping[str, npt.NDArray[Any]]
-    row: Any = None
 
 
 class HeadReader:
@@ -241,36 +116,6 @@ def parse_head_length(said: bytes) -> int:
             f"Inference-Header-Content-Length: expected a number of bytes, got {brief(said.decode('latin-1'))}"
         )
     return int(said)
-
-
-def split_body(body: memoryview, head_length: int | None) -> tuple[memoryview, memoryview]:
-    """Return the JSON of a body, and what follows it.
-
-    Args:
-        body: the whole.
-        head_length: of the JSON; ``None``: all.
-
-    Raises:
-        InvalidInput: the body is shorter.
-    """
-    if head_length is None:
-        return body, body[len(body) :]
-    if head_length > len(body):
-        raise InvalidInput(f"Inference-Header-Content-Length: expected at most {len(body)}, got {head_length}")
-    return body[:head_length], body[head_length:]
-
-
-def read_contents(head: InferHead, content: memoryview) -> InferRequest:
-    """Return the request with the bytes that follow its JSON.
-
-    Raises:
-        InvalidInput: another number of bytes than the inputs state, or not those of such tensors.
-    """
-    if len(content) != head.content_size:
-        raise InvalidInput(
-            f"body: expected {head.content_size} bytes behind its JSON, as the inputs state, got {len(content)}"
-        )
-    return head.read_row(content, head.spans) or head.read([content[start:end] for start, end in head.spans])
 
 
 def parse_head(text: memoryview, model: ModelTensors | None, limits: Limits) -> InferHead:

@@ -1,0 +1,4 @@
+cimport cython
+
+@cython.locals(messages=list, left=Py_ssize_t)
+cpdef list make_messages(list parts, list headers, int status)

@@ -1,0 +1,123 @@
+"""Responses of an ASGI app as the messages that its server sends.
+
+One source, compiled with the C types of ``_http_replies_cy.pxd``, or run as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from streaminfer.serving.errors import RequestRejected, describe_failure
+from streaminfer.serving.requests.infer_response import JSON_TYPE, Outputs, render_generated
+
+if TYPE_CHECKING:
+    from streaminfer.serving.requests._infer_head_cy import InferHead
+    from streaminfer.serving.requests._model_requests_cy import ModelRequests
+
+__all__ = [
+    "NO_STORE",
+    "Headers",
+    "Message",
+    "Receive",
+    "Send",
+    "describe_error",
+    "length_header",
+    "make_messages",
+    "reply",
+    "send_events",
+    "without_body",
+]
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Headers = Sequence[tuple[bytes, bytes]]
+
+NO_STORE = (b"cache-control", b"no-store")
+_LOG = logging.getLogger("streaminfer")
+_EVENTS = ((b"content-type", b"text/event-stream"), NO_STORE)
+
+
+def make_messages(parts: list[Any], headers: list[tuple[bytes, bytes]], status: int) -> list[Message]:
+    """Return the messages of a response.
+
+    Args:
+        parts: of the body.
+        headers: all of them; the list is the server's from now on.
+        status: of HTTP.
+    """
+    messages: list[Message] = [{"type": "http.response.start", "status": status, "headers": headers}]
+    left = len(parts)
+    for part in parts:
+        left -= 1
+        messages.append({"type": "http.response.body", "body": part, "more_body": left > 0})
+    return messages
+
+
+def reply(parts: list[Any], headers: Headers = (JSON_TYPE,), status: int = 200) -> list[Message]:
+    """Return the messages of a response; the length of its body is added to the headers."""
+    return make_messages(parts or [b""], [*headers, length_header(sum(map(len, parts)))], status)
+
+
+def length_header(size: int) -> tuple[bytes, bytes]:
+    """Return the header of a body of so many bytes."""
+    return b"content-length", b"%d" % size
+
+
+def without_body(messages: list[Message]) -> list[Message]:
+    """Return the response to ``HEAD`` instead of that to ``GET``."""
+    return [messages[0], {"type": "http.response.body", "body": b"", "more_body": False}]
+
+
+def describe_error(error: Exception) -> list[Message]:
+    """Return the response to a request that failed."""
+    text, status, headers = _describe(error)
+    return reply([text], headers, status)
+
+
+def _describe(error: Exception) -> tuple[bytes, int, Headers]:
+    failure = describe_failure(error)
+    if failure.is_internal:
+        _LOG.error("a request failed", exc_info=error)
+    headers = [JSON_TYPE]
+    if failure.retry_after_s is not None:
+        headers.append((b"retry-after", b"%d" % failure.retry_after_s))
+    if isinstance(error, RequestRejected):
+        headers += [(b"allow", error.allow.encode())] if error.allow else []
+        headers += [(b"connection", b"close")] if error.closes_connection else []
+    return json.dumps({"error": failure.text}).encode(), failure.status, headers
+
+
+async def send_events(
+    model: ModelRequests, head: InferHead, answers: AsyncGenerator[Outputs, None], headers: Headers, send: Send
+) -> None:
+    """Send an event for each answer; an error before the first one is a status, and later an event.
+
+    Args:
+        model: that answers.
+        head: of the request.
+        answers: of the model.
+        headers: beside those of an event stream.
+        send: of the ASGI server.
+    """
+    async with contextlib.aclosing(answers):
+        event: bytes | None = await _next_event(model, head, answers)
+        await send({"type": "http.response.start", "status": 200, "headers": [*_EVENTS, *headers]})
+        while event is not None:
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+            try:
+                event = await _next_event(model, head, answers)
+            except Exception as error:  # noqa: BLE001 - the status is sent already
+                event = b"data: " + _describe(error)[0] + b"\n\n"
+                await send({"type": "http.response.body", "body": event, "more_body": True})
+                break
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _next_event(model: ModelRequests, head: InferHead, answers: AsyncGenerator[Outputs, None]) -> bytes | None:
+    arrays = await anext(answers, None)
+    return None if arrays is None else b"data: " + render_generated(model.name, model.version, head, arrays) + b"\n\n"

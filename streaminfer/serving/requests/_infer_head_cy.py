@@ -1,0 +1,133 @@
+"""What a request says without the content of its tensors, in both protocols.
+
+One source, compiled with the C types of ``_infer_head_cy.pxd``, or run as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from streaminfer.backends.triton.dtypes import dtype_of
+from streaminfer.errors import InvalidInput
+from streaminfer.serving.deadlines import RequestSettings, read_settings
+from streaminfer.serving.requests._row_path_cy import RowReader, RowReply
+from streaminfer.serving.requests.tensors import decode, decode_list
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from streaminfer.serving.requests.infer_request import HeadReader
+
+__all__ = ["InferHead"]
+
+
+class InferHead:
+    """A request to a model without the content of its tensors; requests with the same head can share one.
+
+    Args:
+        identity: of the client.
+        reader: has read the inputs.
+        parameters: of the request.
+        outputs: those to return, by name, and whether as bytes; ``None``: all.
+        binary: whether outputs that are not named are returned as bytes.
+
+    Attributes:
+        id: of the client, which the response repeats.
+        tensors: the inputs.
+        rows: their number of rows.
+        takes_one: the model reads its only input as an array, not by name.
+        parameters: of the request.
+        settings: what the parameters say.
+        outputs: those to return, by name, and whether as bytes; ``None``: all.
+        binary: whether outputs that are not named are returned as bytes.
+        spans: where the contents lie behind a head over HTTP.
+        content_size: of all contents together, over HTTP.
+        is_reusable: it has neither elements nor text of its own.
+        rendered: the head of the latest response, and what it describes.
+        row_reader: reads a later request of one row with this head; ``None``: not such a head.
+        row_reply: renders a response to one like the last; ``None``: there was none.
+    """
+
+    __slots__ = (
+        "_contents", "_keeps_bytes", "binary", "content_size", "id", "is_reusable", "outputs", "parameters",
+        "rendered", "row_reader", "row_reply", "rows", "settings", "spans", "takes_one", "tensors",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        identity: str,
+        reader: HeadReader,
+        parameters: Mapping[str, Any],
+        outputs: Mapping[str, bool] | None,
+        *,
+        binary: bool,
+    ) -> None:
+        self.id = identity
+        self.tensors = reader.tensors
+        self.rows = reader.rows
+        self.takes_one = reader.takes_one()
+        self.parameters = parameters
+        self.settings: RequestSettings = read_settings({}, parameters)
+        self.outputs = outputs or None
+        self.binary = binary
+        self.rendered: tuple[Any, bytes] | None = None
+        self._keeps_bytes = reader.keeps_bytes
+        self.spans: list[tuple[int, int]] = []
+        position = 0
+        for tensor in self.tensors:
+            if tensor.size is not None:
+                self.spans.append((position, position + tensor.size))
+                position += tensor.size
+        self.content_size = position
+        self._contents = sum(tensor.data is None for tensor in self.tensors)
+        # what may name a person is not kept
+        self.is_reusable = (
+            self._contents == len(self.tensors)
+            and not identity
+            and not any(isinstance(value, str) for value in parameters.values())
+        )
+        self.row_reply: RowReply | None = None
+        self.row_reader: RowReader | None = None
+        if self.is_reusable and self.rows == 1 and all(tensor.is_numbers for tensor in self.tensors):
+            dtypes: list[Any] = [dtype_of(tensor.datatype) for tensor in self.tensors]
+            self.row_reader = RowReader(
+                [tensor.name for tensor in self.tensors],
+                dtypes,
+                [tuple(tensor.shape[1:]) for tensor in self.tensors],
+                [tensor.elements * dtype.itemsize for tensor, dtype in zip(self.tensors, dtypes, strict=True)],
+                self.takes_one,
+            )
+
+    def read(self, content: Any, start: int, spans: list[tuple[int, int]]) -> list[Any]:
+        """Return the inputs of each row as the stack takes them, views of the content as far as they can be.
+
+        Args:
+            content: of all tensors.
+            start: where the spans begin in it.
+            spans: of the tensors that have a content, in their order.
+
+        Raises:
+            InvalidInput: a content is not that of its tensor.
+        """
+        if self.row_reader is not None:
+            row = self.row_reader.read(content, start, spans)
+            if row is not None:
+                return [row]
+        if len(spans) != self._contents:
+            raise InvalidInput(f"inputs: expected contents of {self._contents}, got {len(spans)}")
+        view = memoryview(content)[start:]
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        number = 0
+        for name, datatype, shape, count, spec, _, data in self.tensors:
+            if data is None:
+                first, end = spans[number]
+                number += 1
+                part = view[first:end]
+                arrays[name] = decode(name, datatype, shape, count, part, spec, keeps_bytes=self._keeps_bytes)
+            else:
+                arrays[name] = decode_list(name, datatype, shape, count, data, keeps_bytes=self._keeps_bytes)
+        if not self.takes_one:
+            return [{name: array[row, ...] for name, array in arrays.items()} for row in range(self.rows)]
+        only = arrays[self.tensors[0].name]
+        return [only[row, ...] for row in range(self.rows)]  # arrays even without further axes

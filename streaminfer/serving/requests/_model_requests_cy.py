@@ -1,0 +1,419 @@
+"""Requests to one model: from what the protocol has read of them to the answer of the stack.
+
+One source, compiled with the C types of ``_model_requests_cy.pxd``, or run as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy import ndarray
+
+from streaminfer._request_cy import make_request
+from streaminfer._runtime.rows import join_rows
+from streaminfer._stack.many_calls import answer_all, default_concurrency
+from streaminfer.errors import BackendError, DeadlineExceeded, InvalidInput
+from streaminfer.protocols import Capabilities, ModelTensors, adapt
+from streaminfer.request import deadline_after, time_left_s
+from streaminfer.serving.errors import RequestRejected
+from streaminfer.serving.requests._model_counters_cy import ModelCounters
+from streaminfer.serving.requests.infer_response import announced_datatypes
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from streaminfer._stack._chain_cy import Chain, Passage
+    from streaminfer.request import Request, Response
+    from streaminfer.serving.deadlines import RequestSettings
+    from streaminfer.serving.requests._infer_head_cy import InferHead
+    from streaminfer.stack import Stack
+
+__all__ = ["ModelCall", "ModelRequests"]
+
+_READ_EVERY_NS = 1_000_000_000
+_MAX_HEADS = 64
+_MAX_HEAD_BYTES = 1024
+"""Heads of requests that are kept: most clients send few kinds of requests, each many times."""
+
+
+class ModelRequests:
+    """The requests to a stack under the name that clients use.
+
+    Args:
+        name: of the model.
+        version: of the model, the only one.
+        stack: what answers.
+
+    Attributes:
+        name: as above.
+        version: as above.
+        stack: as above.
+        counters: of the requests that completed.
+        tensors: the inputs and outputs of the model, as they were read last; ``None``: not known.
+        announced: the types of its outputs, as far as they are known.
+    """
+
+    __slots__ = (
+        "_heads",
+        "_offered",
+        "_output_names",
+        "_renew_ns",
+        "announced",
+        "counters",
+        "name",
+        "stack",
+        "tensors",
+        "version",
+    )
+
+    def __init__(self, name: str, version: str, stack: Stack) -> None:
+        self.name = name
+        self.version = version
+        self.stack = stack
+        self.counters = ModelCounters()
+        self.tensors: ModelTensors | None = None
+        self.announced: Mapping[str, str | None] = {}
+        self._offered = Capabilities()
+        self._output_names: tuple[str, ...] = ()
+        self._renew_ns = 0  # from when on it reads what the stack offers; 0: at the next request
+        self._heads: dict[bytes, InferHead] = {}
+
+    def now_ns(self) -> int:
+        """The present instant of the stack's clock."""
+        return self.stack.clock()
+
+    def head(self, message: Any, length: int, now_ns: int) -> InferHead | None:
+        """Return the head of an earlier request that had the same text; ``None``: it is to be parsed.
+
+        What the stack offers is read first, at most once a second while it runs.
+
+        Args:
+            message: begins with the text of the head.
+            length: of the text; 0: the head is not shared.
+            now_ns: the present.
+        """
+        if now_ns >= self._renew_ns:
+            self._renew(now_ns)
+        if not 0 < length <= _MAX_HEAD_BYTES:
+            return None
+        return self._heads.get(message[:length] if type(message) is bytes else bytes(message[:length]))
+
+    def keep_head(self, message: Any, length: int, head: InferHead) -> None:
+        """Keep a head for later requests, if they can share it.
+
+        Args:
+            message: begins with the text of the head.
+            length: of the text; 0: the head is not shared.
+            head: what it says.
+        """
+        if head.is_reusable and 0 < length <= _MAX_HEAD_BYTES:
+            if len(self._heads) == _MAX_HEADS:
+                self._heads.clear()
+            self._heads[bytes(message[:length])] = head
+
+    @property
+    def kept_heads(self) -> int:
+        """How many heads later requests can share."""
+        return len(self._heads)
+
+    def begin(
+        self,
+        head: InferHead,
+        rows: list[Any],
+        settings: RequestSettings,
+        arrived_ns: int,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> ModelCall:
+        """Send a request to the stack.
+
+        Args:
+            head: of the request.
+            rows: the inputs of each.
+            settings: what the request says about itself.
+            arrived_ns: instant at which it came.
+            loop: the running loop, from a caller that knows it.
+
+        Raises:
+            StreamInferError: the stack does not accept it.
+        """
+        call = ModelCall.__new__(ModelCall)
+        call.model = self
+        call.head = head
+        call._arrived_ns = arrived_ns
+        call._deadline_ns = deadline_ns = self._deadline_ns_of(settings.timeout_s, arrived_ns)
+        call._ended_stream = call._passage = call._responses = None
+        call.arrays = call.time_left_s = call.stream = call.row = call.parts = None
+        stream_id = settings.stream_id
+        try:
+            if stream_id is not None:
+                self._begin_in_stream(call, settings)
+            priority, tenant = settings.priority, settings.tenant  # checked when read
+            if head.rows == 1:
+                request = make_request(rows[0], deadline_ns, priority, stream_id, tenant, None, (), None, True)
+                call._chain = self.stack._chain
+                call._passage = call._chain.open_request(request, None, loop)
+                call.awaited = call._passage.awaited
+            else:
+                requests = [
+                    make_request(row, deadline_ns, priority, stream_id, tenant, None, (), None, True) for row in rows
+                ]
+                call.awaited = self._call_each(requests, arrived_ns)
+        except BaseException:
+            call._fail()
+            raise
+        return call
+
+    def _begin_in_stream(self, call: ModelCall, settings: RequestSettings) -> None:
+        """Begin and end the state that the model keeps of the stream, as the request says."""
+        states = self._offered.stream_states
+        if states is None:
+            return
+        if call.head.rows != 1:
+            raise InvalidInput(f"inputs: expected one row in each request of a sequence, got {call.head.rows}")
+        if settings.ends_stream:
+            call._ended_stream = settings.stream_id
+        if settings.starts_stream:
+            states.reset_stream(settings.stream_id)
+
+    def _deadline_ns_of(self, timeout_s: float | None, arrived_ns: int) -> int | None:
+        """The tightest of the objective and the client's time limit."""
+        objective = self._offered.slo
+        slo_ns = None if objective is None else objective.slo_ns
+        deadline_ns = None if slo_ns is None else arrived_ns + slo_ns
+        if timeout_s is not None:
+            own_ns = deadline_after(arrived_ns, timeout_s)
+            deadline_ns = own_ns if deadline_ns is None else min(deadline_ns, own_ns)
+        return deadline_ns
+
+    async def _call_each(self, requests: list[Request], now_ns: int) -> list[Response]:
+        """Answer several rows: once one of them is accepted, the others wait for their places in the queue."""
+        first: list[Response] = []
+        if not self.stack.admission(requests[0], now_ns).ok:
+            first.append(await self.stack.call(requests[0]))  # raises the reason
+        left = requests[len(first) :]
+        most = min(len(left), default_concurrency(self._offered.full_load))
+        return first + await answer_all(left, self.stack._places.call, most, return_exceptions=False)
+
+    def _renew(self, now_ns: int) -> None:
+        """Read what the stack offers."""
+        self._offered = adapt(self.stack).capabilities()
+        describe = self._offered.model_tensors
+        tensors = None if describe is None else describe()
+        if tensors != self.tensors:
+            self._heads.clear()
+        self.tensors = tensors
+        self.announced = announced_datatypes(tensors)
+        self._output_names = () if tensors is None else tuple([spec.name for spec in tensors.outputs])
+        self._renew_ns = now_ns + _READ_EVERY_NS if self.stack.ready else 0
+
+    def _joined(self, outputs: list[Any]) -> dict[str, npt.NDArray[Any]]:
+        """The outputs of all rows by name, with the rows on the first axis."""
+        rows = [_named(one, self._output_names) for one in outputs]
+        if len(rows) == 1:
+            return {name: array[np.newaxis] for name, array in rows[0].items()}
+        joined: dict[str, npt.NDArray[Any]] = join_rows(rows)
+        return joined
+
+
+class ModelCall:
+    """One request to a model: what its handler awaits, and then the answer to all of its rows.
+
+    ::
+
+        call = model.begin(head, rows, settings, arrived_ns)
+        try:
+            outcome = await call.awaited
+        except BaseException as error:
+            outcome = call.failed(error)
+            if outcome is None:
+                raise
+        call.end(outcome)
+
+    Attributes:
+        model: that answers.
+        head: of the request.
+        awaited: what the handler awaits, once.
+        arrays: the outputs by name; the first axis holds the rows.
+        time_left_s: seconds that were left until the deadline; ``None``: there was none.
+        stream: the answers of a model that has several to one request, in place of ``arrays``, once it is open.
+        row: the outputs of the only row, as the stack returned them.
+        parts: of the response, in place of ``arrays``, where it is like the last one to such a request.
+    """
+
+    __slots__ = (
+        "_arrived_ns",
+        "_chain",
+        "_deadline_ns",
+        "_ended_stream",
+        "_passage",
+        "_responses",
+        "arrays",
+        "awaited",
+        "head",
+        "model",
+        "parts",
+        "row",
+        "stream",
+        "time_left_s",
+    )
+
+    _arrived_ns: int
+    _chain: Chain
+    _deadline_ns: int | None
+    _ended_stream: Hashable  # whose state ends with the request; None: it goes on
+    _passage: Passage | None  # of the only row; None: there are several, or a layer has answered
+    _responses: list[Response] | None
+    head: InferHead
+    model: ModelRequests
+    awaited: Any
+    arrays: Mapping[str, npt.NDArray[Any]] | None
+    time_left_s: float | None
+    stream: AsyncGenerator[Mapping[str, npt.NDArray[Any]], None] | None
+    row: Any
+    parts: list[Any] | None
+
+    def failed(self, error: BaseException) -> list[Response] | None:
+        """End the request with an error, a cancellation included.
+
+        Args:
+            error: that was awaited.
+
+        Returns:
+            What a layer of the stack made of it, for `end`; ``None``: it remains.
+        """
+        passage, self._passage = self._passage, None
+        self.awaited = None  # it holds the error, whose traceback holds the call
+        try:
+            response = None if passage is None else self._chain.failed(passage, error)
+        except BaseException:
+            self._fail()
+            raise
+        if response is None:
+            self._fail()
+            return None
+        return [response]
+
+    def end(self, outcome: Any) -> None:
+        """End the request with an answer.
+
+        Args:
+            outcome: that was awaited.
+
+        Raises:
+            StreamInferError: it is no answer.
+        """
+        model, head = self.model, self.head
+        try:
+            responses = outcome if self._passage is None else [self._chain.response(self._passage, outcome)]
+            outputs = responses[0].outputs
+            if head.row_reply is not None:
+                self.parts = head.row_reply.render(outputs)
+            if self.parts is None and type(outputs) is not ndarray and isinstance(outputs, AsyncIterator):
+                self._responses = responses
+            elif self.parts is None:
+                self.arrays = model._joined([response.outputs for response in responses])
+        except BaseException:
+            self._fail()
+            raise
+        if self._ended_stream is not None:
+            self._end_stream()
+        now_ns = model.now_ns()
+        if self._deadline_ns is not None:
+            self.time_left_s = time_left_s(self._deadline_ns, now_ns)
+        if self._responses is None:
+            model.counters.succeed(responses, self._arrived_ns, now_ns)
+            self.row = outputs if head.rows == 1 else None
+
+    @property
+    def has_many_answers(self) -> bool:
+        """Whether the model has several answers to one request, which `open_stream` opens."""
+        return self._responses is not None
+
+    async def open_stream(self, takes_many: bool) -> None:
+        """Open the answers as :attr:`stream`, if the client takes them.
+
+        Args:
+            takes_many: it takes any number of answers.
+
+        Raises:
+            InvalidInput: the request has several rows.
+            RequestRejected: it takes one.
+        """
+        responses = self._responses or []
+        if takes_many and len(responses) == 1:
+            self.stream = self._answers(responses[0])
+            return
+        self._fail()
+        for response in responses:
+            await _close(response)
+        if takes_many:
+            raise InvalidInput(f"inputs: expected one row for a model with many answers, got {len(responses)}")
+        raise RequestRejected(
+            501,
+            f"model {self.model.name!r} has many answers to a request: expected generate_stream or ModelStreamInfer",
+        )
+
+    async def _answers(self, response: Response) -> AsyncGenerator[dict[str, npt.NDArray[Any]], None]:
+        """The answers of a model that has many to one request, until its deadline."""
+        model = self.model
+        answers: AsyncIterator[Any] = response.outputs
+        try:
+            while True:
+                limit = asyncio.timeout(time_left_s(self._deadline_ns, model.now_ns()))
+                try:
+                    async with limit:
+                        outputs = await anext(answers)
+                except StopAsyncIteration:
+                    break
+                except TimeoutError:
+                    if limit.expired():
+                        raise DeadlineExceeded("the deadline passed between two answers") from None
+                    raise
+                yield model._joined([outputs])
+        except BaseException:
+            self._fail()
+            raise
+        else:
+            model.counters.succeed([response], self._arrived_ns, model.now_ns())
+        finally:
+            await _close(response)
+
+    def _fail(self) -> None:
+        self.model.counters.fail(self.model.now_ns() - self._arrived_ns)
+        if self._ended_stream is not None:
+            self._end_stream()
+
+    def _end_stream(self) -> None:
+        states = self.model._offered.stream_states
+        if states is not None:
+            states.end_stream(self._ended_stream)
+        self._ended_stream = None
+
+
+async def _close(response: Response) -> None:
+    if isinstance(response.outputs, AsyncGenerator):
+        await response.outputs.aclose()
+
+
+def _named(outputs: Any, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+    """The outputs of one row by name, as arrays."""
+    if isinstance(outputs, Mapping):
+        named = dict(outputs)
+    elif isinstance(outputs, tuple):
+        found = names if len(names) == len(outputs) else [f"output_{number}" for number in range(len(outputs))]
+        named = dict(zip(found, outputs, strict=True))
+    else:
+        named = {names[0] if len(names) == 1 else "output": outputs}
+    try:
+        return {str(name): _as_array(value) for name, value in named.items()}
+    except ValueError as error:
+        raise BackendError(f"the outputs are no tensors: {error}") from error
+
+
+def _as_array(value: Any) -> npt.NDArray[Any]:
+    array = np.asarray(value)
+    # texts of different lengths would be of different types
+    return array.astype(object) if array.dtype.kind in "SU" else array

@@ -1,0 +1,175 @@
+"""Requests on their way through a stack, as one app answers them."""
+
+import asyncio
+import gc
+import json
+
+import numpy as np
+import pytest
+
+import streaminfer as si
+from streaminfer.sync_layer import SyncLayer
+from streaminfer.testing import HANG, ScriptedBackend
+
+pytestmark = pytest.mark.uncompiled
+
+INFER = "/v2/models/m/infer"
+X = np.arange(4, dtype=np.float32).reshape(1, 4)
+TENSOR = {"name": "x", "datatype": "FP32", "shape": [1, 4], "parameters": {"binary_data_size": 16}}
+HEAD = json.dumps({"inputs": [TENSOR], "parameters": {"binary_data_output": True}}).encode()
+HEADERS = {"Inference-Header-Content-Length": str(len(HEAD))}
+
+
+class Rescue(SyncLayer):
+    """Makes a response of an error, or an error of every outcome."""
+
+    def __init__(self, made):
+        self.made = made
+
+    def exit(self, request, token, outcome, now_ns):
+        return self.made if isinstance(outcome, si.BackendError) or isinstance(self.made, Exception) else None
+
+
+async def counts(app, ask_app):
+    (statistics,) = (await ask_app(app, "GET", "/v2/models/m/stats")).json["model_stats"]
+    return {name: statistics["inference_stats"][name]["count"] for name in ("success", "fail")}
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_layer_makes_a_response_of_an_error(ask_app, body_of, rows):
+    """What a layer answers in place of a failed model is the answer of the request."""
+    batcher = si.AdaptiveBatcher(max_batch_size=4)
+    stack = si.Stack(Rescue(si.Response(X[0])), batcher, ScriptedBackend(*[OSError("x")] * 8))
+    app = si.serving.asgi_app({"m": stack})
+
+    async def scenario():
+        async with app:
+            reply = await ask_app(app, "POST", INFER, body_of(np.repeat(X, rows, axis=0)))
+            return reply, await counts(app, ask_app)
+
+    reply, counted = asyncio.run(scenario())
+
+    assert reply.json["outputs"][0]["data"] == X.ravel().tolist() * rows
+    assert counted == {"success": 1, "fail": 0}
+
+
+@pytest.mark.parametrize("steps", [(), (OSError("x"),)], ids=["response", "error"])
+def test_a_layer_makes_an_error_of_an_outcome(ask_app, body_of, steps):
+    """Whatever the model did, a layer that raises fails the request, once."""
+    stack = si.Stack(Rescue(si.CircuitOpen("open")), si.AdaptiveBatcher(max_batch_size=4), ScriptedBackend(*steps))
+    app = si.serving.asgi_app({"m": stack})
+
+    async def scenario():
+        async with app:
+            reply = await ask_app(app, "POST", INFER, body_of(X))
+            return reply.status, await counts(app, ask_app)
+
+    assert asyncio.run(scenario()) == (503, {"success": 0, "fail": 1})
+
+
+def test_a_client_that_goes_away_is_counted(scripted, ask_app, body_of):
+    backend, _, app = scripted(HANG)
+
+    async def scenario():
+        async with app:
+            gone = asyncio.Event()
+            asked = asyncio.ensure_future(ask_app(app, "POST", INFER, body_of(X), gone=gone))
+            while not backend.running:
+                await asyncio.sleep(0)
+            gone.set()
+            await asked
+            return await counts(app, ask_app)
+
+    assert asyncio.run(asyncio.wait_for(scenario(), 30)) == {"success": 0, "fail": 1}
+
+
+def test_rows_of_a_sequence_are_counted_as_failed(ask_app):
+    """A request of several rows in a sequence is rejected, and counted as every other that a stack rejects."""
+    example = {"x": np.zeros(1, np.float32), "state": np.zeros(1, np.float32)}
+    then = {"then": lambda batch: [{"y": row, "state_out": row} for row in batch.inputs["x"]]}
+    states = si.streams.StatefulBackend(ScriptedBackend(example=example, **then), state={"state": "state_out"})
+    app = si.serving.asgi_app({"m": si.Stack(si.AdaptiveBatcher(max_batch_size=4), states)})
+    tensor = {"name": "x", "datatype": "FP32", "shape": [2, 1], "data": [1, 2]}
+    body = json.dumps({"inputs": [tensor], "parameters": {"sequence_id": 1}}).encode()
+
+    async def scenario():
+        async with app:
+            return (await ask_app(app, "POST", INFER, body)).status, await counts(app, ask_app)
+
+    assert asyncio.run(scenario()) == (400, {"success": 0, "fail": 1})
+
+
+def test_the_headers_of_a_response_are_its_own(scripted):
+    """Middleware that adds headers in place adds them to this response and to no later one."""
+    _, _, app = scripted()
+    scope = {"type": "http", "method": "POST", "path": INFER}
+    scope["headers"] = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+    seen = []
+
+    async def receive():
+        return {"type": "http.request", "body": HEAD + X.tobytes()}
+
+    async def send(message):
+        if message["type"] == "http.response.start":
+            seen.append(len(message["headers"]))
+            message["headers"].append((b"x-added", b"1"))
+
+    async def scenario():
+        async with app:
+            for _ in range(4):
+                await app(scope, receive, send)
+
+    asyncio.run(scenario())
+
+    assert seen == [3, 3, 3, 3]
+
+
+@pytest.mark.parametrize(("numbers", "is_view"), [(4, False), (1000, True)], ids=["small", "large"])
+def test_large_inputs_are_views_of_the_body(ask_app, numbers, is_view):
+    """Small ones are copied, wherever they lie in the body; all are aligned, and nothing can write to them."""
+    seen = []
+
+    class Service:
+        async def call(self, request):
+            seen.append(request.inputs)
+            return si.Response(request.inputs)
+
+    app = si.serving.asgi_app({"m": si.Stack(Service())})
+    array = np.arange(numbers, dtype=np.float32).reshape(1, -1)
+    tensor = TENSOR | {"shape": [1, numbers], "parameters": {"binary_data_size": array.nbytes}}
+    head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+    head += b" " * (-len(head) % 16)
+    body = head + array.tobytes()
+
+    async def scenario():
+        async with app:
+            headers = {"Inference-Header-Content-Length": str(len(head))}
+            for _ in range(2):
+                assert (await ask_app(app, "POST", INFER, body, headers)).status == 200
+
+    asyncio.run(scenario())
+
+    for row in seen:
+        assert np.array_equal(row, array[0])
+        assert row.flags.aligned
+        assert not row.flags.writeable
+        assert (row.base is body) == is_view
+
+
+def test_a_failed_request_is_freed_at_once(scripted, ask_app, body_of):
+    """Nothing that a request refers to waits for the garbage collector, not even where the request failed."""
+    _, _, app = scripted(*[si.CircuitOpen("open")] * 3)
+
+    async def scenario():
+        async with app:
+            gc.collect()
+            gc.disable()
+            try:
+                for _ in range(3):
+                    assert (await ask_app(app, "POST", INFER, body_of(X))).status == 503
+                await asyncio.sleep(0)
+                return [one for one in gc.get_objects() if type(one).__name__ == "ModelCall"]
+            finally:
+                gc.enable()
+
+    assert asyncio.run(scenario()) == []
