@@ -42,5 +42,6 @@ cdef class Chain:
     cdef object _deadline_ns(self, object own_ns, object timeout_s, object now_ns)
     @cython.locals(passage=Passage, tokens=list, position=int, ticket=CTicket)
     cdef Passage _enter(self, CRequest request, object now_ns, object receive)
+    cdef object _give(self, Passage passage, object response)
     @cython.locals(position=Py_ssize_t)
     cdef object _exit(self, object request, list tokens, object outcome)

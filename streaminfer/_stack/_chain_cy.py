@@ -331,12 +331,17 @@ class Chain:
             response = self.failed(passage, error)
             if response is None:
                 raise
-            passage.ticket = passage._tokens = passage._receive = None
-            if receive is None:
-                passage.awaited = _given(response)
-            else:
-                receive(response, None)
+            self._give(passage, response)
         return passage
+
+    def _give(self, passage: Passage, response: Response) -> None:
+        """End a passage with the response that a layer made of an error, before it was with the terminal."""
+        receive = passage._receive
+        passage.ticket = passage._tokens = passage._receive = None
+        if receive is None:
+            passage.awaited = _given(response)
+        else:
+            receive(response, None)
 
     def _exit(self, request: Request, tokens: list[Any], outcome: Any) -> Any:
         """Exit the layers that were entered, the innermost first.
