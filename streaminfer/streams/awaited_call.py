@@ -18,7 +18,7 @@ class AwaitedCall:
         service: answers it.
         request: of a frame.
         receive: told once: the response, or ``None`` and the error.
-        deadline_ns: instant at which it is given up; ``None``: the service does that, or it has none.
+        deadline_ns: instant at which its task is cancelled; ``None``: the service does that, or there is none.
         clock: returns monotonic nanoseconds.
     """
 

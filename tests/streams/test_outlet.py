@@ -109,7 +109,7 @@ async def test_asyncio_puts_what_is_awaited_into_a_task(loop, results):
 
 
 def test_an_interrupt_out_of_a_consumer_leaves_the_others_awake(results):
-    """It goes on to whoever runs the loop; the consumers behind it continue when that runs again."""
+    """The caller of the loop gets it; the consumers behind it continue when the loop runs again."""
     loop = asyncio.new_event_loop()
     consumers = Consumers(loop, 3)
 

@@ -32,7 +32,7 @@ class LabeledLatency:
 
     def __init__(self, labels: Sequence[str], max_sets: int) -> None:
         what = f"names of {LABELS}"
-        check_instance("labels", labels, lambda given: isinstance(given, tuple | list), f"a tuple of {what}")
+        check_instance("labels", labels, _are_names, f"a tuple of {what}")
         if len(set(labels)) < len(labels) or not set(labels) <= set(LABELS):
             raise ValueError(expected("labels", f"{what}, each at most once", labels))
         self._labels = tuple(labels)
@@ -69,3 +69,7 @@ class LabeledLatency:
 
 def _counts() -> LabeledCounts:
     return LabeledCounts(LatencyHistogram(significant_digits=_DIGITS))
+
+
+def _are_names(given: Any) -> bool:
+    return isinstance(given, tuple | list) and all(isinstance(label, str) for label in given)

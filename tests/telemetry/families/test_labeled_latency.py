@@ -158,6 +158,7 @@ async def test_table_in_notebooks(loop):
     ("labels", "error", "text"),
     [
         ("tenant", TypeError, "labels: expected a tuple"),
+        ((["tenant"],), TypeError, "labels: expected a tuple"),
         (("tenant", "tenant"), ValueError, "each at most once"),
         (("subject",), ValueError, "'priority'"),
     ],
