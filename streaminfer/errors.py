@@ -21,7 +21,7 @@ notes that one caller adds are not seen by another.
 """
 
 import copy
-from typing import Self
+from typing import Any, Self
 
 __all__ = [
     "BackendError",
@@ -38,7 +38,14 @@ __all__ = [
 
 
 class StreamInferError(Exception):
-    """Base of all exceptions that streaminfer raises on purpose."""
+    """Base of all exceptions that streaminfer raises on purpose.
+
+    Attributes:
+        timings: the :class:`~streaminfer.request.Timings` of a request that failed with its batch, or as a row of it;
+            ``None``: no batch had it, or that batch still runs.
+    """
+
+    timings: Any = None  # the module of `Timings` imports this one
 
 
 class DeadlineExceeded(StreamInferError, TimeoutError):  # noqa: N818 - the field's standard name

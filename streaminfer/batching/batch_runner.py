@@ -182,7 +182,7 @@ class BatchRunner:
         if error is not None or not rows:
             self._events.finished(execution.sequence, inferred_ns, error is None)
         if error is not None:
-            self._outcomes.fail(execution.tickets, error)
+            self._outcomes.fail(execution.tickets, error, inferred_ns, assembled_ns)
         return error
 
     def _call_backend(self, execution: Execution) -> None:

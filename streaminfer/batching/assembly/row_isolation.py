@@ -42,7 +42,7 @@ class RowIsolator:
         queue: the requests in flight.
         send: runs a part; its result is the rows, or an error for all of them, and when the inputs stood together.
         expire: ends requests whose deadline has passed at an instant.
-        fail: ends a request with a copy of an error.
+        fail: ends requests with copies of an error that was raised at an instant.
         clock: returns monotonic nanoseconds.
 
     Attributes:
@@ -58,7 +58,7 @@ class RowIsolator:
         *,
         send: Callable[[Part], Awaitable[tuple[list[Any] | BackendError, int]]],
         expire: Callable[[int], None],
-        fail: Callable[[Sequence[Ticket], BaseException], None],
+        fail: Callable[[Sequence[Ticket], BaseException, int], None],
         clock: Clock,
     ) -> None:
         self._queue = queue
@@ -104,7 +104,7 @@ class RowIsolator:
         while parts:
             rows, failure = parts.popleft()
             if sent >= most or (sent >= _VAIN_PARTS and not succeeded):
-                self._fail([execution.tickets[row] for row in rows], failure)
+                self._fail([execution.tickets[row] for row in rows], failure, self._clock())
                 continue
             now_ns = self._clock()
             rows = self._awaited(execution, rows, now_ns)
@@ -122,12 +122,12 @@ class RowIsolator:
                 most = 2 * size
                 parts.extendleft((half, raised) for half in reversed(_halves(rows)))
             elif isinstance(raised, _NOT_OF_A_ROW):  # a breaker opened, for one: no part will pass
-                self._fail([execution.tickets[row] for row in rows], raised)
+                self._fail([execution.tickets[row] for row in rows], raised, self._clock())
                 sent = most
             elif len(rows) > 1:
                 parts.extend((half, raised) for half in _halves(rows))
             else:
-                self._fail([execution.tickets[rows[0]]], raised)
+                self._fail([execution.tickets[rows[0]]], raised, self._clock())
         if succeeded:
             self.succeeded()
         elif sent:

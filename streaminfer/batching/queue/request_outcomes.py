@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from streaminfer._request_cy import Timings
 from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import Execution, Ticket
 from streaminfer.errors import Closed, DeadlineExceeded, Overloaded, for_caller
@@ -42,16 +43,31 @@ class RequestOutcomes:
         self.rejected: dict[str, int] = {}
         self.closed = 0
 
-    def fail(self, tickets: Iterable[Ticket], error: BaseException) -> None:
-        """Complete requests with copies of an error."""
+    def fail(
+        self, tickets: Sequence[Ticket], error: BaseException, ended_ns: int = 0, assembled_ns: int | None = None
+    ) -> None:
+        """Complete requests with copies of an error.
+
+        Args:
+            tickets: the requests of a batch, or of a part of it that ran alone.
+            error: what the model raised.
+            ended_ns: when it did; 0: the batch never started.
+            assembled_ns: when the inputs stood together; ``None``: they did when the batch started.
+        """
         for ticket in tickets:
-            future = ticket.future
+            future, timings = ticket.future, ticket.timings
             if self._queue.end(ticket):
                 if future.done():
                     self.cancelled += 1
                 else:
                     self.failed += 1
-                    future.set_exception(for_caller(error, self._source))
+                    own = for_caller(error, self._source)
+                    if ended_ns:
+                        started_ns = timings.started_ns
+                        own.timings = Timings(
+                            timings.enqueued_ns, started_ns, assembled_ns or started_ns, ended_ns, len(tickets)
+                        )
+                    future.set_exception(own)
 
     def reject(self, tickets: Sequence[Ticket], rejection: str, now_ns: int) -> None:
         """Complete queued requests that the policy rejects.

@@ -1,8 +1,11 @@
 cimport cython
 
+cdef int _SPAN
+
 @cython.locals(
     low=cython.Py_ssize_t, high=cython.Py_ssize_t, middle=cython.Py_ssize_t, filled=cython.Py_ssize_t,
-    finer=cython.Py_ssize_t, below=cython.longlong, between=cython.longlong, total=cython.longlong)
+    size=cython.Py_ssize_t, finer_size=cython.Py_ssize_t, number=cython.longlong, last=cython.longlong,
+    finer_last=cython.longlong, below=cython.longlong, between=cython.longlong, total=cython.longlong)
 cpdef tuple fill_buckets(
     const long long[::1] totals, Py_ssize_t first, Py_ssize_t end, const int[::1] edges, const int[::1] middles,
     const int[::1] numbers, Py_ssize_t limit, int[::1] indexes, long long[::1] counts)
@@ -10,3 +13,6 @@ cpdef tuple fill_buckets(
 @cython.locals(bound=cython.Py_ssize_t)
 cpdef object fill_bounds(
     const long long[::1] totals, Py_ssize_t first, Py_ssize_t end, const int[::1] edges, long long[::1] cumulative)
+
+@cython.locals(size=cython.Py_ssize_t)
+cdef Py_ssize_t _size(long long count, long long gap) noexcept

@@ -10,11 +10,16 @@ from typing import Any
 
 __all__ = ["fill_bounds", "fill_buckets"]
 
+_SPAN = 6  # bytes that begin a new span of buckets; a shorter gap is filled with empty ones of a byte each
+
 
 def fill_buckets(
     totals: Any, first: int, end: int, edges: Any, middles: Any, numbers: Any, limit: int, indexes: Any, counts: Any
-) -> tuple[int, int]:
+) -> tuple[int, int, int]:
     """Write the exponential buckets that hold something.
+
+    The size of buckets is about that of their counts and gaps in protobuf. It never shrinks while durations are added:
+    a schema that became finer again would look like a restart of the server.
 
     Args:
         totals: shape (parts + 1,), int64, as of `HistogramState.cumulate_into`.
@@ -24,13 +29,13 @@ def fill_buckets(
         middles: shape (buckets,), int32: the first part of the upper one of the two buckets of the next finer schema
             that each consists of.
         numbers: shape (buckets,), int32, ascending: what the buckets are called.
-        limit: the most buckets.
+        limit: the largest size.
         indexes: shape (limit,), int32: gets the numbers.
         counts: shape (limit,), int64: gets their counts.
 
     Returns:
-        How many buckets hold something, and how many of the next finer schema do; ``limit + 1`` twice if the former are
-        more than the limit.
+        How many buckets hold something, their size, and that of the same durations in the next finer schema; 0 and
+        ``limit + 1`` twice if they are larger than the limit.
     """
     low = 0
     high = len(numbers)
@@ -40,21 +45,46 @@ def fill_buckets(
             low = middle
         else:
             high = middle
-    filled = finer = 0
+    filled = size = finer_size = 0
     below = totals[max(first, edges[low])]
+    last = finer_last = 0
     while low < len(numbers) and edges[low] < end:
         total = totals[min(end, edges[low + 1])]
         if total > below:
-            if filled == limit:
-                return limit + 1, limit + 1
-            indexes[filled] = numbers[low]
+            number = numbers[low]
+            between = totals[min(end, max(first, middles[low]))]
+            if filled == 0:
+                last = number - 1
+                finer_last = 2 * number - (2 if between > below else 1)
+            size += _size(total - below, number - last - 1)
+            if size > limit:
+                return 0, limit + 1, limit + 1
+            last = number
+            indexes[filled] = number
             counts[filled] = total - below
             filled += 1
-            between = totals[min(end, max(first, middles[low]))]
-            finer += 2 if below < between < total else 1
+            if between > below:
+                finer_size += _size(between - below, 2 * number - 2 - finer_last)
+                finer_last = 2 * number - 1
+            if total > between:
+                finer_size += _size(total - between, 2 * number - 1 - finer_last)
+                finer_last = 2 * number
             below = total
         low += 1
-    return filled, finer
+    return filled, size, finer_size
+
+
+def _size(count: int, gap: int) -> int:
+    """Return about the bytes of a bucket and of the gap before it.
+
+    What is written is the difference to the count of the neighbour: about the root of the count, by chance alone.
+    """
+    size = 1 + min(gap, _SPAN)
+    count >>= 9
+    while count > 0:
+        size += 1
+        count >>= 14
+    return size
 
 
 def fill_bounds(totals: Any, first: int, end: int, edges: Any, cumulative: Any) -> None:

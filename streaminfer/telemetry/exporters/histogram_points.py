@@ -1,9 +1,9 @@
 """A latency histogram as exporters send it: exponential buckets, classic buckets and the sum.
 
 One pass over the parts gives running totals and the sum. What a bucket holds, exponential or classic, is then the
-difference of two totals, whatever the schema. The finest schema is taken that has few enough buckets that hold
-something: the buckets of one schema tell how many the next finer one has, and the search begins where that of the last
-histogram ended, which is mostly right. O(parts that can hold something + buckets of the schemas that are tried).
+difference of two totals, whatever the schema. The finest schema is taken whose buckets take at most `MAX_SIZE` bytes:
+the buckets of one schema tell the size of the next finer one, and the search begins where that of the last histogram
+ended, which is mostly right. O(parts that can hold something + buckets of the schemas that are tried).
 
 Both Prometheus' native histograms and OpenTelemetry's exponential ones number buckets so that bucket ``i`` of schema
 ``s`` holds durations in ``(b^(i-1), b^i]`` seconds, with ``b = 2^(2^-s)``. A part of our layout goes, whole, into the
@@ -11,8 +11,9 @@ bucket of its middle. That depends on the part alone, so histograms that are mer
 that Prometheus adds up afterwards have the same buckets.
 
 Error: a duration moves by at most half a part (0.05 % at three digits, or half of ``lowest_s``), and a quantile is
-known to one bucket: 0.27 % at schema 8, twice that for each schema below. `MAX_BUCKETS` lowers the schema only where
-durations are spread over many buckets; there, interpolation inside a bucket is off by far less than its width.
+known to one bucket: 0.27 % at schema 8, twice that for each schema below. `MAX_SIZE` lowers the schema only where
+durations are spread over many buckets. Where each of those holds many durations, interpolation is off by far less than
+a bucket's width; where a thousand durations are spread widely, a p99 is off by up to the width, 1 or 2 %.
 """
 
 import bisect
@@ -29,7 +30,7 @@ from numpy.typing import NDArray
 from streaminfer.telemetry.exporters._exponential_cy import fill_bounds, fill_buckets
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 
-__all__ = ["BOUNDS_S", "BOUND_LABELS", "MAX_BUCKETS", "Exemplar", "HistogramPoint", "HistogramReader"]
+__all__ = ["BOUNDS_S", "BOUND_LABELS", "MAX_SIZE", "Exemplar", "HistogramPoint", "HistogramReader"]
 
 BOUNDS_S = (*tuple(step * 10.0**exponent for exponent in range(-4, 1) for step in (1.0, 2.5, 5.0)), 10.0)
 """Upper bounds of the classic buckets in seconds; the last one, infinity, is left out."""
@@ -37,8 +38,8 @@ BOUNDS_S = (*tuple(step * 10.0**exponent for exponent in range(-4, 1) for step i
 BOUND_LABELS = (*(f"{bound:g}" if bound % 1 else f"{bound:.1f}" for bound in BOUNDS_S), "+Inf")
 """The label ``le`` of each classic bucket."""
 
-MAX_BUCKETS = 400
-"""Most exponential buckets of a series, so that it takes less than 1 KB."""
+MAX_SIZE = 590
+"""Most bytes of the exponential buckets of a series, so that it takes less than 1 KB with its classic ones."""
 
 MAX_SCHEMA = 8
 
@@ -176,15 +177,16 @@ class HistogramReader:
     """Reads histograms one after another, with one buffer for all of a layout. Not thread-safe.
 
     Args:
-        max_buckets: most exponential buckets of a point, at least 8: those on either side of 1 s never merge.
+        max_size: most bytes of the exponential buckets of a point, at least 20: those on either side of 1 s never
+            merge.
     """
 
-    def __init__(self, max_buckets: int = MAX_BUCKETS) -> None:
-        self._max_buckets = max_buckets
+    def __init__(self, max_size: int = MAX_SIZE) -> None:
+        self._max_size = max_size
         self._totals: dict[int, array[int]] = {}
         self._shift = 0  # of the last histogram
-        self._indexes = array("i", bytes(4 * max_buckets))
-        self._counts = array("q", bytes(8 * max_buckets))
+        self._indexes = array("i", bytes(4 * max_size))
+        self._counts = array("q", bytes(8 * max_size))
 
     def read(self, histogram: LatencyHistogram) -> HistogramPoint:
         """Return what the histogram holds now."""
@@ -197,12 +199,14 @@ class HistogramReader:
             totals = self._totals[length] = array("q", bytes(8 * (length + 1)))
         first, end, sum_s = histogram.cumulate_into(totals)
         zeros = totals[1] if first == 0 else 0
-        shift, limit = self._shift, self._max_buckets
+        shift, limit = self._shift, self._max_size
         while True:
-            filled, finer = fill_buckets(totals, first, end, *layout.buckets(shift), limit, self._indexes, self._counts)
-            if filled > limit:
+            filled, size, finer_size = fill_buckets(
+                totals, first, end, *layout.buckets(shift), limit, self._indexes, self._counts
+            )
+            if size > limit:
                 shift += 1
-            elif shift and finer <= limit:
+            elif shift and finer_size <= limit:
                 shift -= 1
             else:
                 break

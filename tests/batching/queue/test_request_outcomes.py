@@ -1,5 +1,7 @@
 """`RequestOutcomes`: each request completes once, with its error, and is counted by it."""
 
+import pickle
+
 import pytest
 
 import streaminfer as si
@@ -44,6 +46,25 @@ COMPLETIONS = {
     "expired": (lambda outcomes, _: outcomes.expire(10), "deadline_exceeded", si.DeadlineExceeded),
 }
 variants = pytest.mark.parametrize(("complete", "counter", "kind"), COMPLETIONS.values(), ids=list(COMPLETIONS))
+
+
+def test_error_of_a_batch_says_when_it_ran(queue, outcomes):
+    """Each caller's own error has the timings of its request; that of a batch that never began has none."""
+    tickets = [admit(queue, Future()) for _ in range(2)]
+    futures = [ticket.future for ticket in tickets]
+    queue.take(tickets, 5, "full")
+
+    outcomes.fail(tickets, ValueError("x"), 20, 12)
+
+    for future in futures:
+        timings = future.error.timings
+        assert (timings.started_ns, timings.assembled_ns, timings.inferred_ns, timings.batch_size) == (5, 12, 20, 2)
+        assert pickle.loads(pickle.dumps(future.error)).timings.inferred_ns == 20
+
+    waiting = admit(queue, Future())
+    future = waiting.future
+    outcomes.fail([waiting], ValueError("x"))
+    assert future.error.timings is None
 
 
 @variants

@@ -260,6 +260,30 @@ def test_failed_request_has_an_error_span(provider, spans):
     assert "secret" not in span.to_json()
 
 
+@pytest.mark.parametrize(
+    ("error", "kind", "runs"), [(si.Overloaded("full"), "Overloaded", 1), (OSError(), "BackendError", 3)]
+)
+def test_requests_of_a_failed_batch_link_to_its_span(provider, spans, error, kind, runs):
+    """A batch that fails has a span as well; so has each part that was sent again."""
+
+    def fail(batch):
+        raise error
+
+    traced(provider, then=fail)
+
+    finished = spans.get_finished_spans()
+    batches = {span.context.span_id: span for span in finished if span.name == "streaminfer.batch"}
+    requests = [span for span in finished if span.name == "streaminfer.request"]
+    assert len(requests) == 3
+    assert len(batches) == runs
+    for span in requests:
+        [link] = span.links
+        batch = batches[link.context.span_id]
+        assert span.attributes["error.type"] == kind
+        assert span.attributes["streaminfer.batch.size"] == batch.attributes["streaminfer.batch.size"]
+        assert span.start_time <= batch.start_time < batch.end_time <= span.end_time
+
+
 def test_caller_decides_about_its_requests(provider, spans):
     """A request inside a sampled span is its child; one inside a span that is not sampled has none."""
     tracer = provider.get_tracer("server")

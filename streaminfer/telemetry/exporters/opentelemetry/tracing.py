@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_number
+from streaminfer.errors import StreamInferError
 from streaminfer.request import Request, Response
 from streaminfer.sync_layer import SyncLayer
 from streaminfer.telemetry.exporters.histogram_points import Exemplar
@@ -95,10 +96,10 @@ class Tracing(SyncLayer):
             span.set_attribute("streaminfer.outcome", type(outcome).__name__)
             span.set_attribute("error.type", type(outcome).__name__)
             span.set_status(trace.StatusCode.ERROR)
-            return
-        span.set_attribute("streaminfer.outcome", "degraded" if outcome.degraded else "ok")
-        span.set_attribute("streaminfer.source", str(outcome.source))
-        timings = outcome.timings
+        else:
+            span.set_attribute("streaminfer.outcome", "degraded" if outcome.degraded else "ok")
+            span.set_attribute("streaminfer.source", str(outcome.source))
+        timings = outcome.timings if isinstance(outcome, Response | StreamInferError) else None
         if timings is not None:
             span.set_attribute("streaminfer.batch.size", timings.batch_size)
             span.set_attribute("streaminfer.queue.duration", timings.queued_s)

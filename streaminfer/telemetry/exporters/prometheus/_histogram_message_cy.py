@@ -19,7 +19,7 @@ _DELTAS = 0x6A  # the tag of the counts of native buckets
 _BOUND_SIZE = 9  # bytes of an encoded bound: the tag and a double
 _MAX_CLASSIC = 2 + 2 * 10 + _BOUND_SIZE  # bytes of a bucket: two tags, two varints, the bound
 _MAX_SPAN = 4 + 2 * 5
-_MAX_GAP = 2  # a span takes more bytes than two empty buckets
+_MAX_GAP = 5  # a span takes more bytes than five empty buckets
 _MAX_VARINT = 10  # bytes
 _MAX_NUMBERS = 5 * (1 + _MAX_VARINT)  # bytes of the fields with one number
 
