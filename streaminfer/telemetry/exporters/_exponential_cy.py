@@ -52,23 +52,26 @@ def fill_buckets(
         total = totals[min(end, edges[low + 1])]
         if total > below:
             number = numbers[low]
-            between = totals[min(end, max(first, middles[low]))]
             if filled == 0:
                 last = number - 1
-                finer_last = 2 * number - (2 if between > below else 1)
+                finer_last = 2 * number - 2
             size += _size(total - below, number - last - 1)
             if size > limit:
                 return 0, limit + 1, limit + 1
+            if finer_size <= limit:
+                between = totals[min(end, max(first, middles[low]))]
+                if between > below:
+                    finer_size += _size(between - below, 2 * number - 2 - finer_last)
+                    finer_last = 2 * number - 1
+                elif filled == 0:
+                    finer_last = 2 * number - 1
+                if total > between:
+                    finer_size += _size(total - between, 2 * number - 1 - finer_last)
+                    finer_last = 2 * number
             last = number
             indexes[filled] = number
             counts[filled] = total - below
             filled += 1
-            if between > below:
-                finer_size += _size(between - below, 2 * number - 2 - finer_last)
-                finer_last = 2 * number - 1
-            if total > between:
-                finer_size += _size(total - between, 2 * number - 1 - finer_last)
-                finer_last = 2 * number
             below = total
         low += 1
     return filled, size, finer_size
@@ -79,12 +82,7 @@ def _size(count: int, gap: int) -> int:
 
     What is written is the difference to the count of the neighbour: about the root of the count, by chance alone.
     """
-    size = 1 + min(gap, _SPAN)
-    count >>= 9
-    while count > 0:
-        size += 1
-        count >>= 14
-    return size
+    return 1 + (count >> 9 > 0) + (count >> 23 > 0) + (count >> 37 > 0) + (count >> 51 > 0) + min(gap, _SPAN)
 
 
 def fill_bounds(totals: Any, first: int, end: int, edges: Any, cumulative: Any) -> None:
