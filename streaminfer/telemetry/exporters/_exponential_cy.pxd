@@ -3,7 +3,7 @@ cimport cython
 cdef int _SPAN
 
 @cython.locals(
-    low=cython.Py_ssize_t, high=cython.Py_ssize_t, middle=cython.Py_ssize_t, filled=cython.Py_ssize_t,
+    low=cython.Py_ssize_t, filled=cython.Py_ssize_t,
     size=cython.Py_ssize_t, finer_size=cython.Py_ssize_t, number=cython.longlong, last=cython.longlong,
     finer_last=cython.longlong, below=cython.longlong, between=cython.longlong, total=cython.longlong)
 cpdef tuple fill_buckets(
@@ -13,5 +13,8 @@ cpdef tuple fill_buckets(
 @cython.locals(bound=cython.Py_ssize_t)
 cpdef object fill_bounds(
     const long long[::1] totals, Py_ssize_t first, Py_ssize_t end, const int[::1] edges, long long[::1] cumulative)
+
+@cython.locals(low=cython.Py_ssize_t, high=cython.Py_ssize_t, middle=cython.Py_ssize_t)
+cdef Py_ssize_t _bucket_of(Py_ssize_t part, const int[::1] edges) noexcept
 
 cdef Py_ssize_t _size(long long count, long long gap) noexcept

@@ -37,14 +37,7 @@ def fill_buckets(
         How many buckets hold something, their size, and that of the same durations in the next finer schema; 0 and
         ``limit + 1`` twice if they are larger than the limit.
     """
-    low = 0
-    high = len(numbers)
-    while high - low > 1:  # to the bucket of the first part
-        middle = (low + high) // 2
-        if edges[middle] <= first:
-            low = middle
-        else:
-            high = middle
+    low = _bucket_of(first, edges)
     filled = size = finer_size = 0
     below = totals[max(first, edges[low])]
     last = finer_last = 0
@@ -75,6 +68,19 @@ def fill_buckets(
             below = total
         low += 1
     return filled, size, finer_size
+
+
+def _bucket_of(part: int, edges: Any) -> int:
+    """Return the place of the bucket that a part is in; the first one, if it is in none."""
+    low = 0
+    high = len(edges) - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        if edges[middle] <= part:
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 def _size(count: int, gap: int) -> int:
