@@ -38,7 +38,7 @@ LEAD_MS = 3_000
 
 
 class FaceModel:
-    """BlazeFace in one thread, with the CPU that it used.
+    """BlazeFace in one thread, with the CPU that it used; it takes pictures of bytes, as a camera path delivers them.
 
     Attributes:
         cpu_s: so far.
@@ -54,15 +54,16 @@ class FaceModel:
         self._session = onnxruntime.InferenceSession(str(ASSETS / name), options, providers=["CPUExecutionProvider"])
 
     def __call__(self, batch: np.ndarray[Any, Any]) -> list[Any]:
+        wanted = prepare(batch)
         started_s = time.thread_time()
-        boxes, scores = self._session.run(None, {"input": batch})
+        boxes, scores = self._session.run(None, {"input": wanted})
         self.cpu_s += time.thread_time() - started_s
         return list(zip(boxes, scores, strict=True))
 
 
-def prepare(picture: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return a picture as the model wants it: float32 from -1 to 1."""
-    wanted: np.ndarray[Any, Any] = np.multiply(picture, np.float32(1 / 127.5), dtype=np.float32)
+def prepare(pictures: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return pictures as the model wants them: float32 from -1 to 1."""
+    wanted: np.ndarray[Any, Any] = np.multiply(pictures, np.float32(1 / 127.5), dtype=np.float32)
     wanted -= 1
     return wanted
 
@@ -70,7 +71,7 @@ def prepare(picture: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 def measure_bare(scene: Scene, model: FaceModel, pictures: int) -> tuple[float, float]:
     """Return the CPU per picture of a bare loop, and its share outside codec and model."""
     encoder = UnitEncoder(av, scene)
-    decoder = UnitDecoder(av, scene, encoder, VideoFormat(size=(model.size, model.size)), prepare)
+    decoder = UnitDecoder(av, scene, encoder, VideoFormat(size=(model.size, model.size)), None)
     model.cpu_s, codec_s = 0.0, 0.0
     gc.collect()
     cpu_s = time.process_time()
@@ -98,7 +99,7 @@ async def measure_path(
     wanted = VideoFormat(size=(model.size, model.size))
     with CodecThread() as thread:
         paths = [
-            MediaPath(scene, network, wanted=wanted, prepare=prepare, edge=edge, thread=thread, start=15 * n, seed=n)
+            MediaPath(scene, network, wanted=wanted, edge=edge, thread=thread, start=15 * n, seed=n)
             for n in range(cameras)
         ]
         async with si.Stack(backend) as stack, PathService(stack, paths) as over:
@@ -114,7 +115,7 @@ async def measure_path(
 
 async def measure_webrtc(scene: Scene, model: FaceModel, seconds: float, network: NetworkProfile) -> Any:
     """Return the report of one camera over WebRTC."""
-    backend = si.CpuBackend(lambda batch: model(prepare(batch)), executor="thread", workers=1)
+    backend = si.CpuBackend(model, executor="thread", workers=1)
     path = WebRtcPath(scene, network, size=(model.size, model.size))
     async with path, si.Stack(backend) as stack, PathService(stack, [path]) as over:
         due_s = over.schedule(seconds)
@@ -189,7 +190,7 @@ def main() -> None:
             f"{name:>10}: CPU per picture {statistics.median(cost_column) * 1e3:.2f} ms, outside codec and model "
             f"{statistics.median(column):.1%} ({min(column):.1%} to {max(column):.1%})"
         )
-    print(f"            of which scaling and conversion to the input of the model {statistics.median(scalings):.1%}")
+    print(f"            of which scaling and conversion to colors {statistics.median(scalings):.1%}")
     print(f"bar: at most {BAR:.0%} outside codec and model")
     if dropped := report.outcomes.get("LostAtEncoder", 0):
         print(f"the machine was too busy: encoders dropped {dropped} of {report.requests} pictures; the share has them")

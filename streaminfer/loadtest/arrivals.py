@@ -349,7 +349,7 @@ class Instants:
     """
 
     kind: ClassVar[str] = "instants"
-    arrivals_s: Floats = attrs.field(converter=_instants)
+    arrivals_s: Floats = attrs.field(converter=_instants, repr=lambda instants: f"<{instants.size} instants>")
 
     @arrivals_s.validator
     def _check(self, _attribute: Any, value: Floats) -> None:

@@ -23,21 +23,25 @@ def _check_labels(_instance: object, attribute: Any, value: Any) -> None:
 
 
 def _check_stages(_instance: object, attribute: Any, value: Any) -> None:
-    for name, seconds in _named(attribute.name, value):
-        if type(seconds) is not float or not 0.0 <= seconds < math.inf:  # each response has some: a cheap test first
+    for name, seconds in _items(attribute.name, value):
+        if type(seconds) is not float or not 0.0 <= seconds < math.inf:
             check_duration(f"{attribute.name}[{name!r}]", seconds)
 
 
 def _check_values(_instance: object, attribute: Any, value: Any) -> None:
-    for name, number in _named(attribute.name, value):
+    for name, number in _items(attribute.name, value):
         if type(number) is not float:
             check_number(f"{attribute.name}[{name!r}]", number, "a number", lambda _: True)
 
 
-def _named(argument: str, value: Any) -> Any:
-    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
-        raise TypeError(expected(argument, "a mapping of names to numbers", value))
-    return value.items()
+def _items(argument: str, value: Any) -> Any:
+    if type(value) is dict or isinstance(value, Mapping):  # each response has some: a cheap test first
+        for name in value:
+            if not isinstance(name, str):
+                break
+        else:
+            return value.items()
+    raise TypeError(expected(argument, "a mapping of names to numbers", value))
 
 
 @attrs.frozen(kw_only=True, eq=False)

@@ -97,6 +97,7 @@ class UnitDecoder:
         self._av = av
         self._context = new_decoder(av, scene.profile, encoder.context)
         self._tick_s = encoder.context.time_base
+        self._tick_ns = self._tick_s.numerator * 1_000_000_000, self._tick_s.denominator
         # one thread, so that its CPU is known
         self._picture = PictureConverter(av, wanted, threads=1) if isinstance(wanted, VideoFormat) else None
         self._sound = AudioAssembler(av, wanted) if isinstance(wanted, AudioFormat) else None
@@ -110,7 +111,8 @@ class UnitDecoder:
         packet.time_base = self._tick_s
         decoded = self._context.decode(packet)
         decoded_s = time.thread_time()
-        media_ns = max(0, round(pts * self._tick_s * 1_000_000_000))
+        numerator, denominator = self._tick_ns  # a `Fraction` takes thirty calls
+        media_ns = max(0, (pts * numerator + denominator // 2) // denominator)
         frames: list[Frame] = []
         for frame in decoded:
             if self._picture is not None:

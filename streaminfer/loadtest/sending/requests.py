@@ -14,6 +14,8 @@ from streaminfer.request import Request, Response, Timings
 
 __all__ = ["Requests", "check_inputs", "check_service"]
 
+_NOTES = 256
+
 Service = Any
 """An object with ``async call(request)``, or an async function of the inputs."""
 Inputs = Any
@@ -52,18 +54,20 @@ def check_inputs(inputs: Inputs) -> Callable[[int], Any]:
 class Requests:
     """Sends requests of one run and notes what is known about them.
 
+    A note is kept as it comes, and many at once go into the columns: code that runs once in milliseconds is slow, since
+    the processor's caches have forgotten it.
+
     Args:
         service: an object with ``async call(request)``, or an async function.
         inputs: of a request, by its number.
         count: of requests.
-
-    Attributes:
-        stages: seconds of the stages of each request, and its labels.
-        values: other measurements.
     """
 
     def __init__(self, service: Service, inputs: Callable[[int], Any], count: int) -> None:
-        self.stages, self.values = Columns(count), Columns(count)
+        self._stages, self._values = Columns(count), Columns(count)
+        self._samples: list[tuple[int, dict[str, str], dict[str, float]]] = []
+        self._timings: list[tuple[int, Timings]] = []
+        self._measured: list[tuple[int, dict[str, float], dict[str, float], dict[str, str]]] = []
         self._inputs = inputs
         self._send: Callable[..., Awaitable[Any]] = (
             (lambda given, **settings: service.call(given if type(given) is Request else Request(given, **settings)))
@@ -74,12 +78,14 @@ class Requests:
     @property
     def call(self) -> Call:
         """Sends the request of a number."""
-        inputs, send, note = self._inputs, self._send, self._note_sample
+        inputs, send = self._inputs, self._send
 
         def call(number: int) -> Awaitable[Any]:
             given = inputs(number)
             if type(given) is Sample:
-                note(number, given)
+                self._samples.append((number, dict(given.labels), dict(given.stages_s)))
+                if len(self._samples) == _NOTES:
+                    self._sort_notes()
                 return send(given.inputs, **given.settings)
             return send(given)
 
@@ -87,35 +93,44 @@ class Requests:
 
     def on_result(self, number: int, result: Any) -> None:
         """Note what a result tells beside its outputs."""
+        measured = result
         if type(result) is Response:
+            measured = result.outputs
             if result.timings is not None:
-                self._note_timings(number, result.timings)
-            if type(result.outputs) is Measured:
-                self._note_measured(number, result.outputs)
-        elif type(result) is Measured:
-            self._note_measured(number, result)
+                self._timings.append((number, result.timings))
+        if type(measured) is Measured:  # without its outputs, which may be large; copies, since a service may go on
+            self._measured.append((number, dict(measured.stages_s), dict(measured.values), dict(measured.labels)))
+        if len(self._timings) == _NOTES or len(self._measured) == _NOTES:
+            self._sort_notes()
 
-    def _note_sample(self, number: int, sample: Sample) -> None:
-        for name, value in sample.labels.items():
-            self.stages.put_label(name, number, value)
-        for name, seconds in sample.stages_s.items():
-            self.stages.put(name, number, seconds)
-        if sample.stages_s:
-            self.stages.put(BEFORE, number, sum(sample.stages_s.values()))
+    def columns(self) -> tuple[Columns, Columns]:
+        """Return the seconds of the stages of each request with its labels, and other measurements."""
+        self._sort_notes()
+        return self._stages, self._values
 
-    def _note_measured(self, number: int, measured: Measured) -> None:
-        for name, seconds in measured.stages_s.items():
-            self.stages.put(name, number, seconds)
-        for name, value in measured.values.items():
-            self.values.put(name, number, value)
-        for name, label in measured.labels.items():
-            self.stages.put_label(name, number, label)
-
-    def _note_timings(self, number: int, timings: Timings) -> None:
-        put = self.stages.put
-        put("queue", number, timings.queued_s)
-        put("assembly", number, timings.assembled_s)
-        put("inference", number, timings.inferred_s)
+    def _sort_notes(self) -> None:
+        put, put_value, put_label = self._stages.put, self._values.put, self._stages.put_label
+        for number, labels, stages_s in self._samples:
+            for name, label in labels.items():
+                put_label(name, number, label)
+            for name, seconds in stages_s.items():
+                put(name, number, seconds)
+            if stages_s:
+                put(BEFORE, number, sum(stages_s.values()))
+        for number, timings in self._timings:
+            put("queue", number, timings.queued_s)
+            put("assembly", number, timings.assembled_s)
+            put("inference", number, timings.inferred_s)
+        for number, stages_s, values, labels in self._measured:
+            for name, seconds in stages_s.items():
+                put(name, number, seconds)
+            for name, value in values.items():
+                put_value(name, number, value)
+            for name, label in labels.items():
+                put_label(name, number, label)
+        self._samples.clear()
+        self._timings.clear()
+        self._measured.clear()
 
 
 BEFORE = "before sending"

@@ -97,7 +97,7 @@ async def send(
             await asyncio.wait([telling])
     if telling is not None and not telling.cancelled():
         telling.result()
-    return Record.of(sending, due_s, requests.stages, requests.values)
+    return Record.of(sending, due_s, *requests.columns())
 
 
 async def _tell(

@@ -6,7 +6,6 @@ the loop's own timer does.
 """
 
 import asyncio
-import contextlib
 import ctypes
 import functools
 import os
@@ -122,8 +121,10 @@ class _FileTimer:
             self._clear()
 
     def _clear(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # a thread has set it again
+        try:  # noqa: SIM105 - `suppress` takes longer than the call
             os.read(self._fd, 8)
+        except BlockingIOError:
+            pass  # a thread has set it again
 
 
 class _Spec(ctypes.Structure):

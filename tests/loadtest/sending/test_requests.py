@@ -1,0 +1,47 @@
+"""`Requests`: what is known about each request goes into the columns."""
+
+import math
+
+import pytest
+
+from streaminfer.loadtest import Measured, Sample
+from streaminfer.loadtest.sending.requests import BEFORE, Requests
+from streaminfer.request import Response, Timings
+
+
+async def echo(inputs):
+    return inputs
+
+
+@pytest.mark.parametrize("count", [1, 255, 256, 257, 600])
+def test_every_note_reaches_its_request(count):
+    """However many there are, each column has the number of its own request."""
+    sample = Sample(1.0, labels={"device": "phone"}, stages_s={"encode": 0.5})
+    requests = Requests(echo, lambda _number: sample, count)
+    shared = {"decode": 0.0}
+    for number in range(count):
+        requests.call(number).close()
+        shared["decode"] = number / 1e3  # a service that goes on with its dictionary
+        timings = Timings(0, 1_000, 2_000, 2_000 + number, 1)
+        outputs = Measured(None, stages_s=shared, values={"bytes": float(number)}, labels={"zone": str(number)})
+        requests.on_result(number, Response(outputs, timings=timings))
+
+    stages, values = requests.columns()
+
+    assert list(stages.numbers["decode"]) == [number / 1e3 for number in range(count)]
+    assert list(stages.numbers["inference"]) == pytest.approx([number / 1e9 for number in range(count)])
+    assert set(stages.numbers[BEFORE]) == {0.5}
+    assert list(values.numbers["bytes"]) == list(range(count))
+    assert stages.labels == {"device": ["phone"] * count, "zone": [str(number) for number in range(count)]}
+
+
+def test_request_without_a_note_has_none():
+    """What was not measured is NaN or empty."""
+    requests = Requests(echo, lambda number: number, 3)
+
+    requests.on_result(1, Measured(None, stages_s={"decode": 0.1}, labels={"zone": "a"}))
+    requests.on_result(2, Response(5.0))
+
+    stages, values = requests.columns()
+    assert [math.isnan(seconds) for seconds in stages.numbers["decode"]] == [True, False, True]
+    assert (stages.labels, values.numbers) == ({"zone": ["", "a", ""]}, {})
