@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from placement_problems import KINDS, BruteForce, small_problem
 
+from streaminfer.placement.solver import program
 from streaminfer.placement.solver.candidates import find_candidates
 from streaminfer.placement.solver.instance import Instance, Settings
 from streaminfer.placement.solver.program import solve
+from streaminfer.placement.solver.replica_model import ReplicaModel
 
 ROUNDS = 20
 
@@ -43,3 +45,41 @@ def test_solver_prints_nothing(capfd):
     solve(Instance(find_candidates(small_problem(0, "plain"))))
 
     assert capfd.readouterr() == ("", "")
+
+
+def test_search_that_its_time_ends_is_followed_by_a_longer_one(monkeypatch):
+    """Neither what it has not found nor its bound is taken for the answer."""
+    candidates = find_candidates(small_problem(1, "memory"))
+    optimize, limits = ReplicaModel.optimize, []
+
+    def cut_short(self, limit_s):
+        values = optimize(self, limit_s)
+        if self._is_whole and limit_s < 3 * program._SEARCH_S:
+            limits.append(limit_s)
+            self.is_finished, self.bound = False, -np.inf
+            return None
+        return values
+
+    monkeypatch.setattr(ReplicaModel, "optimize", cut_short)
+
+    solution = solve(Instance(candidates), gap=0.0)
+
+    assert limits == [program._SEARCH_S, 2 * program._SEARCH_S]
+    assert solution.value == pytest.approx(BruteForce(candidates).least_cost(), rel=1e-6)
+
+
+def test_each_search_has_its_own_time():
+    """HiGHS counts the time of earlier runs for a linear program, and not for a search."""
+    model = ReplicaModel(Instance(find_candidates(small_problem(0, "plain"))), gap=0.0)
+    for whole in (False, True, False, True):
+        model.declare(whole=whole)
+        before_s = model._highs.getRunTime()
+        model.optimize(3.0)
+        assert model._highs.getOptionValue("time_limit")[1] == 3.0 + (0.0 if whole else before_s)
+
+
+def test_rows_are_of_the_size_of_the_solvers_tolerances():
+    """Gigabytes are no numbers for absolute tolerances: HiGHS 1.16 did not end with them."""
+    model = ReplicaModel(Instance(find_candidates(small_problem(1, "memory"))), gap=0.0)
+
+    assert 1e-4 <= np.abs(model._highs.getLp().a_matrix_.value_).max() <= 1.0

@@ -37,6 +37,10 @@ _STALLED = 3
 """Rounds of cuts without progress after which integers are looked for."""
 
 _PROGRESS = 2e-5
+_SEARCH_S = 4.0
+"""Of the first search for whole replicas that does not end by itself; each later one has twice as long. What it has
+found shows cuts and gives plans that the end of the search would not: its bound rises slowly in the end."""
+
 _POLISH_ROUNDS = 10
 _POLISH_SHARE = 0.5
 """Most time of a polishing round, as a share of the search that it follows."""
@@ -119,15 +123,21 @@ class _Search:
         self.bound = self.model.objective
         self.model.drop_slack()
         self._start()
+        limit_s = _SEARCH_S
         while self.best is None or self.best.gap > self.gap:
             began_s = time.monotonic()
-            values = self._optimize_whole()
-            if values is None:
+            values = self._optimize_whole(limit_s)
+            is_finished = self.model.is_finished
+            if self.is_out_of_time or (values is None and is_finished):
                 break
             self.bound = (min if self.model.is_quality else max)(self.bound, self.model.bound)
+            if not is_finished:
+                limit_s *= 2.0
+            if values is None:
+                continue
             found = self._separate(values, lazy=True)
             self._offer(values, complete_first=found)
-            if not found:
+            if is_finished and not found:
                 break
             self._polish(values, _POLISH_SHARE * (time.monotonic() - began_s))
         return self._result()
@@ -183,9 +193,8 @@ class _Search:
         self.model.allow_sites(counts)
         while (values := self._optimize()) is not None and self._separate(values, lazy=False):
             pass
-        duals = self.model.row_duals()
         sign = 1.0 if self.model.is_quality else -1.0
-        worth = {row: sign * duals[at] for row, at in self.model.resource_rows.items()} if values is not None else {}
+        worth = {row: sign * dual for row, dual in self.model.resource_duals().items()} if values is not None else {}
         return {row: max(0.0, worth.get(row, 0.0)) for row in range(len(self.instance.limits))}
 
     def _start(self) -> None:

@@ -35,6 +35,7 @@ class ReplicaModel:
         resource_rows: the row of each resource.
         objective: value of the last solution.
         bound: of the last search for whole replicas.
+        is_finished: whether that search, or the linear program, ended by itself and not by its time.
         improving: whole solutions that the last search found on its way.
     """
 
@@ -53,8 +54,10 @@ class ReplicaModel:
         self.at_flows = self.at_homes + len(self.homes)
         self.columns = self.at_flows + len(self.steps) * len(self.normal)
         self.resource_rows: dict[int, int] = {}
+        self._units: dict[int, float] = {}
         self.improving: list[Floats] = []
         self.objective = self.bound = 0.0
+        self.is_finished = False
         self._is_whole = False
         self._highs = _silent(self._highspy)
         options = {"output_flag": False, "threads": 1, "mip_rel_gap": 0.95 * gap, "mip_abs_gap": 1e-9}
@@ -72,10 +75,10 @@ class ReplicaModel:
             lambda event: self.improving.append(np.array(event.data_out.mip_solution))
         )
 
-    def row_duals(self) -> list[float]:
-        """Return the dual values of the last linear program."""
-        duals: list[float] = self._highs.getSolution().row_dual
-        return duals
+    def resource_duals(self) -> dict[int, float]:
+        """Return the dual values of one unit of each resource in the last linear program."""
+        duals = self._highs.getSolution().row_dual
+        return {resource: duals[row] / self._units[resource] for resource, row in self.resource_rows.items()}
 
     def declare(self, *, whole: bool) -> None:
         """Make replicas and sites whole, or not."""
@@ -87,13 +90,16 @@ class ReplicaModel:
     def optimize(self, limit_s: float) -> Floats | None:
         """Return the values of the columns; ``None`` where there are none."""
         self.improving.clear()
+        before_s = self._highs.getRunTime()  # a linear program counts the time of earlier runs, a search does not
         if self._is_whole:
             self._highs.clearSolver()  # HiGHS 1.16 ends with a wrong optimum for some starting solutions
-        self._highs.setOptionValue("time_limit", self._highs.getRunTime() + limit_s)
+            before_s = 0.0
+        self._highs.setOptionValue("time_limit", before_s + limit_s)
         self._highs.run()
         info = self._highs.getInfo()  # adding a row resets it
         self.objective, self.bound = info.objective_function_value, info.mip_dual_bound
         status, statuses = self._highs.getModelStatus(), self._highspy.HighsModelStatus
+        self.is_finished = status != statuses.kTimeLimit
         solution = self._highs.getSolution()
         if status in {statuses.kInfeasible, statuses.kUnboundedOrInfeasible} or not solution.value_valid:
             return None
@@ -163,11 +169,13 @@ class ReplicaModel:
             if not instance.needs[row].any():
                 continue
             self.resource_rows[row] = self._highs.getNumRow()
+            # bytes as they are would leave no digit for the solver's tolerances, which are absolute
+            unit = self._units[row] = max(float(instance.needs[row].max()), float(instance.limits[row]))
+            needs, limit = instance.needs[row] / unit, instance.limits[row] / unit
             if (at := position.get(resource.site)) is None:
-                self.add_row(pools, instance.needs[row], -self.infinity, instance.limits[row])
+                self.add_row(pools, needs, -self.infinity, limit)
             else:
-                columns = np.append(pools, self.at_sites + at)
-                self.add_row(columns, np.append(instance.needs[row], -instance.limits[row]), -self.infinity, 0.0)
+                self.add_row(np.append(pools, self.at_sites + at), np.append(needs, -limit), -self.infinity, 0.0)
 
     def _limit_migrations(self, most: int) -> None:
         for at, home in enumerate(self.homes):
