@@ -38,7 +38,7 @@ from demo.video import load_frames
 from demo.visitors import visit
 
 SWEEP_END_S = 34.0
-"""No further repeat begins that would end later than this after the start; what follows takes about 18 s."""
+"""No further repeat begins that would end later than this after the start; what follows takes about 15 s."""
 COMFORT = 0.5
 """Microphones beside the cameras, over the smallest limit of the batched way."""
 
@@ -48,14 +48,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0] if __doc__ else None)
     parser.add_argument("--repeats", type=int, help="of the sweep over loads, instead of as many as fit into a minute")
     parser.add_argument("--window", type=float, default=WINDOW_S, help="seconds that each load is measured")
-    parser.add_argument("--seconds", type=float, default=2.0, help="seconds of microphones with cameras beside them")
+    parser.add_argument("--seconds", type=float, default=1.5, help="seconds of microphones with cameras beside them")
     parser.add_argument("--cameras", type=int, default=2, help="cameras beside the microphones")
     parser.add_argument("--sessions", type=int, default=1, help="onnxruntime sessions for the batched voice detector")
     parser.add_argument(
-        "--overload", type=float, default=5.0, help="seconds of cameras that are too many in the middle; 0: none"
+        "--overload", type=float, default=4.0, help="seconds of cameras that are too many in the middle; 0: none"
     )
     parser.add_argument(
-        "--visitors", type=float, default=2.0, help="how many seconds visitors come, without and with a cache; 0: never"
+        "--visitors", type=float, default=1.5, help="how many seconds visitors come, without and with a cache; 0: never"
     )
     parser.add_argument("--report", type=Path, default=Path("report.html"), help="where the report goes")
     options = parser.parse_args(arguments)
