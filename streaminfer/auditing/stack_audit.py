@@ -54,7 +54,6 @@ from streaminfer.caching.tiers.disk.tier import DiskTier
 from streaminfer.caching.tiers.encryption import StoredKeys
 from streaminfer.caching.tiers.redis.tier import RedisTier
 from streaminfer.compliance.retention import Retention
-from streaminfer.compliance.retention_log import RetentionLog
 from streaminfer.routing.fallback.fallback_router import FallbackRouter
 from streaminfer.routing.replicas.replica_set import Replicas
 from streaminfer.stack import Stack
@@ -267,8 +266,6 @@ def _check_log(log: Any, where: str) -> Finding:
     if log is None:
         what = "nothing records what goes: it cannot be shown afterwards, and what a tier owes is lost with the process"
         return _attention("log", where, what, remedy)
-    if not is_a(log, RetentionLog):
-        return _attention("log", where, f"the log is a {type(log).__name__}, not looked into", "see to it yourself")
     pending = [event for event in log.pending if event.action != "erase_held" or not log.holds]
     if pending:
         places = ", ".join(sorted({event.where for event in pending}))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, ItemsView, Iterable, Iterator, MutableMapping, ValuesView
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, Self, overload
 
 from streaminfer._internal.locking import is_atomic
-from streaminfer._internal.validation import check_count, check_instance, check_secret
+from streaminfer._internal.validation import check_count, check_instance, check_secret, expected
 from streaminfer.caching._locking import guarded_mapping
-from streaminfer.caching.erasure.cache_erasure import CacheErasure
 from streaminfer.caching.events import CacheEvent
 from streaminfer.caching.freshness import Freshness
 from streaminfer.caching.memory import MAX_BYTES, CacheStatistics, Memory
@@ -20,7 +20,8 @@ from streaminfer.caching.views import FreshItems, FreshValues
 from streaminfer.protocols import Clock, P, R, Service
 
 if TYPE_CHECKING:
-    from streaminfer.caching.erasure.erasure import Erasure
+    from streaminfer.caching.erasure.erasure import Erasure, PendingErasure
+    from streaminfer.caching.erasure.memory_retention import MemoryRetention
     from streaminfer.caching.tiers.tier_set import TierSet
     from streaminfer.caching.wrapping.memoize import CachedFunction
     from streaminfer.compliance.retention import Retention
@@ -88,7 +89,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         (['b', 'c'], None, 1)
     """
 
-    __slots__ = ("__weakref__", "_access", "_erasure", "_flights", "_secret", "_settings", "tiers")
+    __slots__ = ("__weakref__", "_access", "_flights", "_secret", "_settings", "tiers")
 
     _memory: Memory
 
@@ -143,7 +144,6 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
             counts = None if memory.retention is None else memory.retention.counts
             self.tiers = TierSet(several, memory, counts)
         self._access = TierAccess(memory, self.tiers)
-        self._erasure = CacheErasure(memory, self.tiers)
 
     @overload
     def wrap(self, inner: Service) -> Any: ...
@@ -266,7 +266,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
             TypeError: neither or both, or no string.
             ErasureHeld: a legal hold, or a minimum age of the policy, forbids it; nothing was erased.
         """
-        return self._erasure.begin(subject, tag).in_memory
+        return self._begin_erasure(subject, tag).in_memory
 
     async def erase_everywhere(self, *, subject: str | None = None, tag: str | None = None) -> Erasure:
         """Erase as :meth:`erase` does, and wait until each tier has been tried; on any event loop.
@@ -274,7 +274,19 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         Returns:
             Entries erased by place, and why a tier failed. Cancelling the caller does not end the erasure.
         """
-        return await self._erasure.begin(subject, tag).wait()
+        return await self._begin_erasure(subject, tag).wait()
+
+    def _begin_erasure(self, subject: str | None, tag: str | None) -> PendingErasure:
+        from streaminfer.caching.erasure.erasure import PendingErasure, check_selection  # noqa: PLC0415 - not every cache is erased
+
+        subject, tag = check_selection(subject, tag)
+        memory = self._memory
+        memory.check_erasure(subject, tag)
+        if self.tiers is not None:
+            return self.tiers.erase(subject, tag, partial(memory.erase, subject, tag))
+        erasing = PendingErasure(subject, tag)
+        erasing.arm(memory.erase(subject, tag))
+        return erasing
 
     def listen(self, listener: Callable[[CacheEvent], object]) -> Callable[[], None]:
         """Call ``listener`` with each :class:`CacheEvent` from now on; return a function that ends it.
@@ -401,11 +413,15 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
             TypeError, ValueError: not exactly one of both, or the policy has no such class or no `RetentionLog`.
             BackendError, Closed: the log or a tier did not learn of it; hold again.
         """
-        return await self._erasure.hold(subject, data_class, reason)
+        await self._governed().record_hold("held", subject, data_class, reason)
+        return () if self.tiers is None else tuple(await self.tiers.legal_hold(subject, data_class, on=True))
 
     async def release(self, *, subject: str | None = None, data_class: str | None = None, reason: str) -> None:
         """End a legal hold; what it preserved beyond its time goes. Arguments and errors as in :meth:`hold`."""
-        await self._erasure.release(subject, data_class, reason)
+        await self._governed().record_hold("released", subject, data_class, reason)
+        if self.tiers is not None:
+            await self.tiers.legal_hold(subject, data_class, on=False)
+        self._memory.expire_due(self._memory.now(), 0)
 
     @property
     def preserved(self) -> tuple[CacheEvent, ...]:
@@ -420,7 +436,13 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
             TypeError: the cache has no policy.
             BackendError, ValueError: the log cannot be read, or was altered.
         """
-        return await self._erasure.report()
+        return await self._governed().report(self.tiers)
+
+    def _governed(self) -> MemoryRetention:
+        retention = self._memory.retention
+        if retention is None:
+            raise TypeError(expected("retention", "a cache with a policy: EdgeCache(retention=Retention(…))", None))
+        return retention
 
     @property
     def erasure_log(self) -> RetentionLog | None:

@@ -231,9 +231,7 @@ class Memory(StackClock, _Table):
             from streaminfer.compliance.retention_log import RetentionLog  # noqa: PLC0415 - not every cache is erased
 
             self._own_log = self._own_log or RetentionLog(wall_clock=self.now)
-            self._own_log.record(
-                "erased", where="memory", data_class="", count=count, reason="asked for", subject=subject, tag=tag
-            )
+            self._own_log.record("erased", where="memory", count=count, reason="asked for", subject=subject, tag=tag)
         return count
 
     def delete(self, key: Any, reason: str) -> None:

@@ -23,14 +23,7 @@ from streaminfer._internal.validation import check_duration, check_instance
 from streaminfer.compliance.document import Document
 from streaminfer.compliance.html_report import cells, instant, list_of, text_table
 from streaminfer.compliance.retention import PRESERVED, Holding, Retention, Rule
-from streaminfer.compliance.retention_log import (
-    RetentionEvent,
-    RetentionLog,
-    RetentionTotal,
-    Verification,
-    add_to,
-    note_pending,
-)
+from streaminfer.compliance.retention_log import RetentionEvent, RetentionLog, RetentionTotal, Verification
 
 __all__ = ["PURGE_BOUNDS_S", "ReportedHolding", "RetentionReport", "build_report"]
 
@@ -96,7 +89,7 @@ class RetentionReport(Document):
         erasures: the erasures that were made, oldest first, as far back as the events went.
         pending: erasures that failed and have not been made since: what they were to erase may still be there.
         holds: legal holds in force; ``erase_held`` among what is pending is no violation while there are any.
-        log: whether the log is whole, and its head; ``None``: the events came without a log.
+        log: whether the log is whole, and its head; ``None``: there is no log.
     """
 
     at_ns: int
@@ -184,7 +177,7 @@ class RetentionReport(Document):
 def build_report(
     policy: Retention,
     inventory: Iterable[Holding],
-    events: Iterable[RetentionEvent] = (),
+    log: RetentionLog | None = None,
     *,
     at_ns: int | None = None,
     purge_bounds_s: Mapping[str, float] = PURGE_BOUNDS_S,
@@ -194,7 +187,7 @@ def build_report(
     Args:
         policy: what may be kept, and for how long.
         inventory: what each place holds of each class now.
-        events: a `RetentionLog`, which is brought up to date and verified, or events of one, oldest first.
+        log: what records what went; it is brought up to date and verified. ``None``: there is no record.
         at_ns: now, nanoseconds of the wall clock; ``None``: asked.
         purge_bounds_s: how long a place may hold what has expired, seconds by its name; 0 where it has none here.
 
@@ -204,29 +197,20 @@ def build_report(
     """
     check_instance("policy", policy, lambda it: isinstance(it, Retention), "a Retention")
     bounds = {where: check_duration(f"purge_bounds_s[{where!r}]", bound) for where, bound in purge_bounds_s.items()}
-    totals: dict[tuple[str, str, str], RetentionTotal] = {}
-    pending: dict[Any, RetentionEvent] = {}
-    verification = None
-    holds: tuple[RetentionEvent, ...] = ()
-    if isinstance(events, RetentionLog):
-        verification = events.verify()
-        if verification.ok:
-            events.refresh()
-        seen, still, counted, holds = events.events, events.pending, events.totals(), events.holds
-    else:
-        seen = tuple(events)
-        for event in seen:
-            note_pending(pending, event)
-            add_to(totals, event)
-        still, counted = tuple(pending.values()), tuple(totals.values())
+    check_instance("log", log, lambda it: it is None or isinstance(it, RetentionLog), "a RetentionLog or None")
+    recorded = RetentionLog() if log is None else log
+    verification = recorded.verify()
+    if verification.ok:
+        recorded.refresh()
+    holds = recorded.holds
     return RetentionReport(
         at_ns=time.time_ns() if at_ns is None else at_ns,
         rules=(policy.rule(()), *(policy.rule((name,)) for name in sorted(policy.classes))),
         holdings=tuple(_judged(policy, it, bounds, bool(holds)) for it in sorted(inventory, key=_where_and_class)),
-        totals=tuple(sorted(counted, key=lambda it: (it.action, it.where, it.data_class))),
-        erasures=tuple(event for event in seen if event.action == "erased"),
-        pending=still,
-        log=verification,
+        totals=tuple(sorted(recorded.totals(), key=lambda it: (it.action, it.where, it.data_class))),
+        erasures=tuple(event for event in recorded.events if event.action == "erased"),
+        pending=recorded.pending,
+        log=None if log is None else verification,
         holds=holds,
     )
 

@@ -16,16 +16,16 @@ from streaminfer.caching.erasure.departed_values import Departed
 from streaminfer.caching.erasure.retention_counts import RetentionCounts
 from streaminfer.caching.events import CacheEvent
 from streaminfer.caching.table._timer_wheel_cy import NEVER
-from streaminfer.compliance.retention import PRESERVED, Action, Holding, Retention
-from streaminfer.compliance.retention_log import RetentionLog
+from streaminfer.compliance.retention import PRESERVED, Holding, Retention
 from streaminfer.errors import ErasureHeld
 
 if TYPE_CHECKING:
     from streaminfer.caching.table._table_cy import EdgeTable
     from streaminfer.caching.tiers.tier_set import TierSet
+    from streaminfer.compliance.retention_log import Action
     from streaminfer.compliance.retention_report import RetentionReport
 
-__all__ = ["MemoryRetention", "record_hold", "report"]
+__all__ = ["MemoryRetention"]
 
 _MEMORY_BOUND_S = 0.25  # stated by `EdgeCache`: how long memory may hold what has expired
 
@@ -39,14 +39,14 @@ class MemoryRetention:
 
     Attributes:
         policy: the policy.
-        log: the policy's log, if it is a `RetentionLog`.
+        log: the policy's log; ``None``: it has none.
         counts: what goes into the policy's log.
         departed: arrays of entries that left and still live, for ``si.prove``.
     """
 
     def __init__(self, policy: Retention, table: EdgeTable) -> None:
         self.policy = policy
-        self.log = policy.log if isinstance(policy.log, RetentionLog) else None
+        self.log = policy.log
         self.counts = RetentionCounts(policy.log, table.now)
         self.departed = Departed()
         self._table = table
@@ -128,11 +128,6 @@ class MemoryRetention:
         until_ns: int = labels[3] + round(self.policy.rule(labels[1]).min_age_s * 1e9)
         return until_ns
 
-    async def settle_log(self) -> None:
-        """Wait until the log has what was counted and recorded before."""
-        if self.counts.is_behind:
-            await asyncio.to_thread(self.counts.drain)
-
     def holdings(self) -> list[Holding]:
         """Return what memory holds by class: how many entries, stale ones and failures included, and the oldest."""
         stored: dict[str, list[int | None]] = {}
@@ -151,45 +146,36 @@ class MemoryRetention:
             found.append(Holding(PRESERVED, held[2], 1, max(now_ns - held[3], 0) / 1e9, None))
         return found or [Holding("memory", "", 0, None, 0)]
 
+    async def record_hold(self, action: Action, subject: str | None, data_class: str | None, reason: str) -> None:
+        """Record the begin or end of a legal hold in the policy's log.
 
-async def record_hold(
-    retention: MemoryRetention | None, action: Action, subject: str | None, data_class: str | None, reason: str
-) -> None:
-    """Record the begin or end of a legal hold in the policy's log.
+        Raises:
+            TypeError, ValueError: not exactly one of subject and class, or the policy has no such class or no log.
+            BackendError: the log failed.
+        """
+        if (subject is None) == (data_class is None):
+            got = "neither" if subject is None else "both"
+            raise TypeError(f"hold: expected a subject or a data_class, got {got}")
+        if self.log is None:
+            raise TypeError(expected("retention", "a policy with a RetentionLog, which records the hold", self.policy))
+        if data_class is not None and data_class not in self.policy.classes:
+            raise ValueError(expected("data_class", f"one of the policy's, {sorted(self.policy.classes)}", data_class))
+        await self.counts.settle()  # an erasure that was rejected before this is recorded before it
+        record = partial(self.log.record, action, where="all", count=0, reason=reason, subject=subject)
+        await asyncio.to_thread(record, data_class=data_class or "")
 
-    Raises:
-        TypeError, ValueError: not exactly one of subject and class, or the policy has no such class or `RetentionLog`.
-        BackendError: the log failed.
-    """
-    if (subject is None) == (data_class is None):
-        raise TypeError("hold: expected a subject or a data_class, got " + ("neither" if subject is None else "both"))
-    policy, log = (None, None) if retention is None else (retention.policy, retention.log)
-    if retention is None or policy is None or log is None:
-        raise TypeError(expected("retention", "a policy with a RetentionLog, which records the hold", policy))
-    if data_class is not None and data_class not in policy.classes:
-        raise ValueError(expected("data_class", f"one of the policy's, {sorted(policy.classes)}", data_class))
-    await retention.settle_log()  # an erasure that was rejected before this is recorded before it
-    record = partial(log.record, action, where="all", count=0, reason=reason, subject=subject)
-    await asyncio.to_thread(record, data_class=data_class or "")
+    async def report(self, tiers: TierSet | None) -> RetentionReport:
+        """Return the report of the cache; see `EdgeCache.retention_report`."""
+        from streaminfer.compliance.retention_report import build_report  # noqa: PLC0415 - loaded with the first report
 
-
-async def report(retention: MemoryRetention | None, tiers: TierSet | None) -> RetentionReport:
-    """Return the report of a cache; see `EdgeCache.retention_report`."""
-    from streaminfer.compliance.retention_report import build_report  # noqa: PLC0415 - loaded with the first report
-
-    if retention is None:
-        raise TypeError(expected("retention", "a cache with a policy: EdgeCache(retention=Retention(…))", None))
-    holdings = retention.holdings()
-    bounds = {"memory": _MEMORY_BOUND_S}
-    if tiers is not None:
-        tiers.tell_what_went()
-        holdings += await tiers.inventory()
-        bounds |= tiers.purge_bounds_s()
-    retention.counts.flush()
-    await retention.settle_log()
-    log: Any = retention.policy.log
-    events = () if log is None else log if isinstance(log, RetentionLog) else log.events
-    return build_report(retention.policy, holdings, events, purge_bounds_s=bounds)
+        holdings = self.holdings()
+        bounds = {"memory": _MEMORY_BOUND_S}
+        if tiers is not None:
+            tiers.tell_what_went()
+            holdings += await tiers.inventory()
+            bounds |= tiers.purge_bounds_s()
+        await self.counts.settle()
+        return build_report(self.policy, holdings, self.log, purge_bounds_s=bounds)
 
 
 def _matches(labels: Any, subject: str | None, tag: str | None) -> bool:

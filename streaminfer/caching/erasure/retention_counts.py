@@ -12,6 +12,7 @@ ends. Then it is lost, and so are records beyond 10,000 that wait. Lost records 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import threading
@@ -22,8 +23,7 @@ from typing import Any
 
 from streaminfer.caching.erasure.owed_erasures import Owed, OwedErasures
 from streaminfer.caching.events import CacheEvent
-from streaminfer.compliance.retention import Action, Log
-from streaminfer.compliance.retention_log import RetentionLog
+from streaminfer.compliance.retention_log import Action, RetentionLog
 from streaminfer.errors import BackendError
 
 __all__ = ["DELETED", "REASONS", "RetentionCounts"]
@@ -45,19 +45,19 @@ class RetentionCounts:
         now: reads the cache's clock.
     """
 
-    def __init__(self, log: Log | None, now: Callable[[], int]) -> None:
+    def __init__(self, log: RetentionLog | None, now: Callable[[], int]) -> None:
         self._log = log
         self._now = now
         self._lock = threading.Lock()
         self._counts: dict[tuple[Action, str, str, str], int] = {}
         self._flushed_ns = now()
-        path = log.path if isinstance(log, RetentionLog) else None
+        path = None if log is None else log.path
         self._owed = None if path is None else OwedErasures(path)
-        self._writer = None if path is None and isinstance(log, RetentionLog) else _Writer()
+        self._writer = None if path is None else _Writer()
 
     def is_held(self, subject: str | None, tag: str | None) -> bool:
         """Return whether a legal hold forbids an erasure."""
-        return isinstance(self._log, RetentionLog) and bool(self._log.holds_against(subject, tag))
+        return self._log is not None and bool(self._log.holds_against(subject, tag))
 
     def on_event(self, event: CacheEvent) -> None:
         """Count an event of the cache."""
@@ -86,36 +86,24 @@ class RetentionCounts:
         for (action, where, data_class, reason), number in counts.items():
             self.record(action, where=where, data_class=data_class, count=number, reason=reason)
 
-    def record(
-        self,
-        action: Action,
-        *,
-        where: str,
-        count: int,
-        reason: str,
-        data_class: str = "",
-        subject: str | None = None,
-        tag: str | None = None,
-    ) -> None:
-        """Record one event at once; in a file, soon."""
+    def record(self, action: Action, *, count: int, where: str, **about: Any) -> None:
+        """Record one event at once; in a file, soon. Arguments as of `RetentionLog.record`."""
         if self._log is None:
             return
-        what: dict[str, Any] = {"where": where, "data_class": data_class, "count": count, "reason": reason}
         label = f"{action} in {where}, {count} entries"
-        if isinstance(self._log, RetentionLog):  # the disk may take it much later
-            try:
-                what["at_ns"] = self._log.now_ns()
-            except Exception:  # a clock of the user's; an erasure goes on without its record
-                _LOGGER.exception(_LOST, label)
-                return
-        self._put(partial(self._log.record, action, **what, subject=subject, tag=tag), label)
+        try:
+            at_ns = self._log.now_ns()  # the disk may take it much later
+        except Exception:  # a clock of the user's; an erasure goes on without its record
+            _LOGGER.exception(_LOST, label)
+            return
+        self._put(partial(self._log.record, action, count=count, where=where, at_ns=at_ns, **about), label)
 
     def owe(self, owed: Owed) -> None:
         """Note a failed erasure beside the log, if that lies in a file, until it is made."""
         if self._owed is not None:
             self._put(partial(self._owed.add, owed), f"an erasure that {owed.place} owes")
 
-    def settle(self, owed: Owed) -> None:
+    def made(self, owed: Owed) -> None:
         """Remove an owed erasure that was made."""
         if self._owed is not None:
             self._put(partial(self._owed.remove, owed), f"an erasure that {owed.place} no longer owes")
@@ -146,6 +134,12 @@ class RetentionCounts:
         """Wait until all is written, or lost because the disk fails; for a thread."""
         if self._writer is not None:
             self._writer.drain()
+
+    async def settle(self) -> None:
+        """Record what was counted, and wait until all is written."""
+        self.flush()
+        if self.is_behind:
+            await asyncio.to_thread(self.drain)
 
 
 class _Writer:

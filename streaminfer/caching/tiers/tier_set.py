@@ -163,9 +163,7 @@ class TierSet:
             self._log_timer = None
         # all at once: no tier waits for another's timeouts
         outcomes = await asyncio.gather(*(worker.stop(drain=drain) for worker in workers), return_exceptions=True)
-        self._counts.flush()
-        if self._counts.is_behind:
-            await asyncio.to_thread(self._counts.drain)
+        await self._counts.settle()
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome

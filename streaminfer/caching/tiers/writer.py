@@ -28,7 +28,8 @@ from streaminfer.caching.erasure.owed_erasures import Owed
 from streaminfer.caching.erasure.retention_counts import DELETED, REASONS, RetentionCounts
 from streaminfer.caching.tiers.protocol import Entry, Tier, TierStatistics
 from streaminfer.caching.weigher import payload_bytes
-from streaminfer.compliance.retention import Action, Holding
+from streaminfer.compliance.retention import Holding
+from streaminfer.compliance.retention_log import Action
 
 __all__ = ["PendingWrite", "TierUsage", "TierWriter"]
 
@@ -372,7 +373,7 @@ class TierWriter:
             self._pause_s = FIRST_RETRY_S
             self.withdraw(erasing)
             self._record("erased", erasing, count, "asked for")
-            self._counts.settle(Owed(self._place, erasing.subject, erasing.tag))
+            self._counts.made(Owed(self._place, erasing.subject, erasing.tag))
             erasing.succeed(self.name, count)
             return
         self._try_again(max(getattr(error, "retry_after_s", 0.0) or 0.0 for error in failures))
@@ -385,8 +386,8 @@ class TierWriter:
         erasing.fail(self.name, why)
 
     def _record(self, action: Action, erasing: PendingErasure, count: int, reason: str) -> None:
-        about: dict[str, Any] = {"subject": erasing.subject, "tag": erasing.tag}
-        self._counts.record(action, where=self.name, count=count, reason=reason, **about)
+        subject, tag = erasing.subject, erasing.tag
+        self._counts.record(action, where=self.name, count=count, reason=reason, subject=subject, tag=tag)
 
     def _try_again(self, after_s: float) -> None:
         if self._retry is not None:
