@@ -124,7 +124,6 @@ class ThreadFlights:
         compute: Callable[..., Any],
         arguments: tuple[Any, ...],
         now: Callable[[], int],
-        *,
         refreshes: Refreshes,
         limit_s: float,
     ) -> None:

@@ -31,45 +31,30 @@ class CachedCalls(Layer):
     async def resolve(self, missed: Miss, call: Callable[[], Any]) -> Any:
         """Return the result of an async function after a miss."""
         key = missed.key
-        here = self.flights.here()
-        outdated = missed.state == OUTDATED
         if self.gives_stale(missed):
-            self.refresh(key, (key, call, False))
+            self.refresh(key, call)
             return copy_out(missed.value)
+        arguments = (key, call, missed.state != OUTDATED)
         try:
-            value, led = await here.share(key, self._computing, (key, call, not outdated), self.hit_path.now)
-        except Exception as error:
-            if not outdated:
-                raise
-            self.note_failure(error)
-            return copy_out(missed.value)
+            value, led = await self.flights.here().share(key, self._computing, arguments, self.hit_path.now)
+        except Exception as error:  # noqa: BLE001 - raised again, unless an outdated value replaces it
+            return self.replaces(missed, error)
         if value.__class__ is self._tier_hit:
-            if value.is_stale and led and not self.fails_now():
-                self.refresh(key, (key, call, False))
+            self.follow_up(value, led, key, call)
             value = value.value
         return copy_out(value)
 
     def resolve_sync(self, missed: Miss, call: Callable[[], Any]) -> Any:
         """Return the result of a sync function after a miss."""
-        key = missed.key
-        outdated = missed.state == OUTDATED
+        key, threads, now = missed.key, self.flights.threads, self.hit_path.now
         if self.gives_stale(missed):
-            self.flights.threads.refresh(
-                key,
-                self._compute_sync,
-                (key, call, False),
-                self.hit_path.now,
-                refreshes=self._thread_refreshes,
-                limit_s=self.refresh_s(),
-            )
+            arguments, limit_s = (key, call, False), self.budget.refresh_s()
+            threads.refresh(key, self._compute_sync, arguments, now, self._thread_refreshes, limit_s)
             return copy_out(missed.value)
         try:
-            value, _ = self.flights.threads.share(key, self._compute_sync, (key, call, not outdated), self.hit_path.now)
-        except Exception as error:
-            if not outdated:
-                raise
-            self.note_failure(error)
-            return copy_out(missed.value)
+            value, _ = threads.share(key, self._compute_sync, (key, call, missed.state != OUTDATED), now)
+        except Exception as error:  # noqa: BLE001 - raised again, unless an outdated value replaces it
+            return self.replaces(missed, error)
         return copy_out(value)
 
     async def _compute(self, key: Any, asked: Any, stores_errors: bool, erasures: int | None = None) -> Any:
@@ -82,7 +67,7 @@ class CachedCalls(Layer):
             if stores_errors:
                 self.store_error(key, error, erasures, tags, subject)
             raise
-        self.computed(begun_ns)
+        self.budget.computed(self.hit_path.now() - begun_ns)
         self.store(key, value, erasures, tags, subject)
         return value
 
@@ -96,6 +81,6 @@ class CachedCalls(Layer):
             if stores_errors:
                 self.store_error(key, error, erasures, tags, subject)
             raise
-        self.computed(begun_ns)
+        self.budget.computed(self.hit_path.now() - begun_ns)
         self.store(key, value, erasures, tags, subject)
         return value

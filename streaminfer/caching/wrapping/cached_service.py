@@ -222,28 +222,25 @@ class CachedService(Layer, Wrapper):
             return Response(found, False, "cache")
         if not request.store and found.state != NEGATIVE:
             return await self._uncached(request, found.now_ns)
-        outdated = found.state == OUTDATED
+        asked = (request, version)
         if self.gives_stale(found):
-            self._refresh(key, request, version)
+            self.refresh(key, asked)
             return Response(copy_out(found.value), True, "cache")
-        arguments = (key, (request, version), not outdated)
+        arguments = (key, asked, found.state != OUTDATED)
         try:
             response, led = await self._share(key, self._computing, arguments, request, found.now_ns)
-        except Exception as error:
-            if not outdated:
-                raise
-            self.note_failure(error)
-            return Response(copy_out(found.value), True, "cache")
+        except Exception as error:  # noqa: BLE001 - raised again, unless an outdated response replaces it
+            return Response(self.replaces(found, error), True, "cache")
         if response.__class__ is self._tier_hit:
-            if response.is_stale and led and not self.fails_now():
-                self._refresh(key, request, version)
+            self.follow_up(response, led, key, asked)
             response = Response(response.value, response.is_stale, response.source)
         return _shared_response(response, led)
 
-    def _refresh(self, key: Any, request: Request, version: int) -> None:
-        longest_s = self.refresh_s() + LATE_S
-        refresh = request.replace(deadline_ns=self.hit_path.now() + round(longest_s * 1e9))
-        self.refresh(key, (key, (refresh, version), False))
+    def refresh(self, key: Any, asked: tuple[Request, int]) -> None:
+        """Refresh a key with a request whose deadline is that of the refresh."""
+        longest_s = self.budget.refresh_s() + LATE_S
+        request = asked[0].replace(deadline_ns=self.hit_path.now() + round(longest_s * 1e9))
+        super().refresh(key, (request, asked[1]))
 
     def _share(
         self, key: Any, compute: Callable[..., Any], arguments: tuple[Any, ...], request: Request, now_ns: int
@@ -276,7 +273,7 @@ class CachedService(Layer, Wrapper):
             if stores_errors and not self._changed_since(version):
                 self.store_error(key, error, erasures, request.tags, request.subject)
             raise
-        self.computed(begun_ns)
+        self.budget.computed(self.hit_path.now() - begun_ns)
         if self._changed_since(version):
             self.flights.not_stored()
         elif not response.degraded:

@@ -23,7 +23,7 @@ from streaminfer.caching.single_flight._flight_cy import Refreshes
 from streaminfer.caching.single_flight.flight_context import LOG, said_fresh_s, storable
 from streaminfer.caching.single_flight.flights import SingleFlight
 from streaminfer.caching.tiers.read_budget import LONGEST_READ_NS, ReadBudget
-from streaminfer.caching.wrapping._hit_path_cy import HitPath, Miss
+from streaminfer.caching.wrapping._hit_path_cy import HitPath, Miss, copy_out
 from streaminfer.errors import CircuitOpen, Closed, DeadlineExceeded, InvalidInput, Overloaded
 
 if TYPE_CHECKING:
@@ -39,9 +39,6 @@ NEGATIVE = 3
 OUTDATED = 4
 
 _TRANSIENT = (CircuitOpen, Closed, DeadlineExceeded, Overloaded, TimeoutError)  # says nothing about the next call
-_REFRESH_S = 10.0  # for a refresh before anything was computed
-_MIN_REFRESH_S = 1.0
-_REFRESH_FACTOR = 4  # of the slowest recent computation
 _RECENT_NS = 1_000_000_000  # the pause of a key after a refresh that failed
 _FIRST_PAUSE_S = 0.005
 _LONGEST_PAUSE_S = 0.1
@@ -62,7 +59,7 @@ class Layer(ABC):
         self.flights = flights
         self.hit_path = hit_path
         self.tiers = access.tiers
-        self._slowest_s = 0.0
+        self.budget = ReadBudget()
         self._failing_until_ns = 0
         self._refreshes = Refreshes()
         self._computing: Callable[..., Coroutine[Any, Any, Any]] = self._compute
@@ -71,7 +68,6 @@ class Layer(ABC):
             from streaminfer.caching.tiers.tier_reader import TierHit  # noqa: PLC0415 - only where there are tiers
 
             self._tier_hit = TierHit
-            self._budget = ReadBudget()
             self._computing = self._read_or_compute
 
     @abstractmethod
@@ -94,7 +90,7 @@ class Layer(ABC):
     async def _read_or_compute(self, key: Any, asked: Any, stores_errors: bool) -> Any:
         """Return what the tiers have of a key, a `TierHit`, else what ``_compute`` returns."""
         tiers: Any = self.tiers
-        now, budget = self.hit_path.now, self._budget
+        now, budget = self.hit_path.now, self.budget
         erasures = self.memory.erasures
         deadline_ns = self._deadline_ns(asked)
         found: TierHit | None = None
@@ -112,9 +108,8 @@ class Layer(ABC):
                     found = await self._lead_or_wait(key, token, tiers.leasing[1], wait_ns, erasures)
         if found is not None and (not found.is_stale or self._is_usable(found)):
             return found
-        started_ns = now()
         try:
-            value = await self._compute(key, asked, stores_errors and found is None, erasures)
+            return await self._compute(key, asked, stores_errors and found is None, erasures)
         except BaseException as error:
             if deadline_ns is not None and now() >= deadline_ns:
                 budget.was_late(granted_ns, read_ns)
@@ -122,9 +117,6 @@ class Layer(ABC):
                 raise
             self.note_failure(error)
             return found
-        else:
-            budget.computed(now() - started_ns)
-            return value
         finally:
             if token is not None and not tiers.leasing[0].has_queued(key):  # else its waiters get what is written
                 await tiers.leasing[1].open(key, token)
@@ -187,25 +179,29 @@ class Layer(ABC):
             raise copy_error(missed.value)
         return missed.state == STALE or (missed.state == OUTDATED and self.fails_now())
 
-    def computed(self, begun_ns: int) -> None:
-        """Note the duration of a computation that succeeded; each newer one takes a sixteenth off the slowest."""
-        self._slowest_s = max((self.hit_path.now() - begun_ns) / 1e9, self._slowest_s * 15 / 16)
+    def replaces(self, missed: Miss, error: Exception) -> Any:
+        """Return what is outdated in place of an error; raise the error if nothing is."""
+        if missed.state != OUTDATED:
+            raise error
+        self.note_failure(error)
+        return copy_out(missed.value)
 
-    def refresh_s(self) -> float:
-        """Return how long a refresh may take, seconds."""
-        return max(_REFRESH_FACTOR * self._slowest_s, _MIN_REFRESH_S) if self._slowest_s else _REFRESH_S
-
-    def refresh(self, key: Any, arguments: tuple[Any, ...]) -> None:
+    def refresh(self, key: Any, asked: Any) -> None:
         """Refresh a key behind its stale value, unless it is in flight or too many keys are."""
         self.flights.here().refresh(
             key,
             self._computing,
-            arguments,
+            (key, asked, False),
             self.hit_path.now,
             refreshes=self._refreshes,
-            limit_s=self.refresh_s(),
+            limit_s=self.budget.refresh_s(),
             owner=self,
         )
+
+    def follow_up(self, found: TierHit, led: bool, key: Any, asked: Any) -> None:
+        """Refresh a key whose stale value a tier had, once for all callers."""
+        if found.is_stale and led and not self.fails_now():
+            self.refresh(key, asked)
 
     def store(self, key: Any, value: Any, erasures: int, tags: Any, subject: str | None) -> None:
         """Store a value, if nothing forbids it; callers get it even if the cache rejects it."""
