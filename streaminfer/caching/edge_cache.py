@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, ItemsView, Iterable, Iterator, MutableMapping, ValuesView
+import asyncio
+from collections.abc import Callable, ItemsView, Iterable, Iterator, MutableMapping, ValuesView
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, Self, overload
 
 from streaminfer._internal.locking import is_atomic
-from streaminfer._internal.validation import check_count, check_instance, check_secret, expected
+from streaminfer._internal.validation import check_count, check_duration, check_instance, check_secret, expected
 from streaminfer.caching._locking import guarded_mapping
+from streaminfer.caching.defensive_copy import freeze
 from streaminfer.caching.events import CacheEvent
 from streaminfer.caching.freshness import Freshness
 from streaminfer.caching.memory import MAX_BYTES, CacheStatistics, Memory
 from streaminfer.caching.table._mapping_cy import TableMapping
 from streaminfer.caching.table._table_cy import NO_LIMIT, EdgeTable
 from streaminfer.caching.table.eviction import Eviction, policy_of
-from streaminfer.caching.tiers.async_access import LONGEST_READ_S, TierAccess
+from streaminfer.caching.tiers.read_budget import LONGEST_READ_S
 from streaminfer.caching.views import FreshItems, FreshValues
 from streaminfer.protocols import Clock, P, R, Service
 
@@ -89,7 +91,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         (['b', 'c'], None, 1)
     """
 
-    __slots__ = ("__weakref__", "_access", "_flights", "_secret", "_settings", "tiers")
+    __slots__ = ("__weakref__", "_flights", "_secret", "_settings", "tiers")
 
     _memory: Memory
 
@@ -143,7 +145,6 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
 
             counts = None if memory.retention is None else memory.retention.counts
             self.tiers = TierSet(several, memory, counts)
-        self._access = TierAccess(memory, self.tiers)
 
     @overload
     def wrap(self, inner: Service) -> Any: ...
@@ -177,9 +178,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
 
         if self._flights is None:
             self._flights = SingleFlight()
-        return wrap_inner(
-            self._access, inner, self._flights, cache=self, secret=self._secret, subject=subject, tags=tags
-        )
+        return wrap_inner(self, inner, self._flights, secret=self._secret, subject=subject, tags=tags)
 
     @property
     def flights(self) -> Any:
@@ -348,19 +347,28 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         if self.tiers is not None:
             await self.tiers.let_go(drain=kind is None)
 
-    def fetch(
-        self, key: str | bytes, default: Any = None, *, timeout_s: float = LONGEST_READ_S
-    ) -> Coroutine[Any, Any, Any]:
-        """Return, awaited, the fresh value of a key: from memory, else from the fastest tier, and then into memory.
+    async def fetch(self, key: str | bytes, default: Any = None, *, timeout_s: float = LONGEST_READ_S) -> Any:
+        """Return the fresh value of a key: from memory, else from the fastest tier, and then into memory.
 
         Args:
             key: of the entry, a string or bytes.
             default: what is returned if there is none.
             timeout_s: seconds that the tiers may take together, > 0, at most 1.
         """
-        return self._access.fetch(key, default, timeout_s)
+        _check_key(key)
+        granted_s = min(check_duration("timeout_s", timeout_s, positive=True), LONGEST_READ_S)
+        memory = self._memory
+        value = memory.get(key, _ABSENT)
+        if value is not _ABSENT or self.tiers is None:
+            return default if value is _ABSENT else value
+        erasures = memory.erasures
+        found = await self.tiers.read(key, granted_ns=round(granted_s * 1e9), only_fresh=True)
+        if found is None:
+            return default
+        self.tiers.promote(key, found, erasures)
+        return found.value
 
-    def put_through(
+    async def put_through(
         self,
         key: str | bytes,
         value: Any,
@@ -368,8 +376,8 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         ttl_s: float | None = None,
         tags: Iterable[str] = (),
         subject: str | None = None,
-    ) -> Coroutine[Any, Any, bool]:
-        """Store, awaited, a value in memory and on each tier where the policy allows it.
+    ) -> bool:
+        """Store a value in memory and on each tier where the policy allows it.
 
         A copy of the value is stored, its arrays read-only. Tiers take what ``codec`` encodes. Arguments and errors are
         those of :meth:`put`; the key is a string or bytes.
@@ -378,10 +386,27 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
             Whether memory and each of these tiers have it. This cache does not use what a tier that did not take it
             had before; other processes that read the tier may still see it.
         """
-        return self._access.put_through(key, value, ttl_s, tags, subject)
+        _check_key(key)
+        memory = self._memory
+        own, words, before = freeze(value), tuple(tags), memory.erasures
+        stored = memory.put(key, own, ttl_s, words, subject)
+        if self.tiers is None:
+            return stored
+        writes = self.tiers.write(
+            key,
+            own,
+            ttl_ns=memory.freshness.lasts_ns(ttl_s, words),
+            computed_ns=memory.now(),
+            erasures=before if stored else memory.erasures,  # a value that is too large removes the one before it
+            tags=words,
+            subject=subject,
+            wait=True,
+        )
+        written = await asyncio.gather(*writes)
+        return stored and all(written)
 
-    def delete(self, key: str | bytes) -> Coroutine[Any, Any, bool]:
-        """Remove, awaited, what memory and the tiers have of a key: fresh, stale or a failure.
+    async def delete(self, key: str | bytes) -> bool:
+        """Remove what memory and the tiers have of a key: fresh, stale or a failure.
 
         What is being computed for the key is not stored.
 
@@ -395,7 +420,11 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         Raises:
             TypeError: the key is neither a string nor bytes.
         """
-        return self._access.delete(key)
+        from streaminfer.caching.erasure.retention_counts import DELETED  # noqa: PLC0415 - a mapping alone has no log
+
+        _check_key(key)
+        self._memory.delete(key, DELETED)
+        return self.tiers is None or all(await asyncio.gather(*self.tiers.begin_delete(key)))
 
     # -- retention ----------------------------------------------------------------------------------------------
 
@@ -464,3 +493,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
 
     def _repr_html_(self) -> str:
         return self.statistics()._repr_html_()
+
+
+def _check_key(key: Any) -> None:
+    check_instance("key", key, lambda it: isinstance(it, (str, bytes)), "a string or bytes, which tiers can name")

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from streaminfer.caching.table._timer_wheel_cy import NEVER
 
-__all__ = ["LONGEST_READ_NS", "ReadBudget"]
+__all__ = ["LONGEST_READ_NS", "LONGEST_READ_S", "ReadBudget"]
 
+LONGEST_READ_S = 1.0
 LONGEST_READ_NS = 1_000_000_000
 _REFRESH_S = 10.0
 _MIN_REFRESH_S = 1.0

@@ -47,6 +47,7 @@ __all__ = ["TierSet"]
 
 _LOGGER = logging.getLogger("streaminfer.caching")
 LOG_INTERVAL_S = 5.0
+_ABSENT: Any = object()
 
 
 class TierSet:
@@ -196,6 +197,36 @@ class TierSet:
         if granted_ns <= 0 or not self.run_here:
             return None
         return await self._reader.read(key, granted_ns, longest_ns, only_fresh)
+
+    def promote(self, key: Any, found: TierHit, erasures: int) -> None:
+        """Store in memory and on faster tiers what a tier had, with the age that it has.
+
+        Args:
+            key: of the entry.
+            found: a fresh one.
+            erasures: of the memory before the tier was read; nothing is stored if the key was erased since.
+        """
+        memory = self._memory
+        if memory.erased_since(key, erasures) or memory.peek(key, _ABSENT) is not _ABSENT:
+            return  # a value that was put while the tier was read is newer
+        waited_ns = max(memory.now() - found.read_ns, 0)
+        left_ns = found.left_ns if found.left_ns == NEVER else found.left_ns - waited_ns
+        if left_ns <= 0:
+            return
+        memory.put_aged(key, found.value, left_ns, found.age_ns + waited_ns, found.tags, found.subject)
+        if memory.erased_since(key, erasures):  # by another thread, since then, or by a value that was too large
+            memory.take(key, None)
+            return
+        self.write(
+            key,
+            found.value,
+            ttl_ns=NEVER if left_ns == NEVER else found.age_ns + found.left_ns,
+            computed_ns=found.read_ns - found.age_ns,
+            erasures=erasures,
+            tags=found.tags,
+            subject=found.subject,
+            before=found.position,
+        )
 
     # -- writing ------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from streaminfer.caching.wrapping.argument_labels import ArgumentLabels
 from streaminfer.caching.wrapping.layer import OUTDATED, Layer
 
 if TYPE_CHECKING:
-    from streaminfer.caching.tiers.async_access import TierAccess
+    from streaminfer.caching.edge_cache import EdgeCache
 
 __all__ = ["CachedCalls"]
 
@@ -23,8 +23,8 @@ _MAX_THREADS = 8
 class CachedCalls(Layer):
     """Misses of one cached function."""
 
-    def __init__(self, access: TierAccess, flights: SingleFlight, hit_path: HitPath, labels: ArgumentLabels) -> None:
-        super().__init__(access, flights, hit_path)
+    def __init__(self, cache: EdgeCache, flights: SingleFlight, hit_path: HitPath, labels: ArgumentLabels) -> None:
+        super().__init__(cache, flights, hit_path)
         self._labels = labels
         self._thread_refreshes = Refreshes(_MAX_THREADS)
 

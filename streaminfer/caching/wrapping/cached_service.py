@@ -49,17 +49,16 @@ from streaminfer.request import Request, Response, time_left_s
 from streaminfer.resilience._targets import kind_of
 
 if TYPE_CHECKING:
-    from streaminfer.caching.tiers.async_access import TierAccess
+    from streaminfer.caching.edge_cache import EdgeCache
 
 __all__ = ["CachedService", "wrap_inner"]
 
 
 def wrap_inner(
-    access: TierAccess,
+    cache: EdgeCache,
     inner: Any,
     flights: SingleFlight,
     *,
-    cache: object,
     secret: bytes | None = None,
     subject: str | None = None,
     tags: Iterable[str] = (),
@@ -67,7 +66,6 @@ def wrap_inner(
     """Return a cached service or function of the same kind.
 
     Args:
-        access: to memory and tiers of the cache.
         cache: the cache.
         inner: a service, or a sync or async function. A function's arguments must be such as ``content_key`` takes; a
             method's object needs a ``fingerprint``. A function that takes ``timeout_s``, ``priority``, ``stream_id``,
@@ -87,25 +85,25 @@ def wrap_inner(
     """
 
     def hit_path_of(identity: str) -> HitPath:
-        return HitPath(access.memory, key_maker(identity, secret=secret))
+        return HitPath(cache._memory, key_maker(identity, secret=secret))
 
     kind = kind_of(inner)
     if kind == "backend":
         what = "a service or a function; a backend takes whole batches: put the cache before the batcher"
         raise TypeError(expected("inner", what, inner))
     identity, lasting = identity_of(inner)
-    if access.tiers is not None:
+    if cache.tiers is not None:
         _check_for_tiers(inner, kind, lasting)
     if kind == "service":
         _check_names(subject, tags)
-        return CachedService(cache, access, inner, flights, lambda: hit_path_of(identity_of(inner)[0]))
+        return CachedService(cache, inner, flights, lambda: hit_path_of(identity_of(inner)[0]))
     labels = None if is_batched(inner) else ArgumentLabels(inner, subject, tags)
     hit_path = hit_path_of(identity if labels is None else identity + labels.identity)
     if labels is None:
         _check_names(subject, tags)
-        service = CachedService(cache, access, FunctionAsService(inner, hit_path.now), flights, lambda: hit_path)
+        service = CachedService(cache, FunctionAsService(inner, hit_path.now), flights, lambda: hit_path)
         return as_function(service, inner, hit_path.now)
-    layer = CachedCalls(access, flights, hit_path, labels)
+    layer = CachedCalls(cache, flights, hit_path, labels)
     if kind == "function":
         return cached_function(inner, hit_path, layer.resolve_sync, is_async=False)
     return cached_function(inner, hit_path, layer.resolve, is_async=True)
@@ -145,8 +143,7 @@ class CachedService(Layer, Wrapper):
 
     def __init__(
         self,
-        cache: object,
-        access: TierAccess,
+        cache: EdgeCache,
         inner: Any,
         flights: SingleFlight,
         make_hit_path: Callable[[], HitPath],
@@ -156,7 +153,7 @@ class CachedService(Layer, Wrapper):
         offered = adapt(inner).capabilities()
         self._changes = offered.fingerprint_changes
         self._version = 0 if self._changes is None else self._changes()  # before the fingerprint itself, see _follow
-        Layer.__init__(self, access, flights, make_hit_path())
+        Layer.__init__(self, cache, flights, make_hit_path())
         Wrapper.__init__(self, inner, cache)
         self._call: Callable[[Request], Coroutine[Any, Any, Response]] = inner.call
         self._enforced = offered.enforces_deadline

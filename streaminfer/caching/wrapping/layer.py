@@ -27,7 +27,7 @@ from streaminfer.caching.wrapping._hit_path_cy import HitPath, Miss, copy_out
 from streaminfer.errors import CircuitOpen, Closed, DeadlineExceeded, InvalidInput, Overloaded
 
 if TYPE_CHECKING:
-    from streaminfer.caching.tiers.async_access import TierAccess
+    from streaminfer.caching.edge_cache import EdgeCache
     from streaminfer.caching.tiers.protocol import Leases
     from streaminfer.caching.tiers.tier_reader import TierHit
 
@@ -48,17 +48,16 @@ class Layer(ABC):
     """Misses of one wrapped service or function.
 
     Args:
-        access: to memory and tiers of the cache.
+        cache: whose memory and tiers it uses.
         flights: of the cache.
         hit_path: finds and makes keys.
     """
 
-    def __init__(self, access: TierAccess, flights: SingleFlight, hit_path: HitPath) -> None:
-        self.access = access
-        self.memory = access.memory
+    def __init__(self, cache: EdgeCache, flights: SingleFlight, hit_path: HitPath) -> None:
+        self.memory = cache._memory
         self.flights = flights
         self.hit_path = hit_path
-        self.tiers = access.tiers
+        self.tiers = cache.tiers
         self.budget = ReadBudget()
         self._failing_until_ns = 0
         self._refreshes = Refreshes()
@@ -128,7 +127,7 @@ class Layer(ABC):
             key, granted_ns=granted_ns, longest_ns=tiers.ttl_ns, only_fresh=only_fresh
         )
         if found is not None and not found.is_stale:
-            self.access.promote(key, found, erasures)
+            tiers.promote(key, found, erasures)
         return found
 
     async def _lead_or_wait(
