@@ -189,29 +189,24 @@ class Tier(Protocol):
 
     async def start(self) -> None:
         """Open the medium; one that cannot be reached yet is no error if it may come later."""
-        ...
 
     async def stop(self) -> None:
         """Close it; idempotent. Operations after this are misses."""
-        ...
 
     async def get(self, key: str | bytes) -> Entry | None:
         """Return the entry of a key, unless it expired or cannot be read; arrays are read-only.
 
         Raises nothing of the medium.
         """
-        ...
 
     async def put(self, key: str | bytes, entry: Entry) -> bool:
         """Store an entry in place of any of that key; return whether it is stored. Raises nothing of the medium."""
-        ...
 
     async def delete(self, key: str | bytes) -> bool:
         """Remove the entry of a key; return whether there is none now. Raises nothing of the medium.
 
         A put of this key that ended before, or was cancelled, has no effect after it.
         """
-        ...
 
     async def erase(self, *, subject: str | None = None, tag: str | None = None) -> int:
         """Remove all entries of a subject, or with a tag; return how many there were.
@@ -220,7 +215,6 @@ class Tier(Protocol):
             TypeError: not exactly one of both.
             BackendError, CircuitOpen, Closed: they may still be there.
         """
-        ...
 
     async def purge(self, now_ns: int | None = None) -> int:
         """Remove what had expired by an instant of the wall clock (``None``: now) from the medium; return how many.
@@ -228,7 +222,6 @@ class Tier(Protocol):
         Raises:
             BackendError, CircuitOpen, Closed: some may still be there.
         """
-        ...
 
     async def inventory(self, classes: Iterable[str] = ()) -> list[Held] | None:
         """Return what it holds, by data class; ``None``: it cannot say without delaying others.
@@ -239,7 +232,6 @@ class Tier(Protocol):
         Raises:
             BackendError, CircuitOpen, Closed: the medium failed.
         """
-        ...
 
     def scan(self) -> Iterable[RecordCopy]:
         """Yield every copy of a record that can be read off the medium with the keys that there are, for ``si.prove``.
@@ -250,11 +242,9 @@ class Tier(Protocol):
         Raises:
             BackendError: the medium cannot be read.
         """
-        ...
 
     def statistics(self) -> TierStatistics:
         """Return a frozen snapshot."""
-        ...
 
 
 @runtime_checkable
@@ -268,7 +258,6 @@ class HoldingTier(Protocol):
             TypeError: not exactly one of subject and tag.
             BackendError, Closed: it may not have begun, or ended.
         """
-        ...
 
 
 class Leases(Protocol):
@@ -287,11 +276,9 @@ class Leases(Protocol):
             Whether to compute: the lease is held by this token now, who held it had nothing to share, or the tier
             failed. Otherwise another computes.
         """
-        ...
 
     async def open(self, key: str | bytes, token: bytes) -> None:
         """End a lease of this token without an entry: its waiters compute at once. A put ends it as well."""
-        ...
 
 
 @runtime_checkable
@@ -322,4 +309,3 @@ class Announces(Protocol):
 
     def hear(self, listener: Callable[[Notice], object]) -> None:
         """Call ``listener`` with each notice from now on, on the event loop of the tier."""
-        ...

@@ -27,7 +27,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -268,12 +268,10 @@ class TierSet:
             return [_settled(False)] if wait else []
         rule = None if self._policy is None else self._policy.rule(tags)
         for worker in self.workers[:before]:
-            if subject is not None and not worker.tier.encrypted:  # only destroying a key erases all copies of it
-                self._count_disallowed(worker, rule, "it has a subject, and the tier has no keys")
-                self._warn_of_keys(worker)
-                continue
-            if rule is not None and not rule.permits(worker.tier):
-                self._count_disallowed(worker, rule, "the policy does not allow it there")
+            why = self._objection(worker, rule, subject)
+            if why:
+                worker.disallowed += 1
+                self._counts.count("disallowed", worker.name, "" if rule is None else rule.data_class, why)
                 continue
             kept_ns = ttl_ns if ttl_ns == NEVER else ttl_ns + self._stale_ns
             if rule is not None and kept_ns != NEVER:  # beyond its own time it is not served
@@ -292,11 +290,10 @@ class TierSet:
             waiting.append(write.done)
         return waiting
 
-    def _count_disallowed(self, worker: TierWriter, rule: Rule | None, why: str) -> None:
-        worker.disallowed += 1
-        self._counts.count("disallowed", worker.name, "" if rule is None else rule.data_class, why)
-
-    def _warn_of_keys(self, worker: TierWriter) -> None:
+    def _objection(self, worker: TierWriter, rule: Rule | None, subject: str | None) -> str:
+        """Return why a value may not be stored on a tier; ``""``: it may."""
+        if subject is None or worker.tier.encrypted:
+            return "" if rule is None or rule.permits(worker.tier) else "the policy does not allow it there"
         if worker.name not in self._without_keys:
             self._without_keys.add(worker.name)
             _LOGGER.warning(
@@ -304,6 +301,7 @@ class TierSet:
                 "keys=StoredKeys(path, master=…) of streaminfer.caching.tiers.encryption",
                 worker.name,
             )
+        return "it has a subject, and the tier has no keys"  # only destroying a key erases all copies
 
     # -- erasing ------------------------------------------------------------------------------------------------
 
@@ -346,13 +344,11 @@ class TierSet:
             worker.register(erasing)
         erasing.arm(in_memory())
         home = self._home
-        if home is None or home is _running_loop():
-            self._begin(erasing, workers)
-        else:
-            try:
+        with suppress(RuntimeError):  # the loop was closed without having stopped its tiers
+            if home is not None:
                 home.call_soon_threadsafe(self._begin, erasing, workers)
-            except RuntimeError:  # closed, without having stopped its tiers
-                self._begin(erasing, workers)
+                return erasing
+        self._begin(erasing, workers)
         return erasing
 
     def _begin(self, erasing: PendingErasure, workers: Sequence[TierWriter]) -> None:
@@ -420,10 +416,3 @@ def _settled(result: bool) -> asyncio.Future[bool]:
     future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
     future.set_result(result)
     return future
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None

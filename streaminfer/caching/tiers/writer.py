@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import attrs
@@ -137,7 +139,7 @@ class TierWriter:
         self._wake: asyncio.Event | None = None
         self._closing = False
         self._pause_s = FIRST_RETRY_S
-        self._retry: asyncio.TimerHandle | None = None
+        self._retry_at = -math.inf  # when the loop's clock says so, failed erasures are tried again
         self._gone = (0, 0)
 
     # -- from any thread ----------------------------------------------------------------------------------------
@@ -186,6 +188,7 @@ class TierWriter:
         self._closing = False
         self._wake = asyncio.Event()
         self._gone = self._gone_by_itself()
+        self._retry_at = -math.inf
         self._task = asyncio.get_running_loop().create_task(self._work(), name=f"streaminfer cache to {self.name}")
 
     async def stop(self, *, drain: bool) -> None:
@@ -205,9 +208,6 @@ class TierWriter:
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-            if self._retry is not None:
-                self._retry.cancel()
-                self._retry = None
             self._drop(lambda _: True)
             for erasing in self.pending:
                 if erasing.armed and erasing.is_untried(self.name):
@@ -292,10 +292,11 @@ class TierWriter:
         return seen.purged, seen.evicted
 
     async def _work(self) -> None:
-        wake = self._wake
+        wake, loop = self._wake, asyncio.get_running_loop()
         assert wake is not None  # noqa: S101 - `start` made it
         while True:
-            erasing = self._next_erasing()
+            may_retry = loop.time() >= self._retry_at
+            erasing = next((it for it in self.pending if it.armed and (may_retry or it.is_untried(self.name))), None)
             if erasing is not None:
                 await self._erase(erasing)
             elif self._queue:
@@ -304,18 +305,14 @@ class TierWriter:
                 return
             else:
                 wake.clear()
-                await wake.wait()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(None if may_retry else self._retry_at):
+                        await wake.wait()
 
     def _take_next(self) -> PendingWrite:
         write = self._queue.pop(next(iter(self._queue)))
         self._bytes -= write.size
         return write
-
-    def _next_erasing(self) -> PendingErasure | None:
-        for erasing in self.pending:
-            if erasing.armed and (erasing.is_untried(self.name) or self._retry is None):
-                return erasing
-        return None
 
     async def _put(self, write: PendingWrite) -> None:
         if write.entry is not None and is_erased(write.entry, self.pending):
@@ -390,15 +387,10 @@ class TierWriter:
         self._counts.record(action, where=self.name, count=count, reason=reason, subject=subject, tag=tag)
 
     def _try_again(self, after_s: float) -> None:
-        if self._retry is not None:
-            return  # others failed before; new failures do not put them off
-        after_s = after_s or self._pause_s
-        self._pause_s = min(2 * self._pause_s, MAX_RETRY_S)
-        self._retry = asyncio.get_running_loop().call_later(after_s, self._again)
-
-    def _again(self) -> None:
-        self._retry = None
-        self.wake()
+        now = asyncio.get_running_loop().time()
+        if now >= self._retry_at:  # else others failed before; new failures do not put them off
+            self._retry_at = now + (after_s or self._pause_s)
+            self._pause_s = min(2 * self._pause_s, MAX_RETRY_S)
 
     def _drop(self, which: Callable[[PendingWrite], Any]) -> None:
         for key, write in list(self._queue.items()):
