@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, Self
 
 from streaminfer._internal.validation import check_instance
 from streaminfer.caching.codec import RECORD_MARK, CorruptRecord, decode, encode, first_value
 from streaminfer.caching.erasure.erasure import check_selection
 from streaminfer.caching.tiers.encryption import SEALED_HEAD, SEALED_MARK, Cipher, KeyProvider
 from streaminfer.caching.tiers.protocol import Entry, RecordCopy, TierStatistics
+from streaminfer.protocols import Clock
 
-__all__ = ["GLIMPSED", "Counters", "NotHeld", "Records", "check_key", "selection"]
+__all__ = ["GLIMPSED", "Counters", "MediumTier", "NotHeld", "Records", "check_key", "selection"]
 
 GLIMPSED = 2000
 """Bytes of a record that are looked at; SQLite leaves at least these of a large one in one piece."""
@@ -115,6 +118,44 @@ class Counters:
     def snapshot(self) -> TierStatistics:
         """Return all of them, frozen."""
         return TierStatistics(**vars(self))
+
+
+class MediumTier(ABC):
+    """What tiers on a medium have in common.
+
+    Args:
+        keys: encrypts records and names; ``None``: they are plain.
+        wall_clock: returns nanoseconds since 1970; ``None``: ``time.time_ns``.
+    """
+
+    name: str
+
+    def __init__(self, keys: KeyProvider | None, wall_clock: Clock | None) -> None:
+        check_instance("wall_clock", wall_clock, lambda it: it is None or callable(it), "a callable or None")
+        self.keys = keys
+        self.encrypted = keys is not None
+        self.wall_clock = wall_clock or time.time_ns
+        self._records = Records(keys)
+        self._counters = Counters(self.name)
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Open the medium."""
+
+    @abstractmethod
+    async def stop(self) -> None:
+        """Close it."""
+
+    def statistics(self) -> TierStatistics:
+        """Return a frozen snapshot; size and entries as of the last write or purge, where they are known."""
+        return self._counters.snapshot()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
 
 
 def check_key(key: Any) -> None:

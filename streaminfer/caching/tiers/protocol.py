@@ -21,7 +21,6 @@ __all__ = [
     "Entry",
     "Held",
     "HoldingTier",
-    "Leases",
     "Leasing",
     "Notice",
     "RecordCopy",
@@ -260,16 +259,17 @@ class HoldingTier(Protocol):
         """
 
 
-class Leases(Protocol):
-    """The leases of one tier, a key at a time.
+@runtime_checkable
+class Leasing(Protocol):
+    """A shared tier that has leases, a key at a time.
 
     Attributes:
-        lease_s: how long a lease lasts at most, and how long others wait for it.
+        lease_s: how long a lease lasts at most, and how long others wait for it; 0: there are none.
     """
 
     lease_s: float
 
-    async def take(self, key: str | bytes, token: bytes) -> bool:
+    async def take_lease(self, key: str | bytes, token: bytes) -> bool:
         """Take the lease of a key, unless another has it; raises nothing of the medium.
 
         Returns:
@@ -277,15 +277,8 @@ class Leases(Protocol):
             failed. Otherwise another computes.
         """
 
-    async def open(self, key: str | bytes, token: bytes) -> None:
+    async def open_lease(self, key: str | bytes, token: bytes) -> None:
         """End a lease of this token without an entry: its waiters compute at once. A put ends it as well."""
-
-
-@runtime_checkable
-class Leasing(Protocol):
-    """A shared tier that has leases, or ``None`` where they are switched off."""
-
-    leases: Leases | None
 
 
 @attrs.frozen(kw_only=True)

@@ -35,7 +35,7 @@ from streaminfer._internal.validation import expected
 from streaminfer.caching.erasure.erasure import PendingErasure
 from streaminfer.caching.erasure.retention_counts import RetentionCounts
 from streaminfer.caching.table._timer_wheel_cy import NEVER
-from streaminfer.caching.tiers.protocol import Announces, Entry, HoldingTier, Leases, Leasing, Notice, Tier
+from streaminfer.caching.tiers.protocol import Announces, Entry, HoldingTier, Leasing, Notice, Tier
 from streaminfer.caching.tiers.tier_reader import TierHit, TierReader, in_ns
 from streaminfer.caching.tiers.writer import PendingWrite, TierUsage, TierWriter
 from streaminfer.compliance.retention import Holding, Rule
@@ -72,7 +72,7 @@ class TierSet:
         policy = memory.freshness.policy
         self._counts = counts or RetentionCounts(None, memory.now)
         self.workers: list[TierWriter] = []
-        self.leasing: tuple[TierWriter, Leases] | None = None
+        self.leasing: tuple[TierWriter, Leasing] | None = None
         for position, tier in enumerate(tiers):
             if not isinstance(tier, Tier):
                 raise TypeError(expected("tiers", "tiers, such as DiskTier and RedisTier", tier))
@@ -81,8 +81,8 @@ class TierSet:
             if policy is not None:
                 policy.check_tier(name, tier)
             self.workers.append(TierWriter(tier, name, position, self._counts))
-            if self.leasing is None and isinstance(tier, Leasing) and tier.leases is not None:
-                self.leasing = self.workers[-1], tier.leases
+            if self.leasing is None and isinstance(tier, Leasing) and tier.lease_s:
+                self.leasing = self.workers[-1], tier
             if isinstance(tier, Announces):
                 tier.hear(partial(self._on_notice, position))
         self._stale_ns = memory.freshness.stale_ns

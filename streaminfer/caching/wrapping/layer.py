@@ -28,7 +28,7 @@ from streaminfer.errors import CircuitOpen, Closed, DeadlineExceeded, InvalidInp
 
 if TYPE_CHECKING:
     from streaminfer.caching.edge_cache import EdgeCache
-    from streaminfer.caching.tiers.protocol import Leases
+    from streaminfer.caching.tiers.protocol import Leasing
     from streaminfer.caching.tiers.tier_reader import TierHit
 
 __all__ = ["NEGATIVE", "OUTDATED", "Layer"]
@@ -118,7 +118,7 @@ class Layer(ABC):
             return found
         finally:
             if token is not None and not tiers.leasing[0].has_queued(key):  # else its waiters get what is written
-                await tiers.leasing[1].open(key, token)
+                await tiers.leasing[1].open_lease(key, token)
 
     async def _look(self, key: Any, granted_ns: int, erasures: int, *, only_fresh: bool) -> TierHit | None:
         """Return what the tiers have of a key; a fresh value is in memory then."""
@@ -131,13 +131,13 @@ class Layer(ABC):
         return found
 
     async def _lead_or_wait(
-        self, key: Any, token: bytes, leases: Leases, wait_ns: int, erasures: int
+        self, key: Any, token: bytes, leasing: Leasing, wait_ns: int, erasures: int
     ) -> TierHit | None:
         """Take the lease of a key, or wait for the entry of its holder; ``None``: compute it."""
         loop = asyncio.get_running_loop()
-        until = loop.time() + min(wait_ns / 1e9, leases.lease_s)
+        until = loop.time() + min(wait_ns / 1e9, leasing.lease_s)
         pause_s = _FIRST_PAUSE_S
-        while not await leases.take(key, token):
+        while not await leasing.take_lease(key, token):
             left_s = until - loop.time()
             if left_s <= 0:
                 break
