@@ -28,7 +28,7 @@ import attrs
 
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer.caching.edge_cache import EdgeCache
-from streaminfer.caching.table._timer_wheel_cy import NEVER
+from streaminfer.caching.table._slots_cy import NEVER
 from streaminfer.caching.tiers.encryption import StoredKeys
 from streaminfer.caching.tiers.protocol import Entry, Tier
 from streaminfer.compliance.retention_log import RetentionLog

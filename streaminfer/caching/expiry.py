@@ -23,7 +23,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from streaminfer._internal.forking import at_fork
-from streaminfer.caching.table._timer_wheel_cy import NEVER
+from streaminfer.caching.table._slots_cy import NEVER
 
 if TYPE_CHECKING:
     from streaminfer.caching.memory import Memory

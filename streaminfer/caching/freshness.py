@@ -13,7 +13,7 @@ from streaminfer._internal.validation import (
     check_number,
     expected,
 )
-from streaminfer.caching.table._timer_wheel_cy import NEVER
+from streaminfer.caching.table._slots_cy import NEVER
 
 if TYPE_CHECKING:
     from streaminfer.compliance.retention import Retention, Rule

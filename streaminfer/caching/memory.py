@@ -16,8 +16,8 @@ from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.caching._locking import guarded
 from streaminfer.caching.events import CacheEvent, CacheEvents, take_events
 from streaminfer.caching.freshness import Freshness, duration_ns, labels_of
+from streaminfer.caching.table._slots_cy import NEVER
 from streaminfer.caching.table._table_cy import EdgeTable
-from streaminfer.caching.table._timer_wheel_cy import NEVER
 
 if TYPE_CHECKING:
     from streaminfer.caching.erasure.memory_retention import MemoryRetention

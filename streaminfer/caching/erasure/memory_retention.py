@@ -15,7 +15,7 @@ from streaminfer._internal.validation import expected
 from streaminfer.caching.erasure.departed_values import Departed
 from streaminfer.caching.erasure.retention_counts import RetentionCounts
 from streaminfer.caching.events import CacheEvent
-from streaminfer.caching.table._timer_wheel_cy import NEVER
+from streaminfer.caching.table._slots_cy import NEVER
 from streaminfer.compliance.retention import PRESERVED, Holding, Retention
 from streaminfer.errors import ErasureHeld
 

@@ -233,7 +233,7 @@ class EdgeTable(Entries):
             self._tell()
         if self._order.count == 0:
             return _NEVER
-        due_ns = self._wheel.due_ns
+        due_ns = self._expiries.due_ns
         return now_ns if due_ns < now_ns else due_ns
 
     def erase_labeled(self, subject: str | None, tag: str | None) -> int:

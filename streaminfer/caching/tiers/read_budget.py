@@ -11,7 +11,7 @@ passed over once: what is computed then says how long it takes.
 
 from __future__ import annotations
 
-from streaminfer.caching.table._timer_wheel_cy import NEVER
+from streaminfer.caching.table._slots_cy import NEVER
 
 __all__ = ["LONGEST_READ_NS", "LONGEST_READ_S", "ReadBudget"]
 

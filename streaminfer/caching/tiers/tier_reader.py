@@ -11,7 +11,7 @@ import attrs
 
 from streaminfer.caching.defensive_copy import freeze
 from streaminfer.caching.erasure.erasure import PendingErasure, is_erased
-from streaminfer.caching.table._timer_wheel_cy import NEVER
+from streaminfer.caching.table._slots_cy import NEVER
 from streaminfer.caching.tiers.protocol import Entry
 from streaminfer.caching.tiers.writer import TierWriter
 

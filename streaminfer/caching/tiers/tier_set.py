@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 from streaminfer._internal.validation import expected
 from streaminfer.caching.erasure.erasure import PendingErasure
 from streaminfer.caching.erasure.retention_counts import RetentionCounts
-from streaminfer.caching.table._timer_wheel_cy import NEVER
+from streaminfer.caching.table._slots_cy import NEVER
 from streaminfer.caching.tiers.protocol import Announces, Entry, HoldingTier, Leasing, Notice, Tier
 from streaminfer.caching.tiers.tier_reader import TierHit, TierReader, in_ns
 from streaminfer.caching.tiers.writer import PendingWrite, TierUsage, TierWriter
