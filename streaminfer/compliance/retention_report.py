@@ -17,11 +17,11 @@ from typing import Any
 
 import attrs
 
+from streaminfer._internal.display.document import Document
+from streaminfer._internal.display.html_report import cells, instant, list_of, text_table
 from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import check_duration, check_instance
-from streaminfer.compliance.document import Document
-from streaminfer.compliance.html_report import cells, instant, list_of, text_table
 from streaminfer.compliance.retention import PRESERVED, Holding, Retention, Rule
 from streaminfer.compliance.retention_log import RetentionEvent, RetentionLog, RetentionTotal, Verification
 
