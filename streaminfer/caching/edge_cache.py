@@ -18,7 +18,6 @@ from streaminfer.caching.table._mapping_cy import TableMapping
 from streaminfer.caching.table._table_cy import NO_LIMIT, EdgeTable
 from streaminfer.caching.table.eviction import Eviction, policy_of
 from streaminfer.caching.tiers.read_budget import LONGEST_READ_S
-from streaminfer.caching.views import FreshItems, FreshValues
 from streaminfer.protocols import Clock, P, R, Service
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
     An entry is fresh until its time has passed: expired means now ≥ expiry. A time of a minute or more may be counted
     from the system's last tick, at most 10 ms earlier. The mapping's methods, ``len`` and ``size`` see fresh entries
     only. Iterating, ``keys()``, ``values()`` and ``items()`` go over a snapshot, the next to be evicted first, and
-    count as no use.
+    count as no use; the latter two return one.
 
     Expired entries leave memory within 0.25 s after their time. One daemon thread frees those of all idle caches. A
     cache with a ``clock`` frees them when values are stored and by :meth:`expire`.
@@ -189,12 +188,16 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         return iter(self._memory.snapshot(0))
 
     def values(self) -> ValuesView[Any]:
-        """Return the fresh values; iterating goes over a snapshot and counts as no use."""
-        return FreshValues(self)
+        """Return a snapshot of the fresh values, which counts as no use."""
+        return self._snapshot().values()
 
     def items(self) -> ItemsView[Any, Any]:
-        """Return the fresh keys and values; iterating goes over a snapshot and counts as no use."""
-        return FreshItems(self)
+        """Return a snapshot of the fresh keys and values, which counts as no use."""
+        return self._snapshot().items()
+
+    def _snapshot(self) -> dict[Any, Any]:
+        flat = iter(self._memory.snapshot(2))
+        return dict(zip(flat, flat, strict=True))
 
     def pop(self, key: Any, default: Any = _ABSENT) -> Any:
         """Remove a fresh entry and return its value, else ``default`` if given, else raise `KeyError`; no use."""

@@ -23,7 +23,6 @@ from contextvars import Context, copy_context
 from functools import partial
 from typing import Any
 
-from streaminfer.caching.defensive_copy import copy_error
 from streaminfer.caching.single_flight._flight_cy import Flight, FlightCounts, FlightTable, Refreshes
 from streaminfer.caching.single_flight.flight_context import (
     CURRENT_FLIGHT,
@@ -33,7 +32,7 @@ from streaminfer.caching.single_flight.flight_context import (
     is_shared_error,
     log_refresh_failure,
 )
-from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput
+from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput, copy_error
 
 __all__ = ["LATE_S", "Caller", "LoopFlights"]
 

@@ -18,7 +18,6 @@ from functools import partial
 from typing import Any
 
 from streaminfer._internal.forking import at_fork
-from streaminfer.caching.defensive_copy import copy_error
 from streaminfer.caching.single_flight._flight_cy import Flight, FlightCounts, FlightTable, Refreshes
 from streaminfer.caching.single_flight.flight_context import (
     CURRENT_FLIGHT,
@@ -27,7 +26,7 @@ from streaminfer.caching.single_flight.flight_context import (
     is_shared_error,
     log_refresh_failure,
 )
-from streaminfer.errors import DeadlineExceeded, InvalidInput
+from streaminfer.errors import DeadlineExceeded, InvalidInput, copy_error
 
 __all__ = ["ThreadFlights"]
 

@@ -18,13 +18,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
-from streaminfer.caching.defensive_copy import copy_error, strip_traceback
+from streaminfer.caching.defensive_copy import strip_traceback
 from streaminfer.caching.single_flight._flight_cy import Refreshes
-from streaminfer.caching.single_flight.flight_context import LOG, said_fresh_s, storable
+from streaminfer.caching.single_flight.flight_context import CURRENT_FLIGHT, LOG
 from streaminfer.caching.single_flight.flights import SingleFlight
 from streaminfer.caching.tiers.read_budget import LONGEST_READ_NS, ReadBudget
 from streaminfer.caching.wrapping._hit_path_cy import HitPath, Miss, copy_out
-from streaminfer.errors import CircuitOpen, Closed, DeadlineExceeded, InvalidInput, Overloaded
+from streaminfer.errors import CircuitOpen, Closed, DeadlineExceeded, InvalidInput, Overloaded, copy_error
 
 if TYPE_CHECKING:
     from streaminfer.caching.edge_cache import EdgeCache
@@ -204,14 +204,15 @@ class Layer(ABC):
 
     def store(self, key: Any, value: Any, erasures: int, tags: Any, subject: str | None) -> None:
         """Store a value, if nothing forbids it; callers get it even if the cache rejects it."""
-        if not storable():
+        said: Any = CURRENT_FLIGHT.get()  # a computation always runs in a flight
+        if not said.store:
             return
         memory = self.memory
         if memory.erased_since(key, erasures):
             self.flights.not_stored()
             return
         try:
-            ttl_s = memory.freshness.response_ttl_s(said_fresh_s(), tags)
+            ttl_s = memory.freshness.response_ttl_s(said.fresh_s, tags)
             stored = memory.put(key, value, ttl_s, tags, subject)
         except Exception as error:  # noqa: BLE001 - counted and logged; the caller has the value
             self.flights.not_stored(error)
@@ -235,9 +236,10 @@ class Layer(ABC):
 
     def store_error(self, key: Any, error: Exception, erasures: int, tags: Any, subject: str | None) -> None:
         """Store an error, if errors are stored and it says something about the next call."""
-        if self.memory.freshness.negative_ttl_s <= 0.0 or isinstance(error, _TRANSIENT):
+        said: Any = CURRENT_FLIGHT.get()
+        if self.memory.freshness.negative_ttl_s <= 0.0 or isinstance(error, _TRANSIENT) or not said.store:
             return
-        if self.memory.erased_since(key, erasures) or not storable():
+        if self.memory.erased_since(key, erasures):
             return
         try:
             self.memory.put_negative(key, strip_traceback(error), None, tags, subject)
