@@ -66,7 +66,6 @@ _VERSION = 1
 _SEVERITIES = ("fail", "attention", "ok")
 _HEAD = ("", "check", "where", "what", "remedy")
 _MARKS = {"ok": "good", "attention": "so", "fail": "bad"}
-_LABELS = 3  # what a snapshot of a table is of: labels and state in turn
 
 
 @attrs.frozen(kw_only=True)
@@ -237,7 +236,8 @@ def _count_subjects(cache: EdgeCache, policy: Retention | None) -> tuple[Counter
     called = (memory.clock, *memory.events, None if policy is None else policy.log)
     if not all(map(is_ours, called)):
         return None
-    labels = memory.snapshot(_LABELS)[::2]
+    memory.expire()
+    labels = memory.held()[::4]
     owned = [label for label in labels if label is not None and label[0] is not None]
     classes = Counter("" if policy is None else policy.rule(label[1]).data_class for label in owned)
     return classes, len(labels) - len(owned)

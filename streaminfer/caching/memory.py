@@ -260,13 +260,13 @@ class Memory(StackClock, _Table):
         next_ns = self.expire_due(self.now(), 0)
         if next_ns != NEVER:
             self.wake_ns = next_ns
-            self.wake(next_ns)
+            self.wake()
 
-    def wake(self, at_ns: int) -> None:
-        """Have the thread look for due entries at an instant."""
+    def wake(self) -> None:
+        """Have the thread look for due entries at ``wake_ns``."""
         from streaminfer.caching.expiry import THREAD  # noqa: PLC0415 - most caches expire nothing
 
-        THREAD.wake(self, at_ns)
+        THREAD.wake(self)
 
     def expire_due(self, now_ns: int, limit: int) -> int:
         """Free about ``limit`` entries that are due, record that, and return when to look again."""

@@ -68,7 +68,7 @@ class MemoryRetention:
                 self._preserved.append(event)
             if until_ns < self._table.wake_ns:
                 self._table.wake_ns = until_ns
-                self._table.wake(until_ns)
+                self._table.wake()
 
     def expire_due(self, now_ns: int) -> int:
         """Release what need not be preserved longer, write counts to the log, and return when to look again."""
@@ -108,7 +108,7 @@ class MemoryRetention:
             for it in holds
         ]
         if self._has_min_age:
-            labels = (*self._table.snapshot(3)[::2], *(event.labels for event in self.preserved))
+            labels = (*self._table.held()[::4], *(event.labels for event in self.preserved))
             until_ns = max((self._aged_ns(it) for it in labels if _matches(it, subject, tag)), default=0)
             left_s = (until_ns - self._table.now()) / 1e9
             if left_s > 0:
@@ -131,7 +131,8 @@ class MemoryRetention:
     def holdings(self) -> list[Holding]:
         """Return what memory holds by class: how many entries, stale ones and failures included, and the oldest."""
         stored: dict[str, list[int | None]] = {}
-        for labels in self._table.snapshot(3)[::2]:
+        self._table.expire()
+        for labels in self._table.held()[::4]:
             data_class, stored_ns = ("", None) if labels is None else labels[2:]
             stored.setdefault(data_class, []).append(stored_ns)
         now_ns = self._table.now()

@@ -57,11 +57,11 @@ cdef class Entries:
     cdef CHeap _expiries
     cdef COrder _order
     cdef list _events
-    cdef long long _all_erased, _earlier_until
-    cdef dict _deletions, _earlier_deletions
+    cdef long long _all_erased
+    cdef dict _deletions
 
     cpdef object _tell(self)
-    cpdef object wake(self, long long at_ns)
+    cpdef object wake(self)
 
     @cython.final
     @cython.locals(slots=CSlots, expiries=CHeap, order=COrder, index=CIndex)
@@ -90,6 +90,7 @@ cdef class Entries:
     cdef int _drop(self, Py_ssize_t slot) except -1
 
     @cython.final
+    cdef int _expel(self, Py_ssize_t slot, object kind, list gone) except -1
     cdef object _take(self, Py_ssize_t slot)
 
     @cython.final

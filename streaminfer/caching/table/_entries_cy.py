@@ -55,7 +55,7 @@ _FEW = 256
 _MANY = 1024
 _LARGE = 8192  # from here on memory latency dominates
 _EVENTS_KEPT = 40_000  # four places each
-_DELETIONS_KEPT = 1024
+_DELETIONS_KEPT = 4096
 
 
 class Entries:
@@ -103,10 +103,7 @@ class Entries:
         self.clock = clock
         self._events: list[Any] = []
         self._all_erased = 0
-        # by a key's hash, the count of erasures that its latest deletion made; both are begun empty in turn
-        self._deletions: dict[int, int] = {}
-        self._earlier_deletions: dict[int, int] = {}
-        self._earlier_until = 0
+        self._deletions: dict[int, int] = {}  # by a key's hash, the count of erasures that its latest deletion made
         self.listening = False
         self.keeping = False
         self.wake_ns = 0
@@ -138,8 +135,8 @@ class Entries:
     def _tell(self) -> None:
         """Tell what was noted; called when the table is whole."""
 
-    def wake(self, at_ns: int) -> None:
-        """Take an instant before ``wake_ns`` at which an entry is due; called when the table is whole."""
+    def wake(self) -> None:
+        """Note that an entry is due at ``wake_ns``, earlier than was known; called when the table is whole."""
 
     # -- inside --------------------------------------------------------------------------------------------------
 
@@ -219,7 +216,7 @@ class Entries:
             self._make_room(now_ns)
         if at_ns < self.wake_ns:
             self.wake_ns = at_ns
-            self.wake(at_ns)
+            self.wake()
         if self._events:
             self._tell()
         return True
@@ -250,6 +247,17 @@ class Entries:
         self._expiries.set(slot, _NEVER)
         self._index.vacate(slot)
 
+    def _expel(self, slot: int, kind: str, gone: list[Any]) -> None:
+        """Remove an entry and note why; its objects are added to a list, to be freed last."""
+        key = self._index.objects[3 * slot]
+        value = self._index.objects[3 * slot + 1]
+        labels = self._index.objects[3 * slot + 2]
+        gone.append(key)
+        gone.append(value)
+        gone.append(labels)
+        self._note(kind, key, value, labels)
+        self._drop(slot)
+
     def _take(self, slot: int) -> Any:
         """Remove an entry and return its value."""
         key = self._index.objects[3 * slot]
@@ -261,12 +269,10 @@ class Entries:
         return value
 
     def _deleted(self, hashed: int) -> None:
-        """Forbid storing what is being computed for a key; the oldest deletions become such of all keys."""
+        """Forbid storing what is being computed for a key; too many deletions become one of all keys."""
         self.erasures += 1
         if len(self._deletions) >= _DELETIONS_KEPT:
-            self._all_erased = max(self._all_erased, self._earlier_until)
-            self._earlier_deletions = self._deletions
-            self._earlier_until = self.erasures - 1
+            self._all_erased = self.erasures
             self._deletions = {}
         self._deletions[hashed] = self.erasures
 
@@ -331,16 +337,7 @@ class Entries:
                 self._order.set_aside(slot)
                 self._expiries.set(slot, self._expiries.popped_ns + self._stale_ns)
                 continue
-            gone.append(self._index.objects[3 * slot])
-            gone.append(self._index.objects[3 * slot + 1])
-            gone.append(self._index.objects[3 * slot + 2])
-            self._note(
-                EXPIRED,
-                self._index.objects[3 * slot],
-                self._index.objects[3 * slot + 1],
-                self._index.objects[3 * slot + 2],
-            )
-            self._drop(slot)
+            self._expel(slot, EXPIRED, gone)
             self.expired += 1
             count += 1
         return count

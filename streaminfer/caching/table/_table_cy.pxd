@@ -38,7 +38,7 @@ cdef extern from *:
 
 cdef long long _NEVER, _NEAR_NS, _SMALL_PAYLOAD
 cdef int _FIRST, _MAIN, _SMALL, _STALE, _NEGATIVE
-cdef int _IS_MISSING, _IS_FRESH, _IS_STALE, _IS_FAILURE, _IS_OUTDATED, _LABELS
+cdef int _IS_MISSING, _IS_FRESH, _IS_STALE, _IS_FAILURE, _IS_OUTDATED
 
 # The methods are wrapped in a lock where compiled code is not atomic by itself, and do not call one another.
 # no_gc: cycles through what is cached are not collected, see _index_cy
