@@ -15,9 +15,6 @@ from streaminfer._internal.listeners import Listeners
 
 __all__ = ["CacheEvent", "CacheEvents", "take_events"]
 
-_EVENT_FIELDS = 4
-"""Places of one event in the table's list."""
-
 
 class CacheEvent(NamedTuple):
     """Entry that was evicted, expired or erased.
@@ -48,11 +45,5 @@ class CacheEvents(Listeners[CacheEvent]):
 
 def take_events(drain: Callable[[], list[Any]]) -> Sequence[CacheEvent]:
     """Return what was noted; ``drain`` returns kind, key, value and labels in turn, and a kind of ``None`` is freed."""
-    noted = drain()
-    if len(noted) <= _EVENT_FIELDS:  # one event or none, as a rule
-        return (CacheEvent(*noted),) if noted and noted[0] is not None else ()
-    return [
-        CacheEvent(*noted[place : place + _EVENT_FIELDS])
-        for place in range(0, len(noted), _EVENT_FIELDS)
-        if noted[place] is not None
-    ]
+    noted = iter(drain())
+    return [CacheEvent(*event) for event in zip(noted, noted, noted, noted, strict=True) if event[0] is not None]

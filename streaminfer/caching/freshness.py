@@ -74,15 +74,14 @@ class Freshness:
     ) -> None:
         self.ttl_ns = NEVER if ttl_s is None else max(duration_ns("ttl_s", ttl_s, positive=True), 1)
         duration_ns("stale_s", stale_s)
-        given = {"stale_while_revalidate_s": stale_while_revalidate_s, "stale_if_error_s": stale_if_error_s}
-        windows = {name: stale_s if seconds is None else seconds for name, seconds in given.items()}
-        self.revalidate_ns, if_error_ns = (duration_ns(name, seconds) for name, seconds in windows.items())
-        self.revalidate_s, self.if_error_s = map(float, windows.values())
-        self.stale_ns = max(self.revalidate_ns, if_error_ns)
+        revalidate_s = stale_s if stale_while_revalidate_s is None else stale_while_revalidate_s
+        if_error_s = stale_s if stale_if_error_s is None else stale_if_error_s
+        self.revalidate_ns = duration_ns("stale_while_revalidate_s", revalidate_s)
+        self.stale_ns = max(self.revalidate_ns, duration_ns("stale_if_error_s", if_error_s))
         self.negative_ns = duration_ns("negative_ttl_s", negative_ttl_s)
         self.policy = policy
         self.ttl_s = ttl_s
-        self.stale_s = max(self.revalidate_s, self.if_error_s)
+        self.stale_s = float(max(revalidate_s, if_error_s))
         self.negative_ttl_s = float(negative_ttl_s)
         self.jitter = check_number("ttl_jitter", ttl_jitter, "a share ≥ 0 and < 1", lambda it: 0.0 <= it < 1.0)
         check_instance("seed", seed, lambda it: it is None or not isinstance(it, bool), "a whole number or None")

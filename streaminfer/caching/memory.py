@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -96,18 +96,6 @@ class CacheStatistics(Snapshot):
     listener_errors: int
     flights: Snapshot | None = None
     tiers: tuple[Snapshot, ...] = ()
-
-    @classmethod
-    def of(
-        cls,
-        counters: Sequence[int],
-        listener_errors: int,
-        flights: Snapshot | None = None,
-        tiers: tuple[Snapshot, ...] = (),
-    ) -> Self:
-        """Return a snapshot of the numbers of a table, in the order of the attributes, and of what is around it."""
-        named: dict[str, Any] = dict(zip(_COUNTERS, (*counters, listener_errors), strict=True))
-        return cls(**named, flights=flights, tiers=tiers)
 
     @property
     def evictions(self) -> int:
@@ -292,7 +280,8 @@ class Memory(StackClock, _Table):
 
     def statistics(self, flights: Snapshot | None = None, tiers: tuple[Snapshot, ...] = ()) -> CacheStatistics:
         """Return a frozen snapshot, with what is around the table."""
-        return CacheStatistics.of(self.counters(), self.events.errors, flights, tiers)
+        counted: dict[str, Any] = dict(zip(_COUNTERS, (*self.counters(), self.events.errors), strict=True))
+        return CacheStatistics(**counted, flights=flights, tiers=tiers)
 
     def tell(self) -> None:
         """Tell listeners, and free, what the table has noted; operations do so themselves."""

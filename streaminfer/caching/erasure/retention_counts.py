@@ -192,22 +192,22 @@ class _Writer:
                     self._thread = None
                     return
                 write, what = self._waiting[0]
-            lost = [what]
+            done = 1
             try:
                 write()
-                lost = []
-            except Exception as error:
-                if isinstance(error, BackendError):
-                    with self._changed:
-                        if not self._is_last():
-                            _LOGGER.warning("the retention log failed, and is tried again: %s", error)
-                            self._changed.wait_for(self._is_last, _RETRY_S)
-                            continue
-                        lost = [what for _, what in self._waiting]  # each could take as long to fail
-                for what in lost:
-                    _LOGGER.exception(_LOST, what)
+            except BackendError as error:
+                with self._changed:
+                    if not self._is_last():
+                        _LOGGER.warning("the retention log failed, and is tried again: %s", error)
+                        self._changed.wait_for(self._is_last, _RETRY_S)
+                        continue
+                    done = len(self._waiting)  # each could take as long to fail
+                    for _, what in self._waiting:
+                        _LOGGER.exception(_LOST, what)
+            except Exception:
+                _LOGGER.exception(_LOST, what)
             with self._changed:
-                for _ in lost or (what,):
+                for _ in range(done):
                     self._waiting.popleft()
 
     def _is_last(self) -> bool:
