@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     _Mapping = TableMapping
 else:
-    _Mapping = TableMapping if is_atomic(EdgeTable, "get") else guarded_mapping(TableMapping)
+    _Mapping = TableMapping if is_atomic(EdgeTable, "peek") else guarded_mapping(TableMapping)
 
 __all__ = ["EdgeCache"]
 
@@ -361,7 +361,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         _check_key(key)
         granted_s = min(check_duration("timeout_s", timeout_s, positive=True), LONGEST_READ_S)
         memory = self._memory
-        value = memory.get(key, _ABSENT)
+        value = self.get(key, _ABSENT)
         if value is not _ABSENT or self.tiers is None:
             return default if value is _ABSENT else value
         erasures = memory.erasures

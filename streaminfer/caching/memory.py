@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     _Table = EdgeTable
 else:
-    _Table = EdgeTable if is_atomic(EdgeTable, "get") else guarded(EdgeTable)
+    _Table = EdgeTable if is_atomic(EdgeTable, "peek") else guarded(EdgeTable)
 
 __all__ = ["MAX_BYTES", "CacheStatistics", "Memory"]
 
@@ -287,5 +287,5 @@ class Memory(StackClock, _Table):
         """Tell listeners, and free, what the table has noted; operations do so themselves."""
         self.events.deliver(take_events, self.drain)
 
-    if is_atomic(EdgeTable, "get"):
+    if is_atomic(EdgeTable, "peek"):
         _tell = tell

@@ -26,6 +26,7 @@ from streaminfer.caching.weigher import payload_bytes
 __all__ = ["NO_LIMIT", "EdgeTable"]
 
 ERASED = "erased"
+_ABSENT: Any = object()
 
 monotonic_ns = time.monotonic_ns
 coarse_ns = time.monotonic_ns  # compiled: of the kernel's last tick, a few ms ago, for a fifth of the time
@@ -51,24 +52,11 @@ class EdgeTable(Entries):
 
     # -- the mapping --------------------------------------------------------------------------------------------
 
-    def get(self, key: Any, default: Any = None) -> Any:
-        """Return the fresh value of a key, which counts as a use; else ``default``."""
-        return self._get(key, default)
-
     def _get(self, key: Any, default: Any) -> Any:
         slot = _find_fresh(self, key)
         if slot < 0:
             self.misses += 1
             return default
-        self.hits += 1
-        self._order.touch(slot)
-        return self._index.objects[3 * slot + 1]
-
-    def _item(self, key: Any) -> Any:
-        slot = _find_fresh(self, key)
-        if slot < 0:
-            self.misses += 1
-            raise KeyError(key)
         self.hits += 1
         self._order.touch(slot)
         return self._index.objects[3 * slot + 1]
@@ -130,14 +118,11 @@ class EdgeTable(Entries):
     def setdefault(self, key: Any, default: Any = None) -> Any:
         """Return the fresh value of a key, which counts as a use; else store ``default`` and return it."""
         size = _payload(default)
-        slot = _find_fresh(self, key)
-        if slot < 0:
-            self.misses += 1
-            self._store(key, default, self._ttl_ns, size, None, False)
-            return default
-        self.hits += 1
-        self._order.touch(slot)
-        return self._index.objects[3 * slot + 1]
+        value = self._get(key, _ABSENT)
+        if value is not _ABSENT:
+            return value
+        self._store(key, default, self._ttl_ns, size, None, False)
+        return default
 
     # -- what a mapping does not have ----------------------------------------------------------------------------
 

@@ -32,10 +32,10 @@ class TierHit:
         tags, subject: to erase it by.
         source: the tier's name.
         position: of the tier.
-        past_ns: how long ago its fresh time passed; negative: it has not.
-        left_ns: how long it is fresh yet, or, if it is stale, may be used, from ``read_ns`` on; ``NEVER``: for good.
-        age_ns: how old it was then.
-        read_ns: when that was, on the cache's clock.
+        computed_ns: when it was computed, on the cache's clock.
+        fresh_until_ns: until when it is fresh; ``NEVER``: for good.
+        usable_until_ns: until when it can be used, stale.
+        is_stale: its fresh time had passed when it was read.
     """
 
     value: Any
@@ -43,15 +43,10 @@ class TierHit:
     subject: str | None
     source: str
     position: int
-    past_ns: int
-    left_ns: int
-    age_ns: int
-    read_ns: int
-
-    @property
-    def is_stale(self) -> bool:
-        """True if its fresh time has passed."""
-        return self.past_ns >= 0
+    computed_ns: int
+    fresh_until_ns: int
+    usable_until_ns: int
+    is_stale: bool
 
 
 class TierReader:
@@ -122,7 +117,7 @@ class TierReader:
                     return hit
             if stale is None or only_fresh or is_interrupted():
                 return None
-            return stale if self._memory.now() - stale.read_ns < stale.left_ns else None  # slower tiers took their time
+            return stale if self._memory.now() < stale.usable_until_ns else None  # slower tiers took their time
         finally:
             self._reads.pop(read, None)
 
@@ -144,10 +139,10 @@ class TierReader:
         if fresh_ns != NEVER and age_ns >= fresh_ns + stale_ns:
             worker.misses += 1
             return None
-        past_ns = age_ns - fresh_ns
-        left_ns = NEVER if fresh_ns == NEVER else (stale_ns if past_ns >= 0 else 0) - past_ns
-        value, tags, read_ns = freeze(entry.value), tuple(sorted(entry.tags)), self._memory.now()
-        return TierHit(value, tags, entry.subject, worker.name, worker.position, past_ns, left_ns, age_ns, read_ns)
+        computed_ns = self._memory.now() - age_ns
+        instants = (NEVER, NEVER) if fresh_ns == NEVER else (computed_ns + fresh_ns, computed_ns + fresh_ns + stale_ns)
+        labels, place = (tuple(sorted(entry.tags)), entry.subject), (worker.name, worker.position)
+        return TierHit(freeze(entry.value), *labels, *place, computed_ns, *instants, is_stale=age_ns >= fresh_ns)
 
 
 def in_ns(seconds: float) -> int:

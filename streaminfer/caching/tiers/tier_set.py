@@ -209,19 +209,19 @@ class TierSet:
         memory = self._memory
         if memory.erased_since(key, erasures) or memory.peek(key, _ABSENT) is not _ABSENT:
             return  # a value that was put while the tier was read is newer
-        waited_ns = max(memory.now() - found.read_ns, 0)
-        left_ns = found.left_ns if found.left_ns == NEVER else found.left_ns - waited_ns
-        if left_ns <= 0:
+        now_ns, until_ns = memory.now(), found.fresh_until_ns
+        if until_ns <= now_ns:
             return
-        memory.put_aged(key, found.value, left_ns, found.age_ns + waited_ns, found.tags, found.subject)
+        left_ns = NEVER if until_ns == NEVER else until_ns - now_ns
+        memory.put_aged(key, found.value, left_ns, now_ns - found.computed_ns, found.tags, found.subject)
         if memory.erased_since(key, erasures):  # by another thread, since then, or by a value that was too large
             memory.take(key, None)
             return
         self.write(
             key,
             found.value,
-            ttl_ns=NEVER if left_ns == NEVER else found.age_ns + found.left_ns,
-            computed_ns=found.read_ns - found.age_ns,
+            ttl_ns=NEVER if until_ns == NEVER else until_ns - found.computed_ns,
+            computed_ns=found.computed_ns,
             erasures=erasures,
             tags=found.tags,
             subject=found.subject,

@@ -105,8 +105,10 @@ class Layer(ABC):
                 if wait_ns > 0:
                     token = os.urandom(16)
                     found = await self._lead_or_wait(key, token, tiers.leasing[1], wait_ns, erasures)
-        if found is not None and (not found.is_stale or self._is_usable(found)):
-            return found
+        if found is not None and (
+            not found.is_stale or now() - found.fresh_until_ns < self.memory.revalidate_ns or self.fails_now()
+        ):
+            return found  # where it is stale, with a refresh behind it
         try:
             return await self._compute(key, asked, stores_errors and found is None, erasures)
         except BaseException as error:
@@ -147,10 +149,6 @@ class Layer(ABC):
             if found is not None:
                 return found
         return None
-
-    def _is_usable(self, found: TierHit) -> bool:
-        """Return whether a stale value of a tier is the response at once, with a refresh behind it."""
-        return found.past_ns < self.memory.revalidate_ns or self.fails_now()
 
     # -- stale values and errors ----------------------------------------------------------------------------------
 

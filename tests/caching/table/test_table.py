@@ -200,7 +200,7 @@ def test_a_cache_from_which_all_was_removed_waits_for_nothing():
     assert cache._memory.expire_due(clock.now_ns, 1) == NEVER
 
 
-@pytest.mark.skipif(not is_atomic(EdgeTable, "get"), reason="plain Python's lists are the collector's")
+@pytest.mark.skipif(not is_atomic(EdgeTable, "peek"), reason="plain Python's lists are the collector's")
 def test_the_collector_does_not_walk_the_entries():
     cache = EdgeCache(eviction="s3fifo")
     gc.collect()

@@ -114,17 +114,10 @@ class DiskStore:
             if lock >= 0:
                 os.close(lock)
 
-    def get(self, key: str | bytes) -> Entry | None:
-        """Return the entry of a key, or ``None``; count failures."""
-        return self._guarded(None, self._get, self._records.name(b"k", key))
-
-    def put(self, key: str | bytes, entry: Entry) -> bool:
-        """Store an entry; return whether that succeeded; count failures."""
-        return self._guarded(False, self._put, key, entry)
-
     def delete(self, key: str | bytes) -> bool:
-        """Remove the entry of a key; return whether that succeeded; count failures."""
-        return self._guarded(False, self._delete_one, self._records.name(b"k", key))
+        """Remove the entry of a key; return whether there is none now. Raises on failure."""
+        self._counters.erased += self._delete("key = ?", self._records.name(b"k", key))
+        return True
 
     def erase(self, kind: bytes, text: str) -> int:
         """Remove up to `CHUNK` entries of a subject or with a tag; return how many. Raises on failure."""
@@ -243,7 +236,8 @@ class DiskStore:
         self._connect()
         fcntl.flock(self._lock, fcntl.LOCK_SH)
 
-    def _guarded(self, otherwise: T, operation: Callable[..., T], *args: Any) -> T:
+    def attempt(self, otherwise: T, operation: Callable[..., T], *args: Any) -> T:
+        """Return what an operation returns; where it fails, count that and return ``otherwise``."""
         try:
             return operation(*args)
         except Exception as error:  # noqa: BLE001 - of the medium or of the keys: a miss, counted
@@ -255,7 +249,9 @@ class DiskStore:
                     self._counters.failed(again)
             return otherwise
 
-    def _get(self, name: bytes) -> Entry | None:
+    def get(self, key: str | bytes) -> Entry | None:
+        """Return the entry of a key, or ``None``. Raises on failure."""
+        name = self._records.name(b"k", key)
         row = self._opened().execute("SELECT id, record FROM entries WHERE key = ?", (name,)).fetchone()
         if row is None:
             return None
@@ -271,7 +267,8 @@ class DiskStore:
             return None
         return entry
 
-    def _put(self, key: str | bytes, entry: Entry) -> bool:
+    def put(self, key: str | bytes, entry: Entry) -> bool:
+        """Store an entry; return whether it is there. Raises on failure."""
         counters = self._counters
         records = self._records
         name = records.name(b"k", key)
@@ -297,10 +294,6 @@ class DiskStore:
         counters.stored += 1
         self._leftovers = self._leftovers or deleted > 0
         self._count(1 - deleted)
-        return True
-
-    def _delete_one(self, name: bytes) -> bool:
-        self._counters.erased += self._delete("key = ?", name)
         return True
 
     def _make_room(self, pages: int) -> int:

@@ -124,7 +124,7 @@ class DiskTier(MediumTier):
         Raises:
             TypeError: the key is neither a string nor bytes.
         """
-        entry = await self._attempt(self._store.get, key)
+        entry = await self._attempt(None, self._store.get, key)
         self._counters.hits += entry is not None
         self._counters.misses += entry is None
         return entry
@@ -139,7 +139,7 @@ class DiskTier(MediumTier):
             TypeError: the key is neither a string nor bytes, or ``entry`` is none.
         """
         check_instance("entry", entry, lambda it: isinstance(it, Entry), "an Entry")
-        return bool(await self._attempt(self._store.put, key, entry))
+        return await self._attempt(False, self._store.put, key, entry)
 
     async def delete(self, key: str | bytes) -> bool:
         """Remove the entry of a key, at the latest from the log with the next purge.
@@ -150,7 +150,7 @@ class DiskTier(MediumTier):
         Raises:
             TypeError: the key is neither a string nor bytes.
         """
-        return bool(await self._attempt(self._store.delete, key))
+        return await self._attempt(False, self._store.delete, key)
 
     async def erase(self, *, subject: str | None = None, tag: str | None = None) -> int:
         """Remove all entries of a subject, or with a tag, from the file and its log.
@@ -231,13 +231,13 @@ class DiskTier(MediumTier):
             except BackendError as error:  # the next one tries again
                 self._counters.failed(error)
 
-    async def _attempt(self, operation: Callable[..., T], key: Any, *args: Any) -> T | None:
-        """Run a get or a put, unless too many are queued or the tier does not run; ``None`` if it was skipped."""
+    async def _attempt(self, otherwise: T, operation: Callable[..., T], key: Any, *args: Any) -> T:
+        """Run a get or a put, unless too many are queued or the tier does not run; else return ``otherwise``."""
         check_key(key)
         if self._thread is None or not self._slots.acquire(blocking=False):
             self._counters.skipped += 1
-            return None
-        future = self._thread.submit(operation, key, *args)
+            return otherwise
+        future = self._thread.submit(self._store.attempt, otherwise, operation, key, *args)
         future.add_done_callback(lambda _: self._slots.release())
         return await asyncio.wrap_future(future)
 
