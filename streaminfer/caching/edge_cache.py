@@ -90,7 +90,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         (['b', 'c'], None, 1)
     """
 
-    __slots__ = ("__weakref__", "_flights", "_secret", "_settings", "tiers")
+    __slots__ = ("__weakref__", "_entered", "_flights", "_secret", "_settings", "tiers")
 
     _memory: Memory
 
@@ -128,6 +128,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         self._secret = secret
         self._settings = (maxsize, max_bytes, eviction)
         self._flights: Any = None
+        self._entered: list[object] = []  # an owner of the tiers for each `async with`
         memory = Memory(
             NO_LIMIT if maxsize is None else check_count("maxsize", maxsize, at_most=_MAX_ENTRIES),
             NO_LIMIT if max_bytes is None else check_count("max_bytes", max_bytes, at_most=MAX_BYTES),
@@ -343,12 +344,14 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
     async def __aenter__(self) -> Self:
         """Start the tiers, unless they run; what a `Stack` does with its service."""
         if self.tiers is not None:
-            await self.tiers.hold()
+            owner = object()
+            await self.tiers.hold(owner)
+            self._entered.append(owner)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.tiers is not None:
-            await self.tiers.let_go(drain=kind is None)
+            await self.tiers.let_go(self._entered.pop(), drain=kind is None)
 
     async def fetch(self, key: str | bytes, default: Any = None, *, timeout_s: float = LONGEST_READ_S) -> Any:
         """Return the fresh value of a key: from memory, else from the fastest tier, and then into memory.

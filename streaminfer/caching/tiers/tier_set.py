@@ -26,12 +26,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from streaminfer._internal.validation import expected
+from streaminfer._runtime.owners import start_owned
+from streaminfer._runtime.stopping import stop_all
 from streaminfer.caching.erasure.erasure import PendingErasure
 from streaminfer.caching.erasure.retention_counts import RetentionCounts
 from streaminfer.caching.table._slots_cy import NEVER
@@ -90,8 +92,6 @@ class TierSet:
         self._memory = memory
         self.ttl_ns = memory.freshness.ttl_ns
         self._home: asyncio.AbstractEventLoop | None = None
-        self._holders = self._entering = 0
-        self._changing: asyncio.Lock | None = None
         self._log_timer: asyncio.TimerHandle | None = None
         self._warned = False
         self._without_keys: set[str] = set()
@@ -99,51 +99,33 @@ class TierSet:
 
     # -- life ---------------------------------------------------------------------------------------------------
 
-    async def hold(self) -> None:
+    async def hold(self, owner: object) -> None:
         """Start the tiers, unless they are held already.
 
         Raises:
             RuntimeError: they run on another event loop, or one of them was started already.
             BackendError: a tier cannot start; those before it are stopped again.
         """
-        loop = asyncio.get_running_loop()
-        if self._home is None:
-            self._home, self._changing = loop, asyncio.Lock()
-        elif self._home is not loop:
+        self._home = self._home or asyncio.get_running_loop()
+        if self._home is not asyncio.get_running_loop():
             lost = "were not stopped before their event loop was closed: make a new cache, with new tiers"
             raise RuntimeError(
                 f"the tiers of this cache {lost if self._home.is_closed() else 'run on another event loop'}"
             )
-        async with self._change():
-            if self._holders == 0:
-                await self._start()
-            self._holders += 1
+        await start_owned(owner, self)
 
-    async def let_go(self, *, drain: bool) -> None:
-        """Stop the tiers, unless another user holds them.
+    async def let_go(self, owner: object, *, drain: bool) -> None:
+        """Stop the tiers, unless another owner holds them.
 
         Args:
+            owner: who holds them no more.
             drain: write what waits first.
         """
-        async with self._change():
-            self._holders -= 1
-            if self._holders == 0:
-                await self._stop(self.workers, drain=drain)
+        await stop_all(owner, [self], drain=drain)
 
-    @asynccontextmanager
-    async def _change(self) -> AsyncIterator[None]:
-        """Let one user start or stop at a time; after the last, another loop may begin."""
-        assert self._changing is not None  # noqa: S101 - it exists while the tiers are held
-        self._entering += 1
-        try:
-            async with self._changing:
-                yield
-        finally:
-            self._entering -= 1
-            if self._entering == self._holders == 0:
-                self._home = self._changing = None
-
-    async def _start(self) -> None:
+    async def start(self) -> None:
+        """Start them; for `hold`."""
+        self._home = asyncio.get_running_loop()
         try:
             for worker in self.workers:
                 try:
@@ -152,19 +134,21 @@ class TierSet:
                     hint = "a cache starts its tiers itself: start none yourself, and give none to two caches"
                     raise RuntimeError(f"tier {worker.name}: {error}; {hint}") from error
         except BaseException:
-            await self._stop(self.workers, drain=False)  # those that did not start are left alone
+            await self.stop(drain=False)  # those that did not start are left alone
             raise
         self._warned = False
         if self._policy is not None and self._policy.log is not None:
             self._log_regularly()
 
-    async def _stop(self, workers: Sequence[TierWriter], *, drain: bool) -> None:
+    async def stop(self, *, drain: bool = True) -> None:
+        """Stop them; for `let_go`."""
         if self._log_timer is not None:
             self._log_timer.cancel()
             self._log_timer = None
         # all at once: no tier waits for another's timeouts
-        outcomes = await asyncio.gather(*(worker.stop(drain=drain) for worker in workers), return_exceptions=True)
+        outcomes = await asyncio.gather(*(worker.stop(drain=drain) for worker in self.workers), return_exceptions=True)
         await self._counts.settle()
+        self._home = None
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome
@@ -178,7 +162,7 @@ class TierSet:
     @property
     def run_here(self) -> bool:
         """True if they run on this event loop; logs a warning, once, if they do not."""
-        if self._holders and self._home is asyncio.get_running_loop():
+        if self._home is asyncio.get_running_loop():
             return True
         if not self._warned:
             self._warned = True

@@ -157,7 +157,6 @@ class CachedService(Layer, Wrapper):
         Wrapper.__init__(self, inner, cache)
         self._call: Callable[[Request], Coroutine[Any, Any, Response]] = inner.call
         self._enforced = offered.enforces_deadline
-        self._holds = False
 
     def capabilities(self) -> Capabilities:
         """What the inner service offers; each request ends at its deadline."""
@@ -171,8 +170,7 @@ class CachedService(Layer, Wrapper):
             RuntimeError: the tiers run on another event loop, or one was started before.
         """
         if self.tiers is not None:
-            await self.tiers.hold()
-            self._holds = True
+            await self.tiers.hold(self)
 
     def key_of(self, request: Request) -> bytes:
         """Return the key under which the response to a request is stored.
@@ -294,9 +292,8 @@ class CachedService(Layer, Wrapper):
             await here.stop(self, drain=False)
             raise
         finally:
-            if self._holds and self.tiers is not None:
-                self._holds = False
-                await self.tiers.let_go(drain=drain)
+            if self.tiers is not None:
+                await self.tiers.let_go(self, drain=drain)
 
     def __repr__(self) -> str:
         return f"{self.cache!r} in front of {self.inner!r}"
