@@ -178,7 +178,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
 
         if self._flights is None:
             self._flights = SingleFlight()
-        return wrap_inner(self, inner, self._flights, secret=self._secret, subject=subject, tags=tags)
+        return wrap_inner(self, inner, subject, tags)
 
     @property
     def flights(self) -> Any:

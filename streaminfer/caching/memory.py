@@ -181,7 +181,7 @@ class Memory(StackClock, _Table):
         weight = -1 if size is None else check_count("size", size, at_least=0, at_most=MAX_BYTES)
         labels = None if subject is None and not tags else labels_of(subject, tags)
         if self.retention is not None:
-            ttl_ns, labels = self.freshness.governed(ttl_ns, labels, 0, self.now())
+            ttl_ns, labels = self.freshness.governed(ttl_ns, labels, self.now())
         return self.store(key, value, ttl_ns, weight, labels)
 
     def put_aged(
@@ -190,7 +190,7 @@ class Memory(StackClock, _Table):
         """Store a value that was computed ``age_ns`` ago, for ``ttl_ns`` more."""
         labels = labels_of(subject, tags)
         if self.retention is not None:
-            _, labels = self.freshness.governed(0, labels, age_ns, self.now())
+            _, labels = self.freshness.governed(0, labels, self.now(), age_ns=age_ns)
         self.store(key, value, ttl_ns, -1, labels)
 
     def put_negative(
@@ -200,7 +200,7 @@ class Memory(StackClock, _Table):
         ttl_ns = -1 if ttl_s is None else duration_ns("ttl_s", ttl_s)
         labels = labels_of(subject, tags)
         if self.retention is not None:
-            ttl_ns, labels = self.freshness.governed_failure(ttl_ns, labels, self.now())
+            ttl_ns, labels = self.freshness.governed(ttl_ns, labels, self.now(), failed=True)
         return self.store_negative(key, error, ttl_ns, labels)
 
     # -- erasing ------------------------------------------------------------------------------------------------

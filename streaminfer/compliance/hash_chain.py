@@ -23,6 +23,8 @@ from typing import Any
 
 import attrs
 
+from streaminfer._internal.snapshot import Snapshot
+
 __all__ = ["Altered", "Chain", "RetentionEvent", "Verification", "is_torn", "verified"]
 
 _VERSION = b" 1"
@@ -35,7 +37,7 @@ class Altered(Exception):  # noqa: N818 - never leaves the package
 
 
 @attrs.frozen(kw_only=True)
-class RetentionEvent:
+class RetentionEvent(Snapshot):
     """Something that went, or should have gone; what it was is not in it.
 
     Attributes:
@@ -64,10 +66,6 @@ class RetentionEvent:
     tag: str | None
     previous: str
     digest: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return its fields by name."""
-        return attrs.asdict(self)
 
 
 @attrs.frozen(kw_only=True)

@@ -154,7 +154,9 @@ class RetentionReport(Document):
         for name, columns, records in sections:
             if records:
                 rows = (cells(it, columns[0]) for it in records)
-                table = html_table(rows, head=columns[1], mark=_mark_holding if columns is _HOLDINGS else None)
+                table = html_table(
+                    rows, head=columns[1], mark=(lambda row: _MARKS[row[0]]) if columns is _HOLDINGS else None
+                )
                 parts.append(f"<{heading}>{name}</{heading}>{table}")
             if name == "Erasures" and len(self.erasures) > _ON_A_PAGE:
                 parts.append(f"<p>{len(self.erasures) - _ON_A_PAGE} earlier ones are in the JSON.</p>")
@@ -206,7 +208,7 @@ def build_report(
     return RetentionReport(
         at_ns=time.time_ns() if at_ns is None else at_ns,
         rules=(policy.rule(()), *(policy.rule((name,)) for name in sorted(policy.classes))),
-        holdings=tuple(_judged(policy, it, bounds, bool(holds)) for it in sorted(inventory, key=_where_and_class)),
+        holdings=tuple(_judged(policy, it, bounds, bool(holds)) for it in sorted(inventory, key=lambda it: it[:2])),
         totals=tuple(sorted(recorded.totals(), key=lambda it: (it.action, it.where, it.data_class))),
         erasures=tuple(event for event in recorded.events if event.action == "erased"),
         pending=recorded.pending,
@@ -233,16 +235,8 @@ def _judged(policy: Retention, holding: Holding, bounds: Mapping[str, float], he
     return ReportedHolding(**holding._asdict(), max_age_s=max_age_s, purge_bound_s=bound_s, state=state)
 
 
-def _where_and_class(holding: Holding) -> tuple[str, str]:
-    return holding.where, holding.data_class
-
-
 def _text_of(columns: _Columns, records: Iterable[Any]) -> str:
     return text_table(columns[1], (cells(it, columns[0]) for it in records))
-
-
-def _mark_holding(row: Sequence[str]) -> str:
-    return _MARKS[row[0]]
 
 
 def _class(name: str) -> str:

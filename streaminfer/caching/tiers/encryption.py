@@ -390,12 +390,9 @@ class StoredKeys:
         """
         new = check_secret("master", master, at_least=_KEY_SIZE, at_most=_KEY_SIZE)
         with self._writing():
-            rows = self._db.execute("SELECT id, wrapped FROM keys").fetchall()
-            opened = [(key_id, self._unwrap(wrapped, key_id)) for key_id, wrapped in rows]
-            self._db.executemany(
-                "UPDATE keys SET wrapped = ? WHERE id = ?",
-                [(self._wrap(secret, key_id, new), key_id) for key_id, secret in opened],
-            )
+            for key_id, wrapped in self._db.execute("SELECT id, wrapped FROM keys").fetchall():
+                again = self._wrap(self._unwrap(wrapped, key_id), key_id, new)
+                self._db.execute("UPDATE keys SET wrapped = ? WHERE id = ?", (again, key_id))
             self._db.execute("UPDATE ring SET secret = ?", (self._wrap(self._secret, b"ring", new),))
         self._master = new
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from streaminfer.caching.defensive_copy import freeze
 from streaminfer.caching.single_flight._flight_cy import Refreshes
-from streaminfer.caching.single_flight.flights import SingleFlight
 from streaminfer.caching.wrapping._hit_path_cy import HitPath, Miss, copy_out
 from streaminfer.caching.wrapping.argument_labels import ArgumentLabels
 from streaminfer.caching.wrapping.layer import OUTDATED, Layer
@@ -23,8 +22,8 @@ _MAX_THREADS = 8
 class CachedCalls(Layer):
     """Misses of one cached function."""
 
-    def __init__(self, cache: EdgeCache, flights: SingleFlight, hit_path: HitPath, labels: ArgumentLabels) -> None:
-        super().__init__(cache, flights, hit_path)
+    def __init__(self, cache: EdgeCache, hit_path: HitPath, labels: ArgumentLabels) -> None:
+        super().__init__(cache, hit_path)
         self._labels = labels
         self._thread_refreshes = Refreshes(_MAX_THREADS)
 

@@ -35,7 +35,6 @@ from streaminfer._internal.validation import expected
 from streaminfer.caching.defensive_copy import freeze
 from streaminfer.caching.keys import key_maker
 from streaminfer.caching.single_flight._loop_flights_cy import LATE_S
-from streaminfer.caching.single_flight.flights import SingleFlight
 from streaminfer.caching.wrapping._hit_path_cy import HitPath, Miss, copy_out
 from streaminfer.caching.wrapping.argument_labels import ArgumentLabels
 from streaminfer.caching.wrapping.batched_function import FunctionAsService, as_function, is_batched
@@ -54,15 +53,7 @@ if TYPE_CHECKING:
 __all__ = ["CachedService", "wrap_inner"]
 
 
-def wrap_inner(
-    cache: EdgeCache,
-    inner: Any,
-    flights: SingleFlight,
-    *,
-    secret: bytes | None = None,
-    subject: str | None = None,
-    tags: Iterable[str] = (),
-) -> Any:
+def wrap_inner(cache: EdgeCache, inner: Any, subject: str | None, tags: Iterable[str]) -> Any:
     """Return a cached service or function of the same kind.
 
     Args:
@@ -70,8 +61,6 @@ def wrap_inner(
         inner: a service, or a sync or async function. A function's arguments must be such as ``content_key`` takes; a
             method's object needs a ``fingerprint``. A function that takes ``timeout_s``, ``priority``, ``stream_id``,
             ``tenant`` and ``key``, as a batcher makes them, is cached as a service, because these are a request's.
-        flights: of the cache.
-        secret: for keys that cannot be forged; see ``content_key``.
         subject: of a function that is not cached as a service, the name of a parameter; see ``ArgumentLabels``.
         tags: the same, several.
 
@@ -85,7 +74,7 @@ def wrap_inner(
     """
 
     def hit_path_of(identity: str) -> HitPath:
-        return HitPath(cache._memory, key_maker(identity, secret=secret))
+        return HitPath(cache._memory, key_maker(identity, secret=cache._secret))
 
     kind = kind_of(inner)
     if kind == "backend":
@@ -96,14 +85,14 @@ def wrap_inner(
         _check_for_tiers(inner, kind, lasting)
     if kind == "service":
         _check_names(subject, tags)
-        return CachedService(cache, inner, flights, lambda: hit_path_of(identity_of(inner)[0]))
+        return CachedService(cache, inner, lambda: hit_path_of(identity_of(inner)[0]))
     labels = None if is_batched(inner) else ArgumentLabels(inner, subject, tags)
     hit_path = hit_path_of(identity if labels is None else identity + labels.identity)
     if labels is None:
         _check_names(subject, tags)
-        service = CachedService(cache, FunctionAsService(inner, hit_path.now), flights, lambda: hit_path)
+        service = CachedService(cache, FunctionAsService(inner, hit_path.now), lambda: hit_path)
         return as_function(service, inner, hit_path.now)
-    layer = CachedCalls(cache, flights, hit_path, labels)
+    layer = CachedCalls(cache, hit_path, labels)
     if kind == "function":
         return cached_function(inner, hit_path, layer.resolve_sync, is_async=False)
     return cached_function(inner, hit_path, layer.resolve, is_async=True)
@@ -141,19 +130,13 @@ class CachedService(Layer, Wrapper):
         name: of ``inner``.
     """
 
-    def __init__(
-        self,
-        cache: EdgeCache,
-        inner: Any,
-        flights: SingleFlight,
-        make_hit_path: Callable[[], HitPath],
-    ) -> None:
+    def __init__(self, cache: EdgeCache, inner: Any, make_hit_path: Callable[[], HitPath]) -> None:
         self.cache = cache
         self._make_hit_path = make_hit_path
         offered = adapt(inner).capabilities()
         self._changes = offered.fingerprint_changes
         self._version = 0 if self._changes is None else self._changes()  # before the fingerprint itself, see _follow
-        Layer.__init__(self, cache, flights, make_hit_path())
+        Layer.__init__(self, cache, make_hit_path())
         Wrapper.__init__(self, inner, cache)
         self._call: Callable[[Request], Coroutine[Any, Any, Response]] = inner.call
         self._enforced = offered.enforces_deadline

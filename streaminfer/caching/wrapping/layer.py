@@ -48,14 +48,13 @@ class Layer(ABC):
     """Misses of one wrapped service or function.
 
     Args:
-        cache: whose memory and tiers it uses.
-        flights: of the cache.
+        cache: whose memory, flights and tiers it uses.
         hit_path: finds and makes keys.
     """
 
-    def __init__(self, cache: EdgeCache, flights: SingleFlight, hit_path: HitPath) -> None:
+    def __init__(self, cache: EdgeCache, hit_path: HitPath) -> None:
         self.memory = cache._memory
-        self.flights = flights
+        self.flights: SingleFlight = cache._flights
         self.hit_path = hit_path
         self.tiers = cache.tiers
         self.budget = ReadBudget()

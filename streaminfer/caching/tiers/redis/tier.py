@@ -231,16 +231,14 @@ class RedisTier(MediumTier):
             return None
         known = {self._records.name(b"c", name): name for name in ("", *classes)}
         seen: set[bytes] = set()
-        held: dict[str, Held] = {}
+        held: dict[str, list[tuple[int, int]]] = {}
         async for keys in self._entries(SCAN_CHUNK):
             fresh = set(keys) - seen  # a scan may name a key twice
             seen |= fresh
             for name, stored_ns, size in await self._demand(self._script, LOOK, *fresh):
                 data_class = known.get(name, "?" if self.encrypted else str(name[2:], "utf-8", "replace"))
-                one = held.get(data_class) or Held(data_class, 0, int(stored_ns), 0)
-                oldest_ns = min(one.oldest_ns, int(stored_ns))
-                held[data_class] = Held(data_class, one.entries + 1, oldest_ns, one.size_bytes + size)
-        return list(held.values())
+                held.setdefault(data_class, []).append((int(stored_ns), size))
+        return [Held(name, len(rows), min(rows)[0], sum(size for _, size in rows)) for name, rows in held.items()]
 
     async def take_lease(self, key: str | bytes, token: bytes) -> bool:
         """Take the lease of a key; return whether to compute."""
