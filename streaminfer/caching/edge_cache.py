@@ -363,16 +363,11 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         """
         _check_key(key)
         granted_s = min(check_duration("timeout_s", timeout_s, positive=True), LONGEST_READ_S)
-        memory = self._memory
         value = self.get(key, _ABSENT)
         if value is not _ABSENT or self.tiers is None:
             return default if value is _ABSENT else value
-        erasures = memory.erasures
         found = await self.tiers.read(key, granted_ns=round(granted_s * 1e9), only_fresh=True)
-        if found is None:
-            return default
-        self.tiers.promote(key, found, erasures)
-        return found.value
+        return default if found is None else found.value
 
     async def put_through(
         self,

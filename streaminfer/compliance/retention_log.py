@@ -21,6 +21,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -57,7 +58,7 @@ _MOST_KEPT = 10_000
 _HIDDEN = "[the subject]"
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen
 class RetentionTotal:
     """Number of records of one action, place and class.
 
@@ -175,19 +176,17 @@ class RetentionLog:
                 reason = reason.replace(written, _HIDDEN)
                 tag = tag and tag.replace(written, _HIDDEN)
         with self._locked():
-
-            def make() -> tuple[RetentionEvent, bytes]:
-                return self._chain.seal(
-                    at_ns=self.now_ns() if at_ns is None else at_ns,
-                    action=action,
-                    where=where,
-                    data_class=data_class,
-                    count=number,
-                    reason=reason,
-                    subject=None if subject is None else self._chain.pseudonym(subject),
-                    tag=tag,
-                )
-
+            make = partial(
+                self._chain.seal,
+                at_ns=self.now_ns() if at_ns is None else at_ns,
+                action=action,
+                where=where,
+                data_class=data_class,
+                count=number,
+                reason=reason,
+                subject=None if subject is None else self._chain.pseudonym(subject),
+                tag=tag,
+            )
             if self._file is not None:
                 self._file.append(make, durable=action in _DURABLE)
             else:
@@ -329,16 +328,13 @@ class RetentionLog:
 
     def _add_up(self, event: RetentionEvent) -> None:
         key = (event.action, event.where, event.data_class)
-        so_far = self._totals.get(key)
-        self._totals[key] = RetentionTotal(
-            action=event.action,
-            where=event.where,
-            data_class=event.data_class,
-            records=1 + (so_far.records if so_far else 0),
-            count=event.count + (so_far.count if so_far else 0),
-            # records may be in another order than their events
-            first_ns=min(so_far.first_ns, event.at_ns) if so_far else event.at_ns,
-            last_ns=max(so_far.last_ns, event.at_ns) if so_far else event.at_ns,
+        so_far = self._totals.get(key) or RetentionTotal(*key, 0, 0, event.at_ns, event.at_ns)
+        self._totals[key] = attrs.evolve(
+            so_far,
+            records=so_far.records + 1,
+            count=so_far.count + event.count,
+            first_ns=min(so_far.first_ns, event.at_ns),  # records may be in another order than their events
+            last_ns=max(so_far.last_ns, event.at_ns),
         )
 
     def _locked(self) -> threading.Lock:

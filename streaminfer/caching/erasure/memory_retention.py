@@ -174,7 +174,8 @@ class MemoryRetention:
         if tiers is not None:
             tiers.tell_what_went()
             holdings += await tiers.inventory()
-            bounds |= tiers.purge_bounds_s()
+            stated_s = {worker.name: worker.tier.purge_bound_s for worker in tiers.workers}
+            bounds |= {name: bound_s for name, bound_s in stated_s.items() if bound_s is not None}
         await self.counts.settle()
         return build_report(self.policy, holdings, self.log, purge_bounds_s=bounds)
 

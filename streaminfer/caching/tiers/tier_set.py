@@ -177,10 +177,17 @@ class TierSet:
     async def read(
         self, key: str | bytes, *, granted_ns: int, longest_ns: int = NEVER, only_fresh: bool = False
     ) -> TierHit | None:
-        """Return what the tiers have of a key, if they run on this event loop; see `TierReader.read`."""
+        """Return what the tiers have of a key, if they run on this event loop; a fresh value is in memory then.
+
+        Arguments as of `TierReader.read`.
+        """
         if granted_ns <= 0 or not self.run_here:
             return None
-        return await self._reader.read(key, granted_ns, longest_ns, only_fresh)
+        erasures = self._memory.erasures
+        found = await self._reader.read(key, granted_ns, longest_ns, only_fresh)
+        if found is not None and not found.is_stale:
+            self.promote(key, found, erasures)
+        return found
 
     def promote(self, key: Any, found: TierHit, erasures: int) -> None:
         """Store in memory and on faster tiers what a tier had, with the age that it has.
@@ -379,12 +386,6 @@ class TierSet:
         classes = () if self._policy is None else tuple(self._policy.classes)
         here = self._home is asyncio.get_running_loop()
         return [held for worker in self.workers for held in await worker.inventory(classes, here=here)]
-
-    def purge_bounds_s(self) -> dict[str, float]:
-        """Return how long each tier may hold what has expired, seconds; one that states nothing is left out."""
-        return {
-            worker.name: worker.tier.purge_bound_s for worker in self.workers if worker.tier.purge_bound_s is not None
-        }
 
     def tell_what_went(self) -> None:
         """Count, for the log, what the tiers have purged and evicted."""

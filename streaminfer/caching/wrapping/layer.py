@@ -16,6 +16,7 @@ import asyncio
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from streaminfer.caching.defensive_copy import strip_traceback
@@ -97,13 +98,14 @@ class Layer(ABC):
         granted_ns = budget.grant_ns(None if deadline_ns is None else deadline_ns - begun_ns)
         read_ns = 0
         if granted_ns > 0:
-            found = await self._look(key, granted_ns, erasures, only_fresh=not stores_errors)
+            look = partial(tiers.read, key, longest_ns=tiers.ttl_ns)
+            found = await look(granted_ns=granted_ns, only_fresh=not stores_errors)
             read_ns = now() - begun_ns
             if found is None and tiers.leasing is not None and tiers.run_here:
                 wait_ns = budget.wait_ns(None if deadline_ns is None else deadline_ns - now())
                 if wait_ns > 0:
                     token = os.urandom(16)
-                    found = await self._lead_or_wait(key, token, tiers.leasing[1], wait_ns, erasures)
+                    found = await self._lead_or_wait(key, token, tiers.leasing[1], wait_ns, look)
         if found is not None and (
             not found.is_stale or now() - found.fresh_until_ns < self.memory.revalidate_ns or self.fails_now()
         ):
@@ -121,18 +123,8 @@ class Layer(ABC):
             if token is not None and not tiers.leasing[0].has_queued(key):  # else its waiters get what is written
                 await tiers.leasing[1].open_lease(key, token)
 
-    async def _look(self, key: Any, granted_ns: int, erasures: int, *, only_fresh: bool) -> TierHit | None:
-        """Return what the tiers have of a key; a fresh value is in memory then."""
-        tiers: Any = self.tiers
-        found: TierHit | None = await tiers.read(
-            key, granted_ns=granted_ns, longest_ns=tiers.ttl_ns, only_fresh=only_fresh
-        )
-        if found is not None and not found.is_stale:
-            tiers.promote(key, found, erasures)
-        return found
-
     async def _lead_or_wait(
-        self, key: Any, token: bytes, leasing: Leasing, wait_ns: int, erasures: int
+        self, key: Any, token: bytes, leasing: Leasing, wait_ns: int, look: Callable[..., Coroutine[Any, Any, Any]]
     ) -> TierHit | None:
         """Take the lease of a key, or wait for the entry of its holder; ``None``: compute it."""
         loop = asyncio.get_running_loop()
@@ -144,7 +136,7 @@ class Layer(ABC):
                 break
             await asyncio.sleep(min(pause_s, left_s))
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-            found = await self._look(key, LONGEST_READ_NS, erasures, only_fresh=True)
+            found: TierHit | None = await look(granted_ns=LONGEST_READ_NS, only_fresh=True)
             if found is not None:
                 return found
         return None

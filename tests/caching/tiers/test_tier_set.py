@@ -333,7 +333,7 @@ def test_what_waits_to_be_promoted_grows_older_and_what_was_read_before_an_erasu
         cache = cache_of(loop, disk)
         async with cache:
             disk.held["k"] = Entry(value=1, stored_ns=EPOCH, ttl_s=10.0)
-            found = await cache.tiers.read("k", granted_ns=S)
+            found = await cache.tiers._reader.read("k", S, 2**63 - 1, False)
             await asyncio.sleep(4.0)
             cache.tiers.promote("k", found, cache._memory.erasures)
             await asyncio.sleep(5.9)
@@ -343,7 +343,7 @@ def test_what_waits_to_be_promoted_grows_older_and_what_was_read_before_an_erasu
             cache.tiers.promote("k", found, cache._memory.erasures)  # its time has passed
             assert len(cache) == 0
             disk.held["k"] = Entry(value=1, stored_ns=disk.wall_clock(), ttl_s=10.0)
-            found = await cache.tiers.read("k", granted_ns=S)
+            found = await cache.tiers._reader.read("k", S, 2**63 - 1, False)
             before = cache._memory.erasures
             cache.erase(tag="other")
             cache.tiers.promote("k", found, before)
