@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from streaminfer._internal.listeners import Listeners
 
-__all__ = ["CacheEvent", "CacheEvents", "take_events"]
+__all__ = ["CacheEvent", "cache_listeners", "take_events"]
 
 
 class CacheEvent(NamedTuple):
@@ -32,15 +32,11 @@ class CacheEvent(NamedTuple):
     labels: tuple[str | None, tuple[str, ...]] | None = None
 
 
-class CacheEvents(Listeners[CacheEvent]):
-    """Delivers the events of one cache. Thread-safe."""
-
-    __slots__ = ()
-
-    def __init__(self) -> None:
-        # the log gets the kind only: keys and values can be personal data
-        what = "a function of a CacheEvent"
-        super().__init__("streaminfer.caching", "cache", what, lambda event: f"an entry that was {event.kind}")
+def cache_listeners() -> Listeners[CacheEvent]:
+    """Return what delivers the events of one cache."""
+    # the log gets the kind only: keys and values can be personal data
+    what = "a function of a CacheEvent"
+    return Listeners("streaminfer.caching", "cache", what, lambda event: f"an entry that was {event.kind}")
 
 
 def take_events(drain: Callable[[], list[Any]]) -> Sequence[CacheEvent]:

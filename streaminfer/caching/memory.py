@@ -14,7 +14,7 @@ from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_count
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.caching._locking import guarded
-from streaminfer.caching.events import CacheEvent, CacheEvents, take_events
+from streaminfer.caching.events import CacheEvent, cache_listeners, take_events
 from streaminfer.caching.freshness import Freshness, duration_ns, labels_of
 from streaminfer.caching.table._slots_cy import NEVER
 from streaminfer.caching.table._table_cy import EdgeTable
@@ -142,7 +142,7 @@ class Memory(StackClock, _Table):
         policy: type[EvictionOrder],
         clock: Callable[[], int] | None,
     ) -> None:
-        self.events = CacheEvents()
+        self.events = cache_listeners()
         self.freshness = freshness
         self.retention: MemoryRetention | None = None
         self._own_log: RetentionLog | None = None

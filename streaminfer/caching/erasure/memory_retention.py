@@ -2,17 +2,25 @@
 
 What leaves memory under a legal hold, or below its minimum age, is preserved: no lookup finds it, and it ends with the
 process. What must outlive that belongs on a `DiskTier`.
+
+Weak references to values that left a cache are kept, so that a proof finds those that still live. Arrays that
+``defensive_copy.freeze`` made are watched. Callers of wrapped services get views of such an array and never the array
+itself. One that outlives its entry is therefore referred to by this package, or by a caller of the mapping's ``get``
+and ``fetch``. Other values cannot be told from those of callers, or have no weak references.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from streaminfer._internal.validation import expected
-from streaminfer.caching.erasure.departed_values import Departed
 from streaminfer.caching.erasure.retention_counts import RetentionCounts
 from streaminfer.caching.events import CacheEvent
 from streaminfer.caching.table._slots_cy import NEVER
@@ -27,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MemoryRetention"]
 
+_DEEPEST = 16
 _MEMORY_BOUND_S = 0.25  # stated by `EdgeCache`: how long memory may hold what has expired
 
 
@@ -178,6 +187,34 @@ class MemoryRetention:
             bounds |= {name: bound_s for name, bound_s in stated_s.items() if bound_s is not None}
         await self.counts.settle()
         return build_report(self.policy, holdings, self.log, purge_bounds_s=bounds)
+
+
+class Departed:
+    """Arrays of entries that expired or were erased, as long as they live. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._alive: weakref.WeakValueDictionary[int, np.ndarray[Any, Any]] = weakref.WeakValueDictionary()
+
+    def on_event(self, event: CacheEvent) -> None:
+        """Watch the value of an entry that has gone."""
+        if event.kind != "evicted":  # an evicted value may be used as long as it may be stored
+            for array in _copies(event.value, _DEEPEST):
+                self._alive[id(array)] = array
+
+    def alive_beside(self, preserved: Iterable[Any]) -> int:
+        """Return how many live that are no part of preserved values."""
+        known = {id(array) for value in preserved for array in _copies(value, _DEEPEST)}
+        return sum(id(array) not in known for array in list(self._alive.values()))
+
+
+def _copies(value: Any, levels: int) -> Iterator[np.ndarray[Any, Any]]:
+    if isinstance(value, np.ndarray):
+        owner = value.base
+        if isinstance(owner, np.ndarray) and not owner.flags.writeable:
+            yield value
+    elif levels and isinstance(value, (dict, list, tuple)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _copies(item, levels - 1)
 
 
 def _matches(labels: Any, subject: str | None, tag: str | None) -> bool:

@@ -36,9 +36,8 @@ from streaminfer.caching.defensive_copy import freeze
 from streaminfer.caching.keys import key_maker
 from streaminfer.caching.single_flight._loop_flights_cy import LATE_S
 from streaminfer.caching.wrapping._hit_path_cy import HitPath, Miss, copy_out
-from streaminfer.caching.wrapping.argument_labels import ArgumentLabels
 from streaminfer.caching.wrapping.batched_function import FunctionAsService, as_function, is_batched
-from streaminfer.caching.wrapping.cached_calls import CachedCalls
+from streaminfer.caching.wrapping.cached_calls import ArgumentLabels, CachedCalls
 from streaminfer.caching.wrapping.layer import NEGATIVE, OUTDATED, Layer
 from streaminfer.caching.wrapping.memoize import cached_function
 from streaminfer.caching.wrapping.wrapped_identity import identity_of
