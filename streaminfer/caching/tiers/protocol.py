@@ -215,13 +215,6 @@ class Tier(Protocol):
             BackendError, CircuitOpen, Closed: they may still be there.
         """
 
-    async def purge(self, now_ns: int | None = None) -> int:
-        """Remove what had expired by an instant of the wall clock (``None``: now) from the medium; return how many.
-
-        Raises:
-            BackendError, CircuitOpen, Closed: some may still be there.
-        """
-
     async def inventory(self, classes: Iterable[str] = ()) -> list[Held] | None:
         """Return what it holds, by data class; ``None``: it cannot say without delaying others.
 

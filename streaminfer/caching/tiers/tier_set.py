@@ -38,7 +38,7 @@ from streaminfer.caching.erasure.erasure import PendingErasure
 from streaminfer.caching.erasure.retention_counts import RetentionCounts
 from streaminfer.caching.table._slots_cy import NEVER
 from streaminfer.caching.tiers.protocol import Announces, Entry, HoldingTier, Leasing, Notice, Tier
-from streaminfer.caching.tiers.tier_reader import TierHit, TierReader, in_ns
+from streaminfer.caching.tiers.tier_reader import TierHit, in_ns, read_tiers
 from streaminfer.caching.tiers.writer import PendingWrite, TierUsage, TierWriter
 from streaminfer.compliance.retention import Holding, Rule
 
@@ -87,15 +87,12 @@ class TierSet:
                 self.leasing = self.workers[-1], tier
             if isinstance(tier, Announces):
                 tier.hear(partial(self._on_notice, position))
-        self._stale_ns = memory.freshness.stale_ns
         self._policy = policy
         self._memory = memory
-        self.ttl_ns = memory.freshness.ttl_ns
         self._home: asyncio.AbstractEventLoop | None = None
         self._log_timer: asyncio.TimerHandle | None = None
         self._warned = False
         self._without_keys: set[str] = set()
-        self._reader = TierReader(self.workers, memory)
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -179,12 +176,12 @@ class TierSet:
     ) -> TierHit | None:
         """Return what the tiers have of a key, if they run on this event loop; a fresh value is in memory then.
 
-        Arguments as of `TierReader.read`.
+        Arguments as of `read_tiers`.
         """
         if granted_ns <= 0 or not self.run_here:
             return None
         erasures = self._memory.erasures
-        found = await self._reader.read(key, granted_ns, longest_ns, only_fresh)
+        found = await read_tiers(self.workers, self._memory, key, granted_ns, longest_ns, only_fresh)
         if found is not None and not found.is_stale:
             self.promote(key, found, erasures)
         return found
@@ -264,7 +261,7 @@ class TierSet:
                 worker.disallowed += 1
                 self._counts.count("disallowed", worker.name, "" if rule is None else rule.data_class, why)
                 continue
-            kept_ns = ttl_ns if ttl_ns == NEVER else ttl_ns + self._stale_ns
+            kept_ns = ttl_ns if ttl_ns == NEVER else ttl_ns + self._memory.freshness.stale_ns
             if rule is not None and kept_ns != NEVER:  # beyond its own time it is not served
                 kept_ns = max(kept_ns, in_ns(rule.min_age_s))
             entry = Entry(
@@ -306,7 +303,6 @@ class TierSet:
         Returns:
             Whether each of them is without it.
         """
-        self._reader.interrupt(key)
         workers = self.workers[:before]
         for worker in workers:  # what one that fails still has is not used
             worker.replace(key, worker.tier.wall_clock() + 1)
@@ -329,7 +325,6 @@ class TierSet:
             The erasure, on its way through the tiers.
         """
         workers = self.workers[:before]
-        self._reader.interrupt()
         erasing = PendingErasure(subject, tag, [worker.name for worker in workers])
         for worker in workers:
             worker.register(erasing)

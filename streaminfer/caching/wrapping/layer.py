@@ -98,7 +98,7 @@ class Layer(ABC):
         granted_ns = budget.grant_ns(None if deadline_ns is None else deadline_ns - begun_ns)
         read_ns = 0
         if granted_ns > 0:
-            look = partial(tiers.read, key, longest_ns=tiers.ttl_ns)
+            look = partial(tiers.read, key, longest_ns=self.memory.freshness.ttl_ns)
             found = await look(granted_ns=granted_ns, only_fresh=not stores_errors)
             read_ns = now() - begun_ns
             if found is None and tiers.leasing is not None and tiers.run_here:

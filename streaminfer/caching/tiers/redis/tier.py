@@ -206,14 +206,6 @@ class RedisTier(MediumTier):
         await self._demand(self._announce, Notice(subject=subject, tag=tag))
         return total
 
-    async def purge(self, now_ns: int | None = None) -> int:  # noqa: ARG002 - the server goes by its own clock
-        """Remove nothing: the server removes what has expired by its own clock.
-
-        Args:
-            now_ns: not used.
-        """
-        return 0
-
     async def inventory(self, classes: Iterable[str] = ()) -> list[Held] | None:
         """Return what the namespace holds, by data class, in steps of 256 keys, between which the server serves others.
 
