@@ -160,9 +160,8 @@ class Memory(StackClock, _Table):
         if freshness.policy is not None:
             from streaminfer.caching.erasure.memory_retention import MemoryRetention  # noqa: PLC0415 - needs a policy
 
-            self.retention = retention = MemoryRetention(freshness.policy, self)
-            for listener in (retention.counts.on_event, retention.on_event, retention.departed.on_event):
-                self.listen(listener)
+            self.retention = MemoryRetention(freshness.policy, self)
+            self.listen(self.retention.on_event)
         self._await_expiry()
 
     # -- storing ------------------------------------------------------------------------------------------------

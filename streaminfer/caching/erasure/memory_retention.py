@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from streaminfer._internal.validation import expected
-from streaminfer.caching.erasure.retention_counts import RetentionCounts
+from streaminfer.caching.erasure.retention_counts import REASONS, RetentionCounts
 from streaminfer.caching.events import CacheEvent
 from streaminfer.caching.table._slots_cy import NEVER
 from streaminfer.compliance.retention import PRESERVED, Holding, Retention
@@ -44,7 +44,7 @@ class MemoryRetention:
 
     Args:
         policy: the policy, with its minimum ages, and holds in its log.
-        table: of the cache, whose events the three ``on_event`` must hear: of ``counts``, this and ``departed``.
+        table: of the cache, whose events ``on_event`` must hear.
 
     Attributes:
         policy: the policy.
@@ -70,7 +70,11 @@ class MemoryRetention:
             return tuple(self._preserved)
 
     def on_event(self, event: CacheEvent) -> None:
-        """Preserve an entry that was evicted or expired, if it must be."""
+        """Count and preserve an entry that was evicted or expired, if it must be, and watch its value."""
+        if event.kind != "erased":  # erasures are recorded one by one
+            labels: Any = event.labels
+            self.counts.count(event.kind, "memory", "" if labels is None else labels[2], REASONS[event.kind])
+        self.departed.add(event)
         until_ns = self.until_ns(event.labels)
         if event.kind != "erased" and until_ns > self._table.now():
             with self._lock:
@@ -195,7 +199,7 @@ class Departed:
     def __init__(self) -> None:
         self._alive: weakref.WeakValueDictionary[int, np.ndarray[Any, Any]] = weakref.WeakValueDictionary()
 
-    def on_event(self, event: CacheEvent) -> None:
+    def add(self, event: CacheEvent) -> None:
         """Watch the value of an entry that has gone."""
         if event.kind != "evicted":  # an evicted value may be used as long as it may be stored
             for array in _copies(event.value, _DEEPEST):

@@ -22,7 +22,6 @@ from functools import partial
 from typing import Any
 
 from streaminfer.caching.erasure.owed_erasures import Owed, OwedErasures
-from streaminfer.caching.events import CacheEvent
 from streaminfer.compliance.retention_log import Action, RetentionLog
 from streaminfer.errors import BackendError
 
@@ -58,13 +57,6 @@ class RetentionCounts:
     def is_held(self, subject: str | None, tag: str | None) -> bool:
         """Return whether a legal hold forbids an erasure."""
         return self._log is not None and bool(self._log.holds_against(subject, tag))
-
-    def on_event(self, event: CacheEvent) -> None:
-        """Count an event of the cache."""
-        reason = REASONS.get(event.kind)
-        if reason is not None:  # `MemoryRetention` records erasures
-            labels: Any = event.labels
-            self.count(event.kind, "memory", "" if labels is None else labels[2], reason)
 
     def count(self, action: Action, where: str, data_class: str, reason: str, number: int = 1) -> None:
         """Add to what is recorded next."""
