@@ -99,9 +99,14 @@ class PendingErasure:
         """Return whether it erases an entry with this subject and these tags."""
         return subject == self.subject if self.tag is None else self.tag in tags
 
+    @property
+    def selection(self) -> dict[str, str | None]:
+        """Subject and tag by name."""
+        return {"subject": self.subject, "tag": self.tag}
+
     def is_same_as(self, other: PendingErasure) -> bool:
         """Return whether carrying out the other, later one carries out this one as well."""
-        return (self.subject, self.tag) == (other.subject, other.tag)
+        return self.selection == other.selection
 
     def arm(self, in_memory: int) -> None:
         """Note that memory is erased, and how many entries that were."""

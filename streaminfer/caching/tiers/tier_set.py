@@ -39,7 +39,7 @@ from streaminfer.caching.erasure.retention_counts import RetentionCounts
 from streaminfer.caching.table._slots_cy import NEVER
 from streaminfer.caching.tiers.protocol import Announces, Entry, HoldingTier, Leasing, Notice, Tier
 from streaminfer.caching.tiers.tier_reader import TierHit, in_ns, read_tiers
-from streaminfer.caching.tiers.writer import PendingWrite, TierUsage, TierWriter
+from streaminfer.caching.tiers.writer import TierUsage, TierWriter
 from streaminfer.compliance.retention import Holding, Rule
 
 if TYPE_CHECKING:
@@ -273,9 +273,7 @@ class TierSet:
                 subject=subject,
                 data_class="" if rule is None else rule.data_class,
             )
-            write = PendingWrite(key, entry)
-            worker.put(write)
-            waiting.append(write.done)
+            waiting.append(worker.put(key, entry))
         return waiting
 
     def _objection(self, worker: TierWriter, rule: Rule | None, subject: str | None) -> str:
@@ -308,7 +306,7 @@ class TierSet:
             worker.replace(key, worker.tier.wall_clock() + 1)
         if not self.run_here:
             return [_settled(False)]
-        return [worker.delete(key) for worker in workers]
+        return [worker.put(key, None) for worker in workers]
 
     def erase(
         self, subject: str | None, tag: str | None, in_memory: Callable[[], int], *, before: int | None = None
