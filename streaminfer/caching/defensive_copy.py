@@ -69,17 +69,13 @@ def _freeze_array(value: Any) -> Any:
     return array.view()
 
 
-def strip_traceback(error: BaseException) -> BaseException:
+def strip_traceback(error: BaseException, levels: int = _MAX_CAUSES) -> BaseException:
     """Return a copy to store, without tracebacks, its own and its causes', which keep whole frames alive."""
-    return _bare(error, _MAX_CAUSES)
-
-
-def _bare(error: BaseException, levels: int) -> BaseException:
     own = copy_error(error)
     if own is error:  # no copy: the first caller still reads the original, so nothing may be taken off it
         text = f"{type(error).__module__}.{type(error).__qualname__}: {error}"
         return RuntimeError(f"{text} (stored by an earlier call; the error itself cannot be copied)")
     own.__traceback__ = None
     own.__context__ = None
-    own.__cause__ = _bare(error.__cause__, levels - 1) if error.__cause__ is not None and levels else None
+    own.__cause__ = strip_traceback(error.__cause__, levels - 1) if error.__cause__ is not None and levels else None
     return own

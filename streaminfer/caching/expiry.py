@@ -65,9 +65,10 @@ class ExpiryThread:
             due_ns = min(map(self._look, list(self._memories)), default=NEVER)
             if due_ns == NEVER:
                 with self._starting:
+                    self._running = False  # before the look: who tells from here on starts another
                     if self._told.empty():
-                        self._running = False
                         return
+                    self._running = True
             with suppress(Empty):  # until the next is due, or an earlier one came
                 left_s = max((due_ns - time.monotonic_ns()) / 1e9, 0.0)
                 self._told.get(timeout=min(left_s, threading.TIMEOUT_MAX))
