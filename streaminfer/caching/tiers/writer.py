@@ -363,7 +363,7 @@ class TierWriter:
             self.withdraw(erasing)
             self._counts.record("erased", where=self.name, count=count, reason="asked for", **erasing.selection)
             self._counts.made(Owed(self._place, **erasing.selection))
-            erasing.succeed(self.name, count)
+            erasing.note(self.name, count)
             return
         self._try_again(max(getattr(error, "retry_after_s", 0.0) or 0.0 for error in failures))
         self._failed(erasing, "; ".join(f"{type(error).__name__}: {error}" for error in failures))
@@ -372,7 +372,7 @@ class TierWriter:
         if erasing.is_untried(self.name):  # once, and not at every attempt
             self._counts.record("erase_failed", where=self.name, count=0, reason=why, **erasing.selection)
             self._counts.owe(Owed(self._place, **erasing.selection))
-        erasing.fail(self.name, why)
+        erasing.note(self.name, why)
 
     def _try_again(self, after_s: float) -> None:
         now = asyncio.get_running_loop().time()

@@ -64,7 +64,7 @@ def test_who_stops_waiting_takes_nothing_away():
         await asyncio.sleep(0)
         waiters[0].cancel()
         await asyncio.sleep(0)
-        erasing.succeed("disk", 2)
+        erasing.note("disk", 2)
         assert (await waiters[1]).counts == {"memory": 1, "disk": 2}
 
     run(main)
