@@ -18,7 +18,7 @@ import hashlib
 import hmac
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import attrs
@@ -122,7 +122,7 @@ class Chain:
         return event, body + b',"digest":"' + digest.encode() + b'"}\n'
 
     def open(self, line: bytes) -> RetentionEvent:
-        """Return the event of the next line, which has its end of line.
+        """Return the event of the next line, which has its end of line, and move on behind it.
 
         Raises:
             Altered: it is not what was written behind the record in front.
@@ -133,29 +133,21 @@ class Chain:
         digest = self._digest(body)
         if not hmac.compare_digest(digest.encode(), seal[1]):
             raise Altered("it was changed, or written with another secret")
-        event = RetentionEvent(**json.loads(line))
-        self.check_place(event)
-        return event
+        return self._follow(RetentionEvent(**json.loads(line)))
 
-    def check(self, event: RetentionEvent) -> None:
-        """Check an event in memory in the same way. Raises `Altered`."""
+    def check(self, event: RetentionEvent) -> RetentionEvent:
+        """Check an event in memory in the same way, and move on behind it. Raises `Altered`."""
         fields = event.to_dict()
         digest = fields.pop("digest")
         if self._digest(_body(fields)) != digest:
             raise Altered("it was changed")
-        self.check_place(event)
+        return self._follow(event)
 
-    def check_place(self, event: RetentionEvent) -> None:
-        """Raise `Altered` for a record that does not follow the one in front."""
+    def _follow(self, event: RetentionEvent) -> RetentionEvent:
         if event.previous != self.head:  # and with it the number
             raise Altered(f"records before it were removed or moved: it is record {event.number}")
-
-    def follow(self, events: Iterable[RetentionEvent]) -> Iterator[RetentionEvent]:
-        """Yield the events of a part of the chain, each checked; moves on with them. Raises `Altered`."""
-        for event in events:
-            self.check(event)
-            self.advance(event)
-            yield event
+        self.advance(event)
+        return event
 
     def advance(self, event: RetentionEvent) -> None:
         """Move on behind a record."""

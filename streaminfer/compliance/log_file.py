@@ -160,9 +160,7 @@ def read_events(path: Path, chain: Chain, size: int | None = None) -> Iterator[R
             left -= len(line)
             if not line.endswith(b"\n") and is_torn(line):
                 raise Altered("the last line is cut short; a log that is opened to write removes it")
-            event = chain.open(line)
-            chain.advance(event)
-            yield event
+            yield chain.open(line)
 
 
 def _lock(number: int) -> None:

@@ -283,7 +283,7 @@ class RetentionLog:
             known = (self._chain.number, self._chain.head)
             if self._file is None:
                 chain = copy.copy(self._before)
-                return verified(chain, chain.follow(tuple(self._kept)), known, head)
+                return verified(chain, map(chain.check, tuple(self._kept)), known, head)
             size = self._file.size()
         return _verify(self._file.path, self._secret, size, known, head)
 
