@@ -21,7 +21,7 @@ notes that one caller adds are not seen by another.
 """
 
 import copy
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 __all__ = [
     "BackendError",
@@ -35,6 +35,8 @@ __all__ = [
     "StreamInferError",
     "for_caller",
 ]
+
+E = TypeVar("E", bound=BaseException)
 
 
 class StreamInferError(Exception):
@@ -108,6 +110,26 @@ class MissingExtra(StreamInferError, ImportError):  # noqa: N818
     """An optional dependency is not installed; the message says the install command."""
 
 
+def copy_error(error: E) -> E:
+    """Return one caller's copy of an error that several get: the traceback and notes that one adds are not another's.
+
+    An error that cannot be copied is returned itself.
+    """
+    try:
+        own = copy.copy(error)
+    except Exception:  # noqa: BLE001 - a class that cannot be copied; its callers share the original
+        return error
+    if type(own) is not type(error):
+        return error
+    own.__cause__ = error.__cause__
+    own.__context__ = error.__context__
+    own.__suppress_context__ = error.__suppress_context__
+    own.__traceback__ = error.__traceback__
+    if hasattr(error, "__notes__"):
+        own.__notes__ = list(error.__notes__)
+    return own
+
+
 def for_caller(error: BaseException, context: str) -> StreamInferError:
     """One caller's own copy of an error that ended a whole batch.
 
@@ -119,14 +141,9 @@ def for_caller(error: BaseException, context: str) -> StreamInferError:
         A copy of a :class:`StreamInferError`; a :class:`BackendError` with ``__cause__`` for anything else.
     """
     if isinstance(error, StreamInferError):
-        try:
-            own = copy.copy(error)
-        except Exception:  # noqa: BLE001 - a user's subclass that cannot be copied is wrapped like any other error
-            own = None
-        if type(own) is type(error):
-            own.__cause__ = error.__cause__
-            if hasattr(error, "__notes__"):
-                own.__notes__ = list(error.__notes__)
+        own = copy_error(error)
+        if own is not error:  # a user's subclass that cannot be copied is wrapped like any other error
+            own.__traceback__ = own.__context__ = None
             return own
     try:
         text = str(error)

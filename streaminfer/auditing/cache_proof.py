@@ -28,7 +28,7 @@ import attrs
 
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer.caching.edge_cache import EdgeCache
-from streaminfer.caching.table._timer_wheel_cy import NEVER
+from streaminfer.caching.table._slots_cy import NEVER
 from streaminfer.caching.tiers.encryption import StoredKeys
 from streaminfer.caching.tiers.protocol import Entry, Tier
 from streaminfer.compliance.retention_log import RetentionLog
@@ -206,7 +206,7 @@ def _look_into_memory(cache: EdgeCache, judge: _Judge, remains: _Remains) -> Non
     held = cache._memory.held()
     stale_ns = _ns(cache.stale_s)
     remains.add("memory", "", "", 0)
-    for labels, until_ns in zip(held[::3], held[2::3], strict=True):
+    for labels, until_ns in zip(held[::4], held[2::4], strict=True):
         subject, tags = (None, ()) if labels is None else labels[:2]
         stored_ns = labels[3] if labels is not None and len(labels) > 2 else None
         age_ns = None if stored_ns is None else judge.now_ns - stored_ns

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import attrs
 
+from streaminfer._internal.display.document import Document
+from streaminfer._internal.display.html_report import text_table
 from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.validation import check_instance
 from streaminfer.auditing.stack_audit import Audit
-from streaminfer.compliance.document import Document
-from streaminfer.compliance.html_report import text_table
 
 __all__ = ["ChecklistAnswer", "PrivacyChecklist", "privacy_checklist"]
 

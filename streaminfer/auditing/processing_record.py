@@ -12,14 +12,14 @@ from typing import Any
 
 import attrs
 
+from streaminfer._internal.display.document import Document
+from streaminfer._internal.display.html_report import list_of
 from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import check_instance
 from streaminfer.auditing.stack_audit import audit
 from streaminfer.auditing.traversal import is_a, read, walk
 from streaminfer.caching.edge_cache import EdgeCache
-from streaminfer.compliance.document import Document
-from streaminfer.compliance.html_report import list_of
 from streaminfer.stack import Stack
 
 __all__ = ["ProcessingRecord", "record_of_processing"]

@@ -54,7 +54,6 @@ from streaminfer.caching.tiers.disk.tier import DiskTier
 from streaminfer.caching.tiers.encryption import StoredKeys
 from streaminfer.caching.tiers.redis.tier import RedisTier
 from streaminfer.compliance.retention import Retention
-from streaminfer.compliance.retention_log import RetentionLog
 from streaminfer.routing.fallback.fallback_router import FallbackRouter
 from streaminfer.routing.replicas.replica_set import Replicas
 from streaminfer.stack import Stack
@@ -67,7 +66,6 @@ _VERSION = 1
 _SEVERITIES = ("fail", "attention", "ok")
 _HEAD = ("", "check", "where", "what", "remedy")
 _MARKS = {"ok": "good", "attention": "so", "fail": "bad"}
-_LABELS = 3  # what a snapshot of a table is of: labels and state in turn
 
 
 @attrs.frozen(kw_only=True)
@@ -238,7 +236,8 @@ def _count_subjects(cache: EdgeCache, policy: Retention | None) -> tuple[Counter
     called = (memory.clock, *memory.events, None if policy is None else policy.log)
     if not all(map(is_ours, called)):
         return None
-    labels = memory.snapshot(_LABELS)[::2]
+    memory.expire()
+    labels = memory.held()[::4]
     owned = [label for label in labels if label is not None and label[0] is not None]
     classes = Counter("" if policy is None else policy.rule(label[1]).data_class for label in owned)
     return classes, len(labels) - len(owned)
@@ -267,8 +266,6 @@ def _check_log(log: Any, where: str) -> Finding:
     if log is None:
         what = "nothing records what goes: it cannot be shown afterwards, and what a tier owes is lost with the process"
         return _attention("log", where, what, remedy)
-    if not is_a(log, RetentionLog):
-        return _attention("log", where, f"the log is a {type(log).__name__}, not looked into", "see to it yourself")
     pending = [event for event in log.pending if event.action != "erase_held" or not log.holds]
     if pending:
         places = ", ".join(sorted({event.where for event in pending}))

@@ -57,7 +57,6 @@ cdef class KeyMaker:
     cdef int _encode_other(self, object value, list parts, int depth) except -1
     cdef int _encode_subclass_of_plain(self, object value, list parts, int depth) except -1
     cdef int _encode_container(self, object value, list parts, int depth) except -1
-    cdef int _encode_plain(self, object array, bytes header, list parts) except -1
     cdef bytes _encoded(self, object value, int depth)
     @cython.locals(size=Py_ssize_t)
     cdef int _encode_bytes(self, bytes tag, object content, list parts) except -1

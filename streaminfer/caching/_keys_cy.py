@@ -204,17 +204,14 @@ class KeyMaker:
         if header is None:
             self._encode_composite(array, parts, depth)
         else:
-            self._encode_plain(array, header, parts)
-
-    def _encode_plain(self, array: Any, header: bytes, parts: list[bytes]) -> None:
-        parts.append(header)
-        parts.append(self._digest_of(array))
+            parts.append(header)
+            parts.append(self._digest_of(array))
 
     def _digest_of(self, array: Any) -> bytes:
         try:
             return self._digest(array)
         except (TypeError, ValueError, BufferError):  # not in C order, or of a dtype that the buffer protocol lacks
-            return self._digest(_octets(array))
+            return self._digest(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
     def _header(self, array: Any) -> bytes | None:
         """Return dtype and shape of a plain array, remembered; ``None``: its elements are no plain bytes."""
@@ -274,11 +271,6 @@ def _number(value: Any) -> bytes:
     if isinstance(value, float):
         return b"f" + _double(value)
     return b"c" + _double(value.real) + _double(value.imag)
-
-
-def _octets(array: Any) -> Any:
-    """Return the elements as bytes in C order, copied only if they lie in another order."""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
 def _text(text: str) -> bytes:

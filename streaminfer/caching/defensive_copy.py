@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from streaminfer._internal.validation import expected
+from streaminfer.errors import copy_error
 
-__all__ = ["copy_error", "freeze", "strip_traceback"]
+__all__ = ["freeze", "strip_traceback"]
 
 _MAX_CAUSES = 8
 
@@ -68,37 +69,13 @@ def _freeze_array(value: Any) -> Any:
     return array.view()
 
 
-def copy_error(error: BaseException) -> BaseException:
-    """Return one caller's copy of an error that several get: the traceback and notes that one adds are not another's.
-
-    An error that cannot be copied is returned itself.
-    """
-    try:
-        own = copy.copy(error)
-    except Exception:  # noqa: BLE001 - a class that cannot be copied; its callers share the original
-        return error
-    if type(own) is not type(error):
-        return error
-    own.__cause__ = error.__cause__
-    own.__context__ = error.__context__
-    own.__suppress_context__ = error.__suppress_context__
-    own.__traceback__ = error.__traceback__
-    if hasattr(error, "__notes__"):
-        own.__notes__ = list(error.__notes__)
-    return own
-
-
-def strip_traceback(error: BaseException) -> BaseException:
+def strip_traceback(error: BaseException, levels: int = _MAX_CAUSES) -> BaseException:
     """Return a copy to store, without tracebacks, its own and its causes', which keep whole frames alive."""
-    return _bare(error, _MAX_CAUSES)
-
-
-def _bare(error: BaseException, levels: int) -> BaseException:
     own = copy_error(error)
     if own is error:  # no copy: the first caller still reads the original, so nothing may be taken off it
         text = f"{type(error).__module__}.{type(error).__qualname__}: {error}"
         return RuntimeError(f"{text} (stored by an earlier call; the error itself cannot be copied)")
     own.__traceback__ = None
     own.__context__ = None
-    own.__cause__ = _bare(error.__cause__, levels - 1) if error.__cause__ is not None and levels else None
+    own.__cause__ = strip_traceback(error.__cause__, levels - 1) if error.__cause__ is not None and levels else None
     return own

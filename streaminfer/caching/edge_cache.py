@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, ItemsView, Iterable, Iterator, MutableMapping, ValuesView
+import asyncio
+from collections.abc import Callable, ItemsView, Iterable, Iterator, MutableMapping, ValuesView
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, Self, overload
 
 from streaminfer._internal.locking import is_atomic
-from streaminfer._internal.validation import check_count, check_instance, check_secret
+from streaminfer._internal.validation import check_count, check_duration, check_instance, check_secret, expected
 from streaminfer.caching._locking import guarded_mapping
-from streaminfer.caching.erasure.cache_erasure import CacheErasure
+from streaminfer.caching.defensive_copy import freeze
 from streaminfer.caching.events import CacheEvent
 from streaminfer.caching.freshness import Freshness
 from streaminfer.caching.memory import MAX_BYTES, CacheStatistics, Memory
 from streaminfer.caching.table._mapping_cy import TableMapping
 from streaminfer.caching.table._table_cy import NO_LIMIT, EdgeTable
 from streaminfer.caching.table.eviction import Eviction, policy_of
-from streaminfer.caching.tiers.async_access import LONGEST_READ_S, TierAccess
-from streaminfer.caching.views import FreshItems, FreshValues
+from streaminfer.caching.tiers.read_budget import LONGEST_READ_S
 from streaminfer.protocols import Clock, P, R, Service
 
 if TYPE_CHECKING:
-    from streaminfer.caching.erasure.erasure import Erasure
+    from streaminfer.caching.erasure.erasure import Erasure, PendingErasure
+    from streaminfer.caching.erasure.memory_retention import MemoryRetention
     from streaminfer.caching.tiers.tier_set import TierSet
     from streaminfer.caching.wrapping.memoize import CachedFunction
     from streaminfer.compliance.retention import Retention
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
     _Mapping = TableMapping
 else:
-    _Mapping = TableMapping if is_atomic(EdgeTable, "get") else guarded_mapping(TableMapping)
+    _Mapping = TableMapping if is_atomic(EdgeTable, "peek") else guarded_mapping(TableMapping)
 
 __all__ = ["EdgeCache"]
 
@@ -43,7 +45,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
     An entry is fresh until its time has passed: expired means now ≥ expiry. A time of a minute or more may be counted
     from the system's last tick, at most 10 ms earlier. The mapping's methods, ``len`` and ``size`` see fresh entries
     only. Iterating, ``keys()``, ``values()`` and ``items()`` go over a snapshot, the next to be evicted first, and
-    count as no use.
+    count as no use; the latter two return one.
 
     Expired entries leave memory within 0.25 s after their time. One daemon thread frees those of all idle caches. A
     cache with a ``clock`` frees them when values are stored and by :meth:`expire`.
@@ -88,7 +90,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         (['b', 'c'], None, 1)
     """
 
-    __slots__ = ("__weakref__", "_access", "_erasure", "_flights", "_secret", "_settings", "tiers")
+    __slots__ = ("__weakref__", "_entered", "_flights", "_secret", "_settings", "tiers")
 
     _memory: Memory
 
@@ -126,6 +128,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         self._secret = secret
         self._settings = (maxsize, max_bytes, eviction)
         self._flights: Any = None
+        self._entered: list[object] = []  # an owner of the tiers for each `async with`
         memory = Memory(
             NO_LIMIT if maxsize is None else check_count("maxsize", maxsize, at_most=_MAX_ENTRIES),
             NO_LIMIT if max_bytes is None else check_count("max_bytes", max_bytes, at_most=MAX_BYTES),
@@ -142,8 +145,6 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
 
             counts = None if memory.retention is None else memory.retention.counts
             self.tiers = TierSet(several, memory, counts)
-        self._access = TierAccess(memory, self.tiers)
-        self._erasure = CacheErasure(memory, self.tiers)
 
     @overload
     def wrap(self, inner: Service) -> Any: ...
@@ -177,9 +178,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
 
         if self._flights is None:
             self._flights = SingleFlight()
-        return wrap_inner(
-            self._access, inner, self._flights, cache=self, secret=self._secret, subject=subject, tags=tags
-        )
+        return wrap_inner(self, inner, subject, tags)
 
     @property
     def flights(self) -> Any:
@@ -190,12 +189,16 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         return iter(self._memory.snapshot(0))
 
     def values(self) -> ValuesView[Any]:
-        """Return the fresh values; iterating goes over a snapshot and counts as no use."""
-        return FreshValues(self)
+        """Return a snapshot of the fresh values, which counts as no use."""
+        return self._snapshot().values()
 
     def items(self) -> ItemsView[Any, Any]:
-        """Return the fresh keys and values; iterating goes over a snapshot and counts as no use."""
-        return FreshItems(self)
+        """Return a snapshot of the fresh keys and values, which counts as no use."""
+        return self._snapshot().items()
+
+    def _snapshot(self) -> dict[Any, Any]:
+        flat = iter(self._memory.snapshot(2))
+        return dict(zip(flat, flat, strict=True))
 
     def pop(self, key: Any, default: Any = _ABSENT) -> Any:
         """Remove a fresh entry and return its value, else ``default`` if given, else raise `KeyError`; no use."""
@@ -266,7 +269,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
             TypeError: neither or both, or no string.
             ErasureHeld: a legal hold, or a minimum age of the policy, forbids it; nothing was erased.
         """
-        return self._erasure.begin(subject, tag).in_memory
+        return self._begin_erasure(subject, tag).in_memory
 
     async def erase_everywhere(self, *, subject: str | None = None, tag: str | None = None) -> Erasure:
         """Erase as :meth:`erase` does, and wait until each tier has been tried; on any event loop.
@@ -274,7 +277,19 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         Returns:
             Entries erased by place, and why a tier failed. Cancelling the caller does not end the erasure.
         """
-        return await self._erasure.begin(subject, tag).wait()
+        return await self._begin_erasure(subject, tag).wait()
+
+    def _begin_erasure(self, subject: str | None, tag: str | None) -> PendingErasure:
+        from streaminfer.caching.erasure.erasure import PendingErasure, check_selection  # noqa: PLC0415 - not every cache is erased
+
+        subject, tag = check_selection(subject, tag)
+        memory = self._memory
+        memory.check_erasure(subject, tag)
+        if self.tiers is not None:
+            return self.tiers.erase(subject, tag, partial(memory.erase, subject, tag))
+        erasing = PendingErasure(subject, tag)
+        erasing.arm(memory.erase(subject, tag))
+        return erasing
 
     def listen(self, listener: Callable[[CacheEvent], object]) -> Callable[[], None]:
         """Call ``listener`` with each :class:`CacheEvent` from now on; return a function that ends it.
@@ -329,26 +344,32 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
     async def __aenter__(self) -> Self:
         """Start the tiers, unless they run; what a `Stack` does with its service."""
         if self.tiers is not None:
-            await self.tiers.hold()
+            owner = object()
+            await self.tiers.hold(owner)
+            self._entered.append(owner)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.tiers is not None:
-            await self.tiers.let_go(drain=kind is None)
+            await self.tiers.let_go(self._entered.pop(), drain=kind is None)
 
-    def fetch(
-        self, key: str | bytes, default: Any = None, *, timeout_s: float = LONGEST_READ_S
-    ) -> Coroutine[Any, Any, Any]:
-        """Return, awaited, the fresh value of a key: from memory, else from the fastest tier, and then into memory.
+    async def fetch(self, key: str | bytes, default: Any = None, *, timeout_s: float = LONGEST_READ_S) -> Any:
+        """Return the fresh value of a key: from memory, else from the fastest tier, and then into memory.
 
         Args:
             key: of the entry, a string or bytes.
             default: what is returned if there is none.
             timeout_s: seconds that the tiers may take together, > 0, at most 1.
         """
-        return self._access.fetch(key, default, timeout_s)
+        _check_key(key)
+        granted_s = min(check_duration("timeout_s", timeout_s, positive=True), LONGEST_READ_S)
+        value = self.get(key, _ABSENT)
+        if value is not _ABSENT or self.tiers is None:
+            return default if value is _ABSENT else value
+        found = await self.tiers.read(key, granted_ns=round(granted_s * 1e9), only_fresh=True)
+        return default if found is None else found.value
 
-    def put_through(
+    async def put_through(
         self,
         key: str | bytes,
         value: Any,
@@ -356,8 +377,8 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         ttl_s: float | None = None,
         tags: Iterable[str] = (),
         subject: str | None = None,
-    ) -> Coroutine[Any, Any, bool]:
-        """Store, awaited, a value in memory and on each tier where the policy allows it.
+    ) -> bool:
+        """Store a value in memory and on each tier where the policy allows it.
 
         A copy of the value is stored, its arrays read-only. Tiers take what ``codec`` encodes. Arguments and errors are
         those of :meth:`put`; the key is a string or bytes.
@@ -366,10 +387,27 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
             Whether memory and each of these tiers have it. This cache does not use what a tier that did not take it
             had before; other processes that read the tier may still see it.
         """
-        return self._access.put_through(key, value, ttl_s, tags, subject)
+        _check_key(key)
+        memory = self._memory
+        own, words, before = freeze(value), tuple(tags), memory.erasures
+        stored = memory.put(key, own, ttl_s, words, subject)
+        if self.tiers is None:
+            return stored
+        writes = self.tiers.write(
+            key,
+            own,
+            ttl_ns=memory.freshness.lasts_ns(ttl_s, words),
+            computed_ns=memory.now(),
+            erasures=before if stored else memory.erasures,  # a value that is too large removes the one before it
+            tags=words,
+            subject=subject,
+            wait=True,
+        )
+        written = await asyncio.gather(*writes)
+        return stored and all(written)
 
-    def delete(self, key: str | bytes) -> Coroutine[Any, Any, bool]:
-        """Remove, awaited, what memory and the tiers have of a key: fresh, stale or a failure.
+    async def delete(self, key: str | bytes) -> bool:
+        """Remove what memory and the tiers have of a key: fresh, stale or a failure.
 
         What is being computed for the key is not stored.
 
@@ -383,7 +421,11 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         Raises:
             TypeError: the key is neither a string nor bytes.
         """
-        return self._access.delete(key)
+        from streaminfer.caching.erasure.retention_counts import DELETED  # noqa: PLC0415 - a mapping alone has no log
+
+        _check_key(key)
+        self._memory.delete(key, DELETED)
+        return self.tiers is None or all(await asyncio.gather(*self.tiers.begin_delete(key)))
 
     # -- retention ----------------------------------------------------------------------------------------------
 
@@ -401,11 +443,15 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
             TypeError, ValueError: not exactly one of both, or the policy has no such class or no `RetentionLog`.
             BackendError, Closed: the log or a tier did not learn of it; hold again.
         """
-        return await self._erasure.hold(subject, data_class, reason)
+        await self._governed().record_hold("held", subject, data_class, reason)
+        return () if self.tiers is None else tuple(await self.tiers.legal_hold(subject, data_class, on=True))
 
     async def release(self, *, subject: str | None = None, data_class: str | None = None, reason: str) -> None:
         """End a legal hold; what it preserved beyond its time goes. Arguments and errors as in :meth:`hold`."""
-        await self._erasure.release(subject, data_class, reason)
+        await self._governed().record_hold("released", subject, data_class, reason)
+        if self.tiers is not None:
+            await self.tiers.legal_hold(subject, data_class, on=False)
+        self._memory.expire_due(self._memory.now(), 0)
 
     @property
     def preserved(self) -> tuple[CacheEvent, ...]:
@@ -420,7 +466,13 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
             TypeError: the cache has no policy.
             BackendError, ValueError: the log cannot be read, or was altered.
         """
-        return await self._erasure.report()
+        return await self._governed().report(self.tiers)
+
+    def _governed(self) -> MemoryRetention:
+        retention = self._memory.retention
+        if retention is None:
+            raise TypeError(expected("retention", "a cache with a policy: EdgeCache(retention=Retention(…))", None))
+        return retention
 
     @property
     def erasure_log(self) -> RetentionLog | None:
@@ -442,3 +494,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
 
     def _repr_html_(self) -> str:
         return self.statistics()._repr_html_()
+
+
+def _check_key(key: Any) -> None:
+    check_instance("key", key, lambda it: isinstance(it, (str, bytes)), "a string or bytes, which tiers can name")

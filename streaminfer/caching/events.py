@@ -13,10 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from streaminfer._internal.listeners import Listeners
 
-__all__ = ["CacheEvent", "CacheEvents", "take_events"]
-
-_EVENT_FIELDS = 4
-"""Places of one event in the table's list."""
+__all__ = ["CacheEvent", "cache_listeners", "take_events"]
 
 
 class CacheEvent(NamedTuple):
@@ -35,24 +32,14 @@ class CacheEvent(NamedTuple):
     labels: tuple[str | None, tuple[str, ...]] | None = None
 
 
-class CacheEvents(Listeners[CacheEvent]):
-    """Delivers the events of one cache. Thread-safe."""
-
-    __slots__ = ()
-
-    def __init__(self) -> None:
-        # the log gets the kind only: keys and values can be personal data
-        what = "a function of a CacheEvent"
-        super().__init__("streaminfer.caching", "cache", what, lambda event: f"an entry that was {event.kind}")
+def cache_listeners() -> Listeners[CacheEvent]:
+    """Return what delivers the events of one cache."""
+    # the log gets the kind only: keys and values can be personal data
+    what = "a function of a CacheEvent"
+    return Listeners("streaminfer.caching", "cache", what, lambda event: f"an entry that was {event.kind}")
 
 
 def take_events(drain: Callable[[], list[Any]]) -> Sequence[CacheEvent]:
     """Return what was noted; ``drain`` returns kind, key, value and labels in turn, and a kind of ``None`` is freed."""
-    noted = drain()
-    if len(noted) <= _EVENT_FIELDS:  # one event or none, as a rule
-        return (CacheEvent(*noted),) if noted and noted[0] is not None else ()
-    return [
-        CacheEvent(*noted[place : place + _EVENT_FIELDS])
-        for place in range(0, len(noted), _EVENT_FIELDS)
-        if noted[place] is not None
-    ]
+    noted = iter(drain())
+    return [CacheEvent(*event) for event in zip(noted, noted, noted, noted, strict=True) if event[0] is not None]

@@ -13,7 +13,7 @@ from streaminfer._internal.validation import (
     check_number,
     expected,
 )
-from streaminfer.caching.table._timer_wheel_cy import NEVER
+from streaminfer.caching.table._slots_cy import NEVER
 
 if TYPE_CHECKING:
     from streaminfer.compliance.retention import Retention, Rule
@@ -74,15 +74,14 @@ class Freshness:
     ) -> None:
         self.ttl_ns = NEVER if ttl_s is None else max(duration_ns("ttl_s", ttl_s, positive=True), 1)
         duration_ns("stale_s", stale_s)
-        given = {"stale_while_revalidate_s": stale_while_revalidate_s, "stale_if_error_s": stale_if_error_s}
-        windows = {name: stale_s if seconds is None else seconds for name, seconds in given.items()}
-        self.revalidate_ns, if_error_ns = (duration_ns(name, seconds) for name, seconds in windows.items())
-        self.revalidate_s, self.if_error_s = map(float, windows.values())
-        self.stale_ns = max(self.revalidate_ns, if_error_ns)
+        revalidate_s = stale_s if stale_while_revalidate_s is None else stale_while_revalidate_s
+        if_error_s = stale_s if stale_if_error_s is None else stale_if_error_s
+        self.revalidate_ns = duration_ns("stale_while_revalidate_s", revalidate_s)
+        self.stale_ns = max(self.revalidate_ns, duration_ns("stale_if_error_s", if_error_s))
         self.negative_ns = duration_ns("negative_ttl_s", negative_ttl_s)
         self.policy = policy
         self.ttl_s = ttl_s
-        self.stale_s = max(self.revalidate_s, self.if_error_s)
+        self.stale_s = float(max(revalidate_s, if_error_s))
         self.negative_ttl_s = float(negative_ttl_s)
         self.jitter = check_number("ttl_jitter", ttl_jitter, "a share ≥ 0 and < 1", lambda it: 0.0 <= it < 1.0)
         check_instance("seed", seed, lambda it: it is None or not isinstance(it, bool), "a whole number or None")
@@ -118,32 +117,24 @@ class Freshness:
             return None
         return ttl_ns / 1e9 if self._draw is None else ttl_ns / 1e9 * (1.0 - self.jitter * self._draw())
 
-    def governed(self, ttl_ns: int, labels: Labels, age_ns: int, now_ns: int) -> tuple[int, Labels]:
+    def governed(
+        self, ttl_ns: int, labels: Labels, now_ns: int, *, age_ns: int = 0, failed: bool = False
+    ) -> tuple[int, Labels]:
         """Return a time to live within the policy, and labels with the class and the instant of the computation.
 
         Args:
             ttl_ns: how long the value would be fresh; negative: as the cache says.
             labels: subject and tags.
-            age_ns: how long ago the value was computed.
             now_ns: the present instant.
+            age_ns: how long ago the value was computed.
+            failed: it is a failure, which has no stale time.
         """
-        policy = self.policy
-        if policy is None:
-            return ttl_ns, labels
+        policy: Any = self.policy  # there is one
         subject, tags = (None, ()) if labels is None else labels[:2]
         rule = policy.rule(tags)
-        longest_ns = max(_max_age_ns(rule) - self.stale_ns - age_ns, 0)
-        ttl_ns = min(self.ttl_ns if ttl_ns < 0 else ttl_ns, longest_ns)
-        return ttl_ns, (subject, tags, rule.data_class, now_ns - age_ns)
-
-    def governed_failure(self, ttl_ns: int, labels: Labels, now_ns: int) -> tuple[int, Labels]:
-        """Return the same of a failure, which has no stale time."""
-        policy = self.policy
-        if policy is not None:
-            _, labels = self.governed(0, labels, 0, now_ns)
-            longest_ns = _max_age_ns(policy.rule(labels[1] if labels else ()))
-            ttl_ns = min(duration_ns("negative_ttl_s", self.negative_ttl_s) if ttl_ns < 0 else ttl_ns, longest_ns)
-        return ttl_ns, labels
+        own_ns, stale_ns = (round(self.negative_ttl_s * 1e9), 0) if failed else (self.ttl_ns, self.stale_ns)
+        longest_ns = max(_max_age_ns(rule) - stale_ns - age_ns, 0)
+        return min(own_ns if ttl_ns < 0 else ttl_ns, longest_ns), (subject, tags, rule.data_class, now_ns - age_ns)
 
 
 def _max_age_ns(rule: Rule) -> int:

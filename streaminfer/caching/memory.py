@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -14,10 +14,10 @@ from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_count
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.caching._locking import guarded
-from streaminfer.caching.events import CacheEvent, CacheEvents, take_events
+from streaminfer.caching.events import CacheEvent, cache_listeners, take_events
 from streaminfer.caching.freshness import Freshness, duration_ns, labels_of
+from streaminfer.caching.table._slots_cy import NEVER
 from streaminfer.caching.table._table_cy import EdgeTable
-from streaminfer.caching.table._timer_wheel_cy import NEVER
 
 if TYPE_CHECKING:
     from streaminfer.caching.erasure.memory_retention import MemoryRetention
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     _Table = EdgeTable
 else:
-    _Table = EdgeTable if is_atomic(EdgeTable, "get") else guarded(EdgeTable)
+    _Table = EdgeTable if is_atomic(EdgeTable, "peek") else guarded(EdgeTable)
 
 __all__ = ["MAX_BYTES", "CacheStatistics", "Memory"]
 
@@ -97,18 +97,6 @@ class CacheStatistics(Snapshot):
     flights: Snapshot | None = None
     tiers: tuple[Snapshot, ...] = ()
 
-    @classmethod
-    def of(
-        cls,
-        counters: Sequence[int],
-        listener_errors: int,
-        flights: Snapshot | None = None,
-        tiers: tuple[Snapshot, ...] = (),
-    ) -> Self:
-        """Return a snapshot of the numbers of a table, in the order of the attributes, and of what is around it."""
-        named: dict[str, Any] = dict(zip(_COUNTERS, (*counters, listener_errors), strict=True))
-        return cls(**named, flights=flights, tiers=tiers)
-
     @property
     def evictions(self) -> int:
         """The same as ``evicted``."""
@@ -154,7 +142,7 @@ class Memory(StackClock, _Table):
         policy: type[EvictionOrder],
         clock: Callable[[], int] | None,
     ) -> None:
-        self.events = CacheEvents()
+        self.events = cache_listeners()
         self.freshness = freshness
         self.retention: MemoryRetention | None = None
         self._own_log: RetentionLog | None = None
@@ -172,9 +160,8 @@ class Memory(StackClock, _Table):
         if freshness.policy is not None:
             from streaminfer.caching.erasure.memory_retention import MemoryRetention  # noqa: PLC0415 - needs a policy
 
-            self.retention = retention = MemoryRetention(freshness.policy, self)
-            for listener in (retention.counts.on_event, retention.on_event, retention.departed.on_event):
-                self.listen(listener)
+            self.retention = MemoryRetention(freshness.policy, self)
+            self.listen(self.retention.on_event)
         self._await_expiry()
 
     # -- storing ------------------------------------------------------------------------------------------------
@@ -193,7 +180,7 @@ class Memory(StackClock, _Table):
         weight = -1 if size is None else check_count("size", size, at_least=0, at_most=MAX_BYTES)
         labels = None if subject is None and not tags else labels_of(subject, tags)
         if self.retention is not None:
-            ttl_ns, labels = self.freshness.governed(ttl_ns, labels, 0, self.now())
+            ttl_ns, labels = self.freshness.governed(ttl_ns, labels, self.now())
         return self.store(key, value, ttl_ns, weight, labels)
 
     def put_aged(
@@ -202,7 +189,7 @@ class Memory(StackClock, _Table):
         """Store a value that was computed ``age_ns`` ago, for ``ttl_ns`` more."""
         labels = labels_of(subject, tags)
         if self.retention is not None:
-            _, labels = self.freshness.governed(0, labels, age_ns, self.now())
+            _, labels = self.freshness.governed(0, labels, self.now(), age_ns=age_ns)
         self.store(key, value, ttl_ns, -1, labels)
 
     def put_negative(
@@ -212,7 +199,7 @@ class Memory(StackClock, _Table):
         ttl_ns = -1 if ttl_s is None else duration_ns("ttl_s", ttl_s)
         labels = labels_of(subject, tags)
         if self.retention is not None:
-            ttl_ns, labels = self.freshness.governed_failure(ttl_ns, labels, self.now())
+            ttl_ns, labels = self.freshness.governed(ttl_ns, labels, self.now(), failed=True)
         return self.store_negative(key, error, ttl_ns, labels)
 
     # -- erasing ------------------------------------------------------------------------------------------------
@@ -231,9 +218,7 @@ class Memory(StackClock, _Table):
             from streaminfer.compliance.retention_log import RetentionLog  # noqa: PLC0415 - not every cache is erased
 
             self._own_log = self._own_log or RetentionLog(wall_clock=self.now)
-            self._own_log.record(
-                "erased", where="memory", data_class="", count=count, reason="asked for", subject=subject, tag=tag
-            )
+            self._own_log.record("erased", where="memory", count=count, reason="asked for", subject=subject, tag=tag)
         return count
 
     def delete(self, key: Any, reason: str) -> None:
@@ -262,13 +247,13 @@ class Memory(StackClock, _Table):
         next_ns = self.expire_due(self.now(), 0)
         if next_ns != NEVER:
             self.wake_ns = next_ns
-            self.wake(next_ns)
+            self.wake()
 
-    def wake(self, at_ns: int) -> None:
-        """Have the thread look for due entries at an instant."""
+    def wake(self) -> None:
+        """Have the thread look for due entries at ``wake_ns``."""
         from streaminfer.caching.expiry import THREAD  # noqa: PLC0415 - most caches expire nothing
 
-        THREAD.wake(self, at_ns)
+        THREAD.wake(self)
 
     def expire_due(self, now_ns: int, limit: int) -> int:
         """Free about ``limit`` entries that are due, record that, and return when to look again."""
@@ -294,11 +279,12 @@ class Memory(StackClock, _Table):
 
     def statistics(self, flights: Snapshot | None = None, tiers: tuple[Snapshot, ...] = ()) -> CacheStatistics:
         """Return a frozen snapshot, with what is around the table."""
-        return CacheStatistics.of(self.counters(), self.events.errors, flights, tiers)
+        counted: dict[str, Any] = dict(zip(_COUNTERS, (*self.counters(), self.events.errors), strict=True))
+        return CacheStatistics(**counted, flights=flights, tiers=tiers)
 
     def tell(self) -> None:
         """Tell listeners, and free, what the table has noted; operations do so themselves."""
         self.events.deliver(take_events, self.drain)
 
-    if is_atomic(EdgeTable, "get"):
+    if is_atomic(EdgeTable, "peek"):
         _tell = tell

@@ -14,6 +14,7 @@ from typing import Any
 __all__ = ["payload_bytes"]
 
 _PLAIN = (bytes, bytearray)
+_CONTAINERS = (tuple, list, set, frozenset, Mapping)
 
 
 def payload_bytes(value: Any) -> int:
@@ -25,13 +26,28 @@ def payload_bytes(value: Any) -> int:
     Returns:
         A number ≥ 0.
     """
-    if isinstance(value, (tuple, list, set, frozenset, Mapping)):
-        return _of_all(value)
-    return _of_one(value)
+    if not isinstance(value, _CONTAINERS):
+        return _of_one(value, _owner(value))
+    total = 0
+    seen: set[int] = set()
+    pending = [value]
+    while pending:
+        part = pending.pop()
+        owner = _owner(part)
+        if id(owner) in seen:
+            continue
+        seen.add(id(owner))
+        if not isinstance(part, _CONTAINERS):
+            total += _of_one(part, owner)
+            continue
+        total += sys.getsizeof(part)
+        pending.extend(part)
+        if isinstance(part, Mapping):
+            pending.extend(part.values())
+    return total
 
 
-def _of_one(value: Any) -> int:
-    owner = _owner(value)
+def _of_one(value: Any, owner: Any) -> int:
     if isinstance(owner, _PLAIN):
         return len(owner)
     size = _nbytes(owner)
@@ -58,26 +74,3 @@ def _owner(value: Any) -> Any:
             break
         owner = base
     return owner
-
-
-def _of_all(value: Any) -> int:
-    total = 0
-    seen: set[int] = set()
-    pending = [value]
-    while pending:
-        part = pending.pop()
-        owner = _owner(part)
-        if id(owner) in seen:
-            continue
-        seen.add(id(owner))
-        if isinstance(part, (tuple, list, set, frozenset)):
-            total += sys.getsizeof(part)
-            pending.extend(part)
-        elif isinstance(part, Mapping):
-            total += sys.getsizeof(part)
-            for key, held in part.items():
-                pending.append(key)
-                pending.append(held)
-        else:
-            total += _of_one(part)
-    return total

@@ -18,10 +18,12 @@ import hashlib
 import hmac
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import attrs
+
+from streaminfer._internal.snapshot import Snapshot
 
 __all__ = ["Altered", "Chain", "RetentionEvent", "Verification", "is_torn", "verified"]
 
@@ -35,7 +37,7 @@ class Altered(Exception):  # noqa: N818 - never leaves the package
 
 
 @attrs.frozen(kw_only=True)
-class RetentionEvent:
+class RetentionEvent(Snapshot):
     """Something that went, or should have gone; what it was is not in it.
 
     Attributes:
@@ -64,10 +66,6 @@ class RetentionEvent:
     tag: str | None
     previous: str
     digest: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return its fields by name."""
-        return attrs.asdict(self)
 
 
 @attrs.frozen(kw_only=True)
@@ -124,7 +122,7 @@ class Chain:
         return event, body + b',"digest":"' + digest.encode() + b'"}\n'
 
     def open(self, line: bytes) -> RetentionEvent:
-        """Return the event of the next line, which has its end of line.
+        """Return the event of the next line, which has its end of line, and move on behind it.
 
         Raises:
             Altered: it is not what was written behind the record in front.
@@ -135,29 +133,21 @@ class Chain:
         digest = self._digest(body)
         if not hmac.compare_digest(digest.encode(), seal[1]):
             raise Altered("it was changed, or written with another secret")
-        event = RetentionEvent(**json.loads(line))
-        self.check_place(event)
-        return event
+        return self._follow(RetentionEvent(**json.loads(line)))
 
-    def check(self, event: RetentionEvent) -> None:
-        """Check an event in memory in the same way. Raises `Altered`."""
+    def check(self, event: RetentionEvent) -> RetentionEvent:
+        """Check an event in memory in the same way, and move on behind it. Raises `Altered`."""
         fields = event.to_dict()
         digest = fields.pop("digest")
         if self._digest(_body(fields)) != digest:
             raise Altered("it was changed")
-        self.check_place(event)
+        return self._follow(event)
 
-    def check_place(self, event: RetentionEvent) -> None:
-        """Raise `Altered` for a record that does not follow the one in front."""
+    def _follow(self, event: RetentionEvent) -> RetentionEvent:
         if event.previous != self.head:  # and with it the number
             raise Altered(f"records before it were removed or moved: it is record {event.number}")
-
-    def follow(self, events: Iterable[RetentionEvent]) -> Iterator[RetentionEvent]:
-        """Yield the events of a part of the chain, each checked; moves on with them. Raises `Altered`."""
-        for event in events:
-            self.check(event)
-            self.advance(event)
-            yield event
+        self.advance(event)
+        return event
 
     def advance(self, event: RetentionEvent) -> None:
         """Move on behind a record."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from streaminfer.compliance.hash_chain import Altered, Chain, RetentionEvent, is_torn
 from streaminfer.errors import BackendError
 
-__all__ = ["RetentionFile", "read_events"]
+__all__ = ["RetentionFile", "folder_locked", "read_events"]
 
 _WAIT_S = 5.0
 _LOOK_EVERY_S = 0.001
@@ -52,8 +52,8 @@ class RetentionFile:
         try:
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
-                _sync_folder(path.parent)
+                with folder_locked(path.parent):  # its name is on the disk
+                    os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
         except OSError as error:
             raise self.failed(error) from error
         self.refresh()
@@ -160,9 +160,7 @@ def read_events(path: Path, chain: Chain, size: int | None = None) -> Iterator[R
             left -= len(line)
             if not line.endswith(b"\n") and is_torn(line):
                 raise Altered("the last line is cut short; a log that is opened to write removes it")
-            event = chain.open(line)
-            chain.advance(event)
-            yield event
+            yield chain.open(line)
 
 
 def _lock(number: int) -> None:
@@ -187,10 +185,13 @@ def _write(number: int, line: bytes, *, durable: bool) -> None:
         os.fsync(number)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Have the file's name on the disk."""
-    number = os.open(folder, os.O_RDONLY)
+@contextmanager
+def folder_locked(folder: Path) -> Iterator[None]:
+    """Hold a lock between processes, and have the folder's changes on the disk at the end."""
+    number = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
+        fcntl.flock(number, fcntl.LOCK_EX)
+        yield
         os.fsync(number)
     finally:
-        os.close(number)
+        os.close(number)  # and with it the lock

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol
 
 import attrs
 
 from streaminfer._internal.validation import LONGEST_S, check_duration, check_instance, expected, field_check
+from streaminfer.compliance.retention_log import RetentionLog
 
-__all__ = ["PRESERVED", "Holding", "Log", "Residual", "Retention", "Rule", "StorageTraits"]
+__all__ = ["PRESERVED", "Holding", "Residual", "Retention", "Rule", "StorageTraits"]
 
 _MOST_REMEMBERED = 1024
 
@@ -42,36 +43,6 @@ class Holding(NamedTuple):
     entries: int | None
     oldest_age_s: float | None
     size_bytes: int | None
-
-
-Action = Literal[
-    "expired", "evicted", "erased", "erase_failed", "removed", "purged", "disallowed", "held", "released", "erase_held"
-]
-"""What a log records."""
-
-
-@runtime_checkable
-class Log(Protocol):
-    """Record of expiries, evictions and erasures, such as a ``RetentionLog``. Thread-safe."""
-
-    def record(
-        self,
-        action: Action,
-        *,
-        where: str,
-        data_class: str,
-        count: int,
-        reason: str,
-        subject: str | None = None,
-        tag: str | None = None,
-    ) -> None:
-        """Add a record; ``data_class`` ``""``: the default one, or all."""
-        ...
-
-    @property
-    def events(self) -> Any:
-        """The recorded events."""
-        ...
 
 
 class StorageTraits(Protocol):
@@ -192,11 +163,11 @@ class Retention:
         validator=field_check(check_instance, _are_residual, "several Residual"),
     )
     classes: Mapping[str, Retention] = attrs.field(default=None, kw_only=True, converter=_classes)
-    log: Log | None = attrs.field(
+    log: RetentionLog | None = attrs.field(
         default=None,
         kw_only=True,
         repr=False,
-        validator=field_check(check_instance, lambda it: isinstance(it, Log), "a RetentionLog or None", optional=True),
+        validator=field_check(check_instance, lambda it: it is None or isinstance(it, RetentionLog), "a RetentionLog"),
     )
     _rules: dict[frozenset[str], Rule] = attrs.field(factory=dict, init=False, repr=False)
 

@@ -21,27 +21,23 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import attrs
 
 from streaminfer._internal.validation import check_choice, check_count, check_instance, check_secret, expected
 from streaminfer.compliance.hash_chain import Altered, Chain, RetentionEvent, Verification, verified
 from streaminfer.compliance.log_file import RetentionFile, read_events
-from streaminfer.compliance.retention import Action
 from streaminfer.protocols import Clock
 
-__all__ = [
-    "ACTIONS",
-    "RetentionEvent",
-    "RetentionLog",
-    "RetentionTotal",
-    "Verification",
-    "add_to",
-    "note_pending",
-    "verify_file",
+__all__ = ["ACTIONS", "Action", "RetentionEvent", "RetentionLog", "RetentionTotal", "Verification", "verify_file"]
+
+Action = Literal[
+    "expired", "evicted", "erased", "erase_failed", "removed", "purged", "disallowed", "held", "released", "erase_held"
 ]
+"""What can be recorded."""
 
 ACTIONS: dict[Action, str] = {
     "expired": "its time had passed",
@@ -55,14 +51,14 @@ ACTIONS: dict[Action, str] = {
     "released": "that hold ended",
     "erase_held": "asked for, and a legal hold or a minimum age forbids it",
 }
-"""What can be recorded, in words."""
+"""The same in words."""
 
 _DURABLE = frozenset({"erased", "erase_failed", "held", "released", "erase_held"})
 _MOST_KEPT = 10_000
 _HIDDEN = "[the subject]"
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen
 class RetentionTotal:
     """Number of records of one action, place and class.
 
@@ -144,7 +140,7 @@ class RetentionLog:
         action: Action,
         *,
         where: str,
-        data_class: str,
+        data_class: str = "",
         count: int,
         reason: str,
         subject: str | None = None,
@@ -180,19 +176,17 @@ class RetentionLog:
                 reason = reason.replace(written, _HIDDEN)
                 tag = tag and tag.replace(written, _HIDDEN)
         with self._locked():
-
-            def make() -> tuple[RetentionEvent, bytes]:
-                return self._chain.seal(
-                    at_ns=self.now_ns() if at_ns is None else at_ns,
-                    action=action,
-                    where=where,
-                    data_class=data_class,
-                    count=number,
-                    reason=reason,
-                    subject=None if subject is None else self._chain.pseudonym(subject),
-                    tag=tag,
-                )
-
+            make = partial(
+                self._chain.seal,
+                at_ns=self.now_ns() if at_ns is None else at_ns,
+                action=action,
+                where=where,
+                data_class=data_class,
+                count=number,
+                reason=reason,
+                subject=None if subject is None else self._chain.pseudonym(subject),
+                tag=tag,
+            )
             if self._file is not None:
                 self._file.append(make, durable=action in _DURABLE)
             else:
@@ -289,7 +283,7 @@ class RetentionLog:
             known = (self._chain.number, self._chain.head)
             if self._file is None:
                 chain = copy.copy(self._before)
-                return verified(chain, chain.follow(tuple(self._kept)), known, head)
+                return verified(chain, map(chain.check, tuple(self._kept)), known, head)
             size = self._file.size()
         return _verify(self._file.path, self._secret, size, known, head)
 
@@ -317,16 +311,31 @@ class RetentionLog:
 
     def _absorb(self, event: RetentionEvent) -> None:
         """Take in an event of the log, this process's or another's."""
-        note_pending(self._pending, event)
-        add_to(self._totals, event)
-        if event.action == "held":
+        asked = (event.where, event.subject, event.tag)
+        if event.action in {"erase_failed", "erase_held"}:
+            self._pending[asked] = event
+        elif event.action == "erased":
+            self._pending.pop(asked, None)
+        elif event.action == "held":
             self._holds = {**self._holds, (event.subject, event.data_class): event}
         elif event.action == "released":
             ended = (event.subject, event.data_class)
             self._holds = {about: hold for about, hold in self._holds.items() if about != ended}
+        self._add_up(event)
         self._kept.append(event)
         if len(self._kept) > _MOST_KEPT:
             self._before.advance(self._kept.popleft())
+
+    def _add_up(self, event: RetentionEvent) -> None:
+        key = (event.action, event.where, event.data_class)
+        so_far = self._totals.get(key) or RetentionTotal(*key, 0, 0, event.at_ns, event.at_ns)
+        self._totals[key] = attrs.evolve(
+            so_far,
+            records=so_far.records + 1,
+            count=so_far.count + event.count,
+            first_ns=min(so_far.first_ns, event.at_ns),  # records may be in another order than their events
+            last_ns=max(so_far.last_ns, event.at_ns),
+        )
 
     def _locked(self) -> threading.Lock:
         if self._pid != os.getpid():  # a fork: the thread that held the lock is not here to release it
@@ -356,28 +365,3 @@ def verify_file(path: str | os.PathLike[str], *, secret: bytes, head: str | None
 def _verify(path: Path, secret: bytes, size: int | None, known: tuple[int, str], head: str | None) -> Verification:
     chain = Chain(secret)
     return verified(chain, read_events(path, chain, size), known, head)
-
-
-def note_pending(pending: dict[Any, RetentionEvent], event: RetentionEvent) -> None:
-    """Note the latest failure of each erasure, or that it is held, until the same succeeds in the same place."""
-    asked = (event.where, event.subject, event.tag)
-    if event.action in {"erase_failed", "erase_held"}:
-        pending[asked] = event
-    elif event.action == "erased":
-        pending.pop(asked, None)
-
-
-def add_to(totals: dict[tuple[str, str, str], RetentionTotal], event: RetentionEvent) -> None:
-    """Add an event to the total of its action, place and class."""
-    key = (event.action, event.where, event.data_class)
-    so_far = totals.get(key)
-    totals[key] = RetentionTotal(
-        action=event.action,
-        where=event.where,
-        data_class=event.data_class,
-        records=1 + (so_far.records if so_far else 0),
-        count=event.count + (so_far.count if so_far else 0),
-        # records may be in another order than their events
-        first_ns=min(so_far.first_ns, event.at_ns) if so_far else event.at_ns,
-        last_ns=max(so_far.last_ns, event.at_ns) if so_far else event.at_ns,
-    )

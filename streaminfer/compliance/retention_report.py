@@ -17,20 +17,13 @@ from typing import Any
 
 import attrs
 
+from streaminfer._internal.display.document import Document
+from streaminfer._internal.display.html_report import cells, instant, list_of, text_table
 from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import check_duration, check_instance
-from streaminfer.compliance.document import Document
-from streaminfer.compliance.html_report import cells, instant, list_of, text_table
 from streaminfer.compliance.retention import PRESERVED, Holding, Retention, Rule
-from streaminfer.compliance.retention_log import (
-    RetentionEvent,
-    RetentionLog,
-    RetentionTotal,
-    Verification,
-    add_to,
-    note_pending,
-)
+from streaminfer.compliance.retention_log import RetentionEvent, RetentionLog, RetentionTotal, Verification
 
 __all__ = ["PURGE_BOUNDS_S", "ReportedHolding", "RetentionReport", "build_report"]
 
@@ -96,7 +89,7 @@ class RetentionReport(Document):
         erasures: the erasures that were made, oldest first, as far back as the events went.
         pending: erasures that failed and have not been made since: what they were to erase may still be there.
         holds: legal holds in force; ``erase_held`` among what is pending is no violation while there are any.
-        log: whether the log is whole, and its head; ``None``: the events came without a log.
+        log: whether the log is whole, and its head; ``None``: there is no log.
     """
 
     at_ns: int
@@ -161,7 +154,9 @@ class RetentionReport(Document):
         for name, columns, records in sections:
             if records:
                 rows = (cells(it, columns[0]) for it in records)
-                table = html_table(rows, head=columns[1], mark=_mark_holding if columns is _HOLDINGS else None)
+                table = html_table(
+                    rows, head=columns[1], mark=(lambda row: _MARKS[row[0]]) if columns is _HOLDINGS else None
+                )
                 parts.append(f"<{heading}>{name}</{heading}>{table}")
             if name == "Erasures" and len(self.erasures) > _ON_A_PAGE:
                 parts.append(f"<p>{len(self.erasures) - _ON_A_PAGE} earlier ones are in the JSON.</p>")
@@ -184,7 +179,7 @@ class RetentionReport(Document):
 def build_report(
     policy: Retention,
     inventory: Iterable[Holding],
-    events: Iterable[RetentionEvent] = (),
+    log: RetentionLog | None = None,
     *,
     at_ns: int | None = None,
     purge_bounds_s: Mapping[str, float] = PURGE_BOUNDS_S,
@@ -194,7 +189,7 @@ def build_report(
     Args:
         policy: what may be kept, and for how long.
         inventory: what each place holds of each class now.
-        events: a `RetentionLog`, which is brought up to date and verified, or events of one, oldest first.
+        log: what records what went; it is brought up to date and verified. ``None``: there is no record.
         at_ns: now, nanoseconds of the wall clock; ``None``: asked.
         purge_bounds_s: how long a place may hold what has expired, seconds by its name; 0 where it has none here.
 
@@ -204,29 +199,20 @@ def build_report(
     """
     check_instance("policy", policy, lambda it: isinstance(it, Retention), "a Retention")
     bounds = {where: check_duration(f"purge_bounds_s[{where!r}]", bound) for where, bound in purge_bounds_s.items()}
-    totals: dict[tuple[str, str, str], RetentionTotal] = {}
-    pending: dict[Any, RetentionEvent] = {}
-    verification = None
-    holds: tuple[RetentionEvent, ...] = ()
-    if isinstance(events, RetentionLog):
-        verification = events.verify()
-        if verification.ok:
-            events.refresh()
-        seen, still, counted, holds = events.events, events.pending, events.totals(), events.holds
-    else:
-        seen = tuple(events)
-        for event in seen:
-            note_pending(pending, event)
-            add_to(totals, event)
-        still, counted = tuple(pending.values()), tuple(totals.values())
+    check_instance("log", log, lambda it: it is None or isinstance(it, RetentionLog), "a RetentionLog or None")
+    recorded = RetentionLog() if log is None else log
+    verification = recorded.verify()
+    if verification.ok:
+        recorded.refresh()
+    holds = recorded.holds
     return RetentionReport(
         at_ns=time.time_ns() if at_ns is None else at_ns,
         rules=(policy.rule(()), *(policy.rule((name,)) for name in sorted(policy.classes))),
-        holdings=tuple(_judged(policy, it, bounds, bool(holds)) for it in sorted(inventory, key=_where_and_class)),
-        totals=tuple(sorted(counted, key=lambda it: (it.action, it.where, it.data_class))),
-        erasures=tuple(event for event in seen if event.action == "erased"),
-        pending=still,
-        log=verification,
+        holdings=tuple(_judged(policy, it, bounds, bool(holds)) for it in sorted(inventory, key=lambda it: it[:2])),
+        totals=tuple(sorted(recorded.totals(), key=lambda it: (it.action, it.where, it.data_class))),
+        erasures=tuple(event for event in recorded.events if event.action == "erased"),
+        pending=recorded.pending,
+        log=None if log is None else verification,
         holds=holds,
     )
 
@@ -249,16 +235,8 @@ def _judged(policy: Retention, holding: Holding, bounds: Mapping[str, float], he
     return ReportedHolding(**holding._asdict(), max_age_s=max_age_s, purge_bound_s=bound_s, state=state)
 
 
-def _where_and_class(holding: Holding) -> tuple[str, str]:
-    return holding.where, holding.data_class
-
-
 def _text_of(columns: _Columns, records: Iterable[Any]) -> str:
     return text_table(columns[1], (cells(it, columns[0]) for it in records))
-
-
-def _mark_holding(row: Sequence[str]) -> str:
-    return _MARKS[row[0]]
 
 
 def _class(name: str) -> str:

@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from streaminfer.caching.codec import CorruptRecord, decode, encode
+from streaminfer.caching.codec import CorruptRecord, encode, first_value
+from streaminfer.caching.codec import decode as decode_all
 
-HEADER = 24
+HEADER = 32
 scalars = st.one_of(
     st.none(),
     st.booleans(),
@@ -46,6 +47,12 @@ values = st.recursive(
     ),
     max_leaves=12,
 )
+
+
+def decode(record):
+    """The value of a record of one."""
+    (value,) = decode_all(record)
+    return value
 
 
 def image(value):
@@ -95,18 +102,21 @@ def test_a_record_cut_short_or_prolonged_is_never_a_value(value, data):
         decode(record + b"\0")
 
 
-def with_checksum(body):
-    return struct.pack("<6sHQQ", b"si-ser", 1, len(body), xxhash.xxh3_64_intdigest(body, seed=1)) + body
+def with_checksum(body, head_size=None):
+    body = struct.pack("<Q", len(body) if head_size is None else head_size) + body
+    return struct.pack("<6sHQQ", b"si-ser", 2, len(body), xxhash.xxh3_64_intdigest(body, seed=2)) + body
 
 
 @settings(max_examples=500)
 @given(st.data())
 def test_what_somebody_made_up_is_a_value_or_damaged(data):
-    body = bytearray(encode(data.draw(values))[HEADER:])
+    record = encode(data.draw(values))
+    (head_size,) = struct.unpack_from("<Q", record, 24)
+    body = bytearray(record[HEADER:])
     for _ in range(data.draw(st.integers(0, 3))):
         body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(CorruptRecord):
-        decode(with_checksum(bytes(body)))
+        decode_all(with_checksum(bytes(body), head_size))
 
 
 @pytest.mark.parametrize(
@@ -114,15 +124,21 @@ def test_what_somebody_made_up_is_a_value_or_damaged(data):
     [
         b"",
         b"?",
-        b"NN",
-        b"s" + struct.pack("<Q", 2**63) + b"x",
-        b"s" + struct.pack("<Q", 1) + b"\xff",
-        b"l" + struct.pack("<Q", 2**40) + b"N",
-        b"d" + struct.pack("<Q", 1) + b"l" + bytes(8) + b"N",
-        b"a" + struct.pack("<BHB2Q", 0, 5, 2, 2**62, 2**62) + b"'<f4'" + bytes(16),
-        b"a" + struct.pack("<BHB1Q", 0, 5, 1, 0) + b"'|O8'" + bytes(16),
-        b"a" + struct.pack("<BHB1Q", 0, 9, 1, 0) + b"open('x')" + bytes(16),
-        (b"l" + struct.pack("<Q", 1)) * 200 + b"N",
+        b"nullnull",
+        b'"\xff"',
+        b"{}",
+        b'{"t":[],"d":[]}',
+        b'{"x":1}',
+        b'{"t":1}',
+        b'{"i":"x"}',
+        b'{"d":[[[]],[1]]}',
+        b'{"d":[[1,2],[1]]}',
+        b'{"a":["\'<f4\'",[4611686018427387904,4611686018427387904],false,0]}',
+        b'{"a":["\'<f4\'",[1],false,64]}',
+        b'{"a":["\'<f4\'",[1],false,-4]}',
+        b'{"a":["\'|O8\'",[0],false,0]}',
+        b'{"a":["open(\'x\')",[0],false,0]}',
+        b"[" * 100_000,
     ],
 )
 def test_a_forged_body_is_refused(body):
@@ -200,9 +216,19 @@ def test_nesting_is_bounded():
 
 
 def test_the_format_stays():
-    record = bytes.fromhex("73692d73657201000a00000000000000")
-    assert encode((True,))[:16] == record
-    assert encode((True,))[HEADER:] == b"t" + struct.pack("<Q", 1) + b"T"
+    record = encode(["label"], (True, b"x"))
+    assert record[:16] == bytes.fromhex("73692d73657202004800000000000000")
+    assert record[24:HEADER] == struct.pack("<Q", 34)
+    assert record[HEADER:] == b'["label"]\n{"t":[true,{"b":[0,1]}]}'.ljust(48, b"\0") + b"x".ljust(16, b"\0")
+    assert decode_all(record) == [["label"], (True, b"x")]
+
+
+def test_the_first_value_needs_only_the_beginning():
+    record = encode(["label", 1], "x" * 5000)
+    assert first_value(record[: HEADER + 12]) == ["label", 1]
+    assert first_value(record[: HEADER + 11]) is None
+    assert first_value(record[:20]) is None
+    assert first_value(b"x" + record[1:]) is None
 
 
 def test_another_version_is_named():

@@ -19,7 +19,7 @@ from streaminfer.testing import FakeClock
 
 pytestmark = pytest.mark.uncompiled
 
-ATOMIC = is_atomic(EdgeTable, "get")
+ATOMIC = is_atomic(EdgeTable, "peek")
 
 
 @pytest.fixture
@@ -281,10 +281,10 @@ def test_every_operation_takes_a_lock_where_needed(plain):
 
     assert operations <= set(vars(guarded(table).__base__))
     assert methods | special <= set(vars(guarded_mapping(mapping)))
-    assert len(operations) == 19
+    assert len(operations) == 18
     assert len(methods) == 5
-    assert is_atomic(EdgeTable, "get") == ATOMIC
-    assert not is_atomic(table, "get")
+    assert is_atomic(EdgeTable, "peek") == ATOMIC
+    assert not is_atomic(table, "peek")
     assert hasattr(EdgeCache()._memory, "_lock") is not ATOMIC
     assert (TableMapping in EdgeCache.__bases__) == ATOMIC
 

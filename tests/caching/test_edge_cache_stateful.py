@@ -73,8 +73,10 @@ class Machine(RuleBasedStateMachine):
 
     def held(self):
         """Keys and states, by the labels that name each key."""
-        flat = iter(self.cache._memory.snapshot(3))
-        return {int(labels[1][1]): (labels, state) for labels, state in zip(flat, flat, strict=True)}
+        self.cache.expire()
+        held = self.cache._memory.held()
+        states = {0: FRESH, 1: FRESH, 2: STALE, 3: FAILURE}  # by queue
+        return {int(labels[1][1]): (labels, states[queue]) for labels, queue in zip(held[::4], held[3::4], strict=True)}
 
     def after_a_newcomer(self, newcomer):
         """Whoever went, it was necessary and in order; the model forgets them too."""

@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 
 from streaminfer.compliance import log_file as _retention_file
 from streaminfer.compliance import retention_log
-from streaminfer.compliance.retention import Action
-from streaminfer.compliance.retention_log import ACTIONS, RetentionLog, verify_file
+from streaminfer.compliance.retention_log import ACTIONS, Action, RetentionLog, verify_file
 from streaminfer.errors import BackendError
 
 SECRET = b"a secret that lives elsewhere 01"

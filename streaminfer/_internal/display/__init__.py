@@ -1,1 +1,1 @@
-"""How things are shown: the style of pictures, tables in HTML."""
+"""How things are shown: the style of pictures, tables and pages in HTML."""

@@ -83,7 +83,7 @@ class PendingErasure:
         outcome: the `Erasure`, once each tier has been tried.
     """
 
-    __slots__ = ("_counts", "_failed", "_lock", "_untried", "in_memory", "outcome", "subject", "tag")
+    __slots__ = ("_lock", "_outcomes", "in_memory", "outcome", "subject", "tag")
 
     def __init__(self, subject: str | None, tag: str | None, places: Collection[str] = ()) -> None:
         self.subject = subject
@@ -91,48 +91,46 @@ class PendingErasure:
         self.in_memory = 0
         self.outcome: Future[Erasure] = Future()
         self._lock = threading.Lock()
-        self._untried = {MEMORY, *places}
-        self._counts: dict[str, int] = {}
-        self._failed: dict[str, str] = {}
+        # by place: entries erased, or why it failed; ``None``: it has not been tried
+        self._outcomes: dict[str, int | str | None] = dict.fromkeys((MEMORY, *places))
 
     def matches(self, subject: str | None, tags: Collection[str]) -> bool:
         """Return whether it erases an entry with this subject and these tags."""
         return subject == self.subject if self.tag is None else self.tag in tags
 
+    @property
+    def selection(self) -> dict[str, str | None]:
+        """Subject and tag by name."""
+        return {"subject": self.subject, "tag": self.tag}
+
     def is_same_as(self, other: PendingErasure) -> bool:
         """Return whether carrying out the other, later one carries out this one as well."""
-        return (self.subject, self.tag) == (other.subject, other.tag)
+        return self.selection == other.selection
 
     def arm(self, in_memory: int) -> None:
         """Note that memory is erased, and how many entries that were."""
         self.in_memory = in_memory
-        self._note(MEMORY, self._counts, in_memory)
+        self.note(MEMORY, in_memory)
 
     @property
     def armed(self) -> bool:
         """True if memory has been erased, so that tiers may begin."""
-        return MEMORY not in self._untried
+        return self._outcomes[MEMORY] is not None
 
     def is_untried(self, place: str) -> bool:
         """Return whether a tier has not been tried yet."""
-        return place in self._untried
+        return self._outcomes.get(place, 0) is None
 
-    def succeed(self, place: str, count: int) -> None:
-        """Note that a tier has erased ``count`` entries."""
-        self._note(place, self._counts, count)
-
-    def fail(self, place: str, why: str) -> None:
-        """Note that a tier has failed and will be tried again."""
-        self._note(place, self._failed, why)
+    def note(self, place: str, outcome: int | str) -> None:
+        """Note how many entries a place has erased, or why it failed and will be tried again."""
+        with self._lock:
+            if not self.outcome.done():  # later attempts are for statistics and the log
+                self._outcomes[place] = outcome
+                if None not in self._outcomes.values():
+                    counts = {where: it for where, it in self._outcomes.items() if isinstance(it, int)}
+                    failed = {where: it for where, it in self._outcomes.items() if isinstance(it, str)}
+                    self.outcome.set_result(Erasure(MappingProxyType(counts), MappingProxyType(failed)))
 
     async def wait(self) -> Erasure:
         """Wait until each tier has been tried; a waiter that is cancelled leaves the erasure running."""
         return await asyncio.shield(asyncio.wrap_future(self.outcome))
-
-    def _note(self, place: str, outcomes: dict[str, Any], outcome: Any) -> None:
-        with self._lock:
-            if not self.outcome.done():  # later attempts are for statistics and the log
-                outcomes[place] = outcome
-                self._untried.discard(place)
-                if not self._untried:
-                    self.outcome.set_result(Erasure(MappingProxyType(self._counts), MappingProxyType(self._failed)))

@@ -2,31 +2,40 @@
 
 What leaves memory under a legal hold, or below its minimum age, is preserved: no lookup finds it, and it ends with the
 process. What must outlive that belongs on a `DiskTier`.
+
+Weak references to values that left a cache are kept, so that a proof finds those that still live. Arrays that
+``defensive_copy.freeze`` made are watched. Callers of wrapped services get views of such an array and never the array
+itself. One that outlives its entry is therefore referred to by this package, or by a caller of the mapping's ``get``
+and ``fetch``. Other values cannot be told from those of callers, or have no weak references.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from streaminfer._internal.validation import expected
-from streaminfer.caching.erasure.departed_values import Departed
-from streaminfer.caching.erasure.retention_counts import RetentionCounts
+from streaminfer.caching.erasure.retention_counts import REASONS, RetentionCounts
 from streaminfer.caching.events import CacheEvent
-from streaminfer.caching.table._timer_wheel_cy import NEVER
-from streaminfer.compliance.retention import PRESERVED, Action, Holding, Retention
-from streaminfer.compliance.retention_log import RetentionLog
+from streaminfer.caching.table._slots_cy import NEVER
+from streaminfer.compliance.retention import PRESERVED, Holding, Retention
 from streaminfer.errors import ErasureHeld
 
 if TYPE_CHECKING:
     from streaminfer.caching.table._table_cy import EdgeTable
     from streaminfer.caching.tiers.tier_set import TierSet
+    from streaminfer.compliance.retention_log import Action
     from streaminfer.compliance.retention_report import RetentionReport
 
-__all__ = ["MemoryRetention", "record_hold", "report"]
+__all__ = ["MemoryRetention"]
 
+_DEEPEST = 16
 _MEMORY_BOUND_S = 0.25  # stated by `EdgeCache`: how long memory may hold what has expired
 
 
@@ -35,18 +44,18 @@ class MemoryRetention:
 
     Args:
         policy: the policy, with its minimum ages, and holds in its log.
-        table: of the cache, whose events the three ``on_event`` must hear: of ``counts``, this and ``departed``.
+        table: of the cache, whose events ``on_event`` must hear.
 
     Attributes:
         policy: the policy.
-        log: the policy's log, if it is a `RetentionLog`.
+        log: the policy's log; ``None``: it has none.
         counts: what goes into the policy's log.
         departed: arrays of entries that left and still live, for ``si.prove``.
     """
 
     def __init__(self, policy: Retention, table: EdgeTable) -> None:
         self.policy = policy
-        self.log = policy.log if isinstance(policy.log, RetentionLog) else None
+        self.log = policy.log
         self.counts = RetentionCounts(policy.log, table.now)
         self.departed = Departed()
         self._table = table
@@ -61,14 +70,18 @@ class MemoryRetention:
             return tuple(self._preserved)
 
     def on_event(self, event: CacheEvent) -> None:
-        """Preserve an entry that was evicted or expired, if it must be."""
+        """Count and preserve an entry that was evicted or expired, if it must be, and watch its value."""
+        if event.kind != "erased":  # erasures are recorded one by one
+            labels: Any = event.labels
+            self.counts.count(event.kind, "memory", "" if labels is None else labels[2], REASONS[event.kind])
+        self.departed.add(event)
         until_ns = self.until_ns(event.labels)
         if event.kind != "erased" and until_ns > self._table.now():
             with self._lock:
                 self._preserved.append(event)
             if until_ns < self._table.wake_ns:
                 self._table.wake_ns = until_ns
-                self._table.wake(until_ns)
+                self._table.wake()
 
     def expire_due(self, now_ns: int) -> int:
         """Release what need not be preserved longer, write counts to the log, and return when to look again."""
@@ -108,7 +121,7 @@ class MemoryRetention:
             for it in holds
         ]
         if self._has_min_age:
-            labels = (*self._table.snapshot(3)[::2], *(event.labels for event in self.preserved))
+            labels = (*self._table.held()[::4], *(event.labels for event in self.preserved))
             until_ns = max((self._aged_ns(it) for it in labels if _matches(it, subject, tag)), default=0)
             left_s = (until_ns - self._table.now()) / 1e9
             if left_s > 0:
@@ -128,15 +141,11 @@ class MemoryRetention:
         until_ns: int = labels[3] + round(self.policy.rule(labels[1]).min_age_s * 1e9)
         return until_ns
 
-    async def settle_log(self) -> None:
-        """Wait until the log has what was counted and recorded before."""
-        if self.counts.is_behind:
-            await asyncio.to_thread(self.counts.drain)
-
     def holdings(self) -> list[Holding]:
         """Return what memory holds by class: how many entries, stale ones and failures included, and the oldest."""
         stored: dict[str, list[int | None]] = {}
-        for labels in self._table.snapshot(3)[::2]:
+        self._table.expire()
+        for labels in self._table.held()[::4]:
             data_class, stored_ns = ("", None) if labels is None else labels[2:]
             stored.setdefault(data_class, []).append(stored_ns)
         now_ns = self._table.now()
@@ -151,45 +160,65 @@ class MemoryRetention:
             found.append(Holding(PRESERVED, held[2], 1, max(now_ns - held[3], 0) / 1e9, None))
         return found or [Holding("memory", "", 0, None, 0)]
 
+    async def record_hold(self, action: Action, subject: str | None, data_class: str | None, reason: str) -> None:
+        """Record the begin or end of a legal hold in the policy's log.
 
-async def record_hold(
-    retention: MemoryRetention | None, action: Action, subject: str | None, data_class: str | None, reason: str
-) -> None:
-    """Record the begin or end of a legal hold in the policy's log.
+        Raises:
+            TypeError, ValueError: not exactly one of subject and class, or the policy has no such class or no log.
+            BackendError: the log failed.
+        """
+        if (subject is None) == (data_class is None):
+            got = "neither" if subject is None else "both"
+            raise TypeError(f"hold: expected a subject or a data_class, got {got}")
+        if self.log is None:
+            raise TypeError(expected("retention", "a policy with a RetentionLog, which records the hold", self.policy))
+        if data_class is not None and data_class not in self.policy.classes:
+            raise ValueError(expected("data_class", f"one of the policy's, {sorted(self.policy.classes)}", data_class))
+        await self.counts.settle()  # an erasure that was rejected before this is recorded before it
+        record = partial(self.log.record, action, where="all", count=0, reason=reason, subject=subject)
+        await asyncio.to_thread(record, data_class=data_class or "")
 
-    Raises:
-        TypeError, ValueError: not exactly one of subject and class, or the policy has no such class or `RetentionLog`.
-        BackendError: the log failed.
-    """
-    if (subject is None) == (data_class is None):
-        raise TypeError("hold: expected a subject or a data_class, got " + ("neither" if subject is None else "both"))
-    policy, log = (None, None) if retention is None else (retention.policy, retention.log)
-    if retention is None or policy is None or log is None:
-        raise TypeError(expected("retention", "a policy with a RetentionLog, which records the hold", policy))
-    if data_class is not None and data_class not in policy.classes:
-        raise ValueError(expected("data_class", f"one of the policy's, {sorted(policy.classes)}", data_class))
-    await retention.settle_log()  # an erasure that was rejected before this is recorded before it
-    record = partial(log.record, action, where="all", count=0, reason=reason, subject=subject)
-    await asyncio.to_thread(record, data_class=data_class or "")
+    async def report(self, tiers: TierSet | None) -> RetentionReport:
+        """Return the report of the cache; see `EdgeCache.retention_report`."""
+        from streaminfer.compliance.retention_report import build_report  # noqa: PLC0415 - loaded with the first report
+
+        holdings = self.holdings()
+        bounds = {"memory": _MEMORY_BOUND_S}
+        if tiers is not None:
+            tiers.tell_what_went()
+            holdings += await tiers.inventory()
+            stated_s = {worker.name: worker.tier.purge_bound_s for worker in tiers.workers}
+            bounds |= {name: bound_s for name, bound_s in stated_s.items() if bound_s is not None}
+        await self.counts.settle()
+        return build_report(self.policy, holdings, self.log, purge_bounds_s=bounds)
 
 
-async def report(retention: MemoryRetention | None, tiers: TierSet | None) -> RetentionReport:
-    """Return the report of a cache; see `EdgeCache.retention_report`."""
-    from streaminfer.compliance.retention_report import build_report  # noqa: PLC0415 - loaded with the first report
+class Departed:
+    """Arrays of entries that expired or were erased, as long as they live. Thread-safe."""
 
-    if retention is None:
-        raise TypeError(expected("retention", "a cache with a policy: EdgeCache(retention=Retention(…))", None))
-    holdings = retention.holdings()
-    bounds = {"memory": _MEMORY_BOUND_S}
-    if tiers is not None:
-        tiers.tell_what_went()
-        holdings += await tiers.inventory()
-        bounds |= tiers.purge_bounds_s()
-    retention.counts.flush()
-    await retention.settle_log()
-    log: Any = retention.policy.log
-    events = () if log is None else log if isinstance(log, RetentionLog) else log.events
-    return build_report(retention.policy, holdings, events, purge_bounds_s=bounds)
+    def __init__(self) -> None:
+        self._alive: weakref.WeakValueDictionary[int, np.ndarray[Any, Any]] = weakref.WeakValueDictionary()
+
+    def add(self, event: CacheEvent) -> None:
+        """Watch the value of an entry that has gone."""
+        if event.kind != "evicted":  # an evicted value may be used as long as it may be stored
+            for array in _copies(event.value, _DEEPEST):
+                self._alive[id(array)] = array
+
+    def alive_beside(self, preserved: Iterable[Any]) -> int:
+        """Return how many live that are no part of preserved values."""
+        known = {id(array) for value in preserved for array in _copies(value, _DEEPEST)}
+        return sum(id(array) not in known for array in list(self._alive.values()))
+
+
+def _copies(value: Any, levels: int) -> Iterator[np.ndarray[Any, Any]]:
+    if isinstance(value, np.ndarray):
+        owner = value.base
+        if isinstance(owner, np.ndarray) and not owner.flags.writeable:
+            yield value
+    elif levels and isinstance(value, (dict, list, tuple)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _copies(item, levels - 1)
 
 
 def _matches(labels: Any, subject: str | None, tag: str | None) -> bool:

@@ -7,7 +7,6 @@ the erasure is made. Processes of one machine can share the file.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from streaminfer.compliance.log_file import folder_locked
 from streaminfer.errors import BackendError
 
 __all__ = ["Owed", "OwedErasures"]
@@ -91,15 +91,3 @@ class OwedErasures:
         except (OSError, ValueError, TypeError) as error:
             what = f"{self.path}, which holds erasures that are owed, failed: {type(error).__name__}: {error}"
             raise BackendError(what) from error
-
-
-@contextmanager
-def folder_locked(folder: Path) -> Iterator[None]:
-    """Hold a lock between processes, and have the folder's changes on the disk at the end."""
-    number = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(number, fcntl.LOCK_EX)
-        yield
-        os.fsync(number)
-    finally:
-        os.close(number)  # and with it the lock

@@ -12,6 +12,7 @@ ends. Then it is lost, and so are records beyond 10,000 that wait. Lost records 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import threading
@@ -21,9 +22,7 @@ from functools import partial
 from typing import Any
 
 from streaminfer.caching.erasure.owed_erasures import Owed, OwedErasures
-from streaminfer.caching.events import CacheEvent
-from streaminfer.compliance.retention import Action, Log
-from streaminfer.compliance.retention_log import RetentionLog
+from streaminfer.compliance.retention_log import Action, RetentionLog
 from streaminfer.errors import BackendError
 
 __all__ = ["DELETED", "REASONS", "RetentionCounts"]
@@ -45,26 +44,19 @@ class RetentionCounts:
         now: reads the cache's clock.
     """
 
-    def __init__(self, log: Log | None, now: Callable[[], int]) -> None:
+    def __init__(self, log: RetentionLog | None, now: Callable[[], int]) -> None:
         self._log = log
         self._now = now
         self._lock = threading.Lock()
         self._counts: dict[tuple[Action, str, str, str], int] = {}
         self._flushed_ns = now()
-        path = log.path if isinstance(log, RetentionLog) else None
+        path = None if log is None else log.path
         self._owed = None if path is None else OwedErasures(path)
-        self._writer = None if path is None and isinstance(log, RetentionLog) else _Writer()
+        self._writer = None if path is None else _Writer()
 
     def is_held(self, subject: str | None, tag: str | None) -> bool:
         """Return whether a legal hold forbids an erasure."""
-        return isinstance(self._log, RetentionLog) and bool(self._log.holds_against(subject, tag))
-
-    def on_event(self, event: CacheEvent) -> None:
-        """Count an event of the cache."""
-        reason = REASONS.get(event.kind)
-        if reason is not None:  # `MemoryRetention` records erasures
-            labels: Any = event.labels
-            self.count(event.kind, "memory", "" if labels is None else labels[2], reason)
+        return self._log is not None and bool(self._log.holds_against(subject, tag))
 
     def count(self, action: Action, where: str, data_class: str, reason: str, number: int = 1) -> None:
         """Add to what is recorded next."""
@@ -86,36 +78,24 @@ class RetentionCounts:
         for (action, where, data_class, reason), number in counts.items():
             self.record(action, where=where, data_class=data_class, count=number, reason=reason)
 
-    def record(
-        self,
-        action: Action,
-        *,
-        where: str,
-        count: int,
-        reason: str,
-        data_class: str = "",
-        subject: str | None = None,
-        tag: str | None = None,
-    ) -> None:
-        """Record one event at once; in a file, soon."""
+    def record(self, action: Action, *, count: int, where: str, **about: Any) -> None:
+        """Record one event at once; in a file, soon. Arguments as of `RetentionLog.record`."""
         if self._log is None:
             return
-        what: dict[str, Any] = {"where": where, "data_class": data_class, "count": count, "reason": reason}
         label = f"{action} in {where}, {count} entries"
-        if isinstance(self._log, RetentionLog):  # the disk may take it much later
-            try:
-                what["at_ns"] = self._log.now_ns()
-            except Exception:  # a clock of the user's; an erasure goes on without its record
-                _LOGGER.exception(_LOST, label)
-                return
-        self._put(partial(self._log.record, action, **what, subject=subject, tag=tag), label)
+        try:
+            at_ns = self._log.now_ns()  # the disk may take it much later
+        except Exception:  # a clock of the user's; an erasure goes on without its record
+            _LOGGER.exception(_LOST, label)
+            return
+        self._put(partial(self._log.record, action, count=count, where=where, at_ns=at_ns, **about), label)
 
     def owe(self, owed: Owed) -> None:
         """Note a failed erasure beside the log, if that lies in a file, until it is made."""
         if self._owed is not None:
             self._put(partial(self._owed.add, owed), f"an erasure that {owed.place} owes")
 
-    def settle(self, owed: Owed) -> None:
+    def made(self, owed: Owed) -> None:
         """Remove an owed erasure that was made."""
         if self._owed is not None:
             self._put(partial(self._owed.remove, owed), f"an erasure that {owed.place} no longer owes")
@@ -146,6 +126,12 @@ class RetentionCounts:
         """Wait until all is written, or lost because the disk fails; for a thread."""
         if self._writer is not None:
             self._writer.drain()
+
+    async def settle(self) -> None:
+        """Record what was counted, and wait until all is written."""
+        self.flush()
+        if self.is_behind:
+            await asyncio.to_thread(self.drain)
 
 
 class _Writer:
@@ -198,22 +184,22 @@ class _Writer:
                     self._thread = None
                     return
                 write, what = self._waiting[0]
-            lost = [what]
+            done = 1
             try:
                 write()
-                lost = []
-            except Exception as error:
-                if isinstance(error, BackendError):
-                    with self._changed:
-                        if not self._is_last():
-                            _LOGGER.warning("the retention log failed, and is tried again: %s", error)
-                            self._changed.wait_for(self._is_last, _RETRY_S)
-                            continue
-                        lost = [what for _, what in self._waiting]  # each could take as long to fail
-                for what in lost:
-                    _LOGGER.exception(_LOST, what)
+            except BackendError as error:
+                with self._changed:
+                    if not self._is_last():
+                        _LOGGER.warning("the retention log failed, and is tried again: %s", error)
+                        self._changed.wait_for(self._is_last, _RETRY_S)
+                        continue
+                    done = len(self._waiting)  # each could take as long to fail
+                    for _, what in self._waiting:
+                        _LOGGER.exception(_LOST, what)
+            except Exception:
+                _LOGGER.exception(_LOST, what)
             with self._changed:
-                for _ in lost or (what,):
+                for _ in range(done):
                     self._waiting.popleft()
 
     def _is_last(self) -> bool:

@@ -29,7 +29,6 @@ cdef class Flight:
     cdef public dict waiting
     cdef public object leader
     cdef public int failures
-    cdef public bint is_refresh
     cdef public Refreshes refreshes
     cdef public long long begun_ns
     cdef public double late_s

@@ -99,8 +99,7 @@ class Flight:
         waiting: the waiters in order of arrival: keys of a dict whose values mean nothing.
         leader: whose attempt it is; ``None``: the caller left, or it is a refresh.
         failures: attempts that failed and counted.
-        is_refresh: it continues without waiters.
-        refreshes: of the wrapped service that it refreshes; ``None``: it is no refresh.
+        refreshes: of the wrapped service that it refreshes, which continues without waiters; ``None``: it is none.
         begun_ns: when a refresh began.
         over: it has left the table.
         computing: what runs it, set by the user of the table; ``None``: nothing does.
@@ -112,7 +111,6 @@ class Flight:
         self.waiting: dict[Any, Any] = {}
         self.leader: Any = None
         self.failures = 0
-        self.is_refresh = refreshes is not None
         self.refreshes = refreshes
         self.begun_ns = begun_ns
         self.over = False
@@ -121,7 +119,7 @@ class Flight:
         self.waits_for: dict[Flight, int] = {}
 
     def __repr__(self) -> str:
-        state = "over" if self.over else "refresh" if self.is_refresh else "in flight"
+        state = "over" if self.over else "in flight" if self.refreshes is None else "refresh"
         return f"<Flight {self.key!r}, {state}, {len(self.waiting)} wait>"
 
 
@@ -195,7 +193,7 @@ class FlightTable:
         flight.waiting.pop(caller, None)
         if flight.leader is caller:
             flight.leader = None
-        if flight.waiting or flight.is_refresh:
+        if flight.waiting or flight.refreshes is not None:
             return False
         self._end(flight)
         self._counts.abandoned += 1

@@ -46,7 +46,6 @@ cdef class LoopFlights:
     cdef readonly object loop
     cdef readonly dict _owners
     cdef readonly set _stopping
-    cdef readonly set _late
 
     cdef _begin(self, CFlight flight, Caller asked, object context)
     cdef _leave(self, CFlight flight, Caller caller, CFlight around)

@@ -23,7 +23,6 @@ from contextvars import Context, copy_context
 from functools import partial
 from typing import Any
 
-from streaminfer.caching.defensive_copy import copy_error
 from streaminfer.caching.single_flight._flight_cy import Flight, FlightCounts, FlightTable, Refreshes
 from streaminfer.caching.single_flight.flight_context import (
     CURRENT_FLIGHT,
@@ -33,7 +32,7 @@ from streaminfer.caching.single_flight.flight_context import (
     is_shared_error,
     log_refresh_failure,
 )
-from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput
+from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput, copy_error
 
 __all__ = ["LATE_S", "Caller", "LoopFlights"]
 
@@ -215,7 +214,6 @@ class LoopFlights:
         # each running computation: its owner, its flight and the cache's clock
         self._owners: dict[asyncio.Task[Any], tuple[Any, Flight, Callable[[], int]]] = {}
         self._stopping: set[asyncio.Task[Any]] = set()
-        self._late: set[asyncio.Task[Any]] = set()  # refreshes whose flights are over
 
     def share(
         self,
@@ -293,16 +291,21 @@ class LoopFlights:
         flight.computing.add_done_callback(partial(_cancel, timer))
 
     def _on_late_refresh(self, flight: Flight, limit_s: float, now: Callable[[], int]) -> None:
-        task, flight.computing = flight.computing, None
+        task = flight.computing
         whose = self._owners[task][0]
-        if any(self._owners[late][0] is whose for late in self._late):
+        another = any(self._is_late(late) for late, asked in self._owners.items() if asked[0] is whose)
+        flight.computing = None
+        if another:
             task.cancel()
         else:
             loop: Any = self.loop()
             timer = loop.call_later(LATE_S, task.cancel, context=Context())
             task.add_done_callback(partial(_cancel, timer))
-        self._late.add(task)
         self._fail(flight, DeadlineExceeded(f"a refresh took longer than {limit_s:g} s"), now)
+
+    def _is_late(self, task: asyncio.Task[Any]) -> bool:
+        """Return whether a computation is that of a late refresh, which its flight knows no more."""
+        return self._owners[task][1].computing is not task
 
     async def stop(self, owner: Any, *, drain: bool) -> None:
         """End the computations of one owner; one that runs for a second after it was cancelled is left alone.
@@ -312,7 +315,7 @@ class LoopFlights:
             drain: wait for them, except late refreshes; otherwise their waiters get ``Closed``.
         """
         while tasks := [task for task, asked in self._owners.items() if asked[0] is owner]:
-            awaited = [task for task in tasks if drain and task not in self._late]
+            awaited = [task for task in tasks if drain and not self._is_late(task)]
             if awaited:
                 await asyncio.wait(awaited)  # their done callbacks, which may begin others, have run before ours
                 continue
@@ -324,7 +327,6 @@ class LoopFlights:
                 LOG.warning("a computation runs %g s after it was cancelled: %r", _GRACE_S, task)
                 _, flight, now = self._owners.pop(task)
                 self._stopping.discard(task)
-                self._late.discard(task)
                 loop: Any = self.loop()
                 loop.call_soon(self._fail_stopped, flight, now, task)  # waiters cannot be woken inside this task
 
@@ -349,7 +351,6 @@ class LoopFlights:
 
     def _on_task_done(self, flight: Flight, now: Callable[[], int], task: asyncio.Task[Any]) -> None:
         self._owners.pop(task, None)
-        self._late.discard(task)
         stopped = task in self._stopping
         self._stopping.discard(task)
         error: BaseException | None = Closed(_STOPPED) if stopped else asyncio.CancelledError()

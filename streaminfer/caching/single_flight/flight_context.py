@@ -24,8 +24,6 @@ __all__ = [
     "is_shared_error",
     "log_refresh_failure",
     "no_store",
-    "said_fresh_s",
-    "storable",
 ]
 
 LOG = logging.getLogger("streaminfer.caching")
@@ -85,18 +83,6 @@ def fresh_for(seconds: float) -> None:
     inside = CURRENT_FLIGHT.get()
     if inside is not None:
         inside.fresh_s = checked if inside.fresh_s is None else min(inside.fresh_s, checked)
-
-
-def said_fresh_s() -> float | None:
-    """Return what the computation of this context said with :func:`fresh_for`; ``None``: nothing."""
-    inside = CURRENT_FLIGHT.get()
-    return None if inside is None else inside.fresh_s
-
-
-def storable() -> bool:
-    """Return whether the computation of this context has not called :func:`no_store`."""
-    inside = CURRENT_FLIGHT.get()
-    return inside is None or inside.store
 
 
 def is_shared_error(error: BaseException) -> bool:

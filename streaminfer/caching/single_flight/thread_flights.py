@@ -18,7 +18,6 @@ from functools import partial
 from typing import Any
 
 from streaminfer._internal.forking import at_fork
-from streaminfer.caching.defensive_copy import copy_error
 from streaminfer.caching.single_flight._flight_cy import Flight, FlightCounts, FlightTable, Refreshes
 from streaminfer.caching.single_flight.flight_context import (
     CURRENT_FLIGHT,
@@ -27,7 +26,7 @@ from streaminfer.caching.single_flight.flight_context import (
     is_shared_error,
     log_refresh_failure,
 )
-from streaminfer.errors import DeadlineExceeded, InvalidInput
+from streaminfer.errors import DeadlineExceeded, InvalidInput, copy_error
 
 __all__ = ["ThreadFlights"]
 
@@ -37,19 +36,12 @@ _MAX_REFRESH_THREADS = 64
 class _Waiter:
     """Caller in a thread."""
 
-    __slots__ = ("error", "event", "leads", "value")
-
-    leads: bool  # set when it joins, and when a leader before it has failed
+    __slots__ = ("error", "event", "value")
 
     def __init__(self) -> None:
         self.event = threading.Event()
         self.value: Any = None
         self.error: BaseException | None = None
-
-    def result(self) -> Any:
-        if self.error is not None:
-            raise self.error
-        return self.value
 
 
 class ThreadFlights:
@@ -90,16 +82,19 @@ class ThreadFlights:
             BaseException: what the computation raised.
         """
         waiter = _Waiter()
-        inside = _present()
+        context = CURRENT_FLIGHT.get()
+        inside = None if context is None else context.flight
         with FLIGHTS_LOCK:
             flight = self.table.join(key, waiter, inside)
-            waiter.leads = flight.leader is waiter
         error: BaseException = RuntimeError("the thread that computed this was interrupted")
         try:
-            while not waiter.leads and not waiter.event.wait(_left_s(flight)):
+            # it leads from the beginning, or when a leader before it has failed
+            while flight.leader is not waiter and not waiter.event.wait(_left_s(flight)):
                 self._end_late(flight, now())
-            if not waiter.leads:
-                return waiter.result(), False
+            if waiter.error is not None:
+                raise waiter.error  # noqa: TRY301 - it leaves the flight as who computed does
+            if flight.leader is not waiter:
+                return waiter.value, False
             value = _compute_in(flight, compute, arguments)
             self._succeed(flight, value)
         except BaseException as raised:
@@ -124,7 +119,6 @@ class ThreadFlights:
         compute: Callable[..., Any],
         arguments: tuple[Any, ...],
         now: Callable[[], int],
-        *,
         refreshes: Refreshes,
         limit_s: float,
     ) -> None:
@@ -186,11 +180,8 @@ class ThreadFlights:
                 return  # it was late, and a waiter computes
             original = flight.leader
             counts = isinstance(error, Exception) and is_shared_error(error)
-            told, leader, is_news = self.table.fail(
-                flight, now_ns, counts=counts, final=isinstance(error, InvalidInput)
-            )
-            if leader is not None:
-                leader.leads = True
+            final = isinstance(error, InvalidInput)
+            told, leader, is_news = self.table.fail(flight, now_ns, counts=counts, final=final)
         if is_news:
             log_refresh_failure(error)
         for waiter in told:
@@ -223,8 +214,3 @@ def _compute_in(flight: Flight, compute: Callable[..., Any], arguments: tuple[An
         return compute(*arguments)
     finally:
         CURRENT_FLIGHT.reset(token)
-
-
-def _present() -> Flight | None:
-    inside = CURRENT_FLIGHT.get()
-    return None if inside is None else inside.flight

@@ -2,7 +2,7 @@ cimport cython
 from streaminfer.caching.table._eviction_cy cimport EvictionOrder as COrder
 from streaminfer.caching.table._index_cy cimport KeyIndex as CIndex
 from streaminfer.caching.table._slots_cy cimport Slots as CSlots
-from streaminfer.caching.table._timer_wheel_cy cimport ExpiryWheel as CWheel
+from streaminfer.caching.table._expiry_heap_cy cimport ExpiryHeap as CHeap
 
 cdef extern from *:
     """
@@ -54,17 +54,17 @@ cdef class Entries:
     cdef public object clock
     cdef CIndex _index
     cdef CSlots _slots
-    cdef CWheel _wheel
+    cdef CHeap _expiries
     cdef COrder _order
     cdef list _events
-    cdef long long _all_erased, _earlier_until
-    cdef dict _deletions, _earlier_deletions
+    cdef long long _all_erased
+    cdef dict _deletions
 
     cpdef object _tell(self)
-    cpdef object wake(self, long long at_ns)
+    cpdef object wake(self)
 
     @cython.final
-    @cython.locals(slots=CSlots, wheel=CWheel, order=COrder, index=CIndex)
+    @cython.locals(slots=CSlots, expiries=CHeap, order=COrder, index=CIndex)
     cdef object _empty(self)
 
     @cython.final
@@ -90,6 +90,7 @@ cdef class Entries:
     cdef int _drop(self, Py_ssize_t slot) except -1
 
     @cython.final
+    cdef int _expel(self, Py_ssize_t slot, object kind, list gone) except -1
     cdef object _take(self, Py_ssize_t slot)
 
     @cython.final
@@ -113,5 +114,5 @@ cdef class Entries:
     cdef int _note(self, object kind, object key, object value, object labels) except -1
 
     @cython.final
-    @cython.locals(held=Py_ssize_t, capacity=Py_ssize_t, wheel=CWheel, order=COrder, version=cython.longlong)
+    @cython.locals(held=Py_ssize_t, capacity=Py_ssize_t, expiries=CHeap, order=COrder, version=cython.longlong)
     cdef object _grow(self)

@@ -1,9 +1,10 @@
 # cython: boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True, infer_types=True
 """Changes of the table of a cache, each as one step.
 
-*Design.* The parts are a record of each slot (``_slots_cy``), the index and the objects (``_index_cy``), the timing
-wheel (``_timer_wheel_cy``) and the queues of an eviction policy (``_eviction_cy``). `Entries` changes them together and
-enforces the limits. Room is made in this order: due entries, stale ones, negative ones beyond their share, fresh ones.
+*Design.* The parts are a record of each slot (``_slots_cy``), the index and the objects (``_index_cy``), the heap of
+instants (``_expiry_heap_cy``) and the queues of an eviction policy (``_eviction_cy``). `Entries` changes them together
+and enforces the limits. Room is made in this order: due entries, stale ones, negative ones beyond their share, fresh
+ones.
 
 *Re-entrancy and threads.* An ``__eq__`` of a key, a ``__del__`` of a value and a clock are Python and may use the same
 table. An operation therefore takes the hash, the clock and memory first. It then looks for the key, and looks again if
@@ -26,9 +27,9 @@ from collections.abc import Callable
 from typing import Any
 
 from streaminfer.caching.table._eviction_cy import EvictionOrder
+from streaminfer.caching.table._expiry_heap_cy import ExpiryHeap
 from streaminfer.caching.table._index_cy import KeyIndex
 from streaminfer.caching.table._slots_cy import FIRST, NEGATIVE, NEVER, SMALL, Slots
-from streaminfer.caching.table._timer_wheel_cy import ExpiryWheel
 
 __all__ = ["EVICTED", "EXPIRED", "NO_LIMIT", "Entries"]
 
@@ -54,7 +55,7 @@ _FEW = 256
 _MANY = 1024
 _LARGE = 8192  # from here on memory latency dominates
 _EVENTS_KEPT = 40_000  # four places each
-_DELETIONS_KEPT = 1024
+_DELETIONS_KEPT = 4096
 
 
 class Entries:
@@ -80,7 +81,7 @@ class Entries:
     _index: KeyIndex
     _order: EvictionOrder
     _slots: Slots
-    _wheel: ExpiryWheel
+    _expiries: ExpiryHeap
 
     def __init__(
         self,
@@ -102,10 +103,7 @@ class Entries:
         self.clock = clock
         self._events: list[Any] = []
         self._all_erased = 0
-        # by a key's hash, the count of erasures that its latest deletion made; both are begun empty in turn
-        self._deletions: dict[int, int] = {}
-        self._earlier_deletions: dict[int, int] = {}
-        self._earlier_until = 0
+        self._deletions: dict[int, int] = {}  # by a key's hash, the count of erasures that its latest deletion made
         self.listening = False
         self.keeping = False
         self.wake_ns = 0
@@ -125,7 +123,7 @@ class Entries:
         slots = Slots(_SMALLEST)
         self._slots = slots
         self._index = KeyIndex(slots)
-        self._wheel = ExpiryWheel(slots)
+        self._expiries = ExpiryHeap(slots)
         self._order = policy(slots, maxsize, max_bytes)
 
     def now(self) -> int:
@@ -137,21 +135,21 @@ class Entries:
     def _tell(self) -> None:
         """Tell what was noted; called when the table is whole."""
 
-    def wake(self, at_ns: int) -> None:
-        """Take an instant before ``wake_ns`` at which an entry is due; called when the table is whole."""
+    def wake(self) -> None:
+        """Note that an entry is due at ``wake_ns``, earlier than was known; called when the table is whole."""
 
     # -- inside --------------------------------------------------------------------------------------------------
 
     def _empty(self) -> Any:
         """Empty the table, ghosts included; return what holds the old contents."""
         slots = Slots(_SMALLEST)
-        wheel = ExpiryWheel(slots)
+        expiries = ExpiryHeap(slots)
         order = self._policy(slots, self._maxsize, self._max_bytes)
         index = KeyIndex(slots)
         self._index.swap(index)
         self.removed += self._order.count
         self._slots = slots
-        self._wheel = wheel
+        self._expiries = expiries
         self._order = order
         return index
 
@@ -162,7 +160,7 @@ class Entries:
         """Read the clock for a store: the coarse one if nothing is due soon and its lateness does not count."""
         if self.clock is None and ttl_ns >= _LONG_NS:
             now_ns = coarse_ns()
-            if self._wheel.due_ns - now_ns >= _NEAR_NS:
+            if self._expiries.due_ns - now_ns >= _NEAR_NS:
                 return now_ns
         return self._read()
 
@@ -174,7 +172,7 @@ class Entries:
         hashed = hash(key)
         now_ns = 0
         at_ns = _NEVER
-        if ttl_ns != _NEVER or self._wheel.due_ns != _NEVER:
+        if ttl_ns != _NEVER or self._expiries.due_ns != _NEVER:
             now_ns = self._read_for(ttl_ns)
             if ttl_ns != _NEVER:
                 at_ns = now_ns + ttl_ns
@@ -197,7 +195,7 @@ class Entries:
                 self._order.add_negative(slot, size)
             else:
                 self._order.add(slot, size)
-            self._wheel.set(slot, at_ns)
+            self._expiries.set(slot, at_ns)
             self.inserted += 1
         elif negative and self._is_value(slot, now_ns):
             return False
@@ -207,18 +205,18 @@ class Entries:
             self._index.objects[3 * slot + 1] = value
             self._index.objects[3 * slot + 2] = labels
             self._requeue(slot, size, negative)
-            self._wheel.set(slot, at_ns)
+            self._expiries.set(slot, at_ns)
             self.replaced += 1
             if self.keeping:
                 self._note(None, key, before, labels_before)
         # whole again
-        if now_ns >= self._wheel.due_ns:
+        if now_ns >= self._expiries.due_ns:
             self._expire(now_ns, _AT_ONCE)
         if self._order.count > self._maxsize or self._order.bytes > self._max_bytes:
             self._make_room(now_ns)
         if at_ns < self.wake_ns:
             self.wake_ns = at_ns
-            self.wake(at_ns)
+            self.wake()
         if self._events:
             self._tell()
         return True
@@ -246,8 +244,19 @@ class Entries:
         """Remove an entry; the caller holds its objects."""
         self._index.detach(slot)
         self._order.remove(slot)
-        self._wheel.set(slot, _NEVER)
+        self._expiries.set(slot, _NEVER)
         self._index.vacate(slot)
+
+    def _expel(self, slot: int, kind: str, gone: list[Any]) -> None:
+        """Remove an entry and note why; its objects are added to a list, to be freed last."""
+        key = self._index.objects[3 * slot]
+        value = self._index.objects[3 * slot + 1]
+        labels = self._index.objects[3 * slot + 2]
+        gone.append(key)
+        gone.append(value)
+        gone.append(labels)
+        self._note(kind, key, value, labels)
+        self._drop(slot)
 
     def _take(self, slot: int) -> Any:
         """Remove an entry and return its value."""
@@ -260,12 +269,10 @@ class Entries:
         return value
 
     def _deleted(self, hashed: int) -> None:
-        """Forbid storing what is being computed for a key; the oldest deletions become such of all keys."""
+        """Forbid storing what is being computed for a key; too many deletions become one of all keys."""
         self.erasures += 1
         if len(self._deletions) >= _DELETIONS_KEPT:
-            self._all_erased = max(self._all_erased, self._earlier_until)
-            self._earlier_deletions = self._deletions
-            self._earlier_until = self.erasures - 1
+            self._all_erased = self.erasures
             self._deletions = {}
         self._deletions[hashed] = self.erasures
 
@@ -285,7 +292,7 @@ class Entries:
         gone: list[Any] | None = None
         several = False
         while self._order.count > self._maxsize or self._order.bytes > self._max_bytes:
-            if now_ns >= self._wheel.due_ns:
+            if now_ns >= self._expiries.due_ns:
                 self._expire(now_ns, _AT_ONCE)
                 continue
             if several and gone is None:
@@ -314,12 +321,12 @@ class Entries:
 
     def _expire(self, now_ns: int, limit: int) -> int:
         """Make at most ``limit`` due entries stale, or remove them; return how many went."""
-        if now_ns < self._wheel.due_ns:
+        if now_ns < self._expiries.due_ns:
             return 0
         gone: list[Any] = []
         count = 0
         while limit > 0:
-            slot = self._wheel.pop_due(now_ns)
+            slot = self._expiries.pop_due(now_ns)
             if slot == -1:
                 break
             if slot < 0:
@@ -328,18 +335,9 @@ class Entries:
             limit -= 1
             if self._stale_ns > 0 and self._slots._words[4 * slot] & 3 <= _SMALL:
                 self._order.set_aside(slot)
-                self._wheel.set(slot, self._wheel.popped_ns + self._stale_ns)
+                self._expiries.set(slot, self._expiries.popped_ns + self._stale_ns)
                 continue
-            gone.append(self._index.objects[3 * slot])
-            gone.append(self._index.objects[3 * slot + 1])
-            gone.append(self._index.objects[3 * slot + 2])
-            self._note(
-                EXPIRED,
-                self._index.objects[3 * slot],
-                self._index.objects[3 * slot + 1],
-                self._index.objects[3 * slot + 2],
-            )
-            self._drop(slot)
+            self._expel(slot, EXPIRED, gone)
             self.expired += 1
             count += 1
         return count
@@ -370,8 +368,8 @@ class Entries:
             capacity = self._maxsize + _FIRST + 1
         version = self._index.version
         # held by name, because Python code that runs while memory is allocated may empty the table
-        wheel = self._wheel
+        expiries = self._expiries
         order = self._order
-        wheel.grow(capacity)
+        expiries.grow(capacity)
         order.grow(capacity)
         self._index.grow(capacity, version)

@@ -47,7 +47,10 @@ class TableMapping:
         self._memory.clear()
 
     def __getitem__(self, key: Any) -> Any:
-        return self._memory._item(key)
+        value = self._memory._get(key, _ABSENT)
+        if value is _ABSENT:
+            raise KeyError(key)
+        return value
 
     def __setitem__(self, key: Any, value: Any) -> None:
         if self._has_policy:

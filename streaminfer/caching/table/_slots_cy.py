@@ -6,15 +6,15 @@ reads counts. With one array per field a store reads ten; here it reads the inde
 in the queue. Of slot *s*, four 64-bit words:
 
 * ``_words[4 * s]``: 48 bits of the key's hash, and below them the marks: in bits 0 and 1 the queue that it is in, in
-  2 and 3 the hits that S3-FIFO counts (both ``_eviction_cy``), in 4 whether the wheel has filed it
-  (``_timer_wheel_cy``).
+  2 and 3 the hits that S3-FIFO counts (both ``_eviction_cy``), in 4 whether the heap has filed it
+  (``_expiry_heap_cy``).
 * ``_words[4 * s + 1]``: its instant: until when it is fresh or, once it is stale, until when it is stored.
 * ``_words[4 * s + 2]``: its bytes; of a free slot the next free one (``_index_cy``).
 * ``_ints[8 * s + 6]`` and ``_ints[8 * s + 7]``: its older and its newer neighbor in the queue.
 
 Both are views of the same memory. The first four slots are the heads of the queues.
 
-One source, compiled with the C types of ``_slots_cy.pxd`` or run as plain Python. Threads: as ``_timer_wheel_cy``.
+One source, compiled with the C types of ``_slots_cy.pxd`` or run as plain Python. Threads: as ``_expiry_heap_cy``.
 """
 
 from __future__ import annotations

@@ -38,22 +38,17 @@ cdef extern from *:
 
 cdef long long _NEVER, _NEAR_NS, _SMALL_PAYLOAD
 cdef int _FIRST, _MAIN, _SMALL, _STALE, _NEGATIVE
-cdef int _IS_MISSING, _IS_FRESH, _IS_STALE, _IS_FAILURE, _IS_OUTDATED, _LABELS
+cdef object _ABSENT
+cdef int _IS_MISSING, _IS_FRESH, _IS_STALE, _IS_FAILURE, _IS_OUTDATED
 
 # The methods are wrapped in a lock where compiled code is not atomic by itself, and do not call one another.
 # no_gc: cycles through what is cached are not collected, see _index_cy
 @cython.no_gc
 cdef class EdgeTable(Entries):
-    cpdef object get(self, object key, object default=*)
-
     # for `TableMapping`, which calls these in C and, where compiled code is not atomic, takes the lock itself
     @cython.final
     @cython.locals(slot=Py_ssize_t)
     cdef object _get(self, object key, object default)
-
-    @cython.final
-    @cython.locals(slot=Py_ssize_t)
-    cdef object _item(self, object key)
 
     @cython.final
     cdef int _has(self, object key) except -1
@@ -77,7 +72,7 @@ cdef class EdgeTable(Entries):
 
     cpdef object clear(self)
 
-    @cython.locals(slot=Py_ssize_t, size=cython.longlong)
+    @cython.locals(size=cython.longlong)
     cpdef object setdefault(self, object key, object default=*)
 
     cpdef bint store(self, object key, object value, long long ttl_ns, long long size, object labels) except -1

@@ -19,30 +19,14 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from streaminfer.caching.table._entries_cy import EVICTED, EXPIRED, NO_LIMIT, Entries
+from streaminfer.caching.table._entries_cy import NO_LIMIT, Entries
 from streaminfer.caching.table._slots_cy import FIRST, MAIN, NEGATIVE, NEVER, SMALL, STALE
 from streaminfer.caching.weigher import payload_bytes
 
-__all__ = [
-    "ERASED",
-    "EVICTED",
-    "EXPIRED",
-    "FAILURE",
-    "FRESH",
-    "MISSING",
-    "NEVER",
-    "NO_LIMIT",
-    "OUTDATED_VALUE",
-    "STALE_VALUE",
-    "EdgeTable",
-]
+__all__ = ["NO_LIMIT", "EdgeTable"]
 
-MISSING = 0
-FRESH = 1
-STALE_VALUE = 2
-FAILURE = 3
-OUTDATED_VALUE = 4
 ERASED = "erased"
+_ABSENT: Any = object()
 
 monotonic_ns = time.monotonic_ns
 coarse_ns = time.monotonic_ns  # compiled: of the kernel's last tick, a few ms ago, for a fifth of the time
@@ -54,14 +38,13 @@ _MAIN = MAIN
 _SMALL = SMALL
 _STALE = STALE
 _NEGATIVE = NEGATIVE
-_IS_MISSING = MISSING
-_IS_FRESH = FRESH
-_IS_STALE = STALE_VALUE
-_IS_FAILURE = FAILURE
-_IS_OUTDATED = OUTDATED_VALUE
+_IS_MISSING = 0
+_IS_FRESH = 1
+_IS_STALE = 2
+_IS_FAILURE = 3
+_IS_OUTDATED = 4
 _NEAR_NS = 1_000_000_000  # more than the coarse clock is ever late by; entries with less left need the exact clock
 _SMALL_PAYLOAD = 32
-_LABELS = 3  # what a snapshot is of
 
 
 class EdgeTable(Entries):
@@ -69,24 +52,11 @@ class EdgeTable(Entries):
 
     # -- the mapping --------------------------------------------------------------------------------------------
 
-    def get(self, key: Any, default: Any = None) -> Any:
-        """Return the fresh value of a key, which counts as a use; else ``default``."""
-        return self._get(key, default)
-
     def _get(self, key: Any, default: Any) -> Any:
         slot = _find_fresh(self, key)
         if slot < 0:
             self.misses += 1
             return default
-        self.hits += 1
-        self._order.touch(slot)
-        return self._index.objects[3 * slot + 1]
-
-    def _item(self, key: Any) -> Any:
-        slot = _find_fresh(self, key)
-        if slot < 0:
-            self.misses += 1
-            raise KeyError(key)
         self.hits += 1
         self._order.touch(slot)
         return self._index.objects[3 * slot + 1]
@@ -148,14 +118,11 @@ class EdgeTable(Entries):
     def setdefault(self, key: Any, default: Any = None) -> Any:
         """Return the fresh value of a key, which counts as a use; else store ``default`` and return it."""
         size = _payload(default)
-        slot = _find_fresh(self, key)
-        if slot < 0:
-            self.misses += 1
-            self._store(key, default, self._ttl_ns, size, None, False)
-            return default
-        self.hits += 1
-        self._order.touch(slot)
-        return self._index.objects[3 * slot + 1]
+        value = self._get(key, _ABSENT)
+        if value is not _ABSENT:
+            return value
+        self._store(key, default, self._ttl_ns, size, None, False)
+        return default
 
     # -- what a mapping does not have ----------------------------------------------------------------------------
 
@@ -191,9 +158,9 @@ class EdgeTable(Entries):
         """Look up what there is under a key at an instant.
 
         Returns:
-            :data:`FRESH`, :data:`STALE_VALUE` or, past ``revalidate_ns``, :data:`OUTDATED_VALUE` and the value,
-            :data:`FAILURE` and what was remembered, or :data:`MISSING` and ``None``; counted as a hit, a stale hit
-            (the second and third), a negative hit or a miss.
+            1: fresh, 2: stale, or, past ``revalidate_ns``, 4: outdated, and the value; 3: failed, and what was
+            remembered; or 0: missing, and ``None``. Counted as a hit, a stale hit (the second and third), a negative
+            hit or a miss.
         """
         slot = self._index.find(key, hash(key))
         if slot >= 0:
@@ -233,7 +200,7 @@ class EdgeTable(Entries):
             self._tell()
         if self._order.count == 0:
             return _NEVER
-        due_ns = self._wheel.due_ns
+        due_ns = self._expiries.due_ns
         return now_ns if due_ns < now_ns else due_ns
 
     def erase_labeled(self, subject: str | None, tag: str | None) -> int:
@@ -245,11 +212,7 @@ class EdgeTable(Entries):
         for slot in range(_FIRST, self._index.top):
             labels = self._index.objects[3 * slot + 2]
             if labels is not None and _matches(labels, subject, tag):
-                gone.append(self._index.objects[3 * slot])
-                gone.append(self._index.objects[3 * slot + 1])
-                gone.append(labels)
-                self._note(ERASED, self._index.objects[3 * slot], self._index.objects[3 * slot + 1], labels)
-                self._drop(slot)
+                self._expel(slot, ERASED, gone)
                 self.erased += 1
                 count += 1
         if self._events:
@@ -259,26 +222,17 @@ class EdgeTable(Entries):
     def erased_since(self, key: Any, erasures: int) -> bool:
         """Return whether a key may have been erased or deleted since ``erasures`` had that value."""
         hashed = hash(key)
-        latest: int = self._deletions.get(hashed, 0) or self._earlier_deletions.get(hashed, 0)
+        latest: int = self._deletions.get(hashed, 0)
         return erasures < self._all_erased or erasures < latest
 
     def snapshot(self, what: int) -> list[Any]:
-        """Return what the table holds, the next to be evicted of each queue first.
+        """Return the fresh entries, the next to be evicted of each queue first.
 
         Args:
-            what: 0 keys of the fresh entries, 1 their values, 2 both in turn; 3 labels (``None`` where an entry has
-                none) and state in turn, of every entry: :data:`FRESH`, :data:`STALE_VALUE` or :data:`FAILURE`.
+            what: 0 keys of the fresh entries, 1 their values, 2 both in turn.
         """
         self._settle()
         found: list[Any] = []
-        if what == _LABELS:
-            for queue in range(_MAIN, _NEGATIVE + 1):
-                slot = self._order.newer_than(queue)
-                while slot != queue:
-                    found.append(self._index.objects[3 * slot + 2])
-                    found.append(_IS_FAILURE if queue == _NEGATIVE else _IS_STALE if queue == _STALE else _IS_FRESH)
-                    slot = self._order.newer_than(slot)
-            return found
         for queue in range(_SMALL, _MAIN - 1, -1):
             slot = self._order.newer_than(queue)
             while slot != queue:
@@ -290,7 +244,7 @@ class EdgeTable(Entries):
         return found
 
     def held(self) -> list[Any]:
-        """Return what every slot has, due or not: labels, value and the instant until which it is fresh, in turn.
+        """Return what every slot has, due or not: labels, value, instant and queue of ``_slots_cy``, in turn.
 
         Nothing is freed before, so that a proof sees what should have gone.
         """
@@ -301,6 +255,7 @@ class EdgeTable(Entries):
                 found.append(labels)
                 found.append(self._index.objects[3 * slot + 1])
                 found.append(self._slots._words[4 * slot + 1])
+                found.append(self._slots._words[4 * slot] & 3)
         return found
 
     def counters(self) -> tuple[int, ...]:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from contextlib import suppress
+from typing import Any, Self
 
 from streaminfer._internal.validation import check_instance
-from streaminfer.caching.codec import RECORD_MARK, CorruptRecord, decode, encode, first_items
+from streaminfer.caching.codec import RECORD_MARK, CorruptRecord, decode, encode, first_value
 from streaminfer.caching.erasure.erasure import check_selection
 from streaminfer.caching.tiers.encryption import SEALED_HEAD, SEALED_MARK, Cipher, KeyProvider
 from streaminfer.caching.tiers.protocol import Entry, RecordCopy, TierStatistics
+from streaminfer.protocols import Clock
 
-__all__ = ["GLIMPSED", "Counters", "NotHeld", "Records", "check_key", "selection"]
+__all__ = ["GLIMPSED", "Counters", "MediumTier", "NotHeld", "Records", "check_key", "selection"]
 
 GLIMPSED = 2000
 """Bytes of a record that are looked at; SQLite leaves at least these of a large one in one piece."""
 
-_FIELDS = ("stored_ns", "ttl_s", "stale_s", "tags", "subject", "data_class", "value")
+_FIELDS = ("stored_ns", "ttl_s", "stale_s", "tags", "subject", "data_class")
 
 
 class NotHeld(Exception):  # noqa: N818 - never leaves a tier
@@ -46,9 +50,9 @@ class Records:
 
     def pack(self, name: bytes, entry: Entry) -> bytes:
         """Return the record of an entry. Raises `NotHeld` for a value that cannot be encoded."""
-        fields = tuple(sorted(entry.tags) if field == "tags" else getattr(entry, field) for field in _FIELDS)
+        label = [sorted(entry.tags) if field == "tags" else getattr(entry, field) for field in _FIELDS]
         try:
-            record = encode((name, *fields))
+            record = encode([name.hex(), *label], entry.value)
         except (TypeError, ValueError) as error:
             raise NotHeld(str(error)) from error
         if self._cipher is None:
@@ -62,11 +66,11 @@ class Records:
         if self._cipher is not None:
             record = self._cipher.open(record, name=name)
         try:
-            own_name, *fields = decode(record)
-            entry = Entry(**dict(zip(_FIELDS, fields, strict=True)))
+            (own_name, *label), value = decode(record)
+            entry = _entry(label, value)
         except (TypeError, ValueError) as error:
             raise error if isinstance(error, CorruptRecord) else CorruptRecord(f"not an entry: {error}") from error
-        if own_name != name:
+        if own_name != name.hex():
             raise CorruptRecord("the record of another entry")
         return entry
 
@@ -84,16 +88,15 @@ class Records:
             identity = begun[:SEALED_HEAD] if begun else b""
             if self._cipher is not None and begun is not None:
                 begun = self._cipher.glimpse(begun)
-            items = None if begun is None else first_items(begun, len(_FIELDS))
-            if items is not None:
-                try:
-                    fields = dict(zip(_FIELDS[:-1], items[1:], strict=True))
-                    entry = Entry(value=None, **fields)
-                except (TypeError, ValueError):
-                    pass  # the beginning of a record with other bytes behind it
-                else:
-                    yield RecordCopy(place, identity, entry)
+            label = None if begun is None else first_value(begun)
+            if isinstance(label, list):
+                with suppress(TypeError, ValueError):  # the beginning of a record with other bytes behind it
+                    yield RecordCopy(place, identity, _entry(label[1:], None))
             start = raw.find(mark, start + 1)
+
+
+def _entry(label: list[Any], value: Any) -> Entry:
+    return Entry(value=value, **dict(zip(_FIELDS, label, strict=True)))
 
 
 class Counters:
@@ -115,6 +118,44 @@ class Counters:
     def snapshot(self) -> TierStatistics:
         """Return all of them, frozen."""
         return TierStatistics(**vars(self))
+
+
+class MediumTier(ABC):
+    """What tiers on a medium have in common.
+
+    Args:
+        keys: encrypts records and names; ``None``: they are plain.
+        wall_clock: returns nanoseconds since 1970; ``None``: ``time.time_ns``.
+    """
+
+    name: str
+
+    def __init__(self, keys: KeyProvider | None, wall_clock: Clock | None) -> None:
+        check_instance("wall_clock", wall_clock, lambda it: it is None or callable(it), "a callable or None")
+        self.keys = keys
+        self.encrypted = keys is not None
+        self.wall_clock = wall_clock or time.time_ns
+        self._records = Records(keys)
+        self._counters = Counters(self.name)
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Open the medium."""
+
+    @abstractmethod
+    async def stop(self) -> None:
+        """Close it."""
+
+    def statistics(self) -> TierStatistics:
+        """Return a frozen snapshot; size and entries as of the last write or purge, where they are known."""
+        return self._counters.snapshot()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
 
 
 def check_key(key: Any) -> None:

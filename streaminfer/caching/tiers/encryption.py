@@ -41,7 +41,7 @@ from typing import Any, Protocol, runtime_checkable
 import attrs
 
 from streaminfer._internal.loading.extras import require
-from streaminfer._internal.validation import LONGEST_S, check_instance, check_secret, expected
+from streaminfer._internal.validation import LONGEST_S, check_instance, check_secret, field_check
 from streaminfer.caching.codec import CorruptRecord
 from streaminfer.caching.tiers._sqlite import HOLDS, set_hold, transaction
 from streaminfer.protocols import Clock
@@ -103,14 +103,8 @@ class Key:
         secret: its 32 bytes; not shown.
     """
 
-    id: bytes
-    secret: bytes = attrs.field(repr=False)
-
-    def __attrs_post_init__(self) -> None:
-        if len(self.id) != _ID_SIZE:
-            raise ValueError(expected("id", f"{_ID_SIZE} bytes", self.id))
-        if len(self.secret) != _KEY_SIZE:
-            raise ValueError(f"secret: expected {_KEY_SIZE} bytes")  # not shown
+    id: bytes = attrs.field(validator=field_check(check_secret, at_least=_ID_SIZE, at_most=_ID_SIZE))
+    secret: bytes = attrs.field(repr=False, validator=field_check(check_secret, at_least=_KEY_SIZE, at_most=_KEY_SIZE))
 
 
 @runtime_checkable
@@ -125,19 +119,15 @@ class KeyProvider(Protocol):
 
         It must be there for ``lasts_s`` seconds from now on; ``None``: until it is destroyed.
         """
-        ...
 
     def find(self, key_id: bytes) -> Key | None:
         """Return the key of that id; ``None``: destroyed, or never one of these."""
-        ...
 
     def destroy(self, subject: str) -> int:
         """Destroy all keys of a subject, for good; return how many there were."""
-        ...
 
     def index_secret(self) -> bytes:
         """Return at least 16 secret bytes that stay the same; they hide the names of entries, subjects and tags."""
-        ...
 
 
 class Cipher:
@@ -400,12 +390,9 @@ class StoredKeys:
         """
         new = check_secret("master", master, at_least=_KEY_SIZE, at_most=_KEY_SIZE)
         with self._writing():
-            rows = self._db.execute("SELECT id, wrapped FROM keys").fetchall()
-            opened = [(key_id, self._unwrap(wrapped, key_id)) for key_id, wrapped in rows]
-            self._db.executemany(
-                "UPDATE keys SET wrapped = ? WHERE id = ?",
-                [(self._wrap(secret, key_id, new), key_id) for key_id, secret in opened],
-            )
+            for key_id, wrapped in self._db.execute("SELECT id, wrapped FROM keys").fetchall():
+                again = self._wrap(self._unwrap(wrapped, key_id), key_id, new)
+                self._db.execute("UPDATE keys SET wrapped = ? WHERE id = ?", (again, key_id))
             self._db.execute("UPDATE ring SET secret = ?", (self._wrap(self._secret, b"ring", new),))
         self._master = new
 

@@ -21,7 +21,6 @@ __all__ = [
     "Entry",
     "Held",
     "HoldingTier",
-    "Leases",
     "Leasing",
     "Notice",
     "RecordCopy",
@@ -189,29 +188,24 @@ class Tier(Protocol):
 
     async def start(self) -> None:
         """Open the medium; one that cannot be reached yet is no error if it may come later."""
-        ...
 
     async def stop(self) -> None:
         """Close it; idempotent. Operations after this are misses."""
-        ...
 
     async def get(self, key: str | bytes) -> Entry | None:
         """Return the entry of a key, unless it expired or cannot be read; arrays are read-only.
 
         Raises nothing of the medium.
         """
-        ...
 
     async def put(self, key: str | bytes, entry: Entry) -> bool:
         """Store an entry in place of any of that key; return whether it is stored. Raises nothing of the medium."""
-        ...
 
     async def delete(self, key: str | bytes) -> bool:
         """Remove the entry of a key; return whether there is none now. Raises nothing of the medium.
 
         A put of this key that ended before, or was cancelled, has no effect after it.
         """
-        ...
 
     async def erase(self, *, subject: str | None = None, tag: str | None = None) -> int:
         """Remove all entries of a subject, or with a tag; return how many there were.
@@ -220,15 +214,6 @@ class Tier(Protocol):
             TypeError: not exactly one of both.
             BackendError, CircuitOpen, Closed: they may still be there.
         """
-        ...
-
-    async def purge(self, now_ns: int | None = None) -> int:
-        """Remove what had expired by an instant of the wall clock (``None``: now) from the medium; return how many.
-
-        Raises:
-            BackendError, CircuitOpen, Closed: some may still be there.
-        """
-        ...
 
     async def inventory(self, classes: Iterable[str] = ()) -> list[Held] | None:
         """Return what it holds, by data class; ``None``: it cannot say without delaying others.
@@ -239,7 +224,6 @@ class Tier(Protocol):
         Raises:
             BackendError, CircuitOpen, Closed: the medium failed.
         """
-        ...
 
     def scan(self) -> Iterable[RecordCopy]:
         """Yield every copy of a record that can be read off the medium with the keys that there are, for ``si.prove``.
@@ -250,11 +234,9 @@ class Tier(Protocol):
         Raises:
             BackendError: the medium cannot be read.
         """
-        ...
 
     def statistics(self) -> TierStatistics:
         """Return a frozen snapshot."""
-        ...
 
 
 @runtime_checkable
@@ -268,37 +250,28 @@ class HoldingTier(Protocol):
             TypeError: not exactly one of subject and tag.
             BackendError, Closed: it may not have begun, or ended.
         """
-        ...
 
 
-class Leases(Protocol):
-    """The leases of one tier, a key at a time.
+@runtime_checkable
+class Leasing(Protocol):
+    """A shared tier that has leases, a key at a time.
 
     Attributes:
-        lease_s: how long a lease lasts at most, and how long others wait for it.
+        lease_s: how long a lease lasts at most, and how long others wait for it; 0: there are none.
     """
 
     lease_s: float
 
-    async def take(self, key: str | bytes, token: bytes) -> bool:
+    async def take_lease(self, key: str | bytes, token: bytes) -> bool:
         """Take the lease of a key, unless another has it; raises nothing of the medium.
 
         Returns:
             Whether to compute: the lease is held by this token now, who held it had nothing to share, or the tier
             failed. Otherwise another computes.
         """
-        ...
 
-    async def open(self, key: str | bytes, token: bytes) -> None:
+    async def open_lease(self, key: str | bytes, token: bytes) -> None:
         """End a lease of this token without an entry: its waiters compute at once. A put ends it as well."""
-        ...
-
-
-@runtime_checkable
-class Leasing(Protocol):
-    """A shared tier that has leases, or ``None`` where they are switched off."""
-
-    leases: Leases | None
 
 
 @attrs.frozen(kw_only=True)
@@ -322,4 +295,3 @@ class Announces(Protocol):
 
     def hear(self, listener: Callable[[Notice], object]) -> None:
         """Call ``listener`` with each notice from now on, on the event loop of the tier."""
-        ...

@@ -1,22 +1,29 @@
-"""Time that the leader of a flight grants the tiers: what the computation can spare.
+"""Times that follow from how long the computations of one service take: for refreshes, and for tiers.
 
-A request that has ``left`` grants them ``min(1 s, left / 2, left - 9/8 slowest)``, where ``slowest`` is the longest of
-the computations before, of which each newer one forgets a sixteenth. Where that is more than is left, only a tier can
-be in time, and the third term falls away. Where a computation came too late after the tiers had used up all that they
-were granted, they are passed over once: what is computed then says how long it takes.
+A refresh has four times what the slowest recent computation took, at least 1 s; 10 s before any is known. Each newer
+computation takes a sixteenth off the slowest.
+
+The leader of a flight grants the tiers what the computation can spare. A request that has ``left`` grants them
+``min(1 s, left / 2, left - 9/8 slowest)``. Where that is more than is left, only a tier can be in time, and the third
+term falls away. Where a computation came too late after the tiers had used up all that they were granted, they are
+passed over once: what is computed then says how long it takes.
 """
 
 from __future__ import annotations
 
-from streaminfer.caching.table._timer_wheel_cy import NEVER
+from streaminfer.caching.table._slots_cy import NEVER
 
-__all__ = ["LONGEST_READ_NS", "ReadBudget"]
+__all__ = ["LONGEST_READ_NS", "LONGEST_READ_S", "ReadBudget"]
 
+LONGEST_READ_S = 1.0
 LONGEST_READ_NS = 1_000_000_000
+_REFRESH_S = 10.0
+_MIN_REFRESH_S = 1.0
+_REFRESH_FACTOR = 4e-9  # of nanoseconds
 
 
 class ReadBudget:
-    """How long tiers may be asked, so that what they do not have can still be computed in time; for one service."""
+    """How long tiers may be asked, so that what they do not have can still be computed in time, and refreshes last."""
 
     def __init__(self) -> None:
         self._slowest_ns = 0
@@ -38,6 +45,10 @@ class ReadBudget:
         if left_ns is None:
             return NEVER
         return min(left_ns // 2, left_ns - self._slowest_ns - (self._slowest_ns >> 3))
+
+    def refresh_s(self) -> float:
+        """Return how long a refresh may take, seconds."""
+        return max(_REFRESH_FACTOR * self._slowest_ns, _MIN_REFRESH_S) if self._slowest_ns else _REFRESH_S
 
     def computed(self, took_ns: int) -> None:
         """A computation ended well."""

@@ -33,11 +33,9 @@ class KeyService(Protocol):
         Returns:
             The bytes; ``None``: there are none, and ``create`` is false.
         """
-        ...
 
     def destroy(self, name: str) -> bool:
         """Destroy the secret of a name, for good and for all; return whether there was one."""
-        ...
 
 
 class ServiceKeys:

@@ -11,14 +11,14 @@ import attrs
 
 from streaminfer.caching.defensive_copy import freeze
 from streaminfer.caching.erasure.erasure import PendingErasure, is_erased
-from streaminfer.caching.table._timer_wheel_cy import NEVER
+from streaminfer.caching.table._slots_cy import NEVER
 from streaminfer.caching.tiers.protocol import Entry
 from streaminfer.caching.tiers.writer import TierWriter
 
 if TYPE_CHECKING:
     from streaminfer.caching.memory import Memory
 
-__all__ = ["TierHit", "TierReader", "in_ns"]
+__all__ = ["TierHit", "in_ns", "read_tiers"]
 
 _LOGGER = logging.getLogger("streaminfer.caching")
 
@@ -32,10 +32,10 @@ class TierHit:
         tags, subject: to erase it by.
         source: the tier's name.
         position: of the tier.
-        past_ns: how long ago its fresh time passed; negative: it has not.
-        left_ns: how long it is fresh yet, or, if it is stale, may be used, from ``read_ns`` on; ``NEVER``: for good.
-        age_ns: how old it was then.
-        read_ns: when that was, on the cache's clock.
+        computed_ns: when it was computed, on the cache's clock.
+        fresh_until_ns: until when it is fresh; ``NEVER``: for good.
+        usable_until_ns: until when it can be used, stale.
+        is_stale: its fresh time had passed when it was read.
     """
 
     value: Any
@@ -43,111 +43,92 @@ class TierHit:
     subject: str | None
     source: str
     position: int
-    past_ns: int
-    left_ns: int
-    age_ns: int
-    read_ns: int
-
-    @property
-    def is_stale(self) -> bool:
-        """True if its fresh time has passed."""
-        return self.past_ns >= 0
+    computed_ns: int
+    fresh_until_ns: int
+    usable_until_ns: int
+    is_stale: bool
 
 
-class TierReader:
-    """Reader of several tiers. ``interrupt`` without a key is for any thread, all else for the tiers' event loop.
+async def read_tiers(
+    workers: Sequence[TierWriter],
+    memory: Memory,
+    key: str | bytes,
+    granted_ns: int,
+    longest_ns: int,
+    only_fresh: bool,
+) -> TierHit | None:
+    """Return a fresh value of the fastest tier that has one, else a stale one, else ``None``.
+
+    Nothing is returned if the key was erased or deleted meanwhile, because the value may be what was.
 
     Args:
         workers: of the tiers, the fastest first.
         memory: of the cache.
+        key: whose value.
+        granted_ns: how long the tiers may take together.
+        longest_ns: how long a value is fresh at most, from when it was computed.
+        only_fresh: no stale value.
     """
-
-    def __init__(self, workers: Sequence[TierWriter], memory: Memory) -> None:
-        self._workers = workers
-        self._memory = memory
-        self._policy = memory.freshness.policy
-        self._stale_ns = memory.freshness.stale_ns
-        self._epoch = object()  # another after each erasure
-        self._reads: dict[object, str | bytes] = {}  # in flight, of keys that were not deleted since they began
-
-    def interrupt(self, key: str | bytes | None = None) -> None:
-        """Have the reads in flight return nothing: those of a key that is deleted, or all, because of an erasure."""
-        if key is None:
-            self._epoch = object()
-            return
-        for read in [read for read, of in self._reads.items() if of == key]:
-            del self._reads[read]
-
-    async def read(self, key: str | bytes, granted_ns: int, longest_ns: int, only_fresh: bool) -> TierHit | None:
-        """Return a fresh value of the fastest tier that has one, else a stale one, else ``None``.
-
-        Args:
-            key: whose value.
-            granted_ns: how long the tiers may take together.
-            longest_ns: how long a value is fresh at most, from when it was computed.
-            only_fresh: no stale value.
-        """
-        read, epoch = object(), self._epoch
-        self._reads[read] = key
-
-        def is_interrupted() -> bool:  # the value may be what was erased or deleted
-            return self._epoch is not epoch or read not in self._reads
-
-        until = asyncio.get_running_loop().time() + granted_ns / 1e9
-        stale: TierHit | None = None
+    erasures = memory.erasures
+    until = asyncio.get_running_loop().time() + granted_ns / 1e9
+    stale: TierHit | None = None
+    for worker in workers:
+        limit = asyncio.timeout_at(until)
+        pending = worker.pending  # one that is done before the tier responds concerns what it read all the same
         try:
-            for worker in self._workers:
-                limit = asyncio.timeout_at(until)
-                pending = worker.pending  # one that is done before the tier responds concerns what it read all the same
-                try:
-                    async with limit:
-                        entry = await worker.tier.get(key)
-                except Exception as error:
-                    worker.read_timeouts += 1
-                    if limit.expired():
-                        break
-                    _LOGGER.warning("the tier %s failed on a read: %s", worker.name, error, exc_info=error)
-                    continue
-                if is_interrupted():
-                    worker.discarded += 1
-                    return None
-                hit = None if entry is None else self._judge(worker, key, entry, longest_ns, pending)
-                if entry is None:
-                    worker.misses += 1
-                elif hit is not None and hit.is_stale:
-                    worker.stale_hits += 1
-                    stale = stale or hit
-                elif hit is not None:
-                    worker.hits += 1
-                    return hit
-            if stale is None or only_fresh or is_interrupted():
-                return None
-            return stale if self._memory.now() - stale.read_ns < stale.left_ns else None  # slower tiers took their time
-        finally:
-            self._reads.pop(read, None)
-
-    def _judge(
-        self, worker: TierWriter, key: str | bytes, entry: Entry, longest_ns: int, pending: tuple[PendingErasure, ...]
-    ) -> TierHit | None:
-        rule = None if self._policy is None else self._policy.rule(entry.tags)
-        disallowed = rule is not None and not rule.permits(worker.tier)
-        if disallowed or is_erased(entry, pending) or worker.is_replaced(key, entry):
+            async with limit:
+                entry = await worker.tier.get(key)
+        except Exception as error:
+            worker.read_timeouts += 1
+            if limit.expired():
+                break
+            _LOGGER.warning("the tier %s failed on a read: %s", worker.name, error, exc_info=error)
+            continue
+        if memory.erased_since(key, erasures):
             worker.discarded += 1
             return None
-        age_ns = max(worker.tier.wall_clock() - entry.stored_ns, 0)
-        stale_ns = min(in_ns(entry.stale_s), self._stale_ns)
-        fresh_ns = longest_ns
-        if entry.ttl_s is not None:
-            fresh_ns = min(fresh_ns, max(in_ns(entry.ttl_s) - in_ns(entry.stale_s), 0))
-        if rule is not None:
-            fresh_ns = min(fresh_ns, in_ns(rule.max_age_s) - self._stale_ns)
-        if fresh_ns != NEVER and age_ns >= fresh_ns + stale_ns:
+        hit = None if entry is None else _judge(worker, memory, key, entry, longest_ns, pending)
+        if entry is None:
             worker.misses += 1
-            return None
-        past_ns = age_ns - fresh_ns
-        left_ns = NEVER if fresh_ns == NEVER else (stale_ns if past_ns >= 0 else 0) - past_ns
-        value, tags, read_ns = freeze(entry.value), tuple(sorted(entry.tags)), self._memory.now()
-        return TierHit(value, tags, entry.subject, worker.name, worker.position, past_ns, left_ns, age_ns, read_ns)
+        elif hit is not None and hit.is_stale:
+            worker.stale_hits += 1
+            stale = stale or hit
+        elif hit is not None:
+            worker.hits += 1
+            return hit
+    if stale is None or only_fresh or memory.erased_since(key, erasures):
+        return None
+    return stale if memory.now() < stale.usable_until_ns else None  # slower tiers took their time
+
+
+def _judge(
+    worker: TierWriter,
+    memory: Memory,
+    key: str | bytes,
+    entry: Entry,
+    longest_ns: int,
+    pending: tuple[PendingErasure, ...],
+) -> TierHit | None:
+    policy, longest_stale_ns = memory.freshness.policy, memory.freshness.stale_ns
+    rule = None if policy is None else policy.rule(entry.tags)
+    disallowed = rule is not None and not rule.permits(worker.tier)
+    if disallowed or is_erased(entry, pending) or worker.is_replaced(key, entry):
+        worker.discarded += 1
+        return None
+    age_ns = max(worker.tier.wall_clock() - entry.stored_ns, 0)
+    stale_ns = min(in_ns(entry.stale_s), longest_stale_ns)
+    fresh_ns = longest_ns
+    if entry.ttl_s is not None:
+        fresh_ns = min(fresh_ns, max(in_ns(entry.ttl_s) - in_ns(entry.stale_s), 0))
+    if rule is not None:
+        fresh_ns = min(fresh_ns, in_ns(rule.max_age_s) - longest_stale_ns)
+    if fresh_ns != NEVER and age_ns >= fresh_ns + stale_ns:
+        worker.misses += 1
+        return None
+    computed_ns = memory.now() - age_ns
+    instants = (NEVER, NEVER) if fresh_ns == NEVER else (computed_ns + fresh_ns, computed_ns + fresh_ns + stale_ns)
+    labels, place = (tuple(sorted(entry.tags)), entry.subject), (worker.name, worker.position)
+    return TierHit(freeze(entry.value), *labels, *place, computed_ns, *instants, is_stale=age_ns >= fresh_ns)
 
 
 def in_ns(seconds: float) -> int:

@@ -26,18 +26,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from streaminfer._internal.validation import expected
+from streaminfer._runtime.owners import start_owned
+from streaminfer._runtime.stopping import stop_all
 from streaminfer.caching.erasure.erasure import PendingErasure
 from streaminfer.caching.erasure.retention_counts import RetentionCounts
-from streaminfer.caching.table._timer_wheel_cy import NEVER
-from streaminfer.caching.tiers.protocol import Announces, Entry, HoldingTier, Leases, Leasing, Notice, Tier
-from streaminfer.caching.tiers.tier_reader import TierHit, TierReader, in_ns
-from streaminfer.caching.tiers.writer import PendingWrite, TierUsage, TierWriter
+from streaminfer.caching.table._slots_cy import NEVER
+from streaminfer.caching.tiers.protocol import Announces, Entry, HoldingTier, Leasing, Notice, Tier
+from streaminfer.caching.tiers.tier_reader import TierHit, in_ns, read_tiers
+from streaminfer.caching.tiers.writer import TierUsage, TierWriter
 from streaminfer.compliance.retention import Holding, Rule
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ __all__ = ["TierSet"]
 
 _LOGGER = logging.getLogger("streaminfer.caching")
 LOG_INTERVAL_S = 5.0
+_ABSENT: Any = object()
 
 
 class TierSet:
@@ -71,7 +74,7 @@ class TierSet:
         policy = memory.freshness.policy
         self._counts = counts or RetentionCounts(None, memory.now)
         self.workers: list[TierWriter] = []
-        self.leasing: tuple[TierWriter, Leases] | None = None
+        self.leasing: tuple[TierWriter, Leasing] | None = None
         for position, tier in enumerate(tiers):
             if not isinstance(tier, Tier):
                 raise TypeError(expected("tiers", "tiers, such as DiskTier and RedisTier", tier))
@@ -80,69 +83,46 @@ class TierSet:
             if policy is not None:
                 policy.check_tier(name, tier)
             self.workers.append(TierWriter(tier, name, position, self._counts))
-            if self.leasing is None and isinstance(tier, Leasing) and tier.leases is not None:
-                self.leasing = self.workers[-1], tier.leases
+            if self.leasing is None and isinstance(tier, Leasing) and tier.lease_s:
+                self.leasing = self.workers[-1], tier
             if isinstance(tier, Announces):
                 tier.hear(partial(self._on_notice, position))
-        self._stale_ns = memory.freshness.stale_ns
         self._policy = policy
         self._memory = memory
-        self.ttl_ns = memory.freshness.ttl_ns
         self._home: asyncio.AbstractEventLoop | None = None
-        self._holders = self._entering = 0
-        self._changing: asyncio.Lock | None = None
         self._log_timer: asyncio.TimerHandle | None = None
         self._warned = False
         self._without_keys: set[str] = set()
-        self._reader = TierReader(self.workers, memory)
 
     # -- life ---------------------------------------------------------------------------------------------------
 
-    async def hold(self) -> None:
+    async def hold(self, owner: object) -> None:
         """Start the tiers, unless they are held already.
 
         Raises:
             RuntimeError: they run on another event loop, or one of them was started already.
             BackendError: a tier cannot start; those before it are stopped again.
         """
-        loop = asyncio.get_running_loop()
-        if self._home is None:
-            self._home, self._changing = loop, asyncio.Lock()
-        elif self._home is not loop:
+        self._home = self._home or asyncio.get_running_loop()
+        if self._home is not asyncio.get_running_loop():
             lost = "were not stopped before their event loop was closed: make a new cache, with new tiers"
             raise RuntimeError(
                 f"the tiers of this cache {lost if self._home.is_closed() else 'run on another event loop'}"
             )
-        async with self._change():
-            if self._holders == 0:
-                await self._start()
-            self._holders += 1
+        await start_owned(owner, self)
 
-    async def let_go(self, *, drain: bool) -> None:
-        """Stop the tiers, unless another user holds them.
+    async def let_go(self, owner: object, *, drain: bool) -> None:
+        """Stop the tiers, unless another owner holds them.
 
         Args:
+            owner: who holds them no more.
             drain: write what waits first.
         """
-        async with self._change():
-            self._holders -= 1
-            if self._holders == 0:
-                await self._stop(self.workers, drain=drain)
+        await stop_all(owner, [self], drain=drain)
 
-    @asynccontextmanager
-    async def _change(self) -> AsyncIterator[None]:
-        """Let one user start or stop at a time; after the last, another loop may begin."""
-        assert self._changing is not None  # noqa: S101 - it exists while the tiers are held
-        self._entering += 1
-        try:
-            async with self._changing:
-                yield
-        finally:
-            self._entering -= 1
-            if self._entering == self._holders == 0:
-                self._home = self._changing = None
-
-    async def _start(self) -> None:
+    async def start(self) -> None:
+        """Start them; for `hold`."""
+        self._home = asyncio.get_running_loop()
         try:
             for worker in self.workers:
                 try:
@@ -151,21 +131,21 @@ class TierSet:
                     hint = "a cache starts its tiers itself: start none yourself, and give none to two caches"
                     raise RuntimeError(f"tier {worker.name}: {error}; {hint}") from error
         except BaseException:
-            await self._stop(self.workers, drain=False)  # those that did not start are left alone
+            await self.stop(drain=False)  # those that did not start are left alone
             raise
         self._warned = False
         if self._policy is not None and self._policy.log is not None:
             self._log_regularly()
 
-    async def _stop(self, workers: Sequence[TierWriter], *, drain: bool) -> None:
+    async def stop(self, *, drain: bool = True) -> None:
+        """Stop them; for `let_go`."""
         if self._log_timer is not None:
             self._log_timer.cancel()
             self._log_timer = None
         # all at once: no tier waits for another's timeouts
-        outcomes = await asyncio.gather(*(worker.stop(drain=drain) for worker in workers), return_exceptions=True)
-        self._counts.flush()
-        if self._counts.is_behind:
-            await asyncio.to_thread(self._counts.drain)
+        outcomes = await asyncio.gather(*(worker.stop(drain=drain) for worker in self.workers), return_exceptions=True)
+        await self._counts.settle()
+        self._home = None
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome
@@ -179,7 +159,7 @@ class TierSet:
     @property
     def run_here(self) -> bool:
         """True if they run on this event loop; logs a warning, once, if they do not."""
-        if self._holders and self._home is asyncio.get_running_loop():
+        if self._home is asyncio.get_running_loop():
             return True
         if not self._warned:
             self._warned = True
@@ -194,10 +174,47 @@ class TierSet:
     async def read(
         self, key: str | bytes, *, granted_ns: int, longest_ns: int = NEVER, only_fresh: bool = False
     ) -> TierHit | None:
-        """Return what the tiers have of a key, if they run on this event loop; see `TierReader.read`."""
+        """Return what the tiers have of a key, if they run on this event loop; a fresh value is in memory then.
+
+        Arguments as of `read_tiers`.
+        """
         if granted_ns <= 0 or not self.run_here:
             return None
-        return await self._reader.read(key, granted_ns, longest_ns, only_fresh)
+        erasures = self._memory.erasures
+        found = await read_tiers(self.workers, self._memory, key, granted_ns, longest_ns, only_fresh)
+        if found is not None and not found.is_stale:
+            self.promote(key, found, erasures)
+        return found
+
+    def promote(self, key: Any, found: TierHit, erasures: int) -> None:
+        """Store in memory and on faster tiers what a tier had, with the age that it has.
+
+        Args:
+            key: of the entry.
+            found: a fresh one.
+            erasures: of the memory before the tier was read; nothing is stored if the key was erased since.
+        """
+        memory = self._memory
+        if memory.erased_since(key, erasures) or memory.peek(key, _ABSENT) is not _ABSENT:
+            return  # a value that was put while the tier was read is newer
+        now_ns, until_ns = memory.now(), found.fresh_until_ns
+        if until_ns <= now_ns:
+            return
+        left_ns = NEVER if until_ns == NEVER else until_ns - now_ns
+        memory.put_aged(key, found.value, left_ns, now_ns - found.computed_ns, found.tags, found.subject)
+        if memory.erased_since(key, erasures):  # by another thread, since then, or by a value that was too large
+            memory.take(key, None)
+            return
+        self.write(
+            key,
+            found.value,
+            ttl_ns=NEVER if until_ns == NEVER else until_ns - found.computed_ns,
+            computed_ns=found.computed_ns,
+            erasures=erasures,
+            tags=found.tags,
+            subject=found.subject,
+            before=found.position,
+        )
 
     # -- writing ------------------------------------------------------------------------------------------------
 
@@ -239,14 +256,12 @@ class TierSet:
             return [_settled(False)] if wait else []
         rule = None if self._policy is None else self._policy.rule(tags)
         for worker in self.workers[:before]:
-            if subject is not None and not worker.tier.encrypted:  # only destroying a key erases all copies of it
-                self._count_disallowed(worker, rule, "it has a subject, and the tier has no keys")
-                self._warn_of_keys(worker)
+            why = self._objection(worker, rule, subject)
+            if why:
+                worker.disallowed += 1
+                self._counts.count("disallowed", worker.name, "" if rule is None else rule.data_class, why)
                 continue
-            if rule is not None and not rule.permits(worker.tier):
-                self._count_disallowed(worker, rule, "the policy does not allow it there")
-                continue
-            kept_ns = ttl_ns if ttl_ns == NEVER else ttl_ns + self._stale_ns
+            kept_ns = ttl_ns if ttl_ns == NEVER else ttl_ns + self._memory.freshness.stale_ns
             if rule is not None and kept_ns != NEVER:  # beyond its own time it is not served
                 kept_ns = max(kept_ns, in_ns(rule.min_age_s))
             entry = Entry(
@@ -258,16 +273,13 @@ class TierSet:
                 subject=subject,
                 data_class="" if rule is None else rule.data_class,
             )
-            write = PendingWrite(key, entry)
-            worker.put(write)
-            waiting.append(write.done)
+            waiting.append(worker.put(key, entry))
         return waiting
 
-    def _count_disallowed(self, worker: TierWriter, rule: Rule | None, why: str) -> None:
-        worker.disallowed += 1
-        self._counts.count("disallowed", worker.name, "" if rule is None else rule.data_class, why)
-
-    def _warn_of_keys(self, worker: TierWriter) -> None:
+    def _objection(self, worker: TierWriter, rule: Rule | None, subject: str | None) -> str:
+        """Return why a value may not be stored on a tier; ``""``: it may."""
+        if subject is None or worker.tier.encrypted:
+            return "" if rule is None or rule.permits(worker.tier) else "the policy does not allow it there"
         if worker.name not in self._without_keys:
             self._without_keys.add(worker.name)
             _LOGGER.warning(
@@ -275,6 +287,7 @@ class TierSet:
                 "keys=StoredKeys(path, master=…) of streaminfer.caching.tiers.encryption",
                 worker.name,
             )
+        return "it has a subject, and the tier has no keys"  # only destroying a key erases all copies
 
     # -- erasing ------------------------------------------------------------------------------------------------
 
@@ -288,13 +301,12 @@ class TierSet:
         Returns:
             Whether each of them is without it.
         """
-        self._reader.interrupt(key)
         workers = self.workers[:before]
         for worker in workers:  # what one that fails still has is not used
             worker.replace(key, worker.tier.wall_clock() + 1)
         if not self.run_here:
             return [_settled(False)]
-        return [worker.delete(key) for worker in workers]
+        return [worker.put(key, None) for worker in workers]
 
     def erase(
         self, subject: str | None, tag: str | None, in_memory: Callable[[], int], *, before: int | None = None
@@ -311,19 +323,16 @@ class TierSet:
             The erasure, on its way through the tiers.
         """
         workers = self.workers[:before]
-        self._reader.interrupt()
         erasing = PendingErasure(subject, tag, [worker.name for worker in workers])
         for worker in workers:
             worker.register(erasing)
         erasing.arm(in_memory())
         home = self._home
-        if home is None or home is _running_loop():
-            self._begin(erasing, workers)
-        else:
-            try:
+        with suppress(RuntimeError):  # the loop was closed without having stopped its tiers
+            if home is not None:
                 home.call_soon_threadsafe(self._begin, erasing, workers)
-            except RuntimeError:  # closed, without having stopped its tiers
-                self._begin(erasing, workers)
+                return erasing
+        self._begin(erasing, workers)
         return erasing
 
     def _begin(self, erasing: PendingErasure, workers: Sequence[TierWriter]) -> None:
@@ -371,12 +380,6 @@ class TierSet:
         here = self._home is asyncio.get_running_loop()
         return [held for worker in self.workers for held in await worker.inventory(classes, here=here)]
 
-    def purge_bounds_s(self) -> dict[str, float]:
-        """Return how long each tier may hold what has expired, seconds; one that states nothing is left out."""
-        return {
-            worker.name: worker.tier.purge_bound_s for worker in self.workers if worker.tier.purge_bound_s is not None
-        }
-
     def tell_what_went(self) -> None:
         """Count, for the log, what the tiers have purged and evicted."""
         for worker in self.workers:
@@ -391,10 +394,3 @@ def _settled(result: bool) -> asyncio.Future[bool]:
     future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
     future.set_result(result)
     return future
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None

@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import attrs
@@ -28,9 +30,9 @@ from streaminfer.caching.erasure.owed_erasures import Owed
 from streaminfer.caching.erasure.retention_counts import DELETED, REASONS, RetentionCounts
 from streaminfer.caching.tiers.protocol import Entry, Tier, TierStatistics
 from streaminfer.caching.weigher import payload_bytes
-from streaminfer.compliance.retention import Action, Holding
+from streaminfer.compliance.retention import Holding
 
-__all__ = ["PendingWrite", "TierUsage", "TierWriter"]
+__all__ = ["TierUsage", "TierWriter"]
 
 _LOGGER = logging.getLogger("streaminfer.caching")
 MAX_QUEUED_WRITES = 256
@@ -136,8 +138,8 @@ class TierWriter:
         self._wake: asyncio.Event | None = None
         self._closing = False
         self._pause_s = FIRST_RETRY_S
-        self._retry: asyncio.TimerHandle | None = None
-        self._gone = (0, 0)
+        self._retry_at = -math.inf  # when the loop's clock says so, failed erasures are tried again
+        self._told = tier.statistics()  # as of the last look at what went
 
     # -- from any thread ----------------------------------------------------------------------------------------
 
@@ -184,7 +186,8 @@ class TierWriter:
         await self.tier.start()
         self._closing = False
         self._wake = asyncio.Event()
-        self._gone = self._gone_by_itself()
+        self._told = self.tier.statistics()
+        self._retry_at = -math.inf
         self._task = asyncio.get_running_loop().create_task(self._work(), name=f"streaminfer cache to {self.name}")
 
     async def stop(self, *, drain: bool) -> None:
@@ -204,9 +207,6 @@ class TierWriter:
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-            if self._retry is not None:
-                self._retry.cancel()
-                self._retry = None
             self._drop(lambda _: True)
             for erasing in self.pending:
                 if erasing.armed and erasing.is_untried(self.name):
@@ -233,26 +233,18 @@ class TierWriter:
         if self._wake is not None:
             self._wake.set()
 
-    def put(self, write: PendingWrite) -> None:
-        """Queue a write, if there is room."""
-        before = self._queue.pop(write.key, None)
-        if before is not None:
-            self._bytes -= before.size
-            self.dropped += 1
-            before.settle(False)
+    def put(self, key: str | bytes, entry: Entry | None) -> asyncio.Future[bool]:
+        """Queue a put, or, without an entry, a deletion, if there is room; return whether the tier made it."""
+        write = PendingWrite(key, entry)
+        if key in self._queue:
+            self._reject(self._take(key))
         full = len(self._queue) >= MAX_QUEUED_WRITES or (self._queue and self._bytes + write.size > MAX_QUEUED_BYTES)
         if full or not self.runs or self._closing:
-            self.dropped += 1
-            write.settle(False)
-            return
-        self._queue[write.key] = write
-        self._bytes += write.size
-        self.wake()
-
-    def delete(self, key: str | bytes) -> asyncio.Future[bool]:
-        """Queue the deletion of a key; the future says whether the tier made it."""
-        write = PendingWrite(key, None)
-        self.put(write)
+            self._reject(write)
+        else:
+            self._queue[key] = write
+            self._bytes += write.size
+            self.wake()
         return write.done
 
     async def inventory(self, classes: tuple[str, ...], *, here: bool) -> list[Holding]:
@@ -282,44 +274,42 @@ class TierWriter:
 
     def tell_what_went(self) -> None:
         """Count, for the log, what the tier purged and evicted since the last time."""
-        before, self._gone = self._gone, self._gone_by_itself()
-        self._counts.count("purged", self.name, "", REASONS["expired"], self._gone[0] - before[0])
-        self._counts.count("evicted", self.name, "", REASONS["evicted"], self._gone[1] - before[1])
-
-    def _gone_by_itself(self) -> tuple[int, int]:
-        seen = self.tier.statistics()
-        return seen.purged, seen.evicted
+        before, self._told = self._told, self.tier.statistics()
+        self._counts.count("purged", self.name, "", REASONS["expired"], self._told.purged - before.purged)
+        self._counts.count("evicted", self.name, "", REASONS["evicted"], self._told.evicted - before.evicted)
 
     async def _work(self) -> None:
-        wake = self._wake
+        wake, loop = self._wake, asyncio.get_running_loop()
         assert wake is not None  # noqa: S101 - `start` made it
         while True:
-            erasing = self._next_erasing()
+            may_retry = loop.time() >= self._retry_at
+            erasing = next((it for it in self.pending if it.armed and (may_retry or it.is_untried(self.name))), None)
             if erasing is not None:
                 await self._erase(erasing)
             elif self._queue:
-                await self._put(self._take_next())  # no local name: it would keep the answer while nothing is written
+                await self._put(
+                    self._take(next(iter(self._queue)))
+                )  # no local name: it would keep the answer while nothing is written
             elif self._closing:
                 return
             else:
                 wake.clear()
-                await wake.wait()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(None if may_retry else self._retry_at):
+                        await wake.wait()
 
-    def _take_next(self) -> PendingWrite:
-        write = self._queue.pop(next(iter(self._queue)))
+    def _take(self, key: str | bytes) -> PendingWrite:
+        write = self._queue.pop(key)
         self._bytes -= write.size
         return write
 
-    def _next_erasing(self) -> PendingErasure | None:
-        for erasing in self.pending:
-            if erasing.armed and (erasing.is_untried(self.name) or self._retry is None):
-                return erasing
-        return None
+    def _reject(self, write: PendingWrite) -> None:
+        self.dropped += 1
+        write.settle(False)
 
     async def _put(self, write: PendingWrite) -> None:
         if write.entry is not None and is_erased(write.entry, self.pending):
-            self.dropped += 1
-            write.settle(False)
+            self._reject(write)
             return
         stored = False
         self._at_work = 1
@@ -350,7 +340,7 @@ class TierWriter:
         return deleted
 
     async def _erase(self, erasing: PendingErasure) -> None:
-        if self._counts.is_held(erasing.subject, erasing.tag):
+        if self._counts.is_held(**erasing.selection):
             self._try_again(MAX_RETRY_S)
             self._failed(erasing, "a legal hold began before it was made")
             return
@@ -365,44 +355,32 @@ class TierWriter:
                 failures.append(error)
         try:
             async with asyncio.timeout(ERASE_TIMEOUT_S):
-                count = await self.tier.erase(subject=erasing.subject, tag=erasing.tag)
+                count = await self.tier.erase(**erasing.selection)
         except Exception as error:  # noqa: BLE001 - the same
             failures.append(error)
         if not failures:
             self._pause_s = FIRST_RETRY_S
             self.withdraw(erasing)
-            self._record("erased", erasing, count, "asked for")
-            self._counts.settle(Owed(self._place, erasing.subject, erasing.tag))
-            erasing.succeed(self.name, count)
+            self._counts.record("erased", where=self.name, count=count, reason="asked for", **erasing.selection)
+            self._counts.made(Owed(self._place, **erasing.selection))
+            erasing.note(self.name, count)
             return
         self._try_again(max(getattr(error, "retry_after_s", 0.0) or 0.0 for error in failures))
         self._failed(erasing, "; ".join(f"{type(error).__name__}: {error}" for error in failures))
 
     def _failed(self, erasing: PendingErasure, why: str) -> None:
         if erasing.is_untried(self.name):  # once, and not at every attempt
-            self._record("erase_failed", erasing, 0, why)
-            self._counts.owe(Owed(self._place, erasing.subject, erasing.tag))
-        erasing.fail(self.name, why)
-
-    def _record(self, action: Action, erasing: PendingErasure, count: int, reason: str) -> None:
-        about: dict[str, Any] = {"subject": erasing.subject, "tag": erasing.tag}
-        self._counts.record(action, where=self.name, count=count, reason=reason, **about)
+            self._counts.record("erase_failed", where=self.name, count=0, reason=why, **erasing.selection)
+            self._counts.owe(Owed(self._place, **erasing.selection))
+        erasing.note(self.name, why)
 
     def _try_again(self, after_s: float) -> None:
-        if self._retry is not None:
-            return  # others failed before; new failures do not put them off
-        after_s = after_s or self._pause_s
-        self._pause_s = min(2 * self._pause_s, MAX_RETRY_S)
-        self._retry = asyncio.get_running_loop().call_later(after_s, self._again)
-
-    def _again(self) -> None:
-        self._retry = None
-        self.wake()
+        now = asyncio.get_running_loop().time()
+        if now >= self._retry_at:  # else others failed before; new failures do not put them off
+            self._retry_at = now + (after_s or self._pause_s)
+            self._pause_s = min(2 * self._pause_s, MAX_RETRY_S)
 
     def _drop(self, which: Callable[[PendingWrite], Any]) -> None:
         for key, write in list(self._queue.items()):
             if which(write):
-                del self._queue[key]
-                self._bytes -= write.size
-                self.dropped += 1
-                write.settle(False)
+                self._reject(self._take(key))

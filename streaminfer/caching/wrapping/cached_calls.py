@@ -1,75 +1,125 @@
-"""Misses of cached functions."""
+"""Misses of cached functions, and subject and tags of their results, which are values of parameters."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from streaminfer._internal.signatures import signature_of
+from streaminfer._internal.validation import check_instance, expected
 from streaminfer.caching.defensive_copy import freeze
 from streaminfer.caching.single_flight._flight_cy import Refreshes
-from streaminfer.caching.single_flight.flights import SingleFlight
 from streaminfer.caching.wrapping._hit_path_cy import HitPath, Miss, copy_out
-from streaminfer.caching.wrapping.argument_labels import ArgumentLabels
 from streaminfer.caching.wrapping.layer import OUTDATED, Layer
+from streaminfer.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from streaminfer.caching.tiers.async_access import TierAccess
+    from streaminfer.caching.edge_cache import EdgeCache
 
-__all__ = ["CachedCalls"]
+__all__ = ["ArgumentLabels", "CachedCalls"]
 
 _MAX_THREADS = 8
+_COLLECTED = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+
+
+class ArgumentLabels:
+    """Labels of a function's results, made of its arguments alone, as its keys are: one key, one label.
+
+    Args:
+        function: whose arguments.
+        subject: name of the parameter that says whose data a result is; ``None``: none does.
+        tags: names of the parameters whose values are tags.
+
+    Raises:
+        TypeError: no names.
+        ValueError: names of something else than its parameters.
+
+    Attributes:
+        identity: what sets apart the entries of the same function with other labels.
+    """
+
+    __slots__ = ("_signature", "_subject", "_tags", "identity")
+
+    def __init__(self, function: Callable[..., Any], subject: str | None, tags: Iterable[str]) -> None:
+        check_instance("subject", subject, lambda it: it is None or isinstance(it, str), "the name of a parameter")
+        what = "names of parameters, as in a tuple"
+        check_instance("tags", tags, lambda it: isinstance(it, Iterable) and not isinstance(it, str), what)
+        self._subject = subject
+        self._tags = tuple(tags)
+        self.identity = ""
+        if subject is None and not self._tags:
+            return  # compiled functions may have no signature, which is needed for labels only
+        self.identity = f" subject {subject!r} tags {self._tags!r}"
+        self._signature = signature_of(function)
+        names = [name for name, it in self._signature.parameters.items() if it.kind not in _COLLECTED]
+        for argument, named in (("subject", () if subject is None else (subject,)), ("tags", self._tags)):
+            for name in named:
+                if name not in names:
+                    raise ValueError(expected(argument, f"a parameter's name, of {', '.join(names) or 'none'}", name))
+
+    def of(self, call: Callable[[], Any]) -> tuple[str | None, tuple[str, ...]]:
+        """Return subject and tags of a call.
+
+        Args:
+            call: a ``partial`` of the function with all arguments.
+
+        Raises:
+            InvalidInput: the value of a named parameter is no label.
+        """
+        if not self.identity or not isinstance(call, partial):
+            return None, ()
+        bound = self._signature.bind(*call.args, **call.keywords)
+        bound.apply_defaults()
+        subject = None if self._subject is None else bound.arguments[self._subject]
+        if subject is not None and not isinstance(subject, str):
+            raise InvalidInput(expected(str(self._subject), "a string or None, because it is the subject", subject))
+        words: list[str] = []
+        for name in self._tags:
+            value = bound.arguments[name]
+            several = (value,) if isinstance(value, str) else () if value is None else value
+            if not isinstance(several, Iterable) or not all(isinstance(word, str) for word in several):
+                raise InvalidInput(expected(name, "a string, several, or None, because they are tags", value))
+            words += several
+        return subject, tuple(words)
 
 
 class CachedCalls(Layer):
     """Misses of one cached function."""
 
-    def __init__(self, access: TierAccess, flights: SingleFlight, hit_path: HitPath, labels: ArgumentLabels) -> None:
-        super().__init__(access, flights, hit_path)
+    def __init__(self, cache: EdgeCache, hit_path: HitPath, labels: ArgumentLabels) -> None:
+        super().__init__(cache, hit_path)
         self._labels = labels
         self._thread_refreshes = Refreshes(_MAX_THREADS)
 
     async def resolve(self, missed: Miss, call: Callable[[], Any]) -> Any:
         """Return the result of an async function after a miss."""
         key = missed.key
-        here = self.flights.here()
-        outdated = missed.state == OUTDATED
         if self.gives_stale(missed):
-            self.refresh(key, (key, call, False))
+            self.refresh(key, call)
             return copy_out(missed.value)
+        arguments = (key, call, missed.state != OUTDATED)
         try:
-            value, led = await here.share(key, self._computing, (key, call, not outdated), self.hit_path.now)
-        except Exception as error:
-            if not outdated:
-                raise
-            self.note_failure(error)
-            return copy_out(missed.value)
+            value, led = await self.flights.here().share(key, self._computing, arguments, self.hit_path.now)
+        except Exception as error:  # noqa: BLE001 - raised again, unless an outdated value replaces it
+            return self.replaces(missed, error)
         if value.__class__ is self._tier_hit:
-            if value.is_stale and led and not self.fails_now():
-                self.refresh(key, (key, call, False))
+            self.follow_up(value, led, key, call)
             value = value.value
         return copy_out(value)
 
     def resolve_sync(self, missed: Miss, call: Callable[[], Any]) -> Any:
         """Return the result of a sync function after a miss."""
-        key = missed.key
-        outdated = missed.state == OUTDATED
+        key, threads, now = missed.key, self.flights.threads, self.hit_path.now
         if self.gives_stale(missed):
-            self.flights.threads.refresh(
-                key,
-                self._compute_sync,
-                (key, call, False),
-                self.hit_path.now,
-                refreshes=self._thread_refreshes,
-                limit_s=self.refresh_s(),
-            )
+            arguments, limit_s = (key, call, False), self.budget.refresh_s()
+            threads.refresh(key, self._compute_sync, arguments, now, self._thread_refreshes, limit_s)
             return copy_out(missed.value)
         try:
-            value, _ = self.flights.threads.share(key, self._compute_sync, (key, call, not outdated), self.hit_path.now)
-        except Exception as error:
-            if not outdated:
-                raise
-            self.note_failure(error)
-            return copy_out(missed.value)
+            value, _ = threads.share(key, self._compute_sync, (key, call, missed.state != OUTDATED), now)
+        except Exception as error:  # noqa: BLE001 - raised again, unless an outdated value replaces it
+            return self.replaces(missed, error)
         return copy_out(value)
 
     async def _compute(self, key: Any, asked: Any, stores_errors: bool, erasures: int | None = None) -> Any:
@@ -82,7 +132,7 @@ class CachedCalls(Layer):
             if stores_errors:
                 self.store_error(key, error, erasures, tags, subject)
             raise
-        self.computed(begun_ns)
+        self.budget.computed(self.hit_path.now() - begun_ns)
         self.store(key, value, erasures, tags, subject)
         return value
 
@@ -96,6 +146,6 @@ class CachedCalls(Layer):
             if stores_errors:
                 self.store_error(key, error, erasures, tags, subject)
             raise
-        self.computed(begun_ns)
+        self.budget.computed(self.hit_path.now() - begun_ns)
         self.store(key, value, erasures, tags, subject)
         return value

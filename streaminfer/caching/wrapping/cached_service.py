@@ -35,11 +35,9 @@ from streaminfer._internal.validation import expected
 from streaminfer.caching.defensive_copy import freeze
 from streaminfer.caching.keys import key_maker
 from streaminfer.caching.single_flight._loop_flights_cy import LATE_S
-from streaminfer.caching.single_flight.flights import SingleFlight
 from streaminfer.caching.wrapping._hit_path_cy import HitPath, Miss, copy_out
-from streaminfer.caching.wrapping.argument_labels import ArgumentLabels
 from streaminfer.caching.wrapping.batched_function import FunctionAsService, as_function, is_batched
-from streaminfer.caching.wrapping.cached_calls import CachedCalls
+from streaminfer.caching.wrapping.cached_calls import ArgumentLabels, CachedCalls
 from streaminfer.caching.wrapping.layer import NEGATIVE, OUTDATED, Layer
 from streaminfer.caching.wrapping.memoize import cached_function
 from streaminfer.caching.wrapping.wrapped_identity import identity_of
@@ -49,31 +47,19 @@ from streaminfer.request import Request, Response, time_left_s
 from streaminfer.resilience._targets import kind_of
 
 if TYPE_CHECKING:
-    from streaminfer.caching.tiers.async_access import TierAccess
+    from streaminfer.caching.edge_cache import EdgeCache
 
 __all__ = ["CachedService", "wrap_inner"]
 
 
-def wrap_inner(
-    access: TierAccess,
-    inner: Any,
-    flights: SingleFlight,
-    *,
-    cache: object,
-    secret: bytes | None = None,
-    subject: str | None = None,
-    tags: Iterable[str] = (),
-) -> Any:
+def wrap_inner(cache: EdgeCache, inner: Any, subject: str | None, tags: Iterable[str]) -> Any:
     """Return a cached service or function of the same kind.
 
     Args:
-        access: to memory and tiers of the cache.
         cache: the cache.
         inner: a service, or a sync or async function. A function's arguments must be such as ``content_key`` takes; a
             method's object needs a ``fingerprint``. A function that takes ``timeout_s``, ``priority``, ``stream_id``,
             ``tenant`` and ``key``, as a batcher makes them, is cached as a service, because these are a request's.
-        flights: of the cache.
-        secret: for keys that cannot be forged; see ``content_key``.
         subject: of a function that is not cached as a service, the name of a parameter; see ``ArgumentLabels``.
         tags: the same, several.
 
@@ -87,25 +73,25 @@ def wrap_inner(
     """
 
     def hit_path_of(identity: str) -> HitPath:
-        return HitPath(access.memory, key_maker(identity, secret=secret))
+        return HitPath(cache._memory, key_maker(identity, secret=cache._secret))
 
     kind = kind_of(inner)
     if kind == "backend":
         what = "a service or a function; a backend takes whole batches: put the cache before the batcher"
         raise TypeError(expected("inner", what, inner))
     identity, lasting = identity_of(inner)
-    if access.tiers is not None:
+    if cache.tiers is not None:
         _check_for_tiers(inner, kind, lasting)
     if kind == "service":
         _check_names(subject, tags)
-        return CachedService(cache, access, inner, flights, lambda: hit_path_of(identity_of(inner)[0]))
+        return CachedService(cache, inner, lambda: hit_path_of(identity_of(inner)[0]))
     labels = None if is_batched(inner) else ArgumentLabels(inner, subject, tags)
     hit_path = hit_path_of(identity if labels is None else identity + labels.identity)
     if labels is None:
         _check_names(subject, tags)
-        service = CachedService(cache, access, FunctionAsService(inner, hit_path.now), flights, lambda: hit_path)
+        service = CachedService(cache, FunctionAsService(inner, hit_path.now), lambda: hit_path)
         return as_function(service, inner, hit_path.now)
-    layer = CachedCalls(access, flights, hit_path, labels)
+    layer = CachedCalls(cache, hit_path, labels)
     if kind == "function":
         return cached_function(inner, hit_path, layer.resolve_sync, is_async=False)
     return cached_function(inner, hit_path, layer.resolve, is_async=True)
@@ -143,24 +129,16 @@ class CachedService(Layer, Wrapper):
         name: of ``inner``.
     """
 
-    def __init__(
-        self,
-        cache: object,
-        access: TierAccess,
-        inner: Any,
-        flights: SingleFlight,
-        make_hit_path: Callable[[], HitPath],
-    ) -> None:
+    def __init__(self, cache: EdgeCache, inner: Any, make_hit_path: Callable[[], HitPath]) -> None:
         self.cache = cache
         self._make_hit_path = make_hit_path
         offered = adapt(inner).capabilities()
         self._changes = offered.fingerprint_changes
         self._version = 0 if self._changes is None else self._changes()  # before the fingerprint itself, see _follow
-        Layer.__init__(self, access, flights, make_hit_path())
+        Layer.__init__(self, cache, make_hit_path())
         Wrapper.__init__(self, inner, cache)
         self._call: Callable[[Request], Coroutine[Any, Any, Response]] = inner.call
         self._enforced = offered.enforces_deadline
-        self._holds = False
 
     def capabilities(self) -> Capabilities:
         """What the inner service offers; each request ends at its deadline."""
@@ -174,8 +152,7 @@ class CachedService(Layer, Wrapper):
             RuntimeError: the tiers run on another event loop, or one was started before.
         """
         if self.tiers is not None:
-            await self.tiers.hold()
-            self._holds = True
+            await self.tiers.hold(self)
 
     def key_of(self, request: Request) -> bytes:
         """Return the key under which the response to a request is stored.
@@ -222,28 +199,25 @@ class CachedService(Layer, Wrapper):
             return Response(found, False, "cache")
         if not request.store and found.state != NEGATIVE:
             return await self._uncached(request, found.now_ns)
-        outdated = found.state == OUTDATED
+        asked = (request, version)
         if self.gives_stale(found):
-            self._refresh(key, request, version)
+            self.refresh(key, asked)
             return Response(copy_out(found.value), True, "cache")
-        arguments = (key, (request, version), not outdated)
+        arguments = (key, asked, found.state != OUTDATED)
         try:
             response, led = await self._share(key, self._computing, arguments, request, found.now_ns)
-        except Exception as error:
-            if not outdated:
-                raise
-            self.note_failure(error)
-            return Response(copy_out(found.value), True, "cache")
+        except Exception as error:  # noqa: BLE001 - raised again, unless an outdated response replaces it
+            return Response(self.replaces(found, error), True, "cache")
         if response.__class__ is self._tier_hit:
-            if response.is_stale and led and not self.fails_now():
-                self._refresh(key, request, version)
+            self.follow_up(response, led, key, asked)
             response = Response(response.value, response.is_stale, response.source)
         return _shared_response(response, led)
 
-    def _refresh(self, key: Any, request: Request, version: int) -> None:
-        longest_s = self.refresh_s() + LATE_S
-        refresh = request.replace(deadline_ns=self.hit_path.now() + round(longest_s * 1e9))
-        self.refresh(key, (key, (refresh, version), False))
+    def refresh(self, key: Any, asked: tuple[Request, int]) -> None:
+        """Refresh a key with a request whose deadline is that of the refresh."""
+        longest_s = self.budget.refresh_s() + LATE_S
+        request = asked[0].replace(deadline_ns=self.hit_path.now() + round(longest_s * 1e9))
+        super().refresh(key, (request, asked[1]))
 
     def _share(
         self, key: Any, compute: Callable[..., Any], arguments: tuple[Any, ...], request: Request, now_ns: int
@@ -276,7 +250,7 @@ class CachedService(Layer, Wrapper):
             if stores_errors and not self._changed_since(version):
                 self.store_error(key, error, erasures, request.tags, request.subject)
             raise
-        self.computed(begun_ns)
+        self.budget.computed(self.hit_path.now() - begun_ns)
         if self._changed_since(version):
             self.flights.not_stored()
         elif not response.degraded:
@@ -300,9 +274,8 @@ class CachedService(Layer, Wrapper):
             await here.stop(self, drain=False)
             raise
         finally:
-            if self._holds and self.tiers is not None:
-                self._holds = False
-                await self.tiers.let_go(drain=drain)
+            if self.tiers is not None:
+                await self.tiers.let_go(self, drain=drain)
 
     def __repr__(self) -> str:
         return f"{self.cache!r} in front of {self.inner!r}"

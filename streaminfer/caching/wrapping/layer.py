@@ -16,19 +16,20 @@ import asyncio
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from streaminfer.caching.defensive_copy import copy_error, strip_traceback
+from streaminfer.caching.defensive_copy import strip_traceback
 from streaminfer.caching.single_flight._flight_cy import Refreshes
-from streaminfer.caching.single_flight.flight_context import LOG, said_fresh_s, storable
+from streaminfer.caching.single_flight.flight_context import CURRENT_FLIGHT, LOG
 from streaminfer.caching.single_flight.flights import SingleFlight
 from streaminfer.caching.tiers.read_budget import LONGEST_READ_NS, ReadBudget
-from streaminfer.caching.wrapping._hit_path_cy import HitPath, Miss
-from streaminfer.errors import CircuitOpen, Closed, DeadlineExceeded, InvalidInput, Overloaded
+from streaminfer.caching.wrapping._hit_path_cy import HitPath, Miss, copy_out
+from streaminfer.errors import CircuitOpen, Closed, DeadlineExceeded, InvalidInput, Overloaded, copy_error
 
 if TYPE_CHECKING:
-    from streaminfer.caching.tiers.async_access import TierAccess
-    from streaminfer.caching.tiers.protocol import Leases
+    from streaminfer.caching.edge_cache import EdgeCache
+    from streaminfer.caching.tiers.protocol import Leasing
     from streaminfer.caching.tiers.tier_reader import TierHit
 
 __all__ = ["NEGATIVE", "OUTDATED", "Layer"]
@@ -39,9 +40,6 @@ NEGATIVE = 3
 OUTDATED = 4
 
 _TRANSIENT = (CircuitOpen, Closed, DeadlineExceeded, Overloaded, TimeoutError)  # says nothing about the next call
-_REFRESH_S = 10.0  # for a refresh before anything was computed
-_MIN_REFRESH_S = 1.0
-_REFRESH_FACTOR = 4  # of the slowest recent computation
 _RECENT_NS = 1_000_000_000  # the pause of a key after a refresh that failed
 _FIRST_PAUSE_S = 0.005
 _LONGEST_PAUSE_S = 0.1
@@ -51,18 +49,16 @@ class Layer(ABC):
     """Misses of one wrapped service or function.
 
     Args:
-        access: to memory and tiers of the cache.
-        flights: of the cache.
+        cache: whose memory, flights and tiers it uses.
         hit_path: finds and makes keys.
     """
 
-    def __init__(self, access: TierAccess, flights: SingleFlight, hit_path: HitPath) -> None:
-        self.access = access
-        self.memory = access.memory
-        self.flights = flights
+    def __init__(self, cache: EdgeCache, hit_path: HitPath) -> None:
+        self.memory = cache._memory
+        self.flights: SingleFlight = cache._flights
         self.hit_path = hit_path
-        self.tiers = access.tiers
-        self._slowest_s = 0.0
+        self.tiers = cache.tiers
+        self.budget = ReadBudget()
         self._failing_until_ns = 0
         self._refreshes = Refreshes()
         self._computing: Callable[..., Coroutine[Any, Any, Any]] = self._compute
@@ -71,7 +67,6 @@ class Layer(ABC):
             from streaminfer.caching.tiers.tier_reader import TierHit  # noqa: PLC0415 - only where there are tiers
 
             self._tier_hit = TierHit
-            self._budget = ReadBudget()
             self._computing = self._read_or_compute
 
     @abstractmethod
@@ -94,7 +89,7 @@ class Layer(ABC):
     async def _read_or_compute(self, key: Any, asked: Any, stores_errors: bool) -> Any:
         """Return what the tiers have of a key, a `TierHit`, else what ``_compute`` returns."""
         tiers: Any = self.tiers
-        now, budget = self.hit_path.now, self._budget
+        now, budget = self.hit_path.now, self.budget
         erasures = self.memory.erasures
         deadline_ns = self._deadline_ns(asked)
         found: TierHit | None = None
@@ -103,18 +98,20 @@ class Layer(ABC):
         granted_ns = budget.grant_ns(None if deadline_ns is None else deadline_ns - begun_ns)
         read_ns = 0
         if granted_ns > 0:
-            found = await self._look(key, granted_ns, erasures, only_fresh=not stores_errors)
+            look = partial(tiers.read, key, longest_ns=self.memory.freshness.ttl_ns)
+            found = await look(granted_ns=granted_ns, only_fresh=not stores_errors)
             read_ns = now() - begun_ns
             if found is None and tiers.leasing is not None and tiers.run_here:
                 wait_ns = budget.wait_ns(None if deadline_ns is None else deadline_ns - now())
                 if wait_ns > 0:
                     token = os.urandom(16)
-                    found = await self._lead_or_wait(key, token, tiers.leasing[1], wait_ns, erasures)
-        if found is not None and (not found.is_stale or self._is_usable(found)):
-            return found
-        started_ns = now()
+                    found = await self._lead_or_wait(key, token, tiers.leasing[1], wait_ns, look)
+        if found is not None and (
+            not found.is_stale or now() - found.fresh_until_ns < self.memory.revalidate_ns or self.fails_now()
+        ):
+            return found  # where it is stale, with a refresh behind it
         try:
-            value = await self._compute(key, asked, stores_errors and found is None, erasures)
+            return await self._compute(key, asked, stores_errors and found is None, erasures)
         except BaseException as error:
             if deadline_ns is not None and now() >= deadline_ns:
                 budget.was_late(granted_ns, read_ns)
@@ -122,44 +119,27 @@ class Layer(ABC):
                 raise
             self.note_failure(error)
             return found
-        else:
-            budget.computed(now() - started_ns)
-            return value
         finally:
             if token is not None and not tiers.leasing[0].has_queued(key):  # else its waiters get what is written
-                await tiers.leasing[1].open(key, token)
-
-    async def _look(self, key: Any, granted_ns: int, erasures: int, *, only_fresh: bool) -> TierHit | None:
-        """Return what the tiers have of a key; a fresh value is in memory then."""
-        tiers: Any = self.tiers
-        found: TierHit | None = await tiers.read(
-            key, granted_ns=granted_ns, longest_ns=tiers.ttl_ns, only_fresh=only_fresh
-        )
-        if found is not None and not found.is_stale:
-            self.access.promote(key, found, erasures)
-        return found
+                await tiers.leasing[1].open_lease(key, token)
 
     async def _lead_or_wait(
-        self, key: Any, token: bytes, leases: Leases, wait_ns: int, erasures: int
+        self, key: Any, token: bytes, leasing: Leasing, wait_ns: int, look: Callable[..., Coroutine[Any, Any, Any]]
     ) -> TierHit | None:
         """Take the lease of a key, or wait for the entry of its holder; ``None``: compute it."""
         loop = asyncio.get_running_loop()
-        until = loop.time() + min(wait_ns / 1e9, leases.lease_s)
+        until = loop.time() + min(wait_ns / 1e9, leasing.lease_s)
         pause_s = _FIRST_PAUSE_S
-        while not await leases.take(key, token):
+        while not await leasing.take_lease(key, token):
             left_s = until - loop.time()
             if left_s <= 0:
                 break
             await asyncio.sleep(min(pause_s, left_s))
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-            found = await self._look(key, LONGEST_READ_NS, erasures, only_fresh=True)
+            found: TierHit | None = await look(granted_ns=LONGEST_READ_NS, only_fresh=True)
             if found is not None:
                 return found
         return None
-
-    def _is_usable(self, found: TierHit) -> bool:
-        """Return whether a stale value of a tier is the response at once, with a refresh behind it."""
-        return found.past_ns < self.memory.revalidate_ns or self.fails_now()
 
     # -- stale values and errors ----------------------------------------------------------------------------------
 
@@ -187,36 +167,41 @@ class Layer(ABC):
             raise copy_error(missed.value)
         return missed.state == STALE or (missed.state == OUTDATED and self.fails_now())
 
-    def computed(self, begun_ns: int) -> None:
-        """Note the duration of a computation that succeeded; each newer one takes a sixteenth off the slowest."""
-        self._slowest_s = max((self.hit_path.now() - begun_ns) / 1e9, self._slowest_s * 15 / 16)
+    def replaces(self, missed: Miss, error: Exception) -> Any:
+        """Return what is outdated in place of an error; raise the error if nothing is."""
+        if missed.state != OUTDATED:
+            raise error
+        self.note_failure(error)
+        return copy_out(missed.value)
 
-    def refresh_s(self) -> float:
-        """Return how long a refresh may take, seconds."""
-        return max(_REFRESH_FACTOR * self._slowest_s, _MIN_REFRESH_S) if self._slowest_s else _REFRESH_S
-
-    def refresh(self, key: Any, arguments: tuple[Any, ...]) -> None:
+    def refresh(self, key: Any, asked: Any) -> None:
         """Refresh a key behind its stale value, unless it is in flight or too many keys are."""
         self.flights.here().refresh(
             key,
             self._computing,
-            arguments,
+            (key, asked, False),
             self.hit_path.now,
             refreshes=self._refreshes,
-            limit_s=self.refresh_s(),
+            limit_s=self.budget.refresh_s(),
             owner=self,
         )
 
+    def follow_up(self, found: TierHit, led: bool, key: Any, asked: Any) -> None:
+        """Refresh a key whose stale value a tier had, once for all callers."""
+        if found.is_stale and led and not self.fails_now():
+            self.refresh(key, asked)
+
     def store(self, key: Any, value: Any, erasures: int, tags: Any, subject: str | None) -> None:
         """Store a value, if nothing forbids it; callers get it even if the cache rejects it."""
-        if not storable():
+        said: Any = CURRENT_FLIGHT.get()  # a computation always runs in a flight
+        if not said.store:
             return
         memory = self.memory
         if memory.erased_since(key, erasures):
             self.flights.not_stored()
             return
         try:
-            ttl_s = memory.freshness.response_ttl_s(said_fresh_s(), tags)
+            ttl_s = memory.freshness.response_ttl_s(said.fresh_s, tags)
             stored = memory.put(key, value, ttl_s, tags, subject)
         except Exception as error:  # noqa: BLE001 - counted and logged; the caller has the value
             self.flights.not_stored(error)
@@ -240,9 +225,10 @@ class Layer(ABC):
 
     def store_error(self, key: Any, error: Exception, erasures: int, tags: Any, subject: str | None) -> None:
         """Store an error, if errors are stored and it says something about the next call."""
-        if self.memory.freshness.negative_ttl_s <= 0.0 or isinstance(error, _TRANSIENT):
+        said: Any = CURRENT_FLIGHT.get()
+        if self.memory.freshness.negative_ttl_s <= 0.0 or isinstance(error, _TRANSIENT) or not said.store:
             return
-        if self.memory.erased_since(key, erasures) or not storable():
+        if self.memory.erased_since(key, erasures):
             return
         try:
             self.memory.put_negative(key, strip_traceback(error), None, tags, subject)

@@ -34,11 +34,9 @@ class CachedFunction(Protocol[P, R_co]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """Return what the function returns, from the cache if it is there."""
-        ...
 
     def key_of(self, *args: P.args, **kwargs: P.kwargs) -> bytes:
         """Return the key of a call with these arguments."""
-        ...
 
 
 def cached_function(function: Any, hit_path: HitPath, on_miss: Callable[..., Any], *, is_async: bool) -> Any:

@@ -1,15 +1,11 @@
-"""Erasure and legal holds over memory and tiers, without the cache around them."""
+"""Erasure and legal holds of a cache over its memory and its tiers, which are scripted here."""
 
 import asyncio
 
 import pytest
 
-from streaminfer.caching.erasure.cache_erasure import CacheErasure
+from streaminfer.caching.edge_cache import EdgeCache
 from streaminfer.caching.erasure.erasure import PendingErasure
-from streaminfer.caching.freshness import Freshness
-from streaminfer.caching.memory import Memory
-from streaminfer.caching.table._table_cy import NO_LIMIT
-from streaminfer.caching.table.eviction import policy_of
 from streaminfer.compliance.retention import Retention
 from streaminfer.compliance.retention_log import RetentionLog
 from streaminfer.errors import ErasureHeld
@@ -35,77 +31,68 @@ class NotedTiers:
         return ["redis"]
 
 
-def memory_of(clock, policy):
-    freshness = Freshness(
-        ttl_s=None, ttl_jitter=0.0, stale_s=0.0, stale_while_revalidate_s=None, stale_if_error_s=None,
-        negative_ttl_s=0.0, seed=None, policy=policy,
-    )  # fmt: skip
-    return Memory(NO_LIMIT, NO_LIMIT, freshness, policy_of("lru"), clock)
-
-
 @pytest.fixture
 def clock():
     return FakeClock(1_000)
 
 
 @pytest.fixture
-def memory(clock):
-    return memory_of(clock, Retention(10.0, log=RetentionLog()))
+def cache(clock):
+    return EdgeCache(retention=Retention(10.0, log=RetentionLog()), clock=clock)
 
 
-def test_an_erasure_without_tiers_is_done_at_once(memory):
-    """Memory is the only place, so the outcome is there when `begin` returns."""
-    memory.put("k", 1, tags=["x"])
-
-    erasing = CacheErasure(memory, None).begin(None, "x")
-
-    assert (erasing.in_memory, dict(erasing.outcome.result().counts)) == (1, {"memory": 1})
+@pytest.fixture
+def tiers(cache):
+    cache.tiers = NotedTiers()
+    return cache.tiers
 
 
-def test_tiers_carry_out_an_erasure(memory):
-    """Tiers get the selection and erase memory in between, so nothing is done until they are."""
-    tiers = NotedTiers()
-    memory.put("k", 1, subject="anna")
+def test_an_erasure_without_tiers_is_done_at_once(cache):
+    """Memory is the only place, so the outcome is there at once."""
+    cache.put("k", 1, tags=["x"])
 
-    erasing = CacheErasure(memory, tiers).begin("anna", None)
+    erasure = asyncio.run(cache.erase_everywhere(tag="x"))
+
+    assert dict(erasure.counts) == {"memory": 1}
+
+
+def test_tiers_carry_out_an_erasure(cache, tiers):
+    """Tiers get the selection and erase memory in between."""
+    cache.put("k", 1, subject="anna")
+
+    assert cache.erase(subject="anna") == 1
 
     assert tiers.asked == [("anna", None)]
-    assert (erasing.in_memory, len(memory.snapshot(0)), erasing.outcome.done()) == (1, 0, False)
+    assert len(cache) == 0
 
 
-def test_nothing_is_erased_under_hold(memory):
+def test_nothing_is_erased_under_hold(cache, tiers):
     """An erasure that a hold forbids reaches neither memory nor a tier; the hold returns the tiers that cannot hold."""
-    tiers = NotedTiers()
-    erasure = CacheErasure(memory, tiers)
-    memory.put("k", 1, subject="anna")
+    cache.put("k", 1, subject="anna")
 
-    assert asyncio.run(erasure.hold("anna", None, "case 17")) == ("redis",)
+    assert asyncio.run(cache.hold(subject="anna", reason="case 17")) == ("redis",)
     with pytest.raises(ErasureHeld, match="case 17"):
-        erasure.begin("anna", None)
+        cache.erase(subject="anna")
 
     assert tiers.asked == [("anna", None, True)]
-    assert len(memory.snapshot(0)) == 1
+    assert len(cache) == 1
 
 
-def test_a_release_frees_what_was_preserved(memory, clock):
+def test_a_release_frees_what_was_preserved(cache, tiers, clock):
     """What a hold preserved beyond its time goes with the release, and the tiers learn of that."""
-    tiers = NotedTiers()
-    erasure = CacheErasure(memory, tiers)
-    memory.put("k", 1, subject="anna")
-    asyncio.run(erasure.hold("anna", None, "case 17"))
+    cache.put("k", 1, subject="anna")
+    asyncio.run(cache.hold(subject="anna", reason="case 17"))
     clock.advance(11.0)
-    memory.expire()
-    assert len(memory.retention.preserved) == 1
+    cache.expire()
+    assert len(cache.preserved) == 1
 
-    asyncio.run(erasure.release("anna", None, "case 17 ended"))
+    asyncio.run(cache.release(subject="anna", reason="case 17 ended"))
 
-    assert memory.retention.preserved == ()
+    assert cache.preserved == ()
     assert tiers.asked == [("anna", None, True), ("anna", None, False)]
 
 
 def test_a_report_needs_a_policy(clock):
     """A cache without a policy has nothing to report."""
-    erasure = CacheErasure(memory_of(clock, None), None)
-
     with pytest.raises(TypeError, match="a cache with a policy"):
-        asyncio.run(erasure.report())
+        asyncio.run(EdgeCache(clock=clock).retention_report())

@@ -64,7 +64,7 @@ def test_who_stops_waiting_takes_nothing_away():
         await asyncio.sleep(0)
         waiters[0].cancel()
         await asyncio.sleep(0)
-        erasing.succeed("disk", 2)
+        erasing.note("disk", 2)
         assert (await waiters[1]).counts == {"memory": 1, "disk": 2}
 
     run(main)
@@ -278,7 +278,7 @@ class Interleavings(RuleBasedStateMachine):
 
     def values_of(self, subject, where):
         if where == "memory":
-            labels = self.cache._memory.snapshot(3)[::2]
+            labels = self.cache._memory.held()[::4]
             assert all(label is not None for label in labels)
             return [v for k, v in self.cache.items() if isinstance(v, int) and self.whose(k) == subject]
         return [it.value for it in where.held.values() if it.subject == subject]

@@ -136,8 +136,11 @@ def test_bad_holds_are_refused(cache, log, arguments, error, match):
 
 
 def test_a_hold_needs_a_log():
-    for settings in ({}, {"retention": Retention(1.0)}):
-        with pytest.raises(TypeError, match="retention: expected a policy with a RetentionLog"):
+    for settings, what in (
+        ({}, "a cache with a policy"),
+        ({"retention": Retention(1.0)}, "a policy with a RetentionLog"),
+    ):
+        with pytest.raises(TypeError, match=f"retention: expected {what}"):
             asyncio.run(si.EdgeCache(**settings).hold(subject="anna", reason="case 17"))
 
 

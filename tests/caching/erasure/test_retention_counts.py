@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -86,12 +87,14 @@ class Failing:
     """A log whose disk fails as often as it is told, and which blocks while an event is not set."""
 
     def __init__(self, *errors):
+        self.path = Path("log")
+        self.now_ns = time.time_ns
         self.errors = list(errors)
         self.free = threading.Event()
         self.free.set()
         self.events = []
 
-    def record(self, action, *, where, data_class, count, reason, subject=None, tag=None):
+    def record(self, action, *, count, **_):
         assert self.free.wait(PATIENCE_S)
         if self.errors:
             raise self.errors.pop(0)

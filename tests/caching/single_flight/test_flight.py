@@ -61,7 +61,7 @@ class SingleFlight(RuleBasedStateMachine):
         may = key not in self.computing and self.paused_ns.get(key, 0) <= self.now_ns
         assert (flight is not None) == may
         if flight is not None:
-            assert flight.is_refresh
+            assert flight.refreshes is not None
             self.computing[key] = flight
             self.refreshing[key] = True
 

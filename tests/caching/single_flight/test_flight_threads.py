@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from streaminfer.caching.single_flight._flight_cy import Refreshes
-from streaminfer.caching.single_flight.flight_context import no_store, storable
+from streaminfer.caching.single_flight.flight_context import CURRENT_FLIGHT, no_store
 from streaminfer.caching.single_flight.flights import SingleFlight
 from streaminfer.errors import DeadlineExceeded, InvalidInput
 
@@ -228,7 +228,10 @@ def test_refreshing_threads_are_bounded():
 
 def test_no_store_is_seen_by_its_own_computation_alone():
     flights = SingleFlight()
-    assert storable()
+
+    def storable():
+        return CURRENT_FLIGHT.get().store
+
     no_store()  # nobody computes: nothing happens
 
     def inner():
@@ -240,7 +243,7 @@ def test_no_store_is_seen_by_its_own_computation_alone():
         return shared, storable()
 
     assert flights.threads.share("outer", outer, (), time.monotonic_ns)[0] == (False, True)
-    assert storable()
+    assert CURRENT_FLIGHT.get() is None
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

@@ -1,4 +1,4 @@
-"""The wheel and the queues by themselves, each against a plain model, and against their plain twins."""
+"""The heap and the queues by themselves, each against a plain model, and against their plain twins."""
 
 import gc
 
@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from streaminfer._internal.locking import is_atomic
 from streaminfer.caching import EdgeCache
+from streaminfer.caching.table._expiry_heap_cy import ExpiryHeap
 from streaminfer.caching.table._slots_cy import FIRST, NEVER, Slots
 from streaminfer.caching.table._table_cy import EdgeTable
-from streaminfer.caching.table._timer_wheel_cy import ExpiryWheel
 from streaminfer.caching.table.eviction import policy_of
 from streaminfer.testing import FakeClock
 
@@ -29,65 +29,65 @@ STEPS = st.lists(
 
 @pytest.mark.parametrize("which", ["as imported", "plain"])
 @given(steps=STEPS)
-def test_the_wheel_gives_out_exactly_what_is_due(plain, which, steps):
+def test_the_heap_gives_out_exactly_what_is_due(plain, which, steps):
     if which == "plain":
         slots = plain("caching.table._slots_cy").Slots(21)
-        wheel = plain("caching.table._timer_wheel_cy").ExpiryWheel(slots)
+        heap = plain("caching.table._expiry_heap_cy").ExpiryHeap(slots)
     else:
         slots = Slots(21)
-        wheel = ExpiryWheel(slots)
+        heap = ExpiryHeap(slots)
     model = {}
     now = 0
     for step, number, at in steps:
         if step == "set":
-            wheel.set(number, at)  # also in place of another, earlier or later
+            heap.set(number, at)  # also in place of another, earlier or later
             model[number] = at
         elif step == "remove":
-            wheel.set(number, NEVER)
+            heap.set(number, NEVER)
             model.pop(number, None)
         elif step == "pop":
             now = max(now, at)
             for _ in range(number):
-                slot = pop(wheel, now)
+                slot = pop(heap, now)
                 if slot < 0:
                     assert all(at > now for at in model.values())
                     break
-                assert model.pop(slot) == wheel.popped_ns <= now
-        assert wheel.due_ns <= min(model.values(), default=NEVER)
-        assert [wheel.at(slot) for slot in range(21)] == [model.get(slot, NEVER) for slot in range(21)]
+                assert model.pop(slot) == heap.popped_ns <= now
+        assert heap.due_ns <= min(model.values(), default=NEVER)
+        assert [heap.at(slot) for slot in range(21)] == [model.get(slot, NEVER) for slot in range(21)]
     left = set()
-    while (slot := pop(wheel, 2**62)) >= 0:
+    while (slot := pop(heap, 2**62)) >= 0:
         left.add(slot)
     assert left == set(model)
 
 
-def test_the_wheel_keeps_what_it_has_when_it_grows():
-    wheel = ExpiryWheel(Slots(10))
-    wheel.set(1, 5)
-    wheel.grow(20)
-    wheel.set(9, 4)
-    wheel.grow(3)
-    assert {wheel.pop_due(5), wheel.pop_due(5)} == {1, 9}
-    assert wheel.pop_due(10**18) == -1
-    assert wheel.due_ns == NEVER
+def test_the_heap_keeps_what_it_has_when_it_grows():
+    heap = ExpiryHeap(Slots(10))
+    heap.set(1, 5)
+    heap.grow(20)
+    heap.set(9, 4)
+    heap.grow(3)
+    assert {heap.pop_due(5), heap.pop_due(5)} == {1, 9}
+    assert heap.pop_due(10**18) == -1
+    assert heap.due_ns == NEVER
 
 
-def test_the_wheel_files_a_later_instant_when_it_comes_to_the_slot():
-    wheel = ExpiryWheel(Slots(300))
+def test_the_heap_files_a_later_instant_when_it_comes_to_the_slot():
+    heap = ExpiryHeap(Slots(300))
     for slot in range(300):
-        wheel.set(slot, 1_000)
-        wheel.set(slot, 10**12)
-    assert wheel.due_ns == 1_000
-    assert [wheel.pop_due(2_000) for _ in range(5)] == [-2, -2, -2, -2, -1], "so many at once, and then it pauses"
-    assert 2_000 < wheel.due_ns <= 10**12
-    wheel.set(7, 3_000)  # an earlier one at once
-    assert wheel.due_ns == 3_000
-    assert wheel.pop_due(3_000) == 7
-    assert wheel.popped_ns == 3_000
+        heap.set(slot, 1_000)
+        heap.set(slot, 10**12)
+    assert heap.due_ns == 1_000
+    assert [heap.pop_due(2_000) for _ in range(5)] == [-2, -2, -2, -2, -1], "so many at once, and then it pauses"
+    assert 2_000 < heap.due_ns <= 10**12
+    heap.set(7, 3_000)  # an earlier one at once
+    assert heap.due_ns == 3_000
+    assert heap.pop_due(3_000) == 7
+    assert heap.popped_ns == 3_000
 
 
-def pop(wheel, now):
-    while (slot := wheel.pop_due(now)) == -2:
+def pop(heap, now):
+    while (slot := heap.pop_due(now)) == -2:
         pass
     return slot
 
@@ -200,7 +200,7 @@ def test_a_cache_from_which_all_was_removed_waits_for_nothing():
     assert cache._memory.expire_due(clock.now_ns, 1) == NEVER
 
 
-@pytest.mark.skipif(not is_atomic(EdgeTable, "get"), reason="plain Python's lists are the collector's")
+@pytest.mark.skipif(not is_atomic(EdgeTable, "peek"), reason="plain Python's lists are the collector's")
 def test_the_collector_does_not_walk_the_entries():
     cache = EdgeCache(eviction="s3fifo")
     gc.collect()

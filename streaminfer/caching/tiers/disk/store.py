@@ -9,6 +9,8 @@ own, and their entry's name inside: what was altered underneath is found out on 
 * *Gone is gone*: ``secure_delete`` overwrites what is deleted, and after an erasure or a purge the log is emptied.
   SQLite leaves copies of rows that it moved, between the cells of a page. So what was deleted is then looked for in the
   bytes of the file, and where it is found, and can be read, and has expired or was erased, the file is rewritten.
+* *Raw bytes*: a process that closes any descriptor of a file loses all POSIX locks that it has on it, those of SQLite
+  included. So the files are read by a process of their own, which has no locks to lose.
 * *Corruption*: a file that SQLite finds malformed is replaced by an empty one, unless another process has it open.
 """
 
@@ -17,7 +19,9 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +29,6 @@ from typing import Any, TypeVar
 from streaminfer.caching.codec import CorruptRecord
 from streaminfer.caching.tiers._records import GLIMPSED, Counters, NotHeld, Records
 from streaminfer.caching.tiers._sqlite import HOLDS, set_hold, transaction
-from streaminfer.caching.tiers.disk.raw_files import read_raw
 from streaminfer.caching.tiers.encryption import SEALED_HEAD, StoredKeys
 from streaminfer.caching.tiers.protocol import SKEW_NS, Entry, Held, RecordCopy
 
@@ -36,6 +39,13 @@ T = TypeVar("T")
 CHUNK = 256
 """Entries that one step of an erasure or a purge removes, so that others get their turn in between."""
 
+_RAW_CHUNK = 4 * 2**20
+_READER = f"""
+import sys
+with open(sys.argv[1], "rb") as file:
+    while chunk := file.read({_RAW_CHUNK}):
+        sys.stdout.buffer.write(chunk)
+"""
 _PAGE = 16384  # of 4 to 32 KiB, the best for arrays of 600 KB that wastes little on those of 4 KB
 _LOG_PAGES = 4 * 2**20 // _PAGE
 _SPARE_PAGES = 16  # for what indices need when they split
@@ -114,17 +124,10 @@ class DiskStore:
             if lock >= 0:
                 os.close(lock)
 
-    def get(self, key: str | bytes) -> Entry | None:
-        """Return the entry of a key, or ``None``; count failures."""
-        return self._guarded(None, self._get, self._records.name(b"k", key))
-
-    def put(self, key: str | bytes, entry: Entry) -> bool:
-        """Store an entry; return whether that succeeded; count failures."""
-        return self._guarded(False, self._put, key, entry)
-
     def delete(self, key: str | bytes) -> bool:
-        """Remove the entry of a key; return whether that succeeded; count failures."""
-        return self._guarded(False, self._delete_one, self._records.name(b"k", key))
+        """Remove the entry of a key; return whether there is none now. Raises on failure."""
+        self._counters.erased += self._delete("key = ?", self._records.name(b"k", key))
+        return True
 
     def erase(self, kind: bytes, text: str) -> int:
         """Remove up to `CHUNK` entries of a subject or with a tag; return how many. Raises on failure."""
@@ -243,7 +246,8 @@ class DiskStore:
         self._connect()
         fcntl.flock(self._lock, fcntl.LOCK_SH)
 
-    def _guarded(self, otherwise: T, operation: Callable[..., T], *args: Any) -> T:
+    def attempt(self, otherwise: T, operation: Callable[..., T], *args: Any) -> T:
+        """Return what an operation returns; where it fails, count that and return ``otherwise``."""
         try:
             return operation(*args)
         except Exception as error:  # noqa: BLE001 - of the medium or of the keys: a miss, counted
@@ -255,7 +259,9 @@ class DiskStore:
                     self._counters.failed(again)
             return otherwise
 
-    def _get(self, name: bytes) -> Entry | None:
+    def get(self, key: str | bytes) -> Entry | None:
+        """Return the entry of a key, or ``None``. Raises on failure."""
+        name = self._records.name(b"k", key)
         row = self._opened().execute("SELECT id, record FROM entries WHERE key = ?", (name,)).fetchone()
         if row is None:
             return None
@@ -271,7 +277,8 @@ class DiskStore:
             return None
         return entry
 
-    def _put(self, key: str | bytes, entry: Entry) -> bool:
+    def put(self, key: str | bytes, entry: Entry) -> bool:
+        """Store an entry; return whether it is there. Raises on failure."""
         counters = self._counters
         records = self._records
         name = records.name(b"k", key)
@@ -297,10 +304,6 @@ class DiskStore:
         counters.stored += 1
         self._leftovers = self._leftovers or deleted > 0
         self._count(1 - deleted)
-        return True
-
-    def _delete_one(self, name: bytes) -> bool:
-        self._counters.erased += self._delete("key = ?", name)
         return True
 
     def _make_room(self, pages: int) -> int:
@@ -355,3 +358,29 @@ def _is_damage(error: Exception) -> bool:
     """Return whether the file is corrupt; a message about a corrupt table has its name in it, which may be no text."""
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT if isinstance(error, UnicodeDecodeError) else None)
     return code is not None and code & 0xFF in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+def read_raw(paths: Sequence[Path], overlap: int) -> Iterator[tuple[Path, bytes]]:
+    """Yield the bytes of files, in pieces of 4 MiB.
+
+    Args:
+        paths: the files; one that is gone meanwhile has no bytes.
+        overlap: how many bytes of the piece before each piece begins with.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    for path in paths:
+        command = [sys.executable, "-I", "-S", "-c", _READER, str(path)]
+        with subprocess.Popen(  # noqa: S603 - the interpreter that runs this
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as reader:
+            assert reader.stdout is not None  # noqa: S101 - as asked for
+            assert reader.stderr is not None  # noqa: S101 - the same
+            before = b""
+            while chunk := reader.stdout.read(_RAW_CHUNK):
+                yield path, before + chunk
+                before = chunk[-overlap:]
+            reason = reader.stderr.read().decode(errors="replace").strip().rpartition("\n")[2]
+        if reader.returncode and path.exists():  # SQLite removes its log when it is closed
+            raise OSError(f"{path} cannot be read: {reason}")

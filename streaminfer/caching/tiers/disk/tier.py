@@ -10,18 +10,17 @@ import asyncio
 import os
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
-from streaminfer.caching.tiers._records import Counters, Records, check_key, selection
+from streaminfer.caching.tiers._records import MediumTier, check_key, selection
 from streaminfer.caching.tiers.disk.store import DiskStore
 from streaminfer.caching.tiers.encryption import KeyProvider
-from streaminfer.caching.tiers.protocol import Entry, Held, RecordCopy, TierStatistics
+from streaminfer.caching.tiers.protocol import Entry, Held, RecordCopy
 from streaminfer.errors import BackendError, Closed
 from streaminfer.protocols import Clock
 
@@ -32,7 +31,7 @@ T = TypeVar("T")
 MIN_BYTES = 2**20
 
 
-class DiskTier:
+class DiskTier(MediumTier):
     """A tier in a folder; survives a kill at any moment without ever giving a wrong or torn value.
 
     Several processes may share a folder. An entry that one puts or erases is there, or gone, for all. A file that was
@@ -73,19 +72,15 @@ class DiskTier:
     ) -> None:
         if not isinstance(folder, (str, os.PathLike)):
             raise TypeError(expected("folder", "a path", folder))
-        check_instance("wall_clock", wall_clock, lambda it: it is None or callable(it), "a callable or None")
+        super().__init__(keys, wall_clock)
         self.folder = Path(folder)
         self.place = str(self.folder.absolute())
         self.purge_every_s = self.purge_bound_s = check_duration("purge_every_s", purge_every_s, positive=True)
-        self.keys = keys
-        self.encrypted = keys is not None
-        self.wall_clock = wall_clock or time.time_ns
         self._slots = threading.Semaphore(check_count("max_pending", max_pending))
-        self._counters = Counters("disk")
         self._store = DiskStore(
             self.folder,
             check_count("max_bytes", max_bytes, at_least=MIN_BYTES),
-            Records(keys),
+            self._records,
             self._counters,
             self.wall_clock,
         )
@@ -129,7 +124,7 @@ class DiskTier:
         Raises:
             TypeError: the key is neither a string nor bytes.
         """
-        entry = await self._attempt(self._store.get, key)
+        entry = await self._attempt(None, self._store.get, key)
         self._counters.hits += entry is not None
         self._counters.misses += entry is None
         return entry
@@ -144,7 +139,7 @@ class DiskTier:
             TypeError: the key is neither a string nor bytes, or ``entry`` is none.
         """
         check_instance("entry", entry, lambda it: isinstance(it, Entry), "an Entry")
-        return bool(await self._attempt(self._store.put, key, entry))
+        return await self._attempt(False, self._store.put, key, entry)
 
     async def delete(self, key: str | bytes) -> bool:
         """Remove the entry of a key, at the latest from the log with the next purge.
@@ -155,7 +150,7 @@ class DiskTier:
         Raises:
             TypeError: the key is neither a string nor bytes.
         """
-        return bool(await self._attempt(self._store.delete, key))
+        return await self._attempt(False, self._store.delete, key)
 
     async def erase(self, *, subject: str | None = None, tag: str | None = None) -> int:
         """Remove all entries of a subject, or with a tag, from the file and its log.
@@ -221,17 +216,6 @@ class DiskTier:
         except (sqlite3.Error, OSError) as error:
             raise BackendError(f"the disk tier in {self.folder} failed: {error}") from error
 
-    def statistics(self) -> TierStatistics:
-        """Return a frozen snapshot; size and entries as of the last write or purge."""
-        return self._counters.snapshot()
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.stop()
-
     async def _in_chunks(self, erased: bool, step: Callable[..., int], *args: Any) -> int:
         total = 0
         while removed := await self._run(step, *args):
@@ -247,13 +231,13 @@ class DiskTier:
             except BackendError as error:  # the next one tries again
                 self._counters.failed(error)
 
-    async def _attempt(self, operation: Callable[..., T], key: Any, *args: Any) -> T | None:
-        """Run a get or a put, unless too many are queued or the tier does not run; ``None`` if it was skipped."""
+    async def _attempt(self, otherwise: T, operation: Callable[..., T], key: Any, *args: Any) -> T:
+        """Run a get or a put, unless too many are queued or the tier does not run; else return ``otherwise``."""
         check_key(key)
         if self._thread is None or not self._slots.acquire(blocking=False):
             self._counters.skipped += 1
-            return None
-        future = self._thread.submit(operation, key, *args)
+            return otherwise
+        future = self._thread.submit(self._store.attempt, otherwise, operation, key, *args)
         future.add_done_callback(lambda _: self._slots.release())
         return await asyncio.wrap_future(future)
 

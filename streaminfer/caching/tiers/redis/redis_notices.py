@@ -104,14 +104,12 @@ class RedisNotices:
             pinged = False
             while True:
                 message = await pubsub.get_message(timeout=_QUIET_S)
-                if message is None:
-                    if pinged:
-                        raise TimeoutError(f"no reply to a ping within {_QUIET_S:g} s")
+                if message is None and pinged:
+                    raise TimeoutError(f"no reply to a ping within {_QUIET_S:g} s")
+                pinged = message is None
+                if pinged:
                     await pubsub.ping()
-                    pinged = True
-                    continue
-                pinged = False
-                if message["type"] == "subscribe":
+                elif message["type"] == "subscribe":
                     self.listening.set()
                 elif message["type"] == "message":
                     await self._hear(message["data"])

@@ -4,12 +4,15 @@ On the server, all under one namespace, with the braces that put it into one slo
 
     {namespace}:e<name>   hash     d: the record   c: its data class   s: when it was computed
                                    ls<name>, lt<name>, …: the subject and the tags that it has
-    {namespace}:l<name>   string   the lease of who computes it, see ``redis_leases``
+    {namespace}:l<name>   string   the lease of who computes it: its random bytes; it expires, and goes with a put
     {namespace}:n         channel  notices of what was deleted and erased, see ``redis_notices``
     {namespace}:g         string   16 random bytes, others after each erasure or deletion
 
 An entry lists its own labels, so a server that evicts as it pleases takes both or neither: an erasure goes through all
 entries (``SCAN``, which gives everything that is there from its beginning to its end) and needs no index.
+
+**Leases.** A holder that has nothing to put leaves a mark in place of its random bytes, for as long again: others
+compute at once, and do not wait for one another in turn.
 
 **A put that comes too late.** A server that stalls may do what it was asked long after the caller gave up, and after an
 erasure that another connection brought. So a put asks for the random bytes first, and its script does nothing if they
@@ -18,9 +21,20 @@ have changed or are gone by then: what was begun before an erasure has no effect
 
 from __future__ import annotations
 
-from streaminfer.caching.tiers.redis.redis_leases import OPEN, TAKE
+__all__ = ["BEGIN", "ERASE", "LOOK", "OPEN", "PUT", "SCRIPTS", "TAKE"]
 
-__all__ = ["BEGIN", "ERASE", "LOOK", "PUT", "SCRIPTS"]
+TAKE = """
+local lease = ARGV[1] .. 'l' .. ARGV[2]
+local held = redis.call('GET', lease)
+if held then return held == '-' and 1 or 0 end
+redis.call('SET', lease, ARGV[3], 'PX', ARGV[4])
+return 1
+"""
+OPEN = """
+local lease = ARGV[1] .. 'l' .. ARGV[2]
+if redis.call('GET', lease) == ARGV[3] then redis.call('SET', lease, '-', 'PX', ARGV[4]) end
+return 1
+"""
 
 BEGIN = """
 redis.call('SET', ARGV[1] .. 'g', ARGV[2], 'NX')

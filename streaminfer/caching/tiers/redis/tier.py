@@ -11,23 +11,21 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
 from streaminfer.caching.codec import CorruptRecord
-from streaminfer.caching.tiers._records import Counters, NotHeld, Records, selection
+from streaminfer.caching.tiers._records import MediumTier, NotHeld, selection
 from streaminfer.caching.tiers.encryption import KeyProvider
-from streaminfer.caching.tiers.protocol import Entry, Held, Notice, RecordCopy, TierStatistics
+from streaminfer.caching.tiers.protocol import Entry, Held, Notice, RecordCopy
 from streaminfer.caching.tiers.redis.connection import client_of, tls_options
 from streaminfer.caching.tiers.redis.raw_keys import SCAN_CHUNK, literally, read_raw
-from streaminfer.caching.tiers.redis.redis_leases import RedisLeases
 from streaminfer.caching.tiers.redis.redis_notices import RedisNotices
-from streaminfer.caching.tiers.redis.scripts import BEGIN, ERASE, LOOK, PUT, SCRIPTS
+from streaminfer.caching.tiers.redis.scripts import BEGIN, ERASE, LOOK, OPEN, PUT, SCRIPTS, TAKE
 from streaminfer.errors import BackendError, CircuitOpen, Closed
 from streaminfer.protocols import Clock
 from streaminfer.resilience.breaker.circuit_breaker import CircuitBreaker
@@ -42,7 +40,7 @@ MAX_COUNTED_KEYS = 100_000
 MAX_TTL_MS = 2**53  # what a Lua number holds exactly
 
 
-class RedisTier:
+class RedisTier(MediumTier):
     """A tier on a Redis (≥ 6.2) or Valkey server; not for Redis Cluster beyond one slot.
 
     Args:
@@ -101,7 +99,7 @@ class RedisTier:
         if not namespace or "{" in namespace or "}" in namespace:
             raise ValueError(expected("namespace", "a name without braces", namespace))
         check_instance("breaker", breaker, lambda it: it is None or isinstance(it, CircuitBreaker), "a CircuitBreaker")
-        check_instance("wall_clock", wall_clock, lambda it: it is None or callable(it), "a callable or None")
+        super().__init__(keys, wall_clock)
         self._redis = require("redis.asyncio", extra="redis", purpose="the Redis tier")
         self._url = url
         self._prefix = b"{" + namespace.encode() + b"}:"
@@ -113,15 +111,9 @@ class RedisTier:
         self.namespace = namespace
         parts = urlsplit(url)
         self.place = f"{parts.hostname or ''}:{parts.port or ''}{parts.path} {namespace}"
-        self.keys = keys
-        self.encrypted = keys is not None
-        self._records = Records(keys)
-        self.wall_clock = self._now = wall_clock or time.time_ns
-        self._counters = Counters("redis")
         check_instance("invalidate", invalidate, lambda it: isinstance(it, bool), "True or False")
         self.notices = RedisNotices(self._prefix + b"n", self._records, self._blocking) if invalidate else None
-        lease_s = check_duration("lease_s", lease_s)
-        self.leases = RedisLeases(lease_s, self._prefix, self._records, self._try_script) if lease_s else None
+        self.lease_s = check_duration("lease_s", lease_s)
         self._client: Any = None
         self._scripts: dict[str, Any] = {}
         self._sealer: ThreadPoolExecutor | None = None
@@ -214,14 +206,6 @@ class RedisTier:
         await self._demand(self._announce, Notice(subject=subject, tag=tag))
         return total
 
-    async def purge(self, now_ns: int | None = None) -> int:  # noqa: ARG002 - the server goes by its own clock
-        """Remove nothing: the server removes what has expired by its own clock.
-
-        Args:
-            now_ns: not used.
-        """
-        return 0
-
     async def inventory(self, classes: Iterable[str] = ()) -> list[Held] | None:
         """Return what the namespace holds, by data class, in steps of 256 keys, between which the server serves others.
 
@@ -239,16 +223,26 @@ class RedisTier:
             return None
         known = {self._records.name(b"c", name): name for name in ("", *classes)}
         seen: set[bytes] = set()
-        held: dict[str, Held] = {}
+        held: dict[str, list[tuple[int, int]]] = {}
         async for keys in self._entries(SCAN_CHUNK):
             fresh = set(keys) - seen  # a scan may name a key twice
             seen |= fresh
             for name, stored_ns, size in await self._demand(self._script, LOOK, *fresh):
                 data_class = known.get(name, "?" if self.encrypted else str(name[2:], "utf-8", "replace"))
-                one = held.get(data_class) or Held(data_class, 0, int(stored_ns), 0)
-                oldest_ns = min(one.oldest_ns, int(stored_ns))
-                held[data_class] = Held(data_class, one.entries + 1, oldest_ns, one.size_bytes + size)
-        return list(held.values())
+                held.setdefault(data_class, []).append((int(stored_ns), size))
+        return [Held(name, len(rows), min(rows)[0], sum(size for _, size in rows)) for name, rows in held.items()]
+
+    async def take_lease(self, key: str | bytes, token: bytes) -> bool:
+        """Take the lease of a key; return whether to compute."""
+        return bool(await self._lease(TAKE, key, token))
+
+    async def open_lease(self, key: str | bytes, token: bytes) -> None:
+        """End a lease without an entry."""
+        await self._lease(OPEN, key, token)
+
+    async def _lease(self, script: str, key: str | bytes, token: bytes) -> Any:
+        arguments = (self._prefix, self._records.name(b"k", key), token, max(round(self.lease_s * 1e3), 1))
+        return await self._attempt(self._script, script, *arguments, otherwise=1)
 
     def hear(self, listener: Callable[[Notice], object]) -> None:
         """Call ``listener`` with what others deleted and erased, with ``invalidate``, while the tier runs."""
@@ -273,17 +267,6 @@ class RedisTier:
                     yield from self._records.copies(part, "redis key")
         except self._redis.RedisError as error:
             raise BackendError(f"the Redis tier {self.namespace!r} failed: {type(error).__name__}: {error}") from error
-
-    def statistics(self) -> TierStatistics:
-        """Return a frozen snapshot; how much the server holds is for the server to say."""
-        return self._counters.snapshot()
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.stop()
 
     async def _entries(self, chunk: int) -> AsyncIterator[list[bytes]]:
         """Yield the keys of all entries that are there all the while, about so many at once."""
@@ -310,7 +293,7 @@ class RedisTier:
             self._counters.last_error = f"{type(error).__name__}: {error}"
             await self._drop(name)
             return None
-        return None if entry.is_expired(self._now()) else entry
+        return None if entry.is_expired(self.wall_clock()) else entry
 
     async def _drop(self, name: bytes) -> None:
         await self._client.unlink(self._prefix + b"e" + name)
@@ -322,7 +305,7 @@ class RedisTier:
         except NotHeld as error:
             self._counters.last_error = str(error)
             record = b""
-        now_ns = self._now()
+        now_ns = self.wall_clock()
         if not 0 < len(record) <= self._max_value_bytes or entry.is_expired(now_ns):
             self._counters.rejected += 1
             await self._drop(name)  # what it would have replaced is not what was put last
@@ -395,9 +378,6 @@ class RedisTier:
 
     async def _script(self, source: str, *args: Any) -> Any:
         return await self._scripts[source](args=args)
-
-    async def _try_script(self, source: str, *args: Any) -> Any:
-        return await self._attempt(self._script, source, *args, otherwise=1)
 
     async def _blocking(self, operation: Callable[..., T], *args: Any) -> T:
         if self._sealer is None:

@@ -7,8 +7,8 @@ import os
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
+from streaminfer._internal.display.html_report import write_page
 from streaminfer._internal.snapshot import Snapshot
-from streaminfer.compliance.html_report import write_page
 
 __all__ = ["Document"]
 

@@ -1,0 +1,147 @@
+# cython: boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
+"""Binary heap of slots by their instants, exact to the nanosecond: which entry expires next.
+
+*Design.* An expired entry must give its room to another before a fresh one does, and is not counted, so a coarse order
+would not do. A slot is filed under an instant no later than its own. To set a later instant, as replacing a value does,
+and to remove it are therefore one write: when the slot comes to the top, it is filed under its instant of that moment,
+or forgotten. Only an earlier instant moves it at once.
+
+*Complexity.* A slot comes to the top once for each time to live, and takes O(log n) then. Setting an instant that is
+the latest so far, as most are, is O(1). 16 bytes per slot, which most operations do not read; instants and marks lie in
+``_slots_cy``.
+
+*Invariants*, which the property tests check. No slot is filed later than its instant, none twice. ``due_ns`` is never
+later than the earliest instant.
+
+One source, compiled with the C types of ``_expiry_heap_cy.pxd`` or run as plain Python. Only ``grow`` and the
+constructor call Python, drop a reference or allocate, so under the interpreter lock the compiled methods are atomic.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import MutableSequence
+
+from streaminfer.caching.table._slots_cy import NEVER, Slots
+
+__all__ = ["ExpiryHeap"]
+
+# C variables in the compiled module, not visible from Python
+_NEVER = NEVER
+_FILED = 16
+_STEPS = 64
+
+
+class ExpiryHeap:
+    """Slots in the order of the instants that were set for them.
+
+    Args:
+        slots: with the instants, and whether they are filed.
+
+    Attributes:
+        due_ns: nothing is due before this instant; ``NEVER``: nothing ever is.
+        popped_ns: the instant that was set for the slot that was popped last.
+    """
+
+    _filed: MutableSequence[int]
+    _heap: MutableSequence[int]
+    _places: MutableSequence[int]
+
+    def __init__(self, slots: Slots) -> None:
+        self._slots = slots
+        self._filed = array("q", [0]) * slots.capacity  # by place in the heap: until when
+        self._heap = array("i", [0]) * slots.capacity  # and which slot
+        self._places = array("i", [0]) * slots.capacity  # by slot
+        self._count = 0
+        self._latest_ns = 0
+        self.due_ns = _NEVER
+        self.popped_ns = 0
+
+    def grow(self, capacity: int) -> None:
+        """Make room for more slots; fewer than there are change nothing."""
+        self._move(array("q", [0]) * capacity, array("i", [0]) * capacity, array("i", [0]) * capacity)
+
+    def _move(self, filed: MutableSequence[int], heap: MutableSequence[int], places: MutableSequence[int]) -> None:
+        # typed arguments: the views exist before the first look at the old arrays
+        held = len(self._filed)
+        if len(filed) <= held:
+            return
+        filed[:held] = self._filed
+        heap[:held] = self._heap
+        places[:held] = self._places
+        self._filed = filed
+        self._heap = heap
+        self._places = places
+
+    def at(self, slot: int) -> int:
+        """Return the instant of a slot; ``NEVER``: it has none."""
+        return self._slots._words[4 * slot + 1]
+
+    def set(self, slot: int, at_ns: int) -> None:
+        """Set the instant of a slot, in place of the one before; ``NEVER``: it has none."""
+        self._slots._words[4 * slot + 1] = at_ns
+        if at_ns == _NEVER:
+            return
+        place = self._count
+        if self._slots._words[4 * slot] & _FILED:
+            if at_ns >= self._latest_ns or at_ns >= self._filed[self._places[slot]]:
+                return
+            place = self._places[slot]
+        else:
+            self._slots._words[4 * slot] |= _FILED
+            self._count += 1
+        if at_ns > self._latest_ns:
+            self._latest_ns = at_ns
+        while place > 0 and self._filed[(place - 1) >> 1] > at_ns:
+            self._put(place, self._heap[(place - 1) >> 1], self._filed[(place - 1) >> 1])
+            place = (place - 1) >> 1
+        self._put(place, slot, at_ns)
+        if at_ns < self.due_ns:
+            self.due_ns = at_ns
+
+    def pop_due(self, now_ns: int) -> int:
+        """Remove the instant of one slot whose instant is ``now_ns`` or earlier.
+
+        Returns:
+            The slot; -1: there is none, and ``due_ns`` says before when it makes no sense to ask again; -2: none was
+            found so far, ask again.
+        """
+        for _ in range(_STEPS):
+            self.due_ns = self._filed[0] if self._count else _NEVER
+            if now_ns < self.due_ns or self._count == 0:
+                return -1
+            slot = self._heap[0]
+            at_ns = self._slots._words[4 * slot + 1]
+            if now_ns < at_ns and at_ns != _NEVER:
+                if at_ns > self._latest_ns:
+                    self._latest_ns = at_ns
+                self._sink(slot, at_ns)
+                continue
+            self._slots._words[4 * slot] &= ~_FILED
+            self._count -= 1
+            if self._count:
+                self._sink(self._heap[self._count], self._filed[self._count])
+            if at_ns != _NEVER:
+                self._slots._words[4 * slot + 1] = _NEVER
+                self.popped_ns = at_ns
+                return slot
+        return -2
+
+    def _sink(self, slot: int, at_ns: int) -> None:
+        """File a slot in place of the one at the top."""
+        place = 0
+        below = 1
+        while below < self._count:
+            if below + 1 < self._count and self._filed[below + 1] < self._filed[below]:
+                below += 1
+            if self._filed[below] >= at_ns:
+                break
+            self._put(place, self._heap[below], self._filed[below])
+            place = below
+            below = 2 * place + 1
+        self._put(place, slot, at_ns)
+
+    def _put(self, place: int, slot: int, at_ns: int) -> None:
+        self._heap[place] = slot
+        self._filed[place] = at_ns
+        self._places[slot] = place
