@@ -33,6 +33,7 @@ class HttpServer(ServerProcess):
         path: of a request that it answers with 200 once it is ready.
         body: of this request, a POST; empty: a GET.
         headers: of this request.
+        environment: further variables of its process.
 
     Attributes:
         port: on loopback.
@@ -44,17 +45,19 @@ class HttpServer(ServerProcess):
         path: str,
         body: bytes = b"",
         headers: Mapping[str, str] = MappingProxyType({}),
+        environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         super().__init__(1)
         (self.port,) = self.ports
         self.path, self.body, self.headers = path, body, headers
         self._arguments = arguments
+        self._variables = environment
 
     def prepare(self) -> tuple[Sequence[str], Mapping[str, str]]:
         """Installs the servers at first use."""
         python = ENVIRONMENTS["serving"].make().python
         folders = os.pathsep.join([str(BENCHMARKS.parent), str(BENCHMARKS)])
-        variables = os.environ | {"PYTHONPATH": folders, "BENTOML_DO_NOT_TRACK": "True"}
+        variables = os.environ | {"PYTHONPATH": folders, "BENTOML_DO_NOT_TRACK": "True", **self._variables}
         return [str(python), *(one.format(port=self.port) for one in self._arguments)], variables
 
     def is_ready(self) -> bool:
