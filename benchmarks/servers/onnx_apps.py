@@ -37,12 +37,17 @@ MODELS = {
 }
 
 
-def stacks(folder: Path) -> Mapping[str, si.Stack]:
-    """Return a stack for each model, not started."""
+def stacks(folder: Path, *, inline: bool) -> Mapping[str, si.Stack]:
+    """Return a stack for each model, not started; without ``inline`` all batches run in threads.
+
+    gRPC's own work for a request takes longer than silero's row, so there a thread keeps the loop free.
+    """
     return {
         name: si.Stack(
             si.AdaptiveBatcher(max_batch_size=MAX_BATCH_SIZE),
-            si.OnnxBackend(folder / model.file, outputs=[model.output], executor=model.executor),
+            si.OnnxBackend(
+                folder / model.file, outputs=[model.output], executor=model.executor if inline else "thread"
+            ),
         )
         for name, model in MODELS.items()
     }
@@ -50,4 +55,4 @@ def stacks(folder: Path) -> Mapping[str, si.Stack]:
 
 def http_app() -> Any:
     """Return the app of all models."""
-    return si.serving.asgi_app(stacks(Path(os.environ[FOLDER])))
+    return si.serving.asgi_app(stacks(Path(os.environ[FOLDER]), inline=True))

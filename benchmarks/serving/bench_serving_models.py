@@ -3,9 +3,9 @@
 silero (a chunk of 512 samples, from a state of zeros that is part of the graph) and BlazeFace full run in onnxruntime,
 in one thread: behind `asgi_app` under uvicorn and behind `grpc_servicer`, an `AdaptiveBatcher` and an `OnnxBackend`, in
 Triton's python backend with its dynamic batching, and in MLServer with its adaptive batching, over gRPC alone, since it
-takes no binary tensors over HTTP. silero's batches run on our event loop, BlazeFace's in a thread. Each request is one
+takes no binary tensors over HTTP. Under uvicorn silero's batches run on the event loop, others in threads. Each request is one
 row, the same bytes for all. The load is Poisson at 0.7 of the lower of our and Triton's capacity over that transport,
-which 32 callers find that always ask again. Rounds take turns; a latency counts from when a request was due, and one
+which 32 callers find that always ask again. uvloop runs both of our loops. Rounds take turns; a latency counts from when a request was due, and one
 without an answer counts as infinite. The CPU of a server, its child processes included, says what a busy machine hides,
 and how late the client itself sends what it adds to all of them. Bars: our p99 at most Triton's and MLServer's, as
 medians of the ratios of the rounds.
@@ -35,6 +35,7 @@ import attrs
 import grpc
 import numpy as np
 import onnx
+import uvloop
 from _lib.closed import answers_per_second
 from _lib.http_client import HttpClient
 from onnx import helper
@@ -50,7 +51,7 @@ from streaminfer.simulation import arrivals
 
 ASSETS = Path(__file__).parents[2] / "examples" / "assets"
 CALLERS, LOAD, ROUND_S = 32, 0.7, 4.0
-QUIET_ROUNDS, MAX_ROUNDS, MAX_OTHERS = 5, 14, 0.5
+QUIET_ROUNDS, MAX_ROUNDS, MAX_OTHERS = 5, 8, 0.5
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 Call = Callable[[int], Awaitable[Any]]
 
@@ -104,7 +105,7 @@ def run_grpc(port: int, folder: Path) -> None:
     """Serve the models over gRPC until the process ends."""
 
     async def serve() -> None:
-        models = stacks(folder)
+        models = stacks(folder, inline=False)
         for stack in models.values():
             await stack.start()
         server = grpc.aio.server()
@@ -113,7 +114,7 @@ def run_grpc(port: int, folder: Path) -> None:
         await server.start()
         await server.wait_for_termination()
 
-    asyncio.run(serve())
+    uvloop.run(serve())
 
 
 @contextlib.contextmanager
