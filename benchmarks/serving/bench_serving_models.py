@@ -1,14 +1,14 @@
 """Real models behind our servers, Triton's and MLServer's: ``python benchmarks/run.py serving_models [NAME ...]``.
 
 silero (a chunk of 512 samples, from a state of zeros that is part of the graph) and BlazeFace full run in onnxruntime,
-in one thread: behind `asgi_app` under uvicorn and behind `grpc_servicer`, an `AdaptiveBatcher` and an `OnnxBackend`, in
-Triton's python backend with its dynamic batching, and in MLServer with its adaptive batching, over gRPC alone, since it
-takes no binary tensors over HTTP. Under uvicorn silero's batches run on the event loop, others in threads. Each request is one
-row, the same bytes for all. The load is Poisson at 0.7 of the lower of our and Triton's capacity over that transport,
-which 32 callers find that always ask again. uvloop runs both of our loops. Rounds take turns; a latency counts from when a request was due, and one
-without an answer counts as infinite. The CPU of a server, its child processes included, says what a busy machine hides,
-and how late the client itself sends what it adds to all of them. Bars: our p99 at most Triton's and MLServer's, as
-medians of the ratios of the rounds.
+in one thread: behind `asgi_app` under uvicorn and behind `grpc_servicer`, an `AdaptiveBatcher` and an `OnnxBackend`,
+both loops from uvloop, in Triton's python backend with its dynamic batching, and in MLServer with its adaptive
+batching, over gRPC alone, since it takes no binary tensors over HTTP. Under uvicorn silero's batches run on the event
+loop, others in threads. Each request is one row, the same bytes for all. The load is Poisson at 0.7 of the lower of our
+and Triton's capacity over that transport, which 32 callers find that always ask again. Rounds take turns; a latency
+counts from when a request was due, and one without an answer counts as infinite. The CPU of a server, its child
+processes included, says what a busy machine hides, and how late the client itself sends what it adds to all of them.
+Bars: our p99 at most Triton's and MLServer's, as medians of the ratios of the rounds.
 
 A round is quiet if all other processes of the machine took at most half a core, whoever's turn it was: beside busy ones
 the kernel's scheduler decides, and it gives a server of many threads more turns than one of few. Rounds go on until
