@@ -61,7 +61,7 @@ BENCHMARKS = {
     "placement": "plans: exact ones by size, greedy and simple rules beside them, repair, prediction over simulation",
     "conformance": "what standard clients find, ours beside Triton, MLServer and KServe; writes a table",
     "serving": "a no-op model over HTTP and gRPC beside bare echoes; copies of a body; 10,000 hostile requests",
-    "serving_models": "silero and BlazeFace behind our gRPC server, Triton and MLServer: p99 at 0.7 of capacity",
+    "serving_models": "silero and BlazeFace over HTTP and gRPC, beside Triton and MLServer: p99 at 0.7 of capacity",
     "serving_peers": "a no-op model over HTTP beside BentoML, LitServe and mosec",
     "ray": "a stack on Ray Serve beside Serve alone: added p50, unequal replicas, a killed node, a large fleet",
     "rtt": "plans on real round-trip times, judged on later ones: promises kept, 5G, alarms; nearest and mean beside",

@@ -9,6 +9,8 @@ from pathlib import Path
 
 __all__ = ["Wrk"]
 
+GRACE_S = 30.0
+
 
 class Wrk:
     """One kind of request.
@@ -37,10 +39,15 @@ class Wrk:
         """Return how many requests were answered, and in how many seconds.
 
         Raises:
-            RuntimeError: a response was an error, or there was none.
+            RuntimeError: a response was an error, there was none, or ``wrk`` did not end.
         """
         command = [*self._command, f"-d{max(1, round(seconds))}s", f"http://127.0.0.1:{port}{path}"]
-        printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+        try:
+            printed = subprocess.run(
+                command, capture_output=True, text=True, check=True, timeout=seconds + GRACE_S
+            ).stdout
+        except subprocess.TimeoutExpired as error:
+            raise RuntimeError(f"{' '.join(command)} did not end in {error.timeout:.0f} s") from None
         counted = re.search(r"(\d+) requests in ([\d.]+)(ms|s),", printed)
         if counted is None or "Non-2xx" in printed or counted[1] == "0":
             raise RuntimeError(printed)

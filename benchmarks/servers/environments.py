@@ -26,6 +26,7 @@ import attrs
 __all__ = ["ENVIRONMENTS", "Environment", "find_python", "supported"]
 
 ROOT = Path(__file__).resolve().parents[2]
+MAX_STEP_S = 1800.0
 # what Triton's python backend brings a stub for, best first
 SERVER_PYTHONS = ("3.11", "3.12", "3.10")
 # they import streaminfer from this checkout, so they need the Python that its modules were compiled for
@@ -190,15 +191,31 @@ def _candidates(pythons: Sequence[str]) -> Iterator[str]:
 def _locked(folder: Path) -> Iterator[None]:
     # the folder itself is what is locked: no file is left for it
     handle = os.open(folder, os.O_RDONLY)
+    give_up_s = time.monotonic() + MAX_STEP_S
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        while not _lock(handle):
+            if time.monotonic() > give_up_s:
+                raise RuntimeError(f"another process has been making {folder} for {MAX_STEP_S:.0f} s")
+            time.sleep(0.1)
         yield
     finally:
         os.close(handle)
 
 
+def _lock(handle: int) -> bool:
+    """Lock it unless another process holds the lock; says whether it is ours."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=MAX_STEP_S)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"{' '.join(command)}\ndid not end in {MAX_STEP_S:.0f} s") from None
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\nended with {done.returncode}:\n{done.stdout}{done.stderr}")
 

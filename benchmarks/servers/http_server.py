@@ -1,18 +1,17 @@
 """Servers of models over HTTP, each in a process of its own, in the environment ``serving``."""
 
-import contextlib
 import os
-import signal
 import socket
-import subprocess
-import time
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from servers.environments import ENVIRONMENTS
+from servers.process import ServerProcess
 
-__all__ = ["asgi_server", "command_server", "cpu_s", "free_port"]
+__all__ = ["HttpServer", "asgi_server", "cpu_s", "free_port"]
 
+READY_TIMEOUT_S = 5.0
 BENCHMARKS = Path(__file__).resolve().parents[1]
 
 
@@ -24,37 +23,65 @@ def free_port() -> int:
     return port
 
 
-def asgi_server(server: str, app: str) -> contextlib.AbstractContextManager[tuple[int, int]]:
-    """Run an app of `http_apps` under ``uvicorn`` or ``granian``; gives its port and process id."""
+class HttpServer(ServerProcess):
+    """A server that Python runs in the environment ``serving``; see :class:`~servers.process.ServerProcess`.
+
+    A process that accepts connections before its workers answer is not ready, so it is asked.
+
+    Args:
+        arguments: of Python; ``{port}`` in them is the server's port.
+        path: of a request that it answers with 200 once it is ready.
+        body: of this request, a POST; empty: a GET.
+        headers: of this request.
+        environment: further variables of its process.
+
+    Attributes:
+        port: on loopback.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        path: str,
+        body: bytes = b"",
+        headers: Mapping[str, str] = MappingProxyType({}),
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        super().__init__(1)
+        (self.port,) = self.ports
+        self.path, self.body, self.headers = path, body, headers
+        self._arguments = arguments
+        self._variables = environment
+
+    def prepare(self) -> tuple[Sequence[str], Mapping[str, str]]:
+        """Installs the servers at first use."""
+        python = ENVIRONMENTS["serving"].make().python
+        folders = os.pathsep.join([str(BENCHMARKS.parent), str(BENCHMARKS)])
+        variables = os.environ | {"PYTHONPATH": folders, "BENTOML_DO_NOT_TRACK": "True", **self._variables}
+        return [str(python), *(one.format(port=self.port) for one in self._arguments)], variables
+
+    def is_ready(self) -> bool:
+        """Whether the request is answered."""
+        method = "POST" if self.body else "GET"
+        status, _ = self.answers(
+            self.port, self.path, method=method, body=self.body, headers=self.headers, timeout_s=READY_TIMEOUT_S
+        )
+        return status == 200
+
+
+def asgi_server(
+    server: str,
+    app: str,
+    path: str = "/v2/health/ready",
+    body: bytes = b"",
+    headers: Mapping[str, str] = MappingProxyType({}),
+) -> HttpServer:
+    """Return an app of `http_apps` under ``uvicorn`` or ``granian``; see `HttpServer` for the request."""
     arguments = {
         "uvicorn": ["-m", "uvicorn", "--log-level", "critical"],
         "granian": ["-m", "granian", "--interface", "asgi", "--no-ws", "--log-level", "critical"],
     }[server]
-    return command_server(*arguments, "--port", "{port}", f"servers.http_apps:{app}")
-
-
-@contextlib.contextmanager
-def command_server(*arguments: str) -> Iterator[tuple[int, int]]:
-    """Run Python with these arguments, in which ``{port}`` is a free port; gives the port and the process id."""
-    python, port = ENVIRONMENTS["serving"].make().python, free_port()
-    command = [str(python), *(one.format(port=port) for one in arguments)]
-    folders = os.pathsep.join([str(BENCHMARKS.parent), str(BENCHMARKS)])
-    environment = os.environ | {"PYTHONPATH": folders, "BENTOML_DO_NOT_TRACK": "True"}
-    process = subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
-    try:
-        for _ in range(1200):
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-                break
-            if process.poll() is not None:
-                raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
-            time.sleep(0.1)
-        else:
-            raise RuntimeError(f"{' '.join(command)} does not listen")
-        yield port, process.pid
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # workers that it started are in its session
-        process.wait()
+    return HttpServer([*arguments, "--port", "{port}", f"servers.http_apps:{app}"], path, body, headers)
 
 
 def cpu_s(pid: int) -> float:

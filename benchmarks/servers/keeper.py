@@ -1,7 +1,7 @@
 """Ends a server when its owner ends, however that happens: python keeper.py SHM_PREFIX FOLDER <pipe from the owner.
 
-Reads ``watch GROUP`` and ``forget GROUP``. At the end of the pipe: kills the watched process groups, waits until their
-processes are gone, then removes ``/dev/shm/SHM_PREFIX*`` and the folder.
+Reads ``watch GROUP`` and ``forget GROUP``. At the end of the pipe: kills the watched process groups and all that their
+processes started, waits until these are gone, then removes ``/dev/shm/SHM_PREFIX*`` and the folder.
 """
 
 import contextlib
@@ -10,19 +10,50 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
+
+__all__ = ["family", "kill_family"]
 
 PATIENCE_S = 10.0
 
 
-def alive(group: int) -> bool:
-    """Whether the group has a process that is not a zombie: those hold nothing and may stay unreaped."""
+def processes() -> dict[int, tuple[int, int]]:
+    """Parent and process group of each process that is not a zombie: those hold nothing and may stay unreaped."""
+    found = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
-            if int(its_group) == group and state != "Z":
-                return True
-    return False
+            # the command's name, in brackets, may hold anything
+            state, parent, group = stat.read_text().rpartition(")")[2].split()[:3]
+            if state != "Z":
+                found[int(stat.parent.name)] = (int(parent), int(group))
+    return found
+
+
+def family(groups: Iterable[int]) -> set[int]:
+    """Return the processes of these groups and their descendants, also those that have a session of their own."""
+    wanted, all_of_them = set(groups), processes()
+    found: set[int] = set()
+    while more := {pid for pid, (parent, group) in all_of_them.items() if group in wanted or parent in found} - found:
+        found |= more
+    return found
+
+
+def send(pids: Iterable[int], number: int) -> None:
+    """Send a signal to each that is still there."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def kill_family(groups: Iterable[int]) -> set[int]:
+    """Kill all of `family` and return them: a stopped process starts no other, so none is missed."""
+    stopped: set[int] = set()
+    while more := family(groups) - stopped:
+        send(more, signal.SIGSTOP)
+        stopped |= more
+    send(stopped, signal.SIGKILL)
+    return stopped
 
 
 def main() -> None:
@@ -31,11 +62,9 @@ def main() -> None:
     for line in sys.stdin:
         word, group = line.split()
         (groups.add if word == "watch" else groups.discard)(int(group))
-    for one in groups:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(one, signal.SIGKILL)
+    killed = kill_family(groups)
     deadline = time.monotonic() + PATIENCE_S
-    while any(map(alive, groups)) and time.monotonic() < deadline:
+    while killed & processes().keys() and time.monotonic() < deadline:
         time.sleep(0.005)
     for path in Path("/dev/shm").glob(f"{prefix}*"):  # noqa: S108 it is that folder
         path.unlink(missing_ok=True)

@@ -1,7 +1,8 @@
 """A server in a process group of its own, on ports of its own, that never outlives the process that started it.
 
 A keeper (:mod:`servers.keeper`) reads a pipe from us: when the pipe ends, because the server is stopped or because this
-process was killed, it kills the server's group and removes the server's files.
+process was killed, it kills the server's group with all that the group started, and removes the server's files. What
+the server prints goes to a file: no process of it holds a pipe of ours, whose reader would wait for its end.
 """
 
 import http.client
@@ -17,8 +18,10 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Self
+
+from servers.keeper import kill_family
 
 __all__ = ["ServerProcess", "free_ports", "group_members"]
 
@@ -141,7 +144,7 @@ class ServerProcess(ABC):
             keeper, self._keeper = self._keeper, None
             keeper.communicate()
         if self._server is not None:
-            self._server.wait()
+            self._server.wait(START_TIMEOUT_S)
 
     def freeze(self) -> None:
         """Stops all its processes where they are (SIGSTOP): connections stay open, nothing answers."""
@@ -157,8 +160,7 @@ class ServerProcess(ABC):
 
     def kill(self) -> None:
         """Kills all its processes (SIGKILL), and removes what they leave in shared memory."""
-        while group_members(self.pid):
-            os.killpg(self.pid, signal.SIGKILL)
+        while kill_family([self.pid]):
             time.sleep(POLL_S / 4)
         self.wait(START_TIMEOUT_S)
         for name in self.shm_files():
@@ -181,11 +183,20 @@ class ServerProcess(ABC):
             self._tell_keeper("forget")
         self.start()
 
-    def answers(self, port: int, path: str, *, method: str = "GET", timeout_s: float = 60.0) -> tuple[int, bytes]:
+    def answers(
+        self,
+        port: int,
+        path: str,
+        *,
+        method: str = "GET",
+        body: bytes | None = None,
+        headers: Mapping[str, str] = MappingProxyType({}),
+        timeout_s: float = 60.0,
+    ) -> tuple[int, bytes]:
         """One HTTP request: status (0: no connection, or no answer in time) and body."""
         connection = http.client.HTTPConnection(HOST, port, timeout=timeout_s)
         try:
-            connection.request(method, path)
+            connection.request(method, path, body, headers)
             response = connection.getresponse()
             return response.status, response.read()
         except (OSError, http.client.HTTPException):

@@ -91,6 +91,8 @@ def in_process(run: Callable[[bool, int], None], *, ours: bool) -> Iterator[tupl
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
                 break
             time.sleep(0.1)
+        else:
+            raise RuntimeError("the gRPC server does not listen after 60 s")
         yield port, process.pid or 0
     finally:
         process.kill()
@@ -107,7 +109,7 @@ async def grpc_rate(port: int) -> tuple[int, float]:
         async def client(ends_s: float) -> int:
             answered = 0
             while time.perf_counter() < ends_s:
-                await ask(message)
+                await ask(message, timeout=30)
                 answered += 1
             return answered
 
@@ -151,7 +153,7 @@ def http_section() -> bool:
         met = True
         for server in ("uvicorn", "granian"):
             with asgi_server(server, "ours") as ours, asgi_server(server, "echo") as bare:
-                ports, pids = zip(ours, bare, strict=True)
+                ports, pids = (ours.port, bare.port), (ours.pid, bare.pid)
                 name = f"HTTP, {server}, {CONNECTIONS} connections"
                 met &= compare(name, ports, pids, lambda port: load.run(port, PATH, ROUND_S), HTTP_BAR)
     return met

@@ -8,13 +8,13 @@ Rounds take turns; medians of the ratios over ours under granian. Bars: ≥ 5× 
 import contextlib
 import json
 import statistics
+import sys
 import tempfile
 from pathlib import Path
 
-import attrs
 import numpy as np
 from _lib.http_load import Wrk
-from servers.http_server import asgi_server, command_server, cpu_s
+from servers.http_server import HttpServer, asgi_server, cpu_s
 
 CONNECTIONS, ROUNDS, ROUND_S = 64, 5, 2.0
 PEERS = Path(__file__).parents[1] / "peers"
@@ -24,18 +24,8 @@ INFER = "/v2/models/m/infer"
 JSON = {"Content-Type": "application/json"}
 
 
-@attrs.frozen
-class Entry:
-    """A server and the request that it gets."""
-
-    server: contextlib.AbstractContextManager[tuple[int, int]]
-    path: str
-    body: bytes
-    headers: dict[str, str]
-
-
-def entries() -> dict[str, Entry]:
-    """Return all of them; ours come first."""
+def servers() -> dict[str, HttpServer]:
+    """Return all of them, each with the request that it gets; ours come first."""
     tensor = {"name": "inputs", "datatype": "FP32", "shape": [1, 16]}
     binary = {"inputs": [tensor | {"parameters": {"binary_data_size": 64}}], "parameters": {"binary_data_output": True}}
     head = json.dumps(binary).encode()
@@ -46,12 +36,12 @@ def entries() -> dict[str, Entry]:
     bento = ("-m", "bentoml", "serve", "http_bentoml:NoOp", "--working-dir", str(PEERS), "--host", "127.0.0.1")
     mosec = (str(PEERS / "http_mosec.py"), "--address", "127.0.0.1", "--log-level", "error", "--port", "{port}")
     return {
-        "granian": Entry(asgi_server("granian", "ours"), INFER, head + NUMBERS.tobytes(), length),
-        "granian, JSON": Entry(asgi_server("granian", "ours"), INFER, listed, JSON),
-        "uvicorn": Entry(asgi_server("uvicorn", "ours"), INFER, head + NUMBERS.tobytes(), length),
-        "BentoML": Entry(command_server(*bento, "--port", "{port}"), "/infer", rows, JSON),
-        "LitServe": Entry(command_server(str(PEERS / "http_litserve.py"), "{port}"), "/predict", row, JSON),
-        "mosec": Entry(command_server(*mosec), "/inference", NUMBERS.tobytes(), {}),
+        "granian": asgi_server("granian", "ours", INFER, head + NUMBERS.tobytes(), length),
+        "granian, JSON": asgi_server("granian", "ours", INFER, listed, JSON),
+        "uvicorn": asgi_server("uvicorn", "ours", INFER, head + NUMBERS.tobytes(), length),
+        "BentoML": HttpServer((*bento, "--port", "{port}"), "/infer", rows, JSON),
+        "LitServe": HttpServer((str(PEERS / "http_litserve.py"), "{port}"), "/predict", row, JSON),
+        "mosec": HttpServer(mosec, "/inference", NUMBERS.tobytes(), {}),
     }
 
 
@@ -60,17 +50,17 @@ def main() -> int:
     costs: dict[str, list[float]] = {}
     with contextlib.ExitStack() as stack:
         loads = {}
-        for name, entry in entries().items():
+        for name, server in servers().items():
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            port, pid = stack.enter_context(entry.server)
-            loads[name] = (Wrk(folder, entry.body, entry.headers, CONNECTIONS), port, pid, entry.path)
+            loads[name] = (stack.enter_context(server), Wrk(folder, server.body, server.headers, CONNECTIONS))
+            print(f"{name} answers after {server.start_s:.1f} s", file=sys.stderr, flush=True)
         for number in range(ROUNDS + 1):
-            for name, (load, port, pid, path) in loads.items():
-                before_s = cpu_s(pid)
-                answered, took_s = load.run(port, path, ROUND_S)
+            for name, (server, load) in loads.items():
+                before_s = cpu_s(server.pid)
+                answered, took_s = load.run(server.port, server.path, ROUND_S)
                 if number:  # the first round warms up
                     rates.setdefault(name, []).append(answered / took_s)
-                    costs.setdefault(name, []).append((cpu_s(pid) - before_s) / answered * 1e6)
+                    costs.setdefault(name, []).append((cpu_s(server.pid) - before_s) / answered * 1e6)
     met = True
     for name, found in rates.items():
         ratios = [ours / one for ours, one in zip(rates["granian"], found, strict=True)]

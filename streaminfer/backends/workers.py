@@ -92,6 +92,15 @@ class WorkerThreads(Generic[W]):
                 raise outcome
         pool.warm = True
 
+    def check_open(self) -> None:
+        """Check that calls may begin.
+
+        Raises:
+            Closed: stopped.
+        """
+        if self._closed:
+            raise Closed(f"{self._name} is stopped")
+
     async def run(self, function: Callable[..., T], *arguments: Any, interrupt: Callable[[], None] | None = None) -> T:
         """Call ``function(worker, *arguments)`` in the thread of the first worker that is free.
 

@@ -1,7 +1,7 @@
 """A stack as a model of the protocol: its description."""
 
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from streaminfer._internal.validation import check_instance, expected
@@ -126,8 +126,11 @@ def find_model(models: Mapping[str, ServedModel], name: str, wanted: str) -> Ser
 
 
 def server_version() -> str:
-    """Return the version of this package."""
-    return version("streaminfer")
+    """Return the version of this package; ``unknown`` where it runs from a checkout that is not installed."""
+    try:
+        return version("streaminfer")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def _described(spec: ModelTensor) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The servers of the tests and benchmarks themselves: they start, break as they should, and leave nothing behind."""
 
 import asyncio
+import fcntl
 import gc
 import json
 import mmap
@@ -24,9 +25,10 @@ from servers.certificates import Authority
 from servers.drill import held_now
 from servers.environments import Environment
 from servers.garbage import KINDS, GrpcGarbage, HttpGarbage
+from servers.keeper import family, processes
 from servers.mlp import mlp_answers
 from servers.network import Proxy
-from servers.process import HOST, SHM, free_ports, group_members
+from servers.process import HOST, SHM, ServerProcess, free_ports, group_members
 from servers.triton_server import MODELS, TritonServer
 from tritonclient.grpc import service_pb2
 
@@ -106,6 +108,26 @@ def test_an_environment_that_failed_is_made_again(tmp_path, monkeypatch):
             Environment("one", ()).make()
 
 
+def test_an_environment_that_another_process_makes_is_waited_for_with_a_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(environments, "ROOT", tmp_path)
+    monkeypatch.setattr(environments, "MAX_STEP_S", 0.0)
+    folder = tmp_path / ".venv-one"
+    folder.mkdir()
+    other = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(RuntimeError, match=r"another process has been making .*\.venv-one for 0 s"):
+            Environment("one", ()).make()
+    finally:
+        os.close(other)
+
+
+def test_an_installation_that_does_not_end_is_an_error(monkeypatch):
+    monkeypatch.setattr(environments, "MAX_STEP_S", 0.01)
+    with pytest.raises(RuntimeError, match=r"sleep 1000\ndid not end in 0 s"):
+        environments._run(["sleep", "1000"])
+
+
 def test_a_machine_without_a_fitting_python_is_told_what_is_missing(monkeypatch):
     monkeypatch.setattr(environments, "_candidates", lambda _: ["/no/such/python"])
     with pytest.raises(RuntimeError, match=r"needs Python 3\.11 or 3\.12 with a shared libpython on PATH; found: none"):
@@ -116,6 +138,50 @@ def test_the_python_that_is_found_has_what_the_server_embeds():
     found = environments.find_python(shared_libpython=True)
     probe = "import sysconfig as s, os; print(os.path.exists(s.get_config_var('LIBDIR') + '/' + s.get_config_var('INSTSONAME')))"
     assert subprocess.run([found, "-c", probe], capture_output=True, text=True, check=True).stdout == "True\n"
+
+
+# -- processes ------------------------------------------------------------------------------------------------------
+
+
+class Arbiter(ServerProcess):
+    """A server whose worker has a session of its own, as BentoML's has."""
+
+    def __init__(self):
+        super().__init__(0)
+
+    def prepare(self):
+        script = """
+            import pathlib, signal, subprocess
+            worker = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+            pathlib.Path("starting").write_text(str(worker.pid))
+            pathlib.Path("starting").rename("worker")
+            signal.pause()
+        """
+        return [sys.executable, "-c", textwrap.dedent(script)], os.environ
+
+    def is_ready(self):
+        return (self.folder / "worker").exists()
+
+
+@pytest.mark.parametrize("end", [ServerProcess.stop, ServerProcess.kill])
+def test_a_worker_with_a_session_of_its_own_ends_with_its_server(end):
+    """One that went on would also keep what it inherited: who reads a pipe of the benchmark would wait for ever."""
+    with Arbiter() as server:
+        worker = int((server.folder / "worker").read_text())
+        its_output = Path(f"/proc/{worker}/fd/2").readlink()
+
+        end(server)
+
+    assert its_output == server.log
+    assert worker not in processes()
+
+
+def test_a_family_has_the_descendants_of_a_group():
+    with Arbiter() as server:
+        worker = int((server.folder / "worker").read_text())
+
+        assert family([server.pid]) == {server.pid, worker}
+        assert worker not in group_members(server.pid)
 
 
 # -- Triton ---------------------------------------------------------------------------------------------------------

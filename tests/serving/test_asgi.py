@@ -2,12 +2,13 @@ import asyncio
 import json
 import logging
 import tracemalloc
+from importlib.metadata import PackageNotFoundError
 
 import numpy as np
 import pytest
 
 import streaminfer as si
-from streaminfer.serving import Limits
+from streaminfer.serving import Limits, models
 from streaminfer.testing import HANG
 
 pytestmark = pytest.mark.uncompiled
@@ -512,3 +513,22 @@ def test_wrong_limits_are_named(doubling_stack):
         Limits(max_rows=0)
     with pytest.raises(ValueError, match="'/'"):
         si.serving.asgi_app({"a/b": doubling_stack})
+
+
+def test_a_package_that_is_not_installed_has_an_unknown_version(scripted, ask_app, monkeypatch):
+    """A server from a bare checkout describes itself all the same: clients read that before they send a request."""
+    _, _, app = scripted()
+
+    def missing(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(models, "version", missing)
+
+    async def scenario():
+        async with app:
+            return await ask_app(app, "GET", "/v2")
+
+    reply = asyncio.run(scenario())
+
+    assert reply.status == 200
+    assert reply.json["version"] == "unknown"

@@ -3,7 +3,8 @@
 Idea: one batch is one hop to a worker thread, one ``run`` of a session there, and one view a row back. ``sessions``
 batches can run at the same time, each on ``threads`` cores; one thread each gives the most predictable tail where the
 cores are shared with an event loop. Idle onnxruntime threads spin by default, on cores that the event loop needs; here
-they do not.
+they do not. A model that takes about as long as the hop runs on the event loop instead, if its owner says so: each hop
+also passes the interpreter lock on twice, while the loop wants it.
 
 On the CPU the threads run one session, so that the weights are in memory once: onnxruntime allows that, and it costs no
 throughput (``benchmarks/run.py sessions``). Elsewhere each has a session of its own, because providers lock what they
@@ -20,14 +21,14 @@ import functools
 import os
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import numpy.typing as npt
 
 from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.loading.extras import require
-from streaminfer._internal.validation import check_choice, check_count, check_duration, check_instance
+from streaminfer._internal.validation import check_choice, check_count, check_duration, check_instance, expected
 from streaminfer.backends.job import Done, Job
 from streaminfer.backends.onnx.binding import Binding
 from streaminfer.backends.onnx.loader import ModelLoader
@@ -67,6 +68,8 @@ class OnnxBackend(Node):
             batches that run share all ``sessions * threads``.
         sessions: how many batches can run at the same time, each in a worker thread. On the CPU they share the weights;
             elsewhere each has a session with a copy of them.
+        executor: ``"thread"``; or ``"inline"``: batches run on the event loop, which stands still meanwhile, for a
+            model whose full batch takes a few milliseconds at most. Such a batch cannot be told to end.
         warmup: batch sizes that :meth:`start` runs on every session. Not needed behind a batcher, which runs all sizes
             that it may send.
         batch_axes: the batch axis of inputs and outputs, by name. Of those it does not name, inputs have axis 0, and
@@ -99,7 +102,7 @@ class OnnxBackend(Node):
         batch_axes: the axis on which a batcher stacks each input of a request, by name.
         max_batch_size: the batch size at which the model is fixed, above 1; ``None``: any.
         fingerprint: of the model and its settings; :meth:`reload` changes it.
-        queued_workers: ``sessions``, which take batches from one queue.
+        queued_workers: ``sessions``, which take batches from one queue; ``None`` where batches run on the event loop.
 
     Raises:
         MissingExtra: onnxruntime is not installed.
@@ -118,6 +121,7 @@ class OnnxBackend(Node):
         providers: Sequence[str | tuple[str, Mapping[str, Any]]] | None = None,
         threads: int | None = None,
         sessions: int = 1,
+        executor: Literal["thread", "inline"] = "thread",
         warmup: Sequence[int] = (),
         batch_axes: Mapping[str, int] | None = None,
         shared_inputs: Mapping[str, npt.NDArray[Any]] | None = None,
@@ -133,6 +137,9 @@ class OnnxBackend(Node):
     ) -> None:
         runtime = require("onnxruntime", extra="onnx", purpose="OnnxBackend")
         check_count("sessions", sessions)
+        check_choice("executor", executor, ("thread", "inline"))
+        if executor == "inline" and sessions != 1:
+            raise ValueError(expected("sessions", "1 with executor='inline'", sessions))
         check_duration("hang_grace_s", hang_grace_s)
         check_choice("non_finite", non_finite, ("allow", "reject"))
         check_instance("warmup", warmup, lambda one: isinstance(one, Sequence), "a sequence of batch sizes")
@@ -167,9 +174,12 @@ class OnnxBackend(Node):
         self.batch_axes = self._signature.batch_axes
         fixed = self._signature.rows_a_run
         self.max_batch_size = None if fixed == 1 else fixed
-        self.queued_workers = sessions
+        self.queued_workers = sessions if executor == "thread" else None
         self._recorder = BackendRecorder(sessions, clock)
         workers = [ReloadableWorker(self._serving, number) for number in range(sessions)]
+        self._inline = workers[0] if executor == "inline" else None
+        if self._inline is not None and type(self).infer is OnnxBackend.infer:
+            self.infer_now = self._infer_now
         name = f"OnnxBackend({self._serving.model.name})"
         self._threads = WorkerThreads(workers, name, hang_grace_s=hang_grace_s)
 
@@ -282,16 +292,19 @@ class OnnxBackend(Node):
     def example_inputs(self) -> ExampleInputs | None:
         """Return ``example``, else zeros; ``None`` if the model reads something else than arrays."""
         on_each = self._infer_on_each if self._recorder.snapshot().workers > 1 else None
+        now = None if self.infer_now is None else self._infer_now_uncounted
         if self._example is not None:
-            return ExampleInputs(self._example, self._infer_uncounted, infer_on_each=on_each)
+            return ExampleInputs(self._example, self._infer_uncounted, infer_on_each=on_each, infer_now=now)
         guess = self._guess_inputs(1)
         if guess is None:
             return None
         axes = free_axes(self.inputs)
-        return ExampleInputs(guess, self._infer_uncounted, False, axes, self._guess_inputs, on_each)
+        return ExampleInputs(
+            guess, self._infer_uncounted, False, axes, self._guess_inputs, on_each, exclusive=True, infer_now=now
+        )
 
     async def start(self) -> None:
-        """Starts the worker threads and runs the warm-up batches on every session.
+        """Starts the worker threads, one if batches run on the event loop, and runs the warm-up on every session.
 
         Raises:
             BackendError: the model failed on a warm-up batch; nothing is left running.
@@ -309,8 +322,12 @@ class OnnxBackend(Node):
 
     @property
     def begin_infer(self) -> Callable[[Batch, Done], Job] | None:
-        """Begins a batch in a thread; ``None``: a subclass has replaced ``infer``."""
-        return self._begin_infer if type(self).infer is OnnxBackend.infer else None
+        """Begins a batch in a thread; ``None``: it runs on the event loop, or a subclass has replaced ``infer``."""
+        return self._begin_infer if self._inline is None and type(self).infer is OnnxBackend.infer else None
+
+    def _infer_now(self, batch: Batch) -> Sequence[Any]:
+        """Answer a batch on the event loop."""
+        return self._recorder.count_now(len(batch.rows), self._run_inline, batch, self._run)
 
     def _begin_infer(self, batch: Batch, done: Done) -> Job:
         return self._recorder.begin(len(batch.rows), done, self._begin, batch)
@@ -342,7 +359,19 @@ class OnnxBackend(Node):
     async def _infer_uncounted(self, batch: Batch) -> Sequence[Any]:
         return await self._infer(batch, ReloadableWorker.record)
 
+    def _infer_now_uncounted(self, batch: Batch) -> Sequence[Any]:
+        return self._run_inline(batch, ReloadableWorker.record)
+
+    def _run_inline(self, batch: Batch, run: Callable[..., Sequence[Any]]) -> Sequence[Any]:
+        self._threads.check_open()
+        return run(self._inline, batch, self._new_options())
+
+    async def _answer_inline(self, batch: Batch, run: Callable[..., Sequence[Any]]) -> Sequence[Any]:
+        return self._run_inline(batch, run)
+
     def _infer(self, batch: Batch, run: Callable[..., Sequence[Any]]) -> Coroutine[Any, Any, Sequence[Any]]:
+        if self._inline is not None:
+            return self._answer_inline(batch, run)
         options = self._new_options()
         end_early = functools.partial(setattr, options, "terminate", True)
         return self._threads.run(run, batch, options, interrupt=end_early)
@@ -380,7 +409,8 @@ class OnnxBackend(Node):
         fixed = self._signature.rows_a_run
         rows = "" if fixed is None else f", {'one row' if fixed == 1 else f'{fixed} rows'} a run"
         bound = "" if model.binding == "off" else f", {model.binding} memory bound"
-        return f"{sessions} session{'s' if sessions > 1 else ''} on {', '.join(names)}{rows}{bound}"
+        where = "" if self._inline is None else ", inline"
+        return f"{sessions} session{'s' if sessions > 1 else ''} on {', '.join(names)}{rows}{bound}{where}"
 
 
 def _by_name(argument: str, value: Any) -> dict[str, Any]:

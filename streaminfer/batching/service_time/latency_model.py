@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from streaminfer._internal.validation import check_count, check_instance
 from streaminfer.batching.service_time.isotonic import isotonic_curve
 from streaminfer.batching.service_time.residual_quantile import ResidualQuantile
-from streaminfer.batching.service_time.service_time import ServiceTime
+from streaminfer.batching.service_time.service_time import WORTH_GROWING, ServiceTime
 
 __all__ = ["LatencyModel", "nearest_size", "size_steps"]
 
@@ -49,6 +49,8 @@ _LINE_VISITS = 0.5  # visits for which a size's own cost counts as much as the l
 _PRIOR_WEIGHT = 0.02  # visits
 _ALLOWANCE = 0.2  # log-ratio by which neighbors may be wrong
 _STEEPEST = 1.35  # power of the size with which costs grow at most; convolutions that leave the cache reach 1.3
+_LITTLE_GAIN = 0.35  # set-up over the cost per row: even the largest batch has less than 1.35 times the throughput of 1
+_SMALL = 2
 _SINGULAR = 1e-12
 _PRIOR_SIZES = 4096
 _PUBLISH_FROM = 2e-4  # log-ratio
@@ -67,6 +69,9 @@ class LatencyModel:
         residuals: the noise.
         observations: batches observed.
         version: changes with the curve.
+        gains_up_to: where the line over all sizes expects little from batching, the size past which a batch twice as
+            large brings less than 3.5 % of throughput; else, or until two sizes have settled, a small one among them,
+            infinite.
 
     Raises:
         TypeError: ``prior`` is not a :class:`ServiceTime`.
@@ -77,6 +82,7 @@ class LatencyModel:
         self.residuals = ResidualQuantile()
         self.observations = 0
         self.version = 0
+        self.gains_up_to = math.inf
         self._prior = prior
         self._sizes: list[int] = []
         self._costs: dict[int, float] = {}  # logarithms, relative to the speed
@@ -248,6 +254,12 @@ class LatencyModel:
         own = [math.exp(self._costs[size]) for size in sizes]
         visits = [max(self._visits[size], 1) for size in sizes]
         setup, per_row = _line(sizes, own, visits)
+        settled = [size for size, count in zip(sizes, visits, strict=True) if count >= _SETTLED]
+        # without a small one the set-up of the line would be a guess
+        unclear = len(settled) < 2 or settled[0] > _SMALL
+        gains = unclear or setup > _LITTLE_GAIN * per_row
+        # where size ** 0.95 / (setup + per_row * size) is largest
+        self.gains_up_to = math.inf if gains else setup / per_row * WORTH_GROWING / (1.0 - WORTH_GROWING)
         held = max((self.residuals.deviation / _OFF_LINE) ** 2, _LINE_VISITS)
         costs = []
         for size, cost, count in zip(sizes, own, visits, strict=True):

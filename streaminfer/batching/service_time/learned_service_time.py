@@ -113,15 +113,18 @@ class LearnedServiceTime:
     def best_batch_size(self, max_batch_size: int) -> int:
         """Return the size past which larger batches are not worth their wait, as :meth:`ServiceTime.best_batch_size`.
 
-        Of sizes that the noise does not tell apart, up to a quarter, it is the largest.
+        Of sizes that the noise does not tell apart, up to a quarter, it is the largest; but a model that gains little
+        from batching has small batches, however much its durations scatter.
 
         Raises:
             RuntimeError: nothing is known yet.
         """
         table = self.expected_ns(max_batch_size).astype(np.float64)
         throughput = np.arange(1, len(table)) / table[1:]
-        alike = throughput[best_size(table) - 1] * (1.0 - min(self._model.residuals.deviation, _ALIKE))
-        return int(np.flatnonzero(throughput >= alike)[-1]) + 1
+        best = best_size(table)
+        alike = throughput[best - 1] * (1.0 - min(self._model.residuals.deviation, _ALIKE))
+        limit = max(best, min(self._model.gains_up_to, max_batch_size))
+        return int(np.flatnonzero(throughput[: int(limit)] >= alike)[-1]) + 1
 
     def fitted(self) -> ServiceTime:
         """Return the median durations as a fixed service time: to save, to compare, to start the next process from.

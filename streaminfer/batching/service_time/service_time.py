@@ -28,13 +28,13 @@ from streaminfer._internal.display.figures import COLORS, inline_svg, new_axes
 from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_count, check_duration, expected
 
-__all__ = ["ServiceTime", "best_size", "service_time_axes", "service_time_html", "whole_ns"]
+__all__ = ["WORTH_GROWING", "ServiceTime", "best_size", "service_time_axes", "service_time_html", "whole_ns"]
 
 _FORMAT = "streaminfer.service_time"
 _VERSION = 1
 _LONGEST_NS = 1e17  # three years: sums of a few such instants still fit into int64
 _NEAR_BEST = 0.98
-_WORTH_GROWING = 0.95
+WORTH_GROWING = 0.95
 
 
 @attrs.frozen(repr=False)
@@ -244,7 +244,7 @@ def best_size(table: NDArray[np.float64]) -> int:
     """
     sizes = np.arange(1, len(table))
     throughput = sizes / table[1:]
-    worth = np.where(throughput >= _NEAR_BEST * throughput.max(), throughput * sizes ** (_WORTH_GROWING - 1.0), 0.0)
+    worth = np.where(throughput >= _NEAR_BEST * throughput.max(), throughput * sizes ** (WORTH_GROWING - 1.0), 0.0)
     return int(worth.argmax()) + 1
 
 

@@ -216,16 +216,36 @@ def test_the_best_size_keeps_the_throughput(device, mix, sigma):
 
 @pytest.mark.parametrize(("sigma", "best"), [(0.0, 8), (0.2, LARGEST)], ids=["exact", "noisy"])
 def test_alike_sizes_are_equally_good(sigma, best):
-    """Of sizes whose throughput the noise does not tell apart, the largest is the best."""
+    """Of sizes whose throughput the noise does not tell apart, the largest is the best where batching gains at all."""
     live = Live()
-    live.seconds = ServiceTime.table({8: 0.008, 64: 0.068}).seconds  # 6 % worse at 64
+    live.seconds = ServiceTime.table({1: 0.004, 8: 0.008, 64: 0.068}).seconds  # 6 % worse at 64
     live.sigma = sigma
-    live.run(*[8, 64] * 40)
+    live.run(*[1, 8, 64] * 40)
     if sigma:
         assert live.learned.deviation > 0.1
         assert live.learned.best_batch_size(LARGEST) == best
     else:
         assert live.learned.best_batch_size(LARGEST) <= best
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.2, 0.4])
+def test_a_model_that_gains_nothing_has_small_batches(sigma):
+    """However much durations scatter: a batch of all that is queued would only make its first rows wait."""
+    live = Live(sigma=sigma)
+    live.seconds = ServiceTime.table({1: 0.005, 2: 0.010, 8: 0.044, 64: 0.420}).seconds
+    live.run(*[1, 2, 8, 64] * 30)
+
+    assert live.learned.best_batch_size(LARGEST) <= 4
+
+
+def test_two_settled_sizes_say_whether_batching_gains():
+    """A single slow batch, perhaps a cold one, rules no size out."""
+    live = Live(sigma=0.0)
+    live.seconds = ServiceTime.table({1: 0.005, 64: 0.320}).seconds
+    live.run(1, 1, 64)
+
+    assert live.learned._model.gains_up_to == math.inf
+    assert live.run(*[1, 64] * 4).learned._model.gains_up_to < 8
 
 
 def test_at_most_a_quarter_is_alike():
