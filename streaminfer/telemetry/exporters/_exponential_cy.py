@@ -34,40 +34,28 @@ def fill_buckets(
         counts: shape (limit,), int64: gets their counts.
 
     Returns:
-        How many buckets hold something, their size, and that of the same durations in the next finer schema; 0 and
-        ``limit + 1`` twice if they are larger than the limit.
+        How many buckets hold something, their size, and how many buckets of the next finer schema do, which is the
+        least that these take; 0 and ``limit + 1`` twice if they are larger than the limit.
     """
     low = _bucket_of(first, edges)
-    filled = size = finer_size = 0
+    filled = size = finer = 0
     below = totals[max(first, edges[low])]
-    last = finer_last = 0
+    last = numbers[low] - 1
     while low < len(numbers) and edges[low] < end:
         total = totals[min(end, edges[low + 1])]
         if total > below:
-            number = numbers[low]
-            if filled == 0:
-                last = number - 1
-                finer_last = 2 * number - 2
-            size += _size(total - below, number - last - 1)
+            size += _size(total - below, numbers[low] - last - 1 if filled > 0 else 0)
             if size > limit:
                 return 0, limit + 1, limit + 1
-            if finer_size <= limit:
-                between = totals[min(end, max(first, middles[low]))]
-                if between > below:
-                    finer_size += _size(between - below, 2 * number - 2 - finer_last)
-                    finer_last = 2 * number - 1
-                elif filled == 0:
-                    finer_last = 2 * number - 1
-                if total > between:
-                    finer_size += _size(total - between, 2 * number - 1 - finer_last)
-                    finer_last = 2 * number
-            last = number
-            indexes[filled] = number
+            last = numbers[low]
+            indexes[filled] = last
             counts[filled] = total - below
             filled += 1
+            between = totals[min(end, max(first, middles[low]))]
+            finer += 2 if below < between < total else 1
             below = total
         low += 1
-    return filled, size, finer_size
+    return filled, size, finer
 
 
 def _bucket_of(part: int, edges: Any) -> int:

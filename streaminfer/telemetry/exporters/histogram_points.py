@@ -2,8 +2,8 @@
 
 One pass over the parts gives running totals and the sum. What a bucket holds, exponential or classic, is then the
 difference of two totals, whatever the schema. The finest schema is taken whose buckets take at most `MAX_SIZE` bytes:
-the buckets of one schema tell the size of the next finer one, and the search begins where that of the last histogram
-ended, which is mostly right. O(parts that can hold something + buckets of the schemas that are tried).
+the buckets of one schema tell whether the next finer one is worth a try, and the search begins where that of the last
+histogram ended, which is mostly right. O(parts that can hold something + buckets of the schemas that are tried).
 
 Both Prometheus' native histograms and OpenTelemetry's exponential ones number buckets so that bucket ``i`` of schema
 ``s`` holds durations in ``(b^(i-1), b^i]`` seconds, with ``b = 2^(2^-s)``. A part of our layout goes, whole, into the
@@ -199,14 +199,15 @@ class HistogramReader:
             totals = self._totals[length] = array("q", bytes(8 * (length + 1)))
         first, end, sum_s = histogram.cumulate_into(totals)
         zeros = totals[1] if first == 0 else 0
-        shift, limit = self._shift, self._max_size
+        shift, limit, least = self._shift, self._max_size, 0
         while True:
-            filled, size, finer_size = fill_buckets(
+            filled, size, finer = fill_buckets(
                 totals, first, end, *layout.buckets(shift), limit, self._indexes, self._counts
             )
             if size > limit:
                 shift += 1
-            elif shift and finer_size <= limit:
+                least = shift
+            elif shift > least and finer <= limit:
                 shift -= 1
             else:
                 break
