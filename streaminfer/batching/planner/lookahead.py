@@ -289,7 +289,7 @@ class Lookahead:
         _, tickets, deadlines, untimed = in_deadline_order(model, queue.first(queue.queued))
         limits = queue.events.recent_limits_ns() or [PATIENCE_NS]
         is_free = self._model is not None and not (self._mixed_for or untimed or queue.several_priorities)
-        return Outlook(tickets, deadlines, model.durations, queue.events.gap_ns(now_ns), min(limits), is_free)
+        return Outlook(tickets, deadlines, model.upper, queue.events.gap_ns(now_ns), min(limits), is_free)
 
     def _decide_for_late(self, queue: RequestQueue, now_ns: int) -> Decision:
         """Return the next batch where what is queued is of several groups, or not all on time as it stands."""

@@ -155,6 +155,21 @@ def test_a_model_of_microseconds_is_learned_by_its_means():
     assert model.expected_ns(4)[4] == pytest.approx(5 * MS, rel=0.3)
 
 
+def test_outlook_for_a_shared_device_has_what_most_batches_do_not_exceed():
+    """A turn that is planned with means makes the model that waits for it late every second time."""
+    service_time = LearnedServiceTime()
+    rng = np.random.default_rng(0)
+    for number in range(200):
+        size = 1 + number % 4
+        service_time.observe(size, round((10 + size) * MS * rng.lognormal(0.0, 0.2)), number * 20 * MS)
+    policy = Lookahead(4, service_time)
+    queue = queue_of(500, 500)
+
+    outlook = policy.outlook(queue, 0, policy.decide(queue, 0, 1).batch)
+
+    assert (outlook.durations[1:] > 1.15 * service_time.expected_ns(4)[1 : len(outlook.durations)]).all()
+
+
 def test_ten_thousand_waiting_are_decided_too():
     queue = queue_of(*np.random.default_rng(0).integers(20, 2000, 10_000).tolist())
     batch, reason, _ = decide(Lookahead(32, DEVICE), queue)
