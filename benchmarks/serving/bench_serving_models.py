@@ -10,9 +10,9 @@ counts from when a request was due, and one without an answer counts as infinite
 processes included, says what a busy machine hides, and how late the client itself sends what it adds to all of them.
 Bars: our p99 at most Triton's and MLServer's, as medians of the ratios of the rounds.
 
-A round is quiet if all other processes of the machine took at most half a core, whoever's turn it was: beside busy ones
-the kernel's scheduler decides, and it gives a server of many threads more turns than one of few. Rounds go on until
-enough of them were quiet, up to a limit, and the ratios of all rounds are printed too.
+A round is quiet if all other processes of the machine took at most half a core, in each server's turn: beside busy
+ones the kernel's scheduler decides, and it gives a server of many threads more turns than one of few. Rounds go on
+until enough of them were quiet, up to a limit, and the ratios of all rounds are printed too.
 """
 
 import argparse
@@ -218,7 +218,7 @@ async def compare(name: str, transport: str, servers: dict[str, Server]) -> bool
 
 
 def quiet_rounds(rounds: dict[str, list[Round]]) -> list[int]:
-    """The numbers of the rounds in which other processes took little, whoever's turn it was."""
+    """The numbers of the rounds in which other processes took little, in each server's turn."""
     turns = enumerate(zip(*rounds.values(), strict=True))
     return [number for number, found in turns if all(one.others <= MAX_OTHERS for one in found)]
 

@@ -38,7 +38,7 @@ _STALLED = 3
 
 _PROGRESS = 2e-5
 _SEARCH_S = 4.0
-"""Of the first search for whole replicas that does not end by itself; each later one has twice as long. What it has
+"""Of the first search for whole replicas that its time ends; each later one has twice as long. What it has
 found shows cuts and gives plans that the end of the search would not: its bound rises slowly in the end."""
 
 _POLISH_ROUNDS = 10
