@@ -147,8 +147,9 @@ def record_of_processing(
 def _categories(where: str, cache: EdgeCache) -> Iterable[tuple[str, str, float | None, float]]:
     policy = cache._memory.freshness.policy
     if policy is None:
-        ttl_s = EdgeCache.ttl_s.__get__(cache)
-        return [(where, "all answers", None if ttl_s is None else ttl_s + EdgeCache.stale_s.__get__(cache), 0.0)]
+        freshness = cache._memory.freshness
+        kept_s = None if freshness.ttl_s is None else freshness.ttl_s + freshness.stale_s
+        return [(where, "all answers", kept_s, 0.0)]
     rules = [policy.rule(()), *(policy.rule((name,)) for name in sorted(policy.classes))]
     return [(where, it.data_class or "all others", it.max_age_s, it.min_age_s) for it in rules]
 

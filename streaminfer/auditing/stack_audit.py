@@ -197,7 +197,7 @@ def _of(cache: EdgeCache, name: str) -> Any:
 
 
 def _check_age(cache: EdgeCache, policy: Retention | None, where: str) -> Iterator[Finding]:
-    ttl_s, stale_s = _of(cache, "ttl_s"), _of(cache, "stale_s")
+    ttl_s, stale_s = _of(cache, "_memory").freshness.ttl_s, _of(cache, "_memory").freshness.stale_s
     kept_s = None if ttl_s is None else ttl_s + stale_s
     if policy is not None:
         rules = [("", policy), *((f", {name!r} ", rule) for name, rule in sorted(policy.classes.items()))]

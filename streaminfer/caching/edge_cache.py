@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, ItemsView, Iterable, Iterator, MutableMapping, ValuesView
-from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, Self, overload
 
 from streaminfer._internal.locking import is_atomic
@@ -21,7 +20,7 @@ from streaminfer.caching.tiers.read_budget import LONGEST_READ_S
 from streaminfer.protocols import Clock, P, R, Service
 
 if TYPE_CHECKING:
-    from streaminfer.caching.erasure.erasure import Erasure, PendingErasure
+    from streaminfer.caching.erasure.erasure import Erasure
     from streaminfer.caching.erasure.memory_retention import MemoryRetention
     from streaminfer.caching.tiers.tier_set import TierSet
     from streaminfer.caching.wrapping.memoize import CachedFunction
@@ -269,7 +268,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
             TypeError: neither or both, or no string.
             ErasureHeld: a legal hold, or a minimum age of the policy, forbids it; nothing was erased.
         """
-        return self._begin_erasure(subject, tag).in_memory
+        return self._memory.begin_erasure(self.tiers, subject, tag).in_memory
 
     async def erase_everywhere(self, *, subject: str | None = None, tag: str | None = None) -> Erasure:
         """Erase as :meth:`erase` does, and wait until each tier has been tried; on any event loop.
@@ -277,19 +276,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         Returns:
             Entries erased by place, and why a tier failed. Cancelling the caller does not end the erasure.
         """
-        return await self._begin_erasure(subject, tag).wait()
-
-    def _begin_erasure(self, subject: str | None, tag: str | None) -> PendingErasure:
-        from streaminfer.caching.erasure.erasure import PendingErasure, check_selection  # noqa: PLC0415 - not every cache is erased
-
-        subject, tag = check_selection(subject, tag)
-        memory = self._memory
-        memory.check_erasure(subject, tag)
-        if self.tiers is not None:
-            return self.tiers.erase(subject, tag, partial(memory.erase, subject, tag))
-        erasing = PendingErasure(subject, tag)
-        erasing.arm(memory.erase(subject, tag))
-        return erasing
+        return await self._memory.begin_erasure(self.tiers, subject, tag).wait()
 
     def listen(self, listener: Callable[[CacheEvent], object]) -> Callable[[], None]:
         """Call ``listener`` with each :class:`CacheEvent` from now on; return a function that ends it.
@@ -318,26 +305,6 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
     def max_bytes(self) -> int | None:
         """Most bytes of values; ``None``: any number."""
         return self._settings[1]
-
-    @property
-    def ttl_s(self) -> float | None:
-        """Seconds for which an entry is fresh; ``None``: for good, or as long as the policy allows."""
-        return self._memory.freshness.ttl_s
-
-    @property
-    def stale_s(self) -> float:
-        """Seconds for which an expired entry can be used, by the longer of both windows."""
-        return self._memory.freshness.stale_s
-
-    @property
-    def negative_ttl_s(self) -> float:
-        """Seconds for which a failure is remembered; 0: not at all."""
-        return self._memory.freshness.negative_ttl_s
-
-    @property
-    def eviction(self) -> Eviction:
-        """Which entries go if there is no room."""
-        return self._settings[2]
 
     # -- memory and tiers ---------------------------------------------------------------------------------------
 
@@ -388,23 +355,9 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
             had before; other processes that read the tier may still see it.
         """
         _check_key(key)
-        memory = self._memory
-        own, words, before = freeze(value), tuple(tags), memory.erasures
-        stored = memory.put(key, own, ttl_s, words, subject)
         if self.tiers is None:
-            return stored
-        writes = self.tiers.write(
-            key,
-            own,
-            ttl_ns=memory.freshness.lasts_ns(ttl_s, words),
-            computed_ns=memory.now(),
-            erasures=before if stored else memory.erasures,  # a value that is too large removes the one before it
-            tags=words,
-            subject=subject,
-            wait=True,
-        )
-        written = await asyncio.gather(*writes)
-        return stored and all(written)
+            return self._memory.put(key, freeze(value), ttl_s, tags, subject)
+        return await self.tiers.put_through(key, freeze(value), ttl_s, tuple(tags), subject)
 
     async def delete(self, key: str | bytes) -> bool:
         """Remove what memory and the tiers have of a key: fresh, stale or a failure.
@@ -421,11 +374,12 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         Raises:
             TypeError: the key is neither a string nor bytes.
         """
-        from streaminfer.caching.erasure.retention_counts import DELETED  # noqa: PLC0415 - a mapping alone has no log
-
         _check_key(key)
-        self._memory.delete(key, DELETED)
-        return self.tiers is None or all(await asyncio.gather(*self.tiers.begin_delete(key)))
+        self._memory.delete(key)
+        if self.tiers is None:
+            return True
+        deletions = self.tiers.delete(key)
+        return self.tiers.run_here and all(await asyncio.gather(*deletions))
 
     # -- retention ----------------------------------------------------------------------------------------------
 
@@ -443,15 +397,11 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
             TypeError, ValueError: not exactly one of both, or the policy has no such class or no `RetentionLog`.
             BackendError, Closed: the log or a tier did not learn of it; hold again.
         """
-        await self._governed().record_hold("held", subject, data_class, reason)
-        return () if self.tiers is None else tuple(await self.tiers.legal_hold(subject, data_class, on=True))
+        return await self._governed().set_hold(self.tiers, subject, data_class, reason, on=True)
 
     async def release(self, *, subject: str | None = None, data_class: str | None = None, reason: str) -> None:
         """End a legal hold; what it preserved beyond its time goes. Arguments and errors as in :meth:`hold`."""
-        await self._governed().record_hold("released", subject, data_class, reason)
-        if self.tiers is not None:
-            await self.tiers.legal_hold(subject, data_class, on=False)
-        self._memory.expire_due(self._memory.now(), 0)
+        await self._governed().set_hold(self.tiers, subject, data_class, reason, on=False)
 
     @property
     def preserved(self) -> tuple[CacheEvent, ...]:
@@ -487,10 +437,9 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         raise TypeError("an EdgeCache cannot be copied or pickled")
 
     def __repr__(self) -> str:
-        limits = [
-            f"{name}={value}" for name, value in (("maxsize", self.maxsize), ("max_bytes", self.max_bytes)) if value
-        ]
-        return f"<EdgeCache({', '.join([self.eviction, *limits])})>"
+        limits = {"maxsize": self.maxsize, "max_bytes": self.max_bytes}
+        shown = "".join(f", {name}={value}" for name, value in limits.items() if value)
+        return f"<EdgeCache({self._settings[2]}{shown})>"
 
     def _repr_html_(self) -> str:
         return self.statistics()._repr_html_()

@@ -20,8 +20,10 @@ from streaminfer.caching.table._slots_cy import NEVER
 from streaminfer.caching.table._table_cy import EdgeTable
 
 if TYPE_CHECKING:
+    from streaminfer.caching.erasure.erasure import PendingErasure
     from streaminfer.caching.erasure.memory_retention import MemoryRetention
     from streaminfer.caching.table._eviction_cy import EvictionOrder
+    from streaminfer.caching.tiers.tier_set import TierSet
     from streaminfer.compliance.retention_log import RetentionLog
     from streaminfer.protocols import Clock
 
@@ -204,6 +206,18 @@ class Memory(StackClock, _Table):
 
     # -- erasing ------------------------------------------------------------------------------------------------
 
+    def begin_erasure(self, tiers: TierSet | None, subject: str | None, tag: str | None) -> PendingErasure:
+        """Erase memory, and begin to erase the tiers; see `EdgeCache.erase`."""
+        from streaminfer.caching.erasure.erasure import PendingErasure, check_selection  # noqa: PLC0415 - not every cache is erased
+
+        subject, tag = check_selection(subject, tag)
+        self.check_erasure(subject, tag)
+        if tiers is not None:
+            return tiers.erase(subject, tag)
+        erasing = PendingErasure(subject, tag)
+        erasing.arm(self.erase(subject, tag))
+        return erasing
+
     def check_erasure(self, subject: str | None, tag: str | None) -> None:
         """Raise `ErasureHeld` if a legal hold, or a minimum age, forbids an erasure."""
         if self.retention is not None:
@@ -221,10 +235,10 @@ class Memory(StackClock, _Table):
             self._own_log.record("erased", where="memory", count=count, reason="asked for", subject=subject, tag=tag)
         return count
 
-    def delete(self, key: Any, reason: str) -> None:
-        """Remove what there is of a key, and count it for the log."""
+    def delete(self, key: Any, by: str = "") -> None:
+        """Remove what there is of a key, and count it for the log; ``by`` is added to the reason."""
         if self.discard(key) and self.retention is not None:
-            self.retention.counts.count("removed", "memory", "", reason)
+            self.retention.count_deleted(by)
 
     @property
     def erasure_log(self) -> RetentionLog | None:

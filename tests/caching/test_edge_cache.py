@@ -297,7 +297,6 @@ DOCUMENTED = {
         "erase",
         "erase_everywhere",
         "erasure_log",
-        "eviction",
         "expire",
         "fetch",
         "flights",
@@ -310,15 +309,14 @@ DOCUMENTED = {
         "listen",
         "max_bytes",
         "maxsize",
-        "negative_ttl_s",
         "peek",
         "pop",
         "popitem",
         "preserved",
         "put",
     ),
-    *("put_negative", "put_through", "release", "retention_report", "setdefault", "size", "stale_s", "statistics"),
-    *("tiers", "ttl_s", "update", "values", "wrap"),
+    *("put_negative", "put_through", "release", "retention_report", "setdefault", "size", "statistics"),
+    *("tiers", "update", "values", "wrap"),
 }
 
 

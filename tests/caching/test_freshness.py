@@ -193,7 +193,7 @@ def test_windows_default_to_stale_s():
     other = si.EdgeCache(stale_s=5.0, stale_if_error_s=60.0)
 
     assert (both.revalidate_ns, both.stale_ns, both.stale_s) == (5 * 10**9, 5 * 10**9, 5.0)
-    assert (other._memory.freshness.revalidate_ns, other.stale_s) == (5 * 10**9, 60.0)
+    assert (other._memory.freshness.revalidate_ns, other._memory.freshness.stale_s) == (5 * 10**9, 60.0)
 
 
 def test_stale_is_given_and_outdated_is_computed():

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from streaminfer._internal.validation import expected
-from streaminfer.caching.erasure.retention_counts import REASONS, RetentionCounts
+from streaminfer.caching.erasure.retention_counts import DELETED, REASONS, RetentionCounts
 from streaminfer.caching.events import CacheEvent
 from streaminfer.caching.table._slots_cy import NEVER
 from streaminfer.compliance.retention import PRESERVED, Holding, Retention
@@ -105,6 +105,10 @@ class MemoryRetention:
         )
         return count
 
+    def count_deleted(self, by: str) -> None:
+        """Count an entry that was deleted by its key."""
+        self.counts.count("removed", "memory", "", f"{DELETED}{by}")
+
     def check_erasure(self, subject: str | None, tag: str | None) -> None:
         """Raise `ErasureHeld`, and record it, if a legal hold, or a minimum age, forbids an erasure."""
         objections = self._objections(subject, tag)
@@ -160,12 +164,13 @@ class MemoryRetention:
             found.append(Holding(PRESERVED, held[2], 1, max(now_ns - held[3], 0) / 1e9, None))
         return found or [Holding("memory", "", 0, None, 0)]
 
-    async def record_hold(self, action: Action, subject: str | None, data_class: str | None, reason: str) -> None:
-        """Record the begin or end of a legal hold in the policy's log.
+    async def set_hold(
+        self, tiers: TierSet | None, subject: str | None, data_class: str | None, reason: str, *, on: bool
+    ) -> tuple[str, ...]:
+        """Begin or end a legal hold; see `EdgeCache.hold` and `EdgeCache.release`.
 
-        Raises:
-            TypeError, ValueError: not exactly one of subject and class, or the policy has no such class or no log.
-            BackendError: the log failed.
+        Returns:
+            The tiers that cannot hold.
         """
         if (subject is None) == (data_class is None):
             got = "neither" if subject is None else "both"
@@ -175,8 +180,12 @@ class MemoryRetention:
         if data_class is not None and data_class not in self.policy.classes:
             raise ValueError(expected("data_class", f"one of the policy's, {sorted(self.policy.classes)}", data_class))
         await self.counts.settle()  # an erasure that was rejected before this is recorded before it
+        action: Action = "held" if on else "released"
         record = partial(self.log.record, action, where="all", count=0, reason=reason, subject=subject)
         await asyncio.to_thread(record, data_class=data_class or "")
+        unable = () if tiers is None else await tiers.legal_hold(subject, data_class, on=on)
+        self._table.expire_due(self._table.now(), 0)  # what a hold preserved beyond its time
+        return tuple(unable)
 
     async def report(self, tiers: TierSet | None) -> RetentionReport:
         """Return the report of the cache; see `EdgeCache.retention_report`."""

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -229,7 +229,6 @@ class TierSet:
         tags: Iterable[str] = (),
         subject: str | None = None,
         before: int | None = None,
-        wait: bool = False,
     ) -> list[asyncio.Future[bool]]:
         """Queue a value to be written to the tiers that may have it.
 
@@ -242,18 +241,14 @@ class TierSet:
             tags: to erase it by.
             subject: the same.
             before: only to tiers before this position.
-            wait: whether anyone waits for it.
 
         Returns:
-            For who waits, whether each tier that may have it took it.
+            Whether each tier that may have it took it.
         """
+        if self._memory.erased_since(key, erasures) or not self.run_here:
+            return []
         waiting: list[asyncio.Future[bool]] = []
         age_ns = max(self._memory.now() - computed_ns, 0)
-        if wait:  # what is there already is not the value of this key, whatever comes of the write
-            for worker in self.workers:
-                worker.replace(key, max(worker.tier.wall_clock() - age_ns, 0))
-        if self._memory.erased_since(key, erasures) or not self.run_here:
-            return [_settled(False)] if wait else []
         rule = None if self._policy is None else self._policy.rule(tags)
         for worker in self.workers[:before]:
             why = self._objection(worker, rule, subject)
@@ -276,6 +271,30 @@ class TierSet:
             waiting.append(worker.put(key, entry))
         return waiting
 
+    async def put_through(
+        self, key: str | bytes, value: Any, ttl_s: float | None, tags: tuple[str, ...], subject: str | None
+    ) -> bool:
+        """Store a value in memory and on the tiers; see `EdgeCache.put_through`."""
+        memory = self._memory
+        erasures = memory.erasures
+        stored = memory.put(key, value, ttl_s, tags, subject)
+        if not stored:  # it is too large, which removed the value before it
+            erasures = memory.erasures
+        for worker in self.workers:  # what is there already is not the value of this key, whatever comes of the write
+            worker.replace(key, worker.tier.wall_clock())
+        if memory.erased_since(key, erasures) or not self.run_here:
+            return False
+        writes = self.write(
+            key,
+            value,
+            ttl_ns=memory.freshness.lasts_ns(ttl_s, tags),
+            computed_ns=memory.now(),
+            erasures=erasures,
+            tags=tags,
+            subject=subject,
+        )
+        return all(await asyncio.gather(*writes)) and stored
+
     def _objection(self, worker: TierWriter, rule: Rule | None, subject: str | None) -> str:
         """Return why a value may not be stored on a tier; ``""``: it may."""
         if subject is None or worker.tier.encrypted:
@@ -291,7 +310,7 @@ class TierSet:
 
     # -- erasing ------------------------------------------------------------------------------------------------
 
-    def begin_delete(self, key: str | bytes, *, before: int | None = None) -> list[asyncio.Future[bool]]:
+    def delete(self, key: str | bytes, *, before: int | None = None) -> list[asyncio.Future[bool]]:
         """Queue the removal of a key from the tiers.
 
         Args:
@@ -299,24 +318,19 @@ class TierSet:
             before: only from tiers before this position.
 
         Returns:
-            Whether each of them is without it.
+            Whether each of them is without it; nothing if they do not run on this event loop.
         """
         workers = self.workers[:before]
         for worker in workers:  # what one that fails still has is not used
             worker.replace(key, worker.tier.wall_clock() + 1)
-        if not self.run_here:
-            return [_settled(False)]
-        return [worker.put(key, None) for worker in workers]
+        return [worker.put(key, None) for worker in workers] if self.run_here else []
 
-    def erase(
-        self, subject: str | None, tag: str | None, in_memory: Callable[[], int], *, before: int | None = None
-    ) -> PendingErasure:
+    def erase(self, subject: str | None, tag: str | None, *, before: int | None = None) -> PendingErasure:
         """Erase memory, and begin to erase the tiers.
 
         Args:
             subject: whose entries; or
             tag: with which tag.
-            in_memory: erases memory, and changes the count of erasures before it looks.
             before: only tiers before this position.
 
         Returns:
@@ -326,23 +340,18 @@ class TierSet:
         erasing = PendingErasure(subject, tag, [worker.name for worker in workers])
         for worker in workers:
             worker.register(erasing)
-        erasing.arm(in_memory())
-        home = self._home
-        with suppress(RuntimeError):  # the loop was closed without having stopped its tiers
-            if home is not None:
-                home.call_soon_threadsafe(self._begin, erasing, workers)
-                return erasing
-        self._begin(erasing, workers)
-        return erasing
+        erasing.arm(self._memory.erase(subject, tag))
 
-    def _begin(self, erasing: PendingErasure, workers: Sequence[TierWriter]) -> None:
-        for worker in workers:
-            if not worker.runs and erasing.subject is not None and worker.tier.keys is not None:
-                try:  # what cannot be reached can be made unreadable; the tier does it again when it starts
-                    worker.tier.keys.destroy(erasing.subject)
-                except Exception as error:
-                    _LOGGER.warning("the keys of a subject could not be destroyed yet: %s", error, exc_info=error)
-            worker.begin(erasing)
+        def begin() -> None:
+            for worker in workers:
+                worker.begin(erasing)
+
+        with suppress(RuntimeError):  # the loop was closed without having stopped its tiers
+            if self._home is not None:
+                self._home.call_soon_threadsafe(begin)
+                return erasing
+        begin()
+        return erasing
 
     def _on_notice(self, position: int, notice: Notice) -> None:
         """Drop from memory, and from faster tiers, what another process deleted or erased in the tier at a position.
@@ -352,14 +361,12 @@ class TierSet:
         Raises:
             ErasureHeld: a legal hold, or a minimum age, forbids the erasure in this process; nothing went.
         """
-        memory = self._memory
         if notice.key is not None:
-            memory.delete(notice.key, "deleted by its key in another process")
-            self.begin_delete(notice.key, before=position)
+            self._memory.delete(notice.key, " in another process")
+            self.delete(notice.key, before=position)
         else:
-            memory.check_erasure(notice.subject, notice.tag)
-            erase = partial(memory.erase, notice.subject, notice.tag)
-            self.erase(notice.subject, notice.tag, erase, before=position)
+            self._memory.check_erasure(notice.subject, notice.tag)
+            self.erase(notice.subject, notice.tag, before=position)
 
     async def legal_hold(self, subject: str | None, tag: str | None, *, on: bool) -> list[str]:
         """Begin or end a legal hold on each tier that can hold; return the names of the others.
@@ -388,9 +395,3 @@ class TierSet:
     def statistics(self) -> tuple[TierUsage, ...]:
         """Return a frozen snapshot for each tier."""
         return tuple(worker.statistics() for worker in self.workers)
-
-
-def _settled(result: bool) -> asyncio.Future[bool]:
-    future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-    future.set_result(result)
-    return future

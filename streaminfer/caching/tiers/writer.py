@@ -222,11 +222,16 @@ class TierWriter:
 
     def begin(self, erasing: PendingErasure) -> None:
         """Begin an armed erasure, now or when the tier starts."""
-        if not self.runs:
-            if erasing.is_untried(self.name):
-                self._failed(erasing, "the tier does not run; erased when it starts")
-        else:
+        if self.runs:
             self.wake()
+            return
+        if erasing.subject is not None and self.tier.keys is not None:
+            try:  # what cannot be reached can be made unreadable; the tier does it again when it starts
+                self.tier.keys.destroy(erasing.subject)
+            except Exception as error:
+                _LOGGER.warning("the keys of a subject could not be destroyed yet: %s", error, exc_info=error)
+        if erasing.is_untried(self.name):
+            self._failed(erasing, "the tier does not run; erased when it starts")
 
     def wake(self) -> None:
         """Wake the task of the tier, because there is something to do."""

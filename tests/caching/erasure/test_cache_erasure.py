@@ -17,12 +17,13 @@ pytestmark = pytest.mark.uncompiled
 class NotedTiers:
     """Tiers that note what they are asked for."""
 
-    def __init__(self):
+    def __init__(self, memory):
         self.asked = []
+        self.memory = memory
 
-    def erase(self, subject, tag, erase_memory):
+    def erase(self, subject, tag):
         erasing = PendingErasure(subject, tag, ["disk"])
-        erasing.arm(erase_memory())
+        erasing.arm(self.memory.erase(subject, tag))
         self.asked.append((subject, tag))
         return erasing
 
@@ -43,7 +44,7 @@ def cache(clock):
 
 @pytest.fixture
 def tiers(cache):
-    cache.tiers = NotedTiers()
+    cache.tiers = NotedTiers(cache._memory)
     return cache.tiers
 
 
