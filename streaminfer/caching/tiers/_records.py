@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from streaminfer._internal.validation import check_instance
 from streaminfer.caching.codec import RECORD_MARK, CorruptRecord, decode, encode, first_value
@@ -15,16 +15,14 @@ from streaminfer.caching.tiers.encryption import SEALED_HEAD, SEALED_MARK, Ciphe
 from streaminfer.caching.tiers.protocol import Entry, RecordCopy, TierStatistics
 from streaminfer.protocols import Clock
 
-__all__ = ["GLIMPSED", "Counters", "MediumTier", "NotHeld", "Records", "check_key", "selection"]
+__all__ = ["GLIMPSED", "Counters", "MediumTier", "Records", "selection"]
 
 GLIMPSED = 2000
 """Bytes of a record that are looked at; SQLite leaves at least these of a large one in one piece."""
 
+T = TypeVar("T")
+
 _FIELDS = ("stored_ns", "ttl_s", "stale_s", "tags", "subject", "data_class")
-
-
-class NotHeld(Exception):  # noqa: N818 - never leaves a tier
-    """Value that the codec cannot encode."""
 
 
 class Records:
@@ -36,25 +34,27 @@ class Records:
 
     Args:
         keys: a key provider, or ``None``.
+        counters: of the tier.
     """
 
-    def __init__(self, keys: KeyProvider | None) -> None:
+    def __init__(self, keys: KeyProvider | None, counters: Counters) -> None:
         self.keys = keys
+        self._counters = counters
         self._cipher = None if keys is None else Cipher(keys)
 
     def name(self, kind: bytes, text: str | bytes) -> bytes:
         """Return the name on the medium of a key (``b"k"``), subject (``b"s"``), tag (``b"t"``) or class (``b"c"``)."""
-        check_key(text)
         plain = kind + (b"b" + text if isinstance(text, bytes) else b"s" + text.encode("utf-8", "surrogatepass"))
         return plain if self._cipher is None else self._cipher.blind(plain)
 
     def pack(self, name: bytes, entry: Entry) -> bytes:
-        """Return the record of an entry. Raises `NotHeld` for a value that cannot be encoded."""
+        """Return the record of an entry; empty for a value that cannot be encoded, which the counters tell."""
         label = [sorted(entry.tags) if field == "tags" else getattr(entry, field) for field in _FIELDS]
         try:
             record = encode([name.hex(), *label], entry.value)
         except (TypeError, ValueError) as error:
-            raise NotHeld(str(error)) from error
+            self._counters.last_error = str(error)
+            return b""
         if self._cipher is None:
             return record
         return self._cipher.seal(record, name=name, subject=entry.subject, lasts_s=entry.ttl_s)
@@ -129,14 +129,18 @@ class MediumTier(ABC):
     """
 
     name: str
+    # operations on the medium, for `_attempt`
+    _get: Callable[[str | bytes], Any]
+    _put: Callable[[str | bytes, Entry], Any]
+    _delete: Callable[[str | bytes], Any]
 
     def __init__(self, keys: KeyProvider | None, wall_clock: Clock | None) -> None:
         check_instance("wall_clock", wall_clock, lambda it: it is None or callable(it), "a callable or None")
         self.keys = keys
         self.encrypted = keys is not None
         self.wall_clock = wall_clock or time.time_ns
-        self._records = Records(keys)
         self._counters = Counters(self.name)
+        self._records = Records(keys, self._counters)
 
     @abstractmethod
     async def start(self) -> None:
@@ -145,6 +149,47 @@ class MediumTier(ABC):
     @abstractmethod
     async def stop(self) -> None:
         """Close it."""
+
+    @abstractmethod
+    async def _attempt(self, otherwise: T, operation: Callable[..., Any], *args: Any) -> T:
+        """Return what an operation returns; where it fails or cannot be tried, count that and return ``otherwise``."""
+
+    async def get(self, key: str | bytes) -> Entry | None:
+        """Return the entry of a key, unless it expired or cannot be read. Arrays are read-only.
+
+        Raises:
+            TypeError: the key is neither a string nor bytes.
+        """
+        _check_key(key)
+        entry: Entry | None = await self._attempt(None, self._get, key)
+        self._counters.hits += entry is not None
+        self._counters.misses += entry is None
+        return entry
+
+    async def put(self, key: str | bytes, entry: Entry) -> bool:
+        """Store an entry in place of any of that key.
+
+        Returns:
+            Whether it is on the medium.
+
+        Raises:
+            TypeError: the key is neither a string nor bytes, or ``entry`` is none.
+        """
+        _check_key(key)
+        check_instance("entry", entry, lambda it: isinstance(it, Entry), "an Entry")
+        return await self._attempt(False, self._put, key, entry)
+
+    async def delete(self, key: str | bytes) -> bool:
+        """Remove the entry of a key; from the log of a file at the latest with the next purge.
+
+        Returns:
+            Whether the medium has none now.
+
+        Raises:
+            TypeError: the key is neither a string nor bytes.
+        """
+        _check_key(key)
+        return await self._attempt(False, self._delete, key)
 
     def statistics(self) -> TierStatistics:
         """Return a frozen snapshot; size and entries as of the last write or purge, where they are known."""
@@ -158,7 +203,7 @@ class MediumTier(ABC):
         await self.stop()
 
 
-def check_key(key: Any) -> None:
+def _check_key(key: Any) -> None:
     """Raise ``TypeError`` for a key that a tier cannot name."""
     check_instance("key", key, lambda it: isinstance(it, (str, bytes)), "a string or bytes")
 

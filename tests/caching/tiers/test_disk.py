@@ -503,7 +503,7 @@ class DiskMachine(RuleBasedStateMachine):
         self._open()
 
     def _open(self):
-        self.store = DiskStore(self.path, 8 * MIB, Records(None), self.counters, self.wall)
+        self.store = DiskStore(self.path, 8 * MIB, Records(None, self.counters), self.counters, self.wall)
         self.store.open()
 
     def teardown(self):

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from streaminfer.caching.codec import CorruptRecord
-from streaminfer.caching.tiers._records import GLIMPSED, Counters, NotHeld, Records
+from streaminfer.caching.tiers._records import GLIMPSED, Counters, Records
 from streaminfer.caching.tiers._sqlite import HOLDS, set_hold, transaction
 from streaminfer.caching.tiers.encryption import SEALED_HEAD, StoredKeys
 from streaminfer.caching.tiers.protocol import SKEW_NS, Entry, Held, RecordCopy
@@ -282,11 +282,7 @@ class DiskStore:
         counters = self._counters
         records = self._records
         name = records.name(b"k", key)
-        try:
-            record = records.pack(name, entry)
-        except NotHeld as error:
-            counters.last_error = str(error)
-            record = b""
+        record = records.pack(name, entry)
         pages = len(record) // (_PAGE - 4) + 1
         if not record or entry.is_expired(self._now()) or pages > self._max_pages // 4:
             counters.rejected += 1

@@ -16,11 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
-from streaminfer.caching.tiers._records import MediumTier, check_key, selection
+from streaminfer._internal.validation import check_count, check_duration, expected
+from streaminfer.caching.tiers._records import MediumTier, selection
 from streaminfer.caching.tiers.disk.store import DiskStore
 from streaminfer.caching.tiers.encryption import KeyProvider
-from streaminfer.caching.tiers.protocol import Entry, Held, RecordCopy
+from streaminfer.caching.tiers.protocol import Held, RecordCopy
 from streaminfer.errors import BackendError, Closed
 from streaminfer.protocols import Clock
 
@@ -84,6 +84,7 @@ class DiskTier(MediumTier):
             self._counters,
             self.wall_clock,
         )
+        self._get, self._put, self._delete = self._store.get, self._store.put, self._store.delete
         self._thread: ThreadPoolExecutor | None = None
         self._purger: asyncio.Task[None] | None = None
 
@@ -117,40 +118,6 @@ class DiskTier(MediumTier):
                 await asyncio.shield(closing)  # a cancelled caller does not keep the file open
             finally:
                 thread.shutdown(wait=closing.done())
-
-    async def get(self, key: str | bytes) -> Entry | None:
-        """Return the entry of a key, unless it expired or cannot be read. Arrays are read-only.
-
-        Raises:
-            TypeError: the key is neither a string nor bytes.
-        """
-        entry = await self._attempt(None, self._store.get, key)
-        self._counters.hits += entry is not None
-        self._counters.misses += entry is None
-        return entry
-
-    async def put(self, key: str | bytes, entry: Entry) -> bool:
-        """Store an entry in place of any of that key.
-
-        Returns:
-            Whether it is on the medium.
-
-        Raises:
-            TypeError: the key is neither a string nor bytes, or ``entry`` is none.
-        """
-        check_instance("entry", entry, lambda it: isinstance(it, Entry), "an Entry")
-        return await self._attempt(False, self._store.put, key, entry)
-
-    async def delete(self, key: str | bytes) -> bool:
-        """Remove the entry of a key, at the latest from the log with the next purge.
-
-        Returns:
-            Whether the file has none now.
-
-        Raises:
-            TypeError: the key is neither a string nor bytes.
-        """
-        return await self._attempt(False, self._store.delete, key)
 
     async def erase(self, *, subject: str | None = None, tag: str | None = None) -> int:
         """Remove all entries of a subject, or with a tag, from the file and its log.
@@ -231,13 +198,12 @@ class DiskTier(MediumTier):
             except BackendError as error:  # the next one tries again
                 self._counters.failed(error)
 
-    async def _attempt(self, otherwise: T, operation: Callable[..., T], key: Any, *args: Any) -> T:
-        """Run a get or a put, unless too many are queued or the tier does not run; else return ``otherwise``."""
-        check_key(key)
+    async def _attempt(self, otherwise: T, operation: Callable[..., T], *args: Any) -> T:
+        """Run it, unless too many are queued or the tier does not run."""
         if self._thread is None or not self._slots.acquire(blocking=False):
             self._counters.skipped += 1
             return otherwise
-        future = self._thread.submit(self._store.attempt, otherwise, operation, key, *args)
+        future = self._thread.submit(self._store.attempt, otherwise, operation, *args)
         future.add_done_callback(lambda _: self._slots.release())
         return await asyncio.wrap_future(future)
 

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
 from streaminfer.caching.codec import CorruptRecord
-from streaminfer.caching.tiers._records import MediumTier, NotHeld, selection
+from streaminfer.caching.tiers._records import MediumTier, selection
 from streaminfer.caching.tiers.encryption import KeyProvider
 from streaminfer.caching.tiers.protocol import Entry, Held, Notice, RecordCopy
 from streaminfer.caching.tiers.redis.connection import client_of, tls_options
@@ -145,45 +145,6 @@ class RedisTier(MediumTier):
         if client is not None:
             await client.aclose()
 
-    async def get(self, key: str | bytes) -> Entry | None:
-        """Return the entry of a key, unless it expired or cannot be read. Arrays are read-only.
-
-        Raises:
-            TypeError: the key is neither a string nor bytes.
-        """
-        name = self._records.name(b"k", key)
-        entry = await self._attempt(self._get, name, otherwise=None)
-        if entry is None:
-            self._counters.misses += 1
-        else:
-            self._counters.hits += 1
-        return entry
-
-    async def put(self, key: str | bytes, entry: Entry) -> bool:
-        """Store an entry in place of any of that key.
-
-        Returns:
-            Whether the server has it.
-
-        Raises:
-            TypeError: the key is neither a string nor bytes, or ``entry`` is none.
-        """
-        name = self._records.name(b"k", key)
-        check_instance("entry", entry, lambda it: isinstance(it, Entry), "an Entry")
-        return await self._attempt(self._put, name, entry, otherwise=False)
-
-    async def delete(self, key: str | bytes) -> bool:
-        """Remove the entry of a key.
-
-        Returns:
-            Whether the server has none now.
-
-        Raises:
-            TypeError: the key is neither a string nor bytes.
-        """
-        name = self._records.name(b"k", key)
-        return await self._attempt(self._delete, name, key, otherwise=False)
-
     async def erase(self, *, subject: str | None = None, tag: str | None = None) -> int:
         """Remove all entries of a subject, or with a tag; goes through all that the namespace holds.
 
@@ -242,7 +203,7 @@ class RedisTier(MediumTier):
 
     async def _lease(self, script: str, key: str | bytes, token: bytes) -> Any:
         arguments = (self._prefix, self._records.name(b"k", key), token, max(round(self.lease_s * 1e3), 1))
-        return await self._attempt(self._script, script, *arguments, otherwise=1)
+        return await self._attempt(1, self._script, script, *arguments)
 
     def hear(self, listener: Callable[[Notice], object]) -> None:
         """Call ``listener`` with what others deleted and erased, with ``invalidate``, while the tier runs."""
@@ -277,7 +238,8 @@ class RedisTier(MediumTier):
             if keys:
                 yield keys
 
-    async def _get(self, name: bytes) -> Entry | None:
+    async def _get(self, key: str | bytes) -> Entry | None:
+        name = self._records.name(b"k", key)
         try:
             record = await self._client.hget(self._prefix + b"e" + name, b"d")
         except self._redis.ResponseError as error:
@@ -298,13 +260,10 @@ class RedisTier(MediumTier):
     async def _drop(self, name: bytes) -> None:
         await self._client.unlink(self._prefix + b"e" + name)
 
-    async def _put(self, name: bytes, entry: Entry) -> bool:
+    async def _put(self, key: str | bytes, entry: Entry) -> bool:
+        name = self._records.name(b"k", key)
         token = await self._script(BEGIN, self._prefix, os.urandom(16))
-        try:
-            record = await self._blocking(self._records.pack, name, entry)
-        except NotHeld as error:
-            self._counters.last_error = str(error)
-            record = b""
+        record = await self._blocking(self._records.pack, name, entry)
         now_ns = self.wall_clock()
         if not 0 < len(record) <= self._max_value_bytes or entry.is_expired(now_ns):
             self._counters.rejected += 1
@@ -326,7 +285,8 @@ class RedisTier(MediumTier):
         self._counters.stored += 1
         return True
 
-    async def _delete(self, name: bytes, key: str | bytes) -> bool:
+    async def _delete(self, key: str | bytes) -> bool:
+        name = self._records.name(b"k", key)
         await self._client.unlink(self._prefix + b"g")  # puts that have begun have no effect
         self._counters.erased += await self._client.unlink(self._prefix + b"e" + name)
         await self._announce(Notice(key=key))
@@ -337,8 +297,8 @@ class RedisTier(MediumTier):
         if self.notices is not None:
             await self._client.publish(self.notices.channel, await self.notices.record(notice))
 
-    async def _attempt(self, operation: Callable[..., Awaitable[T]], *args: Any, otherwise: T) -> T:
-        """Run a get or a put within the timeout, if the breaker permits; count a failure and return ``otherwise``."""
+    async def _attempt(self, otherwise: T, operation: Callable[..., Awaitable[T]], *args: Any) -> T:
+        """Run it within the timeout, if the breaker permits."""
         try:
             self._check_running()
             async with self.breaker.guard(), asyncio.timeout(self._timeout_s):
