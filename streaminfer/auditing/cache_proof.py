@@ -141,6 +141,13 @@ class _Remains:
     def hold(self, place: str) -> None:
         self._held[place] += 1
 
+    def judge(self, judge: _Judge, subject: str | None, tags: Iterable[str], place: str, where: str, why: str) -> None:
+        """Count an entry that must not be there, or that a legal hold is about; an empty ``why``: it may be there."""
+        if why and judge.is_held(subject, tags):
+            self.hold(place)
+        elif why:
+            self.add(place, where, why)
+
     def proof(self) -> Proof:
         found = tuple(
             Remain(place=place, where=where, why=why, count=count) for (place, where, why), count in self._found.items()
@@ -217,10 +224,7 @@ def _look_into_memory(cache: EdgeCache, judge: _Judge, remains: _Remains) -> Non
             until_ns != NEVER and judge.now_ns > until_ns + stale_ns + _EXPIRY_NS
         ):
             why = _EXPIRED
-        if why and judge.is_held(subject, tags):
-            remains.hold("memory")
-        elif why:
-            remains.add("memory", "", why)
+        remains.judge(judge, subject, tags, "memory", "", why)
     retention = cache._memory.retention
     preserved = cache.preserved
     for event in preserved:
@@ -240,10 +244,7 @@ def _look_at_objects(judges: list[_Judge], remains: _Remains) -> None:
             for judge in judges:
                 now_ns = next(iter(judge.tier_now_ns.values()), judge.wall_ns)
                 if judge.is_erased(thing.subject, thing.tags, now_ns - thing.stored_ns):
-                    if judge.is_held(thing.subject, thing.tags):
-                        remains.hold("objects")
-                    else:
-                        remains.add("objects", "", _ERASED)
+                    remains.judge(judge, thing.subject, thing.tags, "objects", "", _ERASED)
                     break
 
 
@@ -262,10 +263,7 @@ def _scan(place: str, tier: Tier, judge: _Judge, remains: _Remains) -> None:
             expires_ns is not None and now_ns > expires_ns + bound_ns
         ):
             why = _EXPIRED
-        if why and judge.is_held(entry.subject, entry.tags):
-            remains.hold(place)
-        elif why:
-            remains.add(place, copy.place, why)
+        remains.judge(judge, entry.subject, entry.tags, place, copy.place, why)
 
 
 def _ns(seconds: float) -> int:

@@ -59,9 +59,6 @@ class PrivacyChecklist(Document):
     schema = "streaminfer.privacy-checklist"
     title = "Privacy checklist"
 
-    def _page(self) -> str:
-        return f"<h1>{self.title}</h1>{self._repr_html_()}"
-
     def _repr_html_(self) -> str:
         return html_table(self._rows(), head=_HEAD, mark=_mark)
 

@@ -61,7 +61,7 @@ class ProcessingRecord(Document):
     residual: tuple[tuple[str, str, float | None], ...]
     measures: tuple[tuple[str, str, str, str], ...]
     schema = "streaminfer.record-of-processing"
-    title = "Record of processing"
+    title = "Record of processing activities"
 
     @property
     def missing(self) -> list[str]:
@@ -76,9 +76,6 @@ class ProcessingRecord(Document):
         }
         first = {"schema": self.schema, "version": self.version, "missing": self.missing, "stated": dict(self.stated)}
         return {**first, **tables}
-
-    def _page(self) -> str:
-        return f"<h1>Record of processing activities</h1>{self._repr_html_()}"
 
     def _repr_html_(self) -> str:
         rows = [(_STATED[name], said or _NOT_GIVEN) for name, said in self.stated.items()]

@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import attrs
 
@@ -39,19 +39,7 @@ Action = Literal[
 ]
 """What can be recorded."""
 
-ACTIONS: dict[Action, str] = {
-    "expired": "its time had passed",
-    "evicted": "it gave way to others",
-    "erased": "asked for: by subject or tag",
-    "erase_failed": "asked for, and it may still be there",
-    "removed": "it was deleted by its key",
-    "purged": "its time had passed, and it was removed from the medium",
-    "disallowed": "it was not stored: the policy does not allow it there",
-    "held": "a legal hold began: by subject or class",
-    "released": "that hold ended",
-    "erase_held": "asked for, and a legal hold or a minimum age forbids it",
-}
-"""The same in words."""
+ACTIONS: tuple[Action, ...] = get_args(Action)
 
 _DURABLE = frozenset({"erased", "erase_failed", "held", "released", "erase_held"})
 _MOST_KEPT = 10_000
@@ -164,7 +152,7 @@ class RetentionLog:
             BackendError: the disk failed, or a process that was stopped holds the file; nothing was recorded.
             ValueError: the file was altered since it was last read; nothing was recorded.
         """
-        check_choice("action", action, tuple(ACTIONS))
+        check_choice("action", action, ACTIONS)
         for name, text in (("where", where), ("data_class", data_class), ("reason", reason)):
             check_instance(name, text, lambda it: isinstance(it, str), "a string")
         for name, label in (("subject", subject), ("tag", tag)):

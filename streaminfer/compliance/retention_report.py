@@ -133,15 +133,9 @@ class RetentionReport(Document):
         first = {"schema": self.schema, "version": self.version, "at_ns": self.at_ns, "violations": self.violations}
         return {**first, **super().to_dict()}
 
-    def _page(self) -> str:
-        return self._body("h1", "h2")
-
     def _repr_html_(self) -> str:
-        return self._body("h3", "h4")
-
-    def _body(self, title: str, heading: str) -> str:
         found = self.violations
-        parts = [f"<{title}>Retention report</{title}><p>{instant(self.at_ns)}</p>"]
+        parts = [f"<p>{instant(self.at_ns)}</p>"]
         parts.append(list_of(found, "bad") if found else '<p class="good">No violation is known.</p>')
         sections: list[tuple[str, _Columns, Sequence[Any]]] = [
             ("What is kept", _HOLDINGS, self.holdings),
@@ -151,18 +145,15 @@ class RetentionReport(Document):
             ("Erasures", _EVENTS, self.erasures[-_ON_A_PAGE:]),
             ("All that went", _TOTALS, self.totals),
         ]
-        for name, columns, records in sections:
+        for name, (fields, head), records in sections:
             if records:
-                rows = (cells(it, columns[0]) for it in records)
-                table = html_table(
-                    rows, head=columns[1], mark=(lambda row: _MARKS[row[0]]) if columns is _HOLDINGS else None
-                )
-                parts.append(f"<{heading}>{name}</{heading}>{table}")
-            if name == "Erasures" and len(self.erasures) > _ON_A_PAGE:
-                parts.append(f"<p>{len(self.erasures) - _ON_A_PAGE} earlier ones are in the JSON.</p>")
+                mark = _mark if records is self.holdings else None
+                table = html_table((cells(it, fields) for it in records), head=head, mark=mark)
+                parts.append(f"<h2>{name}</h2>{table}")
+        if len(self.erasures) > _ON_A_PAGE:
+            parts.append(f"<p>{len(self.erasures) - _ON_A_PAGE} earlier erasures are in the JSON.</p>")
         if self.log is not None:
-            kind = "good" if self.log.ok else "bad"
-            parts.append(f"<{heading}>The log</{heading}>{list_of([str(self.log)], kind)}")
+            parts.append(f"<h2>The log</h2>{list_of([str(self.log)], 'good' if self.log.ok else 'bad')}")
         return "\n".join(parts)
 
     def __str__(self) -> str:
@@ -233,6 +224,10 @@ def _judged(policy: Retention, holding: Holding, bounds: Mapping[str, float], he
     else:
         state = "due" if holding.oldest_age_s <= max_age_s + bound_s else "held" if held else "over"
     return ReportedHolding(**holding._asdict(), max_age_s=max_age_s, purge_bound_s=bound_s, state=state)
+
+
+def _mark(row: Sequence[str]) -> str:
+    return _MARKS[row[0]]
 
 
 def _text_of(columns: _Columns, records: Iterable[Any]) -> str:

@@ -341,7 +341,7 @@ def test_a_page_shows_the_latest_erasures_and_says_how_many_more_there_are(log):
     for number in range(502):
         note(log, reason=f"number {number}.")
     text = " ".join(Page(report(log=log).to_html()).text)
-    assert "2 earlier ones are in the JSON." in text
+    assert "2 earlier erasures are in the JSON." in text
     assert "number 1." not in text
     assert "number 2." in text
     assert len(report(log=log).to_dict()["erasures"]) == 502

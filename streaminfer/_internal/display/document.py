@@ -42,8 +42,8 @@ class Document(Snapshot, ABC):
         Raises:
             OSError: it cannot be written.
         """
-        return write_page(self.title, self._page(), path)
+        return write_page(self.title, f"<h1>{self.title}</h1>{self._repr_html_()}", path)
 
     @abstractmethod
-    def _page(self) -> str:
-        """Return the body of the page."""
+    def _repr_html_(self) -> str:
+        """Return what the page has below its title."""

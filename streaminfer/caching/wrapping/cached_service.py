@@ -82,19 +82,19 @@ def wrap_inner(cache: EdgeCache, inner: Any, subject: str | None, tags: Iterable
     identity, lasting = identity_of(inner)
     if cache.tiers is not None:
         _check_for_tiers(inner, kind, lasting)
+    if kind != "service" and not is_batched(inner):
+        labels = ArgumentLabels(inner, subject, tags)
+        layer = CachedCalls(cache, hit_path_of(identity + labels.identity), labels)
+        on_miss = layer.resolve_sync if kind == "function" else layer.resolve
+        return cached_function(inner, layer.hit_path, on_miss, is_async=kind != "function")
+    if subject is not None or tuple(tags):
+        what = "no names of parameters for a service, whose requests have a subject and tags of their own"
+        raise TypeError(expected("subject, tags", what, (subject, tags)))
     if kind == "service":
-        _check_names(subject, tags)
         return CachedService(cache, inner, lambda: hit_path_of(identity_of(inner)[0]))
-    labels = None if is_batched(inner) else ArgumentLabels(inner, subject, tags)
-    hit_path = hit_path_of(identity if labels is None else identity + labels.identity)
-    if labels is None:
-        _check_names(subject, tags)
-        service = CachedService(cache, FunctionAsService(inner, hit_path.now), lambda: hit_path)
-        return as_function(service, inner, hit_path.now)
-    layer = CachedCalls(cache, hit_path, labels)
-    if kind == "function":
-        return cached_function(inner, hit_path, layer.resolve_sync, is_async=False)
-    return cached_function(inner, hit_path, layer.resolve, is_async=True)
+    hit_path = hit_path_of(identity)
+    service = CachedService(cache, FunctionAsService(inner, hit_path.now), lambda: hit_path)
+    return as_function(service, inner, hit_path.now)
 
 
 def _check_for_tiers(inner: Any, kind: str, lasting: bool) -> None:
@@ -107,12 +107,6 @@ def _check_for_tiers(inner: Any, kind: str, lasting: bool) -> None:
             " that changes whenever its responses do"
         )
         raise TypeError(expected("inner", what, inner))
-
-
-def _check_names(subject: Any, tags: Any) -> None:
-    if subject is not None or tuple(tags):
-        what = "no names of parameters for a service, whose requests have a subject and tags of their own"
-        raise TypeError(expected("subject, tags", what, (subject, tags)))
 
 
 def _shared_response(response: Response, led: bool) -> Response:
