@@ -12,7 +12,6 @@ One source, compiled with the C types of ``_hit_path_cy.pxd`` or run as plain Py
 from __future__ import annotations
 
 import copy
-import time
 from typing import TYPE_CHECKING, Any
 
 from numpy import ndarray
@@ -20,11 +19,8 @@ from numpy import ndarray
 if TYPE_CHECKING:
     from streaminfer.caching._keys_cy import KeyMaker
     from streaminfer.caching.table._table_cy import EdgeTable
-    from streaminfer.protocols import Clock
 
 __all__ = ["HitPath", "Miss", "copy_out"]
-
-monotonic_ns = time.monotonic_ns
 
 _FRESH = 1
 
@@ -76,21 +72,11 @@ class HitPath:
 
     def find(self, key: Any) -> Any:
         """Return what the cache has under this key, ready for a caller; or a :class:`Miss`."""
-        now_ns = self._now()
+        now_ns = self._table._read()
         found = self._table.lookup(key, now_ns)
         if found[0] == _FRESH:
             return copy_out(found[1])
         return Miss(key, found[0], found[1], now_ns)
-
-    def now(self) -> int:
-        """Return the present instant on the cache's clock, monotonic nanoseconds."""
-        return self._now()
-
-    def _now(self) -> int:
-        clock: Clock | None = self._table.clock
-        if clock is None:
-            return monotonic_ns()
-        return clock()
 
 
 def copy_out(value: Any) -> Any:

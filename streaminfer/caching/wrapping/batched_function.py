@@ -56,13 +56,12 @@ class FunctionAsService(Node):
         return Response(outputs)
 
 
-def as_function(service: CachedService, function: Callable[..., Any], now: Callable[[], int]) -> Any:
+def as_function(service: CachedService, function: Callable[..., Any]) -> Any:
     """Return a cached service as the function that it was, whose keywords mean what they mean to a `Stack`.
 
     Args:
         service: the cache in front of the function.
         function: what was wrapped.
-        now: reads the cache's clock.
     """
 
     @wraps(function)
@@ -75,7 +74,7 @@ def as_function(service: CachedService, function: Callable[..., Any], now: Calla
         tenant: str | None = None,
         key: Any = None,
     ) -> Any:
-        deadline_ns = None if timeout_s is None else deadline_after(now(), timeout_s)
+        deadline_ns = None if timeout_s is None else deadline_after(service.now(), timeout_s)
         request = Request(x, deadline_ns=deadline_ns, priority=priority, stream_id=stream_id, tenant=tenant, key=key)
         return (await service.call(request)).outputs
 

@@ -101,7 +101,7 @@ class CachedCalls(Layer):
             return copy_out(missed.value)
         arguments = (key, call, missed.state != OUTDATED)
         try:
-            value, led = await self.flights.here().share(key, self._computing, arguments, self.hit_path.now)
+            value, led = await self.flights.here().share(key, self._computing, arguments, self.now)
         except Exception as error:  # noqa: BLE001 - raised again, unless an outdated value replaces it
             return self.replaces(missed, error)
         if value.__class__ is self._tier_hit:
@@ -111,7 +111,7 @@ class CachedCalls(Layer):
 
     def resolve_sync(self, missed: Miss, call: Callable[[], Any]) -> Any:
         """Return the result of a sync function after a miss."""
-        key, threads, now = missed.key, self.flights.threads, self.hit_path.now
+        key, threads, now = missed.key, self.flights.threads, self.now
         if self.gives_stale(missed):
             arguments, limit_s = (key, call, False), self.budget.refresh_s()
             threads.refresh(key, self._compute_sync, arguments, now, self._thread_refreshes, limit_s)
@@ -124,7 +124,7 @@ class CachedCalls(Layer):
 
     async def _compute(self, key: Any, asked: Any, stores_errors: bool, erasures: int | None = None) -> Any:
         erasures = self.memory.erasures if erasures is None else erasures
-        begun_ns = self.hit_path.now()
+        begun_ns = self.now()
         subject, tags = self._labels.of(asked)
         try:
             value = freeze(await asked())
@@ -132,13 +132,13 @@ class CachedCalls(Layer):
             if stores_errors:
                 self.store_error(key, error, erasures, tags, subject)
             raise
-        self.budget.computed(self.hit_path.now() - begun_ns)
+        self.budget.computed(self.now() - begun_ns)
         self.store(key, value, erasures, tags, subject)
         return value
 
     def _compute_sync(self, key: Any, call: Callable[[], Any], stores_errors: bool) -> Any:
         erasures = self.memory.erasures
-        begun_ns = self.hit_path.now()
+        begun_ns = self.now()
         subject, tags = self._labels.of(call)
         try:
             value = freeze(call())
@@ -146,6 +146,6 @@ class CachedCalls(Layer):
             if stores_errors:
                 self.store_error(key, error, erasures, tags, subject)
             raise
-        self.budget.computed(self.hit_path.now() - begun_ns)
+        self.budget.computed(self.now() - begun_ns)
         self.store(key, value, erasures, tags, subject)
         return value

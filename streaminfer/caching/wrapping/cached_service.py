@@ -93,8 +93,7 @@ def wrap_inner(cache: EdgeCache, inner: Any, subject: str | None, tags: Iterable
     if kind == "service":
         return CachedService(cache, inner, lambda: hit_path_of(identity_of(inner)[0]))
     hit_path = hit_path_of(identity)
-    service = CachedService(cache, FunctionAsService(inner, hit_path.now), lambda: hit_path)
-    return as_function(service, inner, hit_path.now)
+    return as_function(CachedService(cache, FunctionAsService(inner, cache._memory.now), lambda: hit_path), inner)
 
 
 def _check_for_tiers(inner: Any, kind: str, lasting: bool) -> None:
@@ -185,7 +184,7 @@ class CachedService(Layer, Wrapper):
             RuntimeError: it was sent from inside the computation of the same key.
         """
         if request.stream_id is not None:
-            return await self._uncached(request, self.hit_path.now())
+            return await self._uncached(request, self.now())
         version = 0 if self._changes is None else self._follow(self._changes)
         key = self._key_of(request)
         found = self.hit_path.find(key)
@@ -210,7 +209,7 @@ class CachedService(Layer, Wrapper):
     def refresh(self, key: Any, asked: tuple[Request, int]) -> None:
         """Refresh a key with a request whose deadline is that of the refresh."""
         longest_s = self.budget.refresh_s() + LATE_S
-        request = asked[0].replace(deadline_ns=self.hit_path.now() + round(longest_s * 1e9))
+        request = asked[0].replace(deadline_ns=self.now() + round(longest_s * 1e9))
         super().refresh(key, (request, asked[1]))
 
     def _share(
@@ -220,7 +219,7 @@ class CachedService(Layer, Wrapper):
         if timeout_s is not None and timeout_s <= 0:
             raise DeadlineExceeded(f"the deadline had passed {-timeout_s:.6f} s before arrival")
         return self.flights.here().share(
-            key, compute, arguments, self.hit_path.now, timeout_s=timeout_s, enforced=self._enforced, owner=self
+            key, compute, arguments, self.now, timeout_s=timeout_s, enforced=self._enforced, owner=self
         )
 
     async def _uncached(self, request: Request, now_ns: int) -> Response:
@@ -235,7 +234,7 @@ class CachedService(Layer, Wrapper):
     async def _compute(self, key: Any, asked: Any, stores_errors: bool, erasures: int | None = None) -> Response:
         request, version = asked
         erasures = self.memory.erasures if erasures is None else erasures
-        begun_ns = self.hit_path.now()
+        begun_ns = self.now()
         try:
             response = await self._call(request)
             outputs = freeze(response.outputs)
@@ -244,7 +243,7 @@ class CachedService(Layer, Wrapper):
             if stores_errors and not self._changed_since(version):
                 self.store_error(key, error, erasures, request.tags, request.subject)
             raise
-        self.budget.computed(self.hit_path.now() - begun_ns)
+        self.budget.computed(self.now() - begun_ns)
         if self._changed_since(version):
             self.flights.not_stored()
         elif not response.degraded:

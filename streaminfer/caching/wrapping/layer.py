@@ -55,6 +55,7 @@ class Layer(ABC):
 
     def __init__(self, cache: EdgeCache, hit_path: HitPath) -> None:
         self.memory = cache._memory
+        self.now = cache._memory.now
         self.flights: SingleFlight = cache._flights
         self.hit_path = hit_path
         self.tiers = cache.tiers
@@ -89,7 +90,7 @@ class Layer(ABC):
     async def _read_or_compute(self, key: Any, asked: Any, stores_errors: bool) -> Any:
         """Return what the tiers have of a key, a `TierHit`, else what ``_compute`` returns."""
         tiers: Any = self.tiers
-        now, budget = self.hit_path.now, self.budget
+        now, budget = self.now, self.budget
         erasures = self.memory.erasures
         deadline_ns = self._deadline_ns(asked)
         found: TierHit | None = None
@@ -145,7 +146,7 @@ class Layer(ABC):
 
     def fails_now(self) -> bool:
         """Return whether a stale value replaced a failure less than a second ago."""
-        return self.hit_path.now() < self._failing_until_ns
+        return self.now() < self._failing_until_ns
 
     def note_failure(self, error: Exception) -> None:
         """Take an error that a stale value replaces; the first of a second is logged.
@@ -159,7 +160,7 @@ class Layer(ABC):
             LOG.warning(
                 "an outdated value was used in place of an error: %s: %s", type(error).__name__, error, exc_info=error
             )
-        self._failing_until_ns = self.hit_path.now() + _RECENT_NS
+        self._failing_until_ns = self.now() + _RECENT_NS
 
     def gives_stale(self, missed: Miss) -> bool:
         """Return whether what memory has is the response at once, with a refresh behind it. Raises a stored error."""
@@ -180,7 +181,7 @@ class Layer(ABC):
             key,
             self._computing,
             (key, asked, False),
-            self.hit_path.now,
+            self.now,
             refreshes=self._refreshes,
             limit_s=self.budget.refresh_s(),
             owner=self,
@@ -217,7 +218,7 @@ class Layer(ABC):
                 key,
                 value,
                 ttl_ns=ttl_ns,
-                computed_ns=self.hit_path.now(),
+                computed_ns=self.now(),
                 erasures=erasures,
                 tags=tags,
                 subject=subject,
