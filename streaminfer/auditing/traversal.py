@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from streaminfer.caching.edge_cache import EdgeCache
 from streaminfer.routing.fallback.fallback_router import FallbackRouter
@@ -26,7 +26,7 @@ UNREAD: Any = type("_Unread", (), {"__repr__": lambda _: "unread"})()
 _PACKAGE = "streaminfer."
 
 
-class Found:
+class Found(NamedTuple):
     """Something in a stack.
 
     Attributes:
@@ -35,12 +35,9 @@ class Found:
         answers: it is what answers in the end: the last layer, a route, a replica.
     """
 
-    __slots__ = ("answers", "thing", "where")
-
-    def __init__(self, thing: Any, where: str, answers: bool) -> None:
-        self.thing = thing
-        self.where = where
-        self.answers = answers
+    thing: Any
+    where: str
+    answers: bool
 
 
 def is_a(thing: object, kind: type) -> bool:

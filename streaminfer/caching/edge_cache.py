@@ -85,7 +85,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
     Example:
         >>> cache = EdgeCache(maxsize=2, ttl_s=60.0)
         >>> cache["a"], cache["b"], cache["c"] = 1, 2, 3
-        >>> list(cache), cache.get("a"), cache.statistics().evictions
+        >>> list(cache), cache.get("a"), cache.statistics().evicted
         (['b', 'c'], None, 1)
     """
 
@@ -176,7 +176,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         from streaminfer.caching.wrapping.cached_service import wrap_inner  # noqa: PLC0415 - a mapping alone does not need it
 
         if self._flights is None:
-            self._flights = SingleFlight()
+            self._flights = SingleFlight(self._memory.now)
         return wrap_inner(self, inner, subject, tags)
 
     @property

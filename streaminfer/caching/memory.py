@@ -100,11 +100,6 @@ class CacheStatistics(Snapshot):
     tiers: tuple[Snapshot, ...] = ()
 
     @property
-    def evictions(self) -> int:
-        """The same as ``evicted``."""
-        return self.evicted
-
-    @property
     def hit_rate(self) -> float:
         """Share of lookups that found a fresh value, a stale one or a failure; NaN before the first."""
         found = self.hits + self.stale_hits + self.negative_hits

@@ -36,8 +36,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Flight", "FlightCounts", "FlightTable", "Refreshes"]
+__all__ = ["MAX_ATTEMPTS", "PAUSE_NS", "Flight", "FlightCounts", "FlightTable", "Refreshes"]
 
+MAX_ATTEMPTS = 3
+PAUSE_NS = 1_000_000_000
 _MAX_REFRESHES = 256
 
 

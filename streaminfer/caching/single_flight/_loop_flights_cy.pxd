@@ -26,7 +26,6 @@ cdef class Caller:
     cdef object key
     cdef object compute
     cdef tuple arguments
-    cdef object now
     cdef object owner
 
     cpdef result(self)
@@ -46,13 +45,14 @@ cdef class LoopFlights:
     cdef readonly object loop
     cdef readonly dict _owners
     cdef readonly set _stopping
+    cdef object _now
 
     cdef _begin(self, CFlight flight, Caller asked, object context)
     cdef _leave(self, CFlight flight, Caller caller, CFlight around)
     @cython.locals(caller=Caller)
     cdef _succeed(self, CFlight flight, object value)
     @cython.locals(caller=Caller, leader=Caller, is_news=bint)
-    cdef _fail(self, CFlight flight, BaseException error, object now, bint final=*)
+    cdef _fail(self, CFlight flight, BaseException error, bint final=*)
 
 cpdef bint _waits(Caller caller) noexcept
 @cython.locals(caller=Caller)

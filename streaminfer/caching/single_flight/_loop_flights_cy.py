@@ -23,7 +23,14 @@ from contextvars import Context, copy_context
 from functools import partial
 from typing import Any
 
-from streaminfer.caching.single_flight._flight_cy import Flight, FlightCounts, FlightTable, Refreshes
+from streaminfer.caching.single_flight._flight_cy import (
+    MAX_ATTEMPTS,
+    PAUSE_NS,
+    Flight,
+    FlightCounts,
+    FlightTable,
+    Refreshes,
+)
 from streaminfer.caching.single_flight.flight_context import (
     CURRENT_FLIGHT,
     FLIGHTS_LOCK,
@@ -62,7 +69,6 @@ class Caller:
     key: Any
     compute: Callable[..., Coroutine[Any, Any, Any]]
     arguments: tuple[Any, ...]
-    now: Callable[[], int]
     owner: Any
 
     def __init__(self) -> None:
@@ -200,19 +206,18 @@ class LoopFlights:
     Args:
         loop: the loop.
         counts: where to count.
-        max_attempts: failures of one flight after which all waiters get the error, ≥ 1.
-        pause_ns: nanoseconds for which a key is not refreshed after a refresh that failed.
+        now: reads the cache's clock.
 
     Attributes:
         table: the flights.
         loop: a weak reference to the loop.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, counts: FlightCounts, max_attempts: int, pause_ns: int) -> None:
-        self.table = FlightTable(counts, max_attempts, pause_ns, _waits)
+    def __init__(self, loop: asyncio.AbstractEventLoop, counts: FlightCounts, now: Callable[[], int]) -> None:
+        self.table = FlightTable(counts, MAX_ATTEMPTS, PAUSE_NS, _waits)
+        self._now = now
         self.loop = weakref.ref(loop)  # the dictionary of loops must not keep its own keys alive
-        # each running computation: its owner, its flight and the cache's clock
-        self._owners: dict[asyncio.Task[Any], tuple[Any, Flight, Callable[[], int]]] = {}
+        self._owners: dict[asyncio.Task[Any], tuple[Any, Flight]] = {}  # of each running computation, and its flight
         self._stopping: set[asyncio.Task[Any]] = set()
 
     def share(
@@ -220,7 +225,6 @@ class LoopFlights:
         key: Any,
         compute: Callable[..., Coroutine[Any, Any, Any]],
         arguments: tuple[Any, ...],
-        now: Callable[[], int],
         *,
         timeout_s: float | None = None,
         enforced: bool = False,
@@ -232,7 +236,6 @@ class LoopFlights:
             key: of the value.
             compute: begins a computation, if this caller leads.
             arguments: of ``compute``.
-            now: reads the cache's clock.
             timeout_s: seconds after which this caller leaves; ``None``: never.
             enforced: a computation that this caller leads ends at that time without help.
             owner: whose ``stop`` ends the computation.
@@ -250,7 +253,6 @@ class LoopFlights:
         caller.key = key
         caller.compute = compute
         caller.arguments = arguments
-        caller.now = now
         caller.owner = owner
         caller._timeout_s = timeout_s
         caller._enforced = enforced
@@ -261,7 +263,6 @@ class LoopFlights:
         key: Any,
         compute: Callable[..., Coroutine[Any, Any, Any]],
         arguments: tuple[Any, ...],
-        now: Callable[[], int],
         *,
         refreshes: Refreshes,
         limit_s: float,
@@ -276,21 +277,20 @@ class LoopFlights:
             key: of the value.
             compute: begins a computation.
             arguments: of ``compute``.
-            now: reads the cache's clock.
             refreshes: of the wrapped service.
             limit_s: how long it may take.
             owner: whose ``stop`` ends the computation.
         """
         with FLIGHTS_LOCK:
-            flight = self.table.refresh(key, now(), refreshes)
+            flight = self.table.refresh(key, self._now(), refreshes)
         if flight is None:
             return
-        self._begin(flight, self.share(key, compute, arguments, now, owner=owner), copy_context())
+        self._begin(flight, self.share(key, compute, arguments, owner=owner), copy_context())
         loop: Any = self.loop()
-        timer = loop.call_later(limit_s, self._on_late_refresh, flight, limit_s, now, context=Context())
+        timer = loop.call_later(limit_s, self._on_late_refresh, flight, limit_s, context=Context())
         flight.computing.add_done_callback(partial(_cancel, timer))
 
-    def _on_late_refresh(self, flight: Flight, limit_s: float, now: Callable[[], int]) -> None:
+    def _on_late_refresh(self, flight: Flight, limit_s: float) -> None:
         task = flight.computing
         whose = self._owners[task][0]
         another = any(self._is_late(late) for late, asked in self._owners.items() if asked[0] is whose)
@@ -301,7 +301,7 @@ class LoopFlights:
             loop: Any = self.loop()
             timer = loop.call_later(LATE_S, task.cancel, context=Context())
             task.add_done_callback(partial(_cancel, timer))
-        self._fail(flight, DeadlineExceeded(f"a refresh took longer than {limit_s:g} s"), now)
+        self._fail(flight, DeadlineExceeded(f"a refresh took longer than {limit_s:g} s"))
 
     def _is_late(self, task: asyncio.Task[Any]) -> bool:
         """Return whether a computation is that of a late refresh, which its flight knows no more."""
@@ -325,23 +325,23 @@ class LoopFlights:
             _, left = await asyncio.wait(tasks, timeout=_GRACE_S)
             for task in left:
                 LOG.warning("a computation runs %g s after it was cancelled: %r", _GRACE_S, task)
-                _, flight, now = self._owners.pop(task)
+                _, flight = self._owners.pop(task)
                 self._stopping.discard(task)
                 loop: Any = self.loop()
-                loop.call_soon(self._fail_stopped, flight, now, task)  # waiters cannot be woken inside this task
+                loop.call_soon(self._fail_stopped, flight, task)  # waiters cannot be woken inside this task
 
-    def _fail_stopped(self, flight: Flight, now: Callable[[], int], task: asyncio.Task[Any]) -> None:
+    def _fail_stopped(self, flight: Flight, task: asyncio.Task[Any]) -> None:
         if flight.computing is task:
             flight.computing = None
             if not flight.over:
-                self._fail(flight, Closed(_STOPPED), now, True)
+                self._fail(flight, Closed(_STOPPED), True)
 
     def _begin(self, flight: Flight, asked: Caller, context: Context) -> None:
         loop: Any = self.loop()
         computation = _computation(flight, asked.compute, asked.arguments)
         flight.computing = task = loop.create_task(computation, context=context)
-        self._owners[task] = (asked.owner, flight, asked.now)
-        task.add_done_callback(partial(self._on_task_done, flight, asked.now))
+        self._owners[task] = (asked.owner, flight)
+        task.add_done_callback(partial(self._on_task_done, flight))
 
     def _leave(self, flight: Flight, caller: Caller, around: Flight | None) -> None:
         with FLIGHTS_LOCK:
@@ -349,7 +349,7 @@ class LoopFlights:
         if abandoned and flight.computing is not None:
             flight.computing.cancel()
 
-    def _on_task_done(self, flight: Flight, now: Callable[[], int], task: asyncio.Task[Any]) -> None:
+    def _on_task_done(self, flight: Flight, task: asyncio.Task[Any]) -> None:
         self._owners.pop(task, None)
         stopped = task in self._stopping
         self._stopping.discard(task)
@@ -362,7 +362,7 @@ class LoopFlights:
         if error is None:
             self._succeed(flight, task.result())
         elif not flight.over:  # else it was abandoned, and no caller waits
-            self._fail(flight, error, now)
+            self._fail(flight, error)
 
     def _succeed(self, flight: Flight, value: Any) -> None:
         leader = flight.leader
@@ -374,11 +374,11 @@ class LoopFlights:
                 caller._tell(leaders if caller is leader else others)
         _wake(told)
 
-    def _fail(self, flight: Flight, error: BaseException, now: Callable[[], int], final: bool = False) -> None:
+    def _fail(self, flight: Flight, error: BaseException, final: bool = False) -> None:
         original = flight.leader
         final = final or isinstance(error, InvalidInput)
         with FLIGHTS_LOCK:
-            told, leader, is_news = self.table.fail(flight, now(), counts=is_shared_error(error), final=final)
+            told, leader, is_news = self.table.fail(flight, self._now(), counts=is_shared_error(error), final=final)
         if is_news:
             log_refresh_failure(error)
         for caller in told:

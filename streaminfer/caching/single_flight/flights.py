@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from asyncio import get_running_loop
+from collections.abc import Callable
 
 import attrs
 
@@ -15,9 +16,6 @@ from streaminfer.caching.single_flight.flight_context import FLIGHTS_LOCK, LOG
 from streaminfer.caching.single_flight.thread_flights import ThreadFlights
 
 __all__ = ["FlightStatistics", "SingleFlight"]
-
-_MAX_ATTEMPTS = 3
-_PAUSE_NS = 1_000_000_000
 
 
 @attrs.frozen(kw_only=True)
@@ -50,11 +48,12 @@ class FlightStatistics(Snapshot):
 
 
 class SingleFlight:
-    """Flights of one cache, of threads and of event loops."""
+    """Flights of one cache, of threads and of event loops; ``now`` reads the cache's clock."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], int]) -> None:
         self.counts = FlightCounts()
-        self.threads = ThreadFlights(self.counts, _MAX_ATTEMPTS, _PAUSE_NS)
+        self.threads = ThreadFlights(self.counts, now)
+        self._now = now
         self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopFlights] = weakref.WeakKeyDictionary()
         self._latest: LoopFlights | None = None
 
@@ -66,7 +65,7 @@ class SingleFlight:
             return latest
         found = self._loops.get(loop)
         if found is None:
-            found = self._loops[loop] = LoopFlights(loop, self.counts, _MAX_ATTEMPTS, _PAUSE_NS)
+            found = self._loops[loop] = LoopFlights(loop, self.counts, self._now)
         self._latest = found
         return found
 

@@ -17,8 +17,17 @@ from contextvars import copy_context
 from functools import partial
 from typing import Any
 
+import attrs
+
 from streaminfer._internal.forking import at_fork
-from streaminfer.caching.single_flight._flight_cy import Flight, FlightCounts, FlightTable, Refreshes
+from streaminfer.caching.single_flight._flight_cy import (
+    MAX_ATTEMPTS,
+    PAUSE_NS,
+    Flight,
+    FlightCounts,
+    FlightTable,
+    Refreshes,
+)
 from streaminfer.caching.single_flight.flight_context import (
     CURRENT_FLIGHT,
     FLIGHTS_LOCK,
@@ -33,15 +42,13 @@ __all__ = ["ThreadFlights"]
 _MAX_REFRESH_THREADS = 64
 
 
+@attrs.define(eq=False)
 class _Waiter:
     """Caller in a thread."""
 
-    __slots__ = ("error", "event", "value")
-
-    def __init__(self) -> None:
-        self.event = threading.Event()
-        self.value: Any = None
-        self.error: BaseException | None = None
+    event: threading.Event = attrs.Factory(threading.Event)
+    value: Any = None
+    error: BaseException | None = None
 
 
 class ThreadFlights:
@@ -49,12 +56,12 @@ class ThreadFlights:
 
     Args:
         counts: where to count.
-        max_attempts: failures of one flight after which all waiters get the error, ≥ 1.
-        pause_ns: as of `FlightTable`.
+        now: reads the cache's clock.
     """
 
-    def __init__(self, counts: FlightCounts, max_attempts: int, pause_ns: int) -> None:
-        self.table = FlightTable(counts, max_attempts, pause_ns, lambda _: True)
+    def __init__(self, counts: FlightCounts, now: Callable[[], int]) -> None:
+        self.table = FlightTable(counts, MAX_ATTEMPTS, PAUSE_NS, lambda _: True)
+        self._now = now
         self._refreshing = 0
         _THREAD_FLIGHTS.add(self)
 
@@ -63,16 +70,13 @@ class ThreadFlights:
         self.table.forget()
         self._refreshing = 0
 
-    def share(
-        self, key: Any, compute: Callable[..., Any], arguments: tuple[Any, ...], now: Callable[[], int]
-    ) -> tuple[Any, bool]:
+    def share(self, key: Any, compute: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, bool]:
         """Return the value of a key, computed once for all concurrent callers; see ``LoopFlights.share``.
 
         Args:
             key: of the value.
             compute: computes it, if this caller leads.
             arguments: of ``compute``.
-            now: reads the cache's clock.
 
         Returns:
             The value, and whether this caller computed it.
@@ -90,7 +94,7 @@ class ThreadFlights:
         try:
             # it leads from the beginning, or when a leader before it has failed
             while flight.leader is not waiter and not waiter.event.wait(_left_s(flight)):
-                self._end_late(flight, now())
+                self._end_late(flight)
             if waiter.error is not None:
                 raise waiter.error  # noqa: TRY301 - it leaves the flight as who computed does
             if flight.leader is not waiter:
@@ -108,7 +112,7 @@ class ThreadFlights:
                 if not leads:
                     self.table.leave(flight, waiter, inside)
             if leads:
-                self._fail(flight, error, now())
+                self._fail(flight, error)
                 with FLIGHTS_LOCK:
                     self.table.leave(flight, waiter, inside)
             del error  # its traceback holds this frame
@@ -118,7 +122,6 @@ class ThreadFlights:
         key: Any,
         compute: Callable[..., Any],
         arguments: tuple[Any, ...],
-        now: Callable[[], int],
         refreshes: Refreshes,
         limit_s: float,
     ) -> None:
@@ -128,44 +131,41 @@ class ThreadFlights:
             key: of the value.
             compute: computes it.
             arguments: of ``compute``.
-            now: reads the cache's clock.
             refreshes: of the wrapped function.
             limit_s: seconds after which the key is free for others.
         """
         before = self.table.flight(key)
         if before is not None:
-            self._end_late(before, now())
+            self._end_late(before)
         with FLIGHTS_LOCK:
             may = self._refreshing < _MAX_REFRESH_THREADS
-            flight = self.table.refresh(key, now(), refreshes) if may else None
+            flight = self.table.refresh(key, self._now(), refreshes) if may else None
             if flight is None:
                 return
             flight.late_s = time.monotonic() + limit_s
             self._refreshing += 1
-        work = partial(copy_context().run, self._refresh, flight, compute, arguments, now)
+        work = partial(copy_context().run, self._refresh, flight, compute, arguments)
         try:
             threading.Thread(target=work, name="streaminfer-cache-refresh", daemon=True).start()
         except RuntimeError as error:  # no more threads, or the interpreter ends
             with FLIGHTS_LOCK:
                 self._refreshing -= 1
-            self._fail(flight, error, now())
+            self._fail(flight, error)
 
-    def _refresh(
-        self, flight: Flight, compute: Callable[..., Any], arguments: tuple[Any, ...], now: Callable[[], int]
-    ) -> None:
+    def _refresh(self, flight: Flight, compute: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         try:
             self._succeed(flight, _compute_in(flight, compute, arguments))
         except BaseException as error:  # noqa: BLE001 - logged; no caller waits for a refresh
-            self._fail(flight, error, now(), as_refresh=True)
+            self._fail(flight, error, as_refresh=True)
         finally:
             with FLIGHTS_LOCK:
                 self._refreshing -= 1
 
-    def _end_late(self, flight: Flight, now_ns: int) -> None:
+    def _end_late(self, flight: Flight) -> None:
         """End the flight of a refresh if it is late."""
         if _left_s(flight) == 0.0:
             flight.late_s = math.inf
-            self._fail(flight, DeadlineExceeded("a refresh in a thread is late; it continues"), now_ns, as_refresh=True)
+            self._fail(flight, DeadlineExceeded("a refresh in a thread is late; it continues"), as_refresh=True)
 
     def _succeed(self, flight: Flight, value: Any) -> None:
         with FLIGHTS_LOCK:
@@ -174,7 +174,8 @@ class ThreadFlights:
             waiter.value = value
             waiter.event.set()
 
-    def _fail(self, flight: Flight, error: BaseException, now_ns: int, *, as_refresh: bool = False) -> None:
+    def _fail(self, flight: Flight, error: BaseException, *, as_refresh: bool = False) -> None:
+        now_ns = self._now()
         with FLIGHTS_LOCK:
             if as_refresh and (flight.over or flight.leader is not None):
                 return  # it was late, and a waiter computes

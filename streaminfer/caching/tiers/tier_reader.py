@@ -87,15 +87,10 @@ async def read_tiers(
         if memory.erased_since(key, erasures):
             worker.discarded += 1
             return None
-        hit = None if entry is None else _judge(worker, memory, key, entry, longest_ns, pending)
-        if entry is None:
-            worker.misses += 1
-        elif hit is not None and hit.is_stale:
-            worker.stale_hits += 1
-            stale = stale or hit
-        elif hit is not None:
-            worker.hits += 1
+        hit = _judge(worker, memory, key, entry, longest_ns, pending)
+        if hit is not None and not hit.is_stale:
             return hit
+        stale = stale or hit
     if stale is None or only_fresh or memory.erased_since(key, erasures):
         return None
     return stale if memory.now() < stale.usable_until_ns else None  # slower tiers took their time
@@ -105,10 +100,14 @@ def _judge(
     worker: TierWriter,
     memory: Memory,
     key: str | bytes,
-    entry: Entry,
+    entry: Entry | None,
     longest_ns: int,
     pending: tuple[PendingErasure, ...],
 ) -> TierHit | None:
+    """Count a read of one tier, and return what may be used of it."""
+    if entry is None:
+        worker.misses += 1
+        return None
     policy, longest_stale_ns = memory.freshness.policy, memory.freshness.stale_ns
     rule = None if policy is None else policy.rule(entry.tags)
     disallowed = rule is not None and not rule.permits(worker.tier)
@@ -125,10 +124,13 @@ def _judge(
     if fresh_ns != NEVER and age_ns >= fresh_ns + stale_ns:
         worker.misses += 1
         return None
+    is_stale = age_ns >= fresh_ns
+    worker.stale_hits += is_stale
+    worker.hits += not is_stale
     computed_ns = memory.now() - age_ns
     instants = (NEVER, NEVER) if fresh_ns == NEVER else (computed_ns + fresh_ns, computed_ns + fresh_ns + stale_ns)
     labels, place = (tuple(sorted(entry.tags)), entry.subject), (worker.name, worker.position)
-    return TierHit(freeze(entry.value), *labels, *place, computed_ns, *instants, is_stale=age_ns >= fresh_ns)
+    return TierHit(freeze(entry.value), *labels, *place, computed_ns, *instants, is_stale)
 
 
 def in_ns(seconds: float) -> int:

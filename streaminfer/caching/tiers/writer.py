@@ -20,7 +20,7 @@ import math
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import attrs
 
@@ -89,16 +89,13 @@ _UNCOUNTED = {"name", "queued", "pending", "tier"}
 _COUNTED = tuple(field.name for field in attrs.fields(TierUsage) if field.name not in _UNCOUNTED)
 
 
-class PendingWrite:
+class PendingWrite(NamedTuple):
     """A queued put, or, without an entry, a deletion."""
 
-    __slots__ = ("done", "entry", "key", "size")
-
-    def __init__(self, key: str | bytes, entry: Entry | None) -> None:
-        self.key = key
-        self.entry = entry
-        self.size = 0 if entry is None else payload_bytes(entry.value)
-        self.done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    key: str | bytes
+    entry: Entry | None
+    size: int
+    done: asyncio.Future[bool]
 
     def settle(self, stored: bool) -> None:
         """Note whether the tier took it."""
@@ -240,7 +237,8 @@ class TierWriter:
 
     def put(self, key: str | bytes, entry: Entry | None) -> asyncio.Future[bool]:
         """Queue a put, or, without an entry, a deletion, if there is room; return whether the tier made it."""
-        write = PendingWrite(key, entry)
+        size = 0 if entry is None else payload_bytes(entry.value)
+        write = PendingWrite(key, entry, size, asyncio.get_running_loop().create_future())
         if key in self._queue:
             self._reject(self._take(key))
         full = len(self._queue) >= MAX_QUEUED_WRITES or (self._queue and self._bytes + write.size > MAX_QUEUED_BYTES)

@@ -101,7 +101,7 @@ class CachedCalls(Layer):
             return copy_out(missed.value)
         arguments = (key, call, missed.state != OUTDATED)
         try:
-            value, led = await self.flights.here().share(key, self._computing, arguments, self.now)
+            value, led = await self.flights.here().share(key, self._computing, arguments)
         except Exception as error:  # noqa: BLE001 - raised again, unless an outdated value replaces it
             return self.replaces(missed, error)
         if value.__class__ is self._tier_hit:
@@ -111,13 +111,13 @@ class CachedCalls(Layer):
 
     def resolve_sync(self, missed: Miss, call: Callable[[], Any]) -> Any:
         """Return the result of a sync function after a miss."""
-        key, threads, now = missed.key, self.flights.threads, self.now
+        key, threads = missed.key, self.flights.threads
         if self.gives_stale(missed):
             arguments, limit_s = (key, call, False), self.budget.refresh_s()
-            threads.refresh(key, self._compute_sync, arguments, now, self._thread_refreshes, limit_s)
+            threads.refresh(key, self._compute_sync, arguments, self._thread_refreshes, limit_s)
             return copy_out(missed.value)
         try:
-            value, _ = threads.share(key, self._compute_sync, (key, call, missed.state != OUTDATED), now)
+            value, _ = threads.share(key, self._compute_sync, (key, call, missed.state != OUTDATED))
         except Exception as error:  # noqa: BLE001 - raised again, unless an outdated value replaces it
             return self.replaces(missed, error)
         return copy_out(value)

@@ -219,7 +219,7 @@ class CachedService(Layer, Wrapper):
         if timeout_s is not None and timeout_s <= 0:
             raise DeadlineExceeded(f"the deadline had passed {-timeout_s:.6f} s before arrival")
         return self.flights.here().share(
-            key, compute, arguments, self.now, timeout_s=timeout_s, enforced=self._enforced, owner=self
+            key, compute, arguments, timeout_s=timeout_s, enforced=self._enforced, owner=self
         )
 
     async def _uncached(self, request: Request, now_ns: int) -> Response:

@@ -181,7 +181,6 @@ class Layer(ABC):
             key,
             self._computing,
             (key, asked, False),
-            self.now,
             refreshes=self._refreshes,
             limit_s=self.budget.refresh_s(),
             owner=self,

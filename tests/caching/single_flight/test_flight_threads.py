@@ -50,12 +50,12 @@ class Work:
 
 def play(threads, *script):
     """So many threads ask for one key; what became of each, of the work and of the flights."""
-    flights = SingleFlight()
+    flights = SingleFlight(time.monotonic_ns)
     work = Work(flights, threads - 1, *script)
 
     def ask():
         try:
-            return flights.threads.share("key", work, (), time.monotonic_ns)[0]
+            return flights.threads.share("key", work, ())[0]
         except BaseException as error:
             return error
 
@@ -111,7 +111,7 @@ def test_a_follower_that_is_interrupted_leaves(request):
     # a suite that runs in the background of a shell is told to ignore interrupts
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
-    flights = SingleFlight()
+    flights = SingleFlight(time.monotonic_ns)
     leading, release = threading.Event(), threading.Event()
 
     def work():
@@ -127,11 +127,11 @@ def test_a_follower_that_is_interrupted_leaves(request):
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     with ThreadPoolExecutor(2) as pool:
-        leader = pool.submit(flights.threads.share, "key", work, (), time.monotonic_ns)
+        leader = pool.submit(flights.threads.share, "key", work, ())
         assert leading.wait(PATIENCE_S)
         killer = pool.submit(interrupt)
         with pytest.raises(KeyboardInterrupt):
-            flights.threads.share("key", work, (), time.monotonic_ns)
+            flights.threads.share("key", work, ())
         killer.result(PATIENCE_S)
         assert flights.statistics().in_flight == 1
         release.set()
@@ -141,16 +141,16 @@ def test_a_follower_that_is_interrupted_leaves(request):
 
 @pytest.mark.parametrize("through", ["itself", "another", "asyncio.to_thread"])
 def test_re_entrancy_is_an_error_and_not_a_deadlock(through):
-    flights = SingleFlight()
+    flights = SingleFlight(time.monotonic_ns)
 
     def again():
-        return flights.threads.share("key", outer, (), time.monotonic_ns)
+        return flights.threads.share("key", outer, ())
 
     def outer():
         if through == "itself":
             return again()
         if through == "another":
-            return flights.threads.share("other", again, (), time.monotonic_ns)
+            return flights.threads.share("other", again, ())
         return asyncio.run(asyncio.to_thread(again))
 
     with pytest.raises(RuntimeError, match="re-entrant"):
@@ -159,15 +159,15 @@ def test_re_entrancy_is_an_error_and_not_a_deadlock(through):
 
 
 def test_two_threads_that_would_wait_for_each_other():
-    flights = SingleFlight()
+    flights = SingleFlight(time.monotonic_ns)
     both = threading.Barrier(2)
 
     def ask(key, other):
         def work():
             both.wait(PATIENCE_S)
-            return flights.threads.share(other, lambda: "inner", (), time.monotonic_ns)[0]
+            return flights.threads.share(other, lambda: "inner", ())[0]
 
-        return flights.threads.share(key, work, (), time.monotonic_ns)[0]
+        return flights.threads.share(key, work, ())[0]
 
     with ThreadPoolExecutor(2) as pool:
         ends = [pool.submit(ask, "a", "b"), pool.submit(ask, "b", "a")]
@@ -179,7 +179,7 @@ def test_two_threads_that_would_wait_for_each_other():
 
 
 def test_a_refresh_runs_in_a_thread_and_reports_its_failure(caplog):
-    flights = SingleFlight()
+    flights = SingleFlight(lambda: now_ns)
     done = threading.Event()
     now_ns = 0
     limits = {"refreshes": Refreshes(), "limit_s": PATIENCE_S}
@@ -193,14 +193,14 @@ def test_a_refresh_runs_in_a_thread_and_reports_its_failure(caplog):
             assert time.monotonic() < until
             os.sched_yield()
 
-    flights.threads.refresh("key", fails, (), lambda: now_ns, **limits)
+    flights.threads.refresh("key", fails, (), **limits)
     wait_for_the_end()
     assert "OSError: down" in caplog.text
-    flights.threads.refresh("key", done.set, (), lambda: now_ns, **limits)
+    flights.threads.refresh("key", done.set, (), **limits)
     wait_for_the_end()
     assert not done.is_set()  # it is left alone for a second
     now_ns = 10**9
-    flights.threads.refresh("key", done.set, (), lambda: now_ns, **limits)
+    flights.threads.refresh("key", done.set, (), **limits)
     wait_for_the_end()
     assert done.is_set()
     statistics = flights.statistics()
@@ -209,14 +209,14 @@ def test_a_refresh_runs_in_a_thread_and_reports_its_failure(caplog):
 
 
 def test_refreshing_threads_are_bounded():
-    flights = SingleFlight()
+    flights = SingleFlight(time.monotonic_ns)
     release = threading.Event()
     for limits in (
         {"refreshes": Refreshes(8), "limit_s": PATIENCE_S},
         {"refreshes": Refreshes(), "limit_s": PATIENCE_S},
     ):
         for _ in range(100):
-            flights.threads.refresh(object(), lambda: release.wait(PATIENCE_S), (), time.monotonic_ns, **limits)
+            flights.threads.refresh(object(), lambda: release.wait(PATIENCE_S), (), **limits)
         assert flights.statistics().refreshes in (8, 64)
     assert flights.statistics().refreshes == 64
     release.set()
@@ -227,7 +227,7 @@ def test_refreshing_threads_are_bounded():
 
 
 def test_no_store_is_seen_by_its_own_computation_alone():
-    flights = SingleFlight()
+    flights = SingleFlight(time.monotonic_ns)
 
     def storable():
         return CURRENT_FLIGHT.get().store
@@ -239,16 +239,16 @@ def test_no_store_is_seen_by_its_own_computation_alone():
         return storable()
 
     def outer():
-        shared, _ = flights.threads.share("inner", inner, (), time.monotonic_ns)
+        shared, _ = flights.threads.share("inner", inner, ())
         return shared, storable()
 
-    assert flights.threads.share("outer", outer, (), time.monotonic_ns)[0] == (False, True)
+    assert flights.threads.share("outer", outer, ())[0] == (False, True)
     assert CURRENT_FLIGHT.get() is None
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_process_has_no_flights():
-    flights = SingleFlight()
+    flights = SingleFlight(time.monotonic_ns)
     leading, release = threading.Event(), threading.Event()
 
     def work():
@@ -257,13 +257,13 @@ def test_a_forked_process_has_no_flights():
         return "parent"
 
     with ThreadPoolExecutor(1) as pool:
-        leader = pool.submit(flights.threads.share, "key", work, (), time.monotonic_ns)
+        leader = pool.submit(flights.threads.share, "key", work, ())
         limits = {"refreshes": Refreshes(), "limit_s": PATIENCE_S}
-        flights.threads.refresh("stale", lambda: release.wait(PATIENCE_S), (), time.monotonic_ns, **limits)
+        flights.threads.refresh("stale", lambda: release.wait(PATIENCE_S), (), **limits)
         assert leading.wait(PATIENCE_S)
         child = os.fork()
         if child == 0:
-            value, led = flights.threads.share("key", lambda: "child", (), time.monotonic_ns)
+            value, led = flights.threads.share("key", lambda: "child", ())
             os._exit(0 if (value, led, flights.threads._refreshing) == ("child", True, 0) else 1)
         _, status = os.waitpid(child, 0)
         release.set()
@@ -280,18 +280,19 @@ def refresh_that_hangs(flights, key, release, refreshes):
         assert release.wait(PATIENCE_S)
         return "late"
 
-    flights.threads.refresh(key, hang, (), time.monotonic_ns, refreshes=refreshes, limit_s=0.0)
+    flights.threads.refresh(key, hang, (), refreshes=refreshes, limit_s=0.0)
     assert begun.wait(PATIENCE_S)
 
 
 def test_a_key_whose_refresh_hangs_is_refreshed_again(caplog):
     """A late refresh takes no place of another's, and what becomes of it changes nothing."""
-    flights = SingleFlight()
+    flights = SingleFlight(time.monotonic_ns)
     release, done = threading.Event(), threading.Event()
     refreshes = Refreshes(1)
     refresh_that_hangs(flights, "key", release, refreshes)
     later_ns = time.monotonic_ns() + 10**9
-    flights.threads.refresh("key", done.set, (), lambda: later_ns, refreshes=refreshes, limit_s=PATIENCE_S)
+    flights.threads._now = lambda: later_ns
+    flights.threads.refresh("key", done.set, (), refreshes=refreshes, limit_s=PATIENCE_S)
     assert done.wait(PATIENCE_S)
     release.set()
     until = time.monotonic() + PATIENCE_S
@@ -306,9 +307,9 @@ def test_a_key_whose_refresh_hangs_is_refreshed_again(caplog):
 
 def test_who_waits_for_a_refresh_that_hangs_computes(caplog):
     """A caller that joined it leads when it is late, and the thread that goes on does not speak for it."""
-    flights = SingleFlight()
+    flights = SingleFlight(time.monotonic_ns)
     release = threading.Event()
     refresh_that_hangs(flights, "key", release, Refreshes())
-    assert flights.threads.share("key", lambda: "own", (), time.monotonic_ns) == ("own", True)
+    assert flights.threads.share("key", lambda: "own", ()) == ("own", True)
     release.set()
     assert flights.statistics().in_flight == 0

@@ -30,7 +30,7 @@ class Cache:
 
     def __init__(self, clock=None, *, secret=None, **settings):
         self.table = EdgeCache(clock=clock, secret=secret, **settings)
-        self.table._flights = self.flights = SingleFlight()
+        self.table._flights = self.flights = SingleFlight(self.table._memory.now)
 
     def wrap(self, inner):
         return self.table.wrap(inner)
