@@ -233,7 +233,7 @@ def _look_into_memory(cache: EdgeCache, judge: _Judge, remains: _Remains) -> Non
         else:
             remains.add("memory", "preserved", _RELEASED)
     if retention is not None:
-        remains.add("objects", "", _HELD, retention.departed.alive_beside(event.value for event in preserved))
+        remains.add("objects", "", _HELD, retention.departed())
 
 
 def _look_at_objects(judges: list[_Judge], remains: _Remains) -> None:

@@ -111,16 +111,10 @@ def record_of_processing(
     Raises:
         TypeError: no `Stack`, or a text that is none.
     """
-    stated = {
-        "controller": controller,
-        "purpose": purpose,
-        "legal_basis": legal_basis,
-        "subjects": subjects,
-        "recipients": recipients,
-        "transfers": transfers,
-    }
-    for name, said in stated.items():
-        check_instance(name, said, lambda it: isinstance(it, str), "a string")
+    said = (controller, purpose, legal_basis, subjects, recipients, transfers)
+    stated = dict(zip(_STATED, said, strict=True))
+    for name, text in stated.items():
+        check_instance(name, text, lambda it: isinstance(it, str), "a string")
     findings = audit(stack).findings
     caches = [(found.where, found.thing) for found in walk(stack) if is_a(found.thing, EdgeCache)]
     return ProcessingRecord(

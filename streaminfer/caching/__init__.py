@@ -13,14 +13,8 @@ if TYPE_CHECKING:
     from streaminfer.caching.single_flight.flight_context import fresh_for, no_store
     from streaminfer.caching.single_flight.flights import FlightStatistics
     from streaminfer.compliance.retention import Holding, Residual, Retention
-    from streaminfer.compliance.retention_log import (
-        RetentionEvent,
-        RetentionLog,
-        RetentionTotal,
-        Verification,
-        verify_file,
-    )
-    from streaminfer.compliance.retention_report import ReportedHolding, RetentionReport, build_report
+    from streaminfer.compliance.retention_log import RetentionLog, verify_file
+    from streaminfer.compliance.retention_report import RetentionReport, build_report
 
 __all__ = [
     "CacheEvent",
@@ -29,14 +23,10 @@ __all__ = [
     "Erasure",
     "FlightStatistics",
     "Holding",
-    "ReportedHolding",
     "Residual",
     "Retention",
-    "RetentionEvent",
     "RetentionLog",
     "RetentionReport",
-    "RetentionTotal",
-    "Verification",
     "build_report",
     "content_key",
     "fresh_for",
@@ -51,14 +41,10 @@ _HOMES = {
     "Erasure": "caching.erasure.erasure",
     "FlightStatistics": "caching.single_flight.flights",
     "Holding": "compliance.retention",
-    "ReportedHolding": "compliance.retention_report",
     "Residual": "compliance.retention",
     "Retention": "compliance.retention",
-    "RetentionEvent": "compliance.retention_log",
     "RetentionLog": "compliance.retention_log",
     "RetentionReport": "compliance.retention_report",
-    "RetentionTotal": "compliance.retention_log",
-    "Verification": "compliance.retention_log",
     "build_report": "compliance.retention_report",
     "content_key": "caching.keys",
     "fresh_for": "caching.single_flight.flight_context",

@@ -142,8 +142,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         if several:
             from streaminfer.caching.tiers.tier_set import TierSet  # noqa: PLC0415 - only with tiers
 
-            counts = None if memory.retention is None else memory.retention.counts
-            self.tiers = TierSet(several, memory, counts)
+            self.tiers = TierSet(several, memory)
 
     @overload
     def wrap(self, inner: Service) -> Any: ...

@@ -45,11 +45,6 @@ class ExpiryThread:
         self._starting = threading.RLock()
         self._running = False
 
-    @property
-    def running(self) -> bool:
-        """Whether it waits for an entry to expire."""
-        return self._running
-
     def wake(self, memory: Memory) -> None:
         """Have it look at a memory at its ``wake_ns``; it starts if it does not run."""
         self._memories.add(weakref.ref(memory))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -50,14 +50,14 @@ class MemoryRetention:
         policy: the policy.
         log: the policy's log; ``None``: it has none.
         counts: what goes into the policy's log.
-        departed: arrays of entries that left and still live, for ``si.prove``.
     """
 
     def __init__(self, policy: Retention, table: EdgeTable) -> None:
         self.policy = policy
         self.log = policy.log
         self.counts = RetentionCounts(policy.log, table.now)
-        self.departed = Departed()
+        # arrays of entries that expired or were erased, as long as they live
+        self._departed: weakref.WeakValueDictionary[int, np.ndarray[Any, Any]] = weakref.WeakValueDictionary()
         self._table = table
         self._lock = threading.Lock()
         self._preserved: list[CacheEvent] = []
@@ -74,7 +74,8 @@ class MemoryRetention:
         if event.kind != "erased":  # erasures are recorded one by one
             labels: Any = event.labels
             self.counts.count(event.kind, "memory", "" if labels is None else labels[2], REASONS[event.kind])
-        self.departed.add(event)
+        if event.kind != "evicted":  # an evicted value may be used as long as it may be stored
+            self._departed.update((id(array), array) for array in _copies(event.value, _DEEPEST))
         until_ns = self.until_ns(event.labels)
         if event.kind != "erased" and until_ns > self._table.now():
             with self._lock:
@@ -82,6 +83,11 @@ class MemoryRetention:
             if until_ns < self._table.wake_ns:
                 self._table.wake_ns = until_ns
                 self._table.wake()
+
+    def departed(self) -> int:
+        """Return how many arrays of entries that expired or were erased still live, and are not preserved."""
+        known = {id(array) for event in self.preserved for array in _copies(event.value, _DEEPEST)}
+        return sum(number not in known for number in list(self._departed))
 
     def expire_due(self, now_ns: int) -> int:
         """Release what need not be preserved longer, write counts to the log, and return when to look again."""
@@ -200,24 +206,6 @@ class MemoryRetention:
             bounds |= {name: bound_s for name, bound_s in stated_s.items() if bound_s is not None}
         await self.counts.settle()
         return build_report(self.policy, holdings, self.log, purge_bounds_s=bounds)
-
-
-class Departed:
-    """Arrays of entries that expired or were erased, as long as they live. Thread-safe."""
-
-    def __init__(self) -> None:
-        self._alive: weakref.WeakValueDictionary[int, np.ndarray[Any, Any]] = weakref.WeakValueDictionary()
-
-    def add(self, event: CacheEvent) -> None:
-        """Watch the value of an entry that has gone."""
-        if event.kind != "evicted":  # an evicted value may be used as long as it may be stored
-            for array in _copies(event.value, _DEEPEST):
-                self._alive[id(array)] = array
-
-    def alive_beside(self, preserved: Iterable[Any]) -> int:
-        """Return how many live that are no part of preserved values."""
-        known = {id(array) for value in preserved for array in _copies(value, _DEEPEST)}
-        return sum(id(array) not in known for array in list(self._alive.values()))
 
 
 def _copies(value: Any, levels: int) -> Iterator[np.ndarray[Any, Any]]:

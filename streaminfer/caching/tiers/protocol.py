@@ -25,6 +25,7 @@ __all__ = [
     "Notice",
     "RecordCopy",
     "Tier",
+    "TierHit",
     "TierStatistics",
 ]
 
@@ -126,6 +127,32 @@ class TierStatistics(Snapshot):
     entries: int | None
     size_bytes: int | None
     last_error: str
+
+
+@attrs.frozen(eq=False)
+class TierHit:
+    """Value that a tier had.
+
+    Attributes:
+        value: of which ``copy_out`` gives views.
+        tags, subject: to erase it by.
+        source: the tier's name.
+        position: of the tier.
+        computed_ns: when it was computed, on the cache's clock.
+        fresh_until_ns: until when it is fresh; ``NEVER``: for good.
+        usable_until_ns: until when it can be used, stale.
+        is_stale: its fresh time had passed when it was read.
+    """
+
+    value: Any
+    tags: tuple[str, ...]
+    subject: str | None
+    source: str
+    position: int
+    computed_ns: int
+    fresh_until_ns: int
+    usable_until_ns: int
+    is_stale: bool
 
 
 class Held(NamedTuple):

@@ -5,48 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-import attrs
+from typing import TYPE_CHECKING
 
 from streaminfer.caching.defensive_copy import freeze
 from streaminfer.caching.erasure.erasure import PendingErasure, is_erased
 from streaminfer.caching.table._slots_cy import NEVER
-from streaminfer.caching.tiers.protocol import Entry
+from streaminfer.caching.tiers.protocol import Entry, TierHit
 from streaminfer.caching.tiers.writer import TierWriter
 
 if TYPE_CHECKING:
     from streaminfer.caching.memory import Memory
 
-__all__ = ["TierHit", "in_ns", "read_tiers"]
+__all__ = ["in_ns", "read_tiers"]
 
 _LOGGER = logging.getLogger("streaminfer.caching")
-
-
-@attrs.frozen(eq=False)
-class TierHit:
-    """Value that a tier had.
-
-    Attributes:
-        value: of which ``copy_out`` gives views.
-        tags, subject: to erase it by.
-        source: the tier's name.
-        position: of the tier.
-        computed_ns: when it was computed, on the cache's clock.
-        fresh_until_ns: until when it is fresh; ``NEVER``: for good.
-        usable_until_ns: until when it can be used, stale.
-        is_stale: its fresh time had passed when it was read.
-    """
-
-    value: Any
-    tags: tuple[str, ...]
-    subject: str | None
-    source: str
-    position: int
-    computed_ns: int
-    fresh_until_ns: int
-    usable_until_ns: int
-    is_stale: bool
 
 
 async def read_tiers(

@@ -37,8 +37,8 @@ from streaminfer._runtime.stopping import stop_all
 from streaminfer.caching.erasure.erasure import PendingErasure
 from streaminfer.caching.erasure.retention_counts import RetentionCounts
 from streaminfer.caching.table._slots_cy import NEVER
-from streaminfer.caching.tiers.protocol import Announces, Entry, HoldingTier, Leasing, Notice, Tier
-from streaminfer.caching.tiers.tier_reader import TierHit, in_ns, read_tiers
+from streaminfer.caching.tiers.protocol import Announces, Entry, HoldingTier, Leasing, Notice, Tier, TierHit
+from streaminfer.caching.tiers.tier_reader import in_ns, read_tiers
 from streaminfer.caching.tiers.writer import TierUsage, TierWriter
 from streaminfer.compliance.retention import Holding, Rule
 
@@ -58,21 +58,15 @@ class TierSet:
     Args:
         tiers: the fastest first.
         memory: of the cache.
-        counts: what goes into the policy's log, if there is one.
 
     Raises:
         TypeError: something that is no tier.
         ValueError: the policy wants encryption, and a tier does not encrypt.
     """
 
-    def __init__(
-        self,
-        tiers: Sequence[Any],
-        memory: Memory,
-        counts: RetentionCounts | None,
-    ) -> None:
+    def __init__(self, tiers: Sequence[Any], memory: Memory) -> None:
         policy = memory.freshness.policy
-        self._counts = counts or RetentionCounts(None, memory.now)
+        self._counts = RetentionCounts(None, memory.now) if memory.retention is None else memory.retention.counts
         self.workers: list[TierWriter] = []
         self.leasing: tuple[TierWriter, Leasing] | None = None
         for position, tier in enumerate(tiers):
@@ -205,16 +199,8 @@ class TierSet:
         if memory.erased_since(key, erasures):  # by another thread, since then, or by a value that was too large
             memory.take(key, None)
             return
-        self.write(
-            key,
-            found.value,
-            ttl_ns=NEVER if until_ns == NEVER else until_ns - found.computed_ns,
-            computed_ns=found.computed_ns,
-            erasures=erasures,
-            tags=found.tags,
-            subject=found.subject,
-            before=found.position,
-        )
+        ttl_ns, computed_ns = NEVER if until_ns == NEVER else until_ns - found.computed_ns, found.computed_ns
+        self.write(key, found.value, ttl_ns, computed_ns, erasures, found.tags, found.subject, before=found.position)
 
     # -- writing ------------------------------------------------------------------------------------------------
 
@@ -222,12 +208,12 @@ class TierSet:
         self,
         key: str | bytes,
         value: Any,
-        *,
         ttl_ns: int,
         computed_ns: int,
         erasures: int,
         tags: Iterable[str] = (),
         subject: str | None = None,
+        *,
         before: int | None = None,
     ) -> list[asyncio.Future[bool]]:
         """Queue a value to be written to the tiers that may have it.
@@ -284,15 +270,8 @@ class TierSet:
             worker.replace(key, worker.tier.wall_clock())
         if memory.erased_since(key, erasures) or not self.run_here:
             return False
-        writes = self.write(
-            key,
-            value,
-            ttl_ns=memory.freshness.lasts_ns(ttl_s, tags),
-            computed_ns=memory.now(),
-            erasures=erasures,
-            tags=tags,
-            subject=subject,
-        )
+        ttl_ns, computed_ns = memory.freshness.lasts_ns(ttl_s, tags), memory.now()
+        writes = self.write(key, value, ttl_ns, computed_ns, erasures, tags, subject)
         return all(await asyncio.gather(*writes)) and stored
 
     def _objection(self, worker: TierWriter, rule: Rule | None, subject: str | None) -> str:

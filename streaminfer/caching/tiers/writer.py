@@ -158,11 +158,6 @@ class TierWriter:
         """Return whether a newer value of this key was put, which the tier does not have."""
         return entry.stored_ns < self._replaced.get(key, self._all_replaced_ns)
 
-    def withdraw(self, erasing: PendingErasure) -> None:
-        """Remove an erasure that the tier has carried out."""
-        with self._registering:
-            self.pending = tuple(it for it in self.pending if it is not erasing)
-
     def statistics(self) -> TierUsage:
         """Return a frozen snapshot."""
         counted = {name: getattr(self, name) for name in _COUNTED}
@@ -363,7 +358,8 @@ class TierWriter:
             failures.append(error)
         if not failures:
             self._pause_s = FIRST_RETRY_S
-            self.withdraw(erasing)
+            with self._registering:
+                self.pending = tuple(it for it in self.pending if it is not erasing)
             self._counts.record("erased", where=self.name, count=count, reason="asked for", **erasing.selection)
             self._counts.made(Owed(self._place, **erasing.selection))
             erasing.note(self.name, count)

@@ -11,6 +11,7 @@ from streaminfer._internal.signatures import signature_of
 from streaminfer._internal.validation import check_instance, expected
 from streaminfer.caching.defensive_copy import freeze
 from streaminfer.caching.single_flight._flight_cy import Refreshes
+from streaminfer.caching.tiers.protocol import TierHit
 from streaminfer.caching.wrapping._hit_path_cy import HitPath, Miss, copy_out
 from streaminfer.caching.wrapping.layer import OUTDATED, Layer
 from streaminfer.errors import InvalidInput
@@ -104,7 +105,7 @@ class CachedCalls(Layer):
             value, led = await self.flights.here().share(key, self._computing, arguments)
         except Exception as error:  # noqa: BLE001 - raised again, unless an outdated value replaces it
             return self.replaces(missed, error)
-        if value.__class__ is self._tier_hit:
+        if value.__class__ is TierHit:
             self.follow_up(value, led, key, call)
             value = value.value
         return copy_out(value)

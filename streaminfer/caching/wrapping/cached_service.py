@@ -35,6 +35,7 @@ from streaminfer._internal.validation import expected
 from streaminfer.caching.defensive_copy import freeze
 from streaminfer.caching.keys import key_maker
 from streaminfer.caching.single_flight._loop_flights_cy import LATE_S
+from streaminfer.caching.tiers.protocol import TierHit
 from streaminfer.caching.wrapping._hit_path_cy import HitPath, Miss, copy_out
 from streaminfer.caching.wrapping.batched_function import FunctionAsService, as_function, is_batched
 from streaminfer.caching.wrapping.cached_calls import ArgumentLabels, CachedCalls
@@ -201,7 +202,7 @@ class CachedService(Layer, Wrapper):
             response, led = await self._share(key, self._computing, arguments, request, found.now_ns)
         except Exception as error:  # noqa: BLE001 - raised again, unless an outdated response replaces it
             return Response(self.replaces(found, error), True, "cache")
-        if response.__class__ is self._tier_hit:
+        if response.__class__ is TierHit:
             self.follow_up(response, led, key, asked)
             response = Response(response.value, response.is_stale, response.source)
         return _shared_response(response, led)

@@ -29,8 +29,7 @@ from streaminfer.errors import CircuitOpen, Closed, DeadlineExceeded, InvalidInp
 
 if TYPE_CHECKING:
     from streaminfer.caching.edge_cache import EdgeCache
-    from streaminfer.caching.tiers.protocol import Leasing
-    from streaminfer.caching.tiers.tier_reader import TierHit
+    from streaminfer.caching.tiers.protocol import Leasing, TierHit
 
 __all__ = ["NEGATIVE", "OUTDATED", "Layer"]
 
@@ -63,11 +62,7 @@ class Layer(ABC):
         self._failing_until_ns = 0
         self._refreshes = Refreshes()
         self._computing: Callable[..., Coroutine[Any, Any, Any]] = self._compute
-        self._tier_hit: Any = None
         if self.tiers is not None:
-            from streaminfer.caching.tiers.tier_reader import TierHit  # noqa: PLC0415 - only where there are tiers
-
-            self._tier_hit = TierHit
             self._computing = self._read_or_compute
 
     @abstractmethod
@@ -212,16 +207,8 @@ class Layer(ABC):
         if not stored:
             self.flights.not_stored()
         if self.tiers is not None:
-            ttl_ns = memory.freshness.lasts_ns(ttl_s, tags)
-            self.tiers.write(
-                key,
-                value,
-                ttl_ns=ttl_ns,
-                computed_ns=self.now(),
-                erasures=erasures,
-                tags=tags,
-                subject=subject,
-            )
+            ttl_ns, computed_ns = memory.freshness.lasts_ns(ttl_s, tags), self.now()
+            self.tiers.write(key, value, ttl_ns, computed_ns, erasures, tags, subject)
 
     def store_error(self, key: Any, error: Exception, erasures: int, tags: Any, subject: str | None) -> None:
         """Store an error, if errors are stored and it says something about the next call."""

@@ -395,7 +395,7 @@ def test_an_erasure_by_another_process_is_refused_under_hold(cache, log):
     """A notice of a shared tier erases nothing that a hold protects, and leaves the erasure owed."""
     cache.put(1, 1, subject="anna")
     asyncio.run(cache.hold(subject="anna", reason="case 17"))
-    tiers = TierSet((), cache._memory, None)
+    tiers = TierSet((), cache._memory)
 
     with pytest.raises(si.ErasureHeld, match="case 17"):
         tiers._on_notice(0, Notice(subject="anna"))
