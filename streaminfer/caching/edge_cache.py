@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from streaminfer.caching.erasure.erasure import Erasure
     from streaminfer.caching.erasure.memory_retention import MemoryRetention
     from streaminfer.caching.tiers.tier_set import TierSet
-    from streaminfer.caching.wrapping.memoize import CachedFunction
+    from streaminfer.caching.wrapping.cached_calls import CachedFunction
     from streaminfer.compliance.retention import Retention
     from streaminfer.compliance.retention_log import RetentionLog
     from streaminfer.compliance.retention_report import RetentionReport

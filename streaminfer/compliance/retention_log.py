@@ -199,9 +199,6 @@ class RetentionLog:
         with self._locked():
             return self._chain.number
 
-    def __iter__(self) -> Iterator[RetentionEvent]:
-        return iter(self.events)
-
     @property
     def events(self) -> tuple[RetentionEvent, ...]:
         """The latest events, at most 10,000, oldest first."""

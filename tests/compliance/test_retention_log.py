@@ -85,7 +85,6 @@ def test_a_record_has_what_went_when_where_and_why_and_follows_the_one_in_front(
     assert second.previous == first.digest
     assert log.head == second.digest
     assert log.records == 2
-    assert list(log) == [first, second]
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         first.count = 4
 

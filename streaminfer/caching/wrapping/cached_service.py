@@ -38,9 +38,8 @@ from streaminfer.caching.single_flight._loop_flights_cy import LATE_S
 from streaminfer.caching.tiers.protocol import TierHit
 from streaminfer.caching.wrapping._hit_path_cy import HitPath, Miss, copy_out
 from streaminfer.caching.wrapping.batched_function import FunctionAsService, as_function, is_batched
-from streaminfer.caching.wrapping.cached_calls import ArgumentLabels, CachedCalls
+from streaminfer.caching.wrapping.cached_calls import ArgumentLabels, CachedCalls, cached_function
 from streaminfer.caching.wrapping.layer import NEGATIVE, OUTDATED, Layer
-from streaminfer.caching.wrapping.memoize import cached_function
 from streaminfer.caching.wrapping.wrapped_identity import identity_of
 from streaminfer.errors import DeadlineExceeded
 from streaminfer.protocols import Capabilities, Wrapper, adapt
@@ -86,8 +85,7 @@ def wrap_inner(cache: EdgeCache, inner: Any, subject: str | None, tags: Iterable
     if kind != "service" and not is_batched(inner):
         labels = ArgumentLabels(inner, subject, tags)
         layer = CachedCalls(cache, hit_path_of(identity + labels.identity), labels)
-        on_miss = layer.resolve_sync if kind == "function" else layer.resolve
-        return cached_function(inner, layer.hit_path, on_miss, is_async=kind != "function")
+        return cached_function(inner, layer, is_async=kind != "function")
     if subject is not None or tuple(tags):
         what = "no names of parameters for a service, whose requests have a subject and tags of their own"
         raise TypeError(expected("subject, tags", what, (subject, tags)))
