@@ -107,6 +107,10 @@ class Residual:
     )
 
 
+_check_flag = field_check(check_instance, lambda it: isinstance(it, bool), "True or False")
+_check_log = field_check(check_instance, lambda it: isinstance(it, RetentionLog), "a RetentionLog", optional=True)
+
+
 def _several(value: Any) -> Any:
     return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
 
@@ -115,9 +119,7 @@ def _are_residual(value: Any) -> bool:
     return isinstance(value, tuple) and all(isinstance(it, Residual) for it in value)
 
 
-def _flag(*, default: bool) -> Any:
-    check = field_check(check_instance, lambda it: isinstance(it, bool), "True or False")
-    return attrs.field(default=default, kw_only=True, validator=check)
+_check_residual = field_check(check_instance, _are_residual, "several Residual")
 
 
 def _classes(value: Any) -> Any:
@@ -152,23 +154,15 @@ class Retention:
     """
 
     max_age_s: float = attrs.field(validator=field_check(check_duration, positive=True))
-    encrypt: bool = _flag(default=False)
-    allow_disk: bool = _flag(default=True)
-    allow_shared: bool = _flag(default=True)
+    encrypt: bool = attrs.field(default=False, kw_only=True, validator=_check_flag)
+    allow_disk: bool = attrs.field(default=True, kw_only=True, validator=_check_flag)
+    allow_shared: bool = attrs.field(default=True, kw_only=True, validator=_check_flag)
     min_age_s: float = attrs.field(default=0.0, kw_only=True, validator=field_check(check_duration))
     residual: tuple[Residual, ...] = attrs.field(
-        default=(),
-        kw_only=True,
-        converter=_several,
-        validator=field_check(check_instance, _are_residual, "several Residual"),
+        default=(), kw_only=True, converter=_several, validator=_check_residual
     )
     classes: Mapping[str, Retention] = attrs.field(default=None, kw_only=True, converter=_classes)
-    log: RetentionLog | None = attrs.field(
-        default=None,
-        kw_only=True,
-        repr=False,
-        validator=field_check(check_instance, lambda it: it is None or isinstance(it, RetentionLog), "a RetentionLog"),
-    )
+    log: RetentionLog | None = attrs.field(default=None, kw_only=True, repr=False, validator=_check_log)
     _rules: dict[frozenset[str], Rule] = attrs.field(factory=dict, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
