@@ -44,7 +44,6 @@ cdef class LoopFlights:
     cdef readonly CFlightTable table
     cdef readonly object loop
     cdef readonly dict _owners
-    cdef readonly set _stopping
     cdef object _now
 
     cdef _begin(self, CFlight flight, Caller asked, object context)

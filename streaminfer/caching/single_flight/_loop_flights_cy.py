@@ -218,7 +218,6 @@ class LoopFlights:
         self._now = now
         self.loop = weakref.ref(loop)  # the dictionary of loops must not keep its own keys alive
         self._owners: dict[asyncio.Task[Any], tuple[Any, Flight]] = {}  # of each running computation, and its flight
-        self._stopping: set[asyncio.Task[Any]] = set()
 
     def share(
         self,
@@ -319,16 +318,14 @@ class LoopFlights:
             if awaited:
                 await asyncio.wait(awaited)  # their done callbacks, which may begin others, have run before ours
                 continue
-            self._stopping.update(tasks)
+            loop: Any = self.loop()
             for task in tasks:
                 task.cancel()
+                loop.call_soon(self._fail_stopped, self._owners[task][1], task)  # not inside this task
             _, left = await asyncio.wait(tasks, timeout=_GRACE_S)
             for task in left:
                 LOG.warning("a computation runs %g s after it was cancelled: %r", _GRACE_S, task)
-                _, flight = self._owners.pop(task)
-                self._stopping.discard(task)
-                loop: Any = self.loop()
-                loop.call_soon(self._fail_stopped, flight, task)  # waiters cannot be woken inside this task
+                del self._owners[task]
 
     def _fail_stopped(self, flight: Flight, task: asyncio.Task[Any]) -> None:
         if flight.computing is task:
@@ -351,11 +348,7 @@ class LoopFlights:
 
     def _on_task_done(self, flight: Flight, task: asyncio.Task[Any]) -> None:
         self._owners.pop(task, None)
-        stopped = task in self._stopping
-        self._stopping.discard(task)
-        error: BaseException | None = Closed(_STOPPED) if stopped else asyncio.CancelledError()
-        if not task.cancelled():
-            error = task.exception()
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
         if flight.computing is not task:
             return  # a late refresh: the flight is over or another's
         flight.computing = None  # it holds the value, and contexts hold the flight

@@ -64,7 +64,6 @@ def quiet(main, *args, thorough=True):
         assert asyncio.all_tasks() == {asyncio.current_task()}
         assert flights.statistics().in_flight == 0
         assert not flights.here()._owners
-        assert not flights.here()._stopping
         return result, flights.statistics()
 
     result = run(scenario)
