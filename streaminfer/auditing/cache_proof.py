@@ -204,9 +204,23 @@ class _Judge:
         """Return whether a legal hold is about an entry."""
         return self._log is not None and self._log.is_held(subject, tags)
 
-    def is_too_old(self, tags: Iterable[str], age_ns: int, bound_ns: int) -> bool:
-        """Return whether an entry of that age is older than the policy and the place's bound allow."""
-        return self._policy is not None and age_ns > _ns(self._policy.rule(tags).max_age_s) + bound_ns
+    def why_not(
+        self, subject: str | None, tags: Iterable[str], age_ns: int | None, bound_ns: int, is_past: bool
+    ) -> str:
+        """Return why an entry must not be there; ``""``: it may be.
+
+        Args:
+            subject: whose it is.
+            tags: of the entry.
+            age_ns: since it was computed; ``None``: not known.
+            bound_ns: how long the place may take to remove it.
+            is_past: whether its own time and the bound have passed.
+        """
+        if age_ns is not None and self.is_erased(subject, tags, age_ns):
+            return _ERASED
+        if age_ns is not None and self._policy is not None:
+            is_past = is_past or age_ns > _ns(self._policy.rule(tags).max_age_s) + bound_ns
+        return _EXPIRED if is_past else ""
 
 
 def _look_into_memory(cache: EdgeCache, judge: _Judge, remains: _Remains) -> None:
@@ -217,13 +231,8 @@ def _look_into_memory(cache: EdgeCache, judge: _Judge, remains: _Remains) -> Non
         subject, tags = (None, ()) if labels is None else labels[:2]
         stored_ns = labels[3] if labels is not None and len(labels) > 2 else None
         age_ns = None if stored_ns is None else judge.now_ns - stored_ns
-        why = ""
-        if age_ns is not None and judge.is_erased(subject, tags, age_ns):
-            why = _ERASED
-        elif (age_ns is not None and judge.is_too_old(tags, age_ns, _EXPIRY_NS)) or (
-            until_ns != NEVER and judge.now_ns > until_ns + stale_ns + _EXPIRY_NS
-        ):
-            why = _EXPIRED
+        is_past = until_ns != NEVER and judge.now_ns > until_ns + stale_ns + _EXPIRY_NS
+        why = judge.why_not(subject, tags, age_ns, _EXPIRY_NS, is_past)
         remains.judge(judge, subject, tags, "memory", "", why)
     retention = cache._memory.retention
     preserved = cache.preserved
@@ -255,14 +264,8 @@ def _scan(place: str, tier: Tier, judge: _Judge, remains: _Remains) -> None:
     for copy in tier.scan():
         entry = copy.entry
         age_ns = now_ns - entry.stored_ns
-        expires_ns = entry.expires_ns
-        why = ""
-        if judge.is_erased(entry.subject, entry.tags, age_ns):
-            why = _ERASED
-        elif judge.is_too_old(entry.tags, age_ns, bound_ns) or (
-            expires_ns is not None and now_ns > expires_ns + bound_ns
-        ):
-            why = _EXPIRED
+        is_past = entry.expires_ns is not None and now_ns > entry.expires_ns + bound_ns
+        why = judge.why_not(entry.subject, entry.tags, age_ns, bound_ns, is_past)
         remains.judge(judge, entry.subject, entry.tags, place, copy.place, why)
 
 

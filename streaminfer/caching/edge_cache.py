@@ -7,16 +7,16 @@ from collections.abc import Callable, ItemsView, Iterable, Iterator, MutableMapp
 from typing import TYPE_CHECKING, Any, NoReturn, Self, overload
 
 from streaminfer._internal.locking import is_atomic
-from streaminfer._internal.validation import check_count, check_duration, check_instance, check_secret, expected
+from streaminfer._internal.validation import check_count, check_instance, check_secret, expected
 from streaminfer.caching._locking import guarded_mapping
 from streaminfer.caching.defensive_copy import freeze
 from streaminfer.caching.events import CacheEvent
-from streaminfer.caching.freshness import Freshness
+from streaminfer.caching.freshness import Freshness, duration_ns
 from streaminfer.caching.memory import MAX_BYTES, CacheStatistics, Memory
 from streaminfer.caching.table._mapping_cy import TableMapping
 from streaminfer.caching.table._table_cy import NO_LIMIT, EdgeTable
 from streaminfer.caching.table.eviction import Eviction, policy_of
-from streaminfer.caching.tiers.read_budget import LONGEST_READ_S
+from streaminfer.caching.tiers.read_budget import LONGEST_READ_NS
 from streaminfer.protocols import Clock, P, R, Service
 
 if TYPE_CHECKING:
@@ -319,7 +319,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         if self.tiers is not None:
             await self.tiers.let_go(self._entered.pop(), drain=kind is None)
 
-    async def fetch(self, key: str | bytes, default: Any = None, *, timeout_s: float = LONGEST_READ_S) -> Any:
+    async def fetch(self, key: str | bytes, default: Any = None, *, timeout_s: float = 1.0) -> Any:
         """Return the fresh value of a key: from memory, else from the fastest tier, and then into memory.
 
         Args:
@@ -328,11 +328,11 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
             timeout_s: seconds that the tiers may take together, > 0, at most 1.
         """
         _check_key(key)
-        granted_s = min(check_duration("timeout_s", timeout_s, positive=True), LONGEST_READ_S)
+        granted_ns = min(duration_ns("timeout_s", timeout_s, positive=True), LONGEST_READ_NS)
         value = self.get(key, _ABSENT)
         if value is not _ABSENT or self.tiers is None:
             return default if value is _ABSENT else value
-        found = await self.tiers.read(key, granted_ns=round(granted_s * 1e9), only_fresh=True)
+        found = await self.tiers.read(key, granted_ns=granted_ns, only_fresh=True)
         return default if found is None else found.value
 
     async def put_through(

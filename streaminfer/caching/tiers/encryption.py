@@ -185,8 +185,8 @@ class Cipher:
 
         if len(sealed) < _HEADER.size + _TAG:
             raise CorruptRecord(f"cut short: {len(sealed)} bytes are no sealed record")
-        magic, version, key_id, nonce = _HEADER.unpack_from(sealed)
-        if magic != _MAGIC or version != _VERSION:
+        _, _, key_id, nonce = _HEADER.unpack_from(sealed)
+        if not sealed.startswith(SEALED_MARK):
             raise CorruptRecord(f"not a sealed record of version {_VERSION}")
         key = self._keys.find(key_id)
         if key is None:

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 from streaminfer.caching.table._slots_cy import NEVER
 
-__all__ = ["LONGEST_READ_NS", "LONGEST_READ_S", "ReadBudget"]
+__all__ = ["LONGEST_READ_NS", "ReadBudget"]
 
-LONGEST_READ_S = 1.0
 LONGEST_READ_NS = 1_000_000_000
 _REFRESH_S = 10.0
 _MIN_REFRESH_S = 1.0
