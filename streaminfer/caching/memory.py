@@ -175,7 +175,7 @@ class Memory(StackClock, _Table):
         """Store a value; see `EdgeCache.put`."""
         ttl_ns = -1 if ttl_s is None else duration_ns("ttl_s", ttl_s)
         weight = -1 if size is None else check_count("size", size, at_least=0, at_most=MAX_BYTES)
-        labels = labels_of(subject, tags)
+        labels = None if subject is None and not tags else labels_of(subject, tags)
         if self.retention is not None:
             ttl_ns, labels = self.freshness.governed(ttl_ns, labels, self.now())
         return self.store(key, value, ttl_ns, weight, labels)

@@ -268,10 +268,10 @@ class TierSet:
             erasures = memory.erasures
         for worker in self.workers:  # what is there already is not the value of this key, whatever comes of the write
             worker.replace(key, worker.tier.wall_clock())
-        if memory.erased_since(key, erasures) or not self.run_here:
-            return False
         ttl_ns, computed_ns = memory.freshness.lasts_ns(ttl_s, tags), memory.now()
         writes = self.write(key, value, ttl_ns, computed_ns, erasures, tags, subject)
+        if memory.erased_since(key, erasures) or not self.run_here:  # then nothing is written
+            return False
         return all(await asyncio.gather(*writes)) and stored
 
     def _objection(self, worker: TierWriter, rule: Rule | None, subject: str | None) -> str:

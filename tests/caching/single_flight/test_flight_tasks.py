@@ -483,6 +483,30 @@ def test_a_loop_that_ends_takes_its_flights_along():
     assert complaints == []
 
 
+def test_a_stop_tells_waiters_at_once():
+    """They do not wait until a computation that was cancelled has ended."""
+
+    async def play(flights, loop):
+        async def slow_to_end():
+            try:
+                await asyncio.sleep(60.0)
+            finally:
+                await asyncio.sleep(0.5)
+
+        waiter = ask(flights, loop, slow_to_end, owner="mine")
+        await asyncio.sleep(1.0)
+        begun_s = loop.time()
+        stopping = loop.create_task(flights.here().stop("mine", drain=False))
+        told, told_s = await outcome(waiter), loop.time()
+        await stopping
+        return told, told_s - begun_s, loop.time() - begun_s
+
+    (told, told_s, stopped_s), _ = quiet(play)
+
+    assert isinstance(told, Closed)
+    assert (told_s, stopped_s) == (0.0, pytest.approx(0.5))
+
+
 def test_each_loop_has_flights_of_its_own():
     flights = SingleFlight(time.monotonic_ns)
 
