@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import attrs
 
 from streaminfer._internal.display.document import Document
@@ -60,7 +58,7 @@ class PrivacyChecklist(Document):
     title = "Privacy checklist"
 
     def _repr_html_(self) -> str:
-        return html_table(self._rows(), head=_HEAD, mark=_mark)
+        return html_table(self._rows(), head=_HEAD, marks=_MARKS)
 
     def __str__(self) -> str:
         return text_table(_HEAD, self._rows())
@@ -87,7 +85,3 @@ def privacy_checklist(audit: Audit) -> PrivacyChecklist:
         lines = tuple(f"{it.where}: {it.what}" + (f" → {it.remedy}" if it.remedy else "") for it in found)
         answers.append(ChecklistAnswer(question=question, answer=worst, evidence=lines))
     return PrivacyChecklist(tuple(answers))
-
-
-def _mark(row: Sequence[str]) -> str:
-    return _MARKS[row[0]]

@@ -39,6 +39,7 @@ from __future__ import annotations
 import ipaddress
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -116,7 +117,7 @@ class Audit(Snapshot):
 
     def _repr_html_(self) -> str:
         rows = [(it.severity, it.check, it.where, it.what, it.remedy) for it in self._by_severity()]
-        return f"<p>{self._summary()}</p>" + html_table(rows, head=_HEAD, mark=_mark)
+        return f"<p>{self._summary()}</p>" + html_table(rows, head=_HEAD, marks=_MARKS)
 
     def _by_severity(self) -> list[Finding]:
         return sorted(self.findings, key=lambda it: _SEVERITIES.index(it.severity))
@@ -311,15 +312,6 @@ def _check_keys(secret: bytes | None, where: str) -> Finding:
 # -- tiers and hops ----------------------------------------------------------------------------------------------------
 
 
-@attrs.define
-class _PlainTier:
-    """A tier that does not encrypt, as a rule sees it."""
-
-    on_disk: bool
-    shared: bool
-    encrypted: bool = False
-
-
 def _check_tier(tier: Any, policy: Retention | None, owned: Counter[str], where: str) -> Finding:
     remedy = "give the tier keys=StoredKeys(path, master=…), of streaminfer.caching.tiers.encryption"
     encrypted = read(tier, "encrypted")
@@ -329,7 +321,8 @@ def _check_tier(tier: Any, policy: Retention | None, owned: Counter[str], where:
         return _attention("tier", where, "it does not say whether it encrypts", "set encrypted on it, True or False")
     barred: list[str] = []
     if policy is not None:
-        plain = _PlainTier(read(tier, "on_disk") is True, read(tier, "shared") is True)
+        on_disk, shared = read(tier, "on_disk") is True, read(tier, "shared") is True
+        plain: Any = SimpleNamespace(on_disk=on_disk, shared=shared, encrypted=False)
         rules = [policy.rule(()), *(policy.rule((name,)) for name in sorted(policy.classes))]
         barred = [rule.data_class for rule in rules if not rule.permits(plain)]
         if len(barred) == len(rules):
@@ -421,7 +414,3 @@ def _attention(check: str, where: str, what: str, remedy: str) -> Finding:
 
 def _fail(check: str, where: str, what: str, remedy: str) -> Finding:
     return Finding(severity="fail", check=check, where=where, what=what, remedy=remedy)
-
-
-def _mark(row: Sequence[str]) -> str:
-    return _MARKS[row[0]]

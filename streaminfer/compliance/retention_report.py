@@ -147,8 +147,8 @@ class RetentionReport(Document):
         ]
         for name, (fields, head), records in sections:
             if records:
-                mark = _mark if records is self.holdings else None
-                table = html_table((cells(it, fields) for it in records), head=head, mark=mark)
+                marks = _MARKS if records is self.holdings else {}
+                table = html_table((cells(it, fields) for it in records), head=head, marks=marks)
                 parts.append(f"<h2>{name}</h2>{table}")
         if len(self.erasures) > _ON_A_PAGE:
             parts.append(f"<p>{len(self.erasures) - _ON_A_PAGE} earlier erasures are in the JSON.</p>")
@@ -224,10 +224,6 @@ def _judged(policy: Retention, holding: Holding, bounds: Mapping[str, float], he
     else:
         state = "due" if holding.oldest_age_s <= max_age_s + bound_s else "held" if held else "over"
     return ReportedHolding(**holding._asdict(), max_age_s=max_age_s, purge_bound_s=bound_s, state=state)
-
-
-def _mark(row: Sequence[str]) -> str:
-    return _MARKS[row[0]]
 
 
 def _text_of(columns: _Columns, records: Iterable[Any]) -> str:

@@ -1,7 +1,7 @@
 """Tables for notebooks and reports, as HTML that loads nothing."""
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 __all__ = ["counter_rows", "html_table"]
 
@@ -11,7 +11,7 @@ def html_table(
     *,
     head: Sequence[str] = (),
     caption: str = "",
-    mark: Callable[[Sequence[Any]], str] | None = None,
+    marks: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """Return a table; each cell is escaped.
 
@@ -19,14 +19,14 @@ def html_table(
         rows: the cells of each row. Without a head the first cell of each is the row's heading.
         head: of the columns.
         caption: above the table.
-        mark: returns the CSS class of a row's first cell, ``""`` for none.
+        marks: CSS classes of first cells, by their text.
     """
     from html import escape  # noqa: PLC0415 - a notebook's need, not every import's
 
     tag = "td" if head else "th"
     lines = []
     for row in rows:
-        kind = "" if mark is None else mark(row)
+        kind = marks.get(str(row[0]), "")
         first, *rest = (escape(str(cell)) for cell in row)
         opening = f'<{tag} class="{kind}">' if kind else f"<{tag}>"
         lines.append(f"<tr>{opening}{first}</{tag}>{''.join(f'<td>{cell}</td>' for cell in rest)}</tr>")

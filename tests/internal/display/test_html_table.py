@@ -28,7 +28,7 @@ def test_everything_is_escaped():
 
 def test_mark_classes_the_first_cell():
     """The mark of a row is the class of its first cell."""
-    rows = html_table([("ok", "x"), ("", "y")], head=("state", "what"), mark=lambda row: "good" if row[0] else "")
+    rows = html_table([("ok", "x"), ("", "y")], head=("state", "what"), marks={"ok": "good"})
 
     assert '<td class="good">ok</td><td>x</td>' in rows
     assert "<tr><td></td><td>y</td></tr>" in rows
