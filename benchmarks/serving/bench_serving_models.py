@@ -3,15 +3,15 @@
 silero (a chunk of 512 samples, from a state of zeros that is part of the graph) and BlazeFace full run in onnxruntime,
 in one thread: behind `asgi_app` under uvicorn and behind `grpc_servicer`, an `AdaptiveBatcher` and an `OnnxBackend`,
 both loops from uvloop, in Triton's python backend with its dynamic batching, and in MLServer with its adaptive
-batching, over gRPC alone, since it takes no binary tensors over HTTP. Under uvicorn silero's batches run on the event
-loop, others in threads. Each request is one row, the same bytes for all, and all servers share the cores with the
-client. The load is Poisson, of the same rate for all: 0.7 of the lower of our and Triton's capacity over that
-transport, which 32 callers find that always ask again, as the median of the rounds so far. Rounds take turns; a latency
-counts from when a request was due, and one without an answer 2 s after the last was sent counts as infinite. A server
-that leaves such requests is started again before its next turn, so that no backlog disturbs others. The CPU of a
-server, its child processes included, says what a busy machine hides, and how late the client itself sends what it adds
-to all of them; it speaks just enough HTTP/2 for these requests, as one of ``grpc.aio`` takes as much of a core as a
-server. Bars: our p99 at most Triton's and MLServer's, as medians of the ratios of the rounds.
+batching, over gRPC alone, since it takes no binary tensors over HTTP. Silero's batches run on our event loop, others in
+threads, and each server has a session of its own. Each request is one row, the same bytes for all, and all servers
+share the cores with the client. The load is Poisson, of the same rate for all: 0.7 of the lower of our and Triton's
+capacity over that transport, which 32 callers find that always ask again, as the median of the rounds so far. Rounds
+take turns; a latency counts from when a request was due, and one without an answer 2 s after the last was sent counts
+as infinite. A server that leaves such requests is started again before its next turn, so that no backlog disturbs
+others. The CPU of a server, its child processes included, says what a busy machine hides, and how late the client
+itself sends what it adds to all of them; it speaks just enough HTTP/2 for these requests, as one of ``grpc.aio`` takes
+as much of a core as a server. Bars: our p99 at most Triton's and MLServer's, as medians of the ratios of the rounds.
 
 A round is quiet if all other processes of the machine took at most half a core, in each server's turn: beside busy
 ones the kernel's scheduler decides, and it gives a server of many threads more turns than one of few. Rounds go on
@@ -23,7 +23,6 @@ import asyncio
 import contextlib
 import json
 import math
-import multiprocessing
 import operator
 import os
 import shutil
@@ -32,24 +31,21 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import attrs
-import grpc
 import numpy as np
 import onnx
-import uvloop
 from _lib.closed import answers_per_second
 from _lib.grpc_client import GrpcClient
 from _lib.http_client import HttpClient
 from onnx import helper
-from servers.http_server import HttpServer, cpu_s, free_port
+from servers.http_server import HttpServer, cpu_s
 from servers.mlserver_server import MLServer
-from servers.onnx_apps import FOLDER, MAX_BATCH_SIZE, MODELS, stacks
+from servers.onnx_apps import FOLDER, MAX_BATCH_SIZE, MODELS, GrpcServer
 from servers.triton_server import SOURCES, TritonServer
 from tritonclient.grpc import service_pb2 as pb
 
-import streaminfer as si
 from streaminfer.loadtest import OpenLoop
 from streaminfer.simulation import arrivals
 
@@ -118,53 +114,6 @@ def prepare(folder: Path) -> None:
             for at, node in enumerate(nodes):
                 graph.graph.node.insert(at, node)
         onnx.save(graph, path)
-
-
-def run_grpc(port: int, folder: Path) -> None:
-    """Serve the models over gRPC until the process ends."""
-
-    async def serve() -> None:
-        models = stacks(folder, inline=False)
-        for stack in models.values():
-            await stack.start()
-        server = grpc.aio.server()
-        server.add_generic_rpc_handlers((si.serving.grpc_servicer(models),))
-        server.add_insecure_port(f"127.0.0.1:{port}")
-        await server.start()
-        await server.wait_for_termination()
-
-    uvloop.run(serve())
-
-
-class GrpcServer:
-    """Our server over gRPC, in a process; a context manager."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._port = free_port()
-        self.url = f"127.0.0.1:{self._port}"
-
-    def __enter__(self) -> Self:
-        spawn = multiprocessing.get_context("spawn")
-        self._process = spawn.Process(target=run_grpc, args=(self._port, self._folder))
-        self._process.start()
-        with grpc.insecure_channel(self.url) as channel:
-            grpc.channel_ready_future(channel).result(timeout=120)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.join()
-
-    @property
-    def pid(self) -> int:
-        """Of its process."""
-        return self._process.pid or 0
-
-    def restart(self) -> None:
-        """End the process and start another one."""
-        self.__exit__()
-        self.__enter__()
 
 
 def http_server(folder: Path) -> HttpServer:
@@ -275,7 +224,10 @@ def report(title: str, rounds: dict[str, list[Round]]) -> bool:
         )
         line = f"{title}, {server}: p99 {p99_ms:.1f} ms (sent late: {late_ms:.1f}), CPU {cpu_ms:.2f} ms a request"
         if server != "ours":
-            ratios = [one.p99_s / other.p99_s for one, other in zip(rounds["ours"], found, strict=True)]
+            ratios = [
+                one.p99_s / other.p99_s if math.isfinite(one.p99_s) else math.inf
+                for one, other in zip(rounds["ours"], found, strict=True)
+            ]
             decisive = [ratios[number] for number in chosen]
             ratio = statistics.median(decisive)
             cost = statistics.median(rounds["ours"][number].cpu_s / found[number].cpu_s for number in chosen)
