@@ -51,7 +51,7 @@ from streaminfer.simulation import arrivals
 
 ASSETS = Path(__file__).parents[2] / "examples" / "assets"
 CALLERS, LOAD, ROUND_S = 32, 0.7, 4.0
-WARM_UP_S, DRAIN_S = 0.5, 2.0
+WARM_UP_S, DRAIN_S = 1.0, 2.0
 QUIET_ROUNDS, MAX_ROUNDS, MAX_OTHERS = 5, 8, 0.5
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 Call = Callable[[int], Awaitable[Any]]
@@ -178,19 +178,22 @@ async def compare(name: str, transport: str, servers: dict[str, Server]) -> bool
     rounds: dict[str, list[Round]] = {server: [] for server in servers}
     capacities: dict[str, list[float]] = {"ours": [], "Triton": []}
     rate, number = 0.0, 0
-    while number < MAX_ROUNDS and len(quiet_rounds(rounds)) < QUIET_ROUNDS:
-        for server, found in capacities.items():
-            async with warm_call(name, transport, servers[server]) as call:
-                found.append(await answers_per_second(call, CALLERS, 1.0))
-        rate = LOAD * min(map(statistics.median, capacities.values()))
-        due_s = arrivals.poisson(rate, max(50, round(rate * ROUND_S)), seed=number)
-        for server in sorted(servers, reverse=bool(number % 2)):
-            async with warm_call(name, transport, servers[server]) as call:
-                found_now = await measure(call, due_s, servers[server].pid)
-            rounds[server].append(found_now)
-            if found_now.unanswered:
-                await asyncio.to_thread(servers[server].restart)
-        number += 1
+    async with contextlib.AsyncExitStack() as stack:
+        calls = {
+            server: await stack.enter_async_context(warm_call(name, transport, at)) for server, at in servers.items()
+        }
+        while number < MAX_ROUNDS and len(quiet_rounds(rounds)) < QUIET_ROUNDS:
+            for server, found in capacities.items():
+                found.append(await answers_per_second(calls[server], CALLERS, 1.0))
+            rate = LOAD * min(map(statistics.median, capacities.values()))
+            due_s = arrivals.poisson(rate, max(50, round(rate * ROUND_S)), seed=number)
+            for server in sorted(servers, reverse=bool(number % 2)):
+                at = servers[server]
+                rounds[server].append(await measure(calls[server], due_s, at.pid))
+                if rounds[server][-1].unanswered:
+                    await asyncio.to_thread(at.restart)
+                    calls[server] = await stack.enter_async_context(warm_call(name, transport, at))
+            number += 1
     found_s = ", ".join(f"{server} {statistics.median(found):.0f}/s" for server, found in capacities.items())
     print(f"{name} over {transport}: load of the machine {os.getloadavg()[0]:.1f}; 32 callers at once: {found_s}; "
           f"sent at {rate:.0f}/s")  # fmt: skip
