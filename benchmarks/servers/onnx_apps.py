@@ -1,18 +1,24 @@
-"""Real ONNX models of one input as stacks, and the ASGI app that serves them: ``uvicorn --factory onnx_apps:http_app``.
+"""Real ONNX models of one input as stacks, and what serves them.
+
+uvicorn --factory onnx_apps:http_app      over HTTP
+python -m servers.onnx_apps PORT          over gRPC
 
 The folder in the variable ``STREAMINFER_MODELS`` has the files.
 """
 
 import os
-from collections.abc import Mapping
+import socket
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import attrs
 
 import streaminfer as si
+from servers.process import HOST, ServerProcess
 
-__all__ = ["FOLDER", "MAX_BATCH_SIZE", "MODELS", "OnnxModel", "http_app", "stacks"]
+__all__ = ["FOLDER", "MAX_BATCH_SIZE", "MODELS", "GrpcServer", "OnnxModel", "http_app", "stacks"]
 
 FOLDER = "STREAMINFER_MODELS"
 MAX_BATCH_SIZE = 32
@@ -37,17 +43,12 @@ MODELS = {
 }
 
 
-def stacks(folder: Path, *, inline: bool) -> Mapping[str, si.Stack]:
-    """Return a stack for each model, not started; without ``inline`` all batches run in threads.
-
-    gRPC's own work for a request takes longer than silero's row, so there a thread keeps the loop free.
-    """
+def stacks(folder: Path) -> Mapping[str, si.Stack]:
+    """Return a stack for each model, not started."""
     return {
         name: si.Stack(
             si.AdaptiveBatcher(max_batch_size=MAX_BATCH_SIZE),
-            si.OnnxBackend(
-                folder / model.file, outputs=[model.output], executor=model.executor if inline else "thread"
-            ),
+            si.OnnxBackend(folder / model.file, outputs=[model.output], executor=model.executor),
         )
         for name, model in MODELS.items()
     }
@@ -55,4 +56,55 @@ def stacks(folder: Path, *, inline: bool) -> Mapping[str, si.Stack]:
 
 def http_app() -> Any:
     """Return the app of all models."""
-    return si.serving.asgi_app(stacks(Path(os.environ[FOLDER]), inline=True))
+    return si.serving.asgi_app(stacks(Path(os.environ[FOLDER])))
+
+
+async def serve_grpc(port: int) -> None:
+    """Serve all models over gRPC until the process ends."""
+    import grpc
+
+    models = stacks(Path(os.environ[FOLDER]))
+    for stack in models.values():
+        await stack.start()
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((si.serving.grpc_servicer(models),))
+    server.add_insecure_port(f"{HOST}:{port}")
+    await server.start()
+    await server.wait_for_termination()
+
+
+class GrpcServer(ServerProcess):
+    """Serves the models of a folder over gRPC.
+
+    Its process has a session of its own, like those of other servers: the kernel gives each session the same share of
+    a busy machine, so a server in the session of its client would share what another one has for itself.
+
+    Args:
+        folder: has the files of the models.
+
+    Attributes:
+        url: ``host:port``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(1)
+        self._models = folder
+        self.url = f"{HOST}:{self.ports[0]}"
+
+    def prepare(self) -> tuple[Sequence[str], Mapping[str, str]]:
+        """It runs in the environment of this process."""
+        benchmarks = Path(__file__).resolve().parents[1]
+        folders = os.pathsep.join([str(benchmarks.parent), str(benchmarks)])
+        variables = os.environ | {"PYTHONPATH": folders, FOLDER: str(self._models)}
+        return [sys.executable, "-m", "servers.onnx_apps", str(self.ports[0])], variables
+
+    def is_ready(self) -> bool:
+        """It listens once the models have started."""
+        with socket.socket() as probe:
+            return probe.connect_ex((HOST, self.ports[0])) == 0
+
+
+if __name__ == "__main__":
+    import uvloop
+
+    uvloop.run(serve_grpc(int(sys.argv[1])))

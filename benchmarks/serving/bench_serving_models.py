@@ -3,12 +3,15 @@
 silero (a chunk of 512 samples, from a state of zeros that is part of the graph) and BlazeFace full run in onnxruntime,
 in one thread: behind `asgi_app` under uvicorn and behind `grpc_servicer`, an `AdaptiveBatcher` and an `OnnxBackend`,
 both loops from uvloop, in Triton's python backend with its dynamic batching, and in MLServer with its adaptive
-batching, over gRPC alone, since it takes no binary tensors over HTTP. Under uvicorn silero's batches run on the event
-loop, others in threads. Each request is one row, the same bytes for all. The load is Poisson at 0.7 of the lower of our
-and Triton's capacity over that transport, which 32 callers find that always ask again. Rounds take turns; a latency
-counts from when a request was due, and one without an answer counts as infinite. The CPU of a server, its child
-processes included, says what a busy machine hides, and how late the client itself sends what it adds to all of them.
-Bars: our p99 at most Triton's and MLServer's, as medians of the ratios of the rounds.
+batching, over gRPC alone, since it takes no binary tensors over HTTP. Silero's batches run on our event loop, others in
+threads, and each server has a session of its own. Each request is one row, the same bytes for all, and all servers
+share the cores with the client. The load is Poisson, of the same rate for all: 0.7 of the lower of our and Triton's
+capacity over that transport, which 32 callers find that always ask again, as the median of the rounds so far. Rounds
+take turns; a latency counts from when a request was due, and one without an answer 2 s after the last was sent counts
+as infinite. A server that leaves such requests is started again before its next turn, so that no backlog disturbs
+others. The CPU of a server, its child processes included, says what a busy machine hides, and how late the client
+itself sends what it adds to all of them; it speaks just enough HTTP/2 for these requests, as one of ``grpc.aio`` takes
+as much of a core as a server. Bars: our p99 at most Triton's and MLServer's, as medians of the ratios of the rounds.
 
 A round is quiet if all other processes of the machine took at most half a core, in each server's turn: beside busy
 ones the kernel's scheduler decides, and it gives a server of many threads more turns than one of few. Rounds go on
@@ -20,37 +23,35 @@ import asyncio
 import contextlib
 import json
 import math
-import multiprocessing
 import operator
 import os
 import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import attrs
-import grpc
 import numpy as np
 import onnx
-import uvloop
 from _lib.closed import answers_per_second
+from _lib.grpc_client import GrpcClient
 from _lib.http_client import HttpClient
 from onnx import helper
-from servers.http_server import HttpServer, cpu_s, free_port
+from servers.http_server import HttpServer, cpu_s
 from servers.mlserver_server import MLServer
-from servers.onnx_apps import FOLDER, MAX_BATCH_SIZE, MODELS, stacks
+from servers.onnx_apps import FOLDER, MAX_BATCH_SIZE, MODELS, GrpcServer
 from servers.triton_server import SOURCES, TritonServer
 from tritonclient.grpc import service_pb2 as pb
 
-import streaminfer as si
 from streaminfer.loadtest import OpenLoop
 from streaminfer.simulation import arrivals
 
 ASSETS = Path(__file__).parents[2] / "examples" / "assets"
 CALLERS, LOAD, ROUND_S = 32, 0.7, 4.0
+WARM_UP_S, DRAIN_S = 1.0, 2.0
 QUIET_ROUNDS, MAX_ROUNDS, MAX_OTHERS = 5, 8, 0.5
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 Call = Callable[[int], Awaitable[Any]]
@@ -58,10 +59,22 @@ Call = Callable[[int], Awaitable[Any]]
 
 @attrs.frozen
 class Server:
-    """Where a server answers, and its process."""
+    """Where a server answers.
+
+    Attributes:
+        url: ``host:port``.
+        process: its process, which has a ``pid``.
+        restart: starts it again, without what it had in hand.
+    """
 
     url: str
-    pid: int
+    process: Any
+    restart: Callable[[], None]
+
+    @property
+    def pid(self) -> int:
+        """Of the process that runs now."""
+        return int(self.process.pid)
 
 
 @attrs.frozen
@@ -73,12 +86,14 @@ class Round:
         late_s: by which 99 % of the requests were sent after they were due.
         cpu_s: of the server, per request.
         others: cores that all processes but the server and this one used.
+        unanswered: requests without an answer.
     """
 
     p99_s: float
     late_s: float
     cpu_s: float
     others: float
+    unanswered: int
 
 
 def prepare(folder: Path) -> None:
@@ -99,36 +114,6 @@ def prepare(folder: Path) -> None:
             for at, node in enumerate(nodes):
                 graph.graph.node.insert(at, node)
         onnx.save(graph, path)
-
-
-def run_grpc(port: int, folder: Path) -> None:
-    """Serve the models over gRPC until the process ends."""
-
-    async def serve() -> None:
-        models = stacks(folder, inline=False)
-        for stack in models.values():
-            await stack.start()
-        server = grpc.aio.server()
-        server.add_generic_rpc_handlers((si.serving.grpc_servicer(models),))
-        server.add_insecure_port(f"127.0.0.1:{port}")
-        await server.start()
-        await server.wait_for_termination()
-
-    uvloop.run(serve())
-
-
-@contextlib.contextmanager
-def grpc_server(folder: Path) -> Iterator[Server]:
-    port = free_port()
-    process = multiprocessing.get_context("spawn").Process(target=run_grpc, args=(port, folder))
-    process.start()
-    try:
-        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-            grpc.channel_ready_future(channel).result(timeout=120)
-        yield Server(f"127.0.0.1:{port}", process.pid or 0)
-    finally:
-        process.kill()
-        process.join()
 
 
 def http_server(folder: Path) -> HttpServer:
@@ -167,14 +152,8 @@ async def grpc_call(name: str, url: str) -> AsyncIterator[Call]:
     model = MODELS[name]
     request = pb.ModelInferRequest(model_name=name, raw_input_contents=[bytes(4 * math.prod(model.row))])
     request.inputs.add(name=model.input, datatype="FP32", shape=[1, *model.row])
-    message = request.SerializeToString()
-    async with grpc.aio.insecure_channel(url) as channel:
-        ask = channel.unary_unary(INFER)
-
-        async def call(_: int) -> None:
-            await ask(message, timeout=30)
-
-        yield call
+    async with GrpcClient(url, INFER, request.SerializeToString()) as client:
+        yield client.call
 
 
 @contextlib.asynccontextmanager
@@ -196,25 +175,37 @@ CALLS = {"HTTP": http_call, "gRPC": grpc_call}
 
 async def compare(name: str, transport: str, servers: dict[str, Server]) -> bool:
     """Measure a model on all servers of a transport."""
+    rounds: dict[str, list[Round]] = {server: [] for server in servers}
+    capacities: dict[str, list[float]] = {"ours": [], "Triton": []}
+    rate, number = 0.0, 0
     async with contextlib.AsyncExitStack() as stack:
-        calls: dict[str, Call] = {}
-        for server, at in servers.items():
-            calls[server] = await stack.enter_async_context(CALLS[transport](name, at.url))
-            await answers_per_second(calls[server], CALLERS, 1.0)  # warms it up
-        rounds: dict[str, list[Round]] = {server: [] for server in calls}
-        capacities: dict[str, list[float]] = {"ours": [], "Triton": []}
-        number = 0
+        calls = {
+            server: await stack.enter_async_context(warm_call(name, transport, at)) for server, at in servers.items()
+        }
         while number < MAX_ROUNDS and len(quiet_rounds(rounds)) < QUIET_ROUNDS:
             for server, found in capacities.items():
                 found.append(await answers_per_second(calls[server], CALLERS, 1.0))
-            rate = LOAD * min(found[-1] for found in capacities.values())
+            rate = LOAD * min(map(statistics.median, capacities.values()))
             due_s = arrivals.poisson(rate, max(50, round(rate * ROUND_S)), seed=number)
-            for server in sorted(calls, reverse=bool(number % 2)):
-                rounds[server].append(await measure(calls[server], due_s, servers[server].pid))
+            for server in sorted(servers, reverse=bool(number % 2)):
+                at = servers[server]
+                rounds[server].append(await measure(calls[server], due_s, at.pid))
+                if rounds[server][-1].unanswered:
+                    await asyncio.to_thread(at.restart)
+                    calls[server] = await stack.enter_async_context(warm_call(name, transport, at))
             number += 1
     found_s = ", ".join(f"{server} {statistics.median(found):.0f}/s" for server, found in capacities.items())
-    print(f"{name} over {transport}: load of the machine {os.getloadavg()[0]:.1f}; 32 callers at once: {found_s}")
+    print(f"{name} over {transport}: load of the machine {os.getloadavg()[0]:.1f}; 32 callers at once: {found_s}; "
+          f"sent at {rate:.0f}/s")  # fmt: skip
     return report(f"{name} over {transport}", rounds)
+
+
+@contextlib.asynccontextmanager
+async def warm_call(name: str, transport: str, server: Server) -> AsyncIterator[Call]:
+    """What sends a request to a server that has answered some."""
+    async with CALLS[transport](name, server.url) as call:
+        await answers_per_second(call, CALLERS, WARM_UP_S)
+        yield call
 
 
 def quiet_rounds(rounds: dict[str, list[Round]]) -> list[int]:
@@ -236,7 +227,10 @@ def report(title: str, rounds: dict[str, list[Round]]) -> bool:
         )
         line = f"{title}, {server}: p99 {p99_ms:.1f} ms (sent late: {late_ms:.1f}), CPU {cpu_ms:.2f} ms a request"
         if server != "ours":
-            ratios = [one.p99_s / other.p99_s for one, other in zip(rounds["ours"], found, strict=True)]
+            ratios = [
+                one.p99_s / other.p99_s if math.isfinite(one.p99_s) else math.inf
+                for one, other in zip(rounds["ours"], found, strict=True)
+            ]
             decisive = [ratios[number] for number in chosen]
             ratio = statistics.median(decisive)
             cost = statistics.median(rounds["ours"][number].cpu_s / found[number].cpu_s for number in chosen)
@@ -253,13 +247,13 @@ async def measure(call: Call, due_s: Any, pid: int) -> Round:
     began_s, server_s, all_s, own_s = time.monotonic(), cpu_s(pid), machine_s(), time.process_time()
     start_ns = time.monotonic_ns() + 50_000_000
     due_ns = [start_ns + round(one * 1e9) for one in due_s]
-    sending = OpenLoop(call, due_ns, errors=(grpc.RpcError, OSError))
-    await sending.run()
+    sending = OpenLoop(call, due_ns, errors=(OSError,))
+    await sending.run(drain_s=DRAIN_S)
     server_s, all_s, own_s = cpu_s(pid) - server_s, machine_s() - all_s, time.process_time() - own_s
     others = (all_s - server_s - own_s) / (time.monotonic() - began_s)
     taken = [(at - due) / 1e9 if at else math.inf for at, due in zip(sending.completed_ns, due_ns, strict=True)]
     late = [(at - due) / 1e9 for at, due in zip(sending.sent_ns, due_ns, strict=True)]
-    return Round(p99(taken), p99(late), server_s / len(due_s), others)
+    return Round(p99(taken), p99(late), server_s / len(due_s), others, sum(not at for at in sending.completed_ns))
 
 
 def machine_s() -> float:
@@ -288,19 +282,26 @@ def main() -> int:
         }
         triton = stack.enter_context(TritonServer(["mlp"]))
         add_to_triton(triton, folder)
+
+        def restart_triton() -> None:
+            triton.restart()
+            for name in MODELS:
+                triton.load(name)
+
         servers: dict[str, dict[str, Server]] = {}
         if "HTTP" in options.transport:
             over_http = stack.enter_context(http_server(folder))
             servers["HTTP"] = {
-                "ours": Server(f"127.0.0.1:{over_http.port}", over_http.pid),
-                "Triton": Server(triton.http_url, triton.pid),
+                "ours": Server(f"127.0.0.1:{over_http.port}", over_http, over_http.restart),
+                "Triton": Server(triton.http_url, triton, restart_triton),
             }
         if "gRPC" in options.transport:
+            over_grpc = stack.enter_context(GrpcServer(folder))
             mlserver = stack.enter_context(MLServer(onnx_models, max_batch_size=MAX_BATCH_SIZE))
             servers["gRPC"] = {
-                "ours": stack.enter_context(grpc_server(folder)),
-                "Triton": Server(triton.grpc_url, triton.pid),
-                "MLServer": Server(mlserver.grpc_url, mlserver.pid),
+                "ours": Server(over_grpc.url, over_grpc, over_grpc.restart),
+                "Triton": Server(triton.grpc_url, triton, restart_triton),
+                "MLServer": Server(mlserver.grpc_url, mlserver, mlserver.restart),
             }
         for name in options.names or MODELS:
             for transport, found in servers.items():

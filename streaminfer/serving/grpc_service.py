@@ -9,7 +9,7 @@ import contextlib
 import functools
 import itertools
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from streaminfer._internal._protobuf_cy import split_fields
@@ -20,6 +20,7 @@ from streaminfer.errors import InvalidInput
 from streaminfer.protocols import adapt
 from streaminfer.serving.deadlines import SETTING_HEADERS, TIME_LEFT, RequestSettings, read_settings
 from streaminfer.serving.errors import RequestRejected, describe_failure
+from streaminfer.serving.gathering import Gatherer
 from streaminfer.serving.grpc_stream import Answers, StreamCall
 from streaminfer.serving.limits import Limits, checked_limits
 from streaminfer.serving.models import EXTENSIONS, VERSION, ServedModel, find_model, served_models, server_version
@@ -34,6 +35,7 @@ __all__ = ["GrpcService", "grpc_servicer"]
 
 _LOG = logging.getLogger("streaminfer")
 _SERVICE = "/inference.GRPCInferenceService/"
+_INFER = _SERVICE + "ModelInfer"
 _HEALTH = "/grpc.health.v1.Health/Check"
 _HEALTHY, _UNHEALTHY = b"\x08\x01", b"\x08\x02"
 """``HealthCheckResponse`` with the status ``SERVING`` or ``NOT_SERVING``."""
@@ -83,13 +85,14 @@ class GrpcService:
         self._names = {name.encode(): model.requests for name, model in models.items()}
         self._limits = limits
         self._streams = itertools.count(1)
+        self._gatherer = Gatherer()
         self._input_tag = tag_of(self._pb.ModelInferRequest, "raw_input_contents")
         self._output_tag = tag_of(self._pb.ModelInferResponse, "raw_output_contents")
         self._response_tag = tag_of(self._pb.ModelStreamInferResponse, "infer_response")
         self._max_fields = 4 * limits.max_tensors + 256
         unary = self._grpc.unary_unary_rpc_method_handler
         self._handlers: dict[str, Any] = {
-            f"{_SERVICE}ModelInfer": unary(self._infer),
+            _INFER: unary(self._infer),
             f"{_SERVICE}ModelStreamInfer": self._grpc.stream_stream_rpc_method_handler(self._stream),
             _HEALTH: unary(self._check_health),
         }
@@ -106,7 +109,10 @@ class GrpcService:
 
     def service(self, handler_call_details: Any) -> Any:
         """Return the handler of a call; ``None``: there is none."""
-        return self._handlers.get(handler_call_details.method)
+        method = handler_call_details.method
+        if method == _INFER:
+            self._gatherer.accept()
+        return self._handlers.get(method)
 
     # -- description --------------------------------------------------------------------------------------------
 
@@ -152,9 +158,10 @@ class GrpcService:
     # -- inference ----------------------------------------------------------------------------------------------
 
     async def _infer(self, message: bytes, context: Any) -> bytes:
+        others = self._gatherer.arrive()
         try:
             model, head, rows = self._read(message)
-            call = await self._answer(model, head, rows, context, None)
+            call = await self._answer(model, head, rows, context, None, others)
             response = self._render(model, head, call, final=None)
         except Exception as error:  # noqa: BLE001 - each becomes a status; a cancellation passes
             await self._abort(context, error)
@@ -280,8 +287,15 @@ class GrpcService:
             raise RequestRejected(501, "parameters: shared memory and classification are not offered")
 
     async def _answer(
-        self, model: ModelRequests, head: InferHead, rows: list[Any], context: Any, stream_id: str | None
+        self,
+        model: ModelRequests,
+        head: InferHead,
+        rows: list[Any],
+        context: Any,
+        stream_id: str | None,
+        others: Awaitable[None] | None = None,
     ) -> ModelCall:
+        """Answer a request, once the ``others`` that come close behind it are there."""
         arrived_ns = model.now_ns()
         settings = _settings(context, head)
         left_s = context.time_remaining()
@@ -289,6 +303,8 @@ class GrpcService:
             settings = settings._replace(timeout_s=max(left_s, 0.0))
         if settings.stream_id is None and stream_id is not None:
             settings = settings._replace(stream_id=stream_id)
+        if others is not None:
+            await others
         call = model.begin(head, rows, settings, arrived_ns)
         try:
             outcome = await call.awaited
