@@ -59,6 +59,7 @@ class BucketModel:
         durations: the same as an array, shape (size of best throughput + 1,), int64 nanoseconds.
         steps: the same shape: how long after a batch the next one may start, with several workers.
         upper: the same shape: what 19 of 20 batches do not exceed.
+        spread: how many times the mean a batch takes that is slower than five of six.
         sure_ns: what even a batch of one surely takes: with less time left, a request cannot be on time.
         learns: whether the service time learns.
     """
@@ -74,6 +75,7 @@ class BucketModel:
         "learns",
         "recent",
         "service_time",
+        "spread",
         "steps",
         "sure_ns",
         "timetable",
@@ -92,6 +94,7 @@ class BucketModel:
         self.durations: NDArray[np.int64] = np.zeros(1, np.int64)
         self.steps = self.upper = self.durations
         self.sure_ns = 0
+        self.spread = 1.0
         self.recent = BatchMeans(_MEAN_OVER_NS)
         self._workers = workers
         self._padded = None if padded is None else np.array([0, *(padded(size) for size in range(1, cap + 1))])
@@ -224,9 +227,8 @@ class BucketModel:
         self.upper_timetable = DurationTable(self.upper, self._steps_of(self.upper))
         self.sure_ns = int(self.durations[1])
         if self.learns:
-            self.sure_ns = int(
-                self.durations[1] * min(_SURE, math.exp(-_SURE_DEVIATIONS * self.service_time.deviation))
-            )
+            self.spread = math.exp(self.service_time.deviation)
+            self.sure_ns = int(self.durations[1] * min(_SURE, self.spread**-_SURE_DEVIATIONS))
 
     def _steps_of(self, durations: NDArray[np.int64]) -> NDArray[np.int64]:
         return durations if self._workers == 1 else np.maximum(durations // self._workers, 1)

@@ -4,6 +4,10 @@
 first, and how many requests of one class are passed over and how many are sent behind them. A size that was not
 measured yet, or not for long, may be sent instead.
 
+*Overload.* Durations scatter, and a plan by their mean ends exactly at deadlines, so its first requests are often late.
+While more requests come than the device can serve, some are lost in any case: as many of the first ones are passed over
+as do not end in time in a batch that is slower than five of six, but no more than come in excess.
+
 *Classes.* Where one batch cannot hold all that is queued, the most urgent priority is planned as if alone, with its
 share of the arrivals. Less urgent requests fill its batch as far as its first deadline allows, and as far as a more
 urgent request that arrives meanwhile can still be served.
@@ -61,7 +65,7 @@ def plan_batch(queue: RequestQueue, group: Group, now_ns: int, share: float) -> 
     model, tickets, deadlines, untimed = group
     size = model.size_to_explore(len(tickets))
     if size and now_ns + int(model.durations[min(size, len(model.durations) - 1)]) > int(deadlines[0]):
-        return tickets[:size], "exploration"
+        return tickets[-size:], "exploration"
     if not queue.several_priorities and not untimed:
         head, size = _choose(queue, model, deadlines, now_ns, share)
         if size >= len(model.durations) - 1 and model.compares:
@@ -109,14 +113,23 @@ def _choose(queue: RequestQueue, model: BucketModel, deadlines: _Array, now_ns: 
         feasible = max(1, int(np.searchsorted(durations, longest, side="right")) - 1)
         best = best_size(durations[: feasible + 1].astype(np.float64))
         durations, steps = durations[: best + 1], steps[: best + 1]
+    gap_ns = queue.events.gap_ns(now_ns) / share
+    is_uniform = longest - shortest <= _UNIFORM * longest
     head, size = kernel_loader.load().choose(
-        now_ns,
-        deadlines,
-        durations,
-        steps,
-        np.array(limits, np.int64),
-        queue.events.gap_ns(now_ns) / share,
-        longest - shortest <= _UNIFORM * longest,
-        _MAX_DROPS,
+        now_ns, deadlines, durations, steps, np.array(limits, np.int64), gap_ns, is_uniform, _MAX_DROPS
     )
+    if is_uniform and size == len(durations) - 1:
+        slow_end_ns = now_ns + int(durations[size] * model.spread)
+        head += _unsure(deadlines[head : deadlines.size - size], slow_end_ns, steps[size] / gap_ns - size)
     return int(head), int(size)
+
+
+def _unsure(deadlines: _Array, slow_end_ns: int, surplus: float) -> int:
+    """Return how many more requests to pass over, so that the batch has some that are surer to be on time.
+
+    Args:
+        deadlines: of the requests in whose place others could go.
+        slow_end_ns: when a batch ends that is slower than most.
+        surplus: how many more requests come while the batch runs than it holds: so many are lost in any case.
+    """
+    return min(int(np.searchsorted(deadlines, slow_end_ns)), max(int(surplus), 0))

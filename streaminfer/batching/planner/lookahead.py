@@ -9,9 +9,12 @@
    candidates forward.
 3. A batch is planned with *mean* durations. A request is rejected only when it surely misses its deadline: with less
    time left than 0.7 of what a batch of one takes, or than all of that once more is queued than a batch holds. One
-   that is merely predicted to be late is passed over and stays queued.
+   that is merely predicted to be late is passed over and stays queued. Under overload, of as many requests as are lost
+   in any case, those go first that are on time even in a slow batch.
 4. If not even a new request could be on time, as far as is known, the queue is sent as one batch: a *probe*. It
-   corrects a duration that is wrong, where rejecting everything would never measure again.
+   corrects a duration that is wrong, where rejecting everything would never measure again. It has the requests with
+   most time left, as all batches that measure: a batch whose requests have all expired is cancelled, and measures
+   nothing.
 
 *Without a deadline.* Such requests fill batches after all others. Once they have been queued for two seconds, they get
 a share of every batch: as large as their share of the queue.
@@ -182,8 +185,8 @@ class Lookahead:
         model = self._model
         if model is not None and not self._mixed_for:
             table = model.timetable
-            if table is None:  # nothing was ever measured: what is queued is the best first measurement
-                return Decision(queue.first(model.cap), "exploration")
+            if table is None:  # nothing was ever measured
+                return Decision(queue.first(queue.queued)[-model.cap :], "exploration")
             batch = queue.batch_if_all_on_time(table, now_ns)
             if batch is not None:
                 is_full = len(batch) >= table.cap

@@ -71,3 +71,41 @@ def test_a_size_that_was_hardly_measured_is_explored():
 
     assert plan_batch(queue, in_deadline_order(model, queue.first(4)), 0, 1.0) == (queue.first(4), "exploration")
     assert plan_batch(patient, in_deadline_order(model, patient.first(4)), 0, 1.0)[1] == "planned"
+
+
+def test_what_is_explored_has_the_most_time_left():
+    """The first requests would be late in it: a batch whose requests have all expired measures nothing."""
+    model = BucketModel(16, LearnedServiceTime(), workers=1, padded=None)
+    for size, duration_ms in ((1, 5), (1, 5), (16, 20)):
+        model.observe(size, duration_ms * MS, duration_ms * MS, cancelled=False)
+    queue = queue_of([6, 6, 6, 6, 30, 30, 30, 30])
+
+    batch, reason = plan_batch(queue, in_deadline_order(model, queue.first(8)), 0, 1.0)
+
+    assert ([ticket.inputs for ticket in batch], reason) == ([4, 5, 6, 7], "exploration")
+
+
+def overloaded(gap_ns):
+    """Eight requests that came so far apart, the first of which a batch of four just answers in time."""
+    queue = RequestQueue(100)
+    for number in range(8):
+        queue.admit(None, number, None, number * gap_ns, 7 * gap_ns + 16 * MS + number * gap_ns, 0)
+    return queue
+
+
+def planned_at_the_end(queue, model, gap_ns):
+    batch, _ = plan_batch(queue, in_deadline_order(model, queue.first(8)), 7 * gap_ns, 1.0)
+    return [ticket.inputs for ticket in batch]
+
+
+def test_under_overload_requests_with_little_time_give_way_to_surer_ones():
+    """As many as are lost in any case: the model is as busy, and a slow batch makes fewer late."""
+    noisy = BucketModel(4, LearnedServiceTime(prior=DEVICE), workers=1, padded=None)
+    for number in range(80):
+        noisy.observe(4, (12, 16)[number % 2] * MS, number * 20 * MS, cancelled=False)
+    exact = BucketModel(4, DEVICE, workers=1, padded=None)
+    twice, light = MS, 20 * MS  # 14 ms for four: 14 come meanwhile, or none
+
+    assert planned_at_the_end(overloaded(twice), exact, twice) == [0, 1, 2, 3]
+    assert planned_at_the_end(overloaded(twice), noisy, twice) == [1, 2, 3, 4]  # one that is slow takes over 16 ms
+    assert planned_at_the_end(overloaded(light), noisy, light)[0] == 0

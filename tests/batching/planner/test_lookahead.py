@@ -132,9 +132,14 @@ def test_batches_are_not_larger_than_pays():
     assert len(batch) == device.best_batch_size(64) < 10
 
 
+def test_the_first_batch_has_the_requests_with_most_time_left():
+    """Those with least may expire while it runs, and a batch whose requests have all expired measures nothing."""
+    assert decide(Lookahead(4, LearnedServiceTime()), queue_of(1, 2, 3, 4, 5, 6))[0] == [2, 3, 4, 5]
+
+
 def test_nothing_known_sends_what_waits():
     policy = Lookahead(4, LearnedServiceTime())
-    assert decide(policy, queue_of(*[0.001] * 6)) == ([0, 1, 2, 3], "exploration", [])
+    assert decide(policy, queue_of(*[0.001] * 4)) == ([0, 1, 2, 3], "exploration", [])
     policy.observe(4, 14 * MS, 14 * MS)
     assert policy.service_time.known
     assert decide(policy, queue_of(50, 50))[1] == "idle_worker"
