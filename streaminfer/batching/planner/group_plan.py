@@ -118,7 +118,7 @@ def _choose(queue: RequestQueue, model: BucketModel, deadlines: _Array, now_ns: 
     head, size = kernel_loader.load().choose(
         now_ns, deadlines, durations, steps, np.array(limits, np.int64), gap_ns, is_uniform, _MAX_DROPS
     )
-    if is_uniform and size == len(durations) - 1:
+    if is_uniform:
         slow_end_ns = now_ns + int(durations[size] * model.spread)
         head += _unsure(deadlines[head : deadlines.size - size], slow_end_ns, steps[size] / gap_ns - size)
     return int(head), int(size)
@@ -128,7 +128,7 @@ def _unsure(deadlines: _Array, slow_end_ns: int, surplus: float) -> int:
     """Return how many more requests to pass over, so that the batch has some that are surer to be on time.
 
     Args:
-        deadlines: of the requests in whose place others could go.
+        deadlines: of the requests in whose place others can go.
         slow_end_ns: when a batch ends that is slower than most.
         surplus: how many more requests come while the batch runs than it holds: so many are lost in any case.
     """
