@@ -13,7 +13,7 @@
    in any case, those go first that are on time even in a slow batch.
 4. If not even a new request could be on time, as far as is known, the queue is sent as one batch: a *probe*. It
    corrects a duration that is wrong, where rejecting everything would never measure again. It has the requests with
-   most time left, as all batches that measure: a batch whose requests have all expired is cancelled, and measures
+   most time left, like one that explores a size: a batch whose requests have all expired is cancelled, and measures
    nothing.
 
 *Without a deadline.* Such requests fill batches after all others. Once they have been queued for two seconds, they get
@@ -118,6 +118,7 @@ class Lookahead:
         self._mixed_for = 0  # decisions for which shapes are still told apart
         self._overhead = PipelineOverhead() if overhead is None else overhead
         self._probe_size = max_batch_size  # halved when a batch was cancelled, so that one of them ends in time
+        self._measuring_ns: int | None = None  # when a batch was last sent while nothing had been measured
         self._owed = 0.0  # rows that requests without a deadline were not given yet
 
     def prepare(self, *, wait: bool) -> bool:
@@ -186,7 +187,7 @@ class Lookahead:
         if model is not None and not self._mixed_for:
             table = model.timetable
             if table is None:  # nothing was ever measured
-                return Decision(queue.first(queue.queued)[-model.cap :], "exploration")
+                return Decision(self._first_to_measure(queue, now_ns, model.cap), "exploration")
             batch = queue.batch_if_all_on_time(table, now_ns)
             if batch is not None:
                 is_full = len(batch) >= table.cap
@@ -293,6 +294,15 @@ class Lookahead:
         limits = queue.events.recent_limits_ns() or [PATIENCE_NS]
         is_free = self._model is not None and not (self._mixed_for or untimed or queue.several_priorities)
         return Outlook(tickets, deadlines, model.upper, queue.events.gap_ns(now_ns), min(limits), is_free)
+
+    def _first_to_measure(self, queue: RequestQueue, now_ns: int, most: int) -> list[Ticket]:
+        """Return a batch while nothing was ever measured: requests with as much time left as the last one had taken."""
+        began_ns, self._measuring_ns = self._measuring_ns, now_ns
+        if began_ns is None:
+            return queue.first(most)
+        tickets = queue.first(queue.queued)
+        enough = [ticket for ticket in tickets if ticket.deadline_ns - now_ns >= now_ns - began_ns]
+        return enough[:most] or tickets[-most:]
 
     def _decide_for_late(self, queue: RequestQueue, now_ns: int) -> Decision:
         """Return the next batch where what is queued is of several groups, or not all on time as it stands."""

@@ -132,14 +132,18 @@ def test_batches_are_not_larger_than_pays():
     assert len(batch) == device.best_batch_size(64) < 10
 
 
-def test_the_first_batch_has_the_requests_with_most_time_left():
-    """Those with least may expire while it runs, and a batch whose requests have all expired measures nothing."""
-    assert decide(Lookahead(4, LearnedServiceTime()), queue_of(1, 2, 3, 4, 5, 6))[0] == [2, 3, 4, 5]
+def test_what_was_sent_unmeasured_says_how_much_time_the_next_batch_needs_at_least():
+    """A batch whose requests expire while it runs is cancelled, and measures nothing."""
+    policy = Lookahead(2, LearnedServiceTime())
+    assert decide(policy, queue_of(1, 2, 3, 4, 5, 6))[0] == [0, 1]
+    assert decide(policy, queue_of(4, 5, 6, 7), now_ms=3)[0] == [2, 3]  # at least 3 ms
+    assert decide(policy, queue_of(14, 15, 16), now_ms=13)[0] == [1, 2]  # none has 10 ms: those with most
+    assert decide(policy, queue_of(14, 15, 16), now_ms=13)[0] == [0, 1]  # it failed at once
 
 
 def test_nothing_known_sends_what_waits():
     policy = Lookahead(4, LearnedServiceTime())
-    assert decide(policy, queue_of(*[0.001] * 4)) == ([0, 1, 2, 3], "exploration", [])
+    assert decide(policy, queue_of(*[0.001] * 6)) == ([0, 1, 2, 3], "exploration", [])
     policy.observe(4, 14 * MS, 14 * MS)
     assert policy.service_time.known
     assert decide(policy, queue_of(50, 50))[1] == "idle_worker"
