@@ -64,7 +64,7 @@ class Server:
     Attributes:
         url: ``host:port``.
         process: its process, which has a ``pid``.
-        restart: starts it again, without what it had in hand.
+        restart: starts it again, without the requests that it had in flight.
     """
 
     url: str

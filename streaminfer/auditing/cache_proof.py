@@ -141,7 +141,7 @@ class _Remains:
     def hold(self, place: str) -> None:
         self._held[place] += 1
 
-    def judge(self, judge: _Judge, subject: str | None, tags: Iterable[str], place: str, where: str, why: str) -> None:
+    def count(self, judge: _Judge, subject: str | None, tags: Iterable[str], place: str, where: str, why: str) -> None:
         """Count an entry that must not be there, or that a legal hold is about; an empty ``why``: it may be there."""
         if why and judge.is_held(subject, tags):
             self.hold(place)
@@ -204,7 +204,7 @@ class _Judge:
         """Return whether a legal hold is about an entry."""
         return self._log is not None and self._log.is_held(subject, tags)
 
-    def why_not(
+    def objection(
         self, subject: str | None, tags: Iterable[str], age_ns: int | None, bound_ns: int, is_past: bool
     ) -> str:
         """Return why an entry must not be there; ``""``: it may be.
@@ -232,8 +232,8 @@ def _look_into_memory(cache: EdgeCache, judge: _Judge, remains: _Remains) -> Non
         stored_ns = labels[3] if labels is not None and len(labels) > 2 else None
         age_ns = None if stored_ns is None else judge.now_ns - stored_ns
         is_past = until_ns != NEVER and judge.now_ns > until_ns + stale_ns + _EXPIRY_NS
-        why = judge.why_not(subject, tags, age_ns, _EXPIRY_NS, is_past)
-        remains.judge(judge, subject, tags, "memory", "", why)
+        why = judge.objection(subject, tags, age_ns, _EXPIRY_NS, is_past)
+        remains.count(judge, subject, tags, "memory", "", why)
     retention = cache._memory.retention
     preserved = cache.preserved
     for event in preserved:
@@ -253,7 +253,7 @@ def _look_at_objects(judges: list[_Judge], remains: _Remains) -> None:
             for judge in judges:
                 now_ns = next(iter(judge.tier_now_ns.values()), judge.wall_ns)
                 if judge.is_erased(thing.subject, thing.tags, now_ns - thing.stored_ns):
-                    remains.judge(judge, thing.subject, thing.tags, "objects", "", _ERASED)
+                    remains.count(judge, thing.subject, thing.tags, "objects", "", _ERASED)
                     break
 
 
@@ -265,8 +265,8 @@ def _scan(place: str, tier: Tier, judge: _Judge, remains: _Remains) -> None:
         entry = copy.entry
         age_ns = now_ns - entry.stored_ns
         is_past = entry.expires_ns is not None and now_ns > entry.expires_ns + bound_ns
-        why = judge.why_not(entry.subject, entry.tags, age_ns, bound_ns, is_past)
-        remains.judge(judge, entry.subject, entry.tags, place, copy.place, why)
+        why = judge.objection(entry.subject, entry.tags, age_ns, bound_ns, is_past)
+        remains.count(judge, entry.subject, entry.tags, place, copy.place, why)
 
 
 def _ns(seconds: float) -> int:

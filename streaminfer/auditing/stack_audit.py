@@ -39,7 +39,6 @@ from __future__ import annotations
 import ipaddress
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -312,6 +311,15 @@ def _check_keys(secret: bytes | None, where: str) -> Finding:
 # -- tiers and hops ----------------------------------------------------------------------------------------------------
 
 
+@attrs.define
+class _PlainTier:
+    """A tier that does not encrypt, as a rule sees it."""
+
+    on_disk: bool
+    shared: bool
+    encrypted: bool = False
+
+
 def _check_tier(tier: Any, policy: Retention | None, owned: Counter[str], where: str) -> Finding:
     remedy = "give the tier keys=StoredKeys(path, master=…), of streaminfer.caching.tiers.encryption"
     encrypted = read(tier, "encrypted")
@@ -322,7 +330,7 @@ def _check_tier(tier: Any, policy: Retention | None, owned: Counter[str], where:
     barred: list[str] = []
     if policy is not None:
         on_disk, shared = read(tier, "on_disk") is True, read(tier, "shared") is True
-        plain: Any = SimpleNamespace(on_disk=on_disk, shared=shared, encrypted=False)
+        plain = _PlainTier(on_disk, shared)
         rules = [policy.rule(()), *(policy.rule((name,)) for name in sorted(policy.classes))]
         barred = [rule.data_class for rule in rules if not rule.permits(plain)]
         if len(barred) == len(rules):

@@ -8,8 +8,8 @@ it.
 
 *Design.* Where requests come often, one that has come is held for a few turns of the loop, and then as long as another
 one is accepted whose message has not come. Each further request begins the count again, up to a limit of time. A turn
-of an idle loop takes microseconds, of a busy one as long as the backlog's work, so the hold adapts by itself. Nothing
-is held where requests come seldom: a request alone has nobody to wait for.
+of an idle loop takes microseconds, of a busy one as long as the backlog's work, so the hold adapts by itself. Where
+requests are rare nothing is held, because no other one would come within a hold.
 
 *Invariants.* A held request goes on at the latest when the timer fires. The count of accepted calls is a hint, as one
 that is cancelled before its message came is never taken off it; the timer forgets it.
