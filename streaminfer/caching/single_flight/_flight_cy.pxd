@@ -41,8 +41,6 @@ cdef class FlightTable:
     cdef FlightCounts _counts
     cdef dict _flights
     cdef object _is_waiting
-    cdef int _max_attempts
-    cdef long long _pause_ns
 
     @cython.locals(flight=Flight)
     cpdef Flight join(self, object key, object caller, Flight inside)

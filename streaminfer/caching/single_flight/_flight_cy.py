@@ -4,13 +4,13 @@
 callers join it and wait.
 
 * A leader that fails gets its error, and the next waiter leads: its own attempt may succeed (another deadline, another
-  connection). After ``max_attempts`` failures of one flight all waiters get the last error, so a broken backend is not
-  called once per waiter. An error of the leader alone (its deadline) does not count, but each takes a leader away. An
+  connection). After three failures of one flight all waiters get the last error, so a broken backend is not called once
+  per waiter. An error of the leader alone (its deadline) does not count, but each takes a leader away. An
   error of the input is final at once, because all waiters have the same input.
 * A caller that leaves (cancelled, or at its deadline) takes nothing with it. The computation continues while at least
   one caller waits. Otherwise the flight is abandoned: it leaves the table, so that the next caller starts another, and
   its computation is cancelled.
-* A refresh is a flight without callers and is never abandoned. After a failure its key pauses until ``pause_ns`` after
+* A refresh is a flight without callers and is never abandoned. After a failure its key pauses until a second after
   the refresh began, so that a backend that is down is not called at every stale hit, and one that hung is called again
   at once. Of one wrapped service at most 256 keys are refreshed or paused; other stale keys wait for these.
 * A computation that waits for its own flight would wait for ever; so would two that wait for each other. The waits of
@@ -36,10 +36,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput
+
 __all__ = ["MAX_ATTEMPTS", "PAUSE_NS", "Flight", "FlightCounts", "FlightTable", "Refreshes"]
 
-MAX_ATTEMPTS = 3
-PAUSE_NS = 1_000_000_000
+MAX_ATTEMPTS = 3  # failures of one flight, after which all waiters get the error
+PAUSE_NS = 1_000_000_000  # from the beginning of a refresh that failed: until then its key is not refreshed
 _MAX_REFRESHES = 256
 
 
@@ -130,18 +132,12 @@ class FlightTable:
 
     Args:
         counts: of the cache.
-        max_attempts: failures of one flight after which all waiters get the error, ≥ 1.
-        pause_ns: nanoseconds from the beginning of a refresh that failed, for which its key is not refreshed.
         is_waiting: says of a caller whether it can still be told, and so may lead.
     """
 
-    def __init__(
-        self, counts: FlightCounts, max_attempts: int, pause_ns: int, is_waiting: Callable[[Any], bool]
-    ) -> None:
+    def __init__(self, counts: FlightCounts, is_waiting: Callable[[Any], bool]) -> None:
         self._counts = counts
         self._flights: dict[bytes, Flight] = {}
-        self._max_attempts = max_attempts
-        self._pause_ns = pause_ns
         self._is_waiting = is_waiting
 
     def __len__(self) -> int:
@@ -231,35 +227,36 @@ class FlightTable:
         return told
 
     def fail(
-        self, flight: Flight, now_ns: int, *, counts: bool = True, final: bool = False
+        self, flight: Flight, error: BaseException, now_ns: int, *, final: bool = False, as_refresh: bool = False
     ) -> tuple[list[Any], Any, bool]:
         """End the present attempt of a flight with an error.
 
         Args:
             flight: of the attempt.
+            error: which counts if it says something about the key, and not about its leader alone.
             now_ns: the present instant.
-            counts: whether it is one of the ``max_attempts``.
-            final: whether another attempt cannot succeed.
+            final: whether another attempt cannot succeed, whatever the error.
+            as_refresh: only if the present attempt is the refresh, and none of a waiter.
 
         Returns:
             The callers to tell, the next leader (it must compute), or ``None``, and whether to log the error: it is the
             first of a refresh since one succeeded.
         """
-        if flight.over:
+        if flight.over or (as_refresh and flight.leader is not None):
             return [], None, False
         self._counts.failures += 1
         is_news = False
         if flight.refreshes is not None and flight.leader is None:
             self._counts.refresh_failures += 1
             is_news = not flight.refreshes.failing
-            flight.refreshes.failed(flight.key, flight.begun_ns + self._pause_ns, now_ns)
+            flight.refreshes.failed(flight.key, flight.begun_ns + PAUSE_NS, now_ns)
         told = []
         if flight.leader is not None:
             told.append(flight.leader)
             del flight.waiting[flight.leader]
             flight.leader = None
-        flight.failures += counts
-        if not final and flight.failures < self._max_attempts:
+        flight.failures += isinstance(error, Exception) and not isinstance(error, (DeadlineExceeded, Closed))
+        if not final and not isinstance(error, InvalidInput) and flight.failures < MAX_ATTEMPTS:
             for caller in flight.waiting:
                 if self._is_waiting(caller):
                     flight.leader = caller

@@ -50,7 +50,7 @@ cdef class LoopFlights:
     cdef _leave(self, CFlight flight, Caller caller, CFlight around)
     @cython.locals(caller=Caller)
     cdef _succeed(self, CFlight flight, object value)
-    @cython.locals(caller=Caller, leader=Caller, is_news=bint)
+    @cython.locals(caller=Caller, leader=Caller)
     cdef _fail(self, CFlight flight, BaseException error, bint final=*)
 
 cpdef bint _waits(Caller caller) noexcept

@@ -23,23 +23,9 @@ from contextvars import Context, copy_context
 from functools import partial
 from typing import Any
 
-from streaminfer.caching.single_flight._flight_cy import (
-    MAX_ATTEMPTS,
-    PAUSE_NS,
-    Flight,
-    FlightCounts,
-    FlightTable,
-    Refreshes,
-)
-from streaminfer.caching.single_flight.flight_context import (
-    CURRENT_FLIGHT,
-    FLIGHTS_LOCK,
-    LOG,
-    FlightContext,
-    is_shared_error,
-    log_refresh_failure,
-)
-from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput, copy_error
+from streaminfer.caching.single_flight._flight_cy import Flight, FlightCounts, FlightTable, Refreshes
+from streaminfer.caching.single_flight.flight_context import CURRENT_FLIGHT, FLIGHTS_LOCK, LOG, end_attempt, enter
+from streaminfer.errors import Closed, DeadlineExceeded, copy_error
 
 __all__ = ["LATE_S", "Caller", "LoopFlights"]
 
@@ -214,7 +200,7 @@ class LoopFlights:
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, counts: FlightCounts, now: Callable[[], int]) -> None:
-        self.table = FlightTable(counts, MAX_ATTEMPTS, PAUSE_NS, _waits)
+        self.table = FlightTable(counts, _waits)
         self._now = now
         self.loop = weakref.ref(loop)  # the dictionary of loops must not keep its own keys alive
         self._owners: dict[asyncio.Task[Any], tuple[Any, Flight]] = {}  # of each running computation, and its flight
@@ -369,11 +355,7 @@ class LoopFlights:
 
     def _fail(self, flight: Flight, error: BaseException, final: bool = False) -> None:
         original = flight.leader
-        final = final or isinstance(error, InvalidInput)
-        with FLIGHTS_LOCK:
-            told, leader, is_news = self.table.fail(flight, self._now(), counts=is_shared_error(error), final=final)
-        if is_news:
-            log_refresh_failure(error)
+        told, leader = end_attempt(self.table, flight, error, self._now(), final=final)
         for caller in told:
             if _waits(caller):
                 caller._tell_error(error if caller is original else copy_error(error))
@@ -385,7 +367,7 @@ class LoopFlights:
 async def _computation(
     flight: Flight, compute: Callable[..., Coroutine[Any, Any, Any]], arguments: tuple[Any, ...]
 ) -> Any:
-    CURRENT_FLIGHT.set(FlightContext(flight))
+    enter(flight)
     return await compute(*arguments)
 
 

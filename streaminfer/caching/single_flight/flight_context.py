@@ -6,25 +6,16 @@ waits for ever if it calls for the key that it computes, as with any lock.
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import logging
 import threading
+from typing import Any
 
 from streaminfer._internal.forking import at_fork
 from streaminfer._internal.validation import check_duration
-from streaminfer.caching.single_flight._flight_cy import Flight
-from streaminfer.errors import Closed, DeadlineExceeded
+from streaminfer.caching.single_flight._flight_cy import Flight, FlightTable
 
-__all__ = [
-    "CURRENT_FLIGHT",
-    "FLIGHTS_LOCK",
-    "FlightContext",
-    "fresh_for",
-    "is_shared_error",
-    "log_refresh_failure",
-    "no_store",
-]
+__all__ = ["CURRENT_FLIGHT", "FLIGHTS_LOCK", "FlightContext", "end_attempt", "enter", "fresh_for", "no_store"]
 
 LOG = logging.getLogger("streaminfer.caching")
 
@@ -57,6 +48,27 @@ CURRENT_FLIGHT: contextvars.ContextVar[FlightContext | None] = contextvars.Conte
 )
 
 
+def enter(flight: Flight) -> contextvars.Token[FlightContext | None]:
+    """Begin an attempt of a flight in the present context."""
+    return CURRENT_FLIGHT.set(FlightContext(flight))
+
+
+def end_attempt(
+    table: FlightTable, flight: Flight, error: BaseException, now_ns: int, **options: bool
+) -> tuple[list[Any], Any]:
+    """End the present attempt of a flight with an error, as `FlightTable.fail` does, and log what is news.
+
+    Returns:
+        The callers to tell, and the next leader, or ``None``.
+    """
+    with FLIGHTS_LOCK:
+        told, leader, is_news = table.fail(flight, error, now_ns, **options)
+    if is_news:
+        text = "a refresh behind a stale value failed; others are only counted until one succeeds: %s: %s"
+        LOG.warning(text, type(error).__name__, error, exc_info=error)
+    return told, leader
+
+
 def no_store() -> None:
     """Say, from inside a computation, that its result is not to be stored; waiters get it all the same.
 
@@ -83,14 +95,3 @@ def fresh_for(seconds: float) -> None:
     inside = CURRENT_FLIGHT.get()
     if inside is not None:
         inside.fresh_s = checked if inside.fresh_s is None else min(inside.fresh_s, checked)
-
-
-def is_shared_error(error: BaseException) -> bool:
-    """Return whether an error says something about the key, and not about its leader alone."""
-    return not isinstance(error, (DeadlineExceeded, Closed, asyncio.CancelledError))
-
-
-def log_refresh_failure(error: BaseException) -> None:
-    """Log that a refresh failed, which no caller waits for."""
-    text = "a refresh behind a stale value failed; others are only counted until one succeeds: %s: %s"
-    LOG.warning(text, type(error).__name__, error, exc_info=error)

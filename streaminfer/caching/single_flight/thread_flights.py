@@ -20,22 +20,9 @@ from typing import Any
 import attrs
 
 from streaminfer._internal.forking import at_fork
-from streaminfer.caching.single_flight._flight_cy import (
-    MAX_ATTEMPTS,
-    PAUSE_NS,
-    Flight,
-    FlightCounts,
-    FlightTable,
-    Refreshes,
-)
-from streaminfer.caching.single_flight.flight_context import (
-    CURRENT_FLIGHT,
-    FLIGHTS_LOCK,
-    FlightContext,
-    is_shared_error,
-    log_refresh_failure,
-)
-from streaminfer.errors import DeadlineExceeded, InvalidInput, copy_error
+from streaminfer.caching.single_flight._flight_cy import Flight, FlightCounts, FlightTable, Refreshes
+from streaminfer.caching.single_flight.flight_context import CURRENT_FLIGHT, FLIGHTS_LOCK, end_attempt, enter
+from streaminfer.errors import DeadlineExceeded, copy_error
 
 __all__ = ["ThreadFlights"]
 
@@ -60,7 +47,7 @@ class ThreadFlights:
     """
 
     def __init__(self, counts: FlightCounts, now: Callable[[], int]) -> None:
-        self.table = FlightTable(counts, MAX_ATTEMPTS, PAUSE_NS, lambda _: True)
+        self.table = FlightTable(counts, lambda _: True)
         self._now = now
         self._refreshing = 0
         _THREAD_FLIGHTS.add(self)
@@ -175,16 +162,8 @@ class ThreadFlights:
             waiter.event.set()
 
     def _fail(self, flight: Flight, error: BaseException, *, as_refresh: bool = False) -> None:
-        now_ns = self._now()
-        with FLIGHTS_LOCK:
-            if as_refresh and (flight.over or flight.leader is not None):
-                return  # it was late, and a waiter computes
-            original = flight.leader
-            counts = isinstance(error, Exception) and is_shared_error(error)
-            final = isinstance(error, InvalidInput)
-            told, leader, is_news = self.table.fail(flight, now_ns, counts=counts, final=final)
-        if is_news:
-            log_refresh_failure(error)
+        original = flight.leader
+        told, leader = end_attempt(self.table, flight, error, self._now(), as_refresh=as_refresh)
         for waiter in told:
             if waiter is not original:
                 waiter.error = copy_error(error)
@@ -210,7 +189,7 @@ def _left_s(flight: Flight) -> float | None:
 
 
 def _compute_in(flight: Flight, compute: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    token = CURRENT_FLIGHT.set(FlightContext(flight))
+    token = enter(flight)
     try:
         return compute(*arguments)
     finally:

@@ -5,11 +5,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from streaminfer.caching.single_flight._flight_cy import FlightCounts, FlightTable, Refreshes
+from streaminfer.caching.single_flight._flight_cy import MAX_ATTEMPTS, PAUSE_NS, FlightCounts, FlightTable, Refreshes
+from streaminfer.errors import DeadlineExceeded, InvalidInput
 
 pytestmark = pytest.mark.uncompiled
 
 KEYS = ("a", "b")
+ERRORS = (ValueError("broken"), DeadlineExceeded("late"), InvalidInput("wrong"))
 
 
 class Caller:
@@ -24,7 +26,7 @@ class SingleFlight(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.table = FlightTable(FlightCounts(), 3, 100, lambda caller: not caller.gone)
+        self.table = FlightTable(FlightCounts(), lambda caller: not caller.gone)
         self.refreshes = Refreshes()
         self.now_ns = 0
         self.waiting = {key: [] for key in KEYS}  # who is owed an answer, in order
@@ -54,7 +56,7 @@ class SingleFlight(RuleBasedStateMachine):
         assert caller.flight is self.computing[key]
         self.waiting[key].append(caller)
 
-    @rule(key=st.sampled_from(KEYS), step_ns=st.integers(0, 60))
+    @rule(key=st.sampled_from(KEYS), step_ns=st.integers(0, PAUSE_NS * 6 // 10))
     def refresh(self, key, step_ns):
         self.now_ns += step_ns
         flight = self.table.refresh(key, self.now_ns, self.refreshes)
@@ -95,20 +97,21 @@ class SingleFlight(RuleBasedStateMachine):
         self.told(flight, left)
 
     @precondition(lambda self: self.computing)
-    @rule(data=st.data(), counts=st.booleans(), final=st.booleans())
-    def fail(self, data, counts, final):
+    @rule(data=st.data(), error=st.sampled_from(ERRORS), stops=st.booleans())
+    def fail(self, data, error, stops):
+        counts, final = not isinstance(error, DeadlineExceeded), stops or isinstance(error, InvalidInput)
         key = data.draw(st.sampled_from(sorted(self.computing)))
         flight = self.computing[key]
         if self.refreshing[key] and self.leader[key] is None:
-            self.paused_ns[key] = flight.begun_ns + 100
+            self.paused_ns[key] = flight.begun_ns + PAUSE_NS
         refreshed, failing = self.refreshing[key] and self.leader[key] is None, self.refreshes.failing
         self.failures[key] += counts
         owed = [self.leader[key]] if self.leader[key] is not None else []
         rest = [caller for caller in self.waiting[key] if caller not in owed]
         able = [caller for caller in rest if not caller.gone]
-        told, leader, is_news = self.table.fail(flight, self.now_ns, counts=counts, final=final)
+        told, leader, is_news = self.table.fail(flight, error, self.now_ns, final=stops)
         assert is_news == (refreshed and not failing)
-        if final or self.failures[key] >= 3 or not able:
+        if final or self.failures[key] >= MAX_ATTEMPTS or not able:
             assert leader is None
             assert told == owed + rest
             self.over(key)
@@ -125,7 +128,7 @@ class SingleFlight(RuleBasedStateMachine):
             assert not self.table.leave(flight, caller, None)
         if flight.over:
             assert self.table.succeed(flight) == []
-            assert self.table.fail(flight, self.now_ns) == ([], None, False)
+            assert self.table.fail(flight, ERRORS[0], self.now_ns) == ([], None, False)
 
     @invariant()
     def table_holds_what_flies(self):
@@ -141,7 +144,7 @@ TestFlights = SingleFlight.TestCase
 
 
 def test_a_computation_may_not_wait_for_itself():
-    table = FlightTable(FlightCounts(), 3, 0, lambda _: True)
+    table = FlightTable(FlightCounts(), lambda _: True)
     flight = table.join("a", "first", None)
     assert flight.leader == "first"
     with pytest.raises(RuntimeError, match="re-entrant"):
@@ -150,7 +153,7 @@ def test_a_computation_may_not_wait_for_itself():
 
 
 def test_nor_for_one_that_waits_for_it():
-    table = FlightTable(FlightCounts(), 3, 0, lambda _: True)
+    table = FlightTable(FlightCounts(), lambda _: True)
     a = table.join("a", 1, None)
     b = table.join("b", 2, a)
     assert b.leader == 2
@@ -169,7 +172,7 @@ def test_nor_for_one_that_waits_for_it():
 
 
 def test_two_waits_for_one_key_are_two():
-    table = FlightTable(FlightCounts(), 3, 0, lambda _: True)
+    table = FlightTable(FlightCounts(), lambda _: True)
     a = table.join("a", 1, None)
     b = table.join("b", 2, a)
     table.join("b", 3, a)
@@ -182,30 +185,30 @@ def test_two_waits_for_one_key_are_two():
 
 def test_refreshes_are_bounded():
     """Of one wrapped thing 256 keys are refreshed or left alone; others wait for these, and not for another thing's."""
-    table = FlightTable(FlightCounts(), 1, 10, lambda _: True)
+    table = FlightTable(FlightCounts(), lambda _: True)
     refreshes = Refreshes()
     begun = [flight for key in range(5000) if (flight := table.refresh(key, 0, refreshes)) is not None]
     assert len(begun) == refreshes.running == 256
     for flight in begun:
-        table.fail(flight, 0)
+        table.fail(flight, ERRORS[0], 0)
     assert refreshes.running == 0
     assert refreshes.failing
-    assert all(table.refresh(key, 9, refreshes) is None for key in range(5000))
-    assert table.refresh("other", 9, Refreshes()) is not None
-    assert table.succeed(table.refresh(4999, 10, refreshes)) == []
+    assert all(table.refresh(key, PAUSE_NS - 1, refreshes) is None for key in range(5000))
+    assert table.refresh("other", PAUSE_NS - 1, Refreshes()) is not None
+    assert table.succeed(table.refresh(4999, PAUSE_NS, refreshes)) == []
     assert not refreshes.failing
 
 
 def test_a_refresh_that_took_as_long_as_a_pause_is_followed_at_once():
     """The pause counts from when the refresh began: one that hung has been a pause."""
-    table = FlightTable(FlightCounts(), 1, 10, lambda _: True)
+    table = FlightTable(FlightCounts(), lambda _: True)
     refreshes = Refreshes()
-    table.fail(table.refresh("a", 0, refreshes), 10)
-    assert table.refresh("a", 10, refreshes) is not None
+    table.fail(table.refresh("a", 0, refreshes), ERRORS[0], PAUSE_NS)
+    assert table.refresh("a", PAUSE_NS, refreshes) is not None
 
 
 def test_forgotten_flights_are_over():
-    table = FlightTable(FlightCounts(), 3, 0, lambda _: True)
+    table = FlightTable(FlightCounts(), lambda _: True)
     flight = table.join("a", 1, None)
     table.forget()
     assert table.succeed(flight) == []
@@ -214,24 +217,24 @@ def test_forgotten_flights_are_over():
 
 
 def test_who_was_told_or_cancelled_and_has_not_left_yet_does_not_lead():
-    table = FlightTable(FlightCounts(), 3, 0, lambda caller: caller != "gone")
+    table = FlightTable(FlightCounts(), lambda caller: caller != "gone")
     flight = table.join("a", "first", None)
     for caller in ("gone", "second"):
         table.join("a", caller, None)
-    assert table.fail(flight, 0) == (["first"], "second", False)
+    assert table.fail(flight, ERRORS[0], 0) == (["first"], "second", False)
     assert flight.failures == 1
-    assert table.fail(flight, 0, counts=False, final=True) == (["second", "gone"], None, False)
+    assert table.fail(flight, ERRORS[1], 0, final=True) == (["second", "gone"], None, False)
     assert flight.leader is None
     assert flight.waiting == {}
 
 
 def test_only_a_refresh_that_nobody_led_pauses():
-    table = FlightTable(FlightCounts(), 2, 100, lambda _: True)
+    table = FlightTable(FlightCounts(), lambda _: True)
     plain = table.join("a", 1, None)
     table.join("a", 2, None)
     table.leave(plain, 1, None)
-    table.fail(plain, 0, final=True)
+    table.fail(plain, ERRORS[0], 0, final=True)
     assert table.refresh("a", 1, Refreshes()) is not None
     table.join("b", 1, None)
-    table.fail(table.join("b", 2, None), 0, final=True)
+    table.fail(table.join("b", 2, None), ERRORS[0], 0, final=True)
     assert table.refresh("b", 1, Refreshes()) is not None
