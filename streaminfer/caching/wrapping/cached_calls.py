@@ -153,31 +153,15 @@ class CachedCalls(Layer):
         return copy_out(value)
 
     async def _compute(self, key: Any, asked: Any, stores_errors: bool, erasures: int | None = None) -> Any:
-        erasures = self.memory.erasures if erasures is None else erasures
-        begun_ns = self.now()
-        subject, tags = self._labels.of(asked)
-        try:
+        with self._computation(key, asked, stores_errors, erasures, *self._labels.of(asked)) as store:
             value = freeze(await asked())
-        except Exception as error:
-            if stores_errors:
-                self.store_error(key, error, erasures, tags, subject)
-            raise
-        self.budget.computed(self.now() - begun_ns)
-        self.store(key, value, erasures, tags, subject)
+        store(value)
         return value
 
-    def _compute_sync(self, key: Any, call: Callable[[], Any], stores_errors: bool) -> Any:
-        erasures = self.memory.erasures
-        begun_ns = self.now()
-        subject, tags = self._labels.of(call)
-        try:
-            value = freeze(call())
-        except Exception as error:
-            if stores_errors:
-                self.store_error(key, error, erasures, tags, subject)
-            raise
-        self.budget.computed(self.now() - begun_ns)
-        self.store(key, value, erasures, tags, subject)
+    def _compute_sync(self, key: Any, asked: Callable[[], Any], stores_errors: bool) -> Any:
+        with self._computation(key, asked, stores_errors, None, *self._labels.of(asked)) as store:
+            value = freeze(asked())
+        store(value)
         return value
 
 

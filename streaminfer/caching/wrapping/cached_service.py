@@ -231,27 +231,19 @@ class CachedService(Layer, Wrapper):
         return request.deadline_ns
 
     async def _compute(self, key: Any, asked: Any, stores_errors: bool, erasures: int | None = None) -> Response:
-        request, version = asked
-        erasures = self.memory.erasures if erasures is None else erasures
-        begun_ns = self.now()
-        try:
+        request: Request = asked[0]
+        with self._computation(key, asked, stores_errors, erasures, request.subject, request.tags) as store:
             response = await self._call(request)
             outputs = freeze(response.outputs)
-        except Exception as error:
-            # an error behind a stale value must not replace it
-            if stores_errors and not self._changed_since(version):
-                self.store_error(key, error, erasures, request.tags, request.subject)
-            raise
-        self.budget.computed(self.now() - begun_ns)
-        if self._changed_since(version):
+        if not self._is_current(asked):
             self.flights.not_stored()
         elif not response.degraded:
-            self.store(key, outputs, erasures, request.tags, request.subject)
+            store(outputs)
         return Response(outputs, response.degraded, response.source, response.timings)
 
-    def _changed_since(self, version: int) -> bool:
-        """Return whether another model than the key's may have responded."""
-        return self._changes is not None and self._changes() != version
+    def _is_current(self, asked: Any) -> bool:
+        """Return whether no other model than the key's can have responded."""
+        return self._changes is None or self._changes() == asked[1]
 
     async def stop(self, *, drain: bool = True) -> None:
         """End its computations, refreshes included; a `Stack` calls it.

@@ -15,7 +15,8 @@ from __future__ import annotations
 import asyncio
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,26 @@ class Layer(ABC):
     def _deadline_ns(self, asked: Any) -> int | None:  # noqa: ARG002 - functions have none
         """Return by when the first caller must have the value."""
         return None
+
+    def _is_current(self, asked: Any) -> bool:  # noqa: ARG002 - a function stays what it is
+        """Return whether what computes is what the key names."""
+        return True
+
+    @contextmanager
+    def _computation(
+        self, key: Any, asked: Any, stores_errors: bool, erasures: int | None, subject: str | None, tags: Any
+    ) -> Iterator[Callable[[Any], None]]:
+        """Learn how long the computation in the block takes, and store its error; give what stores its value."""
+        erasures = self.memory.erasures if erasures is None else erasures
+        begun_ns = self.now()
+        try:
+            yield partial(self.store, key, erasures=erasures, tags=tags, subject=subject)
+        except Exception as error:
+            # an error behind a stale value must not replace it
+            if stores_errors and self._is_current(asked):
+                self.store_error(key, error, erasures, tags, subject)
+            raise
+        self.budget.computed(self.now() - begun_ns)
 
     # -- tiers --------------------------------------------------------------------------------------------------
 
