@@ -25,7 +25,6 @@ cdef class Caller:
     cdef object _context
     cdef object key
     cdef object compute
-    cdef tuple arguments
     cdef object owner
 
     cpdef result(self)
@@ -46,7 +45,7 @@ cdef class LoopFlights:
     cdef readonly dict _owners
     cdef object _now
 
-    cdef _begin(self, CFlight flight, Caller asked, object context)
+    cdef _begin(self, CFlight flight, object compute, object owner, object context)
     cdef _leave(self, CFlight flight, Caller caller, CFlight around)
     @cython.locals(caller=Caller)
     cdef _succeed(self, CFlight flight, object value)

@@ -38,6 +38,8 @@ _VALUE = 2
 _ERROR = 3
 _OVER = 4
 
+Compute = Callable[[], Coroutine[Any, Any, Any]]
+
 
 class Caller:
     """Awaitable of one caller in a task; made by :meth:`LoopFlights.share`, and awaited once.
@@ -53,8 +55,7 @@ class Caller:
     _timeout_s: float | None
     _enforced: bool
     key: Any
-    compute: Callable[..., Coroutine[Any, Any, Any]]
-    arguments: tuple[Any, ...]
+    compute: Compute
     owner: Any
 
     def __init__(self) -> None:
@@ -115,7 +116,7 @@ class Caller:
         timeout_s = self._timeout_s
         try:
             if leads:
-                flights._begin(flight, self, copy_context())
+                flights._begin(flight, self.compute, self.owner, copy_context())
             if timeout_s is not None and not (leads and self._enforced):
                 self._timer = loop.call_later(timeout_s, self._expire)
         except BaseException:
@@ -206,21 +207,13 @@ class LoopFlights:
         self._owners: dict[asyncio.Task[Any], tuple[Any, Flight]] = {}  # of each running computation, and its flight
 
     def share(
-        self,
-        key: Any,
-        compute: Callable[..., Coroutine[Any, Any, Any]],
-        arguments: tuple[Any, ...],
-        *,
-        timeout_s: float | None = None,
-        enforced: bool = False,
-        owner: Any = None,
+        self, key: Any, compute: Compute, *, timeout_s: float | None = None, enforced: bool = False, owner: Any = None
     ) -> Caller:
         """Return the value of a key, computed once for all concurrent callers.
 
         Args:
             key: of the value.
             compute: begins a computation, if this caller leads.
-            arguments: of ``compute``.
             timeout_s: seconds after which this caller leaves; ``None``: never.
             enforced: a computation that this caller leads ends at that time without help.
             owner: whose ``stop`` ends the computation.
@@ -237,22 +230,12 @@ class LoopFlights:
         caller._flights = self
         caller.key = key
         caller.compute = compute
-        caller.arguments = arguments
         caller.owner = owner
         caller._timeout_s = timeout_s
         caller._enforced = enforced
         return caller
 
-    def refresh(
-        self,
-        key: Any,
-        compute: Callable[..., Coroutine[Any, Any, Any]],
-        arguments: tuple[Any, ...],
-        *,
-        refreshes: Refreshes,
-        limit_s: float,
-        owner: Any = None,
-    ) -> None:
+    def refresh(self, key: Any, compute: Compute, *, refreshes: Refreshes, limit_s: float, owner: Any = None) -> None:
         """Compute a key behind its stale value, unless it is in flight or too many keys are.
 
         After ``limit_s`` the computation is cancelled and the key is free for others. One late computation of each
@@ -261,7 +244,6 @@ class LoopFlights:
         Args:
             key: of the value.
             compute: begins a computation.
-            arguments: of ``compute``.
             refreshes: of the wrapped service.
             limit_s: how long it may take.
             owner: whose ``stop`` ends the computation.
@@ -270,7 +252,7 @@ class LoopFlights:
             flight = self.table.refresh(key, self._now(), refreshes)
         if flight is None:
             return
-        self._begin(flight, self.share(key, compute, arguments, owner=owner), copy_context())
+        self._begin(flight, compute, owner, copy_context())
         loop: Any = self.loop()
         timer = loop.call_later(limit_s, self._on_late_refresh, flight, limit_s, context=Context())
         flight.computing.add_done_callback(partial(_cancel, timer))
@@ -319,11 +301,10 @@ class LoopFlights:
             if not flight.over:
                 self._fail(flight, Closed(_STOPPED), True)
 
-    def _begin(self, flight: Flight, asked: Caller, context: Context) -> None:
+    def _begin(self, flight: Flight, compute: Compute, owner: Any, context: Context) -> None:
         loop: Any = self.loop()
-        computation = _computation(flight, asked.compute, asked.arguments)
-        flight.computing = task = loop.create_task(computation, context=context)
-        self._owners[task] = (asked.owner, flight)
+        flight.computing = task = loop.create_task(_computation(flight, compute), context=context)
+        self._owners[task] = (owner, flight)
         task.add_done_callback(partial(self._on_task_done, flight))
 
     def _leave(self, flight: Flight, caller: Caller, around: Flight | None) -> None:
@@ -360,15 +341,13 @@ class LoopFlights:
             if _waits(caller):
                 caller._tell_error(error if caller is original else copy_error(error))
         if leader is not None:
-            self._begin(flight, leader, leader._context.copy())
+            self._begin(flight, leader.compute, leader.owner, leader._context.copy())
         _wake(told)
 
 
-async def _computation(
-    flight: Flight, compute: Callable[..., Coroutine[Any, Any, Any]], arguments: tuple[Any, ...]
-) -> Any:
+async def _computation(flight: Flight, compute: Compute) -> Any:
     enter(flight)
-    return await compute(*arguments)
+    return await compute()
 
 
 def _cancel(timer: asyncio.TimerHandle, _: asyncio.Task[Any]) -> None:

@@ -57,13 +57,12 @@ class ThreadFlights:
         self.table.forget()
         self._refreshing = 0
 
-    def share(self, key: Any, compute: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, bool]:
+    def share(self, key: Any, compute: Callable[[], Any]) -> tuple[Any, bool]:
         """Return the value of a key, computed once for all concurrent callers; see ``LoopFlights.share``.
 
         Args:
             key: of the value.
             compute: computes it, if this caller leads.
-            arguments: of ``compute``.
 
         Returns:
             The value, and whether this caller computed it.
@@ -86,7 +85,7 @@ class ThreadFlights:
                 raise waiter.error  # noqa: TRY301 - it leaves the flight as who computed does
             if flight.leader is not waiter:
                 return waiter.value, False
-            value = _compute_in(flight, compute, arguments)
+            value = _compute_in(flight, compute)
             self._succeed(flight, value)
         except BaseException as raised:
             error = raised
@@ -104,20 +103,12 @@ class ThreadFlights:
                     self.table.leave(flight, waiter, inside)
             del error  # its traceback holds this frame
 
-    def refresh(
-        self,
-        key: Any,
-        compute: Callable[..., Any],
-        arguments: tuple[Any, ...],
-        refreshes: Refreshes,
-        limit_s: float,
-    ) -> None:
+    def refresh(self, key: Any, compute: Callable[[], Any], *, refreshes: Refreshes, limit_s: float) -> None:
         """Compute a key behind its stale value in a thread, unless it is in flight or too many keys are.
 
         Args:
             key: of the value.
             compute: computes it.
-            arguments: of ``compute``.
             refreshes: of the wrapped function.
             limit_s: seconds after which the key is free for others.
         """
@@ -131,7 +122,7 @@ class ThreadFlights:
                 return
             flight.late_s = time.monotonic() + limit_s
             self._refreshing += 1
-        work = partial(copy_context().run, self._refresh, flight, compute, arguments)
+        work = partial(copy_context().run, self._refresh, flight, compute)
         try:
             threading.Thread(target=work, name="streaminfer-cache-refresh", daemon=True).start()
         except RuntimeError as error:  # no more threads, or the interpreter ends
@@ -139,9 +130,9 @@ class ThreadFlights:
                 self._refreshing -= 1
             self._fail(flight, error)
 
-    def _refresh(self, flight: Flight, compute: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    def _refresh(self, flight: Flight, compute: Callable[[], Any]) -> None:
         try:
-            self._succeed(flight, _compute_in(flight, compute, arguments))
+            self._succeed(flight, _compute_in(flight, compute))
         except BaseException as error:  # noqa: BLE001 - logged; no caller waits for a refresh
             self._fail(flight, error, as_refresh=True)
         finally:
@@ -188,9 +179,9 @@ def _left_s(flight: Flight) -> float | None:
     return None if flight.late_s == math.inf else max(flight.late_s - time.monotonic(), 0.0)
 
 
-def _compute_in(flight: Flight, compute: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+def _compute_in(flight: Flight, compute: Callable[[], Any]) -> Any:
     token = enter(flight)
     try:
-        return compute(*arguments)
+        return compute()
     finally:
         CURRENT_FLIGHT.reset(token)

@@ -1,7 +1,7 @@
 """The tiers of a cache: read when memory has no value, written behind the callers, erased together with memory.
 
-**Reading** happens inside single flight, once for all callers of a key (``tier_reader``). The cache *promotes* a value
-that a tier had: it stores it in memory and in the faster tiers, as old as it was, with its tags, subject and class.
+**Reading** happens inside single flight, once for all callers of a key, the fastest tier first. The cache *promotes* a
+value that a tier had: it stores it in memory and in the faster tiers, as old as it was, with its tags, subject, class.
 
 **Time.** ``read_budget`` says how long the tiers may take together: never more than a second; of the time that a
 request has left, what the computation does not need, as far as earlier ones show, and at most half. So a tier that
@@ -38,8 +38,7 @@ from streaminfer.caching.erasure.erasure import PendingErasure
 from streaminfer.caching.erasure.retention_counts import RetentionCounts
 from streaminfer.caching.table._slots_cy import NEVER
 from streaminfer.caching.tiers.protocol import Announces, Entry, HoldingTier, Leasing, Notice, Tier, TierHit
-from streaminfer.caching.tiers.tier_reader import in_ns, read_tiers
-from streaminfer.caching.tiers.writer import TierUsage, TierWriter
+from streaminfer.caching.tiers.writer import TierUsage, TierWriter, in_ns
 from streaminfer.compliance.retention import Holding, Rule
 
 if TYPE_CHECKING:
@@ -168,17 +167,45 @@ class TierSet:
     async def read(
         self, key: str | bytes, *, granted_ns: int, longest_ns: int = NEVER, only_fresh: bool = False
     ) -> TierHit | None:
-        """Return what the tiers have of a key, if they run on this event loop; a fresh value is in memory then.
+        """Return a fresh value of the fastest tier that has one, else a stale one, else ``None``.
 
-        Arguments as of `read_tiers`.
+        A fresh value is in memory then. Nothing is returned if the tiers do not run on this event loop, or the key was
+        erased or deleted meanwhile, because the value may be what was.
+
+        Args:
+            key: whose value.
+            granted_ns: how long the tiers may take together.
+            longest_ns: how long a value is fresh at most, from when it was computed.
+            only_fresh: no stale value.
         """
         if granted_ns <= 0 or not self.run_here:
             return None
         erasures = self._memory.erasures
-        found = await read_tiers(self.workers, self._memory, key, granted_ns, longest_ns, only_fresh)
-        if found is not None and not found.is_stale:
-            self.promote(key, found, erasures)
-        return found
+        until = asyncio.get_running_loop().time() + granted_ns / 1e9
+        stale: TierHit | None = None
+        for worker in self.workers:
+            limit = asyncio.timeout_at(until)
+            pending = worker.pending  # one that is done before the tier responds concerns what it read all the same
+            try:
+                async with limit:
+                    entry = await worker.tier.get(key)
+            except Exception as error:
+                worker.read_timeouts += 1
+                if limit.expired():
+                    break
+                _LOGGER.warning("the tier %s failed on a read: %s", worker.name, error, exc_info=error)
+                continue
+            if self._memory.erased_since(key, erasures):
+                worker.discarded += 1
+                return None
+            hit = worker.judge(key, entry, longest_ns, pending, self._memory)
+            if hit is not None and not hit.is_stale:
+                self.promote(key, hit, erasures)
+                return hit
+            stale = stale or hit
+        if stale is None or only_fresh or self._memory.erased_since(key, erasures):
+            return None
+        return stale if self._memory.now() < stale.usable_until_ns else None  # slower tiers took their time
 
     def promote(self, key: Any, found: TierHit, erasures: int) -> None:
         """Store in memory and on faster tiers what a tier had, with the age that it has.

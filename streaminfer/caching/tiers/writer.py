@@ -18,21 +18,26 @@ import asyncio
 import logging
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import attrs
 
 from streaminfer._internal.snapshot import Snapshot
+from streaminfer.caching.defensive_copy import freeze
 from streaminfer.caching.erasure.erasure import PendingErasure, is_erased
 from streaminfer.caching.erasure.owed_erasures import Owed
 from streaminfer.caching.erasure.retention_counts import DELETED, REASONS, RetentionCounts
-from streaminfer.caching.tiers.protocol import Entry, Tier, TierStatistics
+from streaminfer.caching.table._slots_cy import NEVER
+from streaminfer.caching.tiers.protocol import Entry, Tier, TierHit, TierStatistics
 from streaminfer.caching.weigher import payload_bytes
 from streaminfer.compliance.retention import Holding
 
-__all__ = ["TierUsage", "TierWriter"]
+if TYPE_CHECKING:
+    from streaminfer.caching.memory import Memory
+
+__all__ = ["TierUsage", "TierWriter", "in_ns"]
 
 _LOGGER = logging.getLogger("streaminfer.caching")
 MAX_QUEUED_WRITES = 256
@@ -266,6 +271,45 @@ class TierWriter:
             for data_class, entries, oldest_ns, size in held
         ]
 
+    def judge(
+        self, key: str | bytes, entry: Entry | None, longest_ns: int, pending: Iterable[PendingErasure], memory: Memory
+    ) -> TierHit | None:
+        """Count a read, and return what may be used of it.
+
+        Args:
+            key: whose value.
+            entry: what the tier gave.
+            longest_ns: how long a value is fresh at most, from when it was computed.
+            pending: erasures that had not been made when the read began.
+            memory: of the cache.
+        """
+        if entry is None:
+            self.misses += 1
+            return None
+        policy, longest_stale_ns = memory.freshness.policy, memory.freshness.stale_ns
+        rule = None if policy is None else policy.rule(entry.tags)
+        disallowed = rule is not None and not rule.permits(self.tier)
+        if disallowed or is_erased(entry, pending) or self.is_replaced(key, entry):
+            self.discarded += 1
+            return None
+        age_ns = max(self.tier.wall_clock() - entry.stored_ns, 0)
+        stale_ns = min(in_ns(entry.stale_s), longest_stale_ns)
+        fresh_ns = longest_ns
+        if entry.ttl_s is not None:
+            fresh_ns = min(fresh_ns, max(in_ns(entry.ttl_s) - in_ns(entry.stale_s), 0))
+        if rule is not None:
+            fresh_ns = min(fresh_ns, in_ns(rule.max_age_s) - longest_stale_ns)
+        if fresh_ns != NEVER and age_ns >= fresh_ns + stale_ns:
+            self.misses += 1
+            return None
+        is_stale = age_ns >= fresh_ns
+        self.stale_hits += is_stale
+        self.hits += not is_stale
+        computed_ns = memory.now() - age_ns
+        instants = (NEVER, NEVER) if fresh_ns == NEVER else (computed_ns + fresh_ns, computed_ns + fresh_ns + stale_ns)
+        labels, place = (tuple(sorted(entry.tags)), entry.subject), (self.name, self.position)
+        return TierHit(freeze(entry.value), *labels, *place, computed_ns, *instants, is_stale)
+
     def has_queued(self, key: str | bytes) -> bool:
         """Return whether a write of a key is queued."""
         return key in self._queue
@@ -383,3 +427,8 @@ class TierWriter:
         for key, write in list(self._queue.items()):
             if which(write):
                 self._reject(self._take(key))
+
+
+def in_ns(seconds: float) -> int:
+    """Return seconds as whole nanoseconds."""
+    return round(seconds * 1e9)

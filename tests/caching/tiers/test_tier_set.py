@@ -9,7 +9,6 @@ from scripted_tier import EPOCH, Model, ScriptedTier, cache_of
 import streaminfer as si
 from streaminfer.caching.tiers import Entry
 from streaminfer.caching.tiers.read_budget import ReadBudget
-from streaminfer.caching.tiers.tier_reader import read_tiers
 from streaminfer.compliance.retention import Retention
 from streaminfer.compliance.retention_log import RetentionLog
 from streaminfer.errors import BackendError, DeadlineExceeded
@@ -334,9 +333,8 @@ def test_what_waits_to_be_promoted_grows_older_and_what_was_read_before_an_erasu
         cache = cache_of(loop, disk)
         async with cache:
             disk.held["k"] = Entry(value=1, stored_ns=EPOCH, ttl_s=10.0)
-            found = await read_tiers(
-                cache.tiers.workers, cache._memory, "k", granted_ns=S, longest_ns=2**63 - 1, only_fresh=False
-            )
+            found = await cache.tiers.read("k", granted_ns=S)
+            del cache["k"]  # as if memory had evicted it
             await asyncio.sleep(4.0)
             cache.tiers.promote("k", found, cache._memory.erasures)
             await asyncio.sleep(5.9)
@@ -346,9 +344,8 @@ def test_what_waits_to_be_promoted_grows_older_and_what_was_read_before_an_erasu
             cache.tiers.promote("k", found, cache._memory.erasures)  # its time has passed
             assert len(cache) == 0
             disk.held["k"] = Entry(value=1, stored_ns=disk.wall_clock(), ttl_s=10.0)
-            found = await read_tiers(
-                cache.tiers.workers, cache._memory, "k", granted_ns=S, longest_ns=2**63 - 1, only_fresh=False
-            )
+            found = await cache.tiers.read("k", granted_ns=S)
+            del cache["k"]  # as if memory had evicted it
             before = cache._memory.erasures
             cache.erase(tag="other")
             cache.tiers.promote("k", found, before)
