@@ -9,7 +9,7 @@ Erasures rely on that order. One task makes the puts and erasures of a tier, so 
 **Bounds.** A tier has at most 256 puts, or 64 MiB, queued; the writer drops and counts what comes beyond. A later value
 of a key replaces a queued one. A put has 5 s, one attempt of an erasure 30 s. The writer tries a failed erasure again
 when an open breaker allows it, else after 1, 2, 4, … 30 s; if the policy has a log in a file, the next process does so
-too (``owed_erasures``).
+too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ import attrs
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer.caching.defensive_copy import freeze
 from streaminfer.caching.erasure.erasure import PendingErasure, is_erased
-from streaminfer.caching.erasure.owed_erasures import Owed
 from streaminfer.caching.erasure.retention_counts import DELETED, REASONS, RetentionCounts
 from streaminfer.caching.table._slots_cy import NEVER
 from streaminfer.caching.tiers.protocol import Entry, Tier, TierHit, TierStatistics
@@ -137,7 +136,7 @@ class TierWriter:
         self._bytes = 0
         self._at_work = 0
         self._task: asyncio.Task[None] | None = None
-        self._wake: asyncio.Event | None = None
+        self._wake = asyncio.Event()
         self._closing = False
         self._pause_s = FIRST_RETRY_S
         self._retry_at = -math.inf  # when the loop's clock says so, failed erasures are tried again
@@ -175,14 +174,14 @@ class TierWriter:
 
     async def start(self) -> None:
         """Start the tier, and begin with the pending erasures, also those from before this process."""
-        for owed in self._counts.owed_by(self._place):
-            erasing = PendingErasure(owed.subject, owed.tag, [self.name])
+        for subject, tag in self._counts.owed_by(self._place):
+            erasing = PendingErasure(subject, tag, [self.name])
             if not any(it.is_same_as(erasing) for it in self.pending):
                 self.register(erasing)
                 erasing.arm(0)
         await self.tier.start()
         self._closing = False
-        self._wake = asyncio.Event()
+        self._wake = asyncio.Event()  # of this event loop
         self._told = self.tier.statistics()
         self._retry_at = -math.inf
         self._task = asyncio.get_running_loop().create_task(self._work(), name=f"streaminfer cache to {self.name}")
@@ -199,7 +198,7 @@ class TierWriter:
             return
         try:
             if drain:
-                self.wake()
+                self._wake.set()
                 await asyncio.wait([task])
         finally:
             task.cancel()
@@ -220,7 +219,7 @@ class TierWriter:
     def begin(self, erasing: PendingErasure) -> None:
         """Begin an armed erasure, now or when the tier starts."""
         if self.runs:
-            self.wake()
+            self._wake.set()
             return
         if erasing.subject is not None and self.tier.keys is not None:
             try:  # what cannot be reached can be made unreadable; the tier does it again when it starts
@@ -229,11 +228,6 @@ class TierWriter:
                 _LOGGER.warning("the keys of a subject could not be destroyed yet: %s", error, exc_info=error)
         if erasing.is_untried(self.name):
             self._failed(erasing, "the tier does not run; erased when it starts")
-
-    def wake(self) -> None:
-        """Wake the task of the tier, because there is something to do."""
-        if self._wake is not None:
-            self._wake.set()
 
     def put(self, key: str | bytes, entry: Entry | None) -> asyncio.Future[bool]:
         """Queue a put, or, without an entry, a deletion, if there is room; return whether the tier made it."""
@@ -247,7 +241,7 @@ class TierWriter:
         else:
             self._queue[key] = write
             self._bytes += write.size
-            self.wake()
+            self._wake.set()
         return write.done
 
     async def inventory(self, classes: tuple[str, ...], *, here: bool) -> list[Holding]:
@@ -322,7 +316,6 @@ class TierWriter:
 
     async def _work(self) -> None:
         wake, loop = self._wake, asyncio.get_running_loop()
-        assert wake is not None  # noqa: S101 - `start` made it
         while True:
             may_retry = loop.time() >= self._retry_at
             erasing = next((it for it in self.pending if it.armed and (may_retry or it.is_untried(self.name))), None)
@@ -405,7 +398,7 @@ class TierWriter:
             with self._registering:
                 self.pending = tuple(it for it in self.pending if it is not erasing)
             self._counts.record("erased", where=self.name, count=count, reason="asked for", **erasing.selection)
-            self._counts.made(Owed(self._place, **erasing.selection))
+            self._counts.owe(self._place, is_owed=False, **erasing.selection)
             erasing.note(self.name, count)
             return
         self._try_again(max(getattr(error, "retry_after_s", 0.0) or 0.0 for error in failures))
@@ -414,7 +407,7 @@ class TierWriter:
     def _failed(self, erasing: PendingErasure, why: str) -> None:
         if erasing.is_untried(self.name):  # once, and not at every attempt
             self._counts.record("erase_failed", where=self.name, count=0, reason=why, **erasing.selection)
-            self._counts.owe(Owed(self._place, **erasing.selection))
+            self._counts.owe(self._place, is_owed=True, **erasing.selection)
         erasing.note(self.name, why)
 
     def _try_again(self, after_s: float) -> None:

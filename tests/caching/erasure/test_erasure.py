@@ -186,7 +186,7 @@ def test_tiers_know_before_memory_is_erased_and_begin_after():
             disk.held["k"] = Entry(value=1, stored_ns=0, subject="anna")
             erasing = PendingErasure("anna", None, ["disk"])
             worker.register(erasing)
-            worker.wake()
+            worker._wake.set()
             await asyncio.sleep(1.0)
             assert "k" in disk.held
             erasing.arm(0)

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 import streaminfer as si
-from streaminfer.caching.erasure.owed_erasures import Owed, OwedErasures
-from streaminfer.caching.erasure.retention_counts import RetentionCounts
+from streaminfer.caching.erasure.retention_counts import OwedErasures, RetentionCounts
 from streaminfer.caching.tiers import DiskTier
 from streaminfer.caching.tiers.encryption import StoredKeys
 from streaminfer.compliance.retention import Retention
@@ -261,7 +260,7 @@ def test_a_process_that_is_killed_leaves_what_it_owes(tmp_path):
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
     place = f"disk {tmp_path / 'disk'}"
-    assert OwedErasures(tmp_path / "log").of(place) == [Owed(place, "anna", None)]
+    assert OwedErasures(tmp_path / "log").of(place) == [("anna", None)]
 
 
 def test_a_file_of_owed_erasures_that_cannot_be_read_is_an_error(tmp_path):

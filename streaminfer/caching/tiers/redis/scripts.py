@@ -21,7 +21,7 @@ have changed or are gone by then: what was begun before an erasure has no effect
 
 from __future__ import annotations
 
-__all__ = ["BEGIN", "ERASE", "LOOK", "OPEN", "PUT", "SCRIPTS", "TAKE"]
+__all__ = ["BEGIN", "ERASE", "LOOK", "OPEN", "PUT", "TAKE"]
 
 TAKE = """
 local lease = ARGV[1] .. 'l' .. ARGV[2]
@@ -67,5 +67,3 @@ for at = 1, #ARGV do
 end
 return found
 """
-
-SCRIPTS = (TAKE, OPEN, BEGIN, PUT, ERASE, LOOK)

@@ -25,7 +25,7 @@ from streaminfer.caching.tiers.protocol import Entry, Held, Notice, RecordCopy
 from streaminfer.caching.tiers.redis.connection import client_of, tls_options
 from streaminfer.caching.tiers.redis.raw_keys import SCAN_CHUNK, literally, read_raw
 from streaminfer.caching.tiers.redis.redis_notices import RedisNotices
-from streaminfer.caching.tiers.redis.scripts import BEGIN, ERASE, LOOK, OPEN, PUT, SCRIPTS, TAKE
+from streaminfer.caching.tiers.redis.scripts import BEGIN, ERASE, LOOK, OPEN, PUT, TAKE
 from streaminfer.errors import BackendError, CircuitOpen, Closed
 from streaminfer.protocols import Clock
 from streaminfer.resilience.breaker.circuit_breaker import CircuitBreaker
@@ -115,7 +115,6 @@ class RedisTier(MediumTier):
         self.notices = RedisNotices(self._prefix + b"n", self._records, self._blocking) if invalidate else None
         self.lease_s = check_duration("lease_s", lease_s)
         self._client: Any = None
-        self._scripts: dict[str, Any] = {}
         self._sealer: ThreadPoolExecutor | None = None
 
     async def start(self) -> None:
@@ -127,7 +126,6 @@ class RedisTier(MediumTier):
         if self._client is not None:
             raise RuntimeError("the Redis tier runs already")
         self._client = self._connect(self._max_connections)
-        self._scripts = {source: self._client.register_script(source) for source in SCRIPTS}
         if self.encrypted:  # a key provider may block
             self._sealer = ThreadPoolExecutor(1, thread_name_prefix="streaminfer-seal")
         if self.notices is not None:
@@ -337,7 +335,7 @@ class RedisTier(MediumTier):
         return await getattr(self._client, name)(*args)
 
     async def _script(self, source: str, *args: Any) -> Any:
-        return await self._scripts[source](args=args)
+        return await self._client.register_script(source)(args=args)
 
     async def _blocking(self, operation: Callable[..., T], *args: Any) -> T:
         if self._sealer is None:
