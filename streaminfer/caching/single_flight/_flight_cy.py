@@ -16,7 +16,7 @@ callers join it and wait.
 * A computation that waits for its own flight would wait for ever; so would two that wait for each other. The waits of
   computations are edges of a graph between flights, and a join that would close a cycle raises.
 
-It has no event loop, lock, thread or clock: ``_loop_flights_cy`` and ``thread_flights`` have, and take a lock.
+It has no event loop, lock, thread or clock: ``_loop_flights_cy`` and ``flights`` have, and take a lock.
 
 *Complexity.* All operations are O(1), except telling all waiters and the check for cycles. That walks the flights that
 the joined one waits for: none, unless computations call for other keys.

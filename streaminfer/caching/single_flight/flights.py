@@ -1,21 +1,37 @@
-"""Single flight of one cache, by the rules of ``_flight_cy``: for tasks and for threads."""
+"""Single flight of one cache, by the rules of ``_flight_cy``: for tasks (``_loop_flights_cy``) and for threads.
+
+Of threads the leader computes in its own, and the waiters wait for an event each.
+If the leader's computation raises, even ``KeyboardInterrupt``, a waiter leads. A refresh has a thread of its own.
+Because threads cannot be ended, a late refresh continues; its key is free for others, who notice when they join or when
+they have waited for so long. At most 64 such threads run. A forked process begins without flights, because the threads
+that computed are in its parent.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import math
+import threading
+import time
 import weakref
 from asyncio import get_running_loop
 from collections.abc import Callable
+from contextvars import copy_context
+from functools import partial
+from typing import Any
 
 import attrs
 
+from streaminfer._internal.forking import at_fork
 from streaminfer._internal.snapshot import Snapshot
-from streaminfer.caching.single_flight._flight_cy import FlightCounts
+from streaminfer.caching.single_flight._flight_cy import Flight, FlightCounts, FlightTable, Refreshes
 from streaminfer.caching.single_flight._loop_flights_cy import LoopFlights
-from streaminfer.caching.single_flight.flight_context import FLIGHTS_LOCK, LOG
-from streaminfer.caching.single_flight.thread_flights import ThreadFlights
+from streaminfer.caching.single_flight.flight_context import CURRENT_FLIGHT, FLIGHTS_LOCK, LOG, end_attempt, enter
+from streaminfer.errors import DeadlineExceeded, copy_error
 
 __all__ = ["FlightStatistics", "SingleFlight"]
+
+_MAX_REFRESH_THREADS = 64
 
 
 @attrs.frozen(kw_only=True)
@@ -45,6 +61,9 @@ class FlightStatistics(Snapshot):
     refresh_failures: int
     not_stored: int
     in_flight: int
+
+
+_COUNTED = tuple(field.name for field in attrs.fields(FlightStatistics) if field.name != "in_flight")
 
 
 class SingleFlight:
@@ -83,4 +102,159 @@ class SingleFlight:
             return FlightStatistics(in_flight=running, **{name: getattr(self.counts, name) for name in _COUNTED})
 
 
-_COUNTED = tuple(field.name for field in attrs.fields(FlightStatistics) if field.name != "in_flight")
+@attrs.define(eq=False)
+class _Waiter:
+    """Caller in a thread."""
+
+    event: threading.Event = attrs.Factory(threading.Event)
+    value: Any = None
+    error: BaseException | None = None
+
+
+class ThreadFlights:
+    """Flights of threads. Thread-safe.
+
+    Args:
+        counts: where to count.
+        now: reads the cache's clock.
+    """
+
+    def __init__(self, counts: FlightCounts, now: Callable[[], int]) -> None:
+        self.table = FlightTable(counts, lambda _: True)
+        self._now = now
+        self._refreshing = 0
+        _THREAD_FLIGHTS.add(self)
+
+    def forget(self) -> None:
+        """Begin without flights, in a forked process."""
+        self.table.forget()
+        self._refreshing = 0
+
+    def share(self, key: Any, compute: Callable[[], Any]) -> tuple[Any, bool]:
+        """Return the value of a key, computed once for all concurrent callers; see ``LoopFlights.share``.
+
+        Args:
+            key: of the value.
+            compute: computes it, if this caller leads.
+
+        Returns:
+            The value, and whether this caller computed it.
+
+        Raises:
+            RuntimeError: the caller is inside the computation of the same key.
+            BaseException: what the computation raised.
+        """
+        waiter = _Waiter()
+        context = CURRENT_FLIGHT.get()
+        inside = None if context is None else context.flight
+        with FLIGHTS_LOCK:
+            flight = self.table.join(key, waiter, inside)
+        error: BaseException = RuntimeError("the thread that computed this was interrupted")
+        try:
+            # it leads from the beginning, or when a leader before it has failed
+            while flight.leader is not waiter and not waiter.event.wait(_left_s(flight)):
+                self._end_late(flight)
+            if waiter.error is not None:
+                raise waiter.error  # noqa: TRY301 - it leaves the flight as who computed does
+            if flight.leader is not waiter:
+                return waiter.value, False
+            value = _compute_in(flight, compute)
+            self._succeed(flight, value)
+        except BaseException as raised:
+            error = raised
+            raise
+        else:
+            return value, True
+        finally:
+            with FLIGHTS_LOCK:
+                leads = flight.leader is waiter  # its waiters must be told, however it ended
+                if not leads:
+                    self.table.leave(flight, waiter, inside)
+            if leads:
+                self._fail(flight, error)
+                with FLIGHTS_LOCK:
+                    self.table.leave(flight, waiter, inside)
+            del error  # its traceback holds this frame
+
+    def refresh(self, key: Any, compute: Callable[[], Any], *, refreshes: Refreshes, limit_s: float) -> None:
+        """Compute a key behind its stale value in a thread, unless it is in flight or too many keys are.
+
+        Args:
+            key: of the value.
+            compute: computes it.
+            refreshes: of the wrapped function.
+            limit_s: seconds after which the key is free for others.
+        """
+        before = self.table.flight(key)
+        if before is not None:
+            self._end_late(before)
+        with FLIGHTS_LOCK:
+            may = self._refreshing < _MAX_REFRESH_THREADS
+            flight = self.table.refresh(key, self._now(), refreshes) if may else None
+            if flight is None:
+                return
+            flight.late_s = time.monotonic() + limit_s
+            self._refreshing += 1
+        work = partial(copy_context().run, self._refresh, flight, compute)
+        try:
+            threading.Thread(target=work, name="streaminfer-cache-refresh", daemon=True).start()
+        except RuntimeError as error:  # no more threads, or the interpreter ends
+            with FLIGHTS_LOCK:
+                self._refreshing -= 1
+            self._fail(flight, error)
+
+    def _refresh(self, flight: Flight, compute: Callable[[], Any]) -> None:
+        try:
+            self._succeed(flight, _compute_in(flight, compute))
+        except BaseException as error:  # noqa: BLE001 - logged; no caller waits for a refresh
+            self._fail(flight, error, as_refresh=True)
+        finally:
+            with FLIGHTS_LOCK:
+                self._refreshing -= 1
+
+    def _end_late(self, flight: Flight) -> None:
+        """End the flight of a refresh if it is late."""
+        if _left_s(flight) == 0.0:
+            flight.late_s = math.inf
+            self._fail(flight, DeadlineExceeded("a refresh in a thread is late; it continues"), as_refresh=True)
+
+    def _succeed(self, flight: Flight, value: Any) -> None:
+        with FLIGHTS_LOCK:
+            told = self.table.succeed(flight)
+        for waiter in told:
+            waiter.value = value
+            waiter.event.set()
+
+    def _fail(self, flight: Flight, error: BaseException, *, as_refresh: bool = False) -> None:
+        original = flight.leader
+        told, leader = end_attempt(self.table, flight, error, self._now(), as_refresh=as_refresh)
+        for waiter in told:
+            if waiter is not original:
+                waiter.error = copy_error(error)
+                waiter.event.set()
+        if leader is not None:
+            leader.event.set()
+
+
+_THREAD_FLIGHTS: weakref.WeakSet[ThreadFlights] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for flights in list(_THREAD_FLIGHTS):
+        flights.forget()
+
+
+at_fork(in_child=_after_fork)
+
+
+def _left_s(flight: Flight) -> float | None:
+    """Return the seconds that a refresh may still take; ``None``: any number."""
+    return None if flight.late_s == math.inf else max(flight.late_s - time.monotonic(), 0.0)
+
+
+def _compute_in(flight: Flight, compute: Callable[[], Any]) -> Any:
+    token = enter(flight)
+    try:
+        return compute()
+    finally:
+        CURRENT_FLIGHT.reset(token)

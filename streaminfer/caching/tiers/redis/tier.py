@@ -23,7 +23,6 @@ from streaminfer.caching.tiers._records import MediumTier, selection
 from streaminfer.caching.tiers.encryption import KeyProvider
 from streaminfer.caching.tiers.protocol import Entry, Held, Notice, RecordCopy
 from streaminfer.caching.tiers.redis.connection import client_of, tls_options
-from streaminfer.caching.tiers.redis.raw_keys import SCAN_CHUNK, literally, read_raw
 from streaminfer.caching.tiers.redis.redis_notices import RedisNotices
 from streaminfer.caching.tiers.redis.scripts import BEGIN, ERASE, LOOK, OPEN, PUT, TAKE
 from streaminfer.errors import BackendError, CircuitOpen, Closed
@@ -35,6 +34,7 @@ __all__ = ["RedisTier"]
 T = TypeVar("T")
 
 ERASE_CHUNK = 1024
+SCAN_CHUNK = 256
 WRONG_TYPE = "WRONGTYPE"  # a reply to a command on a key that holds something else
 MAX_COUNTED_KEYS = 100_000
 MAX_TTL_MS = 2**53  # what a Lua number holds exactly
@@ -222,14 +222,14 @@ class RedisTier(MediumTier):
             with redis.Redis.from_url(
                 self._url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, **self._tls
             ) as server:
-                for part in read_raw(server, self._prefix):
+                for part in _read_raw(server, self._prefix):
                     yield from self._records.copies(part, "redis key")
         except self._redis.RedisError as error:
             raise BackendError(f"the Redis tier {self.namespace!r} failed: {type(error).__name__}: {error}") from error
 
     async def _entries(self, chunk: int) -> AsyncIterator[list[bytes]]:
         """Yield the keys of all entries that are there all the while, about so many at once."""
-        pattern = literally(self._prefix + b"e") + b"*"
+        pattern = _literally(self._prefix + b"e") + b"*"
         cursor = -1
         while cursor:
             cursor, keys = await self._demand(self._call, "scan", max(cursor, 0), pattern, chunk)
@@ -344,3 +344,34 @@ class RedisTier(MediumTier):
 
     def __repr__(self) -> str:
         return f"<RedisTier({self.namespace!r}, {'running' if self._client else 'stopped'})>"
+
+
+def _literally(text: bytes) -> bytes:
+    """Return a pattern that matches this text and no other."""
+    return b"".join(b"\\" + bytes((byte,)) if byte in b"*?[]\\^-" else bytes((byte,)) for byte in text)
+
+
+def _read_raw(server: Any, prefix: bytes) -> Iterator[bytes]:
+    """Yield each key that begins with a prefix, found by SCAN and not by an index, and all bytes under it.
+
+    Args:
+        server: a blocking client.
+        prefix: of the keys.
+    """
+    for key in server.scan_iter(match=_literally(prefix) + b"*", count=SCAN_CHUNK):
+        yield key
+        match server.type(key):
+            case b"string":
+                yield server.get(key) or b""
+            case b"hash":
+                for name, value in server.hscan_iter(key, count=SCAN_CHUNK):
+                    yield from (name, value)
+            case b"set":
+                yield from server.sscan_iter(key, count=SCAN_CHUNK)
+            case b"zset":
+                yield from (member for member, _ in server.zscan_iter(key, count=SCAN_CHUNK))
+            case b"list":
+                yield from server.lrange(key, 0, -1)
+            case b"stream":
+                for _, fields in server.xrange(key):
+                    yield from (*fields, *fields.values())
