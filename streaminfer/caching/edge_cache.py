@@ -233,7 +233,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         Raises:
             TypeError, ValueError: an argument of the wrong type or out of range.
         """
-        return self._memory.put(key, value, ttl_s, tags, subject, size)
+        return self._memory.put(key, value, ttl_s, (subject, tags), size)
 
     def put_negative(
         self, key: Any, error: Any, *, ttl_s: float | None = None, tags: Iterable[str] = (), subject: str | None = None
@@ -242,7 +242,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
 
         Arguments as in :meth:`put`, but that ``ttl_s`` is the cache's ``negative_ttl_s`` if ``None``.
         """
-        return self._memory.put_negative(key, error, ttl_s, tags, subject)
+        return self._memory.put_negative(key, error, ttl_s, (subject, tags))
 
     def expire(self) -> int:
         """Free every entry that is past its time, the stale time included; return how many went."""
@@ -355,8 +355,8 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         """
         _check_key(key)
         if self.tiers is None:
-            return self._memory.put(key, freeze(value), ttl_s, tags, subject)
-        return await self.tiers.put_through(key, freeze(value), ttl_s, tuple(tags), subject)
+            return self._memory.put(key, freeze(value), ttl_s, (subject, tags))
+        return await self.tiers.put_through(key, freeze(value), ttl_s, (subject, tuple(tags)))
 
     async def delete(self, key: str | bytes) -> bool:
         """Remove what memory and the tiers have of a key: fresh, stale or a failure.

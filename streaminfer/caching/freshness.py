@@ -18,7 +18,10 @@ from streaminfer.caching.table._slots_cy import NEVER
 if TYPE_CHECKING:
     from streaminfer.compliance.retention import Retention, Rule
 
-__all__ = ["Freshness", "Labels", "duration_ns", "labels_of"]
+__all__ = ["About", "Freshness", "Labels", "duration_ns", "labels_of"]
+
+About = tuple[str | None, Iterable[str]]
+"""Subject and tags as a caller gave them."""
 
 Labels = tuple[Any, ...] | None
 """Subject and tags; with a policy also the data class and the instant at which the response was computed."""

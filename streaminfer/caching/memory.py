@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from functools import partial
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from streaminfer._internal.validation import check_count
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.caching._locking import guarded
 from streaminfer.caching.events import CacheEvent, cache_listeners, take_events
-from streaminfer.caching.freshness import Freshness, duration_ns, labels_of
+from streaminfer.caching.freshness import About, Freshness, duration_ns, labels_of
 from streaminfer.caching.table._slots_cy import NEVER
 from streaminfer.caching.table._table_cy import EdgeTable
 
@@ -149,7 +150,6 @@ class Memory(StackClock, _Table):
             max_bytes,
             freshness.lasts_ns(None, ()),
             freshness.stale_ns,
-            freshness.negative_ns,
             policy,
             clock,
         )
@@ -164,40 +164,31 @@ class Memory(StackClock, _Table):
     # -- storing ------------------------------------------------------------------------------------------------
 
     def put(
-        self,
-        key: Any,
-        value: Any,
-        ttl_s: float | None = None,
-        tags: Iterable[str] = (),
-        subject: str | None = None,
-        size: int | None = None,
+        self, key: Any, value: Any, ttl_s: float | None = None, about: About = (None, ()), size: int | None = None
     ) -> bool:
-        """Store a value; see `EdgeCache.put`."""
+        """Store a value about a subject and with tags; see `EdgeCache.put`."""
         ttl_ns = -1 if ttl_s is None else duration_ns("ttl_s", ttl_s)
         weight = -1 if size is None else check_count("size", size, at_least=0, at_most=MAX_BYTES)
+        subject, tags = about
         labels = None if subject is None and not tags else labels_of(subject, tags)
         if self.retention is not None:
             ttl_ns, labels = self.freshness.governed(ttl_ns, labels, self.now())
         return self.store(key, value, ttl_ns, weight, labels)
 
-    def put_aged(
-        self, key: Any, value: Any, ttl_ns: int, age_ns: int, tags: Iterable[str], subject: str | None
-    ) -> None:
+    def put_aged(self, key: Any, value: Any, ttl_ns: int, age_ns: int, about: About) -> None:
         """Store a value that was computed ``age_ns`` ago, for ``ttl_ns`` more."""
-        labels = labels_of(subject, tags)
+        labels = labels_of(*about)
         if self.retention is not None:
             _, labels = self.freshness.governed(0, labels, self.now(), age_ns=age_ns)
         self.store(key, value, ttl_ns, -1, labels)
 
-    def put_negative(
-        self, key: Any, error: Any, ttl_s: float | None = None, tags: Iterable[str] = (), subject: str | None = None
-    ) -> bool:
+    def put_negative(self, key: Any, error: Any, ttl_s: float | None, about: About) -> bool:
         """Remember a failure; see `EdgeCache.put_negative`."""
         ttl_ns = -1 if ttl_s is None else duration_ns("ttl_s", ttl_s)
-        labels = labels_of(subject, tags)
+        labels = labels_of(*about)
         if self.retention is not None:
             ttl_ns, labels = self.freshness.governed(ttl_ns, labels, self.now(), failed=True)
-        return self.store_negative(key, error, ttl_ns, labels)
+        return self.store_negative(key, error, self.freshness.negative_ns if ttl_ns < 0 else ttl_ns, labels)
 
     # -- erasing ------------------------------------------------------------------------------------------------
 
@@ -280,11 +271,7 @@ class Memory(StackClock, _Table):
 
     def listen(self, listener: Callable[[CacheEvent], object]) -> Callable[[], None]:
         """Add a listener for all later events; see `EdgeCache.listen`."""
-
-        def set_listening(listening: bool) -> None:
-            self.listening = listening
-
-        return self.events.add(listener, set_listening)
+        return self.events.add(listener, partial(setattr, self, "listening"))
 
     def statistics(self, flights: Snapshot | None = None, tiers: tuple[Snapshot, ...] = ()) -> CacheStatistics:
         """Return a frozen snapshot, with what is around the table."""

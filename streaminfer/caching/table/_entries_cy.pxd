@@ -49,7 +49,7 @@ cdef class Entries:
     cdef readonly long long removed, rejected, events_lost, erasures
     cdef public long long wake_ns, revalidate_ns
     cdef public bint listening, keeping
-    cdef long long _maxsize, _max_bytes, _ttl_ns, _stale_ns, _negative_ttl_ns
+    cdef long long _maxsize, _max_bytes, _ttl_ns, _stale_ns
     cdef object _policy
     cdef public object clock
     cdef CIndex _index

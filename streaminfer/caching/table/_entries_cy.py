@@ -66,7 +66,6 @@ class Entries:
         max_bytes: how many bytes of values; :data:`NO_LIMIT`.
         ttl_ns: how long an entry is fresh unless it says so itself; ``NEVER``: for good.
         stale_ns: how long after that it is kept as stale.
-        negative_ttl_ns: how long a failure is remembered; 0: not at all.
         policy: a subclass of `EvictionOrder`.
         clock: returns monotonic nanoseconds, ≥ 0; ``None``: a C read of the monotonic clock.
 
@@ -89,7 +88,6 @@ class Entries:
         max_bytes: int,
         ttl_ns: int,
         stale_ns: int,
-        negative_ttl_ns: int,
         policy: Callable[[Slots, int, int], EvictionOrder],
         clock: Callable[[], int] | None,
     ) -> None:
@@ -98,7 +96,6 @@ class Entries:
         self._ttl_ns = ttl_ns
         self._stale_ns = stale_ns
         self.revalidate_ns = stale_ns
-        self._negative_ttl_ns = negative_ttl_ns
         self._policy = policy
         self.clock = clock
         self._events: list[Any] = []

@@ -77,7 +77,6 @@ cdef class EdgeTable(Entries):
 
     cpdef bint store(self, object key, object value, long long ttl_ns, long long size, object labels) except -1
 
-    @cython.locals(lasts_ns=cython.longlong)
     cpdef bint store_negative(self, object key, object value, long long ttl_ns, object labels) except -1
 
     @cython.locals(slot=Py_ssize_t, queue=Py_ssize_t, at_ns=cython.longlong, past_ns=cython.longlong)

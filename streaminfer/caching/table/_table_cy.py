@@ -148,11 +148,8 @@ class EdgeTable(Entries):
     def store_negative(
         self, key: Any, value: Any, ttl_ns: int, labels: tuple[str | None, tuple[str, ...]] | None
     ) -> bool:
-        """Remember a failure, unless a fresh or stale value is there; ``ttl_ns`` negative: as the table says."""
-        lasts_ns = self._negative_ttl_ns if ttl_ns < 0 else ttl_ns
-        if lasts_ns <= 0:
-            return False
-        return self._store(key, value, lasts_ns, _payload(value), labels, True)
+        """Remember a failure, unless a fresh or stale value is there, or ``ttl_ns`` is 0."""
+        return ttl_ns > 0 and self._store(key, value, ttl_ns, _payload(value), labels, True)
 
     def lookup(self, key: Any, now_ns: int) -> tuple[int, Any]:
         """Look up what there is under a key at an instant.

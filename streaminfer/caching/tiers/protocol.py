@@ -135,7 +135,7 @@ class TierHit:
 
     Attributes:
         value: of which ``copy_out`` gives views.
-        tags, subject: to erase it by.
+        about: subject and tags, to erase it by.
         source: the tier's name.
         position: of the tier.
         computed_ns: when it was computed, on the cache's clock.
@@ -145,8 +145,7 @@ class TierHit:
     """
 
     value: Any
-    tags: tuple[str, ...]
-    subject: str | None
+    about: tuple[str | None, tuple[str, ...]]
     source: str
     position: int
     computed_ns: int

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,7 @@ from streaminfer.caching.tiers.writer import TierUsage, TierWriter, in_ns
 from streaminfer.compliance.retention import Holding, Rule
 
 if TYPE_CHECKING:
+    from streaminfer.caching.freshness import About
     from streaminfer.caching.memory import Memory
 
 __all__ = ["TierSet"]
@@ -222,46 +223,35 @@ class TierSet:
         if until_ns <= now_ns:
             return
         left_ns = NEVER if until_ns == NEVER else until_ns - now_ns
-        memory.put_aged(key, found.value, left_ns, now_ns - found.computed_ns, found.tags, found.subject)
+        memory.put_aged(key, found.value, left_ns, now_ns - found.computed_ns, found.about)
         if memory.erased_since(key, erasures):  # by another thread, since then, or by a value that was too large
             memory.take(key, None)
             return
-        ttl_ns, computed_ns = NEVER if until_ns == NEVER else until_ns - found.computed_ns, found.computed_ns
-        self.write(key, found.value, ttl_ns, computed_ns, erasures, found.tags, found.subject, before=found.position)
+        ttl_ns = NEVER if until_ns == NEVER else until_ns - found.computed_ns
+        self.write(key, found.value, ttl_ns, found.about, age_ns=now_ns - found.computed_ns, before=found.position)
 
     # -- writing ------------------------------------------------------------------------------------------------
 
     def write(
-        self,
-        key: str | bytes,
-        value: Any,
-        ttl_ns: int,
-        computed_ns: int,
-        erasures: int,
-        tags: Iterable[str] = (),
-        subject: str | None = None,
-        *,
-        before: int | None = None,
+        self, key: str | bytes, value: Any, ttl_ns: int, about: About, *, age_ns: int = 0, before: int | None = None
     ) -> list[asyncio.Future[bool]]:
-        """Queue a value to be written to the tiers that may have it.
+        """Queue a value, whose key was not erased since it was computed, to be written to the tiers that may have it.
 
         Args:
             key: whose answer.
             value: which must not be changed.
             ttl_ns: how long it is fresh, from when it was computed; ``NEVER``: for good.
-            computed_ns: when that was, on the cache's clock.
-            erasures: the cache's count before that; if the key was erased since, nothing is written.
-            tags: to erase it by.
-            subject: the same.
+            about: subject and tags, to erase it by.
+            age_ns: how long ago it was computed.
             before: only to tiers before this position.
 
         Returns:
             Whether each tier that may have it took it.
         """
-        if self._memory.erased_since(key, erasures) or not self.run_here:
+        if not self.run_here:
             return []
+        subject, tags = about
         waiting: list[asyncio.Future[bool]] = []
-        age_ns = max(self._memory.now() - computed_ns, 0)
         rule = None if self._policy is None else self._policy.rule(tags)
         for worker in self.workers[:before]:
             why = self._objection(worker, rule, subject)
@@ -284,22 +274,19 @@ class TierSet:
             waiting.append(worker.put(key, entry))
         return waiting
 
-    async def put_through(
-        self, key: str | bytes, value: Any, ttl_s: float | None, tags: tuple[str, ...], subject: str | None
-    ) -> bool:
+    async def put_through(self, key: str | bytes, value: Any, ttl_s: float | None, about: About) -> bool:
         """Store a value in memory and on the tiers; see `EdgeCache.put_through`."""
         memory = self._memory
         erasures = memory.erasures
-        stored = memory.put(key, value, ttl_s, tags, subject)
+        stored = memory.put(key, value, ttl_s, about)
         if not stored:  # it is too large, which removed the value before it
             erasures = memory.erasures
         for worker in self.workers:  # what is there already is not the value of this key, whatever comes of the write
             worker.replace(key, worker.tier.wall_clock())
-        ttl_ns, computed_ns = memory.freshness.lasts_ns(ttl_s, tags), memory.now()
-        writes = self.write(key, value, ttl_ns, computed_ns, erasures, tags, subject)
-        if memory.erased_since(key, erasures) or not self.run_here:  # then nothing is written
+        if memory.erased_since(key, erasures):  # by another thread
             return False
-        return all(await asyncio.gather(*writes)) and stored
+        writes = self.write(key, value, memory.freshness.lasts_ns(ttl_s, about[1]), about)
+        return self.run_here and all(await asyncio.gather(*writes)) and stored
 
     def _objection(self, worker: TierWriter, rule: Rule | None, subject: str | None) -> str:
         """Return why a value may not be stored on a tier; ``""``: it may."""

@@ -301,8 +301,8 @@ class TierWriter:
         self.hits += not is_stale
         computed_ns = memory.now() - age_ns
         instants = (NEVER, NEVER) if fresh_ns == NEVER else (computed_ns + fresh_ns, computed_ns + fresh_ns + stale_ns)
-        labels, place = (tuple(sorted(entry.tags)), entry.subject), (self.name, self.position)
-        return TierHit(freeze(entry.value), *labels, *place, computed_ns, *instants, is_stale)
+        about = entry.subject, tuple(sorted(entry.tags))
+        return TierHit(freeze(entry.value), about, self.name, self.position, computed_ns, *instants, is_stale)
 
     def has_queued(self, key: str | bytes) -> bool:
         """Return whether a write of a key is queued."""

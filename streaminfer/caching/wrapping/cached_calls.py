@@ -153,13 +153,13 @@ class CachedCalls(Layer):
         return copy_out(value)
 
     async def _compute(self, key: Any, asked: Any, stores_errors: bool, erasures: int | None = None) -> Any:
-        with self._computation(key, asked, stores_errors, erasures, *self._labels.of(asked)) as store:
+        with self._computation(key, asked, self._labels.of(asked), stores_errors, erasures) as store:
             value = freeze(await asked())
         store(value)
         return value
 
     def _compute_sync(self, key: Any, asked: Callable[[], Any], stores_errors: bool) -> Any:
-        with self._computation(key, asked, stores_errors, None, *self._labels.of(asked)) as store:
+        with self._computation(key, asked, self._labels.of(asked), stores_errors, None) as store:
             value = freeze(asked())
         store(value)
         return value

@@ -229,7 +229,7 @@ class CachedService(Layer, Wrapper):
 
     async def _compute(self, key: Any, asked: Any, stores_errors: bool, erasures: int | None = None) -> Response:
         request: Request = asked[0]
-        with self._computation(key, asked, stores_errors, erasures, request.subject, request.tags) as store:
+        with self._computation(key, asked, (request.subject, request.tags), stores_errors, erasures) as store:
             response = await self._call(request)
             outputs = freeze(response.outputs)
         if not self._is_current(asked):

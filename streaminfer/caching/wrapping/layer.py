@@ -30,6 +30,7 @@ from streaminfer.errors import CircuitOpen, Closed, DeadlineExceeded, InvalidInp
 
 if TYPE_CHECKING:
     from streaminfer.caching.edge_cache import EdgeCache
+    from streaminfer.caching.freshness import About
     from streaminfer.caching.tiers.protocol import Leasing, TierHit
 
 __all__ = ["NEGATIVE", "OUTDATED", "Layer"]
@@ -87,17 +88,17 @@ class Layer(ABC):
 
     @contextmanager
     def _computation(
-        self, key: Any, asked: Any, stores_errors: bool, erasures: int | None, subject: str | None, tags: Any
+        self, key: Any, asked: Any, about: About, stores_errors: bool, erasures: int | None
     ) -> Iterator[Callable[[Any], None]]:
         """Learn how long the computation in the block takes, and store its error; give what stores its value."""
         erasures = self.memory.erasures if erasures is None else erasures
         begun_ns = self.now()
         try:
-            yield partial(self.store, key, erasures=erasures, tags=tags, subject=subject)
+            yield partial(self.store, key, about, erasures)
         except Exception as error:
             # an error behind a stale value must not replace it
             if stores_errors and self._is_current(asked):
-                self.store_error(key, error, erasures, tags, subject)
+                self.store_error(key, about, erasures, error)
             raise
         self.budget.computed(self.now() - begun_ns)
 
@@ -201,7 +202,7 @@ class Layer(ABC):
         if found.is_stale and led and not self.fails_now():
             self.refresh(key, asked)
 
-    def store(self, key: Any, value: Any, erasures: int, tags: Any, subject: str | None) -> None:
+    def store(self, key: Any, about: About, erasures: int, value: Any) -> None:
         """Store a value, if nothing forbids it; callers get it even if the cache rejects it."""
         said: Any = CURRENT_FLIGHT.get()  # a computation always runs in a flight
         if not said.store:
@@ -211,21 +212,20 @@ class Layer(ABC):
             self.flights.not_stored()
             return
         try:
-            ttl_s = memory.freshness.response_ttl_s(said.fresh_s, tags)
-            stored = memory.put(key, value, ttl_s, tags, subject)
+            ttl_s = memory.freshness.response_ttl_s(said.fresh_s, about[1])
+            stored = memory.put(key, value, ttl_s, about)
         except Exception as error:  # noqa: BLE001 - counted and logged; the caller has the value
             self.flights.not_stored(error)
             return
-        if memory.erased_since(key, erasures):  # by another thread, since the look above
+        erased = memory.erased_since(key, erasures)  # by another thread, since the look above
+        if erased:
             memory.take(key, None)
-            stored = False
-        if not stored:
+        if erased or not stored:
             self.flights.not_stored()
-        if self.tiers is not None:
-            ttl_ns, computed_ns = memory.freshness.lasts_ns(ttl_s, tags), self.now()
-            self.tiers.write(key, value, ttl_ns, computed_ns, erasures, tags, subject)
+        if self.tiers is not None and not erased:
+            self.tiers.write(key, value, memory.freshness.lasts_ns(ttl_s, about[1]), about)
 
-    def store_error(self, key: Any, error: Exception, erasures: int, tags: Any, subject: str | None) -> None:
+    def store_error(self, key: Any, about: About, erasures: int, error: Exception) -> None:
         """Store an error, if errors are stored and it says something about the next call."""
         said: Any = CURRENT_FLIGHT.get()
         if self.memory.freshness.negative_ttl_s <= 0.0 or isinstance(error, _TRANSIENT) or not said.store:
@@ -233,6 +233,6 @@ class Layer(ABC):
         if self.memory.erased_since(key, erasures):
             return
         try:
-            self.memory.put_negative(key, strip_traceback(error), None, tags, subject)
+            self.memory.put_negative(key, strip_traceback(error), None, about)
         except Exception as failure:  # noqa: BLE001 - as above: the caller gets the error itself
             self.flights.not_stored(failure)

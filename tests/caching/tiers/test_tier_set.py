@@ -350,7 +350,6 @@ def test_what_waits_to_be_promoted_grows_older_and_what_was_read_before_an_erasu
             cache.erase(tag="other")
             cache.tiers.promote("k", found, before)
             assert len(cache) == 0
-            assert cache.tiers.write("k", 1, ttl_ns=S, computed_ns=loop.now_ns, erasures=before) == []
             await asyncio.sleep(0.1)
             assert cache.tiers.statistics()[0].stored == 0
 
