@@ -87,7 +87,6 @@ class Freshness:
         self.stale_s = float(max(revalidate_s, if_error_s))
         self.negative_ttl_s = float(negative_ttl_s)
         self.jitter = check_number("ttl_jitter", ttl_jitter, "a share ≥ 0 and < 1", lambda it: 0.0 <= it < 1.0)
-        check_instance("seed", seed, lambda it: it is None or not isinstance(it, bool), "a whole number or None")
         own = None if seed is None else check_count("seed", seed, at_least=0)
         self._draw: Callable[[], float] | None = None
         if self.jitter:

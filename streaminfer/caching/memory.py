@@ -20,6 +20,8 @@ from streaminfer.caching.freshness import About, Freshness, duration_ns, labels_
 from streaminfer.caching.table._slots_cy import NEVER
 from streaminfer.caching.table._table_cy import EdgeTable
 
+IS_ATOMIC = is_atomic(EdgeTable, "peek")
+
 if TYPE_CHECKING:
     from streaminfer.caching.erasure.erasure import PendingErasure
     from streaminfer.caching.erasure.memory_retention import MemoryRetention
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
     _Table = EdgeTable
 else:
-    _Table = EdgeTable if is_atomic(EdgeTable, "peek") else guarded(EdgeTable)
+    _Table = EdgeTable if IS_ATOMIC else guarded(EdgeTable)
 
 __all__ = ["MAX_BYTES", "CacheStatistics", "Memory"]
 
@@ -154,6 +156,7 @@ class Memory(StackClock, _Table):
             clock,
         )
         self.revalidate_ns = freshness.revalidate_ns
+        self.keeping = not IS_ATOMIC
         if freshness.policy is not None:
             from streaminfer.caching.erasure.memory_retention import MemoryRetention  # noqa: PLC0415 - needs a policy
 
@@ -282,5 +285,5 @@ class Memory(StackClock, _Table):
         """Tell listeners, and free, what the table has noted; operations do so themselves."""
         self.events.deliver(take_events, self.drain)
 
-    if is_atomic(EdgeTable, "peek"):
+    if IS_ATOMIC:
         _tell = tell

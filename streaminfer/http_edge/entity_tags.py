@@ -67,7 +67,7 @@ def compares_weakly(field: str, tag: str) -> bool:
 
     A list that is not well formed names nothing.
     """
-    return any(_opaque(each) == _opaque(tag) for each in _tags(field))
+    return tag.removeprefix("W/") in (each.removeprefix("W/") for each in _tags(field))
 
 
 def compares_strongly(field: str, tag: str) -> bool:
@@ -77,7 +77,3 @@ def compares_strongly(field: str, tag: str) -> bool:
 
 def _tags(field: str) -> list[str]:
     return _ONE.findall(field) if _LIST.fullmatch(field) else []
-
-
-def _opaque(tag: str) -> str:
-    return tag.removeprefix("W/")

@@ -279,7 +279,7 @@ def test_every_operation_takes_a_lock_where_needed(plain):
     operations = {name for name, it in vars(table).items() if callable(it) and not name.startswith("_")}
     methods = {name for name, it in vars(mapping).items() if callable(it) and not name.startswith("_")}
 
-    assert operations <= set(vars(guarded(table).__base__))
+    assert operations <= set(vars(guarded(table)))
     assert methods | special <= set(vars(guarded_mapping(mapping)))
     assert len(operations) == 18
     assert len(methods) == 5

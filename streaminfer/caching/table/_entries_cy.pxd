@@ -64,7 +64,7 @@ cdef class Entries:
     cpdef object wake(self)
 
     @cython.final
-    @cython.locals(slots=CSlots, expiries=CHeap, order=COrder, index=CIndex)
+    @cython.locals(slots=CSlots, expiries=CHeap, order=COrder)
     cdef object _empty(self)
 
     @cython.final

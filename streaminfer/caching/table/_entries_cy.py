@@ -142,13 +142,12 @@ class Entries:
         slots = Slots(_SMALLEST)
         expiries = ExpiryHeap(slots)
         order = self._policy(slots, self._maxsize, self._max_bytes)
-        index = KeyIndex(slots)
-        self._index.swap(index)
+        held = self._index.begin(slots)
         self.removed += self._order.count
         self._slots = slots
         self._expiries = expiries
         self._order = order
-        return index
+        return held
 
     def _read(self) -> int:
         return monotonic_ns() if self.clock is None else self.clock()

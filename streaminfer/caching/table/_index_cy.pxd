@@ -40,8 +40,8 @@ cdef class KeyIndex:
     cdef readonly long long version
     cdef int _shift, _bits, top, _free
 
-    @cython.locals(words=cython.longlong[::1], bits=int)
-    cdef int swap(self, KeyIndex other) except -1
+    @cython.locals(words=cython.longlong[::1], bits=int, address=cython.longlong)
+    cdef list begin(self, CSlots slots)
     cdef void _settle(self, int bits) noexcept
 
     @cython.locals(

@@ -63,32 +63,28 @@ class KeyIndex:
     slots: Slots
 
     def __init__(self, slots: Slots) -> None:
-        bits = _index_bits(slots.capacity)
         self.version = 0
+        self.objects = []
+        self.begin(slots)
+
+    def begin(self, slots: Slots) -> list[Any]:
+        """Begin without keys, over other slots; return what it held. Allocates first, then changes all in one step."""
+        bits = _index_bits(slots.capacity)
+        numbers = _numbers(1 << bits)
+        address = numbers.buffer_info()[0]
+        words: MutableSequence[int] = numbers
+        fresh: list[Any] = [None] * (3 * slots.capacity)
+        untrack(fresh)
+        held = self.objects
+        self.version += 1
         self.slots = slots
-        self.objects = [None] * (3 * slots.capacity)
-        untrack(self.objects)
-        words = _numbers(1 << bits)
+        self.objects = fresh
         self._words = words
-        self._address = words.buffer_info()[0]
+        self._address = address
         self._free = -1
         self._settle(bits)
         self.top = _FIRST
-
-    def swap(self, other: KeyIndex) -> None:
-        """Exchange contents with another index."""
-        self.version += 1
-        words = self._words
-        self._words = other._words
-        other._words = words
-        bits = self._bits
-        self._settle(other._bits)
-        other._settle(bits)
-        self._address, other._address = other._address, self._address
-        self.slots, other.slots = other.slots, self.slots
-        self.objects, other.objects = other.objects, self.objects
-        self.top, other.top = other.top, self.top
-        self._free, other._free = other._free, self._free
+        return held
 
     def _settle(self, bits: int) -> None:
         self._bits = bits
