@@ -38,8 +38,8 @@ cdef extern from *:
     cpdef long long monotonic_ns "streaminfer_cache_monotonic_ns"() noexcept
     cpdef long long coarse_ns "streaminfer_cache_coarse_ns"() noexcept
 
-cdef long long _NEVER, _NO_LIMIT, _AT_ONCE, _STEPS, _NEAR_NS, _LONG_NS, _EVENTS_KEPT, _DELETIONS_KEPT
-cdef int _FIRST, _SMALL, _NEGATIVE, _SMALLEST, _FEW, _MANY, _LARGE
+cdef long long NEVER, _NO_LIMIT, _AT_ONCE, _STEPS, _NEAR_NS, _LONG_NS, _EVENTS_KEPT, _DELETIONS_KEPT
+cdef int FIRST, SMALL, NEGATIVE, _SMALLEST, _FEW, _MANY, _LARGE
 
 # Methods that begin with an underscore are C, but for `_tell`, which a subclass overrides as it does `wake`.
 # no_gc: cycles through what is cached are not collected, see _index_cy
@@ -66,6 +66,10 @@ cdef class Entries:
     @cython.final
     @cython.locals(slots=CSlots, expiries=CHeap, order=COrder)
     cdef object _empty(self)
+
+    @cython.final
+    @cython.locals(slot=Py_ssize_t, at_ns=cython.longlong, now_ns=cython.longlong, hashed=Py_ssize_t)
+    cdef int _find_fresh(self, object key) except -2
 
     @cython.final
     cdef long long _read(self) except? -1

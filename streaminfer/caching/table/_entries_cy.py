@@ -41,13 +41,9 @@ monotonic_ns = time.monotonic_ns
 coarse_ns = time.monotonic_ns  # compiled: of the kernel's last tick, a few ms ago, for a fifth of the time
 
 # C variables in the compiled module, not visible from Python
-_NEVER = NEVER
 _NO_LIMIT = NO_LIMIT
-_FIRST = FIRST
-_SMALL = SMALL
-_NEGATIVE = NEGATIVE
 _AT_ONCE = 4  # due entries that one store frees: more than it adds, and no pause
-_NEAR_NS = 1_000_000_000  # more than the coarse clock is ever late by
+_NEAR_NS = 1_000_000_000  # more than the coarse clock is ever late by; entries with less left need the exact clock
 _LONG_NS = 60_000_000_000
 _SMALLEST = 12
 _STEPS = 8  # of a limit, that a step without a due entry counts as
@@ -149,6 +145,24 @@ class Entries:
         self._order = order
         return held
 
+    def _find_fresh(self, key: Any) -> int:
+        """Return the slot of a fresh entry; -1: there is none."""
+        hashed = hash(key)
+        now_ns = 0
+        if self.clock is not None:
+            now_ns = self.clock()
+        slot = self._index.find(key, hashed)
+        if slot < 0:
+            return -1
+        at_ns = self._slots._words[4 * slot + 1]
+        if at_ns != NEVER:
+            if self.clock is not None:
+                if now_ns >= at_ns:
+                    return -1
+            elif at_ns - coarse_ns() < _NEAR_NS and monotonic_ns() >= at_ns:
+                return -1
+        return slot if self._slots._words[4 * slot] & 3 <= SMALL else -1
+
     def _read(self) -> int:
         return monotonic_ns() if self.clock is None else self.clock()
 
@@ -167,10 +181,10 @@ class Entries:
             self._index.foresee_key(self._order.likely_victim())
         hashed = hash(key)
         now_ns = 0
-        at_ns = _NEVER
-        if ttl_ns != _NEVER or self._expiries.due_ns != _NEVER:
+        at_ns = NEVER
+        if ttl_ns != NEVER or self._expiries.due_ns != NEVER:
             now_ns = self._read_for(ttl_ns)
-            if ttl_ns != _NEVER:
+            if ttl_ns != NEVER:
                 at_ns = now_ns + ttl_ns
         while True:
             slot = self._index.find(key, hashed)
@@ -220,14 +234,14 @@ class Entries:
     def _is_value(self, slot: int, now_ns: int) -> bool:
         """Return whether a slot holds a value that is fresh or stale at an instant."""
         queue = self._slots._words[4 * slot] & 3
-        if queue == _NEGATIVE:
+        if queue == NEGATIVE:
             return False
         at_ns = self._slots._words[4 * slot + 1]
-        return now_ns < at_ns or (queue <= _SMALL and now_ns - at_ns < self._stale_ns)
+        return now_ns < at_ns or (queue <= SMALL and now_ns - at_ns < self._stale_ns)
 
     def _requeue(self, slot: int, size: int, negative: bool) -> None:
         """Move a slot to the queue of its next value."""
-        if not negative and self._slots._words[4 * slot] & 3 <= _SMALL:
+        if not negative and self._slots._words[4 * slot] & 3 <= SMALL:
             self._order.renew(slot, size)
             return
         self._order.remove(slot)
@@ -240,7 +254,7 @@ class Entries:
         """Remove an entry; the caller holds its objects."""
         self._index.detach(slot)
         self._order.remove(slot)
-        self._expiries.set(slot, _NEVER)
+        self._expiries.set(slot, NEVER)
         self._index.vacate(slot)
 
     def _expel(self, slot: int, kind: str, gone: list[Any]) -> None:
@@ -329,7 +343,7 @@ class Entries:
                 limit -= _STEPS
                 continue
             limit -= 1
-            if self._stale_ns > 0 and self._slots._words[4 * slot] & 3 <= _SMALL:
+            if self._stale_ns > 0 and self._slots._words[4 * slot] & 3 <= SMALL:
                 self._order.set_aside(slot)
                 self._expiries.set(slot, self._expiries.popped_ns + self._stale_ns)
                 continue
@@ -360,8 +374,8 @@ class Entries:
         """Make room for a quarter more slots, a few times more while there are few; at most what the limit needs."""
         held = self._slots.capacity
         capacity = 4 * held if held < _FEW else 2 * held if held < _MANY else held + held // 4
-        if self._maxsize < capacity - _FIRST - 1 and self._maxsize + _FIRST + 1 > held:
-            capacity = self._maxsize + _FIRST + 1
+        if self._maxsize < capacity - FIRST - 1 and self._maxsize + FIRST + 1 > held:
+            capacity = self._maxsize + FIRST + 1
         version = self._index.version
         # held by name, because Python code that runs while memory is allocated may empty the table
         expiries = self._expiries

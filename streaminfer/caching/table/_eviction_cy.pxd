@@ -1,7 +1,7 @@
 cimport cython
 from streaminfer.caching.table._slots_cy cimport Slots as CSlots
 
-cdef int _MAIN, _SMALL, _STALE, _NEGATIVE, _QUEUES, _NEGATIVE_SHARE
+cdef int MAIN, SMALL, STALE, NEGATIVE, _QUEUES, _NEGATIVE_SHARE
 cdef long long _NO_MARKS, _NO_LIMIT
 
 # no_gc: numbers only

@@ -24,10 +24,6 @@ from streaminfer.caching.table._slots_cy import MAIN, NEGATIVE, SMALL, STALE, Sl
 __all__ = ["EvictionOrder"]
 
 # C variables in the compiled module, not visible from Python
-_MAIN = MAIN
-_SMALL = SMALL
-_STALE = STALE
-_NEGATIVE = NEGATIVE
 _QUEUES = 4
 _NO_MARKS = -16
 _NEGATIVE_SHARE = 16
@@ -68,7 +64,7 @@ class EvictionOrder:
             slot: in no queue.
             size: its bytes.
         """
-        self._enter(slot, size, _MAIN)
+        self._enter(slot, size, MAIN)
         self._newest = slot
 
     def touch(self, slot: int) -> None:
@@ -80,7 +76,7 @@ class EvictionOrder:
 
     def _next(self) -> int:
         """Return the next victim among the fresh entries, -1: there is none; move on those that stay."""
-        return self._slots._ints[7] if self._counts[_MAIN] else -1
+        return self._slots._ints[7] if self._counts[MAIN] else -1
 
     def foresee(self, slot: int) -> None:
         """Begin to load what ``evicted`` of a slot will read, without waiting for it."""
@@ -95,7 +91,7 @@ class EvictionOrder:
 
     def add_negative(self, slot: int, size: int) -> None:
         """Add a remembered failure."""
-        self._enter(slot, size, _NEGATIVE)
+        self._enter(slot, size, NEGATIVE)
 
     def remove(self, slot: int) -> None:
         """Remove a slot from its queue."""
@@ -121,7 +117,7 @@ class EvictionOrder:
         """Move an entry that is stale from now on."""
         size = self._slots._words[4 * slot + 2]
         self.remove(slot)
-        self._enter(slot, size, _STALE)
+        self._enter(slot, size, STALE)
 
     def victim(self, alive: bool) -> int:
         """Return the next victim; remove nothing, but move on those that stay.
@@ -133,14 +129,14 @@ class EvictionOrder:
             A slot; -1: there is none.
         """
         if not alive:
-            if self._counts[_STALE]:
-                return self._slots._ints[8 * _STALE + 7]
-            if self._counts[_NEGATIVE] and (
-                self._counts[_NEGATIVE] > self._negative_count
-                or self._bytes[_NEGATIVE] > self._negative_bytes
-                or self._counts[_MAIN] + self._counts[_SMALL] <= 1
+            if self._counts[STALE]:
+                return self._slots._ints[8 * STALE + 7]
+            if self._counts[NEGATIVE] and (
+                self._counts[NEGATIVE] > self._negative_count
+                or self._bytes[NEGATIVE] > self._negative_bytes
+                or self._counts[MAIN] + self._counts[SMALL] <= 1
             ):
-                return self._slots._ints[8 * _NEGATIVE + 7]
+                return self._slots._ints[8 * NEGATIVE + 7]
         return self._next()
 
     def held(self, queue: int) -> int:

@@ -1,7 +1,7 @@
 cimport cython
 from streaminfer.caching.table._slots_cy cimport Slots as CSlots
 
-cdef long long _NEVER, _FILED
+cdef long long NEVER, _FILED
 cdef int _STEPS
 
 # no_gc: numbers only

@@ -27,7 +27,6 @@ from streaminfer.caching.table._slots_cy import NEVER, Slots
 __all__ = ["ExpiryHeap"]
 
 # C variables in the compiled module, not visible from Python
-_NEVER = NEVER
 _FILED = 16
 _STEPS = 64
 
@@ -54,7 +53,7 @@ class ExpiryHeap:
         self._places = array("i", [0]) * slots.capacity  # by slot
         self._count = 0
         self._latest_ns = 0
-        self.due_ns = _NEVER
+        self.due_ns = NEVER
         self.popped_ns = 0
 
     def grow(self, capacity: int) -> None:
@@ -80,7 +79,7 @@ class ExpiryHeap:
     def set(self, slot: int, at_ns: int) -> None:
         """Set the instant of a slot, in place of the one before; ``NEVER``: it has none."""
         self._slots._words[4 * slot + 1] = at_ns
-        if at_ns == _NEVER:
+        if at_ns == NEVER:
             return
         place = self._count
         if self._slots._words[4 * slot] & _FILED:
@@ -107,12 +106,12 @@ class ExpiryHeap:
             found so far, ask again.
         """
         for _ in range(_STEPS):
-            self.due_ns = self._filed[0] if self._count else _NEVER
+            self.due_ns = self._filed[0] if self._count else NEVER
             if now_ns < self.due_ns or self._count == 0:
                 return -1
             slot = self._heap[0]
             at_ns = self._slots._words[4 * slot + 1]
-            if now_ns < at_ns and at_ns != _NEVER:
+            if now_ns < at_ns and at_ns != NEVER:
                 if at_ns > self._latest_ns:
                     self._latest_ns = at_ns
                 self._sink(slot, at_ns)
@@ -121,8 +120,8 @@ class ExpiryHeap:
             self._count -= 1
             if self._count:
                 self._sink(self._heap[self._count], self._filed[self._count])
-            if at_ns != _NEVER:
-                self._slots._words[4 * slot + 1] = _NEVER
+            if at_ns != NEVER:
+                self._slots._words[4 * slot + 1] = NEVER
                 self.popped_ns = at_ns
                 return slot
         return -2

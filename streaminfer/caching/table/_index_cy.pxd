@@ -25,7 +25,7 @@ cdef extern from *:
     cpdef void fetch_object "streaminfer_cache_fetch_object"(object held, Py_ssize_t place) noexcept
     cpdef void untrack "streaminfer_cache_untrack"(object held) noexcept
 
-cdef int _FIRST, _MAX_BITS
+cdef int FIRST, _MAX_BITS
 cdef unsigned long long _MASK64, _MULTIPLIER
 cdef long long _LOW32, _HIGH48, _HIGH31, _FILED
 

@@ -35,7 +35,6 @@ fetch_item = fetch_object = max  # the same of an index of a list, and of the ob
 untrack = id  # hides an object from the garbage collector, which only the compiled module can
 
 # C variables in the compiled module, not visible from Python
-_FIRST = FIRST
 _MASK64 = 2**64 - 1
 _MULTIPLIER = 0x9E3779B97F4A7C15
 _LOW32 = 2**32 - 1
@@ -83,7 +82,7 @@ class KeyIndex:
         self._address = address
         self._free = -1
         self._settle(bits)
-        self.top = _FIRST
+        self.top = FIRST
         return held
 
     def _settle(self, bits: int) -> None:

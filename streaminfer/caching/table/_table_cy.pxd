@@ -2,42 +2,8 @@ cimport cython
 from streaminfer.caching.table._entries_cy cimport Entries
 from streaminfer.caching.table._eviction_cy cimport EvictionOrder as COrder
 
-cdef extern from *:
-    """
-    /* What time.monotonic_ns returns, without a Python call. */
-    #if defined(__linux__)
-    #include <time.h>
-    static CYTHON_INLINE long long streaminfer_table_coarse_ns(void) {
-        struct timespec now;
-        clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-        return (long long)now.tv_sec * 1000000000LL + now.tv_nsec;
-    }
-    static CYTHON_INLINE long long streaminfer_table_monotonic_ns(void) {
-        struct timespec now;
-        clock_gettime(CLOCK_MONOTONIC, &now);
-        return (long long)now.tv_sec * 1000000000LL + now.tv_nsec;
-    }
-    #elif PY_VERSION_HEX >= 0x030D0000
-    static CYTHON_INLINE long long streaminfer_table_monotonic_ns(void) {
-        PyTime_t now = 0;
-        (void)PyTime_MonotonicRaw(&now);
-        return (long long)now;
-    }
-    #else
-    static CYTHON_INLINE long long streaminfer_table_monotonic_ns(void) {
-        return (long long)_PyTime_GetMonotonicClock();
-    }
-    #endif
-    #if !defined(__linux__)
-    static CYTHON_INLINE long long streaminfer_table_coarse_ns(void) { return streaminfer_table_monotonic_ns(); }
-    #endif
-    """
-    # cpdef: the assignment of the same name in the source then makes a Python variable, and calls stay in C
-    cpdef long long monotonic_ns "streaminfer_table_monotonic_ns"() noexcept
-    cpdef long long coarse_ns "streaminfer_table_coarse_ns"() noexcept
-
-cdef long long _NEVER, _NEAR_NS, _SMALL_PAYLOAD
-cdef int _FIRST, _MAIN, _SMALL, _STALE, _NEGATIVE
+cdef long long NEVER, _SMALL_PAYLOAD
+cdef int FIRST, MAIN, SMALL, STALE, NEGATIVE
 cdef object _ABSENT
 cdef int _IS_MISSING, _IS_FRESH, _IS_STALE, _IS_FAILURE, _IS_OUTDATED
 
@@ -106,6 +72,3 @@ cdef class EdgeTable(Entries):
 
 cdef long long _payload(object value) except -1
 cdef bint _matches(tuple labels, object subject, object tag) except -1
-
-@cython.locals(slot=Py_ssize_t, at_ns=cython.longlong, now_ns=cython.longlong, hashed=Py_ssize_t)
-cdef int _find_fresh(EdgeTable table, object key) except -2

@@ -16,7 +16,6 @@ because indexes are slots that the table gave out itself.
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from streaminfer.caching.table._entries_cy import NO_LIMIT, Entries
@@ -28,22 +27,12 @@ __all__ = ["NO_LIMIT", "EdgeTable"]
 ERASED = "erased"
 _ABSENT: Any = object()
 
-monotonic_ns = time.monotonic_ns
-coarse_ns = time.monotonic_ns  # compiled: of the kernel's last tick, a few ms ago, for a fifth of the time
-
 # C variables in the compiled module, not visible from Python
-_NEVER = NEVER
-_FIRST = FIRST
-_MAIN = MAIN
-_SMALL = SMALL
-_STALE = STALE
-_NEGATIVE = NEGATIVE
 _IS_MISSING = 0
 _IS_FRESH = 1
 _IS_STALE = 2
 _IS_FAILURE = 3
 _IS_OUTDATED = 4
-_NEAR_NS = 1_000_000_000  # more than the coarse clock is ever late by; entries with less left need the exact clock
 _SMALL_PAYLOAD = 32
 
 
@@ -53,7 +42,7 @@ class EdgeTable(Entries):
     # -- the mapping --------------------------------------------------------------------------------------------
 
     def _get(self, key: Any, default: Any) -> Any:
-        slot = _find_fresh(self, key)
+        slot = self._find_fresh(key)
         if slot < 0:
             self.misses += 1
             return default
@@ -62,14 +51,14 @@ class EdgeTable(Entries):
         return self._index.objects[3 * slot + 1]
 
     def _has(self, key: Any) -> bool:
-        return _find_fresh(self, key) >= 0
+        return self._find_fresh(key) >= 0
 
     def _set(self, key: Any, value: Any) -> None:
         self._store(key, value, self._ttl_ns, _payload(value), None, False)
 
     def peek(self, key: Any, default: Any = None) -> Any:
         """Return the fresh value of a key; counts as nothing."""
-        slot = _find_fresh(self, key)
+        slot = self._find_fresh(key)
         return default if slot < 0 else self._index.objects[3 * slot + 1]
 
     def take(self, key: Any, default: Any) -> Any:
@@ -78,7 +67,7 @@ class EdgeTable(Entries):
         What is being computed for the key is not stored, whether there is an entry or not.
         """
         self._deleted(hash(key))
-        slot = _find_fresh(self, key)
+        slot = self._find_fresh(key)
         return default if slot < 0 else self._take(slot)
 
     def discard(self, key: Any) -> bool:
@@ -97,7 +86,7 @@ class EdgeTable(Entries):
     def count_fresh(self) -> int:
         """Return the number of fresh entries."""
         self._settle()
-        return self._order.held(_MAIN) + self._order.held(_SMALL)
+        return self._order.held(MAIN) + self._order.held(SMALL)
 
     def popitem(self) -> tuple[Any, Any]:
         """Remove and return the fresh entry that would be evicted next."""
@@ -163,18 +152,18 @@ class EdgeTable(Entries):
         if slot >= 0:
             queue = self._slots._words[4 * slot] & 3
             at_ns = self._slots._words[4 * slot + 1]
-            if queue <= _SMALL and now_ns < at_ns:
+            if queue <= SMALL and now_ns < at_ns:
                 self.hits += 1
                 self._order.touch(slot)
                 return _IS_FRESH, self._index.objects[3 * slot + 1]
-            if queue == _NEGATIVE:
+            if queue == NEGATIVE:
                 if now_ns < at_ns:
                     self.negative_hits += 1
                     return _IS_FAILURE, self._index.objects[3 * slot + 1]
-            elif now_ns < at_ns or (queue <= _SMALL and now_ns - at_ns < self._stale_ns):
+            elif now_ns < at_ns or (queue <= SMALL and now_ns - at_ns < self._stale_ns):
                 self.stale_hits += 1
                 past_ns = now_ns - at_ns
-                if queue == _STALE:
+                if queue == STALE:
                     past_ns += self._stale_ns
                 if past_ns >= self.revalidate_ns:
                     return _IS_OUTDATED, self._index.objects[3 * slot + 1]
@@ -196,7 +185,7 @@ class EdgeTable(Entries):
         if self._events:
             self._tell()
         if self._order.count == 0:
-            return _NEVER
+            return NEVER
         due_ns = self._expiries.due_ns
         return now_ns if due_ns < now_ns else due_ns
 
@@ -206,7 +195,7 @@ class EdgeTable(Entries):
         self._erased()
         gone: list[Any] = []
         count = 0
-        for slot in range(_FIRST, self._index.top):
+        for slot in range(FIRST, self._index.top):
             labels = self._index.objects[3 * slot + 2]
             if labels is not None and _matches(labels, subject, tag):
                 self._expel(slot, ERASED, gone)
@@ -230,7 +219,7 @@ class EdgeTable(Entries):
         """
         self._settle()
         found: list[Any] = []
-        for queue in range(_SMALL, _MAIN - 1, -1):
+        for queue in range(SMALL, MAIN - 1, -1):
             slot = self._order.newer_than(queue)
             while slot != queue:
                 if what != 1:
@@ -246,7 +235,7 @@ class EdgeTable(Entries):
         Nothing is freed before, so that a proof sees what should have gone.
         """
         found: list[Any] = []
-        for slot in range(_FIRST, self._index.top):
+        for slot in range(FIRST, self._index.top):
             labels = self._index.objects[3 * slot + 2]
             if labels is not None or self._index.objects[3 * slot] is not None:
                 found.append(labels)
@@ -260,10 +249,10 @@ class EdgeTable(Entries):
         self._settle()
         order = self._order
         return (
-            order.held(_MAIN) + order.held(_SMALL),
-            order.bytes_in(_MAIN) + order.bytes_in(_SMALL),
-            order.held(_STALE),
-            order.held(_NEGATIVE),
+            order.held(MAIN) + order.held(SMALL),
+            order.bytes_in(MAIN) + order.bytes_in(SMALL),
+            order.held(STALE),
+            order.held(NEGATIVE),
             order.bytes,
             self.hits,
             self.misses,
@@ -299,22 +288,3 @@ def _payload(value: Any) -> int:
 
 def _matches(labels: tuple[str | None, tuple[str, ...]], subject: str | None, tag: str | None) -> bool:
     return (subject is not None and labels[0] == subject) or (tag is not None and tag in labels[1])
-
-
-def _find_fresh(table: EdgeTable, key: Any) -> int:
-    """Return the slot of a fresh entry; -1: there is none."""
-    hashed = hash(key)
-    now_ns = 0
-    if table.clock is not None:
-        now_ns = table.clock()
-    slot = table._index.find(key, hashed)
-    if slot < 0:
-        return -1
-    at_ns = table._slots._words[4 * slot + 1]
-    if at_ns != _NEVER:
-        if table.clock is not None:
-            if now_ns >= at_ns:
-                return -1
-        elif at_ns - coarse_ns() < _NEAR_NS and monotonic_ns() >= at_ns:
-            return -1
-    return slot if table._slots._words[4 * slot] & 3 <= _SMALL else -1

@@ -1,7 +1,7 @@
 cimport cython
 from streaminfer.caching.table._eviction_cy cimport EvictionOrder
 
-cdef int _MAIN
+cdef int MAIN
 
 # no_gc: numbers only
 @cython.no_gc

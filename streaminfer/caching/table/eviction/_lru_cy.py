@@ -12,7 +12,6 @@ from streaminfer.caching.table._slots_cy import MAIN
 
 __all__ = ["Policy"]
 
-_MAIN = MAIN  # a C variable in the compiled module, not visible from Python
 
 
 class Policy(EvictionOrder):
@@ -20,6 +19,6 @@ class Policy(EvictionOrder):
 
     def touch(self, slot: int) -> None:
         """Move the slot to the newest end, unless it is there or is none of main."""
-        if self._slots._ints[6] != slot and self._slots._words[4 * slot] & 3 == _MAIN:
+        if self._slots._ints[6] != slot and self._slots._words[4 * slot] & 3 == MAIN:
             self._unlink(slot)
-            self._link(slot, _MAIN)
+            self._link(slot, MAIN)

@@ -40,9 +40,6 @@ __all__ = ["Policy"]
 fetch = hash  # begins to load the cache line at an address; only the compiled module can
 
 # C variables in the compiled module, not visible from Python
-_MAIN = MAIN
-_SMALL = SMALL
-_NEGATIVE = NEGATIVE
 _HIT = 4  # in a slot's marks
 _HITS = 12
 _MAX_HITS = 12  # that S3-FIFO counts: three
@@ -94,7 +91,7 @@ class Policy(EvictionOrder):
 
     def add(self, slot: int, size: int) -> None:
         """Add an entry; its hash says who comes back."""
-        self._enter(slot, size, _MAIN if self._remembers(self._slots._words[4 * slot]) else _SMALL)
+        self._enter(slot, size, MAIN if self._remembers(self._slots._words[4 * slot]) else SMALL)
         self._newest = slot
 
     def touch(self, slot: int) -> None:
@@ -104,25 +101,25 @@ class Policy(EvictionOrder):
 
     def likely_victim(self) -> int:
         """Guess the next victim: the oldest of small."""
-        return self._slots._ints[8 * _SMALL + 7]
+        return self._slots._ints[8 * SMALL + 7]
 
     def foresee(self, slot: int) -> None:
         """Begin to load the row of a slot's ghost."""
         fetch(self._address + 32 * (((self._slots._words[4 * slot] >> 31) * self._rows) >> 32))
 
     def _next(self) -> int:
-        while self._counts[_SMALL] + self._counts[_MAIN]:
-            over = self._counts[_SMALL] > 1 and (
-                self._counts[_SMALL] > self._small_count or self._bytes[_SMALL] > self._small_bytes
+        while self._counts[SMALL] + self._counts[MAIN]:
+            over = self._counts[SMALL] > 1 and (
+                self._counts[SMALL] > self._small_count or self._bytes[SMALL] > self._small_bytes
             )
-            oldest = self._slots._ints[8 * _MAIN + 7]
-            if over or self._counts[_MAIN] == 0 or (oldest == self._newest and self._counts[_MAIN] == 1):
-                slot = self._slots._ints[8 * _SMALL + 7]
-                if self._counts[_SMALL] == 0:
+            oldest = self._slots._ints[8 * MAIN + 7]
+            if over or self._counts[MAIN] == 0 or (oldest == self._newest and self._counts[MAIN] == 1):
+                slot = self._slots._ints[8 * SMALL + 7]
+                if self._counts[SMALL] == 0:
                     return oldest  # there is no other
                 if self._slots._words[4 * slot] & _HITS < _HITS_TO_STAY and not (over and self._fills_main()):
                     return slot
-                if self._counts[_SMALL] + self._counts[_MAIN] == 1:
+                if self._counts[SMALL] + self._counts[MAIN] == 1:
                     return slot
                 self._slots._words[4 * slot] &= ~_HITS
                 self._pass_on(slot)
@@ -140,13 +137,13 @@ class Policy(EvictionOrder):
         full = False
         hollow = True
         if self._maxsize != _NO_LIMIT:
-            room = self._maxsize - self._small_count - self._counts[_NEGATIVE]
-            full = self._counts[_MAIN] >= room
-            hollow = self._counts[_MAIN] < room - (room >> _REFILL_BITS)
+            room = self._maxsize - self._small_count - self._counts[NEGATIVE]
+            full = self._counts[MAIN] >= room
+            hollow = self._counts[MAIN] < room - (room >> _REFILL_BITS)
         if self._max_bytes != _NO_LIMIT:
-            room = self._max_bytes - self._small_bytes - self._bytes[_NEGATIVE]
-            full = full or self._bytes[_MAIN] >= room
-            hollow = hollow and self._bytes[_MAIN] < room - (room >> _REFILL_BITS)
+            room = self._max_bytes - self._small_bytes - self._bytes[NEGATIVE]
+            full = full or self._bytes[MAIN] >= room
+            hollow = hollow and self._bytes[MAIN] < room - (room >> _REFILL_BITS)
         if full:
             self._full = True
         elif hollow:
@@ -157,25 +154,25 @@ class Policy(EvictionOrder):
         """Leave a ghost."""
         ghost = (self._slots._words[4 * slot] >> 31) << 32
         queue = self._slots._words[4 * slot] & 3
-        if queue == _SMALL:
+        if queue == SMALL:
             self._evicted_from_small += 1
             self._haunt(ghost | (self._evicted_from_small & _LOW31))
-        elif queue == _MAIN:
+        elif queue == MAIN:
             self._evicted_from_main += 1
             self._haunt(ghost | _FROM_MAIN | (self._evicted_from_main & _LOW31))
 
     def _pass_on(self, slot: int) -> None:
         """Move a slot to the newest end of main."""
         queue = self._slots._words[4 * slot] & 3
-        if queue != _MAIN:
+        if queue != MAIN:
             size = self._slots._words[4 * slot + 2]
             self._counts[queue] -= 1
             self._bytes[queue] -= size
-            self._counts[_MAIN] += 1
-            self._bytes[_MAIN] += size
+            self._counts[MAIN] += 1
+            self._bytes[MAIN] += size
             self._slots._words[4 * slot] -= queue  # main has no mark
         self._unlink(slot)
-        self._link(slot, _MAIN)
+        self._link(slot, MAIN)
 
     def _remembers(self, mixed: int) -> bool:
         """Return whether a returning key goes to main at once. Its ghost votes, if it is young, and is forgotten."""
