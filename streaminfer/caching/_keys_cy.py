@@ -21,8 +21,6 @@ meaning outside their elements, such as units.
 One source, compiled with the C types of ``_keys_cy.pxd`` or run as plain Python.
 """
 
-from __future__ import annotations
-
 import operator
 import struct
 from collections.abc import Callable, Mapping

@@ -4,8 +4,6 @@ The thread that holds the lock can enter it again, because an ``__eq__`` of a ke
 What goes is noted while the lock is held, and told and freed when it is not; so the user of a table sets ``keeping``.
 """
 
-from __future__ import annotations
-
 from operator import attrgetter, methodcaller
 from typing import Any
 

@@ -20,8 +20,6 @@ memory are linear in the size. XXH3 runs at the speed of memory; it finds accide
 :mod:`~streaminfer.caching.tiers.encryption` is for.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import math

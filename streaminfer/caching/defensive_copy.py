@@ -5,8 +5,6 @@ therefore copied when they are stored, once per miss, into read-only memory of t
 knows how many bytes an entry holds. An error is stored without its traceback, whose frames hold the request's inputs.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from typing import Any

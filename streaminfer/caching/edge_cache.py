@@ -184,7 +184,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         return None if self._flights is None else self._flights.statistics()
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._memory.snapshot(0))
+        return iter(self._memory.snapshot()[::2])
 
     def values(self) -> ValuesView[Any]:
         """Return a snapshot of the fresh values, which counts as no use."""
@@ -195,7 +195,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         return self._snapshot().items()
 
     def _snapshot(self) -> dict[Any, Any]:
-        flat = iter(self._memory.snapshot(2))
+        flat = iter(self._memory.snapshot())
         return dict(zip(flat, flat, strict=True))
 
     def pop(self, key: Any, default: Any = _ABSENT) -> Any:

@@ -6,8 +6,6 @@ its events to that one, or to the next operation. Events that a listener causes 
 few rounds; the rest waits for the next operation, so that a listener that fills the cache again does not loop for ever.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 

@@ -12,8 +12,6 @@ The encoding is in ``_keys_cy``. It never uses Python's ``hash``, which differs 
 processes, machines and restarts can share keys.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any

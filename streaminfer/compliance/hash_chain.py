@@ -12,8 +12,6 @@ Checking goes over the bytes as they lie there, not over what they mean, so that
 a change as well. One record costs two passes of SHA-256 over some 400 bytes.
 """
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import json
@@ -114,12 +112,10 @@ class Chain:
         name = subject.encode("utf-8", "surrogatepass")
         return hmac.digest(self._subjects, name, hashlib.sha256).hex()[:32]
 
-    def seal(self, **fields: Any) -> tuple[RetentionEvent, bytes]:
-        """Return the next record as an event and as a line; :meth:`advance` adds it."""
+    def seal(self, **fields: Any) -> bytes:
+        """Return the next record as a line; :meth:`open` adds it."""
         body = _body({"number": self.number, **fields, "previous": self.head})
-        digest = self._digest(body)
-        event = RetentionEvent(number=self.number, **fields, previous=self.head, digest=digest)
-        return event, body + b',"digest":"' + digest.encode() + b'"}\n'
+        return body + b',"digest":"' + self._digest(body).encode() + b'"}\n'
 
     def open(self, line: bytes) -> RetentionEvent:
         """Return the event of the next line, which has its end of line, and move on behind it.

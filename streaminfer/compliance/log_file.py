@@ -10,8 +10,6 @@ and all in front of it. Of those behind the last such record some may be lost, a
 order and leaves a gap, it shows as an alteration.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 import time
@@ -58,7 +56,7 @@ class RetentionFile:
             raise self.failed(error) from error
         self.refresh()
 
-    def append(self, make: Callable[[], tuple[RetentionEvent, bytes]], *, durable: bool) -> None:
+    def append(self, make: Callable[[], bytes], *, durable: bool) -> None:
         """Add a record behind all that is there; all of it or nothing.
 
         Args:
@@ -71,13 +69,13 @@ class RetentionFile:
         """
         with self._locked() as number:
             self._catch_up(number)
-            event, line = make()
+            line = make()
             try:
                 _write(number, line, durable=durable)
             except BaseException:
                 os.ftruncate(number, self._end)
                 raise
-            self._advance(event, line)
+            self._take(line)
 
     def refresh(self) -> None:
         """Read what other processes have added. Raises as `append` does."""
@@ -114,10 +112,6 @@ class RetentionFile:
                 f"{self.path}: expected a whole log, but at record {self._chain.number}: {error}; "
                 "keep the file for the investigation, and begin a new one under another name"
             ) from error
-        self._advance(event, line)
-
-    def _advance(self, event: RetentionEvent, line: bytes) -> None:
-        self._chain.advance(event)
         self._end += len(line)
         self._seen = line[-_SEEN:]
         self._absorb(event)

@@ -12,8 +12,6 @@ in another system's log once a day); what was done by an owner of the secret; th
 since. A file grows: some 350 bytes a record.
 """
 
-from __future__ import annotations
-
 import copy
 import os
 import secrets
@@ -178,9 +176,7 @@ class RetentionLog:
             if self._file is not None:
                 self._file.append(make, durable=action in _DURABLE)
             else:
-                event, _ = make()
-                self._chain.advance(event)
-                self._absorb(event)
+                self._absorb(self._chain.open(make()))
 
     @property
     def path(self) -> Path | None:

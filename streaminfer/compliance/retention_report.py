@@ -9,8 +9,6 @@ why; or ``over``, which is a violation; ``empty``; or ``unknown``: the place can
 much). What cannot be known is never called good.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

@@ -10,8 +10,6 @@ The version of the model is in the path as well: a new model has new addresses, 
 is never asked for again.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from typing import Any

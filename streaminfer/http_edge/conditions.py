@@ -9,8 +9,6 @@ A date that is not well formed is ignored, as §13.1.3 has it. A list of tags th
 which a 304 says more than that a tag, or the absence of a later change, was the same.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 
 from streaminfer._internal.validation import expected

@@ -15,8 +15,6 @@ caches that count it, the policy can send ``Age``, and a ``max-age`` from the be
 answer can bear the same date (RFC 9110 §8.8.2.2).
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable

@@ -9,8 +9,6 @@ Both are hashes by xxh3-128. They need not resist forgery: who could make two an
 only be told that his own old copy is still good.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from typing import Any

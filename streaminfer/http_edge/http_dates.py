@@ -3,8 +3,6 @@
 Seconds since 1970, always UTC. Names of days and months are English whatever the locale is.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 from datetime import UTC, datetime
@@ -12,16 +10,16 @@ from email.utils import formatdate
 
 __all__ = ["http_date", "parse_http_date"]
 
-_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-_LONG_DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+_DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
+_SHORT_DAY = "|".join(day[:3] for day in _DAYS)
 _MONTH = "(?P<month>" + "|".join(_MONTHS) + ")"
 _CLOCK = r"(?P<hour>[0-9]{2}):(?P<minute>[0-9]{2}):(?P<second>[0-9]{2})"
 _FORMS = (
-    re.compile(rf"(?P<name>{'|'.join(_DAYS)}), (?P<day>[0-9]{{2}}) {_MONTH} (?P<year>[0-9]{{4}}) {_CLOCK} GMT"),
-    re.compile(rf"(?P<name>{'|'.join(_LONG_DAYS)}), (?P<day>[0-9]{{2}})-{_MONTH}-(?P<year>[0-9]{{2}}) {_CLOCK} GMT"),
-    re.compile(rf"(?P<name>{'|'.join(_DAYS)}) {_MONTH} (?P<day>[0-9]{{2}}| [0-9]) {_CLOCK} (?P<year>[0-9]{{4}})"),
+    re.compile(rf"(?P<name>{_SHORT_DAY}), (?P<day>[0-9]{{2}}) {_MONTH} (?P<year>[0-9]{{4}}) {_CLOCK} GMT"),
+    re.compile(rf"(?P<name>{'|'.join(_DAYS)}), (?P<day>[0-9]{{2}})-{_MONTH}-(?P<year>[0-9]{{2}}) {_CLOCK} GMT"),
+    re.compile(rf"(?P<name>{_SHORT_DAY}) {_MONTH} (?P<day>[0-9]{{2}}| [0-9]) {_CLOCK} (?P<year>[0-9]{{4}})"),
 )
 
 
@@ -61,7 +59,4 @@ def parse_http_date(text: str, now_s: int) -> int | None:
         at = datetime(year, month, day, hour, minute, second, tzinfo=UTC)
     except (ValueError, OverflowError, OSError):
         return None
-    names = _LONG_DAYS if match["name"] in _LONG_DAYS else _DAYS
-    if match["name"] != names[at.weekday()]:
-        return None
-    return int(at.timestamp()) + leap
+    return int(at.timestamp()) + leap if _DAYS[at.weekday()].startswith(match["name"]) else None

@@ -1,7 +1,5 @@
 """The folder of an nginx ``proxy_cache``, as a proof reads it: which files hold what must not be there."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator

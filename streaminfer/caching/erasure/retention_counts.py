@@ -15,8 +15,6 @@ clear, because a tier finds nothing by their hashes; a name leaves the file when
 machine can share the file.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import logging

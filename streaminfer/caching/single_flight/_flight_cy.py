@@ -30,8 +30,6 @@ One source, compiled with the C types of ``_flight_cy.pxd`` or run as plain Pyth
 each waits until all have joined.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any

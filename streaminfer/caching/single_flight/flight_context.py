@@ -4,8 +4,6 @@ Tasks, and threads started by ``asyncio.to_thread``, inherit the context variabl
 waits for ever if it calls for the key that it computes, as with any lock.
 """
 
-from __future__ import annotations
-
 import contextvars
 import logging
 import threading

@@ -7,8 +7,6 @@ they have waited for so long. At most 64 such threads run. A forked process begi
 that computed are in its parent.
 """
 
-from __future__ import annotations
-
 import asyncio
 import math
 import threading

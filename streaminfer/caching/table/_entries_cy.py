@@ -20,8 +20,6 @@ exact clock.
 plain Python. The directives above are safe, because indexes are slots that the table gave out itself.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from typing import Any

@@ -15,8 +15,6 @@ of their entries. A victim is never the entry that was stored last, unless it is
 One source, compiled with the C types of ``_eviction_cy.pxd`` or run as plain Python.
 """
 
-from __future__ import annotations
-
 from array import array
 
 from streaminfer.caching.table._slots_cy import MAIN, NEGATIVE, SMALL, STALE, Slots

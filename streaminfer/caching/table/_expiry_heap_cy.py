@@ -17,8 +17,6 @@ One source, compiled with the C types of ``_expiry_heap_cy.pxd`` or run as plain
 constructor call Python, drop a reference or allocate, so under the interpreter lock the compiled methods are atomic.
 """
 
-from __future__ import annotations
-
 from array import array
 from collections.abc import MutableSequence
 

@@ -3,8 +3,6 @@
 One source, compiled with the C types of ``_mapping_cy.pxd`` or run as plain Python.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 __all__ = ["TableMapping"]

@@ -60,7 +60,7 @@ cdef class EdgeTable(Entries):
     cpdef bint erased_since(self, object key, long long erasures) except -1
 
     @cython.locals(slot=Py_ssize_t, queue=Py_ssize_t)
-    cpdef list snapshot(self, int what)
+    cpdef list snapshot(self)
 
     @cython.locals(slot=Py_ssize_t)
     cpdef list held(self)

@@ -14,8 +14,6 @@ One source, compiled with the C types of ``_table_cy.pxd`` or run as plain Pytho
 because indexes are slots that the table gave out itself.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from streaminfer.caching.table._entries_cy import NO_LIMIT, Entries
@@ -211,21 +209,15 @@ class EdgeTable(Entries):
         latest: int = self._deletions.get(hashed, 0)
         return erasures < self._all_erased or erasures < latest
 
-    def snapshot(self, what: int) -> list[Any]:
-        """Return the fresh entries, the next to be evicted of each queue first.
-
-        Args:
-            what: 0 keys of the fresh entries, 1 their values, 2 both in turn.
-        """
+    def snapshot(self) -> list[Any]:
+        """Return keys and values of the fresh entries in turn, the next to be evicted of each queue first."""
         self._settle()
         found: list[Any] = []
         for queue in range(SMALL, MAIN - 1, -1):
             slot = self._order.newer_than(queue)
             while slot != queue:
-                if what != 1:
-                    found.append(self._index.objects[3 * slot])
-                if what != 0:
-                    found.append(self._index.objects[3 * slot + 1])
+                found.append(self._index.objects[3 * slot])
+                found.append(self._index.objects[3 * slot + 1])
                 slot = self._order.newer_than(slot)
         return found
 

@@ -1,7 +1,5 @@
 """Write transactions of SQLite, and the names of legal holds in a file."""
 
-from __future__ import annotations
-
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -21,8 +21,6 @@ That file serves the processes of *one* machine. Where several machines share a 
 takes the keys from a service that all of them call, such as a key management system.
 """
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import os

@@ -4,8 +4,6 @@ A tier may forget, and may fail: both are misses, counted. It never answers wron
 never keeps silent about an erasure that it could not make.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 

@@ -9,8 +9,6 @@ term falls away. Where a computation came too late after the tiers had used up a
 passed over once: what is computed then says how long it takes.
 """
 
-from __future__ import annotations
-
 from streaminfer.caching.table._slots_cy import NEVER
 
 __all__ = ["LONGEST_READ_NS", "ReadBudget"]

@@ -1,7 +1,5 @@
 """`ServiceKeys`: keys from a service that several machines call, such as a key management system."""
 
-from __future__ import annotations
-
 from typing import Protocol, runtime_checkable
 
 from streaminfer._internal.validation import check_instance

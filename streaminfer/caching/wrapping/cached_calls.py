@@ -9,7 +9,7 @@ import inspect
 import types
 from collections.abc import Callable, Iterable
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from streaminfer._internal.signatures import signature_of
 from streaminfer._internal.validation import check_instance, expected
@@ -19,6 +19,7 @@ from streaminfer.caching.tiers.protocol import TierHit
 from streaminfer.caching.wrapping._hit_path_cy import HitPath, Miss, copy_out
 from streaminfer.caching.wrapping.layer import OUTDATED, Layer
 from streaminfer.errors import InvalidInput
+from streaminfer.protocols import P
 
 if TYPE_CHECKING:
     from streaminfer.caching.edge_cache import EdgeCache
@@ -40,7 +41,6 @@ def key_of({parameters}):
 _COLLECTED = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
 
 
-P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
 
 

@@ -5,13 +5,10 @@
 types of ``_lru_cy.pxd`` or run as plain Python.
 """
 
-from __future__ import annotations
-
 from streaminfer.caching.table._eviction_cy import EvictionOrder
 from streaminfer.caching.table._slots_cy import MAIN
 
 __all__ = ["Policy"]
-
 
 
 class Policy(EvictionOrder):

@@ -28,8 +28,6 @@ slot; all else lies in ``_slots_cy``.
 "ARC", FAST 2003. One source, compiled with the C types of ``_s3fifo_cy.pxd`` or run as plain Python.
 """
 
-from __future__ import annotations
-
 from collections.abc import MutableSequence
 
 from streaminfer.caching.table._eviction_cy import EvictionOrder

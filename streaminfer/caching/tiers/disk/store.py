@@ -14,8 +14,6 @@ own, and their entry's name inside: what was altered underneath is found out on 
 * *Corruption*: a file that SQLite finds malformed is replaced by an empty one, unless another process has it open.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 import sqlite3

@@ -4,8 +4,6 @@ One thread of the tier makes all disk operations; the event loop only waits. A s
 the tier skips gets and puts beyond ``max_pending`` queued operations. ``DiskStore`` is what the thread runs.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import sqlite3

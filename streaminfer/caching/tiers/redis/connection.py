@@ -1,7 +1,5 @@
 """Address of a Redis server, and connections to it, whose handshake has a time limit of its own."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Mapping
 from typing import Any

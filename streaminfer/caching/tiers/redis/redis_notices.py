@@ -6,8 +6,6 @@ keeps nothing of it. Notices are records as entries are, sealed where the tier h
 passed over.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import os

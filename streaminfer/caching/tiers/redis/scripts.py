@@ -19,8 +19,6 @@ erasure that another connection brought. So a put asks for the random bytes firs
 have changed or are gone by then: what was begun before an erasure has no effect after it, whichever process erased.
 """
 
-from __future__ import annotations
-
 __all__ = ["BEGIN", "ERASE", "LOOK", "OPEN", "PUT", "TAKE"]
 
 TAKE = """

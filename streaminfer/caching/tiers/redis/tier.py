@@ -7,8 +7,6 @@ and a circuit breaker stops asking when they fail. Nothing that the server answe
 What lies on the server, and the scripts that change it, are in ``scripts``.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
