@@ -135,26 +135,14 @@ class Memory(StackClock, _Table):
     __slots__ = ("_clock_given", "_own_log", "events", "freshness", "retention", *_WEAK_REFERENCES)
 
     def __init__(
-        self,
-        maxsize: int,
-        max_bytes: int,
-        freshness: Freshness,
-        policy: type[EvictionOrder],
-        clock: Callable[[], int] | None,
+        self, maxsize: int, max_bytes: int, freshness: Freshness, policy: type[EvictionOrder], clock: Clock | None
     ) -> None:
         self.events = cache_listeners()
         self.freshness = freshness
         self.retention: MemoryRetention | None = None
         self._own_log: RetentionLog | None = None
         self._clock_given = clock is not None
-        super().__init__(
-            maxsize,
-            max_bytes,
-            freshness.lasts_ns(None, ()),
-            freshness.stale_ns,
-            policy,
-            clock,
-        )
+        super().__init__(maxsize, max_bytes, freshness.lasts_ns(None, ()), freshness.stale_ns, policy, clock)
         self.revalidate_ns = freshness.revalidate_ns
         self.keeping = not IS_ATOMIC
         if freshness.policy is not None:

@@ -248,7 +248,6 @@ class _Writer:
                     self._thread = None
                     return
                 write, what = self._waiting[0]
-            done = 1
             try:
                 write()
             except BackendError as error:
@@ -257,14 +256,14 @@ class _Writer:
                         _LOGGER.warning("the retention log failed, and is tried again: %s", error)
                         self._changed.wait_for(self._is_last, _RETRY_S)
                         continue
-                    done = len(self._waiting)  # each could take as long to fail
-                    for _, what in self._waiting:
+                    for _, what in self._waiting:  # each could take as long to fail
                         _LOGGER.exception(_LOST, what)
+                    self._waiting.clear()
+                    continue
             except Exception:
                 _LOGGER.exception(_LOST, what)
             with self._changed:
-                for _ in range(done):
-                    self._waiting.popleft()
+                self._waiting.popleft()
 
     def _is_last(self) -> bool:
         """Return whether a write that fails now is not tried again."""

@@ -31,7 +31,7 @@ cdef class Caller:
     cpdef bint cancel(self, msg=*) except *
     @cython.locals(flights=LoopFlights, around=CFlight, flight=CFlight, leads=bint)
     cdef _join(self)
-    @cython.locals(flight=CFlight, told=bint)
+    @cython.locals(flight=CFlight, told=bint, abandoned=bint)
     cdef _leave_flight(self)
     cdef void _tell(self, tuple result) noexcept
     cdef void _tell_error(self, object error) noexcept
@@ -46,7 +46,6 @@ cdef class LoopFlights:
     cdef object _now
 
     cdef _begin(self, CFlight flight, object compute, object owner, object context)
-    cdef _leave(self, CFlight flight, Caller caller, CFlight around)
     @cython.locals(caller=Caller)
     cdef _succeed(self, CFlight flight, object value)
     @cython.locals(caller=Caller, leader=Caller)

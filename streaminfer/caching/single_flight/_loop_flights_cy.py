@@ -30,7 +30,6 @@ from streaminfer.errors import Closed, DeadlineExceeded, copy_error
 __all__ = ["LATE_S", "Caller", "LoopFlights"]
 
 LATE_S = 10.0  # how much longer one late refresh runs, so that a backend that became slower is noticed
-_STOPPED = "the service stopped before it could answer"
 _GRACE_S = 1.0  # for a computation that was cancelled
 _FRESH = 0
 _WAITS = 1
@@ -134,7 +133,10 @@ class Caller:
         if flight is not None:
             self._flight = None
             if not told or self._around is not None:  # otherwise there is nothing to leave: the flight is over
-                self._flights._leave(flight, self, self._around)
+                with FLIGHTS_LOCK:
+                    abandoned = self._flights.table.leave(flight, self, self._around)
+                if abandoned and flight.computing is not None:
+                    flight.computing.cancel()
 
     # -- what its task waits for ----------------------------------------------------------------------------------
 
@@ -253,9 +255,7 @@ class LoopFlights:
         if flight is None:
             return
         self._begin(flight, compute, owner, copy_context())
-        loop: Any = self.loop()
-        timer = loop.call_later(limit_s, self._on_late_refresh, flight, limit_s, context=Context())
-        flight.computing.add_done_callback(partial(_cancel, timer))
+        self._call_unless_done(flight.computing, limit_s, self._on_late_refresh, flight, limit_s)
 
     def _on_late_refresh(self, flight: Flight, limit_s: float) -> None:
         task = flight.computing
@@ -265,10 +265,14 @@ class LoopFlights:
         if another:
             task.cancel()
         else:
-            loop: Any = self.loop()
-            timer = loop.call_later(LATE_S, task.cancel, context=Context())
-            task.add_done_callback(partial(_cancel, timer))
+            self._call_unless_done(task, LATE_S, task.cancel)
         self._fail(flight, DeadlineExceeded(f"a refresh took longer than {limit_s:g} s"))
+
+    def _call_unless_done(self, task: asyncio.Task[Any], after_s: float, function: Any, *arguments: Any) -> None:
+        """Call a function after some time, unless a task has ended by then."""
+        loop: Any = self.loop()
+        timer = loop.call_later(after_s, function, *arguments, context=Context())
+        task.add_done_callback(lambda _: timer.cancel())
 
     def _is_late(self, task: asyncio.Task[Any]) -> bool:
         """Return whether a computation is that of a late refresh, which its flight knows no more."""
@@ -298,20 +302,13 @@ class LoopFlights:
     def _fail_stopped(self, flight: Flight, task: asyncio.Task[Any]) -> None:
         if flight.computing is task:
             flight.computing = None
-            if not flight.over:
-                self._fail(flight, Closed(_STOPPED), True)
+            self._fail(flight, Closed("the service stopped before it could answer"), True)
 
     def _begin(self, flight: Flight, compute: Compute, owner: Any, context: Context) -> None:
         loop: Any = self.loop()
         flight.computing = task = loop.create_task(_computation(flight, compute), context=context)
         self._owners[task] = (owner, flight)
         task.add_done_callback(partial(self._on_task_done, flight))
-
-    def _leave(self, flight: Flight, caller: Caller, around: Flight | None) -> None:
-        with FLIGHTS_LOCK:
-            abandoned = self.table.leave(flight, caller, around)
-        if abandoned and flight.computing is not None:
-            flight.computing.cancel()
 
     def _on_task_done(self, flight: Flight, task: asyncio.Task[Any]) -> None:
         self._owners.pop(task, None)
@@ -348,10 +345,6 @@ class LoopFlights:
 async def _computation(flight: Flight, compute: Compute) -> Any:
     enter(flight)
     return await compute()
-
-
-def _cancel(timer: asyncio.TimerHandle, _: asyncio.Task[Any]) -> None:
-    timer.cancel()
 
 
 def _waits(caller: Caller) -> bool:

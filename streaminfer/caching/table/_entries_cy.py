@@ -21,13 +21,13 @@ plain Python. The directives above are safe, because indexes are slots that the 
 """
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 from streaminfer.caching.table._eviction_cy import EvictionOrder
 from streaminfer.caching.table._expiry_heap_cy import ExpiryHeap
 from streaminfer.caching.table._index_cy import KeyIndex
 from streaminfer.caching.table._slots_cy import FIRST, NEGATIVE, NEVER, SMALL, Slots
+from streaminfer.protocols import Clock
 
 __all__ = ["EVICTED", "EXPIRED", "NO_LIMIT", "Entries"]
 
@@ -77,13 +77,7 @@ class Entries:
     _expiries: ExpiryHeap
 
     def __init__(
-        self,
-        maxsize: int,
-        max_bytes: int,
-        ttl_ns: int,
-        stale_ns: int,
-        policy: Callable[[Slots, int, int], EvictionOrder],
-        clock: Callable[[], int] | None,
+        self, maxsize: int, max_bytes: int, ttl_ns: int, stale_ns: int, policy: type[EvictionOrder], clock: Clock | None
     ) -> None:
         self._maxsize = maxsize
         self._max_bytes = max_bytes

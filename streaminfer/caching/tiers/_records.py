@@ -84,14 +84,12 @@ class Records:
         mark = RECORD_MARK if self._cipher is None else SEALED_MARK
         start = raw.find(mark)
         while start >= 0:
-            begun: bytes | None = raw[start : start + GLIMPSED]
-            identity = begun[:SEALED_HEAD] if begun else b""
-            if self._cipher is not None and begun is not None:
-                begun = self._cipher.glimpse(begun)
-            label = None if begun is None else first_value(begun)
+            begun = raw[start : start + GLIMPSED]
+            plain = begun if self._cipher is None else self._cipher.glimpse(begun)
+            label = None if plain is None else first_value(plain)
             if isinstance(label, list):
                 with suppress(TypeError, ValueError):  # the beginning of a record with other bytes behind it
-                    yield RecordCopy(place, identity, _entry(label[1:], None))
+                    yield RecordCopy(place, begun[:SEALED_HEAD], _entry(label[1:], None))
             start = raw.find(mark, start + 1)
 
 

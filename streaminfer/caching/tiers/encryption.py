@@ -210,13 +210,11 @@ class Cipher:
 
         if len(sealed) < _HEADER.size or not sealed.startswith(SEALED_MARK):
             return None
-        key = self._keys.find(_HEADER.unpack_from(sealed)[2])
+        _, _, key_id, nonce = _HEADER.unpack_from(sealed)
+        key = self._keys.find(key_id)
         if key is None:
             return None
-        # GCM encrypts in counter mode; the counter of the first block of data is 2 (NIST SP 800-38D, 7.1)
-        counter = modes.CTR(sealed[_HEADER.size - 12 : _HEADER.size] + b"\0\0\0\2")
-        decryptor = Stream(algorithms.AES(key.secret), counter).decryptor()
-        begun: bytes = decryptor.update(sealed[_HEADER.size :])
+        begun: bytes = Stream(algorithms.AES(key.secret), modes.GCM(nonce)).decryptor().update(sealed[_HEADER.size :])
         return begun
 
     def blind(self, text: bytes) -> bytes:

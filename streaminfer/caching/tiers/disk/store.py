@@ -164,7 +164,7 @@ class DiskStore:
         for path, raw in read_raw(files, GLIMPSED):
             yield from self._records.copies(raw, path.name)
 
-    def flush(self, *, erased: bool) -> None:
+    def flush(self, erased: bool) -> None:
         """Empty the log, and with it what was deleted, and overwrite what SQLite left of that in moved cells.
 
         Args:
@@ -277,13 +277,12 @@ class DiskStore:
 
     def put(self, key: str | bytes, entry: Entry) -> bool:
         """Store an entry; return whether it is there. Raises on failure."""
-        counters = self._counters
         records = self._records
         name = records.name(b"k", key)
         record = records.pack(name, entry)
         pages = len(record) // (_PAGE - 4) + 1
         if not record or entry.is_expired(self._now()) or pages > self._max_pages // 4:
-            counters.rejected += 1
+            self._counters.rejected += 1
             self._delete("key = ?", name)  # what it would have replaced is not what was put last
             return False
         data_class = records.name(b"c", entry.data_class)
@@ -295,7 +294,7 @@ class DiskStore:
             row = (name, subject, data_class, entry.stored_ns, expires_ns, len(record), record)
             number = db.execute(_INSERT, row).lastrowid
             db.executemany("INSERT INTO tags VALUES (?, ?)", [(records.name(b"t", tag), number) for tag in entry.tags])
-        counters.stored += 1
+        self._counters.stored += 1
         self._leftovers = self._leftovers or deleted > 0
         self._count(1 - deleted)
         return True

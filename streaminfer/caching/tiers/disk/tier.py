@@ -10,7 +10,6 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -75,13 +74,8 @@ class DiskTier(MediumTier):
         self.place = str(self.folder.absolute())
         self.purge_every_s = self.purge_bound_s = check_duration("purge_every_s", purge_every_s, positive=True)
         self._slots = threading.Semaphore(check_count("max_pending", max_pending))
-        self._store = DiskStore(
-            self.folder,
-            check_count("max_bytes", max_bytes, at_least=MIN_BYTES),
-            self._records,
-            self._counters,
-            self.wall_clock,
-        )
+        room = check_count("max_bytes", max_bytes, at_least=MIN_BYTES)
+        self._store = DiskStore(self.folder, room, self._records, self._counters, self.wall_clock)
         self._get, self._put, self._delete = self._store.get, self._store.put, self._store.delete
         self._thread: ThreadPoolExecutor | None = None
         self._purger: asyncio.Task[None] | None = None
@@ -185,7 +179,7 @@ class DiskTier(MediumTier):
         total = 0
         while removed := await self._run(step, *args):
             total += removed
-        await self._run(partial(self._store.flush, erased=erased))
+        await self._run(self._store.flush, erased)
         return total
 
     async def _purge_regularly(self) -> None:
