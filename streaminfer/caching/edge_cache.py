@@ -6,15 +6,14 @@ import asyncio
 from collections.abc import Callable, ItemsView, Iterable, Iterator, MutableMapping, ValuesView
 from typing import TYPE_CHECKING, Any, NoReturn, Self, overload
 
-from streaminfer._internal.locking import is_atomic
 from streaminfer._internal.validation import check_count, check_instance, check_secret, expected
 from streaminfer.caching._locking import guarded_mapping
 from streaminfer.caching.defensive_copy import freeze
 from streaminfer.caching.events import CacheEvent
 from streaminfer.caching.freshness import Freshness, duration_ns
-from streaminfer.caching.memory import MAX_BYTES, CacheStatistics, Memory
+from streaminfer.caching.memory import IS_ATOMIC, MAX_BYTES, CacheStatistics, Memory
+from streaminfer.caching.table._entries_cy import NO_LIMIT
 from streaminfer.caching.table._mapping_cy import TableMapping
-from streaminfer.caching.table._table_cy import NO_LIMIT, EdgeTable
 from streaminfer.caching.table.eviction import Eviction, policy_of
 from streaminfer.caching.tiers.read_budget import LONGEST_READ_NS
 from streaminfer.protocols import Clock, P, R, Service
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
     _Mapping = TableMapping
 else:
-    _Mapping = TableMapping if is_atomic(EdgeTable, "peek") else guarded_mapping(TableMapping)
+    _Mapping = TableMapping if IS_ATOMIC else guarded_mapping(TableMapping)
 
 __all__ = ["EdgeCache"]
 
@@ -111,7 +110,6 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         seed: int | None = None,
         clock: Clock | None = None,
     ) -> None:
-        check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
         freshness = Freshness(
             ttl_s=ttl_s,
             ttl_jitter=ttl_jitter,
@@ -122,9 +120,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
             seed=seed,
             policy=retention,
         )
-        if secret is not None:
-            check_secret("secret", secret)
-        self._secret = secret
+        self._secret = None if secret is None else check_secret("secret", secret)
         self._settings = (maxsize, max_bytes, eviction)
         self._flights: Any = None
         self._entered: list[object] = []  # an owner of the tiers for each `async with`

@@ -5,26 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from streaminfer._internal.validation import (
-    LONGEST_S,
-    check_count,
-    check_duration,
-    check_instance,
-    check_number,
-    expected,
-)
+from streaminfer._internal.validation import LONGEST_S, check_count, check_duration, check_number, expected
+from streaminfer.caching.table._entries_cy import Labels
 from streaminfer.caching.table._slots_cy import NEVER
 
 if TYPE_CHECKING:
     from streaminfer.compliance.retention import Retention, Rule
 
-__all__ = ["About", "Freshness", "Labels", "duration_ns", "labels_of"]
+__all__ = ["About", "Freshness", "duration_ns", "labels_of"]
 
 About = tuple[str | None, Iterable[str]]
 """Subject and tags as a caller gave them."""
-
-Labels = tuple[Any, ...] | None
-"""Subject and tags; with a policy also the data class and the instant at which the response was computed."""
 
 
 def duration_ns(name: str, seconds: object, *, positive: bool = False) -> int:
@@ -147,7 +138,8 @@ def _max_age_ns(rule: Rule) -> int:
 def _check_policy(retention: Any, stale_s: float) -> None:
     from streaminfer.compliance.retention import Retention  # noqa: PLC0415 - loaded by everyone who has a policy
 
-    check_instance("retention", retention, lambda it: isinstance(it, Retention), "a Retention or None")
+    if not isinstance(retention, Retention):
+        raise TypeError(expected("retention", "a Retention or None", retention))
     if stale_s >= retention.shortest_s:
         what = f"less than the shortest maximum age of the policy, {retention.shortest_s:g} s: stale values age as well"
         raise ValueError(expected("stale_s", what, stale_s))

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 else:
     _Table = EdgeTable if IS_ATOMIC else guarded(EdgeTable)
 
-__all__ = ["MAX_BYTES", "CacheStatistics", "Memory"]
+__all__ = ["IS_ATOMIC", "MAX_BYTES", "CacheStatistics", "Memory"]
 
 MAX_BYTES = 2**60
 # a compiled table has no weak references of its own
@@ -141,7 +141,7 @@ class Memory(StackClock, _Table):
         self.freshness = freshness
         self.retention: MemoryRetention | None = None
         self._own_log: RetentionLog | None = None
-        self._clock_given = clock is not None
+        self._accept_clock(clock)
         super().__init__(maxsize, max_bytes, freshness.lasts_ns(None, ()), freshness.stale_ns, policy, clock)
         self.revalidate_ns = freshness.revalidate_ns
         self.keeping = not IS_ATOMIC

@@ -310,13 +310,9 @@ class RetentionLog:
     def _add_up(self, event: RetentionEvent) -> None:
         key = (event.action, event.where, event.data_class)
         so_far = self._totals.get(key) or RetentionTotal(*key, 0, 0, event.at_ns, event.at_ns)
-        self._totals[key] = attrs.evolve(
-            so_far,
-            records=so_far.records + 1,
-            count=so_far.count + event.count,
-            first_ns=min(so_far.first_ns, event.at_ns),  # records may be in another order than their events
-            last_ns=max(so_far.last_ns, event.at_ns),
-        )
+        # records may be in another order than their events
+        first_ns, last_ns = min(so_far.first_ns, event.at_ns), max(so_far.last_ns, event.at_ns)
+        self._totals[key] = RetentionTotal(*key, so_far.records + 1, so_far.count + event.count, first_ns, last_ns)
 
     def _locked(self) -> threading.Lock:
         if self._pid != os.getpid():  # a fork: the thread that held the lock is not here to release it

@@ -103,10 +103,6 @@ class PendingErasure:
         """Subject and tag by name."""
         return {"subject": self.subject, "tag": self.tag}
 
-    def is_same_as(self, other: PendingErasure) -> bool:
-        """Return whether carrying out the other, later one carries out this one as well."""
-        return self.selection == other.selection
-
     def arm(self, in_memory: int) -> None:
         """Note that memory is erased, and how many entries that were."""
         self.in_memory = in_memory

@@ -33,10 +33,8 @@ cdef class Caller:
     cdef _join(self)
     @cython.locals(flight=CFlight, told=bint, abandoned=bint)
     cdef _leave_flight(self)
-    cdef void _tell(self, tuple result) noexcept
-    cdef void _tell_error(self, object error) noexcept
-    cdef _wake(self)
-    cdef _wake_soon(self)
+    cdef void _tell(self, int state, object result) noexcept
+    cdef _wake(self, bint soon)
 
 @cython.final
 cdef class LoopFlights:

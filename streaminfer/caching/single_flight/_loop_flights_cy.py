@@ -159,34 +159,28 @@ class Caller:
         """Cancel its task at the loop's next turn; return false if it was told already."""
         if self._state != _WAITS:
             return False
-        self._tell_error(asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg))
-        self._wake_soon()
+        self._tell(_ERROR, asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg))
+        self._wake(True)
         return True
 
     def _expire(self) -> None:
         if self._state == _WAITS:
-            self._tell_error(DeadlineExceeded(f"the deadline passed after {self._timeout_s:.6f} s"))
-            self._wake()
+            self._tell(_ERROR, DeadlineExceeded(f"the deadline passed after {self._timeout_s:.6f} s"))
+            self._wake(False)
 
-    def _tell(self, result: tuple[Any, bool]) -> None:
-        self._state = _VALUE
+    def _tell(self, state: int, result: Any) -> None:
+        self._state = state
         self._result = result
 
-    def _tell_error(self, error: BaseException) -> None:
-        self._state = _ERROR
-        self._result = error
-
-    def _wake(self) -> None:
+    def _wake(self, soon: bool) -> None:
         wakeup = self._wakeup
-        if wakeup is not None:  # else it has been woken
-            self._wakeup = None
-            self._context.run(wakeup, self)
-
-    def _wake_soon(self) -> None:
-        wakeup = self._wakeup
-        if wakeup is not None:
-            self._wakeup = None
+        if wakeup is None:  # it has been woken
+            return
+        self._wakeup = None
+        if soon:
             self._loop.call_soon(wakeup, self, context=self._context)
+        else:
+            self._context.run(wakeup, self)
 
 
 class LoopFlights:
@@ -328,7 +322,7 @@ class LoopFlights:
             told = self.table.succeed(flight)
         for caller in told:
             if _waits(caller):
-                caller._tell(leaders if caller is leader else others)
+                caller._tell(_VALUE, leaders if caller is leader else others)
         _wake(told)
 
     def _fail(self, flight: Flight, error: BaseException, final: bool = False) -> None:
@@ -336,7 +330,7 @@ class LoopFlights:
         told, leader = end_attempt(self.table, flight, error, self._now(), final=final)
         for caller in told:
             if _waits(caller):
-                caller._tell_error(error if caller is original else copy_error(error))
+                caller._tell(_ERROR, error if caller is original else copy_error(error))
         if leader is not None:
             self._begin(flight, leader.compute, leader.owner, leader._context.copy())
         _wake(told)
@@ -356,8 +350,8 @@ def _wake(callers: list[Caller]) -> None:
     """Continue the tasks of all callers, now and one after another."""
     try:
         for caller in callers:
-            caller._wake()
+            caller._wake(False)
     except BaseException:  # KeyboardInterrupt or SystemExit, out of one of them
         for caller in callers:
-            caller._wake_soon()
+            caller._wake(True)
         raise

@@ -29,11 +29,13 @@ from streaminfer.caching.table._index_cy import KeyIndex
 from streaminfer.caching.table._slots_cy import FIRST, NEGATIVE, NEVER, SMALL, Slots
 from streaminfer.protocols import Clock
 
-__all__ = ["EVICTED", "EXPIRED", "NO_LIMIT", "Entries"]
+__all__ = ["EVICTED", "EXPIRED", "NO_LIMIT", "Entries", "Labels"]
 
 NO_LIMIT = 2**63 - 1
 EVICTED = "evicted"
 EXPIRED = "expired"
+# subject and tags; with a policy also the data class and the instant at which the response was computed
+Labels = tuple[Any, ...] | None
 
 monotonic_ns = time.monotonic_ns
 coarse_ns = time.monotonic_ns  # compiled: of the kernel's last tick, a few ms ago, for a fifth of the time

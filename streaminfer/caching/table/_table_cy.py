@@ -16,11 +16,11 @@ because indexes are slots that the table gave out itself.
 
 from typing import Any
 
-from streaminfer.caching.table._entries_cy import NO_LIMIT, Entries
+from streaminfer.caching.table._entries_cy import Entries, Labels
 from streaminfer.caching.table._slots_cy import FIRST, MAIN, NEGATIVE, NEVER, SMALL, STALE
 from streaminfer.caching.weigher import payload_bytes
 
-__all__ = ["NO_LIMIT", "EdgeTable"]
+__all__ = ["EdgeTable"]
 
 ERASED = "erased"
 _ABSENT: Any = object()
@@ -113,9 +113,7 @@ class EdgeTable(Entries):
 
     # -- what a mapping does not have ----------------------------------------------------------------------------
 
-    def store(
-        self, key: Any, value: Any, ttl_ns: int, size: int, labels: tuple[str | None, tuple[str, ...]] | None
-    ) -> bool:
+    def store(self, key: Any, value: Any, ttl_ns: int, size: int, labels: Labels) -> bool:
         """Store a value.
 
         Args:
@@ -132,9 +130,7 @@ class EdgeTable(Entries):
             key, value, self._ttl_ns if ttl_ns < 0 else ttl_ns, _payload(value) if size < 0 else size, labels, False
         )
 
-    def store_negative(
-        self, key: Any, value: Any, ttl_ns: int, labels: tuple[str | None, tuple[str, ...]] | None
-    ) -> bool:
+    def store_negative(self, key: Any, value: Any, ttl_ns: int, labels: Labels) -> bool:
         """Remember a failure, unless a fresh or stale value is there, or ``ttl_ns`` is 0."""
         return ttl_ns > 0 and self._store(key, value, ttl_ns, _payload(value), labels, True)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, Self, TypeVar
@@ -12,7 +12,7 @@ from streaminfer._internal.validation import check_instance
 from streaminfer.caching.codec import RECORD_MARK, CorruptRecord, decode, encode, first_value
 from streaminfer.caching.erasure.erasure import check_selection
 from streaminfer.caching.tiers.encryption import SEALED_HEAD, SEALED_MARK, Cipher, KeyProvider
-from streaminfer.caching.tiers.protocol import Entry, RecordCopy, TierStatistics
+from streaminfer.caching.tiers.protocol import Entry, RecordCopy, Tier, TierStatistics
 from streaminfer.protocols import Clock
 
 __all__ = ["GLIMPSED", "Counters", "MediumTier", "Records", "selection"]
@@ -118,7 +118,7 @@ class Counters:
         return TierStatistics(**vars(self))
 
 
-class MediumTier(ABC):
+class MediumTier(Tier):
     """What tiers on a medium have in common.
 
     Args:
@@ -126,7 +126,6 @@ class MediumTier(ABC):
         wall_clock: returns nanoseconds since 1970; ``None``: ``time.time_ns``.
     """
 
-    name: str
     # operations on the medium, for `_attempt`
     _get: Callable[[str | bytes], Any]
     _put: Callable[[str | bytes, Entry], Any]
@@ -139,14 +138,6 @@ class MediumTier(ABC):
         self.wall_clock = wall_clock or time.time_ns
         self._counters = Counters(self.name)
         self._records = Records(keys, self._counters)
-
-    @abstractmethod
-    async def start(self) -> None:
-        """Open the medium."""
-
-    @abstractmethod
-    async def stop(self) -> None:
-        """Close it."""
 
     @abstractmethod
     async def _attempt(self, otherwise: T, operation: Callable[..., Any], *args: Any) -> T:

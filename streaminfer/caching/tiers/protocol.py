@@ -137,8 +137,8 @@ class TierHit:
         source: the tier's name.
         position: of the tier.
         computed_ns: when it was computed, on the cache's clock.
-        fresh_until_ns: until when it is fresh; ``NEVER``: for good.
-        usable_until_ns: until when it can be used, stale.
+        fresh_ns: for how long it is fresh from then on; ``NEVER``: for good.
+        stale_ns: for how long after that it can be used, stale.
         is_stale: its fresh time had passed when it was read.
     """
 
@@ -147,8 +147,8 @@ class TierHit:
     source: str
     position: int
     computed_ns: int
-    fresh_until_ns: int
-    usable_until_ns: int
+    fresh_ns: int
+    stale_ns: int
     is_stale: bool
 
 

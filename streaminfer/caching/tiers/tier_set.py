@@ -206,7 +206,8 @@ class TierSet:
             stale = stale or hit
         if stale is None or only_fresh or self._memory.erased_since(key, erasures):
             return None
-        return stale if self._memory.now() < stale.usable_until_ns else None  # slower tiers took their time
+        age_ns = self._memory.now() - stale.computed_ns
+        return stale if age_ns < stale.fresh_ns + stale.stale_ns else None  # slower tiers took their time
 
     def promote(self, key: Any, found: TierHit, erasures: int) -> None:
         """Store in memory and on faster tiers what a tier had, with the age that it has.
@@ -219,16 +220,15 @@ class TierSet:
         memory = self._memory
         if memory.erased_since(key, erasures) or memory.peek(key, _ABSENT) is not _ABSENT:
             return  # a value that was put while the tier was read is newer
-        now_ns, until_ns = memory.now(), found.fresh_until_ns
-        if until_ns <= now_ns:
+        age_ns = memory.now() - found.computed_ns
+        if age_ns >= found.fresh_ns:
             return
-        left_ns = NEVER if until_ns == NEVER else until_ns - now_ns
-        memory.put_aged(key, found.value, left_ns, now_ns - found.computed_ns, found.about)
+        left_ns = NEVER if found.fresh_ns == NEVER else found.fresh_ns - age_ns
+        memory.put_aged(key, found.value, left_ns, age_ns, found.about)
         if memory.erased_since(key, erasures):  # by another thread, since then, or by a value that was too large
             memory.take(key, None)
             return
-        ttl_ns = NEVER if until_ns == NEVER else until_ns - found.computed_ns
-        self.write(key, found.value, ttl_ns, found.about, age_ns=now_ns - found.computed_ns, before=found.position)
+        self.write(key, found.value, found.fresh_ns, found.about, age_ns=age_ns, before=found.position)
 
     # -- writing ------------------------------------------------------------------------------------------------
 
@@ -377,8 +377,7 @@ class TierSet:
     async def inventory(self) -> list[Holding]:
         """Return what each tier holds, by data class; without numbers if a tier cannot say or does not run."""
         classes = () if self._policy is None else tuple(self._policy.classes)
-        here = self._home is asyncio.get_running_loop()
-        return [held for worker in self.workers for held in await worker.inventory(classes, here=here)]
+        return [held for worker in self.workers for held in await worker.inventory(classes)]
 
     def tell_what_went(self) -> None:
         """Count, for the log, what the tiers have purged and evicted."""

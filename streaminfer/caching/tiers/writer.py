@@ -147,7 +147,7 @@ class TierWriter:
     def register(self, erasing: PendingErasure) -> None:
         """Add a pending erasure: from here on the cache uses nothing of the tier that it matches."""
         with self._registering:
-            again = [it for it in self.pending if it.is_untried(self.name) or not it.is_same_as(erasing)]
+            again = [it for it in self.pending if it.is_untried(self.name) or it.selection != erasing.selection]
             self.pending = (*again, erasing)
 
     def replace(self, key: str | bytes, stored_ns: int) -> None:
@@ -176,7 +176,7 @@ class TierWriter:
         """Start the tier, and begin with the pending erasures, also those from before this process."""
         for subject, tag in self._counts.owed_by(self._place):
             erasing = PendingErasure(subject, tag, [self.name])
-            if not any(it.is_same_as(erasing) for it in self.pending):
+            if not any(it.selection == erasing.selection for it in self.pending):
                 self.register(erasing)
                 erasing.arm(0)
         await self.tier.start()
@@ -244,15 +244,14 @@ class TierWriter:
             self._wake.set()
         return write.done
 
-    async def inventory(self, classes: tuple[str, ...], *, here: bool) -> list[Holding]:
-        """Return what the tier holds, by data class; a holding without numbers if it cannot say or does not run.
+    async def inventory(self, classes: tuple[str, ...]) -> list[Holding]:
+        """Return what the tier holds, by data class; a holding without numbers if it cannot say, or does not run here.
 
         Args:
             classes: names of data classes.
-            here: whether the tier belongs to this event loop.
         """
         held = None
-        if here and self.runs:
+        if self._task is not None and self._task.get_loop() is asyncio.get_running_loop() and self.runs:
             try:
                 held = await self.tier.inventory(classes)
             except Exception as error:
@@ -299,10 +298,8 @@ class TierWriter:
         is_stale = age_ns >= fresh_ns
         self.stale_hits += is_stale
         self.hits += not is_stale
-        computed_ns = memory.now() - age_ns
-        instants = (NEVER, NEVER) if fresh_ns == NEVER else (computed_ns + fresh_ns, computed_ns + fresh_ns + stale_ns)
-        about = entry.subject, tuple(sorted(entry.tags))
-        return TierHit(freeze(entry.value), about, self.name, self.position, computed_ns, *instants, is_stale)
+        about, times_ns = (entry.subject, tuple(sorted(entry.tags))), (memory.now() - age_ns, fresh_ns, stale_ns)
+        return TierHit(freeze(entry.value), about, self.name, self.position, *times_ns, is_stale)
 
     def has_queued(self, key: str | bytes) -> bool:
         """Return whether a write of a key is queued."""

@@ -123,7 +123,9 @@ class Layer(ABC):
                     token = os.urandom(16)
                     found = await self._lead_or_wait(key, token, tiers.leasing[1], wait_ns, look)
         if found is not None and (
-            not found.is_stale or now() - found.fresh_until_ns < self.memory.revalidate_ns or self.fails_now()
+            not found.is_stale
+            or now() - found.computed_ns - found.fresh_ns < self.memory.revalidate_ns
+            or self.fails_now()
         ):
             return found  # where it is stale, with a refresh behind it
         try:
