@@ -225,7 +225,7 @@ class _Judge:
 
 def _look_into_memory(cache: EdgeCache, judge: _Judge, remains: _Remains) -> None:
     held = cache._memory.held()
-    stale_ns = cache._memory.freshness.stale_ns
+    stale_ns = cache.freshness.stale_ns
     remains.add("memory", "", "", 0)
     for labels, until_ns in zip(held[::4], held[2::4], strict=True):
         subject, tags = (None, ()) if labels is None else labels[:2]

@@ -124,7 +124,7 @@ def record_of_processing(
         residual=tuple(
             (where, it.name, it.within_s)
             for where, cache in caches
-            for policy in (cache._memory.freshness.policy,)
+            for policy in (cache.freshness.policy,)
             for it in (() if policy is None else policy.residual)
         ),
         measures=tuple(
@@ -136,9 +136,9 @@ def record_of_processing(
 
 
 def _categories(where: str, cache: EdgeCache) -> Iterable[tuple[str, str, float | None, float]]:
-    policy = cache._memory.freshness.policy
+    policy = cache.freshness.policy
     if policy is None:
-        freshness = cache._memory.freshness
+        freshness = cache.freshness
         kept_s = None if freshness.ttl_s is None else freshness.ttl_s + freshness.stale_s
         return [(where, "all answers", kept_s, 0.0)]
     rules = [policy.rule(()), *(policy.rule((name,)) for name in sorted(policy.classes))]

@@ -171,7 +171,7 @@ def _check_states(backend: StatefulBackend, where: str) -> Finding:
 
 
 def _check_cache(cache: EdgeCache, where: str) -> Iterator[Finding]:
-    policy, tiers = _of(cache, "_memory").freshness.policy, _of(cache, "tiers")
+    policy, tiers = _of(cache, "freshness").policy, _of(cache, "tiers")
     yield from _check_age(cache, policy, where)
     counted = _count_subjects(cache, policy)
     yield _check_subjects(counted, where)
@@ -197,7 +197,8 @@ def _of(cache: EdgeCache, name: str) -> Any:
 
 
 def _check_age(cache: EdgeCache, policy: Retention | None, where: str) -> Iterator[Finding]:
-    ttl_s, stale_s = _of(cache, "_memory").freshness.ttl_s, _of(cache, "_memory").freshness.stale_s
+    freshness = _of(cache, "freshness")
+    ttl_s, stale_s = freshness.ttl_s, freshness.stale_s
     kept_s = None if ttl_s is None else ttl_s + stale_s
     if policy is not None:
         rules = [("", policy), *((f", {name!r} ", rule) for name, rule in sorted(policy.classes.items()))]

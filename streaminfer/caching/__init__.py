@@ -7,9 +7,8 @@ from streaminfer._internal.loading.lazy import lazy_attributes
 if TYPE_CHECKING:
     from streaminfer.caching.edge_cache import EdgeCache
     from streaminfer.caching.erasure.erasure import Erasure
-    from streaminfer.caching.events import CacheEvent
     from streaminfer.caching.keys import content_key
-    from streaminfer.caching.memory import CacheStatistics
+    from streaminfer.caching.memory import CacheEvent, CacheStatistics
     from streaminfer.caching.single_flight.flight_context import fresh_for, no_store
     from streaminfer.caching.single_flight.flights import FlightStatistics
     from streaminfer.compliance.retention import Holding, Residual, Retention
@@ -35,7 +34,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "CacheEvent": "caching.events",
+    "CacheEvent": "caching.memory",
     "CacheStatistics": "caching.memory",
     "EdgeCache": "caching.edge_cache",
     "Erasure": "caching.erasure.erasure",

@@ -38,9 +38,7 @@ def _freeze(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return _freeze_array(value)
     if isinstance(value, tuple):
-        items = [_freeze(item) for item in value]
-        make = getattr(type(value), "_make", tuple)
-        return make(items)
+        return getattr(type(value), "_make", tuple)([_freeze(item) for item in value])
     if isinstance(value, dict):
         mapping = copy.copy(value)
         for name, item in value.items():

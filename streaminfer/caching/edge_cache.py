@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, overload
 from streaminfer._internal.validation import check_count, check_instance, check_secret, expected
 from streaminfer.caching._locking import guarded_mapping
 from streaminfer.caching.defensive_copy import freeze
-from streaminfer.caching.events import CacheEvent
 from streaminfer.caching.freshness import Freshness, duration_ns
-from streaminfer.caching.memory import IS_ATOMIC, MAX_BYTES, CacheStatistics, Memory
+from streaminfer.caching.memory import IS_ATOMIC, MAX_BYTES, CacheEvent, CacheStatistics, Memory
 from streaminfer.caching.table._entries_cy import NO_LIMIT
 from streaminfer.caching.table._mapping_cy import TableMapping
 from streaminfer.caching.table.eviction import Eviction, policy_of
@@ -300,6 +299,11 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
     def max_bytes(self) -> int | None:
         """Most bytes of values; ``None``: any number."""
         return self._settings[1]
+
+    @property
+    def freshness(self) -> Freshness:
+        """The settings of time: ``ttl_s``, ``stale_s``, ``negative_ttl_s``; ``policy``: a `Retention` or ``None``."""
+        return self._memory.freshness
 
     # -- memory and tiers ---------------------------------------------------------------------------------------
 

@@ -75,28 +75,24 @@ def content_key(
     except TypeError:
         _check(model, version, preprocessing, secret)  # says which one cannot be
         raise
-    key: bytes = maker.key(inputs, tenant)
-    return key
+    return maker.key(inputs, tenant)
 
 
 @functools.lru_cache(maxsize=256)
 def key_maker(model: str, version: str = "", preprocessing: str = "", secret: bytes | None = None) -> KeyMaker:
     """Return the maker of the keys of one model; arguments and errors as of :func:`content_key`."""
     _check(model, version, preprocessing, secret)
-    digest = _fast() if secret is None else _keyed(secret)
     prefix = b"".join(
         len(part).to_bytes(8, "little") + part
         for part in (_ENCODING, *(text.encode("utf-8", "surrogatepass") for text in (model, version, preprocessing)))
     )
-    return KeyMaker(digest, prefix)
+    return KeyMaker(_digest_by(secret), prefix)
 
 
-def _fast() -> Callable[[Any], bytes]:
-    digest: Callable[[Any], bytes] = require("xxhash", extra="cache", purpose="a content key").xxh3_128_digest
-    return digest
-
-
-def _keyed(secret: bytes) -> Callable[[Any], bytes]:
+def _digest_by(secret: bytes | None) -> Callable[[Any], bytes]:
+    if secret is None:
+        fast: Callable[[Any], bytes] = require("xxhash", extra="cache", purpose="a content key").xxh3_128_digest
+        return fast
     blake3 = require("blake3", extra="cache", purpose="a content key with a secret").blake3
     key = blake3(secret, derive_key_context=_CONTEXT).digest()
 

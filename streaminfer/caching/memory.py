@@ -1,21 +1,28 @@
-"""Memory of a cache: its table, what a retention policy asks of it, and who hears what leaves it."""
+"""Memory of a cache: its table, what a retention policy asks of it, and who hears what leaves it.
+
+*Events.* The table notes them; the operation that caused them delivers them afterwards, in its own thread, with no lock
+held. One thread at a time delivers, so that listeners get events in order. A thread that finds another one delivering
+leaves its events to that one, or to the next operation. Events that a listener causes are delivered when it has
+returned, in a few rounds; the rest waits for the next operation, so that a listener that fills the cache again does not
+loop for ever.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import attrs
 
 from streaminfer._internal.display.html_table import counter_rows, html_table
+from streaminfer._internal.listeners import Listeners
 from streaminfer._internal.locking import is_atomic
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_count
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.caching._locking import guarded
-from streaminfer.caching.events import CacheEvent, cache_listeners, take_events
 from streaminfer.caching.freshness import About, Freshness, duration_ns, labels_of
 from streaminfer.caching.table._slots_cy import NEVER
 from streaminfer.caching.table._table_cy import EdgeTable
@@ -34,11 +41,27 @@ if TYPE_CHECKING:
 else:
     _Table = EdgeTable if IS_ATOMIC else guarded(EdgeTable)
 
-__all__ = ["IS_ATOMIC", "MAX_BYTES", "CacheStatistics", "Memory"]
+__all__ = ["IS_ATOMIC", "MAX_BYTES", "CacheEvent", "CacheStatistics", "Memory"]
 
 MAX_BYTES = 2**60
 # a compiled table has no weak references of its own
 _WEAK_REFERENCES = () if hasattr(_Table, "__weakref__") else ("__weakref__",)
+
+
+class CacheEvent(NamedTuple):
+    """Entry that was evicted, expired or erased.
+
+    Attributes:
+        kind: ``"evicted"``, ``"expired"`` or ``"erased"``.
+        key: its key.
+        value: its value, or the failure that was remembered.
+        labels: its subject and its tags; ``None``: it had neither.
+    """
+
+    kind: Literal["evicted", "expired", "erased"]
+    key: Any
+    value: Any
+    labels: tuple[str | None, tuple[str, ...]] | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -137,7 +160,9 @@ class Memory(StackClock, _Table):
     def __init__(
         self, maxsize: int, max_bytes: int, freshness: Freshness, policy: type[EvictionOrder], clock: Clock | None
     ) -> None:
-        self.events = cache_listeners()
+        # the log gets the kind only: keys and values can be personal data
+        what, about = "a function of a CacheEvent", "an entry that was {0.kind}".format
+        self.events = Listeners[CacheEvent]("streaminfer.caching", "cache", what, about)
         self.freshness = freshness
         self.retention: MemoryRetention | None = None
         self._own_log: RetentionLog | None = None
@@ -271,7 +296,12 @@ class Memory(StackClock, _Table):
 
     def tell(self) -> None:
         """Tell listeners, and free, what the table has noted; operations do so themselves."""
-        self.events.deliver(take_events, self.drain)
+        self.events.deliver(self._take_events)
+
+    def _take_events(self) -> Sequence[CacheEvent]:
+        """Return what was noted: kind, key, value and labels in turn; a kind of ``None`` is freed."""
+        noted = iter(self.drain())
+        return [CacheEvent(*event) for event in zip(noted, noted, noted, noted, strict=True) if event[0] is not None]
 
     if IS_ATOMIC:
         _tell = tell

@@ -25,7 +25,7 @@ from typing import Literal, get_args
 
 import attrs
 
-from streaminfer._internal.validation import check_choice, check_count, check_instance, check_secret, expected
+from streaminfer._internal.validation import check_choice, check_count, check_instance, check_secret
 from streaminfer.compliance.hash_chain import Altered, Chain, RetentionEvent, Verification, verified
 from streaminfer.compliance.log_file import RetentionFile, read_events
 from streaminfer.protocols import Clock
@@ -98,8 +98,7 @@ class RetentionLog:
         secret: bytes | None = None,
         wall_clock: Clock | None = None,
     ) -> None:
-        if path is not None and not isinstance(path, (str, os.PathLike)):
-            raise TypeError(expected("path", "a path or None", path))
+        check_instance("path", path, lambda it: it is None or isinstance(it, (str, os.PathLike)), "a path or None")
         check_instance("wall_clock", wall_clock, lambda it: it is None or callable(it), "a callable or None")
         if secret is None:
             if path is not None:

@@ -152,13 +152,8 @@ def edge_headers(
             raise ValueError(expected("etag", _A_TAG, etag))
     computed = now if computed_s is None else _whole("computed_s", computed_s)
     age_s = 0.0 if computed_s is None else max(now_s - computed_s, 0.0)
-    if (
-        response.degraded
-        or not store
-        or not request.store
-        or request.subject is not None
-        or request.stream_id is not None
-    ):
+    may_store = store and request.store and not response.degraded
+    if not may_store or request.subject is not None or request.stream_id is not None:
         return headers
     left_s = policy._lifetime - age_s
     fresh = int(min(policy.fresh_s, left_s))

@@ -300,6 +300,7 @@ DOCUMENTED = {
         "expire",
         "fetch",
         "flights",
+        "freshness",
         "get",
         "hold",
     ),

@@ -22,7 +22,7 @@ import numpy as np
 
 from streaminfer._internal.validation import expected
 from streaminfer.caching.erasure.retention_counts import DELETED, REASONS, RetentionCounts
-from streaminfer.caching.events import CacheEvent
+from streaminfer.caching.memory import CacheEvent
 from streaminfer.caching.table._slots_cy import NEVER
 from streaminfer.compliance.retention import PRESERVED, Holding, Retention
 from streaminfer.errors import ErasureHeld

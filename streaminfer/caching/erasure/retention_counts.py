@@ -119,11 +119,6 @@ class RetentionCounts:
         except Exception:
             _LOGGER.exception(_LOST, what)
 
-    @property
-    def is_behind(self) -> bool:
-        """True if records are queued for the file."""
-        return self._writer is not None and self._writer.runs
-
     def drain(self) -> None:
         """Wait until all is written, or lost because the disk fails; for a thread."""
         if self._writer is not None:
@@ -132,7 +127,7 @@ class RetentionCounts:
     async def settle(self) -> None:
         """Record what was counted, and wait until all is written."""
         self.flush()
-        if self.is_behind:
+        if self._writer is not None and self._writer.runs:
             await asyncio.to_thread(self.drain)
 
 

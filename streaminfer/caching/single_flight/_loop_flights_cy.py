@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
+from asyncio import get_running_loop
 from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
 from functools import partial
@@ -264,8 +265,7 @@ class LoopFlights:
 
     def _call_unless_done(self, task: asyncio.Task[Any], after_s: float, function: Any, *arguments: Any) -> None:
         """Call a function after some time, unless a task has ended by then."""
-        loop: Any = self.loop()
-        timer = loop.call_later(after_s, function, *arguments, context=Context())
+        timer = get_running_loop().call_later(after_s, function, *arguments, context=Context())
         task.add_done_callback(lambda _: timer.cancel())
 
     def _is_late(self, task: asyncio.Task[Any]) -> bool:
@@ -284,10 +284,9 @@ class LoopFlights:
             if awaited:
                 await asyncio.wait(awaited)  # their done callbacks, which may begin others, have run before ours
                 continue
-            loop: Any = self.loop()
             for task in tasks:
                 task.cancel()
-                loop.call_soon(self._fail_stopped, self._owners[task][1], task)  # not inside this task
+                get_running_loop().call_soon(self._fail_stopped, self._owners[task][1], task)  # not inside this task
             _, left = await asyncio.wait(tasks, timeout=_GRACE_S)
             for task in left:
                 LOG.warning("a computation runs %g s after it was cancelled: %r", _GRACE_S, task)
@@ -299,8 +298,7 @@ class LoopFlights:
             self._fail(flight, Closed("the service stopped before it could answer"), True)
 
     def _begin(self, flight: Flight, compute: Compute, owner: Any, context: Context) -> None:
-        loop: Any = self.loop()
-        flight.computing = task = loop.create_task(_computation(flight, compute), context=context)
+        flight.computing = task = get_running_loop().create_task(_computation(flight, compute), context=context)
         self._owners[task] = (owner, flight)
         task.add_done_callback(partial(self._on_task_done, flight))
 

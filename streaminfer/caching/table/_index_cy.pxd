@@ -62,13 +62,10 @@ cdef class KeyIndex:
     @cython.locals(place=Py_ssize_t)
     cdef int vacate(self, int slot) except -1
 
-    @cython.locals(bits=int, more=list, larger=CSlots)
+    @cython.locals(
+        bits=int, more=list, larger=CSlots, words=cython.longlong[::1], address=cython.longlong, place=Py_ssize_t,
+        position=cython.longlong, word=cython.longlong)
     cpdef object grow(self, Py_ssize_t capacity, long long version)
-
-    @cython.locals(place=Py_ssize_t, position=cython.longlong, word=cython.longlong)
-    cdef void _spread(
-        self, long long version, CSlots larger, list more, long long[::1] words, long long address,
-        int bits) except *
 
 cdef long long _mixed(Py_ssize_t hashed) noexcept
 cdef int _index_bits(Py_ssize_t capacity) noexcept

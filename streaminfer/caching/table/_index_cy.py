@@ -183,17 +183,10 @@ class KeyIndex:
         bits = _index_bits(capacity)
         larger = Slots(capacity)
         more: list[Any] = [None] * (3 * (capacity - self.slots.capacity))
-        if bits == self._bits:
-            self._spread(version, larger, more, self._words, self._address, bits)
-        else:
-            words = _numbers(1 << bits)
-            self._spread(version, larger, more, words, words.buffer_info()[0], bits)
-
-    def _spread(
-        self, version: int, larger: Slots, more: list[Any], words: MutableSequence[int], address: int, bits: int
-    ) -> None:
-        # typed arguments: the view exists before the first look at the old one
-        if version != self.version:
+        numbers = _numbers(1 << bits)
+        address = numbers.buffer_info()[0]
+        words: MutableSequence[int] = numbers
+        if version != self.version:  # the first look: the view of the new words exists
             return
         self.objects.extend(more)  # what can fail comes first
         self.slots._take_over(larger)

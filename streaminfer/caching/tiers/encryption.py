@@ -44,16 +44,7 @@ from streaminfer.caching.codec import CorruptRecord
 from streaminfer.caching.tiers._sqlite import HOLDS, set_hold, transaction
 from streaminfer.protocols import Clock
 
-__all__ = [
-    "SEALED_HEAD",
-    "SEALED_MARK",
-    "Cipher",
-    "Key",
-    "KeyProvider",
-    "KeyUnknown",
-    "StoredKeys",
-    "hashed_subject",
-]
+__all__ = ["SEALED_HEAD", "SEALED_MARK", "Cipher", "Key", "KeyProvider", "KeyUnknown", "StoredKeys", "hashed_subject"]
 
 _MAGIC = b"si-aes"
 _VERSION = 1

@@ -31,7 +31,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from streaminfer._internal.validation import expected
+from streaminfer._internal.validation import check_instance
 from streaminfer._runtime.owners import start_owned
 from streaminfer._runtime.stopping import stop_all
 from streaminfer.caching.erasure.erasure import PendingErasure
@@ -70,8 +70,7 @@ class TierSet:
         self.workers: list[TierWriter] = []
         self.leasing: tuple[TierWriter, Leasing] | None = None
         for position, tier in enumerate(tiers):
-            if not isinstance(tier, Tier):
-                raise TypeError(expected("tiers", "tiers, such as DiskTier and RedisTier", tier))
+            check_instance("tiers", tier, lambda it: isinstance(it, Tier), "tiers, such as DiskTier and RedisTier")
             same = sum(other.tier.name == tier.name for other in self.workers)
             name = tier.name if not same else f"{tier.name} {same + 1}"
             if policy is not None:
@@ -100,9 +99,8 @@ class TierSet:
         self._home = self._home or asyncio.get_running_loop()
         if self._home is not asyncio.get_running_loop():
             lost = "were not stopped before their event loop was closed: make a new cache, with new tiers"
-            raise RuntimeError(
-                f"the tiers of this cache {lost if self._home.is_closed() else 'run on another event loop'}"
-            )
+            why = lost if self._home.is_closed() else "run on another event loop"
+            raise RuntimeError(f"the tiers of this cache {why}")
         await start_owned(owner, self)
 
     async def let_go(self, owner: object, *, drain: bool) -> None:

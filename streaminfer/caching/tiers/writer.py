@@ -165,10 +165,8 @@ class TierWriter:
     def statistics(self) -> TierUsage:
         """Return a frozen snapshot."""
         counted = {name: getattr(self, name) for name in _COUNTED}
-        queued = len(self._queue) + self._at_work
-        return TierUsage(
-            name=self.name, **counted, queued=queued, pending=len(self.pending), tier=self.tier.statistics()
-        )
+        waits = {"queued": len(self._queue) + self._at_work, "pending": len(self.pending)}
+        return TierUsage(name=self.name, **counted, **waits, tier=self.tier.statistics())
 
     # -- on the loop --------------------------------------------------------------------------------------------
 
@@ -318,10 +316,8 @@ class TierWriter:
             erasing = next((it for it in self.pending if it.armed and (may_retry or it.is_untried(self.name))), None)
             if erasing is not None:
                 await self._erase(erasing)
-            elif self._queue:
-                await self._put(
-                    self._take(next(iter(self._queue)))
-                )  # no local name: it would keep the answer while nothing is written
+            elif self._queue:  # no local name: it would keep the answer while nothing is written
+                await self._put(self._take(next(iter(self._queue))))
             elif self._closing:
                 return
             else:

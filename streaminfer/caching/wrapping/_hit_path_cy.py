@@ -62,7 +62,7 @@ class HitPath:
         """
         return self.find(self._maker.key(inputs, tenant))
 
-    def key(self, inputs: Any, tenant: str | None = None) -> Any:
+    def key(self, inputs: Any, tenant: str | None = None) -> bytes:
         """Return the key of these inputs.
 
         Raises:

@@ -37,7 +37,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from streaminfer._internal.qualified_name import name_of_function
-from streaminfer._internal.validation import expected
+from streaminfer._internal.validation import check_instance, expected
 from streaminfer.caching.defensive_copy import freeze
 from streaminfer.caching.keys import key_maker
 from streaminfer.caching.single_flight._loop_flights_cy import LATE_S
@@ -115,8 +115,8 @@ def identity_of(inner: Any) -> tuple[str, bool]:
     if isinstance(mark, bytes):
         mark = mark.hex()
     if mark is not None:
-        if not isinstance(mark, str):
-            raise TypeError(expected("fingerprint", "str or bytes, or a function that returns these", mark))
+        what = "str or bytes, or a function that returns these"
+        check_instance("fingerprint", mark, lambda it: isinstance(it, str), what)
         return f"fingerprint {mark}", True
     name = name_of_function(inner)
     if name is not None:
@@ -227,8 +227,7 @@ class CachedService(Layer, Wrapper):
             content = (*content, request.subject, tuple(sorted(set(request.tags))))
         elif request.subject is not None:
             content = (*content, request.subject)
-        key: bytes = self.hit_path.key(content, request.tenant)
-        return key
+        return self.hit_path.key(content, request.tenant)
 
     async def call(self, request: Request) -> Response:
         """Respond to a request from the cache, or as the service does.

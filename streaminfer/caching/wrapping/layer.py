@@ -122,12 +122,10 @@ class Layer(ABC):
                 if wait_ns > 0:
                     token = os.urandom(16)
                     found = await self._lead_or_wait(key, token, tiers.leasing[1], wait_ns, look)
-        if found is not None and (
-            not found.is_stale
-            or now() - found.computed_ns - found.fresh_ns < self.memory.revalidate_ns
-            or self.fails_now()
-        ):
-            return found  # where it is stale, with a refresh behind it
+        if found is not None:
+            past_ns = now() - found.computed_ns - found.fresh_ns
+            if not found.is_stale or past_ns < self.memory.revalidate_ns or self.fails_now():
+                return found  # where it is stale, with a refresh behind it
         try:
             return await self._compute(key, asked, stores_errors and found is None, erasures)
         except BaseException as error:
@@ -174,9 +172,8 @@ class Layer(ABC):
         if isinstance(error, InvalidInput):
             raise error
         if not self.fails_now():
-            LOG.warning(
-                "an outdated value was used in place of an error: %s: %s", type(error).__name__, error, exc_info=error
-            )
+            text = "an outdated value was used in place of an error: %s: %s"
+            LOG.warning(text, type(error).__name__, error, exc_info=error)
         self._failing_until_ns = self.now() + _RECENT_NS
 
     def gives_stale(self, missed: Miss) -> bool:

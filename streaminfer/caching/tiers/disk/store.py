@@ -338,8 +338,7 @@ class DiskStore:
         return self._pragma("page_count") - self._pragma("freelist_count")
 
     def _pragma(self, name: str) -> int:
-        value: int = self._opened().execute(f"PRAGMA {name}").fetchone()[0]
-        return value
+        return int(self._opened().execute(f"PRAGMA {name}").fetchone()[0])
 
     def _opened(self) -> sqlite3.Connection:
         if self._db is None:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from streaminfer._internal.validation import check_count, check_duration, expected
+from streaminfer._internal.validation import check_count, check_duration, check_instance
 from streaminfer.caching.tiers._records import MediumTier, selection
 from streaminfer.caching.tiers.disk.store import DiskStore
 from streaminfer.caching.tiers.encryption import KeyProvider
@@ -67,8 +67,7 @@ class DiskTier(MediumTier):
         max_pending: int = 256,
         wall_clock: Clock | None = None,
     ) -> None:
-        if not isinstance(folder, (str, os.PathLike)):
-            raise TypeError(expected("folder", "a path", folder))
+        check_instance("folder", folder, lambda it: isinstance(it, (str, os.PathLike)), "a path")
         super().__init__(keys, wall_clock)
         self.folder = Path(folder)
         self.place = str(self.folder.absolute())
