@@ -250,7 +250,7 @@ class LoopFlights:
         if flight is None:
             return
         self._begin(flight, compute, owner, copy_context())
-        self._call_unless_done(flight.computing, limit_s, self._on_late_refresh, flight, limit_s)
+        self._call_unless_done(flight.computing, limit_s, partial(self._on_late_refresh, flight, limit_s))
 
     def _on_late_refresh(self, flight: Flight, limit_s: float) -> None:
         task = flight.computing
@@ -263,9 +263,9 @@ class LoopFlights:
             self._call_unless_done(task, LATE_S, task.cancel)
         self._fail(flight, DeadlineExceeded(f"a refresh took longer than {limit_s:g} s"))
 
-    def _call_unless_done(self, task: asyncio.Task[Any], after_s: float, function: Any, *arguments: Any) -> None:
+    def _call_unless_done(self, task: asyncio.Task[Any], after_s: float, call: Callable[[], object]) -> None:
         """Call a function after some time, unless a task has ended by then."""
-        timer = get_running_loop().call_later(after_s, function, *arguments, context=Context())
+        timer = get_running_loop().call_later(after_s, call, context=Context())
         task.add_done_callback(lambda _: timer.cancel())
 
     def _is_late(self, task: asyncio.Task[Any]) -> bool:

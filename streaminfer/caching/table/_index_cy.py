@@ -183,7 +183,7 @@ class KeyIndex:
         bits = _index_bits(capacity)
         larger = Slots(capacity)
         more: list[Any] = [None] * (3 * (capacity - self.slots.capacity))
-        numbers = _numbers(1 << bits)
+        numbers = _numbers(0 if bits == self._bits else 1 << bits)
         address = numbers.buffer_info()[0]
         words: MutableSequence[int] = numbers
         if version != self.version:  # the first look: the view of the new words exists

@@ -40,7 +40,7 @@ from streaminfer._internal.qualified_name import name_of_function
 from streaminfer._internal.validation import check_instance, expected
 from streaminfer.caching.defensive_copy import freeze
 from streaminfer.caching.keys import key_maker
-from streaminfer.caching.single_flight._loop_flights_cy import LATE_S
+from streaminfer.caching.single_flight._loop_flights_cy import LATE_S, Caller
 from streaminfer.caching.tiers.protocol import TierHit
 from streaminfer.caching.wrapping._hit_path_cy import HitPath, Miss, copy_out
 from streaminfer.caching.wrapping.batched_function import FunctionAsService, as_function, is_batched
@@ -266,7 +266,7 @@ class CachedService(Layer, Wrapper):
         request = asked[0].replace(deadline_ns=self.now() + round(longest_s * 1e9))
         super().refresh(key, (request, asked[1]))
 
-    def _share(self, key: Any, compute: Callable[[], Any], request: Request, now_ns: int) -> Any:
+    def _share(self, key: Any, compute: Callable[[], Any], request: Request, now_ns: int) -> Caller:
         timeout_s = time_left_s(request.deadline_ns, now_ns)
         if timeout_s is not None and timeout_s <= 0:
             raise DeadlineExceeded(f"the deadline had passed {-timeout_s:.6f} s before arrival")

@@ -63,7 +63,7 @@ class Layer(ABC):
         self.budget = ReadBudget()
         self._failing_until_ns = 0
         self._refreshes = Refreshes()
-        self._computing: Callable[..., Any] = self._compute if self.tiers is None else self._read_or_compute
+        self._computing = self._compute if self.tiers is None else self._read_or_compute
 
     @abstractmethod
     async def _compute(self, key: Any, asked: Any, stores_errors: bool, erasures: int | None = None) -> Any:
