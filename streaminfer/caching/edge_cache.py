@@ -179,7 +179,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         return None if self._flights is None else self._flights.statistics()
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._memory.snapshot()[::2])
+        return iter(self._memory.snapshot(False)[0])
 
     def values(self) -> ValuesView[Any]:
         """Return a snapshot of the fresh values, which counts as no use."""
@@ -190,8 +190,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         return self._snapshot().items()
 
     def _snapshot(self) -> dict[Any, Any]:
-        flat = iter(self._memory.snapshot())
-        return dict(zip(flat, flat, strict=True))
+        return dict(zip(*self._memory.snapshot(True), strict=True))
 
     def pop(self, key: Any, default: Any = _ABSENT) -> Any:
         """Remove a fresh entry and return its value, else ``default`` if given, else raise `KeyError`; no use."""
@@ -228,7 +227,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         Raises:
             TypeError, ValueError: an argument of the wrong type or out of range.
         """
-        return self._memory.put(key, value, ttl_s, (subject, tags), size)
+        return self._memory.put(key, value, ttl_s, (subject, tags) if tags or subject is not None else None, size)
 
     def put_negative(
         self, key: Any, error: Any, *, ttl_s: float | None = None, tags: Iterable[str] = (), subject: str | None = None

@@ -180,13 +180,12 @@ class Memory(StackClock, _Table):
     # -- storing ------------------------------------------------------------------------------------------------
 
     def put(
-        self, key: Any, value: Any, ttl_s: float | None = None, about: About = (None, ()), size: int | None = None
+        self, key: Any, value: Any, ttl_s: float | None = None, about: About | None = None, size: int | None = None
     ) -> bool:
         """Store a value about a subject and with tags; see `EdgeCache.put`."""
         ttl_ns = -1 if ttl_s is None else duration_ns("ttl_s", ttl_s)
         weight = -1 if size is None else check_count("size", size, at_least=0, at_most=MAX_BYTES)
-        subject, tags = about
-        labels = None if subject is None and not tags else labels_of(subject, tags)
+        labels = None if about is None else labels_of(*about)
         if self.retention is not None:
             ttl_ns, labels = self.freshness.governed(ttl_ns, labels, self.now())
         return self.store(key, value, ttl_ns, weight, labels)

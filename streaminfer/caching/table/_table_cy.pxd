@@ -59,8 +59,8 @@ cdef class EdgeTable(Entries):
     @cython.locals(latest=cython.longlong)
     cpdef bint erased_since(self, object key, long long erasures) except -1
 
-    @cython.locals(slot=Py_ssize_t, queue=Py_ssize_t)
-    cpdef list snapshot(self)
+    @cython.locals(slot=Py_ssize_t, queue=Py_ssize_t, keys=list, values=list)
+    cpdef tuple snapshot(self, bint with_values)
 
     @cython.locals(slot=Py_ssize_t)
     cpdef list held(self)

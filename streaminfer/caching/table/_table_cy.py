@@ -205,17 +205,19 @@ class EdgeTable(Entries):
         latest: int = self._deletions.get(hashed, 0)
         return erasures < self._all_erased or erasures < latest
 
-    def snapshot(self) -> list[Any]:
-        """Return keys and values of the fresh entries in turn, the next to be evicted of each queue first."""
+    def snapshot(self, with_values: bool) -> tuple[list[Any], list[Any]]:
+        """Return the keys of the fresh entries and perhaps their values, the next to be evicted of each queue first."""
         self._settle()
-        found: list[Any] = []
+        keys: list[Any] = []
+        values: list[Any] = []
         for queue in range(SMALL, MAIN - 1, -1):
             slot = self._order.newer_than(queue)
             while slot != queue:
-                found.append(self._index.objects[3 * slot])
-                found.append(self._index.objects[3 * slot + 1])
+                keys.append(self._index.objects[3 * slot])
+                if with_values:
+                    values.append(self._index.objects[3 * slot + 1])
                 slot = self._order.newer_than(slot)
-        return found
+        return keys, values
 
     def held(self) -> list[Any]:
         """Return what every slot has, due or not: labels, value, instant and queue of ``_slots_cy``, in turn.

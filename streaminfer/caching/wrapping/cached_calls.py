@@ -153,15 +153,26 @@ class CachedCalls(Layer):
         return copy_out(value)
 
     async def _compute(self, key: Any, asked: Any, stores_errors: bool, erasures: int | None = None) -> Any:
-        with self._computation(key, asked, self._labels.of(asked), stores_errors, erasures) as store:
+        about, begun_ns = self._labels.of(asked), self.now()
+        erasures = self.memory.erasures if erasures is None else erasures
+        try:
             value = freeze(await asked())
-        store(value)
+        except Exception as error:
+            self.store_error(key, about, erasures, error, stores_errors)
+            raise
+        self.budget.computed(self.now() - begun_ns)
+        self.store(key, about, erasures, value)
         return value
 
     def _compute_sync(self, key: Any, asked: Callable[[], Any], stores_errors: bool) -> Any:
-        with self._computation(key, asked, self._labels.of(asked), stores_errors, None) as store:
+        about, erasures, begun_ns = self._labels.of(asked), self.memory.erasures, self.now()
+        try:
             value = freeze(asked())
-        store(value)
+        except Exception as error:
+            self.store_error(key, about, erasures, error, stores_errors)
+            raise
+        self.budget.computed(self.now() - begun_ns)
+        self.store(key, about, erasures, value)
         return value
 
 

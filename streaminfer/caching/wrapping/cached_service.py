@@ -282,19 +282,25 @@ class CachedService(Layer, Wrapper):
         return request.deadline_ns
 
     async def _compute(self, key: Any, asked: Any, stores_errors: bool, erasures: int | None = None) -> Response:
-        request: Request = asked[0]
-        with self._computation(key, asked, (request.subject, request.tags), stores_errors, erasures) as store:
+        request, version = asked
+        about, begun_ns = (request.subject, request.tags), self.now()
+        erasures = self.memory.erasures if erasures is None else erasures
+        try:
             response = await self._call(request)
             outputs = freeze(response.outputs)
-        if not self._is_current(asked):
+        except Exception as error:
+            self.store_error(key, about, erasures, error, stores_errors and not self._changed_since(version))
+            raise
+        self.budget.computed(self.now() - begun_ns)
+        if self._changed_since(version):
             self.flights.not_stored()
         elif not response.degraded:
-            store(outputs)
+            self.store(key, about, erasures, outputs)
         return Response(outputs, response.degraded, response.source, response.timings)
 
-    def _is_current(self, asked: Any) -> bool:
-        """Return whether no other model than the key's can have responded."""
-        return self._changes is None or self._changes() == asked[1]
+    def _changed_since(self, version: int) -> bool:
+        """Return whether another model than the key's may have responded."""
+        return self._changes is not None and self._changes() != version
 
     async def stop(self, *, drain: bool = True) -> None:
         """End its computations, refreshes included; a `Stack` calls it.

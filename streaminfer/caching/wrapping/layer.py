@@ -15,8 +15,7 @@ from __future__ import annotations
 import asyncio
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -79,26 +78,6 @@ class Layer(ABC):
     def _deadline_ns(self, asked: Any) -> int | None:  # noqa: ARG002 - functions have none
         """Return by when the first caller must have the value."""
         return None
-
-    def _is_current(self, asked: Any) -> bool:  # noqa: ARG002 - a function stays what it is
-        """Return whether what computes is what the key names."""
-        return True
-
-    @contextmanager
-    def _computation(
-        self, key: Any, asked: Any, about: About, stores_errors: bool, erasures: int | None
-    ) -> Iterator[Callable[[Any], None]]:
-        """Learn how long the computation in the block takes, and store its error; give what stores its value."""
-        erasures = self.memory.erasures if erasures is None else erasures
-        begun_ns = self.now()
-        try:
-            yield partial(self.store, key, about, erasures)
-        except Exception as error:
-            # an error behind a stale value must not replace it
-            if stores_errors and self._is_current(asked):
-                self.store_error(key, about, erasures, error)
-            raise
-        self.budget.computed(self.now() - begun_ns)
 
     # -- tiers --------------------------------------------------------------------------------------------------
 
@@ -222,12 +201,20 @@ class Layer(ABC):
         if self.tiers is not None and not erased:
             self.tiers.write(key, value, memory.freshness.lasts_ns(ttl_s, about[1]), about)
 
-    def store_error(self, key: Any, about: About, erasures: int, error: Exception) -> None:
-        """Store an error, if errors are stored and it says something about the next call."""
+    def store_error(self, key: Any, about: About, erasures: int, error: Exception, is_first: bool) -> None:
+        """Store an error, if errors are stored and it says something about the next call.
+
+        Args:
+            key: of the value that was to be computed.
+            about: its subject and tags.
+            erasures: of the memory, before the computation.
+            error: why there is no value.
+            is_first: there is no stale value, which an error must not replace.
+        """
         said: Any = CURRENT_FLIGHT.get()
-        if self.memory.freshness.negative_ttl_s <= 0.0 or isinstance(error, _TRANSIENT) or not said.store:
+        if not is_first or self.memory.freshness.negative_ttl_s <= 0.0 or not said.store:
             return
-        if self.memory.erased_since(key, erasures):
+        if isinstance(error, _TRANSIENT) or self.memory.erased_since(key, erasures):
             return
         try:
             self.memory.put_negative(key, strip_traceback(error), None, about)
