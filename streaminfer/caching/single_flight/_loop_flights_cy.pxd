@@ -24,7 +24,7 @@ cdef class Caller:
     cdef object _wakeup
     cdef object _context
     cdef object key
-    cdef object compute
+    cdef tuple work
     cdef object owner
 
     cpdef result(self)
@@ -43,7 +43,7 @@ cdef class LoopFlights:
     cdef readonly dict _owners
     cdef object _now
 
-    cdef _begin(self, CFlight flight, object compute, object owner, object context)
+    cdef _begin(self, CFlight flight, tuple work, object owner, object context)
     @cython.locals(caller=Caller)
     cdef _succeed(self, CFlight flight, object value)
     @cython.locals(caller=Caller, leader=Caller)

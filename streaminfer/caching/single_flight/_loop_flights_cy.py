@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from asyncio import get_running_loop
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextvars import Context, copy_context
 from functools import partial
 from typing import Any
@@ -28,7 +28,7 @@ from streaminfer.caching.single_flight._flight_cy import Flight, FlightCounts, F
 from streaminfer.caching.single_flight.flight_context import CURRENT_FLIGHT, FLIGHTS_LOCK, LOG, end_attempt, enter
 from streaminfer.errors import Closed, DeadlineExceeded, copy_error
 
-__all__ = ["LATE_S", "Caller", "LoopFlights"]
+__all__ = ["LATE_S", "Caller", "LoopFlights", "Work"]
 
 LATE_S = 10.0  # how much longer one late refresh runs, so that a backend that became slower is noticed
 _GRACE_S = 1.0  # for a computation that was cancelled
@@ -38,7 +38,7 @@ _VALUE = 2
 _ERROR = 3
 _OVER = 4
 
-Compute = Callable[[], Coroutine[Any, Any, Any]]
+Work = tuple[Any, ...]  # a coroutine function and its arguments; a `partial` would cost each of many callers more
 
 
 class Caller:
@@ -55,7 +55,7 @@ class Caller:
     _timeout_s: float | None
     _enforced: bool
     key: Any
-    compute: Compute
+    work: Work
     owner: Any
 
     def __init__(self) -> None:
@@ -116,7 +116,7 @@ class Caller:
         timeout_s = self._timeout_s
         try:
             if leads:
-                flights._begin(flight, self.compute, self.owner, copy_context())
+                flights._begin(flight, self.work, self.owner, copy_context())
             if timeout_s is not None and not (leads and self._enforced):
                 self._timer = loop.call_later(timeout_s, self._expire)
         except BaseException:
@@ -204,13 +204,13 @@ class LoopFlights:
         self._owners: dict[asyncio.Task[Any], tuple[Any, Flight]] = {}  # of each running computation, and its flight
 
     def share(
-        self, key: Any, compute: Compute, *, timeout_s: float | None = None, enforced: bool = False, owner: Any = None
+        self, key: Any, work: Work, *, timeout_s: float | None = None, enforced: bool = False, owner: Any = None
     ) -> Caller:
         """Return the value of a key, computed once for all concurrent callers.
 
         Args:
             key: of the value.
-            compute: begins a computation, if this caller leads.
+            work: a coroutine function and its arguments, which computes the value if this caller leads.
             timeout_s: seconds after which this caller leaves; ``None``: never.
             enforced: a computation that this caller leads ends at that time without help.
             owner: whose ``stop`` ends the computation.
@@ -226,13 +226,13 @@ class LoopFlights:
         caller = Caller()
         caller._flights = self
         caller.key = key
-        caller.compute = compute
+        caller.work = work
         caller.owner = owner
         caller._timeout_s = timeout_s
         caller._enforced = enforced
         return caller
 
-    def refresh(self, key: Any, compute: Compute, *, refreshes: Refreshes, limit_s: float, owner: Any = None) -> None:
+    def refresh(self, key: Any, work: Work, *, refreshes: Refreshes, limit_s: float, owner: Any = None) -> None:
         """Compute a key behind its stale value, unless it is in flight or too many keys are.
 
         After ``limit_s`` the computation is cancelled and the key is free for others. One late computation of each
@@ -240,7 +240,7 @@ class LoopFlights:
 
         Args:
             key: of the value.
-            compute: begins a computation.
+            work: a coroutine function and its arguments, which computes the value.
             refreshes: of the wrapped service.
             limit_s: how long it may take.
             owner: whose ``stop`` ends the computation.
@@ -249,7 +249,7 @@ class LoopFlights:
             flight = self.table.refresh(key, self._now(), refreshes)
         if flight is None:
             return
-        self._begin(flight, compute, owner, copy_context())
+        self._begin(flight, work, owner, copy_context())
         self._call_unless_done(flight.computing, limit_s, partial(self._on_late_refresh, flight, limit_s))
 
     def _on_late_refresh(self, flight: Flight, limit_s: float) -> None:
@@ -297,8 +297,8 @@ class LoopFlights:
             flight.computing = None
             self._fail(flight, Closed("the service stopped before it could answer"), True)
 
-    def _begin(self, flight: Flight, compute: Compute, owner: Any, context: Context) -> None:
-        flight.computing = task = get_running_loop().create_task(_computation(flight, compute), context=context)
+    def _begin(self, flight: Flight, work: Work, owner: Any, context: Context) -> None:
+        flight.computing = task = get_running_loop().create_task(_computation(flight, work), context=context)
         self._owners[task] = (owner, flight)
         task.add_done_callback(partial(self._on_task_done, flight))
 
@@ -330,13 +330,13 @@ class LoopFlights:
             if _waits(caller):
                 caller._tell(_ERROR, error if caller is original else copy_error(error))
         if leader is not None:
-            self._begin(flight, leader.compute, leader.owner, leader._context.copy())
+            self._begin(flight, leader.work, leader.owner, leader._context.copy())
         _wake(told)
 
 
-async def _computation(flight: Flight, compute: Compute) -> Any:
+async def _computation(flight: Flight, work: Work) -> Any:
     enter(flight)
-    return await compute()
+    return await work[0](*work[1:])
 
 
 def _waits(caller: Caller) -> bool:

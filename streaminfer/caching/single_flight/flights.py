@@ -23,7 +23,7 @@ import attrs
 from streaminfer._internal.forking import at_fork
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer.caching.single_flight._flight_cy import Flight, FlightCounts, FlightTable, Refreshes
-from streaminfer.caching.single_flight._loop_flights_cy import LoopFlights
+from streaminfer.caching.single_flight._loop_flights_cy import LoopFlights, Work
 from streaminfer.caching.single_flight.flight_context import CURRENT_FLIGHT, FLIGHTS_LOCK, LOG, end_attempt, enter
 from streaminfer.errors import DeadlineExceeded, copy_error
 
@@ -128,12 +128,12 @@ class ThreadFlights:
         self.table.forget()
         self._refreshing = 0
 
-    def share(self, key: Any, compute: Callable[[], Any]) -> tuple[Any, bool]:
+    def share(self, key: Any, work: Work) -> tuple[Any, bool]:
         """Return the value of a key, computed once for all concurrent callers; see ``LoopFlights.share``.
 
         Args:
             key: of the value.
-            compute: computes it, if this caller leads.
+            work: a function and its arguments, which computes it if this caller leads.
 
         Returns:
             The value, and whether this caller computed it.
@@ -156,7 +156,7 @@ class ThreadFlights:
                 raise waiter.error  # noqa: TRY301 - it leaves the flight as who computed does
             if flight.leader is not waiter:
                 return waiter.value, False
-            value = _compute_in(flight, compute)
+            value = _compute_in(flight, work)
             self._succeed(flight, value)
         except BaseException as raised:
             error = raised
@@ -174,12 +174,12 @@ class ThreadFlights:
                     self.table.leave(flight, waiter, inside)
             del error  # its traceback holds this frame
 
-    def refresh(self, key: Any, compute: Callable[[], Any], *, refreshes: Refreshes, limit_s: float) -> None:
+    def refresh(self, key: Any, work: Work, *, refreshes: Refreshes, limit_s: float) -> None:
         """Compute a key behind its stale value in a thread, unless it is in flight or too many keys are.
 
         Args:
             key: of the value.
-            compute: computes it.
+            work: a function and its arguments, which computes it.
             refreshes: of the wrapped function.
             limit_s: seconds after which the key is free for others.
         """
@@ -193,17 +193,17 @@ class ThreadFlights:
                 return
             flight.late_s = time.monotonic() + limit_s
             self._refreshing += 1
-        work = partial(copy_context().run, self._refresh, flight, compute)
+        run = partial(copy_context().run, self._refresh, flight, work)
         try:
-            threading.Thread(target=work, name="streaminfer-cache-refresh", daemon=True).start()
+            threading.Thread(target=run, name="streaminfer-cache-refresh", daemon=True).start()
         except RuntimeError as error:  # no more threads, or the interpreter ends
             with FLIGHTS_LOCK:
                 self._refreshing -= 1
             self._fail(flight, error)
 
-    def _refresh(self, flight: Flight, compute: Callable[[], Any]) -> None:
+    def _refresh(self, flight: Flight, work: Work) -> None:
         try:
-            self._succeed(flight, _compute_in(flight, compute))
+            self._succeed(flight, _compute_in(flight, work))
         except BaseException as error:  # noqa: BLE001 - logged; no caller waits for a refresh
             self._fail(flight, error, as_refresh=True)
         finally:
@@ -250,9 +250,9 @@ def _left_s(flight: Flight) -> float | None:
     return None if flight.late_s == math.inf else max(flight.late_s - time.monotonic(), 0.0)
 
 
-def _compute_in(flight: Flight, compute: Callable[[], Any]) -> Any:
+def _compute_in(flight: Flight, work: Work) -> Any:
     token = enter(flight)
     try:
-        return compute()
+        return work[0](*work[1:])
     finally:
         CURRENT_FLIGHT.reset(token)

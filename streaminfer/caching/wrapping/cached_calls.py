@@ -129,9 +129,9 @@ class CachedCalls(Layer):
         if self.gives_stale(missed):
             self.refresh(key, call)
             return copy_out(missed.value)
-        compute = partial(self._computing, key, call, missed.state != OUTDATED)
+        work = (self._computing, key, call, missed.state != OUTDATED)
         try:
-            value, led = await self.flights.here().share(key, compute)
+            value, led = await self.flights.here().share(key, work)
         except Exception as error:  # noqa: BLE001 - raised again, unless an outdated value replaces it
             return self.replaces(missed, error)
         if value.__class__ is TierHit:
@@ -143,11 +143,11 @@ class CachedCalls(Layer):
         """Return the result of a sync function after a miss."""
         key, threads = missed.key, self.flights.threads
         if self.gives_stale(missed):
-            compute, limit_s = partial(self._compute_sync, key, call, False), self.budget.refresh_s()
-            threads.refresh(key, compute, refreshes=self._thread_refreshes, limit_s=limit_s)
+            work, limit_s = (self._compute_sync, key, call, False), self.budget.refresh_s()
+            threads.refresh(key, work, refreshes=self._thread_refreshes, limit_s=limit_s)
             return copy_out(missed.value)
         try:
-            value, _ = threads.share(key, partial(self._compute_sync, key, call, missed.state != OUTDATED))
+            value, _ = threads.share(key, (self._compute_sync, key, call, missed.state != OUTDATED))
         except Exception as error:  # noqa: BLE001 - raised again, unless an outdated value replaces it
             return self.replaces(missed, error)
         return copy_out(value)

@@ -33,14 +33,13 @@ import secrets
 import types
 import weakref
 from collections.abc import Callable, Coroutine, Iterable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from streaminfer._internal.qualified_name import name_of_function
 from streaminfer._internal.validation import check_instance, expected
 from streaminfer.caching.defensive_copy import freeze
 from streaminfer.caching.keys import key_maker
-from streaminfer.caching.single_flight._loop_flights_cy import LATE_S, Caller
+from streaminfer.caching.single_flight._loop_flights_cy import LATE_S, Caller, Work
 from streaminfer.caching.tiers.protocol import TierHit
 from streaminfer.caching.wrapping._hit_path_cy import HitPath, Miss, copy_out
 from streaminfer.caching.wrapping.batched_function import FunctionAsService, as_function, is_batched
@@ -250,9 +249,9 @@ class CachedService(Layer, Wrapper):
         if self.gives_stale(found):
             self.refresh(key, asked)
             return Response(copy_out(found.value), True, "cache")
-        compute = partial(self._computing, key, asked, found.state != OUTDATED)
+        work = (self._computing, key, asked, found.state != OUTDATED)
         try:
-            response, led = await self._share(key, compute, request, found.now_ns)
+            response, led = await self._share(key, work, request, found.now_ns)
         except Exception as error:  # noqa: BLE001 - raised again, unless an outdated response replaces it
             return Response(self.replaces(found, error), True, "cache")
         if response.__class__ is TierHit:
@@ -266,16 +265,16 @@ class CachedService(Layer, Wrapper):
         request = asked[0].replace(deadline_ns=self.now() + round(longest_s * 1e9))
         super().refresh(key, (request, asked[1]))
 
-    def _share(self, key: Any, compute: Callable[[], Any], request: Request, now_ns: int) -> Caller:
+    def _share(self, key: Any, work: Work, request: Request, now_ns: int) -> Caller:
         timeout_s = time_left_s(request.deadline_ns, now_ns)
         if timeout_s is not None and timeout_s <= 0:
             raise DeadlineExceeded(f"the deadline had passed {-timeout_s:.6f} s before arrival")
-        return self.flights.here().share(key, compute, timeout_s=timeout_s, enforced=self._enforced, owner=self)
+        return self.flights.here().share(key, work, timeout_s=timeout_s, enforced=self._enforced, owner=self)
 
     async def _uncached(self, request: Request, now_ns: int) -> Response:
         if self._enforced or request.deadline_ns is None:
             return await self._call(request)
-        return _shared_response(*await self._share(object(), partial(self._call, request), request, now_ns))
+        return _shared_response(*await self._share(object(), (self._call, request), request, now_ns))
 
     def _deadline_ns(self, asked: Any) -> int | None:
         request: Request = asked[0]

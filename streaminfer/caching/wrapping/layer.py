@@ -170,8 +170,8 @@ class Layer(ABC):
 
     def refresh(self, key: Any, asked: Any) -> None:
         """Refresh a key behind its stale value, unless it is in flight or too many keys are."""
-        compute, limit_s = partial(self._computing, key, asked, False), self.budget.refresh_s()
-        self.flights.here().refresh(key, compute, refreshes=self._refreshes, limit_s=limit_s, owner=self)
+        work, limit_s = (self._computing, key, asked, False), self.budget.refresh_s()
+        self.flights.here().refresh(key, work, refreshes=self._refreshes, limit_s=limit_s, owner=self)
 
     def follow_up(self, found: TierHit, led: bool, key: Any, asked: Any) -> None:
         """Refresh a key whose stale value a tier had, once for all callers."""

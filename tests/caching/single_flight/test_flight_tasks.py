@@ -6,7 +6,6 @@ import contextvars
 import gc
 import itertools
 import time
-from functools import partial
 
 import pytest
 
@@ -75,7 +74,7 @@ def quiet(main, *args, thorough=True):
 
 
 def ask(flights, loop, work, **how):
-    return loop.create_task(flights.here().share("key", work, **how))
+    return loop.create_task(flights.here().share("key", (work,), **how))
 
 
 async def outcome(task):
@@ -249,7 +248,7 @@ def test_a_thousand_callers_one_computation_and_nobody_late():
         ends = []
 
         async def caller():
-            await flights.here().share("key", work)
+            await flights.here().share("key", (work,))
             ends.append(loop.time())
 
         await asyncio.gather(*(caller() for _ in range(1000)))
@@ -269,22 +268,22 @@ def test_re_entrancy_is_an_error_and_not_a_deadlock(through):
 
         async def outer():
             if through == "itself":
-                await here.share("key", outer)
+                await here.share("key", (outer,))
             elif through == "another":
-                await here.share("other", partial(here.share, "key", outer))
+                await here.share("other", (here.share, "key", (outer,)))
             elif through == "a task":
-                await asyncio.gather(asyncio.create_task(here.share("key", outer)))
+                await asyncio.gather(asyncio.create_task(here.share("key", (outer,))))
             else:
                 await asyncio.sleep(1)
-                await here.share("other", outer)
+                await here.share("other", (outer,))
 
         async def other():
             await asyncio.sleep(2)
-            await here.share("key", outer)
+            await here.share("key", (outer,))
 
         tasks = [ask(flights, loop, outer)]
         if through == "two at once":
-            tasks.append(loop.create_task(here.share("other", other)))
+            tasks.append(loop.create_task(here.share("other", (other,))))
         return [await outcome(task) for task in tasks]
 
     outcomes, _ = quiet(play)
@@ -296,12 +295,12 @@ def test_who_was_refused_may_not_ask_again_with_the_same():
         here = flights.here()
 
         async def outer():
-            again = here.share("key", outer)
+            again = here.share("key", (outer,))
             with pytest.raises(RuntimeError, match="re-entrant"):
                 await again
             with pytest.raises(RuntimeError, match="awaited before"):
                 await again
-            by_hand = here.share("other", Work(after_s=9.0))
+            by_hand = here.share("other", (Work(after_s=9.0),))
             by_hand.send(None)
             by_hand.close()
             by_hand.close()  # it leaves once
@@ -334,7 +333,7 @@ def test_a_failure_that_somebody_leads_or_led_is_no_refreshs(refreshed, caplog):
         here = flights.here()
         work = Work(OSError("1"), OSError("2"), "ok", after_s=1.0)
         if refreshed:
-            here.refresh("key", work, refreshes=Refreshes(), limit_s=60.0)
+            here.refresh("key", (work,), refreshes=Refreshes(), limit_s=60.0)
         first = ask(flights, loop, work)
         await asyncio.sleep(0.5)
         second = ask(flights, loop, work)
@@ -360,8 +359,8 @@ def test_a_computation_may_ask_for_other_keys():
             return "inner"
 
         async def outer():
-            first, _ = await here.share("inner", inner)
-            second, _ = await here.share("inner", inner)
+            first, _ = await here.share("inner", (inner,))
+            second, _ = await here.share("inner", (inner,))
             return first + second
 
         return [await outcome(task) for task in [ask(flights, loop, outer) for _ in range(2)]]
@@ -387,7 +386,7 @@ def test_each_attempt_runs_in_its_leaders_context():
         for who in ("a", "b"):
             context = contextvars.copy_context()
             context.run(name.set, who)
-            tasks.append(loop.create_task(flights.here().share("key", work), context=context))
+            tasks.append(loop.create_task(flights.here().share("key", (work,)), context=context))
         await asyncio.wait(tasks)
         return [await outcome(task) for task in tasks], seen
 
@@ -404,16 +403,16 @@ def test_a_refresh_is_one_and_reports_its_failure(caplog):
         here = flights.here()
         work = Work(OSError("down"), "ok", "ok", after_s=0.1)
         for _ in range(3):
-            here.refresh("key", work, refreshes=refreshes, limit_s=60.0)
+            here.refresh("key", (work,), refreshes=refreshes, limit_s=60.0)
         await asyncio.sleep(0.2)
         assert work.begun == 1
-        here.refresh("key", work, refreshes=refreshes, limit_s=60.0)  # left alone for a second
+        here.refresh("key", (work,), refreshes=refreshes, limit_s=60.0)  # left alone for a second
         await asyncio.sleep(0.85)
         assert work.begun == 1
         await asyncio.sleep(0.1)
-        here.refresh("key", work, refreshes=refreshes, limit_s=60.0)
+        here.refresh("key", (work,), refreshes=refreshes, limit_s=60.0)
         await asyncio.sleep(0.2)
-        here.refresh("key", work, refreshes=refreshes, limit_s=60.0)
+        here.refresh("key", (work,), refreshes=refreshes, limit_s=60.0)
         await asyncio.sleep(0.2)
         return work.begun
 
@@ -430,7 +429,7 @@ def test_who_joins_a_refresh_gets_its_value_or_tries_itself(first, caplog):
     async def play(flights, loop):
         here = flights.here()
         work = Work(first, "ok", after_s=1.0)
-        here.refresh("key", work, refreshes=Refreshes(), limit_s=60.0)
+        here.refresh("key", (work,), refreshes=Refreshes(), limit_s=60.0)
         await asyncio.sleep(0.5)
         stays, goes = ask(flights, loop, work), ask(flights, loop, work)
         await asyncio.sleep(0.25)
@@ -447,8 +446,8 @@ def test_stopping_ends_what_runs_of_one_owner(drain):
     async def play(flights, loop):
         here = flights.here()
         tasks = [ask(flights, loop, Work("ok", after_s=1.0), owner="mine") for _ in range(3)]
-        here.refresh("fresh", Work("ok", after_s=2.0), owner="mine", refreshes=Refreshes(), limit_s=60.0)
-        other = loop.create_task(here.share("other", Work("ok", after_s=3.0), owner="yours"))
+        here.refresh("fresh", (Work("ok", after_s=2.0),), owner="mine", refreshes=Refreshes(), limit_s=60.0)
+        other = loop.create_task(here.share("other", (Work("ok", after_s=3.0),), owner="yours"))
         await asyncio.sleep(0.5)
         await here.stop("mine", drain=drain)
         ended = loop.time()
@@ -472,7 +471,7 @@ def test_a_loop_that_ends_takes_its_flights_along():
         loop.set_exception_handler(lambda _, context: complaints.append(context))
         flights = SingleFlight(loop.clock)
         tasks = [ask(flights, loop, work) for _ in range(3)]
-        flights.here().refresh("other", Work(after_s=10.0), refreshes=Refreshes(), limit_s=60.0)
+        flights.here().refresh("other", (Work(after_s=10.0),), refreshes=Refreshes(), limit_s=60.0)
         await asyncio.sleep(1.0)
         return tasks
 
@@ -529,7 +528,7 @@ def test_who_is_cancelled_by_another_that_was_told_first():
             return await outcome(ask(flights, loop, Work("ok", after_s=1.0)))
 
         async def canceller():
-            shared, _ = await flights.here().share("key", Work("never"))
+            shared, _ = await flights.here().share("key", (Work("never"),))
             tasks[2].cancel("because")
             return shared
 
@@ -551,7 +550,7 @@ def test_the_message_of_a_cancellation_arrives():
 
         async def caller():
             try:
-                await flights.here().share("key", Work("ok", after_s=1.0))
+                await flights.here().share("key", (Work("ok", after_s=1.0),))
             except asyncio.CancelledError as error:
                 seen.append(error.args)
                 raise
@@ -585,7 +584,7 @@ def test_an_interrupt_in_one_that_was_woken_takes_no_answer_from_the_others(inte
         async def caller(number):
             nonlocal interrupted
             try:
-                await flights.here().share("key", work)
+                await flights.here().share("key", (work,))
             except asyncio.CancelledError:
                 ends.append((number, "cancelled"))
                 return
@@ -614,7 +613,7 @@ def test_an_interrupt_in_one_that_was_woken_takes_no_answer_from_the_others(inte
 @pytest.mark.parametrize("around", [asyncio.gather, lambda it: asyncio.wait_for(it, 5.0), asyncio.shield])
 def test_what_share_returns_is_a_coroutine_to_asyncio(around):
     async def play(flights, loop):
-        return await around(flights.here().share("key", Work("ok", after_s=1.0)))
+        return await around(flights.here().share("key", (Work("ok", after_s=1.0),)))
 
     got, _ = quiet(play)
     assert got in (("ok", True), [("ok", True)])
@@ -623,27 +622,27 @@ def test_what_share_returns_is_a_coroutine_to_asyncio(around):
 def test_it_is_awaited_once_and_only_a_task_may_go_on_with_it():
     async def play(flights, loop):
         here = flights.here()
-        shared = here.share("key", Work("ok"))
+        shared = here.share("key", (Work("ok"),))
         assert await shared == ("ok", True)
         with pytest.raises(RuntimeError, match="awaited before"):
             await shared
 
-        by_hand = here.share("key", Work("never", after_s=1.0))
+        by_hand = here.share("key", (Work("never", after_s=1.0),))
         assert by_hand.send(None) is by_hand
         with pytest.raises(RuntimeError, match="before it was told"):
             next(iter(by_hand))
         by_hand.close()
         by_hand.close()
 
-        unborn = here.share("key", Work("never"))
+        unborn = here.share("key", (Work("never"),))
         with pytest.raises(KeyError):
             unborn.throw(KeyError, None, None)
         with pytest.raises(RuntimeError, match="awaited before"):
             await unborn
         with pytest.raises(ValueError, match="mine") as caught:
-            here.share("key", Work("never")).throw(ValueError, ValueError("mine"), None)
+            here.share("key", (Work("never"),)).throw(ValueError, ValueError("mine"), None)
         with pytest.raises(ValueError, match="mine"):
-            here.share("key", Work("never")).throw(caught.value)
+            here.share("key", (Work("never"),)).throw(caught.value)
 
     _, statistics = quiet(play)
     assert (statistics.computations, statistics.abandoned) == (2, 1)
@@ -652,7 +651,7 @@ def test_it_is_awaited_once_and_only_a_task_may_go_on_with_it():
 def test_a_coroutine_that_is_closed_while_it_waits_leaves():
     async def play(flights, loop):
         async def caller():
-            await flights.here().share("key", Work("never", after_s=1.0))
+            await flights.here().share("key", (Work("never", after_s=1.0),))
 
         coroutine = caller()
         coroutine.send(None)
@@ -697,9 +696,9 @@ def test_what_cannot_begin_leaves_no_flight():
 
         here = flights.here()
         with pytest.raises(TypeError, match="no coroutine"):
-            await here.share("key", broken)
+            await here.share("key", (broken,))
         with pytest.raises(TypeError):
-            await here.share("key", Work(after_s=9.0), timeout_s="soon")
+            await here.share("key", (Work(after_s=9.0),), timeout_s="soon")
 
         def refuse(_, coroutine, **__):
             coroutine.close()
@@ -707,10 +706,10 @@ def test_what_cannot_begin_leaves_no_flight():
 
         loop.set_task_factory(refuse)
         with pytest.raises(MemoryError):
-            await here.share("key", Work())
+            await here.share("key", (Work(),))
         loop.set_task_factory(None)
         assert flights.statistics().in_flight == 0
-        assert await here.share("key", Work("ok")) == ("ok", True)
+        assert await here.share("key", (Work("ok"),)) == ("ok", True)
 
     quiet(play)
 
@@ -725,10 +724,10 @@ def test_waits_of_a_computation_end_with_it():
         async def outer():
             for step in ("ok", KeyError("no")):
                 with contextlib.suppress(KeyError):
-                    await here.share("inner", Work(step))
+                    await here.share("inner", (Work(step),))
                 left.append(len(CURRENT_FLIGHT.get().flight.waits_for))
             with contextlib.suppress(DeadlineExceeded):
-                await here.share("inner", Work(after_s=9.0), timeout_s=1.0)
+                await here.share("inner", (Work(after_s=9.0),), timeout_s=1.0)
             left.append(len(CURRENT_FLIGHT.get().flight.waits_for))
             return "ok"
 

@@ -55,7 +55,7 @@ def play(threads, *script):
 
     def ask():
         try:
-            return flights.threads.share("key", work)[0]
+            return flights.threads.share("key", (work,))[0]
         except BaseException as error:
             return error
 
@@ -127,11 +127,11 @@ def test_a_follower_that_is_interrupted_leaves(request):
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     with ThreadPoolExecutor(2) as pool:
-        leader = pool.submit(flights.threads.share, "key", work)
+        leader = pool.submit(flights.threads.share, "key", (work,))
         assert leading.wait(PATIENCE_S)
         killer = pool.submit(interrupt)
         with pytest.raises(KeyboardInterrupt):
-            flights.threads.share("key", work)
+            flights.threads.share("key", (work,))
         killer.result(PATIENCE_S)
         assert flights.statistics().in_flight == 1
         release.set()
@@ -144,13 +144,13 @@ def test_re_entrancy_is_an_error_and_not_a_deadlock(through):
     flights = SingleFlight(time.monotonic_ns)
 
     def again():
-        return flights.threads.share("key", outer)
+        return flights.threads.share("key", (outer,))
 
     def outer():
         if through == "itself":
             return again()
         if through == "another":
-            return flights.threads.share("other", again)
+            return flights.threads.share("other", (again,))
         return asyncio.run(asyncio.to_thread(again))
 
     with pytest.raises(RuntimeError, match="re-entrant"):
@@ -165,9 +165,9 @@ def test_two_threads_that_would_wait_for_each_other():
     def ask(key, other):
         def work():
             both.wait(PATIENCE_S)
-            return flights.threads.share(other, lambda: "inner")[0]
+            return flights.threads.share(other, (lambda: "inner",))[0]
 
-        return flights.threads.share(key, work)[0]
+        return flights.threads.share(key, (work,))[0]
 
     with ThreadPoolExecutor(2) as pool:
         ends = [pool.submit(ask, "a", "b"), pool.submit(ask, "b", "a")]
@@ -193,14 +193,14 @@ def test_a_refresh_runs_in_a_thread_and_reports_its_failure(caplog):
             assert time.monotonic() < until
             os.sched_yield()
 
-    flights.threads.refresh("key", fails, **limits)
+    flights.threads.refresh("key", (fails,), **limits)
     wait_for_the_end()
     assert "OSError: down" in caplog.text
-    flights.threads.refresh("key", done.set, **limits)
+    flights.threads.refresh("key", (done.set,), **limits)
     wait_for_the_end()
     assert not done.is_set()  # it is left alone for a second
     now_ns = 10**9
-    flights.threads.refresh("key", done.set, **limits)
+    flights.threads.refresh("key", (done.set,), **limits)
     wait_for_the_end()
     assert done.is_set()
     statistics = flights.statistics()
@@ -216,7 +216,7 @@ def test_refreshing_threads_are_bounded():
         {"refreshes": Refreshes(), "limit_s": PATIENCE_S},
     ):
         for _ in range(100):
-            flights.threads.refresh(object(), lambda: release.wait(PATIENCE_S), **limits)
+            flights.threads.refresh(object(), (lambda: release.wait(PATIENCE_S),), **limits)
         assert flights.statistics().refreshes in (8, 64)
     assert flights.statistics().refreshes == 64
     release.set()
@@ -239,10 +239,10 @@ def test_no_store_is_seen_by_its_own_computation_alone():
         return storable()
 
     def outer():
-        shared, _ = flights.threads.share("inner", inner)
+        shared, _ = flights.threads.share("inner", (inner,))
         return shared, storable()
 
-    assert flights.threads.share("outer", outer)[0] == (False, True)
+    assert flights.threads.share("outer", (outer,))[0] == (False, True)
     assert CURRENT_FLIGHT.get() is None
 
 
@@ -257,13 +257,13 @@ def test_a_forked_process_has_no_flights():
         return "parent"
 
     with ThreadPoolExecutor(1) as pool:
-        leader = pool.submit(flights.threads.share, "key", work)
+        leader = pool.submit(flights.threads.share, "key", (work,))
         limits = {"refreshes": Refreshes(), "limit_s": PATIENCE_S}
-        flights.threads.refresh("stale", lambda: release.wait(PATIENCE_S), **limits)
+        flights.threads.refresh("stale", (lambda: release.wait(PATIENCE_S),), **limits)
         assert leading.wait(PATIENCE_S)
         child = os.fork()
         if child == 0:
-            value, led = flights.threads.share("key", lambda: "child")
+            value, led = flights.threads.share("key", (lambda: "child",))
             os._exit(0 if (value, led, flights.threads._refreshing) == ("child", True, 0) else 1)
         _, status = os.waitpid(child, 0)
         release.set()
@@ -280,7 +280,7 @@ def refresh_that_hangs(flights, key, release, refreshes):
         assert release.wait(PATIENCE_S)
         return "late"
 
-    flights.threads.refresh(key, hang, refreshes=refreshes, limit_s=0.0)
+    flights.threads.refresh(key, (hang,), refreshes=refreshes, limit_s=0.0)
     assert begun.wait(PATIENCE_S)
 
 
@@ -292,7 +292,7 @@ def test_a_key_whose_refresh_hangs_is_refreshed_again(caplog):
     refresh_that_hangs(flights, "key", release, refreshes)
     later_ns = time.monotonic_ns() + 10**9
     flights.threads._now = lambda: later_ns
-    flights.threads.refresh("key", done.set, refreshes=refreshes, limit_s=PATIENCE_S)
+    flights.threads.refresh("key", (done.set,), refreshes=refreshes, limit_s=PATIENCE_S)
     assert done.wait(PATIENCE_S)
     release.set()
     until = time.monotonic() + PATIENCE_S
@@ -310,6 +310,6 @@ def test_who_waits_for_a_refresh_that_hangs_computes(caplog):
     flights = SingleFlight(time.monotonic_ns)
     release = threading.Event()
     refresh_that_hangs(flights, "key", release, Refreshes())
-    assert flights.threads.share("key", lambda: "own") == ("own", True)
+    assert flights.threads.share("key", (lambda: "own",)) == ("own", True)
     release.set()
     assert flights.statistics().in_flight == 0
