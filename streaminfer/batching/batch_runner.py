@@ -4,7 +4,7 @@ import asyncio
 import contextvars
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from numpy import array, ndarray
@@ -16,7 +16,7 @@ from streaminfer.batching.assembly.row_isolation import RowIsolator
 from streaminfer.batching.assembly.stacking import SCALARS
 from streaminfer.batching.assembly.unbatch import PLAIN, split_rows
 from streaminfer.batching.queue._queue_cy import RequestQueue
-from streaminfer.batching.queue._ticket_cy import NEVER, Execution
+from streaminfer.batching.queue._ticket_cy import NEVER, Execution, Ticket
 from streaminfer.batching.queue.request_outcomes import RequestOutcomes
 from streaminfer.errors import BackendError
 from streaminfer.protocols import Clock, adapt
@@ -120,6 +120,20 @@ class BatchRunner:
             self._events.finished(execution.sequence, now_ns, False)
         self.batches.clear()
         self.loop = loop
+
+    def select(self, chosen: list[Ticket], shorter_too: bool, mixed: Callable[[], object] | None) -> Sequence[Ticket]:
+        """Return those of the requests for a batch that can stand together.
+
+        Args:
+            chosen: at least one.
+            shorter_too: requests of shorter buckets may be padded to the longest.
+            mixed: called where not all can be stacked.
+        """
+        chosen = self.isolator.limit(chosen)
+        together = self._assembler.select(chosen, shorter_too) if self._stack else chosen
+        if len(together) < len(chosen) and mixed is not None:
+            mixed()
+        return self._assembler.within_cost(together)
 
     def remove(self, execution: Execution) -> bool:
         """Forget a batch that ended; false where a closed loop left it behind, and its worker is free since."""

@@ -1,9 +1,9 @@
 """Release of batches: consults the policy, counts the free workers and keeps the one timer.
 
 There is no task and no polling. A *dispatch* consults the policy until no worker is free or nothing is to be sent. The
-end of a batch frees its worker and schedules the next dispatch for the end of the present turn of the loop, so that
-callers that just got a response can join it. One loop timer stands for the earliest of all deadlines and of the instant
-at which the policy wants to decide again; with nothing in flight there is none.
+end of a batch frees its worker, and the next dispatch follows when the callers have woken, so that they can join it, or
+before, where they would not make its batch fuller. One loop timer stands for the earliest of all deadlines and of the
+instant at which the policy wants to decide again; with nothing in flight there is none.
 """
 
 import asyncio
@@ -23,6 +23,7 @@ from streaminfer.batching.policy import Decision, Policy
 from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import NEVER, Execution, Ticket
 from streaminfer.batching.queue.request_outcomes import RequestOutcomes
+from streaminfer.batching.returning_callers import ReturningCallers
 from streaminfer.errors import BackendError
 from streaminfer.protocols import Clock, adapt
 
@@ -52,7 +53,8 @@ class Dispatcher(DispatchState):
 
     Attributes:
         clock: returns monotonic nanoseconds; may be replaced.
-        full_at: so many queued requests are a full batch, which is released before the callers of the last one wake.
+        full_at: so many queued requests are a full batch.
+        returning: how many callers of a batch send another request as soon as they have a response.
         expectations: what the policy expects of queue and model, and learns.
         pipeline: the batch that was sent before a worker was free.
         runner: runs the batches.
@@ -65,8 +67,8 @@ class Dispatcher(DispatchState):
     __slots__ = (
         *("__weakref__", "_ask_inward", "_assembler", "_bucket_models", "_device", "_events", "_idle", "_inner"),
         *("_loop", "_outcomes", "_queue", "_recheck_ns", "_stack", "_timer", "batch_sizes", "clock"),
-        *("expectations", "full_at", "max_in_flight", "observers", "pipeline", "policy", "residence", "runner"),
-        "source",
+        *("expectations", "full_at", "max_in_flight", "observers", "pipeline", "policy", "residence"),
+        *("returning", "runner", "source"),
     )
 
     def __init__(
@@ -108,6 +110,7 @@ class Dispatcher(DispatchState):
         self._ask_inward = adapt(inner).capabilities().admission
         self.max_in_flight = self.free = max_in_flight
         self.full_at = NEVER
+        self.returning = ReturningCallers()
         self.set_policy(policy)
         self._loop: asyncio.AbstractEventLoop | None = None
         self.is_scheduled = False
@@ -117,9 +120,8 @@ class Dispatcher(DispatchState):
         self._idle = IdleWaiters()
         self.batch_sizes: dict[int, int] = {}
         self.observers: BatchObservers | None = None
-        residency = None
-        if device is not None and device.memory_bytes is not None:
-            residency = adapt(inner).capabilities().residency
+        swaps = device is not None and device.memory_bytes is not None
+        residency = adapt(inner).capabilities().residency if swaps else None
         self.residence = None if residency is None else LiveResidence(residency, self, self._now)
 
     def _now(self) -> int:
@@ -207,7 +209,7 @@ class Dispatcher(DispatchState):
                 break
             now_ns = None
         if not self.free and self.pipeline.is_open:
-            self._send_early(now_ns)
+            self._send_early(self.clock() if now_ns is None else now_ns)
         self.settle()
 
     @property
@@ -263,10 +265,8 @@ class Dispatcher(DispatchState):
             self._outcomes.fail(decision.batch, failure)
         self._go_on()
 
-    def _send_early(self, now_ns: int | None) -> None:
+    def _send_early(self, now_ns: int) -> None:
         """Send the next batch though no worker is free, if the policy wants that now."""
-        if now_ns is None:
-            now_ns = self.clock()
         if self._queue.next_deadline_ns <= now_ns:
             self.runner.expire(now_ns)
         decision = self.pipeline.propose(self._queue, now_ns, self.runner.batches)
@@ -286,7 +286,7 @@ class Dispatcher(DispatchState):
         self, chosen: Sequence[Ticket], reason: str, shorter_too: bool, now_ns: int, *, is_early: bool = False
     ) -> None:
         if self.runner.isolator.memory_limits or not self.expectations.plain or (self._stack and len(chosen) > 1):
-            chosen = self._select(list(chosen), shorter_too)
+            chosen = self.runner.select(list(chosen), shorter_too, self.expectations.offered.mixed)
         models = self._bucket_models
         if models is None:
             execution = self._queue.take(chosen, now_ns, reason)
@@ -310,15 +310,6 @@ class Dispatcher(DispatchState):
         self.batch_sizes[size] = self.batch_sizes.get(size, 0) + 1
         self.runner.run(execution)
 
-    def _select(self, chosen: list[Ticket], shorter_too: bool) -> Sequence[Ticket]:
-        """Return those that can stand in one batch; the policy hears of it where not all can."""
-        chosen = self.runner.isolator.limit(chosen)
-        together = self._assembler.select(chosen, shorter_too) if self._stack else chosen
-        mixed = self.expectations.offered.mixed
-        if len(together) < len(chosen) and mixed is not None:
-            mixed()
-        return self._assembler.within_cost(together)
-
     def _finish(self, execution: Execution, assembled_ns: int, results: Any, error: BaseException | None) -> None:
         """Free a batch's worker, complete its requests and learn from it."""
         inferred_ns = execution.settled_ns or self.clock()
@@ -327,8 +318,7 @@ class Dispatcher(DispatchState):
             return
         if self._device is not None:
             self._device.end(execution, inferred_ns, succeeded=error is None and not execution.abandoned)
-        if self.observers is not None:
-            self._tell_end(execution, inferred_ns)
+        self._tell_end(execution, inferred_ns)
         early = self.pipeline.batch
         if early is None:
             self.free += 1
@@ -336,18 +326,28 @@ class Dispatcher(DispatchState):
             goes_on = self.pipeline.end(execution, inferred_ns, is_known=error is None and not execution.abandoned)
             if goes_on and self.observers is not None:
                 self.observers.begin(early, inferred_ns)
+        some_queued = in_task and self._queue.queued > 0
         try:
-            # a full batch could not become fuller by what the callers of this one ask next: the worker has it before
-            # they wake
-            if in_task and self._queue.queued >= self.full_at:
+            if some_queued and (self._queue.queued >= self.full_at or self.returning.are_few):  # not fuller later
                 self.dispatch(inferred_ns)
         finally:
             error = self.runner.deliver(execution, assembled_ns, inferred_ns, results, error)
             if early is not None:
                 self._events.started(early.sequence, inferred_ns)
             # what a batch took is worth knowing even if none of its callers is left
-            if error is None or execution.abandoned:
+            learns = error is None or execution.abandoned
+            if some_queued:  # the worker, which has its next batch, and the callers come first
+                self._loop_now().call_soon(
+                    self._after_waking, execution, inferred_ns, learns, self._queue.queued, context=self.runner.context
+                )
+            elif learns:
                 self.expectations.learn_from(execution, inferred_ns)
+
+    def _after_waking(self, execution: Execution, ended_ns: int, learns: bool, queued: int) -> None:
+        """Go on when the callers of a batch have woken."""
+        self.returning.count(len(execution.tickets), self._queue.queued - queued)
+        if learns:
+            self.expectations.learn_from(execution, ended_ns)
 
     def _tell_end(self, execution: Execution, now_ns: int) -> None:
         if self.observers is not None:
@@ -437,9 +437,8 @@ class Dispatcher(DispatchState):
             self.settle()
         try:
             await self._drain()  # of batches; at the limit the backend's stop ends them
-            load = None if self.residence is None else self.residence.task
-            if load is not None:
-                await asyncio.wait({load}, timeout=seconds_left())
+            if self.residence is not None and self.residence.task is not None:
+                await asyncio.wait({self.residence.task}, timeout=seconds_left())
         finally:
             if self._device is not None:
                 self._device.leave(self)

@@ -1,0 +1,92 @@
+"""Whether a batch waits for the callers of the one before it: only where they come back."""
+
+import asyncio
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+
+import streaminfer as si
+from streaminfer.testing import ScriptedBackend
+
+pytestmark = pytest.mark.uncompiled
+
+MODEL_S = 0.010
+
+
+class Model(ScriptedBackend):
+    """A model of 10 ms a batch that notes when each begins and ends."""
+
+    def __init__(self):
+        super().__init__(duration_s=MODEL_S)
+        self.notes = []
+
+    async def infer(self, batch):
+        self.notes.append("begun")
+        results = await super().infer(batch)
+        self.notes.append("ended")
+        return results
+
+
+class Service:
+    """Batches of four at most; callers note when they wake."""
+
+    def __init__(self, loop):
+        self.model = Model()
+        self._service = si.AdaptiveBatcher(max_batch_size=4, clock=loop.clock, policy="greedy").wrap(self.model)
+        self.returning = self._service._dispatcher.returning
+
+    async def ask(self):
+        await self._service.call(si.Request(1.0))
+        self.model.notes.append("woken")
+
+    async def ask_in_a_loop(self, times):
+        for _ in range(times):
+            await self.ask()
+
+    async def serve_open_loop(self, count):
+        """Two requests or three come while a batch runs, whatever becomes of the others."""
+        calls = []
+        for _ in range(count):
+            calls.append(asyncio.ensure_future(self.ask()))
+            await asyncio.sleep(MODEL_S / 2.3)
+        await asyncio.gather(*calls)
+
+    def after_ends(self):
+        """What followed the end of each batch, in order."""
+        return [after for before, after in pairwise(self.model.notes) if before == "ended"]
+
+
+async def test_a_batch_does_not_wait_for_callers_that_do_not_come_back(loop):
+    """What is queued begins before the callers of the last batch wake, once it is known that they send no more."""
+    service = Service(loop)
+    await service.serve_open_loop(60)
+    after = service.after_ends()
+    assert service.returning.are_few
+    assert after[:3] == ["woken"] * 3  # at first they are taken to come back
+    assert after[-6:-1] == ["begun"] * 5
+
+
+async def test_a_batch_waits_for_callers_in_a_loop(loop):
+    """Three callers in a loop; a fourth comes shortly after a batch has begun, and shares the next one with them."""
+    service = Service(loop)
+
+    async def come_late():
+        for _ in range(30):
+            await asyncio.sleep(MODEL_S * 0.01)
+            await service.ask()
+
+    await asyncio.gather(*(service.ask_in_a_loop(90) for _ in range(3)), come_late())
+    assert not service.returning.are_few
+    assert set(service.after_ends()) == {"woken"}
+    assert Counter(service.model.batch_sizes)[4] == 30
+
+
+async def test_callers_that_begin_to_come_back_are_waited_for_again(loop):
+    """The share follows what callers do."""
+    service = Service(loop)
+    await service.serve_open_loop(60)
+    assert service.returning.are_few
+    await asyncio.gather(*(service.ask_in_a_loop(60) for _ in range(6)))
+    assert not service.returning.are_few
+    assert repr(service.returning).startswith("ReturningCallers(")
