@@ -190,6 +190,10 @@ class Memory(StackClock, _Table):
             ttl_ns, labels = self.freshness.governed(ttl_ns, labels, self.now())
         return self.store(key, value, ttl_ns, weight, labels)
 
+    def add(self, key: Any, default: Any) -> Any:
+        """Return the fresh value of a key; else store ``default``, as the retention policy says, and return it."""
+        return self.setdefault(key, default, *self.freshness.governed(-1, None, self.now()))
+
     def put_aged(self, key: Any, value: Any, ttl_ns: int, age_ns: int, about: About) -> None:
         """Store a value that was computed ``age_ns`` ago, for ``ttl_ns`` more."""
         labels = labels_of(*about)

@@ -109,3 +109,19 @@ def test_a_report_wants_a_policy_and_knows_the_ages_in_memory():
         assert (holding.where, holding.entries, holding.oldest_age_s, holding.size_bytes) == ("memory", 2, 2.0, 4)
 
     run(main)
+
+
+def test_what_setdefault_stores_has_a_class_and_an_age():
+    clock = FakeClock(1000 * S)
+
+    async def main(loop):
+        cache = si.EdgeCache(retention=Retention(60.0, min_age_s=10.0), clock=clock)
+        assert cache.setdefault("a", b"123") == b"123"
+        clock.advance(2.0)
+        assert cache.setdefault("a", b"other") == b"123"
+        (holding,) = (await cache.retention_report()).holdings
+        cache["b"] = b"4"
+        (both,) = (await cache.retention_report()).holdings
+        assert (holding.entries, holding.oldest_age_s, both.entries) == (1, 2.0, 2)
+
+    run(main)

@@ -14,7 +14,7 @@ class TableMapping:
     """The mapping's methods over the memory of a cache.
 
     Args:
-        memory: a table; with a retention policy also a ``put``, which labels what it stores.
+        memory: a table; with a retention policy also a ``put`` and an ``add``, which label what they store.
         has_policy: whether there is a retention policy.
     """
 
@@ -34,6 +34,8 @@ class TableMapping:
 
     def setdefault(self, key: Any, default: Any = None) -> Any:
         """Return the fresh value of a key, which counts as a use; else store ``default`` and return it."""
+        if self._has_policy:
+            return self._memory.add(key, default)
         return self._memory.setdefault(key, default)
 
     def popitem(self) -> tuple[Any, Any]:

@@ -39,7 +39,7 @@ cdef class EdgeTable(Entries):
     cpdef object clear(self)
 
     @cython.locals(size=cython.longlong)
-    cpdef object setdefault(self, object key, object default=*)
+    cpdef object setdefault(self, object key, object default=*, long long ttl_ns=*, object labels=*)
 
     cpdef bint store(self, object key, object value, long long ttl_ns, long long size, object labels) except -1
 

@@ -102,13 +102,20 @@ class EdgeTable(Entries):
         self._erased()
         self._note(None, None, self._empty(), None)
 
-    def setdefault(self, key: Any, default: Any = None) -> Any:
-        """Return the fresh value of a key, which counts as a use; else store ``default`` and return it."""
+    def setdefault(self, key: Any, default: Any = None, ttl_ns: int = -1, labels: Labels = None) -> Any:
+        """Return the fresh value of a key, which counts as a use; else store ``default`` and return it.
+
+        Args:
+            key: hashable.
+            default: anything.
+            ttl_ns: how long ``default`` is fresh; negative: as the table says.
+            labels: of ``default``, as for :meth:`store`.
+        """
         size = _payload(default)
         value = self._get(key, _ABSENT)
         if value is not _ABSENT:
             return value
-        self._store(key, default, self._ttl_ns, size, None, False)
+        self._store(key, default, self._ttl_ns if ttl_ns < 0 else ttl_ns, size, labels, False)
         return default
 
     # -- what a mapping does not have ----------------------------------------------------------------------------
