@@ -8,30 +8,22 @@ file is therefore written by a thread, in order, which ends when there is nothin
 before it. What a failing disk did not take is written again until it does, or until the cache stops or the process
 ends. Then it is lost, and so are records beyond 10,000 that wait. Lost records are logged as errors
 (``streaminfer.caching``); a log that fails affects nothing else.
-
-Erasures that a tier could not make lie in a file beside the log, ``<log>.owed``, so that another process makes them
-after this one has died: a line of JSON for each, readable by its owner only. It holds the names of subjects in the
-clear, because a tier finds nothing by their hashes; a name leaves the file when the erasure is made. Processes of one
-machine can share the file.
 """
 
 import asyncio
-import json
 import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from streaminfer.compliance.log_file import folder_locked
+from streaminfer.caching.erasure.owed_erasures import OwedErasures
 from streaminfer.compliance.retention_log import Action, RetentionLog
 from streaminfer.errors import BackendError
 
-__all__ = ["DELETED", "REASONS", "OwedErasures", "RetentionCounts"]
+__all__ = ["DELETED", "REASONS", "RetentionCounts"]
 
 _LOGGER = logging.getLogger("streaminfer.caching")
 _FLUSH_INTERVAL_NS = 1_000_000_000
@@ -129,68 +121,6 @@ class RetentionCounts:
         self.flush()
         if self._writer is not None and self._writer.runs:
             await asyncio.to_thread(self.drain)
-
-
-class OwedErasures:
-    """Erasures in the file beside a log. Thread-safe.
-
-    Args:
-        log: path of the retention log.
-    """
-
-    def __init__(self, log: Path) -> None:
-        self.path = log.with_name(log.name + ".owed")
-
-    def note(self, place: str, subject: str | None, tag: str | None, *, is_owed: bool) -> None:
-        """Add an erasure of a tier, or remove one that was made; it is on the disk when this returns.
-
-        Args:
-            place: the tier and its medium.
-            subject: whose entries; or
-            tag: with which tag.
-            is_owed: false: it was made.
-
-        Raises:
-            BackendError: the disk failed.
-        """
-        if not is_owed and not self.path.exists():
-            return
-        with self._failures(), folder_locked(self.path.parent):
-            owed = dict.fromkeys(self._read())
-            if is_owed:
-                owed[place, subject, tag] = None
-            else:
-                owed.pop((place, subject, tag), None)
-            if not owed:
-                self.path.unlink(missing_ok=True)
-                return
-            fresh = self.path.with_name(self.path.name + ".new")
-            number = os.open(fresh, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with os.fdopen(number, "w", encoding="ascii") as file:
-                file.writelines(json.dumps(it) + "\n" for it in owed)
-                file.flush()
-                os.fsync(number)
-            fresh.replace(self.path)
-
-    def of(self, place: str) -> list[tuple[str | None, str | None]]:
-        """Return subject and tag of those of one tier. Raises as `note` does."""
-        with self._failures():
-            return [(subject, tag) for whose, subject, tag in self._read() if whose == place]
-
-    def _read(self) -> list[tuple[str, str | None, str | None]]:
-        try:
-            text = self.path.read_text(encoding="ascii")
-        except FileNotFoundError:
-            return []
-        return [(place, subject, tag) for place, subject, tag in map(json.loads, text.splitlines())]
-
-    @contextmanager
-    def _failures(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, ValueError, TypeError) as error:
-            what = f"{self.path}, which holds erasures that are owed, failed: {type(error).__name__}: {error}"
-            raise BackendError(what) from error
 
 
 class _Writer:

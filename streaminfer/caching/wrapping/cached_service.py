@@ -28,15 +28,10 @@ reads them too, because another machine may have been faster.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import secrets
-import types
-import weakref
 from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any
 
-from streaminfer._internal.qualified_name import name_of_function
-from streaminfer._internal.validation import check_instance, expected
+from streaminfer._internal.validation import expected
 from streaminfer.caching.defensive_copy import freeze
 from streaminfer.caching.keys import key_maker
 from streaminfer.caching.single_flight._loop_flights_cy import LATE_S, Caller, Work
@@ -45,6 +40,7 @@ from streaminfer.caching.wrapping._hit_path_cy import HitPath, Miss, copy_out
 from streaminfer.caching.wrapping.batched_function import FunctionAsService, as_function, is_batched
 from streaminfer.caching.wrapping.cached_calls import ArgumentLabels, CachedCalls, cached_function
 from streaminfer.caching.wrapping.layer import NEGATIVE, OUTDATED, Layer
+from streaminfer.caching.wrapping.wrapped_identity import identity_of
 from streaminfer.errors import DeadlineExceeded
 from streaminfer.protocols import Capabilities, Wrapper, adapt
 from streaminfer.request import Request, Response, time_left_s
@@ -97,57 +93,6 @@ def wrap_inner(cache: EdgeCache, inner: Any, subject: str | None, tags: Iterable
         return CachedService(cache, inner, lambda: hit_path_of(identity_of(inner)[0]))
     hit_path = hit_path_of(identity)
     return as_function(CachedService(cache, FunctionAsService(inner, cache._memory.now), lambda: hit_path), inner)
-
-
-def identity_of(inner: Any) -> tuple[str, bool]:
-    """Return the part of the keys that says what was wrapped, and whether another process would find the same.
-
-    It is the ``fingerprint`` that a service offers, else module, qualified name and a digest of the code. What can
-    exist twice under one name and code (objects, closures, lambdas, code that was typed in) has a random number as
-    well, in this process only. If its models may change (several routes, which have no common fingerprint), the number
-    of changes is part of it. Two services that may respond differently never share one.
-    """
-    offered = adapt(inner).capabilities()
-    mark = offered.fingerprint
-    if callable(mark):
-        mark = mark()
-    if isinstance(mark, bytes):
-        mark = mark.hex()
-    if mark is not None:
-        what = "str or bytes, or a function that returns these"
-        check_instance("fingerprint", mark, lambda it: isinstance(it, str), what)
-        return f"fingerprint {mark}", True
-    name = name_of_function(inner)
-    if name is not None:
-        return name, True
-    named = inner if hasattr(inner, "__qualname__") else type(inner)
-    version = "" if offered.fingerprint_changes is None else f" {offered.fingerprint_changes()}"
-    return f"{named.__module__}:{named.__qualname__} {_token_of(inner)}{version}", False
-
-
-_TOKENS: dict[int, tuple[weakref.ref[Any], str]] = {}
-
-
-def _token_of(thing: Any) -> str:
-    """Return a random number that stays with an object for its life, in this process.
-
-    Each look-up of a method makes another object, so a method has the numbers of its object and its function.
-    """
-    if isinstance(thing, types.MethodType):
-        return f"{_token_of(thing.__self__)} {_token_of(thing.__func__)}"
-    number = id(thing)
-    known = _TOKENS.get(number)
-    if known is not None and known[0]() is thing:
-        return known[1]
-    token = secrets.token_hex(16)
-
-    def forget(reference: weakref.ref[Any]) -> None:
-        if _TOKENS.get(number, (None,))[0] is reference:
-            del _TOKENS[number]
-
-    with contextlib.suppress(TypeError):  # without weak references each wrap has an identity of its own
-        _TOKENS[number] = weakref.ref(thing, forget), token
-    return token
 
 
 def _check_for_tiers(inner: Any, kind: str, lasting: bool) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import streaminfer as si
-from streaminfer.caching.erasure.retention_counts import OwedErasures, RetentionCounts
+from streaminfer.caching.erasure.owed_erasures import OwedErasures
+from streaminfer.caching.erasure.retention_counts import RetentionCounts
 from streaminfer.caching.tiers import DiskTier
 from streaminfer.caching.tiers.encryption import StoredKeys
 from streaminfer.compliance.retention import Retention

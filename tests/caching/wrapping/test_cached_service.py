@@ -534,7 +534,7 @@ def test_what_is_typed_in_again_is_another_function(monkeypatch):
 
 
 def test_tokens_go_with_their_objects():
-    from streaminfer.caching.wrapping import cached_service as identity
+    from streaminfer.caching.wrapping import wrapped_identity as identity
 
     before = len(identity._TOKENS)
     for number in range(50):

@@ -1,0 +1,28 @@
+"""What counts as a line of code."""
+
+import runpy
+from pathlib import Path
+
+COUNT = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "code_lines.py"))["count_lines"]
+
+SOURCE = '''"""A module.
+
+Of two paragraphs.
+"""
+
+TEXT = """one
+two"""
+
+
+def add(one, two):  # no line of its own
+    """A docstring."""
+    # a comment
+    return (
+        one
+        + two
+    )
+'''
+
+
+def test_docstrings_comments_and_blank_lines_are_no_code():
+    assert COUNT(SOURCE) == 2 + 1 + 4
