@@ -45,6 +45,7 @@ class BatchRunner:
         run: starts a batch; bound to what the model is, so that it costs no call more.
         is_inline: the model runs on the event loop, within the call of :attr:`run`: a batch function, or a backend that
             answers at once.
+        in_threads: the model runs in a thread, to which :attr:`run` hands a batch.
         copies: outputs are copied before the next call, which may overwrite them.
         context: of the tasks of batches.
         loop: the event loop of these tasks; ``None`` before the first.
@@ -68,7 +69,7 @@ class BatchRunner:
         ),
         "_queue",
         *("_events", "_settle", "_source", "_stack", "_time"),
-        *("abandoned_batches", "batches", "context", "copies", "is_inline", "isolator", "loop", "run"),
+        *("abandoned_batches", "batches", "context", "copies", "in_threads", "is_inline", "isolator", "loop", "run"),
     )
 
     def __init__(
@@ -98,6 +99,7 @@ class BatchRunner:
         self._infer_now = adapt(inner).infer_now
         self._begin_infer = adapt(inner).begin_infer
         self.is_inline = self._infer is None or self._infer_now is not None
+        self.in_threads = self._begin_infer is not None
         self.run: Callable[[Execution], None] = self._call_function if self._infer is None else self._call_backend
         self.copies = self._calls.copies
         self.set_assembler(assembler)

@@ -112,7 +112,7 @@ class Dispatcher(DispatchState):
         self.full_at = NEVER
         self.returning = ReturningCallers()
         self.set_policy(policy)
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop: asyncio.AbstractEventLoop  # that of the first request
         self.is_scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self.timer_ns = NEVER
@@ -316,19 +316,14 @@ class Dispatcher(DispatchState):
         in_task = execution.task is not None
         if in_task and not self.runner.remove(execution):
             return
-        if self._device is not None:
-            self._device.end(execution, inferred_ns, succeeded=error is None and not execution.abandoned)
-        self._tell_end(execution, inferred_ns)
         early = self.pipeline.batch
-        if early is None:
-            self.free += 1
-        else:
-            goes_on = self.pipeline.end(execution, inferred_ns, is_known=error is None and not execution.abandoned)
-            if goes_on and self.observers is not None:
-                self.observers.begin(early, inferred_ns)
+        self._free_worker(execution, early, inferred_ns, succeeded=error is None and not execution.abandoned)
         some_queued = in_task and self._queue.queued > 0
+        # a task begins in the next turn of the loop, a thread when it gets the interpreter lock: each as soon as it can
+        first = last = some_queued and (self._queue.queued >= self.full_at or self.returning.are_few)
         try:
-            if some_queued and (self._queue.queued >= self.full_at or self.returning.are_few):  # not fuller later
+            if first and not self.runner.in_threads:
+                last = False
                 self.dispatch(inferred_ns)
         finally:
             error = self.runner.deliver(execution, assembled_ns, inferred_ns, results, error)
@@ -337,15 +332,25 @@ class Dispatcher(DispatchState):
             # what a batch took is worth knowing even if none of its callers is left
             learns = error is None or execution.abandoned
             if some_queued:  # the worker, which has its next batch, and the callers come first
-                self._loop_now().call_soon(
-                    self._after_waking, execution, inferred_ns, learns, self._queue.queued, context=self.runner.context
-                )
+                waking = execution, inferred_ns, learns, self._events.arrivals
+                self._loop.call_soon(self._after_waking, *waking, context=self.runner.context)
             elif learns:
                 self.expectations.learn_from(execution, inferred_ns)
+        if last:
+            self.dispatch(inferred_ns)
 
-    def _after_waking(self, execution: Execution, ended_ns: int, learns: bool, queued: int) -> None:
+    def _free_worker(self, execution: Execution, early: Execution | None, now_ns: int, succeeded: bool) -> None:
+        if self._device is not None:
+            self._device.end(execution, now_ns, succeeded=succeeded)
+        self._tell_end(execution, now_ns)
+        if early is None:
+            self.free += 1
+        elif self.pipeline.end(execution, now_ns, is_known=succeeded) and self.observers is not None:
+            self.observers.begin(early, now_ns)
+
+    def _after_waking(self, execution: Execution, ended_ns: int, learns: bool, arrivals: int) -> None:
         """Go on when the callers of a batch have woken."""
-        self.returning.count(len(execution.tickets), self._queue.queued - queued)
+        self.returning.count(len(execution.tickets), self._events.arrivals - arrivals)
         if learns:
             self.expectations.learn_from(execution, ended_ns)
 
@@ -365,12 +370,7 @@ class Dispatcher(DispatchState):
         elif not self._may_release():
             return
         self.is_scheduled = True
-        self._loop_now().call_soon(self.dispatch, context=self.runner.context)
-
-    def _loop_now(self) -> asyncio.AbstractEventLoop:
-        if self._loop is None:
-            raise RuntimeError("the batcher has no event loop yet")
-        return self._loop
+        self._loop.call_soon(self.dispatch, context=self.runner.context)
 
     def _may_release(self) -> bool:
         return self._queue.queued > 0 and (self.free > 0 or self.pipeline.is_open)
@@ -401,7 +401,7 @@ class Dispatcher(DispatchState):
         if self._timer is not None:
             self._timer.cancel()
         self.timer_ns = wanted_ns
-        self._timer = self._loop_now().call_later(
+        self._timer = self._loop.call_later(
             max(wanted_ns - self.clock(), 0) / 1e9, self._on_timer, context=self.runner.context
         )
 

@@ -39,9 +39,9 @@ class ReturningCallers:
 
         Args:
             callers: of the batch, at least one.
-            came: requests; fewer than none where some have left the queue.
+            came: requests.
         """
-        self.share += _NEWEST * (min(max(came, 0) / callers, 1.0) - self.share)
+        self.share += _NEWEST * (min(came / callers, 1.0) - self.share)
 
     def __repr__(self) -> str:
         return f"ReturningCallers({self.share:.0%})"

@@ -11,7 +11,7 @@ of its runs. The smallest is measured whatever it takes. A larger one is tried o
 first runs of all within half of the budget, and no repeat is begun that would end past the budget: so the counted
 batches of a device that keeps its pace end within it. Sizes that were left out are where the slope of the curve says.
 
-*Result.* A monotone curve through the medians (:mod:`streaminfer.batching.service_time.isotonic`), since a larger batch
+*Result.* A monotone curve through the medians (:mod:`streaminfer.batching.service_time._isotonic_cy`), since a larger batch
 that seems faster was measured wrongly.
 """
 
@@ -28,7 +28,7 @@ from streaminfer.batching.assembly._compatibility_cy import are_stackable
 from streaminfer.batching.assembly.assembler import AssembledBatch, Assembler
 from streaminfer.batching.assembly.buckets import Buckets, as_buckets
 from streaminfer.batching.assembly.unbatch import split_rows
-from streaminfer.batching.service_time.isotonic import isotonic_curve
+from streaminfer.batching.service_time._isotonic_cy import isotonic_curve
 from streaminfer.batching.service_time.service_time import ServiceTime
 from streaminfer.errors import BackendError
 from streaminfer.protocols import Clock, adapt, is_backend

@@ -8,7 +8,7 @@ import weakref
 import pytest
 
 import streaminfer as si
-from streaminfer.protocols import adapt
+from streaminfer.protocols import Node, adapt
 
 PATIENCE_S = 30.0
 
@@ -144,6 +144,27 @@ def test_a_worker_is_busy_until_the_thread_of_a_cancelled_batch_is_free():
             return first.cancelled(), before, await second, backend.statistics().cancelled
 
     assert asyncio.run(main()) == (True, (1, 0), 4.0, 1)
+
+
+async def test_callers_are_told_before_a_thread_gets_the_next_batch(loop):
+    """The thread would only wait for the interpreter lock, which the loop has until its turn ends."""
+
+    succeeded = []
+
+    class Thread(Node):
+        """Ends a batch a moment after it began; notes how many requests had succeeded by then."""
+
+        async def infer(self, batch):
+            raise NotImplementedError
+
+        def begin_infer(self, batch, done):
+            succeeded.append(service.statistics().succeeded)
+            return loop.call_later(0.001, done, [2 * row.inputs for row in batch.rows], None)
+
+    service = si.AdaptiveBatcher(max_batch_size=1, policy="greedy", clock=loop.clock).wrap(Thread())
+    responses = await asyncio.gather(*(service.call(si.Request(value)) for value in (1.0, 2.0, 3.0)))
+    assert [float(response.outputs) for response in responses] == [2.0, 4.0, 6.0]
+    assert succeeded == [0, 1, 2]
 
 
 def test_a_stop_without_a_drain_waits_for_the_thread():

@@ -25,6 +25,7 @@ when a prediction moved by 0.02 % or a tenth of the noise.
 Statistical Inference under Order Restrictions.
 """
 
+import functools
 import math
 from bisect import insort
 
@@ -32,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer._internal.validation import check_count, check_instance
-from streaminfer.batching.service_time.isotonic import isotonic_curve
+from streaminfer.batching.service_time._relative_costs_cy import held_costs
 from streaminfer.batching.service_time.residual_quantile import ResidualQuantile
 from streaminfer.batching.service_time.service_time import WORTH_GROWING, ServiceTime
 
@@ -44,14 +45,10 @@ _SETTLED = 4  # visits after which a lasting residual is blamed on the speed, no
 _OUTLIER = 2.5  # standard deviations
 _SMALLEST_OUTLIER = 0.02  # log-ratio
 _SLOWER_IN_A_ROW, _FASTER_IN_A_ROW = 3, 2
-_OFF_LINE = 0.15  # standard deviation of the costs about the line, as a log-ratio
-_LINE_VISITS = 0.5  # visits for which a size's own cost counts as much as the line, at least
-_PRIOR_WEIGHT = 0.02  # visits
 _ALLOWANCE = 0.2  # log-ratio by which neighbors may be wrong
-_STEEPEST = 1.35  # power of the size with which costs grow at most; convolutions that leave the cache reach 1.3
+_STEEPEST = 1.35  # power of the size with which costs may grow, as in the curve
 _LITTLE_GAIN = 0.35  # set-up over the cost per row: even the largest batch has less than 1.35 times the throughput of 1
 _SMALL = 2
-_SINGULAR = 1e-12
 _PRIOR_SIZES = 4096
 _PUBLISH_FROM = 2e-4  # log-ratio
 _PER_OCTAVE = 2
@@ -251,58 +248,21 @@ class LatencyModel:
 
     def _publish(self) -> None:
         sizes = self._sizes
-        own = [math.exp(self._costs[size]) for size in sizes]
         visits = [max(self._visits[size], 1) for size in sizes]
-        setup, per_row = _line(sizes, own, visits)
+        logarithms = [self._costs[size] for size in sizes]
+        costs, setup, per_row = held_costs(sizes, logarithms, visits, self.residuals.deviation)
         settled = [size for size, count in zip(sizes, visits, strict=True) if count >= _SETTLED]
         # without a small one the set-up of the line would be a guess
         unclear = len(settled) < 2 or settled[0] > _SMALL
         gains = unclear or setup > _LITTLE_GAIN * per_row
         # where size ** 0.95 / (setup + per_row * size) is largest
         self.gains_up_to = math.inf if gains else setup / per_row * WORTH_GROWING / (1.0 - WORTH_GROWING)
-        held = max((self.residuals.deviation / _OFF_LINE) ** 2, _LINE_VISITS)
-        costs = []
-        for size, cost, count in zip(sizes, own, visits, strict=True):
-            on_line = setup + per_row * size
-            costs.append(on_line * (cost / on_line) ** (count / (count + held)))
-        costs = isotonic_curve(costs, visits)
-        for at in range(1, len(sizes)):
-            costs[at] = min(costs[at], costs[at - 1] * (sizes[at] / sizes[at - 1]) ** _STEEPEST)
         if len(sizes) == 1 and sizes[0] > 1:
             sizes, costs = [1, *sizes], [costs[0] * (0.5 + 0.5 / sizes[0]), *costs]
         self._curve = ServiceTime(tuple(sizes), tuple(costs), per_row)
         self._published_speed = self._speed
         self._moved = 0.0
         self.version += 1
-
-
-def _line(sizes: list[int], costs: list[float], weights: list[int]) -> tuple[float, float]:
-    """Return set-up and cost per row of the line with the least relative squared distance, neither negative.
-
-    It is drawn towards a constant cost by ``_PRIOR_WEIGHT``: larger batches are tried until they prove slower.
-    """
-    total = sum(weights)
-    mean_size = sum(size * weight for size, weight in zip(sizes, weights, strict=True)) / total
-    mean_cost = sum(cost * weight for cost, weight in zip(costs, weights, strict=True)) / total
-    # rows of the least-squares problem: setup * x + per_row * y = 1
-    xx = yy = xy = x1 = y1 = 0.0
-    for size, cost, weight in zip(sizes, costs, weights, strict=True):
-        x, y = 1.0 / cost, size / cost
-        xx += weight * x * x
-        yy += weight * y * y
-        xy += weight * x * y
-        x1 += weight * x
-        y1 += weight * y
-    yy += _PRIOR_WEIGHT * (mean_size / mean_cost) ** 2
-    determinant = xx * yy - xy * xy
-    if determinant < _SINGULAR * xx * yy:  # costs a millionfold apart, of which rounding leaves no line
-        return x1 / xx, 0.0
-    setup, per_row = (x1 * yy - y1 * xy) / determinant, (y1 * xx - x1 * xy) / determinant
-    if setup < 0.0:
-        return 0.0, y1 / yy
-    if per_row < 0.0:
-        return x1 / xx, 0.0
-    return setup, per_row
 
 
 def _sizes_up_to(largest: int) -> list[int]:
@@ -317,8 +277,10 @@ def nearest_size(size: int) -> int:
     return round(2 ** (round(math.log2(size) * _PER_OCTAVE) / _PER_OCTAVE))
 
 
+@functools.lru_cache
 def size_steps(largest: int) -> NDArray[np.int64]:
     """Return a number for each size up to the largest, the same for those of one `nearest_size`; entry 0 is 0."""
     sizes = np.maximum(np.arange(largest + 1), 1)
     steps: NDArray[np.int64] = np.rint(np.log2(sizes) * _PER_OCTAVE).astype(np.int64)
+    steps.flags.writeable = False
     return steps

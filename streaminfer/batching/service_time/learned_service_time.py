@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer._internal.display.figures import COLORS, legend_above
+from streaminfer.batching.service_time._curve_cy import last_alike
 from streaminfer.batching.service_time.latency_model import LatencyModel
 from streaminfer.batching.service_time.service_time import (
     ServiceTime,
@@ -120,11 +121,9 @@ class LearnedServiceTime:
             RuntimeError: nothing is known yet.
         """
         table = self.expected_ns(max_batch_size).astype(np.float64)
-        throughput = np.arange(1, len(table)) / table[1:]
         best = best_size(table)
-        alike = throughput[best - 1] * (1.0 - min(self._model.residuals.deviation, _ALIKE))
         limit = max(best, min(self._model.gains_up_to, max_batch_size))
-        return int(np.flatnonzero(throughput[: int(limit)] >= alike)[-1]) + 1
+        return last_alike(table, best, int(limit), min(self._model.residuals.deviation, _ALIKE))
 
     def fitted(self) -> ServiceTime:
         """Return the median durations as a fixed service time: to save, to compare, to start the next process from.

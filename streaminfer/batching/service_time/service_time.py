@@ -11,6 +11,7 @@ gets cheaper by leaving the batch smaller than its proportional share: ``t(n) â‰
 :mod:`streaminfer.batching.service_time.learned_service_time` learns one of these from live batches.
 """
 
+import functools
 import json
 import math
 import numbers
@@ -27,12 +28,12 @@ from numpy.typing import NDArray
 from streaminfer._internal.display.figures import COLORS, inline_svg, new_axes
 from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_count, check_duration, expected
+from streaminfer.batching.service_time._curve_cy import fill_times, fill_whole_ns, most_worth
 
 __all__ = ["WORTH_GROWING", "ServiceTime", "best_size", "service_time_axes", "service_time_html", "whole_ns"]
 
 _FORMAT = "streaminfer.service_time"
 _VERSION = 1
-_LONGEST_NS = 1e17  # three years: sums of a few such instants still fit into int64
 _NEAR_BEST = 0.98
 WORTH_GROWING = 0.95
 
@@ -168,16 +169,8 @@ class ServiceTime:
         Returns:
             Shape (max_batch_size + 1,), float64, seconds; entry 0 is 0.
         """
-        sizes, times_s = np.array(self.sizes), np.array(self.times_s)
-        wanted = np.arange(check_count("max_batch_size", max_batch_size) + 1)
-        table: NDArray[np.float64] = np.interp(wanted, sizes, times_s)
-        first, last = self.sizes[0], self.sizes[-1]
-        table[last + 1 :] += self.per_item_s * (wanted[last + 1 :] - last)
-        if first > 1:
-            below = wanted[:first]
-            going_on = times_s[0] - self._first_slope_s() * (first - below)
-            table[:first] = np.maximum(going_on, times_s[0] / first * below)
-        table[0] = 0.0
+        table = np.empty(check_count("max_batch_size", max_batch_size) + 1)
+        fill_times(self.sizes, self.times_s, self.per_item_s, table)
         return table
 
     def table_ns(self, max_batch_size: int) -> NDArray[np.int64]:
@@ -242,10 +235,13 @@ def best_size(table: NDArray[np.float64]) -> int:
     Args:
         table: shape (n + 1,), float64, times by size in any unit; entry 0 is not read, the others are positive.
     """
-    sizes = np.arange(1, len(table))
-    throughput = sizes / table[1:]
-    worth = np.where(throughput >= _NEAR_BEST * throughput.max(), throughput * sizes ** (WORTH_GROWING - 1.0), 0.0)
-    return int(worth.argmax()) + 1
+    return most_worth(table, _worth(len(table)), _NEAR_BEST)
+
+
+@functools.lru_cache
+def _worth(sizes: int) -> NDArray[np.float64]:
+    """Return what a size's throughput counts: shape (sizes,), float64."""
+    return np.maximum(np.arange(sizes), 1) ** (WORTH_GROWING - 1.0)
 
 
 def whole_ns(table: NDArray[np.float64], unit_ns: float) -> NDArray[np.int64]:
@@ -258,8 +254,8 @@ def whole_ns(table: NDArray[np.float64], unit_ns: float) -> NDArray[np.int64]:
     Returns:
         The same shape, int64, read-only: entry 0 is 0, the others are within 1 â€¦ 10**17.
     """
-    whole = np.rint(np.maximum(np.minimum(table, _LONGEST_NS / unit_ns) * unit_ns, 1.0)).astype(np.int64)
-    whole[0] = 0
+    whole = np.empty(len(table), np.int64)
+    fill_whole_ns(table, unit_ns, whole)
     whole.flags.writeable = False
     return whole
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaminfer.batching.service_time.isotonic import isotonic_curve
+from streaminfer.batching.service_time._isotonic_cy import isotonic_curve
 
 pytestmark = pytest.mark.uncompiled
 
@@ -51,5 +51,13 @@ def test_falling_values_become_their_mean(values, weights, curve):
 
 def test_each_value_needs_a_weight():
     """Weights that are missing are an error, not a shorter curve."""
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="weights: expected as many as values, 2"):
         isotonic_curve([1.0, 2.0], [1.0])
+
+
+@given(points)
+def test_compiled_and_plain_agree(plain, drawn):
+    values, weights = [value for value, _ in drawn], [weight for _, weight in drawn]
+    assert isotonic_curve(values, weights) == plain("batching.service_time._isotonic_cy").isotonic_curve(
+        values, weights
+    )

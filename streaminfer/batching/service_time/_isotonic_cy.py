@@ -2,12 +2,16 @@
 
 *Design.* Pool adjacent violators replaces each run of values that fall by its weighted mean.
 
-*Complexity.* Linear in the number of values.
+*Complexity.* Linear in the number of values. Compiled with the C types of ``_isotonic_cy.pxd`` or run as it is.
 
 *References.* Barlow, Bartholomew, Bremner, Brunk (1972), Statistical Inference under Order Restrictions.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+
+from streaminfer._internal.validation import expected
 
 __all__ = ["isotonic_curve"]
 
@@ -18,18 +22,33 @@ def isotonic_curve(values: Sequence[float], weights: Sequence[float]) -> list[fl
     Args:
         values: any numbers.
         weights: as many, > 0.
+
+    Raises:
+        ValueError: there are more of one than of the other.
     """
+    length = len(values)
+    if len(weights) != length:
+        raise ValueError(expected("weights", f"as many as values, {length}", len(weights)))
     means: list[float] = []
     totals: list[float] = []
     counts: list[int] = []
-    for value, weight in zip(values, weights, strict=True):
-        mean, total, count = value, weight, 1
-        while means and means[-1] > mean:
+    for at in range(length):
+        mean = values[at]
+        total = weights[at]
+        count = 1
+        while means:
+            before = means[-1]
+            if before <= mean:
+                break
+            means.pop()
             earlier = totals.pop()
-            mean = (mean * total + means.pop() * earlier) / (total + earlier)
+            mean = (mean * total + before * earlier) / (total + earlier)
             total += earlier
             count += counts.pop()
         means.append(mean)
         totals.append(total)
         counts.append(count)
-    return [mean for mean, count in zip(means, counts, strict=True) for _ in range(count)]
+    curve: list[float] = []
+    for at in range(len(means)):
+        curve.extend([means[at]] * counts[at])
+    return curve

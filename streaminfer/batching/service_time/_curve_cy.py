@@ -1,0 +1,126 @@
+"""Loops over the durations of all batch sizes, which a planner needs anew whenever its model has learned.
+
+Of a few dozen sizes each takes less than a microsecond, where NumPy needs several calls of two or three. Compiled with
+the C types of ``_curve_cy.pxd`` or run as it is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["add_share", "fill_times", "fill_whole_ns", "last_alike", "most_worth"]
+
+_LONGEST_NS = 1e17  # three years: sums of a few such instants still fit into int64
+
+
+def fill_times(sizes: tuple[int, ...], times_s: tuple[float, ...], slope_s: float, table: NDArray[np.float64]) -> None:
+    """Write the times of all sizes: straight lines between known ones, and the slope after the last.
+
+    Below the first known size its slope goes on, but no item gets cheaper by leaving the batch smaller than its
+    proportional share.
+
+    Args:
+        sizes: where times are known, ascending.
+        times_s: as many.
+        slope_s: seconds that each further item costs past the last size.
+        table: shape (n + 1,), float64, written to: by size; entry 0 is 0.
+    """
+    count = len(sizes)
+    length = len(table)
+    above = sizes[0]
+    above_s = times_s[0]
+    rise_s = slope_s if count == 1 else (times_s[1] - above_s) / (sizes[1] - above)
+    size = 1
+    while size < above and size < length:
+        going_on_s = above_s - rise_s * (above - size)
+        share_s = above_s * size / above
+        table[size] = going_on_s if going_on_s > share_s else share_s
+        size += 1
+    for at in range(1, count):
+        below = above
+        below_s = above_s
+        above = sizes[at]
+        above_s = times_s[at]
+        rise_s = (above_s - below_s) / (above - below)
+        while size < above and size < length:
+            table[size] = below_s + rise_s * (size - below)
+            size += 1
+    while size < length:
+        table[size] = above_s + slope_s * (size - above)
+        size += 1
+    table[0] = 0.0
+
+
+def fill_whole_ns(table: NDArray[np.float64], unit_ns: float, whole: NDArray[np.int64]) -> None:
+    """Write times as whole nanoseconds that a planner can add up.
+
+    Args:
+        table: shape (n + 1,), float64, nondecreasing; entry 0 is not read.
+        unit_ns: its unit in nanoseconds.
+        whole: the same shape, int64, written to: entry 0 is 0, the others are within 1 … 10**17.
+    """
+    longest = _LONGEST_NS / unit_ns
+    for size in range(len(table)):
+        time = table[size]
+        time_ns = _LONGEST_NS if time > longest else time * unit_ns
+        whole_ns = int(time_ns + 0.5)
+        whole[size] = whole_ns if whole_ns > 0 else 1
+    whole[0] = 0
+
+
+def add_share(durations: NDArray[np.int64], count: int, share: float, longer: NDArray[np.int64]) -> None:
+    """Write the first durations, each longer by a share of it.
+
+    Args:
+        durations: shape (n,), int64 nanoseconds.
+        count: how many, at most n.
+        share: 0 or more.
+        longer: shape (count,), int64, written to.
+    """
+    for size in range(count):
+        more_ns = int(durations[size] * share)
+        longer[size] = durations[size] + more_ns
+
+
+def most_worth(table: NDArray[np.float64], worth: NDArray[np.float64], near_best: float) -> int:
+    """Return the size that is worth most among those whose throughput is near the best.
+
+    Args:
+        table: shape (n + 1,), float64, times by size in any unit; entry 0 is not read, the others are positive.
+        worth: at least that long: what a size's throughput counts.
+        near_best: of the best throughput, what is near it.
+    """
+    length = len(table)
+    highest = 0.0
+    for size in range(1, length):
+        throughput = size / table[size]
+        if throughput > highest:
+            highest = throughput
+    best = 1
+    best_worth = -1.0
+    for size in range(1, length):
+        throughput = size / table[size]
+        if throughput >= near_best * highest and throughput * worth[size] > best_worth:
+            best = size
+            best_worth = throughput * worth[size]
+    return best
+
+
+def last_alike(table: NDArray[np.float64], best: int, limit: int, share: float) -> int:
+    """Return the largest size, at most ``limit``, whose throughput is less by a share at most than that of the best.
+
+    Args:
+        table: shape (n + 1,), float64, times by size in any unit; entry 0 is not read, the others are positive.
+        best: a size up to ``limit``.
+        limit: up to n.
+        share: 0 to 1.
+    """
+    least = best / table[best] * (1.0 - share)
+    size = limit
+    while size > best and size / table[size] < least:
+        size -= 1
+    return size

@@ -1,0 +1,108 @@
+"""Relative costs of batch sizes: what each size's own batches said, held by the line over all of them.
+
+*Design.* A size that was first seen in a slow moment would be wrong for long. So its cost is the line's, but for a
+correction that counts the more the more often the size was seen, and the more the less the device's noise is. The
+result never falls as batches grow, because a batch can be padded to a larger one, nor does it grow faster than any
+model's does.
+
+*Complexity.* Linear in the sizes, ten or so; runs each time that the curve is published. Compiled with the C types of
+``_relative_costs_cy.pxd`` or run as it is.
+
+*References.* Barlow et al. (1972), Statistical Inference under Order Restrictions.
+"""
+
+from __future__ import annotations
+
+import math
+
+from streaminfer.batching.service_time._isotonic_cy import isotonic_curve
+
+__all__ = ["held_costs"]
+
+exp = math.exp
+power = math.pow
+
+_OFF_LINE = 0.15  # standard deviation of the costs about the line, as a log-ratio
+_LINE_VISITS = 0.5  # visits for which a size's own cost counts as much as the line, at least
+_PRIOR_WEIGHT = 0.02  # visits
+_STEEPEST = 1.35  # power of the size with which costs grow at most; convolutions that leave the cache reach 1.3
+_SINGULAR = 1e-12
+
+
+def held_costs(
+    sizes: list[int], logarithms: list[float], visits: list[int], deviation: float
+) -> tuple[list[float], float, float]:
+    """Return the costs of some sizes, and the line on which they lie.
+
+    Args:
+        sizes: ascending.
+        logarithms: of the cost of each, as its own batches said.
+        visits: how many batches that were, at least 1 each.
+        deviation: standard deviation of the logarithm of durations.
+
+    Returns:
+        As many costs, nondecreasing; the line's cost of a batch of no rows; its cost of each row.
+    """
+    own = []
+    for logarithm in logarithms:
+        own.append(exp(logarithm))  # noqa: PERF401 - a comprehension has types of its own
+    line = _line(sizes, own, visits)
+    setup = line[0]
+    per_row = line[1]
+    held = deviation / _OFF_LINE
+    held *= held
+    if held < _LINE_VISITS:
+        held = _LINE_VISITS
+    costs = []
+    count = len(sizes)
+    for at in range(count):
+        cost = own[at]
+        size = sizes[at]
+        seen = visits[at]
+        on_line = setup + per_row * size
+        costs.append(on_line * power(cost / on_line, seen / (seen + held)))
+    costs = isotonic_curve(costs, visits)
+    for at in range(1, count):
+        size = sizes[at]
+        below = sizes[at - 1]
+        most = costs[at - 1]
+        most *= power(size / below, _STEEPEST)
+        cost = costs[at]
+        if cost > most:
+            costs[at] = most
+    return costs, setup, per_row
+
+
+def _line(sizes: list[int], costs: list[float], weights: list[int]) -> tuple[float, float]:
+    """Return set-up and cost per row of the line with the least relative squared distance, neither negative.
+
+    It is drawn towards a constant cost by ``_PRIOR_WEIGHT``: larger batches are tried until they prove slower.
+    """
+    mean_size = mean_cost = 0.0
+    # rows of the least-squares problem: setup * x + per_row * y = 1
+    xx = yy = xy = x1 = y1 = 0.0
+    for at in range(len(sizes)):
+        size = sizes[at]
+        cost = costs[at]
+        weight = weights[at]
+        mean_size += size * weight
+        mean_cost += cost * weight
+        x = 1.0 / cost
+        y = size / cost
+        xx += weight * x * x
+        yy += weight * y * y
+        xy += weight * x * y
+        x1 += weight * x
+        y1 += weight * y
+    prior = mean_size / mean_cost
+    yy += _PRIOR_WEIGHT * prior * prior
+    determinant = xx * yy - xy * xy
+    if determinant < _SINGULAR * xx * yy:  # costs a millionfold apart, of which rounding leaves no line
+        return x1 / xx, 0.0
+    setup = (x1 * yy - y1 * xy) / determinant
+    per_row = (y1 * xx - x1 * xy) / determinant
+    if setup < 0.0:
+        return 0.0, y1 / yy
+    if per_row < 0.0:
+        return x1 / xx, 0.0
+    return setup, per_row

@@ -1,0 +1,81 @@
+"""Loops over the durations of all sizes: against NumPy's own, and compiled against plain."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streaminfer.batching.service_time import _curve_cy as compiled
+
+pytestmark = pytest.mark.uncompiled
+
+FORMS = ["built", "plain"]
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def form(request, plain):
+    return compiled if request.param == "built" else plain("batching.service_time._curve_cy")
+
+
+points = st.dictionaries(st.integers(1, 60), st.floats(1e-6, 1e3), min_size=1, max_size=8)
+tables = st.lists(st.floats(1e-9, 1e3), min_size=1, max_size=60).map(lambda rest: np.array([0.0, *sorted(rest)]))
+
+
+@given(points, st.floats(0, 10), st.integers(1, 80))
+def test_times_lie_on_straight_lines(form, drawn, slope_s, largest):
+    sizes = tuple(sorted(drawn))
+    times_s = tuple(sorted(drawn.values()))
+    table = np.full(largest + 1, np.nan)
+    form.fill_times(sizes, times_s, slope_s, table)
+    wanted = np.arange(largest + 1)
+    inside = (wanted >= sizes[0]) & (wanted <= sizes[-1])
+    past = wanted > sizes[-1]
+    below = (wanted > 0) & (wanted < sizes[0])
+    first_slope = slope_s if len(sizes) == 1 else (times_s[1] - times_s[0]) / (sizes[1] - sizes[0])
+    assert table[0] == 0.0
+    np.testing.assert_allclose(table[inside], np.interp(wanted[inside], sizes, times_s), rtol=1e-9)
+    np.testing.assert_allclose(table[past], times_s[-1] + slope_s * (wanted[past] - sizes[-1]), rtol=1e-9)
+    going_on = times_s[0] - first_slope * (sizes[0] - wanted[below])
+    np.testing.assert_allclose(table[below], np.maximum(going_on, times_s[0] * wanted[below] / sizes[0]), rtol=1e-9)
+
+
+def test_the_set_up_of_an_affine_time_is_no_size(form):
+    table = np.empty(4)
+    form.fill_times((0,), (2.0,), 0.5, table)
+    assert table.tolist() == [0.0, 2.5, 3.0, 3.5]
+
+
+@given(tables, st.floats(1e-3, 1e12))
+def test_whole_nanoseconds_are_positive_and_bounded(form, table, unit_ns):
+    whole = np.empty(len(table), np.int64)
+    form.fill_whole_ns(table, unit_ns, whole)
+    expected = np.clip(table * unit_ns, 1.0, 1e17)
+    assert whole[0] == 0
+    np.testing.assert_allclose(whole[1:], expected[1:], rtol=1e-12, atol=0.5)
+
+
+@given(st.lists(st.integers(0, 10**15), min_size=1, max_size=40), st.floats(0, 1), st.data())
+def test_the_first_durations_are_longer_by_a_share(form, durations, share, data):
+    count = data.draw(st.integers(1, len(durations)))
+    longer = np.empty(count, np.int64)
+    form.add_share(np.array(durations), count, share, longer)
+    assert longer.tolist() == [each + int(each * share) for each in durations[:count]]
+
+
+@given(tables, st.floats(0, 1))
+def test_the_size_of_most_worth_is_near_the_best_throughput(form, table, near_best):
+    sizes = np.arange(1, len(table))
+    worth = np.maximum(np.arange(len(table)), 1) ** -0.05
+    throughput = sizes / table[1:]
+    counted = np.where(throughput >= near_best * throughput.max(), throughput * worth[1:], -1.0)
+    assert form.most_worth(table, worth, near_best) == int(counted.argmax()) + 1
+
+
+@given(tables, st.floats(0, 1), st.data())
+def test_the_last_size_alike_is_the_largest_up_to_the_limit(form, table, share, data):
+    limit = data.draw(st.integers(1, len(table) - 1))
+    best = data.draw(st.integers(1, limit))
+    throughput = np.arange(1, limit + 1) / table[1 : limit + 1]
+    alike = throughput >= best / table[best] * (1.0 - share)
+    alike[best - 1] = True
+    assert form.last_alike(table, best, limit, share) == int(np.flatnonzero(alike)[-1]) + 1
