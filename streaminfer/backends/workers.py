@@ -144,7 +144,9 @@ class WorkerThreads(Generic[W]):
             Closed: stopped.
         """
         if not self._closed:
-            pool = self._open()
+            pool = self._pool
+            if pool is None:
+                pool = self._open()
             job = Job(function, arguments, interrupt, done, self._hang_grace_s)
             if pool.put(job):
                 return job

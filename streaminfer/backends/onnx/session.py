@@ -40,6 +40,7 @@ class SessionWorker:
     """
 
     __slots__ = (
+        "_bfloat16",
         "_bound",
         "_feed",
         "_lost",
@@ -68,6 +69,7 @@ class SessionWorker:
         self._lost = False
         self._name = name
         self._signature = signature
+        self._bfloat16 = has_bfloat16(signature)
         self._feed = dict(shared)
         self._warmup = warmup
         self._new_options = new_options
@@ -172,7 +174,7 @@ class SessionWorker:
             raise self._failure(rows, error) from error
 
     def _by_name(self, inputs: Any) -> Arrays:
-        if isinstance(inputs, Mapping):
+        if type(inputs) is dict or isinstance(inputs, Mapping):
             return inputs
         if isinstance(inputs, np.ndarray) and self._signature.only_input is not None:
             return {self._signature.only_input: inputs}
@@ -190,7 +192,7 @@ class SessionWorker:
             feed = self._feed.copy()
             for name, value in inputs.items():
                 feed[name] = np.ascontiguousarray(value)
-            if has_bfloat16(self._signature):
+            if self._bfloat16:
                 outputs = run_with_bfloat16(self._session, self._signature, feed, options)
             else:
                 outputs = self._session.run(self._output_names, feed, options)
@@ -198,7 +200,7 @@ class SessionWorker:
         return outputs
 
     def _remember(self, inputs: Arrays) -> None:
-        shapes = tuple((name, value.shape, value.dtype) for name, value in inputs.items())
+        shapes = tuple([(name, value.shape, value.dtype) for name, value in inputs.items()])
         if shapes not in self.shapes:
             self.shapes[shapes] = None
             if len(self.shapes) > MAX_SHAPES:

@@ -280,6 +280,8 @@ class Assembler:
         Returns:
             The first one and, in their order, those whose rows can be stacked with it, within the limits.
         """
+        if self.plain:
+            return take_stackable(tickets, self._caps[0])  # type: ignore[no-any-return]
         first = tickets[0].inputs
         limit = self._caps[self.bucket_of(first)]
         loose = False
