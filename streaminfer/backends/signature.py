@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from streaminfer._internal.text import is_all_text
 from streaminfer._internal.validation import expected
+from streaminfer.backends._input_check_cy import InputCheck, all_fit
 from streaminfer.errors import InvalidInput
 
 __all__ = [
@@ -91,38 +92,18 @@ def describe(value: object) -> str:
 
 
 class _Check:
-    """What one array must be; the parts of the valid case worked out."""
+    """What one array must be, and what to say of one that is not."""
 
-    __slots__ = ("dtype", "exact", "finite", "fixed", "is_text", "name", "rank", "shape")
+    __slots__ = ("dtype", "fast", "finite", "fixed", "name", "rank", "shape")
 
     def __init__(self, spec: TensorSpec, *, finite: bool) -> None:
         self.name = spec.name
         self.dtype = spec.dtype
-        self.is_text = spec.dtype == TEXT
         self.shape = spec.row_shape
         self.rank = len(self.shape)
         self.fixed = tuple((axis, size) for axis, size in enumerate(self.shape) if isinstance(size, int))
-        # a shape without free sizes is compared as a whole
-        self.exact = self.shape if len(self.fixed) == self.rank else None
         self.finite = finite and spec.dtype is not None and spec.dtype.kind in "fc"
-
-    def fits(self, value: Any) -> bool:
-        """The fast pass: true only for a plain array that is right in every respect."""
-        if type(value) is not np.ndarray:
-            return False
-        dtype = value.dtype
-        if dtype is not self.dtype and dtype != self.dtype:
-            return False
-        shape = value.shape
-        if shape != self.exact:
-            if self.exact is not None or len(shape) != self.rank or 0 in shape:
-                return False
-            for axis, size in self.fixed:
-                if shape[axis] != size:
-                    return False
-        if self.is_text:
-            return is_all_text(value)
-        return not self.finite or bool(np.isfinite(value).all())
+        self.fast = InputCheck(spec.name, spec.dtype, self.shape, is_text=spec.dtype == TEXT, finite=self.finite)
 
     def explain(self, value: Any) -> None:
         """The slow pass: raises what is wrong, or returns since nothing is."""
@@ -188,6 +169,7 @@ class Signature:
 
     __slots__ = (
         "_checks",
+        "_fast",
         "_only",
         "_optional",
         "_shared",
@@ -211,6 +193,7 @@ class Signature:
         finite = non_finite == "reject"
         self.checks_kinds = not finite and all(spec.dtype != TEXT for spec in self.inputs)
         self._checks = tuple(_Check(spec, finite=finite) for spec in per_request if not spec.is_optional)
+        self._fast = tuple(check.fast for check in self._checks)
         self._optional = {spec.name: _Check(spec, finite=finite) for spec in per_request if spec.is_optional}
         self._only = self._checks[0] if len(self._checks) == 1 else None
         if self._optional and per_request[0].batch_axis:  # a batcher stacks what has no name on the first axis
@@ -227,13 +210,9 @@ class Signature:
             InvalidInput: it does not fit; says which input, what was expected, and what came.
         """
         if type(inputs) is dict:
-            if len(inputs) == len(self._checks):
-                for check in self._checks:
-                    if not check.fits(inputs.get(check.name)):
-                        break
-                else:
-                    return
-        elif self._only is not None and self._only.fits(inputs):
+            if all_fit(self._fast, inputs):
+                return
+        elif self._only is not None and self._only.fast.fits(inputs):
             return
         self._explain(inputs)
 

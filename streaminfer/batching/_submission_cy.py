@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from numpy import ndarray
 
-from streaminfer.batching.assembly.stacking import SCALARS, prepare
+from streaminfer.batching.assembly._prepare_cy import SCALARS, prepare
 from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import NEVER, Ticket
 from streaminfer.batching.queue.request_outcomes import RequestOutcomes

@@ -10,10 +10,10 @@ from typing import Any
 from numpy import array, ndarray
 
 from streaminfer._internal.own_arrays import own_arrays
+from streaminfer.batching.assembly._prepare_cy import SCALARS
 from streaminfer.batching.assembly.assembler import AssembledBatch, Assembler
 from streaminfer.batching.assembly.model_calls import ModelCalls, Part
 from streaminfer.batching.assembly.row_isolation import RowIsolator
-from streaminfer.batching.assembly.stacking import SCALARS
 from streaminfer.batching.assembly.unbatch import PLAIN, split_rows
 from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import NEVER, Execution, Ticket

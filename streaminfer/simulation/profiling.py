@@ -11,8 +11,8 @@ of its runs. The smallest is measured whatever it takes. A larger one is tried o
 first runs of all within half of the budget, and no repeat is begun that would end past the budget: so the counted
 batches of a device that keeps its pace end within it. Sizes that were left out are where the slope of the curve says.
 
-*Result.* A monotone curve through the medians (:mod:`streaminfer.batching.service_time._isotonic_cy`), since a larger batch
-that seems faster was measured wrongly.
+*Result.* A monotone curve through the medians (:mod:`streaminfer.batching.service_time._isotonic_cy`), since a larger
+batch that seems faster was measured wrongly.
 """
 
 import asyncio

@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from streaminfer._internal.text import has_text
 from streaminfer._internal.validation import check_count, expected
 from streaminfer.batching.assembly._compatibility_cy import RaggedCompatibility, kind_of, take_stackable
+from streaminfer.batching.assembly._prepare_cy import prepare
 from streaminfer.batching.assembly.row_costs import first_within
-from streaminfer.batching.assembly.stacking import only_axis, prepare, stack_column
+from streaminfer.batching.assembly.stacking import only_axis, stack_column
 from streaminfer.batching.queue._ticket_cy import Ticket, departed
 from streaminfer.errors import InvalidInput
 from streaminfer.request import Batch, Request
@@ -281,7 +282,7 @@ class Assembler:
             The first one and, in their order, those whose rows can be stacked with it, within the limits.
         """
         if self.plain:
-            return take_stackable(tickets, self._caps[0])  # type: ignore[no-any-return]
+            return take_stackable(tickets, self._caps[0])
         first = tickets[0].inputs
         limit = self._caps[self.bucket_of(first)]
         loose = False

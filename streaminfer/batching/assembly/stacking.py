@@ -1,4 +1,4 @@
-"""From what requests brought to arrays: checked one by one, and put together along a new axis."""
+"""From what requests brought to arrays: put together along a new axis."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,63 +6,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer._internal.text import as_text, begins_with_text, stack_text
-from streaminfer.errors import InvalidInput
+from streaminfer._internal.text import stack_text
 
-__all__ = ["SCALARS", "only_axis", "prepare", "stack_column", "stack_rows"]
+__all__ = ["only_axis", "stack_column", "stack_rows"]
 
 _JOINED = frozenset("biufc")  # kinds of dtypes whose bytes are the values
 _SMALL_AXIS = 8
-
-SCALARS = frozenset((float, bool, complex))
-"""Types that numpy stacks as they are, whatever the value."""
-
-
-def prepare(inputs: Any) -> Any:
-    """What one request brought, in a form that can be stacked.
-
-    Args:
-        inputs: a number, a string, an array of any shape and dtype but object, an array of strings, what
-            ``numpy.asarray`` makes such an array of, or a mapping of names to these.
-
-    Returns:
-        The same object where it can be stacked as it is, else an array; arrays of text are arrays of Python strings.
-
-    Raises:
-        InvalidInput: it cannot be stacked.
-    """
-    kind = type(inputs)
-    if kind is np.ndarray:
-        return _prepare_array(inputs, inputs)
-    if kind in SCALARS or kind is str or kind is bytes:
-        return inputs
-    if kind is int:
-        if not -(2**63) <= inputs < 2**63:  # numpy would change the type of everybody's rows
-            raise InvalidInput(f"inputs: expected a whole number of 64 bits, got {inputs}")
-        return inputs
-    if isinstance(inputs, Mapping):
-        return {name: prepare(value) for name, value in inputs.items()}
-    try:
-        array = np.asarray(inputs, object if begins_with_text(inputs) else None)
-    except Exception as error:  # a ragged list, or an object whose own conversion fails in its own way
-        raise InvalidInput(f"{_unstackable(inputs)} ({error})") from error
-    return _prepare_array(array, inputs)
-
-
-def _prepare_array(array: NDArray[Any], inputs: Any) -> Any:
-    if array.dtype.kind != "U" and not array.dtype.hasobject:
-        return array
-    prepared = as_text(array)
-    if prepared is None:
-        raise InvalidInput(_unstackable(inputs))
-    return prepared
 
 
 def stack_rows(rows: list[Any], batch_axes: Mapping[str, int]) -> Any:
     """Stack rows along a new axis.
 
     Args:
-        rows: at least one; what :func:`prepare` returned, all stackable.
+        rows: at least one; what ``prepare`` returned, all stackable.
         batch_axes: for mappings, the position of the new axis for each name, 0 where it names none.
 
     Returns:
@@ -117,13 +73,6 @@ def _array(rows: list[Any]) -> NDArray[Any]:
     array = np.array(rows)  # of rows of one shape and dtype it copies each once; np.stack takes longer
     # numpy keeps a foreign byte order in a batch of one and in no other
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
-
-
-def _unstackable(inputs: object) -> str:
-    return (
-        f"inputs: expected a number, an array, or a mapping of arrays, got {type(inputs).__name__}"
-        " that numpy cannot stack; a batcher with stack=False passes a list instead"
-    )
 
 
 def only_axis(batch_axes: Mapping[str, int]) -> int:

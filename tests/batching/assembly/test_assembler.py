@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from streaminfer.batching.assembly._compatibility_cy import RaggedCompatibility, are_stackable, kind_of, take_stackable
+from streaminfer.batching.assembly._prepare_cy import prepare
 from streaminfer.batching.assembly.assembler import AssembledBatch, Assembler
 from streaminfer.batching.assembly.buckets import Buckets
-from streaminfer.batching.assembly.stacking import prepare, stack_rows
+from streaminfer.batching.assembly.stacking import stack_rows
 from streaminfer.batching.assembly.unbatch import split_rows
 from streaminfer.errors import BackendError, InvalidInput
 

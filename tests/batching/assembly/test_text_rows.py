@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from streaminfer.batching.assembly._compatibility_cy import are_stackable
+from streaminfer.batching.assembly._prepare_cy import prepare
 from streaminfer.batching.assembly.assembler import POOLED_FROM, Assembler
-from streaminfer.batching.assembly.stacking import prepare, stack_rows
+from streaminfer.batching.assembly.stacking import stack_rows
 from streaminfer.errors import InvalidInput
 
 

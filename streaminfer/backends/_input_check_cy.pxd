@@ -1,0 +1,19 @@
+cimport cython
+
+@cython.final
+cdef class InputCheck:
+    cdef object _name
+    cdef object _dtype
+    cdef bint _is_text
+    cdef bint _finite
+    cdef Py_ssize_t _rank
+    cdef tuple _fixed
+    cdef tuple _exact
+
+    @cython.locals(shape=tuple)
+    cpdef bint fits(self, object value) except -1
+
+    cdef bint _fits_shape(self, tuple shape) except -1
+
+@cython.locals(check=InputCheck)
+cpdef bint all_fit(tuple checks, dict inputs) except -1

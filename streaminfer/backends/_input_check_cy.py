@@ -1,0 +1,72 @@
+"""The fast check of a request's inputs against what a model reads; runs once per request.
+
+It says only whether they are right in every respect; :mod:`~streaminfer.backends.signature` finds out what is wrong.
+Compiled with the C types of ``_input_check_cy.pxd`` or run as it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy import ndarray
+
+from streaminfer._internal.text import is_all_text
+
+__all__ = ["InputCheck", "all_fit"]
+
+
+class InputCheck:
+    """What one array must be; the parts of the valid case worked out.
+
+    Args:
+        name: of the input.
+        dtype: its elements'.
+        shape: of a request's array: sizes, and names or ``None`` where any size will do.
+        is_text: its elements are strings.
+        finite: no element may be infinite or NaN.
+    """
+
+    __slots__ = ("_dtype", "_exact", "_finite", "_fixed", "_is_text", "_name", "_rank")
+
+    def __init__(self, name: str, dtype: Any, shape: tuple[Any, ...], *, is_text: bool, finite: bool) -> None:
+        self._name = name
+        self._dtype = dtype
+        self._is_text = is_text
+        self._finite = finite
+        self._rank = len(shape)
+        self._fixed = tuple([(axis, size) for axis, size in enumerate(shape) if isinstance(size, int)])
+        # a shape without free sizes is compared as a whole
+        self._exact = shape if len(self._fixed) == self._rank else None
+
+    def fits(self, value: Any) -> bool:
+        """Return true only for a plain array that is right in every respect."""
+        if type(value) is not ndarray:
+            return False
+        dtype = value.dtype
+        if dtype is not self._dtype and dtype != self._dtype:
+            return False
+        shape = value.shape
+        if shape != self._exact and not self._fits_shape(shape):
+            return False
+        if self._is_text:
+            return is_all_text(value)
+        return not self._finite or bool(np.isfinite(value).all())
+
+    def _fits_shape(self, shape: tuple[int, ...]) -> bool:
+        if self._exact is not None or len(shape) != self._rank or 0 in shape:
+            return False
+        for axis, size in self._fixed:  # noqa: SIM110 - all() would make a generator
+            if shape[axis] != size:
+                return False
+        return True
+
+
+def all_fit(checks: tuple[InputCheck, ...], inputs: dict[str, Any]) -> bool:
+    """Return whether a mapping has exactly the inputs that are checked, each of them right."""
+    if len(inputs) != len(checks):
+        return False
+    for check in checks:  # noqa: SIM110 - all() would make a generator
+        if not check.fits(inputs.get(check._name)):
+            return False
+    return True
