@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from streaminfer._internal._named_rows_cy import named_rows
 from streaminfer.backends.onnx.bfloat16 import has_bfloat16, run_with_bfloat16
 from streaminfer.backends.onnx.binding import BoundRuns
 from streaminfer.backends.signature import TEXT, Signature, TensorSpec, describe
@@ -211,8 +212,7 @@ class SessionWorker:
         columns = [self._column(spec, value, rows) for spec, value in zip(specs, outputs, strict=True)]
         if len(columns) == 1:
             return columns[0]
-        names = self._output_names
-        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+        return named_rows(self._output_names, columns, rows)
 
     def _columns(self, outputs: list[Any], size: int, rows: int, whole: frozenset[str]) -> Mapping[str, Any]:
         """The outputs by name: some whole, the others cut into rows."""

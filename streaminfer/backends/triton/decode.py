@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from streaminfer._internal._named_rows_cy import named_rows
 from streaminfer.backends.signature import TensorSpec, describe_shape
 from streaminfer.backends.triton.dtypes import TEXT, decode_text
 from streaminfer.backends.triton.messages import InferResponse, Tensor
@@ -44,8 +45,7 @@ def decode_rows(model: ModelDescription, response: InferResponse, rows: int, *, 
         columns.append(list(array) if batched else [array])
     if len(columns) == 1:
         return columns[0]
-    names = [spec.name for spec in model.outputs]
-    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+    return named_rows([spec.name for spec in model.outputs], columns, rows if batched else 1)
 
 
 def _array(model: ModelDescription, spec: TensorSpec, tensor: Tensor) -> npt.NDArray[Any]:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from streaminfer._internal._named_rows_cy import named_rows
 from streaminfer.errors import BackendError
 from streaminfer.streams.state.layout import StateTensor
 
@@ -75,9 +76,7 @@ def _read_columns(
     if len(columns) == 1:
         only = next(iter(columns.values()))
         return Outputs(list(only[:rows]), states, (), _size(states, tensors, size))
-    names = list(columns)
-    cut = [list(column[:rows]) for column in columns.values()]
-    named = [dict(zip(names, row, strict=True)) for row in zip(*cut, strict=True)] if cut else [{}] * rows
+    named = named_rows(list(columns), [column[:rows] for column in columns.values()], rows)
     return Outputs(named, states, (), _size(states, tensors, size))
 
 
