@@ -130,3 +130,34 @@ def test_stop_with_everything_hung_at_once(drain, tmp_path, took_s):
         run(main())
     finally:
         released.set()
+
+
+class FailsToStop:
+    """A service whose stop raises."""
+
+    def __init__(self, error):
+        self.error = error
+
+    async def call(self, request):
+        return si.Response(request.inputs)
+
+    async def stop(self, *, drain):
+        raise self.error
+
+
+def test_stop_with_several_failures(caplog):
+    """The first failure is raised, and the others are logged with their tracebacks."""
+
+    async def main():
+        router = si.FallbackRouter(
+            si.Route("a", FailsToStop(OSError("first"))), si.Route("b", FailsToStop(ValueError("second")))
+        )
+        async with si.Stack(router) as stack:
+            await stack(1.0)
+
+    with pytest.raises(OSError, match="first"):
+        run(main())
+
+    (record,) = caplog.records
+    assert record.message == "another part failed too: ValueError: second"
+    assert record.exc_info[1].args == ("second",)

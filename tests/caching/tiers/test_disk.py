@@ -377,7 +377,7 @@ def test_two_that_share_a_folder_see_each_others_entries_and_erasures(tmp_path, 
     assert asyncio.run(main()) == 1
 
 
-def test_a_full_disk_costs_misses_and_the_tier_recovers(tier):
+def test_a_full_disk_costs_misses_and_the_tier_recovers(tier, caplog):
     async def main():
         async with tier:
             await tier.put("k", entry(1, subject="anna"))
@@ -393,6 +393,7 @@ def test_a_full_disk_costs_misses_and_the_tier_recovers(tier):
     seen = asyncio.run(main())
     assert seen.errors == 1
     assert "full" in seen.last_error
+    assert [record.exc_info[0] for record in caplog.records] == [sqlite3.OperationalError]
     assert (seen.entries, seen.rebuilds) == (2, 0)
 
 
