@@ -13,6 +13,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from waiting import until
 
 import streaminfer as si
 from streaminfer.caching.tiers import DiskTier, Entry, Tier
@@ -132,10 +133,9 @@ def test_it_purges_by_itself(tmp_path, wall):
         async with DiskTier(tmp_path, max_bytes=MIB, purge_every_s=0.001, wall_clock=wall) as tier:
             await tier.put("k", entry(1, ttl_s=1.0))
             wall.now_ns += S
-            while tier.statistics().purged == 0:
-                await asyncio.sleep(0.001)
+            await until(lambda: tier.statistics().purged)
 
-    asyncio.run(asyncio.wait_for(main(), 30))
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("by", ["subject", "tag"])
