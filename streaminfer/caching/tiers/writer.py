@@ -1,6 +1,7 @@
-"""Writes to one tier and erasures from it, one after another, off the callers' paths.
+"""Use of one tier: reads are judged; writes and erasures are made one after another, off the callers' paths.
 
-Erasures rely on that order. One task makes the puts and erasures of a tier, so that no two run at once:
+What a read may return depends on the erasures and puts that the tier has not made yet. Erasures rely on the order of
+writes. One task makes the puts and erasures of a tier, so that no two run at once:
 
 * an erasure goes before all queued puts, and drops those that it matches;
 * it waits for the put that is running, and then erases what that stored;
