@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from waiting import until
 
 import streaminfer as si
 from streaminfer.testing import FakeClock
@@ -114,8 +115,7 @@ def test_stop_with_everything_hung_at_once(drain, tmp_path, took_s):
         inputs = {"thread": 1.0, "process": str(tmp_path / "begun")}
         calls = [asyncio.create_task(inner[name](one)) for name, one in inputs.items()]
         assert await asyncio.to_thread(begun.acquire, timeout=PATIENCE_S)
-        while not (tmp_path / "begun").exists():
-            await asyncio.sleep(0.001)
+        await until((tmp_path / "begun").exists)
 
         assert await took_s(outer.stop(drain=drain, timeout_s=LIMIT_S)) < LIMIT_S + 0.5
 
