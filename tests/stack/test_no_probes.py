@@ -44,7 +44,10 @@ FOREIGN = {
 
 
 def probes(path):
-    """The names that a file looks for, each with the functions and classes around the call."""
+    """The names that a file looks for, each with the functions and classes around the call.
+
+    Names with two underscores are those of Python and NumPy.
+    """
 
     def walk(node, around):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in {"getattr", "hasattr"}:
