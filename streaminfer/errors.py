@@ -110,6 +110,17 @@ class MissingExtra(StreamInferError, ImportError):  # noqa: N818
     """An optional dependency is not installed; the message says the install command."""
 
 
+def says_retryable(error: BaseException | None) -> bool | None:
+    """Return whether an error, of whatever library, says that a retry can help; ``None``: it does not say."""
+    said = getattr(error, "retryable", None)
+    return said if isinstance(said, bool) else None
+
+
+def says_retry_after_s(error: BaseException) -> float:
+    """Return after how many seconds, ≥ 0, an error of whatever library wants a retry; 0.0: it does not say."""
+    return max(float(getattr(error, "retry_after_s", None) or 0.0), 0.0)
+
+
 def copy_error(error: E) -> E:
     """Return one caller's copy of an error that several get: the traceback and notes that one adds are not another's.
 

@@ -14,7 +14,7 @@ from typing import Any
 from streaminfer._runtime.owners import last_owner
 from streaminfer.protocols import adapt
 
-__all__ = ["KILL_GRACE_S", "STOP_LIMIT_S", "seconds_left", "stop_all", "stop_within", "until_limit"]
+__all__ = ["KILL_GRACE_S", "STOP_LIMIT_S", "raise_first", "seconds_left", "stop_all", "stop_within", "until_limit"]
 
 STOP_LIMIT_S = 30.0
 """Seconds that a stop waits for requests in flight by default."""
@@ -60,13 +60,13 @@ async def until_limit(waiting: Coroutine[Any, Any, object]) -> None:
 
 
 async def stop_all(owner: object, parts: Iterable[Any], *, drain: bool) -> None:
-    """Stop each part even if an earlier one fails; the first failure is raised at the end.
+    """Stop each part even if an earlier one fails; the first failure is raised at the end, and later ones are logged.
 
     A part that has another owner is left running.
 
     A part that does not return by the limit is cancelled, and soon afterwards abandoned with a warning.
     """
-    failure: BaseException | None = None
+    failures: list[BaseException] = []
     for part in parts:
         node = adapt(part)
         if not node.stops:
@@ -76,10 +76,19 @@ async def stop_all(owner: object, parts: Iterable[Any], *, drain: bool) -> None:
                 if last:
                     await _stop(part, node.stop(drain=drain))
         except BaseException as error:  # noqa: BLE001 - raised below, after the others had their turn
-            failure = failure or error
+            failures.append(error)
             drain = False  # a drain that failed or was cancelled is not repeated for the other parts
-    if failure is not None:
-        raise failure
+    raise_first(failures)
+
+
+def raise_first(outcomes: Iterable[object]) -> None:
+    """Raise the first exception among outcomes, if there is one, and log the others with their tracebacks."""
+    failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+    for error in failures[1:]:
+        if not isinstance(error, asyncio.CancelledError):
+            _log.error("another part failed too: %s: %s", type(error).__name__, error, exc_info=error)
+    if failures:
+        raise failures[0]
 
 
 async def _stop(part: Any, stopping: Any) -> None:

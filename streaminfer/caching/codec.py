@@ -128,7 +128,7 @@ def first_value(data: Buffer) -> Any:
     line, end, _ = bytes(data[_HEADER.size + _LENGTH.size :]).partition(b"\n")
     try:
         return json.loads(str(line, "utf-8", "surrogatepass")) if end and data[:8] == RECORD_MARK else None
-    except Exception:  # noqa: BLE001 - whatever bytes lead to that are no record, or not all of its beginning
+    except (ValueError, RecursionError):  # no record, or not all of its beginning
         return None
 
 

@@ -15,8 +15,10 @@ from typing import Any
 
 import attrs
 
+from streaminfer._internal.error_log import ErrorLog
 from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
+from streaminfer.errors import CircuitOpen, Closed, Overloaded
 from streaminfer.loadtest.runner import DRAIN_S, DRAIN_SLOS
 from streaminfer.loadtest.sending.requests import Requests, check_inputs, check_service
 from streaminfer.loadtest.sending.sender import running
@@ -24,6 +26,7 @@ from streaminfer.loadtest.sending.sender import running
 __all__ = ["MlperfResult", "run_mlperf"]
 
 _REJECTED_S = 1.0
+_REJECTIONS = (CircuitOpen, Closed, Overloaded, TimeoutError, asyncio.CancelledError)
 _LONGEST = 10.0
 """Of the duration: after that LoadGen sends no more."""
 
@@ -104,6 +107,7 @@ class _Driver:
         self._open: dict[int, asyncio.Task[None]] = {}
         self._scheduled = self._closed = False
         self._error: BaseException | None = None
+        self._errors = ErrorLog("streaminfer.loadtest")
 
     async def run(self, settings: Any, folder: str) -> None:
         loadgen = self._loadgen
@@ -149,7 +153,9 @@ class _Driver:
     async def _one(self, query: int, index: int) -> None:
         try:
             await self._call(index)
-        except (Exception, asyncio.CancelledError):  # noqa: BLE001 - LoadGen knows no errors: a late response
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - LoadGen knows no errors: a late response
+            if not isinstance(error, _REJECTIONS):
+                self._errors.report("a request of the run", error)
             self._loop.call_later(_REJECTED_S + self._slo_s, self._complete, query)
         except BaseException as error:  # noqa: BLE001 - raised by the run
             self._error = error

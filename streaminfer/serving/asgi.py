@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from streaminfer._internal.validation import check_duration
-from streaminfer._runtime.stopping import STOP_LIMIT_S
+from streaminfer._runtime.stopping import STOP_LIMIT_S, raise_first
 from streaminfer.serving._exchanges_cy import ClientGone
 from streaminfer.serving._http_inference_cy import HttpInference
 from streaminfer.serving._http_replies_cy import NO_STORE, Message, Receive, Send, describe_error, reply, without_body
@@ -122,9 +122,7 @@ class ServingApp:
     async def _stop(self) -> None:
         started, self._started = self._started, []
         stops = [stack.stop(timeout_s=self._stop_timeout_s) for stack in started]
-        for error in await asyncio.gather(*stops, return_exceptions=True):
-            if isinstance(error, BaseException):
-                raise error
+        raise_first(await asyncio.gather(*stops, return_exceptions=True))
 
     async def _live(self, receive: Receive, send: Send) -> None:
         for step, change in (("startup", self.__aenter__), ("shutdown", self._stop)):

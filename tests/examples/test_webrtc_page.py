@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from aiohttp import web
 from browser import FAKE_MEDIA, Browser
+from waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +30,7 @@ def test_browser_gets_results_of_microphone_and_camera(query, demo, browser):
             await asyncio.to_thread(browser.open, f"http://127.0.0.1:{port}/{query}")
             shown = "return /speech/.test(document.body.textContent) && /faces/.test(document.body.textContent)"
             await asyncio.to_thread(browser.until, shown)
-            async with asyncio.timeout(60.0):
-                while min(page.results["speech"] / 30, page.results["faces"] / 5) < 1:
-                    await asyncio.sleep(0.05)
+            await until(lambda: page.results["speech"] >= 30 and page.results["faces"] >= 5)
             await asyncio.to_thread(browser.open, "about:blank")
         finally:
             await runner.cleanup()

@@ -9,6 +9,7 @@ import attrs
 import numpy as np
 import pytest
 from servers.rtsp_server import RtspServer
+from waiting import until
 
 import streaminfer as si
 from streaminfer.streams import LatestOnly, Reconnect, StreamSession, VideoSource
@@ -61,9 +62,11 @@ def test_results_go_on_after_the_camera_was_killed(server, detector):
             await asyncio.to_thread(server.restart)
             behind = [await anext(results) for _ in range(10)]
 
-            before = source.statistics().dropped + session.statistics().dropped.get("stale", 0)
-            while source.statistics().dropped + session.statistics().dropped.get("stale", 0) < before + 25:
-                await asyncio.sleep(0.01)  # a second of pictures that the consumer did not take
+            def dropped():
+                return source.statistics().dropped + session.statistics().dropped.get("stale", 0)
+
+            before = dropped()
+            await until(lambda: dropped() >= before + 25)  # a second of pictures that the consumer did not take
             paused_until_ns = time.monotonic_ns()
             fresh = [await anext(results) for _ in range(6)]
             await results.aclose()

@@ -97,6 +97,21 @@ def everything():
     )
 
 
+def test_statistics_of_a_users_layer_say_their_own_form():
+    """What has ``to_dict`` is asked for it, and what has not is written as text."""
+
+    class Seen:
+        def to_dict(self):
+            return {"frames": np.arange(2)}
+
+    @attrs.frozen
+    class Both(Snapshot):
+        own: object
+        other: object
+
+    assert strict(Both(Seen(), 1j)) == {"own": {"frames": [0, 1]}, "other": "1j"}
+
+
 def test_a_stack_of_every_layer_before_and_after_its_life():
     stack = everything()
     before = strict(stack.statistics())

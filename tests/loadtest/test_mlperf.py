@@ -26,12 +26,15 @@ def test_fast_service_is_measured():
     assert "Scenario : Server" in result.summary
 
 
-def test_failures_are_late():
-    """A service that fails is not valid."""
+def test_failures_are_late(caplog):
+    """A service that fails is not valid, and the log says why."""
     result = asyncio.run(run_mlperf(failing, slo_s=0.1, **SETTINGS))
 
     assert not result.valid
     assert result.p99_s > 1.0
+    assert [record.message.split(" (")[0] for record in caplog.records] == [
+        "a request of the run failed: ValueError: never"
+    ]
 
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError, None], ids=["cancels itself", "hangs"])

@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from waiting import until
 
 import streaminfer as si
 from streaminfer.testing import FakeClock
@@ -114,8 +115,7 @@ def test_stop_with_everything_hung_at_once(drain, tmp_path, took_s):
         inputs = {"thread": 1.0, "process": str(tmp_path / "begun")}
         calls = [asyncio.create_task(inner[name](one)) for name, one in inputs.items()]
         assert await asyncio.to_thread(begun.acquire, timeout=PATIENCE_S)
-        while not (tmp_path / "begun").exists():
-            await asyncio.sleep(0.001)
+        await until((tmp_path / "begun").exists)
 
         assert await took_s(outer.stop(drain=drain, timeout_s=LIMIT_S)) < LIMIT_S + 0.5
 
@@ -130,3 +130,34 @@ def test_stop_with_everything_hung_at_once(drain, tmp_path, took_s):
         run(main())
     finally:
         released.set()
+
+
+class FailsToStop:
+    """A service whose stop raises."""
+
+    def __init__(self, error):
+        self.error = error
+
+    async def call(self, request):
+        return si.Response(request.inputs)
+
+    async def stop(self, *, drain):
+        raise self.error
+
+
+def test_stop_with_several_failures(caplog):
+    """The first failure is raised, and the others are logged with their tracebacks."""
+
+    async def main():
+        router = si.FallbackRouter(
+            si.Route("a", FailsToStop(OSError("first"))), si.Route("b", FailsToStop(ValueError("second")))
+        )
+        async with si.Stack(router) as stack:
+            await stack(1.0)
+
+    with pytest.raises(OSError, match="first"):
+        run(main())
+
+    (record,) = caplog.records
+    assert record.message == "another part failed too: ValueError: second"
+    assert record.exc_info[1].args == ("second",)

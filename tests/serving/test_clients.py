@@ -12,6 +12,7 @@ import pytest
 import tritonclient.grpc.aio as grpc_client
 import tritonclient.http as http_client
 from tritonclient.utils import InferenceServerException
+from waiting import until
 from web_server import WebServer
 
 import streaminfer as si
@@ -153,12 +154,10 @@ def test_a_connection_that_closes_cancels_the_request(serve_http, scripted, body
         body = body_of(X[:1])
         writer.write(b"POST /v2/models/m/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         await writer.drain()
-        while not backend.running:
-            await asyncio.sleep(0.001)
+        await until(lambda: backend.running)
         writer.close()
         await writer.wait_closed()
-        while backend.running:
-            await asyncio.sleep(0.001)
+        await until(lambda: not backend.running)
 
     with serve_http(m=stack) as server:
         asyncio.run(asyncio.wait_for(scenario(server.port), 30))

@@ -7,6 +7,7 @@ import tritonclient.grpc.aio as grpc_client
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 from tritonclient.utils import InferenceServerException
+from waiting import until
 
 import streaminfer as si
 from streaminfer.serving import Limits
@@ -172,11 +173,9 @@ def test_a_call_that_is_cancelled_cancels_the_request(scripted, serve_grpc):
 
     async def scenario(channel):
         call = channel.unary_unary(INFER)(call_of(X[:1]).SerializeToString())
-        while not model[0].running:
-            await asyncio.sleep(0.001)
+        await until(lambda: model[0].running)
         call.cancel()
-        while model[0].running:
-            await asyncio.sleep(0.001)
+        await until(lambda: not model[0].running)
 
     ask(model, serve_grpc, scenario)
 
@@ -277,11 +276,9 @@ def test_a_stream_that_is_cancelled_cancels_its_requests(scripted, serve_grpc):
     async def scenario(channel):
         call = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")()
         await call.write(call_of(X[:1]).SerializeToString())
-        while not model[0].running:
-            await asyncio.sleep(0.001)
+        await until(lambda: model[0].running)
         call.cancel()
-        while model[0].running:
-            await asyncio.sleep(0.001)
+        await until(lambda: not model[0].running)
 
     ask(model, serve_grpc, scenario)
 
@@ -391,7 +388,6 @@ def test_a_cancelled_stream_ends_the_answers(counting, serve_grpc):
         await call.write(message.SerializeToString())
         await call.read()
         call.cancel()
-        while not service.closed:
-            await asyncio.sleep(0.001)
+        await until(lambda: service.closed)
 
     ask((None, si.Stack(service), None), serve_grpc, scenario)

@@ -14,6 +14,7 @@ from collections.abc import Awaitable
 
 import numpy as np
 import pytest
+from waiting import until
 
 import streaminfer as si
 from streaminfer.errors import for_caller
@@ -275,7 +276,7 @@ def test_what_a_batch_left_on_a_closed_loop_frees_no_worker_twice():
     service = si.AdaptiveBatcher(max_batch_size=1).wrap(backend)
     dead = asyncio.new_event_loop()
     left = dead.create_task(service.call(si.Request(1.0)))
-    dead.run_until_complete(asyncio.sleep(0.01))
+    dead.run_until_complete(until(lambda: backend.running))
     dead.close()
     left._log_destroy_pending = False
     for run_ in service._dispatcher.runner.batches:

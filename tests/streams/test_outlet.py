@@ -6,6 +6,7 @@ import pytest
 
 from streaminfer.streams._outlet_cy import Outlet, WakeUps
 from streaminfer.streams._stream_cy import make_source_failure
+from streaminfer.testing import VirtualLoop
 
 pytestmark = pytest.mark.uncompiled
 
@@ -110,7 +111,7 @@ async def test_asyncio_puts_what_is_awaited_into_a_task(loop, results):
 
 def test_an_interrupt_out_of_a_consumer_leaves_the_others_awake(results):
     """The caller of the loop gets it; the consumers behind it continue when the loop runs again."""
-    loop = asyncio.new_event_loop()
+    loop = VirtualLoop()
     consumers = Consumers(loop, 3)
 
     async def interrupt():

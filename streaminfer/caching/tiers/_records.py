@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, Self, TypeVar
 
+import attrs
+
+from streaminfer._internal.error_log import ErrorLog
 from streaminfer._internal.validation import check_instance
 from streaminfer.caching.codec import RECORD_MARK, CorruptRecord, decode, encode, first_value
 from streaminfer.caching.erasure.erasure import check_selection
@@ -107,15 +110,17 @@ class Counters:
         self.entries: int | None = None
         self.size_bytes: int | None = None
         self.last_error = ""
+        self._log = ErrorLog("streaminfer.caching")
 
     def failed(self, error: BaseException) -> None:
-        """Count an operation that failed on the medium."""
+        """Count an operation that failed on the medium; the first error of each class is logged."""
         self.errors += 1
         self.last_error = f"{type(error).__name__}: {error}"
+        self._log.report(f"the tier {self.name}", error)
 
     def snapshot(self) -> TierStatistics:
         """Return all of them, frozen."""
-        return TierStatistics(**vars(self))
+        return TierStatistics(**{field.name: getattr(self, field.name) for field in attrs.fields(TierStatistics)})
 
 
 class MediumTier(Tier):

@@ -21,6 +21,7 @@ __all__ = [
     "HoldingTier",
     "Leasing",
     "Notice",
+    "PlacedTier",
     "RecordCopy",
     "Tier",
     "TierHit",
@@ -197,9 +198,6 @@ class Tier(Protocol):
         keys: the key provider; ``None``: it does not encrypt.
         purge_bound_s: how long the medium may hold what has expired, while the tier runs; ``None``: not known.
         wall_clock: nanoseconds since 1970, by which it judges the age of entries.
-
-    It may have a string ``place``: which medium it is, without secrets, the same in another process. An erasure that a
-    process left behind is made by the tier of the same name and place.
     """
 
     name: str
@@ -274,6 +272,17 @@ class HoldingTier(Protocol):
             TypeError: not exactly one of subject and tag.
             BackendError, Closed: it may not have begun, or ended.
         """
+
+
+@runtime_checkable
+class PlacedTier(Protocol):
+    """Tier that names its medium. The tier of the same name and place makes an erasure that a process left behind.
+
+    Attributes:
+        place: which medium it is, without secrets, the same in another process.
+    """
+
+    place: str
 
 
 @runtime_checkable

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 from streaminfer._internal.validation import check_instance
 from streaminfer._runtime.owners import start_owned
-from streaminfer._runtime.stopping import stop_all
+from streaminfer._runtime.stopping import raise_first, stop_all
 from streaminfer.caching.erasure.erasure import PendingErasure
 from streaminfer.caching.erasure.retention_counts import RetentionCounts
 from streaminfer.caching.table._slots_cy import NEVER
@@ -138,9 +138,7 @@ class TierSet:
         outcomes = await asyncio.gather(*(worker.stop(drain=drain) for worker in self.workers), return_exceptions=True)
         await self._counts.settle()
         self._home = None
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                raise outcome
+        raise_first(outcomes)
 
     def _log_regularly(self) -> None:
         """Write to the log every 5 s, so that the log of an idle cache is not behind for long."""

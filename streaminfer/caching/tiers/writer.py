@@ -1,6 +1,7 @@
-"""Writes to one tier and erasures from it, one after another, off the callers' paths.
+"""Use of one tier: reads are judged; writes and erasures are made one after another, off the callers' paths.
 
-Erasures rely on that order. One task makes the puts and erasures of a tier, so that no two run at once:
+What a read may return depends on the erasures and puts that the tier has not made yet. Erasures rely on the order of
+writes. One task makes the puts and erasures of a tier, so that no two run at once:
 
 * an erasure goes before all queued puts, and drops those that it matches;
 * it waits for the put that is running, and then erases what that stored;
@@ -29,9 +30,10 @@ from streaminfer.caching.defensive_copy import freeze
 from streaminfer.caching.erasure.erasure import PendingErasure, is_erased
 from streaminfer.caching.erasure.retention_counts import DELETED, REASONS, RetentionCounts
 from streaminfer.caching.table._slots_cy import NEVER
-from streaminfer.caching.tiers.protocol import Entry, Tier, TierHit, TierStatistics
+from streaminfer.caching.tiers.protocol import Entry, PlacedTier, Tier, TierHit, TierStatistics
 from streaminfer.caching.weigher import payload_bytes
 from streaminfer.compliance.retention import Holding
+from streaminfer.errors import says_retry_after_s
 
 if TYPE_CHECKING:
     from streaminfer.caching.memory import Memory
@@ -128,7 +130,7 @@ class TierWriter:
         self.hits = self.stale_hits = self.misses = self.read_timeouts = self.discarded = 0
         self.stored = self.rejected = self.dropped = self.disallowed = 0
         self._counts = counts
-        self._place = f"{name} {getattr(tier, 'place', '')}".strip()
+        self._place = f"{name} {tier.place}".strip() if isinstance(tier, PlacedTier) else name
         self._registering = threading.Lock()
         self._replaced: dict[str | bytes, int] = {}
         self._all_replaced_ns = 0
@@ -394,7 +396,7 @@ class TierWriter:
             self._counts.owe(self._place, is_owed=False, **erasing.selection)
             erasing.note(self.name, count)
             return
-        self._try_again(max(getattr(error, "retry_after_s", 0.0) or 0.0 for error in failures))
+        self._try_again(max(says_retry_after_s(error) for error in failures))
         self._failed(erasing, "; ".join(f"{type(error).__name__}: {error}" for error in failures))
 
     def _failed(self, erasing: PendingErasure, why: str) -> None:

@@ -1,6 +1,6 @@
 cimport cython
 from cpython cimport time
-from streaminfer._request_cy cimport Timings as CTimings
+from streaminfer._request_cy cimport Response as CResponse, Timings as CTimings
 from streaminfer.resilience.limit._state_machine_cy cimport LimitMachine as CLimitMachine
 
 cdef long long _NEVER, _EARLY_NS, _UNKNOWN
@@ -19,7 +19,7 @@ cdef class LimitCore:
     @cython.locals(now_ns=cython.longlong, permit=cython.longlong)
     cpdef long long enter(self, object priority, object deadline_ns, object request, object admission) except -2
 
-    @cython.locals(now_ns=cython.longlong, queued_ns=cython.longlong, batch_ns=cython.longlong, timings=CTimings)
+    @cython.locals(now_ns=cython.longlong, queued_ns=cython.longlong, batch_ns=cython.longlong, own=CResponse, timings=CTimings)
     cpdef object leave(self, long long permit, object response, bint timed)
 
     @cython.locals(now_ns=cython.longlong, allowed_ns=cython.longlong, ended=bint)

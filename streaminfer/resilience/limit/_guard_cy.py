@@ -23,7 +23,7 @@ from types import MethodType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from streaminfer._internal.units import NEVER_NS
-from streaminfer._request_cy import Timings
+from streaminfer._request_cy import Response
 from streaminfer.errors import DeadlineExceeded, Overloaded
 from streaminfer.protocols import AdmissionReason
 from streaminfer.resilience._targets import PLAIN, refuse_awaitable
@@ -113,9 +113,10 @@ class LimitCore:
         now_ns = self._now()
         queued_ns = _UNKNOWN
         batch_ns = 0
-        if timed:
-            timings = getattr(response, "timings", None)
-            if type(timings) is Timings and timings.started_ns:
+        if timed and isinstance(response, Response):
+            own: Response = response
+            timings = own.timings
+            if timings is not None and timings.started_ns:
                 batch_ns = timings.started_ns
                 queued_ns = batch_ns - timings.enqueued_ns
                 if queued_ns < 0:

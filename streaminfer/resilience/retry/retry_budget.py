@@ -26,7 +26,16 @@ from typing import TYPE_CHECKING, Any, overload
 from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number
 from streaminfer._runtime.stack_clock import StackClock
-from streaminfer.errors import BackendError, CircuitOpen, Closed, DeadlineExceeded, InvalidInput, Overloaded
+from streaminfer.errors import (
+    BackendError,
+    CircuitOpen,
+    Closed,
+    DeadlineExceeded,
+    InvalidInput,
+    Overloaded,
+    says_retry_after_s,
+    says_retryable,
+)
 from streaminfer.protocols import Backend, Clock, P, R, Service, Wrapper
 from streaminfer.request import Batch, Request, Response
 from streaminfer.resilience._call_budget_cy import CallBudget
@@ -173,8 +182,8 @@ class RetryBudget(StackClock):
         if self._predicate is not None:
             return bool(self._predicate(error))
         for marked in (error, error.__cause__):
-            mark = getattr(marked, "retryable", None)
-            if isinstance(mark, bool):
+            mark = says_retryable(marked)
+            if mark is not None:
                 return mark
         if isinstance(error, _RETRIED_IF_NAMED):  # a base class does not include these: they must be named
             return any(isinstance(error, each) and issubclass(each, _RETRIED_IF_NAMED) for each in self._classes)
@@ -240,7 +249,7 @@ class RetryBudget(StackClock):
             repeatable = rule is not False if sent is None else may_repeat(sent, rule)
             why = "repeatable" if not repeatable else "retryable" if not self.is_retryable(error) else ""
         if not why:
-            asked_ns = max(float(getattr(error, "retry_after_s", None) or 0.0), 0.0) * 1e9
+            asked_ns = says_retry_after_s(error) * 1e9
             backoff_ns = self._backoff_ns * 2.0 ** (attempt - 1)
             wait_ns = asked_ns + (backoff_ns * (0.5 + 0.5 * self._random.random()) if backoff_ns else 0.0)
             now_ns = self._clock()

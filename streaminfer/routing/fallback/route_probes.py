@@ -3,7 +3,9 @@
 import asyncio
 import functools
 
+from streaminfer._internal.error_log import ErrorLog
 from streaminfer._runtime.stopping import seconds_left
+from streaminfer.errors import CircuitOpen, Closed, Overloaded
 from streaminfer.protocols import Clock
 from streaminfer.request import Request
 from streaminfer.routing.fallback._route_share_cy import IGNORED
@@ -12,6 +14,7 @@ from streaminfer.routing.fallback.route_state import RouteState
 __all__ = ["RouteProbes"]
 
 _PATIENCE = 10  # a probe has so many times the time of its request
+_REJECTIONS = (CircuitOpen, Closed, Overloaded, TimeoutError)
 
 
 class RouteProbes:
@@ -29,6 +32,7 @@ class RouteProbes:
         self._idle_ns = idle_ns
         self._clock = clock
         self._tasks: set[asyncio.Task[None]] = set()
+        self._errors = ErrorLog("streaminfer.routing")
 
     def consider(self, state: RouteState, request: Request, now_ns: int) -> None:
         """Send a copy of a request that a route rejected, if the route is idle and the request can be sent twice."""
@@ -57,7 +61,7 @@ class RouteProbes:
         copy = request.replace(deadline_ns=now_ns + _PATIENCE * left_ns, store=False)
         state.share.take()
         state.probes += 1
-        task = asyncio.get_running_loop().create_task(_probe(state, copy, _PATIENCE * left_ns / 1e9))
+        task = asyncio.get_running_loop().create_task(self._probe(state, copy, _PATIENCE * left_ns / 1e9))
         self._tasks.add(task)
         task.add_done_callback(functools.partial(self._end, state))
 
@@ -66,10 +70,11 @@ class RouteProbes:
         self._tasks.discard(task)
         state.share.settle(IGNORED, 0, 0, self._clock())
 
-
-async def _probe(state: RouteState, request: Request, timeout_s: float) -> None:
-    try:
-        async with asyncio.timeout(timeout_s):
-            await state.call(request)
-    except Exception:  # noqa: BLE001 - the route's own layers have recorded the failure
-        state.skipped["probe_failed"] += 1
+    async def _probe(self, state: RouteState, request: Request, timeout_s: float) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await state.call(request)
+        except Exception as error:  # noqa: BLE001 - counted, and logged unless the route only rejected the probe
+            state.skipped["probe_failed"] += 1
+            if not isinstance(error, _REJECTIONS):
+                self._errors.report(f"the probe of route {state.route.name!r}", error)

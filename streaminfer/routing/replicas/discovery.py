@@ -111,7 +111,8 @@ class Finder:
         if failure is not None:
             self.failed += 1
             if not self._is_failing:
-                _log.warning("%r was not resolved: the replicas stay as they are (%r)", self._discovery.host, failure)
+                text = "%r was not resolved: the replicas stay as they are (%r)"
+                _log.warning(text, self._discovery.host, failure, exc_info=failure)
             self._is_failing = True
             return failure
         self._is_failing = False

@@ -178,7 +178,8 @@ class ReplicaProbes:
             _log.info("replica %r is healthy again", name)
         else:
             self._balancer.hold_out(handle.slot)
-            _log.warning("replica %r is unhealthy and ejected: its last probe failed with %r", name, failure)
+            text = "replica %r is unhealthy and ejected: its last probe failed with %r"
+            _log.warning(text, name, failure, exc_info=failure)
 
 
 async def _awaited(probe: Callable[[Replica], Awaitable[Any]], replica: Replica) -> Any:

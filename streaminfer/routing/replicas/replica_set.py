@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from streaminfer._internal.validation import check_count, check_instance, check_number
 from streaminfer._runtime.stack_clock import StackClock
+from streaminfer._runtime.stopping import raise_first
 from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput, Overloaded
 from streaminfer.protocols import (
     Admission,
@@ -285,10 +286,10 @@ class Replicas(StackClock, Node):
             started.append(handle)
 
         try:
-            _raise_first(await asyncio.gather(*map(start, self._members.by_name.values()), return_exceptions=True))
-        except BaseException:
-            await asyncio.gather(*(handle.stop(drain=False) for handle in started), return_exceptions=True)
-            raise
+            raise_first(await asyncio.gather(*map(start, self._members.by_name.values()), return_exceptions=True))
+        except BaseException as error:  # noqa: BLE001 - raised after the others have been stopped
+            stops = (handle.stop(drain=False) for handle in started)
+            raise_first([error, *await asyncio.gather(*stops, return_exceptions=True)])
         self._running, self._closed = True, False
         if self._probes is not None:
             for handle in self._members.by_name.values():
@@ -310,7 +311,7 @@ class Replicas(StackClock, Node):
         outcomes = await asyncio.gather(*stops, return_exceptions=True)
         for each in upkeep:
             await each.ended()
-        _raise_first(outcomes)
+        raise_first(outcomes)
 
     async def add(self, replica: Replica) -> None:
         """Add a replica; if the others have been started it is started first, and gets its share slowly.
@@ -407,12 +408,6 @@ class Replicas(StackClock, Node):
             return verdict
         expected_ns = self._balancer.expected_ns(slot, now_ns)
         return verdict._replace(predicted_finish_ns=now_ns + expected_ns) if expected_ns else verdict
-
-
-def _raise_first(outcomes: Iterable[object]) -> None:
-    for outcome in outcomes:
-        if isinstance(outcome, BaseException):
-            raise outcome
 
 
 def _outcome_of(error: BaseException) -> int:

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["fill_bounds", "fill_buckets"]
+__all__ = ["MAX_GAP", "fill_bounds", "fill_buckets"]
 
-_SPAN = 6  # bytes that begin a new span of buckets; a shorter gap is filled with empty ones of a byte each
+MAX_GAP = 5
+"""Empty buckets between two others that are written, in a byte each: a new span takes more bytes."""
+
+# a C variable in the compiled module, not visible from Python
+_SPAN = MAX_GAP + 1  # bytes that begin a new span
 
 
 def fill_buckets(

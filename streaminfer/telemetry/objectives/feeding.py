@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from streaminfer._runtime.objective import CountsEvents
+
 __all__ = ["FeedingCheck"]
 
 _REQUESTS = 100  # a caller that records by hand has done so by then
@@ -22,7 +24,7 @@ class FeedingCheck:
     def __init__(self, slo: Any, reader: str) -> None:
         self._slo = slo
         self._reader = reader
-        self._is_due = hasattr(slo, "total")
+        self._is_due = isinstance(slo, CountsEvents)
 
     def look(self, requests: int) -> None:
         """Warns once, if there were enough requests.

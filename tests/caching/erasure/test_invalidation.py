@@ -172,6 +172,22 @@ def test_a_lost_connection_is_made_again(server, caplog):
     assert caplog.text.count("notices of others may be missed") == 2  # one of each tier
 
 
+def test_a_server_that_was_never_there_is_logged_once(server, caplog):
+    """A tier that cannot listen from the start says so, and listens once the server is there."""
+
+    async def main():
+        server.stop()
+        tier = tier_of(server)
+        async with si.EdgeCache(tiers=[tier]):
+            await until(lambda: "notices of others may be missed" in caplog.text)
+            await asyncio.to_thread(server.start)
+            await tier.notices.listening.wait()
+            assert tier.notices.missed == 0
+
+    asyncio.run(main())
+    assert caplog.text.count("notices of others may be missed") == 1
+
+
 def test_a_silent_server_is_lost(server, monkeypatch):
     """A server that does not reply to a ping is lost, and heard again when it replies."""
     monkeypatch.setattr("streaminfer.caching.tiers.redis.redis_notices._QUIET_S", 0.2)

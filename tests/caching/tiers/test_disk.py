@@ -13,6 +13,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from waiting import until
 
 import streaminfer as si
 from streaminfer.caching.tiers import DiskTier, Entry, Tier
@@ -132,10 +133,9 @@ def test_it_purges_by_itself(tmp_path, wall):
         async with DiskTier(tmp_path, max_bytes=MIB, purge_every_s=0.001, wall_clock=wall) as tier:
             await tier.put("k", entry(1, ttl_s=1.0))
             wall.now_ns += S
-            while tier.statistics().purged == 0:
-                await asyncio.sleep(0.001)
+            await until(lambda: tier.statistics().purged)
 
-    asyncio.run(asyncio.wait_for(main(), 30))
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("by", ["subject", "tag"])
@@ -377,7 +377,7 @@ def test_two_that_share_a_folder_see_each_others_entries_and_erasures(tmp_path, 
     assert asyncio.run(main()) == 1
 
 
-def test_a_full_disk_costs_misses_and_the_tier_recovers(tier):
+def test_a_full_disk_costs_misses_and_the_tier_recovers(tier, caplog):
     async def main():
         async with tier:
             await tier.put("k", entry(1, subject="anna"))
@@ -393,6 +393,7 @@ def test_a_full_disk_costs_misses_and_the_tier_recovers(tier):
     seen = asyncio.run(main())
     assert seen.errors == 1
     assert "full" in seen.last_error
+    assert [record.exc_info[0] for record in caplog.records] == [sqlite3.OperationalError]
     assert (seen.entries, seen.rebuilds) == (2, 0)
 
 

@@ -206,6 +206,23 @@ def test_timings_of_a_batcher_tell_waiting_from_service(clock):
     assert answered(Service()).queue_delay_s == 0.0
 
 
+def test_a_response_of_another_class_has_no_timings(limit, clock):
+    """The limit counts the call, and reads the timings of a `Response` only."""
+
+    class Batching(Service):
+        max_in_flight = 1
+
+    async def main(_):
+        service = Batching()
+        task = asyncio.ensure_future(limit.wrap(service).call(Request(1.0)))
+        await asyncio.sleep(0)
+        service.asked[-1].set_result("own")
+        assert await task == "own"
+
+    run(main)
+    assert counted(limit) == (0, 1, 0, 0, 0)
+
+
 def test_in_a_stack_it_takes_over_clock_and_objective():
     limit = ConcurrencyLimit()
 

@@ -211,6 +211,15 @@ def test_nobody_waits_for_ever():
     assert asked(Service(si.Overloaded(retry_after_s=2.0)), RetryBudget(max_wait_s=2.0)) == 1.0
 
 
+def test_an_error_of_another_library_is_heard():
+    """Its attributes say whether a retry can help, and after how many seconds."""
+    refusal = ConnectionError("busy")
+    refusal.retryable, refusal.retry_after_s = True, 0.3
+    service = Service(refusal)
+    assert asked(service, RetryBudget()) == 1.0
+    assert service.asked_at == [0.0, 0.3]
+
+
 # -- how many ---------------------------------------------------------------------------------------------------
 
 

@@ -463,6 +463,23 @@ def test_a_route_that_thinks_it_is_slow_is_probed_and_comes_back():
     play(main)
 
 
+@pytest.mark.parametrize(("error", "records"), [(OSError("down"), 1), (si.Overloaded("full"), 0)], ids=repr)
+def test_probes_that_fail_are_counted_and_logged_once(error, records, caplog):
+    """A rejected probe is not logged: the route has said why."""
+
+    async def main(loop, best, second, router):
+        best.verdict = Admission(False, "infeasible")
+        best.error = error
+        for _ in range(100):
+            await ask(router)
+            await asyncio.sleep(0.009)
+        state = router.statistics()["best"]
+        assert state.skipped["probe_failed"] == state.probes >= 2
+
+    play(main)
+    assert [record.exc_info[1] for record in caplog.records] == [error] * records
+
+
 def test_a_probe_that_is_stopped_before_it_begins_is_not_in_flight():
     """A route with something in flight is not probed, and only probes show that it is fast again."""
 

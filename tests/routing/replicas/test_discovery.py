@@ -90,6 +90,7 @@ def test_replicas_stay_when_the_name_is_not_resolved(says, caplog):
     run(main)
     assert len(caplog.records) == 1
     assert caplog.records[0].message.startswith("'models' was not resolved: the replicas stay as they are")
+    assert caplog.records[0].exc_info
 
 
 def test_the_first_look_comes_with_the_start():

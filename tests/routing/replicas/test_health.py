@@ -78,6 +78,7 @@ def test_an_unhealthy_replica_gets_no_requests_and_comes_back(broken, caplog):
 
     run(main)
     assert [record.message.split(":")[0] for record in caplog.records] == ["replica 'a' is unhealthy and ejected"]
+    assert caplog.records[0].exc_info
 
 
 def test_requests_go_on_where_all_are_unhealthy():

@@ -84,12 +84,14 @@ class RedisNotices:
         while True:
             try:
                 await self._subscribe()
-            except Exception as error:  # noqa: BLE001 - whatever a broken server leads to: a loss, counted and logged
+            except Exception as error:  # whatever a broken server leads to
                 if self.listening.is_set():
                     self.listening.clear()
                     self.missed += 1
                     pause_s = _FIRST_PAUSE_S
-                    _LOGGER.warning("notices of others may be missed: %s: %s", type(error).__name__, error)
+                if pause_s == _FIRST_PAUSE_S:  # the first attempt that failed, since the start or since it listened
+                    text = "notices of others may be missed: %s: %s"
+                    _LOGGER.warning(text, type(error).__name__, error, exc_info=error)
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 

@@ -97,6 +97,7 @@ class WebRtcPath:
         self._number = self._last_ns = 0
         self._begun_ns: int | None = None
         self._reader: asyncio.Task[None] | None = None
+        self._failure: Exception | None = None
 
     def send(self, captured_ns: int, handed_ns: int | None = None, *, skipped: int = 0) -> asyncio.Future[Transfer]:
         """Send the next frame; the future completes when it was decoded, or is known to be lost.
@@ -110,7 +111,7 @@ class WebRtcPath:
             Closed: the path does not run.
         """
         if self._reader is None or self._reader.done():
-            raise Closed(f"media path {self.name!r} does not run")
+            raise Closed(f"media path {self.name!r} does not run") from self._failure
         loop = asyncio.get_running_loop()
         number, self._number = self._number + skipped, self._number + skipped + 1
         handed_ns = handed_ns or captured_ns
@@ -163,7 +164,8 @@ class WebRtcPath:
                     except Exception as error:  # noqa: BLE001 - of prepare: the caller of this frame gets it
                         prepared = error
                 self._arrive(frame.captured_ns, prepared)
-        except Exception as error:  # noqa: BLE001 - of the receiver: the callers get it
+        except Exception as error:  # noqa: BLE001 - of the receiver: the callers get it, later ones as a cause
+            self._failure = error
             self._end_all(error)
 
     def _arrive(self, captured_ns: int, frame: Frame | Exception) -> None:

@@ -2,7 +2,7 @@ cimport cython
 # the build looks for what to compile again only in cimports of this form, not in those of a module
 from streaminfer._internal._protobuf_cy cimport ProtobufWriter as CProtobufWriter
 
-cdef int _METRIC, _DELTAS, _BOUND_SIZE, _MAX_CLASSIC, _MAX_SPAN, _MAX_GAP, _MAX_VARINT, _MAX_NUMBERS
+cdef int _METRIC, _DELTAS, _BOUND_SIZE, _MAX_CLASSIC, _MAX_SPAN, MAX_GAP, _MAX_VARINT, _MAX_NUMBERS
 
 @cython.locals(
     indexes="const int[::1]", cumulative="const long long[::1]", exemplar=bytes, out=cython.p_uchar,

@@ -12,6 +12,8 @@ from __future__ import annotations
 import struct
 from typing import Any
 
+from streaminfer.telemetry.exporters._exponential_cy import MAX_GAP
+
 __all__ = ["write_histogram"]
 
 _METRIC = 0x22  # the tag of a metric in its family
@@ -19,7 +21,6 @@ _DELTAS = 0x6A  # the tag of the counts of native buckets
 _BOUND_SIZE = 9  # bytes of an encoded bound: the tag and a double
 _MAX_CLASSIC = 2 + 2 * 10 + _BOUND_SIZE  # bytes of a bucket: two tags, two varints, the bound
 _MAX_SPAN = 4 + 2 * 5
-_MAX_GAP = 5  # a span takes more bytes than five empty buckets
 _MAX_VARINT = 10  # bytes
 _MAX_NUMBERS = 5 * (1 + _MAX_VARINT)  # bytes of the fields with one number
 
@@ -51,7 +52,7 @@ def write_histogram(
     deltas = begin + _MAX_NUMBERS + len(cumulative) * _MAX_CLASSIC + len(created) + (len(indexes) + 1) * _MAX_SPAN
     for exemplar in exemplars.values():
         deltas += len(exemplar)
-    needed = deltas + len(indexes) * (_MAX_GAP + 1) * _MAX_VARINT
+    needed = deltas + len(indexes) * (MAX_GAP + 1) * _MAX_VARINT
     if len(scratch) < needed:
         scratch += bytes(needed - len(scratch))
     out = scratch
@@ -97,7 +98,7 @@ def _put_native(out: Any, size: int, end: int, indexes: Any, counts: Any) -> tup
     offset = 0
     for position in range(len(indexes)):
         gap = indexes[position] - expected
-        if position > 0 and gap <= _MAX_GAP:
+        if position > 0 and gap <= MAX_GAP:
             while gap > 0:
                 end = _put_zigzag(out, end, -before)
                 before = 0

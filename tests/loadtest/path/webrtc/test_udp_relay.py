@@ -2,6 +2,8 @@
 
 import asyncio
 
+from waiting import until
+
 from streaminfer.loadtest.path import NetworkProfile, UdpRelay
 
 COUNT = 300
@@ -30,11 +32,8 @@ async def exchange(network):
                 for side, peer in enumerate(peers):
                     peer.transport.sendto(str(number).encode(), known[1 - side])
                 await asyncio.sleep(0)
-            async with asyncio.timeout(20):
-                while (
-                    relay.lost + relay.forwarded < 2 * COUNT or sum(len(it.received) for it in peers) < relay.forwarded
-                ):
-                    await asyncio.sleep(0.001)
+            await until(lambda: relay.lost + relay.forwarded == 2 * COUNT)
+            await until(lambda: sum(len(it.received) for it in peers) == relay.forwarded)
             return peers, known, relay
     finally:
         for peer in peers:

@@ -151,3 +151,24 @@ def test_error_of_prepare_fails_one_picture(camera_scene):
             return await asyncio.gather(*sent, return_exceptions=True)
 
     assert ZeroDivisionError in {type(it) for it in asyncio.run(main())}
+
+
+def test_error_of_the_receiver_ends_the_path(camera_scene, monkeypatch):
+    """Frames on their way get the error, and later ones get it as the cause of `Closed`."""
+
+    async def broken(self, **wanted):
+        yield await asyncio.get_running_loop().run_in_executor(None, fail)
+
+    def fail():
+        raise ZeroDivisionError
+
+    async def main():
+        monkeypatch.setattr(WebRtcLeg, "frames", broken)
+        async with WebRtcPath(camera_scene(codec="vp8"), NetworkProfile(name="n")) as path:
+            with pytest.raises(ZeroDivisionError):
+                await path.send(path.clock())
+            with pytest.raises(si.errors.Closed) as caught:
+                path.send(path.clock())
+            return caught.value.__cause__
+
+    assert isinstance(asyncio.run(main()), ZeroDivisionError)
