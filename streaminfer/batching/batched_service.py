@@ -262,8 +262,8 @@ class BatchedService(Node):
     async def start(self) -> None:
         """Run batches of the backend's example inputs, so that nothing is learned on callers, and accept requests.
 
-        The backend is started by then. Without it the first requests do what these batches do, and may wait for kernels;
-        after a stop it is needed. A size that an earlier start measured is not measured again.
+        The backend is started by then. Without this the first requests do what these batches do, and may wait for
+        kernels; after a stop it is needed. A size that an earlier start measured is not measured again.
 
         Raises:
             ValueError: the batches would be larger than the backend takes, or its example does not fit it.
