@@ -132,11 +132,13 @@ class Residency(NamedTuple):
         memory_bytes: what it takes there, its largest batch included.
         load: returns when it can run; at once where it can.
         unload: returns when it has left; at once where it has.
+        load_at_start: a batcher loads it when it starts, because the backend does not know the model before.
     """
 
     memory_bytes: int
     load: Callable[[], Awaitable[None]]
     unload: Callable[[], Awaitable[None]]
+    load_at_start: bool = False
 
 
 class ModelTensor(Protocol):

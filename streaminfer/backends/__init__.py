@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from streaminfer.backends.onnx.providers import cuda_provider, tensorrt_provider
     from streaminfer.backends.statistics import BackendStatistics
     from streaminfer.backends.triton import SequenceLost, ServerStatistics, Tls, TritonBackend, TritonStatistics
-    from streaminfer.backends.triton.model_repository import write_model_repository
+    from streaminfer.backends.triton.repository.model_repository import write_model_repository
 
 __all__ = [
     "BackendStatistics",
@@ -37,7 +37,7 @@ _HOMES = {
     "TritonStatistics": "backends.triton",
     "cuda_provider": "backends.onnx.providers",
     "tensorrt_provider": "backends.onnx.providers",
-    "write_model_repository": "backends.triton.model_repository",
+    "write_model_repository": "backends.triton.repository.model_repository",
 }
 
 

@@ -16,7 +16,7 @@ from streaminfer.batching._batch_observers_cy import BatchObservers
 from streaminfer.batching._submission_cy import Submission
 from streaminfer.batching.assembly.assembler import Assembler
 from streaminfer.batching.assembly.model_calls import make_assembler
-from streaminfer.batching.device.residence import in_memory
+from streaminfer.batching.device.residence import in_memory, load_at_start
 from streaminfer.batching.dispatcher import Dispatcher
 from streaminfer.batching.policy import Greedy, Policy, adapt_policy
 from streaminfer.batching.queue._fair_queue_cy import FairQueue
@@ -262,21 +262,21 @@ class BatchedService(Node):
     async def start(self) -> None:
         """Run batches of the backend's example inputs, so that nothing is learned on callers, and accept requests.
 
-        The backend is started by then. Without a start the first requests do what these batches do, and wait for the
-        planner's kernels where none were compiled ahead of time; after a stop it is needed. A size that an earlier
-        start measured is not measured again.
+        The backend is started by then. Without this the first requests do what these batches do, and may wait for
+        kernels; after a stop it is needed. A size that an earlier start measured is not measured again.
 
         Raises:
             ValueError: the batches would be larger than the backend takes, or its example does not fit it.
-            BackendError: it failed on an example that the user gave.
+            BackendError: it could not be loaded, or failed on an example that the user gave.
         """
+        await self.load_kernels()
+        self._enter(asyncio.get_running_loop())
+        await load_at_start(self._device, self._dispatcher, self._dispatcher.residence)
         self.check_max_batch_size(self._max_batch_size)
         workers = adapt(self.inner).capabilities().queued_workers or self.max_in_flight
         if self._policy_for is not None and workers != self.max_in_flight and not self._dispatcher.runner.batches:
             self._dispatcher.set_workers(workers)
             self._configured_policy = self._policy_for(workers)
-        await self.load_kernels()
-        self._enter(asyncio.get_running_loop())
         self._dispatcher.set_policy(self._configured_policy)
         self._prepare_policy()
         await self._calibrate()

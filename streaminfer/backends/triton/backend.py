@@ -10,7 +10,6 @@ next batch (set to 10 ms, measured: 600). gRPC sends the deadline along and tell
 then drops a queued request. If the model's queue takes timeouts it gets one too, which is all that HTTP can do.
 """
 
-import asyncio
 import contextlib
 import time
 import uuid
@@ -20,18 +19,16 @@ from typing import Any
 from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.validation import check_choice, check_count, check_duration, check_instance, expected
 from streaminfer._runtime.stack_clock import StackClock
-from streaminfer._runtime.stopping import seconds_left, until_limit
 from streaminfer.backends.signature import NonFinite, TensorSpec, describe_shape, free_axes, guess_inputs
 from streaminfer.backends.statistics import BackendRecorder
 from streaminfer.backends.triton.endpoint import Protocol, Tls, find_endpoint
+from streaminfer.backends.triton.lifecycle import SessionLifecycle
 from streaminfer.backends.triton.model import ModelDescription, Server
 from streaminfer.backends.triton.request_splitter import RequestSplitter
-from streaminfer.backends.triton.server_statistics import ServerStatistics, StatisticsReader, TritonStatistics
-from streaminfer.backends.triton.session import Session
+from streaminfer.backends.triton.server_statistics import ServerStatistics, TritonStatistics
 from streaminfer.backends.triton.transport.connector import Connector
 from streaminfer.backends.triton.transport.headers import Headers, HeadersLike
-from streaminfer.errors import Closed
-from streaminfer.protocols import Capabilities, Clock, ExampleInputs, ModelTensors, Node
+from streaminfer.protocols import Capabilities, Clock, ExampleInputs, ModelTensors, Node, Residency
 from streaminfer.request import Batch, Request
 
 __all__ = ["TritonBackend"]
@@ -75,6 +72,9 @@ class TritonBackend(StackClock, Node):
         example: one request's inputs, which a batcher measures before it accepts requests. ``None``: zeros, if the
             model leaves no sizes open or the batcher's length buckets name them; else nothing is measured. Models
             with sequences and decoupled ones are never measured.
+        memory_bytes: what the model takes of its device's memory, for a `Device` whose models do not all fit; the
+            server must run with ``--model-control-mode=explicit``. ``None``: the model stays where it is.
+        load_timeout_s: seconds for a load, and for an unload.
         clock: monotonic nanoseconds; ``None``: the `Stack`'s, else the system's.
 
     Attributes:
@@ -116,6 +116,8 @@ class TritonBackend(StackClock, Node):
         max_streams: int = 10_000,
         non_finite: NonFinite = "allow",
         example: Any = None,
+        memory_bytes: int | None = None,
+        load_timeout_s: float = 300.0,
         clock: Clock | None = None,
     ) -> None:
         check_choice("protocol", protocol, ("grpc", "http"))
@@ -131,20 +133,16 @@ class TritonBackend(StackClock, Node):
         for name, seconds in (("statistics_every_s", statistics_every_s), ("keepalive_s", keepalive_s)):
             if seconds is not None:
                 check_duration(name, seconds, positive=True)
-        self._every_s = statistics_every_s
-        self._max_streams = check_count("max_streams", max_streams)
+        self._memory_bytes = None if memory_bytes is None else check_count("memory_bytes", memory_bytes)
         address = find_endpoint(url, protocol, tls, insecure)
         if shared_memory and not address.local:
             raise ValueError(f"shared_memory: expected False, since {address} is another machine, got True")
         self._connector = Connector(address, protocol, Headers(headers), keepalive_s)
-        self._shared_memory = shared_memory
-        self._non_finite: NonFinite = non_finite
         self._example = example
         self._clock: Clock = clock or time.monotonic_ns
         self.address = str(address)
         self.encrypted = address.tls is not None
         self.model = model
-        self._version = version
         self._fingerprint, self._fingerprint_changes = "", 0
         self._set_version(version)
         self.inputs: tuple[TensorSpec, ...] = ()
@@ -153,10 +151,22 @@ class TritonBackend(StackClock, Node):
         self.max_batch_size: int | None = None
         self.description: ModelDescription | None = None
         self.server: Server | None = None
-        self._splitter: RequestSplitter | None = None
-        self._starting = False
         self._recorder = BackendRecorder(1, self._clock)
-        self._reader = StatisticsReader(self._what())
+        self._lifecycle = SessionLifecycle(
+            self._connector,
+            model,
+            self._what(),
+            clock=self._clock,
+            changed=self._update_description,
+            may_be_unloaded=memory_bytes is not None,
+            timeout_s=self._timeout_s,
+            load_timeout_s=check_duration("load_timeout_s", load_timeout_s, positive=True),
+            statistics_every_s=statistics_every_s,
+            version=version,
+            non_finite=non_finite,
+            max_streams=check_count("max_streams", max_streams),
+            shared_memory=shared_memory,
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -187,8 +197,15 @@ class TritonBackend(StackClock, Node):
             return None
         return description.instances
 
+    @property
+    def _splitter(self) -> RequestSplitter | None:
+        return self._lifecycle.splitter
+
     def capabilities(self) -> Capabilities:
         """What a batcher, caches and the `Stack` need to know of the model, as far as the server has said it."""
+        residency = None
+        if self._memory_bytes is not None:
+            residency = Residency(self._memory_bytes, self.load, self.unload, load_at_start=True)
         return Capabilities(
             validate=self.validate,
             fingerprint=self.fingerprint,
@@ -202,6 +219,7 @@ class TritonBackend(StackClock, Node):
             idempotent=self.idempotent,
             batch_axes=self.batch_axes,
             model_tensors=self.model_tensors,
+            residency=residency,
         )
 
     def model_tensors(self) -> ModelTensors | None:
@@ -211,7 +229,7 @@ class TritonBackend(StackClock, Node):
         return ModelTensors(self.inputs, self.outputs, takes_one_array=len(self.inputs) == 1, reads_bytes=True)
 
     def _use_clock(self, clock: Clock) -> None:
-        self._clock = clock
+        self._clock = self._lifecycle.clock = clock
         self._recorder = BackendRecorder(1, clock)
 
     def validate(self, request: Request) -> None:
@@ -219,11 +237,10 @@ class TritonBackend(StackClock, Node):
 
         Raises:
             InvalidInput: names the input, what was expected, and what came.
-            Closed: not started.
+            BackendError: not loaded since the start, so that its inputs are not known.
+            Closed: not started, or stopped.
         """
-        if self._splitter is None:
-            raise Closed(f"{self._what()} is not started: its inputs are not known")
-        self._splitter.validate(request)
+        self._lifecycle.known().validate(request)
 
     def example_inputs(self) -> ExampleInputs | None:
         """Return ``example`` or zeros; ``None`` before the start, or if batches change a state."""
@@ -244,6 +261,8 @@ class TritonBackend(StackClock, Node):
     async def start(self) -> None:
         """Connect, and read the model's description from the server; do nothing if that is done.
 
+        With ``memory_bytes`` the model need not be loaded; the first :meth:`load` then reads its description.
+
         Raises:
             ValueError: the server has no such model or version, or lacks what was asked for; or a file of ``tls`` is
                 not what it should be.
@@ -253,31 +272,7 @@ class TritonBackend(StackClock, Node):
             MissingExtra: the extra ``triton`` is not installed.
             RuntimeError: another loop started it.
         """
-        if self._splitter is not None and not self._splitter.session.loop.is_closed():
-            self._check_loop(self._splitter.session)
-            return
-        if self._starting:
-            raise RuntimeError(f"{self._what()} is starting already")
-        self._starting = True
-        try:
-            session = await Session.open(
-                self._connector.connect(self._clock),
-                self.model,
-                version=self._version,
-                changed=self._update_description,
-                non_finite=self._non_finite,
-                max_streams=self._max_streams,
-                shared_memory=self._shared_memory,
-                timeout_s=self._timeout_s,
-                clock=self._clock,
-                counts=self._reader.counts,
-            )
-        finally:
-            self._starting = False
-        self.server = session.server
-        self._splitter = RequestSplitter(session, self._what(), self._timeout_s, self._clock)
-        self._update_description()
-        self._reader.start(self._splitter, self._every_s)
+        await self._lifecycle.start()
 
     async def stop(self, *, drain: bool = True) -> None:
         """End the connections; :meth:`start` makes new ones. May be repeated.
@@ -291,25 +286,34 @@ class TritonBackend(StackClock, Node):
         Raises:
             RuntimeError: another loop started it.
         """
-        splitter = self._splitter
-        if splitter is None or splitter.session.loop.is_closed():
-            self._splitter = None
-            self._reader.forget()
-            return
-        session = splitter.session
-        self._check_loop(session)
-        self._splitter = None
-        try:
-            await self._reader.stop()
-            if drain:
-                with contextlib.suppress(TimeoutError):
-                    left_s = seconds_left(self._timeout_s)
-                    async with asyncio.timeout(min(self._timeout_s, left_s or 0.0)):
-                        await session.streams.until_none()
-                await until_limit(session.calls.until_none())
-        finally:
-            await session.close()
-            await session.calls.until_none()  # their callers have the errors before this returns
+        await self._lifecycle.stop(drain=drain)
+
+    async def load(self) -> None:
+        """Make the server load the model, unless it has, and return when it is ready.
+
+        If the server loses the model later, because it was restarted, the batches that notice it fail, and the backend
+        loads it again. A load that fails ends with an unload. May be called before :meth:`start` and after
+        :meth:`stop`.
+
+        Raises:
+            ValueError: the server has no such model.
+            BackendError: it cannot be reached, lets no client load models, or cannot load this one.
+            DeadlineExceeded: it does not respond, or not within ``load_timeout_s``.
+        """
+        await self._lifecycle.load()
+
+    async def unload(self) -> None:
+        """Make the server unload the model, in all its versions, and return when it has left memory.
+
+        A `Device` whose memory is short does this between batches; batches fail until :meth:`load`. Requests that the
+        server has accepted end first. The parts of an ensemble leave with it, unless they were loaded by name. May be
+        called before :meth:`start` and after :meth:`stop`.
+
+        Raises:
+            BackendError: the server cannot be reached, or lets no client unload models.
+            DeadlineExceeded: it does not respond, or not within ``load_timeout_s``.
+        """
+        await self._lifecycle.unload()
 
     # -- requests -----------------------------------------------------------------------------------------------
 
@@ -324,7 +328,7 @@ class TritonBackend(StackClock, Node):
             Closed: not started, or stopped.
             RuntimeError: another loop started it.
         """
-        splitter = self._running()
+        splitter = self._lifecycle.running()
         started_ns = self._clock()
         with splitter.session.calls:
             try:
@@ -350,7 +354,7 @@ class TritonBackend(StackClock, Node):
             BackendError: the server cannot be reached, failed, or returned something impossible; or it speaks HTTP.
             Closed: not started, or stopped.
         """
-        async with contextlib.aclosing(self._running().stream(request)) as responses:
+        async with contextlib.aclosing(self._lifecycle.running().stream(request)) as responses:
             async for response in responses:
                 yield response
 
@@ -370,7 +374,7 @@ class TritonBackend(StackClock, Node):
             StreamInferError: as :meth:`infer`.
         """
         left_s = self._timeout_s if timeout_s is None else check_duration("timeout_s", timeout_s)
-        return await self._running().end_stream(stream_id, inputs, left_s)
+        return await self._lifecycle.running().end_stream(stream_id, inputs, left_s)
 
     # -- statistics ---------------------------------------------------------------------------------------------
 
@@ -384,12 +388,12 @@ class TritonBackend(StackClock, Node):
             RuntimeError: the server keeps none.
             StreamInferError: it did not respond.
         """
-        return await self._reader.read(self._running())
+        return await self._lifecycle.reader.read(self._lifecycle.running())
 
     def statistics(self) -> TritonStatistics:
         """Return the backend's counters, and the server's as last read."""
         workers = 1 if self.description is None else self.description.instances
-        return self._reader.statistics(self._recorder, workers)
+        return self._lifecycle.reader.statistics(self._recorder, workers)
 
     def server_parts(self) -> Mapping[str, float]:
         """Return :meth:`TritonStatistics.parts`, named after model and server, for `Telemetry`."""
@@ -400,6 +404,7 @@ class TritonBackend(StackClock, Node):
         """Publish the session's description of the model."""
         assert self._splitter is not None  # noqa: S101 - it runs
         session = self._splitter.session
+        self.server = session.server
         description = self.description = session.model
         self._set_version(description.version)
         self.inputs, self.outputs = description.inputs, description.outputs
@@ -413,20 +418,10 @@ class TritonBackend(StackClock, Node):
         self._fingerprint_changes += fingerprint != self._fingerprint
         self._fingerprint = fingerprint
 
-    def _running(self) -> RequestSplitter:
-        if self._splitter is None:
-            raise Closed(f"{self._what()} is not started, or stopped")
-        self._check_loop(self._splitter.session)
-        return self._splitter
-
     async def _infer_uncounted(self, batch: Batch) -> Sequence[Any]:
-        splitter = self._running()
+        splitter = self._lifecycle.running()
         with splitter.session.calls:
             return await splitter.infer(batch)
-
-    def _check_loop(self, session: Session) -> None:
-        if asyncio.get_running_loop() is not session.loop:
-            raise RuntimeError(f"{self._what()} belongs to the event loop that started it")
 
     def _what(self) -> str:
         return f"TritonBackend({self.model!r} on {self.address})"

@@ -27,7 +27,16 @@ from email.utils import parsedate_to_datetime
 
 from streaminfer.errors import BackendError, DeadlineExceeded, InvalidInput, Overloaded, StreamInferError
 
-__all__ = ["ServerError", "from_status", "of_http_status", "retry_after", "too_large", "without_input"]
+__all__ = [
+    "ModelNotReady",
+    "ServerError",
+    "from_status",
+    "is_not_loaded",
+    "of_http_status",
+    "retry_after",
+    "too_large",
+    "without_input",
+]
 
 _FULL = ("exceeds maximum queue size", "queue full", "too many pending requests")
 _TOO_LARGE = ("larger than max", "too large")
@@ -57,6 +66,10 @@ _NOT_THE_INPUT = {
     "stub process": "INTERNAL",
     "exceeds maximum queue size": "UNAVAILABLE",
 }
+
+
+class ModelNotReady(BackendError):  # noqa: N818 - named as its siblings
+    """Raised when the server has a model in its repository that is not in memory, or not yet."""
 
 
 class ServerError(Exception):
@@ -97,6 +110,11 @@ def retry_after(said: str | None, *, seconds: float = 1.0) -> float | None:
 def too_large(failure: ServerError) -> bool:
     """Return whether the message is too large for the server: fewer rows may pass."""
     return failure.status == "RESOURCE_EXHAUSTED" and any(words in failure.text.lower() for words in _TOO_LARGE)
+
+
+def is_not_loaded(failure: ServerError) -> bool:
+    """Return whether the server responds, and does not have the model in memory."""
+    return failure.status == "NOT_FOUND" and "unknown model" in failure.text.lower()
 
 
 def of_http_status(status: int, text: str) -> str:

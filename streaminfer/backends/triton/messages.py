@@ -95,6 +95,14 @@ class Transport(Protocol):
         """What the server's repository holds."""
         ...
 
+    async def load(self, model: str, timeout_s: float) -> None:
+        """Makes the server load a model; returns when it has."""
+        ...
+
+    async def unload(self, model: str, timeout_s: float) -> None:
+        """Makes the server unload a model and the models that only it needs; may return before it has."""
+        ...
+
     async def statistics(self, model: str, version: str, timeout_s: float) -> Sequence[Mapping[str, Any]]:
         """Counters of the model, by version."""
         ...

@@ -15,7 +15,7 @@ import attrs
 
 from streaminfer.backends.signature import TensorSpec
 from streaminfer.backends.triton.dtypes import dtype_of
-from streaminfer.backends.triton.errors import ServerError, without_input
+from streaminfer.backends.triton.errors import ModelNotReady, ServerError, without_input
 from streaminfer.backends.triton.messages import Transport
 from streaminfer.backends.triton.shared_memory import OLDEST_SERVER
 from streaminfer.errors import BackendError
@@ -232,7 +232,8 @@ async def describe_server(
 
     Raises:
         ValueError: the server has no such model, or not in this version.
-        DeadlineExceeded, BackendError: it does not respond, or the model is not ready, or cannot be used.
+        ModelNotReady: the server has not loaded it.
+        DeadlineExceeded, BackendError: it does not respond, or the model cannot be used.
     """
     what = f"model {model!r}" + (f" version {version!r}" if version else "")
     try:
@@ -245,7 +246,7 @@ async def describe_server(
                 raise await _unknown(transport, server, model, version, failure, timeout_s) from failure
             raise
         if not await transport.ready(model, version, timeout_s):
-            raise BackendError(f"{what} is not ready: the server loads it, or could not")
+            raise ModelNotReady(f"{what} is not ready: the server loads it, or could not")
         return server, await _read(transport, server, model, version, metadata, timeout_s)
     except ServerError as failure:
         raise without_input(failure, f"describing {what}") from failure.__cause__
@@ -294,14 +295,15 @@ async def _unknown(
             for one in await transport.index(timeout_s):
                 state = str(one.get("state", ""))
                 number = str(one.get("version", ""))
-                if one.get("name") == model and state not in {"READY", ""} and (not version or number == version):
-                    return BackendError(f"model {model!r} is not ready: {state} {one.get('reason', '')}".rstrip())
+                if one.get("name") == model and state != "READY" and (not version or number in {version, ""}):
+                    said = f"{state} {one.get('reason', '')}".rstrip() if state else "the server has not loaded it"
+                    return ModelNotReady(f"model {model!r} is not ready: {said}")
                 if state == "READY":
                     known.append(f"{one.get('name')!r} {number}")
         except ServerError as without:
             known = [f"(its list cannot be read: {without.text})"]
     if "no available versions" in failure.text.lower():
-        return BackendError(f"model {model!r} is not ready: {failure.text}")
+        return ModelNotReady(f"model {model!r} is not ready: {failure.text}")
     argument, value = ("version", version) if version else ("model", model)
     there = f"; it has {', '.join(known)}" if known else ""
     return ValueError(

@@ -16,7 +16,7 @@ import numpy as np
 
 from streaminfer.backends.signature import TensorSpec, describe
 from streaminfer.backends.triton.dtypes import TEXT
-from streaminfer.backends.triton.errors import ServerError, from_status, too_large
+from streaminfer.backends.triton.errors import ServerError, from_status, is_not_loaded, too_large
 from streaminfer.backends.triton.sequences import NotSent, SequenceLost
 from streaminfer.backends.triton.session import Session
 from streaminfer.errors import BackendError, DeadlineExceeded, InvalidInput, StreamInferError
@@ -38,13 +38,22 @@ class RequestSplitter:
         what: the backend, for messages.
         timeout_s: seconds for a request without a deadline.
         clock: monotonic nanoseconds.
+        model_lost: called when the server has the model no longer in memory.
     """
 
-    def __init__(self, session: Session, what: str, timeout_s: float, clock: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        session: Session,
+        what: str,
+        timeout_s: float,
+        clock: Callable[[], int],
+        model_lost: Callable[[], None],
+    ) -> None:
         self.session = session
         self.what = what
         self.clock = clock
         self._timeout_s = timeout_s
+        self._model_lost = model_lost
 
     @property
     def has_batch_axis(self) -> bool:
@@ -210,6 +219,8 @@ class RequestSplitter:
             arrays: the inputs, with a batch axis.
             changes: the session's when the request was sent.
         """
+        if is_not_loaded(failure):
+            self._model_lost()
         error = from_status(failure, what)
         if not isinstance(error, InvalidInput) or not any(words in failure.text.lower() for words in _MODEL_REPLACED):
             return error
@@ -321,6 +332,8 @@ class RequestSplitter:
                     if response.final:
                         return
         except ServerError as failure:
+            if is_not_loaded(failure):
+                self._model_lost()
             error = from_status(failure, f"{self.what}, a stream of responses")
         except TimeoutError as silent:
             error = DeadlineExceeded(f"{self.what}, a stream of responses: nothing came for {silence_s} s")

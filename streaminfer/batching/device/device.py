@@ -101,7 +101,7 @@ class Device:
         weights: by name of the model, what a request on time is worth, from 0.001 to 1000; 1 for others. The name is
             that of the backend (``backend.name = "faces"``) or function; a second one of a name is ``"faces#2"`` here.
         max_wait_s: the longest that a model is passed over, also one whose requests expire meanwhile; then its next
-            batch goes first.
+            batch goes first. The time of loads does not count.
         memory_bytes: of the device, for models that do not fit there together. Those whose backend has a `Residency`
             are loaded when it is their turn, and evicted when they are needed later than others; what other models
             take is yours to subtract. ``None``: all models fit.
@@ -381,8 +381,10 @@ class Device:
         if self._memory.loading is not member:
             return  # of a loop that was closed
         account = self._account(member)
-        account.load_ns += self._memory.end(now_ns, succeeded=succeeded, stayed=stayed)
+        load_ns = self._memory.end(now_ns, succeeded=succeeded, stayed=stayed)
+        account.load_ns += load_ns
         account.loads += 1
+        self._turns.leave_out(load_ns, now_ns)
         self._loaded_for = member if succeeded else None
 
     def _account(self, member: DeviceMember) -> _Account:

@@ -12,7 +12,7 @@ from streaminfer.protocols import Residency
 if TYPE_CHECKING:
     from streaminfer.batching.device.device import Device, DeviceMember
 
-__all__ = ["LiveResidence", "LoadListener", "in_memory"]
+__all__ = ["LiveResidence", "LoadListener", "in_memory", "load_at_start"]
 
 
 class LoadListener(Protocol):
@@ -44,11 +44,13 @@ class LiveResidence:
 
     Attributes:
         memory_bytes: what the model takes.
+        load_at_start: its backend does not know it before it is loaded.
         task: the load that runs; ``None``: none does.
     """
 
     def __init__(self, residency: Residency, listener: LoadListener, now_ns: Callable[[], int]) -> None:
         self.memory_bytes = residency.memory_bytes
+        self.load_at_start = residency.load_at_start
         self.task: asyncio.Task[None] | None = None
         self._residency = residency
         self._listener = listener
@@ -127,3 +129,14 @@ def in_memory(
         BackendError: the load failed.
     """
     return nullcontext() if device is None or residence is None else residence.held(device, member)
+
+
+async def load_at_start(device: "Device | None", member: "DeviceMember", residence: LiveResidence | None) -> None:
+    """Load a model whose backend does not know it before; the arguments are those of :func:`in_memory`.
+
+    Raises:
+        BackendError: that failed.
+    """
+    if residence is not None and residence.load_at_start:
+        async with in_memory(device, member, residence):
+            pass

@@ -4,7 +4,8 @@
 several bids one is granted, by the first rule that applies:
 
 1. A model that has bid in vain for ``max_wait_ns`` goes first, of several the one that has done so longest. Only a
-   turn ends that time: a model whose requests expire one by one while others are served waits all the same.
+   turn ends that time: a model whose requests expire one by one while others are served waits all the same. Loads are
+   left out of it: where one takes longer than ``max_wait_ns``, each would else serve a single batch.
 2. If each policy has an outlook, its queue and what its batches take, the kernel
    (:mod:`~streaminfer.batching.planner.turn_kernels`) plays all queues forward together. It names the model, and
    where the queue is of one kind also another batch than the one that was proposed.
@@ -12,8 +13,8 @@ several bids one is granted, by the first rule that applies:
    memory if there is one.
 
 *Invariants*. One of the bids is granted, so the device never idles while a batch could run. From its first bid, a model
-that has a batch to send by then is granted a turn within ``max_wait_ns``, one batch of each other model, and the one
-that runs.
+that has a batch to send by then is granted a turn within ``max_wait_ns``, one batch of each other model, the one
+that runs, and loads.
 
 *Complexity*. O(models) and a call of the kernel where two or more wait.
 """
@@ -71,6 +72,10 @@ class Turns:
     def is_overdue(self, key: Hashable, now_ns: int) -> bool:
         """Note that a model has a batch to send; return whether it has waited for as long as it may."""
         return now_ns - self._since_ns.setdefault(key, now_ns) >= self.max_wait_ns
+
+    def leave_out(self, load_ns: int, now_ns: int) -> None:
+        """Do not count a load that has just ended as time in which models were passed over."""
+        self._since_ns = {key: min(since_ns + load_ns, now_ns) for key, since_ns in self._since_ns.items()}
 
     def forget(self, key: Hashable) -> None:
         """Forget since when a model waits."""

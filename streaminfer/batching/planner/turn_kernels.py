@@ -10,7 +10,9 @@ is chosen: time has a price because what is behind the horizon needs it too. Thi
 and Wu, "Rollout algorithms for combinatorial optimization", Journal of Heuristics 3, 1997), and a heuristic.
 
 Where models do not fit in the device's memory together, loading one is set-up of its next batch. In a play those leave
-whose next batch has to start last, as in :mod:`~streaminfer.batching.device.resident_set`.
+whose next batch has to start last, as in :mod:`~streaminfer.batching.device.resident_set`. Loads take most of the time
+then, and time is worth no more than what is queued and arrives: at the rate of a fast model's full batches, a batch of
+a slow one would be worth less than its time, and the model would leave memory with its queue unserved.
 
 Arrivals are drawn from a fixed table of exponential gaps: evenly spaced ones let a plan end exactly at their deadlines,
 which no real ones allow. Every candidate is played against the same arrivals, and the same queues give the same turn.
@@ -175,12 +177,15 @@ def choose_turn(
     models = caps.size
     horizon_ns = limits_ns.max()
     most_queued = 0
-    best_rate = 0.0
+    best_rate, offered_rate = 0.0, 0.0
     for model in range(models):
         most_queued = max(most_queued, offsets[model + 1] - offsets[model])
         horizon_ns = int(min(float(horizon_ns), gaps_ns[model] * _MOST_EXPECTED))
         best_rate = max(best_rate, weights[model] * caps[model] / durations[model, caps[model]])
-    price = _PRICE * best_rate
+    for model in range(models):
+        queued = offsets[model + 1] - offsets[model]
+        offered_rate += weights[model] * (queued / max(horizon_ns, 1) + 1.0 / max(gaps_ns[model], 1.0))
+    price = _PRICE * (min(best_rate, offered_rate) if sizes.max() > 0 else best_rate)
     ends = np.empty((_SAMPLES, models, most_queued + _MOST_EXPECTED), np.int64)
     releases = np.empty((_SAMPLES, models, most_queued + _MOST_EXPECTED), np.int64)
     counts = np.empty((_SAMPLES, models), np.int64)

@@ -218,6 +218,42 @@ async def test_models_are_measured_one_after_the_other(loop):
     assert [end.outputs for end in ends] == [1.0] * 3
 
 
+class Unknown(Measured):
+    """A model whose backend knows nothing of it before a load."""
+
+    def __init__(self, name, **options):
+        super().__init__(name, **options)
+        self.residency = self.residency._replace(load_at_start=True)
+
+    def example_inputs(self):
+        return super().example_inputs() if "load" in self.history else None
+
+    max_batch_size = property(lambda self: 4 if "load" in self.history else None)
+
+
+async def test_a_model_that_its_backend_does_not_know_is_loaded_at_the_start(loop):
+    """What the backend offers after the load is what the batcher measures and checks."""
+    device = si.Device("gpu:0", memory_bytes=6)
+    models = [Unknown(name, duration_s=0.01) for name in "ab"]
+    services = [batcher(loop, device, model, max_batch_size=4) for model in models]
+
+    await asyncio.gather(*(service.start() for service in services))
+
+    assert Model.most == 5
+    assert all(service.calibration.durations_s[0] for service in services)
+    with pytest.raises(ValueError, match="max_batch_size: expected at most 4"):
+        await batcher(loop, device, Unknown("c"), max_batch_size=5).start()
+
+
+async def test_a_model_is_not_loaded_at_the_start_by_a_device_that_holds_all(loop):
+    """Without memory_bytes no model is swapped."""
+    model = Unknown("a", duration_s=0.01)
+
+    await batcher(loop, si.Device("gpu:0"), model).start()
+
+    assert model.history == []
+
+
 async def test_a_start_fails_with_the_load(loop):
     device = si.Device("gpu:0", memory_bytes=6)
     model = Measured("a")

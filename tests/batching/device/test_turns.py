@@ -122,6 +122,27 @@ class TestStarvation:
         assert turns.choose([first, urgent], 120)[0] == 0
         assert turns.choose([first, urgent], 120)[0] == 1
 
+    def test_the_time_of_a_load_does_not_count(self):
+        """A model that was passed over for 50 of 100 waits as long again after a load."""
+        turns = Turns(100)
+        first = bid("a", [10**6], [10])
+        assert turns.choose([first, bid("b", [11], [10])], 0)[0] == 1
+
+        turns.leave_out(1000, 1050)
+
+        assert not turns.is_overdue("a", 1099)
+        assert turns.is_overdue("a", 1100)
+
+    def test_a_wait_that_began_during_a_load_begins_at_its_end(self):
+        """Nothing waits since a time to come."""
+        turns = Turns(100)
+        turns.is_overdue("a", 500)
+
+        turns.leave_out(1000, 1050)
+
+        assert not turns.is_overdue("a", 1149)
+        assert turns.is_overdue("a", 1150)
+
     def test_a_model_that_stopped_starts_to_wait_again(self):
         turns = Turns(100)
         first = bid("a", [10**6], [10])

@@ -138,6 +138,28 @@ def test_loads_are_planned_so_that_nearly_as_many_are_on_time_as_could_be():
         assert had.load_s == pytest.approx(0.004 * had.loads)
 
 
+@pytest.mark.parametrize("swapped", [False, True], ids=["slow-first", "fast-first"])
+def test_a_load_that_takes_long_serves_all_that_is_queued(swapped):
+    """A load of seconds is not given up after one batch: not by max_wait_s, and not for a model with faster batches."""
+    devices = [ServiceTime.affine(0.1, 0.01), ServiceTime.affine(0.0002, 0.00005)]
+    loads = {
+        name: ModelLoad(
+            arrivals.poisson(10, 300, at + 1),
+            slo_s=8.0,
+            service_time=device,
+            max_batch_size=16,
+            memory_bytes=4,
+            load_s=2.6,
+        )
+        for at, (name, device) in enumerate(zip("ab", devices[::-1] if swapped else devices, strict=True))
+    }
+
+    result = simulate_device(loads, memory_bytes=5)
+
+    assert result.on_time > 0.9 * device_optimum(loads, memory_bytes=5)
+    assert all(had.batches > 2 * had.loads for had in result.device.models.values())
+
+
 def test_models_that_fit_together_are_loaded_once():
     models = simulate_device(two_models(memory_bytes=5, load_s=0.01), memory_bytes=10).device.models
 

@@ -143,6 +143,17 @@ class GrpcTransport:
         message = self._messages.RepositoryIndexRequest()
         return list((await self._control("RepositoryIndex", message, timeout_s)).get("models", ()))
 
+    async def load(self, model: str, timeout_s: float) -> None:
+        """Makes the server load a model; returns when it has."""
+        message = self._messages.RepositoryModelLoadRequest(model_name=model)
+        await self._control("RepositoryModelLoad", message, timeout_s)
+
+    async def unload(self, model: str, timeout_s: float) -> None:
+        """Makes the server unload a model and the models that only it needs; may return before it has."""
+        message = self._messages.RepositoryModelUnloadRequest(model_name=model)
+        message.parameters["unload_dependents"].bool_param = True
+        await self._control("RepositoryModelUnload", message, timeout_s)
+
     async def statistics(self, model: str, version: str, timeout_s: float) -> Sequence[Mapping[str, Any]]:
         """Counters of the model, by version."""
         message = self._messages.ModelStatisticsRequest(name=model, version=version)

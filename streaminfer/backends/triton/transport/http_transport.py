@@ -91,6 +91,15 @@ class HttpTransport:
         """What the server's repository holds."""
         return list(_parsed(await self._post("/repository/index", {}, timeout_s), list))
 
+    async def load(self, model: str, timeout_s: float) -> None:
+        """Makes the server load a model; returns when it has."""
+        await self._post(f"/repository/models/{quote(model, safe='')}/load", {}, timeout_s)
+
+    async def unload(self, model: str, timeout_s: float) -> None:
+        """Makes the server unload a model and the models that only it needs; may return before it has."""
+        body = {"parameters": {"unload_dependents": True}}
+        await self._post(f"/repository/models/{quote(model, safe='')}/unload", body, timeout_s)
+
     async def statistics(self, model: str, version: str, timeout_s: float) -> Sequence[Mapping[str, Any]]:
         """Counters of the model, by version."""
         return list((await self._get(f"{_path(model, version)}/stats", timeout_s)).get("model_stats", ()))

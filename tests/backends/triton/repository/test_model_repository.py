@@ -13,8 +13,8 @@ from onnx import TensorProto as Tensor
 from onnx import helper
 from tritonclient.grpc import model_config_pb2
 
-from streaminfer.backends.triton import model_repository as module
-from streaminfer.backends.triton.model_repository import write_model_repository
+from streaminfer.backends.triton.repository import model_repository as module
+from streaminfer.backends.triton.repository.model_repository import write_model_repository
 
 F32 = np.float32
 

@@ -1,0 +1,198 @@
+"""Loads and unloads a model of a server that lets its clients do that.
+
+Triton responds to an unload before the model has left memory, and loads a model again that is told to load twice. So
+the state in the repository's index decides what to send, and when it is done.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from streaminfer._internal.validation import expected
+from streaminfer.backends.triton.errors import ServerError, without_input
+from streaminfer.backends.triton.messages import Transport
+from streaminfer.errors import BackendError, DeadlineExceeded, StreamInferError
+
+__all__ = ["ModelControl"]
+
+_NOT_ALLOWED = "load / unload is not allowed"
+_IN_MEMORY = ("READY", "LOADING", "UNLOADING")
+"""States of a version in memory, wholly or in part; the first that any version has is the model's."""
+
+_MIN_POLL_S = 0.005
+_MAX_POLL_S = 0.1  # a load or unload takes as much longer at most
+
+_log = logging.getLogger("streaminfer")
+
+
+class ModelControl:
+    """Loads and unloads one model of a server; each time over a connection of its own, whether the backend runs or not.
+
+    One call acts at a time. Belongs to one event loop at a time.
+
+    Args:
+        connect: returns a connection, which belongs to the running event loop.
+        model: its name.
+        what: the backend, for messages.
+        timeout_s: seconds for each question about the model's state.
+        load_timeout_s: seconds for a load, or for an unload.
+        loaded: called when the model is in memory; whether this load has brought it there.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Transport],
+        model: str,
+        what: str,
+        *,
+        timeout_s: float,
+        load_timeout_s: float,
+        loaded: Callable[[bool], Awaitable[None]],
+    ) -> None:
+        self._connect = connect
+        self._model = model
+        self._what = what
+        self._timeout_s = timeout_s
+        self._load_timeout_s = load_timeout_s
+        self._loaded = loaded
+        self._is_wanted = False
+        self._restoring: asyncio.Task[None] | None = None
+        self._turn: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
+
+    async def load(self) -> None:
+        """Load the model if it is not in memory; return when it is ready.
+
+        If that fails, the model is unloaded: the server may go on with a load whose response did not come.
+
+        Raises:
+            ValueError: the server has no such model.
+            BackendError, DeadlineExceeded: it cannot be loaded, or the server does not respond in time.
+        """
+        async with self._connection() as transport:
+            rows = await self._until(transport, lambda rows: _state(rows, self._model) not in _IN_MEMORY[1:], "loading")
+            state = _state(rows, self._model)
+            if state is None:
+                known = ", ".join(sorted({repr(str(row.get("name"))) for row in rows})) or "none"
+                raise ValueError(expected("model", f"a model of the server's repository ({known})", self._model))
+            try:
+                if state != "READY":
+                    await self._send(transport.load, "loading")
+                await self._loaded(state != "READY")
+            except Exception as error:
+                if state != "READY":
+                    await self._undo(transport, error)
+                raise
+            self._is_wanted = True
+
+    async def unload(self) -> None:
+        """Unload the model if it is in memory; return when it has left.
+
+        Raises:
+            BackendError, DeadlineExceeded: it cannot be unloaded, or the server does not respond in time.
+        """
+        async with self._connection() as transport:
+            self._is_wanted = False
+            await self._remove(transport)
+
+    def restore(self) -> None:
+        """Load the model again in the background, if it was loaded and the server has lost it: it was restarted."""
+        restoring = self._restoring
+        if self._is_wanted and (restoring is None or restoring.done() or restoring.get_loop().is_closed()):
+            self._restoring = asyncio.get_running_loop().create_task(self._restore())
+
+    async def stop(self) -> None:
+        """End what runs in the background."""
+        restoring, self._restoring = self._restoring, None
+        if restoring is not None:
+            restoring.cancel()
+            await asyncio.wait([restoring])
+
+    async def _restore(self) -> None:
+        try:
+            await self.load()
+        except (StreamInferError, ValueError) as error:  # batches fail with an error of their own
+            _log.warning("%s was lost by its server and could not be loaded again: %s", self._what, error)
+
+    async def _undo(self, transport: Transport, error: Exception) -> None:
+        try:
+            await self._remove(transport)
+        except StreamInferError as stays:
+            error.add_note(f"the model may still take memory: {stays}")
+
+    async def _remove(self, transport: Transport) -> None:
+        rows = await self._index(transport, "unloading")
+        state = _state(rows, self._model)
+        others = _unloading(rows)
+        if state not in _IN_MEMORY:
+            return
+        if state != "UNLOADING":
+            await self._send(transport.unload, "unloading")
+
+        def has_left(rows: _Index) -> bool:  # and with it what only it needed: the parts of an ensemble
+            return _state(rows, self._model) not in _IN_MEMORY and _unloading(rows) <= others
+
+        await self._until(transport, has_left, "unloading")
+
+    async def _until(self, transport: Transport, is_done: Callable[["_Index"], bool], doing: str) -> "_Index":
+        """Return the index when it fulfills a condition."""
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + self._load_timeout_s
+        pause_s = _MIN_POLL_S
+        while not is_done(rows := await self._index(transport, doing)):
+            if loop.time() >= end_s:
+                state = _state(rows, self._model)
+                raise DeadlineExceeded(f"{doing} {self._what}: not done after {self._load_timeout_s} s; it is {state}")
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _MAX_POLL_S)
+        return rows
+
+    async def _index(self, transport: Transport, doing: str) -> "_Index":
+        try:
+            return list(await transport.index(self._timeout_s))
+        except ServerError as failure:
+            if failure.status not in {"NOT_FOUND", "UNIMPLEMENTED"}:
+                raise without_input(failure, f"{doing} {self._what}") from failure.__cause__
+            raise self._impossible(failure, doing, "it has no extension for that") from failure
+
+    async def _send(self, call: Callable[[str, float], Awaitable[None]], doing: str) -> None:
+        try:
+            await call(self._model, self._load_timeout_s)
+        except ServerError as failure:
+            if _NOT_ALLOWED not in failure.text.lower():
+                raise without_input(failure, f"{doing} {self._what}") from failure.__cause__
+            raise self._impossible(failure, doing, "start it with --model-control-mode=explicit") from failure
+
+    def _impossible(self, failure: ServerError, doing: str, why: str) -> BackendError:
+        error = BackendError(
+            f"{doing} {self._what}: the server does not let its clients do that; {why} ({failure.text})"
+        )
+        error.retryable = False  # type: ignore[attr-defined]
+        return error
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Transport]:
+        """Wait until earlier calls have ended, and connect."""
+        loop = asyncio.get_running_loop()
+        if self._turn is None or self._turn[0] is not loop:
+            self._turn = loop, asyncio.Lock()
+        async with self._turn[1]:
+            transport = self._connect()
+            try:
+                yield transport
+            finally:
+                await transport.close()
+
+
+_Index = list[Mapping[str, Any]]
+
+
+def _state(rows: Iterable[Mapping[str, Any]], model: str) -> str | None:
+    """Return the state of a model over all its versions; ``None``: the repository does not have it."""
+    states = {str(row.get("state", "")) for row in rows if row.get("name") == model}
+    return next((state for state in (*_IN_MEMORY, *sorted(states)) if state in states), None)
+
+
+def _unloading(rows: Iterable[Mapping[str, Any]]) -> set[str]:
+    return {str(row.get("name")) for row in rows if row.get("state") == "UNLOADING"}

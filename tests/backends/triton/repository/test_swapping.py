@@ -1,0 +1,272 @@
+"""Models of a real Triton that do not fit in memory together: loaded and unloaded by a `Device`, and by hand."""
+
+import asyncio
+import contextlib
+import time
+
+import numpy as np
+import pytest
+
+import streaminfer as si
+from streaminfer.backends.triton import TritonBackend
+from streaminfer.backends.triton.endpoint import find_endpoint
+from streaminfer.backends.triton.transport.connector import Connector
+from streaminfer.backends.triton.transport.headers import Headers
+from streaminfer.request import Batch, Request
+
+IN_MEMORY = {"READY", "LOADING", "UNLOADING"}
+ROUNDS = 2
+
+
+@pytest.fixture(scope="module")
+def empty_triton(_servers):
+    """A real Triton that loads a model only when a client says so."""
+    from servers.triton_server import TritonServer
+
+    with TritonServer([]) as server:
+        yield server
+
+
+@pytest.fixture(params=["grpc", "http"])
+def protocol(request):
+    return request.param
+
+
+@pytest.fixture
+def connect(empty_triton, protocol):
+    def make(model, **more):
+        url = empty_triton.grpc_url if protocol == "grpc" else empty_triton.http_url
+        return TritonBackend(url, model, **{"protocol": protocol, "statistics_every_s": None, **more})
+
+    return make
+
+
+@contextlib.asynccontextmanager
+async def index_of(server):
+    """A function that reads which models are in memory, wholly or in part, by name."""
+    endpoint = find_endpoint(server.http_url, "http", None, False)
+    transport = Connector(endpoint, "http", Headers(None), None).connect(time.monotonic_ns)
+
+    async def read():
+        rows = await transport.index(10.0)
+        return {row["name"]: row["state"] for row in rows if row.get("state") in IN_MEMORY}
+
+    try:
+        yield read
+    finally:
+        await transport.close()
+
+
+@contextlib.asynccontextmanager
+async def watched(read):
+    """What the index has shown meanwhile, each time."""
+    seen = []
+
+    async def watch():
+        while True:
+            seen.append(await read())
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield seen
+    finally:
+        watching.cancel()
+        await asyncio.wait([watching])
+
+
+@contextlib.asynccontextmanager
+async def cleared(*backends):
+    """Each of the models has left memory in the end."""
+    try:
+        yield
+    finally:
+        for backend in backends:
+            await backend.stop()
+            await backend.unload()
+
+
+def rows(*values):
+    inputs = np.array([[value] for value in values], np.float32)
+    return Batch(inputs, [Request(None) for _ in values])
+
+
+def count(server, what):
+    return server.log.read_text(errors="replace").count(what)
+
+
+def test_two_models_share_memory_that_holds_one(empty_triton, connect):
+    """Requests to both complete, each load counts, and the server never has both in memory."""
+
+    async def main():
+        device = si.Device("gpu:0", memory_bytes=5)
+        backends = [connect(model, memory_bytes=4) for model in ("affine", "versioned")]
+        for backend in backends:
+            backend.name = backend.model
+        stacks = [si.Stack(si.AdaptiveBatcher(max_batch_size=8, device=device), backend) for backend in backends]
+        before = [count(empty_triton, f"successfully loaded '{backend.model}'") for backend in backends]
+        async with cleared(*backends), index_of(empty_triton) as read, watched(read) as seen:
+            async with stacks[0] as affine, stacks[1] as versioned:
+                for _ in range(ROUNDS):
+                    x = np.ones(1, np.float32)
+                    outputs = await asyncio.gather(*(stack(x) for stack in (affine, versioned) for _ in range(20)))
+                    assert [one.tolist() for one in outputs[:20]] == [[3.0]] * 20
+                    assert [one[0] for one in outputs[20:]] == [outputs[20][0]] * 20
+            models = device.statistics().models
+            (loaded,) = device.statistics().loaded
+            assert await read() == {loaded: "READY"}
+
+        assert max(map(len, seen)) == 1
+        assert {name for one in seen for name in one} == {"affine", "versioned"}
+        for backend, earlier in zip(backends, before, strict=True):
+            had = models[backend.model]
+            assert had.loads == count(empty_triton, f"successfully loaded '{backend.model}'") - earlier
+            assert 1 <= had.loads <= 1 + ROUNDS  # at the start, and once for all that waits
+            assert had.load_s > 0
+
+    asyncio.run(main())
+
+
+def test_a_model_is_loaded_and_unloaded_by_hand(connect, empty_triton):
+    """A load describes a model that the start did not find, and batches fail after its unload."""
+
+    async def main():
+        backend = connect("affine", memory_bytes=4)
+        async with cleared(backend), index_of(empty_triton) as read:
+            await backend.start()
+            with pytest.raises(si.BackendError, match=r"'affine' on .* is not loaded; await its load\(\)"):
+                backend.validate(Request(np.ones(1, np.float32)))
+            with pytest.raises(si.BackendError, match="is not loaded"):
+                await backend.infer(rows(1))
+            assert backend.inputs == ()
+
+            await backend.load()
+            await backend.load()
+
+            assert await read() == {"affine": "READY"}
+            assert [spec.name for spec in backend.inputs] == ["x"]
+            assert (await backend.infer(rows(1)))[0].tolist() == [3]
+            await backend.unload()
+            await backend.unload()
+            assert await read() == {}
+            with pytest.raises(si.BackendError, match="NOT_FOUND"):
+                await backend.infer(rows(1))
+            assert await read() == {}
+            await backend.load()
+            assert (await backend.infer(rows(2)))[0].tolist() == [5]
+
+    asyncio.run(main())
+
+
+def test_an_unload_waits_for_accepted_requests(empty_triton):
+    """A stream that the server has accepted ends with its last response, before the unload returns."""
+
+    async def main():
+        backend = TritonBackend(empty_triton.grpc_url, "repeat", statistics_every_s=None)
+        async with cleared(backend), index_of(empty_triton) as read:
+            await backend.load()
+            await backend.start()
+            inputs = {"n": np.array([20], np.int32), "delay_ms": np.array([20], np.int32)}
+            responses = backend.stream(Request(inputs))
+            await anext(responses)
+
+            unloading = asyncio.create_task(backend.unload())
+            rest = [one async for one in responses]
+
+            assert len(rest) == 19
+            await unloading
+            assert await read() == {}
+
+    asyncio.run(main())
+
+
+def test_the_parts_of_an_ensemble_leave_with_it(connect, empty_triton):
+    """An unload returns when the parts have left too, except for one that was loaded by name."""
+
+    async def main():
+        ensemble, part = connect("mlp_ensemble", memory_bytes=4), connect("affine", memory_bytes=4)
+        async with cleared(ensemble, part), index_of(empty_triton) as read:
+            await ensemble.load()
+            assert set(await read()) == {"mlp_ensemble", "mlp", "affine"}
+            await ensemble.unload()
+            assert await read() == {}
+            await part.load()
+            await ensemble.load()
+            await ensemble.unload()
+            assert await read() == {"affine": "READY"}
+
+    asyncio.run(main())
+
+
+def test_a_server_that_was_restarted_gets_its_model_back(connect, empty_triton):
+    """The batch that finds the model gone fails, and the backend loads it again."""
+
+    async def main():
+        backend = connect("affine", memory_bytes=4)
+        async with cleared(backend):
+            await backend.start()
+            await backend.load()
+            await asyncio.to_thread(empty_triton.restart)
+
+            failures = []
+            async with asyncio.timeout(60):
+                while True:
+                    try:
+                        results = await backend.infer(rows(1))
+                    except si.BackendError as error:
+                        failures.append(str(error))
+                    else:
+                        break
+            assert results[0].tolist() == [3]
+            assert "NOT_FOUND" in failures[-1]
+
+    asyncio.run(main())
+
+
+def test_a_model_that_the_server_lacks_is_named(connect):
+    """A load of an unknown model lists those of the repository."""
+
+    async def main():
+        with pytest.raises(
+            ValueError, match=r"model: expected a model of the server's repository \('accumulate', 'aff"
+        ):
+            await connect("nope").load()
+        await connect("nope").unload()
+        with pytest.raises(si.BackendError, match="'affine' is not ready: "):
+            await connect("affine").start()
+
+    asyncio.run(main())
+
+
+def test_a_model_that_cannot_be_loaded_says_why(connect, empty_triton):
+    """The server's reason is in the error, and the model is not in memory."""
+
+    async def main():
+        config = empty_triton.repository / "versioned" / "config.pbtxt"
+        text = config.read_text()
+        config.write_text("nonsense")
+        try:
+            with pytest.raises(
+                si.BackendError, match=r"loading .*'versioned' on .* failed with INTERNAL: failed to load"
+            ):
+                await connect("versioned").load()
+        finally:
+            config.write_text(text)
+
+    asyncio.run(main())
+
+
+@pytest.mark.usefixtures("_servers")
+def test_a_server_without_explicit_control_names_the_flag():
+    """Neither a load nor an unload is possible where the server loads all of its repository at its start."""
+    from servers.triton_server import TritonServer
+
+    async def main(server):
+        for url, protocol in ((server.grpc_url, "grpc"), (server.http_url, "http")):
+            backend = TritonBackend(url, "affine", protocol=protocol, memory_bytes=4)
+            await backend.load()  # nothing to do
+            with pytest.raises(si.BackendError, match="start it with --model-control-mode=explicit") as caught:
+                await backend.unload()
+            assert caught.value.retryable is False
+
+    with TritonServer([], options=["--model-control-mode=none"]) as server:
+        asyncio.run(main(server))

@@ -1,0 +1,194 @@
+"""When a backend has a session: after a start that finds the model in memory, or after its load."""
+
+import asyncio
+import time
+
+import pytest
+
+from streaminfer.backends.triton import TritonBackend
+from streaminfer.backends.triton import lifecycle as module
+from streaminfer.backends.triton.endpoint import find_endpoint
+from streaminfer.backends.triton.errors import ModelNotReady
+from streaminfer.backends.triton.lifecycle import SessionLifecycle
+from streaminfer.backends.triton.session import InFlightCounter
+from streaminfer.backends.triton.transport.connector import Connector
+from streaminfer.backends.triton.transport.headers import Headers
+from streaminfer.errors import Closed
+
+
+class Session:
+    """A session that sends nothing; `open` is what the lifecycle calls."""
+
+    opened = closed = 0
+    not_ready = False
+    gate = None
+
+    def __init__(self):
+        self.loop = asyncio.get_running_loop()
+        self.calls = InFlightCounter()
+        self.streams = InFlightCounter()
+        self.changes = 0
+        self.refreshed = 0
+
+    @classmethod
+    async def open(cls, transport, model, **settings):
+        await transport.close()
+        if cls.gate is not None:
+            await cls.gate.wait()
+        if cls.not_ready:
+            raise ModelNotReady(f"model {model!r} is not ready")
+        cls.opened += 1
+        return cls()
+
+    async def refresh_model(self, changes):
+        self.refreshed += 1
+
+    async def close(self):
+        type(self).closed += 1
+
+
+class Control:
+    """Stands in for the control of the model: a load describes it."""
+
+    def __init__(self, connect, model, what, *, loaded, **settings):
+        self.loaded = loaded
+        self.is_new = True
+
+    async def load(self):
+        Session.not_ready = False
+        await self.loaded(self.is_new)
+
+    def restore(self):
+        pass
+
+    async def stop(self):
+        pass
+
+
+@pytest.fixture(autouse=True)
+def _scripted(monkeypatch):
+    Session.opened = Session.closed = 0
+    Session.not_ready, Session.gate = False, None
+    monkeypatch.setattr(module, "Session", Session)
+    monkeypatch.setattr(module, "ModelControl", Control)
+
+
+def make(may_be_unloaded=True):
+    connector = Connector(find_endpoint("localhost:9", "http", None, False), "http", Headers(None), None)
+    return SessionLifecycle(
+        connector,
+        "m",
+        "the backend",
+        clock=time.monotonic_ns,
+        changed=lambda: None,
+        may_be_unloaded=may_be_unloaded,
+        timeout_s=1.0,
+        load_timeout_s=1.0,
+        statistics_every_s=None,
+    )
+
+
+def test_a_start_needs_the_model_unless_it_may_be_unloaded():
+    """Only a backend with memory_bytes starts without its model."""
+
+    async def main():
+        Session.not_ready = True
+        with pytest.raises(ModelNotReady):
+            await make(may_be_unloaded=False).start()
+        lifecycle = make()
+        await lifecycle.start()
+        with pytest.raises(ModelNotReady, match=r"the backend is not loaded; await its load\(\)"):
+            lifecycle.running()
+        await lifecycle.stop(drain=True)
+        with pytest.raises(Closed, match="the backend is not started, or stopped"):
+            lifecycle.running()
+
+    asyncio.run(main())
+
+
+def test_the_first_load_opens_the_session_and_a_later_one_describes_again():
+    """A load of a model that is in memory reads nothing."""
+
+    async def main():
+        Session.not_ready = True
+        lifecycle = make()
+        await lifecycle.start()
+        await lifecycle.load()
+        session = lifecycle.running().session
+        assert (Session.opened, session.refreshed) == (1, 0)
+        await lifecycle.load()
+        assert session.refreshed == 1
+        lifecycle._control.is_new = False
+        await lifecycle.load()
+        assert (Session.opened, session.refreshed) == (1, 1)
+        await lifecycle.stop(drain=True)
+        assert Session.closed == 1
+
+    asyncio.run(main())
+
+
+def test_a_load_before_the_start_and_after_the_stop_opens_nothing():
+    """A device may load the model of a stack that has stopped."""
+
+    async def main():
+        lifecycle = make()
+        await lifecycle.load()
+        assert Session.opened == 0
+        await lifecycle.start()
+        await lifecycle.stop(drain=True)
+        await lifecycle.load()
+        assert Session.opened == 1
+
+    asyncio.run(main())
+
+
+def test_a_stop_during_a_load_leaves_no_session():
+    """The session that the load opens is closed at once."""
+
+    async def main():
+        Session.not_ready = True
+        lifecycle = make()
+        await lifecycle.start()
+        Session.gate = asyncio.Event()
+        loading = asyncio.create_task(lifecycle.load())
+        await asyncio.sleep(0)
+        await lifecycle.stop(drain=True)
+        Session.gate.set()
+        await loading
+        assert (Session.opened, Session.closed) == (1, 1)
+        with pytest.raises(Closed):
+            lifecycle.running()
+
+    asyncio.run(main())
+
+
+def test_a_load_on_another_event_loop_is_rejected():
+    """The session belongs to the loop that opened it, until that loop is closed."""
+    lifecycle = make()
+    first = asyncio.new_event_loop()
+    first.run_until_complete(lifecycle.start())
+
+    with pytest.raises(RuntimeError, match="the backend belongs to the event loop that started it"):
+        asyncio.run(lifecycle.load())
+
+    first.close()
+    asyncio.run(lifecycle.load())
+    assert lifecycle.splitter is not None
+
+
+@pytest.mark.parametrize(
+    ("argument", "error"),
+    [({"memory_bytes": 0}, ValueError), ({"memory_bytes": "4"}, TypeError), ({"load_timeout_s": 0}, ValueError)],
+    ids=["none", "text", "no-time"],
+)
+def test_arguments_are_checked(argument, error):
+    """The message names the argument."""
+    with pytest.raises(error, match=f"{next(iter(argument))}: expected"):
+        TritonBackend("localhost:8001", "m", **argument)
+
+
+def test_only_a_backend_that_says_its_size_can_be_swapped():
+    """The client cannot know what a model takes."""
+    assert TritonBackend("localhost:8001", "m").capabilities().residency is None
+    residency = TritonBackend("localhost:8001", "m", memory_bytes=4).capabilities().residency
+    assert (residency.memory_bytes, residency.load_at_start) == (4, True)
