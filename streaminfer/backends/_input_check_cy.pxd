@@ -17,3 +17,11 @@ cdef class InputCheck:
 
 @cython.locals(check=InputCheck)
 cpdef bint all_fit(tuple checks, dict inputs) except -1
+
+@cython.final
+cdef class RequestCheck:
+    cdef tuple _checks
+    cdef InputCheck _only
+    cdef object _explain
+
+    cpdef check(self, object request)

@@ -6,14 +6,18 @@ Compiled with the C types of ``_input_check_cy.pxd`` or run as it is.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy import ndarray
 
 from streaminfer._internal.text import is_all_text
 
-__all__ = ["InputCheck", "all_fit"]
+if TYPE_CHECKING:
+    from streaminfer._request_cy import Request
+
+__all__ = ["InputCheck", "RequestCheck", "all_fit"]
 
 
 class InputCheck:
@@ -70,3 +74,36 @@ def all_fit(checks: tuple[InputCheck, ...], inputs: dict[str, Any]) -> bool:
         if not check.fits(inputs.get(check._name)):
             return False
     return True
+
+
+class RequestCheck:
+    """Checks requests as a `Signature` does; a call less for each than its method.
+
+    Args:
+        checks: of the inputs, all of which a request has.
+        only: of the one input that may come without a name; ``None``: there is no such.
+        explain: called with inputs that may not fit, and raises what is wrong with them.
+    """
+
+    __slots__ = ("_checks", "_explain", "_only")
+
+    def __init__(
+        self, checks: tuple[InputCheck, ...], only: InputCheck | None, explain: Callable[[Any], None]
+    ) -> None:
+        self._checks = checks
+        self._only = only
+        self._explain = explain
+
+    def check(self, request: Request) -> None:
+        """Check a request's inputs against the model.
+
+        Raises:
+            InvalidInput: names the input, what was expected, and what came.
+        """
+        inputs = request.inputs
+        if type(inputs) is dict:
+            if all_fit(self._checks, inputs):
+                return
+        elif self._only is not None and self._only.fits(inputs):
+            return
+        self._explain(inputs)

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from streaminfer._internal.text import is_all_text
 from streaminfer._internal.validation import expected
-from streaminfer.backends._input_check_cy import InputCheck, all_fit
+from streaminfer.backends._input_check_cy import InputCheck, RequestCheck, all_fit
 from streaminfer.errors import InvalidInput
 
 __all__ = [
@@ -215,6 +215,10 @@ class Signature:
         elif self._only is not None and self._only.fast.fits(inputs):
             return
         self._explain(inputs)
+
+    def request_check(self) -> RequestCheck:
+        """Return what checks requests as :meth:`check` checks their inputs."""
+        return RequestCheck(self._fast, None if self._only is None else self._only.fast, self.check)
 
     def _explain(self, inputs: Any) -> None:
         if not isinstance(inputs, Mapping):

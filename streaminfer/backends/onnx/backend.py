@@ -166,6 +166,7 @@ class OnnxBackend(Node):
         # copies: a reload must not see what the user has written since
         self._loader = attrs.evolve(self._loader, shared_inputs=self._serving.model.shared)
         self._signature = self._serving.model.signature
+        self._check = self._signature.request_check()
         self._memory_bytes = self._serving.model.file_bytes
         if memory_bytes is not None:
             self._memory_bytes = check_count("memory_bytes", memory_bytes)
@@ -262,7 +263,7 @@ class OnnxBackend(Node):
     def capabilities(self) -> Capabilities:
         """What a batcher, caches and the `Stack` need to know of the model."""
         return Capabilities(
-            validate=self.validate,
+            validate=self._check.check if type(self).validate is OnnxBackend.validate else self.validate,
             validates_kinds=self._signature.checks_kinds,
             fingerprint=self.fingerprint,
             fingerprint_changes=self.fingerprint_changes,
@@ -287,7 +288,7 @@ class OnnxBackend(Node):
         Raises:
             InvalidInput: names the input, what was expected, and what came.
         """
-        self._signature.check(request.inputs)
+        self._check.check(request)
 
     def example_inputs(self) -> ExampleInputs | None:
         """Return ``example``, else zeros; ``None`` if the model reads something else than arrays."""
