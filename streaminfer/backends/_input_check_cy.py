@@ -87,9 +87,7 @@ class RequestCheck:
 
     __slots__ = ("_checks", "_explain", "_only")
 
-    def __init__(
-        self, checks: tuple[InputCheck, ...], only: InputCheck | None, explain: Callable[[Any], None]
-    ) -> None:
+    def __init__(self, checks: tuple[InputCheck, ...], only: InputCheck | None, explain: Callable[[Any], None]) -> None:
         self._checks = checks
         self._only = only
         self._explain = explain
