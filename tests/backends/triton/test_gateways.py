@@ -17,6 +17,7 @@ from servers.mlp import mlp_answers
 import streaminfer as si
 from streaminfer.backends.triton import Tls, TritonBackend
 from streaminfer.backends.triton.endpoint import find_endpoint
+from streaminfer.backends.triton.errors import ServerError
 from streaminfer.backends.triton.messages import InferRequest
 from streaminfer.backends.triton.transport.grpc_transport import GrpcTransport
 from streaminfer.backends.triton.transport.headers import Headers
@@ -117,6 +118,35 @@ def test_a_stream_of_responses_brings_the_token():
 
     asyncio.run(main())
     assert tokens == [f"Bearer {TOKEN}"]
+
+
+def test_a_stream_that_ends_at_once_brings_its_status():
+    """Also where that is before the request has been read, as a gateway does that refuses the head."""
+
+    class Service(grpc.GenericRpcHandler):
+        def service(self, details):
+            async def refuse(requests, context):
+                await context.abort(grpc.StatusCode.UNAUTHENTICATED, "no token")
+
+            return grpc.stream_stream_rpc_method_handler(refuse)
+
+    async def main():
+        server = grpc.aio.server(handlers=[Service()])
+        address = find_endpoint(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}", "grpc", None, insecure=False)
+        await server.start()
+        said = set()
+        try:
+            for _ in range(1000):  # on connections of their own, of which a hundredth is refused that early
+                transport = GrpcTransport(address, Headers({}), None, time.monotonic_ns)
+                with pytest.raises(ServerError) as caught:
+                    await anext(transport.stream(InferRequest("m", "", []), 5.0))
+                said.add(str(caught.value))
+                await transport.close()
+        finally:
+            await server.stop(None)
+        return said
+
+    assert asyncio.run(main()) == {"UNAUTHENTICATED: no token"}
 
 
 def test_mutual_tls_refuses_a_client_without_a_certificate(target, protocol, mutual, ca):

@@ -69,7 +69,8 @@ class _Link:
         self.channel = channel
         self.stub = stub
         self.infer = channel.unary_unary(f"{_SERVICE}ModelInfer")
-        self.stream = channel.stream_stream(f"{_SERVICE}ModelStreamInfer")
+        # its one message goes with the head: one that follows fails if the server has ended the call by then
+        self.stream = channel.unary_stream(f"{_SERVICE}ModelStreamInfer")
         self.calls: set[Any] = set()
         self.retired = False
 
@@ -186,15 +187,10 @@ class GrpcTransport:
         link = self._open_link()
         # an error comes as a text without a status; the header that asks for one, triton_grpc_error, makes Triton 2.51
         # crash when the model goes on after its error
-        rpc = link.stream(timeout=timeout_s, metadata=self._headers.now())
+        rpc = link.stream(message, timeout=timeout_s, metadata=self._headers.now())
         link.calls.add(rpc)
         failure: ServerError | None = None
         try:
-            try:
-                await rpc.write(message)
-                await rpc.done_writing()
-            except asyncio.InvalidStateError:
-                pass  # it has ended: reading says how
             while (part := await rpc.read()) is not self._grpc.EOF:
                 self._unanswered_ns = None
                 response = self._read_part(part)
