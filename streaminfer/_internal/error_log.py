@@ -1,6 +1,7 @@
 """Log of errors that no caller gets."""
 
 import logging
+import traceback
 
 __all__ = ["ErrorLog"]
 
@@ -31,5 +32,7 @@ class ErrorLog:
         if (source, kind) in self._logged:
             return
         self._logged.add((source, kind))
-        text = "%s failed: %s: %s (later errors of this class are not logged)"
-        logging.getLogger(self._logger).warning(text, source, kind.__name__, error, exc_info=error)
+        text = "%s failed: %s: %s (later errors of this class are not logged)\n%s"
+        # as text: a handler that keeps records would keep what the traceback's frames hold, such as connections
+        trace = "".join(traceback.format_exception(error)).rstrip()
+        logging.getLogger(self._logger).warning(text, source, kind.__name__, str(error), trace)

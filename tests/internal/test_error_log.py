@@ -1,6 +1,7 @@
 """Errors that no caller gets are logged once."""
 
 import logging
+import weakref
 
 from streaminfer._internal.error_log import ErrorLog
 
@@ -20,5 +21,26 @@ def test_first_error_of_a_class_is_logged(caplog):
         "the tier disk failed: ValueError: other",
         "the tier redis failed: OSError: first",
     ]
-    assert [record.exc_info[1] for record in caplog.records[:2]] == errors[::2]
     assert {record.name for record in caplog.records} == {"streaminfer.caching"}
+
+
+def test_a_record_has_the_traceback_and_keeps_nothing_alive(caplog):
+    """A handler may keep records for long; what the frames of an error hold goes when the error does."""
+
+    class Connection:
+        pass
+
+    def fail():
+        connection = Connection()
+        connections.add(connection)
+        raise OSError("broken")
+
+    connections = weakref.WeakSet()
+    with caplog.at_level(logging.WARNING):
+        try:
+            fail()
+        except OSError as error:
+            ErrorLog("streaminfer.routing").report("the probe", error)
+
+    assert "in fail\n" in caplog.records[0].getMessage()
+    assert not connections

@@ -477,7 +477,7 @@ def test_probes_that_fail_are_counted_and_logged_once(error, records, caplog):
         assert state.skipped["probe_failed"] == state.probes >= 2
 
     play(main)
-    assert [record.exc_info[1] for record in caplog.records] == [error] * records
+    assert [type(error).__name__ in record.getMessage() for record in caplog.records] == [True] * records
 
 
 def test_a_probe_that_is_stopped_before_it_begins_is_not_in_flight():

@@ -157,28 +157,6 @@ def test_a_model_is_loaded_and_unloaded_by_hand(connect, empty_triton):
     asyncio.run(main())
 
 
-def test_an_unload_waits_for_accepted_requests(empty_triton):
-    """A stream that the server has accepted ends with its last response, before the unload returns."""
-
-    async def main():
-        backend = TritonBackend(empty_triton.grpc_url, "repeat", statistics_every_s=None)
-        async with cleared(backend), index_of(empty_triton) as read:
-            await backend.load()
-            await backend.start()
-            inputs = {"n": np.array([20], np.int32), "delay_ms": np.array([20], np.int32)}
-            responses = backend.stream(Request(inputs))
-            await anext(responses)
-
-            unloading = asyncio.create_task(backend.unload())
-            rest = [one async for one in responses]
-
-            assert len(rest) == 19
-            await unloading
-            assert await read() == {}
-
-    asyncio.run(main())
-
-
 def test_the_parts_of_an_ensemble_leave_with_it(connect, empty_triton):
     """An unload returns when the parts have left too, except for one that was loaded by name."""
 
