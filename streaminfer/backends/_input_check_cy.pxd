@@ -16,7 +16,7 @@ cdef class InputCheck:
     cdef bint _fits_shape(self, tuple shape) except -1
 
 @cython.locals(check=InputCheck)
-cpdef bint all_fit(tuple checks, dict inputs) except -1
+cpdef bint inputs_fit(tuple checks, InputCheck only, object inputs) except -1
 
 @cython.final
 cdef class RequestCheck:

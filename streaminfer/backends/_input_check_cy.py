@@ -17,7 +17,7 @@ from streaminfer._internal.text import is_all_text
 if TYPE_CHECKING:
     from streaminfer._request_cy import Request
 
-__all__ = ["InputCheck", "RequestCheck", "all_fit"]
+__all__ = ["InputCheck", "RequestCheck", "inputs_fit"]
 
 
 class InputCheck:
@@ -66,8 +66,16 @@ class InputCheck:
         return True
 
 
-def all_fit(checks: tuple[InputCheck, ...], inputs: dict[str, Any]) -> bool:
-    """Return whether a mapping has exactly the inputs that are checked, each of them right."""
+def inputs_fit(checks: tuple[InputCheck, ...], only: InputCheck | None, inputs: Any) -> bool:
+    """Return whether inputs are exactly those that are checked, each of them right.
+
+    Args:
+        checks: of all inputs.
+        only: of the one input that may come without a name; ``None``: there is no such.
+        inputs: of a request: one array, or a mapping of name to array.
+    """
+    if type(inputs) is not dict:
+        return only is not None and only.fits(inputs)
     if len(inputs) != len(checks):
         return False
     for check in checks:  # noqa: SIM110 - all() would make a generator
@@ -99,9 +107,5 @@ class RequestCheck:
             InvalidInput: names the input, what was expected, and what came.
         """
         inputs = request.inputs
-        if type(inputs) is dict:
-            if all_fit(self._checks, inputs):
-                return
-        elif self._only is not None and self._only.fits(inputs):
-            return
-        self._explain(inputs)
+        if not inputs_fit(self._checks, self._only, inputs):
+            self._explain(inputs)

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from streaminfer._internal.text import is_all_text
 from streaminfer._internal.validation import expected
-from streaminfer.backends._input_check_cy import InputCheck, RequestCheck, all_fit
+from streaminfer.backends._input_check_cy import InputCheck, RequestCheck, inputs_fit
 from streaminfer.errors import InvalidInput
 
 __all__ = [
@@ -171,6 +171,7 @@ class Signature:
         "_checks",
         "_fast",
         "_only",
+        "_only_fast",
         "_optional",
         "_shared",
         "batch_axes",
@@ -198,6 +199,7 @@ class Signature:
         self._only = self._checks[0] if len(self._checks) == 1 else None
         if self._optional and per_request[0].batch_axis:  # a batcher stacks what has no name on the first axis
             self._only = None
+        self._only_fast = None if self._only is None else self._only.fast
         self.only_input = None if self._only is None else self._only.name
         self.batch_axes: Mapping[str, int] = MappingProxyType(
             {spec.name: spec.batch_axis for spec in per_request if spec.batch_axis is not None}
@@ -209,16 +211,12 @@ class Signature:
         Raises:
             InvalidInput: it does not fit; says which input, what was expected, and what came.
         """
-        if type(inputs) is dict:
-            if all_fit(self._fast, inputs):
-                return
-        elif self._only is not None and self._only.fast.fits(inputs):
-            return
-        self._explain(inputs)
+        if not inputs_fit(self._fast, self._only_fast, inputs):
+            self._explain(inputs)
 
     def request_check(self) -> RequestCheck:
         """Return what checks requests as :meth:`check` checks their inputs."""
-        return RequestCheck(self._fast, None if self._only is None else self._only.fast, self.check)
+        return RequestCheck(self._fast, self._only_fast, self._explain)
 
     def _explain(self, inputs: Any) -> None:
         if not isinstance(inputs, Mapping):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from streaminfer.backends import _input_check_cy as compiled
+from streaminfer.request import Request
 
 pytestmark = pytest.mark.uncompiled
 
@@ -51,8 +52,27 @@ def test_text_is_strings_in_an_array_of_objects(form):
 def test_a_mapping_has_exactly_the_inputs(form):
     checks = tuple(form.InputCheck(name, F32, (2,), is_text=False, finite=False) for name in "ab")
     right = np.zeros(2, F32)
-    assert form.all_fit(checks, {"b": right, "a": right})
-    assert not form.all_fit(checks, {"a": right})
-    assert not form.all_fit(checks, {"a": right, "c": right})
-    assert not form.all_fit(checks, {"a": right, "b": right, "c": right})
-    assert not form.all_fit(checks, {"a": right, "b": np.zeros(3, F32)})
+    assert form.inputs_fit(checks, None, {"b": right, "a": right})
+    assert not form.inputs_fit(checks, None, {"a": right})
+    assert not form.inputs_fit(checks, None, {"a": right, "c": right})
+    assert not form.inputs_fit(checks, None, {"a": right, "b": right, "c": right})
+    assert not form.inputs_fit(checks, None, {"a": right, "b": np.zeros(3, F32)})
+
+
+def test_one_array_may_come_without_a_name(form):
+    check = form.InputCheck("a", F32, (2,), is_text=False, finite=False)
+    right = np.zeros(2, F32)
+    assert form.inputs_fit((check,), check, right)
+    assert form.inputs_fit((check,), check, {"a": right})
+    assert not form.inputs_fit((check,), None, right)
+
+
+def test_a_request_that_does_not_fit_is_explained(form):
+    check = form.InputCheck("a", F32, (2,), is_text=False, finite=False)
+    explained = []
+    checks = form.RequestCheck((check,), check, explained.append)
+    wrong = np.zeros(3, F32)
+    for inputs in (np.zeros(2, F32), {"a": np.zeros(2, F32)}, wrong):
+        checks.check(Request(inputs))
+    assert len(explained) == 1
+    assert explained[0] is wrong

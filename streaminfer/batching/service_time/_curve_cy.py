@@ -1,4 +1,4 @@
-"""Loops over the durations of all batch sizes, which a planner needs anew whenever its model has learned.
+"""Loops over the durations of all batch sizes, which a planner needs again whenever its model has learned.
 
 Of a few dozen sizes each takes less than a microsecond, where NumPy needs several calls of two or three. Compiled with
 the C types of ``_curve_cy.pxd`` or run as it is.

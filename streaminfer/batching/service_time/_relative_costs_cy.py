@@ -17,7 +17,7 @@ import math
 
 from streaminfer.batching.service_time._isotonic_cy import isotonic_curve
 
-__all__ = ["held_costs"]
+__all__ = ["STEEPEST", "held_costs"]
 
 exp = math.exp
 power = math.pow
@@ -25,7 +25,9 @@ power = math.pow
 _OFF_LINE = 0.15  # standard deviation of the costs about the line, as a log-ratio
 _LINE_VISITS = 0.5  # visits for which a size's own cost counts as much as the line, at least
 _PRIOR_WEIGHT = 0.02  # visits
-_STEEPEST = 1.35  # power of the size with which costs grow at most; convolutions that leave the cache reach 1.3
+STEEPEST = 1.35
+"""Power of the size with which costs grow at most; convolutions that leave the cache reach 1.3."""
+_STEEPEST = STEEPEST  # a C variable in the compiled module
 _SINGULAR = 1e-12
 
 

@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer._internal.validation import check_count, check_instance
-from streaminfer.batching.service_time._relative_costs_cy import held_costs
+from streaminfer.batching.service_time._relative_costs_cy import STEEPEST, held_costs
 from streaminfer.batching.service_time.residual_quantile import ResidualQuantile
 from streaminfer.batching.service_time.service_time import WORTH_GROWING, ServiceTime
 
@@ -46,7 +46,6 @@ _OUTLIER = 2.5  # standard deviations
 _SMALLEST_OUTLIER = 0.02  # log-ratio
 _SLOWER_IN_A_ROW, _FASTER_IN_A_ROW = 3, 2
 _ALLOWANCE = 0.2  # log-ratio by which neighbors may be wrong
-_STEEPEST = 1.35  # power of the size with which costs may grow, as in the curve
 _LITTLE_GAIN = 0.35  # set-up over the cost per row: even the largest batch has less than 1.35 times the throughput of 1
 _SMALL = 2
 _PRIOR_SIZES = 4096
@@ -227,7 +226,7 @@ class LatencyModel:
             if other == size or self._visits[other] < _SETTLED:
                 continue
             sign = 1.0 if other > size else -1.0
-            rise, most = sign * (self._costs[other] - cost), _STEEPEST * abs(math.log(other / size))
+            rise, most = sign * (self._costs[other] - cost), STEEPEST * abs(math.log(other / size))
             if not -_ALLOWANCE <= rise <= most + _ALLOWANCE:
                 return False
         return True

@@ -140,7 +140,7 @@ def test_loads_are_planned_so_that_nearly_as_many_are_on_time_as_could_be():
 
 @pytest.mark.parametrize("swapped", [False, True], ids=["slow-first", "fast-first"])
 def test_a_load_that_takes_long_serves_all_that_is_queued(swapped):
-    """A load of seconds is not given up after one batch: not by max_wait_s, and not for a model with faster batches."""
+    """A load of seconds serves more than one batch, whatever max_wait_s, and however fast another model's batches are."""
     devices = [ServiceTime.affine(0.1, 0.01), ServiceTime.affine(0.0002, 0.00005)]
     loads = {
         name: ModelLoad(
