@@ -7,9 +7,11 @@ late, and so is one without a response some seconds after the last query.
 
 import asyncio
 import contextlib
+import functools
 import math
 import tempfile
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,9 @@ from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
 from streaminfer.errors import CircuitOpen, Closed, Overloaded
 from streaminfer.loadtest.runner import DRAIN_S, DRAIN_SLOS
-from streaminfer.loadtest.sending.requests import Requests, check_inputs, check_service
+from streaminfer.loadtest.sending.requests import Requests, as_request, check_inputs, check_service
 from streaminfer.loadtest.sending.sender import running
+from streaminfer.protocols import adapt, is_service
 
 __all__ = ["MlperfResult", "run_mlperf"]
 
@@ -96,15 +99,18 @@ async def run_mlperf(
 class _Driver:
     """Takes queries from LoadGen's thread into the event loop.
 
-    LoadGen cannot be stopped, and waits for every query: each is completed, whatever became of its call.
+    LoadGen cannot be stopped, and waits for every query: each is completed, whatever became of its call. Where a
+    service tells the end of a request (``begin_call``), a query needs no task.
     """
 
     def __init__(self, loadgen: Any, service: Any, inputs: Any, slo_s: float) -> None:
         self._loadgen, self._slo_s, self._count = loadgen, slo_s, len(inputs)
         self._loop = asyncio.get_running_loop()
-        self._call = Requests(service, check_inputs(inputs), 0).call
+        self._inputs = inputs
+        self._begin_call = adapt(service).begin_call if is_service(service) else None
+        self._call = Requests(service, check_inputs(inputs), self._count).call
         self._queries: deque[tuple[int, int]] = deque()
-        self._open: dict[int, asyncio.Task[None]] = {}
+        self._open: dict[int, Any] = {}  # what can be cancelled of each query
         self._scheduled = self._closed = False
         self._error: BaseException | None = None
         self._errors = ErrorLog("streaminfer.loadtest")
@@ -146,32 +152,58 @@ class _Driver:
         self._scheduled = False
         while self._queries:
             query, index = self._queries.popleft()
-            self._open[query] = self._loop.create_task(self._one(query, index))
+            if self._begin_call is None:
+                self._open[query] = self._loop.create_task(self._one(query, index))
+            else:
+                self._begin(query, index, self._begin_call)
             if self._closed:
                 self._close()
+
+    def _begin(self, query: int, index: int, begin_call: Callable[..., Any]) -> None:
+        self._open[query] = None  # its end may be told before the call returns
+        try:
+            call = begin_call(as_request(self._inputs[index]), functools.partial(self._receive, query))
+        except BaseException as error:  # noqa: BLE001 - of this query, or raised by the run
+            self._fail(query, error)
+        else:
+            if query in self._open:
+                self._open[query] = call
+
+    def _receive(self, query: int, _response: Any, error: BaseException | None) -> None:
+        if error is None:
+            self._complete(query)
+        else:
+            self._fail(query, error)
 
     async def _one(self, query: int, index: int) -> None:
         try:
             await self._call(index)
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - LoadGen knows no errors: a late response
-            if not isinstance(error, _REJECTIONS):
-                self._errors.report("a request of the run", error)
-            self._loop.call_later(_REJECTED_S + self._slo_s, self._complete, query)
-        except BaseException as error:  # noqa: BLE001 - raised by the run
-            self._error = error
-            self._close()
+        except BaseException as error:  # noqa: BLE001 - of this query, or raised by the run
+            self._fail(query, error)
         else:
             self._complete(query)
+
+    def _fail(self, query: int, error: BaseException) -> None:
+        """Complete a query late, since LoadGen knows no errors; or end the run."""
+        if not isinstance(error, (Exception, asyncio.CancelledError)):
+            self._error = error
+            self._close()
+            return
+        if not isinstance(error, _REJECTIONS):
+            self._errors.report("a request of the run", error)
+        self._loop.call_later(_REJECTED_S + self._slo_s, self._complete, query)
 
     def _close(self) -> None:
         """Cancel what is in flight, and complete its queries."""
         self._closed = True
-        for query, task in list(self._open.items()):
-            task.cancel()
+        for query, call in list(self._open.items()):
+            if call is not None:
+                call.cancel()
             self._complete(query)
 
     def _complete(self, query: int) -> None:
-        if self._open.pop(query, None) is not None:
+        if query in self._open:
+            del self._open[query]
             self._loadgen.QuerySamplesComplete([self._loadgen.QuerySampleResponse(query, 0, 0)])
 
 

@@ -5,7 +5,9 @@ import math
 
 import pytest
 
-from streaminfer.loadtest import run_mlperf
+import streaminfer as si
+from streaminfer.loadtest import Sample, run_mlperf
+from streaminfer.protocols import Node
 
 SETTINGS = {"inputs": [1.0, 2.0], "rate": 100.0, "duration_s": 0.5}
 
@@ -18,6 +20,40 @@ async def failing(_x):
     raise ValueError("never")
 
 
+class Told(Node):
+    """A service that tells the ends of requests, and is never awaited.
+
+    Args:
+        tell: called with the request and what takes its response and its error.
+    """
+
+    def __init__(self, tell):
+        self.tell = tell
+        self.cancelled = 0
+
+    async def call(self, _request):
+        raise NotImplementedError
+
+    @property
+    def begin_call(self):
+        return self.begin
+
+    def begin(self, request, receive):
+        self.tell(request, receive)
+        return self
+
+    def cancel(self):
+        self.cancelled += 1
+
+
+def fail(_request, receive):
+    receive(None, ValueError("never"))
+
+
+def answer(_request, receive):
+    receive(si.Response(1.0), None)
+
+
 def test_fast_service_is_measured():
     """Its latency is far below a limit of seconds."""
     result = asyncio.run(run_mlperf(echo, slo_s=5.0, **SETTINGS))
@@ -26,15 +62,91 @@ def test_fast_service_is_measured():
     assert "Scenario : Server" in result.summary
 
 
-def test_failures_are_late(caplog):
+def test_stack_needs_no_task():
+    """Its batcher tells the ends of requests: no task is made for a query."""
+
+    async def main():
+        made = []
+
+        def factory(loop, coroutine, **settings):
+            made.append(coroutine)
+            return asyncio.Task(coroutine, loop=loop, **settings)
+
+        async with si.Stack(si.AdaptiveBatcher(max_batch_size=8), si.CpuBackend(lambda x: 2 * x)) as stack:
+            asyncio.get_running_loop().set_task_factory(factory)
+            result = await run_mlperf(stack, slo_s=5.0, **SETTINGS)
+            return result, stack.statistics().layers["AdaptiveBatcher"].succeeded, len(made)
+
+    result, completed, made = asyncio.run(main())
+
+    assert result.p99_s < 5.0
+    assert completed >= 50
+    assert made == 0
+
+
+@pytest.mark.parametrize("service", [failing, Told(fail)], ids=["awaited", "told"])
+def test_failures_are_late(service, caplog):
     """A service that fails is not valid, and the log says why."""
-    result = asyncio.run(run_mlperf(failing, slo_s=0.1, **SETTINGS))
+    result = asyncio.run(run_mlperf(service, slo_s=0.1, **SETTINGS))
 
     assert not result.valid
     assert result.p99_s > 1.0
     assert [record.message.split(" (")[0] for record in caplog.records] == [
         "a request of the run failed: ValueError: never"
     ]
+
+
+def test_told_at_once():
+    """A response that comes before the call returns completes its query, and nothing is cancelled at the end."""
+    service = Told(answer)
+
+    assert asyncio.run(run_mlperf(service, slo_s=5.0, **SETTINGS)).p99_s < 5.0
+    assert not service.cancelled
+
+
+def test_never_told(monkeypatch):
+    """A request whose end is never told is cancelled, and late."""
+    monkeypatch.setattr("streaminfer.loadtest.mlperf.DRAIN_S", 0.3)
+    service = Told(lambda _request, _receive: None)
+
+    assert not asyncio.run(run_mlperf(service, slo_s=0.01, **SETTINGS)).valid
+    assert service.cancelled >= 50
+
+
+def test_begin_that_raises(caplog):
+    """A request that cannot be begun is late."""
+
+    def closed(_request, _receive):
+        raise si.Closed("it stops")
+
+    assert not asyncio.run(run_mlperf(Told(closed), slo_s=0.1, **SETTINGS)).valid
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("way", ["awaited", "told"])
+def test_samples(way):
+    """The service gets the inputs of a `Sample` with its settings, however many requests there are."""
+    heard = []
+
+    class Heard(Told):
+        async def call(self, request):
+            heard.append(request)
+            return si.Response(1.0)
+
+        @property
+        def begin_call(self):
+            return self.begin if way == "told" else None
+
+    def hear(request, receive):
+        heard.append(request)
+        answer(request, receive)
+
+    sample = Sample(2.0, labels={"device": "phone"}, stages_s={"encode": 0.001}, settings={"priority": 1})
+    settings = {**SETTINGS, "inputs": [sample], "rate": 600.0}
+
+    assert asyncio.run(run_mlperf(Heard(hear), slo_s=5.0, **settings)).p99_s < 5.0
+    assert len(heard) >= 300
+    assert {(request.inputs, request.priority) for request in heard} == {(2.0, 1)}
 
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError, None], ids=["cancels itself", "hangs"])
@@ -50,17 +162,23 @@ def test_no_response(error, monkeypatch):
     assert not asyncio.run(run_mlperf(silent, slo_s=0.01, **SETTINGS)).valid
 
 
-def test_error_that_ends_the_run():
+class Stop(BaseException):
+    """Of an application."""
+
+
+async def stop(_x):
+    raise Stop
+
+
+def tell_stop(_request, receive):
+    receive(None, Stop())
+
+
+@pytest.mark.parametrize("service", [stop, Told(tell_stop)], ids=["awaited", "told"])
+def test_error_that_ends_the_run(service):
     """What is no `Exception` is raised."""
-
-    class Stop(BaseException):
-        """Of an application."""
-
-    async def stop(_x):
-        raise Stop
-
     with pytest.raises(Stop):
-        asyncio.run(run_mlperf(stop, slo_s=0.01, **SETTINGS))
+        asyncio.run(run_mlperf(service, slo_s=0.01, **SETTINGS))
 
 
 def test_cancelled():

@@ -12,7 +12,7 @@ from streaminfer.loadtest.sending.record import Columns
 from streaminfer.protocols import is_service
 from streaminfer.request import Request, Response, Timings
 
-__all__ = ["Requests", "check_inputs", "check_service"]
+__all__ = ["Requests", "as_request", "check_inputs", "check_service"]
 
 _NOTES = 256
 
@@ -51,6 +51,17 @@ def check_inputs(inputs: Inputs) -> Callable[[int], Any]:
     return lambda number: inputs[number % count]
 
 
+def as_request(given: Any) -> Request:
+    """Return the request of one of the inputs."""
+    if type(given) is Sample:
+        return _made(given.inputs, **given.settings)
+    return _made(given)
+
+
+def _made(given: Any, **settings: Any) -> Request:
+    return given if type(given) is Request else Request(given, **settings)
+
+
 class Requests:
     """Sends requests of one run and notes what is known about them.
 
@@ -70,9 +81,7 @@ class Requests:
         self._measured: list[tuple[int, dict[str, float], dict[str, float], dict[str, str]]] = []
         self._inputs = inputs
         self._send: Callable[..., Awaitable[Any]] = (
-            (lambda given, **settings: service.call(given if type(given) is Request else Request(given, **settings)))
-            if is_service(service)
-            else service
+            (lambda given, **settings: service.call(_made(given, **settings))) if is_service(service) else service
         )
 
     @property
