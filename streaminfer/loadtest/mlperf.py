@@ -11,7 +11,6 @@ import functools
 import math
 import tempfile
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,9 @@ from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
 from streaminfer.errors import CircuitOpen, Closed, Overloaded
 from streaminfer.loadtest.runner import DRAIN_S, DRAIN_SLOS
-from streaminfer.loadtest.sending.requests import Requests, as_request, check_inputs, check_service
+from streaminfer.loadtest.sending.loops import Begin
+from streaminfer.loadtest.sending.requests import Requests, check_inputs, check_service
 from streaminfer.loadtest.sending.sender import running
-from streaminfer.protocols import adapt, is_service
 
 __all__ = ["MlperfResult", "run_mlperf"]
 
@@ -106,9 +105,8 @@ class _Driver:
     def __init__(self, loadgen: Any, service: Any, inputs: Any, slo_s: float) -> None:
         self._loadgen, self._slo_s, self._count = loadgen, slo_s, len(inputs)
         self._loop = asyncio.get_running_loop()
-        self._inputs = inputs
-        self._begin_call = adapt(service).begin_call if is_service(service) else None
-        self._call = Requests(service, check_inputs(inputs), self._count).call
+        requests = Requests(service, check_inputs(inputs), self._count)
+        self._call, self._begin_call = requests.call, requests.begin
         self._queries: deque[tuple[int, int]] = deque()
         self._open: dict[int, Any] = {}  # what can be cancelled of each query
         self._scheduled = self._closed = False
@@ -159,10 +157,10 @@ class _Driver:
             if self._closed:
                 self._close()
 
-    def _begin(self, query: int, index: int, begin_call: Callable[..., Any]) -> None:
+    def _begin(self, query: int, index: int, begin_call: Begin) -> None:
         self._open[query] = None  # its end may be told before the call returns
         try:
-            call = begin_call(as_request(self._inputs[index]), functools.partial(self._receive, query))
+            call = begin_call(index, functools.partial(self._receive, query))
         except BaseException as error:  # noqa: BLE001 - of this query, or raised by the run
             self._fail(query, error)
         else:

@@ -27,6 +27,7 @@ from streaminfer.loadtest.path.network import NetworkProfile, network_profile
 from streaminfer.loadtest.path.packets.packet_path import PacketPath
 from streaminfer.loadtest.path.path_service import LostAtEncoder, PathService, Score
 from streaminfer.loadtest.path.scene import Scene
+from streaminfer.loadtest.path.transfer import DevicePath
 from streaminfer.loadtest.path.webrtc.webrtc_leg import MIME_TYPES
 from streaminfer.loadtest.path.webrtc.webrtc_path import WebRtcPath
 from streaminfer.loadtest.report.report import Report
@@ -39,7 +40,6 @@ from streaminfer.testing import VirtualLoop
 __all__ = ["DeviceGroup", "Transport", "run_devices"]
 
 Transport = Literal["simulated", "webrtc", "packets"]
-DevicePath = MediaPath | WebRtcPath | PacketPath
 
 
 def _to_size(given: Any) -> Any:

@@ -20,8 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 import attrs
 
@@ -33,7 +32,7 @@ from streaminfer.loadtest.path.codec import Prepare, Unit, UnitDecoder, UnitEnco
 from streaminfer.loadtest.path.codec_thread import CodecThread
 from streaminfer.loadtest.path.network import NetworkProfile, network_profile
 from streaminfer.loadtest.path.scene import Scene
-from streaminfer.loadtest.path.transfer import Loss, Transfer, complete
+from streaminfer.loadtest.path.transfer import DevicePath, Loss, Transfer, TransferEnd, complete
 from streaminfer.loadtest.path.uplink import Uplink
 from streaminfer.loadtest.sending.timers import Timer, make_timer
 from streaminfer.streams.sources.formats import AudioFormat, VideoFormat
@@ -57,7 +56,7 @@ class _Passage:
     transfer: Transfer
     number: int
     handed_ns: int
-    done: asyncio.Future[Transfer]
+    done: TransferEnd
     encoded_ns: int = 0
     arrives_ns: int = 0
     edge_ns: int = 0
@@ -67,7 +66,7 @@ class _Passage:
     error: BaseException | None = None
 
 
-class MediaPath:
+class MediaPath(DevicePath):
     """One device, its network, and the receiver of its stream.
 
     It starts at its first frame; ``async with`` or :meth:`aclose` ends it.
@@ -135,28 +134,18 @@ class MediaPath:
         self._broken = self._discontinuity = self._closed = False
         self._number = 0
 
-    def send(self, captured_ns: int, handed_ns: int | None = None, *, skipped: int = 0) -> asyncio.Future[Transfer]:
-        """Send the next frame; the future completes when it was decoded, or is known to be lost.
-
-        Args:
-            captured_ns: instant of capture, not before that of the frame before it.
-            handed_ns: instant at which the encoder gets it; ``None``: at once.
-            skipped: frames before it that the device lost.
-
-        Raises:
-            Closed: the path was closed.
-        """
+    def begin(self, captured_ns: int, handed_ns: int | None, done: TransferEnd, *, skipped: int = 0) -> None:
+        """Send the next frame, as :meth:`DevicePath.begin`."""
         if self._closed:
             raise Closed(f"media path {self.name!r} is closed")
-        loop = asyncio.get_running_loop()
         if self._timer is None:
-            self._timer = make_timer(loop, self._deliver_due)
+            self._timer = make_timer(asyncio.get_running_loop(), self._deliver_due)
         number, self._number = self._number + skipped, self._number + skipped + 1
-        passage = _Passage(Transfer(captured_ns), number, handed_ns or captured_ns, loop.create_future())
+        passage = _Passage(Transfer(captured_ns), number, handed_ns or captured_ns, done)
         if self._submitted - self._coded > MAX_WAITING:
             passage.transfer.lost = "encoder"
-            passage.done.set_result(passage.transfer)
-            return passage.done
+            done.set_result(passage.transfer)
+            return
         self._travelling.add(passage)
         try:
             self._submitted += 1
@@ -167,7 +156,6 @@ class MediaPath:
         except Closed as error:
             self._submitted -= 1
             self._end(passage, error)
-        return passage.done
 
     async def aclose(self) -> None:
         """End the path; frames on their way get `Closed`."""
@@ -185,14 +173,6 @@ class MediaPath:
             self._timer = None
         if self._tasks:
             await asyncio.wait(self._tasks)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     # -- inside -----------------------------------------------------------------------------------------------------
 

@@ -1,9 +1,15 @@
-"""`PathService`: a service whose requests are frames of devices, on their way through encoder, network and decoder."""
+"""`PathService`: a service whose requests are frames of devices, on their way through encoder, network and decoder.
 
+*Design.* A frame needs no task: its call stands where the future of its transfer would, and is told of the end of each
+request to the service. At a camera's rate each step finds the processor's caches cold, so steps are what costs.
+"""
+
+import asyncio
+import functools
 import heapq
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import attrs
 import numpy as np
@@ -12,21 +18,18 @@ from numpy.typing import NDArray
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
 from streaminfer.errors import StreamInferError
 from streaminfer.loadtest.devices.delivery import Capture, captures
-from streaminfer.loadtest.path.media_path import MediaPath
-from streaminfer.loadtest.path.transfer import Loss
+from streaminfer.loadtest.path.transfer import DevicePath, Loss, Transfer
 from streaminfer.loadtest.sample import Measured, Sample
 from streaminfer.loadtest.sending.requests import check_service
-from streaminfer.protocols import Clock, is_service
+from streaminfer.protocols import Clock, Node, adapt, is_service
 from streaminfer.request import Request, Response
 from streaminfer.stack import Stack
-
-if TYPE_CHECKING:
-    from streaminfer.loadtest.path.packets.packet_path import PacketPath
-    from streaminfer.loadtest.path.webrtc.webrtc_path import WebRtcPath
+from streaminfer.streams.awaited_call import AwaitedCall
 
 __all__ = ["FrameLost", "LostAtEncoder", "LostInNetwork", "PathService", "Score", "Undecodable"]
 
 Score = Callable[[Any, float], float]
+Receive = Callable[[Response | None, BaseException | None], None]
 
 
 class FrameLost(StreamInferError):  # noqa: N818 - as the field says it
@@ -56,12 +59,23 @@ _LOSSES: dict[Loss, tuple[type[FrameLost], str]] = {
 class _Due:
     """One frame of one path."""
 
-    path: "MediaPath | WebRtcPath | PacketPath"
+    path: DevicePath
     capture: Capture
     skipped: int
 
 
-class PathService:
+class _Function:
+    """An async function of the inputs as a service."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self._function = function
+
+    async def call(self, request: Request) -> Response:
+        """Await the function."""
+        return Response(await self._function(request.inputs))
+
+
+class PathService(Node):
     """A service around another, for `run`: each request is a frame that a device captures when the request is due.
 
     The latency of a response is therefore its age at the viewer. Its stages are those of the path, then ``service``;
@@ -88,7 +102,7 @@ class PathService:
     def __init__(
         self,
         service: Any,
-        paths: "Sequence[MediaPath | WebRtcPath | PacketPath]",
+        paths: Sequence[DevicePath],
         *,
         score: Score | None = None,
         seed: int = 0,
@@ -98,8 +112,7 @@ class PathService:
         if not paths:
             raise ValueError(expected("paths", "at least one MediaPath", paths))
         check_instance("score", score, lambda it: it is None or callable(it), "a function or None")
-        self._service = service
-        self._is_service = is_service(service)
+        self._service = service if is_service(service) else _Function(service)
         self._score = score
         self._paths = list(paths)
         self._seed = check_count("seed", seed, at_least=0)
@@ -145,37 +158,32 @@ class PathService:
             FrameLost: it did not arrive.
             StreamInferError: as the service raises.
         """
+        ended: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+        call = self.begin_call(request, functools.partial(_complete, ended))
+        try:
+            return await ended
+        except asyncio.CancelledError:
+            call.cancel()
+            raise
+
+    @property
+    def begin_call(self) -> Callable[[Request, Receive], "_FrameCall"]:
+        """What begins that which :meth:`call` awaits."""
+        return self._begin
+
+    def _begin(self, request: Request, receive: Receive) -> "_FrameCall":
         due: _Due = request.inputs
+        call = _FrameCall(request, due, receive, self._begin_inner, self._score, self._clock)
         delivered_ns, captured_ns = due.capture.delivered_ns, self._clock()
         late_ns = 0 if delivered_ns is None else delivered_ns - due.capture.captured_ns
-        transfer = await due.path.send(captured_ns, captured_ns + late_ns, skipped=due.skipped)
-        if transfer.lost is not None:
-            kind, reason = _LOSSES[transfer.lost]
-            raise kind(f"frame lost: {reason}")
-        decoded_ns, outputs, scores = self._clock(), [], []
-        for frame in transfer.frames:
-            if self._is_service:
-                inner = Request(
-                    frame.inputs,
-                    deadline_ns=request.deadline_ns,
-                    priority=request.priority,
-                    tenant=request.tenant,
-                    stream_id=due.path.name,
-                )
-                answer = (await self._service.call(inner)).outputs
-            else:
-                answer = await self._service(frame.inputs)
-            outputs.append(answer)
-            if self._score is not None:
-                scores.append(self._score(answer, frame.position_s or 0.0))
-        stages_s = transfer.stages_s
-        if outputs:
-            stages_s["service"] = (self._clock() - decoded_ns) / 1e9
-        values = {f"{stage}_cpu_s": seconds for stage, seconds in transfer.cpu_s.items()}
-        values["bytes"] = float(transfer.size)
-        if scores:
-            values["accuracy"] = sum(scores) / len(scores)
-        return Response(Measured(outputs, stages_s=stages_s, values=values))
+        due.path.begin(captured_ns, captured_ns + late_ns, call, skipped=due.skipped)
+        return call
+
+    def _begin_inner(self, request: Request, receive: Receive) -> Any:
+        begin_call = adapt(self._service).begin_call
+        if begin_call is None:
+            return AwaitedCall(self._service, request, receive, None, self._clock)
+        return begin_call(request, receive)
 
     async def __aenter__(self) -> Self:
         if isinstance(self._service, Stack) and not self._service.ready:
@@ -187,3 +195,132 @@ class PathService:
     ) -> None:
         for path in self._paths:
             await path.aclose()
+
+
+class _FrameCall:
+    """One frame on its way through a path and then, in one request after the other, through the service.
+
+    It stands where the future of its transfer would.
+    """
+
+    __slots__ = (
+        *("_begin", "_call", "_clock", "_decoded_ns", "_due", "_frames", "_outputs", "_receive", "_request"),
+        *("_score", "_scores", "_transfer"),
+    )
+
+    def __init__(
+        self,
+        request: Request,
+        due: _Due,
+        receive: Receive,
+        begin: Callable[[Request, Receive], Any],
+        score: Score | None,
+        clock: Clock,
+    ) -> None:
+        self._request = request
+        self._due = due
+        self._receive: Receive | None = receive
+        self._begin = begin
+        self._score = score
+        self._clock = clock
+        self._call: Any = None  # in flight at the service
+        self._outputs: list[Any] = []
+        self._scores: list[float] = []
+        self._frames = 0  # sent to the service
+        self._decoded_ns = 0
+        self._transfer: Transfer
+
+    def done(self) -> bool:
+        """Whether it has ended."""
+        return self._receive is None
+
+    def set_result(self, transfer: Transfer) -> None:
+        """Take what the path delivered."""
+        if transfer.lost is not None:
+            kind, reason = _LOSSES[transfer.lost]
+            self._end(None, kind(f"frame lost: {reason}"))
+            return
+        self._transfer = transfer
+        self._decoded_ns = self._clock()
+        self._send()
+
+    def set_exception(self, error: BaseException) -> None:
+        """Take the error of the path."""
+        self._end(None, error)
+
+    def cancel(self) -> None:
+        """End it, with the request to the service; what is on its way through the path is dropped when it comes."""
+        call = self._call
+        self._end(None, asyncio.CancelledError())
+        if call is not None:
+            call.cancel()
+
+    def _send(self) -> None:
+        """Send the next frame of the transfer to the service."""
+        frames = self._transfer.frames
+        if self._frames == len(frames):
+            self._end(self._response(), None)
+            return
+        given, frame = self._request, frames[self._frames]
+        self._frames += 1
+        request = Request(
+            frame.inputs,
+            deadline_ns=given.deadline_ns,
+            priority=given.priority,
+            tenant=given.tenant,
+            stream_id=self._due.path.name,
+        )
+        sent = self._frames
+        try:
+            call = self._begin(request, self._take)
+        except BaseException as error:  # noqa: BLE001 - it is the outcome of this frame
+            self._end(None, error)
+            return
+        if sent == self._frames and self._receive is not None:  # else it has ended already
+            self._call = call
+
+    def _take(self, response: Response | None, error: BaseException | None) -> None:
+        """Take the end of a request to the service."""
+        self._call = None
+        if self._receive is None:
+            return  # cancelled
+        if response is None:
+            self._end(None, error)
+            return
+        try:
+            self._outputs.append(response.outputs)
+            if self._score is not None:
+                position_s = self._transfer.frames[self._frames - 1].position_s or 0.0
+                self._scores.append(self._score(response.outputs, position_s))
+        except BaseException as raised:  # noqa: BLE001 - of the score: it is the outcome
+            self._end(None, raised)
+            return
+        self._send()
+
+    def _response(self) -> Response:
+        transfer, outputs, scores = self._transfer, self._outputs, self._scores
+        stages_s = transfer.stages_s
+        if outputs:
+            stages_s["service"] = (self._clock() - self._decoded_ns) / 1e9
+        values = {f"{stage}_cpu_s": seconds for stage, seconds in transfer.cpu_s.items()}
+        values["bytes"] = float(transfer.size)
+        if scores:
+            values["accuracy"] = sum(scores) / len(scores)
+        return Response(Measured(outputs, stages_s=stages_s, values=values))
+
+    def _end(self, response: Response | None, error: BaseException | None) -> None:
+        receive, self._receive = self._receive, None
+        if receive is not None:
+            receive(response, error)
+
+
+def _complete(ended: "asyncio.Future[Response]", response: Response | None, error: BaseException | None) -> None:
+    """Tell the caller of `PathService.call`."""
+    if ended.done():
+        return
+    if response is not None:
+        ended.set_result(response)
+    elif isinstance(error, asyncio.CancelledError):
+        ended.cancel()
+    elif error is not None:
+        ended.set_exception(error)

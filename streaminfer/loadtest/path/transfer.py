@@ -1,13 +1,18 @@
-"""`Transfer`: one frame of a device on its way to the model, whatever carries it."""
+"""`Transfer`: one frame of a device on its way to the model, and `DevicePath`: what carries it."""
 
 import asyncio
-from typing import Literal
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Literal, Protocol, Self
 
 import attrs
 
+from streaminfer.loadtest.path.scene import Scene
+from streaminfer.protocols import Clock
 from streaminfer.streams.frame import Frame
 
-__all__ = ["Loss", "Transfer", "complete"]
+__all__ = ["DevicePath", "Loss", "Transfer", "TransferEnd", "complete"]
 
 Loss = Literal["encoder", "network", "undecodable"]
 
@@ -41,11 +46,84 @@ class Transfer:
             totals[stage] += seconds
 
 
-def complete(done: asyncio.Future[Transfer], transfer: Transfer, error: BaseException | None, name: str) -> None:
-    """Complete the future of a transfer; nothing if its caller was cancelled, or the path was closed.
+class TransferEnd(Protocol):
+    """What is told of the end of a transfer: a future, or what stands for one where nothing awaits it."""
+
+    def done(self) -> bool:
+        """Whether it has ended."""
+        ...
+
+    def set_result(self, result: Transfer, /) -> None:
+        """Take the transfer."""
+        ...
+
+    def set_exception(self, exception: BaseException, /) -> None:
+        """Take the error with which it ended."""
+        ...
+
+
+class DevicePath(ABC):
+    """What carries the frames of one device.
+
+    Attributes:
+        scene: what the device captures.
+        name: of its stream, unique in the process.
+        labels: the names of device and network.
+        clock: returns monotonic nanoseconds.
+    """
+
+    scene: Scene
+    name: str
+    labels: Mapping[str, str]
+    clock: Clock
+
+    def send(self, captured_ns: int, handed_ns: int | None = None, *, skipped: int = 0) -> asyncio.Future[Transfer]:
+        """Send the next frame; the future completes when it was decoded, or is known to be lost.
+
+        Args:
+            captured_ns: instant of capture, not before that of the frame before it.
+            handed_ns: instant at which the encoder gets it; ``None``: at once.
+            skipped: frames before it that the device lost.
+
+        Raises:
+            Closed: the path does not run.
+        """
+        done: asyncio.Future[Transfer] = asyncio.get_running_loop().create_future()
+        self.begin(captured_ns, handed_ns, done, skipped=skipped)
+        return done
+
+    @abstractmethod
+    def begin(self, captured_ns: int, handed_ns: int | None, done: TransferEnd, *, skipped: int = 0) -> None:
+        """Send the next frame, as :meth:`send`, and tell of its end.
+
+        Args:
+            captured_ns: as above.
+            handed_ns: as above.
+            done: told of the end.
+            skipped: as above.
+
+        Raises:
+            Closed: the path does not run.
+        """
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """End the path; frames on their way get `Closed`."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+def complete(done: TransferEnd, transfer: Transfer, error: BaseException | None, name: str) -> None:
+    """Tell of the end of a transfer; nothing if its caller was cancelled, or the path was closed.
 
     Args:
-        done: what the caller awaits.
+        done: is told.
         transfer: its result.
         error: why there is none; ``None``: there is one.
         name: of the path, for messages.
@@ -58,4 +136,5 @@ def complete(done: asyncio.Future[Transfer], transfer: Transfer, error: BaseExce
     if isinstance(error, StopIteration):  # no future takes it
         error = RuntimeError(f"media path {name!r}: {error!r}")
     done.set_exception(error)
-    done.exception()  # a caller that has gone does not read it
+    if isinstance(done, asyncio.Future):
+        done.exception()  # a caller that has gone does not read it

@@ -10,7 +10,16 @@ cdef class DueRequests:
     cdef long long[::1] _completed_at
     cdef Py_ssize_t _count
     cdef object _call
+    cdef object _begin
     cdef tuple _errors
     cdef object _on_result
     cdef public object clock
     cdef object _end
+
+    cdef int _start(self, Py_ssize_t number, object begin) except -1
+    cpdef end(self, Py_ssize_t number, object result, object error)
+
+
+cdef class _End:
+    cdef DueRequests _requests
+    cdef Py_ssize_t _number

@@ -16,10 +16,11 @@ __all__ = ["DueRequests"]
 
 
 class DueRequests:
-    """Sends those requests of a schedule that are due, each in a task, and notes when it was sent and when it ended.
+    """Sends those requests of a schedule that are due, and notes when each was sent and when it ended.
 
     Args:
-        call: sends the request of a number.
+        call: sends the request of a number, and is awaited in a task of its own.
+        begin: begins it, and tells of its end, so that it needs no task; ``None``: it is awaited.
         due_ns: instants of the clock, ascending.
         errors: with which a request may end.
         on_result: gets the number of a request and what its call returned.
@@ -31,7 +32,7 @@ class DueRequests:
         completed_ns: when each was answered; 0: it was not.
         failures: what the others raised.
         sent: how many were sent.
-        pending: tasks of those in flight, by number.
+        pending: those in flight, by number: each has ``cancel``, or is ``None`` while it is begun.
         cancelling: requests are being cancelled, and do not fail by that.
         clock: as given.
     """
@@ -39,6 +40,7 @@ class DueRequests:
     def __init__(
         self,
         call: Callable[[int], Awaitable[Any]],
+        begin: Callable[[int, Callable[[Any, BaseException | None], None]], Any] | None,
         due_ns: Sequence[int],
         errors: tuple[type[BaseException], ...],
         on_result: Callable[[int, Any], None] | None,
@@ -50,18 +52,23 @@ class DueRequests:
         self._due, self._sent_at, self._completed_at = array("q", due_ns), self.sent_ns, self.completed_ns
         self._count = len(due_ns)
         self.failures: dict[int, BaseException] = {}
-        self.pending: dict[int, asyncio.Task[None]] = {}
+        self.pending: dict[int, Any] = {}
         self.sent = 0
         self.cancelling = False
-        self._call, self._errors, self._on_result, self.clock, self._end = call, errors, on_result, clock, end
+        self._call, self._begin, self._errors = call, begin, errors
+        self._on_result, self.clock, self._end = on_result, clock, end
 
     def send_due(self, create_task: Callable[[Any], asyncio.Task[None]], now_ns: int) -> int:
         """Send what is due at an instant; return when the next one is, or 0."""
         number = self.sent
+        begin = self._begin
         while number < self._count and self._due[number] <= now_ns:
-            task = create_task(self._run(number))
-            if not task.done():  # an eager task may be
-                self.pending[number] = task
+            if begin is not None:
+                self._start(number, begin)
+            else:
+                task = create_task(self._run(number))
+                if not task.done():  # an eager task may be
+                    self.pending[number] = task
             number += 1
         self.sent = number
         return self._due[number] if number < self._count else 0
@@ -69,19 +76,64 @@ class DueRequests:
     async def _run(self, number: int) -> None:
         self._sent_at[number] = self.clock()
         try:
-            try:
-                result = await self._call(number)
-            except asyncio.CancelledError as error:
-                if not self.cancelling:  # the service's own
-                    self.failures[number] = error.with_traceback(None)
-            except self._errors as error:
-                self.failures[number] = error.with_traceback(None)
-            else:
-                self._completed_at[number] = self.clock()
-                if self._on_result is not None:
+            result = await self._call(number)
+        except BaseException as error:  # noqa: BLE001 - kept, or raised by the run
+            self.end(number, None, error)
+        else:
+            self.end(number, result, None)
+
+    def _start(self, number: int, begin: Callable[..., Any]) -> None:
+        self.pending[number] = None  # its end may be told before `begin` returns
+        self._sent_at[number] = self.clock()
+        try:
+            call = begin(number, _End(self, number))
+        except BaseException as error:  # noqa: BLE001 - as above
+            self.end(number, None, error)
+        else:
+            if number in self.pending:
+                self.pending[number] = call
+
+    def end(self, number: int, result: Any, error: BaseException | None) -> None:
+        """Note how a request ended.
+
+        Args:
+            number: of the request.
+            result: of its call.
+            error: what it raised; ``None``: nothing.
+        """
+        if error is None:
+            self._completed_at[number] = self.clock()
+            if self._on_result is not None:
+                try:
                     self._on_result(number, result)
-        except BaseException as error:  # noqa: BLE001 - raised by the run
+                except BaseException as raised:  # noqa: BLE001 - raised by the run
+                    self._end(raised)
+        elif isinstance(error, asyncio.CancelledError):
+            if not self.cancelling:  # the service's own
+                self.failures[number] = error.with_traceback(None)
+        elif isinstance(error, self._errors):
+            self.failures[number] = error.with_traceback(None)
+        else:
             self._end(error)
         self.pending.pop(number, None)
         if not self.pending and self.sent == self._count:
             self._end(None)
+
+
+class _End:
+    """What is told of the end of one request.
+
+    Args:
+        requests: of the schedule.
+        number: of the request.
+    """
+
+    __slots__ = ("_number", "_requests")
+
+    def __init__(self, requests: DueRequests, number: int) -> None:
+        self._requests = requests
+        self._number = number
+
+    def __call__(self, result: Any, error: BaseException | None) -> None:
+        """Take what the call returned, or ``None`` and the error."""
+        self._requests.end(self._number, result, error)

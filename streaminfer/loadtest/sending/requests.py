@@ -7,12 +7,12 @@ import numpy as np
 
 from streaminfer._internal.validation import expected
 from streaminfer.loadtest.sample import Measured, Sample
-from streaminfer.loadtest.sending.loops import Call
+from streaminfer.loadtest.sending.loops import Begin, Call, Receive
 from streaminfer.loadtest.sending.record import Columns
-from streaminfer.protocols import is_service
+from streaminfer.protocols import adapt, is_service
 from streaminfer.request import Request, Response, Timings
 
-__all__ = ["Requests", "as_request", "check_inputs", "check_service"]
+__all__ = ["Requests", "check_inputs", "check_service"]
 
 _NOTES = 256
 
@@ -51,14 +51,7 @@ def check_inputs(inputs: Inputs) -> Callable[[int], Any]:
     return lambda number: inputs[number % count]
 
 
-def as_request(given: Any) -> Request:
-    """Return the request of one of the inputs."""
-    if type(given) is Sample:
-        return _made(given.inputs, **given.settings)
-    return _made(given)
-
-
-def _made(given: Any, **settings: Any) -> Request:
+def _request_of(given: Any, **settings: Any) -> Request:
     return given if type(given) is Request else Request(given, **settings)
 
 
@@ -80,8 +73,9 @@ class Requests:
         self._timings: list[tuple[int, Timings]] = []
         self._measured: list[tuple[int, dict[str, float], dict[str, float], dict[str, str]]] = []
         self._inputs = inputs
+        self._begin_call = adapt(service).begin_call if is_service(service) else None
         self._send: Callable[..., Awaitable[Any]] = (
-            (lambda given, **settings: service.call(_made(given, **settings))) if is_service(service) else service
+            (lambda given, **settings: service.call(_request_of(given, **settings))) if is_service(service) else service
         )
 
     @property
@@ -92,13 +86,32 @@ class Requests:
         def call(number: int) -> Awaitable[Any]:
             given = inputs(number)
             if type(given) is Sample:
-                self._samples.append((number, dict(given.labels), dict(given.stages_s)))
-                if len(self._samples) == _NOTES:
-                    self._sort_notes()
+                self._note(number, given)
                 return send(given.inputs, **given.settings)
             return send(given)
 
         return call
+
+    @property
+    def begin(self) -> Begin | None:
+        """Begins the request of a number, where the service tells of its end; ``None``: it is awaited."""
+        begin_call, inputs = self._begin_call, self._inputs
+        if begin_call is None:
+            return None
+
+        def begin(number: int, receive: Receive) -> Any:
+            given = inputs(number)
+            if type(given) is Sample:
+                self._note(number, given)
+                return begin_call(_request_of(given.inputs, **given.settings), receive)
+            return begin_call(_request_of(given), receive)
+
+        return begin
+
+    def _note(self, number: int, sample: Sample) -> None:
+        self._samples.append((number, dict(sample.labels), dict(sample.stages_s)))
+        if len(self._samples) == _NOTES:
+            self._sort_notes()
 
     def on_result(self, number: int, result: Any) -> None:
         """Note what a result tells beside its outputs."""

@@ -87,7 +87,7 @@ async def send(
     gc.collect()  # not in the first second of the measurement
     start_ns = clock() + round(_LEAD_S * 1e9) if start_ns is None else start_ns
     due_ns = (start_ns + np.rint(due_s * 1e9).astype(np.int64)).tolist()
-    sending = OpenLoop(requests.call, due_ns, on_result=requests.on_result)
+    sending = OpenLoop(requests.call, due_ns, on_result=requests.on_result, begin=requests.begin)
     telling = loop.create_task(_tell(sending, progress, start_ns, clock, duration_s)) if progress else None
     try:
         await sending.run(drain_s=drain_s)

@@ -1,5 +1,6 @@
 """A path under `run`: age at the viewer, stages, labels, CPU and accuracy in the report."""
 
+import asyncio
 from itertools import pairwise
 
 import attrs
@@ -107,6 +108,117 @@ def test_stack_answers_within_the_path(camera_scene):
                 return await run_load(over, arrivals=due_s, inputs=over.samples, duration_s=0.5, slo_s=0.1)
 
     assert run(main).outcomes == {"ok": 36}
+
+
+def test_frame_needs_no_task(camera_scene):
+    """Neither the path nor a stack behind it has one for it; a service that is awaited has one for each frame."""
+
+    async def main(loop, service):
+        made = []
+
+        def factory(loop, coroutine, **settings):
+            made.append(coroutine)
+            return asyncio.Task(coroutine, loop=loop, **settings)
+
+        stack = si.Stack(
+            si.AdaptiveBatcher(max_batch_size=4), si.CpuBackend(lambda batch: batch.mean((1, 2)), executor="inline")
+        )
+        async with stack, PathService(service or stack, [path(loop, camera_scene())]) as over:
+            due_s = over.schedule(0.5)
+            loop.set_task_factory(factory)
+            report = await run_load(over, arrivals=due_s, inputs=over.samples, duration_s=0.5, slo_s=0.1)
+            loop.set_task_factory(None)
+        return report.outcomes, len(made)
+
+    assert run(lambda loop: main(loop, None)) == ({"ok": 12}, 0)
+    assert run(lambda loop: main(loop, brightness)) == ({"ok": 12}, 12)
+
+
+async def brightness(picture):
+    return float(picture.mean())
+
+
+def path(loop, scene):
+    return MediaPath(scene, NEAR, wanted=PICTURES, clock=loop.clock)
+
+
+async def frame_call(loop, scene, service, **settings):
+    """A path service, and a task that sends its first frame."""
+    over = PathService(service, [path(loop, scene)], clock=loop.clock, **settings)
+    over.schedule(0.1)
+    return over, asyncio.create_task(over.call(si.Request(over.samples[0].inputs)))
+
+
+def test_call_is_awaited(camera_scene):
+    """One frame, with its outputs, stages and values."""
+
+    async def main(loop):
+        over, call = await frame_call(loop, camera_scene(), brightness, score=lambda _answer, _position_s: 0.5)
+        async with over:
+            return (await call).outputs
+
+    measured = run(main)
+
+    assert len(measured.outputs) == 1
+    assert measured.values["accuracy"] == 0.5
+    assert list(measured.stages_s) == ["capture", "encode", "uplink", "decode", "service"]
+
+
+def test_error_of_the_score(camera_scene):
+    """It is that of the frame."""
+
+    def score(_answer, _position_s):
+        raise ValueError("no such position")
+
+    async def main(loop):
+        over, call = await frame_call(loop, camera_scene(), brightness, score=score)
+        async with over:
+            await call
+
+    with pytest.raises(ValueError, match="no such position"):
+        run(main)
+
+
+@pytest.mark.parametrize("error", [ValueError("broken"), asyncio.CancelledError()], ids=["error", "cancels itself"])
+def test_error_of_the_service(camera_scene, error):
+    async def broken(_picture):
+        raise error
+
+    async def main(loop):
+        over, call = await frame_call(loop, camera_scene(), broken)
+        async with over:
+            await call
+
+    with pytest.raises(type(error)):
+        run(main)
+
+
+@pytest.mark.parametrize("after_s", [0.005, 0.015], ids=["on its way", "at the service"])
+def test_cancelled_frame(camera_scene, after_s):
+    """The caller goes at once, the service is cancelled, and the next frame is answered."""
+    events = []
+
+    async def slow(picture):
+        events.append("begun")
+        try:
+            await asyncio.sleep(0.01)
+        except asyncio.CancelledError:
+            events.append("cancelled")
+            raise
+        return picture.mean()
+
+    async def main(loop):
+        over, call = await frame_call(loop, camera_scene(codec="raw"), slow)
+        async with over:
+            await asyncio.sleep(after_s)
+            call.cancel()
+            await asyncio.wait([call])
+            await asyncio.sleep(0.02)
+            later = await over.call(si.Request(over.samples[1].inputs))
+        return call.cancelled(), len(later.outputs.outputs)
+
+    assert run(main) == (True, 1)
+    assert events == (["begun"] if after_s < 0.01 else ["begun", "cancelled", "begun"])
 
 
 def test_runs_repeat_by_seed(camera_scene):

@@ -167,6 +167,96 @@ class TestOpenLoop:
         assert isinstance(sending.failures[0], TypeError)
 
 
+class Begun:
+    """Requests whose ends are told: at once, later, or never.
+
+    Args:
+        ends: what to tell of each, by number; a float: a response after so many seconds; ``None``: nothing.
+    """
+
+    def __init__(self, *ends):
+        self.ends = ends
+        self.cancelled = []
+
+    def __call__(self, number, receive):
+        end = self.ends[number]
+        if isinstance(end, float):
+            asyncio.get_running_loop().call_later(end, receive, number, None)
+        elif isinstance(end, BaseException):
+            receive(None, end)
+        elif end is not None:
+            end(receive)
+        return _Call(self, number, receive)
+
+
+class _Call:
+    def __init__(self, begun, number, receive):
+        self.begun, self.number, self.receive = begun, number, receive
+
+    def cancel(self):
+        self.begun.cancelled.append(self.number)
+        self.receive(None, asyncio.CancelledError())
+
+
+class TestOpenLoopOfToldEnds:
+    """With ``begin``, a request needs no task."""
+
+    def test_no_task_is_made(self):
+        results = {}
+
+        async def main(loop):
+            made = []
+            loop.set_task_factory(lambda *given, **_: made.append(given))
+            begun = Begun(0.005, 0.005)
+            sending = OpenLoop(None, [10 * MS, 11 * MS], begin=begun, on_result=results.__setitem__)
+            await sending.run()
+            loop.set_task_factory(None)
+            return sending, made
+
+        sending, made = run(main)
+
+        assert list(sending.sent_ns) == [10 * MS, 11 * MS]
+        assert list(sending.completed_ns) == [15 * MS, 16 * MS]
+        assert (results, made, sending.in_flight) == ({0: 0, 1: 1}, [], 0)
+
+    def test_ends_before_begin_returns(self):
+        """The run ends, also where the last one does."""
+        begun = Begun(lambda receive: receive("a", None), ValueError("b"))
+
+        sending = virtually(None, [1, 2], begin=begun)
+
+        assert [completed > 0 for completed in sending.completed_ns] == [True, False]
+        assert {number: str(error) for number, error in sending.failures.items()} == {1: "b"}
+
+    def test_begin_that_raises(self):
+        def refuse(receive):
+            raise ValueError("full")
+
+        sending = virtually(None, [1], begin=Begun(refuse))
+
+        assert str(sending.failures[0]) == "full"
+
+    def test_service_that_cancels_itself(self):
+        assert type(virtually(None, [1], begin=Begun(asyncio.CancelledError())).failures[0]) is asyncio.CancelledError
+
+    def test_other_error_ends_the_run(self):
+        """It is raised, and requests in flight are cancelled."""
+        begun = Begun(None, LookupError("no model"))
+
+        with pytest.raises(LookupError, match="no model"):
+            virtually(None, [1, 2, 10**12], begin=begun, errors=(ValueError,))
+        assert begun.cancelled == [0]
+
+    def test_end_of_the_drain(self):
+        """What is in flight then is cancelled, and neither answered nor failed."""
+        begun = Begun(None, None)
+
+        sending = virtually(None, [1, 2], drain_s=1.0, begin=begun)
+
+        assert begun.cancelled == [0, 1]
+        assert (list(sending.completed_ns), sending.failures, sending.in_flight) == ([0, 0], {}, 0)
+
+
 def test_closed_loop_waits_for_responses():
     """Two callers of 5 ms send 400 requests a second."""
     assert len(run(lambda _loop: closed_loop(answer, 2, 1.0))) == pytest.approx(400, abs=2)

@@ -6,7 +6,8 @@ import pytest
 
 from streaminfer.loadtest import Measured, Sample
 from streaminfer.loadtest.sending.requests import BEFORE, Requests
-from streaminfer.request import Response, Timings
+from streaminfer.protocols import Node
+from streaminfer.request import Request, Response, Timings
 
 
 async def echo(inputs):
@@ -33,6 +34,30 @@ def test_every_note_reaches_its_request(count):
     assert set(stages.numbers[BEFORE]) == {0.5}
     assert list(values.numbers["bytes"]) == list(range(count))
     assert stages.labels == {"device": ["phone"] * count, "zone": [str(number) for number in range(count)]}
+
+
+def test_ends_are_told_where_the_service_tells():
+    """A stack gets the request of a sample, and an async function or another service is awaited."""
+
+    class Told(Node):
+        """A service that tells the ends of requests."""
+
+        async def call(self, _request):
+            raise NotImplementedError
+
+        @property
+        def begin_call(self):
+            return lambda request, receive: receive(request, None)
+
+    heard = []
+    sample = Sample(1.0, labels={"device": "phone"}, settings={"priority": 2})
+    requests = Requests(Told(), [sample, 2.0, Request(3.0)].__getitem__, 3)
+    for number in range(3):
+        requests.begin(number, lambda request, _error: heard.append((request.inputs, request.priority)))
+
+    assert heard == [(1.0, 2), (2.0, 0), (3.0, 0)]
+    assert requests.columns()[0].labels == {"device": ["phone", "", ""]}
+    assert Requests(echo, lambda number: number, 3).begin is None
 
 
 def test_request_without_a_note_has_none():

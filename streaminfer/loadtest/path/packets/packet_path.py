@@ -6,7 +6,6 @@ import struct
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import attrs
@@ -21,7 +20,7 @@ from streaminfer.loadtest.path.media_path import MAX_WAITING
 from streaminfer.loadtest.path.network import NetworkProfile, network_profile
 from streaminfer.loadtest.path.packets.packet_connection import PacketConnection
 from streaminfer.loadtest.path.scene import Scene
-from streaminfer.loadtest.path.transfer import Loss, Transfer, complete
+from streaminfer.loadtest.path.transfer import DevicePath, Loss, Transfer, TransferEnd, complete
 from streaminfer.streams.sources.formats import AudioFormat, VideoFormat
 
 __all__ = ["PacketPath"]
@@ -36,13 +35,13 @@ class _Passage:
 
     transfer: Transfer
     handed_ns: int
-    done: asyncio.Future[Transfer]
+    done: TransferEnd
     unit: Unit | None = None
     sent_ns: int = 0
     arrived_ns: int = 0
 
 
-class PacketPath:
+class PacketPath(DevicePath):
     """One device whose units go over a `PacketConnection`, for `PathService`, in real time; it needs root.
 
     ::
@@ -109,25 +108,15 @@ class PacketPath:
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
 
-    def send(self, captured_ns: int, handed_ns: int | None = None, *, skipped: int = 0) -> asyncio.Future[Transfer]:
-        """Send the next frame; the future completes when it was decoded, or is known to be lost.
-
-        Args:
-            captured_ns: instant of capture.
-            handed_ns: instant at which the encoder gets it; ``None``: at once.
-            skipped: frames before it that the device lost.
-
-        Raises:
-            Closed: the path does not run.
-        """
+    def begin(self, captured_ns: int, handed_ns: int | None, done: TransferEnd, *, skipped: int = 0) -> None:
+        """Send the next frame, as :meth:`DevicePath.begin`."""
         if self._closed:
             raise Closed(f"media path {self.name!r} does not run")
         loop = asyncio.get_running_loop()
         number, self._number = self._number + skipped, self._number + skipped + 1
-        passage = _Passage(Transfer(captured_ns), handed_ns or captured_ns, loop.create_future())
+        passage = _Passage(Transfer(captured_ns), handed_ns or captured_ns, done)
         self._passages[number] = passage
         loop.call_later(max(0, passage.handed_ns - self.clock()) / 1e9, self._hand_over, loop, number)
-        return passage.done
 
     async def aclose(self) -> None:
         """End the path; frames on their way get `Closed`."""
@@ -154,11 +143,6 @@ class PacketPath:
         self._reading = asyncio.get_running_loop().create_task(self._read(reader))
         self._closed = False
         return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     # -- inside -----------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,6 @@ import itertools
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import attrs
@@ -16,7 +15,7 @@ from streaminfer.loadtest.devices.profile import CameraProfile
 from streaminfer.loadtest.path.codec import Prepare
 from streaminfer.loadtest.path.network import NetworkProfile
 from streaminfer.loadtest.path.scene import Scene
-from streaminfer.loadtest.path.transfer import Transfer, complete
+from streaminfer.loadtest.path.transfer import DevicePath, Transfer, TransferEnd, complete
 from streaminfer.loadtest.path.webrtc.webrtc_leg import WebRtcLeg
 from streaminfer.streams.frame import Frame
 
@@ -35,12 +34,12 @@ class _Sent:
 
     transfer: Transfer
     handed_ns: int
-    done: asyncio.Future[Transfer]
+    done: TransferEnd
     first_ns: int = 0
     last_ns: int = 0
 
 
-class WebRtcPath:
+class WebRtcPath(DevicePath):
     """One device whose stream comes over a `WebRtcLeg`, for `PathService`, in real time.
 
     ::
@@ -99,28 +98,18 @@ class WebRtcPath:
         self._reader: asyncio.Task[None] | None = None
         self._failure: Exception | None = None
 
-    def send(self, captured_ns: int, handed_ns: int | None = None, *, skipped: int = 0) -> asyncio.Future[Transfer]:
-        """Send the next frame; the future completes when it was decoded, or is known to be lost.
-
-        Args:
-            captured_ns: instant of capture.
-            handed_ns: instant at which the encoder gets it; ``None``: at once.
-            skipped: frames before it that the device lost.
-
-        Raises:
-            Closed: the path does not run.
-        """
+    def begin(self, captured_ns: int, handed_ns: int | None, done: TransferEnd, *, skipped: int = 0) -> None:
+        """Send the next frame, as :meth:`DevicePath.begin`."""
         if self._reader is None or self._reader.done():
             raise Closed(f"media path {self.name!r} does not run") from self._failure
         loop = asyncio.get_running_loop()
         number, self._number = self._number + skipped, self._number + skipped + 1
         handed_ns = handed_ns or captured_ns
         captured_ns = self._regular(number, captured_ns)
-        sent = _Sent(Transfer(captured_ns), handed_ns, loop.create_future())
+        sent = _Sent(Transfer(captured_ns), handed_ns, done)
         ticks = self._leg.send(self._start + number, captured_ns, handed_ns)
         self._sent[ticks] = sent
         loop.call_later(LOST_S, self._lose, ticks)
-        return sent.done
 
     async def aclose(self) -> None:
         """End the path; frames on their way get `Closed`."""
@@ -137,11 +126,6 @@ class WebRtcPath:
         await self._leg.__aenter__()
         self._reader = asyncio.get_running_loop().create_task(self._read())
         return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
