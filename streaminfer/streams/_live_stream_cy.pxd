@@ -39,7 +39,7 @@ cdef class Stream:
     cpdef stop(self)
     cpdef abandon(self)
     cdef _stop_behind_last(self)
-    cdef _end(self)
+    cpdef _end(self, object _)
     cdef _report(self, message, error)
     cdef _settle_if_delivered(self)
     @cython.locals(now_ns=cython.longlong, state=StreamState, waits=bint)

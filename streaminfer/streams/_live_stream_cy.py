@@ -95,6 +95,7 @@ class Stream:
         self._is_left: asyncio.Future[None] | None = None  # and here until the service has let go what was cancelled
         outlet.streams.add(self)
         self._task = asyncio.get_running_loop().create_task(self._run(), name="streaminfer-stream")
+        self._task.add_done_callback(self._end)  # also of a task that is cancelled before its first step
 
     # -- for the sender -----------------------------------------------------------------------------------------
 
@@ -218,7 +219,6 @@ class Stream:
             self.state.close(ready_too=False)
             self._sender.leave(self)
             await self._end_requests()
-            self._end()
 
     def _stop_behind_last(self) -> None:
         if not self.state.running:
@@ -234,7 +234,7 @@ class Stream:
                 with contextlib.suppress(asyncio.CancelledError):  # a second one, of a loop that shuts down
                     await self._is_left
 
-    def _end(self) -> None:
+    def _end(self, _: object) -> None:
         self._has_ended = True
         if self._sender.states is not None:
             try:
@@ -283,10 +283,13 @@ class Stream:
         now_ns = self._sender.clock()
         state = self.state
         if isinstance(item, Frame):
+            what = "whole nanoseconds on the clock of the Stack"
             if not isinstance(item.captured_ns, (int, SupportsIndex)):
-                what = "whole nanoseconds on the clock of the Stack"
                 raise TypeError(expected("captured_ns", what, item.captured_ns))
-            waits = state.offer(item.inputs, item.captured_ns, item.position_s, item.discontinuity, now_ns)
+            try:
+                waits = state.offer(item.inputs, item.captured_ns, item.position_s, item.discontinuity, now_ns)
+            except OverflowError:
+                raise ValueError(expected("captured_ns", what, item.captured_ns)) from None
         else:
             waits = state.offer(item, now_ns, None, False, now_ns)
         if waits and state.can_send():

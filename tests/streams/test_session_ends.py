@@ -102,6 +102,27 @@ async def test_an_instant_that_is_no_number_of_nanoseconds_is_named(loop, captur
         await collect(StreamSession(Service(echo), clock=loop.clock)(source()))
 
 
+@pytest.mark.parametrize("captured_ns", [1 << 62, -(1 << 62), 1 << 70])
+async def test_a_capture_beyond_all_clocks_is_named(loop, captured_ns):
+    """Its age would overflow; the error ends the stream as any other of its source does."""
+    with pytest.raises(ValueError, match="captured_ns: expected whole nanoseconds on the clock of the Stack, got"):
+        await collect(StreamSession(Service(echo), clock=loop.clock)([Frame(1.0, captured_ns)]))
+
+
+async def test_a_stream_that_is_closed_at_once_ends(loop):
+    """Its task is cancelled before its first step, and its id is free all the same."""
+    async with stack_of(loop, ScriptedBackend()) as service:
+        session = StreamSession(service)
+        await session([1.0], stream_id="a").aclose()
+        session.add([1.0], stream_id="a")
+        await session.remove("a")
+
+        assert session.streams == ()
+        assert session.statistics().ended_streams == 2
+        with pytest.raises(StopAsyncIteration):
+            await asyncio.wait_for(anext(session), 5.0)
+
+
 async def test_a_source_that_hangs_is_left(loop):
     async with stack_of(loop, ScriptedBackend()) as service:
         camera = Camera(loop, period_s=1e9)
