@@ -103,6 +103,16 @@ class Plan:
 
         return self.assignments[max(self.assignments, key=demand)]
 
+    def shares_by_site(self, assignment: Assignment) -> dict[str, dict[str, float]]:
+        """Return, for each cluster that an assignment serves, the shares by the site that its requests go to first."""
+        shares: dict[str, dict[str, float]] = {}
+        for cluster, groups in assignment.items():
+            row = shares.setdefault(cluster, {})
+            for group, share in groups.items():
+                site = self.replicas[group].sites[0]
+                row[site] = row.get(site, 0.0) + share
+        return shares
+
     @property
     def running(self) -> dict[tuple[str, str, tuple[int, ...], tuple[str, ...]], int]:
         """Replicas by model, variant, indexes of sites and kinds of devices."""

@@ -323,6 +323,15 @@ class Problem:
         """The groups of sites that may be lost together."""
         return tuple((site.name,) for site in self.sites) if isinstance(self.failures, str) else self.failures
 
+    def promise_of(self, cluster: UserCluster) -> ServiceClass:
+        """Return what a cluster was promised."""
+        return next(it for it in self.service_classes if it.name == cluster.service_class)
+
+    def access_of(self, cluster: UserCluster, scenario: int) -> AccessProfile:
+        """Return the last mile of a cluster in the scenario of an index."""
+        name = self.scenarios[scenario].access.get(cluster.name, cluster.access)
+        return next(it for it in self.access if it.name == name)
+
     @classmethod
     def from_json(cls, source: str | os.PathLike[str] | Mapping[str, Any]) -> Self:
         """Read a problem.

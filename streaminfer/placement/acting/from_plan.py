@@ -63,13 +63,7 @@ def site_shares(plan: Plan, *, hour: int | None = None) -> dict[str, dict[str, f
     hours = sorted({at for at, _ in plan.assignments})
     check_instance("hour", hour, lambda it: it is None or it in hours, "one of " + ", ".join(map(str, hours)))
     assignment = plan.assignment if hour is None else plan.assignments[hour, plan.problem.scenarios[0].name]
-    shares: dict[str, dict[str, float]] = {}
-    for cluster, groups in assignment.items():
-        row = shares.setdefault(cluster, {})
-        for group, share in groups.items():
-            site = plan.replicas[group].sites[0]
-            row[site] = row.get(site, 0.0) + share
-    return shares
+    return plan.shares_by_site(assignment)
 
 
 def kubernetes_manifests(

@@ -160,13 +160,6 @@ class RttSamples:
             for cluster, row in self.rtt_s.items()
         }
 
-    def measured_links(self) -> dict[str, dict[str, Link]]:
-        """Return links with the round-trip times as they were measured; plans on them break promises."""
-        return {
-            cluster: {site: Link(rtt=Distribution.from_samples(column)) for site, column in row.items()}
-            for cluster, row in self.rtt_s.items()
-        }
-
     def summary(self, share: float = 0.99, *, confidence: float = CONFIDENCE) -> dict[tuple[str, str], PairSummary]:
         """Return, for each cluster and site, how much was measured and what it is worth.
 
