@@ -14,7 +14,6 @@ A deadline counts from the arrival of the request's head, before its body is rea
 """
 
 import contextlib
-import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, Unpack
@@ -25,7 +24,7 @@ from streaminfer.errors import StreamInferError
 from streaminfer.request import CallSettings, MapSettings, Request, Response, time_left_s
 from streaminfer.serving._exchanges_cy import ClientGone, Exchange, ExchangeWatch
 from streaminfer.serving.deadlines import read_timeout_s
-from streaminfer.serving.errors import describe_failure
+from streaminfer.serving.errors import logged_failure
 from streaminfer.stack import Stack
 
 if TYPE_CHECKING:
@@ -41,7 +40,6 @@ __all__ = ["BoundService", "add_stacks", "bind"]
 
 T = TypeVar("T")
 
-_LOG = logging.getLogger("streaminfer")
 _SCOPE_KEY = "streaminfer"
 _CLIENT_CLOSED_REQUEST = 499
 """Status of a request whose client has gone, as nginx logs it."""
@@ -256,9 +254,7 @@ def _status(code: int) -> "fastapi.Response":
 
 
 async def _respond(_request: "fastapi.Request", error: Exception) -> "fastapi.Response":
-    failure = describe_failure(error)
-    if failure.is_internal:
-        _LOG.error("a request failed", exc_info=error)
+    failure = logged_failure(error)
     headers = {} if failure.retry_after_s is None else {"retry-after": str(failure.retry_after_s)}
     return JSONResponse({"detail": failure.text}, failure.status, headers)
 

@@ -8,7 +8,6 @@ the handler when the client cancels or its deadline passes, and with it the requ
 import contextlib
 import functools
 import itertools
-import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -19,7 +18,7 @@ from streaminfer.backends.triton.transport.wire import append_contents, parts_of
 from streaminfer.errors import InvalidInput
 from streaminfer.protocols import adapt
 from streaminfer.serving.deadlines import SETTING_HEADERS, TIME_LEFT, RequestSettings, read_settings
-from streaminfer.serving.errors import RequestRejected, describe_failure
+from streaminfer.serving.errors import RequestRejected, logged_failure
 from streaminfer.serving.gathering import Gatherer
 from streaminfer.serving.grpc_stream import StreamCall
 from streaminfer.serving.limits import Limits, checked_limits
@@ -33,7 +32,6 @@ from streaminfer.stack import Stack
 
 __all__ = ["GrpcService", "grpc_servicer"]
 
-_LOG = logging.getLogger("streaminfer")
 _SERVICE = "/inference.GRPCInferenceService/"
 _INFER = _SERVICE + "ModelInfer"
 _HEALTH = "/grpc.health.v1.Health/Check"
@@ -210,7 +208,7 @@ class GrpcService:
         return append_contents(b"", self._response_tag, [response])
 
     def _error(self, identity: str, error: Exception) -> bytes:
-        response = self._pb.ModelStreamInferResponse(error_message=self._describe(error).text)
+        response = self._pb.ModelStreamInferResponse(error_message=logged_failure(error).text)
         response.infer_response.id = identity
         failed: bytes = response.SerializeToString()
         return failed
@@ -352,14 +350,8 @@ class GrpcService:
         written: bytes = response.SerializeToString()
         return written
 
-    def _describe(self, error: Exception) -> Any:
-        failure = describe_failure(error)
-        if failure.is_internal:
-            _LOG.error("a request failed", exc_info=error)
-        return failure
-
     async def _abort(self, context: Any, error: Exception) -> NoReturn:
-        failure = self._describe(error)
+        failure = logged_failure(error)
         metadata = () if failure.retry_after_s is None else (("retry-after", str(failure.retry_after_s)),)
         code = self._grpc.StatusCode[failure.grpc_status]
         await context.abort(code, failure.text, metadata)
