@@ -1,5 +1,6 @@
 """`Plan`: which variants run where, who is served by them, and what that costs."""
 
+import math
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -143,7 +144,9 @@ class Plan:
     def _title(self) -> str:
         replicas = _counted(sum(group.replicas for group in self.replicas), "replica")
         sites = _counted(len(self.sites), "site")
-        title = f"{replicas} at {sites}, {self.cost:.4g} per hour, gap {self.gap:.2%}"
+        title = f"{replicas} at {sites}, {self.cost:.4g} per hour"
+        if math.isfinite(self.gap):  # else no plan serves everybody
+            title += f", gap {self.gap:.2%}"
         return f"{title}; {_counted(len(self.unserved), 'cluster')} unserved" if self.unserved else title
 
     def _slowest(self) -> list[Prediction]:

@@ -181,12 +181,7 @@ def _pools(problem: Problem) -> Iterator[Pool]:
 
 
 def _places(problem: Problem, kinds: Mapping[str, object]) -> list[tuple[int, str]]:
-    return [
-        (s, group.kind)
-        for s, site in enumerate(problem.sites)
-        for group in site.devices
-        if group.kind in kinds and group.slots
-    ]
+    return [(s, group.kind) for s, site in enumerate(problem.sites) for group in site.devices if group.kind in kinds]
 
 
 def _resources(problem: Problem) -> Iterator[Resource]:
