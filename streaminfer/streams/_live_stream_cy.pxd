@@ -20,6 +20,7 @@ cdef class Stream:
     cdef object _error
     cdef bint _is_refused
     cdef bint _is_stopped
+    cdef bint _is_closing
     cdef bint _has_ended
     cdef object _room
     cdef object _drained

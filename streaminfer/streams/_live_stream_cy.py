@@ -51,8 +51,8 @@ class Stream:
     """
 
     __slots__ = (
-        *("__weakref__", "_drained", "_error", "_has_ended", "_is_left", "_is_refused", "_is_stopped", "_outlet"),
-        *("_room", "_sender", "_source", "_task", "_totals"),
+        *("__weakref__", "_drained", "_error", "_has_ended", "_is_closing", "_is_left", "_is_refused"),
+        *("_is_stopped", "_outlet", "_room", "_sender", "_source", "_task", "_totals"),
         *("is_announced", "is_settled", "sending", "settings", "state", "stream_id", "turn"),
     )
 
@@ -89,6 +89,7 @@ class Stream:
         self._error: BaseException | None = None  # of the source, not yet delivered
         self._is_refused = False  # by a service that has stopped: it ends behind the outcome of what is in flight
         self._is_stopped = False
+        self._is_closing = False  # its source ends: what that does is not to be cut short
         self._has_ended = False
         self._room: asyncio.Future[None] | None = None  # the reader waits for a place
         self._drained: asyncio.Future[None] | None = None  # and here for the end of what was sent
@@ -169,7 +170,10 @@ class Stream:
         """Read and send nothing more; results that are there can still be delivered."""
         self._is_stopped = True
         self.state.close(ready_too=False)
-        if not self._has_ended:
+        if self._is_closing:
+            self.end_if_drained()
+        elif not self._has_ended:
+            self._is_closing = True
             self._task.cancel()
 
     def abandon(self) -> None:
@@ -275,6 +279,7 @@ class Stream:
                 if self._take_in_now(item):
                     await self._wait_for_room()
         finally:
+            self._is_closing = True
             if isinstance(iterator, _Closable):
                 await iterator.aclose()
 

@@ -123,6 +123,54 @@ async def test_a_stream_that_is_closed_at_once_ends(loop):
             await asyncio.wait_for(anext(session), 5.0)
 
 
+class Goodbye:
+    """One frame, and an end that takes a while, as of a socket that says goodbye."""
+
+    def __init__(self, steps, frames):
+        self.steps, self.frames = steps, frames
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        if not self.frames:
+            raise StopAsyncIteration
+        self.frames -= 1
+        return 1.0
+
+    async def aclose(self):
+        self.steps.append("begun")
+        await asyncio.sleep(0.1)
+        self.steps.append("complete")
+
+
+async def waiting(goodbye):
+    """A generator that is closed while it waits."""
+    try:
+        yield 1.0
+        await asyncio.Event().wait()
+    finally:
+        await goodbye.aclose()
+
+
+@pytest.mark.parametrize("make", [lambda it: it, waiting], ids=["ended", "closed twice"])
+async def test_the_end_of_a_source_is_not_cut_short(loop, make):
+    """A stream that is closed while its source ends waits for that, and does not cancel it."""
+    steps = []
+
+    async with stack_of(loop, ScriptedBackend()) as service:
+        session = StreamSession(service)
+        session.add(make(Goodbye(steps, 1)), stream_id="a")
+        await asyncio.sleep(0.01)
+        closing = asyncio.ensure_future(session.remove("a"))
+        await asyncio.sleep(0.01)
+        await session.aclose()
+        await closing
+
+    assert steps == ["begun", "complete"]
+    assert session.streams == ()
+
+
 async def test_a_source_that_hangs_is_left(loop):
     async with stack_of(loop, ScriptedBackend()) as service:
         camera = Camera(loop, period_s=1e9)
