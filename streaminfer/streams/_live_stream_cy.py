@@ -263,7 +263,7 @@ class Stream:
             self._totals.settle(self)
 
     async def _read(self) -> None:
-        source = self._source
+        source, self._source = self._source, ()  # a plain generator is closed when nothing holds it
         if not isinstance(source, AsyncIterable):
             for item in source:
                 if self._take_in_now(item):

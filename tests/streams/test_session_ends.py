@@ -171,6 +171,25 @@ async def test_the_end_of_a_source_is_not_cut_short(loop, make):
     assert session.streams == ()
 
 
+async def test_a_generator_is_closed_with_its_stream(loop):
+    """Its file, say, is not held open for as long as its results are."""
+    closed = []
+
+    def frames():
+        try:
+            while True:
+                yield 1.0
+        finally:
+            closed.append(True)
+
+    async with stack_of(loop, ScriptedBackend()) as service:
+        results = StreamSession(service)(frames())
+        await anext(results)
+        await results.aclose()
+
+    assert closed
+
+
 async def test_a_source_that_hangs_is_left(loop):
     async with stack_of(loop, ScriptedBackend()) as service:
         camera = Camera(loop, period_s=1e9)
