@@ -18,7 +18,7 @@ class StreamCall:
     they come, between the others.
 
     Args:
-        answer: yields the responses to one request, at least one, and never raises.
+        answer: yields the responses to one request, if it has any, and never raises.
     """
 
     def __init__(self, answer: Callable[[bytes], AsyncGenerator[bytes, None]]) -> None:
@@ -58,4 +58,6 @@ class StreamCall:
                 await self._unsent.acquire()
                 self._sending.put_nowait(response)
                 next_turn.set()
+        await turn.wait()
+        next_turn.set()  # also behind a request without responses
         self._requests.release()
