@@ -39,6 +39,7 @@ __all__ = [
     "Site",
     "UserCluster",
     "Variant",
+    "check_unique",
 ]
 
 ANY_SITE = "any site"
@@ -368,11 +369,11 @@ class Problem:
 
 def _check_names(problem: Problem) -> None:
     for name in ("clusters", "sites", "models", "access", "service_classes", "scenarios"):
-        _check_unique(name, [it.name for it in getattr(problem, name)])
+        check_unique(name, [it.name for it in getattr(problem, name)])
     for at, site in enumerate(problem.sites):
-        _check_unique(f"sites[{at}].devices", [group.kind for group in site.devices])
+        check_unique(f"sites[{at}].devices", [group.kind for group in site.devices])
     for at, model in enumerate(problem.models):
-        _check_unique(f"models[{at}].variants", [variant.name for variant in model.variants])
+        check_unique(f"models[{at}].variants", [variant.name for variant in model.variants])
 
 
 def _check_clusters(problem: Problem) -> None:
@@ -416,7 +417,12 @@ def _check_links(path: str, links: Mapping[str, Mapping[str, Link]], starts: set
             check_instance(f"{path}[{start!r}][{end!r}]", link, lambda it: isinstance(it, Link), "a Link")
 
 
-def _check_unique(name: str, names: Sequence[str]) -> None:
+def check_unique(name: str, names: Sequence[str]) -> None:
+    """Check that no name stands twice.
+
+    Raises:
+        ValueError: one does.
+    """
     seen: set[str] = set()
     for one in names:
         if one in seen:
