@@ -14,18 +14,17 @@ A deadline counts from the arrival of the request's head, before its body is rea
 """
 
 import contextlib
-import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, Unpack
 
 from streaminfer._internal.loading.extras import require
-from streaminfer._internal.validation import check_duration, check_instance
+from streaminfer._internal.validation import check_duration, check_instance, expected
 from streaminfer.errors import StreamInferError
 from streaminfer.request import CallSettings, MapSettings, Request, Response, time_left_s
 from streaminfer.serving._exchanges_cy import ClientGone, Exchange, ExchangeWatch
 from streaminfer.serving.deadlines import read_timeout_s
-from streaminfer.serving.errors import describe_failure
+from streaminfer.serving.errors import logged_failure
 from streaminfer.stack import Stack
 
 if TYPE_CHECKING:
@@ -41,7 +40,6 @@ __all__ = ["BoundService", "add_stacks", "bind"]
 
 T = TypeVar("T")
 
-_LOG = logging.getLogger("streaminfer")
 _SCOPE_KEY = "streaminfer"
 _CLIENT_CLOSED_REQUEST = 499
 """Status of a request whose client has gone, as nginx logs it."""
@@ -62,15 +60,18 @@ def add_stacks(app: "fastapi.FastAPI", *stacks: Stack, health: str | None = "/he
     Args:
         app: the application.
         *stacks: in the order in which they start.
-        health: path below which the two probes are; ``None``: none.
+        health: path below which the two probes are, from ``/`` on; ``None``: none.
 
     Raises:
         RuntimeError: it was called for this application before.
-        TypeError: an argument is wrong.
+        TypeError, ValueError: an argument is wrong.
     """
     check_instance("app", app, lambda it: isinstance(it, fastapi.FastAPI), "a FastAPI application")
     for stack in stacks:
         check_instance("stacks", stack, lambda it: isinstance(it, Stack), "a Stack")
+    check_instance("health", health, lambda it: it is None or isinstance(it, str), "a path, or None")
+    if health is not None and not health.startswith("/"):  # no request has such a path
+        raise ValueError(expected("health", "a path that begins with '/'", health))
     if any(isinstance(it.cls, type) and issubclass(it.cls, _Listening) for it in app.user_middleware):
         raise RuntimeError("add_stacks was called for this application before: give it all stacks at once")
     inner = app.router.lifespan_context
@@ -253,9 +254,7 @@ def _status(code: int) -> "fastapi.Response":
 
 
 async def _respond(_request: "fastapi.Request", error: Exception) -> "fastapi.Response":
-    failure = describe_failure(error)
-    if failure.is_internal:
-        _LOG.error("a request failed", exc_info=error)
+    failure = logged_failure(error)
     headers = {} if failure.retry_after_s is None else {"retry-after": str(failure.retry_after_s)}
     return JSONResponse({"detail": failure.text}, failure.status, headers)
 

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from streaminfer.backends.cpu.backend import CpuBackend
     from streaminfer.backends.onnx.backend import OnnxBackend
     from streaminfer.backends.onnx.providers import cuda_provider, tensorrt_provider
+    from streaminfer.backends.signature import TensorSpec
     from streaminfer.backends.statistics import BackendStatistics
     from streaminfer.backends.triton import SequenceLost, ServerStatistics, Tls, TritonBackend, TritonStatistics
     from streaminfer.backends.triton.repository.model_repository import write_model_repository
@@ -18,6 +19,7 @@ __all__ = [
     "OnnxBackend",
     "SequenceLost",
     "ServerStatistics",
+    "TensorSpec",
     "Tls",
     "TritonBackend",
     "TritonStatistics",
@@ -32,6 +34,7 @@ _HOMES = {
     "OnnxBackend": "backends.onnx.backend",
     "SequenceLost": "backends.triton",
     "ServerStatistics": "backends.triton",
+    "TensorSpec": "backends.signature",
     "Tls": "backends.triton",
     "TritonBackend": "backends.triton",
     "TritonStatistics": "backends.triton",

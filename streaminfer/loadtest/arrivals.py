@@ -66,7 +66,8 @@ class Constant:
 
     def schedule(self, duration_s: float, seed: int) -> Floats:  # noqa: ARG002 - nothing is random
         """Return the instants from 0 until ``duration_s``, seconds, ascending."""
-        return np.arange(int(np.ceil(duration_s * self.rate))) / self.rate
+        instants: Floats = np.arange(int(np.ceil(duration_s * self.rate))) / self.rate
+        return instants[instants < duration_s]
 
 
 @attrs.frozen
@@ -313,7 +314,7 @@ class Replay:
     def schedule(self, duration_s: float, seed: int) -> Floats:  # noqa: ARG002 - nothing is random
         """Return the instants from 0 until ``duration_s``, or the end of the trace, seconds, ascending."""
         instants = self.arrivals_s
-        if self.rate is not None and instants.size > 1:
+        if self.rate is not None and instants[-1] > 0:
             instants = instants * ((instants.size - 1) / (self.rate * instants[-1]))
         return instants[instants < duration_s]
 
@@ -331,12 +332,14 @@ def as_arrivals(value: Arrivals | ArrayLike) -> Arrivals:
     Raises:
         TypeError: neither.
     """
+    what = "arrivals such as si.loadtest.Poisson(100), or instants in seconds"
+    if isinstance(value, type):
+        raise TypeError(expected("arrivals", what, value))
     if isinstance(value, Arrivals):
         return value
     try:
         return Instants(value)
     except TypeError:
-        what = "arrivals such as si.loadtest.Poisson(100), or instants in seconds"
         raise TypeError(expected("arrivals", what, value)) from None
 
 

@@ -3,7 +3,10 @@
 import argparse
 import asyncio
 import sys
+import traceback
 from pathlib import Path
+
+import attrs
 
 from streaminfer._internal.validation import expected
 from streaminfer.errors import StreamInferError
@@ -48,34 +51,45 @@ def execute(options: argparse.Namespace) -> int:
         sys.path.insert(0, str(Path.cwd()))  # as python -m does: a scenario names modules of the project
     try:
         scenario = Scenario.load(options.scenario)
-        service, inputs = scenario.service.maker(), None if scenario.devices else scenario.make_inputs()
+        if options.seed is not None:
+            scenario = attrs.evolve(scenario, seed=options.seed)
         before = None if options.compare is None else Report.load(options.compare)
-        for path in filter(None, (options.html, options.json, options.junit)):
-            if not path.parent.is_dir():  # rather than to fail after the run
-                raise NotADirectoryError(expected("path", "one in a folder that exists", str(path)))
-    except (OSError, ValueError) as error:
-        print(f"streaminfer loadtest: {error}", file=sys.stderr)
-        return _USAGE
-    settings = scenario.run_settings()
-    if options.seed is not None:
-        settings["seed"] = options.seed
-    given = service if scenario.senders else service()
-    try:
-        if scenario.devices:
-            settings = {name: value for name, value in settings.items() if name not in {"arrivals", "senders"}}
-            report = asyncio.run(run_devices(given, scenario.devices, progress=_tell, **settings))
-        else:
-            report = asyncio.run(run(given, inputs=inputs, progress=_tell, **settings))
-        capacity = None if scenario.capacity is None else _find(scenario, scenario.capacity, given, inputs)
-    except StreamInferError as error:  # that of a request is in the report
-        print(f"streaminfer loadtest: the service does not start: {error}", file=sys.stderr)
-        return _USAGE
+        _check_folders(options.html, options.json, options.junit)
+        report, capacity = _run(scenario)
     except KeyboardInterrupt:
         print("streaminfer loadtest: interrupted", file=sys.stderr)
         return _INTERRUPTED
+    except StreamInferError as error:  # that of a request is in the report
+        print(f"streaminfer loadtest: the service does not start: {error}", file=sys.stderr)
+        return _USAGE
+    except (OSError, ValueError) as error:
+        print(f"streaminfer loadtest: {error}", file=sys.stderr)
+        return _USAGE
+    except Exception as error:  # noqa: BLE001 - of a function of the scenario's, whose author needs to see where
+        traceback.print_exc()
+        print(f"streaminfer loadtest: service or inputs of the scenario failed: {error!r}", file=sys.stderr)
+        return _USAGE
     verdict = None if before is None else compare(before, report)
     _write(options, report, verdict, capacity)
     return _status(report, verdict)
+
+
+def _check_folders(*paths: Path | None) -> None:
+    """Check that reports can be written, rather than to fail after the run."""
+    for path in paths:
+        if path is not None and not path.parent.is_dir():
+            raise NotADirectoryError(expected("path", "one in a folder that exists", str(path)))
+
+
+def _run(scenario: Scenario) -> tuple[Report, Capacity | None]:
+    service, settings = scenario.service.maker(), scenario.run_settings()
+    given = service if scenario.senders else service()
+    if scenario.devices:
+        settings = {name: value for name, value in settings.items() if name not in {"arrivals", "senders"}}
+        return asyncio.run(run_devices(given, scenario.devices, progress=_tell, **settings)), None
+    inputs = scenario.make_inputs()
+    report = asyncio.run(run(given, inputs=inputs, progress=_tell, **settings))
+    return report, None if scenario.capacity is None else _find(scenario, scenario.capacity, given, inputs)
 
 
 def _find(scenario: Scenario, asked: CapacitySettings, service: object, inputs: object) -> Capacity:

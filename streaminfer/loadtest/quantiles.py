@@ -1,9 +1,13 @@
 """Percentiles of latencies, by the rank that `LatencyHistogram` uses: ⌈q · count⌉. Each is one of the latencies."""
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["quantile_of", "quantiles_of"]
+from streaminfer._internal.units import format_duration
+
+__all__ = ["quantile_of", "quantiles_of", "say_latency"]
 
 Floats = NDArray[np.float64]
 
@@ -19,3 +23,8 @@ def quantiles_of(values: Floats, qs: ArrayLike) -> Floats:
 def quantile_of(values: Floats, q: float) -> float:
     """Return one of them."""
     return float(quantiles_of(values, q))
+
+
+def say_latency(seconds: float) -> str:
+    """Return a latency in the unit that suits it; an infinite one is "no response"."""
+    return "no response" if math.isinf(seconds) else format_duration(seconds)

@@ -105,9 +105,8 @@ def constraints(candidates: Candidates, settings: Settings) -> Iterator[Constrai
             (site, resource.kind),
             f"{resource.limit:.6g} {unit} of {resource.kind!r} at site {site!r}",
         )
-    classes = {it.name: it for it in problem.service_classes}
     for cluster in problem.clusters:
-        promise = classes[cluster.service_class]
+        promise = problem.promise_of(cluster)
         yield Constraint(
             "demand",
             (cluster.name,),
@@ -225,9 +224,7 @@ def _least_change(
             )
         case "slo":
             (name,) = constraint.subject
-            classes = {it.name: it for it in problem.service_classes}
-            cluster = next(it for it in problem.clusters if it.name == name)
-            slo_s = classes[cluster.service_class].slo_s
+            slo_s = problem.promise_of(next(it for it in problem.clusters if it.name == name)).slo_s
 
             def with_slo(factor: float) -> bool:
                 changed = _with_slo(candidates, name, slo_s * factor)
@@ -258,8 +255,7 @@ def _with_slo(candidates: Candidates, name: str, slo_s: float) -> Candidates:
     """The candidates with another SLO for one cluster."""
     problem = candidates.problem
     at = next(c for c, it in enumerate(problem.clusters) if it.name == name)
-    promise = next(it for it in problem.service_classes if it.name == problem.clusters[at].service_class)
-    own = attrs.evolve(promise, name="its own", slo_s=slo_s)
+    own = attrs.evolve(problem.promise_of(problem.clusters[at]), name="its own", slo_s=slo_s)
     alone = attrs.evolve(
         problem,
         clusters=(attrs.evolve(problem.clusters[at], service_class="its own"),),

@@ -1,6 +1,5 @@
 """`Distribution`: durations that vary, as values with a share each."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -9,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from streaminfer._internal.units import format_duration
-from streaminfer._internal.validation import check_count, expected
+from streaminfer._internal.validation import check_count, check_number, expected
 
 __all__ = ["Distribution"]
 
@@ -50,7 +49,7 @@ class Distribution:
             TypeError, ValueError: not such numbers.
         """
         points = check_count("points", points, at_least=2)
-        samples = np.sort(_durations("samples_s", samples_s))
+        samples = np.sort(_numbers("samples_s", samples_s))
         n = samples.size
         if n <= points:
             return cls.of(samples.tolist())
@@ -70,15 +69,16 @@ class Distribution:
         Raises:
             TypeError, ValueError: not such numbers.
         """
-        values = _durations("values_s", values_s)
+        values = _numbers("values_s", values_s)
         if (np.diff(values) < 0).any():
             raise ValueError(expected("values_s", "seconds in ascending order", values_s))
         if shares is None:
             weights = np.full(values.size, 1.0 / values.size)
         else:
-            weights = _durations("shares", shares)
+            what = f"{values.size} numbers > 0 with the sum 1"
+            weights = _numbers("shares", shares, what)
             if weights.shape != values.shape or not (weights > 0).all() or abs(weights.sum() - 1) > _SUM_TOLERANCE:
-                raise ValueError(expected("shares", f"{values.size} numbers > 0 with the sum 1", shares))
+                raise ValueError(expected("shares", what, shares))
         values.flags.writeable = weights.flags.writeable = False
         return cls(values, weights)
 
@@ -105,7 +105,12 @@ class Distribution:
         return {"values_s": self.values_s.tolist(), "shares": self.shares.tolist()}
 
     def quantile(self, share: float) -> float:
-        """Return the smallest value that at least ``share`` of the durations do not exceed, in seconds."""
+        """Return the smallest value that at least ``share`` of the durations do not exceed, in seconds.
+
+        Raises:
+            TypeError, ValueError: no share from 0 to 1.
+        """
+        check_number("share", share, "a share from 0 to 1", lambda it: 0 <= it <= 1)
         at = int(np.searchsorted(np.cumsum(self.shares), share - _SUM_TOLERANCE))
         return float(self.values_s[min(at, self.values_s.size - 1)])
 
@@ -132,13 +137,12 @@ class Distribution:
         return f"<Distribution of {self.values_s.size} values, p50 {p50}, p99 {p99}>"
 
 
-def _durations(name: str, values: ArrayLike) -> Floats:
+def _numbers(name: str, values: ArrayLike, what: str = "finite numbers of seconds ≥ 0, at least one") -> Floats:
     """A one-dimensional copy of finite numbers ≥ 0, at least one."""
-    what = "finite numbers of seconds ≥ 0, at least one"
     given = np.atleast_1d(np.asarray(values))
     if given.dtype.kind not in "fiu" or given.ndim != 1:
         raise TypeError(expected(name, what, values))
     numbers = given.astype(np.float64)
-    if not numbers.size or not np.isfinite(numbers).all() or numbers.min() < 0 or math.isnan(numbers.sum()):
+    if not numbers.size or not np.isfinite(numbers).all() or numbers.min() < 0:
         raise ValueError(expected(name, what, values))
     return numbers

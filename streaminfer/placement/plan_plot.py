@@ -18,19 +18,14 @@ def plot_plan(plan: "Plan", ax: Any) -> Any:
         MissingExtra: matplotlib is not installed.
     """
     problem = plan.problem
-    classes = {it.name: it for it in problem.service_classes}
     access = {it.name: it.rtt for it in problem.access}
-    used: dict[str, dict[str, float]] = {}
+    used = plan.shares_by_site(plan.assignment)
     served: dict[str, float] = {}
-    for name, groups in plan.assignment.items():
-        rate = max(next(it.rates for it in problem.clusters if it.name == name))
-        for at, share in groups.items():
-            site = plan.replicas[at].sites[0]
-            used.setdefault(name, {})[site] = used.get(name, {}).get(site, 0.0) + share
-            served[site] = served.get(site, 0.0) + share * rate
     parts = {}
     for cluster in problem.clusters:
-        promise = classes[cluster.service_class]
+        for site, share in used.get(cluster.name, {}).items():
+            served[site] = served.get(site, 0.0) + share * max(cluster.rates)
+        promise = problem.promise_of(cluster)
         own_s = access[cluster.access].quantile(promise.share)
         parts[cluster.name] = {
             site: (link.rtt.quantile(promise.share) + own_s) / promise.slo_s

@@ -1,5 +1,6 @@
 """`Plan`: which variants run where, who is served by them, and what that costs."""
 
+import math
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -103,6 +104,16 @@ class Plan:
 
         return self.assignments[max(self.assignments, key=demand)]
 
+    def shares_by_site(self, assignment: Assignment) -> dict[str, dict[str, float]]:
+        """Return, for each cluster that an assignment serves, the shares by the site that its requests go to first."""
+        shares: dict[str, dict[str, float]] = {}
+        for cluster, groups in assignment.items():
+            row = shares.setdefault(cluster, {})
+            for group, share in groups.items():
+                site = self.replicas[group].sites[0]
+                row[site] = row.get(site, 0.0) + share
+        return shares
+
     @property
     def running(self) -> dict[tuple[str, str, tuple[int, ...], tuple[str, ...]], int]:
         """Replicas by model, variant, indexes of sites and kinds of devices."""
@@ -133,7 +144,9 @@ class Plan:
     def _title(self) -> str:
         replicas = _counted(sum(group.replicas for group in self.replicas), "replica")
         sites = _counted(len(self.sites), "site")
-        title = f"{replicas} at {sites}, {self.cost:.4g} per hour, gap {self.gap:.2%}"
+        title = f"{replicas} at {sites}, {self.cost:.4g} per hour"
+        if math.isfinite(self.gap):  # else no plan serves everybody
+            title += f", gap {self.gap:.2%}"
         return f"{title}; {_counted(len(self.unserved), 'cluster')} unserved" if self.unserved else title
 
     def _slowest(self) -> list[Prediction]:

@@ -55,7 +55,6 @@ def predict(instance: Instance, counts: Floats, flows: Mapping[int, Ints]) -> di
         flows: of demand to pools, by state.
     """
     problem = instance.candidates.problem
-    classes = {it.name: it for it in problem.service_classes}
     most = instance.pool_rates / [pool.level for pool in instance.pools]
     with np.errstate(divide="ignore", invalid="ignore"):
         loads = {
@@ -64,7 +63,7 @@ def predict(instance: Instance, counts: Floats, flows: Mapping[int, Ints]) -> di
     found = {}
     for c, cluster in enumerate(problem.clusters):
         serving = {s: float(loads[s][flow[c] > 0].max()) for s, flow in flows.items() if flow[c].any()}
-        promise = classes[cluster.service_class]
+        promise = problem.promise_of(cluster)
         candidates = []
         for state in _busiest(instance, serving):
             it = instance.candidates.states[state]

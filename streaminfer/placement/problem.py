@@ -39,6 +39,7 @@ __all__ = [
     "Site",
     "UserCluster",
     "Variant",
+    "check_unique",
 ]
 
 ANY_SITE = "any site"
@@ -323,6 +324,15 @@ class Problem:
         """The groups of sites that may be lost together."""
         return tuple((site.name,) for site in self.sites) if isinstance(self.failures, str) else self.failures
 
+    def promise_of(self, cluster: UserCluster) -> ServiceClass:
+        """Return what a cluster was promised."""
+        return next(it for it in self.service_classes if it.name == cluster.service_class)
+
+    def access_of(self, cluster: UserCluster, scenario: int) -> AccessProfile:
+        """Return the last mile of a cluster in the scenario of an index."""
+        name = self.scenarios[scenario].access.get(cluster.name, cluster.access)
+        return next(it for it in self.access if it.name == name)
+
     @classmethod
     def from_json(cls, source: str | os.PathLike[str] | Mapping[str, Any]) -> Self:
         """Read a problem.
@@ -359,11 +369,11 @@ class Problem:
 
 def _check_names(problem: Problem) -> None:
     for name in ("clusters", "sites", "models", "access", "service_classes", "scenarios"):
-        _check_unique(name, [it.name for it in getattr(problem, name)])
+        check_unique(name, [it.name for it in getattr(problem, name)])
     for at, site in enumerate(problem.sites):
-        _check_unique(f"sites[{at}].devices", [group.kind for group in site.devices])
+        check_unique(f"sites[{at}].devices", [group.kind for group in site.devices])
     for at, model in enumerate(problem.models):
-        _check_unique(f"models[{at}].variants", [variant.name for variant in model.variants])
+        check_unique(f"models[{at}].variants", [variant.name for variant in model.variants])
 
 
 def _check_clusters(problem: Problem) -> None:
@@ -407,7 +417,12 @@ def _check_links(path: str, links: Mapping[str, Mapping[str, Link]], starts: set
             check_instance(f"{path}[{start!r}][{end!r}]", link, lambda it: isinstance(it, Link), "a Link")
 
 
-def _check_unique(name: str, names: Sequence[str]) -> None:
+def check_unique(name: str, names: Sequence[str]) -> None:
+    """Check that no name stands twice.
+
+    Raises:
+        ValueError: one does.
+    """
     seen: set[str] = set()
     for one in names:
         if one in seen:

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from streaminfer.serving.errors import RequestRejected, describe_failure
+from streaminfer.serving.errors import RequestRejected, logged_failure
 from streaminfer.serving.requests.infer_response import JSON_TYPE, Outputs, render_generated
 
 if TYPE_CHECKING:
@@ -38,7 +37,6 @@ Send = Callable[[Message], Awaitable[None]]
 Headers = Sequence[tuple[bytes, bytes]]
 
 NO_STORE = (b"cache-control", b"no-store")
-_LOG = logging.getLogger("streaminfer")
 _EVENTS = ((b"content-type", b"text/event-stream"), NO_STORE)
 
 
@@ -80,9 +78,7 @@ def describe_error(error: Exception) -> list[Message]:
 
 
 def _describe(error: Exception) -> tuple[bytes, int, Headers]:
-    failure = describe_failure(error)
-    if failure.is_internal:
-        _LOG.error("a request failed", exc_info=error)
+    failure = logged_failure(error)
     headers = [JSON_TYPE]
     if failure.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % failure.retry_after_s))

@@ -14,6 +14,7 @@ everything else        500   ``INTERNAL``            the text is in the log, not
 =====================  ====  ======================  ===========================================
 """
 
+import logging
 import math
 from typing import NamedTuple
 
@@ -27,8 +28,9 @@ from streaminfer.errors import (
     StreamInferError,
 )
 
-__all__ = ["Failure", "RequestRejected", "describe_failure"]
+__all__ = ["Failure", "RequestRejected", "describe_failure", "logged_failure"]
 
+_LOG = logging.getLogger("streaminfer")
 _INTERNAL = "the model failed; the server's log says why"
 _GRPC = {
     404: "NOT_FOUND",
@@ -97,6 +99,14 @@ def describe_failure(error: BaseException) -> Failure:
             failure = Failure(503, "UNAVAILABLE", text, 1)
         case ErasureHeld():
             failure = Failure(409, "FAILED_PRECONDITION", text)
+    return failure
+
+
+def logged_failure(error: BaseException) -> Failure:
+    """Return what the client of a failed request is told, and log what it is not."""
+    failure = describe_failure(error)
+    if failure.is_internal:
+        _LOG.error("a request failed", exc_info=error)
     return failure
 
 

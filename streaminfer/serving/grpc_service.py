@@ -8,7 +8,6 @@ the handler when the client cancels or its deadline passes, and with it the requ
 import contextlib
 import functools
 import itertools
-import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -19,9 +18,9 @@ from streaminfer.backends.triton.transport.wire import append_contents, parts_of
 from streaminfer.errors import InvalidInput
 from streaminfer.protocols import adapt
 from streaminfer.serving.deadlines import SETTING_HEADERS, TIME_LEFT, RequestSettings, read_settings
-from streaminfer.serving.errors import RequestRejected, describe_failure
+from streaminfer.serving.errors import RequestRejected, logged_failure
 from streaminfer.serving.gathering import Gatherer
-from streaminfer.serving.grpc_stream import Answers, StreamCall
+from streaminfer.serving.grpc_stream import StreamCall
 from streaminfer.serving.limits import Limits, checked_limits
 from streaminfer.serving.models import EXTENSIONS, VERSION, ServedModel, find_model, served_models, server_version
 from streaminfer.serving.requests._infer_head_cy import InferHead
@@ -33,7 +32,6 @@ from streaminfer.stack import Stack
 
 __all__ = ["GrpcService", "grpc_servicer"]
 
-_LOG = logging.getLogger("streaminfer")
 _SERVICE = "/inference.GRPCInferenceService/"
 _INFER = _SERVICE + "ModelInfer"
 _HEALTH = "/grpc.health.v1.Health/Check"
@@ -182,38 +180,35 @@ class GrpcService:
                 if (states := adapt(self._models[name].stack).capabilities().stream_states) is not None:
                     states.end_stream(stream_id)
 
-    async def _answer_streamed(self, context: Any, stream_id: str, used: set[str], message: bytes) -> Answers:
-        identity = ""
+    async def _answer_streamed(
+        self, context: Any, stream_id: str, used: set[str], message: bytes
+    ) -> AsyncGenerator[bytes, None]:
+        """The response to a request, or those of a model that has many, with an empty last one if the client asks."""
+        identity, last = "", b""
         try:
             model, head, rows = self._read(message)
             identity = head.id
             used.add(model.name)
             call = await self._answer(model, head, rows, context, stream_id)
             wants_final = head.parameters.get(_WANTS_FINAL) is True
-            if call.stream is not None:
-                return self._answer_each(model, head, call.stream, wants_final=wants_final)
-            return self._streamed(self._render(model, head, call, final=True if wants_final else None))
+            if call.stream is None:
+                yield self._streamed(self._render(model, head, call, final=True if wants_final else None))
+            else:
+                if wants_final:
+                    last = self._streamed(self._render_head(model, head, (), final=True))
+                async with contextlib.aclosing(call.stream) as answers:
+                    async for arrays in answers:
+                        yield self._streamed(self._render_arrays(model, head, arrays, None, final=False))
         except Exception as error:  # noqa: BLE001 - the stream goes on
-            return self._error(identity, error)
-
-    async def _answer_each(
-        self, model: ModelRequests, head: InferHead, answers: AsyncGenerator[Outputs, None], *, wants_final: bool
-    ) -> AsyncGenerator[bytes, None]:
-        """The responses of a model that has many to one request, and an empty one at the end if the client wants it."""
-        try:
-            async with contextlib.aclosing(answers):
-                async for arrays in answers:
-                    yield self._streamed(self._render_arrays(model, head, arrays, None, final=False))
-        except Exception as error:  # noqa: BLE001 - the stream goes on
-            yield self._error(head.id, error)
-        if wants_final:
-            yield self._streamed(self._render_head(model, head, (), final=True))
+            yield self._error(identity, error)
+        if last:
+            yield last
 
     def _streamed(self, response: bytes) -> bytes:
         return append_contents(b"", self._response_tag, [response])
 
     def _error(self, identity: str, error: Exception) -> bytes:
-        response = self._pb.ModelStreamInferResponse(error_message=self._describe(error).text)
+        response = self._pb.ModelStreamInferResponse(error_message=logged_failure(error).text)
         response.infer_response.id = identity
         failed: bytes = response.SerializeToString()
         return failed
@@ -355,14 +350,8 @@ class GrpcService:
         written: bytes = response.SerializeToString()
         return written
 
-    def _describe(self, error: Exception) -> Any:
-        failure = describe_failure(error)
-        if failure.is_internal:
-            _LOG.error("a request failed", exc_info=error)
-        return failure
-
     async def _abort(self, context: Any, error: Exception) -> NoReturn:
-        failure = self._describe(error)
+        failure = logged_failure(error)
         metadata = () if failure.retry_after_s is None else (("retry-after", str(failure.retry_after_s)),)
         code = self._grpc.StatusCode[failure.grpc_status]
         await context.abort(code, failure.text, metadata)

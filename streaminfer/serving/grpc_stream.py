@@ -2,73 +2,62 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
-__all__ = ["Answers", "StreamCall"]
-
-Answers = bytes | AsyncGenerator[bytes, None]
-"""The response to one request, or the responses of a model that has many."""
+__all__ = ["StreamCall"]
 
 _MAX_STREAMED = 64
-"""Requests of one call in flight, and further responses that wait to be sent; a client that sends faster, or reads
-slower, is held up by gRPC's flow control."""
+"""Requests of one call in flight, and responses that wait to be sent; a client that sends faster, or reads slower, is
+held up by gRPC's flow control."""
 
 
 class StreamCall:
     """Answers each request of a call, several at a time.
 
-    Responses come in the order of the requests. Those of a model that has many to one request are sent as they come,
-    between the others.
+    First responses come in the order of the requests. Further ones of a model that has many to one request are sent as
+    they come, between the others.
 
     Args:
-        answer: answers one request, and never raises.
+        answer: yields the responses to one request, if it has any, and never raises.
     """
 
-    def __init__(self, answer: Callable[[bytes], Awaitable[Answers]]) -> None:
+    def __init__(self, answer: Callable[[bytes], AsyncGenerator[bytes, None]]) -> None:
         self._answer = answer
         self._requests = asyncio.Semaphore(_MAX_STREAMED)
-        self._further = asyncio.Semaphore(_MAX_STREAMED)
-        self._answers: asyncio.Queue[asyncio.Task[Answers] | None] = asyncio.Queue()
-        self._sending: asyncio.Queue[tuple[bytes, asyncio.Semaphore] | None] = asyncio.Queue()
+        self._unsent = asyncio.Semaphore(_MAX_STREAMED)
+        self._sending: asyncio.Queue[bytes | None] = asyncio.Queue()
 
     async def responses(self, messages: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         """Yield the responses until all requests are answered; whatever ends it ends all of them."""
         running = asyncio.ensure_future(self._run(messages))
         try:
-            while (one := await self._sending.get()) is not None:
-                response, place = one
+            while (response := await self._sending.get()) is not None:
                 yield response
-                place.release()
+                self._unsent.release()
             await running  # raises what ended it
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
 
     async def _run(self, messages: AsyncIterator[bytes]) -> None:
+        turn = asyncio.Event()
+        turn.set()
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._send_in_order(group))
                 async for message in messages:
                     await self._requests.acquire()
-                    self._answers.put_nowait(group.create_task(self._answered(message)))
-                self._answers.put_nowait(None)
+                    before, turn = turn, asyncio.Event()
+                    group.create_task(self._respond(message, before, turn))
         finally:
             self._sending.put_nowait(None)
 
-    async def _answered(self, message: bytes) -> Answers:
-        return await self._answer(message)
-
-    async def _send_in_order(self, group: asyncio.TaskGroup) -> None:
-        while (task := await self._answers.get()) is not None:
-            answers = await task
-            if isinstance(answers, bytes):
-                self._sending.put_nowait((answers, self._requests))
-            else:
-                group.create_task(self._send_each(answers))
-
-    async def _send_each(self, answers: AsyncGenerator[bytes, None]) -> None:
-        async with contextlib.aclosing(answers):
-            async for response in answers:
-                await self._further.acquire()
-                self._sending.put_nowait((response, self._further))
+    async def _respond(self, message: bytes, turn: asyncio.Event, next_turn: asyncio.Event) -> None:
+        async with contextlib.aclosing(self._answer(message)) as responses:
+            async for response in responses:
+                await turn.wait()
+                await self._unsent.acquire()
+                self._sending.put_nowait(response)
+                next_turn.set()
+        await turn.wait()
+        next_turn.set()  # also behind a request without responses
         self._requests.release()

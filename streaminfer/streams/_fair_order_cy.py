@@ -46,11 +46,6 @@ class Turn:
         self._number = 0
         self._position = -1  # in the heap; -1: it is not queued
 
-    @property
-    def is_queued(self) -> bool:
-        """Whether it waits for its turn."""
-        return self._position >= 0
-
 
 class FairOrder:
     """Streams that wait for their turn.

@@ -20,6 +20,7 @@ cdef class Stream:
     cdef object _error
     cdef bint _is_refused
     cdef bint _is_stopped
+    cdef bint _is_closing
     cdef bint _has_ended
     cdef object _room
     cdef object _drained
@@ -39,7 +40,7 @@ cdef class Stream:
     cpdef stop(self)
     cpdef abandon(self)
     cdef _stop_behind_last(self)
-    cdef _end(self)
+    cpdef _end(self, object _)
     cdef _report(self, message, error)
     cdef _settle_if_delivered(self)
     @cython.locals(now_ns=cython.longlong, state=StreamState, waits=bint)

@@ -51,8 +51,8 @@ class Stream:
     """
 
     __slots__ = (
-        *("__weakref__", "_drained", "_error", "_has_ended", "_is_left", "_is_refused", "_is_stopped", "_outlet"),
-        *("_room", "_sender", "_source", "_task", "_totals"),
+        *("__weakref__", "_drained", "_error", "_has_ended", "_is_closing", "_is_left", "_is_refused"),
+        *("_is_stopped", "_outlet", "_room", "_sender", "_source", "_task", "_totals"),
         *("is_announced", "is_settled", "sending", "settings", "state", "stream_id", "turn"),
     )
 
@@ -89,12 +89,14 @@ class Stream:
         self._error: BaseException | None = None  # of the source, not yet delivered
         self._is_refused = False  # by a service that has stopped: it ends behind the outcome of what is in flight
         self._is_stopped = False
+        self._is_closing = False  # its source ends: what that does is not to be cut short
         self._has_ended = False
         self._room: asyncio.Future[None] | None = None  # the reader waits for a place
         self._drained: asyncio.Future[None] | None = None  # and here for the end of what was sent
         self._is_left: asyncio.Future[None] | None = None  # and here until the service has let go what was cancelled
         outlet.streams.add(self)
         self._task = asyncio.get_running_loop().create_task(self._run(), name="streaminfer-stream")
+        self._task.add_done_callback(self._end)  # also of a task that is cancelled before its first step
 
     # -- for the sender -----------------------------------------------------------------------------------------
 
@@ -168,7 +170,10 @@ class Stream:
         """Read and send nothing more; results that are there can still be delivered."""
         self._is_stopped = True
         self.state.close(ready_too=False)
-        if not self._has_ended:
+        if self._is_closing:
+            self.end_if_drained()
+        elif not self._has_ended:
+            self._is_closing = True
             self._task.cancel()
 
     def abandon(self) -> None:
@@ -218,7 +223,6 @@ class Stream:
             self.state.close(ready_too=False)
             self._sender.leave(self)
             await self._end_requests()
-            self._end()
 
     def _stop_behind_last(self) -> None:
         if not self.state.running:
@@ -234,7 +238,7 @@ class Stream:
                 with contextlib.suppress(asyncio.CancelledError):  # a second one, of a loop that shuts down
                     await self._is_left
 
-    def _end(self) -> None:
+    def _end(self, _: object) -> None:
         self._has_ended = True
         if self._sender.states is not None:
             try:
@@ -259,7 +263,7 @@ class Stream:
             self._totals.settle(self)
 
     async def _read(self) -> None:
-        source = self._source
+        source, self._source = self._source, ()  # a plain generator is closed when nothing holds it
         if not isinstance(source, AsyncIterable):
             for item in source:
                 if self._take_in_now(item):
@@ -275,6 +279,7 @@ class Stream:
                 if self._take_in_now(item):
                     await self._wait_for_room()
         finally:
+            self._is_closing = True
             if isinstance(iterator, _Closable):
                 await iterator.aclose()
 
@@ -283,10 +288,13 @@ class Stream:
         now_ns = self._sender.clock()
         state = self.state
         if isinstance(item, Frame):
+            what = "whole nanoseconds on the clock of the Stack"
             if not isinstance(item.captured_ns, (int, SupportsIndex)):
-                what = "whole nanoseconds on the clock of the Stack"
                 raise TypeError(expected("captured_ns", what, item.captured_ns))
-            waits = state.offer(item.inputs, item.captured_ns, item.position_s, item.discontinuity, now_ns)
+            try:
+                waits = state.offer(item.inputs, item.captured_ns, item.position_s, item.discontinuity, now_ns)
+            except OverflowError:
+                raise ValueError(expected("captured_ns", what, item.captured_ns)) from None
         else:
             waits = state.offer(item, now_ns, None, False, now_ns)
         if waits and state.can_send():

@@ -4,6 +4,7 @@ cdef int _WAITING
 cdef int _RUNNING
 cdef int _READY
 cdef int _GONE
+cdef long long _FARTHEST_NS
 
 @cython.freelist(128)
 cdef class StreamResult:

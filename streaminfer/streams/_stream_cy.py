@@ -35,6 +35,8 @@ _WAITING = 0
 _RUNNING = 1
 _READY = 2
 _GONE = 3
+_FARTHEST_NS = 1 << 62
+"""From the present to a capture, either way: twice as far, C integers overflow."""
 
 
 class StreamResult:
@@ -211,7 +213,12 @@ class StreamState:
 
         Returns:
             Whether it waits to be sent.
+
+        Raises:
+            OverflowError: the capture is more than a century away.
         """
+        if not -_FARTHEST_NS < captured_ns < _FARTHEST_NS:
+            raise OverflowError
         result = _new_result(self.stream_id, self.received, captured_ns, position_s, now_ns)
         result._inputs = inputs
         result._discontinuity = discontinuity or self._discontinuity

@@ -12,7 +12,7 @@ from streaminfer._internal.validation import check_instance
 from streaminfer.blocking import BlockingStack
 from streaminfer.errors import Closed
 from streaminfer.streams._stream_cy import StreamResult
-from streaminfer.streams.session import Source, StreamSession
+from streaminfer.streams.session import Source, StreamSession, check_source
 from streaminfer.streams.statistics import StreamSessionStatistics
 
 __all__ = ["BlockingStreamSession"]
@@ -53,7 +53,7 @@ class BlockingStreamSession:
             weight: likewise.
 
         Raises:
-            ValueError, Closed: as calling a `StreamSession`, from the first result on.
+            TypeError, ValueError, Closed: as calling a `StreamSession`, from the first result on.
             Exception: what the source raised.
         """
         results = self._run(lambda: self._session(_as_async(source), stream_id=stream_id, weight=weight))
@@ -123,6 +123,7 @@ class BlockingStreamSession:
 
 
 def _as_async(source: Source) -> AsyncIterable[Any]:
+    check_source(source)
     return source if isinstance(source, AsyncIterable) else _ThreadedSource(source)
 
 

@@ -175,7 +175,7 @@ def check_policy(name: str, policy: object) -> FramePolicy:
     Raises:
         TypeError: it is none.
     """
-    if not isinstance(policy, FramePolicy):
+    if isinstance(policy, type) or not isinstance(policy, FramePolicy):
         raise TypeError(expected(name, "a frame policy, such as LatestOnly(), EveryNth(2) or Block()", policy))
     check_count(f"{name}.max_waiting", policy.max_waiting)
     return policy

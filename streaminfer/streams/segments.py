@@ -50,7 +50,8 @@ class Segments:
     Args:
         frame_s: seconds from one frame to the next.
         threshold: probability from which a frame is speech.
-        exit_threshold: probability below which it is silence; ``None``: 0.15 below ``threshold``, and not under 0.01.
+        exit_threshold: probability below which it is silence; ``None``: 0.15 below ``threshold``, and not under 0.01
+            unless that is.
         min_speech_s: seconds of speech below which there is no segment.
         min_silence_s: seconds of silence that end a segment.
         pad_s: seconds by which segments are longer at either end, at most ``min_silence_s``.
@@ -71,7 +72,7 @@ class Segments:
     ) -> None:
         self._frame_s = check_duration("frame_s", frame_s, positive=True)
         self._enter = check_number("threshold", threshold, "a number above 0 and at most 1", lambda it: 0 < it <= 1)
-        exit_at = max(self._enter - 0.15, 0.01) if exit_threshold is None else exit_threshold
+        exit_at = min(max(self._enter - 0.15, 0.01), self._enter) if exit_threshold is None else exit_threshold
         what = "a number from 0 to threshold, or None"
         self._exit = check_number("exit_threshold", exit_at, what, lambda it: 0 <= it <= self._enter)
         self._min_speech = self._frames(check_duration("min_speech_s", min_speech_s))

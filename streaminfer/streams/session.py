@@ -32,13 +32,27 @@ if TYPE_CHECKING:
     from streaminfer.streams._stream_cy import StreamResult
     from streaminfer.streams.statistics import StreamSessionStatistics, StreamStatistics
 
-__all__ = ["Source", "StreamResults", "StreamSession"]
+__all__ = ["Source", "StreamResults", "StreamSession", "check_source"]
 
 Source = AsyncIterable[Any] | Iterable[Any]
 """What a stream reads: yields `Frame` objects or bare inputs."""
 
 _numbers = itertools.count(1)
 """Of streams without an id, unique in the process: a model may keep state by stream, for several sessions."""
+
+
+def check_source(source: object) -> None:
+    """Check that a stream can read a source.
+
+    Raises:
+        TypeError: it is no iterable, or the address of one.
+    """
+    check_instance(
+        "source",
+        source,
+        lambda it: isinstance(it, (AsyncIterable, Iterable)) and not isinstance(it, (str, bytes)),
+        "an asynchronous or plain iterable of frames, such as VideoSource(address)",
+    )
 
 
 class StreamSession:
@@ -97,7 +111,7 @@ class StreamSession:
         check_instance("resets_after_gap", resets_after_gap, lambda it: isinstance(it, bool), "True or False")
         check_instance("tenant", tenant, lambda it: it is None or isinstance(it, str), "a string or None")
         check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
-        check_instance("stream_id", stream_id, lambda it: isinstance(it, Hashable), "a hashable value or None")
+        _check_stream_id(stream_id)
         check_priority(priority)
         self._stream_id = stream_id
         age_ns = 0
@@ -233,9 +247,7 @@ class StreamSession:
     def _prepare(self, source: Source, weight: float) -> Sender:
         if self._closed:
             raise Closed("this session was closed")
-        check_instance(
-            "source", source, lambda it: isinstance(it, (AsyncIterable, Iterable)), "an asynchronous or plain iterable"
-        )
+        check_source(source)
         if not isinstance(source, AsyncIterable) and not self._settings.waits:
             raise TypeError(expected("source", "an asynchronous iterable, since the policy drops frames", source))
         check_number("weight", weight, "a number from 0.001 to 1000", lambda it: 0.001 <= it <= 1000)
@@ -259,6 +271,7 @@ class StreamSession:
             self._loop, self._sender, self._outlet = None, None, None
 
     def _open(self, source: Source, stream_id: Hashable, weight: float, sender: Sender, outlet: Outlet) -> Stream:
+        _check_stream_id(stream_id)
         if stream_id is None:
             stream_id = f"stream-{next(_numbers)}"
         if stream_id in self._totals.open:
@@ -316,6 +329,10 @@ class StreamResults:
 
     def __repr__(self) -> str:
         return f"<StreamResults of {self.stream_id!r}>"
+
+
+def _check_stream_id(stream_id: object) -> None:
+    check_instance("stream_id", stream_id, lambda it: isinstance(it, Hashable), "a hashable value or None")
 
 
 def _abandon(loop: asyncio.AbstractEventLoop | None, outlet: Outlet) -> None:

@@ -378,6 +378,8 @@ async def test_a_mounted_application_answers_errors_and_listens(loop):
     [
         (add_stacks, "app"),
         (lambda stack: add_stacks(FastAPI(), {"name": stack}), "stacks"),
+        (lambda stack: add_stacks(FastAPI(), stack, health=5), "health"),
+        (lambda stack: add_stacks(FastAPI(), stack, health="health"), "health"),
         (lambda stack: bind("name"), "stack"),
         (lambda stack: bind(stack, timeout_s=0), "timeout_s"),
     ],

@@ -112,6 +112,10 @@ class TestReplay:
 
         np.testing.assert_allclose(Replay(trace, rate=3.0).schedule(10.0, 0), [0.0, 0.2, 0.8, 1.0])
 
+    def test_rate_of_one_instant(self):
+        """Requests that are due at once have no rate that could be scaled."""
+        np.testing.assert_array_equal(Replay([5.0, 5.0], rate=3.0).schedule(1.0, 0), [0.0, 0.0])
+
     def test_load_reads_a_run_of_several(self, tmp_path):
         """Offsets delimit runs; a unit scales them."""
         path = tmp_path / "trace.npz"
@@ -147,10 +151,16 @@ class TestRefused:
         with pytest.raises(ValueError, match=message):
             make()
 
-    def test_no_arrivals(self):
-        """Anything that is neither a process nor instants is refused."""
+    @pytest.mark.parametrize("given", ["often", Poisson], ids=str)
+    def test_no_arrivals(self, given):
+        """Anything that is neither a process nor instants is refused; a class has no rate."""
         with pytest.raises(TypeError, match="arrivals: expected arrivals such as"):
-            as_arrivals("often")
+            as_arrivals(given)
+
+
+def test_constant_ends_before_the_duration():
+    """0.07 · 100 is a little more than 7 in floating point."""
+    assert Constant(100).schedule(0.07, 0).size == 7
 
 
 def test_instants_are_kept():

@@ -217,6 +217,26 @@ class TestCommand:
         assert main(["loadtest", str(scenario(url))]) == 2
         assert "streaminfer loadtest: the service does not start: " in capsys.readouterr().err
 
+    @pytest.mark.parametrize("failing", ["make_echo", "frames"])
+    def test_function_that_raises(self, scenario, capsys, monkeypatch, failing):
+        """A crash is no missed objective; its author sees where it was."""
+        services = types.ModuleType("services_of_a_test")
+        monkeypatch.setitem(sys.modules, "services_of_a_test", services)
+        exec(SERVICES, vars(services))  # noqa: S102 - the service of this test
+        monkeypatch.setattr(services, failing, {}.popitem)
+
+        assert main(["loadtest", str(scenario())]) == 2
+        said = capsys.readouterr().err
+        assert "Traceback" in said
+        assert "streaminfer loadtest: service or inputs of the scenario failed: KeyError(" in said
+
+    def test_no_request_within_the_duration(self, scenario, capsys):
+        """What `run` says of its arguments is said without a traceback."""
+        text = SMALL.replace("rate = 50", "rate = 0.001").replace('kind = "constant"', 'kind = "poisson"')
+
+        assert main(["loadtest", str(scenario(text))]) == 2
+        assert capsys.readouterr().err.startswith("streaminfer loadtest: arrivals: expected at least one request")
+
     def test_interrupted(self, scenario, capsys, monkeypatch):
         """Ctrl-C ends the run without a traceback."""
         interrupting = SERVICES.replace("return x\n", "raise KeyboardInterrupt\n")

@@ -83,6 +83,7 @@ def test_repair_names_clusters_without_capacity():
     repaired = repair(found, [site.name for site in problem.sites])
 
     assert repaired.replicas == ()
+    assert "gap" not in repr(repaired)  # no plan serves more
     assert repaired.unserved == pytest.approx({it.name: it.rates[0] for it in problem.clusters}, rel=1e-5)
 
 
@@ -226,12 +227,34 @@ def test_enormous_demand_is_explained():
 
 
 def test_sites_without_slots_are_explained():
-    """A problem without any place for a replica has no plan."""
+    """A problem without any place for a replica has no plan, and slots would help."""
     problem = small_problem(0, "plain")
     full = [attrs.evolve(it, devices=[attrs.evolve(group, slots=0) for group in it.devices]) for it in problem.sites]
+    alone = attrs.evolve(problem, sites=full, clusters=problem.clusters[:1], links={"c0": problem.links["c0"]})
 
-    with pytest.raises(InfeasiblePlacement):
-        plan(attrs.evolve(problem, sites=full))
+    with pytest.raises(InfeasiblePlacement, match=r"0 slots of 'cpu' at site .* it would help to add 2 slots"):
+        plan(alone)
+
+
+def test_a_slot_at_a_site_without_any_has_its_price():
+    """It saves what it would be cheaper, and the bound of a greedy plan does not count on it."""
+    problem, found = planned("plain")
+    name = found.sites[0]
+    without = attrs.evolve(
+        problem,
+        sites=[
+            attrs.evolve(it, name="full", devices=[attrs.evolve(group, slots=0, price=0.01) for group in it.devices])
+            for it in problem.sites
+            if it.name == name
+        ]
+        + list(problem.sites),
+        links={start: row | ({"full": row[name]} if name in row else {}) for start, row in problem.links.items()},
+    )
+
+    table, greedy = prices(plan(without, gap=0.0)), plan(without, method="greedy")
+
+    assert any(it.change.endswith("at site 'full'") and it.saving > 0 for it in table.prices)
+    assert greedy.bound == plan(problem, method="greedy").bound
 
 
 def test_repair_wants_names():

@@ -130,15 +130,22 @@ def test_distribution_describes_itself():
 
 
 @pytest.mark.parametrize(
-    ("values", "shares", "error"),
+    ("values", "shares", "error", "message"),
     [
-        ([], None, ValueError),
-        ([-1.0], None, ValueError),
-        (["a"], None, TypeError),
-        ([1.0, 2.0], [0.5, 0.6], ValueError),
+        ([], None, ValueError, "values_s: expected finite numbers of seconds"),
+        ([-1.0], None, ValueError, "values_s: expected finite numbers of seconds"),
+        (["a"], None, TypeError, "values_s: expected finite numbers of seconds"),
+        ([1.0, 2.0], [0.5, 0.6], ValueError, "shares: expected 2 numbers > 0 with the sum 1"),
+        ([1.0, 2.0], [2.0, -1.0], ValueError, "shares: expected 2 numbers > 0 with the sum 1"),
     ],
 )
-def test_wrong_distributions_are_refused(values, shares, error):
+def test_wrong_distributions_are_refused(values, shares, error, message):
     """Values are seconds, shares add to 1."""
-    with pytest.raises(error):
+    with pytest.raises(error, match=message):
         Distribution.of(values, shares)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_a_quantile_is_of_a_share(share):
+    with pytest.raises(ValueError, match="share: expected a share from 0 to 1"):
+        Distribution.of(0.1).quantile(share)

@@ -391,3 +391,46 @@ def test_a_cancelled_stream_ends_the_answers(counting, serve_grpc):
         await until(lambda: service.closed)
 
     ask((None, si.Stack(service), None), serve_grpc, scenario)
+
+
+class CallContext:
+    """A call without a server: no deadline, no metadata."""
+
+    def time_remaining(self):
+        return None
+
+    def invocation_metadata(self):
+        return ()
+
+
+def test_answers_behind_one_that_hangs_end_with_the_call(counting):
+    """Answers that wait for their turn are counted as failed when the client cancels, though none of them was sent."""
+
+    class HangsAtZero(counting):
+        async def call(self, request):
+            if not request.inputs[0]:
+                await asyncio.Event().wait()
+            return await super().call(request)
+
+    service = HangsAtZero()
+    stack = si.Stack(service)
+    servicer = si.serving.grpc_servicer({"m": stack})
+
+    async def messages():
+        for below in (0, 3, 3):
+            call = pb.ModelInferRequest(model_name="m")
+            call.inputs.add(name="x", datatype="INT64", shape=[1, 1]).contents.int64_contents.append(below)
+            yield call.SerializeToString()
+        await asyncio.Event().wait()
+
+    async def scenario():
+        async with stack:
+            reading = asyncio.ensure_future(anext(servicer._stream(messages(), CallContext())))
+            await until(lambda: len(service.made) == 2)
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+        return servicer._models["m"].statistics()["inference_stats"]["fail"]["count"]
+
+    failed = asyncio.run(asyncio.wait_for(scenario(), 30))
+
+    assert failed == 3

@@ -30,17 +30,31 @@ def run(scenario):
 def test_many_requests_with_many_answers_all_end():
     """A request with many answers gives its place back, so that a call can have any number of them."""
 
-    async def answer(message):
-        return several(message)
-
-    found = run(collect(answer, numbered(200)))
+    found = run(collect(several, numbered(200)))
 
     assert sorted(found) == [bytes([number, part]) for number in range(200) for part in range(2)]
 
 
+def test_a_request_without_responses_holds_up_no_other():
+    """Whatever it takes to find out that there are none, the order of the others stays."""
+    late = asyncio.Event()
+
+    async def answer(message):
+        if message == b"\0":
+            await late.wait()
+        if message == b"\1":
+            late.set()
+        else:
+            yield message
+
+    found = run(collect(answer, numbered(4)))
+
+    assert found == [b"\0", b"\2", b"\3"]
+
+
 def test_an_error_of_the_client_ends_the_call():
     async def answer(message):
-        return message
+        yield message
 
     with pytest.raises(ExceptionGroup) as caught:
         run(collect(answer, numbered(3, ValueError("reset"))))

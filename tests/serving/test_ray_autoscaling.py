@@ -74,13 +74,15 @@ def test_the_policy_reads_the_newest_values_of_running_replicas():
     ("options", "message"),
     [
         ({"min_replicas": 3, "max_replicas": 2}, "min_replicas: expected from 1 to max_replicas=2"),
-        ({"min_replicas": 0, "max_replicas": 2}, "min_replicas: expected from 1 to max_replicas=2"),
+        ({"min_replicas": 0, "max_replicas": 2}, "min_replicas: expected a whole number ≥ 1, got 0"),
+        ({"max_replicas": 2.5}, r"max_replicas: expected a whole number ≥ 1, got 2\.5"),
+        ({"max_replicas": "2"}, "max_replicas: expected a whole number ≥ 1, got '2'"),
         ({"max_replicas": 2, "queue_delay_s": 0.0}, "queue_delay_s: expected"),
         ({"max_replicas": 2, "burn_rate": 0}, "burn_rate: expected a number > 0"),
     ],
 )
 def test_autoscaling_names_what_is_wrong(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         Autoscaling(**options)
 
 

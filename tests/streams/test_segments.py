@@ -99,6 +99,11 @@ def test_short_noise_is_no_segment():
     assert Segments(frame_s=0.1, min_speech_s=0.3).find([0, 1, 1, 0, 0, 0, 0]) == []
 
 
+def test_a_threshold_below_the_least_exit_is_its_own_exit():
+    segments = Segments(frame_s=0.1, threshold=0.005, min_speech_s=0.1, pad_s=0.0)
+    assert segments.find([0.004, 0.006, 0.006, 0.004, 0.004]) == [Segment(0.1, pytest.approx(0.3))]
+
+
 def test_an_end_of_the_stream_ends_the_segment():
     segments = Segments(frame_s=0.1, min_speech_s=0.1, min_silence_s=0.5, pad_s=0.05)
     assert segments.find([1, 1, 1]) == [Segment(0.0, pytest.approx(0.3))]

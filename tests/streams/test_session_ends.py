@@ -102,6 +102,94 @@ async def test_an_instant_that_is_no_number_of_nanoseconds_is_named(loop, captur
         await collect(StreamSession(Service(echo), clock=loop.clock)(source()))
 
 
+@pytest.mark.parametrize("captured_ns", [1 << 62, -(1 << 62), 1 << 70])
+async def test_a_capture_beyond_all_clocks_is_named(loop, captured_ns):
+    """Its age would overflow; the error ends the stream as any other of its source does."""
+    with pytest.raises(ValueError, match="captured_ns: expected whole nanoseconds on the clock of the Stack, got"):
+        await collect(StreamSession(Service(echo), clock=loop.clock)([Frame(1.0, captured_ns)]))
+
+
+async def test_a_stream_that_is_closed_at_once_ends(loop):
+    """Its task is cancelled before its first step, and its id is free all the same."""
+    async with stack_of(loop, ScriptedBackend()) as service:
+        session = StreamSession(service)
+        await session([1.0], stream_id="a").aclose()
+        session.add([1.0], stream_id="a")
+        await session.remove("a")
+
+        assert session.streams == ()
+        assert session.statistics().ended_streams == 2
+        with pytest.raises(StopAsyncIteration):
+            await asyncio.wait_for(anext(session), 5.0)
+
+
+class Goodbye:
+    """One frame, and an end that takes a while, as of a socket that says goodbye."""
+
+    def __init__(self, steps, frames):
+        self.steps, self.frames = steps, frames
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        if not self.frames:
+            raise StopAsyncIteration
+        self.frames -= 1
+        return 1.0
+
+    async def aclose(self):
+        self.steps.append("begun")
+        await asyncio.sleep(0.1)
+        self.steps.append("complete")
+
+
+async def waiting(goodbye):
+    """A generator that is closed while it waits."""
+    try:
+        yield 1.0
+        await asyncio.Event().wait()
+    finally:
+        await goodbye.aclose()
+
+
+@pytest.mark.parametrize("make", [lambda it: it, waiting], ids=["ended", "closed twice"])
+async def test_the_end_of_a_source_is_not_cut_short(loop, make):
+    """A stream that is closed while its source ends waits for that, and does not cancel it."""
+    steps = []
+
+    async with stack_of(loop, ScriptedBackend()) as service:
+        session = StreamSession(service)
+        session.add(make(Goodbye(steps, 1)), stream_id="a")
+        await asyncio.sleep(0.01)
+        closing = asyncio.ensure_future(session.remove("a"))
+        await asyncio.sleep(0.01)
+        await session.aclose()
+        await closing
+
+    assert steps == ["begun", "complete"]
+    assert session.streams == ()
+
+
+async def test_a_generator_is_closed_with_its_stream(loop):
+    """Its file, say, is not held open for as long as its results are."""
+    closed = []
+
+    def frames():
+        try:
+            while True:
+                yield 1.0
+        finally:
+            closed.append(True)
+
+    async with stack_of(loop, ScriptedBackend()) as service:
+        results = StreamSession(service)(frames())
+        await anext(results)
+        await results.aclose()
+
+    assert closed
+
+
 async def test_a_source_that_hangs_is_left(loop):
     async with stack_of(loop, ScriptedBackend()) as service:
         camera = Camera(loop, period_s=1e9)

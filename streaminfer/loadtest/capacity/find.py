@@ -73,10 +73,10 @@ async def find_capacity(
     search = CapacitySearch(
         low, high, objective=objective, tolerance=tolerance, confidence=confidence, most_steps=most_steps, seed=seed
     )  # fmt: skip
-    async with running(service) if not senders else running(None) as started:
+    async with running(None if senders else service):
         while (rate := search.next_rate) is not None:
             report = await run(
-                service if senders else started,
+                service,
                 arrivals=arrivals(rate),
                 inputs=inputs,
                 duration_s=step_s,

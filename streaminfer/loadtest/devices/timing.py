@@ -69,7 +69,6 @@ def measure_timing(timestamps_s: Sequence[float]) -> Timing:
     duration_s = float(stamps[-1] - stamps[0]) if len(stamps) else 0.0
     if len(stamps) < MIN_FRAMES or duration_s <= 0.0:
         return Timing(len(stamps), duration_s, 0.0, 0.0, 0.0, 1.0, 0.0)
-    numbers, residuals = np.zeros(len(stamps)), np.zeros(len(stamps))
     numbers = np.arange(len(stamps), dtype=np.float64)
     period, start, agreement = _find_period(stamps[:FIRST_FRAMES])
     length = min(FIRST_FRAMES, len(stamps)) if agreement >= AGREEMENT else 0

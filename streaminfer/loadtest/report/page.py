@@ -9,10 +9,11 @@ import attrs
 
 from streaminfer._internal.display.html_table import html_table
 from streaminfer.loadtest.capacity.search import Capacity
+from streaminfer.loadtest.quantiles import say_latency
 from streaminfer.loadtest.report import plots
 from streaminfer.loadtest.report.drawing import STYLE_SHEET, draw
 from streaminfer.loadtest.report.report import TAILS, Report, Tail
-from streaminfer.loadtest.report.sentences import describe, say_headline, say_latency
+from streaminfer.loadtest.report.sentences import describe, say_headline
 
 __all__ = ["make_page", "make_summary"]
 

@@ -13,9 +13,8 @@ import attrs
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import expected
-from streaminfer.loadtest.quantiles import quantile_of, quantiles_of
+from streaminfer.loadtest.quantiles import quantile_of, quantiles_of, say_latency
 from streaminfer.loadtest.sending.record import Floats, Record
 from streaminfer.loadtest.sending.requests import BEFORE
 
@@ -303,7 +302,7 @@ class Report:
         return make_summary(self)
 
     def __repr__(self) -> str:
-        p99 = format_duration(self.quantile(0.99))
+        p99 = say_latency(self.quantile(0.99))
         return f"<Report {self.name!r}: {self.requests} requests, p99 {p99}, {self.on_time:.2%} on time>"
 
     def _labels(self, label: str) -> NDArray[np.str_]:
@@ -324,7 +323,7 @@ def describe_machine() -> str:
 
 
 def _check_format(stored: Any) -> None:
-    found = stored["format"], stored["version"]
+    found = stored.get("format"), stored.get("version")
     if found != (_FORMAT, _VERSION):
         raise ValueError(expected("format", f"{_FORMAT}, version {_VERSION}", found))
 

@@ -6,15 +6,11 @@ from textwrap import shorten
 import numpy as np
 
 from streaminfer._internal.units import format_duration
+from streaminfer.loadtest.quantiles import say_latency
 from streaminfer.loadtest.report.report import Report
 from streaminfer.loadtest.sending.record import ANSWERED
 
-__all__ = ["describe", "describe_schedule", "say_headline", "say_latency"]
-
-
-def say_latency(seconds: float) -> str:
-    """Return a latency in the unit that suits it; an infinite one is "no response"."""
-    return "no response" if math.isinf(seconds) else format_duration(seconds)
+__all__ = ["describe", "describe_schedule", "say_headline"]
 
 
 def say_headline(report: Report) -> str:

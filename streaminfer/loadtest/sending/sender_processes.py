@@ -6,6 +6,7 @@ begins. Over its pipe come its progress and, in the end, its record or its error
 
 import asyncio
 import contextlib
+import inspect
 import multiprocessing
 import pickle
 import time
@@ -64,12 +65,9 @@ async def send_from_processes(
     Raises:
         TypeError: a service or inputs that cannot be sent to another process.
     """
-    for argument, value in (("service", make_service), ("inputs", inputs)):
-        try:
-            pickle.dumps(value)
-        except Exception as error:
-            what = "something importable from its module, because sender processes load it"
-            raise TypeError(expected(argument, what, value)) from error
+    _check_portable("service", make_service)
+    _check_portable("inputs", inputs)
+    _check_maker(make_service)
     context = multiprocessing.get_context("spawn")
     loop = asyncio.get_running_loop()
     pipes: list[Connection] = []
@@ -101,6 +99,23 @@ async def send_from_processes(
             collecting.exception()  # of a cancelled run: that its processes ended
         for pipe in pipes:
             pipe.close()
+
+
+def _check_portable(argument: str, value: Any) -> None:
+    try:
+        pickle.dumps(value)
+    except Exception as error:
+        what = "something importable from its module, because sender processes load it"
+        raise TypeError(expected(argument, what, value)) from error
+
+
+def _check_maker(make_service: Any) -> None:
+    try:
+        with contextlib.suppress(ValueError):  # of a function that does not tell
+            inspect.signature(make_service).bind()
+    except TypeError as error:
+        what = "a function without arguments that returns the service, because sender processes call it"
+        raise TypeError(expected("service", what, make_service)) from error
 
 
 def _collect(pipes: list[Connection], tell: OnProgress, tells: bool) -> list[Record]:

@@ -21,7 +21,7 @@ import numpy as np
 
 from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import check_number, expected
-from streaminfer.loadtest.quantiles import quantile_of
+from streaminfer.loadtest.quantiles import quantile_of, say_latency
 from streaminfer.loadtest.report.report import Report
 from streaminfer.loadtest.verdict.block_bootstrap import Blocks, differ, student_quantile
 
@@ -37,6 +37,8 @@ LEAST_TAIL_REQUESTS = 30
 LEAST_TAIL_PER_PAIR = 3
 _POWER = 1.7
 """Room that an interval needs, in halves of its width, to end below the least change in 95 of 100 runs."""
+_LEAST_S = 1e-9
+"""The shortest latency that clocks tell."""
 _LOST_TIMES = 10.0
 """A request without a response counts as this many times the slowest response of both runs."""
 
@@ -51,7 +53,8 @@ class Verdict:
         change: of the quantile, relative to before: 0.1 is ten percent slower. NaN where the runs allow no verdict.
         interval: that covers the true change with probability ``1 - false_alarm``.
         quantile: which.
-        before_s: the quantile before, seconds; the median over the runs of several.
+        before_s: the quantile before, seconds; infinite where that share got no response. The median over the runs of
+            several.
         after_s: likewise after.
         false_alarm: probability of "regressed" or "improved" where nothing changed; half of it for each.
         least_change: the least one that matters.
@@ -89,7 +92,7 @@ class Verdict:
             return f"{name} undecided: {self.reason}"
         low, high = self.interval
         said = (
-            f"{name} {self.result}: {format_duration(self.before_s)} → {format_duration(self.after_s)}, "
+            f"{name} {self.result}: {say_latency(self.before_s)} → {say_latency(self.after_s)}, "
             f"{self.change:+.1%} ({low:+.1%} to {high:+.1%}; false alarms {self.false_alarm:.1%})"
         )
         return f"{said}: {self.reason}" if self.reason else said
@@ -202,9 +205,9 @@ def _bottleneck(*sides: list[_Run]) -> str:
 
 
 def _capped(first: Any, second: Any) -> tuple[Any, Any]:
-    """Return both sides with finite latencies."""
+    """Return both sides with latencies that have a logarithm: what got no response is slow, and nothing takes 0 s."""
     slowest = max((float(side[np.isfinite(side)].max(initial=0.0)) for side in (first, second)), default=0.0) or 1.0
-    return np.minimum(first, _LOST_TIMES * slowest), np.minimum(second, _LOST_TIMES * slowest)
+    return np.clip(first, _LEAST_S, _LOST_TIMES * slowest), np.clip(second, _LEAST_S, _LOST_TIMES * slowest)
 
 
 def _compare_two(before: _Run, after: _Run, settings: _Settings) -> Verdict:
@@ -214,7 +217,7 @@ def _compare_two(before: _Run, after: _Run, settings: _Settings) -> Verdict:
         needed = math.ceil(LEAST_TAIL_REQUESTS / (1 - q))
         return settings.no_verdict(f"a run has {fewest:,} requests, and p{100 * q:g} needs at least {needed:,}")
     first, second = _capped(before.latencies_s, after.latencies_s)
-    levels_s = quantile_of(first, q), quantile_of(second, q)
+    levels_s = quantile_of(before.latencies_s, q), quantile_of(after.latencies_s, q)
     one, other = Blocks.of(first, before.due_s, q), Blocks.of(second, after.due_s, q)
     effective = min(one.effective, other.effective)
     error = math.hypot(one.log_error(q, 1), other.log_error(q, 2))
@@ -227,7 +230,7 @@ def _compare_two(before: _Run, after: _Run, settings: _Settings) -> Verdict:
         return settings.no_verdict(
             "the tail of a run changes slowly while it lasts: compare runs in turn, or longer ones"
         )
-    verdict = settings.judge(math.log(levels_s[1] / levels_s[0]), error, effective - 1, levels_s)
+    verdict = settings.judge(_log_change(first, second, q), error, effective - 1, levels_s)
     if (verdict.regressed or verdict.improved) and not differ(one, other, q, settings.false_alarm):
         reason = "few latencies are close to the quantile, and the share of requests above it did not change"
         return attrs.evolve(verdict, result="undecided", reason=reason)
@@ -243,8 +246,13 @@ def _compare_pairs(before: list[_Run], after: list[_Run], settings: _Settings) -
         needed = math.ceil(LEAST_TAIL_PER_PAIR / (1 - q))
         return settings.no_verdict(f"a run has {fewest:,} requests, and p{100 * q:g} of each needs at least {needed:,}")
     pairs = [_capped(one.latencies_s, other.latencies_s) for one, other in zip(before, after, strict=True)]
-    levels_s = [(quantile_of(one, q), quantile_of(other, q)) for one, other in pairs]
-    changes = [math.log(second / first) for first, second in levels_s]
+    changes = [_log_change(first, second, q) for first, second in pairs]
     error = statistics.stdev(changes) / math.sqrt(len(changes))
-    first_s, second_s = (statistics.median(side) for side in zip(*levels_s, strict=True))
+    first_s, second_s = (
+        statistics.median([quantile_of(run.latencies_s, q) for run in side]) for side in (before, after)
+    )
     return settings.judge(statistics.fmean(changes), error, len(changes) - 1, (first_s, second_s))
+
+
+def _log_change(before: Any, after: Any, q: float) -> float:
+    return math.log(quantile_of(after, q) / quantile_of(before, q))

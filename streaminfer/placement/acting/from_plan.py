@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from streaminfer._internal.validation import check_choice, check_instance
+from streaminfer._internal.validation import check_choice, check_count, check_instance
 from streaminfer.placement.acting.balancing import balanced_replicas
 from streaminfer.placement.acting.kubernetes import workload_manifests
 from streaminfer.placement.acting.ray_options import deployment_options
@@ -63,13 +63,7 @@ def site_shares(plan: Plan, *, hour: int | None = None) -> dict[str, dict[str, f
     hours = sorted({at for at, _ in plan.assignments})
     check_instance("hour", hour, lambda it: it is None or it in hours, "one of " + ", ".join(map(str, hours)))
     assignment = plan.assignment if hour is None else plan.assignments[hour, plan.problem.scenarios[0].name]
-    shares: dict[str, dict[str, float]] = {}
-    for cluster, groups in assignment.items():
-        row = shares.setdefault(cluster, {})
-        for group, share in groups.items():
-            site = plan.replicas[group].sites[0]
-            row[site] = row.get(site, 0.0) + share
-    return shares
+    return plan.shares_by_site(assignment)
 
 
 def kubernetes_manifests(
@@ -98,8 +92,11 @@ def kubernetes_manifests(
         namespace: of all objects.
 
     Raises:
-        TypeError, ValueError: an image or a device is missing, or Kubernetes cannot give the part of a device.
+        TypeError, ValueError: an image or a device is missing, the problem has no such site, or Kubernetes cannot give
+            the part of a device.
     """
+    if site is not None:
+        check_choice("site", site, tuple(it.name for it in plan.problem.sites))
     workloads = [it for it in plan_workloads(plan) if site is None or it.site == site]
     return workload_manifests(
         workloads, images=images, resources=resources, zones=zones, port=port, namespace=namespace
@@ -143,9 +140,13 @@ def keda_scaled_objects(
         *plans: one, or those of `plan_hours`.
         prometheus: address of the server.
         query: returns the requests per second of a workload; ``{workload}`` and ``{namespace}`` stand for the names.
-        spare: replicas above the most of the plans.
+        spare: replicas above the most of the plans, ≥ 0.
         namespace: of all objects.
+
+    Raises:
+        TypeError, ValueError: ``spare`` is no such number.
     """
+    check_count("spare", spare, at_least=0)
     counts = [{it.name: it for it in plan_workloads(plan)} for plan in plans]
     every = {name: workload for by_name in counts for name, workload in by_name.items()}
     least = {name: min(by[name].replicas if name in by else 0 for by in counts) for name in every}

@@ -21,7 +21,6 @@ def zone_policies(
         zones: as of `envoy_policies`.
         namespace: likewise.
     """
-    zones = {} if zones is None else zones
     return documents(
         {
             "apiVersion": "gateway.envoyproxy.io/v1alpha1",
@@ -39,9 +38,8 @@ def zone_policies(
                     "type": "LeastRequest",
                     "zoneAware": {
                         "weightedZones": [
-                            {"zone": zones.get(site, site), "weight": max(round(share * _PARTS), 1)}
-                            for site, share in by_site.items()
-                            if share > 0
+                            {"zone": zone, "weight": max(round(share * _PARTS), 1)}
+                            for zone, share in _by_zone(by_site, zones or {}).items()
                         ]
                     },
                 },
@@ -49,6 +47,15 @@ def zone_policies(
         }
         for cluster, (model, by_site) in shares.items()
     )
+
+
+def _by_zone(shares: Mapping[str, float], zones: Mapping[str, str]) -> dict[str, float]:
+    by_zone: dict[str, float] = {}
+    for site, share in shares.items():
+        if share > 0:
+            zone = zones.get(site, site)
+            by_zone[zone] = by_zone.get(zone, 0.0) + share
+    return by_zone
 
 
 def scaled_objects(

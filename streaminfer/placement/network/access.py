@@ -132,6 +132,8 @@ class FittedAccess:
         runs = tuple(Distribution.from_samples(run, points=_POINTS) for run in runs_s)
         outages = None
         if sent_s is not None:
+            if len(sent_s) != len(runs_s):
+                raise ValueError(expected("sent_s", f"instants of each of the {len(runs_s)} runs", sent_s))
             timed = [
                 (np.asarray(sent, np.float64), np.asarray(run, np.float64))
                 for sent, run in zip(sent_s, runs_s, strict=True)

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from streaminfer._internal.validation import check_number, expected
 from streaminfer.placement.distribution import Distribution
 from streaminfer.placement.network.promised_rtt import CONFIDENCE, Backtest, independent_samples, promised_rtt
-from streaminfer.placement.problem import AccessProfile, Link
+from streaminfer.placement.problem import AccessProfile, Link, check_unique
 
 __all__ = ["END_TO_END", "PairSummary", "RttSamples"]
 
@@ -67,6 +67,8 @@ class RttSamples:
         Raises:
             TypeError, ValueError: not such an array.
         """
+        check_unique("clusters", clusters)
+        check_unique("sites", sites)
         table = np.asarray(rtt_s, np.float64)
         if table.shape[1:] != (len(clusters), len(sites)):
             what = f"shape (instants, {len(clusters)}, {len(sites)}), for the names of clusters and sites"
@@ -128,8 +130,8 @@ class RttSamples:
         Raises:
             TypeError, ValueError: not such numbers, or no pair keeps two measurements.
         """
-        check_number("start", start, "a share below stop, from 0", lambda it: 0 <= it < stop)
         check_number("stop", stop, "a share of at most 1", lambda it: it <= 1)
+        check_number("start", start, "a share below stop, from 0", lambda it: 0 <= it < stop)
         return self._of(
             (cluster, site, column[round(start * column.size) : round(stop * column.size)])
             for cluster, row in self.rtt_s.items()
@@ -157,13 +159,6 @@ class RttSamples:
                 site: Link(rtt=promised_rtt(column, backtest).distribution(), bandwidth_bytes_s=bandwidth_bytes_s)
                 for site, column in row.items()
             }
-            for cluster, row in self.rtt_s.items()
-        }
-
-    def measured_links(self) -> dict[str, dict[str, Link]]:
-        """Return links with the round-trip times as they were measured; plans on them break promises."""
-        return {
-            cluster: {site: Link(rtt=Distribution.from_samples(column)) for site, column in row.items()}
             for cluster, row in self.rtt_s.items()
         }
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer.placement.distribution import Distribution
-from streaminfer.placement.problem import Link, Model, Problem, Site, UserCluster, Variant
+from streaminfer.placement.problem import AccessProfile, Link, Model, Problem, Site, UserCluster, Variant
 from streaminfer.placement.solver.delays import LEVELS, chain_delays, chain_rate, share_within
 from streaminfer.placement.solver.latency import BINS, histograms, rest_within
 
@@ -133,7 +133,6 @@ def find_candidates(problem: Problem, hours: tuple[int, ...] | None = None) -> C
             if (site, kind, "memory") in index:
                 needs[index[site, kind, "memory"], column] += shard.memory_bytes
     states = _states(problem, range(problem.hours) if hours is None else hours)
-    classes = {it.name: it for it in problem.service_classes}
     regions = np.array(
         [
             [all(c.residency in (None, *problem.sites[s].regions) for s in pool.sites) for pool in pools]
@@ -147,7 +146,7 @@ def find_candidates(problem: Problem, hours: tuple[int, ...] | None = None) -> C
     entries = np.array([pool.sites[0] for pool in pools], int)
     same_model = np.array([[c.model == pool.model.name for pool in pools] for c in problem.clusters], bool)
     quality = np.array([pool.variant.quality for pool in pools])
-    least = np.array([classes[c.service_class].min_quality for c in problem.clusters])
+    least = np.array([problem.promise_of(c).min_quality for c in problem.clusters])
     shape = len(problem.clusters), len(pools)
     return Candidates(
         problem=problem,
@@ -182,12 +181,7 @@ def _pools(problem: Problem) -> Iterator[Pool]:
 
 
 def _places(problem: Problem, kinds: Mapping[str, object]) -> list[tuple[int, str]]:
-    return [
-        (s, group.kind)
-        for s, site in enumerate(problem.sites)
-        for group in site.devices
-        if group.kind in kinds and group.slots
-    ]
+    return [(s, group.kind) for s, site in enumerate(problem.sites) for group in site.devices if group.kind in kinds]
 
 
 def _resources(problem: Problem) -> Iterator[Resource]:
@@ -232,29 +226,30 @@ def _payload(model: Model) -> float:
 
 def _transfers(problem: Problem, pool: Pool, step_s: float, bins: int) -> list[Floats]:
     """Histograms of the way between shards."""
-    found = []
+    return [histograms([rtt], [transfer_s], step_s, bins)[0] for rtt, transfer_s in _ways(problem, pool)]
+
+
+def _ways(problem: Problem, pool: Pool) -> Iterator[tuple[Distribution, float]]:
+    """Round-trip time and seconds of transfer between shards at different sites."""
     for shard, start, end in zip(pool.variant.shards, pool.sites, pool.sites[1:], strict=False):
         link = _site_link(problem, start, end)
         if link is not None and link is not _LOCAL:
-            found.append(
-                histograms([link.rtt], [_transfer_s(shard.transfer_bytes, link.bandwidth_bytes_s)], step_s, bins)[0]
-            )
-    return found
+            yield link.rtt, _transfer_s(shard.transfer_bytes, link.bandwidth_bytes_s)
 
 
 def _in_time(problem: Problem, pools: tuple[Pool, ...], scenario: int) -> Bools:
     """Shape (c, p): whether the share of requests within the SLO is as promised."""
-    classes = {it.name: it for it in problem.service_classes}
-    overrides = problem.scenarios[scenario].access
+    promises = [problem.promise_of(cluster) for cluster in problem.clusters]
+    profiles = {it.name: it for it in problem.access}
     groups: dict[tuple[float, str, str], list[int]] = {}
     for c, cluster in enumerate(problem.clusters):
-        key = classes[cluster.service_class].slo_s, overrides.get(cluster.name, cluster.access), cluster.model
+        key = promises[c].slo_s, problem.access_of(cluster, scenario).name, cluster.model
         groups.setdefault(key, []).append(c)
     kept = np.zeros((len(problem.clusters), len(pools)), bool)
     for (slo_s, access, model), members in groups.items():
         columns = [column for column, pool in enumerate(pools) if pool.model.name == model]
-        rest = _rest(problem, [pools[column] for column in columns], access, slo_s)
-        promised = np.array([classes[problem.clusters[c].service_class].share for c in members])[:, None]
+        rest = _rest(problem, [pools[column] for column in columns], profiles[access], slo_s)
+        promised = np.array([promises[c].share for c in members])[:, None]
         entries = np.array([pools[column].sites[0] for column in columns], int)
         for s in np.unique(entries):
             here = np.flatnonzero(entries == s)
@@ -266,10 +261,9 @@ def _in_time(problem: Problem, pools: tuple[Pool, ...], scenario: int) -> Bools:
     return kept
 
 
-def _rest(problem: Problem, pools: list[Pool], access: str, slo_s: float) -> list[tuple[int, Floats]]:
+def _rest(problem: Problem, pools: list[Pool], profile: AccessProfile, slo_s: float) -> list[tuple[int, Floats]]:
     """For each pool a number that equal ones share, and the share in time by what the backhaul takes."""
     step_s = slo_s / BINS
-    profile = next(it for it in problem.access if it.name == access)
     known: dict[Any, tuple[int, Floats]] = {}
     found = []
     for pool in pools:
@@ -314,8 +308,7 @@ def path_latency(
         step_s: seconds of a step.
         bins: the last step.
     """
-    name = problem.scenarios[scenario].access.get(cluster.name, cluster.access)
-    profile = next(it for it in problem.access if it.name == name)
+    profile = problem.access_of(cluster, scenario)
     offset_s = _transfer_s(_payload(pool.model), profile.bandwidth_bytes_s)
     access = histograms([profile.rtt], [offset_s], step_s, bins)[0]
     backhaul = _backhaul(problem, [cluster], problem.sites[pool.sites[0]], step_s, bins)[0]
@@ -332,14 +325,11 @@ def sample_network(
     problem: Problem, cluster: UserCluster, pool: Pool, scenario: int, count: int, rng: np.random.Generator
 ) -> Floats:
     """Draw the time that requests of a cluster spend outside of replicas, in seconds."""
-    name = problem.scenarios[scenario].access.get(cluster.name, cluster.access)
-    profile = next(it for it in problem.access if it.name == name)
+    profile = problem.access_of(cluster, scenario)
     link = problem.links[cluster.name][problem.sites[pool.sites[0]].name]
     payload = _payload(pool.model)
     total = profile.rtt.sample(count, rng) + _transfer_s(payload, profile.bandwidth_bytes_s)
     total += link.rtt.sample(count, rng) + _transfer_s(payload, link.bandwidth_bytes_s)
-    for shard, start, end in zip(pool.variant.shards, pool.sites, pool.sites[1:], strict=False):
-        way = _site_link(problem, start, end)
-        if way is not None and way is not _LOCAL:
-            total += way.rtt.sample(count, rng) + _transfer_s(shard.transfer_bytes, way.bandwidth_bytes_s)
+    for rtt, transfer_s in _ways(problem, pool):
+        total += rtt.sample(count, rng) + transfer_s
     return total

@@ -81,7 +81,7 @@ def serve_most(instance: Instance, counts: Floats) -> Floats:
 
 def lower_bound(instance: Instance) -> float:
     """Return what any plan costs at least: each cluster's demand at the least price of a request per second."""
-    unit = instance.prices / instance.pool_rates
+    unit = np.where(instance.most > 0, instance.prices / instance.pool_rates, np.inf)
     bounds = [0.0]
     for allowed, rates in zip(instance.flows.allowed, instance.flows.rates, strict=True):
         cheapest = np.where(allowed, unit, np.inf).min(axis=1, initial=np.inf)

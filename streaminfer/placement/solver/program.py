@@ -261,20 +261,18 @@ class _Search:
         """Add for each cluster that one of its sites is used, or has a replica for it, whichever is less."""
         instance, found = self.instance, False
         counts = values[: self.model.at_sites]
-        first = instance.uses.argmax(axis=0)
         used = np.ones(len(instance.site_prices))
         used[self.model.priced] = values[self.model.at_sites : self.model.at_homes]
-        at_site = (first[:, None] == np.arange(len(used))).astype(np.float64)
         for state in range(len(instance.flows.rates)):
             if instance.candidates.states[state].lost:
                 continue
             rates, allowed = instance.flows.rates[state], instance.flows.allowed[state]
             with np.errstate(divide="ignore", invalid="ignore"):
                 parts = np.minimum(1.0, instance.pool_rates / rates[:, None]) * counts * allowed
-            by_site = parts @ at_site
+            by_site = parts @ self.at_site
             short = np.minimum(by_site, used).sum(axis=1) < 1 - _TOLERANCE
             for c in np.flatnonzero(short & (rates > 0)):
-                pools = allowed[c] & (by_site[c] < used)[first]
+                pools = allowed[c] & (by_site[c] < used)[self.first]
                 found = self._add(Cut(state, np.arange(len(rates)) == c, pools), values) or found
         return found
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import attrs
 
-from streaminfer._internal.validation import check_duration, check_number, expected, field_check
+from streaminfer._internal.validation import check_count, check_duration, check_number, expected, field_check
 
 __all__ = [
     "BURN_RATE",
@@ -58,8 +58,8 @@ class Autoscaling:
         downscale_delay_s: seconds for which fewer must be wanted.
     """
 
-    min_replicas: int = 1
-    max_replicas: int
+    min_replicas: int = attrs.field(default=1, validator=field_check(check_count))
+    max_replicas: int = attrs.field(validator=field_check(check_count))
     queue_delay_s: float = attrs.field(default=0.02, validator=field_check(check_duration, positive=True))
     burn_rate: float = attrs.field(
         default=6.0, validator=field_check(check_number, "a number > 0", lambda number: number > 0)
@@ -68,7 +68,7 @@ class Autoscaling:
     downscale_delay_s: float = attrs.field(default=60.0, validator=field_check(check_duration))
 
     def __attrs_post_init__(self) -> None:
-        if not 1 <= self.min_replicas <= self.max_replicas:
+        if self.min_replicas > self.max_replicas:
             raise ValueError(
                 expected("min_replicas", f"from 1 to max_replicas={self.max_replicas!r}", self.min_replicas)
             )

@@ -12,7 +12,7 @@ from streaminfer.errors import InvalidInput
 from streaminfer.protocols import Capabilities, StreamStates, Wrapper
 from streaminfer.request import Request, Response
 from streaminfer.serving.ray.stream_ledger import IDLE_NS
-from streaminfer.serving.ray.stream_store import StateStore
+from streaminfer.serving.ray.stream_store import RemoteStreamStore, StreamStore
 from streaminfer.stack import Stack
 
 __all__ = ["SNAPSHOT_S", "MovingStreams"]
@@ -49,7 +49,9 @@ class MovingStreams(Wrapper):
         replica: id of this one.
     """
 
-    def __init__(self, inner: Stack, states: StreamStates, store: StateStore, replica: str) -> None:
+    def __init__(
+        self, inner: Stack, states: StreamStates, store: StreamStore | RemoteStreamStore, replica: str
+    ) -> None:
         super().__init__(inner)
         self._states = states
         self._store = store

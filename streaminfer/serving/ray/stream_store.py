@@ -3,13 +3,13 @@
 import asyncio
 import time
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from streaminfer._internal.loading.extras import require
 from streaminfer.protocols import Clock
 from streaminfer.serving.ray.stream_ledger import ClaimKind, StreamLedger, StreamMoves
 
-__all__ = ["RemoteStreamStore", "StateStore", "StreamStore", "store_actor"]
+__all__ = ["RemoteStreamStore", "StreamStore", "store_actor"]
 
 ANSWER_NS = 1_500_000_000
 """How long an owner that lives has to hand a stream over: its step may run, or its machine be busy."""
@@ -17,34 +17,6 @@ POLL_S = 10.0
 """How long a replica's question for what others want stays open."""
 _NAMESPACE = "streaminfer"
 _ALONE_S = 120.0
-
-
-class StateStore(Protocol):
-    """What replicas call."""
-
-    async def claim(self, stream_id: Hashable, replica: str) -> Any:
-        """Make a stream the replica's; return its state, or ``None`` where it has none."""
-        ...
-
-    async def wanted(self, replica: str) -> list[Hashable]:
-        """Wait until other replicas want streams of this one; return these, or nothing after a while."""
-        ...
-
-    async def store(self, replica: str, records: Mapping[Hashable, Any]) -> list[Hashable]:
-        """Keep snapshots; return the streams that are another replica's."""
-        ...
-
-    async def hand_over(self, replica: str, records: Mapping[Hashable, Any]) -> None:
-        """Keep final states."""
-        ...
-
-    async def forget(self, stream_ids: list[Hashable]) -> None:
-        """Forget streams that ended."""
-        ...
-
-    async def statistics(self) -> StreamMoves:
-        """What became of streams."""
-        ...
 
 
 class StreamStore:
@@ -65,7 +37,7 @@ class StreamStore:
         self._alone: asyncio.TimerHandle | None = None
 
     async def claim(self, stream_id: Hashable, replica: str) -> Any:
-        """Make a stream the replica's; its owner, if it lives, is asked first, and has 1.5 seconds."""
+        """Make a stream the replica's, and return its state; an owner that lives is asked, and has 1.5 seconds."""
         claim = self._ledger.claim(stream_id, replica, self._clock())
         while claim.kind is ClaimKind.ASK:
             if await self._ask(stream_id, claim.owner):
@@ -116,7 +88,7 @@ class StreamStore:
         return list(self._wanted.pop(replica, ()))
 
     async def store(self, replica: str, records: Mapping[Hashable, Any]) -> list[Hashable]:
-        """Keep snapshots of a replica, and note that it lives."""
+        """Keep snapshots of a replica, note that it lives, and return the streams that are another one's."""
         now_ns = self._clock()
         self._leave_later()
         self._ledger.expire(now_ns)
@@ -155,41 +127,16 @@ class StoreActor(StreamStore):
 
 
 class RemoteStreamStore:
-    """A `StreamStore` in an actor.
+    """A `StreamStore` in an actor: its calls, which return references that can be awaited.
 
     Args:
         actor: its handle.
     """
 
     def __init__(self, actor: Any) -> None:
-        self._actor = actor
-
-    async def claim(self, stream_id: Hashable, replica: str) -> Any:
-        """Call the actor."""
-        return await self._actor.claim.remote(stream_id, replica)
-
-    async def wanted(self, replica: str) -> list[Hashable]:
-        """Call the actor."""
-        found: list[Hashable] = await self._actor.wanted.remote(replica)
-        return found
-
-    async def store(self, replica: str, records: Mapping[Hashable, Any]) -> list[Hashable]:
-        """Call the actor."""
-        refused: list[Hashable] = await self._actor.store.remote(replica, records)
-        return refused
-
-    async def hand_over(self, replica: str, records: Mapping[Hashable, Any]) -> None:
-        """Call the actor."""
-        await self._actor.hand_over.remote(replica, records)
-
-    async def forget(self, stream_ids: list[Hashable]) -> None:
-        """Call the actor."""
-        await self._actor.forget.remote(stream_ids)
-
-    async def statistics(self) -> StreamMoves:
-        """Call the actor."""
-        moves: StreamMoves = await self._actor.statistics.remote()
-        return moves
+        self._actor = actor  # its methods hold it weakly
+        self.claim, self.forget = actor.claim.remote, actor.forget.remote
+        self.store, self.hand_over, self.wanted = actor.store.remote, actor.hand_over.remote, actor.wanted.remote
 
 
 def store_actor(ray: Any, deployment: str) -> RemoteStreamStore:

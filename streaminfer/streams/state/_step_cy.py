@@ -60,11 +60,6 @@ class Stream:
         """Whether its next step starts from the initial state."""
         return self.block is None and self.slot < 0 and self.given is None
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether a step of it runs or waits."""
-        return self._tail is not None
-
 
 class Block:
     """The outputs of one batch, as the next input.

@@ -138,13 +138,15 @@ class StateTensor:
         return view
 
     def initial_of(self, stream_id: Hashable) -> Array:
-        """Return the initial state of a stream.
+        """Return the initial state of a stream; of none, in the batches of a start, no function is asked.
 
         Raises:
             ValueError: the user's function returned something that does not fit.
         """
         if not callable(self.initial):
             return self.initial
+        if stream_id is None:
+            return np.zeros(self.with_length(self.shape, 0), self.dtype)
         given = np.asarray(self.initial(stream_id))
         if given.dtype != self.dtype or not self.fits_row(given.shape):
             raise ValueError(

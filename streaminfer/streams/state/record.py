@@ -64,7 +64,7 @@ def read_record(record: object, tensors: Sequence[StateTensor], fingerprint: str
     try:
         header = json.loads(body[:size])
         written_by = header["fingerprint"]
-        named = [(name, dtype, tuple(shape)) for name, dtype, shape in header["states"]]
+        named = [(name, dtype, tuple(map(_as_size, shape))) for name, dtype, shape in header["states"]]
     except (ValueError, TypeError, KeyError) as error:
         raise InvalidInput(f"state: the header of the record is malformed ({error!r})") from error
     if written_by != fingerprint:
@@ -87,3 +87,9 @@ def read_record(record: object, tensors: Sequence[StateTensor], fingerprint: str
         states[tensor.name] = np.frombuffer(body, tensor.dtype, count, offset).reshape(shape)
         offset += count * tensor.dtype.itemsize
     return states
+
+
+def _as_size(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is no size")
+    return value

@@ -48,8 +48,9 @@ def test_processes_share_the_schedule():
         (make_nothing, LookupError, "no server there"),
         (end_process, RuntimeError, "a sender process ended before its requests did"),
         (lambda: None, TypeError, "service: expected something importable from its module"),
+        (say_process, TypeError, "service: expected a function without arguments that returns the service"),
     ],
-    ids=["error", "exit", "lambda"],
+    ids=["error", "exit", "lambda", "service"],
 )
 def test_failing_sender_fails_the_run(make, error, message):
     """What a process raises, or its end, is raised by the run."""

@@ -148,6 +148,23 @@ class TestUndecided:
         assert "the runs cannot exclude +10%; they need about" in verdict.reason
 
 
+class TestExtremes:
+    def test_no_response(self):
+        """A tail that got no response is said to have none, however slow it counts for the change."""
+        before, after = queue(20_000, 1), queue(20_000, 2)
+        after[::30] = math.inf
+
+        verdict = compare(before, after)
+
+        assert verdict.regressed
+        assert verdict.after_s == math.inf
+        assert "→ no response, +" in str(verdict)
+
+    def test_no_time(self):
+        """Latencies of 0, as in virtual time, are compared like others."""
+        assert compare(np.zeros(6_000), np.zeros(6_000)).result == "unchanged"
+
+
 class TestPairs:
     def test_slow_drift_of_the_machine_cancels(self):
         """Runs in turn on a machine that becomes slower find the 10 %, and no more."""

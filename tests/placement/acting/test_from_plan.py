@@ -109,6 +109,8 @@ def test_manifests_of_one_site(answer):
 
     assert [it["kind"] for it in yaml.safe_load_all(text)] == ["Deployment", "Service"]
     assert "east" not in text
+    with pytest.raises(ValueError, match="site: expected one of 'east', 'west', got 'north'"):
+        kubernetes_manifests(answer, images={"detector": "d:1"}, resources={"cpu": {"cpu": 1}}, site="north")
 
 
 def test_policies_of_all_clusters(answer):
@@ -127,6 +129,11 @@ def test_scaling_covers_the_hours(hourly):
     east = next(spec for name, spec in found.items() if "east" in name)
     assert quiet["east"] < busy["east"]
     assert (east["minReplicaCount"], east["maxReplicaCount"]) == (quiet["east"], busy["east"] + 1)
+
+
+def test_scaling_has_no_fewer_replicas_than_planned(answer):
+    with pytest.raises(ValueError, match="spare: expected a whole number ≥ 0, got -1"):
+        keda_scaled_objects(answer, prometheus="http://p:9090", spare=-1)
 
 
 def test_workload_of_busy_hours_starts_from_none(hourly):

@@ -99,6 +99,19 @@ def test_zone_weights_follow_the_shares():
     ]
 
 
+def test_sites_of_one_zone_share_its_weight():
+    """Envoy Gateway takes each zone once."""
+    text = zone_policies(
+        {"Lyon": ("Detector", {"a": 0.5, "b": 0.2, "c": 0.3})}, zones={"a": "z", "b": "z"}, namespace="v"
+    )
+    (policy,) = yaml.safe_load_all(text)
+
+    assert policy["spec"]["loadBalancer"]["zoneAware"]["weightedZones"] == [
+        {"zone": "z", "weight": 700},
+        {"zone": "c", "weight": 300},
+    ]
+
+
 def test_keda_scales_from_the_plan_up():
     """The plan is the least, and a replica more is for as many requests as the plan counts on."""
     text = scaled_objects(

@@ -122,10 +122,14 @@ def test_json_round_trip(car):
         (lambda: FittedAccess.fit("", [[0.1]]), None),
         (lambda: FittedAccess.fit("x", []), "runs_s: expected at least one run"),
         (lambda: FittedAccess.fit("x", [[0.1, 0.2]], sent_s=[[1.0, 0.0]]), r"sent_s\[0\]: expected 2 ascending"),
+        (
+            lambda: FittedAccess.fit("x", [[0.1], [0.2]], sent_s=[[1.0]]),
+            "sent_s: expected instants of each of the 2 runs",
+        ),
         (lambda: load_access("6g"), "name: expected one of 'wired'"),
         (lambda: FittedAccess.fit("x", [[0.1]]).promise(0.0), "share: expected"),
     ],
-    ids=["name", "runs", "sent", "load", "share"],
+    ids=["name", "runs", "sent", "sent runs", "load", "share"],
 )
 def test_bad_arguments_are_named(make, message):
     with pytest.raises((ValueError, TypeError), match=message):

@@ -158,14 +158,16 @@ def test_links_measured_end_to_end_add_no_access():
         (lambda: RttSamples.from_rows([]), "at least two measurements"),
         (lambda: RttSamples.from_array(np.zeros((3, 2, 1)), ["a"], ["x"]), r"got shape \(3, 2, 1\)"),
         (lambda: RttSamples.from_array(np.full((3, 1, 1), np.inf), ["a"], ["x"]), "rtt_s of 'a' to 'x'"),
+        (lambda: RttSamples.from_array(np.ones((3, 2, 1)), ["a", "a"], ["x"]), "clusters: expected names that differ"),
+        (lambda: RttSamples.from_array(np.ones((3, 1, 2)), ["a"], ["x", "x"]), "sites: expected names that differ"),
         (lambda: RttSamples({"a": {"x": np.ones(5)}}).between(0.5, 0.2), "start: expected a share below stop"),
+        (lambda: RttSamples({"a": {"x": np.ones(5)}}).between(0, "1"), "stop: expected a share of at most 1"),
         (lambda: RttSamples({"a": {"x": np.ones(5)}}).links(confidence=1), "confidence: expected"),
         (lambda: RttSamples({"a": {"x": np.ones(5)}}).summary(1.5), "share: expected"),
     ],
-    ids=["negative", "empty", "shape", "infinite", "between", "confidence", "share"],
 )
 def test_bad_arguments_are_named(make, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         make()
 
 

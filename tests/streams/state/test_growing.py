@@ -1,6 +1,8 @@
 """States that grow, of differing lengths in one batch."""
 
 import asyncio
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -93,3 +95,18 @@ async def test_initial_past_and_foreign_records(loop):
         assert int((await backend.infer(batch(("a", x))))[0]) == alone(x)
     with pytest.raises(InvalidInput, match="expected the states"):
         model(3).import_state("a", backend.export_state("a"))
+
+
+@pytest.mark.parametrize("size", [b"-1", b"1.5", b'"4"', b"null", b"true"])
+async def test_forged_length_of_a_record(loop, size):
+    """A length that is no count is rejected as any other record that does not fit."""
+    backend = model(8)
+    await backend.infer(batch(("a", 1)))
+    record = backend.export_state("a")
+    header = record[18 : record.index(b"}") + 1]
+    forged = header.replace(b"[2, 1]", b"[2, %s]" % size)
+    body = forged + record[18 + len(header) :]
+
+    assert forged != header
+    with pytest.raises(InvalidInput, match="is no size"):
+        backend.import_state("b", struct.pack("<8sHII", b"si-state", 1, zlib.crc32(body), len(forged)) + body)

@@ -446,10 +446,11 @@ async def test_many_groups_are_written_back(loop):
     assert model.statistics().rows == 0
 
 
-async def test_calibration_touches_no_state(loop):
-    """The batches that a batcher measures at start run from the initial state and leave nothing."""
+@pytest.mark.parametrize("initial", [{}, {"h": lambda stream: np.ones((2, 3), np.int64) * stream}], ids=str)
+async def test_calibration_touches_no_state(loop, initial):
+    """The batches that a batcher measures at start are of no stream, for which no function is asked, and leave nothing."""
     inner = recurrent(duration_s=0.001)
-    model = stateful(inner)
+    model = stateful(inner, initial=initial)
     async with stack(loop, model):
         assert inner.calibration_sizes
         assert model.statistics().streams == 0
