@@ -135,7 +135,7 @@ class RemoteStreamStore:
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor  # its methods hold it weakly
-        self.claim, self.forget = actor.claim.remote, actor.forget.remote
+        self.claim, self.forget, self.statistics = actor.claim.remote, actor.forget.remote, actor.statistics.remote
         self.store, self.hand_over, self.wanted = actor.store.remote, actor.hand_over.remote, actor.wanted.remote
 
 

@@ -446,7 +446,9 @@ async def test_many_groups_are_written_back(loop):
     assert model.statistics().rows == 0
 
 
-@pytest.mark.parametrize("initial", [{}, {"h": lambda stream: np.ones((2, 3), np.int64) * stream}], ids=str)
+@pytest.mark.parametrize(
+    "initial", [{}, {"h": lambda stream: np.ones((2, 3), np.int64) * stream}], ids=["zeros", "function"]
+)
 async def test_calibration_touches_no_state(loop, initial):
     """The batches that a batcher measures at start are of no stream, for which no function is asked, and leave nothing."""
     inner = recurrent(duration_s=0.001)
