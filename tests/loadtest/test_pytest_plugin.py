@@ -24,6 +24,28 @@ class Model:
 """
 
 
+class Imports:
+    """A plugin of a run in this process that keeps what it imported.
+
+    At its end pytester forgets that, so a later test would import a second copy, whose classes are not the first one's.
+    """
+
+    def __init__(self, own):
+        self.own = own  # folder of the run, whose modules are to be forgotten
+        self.modules = {}
+
+    def pytest_unconfigure(self):
+        self.modules = {
+            name: module
+            for name, module in sys.modules.items()
+            if not str(getattr(module, "__file__", None) or "").startswith(str(self.own))
+        }
+
+    def restore(self):
+        for name, module in self.modules.items():
+            sys.modules.setdefault(name, module)
+
+
 @pytest.fixture
 def run_tests(pytester, monkeypatch):
     """Run a test file in a pytest of its own."""
@@ -35,7 +57,10 @@ def run_tests(pytester, monkeypatch):
         installed = any(point.name == "streaminfer" for point in entry_points(group="pytest11"))
         plugin = () if installed else ("-p", "streaminfer.loadtest.pytest_plugin")  # from a source tree
         off = () if xdist else ("-p", "no:xdist")
-        return pytester.runpytest_inprocess(*plugin, "-p", "no:cacheprovider", *off, *arguments)
+        imports = Imports(pytester.path)
+        result = pytester.runpytest_inprocess(*plugin, "-p", "no:cacheprovider", *off, *arguments, plugins=[imports])
+        imports.restore()
+        return result
 
     return run
 
