@@ -25,29 +25,30 @@ class Model:
 
 
 class Imports:
-    """A plugin of a run in this process that keeps what it imported.
+    """A plugin of runs in this process that keeps what they import."""
 
-    At its end pytester forgets that, so a later test would import a second copy, whose classes are not the first one's.
-    """
-
-    def __init__(self, own):
-        self.own = own  # folder of the run, whose modules are to be forgotten
+    def __init__(self):
         self.modules = {}
 
     def pytest_unconfigure(self):
-        self.modules = {
-            name: module
-            for name, module in sys.modules.items()
-            if not str(getattr(module, "__file__", None) or "").startswith(str(self.own))
-        }
+        self.modules |= sys.modules
 
-    def restore(self):
-        for name, module in self.modules.items():
+
+@pytest.fixture
+def imports():
+    """Give back at the end what the runs of a test imported.
+
+    pytester forgets that, so a later test would import a second copy, whose classes are not the first one's.
+    """
+    kept = Imports()
+    yield kept
+    for name, module in kept.modules.items():
+        if name != "test_load":  # each run has its own
             sys.modules.setdefault(name, module)
 
 
 @pytest.fixture
-def run_tests(pytester, monkeypatch):
+def run_tests(imports, pytester, monkeypatch):  # `imports` first, so that it ends last
     """Run a test file in a pytest of its own."""
     for name in ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER"):  # under xdist pytest-benchmark would measure nothing
         monkeypatch.delenv(name, raising=False)
@@ -57,10 +58,7 @@ def run_tests(pytester, monkeypatch):
         installed = any(point.name == "streaminfer" for point in entry_points(group="pytest11"))
         plugin = () if installed else ("-p", "streaminfer.loadtest.pytest_plugin")  # from a source tree
         off = () if xdist else ("-p", "no:xdist")
-        imports = Imports(pytester.path)
-        result = pytester.runpytest_inprocess(*plugin, "-p", "no:cacheprovider", *off, *arguments, plugins=[imports])
-        imports.restore()
-        return result
+        return pytester.runpytest_inprocess(*plugin, "-p", "no:cacheprovider", *off, *arguments, plugins=[imports])
 
     return run
 
