@@ -234,6 +234,7 @@ class BatchedService(Node):
         self._assembler = assembler
         self._plain = assembler.plain
         self._submission.change(self.slo_ns, assembler)
+        self._dispatcher.set_objective(self.slo_ns)
         self._dispatcher.set_assembler(assembler)
         self._configured_policy = policy
         if self._fair_queue is not None:
@@ -271,6 +272,7 @@ class BatchedService(Node):
         """
         await self.load_kernels()
         self._enter(asyncio.get_running_loop())
+        self._dispatcher.enter_device(asyncio.get_running_loop())  # which an earlier stop has left
         await load_at_start(self._device, self._dispatcher, self._dispatcher.residence)
         self.check_max_batch_size(self._max_batch_size)
         workers = adapt(self.inner).capabilities().queued_workers or self.max_in_flight

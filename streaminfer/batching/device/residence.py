@@ -10,7 +10,8 @@ from streaminfer.errors import BackendError
 from streaminfer.protocols import Residency
 
 if TYPE_CHECKING:
-    from streaminfer.batching.device.device import Device, DeviceMember
+    from streaminfer.batching.device.device import Device
+    from streaminfer.batching.device.member import DeviceMember
 
 __all__ = ["LiveResidence", "LoadListener", "in_memory", "load_at_start"]
 

@@ -1,0 +1,108 @@
+"""Priority of a backend's worker threads: while a batch of the background runs, the lowest of the operating system.
+
+Linux runs a thread with the policy ``SCHED_IDLE`` only where no other thread wants the core, and gives the core to
+another one as soon as that wakes. A thread is lowered for the call of the model alone, which releases the interpreter
+lock: with the lock in a thread that gets no core, the event loop would wait too. Both ways are a system call each.
+
+Any thread may be lowered, but raised again only with the right to do so: ``CAP_SYS_NICE``, or a limit
+``RLIMIT_NICE`` that allows the thread's nice value. So this is tried once, in a thread that ends then.
+"""
+
+import functools
+import os
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from streaminfer.capabilities import BackgroundRuns
+
+__all__ = ["BatchPriority", "low_priority_obstacle"]
+
+
+class BatchPriority:
+    """Priority of the batches of one backend, which its worker threads read.
+
+    Thread-safety: everything may be called from any thread.
+
+    Attributes:
+        is_background: batches that begin from now on run at the lowest priority.
+    """
+
+    __slots__ = ("is_background",)
+
+    def __init__(self) -> None:
+        self.is_background = False
+
+    def set_background(self, is_background: bool) -> None:  # noqa: FBT001 - the capability
+        """Run later batches at the lowest priority, or at the usual one again."""
+        self.is_background = is_background
+
+    def capability(self, obstacle: str = "") -> BackgroundRuns:
+        """Return what a `Device` needs of the backend.
+
+        Args:
+            obstacle: why its batches cannot be lowered; empty: only the system can stand against it.
+        """
+        return BackgroundRuns(self.set_background, lambda: obstacle or low_priority_obstacle())
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function at the lowest priority, in a worker thread.
+
+        Raises:
+            BaseException: what the function raised; the thread has its usual priority then.
+        """
+        lowering = _lowering()
+        lowering.lower()
+        try:
+            return function(*arguments)
+        finally:
+            lowering.restore()
+
+
+def low_priority_obstacle() -> str:
+    """Return why this process cannot lower and raise the priority of a thread; empty: it can."""
+    return _lowering().obstacle
+
+
+class _Lowering(NamedTuple):
+    """How a thread is lowered and raised, or why not."""
+
+    lower: Callable[[], object]
+    restore: Callable[[], object]
+    obstacle: str = ""
+
+
+@functools.cache
+def _lowering() -> _Lowering:
+    try:
+        policy = os.sched_getscheduler(0)
+        usual = functools.partial(os.sched_setscheduler, 0, policy, os.sched_getparam(0))
+        lower = functools.partial(os.sched_setscheduler, 0, os.SCHED_IDLE, os.sched_param(0))
+    except AttributeError:
+        return _Lowering(_do_nothing, _do_nothing, "only Linux lowers and raises the priority of one thread")
+    if policy == os.SCHED_IDLE:
+        return _Lowering(lower, usual, "the whole process has the lowest priority")
+    errors: list[OSError] = []
+
+    def lower_and_raise() -> None:
+        try:
+            lower()
+            usual()
+        except OSError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=lower_and_raise, name="streaminfer priority")
+    thread.start()
+    thread.join()
+    if not errors:
+        return _Lowering(lower, usual)
+    return _Lowering(
+        lower,
+        usual,
+        f"the priority of a thread cannot be raised again ({errors[0].strerror}): the process needs the capability "
+        "CAP_SYS_NICE, or a limit RLIMIT_NICE of 20 (systemd: LimitNICE=+0; Docker: --ulimit nice=20)",
+    )
+
+
+def _do_nothing() -> None:
+    pass
