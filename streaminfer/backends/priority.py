@@ -33,7 +33,7 @@ class BatchPriority:
     def __init__(self) -> None:
         self.is_background = False
 
-    def set_background(self, is_background: bool) -> None:  # noqa: FBT001 - the capability
+    def set_background(self, is_background: bool) -> None:
         """Run later batches at the lowest priority, or at the usual one again."""
         self.is_background = is_background
 

@@ -16,6 +16,7 @@ from streaminfer.batching._batch_observers_cy import BatchObservers
 from streaminfer.batching._submission_cy import DispatchState
 from streaminfer.batching.assembly.assembler import Assembler
 from streaminfer.batching.batch_runner import BatchRunner
+from streaminfer.batching.device.claim import Claim
 from streaminfer.batching.device.residence import LiveResidence
 from streaminfer.batching.expectations import Expectations
 from streaminfer.batching.pipeline import Pipeline
@@ -61,16 +62,15 @@ class Dispatcher(DispatchState):
         batch_sizes: how many batches had which size.
         observers: who is told of each batch; ``None``: there are none.
         residence: how the model comes into the device's memory; ``None``: it is always there.
-        background_runs: how batches give way on the device to those of other models; ``None``: they do not.
-        slo_ns: objective of the batcher, for the device; ``None``: it has none.
+        claim: what the device knows of the model, if it is preemptive.
     """
 
     # with more than thirty attributes in a dict, CPython 3.11 would look each method up again at each call
     __slots__ = (
         *("__weakref__", "_ask_inward", "_assembler", "_bucket_models", "_device", "_events", "_idle", "_inner"),
-        *("_loop", "_outcomes", "_queue", "_recheck_ns", "_stack", "_timer", "background_runs", "batch_sizes", "clock"),
+        *("_loop", "_outcomes", "_queue", "_recheck_ns", "_stack", "_timer", "batch_sizes", "claim", "clock"),
         *("expectations", "full_at", "max_in_flight", "observers", "pipeline", "policy", "residence"),
-        *("returning", "runner", "slo_ns", "source"),
+        *("returning", "runner", "source"),
     )
 
     def __init__(
@@ -125,8 +125,7 @@ class Dispatcher(DispatchState):
         swaps = device is not None and device.memory_bytes is not None
         residency = adapt(inner).capabilities().residency if swaps else None
         self.residence = None if residency is None else LiveResidence(residency, self, self._now)
-        self.background_runs = None if device is None else adapt(inner).capabilities().background_runs
-        self.slo_ns: int | None = None
+        self.claim = Claim(queue, self.expectations.expected_of_size_ns, adapt(inner).capabilities().background_runs)
 
     def _now(self) -> int:
         return self.clock()  # which a stack may replace
@@ -140,12 +139,6 @@ class Dispatcher(DispatchState):
     def set_workers(self, workers: int) -> None:
         """Run so many batches at once from now on; none may run now."""
         self.max_in_flight = self.free = workers
-
-    def set_objective(self, slo_ns: int | None) -> None:
-        """Tell the device, if there is one, what the requests are promised."""
-        self.slo_ns = slo_ns
-        if self._device is not None:
-            self._device.update()
 
     def set_policy(self, policy: Policy) -> None:
         """Takes a policy over; asks the model, which may have started since, whether it keeps a queue."""
@@ -170,7 +163,8 @@ class Dispatcher(DispatchState):
             RuntimeError: the device serves batchers of another loop.
             ValueError: its memory is too small for the model, or it cannot run it in the background.
         """
-        self.enter_device(loop)
+        if self._device is not None:
+            self._device.enter(loop, self)
         for execution in self.runner.batches:
             self._tell_end(execution, self.clock())
         self.runner.bind_loop(loop, self.clock())
@@ -181,11 +175,6 @@ class Dispatcher(DispatchState):
         self.timer_ns = self._recheck_ns = NEVER
         self._idle.forget()
         self._loop = loop
-
-    def enter_device(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Share the device, if there is one; raises what :meth:`bind_loop` does."""
-        if self._device is not None:
-            self._device.enter(loop, self)
 
     def tickets(self) -> list[Ticket]:
         """Return the queued requests, those held back, and those of the batches that run."""
@@ -204,7 +193,7 @@ class Dispatcher(DispatchState):
         self.is_scheduled = False
         if self._device is not None:
             now_ns = self.clock() if now_ns is None else now_ns
-            self._device.join(self, now_ns)
+            self._recheck_ns = min(self._recheck_ns, self._device.join(self, now_ns))
             if self._device.dispatch(now_ns):
                 self.schedule()
             self.settle()
@@ -235,31 +224,6 @@ class Dispatcher(DispatchState):
     def is_waiting(self) -> bool:
         """Whether a request is queued and a worker is free, for the device."""
         return self.free > 0 and self._queue.queued > 0
-
-    @property
-    def is_full(self) -> bool:
-        """Whether a full batch is queued, for the device."""
-        return self._queue.queued >= self.full_at
-
-    @property
-    def next_deadline_ns(self) -> int:
-        """Earliest deadline in flight, for the device."""
-        return self._queue.next_deadline_ns
-
-    def arrival_gap_ns(self, now_ns: int) -> float:
-        """Return the recent mean time between two arrivals, for the device."""
-        return self._events.gap_ns(now_ns)
-
-    def batching_gain(self) -> float:
-        expected_ns = self.expectations.offered.expected_ns
-        if expected_ns is None:
-            return 1.0
-        one, full = expected_ns(1, 0), expected_ns(self.full_at, 0)
-        return max(1.0 - full / (self.full_at * one), 0.0) if one > 0 and full > 0 else 1.0
-
-    def recheck(self, at_ns: int) -> None:
-        """Dispatch again at an instant at which the device may have a turn for it."""
-        self._recheck_ns = min(self._recheck_ns, at_ns)
 
     @property
     def runs_inline(self) -> bool:
@@ -404,7 +368,7 @@ class Dispatcher(DispatchState):
             return
         if self._device is not None:
             now_ns = self.clock()
-            self._device.join(self, now_ns)
+            self._recheck_ns = min(self._recheck_ns, self._device.join(self, now_ns))
             if not self._device.may_dispatch(now_ns):
                 return
         elif not self._may_release():

@@ -19,10 +19,11 @@ class Claim:
 
     Attributes:
         slo_ns: objective of its requests; the greatest number where there is none.
+        changed: told of another one, by the device; ``None``: nothing listens.
         full_at: so many queued requests are a full batch.
     """
 
-    __slots__ = ("_background_runs", "_expected_ns", "_queue", "full_at", "slo_ns")
+    __slots__ = ("_background_runs", "_expected_ns", "_queue", "changed", "full_at", "slo_ns")
 
     def __init__(
         self, queue: RequestQueue, expected_ns: Callable[[int], int], background_runs: BackgroundRuns | None
@@ -30,6 +31,7 @@ class Claim:
         self._queue = queue
         self._expected_ns = expected_ns
         self._background_runs = background_runs
+        self.changed: Callable[[], None] | None = None
         self.slo_ns = NEVER
         self.full_at = NEVER
 
@@ -37,13 +39,19 @@ class Claim:
         """Take over other settings of the batcher."""
         self.slo_ns = NEVER if slo_ns is None else slo_ns
         self.full_at = full_at
+        if self.changed is not None:
+            self.changed()
 
     @property
     def obstacle(self) -> str:
         """Why its batches cannot run in the background; empty: they can."""
-        return "its backend offers no BackgroundRuns" if self._background_runs is None else self._background_runs.obstacle()
+        return (
+            "its backend offers no BackgroundRuns"
+            if self._background_runs is None
+            else self._background_runs.obstacle()
+        )
 
-    def set_background(self, is_background: bool) -> None:  # noqa: FBT001 - as the function of the backend
+    def set_background(self, is_background: bool) -> None:
         """Run later batches in the background, or no longer."""
         if self._background_runs is not None:
             self._background_runs.set_background(is_background)

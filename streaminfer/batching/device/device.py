@@ -4,7 +4,7 @@ import asyncio
 import functools
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from weakref import WeakKeyDictionary
 
 import attrs
@@ -17,7 +17,7 @@ from streaminfer.batching.device.resident_set import ResidentSet
 from streaminfer.batching.device.statistics import DeviceModelStatistics, DeviceStatistics
 from streaminfer.batching.device.turns import Bid, Turns
 from streaminfer.batching.policy import Decision
-from streaminfer.batching.queue._ticket_cy import Execution, Ticket
+from streaminfer.batching.queue._ticket_cy import NEVER, Execution, Ticket
 from streaminfer.request import timeout_ns
 
 __all__ = ["Device"]
@@ -54,10 +54,15 @@ class Device:
 
     Args:
         name: for reports.
-        concurrency: how many batches may run at once. With more than one, how much models slow each other down is
+        concurrency: how many batches may run at once; with ``preemptive``, in the foreground and in the background
+            each. With more than one, how much models slow each other down is
             learned, and those that do more one after the other are kept apart.
         weights: by name of the model, what a request on time is worth, from 0.001 to 1000; 1 for others. The name is
             that of the backend (``backend.name = "faces"``) or function; a second one of a name is ``"faces#2"`` here.
+        preemptive: on CPU cores, run the models with the tightest ``slo_s`` in the foreground: their batches begin at
+            once, also while a batch of another model runs, which the operating system holds up meanwhile. The others
+            take turns in the background, at the lowest priority of the system. It needs Linux, the right to raise the
+            priority of a thread, and backends with `BackgroundRuns`; not with ``memory_bytes``.
         max_wait_s: the longest that a model is passed over, also one whose requests expire meanwhile; then its next
             batch goes first. The time of loads does not count.
         memory_bytes: of the device, for models that do not fit there together. Those whose backend has a `Residency`
@@ -96,7 +101,7 @@ class Device:
         self.max_wait_s = check_duration("max_wait_s", max_wait_s, positive=True)
         self._turns = Turns(timeout_ns(self.max_wait_s))
         check_instance("preemptive", preemptive, lambda it: isinstance(it, bool), "True or False")
-        self._preemption = Preemption(concurrency) if preemptive else None
+        self._preemption = Preemption() if preemptive else None
         self._front, self._back = _Level(), _Level()
         self._levels = (self._front, self._back) if preemptive else (self._front,)
         self._names: WeakKeyDictionary[DeviceMember, str] = WeakKeyDictionary()
@@ -152,11 +157,6 @@ class Device:
         self._held.clear()
         self._admit(member)
 
-    def update(self) -> None:
-        """Choose again which models are in the background: one has another objective."""
-        if self._preemption is not None:
-            self._preemption.update()
-
     def check_fits(self, member: DeviceMember) -> None:
         """Check that a model fits in memory alone.
 
@@ -167,12 +167,18 @@ class Device:
         if self.memory_bytes is not None and needs > self.memory_bytes:
             raise ValueError(expected("memory_bytes", f"at least {needs}, for {member.source}", self.memory_bytes))
 
-    def join(self, member: DeviceMember, now_ns: int) -> None:
-        """Consider a batcher while it has queued requests; called when that may have changed."""
-        if member.is_waiting:
-            self._waiting.setdefault(member, now_ns)
-        else:
+    def join(self, member: DeviceMember, now_ns: int) -> int:
+        """Consider a batcher while it has queued requests; called when that may have changed.
+
+        Returns:
+            When to dispatch again if nothing else happens.
+        """
+        if not member.is_waiting:
             self._waiting.pop(member, None)
+            return NEVER
+        self._waiting.setdefault(member, now_ns)
+        pause_ends_ns = self._pause_ends_ns(member)
+        return pause_ends_ns if pause_ends_ns > now_ns else NEVER
 
     def leave(self, member: DeviceMember) -> None:
         """Forget a batcher that stopped, except for what it had and what runs."""
@@ -237,9 +243,6 @@ class Device:
         level.running[execution] = member
         self._account(member).batches += 1
         level.interference.begin(execution, self._name(member), now_ns)
-        if self._preemption is not None:
-            self._preemption.pass_time(now_ns, is_busy=self._background_is_busy())
-            self._preemption.begin(execution, is_background=level is self._back, now_ns=now_ns)
 
     def end(self, execution: Execution, now_ns: int, *, succeeded: bool) -> None:
         """Note that a batch gives its slot back; where others slowed it down, it counts as started later by that."""
@@ -249,11 +252,10 @@ class Device:
             return  # of a loop that was closed
         self._account(member).busy_ns += now_ns - execution.started_ns
         if self._preemption is not None:
-            self._preemption.pass_time(now_ns, is_busy=self._background_is_busy())
-            rows, is_background = len(execution.tickets), level is self._back
-            self._preemption.end(
-                execution, member, rows, is_background=is_background, succeeded=succeeded, now_ns=now_ns
-            )
+            if level is self._back:
+                self._preemption.end_background(execution, now_ns, succeeded=succeeded)
+            else:
+                self._preemption.end_foreground(member, execution.started_ns, now_ns)
         expected_ns = member.expected_ns(execution) if succeeded else 0
         alone_ns = level.interference.end(execution, expected_ns, now_ns)
         if self.concurrency > 1:
@@ -269,6 +271,8 @@ class Device:
             waiting=tuple(sorted(self._name(member) for member in self._waiting if member.is_waiting)),
             memory_bytes=self.memory_bytes,
             loaded=tuple(self._names.get(it, it.source) for it in self._memory.bytes_of if self._memory.is_loaded(it)),
+            preemptive=self.preemptive,
+            background=tuple(sorted(name for member, name in self._names.items() if self._level(member) is self._back)),
             models={
                 name: DeviceModelStatistics(
                     batches=account.batches,
@@ -301,9 +305,7 @@ class Device:
         return self._preemption.pause_ends_ns(member) if self._background_is_busy() else 0
 
     def _background_is_busy(self) -> bool:
-        return bool(self._back.running) or any(
-            it.is_waiting and self._level(it) is self._back for it in self._waiting
-        )
+        return bool(self._back.running) or any(it.is_waiting and self._level(it) is self._back for it in self._waiting)
 
     def _grant_turns(self, level: _Level, now_ns: int) -> bool:
         """Grant turns to the models of a level until no slot is free there; return whether a batch ran on the loop."""
@@ -330,10 +332,7 @@ class Device:
         bids: list[Bid] = []
         decisions: list[tuple[DeviceMember, Decision]] = []
         for member in list(self._waiting):
-            if self._level(member) is not level:
-                continue
-            if self._pause_ends_ns(member) > now_ns:
-                member.recheck(self._pause_ends_ns(member))
+            if self._level(member) is not level or self._pause_ends_ns(member) > now_ns:
                 continue
             decision = member.propose(now_ns) if member.is_waiting else None
             if decision is None:
@@ -433,8 +432,8 @@ class Device:
 
     def __repr__(self) -> str:
         running = sum(len(level.running) for level in self._levels)
-        kind = ", preemptive" if self.preemptive else ""
-        return f"Device({self.name!r}{kind}, running={running}/{self.concurrency}, waiting={len(self._waiting)})"
+        preemptive = ", preemptive=True" if self.preemptive else ""
+        return f"Device({self.name!r}{preemptive}, running={running}/{self.concurrency}, waiting={len(self._waiting)})"
 
     def _repr_html_(self) -> str:
         return self.statistics()._repr_html_()

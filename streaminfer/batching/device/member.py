@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from streaminfer.batching.device.claim import Claim
 from streaminfer.batching.planner.outlook import Outlook
 from streaminfer.batching.policy import Decision
 from streaminfer.batching.queue._ticket_cy import Execution, Ticket
-from streaminfer.protocols import BackgroundRuns
 
 __all__ = ["DeviceMember", "Residence"]
 
@@ -31,21 +31,8 @@ class DeviceMember(Protocol):
     def residence(self) -> Residence | None:
         """How the model comes into memory; ``None``: it is always there."""
 
-    @property
-    def background_runs(self) -> BackgroundRuns | None:
-        """How its batches give way to those of other models; ``None``: they do not."""
-
-    @property
-    def slo_ns(self) -> int | None:
-        """Objective of the batcher; ``None``: it has none."""
-
-    @property
-    def next_deadline_ns(self) -> int:
-        """Earliest deadline of a request that is queued or runs."""
-
-    @property
-    def is_full(self) -> bool:
-        """Whether a full batch is queued."""
+    claim: Claim
+    """What a preemptive device knows of the model."""
 
     source: str
     """Name of the model; several may have the same."""
@@ -72,12 +59,6 @@ class DeviceMember(Protocol):
 
     def grant(self, batch: Sequence[Ticket], decision: Decision, now_ns: int) -> None:
         """Send a batch: it calls :meth:`Device.begin` if it begins."""
-
-    def arrival_gap_ns(self, now_ns: int) -> float:
-        """Return the recent mean time between two arrivals; infinite: there are none."""
-
-    def recheck(self, at_ns: int) -> None:
-        """Ask for a turn at an instant, if not before."""
 
     def settle(self) -> None:
         """Set the timer for what is left."""

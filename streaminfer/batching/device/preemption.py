@@ -1,50 +1,52 @@
 """Which models of a preemptive device go first, and when they pause: a state machine without loop, thread or clock.
 
 *Design*. The models with the tightest objective are in the *foreground*: the operating system runs their batches at
-once, also while a batch of another model runs. All others are in the *background*, those without an objective too.
+once, also while a batch of another model runs. All others are in the *background*, also those without an objective.
 
-A foreground that begins each batch at once has small ones, and what these cost more takes the core from the background.
-So a foreground model *pauses* after a batch while the background has work, and its next batch grows meanwhile. It
-leaves the background the share of the time that its arrivals need there, at most a half: where that share is ``s``, a
-batch that took ``t`` is followed by a pause of ``t * s / (1 - s)``. A model that has not just run never pauses, nor does
-one with a full batch, or with a request that has no time for it.
+A foreground that begins each batch at once has small ones, and what these cost more is time that the background lacks.
+So while the background has work, the begins of two foreground batches of a model have a least distance, its *pace*, and
+the second batch grows meanwhile. The pace is a product of three numbers:
 
-What the background needs is the arrivals of each model times the time of one request: that of its batches, less the
-time for which a batch of the foreground ran.
+* a tenth of the model's objective, which bounds what the foreground pays;
+* the share of a single request's time that a full batch saves: no pause helps where that is nothing;
+* the *pressure*: 0 while requests of the background take up to half of their time until the deadline, 1 where they take
+  all of it or fail, and in between in proportion; the exponential mean over the batches of the background.
 
-*Complexity*. O(models) at the end of a batch. Synchronous, takes the time as an argument.
+A request that comes after the pace has passed begins at once, as do a full batch and one with a request that has no
+time for a pause.
+
+*Complexity*. O(models) when one comes or goes, O(requests) at the end of a batch of the background. Synchronous, takes
+the time as an argument.
 """
 
-import math
-from collections.abc import Hashable
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 from streaminfer.batching.device.member import DeviceMember
-from streaminfer.batching.queue._ticket_cy import NEVER
+from streaminfer.batching.queue._ticket_cy import NEVER, Execution
 
 __all__ = ["Preemption"]
 
 MOST_PACE = 0.1
-"""Share of its objective that a model of the foreground leaves between the begins of two batches, at most."""
-PATIENT = 0.5
-MEMORY_NS = 250_000_000
+"""Share of the objective."""
+
+_PATIENCE = 0.5
+"""Share of its time until the deadline that a request of the background may take before the foreground pauses."""
+
+_NEWEST = 0.2
 
 
 class Preemption:
     """Foreground and background of one device.
 
-    Args:
-        concurrency: how many batches of either may run at once.
+    Attributes:
+        pressure: of the background, from 0 to 1.
     """
 
-    def __init__(self, concurrency: int) -> None:
-        self._concurrency = concurrency
+    def __init__(self) -> None:
+        self.pressure = 0.0
         self._is_background: WeakKeyDictionary[DeviceMember, bool] = WeakKeyDictionary()
-        self._pause_ends_ns: WeakKeyDictionary[DeviceMember, tuple[int, int]] = WeakKeyDictionary()
-        self._busy_share = 0.0
-        self._was_busy = False
-        self._updated_ns = 0
-        self._began: dict[Hashable, int] = {}
+        self._pauses: WeakKeyDictionary[DeviceMember, _Pause] = WeakKeyDictionary()
 
     def enter(self, member: DeviceMember) -> None:
         """Add a model.
@@ -53,82 +55,72 @@ class Preemption:
             ValueError: one would be in the background whose batches cannot be lowered; nothing is changed then.
         """
         members = {*self._is_background, member}
-        tightest_ns = min(_slo_ns(each) for each in members)
+        tightest_ns = min(each.claim.slo_ns for each in members)
         for each in members:
-            if _slo_ns(each) > tightest_ns and (obstacle := _obstacle(each)):
+            if each.claim.slo_ns > tightest_ns and (obstacle := each.claim.obstacle):
                 raise ValueError(
-                    f"{each.source} cannot run in the background of a preemptive device, where models without the "
-                    f"tightest slo_s run: {obstacle}"
+                    f"{each.source} cannot run in the background of a preemptive device, as all models without the "
+                    f"tightest slo_s must: {obstacle}"
                 )
         self._is_background.setdefault(member, False)
+        member.claim.changed = self.update
         self.update()
 
     def leave(self, member: DeviceMember) -> None:
         """Take a model away."""
         if self._is_background.pop(member, False):
-            _set_background(member, False)
-        self._pause_ends_ns.pop(member, None)
+            member.claim.set_background(False)
+        member.claim.changed = None
+        self._pauses.pop(member, None)
         self.update()
 
+    def forget(self) -> None:
+        """Take all models away: their loop was closed."""
+        for member in list(self._is_background):
+            self.leave(member)
+        self.pressure = 0.0
+
     def update(self) -> None:
-        """Tell the models what they are, because one has come or gone, or has another objective."""
-        tightest_ns = min(map(_slo_ns, self._is_background), default=NEVER)
+        """Choose who is in the background again, because a model has come or gone, or has another objective."""
+        tightest_ns = min((member.claim.slo_ns for member in self._is_background), default=NEVER)
         for member, before in list(self._is_background.items()):
             # an objective may change while requests run: a model whose batches cannot be lowered stays in front
-            now = _slo_ns(member) > tightest_ns and not _obstacle(member)
+            now = member.claim.slo_ns > tightest_ns and not member.claim.obstacle
             if now != before:
                 self._is_background[member] = now
-                _set_background(member, now)
+                member.claim.set_background(now)
 
     def is_background(self, member: DeviceMember) -> bool:
         """Return whether a model is in the background."""
         return self._is_background.get(member, False)
 
-    def begin(self, execution: Hashable, *, is_background: bool, now_ns: int) -> None:
-        """Note that a batch begins."""
-        self._began[execution] = now_ns
+    def end_foreground(self, member: DeviceMember, started_ns: int, now_ns: int) -> None:
+        """Note that a batch of the foreground ended: the next one may have to wait."""
+        claim = member.claim
+        pace_ns = round(self.pressure * MOST_PACE * claim.saving() * claim.slo_ns) if claim.slo_ns < NEVER else 0
+        self._pauses[member] = _Pause(started_ns + pace_ns, needs_ns=2 * (now_ns - started_ns))
 
-    def end(
-        self, execution: Hashable, member: DeviceMember, rows: int, *, is_background: bool, succeeded: bool, now_ns: int
-    ) -> None:
-        """Note that a batch ended, and learn from it."""
-        began_ns = self._began.pop(execution)
-        took_ns = now_ns - began_ns
-        if not is_background:
-            self._pause_ends_ns[member] = began_ns + self._pace_ns(member), 2 * took_ns
+    def end_background(self, execution: Execution, now_ns: int, *, succeeded: bool) -> None:
+        """Note that a batch of the background ended, and how much of their time its requests took."""
+        taken = [
+            (now_ns - ticket.enqueued_ns) / (ticket.deadline_ns - ticket.enqueued_ns)
+            for ticket in execution.tickets
+            if ticket.deadline_ns < NEVER
+        ]
+        worst = max(taken, default=0.0) if succeeded else 1.0
+        pressure = min(max(worst - _PATIENCE, 0.0) / (1.0 - _PATIENCE), 1.0)
+        self.pressure += _NEWEST * (pressure - self.pressure)
 
     def pause_ends_ns(self, member: DeviceMember) -> int:
-        """Return until when a model pauses while the background has work; 0: it does not."""
-        ends_ns, needs_ns = self._pause_ends_ns.get(member, (0, 0))
-        return 0 if member.is_full else min(ends_ns, member.next_deadline_ns - needs_ns)
-
-    def forget(self) -> None:
-        """Forget the models and the batches that run: their loop was closed."""
-        for member in list(self._is_background):
-            self.leave(member)
-        self._began.clear()
-
-    def _pace_ns(self, member: DeviceMember) -> int:
-        """Return the least time between the begins of two batches of a model, from what the background needs."""
-        pressure = max(self._busy_share - PATIENT, 0.0) / (1.0 - PATIENT)
-        return 0 if member.slo_ns is None else round(pressure * MOST_PACE * member.batching_gain() * member.slo_ns)
-
-    def pass_time(self, now_ns: int, *, is_busy: bool) -> None:
-        """Note whether the background had work since the last call."""
-        passed_ns = max(now_ns - self._updated_ns, 0)
-        self._updated_ns = max(now_ns, self._updated_ns)
-        self._busy_share += (self._was_busy - self._busy_share) * -math.expm1(-passed_ns / MEMORY_NS)
-        self._was_busy = is_busy
+        """Return until when a model of the foreground pauses, while the background has work; 0: it does not."""
+        pause = self._pauses.get(member)
+        if pause is None or member.claim.is_full:
+            return 0
+        return min(pause.ends_ns, member.claim.next_deadline_ns - pause.needs_ns)
 
 
-def _slo_ns(member: DeviceMember) -> int:
-    return NEVER if member.slo_ns is None else member.slo_ns
+class _Pause(NamedTuple):
+    """When a pause ends, and how long before its deadline a request ends it."""
 
-
-def _obstacle(member: DeviceMember) -> str:
-    return "its backend has no BackgroundRuns" if member.background_runs is None else member.background_runs.obstacle()
-
-
-def _set_background(member: DeviceMember, is_background: bool) -> None:  # noqa: FBT001 - of a function of the backend
-    if member.background_runs is not None:
-        member.background_runs.set_background(is_background)
+    ends_ns: int
+    needs_ns: int

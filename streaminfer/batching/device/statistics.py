@@ -45,6 +45,8 @@ class DeviceStatistics(Snapshot):
         waiting: names of the models that have queued requests now.
         memory_bytes: of its memory; ``None``: all models fit.
         loaded: names of the models that are in memory, of those that can leave it.
+        preemptive: models with a tighter objective than others go first, also while a batch of another runs.
+        background: names of the models whose batches give way while they run; empty where the device is not preemptive.
         models: by name, what each model had of the device; a second model of a name is ``name#2``.
     """
 
@@ -54,6 +56,8 @@ class DeviceStatistics(Snapshot):
     waiting: tuple[str, ...]
     memory_bytes: int | None
     loaded: tuple[str, ...]
+    preemptive: bool
+    background: tuple[str, ...]
     models: Mapping[str, DeviceModelStatistics]
 
     @property
@@ -70,4 +74,8 @@ class DeviceStatistics(Snapshot):
             )
             for name, it in self.models.items()
         ]
-        return html_table([("running", f"{self.running} of {self.concurrency}"), *rows], caption=f"device {self.name}")
+        running = f"{self.running} of {self.concurrency}"
+        if self.preemptive:
+            running = f"{self.running}, of up to {self.concurrency} each in the foreground and in the background"
+            rows.insert(0, ("background", ", ".join(self.background) or "none"))
+        return html_table([("running", running), *rows], caption=f"device {self.name}")

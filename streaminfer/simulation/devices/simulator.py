@@ -19,6 +19,7 @@ import attrs
 import numpy as np
 
 from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
+from streaminfer.batching.device.claim import Claim
 from streaminfer.batching.device.device import Device
 from streaminfer.batching.device.member import Residence
 from streaminfer.batching.device.statistics import DeviceStatistics
@@ -29,7 +30,6 @@ from streaminfer.batching.policy import Decision
 from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import NEVER, Execution, Ticket
 from streaminfer.batching.service_time.learned_service_time import LearnedServiceTime
-from streaminfer.protocols import BackgroundRuns
 from streaminfer.simulation.devices.model_load import ModelLoad
 from streaminfer.simulation.simulation_result import SimulationResult
 from streaminfer.simulation.simulator import CALLER
@@ -200,9 +200,7 @@ class _Model:
     """Queue, policy and record of one model: the `DeviceMember` of a simulation."""
 
     runs_inline = False
-    is_full = False
     residence: Residence | None = None
-    background_runs: BackgroundRuns | None = None
 
     def __init__(self, name: str, load: ModelLoad, simulation: _Simulation, learns: bool) -> None:
         self.source = name
@@ -214,6 +212,7 @@ class _Model:
         self._policy = Lookahead(load.max_batch_size, known)
         self._learns = learns
         self._queue = RequestQueue(max(1, load.arrivals_ns.size))
+        self.claim = Claim(self._queue, lambda size: int(load.durations_ns[size]), None)
         self._arrivals: list[int] = load.arrivals_ns.tolist()
         self._following = 0
         self._is_running = False
@@ -226,20 +225,6 @@ class _Model:
     @property
     def is_waiting(self) -> bool:
         return not self._is_running and self._queue.queued > 0
-
-    @property
-    def slo_ns(self) -> int | None:
-        return self.load.slo_ns
-
-    @property
-    def next_deadline_ns(self) -> int:
-        return self._queue.next_deadline_ns
-
-    def arrival_gap_ns(self, now_ns: int) -> float:
-        return self._queue.events.gap_ns(now_ns)
-
-    def recheck(self, at_ns: int) -> None:
-        self._recheck_ns = min(self._recheck_ns, at_ns)
 
     @property
     def next_ns(self) -> int:
