@@ -272,7 +272,9 @@ class Device:
             memory_bytes=self.memory_bytes,
             loaded=tuple(self._names.get(it, it.source) for it in self._memory.bytes_of if self._memory.is_loaded(it)),
             preemptive=self.preemptive,
-            background=tuple(sorted(name for member, name in self._names.items() if self._level(member) is self._back)),
+            background=tuple(
+                sorted(map(self._name, [] if self._preemption is None else self._preemption.background()))
+            ),
             models={
                 name: DeviceModelStatistics(
                     batches=account.batches,

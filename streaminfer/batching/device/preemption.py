@@ -28,6 +28,7 @@ from streaminfer.batching.queue._ticket_cy import NEVER, Execution
 __all__ = ["Preemption"]
 
 MOST_PACE = 0.1
+HOLD = False
 """Share of the objective."""
 
 _PATIENCE = 0.5
@@ -94,6 +95,10 @@ class Preemption:
         """Return whether a model is in the background."""
         return self._is_background.get(member, False)
 
+    def background(self) -> list[DeviceMember]:
+        """Return the models in the background."""
+        return [member for member, is_background in self._is_background.items() if is_background]
+
     def end_foreground(self, member: DeviceMember, started_ns: int, now_ns: int) -> None:
         """Note that a batch of the foreground ended: the next one may have to wait."""
         claim = member.claim
@@ -109,7 +114,10 @@ class Preemption:
         ]
         worst = max(taken, default=0.0) if succeeded else 1.0
         pressure = min(max(worst - _PATIENCE, 0.0) / (1.0 - _PATIENCE), 1.0)
-        self.pressure += _NEWEST * (pressure - self.pressure)
+        if HOLD and pressure > self.pressure:
+            self.pressure = pressure
+        else:
+            self.pressure += _NEWEST * (pressure - self.pressure)
 
     def pause_ends_ns(self, member: DeviceMember) -> int:
         """Return until when a model of the foreground pauses, while the background has work; 0: it does not."""
