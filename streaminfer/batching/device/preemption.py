@@ -7,10 +7,11 @@ A foreground that begins each batch at once has small ones, and what these cost 
 So while the background has work, the begins of two foreground batches of a model have a least distance, its *pace*, and
 the second batch grows meanwhile. The pace is a product of three numbers:
 
-* a tenth of the model's objective, which bounds what the foreground pays;
+* a fifth of the model's objective, which bounds what the foreground pays;
 * the share of a single request's time that a full batch saves: no pause helps where that is nothing;
-* the *pressure*: 0 while requests of the background take up to half of their time until the deadline, 1 where they take
-  all of it or fail, and in between in proportion; the exponential mean over the batches of the background.
+* the *pressure* of the background, from 0 to 1. A request that takes a fifth of its time until the deadline puts none
+  on, one that takes all of it or fails puts on all, and the slowest of a batch counts. Pressure rises at once, because
+  a pause that comes late has cost requests, and falls by a tenth with each batch.
 
 A request that comes after the pace has passed begins at once, as do a full batch and one with a request that has no
 time for a pause.
@@ -27,14 +28,13 @@ from streaminfer.batching.queue._ticket_cy import NEVER, Execution
 
 __all__ = ["Preemption"]
 
-MOST_PACE = 0.1
-HOLD = False
+MOST_PACE = 0.2
 """Share of the objective."""
 
-_PATIENCE = 0.5
+_PATIENCE = 0.2
 """Share of its time until the deadline that a request of the background may take before the foreground pauses."""
 
-_NEWEST = 0.2
+_RELEASE = 0.1
 
 
 class Preemption:
@@ -114,10 +114,7 @@ class Preemption:
         ]
         worst = max(taken, default=0.0) if succeeded else 1.0
         pressure = min(max(worst - _PATIENCE, 0.0) / (1.0 - _PATIENCE), 1.0)
-        if HOLD and pressure > self.pressure:
-            self.pressure = pressure
-        else:
-            self.pressure += _NEWEST * (pressure - self.pressure)
+        self.pressure = max(pressure, self.pressure + _RELEASE * (pressure - self.pressure))
 
     def pause_ends_ns(self, member: DeviceMember) -> int:
         """Return until when a model of the foreground pauses, while the background has work; 0: it does not."""

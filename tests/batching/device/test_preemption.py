@@ -190,11 +190,21 @@ class TestPauses:
         tight = member(25 * MS)
         preemption = enter(tight, member(100 * MS))
         for _ in range(10):
-            end_background(preemption, took_ns=10 * MS, limit_ns=100 * MS)
+            end_background(preemption, took_ns=20 * MS, limit_ns=100 * MS)
 
         preemption.end_foreground(tight, 10 * MS, 11 * MS)
 
         assert preemption.pause_ends_ns(tight) == 10 * MS
+
+    def test_pressure_rises_at_once_and_falls_slowly(self):
+        preemption = Preemption()
+
+        end_background(preemption, took_ns=60 * MS, limit_ns=100 * MS)
+        risen = preemption.pressure
+        end_background(preemption, took_ns=10 * MS, limit_ns=100 * MS)
+
+        assert risen == pytest.approx(0.5)
+        assert preemption.pressure == pytest.approx(0.45)
 
     def test_requests_without_deadline_put_no_pressure(self):
         preemption = Preemption()
@@ -208,7 +218,7 @@ class TestPauses:
 
         end_background(preemption, took_ns=MS, limit_ns=100 * MS, succeeded=False)
 
-        assert preemption.pressure > 0.0
+        assert preemption.pressure == 1.0
 
     def test_a_full_batch_does_not_pause(self):
         tight = member(25 * MS, full_at=1)
