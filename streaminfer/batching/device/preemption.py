@@ -10,8 +10,8 @@ the second batch grows meanwhile. The pace is a product of three numbers:
 * a fifth of the model's objective, which bounds what the foreground pays;
 * the share of a single request's time that a full batch saves: no pause helps where that is nothing;
 * the *pressure* of the background, from 0 to 1. A request that takes a fifth of its time until the deadline puts none
-  on, one that takes all of it or fails puts on all, and the slowest of a batch counts. Pressure rises at once, because
-  a pause that comes late has cost requests, and falls by a tenth with each batch.
+  on, one that takes all of it puts on all, and the slowest of a batch counts. Pressure rises at once, because a pause
+  that comes late has cost requests, and falls by a tenth with each batch.
 
 A request that comes after the pace has passed begins at once, as do a full batch and one with a request that has no
 time for a pause.
@@ -105,15 +105,14 @@ class Preemption:
         pace_ns = round(self.pressure * MOST_PACE * claim.saving() * claim.slo_ns) if claim.slo_ns < NEVER else 0
         self._pauses[member] = _Pause(started_ns + pace_ns, needs_ns=2 * (now_ns - started_ns))
 
-    def end_background(self, execution: Execution, now_ns: int, *, succeeded: bool) -> None:
+    def end_background(self, execution: Execution, now_ns: int) -> None:
         """Note that a batch of the background ended, and how much of their time its requests took."""
         taken = [
             (now_ns - ticket.enqueued_ns) / (ticket.deadline_ns - ticket.enqueued_ns)
             for ticket in execution.tickets
             if ticket.deadline_ns < NEVER
         ]
-        worst = max(taken, default=0.0) if succeeded else 1.0
-        pressure = min(max(worst - _PATIENCE, 0.0) / (1.0 - _PATIENCE), 1.0)
+        pressure = min(max(max(taken, default=0.0) - _PATIENCE, 0.0) / (1.0 - _PATIENCE), 1.0)
         self.pressure = max(pressure, self.pressure + _RELEASE * (pressure - self.pressure))
 
     def pause_ends_ns(self, member: DeviceMember) -> int:

@@ -40,12 +40,12 @@ def enter(*members):
     return preemption
 
 
-def end_background(preemption, *, took_ns, limit_ns, succeeded=True):
+def end_background(preemption, *, took_ns, limit_ns):
     """A batch of one request that was queued at 0."""
     queue = RequestQueue(4)
     queue.admit(None, None, None, 0, limit_ns, 0)
     execution = queue.take(list(queue), 0, "full")
-    preemption.end_background(execution, took_ns, succeeded=succeeded)
+    preemption.end_background(execution, took_ns)
 
 
 class TestLevels:
@@ -213,13 +213,6 @@ class TestPauses:
 
         assert preemption.pressure == 0.0
 
-    def test_a_batch_that_fails_puts_pressure(self):
-        preemption = Preemption()
-
-        end_background(preemption, took_ns=MS, limit_ns=100 * MS, succeeded=False)
-
-        assert preemption.pressure == 1.0
-
     def test_a_full_batch_does_not_pause(self):
         tight = member(25 * MS, full_at=1)
         preemption = enter(tight, member(100 * MS))
@@ -253,15 +246,15 @@ class TestPauses:
         assert preemption.pause_ends_ns(tight) == 0
 
     @given(
-        st.lists(st.tuples(st.integers(0, 300), st.booleans()), max_size=30),
+        st.lists(st.integers(0, 300), max_size=30),
         st.integers(1, 50),
         st.floats(0.1, 1.0),
     )
     def test_a_pause_is_never_longer_than_the_share_of_the_objective(self, batches, slo_ms, saved):
         tight = member(slo_ms * MS, durations=lambda size: max(round(MS * (1 + (size - 1) * (1 - saved))), 1))
         preemption = enter(tight, member(100 * MS))
-        for took_ms, succeeded in batches:
-            end_background(preemption, took_ns=took_ms * MS, limit_ns=100 * MS, succeeded=succeeded)
+        for took_ms in batches:
+            end_background(preemption, took_ns=took_ms * MS, limit_ns=100 * MS)
 
         preemption.end_foreground(tight, 10 * MS, 11 * MS)
 
