@@ -210,9 +210,8 @@ class BatchedService(Node):
         finish_ns = self._dispatcher.predicted_finish_ns(now_ns, bucket, request.stream_id)
         if finish_ns is not None and request.deadline_ns is not None and finish_ns > request.deadline_ns:
             return Admission(False, AdmissionReason.INFEASIBLE, self._dispatcher.retry_after_s(now_ns), finish_ns)
-        return _admit(
-            Admission, (True, "", 0.0, finish_ns)
-        )  # a router calls this often, and a tuple made outright takes half as long
+        # a router calls this often, and a tuple made outright takes half as long
+        return _admit(Admission, (True, "", 0.0, finish_ns))
 
     def check_max_batch_size(self, max_batch_size: int) -> None:
         """Check that batches are no larger than the backend takes, as far as it has said.

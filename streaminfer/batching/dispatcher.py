@@ -259,8 +259,7 @@ class Dispatcher(DispatchState):
 
     def grant(self, batch: Sequence[Ticket], decision: Decision, now_ns: int) -> None:
         """Send a batch: that of the decision, or another one that the device chose."""
-        reason = decision.reason if batch is decision.batch else "planned"
-        self._release(batch, reason, decision.shorter_too, now_ns)
+        self._release(batch, decision.reason if batch is decision.batch else "planned", decision.shorter_too, now_ns)
 
     def after_load(self, failure: BackendError | None) -> None:
         """Go on after a load; if there is a failure, the next batch fails with it."""
@@ -405,9 +404,8 @@ class Dispatcher(DispatchState):
         if self._timer is not None:
             self._timer.cancel()
         self.timer_ns = wanted_ns
-        self._timer = self._loop.call_later(
-            max(wanted_ns - self.clock(), 0) / 1e9, self._on_timer, context=self.runner.context
-        )
+        delay_s = max(wanted_ns - self.clock(), 0) / 1e9
+        self._timer = self._loop.call_later(delay_s, self._on_timer, context=self.runner.context)
 
     def _on_timer(self) -> None:
         # loops fire early by their resolution: a timer for an instant means that the instant has come
