@@ -111,7 +111,8 @@ class Arm:
         sending = OpenLoop(ask, due_ns, errors=(si.DeadlineExceeded,))
         await sending.run()
         took = [at - due for at, due in zip(sending.completed_ns, due_ns, strict=True) if at]
-        return float(np.quantile(took, 0.99)) / 1e9, sum(one <= slo_ns for one in took)
+        p99_s = float(np.quantile(took, 0.99)) / 1e9 if took else float("inf")
+        return p99_s, sum(one <= slo_ns for one in took)
 
 
 async def together(arms: list[Arm], device: si.Device | None, seconds: float, seed: int) -> list[tuple[float, int]]:

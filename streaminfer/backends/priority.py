@@ -28,14 +28,21 @@ class BatchPriority:
         is_background: batches that begin from now on run at the lowest priority.
     """
 
-    __slots__ = ("is_background",)
+    __slots__ = ("_lowered", "is_background")
 
     def __init__(self) -> None:
+        self._lowered: set[int] = set()  # threads
         self.is_background = False
 
     def set_background(self, is_background: bool) -> None:
         """Run later batches at the lowest priority, or at the usual one again."""
         self.is_background = is_background
+
+    def raise_running(self) -> None:
+        """Let the batches that run go on at the usual priority."""
+        restore = _lowering().restore
+        for thread in tuple(self._lowered):  # none ends meanwhile: it would need the interpreter lock
+            restore(thread)
 
     def capability(self, obstacle: str = "") -> BackgroundRuns:
         """Return what a `Device` needs of the backend.
@@ -43,7 +50,7 @@ class BatchPriority:
         Args:
             obstacle: why its batches cannot be lowered; empty: only the system can stand against it.
         """
-        return BackgroundRuns(self.set_background, lambda: obstacle or low_priority_obstacle())
+        return BackgroundRuns(self.set_background, self.raise_running, lambda: obstacle or low_priority_obstacle())
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function at the lowest priority, in a worker thread.
@@ -52,11 +59,14 @@ class BatchPriority:
             BaseException: what the function raised; the thread has its usual priority then.
         """
         lowering = _lowering()
+        thread = threading.get_native_id()
+        self._lowered.add(thread)
         lowering.lower()
         try:
             return function(*arguments)
         finally:
-            lowering.restore()
+            self._lowered.discard(thread)
+            lowering.restore(thread)
 
 
 def low_priority_obstacle() -> str:
@@ -68,7 +78,7 @@ class _Lowering(NamedTuple):
     """How a thread is lowered and raised, or why not."""
 
     lower: Callable[[], object]
-    restore: Callable[[], object]
+    restore: Callable[[int], object]
     obstacle: str = ""
 
 
@@ -76,10 +86,14 @@ class _Lowering(NamedTuple):
 def _lowering() -> _Lowering:
     try:
         policy = os.sched_getscheduler(0)
-        usual = functools.partial(os.sched_setscheduler, 0, policy, os.sched_getparam(0))
-        lower = functools.partial(os.sched_setscheduler, 0, os.SCHED_IDLE, os.sched_param(0))
+        parameters, set_policy = os.sched_getparam(0), os.sched_setscheduler
+        lower = functools.partial(set_policy, 0, os.SCHED_IDLE, os.sched_param(0))
     except AttributeError:
         return _Lowering(_do_nothing, _do_nothing, "only Linux lowers and raises the priority of one thread")
+
+    def usual(thread: int) -> None:
+        set_policy(thread, policy, parameters)
+
     if policy == os.SCHED_IDLE:
         return _Lowering(lower, usual, "the whole process has the lowest priority")
     errors: list[OSError] = []
@@ -87,7 +101,7 @@ def _lowering() -> _Lowering:
     def lower_and_raise() -> None:
         try:
             lower()
-            usual()
+            usual(0)
         except OSError as error:
             errors.append(error)
 
@@ -104,5 +118,5 @@ def _lowering() -> _Lowering:
     )
 
 
-def _do_nothing() -> None:
+def _do_nothing(_thread: int = 0) -> None:
     pass

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -65,6 +66,41 @@ def answers(backend, requests):
         return told
 
     return asyncio.run(ask())
+
+
+@can_lower
+def test_a_call_that_runs_is_raised():
+    calls, seen = BatchPriority(), []
+
+    def call():
+        seen.append(policy())
+        calls.raise_running()
+        seen.append(policy())
+
+    calls.run(call)
+    calls.raise_running()  # nothing runs
+
+    assert seen == [os.SCHED_IDLE, policy()]
+
+
+@can_lower
+def test_a_call_in_another_thread_is_raised():
+    calls, began, raised, seen = BatchPriority(), threading.Event(), threading.Event(), []
+
+    def call():
+        seen.append(policy())
+        began.set()
+        raised.wait()
+        seen.append(policy())
+
+    thread = threading.Thread(target=calls.run, args=(call,))
+    thread.start()
+    began.wait()
+    calls.raise_running()
+    raised.set()
+    thread.join()
+
+    assert seen == [os.SCHED_IDLE, policy()]
 
 
 @can_lower

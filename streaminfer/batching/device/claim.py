@@ -56,6 +56,11 @@ class Claim:
         if self._background_runs is not None:
             self._background_runs.set_background(is_background)
 
+    def raise_running(self) -> None:
+        """Let the batches that run go on at the usual priority."""
+        if self._background_runs is not None:
+            self._background_runs.raise_running()
+
     @property
     def is_full(self) -> bool:
         """Whether a full batch is queued."""

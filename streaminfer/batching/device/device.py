@@ -13,6 +13,7 @@ from streaminfer._internal.validation import check_count, check_duration, check_
 from streaminfer.batching.device.interference import Interference
 from streaminfer.batching.device.member import DeviceMember
 from streaminfer.batching.device.preemption import Preemption
+from streaminfer.batching.device.promotion import Promotions
 from streaminfer.batching.device.resident_set import ResidentSet
 from streaminfer.batching.device.statistics import DeviceModelStatistics, DeviceStatistics
 from streaminfer.batching.device.turns import Bid, Turns
@@ -41,6 +42,7 @@ class _Account:
     longest_wait_ns: int = 0
     loads: int = 0
     load_ns: int = 0
+    promoted: int = 0
 
 
 class Device:
@@ -102,6 +104,7 @@ class Device:
         self._turns = Turns(timeout_ns(self.max_wait_s))
         check_instance("preemptive", preemptive, lambda it: isinstance(it, bool), "True or False")
         self._preemption = Preemption() if preemptive else None
+        self._promotions = Promotions(timeout_ns(self.max_wait_s), self._count_promotion)
         self._front, self._back = _Level(), _Level()
         self._levels = (self._front, self._back) if preemptive else (self._front,)
         self._names: WeakKeyDictionary[DeviceMember, str] = WeakKeyDictionary()
@@ -153,6 +156,7 @@ class Device:
             level.interference.forget()
         if self._preemption is not None:
             self._preemption.forget()
+            self._promotions.forget()
         self._memory.end(0, succeeded=False)
         self._held.clear()
         self._admit(member)
@@ -243,6 +247,8 @@ class Device:
         level.running[execution] = member
         self._account(member).batches += 1
         level.interference.begin(execution, self._name(member), now_ns)
+        if level is self._back and self._loop is not None:
+            self._promotions.begin(self._loop, execution, member, now_ns)
 
     def end(self, execution: Execution, now_ns: int, *, succeeded: bool) -> None:
         """Note that a batch gives its slot back; where others slowed it down, it counts as started later by that."""
@@ -253,6 +259,7 @@ class Device:
         self._account(member).busy_ns += now_ns - execution.started_ns
         if self._preemption is not None:
             if level is self._back:
+                self._promotions.end(execution)
                 self._preemption.end_background(execution, now_ns)
             else:
                 self._preemption.end_foreground(member, execution.started_ns, now_ns)
@@ -283,11 +290,15 @@ class Device:
                     longest_wait_s=account.longest_wait_ns / 1e9,
                     loads=account.loads,
                     load_s=account.load_ns / 1e9,
+                    promoted=account.promoted,
                     slowdowns={str(other): value for (model, other), value in slowdowns.items() if model == name},
                 )
                 for name, account in sorted(self._accounts.items())
             },
         )
+
+    def _count_promotion(self, member: DeviceMember) -> None:
+        self._account(member).promoted += 1
 
     def _admit(self, member: DeviceMember) -> None:
         if self._preemption is not None:
@@ -304,10 +315,8 @@ class Device:
         """Return until when a model of the foreground pauses; 0: it does not."""
         if self._preemption is None or self._preemption.is_background(member):
             return 0
-        return self._preemption.pause_ends_ns(member) if self._background_is_busy() else 0
-
-    def _background_is_busy(self) -> bool:
-        return bool(self._back.running) or any(it.is_waiting and self._level(it) is self._back for it in self._waiting)
+        is_busy = self._back.running or any(it.is_waiting and self._level(it) is self._back for it in self._waiting)
+        return self._preemption.pause_ends_ns(member) if is_busy else 0
 
     def _grant_turns(self, level: _Level, now_ns: int) -> bool:
         """Grant turns to the models of a level until no slot is free there; return whether a batch ran on the loop."""

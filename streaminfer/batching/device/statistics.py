@@ -22,6 +22,7 @@ class DeviceModelStatistics(Snapshot):
         longest_wait_s: the longest that it had a batch to send before its turn came.
         loads: how often it was loaded into the device's memory.
         load_s: seconds for which it was being loaded, with what other models took to leave; no part of ``busy_s``.
+        promoted: batches of the background that went on at the usual priority, because half of their time was up.
         slowdowns: by other model, how many times as long a batch takes while one of that model runs, as learned.
     """
 
@@ -31,6 +32,7 @@ class DeviceModelStatistics(Snapshot):
     longest_wait_s: float
     loads: int
     load_s: float
+    promoted: int
     slowdowns: Mapping[str, float]
 
 
@@ -70,6 +72,7 @@ class DeviceStatistics(Snapshot):
             (
                 name,
                 f"{it.batches:,} batches in {format_duration(it.busy_s)}, {it.waits:,} waits"
+                + (f", {it.promoted:,} promoted" if it.promoted else "")
                 + (f", {it.loads:,} loads in {format_duration(it.load_s)}" if it.loads else ""),
             )
             for name, it in self.models.items()

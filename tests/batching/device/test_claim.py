@@ -61,14 +61,16 @@ def test_a_backend_that_offers_nothing_is_told_nothing():
     silent = claim()
 
     silent.set_background(True)
+    silent.raise_running()
 
     assert silent.obstacle == "its backend offers no BackgroundRuns"
 
 
 def test_a_backend_without_obstacle_can_always():
     told = []
-    willing = claim(runs=BackgroundRuns(told.append))
+    willing = claim(runs=BackgroundRuns(told.append, lambda: told.append("raised")))
 
     willing.set_background(True)
+    willing.raise_running()
 
-    assert (willing.obstacle, told) == ("", [True])
+    assert (willing.obstacle, told) == ("", [True, "raised"])

@@ -27,7 +27,7 @@ class Member:
 def member(slo_ns, *, name="model", obstacle=None, durations=lambda size: MS, full_at=4):
     """A model whose batches can be lowered unless there is an obstacle."""
     queue, told = RequestQueue(100), []
-    runs = None if obstacle == "none" else BackgroundRuns(told.append, lambda: obstacle or "")
+    runs = None if obstacle == "none" else BackgroundRuns(told.append, lambda: None, lambda: obstacle or "")
     claim = Claim(queue, durations, runs)
     claim.change(slo_ns, full_at)
     return Member(name, claim, queue, told)

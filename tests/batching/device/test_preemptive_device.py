@@ -20,11 +20,15 @@ class Model(ScriptedBackend):
         self.name = name
         self.is_background = False
         self.begins_ms = []
-        self.background_runs = BackgroundRuns(self.set_background, lambda: obstacle)
+        self.raises_ms = []
+        self.background_runs = BackgroundRuns(self.set_background, self.raise_running, lambda: obstacle)
         self._loop = loop
 
     def set_background(self, is_background):
         self.is_background = is_background
+
+    def raise_running(self):
+        self.raises_ms.append(self._loop.time() * 1e3)
 
     async def infer(self, batch):
         self.begins_ms.append(self._loop.time() * 1e3)
@@ -199,6 +203,46 @@ async def test_a_pause_ends_without_another_arrival(loop, device):
     pause_ms = urgent.begins_ms[1] - urgent.begins_ms[0]
     assert 0.1 < pause_ms <= 25 * MOST_PACE
     await slow
+
+
+@pytest.mark.parametrize(
+    ("slo_s", "raises_ms"), [(0.2, [100.0]), (None, [1000.0])], ids=["half of its time", "max_wait_s"]
+)
+async def test_a_batch_that_is_held_up_goes_on_at_the_usual_priority(loop, device, slo_s, raises_ms):
+    _, _, see, _ = pair(loop, device)
+    slow = Model("slow", loop=loop, duration_s=5.0)
+    hear = batcher(loop, device, slow, slo_s=slo_s)
+    await see.start()
+    await hear.start()
+
+    await settle([ask(hear)])
+
+    assert slow.raises_ms == raises_ms
+    assert device.statistics().models["slow"].promoted == 1
+
+
+async def test_a_batch_that_is_in_time_stays_at_the_lowest_priority(loop, device):
+    _, patient, see, hear = pair(loop, device)
+    await see.start()
+    await hear.start()
+
+    await settle([ask(hear)])
+    await asyncio.sleep(1.0)
+
+    assert patient.raises_ms == []
+    assert device.statistics().models["patient"].promoted == 0
+
+
+async def test_the_foreground_is_never_promoted(loop, device):
+    _, _, _, hear = pair(loop, device)
+    slow = Model("slow", loop=loop, duration_s=0.024)
+    see = batcher(loop, device, slow, slo_s=0.025)
+    await see.start()
+    await hear.start()
+
+    await ask(see)
+
+    assert slow.raises_ms == []
 
 
 @pytest.mark.parametrize("policy", ["lookahead", "greedy"])
