@@ -19,6 +19,7 @@ import gc
 import os
 import statistics
 import time
+from collections.abc import Callable
 
 import attrs
 import numpy as np
@@ -41,7 +42,7 @@ SLOS_S = (0.025, 0.100)
 CAP = 32
 SIMULATED_S = 0.8
 SHARES = ((0.10, 0.30), (0.20, 0.40), (0.35, 0.45))
-WAYS = {
+WAYS: dict[str, Callable[[], si.Device | None]] = {
     "turns": lambda: si.Device("core"),
     "preemptive": lambda: si.Device("core", preemptive=True),
     "independent": lambda: None,
