@@ -57,19 +57,20 @@ class Device:
     Args:
         name: for reports.
         concurrency: how many batches may run at once; with ``preemptive``, in the foreground and in the background
-            each. With more than one, how much models slow each other down is
-            learned, and those that do more one after the other are kept apart.
+            each. With more than one, how much models slow each other down is learned, and those that do more one after
+            the other are kept apart.
         weights: by name of the model, what a request on time is worth, from 0.001 to 1000; 1 for others. The name is
             that of the backend (``backend.name = "faces"``) or function; a second one of a name is ``"faces#2"`` here.
-        preemptive: on CPU cores, run the models with the tightest ``slo_s`` in the foreground: their batches begin at
-            once, also while a batch of another model runs, which the operating system holds up meanwhile. The others
-            take turns in the background, at the lowest priority of the system. It needs Linux, the right to raise the
-            priority of a thread, and backends with `BackgroundRuns`; not with ``memory_bytes``.
         max_wait_s: the longest that a model is passed over, also one whose requests expire meanwhile; then its next
             batch goes first. The time of loads does not count.
         memory_bytes: of the device, for models that do not fit there together. Those whose backend has a `Residency`
             are loaded when it is their turn, and evicted when they are needed later than others; what other models
             take is yours to subtract. ``None``: all models fit.
+        preemptive: on CPU cores, run the models with the tightest ``slo_s`` in the foreground: their batches begin at
+            once, also while a batch of another model runs, which the operating system holds up meanwhile. The others
+            take turns in the background, at the lowest priority of the system until half of a batch's time is up. It
+            needs Linux, the right to raise a thread's priority, and backends with `BackgroundRuns`; no
+            ``memory_bytes``.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
