@@ -68,9 +68,8 @@ class Device:
             take is yours to subtract. ``None``: all models fit.
         preemptive: on CPU cores, run the models with the tightest ``slo_s`` in the foreground: their batches begin at
             once, also while a batch of another model runs, which the operating system holds up meanwhile. The others
-            take turns in the background, at the lowest priority of the system until half of a batch's time is up. It
-            needs Linux, the right to raise a thread's priority, and backends with `BackgroundRuns`; no
-            ``memory_bytes``.
+            take turns in the background, at the lowest priority of the system until half of a batch's time is up. Needs
+            Linux, the right to raise a thread's priority, and backends with `BackgroundRuns`; not ``memory_bytes``.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
