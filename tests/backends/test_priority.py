@@ -51,6 +51,49 @@ def test_the_priority_is_back_after_an_error():
     assert policy() == before
 
 
+def nice():
+    return os.getpriority(os.PRIO_PROCESS, 0)
+
+
+@can_lower
+def test_a_thread_is_nice_between_its_calls_in_the_background():
+    calls, before, seen = BatchPriority(), nice(), []
+
+    def work():
+        calls.set_background(True)
+        calls.run(policy)
+        seen.append(nice())
+        calls.run(policy)
+        seen.append(nice())
+        calls.set_background(False)
+        seen.append(nice())
+        calls.run(policy)  # began as the background ended
+        seen.append(nice())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    calls.set_background(False)  # the thread has ended
+
+    assert seen == [min(before + 10, 19), min(before + 10, 19), before, before]
+
+
+@can_lower
+def test_a_call_that_is_raised_is_nice_no_longer():
+    calls, before, seen = BatchPriority(), nice(), []
+    calls.set_background(True)
+
+    def call():
+        calls.raise_running()
+        seen.append(nice())
+
+    thread = threading.Thread(target=calls.run, args=(call,))
+    thread.start()
+    thread.join()
+
+    assert seen == [before]
+
+
 def answers(backend, requests):
     """Responses of a backend in real time, whose background is switched by booleans among the requests."""
 
