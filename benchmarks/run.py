@@ -22,7 +22,7 @@ BENCHMARKS = {
     "batching": "CPU per request through AdaptiveBatcher and Stack, over a minimal batcher",
     "frames": "coroutine frames, tasks and CPU per request, from a minimal batcher to the whole stack",
     "planner": "the lookahead planner beside greedy batching, the clairvoyant optimum and the peers, in virtual time",
-    "device": "two models on one device: turns over the joint optimum and beside independent batchers",
+    "device": "two models on one device: turns over the joint optimum, and beside preemption and independent batchers",
     "noise": "the default policy under noise, outages, classes, shapes and tight deadlines, in virtual time",
     "real_time": "an ONNX model behind ours, the peers and a minimal batcher, in real time",
     "models": "real ONNX models: latency, on time and throughput, over a minimal greedy batcher",

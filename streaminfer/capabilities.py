@@ -10,6 +10,7 @@ from streaminfer.request import Batch, Request
 __all__ = [
     "Admission",
     "AdmissionReason",
+    "BackgroundRuns",
     "Capabilities",
     "ExampleInputs",
     "ModelTensor",
@@ -141,6 +142,24 @@ class Residency(NamedTuple):
     load_at_start: bool = False
 
 
+class BackgroundRuns(NamedTuple):
+    """How the batches of a model give way to those of another one while they run.
+
+    A `Device` with ``preemptive=True`` calls ``set_background`` when the model comes into the background or leaves it,
+    and ``raise_running`` when a batch there has used up half of its time.
+
+    Attributes:
+        set_background: with true, later batches run at the lowest priority of the operating system, so that what else
+            wants the core has it at once; with false, at the usual one again.
+        raise_running: lets batches that run go on at the usual priority.
+        obstacle: returns why the batches cannot be lowered here; empty: they can.
+    """
+
+    set_background: Callable[[bool], None]
+    raise_running: Callable[[], None]
+    obstacle: Callable[[], str] = str
+
+
 class ModelTensor(Protocol):
     """One input or output of a model, as servers announce it."""
 
@@ -227,6 +246,8 @@ class Capabilities(NamedTuple):
         observe_batches: takes a function that makes a `BatchObserver` of the model's name, and tells it of each batch.
         residency: how the model leaves its device's memory and comes back; ``None``: it is always there. Read when the
             node is wrapped.
+        background_runs: how batches give way to those of another model while they run; ``None``: they do not. Read when
+            the node is wrapped.
     """
 
     validate: Callable[[Request], None] | None = None
@@ -253,3 +274,4 @@ class Capabilities(NamedTuple):
     model_tensors: Callable[[], ModelTensors | None] | None = None
     observe_batches: Callable[[Callable[[str], Any]], None] | None = None
     residency: Residency | None = None
+    background_runs: BackgroundRuns | None = None

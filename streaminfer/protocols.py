@@ -22,6 +22,7 @@ from streaminfer._internal.validation import expected
 from streaminfer.capabilities import (
     Admission,
     AdmissionReason,
+    BackgroundRuns,
     Capabilities,
     ExampleInputs,
     ModelTensor,
@@ -37,6 +38,7 @@ __all__ = [
     "Admission",
     "AdmissionReason",
     "Backend",
+    "BackgroundRuns",
     "Capabilities",
     "Clock",
     "ExampleInputs",

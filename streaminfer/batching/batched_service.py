@@ -16,7 +16,7 @@ from streaminfer.batching._batch_observers_cy import BatchObservers
 from streaminfer.batching._submission_cy import Submission
 from streaminfer.batching.assembly.assembler import Assembler
 from streaminfer.batching.assembly.model_calls import make_assembler
-from streaminfer.batching.device.residence import in_memory, load_at_start
+from streaminfer.batching.device.residence import enter_at_start, in_memory
 from streaminfer.batching.dispatcher import Dispatcher
 from streaminfer.batching.policy import Greedy, Policy, adapt_policy
 from streaminfer.batching.queue._fair_queue_cy import FairQueue
@@ -210,9 +210,8 @@ class BatchedService(Node):
         finish_ns = self._dispatcher.predicted_finish_ns(now_ns, bucket, request.stream_id)
         if finish_ns is not None and request.deadline_ns is not None and finish_ns > request.deadline_ns:
             return Admission(False, AdmissionReason.INFEASIBLE, self._dispatcher.retry_after_s(now_ns), finish_ns)
-        return _admit(
-            Admission, (True, "", 0.0, finish_ns)
-        )  # a router calls this often, and a tuple made outright takes half as long
+        # a router calls this often, and a tuple made outright takes half as long
+        return _admit(Admission, (True, "", 0.0, finish_ns))
 
     def check_max_batch_size(self, max_batch_size: int) -> None:
         """Check that batches are no larger than the backend takes, as far as it has said.
@@ -234,6 +233,7 @@ class BatchedService(Node):
         self._assembler = assembler
         self._plain = assembler.plain
         self._submission.change(self.slo_ns, assembler)
+        self._dispatcher.claim.change(self.slo_ns, max_batch_size)
         self._dispatcher.set_assembler(assembler)
         self._configured_policy = policy
         if self._fair_queue is not None:
@@ -271,7 +271,7 @@ class BatchedService(Node):
         """
         await self.load_kernels()
         self._enter(asyncio.get_running_loop())
-        await load_at_start(self._device, self._dispatcher, self._dispatcher.residence)
+        await enter_at_start(self._device, self._dispatcher, self._dispatcher.residence)
         self.check_max_batch_size(self._max_batch_size)
         workers = adapt(self.inner).capabilities().queued_workers or self.max_in_flight
         if self._policy_for is not None and workers != self.max_in_flight and not self._dispatcher.runner.batches:

@@ -16,6 +16,7 @@ from streaminfer.batching._batch_observers_cy import BatchObservers
 from streaminfer.batching._submission_cy import DispatchState
 from streaminfer.batching.assembly.assembler import Assembler
 from streaminfer.batching.batch_runner import BatchRunner
+from streaminfer.batching.device.claim import Claim
 from streaminfer.batching.device.residence import LiveResidence
 from streaminfer.batching.expectations import Expectations
 from streaminfer.batching.pipeline import Pipeline
@@ -61,12 +62,13 @@ class Dispatcher(DispatchState):
         batch_sizes: how many batches had which size.
         observers: who is told of each batch; ``None``: there are none.
         residence: how the model comes into the device's memory; ``None``: it is always there.
+        claim: what the device knows of the model, if it is preemptive.
     """
 
     # with more than thirty attributes in a dict, CPython 3.11 would look each method up again at each call
     __slots__ = (
         *("__weakref__", "_ask_inward", "_assembler", "_bucket_models", "_device", "_events", "_idle", "_inner"),
-        *("_loop", "_outcomes", "_queue", "_recheck_ns", "_stack", "_timer", "batch_sizes", "clock"),
+        *("_loop", "_outcomes", "_queue", "_recheck_ns", "_stack", "_timer", "batch_sizes", "claim", "clock"),
         *("expectations", "full_at", "max_in_flight", "observers", "pipeline", "policy", "residence"),
         *("returning", "runner", "source"),
     )
@@ -123,6 +125,7 @@ class Dispatcher(DispatchState):
         swaps = device is not None and device.memory_bytes is not None
         residency = adapt(inner).capabilities().residency if swaps else None
         self.residence = None if residency is None else LiveResidence(residency, self, self._now)
+        self.claim = Claim(queue, self.expectations.expected_of_size_ns, adapt(inner).capabilities().background_runs)
 
     def _now(self) -> int:
         return self.clock()  # which a stack may replace
@@ -158,7 +161,7 @@ class Dispatcher(DispatchState):
 
         Raises:
             RuntimeError: the device serves batchers of another loop.
-            ValueError: its memory is too small for the model.
+            ValueError: its memory is too small for the model, or it cannot run it in the background.
         """
         if self._device is not None:
             self._device.enter(loop, self)
@@ -190,7 +193,7 @@ class Dispatcher(DispatchState):
         self.is_scheduled = False
         if self._device is not None:
             now_ns = self.clock() if now_ns is None else now_ns
-            self._device.join(self, now_ns)
+            self._recheck_ns = min(self._recheck_ns, self._device.join(self, now_ns))
             if self._device.dispatch(now_ns):
                 self.schedule()
             self.settle()
@@ -215,7 +218,7 @@ class Dispatcher(DispatchState):
     @property
     def can_start(self) -> bool:
         """Whether a worker is free, and the device too."""
-        return self.free > 0 and (self._device is None or self._device.is_free)
+        return self.free > 0 and (self._device is None or self._device.is_free_for(self))
 
     @property
     def is_waiting(self) -> bool:
@@ -256,8 +259,7 @@ class Dispatcher(DispatchState):
 
     def grant(self, batch: Sequence[Ticket], decision: Decision, now_ns: int) -> None:
         """Send a batch: that of the decision, or another one that the device chose."""
-        reason = decision.reason if batch is decision.batch else "planned"
-        self._release(batch, reason, decision.shorter_too, now_ns)
+        self._release(batch, decision.reason if batch is decision.batch else "planned", decision.shorter_too, now_ns)
 
     def after_load(self, failure: BackendError | None) -> None:
         """Go on after a load; if there is a failure, the next batch fails with it."""
@@ -364,8 +366,9 @@ class Dispatcher(DispatchState):
         if self.is_scheduled:
             return
         if self._device is not None:
-            self._device.join(self, self.clock())
-            if not self._device.may_dispatch:
+            now_ns = self.clock()
+            self._recheck_ns = min(self._recheck_ns, self._device.join(self, now_ns))
+            if not self._device.may_dispatch(now_ns):
                 return
         elif not self._may_release():
             return
@@ -401,9 +404,8 @@ class Dispatcher(DispatchState):
         if self._timer is not None:
             self._timer.cancel()
         self.timer_ns = wanted_ns
-        self._timer = self._loop.call_later(
-            max(wanted_ns - self.clock(), 0) / 1e9, self._on_timer, context=self.runner.context
-        )
+        delay_s = max(wanted_ns - self.clock(), 0) / 1e9
+        self._timer = self._loop.call_later(delay_s, self._on_timer, context=self.runner.context)
 
     def _on_timer(self) -> None:
         # loops fire early by their resolution: a timer for an instant means that the instant has come

@@ -21,6 +21,7 @@ from streaminfer._internal.validation import check_choice, check_count, check_du
 from streaminfer._runtime.stopping import STOP_LIMIT_S, seconds_left
 from streaminfer.backends.fingerprint import fingerprint_of_function
 from streaminfer.backends.job import Done, Job
+from streaminfer.backends.priority import BatchPriority
 from streaminfer.backends.signature import Signature, outputs_of_answer, signature_of_example
 from streaminfer.backends.statistics import BackendRecorder, BackendStatistics
 from streaminfer.backends.workers import HANG_GRACE_S, WorkerThreads
@@ -34,13 +35,27 @@ if TYPE_CHECKING:
 __all__ = ["CpuBackend"]
 
 
+_BACKGROUND_OBSTACLES = {
+    "thread": "",
+    "process": "it runs in processes of its own, whose priority cannot be changed: executor='thread' can",
+    "inline": "it runs on the event loop",
+}
+
+
 class _FunctionWorker:
-    """A function in this process; holds nothing else."""
+    """A function in this process, at the priority that its batches have; holds nothing else."""
 
-    __slots__ = ("run",)
+    __slots__ = ("_function", "_priority")
 
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        self.run = function
+    def __init__(self, function: Callable[[Any], Any], priority: BatchPriority) -> None:
+        self._function = function
+        self._priority = priority
+
+    def run(self, inputs: Any) -> Any:
+        """Call it."""
+        if self._priority.is_background:
+            return self._priority.run(self._function, inputs)
+        return self._function(inputs)
 
     def warm(self) -> None:
         """Nothing: what a function needs before its first call, only its author knows."""
@@ -187,6 +202,7 @@ class CpuBackend(Node):
             self._function = _AwaitAndCopy(fn) if self._asynchronous else _CallAndCopy(fn)
         self._recorder = BackendRecorder(workers, clock)
         self.queued_workers = None if executor == "inline" else workers
+        self._priority = BatchPriority()
         self._threads: WorkerThreads[_FunctionWorker] | WorkerThreads[ProcessWorker] | None = None
         self._closed = False
         self._awaited: set[Future[None]] = set()  # inline and async: one a batch, done when it is
@@ -200,7 +216,7 @@ class CpuBackend(Node):
             raise TypeError(expected("fn", f"a synchronous function with executor={executor!r}", fn))
         owner = f"CpuBackend({self._name})"
         if executor == "thread":
-            functions = [_FunctionWorker(self._function) for _ in range(workers)]
+            functions = [_FunctionWorker(self._function, self._priority) for _ in range(workers)]
             self._threads = WorkerThreads(functions, owner, hang_grace_s=hang_grace_s)
         else:
             processes = _process_workers(fn, self._name, workers)
@@ -238,6 +254,7 @@ class CpuBackend(Node):
             batch_axes=self.batch_axes,
             model_tensors=self.model_tensors,
             residency=self.residency,
+            background_runs=self._priority.capability(_BACKGROUND_OBSTACLES[self._executor]),
         )
 
     def model_tensors(self) -> ModelTensors | None:

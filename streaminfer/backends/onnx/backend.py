@@ -275,6 +275,9 @@ class OnnxBackend(Node):
             batch_axes=self.batch_axes,
             model_tensors=self.model_tensors,
             residency=None if self._serving.model.has_graphs else Residency(self._memory_bytes, self.load, self.unload),
+            background_runs=self._loader.priority.capability(
+                "it runs on the event loop" if self._inline is not None else self._serving.model.background_obstacle
+            ),
         )
 
     def model_tensors(self) -> ModelTensors:

@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 
 from streaminfer.backends.fingerprint import ModelFiles, digest_of_bytes, fingerprint_of_model
+from streaminfer.backends.onnx.bfloat16 import has_bfloat16
 from streaminfer.backends.onnx.binding import (
     Binding,
     BoundRuns,
@@ -28,6 +29,7 @@ from streaminfer.backends.onnx.model import (
 )
 from streaminfer.backends.onnx.serving import LoadedModel
 from streaminfer.backends.onnx.session import SessionWorker, stack_example
+from streaminfer.backends.priority import BatchPriority
 from streaminfer.backends.signature import NonFinite, Signature, check_value
 
 __all__ = ["ModelLoader"]
@@ -47,6 +49,7 @@ class ModelLoader:
         warmup_sizes: the backend's ``warmup``.
         batch_axes: by name; empty: as the model declares them.
         shared_inputs: by name; each model gets a copy of them.
+        priority: of the batches of all models.
     """
 
     runtime: ModuleType
@@ -63,6 +66,7 @@ class ModelLoader:
     example: Any
     binding: Binding | None
     non_finite: NonFinite
+    priority: BatchPriority = attrs.field(factory=BatchPriority)
 
     def load(self, path_or_bytes: object) -> LoadedModel:
         """Return a model with its sessions, not warmed yet.
@@ -110,6 +114,7 @@ class ModelLoader:
                 warmup=batches,
                 new_options=self.new_options,
                 bound=None if binding == "off" else BoundRuns(runtime, session, signature, device, cuda),
+                priority=self.priority,
             )
             for session in (loaded * self.sessions if sharing else loaded)
         ]
@@ -127,4 +132,19 @@ class ModelLoader:
             fingerprint=None
             if digest is None
             else fingerprint_of_model(digest, axes=axes, shared=values, providers=providers),
+            background_obstacle=_background_obstacle(runtime, loaded[0], signature, binding),
         )
+
+
+def _background_obstacle(runtime: ModuleType, session: Any, signature: Signature, binding: Binding) -> str:
+    """Return why the worker thread is not all that computes a batch, or does more than that; empty: it is."""
+    options = session.get_session_options()
+    if session.get_providers() != ["CPUExecutionProvider"]:
+        return "it does not run on onnxruntime's CPU provider alone"
+    if options.intra_op_num_threads != 1 or options.execution_mode != runtime.ExecutionMode.ORT_SEQUENTIAL:
+        return "onnxruntime computes its batches with threads of its own: make the OnnxBackend with threads=1"
+    if binding != "off":
+        return f"its runs have bound memory: make the OnnxBackend without binding={binding!r}"
+    if has_bfloat16(signature):
+        return "it reads or returns bfloat16"
+    return ""

@@ -44,6 +44,7 @@ class LoadedModel:
         file_bytes: of its file and its external weights.
         workers: one for each worker thread; a list, in which one that hangs is replaced.
         fingerprint: part of a cache's keys; ``None``: not known.
+        background_obstacle: why its batches cannot run at a lower priority; empty: they can.
         number: how many models served before it.
         is_loaded: its sessions are in memory.
     """
@@ -57,6 +58,7 @@ class LoadedModel:
     file_bytes: int
     workers: list[SessionWorker]
     fingerprint: str | None
+    background_obstacle: str
     number: int = 0
     is_loaded: bool = True
 

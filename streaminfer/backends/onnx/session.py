@@ -10,6 +10,7 @@ import numpy.typing as npt
 from streaminfer._internal._named_rows_cy import named_rows
 from streaminfer.backends.onnx.bfloat16 import has_bfloat16, run_with_bfloat16
 from streaminfer.backends.onnx.binding import BoundRuns
+from streaminfer.backends.priority import BatchPriority
 from streaminfer.backends.signature import TEXT, Signature, TensorSpec, describe
 from streaminfer.errors import BackendError, StreamInferError
 from streaminfer.request import Batch
@@ -35,6 +36,7 @@ class SessionWorker:
         warmup: batches for :meth:`warm`.
         new_options: makes the ``onnxruntime.RunOptions`` of a run.
         bound: runs on reused memory; ``None``: plain runs.
+        priority: of plain runs.
 
     Attributes:
         shapes: of the runs that succeeded, the last :data:`MAX_SHAPES` new ones.
@@ -48,6 +50,7 @@ class SessionWorker:
         "_name",
         "_new_options",
         "_output_names",
+        "_priority",
         "_session",
         "_signature",
         "_warmup",
@@ -64,9 +67,11 @@ class SessionWorker:
         warmup: Sequence[Arrays],
         new_options: Callable[[], Any],
         bound: BoundRuns | None = None,
+        priority: BatchPriority | None = None,
     ) -> None:
         self._session = session
         self._bound = bound
+        self._priority = priority or BatchPriority()
         self._lost = False
         self._name = name
         self._signature = signature
@@ -137,6 +142,7 @@ class SessionWorker:
             warmup=self._warmup,
             new_options=self._new_options,
             bound=None if self._bound is None else self._bound.renew(),
+            priority=self._priority,
         )
         worker.shapes = self.shapes.copy()
         return worker
@@ -195,6 +201,8 @@ class SessionWorker:
                 feed[name] = np.ascontiguousarray(value)
             if self._bfloat16:
                 outputs = run_with_bfloat16(self._session, self._signature, feed, options)
+            elif self._priority.is_background:
+                outputs = self._priority.run(self._session.run, self._output_names, feed, options)
             else:
                 outputs = self._session.run(self._output_names, feed, options)
         self._remember(inputs)

@@ -4,73 +4,32 @@ import asyncio
 import functools
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
 from weakref import WeakKeyDictionary
 
 import attrs
 
 from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
 from streaminfer.batching.device.interference import Interference
+from streaminfer.batching.device.member import DeviceMember
+from streaminfer.batching.device.preemption import Preemption
+from streaminfer.batching.device.promotion import Promotions
 from streaminfer.batching.device.resident_set import ResidentSet
 from streaminfer.batching.device.statistics import DeviceModelStatistics, DeviceStatistics
 from streaminfer.batching.device.turns import Bid, Turns
-from streaminfer.batching.planner.outlook import Outlook
 from streaminfer.batching.policy import Decision
-from streaminfer.batching.queue._ticket_cy import Execution, Ticket
+from streaminfer.batching.queue._ticket_cy import NEVER, Execution, Ticket
 from streaminfer.request import timeout_ns
 
-__all__ = ["Device", "DeviceMember"]
+__all__ = ["Device"]
 
 
-class Residence(Protocol):
-    """How one model comes into the memory of its device."""
+@attrs.define
+class _Level:
+    """The batches that take turns with each other: all of the device, or those of its foreground or background."""
 
-    memory_bytes: int
-    """What it takes."""
-
-    def load(self, leaving: Sequence[Any], done: Callable[[int, bool, int], None]) -> None:
-        """Begin to load it when others have left.
-
-        ``done`` is told when that ended, whether it is there, and how many of the others, the last ones, have not left.
-        """
-
-
-class DeviceMember(Protocol):
-    """Dispatcher of one batcher, as the device sees it."""
-
-    @property
-    def residence(self) -> Residence | None:
-        """How the model comes into memory; ``None``: it is always there."""
-
-    source: str
-    """Name of the model; several may have the same."""
-
-    def __hash__(self) -> int:
-        """By identity."""
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether a request is queued and a worker of its own is free."""
-
-    @property
-    def runs_inline(self) -> bool:
-        """Whether a batch runs on the event loop, within :meth:`grant`."""
-
-    def propose(self, now_ns: int) -> Decision | None:
-        """Return the next batch, if any; expires and rejects what cannot be on time."""
-
-    def outlook(self, now_ns: int, batch: Sequence[Ticket]) -> Outlook | None:
-        """Return what is known of queue and model."""
-
-    def expected_ns(self, execution: Execution) -> int:
-        """Return how long a batch is expected to take alone; 0: not known."""
-
-    def grant(self, batch: Sequence[Ticket], decision: Decision, now_ns: int) -> None:
-        """Send a batch: it calls :meth:`Device.begin` if it begins."""
-
-    def settle(self) -> None:
-        """Set the timer for what is left."""
+    running: dict[Execution, DeviceMember] = attrs.field(factory=dict)
+    interference: Interference = attrs.field(factory=Interference)
 
 
 @attrs.define
@@ -83,6 +42,7 @@ class _Account:
     longest_wait_ns: int = 0
     loads: int = 0
     load_ns: int = 0
+    promoted: int = 0
 
 
 class Device:
@@ -96,8 +56,9 @@ class Device:
 
     Args:
         name: for reports.
-        concurrency: how many batches may run at once. With more than one, how much models slow each other down is
-            learned, and those that do more one after the other are kept apart.
+        concurrency: how many batches may run at once; with ``preemptive``, in the foreground and in the background
+            each. With more than one, how much models slow each other down is learned, and those that do more one after
+            the other are kept apart.
         weights: by name of the model, what a request on time is worth, from 0.001 to 1000; 1 for others. The name is
             that of the backend (``backend.name = "faces"``) or function; a second one of a name is ``"faces#2"`` here.
         max_wait_s: the longest that a model is passed over, also one whose requests expire meanwhile; then its next
@@ -105,6 +66,10 @@ class Device:
         memory_bytes: of the device, for models that do not fit there together. Those whose backend has a `Residency`
             are loaded when it is their turn, and evicted when they are needed later than others; what other models
             take is yours to subtract. ``None``: all models fit.
+        preemptive: on CPU cores, run the models with the tightest ``slo_s`` in the foreground: their batches begin at
+            once, also while a batch of another model runs, which the operating system holds up meanwhile. The others
+            take turns in the background, at the lowest priority of the system until half of a batch's time is up. Needs
+            Linux, the right to raise a thread's priority, and backends with `BackgroundRuns`; not ``memory_bytes``.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
@@ -124,6 +89,7 @@ class Device:
         weights: Mapping[str, float] | None = None,
         max_wait_s: float = 1.0,
         memory_bytes: int | None = None,
+        preemptive: bool = False,
     ) -> None:
         check_instance("name", name, lambda it: isinstance(it, str) and bool(it), "a name")
         self.name = name
@@ -136,31 +102,47 @@ class Device:
             check_number("weights", weight, "numbers from 0.001 to 1000", lambda it: 0.001 <= it <= 1000)
         self.max_wait_s = check_duration("max_wait_s", max_wait_s, positive=True)
         self._turns = Turns(timeout_ns(self.max_wait_s))
-        self._interference = Interference()
+        check_instance("preemptive", preemptive, lambda it: isinstance(it, bool), "True or False")
+        self._preemption = Preemption() if preemptive else None
+        self._promotions = Promotions(timeout_ns(self.max_wait_s), self._count_promotion)
+        self._front, self._back = _Level(), _Level()
+        self._levels = (self._front, self._back) if preemptive else (self._front,)
         self._names: WeakKeyDictionary[DeviceMember, str] = WeakKeyDictionary()
         self._waiting: dict[DeviceMember, int] = {}  # since when
-        self._running: dict[Execution, DeviceMember] = {}
         self._accounts: dict[str, _Account] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self.memory_bytes = None if memory_bytes is None else check_count("memory_bytes", memory_bytes)
+        if preemptive and memory_bytes is not None:
+            raise ValueError(expected("memory_bytes", "None with preemptive=True", memory_bytes))
         self._memory: ResidentSet[DeviceMember] = ResidentSet(memory_bytes or 0)
         self._held: set[DeviceMember] = set()
         self._loaded_for: DeviceMember | None = None  # the turn that it was loaded for is still to come
 
     @property
+    def preemptive(self) -> bool:
+        """Whether the batches of models with a tighter objective begin while those of others run."""
+        return self._preemption is not None
+
+    @property
     def is_free(self) -> bool:
-        """Whether another batch may begin."""
-        return len(self._running) + (self._memory.loading is not None) < self.concurrency
+        """Whether another batch may begin, of any model; in the foreground where there are two levels."""
+        return self._has_slot(self._front)
+
+    def is_free_for(self, member: DeviceMember) -> bool:
+        """Return whether a batch of a model may begin."""
+        return self._has_slot(self._level(member))
 
     def enter(self, loop: asyncio.AbstractEventLoop, member: DeviceMember) -> None:
         """Serve a batcher of an event loop.
 
         Raises:
             RuntimeError: it serves batchers of another one, which is not closed.
-            ValueError: its model alone takes more memory than there is.
+            ValueError: its model alone takes more memory than there is, or it, or another one that it puts into the
+                background, cannot run there.
         """
         self.check_fits(member)
         if self._loop is loop:
+            self._admit(member)
             return
         if self._loop is not None and not self._loop.is_closed():
             raise RuntimeError(
@@ -169,10 +151,15 @@ class Device:
         self._loop = loop
         for waiting in list(self._waiting):
             self.leave(waiting)
-        self._running.clear()  # what a closed loop left behind holds no slot
-        self._interference.forget()
+        for level in self._levels:
+            level.running.clear()  # what a closed loop left behind holds no slot
+            level.interference.forget()
+        if self._preemption is not None:
+            self._preemption.forget()
+            self._promotions.forget()
         self._memory.end(0, succeeded=False)
         self._held.clear()
+        self._admit(member)
 
     def check_fits(self, member: DeviceMember) -> None:
         """Check that a model fits in memory alone.
@@ -184,25 +171,34 @@ class Device:
         if self.memory_bytes is not None and needs > self.memory_bytes:
             raise ValueError(expected("memory_bytes", f"at least {needs}, for {member.source}", self.memory_bytes))
 
-    def join(self, member: DeviceMember, now_ns: int) -> None:
-        """Consider a batcher while it has queued requests; called when that may have changed."""
-        if member.is_waiting:
-            self._waiting.setdefault(member, now_ns)
-        else:
+    def join(self, member: DeviceMember, now_ns: int) -> int:
+        """Consider a batcher while it has queued requests; called when that may have changed.
+
+        Returns:
+            When to dispatch again if nothing else happens.
+        """
+        if not member.is_waiting:
             self._waiting.pop(member, None)
+            return NEVER
+        self._waiting.setdefault(member, now_ns)
+        pause_ends_ns = self._pause_ends_ns(member)
+        return pause_ends_ns if pause_ends_ns > now_ns else NEVER
 
     def leave(self, member: DeviceMember) -> None:
         """Forget a batcher that stopped, except for what it had and what runs."""
         self._waiting.pop(member, None)
         self._turns.forget(self._name(member))
         del self._names[member]
+        if self._preemption is not None:
+            self._preemption.leave(member)
 
     def free_at_ns(self, now_ns: int, member: DeviceMember) -> int:
         """Return when another batch, of one batcher, is expected to be able to begin."""
         load_ns = 0 if self._is_loaded(member) else self._memory.load_ns(member)
-        if self.is_free:
+        level = self._level(member)
+        if self._has_slot(level):
             return now_ns + load_ns
-        ends_ns = [other.started_ns + owner.expected_ns(other) for other, owner in self._running.items()]
+        ends_ns = [other.started_ns + owner.expected_ns(other) for other, owner in level.running.items()]
         if self._memory.loading is not None:
             ends_ns.append(self._memory.expected_end_ns())
             load_ns *= self._memory.loading is not member
@@ -232,59 +228,60 @@ class Device:
             for held in self._held:
                 if self.is_free and not self._is_loaded(held):
                     self._load(held, now_ns)
-            while self.is_free and self._waiting and not again:
-                bids, decisions = self._bids(now_ns)
-                if not bids:
-                    break
-                at, batch = self._choose(bids, [member for member, _ in decisions], now_ns)
-                member, decision = decisions[at]
-                if not self._is_loaded(member):
-                    self._load(member, now_ns)
-                    continue
-                for other, _ in decisions:
-                    self._account(other).waits += other is not member
-                account = self._account(member)
-                account.longest_wait_ns = max(account.longest_wait_ns, now_ns - self._waiting.pop(member))
-                member.grant(batch, decision, now_ns)
-                self.join(member, now_ns)
-                again = member.runs_inline
+            for level in self._levels:
+                again = self._grant_turns(level, now_ns) or again
         finally:  # whatever one raises, the timers of the others are set
             for member in members:
                 member.settle()
         return again
 
-    @property
-    def may_dispatch(self) -> bool:
-        """Whether a batcher has queued requests, or is to be loaded, while a slot is free."""
-        return self.is_free and (bool(self._held) or any(member.is_waiting for member in self._waiting))
+    def may_dispatch(self, now_ns: int) -> bool:
+        """Return whether a batcher has queued requests, or is to be loaded, while a slot is free."""
+        if self._preemption is None:
+            return self.is_free and (bool(self._held) or any(member.is_waiting for member in self._waiting))
+        return any(it.is_waiting and self.is_free_for(it) and self._pause_ends_ns(it) <= now_ns for it in self._waiting)
 
     def begin(self, execution: Execution, member: DeviceMember, now_ns: int) -> None:
         """Note that a batch takes a slot."""
-        self._running[execution] = member
+        level = self._level(member)
+        level.running[execution] = member
         self._account(member).batches += 1
-        self._interference.begin(execution, self._name(member), now_ns)
+        level.interference.begin(execution, self._name(member), now_ns)
+        if level is self._back and self._loop is not None:
+            self._promotions.begin(self._loop, execution, member, now_ns)
 
     def end(self, execution: Execution, now_ns: int, *, succeeded: bool) -> None:
         """Note that a batch gives its slot back; where others slowed it down, it counts as started later by that."""
-        member = self._running.pop(execution, None)
+        level = self._back if execution in self._back.running else self._front
+        member = level.running.pop(execution, None)
         if member is None:
             return  # of a loop that was closed
         self._account(member).busy_ns += now_ns - execution.started_ns
+        if self._preemption is not None:
+            if level is self._back:
+                self._promotions.end(execution)
+                self._preemption.end_background(execution, now_ns)
+            else:
+                self._preemption.end_foreground(member, execution.started_ns, now_ns)
         expected_ns = member.expected_ns(execution) if succeeded else 0
-        alone_ns = self._interference.end(execution, expected_ns, now_ns)
+        alone_ns = level.interference.end(execution, expected_ns, now_ns)
         if self.concurrency > 1:
             execution.effective_start_ns = max(now_ns - alone_ns, execution.started_ns)
 
     def statistics(self) -> DeviceStatistics:
         """Return a frozen snapshot."""
-        slowdowns = self._interference.slowdowns()
+        slowdowns = {**self._front.interference.slowdowns(), **self._back.interference.slowdowns()}
         return DeviceStatistics(
             name=self.name,
             concurrency=self.concurrency,
-            running=len(self._running),
+            running=sum(len(level.running) for level in self._levels),
             waiting=tuple(sorted(self._name(member) for member in self._waiting if member.is_waiting)),
             memory_bytes=self.memory_bytes,
             loaded=tuple(self._names.get(it, it.source) for it in self._memory.bytes_of if self._memory.is_loaded(it)),
+            preemptive=self.preemptive,
+            background=tuple(
+                sorted(map(self._name, [] if self._preemption is None else self._preemption.background()))
+            ),
             models={
                 name: DeviceModelStatistics(
                     batches=account.batches,
@@ -293,23 +290,68 @@ class Device:
                     longest_wait_s=account.longest_wait_ns / 1e9,
                     loads=account.loads,
                     load_s=account.load_ns / 1e9,
+                    promoted=account.promoted,
                     slowdowns={str(other): value for (model, other), value in slowdowns.items() if model == name},
                 )
                 for name, account in sorted(self._accounts.items())
             },
         )
 
-    def _bids(self, now_ns: int) -> tuple[list[Bid], list[tuple[DeviceMember, Decision]]]:
+    def _count_promotion(self, member: DeviceMember) -> None:
+        self._account(member).promoted += 1
+
+    def _admit(self, member: DeviceMember) -> None:
+        if self._preemption is not None:
+            self._preemption.enter(member)
+
+    def _level(self, member: DeviceMember) -> _Level:
+        is_background = self._preemption is not None and self._preemption.is_background(member)
+        return self._back if is_background else self._front
+
+    def _has_slot(self, level: _Level) -> bool:
+        return len(level.running) + (self._memory.loading is not None) < self.concurrency
+
+    def _pause_ends_ns(self, member: DeviceMember) -> int:
+        """Return until when a model of the foreground pauses; 0: it does not."""
+        if self._preemption is None or self._preemption.is_background(member):
+            return 0
+        is_busy = self._back.running or any(it.is_waiting and self._level(it) is self._back for it in self._waiting)
+        return self._preemption.pause_ends_ns(member) if is_busy else 0
+
+    def _grant_turns(self, level: _Level, now_ns: int) -> bool:
+        """Grant turns to the models of a level until no slot is free there; return whether a batch ran on the loop."""
+        while self._has_slot(level) and self._waiting:
+            bids, decisions = self._bids(level, now_ns)
+            if not bids:
+                break
+            at, batch = self._choose(bids, [member for member, _ in decisions], now_ns)
+            member, decision = decisions[at]
+            if not self._is_loaded(member):
+                self._load(member, now_ns)
+                continue
+            for other, _ in decisions:
+                self._account(other).waits += other is not member
+            account = self._account(member)
+            account.longest_wait_ns = max(account.longest_wait_ns, now_ns - self._waiting.pop(member))
+            member.grant(batch, decision, now_ns)
+            self.join(member, now_ns)
+            if member.runs_inline:
+                return True
+        return False
+
+    def _bids(self, level: _Level, now_ns: int) -> tuple[list[Bid], list[tuple[DeviceMember, Decision]]]:
         bids: list[Bid] = []
         decisions: list[tuple[DeviceMember, Decision]] = []
         for member in list(self._waiting):
+            if self._level(member) is not level or self._pause_ends_ns(member) > now_ns:
+                continue
             decision = member.propose(now_ns) if member.is_waiting else None
             if decision is None:
                 self._waiting.pop(member, None)
                 continue
             name = self._name(member)
             is_overdue = self._turns.is_overdue(name, now_ns)
-            if self.concurrency > 1 and not is_overdue and self._interference.keeps_apart(name):
+            if self.concurrency > 1 and not is_overdue and level.interference.keeps_apart(name):
                 continue
             if not self._is_loaded(member) and self._leaving(member, now_ns) is None:
                 if is_overdue and self._memory.loading is None:
@@ -322,7 +364,7 @@ class Device:
                     decision.batch,
                     member.outlook(now_ns, decision.batch),
                     self.weights.get(name, 1.0),
-                    self._interference.slowdown(name) if self.concurrency > 1 else 1.0,
+                    level.interference.slowdown(name) if self.concurrency > 1 else 1.0,
                     *self._place(member),
                 )
             )
@@ -359,7 +401,7 @@ class Device:
         """Return what has to leave memory for a model; ``None``: it cannot be loaded now."""
         if self._memory.loading is not None:
             return None
-        busy = {*self._running.values(), *self._held}
+        busy = {*self._front.running.values(), *self._held}
 
         def needed_ns(other: DeviceMember) -> float:
             outlook = other.outlook(now_ns, ()) if other in self._names else None
@@ -400,7 +442,9 @@ class Device:
         return name
 
     def __repr__(self) -> str:
-        return f"Device({self.name!r}, running={len(self._running)}/{self.concurrency}, waiting={len(self._waiting)})"
+        running = sum(len(level.running) for level in self._levels)
+        preemptive = ", preemptive=True" if self.preemptive else ""
+        return f"Device({self.name!r}{preemptive}, running={running}/{self.concurrency}, waiting={len(self._waiting)})"
 
     def _repr_html_(self) -> str:
         return self.statistics()._repr_html_()

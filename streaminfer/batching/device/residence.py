@@ -10,9 +10,10 @@ from streaminfer.errors import BackendError
 from streaminfer.protocols import Residency
 
 if TYPE_CHECKING:
-    from streaminfer.batching.device.device import Device, DeviceMember
+    from streaminfer.batching.device.device import Device
+    from streaminfer.batching.device.member import DeviceMember
 
-__all__ = ["LiveResidence", "LoadListener", "in_memory", "load_at_start"]
+__all__ = ["LiveResidence", "LoadListener", "enter_at_start", "in_memory"]
 
 
 class LoadListener(Protocol):
@@ -131,12 +132,17 @@ def in_memory(
     return nullcontext() if device is None or residence is None else residence.held(device, member)
 
 
-async def load_at_start(device: "Device | None", member: "DeviceMember", residence: LiveResidence | None) -> None:
-    """Load a model whose backend does not know it before; the arguments are those of :func:`in_memory`.
+async def enter_at_start(device: "Device | None", member: "DeviceMember", residence: LiveResidence | None) -> None:
+    """Share a device, which an earlier stop has left; load a model whose backend does not know it before.
+
+    The arguments are those of :func:`in_memory`.
 
     Raises:
         BackendError: that failed.
+        ValueError: the device cannot run it.
     """
+    if device is not None:
+        device.enter(asyncio.get_running_loop(), member)
     if residence is not None and residence.load_at_start:
         async with in_memory(device, member, residence):
             pass

@@ -22,6 +22,7 @@ class DeviceModelStatistics(Snapshot):
         longest_wait_s: the longest that it had a batch to send before its turn came.
         loads: how often it was loaded into the device's memory.
         load_s: seconds for which it was being loaded, with what other models took to leave; no part of ``busy_s``.
+        promoted: batches of the background that continued at the usual priority, because half of their time was up.
         slowdowns: by other model, how many times as long a batch takes while one of that model runs, as learned.
     """
 
@@ -31,6 +32,7 @@ class DeviceModelStatistics(Snapshot):
     longest_wait_s: float
     loads: int
     load_s: float
+    promoted: int
     slowdowns: Mapping[str, float]
 
 
@@ -45,6 +47,8 @@ class DeviceStatistics(Snapshot):
         waiting: names of the models that have queued requests now.
         memory_bytes: of its memory; ``None``: all models fit.
         loaded: names of the models that are in memory, of those that can leave it.
+        preemptive: models with a tighter objective than others go first, also while a batch of another runs.
+        background: names of the models whose batches give way while they run; empty where the device is not preemptive.
         models: by name, what each model had of the device; a second model of a name is ``name#2``.
     """
 
@@ -54,6 +58,8 @@ class DeviceStatistics(Snapshot):
     waiting: tuple[str, ...]
     memory_bytes: int | None
     loaded: tuple[str, ...]
+    preemptive: bool
+    background: tuple[str, ...]
     models: Mapping[str, DeviceModelStatistics]
 
     @property
@@ -66,8 +72,13 @@ class DeviceStatistics(Snapshot):
             (
                 name,
                 f"{it.batches:,} batches in {format_duration(it.busy_s)}, {it.waits:,} waits"
+                + (f", {it.promoted:,} promoted" if it.promoted else "")
                 + (f", {it.loads:,} loads in {format_duration(it.load_s)}" if it.loads else ""),
             )
             for name, it in self.models.items()
         ]
-        return html_table([("running", f"{self.running} of {self.concurrency}"), *rows], caption=f"device {self.name}")
+        running = f"{self.running} of {self.concurrency}"
+        if self.preemptive:
+            running = f"{self.running}, of up to {self.concurrency} each in the foreground and in the background"
+            rows.insert(0, ("background", ", ".join(self.background) or "none"))
+        return html_table([("running", running), *rows], caption=f"device {self.name}")

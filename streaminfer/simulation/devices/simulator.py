@@ -19,7 +19,9 @@ import attrs
 import numpy as np
 
 from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
-from streaminfer.batching.device.device import Device, Residence
+from streaminfer.batching.device.claim import Claim
+from streaminfer.batching.device.device import Device
+from streaminfer.batching.device.member import Residence
 from streaminfer.batching.device.statistics import DeviceStatistics
 from streaminfer.batching.planner import kernel_loader
 from streaminfer.batching.planner.lookahead import Lookahead
@@ -210,6 +212,7 @@ class _Model:
         self._policy = Lookahead(load.max_batch_size, known)
         self._learns = learns
         self._queue = RequestQueue(max(1, load.arrivals_ns.size))
+        self.claim = Claim(self._queue, lambda size: int(load.durations_ns[size]), None)
         self._arrivals: list[int] = load.arrivals_ns.tolist()
         self._following = 0
         self._is_running = False

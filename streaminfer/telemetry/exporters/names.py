@@ -379,6 +379,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             "longest_wait_s",
             unit="seconds",
         ),
+        counter("device.promoted", "Batches of the background that continued at the usual priority."),
         counter("device.loads", "Loads of the model into the device's memory."),
         counter("device.load", "Time for which it was being loaded.", "load_s", unit="seconds"),
         gauge(

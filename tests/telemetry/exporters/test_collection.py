@@ -26,7 +26,14 @@ NOT_EXPORTED = {
     "WorkerStatistics": {"name"},
     "SloStatistics": {"name", "period_s", "good", "bad", "rejected", "alerts", "callback_errors"},
     "BatcherStatistics": {"batch_sizes", "batches", "calibration"},
-    "DeviceStatistics": {"name", "waiting", "memory_bytes", "loaded"},  # a label; queues are those of the batchers
+    "DeviceStatistics": {
+        "background",
+        "preemptive",
+        "name",
+        "waiting",
+        "memory_bytes",
+        "loaded",
+    },  # a label; queues are those of the batchers
     "BreakerStatistics": {"name"},
     "LimitStatistics": {"name", "adaptive"},
     "RateLimitStatistics": {"name"},

@@ -1,0 +1,155 @@
+"""Priority of a backend's worker threads: while a batch of the background runs, the lowest of the operating system.
+
+Linux runs a thread with the policy ``SCHED_IDLE`` only where no other thread wants the core, and gives the core to
+another one as soon as that wakes. A thread is lowered for the call of the model alone, which releases the interpreter
+lock: with the lock in a thread that gets no core, the event loop would wait too. Both ways are a system call each.
+
+Between two calls the thread has a nice value 10 higher than usual, a tenth of the usual weight. At the usual one the
+event loop, which used more than its share while both wanted the core, owes the thread time, and the kernel (EEVDF)
+keeps that debt when it lowers the thread: then the model holds up the loop for some milliseconds all the same.
+
+Any thread may be lowered, but raised again only with the right to do so: ``CAP_SYS_NICE``, or a limit
+``RLIMIT_NICE`` that allows the thread's nice value. So this is tried once, in a thread that ends then.
+"""
+
+import contextlib
+import functools
+import os
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from streaminfer.capabilities import BackgroundRuns
+
+__all__ = ["BatchPriority", "low_priority_obstacle"]
+
+NICE = 10
+"""Added to the nice value of a thread between its calls."""
+
+
+class BatchPriority:
+    """Priority of the batches of one backend, which its worker threads read.
+
+    Thread-safety: everything may be called from any thread.
+
+    Attributes:
+        is_background: batches that begin from now on run at the lowest priority.
+    """
+
+    __slots__ = ("_lowered", "_nice", "is_background")
+
+    def __init__(self) -> None:
+        self._lowered: set[int] = set()  # threads
+        self._nice: set[int] = set()  # likewise
+        self.is_background = False
+
+    def set_background(self, is_background: bool) -> None:
+        """Run later batches at the lowest priority, or at the usual one again."""
+        self.is_background = is_background
+        if not is_background:
+            self._raise(tuple(self._nice))
+
+    def raise_running(self) -> None:
+        """Let the batches that run go on at the usual priority."""
+        running = tuple(self._lowered)
+        for thread in running:  # none ends meanwhile: it would need the interpreter lock
+            _lowering().restore(thread)
+        self._raise(running)
+
+    def capability(self, obstacle: str = "") -> BackgroundRuns:
+        """Return what a `Device` needs of the backend.
+
+        Args:
+            obstacle: why its batches cannot be lowered; empty: only the system can stand against it.
+        """
+        return BackgroundRuns(self.set_background, self.raise_running, lambda: obstacle or low_priority_obstacle())
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function at the lowest priority, in a worker thread.
+
+        Raises:
+            BaseException: what the function raised; the thread has its usual priority then.
+        """
+        lowering = _lowering()
+        thread = threading.get_native_id()
+        if thread not in self._nice:
+            self._nice.add(thread)
+            lowering.set_nice(thread, True)
+        self._lowered.add(thread)
+        lowering.lower()
+        try:
+            return function(*arguments)
+        finally:
+            self._lowered.discard(thread)
+            lowering.restore(thread)
+            if not self.is_background:  # any more
+                self._raise([thread])
+
+    def _raise(self, threads: Iterable[int]) -> None:
+        """Give threads their usual nice value."""
+        for thread in threads:
+            self._nice.discard(thread)
+            with contextlib.suppress(ProcessLookupError):  # it has ended
+                _lowering().set_nice(thread, False)
+
+
+def low_priority_obstacle() -> str:
+    """Return why this process cannot lower and raise the priority of a thread; empty: it can."""
+    return _lowering().obstacle
+
+
+class _Lowering(NamedTuple):
+    """How a thread is lowered and raised, or why not."""
+
+    lower: Callable[[], object]
+    restore: Callable[[int], object]
+    set_nice: Callable[[int, bool], object]
+    obstacle: str = ""
+
+
+@functools.cache
+def _lowering() -> _Lowering:
+    try:
+        policy = os.sched_getscheduler(0)
+        parameters, set_policy = os.sched_getparam(0), os.sched_setscheduler
+        lower = functools.partial(set_policy, 0, os.SCHED_IDLE, os.sched_param(0))
+    except AttributeError:
+        obstacle = "only Linux lowers and raises the priority of one thread"
+        return _Lowering(_do_nothing, _do_nothing, _do_nothing, obstacle)
+    nice = os.getpriority(os.PRIO_PROCESS, 0)
+
+    def usual(thread: int) -> None:
+        set_policy(thread, policy, parameters)
+
+    def set_nice(thread: int, is_nice: bool) -> None:
+        os.setpriority(os.PRIO_PROCESS, thread, min(nice + NICE, 19) if is_nice else nice)
+
+    if policy == os.SCHED_IDLE:
+        return _Lowering(lower, usual, set_nice, "the whole process has the lowest priority")
+    errors: list[OSError] = []
+
+    def lower_and_raise() -> None:
+        try:
+            set_nice(0, True)
+            lower()
+            usual(0)
+            set_nice(0, False)
+        except OSError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=lower_and_raise, name="streaminfer priority")
+    thread.start()
+    thread.join()
+    if not errors:
+        return _Lowering(lower, usual, set_nice)
+    return _Lowering(
+        lower,
+        usual,
+        set_nice,
+        f"the priority of a thread cannot be raised again ({errors[0].strerror}): the process needs the capability "
+        "CAP_SYS_NICE, or a limit RLIMIT_NICE of 20 (systemd: LimitNICE=+0; Docker: --ulimit nice=20)",
+    )
+
+
+def _do_nothing(*_arguments: object) -> None:
+    pass

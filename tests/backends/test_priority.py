@@ -1,0 +1,251 @@
+"""Priority of worker threads: the lowest while a batch of the background runs, whatever comes of it, and not after."""
+
+import asyncio
+import os
+import threading
+
+import numpy as np
+import pytest
+
+import streaminfer as si
+from streaminfer.backends import priority
+from streaminfer.backends.priority import BatchPriority, low_priority_obstacle
+from streaminfer.errors import BackendError
+from streaminfer.protocols import adapt
+
+can_lower = pytest.mark.skipif(bool(low_priority_obstacle()), reason="this process cannot raise a thread's priority")
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """The system is asked again, in this test and after it."""
+    priority._lowering.cache_clear()
+    yield monkeypatch
+    monkeypatch.undo()
+    priority._lowering.cache_clear()
+
+
+def policy(*_arguments):
+    return os.sched_getscheduler(0)
+
+
+def background_runs(backend):
+    return adapt(backend).capabilities().background_runs
+
+
+@can_lower
+def test_a_call_runs_at_the_lowest_priority():
+    before = policy()
+
+    assert BatchPriority().run(policy) == os.SCHED_IDLE
+    assert policy() == before
+
+
+@can_lower
+def test_the_priority_is_back_after_an_error():
+    before = policy()
+
+    with pytest.raises(ZeroDivisionError):
+        BatchPriority().run(lambda: 1 / 0)
+
+    assert policy() == before
+
+
+def nice():
+    return os.getpriority(os.PRIO_PROCESS, 0)
+
+
+@can_lower
+def test_a_thread_is_nice_between_its_calls_in_the_background():
+    calls, before, seen = BatchPriority(), nice(), []
+
+    def work():
+        calls.set_background(True)
+        calls.run(policy)
+        seen.append(nice())
+        calls.run(policy)
+        seen.append(nice())
+        calls.set_background(False)
+        seen.append(nice())
+        calls.run(policy)  # began as the background ended
+        seen.append(nice())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    calls.set_background(False)  # the thread has ended
+
+    assert seen == [min(before + 10, 19), min(before + 10, 19), before, before]
+
+
+@can_lower
+def test_a_call_that_is_raised_is_nice_no_longer():
+    calls, before, seen = BatchPriority(), nice(), []
+    calls.set_background(True)
+
+    def call():
+        calls.raise_running()
+        seen.append(nice())
+
+    thread = threading.Thread(target=calls.run, args=(call,))
+    thread.start()
+    thread.join()
+
+    assert seen == [before]
+
+
+def answers(backend, requests):
+    """Responses of a backend in real time, whose background is switched by booleans among the requests."""
+
+    async def ask():
+        told = []
+        async with si.Stack(si.AdaptiveBatcher(max_batch_size=1, slo_s=30.0), backend) as stack:
+            for request in requests:
+                if isinstance(request, bool):
+                    background_runs(backend).set_background(request)
+                else:
+                    told += await asyncio.gather(stack(request), return_exceptions=True)
+            told.append(await backend._threads.run(policy))
+        return told
+
+    return asyncio.run(ask())
+
+
+@can_lower
+def test_a_call_that_runs_is_raised():
+    calls, seen = BatchPriority(), []
+
+    def call():
+        seen.append(policy())
+        calls.raise_running()
+        seen.append(policy())
+
+    calls.run(call)
+    calls.raise_running()  # nothing runs
+
+    assert seen == [os.SCHED_IDLE, policy()]
+
+
+@can_lower
+def test_a_call_in_another_thread_is_raised():
+    calls, began, raised, seen = BatchPriority(), threading.Event(), threading.Event(), []
+
+    def call():
+        seen.append(policy())
+        began.set()
+        raised.wait()
+        seen.append(policy())
+
+    thread = threading.Thread(target=calls.run, args=(call,))
+    thread.start()
+    began.wait()
+    calls.raise_running()
+    raised.set()
+    thread.join()
+
+    assert seen == [os.SCHED_IDLE, policy()]
+
+
+@can_lower
+def test_a_function_is_in_the_background_while_it_is_told_so():
+    seen = []
+
+    def model(rows):
+        seen.append(policy())
+        if np.isnan(rows).any():
+            raise ValueError("broken")
+        return rows
+
+    *_, failure, _last, between = answers(si.CpuBackend(model), [1.0, True, 1.0, np.nan, False, 1.0])
+
+    assert isinstance(failure, BackendError)
+    assert seen == [between, os.SCHED_IDLE, os.SCHED_IDLE, between]
+    assert between != os.SCHED_IDLE
+
+
+@can_lower
+def test_an_onnx_model_is_in_the_background_while_it_is_told_so(doubling, monkeypatch):
+    seen = []
+    lowered = BatchPriority.run
+
+    def run(self, function, *arguments):
+        def note():
+            seen.append(policy())
+            return function(*arguments)
+
+        return lowered(self, note)
+
+    monkeypatch.setattr(BatchPriority, "run", run)
+    row = np.ones(2, np.float32)
+
+    *rows, after = answers(si.OnnxBackend(doubling), [row, True, row])
+
+    assert [each.tolist() for each in rows] == [[2.0, 2.0]] * 2
+    assert seen == [os.SCHED_IDLE]
+    assert after != os.SCHED_IDLE
+
+
+@can_lower
+def test_a_model_that_was_loaded_again_stays_in_the_background(doubling, monkeypatch):
+    seen = []
+    lowered = BatchPriority.run
+    monkeypatch.setattr(BatchPriority, "run", lambda self, *call: (seen.append(1), lowered(self, *call))[1])
+    backend = si.OnnxBackend(doubling)
+    background_runs(backend).set_background(True)
+
+    asyncio.run(backend.reload(doubling))
+    seen.clear()
+    answers(backend, [np.ones(2, np.float32)])
+
+    assert seen
+
+
+@pytest.mark.parametrize(
+    ("options", "obstacle"),
+    [({"executor": "process"}, "processes of its own"), ({"executor": "inline"}, "on the event loop")],
+    ids=["process", "inline"],
+)
+def test_a_function_outside_of_threads_cannot_be_lowered(options, obstacle):
+    assert obstacle in background_runs(si.CpuBackend(np.sqrt, **options)).obstacle()
+
+
+@pytest.mark.parametrize(
+    ("options", "obstacle"),
+    [
+        ({"executor": "inline"}, "on the event loop"),
+        ({"threads": 2}, "threads=1"),
+        ({"binding": "pageable"}, "binding='pageable'"),
+    ],
+    ids=["inline", "threads", "binding"],
+)
+def test_an_onnx_model_says_why_it_cannot_be_lowered(doubling, options, obstacle):
+
+    assert obstacle in background_runs(si.OnnxBackend(doubling, **options)).obstacle()
+
+
+def test_a_system_without_the_policy_says_so(fresh):
+    fresh.delattr(os, "sched_getscheduler", raising=False)
+
+    assert low_priority_obstacle() == "only Linux lowers and raises the priority of one thread"
+    assert BatchPriority().run(lambda: 3) == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setscheduler"), reason="needs Linux")
+def test_a_process_without_the_right_to_raise_says_what_grants_it(fresh):
+    def refuse(_pid, chosen, _parameters):
+        if chosen != os.SCHED_IDLE:
+            raise PermissionError(1, "Operation not permitted")
+
+    fresh.setattr(os, "sched_setscheduler", refuse)
+
+    obstacle = low_priority_obstacle()
+
+    assert obstacle.startswith("the priority of a thread cannot be raised again (Operation not permitted)")
+    assert "RLIMIT_NICE" in obstacle
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setscheduler"), reason="needs Linux")
+def test_a_process_at_the_lowest_priority_says_so(fresh):
+    fresh.setattr(os, "sched_getscheduler", lambda _pid: os.SCHED_IDLE)
+
+    assert low_priority_obstacle() == "the whole process has the lowest priority"

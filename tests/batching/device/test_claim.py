@@ -1,0 +1,76 @@
+"""The claim of one model on a preemptive device."""
+
+import pytest
+
+from streaminfer.batching.device.claim import Claim
+from streaminfer.batching.queue._queue_cy import RequestQueue
+from streaminfer.batching.queue._ticket_cy import NEVER
+from streaminfer.protocols import BackgroundRuns
+
+
+def claim(durations=lambda size: size, runs=None, queue=None):
+    made = Claim(RequestQueue(10) if queue is None else queue, durations, runs)
+    made.change(100, 4)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("durations", "saving"),
+    [
+        (lambda size: 8, 0.75),
+        (lambda size: 8 * size, 0.0),
+        (lambda size: 8 * size**2, 0.0),
+        (lambda size: 0, 1.0),
+        (lambda size: 8 * (size == 1), 1.0),
+    ],
+    ids=["set-up alone", "no set-up", "slower", "unknown", "half known"],
+)
+def test_the_saving_is_what_a_full_batch_takes_less_per_request(durations, saving):
+    assert claim(durations).saving() == saving
+
+
+def test_a_batcher_without_objective_is_the_most_patient():
+    patient = claim()
+
+    patient.change(None, 4)
+
+    assert patient.slo_ns == NEVER
+
+
+def test_a_full_batch_is_seen():
+    queue = RequestQueue(10)
+    full = claim(queue=queue)
+    seen = []
+    for _ in range(4):
+        seen.append(full.is_full)
+        queue.admit(None, None, None, 0, NEVER, 0)
+
+    assert (seen, full.is_full) == ([False] * 4, True)
+
+
+def test_the_device_is_told_of_another_objective():
+    told, watched = [], claim()
+    watched.changed = lambda: told.append(watched.slo_ns)
+
+    watched.change(50, 4)
+
+    assert told == [50]
+
+
+def test_a_backend_that_offers_nothing_is_told_nothing():
+    silent = claim()
+
+    silent.set_background(True)
+    silent.raise_running()
+
+    assert silent.obstacle == "its backend offers no BackgroundRuns"
+
+
+def test_a_backend_without_obstacle_can_always():
+    told = []
+    willing = claim(runs=BackgroundRuns(told.append, lambda: told.append("raised")))
+
+    willing.set_background(True)
+    willing.raise_running()
+
+    assert (willing.obstacle, told) == ("", [True, "raised"])

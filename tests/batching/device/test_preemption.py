@@ -1,0 +1,262 @@
+"""Foreground and background of a device: who is where, and how long the foreground pauses."""
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streaminfer.batching.device.claim import Claim
+from streaminfer.batching.device.preemption import MOST_PACE, Preemption
+from streaminfer.batching.queue._queue_cy import RequestQueue
+from streaminfer.batching.queue._ticket_cy import NEVER
+from streaminfer.protocols import BackgroundRuns
+
+MS = 1_000_000
+
+
+@attrs.define(eq=False)
+class Member:
+    """A model of a device, with its claim; whether it was told that it is in the background."""
+
+    source: str
+    claim: Claim
+    queue: RequestQueue
+    told: list = attrs.field(factory=list)
+
+
+def member(slo_ns, *, name="model", obstacle=None, durations=lambda size: MS, full_at=4):
+    """A model whose batches can be lowered unless there is an obstacle."""
+    queue, told = RequestQueue(100), []
+    runs = None if obstacle == "none" else BackgroundRuns(told.append, lambda: None, lambda: obstacle or "")
+    claim = Claim(queue, durations, runs)
+    claim.change(slo_ns, full_at)
+    return Member(name, claim, queue, told)
+
+
+def enter(*members):
+    preemption = Preemption()
+    for each in members:
+        preemption.enter(each)
+    return preemption
+
+
+def end_background(preemption, *, took_ns, limit_ns):
+    """A batch of one request that was queued at 0."""
+    queue = RequestQueue(4)
+    queue.admit(None, None, None, 0, limit_ns, 0)
+    execution = queue.take(list(queue), 0, "full")
+    preemption.end_background(execution, took_ns)
+
+
+class TestLevels:
+    def test_the_tightest_objective_is_in_the_foreground(self):
+        tight, loose, none = member(25 * MS), member(100 * MS), member(None)
+
+        preemption = enter(loose, none, tight)
+
+        assert [preemption.is_background(it) for it in (tight, loose, none)] == [False, True, True]
+        assert [it.told for it in (tight, loose, none)] == [[], [True], [True]]
+
+    def test_equal_objectives_share_the_foreground(self):
+        one, other = member(25 * MS), member(25 * MS)
+
+        preemption = enter(one, other)
+
+        assert not preemption.is_background(one)
+        assert not preemption.is_background(other)
+
+    def test_a_single_model_without_objective_is_in_the_foreground(self):
+        alone = member(None)
+
+        assert not enter(alone).is_background(alone)
+
+    def test_a_model_comes_forward_when_the_tighter_one_leaves(self):
+        tight, loose = member(25 * MS), member(100 * MS)
+        preemption = enter(tight, loose)
+
+        preemption.leave(tight)
+
+        assert loose.told == [True, False]
+        assert not preemption.is_background(loose)
+
+    def test_a_model_that_leaves_the_background_is_not_lowered(self):
+        tight, loose = member(25 * MS), member(100 * MS)
+        preemption = enter(tight, loose)
+
+        preemption.leave(loose)
+
+        assert loose.told == [True, False]
+
+    def test_another_objective_changes_the_levels(self):
+        one, other = member(25 * MS), member(100 * MS)
+        preemption = enter(one, other)
+
+        other.claim.change(10 * MS, 4)
+
+        assert preemption.is_background(one)
+        assert (one.told, other.told) == ([True], [True, False])
+
+    def test_a_model_that_left_is_not_told_of_its_objective(self):
+        one, other = member(25 * MS), member(100 * MS)
+        preemption = enter(one, other)
+        preemption.leave(other)
+
+        other.claim.change(10 * MS, 4)
+
+        assert one.told == []
+
+    @pytest.mark.parametrize(
+        ("obstacle", "text"),
+        [("it runs on the event loop", "it runs on the event loop"), ("none", "its backend offers no BackgroundRuns")],
+        ids=["obstacle", "no capability"],
+    )
+    def test_a_model_that_cannot_be_lowered_is_refused(self, obstacle, text):
+        tight, loose = member(25 * MS), member(100 * MS, name="faces", obstacle=obstacle)
+        preemption = enter(tight)
+
+        with pytest.raises(ValueError, match=f"faces cannot run in the background .*: {text}"):
+            preemption.enter(loose)
+
+        assert not preemption.is_background(tight)
+
+    def test_a_model_is_refused_that_puts_such_a_one_into_the_background(self):
+        loose = member(100 * MS, name="faces", obstacle="it runs on the event loop")
+        preemption = enter(loose)
+
+        with pytest.raises(ValueError, match="faces cannot run in the background"):
+            preemption.enter(member(25 * MS))
+
+    def test_the_foreground_needs_no_capability(self):
+        tight, loose = member(25 * MS, obstacle="none"), member(100 * MS)
+
+        assert enter(tight, loose).is_background(loose)
+
+    def test_a_model_that_cannot_be_lowered_stays_in_front_when_its_objective_changes(self):
+        tight, loose = member(25 * MS, obstacle="none"), member(100 * MS)
+        preemption = enter(tight, loose)
+
+        tight.claim.change(200 * MS, 4)
+
+        assert not preemption.is_background(tight)
+        assert not preemption.is_background(loose)
+
+    @given(st.lists(st.sampled_from([None, 1, 2, 3]), min_size=1, max_size=6), st.data())
+    def test_the_levels_depend_on_who_is_there_and_not_on_the_order(self, slos, data):
+        members = [member(slo) for slo in slos]
+        preemption = enter(*members)
+        left = data.draw(st.sets(st.sampled_from(range(len(members))), max_size=len(members)))
+        for at in left:
+            preemption.leave(members[at])
+
+        there = [it for at, it in enumerate(members) if at not in left]
+
+        for it in members:
+            tightest_ns = min((other.claim.slo_ns for other in there), default=NEVER)
+            expected = it in there and it.claim.slo_ns > tightest_ns
+            assert preemption.is_background(it) == expected
+            assert (it.told[-1] if it.told else False) == expected
+
+
+class TestPauses:
+    def late(self, preemption, times=100):
+        for _ in range(times):
+            end_background(preemption, took_ns=100 * MS, limit_ns=100 * MS)
+
+    def test_there_is_none_before_a_batch(self):
+        tight = member(25 * MS)
+
+        assert enter(tight, member(100 * MS)).pause_ends_ns(tight) == 0
+
+    def test_a_late_background_sets_the_pace(self):
+        tight = member(25 * MS, durations=lambda size: MS)  # a full batch of 4 saves three quarters
+        preemption = enter(tight, member(100 * MS))
+        self.late(preemption)
+
+        preemption.end_foreground(tight, 10 * MS, 11 * MS)
+
+        assert preemption.pressure == pytest.approx(1.0)
+        assert preemption.pause_ends_ns(tight) == pytest.approx((10 + 25 * MOST_PACE * 0.75) * MS, rel=1e-3)
+
+    def test_there_is_none_where_larger_batches_save_nothing(self):
+        tight = member(25 * MS, durations=lambda size: size * MS)
+        preemption = enter(tight, member(100 * MS))
+        self.late(preemption)
+
+        preemption.end_foreground(tight, 10 * MS, 11 * MS)
+
+        assert preemption.pause_ends_ns(tight) == 10 * MS
+
+    def test_there_is_none_while_the_background_has_time(self):
+        tight = member(25 * MS)
+        preemption = enter(tight, member(100 * MS))
+        for _ in range(10):
+            end_background(preemption, took_ns=20 * MS, limit_ns=100 * MS)
+
+        preemption.end_foreground(tight, 10 * MS, 11 * MS)
+
+        assert preemption.pause_ends_ns(tight) == 10 * MS
+
+    def test_pressure_rises_at_once_and_falls_slowly(self):
+        preemption = Preemption()
+
+        end_background(preemption, took_ns=60 * MS, limit_ns=100 * MS)
+        risen = preemption.pressure
+        end_background(preemption, took_ns=10 * MS, limit_ns=100 * MS)
+
+        assert risen == pytest.approx(0.5)
+        assert preemption.pressure == pytest.approx(0.45)
+
+    def test_requests_without_deadline_put_no_pressure(self):
+        preemption = Preemption()
+
+        end_background(preemption, took_ns=10**12, limit_ns=NEVER)
+
+        assert preemption.pressure == 0.0
+
+    def test_a_full_batch_does_not_pause(self):
+        tight = member(25 * MS, full_at=1)
+        preemption = enter(tight, member(100 * MS))
+        self.late(preemption)
+        preemption.end_foreground(tight, 10 * MS, 11 * MS)
+
+        tight.queue.admit(None, None, None, 0, NEVER, 0)
+
+        assert preemption.pause_ends_ns(tight) == 0
+
+    def test_a_request_without_time_ends_the_pause(self):
+        tight = member(25 * MS)
+        preemption = enter(tight, member(100 * MS))
+        self.late(preemption)
+        preemption.end_foreground(tight, 10 * MS, 11 * MS)
+
+        tight.queue.admit(None, None, None, 0, 12 * MS, 0)
+
+        assert preemption.pause_ends_ns(tight) == 10 * MS  # two batches of a millisecond before the deadline
+
+    def test_a_closed_loop_leaves_nothing(self):
+        tight, loose = member(25 * MS), member(100 * MS)
+        preemption = enter(tight, loose)
+        self.late(preemption)
+        preemption.end_foreground(tight, 10 * MS, 11 * MS)
+
+        preemption.forget()
+
+        assert loose.told == [True, False]
+        assert preemption.pressure == 0.0
+        assert preemption.pause_ends_ns(tight) == 0
+
+    @given(
+        st.lists(st.integers(0, 300), max_size=30),
+        st.integers(1, 50),
+        st.floats(0.1, 1.0),
+    )
+    def test_a_pause_is_never_longer_than_the_share_of_the_objective(self, batches, slo_ms, saved):
+        tight = member(slo_ms * MS, durations=lambda size: max(round(MS * (1 + (size - 1) * (1 - saved))), 1))
+        preemption = enter(tight, member(100 * MS))
+        for took_ms in batches:
+            end_background(preemption, took_ns=took_ms * MS, limit_ns=100 * MS)
+
+        preemption.end_foreground(tight, 10 * MS, 11 * MS)
+
+        assert 0.0 <= preemption.pressure <= 1.0
+        assert 10 * MS <= preemption.pause_ends_ns(tight) <= 10 * MS + slo_ms * MS * MOST_PACE + 1
