@@ -35,5 +35,6 @@ cdef class Response:
 
 @cython.locals(request=Request)
 cpdef Request make_request(object inputs, object deadline_ns, object priority, object stream_id, object tenant, object subject, object tags, object key, object store)
+cpdef Request with_deadline(Request request, object deadline_ns)
 @cython.locals(response=Response)
 cpdef Response make_response(object outputs, object source, Timings timings)

@@ -13,7 +13,7 @@ from typing import Any
 from streaminfer._internal.validation import expected
 from streaminfer.errors import InvalidInput
 
-__all__ = ["Request", "Response", "Timings", "check_priority", "make_request", "make_response"]
+__all__ = ["Request", "Response", "Timings", "check_priority", "make_request", "make_response", "with_deadline"]
 
 
 class Request:
@@ -224,6 +224,21 @@ def make_request(
     request = Request.__new__(Request)
     request._fill(inputs, deadline_ns, priority, stream_id, tenant, subject, tags, key, store)
     return request
+
+
+def with_deadline(request: Request, deadline_ns: int | None) -> Request:
+    """Return a copy with another deadline; for compiled callers, as a stack does it for most requests."""
+    return make_request(
+        request.inputs,
+        deadline_ns,
+        request.priority,
+        request.stream_id,
+        request.tenant,
+        request.subject,
+        request.tags,
+        request.key,
+        request.store,
+    )
 
 
 def make_response(outputs: Any, source: str, timings: Timings | None) -> Response:

@@ -1,5 +1,5 @@
 cimport cython
-from streaminfer._request_cy cimport Request as CRequest, make_request, make_response
+from streaminfer._request_cy cimport Request as CRequest, make_request, make_response, with_deadline
 from streaminfer.batching.queue._ticket_cy cimport Ticket as CTicket
 
 cdef class Chain

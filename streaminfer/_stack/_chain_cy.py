@@ -22,7 +22,7 @@ from asyncio import get_running_loop
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from streaminfer._request_cy import Request, make_request, make_response
+from streaminfer._request_cy import Request, make_request, make_response, with_deadline
 from streaminfer.request import deadline_after
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ class Chain:
         now_ns = self.clock()
         deadline_ns = self._deadline_ns(request.deadline_ns, timeout_s, now_ns)
         if deadline_ns is not request.deadline_ns:
-            request = request.replace(deadline_ns=deadline_ns)
+            request = with_deadline(request, deadline_ns)
         return self._enter(request, now_ns, None)
 
     def begin(self, request: Request, receive: Callable[[Response | None, BaseException | None], None]) -> Passage:
@@ -238,7 +238,7 @@ class Chain:
         now_ns = self.clock()
         deadline_ns = self._deadline_ns(request.deadline_ns, None, now_ns)
         if deadline_ns is not request.deadline_ns:
-            request = request.replace(deadline_ns=deadline_ns)
+            request = with_deadline(request, deadline_ns)
         return self._enter(request, now_ns, receive)
 
     def outputs(self, passage: Passage, outcome: Any) -> Any:

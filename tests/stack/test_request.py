@@ -20,6 +20,26 @@ def module(request, plain):
     return importlib.import_module("streaminfer._request_cy") if request.param == "installed" else plain("_request_cy")
 
 
+def test_copy_with_another_deadline(module):
+    """All other fields stay, as with `replace`."""
+    fields = {
+        "priority": 2,
+        "stream_id": "a",
+        "tenant": "b",
+        "subject": "c",
+        "tags": ("d",),
+        "key": "e",
+        "store": False,
+    }
+    request = module.Request(1.0, deadline_ns=5, **fields)
+
+    for deadline_ns in (7, None):
+        found, same = module.with_deadline(request, deadline_ns), request.replace(deadline_ns=deadline_ns)
+        for name in ("inputs", "deadline_ns", *fields):
+            assert getattr(found, name) == getattr(same, name)
+    assert request.deadline_ns == 5
+
+
 def test_a_request_carries_its_fields(module):
     request = module.Request(
         1.0, deadline_ns=5, priority=-2, stream_id="s", tenant="t", subject="u", tags=["a", "b"], key="k", store=False
