@@ -80,7 +80,8 @@ class Fault:
         way: the way to the server that it needs.
         strike: breaks it.
         mend: makes it work again, and returns when it does.
-        lasts_s: the time between.
+        lasts_s: the time between, at least.
+        is_gentle: the server's answers still pass between two blows.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Fault:
     strike: Callable[[Rig], Awaitable[None]]
     mend: Callable[[Rig], Awaitable[None]]
     lasts_s: float = 0.6
+    is_gentle: bool = False
 
 
 def _on_server(action: Callable[[TritonServer], object]) -> Callable[[Rig], Awaitable[None]]:
@@ -158,7 +160,7 @@ FAULTS = {
             _on_proxy(lambda proxy: _shape(proxy, 0.1, 4000.0)),
             _on_proxy(lambda proxy: _shape(proxy, 0.0, None)),
         ),
-        Fault("connections cut", "proxy", _cut_often, FLOW, lasts_s=0.0),
+        Fault("connections cut", "proxy", _cut_often, FLOW, lasts_s=0.0, is_gentle=True),
         Fault("connections forgotten", "proxy", _on_proxy(Proxy.forget), FLOW),
     )
 }

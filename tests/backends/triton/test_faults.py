@@ -18,8 +18,6 @@ from servers.faults import FAULTS
 import streaminfer as si
 from streaminfer.backends.triton import TritonBackend
 
-# what answers meanwhile: of these faults the server's answers still pass between two blows
-GENTLE = {"connections cut"}
 PATIENCE_S = 60.0
 ON_HTTP = ("port refused", "garbage", "network stalls")
 
@@ -97,7 +95,7 @@ def test_a_server_that_crashed_is_told_from_one_that_was_not_asked_again(fragile
 @pytest.mark.parametrize("name", FAULTS)
 def test_every_request_ends_and_the_server_is_back_by_itself(fragile_triton, name):
     report = strike(name, fragile_triton)
-    if name not in GENTLE:
+    if not FAULTS[name].is_gentle:
         during = report.count("fault", routed=True)
         assert during["local"] > 0
         alone = report.count("fault", routed=False)
