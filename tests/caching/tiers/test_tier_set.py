@@ -244,6 +244,21 @@ def test_functions_and_the_mapping_use_the_tiers_too():
     run(main)
 
 
+@pytest.mark.parametrize("with_tiers", [True, False], ids=["tiers", "memory"])
+@pytest.mark.parametrize("bad", [{"tags": "word"}, {"tags": (1,)}, {"subject": 1}], ids=["word", "number", "subject"])
+def test_put_through_checks_its_labels(with_tiers, bad):
+    """A string in place of several tags is an error, and not a tag for each of its letters."""
+
+    async def main(loop):
+        disk = ScriptedTier(loop.clock)
+        async with cache_of(loop, *[disk] * with_tiers) as cache:
+            with pytest.raises(TypeError, match=r"tags|subject"):
+                await cache.put_through("k", 1, **bad)
+        assert (len(cache), disk.held) == (0, {})
+
+    run(main)
+
+
 def test_a_policy_decides_where_an_answer_may_lie_and_for_how_long():
     async def main(loop):
         log = RetentionLog()
