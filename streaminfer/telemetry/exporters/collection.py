@@ -1,6 +1,7 @@
 """Collection of all that stacks measure, as families of samples, whatever the format they are exported in."""
 
 import itertools
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from streaminfer.telemetry.exporters.histogram_points import Exemplar, Histogram
 from streaminfer.telemetry.exporters.metric import Metric
 from streaminfer.telemetry.exporters.names import INNER, LABELED, LATENCY, METRICS, SHARED, STACK_STATE
 from streaminfer.telemetry.exporters.opentelemetry.tracing_statistics import TracingStatistics
+from streaminfer.telemetry.families.routes import OTHER
 from streaminfer.telemetry.services import walk
 from streaminfer.telemetry.statistics import TelemetryStatistics
 from streaminfer.telemetry.telemetry import Telemetry
@@ -20,7 +22,6 @@ __all__ = ["MAX_LABEL_VALUES", "OTHER", "Collection", "Labels", "Sample"]
 MAX_LABEL_VALUES = 64
 """Most values of a label that a program's words fill, such as the class of an error; later ones share one series."""
 
-OTHER = "other"
 _MAX_LABEL_LENGTH = 128
 
 Labels = tuple[tuple[str, str], ...]
@@ -176,4 +177,9 @@ def _bounded(values: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _text(name: object) -> str:
-    return str(name)[:_MAX_LABEL_LENGTH]
+    """Return a value of a label: text that UTF-8 has, of bounded length, and another one for another name."""
+    text = str(name).encode("utf-8", "backslashreplace").decode()
+    if len(text) <= _MAX_LABEL_LENGTH:
+        return text
+    digest = f"~{zlib.crc32(text.encode()):08x}"
+    return text[: _MAX_LABEL_LENGTH - len(digest)] + digest

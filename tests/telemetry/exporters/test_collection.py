@@ -277,6 +277,29 @@ def test_words_of_the_program_are_bounded():
     assert sum(found.values()) == MAX_LABEL_VALUES + 10
 
 
+@pytest.mark.parametrize(
+    "tenants",
+    [("\ud800", "\udfff", "\\ud800?"), ("x" * 128 + "a", "x" * 128 + "b", "x" * 128)],
+    ids=["surrogates", "long"],
+)
+def test_label_is_text_of_its_own(tenants):
+    """Whatever a client calls itself, UTF-8 has its label, which is short and no other client's."""
+    telemetry = si.Telemetry("faces", labels=("tenant",))
+
+    async def main(loop):
+        async with si.Stack(
+            telemetry, ScriptedBackend(then=lambda batch: list(batch.inputs)), clock=loop.clock
+        ) as stack:
+            for tenant in tenants:
+                await stack(1.0, tenant=tenant)
+            return collect(stack)
+
+    found = [dict(labels)["tenant"] for (name, labels) in run(main) if name == "streaminfer_requests_labeled_total"]
+
+    assert len({text.encode() for text in found}) == len(tenants)
+    assert max(map(len, found)) <= 128
+
+
 def test_unknown_values_are_left_out():
     """NaN and None are no samples, infinity is one."""
     hedge = si.Hedge()
