@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from streaminfer._internal.locking import is_atomic
-from streaminfer.caching import EdgeCache
+from streaminfer.caching import EdgeCache, expiry
 from streaminfer.caching._locking import guarded, guarded_mapping
 from streaminfer.caching.table._mapping_cy import TableMapping
 from streaminfer.caching.table._table_cy import EdgeTable
@@ -338,6 +338,28 @@ def test_the_thread_frees_entries_of_an_idle_cache():
     del value
     assert gone.wait(timeout=60)
     assert cache.statistics().expired == 1
+
+
+def test_the_thread_that_cannot_start_is_started_later(monkeypatch):
+    """A process without a thread to spare stores values all the same, and frees them once it has one."""
+    gone = threading.Event()
+
+    class Value:
+        pass
+
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(expiry, "THREAD", expiry.ExpiryThread())
+    cache = EdgeCache(ttl_s=0.01)
+    value = Value()
+    weakref.finalize(value, gone.set)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        cache["k"] = value
+    del value
+    cache["later"] = 1
+    assert gone.wait(timeout=60)
 
 
 def test_the_thread_keeps_no_cache_alive():
