@@ -33,7 +33,7 @@ import numpy as np
 from streaminfer._internal.loading.extras import require
 from streaminfer.errors import StreamInferError
 
-__all__ = ["RECORD_MARK", "CorruptRecord", "decode", "encode", "first_value"]
+__all__ = ["HEAD_AT", "RECORD_MARK", "CorruptRecord", "decode", "encode", "first_value"]
 
 _MAGIC = b"si-ser"
 _VERSION = 2
@@ -41,6 +41,8 @@ _HEADER = struct.Struct("<6sHQQ")
 _LENGTH = struct.Struct("<Q")
 RECORD_MARK = _HEADER.pack(_MAGIC, _VERSION, 0, 0)[:8]
 """The bytes that each record begins with."""
+HEAD_AT = _HEADER.size + _LENGTH.size
+"""Where the head of a record begins, whose first line has the first value."""
 _ALIGNED = 16
 _DEEPEST = 64
 _PLAIN_INTS = 2**63  # JSON reads larger ones slowly, or not at all
@@ -125,7 +127,7 @@ def first_value(data: Buffer) -> Any:
     Returns:
         The value; ``None``: these bytes do not hold it.
     """
-    line, end, _ = bytes(data[_HEADER.size + _LENGTH.size :]).partition(b"\n")
+    line, end, _ = bytes(data[HEAD_AT:]).partition(b"\n")
     try:
         return json.loads(str(line, "utf-8", "surrogatepass")) if end and data[:8] == RECORD_MARK else None
     except (ValueError, RecursionError):  # no record, or not all of its beginning
