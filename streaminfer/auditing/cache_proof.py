@@ -176,8 +176,8 @@ class _Judge:
         workers = () if cache.tiers is None else cache.tiers.workers
         self.tier_now_ns = {id(worker.tier): worker.tier.wall_clock() for worker in workers}
         self.wall_ns = time.time_ns()
-        policies = () if self._policy is None else (self._policy, *self._policy.classes.values())
-        self.longest_s = max((policy.max_age_s for policy in policies), default=float("inf"))
+        rules = () if self._policy is None else self._policy.rules
+        self.longest_s = max((rule.max_age_s for rule in rules), default=float("inf"))
         self._subject_ages: dict[str, int] = {}
         self._tag_ages: dict[str, int] = {}
         self._names: dict[str, str] = {}
