@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import attrs
 
+from streaminfer._internal.error_log import ErrorLog
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer.telemetry.exporters.histogram_points import Exemplar, HistogramPoint, HistogramReader
 from streaminfer.telemetry.exporters.metric import Metric
@@ -23,6 +24,7 @@ MAX_LABEL_VALUES = 64
 """Most values of a label that a program's words fill, such as the class of an error; later ones share one series."""
 
 _MAX_LABEL_LENGTH = 128
+_FAILURES = ErrorLog("streaminfer.telemetry")
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -69,7 +71,11 @@ class Collection:
             if state:
                 self._read(_State(state), (STACK_STATE,), (("service", service), ("layer", place)))
                 continue  # its statistics are those of its layers
-            snapshot = self._telemetry(part) if isinstance(part, Telemetry) else node.statistics()
+            try:
+                snapshot = self._telemetry(part) if isinstance(part, Telemetry) else node.statistics()
+            except Exception as error:  # noqa: BLE001 - logged; a layer of a user's must not cost the others' metrics
+                _FAILURES.report(f"service {service!r}: statistics() of {place or type(part).__name__}", error)
+                continue
             if isinstance(snapshot, TracingStatistics):
                 exemplars += snapshot.exemplars
             if isinstance(snapshot, Snapshot):

@@ -253,6 +253,20 @@ def test_session_is_found_with_its_stack_by_reason_and_stream():
         assert {dict(labels)["service"] for _, labels in found} == {"cameras"}
 
 
+def test_part_that_fails_costs_no_other_its_metrics(tmp_path, caplog):
+    """What raises in place of statistics is left out of each scrape, and logged once."""
+    telemetry = si.Telemetry("left in the lurch")
+    workers = si.telemetry.WorkerHistograms(tmp_path, telemetry.histograms, name="closed workers")
+    workers.close()
+
+    scrapes = [collect(telemetry, workers) for _ in range(2)]
+
+    for found in scrapes:
+        assert {dict(labels)["service"] for _, labels in found} == {"left in the lurch"}
+    (record,) = caplog.records
+    assert "service 'closed workers': statistics() of WorkerHistograms failed: RuntimeError" in record.getMessage()
+
+
 def test_services_with_one_name_are_told_apart():
     """The second of a name has a number; without a telemetry the class is the name."""
     stacks = [si.Telemetry("a"), si.Telemetry("a"), si.Telemetry(), si.CircuitBreaker(name="b")]
