@@ -135,29 +135,25 @@ class Telemetry(StackClock):
     @property
     def histograms(self) -> Mapping[str, LatencyHistogram]:
         """The histograms that it records into, from its start on, by name: the latency and its parts."""
-        return dict(zip(("latency", "queue", "assembly", "inference", "delivery"), self._histograms, strict=True))
+        from streaminfer.telemetry.statistics import HISTOGRAMS  # noqa: PLC0415 - serving does not need it
+
+        return dict(zip(HISTOGRAMS, self._histograms, strict=True))
 
     def live_statistics(self) -> "TelemetryStatistics":
         """A snapshot since the start whose histograms go on: for exporters, which read them at once."""
         return self._totals(live=True)
 
     def _totals(self, *, live: bool = False) -> "TelemetryStatistics":
-        from streaminfer.telemetry.statistics import TelemetryStatistics  # noqa: PLC0415 - serving does not need it
+        from streaminfer.telemetry.statistics import TelemetryStatistics  # noqa: PLC0415 - likewise
 
         degraded = self._recorder.degraded  # before the histogram, which counts a response last
-        latency, queue, assembly, inference, delivery = (
-            histogram if live else histogram.copy() for histogram in self._histograms
-        )
-        in_flight, outcomes = self._counts(degraded, latency.count)
+        histograms = {name: it if live else it.copy() for name, it in self.histograms.items()}
+        in_flight, outcomes = self._counts(degraded, histograms["latency"].count)
         return TelemetryStatistics(
             name=self.name,
             in_flight=in_flight,
             outcomes=outcomes,
-            latency=latency,
-            queue=queue,
-            assembly=assembly,
-            inference=inference,
-            delivery=delivery,
+            **histograms,
             batch_sizes=dict(sorted(self._recorder.batch_sizes.items())),
             recent=None if live or self.recent is None else self.recent.snapshot(),
             server_parts=self._server_parts(),

@@ -10,6 +10,7 @@ from streaminfer.protocols import name_of
 from streaminfer.telemetry.live_page.panels import LIVE, PANELS, Numbers, reader_of, slo_numbers, table
 from streaminfer.telemetry.live_page.recent_tail import RecentTail
 from streaminfer.telemetry.services import Found, walk
+from streaminfer.telemetry.statistics import PARTS
 from streaminfer.telemetry.telemetry import Telemetry
 
 __all__ = ["ServiceReader"]
@@ -17,7 +18,6 @@ __all__ = ["ServiceReader"]
 _LABELS_PER_PANEL = 12
 _LABELS_OF_TABLE = 200
 _SHARES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
-_PARTS = ("queue", "assembly", "inference", "delivery")
 _WINDOW_S = 10.0
 _WHOLE_NS = 2_000_000_000
 """How often layers are looked for, and figures read that are in no chart or change slowly."""
@@ -115,7 +115,7 @@ class ServiceReader:
             seconds = recent[0].quantiles([*_SHARES.values()], now_ns)
             yield "tail", dict(zip(_SHARES, seconds, strict=True))
         if whole:
-            parts = zip(_PARTS, recent[1:], histograms[1:], strict=True)
+            parts = zip(PARTS, recent[1:], histograms[1:], strict=True)
             yield "parts", {part: tail.quantiles([0.99], now_ns)[0] for part, tail, of in parts if of.count}
             if telemetry.slo is not None:
                 yield from slo_numbers(telemetry.slo.statistics())
