@@ -172,7 +172,7 @@ class _Encoder:
 
     def _array(self, value: Any, where: str) -> tuple[Any, ...]:
         described = None if _bears_metadata(value.dtype) else _described(value.dtype)
-        if described is None:
+        if described is None or _would_be_cut(value):
             raise TypeError(_refusal(where, value))
         fortran = value.ndim > 1 and value.flags.f_contiguous and not value.flags.c_contiguous
         start = 0
@@ -229,6 +229,12 @@ def _bears_metadata(dtype: np.dtype[Any]) -> bool:
     if dtype.subdtype is not None:
         inner.append(dtype.base)
     return bool(dtype.metadata) or any(map(_bears_metadata, inner))
+
+
+def _would_be_cut(value: Any) -> bool:
+    """Return whether this is a scalar of text that ends with zeros, which an array does not have."""
+    is_cut: bool = isinstance(value, np.bytes_) and value.endswith(b"\0")
+    return is_cut or (isinstance(value, np.str_) and value.endswith("\0"))
 
 
 @functools.lru_cache(maxsize=256)
