@@ -57,6 +57,14 @@ class Collection:
         self._visited: set[int] = set()
         self._shared: set[tuple[str, str]] = set()
 
+    @classmethod
+    def of(cls, services: Iterable[tuple[str, Sequence[Any]]], reader: HistogramReader | None) -> "Collection":
+        """Return the samples of all parts of services, which `name_services` has named."""
+        collection = cls(reader)
+        for service, parts in services:
+            collection.add(service, parts)
+        return collection
+
     def add(self, service: str, parts: Sequence[Any]) -> None:
         """Read every part of a service.
 
