@@ -2,7 +2,6 @@
 
 import asyncio
 import functools
-import inspect
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Any, overload
 from streaminfer._internal.listeners import LISTENER_ERRORS, ListenerFailures
 from streaminfer._internal.validation import check_instance, expected
 from streaminfer._runtime.stack_clock import StackClock
-from streaminfer.protocols import Clock, P, R, Service, adapt, is_backend, is_service
+from streaminfer._runtime.wrapped_kind import kind_of
+from streaminfer.protocols import Clock, P, R, Service, adapt
 from streaminfer.telemetry._recorded_service_cy import RecordedService
 from streaminfer.telemetry._recorder_cy import Recorder
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
@@ -97,20 +97,19 @@ class Telemetry(StackClock):
             inner: a service, or a sync or async function, which stays one.
 
         Raises:
-            TypeError: a backend, whose batches are no requests: stand outside the batcher; or a function, though there
-                are labels, which only requests have.
+            TypeError: a backend, whose batches are no requests: stand outside the batcher; a generator function, whose
+                call ends before its work begins; or a function, though there are labels, which only requests have.
         """
-        if is_service(inner):
+        kind = kind_of(inner)
+        if kind == "service":
             service = RecordedService(self, inner) if self._labeled is None else self._labeled.service(self, inner)
             self._services.add(service)
             return service
-        if is_backend(inner) or not callable(inner):
+        if kind == "backend":
             raise TypeError(expected("inner", "a service (outside the batcher) or a function", inner))
         if self._labeled is not None:
             raise TypeError(expected("inner", "a service, since a function has no labels", inner))
-        if inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(type(inner).__call__):
-            return self._wrap_async(inner)
-        return self._wrap_sync(inner)
+        return self._wrap_async(inner) if kind == "async function" else self._wrap_sync(inner)
 
     def statistics(self) -> "TelemetryStatistics":
         """A frozen snapshot, with copies of the histograms."""
