@@ -129,7 +129,7 @@ class WorkerHistograms:
         self._replace(f"{self._file}.hlog", lines)
 
     async def keep_published(self, every_s: float = 1.0) -> None:
-        """Publish again and again, until cancelled, and then once more.
+        """Publish again and again, until cancelled, and then once more, unless :meth:`close` did.
 
         Args:
             every_s: seconds between two files.
@@ -140,7 +140,8 @@ class WorkerHistograms:
                 self.publish()
                 await asyncio.sleep(every_s)
         finally:
-            self.publish()
+            if self._lock >= 0:
+                self.publish()
 
     def merge(self) -> dict[str, LatencyHistogram]:
         """Return what all workers have counted: this one up to now, others up to their last file.

@@ -219,6 +219,21 @@ def test_it_is_kept_published_until_cancelled(tmp_path):
     other.close()
 
 
+def test_a_cancelled_task_has_nothing_to_publish_once_they_are_closed(tmp_path):
+    """A shutdown may cancel the task and close at once, without waiting for it in between."""
+    _, workers = make(tmp_path)
+
+    async def main():
+        task = asyncio.ensure_future(workers.keep_published(1e9))
+        await asyncio.sleep(0)
+        task.cancel()
+        workers.close()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     ("histograms", "error"),
     [({}, TypeError), (3, TypeError), ({"a": 3}, TypeError), ({"a b": LatencyHistogram()}, ValueError)],
