@@ -112,8 +112,9 @@ class ServiceReader:
             seconds = recent[0].quantiles([*_SHARES.values()], now_ns)
             yield "tail", dict(zip(_SHARES, seconds, strict=True))
         if whole:
-            parts = zip(PARTS, recent[1:], histograms[1:], strict=True)
-            yield "parts", {part: tail.quantiles([0.99], now_ns)[0] for part, tail, of in parts if of.count}
+            seconds = [tail.quantiles([0.99], now_ns)[0] for tail in recent[1:]]
+            parts = zip(PARTS, seconds, histograms[1:], strict=True)
+            yield "parts", {part: p99 for part, p99, of in parts if of.count}
             if telemetry.slo is not None:
                 yield from slo_numbers(telemetry.slo.statistics())
 
