@@ -463,6 +463,31 @@ def test_a_tier_that_runs_out_of_its_own_time_takes_none_from_the_next():
     run(main)
 
 
+def test_a_tier_that_raises_at_each_request_is_logged_once_for_reads_and_once_for_writes(caplog):
+    """A traceback for each request would fill a disk, and cost more than the tier saved."""
+
+    async def main(loop):
+        class Broken(ScriptedTier):
+            async def get(self, key):
+                raise ConnectionError("get")
+
+            async def put(self, key, entry):
+                raise ConnectionError("put")
+
+        async with cache_of(loop, Broken(loop.clock)) as cache:
+            for n in range(5):
+                assert await cache.fetch(f"k{n}") is None
+                assert not await cache.put_through(f"k{n}", n)
+            [seen] = cache.tiers.statistics()
+            return seen.read_timeouts, seen.rejected
+
+    assert run(main) == (5, 5)
+    assert [record.message.partition(" (")[0] for record in caplog.records] == [
+        "a read of the tier disk failed: ConnectionError: get",
+        "a write to the tier disk failed: ConnectionError: put",
+    ]
+
+
 def test_a_stale_answer_does_not_outlive_its_time_while_slower_tiers_are_asked():
     async def main(loop):
         disk, redis = ScriptedTier(loop.clock), ScriptedTier(loop.clock, "redis")

@@ -1197,3 +1197,16 @@ def test_an_erased_answer_is_not_kept_by_the_context_of_its_computation():
         await asyncio.sleep(0.1)
 
     on_loop(play)
+
+
+def test_results_that_cannot_be_weighed_are_returned_and_logged_once(caplog):
+    class Odd:
+        def __sizeof__(self):
+            raise RuntimeError("no size")
+
+    cache = si.EdgeCache(max_bytes=1000)
+    compute = cache.wrap(lambda _: Odd())
+    assert [type(compute(n)) for n in range(5)] == [Odd] * 5
+    assert (len(cache), cache.statistics().flights.not_stored) == (0, 5)
+    [record] = caplog.records
+    assert record.message.startswith("storing a result failed: RuntimeError: no size")
