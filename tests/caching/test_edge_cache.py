@@ -377,3 +377,11 @@ def test_entries_are_not_walked_by_the_collector():
     cache["k"] = marker
     held_by = [type(it) for it in gc.get_referrers(marker) if it is not sys._getframe()]
     assert (list in held_by) is not ATOMIC
+
+
+def test_the_hit_rate_is_the_share_of_lookups_that_found_something(clock):
+    cache = EdgeCache(clock=clock)
+    assert np.isnan(cache.statistics().hit_rate)
+    cache["a"] = 1
+    assert [cache.get(key) for key in ("a", "a", "b", "a")] == [1, 1, None, 1]
+    assert cache.statistics().hit_rate == 0.75
