@@ -36,11 +36,10 @@ if TYPE_CHECKING:
         testing,
     )
     from streaminfer._warmup import warmup
-    from streaminfer.auditing.cache_proof import Proof
+    from streaminfer.auditing.cache_proof import Proof, prove
     from streaminfer.auditing.checklist import privacy_checklist
     from streaminfer.auditing.processing_record import record_of_processing
     from streaminfer.auditing.stack_audit import audit
-    from streaminfer.auditing.stack_proof import prove
     from streaminfer.backends import CpuBackend, OnnxBackend, TritonBackend
     from streaminfer.batching import AdaptiveBatcher, Device
     from streaminfer.blocking import BlockingStack
@@ -173,7 +172,7 @@ _HOMES = {
     "audit": "auditing.stack_audit",
     "content_key": "caching",
     "privacy_checklist": "auditing.checklist",
-    "prove": "auditing.stack_proof",
+    "prove": "auditing.cache_proof",
     "record_of_processing": "auditing.processing_record",
     "simulate": "simulation",
     "warmup": "_warmup",

@@ -1,4 +1,4 @@
-"""`Proof`: what is left of erased subjects and of expired answers, found by looking and not by indices.
+"""`prove`: what is left of erased subjects and of expired answers, found by looking and not by indices.
 
 **What counts as a remain.** An entry, or the readable beginning of its record, that matches an erasure (its subject's
 keyed hash, or its tag, stands in the retention log) and was computed before it; or that is older than the policy
@@ -27,14 +27,17 @@ from typing import Any
 import attrs
 
 from streaminfer._internal.snapshot import Snapshot
+from streaminfer._internal.validation import expected
+from streaminfer.auditing.traversal import is_a, walk
 from streaminfer.caching.edge_cache import EdgeCache
 from streaminfer.caching.table._slots_cy import NEVER
 from streaminfer.caching.tiers.encryption import StoredKeys
 from streaminfer.caching.tiers.protocol import Entry, Tier
 from streaminfer.compliance.retention_log import RetentionLog
 from streaminfer.http_edge.nginx_folder import NginxFolder
+from streaminfer.stack import Stack
 
-__all__ = ["Proof", "Remain", "prove_caches"]
+__all__ = ["Proof", "Remain", "prove", "prove_caches"]
 
 _EXPIRY_NS = 250_000_000
 _SERVER_BOUND_S = 1.0
@@ -92,6 +95,30 @@ class Proof(Snapshot):
         details = [f"{it.count} in {it.place}{f' ({it.where})' if it.where else ''}: {it.why}" for it in self.remains]
         details += [f"{count} in {place}: held" for place, count in self.held.items()]
         return "\n".join([f"proof: {'nothing remains' if self.ok else 'REMAINS'}; {counts}", *details])
+
+
+def prove(stack: Stack, *, http_caches: Iterable[NginxFolder] = ()) -> Proof:
+    """Look for remains of erased subjects and of expired answers, in every place that a stack writes to.
+
+    It reads memory, raw bytes of files and every key of servers; it changes nothing. It blocks, about a second for
+    1 GB of disk tier, and may be called in any thread, of a stack that runs or does not: beside a serving event loop,
+    use ``await asyncio.to_thread(si.prove, stack)``.
+
+    Args:
+        stack: the stack; nested stacks, routes and replicas are looked into.
+        http_caches: folders of HTTP caches in front of the process.
+
+    Returns:
+        Counts by place, each of which must be zero.
+
+    Raises:
+        TypeError: no `Stack`.
+        BackendError: a medium or the retention log cannot be read, so nothing is proven.
+    """
+    if not is_a(stack, Stack):
+        raise TypeError(expected("stack", "a Stack", stack))
+    caches = [found.thing for found in walk(stack) if is_a(found.thing, EdgeCache)]
+    return prove_caches(caches, http_caches=http_caches)
 
 
 def prove_caches(caches: Iterable[EdgeCache], *, http_caches: Iterable[NginxFolder] = ()) -> Proof:
@@ -176,8 +203,8 @@ class _Judge:
         workers = () if cache.tiers is None else cache.tiers.workers
         self.tier_now_ns = {id(worker.tier): worker.tier.wall_clock() for worker in workers}
         self.wall_ns = time.time_ns()
-        policies = () if self._policy is None else (self._policy, *self._policy.classes.values())
-        self.longest_s = max((policy.max_age_s for policy in policies), default=float("inf"))
+        rules = () if self._policy is None else self._policy.rules
+        self.longest_s = max((rule.max_age_s for rule in rules), default=float("inf"))
         self._subject_ages: dict[str, int] = {}
         self._tag_ages: dict[str, int] = {}
         self._names: dict[str, str] = {}

@@ -141,8 +141,7 @@ def _categories(where: str, cache: EdgeCache) -> Iterable[tuple[str, str, float 
         freshness = cache.freshness
         kept_s = None if freshness.ttl_s is None else freshness.ttl_s + freshness.stale_s
         return [(where, "all answers", kept_s, 0.0)]
-    rules = [policy.rule(()), *(policy.rule((name,)) for name in sorted(policy.classes))]
-    return [(where, it.data_class or "all others", it.max_age_s, it.min_age_s) for it in rules]
+    return [(where, it.data_class or "all others", it.max_age_s, it.min_age_s) for it in policy.rules]
 
 
 def _places(where: str, cache: EdgeCache) -> Sequence[tuple[str, str, bool, bool, bool]]:

@@ -201,8 +201,9 @@ def _check_age(cache: EdgeCache, policy: Retention | None, where: str) -> Iterat
     ttl_s, stale_s = freshness.ttl_s, freshness.stale_s
     kept_s = None if ttl_s is None else ttl_s + stale_s
     if policy is not None:
-        rules = [("", policy), *((f", {name!r} ", rule) for name, rule in sorted(policy.classes.items()))]
-        longest = "".join(f"{name}{format_duration(rule.max_age_s)}" for name, rule in rules)
+        default, *others = policy.rules
+        classes = "".join(f", {it.data_class!r} {format_duration(it.max_age_s)}" for it in others)
+        longest = f"{format_duration(default.max_age_s)}{classes}"
         yield _ok("max-age", where, f"the policy keeps nothing longer than {longest}")
         shortest_s = policy.shortest_s
         if kept_s is None or kept_s <= shortest_s:
@@ -291,7 +292,7 @@ def _check_residual(policy: Retention, where: str) -> Iterator[Finding]:
 
 
 def _check_min_age(policy: Retention, tiers: Sequence[Any], where: str) -> Iterator[Finding]:
-    for rule in (policy.rule(()), *(policy.rule((name,)) for name in sorted(policy.classes))):
+    for rule in policy.rules:
         if rule.min_age_s:
             named = f"class {rule.data_class!r}" if rule.data_class else "the default class"
             what = f"{named} must be kept for at least {format_duration(rule.min_age_s)}"
@@ -332,9 +333,8 @@ def _check_tier(tier: Any, policy: Retention | None, owned: Counter[str], where:
     if policy is not None:
         on_disk, shared = read(tier, "on_disk") is True, read(tier, "shared") is True
         plain = _PlainTier(on_disk, shared)
-        rules = [policy.rule(()), *(policy.rule((name,)) for name in sorted(policy.classes))]
-        barred = [rule.data_class for rule in rules if not rule.permits(plain)]
-        if len(barred) == len(rules):
+        barred = [rule.data_class for rule in policy.rules if not rule.permits(plain)]
+        if len(barred) == len(policy.rules):
             return _ok("tier", where, "not encrypted, and the policy keeps nothing there")
     never = f"; never kept there: {', '.join(repr(name) if name else 'the default class' for name in barred)}"
     what = "not encrypted" + (never if barred else "")

@@ -33,7 +33,7 @@ import numpy as np
 from streaminfer._internal.loading.extras import require
 from streaminfer.errors import StreamInferError
 
-__all__ = ["RECORD_MARK", "CorruptRecord", "decode", "encode", "first_value"]
+__all__ = ["HEAD_AT", "RECORD_MARK", "CorruptRecord", "decode", "encode", "first_value"]
 
 _MAGIC = b"si-ser"
 _VERSION = 2
@@ -41,6 +41,8 @@ _HEADER = struct.Struct("<6sHQQ")
 _LENGTH = struct.Struct("<Q")
 RECORD_MARK = _HEADER.pack(_MAGIC, _VERSION, 0, 0)[:8]
 """The bytes that each record begins with."""
+HEAD_AT = _HEADER.size + _LENGTH.size
+"""Where the head of a record begins, whose first line has the first value."""
 _ALIGNED = 16
 _DEEPEST = 64
 _PLAIN_INTS = 2**63  # JSON reads larger ones slowly, or not at all
@@ -125,7 +127,7 @@ def first_value(data: Buffer) -> Any:
     Returns:
         The value; ``None``: these bytes do not hold it.
     """
-    line, end, _ = bytes(data[_HEADER.size + _LENGTH.size :]).partition(b"\n")
+    line, end, _ = bytes(data[HEAD_AT:]).partition(b"\n")
     try:
         return json.loads(str(line, "utf-8", "surrogatepass")) if end and data[:8] == RECORD_MARK else None
     except (ValueError, RecursionError):  # no record, or not all of its beginning
@@ -170,7 +172,7 @@ class _Encoder:
 
     def _array(self, value: Any, where: str) -> tuple[Any, ...]:
         described = None if _bears_metadata(value.dtype) else _described(value.dtype)
-        if described is None:
+        if described is None or _would_be_cut(value):
             raise TypeError(_refusal(where, value))
         fortran = value.ndim > 1 and value.flags.f_contiguous and not value.flags.c_contiguous
         start = 0
@@ -227,6 +229,12 @@ def _bears_metadata(dtype: np.dtype[Any]) -> bool:
     if dtype.subdtype is not None:
         inner.append(dtype.base)
     return bool(dtype.metadata) or any(map(_bears_metadata, inner))
+
+
+def _would_be_cut(value: Any) -> bool:
+    """Return whether this is a scalar of text that ends with zeros, which an array does not have."""
+    is_cut: bool = isinstance(value, np.bytes_) and value.endswith(b"\0")
+    return is_cut or (isinstance(value, np.str_) and value.endswith("\0"))
 
 
 @functools.lru_cache(maxsize=256)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, overload
 from streaminfer._internal.validation import check_count, check_instance, check_secret, expected
 from streaminfer.caching._locking import guarded_mapping
 from streaminfer.caching.defensive_copy import freeze
-from streaminfer.caching.freshness import Freshness, duration_ns
+from streaminfer.caching.freshness import Freshness, duration_ns, labels_of
 from streaminfer.caching.memory import IS_ATOMIC, MAX_BYTES, CacheEvent, CacheStatistics, Memory
 from streaminfer.caching.table._entries_cy import NO_LIMIT
 from streaminfer.caching.table._mapping_cy import TableMapping
@@ -353,9 +353,10 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
             had before; other processes that read the tier may still see it.
         """
         _check_key(key)
+        about: Any = labels_of(subject, tags) or (None, ())
         if self.tiers is None:
-            return self._memory.put(key, freeze(value), ttl_s, (subject, tags))
-        return await self.tiers.put_through(key, freeze(value), ttl_s, (subject, tuple(tags)))
+            return self._memory.put(key, freeze(value), ttl_s, about)
+        return await self.tiers.put_through(key, freeze(value), ttl_s, about)
 
     async def delete(self, key: str | bytes) -> bool:
         """Remove what memory and the tiers have of a key: fresh, stale or a failure.

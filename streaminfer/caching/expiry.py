@@ -46,14 +46,18 @@ class ExpiryThread:
         self._running = False
 
     def wake(self, memory: Memory) -> None:
-        """Have it look at a memory at its ``wake_ns``; it starts if it does not run."""
+        """Have it look at a memory at its ``wake_ns``; it starts if it does not run, and if it can."""
         self._memories.add(weakref.ref(memory))
         self._told.put(None)
         if not self._running:
             with self._starting:
                 if not self._running:
-                    self._running = True
-                    threading.Thread(target=self._run, name="streaminfer-expiry", daemon=True).start()
+                    thread = threading.Thread(target=self._run, name="streaminfer-expiry", daemon=True)
+                    try:
+                        thread.start()
+                        self._running = True
+                    except RuntimeError:  # no more threads, or the interpreter ends: the next store wakes it again
+                        memory.wake_ns = NEVER
 
     def _run(self) -> None:
         while True:

@@ -200,14 +200,19 @@ class Retention:
         )
 
     @property
+    def rules(self) -> tuple[Rule, ...]:
+        """The default rule, and that of each class in the order of their names."""
+        return (self.rule(()), *(self.rule((name,)) for name in sorted(self.classes)))
+
+    @property
     def shortest_s(self) -> float:
         """The smallest of all maximum ages."""
-        return min(self.max_age_s, *(policy.max_age_s for policy in self.classes.values()), LONGEST_S)
+        return min(rule.max_age_s for rule in self.rules)
 
     @property
     def has_min_age(self) -> bool:
         """True if anything must be kept for some time."""
-        return any(policy.min_age_s for policy in (self, *self.classes.values()))
+        return any(rule.min_age_s for rule in self.rules)
 
     def check_tier(self, name: str, storage: StorageTraits) -> None:
         """Check that the default class can be stored on a tier where it is allowed to be.

@@ -196,7 +196,7 @@ def build_report(
     holds = recorded.holds
     return RetentionReport(
         at_ns=time.time_ns() if at_ns is None else at_ns,
-        rules=(policy.rule(()), *(policy.rule((name,)) for name in sorted(policy.classes))),
+        rules=policy.rules,
         holdings=tuple(_judged(policy, it, bounds, bool(holds)) for it in sorted(inventory, key=lambda it: it[:2])),
         totals=tuple(sorted(recorded.totals(), key=lambda it: (it.action, it.where, it.data_class))),
         erasures=tuple(event for event in recorded.events if event.action == "erased"),

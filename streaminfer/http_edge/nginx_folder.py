@@ -3,16 +3,17 @@
 import os
 import re
 from collections.abc import Iterator
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 from streaminfer._internal.validation import check_duration
+from streaminfer.compliance.every_file import every_file
 from streaminfer.errors import BackendError
+from streaminfer.http_edge.http_dates import parse_http_date
 
 __all__ = ["NginxFolder"]
 
 _HEAD = 64 * 1024
-_DATE = re.compile(rb"\r\ndate: *([^\r]+)\r", re.IGNORECASE)
+_DATE = re.compile(rb"\r\ndate: *([^\r]+)", re.IGNORECASE)
 _PRIVATE = re.compile(rb"\r\ncache-control: *[^\r]*\b(private|no-store)\b", re.IGNORECASE)
 
 
@@ -42,12 +43,11 @@ class NginxFolder:
             max_age_s: what the retention policy allows.
 
         Raises:
-            BackendError: the folder cannot be read.
+            BackendError: the folder is missing, or something in it cannot be read.
         """
         try:
-            for path in sorted(self.path.rglob("*")):
-                if path.is_file():
-                    yield from self._judge(path, now_s, max_age_s)
+            for path in every_file(self.path):
+                yield from self._judge(path, now_s, max_age_s)
         except OSError as error:
             raise BackendError(f"the HTTP cache in {self.path} cannot be read: {error}") from error
 
@@ -60,7 +60,8 @@ class NginxFolder:
             return
         fields = head.partition(b"\r\n\r\n")[0]
         date = _DATE.search(fields)
-        written_s = parsedate_to_datetime(date[1].decode("latin-1")).timestamp() if date else modified_s
+        dated_s = parse_http_date(date[1].decode("latin-1").strip(), int(now_s)) if date else None
+        written_s = modified_s if dated_s is None else dated_s
         if _PRIVATE.search(fields):
             yield path.name, "it holds an answer that no shared cache may keep"
         elif now_s - written_s > max_age_s + self.purge_bound_s:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from streaminfer._internal.validation import expected
-from streaminfer.protocols import adapt, is_backend, is_service
+from streaminfer.protocols import adapt
 from streaminfer.request import Batch, Request
 
-__all__ = ["PLAIN", "exception_classes", "kind_of", "may_repeat", "refuse_awaitable", "refuse_copy", "repeats"]
+__all__ = ["PLAIN", "exception_classes", "may_repeat", "refuse_awaitable", "refuse_copy", "repeats"]
 
 PLAIN = frozenset({type(None), bool, int, float, str, bytes, tuple, list, dict, np.ndarray})
 """Types of results that are certainly not awaitable: to look for ``__await__`` costs a tenth of a microsecond."""
@@ -43,24 +42,6 @@ def exception_classes(
         if not (isinstance(each, type) and issubclass(each, BaseException)):
             raise TypeError(expected(argument, what, each))
     return classes, None
-
-
-def kind_of(inner: Any) -> str:
-    """Return ``"service"``, ``"backend"``, ``"async function"`` or ``"function"``.
-
-    Raises:
-        TypeError: none of these, or a generator function, whose call ends before its work begins.
-    """
-    if is_service(inner):
-        return "service"
-    if is_backend(inner):
-        return "backend"
-    if not callable(inner) or isinstance(inner, type):
-        raise TypeError(expected("inner", "a service, a backend or a function", inner))
-    called = inner if inspect.isroutine(inner) or isinstance(inner, functools.partial) else type(inner).__call__
-    if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
-        raise TypeError(expected("inner", "a function that ends when its work does, not a generator", inner))
-    return "async function" if inspect.iscoroutinefunction(called) else "function"
 
 
 def refuse_awaitable(function: Any, result: Any) -> None:

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 from streaminfer.protocols import Node, adapt, name_of
 from streaminfer.telemetry.telemetry import Telemetry
 
-__all__ = ["Found", "name_services", "walk"]
+__all__ = ["Found", "is_layer", "name_services", "walk"]
+
+_INSIDE = frozenset({"layer", "inner"})
 
 
 class Found(NamedTuple):
@@ -44,13 +46,16 @@ def walk(part: Any, visited: set[int], place: str = "", path: str = "") -> Itera
     node = adapt(part)
     yield Found(part, node, place, path)
     for label, child in node.children.items():
-        kind = type(child).__name__
-        is_inside = label in {"layer", "inner"}
-        step = kind if is_inside else label
-        if is_inside and adapt(child).stack_state:
-            step = ""  # a session in front of a stack leaves its layers the names that they have without it
-        is_layer = is_inside or label.split("#")[0] == kind
-        yield from walk(child, visited, _join(place, step), path if is_layer else _join(path, label))
+        step = label
+        if label in _INSIDE:
+            # a session in front of a stack leaves its layers the names that they have without it
+            step = "" if adapt(child).stack_state else type(child).__name__
+        yield from walk(child, visited, _join(place, step), path if is_layer(node, label) else _join(path, label))
+
+
+def is_layer(parent: Node, label: str) -> bool:
+    """Return whether the label of a child says where it is in a stack, and not what a router calls it."""
+    return label in _INSIDE or parent.stack_state != ""
 
 
 def name_services(parts: Sequence[Any]) -> list[tuple[str, list[Any]]]:

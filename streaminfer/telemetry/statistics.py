@@ -10,9 +10,15 @@ from streaminfer._internal.snapshot import Snapshot
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 from streaminfer.telemetry.objectives.alerts import Alert, Severity
 
-__all__ = ["LabeledStatistics", "SloStatistics", "TelemetryStatistics"]
+__all__ = ["HISTOGRAMS", "PARTS", "LabeledStatistics", "SloStatistics", "TelemetryStatistics"]
 
 K = TypeVar("K")
+
+PARTS = ("queue", "assembly", "inference", "delivery")
+"""Parts of the latency of a request that a batcher served, in the order in which they happen."""
+
+HISTOGRAMS = ("latency", *PARTS)
+"""Histograms of a telemetry."""
 
 
 @attrs.frozen(kw_only=True)
@@ -157,16 +163,13 @@ class TelemetryStatistics(Snapshot):
         """Return what was recorded after ``earlier``, statistics of the same service without a reset in between."""
         before = {each.labels: each for each in earlier.labeled}
         labeled = [each.since(before.get(each.labels)) for each in self.labeled]
+        histograms: dict[str, Any] = {name: getattr(self, name).since(getattr(earlier, name)) for name in HISTOGRAMS}
         return attrs.evolve(
             self,
             labeled=tuple(each for each in labeled if each.requests),
             outcomes=_differences(self.outcomes, earlier.outcomes),
             batch_sizes=_differences(self.batch_sizes, earlier.batch_sizes),
-            latency=self.latency.since(earlier.latency),
-            queue=self.queue.since(earlier.queue),
-            assembly=self.assembly.since(earlier.assembly),
-            inference=self.inference.since(earlier.inference),
-            delivery=self.delivery.since(earlier.delivery),
+            **histograms,
         )
 
     @property
@@ -200,12 +203,7 @@ class TelemetryStatistics(Snapshot):
 
     def parts(self) -> Mapping[str, LatencyHistogram]:
         """Return the parts of the latency in the order in which they happen."""
-        return {
-            "queue": self.queue,
-            "assembly": self.assembly,
-            "inference": self.inference,
-            "delivery": self.delivery,
-        }
+        return {name: getattr(self, name) for name in PARTS}
 
     def plot(self, ax: Any = None) -> Any:
         """Draws the latency and its parts: median, 99th and 99.9th percentile and maximum of each.

@@ -2,7 +2,6 @@
 
 import asyncio
 import functools
-import inspect
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Any, overload
 from streaminfer._internal.listeners import LISTENER_ERRORS, ListenerFailures
 from streaminfer._internal.validation import check_instance, expected
 from streaminfer._runtime.stack_clock import StackClock
-from streaminfer.protocols import Clock, P, R, Service, adapt, is_backend, is_service
+from streaminfer._runtime.wrapped_kind import kind_of
+from streaminfer.protocols import Clock, P, R, Service, adapt
 from streaminfer.telemetry._recorded_service_cy import RecordedService
 from streaminfer.telemetry._recorder_cy import Recorder
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
@@ -97,20 +97,19 @@ class Telemetry(StackClock):
             inner: a service, or a sync or async function, which stays one.
 
         Raises:
-            TypeError: a backend, whose batches are no requests: stand outside the batcher; or a function, though there
-                are labels, which only requests have.
+            TypeError: a backend, whose batches are no requests: stand outside the batcher; a generator function, whose
+                call ends before its work begins; or a function, though there are labels, which only requests have.
         """
-        if is_service(inner):
+        kind = kind_of(inner)
+        if kind == "service":
             service = RecordedService(self, inner) if self._labeled is None else self._labeled.service(self, inner)
             self._services.add(service)
             return service
-        if is_backend(inner) or not callable(inner):
+        if kind == "backend":
             raise TypeError(expected("inner", "a service (outside the batcher) or a function", inner))
         if self._labeled is not None:
             raise TypeError(expected("inner", "a service, since a function has no labels", inner))
-        if inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(type(inner).__call__):
-            return self._wrap_async(inner)
-        return self._wrap_sync(inner)
+        return self._wrap_async(inner) if kind == "async function" else self._wrap_sync(inner)
 
     def statistics(self) -> "TelemetryStatistics":
         """A frozen snapshot, with copies of the histograms."""
@@ -135,29 +134,25 @@ class Telemetry(StackClock):
     @property
     def histograms(self) -> Mapping[str, LatencyHistogram]:
         """The histograms that it records into, from its start on, by name: the latency and its parts."""
-        return dict(zip(("latency", "queue", "assembly", "inference", "delivery"), self._histograms, strict=True))
+        from streaminfer.telemetry.statistics import HISTOGRAMS  # noqa: PLC0415 - serving does not need it
+
+        return dict(zip(HISTOGRAMS, self._histograms, strict=True))
 
     def live_statistics(self) -> "TelemetryStatistics":
         """A snapshot since the start whose histograms go on: for exporters, which read them at once."""
         return self._totals(live=True)
 
     def _totals(self, *, live: bool = False) -> "TelemetryStatistics":
-        from streaminfer.telemetry.statistics import TelemetryStatistics  # noqa: PLC0415 - serving does not need it
+        from streaminfer.telemetry.statistics import TelemetryStatistics  # noqa: PLC0415 - likewise
 
         degraded = self._recorder.degraded  # before the histogram, which counts a response last
-        latency, queue, assembly, inference, delivery = (
-            histogram if live else histogram.copy() for histogram in self._histograms
-        )
-        in_flight, outcomes = self._counts(degraded, latency.count)
+        histograms = {name: it if live else it.copy() for name, it in self.histograms.items()}
+        in_flight, outcomes = self._counts(degraded, histograms["latency"].count)
         return TelemetryStatistics(
             name=self.name,
             in_flight=in_flight,
             outcomes=outcomes,
-            latency=latency,
-            queue=queue,
-            assembly=assembly,
-            inference=inference,
-            delivery=delivery,
+            **histograms,
             batch_sizes=dict(sorted(self._recorder.batch_sizes.items())),
             recent=None if live or self.recent is None else self.recent.snapshot(),
             server_parts=self._server_parts(),

@@ -1,9 +1,13 @@
 """`si.prove`: it finds every remain that is planted, in each place, and nothing where nothing remains."""
 
 import asyncio
+import email.utils
+import errno
+import os
 import random
 import shutil
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -457,6 +461,44 @@ def test_nginx_folder_is_looked_into(site, tmp_path):
     assert clean.counts["http"] == 0
     assert found.counts["http"] == 2
     assert sorted(it.where for it in found.remains) == ["old", "private"]
+
+
+def test_http_folder_that_is_missing_proves_nothing(site, tmp_path):
+    """A path that was misspelled is an error, and not a clean folder."""
+    with pytest.raises(si.BackendError, match=r"the HTTP cache in .*nginks cannot be read"):
+        site.prove(http_caches=[NginxFolder(tmp_path / "nginks")])
+
+
+@pytest.mark.parametrize("below", ["", "a/bc"], ids=["itself", "inner"])
+@pytest.mark.parametrize("place", ["nginx", "cache"])
+def test_folder_that_cannot_be_read_proves_nothing(site, tmp_path, monkeypatch, place, below):
+    """A folder of another user, as nginx makes its own, is an error, and not a clean one."""
+    forbidden, scandir = tmp_path / place / below, os.scandir
+    for name in ("nginx", "cache"):
+        (tmp_path / name / "a" / "bc").mkdir(parents=True)
+
+    def refuse(path):
+        if Path(path) == forbidden:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(si.BackendError, match="Permission denied"):
+        site.prove(http_caches=[NginxFolder(tmp_path / "nginx")])
+
+
+def test_http_file_is_as_old_as_its_date(site, tmp_path):
+    """A date may be the last field; with one that is none, a file is as old as its medium says, and the proof goes on."""
+    folder = tmp_path / "nginx"
+    long_ago = time.time() - 640
+    _nginx_file(folder, "dated", b"Age: 1\r\nDate: " + email.utils.formatdate(long_ago, usegmt=True).encode())
+    for name in ("new", "old"):
+        _nginx_file(folder, name, b"Date: soon\r\nAge: 1")
+    os.utime(folder / "old", (long_ago, long_ago))
+
+    found = site.prove(http_caches=[NginxFolder(folder, purge_bound_s=30.0)])
+
+    assert [it.where for it in found.remains] == ["dated", "old"]
 
 
 def test_cache_without_a_log_is_proven_by_its_own_erasures(keys, tmp_path):

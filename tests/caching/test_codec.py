@@ -194,6 +194,8 @@ class Color(enum.IntEnum):
         np.zeros(2, np.dtype("f4", metadata={"unit": "m"})),
         np.zeros(2, np.dtype([("a", np.dtype("f4", metadata={"unit": "m"}))])),
         np.dtype("f4"),
+        np.str_("a\0"),
+        np.bytes_(b"a\0"),
         len,
     ],
 )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from streaminfer._internal.locking import is_atomic
-from streaminfer.caching import EdgeCache
+from streaminfer.caching import EdgeCache, expiry
 from streaminfer.caching._locking import guarded, guarded_mapping
 from streaminfer.caching.table._mapping_cy import TableMapping
 from streaminfer.caching.table._table_cy import EdgeTable
@@ -340,6 +340,28 @@ def test_the_thread_frees_entries_of_an_idle_cache():
     assert cache.statistics().expired == 1
 
 
+def test_the_thread_that_cannot_start_is_started_later(monkeypatch):
+    """A process without a thread to spare stores values all the same, and frees them once it has one."""
+    gone = threading.Event()
+
+    class Value:
+        pass
+
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(expiry, "THREAD", expiry.ExpiryThread())
+    cache = EdgeCache(ttl_s=0.01)
+    value = Value()
+    weakref.finalize(value, gone.set)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        cache["k"] = value
+    del value
+    cache["later"] = 1
+    assert gone.wait(timeout=60)
+
+
 def test_the_thread_keeps_no_cache_alive():
     cache = EdgeCache(ttl_s=3600.0)
     cache["k"] = 1
@@ -355,3 +377,11 @@ def test_entries_are_not_walked_by_the_collector():
     cache["k"] = marker
     held_by = [type(it) for it in gc.get_referrers(marker) if it is not sys._getframe()]
     assert (list in held_by) is not ATOMIC
+
+
+def test_the_hit_rate_is_the_share_of_lookups_that_found_something(clock):
+    cache = EdgeCache(clock=clock)
+    assert np.isnan(cache.statistics().hit_rate)
+    cache["a"] = 1
+    assert [cache.get(key) for key in ("a", "a", "b", "a")] == [1, 1, None, 1]
+    assert cache.statistics().hit_rate == 0.75

@@ -3,7 +3,9 @@
 import asyncio
 import copy
 import functools
+import inspect
 import pickle
+import sys
 
 import pytest
 
@@ -51,6 +53,23 @@ def test_a_partial_of_an_async_function_is_one(guard):
     guarded = guard().wrap(functools.partial(answer, 1.0))
 
     assert asyncio.run(guarded(2.0)) == 3.0
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="inspect.markcoroutinefunction is one of Python 3.12")
+@pytest.mark.parametrize("guard", [CircuitBreaker, ConcurrencyLimit, RetryBudget])
+def test_an_object_that_is_marked_as_an_async_function_is_one(guard):
+    """What ``inspect`` calls a coroutine function is guarded as one, though its class has a plain ``__call__``."""
+
+    async def answer(x):
+        return x
+
+    class Caller:
+        def __call__(self, x):
+            return answer(x)
+
+    marked = inspect.markcoroutinefunction(functools.wraps(answer)(Caller()))
+
+    assert asyncio.run(guard().wrap(marked)(3.0)) == 3.0
 
 
 def test_the_error_of_a_breaker_names_it():

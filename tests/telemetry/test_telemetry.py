@@ -151,6 +151,21 @@ def test_what_cannot_be_recorded_is_refused(inner):
         si.Telemetry().wrap(inner)
 
 
+def _generator():
+    yield 1
+
+
+async def _async_generator():
+    yield 1
+
+
+@pytest.mark.parametrize("inner", [_generator, _async_generator], ids=["sync", "async"])
+def test_generator_functions_are_refused(inner):
+    """The call of one ends before its work begins, so there is nothing to measure."""
+    with pytest.raises(TypeError, match="inner: expected a function that ends when its work does"):
+        si.Telemetry().wrap(inner)
+
+
 def test_bad_settings_are_named():
     with pytest.raises(TypeError, match="name: expected a string"):
         si.Telemetry(3)

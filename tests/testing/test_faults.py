@@ -480,7 +480,7 @@ def test_a_batch_that_ends_before_kills_nobody():
         (lambda: FaultPlan(clock=1), "clock: expected"),
         (lambda: FaultPlan(sleep=1), "sleep: expected"),
         (lambda: Faulty(ScriptedBackend(), None), "plan: expected a FaultPlan"),
-        (lambda: Faulty(5, FaultPlan()), "inner: expected a backend, a service or a function"),
+        (lambda: Faulty(5, FaultPlan()), "inner: expected a service, a backend or a function"),
         (lambda: Faulty(ScriptedBackend(), FaultPlan(kill())), "inner: expected a CpuBackend with executor='process'"),
         (lambda: Faulty(len, FaultPlan(hang())), "hang\\(for_s=…\\)"),
         (lambda: Faulty(si.Stack(ScriptedBackend()), FaultPlan(partial())), "none of partial, row_errors"),

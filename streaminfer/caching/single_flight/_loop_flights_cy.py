@@ -254,6 +254,8 @@ class LoopFlights:
 
     def _on_late_refresh(self, flight: Flight, limit_s: float) -> None:
         task = flight.computing
+        if task is None:
+            return  # it goes on though a stop has cancelled it, and belongs to nobody
         whose = self._owners[task][0]
         another = any(self._is_late(late) for late, asked in self._owners.items() if asked[0] is whose)
         flight.computing = None

@@ -20,11 +20,12 @@ from typing import Any
 
 import attrs
 
+from streaminfer._internal.error_log import ErrorLog
 from streaminfer._internal.forking import at_fork
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer.caching.single_flight._flight_cy import Flight, FlightCounts, FlightTable, Refreshes
 from streaminfer.caching.single_flight._loop_flights_cy import LoopFlights, Work
-from streaminfer.caching.single_flight.flight_context import CURRENT_FLIGHT, FLIGHTS_LOCK, LOG, end_attempt, enter
+from streaminfer.caching.single_flight.flight_context import CURRENT_FLIGHT, FLIGHTS_LOCK, end_attempt, enter
 from streaminfer.errors import DeadlineExceeded, copy_error
 
 __all__ = ["FlightStatistics", "SingleFlight"]
@@ -73,6 +74,7 @@ class SingleFlight:
         self._now = now
         self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopFlights] = weakref.WeakKeyDictionary()
         self._latest: LoopFlights | None = None
+        self._failures = ErrorLog("streaminfer.caching")
 
     def here(self) -> LoopFlights:
         """Return the flights of the running event loop."""
@@ -87,11 +89,11 @@ class SingleFlight:
         return found
 
     def not_stored(self, error: Exception | None = None) -> None:
-        """Count a result that was not stored, and log why the cache rejected it."""
+        """Count a result that was not stored, and log why the cache rejected it, once for each class of errors."""
         with FLIGHTS_LOCK:
             self.counts.not_stored += 1
         if error is not None:
-            LOG.warning("a result was not stored: %s: %s", type(error).__name__, error, exc_info=error)
+            self._failures.report("storing a result", error)
 
     def statistics(self) -> FlightStatistics:
         """Return a frozen snapshot."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ import attrs
 
 from streaminfer._internal.error_log import ErrorLog
 from streaminfer._internal.validation import check_instance
-from streaminfer.caching.codec import RECORD_MARK, CorruptRecord, decode, encode, first_value
+from streaminfer.caching.codec import HEAD_AT, RECORD_MARK, CorruptRecord, decode, encode, first_value
 from streaminfer.caching.erasure.erasure import check_selection
 from streaminfer.caching.tiers.encryption import SEALED_HEAD, SEALED_MARK, Cipher, KeyProvider
 from streaminfer.caching.tiers.protocol import Entry, RecordCopy, Tier, TierStatistics
@@ -26,6 +27,8 @@ GLIMPSED = 2000
 T = TypeVar("T")
 
 _FIELDS = ("stored_ns", "ttl_s", "stale_s", "tags", "subject", "data_class")
+_LABEL_END = GLIMPSED - SEALED_HEAD
+_LONGEST_NAME = 64  # bytes
 
 
 class Records:
@@ -51,12 +54,18 @@ class Records:
         return plain if self._cipher is None else self._cipher.blind(plain)
 
     def pack(self, name: bytes, entry: Entry) -> bytes:
-        """Return the record of an entry; empty for a value that cannot be encoded, which the counters tell."""
+        """Return the record of an entry; empty for one that a tier cannot hold, which the counters tell.
+
+        That is a value that cannot be encoded, or labels that are too long for a proof to read them.
+        """
         label = [sorted(entry.tags) if field == "tags" else getattr(entry, field) for field in _FIELDS]
         try:
-            record = encode([name.hex(), *label], entry.value)
+            record = encode([_written(name), *label], entry.value)
         except (TypeError, ValueError) as error:
             self._counters.last_error = str(error)
+            return b""
+        if record.find(b"\n", HEAD_AT, _LABEL_END) < 0:
+            self._counters.last_error = "subject and tags are longer than the 1.6 KB that a proof can read of them"
             return b""
         if self._cipher is None:
             return record
@@ -73,7 +82,7 @@ class Records:
             entry = _entry(label, value)
         except (TypeError, ValueError) as error:
             raise error if isinstance(error, CorruptRecord) else CorruptRecord(f"not an entry: {error}") from error
-        if own_name != name.hex():
+        if own_name != _written(name):
             raise CorruptRecord("the record of another entry")
         return entry
 
@@ -94,6 +103,11 @@ class Records:
                 with suppress(TypeError, ValueError):  # the beginning of a record with other bytes behind it
                     yield RecordCopy(place, begun[:SEALED_HEAD], _entry(label[1:], None))
             start = raw.find(mark, start + 1)
+
+
+def _written(name: bytes) -> str:
+    """Return what a record has for a name; of a long one its digest, so that the labels behind it can be read."""
+    return name.hex() if len(name) <= _LONGEST_NAME else hashlib.sha256(name).hexdigest()
 
 
 def _entry(label: list[Any], value: Any) -> Entry:

@@ -31,6 +31,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from streaminfer._internal.error_log import ErrorLog
 from streaminfer._internal.validation import check_instance
 from streaminfer._runtime.owners import start_owned
 from streaminfer._runtime.stopping import raise_first, stop_all
@@ -86,6 +87,7 @@ class TierSet:
         self._log_timer: asyncio.TimerHandle | None = None
         self._warned = False
         self._without_keys: set[str] = set()
+        self._failures = ErrorLog("streaminfer.caching")
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -186,11 +188,11 @@ class TierSet:
             try:
                 async with limit:
                     entry = await worker.tier.get(key)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - of a tier that is not to raise: a miss, counted
                 worker.read_timeouts += 1
                 if limit.expired():
                     break
-                _LOGGER.warning("the tier %s failed on a read: %s", worker.name, error, exc_info=error)
+                self._failures.report(f"a read of the tier {worker.name}", error)
                 continue
             if self._memory.erased_since(key, erasures):
                 worker.discarded += 1

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import attrs
 
+from streaminfer._internal.error_log import ErrorLog
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer.caching.defensive_copy import freeze
 from streaminfer.caching.erasure.erasure import PendingErasure, is_erased
@@ -143,6 +144,7 @@ class TierWriter:
         self._pause_s = FIRST_RETRY_S
         self._retry_at = -math.inf  # when the loop's clock says so, failed erasures are tried again
         self._told = tier.statistics()  # as of the last look at what went
+        self._failures = ErrorLog("streaminfer.caching")
 
     # -- from any thread ----------------------------------------------------------------------------------------
 
@@ -353,8 +355,8 @@ class TierWriter:
             _LOGGER.warning("the tier %s did not take an answer within %g s", self.name, PUT_TIMEOUT_S)
             if self._closing:
                 self._drop(lambda _: True)
-        except Exception as error:  # a tier raises nothing of its medium; whatever it is costs one write
-            _LOGGER.warning("the tier %s did not take an answer: %s", self.name, error, exc_info=error)
+        except Exception as error:  # noqa: BLE001 - of a tier that is not to raise: it costs one write, counted
+            self._failures.report(f"a write to the tier {self.name}", error)
         finally:
             self._at_work = 0
             if stored:

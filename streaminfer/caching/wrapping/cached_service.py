@@ -32,6 +32,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any
 
 from streaminfer._internal.validation import expected
+from streaminfer._runtime.wrapped_kind import kind_of
 from streaminfer.caching.defensive_copy import freeze
 from streaminfer.caching.keys import key_maker
 from streaminfer.caching.single_flight._loop_flights_cy import LATE_S, Caller, Work
@@ -44,7 +45,6 @@ from streaminfer.caching.wrapping.wrapped_identity import identity_of
 from streaminfer.errors import DeadlineExceeded
 from streaminfer.protocols import Capabilities, Wrapper, adapt
 from streaminfer.request import Request, Response, time_left_s
-from streaminfer.resilience._targets import kind_of
 
 if TYPE_CHECKING:
     from streaminfer.caching.edge_cache import EdgeCache

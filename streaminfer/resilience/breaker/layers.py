@@ -9,6 +9,7 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from streaminfer._runtime.wrapped_kind import kind_of
 from streaminfer.protocols import (
     Admission,
     AdmissionReason,
@@ -18,7 +19,6 @@ from streaminfer.protocols import (
     adapt,
 )
 from streaminfer.request import Batch, Request, Response
-from streaminfer.resilience._targets import kind_of
 from streaminfer.resilience.breaker._guard_cy import BreakerCore, Guard
 from streaminfer.resilience.breaker._guarded_function_cy import GuardedFunction
 from streaminfer.sync_layer import SyncService

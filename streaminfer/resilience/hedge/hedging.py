@@ -36,10 +36,11 @@ from streaminfer._internal.validation import check_count, check_duration, check_
 from streaminfer._runtime.owners import start_owned
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer._runtime.stopping import stop_all, until_limit
+from streaminfer._runtime.wrapped_kind import kind_of
 from streaminfer.protocols import Admission, Backend, Clock, P, R, Service, Wrapper, adapt
 from streaminfer.request import Batch, Request, Response
 from streaminfer.resilience._call_budget_cy import CallBudget
-from streaminfer.resilience._targets import kind_of, may_repeat, refuse_copy, repeats
+from streaminfer.resilience._targets import may_repeat, refuse_copy, repeats
 from streaminfer.telemetry.histograms.rolling_histogram import RollingHistogram
 
 if TYPE_CHECKING:

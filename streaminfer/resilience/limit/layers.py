@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from streaminfer._internal.units import NEVER_NS
+from streaminfer._runtime.wrapped_kind import kind_of
 from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, Wrapper, adapt
 from streaminfer.request import Batch, Request, Response
-from streaminfer.resilience._targets import kind_of
 from streaminfer.resilience.limit._guard_cy import LimitCore, LimitedFunction
 from streaminfer.resilience.limit._state_machine_cy import FULL, INFEASIBLE
 from streaminfer.sync_layer import SyncService

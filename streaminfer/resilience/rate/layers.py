@@ -7,9 +7,9 @@ from collections.abc import Callable, Hashable
 from typing import Any, Protocol
 
 from streaminfer._internal.validation import expected
+from streaminfer._runtime.wrapped_kind import kind_of
 from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, adapt
 from streaminfer.request import Request, Response
-from streaminfer.resilience._targets import kind_of
 from streaminfer.sync_layer import SyncService
 
 __all__ = ["RateLimitedService", "TenantLimit", "wrap_with_rate"]

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, overload
 from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number
 from streaminfer._runtime.stack_clock import StackClock
+from streaminfer._runtime.wrapped_kind import kind_of
 from streaminfer.errors import (
     BackendError,
     CircuitOpen,
@@ -42,7 +43,6 @@ from streaminfer.resilience._call_budget_cy import CallBudget
 from streaminfer.resilience._targets import (
     PLAIN,
     exception_classes,
-    kind_of,
     may_repeat,
     refuse_awaitable,
     refuse_copy,

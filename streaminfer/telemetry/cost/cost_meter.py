@@ -15,6 +15,7 @@ from streaminfer.telemetry.cost._bill_cy import BatchMeter, CostAccount, DeviceB
 from streaminfer.telemetry.cost._metered_service_cy import MeteredService
 from streaminfer.telemetry.families._label_family_cy import LabelFamilyState
 from streaminfer.telemetry.families.routes import OTHER
+from streaminfer.telemetry.services import is_layer
 
 if TYPE_CHECKING:
     from streaminfer.telemetry.cost.statistics import CostStatistics
@@ -228,10 +229,6 @@ def _parts(thing: Any, route: str, seen: set[int]) -> Iterator[tuple[Any, str]]:
         return
     seen.add(id(thing))
     yield thing, route
-    for label, child in adapt(thing).children.items():
-        yield from _parts(child, route or ("" if _is_structural(label, child) else label), seen)
-
-
-def _is_structural(label: str, child: Any) -> bool:
-    """Return whether a label says where a child is in a stack, and not what a router calls it."""
-    return label in {"inner", "layer"} or label.startswith(type(child).__name__)
+    node = adapt(thing)
+    for label, child in node.children.items():
+        yield from _parts(child, route or ("" if is_layer(node, label) else label), seen)

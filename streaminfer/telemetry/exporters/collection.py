@@ -1,16 +1,19 @@
 """Collection of all that stacks measure, as families of samples, whatever the format they are exported in."""
 
 import itertools
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import attrs
 
+from streaminfer._internal.error_log import ErrorLog
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer.telemetry.exporters.histogram_points import Exemplar, HistogramPoint, HistogramReader
 from streaminfer.telemetry.exporters.metric import Metric
 from streaminfer.telemetry.exporters.names import INNER, LABELED, LATENCY, METRICS, SHARED, STACK_STATE
 from streaminfer.telemetry.exporters.opentelemetry.tracing_statistics import TracingStatistics
+from streaminfer.telemetry.families.routes import OTHER
 from streaminfer.telemetry.services import walk
 from streaminfer.telemetry.statistics import TelemetryStatistics
 from streaminfer.telemetry.telemetry import Telemetry
@@ -20,8 +23,8 @@ __all__ = ["MAX_LABEL_VALUES", "OTHER", "Collection", "Labels", "Sample"]
 MAX_LABEL_VALUES = 64
 """Most values of a label that a program's words fill, such as the class of an error; later ones share one series."""
 
-OTHER = "other"
 _MAX_LABEL_LENGTH = 128
+_FAILURES = ErrorLog("streaminfer.telemetry")
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -54,6 +57,14 @@ class Collection:
         self._visited: set[int] = set()
         self._shared: set[tuple[str, str]] = set()
 
+    @classmethod
+    def of(cls, services: Iterable[tuple[str, Sequence[Any]]], reader: HistogramReader | None) -> "Collection":
+        """Return the samples of all parts of services, which `name_services` has named."""
+        collection = cls(reader)
+        for service, parts in services:
+            collection.add(service, parts)
+        return collection
+
     def add(self, service: str, parts: Sequence[Any]) -> None:
         """Read every part of a service.
 
@@ -68,7 +79,11 @@ class Collection:
             if state:
                 self._read(_State(state), (STACK_STATE,), (("service", service), ("layer", place)))
                 continue  # its statistics are those of its layers
-            snapshot = self._telemetry(part) if isinstance(part, Telemetry) else node.statistics()
+            try:
+                snapshot = self._telemetry(part) if isinstance(part, Telemetry) else node.statistics()
+            except Exception as error:  # noqa: BLE001 - logged; a layer of a user's must not cost the others' metrics
+                _FAILURES.report(f"service {service!r}: statistics() of {place or type(part).__name__}", error)
+                continue
             if isinstance(snapshot, TracingStatistics):
                 exemplars += snapshot.exemplars
             if isinstance(snapshot, Snapshot):
@@ -176,4 +191,9 @@ def _bounded(values: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _text(name: object) -> str:
-    return str(name)[:_MAX_LABEL_LENGTH]
+    """Return a value of a label: text that UTF-8 has, of bounded length, and another one for another name."""
+    text = str(name).encode("utf-8", "backslashreplace").decode()
+    if len(text) <= _MAX_LABEL_LENGTH:
+        return text
+    digest = f"~{zlib.crc32(text.encode()):08x}"
+    return text[: _MAX_LABEL_LENGTH - len(digest)] + digest

@@ -63,9 +63,7 @@ class EventLog:
             self.look()
 
     def _read(self) -> dict[tuple[Metric, Labels], float]:
-        collection = Collection(None)
-        for service, parts in self._services:
-            collection.add(service, parts)
+        collection = Collection.of(self._services, None)
         return {
             (metric, labels): value
             for metric, samples in collection.families.items()

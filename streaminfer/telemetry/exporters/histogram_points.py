@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer.telemetry.exporters._exponential_cy import fill_bounds, fill_buckets
-from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
+from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram, lowest_at
 
 __all__ = ["BOUNDS_S", "BOUND_LABELS", "MAX_SIZE", "Exemplar", "HistogramPoint", "HistogramReader"]
 
@@ -120,11 +120,7 @@ class _Layout:
     """
 
     def __init__(self, unit_magnitude: int, half_magnitude: int, counts_length: int, digits: int) -> None:
-        index = np.arange(counts_length + 1)
-        bucket = (index >> half_magnitude) - 1
-        half = 1 << half_magnitude
-        part = np.where(bucket < 0, index, (index & (half - 1)) + half)
-        lowest_ns = part << (np.maximum(bucket, 0) + unit_magnitude)
+        lowest_ns = lowest_at(np.arange(counts_length + 1), unit_magnitude, half_magnitude)
         self.schema = min(MAX_SCHEMA, math.ceil(-math.log2(math.log2(1.0 + 10.0**-digits))))
         middles_s = (lowest_ns[:-1] + lowest_ns[1:]) / 2e9
         self._natives: NDArray[np.int64] = np.ceil(np.log2(middles_s) * 2**self.schema).astype(np.int64)

@@ -1,20 +1,18 @@
 """`LabeledLatency`: latency and outcomes of a `Telemetry` by tenant, route or priority, with a bound on label sets."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.validation import check_count, check_instance, expected
 from streaminfer.telemetry._recorded_service_cy import RecordedService
-from streaminfer.telemetry.families._label_family_cy import LabelFamilyState
 from streaminfer.telemetry.families._labeled_service_cy import LABELS, LabeledCounts, LabeledRecorder, LabeledService
-from streaminfer.telemetry.families.routes import OTHER
+from streaminfer.telemetry.families.label_family import LabelFamily
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 from streaminfer.telemetry.statistics import LabeledStatistics
 
 __all__ = ["LabeledLatency"]
 
-_Family = thread_safe(LabelFamilyState, ("child", "children"))
 _DIGITS = 2
 """Of its histograms: 20 KB for each set of labels, instead of 200."""
 
@@ -36,8 +34,8 @@ class LabeledLatency:
         if len(set(labels)) < len(labels) or not set(labels) <= set(LABELS):
             raise ValueError(expected("labels", f"{what}, each at most once", labels))
         self._labels = tuple(labels)
-        self._family = _Family(_counts, check_count("max_label_sets", max_sets))
-        self._recorder = LabeledRecorder(self._labels, self._family)
+        self._family = LabelFamily(_counts, *labels, max_sets=check_count("max_label_sets", max_sets))
+        self._recorder = LabeledRecorder(self._labels, self._family._state)
 
     def service(self, telemetry: Any, inner: Any) -> RecordedService:
         """Return a service that records into a telemetry and here."""
@@ -49,11 +47,12 @@ class LabeledLatency:
         Args:
             live: the histograms go on.
         """
-        children, other = self._family.children()
-        found = [*children.items()]
-        if other is not None:
-            found.append(((OTHER,) * len(self._labels), other))
-        return tuple(self._read(values, counts, live=live) for values, counts in found)
+        found: dict[tuple[tuple[str, str], ...], LabeledStatistics] = {}
+        for values, counts in self._family.items():
+            read = self._read(values, counts, live=live)
+            before = found.get(read.labels)  # a tenant may be called as the sets beyond the bound are
+            found[read.labels] = read if before is None else _together(before, read)
+        return tuple(found.values())
 
     def _read(self, values: tuple[Any, ...], counts: LabeledCounts, *, live: bool) -> LabeledStatistics:
         degraded = counts.degraded  # before the histogram, which counts a response last
@@ -69,6 +68,13 @@ class LabeledLatency:
 
 def _counts() -> LabeledCounts:
     return LabeledCounts(LatencyHistogram(significant_digits=_DIGITS))
+
+
+def _together(one: LabeledStatistics, other: LabeledStatistics) -> LabeledStatistics:
+    latency = one.latency.copy()
+    latency.merge(other.latency)
+    outcomes = Counter(one.outcomes) + Counter(other.outcomes)
+    return LabeledStatistics(labels=one.labels, outcomes=outcomes, latency=latency)
 
 
 def _are_names(given: Any) -> bool:

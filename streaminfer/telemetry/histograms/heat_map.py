@@ -6,6 +6,7 @@ it has. Columns and rows are bounded, so a million requests draw as fast as a th
 """
 
 import datetime as dt
+import functools
 from collections.abc import Iterable
 from typing import Any, Self
 
@@ -184,7 +185,4 @@ def _bands(latencies_s: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _merge(histograms: Iterable[LatencyHistogram]) -> LatencyHistogram:
     first, *others = histograms
-    merged = first.copy()
-    for other in others:
-        merged = merge_widened(merged, other)
-    return merged
+    return functools.reduce(merge_widened, others, first.copy())

@@ -17,10 +17,10 @@ from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
 from streaminfer.telemetry.histograms._histogram_cy import HistogramState
 
-__all__ = ["LatencyHistogram"]
+__all__ = ["FAR_NS", "LONGEST_UNDER_LOCK", "LatencyHistogram", "lowest_at", "reals"]
 
-_LONGEST_UNDER_LOCK = 4096  # about 12 µs in compiled code; beyond, the kernel lets other threads run meanwhile
-_FAR_NS = 2**62
+LONGEST_UNDER_LOCK = 4096  # about 12 µs in compiled code; beyond, the kernel lets other threads run meanwhile
+FAR_NS = 2**62
 _MOST_DIGITS = 5
 _OPERATIONS = (
     "add_counts",
@@ -90,7 +90,7 @@ class LatencyHistogram(_State):
         digits = check_count("significant_digits", significant_digits)
         if lowest_ns < 1:
             raise ValueError(expected("lowest_s", "at least one nanosecond (1e-9)", lowest_s))
-        if not 2 * lowest_ns <= highest_ns < _FAR_NS:
+        if not 2 * lowest_ns <= highest_ns < FAR_NS:
             raise ValueError(expected("highest_s", "at least twice lowest_s, and below 2^62 nanoseconds", highest_s))
         if digits > _MOST_DIGITS:
             raise ValueError(
@@ -124,8 +124,8 @@ class LatencyHistogram(_State):
             ValueError: one of them is NaN or negative.
             TypeError: not real numbers, or booleans.
         """
-        values = _reals("seconds", seconds).ravel()
-        if values.size <= _LONGEST_UNDER_LOCK:
+        values = reals("seconds", seconds).ravel()
+        if values.size <= LONGEST_UNDER_LOCK:
             self.record_each(values)
             return
         counts = np.zeros(self.counts_length, np.int64)
@@ -151,7 +151,7 @@ class LatencyHistogram(_State):
             ValueError: NaN or outside 0 to 1.
             TypeError: not real numbers.
         """
-        shares = _reals("qs", qs)
+        shares = reals("qs", qs)
         if not np.all((shares >= 0.0) & (shares <= 1.0)):
             raise ValueError(expected("qs", "shares from 0 to 1", qs))
         seconds = np.empty(shares.size)
@@ -162,7 +162,7 @@ class LatencyHistogram(_State):
     def min(self) -> float:
         """The shortest duration in seconds, exact to the nanosecond; NaN while empty."""
         minimum_ns = self.minimum_ns
-        return minimum_ns / 1e9 if minimum_ns < _FAR_NS else math.nan
+        return minimum_ns / 1e9 if minimum_ns < FAR_NS else math.nan
 
     @property
     def max(self) -> float:
@@ -196,14 +196,12 @@ class LatencyHistogram(_State):
         if not isinstance(other, LatencyHistogram):
             raise TypeError(expected("other", "a LatencyHistogram", other))
         counts, minimum_ns, maximum_ns, clamped = other.snapshot()
-        if self._layout() == other._layout() or maximum_ns < 0:
-            # equal layouts have equal lengths; of an empty one there is nothing to add
-            if maximum_ns >= 0:
-                self.add_counts(counts, minimum_ns, maximum_ns, clamped)
+        if maximum_ns < 0:
             return
-        dense = np.frombuffer(counts, np.int64)
-        index = np.flatnonzero(dense)
-        there = dense[index]
+        if self._layout() == other._layout():
+            self.add_counts(counts, minimum_ns, maximum_ns, clamped)
+            return
+        index, there = _filled(counts)
         clamped = max(clamped, int(there[other._lowest_at(index) > self.highest_ns].sum()))
         nanoseconds = np.minimum(other._lowest_at(index + 1) - 1, min(maximum_ns, self.highest_ns))
         here = np.zeros(self.counts_length, np.int64)
@@ -257,13 +255,13 @@ class LatencyHistogram(_State):
         header = encoding.decode_header(text)
         layout = (header.lowest_ns, header.highest_ns, header.significant_digits)
         counts = encoding.decode_counts(header, cls._of_layout(*layout).counts_length)
-        return cls._of_counts(layout, counts, _FAR_NS, 0)
+        return cls._of_counts(layout, counts, FAR_NS, 0)
 
     def to_dict(self) -> dict[str, float]:
         """Return count, clamped and, in seconds, extremes, moments and percentiles; of one moment, NaN while empty."""
         now = self.copy()
         shares = {"p50_s": 0.5, "p90_s": 0.9, "p99_s": 0.99, "p999_s": 0.999}
-        percentiles = now.quantiles(list(shares.values())).tolist() if now.count else [math.nan] * len(shares)
+        percentiles = now.quantiles(list(shares.values())).tolist()
         return {
             "count": now.count,
             "clamped": now.clamped,
@@ -289,9 +287,10 @@ class LatencyHistogram(_State):
         """
         from streaminfer.telemetry.histograms import percentile_plot as plot  # noqa: PLC0415 - only who draws loads it
 
-        index, counts, maximum_ns = self._parts()
+        counts, _, maximum_ns, _ = self.snapshot()
+        index, there = _filled(counts)
         values_s = np.minimum(self._lowest_at(index + 1) - 1, maximum_ns) / 1e9
-        return plot.plot_percentiles(ax, values_s, counts, label)
+        return plot.plot_percentiles(ax, values_s, there, label)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, LatencyHistogram):
@@ -355,33 +354,37 @@ class LatencyHistogram(_State):
             histogram.add_counts(counts, lowest, min(above - 1, at_most_ns), clamped)
         return histogram
 
-    def _parts(self) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-        """Indexes and counts of the parts that are not empty, and the maximum, of one moment."""
-        counts, _, maximum_ns, _ = self.snapshot()
-        dense = np.frombuffer(counts, np.int64)
-        index = np.flatnonzero(dense)
-        return index, dense[index], maximum_ns
-
     def _lowest_at(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
         """The lowest duration in nanoseconds that each part stands for; the highest is that of the next, less one."""
-        half = 1 << self.half_magnitude
-        bucket = (index >> self.half_magnitude) - 1
-        part = np.where(bucket < 0, index, (index & (half - 1)) + half)
-        lowest: NDArray[np.int64] = part << (np.maximum(bucket, 0) + self.unit_magnitude)
-        return lowest
+        return lowest_at(index, self.unit_magnitude, self.half_magnitude)
 
     def _moments(self) -> tuple[float, float]:
         counts, minimum_ns, maximum_ns, _ = self.snapshot()
         if maximum_ns < 0:
             return math.nan, math.nan
-        dense = np.frombuffer(counts, np.int64)
-        index = np.flatnonzero(dense)
-        weights = dense[index] / dense.sum()
+        index, there = _filled(counts)
+        weights = there / there.sum()
         lowest = self._lowest_at(index)
         middle = (lowest + ((self._lowest_at(index + 1) - lowest) >> 1)).astype(np.float64)
         mean = float(weights @ middle)
         deviation = math.sqrt(float(weights @ (middle - mean) ** 2))
         return min(max(mean, minimum_ns), maximum_ns) / 1e9, deviation / 1e9
+
+
+def _filled(counts: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the indexes of the parts that are not empty, and their counts."""
+    dense = np.frombuffer(counts, np.int64)
+    index = np.flatnonzero(dense)
+    return index, dense[index]
+
+
+def lowest_at(index: NDArray[np.int64], unit_magnitude: int, half_magnitude: int) -> NDArray[np.int64]:
+    """Return the lowest duration in nanoseconds that each part of a layout stands for."""
+    half = 1 << half_magnitude
+    bucket = (index >> half_magnitude) - 1
+    part = np.where(bucket < 0, index, (index & (half - 1)) + half)
+    lowest: NDArray[np.int64] = part << (np.maximum(bucket, 0) + unit_magnitude)
+    return lowest
 
 
 def _restored(
@@ -395,7 +398,8 @@ def _restored(
     return histogram
 
 
-def _reals(name: str, numbers: ArrayLike) -> NDArray[np.float64]:
+def reals(name: str, numbers: ArrayLike) -> NDArray[np.float64]:
+    """Return real numbers as a C-contiguous array; the error for others names the argument."""
     values = np.asarray(numbers)
     if values.dtype.kind not in "fiu":
         raise TypeError(expected(name, "real numbers", numbers))

@@ -17,12 +17,10 @@ from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import check_count, check_duration, expected
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.telemetry.histograms._rolling_cy import RollingState
-from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram, _reals
+from streaminfer.telemetry.histograms.latency_histogram import FAR_NS, LONGEST_UNDER_LOCK, LatencyHistogram, reals
 
 __all__ = ["RollingHistogram"]
 
-_LONGEST_UNDER_LOCK = 4096
-_FAR_NS = 2**62
 _OPERATIONS = (
     "record",
     "_take",
@@ -99,7 +97,7 @@ class RollingHistogram(StackClock, _State):
         window_ns = round(check_duration("window_s", window_s, positive=True) * 1e9)
         check_count("slices", slices)
         self._accept_clock(clock)
-        if not slices <= window_ns < _FAR_NS:
+        if not slices <= window_ns < FAR_NS:
             raise ValueError(
                 expected("window_s", "at least a nanosecond for each slice, and below 2^62 of them", window_s)
             )
@@ -122,8 +120,8 @@ class RollingHistogram(StackClock, _State):
             ValueError: one of them is NaN or negative.
             TypeError: not real numbers, or booleans.
         """
-        values = _reals("seconds", seconds).ravel()
-        if values.size <= _LONGEST_UNDER_LOCK:
+        values = reals("seconds", seconds).ravel()
+        if values.size <= LONGEST_UNDER_LOCK:
             self.record_each(values)
             return
         counted = LatencyHistogram._of_layout(*self._layout)

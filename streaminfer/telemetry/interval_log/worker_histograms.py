@@ -29,6 +29,7 @@ from pathlib import Path
 
 import attrs
 
+from streaminfer._internal.error_log import ErrorLog
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_duration, check_instance
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
@@ -101,6 +102,7 @@ class WorkerHistograms:
         self.folder = Path(folder)
         self._histograms = dict(histograms)
         self._clock = clock
+        self._failures = ErrorLog("streaminfer.telemetry")
         self._pid = os.getpid()
         self._started_s = clock()
         self._longest_s = max(
@@ -129,18 +131,29 @@ class WorkerHistograms:
         self._replace(f"{self._file}.hlog", lines)
 
     async def keep_published(self, every_s: float = 1.0) -> None:
-        """Publish again and again, until cancelled, and then once more.
+        """Publish again and again, until cancelled, and then once more, unless :meth:`close` did.
+
+        A disk that fails meanwhile is logged, once for each class of errors, and tried again.
 
         Args:
             every_s: seconds between two files.
+
+        Raises:
+            OSError: the disk failed at the end.
+            RuntimeError: this object was closed meanwhile.
+            TypeError, ValueError: not a positive number of seconds.
         """
         check_duration("every_s", every_s, positive=True)
         try:
             while True:
-                self.publish()
+                try:
+                    self.publish()
+                except OSError as error:  # the next one tries again
+                    self._failures.report("publishing what this worker has counted", error)
                 await asyncio.sleep(every_s)
         finally:
-            self.publish()
+            if self._lock >= 0:
+                self.publish()
 
     def merge(self) -> dict[str, LatencyHistogram]:
         """Return what all workers have counted: this one up to now, others up to their last file.

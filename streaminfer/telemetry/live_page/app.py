@@ -116,9 +116,10 @@ class Dashboard(AsgiApp):
                 if retry + events:
                     await send({"type": "http.response.body", "body": retry + events, "more_body": True})
                 retry = b""
-                if polls or loop.time() + wait_s > ends_s:
+                left_s = ends_s - loop.time()
+                if polls or left_s <= 0.0:
                     break
-                await asyncio.wait({gone}, timeout=wait_s)
+                await asyncio.wait({gone}, timeout=min(wait_s, left_s))
             if not gone.done():
                 await send({"type": "http.response.body", "body": b""})
         finally:

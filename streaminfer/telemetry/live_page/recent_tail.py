@@ -20,7 +20,8 @@ _MAGNITUDE = 7
 class RecentTail:
     """Changes between successive looks at a histogram, kept for a window; nothing is added to its recorders.
 
-    A look costs some microseconds and what was recorded since the last one. Not thread-safe.
+    A look costs some microseconds and what was recorded since the last one. What was recorded before the first look, or
+    since one that is longer ago than the window, may be old and is left out. Not thread-safe.
 
     Args:
         histogram: the one to look at.
@@ -31,6 +32,7 @@ class RecentTail:
         self._histogram = histogram
         self._window_ns = round(window_s * 1e9)
         self._seen = 0
+        self._looked_ns: float = -math.inf
         self._shift = max(0, histogram.half_magnitude - _MAGNITUDE)
         self._groups = histogram.counts_length >> self._shift
         self._known = array("q", [0]) * self._groups
@@ -53,9 +55,11 @@ class RecentTail:
         if count != self._seen:
             self._seen = count
             changes = self._histogram.take_changes(self._known, self._shift)
-            self._changes.append((now_ns, changes))
-            for group, added in changes:
-                counts[group] += added
+            if now_ns - self._looked_ns <= self._window_ns:
+                self._changes.append((now_ns, changes))
+                for group, added in changes:
+                    counts[group] += added
+        self._looked_ns = now_ns
         while self._changes and self._changes[0][0] <= now_ns - self._window_ns:
             for group, added in self._changes.popleft()[1]:
                 counts[group] -= added

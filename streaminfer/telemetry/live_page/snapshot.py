@@ -1,15 +1,16 @@
 """Snapshot of services for the live page: which panels each has, and the numbers in them."""
 
 import itertools
-import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from streaminfer._internal.error_log import ErrorLog
 from streaminfer.protocols import name_of
 from streaminfer.telemetry.live_page.panels import LIVE, PANELS, Numbers, reader_of, slo_numbers, table
 from streaminfer.telemetry.live_page.recent_tail import RecentTail
 from streaminfer.telemetry.services import Found, walk
+from streaminfer.telemetry.statistics import PARTS
 from streaminfer.telemetry.telemetry import Telemetry
 
 __all__ = ["ServiceReader"]
@@ -17,14 +18,12 @@ __all__ = ["ServiceReader"]
 _LABELS_PER_PANEL = 12
 _LABELS_OF_TABLE = 200
 _SHARES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
-_PARTS = ("queue", "assembly", "inference", "delivery")
 _WINDOW_S = 10.0
 _WHOLE_NS = 2_000_000_000
 """How often layers are looked for, and figures read that are in no chart or change slowly."""
 _MOST_NS = 500_000_000
 """How often charts other than `LIVE` ones are read: statistics of layers take most of an update's CPU."""
 _ORDER = tuple(panel.id for panel in PANELS)
-_logger = logging.getLogger("streaminfer.live_page")
 
 
 class ServiceReader:
@@ -44,7 +43,7 @@ class ServiceReader:
         self._most_ns = 0
         self._kept: dict[str, dict[str, Any]] = {}
         self._tails: WeakKeyDictionary[Telemetry, list[RecentTail]] = WeakKeyDictionary()
-        self._failed: set[str] = set()
+        self._failures = ErrorLog("streaminfer.live_page")
 
     def read(self, now_ns: int) -> dict[str, dict[str, Any]]:
         """Return numbers by panel and label, in the order of `PANELS`; panels without any are left out.
@@ -81,11 +80,9 @@ class ServiceReader:
                 if most or panel in LIVE:
                     names.add(panel)
                     _add(panels, panel, numbers, found.path)
-        except Exception:  # one broken layer of a user's must not blank the page
+        except Exception as error:  # noqa: BLE001 - one broken layer of a user's must not blank the page
             name = name_of(found.part)
-            if name not in self._failed:
-                self._failed.add(name)
-                _logger.exception("the live page cannot read the statistics of %s", name)
+            self._failures.report(f"the live page: statistics() of {name}", error)
             if whole:
                 _add(panels, "other", {f"{name}: statistics": "not readable"}, "")
             names.clear()
@@ -115,8 +112,9 @@ class ServiceReader:
             seconds = recent[0].quantiles([*_SHARES.values()], now_ns)
             yield "tail", dict(zip(_SHARES, seconds, strict=True))
         if whole:
-            parts = zip(_PARTS, recent[1:], histograms[1:], strict=True)
-            yield "parts", {part: tail.quantiles([0.99], now_ns)[0] for part, tail, of in parts if of.count}
+            seconds = [tail.quantiles([0.99], now_ns)[0] for tail in recent[1:]]
+            parts = zip(PARTS, seconds, histograms[1:], strict=True)
+            yield "parts", {part: p99 for part, p99, of in parts if of.count}
             if telemetry.slo is not None:
                 yield from slo_numbers(telemetry.slo.statistics())
 

@@ -34,6 +34,7 @@ else:
 __all__ = ["SLO", "BurnSignal"]
 
 _REACHABLE = 0.8
+_FAR = 2**62  # fits a C integer, also when as much is added
 _CALLBACK = "a callable that takes an Alert"
 _LONGEST_S = 100 * 365 * 86400.0
 _FINEST_SHARE = 64  # a bucket is at most this part of the shortest window that is watched
@@ -73,7 +74,7 @@ class BurnSignal:
             check_rate(name, getattr(self, name))
         if self.ends_at > self.starts_at:
             raise ValueError(expected("ends_at", f"at most starts_at={self.starts_at!r}", self.ends_at))
-        check_count("minimum_events", self.minimum_events)
+        check_count("minimum_events", self.minimum_events, at_most=_FAR)
         check_duration("grace_s", self.grace_s)
 
 
@@ -174,7 +175,7 @@ class SLO(StackClock, _State):
         width_ns, levels = _levels(period_s, min([short_s, *(pair.short_s for pair in self.alert_pairs)]))
         super().__init__(
             clock,
-            min(threshold_ns, 2**62),
+            min(threshold_ns, _FAR),
             allowed,
             round(period_s * 1e9),
             width_ns,
@@ -186,7 +187,7 @@ class SLO(StackClock, _State):
             self.signal.starts_at,
             self.signal.ends_at,
             self.signal.minimum_events,
-            round(self.signal.grace_s * 1e9),
+            min(round(self.signal.grace_s * 1e9), _FAR),
             _every(self.alert_pairs),
         )
         self._states = AlertStates(name, self.alert_pairs, minimum_events)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from streaminfer._internal.listeners import LISTENER_ERRORS, ListenerFailures
-from streaminfer.telemetry.objectives.feeding import FeedingCheck
+from streaminfer._runtime.objective import CountsEvents
 
 __all__ = ["SloReader"]
+
+_LOG_NAME = "streaminfer.telemetry"
+_LOGGER = logging.getLogger(_LOG_NAME)
+_REQUESTS = 100  # a caller that records by hand has done so by then
 
 
 class SloReader:
     """Reads an `SLO`, or what stands for one, and logs its first failure. Thread-safe.
+
+    It also logs one warning where an objective has had no event after a hundred requests: its budget can never burn.
 
     Args:
         slo: has ``burning()`` and, where a limit reads it, ``threshold_s``; ``None``: it never burns.
@@ -20,8 +27,9 @@ class SloReader:
 
     def __init__(self, slo: Any, reader: str) -> None:
         self._slo = slo
-        self._feeding = FeedingCheck(slo, reader)
-        self._failures = ListenerFailures("streaminfer.telemetry", reader)
+        self._reader = reader
+        self._may_be_unfed = isinstance(slo, CountsEvents)
+        self._failures = ListenerFailures(_LOG_NAME, reader)
         self._threshold_ns = 0.0
 
     def burning(self, requests: int) -> bool:
@@ -32,7 +40,8 @@ class SloReader:
         """
         if self._slo is None:
             return False
-        self._feeding.look(requests)
+        if self._may_be_unfed and requests >= _REQUESTS:
+            self._check_feeding(requests)
         try:
             return bool(self._slo.burning())
         except LISTENER_ERRORS as failure:
@@ -46,3 +55,9 @@ class SloReader:
         except LISTENER_ERRORS as failure:
             self._failures.report(self._slo, "threshold_s", failure)
         return self._threshold_ns
+
+    def _check_feeding(self, requests: int) -> None:
+        self._may_be_unfed = False
+        if self._slo.total == 0:
+            text = "%s reads SLO %r, which has had no event in %d requests; give the same SLO to a Telemetry in front"
+            _LOGGER.warning(text, self._reader, self._slo.name, requests)

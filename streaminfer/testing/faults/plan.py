@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
-import inspect
 import threading
 import time
 from collections import Counter
@@ -29,9 +28,10 @@ import numpy as np
 from streaminfer._internal.validation import check_count, check_instance, expected
 from streaminfer._runtime.owners import start_owned
 from streaminfer._runtime.stopping import stop_all
+from streaminfer._runtime.wrapped_kind import kind_of
 from streaminfer.batching.assembly.unbatch import split_rows
 from streaminfer.errors import BackendError
-from streaminfer.protocols import Backend, Capabilities, Clock, P, R, Service, Wrapper, adapt, is_backend, is_service
+from streaminfer.protocols import Backend, Capabilities, Clock, P, R, Service, Wrapper, adapt
 from streaminfer.request import Batch, Request, Response
 from streaminfer.testing.faults.fault import Fault
 from streaminfer.testing.faults.injection import BATCH_FAULTS, InjectedFaults, kill_workers, process_workers
@@ -175,15 +175,14 @@ def _wrap(inner: Any, plan: FaultPlan, *, owns: bool) -> Any:
     kinds = {fault.kind for fault in plan.faults}
     if "kill" in kinds:
         process_workers(inner)
-    if is_service(inner):
+    kind = kind_of(inner)
+    if kind == "service":
         if kinds.intersection(BATCH_FAULTS):
             raise TypeError(expected("faults", f"none of {', '.join(BATCH_FAULTS)} in front of a service", plan))
         return _FaultyService(inner, plan, owns)
-    if is_backend(inner):
+    if kind == "backend":
         return _FaultyBackend(inner, plan, owns)
-    if not callable(inner) or isinstance(inner, type):
-        raise TypeError(expected("inner", "a backend, a service or a function", inner))
-    if inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(type(inner).__call__):
+    if kind == "async function":
         return _async_function(inner, plan)
     if any(fault.kind == "hang" and fault.value is None for fault in plan.faults):
         raise TypeError(

@@ -253,6 +253,30 @@ def test_what_cannot_be_held_is_refused_and_does_not_leave_the_old_value(tier, w
     assert asyncio.run(main()).rejected == 3
 
 
+@pytest.mark.parametrize("sealed", [False, True], ids=["plain", "sealed"])
+@pytest.mark.parametrize("key", ["k", "k" * 5000], ids=["short", "long"])
+def test_each_entry_can_be_read_by_a_proof(tmp_path, wall, sealed, key):
+    """A scan finds an entry whatever its key, its labels and its value; one with too long labels is not stored."""
+    keys = StoredKeys(":memory:", master=b"m" * 32) if sealed else None
+    value = np.zeros(100_000, np.uint8)
+
+    async def main():
+        async with DiskTier(tmp_path / "cache", max_bytes=4 * MIB, keys=keys, wall_clock=wall) as tier:
+            stored = set()
+            for count in (0, 10, 20, 30, 100):
+                tags = frozenset(f"{number:050}" for number in range(count))
+                if await tier.put(key, entry(value, tags=tags, subject="anna" if sealed else None)):
+                    assert {copy.entry.tags for copy in tier.scan()} >= {tags}
+                    assert (await tier.get(key)).tags == tags
+                    stored.add(count)
+        return stored, tier.statistics()
+
+    stored, statistics = asyncio.run(main())
+    assert stored == {0, 10, 20, 30}
+    assert statistics.rejected == 1
+    assert statistics.last_error.startswith("subject and tags are longer")
+
+
 def test_a_tier_that_does_not_run_misses_and_says_of_an_erasure_that_it_was_not_made(tier):
     async def main():
         assert await tier.get("k") is None

@@ -5,6 +5,7 @@ import contextlib
 import datetime as dt
 import ipaddress
 import ssl
+import threading
 import time
 
 import numpy as np
@@ -567,6 +568,42 @@ def test_it_starts_and_stops_in_order(server):
         return tier.statistics().skipped
 
     assert asyncio.run(main()) == 2
+
+
+def test_a_stop_that_is_cancelled_while_a_key_provider_hangs_closes_the_connections(server, tmp_path):
+    """The limit of a `Stack`'s stop cancels it; what hangs is a thread, which nothing can end."""
+    asked, answers = threading.Event(), threading.Event()
+
+    class HangingKeys(StoredKeys):
+        def current(self, *args, **more):
+            asked.set()
+            answers.wait()
+            return super().current(*args, **more)
+
+    def connections():
+        with server.client() as client:
+            return len(client.client_list()) - 1
+
+    async def main():
+        before = connections()
+        tier = RedisTier(server.url, keys=HangingKeys(tmp_path / "keys", master=bytes(32)), **PATIENT)
+        await tier.start()
+        put = asyncio.ensure_future(tier.put("k", entry(1)))
+        await asyncio.to_thread(asked.wait)
+        opened = connections() - before
+        thread = tier._sealer
+        stop = asyncio.ensure_future(tier.stop())
+        await asyncio.sleep(0)
+        stop.cancel()
+        await asyncio.gather(stop, return_exceptions=True)
+        left = connections() - before
+        answers.set()
+        assert await put is False
+        thread.shutdown(wait=True)
+        seen = tier.statistics()
+        return opened, stop.cancelled(), left, (seen.skipped, seen.errors, seen.last_error)
+
+    assert asyncio.run(main()) == (1, True, 0, (1, 0, ""))
 
 
 def certificate(folder, host):

@@ -244,6 +244,21 @@ def test_functions_and_the_mapping_use_the_tiers_too():
     run(main)
 
 
+@pytest.mark.parametrize("with_tiers", [True, False], ids=["tiers", "memory"])
+@pytest.mark.parametrize("bad", [{"tags": "word"}, {"tags": (1,)}, {"subject": 1}], ids=["word", "number", "subject"])
+def test_put_through_checks_its_labels(with_tiers, bad):
+    """A string in place of several tags is an error, and not a tag for each of its letters."""
+
+    async def main(loop):
+        disk = ScriptedTier(loop.clock)
+        async with cache_of(loop, *[disk] * with_tiers) as cache:
+            with pytest.raises(TypeError, match=r"tags|subject"):
+                await cache.put_through("k", 1, **bad)
+        assert (len(cache), disk.held) == (0, {})
+
+    run(main)
+
+
 def test_a_policy_decides_where_an_answer_may_lie_and_for_how_long():
     async def main(loop):
         log = RetentionLog()
@@ -446,6 +461,31 @@ def test_a_tier_that_runs_out_of_its_own_time_takes_none_from_the_next():
             assert [each.read_timeouts for each in cache.tiers.statistics()] == [1, 0]
 
     run(main)
+
+
+def test_a_tier_that_raises_at_each_request_is_logged_once_for_reads_and_once_for_writes(caplog):
+    """A traceback for each request would fill a disk, and cost more than the tier saved."""
+
+    async def main(loop):
+        class Broken(ScriptedTier):
+            async def get(self, key):
+                raise ConnectionError("get")
+
+            async def put(self, key, entry):
+                raise ConnectionError("put")
+
+        async with cache_of(loop, Broken(loop.clock)) as cache:
+            for n in range(5):
+                assert await cache.fetch(f"k{n}") is None
+                assert not await cache.put_through(f"k{n}", n)
+            [seen] = cache.tiers.statistics()
+            return seen.read_timeouts, seen.rejected
+
+    assert run(main) == (5, 5)
+    assert [record.message.partition(" (")[0] for record in caplog.records] == [
+        "a read of the tier disk failed: ConnectionError: get",
+        "a write to the tier disk failed: ConnectionError: put",
+    ]
 
 
 def test_a_stale_answer_does_not_outlive_its_time_while_slower_tiers_are_asked():

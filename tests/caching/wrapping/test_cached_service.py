@@ -1155,6 +1155,25 @@ def test_a_stop_ends_where_computations_swallow_their_cancellation(drain, caplog
     assert "a computation runs 1 s after it was cancelled" in caplog.text
 
 
+def test_a_refresh_that_outlives_a_stop_is_late_for_nobody():
+    """The time of a refresh passes without an error, where a stop has cancelled it and it goes on."""
+
+    async def play(cache, loop):
+        model = Switched()
+        service = cache.wrap(model)
+        await service.call(Request(1))
+        await asyncio.sleep(2.0)
+        model.state = "swallows"
+        await service.call(Request(1))
+        await asyncio.sleep(0.1)
+        await service.stop(drain=False)
+        await asyncio.sleep(20.0)
+        model.swallowed.set()
+        await asyncio.sleep(0.1)
+
+    on_loop(play, ttl_s=2.0, stale_s=3600.0)
+
+
 def test_an_erased_answer_is_not_kept_by_the_context_of_its_computation():
     """A task that a computation began holds its context, which holds no answer once that has ended."""
 
@@ -1178,3 +1197,16 @@ def test_an_erased_answer_is_not_kept_by_the_context_of_its_computation():
         await asyncio.sleep(0.1)
 
     on_loop(play)
+
+
+def test_results_that_cannot_be_weighed_are_returned_and_logged_once(caplog):
+    class Odd:
+        def __sizeof__(self):
+            raise RuntimeError("no size")
+
+    cache = si.EdgeCache(max_bytes=1000)
+    compute = cache.wrap(lambda _: Odd())
+    assert [type(compute(n)) for n in range(5)] == [Odd] * 5
+    assert (len(cache), cache.statistics().flights.not_stored) == (0, 5)
+    [record] = caplog.records
+    assert record.message.startswith("storing a result failed: RuntimeError: no size")

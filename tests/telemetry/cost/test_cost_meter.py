@@ -367,6 +367,21 @@ class TestPlaces:
         assert (statistics.routes["small"].responses, statistics.total.cached) == (1, 0)
         assert "'small' has no batcher, so that calls of 'Remote' cost nothing" in caplog.text
 
+    @pytest.mark.parametrize("name", ["Stack", "Stack of GPUs"])
+    def test_a_route_called_as_its_class(self, name):
+        """The name of a route is its label, whatever class of service it leads to."""
+
+        async def main(loop):
+            meter = CostMeter(per_second={name: 1.0, "small": 0.1})
+            services = [si.Stack(ScriptedBackend(duration_s=0.1)) for _ in range(2)]
+            router = si.FallbackRouter(si.Route(name, services[0]), si.Route("small", services[1], quality=0.5))
+            async with si.Stack(meter, router, clock=loop.clock) as stack:
+                await stack(one())
+                return meter.statistics()
+
+        statistics = check(run(main))
+        assert statistics.routes[name].cost == pytest.approx(0.1)
+
     def test_one_meter_around_a_batcher_and_a_service_without_one(self):
         class Own(Service):
             async def call(self, request):

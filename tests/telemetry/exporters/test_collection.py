@@ -253,6 +253,20 @@ def test_session_is_found_with_its_stack_by_reason_and_stream():
         assert {dict(labels)["service"] for _, labels in found} == {"cameras"}
 
 
+def test_part_that_fails_costs_no_other_its_metrics(tmp_path, caplog):
+    """What raises in place of statistics is left out of each scrape, and logged once."""
+    telemetry = si.Telemetry("left in the lurch")
+    workers = si.telemetry.WorkerHistograms(tmp_path, telemetry.histograms, name="closed workers")
+    workers.close()
+
+    scrapes = [collect(telemetry, workers) for _ in range(2)]
+
+    for found in scrapes:
+        assert {dict(labels)["service"] for _, labels in found} == {"left in the lurch"}
+    (record,) = caplog.records
+    assert "service 'closed workers': statistics() of WorkerHistograms failed: RuntimeError" in record.getMessage()
+
+
 def test_services_with_one_name_are_told_apart():
     """The second of a name has a number; without a telemetry the class is the name."""
     stacks = [si.Telemetry("a"), si.Telemetry("a"), si.Telemetry(), si.CircuitBreaker(name="b")]
@@ -275,6 +289,29 @@ def test_words_of_the_program_are_bounded():
     assert len(found) == MAX_LABEL_VALUES + 1
     assert found[OTHER] == 10
     assert sum(found.values()) == MAX_LABEL_VALUES + 10
+
+
+@pytest.mark.parametrize(
+    "tenants",
+    [("\ud800", "\udfff", "\\ud800?"), ("x" * 128 + "a", "x" * 128 + "b", "x" * 128)],
+    ids=["surrogates", "long"],
+)
+def test_label_is_text_of_its_own(tenants):
+    """Whatever a client calls itself, UTF-8 has its label, which is short and no other client's."""
+    telemetry = si.Telemetry("faces", labels=("tenant",))
+
+    async def main(loop):
+        async with si.Stack(
+            telemetry, ScriptedBackend(then=lambda batch: list(batch.inputs)), clock=loop.clock
+        ) as stack:
+            for tenant in tenants:
+                await stack(1.0, tenant=tenant)
+            return collect(stack)
+
+    found = [dict(labels)["tenant"] for (name, labels) in run(main) if name == "streaminfer_requests_labeled_total"]
+
+    assert len({text.encode() for text in found}) == len(tenants)
+    assert max(map(len, found)) <= 128
 
 
 def test_unknown_values_are_left_out():

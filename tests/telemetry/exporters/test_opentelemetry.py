@@ -15,7 +15,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics._internal.measurement_consumer import SynchronousMeasurementConsumer
 from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, PeriodicExportingMetricReader
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
@@ -341,6 +341,26 @@ def test_exemplars_reach_an_otlp_receiver(provider, spans):
     assert exemplar.as_double == pytest.approx(0.005, abs=1e-4)
     assert int.from_bytes(exemplar.span_id, "big") == span.context.span_id
     assert int.from_bytes(exemplar.trace_id, "big") == span.context.trace_id
+
+
+def test_a_span_processor_that_fails_costs_no_request_its_response(caplog):
+    """The SDK lets what a processor or a sampler of one's own raises through to whoever makes a span."""
+
+    class Broken(SpanProcessor):
+        def on_start(self, span, parent_context=None):
+            raise RuntimeError("no disk space")
+
+    provider = TracerProvider(sampler=ALWAYS_ON)
+    provider.add_span_processor(Broken())
+    tracing = Tracing(provider.get_tracer("test"))
+
+    async def main(loop):
+        async with si.Stack(tracing, ScriptedBackend(), clock=loop.clock) as stack:
+            return [await stack(x) for x in (1.0, 2.0)]
+
+    assert len(run(main)) == 2
+    assert len(caplog.records) == 1
+    assert "no disk space" in caplog.text
 
 
 def test_old_batches_are_forgotten(provider):

@@ -18,7 +18,7 @@ from streaminfer.telemetry.exporters.names import METRICS, STACK_STATE
 from streaminfer.telemetry.exporters.rules.queries import duration, slug
 from streaminfer.telemetry.exporters.rules.yaml_text import to_yaml
 
-AWKWARD = 'faces "x"\\ é'
+AWKWARD = 'faces "x"\\ é \U0001f680'
 SLOS = [
     si.SLO("faces", threshold_s=0.050, objective=0.99),
     si.SLO(AWKWARD, threshold_s=0.1, objective=0.9, period_s=7 * 86_400.0),
@@ -58,6 +58,15 @@ def test_promtool_accepts_the_rules(tmp_path):
     code, said = promtool("check", "rules", "--lint=all", "--lint-fatal", path)
 
     assert code == 0, said
+
+
+def test_name_of_an_objective_is_a_string_of_promql():
+    """A character beyond 16 bits is written as it is, because PromQL has no pairs of surrogates."""
+    rocket = si.SLO("rocket \U0001f680", threshold_s=0.1)
+
+    for text in (alert_rules(rocket), slo_documents(rocket)):
+        assert 'slo=\\"rocket \U0001f680\\"' in text
+        assert "\\ud83d" not in text
 
 
 @pytest.mark.needs("prometheus")
@@ -150,7 +159,10 @@ def test_slo_documents_say_what_the_objectives_say(version):
     for slo, document in zip(SLOS, documents, strict=True):
         text = json.dumps(document)
         assert re.fullmatch("[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", document["metadata"]["name"])
-        assert json.dumps(f"slo={json.dumps(slo.name)}")[1:-1] in text or json.dumps(slo.name)[1:-1] in text
+        assert (
+            json.dumps(f"slo={json.dumps(slo.name, ensure_ascii=False)}")[1:-1] in text
+            or json.dumps(slo.name)[1:-1] in text
+        )
         spec = document["spec"]
         if version.startswith("pyrra"):
             assert (float(spec["target"]), spec["window"]) == (100 * slo.objective, duration(slo.period_s))

@@ -104,6 +104,17 @@ async def test_sets_beyond_the_bound_are_other(loop):
     }
 
 
+async def test_tenant_called_other_shares_the_label(loop):
+    """There is one series for each set of labels, also where a tenant has the name of those beyond the bound."""
+    telemetry = si.Telemetry("faces", labels=("tenant",), max_label_sets=1)
+    async with stack(loop, telemetry) as service:
+        for tenant in ("other", "a", "b"):
+            await service(1.0, tenant=tenant)
+        for (shared,) in (telemetry.statistics().labeled, telemetry.live_statistics().labeled):
+            assert (shared.labels, dict(shared.outcomes)) == ((("tenant", "other"),), {"ok": 3})
+            assert shared.latency.count == 3
+
+
 async def test_interval_and_reset_count_by_labels(loop):
     telemetry = si.Telemetry("faces", labels=("tenant",))
     async with stack(loop, telemetry) as service:

@@ -14,7 +14,7 @@ from streaminfer.telemetry import LatencyHistogram, RollingHistogram, WorkerHist
 from streaminfer.telemetry.exporters.collection import Collection
 from streaminfer.telemetry.exporters.histogram_points import HistogramReader
 from streaminfer.telemetry.services import name_services
-from streaminfer.testing import FakeClock
+from streaminfer.testing import FakeClock, run
 
 WORKER = """
 import sys
@@ -217,6 +217,47 @@ def test_it_is_kept_published_until_cancelled(tmp_path):
     assert other.merge()["latency"].count == 1
     workers.close()
     other.close()
+
+
+def test_a_disk_that_fails_for_a_while_does_not_end_the_publishing(tmp_path, caplog):
+    """Nobody waits for the task, and the other workers would count what this one had published before, for ever."""
+    folder = tmp_path / "shared"
+    histogram, workers = make(folder)
+    _, other = make(folder)
+
+    async def main(_):
+        task = asyncio.ensure_future(workers.keep_published(1.0))
+        await asyncio.sleep(0.5)
+        away = folder.rename(tmp_path / "away")
+        await asyncio.sleep(2.0)
+        away.rename(folder)
+        histogram.record(0.1)
+        await asyncio.sleep(1.0)
+        found = other.merge()["latency"].count
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return found
+
+    assert run(main) == 1
+    [record] = caplog.records
+    assert "publishing what this worker has counted failed: FileNotFoundError" in record.message
+    workers.close()
+    other.close()
+
+
+def test_a_cancelled_task_has_nothing_to_publish_once_they_are_closed(tmp_path):
+    """A shutdown may cancel the task and close at once, without waiting for it in between."""
+    _, workers = make(tmp_path)
+
+    async def main():
+        task = asyncio.ensure_future(workers.keep_published(1e9))
+        await asyncio.sleep(0)
+        task.cancel()
+        workers.close()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize(

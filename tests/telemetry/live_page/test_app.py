@@ -145,6 +145,14 @@ async def test_stream_ends_in_time(loop):
     await stream
 
 
+async def test_a_stream_lasts_also_where_updates_are_rare(loop):
+    """Else a browser would open the next one four times a second, for nothing."""
+    began_s = loop.time()
+    client = await Client(Dashboard(Feed([stack()], 60.0, loop.clock)), "/events").finish()
+    assert loop.time() - began_s == pytest.approx(30.0)
+    assert client.body.count(b"\ndata: [") == 1
+
+
 async def test_slow_client_holds_up_no_other(loop):
     """A client whose connection takes nothing waits alone, and gets the backlog when it takes something again."""
     app = Dashboard(Feed([stack()], 0.5, loop.clock))

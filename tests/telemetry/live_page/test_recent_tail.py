@@ -20,6 +20,7 @@ def test_tail_is_that_of_the_recorded_in_the_window(turns):
     """Whatever was recorded in which turn, the tail is the quantile of the last three turns."""
     histogram = LatencyHistogram()
     tail = RecentTail(histogram, 3.0)
+    tail.quantiles(SHARES, -SECOND)
     for turn, latencies in enumerate(turns):
         histogram.record_many(latencies)
         shown = tail.quantiles(SHARES, turn * SECOND)
@@ -39,6 +40,7 @@ def test_tail_is_that_of_the_recorded_in_the_window(turns):
 def test_tail_survives_a_reset():
     histogram = LatencyHistogram()
     tail = RecentTail(histogram, 10.0)
+    tail.quantiles(SHARES, -SECOND)
     histogram.record_many([0.1] * 50)
     tail.quantiles(SHARES, 0)
     histogram.reset()
@@ -46,3 +48,16 @@ def test_tail_survives_a_reset():
     assert tail.quantiles([1.0], SECOND)[0] >= 0.2
     assert tail.quantiles([1.0], 10 * SECOND)[0] >= 0.2
     assert math.isnan(tail.quantiles([1.0], 11 * SECOND)[0])
+
+
+def test_what_may_be_older_than_the_window_is_left_out():
+    """An operator who opens the page in an incident sees the present, and not the mean of a good day before it."""
+    histogram = LatencyHistogram()
+    tail = RecentTail(histogram, 10.0)
+    for now_s in (86_400, 2 * 86_400):  # the first look, and one after nobody looked for a day
+        histogram.record_many([0.001] * 100_000)
+        assert math.isnan(tail.quantiles([0.99], now_s * SECOND)[0])
+        histogram.record_many([0.5] * 10)
+        assert tail.quantiles([0.99], (now_s + 1) * SECOND)[0] >= 0.5
+    histogram.record_many([1.0] * 10)
+    assert tail.quantiles([0.99], (now_s + 11) * SECOND)[0] >= 1.0  # a look just as long ago as the window

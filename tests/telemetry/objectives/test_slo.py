@@ -141,11 +141,21 @@ def test_bad_settings_are_named(settings, message):
         ({"ends_at": 7.0}, "ends_at"),
         ({"ends_at": math.nan}, "ends_at"),
         ({"minimum_events": 0}, "minimum_events"),
+        ({"minimum_events": 2**63}, "minimum_events"),
     ],
 )
 def test_bad_signals_are_named(settings, message):
     with pytest.raises((TypeError, ValueError), match=f"{message}: expected"):
         BurnSignal(**settings)
+
+
+def test_grace_may_last_for_good(clock):
+    """A grace time beyond all clocks is one that does not end."""
+    slo = SLO("x", threshold_s=1.0, signal=BurnSignal(grace_s=1e12), clock=clock)
+    for _ in range(100):
+        clock.advance(3600.0)
+        slo.record(2.0)
+    assert not slo.burning()
 
 
 def test_memory_does_not_grow(slo, clock):

@@ -29,6 +29,7 @@ from streaminfer.caching.tiers._records import GLIMPSED, Counters, Records
 from streaminfer.caching.tiers._sqlite import HOLDS, set_hold, transaction
 from streaminfer.caching.tiers.encryption import SEALED_HEAD, StoredKeys
 from streaminfer.caching.tiers.protocol import SKEW_NS, Entry, Held, RecordCopy
+from streaminfer.compliance.every_file import every_file
 
 __all__ = ["CHUNK", "DiskStore"]
 
@@ -160,7 +161,9 @@ class DiskStore:
 
     def scan(self) -> Iterator[RecordCopy]:
         """Yield every copy of a record in any file of the folder that can be read with the keys that there are."""
-        files = sorted(path for path in self._folder.rglob("*") if path.is_file())
+        files: list[Path] = []
+        with suppress(FileNotFoundError):  # the tier was never started
+            files = every_file(self._folder)
         for path, raw in read_raw(files, GLIMPSED):
             yield from self._records.copies(raw, path.name)
 

@@ -135,11 +135,15 @@ class RedisTier(MediumTier):
             await self.notices.stop()
         client, self._client = self._client, None
         sealer, self._sealer = self._sealer, None
-        if sealer is not None:
-            await asyncio.wrap_future(sealer.submit(int))  # ends what is running, without blocking the loop
-            sealer.shutdown(wait=True)
-        if client is not None:
-            await client.aclose()
+        try:
+            if sealer is not None:
+                await asyncio.wrap_future(sealer.submit(int))  # ends what is running, without blocking the loop
+                sealer.shutdown(wait=True)
+        finally:  # also where a key provider hangs until the stop is cancelled
+            if sealer is not None:
+                sealer.shutdown(wait=False)
+            if client is not None:
+                await client.aclose()
 
     async def erase(self, *, subject: str | None = None, tag: str | None = None) -> int:
         """Remove all entries of a subject, or with a tag; goes through all that the namespace holds.
@@ -237,7 +241,7 @@ class RedisTier(MediumTier):
     async def _get(self, key: str | bytes) -> Entry | None:
         name = self._records.name(b"k", key)
         try:
-            record = await self._client.hget(self._prefix + b"e" + name, b"d")
+            record = await self._server().hget(self._prefix + b"e" + name, b"d")
         except self._redis.ResponseError as error:
             if WRONG_TYPE in str(error):  # a foreign value makes way, as a corrupt record does
                 await self._drop(name)
@@ -254,7 +258,7 @@ class RedisTier(MediumTier):
         return None if entry.is_expired(self.wall_clock()) else entry
 
     async def _drop(self, name: bytes) -> None:
-        await self._client.unlink(self._prefix + b"e" + name)
+        await self._server().unlink(self._prefix + b"e" + name)
 
     async def _put(self, key: str | bytes, entry: Entry) -> bool:
         name = self._records.name(b"k", key)
@@ -283,20 +287,20 @@ class RedisTier(MediumTier):
 
     async def _delete(self, key: str | bytes) -> bool:
         name = self._records.name(b"k", key)
-        await self._client.unlink(self._prefix + b"g")  # puts that have begun have no effect
-        self._counters.erased += await self._client.unlink(self._prefix + b"e" + name)
+        await self._server().unlink(self._prefix + b"g")  # puts that have begun have no effect
+        self._counters.erased += await self._server().unlink(self._prefix + b"e" + name)
         await self._announce(Notice(key=key))
         return True
 
     async def _announce(self, notice: Notice) -> None:
         """Publish a notice; after the deletion, so that its receivers find nothing here."""
         if self.notices is not None:
-            await self._client.publish(self.notices.channel, await self.notices.record(notice))
+            await self._server().publish(self.notices.channel, await self.notices.record(notice))
 
     async def _attempt(self, otherwise: T, operation: Callable[..., Awaitable[T]], *args: Any) -> T:
         """Run it within the timeout, if the breaker permits."""
         try:
-            self._check_running()
+            self._server()
             async with self.breaker.guard(), asyncio.timeout(self._timeout_s):
                 try:
                     return await operation(*args)
@@ -312,28 +316,29 @@ class RedisTier(MediumTier):
 
     async def _demand(self, operation: Callable[..., Awaitable[T]], *args: Any) -> T:
         """Run a step of an erasure, whose failure the caller must know."""
-        self._check_running()
+        self._server()
         try:
             async with self.breaker.guard(), asyncio.timeout(self._erase_timeout_s):
                 return await operation(*args)
-        except CircuitOpen:
+        except (CircuitOpen, Closed):
             raise
         except Exception as error:
             self._counters.failed(error)
             raise BackendError(f"the Redis tier {self.namespace!r} failed: {type(error).__name__}: {error}") from error
 
-    def _check_running(self) -> None:
-        if self._client is None:
+    def _server(self) -> Any:
+        if self._client is None:  # never started, or stopped meanwhile
             raise Closed("the Redis tier does not run")
+        return self._client
 
     def _connect(self, most: int) -> Any:
         return client_of(self._redis, self._url, max_connections=most, wait_s=self._erase_timeout_s, tls=self._tls)
 
     async def _call(self, name: str, *args: Any) -> Any:
-        return await getattr(self._client, name)(*args)
+        return await getattr(self._server(), name)(*args)
 
     async def _script(self, source: str, *args: Any) -> Any:
-        return await self._client.register_script(source)(args=args)
+        return await self._server().register_script(source)(args=args)
 
     async def _blocking(self, operation: Callable[..., T], *args: Any) -> T:
         if self._sealer is None:

@@ -88,9 +88,7 @@ class StackMetricExporter(sdk.MetricExporter):
         self._exporter.shutdown(timeout_millis, **kwargs)
 
     def _metrics(self) -> list[sdk.Metric]:
-        collection = Collection(HistogramReader())
-        for service, parts in self._services:
-            collection.add(service, parts)
+        collection = Collection.of(self._services, HistogramReader())
         return [
             sdk.Metric(metric.opentelemetry, metric.help, metric.ucum, _data(metric, samples))
             for metric, samples in collection.families.items()

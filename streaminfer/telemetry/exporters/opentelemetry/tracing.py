@@ -10,6 +10,7 @@ import random
 import time
 from typing import TYPE_CHECKING, Any
 
+from streaminfer._internal.listeners import LISTENER_ERRORS, ListenerFailures
 from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_number
 from streaminfer.errors import StreamInferError
@@ -54,6 +55,7 @@ class Tracing(SyncLayer):
         self._random = random.Random().random  # noqa: S311 - a sample, not a secret
         self._batches: dict[tuple[int, int, int], trace.SpanContext] = {}
         self._exemplars: dict[int, Exemplar] = {}
+        self._failures = ListenerFailures("streaminfer", "tracing")
         self._requests = 0
         self._batch_spans = 0
 
@@ -72,6 +74,20 @@ class Tracing(SyncLayer):
         if token is None:
             return
         started_ns, parent = token
+        try:
+            self._make_span(started_ns, parent, outcome, now_ns)
+        except LISTENER_ERRORS as failure:  # of a span processor or sampler: the SDK lets them through
+            self._failures.report(self, "a request", failure)
+
+    def statistics(self) -> TracingStatistics:
+        """Return a frozen snapshot."""
+        return TracingStatistics(
+            requests=self._requests, batches=self._batch_spans, exemplars=tuple(self._exemplars.values())
+        )
+
+    def _make_span(
+        self, started_ns: int, parent: context.Context, outcome: Response | BaseException, now_ns: int
+    ) -> None:
         to_unix_ns = time.time_ns() - now_ns
         span = self._tracer.start_span("streaminfer.request", parent, start_time=started_ns + to_unix_ns)
         if span.is_recording():
@@ -84,12 +100,6 @@ class Tracing(SyncLayer):
             if isinstance(outcome, Response):
                 self._exemplars[exemplar.bucket] = exemplar
         span.end(now_ns + to_unix_ns)
-
-    def statistics(self) -> TracingStatistics:
-        """Return a frozen snapshot."""
-        return TracingStatistics(
-            requests=self._requests, batches=self._batch_spans, exemplars=tuple(self._exemplars.values())
-        )
 
     def _describe(self, span: trace.Span, outcome: Response | BaseException, to_unix_ns: int) -> None:
         if isinstance(outcome, BaseException):

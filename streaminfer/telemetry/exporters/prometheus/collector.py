@@ -32,10 +32,7 @@ class StackCollector:
 
     def collect(self) -> Iterator[Any]:
         """Return a ``Metric`` of that library for each of ours."""
-        collection = Collection(HistogramReader())
-        for service, parts in self._services:
-            collection.add(service, parts)
-        for metric, samples in collection.families.items():
+        for metric, samples in Collection.of(self._services, HistogramReader()).families.items():
             family = self._core.Metric(metric.family, metric.help, metric.kind, metric.unit)
             for sample in samples:
                 self._add(family, metric, sample)

@@ -92,16 +92,12 @@ _SHARES = (0.5, 0.9, 0.99, 0.999)
 
 
 def _quantile(name: str, q: float, *by: str) -> str:
-    summed = (
-        f"sum by ({', '.join(('service', *by))}) (rate({_METRICS[name].prometheus}{{{_SELECTED}}}[$__rate_interval]))"
-    )
-    return f"histogram_quantile({q:g}, {summed})"
+    return f"histogram_quantile({q:g}, {_rate(name, *by)})"
 
 
 def _rate(name: str, *by: str) -> str:
-    return (
-        f"sum by ({', '.join(('service', *by))}) (rate({_METRICS[name].prometheus}{{{_SELECTED}}}[$__rate_interval]))"
-    )
+    rate = f"rate({_METRICS[name].prometheus}{{{_SELECTED}}}[$__rate_interval])"
+    return f"sum by ({', '.join(('service', *by))}) ({rate})"
 
 
 def _gauge(name: str, *by: str) -> tuple[str, str]:

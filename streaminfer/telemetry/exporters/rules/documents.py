@@ -44,18 +44,13 @@ def slo_documents(*slos: SLO, version: Version = "openslo/v1") -> str:
 def _openslo(slo: SLO, text: str) -> dict[str, Any]:
     good, total = ({"metricSource": {"type": "Prometheus", "spec": {"query": query}}} for query in _good_and_total(slo))
     indicator = {"ratioMetric": {"counter": True, "good": good, "total": total}}
-    return {
-        "kind": "SLO",
-        "metadata": {"name": slug(slo.name), "displayName": slo.name},
-        "spec": {
-            "description": text,
-            "service": slug(slo.name),
-            "indicator": {"metadata": {"name": f"{slug(slo.name)[:54]}-latency"}, "spec": indicator},
-            "timeWindow": [{"duration": _whole(slo.period_s), "isRolling": True}],
-            "budgetingMethod": "Occurrences",
-            "objectives": [{"displayName": text, "target": slo.objective}],
-        },
-    }
+    return _slo(
+        slo,
+        text,
+        indicator={"metadata": {"name": f"{slug(slo.name)[:54]}-latency"}, "spec": indicator},
+        timeWindow=[{"duration": _whole(slo.period_s), "isRolling": True}],
+        objectives=[{"displayName": text, "target": slo.objective}],
+    )
 
 
 def _openslo_alpha(slo: SLO, text: str) -> dict[str, Any]:
@@ -63,22 +58,23 @@ def _openslo_alpha(slo: SLO, text: str) -> dict[str, Any]:
         {"source": "prometheus", "queryType": "promql", "query": f"sum(rate({query}[{{{{.window}}}}]))"}
         for query in _good_and_total(slo)
     )
+    ratio = {"incremental": True, "good": good, "total": total}
+    days = max(round(slo.period_s / _DAY_S), 1)
+    return _slo(
+        slo,
+        text,
+        objectives=[{"displayName": text, "target": slo.objective, "ratioMetrics": ratio}],
+        timeWindows=[{"count": days, "unit": "Day", "isRolling": True}],
+    )
+
+
+def _slo(slo: SLO, text: str, **fields: Any) -> dict[str, Any]:
+    """Return what the versions of OpenSLO have in common, with further fields of its ``spec``."""
+    name = slug(slo.name)
     return {
         "kind": "SLO",
-        "metadata": {"name": slug(slo.name), "displayName": slo.name},
-        "spec": {
-            "service": slug(slo.name),
-            "description": text,
-            "budgetingMethod": "Occurrences",
-            "objectives": [
-                {
-                    "displayName": text,
-                    "target": slo.objective,
-                    "ratioMetrics": {"incremental": True, "good": good, "total": total},
-                }
-            ],
-            "timeWindows": [{"count": max(round(slo.period_s / _DAY_S), 1), "unit": "Day", "isRolling": True}],
-        },
+        "metadata": {"name": name, "displayName": slo.name},
+        "spec": {"description": text, "service": name, "budgetingMethod": "Occurrences", **fields},
     }
 
 

@@ -32,12 +32,13 @@ def check_slos(slos: Iterable[object]) -> None:
 
 def events(slo: SLO) -> str:
     """Return the selector of all events."""
-    return f"{_EVENTS}{{slo={json.dumps(slo.name)}}}"
+    name = json.dumps(slo.name, ensure_ascii=False)  # PromQL has JSON's escapes, but for pairs of surrogates
+    return f"{_EVENTS}{{slo={name}}}"
 
 
 def bad_events(slo: SLO) -> str:
     """Return the selector of bad events."""
-    return f'{_EVENTS}{{slo={json.dumps(slo.name)}, result!="good"}}'
+    return events(slo).removesuffix("}") + ', result!="good"}'
 
 
 def duration(seconds: float) -> str:
