@@ -39,12 +39,14 @@ async def load(service: si.Stack, size: int, rate: float, seconds: float, seed: 
     return len(due_ns) - len(sending.failures), len(due_ns)
 
 
-async def main(seconds: float = 5.0) -> si.batching.DeviceStatistics:
+async def main(
+    seconds: float = 5.0, *, cameras_slo_s: float = 0.05, uploads_slo_s: float = 0.5
+) -> si.batching.DeviceStatistics:
     """Print what each model had of the core, and how many of its requests were on time."""
     device = si.Device("core", weights={"blaze_front": 2})
     async with (
-        stack("blaze_front", 128, slo_s=0.05, device=device) as cameras,
-        stack("blaze_full", 192, slo_s=0.5, device=device) as uploads,
+        stack("blaze_front", 128, slo_s=cameras_slo_s, device=device) as cameras,
+        stack("blaze_full", 192, slo_s=uploads_slo_s, device=device) as uploads,
     ):
         on_time = await asyncio.gather(load(cameras, 128, 150, seconds, 1), load(uploads, 192, 150, seconds, 2))
     statistics = device.statistics()

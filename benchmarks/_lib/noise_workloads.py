@@ -6,6 +6,7 @@ mean service time. With classes, early drop serves the more urgent class first.
 """
 
 import asyncio
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -433,6 +434,28 @@ def rows(n: int = 4000) -> list[Workload]:
                 slower=lambda t: 10.0 if 3 <= t < 3.0 + 0.3 else 1.0,
                 measured=after,
                 trace=lambda seed, r=rate: arrivals.poisson(r, int(r * 8), seed),
+            )
+
+    for device, service, cap, slo_s in (
+        ("4+.04n", line(4, 0.04), 64, 0.01),
+        ("8+.24n", line(8, 0.24), 32, 0.025),
+        ("8+.48n", line(8, 0.48), 16, 0.03),
+    ):
+        for factor, load in itertools.product((3.0, 6.0), (0.5, 0.8)):
+            rate = load * cap / service(cap)
+            full_s = service(cap)
+            begin_s, end_s = 120 * full_s, 140 * full_s
+            add(
+                f"{device} cap {cap} slo {slo_s * 1e3:g} {factor:g}x slower for 20 batches, time after, load {load}",
+                "changes",
+                service,
+                cap,
+                slo_s,
+                load,
+                slower=lambda t, f=factor, a=begin_s, b=end_s: f if a <= t < b else 1.0,
+                measured=lambda t, b=end_s + 20 * full_s: t >= b,
+                noise=Noise(0.05),
+                trace=lambda seed, r=rate, s=260 * full_s: arrivals.poisson(r, int(r * s), seed),
             )
 
     def without(part: float) -> Callable[[Floats, int], Floats]:

@@ -1,10 +1,12 @@
 """What keeps a service down after the cause has gone: retry storms, with and without what is there against them.
 
 The service can do 200 a second and gets 160. For two seconds it is five times slower. Callers give up after 0.2 s and
-ask again. In virtual time.
+ask again. And what a planner remembers of an outage, with callers that do not ask again. In virtual time.
 """
 
 import asyncio
+import math
+import random
 
 import numpy as np
 import pytest
@@ -88,3 +90,53 @@ def test_refusing_early_ends_the_storm_too(how):
     else:
         shares, _ = goodput(retries="naive", limit=ConcurrencyLimit(limit=20))
     assert min(shares[7:]) >= 0.95
+
+
+def on_time_after_an_outage(setup_s, per_item_s, max_batch_size, slo_s, load, lasts, *, factor, seed):
+    """The share on time of those that come from twenty full batches after an outage of ``lasts`` on."""
+    full_s = setup_s + per_item_s * max_batch_size
+    rate = load * max_batch_size / full_s
+    slow_from_s = 120 * full_s
+    slow_until_s = slow_from_s + lasts * full_s
+    noise = random.Random(seed)
+    rng = np.random.default_rng(seed)
+    arrivals = np.cumsum(rng.exponential(1 / rate, int(rate * (slow_until_s + 120 * full_s))))
+    completed_s = np.full(len(arrivals), math.inf)
+
+    async def main(loop):
+        def duration_s(size):
+            slower = factor if slow_from_s <= loop.time() < slow_until_s else 1.0
+            return (setup_s + per_item_s * size) * slower * math.exp(noise.gauss(0.0, 0.05))
+
+        batcher = si.AdaptiveBatcher(max_batch_size=max_batch_size, slo_s=slo_s, max_queue_size=10_000)
+        async with si.Stack(batcher, ScriptedBackend(duration_s=duration_s), clock=loop.clock) as service:
+
+            async def ask(number):
+                try:
+                    await service(1.0)
+                except (si.DeadlineExceeded, si.Overloaded):
+                    return
+                completed_s[number] = loop.time()
+
+            calls = []
+            for number, at in enumerate(arrivals.tolist()):
+                await asyncio.sleep(max(0.0, at - loop.time()))
+                calls.append(asyncio.ensure_future(ask(number)))
+            await asyncio.gather(*calls)
+
+    run(main)
+    after = arrivals >= slow_until_s + 20 * full_s
+    return (completed_s - arrivals <= slo_s)[after].mean()
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("factor", [3.0, 6.0])
+@pytest.mark.parametrize(
+    "service",
+    [(0.004, 0.00004, 64, 0.010, 0.5, 20), (0.008, 0.00024, 32, 0.025, 0.5, 10), (0.008, 0.00048, 16, 0.025, 0.7, 20)],
+    ids=["batches are nearly free", "half busy", "busy"],
+)
+def test_an_outage_leaves_nothing_behind(service, factor, seed):
+    """In it there is time for small batches only: they must not seem cheap, nor large ones slow, when it is over."""
+    without = on_time_after_an_outage(*service, factor=1.0, seed=seed)
+    assert on_time_after_an_outage(*service, factor=factor, seed=seed) >= without - 0.03

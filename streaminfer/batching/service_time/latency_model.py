@@ -11,6 +11,10 @@ row (two faster ones: nothing makes a device faster by accident) are no outliers
 them, or, where the size was hardly known, its cost does; a cost that was hardly known falls at the first faster batch.
 All gains are relative to the noise, so a device that repeats to the microsecond is followed as finely.
 
+*After an outage.* Where the speed has jumped to a slower one, a faster batch of a hardly known size takes that back
+before its cost falls. In an outage there is time for small batches only. Were these taken to be cheap when it ends, the
+large ones would still seem too slow to be tried, and nothing would ever correct that.
+
 *Beyond what was seen* the line goes on. After a single size it is flat, so that larger batches are tried, and for
 smaller ones half of the cost counts as proportional. Past the largest size with two visits an estimate is a guess:
 ``trusted`` says up to where it is none.
@@ -84,6 +88,7 @@ class LatencyModel:
         self._costs: dict[int, float] = {}  # logarithms, relative to the speed
         self._visits: dict[int, int] = {}
         self._speed = 0.0  # logarithm of nanoseconds
+        self._speed_before = math.inf  # it became slower by jumps, as far as it is slower now
         self._seen_at: dict[int, int] = {}  # observations at a size's last batch
         self._streak: list[float] = []  # residuals of the last batches, all outliers to one side
         self._published_speed = 0.0
@@ -129,15 +134,17 @@ class LatencyModel:
         if type(now_ns) is not int:
             check_count("now_ns", now_ns, at_least=0)
         self.observations += 1
-        self._seen_at[nearest_size(size)] = self.observations
-        log_ns = math.log(max(duration_ns, 1))
         near = nearest_size(size)
+        self._seen_at[near] = self.observations
+        log_ns = math.log(max(duration_ns, 1))
         if not self._sizes:
             self._speed = log_ns
             self._add(near, 0.0, 1)
             self._publish()
             return
         residual = log_ns - math.log(self.predict_ns(size))
+        if self._visits.get(near, 0) < _SETTLED:
+            residual -= self._recover(residual)
         if near not in self._costs:
             expected = math.log(self.curve().at(near))
             self._add(near, expected, 0)
@@ -184,8 +191,13 @@ class LatencyModel:
         """Return what each size's own batches said: nanoseconds and visits, by size."""
         return {size: (math.exp(self._speed + self._costs[size]), self._visits[size]) for size in self._sizes}
 
+    @property
+    def _limit(self) -> float:
+        """From where a residual is an outlier."""
+        return max(_OUTLIER * self.residuals.deviation, _SMALLEST_OUTLIER)
+
     def _learn(self, near: int, residual: float, own_residual: float) -> None:
-        limit = max(_OUTLIER * self.residuals.deviation, _SMALLEST_OUTLIER)
+        limit = self._limit
         is_outlier = not -limit <= own_residual <= limit
         if self._streak and not (is_outlier and (self._streak[-1] > 0) == (own_residual > 0)):
             for outlier in self._streak:
@@ -208,8 +220,19 @@ class LatencyModel:
         jump = min(self._streak, key=abs)
         self._streak.clear()
         if not self._relearn(near, residual):
+            if jump > 0.0:
+                self._speed_before = min(self._speed_before, self._speed)
             self._speed += jump
         self._publish()
+
+    def _recover(self, residual: float) -> float:
+        """Take back jumps to a slower speed, where a size that is hardly known is faster; return by how much."""
+        if residual >= -self._limit or self._speed <= self._speed_before:
+            return 0.0
+        change = max(residual, self._speed_before - self._speed)
+        self._speed += change
+        self._publish()
+        return change
 
     def _relearn(self, size: int, residual: float) -> bool:
         """Take the cost of a size that is hardly known from its last batch, if its neighbors allow that."""

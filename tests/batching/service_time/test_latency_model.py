@@ -333,6 +333,64 @@ def test_a_hardly_known_cost_follows_slower_batches():
     assert device.model.predict_ns(23) / before_ns > 1.08
 
 
+# ---- after an outage
+
+
+@pytest.mark.parametrize("size", [1, 2, 11], ids=["small", "smaller-than-seen", "between"])
+def test_the_end_of_an_outage_does_not_make_a_size_cheap(size):
+    """A size that was not seen before the outage says that it is over: the others are fast again, too."""
+    device = Device(*[16, 23, 32] * 20).run(16, 23, 32, factor=4.0)
+    assert device.ratio(32, 4.0) == pytest.approx(1.0, rel=0.03)
+
+    device.run(size)
+
+    for known in (16, 23, 32):
+        assert device.ratio(known) == pytest.approx(1.0, rel=0.05)
+
+
+def test_an_outage_may_end_in_steps():
+    """What is taken back is what the faster batch says."""
+    device = Device(*[16, 23, 32] * 20).run(16, 23, 32, factor=4.0).run(1, factor=2.0)
+    assert device.ratio(32, 2.0) == pytest.approx(1.0, rel=0.05)
+
+    device.run(2)
+
+    assert device.ratio(32) == pytest.approx(1.0, rel=0.05)
+
+
+def test_no_more_is_taken_back_than_the_outage_took():
+    """A size that is cheaper than before the outage is cheap: the device is not faster than it was."""
+    cheap = Device(*[16, 23, 32] * 20, seconds=lambda size: LINE.seconds(size) * (0.5 if size == 8 else 1.0))
+
+    cheap.run(16, 23, 32, factor=4.0).run(8)
+
+    assert cheap.ratio(32) == pytest.approx(1.0, rel=0.05)
+    assert cheap.model.seen()[8][0] == pytest.approx(cheap.seconds(8) * 1e9, rel=0.05)
+
+
+def test_a_cheap_size_in_an_outage_misleads_for_three_batches():
+    """Where the size was cheap and the outage goes on, the next three batches say so."""
+    cheap = Device(*[16, 23, 32] * 20, seconds=lambda size: LINE.seconds(size) * (0.5 if size == 8 else 1.0))
+    cheap.run(16, 23, 32, factor=4.0).run(8, factor=4.0)
+    assert cheap.ratio(32, 4.0) < 0.7
+
+    cheap.run(16, 23, 32, factor=4.0)
+
+    assert cheap.ratio(32, 4.0) == pytest.approx(1.0, rel=0.05)
+
+
+@pytest.mark.parametrize("factors", [(), (4.0, 1.0)], ids=["never", "over"])
+def test_without_an_outage_a_cheap_size_is_the_sizes(factors):
+    """A hardly known size is cheap where the device never became slower, and where it is as fast as before again."""
+    device = Device(*[16, 23, 32] * 20, seconds=lambda size: LINE.seconds(size) * (0.5 if size == 8 else 1.0))
+    for factor in factors:
+        device.run(16, 23, 32, 16, factor=factor)
+
+    device.run(8)
+
+    assert device.ratio(32) == pytest.approx(1.0, rel=0.05)
+
+
 def test_few_batches_say_less_of_the_slope():
     """The line is drawn towards a constant cost, the more the fewer batches there were."""
     slopes = []
