@@ -372,10 +372,15 @@ class _HedgedService(_Hedged):
 class _HedgedBackend(_Hedged):
     async def infer(self, batch: Batch) -> Sequence[Any]:
         """Return the first response to the batch, or raise the first error when all fail."""
-        again = (lambda: self._again.infer(batch.again())) if may_repeat(batch, self._repeats) else None
-        send = functools.partial(self.inner.infer, batch)
+        again = (lambda: _infer(self._again, batch.again())) if may_repeat(batch, self._repeats) else None
+        send = functools.partial(_infer, self.inner, batch)
         results: Sequence[Any] = await self.hedge._run(send, again, batch.deadline_ns)
         return results
+
+
+async def _infer(backend: Any, batch: Batch) -> Any:
+    """Await a batch in a coroutine, which a task needs: a backend's ``infer`` may return another awaitable."""
+    return await backend.infer(batch)
 
 
 def _hedge_function(hedge: Hedge, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import random
+from collections.abc import Awaitable
 
 import numpy as np
 import pytest
@@ -375,6 +376,26 @@ def test_a_backend_is_hedged_by_batches():
         await hedged.stop(drain=True)
         assert backend.running == replica.running == 0
         assert repr(hedge) in repr(hedged)
+
+    run(main)
+
+
+def test_a_backend_may_return_an_awaitable():
+    """A backend whose ``infer`` is a plain function that returns a future is hedged like any other."""
+
+    class Plain:
+        def infer(self, batch: Batch) -> Awaitable[list[object]]:
+            loop = asyncio.get_running_loop()
+            done = loop.create_future()
+            loop.call_later(0.010, done.set_result, list(batch.inputs))
+            return done
+
+    async def main(loop):
+        hedged = Hedge(clock=loop.clock).wrap(Plain())
+        for _ in range(40):
+            await hedged.infer(Batch(np.zeros(1), [Request(0.0)]))
+        assert await hedged.infer(Batch(np.ones(2), [Request(0.0)] * 2)) == [1.0, 1.0]
+        await hedged.stop()
 
     run(main)
 
