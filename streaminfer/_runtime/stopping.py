@@ -14,7 +14,16 @@ from typing import Any
 from streaminfer._runtime.owners import last_owner
 from streaminfer.protocols import adapt
 
-__all__ = ["KILL_GRACE_S", "STOP_LIMIT_S", "raise_first", "seconds_left", "stop_all", "stop_within", "until_limit"]
+__all__ = [
+    "KILL_GRACE_S",
+    "STOP_LIMIT_S",
+    "end_tasks",
+    "raise_first",
+    "seconds_left",
+    "stop_all",
+    "stop_within",
+    "until_limit",
+]
 
 STOP_LIMIT_S = 30.0
 """Seconds that a stop waits for requests in flight by default."""
@@ -57,6 +66,15 @@ async def until_limit(waiting: Coroutine[Any, Any, object]) -> None:
     """Await something until the limit of the stop that is going on, and cancel it there."""
     with suppress(TimeoutError):
         await asyncio.wait_for(waiting, seconds_left())
+
+
+async def end_tasks(tasks: Iterable[asyncio.Future[Any]]) -> None:
+    """Cancel tasks, and wait for them until the limit of the stop that is going on."""
+    ending = list(tasks)
+    for task in ending:
+        task.cancel()
+    if ending:
+        await asyncio.wait(ending, timeout=seconds_left())
 
 
 async def stop_all(owner: object, parts: Iterable[Any], *, drain: bool) -> None:

@@ -308,9 +308,11 @@ class Replicas(StackClock, Node):
         for each in upkeep:
             each.cancel()
         stops = (handle.stop(drain=drain) for handle in self._members.all())
-        outcomes = await asyncio.gather(*stops, return_exceptions=True)
-        for each in upkeep:
-            await each.ended()
+        try:
+            outcomes = await asyncio.gather(*stops, return_exceptions=True)
+        finally:
+            for each in upkeep:
+                await each.ended()
         raise_first(outcomes)
 
     async def add(self, replica: Replica) -> None:

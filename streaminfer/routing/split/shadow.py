@@ -22,7 +22,7 @@ from streaminfer._internal.validation import check_count, check_duration, check_
 from streaminfer._runtime.owners import start_owned
 from streaminfer._runtime.pending_calls import DeadlineCalls
 from streaminfer._runtime.stack_clock import StackClock
-from streaminfer._runtime.stopping import seconds_left, stop_all
+from streaminfer._runtime.stopping import end_tasks, stop_all
 from streaminfer.protocols import Clock, adapt, is_service, name_of
 from streaminfer.request import Request, Response, time_left_s
 from streaminfer.resilience._targets import may_repeat, repeats
@@ -168,11 +168,7 @@ class Shadow(StackClock):
 
     async def end_copies(self) -> None:
         """Cancel the copies in flight, and wait for them until the limit of the stop."""
-        tasks = [*self._tasks, *self._calls]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=seconds_left())
+        await end_tasks([*self._tasks, *self._calls])
 
     async def _serve(self, request: Request) -> None:
         if self._validate is not None:
