@@ -249,12 +249,11 @@ class TritonBackend(StackClock, Node):
             return None
         if self._example is not None:
             return ExampleInputs(self._example, self._infer_uncounted, exclusive=False)
-        required = [spec for spec in self.inputs if spec.name not in splitter.session.model.optional]
-        guess = guess_inputs(required)
+        guess = guess_inputs(self.inputs)
         if not guess:
             return None
         inputs = next(iter(guess.values())) if len(guess) == 1 else guess
-        return ExampleInputs(inputs, self._infer_uncounted, False, free_axes(required), exclusive=False)
+        return ExampleInputs(inputs, self._infer_uncounted, False, free_axes(self.inputs), exclusive=False)
 
     # -- life ---------------------------------------------------------------------------------------------------
 
