@@ -44,7 +44,7 @@ from streaminfer.routing.fallback.attempt_history import AttemptHistory
 from streaminfer.routing.fallback.attempt_outcome import classify
 from streaminfer.routing.fallback.attempt_timer import AttemptTimer
 from streaminfer.routing.fallback.request_counts import RequestCounts
-from streaminfer.routing.fallback.route import Route, check_default, check_routes, default_outputs
+from streaminfer.routing.fallback.route import Route, announced_tensors, check_default, check_routes, default_outputs
 from streaminfer.routing.fallback.route_probes import RouteProbes
 from streaminfer.routing.fallback.route_selector import RouteSelector, deadline_of
 from streaminfer.routing.fallback.route_state import RouteState, make_route_states
@@ -162,6 +162,8 @@ class FallbackRouter(StackClock, Node):
             full_load=best.full_load,
             full_batch_ns=best.full_batch_ns,
             stream_states=states_of_all(self._services),
+            many_answers=best.many_answers,
+            model_tensors=lambda: announced_tensors(self.routes[0]),
         )
 
     @property

@@ -250,12 +250,17 @@ class Replicas(StackClock, Node):
             enforces_deadline=True,
             idempotent=are_idempotent([handle.replica.service for handle in self._members.by_name.values()]),
             stream_states=self._homes if self._homes.keepers() else None,
+            many_answers=self._offered().many_answers,
             model_tensors=self._model_tensors,
         )
 
+    def _offered(self) -> Capabilities:
+        """Return what the first replica offers at this moment."""
+        first = self._members.first()
+        return Capabilities() if first is None else adapt(first.replica.service).capabilities()
+
     def _model_tensors(self) -> ModelTensors | None:
-        services = [handle.replica.service for handle in self._members.by_name.values()]
-        describe = adapt(services[0]).capabilities().model_tensors if services else None
+        describe = self._offered().model_tensors
         return None if describe is None else describe()
 
     def new_children(self, tell: Callable[[str, Any], None]) -> None:
