@@ -75,30 +75,6 @@ class _FunctionWorker:
         return self
 
 
-class _CallAndCopy:
-    """A function whose outputs are copied as soon as they are there."""
-
-    __slots__ = ("_function",)
-
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        self._function = function
-
-    def __call__(self, inputs: Any) -> Any:
-        return own_arrays(self._function(inputs))
-
-
-class _AwaitAndCopy:
-    """The same for an ``async`` function."""
-
-    __slots__ = ("_function",)
-
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        self._function = function
-
-    async def __call__(self, inputs: Any) -> Any:
-        return own_arrays(await self._function(inputs))
-
-
 class CpuBackend(Node):
     """Runs batches with a function: ``fn(inputs)`` returns outputs with the batch axis, or one result per row.
 
@@ -199,7 +175,7 @@ class CpuBackend(Node):
         self._asynchronous = inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(type(fn).__call__)
         self._function = fn
         if copy_outputs and executor != "process":
-            self._function = _AwaitAndCopy(fn) if self._asynchronous else _CallAndCopy(fn)
+            self._function = _copying(fn, self._asynchronous)
         self._recorder = BackendRecorder(workers, clock)
         self.queued_workers = None if executor == "inline" else workers
         self._priority = BatchPriority()
@@ -378,6 +354,18 @@ class CpuBackend(Node):
 
     def _failure(self, batch: Batch, error: BaseException) -> BackendError:
         return BackendError(f"{self._name} failed on a batch of {len(batch.rows)}: {type(error).__name__}: {error}")
+
+
+def _copying(function: Callable[[Any], Any], is_async: bool) -> Callable[[Any], Any]:
+    """Return a function whose outputs are copied as soon as they are there."""
+
+    def call(inputs: Any) -> Any:
+        return own_arrays(function(inputs))
+
+    async def call_async(inputs: Any) -> Any:
+        return own_arrays(await function(inputs))
+
+    return call_async if is_async else call
 
 
 def _check_request(signature: Signature, request: Request) -> None:
