@@ -14,9 +14,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from streaminfer._internal.validation import check_count, check_duration, expected
 
-__all__ = ["arrivals_in_ns", "bursts", "cameras", "gamma", "numbers", "on_off", "poisson", "replay"]
+__all__ = ["arrivals_in_ns", "bursts", "cameras", "gamma", "numbers", "on_off", "poisson", "priorities_of", "replay"]
 
 _LATEST_S = 1e9
+_PRIORITIES = np.iinfo(np.int32)
 
 
 def poisson(rate: float, n: int, seed: int) -> NDArray[np.float64]:
@@ -174,6 +175,23 @@ def numbers(name: str, values: ArrayLike) -> NDArray[np.float64]:
     if given.dtype.kind not in "iuf":
         raise TypeError(expected(name, "an array of real numbers", values))
     return given.astype(np.float64)
+
+
+def priorities_of(given: ArrayLike | None, n: int) -> NDArray[np.int32]:
+    """Return the priorities of n arrivals; ``None``: all the same.
+
+    Raises:
+        TypeError: not whole numbers.
+        ValueError: another number of them, or more than 32 bits.
+    """
+    priorities = np.zeros(n, np.int32) if given is None else np.asarray(given)
+    if priorities.dtype.kind not in "iu" and priorities.size:
+        raise TypeError(expected("priorities", "whole numbers", given))
+    if priorities.shape != (n,):
+        raise ValueError(expected("priorities", f"one for each of {n} arrivals", priorities.shape))
+    if priorities.size and not (_PRIORITIES.min <= priorities.min() and priorities.max() <= _PRIORITIES.max):
+        raise ValueError(expected("priorities", "whole numbers of 32 bits", given))
+    return priorities.astype(np.int32)
 
 
 def _switching(
