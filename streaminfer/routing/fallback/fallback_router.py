@@ -27,7 +27,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from streaminfer._internal.units import NEVER_NS
-from streaminfer._internal.validation import check_duration, check_instance
+from streaminfer._internal.validation import check_duration_ns, check_instance
 from streaminfer._runtime.idle_waiters import IdleWaiters
 from streaminfer._runtime.lifecycle import start_all
 from streaminfer._runtime.objective import is_slo_or_none
@@ -108,7 +108,7 @@ class FallbackRouter(StackClock, Node):
         check_instance("slo", slo, is_slo_or_none, "an SLO")
         check_instance("probes", probes, lambda value: isinstance(value, bool), "True or False")
         self._accept_clock(clock)
-        step_ns = max(round(check_duration("step_s", step_s, positive=True) * 1e9), 1)
+        step_ns = check_duration_ns("step_s", step_s, positive=True)
         self.routes = routes
         self.default = default
         self.slo = slo

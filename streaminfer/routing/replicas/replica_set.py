@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from streaminfer._internal.validation import check_count, check_instance, check_number
+from streaminfer._internal.validation import check_count, check_duration_ns, check_instance, check_number
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer._runtime.stopping import raise_first
 from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput, Overloaded
@@ -35,7 +35,7 @@ from streaminfer.routing.replicas.discovery import DnsDiscovery, Finder
 from streaminfer.routing.replicas.health import HealthCheck, ReplicaProbes
 from streaminfer.routing.replicas.membership import Membership
 from streaminfer.routing.replicas.replica import Replica, ReplicaHandle
-from streaminfer.routing.replicas.settings import duration_ns, is_above_1, zone_penalties
+from streaminfer.routing.replicas.settings import is_above_1, zone_penalties
 from streaminfer.routing.replicas.statistics import ReplicasStatistics, replica_statistics
 from streaminfer.routing.replicas.stream_homes import StreamHomes, stream_key
 
@@ -119,13 +119,13 @@ class Replicas(StackClock, Node):
         if latency_factor is not None:
             factor = check_number("latency_factor", latency_factor, "a number above 1, or None", is_above_1)
         in_a_row = 0 if consecutive_failures is None else check_count("consecutive_failures", consecutive_failures)
-        eject_ns = duration_ns("eject_s", eject_s)
-        slow_start_ns = duration_ns("slow_start_s", slow_start_s, positive=False)
-        max_eject_ns = max(duration_ns("max_eject_s", max_eject_s), eject_ns)
+        eject_ns = check_duration_ns("eject_s", eject_s, positive=True)
+        slow_start_ns = check_duration_ns("slow_start_s", slow_start_s)
+        max_eject_ns = max(check_duration_ns("max_eject_s", max_eject_s, positive=True), eject_ns)
         ejection = OutlierEjection(min(in_a_row, 2**31), factor, eject_ns, max_eject_ns, share, slow_start_ns)
         self._balancer = P2CBalancer(
             check_count("choices", choices, at_most=_SLOT),
-            duration_ns("decay_s", decay_s),
+            check_duration_ns("decay_s", decay_s, positive=True),
             ejection,
             slow_start_ns,
             random.getrandbits(62) if seed is None else check_count("seed", seed, at_least=0) % 2**62,
