@@ -38,27 +38,12 @@ from streaminfer._internal.validation import check_choice, check_count, check_in
 from streaminfer.backends.onnx.model import find_source, load, make_options, read_specs
 from streaminfer.backends.onnx.providers import cache_options, profile_shapes
 from streaminfer.backends.signature import Signature, TensorSpec
+from streaminfer.backends.triton.dtypes import DATATYPES, TEXT
 
 __all__ = ["write_model_repository"]
 
 Platform = Literal["onnxruntime", "onnxruntime-tensorrt", "tensorrt-plan"]
 Source = str | os.PathLike[str] | bytes
-
-_TYPES = {
-    "bool": "BOOL",
-    "uint8": "UINT8",
-    "uint16": "UINT16",
-    "uint32": "UINT32",
-    "uint64": "UINT64",
-    "int8": "INT8",
-    "int16": "INT16",
-    "int32": "INT32",
-    "int64": "INT64",
-    "float16": "FP16",
-    "bfloat16": "BF16",
-    "float32": "FP32",
-    "float64": "FP64",
-}
 
 
 def write_model_repository(
@@ -228,7 +213,9 @@ def _config(model: _Model) -> Iterator[str]:
 
 
 def _type(spec: TensorSpec) -> str | None:
-    return _TYPES.get("bfloat16" if spec.is_bfloat16 else str(spec.dtype))
+    if spec.is_bfloat16:
+        return "BF16"
+    return None if spec.dtype is None or spec.dtype == TEXT else DATATYPES.get(spec.dtype)
 
 
 def _tensor(spec: TensorSpec, kind: str, *, batching: bool) -> str:
