@@ -155,7 +155,7 @@ class TritonBackend(StackClock, Node):
         self._lifecycle = SessionLifecycle(
             self._connector,
             model,
-            self._what(),
+            f"TritonBackend({model!r} on {address})",
             clock=self._clock,
             changed=self._update_description,
             may_be_unloaded=memory_bytes is not None,
@@ -421,9 +421,6 @@ class TritonBackend(StackClock, Node):
         splitter = self._lifecycle.running()
         with splitter.session.calls:
             return await splitter.infer(batch)
-
-    def _what(self) -> str:
-        return f"TritonBackend({self.model!r} on {self.address})"
 
     def __repr__(self) -> str:
         inputs, outputs = (", ".join(map(str, specs)) for specs in (self.inputs, self.outputs))

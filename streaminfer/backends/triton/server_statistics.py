@@ -14,6 +14,7 @@ from typing import Any
 import attrs
 
 from streaminfer._internal.snapshot import Snapshot
+from streaminfer._runtime.stopping import end_tasks
 from streaminfer.backends.statistics import BackendRecorder, BackendStatistics
 from streaminfer.backends.triton.errors import ServerError, without_input
 from streaminfer.backends.triton.request_splitter import RequestSplitter
@@ -150,8 +151,7 @@ class StatisticsReader:
         """Stop reading."""
         reading, self._reading = self._reading, None
         if reading is not None:
-            reading.cancel()
-            await asyncio.wait([reading])
+            await end_tasks([reading])
 
     def forget(self) -> None:
         """Forget the reading task, whose event loop has ended."""

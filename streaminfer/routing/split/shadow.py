@@ -116,7 +116,7 @@ class Shadow(StackClock):
         self._skipped = {"max_in_flight": 0, "not_repeatable": 0}
         self._sent = self._succeeded = self._failed = self._cancelled = 0
         if clock is not None:
-            self._bind(clock)
+            adapt(self.copy).bind_clock(clock)
 
     def wrap(self, inner: Any) -> Any:
         """Wrap a service.
@@ -137,7 +137,7 @@ class Shadow(StackClock):
 
     def _use_clock(self, clock: Clock) -> None:
         self._clock = clock
-        self._bind(clock)
+        adapt(self.copy).bind_clock(clock)
 
     def statistics(self) -> ShadowStatistics:
         """Return a frozen snapshot."""
@@ -190,9 +190,6 @@ class Shadow(StackClock):
         if self._failed == 1:
             message = "shadow %r: a copy of a request failed (later failures are counted only)"
             _log.warning(message, self.name, exc_info=failure)
-
-    def _bind(self, clock: Clock) -> None:
-        adapt(self.copy).bind_clock(clock)
 
     def __repr__(self) -> str:
         return f"<Shadow({self._share.share:.1%} of the requests to {self.copy!r})>"

@@ -37,7 +37,7 @@ from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_choice, check_count, check_instance, expected
 from streaminfer.backends.onnx.model import find_source, load, make_options, read_specs
 from streaminfer.backends.onnx.providers import cache_options, profile_shapes
-from streaminfer.backends.signature import Signature, TensorSpec
+from streaminfer.backends.signature import Signature, TensorSpec, free_axes
 from streaminfer.backends.triton.dtypes import DATATYPES, TEXT
 
 __all__ = ["write_model_repository"]
@@ -247,8 +247,8 @@ def _tensorrt(model: _Model) -> dict[str, str]:
     rows = _rows(model)
     largest = model.max_batch_size or max(model.warmup, default=0)
     # a profile must say every free size, so one that is guessed is worse than none
-    if largest and (model.example is not None or not _free(model)):
-        assert model.signature is not None  # noqa: S101 - there is one for every ONNX model
+    assert model.signature is not None  # noqa: S101 - there is one for every ONNX model
+    if largest and (model.example is not None or not free_axes(model.signature.inputs)):
         parameters |= profile_shapes(rows, [1, largest], model.signature.batch_axes)
     return parameters
 
@@ -269,13 +269,6 @@ def _warmup(model: _Model, size: int) -> str:
         inputs.append(f"inputs {{ key: {_quote(spec.name)} value {{ {tensor} }} }}")
     batch_size = size if model.max_batch_size else 0
     return f'model_warmup {{ name: "{size} rows" batch_size: {batch_size} {" ".join(inputs)} }}'
-
-
-def _free(model: _Model) -> bool:
-    """Whether the model leaves a size free besides the batch's."""
-    assert model.signature is not None  # noqa: S101
-    brought = (spec for spec in model.signature.inputs if spec.batch_axis is not None)
-    return any(not isinstance(size, int) for spec in brought for size in spec.row_shape)
 
 
 def _rows(model: _Model) -> dict[str, tuple[int, ...]]:
