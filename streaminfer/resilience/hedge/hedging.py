@@ -36,7 +36,7 @@ from streaminfer._internal.validation import check_count, check_duration, check_
 from streaminfer._runtime.owners import start_owned
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer._runtime.stopping import stop_all, until_limit
-from streaminfer.protocols import Admission, Backend, Clock, P, R, Service, Wrapper, adapt
+from streaminfer.protocols import Admission, Backend, Capabilities, Clock, P, R, Service, Wrapper, adapt
 from streaminfer.request import Batch, Request, Response
 from streaminfer.resilience._call_budget_cy import CallBudget
 from streaminfer.resilience._targets import kind_of, may_repeat, refuse_copy, repeats
@@ -355,7 +355,14 @@ class _Hedged(Wrapper):
 class _HedgedService(_Hedged):
     def __init__(self, hedge: Hedge, inner: Any) -> None:
         super().__init__(hedge, inner)
-        self._admission = adapt(self._again).capabilities().admission
+        again = adapt(self._again).capabilities()
+        self._admission = again.admission
+        self._enforces = again.enforces_deadline
+
+    def capabilities(self) -> Capabilities:
+        """What the inner service offers; a request ends at its deadline by itself only if it does at both."""
+        offered = super().capabilities()
+        return offered._replace(enforces_deadline=offered.enforces_deadline and self._enforces)
 
     async def call(self, request: Request) -> Response:
         """Return the first response to the request, or raise the first error when all fail."""

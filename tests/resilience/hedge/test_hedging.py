@@ -326,6 +326,26 @@ def test_the_deadline_ends_both():
     run(main)
 
 
+def test_a_replica_that_knows_no_deadline_is_ended_at_it():
+    """The stack ends the request where the second is at a service that does not end it itself."""
+
+    async def main(loop):
+        model, replica = ScriptedBackend(duration_s=0.010), Service()
+        batcher = si.AdaptiveBatcher(max_batch_size=1)
+        async with si.Stack(Hedge(to=replica), batcher, model, clock=loop.clock) as stack:
+            for _ in range(40):
+                await stack(0.0)
+            model._steps.append(HANG)
+            replica.script = [(1000.0, "late")]
+            began = loop.time()
+            with pytest.raises(si.DeadlineExceeded):
+                await stack(0.0, timeout_s=0.5)
+            assert loop.time() - began == pytest.approx(0.5)
+        assert replica.cancelled == 1
+
+    run(main)
+
+
 # -- elsewhere, and around what ---------------------------------------------------------------------------------
 
 
