@@ -21,6 +21,7 @@ __all__ = [
     "raise_first",
     "seconds_left",
     "stop_all",
+    "stop_together",
     "stop_within",
     "until_limit",
 ]
@@ -97,6 +98,23 @@ async def stop_all(owner: object, parts: Iterable[Any], *, drain: bool) -> None:
             failures.append(error)
             drain = False  # a drain that failed or was cancelled is not repeated for the other parts
     raise_first(failures)
+
+
+async def stop_together(stops: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Perform stops at the same time; the first failure is raised at the end, and later ones are logged.
+
+    A cancellation is that of each stop, none of which it ends before it has begun, as that of ``asyncio.gather`` does.
+    """
+    tasks = [asyncio.ensure_future(stop) for stop in stops]
+    failures: list[BaseException] = []
+    try:
+        if tasks:
+            await asyncio.wait(tasks)
+    except asyncio.CancelledError as error:
+        failures.append(error)
+        await end_tasks(tasks)
+    ended = [task for task in tasks if task.done()]
+    raise_first([*failures, *await asyncio.gather(*ended, return_exceptions=True)])
 
 
 def raise_first(outcomes: Iterable[object]) -> None:

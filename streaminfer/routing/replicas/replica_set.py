@@ -15,7 +15,7 @@ from typing import Any
 
 from streaminfer._internal.validation import check_count, check_duration_ns, check_instance, check_number
 from streaminfer._runtime.stack_clock import StackClock
-from streaminfer._runtime.stopping import raise_first
+from streaminfer._runtime.stopping import raise_first, stop_together
 from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput, Overloaded
 from streaminfer.protocols import (
     Admission,
@@ -292,9 +292,9 @@ class Replicas(StackClock, Node):
 
         try:
             raise_first(await asyncio.gather(*map(start, self._members.by_name.values()), return_exceptions=True))
-        except BaseException as error:  # noqa: BLE001 - raised after the others have been stopped
-            stops = (handle.stop(drain=False) for handle in started)
-            raise_first([error, *await asyncio.gather(*stops, return_exceptions=True)])
+        except BaseException:
+            await stop_together(handle.stop(drain=False) for handle in started)
+            raise
         self._running, self._closed = True, False
         if self._probes is not None:
             for handle in self._members.by_name.values():
@@ -312,13 +312,11 @@ class Replicas(StackClock, Node):
         upkeep = [each for each in (self._finder, self._probes) if each is not None]
         for each in upkeep:
             each.cancel()
-        stops = (handle.stop(drain=drain) for handle in self._members.all())
         try:
-            outcomes = await asyncio.gather(*stops, return_exceptions=True)
+            await stop_together(handle.stop(drain=drain) for handle in self._members.all())
         finally:
             for each in upkeep:
                 await each.ended()
-        raise_first(outcomes)
 
     async def add(self, replica: Replica) -> None:
         """Add a replica; if the others have been started it is started first, and gets its share slowly.

@@ -382,6 +382,23 @@ def test_a_draining_stop_that_is_cancelled_still_stops():
     assert sorted(run(main)) == ["stop a False", "stop b False"]
 
 
+def test_a_stop_that_is_cancelled_at_once_still_stops():
+    """The stop of a replica begins, although that of all is cancelled before it has taken a step."""
+
+    async def main(loop):
+        log = []
+        stack = si.Stack(Replicas(*(Replica(name, Echo(log=log, name=name)) for name in "ab"), clock=loop.clock))
+        await stack.start()
+        stop = asyncio.ensure_future(stack.stop())
+        await asyncio.sleep(0)
+        stop.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stop
+        return log[2:]
+
+    assert [entry[:6] for entry in sorted(run(main))] == ["stop a", "stop b"]
+
+
 def test_a_hard_stop_that_is_cancelled_still_stops():
     """A replica that takes long to end what is cancelled is stopped all the same."""
 
