@@ -25,7 +25,7 @@ from streaminfer.backends.priority import BatchPriority
 from streaminfer.backends.signature import Signature, inputs_of_example, outputs_of_answer, signature_of_example
 from streaminfer.backends.statistics import BackendRecorder, BackendStatistics
 from streaminfer.backends.workers import HANG_GRACE_S, WorkerThreads
-from streaminfer.errors import BackendError, Closed, InvalidInput, StreamInferError
+from streaminfer.errors import BackendError, Closed, InvalidInput, StreamInferError, text_of_error
 from streaminfer.protocols import Capabilities, Clock, ExampleInputs, ModelTensors, Node, Residency
 from streaminfer.request import Batch, Request
 
@@ -353,7 +353,7 @@ class CpuBackend(Node):
             raise Closed(f"CpuBackend({self._name}) is stopped")
 
     def _failure(self, batch: Batch, error: BaseException) -> BackendError:
-        return BackendError(f"{self._name} failed on a batch of {len(batch.rows)}: {type(error).__name__}: {error}")
+        return BackendError(f"{self._name} failed on a batch of {len(batch.rows)}: {text_of_error(error)}")
 
 
 def _copying(function: Callable[[Any], Any], is_async: bool) -> Callable[[Any], Any]:
