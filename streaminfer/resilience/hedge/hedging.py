@@ -28,7 +28,7 @@ import asyncio
 import functools
 import math
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 from streaminfer._internal.locking import thread_safe
@@ -206,8 +206,8 @@ class Hedge(StackClock):
 
     async def _run(
         self,
-        send: Callable[[], Coroutine[Any, Any, Any]],
-        send_again: Callable[[], Coroutine[Any, Any, Any]] | None,
+        send: Callable[[], Awaitable[Any]],
+        send_again: Callable[[], Awaitable[Any]] | None,
         deadline_ns: int | None = None,
         admits: Callable[[int], Admission] | None = None,
     ) -> Any:
@@ -277,7 +277,7 @@ class _Race:
     def __init__(
         self,
         hedge: Hedge,
-        again: Callable[[], Coroutine[Any, Any, Any]],
+        again: Callable[[], Awaitable[Any]],
         deadline_ns: int | None,
         admits: Callable[[int], Admission] | None,
         delay_s: float,
@@ -296,9 +296,9 @@ class _Race:
         self.winner: asyncio.Task[Any] | None = None
         self.failed: list[asyncio.Task[Any]] = []
 
-    def send(self, call: Callable[[], Coroutine[Any, Any, Any]]) -> asyncio.Task[Any]:
+    def send(self, call: Callable[[], Awaitable[Any]]) -> asyncio.Task[Any]:
         """Send a request in a task of its own."""
-        task = self._loop.create_task(call())
+        task = self._loop.create_task(_await(call))
         self._running.add(task)
         task.add_done_callback(self._ended)
         return task
@@ -328,6 +328,11 @@ class _Race:
         else:
             self.winner = task
         self.over.set_result(None)
+
+
+async def _await(call: Callable[[], Awaitable[Any]]) -> Any:
+    """Await a request in a coroutine, which a task needs: a plain ``call`` or ``infer`` may return a future."""
+    return await call()
 
 
 class _Hedged(Wrapper):
@@ -379,15 +384,10 @@ class _HedgedService(_Hedged):
 class _HedgedBackend(_Hedged):
     async def infer(self, batch: Batch) -> Sequence[Any]:
         """Return the first response to the batch, or raise the first error when all fail."""
-        again = (lambda: _infer(self._again, batch.again())) if may_repeat(batch, self._repeats) else None
-        send = functools.partial(_infer, self.inner, batch)
+        again = (lambda: self._again.infer(batch.again())) if may_repeat(batch, self._repeats) else None
+        send = functools.partial(self.inner.infer, batch)
         results: Sequence[Any] = await self.hedge._run(send, again, batch.deadline_ns)
         return results
-
-
-async def _infer(backend: Any, batch: Batch) -> Any:
-    """Await a batch in a coroutine, which a task needs: a backend's ``infer`` may return another awaitable."""
-    return await backend.infer(batch)
 
 
 def _hedge_function(hedge: Hedge, function: Callable[..., Any]) -> Callable[..., Any]:

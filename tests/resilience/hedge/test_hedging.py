@@ -420,6 +420,31 @@ def test_a_backend_may_return_an_awaitable():
     run(main)
 
 
+def test_a_service_may_return_an_awaitable():
+    """Likewise a service whose ``call`` is a plain function, with extra requests to another one."""
+
+    class Plain:
+        def __init__(self, takes_s):
+            self.takes_s = takes_s
+
+        def call(self, request: Request) -> Awaitable[Response]:
+            loop = asyncio.get_running_loop()
+            done = loop.create_future()
+            loop.call_later(self.takes_s, done.set_result, Response((request.inputs, self.takes_s)))
+            return done
+
+    async def main(loop):
+        slow = Plain(0.010)
+        hedged = Hedge(to=Plain(0.005), clock=loop.clock).wrap(slow)
+        for _ in range(40):
+            await hedged.call(Request(0.0))
+        slow.takes_s = 1.0
+        assert (await hedged.call(Request(3.0))).outputs == (3.0, 0.005)
+        await hedged.stop()
+
+    run(main)
+
+
 def test_async_functions_are_hedged_and_sync_ones_are_not():
     calls = []
 
