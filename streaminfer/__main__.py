@@ -3,7 +3,7 @@
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 __all__ = ["main"]
 
@@ -38,13 +38,13 @@ def _warm_up() -> int:
     from streaminfer.batching.planner import kernel_loader  # noqa: PLC0415 - not to parse arguments
     from streaminfer.errors import MissingExtra  # noqa: PLC0415
     from streaminfer.placement.solver import kernels as placement_kernels  # noqa: PLC0415
-    from streaminfer.simulation import offline_optimum_kernels  # noqa: PLC0415 - not to parse arguments
+    from streaminfer.simulation.devices import optimum  # noqa: PLC0415 - not to parse arguments
     from streaminfer.telemetry.histograms import kernels  # noqa: PLC0415
 
-    steps = {
+    steps: dict[str, Callable[[], object]] = {
         "planner": kernel_loader.load,
         "bulk histogram": kernels.warm_up,
-        "offline optimum": offline_optimum_kernels.warm_up,
+        "offline optimum": optimum.load_kernel,
         "placement": placement_kernels.warm_up,
     }
     ahead = kernel_loader.is_compiled_ahead()

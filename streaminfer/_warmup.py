@@ -15,10 +15,10 @@ def warmup() -> None:
     """
     from streaminfer.batching.planner import kernel_loader  # noqa: PLC0415 - loaded when needed
     from streaminfer.placement.solver import kernels as placement_kernels  # noqa: PLC0415
-    from streaminfer.simulation import offline_optimum_kernels  # noqa: PLC0415 - loaded when needed
+    from streaminfer.simulation.devices import optimum  # noqa: PLC0415
     from streaminfer.telemetry.histograms import kernels  # noqa: PLC0415
 
     kernel_loader.load()
     kernels.warm_up()
-    offline_optimum_kernels.warm_up()
+    optimum.load_kernel()
     placement_kernels.warm_up()

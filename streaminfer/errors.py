@@ -141,6 +141,15 @@ def copy_error(error: E) -> E:
     return own
 
 
+def text_of_error(error: BaseException) -> str:
+    """Return an error's class and message, also where the message cannot be shown."""
+    try:
+        text = str(error)
+    except Exception as unprintable:  # noqa: BLE001 - whoever tells of the error is not to fail for it
+        text = f"its message cannot be shown ({type(unprintable).__name__})"
+    return f"{type(error).__name__}: {text}"
+
+
 def for_caller(error: BaseException, context: str) -> StreamInferError:
     """One caller's own copy of an error that ended a whole batch.
 
@@ -156,10 +165,6 @@ def for_caller(error: BaseException, context: str) -> StreamInferError:
         if own is not error:  # a user's subclass that cannot be copied is wrapped like any other error
             own.__traceback__ = own.__context__ = None
             return own
-    try:
-        text = str(error)
-    except Exception as unprintable:  # noqa: BLE001 - the callers are owed an answer all the same
-        text = f"its message cannot be shown ({type(unprintable).__name__})"
-    failure = BackendError(f"{context} raised {type(error).__name__}: {text}")
+    failure = BackendError(f"{context} raised {text_of_error(error)}")
     failure.__cause__ = error
     return failure

@@ -32,7 +32,6 @@ MODULES = (
     "streaminfer.batching.planner.turn_kernels",
     "streaminfer.simulation.devices.optimum_kernels",
     "streaminfer.placement.solver.kernels",
-    "streaminfer.simulation.offline_optimum_kernels",
     "streaminfer.streams.state.kernels",
     "streaminfer.telemetry.histograms.kernels",
 )

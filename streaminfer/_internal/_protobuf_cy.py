@@ -7,7 +7,6 @@ a tag, ``number << 3 | wire type``, and its value. Source: https://protobuf.dev/
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
 
 __all__ = ["ProtobufWriter", "split_fields"]
 
@@ -37,10 +36,6 @@ class ProtobufWriter:
         _append_varint(self._buffer, field << 3 | _VARINT)
         _append_varint(self._buffer, value)
 
-    def zigzag(self, field: int, value: int) -> None:
-        """Write a ``sint32`` or ``sint64``."""
-        self.varint(field, _zigzag(value))
-
     def fixed64(self, field: int, value: int) -> None:
         """Write an unsigned integer as 8 bytes."""
         _append_varint(self._buffer, field << 3 | _FIXED64)
@@ -69,25 +64,6 @@ class ProtobufWriter:
         """Write a whole message after its length, without a tag: an element of a delimited stream."""
         _append_varint(self._buffer, len(message._buffer))
         self._buffer += message._buffer
-
-    def packed_varints(self, field: int, values: Iterable[int]) -> None:
-        """Write repeated unsigned integers in one field."""
-        packed = bytearray()
-        for value in values:
-            _append_varint(packed, value)
-        self.data(field, packed)
-
-    def packed_zigzags(self, field: int, values: Iterable[int]) -> None:
-        """Write repeated ``sint32`` or ``sint64`` in one field."""
-        packed = bytearray()
-        for value in values:
-            _append_varint(packed, _zigzag(value))
-        self.data(field, packed)
-
-    def packed_float64s(self, field: int, values: Iterable[float]) -> None:
-        """Write repeated floating-point numbers in one field."""
-        numbers = list(values)
-        self.data(field, struct.pack(f"<{len(numbers)}d", *numbers))
 
     def clear(self) -> None:
         """Begin the next message."""
@@ -180,10 +156,6 @@ def split_fields(
     if piece < size:
         pieces.append((piece, size))
     return pieces, contents
-
-
-def _zigzag(value: int) -> int:
-    return value << 1 ^ value >> 63
 
 
 def _append_varint(buffer: bytearray, value: int) -> None:

@@ -3,6 +3,8 @@
 import logging
 import traceback
 
+from streaminfer.errors import text_of_error
+
 __all__ = ["ErrorLog"]
 
 
@@ -32,7 +34,7 @@ class ErrorLog:
         if (source, kind) in self._logged:
             return
         self._logged.add((source, kind))
-        text = "%s failed: %s: %s (later errors of this class are not logged)\n%s"
+        text = "%s failed: %s (later errors of this class are not logged)\n%s"
         # as text: a handler that keeps records would keep what the traceback's frames hold, such as connections
         trace = "".join(traceback.format_exception(error)).rstrip()
-        logging.getLogger(self._logger).warning(text, source, kind.__name__, str(error), trace)
+        logging.getLogger(self._logger).warning(text, source, text_of_error(error), trace)

@@ -12,6 +12,7 @@ __all__ = [
     "check_choice",
     "check_count",
     "check_duration",
+    "check_duration_ns",
     "check_instance",
     "check_number",
     "check_secret",
@@ -80,6 +81,11 @@ def check_duration(name: str, value: object, *, positive: bool = False) -> float
     """
     what = "a finite number of seconds " + ("> 0" if positive else "≥ 0")
     return check_number(name, value, what, lambda it: 0.0 < it < math.inf or (it == 0.0 and not positive))
+
+
+def check_duration_ns(name: str, value: object, *, positive: bool = False) -> int:
+    """The same in whole nanoseconds, at most :data:`LONGEST_S`; at least 1 where it is ``positive``."""
+    return max(round(min(check_duration(name, value, positive=positive), LONGEST_S) * 1e9), int(positive))
 
 
 def check_number(name: str, value: object, what: str, fits: Callable[[float], bool]) -> float:

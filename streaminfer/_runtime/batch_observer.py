@@ -33,8 +33,6 @@ class BatchObserver(Protocol):
         Returns:
             What :meth:`end` is given.
         """
-        ...
 
     def end(self, token: Any, work: BatchWork, now_ns: int) -> None:
         """Note that it ended, however it did; called once."""
-        ...

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Awaitable
+from typing import Any, TypeVar
 
 from streaminfer.errors import Closed, DeadlineExceeded
-from streaminfer.request import Response
 
 __all__ = ["DeadlineCalls"]
 
+T = TypeVar("T")
 
-class DeadlineCalls(set["asyncio.Task[Response]"]):
+
+class DeadlineCalls(set["asyncio.Future[Any]"]):
     """Calls that have not completed, those of cancelled callers included; of one event loop."""
 
-    async def end_within(self, timeout_s: float | None, response: Coroutine[Any, Any, Response], name: str) -> Response:
+    async def end_within(self, timeout_s: float | None, response: Awaitable[T], name: str) -> T:
         """Await a response; cancel the call when the time is up or the caller is cancelled.
 
         Args:
@@ -45,7 +46,7 @@ class DeadlineCalls(set["asyncio.Task[Response]"]):
         finally:
             del call  # an error whose traceback holds this frame would hold the request's inputs
 
-    def _forget(self, call: asyncio.Task[Response]) -> None:
+    def _forget(self, call: asyncio.Future[T]) -> None:
         self.discard(call)
         if not call.cancelled():
             call.exception()  # its caller may have left

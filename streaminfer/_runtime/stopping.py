@@ -14,7 +14,17 @@ from typing import Any
 from streaminfer._runtime.owners import last_owner
 from streaminfer.protocols import adapt
 
-__all__ = ["KILL_GRACE_S", "STOP_LIMIT_S", "raise_first", "seconds_left", "stop_all", "stop_within", "until_limit"]
+__all__ = [
+    "KILL_GRACE_S",
+    "STOP_LIMIT_S",
+    "end_tasks",
+    "raise_first",
+    "seconds_left",
+    "stop_all",
+    "stop_together",
+    "stop_within",
+    "until_limit",
+]
 
 STOP_LIMIT_S = 30.0
 """Seconds that a stop waits for requests in flight by default."""
@@ -59,6 +69,15 @@ async def until_limit(waiting: Coroutine[Any, Any, object]) -> None:
         await asyncio.wait_for(waiting, seconds_left())
 
 
+async def end_tasks(tasks: Iterable[asyncio.Future[Any]]) -> None:
+    """Cancel tasks, and wait for them until the limit of the stop that is going on."""
+    ending = list(tasks)
+    for task in ending:
+        task.cancel()
+    if ending:
+        await asyncio.wait(ending, timeout=seconds_left())
+
+
 async def stop_all(owner: object, parts: Iterable[Any], *, drain: bool) -> None:
     """Stop each part even if an earlier one fails; the first failure is raised at the end, and later ones are logged.
 
@@ -79,6 +98,23 @@ async def stop_all(owner: object, parts: Iterable[Any], *, drain: bool) -> None:
             failures.append(error)
             drain = False  # a drain that failed or was cancelled is not repeated for the other parts
     raise_first(failures)
+
+
+async def stop_together(stops: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Perform stops at the same time; the first failure is raised at the end, and later ones are logged.
+
+    A cancellation is that of each stop, none of which it ends before it has begun, as that of ``asyncio.gather`` does.
+    """
+    tasks = [asyncio.ensure_future(stop) for stop in stops]
+    failures: list[BaseException] = []
+    try:
+        if tasks:
+            await asyncio.wait(tasks)
+    except asyncio.CancelledError as error:
+        failures.append(error)
+        await end_tasks(tasks)
+    ended = [task for task in tasks if task.done()]
+    raise_first([*failures, *await asyncio.gather(*ended, return_exceptions=True)])
 
 
 def raise_first(outcomes: Iterable[object]) -> None:

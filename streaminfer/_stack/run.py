@@ -12,7 +12,7 @@ from streaminfer._runtime import serving_process
 from streaminfer._runtime.loops import is_virtual
 from streaminfer._runtime.owners import start_owned
 from streaminfer._runtime.pending_calls import DeadlineCalls
-from streaminfer._runtime.stopping import STOP_LIMIT_S, seconds_left, stop_all, stop_within
+from streaminfer._runtime.stopping import STOP_LIMIT_S, end_tasks, seconds_left, stop_all, stop_within
 from streaminfer._stack.many_calls import PlaceQueue
 from streaminfer.errors import DeadlineExceeded
 from streaminfer.protocols import adapt
@@ -125,11 +125,8 @@ class StackRun:
         except BaseException as error:  # noqa: BLE001 - raised below, after the layers have been stopped
             failure = error
         try:
-            for call in self.calls:
-                call.cancel()
             try:
-                if self.calls:
-                    await asyncio.wait(self.calls, timeout=seconds_left())
+                await end_tasks(self.calls)
             except BaseException as error:  # noqa: BLE001 - likewise
                 failure = failure or error
             await stop_all(self._stack, self._parts[::-1], drain=drain and failure is None)

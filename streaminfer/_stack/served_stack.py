@@ -21,11 +21,9 @@ class ServedStack(Protocol):
 
     def __call__(self, inputs: Any, **settings: Unpack[CallSettings]) -> Awaitable[Any]:
         """Answers one request."""
-        ...
 
     async def call(self, request: Request, *, timeout_s: float | None = None) -> Response:
         """Answers one request, with all that is known about the answer."""
-        ...
 
     async def map(
         self,
@@ -36,28 +34,21 @@ class ServedStack(Protocol):
         **settings: Unpack[MapSettings],
     ) -> list[Any]:
         """Answers many requests, in their order."""
-        ...
 
     async def rows(self, inputs: Any, **settings: Unpack[MapSettings]) -> Any:
         """Answers a request of several rows."""
-        ...
 
     def admission(self, request: Request, now_ns: int) -> Admission:
         """Whether a request would be accepted now; changes nothing."""
-        ...
 
     async def start(self) -> None:
         """Starts its layers."""
-        ...
 
     async def stop(self, *, drain: bool = True, timeout_s: float | None = None) -> None:
         """Stops them."""
-        ...
 
     async def load_kernels(self) -> None:
         """Loads what its layers compute with."""
-        ...
 
     def statistics(self) -> StackStatistics:
         """A frozen snapshot."""
-        ...

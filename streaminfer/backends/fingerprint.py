@@ -33,6 +33,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
+from streaminfer._internal._protobuf_cy import split_fields
 from streaminfer._internal.qualified_name import name_of_function
 from streaminfer._internal.validation import expected
 
@@ -59,7 +60,6 @@ _Mark = tuple[int, int, int, int, int]
 """Device, inode, size, and times of change of contents and of inode: the last one cannot be set back."""
 
 _LENGTH_DELIMITED = 2
-_SKIPPED = {1: 8, 5: 4}  # wire types of a fixed size
 _EXTERNAL_DATA = 13  # of a tensor
 _BELOW: dict[str, dict[int, str]] = {
     "model": {7: "graph", 25: "function"},
@@ -167,64 +167,33 @@ def fingerprint_of_function(function: Callable[..., Any], version: str | None) -
     return name if name is None or version is None else f"{name} {version}"
 
 
-def external_files(model: Any) -> list[str]:
+def external_files(model: bytes) -> list[str]:
     """The names of the files that a model's weights lie in, sorted, as the model gives them: relative to it.
-
-    Args:
-        model: its bytes, or a memory map of them.
 
     Raises:
         ValueError: that is no model.
     """
     if model[4:8] == _ORT_FORMAT:
         return []
-    return sorted(set(_locations(model, 0, len(model), "model")))
+    try:
+        return sorted(set(_locations(memoryview(model), "model")))
+    except ValueError as error:
+        raise ValueError(f"model: expected an ONNX model, got something else: {error}") from error
 
 
-def _locations(data: Any, start: int, end: int, kind: str) -> Iterator[str]:
-    below = _BELOW[kind]
-    for number, begin, stop in _fields(data, start, end):
-        inner = below.get(number)
-        if inner == "entry":
-            pair = {field: data[left:right] for field, left, right in _fields(data, begin, stop)}
-            if pair.get(1) == b"location":
-                yield pair.get(2, b"").decode()
-        elif inner is not None:
-            yield from _locations(data, begin, stop, inner)
+def _locations(message: memoryview, kind: str) -> Iterator[str]:
+    for number, below in _BELOW[kind].items():
+        for inner in _fields(message, number):
+            if below != "entry":
+                yield from _locations(inner, below)
+            elif _fields(inner, 1)[-1:] == [b"location"]:  # the last counts where there are several
+                yield from (str(name, "utf-8") for name in _fields(inner, 2)[-1:])
 
 
-def _fields(data: Any, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """The length-delimited fields of a message: number, and where its contents begin and end."""
-    at = start
-    while at < end:
-        tag, at = _varint(data, at)
-        wire = tag & 7
-        if wire == 0:
-            _, at = _varint(data, at)
-        elif wire == _LENGTH_DELIMITED:
-            size, at = _varint(data, at)
-            yield tag >> 3, at, at + size
-            at += size
-        elif wire in _SKIPPED:
-            at += _SKIPPED[wire]
-        else:
-            raise ValueError(expected("model", "an ONNX model", f"a field of wire type {wire} at byte {at}"))
-    if at != end:
-        raise ValueError(expected("model", "an ONNX model", f"a message that ends at byte {at} instead of {end}"))
-
-
-def _varint(data: Any, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        try:
-            byte = data[at]
-        except IndexError:
-            raise ValueError(expected("model", "an ONNX model", f"one that is cut off at byte {at}")) from None
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
+def _fields(message: memoryview, number: int) -> list[memoryview]:
+    """The contents of the fields of a number that are text, bytes or messages."""
+    places = split_fields(message, number << 3 | _LENGTH_DELIMITED, -1)[1]
+    return [message[begin:end] for begin, end in places]
 
 
 def _provider(provider: str | tuple[str, Mapping[str, Any]]) -> tuple[str, list[tuple[str, str]]]:

@@ -31,6 +31,7 @@ __all__ = [
     "check_value",
     "free_axes",
     "guess_inputs",
+    "inputs_of_example",
     "outputs_of_answer",
     "signature_of_example",
 ]
@@ -319,18 +320,35 @@ def signature_of_example(example: Any, free: Sequence[int] | Mapping[str, Sequen
     return Signature(specs, ())
 
 
+def inputs_of_example(example: Any) -> tuple[TensorSpec, ...]:
+    """Return the specs of the inputs of an example that checks nothing: numbers, text, lists or arrays of them.
+
+    All sizes are open. One input without a name is ``inputs``.
+
+    Returns:
+        Empty where one of them is no tensor.
+    """
+    named = example if isinstance(example, Mapping) else {"inputs": example}
+    specs = []
+    for name, value in named.items():
+        tensor = _tensor_of(value)
+        if tensor is None:
+            return ()
+        dtype, shape = tensor
+        specs.append(TensorSpec(name, dtype, (None,) * (1 + len(shape))))
+    return tuple(specs)
+
+
 def outputs_of_answer(answer: Any, rows: int, *, sizes_vary: bool) -> tuple[TensorSpec, ...]:
     """Return the specs of a function's outputs, as the answer to one batch of its example shows them.
 
-    Outputs without names are ``output``, or ``output_0``, ``output_1`` and so on.
+    Outputs without names are ``output``, or ``output_0``, ``output_1`` and so on. Those that are no tensors are left
+    out.
 
     Args:
         answer: what the function returned; the results in a list with one per row may differ in size.
         rows: of the batch.
         sizes_vary: the sizes depend on those of the inputs, and stay open.
-
-    Returns:
-        Empty where the outputs are no tensors.
     """
     listed = isinstance(answer, list)
     value = answer[0] if listed and answer else answer
@@ -342,21 +360,24 @@ def outputs_of_answer(answer: Any, rows: int, *, sizes_vary: bool) -> tuple[Tens
         named = {"output": value}
     specs = []
     for name, one in named.items():
-        try:
-            array = np.asarray(one)
-        except ValueError:  # rows of different shapes
-            return ()
-        if array.dtype.kind not in "biufSU" or not (listed or array.shape[:1] == (rows,)):
-            return ()
-        shape = array.shape if listed else array.shape[1:]
-        specs.append(
-            TensorSpec(
-                name,
-                TEXT if array.dtype.kind in "SU" else array.dtype,
-                (None, *(None if listed or sizes_vary else size for size in shape)),
-            )
-        )
+        tensor = _tensor_of(one)
+        if tensor is None or not (listed or tensor[1][:1] == (rows,)):
+            continue
+        dtype, shape = tensor
+        sizes = shape if listed else shape[1:]
+        specs.append(TensorSpec(name, dtype, (None, *(None if listed or sizes_vary else size for size in sizes))))
     return tuple(specs)
+
+
+def _tensor_of(value: Any) -> tuple[np.dtype[Any], tuple[int, ...]] | None:
+    """Return dtype and shape of what servers can announce: numbers and text; ``None``: something else."""
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError):  # of another library, or rows of different shapes
+        return None
+    if array.dtype.kind in "SU" or (array.dtype == TEXT and array.size and is_all_text(array)):
+        return TEXT, array.shape
+    return (array.dtype, array.shape) if array.dtype.kind in "biuf" else None
 
 
 def check_value(spec: TensorSpec, value: object) -> npt.NDArray[Any]:

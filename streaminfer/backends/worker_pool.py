@@ -33,23 +33,18 @@ class Worker(Protocol):
 
     def warm(self) -> None:
         """Prepare, so that the first batch is as fast as later ones; called from any thread, also while busy."""
-        ...
 
     def close(self) -> None:
         """Free its resources; the worker can be used again afterwards."""
-        ...
 
     def kill(self) -> bool:
         """End the running call at once, from any thread; false if that is impossible."""
-        ...
 
     def forget(self) -> None:
         """In a forked process, drop what belongs to the parent."""
-        ...
 
     def renew(self) -> "Worker":
         """Return a replacement while a call hangs; it shares nothing that such a call may write to."""
-        ...
 
 
 MAX_HUNG_PER_WORKER = 8

@@ -1,6 +1,5 @@
 """`asgi_app`: stacks as models of the Open Inference Protocol, an ASGI app to mount or to run."""
 
-import asyncio
 import json
 import logging
 from collections.abc import Mapping
@@ -8,7 +7,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from streaminfer._internal.validation import check_duration
-from streaminfer._runtime.stopping import STOP_LIMIT_S, raise_first
+from streaminfer._runtime.stopping import STOP_LIMIT_S, stop_together
 from streaminfer.serving._exchanges_cy import ClientGone
 from streaminfer.serving._http_inference_cy import HttpInference
 from streaminfer.serving._http_replies_cy import NO_STORE, Message, Receive, Send, describe_error, reply, without_body
@@ -121,8 +120,7 @@ class ServingApp:
 
     async def _stop(self) -> None:
         started, self._started = self._started, []
-        stops = [stack.stop(timeout_s=self._stop_timeout_s) for stack in started]
-        raise_first(await asyncio.gather(*stops, return_exceptions=True))
+        await stop_together(stack.stop(timeout_s=self._stop_timeout_s) for stack in started)
 
     async def _live(self, receive: Receive, send: Send) -> None:
         for step, change in (("startup", self.__aenter__), ("shutdown", self._stop)):

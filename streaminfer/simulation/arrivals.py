@@ -12,11 +12,12 @@ arrivals on every machine. Complexity: O(n), O(n log n) where frames of cameras 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from streaminfer._internal.validation import check_count, check_duration, expected
+from streaminfer._internal.validation import check_count, check_duration, check_number, expected
 
-__all__ = ["arrivals_in_ns", "bursts", "cameras", "gamma", "numbers", "on_off", "poisson", "replay"]
+__all__ = ["arrivals_in_ns", "bursts", "cameras", "gamma", "numbers", "on_off", "poisson", "priorities_of", "replay"]
 
 _LATEST_S = 1e9
+_PRIORITIES = np.iinfo(np.int32)
 
 
 def poisson(rate: float, n: int, seed: int) -> NDArray[np.float64]:
@@ -176,6 +177,23 @@ def numbers(name: str, values: ArrayLike) -> NDArray[np.float64]:
     return given.astype(np.float64)
 
 
+def priorities_of(given: ArrayLike | None, n: int) -> NDArray[np.int32]:
+    """Return the priorities of n arrivals; ``None``: all the same.
+
+    Raises:
+        TypeError: not whole numbers.
+        ValueError: another number of them, or more than 32 bits.
+    """
+    priorities = np.zeros(n, np.int32) if given is None else np.asarray(given)
+    if priorities.dtype.kind not in "iu" and priorities.size:
+        raise TypeError(expected("priorities", "whole numbers", given))
+    if priorities.shape != (n,):
+        raise ValueError(expected("priorities", f"one for each of {n} arrivals", priorities.shape))
+    if priorities.size and not (_PRIORITIES.min <= priorities.min() and priorities.max() <= _PRIORITIES.max):
+        raise ValueError(expected("priorities", "whole numbers of 32 bits", given))
+    return priorities.astype(np.int32)
+
+
 def _switching(
     n: int, seed: int, low_rate: float, low_s: float, high_rate: float, high_s: float
 ) -> NDArray[np.float64]:
@@ -213,9 +231,4 @@ def _mean(name: str, value: float) -> float:
 
 
 def _positive(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-        raise TypeError(expected(name, "a finite number > 0", value))
-    number = float(value)
-    if not (np.isfinite(number) and number > 0):
-        raise ValueError(expected(name, "a finite number > 0", value))
-    return number
+    return check_number(name, value, "a finite number > 0", lambda it: 0.0 < it < np.inf)

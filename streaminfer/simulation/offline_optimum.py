@@ -31,15 +31,11 @@ never O(n²) in overload.
 Source: P. Baptiste, "Batching identical jobs", Mathematical Methods of Operations Research 52 (2000).
 """
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from streaminfer._internal.validation import check_count, check_duration
 from streaminfer.batching.service_time.service_time import ServiceTime
-from streaminfer.request import timeout_ns
-from streaminfer.simulation import offline_optimum_kernels
-from streaminfer.simulation.arrivals import arrivals_in_ns
-from streaminfer.simulation.simulator import durations_in_ns
+from streaminfer.simulation.devices.model_load import ModelLoad
+from streaminfer.simulation.devices.optimum import most_on_time
 
 __all__ = ["clairvoyant_optimum"]
 
@@ -48,7 +44,7 @@ def clairvoyant_optimum(arrivals_s: ArrayLike, *, slo_s: float, service_time: Se
     """Most requests that any schedule of one worker could serve within the SLO.
 
     Thread-safe; runs without the interpreter lock. Where no kernels were compiled ahead of time, the first call on a
-    machine compiles for about a second.
+    machine compiles for some seconds.
 
     Args:
         arrivals_s: shape (n,), seconds ≥ 0, ascending.
@@ -62,21 +58,5 @@ def clairvoyant_optimum(arrivals_s: ArrayLike, *, slo_s: float, service_time: Se
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
     """
-    arrivals_ns = arrivals_in_ns(arrivals_s)
-    slo_ns = timeout_ns(check_duration("slo_s", slo_s, positive=True))
-    max_batch_size = check_count("max_batch_size", max_batch_size)
-    durations_ns = durations_in_ns(service_time, max_batch_size)
-    if arrivals_ns.size == 0:
-        return 0
-    # more than there are requests need no row of the program
-    largest = min(max_batch_size, arrivals_ns.size)
-    width = _width(arrivals_ns, slo_ns, durations_ns[1 : largest + 1])
-    return offline_optimum_kernels.most_on_time(arrivals_ns, arrivals_ns + slo_ns, durations_ns, largest, width)
-
-
-def _width(arrivals_ns: NDArray[np.int64], slo_ns: int, durations_ns: NDArray[np.int64]) -> int:
-    """No front has more entries: those behind its first differ by what is served in the SLO after an arrival."""
-    sizes = np.arange(1, durations_ns.size + 1)
-    in_time = np.arange(1, arrivals_ns.size + 1) - np.searchsorted(arrivals_ns + slo_ns, arrivals_ns, side="left")
-    served = sizes.size + slo_ns * float((sizes / durations_ns).max()) + 1.0  # one batch may run at the arrival
-    return int(min(float(in_time.max()), served)) + 1
+    load = ModelLoad(arrivals_s, slo_s=slo_s, service_time=service_time, max_batch_size=max_batch_size)
+    return most_on_time(load)

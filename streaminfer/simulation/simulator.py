@@ -40,13 +40,12 @@ from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import NEVER, Execution, Ticket
 from streaminfer.batching.service_time.service_time import ServiceTime
 from streaminfer.request import timeout_ns
-from streaminfer.simulation.arrivals import arrivals_in_ns, numbers
+from streaminfer.simulation.arrivals import arrivals_in_ns, numbers, priorities_of
 from streaminfer.simulation.simulation_result import SimulationResult
 
 __all__ = ["CALLER", "durations_in_ns", "simulate"]
 
 _FURTHEST_S = 4e9
-_PRIORITIES = np.iinfo(np.int32)
 
 
 def simulate(
@@ -103,7 +102,7 @@ def simulate(
         ),
         arrivals_ns=arrivals_ns.tolist(),
         deadlines_ns=deadlines_ns.tolist(),
-        priorities=[0] * n if priorities is None else _priorities(priorities, n),
+        priorities=priorities_of(priorities, n).tolist(),
         durations_ns=durations_in_ns(service_time, max_batch_size).tolist(),
         workers=workers,
         noise=check_duration("noise", noise),
@@ -285,15 +284,3 @@ def _deadlines_in_ns(deadlines_s: ArrayLike, n: int) -> NDArray[np.int64]:
         raise ValueError(expected("deadlines_s", "seconds, or inf for none", float("nan")))
     in_ns = np.rint(np.clip(deadlines, -_FURTHEST_S, _FURTHEST_S) * 1e9).astype(np.int64)
     return np.where(deadlines == np.inf, NEVER, in_ns)
-
-
-def _priorities(priorities: Sequence[int] | NDArray[np.integer[Any]], n: int) -> list[int]:
-    given = np.asarray(priorities)
-    if given.dtype.kind not in "iu" and given.size:
-        raise TypeError(expected("priorities", "whole numbers", priorities))
-    if given.shape != (n,):
-        raise ValueError(expected("priorities", f"one for each of {n} arrivals", given.shape))
-    if given.size and not (_PRIORITIES.min <= given.min() and given.max() <= _PRIORITIES.max):
-        raise ValueError(expected("priorities", "whole numbers of 32 bits", priorities))
-    values: list[int] = given.tolist()
-    return values

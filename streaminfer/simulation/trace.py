@@ -14,13 +14,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from streaminfer._internal.validation import expected
-from streaminfer.simulation.arrivals import arrivals_in_ns, numbers
+from streaminfer.simulation.arrivals import arrivals_in_ns, numbers, priorities_of
 
 __all__ = ["Trace"]
 
 _FORMAT = "streaminfer.trace"
 _VERSION = 1
-_PRIORITIES = np.iinfo(np.int32)
 _FIELDS = ("arrivals_s", "limits_s", "priorities")
 
 
@@ -56,7 +55,9 @@ class Trace:
         self, arrivals_s: ArrayLike, limits_s: ArrayLike | None = None, priorities: ArrayLike | None = None
     ) -> None:
         arrivals = _from_zero(arrivals_s)
-        self.__attrs_init__(arrivals, _limits(limits_s, arrivals.size), _priorities(priorities, arrivals.size))
+        self.__attrs_init__(
+            arrivals, _limits(limits_s, arrivals.size), _constant(priorities_of(priorities, arrivals.size))
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -133,17 +134,6 @@ def _limits(limits_s: ArrayLike | None, n: int) -> NDArray[np.float64]:
     if (limits <= 0).any():
         raise ValueError(expected("limits_s", "seconds > 0, or nan or inf for none", float(limits.min())))
     return _constant(limits)
-
-
-def _priorities(priorities: ArrayLike | None, n: int) -> NDArray[np.int32]:
-    given = np.zeros(n, np.int32) if priorities is None else np.asarray(priorities)
-    if given.dtype.kind not in "iu" and given.size:
-        raise TypeError(expected("priorities", "whole numbers", priorities))
-    if given.shape != (n,):
-        raise ValueError(expected("priorities", f"one for each of {n} arrivals", given.shape))
-    if given.size and not (_PRIORITIES.min <= given.min() and given.max() <= _PRIORITIES.max):
-        raise ValueError(expected("priorities", "whole numbers of 32 bits", priorities))
-    return _constant(given.astype(np.int32))
 
 
 def _constant(array: NDArray[Any]) -> NDArray[Any]:

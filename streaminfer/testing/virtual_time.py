@@ -111,17 +111,5 @@ def run(main: Callable[[VirtualLoop], Coroutine[Any, Any, T]], *, now_ns: int = 
             "synchronous function, or in a thread (await asyncio.to_thread(run, main))"
         )
     loop = VirtualLoop(now_ns)
-    try:
-        asyncio.set_event_loop(loop)
-        return loop.run_until_complete(main(loop))
-    finally:
-        try:
-            left = asyncio.all_tasks(loop)
-            for task in left:
-                task.cancel()
-            if left:
-                loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
-            loop.run_until_complete(loop.shutdown_asyncgens())
-        finally:
-            asyncio.set_event_loop(None)
-            loop.close()
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        return runner.run(main(loop))

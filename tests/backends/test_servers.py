@@ -70,13 +70,15 @@ def _collected():
 
 def test_an_environment_is_made_once_also_by_several_at_a_time(tmp_path, monkeypatch):
     ran = []
+    all_began = threading.Event()
     monkeypatch.setattr(environments, "ROOT", tmp_path)
     monkeypatch.setattr(environments, "find_python", lambda *_, **__: "python")
-    monkeypatch.setattr(environments, "_run", lambda command: (time.sleep(0.01), ran.append(command)))
+    monkeypatch.setattr(environments, "_run", lambda command: (all_began.wait(), ran.append(command)))
     one = Environment("one", (("first",), ("second",)))
     threads = [threading.Thread(target=one.make) for _ in range(4)]
     for thread in threads:
         thread.start()
+    all_began.set()
     for thread in threads:
         thread.join()
     assert [command[-1] for command in ran] == [str(tmp_path / ".venv-one"), "first", "second"]

@@ -24,6 +24,17 @@ def test_first_error_of_a_class_is_logged(caplog):
     assert {record.name for record in caplog.records} == {"streaminfer.caching"}
 
 
+def test_an_error_whose_message_cannot_be_shown_is_logged(caplog):
+    class Silent(Exception):
+        def __str__(self):
+            raise ValueError("no message")
+
+    with caplog.at_level(logging.WARNING):
+        ErrorLog("streaminfer.caching").report("the tier disk", Silent())
+
+    assert "the tier disk failed: Silent: its message cannot be shown (ValueError)" in caplog.text
+
+
 def test_a_record_has_the_traceback_and_keeps_nothing_alive(caplog):
     """A handler may keep records for long; what the frames of an error hold goes when the error does."""
 

@@ -1,15 +1,14 @@
-"""The clairvoyant optimum: against every possible schedule of small instances, against its twin, and above any policy."""
+"""The clairvoyant optimum: against every schedule of small instances, against a plain twin, and above any policy."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streaminfer import _compiled_kernels
 from streaminfer.batching.policy import Decision, Greedy
 from streaminfer.batching.service_time.service_time import ServiceTime
-from streaminfer.simulation import arrivals, offline_optimum_kernels
-from streaminfer.simulation.offline_optimum import _width, clairvoyant_optimum
+from streaminfer.simulation import arrivals
+from streaminfer.simulation.offline_optimum import clairvoyant_optimum
 from streaminfer.simulation.simulator import simulate
 
 NEVER = 2**63 - 1
@@ -129,34 +128,29 @@ def traces(draw):
     return arrivals_ns, draw(st.integers(1, 120)), durations_ns, cap
 
 
-VARIANTS = [_compiled_kernels.load_variant(name) for name in _compiled_kernels.variants()]
-MOST_ON_TIME = [
-    offline_optimum_kernels.most_on_time,
-    offline_optimum_kernels._compiled_by_numba(),
-    *(variant.checked("most_on_time") for variant in VARIANTS),
-]
+def most_on_time_plain(arrivals_ns, deadlines_ns, durations_ns, max_batch_size):
+    """The same program without pruning: entry k is the earliest finish having served k of the prefix."""
+    n = arrivals_ns.size
+    fronts = np.full((n + 1, n + 1), NEVER, np.int64)
+    fronts[0, 0] = 0
+    for last in range(1, n + 1):
+        fronts[last] = fronts[last - 1]
+        for size in range(1, min(max_batch_size, last) + 1):
+            starts = np.maximum(fronts[last - size, : n + 1 - size], arrivals_ns[last - 1])
+            fits = starts <= deadlines_ns[last - size] - durations_ns[size]
+            ends = np.where(fits, starts + np.where(fits, durations_ns[size], 0), NEVER)
+            np.minimum(fronts[last, size:], ends, out=fronts[last, size:])
+    return int(np.flatnonzero(fronts[n] < NEVER)[-1])
 
 
 @given(traces())
-def test_kernel_plain_source_and_twin_agree(trace):
+def test_it_is_that_of_its_plain_twin(trace):
+    """Pruning loses nothing."""
     arrivals_ns, slo_ns, durations_ns, cap = trace
-    deadlines_ns = arrivals_ns + slo_ns
-    width = _width(arrivals_ns, slo_ns, durations_ns[1:])
-    twin = offline_optimum_kernels.most_on_time_numpy(arrivals_ns, deadlines_ns, durations_ns, cap)
-    # uncompiled, an index beyond the width raises: the bound on the front holds
-    assert offline_optimum_kernels._most(arrivals_ns, deadlines_ns, durations_ns, cap, width) == twin
-    for most_on_time in MOST_ON_TIME:
-        assert most_on_time(arrivals_ns, deadlines_ns, durations_ns, cap, width) == twin
-
-
-def test_the_kernel_is_compiled_once_and_takes_read_only_arrays():
-    kernel = offline_optimum_kernels._compiled_by_numba()
-    table = np.array([0, 5, 6], np.int64)
-    trace = np.array([0, 1, 2], np.int64)
-    for array in (table, trace):
-        array.setflags(write=False)
-    assert kernel(trace, trace + 7, table, 2, 5) == 2
-    assert len(kernel.signatures) == 1
+    best = clairvoyant_optimum(
+        arrivals_ns / 1e9, slo_s=slo_ns / 1e9, service_time=in_nanoseconds(durations_ns), max_batch_size=cap
+    )
+    assert best == most_on_time_plain(arrivals_ns, arrivals_ns + slo_ns, durations_ns, cap)
 
 
 @pytest.mark.parametrize(

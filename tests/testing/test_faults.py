@@ -204,10 +204,10 @@ def test_rows_that_are_exceptions():
     run(main)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.uint8, np.int64, np.bool_, object])
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8, np.int64, np.bool_, object, "U3"])
 def test_garbage_has_shape_and_dtype(dtype):
     async def main(loop, plan):
-        backend = ScriptedBackend(then=lambda it: [np.ones((3, 5), dtype), np.ones((3, 5), dtype)])
+        backend = ScriptedBackend(then=lambda it: [np.ones((3, 5)).astype(dtype), np.ones((3, 5)).astype(dtype)])
         return await Faulty(backend, plan).infer(batch(1.0, 2.0))
 
     rows = run(lambda loop: main(loop, FaultPlan(garbage())))
@@ -215,7 +215,7 @@ def test_garbage_has_shape_and_dtype(dtype):
     for row, same in zip(rows, again, strict=True):
         assert (row.shape, row.dtype) == ((3, 5), np.dtype(dtype))
         assert row.tobytes() == same.tobytes() or dtype is object
-        assert not np.array_equal(row, np.ones((3, 5), dtype))
+        assert not np.array_equal(row, np.ones((3, 5)).astype(dtype))
     if dtype is not object:
         assert rows[0].tobytes() != rows[1].tobytes()
 

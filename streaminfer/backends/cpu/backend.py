@@ -22,10 +22,10 @@ from streaminfer._runtime.stopping import STOP_LIMIT_S, seconds_left
 from streaminfer.backends.fingerprint import fingerprint_of_function
 from streaminfer.backends.job import Done, Job
 from streaminfer.backends.priority import BatchPriority
-from streaminfer.backends.signature import Signature, outputs_of_answer, signature_of_example
+from streaminfer.backends.signature import Signature, inputs_of_example, outputs_of_answer, signature_of_example
 from streaminfer.backends.statistics import BackendRecorder, BackendStatistics
 from streaminfer.backends.workers import HANG_GRACE_S, WorkerThreads
-from streaminfer.errors import BackendError, Closed, StreamInferError
+from streaminfer.errors import BackendError, Closed, InvalidInput, StreamInferError, text_of_error
 from streaminfer.protocols import Capabilities, Clock, ExampleInputs, ModelTensors, Node, Residency
 from streaminfer.request import Batch, Request
 
@@ -75,30 +75,6 @@ class _FunctionWorker:
         return self
 
 
-class _CallAndCopy:
-    """A function whose outputs are copied as soon as they are there."""
-
-    __slots__ = ("_function",)
-
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        self._function = function
-
-    def __call__(self, inputs: Any) -> Any:
-        return own_arrays(self._function(inputs))
-
-
-class _AwaitAndCopy:
-    """The same for an ``async`` function."""
-
-    __slots__ = ("_function",)
-
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        self._function = function
-
-    async def __call__(self, inputs: Any) -> Any:
-        return own_arrays(await self._function(inputs))
-
-
 class CpuBackend(Node):
     """Runs batches with a function: ``fn(inputs)`` returns outputs with the batch axis, or one result per row.
 
@@ -127,8 +103,9 @@ class CpuBackend(Node):
         example: one request's inputs, without a batch axis: a batcher calls the function with batches of it before it
             accepts requests, and measures them. ``None``: the first live batches are measured.
             An array, or a mapping of arrays, also says the inputs of every request: another dtype or shape is
-            `InvalidInput` before the request is queued. Examples of other types check nothing. What the function
-            returns for it tells servers the names, types and sizes of the outputs.
+            `InvalidInput` before the request is queued. Other numbers and text, lists and objects check neither. What
+            the example is, and what the function returns for it, tells servers the names and types of inputs and
+            outputs.
         free_axes: axes whose size may differ from the example's, such as that of length buckets: a sequence of axes
             for every input, or a mapping of input name to such sequences.
         copy_outputs: copy the arrays that the function returns, on its worker and before the next batch, so that a
@@ -187,19 +164,18 @@ class CpuBackend(Node):
         if example is None and free_axes:
             raise ValueError(expected("free_axes", "none without an example, whose axes they are", free_axes))
         signature = signature_of_example(example, free_axes)
-        self._tensors = (
-            None
-            if signature is None
-            else ModelTensors(signature.inputs, takes_one_array=not isinstance(example, Mapping))
-        )
-        self.validate: Callable[[Request], None] | None = (
-            None if signature is None else functools.partial(_check_request, signature)
-        )
+        inputs = inputs_of_example(example) if signature is None else signature.inputs
+        self._tensors = ModelTensors(inputs, takes_one_array=not isinstance(example, Mapping)) if inputs else None
+        self.validate: Callable[[Request], None] | None = None
+        if signature is not None:
+            self.validate = functools.partial(_check_request, signature)
+        elif self._tensors is not None and self._tensors.takes_one_array:
+            self.validate = _check_unnamed
         self._executor = executor
         self._asynchronous = inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(type(fn).__call__)
         self._function = fn
         if copy_outputs and executor != "process":
-            self._function = _AwaitAndCopy(fn) if self._asynchronous else _CallAndCopy(fn)
+            self._function = _copying(fn, self._asynchronous)
         self._recorder = BackendRecorder(workers, clock)
         self.queued_workers = None if executor == "inline" else workers
         self._priority = BatchPriority()
@@ -260,7 +236,8 @@ class CpuBackend(Node):
     def model_tensors(self) -> ModelTensors | None:
         """Return the inputs as ``example`` has them, and the outputs once a batcher has called the function with it.
 
-        ``None`` without an example of arrays. Sizes of outputs are open where those of inputs are.
+        ``None`` without an example of numbers or text. Sizes of inputs are open where they are not checked, and those
+        of outputs where those of inputs are.
         """
         return self._tensors
 
@@ -376,7 +353,19 @@ class CpuBackend(Node):
             raise Closed(f"CpuBackend({self._name}) is stopped")
 
     def _failure(self, batch: Batch, error: BaseException) -> BackendError:
-        return BackendError(f"{self._name} failed on a batch of {len(batch.rows)}: {type(error).__name__}: {error}")
+        return BackendError(f"{self._name} failed on a batch of {len(batch.rows)}: {text_of_error(error)}")
+
+
+def _copying(function: Callable[[Any], Any], is_async: bool) -> Callable[[Any], Any]:
+    """Return a function whose outputs are copied as soon as they are there."""
+
+    def call(inputs: Any) -> Any:
+        return own_arrays(function(inputs))
+
+    async def call_async(inputs: Any) -> Any:
+        return own_arrays(await function(inputs))
+
+    return call_async if is_async else call
 
 
 def _check_request(signature: Signature, request: Request) -> None:
@@ -387,6 +376,12 @@ def _check_request(signature: Signature, request: Request) -> None:
         except ValueError:  # a ragged list: the check says what is expected
             inputs = request.inputs
     signature.check(inputs)
+
+
+def _check_unnamed(request: Request) -> None:
+    """Reject a mapping where the example is none: servers make one of an input of another name."""
+    if isinstance(request.inputs, Mapping):
+        raise InvalidInput(expected("inputs", "one input, without a name or as 'inputs'", request.inputs))
 
 
 def _call_now(work: Callable[..., Any], *arguments: Any) -> Any:

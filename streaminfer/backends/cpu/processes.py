@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from streaminfer._internal.forking import at_fork
-from streaminfer.errors import BackendError
+from streaminfer.errors import BackendError, text_of_error
 
 __all__ = ["ProcessWorker"]
 
@@ -240,12 +240,13 @@ def _receive(pipe: Connection) -> list[Any]:
 def _portable(error: BaseException) -> BaseException:
     """An exception that certainly arrives on the other side, with its traceback as a note."""
     note = "in the worker process:\n" + "".join(traceback.format_exception(error))
-    try:
-        pickle.loads(pickle.dumps(error, _PROTOCOL))  # noqa: S301 - made in this line
+    try:  # the copy has the note: a function may raise one object again and again
+        copy: BaseException = pickle.loads(pickle.dumps(error, _PROTOCOL))  # noqa: S301 - made in this line
+        copy.add_note(note)
     except Exception:  # noqa: BLE001 - whatever its own pickling raises, its text arrives
-        error = BackendError(f"{type(error).__name__}: {error}")
-    error.add_note(note)
-    return error
+        copy = BackendError(text_of_error(error))
+        copy.add_note(note)
+    return copy
 
 
 def _portable_rows(result: Any) -> Any:

@@ -155,7 +155,7 @@ class TritonBackend(StackClock, Node):
         self._lifecycle = SessionLifecycle(
             self._connector,
             model,
-            self._what(),
+            f"TritonBackend({model!r} on {address})",
             clock=self._clock,
             changed=self._update_description,
             may_be_unloaded=memory_bytes is not None,
@@ -249,12 +249,11 @@ class TritonBackend(StackClock, Node):
             return None
         if self._example is not None:
             return ExampleInputs(self._example, self._infer_uncounted, exclusive=False)
-        required = [spec for spec in self.inputs if spec.name not in splitter.session.model.optional]
-        guess = guess_inputs(required)
+        guess = guess_inputs(self.inputs)
         if not guess:
             return None
         inputs = next(iter(guess.values())) if len(guess) == 1 else guess
-        return ExampleInputs(inputs, self._infer_uncounted, False, free_axes(required), exclusive=False)
+        return ExampleInputs(inputs, self._infer_uncounted, False, free_axes(self.inputs), exclusive=False)
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -422,9 +421,6 @@ class TritonBackend(StackClock, Node):
         splitter = self._lifecycle.running()
         with splitter.session.calls:
             return await splitter.infer(batch)
-
-    def _what(self) -> str:
-        return f"TritonBackend({self.model!r} on {self.address})"
 
     def __repr__(self) -> str:
         inputs, outputs = (", ".join(map(str, specs)) for specs in (self.inputs, self.outputs))

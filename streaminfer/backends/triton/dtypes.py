@@ -14,7 +14,7 @@ import numpy.typing as npt
 from streaminfer._internal.loading.extras import require
 from streaminfer.errors import InvalidInput
 
-__all__ = ["CONTENTS", "TEXT", "decode_text", "dtype_of", "encode_text", "is_text", "raw", "strings"]
+__all__ = ["CONTENTS", "DATATYPES", "TEXT", "decode_text", "dtype_of", "encode_text", "is_text", "raw", "strings"]
 
 TEXT = np.dtype(object)
 
@@ -33,6 +33,9 @@ _DTYPES = {
     "FP64": np.dtype(np.float64),
     "BYTES": TEXT,
 }
+DATATYPES = {dtype: name for name, dtype in _DTYPES.items()}
+"""The protocol's name for a type of NumPy's."""
+
 CONTENTS = {
     "BOOL": "bool_contents",
     "INT8": "int_contents",

@@ -102,7 +102,7 @@ def retry_after(said: str | None, *, seconds: float = 1.0) -> float | None:
     except ValueError:
         try:
             after_s = parsedate_to_datetime(said).timestamp() - time.time()
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
     return max(after_s, 0.0) if math.isfinite(after_s) else None
 

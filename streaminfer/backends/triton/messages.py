@@ -77,56 +77,42 @@ class Transport(Protocol):
 
     async def server(self, timeout_s: float) -> Mapping[str, Any]:
         """Name, version and extensions of the server."""
-        ...
 
     async def ready(self, model: str, version: str, timeout_s: float) -> bool:
         """Whether the model is loaded."""
-        ...
 
     async def metadata(self, model: str, version: str, timeout_s: float) -> Mapping[str, Any]:
         """What the model reads and gives, and its versions."""
-        ...
 
     async def config(self, model: str, version: str, timeout_s: float) -> Mapping[str, Any]:
         """The model's configuration."""
-        ...
 
     async def index(self, timeout_s: float) -> Sequence[Mapping[str, Any]]:
         """What the server's repository holds."""
-        ...
 
     async def load(self, model: str, timeout_s: float) -> None:
         """Makes the server load a model; returns when it has."""
-        ...
 
     async def unload(self, model: str, timeout_s: float) -> None:
         """Makes the server unload a model and the models that only it needs; may return before it has."""
-        ...
 
     async def statistics(self, model: str, version: str, timeout_s: float) -> Sequence[Mapping[str, Any]]:
         """Counters of the model, by version."""
-        ...
 
     async def register(self, name: str, key: str, byte_size: int, timeout_s: float) -> None:
         """Makes the server map shared memory."""
-        ...
 
     async def unregister(self, name: str, timeout_s: float) -> None:
         """Makes it forget shared memory."""
-        ...
 
     async def registered(self, timeout_s: float) -> Sequence[str]:
         """Names of the shared memory that it knows."""
-        ...
 
     async def infer(self, call: InferRequest, timeout_s: float) -> InferResponse:
         """One response."""
-        ...
 
     def stream(self, call: InferRequest, timeout_s: float | None) -> AsyncGenerator[InferResponse, None]:
         """Each response as it comes, the final one included."""
-        ...
 
     async def close(self) -> None:
         """Ends every call that runs, and the connections. May be repeated."""
-        ...

@@ -55,7 +55,6 @@ class ModelDescription:
         default_priority: the level of requests that say none.
         takes_timeout: the server's queue drops a request whose own timeout has passed.
         instances: how many copies run, as far as is said.
-        optional: inputs that a request may leave out.
     """
 
     name: str
@@ -75,7 +74,11 @@ class ModelDescription:
     default_priority: int = 0
     takes_timeout: bool = False
     instances: int = 1
-    optional: frozenset[str] = frozenset()
+
+    @property
+    def optional(self) -> frozenset[str]:
+        """Inputs that a request may leave out."""
+        return frozenset(spec.name for spec in self.inputs if spec.is_optional)
 
     @property
     def by_row(self) -> bool:
@@ -114,13 +117,13 @@ def read_model(
             )
         if batch is None and any(_sizes(one)[:1] != [-1] for one in inputs):
             batch = 0
-        specs = [[_spec(what, one, batch) for one in group] for group in (inputs, outputs)]
+        optional = {one["name"] for one in (config or {}).get("input") or () if one.get("optional")}
         return ModelDescription(
             name=name,
             version=version,
             platform=str(metadata.get("platform") or ""),
-            inputs=tuple(specs[0]),
-            outputs=tuple(specs[1]),
+            inputs=tuple(_spec(what, one, batch, is_optional=one["name"] in optional) for one in inputs),
+            outputs=tuple(_spec(what, one, batch) for one in outputs),
             datatypes={one["name"]: one["datatype"] for one in (*inputs, *outputs)},
             max_batch_size=batch,
             **_settings(config or {}),
@@ -133,7 +136,7 @@ def _sizes(described: Mapping[str, Any]) -> list[int]:
     return [int(size) for size in described.get("shape") or ()]
 
 
-def _spec(what: str, described: Mapping[str, Any], batch: int | None) -> TensorSpec:
+def _spec(what: str, described: Mapping[str, Any], batch: int | None, *, is_optional: bool = False) -> TensorSpec:
     name, datatype = described["name"], described["datatype"]
     dtype = dtype_of(datatype)
     if dtype is None:
@@ -145,7 +148,7 @@ def _spec(what: str, described: Mapping[str, Any], batch: int | None) -> TensorS
         shape[0] = "batch"
     else:
         raise BackendError(f"{what}: expected a batch axis, got a scalar {name!r}")
-    return TensorSpec(name, dtype, tuple(shape), 0)
+    return TensorSpec(name, dtype, tuple(shape), 0, is_optional)
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,7 +160,6 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     ]
     groups: Sequence[Mapping[str, Any]] = config.get("instance_group") or ()
     return {
-        "optional": frozenset(one["name"] for one in config.get("input") or () if one.get("optional")),
         "decoupled": bool((config.get("model_transaction_policy") or {}).get("decoupled")),
         "sequence": sequence is not None,
         "correlation": _correlation(sequence or {}),

@@ -7,6 +7,7 @@ its shape. The other are inputs that a request may leave out: there is one signa
 from collections.abc import Mapping
 from typing import Any
 
+import attrs
 import numpy as np
 
 from streaminfer.backends.signature import NonFinite, Signature
@@ -31,16 +32,19 @@ class RequestValidator:
         whole: the signature with every input.
     """
 
-    __slots__ = ("_model", "_non_finite", "_required", "_sets", "_text", "whole")
+    __slots__ = ("_inputs", "_model", "_names", "_non_finite", "_optional", "_required", "_sets", "_text", "whole")
 
     def __init__(self, model: ModelDescription, non_finite: NonFinite) -> None:
-        self.whole = Signature(model.inputs, model.outputs, non_finite=non_finite)
+        self._inputs = [attrs.evolve(spec, is_optional=False) for spec in model.inputs]  # as those of a set
+        self.whole = Signature(self._inputs, model.outputs, non_finite=non_finite)
         self._model = model
         self._non_finite = non_finite
         self._text = frozenset(spec.name for spec in model.inputs if spec.dtype == TEXT)
         self._sets: dict[frozenset[str], Signature] = {}
-        required = frozenset(spec.name for spec in model.inputs) - model.optional
-        self._required = self.whole if not model.optional or not required else self._of(required)
+        self._names = frozenset(spec.name for spec in model.inputs)
+        self._optional = model.optional
+        required = self._names - self._optional
+        self._required = self.whole if not self._optional or not required else self._of(required)
 
     def validate(self, inputs: Any) -> None:
         """Validate the inputs of one request.
@@ -51,10 +55,9 @@ class RequestValidator:
         if self._text:
             inputs = self._without_text(inputs)
         signature = self.whole
-        if self._model.optional:
+        if self._optional:
             if isinstance(inputs, Mapping):
-                left_out = self._model.optional.difference(inputs)
-                signature = self._of(frozenset(spec.name for spec in self._model.inputs) - left_out)
+                signature = self._of(self._names - self._optional.difference(inputs))
             else:
                 signature = self._required
         signature.check(inputs)
@@ -70,7 +73,7 @@ class RequestValidator:
     def _of(self, names: frozenset[str]) -> Signature:
         signature = self._sets.get(names)
         if signature is None:
-            present = [spec for spec in self._model.inputs if spec.name in names]
+            present = [spec for spec in self._inputs if spec.name in names]
             if not present:
                 raise InvalidInput(f"inputs: expected at least one input of model {self._model.name!r}, got none")
             if len(self._sets) >= _MOST_SETS:

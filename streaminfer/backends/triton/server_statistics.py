@@ -7,12 +7,14 @@ added to what was known. A version that is unloaded takes its counters with it, 
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
 
 from streaminfer._internal.snapshot import Snapshot
+from streaminfer._runtime.stopping import end_tasks
 from streaminfer.backends.statistics import BackendRecorder, BackendStatistics
 from streaminfer.backends.triton.errors import ServerError, without_input
 from streaminfer.backends.triton.request_splitter import RequestSplitter
@@ -22,7 +24,6 @@ from streaminfer.errors import BackendError, StreamInferError
 __all__ = ["CounterReader", "ServerStatistics", "StatisticsReader", "TritonStatistics"]
 
 _PARTS = ("queue", "compute_input", "compute_infer", "compute_output")
-_NAMES = ("success", "fail", "rows", "executions", *(f"{part}_ns" for part in _PARTS))
 
 
 @attrs.frozen(kw_only=True)
@@ -89,33 +90,6 @@ class TritonStatistics(BackendStatistics):
         }
 
 
-@attrs.frozen
-class _Reading:
-    """The sum of a model's counters: counts and nanoseconds, by name."""
-
-    values: Mapping[str, int]
-
-    def __sub__(self, other: "_Reading") -> "_Reading":
-        return _Reading({name: value - other.values[name] for name, value in self.values.items()})
-
-    def __add__(self, other: "_Reading") -> "_Reading":
-        return _Reading({name: value + other.values[name] for name, value in self.values.items()})
-
-    @property
-    def is_possible(self) -> bool:
-        return all(value >= 0 for value in self.values.values())
-
-    def times(self) -> ServerStatistics:
-        requests = self.values["success"]
-        return ServerStatistics(
-            requests=requests,
-            failures=self.values["fail"],
-            rows=self.values["rows"],
-            executions=self.values["executions"],
-            **{f"{part}_s": self.values[f"{part}_ns"] / 1e9 / max(requests, 1) for part in _PARTS},
-        )
-
-
 class CounterReader:
     """Turns readings of counters into means.
 
@@ -125,8 +99,8 @@ class CounterReader:
     """
 
     def __init__(self) -> None:
-        self._last: Mapping[str, _Reading] | None = None
-        self._sum = _Reading(dict.fromkeys(_NAMES, 0))
+        self._last: dict[str, Counter[str]] | None = None
+        self._sum: Counter[str] = Counter()
         self.total: ServerStatistics | None = None
         self.recent: ServerStatistics | None = None
 
@@ -138,15 +112,15 @@ class CounterReader:
         """
         readings = {str(model.get("version", "")): _reading(model) for model in models}
         if self._last is not None:
-            grown = _Reading(dict.fromkeys(_NAMES, 0))
+            grown: Counter[str] = Counter()
             for version, reading in readings.items():
-                before = self._last.get(version)
-                since = reading if before is None else reading - before
-                grown += since if since.is_possible else reading
-            self._sum += grown
-            self.recent = grown.times()
+                since = reading.copy()
+                since.subtract(self._last.get(version, {}))
+                grown.update(reading if min(since.values()) < 0 else since)
+            self._sum.update(grown)
+            self.recent = _means_of(grown)
         self._last = {**(self._last or {}), **readings}
-        self.total = self._sum.times()
+        self.total = _means_of(self._sum)
 
 
 class StatisticsReader:
@@ -177,8 +151,7 @@ class StatisticsReader:
         """Stop reading."""
         reading, self._reading = self._reading, None
         if reading is not None:
-            reading.cancel()
-            await asyncio.wait([reading])
+            await end_tasks([reading])
 
     def forget(self) -> None:
         """Forget the reading task, whose event loop has ended."""
@@ -232,16 +205,28 @@ class StatisticsReader:
             await asyncio.sleep(every_s)
 
 
-def _reading(model: Mapping[str, Any]) -> _Reading:
+def _reading(model: Mapping[str, Any]) -> Counter[str]:
+    """Return the counters of a model: counts, and nanoseconds by part."""
     counters = model["inference_stats"]
-    return _Reading(
+    return Counter(
         {
             "success": _number(counters, "success", "count"),
             "fail": _number(counters, "fail", "count"),
             "rows": int(model.get("inference_count") or 0),
             "executions": int(model.get("execution_count") or 0),
-            **{f"{part}_ns": _number(counters, part, "ns") for part in _PARTS},
+            **{part: _number(counters, part, "ns") for part in _PARTS},
         }
+    )
+
+
+def _means_of(counters: Counter[str]) -> ServerStatistics:
+    requests = counters["success"]
+    return ServerStatistics(
+        requests=requests,
+        failures=counters["fail"],
+        rows=counters["rows"],
+        executions=counters["executions"],
+        **{f"{part}_s": counters[part] / 1e9 / max(requests, 1) for part in _PARTS},
     )
 
 

@@ -17,6 +17,7 @@ from streaminfer.caching.codec import HEAD_AT, RECORD_MARK, CorruptRecord, decod
 from streaminfer.caching.erasure.erasure import check_selection
 from streaminfer.caching.tiers.encryption import SEALED_HEAD, SEALED_MARK, Cipher, KeyProvider
 from streaminfer.caching.tiers.protocol import Entry, RecordCopy, Tier, TierStatistics
+from streaminfer.errors import text_of_error
 from streaminfer.protocols import Clock
 
 __all__ = ["GLIMPSED", "Counters", "MediumTier", "Records", "selection"]
@@ -129,7 +130,7 @@ class Counters:
     def failed(self, error: BaseException) -> None:
         """Count an operation that failed on the medium; the first error of each class is logged."""
         self.errors += 1
-        self.last_error = f"{type(error).__name__}: {error}"
+        self.last_error = text_of_error(error)
         self._log.report(f"the tier {self.name}", error)
 
     def snapshot(self) -> TierStatistics:

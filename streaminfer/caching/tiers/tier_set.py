@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 from streaminfer._internal.error_log import ErrorLog
 from streaminfer._internal.validation import check_instance
 from streaminfer._runtime.owners import start_owned
-from streaminfer._runtime.stopping import raise_first, stop_all
+from streaminfer._runtime.stopping import stop_all, stop_together
 from streaminfer.caching.erasure.erasure import PendingErasure
 from streaminfer.caching.erasure.retention_counts import RetentionCounts
 from streaminfer.caching.table._slots_cy import NEVER
@@ -137,10 +137,11 @@ class TierSet:
             self._log_timer.cancel()
             self._log_timer = None
         # all at once: no tier waits for another's timeouts
-        outcomes = await asyncio.gather(*(worker.stop(drain=drain) for worker in self.workers), return_exceptions=True)
-        await self._counts.settle()
-        self._home = None
-        raise_first(outcomes)
+        try:
+            await stop_together(worker.stop(drain=drain) for worker in self.workers)
+        finally:
+            await self._counts.settle()
+            self._home = None
 
     def _log_regularly(self) -> None:
         """Write to the log every 5 s, so that the log of an idle cache is not behind for long."""

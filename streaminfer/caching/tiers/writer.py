@@ -34,7 +34,7 @@ from streaminfer.caching.table._slots_cy import NEVER
 from streaminfer.caching.tiers.protocol import Entry, PlacedTier, Tier, TierHit, TierStatistics
 from streaminfer.caching.weigher import payload_bytes
 from streaminfer.compliance.retention import Holding
-from streaminfer.errors import says_retry_after_s
+from streaminfer.errors import says_retry_after_s, text_of_error
 
 if TYPE_CHECKING:
     from streaminfer.caching.memory import Memory
@@ -399,7 +399,7 @@ class TierWriter:
             erasing.note(self.name, count)
             return
         self._try_again(max(says_retry_after_s(error) for error in failures))
-        self._failed(erasing, "; ".join(f"{type(error).__name__}: {error}" for error in failures))
+        self._failed(erasing, "; ".join(text_of_error(error) for error in failures))
 
     def _failed(self, erasing: PendingErasure, why: str) -> None:
         if erasing.is_untried(self.name):  # once, and not at every attempt

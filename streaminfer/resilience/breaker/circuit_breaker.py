@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.units import NEVER_NS
-from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
+from streaminfer._internal.validation import check_count, check_duration_ns, check_instance, check_number, expected
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.errors import CircuitOpen, Closed, InvalidInput, Overloaded
 from streaminfer.protocols import Backend, Clock, P, R, Service
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["CircuitBreaker"]
 
 _ALWAYS_IGNORED = (CircuitOpen, Closed, InvalidInput, Overloaded)
-_MAX_S = 1e9
 _MAX_WINDOW_S = 3600.0
 _MIN_SLICES = 10
 _MAX_CALLS = 1_000_000
@@ -127,8 +126,8 @@ class CircuitBreaker(StackClock, BreakerCore):
         seed: int | None = None,
         clock: Clock | None = None,
     ) -> None:
-        open_ns = _duration_ns("open_s", open_s)
-        max_open_ns = max(_duration_ns("max_open_s", max_open_s), open_ns)
+        open_ns = check_duration_ns("open_s", open_s, positive=True)
+        max_open_ns = max(check_duration_ns("max_open_s", max_open_s, positive=True), open_ns)
         for argument, function in (("failure_result", failure_result), ("ignore_result", ignore_result)):
             check_instance(argument, function, lambda it: it is None or callable(it), "a function of a result or None")
         check_instance("name", name, lambda it: isinstance(it, str), "a string")
@@ -138,14 +137,14 @@ class CircuitBreaker(StackClock, BreakerCore):
         machine = _Machine(
             _share("failure_rate_threshold", failure_rate_threshold),
             _share("slow_rate_threshold", slow_rate_threshold),
-            NEVER_NS if slow_call_s is None else _duration_ns("slow_call_s", slow_call_s),
+            NEVER_NS if slow_call_s is None else check_duration_ns("slow_call_s", slow_call_s, positive=True),
             _window(window),
             check_count("minimum_calls", minimum_calls, at_most=_MAX_CALLS),
             open_ns,
             max_open_ns,
             check_count("half_open_calls", half_open_calls, at_most=_MAX_PROBES),
-            max_open_ns if half_open_s is None else _duration_ns("half_open_s", half_open_s),
-            math.ceil(min(check_duration("ramp_up_s", ramp_up_s), _MAX_S) * 1e9),
+            max_open_ns if half_open_s is None else check_duration_ns("half_open_s", half_open_s, positive=True),
+            check_duration_ns("ramp_up_s", ramp_up_s),
             seed,
         )
         self.name = name
@@ -268,11 +267,6 @@ class CircuitBreaker(StackClock, BreakerCore):
 
     def _repr_html_(self) -> str:
         return self.statistics()._repr_html_()
-
-
-def _duration_ns(name: str, seconds: object) -> int:
-    """Return a positive duration in whole nanoseconds, at most 31 years, so that instants fit 64 bits."""
-    return max(round(min(check_duration(name, seconds, positive=True), _MAX_S) * 1e9), 1)
 
 
 def _share(name: str, value: object) -> float:

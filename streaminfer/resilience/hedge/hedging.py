@@ -28,7 +28,7 @@ import asyncio
 import functools
 import math
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 from streaminfer._internal.locking import thread_safe
@@ -37,7 +37,7 @@ from streaminfer._runtime.owners import start_owned
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer._runtime.stopping import stop_all, until_limit
 from streaminfer._runtime.wrapped_kind import kind_of
-from streaminfer.protocols import Admission, Backend, Clock, P, R, Service, Wrapper, adapt
+from streaminfer.protocols import Admission, Backend, Capabilities, Clock, P, R, Service, Wrapper, adapt
 from streaminfer.request import Batch, Request, Response
 from streaminfer.resilience._call_budget_cy import CallBudget
 from streaminfer.resilience._targets import may_repeat, refuse_copy, repeats
@@ -207,8 +207,8 @@ class Hedge(StackClock):
 
     async def _run(
         self,
-        send: Callable[[], Coroutine[Any, Any, Any]],
-        send_again: Callable[[], Coroutine[Any, Any, Any]] | None,
+        send: Callable[[], Awaitable[Any]],
+        send_again: Callable[[], Awaitable[Any]] | None,
         deadline_ns: int | None = None,
         admits: Callable[[int], Admission] | None = None,
     ) -> Any:
@@ -278,7 +278,7 @@ class _Race:
     def __init__(
         self,
         hedge: Hedge,
-        again: Callable[[], Coroutine[Any, Any, Any]],
+        again: Callable[[], Awaitable[Any]],
         deadline_ns: int | None,
         admits: Callable[[int], Admission] | None,
         delay_s: float,
@@ -297,9 +297,9 @@ class _Race:
         self.winner: asyncio.Task[Any] | None = None
         self.failed: list[asyncio.Task[Any]] = []
 
-    def send(self, call: Callable[[], Coroutine[Any, Any, Any]]) -> asyncio.Task[Any]:
+    def send(self, call: Callable[[], Awaitable[Any]]) -> asyncio.Task[Any]:
         """Send a request in a task of its own."""
-        task = self._loop.create_task(call())
+        task = self._loop.create_task(_await(call))
         self._running.add(task)
         task.add_done_callback(self._ended)
         return task
@@ -331,6 +331,11 @@ class _Race:
         self.over.set_result(None)
 
 
+async def _await(call: Callable[[], Awaitable[Any]]) -> Any:
+    """Await a request in a coroutine, which a task needs: a plain ``call`` or ``infer`` may return a future."""
+    return await call()
+
+
 class _Hedged(Wrapper):
     def __init__(self, hedge: Hedge, inner: Any) -> None:
         super().__init__(inner, hedge)
@@ -356,7 +361,14 @@ class _Hedged(Wrapper):
 class _HedgedService(_Hedged):
     def __init__(self, hedge: Hedge, inner: Any) -> None:
         super().__init__(hedge, inner)
-        self._admission = adapt(self._again).capabilities().admission
+        again = adapt(self._again).capabilities()
+        self._admission = again.admission
+        self._enforces = again.enforces_deadline
+
+    def capabilities(self) -> Capabilities:
+        """What the inner service offers; a request ends at its deadline by itself only if it does at both."""
+        offered = super().capabilities()
+        return offered._replace(enforces_deadline=offered.enforces_deadline and self._enforces)
 
     async def call(self, request: Request) -> Response:
         """Return the first response to the request, or raise the first error when all fail."""

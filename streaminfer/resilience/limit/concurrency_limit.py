@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.units import NEVER_NS
-from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
+from streaminfer._internal.validation import check_count, check_duration_ns, check_instance, check_number, expected
 from streaminfer._runtime.objective import is_slo_or_none
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.protocols import Backend, Clock, P, R, Service, adapt, is_backend, is_service
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["ConcurrencyLimit"]
 
 _MOST = 1_000_000
-_LONGEST_S = 1e9
 _OPERATIONS = (
     "aim",
     "check",
@@ -108,15 +107,13 @@ class ConcurrencyLimit(StackClock, LimitCore):
         check_count("initial", initial, at_least=min_limit, at_most=max_limit)
         if limit is not None:
             check_count("limit", limit, at_most=_MOST)
-        delay_ns = -1.0
-        if queue_delay_s is not None:
-            delay_ns = min(check_duration("queue_delay_s", queue_delay_s), _LONGEST_S) * 1e9
+        delay_ns = -1 if queue_delay_s is None else check_duration_ns("queue_delay_s", queue_delay_s)
         reserve = check_number("reserve", reserve, "a share of at least 0 and below 1", lambda it: 0.0 <= it < 1.0)
         tighten = check_number("tighten", tighten, "a share above 0 and at most 1", lambda it: 0.0 < it <= 1.0)
         check_instance("slo", slo, functools.partial(is_slo_or_none, with_threshold=True), "an SLO or None")
         check_instance("name", name, lambda it: isinstance(it, str), "a string")
         self._accept_clock(clock)
-        wait_s = min(check_duration("max_wait_s", max_wait_s), _LONGEST_S)
+        wait_ns = check_duration_ns("max_wait_s", max_wait_s)
         check_count("max_waiting", max_waiting, at_most=_MOST)
         fixed = limit is not None
         adaptation = LimitAdaptation(
@@ -125,15 +122,15 @@ class ConcurrencyLimit(StackClock, LimitCore):
             _MOST if fixed else max_limit,
             not fixed,
             tighten,
-            delay_ns,
+            float(delay_ns),
         )
         self.name = name
         self.adaptive = not fixed
         self._serial = itertools.count(1)
         self._permits: dict[int, int] = {}  # those given by hand → when their calls began
         super().__init__(_Machine(adaptation, reserve), clock, slo)
-        if wait_s:
-            self._queue = PermitQueue(self, max(round(wait_s * 1e9), 1), max_waiting)
+        if wait_ns:
+            self._queue = PermitQueue(self, wait_ns, max_waiting)
 
     @overload
     def wrap(self, inner: Service | Backend) -> Any: ...
@@ -222,7 +219,7 @@ class ConcurrencyLimit(StackClock, LimitCore):
             return
         now_ns = self.now()
         try:
-            queued_ns = UNKNOWN if queued_s is None else round(min(check_duration("queued_s", queued_s), 1e9) * 1e9)
+            queued_ns = UNKNOWN if queued_s is None else check_duration_ns("queued_s", queued_s)
         except (TypeError, ValueError):
             self.fail(began_ns, None, None)
             raise

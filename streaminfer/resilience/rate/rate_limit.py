@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Hashable, Mapping
@@ -12,13 +13,14 @@ import attrs
 from streaminfer._internal.display.html_table import counter_rows, html_table
 from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.snapshot import Snapshot
-from streaminfer._internal.validation import check_count, check_instance, check_number, field_check
+from streaminfer._internal.validation import check_count, check_instance, check_number, expected, field_check
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.errors import Overloaded
-from streaminfer.protocols import Clock, P, R, Service
-from streaminfer.resilience._targets import refuse_copy
+from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, P, R, Service, adapt
+from streaminfer.request import Request, Response
+from streaminfer.resilience._targets import kind_of, refuse_copy
 from streaminfer.resilience.rate.buckets import Bucket, TenantBuckets
-from streaminfer.resilience.rate.layers import wrap_with_rate
+from streaminfer.sync_layer import SyncService
 
 __all__ = ["Rate", "RateLimit", "RateLimitStatistics"]
 
@@ -149,7 +151,13 @@ class RateLimit(StackClock):
             TypeError: neither service nor function, or a generator function.
         """
         check_instance("by", by, lambda it: it is None or callable(it), "a function or None")
-        return wrap_with_rate(self, inner, by)
+        kind = kind_of(inner)
+        if kind == "service":
+            return RateLimitedService(self, inner, by)
+        if kind == "backend":
+            what = "a service or a function (a batch has rows of several tenants: the limit stands before the batcher)"
+            raise TypeError(expected("inner", what, inner))
+        return (_limit_async if kind == "async function" else _limit_sync)(self, inner, by or _no_tenant)
 
     __call__ = wrap
 
@@ -212,6 +220,78 @@ class RateLimit(StackClock):
 
     def _repr_html_(self) -> str:
         return self.statistics()._repr_html_()
+
+
+class RateLimitedService(SyncService):
+    """A service that takes so many requests a second of each tenant.
+
+    Attributes:
+        inner: the limited service.
+        limit: the `RateLimit`.
+        name: of the limited service.
+    """
+
+    def __init__(self, limit: RateLimit, inner: Any, by: Callable[..., Hashable] | None) -> None:
+        super().__init__(inner, limit)
+        self.limit = limit
+        self._by = _tenant if by is None else by
+        self._admission = adapt(inner).capabilities().admission
+
+    def capabilities(self) -> Capabilities:
+        """What the inner service offers, with the limit's answer to `admission`."""
+        return super().capabilities()._replace(admission=self.admission)
+
+    @property
+    def clock(self) -> Clock:
+        """Return the clock of the limit."""
+        return self.limit._clock
+
+    def enter(self, request: Request, now_ns: int) -> None:
+        """Draw from the bucket of the request's tenant.
+
+        Raises:
+            Overloaded: it is empty.
+        """
+        self.limit.acquire_at(self._by(request), now_ns)
+
+    def exit(self, request: Request, token: None, outcome: Response | BaseException, now_ns: int) -> None:
+        """Do nothing: what was drawn remains drawn."""
+
+    def admission(self, request: Request, now_ns: int) -> Admission:
+        """Say whether the request would be admitted now, here and further in; changes nothing."""
+        wait_ns = self.limit.wait_ns(self._by(request), now_ns)
+        if wait_ns:
+            return Admission(False, AdmissionReason.RATE_LIMIT, wait_ns / 1e9)
+        return Admission(True) if self._admission is None else self._admission(request, now_ns)
+
+    def __repr__(self) -> str:
+        return f"{self.limit!r} in front of {self.inner!r}"
+
+
+def _tenant(request: Request) -> str | None:
+    return request.tenant
+
+
+def _no_tenant(*_: Any, **__: Any) -> None:
+    """Return the tenant of all calls of a function that names none."""
+
+
+def _limit_async(limit: RateLimit, function: Callable[..., Any], tenant_of: Callable[..., Hashable]) -> Any:
+    @functools.wraps(function)
+    async def limited(*args: Any, **kwargs: Any) -> Any:
+        limit.acquire(tenant_of(*args, **kwargs))
+        return await function(*args, **kwargs)
+
+    return limited
+
+
+def _limit_sync(limit: RateLimit, function: Callable[..., Any], tenant_of: Callable[..., Hashable]) -> Any:
+    @functools.wraps(function)
+    def limited(*args: Any, **kwargs: Any) -> Any:
+        limit.acquire(tenant_of(*args, **kwargs))
+        return function(*args, **kwargs)
+
+    return limited
 
 
 def _bucket_of(rate: Rate | None) -> Bucket | None:

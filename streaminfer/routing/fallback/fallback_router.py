@@ -27,11 +27,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from streaminfer._internal.units import NEVER_NS
-from streaminfer._internal.validation import check_duration, check_instance
+from streaminfer._internal.validation import check_duration_ns, check_instance
+from streaminfer._runtime.idle_waiters import IdleWaiters
 from streaminfer._runtime.lifecycle import start_all
 from streaminfer._runtime.objective import is_slo_or_none
 from streaminfer._runtime.stack_clock import StackClock
-from streaminfer._runtime.stopping import stop_all, until_limit
+from streaminfer._runtime.stopping import seconds_left, stop_all
 from streaminfer.errors import Closed, DeadlineExceeded, for_caller
 from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, Node, adapt, are_idempotent
 from streaminfer.request import Request, Response
@@ -43,7 +44,7 @@ from streaminfer.routing.fallback.attempt_history import AttemptHistory
 from streaminfer.routing.fallback.attempt_outcome import classify
 from streaminfer.routing.fallback.attempt_timer import AttemptTimer
 from streaminfer.routing.fallback.request_counts import RequestCounts
-from streaminfer.routing.fallback.route import Route, check_default, check_routes, default_outputs
+from streaminfer.routing.fallback.route import Route, announced_tensors, check_default, check_routes, default_outputs
 from streaminfer.routing.fallback.route_probes import RouteProbes
 from streaminfer.routing.fallback.route_selector import RouteSelector, deadline_of
 from streaminfer.routing.fallback.route_state import RouteState, make_route_states
@@ -107,7 +108,7 @@ class FallbackRouter(StackClock, Node):
         check_instance("slo", slo, is_slo_or_none, "an SLO")
         check_instance("probes", probes, lambda value: isinstance(value, bool), "True or False")
         self._accept_clock(clock)
-        step_ns = max(round(check_duration("step_s", step_s, positive=True) * 1e9), 1)
+        step_ns = check_duration_ns("step_s", step_s, positive=True)
         self.routes = routes
         self.default = default
         self.slo = slo
@@ -130,7 +131,7 @@ class FallbackRouter(StackClock, Node):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = False
         self._cutting = False
-        self._drained: asyncio.Future[None] | None = None
+        self._idle = IdleWaiters()
         self._budget = SloReader(slo, "a fallback router")
         self._counts = RequestCounts()
         if clock is not None:
@@ -161,6 +162,8 @@ class FallbackRouter(StackClock, Node):
             full_load=best.full_load,
             full_batch_ns=best.full_batch_ns,
             stream_states=states_of_all(self._services),
+            many_answers=best.many_answers,
+            model_tensors=lambda: announced_tensors(self.routes[0]),
         )
 
     @property
@@ -203,7 +206,7 @@ class FallbackRouter(StackClock, Node):
             if marked is None:
                 history = AttemptHistory(attempt.started_ns)
                 return self._respond(self._states[0], history, attempt, response, task, now_ns)
-            if self._drained is not None:
+            if self._stopping:
                 self._look_whether_drained()
             return marked
         return await self._try_routes(request, history, task, now_ns)
@@ -254,29 +257,32 @@ class FallbackRouter(StackClock, Node):
         """Accept no more requests, end those in flight and stop the routes' services.
 
         Args:
-            drain: let the requests in flight complete; otherwise they end with ``Closed``. If a draining stop is
-                cancelled, the rest ends with ``Closed`` and every service is still stopped.
+            drain: let the requests in flight complete; otherwise they end with ``Closed``. If the stop is cancelled,
+                the rest ends with ``Closed`` and every service is still stopped.
         """
         self._enter(asyncio.get_running_loop())
         self._stopping = True
         self._fast_path.is_open = False
-        failure: BaseException | None = None
-        if drain:
-            try:
-                await until_limit(self._until_drained())
-            except BaseException as error:  # noqa: BLE001 - raised below, after the services have been stopped
-                failure = error
+        try:
+            if drain:
+                await self._until_drained()
+        except BaseException:
+            drain = False
+            raise
+        finally:
+            await self._end(drain)
+
+    async def _end(self, drain: bool) -> None:
+        """End the attempts in flight and stop the services, also where it is cancelled meanwhile."""
         self._cutting = True
-        if self._probes is not None:
-            self._probes.cancel()
         self._fast_path.attempts.interrupt_all()
-        if self._probes is not None:
-            await self._probes.ended()
-        await until_limit(self._until_drained())
-        self._timer.cancel()
-        await stop_all(self, self._services(), drain=drain and failure is None)
-        if failure is not None:
-            raise failure
+        try:
+            if self._probes is not None:
+                await self._probes.end()
+            await self._until_drained()
+        finally:
+            self._timer.cancel()
+            await stop_all(self, self._services(), drain=drain)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -402,7 +408,7 @@ class FallbackRouter(StackClock, Node):
 
     def _leave(self, attempt: Attempt) -> None:
         self._fast_path.attempts.leave(attempt)
-        if self._drained is not None:
+        if self._stopping:
             self._look_whether_drained()
 
     def _miss(self, devices: int) -> None:
@@ -428,16 +434,14 @@ class FallbackRouter(StackClock, Node):
             raise RuntimeError(f"{self!r} serves requests of another event loop; it belongs to one loop at a time")
         self._loop = loop
         self._fast_path.attempts = Attempts()  # those of a closed loop ended with it
-        self._drained = None
+        self._idle.forget()
         self._timer = AttemptTimer(self._fast_path, self._now)
 
     async def _until_drained(self) -> None:
+        """Wait until no attempt is in flight, or until the limit of the stop."""
         if self._fast_path.attempts.count:
-            if self._drained is None:
-                self._drained = asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._drained)  # several stops wait for it; one that is cancelled leaves the others
+            await self._idle.wait(seconds_left())
 
     def _look_whether_drained(self) -> None:
-        if self._fast_path.attempts.count == 0 and self._drained is not None:
-            self._drained.set_result(None)
-            self._drained = None
+        if not self._fast_path.attempts.count:
+            self._idle.wake()

@@ -8,11 +8,11 @@ from typing import Any
 import attrs
 
 from streaminfer._internal.validation import check_instance, check_number, expected
-from streaminfer.protocols import is_backend, is_service
+from streaminfer.protocols import ModelTensors, adapt, is_backend, is_service
 from streaminfer.request import Request
 from streaminfer.stack import Stack
 
-__all__ = ["Route", "as_service", "check_default", "check_routes", "default_outputs"]
+__all__ = ["Route", "announced_tensors", "as_service", "check_default", "check_routes", "default_outputs"]
 
 _Adapt = Callable[[Any], Any]
 _DEFAULT = "a value or a plain function of the request"
@@ -78,8 +78,8 @@ class Route:
         device: Hashable = "",
     ) -> None:
         check_instance("name", name, lambda value: isinstance(value, str) and bool(value), "a string, not empty")
-        for label, adapt in (("prepare", prepare), ("finish", finish)):
-            check_instance(label, adapt, lambda value: value is None or callable(value), "a function or None")
+        for label, function in (("prepare", prepare), ("finish", finish)):
+            check_instance(label, function, lambda value: value is None or callable(value), "a function or None")
         check_instance("device", device, lambda value: isinstance(value, Hashable), "a hashable value")
         self.__attrs_init__(
             name=name,
@@ -118,6 +118,13 @@ def check_routes(routes: Sequence[Route]) -> None:
     qualities = [route.quality for route in routes]
     if qualities != sorted(qualities, reverse=True):
         raise ValueError(expected("routes", "the best first, by quality", qualities))
+
+
+def announced_tensors(route: Route) -> ModelTensors | None:
+    """Return the inputs and outputs that its service announces, as far as the route does not convert them."""
+    describe = None if route.prepare is not None else adapt(route.service).capabilities().model_tensors
+    tensors = None if describe is None else describe()
+    return tensors if tensors is None or route.finish is None else tensors._replace(outputs=())
 
 
 def check_default(default: Any) -> None:

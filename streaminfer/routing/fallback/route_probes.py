@@ -4,7 +4,7 @@ import asyncio
 import functools
 
 from streaminfer._internal.error_log import ErrorLog
-from streaminfer._runtime.stopping import seconds_left
+from streaminfer._runtime.stopping import end_tasks
 from streaminfer.errors import CircuitOpen, Closed, Overloaded
 from streaminfer.protocols import Clock
 from streaminfer.request import Request
@@ -46,15 +46,9 @@ class RouteProbes:
         ):
             self._send(state, request, now_ns)
 
-    def cancel(self) -> None:
-        """Cancel all probes."""
-        for task in self._tasks:
-            task.cancel()
-
-    async def ended(self) -> None:
-        """Wait for the probes, until the time limit of the stop."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=seconds_left())
+    async def end(self) -> None:
+        """Cancel all probes, and wait for them until the limit of the stop."""
+        await end_tasks(self._tasks)
 
     def _send(self, state: RouteState, request: Request, now_ns: int) -> None:
         left_ns = max((request.deadline_ns or now_ns) - now_ns, 1)

@@ -93,7 +93,7 @@ class Finder:
         self._calls = DeadlineCalls()
         self._removals: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
-        self._ending: list[asyncio.Task[Any]] = []
+        self._ending: list[asyncio.Future[Any]] = []
         self._is_failing = False
         self.lookups = 0
         self.failed = 0
@@ -154,9 +154,8 @@ class Finder:
         discovery = self._discovery
         self.lookups += 1
         try:
-            resolution: Any = _awaited(discovery.resolve, discovery.host)
             found: Any = await self._calls.end_within(
-                discovery.timeout_s, resolution, f"the resolver of {discovery.host!r}"
+                discovery.timeout_s, discovery.resolve(discovery.host), f"the resolver of {discovery.host!r}"
             )
             addresses = dict.fromkeys(found)
         except Exception as error:  # noqa: BLE001 - whatever a resolver raises, the replicas stay
@@ -185,7 +184,3 @@ class Finder:
             await self._remove_replica(name)
         except Exception as error:  # noqa: BLE001 - no caller waits for the end of this task
             _log.exception("replica %r left and could not be stopped", name, exc_info=error)
-
-
-async def _awaited(resolve: Callable[[str], Awaitable[Iterable[str]]], host: str) -> Iterable[str]:
-    return await resolve(host)

@@ -116,13 +116,14 @@ class ReplicaProbes:
         self._random = random.Random(seed)  # noqa: S311 - spreads probes, keeps no secret
         self._tasks: dict[ReplicaHandle, asyncio.Task[None]] = {}
         self._calls = DeadlineCalls()
-        self._ending: list[asyncio.Task[Any]] = []
+        self._ending: list[asyncio.Future[Any]] = []
         self.sent = 0
         self.failed = 0
 
     def watch(self, handle: ReplicaHandle) -> None:
         """Probe a replica from now on."""
-        if handle not in self._tasks:
+        task = self._tasks.get(handle)
+        if task is None or task.get_loop().is_closed():  # which nothing has stopped
             delay_s = self._random.random() * self._check.interval_s
             self._tasks[handle] = asyncio.get_running_loop().create_task(self._probe_for_ever(handle, delay_s))
 
@@ -162,7 +163,7 @@ class ReplicaProbes:
         self.sent += 1
         try:
             said: Any = await self._calls.end_within(
-                self._check.timeout_s, _awaited(self._check.probe, replica), f"the probe of replica {replica.name!r}"
+                self._check.timeout_s, self._check.probe(replica), f"the probe of replica {replica.name!r}"
             )
         except Exception as error:  # noqa: BLE001 - what it raised is the outcome of the probe
             failure: Exception | None = error
@@ -180,7 +181,3 @@ class ReplicaProbes:
             self._balancer.hold_out(handle.slot)
             text = "replica %r is unhealthy and ejected: its last probe failed with %r"
             _log.warning(text, name, failure, exc_info=failure)
-
-
-async def _awaited(probe: Callable[[Replica], Awaitable[Any]], replica: Replica) -> Any:
-    return await probe(replica)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,9 +9,10 @@ from typing import Any
 import attrs
 
 from streaminfer._internal.validation import check_instance, check_number, field_check
+from streaminfer._runtime.idle_waiters import IdleWaiters
 from streaminfer._runtime.owners import start_owned
 from streaminfer._runtime.pending_calls import DeadlineCalls
-from streaminfer._runtime.stopping import seconds_left, stop_all, until_limit
+from streaminfer._runtime.stopping import end_tasks, seconds_left, stop_all
 from streaminfer.protocols import Clock, adapt, is_service
 from streaminfer.request import Request, Response, time_left_s
 from streaminfer.routing.replicas._p2c_cy import P2CBalancer
@@ -89,7 +89,7 @@ class ReplicaHandle:
         self._clock = clock
         self._on_drained = on_drained
         self._tasks = DeadlineCalls()
-        self._empty: asyncio.Future[None] | None = None
+        self._idle = IdleWaiters()
         # a service that does not enforce deadlines runs in a task that can be abandoned
         self.call: Any = replica.service.call if offered.enforces_deadline else self._call_until_deadline
 
@@ -103,27 +103,23 @@ class ReplicaHandle:
 
     async def stop(self, *, drain: bool) -> None:
         """Stop the service, also if the wait for its requests is cancelled."""
-        failure: BaseException | None = None
         try:
             if drain:
-                await until_limit(self.drained())
-        except BaseException as error:  # noqa: BLE001 - raised below
-            failure, drain = error, False
-        for task in tuple(self._tasks):
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(tuple(self._tasks), timeout=seconds_left())
-        await stop_all(self, [self.replica.service], drain=drain)
-        if failure is not None:
-            raise failure
+                await self.drained()
+        except BaseException:
+            drain = False
+            raise
+        finally:
+            try:
+                await end_tasks(self._tasks)
+            finally:
+                await stop_all(self, [self.replica.service], drain=drain)
 
     async def drained(self) -> None:
-        """Wait until no request is in flight here."""
-        while self._balancer.slot(self.slot).in_flight:
-            if self._empty is None:
-                self._empty = asyncio.get_running_loop().create_future()
-                self.is_draining = True
-            await asyncio.shield(self._empty)
+        """Wait until no request is in flight here, or until the limit of the stop."""
+        if self._balancer.slot(self.slot).in_flight:
+            self.is_draining = True
+            await self._idle.wait(seconds_left())
 
     def remove(self) -> None:
         """Keep the slot for the requests in flight only."""
@@ -134,10 +130,7 @@ class ReplicaHandle:
         """Wake those who wait for the last request; a removed replica gives its slot back."""
         if self._balancer.slot(self.slot).in_flight:
             return
-        if self._empty is not None:
-            if not self._empty.done():
-                self._empty.set_result(None)
-            self._empty = None
+        self._idle.wake()
         self.is_draining = False
         if self.is_removed:
             self.is_removed = False

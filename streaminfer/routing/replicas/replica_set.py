@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from streaminfer._internal.validation import check_count, check_instance, check_number
+from streaminfer._internal.validation import check_count, check_duration_ns, check_instance, check_number
 from streaminfer._runtime.stack_clock import StackClock
-from streaminfer._runtime.stopping import raise_first
+from streaminfer._runtime.stopping import raise_first, stop_together
 from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput, Overloaded
 from streaminfer.protocols import (
     Admission,
@@ -35,7 +35,7 @@ from streaminfer.routing.replicas.discovery import DnsDiscovery, Finder
 from streaminfer.routing.replicas.health import HealthCheck, ReplicaProbes
 from streaminfer.routing.replicas.membership import Membership
 from streaminfer.routing.replicas.replica import Replica, ReplicaHandle
-from streaminfer.routing.replicas.settings import duration_ns, is_above_1, zone_penalties
+from streaminfer.routing.replicas.settings import is_above_1, zone_penalties
 from streaminfer.routing.replicas.statistics import ReplicasStatistics, replica_statistics
 from streaminfer.routing.replicas.stream_homes import StreamHomes, stream_key
 
@@ -119,13 +119,13 @@ class Replicas(StackClock, Node):
         if latency_factor is not None:
             factor = check_number("latency_factor", latency_factor, "a number above 1, or None", is_above_1)
         in_a_row = 0 if consecutive_failures is None else check_count("consecutive_failures", consecutive_failures)
-        eject_ns = duration_ns("eject_s", eject_s)
-        slow_start_ns = duration_ns("slow_start_s", slow_start_s, positive=False)
-        max_eject_ns = max(duration_ns("max_eject_s", max_eject_s), eject_ns)
+        eject_ns = check_duration_ns("eject_s", eject_s, positive=True)
+        slow_start_ns = check_duration_ns("slow_start_s", slow_start_s)
+        max_eject_ns = max(check_duration_ns("max_eject_s", max_eject_s, positive=True), eject_ns)
         ejection = OutlierEjection(min(in_a_row, 2**31), factor, eject_ns, max_eject_ns, share, slow_start_ns)
         self._balancer = P2CBalancer(
             check_count("choices", choices, at_most=_SLOT),
-            duration_ns("decay_s", decay_s),
+            check_duration_ns("decay_s", decay_s, positive=True),
             ejection,
             slow_start_ns,
             random.getrandbits(62) if seed is None else check_count("seed", seed, at_least=0) % 2**62,
@@ -250,12 +250,17 @@ class Replicas(StackClock, Node):
             enforces_deadline=True,
             idempotent=are_idempotent([handle.replica.service for handle in self._members.by_name.values()]),
             stream_states=self._homes if self._homes.keepers() else None,
+            many_answers=self._offered().many_answers,
             model_tensors=self._model_tensors,
         )
 
+    def _offered(self) -> Capabilities:
+        """Return what the first replica offers at this moment."""
+        first = self._members.first()
+        return Capabilities() if first is None else adapt(first.replica.service).capabilities()
+
     def _model_tensors(self) -> ModelTensors | None:
-        services = [handle.replica.service for handle in self._members.by_name.values()]
-        describe = adapt(services[0]).capabilities().model_tensors if services else None
+        describe = self._offered().model_tensors
         return None if describe is None else describe()
 
     def new_children(self, tell: Callable[[str, Any], None]) -> None:
@@ -287,9 +292,9 @@ class Replicas(StackClock, Node):
 
         try:
             raise_first(await asyncio.gather(*map(start, self._members.by_name.values()), return_exceptions=True))
-        except BaseException as error:  # noqa: BLE001 - raised after the others have been stopped
-            stops = (handle.stop(drain=False) for handle in started)
-            raise_first([error, *await asyncio.gather(*stops, return_exceptions=True)])
+        except BaseException:
+            await stop_together(handle.stop(drain=False) for handle in started)
+            raise
         self._running, self._closed = True, False
         if self._probes is not None:
             for handle in self._members.by_name.values():
@@ -307,11 +312,11 @@ class Replicas(StackClock, Node):
         upkeep = [each for each in (self._finder, self._probes) if each is not None]
         for each in upkeep:
             each.cancel()
-        stops = (handle.stop(drain=drain) for handle in self._members.all())
-        outcomes = await asyncio.gather(*stops, return_exceptions=True)
-        for each in upkeep:
-            await each.ended()
-        raise_first(outcomes)
+        try:
+            await stop_together(handle.stop(drain=drain) for handle in self._members.all())
+        finally:
+            for each in upkeep:
+                await each.ended()
 
     async def add(self, replica: Replica) -> None:
         """Add a replica; if the others have been started it is started first, and gets its share slowly.

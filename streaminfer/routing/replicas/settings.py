@@ -3,11 +3,9 @@
 import math
 from collections.abc import Mapping
 
-from streaminfer._internal.validation import check_duration, check_number
+from streaminfer._internal.validation import check_number
 
-__all__ = ["duration_ns", "is_above_1", "zone_penalties"]
-
-_LONGEST_S = 1e9
+__all__ = ["is_above_1", "zone_penalties"]
 
 
 def zone_penalties(given: object) -> tuple[dict[str, float], float]:
@@ -26,12 +24,3 @@ def zone_penalties(given: object) -> tuple[dict[str, float], float]:
 def is_above_1(number: float) -> bool:
     """Say whether a number is finite and above 1."""
     return 1.0 < number < math.inf
-
-
-def duration_ns(name: str, seconds: object, *, positive: bool = True) -> int:
-    """Return a duration in whole nanoseconds, at most 31 years, so that instants fit 64 bits.
-
-    Raises:
-        TypeError, ValueError: no such duration.
-    """
-    return max(round(min(check_duration(name, seconds, positive=positive), _LONGEST_S) * 1e9), 1 if positive else 0)

@@ -120,6 +120,7 @@ class Canary(Node):
 
     def capabilities(self) -> Capabilities:
         """What both services offer, and the objective and the check of the stable one."""
+        stable = adapt(self._stable.service).capabilities()
         return Capabilities(
             validate=self.validate,
             admission=self.admission,
@@ -128,7 +129,8 @@ class Canary(Node):
             enforces_deadline=all(adapt(service).capabilities().enforces_deadline for service in self.services),
             idempotent=are_idempotent(self.services),
             stream_states=states_of_all(lambda: self.services),
-            model_tensors=adapt(self._stable.service).capabilities().model_tensors,
+            many_answers=stable.many_answers,
+            model_tensors=stable.model_tensors,
         )
 
     def fingerprint_changes(self) -> int:

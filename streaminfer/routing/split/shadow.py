@@ -22,7 +22,7 @@ from streaminfer._internal.validation import check_count, check_duration, check_
 from streaminfer._runtime.owners import start_owned
 from streaminfer._runtime.pending_calls import DeadlineCalls
 from streaminfer._runtime.stack_clock import StackClock
-from streaminfer._runtime.stopping import seconds_left, stop_all
+from streaminfer._runtime.stopping import end_tasks, stop_all
 from streaminfer.protocols import Clock, adapt, is_service, name_of
 from streaminfer.request import Request, Response, time_left_s
 from streaminfer.resilience._targets import may_repeat, repeats
@@ -116,7 +116,7 @@ class Shadow(StackClock):
         self._skipped = {"max_in_flight": 0, "not_repeatable": 0}
         self._sent = self._succeeded = self._failed = self._cancelled = 0
         if clock is not None:
-            self._bind(clock)
+            adapt(self.copy).bind_clock(clock)
 
     def wrap(self, inner: Any) -> Any:
         """Wrap a service.
@@ -137,7 +137,7 @@ class Shadow(StackClock):
 
     def _use_clock(self, clock: Clock) -> None:
         self._clock = clock
-        self._bind(clock)
+        adapt(self.copy).bind_clock(clock)
 
     def statistics(self) -> ShadowStatistics:
         """Return a frozen snapshot."""
@@ -168,11 +168,7 @@ class Shadow(StackClock):
 
     async def end_copies(self) -> None:
         """Cancel the copies in flight, and wait for them until the limit of the stop."""
-        tasks = [*self._tasks, *self._calls]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=seconds_left())
+        await end_tasks([*self._tasks, *self._calls])
 
     async def _serve(self, request: Request) -> None:
         if self._validate is not None:
@@ -194,9 +190,6 @@ class Shadow(StackClock):
         if self._failed == 1:
             message = "shadow %r: a copy of a request failed (later failures are counted only)"
             _log.warning(message, self.name, exc_info=failure)
-
-    def _bind(self, clock: Clock) -> None:
-        adapt(self.copy).bind_clock(clock)
 
     def __repr__(self) -> str:
         return f"<Shadow({self._share.share:.1%} of the requests to {self.copy!r})>"

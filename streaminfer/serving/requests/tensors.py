@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streaminfer._internal.validation import brief
-from streaminfer.backends.triton.dtypes import TEXT, dtype_of, encode_text
+from streaminfer.backends.triton.dtypes import DATATYPES, TEXT, dtype_of, encode_text
 from streaminfer.errors import BackendError, InvalidInput
 from streaminfer.protocols import ModelTensor
 from streaminfer.serving.errors import RequestRejected
@@ -23,17 +23,13 @@ from streaminfer.serving.limits import Limits
 
 __all__ = ["check_shape", "datatype_of", "datatype_of_spec", "decode", "decode_list", "encode", "encode_list"]
 
-_DATATYPES = {
-    "BOOL", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64", "FP16", "FP32", "FP64", "BF16",
-    "BYTES",
-}  # fmt: skip
-_NAMES = {dtype_of(name): name for name in _DATATYPES - {"BF16", "BYTES"}}
+_DATATYPES = {*DATATYPES.values(), "BF16"}
 _JSON_KINDS: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float}}
 
 
 def datatype_of(dtype: np.dtype[Any]) -> str | None:
     """Return the protocol's name for a type of NumPy's; ``None`` where it has none."""
-    if (name := _NAMES.get(dtype)) is not None:
+    if (name := DATATYPES.get(dtype)) is not None:
         return name
     if dtype.kind in "OSU":
         return "BYTES"

@@ -6,6 +6,8 @@ only, and the device runs one batch at a time.
 *Contiguous batches suffice*, for each model by itself. The exchange argument there swaps requests within two batches of
 one model, or within one batch: sizes and times of batches stay, so the other model's batches are not touched.
 
+*One model* is two of which one has no requests.
+
 *The program.* With ``F[i, j](k)`` the earliest instant at which the device is free, the first i requests of one model
 and the first j of the other being handled and k served, a pair of prefixes follows from a shorter one by a drop, which
 takes no time, or by a batch of either model.
@@ -25,11 +27,14 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from streaminfer import _compiled_kernels
 from streaminfer._internal.validation import check_instance, expected
 from streaminfer.simulation.devices.model_load import ModelLoad
 
-__all__ = ["device_optimum"]
+__all__ = ["device_optimum", "load_kernel", "most_on_time"]
 
 _MODELS = 2
 
@@ -56,18 +61,31 @@ def device_optimum(loads: Mapping[str, ModelLoad], *, memory_bytes: int | None =
         check_instance("loads", load, lambda it: isinstance(it, ModelLoad), what)
     if len(loads) != _MODELS:
         raise ValueError(expected("loads", what, sorted(loads)))
-    arguments: list[Any] = []
-    for load in loads.values():
-        arguments += [load.arrivals_ns, load.arrivals_ns + load.slo_ns, load.durations_ns]
     first, second = loads.values()
     if memory_bytes is not None and memory_bytes < max(first.memory_bytes, second.memory_bytes):
         raise ValueError(expected("memory_bytes", "room for each model alone", memory_bytes))
     is_short = memory_bytes is not None and memory_bytes < first.memory_bytes + second.memory_bytes
-    return int(_kernel()(*arguments, *(load.load_ns * is_short for load in (first, second))))
+    loads_ns = (load.load_ns * is_short for load in (first, second))
+    return int(load_kernel()(*_instants_of(first), *_instants_of(second), *loads_ns))
+
+
+def most_on_time(load: ModelLoad) -> int:
+    """Return the most requests that any schedule of one model could serve within its SLO."""
+    nothing = np.zeros(0, np.int64)
+    return int(load_kernel()(*_instants_of(load), nothing, nothing, np.zeros(1, np.int64), 0, 0))
+
+
+def _instants_of(load: ModelLoad) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return arrivals, deadlines, and durations by size, of which larger ones than there are requests need no row."""
+    return load.arrivals_ns, load.arrivals_ns + load.slo_ns, load.durations_ns[: load.arrivals_ns.size + 1]
 
 
 @cache
-def _kernel() -> Callable[..., Any]:
+def load_kernel() -> Callable[..., Any]:
+    """Load the kernel: the one compiled ahead of time, or else Numba's, which compiles for some seconds.
+
+    Numba keeps what it compiled on disk; a process that finds it there loads it.
+    """
     compiled = _compiled_kernels.load()
     if compiled is not None:
         return compiled.checked("most_of_two")

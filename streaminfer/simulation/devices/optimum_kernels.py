@@ -84,15 +84,15 @@ def _extend(
     Returns:
         The entries of the front by then.
     """
-    for entry in range(max(0, -shift), entries):
-        start_ns = source[entry] + setup_ns
-        if start_ns > start_by_ns:
-            break
-        end_ns = max(start_ns, ready_ns) + takes_ns
-        at = entry + shift
-        front[at] = min(front[at], end_ns)
-        served = max(served, at + 1)
-    return served
+    begin = max(0, -shift)
+    end = begin
+    while end < entries and source[end] + setup_ns <= start_by_ns:
+        end += 1
+    target = front[begin + shift : end + shift]
+    origin = source[begin:end]
+    for entry in range(end - begin):
+        target[entry] = min(target[entry], max(origin[entry] + setup_ns, ready_ns) + takes_ns)
+    return max(served, end + shift) if end > begin else served
 
 
 @jit
@@ -133,7 +133,8 @@ def most_of_two(  # noqa: PLR0915 - the steps of one program, which share its ta
     fronts = np.full((rows, columns, states, width), _FAR_NS, np.int64)
     fewest = np.zeros((rows, columns, states), np.int64)  # the number served that a front's first entry stands for
     entries = np.zeros((rows, columns, states), np.int64)
-    new = np.empty((states, 4 * width + cap + other_cap + 2), np.int64)
+    new = np.full((states, 4 * width + cap + other_cap + 2), _FAR_NS, np.int64)
+    used = 0  # entries of these that the pair before has written
     bases = np.zeros(states, np.int64)
     counts = np.zeros(states, np.int64)
     for i in range(first.size + 1):
@@ -142,7 +143,8 @@ def most_of_two(  # noqa: PLR0915 - the steps of one program, which share its ta
             column = j - lows[i]
             from_above = i > 0 and lows[i - 1] <= j <= highs[i - 1]
             before, above = (i - 1) % rows, j - lows[i - 1]
-            new[:] = _FAR_NS
+            new[:, :used] = _FAR_NS
+            used = 0
             for state in range(states):
                 front = new[state]
                 base, served = 0, int(i == 0 and j == 0)
@@ -204,6 +206,7 @@ def most_of_two(  # noqa: PLR0915 - the steps of one program, which share its ta
                     served = _extend(
                         front, served, new[1 - state], counts[1 - state], shift, loads_ns[state], 0, 2 * _FAR_NS, 0
                     )
+                used = max(used, served)
                 # serving more and being free no later is better: what remains ascends in both
                 for entry in range(served - 2, -1, -1):
                     front[entry] = min(front[entry], front[entry + 1])

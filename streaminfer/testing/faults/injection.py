@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from streaminfer._internal.validation import expected
 from streaminfer.protocols import adapt
@@ -18,6 +19,7 @@ __all__ = ["BATCH_FAULTS", "InjectedFaults", "kill_workers", "process_workers"]
 BATCH_FAULTS = ("partial", "row_errors")
 """Faults of a batch's rows, which a service does not have."""
 
+_CHARACTERS = 0xD800  # below the surrogates, which UTF-8 does not have
 _CORRUPTIONS = (*BATCH_FAULTS, "wrong_shape", "garbage")
 
 
@@ -120,12 +122,19 @@ class InjectedFaults:
         array = np.asarray(outputs)
         if fault.kind == "wrong_shape":
             return np.stack([array, array])
-        noise = np.random.default_rng(int(self._uniform(position, row + 1) * 2**48))
-        if array.dtype == np.bool_:
-            return noise.random(array.shape) < 0.5
-        if array.dtype.hasobject:
-            return np.full(array.shape, None)
-        return np.frombuffer(noise.bytes(array.nbytes), array.dtype).reshape(array.shape).copy()
+        return _garbage_like(array, np.random.default_rng(int(self._uniform(position, row + 1) * 2**48)))
+
+
+def _garbage_like(array: NDArray[Any], noise: np.random.Generator) -> NDArray[Any]:
+    """Return random contents of the same shape and dtype."""
+    if array.dtype == np.bool_:
+        return noise.random(array.shape) < 0.5
+    if array.dtype.hasobject:
+        return np.full(array.shape, None)
+    if array.dtype.kind == "U":  # random bytes would be no text
+        characters = noise.integers(1, _CHARACTERS, (*array.shape, array.dtype.itemsize // 4), np.uint32)
+        return characters.view(f"U{characters.shape[-1]}")[..., 0]
+    return np.frombuffer(noise.bytes(array.nbytes), array.dtype).reshape(array.shape).copy()
 
 
 def kill_workers(backend: Any) -> int:

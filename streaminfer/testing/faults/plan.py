@@ -20,7 +20,7 @@ import hashlib
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -228,12 +228,8 @@ class _FaultyService(_FaultyLayer):
 
     async def call(self, request: Request) -> Response:
         """Return the inner response, with the faults of this call."""
-        plan = self.plan
-        started_s = plan.now_s()
-        injected = plan.draw()
-        await _run_before(injected)
-        response: Response = await self.inner.call(request)
-        await _wait(_extra_s(plan, injected, started_s))
+        response: Response
+        response, injected = await _call_with_faults(self.plan, lambda _: self.inner.call(request))
         outputs = injected.corrupt_outputs(response.outputs)
         if outputs is response.outputs:
             return response
@@ -245,23 +241,20 @@ class _FaultyBackend(_FaultyLayer):
 
     async def infer(self, batch: Batch) -> Sequence[Any]:
         """Return the inner results, with the faults of this call."""
-        plan = self.plan
-        started_s = plan.now_s()
-        injected = plan.draw()
-        await _run_before(injected)
-        if injected.kill_s is None:
-            results = await self.inner.infer(batch)
-        else:
-            timer = asyncio.get_running_loop().call_later(injected.kill_s, self._kill)
-            try:
-                results = await self.inner.infer(batch)
-            finally:
-                timer.cancel()
-        await _wait(_extra_s(plan, injected, started_s))
+        results, injected = await _call_with_faults(self.plan, functools.partial(self._infer, batch))
         if isinstance(results, (tuple, Mapping)):
             results = _split_rows(results, len(batch), batch.size)
         corrupted: Sequence[Any] = injected.corrupt_results(results)
         return corrupted
+
+    async def _infer(self, batch: Batch, injected: InjectedFaults) -> Any:
+        if injected.kill_s is None:
+            return await self.inner.infer(batch)
+        timer = asyncio.get_running_loop().call_later(injected.kill_s, self._kill)
+        try:
+            return await self.inner.infer(batch)
+        finally:
+            timer.cancel()
 
     def _kill(self) -> None:
         if kill_workers(self.inner):
@@ -271,11 +264,7 @@ class _FaultyBackend(_FaultyLayer):
 def _async_function(inner: Callable[..., Any], plan: FaultPlan) -> Callable[..., Any]:
     @functools.wraps(inner)
     async def faulty(*args: Any, **kwargs: Any) -> Any:
-        started_s = plan.now_s()
-        injected = plan.draw()
-        await _run_before(injected)
-        result = await inner(*args, **kwargs)
-        await _wait(_extra_s(plan, injected, started_s))
+        result, injected = await _call_with_faults(plan, lambda _: inner(*args, **kwargs))
         return _corrupt_result(injected, result)
 
     return faulty
@@ -297,12 +286,23 @@ def _sync_function(inner: Callable[..., Any], plan: FaultPlan) -> Callable[..., 
     return faulty
 
 
-async def _run_before(injected: InjectedFaults) -> None:
-    """Wait, hang or fail, as injected, before the inner call."""
+async def _call_with_faults(
+    plan: FaultPlan, call: Callable[[InjectedFaults], Awaitable[Any]]
+) -> tuple[Any, InjectedFaults]:
+    """Wait, hang or fail, as injected; else make the inner call, and slow it down.
+
+    Returns:
+        What it returned, and the faults, some of which are its response's.
+    """
+    started_s = plan.now_s()
+    injected = plan.draw()
     await _wait(injected.delay_s)
     if injected.hangs:
         await asyncio.Event().wait()
     injected.raise_error()
+    result = await call(injected)
+    await _wait(_extra_s(plan, injected, started_s))
+    return result, injected
 
 
 def _extra_s(plan: FaultPlan, injected: InjectedFaults, started_s: float) -> float:

@@ -71,10 +71,37 @@ def test_a_clock_that_is_none():
         si.CpuBackend(len, clock=5)
 
 
-@pytest.mark.parametrize("example", [None, 1.0, "text", [1.0, 2.0], np.array([{}], dtype=object)], ids=repr)
+@pytest.mark.parametrize("example", [None, np.array([{}], dtype=object), {"a": 1.0}], ids=repr)
 def test_examples_that_check_nothing(example):
-    """Only arrays say what every request brings."""
+    """Objects say nothing of what every request brings, and numbers in a mapping only their names."""
     assert si.CpuBackend(len, example=example).validate is None
+
+
+@pytest.mark.parametrize(
+    ("example", "dtype", "sizes"),
+    [(1.0, "f8", ()), (7, "i8", ()), ("text", object, ()), ([1.0, 2.0], "f8", (None,)),
+     (np.array(["a", "bc"], object), object, (None,)), ([["a"], ["b"]], object, (None, None))],
+    ids=str,
+)  # fmt: skip
+def test_numbers_and_text_are_announced_and_not_checked(example, dtype, sizes):
+    """Servers know the type of the input; every size is open, and only a mapping is rejected."""
+    backend = si.CpuBackend(len, example=example)
+
+    (spec,) = backend.model_tensors().inputs
+
+    assert (spec.name, spec.dtype, spec.row_shape) == ("inputs", dtype, sizes)
+    for inputs in (1, "other text", [1.0, 2.0, 3.0], np.zeros((2, 2))):
+        backend.validate(si.Request(inputs))
+    with pytest.raises(si.InvalidInput, match="inputs: expected one input, without a name"):
+        backend.validate(si.Request({"x": 1.0}))
+
+
+def test_inputs_of_a_mapping_are_announced_by_name():
+    """A number beside an array is an input too; one that is no tensor hides them, since a request needs all."""
+    mixed = si.CpuBackend(len, example={"image": np.zeros((2, 3), np.float32), "threshold": 0.5})
+    named = [(spec.name, spec.dtype, spec.row_shape) for spec in mixed.model_tensors().inputs]
+    assert named == [("image", np.float32, (None, None)), ("threshold", np.float64, ())]
+    assert si.CpuBackend(len, example={"image": np.zeros(3), "settings": object()}).model_tensors() is None
 
 
 def test_an_invalid_batch_is_no_outcome():
@@ -105,8 +132,10 @@ def test_an_invalid_batch_is_no_outcome():
         (lambda rows: [row[:2] for row in rows], (), [("output", "f8", (None,))]),
         (lambda rows: [{"boxes": [[1, 2], [3]]} for _ in rows], (), []),
         (lambda rows: [object() for _ in rows], (), []),
+        (lambda rows: [{"label": "a", "more": object()} for _ in rows], (), [("label", object, ())]),
+        (lambda rows: {"label": np.array(["a"] * len(rows), object)}, (), [("label", object, ())]),
     ],
-    ids=["array", "tuple", "mapping", "free", "list", "ragged", "objects"],
+    ids=["array", "tuple", "mapping", "free", "list", "ragged", "objects", "objects beside text", "text as objects"],
 )
 def test_outputs_are_learned_from_the_example(executor, function, free, found):
     """The first batch of a start shows the names, types and sizes of the outputs."""

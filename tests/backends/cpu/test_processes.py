@@ -70,6 +70,27 @@ def fail_per_row(inputs):
     return [ValueError("odd") if one % 2 else Stubborn(one, one) if one > 4 else one for one in inputs]
 
 
+class Silent(Exception):
+    def __str__(self):
+        raise ValueError("no message")
+
+
+class Stuck(Silent):
+    def __reduce__(self):
+        raise TypeError("not to be copied")
+
+
+def fail_silently(inputs):
+    raise (Silent if inputs[0] else Stuck)()
+
+
+ALWAYS = ValueError("always the same")
+
+
+def fail_alike(inputs):
+    raise ALWAYS
+
+
 def return_a_lambda(_inputs):
     return [lambda: None]
 
@@ -357,6 +378,24 @@ def test_what_the_function_raises_arrives_with_its_traceback(functions, batch):
     assert 'raise Stubborn("one", "two")' in caught.value.__notes__[0]
     with pytest.raises(errors.BackendError, match="SystemExit: left"):
         infer(functions.system_exit, batch([1]))
+
+
+@pytest.mark.parametrize(("picklable", "name"), [(True, "Silent"), (False, "Stuck")])
+def test_an_exception_whose_message_cannot_be_shown_arrives(functions, batch, picklable, name):
+    with pytest.raises(errors.BackendError, match=rf"{name}: its message cannot be shown \(ValueError\)"):
+        infer(functions.fail_silently, batch([picklable]))
+
+
+def test_an_object_that_is_raised_again_has_one_note_each_time(functions, batch):
+    async def main():
+        backend = CpuBackend(functions.fail_alike, executor="process")
+        for _ in range(3):
+            with pytest.raises(errors.BackendError) as caught:
+                await backend.infer(batch([1]))
+            assert len(caught.value.__cause__.__notes__) == 1
+        await backend.stop(drain=True)
+
+    run(main())
 
 
 def test_exceptions_of_single_rows_arrive(functions, batch):

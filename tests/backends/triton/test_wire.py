@@ -146,6 +146,7 @@ def test_requests_are_checked_as_for_other_backends_and_text_by_its_shape():
     model = read_model(
         "m", "1", described({"x": ("FP32", [-1, 2]), "t": ("BYTES", [-1, 1])}), config(input=[{"name": "t", "optional": True}])
     )  # fmt: skip
+    assert [spec.is_optional for spec in model.inputs] == [False, True]
     check = RequestValidator(model, "reject")
     x = np.zeros(2, np.float32)
     for inputs in (x, {"x": x}, {"x": x, "t": np.array(["long text"])}, {"x": x, "t": np.array([b"t"], object)}):

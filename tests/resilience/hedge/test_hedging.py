@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import random
+from collections.abc import Awaitable
 
 import numpy as np
 import pytest
@@ -325,6 +326,26 @@ def test_the_deadline_ends_both():
     run(main)
 
 
+def test_a_replica_that_knows_no_deadline_is_ended_at_it():
+    """The stack ends the request where the second is at a service that does not end it itself."""
+
+    async def main(loop):
+        model, replica = ScriptedBackend(duration_s=0.010), Service()
+        batcher = si.AdaptiveBatcher(max_batch_size=1)
+        async with si.Stack(Hedge(to=replica), batcher, model, clock=loop.clock) as stack:
+            for _ in range(40):
+                await stack(0.0)
+            model._steps.append(HANG)
+            replica.script = [(1000.0, "late")]
+            began = loop.time()
+            with pytest.raises(si.DeadlineExceeded):
+                await stack(0.0, timeout_s=0.5)
+            assert loop.time() - began == pytest.approx(0.5)
+        assert replica.cancelled == 1
+
+    run(main)
+
+
 # -- elsewhere, and around what ---------------------------------------------------------------------------------
 
 
@@ -375,6 +396,51 @@ def test_a_backend_is_hedged_by_batches():
         await hedged.stop(drain=True)
         assert backend.running == replica.running == 0
         assert repr(hedge) in repr(hedged)
+
+    run(main)
+
+
+def test_a_backend_may_return_an_awaitable():
+    """A backend whose ``infer`` is a plain function that returns a future is hedged like any other."""
+
+    class Plain:
+        def infer(self, batch: Batch) -> Awaitable[list[object]]:
+            loop = asyncio.get_running_loop()
+            done = loop.create_future()
+            loop.call_later(0.010, done.set_result, list(batch.inputs))
+            return done
+
+    async def main(loop):
+        hedged = Hedge(clock=loop.clock).wrap(Plain())
+        for _ in range(40):
+            await hedged.infer(Batch(np.zeros(1), [Request(0.0)]))
+        assert await hedged.infer(Batch(np.ones(2), [Request(0.0)] * 2)) == [1.0, 1.0]
+        await hedged.stop()
+
+    run(main)
+
+
+def test_a_service_may_return_an_awaitable():
+    """Likewise a service whose ``call`` is a plain function, with extra requests to another one."""
+
+    class Plain:
+        def __init__(self, takes_s):
+            self.takes_s = takes_s
+
+        def call(self, request: Request) -> Awaitable[Response]:
+            loop = asyncio.get_running_loop()
+            done = loop.create_future()
+            loop.call_later(self.takes_s, done.set_result, Response((request.inputs, self.takes_s)))
+            return done
+
+    async def main(loop):
+        slow = Plain(0.010)
+        hedged = Hedge(to=Plain(0.005), clock=loop.clock).wrap(slow)
+        for _ in range(40):
+            await hedged.call(Request(0.0))
+        slow.takes_s = 1.0
+        assert (await hedged.call(Request(3.0))).outputs == (3.0, 0.005)
+        await hedged.stop()
 
     run(main)
 

@@ -674,3 +674,34 @@ def test_two_stops_of_one_drain_both_return(second_drains):
         await asyncio.wait([request])
 
     run(main)
+
+
+@pytest.mark.parametrize("drain", [True, False])
+def test_a_stop_that_is_cancelled_still_stops_the_services(drain):
+    """A route that takes long to end what is cancelled keeps no service running when the stop is cancelled too."""
+
+    class Stubborn(Scripted):
+        async def call(self, request):
+            try:
+                return await super().call(request)
+            except asyncio.CancelledError:
+                await asyncio.sleep(1.0)
+                raise
+
+    async def main(loop):
+        service = Stubborn("best", takes_s=60.0)
+        router = FallbackRouter(Route("best", service), clock=loop.clock)
+        await router.start()
+        request = asyncio.ensure_future(router.call(si.Request(1.0)))
+        await asyncio.sleep(0)
+        stop = asyncio.ensure_future(router.stop(drain=drain))
+        for _ in range(2):
+            await asyncio.sleep(0.1)
+            stop.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stop
+        assert service.events == ["start", "stop False"]
+        with pytest.raises(si.Closed):
+            await request
+
+    run(main)

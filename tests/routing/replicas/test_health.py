@@ -146,6 +146,27 @@ def test_no_probe_outlives_the_stop_or_its_replica():
     run(main)
 
 
+def test_a_start_on_another_event_loop_probes_again():
+    """Probes that ended with their loop, without a stop, are sent again by the next start."""
+
+    async def begin(loop):
+        fleet = Fleet(loop, "a", "b")
+        stack = si.Stack(fleet.replicas)
+        await stack.start()
+        return fleet, stack
+
+    fleet, stack = run(begin)
+
+    async def go_on(loop):
+        fleet.loop = loop
+        async with stack:
+            await asyncio.sleep(1.5)
+
+    run(go_on)
+
+    assert {name for name, _ in fleet.probes} == {"a", "b"}
+
+
 def test_an_unhealthy_replica_can_come_back_after_a_restart():
     """What was thought of a replica outlives a stop, and so it can recover afterwards."""
 

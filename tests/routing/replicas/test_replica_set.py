@@ -382,6 +382,52 @@ def test_a_draining_stop_that_is_cancelled_still_stops():
     assert sorted(run(main)) == ["stop a False", "stop b False"]
 
 
+def test_a_stop_that_is_cancelled_at_once_still_stops():
+    """The stop of a replica begins, although that of all is cancelled before it has taken a step."""
+
+    async def main(loop):
+        log = []
+        stack = si.Stack(Replicas(*(Replica(name, Echo(log=log, name=name)) for name in "ab"), clock=loop.clock))
+        await stack.start()
+        stop = asyncio.ensure_future(stack.stop())
+        await asyncio.sleep(0)
+        stop.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stop
+        return log[2:]
+
+    assert [entry[:6] for entry in sorted(run(main))] == ["stop a", "stop b"]
+
+
+def test_a_hard_stop_that_is_cancelled_still_stops():
+    """A replica that takes long to end what is cancelled is stopped all the same."""
+
+    class Stubborn(Echo):
+        async def call(self, request):
+            try:
+                return await super().call(request)
+            except asyncio.CancelledError:
+                await asyncio.sleep(1.0)
+                raise
+
+    async def main(loop):
+        log = []
+        replicas = Replicas(Replica("a", Stubborn(60.0, log=log, name="a")), clock=loop.clock)
+        await replicas.start()
+        call = asyncio.ensure_future(replicas.call(si.Request(1)))
+        await asyncio.sleep(0.1)
+        stop = asyncio.ensure_future(replicas.stop(drain=False))
+        await asyncio.sleep(0.1)
+        stop.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stop
+        with pytest.raises(si.Closed):
+            await call
+        return log
+
+    assert run(main) == ["start a", "stop a False"]
+
+
 def test_replicas_come_and_go():
     async def main(loop):
         log = []

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from streaminfer._internal.validation import expected
+from streaminfer._runtime.stopping import end_tasks
 from streaminfer.backends.triton.errors import ServerError, without_input
 from streaminfer.backends.triton.messages import Transport
 from streaminfer.errors import BackendError, DeadlineExceeded, StreamInferError
@@ -106,8 +107,7 @@ class ModelControl:
         """End what runs in the background."""
         restoring, self._restoring = self._restoring, None
         if restoring is not None:
-            restoring.cancel()
-            await asyncio.wait([restoring])
+            await end_tasks([restoring])
 
     async def _restore(self) -> None:
         try:

@@ -37,28 +37,13 @@ from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_choice, check_count, check_instance, expected
 from streaminfer.backends.onnx.model import find_source, load, make_options, read_specs
 from streaminfer.backends.onnx.providers import cache_options, profile_shapes
-from streaminfer.backends.signature import Signature, TensorSpec
+from streaminfer.backends.signature import Signature, TensorSpec, free_axes
+from streaminfer.backends.triton.dtypes import DATATYPES, TEXT
 
 __all__ = ["write_model_repository"]
 
 Platform = Literal["onnxruntime", "onnxruntime-tensorrt", "tensorrt-plan"]
 Source = str | os.PathLike[str] | bytes
-
-_TYPES = {
-    "bool": "BOOL",
-    "uint8": "UINT8",
-    "uint16": "UINT16",
-    "uint32": "UINT32",
-    "uint64": "UINT64",
-    "int8": "INT8",
-    "int16": "INT16",
-    "int32": "INT32",
-    "int64": "INT64",
-    "float16": "FP16",
-    "bfloat16": "BF16",
-    "float32": "FP32",
-    "float64": "FP64",
-}
 
 
 def write_model_repository(
@@ -228,7 +213,9 @@ def _config(model: _Model) -> Iterator[str]:
 
 
 def _type(spec: TensorSpec) -> str | None:
-    return _TYPES.get("bfloat16" if spec.is_bfloat16 else str(spec.dtype))
+    if spec.is_bfloat16:
+        return "BF16"
+    return None if spec.dtype is None or spec.dtype == TEXT else DATATYPES.get(spec.dtype)
 
 
 def _tensor(spec: TensorSpec, kind: str, *, batching: bool) -> str:
@@ -260,8 +247,8 @@ def _tensorrt(model: _Model) -> dict[str, str]:
     rows = _rows(model)
     largest = model.max_batch_size or max(model.warmup, default=0)
     # a profile must say every free size, so one that is guessed is worse than none
-    if largest and (model.example is not None or not _free(model)):
-        assert model.signature is not None  # noqa: S101 - there is one for every ONNX model
+    assert model.signature is not None  # noqa: S101 - there is one for every ONNX model
+    if largest and (model.example is not None or not free_axes(model.signature.inputs)):
         parameters |= profile_shapes(rows, [1, largest], model.signature.batch_axes)
     return parameters
 
@@ -282,13 +269,6 @@ def _warmup(model: _Model, size: int) -> str:
         inputs.append(f"inputs {{ key: {_quote(spec.name)} value {{ {tensor} }} }}")
     batch_size = size if model.max_batch_size else 0
     return f'model_warmup {{ name: "{size} rows" batch_size: {batch_size} {" ".join(inputs)} }}'
-
-
-def _free(model: _Model) -> bool:
-    """Whether the model leaves a size free besides the batch's."""
-    assert model.signature is not None  # noqa: S101
-    brought = (spec for spec in model.signature.inputs if spec.batch_axis is not None)
-    return any(not isinstance(size, int) for spec in brought for size in spec.row_shape)
 
 
 def _rows(model: _Model) -> dict[str, tuple[int, ...]]:

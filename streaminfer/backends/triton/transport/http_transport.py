@@ -264,7 +264,7 @@ def _error_text(body: bytes) -> str:
     try:
         said = json.loads(body)
         return str(said.get("error") or said.get("detail") or said)
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return body[:500].decode(errors="replace").strip()
 
 

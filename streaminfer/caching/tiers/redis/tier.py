@@ -23,7 +23,7 @@ from streaminfer.caching.tiers.protocol import Entry, Held, Notice, RecordCopy
 from streaminfer.caching.tiers.redis.connection import client_of, tls_options
 from streaminfer.caching.tiers.redis.redis_notices import RedisNotices
 from streaminfer.caching.tiers.redis.scripts import BEGIN, ERASE, LOOK, OPEN, PUT, TAKE
-from streaminfer.errors import BackendError, CircuitOpen, Closed
+from streaminfer.errors import BackendError, CircuitOpen, Closed, text_of_error
 from streaminfer.protocols import Clock
 from streaminfer.resilience.breaker.circuit_breaker import CircuitBreaker
 
@@ -227,7 +227,7 @@ class RedisTier(MediumTier):
                 for part in _read_raw(server, self._prefix):
                     yield from self._records.copies(part, "redis key")
         except self._redis.RedisError as error:
-            raise BackendError(f"the Redis tier {self.namespace!r} failed: {type(error).__name__}: {error}") from error
+            raise BackendError(f"the Redis tier {self.namespace!r} failed: {text_of_error(error)}") from error
 
     async def _entries(self, chunk: int) -> AsyncIterator[list[bytes]]:
         """Yield the keys of all entries that are there all the while, about so many at once."""
@@ -252,7 +252,7 @@ class RedisTier(MediumTier):
             entry = await self._blocking(self._records.unpack, name, record)
         except CorruptRecord as error:
             self._counters.unreadable += 1
-            self._counters.last_error = f"{type(error).__name__}: {error}"
+            self._counters.last_error = text_of_error(error)
             await self._drop(name)
             return None
         return None if entry.is_expired(self.wall_clock()) else entry
@@ -324,7 +324,7 @@ class RedisTier(MediumTier):
             raise
         except Exception as error:
             self._counters.failed(error)
-            raise BackendError(f"the Redis tier {self.namespace!r} failed: {type(error).__name__}: {error}") from error
+            raise BackendError(f"the Redis tier {self.namespace!r} failed: {text_of_error(error)}") from error
 
     def _server(self) -> Any:
         if self._client is None:  # never started, or stopped meanwhile

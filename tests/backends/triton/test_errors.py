@@ -1,0 +1,39 @@
+"""What servers and proxies say of a failure, however odd, is read."""
+
+import pytest
+
+from streaminfer.backends.triton.errors import retry_after
+from streaminfer.backends.triton.transport.http_transport import _error_text
+
+
+@pytest.mark.parametrize(
+    ("said", "after_s"),
+    [
+        (None, None),
+        ("2.5", 2.5),
+        ("-1", 0.0),
+        ("inf", None),
+        ("soon", None),
+        ("Mon, 01 Jan 2001 00:00:00 GMT", 0.0),
+        ("Mon, 01 Jan 99999999999999999999 00:00:00 GMT", None),
+    ],
+    ids=str,
+)
+def test_retry_after(said, after_s):
+    """It is a number of seconds or a date; what is neither says nothing."""
+    assert retry_after(said) == after_s
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b'{"error": "no such model"}', "no such model"),
+        (b'{"detail": "busy"}', "busy"),
+        (b"<html>", "<html>"),
+        (b"[" * 100_000, "[" * 500),
+    ],
+    ids=["triton", "fastapi", "html", "deep"],
+)
+def test_the_text_of_an_error(body, text):
+    """A body that is no JSON, or is nested too deep for a parser, is quoted."""
+    assert _error_text(body) == text
