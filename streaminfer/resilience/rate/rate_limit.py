@@ -15,10 +15,11 @@ from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_count, check_instance, check_number, expected, field_check
 from streaminfer._runtime.stack_clock import StackClock
+from streaminfer._runtime.wrapped_kind import kind_of
 from streaminfer.errors import Overloaded
 from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, P, R, Service, adapt
 from streaminfer.request import Request, Response
-from streaminfer.resilience._targets import kind_of, refuse_copy
+from streaminfer.resilience._targets import refuse_copy
 from streaminfer.resilience.rate.buckets import Bucket, TenantBuckets
 from streaminfer.sync_layer import SyncService
 
