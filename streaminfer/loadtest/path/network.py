@@ -11,7 +11,6 @@ long as they did; the trace repeats behind its end.
 """
 
 import functools
-import inspect
 import os
 import random
 from collections.abc import Mapping
@@ -22,7 +21,14 @@ import attrs
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from streaminfer._internal.validation import check_count, check_duration, check_instance, expected, field_check
+from streaminfer._internal.validation import (
+    check_count,
+    check_duration,
+    check_instance,
+    expected,
+    field_check,
+    make_from_table,
+)
 from streaminfer.loadtest.devices.delivery import check_loss, check_run, draw_jitter_ns
 from streaminfer.loadtest.devices.library import list_profiles, load_profile
 from streaminfer.loadtest.devices.loss import GilbertElliott
@@ -161,22 +167,12 @@ def network_profile(source: str | Path | NetworkProfile) -> NetworkProfile:
 
 
 def _from_dict(data: Mapping[str, Any], folder: Path) -> NetworkProfile:
-    known = {field.name for field in attrs.fields(NetworkProfile)}
-    for key in data:
-        if key not in known:
-            raise ValueError(expected("the profile", "keys among " + ", ".join(sorted(known)), key))
-    if "name" not in data:
-        raise ValueError(expected("name", "a name", None))
-    if (asked := data.get("trace")) is None:
-        return NetworkProfile(**data)
-    check_instance("trace", asked, lambda it: isinstance(it, Mapping) and "path" in it, "a table with a path")
-    options = dict(asked)
-    path = folder / os.path.expandvars(options.pop("path"))
-    names = list(inspect.signature(DelayTrace.load).parameters)
-    for key in options:
-        if key not in names:
-            raise ValueError(expected("trace", "keys among " + ", ".join(names), key))
-    return NetworkProfile(**(dict(data) | {"trace": DelayTrace.load(path, **options)}))
+    values = dict(data)
+    if (trace := values.get("trace")) is not None:
+        check_instance("trace", trace, lambda it: isinstance(it, Mapping) and "path" in it, "a table with a path")
+        where = {"path": folder / os.path.expandvars(trace["path"])}
+        values["trace"] = make_from_table(DelayTrace.load, {**trace, **where}, "trace")
+    return make_from_table(NetworkProfile, values, "", "the profile")
 
 
 class Link:
