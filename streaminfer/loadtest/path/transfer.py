@@ -1,13 +1,13 @@
 """`Transfer`: one frame of a device on its way to the model, and `DevicePath`: what carries it."""
 
 import asyncio
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Literal, Protocol, Self
+from typing import Literal, Protocol
 
 import attrs
 
+from streaminfer._runtime.closing import AsyncClosing
 from streaminfer.loadtest.path.scene import Scene
 from streaminfer.protocols import Clock
 from streaminfer.streams.frame import Frame
@@ -62,7 +62,7 @@ class TransferEnd(Protocol):
         ...
 
 
-class DevicePath(ABC):
+class DevicePath(AsyncClosing):
     """What carries the frames of one device.
 
     Attributes:
@@ -109,14 +109,6 @@ class DevicePath(ABC):
     @abstractmethod
     async def aclose(self) -> None:
         """End the path; frames on their way get `Closed`."""
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
 
 def complete(done: TransferEnd, transfer: Transfer, error: BaseException | None, name: str) -> None:
