@@ -32,6 +32,7 @@ from streaminfer._internal.validation import (
 from streaminfer.loadtest.devices.delivery import check_loss, check_run, draw_jitter_ns
 from streaminfer.loadtest.devices.library import list_profiles, load_profile
 from streaminfer.loadtest.devices.loss import GilbertElliott
+from streaminfer.loadtest.stored_arrays import load_arrays
 
 __all__ = ["DelayTrace", "Link", "NetworkProfile", "network_names", "network_profile"]
 
@@ -97,13 +98,8 @@ class DelayTrace:
             OSError: the file cannot be read.
             ValueError: it has no such names, or no such run.
         """
-        with np.load(path) as file:
-            if missing := sorted({sent, rtt} - set(file)):
-                raise ValueError(expected("trace", f"names among {', '.join(file)}", ", ".join(missing)))
-            bounds = file[offsets].tolist() if offsets in file else [0, file[sent].size]
-            check_count("run", run, at_least=0, at_most=len(bounds) - 2)
-            cut = slice(bounds[run], bounds[run + 1])
-            return cls.from_round_trips(file[sent][cut], file[rtt][cut])
+        sent_ms, rtt_ms = load_arrays(path, sent, rtt, run=run, offsets=offsets)
+        return cls.from_round_trips(sent_ms, rtt_ms)
 
     def delay_ns(self, at_ns: int) -> int:
         """Return the delay of what is sent at an instant, from the start of the trace."""
