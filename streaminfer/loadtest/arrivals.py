@@ -296,7 +296,7 @@ class Replay:
             path: of the file.
             key: of the array of instants.
             unit_s: seconds of its unit.
-            run: where the file holds several, delimited by an array ``offsets``: the number of one; ``None``: all of them.
+            run: where the file holds several, delimited by an array ``offsets``: the number of one; ``None``: all.
             rate: as for the class.
 
         Raises:
