@@ -32,10 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["PartStart", "PartStatistics", "Stack", "StackStatistics", "StartReport"]
 
 _HOMES = {
-    "PartStart": "_stack.start_report",
-    "PartStatistics": "_stack.statistics",
-    "StackStatistics": "_stack.statistics",
-    "StartReport": "_stack.start_report",
+    "_stack.start_report": ["PartStart", "StartReport"],
+    "_stack.statistics": ["PartStatistics", "StackStatistics"],
 }
 
 if not TYPE_CHECKING:  # loaded by the first start or snapshot, because the package's import should cost little
