@@ -12,7 +12,7 @@ arrivals on every machine. Complexity: O(n), O(n log n) where frames of cameras 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from streaminfer._internal.validation import check_count, check_duration, expected
+from streaminfer._internal.validation import check_count, check_duration, check_number, expected
 
 __all__ = ["arrivals_in_ns", "bursts", "cameras", "gamma", "numbers", "on_off", "poisson", "replay"]
 
@@ -213,9 +213,4 @@ def _mean(name: str, value: float) -> float:
 
 
 def _positive(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-        raise TypeError(expected(name, "a finite number > 0", value))
-    number = float(value)
-    if not (np.isfinite(number) and number > 0):
-        raise ValueError(expected(name, "a finite number > 0", value))
-    return number
+    return check_number(name, value, "a finite number > 0", lambda it: 0.0 < it < np.inf)
