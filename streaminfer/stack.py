@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack
 
+from streaminfer._internal.display.unique_name import unique_name
 from streaminfer._internal.loading.lazy import lazy_attributes
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
 from streaminfer._runtime.stopping import STOP_LIMIT_S
@@ -31,10 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["PartStart", "PartStatistics", "Stack", "StackStatistics", "StartReport"]
 
 _HOMES = {
-    "PartStart": "_stack.start_report",
-    "PartStatistics": "_stack.statistics",
-    "StackStatistics": "_stack.statistics",
-    "StartReport": "_stack.start_report",
+    "_stack.start_report": ["PartStart", "StartReport"],
+    "_stack.statistics": ["PartStatistics", "StackStatistics"],
 }
 
 if not TYPE_CHECKING:  # loaded by the first start or snapshot, because the package's import should cost little
@@ -228,12 +227,7 @@ class Stack(Wrapper):
         """Its layers by the name of their class, outermost first; a second one of a class has ``#2`` behind it."""
         named: dict[str, Any] = {}
         for layer in self.layers:
-            kind = name = type(layer).__name__
-            number = 1
-            while name in named:
-                number += 1
-                name = f"{kind}#{number}"
-            named[name] = layer
+            named[unique_name(type(layer).__name__, named)] = layer
         return named
 
     def capabilities(self) -> Capabilities:

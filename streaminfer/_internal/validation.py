@@ -3,8 +3,10 @@
 import math
 import numbers
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
+
+from streaminfer._internal.signatures import signature_of
 
 __all__ = [
     "LONGEST_S",
@@ -18,6 +20,7 @@ __all__ = [
     "check_secret",
     "expected",
     "field_check",
+    "make_from_table",
 ]
 
 MIN_SECRET_BYTES = 16
@@ -31,6 +34,7 @@ def expected(name: str, expectation: str, value: object) -> str:
 
 
 C = TypeVar("C", bound=str)
+T = TypeVar("T")
 
 
 class _Brief(reprlib.Repr):
@@ -180,3 +184,30 @@ def field_check(check: Callable[..., object], *args: Any, optional: bool = False
             check(attribute.name, value, *args, **options)
 
     return validate
+
+
+def make_from_table(make: Callable[..., T], table: Mapping[str, Any], path: str, whole: str = "") -> T:
+    """Call a constructor with a table from a file; a key that is unknown, missing or wrong is named with its path.
+
+    Args:
+        make: takes the keys of the table as keyword arguments.
+        table: from the file.
+        path: to the table in its file; empty: it is the whole file.
+        whole: the words for the whole file.
+
+    Raises:
+        TypeError, ValueError: the table does not fit.
+    """
+    where = path or whole
+    check_instance(where, table, lambda it: isinstance(it, Mapping), "a table")
+    parameters = signature_of(make).parameters
+    for key in table:
+        if key not in parameters:
+            raise ValueError(expected(where, f"keys among {', '.join(parameters)}", key))
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and name not in table:
+            raise ValueError(f"{where}: expected the key {name!r}, got {', '.join(table) or 'none'}")
+    try:
+        return make(**table)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{path}.{error}" if path else str(error)) from error

@@ -29,18 +29,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "BackendStatistics": "backends.statistics",
-    "CpuBackend": "backends.cpu.backend",
-    "OnnxBackend": "backends.onnx.backend",
-    "SequenceLost": "backends.triton",
-    "ServerStatistics": "backends.triton",
-    "TensorSpec": "backends.signature",
-    "Tls": "backends.triton",
-    "TritonBackend": "backends.triton",
-    "TritonStatistics": "backends.triton",
-    "cuda_provider": "backends.onnx.providers",
-    "tensorrt_provider": "backends.onnx.providers",
-    "write_model_repository": "backends.triton.repository.model_repository",
+    "backends.cpu.backend": ["CpuBackend"],
+    "backends.onnx.backend": ["OnnxBackend"],
+    "backends.onnx.providers": ["cuda_provider", "tensorrt_provider"],
+    "backends.signature": ["TensorSpec"],
+    "backends.statistics": ["BackendStatistics"],
+    "backends.triton": ["SequenceLost", "ServerStatistics", "Tls", "TritonBackend", "TritonStatistics"],
+    "backends.triton.repository.model_repository": ["write_model_repository"],
 }
 
 

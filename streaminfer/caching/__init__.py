@@ -34,21 +34,15 @@ __all__ = [
 ]
 
 _HOMES = {
-    "CacheEvent": "caching.memory",
-    "CacheStatistics": "caching.memory",
-    "EdgeCache": "caching.edge_cache",
-    "Erasure": "caching.erasure.erasure",
-    "FlightStatistics": "caching.single_flight.flights",
-    "Holding": "compliance.retention",
-    "Residual": "compliance.retention",
-    "Retention": "compliance.retention",
-    "RetentionLog": "compliance.retention_log",
-    "RetentionReport": "compliance.retention_report",
-    "build_report": "compliance.retention_report",
-    "content_key": "caching.keys",
-    "fresh_for": "caching.single_flight.flight_context",
-    "no_store": "caching.single_flight.flight_context",
-    "verify_file": "compliance.retention_log",
+    "caching.edge_cache": ["EdgeCache"],
+    "caching.erasure.erasure": ["Erasure"],
+    "caching.keys": ["content_key"],
+    "caching.memory": ["CacheEvent", "CacheStatistics"],
+    "caching.single_flight.flight_context": ["fresh_for", "no_store"],
+    "caching.single_flight.flights": ["FlightStatistics"],
+    "compliance.retention": ["Holding", "Residual", "Retention"],
+    "compliance.retention_log": ["RetentionLog", "verify_file"],
+    "compliance.retention_report": ["RetentionReport", "build_report"],
 }
 
 

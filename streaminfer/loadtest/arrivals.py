@@ -9,7 +9,6 @@ Each depends on nothing but its fields, the duration and the seed.
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import attrs
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from streaminfer._internal.validation import check_count, check_duration, check_number, expected, field_check
+from streaminfer.loadtest.stored_arrays import load_arrays
 from streaminfer.simulation import arrivals as processes
 
 __all__ = [
@@ -247,8 +247,8 @@ class Rates:
             ValueError: it has no such array, or the counts are no counts.
         """
         check_number("rate", rate, "a finite number > 0", _is_positive)
-        with np.load(Path(path), allow_pickle=False) as stored:
-            recorded = np.asarray(_stored(stored, key), np.float64)
+        (counted,) = load_arrays(path, key)
+        recorded = np.asarray(counted, np.float64)
         counts = np.atleast_1d(recorded.sum(axis=tuple(range(recorded.ndim - 1))))
         if not 0 < counts.sum() < np.inf:
             raise ValueError(expected("counts", "counts of which some are above 0", counts))
@@ -296,19 +296,14 @@ class Replay:
             path: of the file.
             key: of the array of instants.
             unit_s: seconds of its unit.
-            run: where the file holds several, delimited by an array ``offsets``: the number of one.
+            run: where the file holds several, delimited by an array ``offsets``: the number of one; ``None``: all.
             rate: as for the class.
 
         Raises:
             OSError: the file cannot be read.
             ValueError: it has no such array or run.
         """
-        with np.load(Path(path), allow_pickle=False) as stored:
-            instants = _stored(stored, key)
-            if run is not None:
-                offsets = stored["offsets"]
-                check_count("run", run, at_least=0, at_most=len(offsets) - 2)
-                instants = instants[offsets[run] : offsets[run + 1]]
+        (instants,) = load_arrays(path, key, run=run)
         return cls(np.asarray(instants, np.float64) * unit_s, rate)
 
     def schedule(self, duration_s: float, seed: int) -> Floats:  # noqa: ARG002 - nothing is random
@@ -361,12 +356,6 @@ class Instants:
     def schedule(self, duration_s: float, seed: int) -> Floats:  # noqa: ARG002 - nothing is random
         """Return those before ``duration_s``."""
         return self.arrivals_s[self.arrivals_s < duration_s]
-
-
-def _stored(stored: Any, key: str) -> Any:
-    if key not in stored:
-        raise ValueError(expected("key", f"one of {', '.join(map(repr, stored.files))}", key))
-    return stored[key]
 
 
 def _until(duration_s: float, rate: float, draw: Callable[[int], Floats]) -> Floats:

@@ -98,14 +98,11 @@ def _find(scenario: Scenario, asked: CapacitySettings, service: object, inputs: 
             service,
             inputs=inputs,
             slo_s=scenario.slo_s,
-            low=asked.low,
-            high=asked.high,
-            step_s=asked.step_s,
-            tolerance=asked.tolerance,
             objective=scenario.objective,
             seed=scenario.seed,
             senders=scenario.senders,
             on_step=lambda step: print(f"  {step.rate:,.0f}/s: {step.on_time:.2%} on time", file=sys.stderr),
+            **attrs.asdict(asked),
         )
     )
 

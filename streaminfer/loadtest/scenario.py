@@ -18,7 +18,6 @@
 """
 
 import importlib
-import inspect
 import os
 import tomllib
 from collections.abc import Callable, Mapping
@@ -37,6 +36,7 @@ from streaminfer._internal.validation import (
     check_number,
     expected,
     field_check,
+    make_from_table,
 )
 from streaminfer.loadtest.arrivals import ARRIVALS, Arrivals, Rates, Replay
 from streaminfer.loadtest.path.device_group import DeviceGroup
@@ -195,10 +195,10 @@ class Scenario:
         """
         fields = dict(tables)
         for name, make in (
-            ("service", partial(_build, ServiceSettings, "service")),
+            ("service", lambda table: make_from_table(ServiceSettings, table, "service")),
             ("arrivals", partial(_build_arrivals, folder)),
             ("inputs", _build_inputs),
-            ("capacity", partial(_build, CapacitySettings, "capacity")),
+            ("capacity", lambda table: make_from_table(CapacitySettings, table, "capacity")),
         ):
             if name in fields:
                 check_instance(name, fields[name], lambda value: isinstance(value, Mapping), "a table")
@@ -206,8 +206,7 @@ class Scenario:
         if "devices" in fields:
             check_instance("devices", fields["devices"], lambda value: isinstance(value, list), "a list of tables")
             fields["devices"] = tuple(_build_devices(folder, table) for table in fields["devices"])
-        made: Self = _build(cls, "scenario", fields)
-        return made
+        return make_from_table(cls, fields, "", "scenario")
 
     def make_inputs(self) -> Any:
         """Return what `run` takes as inputs."""
@@ -241,27 +240,13 @@ def load_function(argument: str, target: str) -> Any:
     return function
 
 
-def _build(kind: Callable[..., Any], table: str, fields: Mapping[str, Any]) -> Any:
-    """Call a constructor with the fields of a table; unknown and missing ones are named."""
-    parameters = inspect.signature(kind).parameters
-    if unknown := sorted(set(fields) - set(parameters)):
-        raise ValueError(expected(table, f"the fields {', '.join(parameters)}", ", ".join(unknown)))
-    missing = [name for name, each in parameters.items() if each.default is each.empty and name not in fields]
-    if missing:
-        raise ValueError(f"{table}: expected the field {missing[0]}, got {', '.join(fields) or 'none'}")
-    try:
-        return kind(**fields)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{table}.{error}" if table != "scenario" else str(error)) from error
-
-
 def _build_arrivals(folder: Path, table: Mapping[str, Any]) -> Any:
     fields = dict(table)
     kind = check_choice("arrivals.kind", fields.pop("kind", None), tuple(ARRIVALS))
     if "path" in fields:
         fields["path"] = folder / os.path.expandvars(fields["path"])
     recorded = kind == Replay.kind or (kind == Rates.kind and "path" in fields)
-    return _build(ARRIVALS[kind].load if recorded else ARRIVALS[kind], "arrivals", fields)
+    return make_from_table(ARRIVALS[kind].load if recorded else ARRIVALS[kind], fields, "arrivals")
 
 
 def _build_devices(folder: Path, table: Mapping[str, Any]) -> DeviceGroup:
@@ -272,8 +257,7 @@ def _build_devices(folder: Path, table: Mapping[str, Any]) -> DeviceGroup:
             fields[name] = folder / os.path.expandvars(given)
     if "prepare" in fields:
         fields["prepare"] = load_function("devices.prepare", fields["prepare"])
-    group: DeviceGroup = _build(DeviceGroup, "devices", fields)
-    return group
+    return make_from_table(DeviceGroup, fields, "devices")
 
 
 def _build_inputs(table: Mapping[str, Any]) -> str | dict[str, RandomInput]:
@@ -284,5 +268,5 @@ def _build_inputs(table: Mapping[str, Any]) -> str | dict[str, RandomInput]:
         raise ValueError(expected("inputs", "either make or random", ", ".join(table)))
     random = table["random"]
     if "shape" in random:
-        return {"": _build(RandomInput, "inputs.random", random)}
-    return {name: _build(RandomInput, f"inputs.random.{name}", fields) for name, fields in random.items()}
+        return {"": make_from_table(RandomInput, random, "inputs.random")}
+    return {name: make_from_table(RandomInput, fields, f"inputs.random.{name}") for name, fields in random.items()}

@@ -10,6 +10,7 @@ from streaminfer._internal.loading.extras import require
 
 __all__ = ["plot_height_in", "plot_matrix"]
 
+_PURPOSE = "Plan.plot"
 _ROWS = 30
 _COLUMNS = 14
 _UPRIGHT_COLUMNS = 6
@@ -28,8 +29,6 @@ def plot_matrix(
     rtt_share: Mapping[str, Mapping[str, float]],
     shares: Mapping[str, Mapping[str, float]],
     sites: Mapping[str, str],
-    *,
-    purpose: str = "Plan.plot",
 ) -> Any:
     """Draw a cell for each cluster and site, darker the more of the SLO its round trip takes, and circles for requests.
 
@@ -40,7 +39,6 @@ def plot_matrix(
         rtt_share: the promised round-trip time over the SLO, by cluster and site; users do not reach other sites.
         shares: of each cluster's requests, by site.
         sites: what is written under each site's name: replicas, load, cost.
-        purpose: what needs matplotlib, for the message.
 
     Returns:
         The axes.
@@ -52,9 +50,9 @@ def plot_matrix(
     clusters = sorted(tightness, key=lambda cluster: -tightness[cluster])[:_ROWS]
     used = {site: sum(row.get(site, 0.0) for row in shares.values()) for site in sites}
     columns = sorted(sites, key=lambda site: -used[site])[:_COLUMNS]
-    ax = new_axes(ax, purpose, height_in=plot_height_in(len(clusters), len(columns)))
+    ax = new_axes(ax, _PURPOSE, height_in=plot_height_in(len(clusters), len(columns)))
     cells = np.array([[rtt_share[cluster].get(site, np.nan) for site in columns] for cluster in clusters])
-    colors = require("matplotlib", extra="plot", purpose=purpose).colormaps["Blues"].with_extremes(over="#d9d9d9")
+    colors = require("matplotlib", extra="plot", purpose=_PURPOSE).colormaps["Blues"].with_extremes(over="#d9d9d9")
     image = ax.imshow(np.ma.masked_invalid(cells), cmap=colors, vmin=0.0, vmax=1.0, aspect="auto")
     _mark_shares(ax, cells, [[shares.get(cluster, {}).get(site, 0.0) for site in columns] for cluster in clusters])
     lost = [at for at, cluster in enumerate(clusters) if not sum(shares.get(cluster, {}).values())]

@@ -66,13 +66,13 @@ def _optional_amount() -> Any:
     return attrs.field(default=None, validator=check)
 
 
-def _records(kind: type, *, at_least: int = 1, **options: Any) -> Any:
-    """A tuple of records of one kind with names of their own, from any iterable."""
+def _records(kind: type, **options: Any) -> Any:
+    """A tuple of at least one record of a kind, with names of their own, from any iterable."""
 
     def check(_instance: object, attribute: Any, value: tuple[Any, ...]) -> None:
         check_instance(attribute.name, value, lambda it: all(isinstance(one, kind) for one in it), f"{kind.__name__}s")
-        if len(value) < at_least:
-            raise ValueError(expected(attribute.name, f"at least {at_least} {kind.__name__}", value))
+        if not value:
+            raise ValueError(expected(attribute.name, f"at least 1 {kind.__name__}", value))
 
     return attrs.field(converter=_tuple, validator=check, **options)
 

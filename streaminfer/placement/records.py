@@ -7,7 +7,7 @@ from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hin
 
 import attrs
 
-from streaminfer._internal.validation import expected
+from streaminfer._internal.validation import expected, make_from_table
 from streaminfer.batching.service_time.service_time import ServiceTime
 from streaminfer.placement.distribution import Distribution
 
@@ -45,20 +45,14 @@ def read_record(kind: type[R], stored: Any, path: str) -> R:
     Raises:
         TypeError, ValueError: it does not fit.
     """
-    where = path or "problem"
     if not isinstance(stored, Mapping):
-        raise TypeError(expected(where, "an object", stored))
+        raise TypeError(expected(path or "problem", "an object", stored))
     hints = _hints(cast("Any", kind))
-    if unknown := [key for key in stored if key not in hints]:
-        raise ValueError(f"{where}: expected keys among {', '.join(hints)}, got {unknown[0]!r}")
-    values = {key: _read(hints[key], value, f"{path}.{key}" if path else key) for key, value in stored.items()}
-    required = [field.name for field in attrs.fields(cast("Any", kind)) if field.default is attrs.NOTHING]
-    if missing := [name for name in required if name not in stored]:
-        raise ValueError(f"{where}: expected the key {missing[0]!r}, got {', '.join(stored) or 'none'}")
-    try:
-        return kind(**values)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{path}.{error}" if path else str(error)) from error
+    values = {
+        key: _read(hints[key], value, f"{path}.{key}" if path else key) if key in hints else value
+        for key, value in stored.items()
+    }
+    return make_from_table(kind, values, path, "problem")
 
 
 @cache

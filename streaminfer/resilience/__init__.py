@@ -32,18 +32,16 @@ __all__ = [
 ]
 
 _HOMES = {
-    "BreakerEvent": "resilience.breaker.events",
-    "BreakerStatistics": "resilience.breaker.statistics",
-    "CircuitBreaker": "resilience.breaker.circuit_breaker",
-    "ConcurrencyLimit": "resilience.limit.concurrency_limit",
-    "Hedge": "resilience.hedge.hedging",
-    "HedgeStatistics": "resilience.hedge.statistics",
-    "LimitStatistics": "resilience.limit.statistics",
-    "Rate": "resilience.rate.rate_limit",
-    "RateLimit": "resilience.rate.rate_limit",
-    "RateLimitStatistics": "resilience.rate.rate_limit",
-    "RetryBudget": "resilience.retry.retry_budget",
-    "RetryStatistics": "resilience.retry.statistics",
+    "resilience.breaker.circuit_breaker": ["CircuitBreaker"],
+    "resilience.breaker.events": ["BreakerEvent"],
+    "resilience.breaker.statistics": ["BreakerStatistics"],
+    "resilience.hedge.hedging": ["Hedge"],
+    "resilience.hedge.statistics": ["HedgeStatistics"],
+    "resilience.limit.concurrency_limit": ["ConcurrencyLimit"],
+    "resilience.limit.statistics": ["LimitStatistics"],
+    "resilience.rate.rate_limit": ["Rate", "RateLimit", "RateLimitStatistics"],
+    "resilience.retry.retry_budget": ["RetryBudget"],
+    "resilience.retry.statistics": ["RetryStatistics"],
 }
 
 

@@ -35,21 +35,16 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Canary": "routing.split.canary",
-    "CanaryStatistics": "routing.split.canary",
-    "DnsDiscovery": "routing.replicas.discovery",
-    "FallbackRouter": "routing.fallback.fallback_router",
-    "HealthCheck": "routing.replicas.health",
-    "Replica": "routing.replicas.replica",
-    "ReplicaStatistics": "routing.replicas.statistics",
-    "Replicas": "routing.replicas.replica_set",
-    "ReplicasStatistics": "routing.replicas.statistics",
-    "Route": "routing.fallback.route",
-    "RouteStatistics": "routing.fallback.statistics",
-    "RouterStatistics": "routing.fallback.statistics",
-    "Shadow": "routing.split.shadow",
-    "ShadowStatistics": "routing.split.shadow",
-    "SideStatistics": "routing.split.canary",
+    "routing.fallback.fallback_router": ["FallbackRouter"],
+    "routing.fallback.route": ["Route"],
+    "routing.fallback.statistics": ["RouteStatistics", "RouterStatistics"],
+    "routing.replicas.discovery": ["DnsDiscovery"],
+    "routing.replicas.health": ["HealthCheck"],
+    "routing.replicas.replica": ["Replica"],
+    "routing.replicas.replica_set": ["Replicas"],
+    "routing.replicas.statistics": ["ReplicaStatistics", "ReplicasStatistics"],
+    "routing.split.canary": ["Canary", "CanaryStatistics", "SideStatistics"],
+    "routing.split.shadow": ["Shadow", "ShadowStatistics"],
 }
 
 

@@ -29,17 +29,14 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Autoscaling": "serving.ray.autoscaling",
-    "Failure": "serving.errors",
-    "GrpcService": "serving.grpc_service",
-    "Limits": "serving.limits",
-    "ServingApp": "serving.asgi",
-    "asgi_app": "serving.asgi",
-    "describe_failure": "serving.errors",
-    "grpc_servicer": "serving.grpc_service",
-    "keda_scaled_object": "serving.keda",
-    "ray_deployment": "serving.ray.deployment",
-    "read_timeout_s": "serving.deadlines",
+    "serving.asgi": ["ServingApp", "asgi_app"],
+    "serving.deadlines": ["read_timeout_s"],
+    "serving.errors": ["Failure", "describe_failure"],
+    "serving.grpc_service": ["GrpcService", "grpc_servicer"],
+    "serving.keda": ["keda_scaled_object"],
+    "serving.limits": ["Limits"],
+    "serving.ray.autoscaling": ["Autoscaling"],
+    "serving.ray.deployment": ["ray_deployment"],
 }
 
 

@@ -35,19 +35,16 @@ __all__ = [
 ]
 
 _HOMES = {
-    "DecisionLog": "simulation.decision_log",
-    "DeviceResult": "simulation.devices.simulator",
-    "ModelLoad": "simulation.devices.model_load",
-    "Scenario": "simulation.scenarios",
-    "SimulationResult": "simulation.simulation_result",
-    "Trace": "simulation.trace",
-    "ScenarioTable": "simulation.scenarios",
-    "clairvoyant_optimum": "simulation.offline_optimum",
-    "device_optimum": "simulation.devices.optimum",
-    "profile": "simulation.profiling",
-    "simulate": "simulation.simulator",
-    "simulate_device": "simulation.devices.simulator",
-    "what_if": "simulation.scenarios",
+    "simulation.decision_log": ["DecisionLog"],
+    "simulation.devices.model_load": ["ModelLoad"],
+    "simulation.devices.optimum": ["device_optimum"],
+    "simulation.devices.simulator": ["DeviceResult", "simulate_device"],
+    "simulation.offline_optimum": ["clairvoyant_optimum"],
+    "simulation.profiling": ["profile"],
+    "simulation.scenarios": ["Scenario", "ScenarioTable", "what_if"],
+    "simulation.simulation_result": ["SimulationResult"],
+    "simulation.simulator": ["simulate"],
+    "simulation.trace": ["Trace"],
 }
 
 

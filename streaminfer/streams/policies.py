@@ -10,7 +10,7 @@ import attrs
 
 from streaminfer._internal.validation import check_count, check_instance, check_number, expected, field_check
 
-__all__ = ["Block", "EveryNth", "FramePolicy", "FrameSelector", "LatestOnly", "TargetRate"]
+__all__ = ["Block", "EveryNth", "FramePolicy", "FrameSelector", "LatestOnly", "RateSelector", "TargetRate"]
 
 
 class FrameSelector(Protocol):
@@ -132,7 +132,7 @@ class TargetRate(_Thinned):
 
     def make_selector(self) -> FrameSelector:
         """Return a clock of the times at which frames are due."""
-        return _RateSelector(round(1e9 / self.per_s))
+        return RateSelector(self.per_s, round(1e9 / self.per_s) // 8)  # a source of just this rate may have jitter
 
 
 class _EveryNthSelector:
@@ -148,22 +148,26 @@ class _EveryNthSelector:
         return True
 
 
-class _RateSelector:
-    """Frames are due once in an interval. A capture that is far from that begins the intervals again.
+class RateSelector:
+    """Choice of frames that are due once in an interval. A capture that is far from that begins the intervals again.
 
-    An eighth of an interval of jitter is allowed, so that a source of just this rate loses nothing.
+    Args:
+        per_s: frames a second.
+        tolerance_ns: by which a frame may come before it is due, so that a source of just this rate loses nothing.
     """
 
-    def __init__(self, interval_ns: int) -> None:
-        self._interval_ns = interval_ns
+    def __init__(self, per_s: float, tolerance_ns: int) -> None:
+        self._interval_ns = round(1e9 / per_s)
+        self._tolerance_ns = tolerance_ns
         self._due_ns: int | None = None
 
-    def takes(self, captured_ns: int) -> bool:
+    def takes(self, captured_ns: int, *, begins: bool = False) -> bool:
+        """Return whether a frame is of interest; one that ``begins`` the intervals again always is."""
         due_ns, interval_ns = self._due_ns, self._interval_ns
-        if due_ns is None or not due_ns - 2 * interval_ns < captured_ns < due_ns + interval_ns:
+        if begins or due_ns is None or not due_ns - 2 * interval_ns < captured_ns < due_ns + interval_ns:
             self._due_ns = captured_ns + interval_ns
             return True
-        if captured_ns < due_ns - interval_ns // 8:
+        if captured_ns < due_ns - self._tolerance_ns:
             return False
         self._due_ns = due_ns + interval_ns
         return True

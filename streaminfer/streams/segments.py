@@ -15,6 +15,7 @@ for streams; there the two differ.
 
 import math
 from collections.abc import Iterable
+from copy import copy
 
 import attrs
 
@@ -121,10 +122,8 @@ class Segments:
 
     def find(self, probabilities: Iterable[float]) -> list[Segment]:
         """Return the segments of a whole recording, those that :meth:`push` and :meth:`finish` give for it."""
-        whole = Segments.__new__(Segments)
-        whole.__dict__.update(self.__dict__)
-        whole._position, whole._onset, whole._silence = 0, -1, -1
-        whole._start_s, whole._last_end_s = -1.0, 0.0
+        whole = copy(self)
+        whole.finish()  # what the stream has begun is not part of it
         found = [segment for one in probabilities if (segment := whole.push(one)) and segment.end_s is not None]
         last = whole.finish()
         return found if last is None else [*found, last]

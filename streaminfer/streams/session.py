@@ -9,13 +9,13 @@ import math
 import time
 import weakref
 from collections.abc import AsyncIterable, Awaitable, Hashable, Iterable, Mapping
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import attrs
 
 from streaminfer._internal.units import NEVER_NS
 from streaminfer._internal.validation import check_count, check_instance, check_number, expected
+from streaminfer._runtime.closing import AsyncClosing
 from streaminfer.blocking import BlockingStack
 from streaminfer.errors import Closed
 from streaminfer.protocols import Clock, is_service
@@ -55,7 +55,7 @@ def check_source(source: object) -> None:
     )
 
 
-class StreamSession:
+class StreamSession(AsyncClosing):
     """Live streams through one service.
 
     ::
@@ -217,14 +217,6 @@ class StreamSession:
         self._forget_lost()
         await asyncio.gather(*(stream.close() for stream in list(self._totals.open.values())))
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
     @property
     def streams(self) -> tuple[Hashable, ...]:
         """Ids of the open streams."""
@@ -283,7 +275,7 @@ class StreamSession:
         return stream
 
 
-class StreamResults:
+class StreamResults(AsyncClosing):
     """Results of one stream, in order: an asynchronous iterator, made by calling a `StreamSession`.
 
     An error that the source raises is raised here, behind the results of earlier frames.
@@ -314,14 +306,6 @@ class StreamResults:
     async def aclose(self) -> None:
         """Close the stream: what it has waiting or in flight is dropped, and its source closed."""
         await self._stream.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     def statistics(self) -> StreamStatistics:
         """Return a snapshot of the stream."""

@@ -45,7 +45,8 @@ class StreamSessionStatistics(StreamStatistics):
         open_streams: streams that have not ended, or whose last results were not delivered.
         ended_streams: the others.
         ages: ages of the results with outputs at their delivery.
-        streams: open streams by the text of their id: at most 64, those with the most drops first.
+        streams: open streams by the text of their id: at most 64, those with the most drops first. Of two ids with the
+            same text, such as ``1`` and ``"1"``, one has ``#2`` behind it.
     """
 
     open_streams: int

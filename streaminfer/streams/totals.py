@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
-from streaminfer.streams.statistics import STREAMS_SHOWN, StreamSessionStatistics
+from streaminfer._internal.display.unique_name import unique_name
+from streaminfer.streams.statistics import STREAMS_SHOWN, StreamSessionStatistics, StreamStatistics
 from streaminfer.telemetry import LatencyHistogram
 
 if TYPE_CHECKING:
@@ -53,7 +54,9 @@ class SessionTotals:
         dropped = Counter(self._dropped)
         for one in streams.values():
             dropped.update(one.dropped)
-        shown = sorted(streams, key=lambda stream_id: -sum(streams[stream_id].dropped.values()))[:STREAMS_SHOWN]
+        shown: dict[str, StreamStatistics] = {}
+        for stream_id in sorted(streams, key=lambda it: -sum(streams[it].dropped.values()))[:STREAMS_SHOWN]:
+            shown[unique_name(str(stream_id), shown)] = streams[stream_id]
         return StreamSessionStatistics(
             received=self._received + sum(one.received for one in streams.values()),
             delivered=self._delivered + sum(one.delivered for one in streams.values()),
@@ -64,5 +67,5 @@ class SessionTotals:
             open_streams=len(streams),
             ended_streams=self._ended_streams,
             ages=self.ages.copy(),
-            streams={str(stream_id): streams[stream_id] for stream_id in shown},
+            streams=shown,
         )

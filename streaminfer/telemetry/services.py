@@ -7,6 +7,7 @@ first place, so that sums over layers count nothing twice.
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from streaminfer._internal.display.unique_name import unique_name
 from streaminfer.protocols import Node, adapt, name_of
 from streaminfer.telemetry.telemetry import Telemetry
 
@@ -68,11 +69,7 @@ def name_services(parts: Sequence[Any]) -> list[tuple[str, list[Any]]]:
     for part in parts:
         telemetries = (it.part for it in walk(part, set()) if isinstance(it.part, Telemetry) and it.part.name)
         outermost = next(telemetries, part)
-        base = name = name_of(outermost)
-        number = 1
-        while name in named and named[name][0] is not outermost:
-            number += 1
-            name = f"{base}#{number}"
+        name = unique_name(name_of(outermost), [it for it, (owner, _) in named.items() if owner is not outermost])
         named.setdefault(name, (outermost, []))[1].append(part)
     return [(name, parts) for name, (_, parts) in named.items()]
 

@@ -125,6 +125,15 @@ class TestReplay:
 
         np.testing.assert_allclose(replay.schedule(1.0, 0), [0.0, 0.016, 0.032])
 
+    def test_load_reads_the_one_run(self, tmp_path):
+        """A file without offsets has one run, and no second one."""
+        path = tmp_path / "trace.npz"
+        np.savez(path, t=[0.0, 0.5])
+
+        np.testing.assert_allclose(Replay.load(path, run=0).schedule(1.0, 0), [0.0, 0.5])
+        with pytest.raises(ValueError, match="run: expected a whole number"):
+            Replay.load(path, run=1)
+
     def test_load_unknown_key(self, tmp_path):
         """The message names the arrays that there are."""
         path = tmp_path / "trace.npz"

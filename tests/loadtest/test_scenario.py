@@ -106,10 +106,10 @@ def test_random_inputs_are_by_seed(scenario):
     ("old", "new", "message"),
     [
         ("rate = 50", "rate = -1", r"scenario\.toml: arrivals\.rate: expected a finite number > 0"),
-        ("rate = 50", "speed = 50", "arrivals: expected the fields rate, got 'speed'"),
-        ("rate = 50", "", "arrivals: expected the field rate"),
+        ("rate = 50", "speed = 50", "arrivals: expected keys among rate, got 'speed'"),
+        ("rate = 50", "", "arrivals: expected the key 'rate'"),
         ('"constant"', '"often"', "arrivals.kind: expected one of 'constant'"),
-        ("duration_s = 0.3", "", "scenario: expected the field duration_s"),
+        ("duration_s = 0.3", "", "scenario: expected the key 'duration_s'"),
         ("make_echo", "make_nothing", "service.make: expected"),
         ('make = "services_of_a_test:make_echo"', 'url = "x"', "service: expected either make, or url and model"),
         ("\nname", "\ncapacity = 5\nname", "capacity: expected a table, got 5"),

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import itertools
 import json
 import re
 import sys
@@ -47,7 +48,7 @@ def test_public_names_are_sorted_and_those_that_type_checkers_see():
         streaminfer.__all__, key=lambda name: (not name.isupper(), name)
     )  # as ruff does
     assert set(streaminfer.__all__) == set(_names_for_type_checkers())
-    assert set(streaminfer.__all__) == {*streaminfer._HOMES, *streaminfer._MODULES}
+    assert set(streaminfer.__all__) == {*itertools.chain(*streaminfer._HOMES.values()), *streaminfer._MODULES}
 
 
 @pytest.mark.parametrize("name", streaminfer.__all__)
@@ -117,7 +118,7 @@ def test_no_module_hides_a_name_of_its_package(source):
     """The import of a submodule would put the module in the place of a function that the package loads lazily."""
     homes = next(
         (
-            set(ast.literal_eval(node.value))
+            set(itertools.chain(*ast.literal_eval(node.value).values()))
             for node in ast.parse(source.read_text(encoding="utf-8")).body
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_HOMES"
         ),

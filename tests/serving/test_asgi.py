@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError
 
 import numpy as np
 import pytest
+from served_models import INFER, binary, running_total
 
 import streaminfer as si
 from streaminfer.serving import Limits, models
@@ -13,15 +14,21 @@ from streaminfer.testing import HANG
 
 pytestmark = pytest.mark.uncompiled
 
-INFER = "/v2/models/m/infer"
 X = np.arange(12, dtype=np.float32).reshape(3, 4)
 
 
-def binary(array, name="x", **parameters):
-    tensor = {"name": name, "datatype": "FP32", "shape": list(array.shape)}
-    tensor["parameters"] = {"binary_data_size": array.nbytes}
-    head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True, **parameters}}).encode()
-    return head + array.tobytes(), {"Inference-Header-Content-Length": str(len(head))}
+async def messages_of(app, scope, messages):
+    """What an app sends when it gets these messages."""
+    sent = []
+
+    async def receive():
+        return messages.pop(0)
+
+    async def send(message):
+        sent.append(message)
+
+    await app(scope, receive, send)
+    return sent
 
 
 def test_rows_are_requests_of_their_own(scripted, ask_app, body_of):
@@ -168,16 +175,7 @@ def test_a_client_that_goes_away_within_its_body_is_left(scripted, ask_app):
     async def scenario():
         async with app:
             messages = [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
-            sent = []
-
-            async def receive():
-                return messages.pop(0)
-
-            async def send(message):
-                sent.append(message)
-
-            await app({"type": "http", "method": "POST", "path": INFER, "headers": []}, receive, send)
-            return sent
+            return await messages_of(app, {"type": "http", "method": "POST", "path": INFER, "headers": []}, messages)
 
     assert asyncio.run(scenario()) == []
 
@@ -334,15 +332,7 @@ def test_a_mounted_app_leaves_the_prefix_out(scripted, ask_app):
 def lifespan(app):
     async def scenario():
         messages = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
-        sent = []
-
-        async def receive():
-            return messages.pop(0)
-
-        async def send(message):
-            sent.append(message)
-
-        await app({"type": "lifespan"}, receive, send)
+        sent = await messages_of(app, {"type": "lifespan"}, messages)
         return [message["type"] for message in sent]
 
     return asyncio.run(scenario())
@@ -417,16 +407,7 @@ def test_text_passes_both_ways(ask_app):
 
 
 def test_a_sequence_keeps_its_state_and_ends(ask_app):
-    def add(batch):
-        total = batch.inputs["state"] + batch.inputs["x"]
-        return [{"y": row, "state_out": row} for row in total]
-
-    from streaminfer.testing import ScriptedBackend
-
-    example = {"x": np.zeros(1, np.float32), "state": np.zeros(1, np.float32)}
-    states = si.streams.StatefulBackend(ScriptedBackend(then=add, example=example), state={"state": "state_out"})
-    stack = si.Stack(si.AdaptiveBatcher(max_batch_size=4), states)
-    app = si.serving.asgi_app({"m": stack})
+    app = si.serving.asgi_app({"m": running_total()})
 
     def step(sequence, **more):
         tensors = [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [1]}]

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from served_models import INFER, binary
 
 import streaminfer as si
 from streaminfer.backends.signature import TensorSpec
@@ -13,15 +14,7 @@ from streaminfer.testing import HANG
 
 pytestmark = pytest.mark.uncompiled
 
-INFER = "/v2/models/m/infer"
 X = np.arange(12, dtype=np.float32).reshape(3, 4)
-
-
-def binary(array, name="x", **parameters):
-    tensor = {"name": name, "datatype": "FP32", "shape": list(array.shape)}
-    tensor["parameters"] = {"binary_data_size": array.nbytes}
-    head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True, **parameters}}).encode()
-    return head + array.tobytes(), {"Inference-Header-Content-Length": str(len(head))}
 
 
 def test_generate_takes_fields_and_streams_one_event(affine_stack, ask_app):

@@ -4,6 +4,7 @@ import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc.aio as grpc_client
+from served_models import running_total
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 from tritonclient.utils import InferenceServerException
@@ -11,7 +12,7 @@ from waiting import until
 
 import streaminfer as si
 from streaminfer.serving import Limits
-from streaminfer.testing import HANG, ScriptedBackend
+from streaminfer.testing import HANG
 
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -246,13 +247,7 @@ def test_a_stream_answers_in_order_and_goes_on_after_errors(scripted, serve_grpc
 
 
 def test_a_stream_is_one_stream_of_the_model(serve_grpc):
-    def add(batch):
-        total = batch.inputs["state"] + batch.inputs["x"]
-        return [{"y": row, "state_out": row} for row in total]
-
-    example = {"x": np.zeros(1, np.float32), "state": np.zeros(1, np.float32)}
-    states = si.streams.StatefulBackend(ScriptedBackend(then=add, example=example), state={"state": "state_out"})
-    stack = si.Stack(si.AdaptiveBatcher(max_batch_size=4), states)
+    stack = running_total()
     one = np.ones((1, 1), np.float32)
 
     async def scenario():
@@ -265,7 +260,7 @@ def test_a_stream_is_one_stream_of_the_model(serve_grpc):
             for _ in range(2):
                 answers = client.stream_infer(stream_calls(one, one, one))
                 totals.append([result.as_numpy("output").item() async for result, _ in answers])
-            return totals, states.statistics().streams
+            return totals, stack.layers[-1].statistics().streams
 
     assert asyncio.run(asyncio.wait_for(scenario(), 30)) == ([[1.0, 2.0, 3.0]] * 2, 0)
 

@@ -80,8 +80,8 @@ def test_a_stream_has_at_most_one_owner(calls):
 class Fleet:
     """Replicas of a recurrent model around one store."""
 
-    def __init__(self, loop, names="ab", **options):
-        self.store = StreamStore(loop.clock)
+    def __init__(self, loop, names="ab", store=StreamStore, **options):
+        self.store = store(loop.clock)
         self.loop = loop
         self.stacks = {name: self.make(name, **options) for name in names}
 
@@ -133,10 +133,7 @@ async def test_a_stop_completes_the_move_that_has_begun(loop):
             await asyncio.sleep(0.1)
             await super().hand_over(replica, records)
 
-    fleet = Fleet(loop)
-    fleet.store = Slow(loop.clock)
-    fleet.stacks = {name: fleet.make(name) for name in "ab"}
-    async with fleet:
+    async with Fleet(loop, store=Slow) as fleet:
         assert await fleet.step("a", 3) == reference(3)
         claimed = asyncio.create_task(fleet.step("b", 4))
         await asyncio.sleep(0.05)
@@ -155,10 +152,7 @@ async def test_an_owner_that_lives_has_time_to_hand_over(loop):
             await asyncio.sleep(1.2)
             await super().hand_over(replica, records)
 
-    fleet = Fleet(loop)
-    fleet.store = Busy(loop.clock)
-    fleet.stacks = {name: fleet.make(name) for name in "ab"}
-    async with fleet:
+    async with Fleet(loop, store=Busy) as fleet:
         for x in (1, 2, 3):
             assert await fleet.step("a", x) == reference(x)
         assert await fleet.step("b", 4, timeout_s=3.0) == reference(4)
@@ -201,10 +195,7 @@ async def test_a_stop_leaves_the_snapshot_of_a_stream_that_could_not_be_handed_o
                 raise OSError("the node of the store is gone for a moment")
             await super().hand_over(replica, records)
 
-    fleet = Fleet(loop)
-    fleet.store = FailsOnce(loop.clock)
-    fleet.stacks = {name: fleet.make(name) for name in "ab"}
-    async with fleet:
+    async with Fleet(loop, store=FailsOnce) as fleet:
         assert await fleet.step("a", 1) == reference(1)
         await asyncio.sleep(0.6)
         claimed = asyncio.create_task(fleet.step("b", 2, timeout_s=3.0))

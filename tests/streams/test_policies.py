@@ -6,7 +6,10 @@ from hypothesis import strategies as st
 
 import streaminfer as si
 from streaminfer.streams import Block, EveryNth, LatestOnly, TargetRate
+from streaminfer.streams.policies import RateSelector
 from streaminfer.testing import ScriptedBackend
+
+MS = 1_000_000
 
 
 def taken(policy, captures_ns):
@@ -59,10 +62,37 @@ def test_a_source_of_just_the_target_rate_loses_nothing_to_jitter():
 def test_a_jump_of_the_source_begins_the_intervals_again():
     """Neither a jump back nor a gap leaves the selector waiting for an instant that does not come, or making up."""
     selector = TargetRate(10).make_selector()
-    ms = 1_000_000
     jumps_ms = [10_000, 10_050, 5_000, 5_050, 5_100, 90_000, 90_001, 90_001]
 
-    assert [selector.takes(at * ms) for at in jumps_ms] == [True, False, True, False, True, True, False, False]
+    assert [selector.takes(at * MS) for at in jumps_ms] == [True, False, True, False, True, True, False, False]
+
+
+@given(st.floats(0.1, 60.0), st.lists(st.integers(0, 300 * MS), min_size=1, max_size=300))
+def test_the_rate_of_a_source_is_never_exceeded(rate, steps):
+    """Any stretch has at most its length times the rate, and one, of frames."""
+    selector = RateSelector(rate, MS)
+    at_ns, taken = 0, []
+    for step_ns in steps:
+        at_ns += step_ns
+        if selector.takes(at_ns):
+            taken.append(at_ns)
+    assert len(taken) <= (taken[-1] - taken[0] + MS) * rate / 1e9 + 1.001
+
+
+@pytest.mark.parametrize(("rate", "count"), [(10, 100), (30, 250)])
+def test_the_rate_of_a_source_is_reached(rate, count):
+    """10 of 25 frames per second come, although no frame is due at their instants; above the source's rate, all do."""
+    selector = RateSelector(rate, MS)
+    assert sum(selector.takes(40 * MS * number) for number in range(250)) == count
+
+
+def test_a_frame_that_begins_the_intervals_is_taken():
+    selector = RateSelector(1, MS)
+    assert selector.takes(0)
+    assert not selector.takes(10 * MS)
+    assert selector.takes(20 * MS, begins=True)
+    assert not selector.takes(900 * MS)
+    assert selector.takes(1_020 * MS)
 
 
 @pytest.mark.parametrize(

@@ -520,6 +520,18 @@ async def test_statistics_name_the_streams_with_the_most_drops(loop):
     assert add_up(results)
 
 
+async def test_statistics_tell_ids_of_the_same_text_apart(loop):
+    """A stream 1 and a stream "1" are two."""
+    async with stack_of(loop, ScriptedBackend(duration_s=0.5)) as service, StreamSession(service) as session:
+        for stream_id in (1, "1"):
+            session.add(Camera(loop), stream_id=stream_id)
+        await asyncio.sleep(0.1)
+        statistics = session.statistics()
+
+    assert set(statistics.streams) == {"1", "1#2"}
+    assert sum(one.received for one in statistics.streams.values()) == statistics.received > 0
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

@@ -4,7 +4,7 @@ import asyncio
 
 import streaminfer as si
 
-__all__ = ["ask", "batcher", "settle"]
+__all__ = ["ask", "batcher", "call_at_random", "failing_at_random", "settle"]
 
 
 def batcher(loop, device, model, **options):
@@ -21,3 +21,27 @@ def ask(service, **options):
 async def settle(calls):
     """Responses and errors."""
     return await asyncio.gather(*calls, return_exceptions=True)
+
+
+def failing_at_random(rng):
+    """A step of a model that fails for a tenth of its batches."""
+
+    def step(batch):
+        if rng.random() < 0.1:
+            raise RuntimeError("broken")
+        return list(batch.inputs)
+
+    return step
+
+
+async def call_at_random(rng, services, *, calls, pause_s):
+    """Call services at random instants, and cancel some calls; responses and errors, once nothing runs."""
+    made = []
+    for _ in range(calls):
+        await asyncio.sleep(rng.expovariate(1 / pause_s))
+        made.append(ask(rng.choice(services)))
+        if rng.random() < 0.1:
+            rng.choice(made).cancel()
+    ends = await settle(made)
+    await asyncio.sleep(1.0)  # batches whose callers have left
+    return ends

@@ -123,13 +123,22 @@ def time_unit(span_s: float) -> tuple[float, str]:
     return next(((size, unit) for size, unit in _TIME_UNITS if span_s >= _UNITS_SHOWN * size), (1.0, "seconds"))
 
 
-def inline_svg(draw: Callable[[Any], Any], label: str, *, height_in: float = _HEIGHT_IN) -> str:
+def inline_svg(
+    draw: Callable[[Any], Any],
+    label: str,
+    *,
+    width_in: float = _WIDTH_IN,
+    height_in: float = _HEIGHT_IN,
+    attributes: str = 'style="max-width:100%;height:auto"',
+) -> str:
     """Return a picture as SVG inside a page; empty where matplotlib is not installed.
 
     Args:
         draw: draws on the axes that it gets.
         label: what the picture shows, for readers who cannot see it.
-        height_in: in inches.
+        width_in: in inches.
+        height_in: likewise.
+        attributes: of the element.
     """
     try:
         figure = require("matplotlib.figure", extra="plot", purpose="a picture")
@@ -137,10 +146,10 @@ def inline_svg(draw: Callable[[Any], Any], label: str, *, height_in: float = _HE
         return ""  # the table beside it has the figures
     from html import escape  # noqa: PLC0415 - a notebook's need, not every import's
 
-    drawn = figure.Figure(figsize=(_WIDTH_IN, height_in), layout="constrained")
+    drawn = figure.Figure(figsize=(width_in, height_in), layout="constrained")
     draw(drawn.subplots())
     text = io.StringIO()
     drawn.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = text.getvalue()
-    named = f'<svg role="img" aria-label="{escape(label)}" style="max-width:100%;height:auto" '
+    named = f'<svg role="img" aria-label="{escape(label)}" {attributes} '
     return svg[svg.index("<svg") :].replace("<svg ", named, 1)

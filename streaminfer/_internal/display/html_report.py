@@ -27,13 +27,14 @@ code { font-size: .85em; overflow-wrap: anywhere; }
 _KB = 1000
 
 
-def write_page(title: str, body: str, path: str | os.PathLike[str] | None) -> str:
+def write_page(title: str, body: str, path: str | os.PathLike[str] | None = None, *, style_sheet: str = _STYLE) -> str:
     """Return a whole page; with a path, write it there too.
 
     Args:
         title: plain text.
         body: HTML.
         path: of a file; ``None``: none.
+        style_sheet: of the page.
 
     Raises:
         OSError: it cannot be written.
@@ -42,7 +43,7 @@ def write_page(title: str, body: str, path: str | os.PathLike[str] | None) -> st
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>\n{body}\n</body></html>\n"
+        f"<title>{escape(title)}</title><style>{style_sheet}</style></head><body>\n{body}\n</body></html>\n"
     )
     if path is not None:
         Path(path).write_bytes(page.encode("utf-8", "backslashreplace"))

@@ -2,7 +2,7 @@
 
 import importlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 __all__ = ["lazy_attributes"]
@@ -11,19 +11,20 @@ _NONE: Mapping[str, str] = {}
 
 
 def lazy_attributes(
-    package: str, homes: Mapping[str, str], modules: Mapping[str, str] = _NONE
+    package: str, homes: Mapping[str, Sequence[str]], modules: Mapping[str, str] = _NONE
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Return ``__getattr__`` and ``__dir__`` of a package.
 
     Args:
         package: its ``__name__``.
-        homes: the module that defines each name, without ``streaminfer.``.
-        modules: likewise the modules that are attributes themselves.
+        homes: by module, without ``streaminfer.``, the names that it defines.
+        modules: by name the modules that are attributes themselves.
     """
+    home_of = {name: home for home, names in homes.items() for name in names}
 
     def get(name: str) -> Any:
-        if name in homes:
-            value = getattr(importlib.import_module(f"streaminfer.{homes[name]}"), name)
+        if name in home_of:
+            value = getattr(importlib.import_module(f"streaminfer.{home_of[name]}"), name)
         elif name in modules:
             value = importlib.import_module(f"streaminfer.{modules[name]}")
         else:

@@ -2,13 +2,13 @@
 
 import asyncio
 import functools
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from weakref import WeakKeyDictionary
 
 import attrs
 
+from streaminfer._internal.display.unique_name import unique_name
 from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
 from streaminfer.batching.device.interference import Interference
 from streaminfer.batching.device.member import DeviceMember
@@ -436,9 +436,7 @@ class Device:
         """Return the name of a model, which no other one on the device has."""
         name = self._names.get(member)
         if name is None:
-            taken = set(self._names.values())
-            names = (f"{member.source}#{number}" if number > 1 else member.source for number in itertools.count(1))
-            name = self._names[member] = next(name for name in names if name not in taken)
+            name = self._names[member] = unique_name(member.source, set(self._names.values()))
         return name
 
     def __repr__(self) -> str:

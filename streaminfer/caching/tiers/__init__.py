@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DiskTier", "Entry", "RecordCopy", "RedisTier", "Tier", "TierStatistics"]
 
-_HOMES = {"DiskTier": "caching.tiers.disk.tier", "RedisTier": "caching.tiers.redis.tier"}
+_HOMES = {"caching.tiers.disk.tier": ["DiskTier"], "caching.tiers.redis.tier": ["RedisTier"]}
 
 
 if not TYPE_CHECKING:  # type checkers know the names from the block above, and refuse others

@@ -27,17 +27,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "CameraProfile": "loadtest.devices.profile",
-    "Delivery": "loadtest.devices.delivery",
-    "DeviceMeasurement": "loadtest.devices.probing",
-    "DeviceProfile": "loadtest.devices.profile",
-    "MicrophoneProfile": "loadtest.devices.profile",
-    "Timing": "loadtest.devices.timing",
-    "device_names": "loadtest.devices.library",
-    "device_profile": "loadtest.devices.library",
-    "probe": "loadtest.devices.probing",
-    "record": "loadtest.devices.recording",
-    "render": "loadtest.devices.recording",
+    "loadtest.devices.delivery": ["Delivery"],
+    "loadtest.devices.library": ["device_names", "device_profile"],
+    "loadtest.devices.probing": ["DeviceMeasurement", "probe"],
+    "loadtest.devices.profile": ["CameraProfile", "DeviceProfile", "MicrophoneProfile"],
+    "loadtest.devices.recording": ["record", "render"],
+    "loadtest.devices.timing": ["Timing"],
 }
 
 if not TYPE_CHECKING:  # type checkers know the names from the block above, and refuse others

@@ -1,6 +1,6 @@
 """Device profiles: cameras and microphones as data."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import attrs
@@ -13,6 +13,7 @@ from streaminfer._internal.validation import (
     check_number,
     expected,
     field_check,
+    make_from_table,
 )
 from streaminfer.loadtest.devices.delivery import Delivery
 
@@ -139,7 +140,7 @@ class MicrophoneProfile:
 
 
 DeviceProfile = CameraProfile | MicrophoneProfile
-_KINDS: dict[str, type[CameraProfile | MicrophoneProfile]] = {"camera": CameraProfile, "microphone": MicrophoneProfile}
+_KINDS: dict[str, Callable[..., DeviceProfile]] = {"camera": CameraProfile, "microphone": MicrophoneProfile}
 
 
 def profile_from_dict(data: Mapping[str, Any]) -> DeviceProfile:
@@ -154,17 +155,5 @@ def profile_from_dict(data: Mapping[str, Any]) -> DeviceProfile:
     """
     values = dict(data)
     kind = _KINDS[check_choice("kind", values.pop("kind", None), tuple(_KINDS))]
-    delivery = values.pop("delivery", {})
-    check_instance("delivery", delivery, lambda it: isinstance(it, Mapping), "a table")
-    _check_keys("the profile", values, kind)
-    _check_keys("delivery", delivery, Delivery)
-    if "name" not in values:
-        raise ValueError(expected("name", "a name", None))
-    return kind(**values, delivery=Delivery(**delivery))
-
-
-def _check_keys(name: str, values: Mapping[str, Any], record: Any) -> None:
-    known = [field.name for field in attrs.fields(record)]
-    for key in values:
-        if key not in known:
-            raise ValueError(expected(name, "keys among " + ", ".join(known), key))
+    values["delivery"] = make_from_table(Delivery, values.get("delivery", {}), "delivery")
+    return make_from_table(kind, values, "", "the profile")

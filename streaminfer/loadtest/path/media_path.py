@@ -16,16 +16,14 @@ comes before it. Sound continues behind a loss, with silence in place of what is
 """
 
 import asyncio
-import time
 from collections import deque
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 import attrs
 
 from streaminfer._internal.loading.extras import require
-from streaminfer._internal.validation import check_count, check_instance, expected
+from streaminfer._internal.validation import check_count, expected
 from streaminfer.errors import BackendError, Closed
 from streaminfer.loadtest.devices.profile import CameraProfile
 from streaminfer.loadtest.path.codec import Prepare, Unit, UnitDecoder, UnitEncoder
@@ -35,6 +33,7 @@ from streaminfer.loadtest.path.scene import Scene
 from streaminfer.loadtest.path.transfer import DevicePath, Loss, Transfer, TransferEnd, complete
 from streaminfer.loadtest.path.uplink import Uplink
 from streaminfer.loadtest.sending.timers import Timer, make_timer
+from streaminfer.protocols import Clock
 from streaminfer.streams.sources.formats import AudioFormat, VideoFormat
 
 __all__ = ["Edge", "MediaPath"]
@@ -89,8 +88,6 @@ class MediaPath(DevicePath):
         cpu_s: CPU seconds of each stage so far, also of frames that were lost.
     """
 
-    _numbers = iter(range(2**63))
-
     def __init__(
         self,
         scene: Scene,
@@ -102,17 +99,14 @@ class MediaPath(DevicePath):
         thread: CodecThread | None = None,
         start: int = 0,
         seed: int = 0,
-        clock: Callable[[], int] | None = None,
+        clock: Clock | None = None,
     ) -> None:
         av = require("av", extra="media", purpose="MediaPath")
-        check_instance("scene", scene, lambda it: isinstance(it, Scene), "a Scene")
+        profile = network_profile(network)
+        super().__init__(scene, profile, start=start, clock=clock)
         camera = isinstance(scene.profile, CameraProfile)
         if not isinstance(wanted, VideoFormat if camera else AudioFormat):
             raise TypeError(expected("wanted", "a VideoFormat for a camera, an AudioFormat for a microphone", wanted))
-        profile = network_profile(network)
-        self.scene = scene
-        self.name = f"{scene.profile.name}-{next(self._numbers)}"
-        self.labels: Mapping[str, str] = {"device": scene.profile.name, "network": profile.name}
         self._encoder = UnitEncoder(av, scene)
         self._decoder = UnitDecoder(av, scene, self._encoder, wanted, prepare)
         self._uplink = Uplink(profile, check_count("seed", seed, at_least=0))
@@ -120,8 +114,6 @@ class MediaPath(DevicePath):
         self._inter_coded = camera and scene.profile.codec != "mjpeg"
         self._edge = edge
         self._thread = thread
-        self._start = check_count("start", start, at_least=0)
-        self.clock = clock or time.monotonic_ns
         self.cpu_s: dict[str, float] = dict.fromkeys(("encode", "decode", "prepare"), 0.0)
         self._submitted = self._coded = 0  # by the loop, and by the jobs
         self._arriving: deque[_Passage] = deque()
@@ -132,7 +124,6 @@ class MediaPath(DevicePath):
         self._tasks: set[asyncio.Task[None]] = set()
         self._key_wanted_ns: int | None = None
         self._broken = self._discontinuity = self._closed = False
-        self._number = 0
 
     def begin(self, captured_ns: int, handed_ns: int | None, done: TransferEnd, *, skipped: int = 0) -> None:
         """Send the next frame, as :meth:`DevicePath.begin`."""
@@ -140,8 +131,7 @@ class MediaPath(DevicePath):
             raise Closed(f"media path {self.name!r} is closed")
         if self._timer is None:
             self._timer = make_timer(asyncio.get_running_loop(), self._deliver_due)
-        number, self._number = self._number + skipped, self._number + skipped + 1
-        passage = _Passage(Transfer(captured_ns), number, handed_ns or captured_ns, done)
+        passage = _Passage(Transfer(captured_ns), self._next_number(skipped), handed_ns or captured_ns, done)
         if self._submitted - self._coded > MAX_WAITING:
             passage.transfer.lost = "encoder"
             done.set_result(passage.transfer)

@@ -11,7 +11,6 @@ long as they did; the trace repeats behind its end.
 """
 
 import functools
-import inspect
 import os
 import random
 from collections.abc import Mapping
@@ -22,10 +21,18 @@ import attrs
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from streaminfer._internal.validation import check_count, check_duration, check_instance, expected, field_check
+from streaminfer._internal.validation import (
+    check_count,
+    check_duration,
+    check_instance,
+    expected,
+    field_check,
+    make_from_table,
+)
 from streaminfer.loadtest.devices.delivery import check_loss, check_run, draw_jitter_ns
 from streaminfer.loadtest.devices.library import list_profiles, load_profile
 from streaminfer.loadtest.devices.loss import GilbertElliott
+from streaminfer.loadtest.stored_arrays import load_arrays
 
 __all__ = ["DelayTrace", "Link", "NetworkProfile", "network_names", "network_profile"]
 
@@ -91,13 +98,8 @@ class DelayTrace:
             OSError: the file cannot be read.
             ValueError: it has no such names, or no such run.
         """
-        with np.load(path) as file:
-            if missing := sorted({sent, rtt} - set(file)):
-                raise ValueError(expected("trace", f"names among {', '.join(file)}", ", ".join(missing)))
-            bounds = file[offsets].tolist() if offsets in file else [0, file[sent].size]
-            check_count("run", run, at_least=0, at_most=len(bounds) - 2)
-            cut = slice(bounds[run], bounds[run + 1])
-            return cls.from_round_trips(file[sent][cut], file[rtt][cut])
+        sent_ms, rtt_ms = load_arrays(path, sent, rtt, run=run, offsets=offsets)
+        return cls.from_round_trips(sent_ms, rtt_ms)
 
     def delay_ns(self, at_ns: int) -> int:
         """Return the delay of what is sent at an instant, from the start of the trace."""
@@ -161,22 +163,12 @@ def network_profile(source: str | Path | NetworkProfile) -> NetworkProfile:
 
 
 def _from_dict(data: Mapping[str, Any], folder: Path) -> NetworkProfile:
-    known = {field.name for field in attrs.fields(NetworkProfile)}
-    for key in data:
-        if key not in known:
-            raise ValueError(expected("the profile", "keys among " + ", ".join(sorted(known)), key))
-    if "name" not in data:
-        raise ValueError(expected("name", "a name", None))
-    if (asked := data.get("trace")) is None:
-        return NetworkProfile(**data)
-    check_instance("trace", asked, lambda it: isinstance(it, Mapping) and "path" in it, "a table with a path")
-    options = dict(asked)
-    path = folder / os.path.expandvars(options.pop("path"))
-    names = list(inspect.signature(DelayTrace.load).parameters)
-    for key in options:
-        if key not in names:
-            raise ValueError(expected("trace", "keys among " + ", ".join(names), key))
-    return NetworkProfile(**(dict(data) | {"trace": DelayTrace.load(path, **options)}))
+    values = dict(data)
+    if (trace := values.get("trace")) is not None:
+        check_instance("trace", trace, lambda it: isinstance(it, Mapping) and "path" in it, "a table with a path")
+        where = {"path": folder / os.path.expandvars(trace["path"])}
+        values["trace"] = make_from_table(DelayTrace.load, {**trace, **where}, "trace")
+    return make_from_table(NetworkProfile, values, "", "the profile")
 
 
 class Link:

@@ -179,11 +179,11 @@ class PathService(Node):
         due.path.begin(captured_ns, captured_ns + late_ns, call, skipped=due.skipped)
         return call
 
-    def _begin_inner(self, request: Request, receive: Receive) -> Any:
-        begin_call = adapt(self._service).begin_call
-        if begin_call is None:
-            return AwaitedCall(self._service, request, receive, None, self._clock)
-        return begin_call(request, receive)
+    @functools.cached_property
+    def _begin_inner(self) -> Callable[[Request, Receive], Any]:
+        """What begins a request at the service: asked at the first frame, because a stack knows it once it runs."""
+        awaited = functools.partial(AwaitedCall, self._service, deadline_ns=None, clock=self._clock)
+        return adapt(self._service).begin_call or awaited
 
     async def __aenter__(self) -> Self:
         if isinstance(self._service, Stack) and not self._service.ready:

@@ -1,13 +1,17 @@
 """`Transfer`: one frame of a device on its way to the model, and `DevicePath`: what carries it."""
 
 import asyncio
-from abc import ABC, abstractmethod
+import itertools
+import time
+from abc import abstractmethod
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Literal, Protocol, Self
+from typing import Literal, Protocol
 
 import attrs
 
+from streaminfer._internal.validation import check_count, check_instance
+from streaminfer._runtime.closing import AsyncClosing
+from streaminfer.loadtest.path.network import NetworkProfile
 from streaminfer.loadtest.path.scene import Scene
 from streaminfer.protocols import Clock
 from streaminfer.streams.frame import Frame
@@ -62,20 +66,41 @@ class TransferEnd(Protocol):
         ...
 
 
-class DevicePath(ABC):
+class DevicePath(AsyncClosing):
     """What carries the frames of one device.
 
-    Attributes:
+    Args:
         scene: what the device captures.
+        network: profile of its network.
+        kind: of the path, for its name.
+        start: place in the scene at which the device begins.
+        clock: returns monotonic nanoseconds; ``None``: ``time.monotonic_ns``.
+
+    Attributes:
+        scene: as above.
         name: of its stream, unique in the process.
         labels: the names of device and network.
-        clock: returns monotonic nanoseconds.
+        clock: that it uses.
     """
 
-    scene: Scene
-    name: str
-    labels: Mapping[str, str]
-    clock: Clock
+    _names = itertools.count()
+
+    def __init__(
+        self, scene: Scene, network: NetworkProfile, *, kind: str = "", start: int, clock: Clock | None = None
+    ) -> None:
+        check_instance("scene", scene, lambda it: isinstance(it, Scene), "a Scene")
+        self.scene = scene
+        self.name = f"{scene.profile.name}{kind}-{next(self._names)}"
+        self.labels: Mapping[str, str] = {"device": scene.profile.name, "network": network.name}
+        self.clock: Clock = clock or time.monotonic_ns
+        self._start = check_count("start", start, at_least=0)
+        self._numbered = 0
+
+    def _next_number(self, skipped: int) -> int:
+        """Return the number of the next frame, behind those that the device lost."""
+        number = self._numbered + skipped
+        self._numbered = number + 1
+        return number
 
     def send(self, captured_ns: int, handed_ns: int | None = None, *, skipped: int = 0) -> asyncio.Future[Transfer]:
         """Send the next frame; the future completes when it was decoded, or is known to be lost.
@@ -109,14 +134,6 @@ class DevicePath(ABC):
     @abstractmethod
     async def aclose(self) -> None:
         """End the path; frames on their way get `Closed`."""
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
 
 def complete(done: TransferEnd, transfer: Transfer, error: BaseException | None, name: str) -> None:

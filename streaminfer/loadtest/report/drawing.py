@@ -1,13 +1,11 @@
 """Pictures inside a page: SVG whose colors follow the page's color scheme, in a wide and a narrow form."""
 
-import io
 import itertools
 import re
 from collections.abc import Callable
-from html import escape
 from typing import Any
 
-from streaminfer._internal.display.figures import BAD, COLORS, GOOD, GREY
+from streaminfer._internal.display.figures import BAD, COLORS, GOOD, GREY, inline_svg
 from streaminfer._internal.loading.extras import require
 from streaminfer.errors import MissingExtra
 
@@ -27,7 +25,7 @@ _marks = itertools.count()
 
 STYLE_SHEET = """
 :root { --page: #fff; --ink: #1f2328; --muted: #7d858e; --line: #d9dde2; --main: #1769b5; --good: #2c8a4b;
-  --bad: #c9541c; }
+  --bad: #c9541c; color-scheme: light dark; }
 @media (prefers-color-scheme: dark) {
   :root { --page: #14181d; --ink: #e3e7eb; --muted: #8f98a1; --line: #333a42; --main: #63aef2; --good: #5fc47e;
     --bad: #f08b57; }
@@ -64,26 +62,18 @@ def draw(plot: Callable[[Any], Any], label: str, *, height_in: float = 3.2) -> s
     """
     try:
         matplotlib = require("matplotlib", extra="plot", purpose="a picture")
-        figures = require("matplotlib.figure", extra="plot", purpose="a picture")
     except MissingExtra:
         return ""  # the tables have the figures
-    forms = []
     with matplotlib.rc_context(_STYLE):
-        for form, width_in in _WIDTHS_IN.items():
-            figure = figures.Figure(figsize=(width_in, height_in), layout="constrained")
-            plot(figure.subplots())
-            forms.append(_svg(figure, form, label))
-    return "".join(forms)
+        forms = [
+            inline_svg(plot, label, width_in=width_in, height_in=height_in, attributes=f'class="{form}"')
+            for form, width_in in _WIDTHS_IN.items()
+        ]
+    return "".join(map(_in_page_colors, forms))
 
 
-def _svg(figure: Any, form: str, label: str) -> str:
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    drawn = text.getvalue()
+def _in_page_colors(drawn: str) -> str:
     mark = f"p{next(_marks)}-"  # identifiers of two pictures may be the same
-    drawn = drawn[drawn.index("<svg") :].replace(
-        "<svg ", f'<svg class="{form}" role="img" aria-label="{escape(label)}" ', 1
-    )
     drawn = re.sub(r'\bid="', f'id="{mark}', drawn)
     drawn = re.sub(r'href="#', f'href="#{mark}', drawn)
     drawn = re.sub(r"url\(#", f"url(#{mark}", drawn)

@@ -7,6 +7,7 @@ from html import escape
 
 import attrs
 
+from streaminfer._internal.display.html_report import write_page
 from streaminfer._internal.display.html_table import html_table
 from streaminfer.loadtest.capacity.search import Capacity
 from streaminfer.loadtest.quantiles import say_latency
@@ -47,15 +48,13 @@ def make_page(report: Report, *, verdicts: Sequence[str] = (), capacity: Capacit
         sections += [_means(report, label) for label in report.record.labels]
     sections.append(_section("Outcomes", html_table(((name, f"{count:,}") for name, count in report.outcomes.items()))))
     began = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(report.began))
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f"<title>{escape(title)}</title><style>{STYLE_SHEET}</style><h1>{escape(title)}</h1>"
-        f'<p class="headline">{escape(say_headline(report))}</p>{said}{_table([report.total])}{"".join(sections)}'
+    body = (
+        f'<h1>{escape(title)}</h1><p class="headline">{escape(say_headline(report))}</p>{said}'
+        f"{_table([report.total])}{''.join(sections)}"
         f"<footer><p>{escape(report.arrivals)}, {report.duration_s:g} s, seed {report.seed}; {escape(report.machine)}; "
-        f"{began}</p></footer></html>"
+        f"{began}</p></footer>"
     )
+    return write_page(title, body, style_sheet=STYLE_SHEET)
 
 
 def make_summary(report: Report) -> str:

@@ -29,6 +29,7 @@ calls give the same ranking. Not thread-safe; it knows no clock. A ranking runs 
 whose own work is a hundred times as long, so it is not compiled.
 """
 
+import functools
 import hashlib
 import random
 from collections.abc import Hashable, Mapping
@@ -102,7 +103,7 @@ class HeadroomRanking(Generic[K]):
         self.candidates: list[K] = []
         self._sample = sample
         self._random = random.Random(seed)  # noqa: S311 - no secret
-        self._homes: dict[str, K] = {}
+        self._home_of = functools.lru_cache(_MAX_HOMES)(self._find_home)  # until the candidates change
         self._mean = LoadReport(0, 0.0, 0.0, 0)
 
     # -- what happens -------------------------------------------------------------------------------------------
@@ -162,18 +163,15 @@ class HeadroomRanking(Generic[K]):
 
     def home(self, stream_id: str) -> K | None:
         """Return the replica of a stream; ``None``: there is no replica."""
-        home = self._homes.get(stream_id)
-        if home is None and self.candidates:
-            home = max(self.candidates, key=lambda replica: _hash(stream_id, replica))
-            if len(self._homes) >= _MAX_HOMES:
-                self._homes.clear()
-            self._homes[stream_id] = home
-        return home
+        return self._home_of(stream_id)
+
+    def _find_home(self, stream_id: str) -> K | None:
+        return max(self.candidates, key=lambda replica: _hash(stream_id, replica), default=None)
 
     def _choose_from(self, candidates: list[K]) -> None:
         if candidates != self.candidates:
             self.candidates = candidates
-            self._homes.clear()
+            self._home_of.cache_clear()
 
     def _key(self, replica: K) -> tuple[float, int, float]:
         return self.predicted_s(replica), self.loads[replica].in_flight, self._random.random()

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine, Hashable, Iterator
+from collections.abc import AsyncIterator, Coroutine, Hashable
 from typing import Any
 
 import attrs
@@ -145,9 +145,8 @@ class MovingStreams(Wrapper):
         changing, stream.used_ns = stream.changing, self.inner.clock()
         assert changing is not None  # noqa: S101 - set by the caller
         try:
-            with _logged(f"stream {stream_id!r} starts without the state that the store may have"):
-                async with asyncio.timeout(_STORE_S):
-                    state = await self._store.claim(stream_id, self._replica)
+            async with _asked(f"stream {stream_id!r} starts without the state that the store may have"):
+                state = await self._store.claim(stream_id, self._replica)
                 if state is not None and stream_id not in self._fresh and self._export(stream_id) is None:
                     self._states.import_state(stream_id, state)
         finally:
@@ -168,7 +167,7 @@ class MovingStreams(Wrapper):
         """Hand over what other replicas want, as long as this one runs."""
         while True:
             wanted: list[Hashable] | None = None
-            with _logged("the store of streams does not answer"):
+            async with _asked("the store of streams does not answer", limit_s=None):
                 wanted = await self._store.wanted(self._replica)
             if wanted is None:
                 await asyncio.sleep(SNAPSHOT_S)
@@ -191,9 +190,8 @@ class MovingStreams(Wrapper):
                 await stream.idle
             record = self._export(stream_id)
             self._states.end_stream(stream_id)
-            with _logged(f"stream {stream_id!r} was not handed over"):
-                async with asyncio.timeout(_STORE_S):
-                    await self._store.hand_over(self._replica, {stream_id: record})
+            async with _asked(f"stream {stream_id!r} was not handed over"):
+                await self._store.hand_over(self._replica, {stream_id: record})
         finally:
             self._drop(stream_id, stream)
             changing.set_result(None)
@@ -211,9 +209,8 @@ class MovingStreams(Wrapper):
                 elif stream.changing is None and not stream.in_flight and now_ns - stream.used_ns >= IDLE_NS:
                     del self._streams[stream_id]
             refused: list[Hashable] | None = None
-            with _logged(f"snapshots of {len(records)} streams were not stored"):
-                async with asyncio.timeout(_STORE_S):
-                    refused = await self._store.store(self._replica, records)
+            async with _asked(f"snapshots of {len(records)} streams were not stored"):
+                refused = await self._store.store(self._replica, records)
             if refused is None:  # they are sent again
                 for stream_id in records.keys() & self._streams.keys():
                     self._streams[stream_id].stepped = True
@@ -226,9 +223,8 @@ class MovingStreams(Wrapper):
             await self._own(stream_id)  # the replica that has it gives it up
             self._states.end_stream(stream_id)
             self._streams.pop(stream_id, None)
-        with _logged(f"stream {stream_id!r} was not forgotten in the store"):
-            async with asyncio.timeout(_STORE_S):
-                await self._store.forget([stream_id])
+        async with _asked(f"stream {stream_id!r} was not forgotten in the store"):
+            await self._store.forget([stream_id])
 
     def _export(self, stream_id: Hashable) -> Any:
         try:
@@ -237,10 +233,11 @@ class MovingStreams(Wrapper):
             return None  # it has none
 
 
-@contextlib.contextmanager
-def _logged(failure: str) -> Iterator[None]:
-    """Log an error of the store: streams are served without it."""
+@contextlib.asynccontextmanager
+async def _asked(failure: str, limit_s: float | None = _STORE_S) -> AsyncIterator[None]:
+    """Limit the time of a call of the store, and log its error: streams are served without it."""
     try:
-        yield
+        async with asyncio.timeout(limit_s):
+            yield
     except Exception:  # noqa: BLE001 - its actor may fail in any way
         _LOG.exception(failure)

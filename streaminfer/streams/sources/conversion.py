@@ -7,13 +7,16 @@ from typing import Any
 import numpy as np
 
 from streaminfer.streams.frame import Frame
+from streaminfer.streams.policies import RateSelector
 from streaminfer.streams.sources.chunking import MAX_SILENCE_NS, Chunker, GapDetector
 from streaminfer.streams.sources.formats import AudioFormat, VideoFormat
 from streaminfer.streams.sources.source import Counters
-from streaminfer.streams.sources.timestamps import RateLimiter, Rational, Stamp, TimestampRepair
+from streaminfer.streams.sources.timestamps import Rational, Stamp, TimestampRepair
 
 __all__ = ["FrameMaker", "PictureConverter"]
 
+ROUNDING_NS = 1_000_000
+"""Containers round timestamps to milliseconds."""
 BILINEAR, AREA = 2, 32
 """FFmpeg's numbers of ways to scale."""
 COLORS = frozenset({"rgb24", "bgr24", "rgba", "bgra"})
@@ -146,7 +149,8 @@ class FrameMaker:
     ) -> None:
         self._counters = counters
         self._repair = TimestampRepair(live=live)
-        self._limiter = RateLimiter(wanted.rate) if isinstance(wanted, VideoFormat) and wanted.rate else None
+        rate = wanted.rate if isinstance(wanted, VideoFormat) else None
+        self._selector = None if rate is None else RateSelector(rate, ROUNDING_NS)
         self._sound = AudioAssembler(av, wanted) if isinstance(wanted, AudioFormat) else None
         self._picture = PictureConverter(av, wanted) if isinstance(wanted, VideoFormat) and converts else None
 
@@ -158,7 +162,7 @@ class FrameMaker:
         """Return the stamp of a decoded frame; ``None``: it is beyond the rate that the model wants."""
         length_ns = _duration_ns(frame) if self._sound is not None else 0
         stamp = self._repair.stamp(pts, time_base, length_ns, arrival_ns)
-        if self._limiter is not None and not self._limiter.admits(stamp.media_ns, due=stamp.discontinuity):
+        if self._selector is not None and not self._selector.takes(stamp.media_ns, begins=stamp.discontinuity):
             self._counters.skipped += 1
             return None
         return stamp

@@ -1,12 +1,12 @@
 """Frames on their way from a decoder to the event loop: a bounded buffer."""
 
 import asyncio
-import contextlib
 import threading
 from collections import deque
 
 import attrs
 
+from streaminfer._runtime.waking import wake_from_thread
 from streaminfer.streams.frame import Frame
 
 __all__ = ["Handoff"]
@@ -34,7 +34,6 @@ class Handoff:
         self._contiguous = contiguous
         self._frames: deque[Frame] = deque()
         self._changed = threading.Condition()
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._ended = False
         self._error: BaseException | None = None
@@ -99,20 +98,13 @@ class Handoff:
                     raise error or StopAsyncIteration
                 if self._waiter is not None:
                     raise RuntimeError("another task already waits for the next frame of this source")
-                self._loop = asyncio.get_running_loop()
-                waiter = self._waiter = self._loop.create_future()
+                waiter = self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await waiter
             finally:
                 self._waiter = None
 
     def _wake(self) -> None:
-        waiter, loop = self._waiter, self._loop
-        if waiter is not None and loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed, and its waiter gone with it
-                loop.call_soon_threadsafe(_resolve, waiter)
-
-
-def _resolve(waiter: "asyncio.Future[None]") -> None:
-    if not waiter.done():
-        waiter.set_result(None)
+        waiter = self._waiter
+        if waiter is not None:
+            wake_from_thread(waiter)

@@ -3,12 +3,12 @@
 import asyncio
 import weakref
 from collections.abc import AsyncIterator, Callable
-from types import TracebackType
 from typing import Any, Protocol, Self
 
 import attrs
 
 from streaminfer._internal.snapshot import Snapshot
+from streaminfer._runtime.closing import AsyncClosing
 from streaminfer.streams.frame import Frame
 from streaminfer.streams.sources.handoff import Handoff
 
@@ -70,7 +70,7 @@ class Feeder(Protocol):
         """Return when nothing runs any more, also if nothing was started."""
 
 
-class Source(AsyncIterator[Frame]):
+class Source(AsyncClosing, AsyncIterator[Frame]):
     """Frames of one live source, or of a file.
 
     Iteration starts it. `aclose` ends it in any state, as ``async with`` does at its end. One task iterates.
@@ -150,11 +150,3 @@ class Source(AsyncIterator[Frame]):
             connected=counters.connected,
             last_error=counters.last_error,
         )
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()

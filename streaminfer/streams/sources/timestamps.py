@@ -18,14 +18,13 @@ from typing import Protocol
 
 import attrs
 
-__all__ = ["Pacer", "RateLimiter", "Rational", "Stamp", "TimestampRepair"]
+__all__ = ["Pacer", "Rational", "Stamp", "TimestampRepair"]
 
 WINDOW_NS = 5_000_000_000
 BACKWARD_JUMP_NS = 500_000_000  # less is disorder of packets, which passes
 FORWARD_JUMP_NS = 5_000_000_000  # a burst behind a stall may run ahead of its arrival
 FILE_GAP_NS = 60_000_000_000  # files have no arrivals to compare with; slides may last a minute
 MAX_LAG_NS = 200_000_000  # a later frame was not decoded slowly: its reader waited, and playback waits with it
-ROUNDING_NS = 1_000_000  # containers round timestamps to milliseconds
 WRAPS = (1 << 32, 1 << 33)
 """Ticks after which timestamps start over: RTP, MPEG transport streams."""
 
@@ -157,22 +156,3 @@ class Pacer:
         if self._start_ns is None or now_ns - self._start_ns - media_ns > MAX_LAG_NS:
             self._start_ns = now_ns - media_ns
         return self._start_ns + media_ns
-
-
-class RateLimiter:
-    """Choice of frames so that there are at most ``rate`` per second of the medium, evenly."""
-
-    def __init__(self, rate: float) -> None:
-        self._period_ns = round(1e9 / rate)
-        self._next_ns: int | None = None
-
-    def admits(self, media_ns: int, *, due: bool = False) -> bool:
-        """Whether to take the frame at this position, and always where it is ``due``; positions never go back."""
-        if self._next_ns is None or due:
-            self._next_ns = media_ns
-        elif media_ns < self._next_ns - ROUNDING_NS:
-            return False
-        self._next_ns += self._period_ns
-        if self._next_ns <= media_ns:  # after a gap: no burst to catch up
-            self._next_ns = media_ns + self._period_ns
-        return True

@@ -1,7 +1,6 @@
 """`StatefulBackend`: a recurrent model for many streams, whose steps share batches."""
 
 import asyncio
-import contextlib
 import functools
 import time
 import weakref
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from streaminfer._internal.forking import at_fork
 from streaminfer._internal.own_arrays import own_arrays
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
+from streaminfer._runtime.waking import wake_from_thread
 from streaminfer.errors import BackendError, InvalidInput, Overloaded, for_caller
 from streaminfer.protocols import Capabilities, Clock, ExampleInputs, ModelTensors, Wrapper, check_infer, is_backend
 from streaminfer.request import Batch, Request
@@ -400,12 +400,11 @@ def _never() -> int:
 
 
 async def _turn(store: StateStore, step: Step) -> None:
-    loop = asyncio.get_running_loop()
-    woken = loop.create_future()
+    woken = asyncio.get_running_loop().create_future()
     with store.lock:
         if not step.pending:
             return
-        step.waiter = loop, woken
+        step.waiter = woken
     await woken
 
 
@@ -414,11 +413,4 @@ def _end(store: StateStore, step: Step) -> None:
         ready = store.table.end(step)
     for one in ready:
         if one.waiter is not None:
-            loop, woken = one.waiter
-            with contextlib.suppress(RuntimeError):  # of a closed loop
-                loop.call_soon_threadsafe(_wake, woken)
-
-
-def _wake(woken: asyncio.Future[None]) -> None:
-    if not woken.done():
-        woken.set_result(None)
+            wake_from_thread(one.waiter)

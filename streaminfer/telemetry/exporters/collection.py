@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import attrs
 
+from streaminfer._internal.display.unique_name import unique_name
 from streaminfer._internal.error_log import ErrorLog
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer.telemetry.exporters.histogram_points import Exemplar, HistogramPoint, HistogramReader
@@ -87,11 +88,7 @@ class Collection:
             if isinstance(snapshot, TracingStatistics):
                 exemplars += snapshot.exemplars
             if isinstance(snapshot, Snapshot):
-                base = unique = place or type(part).__name__
-                number = 1
-                while unique in places:
-                    number += 1
-                    unique = f"{base}#{number}"
+                unique = unique_name(place or type(part).__name__, places)
                 places.add(unique)
                 self._add_statistics(snapshot, (("service", service), ("layer", unique)))
         if exemplars:

@@ -4,7 +4,7 @@ import asyncio
 import random
 
 import pytest
-from device_calls import ask, batcher, settle
+from device_calls import ask, batcher, call_at_random, failing_at_random, settle
 
 import streaminfer as si
 from streaminfer.batching.device.interference import Interference
@@ -43,22 +43,10 @@ def _nothing_runs():
 async def test_no_more_batches_run_than_may_whatever_happens(loop, concurrency, policy, seed):
     rng = random.Random(seed)
     device = si.Device("gpu:0", concurrency=concurrency)
-
-    def step(batch):
-        if rng.random() < 0.1:
-            raise RuntimeError("broken")
-        return list(batch.inputs)
-
+    step = failing_at_random(rng)
     models = [Model(name, duration_s=seconds, then=step) for name, seconds in (("a", 0.01), ("b", 0.02), ("c", 0.03))]
     services = [batcher(loop, device, model, policy=policy) for model in models]
-    calls = []
-    for _ in range(300):
-        await asyncio.sleep(rng.expovariate(1 / 0.003))
-        calls.append(ask(rng.choice(services)))
-        if rng.random() < 0.1:
-            rng.choice(calls).cancel()
-    await settle(calls)
-    await asyncio.sleep(0.1)
+    await call_at_random(rng, services, calls=300, pause_s=0.003)
 
     statistics = device.statistics()
     assert Model.most == concurrency

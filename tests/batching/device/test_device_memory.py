@@ -5,7 +5,7 @@ import functools
 import random
 
 import pytest
-from device_calls import ask, settle
+from device_calls import ask, call_at_random, settle
 from device_calls import batcher as batcher_of
 
 import streaminfer as si
@@ -86,14 +86,7 @@ async def test_no_more_is_in_memory_than_fits_whatever_happens(loop, concurrency
     for model in models:
         model.failing = failing
     services = [batcher(loop, device, model, policy=policy) for model in models]
-    calls = []
-    for _ in range(300):
-        await asyncio.sleep(rng.expovariate(1 / 0.01))
-        calls.append(ask(rng.choice(services)))
-        if rng.random() < 0.1:
-            rng.choice(calls).cancel()
-    ends = await settle(calls)
-    await asyncio.sleep(1.0)
+    ends = await call_at_random(rng, services, calls=300, pause_s=0.01)
 
     statistics = device.statistics()
     assert 0 < Model.most <= 10

@@ -4,7 +4,7 @@ import asyncio
 import random
 
 import pytest
-from device_calls import ask, batcher, settle
+from device_calls import ask, batcher, call_at_random, failing_at_random, settle
 
 import streaminfer as si
 from streaminfer.batching.device.preemption import MOST_PACE
@@ -249,12 +249,7 @@ async def test_the_foreground_is_never_promoted(loop, device):
 @pytest.mark.parametrize("seed", range(3))
 async def test_each_request_ends_once_whatever_happens(loop, device, policy, seed):
     rng = random.Random(seed)
-
-    def step(batch):
-        if rng.random() < 0.1:
-            raise RuntimeError("broken")
-        return list(batch.inputs)
-
+    step = failing_at_random(rng)
     models = [
         Model(name, loop=loop, duration_s=seconds, then=step)
         for name, seconds in (("a", 0.001), ("b", 0.02), ("c", 0.03))
@@ -265,14 +260,7 @@ async def test_each_request_ends_once_whatever_happens(loop, device, policy, see
     ]
     for service in services:
         await service.start()
-    calls = []
-    for _ in range(400):
-        await asyncio.sleep(rng.expovariate(1 / 0.001))
-        calls.append(ask(rng.choice(services)))
-        if rng.random() < 0.1:
-            rng.choice(calls).cancel()
-    await settle(calls)
-    await asyncio.sleep(0.1)
+    await call_at_random(rng, services, calls=400, pause_s=0.001)
 
     statistics = device.statistics()
     assert (statistics.running, statistics.waiting) == (0, ())

@@ -96,7 +96,7 @@ def test_trace_of_a_file_is_one_of_its_runs(tmp_path):
     ("trace", "said"),
     [
         ('path = "drives.npz"\nrun = 1', "run: expected"),
-        ('path = "drives.npz"\nrtt = "rtt_s"', "trace: expected names among send_ms, rtt_ms, got 'rtt_s'"),
+        ('path = "drives.npz"\nrtt = "rtt_s"', "trace.key: expected one of 'send_ms', 'rtt_ms', got 'rtt_s'"),
         ('path = "drives.npz"\nspeed = 2', "trace: expected keys among path, run"),
         ("run = 1", "trace: expected a table with a path"),
     ],

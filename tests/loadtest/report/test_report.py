@@ -209,7 +209,7 @@ class TestPage:
 
         text = (tmp_path / "report.html").read_text()
 
-        assert text.count('<svg class="wide"') == text.count('<svg class="narrow"') == 4
+        assert text.count('" class="wide"') == text.count('" class="narrow"') == 4
         assert "prefers-color-scheme: dark" in text
         for title in ("By device", "By stage", "Measured by device", "Outcomes", "no response"):
             assert title in text

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from served_models import INFER, running_total
 
 import streaminfer as si
 from streaminfer.sync_layer import SyncLayer
@@ -13,7 +14,6 @@ from streaminfer.testing import HANG, ScriptedBackend
 
 pytestmark = pytest.mark.uncompiled
 
-INFER = "/v2/models/m/infer"
 X = np.arange(4, dtype=np.float32).reshape(1, 4)
 TENSOR = {"name": "x", "datatype": "FP32", "shape": [1, 4], "parameters": {"binary_data_size": 16}}
 HEAD = json.dumps({"inputs": [TENSOR], "parameters": {"binary_data_output": True}}).encode()
@@ -85,10 +85,7 @@ def test_a_client_that_goes_away_is_counted(scripted, ask_app, body_of):
 
 def test_rows_of_a_sequence_are_counted_as_failed(ask_app):
     """A request of several rows in a sequence is rejected, and counted as every other that a stack rejects."""
-    example = {"x": np.zeros(1, np.float32), "state": np.zeros(1, np.float32)}
-    then = {"then": lambda batch: [{"y": row, "state_out": row} for row in batch.inputs["x"]]}
-    states = si.streams.StatefulBackend(ScriptedBackend(example=example, **then), state={"state": "state_out"})
-    app = si.serving.asgi_app({"m": si.Stack(si.AdaptiveBatcher(max_batch_size=4), states)})
+    app = si.serving.asgi_app({"m": running_total()})
     tensor = {"name": "x", "datatype": "FP32", "shape": [2, 1], "data": [1, 2]}
     body = json.dumps({"inputs": [tensor], "parameters": {"sequence_id": 1}}).encode()
 

@@ -1,17 +1,14 @@
 """`PacketPath`: one device whose units cross two network namespaces in real packets, with the time of each stage."""
 
 import asyncio
-import itertools
 import struct
-import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import attrs
 
 from streaminfer._internal.loading.extras import require
-from streaminfer._internal.validation import check_count, check_instance
+from streaminfer._internal.validation import check_count
 from streaminfer.errors import Closed
 from streaminfer.loadtest.devices.profile import CameraProfile
 from streaminfer.loadtest.path.codec import Decoded, Prepare, Unit, UnitDecoder, UnitEncoder
@@ -72,8 +69,6 @@ class PacketPath(DevicePath):
         cpu_s: CPU seconds of each stage so far.
     """
 
-    _numbers = itertools.count()
-
     def __init__(
         self,
         scene: Scene,
@@ -86,22 +81,17 @@ class PacketPath(DevicePath):
         seed: int = 0,
     ) -> None:
         av = require("av", extra="media", purpose="PacketPath")
-        check_instance("scene", scene, lambda it: isinstance(it, Scene), "a Scene")
         profile = network_profile(network)
-        self.scene = scene
-        self.name = f"{scene.profile.name}-packets-{next(self._numbers)}"
-        self.labels: Mapping[str, str] = {"device": scene.profile.name, "network": profile.name}
-        self.clock = time.monotonic_ns
+        super().__init__(scene, profile, kind="-packets", start=start)
         self.cpu_s: dict[str, float] = dict.fromkeys(("encode", "decode", "prepare"), 0.0)
         self._encoder = UnitEncoder(av, scene)
         self._decoder = UnitDecoder(av, scene, self._encoder, wanted, prepare)
         self._thread = thread
         self._connection = PacketConnection(profile, seed=check_count("seed", seed, at_least=0))
         self._queue_ns = round((profile.queue_s + profile.delay_s) * 1e9)
-        self._start = check_count("start", start, at_least=0)
         self._inter_coded = isinstance(scene.profile, CameraProfile) and scene.profile.codec != "mjpeg"
         self._passages: dict[int, _Passage] = {}
-        self._coding = self._number = 0
+        self._coding = 0
         self._key_wanted = self._gap = False
         self._closed = True
         self._streams: tuple[Any, ...] = ()  # asyncio closes those without a reference
@@ -113,7 +103,7 @@ class PacketPath(DevicePath):
         if self._closed:
             raise Closed(f"media path {self.name!r} does not run")
         loop = asyncio.get_running_loop()
-        number, self._number = self._number + skipped, self._number + skipped + 1
+        number = self._next_number(skipped)
         passage = _Passage(Transfer(captured_ns), handed_ns or captured_ns, done)
         self._passages[number] = passage
         loop.call_later(max(0, passage.handed_ns - self.clock()) / 1e9, self._hand_over, loop, number)

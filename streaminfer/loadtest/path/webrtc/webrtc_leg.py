@@ -24,6 +24,7 @@ from streaminfer.loadtest.path.network import NetworkProfile, network_profile
 from streaminfer.loadtest.path.scene import Scene
 from streaminfer.loadtest.path.webrtc.udp_relay import UdpRelay
 from streaminfer.streams.frame import Frame
+from streaminfer.streams.sources.loss_recovery import recover_losses
 from streaminfer.streams.sources.track import from_track
 
 __all__ = ["WebRtcLeg"]
@@ -104,7 +105,7 @@ class WebRtcLeg:
             wanted: as for `from_track`.
         """
         source = from_track(_Noted(self._remote, self._note), connection=None, **wanted)
-        self._recover()
+        recover_losses(self._receiver, self._remote)
         async with source:
             async for frame in source:
                 after_s = 0.0
@@ -172,11 +173,6 @@ class WebRtcLeg:
             await asyncio.wait([self._ending])
         await asyncio.gather(self._sender.close(), self._close_receiver())
         await self.relay.__aexit__(None, None, None)
-
-    def _recover(self) -> None:
-        from streaminfer.streams.sources.loss_recovery import recover_losses  # noqa: PLC0415 - needs aiortc
-
-        recover_losses(self._receiver, self._remote, time.monotonic_ns)
 
     def _prefer(self, transceiver: Any) -> None:
         kind = "video" if self._camera else "audio"

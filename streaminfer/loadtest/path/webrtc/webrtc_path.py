@@ -1,15 +1,11 @@
 """`WebRtcPath`: a device over WebRTC as a path of a load test, with the stages of each frame."""
 
 import asyncio
-import itertools
-import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import attrs
 
-from streaminfer._internal.validation import check_count
 from streaminfer.errors import Closed
 from streaminfer.loadtest.devices.profile import CameraProfile
 from streaminfer.loadtest.path.codec import Prepare
@@ -70,8 +66,6 @@ class WebRtcPath(DevicePath):
         ValueError: WebRTC has no such codec.
     """
 
-    _numbers = itertools.count()
-
     def __init__(
         self,
         scene: Scene,
@@ -83,17 +77,13 @@ class WebRtcPath(DevicePath):
         **wanted: Any,
     ) -> None:
         self._leg = WebRtcLeg(scene, network, seconds=None, seed=seed, on_packet=self._note_packet)
+        super().__init__(scene, self._leg.network, kind="-webrtc", start=start)
         self._wanted = wanted
         self._prepare = prepare
         self._camera = isinstance(scene.profile, CameraProfile)
         self._period_ns = round(scene.profile.period_s * 1e9)
-        self._start = check_count("start", start, at_least=0)
-        self.scene = scene
-        self.clock = time.monotonic_ns
-        self.name = f"{scene.profile.name}-webrtc-{next(self._numbers)}"
-        self.labels: Mapping[str, str] = {"device": scene.profile.name, "network": self._leg.network.name}
         self._sent: dict[int, _Sent] = {}
-        self._number = self._last_ns = 0
+        self._last_ns = 0
         self._begun_ns: int | None = None
         self._reader: asyncio.Task[None] | None = None
         self._failure: Exception | None = None
@@ -103,7 +93,7 @@ class WebRtcPath(DevicePath):
         if self._reader is None or self._reader.done():
             raise Closed(f"media path {self.name!r} does not run") from self._failure
         loop = asyncio.get_running_loop()
-        number, self._number = self._number + skipped, self._number + skipped + 1
+        number = self._next_number(skipped)
         handed_ns = handed_ns or captured_ns
         captured_ns = self._regular(number, captured_ns)
         sent = _Sent(Transfer(captured_ns), handed_ns, done)

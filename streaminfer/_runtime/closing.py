@@ -1,0 +1,23 @@
+"""Objects that `async with` closes."""
+
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import Self
+
+__all__ = ["AsyncClosing"]
+
+
+class AsyncClosing(ABC):
+    """Object that is closed at the end of an ``async with`` around it."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """End it, in any state."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()

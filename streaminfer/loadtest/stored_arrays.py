@@ -1,0 +1,39 @@
+"""Arrays of recorded runs, in ``.npz`` files."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streaminfer._internal.validation import check_count, expected
+
+__all__ = ["load_arrays"]
+
+
+def load_arrays(
+    path: str | os.PathLike[str], *keys: str, run: int | None = None, offsets: str = "offsets"
+) -> list[NDArray[Any]]:
+    """Return arrays of a file.
+
+    Args:
+        path: of the file.
+        keys: names of the arrays.
+        run: the number of one run; ``None``: what the file holds as a whole.
+        offsets: name of the places at which the runs begin, with the end of the last; without it there is one run.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it has no such array or run.
+    """
+    with np.load(Path(path), allow_pickle=False) as stored:
+        for key in keys:
+            if key not in stored:
+                raise ValueError(expected("key", f"one of {', '.join(map(repr, stored.files))}", key))
+        arrays = [stored[key] for key in keys]
+        bounds = stored[offsets].tolist() if offsets in stored else [0, arrays[0].size]
+    if run is None:
+        return arrays
+    check_count("run", run, at_least=0, at_most=len(bounds) - 2)
+    return [array[bounds[run] : bounds[run + 1]] for array in arrays]

@@ -1,0 +1,12 @@
+"""Names for what has the same name."""
+
+from streaminfer._internal.display.unique_name import unique_name
+
+
+def test_a_name_that_is_free_stays():
+    assert unique_name("a", {"b"}) == "a"
+
+
+def test_a_name_that_is_taken_gets_the_next_free_number():
+    assert unique_name("a", {"a"}) == "a#2"
+    assert unique_name("a", {"a", "a#2", "a#4"}) == "a#3"

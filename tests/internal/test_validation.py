@@ -1,0 +1,44 @@
+"""Records from tables of files."""
+
+import attrs
+import pytest
+
+from streaminfer._internal.validation import check_count, field_check, make_from_table
+
+
+@attrs.frozen
+class Record:
+    """A name and a count."""
+
+    name: str
+    count: int = attrs.field(default=1, validator=field_check(check_count))
+
+
+def test_a_table_becomes_a_record():
+    assert make_from_table(Record, {"name": "a", "count": 2}, "part") == Record("a", 2)
+    assert make_from_table(Record, {"name": "a"}, "part") == Record("a")
+
+
+@pytest.mark.parametrize(
+    ("table", "error", "message"),
+    [
+        ([], TypeError, "expected a table, got []"),
+        ({"name": "a", "size": 1}, ValueError, "expected keys among name, count, got 'size'"),
+        ({"count": 1}, ValueError, "expected the key 'name', got count"),
+        ({}, ValueError, "expected the key 'name', got none"),
+    ],
+    ids=["no table", "unknown", "missing", "empty"],
+)
+@pytest.mark.parametrize("path", ["part", ""], ids=["a part", "the whole"])
+def test_a_table_that_does_not_fit_is_named(table, error, message, path):
+    with pytest.raises(error) as raised:
+        make_from_table(Record, table, path, "the file")
+
+    assert str(raised.value).startswith(f"{path or 'the file'}: {message}")
+
+
+def test_a_wrong_value_is_named_with_its_path():
+    with pytest.raises(ValueError, match=r"^part\.count: expected a whole number ≥ 1, got 0"):
+        make_from_table(Record, {"name": "a", "count": 0}, "part")
+    with pytest.raises(ValueError, match=r"^count: expected"):
+        make_from_table(Record, {"name": "a", "count": 0}, "", "the file")
