@@ -3,8 +3,8 @@
 *Design.* A duration is a *speed* that all sizes share, times the *relative cost* of the size, times noise. Costs lie
 on a line over the size, but for a correction of each size, two an octave, that counts the more the more often the size
 was seen: a size that was first seen in a slow moment is held by its neighbors. Each batch moves the speed by a tenth
-of its residual (the log-ratio observed/predicted) and the cost of its size by a share that falls with each visit, so
-the speed follows the device and the shape settles.
+of its residual (the log-ratio observed/predicted), or less where its size has not settled, and the cost of its size by
+a share that falls with each visit, so the speed follows the device and the shape settles.
 
 *Noise.* A residual counts for at most 2.5 standard deviations, so an outlier moves little. Three slower batches in a
 row (two faster ones: nothing makes a device faster by accident) are no outliers: the speed jumps to the nearest of
@@ -259,9 +259,10 @@ class LatencyModel:
         visits = min(self._visits[near] + 1, _VISITS_COUNTED)
         self._visits[near] = visits
         step = (1.0 - _SPEED_GAIN) * of_cost / visits
-        self._speed += _SPEED_GAIN * of_speed
+        gain = _SPEED_GAIN * min(visits / _SETTLED, 1.0)
+        self._speed += gain * of_speed
         self._costs[near] += step
-        self._moved += abs(_SPEED_GAIN * of_speed) + abs(step)
+        self._moved += abs(gain * of_speed) + abs(step)
 
     def _add(self, size: int, cost: float, visits: int) -> None:
         insort(self._sizes, size)

@@ -111,6 +111,16 @@ def test_a_batch_moves_the_speed_by_a_tenth():
     assert device.log_ratio(32) == pytest.approx(0.1 * math.log(1.015), rel=0.05)
 
 
+def test_a_size_that_settles_moves_the_speed_less():
+    """Of a size that ran once before, a batch says half of that: what is off may be its cost."""
+    device = Device(*[8, 64] * 20, 23)
+    before = device.log_ratio(64)
+
+    device.run(23, factor=1.015)
+
+    assert device.log_ratio(64) - before == pytest.approx(0.05 * math.log(1.015), rel=0.05)
+
+
 def test_a_cost_settles():
     """A size's own cost moves by a share that falls with its visits, so noise does not stay in the shape."""
     errors = []
