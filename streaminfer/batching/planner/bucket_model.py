@@ -5,7 +5,8 @@ longer than one of short rows.
 
 *Comparison.* Under full load every batch has the size of best throughput, and nothing would tell that half or twice of
 it has become better, or was learned in a bad moment. So one of these runs when it has not for 128 batches, at most
-every eighth batch, which costs less than a hundredth of the throughput.
+every eighth batch, which costs less than a hundredth of the throughput. Likewise, where there seems to be no time for
+larger batches and requests are lost, twice the size runs if it did once, but has not for 128 batches.
 
 *Means.* A fast model responds faster than it could be learned. Once it is known and nothing about it is in doubt, what
 is learned is the mean of the batches of about the same size within four milliseconds of work. A busy event loop notices
@@ -194,12 +195,23 @@ class BucketModel:
         Args:
             available: the most rows that there are for it.
         """
-        model, best = self.service_time, len(self.durations) - 1
+        best = len(self.durations) - 1
+        return self._not_run_for_long([size for size in self._next_to(best) if 0 < size <= available and size != best])
+
+    def size_to_try_again(self, size: int, available: int) -> int:
+        """Return twice a size if it ran, but not for long, and note that it was asked for; 0: nothing to try.
+
+        Args:
+            size: of the batches for which there is time, as far as is known.
+            available: the most rows that there are.
+        """
+        larger = 2 * size
+        return self._not_run_for_long([larger] if larger <= available and self.service_time.ran(larger) else [])
+
+    def _not_run_for_long(self, sizes: Sequence[int]) -> int:
+        model = self.service_time
         self._compare_from = model.observations + _COMPARE_EVERY
-        for size in self._next_to(best):
-            if 0 < size <= available and size != best and model.batches_since(size) >= _COMPARE_AFTER:
-                return size
-        return 0
+        return next((size for size in sizes if model.batches_since(size) >= _COMPARE_AFTER), 0)
 
     def expected_ns(self, size: int) -> int:
         """Return the mean duration of a batch, also of one larger than the best size; 0: larger than the largest."""

@@ -68,10 +68,13 @@ def plan_batch(queue: RequestQueue, group: Group, now_ns: int, share: float) -> 
         return tickets[-size:], "exploration"
     if not queue.several_priorities and not untimed:
         head, size = _choose(queue, model, deadlines, now_ns, share)
-        if size >= len(model.durations) - 1 and model.compares:
-            smaller = model.size_to_compare(size - 1)
+        if model.compares:
+            smaller = model.size_to_compare(size - 1) if size >= len(model.durations) - 1 else 0
             if smaller:
                 return tickets[head : head + smaller], "exploration"
+            larger = model.size_to_try_again(size, min(len(tickets), model.cap))
+            if larger:
+                return tickets[-larger:], "exploration"
         return tickets[head : head + size], "planned"
     urgent = min((ticket.deadline_ns == NEVER, ticket.priority) for ticket in tickets)
     classes = queue.events.recent_classes()

@@ -11,9 +11,10 @@ row (two faster ones: nothing makes a device faster by accident) are no outliers
 them, or, where the size was hardly known, its cost does; a cost that was hardly known falls at the first faster batch.
 All gains are relative to the noise, so a device that repeats to the microsecond is followed as finely.
 
-*After an outage.* Where the speed has jumped to a slower one, a faster batch of a hardly known size takes that back
-before its cost falls. In an outage there is time for small batches only. Were these taken to be cheap when it ends, the
-large ones would still seem too slow to be tried, and nothing would ever correct that.
+*After an outage.* Where the speed has jumped to a slower one, and sixteen batches have not confirmed that yet, a faster
+batch of a hardly known size takes the jump back before its cost falls. In an outage there is time for small batches
+only. Were these taken to be cheap when it ends, large ones would still seem too slow to be tried. A size that has not
+run for 128 batches is hardly known again, whatever was learned of it.
 
 *Beyond what was seen* the line goes on. After a single size it is flat, so that larger batches are tried, and for
 smaller ones half of the cost counts as proportional. Past the largest size with two visits an estimate is a guess:
@@ -46,6 +47,8 @@ __all__ = ["LatencyModel", "nearest_size", "size_steps"]
 _SPEED_GAIN = 0.1
 _VISITS_COUNTED = 20  # a size's own gain is never below the inverse of this
 _SETTLED = 4  # visits after which a lasting residual is blamed on the speed, not on the size
+_STALE_AFTER = 128  # batches
+_CONFIRMED_BY = 16  # batches
 _OUTLIER = 2.5  # standard deviations
 _SMALLEST_OUTLIER = 0.02  # log-ratio
 _SLOWER_IN_A_ROW, _FASTER_IN_A_ROW = 3, 2
@@ -88,7 +91,8 @@ class LatencyModel:
         self._costs: dict[int, float] = {}  # logarithms, relative to the speed
         self._visits: dict[int, int] = {}
         self._speed = 0.0  # logarithm of nanoseconds
-        self._speed_before = math.inf  # it became slower by jumps, as far as it is slower now
+        self._speed_before = math.inf  # it became slower by jumps, which nothing has confirmed yet
+        self._confirmed = 0  # batches that were as expected since
         self._seen_at: dict[int, int] = {}  # observations at a size's last batch
         self._streak: list[float] = []  # residuals of the last batches, all outliers to one side
         self._published_speed = 0.0
@@ -135,6 +139,8 @@ class LatencyModel:
             check_count("now_ns", now_ns, at_least=0)
         self.observations += 1
         near = nearest_size(size)
+        if self._is_stale(near):
+            self._visits[near] = min(self._visits[near], _SETTLED - 1)
         self._seen_at[near] = self.observations
         log_ns = math.log(max(duration_ns, 1))
         if not self._sizes:
@@ -206,6 +212,9 @@ class LatencyModel:
         if not is_outlier:
             if self._visits[near] >= _SETTLED:  # before, it would be of what is not known yet
                 self.residuals.add(own_residual)
+                self._confirmed += 1
+                if self._confirmed == _CONFIRMED_BY:
+                    self._speed_before = math.inf
             self._correct(near, own_residual, own_residual)
             return
         if own_residual < 0.0 and self._relearn(near, residual):
@@ -222,8 +231,13 @@ class LatencyModel:
         if not self._relearn(near, residual):
             if jump > 0.0:
                 self._speed_before = min(self._speed_before, self._speed)
+                self._confirmed = 0
             self._speed += jump
         self._publish()
+
+    def _is_stale(self, size: int) -> bool:
+        """Whether a size has not run for so long that its cost may have been learned in another time."""
+        return size in self._costs and self.observations - self._seen_at.get(size, 0) > _STALE_AFTER
 
     def _recover(self, residual: float) -> float:
         """Take back jumps to a slower speed, where a size that is hardly known is faster; return by how much."""
@@ -246,7 +260,7 @@ class LatencyModel:
     def _is_plausible(self, size: int, cost: float) -> bool:
         """Return whether the neighbors of a size allow a cost (a logarithm): nondecreasing, and not too steep."""
         for other in self._sizes:
-            if other == size or self._visits[other] < _SETTLED:
+            if other == size or self._visits[other] < _SETTLED or self._is_stale(other):
                 continue
             sign = 1.0 if other > size else -1.0
             rise, most = sign * (self._costs[other] - cost), STEEPEST * abs(math.log(other / size))

@@ -1,5 +1,6 @@
 """Tables of batch durations for a planner, made from a :class:`LatencyModel`."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,10 @@ class LearnedServiceTime:
         return size < 2 or model.predict_ns(size) <= model.predict_ns(max(size // 4, 1)) * (
             1.0 + _NOISE_WIDTHS * model.residuals.deviation
         )
+
+    def ran(self, size: int) -> bool:
+        """Return whether at least two batches of about a size were observed."""
+        return self._model.batches_since(size) < math.inf
 
     def batches_since(self, size: int) -> float:
         """Return how many batches were observed since one of about this size; infinite where there were no two."""

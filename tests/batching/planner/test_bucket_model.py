@@ -430,6 +430,26 @@ def test_twice_the_best_is_compared():
     assert model.size_to_compare(16) == 16
 
 
+def test_a_larger_size_that_ran_long_ago_is_tried_again():
+    """Twice a size is asked for where it has not run for 128 batches, and where there are so many."""
+    model = settled(bucket(), 4, 8, 16)
+    assert model.size_to_try_again(8, 64) == 0
+
+    run(model, *[8] * 128)
+
+    assert model.size_to_try_again(8, 15) == 0
+    assert model.size_to_try_again(8, 64) == 16
+    assert not model.compares
+
+
+def test_a_larger_size_that_never_ran_is_not_tried_again():
+    """What a size takes that never ran is a guess: it is explored where smaller ones have not grown slower."""
+    model = settled(bucket(), 4, 8)
+    run(model, *[8] * 128)
+
+    assert model.size_to_try_again(8, 64) == 0
+
+
 def test_comparison_is_rare():
     """After a size was asked for, eight batches pass until the next comparison."""
     model = settled(bucket(), 4, 64)

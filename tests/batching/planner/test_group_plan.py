@@ -31,6 +31,22 @@ def plan(queue, service_time=DEVICE):
     return [ticket.inputs for ticket in batch], reason
 
 
+def test_a_larger_batch_is_tried_again_under_overload():
+    """A size that seems too slow, and has not run for long, gets the requests with most time left; once."""
+    slow = ServiceTime.table({2: 0.009, 4: 0.010, 8: 0.080}).seconds
+    model = BucketModel(8, LearnedServiceTime(), workers=1, padded=None)
+    for size in [2, 4, 8] * 10 + [2, 4] * 70:
+        model.observe(size, round(slow(size) * 1e9), 0, cancelled=False)
+    queue = queue_of([15.0 + number / 10 for number in range(12)])
+    group = in_deadline_order(model, queue.first(12))
+
+    batch, reason = plan_batch(queue, group, 0, 1.0)
+    assert ([ticket.inputs for ticket in batch], reason) == ([4, 5, 6, 7, 8, 9, 10, 11], "exploration")
+
+    batch, reason = plan_batch(queue, group, 0, 1.0)
+    assert (len(batch), reason) == (4, "planned")
+
+
 def test_the_only_group_is_served():
     """Where requests share a batch there is nothing to compare."""
     only = group_of(DEVICE, queue_of([50]))

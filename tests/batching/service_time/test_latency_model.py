@@ -401,6 +401,30 @@ def test_without_an_outage_a_cheap_size_is_the_sizes(factors):
     assert device.ratio(32) == pytest.approx(1.0, rel=0.05)
 
 
+def test_a_confirmed_speed_is_not_taken_back():
+    """After sixteen batches at the slower speed it is the usual one: a cheap size is cheap."""
+    device = Device(*[16, 23, 32] * 20, seconds=lambda size: LINE.seconds(size) * (0.5 if size == 8 else 1.0))
+    device.run(16, 23, 32, *[16, 23] * 8, factor=4.0)
+
+    device.run(8, factor=4.0)
+
+    assert device.ratio(32, 4.0) == pytest.approx(1.0, rel=0.05)
+
+
+def test_a_size_that_has_not_run_for_long_is_hardly_known():
+    """Its cost falls at the first faster batch, whatever others said that have not run for long either."""
+    device = Device(*[4, 8] * 10, seconds=lambda size: LINE.seconds(size) * (3.0 if size >= 16 else 1.0))
+    device.run(*[16, 32] * 10)
+    device.seconds = LINE.seconds
+    device.run(*[8] * 129)
+    assert device.ratio(16) > 1.5
+
+    device.run(16)
+
+    assert device.model.seen()[16][0] == pytest.approx(LINE.seconds(16) * 1e9, rel=0.02)
+    assert device.ratio(8) == pytest.approx(1.0, rel=0.05)
+
+
 def test_few_batches_say_less_of_the_slope():
     """The line is drawn towards a constant cost, the more the fewer batches there were."""
     slopes = []
