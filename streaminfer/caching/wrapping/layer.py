@@ -121,20 +121,23 @@ class Layer(ABC):
     async def _lead_or_wait(
         self, key: Any, token: bytes, leasing: Leasing, wait_ns: int, look: Callable[..., Coroutine[Any, Any, Any]]
     ) -> TierHit | None:
-        """Take the lease of a key, or wait for the entry of its holder; ``None``: compute it."""
+        """Wait for the entry of who holds the lease of a key, or take the lease; ``None``: compute the entry."""
         loop = asyncio.get_running_loop()
         until = loop.time() + min(wait_ns / 1e9, leasing.lease_s)
         pause_s = _FIRST_PAUSE_S
+        found: TierHit | None
         while not await leasing.take_lease(key, token):
             left_s = until - loop.time()
             if left_s <= 0:
                 break
             await asyncio.sleep(min(pause_s, left_s))
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-            found: TierHit | None = await look(granted_ns=LONGEST_READ_NS, only_fresh=True)
+            found = await look(granted_ns=LONGEST_READ_NS, only_fresh=True)
             if found is not None:
                 return found
-        return None
+        # the entry of another holder may have come since the last look
+        found = await look(granted_ns=LONGEST_READ_NS, only_fresh=True)
+        return found
 
     # -- stale values and errors ----------------------------------------------------------------------------------
 

@@ -204,6 +204,41 @@ def test_a_function_waits_too(server):
     asyncio.run(main())
 
 
+def test_an_entry_that_comes_between_the_look_and_the_lease_is_not_computed_again(server):
+    """A process that was held up after its look finds the lease free, and the entry of the other one there."""
+
+    async def main():
+        begun, ends, stored = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        called = 0
+
+        class HeldUp(RedisTier):
+            async def take_lease(self, key, token):
+                await stored.wait()
+                return await super().take_lease(key, token)
+
+        async def model(x):
+            nonlocal called
+            called += 1
+            begun.set()
+            await ends.wait()
+            return 2 * x
+
+        model.fingerprint = "model 1"
+        tiers = [kind(server.url, namespace="site", lease_s=30.0, **PATIENT) for kind in (RedisTier, HeldUp)]
+        async with si.EdgeCache(tiers=tiers[:1]) as one, si.EdgeCache(tiers=tiers[1:]) as other:
+            first = asyncio.create_task(one.wrap(model)(1))
+            await begun.wait()
+            second = asyncio.create_task(other.wrap(model)(1))
+            await until(lambda: other.tiers.statistics()[0].misses == 1)
+            ends.set()
+            assert await first == 2
+            await until(lambda: one.tiers.statistics()[0].stored == 1)
+            stored.set()
+            assert (await second, called) == (2, 1)
+
+    asyncio.run(main())
+
+
 MACHINE = """
 import asyncio, sys
 import streaminfer as si
