@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from streaminfer._internal.masked import refuse_mask
 from streaminfer._internal.validation import expected
 from streaminfer.errors import BackendError, InvalidInput
 
@@ -62,11 +63,14 @@ def join_rows(responses: Sequence[Any]) -> Any:
 def _as_arrays(inputs: Any, name: str, counts: dict[str, int]) -> Any:
     if isinstance(inputs, Mapping) and inputs:
         return {key: _as_arrays(value, f"{name}[{key!r}]", counts) for key, value in inputs.items()}
-    array = np.asarray(inputs) if hasattr(inputs, "__array__") else None
+    refuse_mask(inputs, name)
+    what = "an array whose first axis holds the rows, or a mapping of such arrays"
+    try:
+        array = np.asarray(inputs) if hasattr(inputs, "__array__") else None
+    except Exception as error:  # an object whose own conversion fails in its own way
+        raise InvalidInput(expected(name, what, inputs)) from error
     if array is None or not array.ndim:
-        raise InvalidInput(
-            expected(name, "an array whose first axis holds the rows, or a mapping of such arrays", inputs)
-        )
+        raise InvalidInput(expected(name, what, inputs))
     counts[name] = len(array)
     return array
 

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
+from streaminfer._internal.masked import refuse_mask
 from streaminfer._internal.text import as_text, begins_with_text
-from streaminfer.errors import InvalidInput
+from streaminfer.errors import InvalidInput, text_of_error
 
 __all__ = ["SCALARS", "prepare"]
 
@@ -22,14 +23,17 @@ SCALARS = frozenset((float, bool, complex))
 # C variables in the compiled module, not visible from Python
 _SCALARS = SCALARS
 _NUMBERS = frozenset("biufc")  # kinds of dtypes
+_DEEPEST = 64  # mappings in mappings: compiled code has no limit to recursion but the end of the process
 
 
-def prepare(inputs: Any) -> Any:
+def prepare(inputs: Any, where: str = "inputs", depth: int = 0) -> Any:
     """What one request brought, in a form that can be stacked.
 
     Args:
         inputs: a number, a string, an array of any shape and dtype but object, an array of strings, what
             ``numpy.asarray`` makes such an array of, or a mapping of names to these.
+        where: what messages call it.
+        depth: so many mappings are around it.
 
     Returns:
         The same object where it can be stacked as it is, else an array; arrays of text are arrays of Python strings.
@@ -40,46 +44,51 @@ def prepare(inputs: Any) -> Any:
     """
     kind = type(inputs)
     if kind is ndarray:
-        return inputs if inputs.dtype.kind in _NUMBERS else _prepare_array(inputs, inputs)
+        return inputs if inputs.dtype.kind in _NUMBERS else _prepare_array(inputs, inputs, where)
     if kind is dict:
+        if depth == _DEEPEST:
+            raise InvalidInput(f"inputs: expected at most {_DEEPEST} mappings in one another, got more")
         prepared = {}
         for name, value in inputs.items():
-            if type(value) is ndarray and value.dtype.kind in _NUMBERS:
+            kind = type(value)
+            if (kind is ndarray and value.dtype.kind in _NUMBERS) or kind in _SCALARS:
                 prepared[name] = value
             else:
-                prepared[name] = prepare(value)
+                prepared[name] = prepare(value, f"{where}[{name!r}]", depth + 1)
         return prepared
     if kind in _SCALARS or kind is str or kind is bytes:
         return inputs
     if kind is int:
         if not -(2**63) <= inputs < 2**63:  # numpy would change the type of everybody's rows
-            raise InvalidInput(f"inputs: expected a whole number of 64 bits, got {inputs}")
+            raise InvalidInput(f"{where}: expected a whole number of 64 bits, got {inputs}")
         return inputs
-    return _converted(inputs)
+    return _converted(inputs, where, depth)
 
 
-def _converted(inputs: Any) -> Any:
+def _converted(inputs: Any, where: str, depth: int) -> Any:
     """Return what is no array and no number in a form that can be stacked."""
-    if isinstance(inputs, Mapping):
-        return {name: prepare(value) for name, value in inputs.items()}
+    refuse_mask(inputs, where)
     try:
-        array = np.asarray(inputs, object if begins_with_text(inputs) else None)
+        if isinstance(inputs, Mapping):
+            array: Any = dict(inputs)
+        else:
+            array = np.asarray(inputs, object if begins_with_text(inputs) else None)
     except Exception as error:  # a ragged list, or an object whose own conversion fails in its own way
-        raise InvalidInput(f"{_unstackable(inputs)} ({error})") from error
-    return _prepare_array(array, inputs)
+        raise InvalidInput(f"{_unstackable(inputs, where)} ({text_of_error(error)})") from error
+    return prepare(array, where, depth) if type(array) is dict else _prepare_array(array, inputs, where)
 
 
-def _prepare_array(array: Any, inputs: Any) -> Any:
+def _prepare_array(array: Any, inputs: Any, where: str) -> Any:
     if array.dtype.kind != "U" and not array.dtype.hasobject:
         return array
     prepared = as_text(array)
     if prepared is None:
-        raise InvalidInput(_unstackable(inputs))
+        raise InvalidInput(_unstackable(inputs, where))
     return prepared
 
 
-def _unstackable(inputs: object) -> str:
+def _unstackable(inputs: object, where: str) -> str:
     return (
-        f"inputs: expected a number, an array, or a mapping of arrays, got {type(inputs).__name__}"
+        f"{where}: expected a number, an array, or a mapping of arrays, got {type(inputs).__name__}"
         " that numpy cannot stack; a batcher with stack=False passes a list instead"
     )

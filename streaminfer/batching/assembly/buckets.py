@@ -224,10 +224,13 @@ def _check_pad(name: str | None, pad: Any, dtype: np.dtype[Any]) -> None:
         raise InvalidInput(f"{_named(name)}: expected numbers to pad, got {dtype}")
     if pad == 0:
         return
-    with np.errstate(all="ignore"):
-        padded: NDArray[Any] = np.asarray(pad).astype(dtype)
-    exact = dtype.kind in "fc" or padded == pad
-    if not exact or bool(np.isfinite(pad)) != bool(np.isfinite(padded)):
+    fits = dtype.kind == "c" or not np.iscomplexobj(pad)
+    if fits:
+        with np.errstate(all="ignore"):
+            padded: NDArray[Any] = np.asarray(pad).astype(dtype)
+        exact = dtype.kind in "fc" or padded == pad
+        fits = bool(exact) and bool(np.isfinite(pad)) == bool(np.isfinite(padded))
+    if not fits:
         raise InvalidInput(f"{_named(name)}: expected a dtype that holds the pad value {pad!r}, got {dtype}")
 
 

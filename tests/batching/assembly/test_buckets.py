@@ -84,6 +84,7 @@ def test_lengths_alone_are_shorthand():
         ),
         (Buckets((8,), pad_value=0.5), IDS, "expected a dtype that holds the pad value 0.5, got int64"),
         (Buckets((8,), pad_value=float("nan")), IDS, "expected a dtype that holds the pad value nan, got int64"),
+        (Buckets((8,), pad_value=1j), IDS.astype(float), "expected a dtype that holds the pad value 1j, got float64"),
         (Buckets((8,), pad_value=1e6), IDS.astype(np.float16), "holds the pad value 1000000.0, got float16"),
         (Buckets((8,), pad_value={"a": 300}), {"a": IDS.astype(np.uint8)}, "input 'a': .* holds the pad value 300"),
     ],
@@ -106,6 +107,7 @@ def test_what_cannot_be_padded_is_refused(buckets, inputs, message):
         (Buckets((8,), pad_value=float("-inf")), IDS.astype(np.float16)),
         (Buckets((8,), pad_value=float("nan")), IDS.astype(np.float32)),
         (Buckets((8,), pad_value=0.1), IDS.astype(np.float32)),
+        (Buckets((8,), pad_value=1j), IDS.astype(complex)),
         (Buckets((8,), pad_value=1), IDS.astype(bool)),
     ],
 )

@@ -1,5 +1,6 @@
 """What a request brought, in a form that can be stacked; compiled against plain."""
 
+from collections import UserDict
 from types import MappingProxyType
 
 import numpy as np
@@ -39,5 +40,51 @@ def test_a_mapping_is_copied_and_its_values_prepared(prepare, kind):
 
 @pytest.mark.parametrize("inputs", REFUSED, ids=lambda it: type(it).__name__)
 def test_what_cannot_be_stacked_is_refused(prepare, inputs):
-    with pytest.raises(InvalidInput, match="inputs: expected"):
+    with pytest.raises(InvalidInput, match=r"inputs(\['b'\])?: expected"):
         prepare(inputs)
+
+
+class Unreadable(Exception):
+    """An error whose message fails."""
+
+    def __str__(self):
+        raise RuntimeError
+
+
+class FailingArray:
+    def __array__(self, *_args, **_options):
+        raise Unreadable
+
+
+class FailingMapping(UserDict):
+    def __getitem__(self, name):
+        raise Unreadable
+
+
+@pytest.mark.parametrize("inputs", [FailingArray(), FailingMapping(a=1)], ids=["array", "mapping"])
+def test_an_input_that_fails_in_its_own_way_is_refused(prepare, inputs):
+    with pytest.raises(InvalidInput, match=r"inputs: expected .*Unreadable"):
+        prepare(inputs)
+
+
+def test_a_mask_is_not_lost(prepare):
+    """A masked array is refused by its name, because the model would read what the mask hides."""
+    masked = np.ma.MaskedArray([1.0, 2.0], [False, True])
+
+    with pytest.raises(
+        InvalidInput, match=r"^inputs: expected an array without a mask, got MaskedArray of shape \(2,\)"
+    ):
+        prepare(masked)
+    with pytest.raises(InvalidInput, match=r"^inputs\['a'\]\['b'\]: expected an array without a mask"):
+        prepare({"a": {"b": masked}})
+    assert prepare(masked.filled(0.0)).tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("kind", [dict, UserDict])
+def test_a_mapping_that_has_no_end_is_refused(prepare, kind):
+    """Compiled code would follow it until the process ends."""
+    endless = kind()
+    endless["inner"] = endless
+
+    with pytest.raises(InvalidInput, match="inputs: expected at most 64 mappings in one another"):
+        prepare(endless)
