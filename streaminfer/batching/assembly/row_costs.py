@@ -7,7 +7,7 @@ from typing import Any
 import attrs
 
 from streaminfer._internal.validation import check_instance, check_number, expected
-from streaminfer.errors import InvalidInput
+from streaminfer.errors import InvalidInput, text_of_error
 
 __all__ = ["CostLimit", "first_within", "make_cost_limit"]
 
@@ -38,7 +38,7 @@ class CostLimit:
             cost = self.row_cost(prepared)
         except Exception as error:
             raise InvalidInput(
-                f"inputs: expected what row_cost can count, but it raised {type(error).__name__}: {error}"
+                f"inputs: expected what row_cost can count, but it raised {text_of_error(error)}"
             ) from error
         try:
             cost = check_number("row_cost", cost, "a finite number ≥ 0", lambda it: 0.0 <= it < math.inf)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from streaminfer.errors import BackendError
+from streaminfer.errors import BackendError, text_of_error
 
 __all__ = ["PLAIN", "split_rows"]
 
@@ -48,8 +48,10 @@ def split_rows(results: Any, count: int, source: str, padded: int = 0) -> list[A
             return _split_tuple(results, count, padded, "")
         return _read_sequence(results, count, padded)
     except _Unreadable as reason:
-        failure = BackendError(f"{source}: {reason}")
-        failure.__cause__ = reason.__cause__
+        return BackendError(f"{source}: {reason}")
+    except Exception as error:  # noqa: BLE001 - an array without axes, or results that fail in their own way
+        failure = BackendError(f"{source}: the results cannot be read one by one: {text_of_error(error)}")
+        failure.__cause__ = error
         return failure
 
 
@@ -60,12 +62,8 @@ def _read_sequence(results: Any, count: int, padded: int) -> list[Any]:
             f"expected an array, a mapping or tuple of arrays, or a list with one result per row ({count} rows), "
             f"got {kind.__name__}"
         )
-    try:
-        # iterating over an array of one row costs more than reading that row
-        rows = results if kind is list else [results[0]] if count == len(results) == 1 else list(results)
-    except Exception as error:
-        # an array without axes, or a sequence that fails
-        raise _Unreadable(f"the results cannot be read one by one: {error}") from error
+    # iterating over an array of one row costs more than reading that row
+    rows = results if kind is list else [results[0]] if count == len(results) == 1 else list(results)
     if padded and len(rows) == padded:
         return rows[:count]
     if len(rows) == count:

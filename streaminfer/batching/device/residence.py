@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 from typing import TYPE_CHECKING, Any, Protocol
 
 from streaminfer.batching._batch_observers_cy import BatchObservers
-from streaminfer.errors import BackendError
+from streaminfer.errors import BackendError, text_of_error
 from streaminfer.protocols import Residency
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class LiveResidence:
     def _end(self, error: BaseException | None) -> None:
         failure = None
         if error is not None:
-            failure = BackendError(f"{self._listener.source} could not be loaded: {type(error).__name__}: {error}")
+            failure = BackendError(f"{self._listener.source} could not be loaded: {text_of_error(error)}")
             failure.__cause__ = error
         if self._awaited is not None and not self._awaited.done():
             if failure is None:

@@ -86,6 +86,17 @@ def boom(_):
     raise KeyError("tokens")
 
 
+class Unreadable(Exception):
+    """An error whose message fails."""
+
+    def __str__(self):
+        raise RuntimeError
+
+
+def boom_without_a_word(_):
+    raise Unreadable
+
+
 @pytest.mark.parametrize(
     ("row_cost", "says"),
     [
@@ -94,8 +105,9 @@ def boom(_):
         (lambda _: math.nan, "row_cost: expected a finite number ≥ 0, got nan"),
         (lambda _: "1", "row_cost: expected a finite number ≥ 0, got '1'"),
         (boom, r"what row_cost can count, but it raised KeyError: 'tokens'"),
+        (boom_without_a_word, "but it raised Unreadable: its message cannot be shown"),
     ],
-    ids=["dear", "negative", "nan", "text", "fails"],
+    ids=["dear", "negative", "nan", "text", "fails", "fails without a message"],
 )
 def test_a_request_without_a_cost_is_refused_alone(row_cost, says):
     async def main(loop):

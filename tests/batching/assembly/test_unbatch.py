@@ -157,3 +157,33 @@ def test_injected_row_errors_strike_rows():
     plan = FaultPlan(row_errors(OSError, rate=1.0))
     rows = asyncio.run(Faulty(Columns(1, 2, 3), plan).infer(Batch(None, [si.Request(None)] * 3)))
     assert [type(row) for row in rows] == [OSError] * 3
+
+
+class Failing:
+    """Results that fail when they are read, with an error whose message fails too."""
+
+    class Error(Exception):
+        def __str__(self):
+            raise RuntimeError
+
+    def __init__(self, length=1):
+        self.length = length
+
+    def __len__(self):
+        if self.length is None:
+            raise self.Error
+        return self.length
+
+    def __getitem__(self, _):
+        raise self.Error
+
+
+@pytest.mark.parametrize("results", [Failing(), Failing(None), {"x": Failing(None)}], ids=["row", "length", "column"])
+def test_results_that_fail_are_an_error_of_their_batch(results):
+    """A caller gets an error whatever results do, and does not wait for ever."""
+    failure = split_rows(results, 1, "f")
+
+    assert isinstance(failure, si.BackendError)
+    assert str(failure).startswith(
+        ("f: the results cannot be read one by one: Error: its message", "f: a mapping is cut")
+    )

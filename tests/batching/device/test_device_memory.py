@@ -285,3 +285,15 @@ async def test_the_cost_of_loads_is_that_of_their_models(loop):
 def test_the_memory_is_checked():
     with pytest.raises(ValueError, match="memory_bytes: expected"):
         si.Device("gpu:0", memory_bytes=0)
+
+
+async def test_a_start_ends_though_the_error_of_the_load_has_no_message(loop):
+    class Unreadable(Exception):
+        def __str__(self):
+            raise RuntimeError
+
+    model = Measured("a")
+    model.failing = lambda what: (_ for _ in ()).throw(Unreadable())
+
+    with pytest.raises(si.BackendError, match="a could not be loaded: Unreadable: its message cannot be shown"):
+        await batcher(loop, si.Device("gpu:0", memory_bytes=6), model).start()
