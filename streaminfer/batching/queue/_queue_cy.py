@@ -29,7 +29,7 @@ from streaminfer.batching.queue._event_ring_cy import EventRing
 from streaminfer.batching.queue._feasibility_cy import DurationTable
 from streaminfer.batching.queue._stream_order_cy import StreamOrder
 from streaminfer.batching.queue._ticket_cy import NEVER, Execution, Ticket
-from streaminfer.errors import StreamInferError, for_caller
+from streaminfer.errors import StreamInferError, copy_error, for_caller
 
 __all__ = ["RequestQueue"]
 
@@ -355,6 +355,8 @@ class RequestQueue:
                 self.failed += 1
                 if not isinstance(row, Exception) or isinstance(row, StopIteration):
                     row = for_caller(row, "the batch function")  # a future refuses these two
+                else:
+                    row = copy_error(row)  # one object may be the row of several callers, and of later batches
                 if isinstance(row, StreamInferError):
                     row.timings = timings
                 future.set_exception(row)

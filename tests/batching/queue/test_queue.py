@@ -7,6 +7,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+import streaminfer as si
 from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import NEVER
 
@@ -120,8 +121,9 @@ class QueueMachine(RuleBasedStateMachine):
             if future.state == "cancelled":
                 assert self.queue.end(ticket)
             else:
-                assert future.value is rows[index]
-                assert future.state == ("failed" if isinstance(rows[index], ValueError) else "answered")
+                is_error = isinstance(rows[index], ValueError)
+                assert (future.value is rows[index]) != is_error
+                assert future.state == ("failed" if is_error else "answered")
                 assert ticket.timings.batch_size == len(run.tickets)
                 answered += future.state == "answered"
                 failed += future.state == "failed"
@@ -263,3 +265,18 @@ def test_compiled_and_plain_agree(seed, plain):
     twin = plain("batching.queue._queue_cy")
     twin.Timings = plain("_request_cy").Timings  # a plain queue fills plain timings
     assert run_at_random(compiled, seed) == run_at_random(twin, seed)
+
+
+def test_an_error_that_is_the_row_of_several_callers_is_copied():
+    """Each caller raises an object of its own, so the traceback of one that a model keeps does not grow."""
+    queue = RequestQueue(8)
+    futures = [Future(), Future()]
+    run = queue.take([queue.admit(None, 1.0, future, 0, NEVER, 0) for future in futures], 0, "full")
+    kept = si.InvalidInput("bad")
+
+    queue.deliver(run, [kept, kept], 1, 2)
+
+    first, second = (future.value for future in futures)
+    assert first is not second
+    assert kept not in (first, second)
+    assert (type(first), first.args, kept.timings) == (si.InvalidInput, ("bad",), None)
