@@ -223,7 +223,7 @@ class BatchRunner:
             if self._infer_now is None:
                 self._start_task(execution, self._complete(execution, results, batch, execution.started_ns))
             else:
-                self._finish(execution, batch.assembled_ns, results, None)
+                self._finish(execution, batch.assembled_ns or execution.started_ns, results, None)
 
     def _begin(self, execution: Execution, batch: AssembledBatch, begin: Callable[..., Any]) -> None:
         try:
@@ -302,7 +302,8 @@ class BatchRunner:
     def _start_task(self, execution: Execution, work: Coroutine[Any, Any, None]) -> None:
         self.batches.add(execution)
         # never eager: it must not end before it is known
-        execution.task = asyncio.Task(work, loop=self.loop, context=self.context)
+        # batches that run at once do not see the variables that one of them sets
+        execution.task = asyncio.Task(work, loop=self.loop, context=self.context.copy())
 
     async def _complete(
         self, execution: Execution, results: Awaitable[Any], batch: AssembledBatch | None, assembled_ns: int
@@ -316,8 +317,9 @@ class BatchRunner:
                 rows = await results
                 if self.copies:  # before the worker is free for the next batch
                     rows = own_arrays(rows)
-            else:  # every caller has gone before the first step
+            else:  # every caller has gone before the first step: what this takes says nothing of the model
                 self.abandoned_batches += 1
+                error = asyncio.CancelledError()
                 if inspect.iscoroutine(results):
                     results.close()
         except BaseException as raised:

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 import streaminfer as si
-from streaminfer.protocols import adapt
+from streaminfer.protocols import Node, adapt
 from streaminfer.testing import run
 
 pytestmark = pytest.mark.uncompiled
@@ -83,3 +83,20 @@ def test_what_would_end_the_loop_serves_the_callers_first():
 
     with pytest.raises(KeyboardInterrupt):
         run(main)
+
+
+async def test_timings_of_a_backend_that_reads_no_inputs(loop):
+    """The inputs of a batch that were never put together count as put together when it began."""
+
+    class Echo(Node):
+        async def infer(self, batch):
+            raise AssertionError("expected infer_now")
+
+        def infer_now(self, batch):
+            return [row.inputs for row in batch.rows]
+
+    async with si.Stack(si.AdaptiveBatcher(max_batch_size=2), Echo(), clock=loop.clock) as stack:
+        await asyncio.sleep(5.0)
+        timings = (await stack.call(si.Request(1.0))).timings
+
+    assert (timings.assembled_s, timings.inferred_s) == (0.0, 0.0)

@@ -1,6 +1,7 @@
 """How many batches run at once by default: as many as the backend has workers."""
 
 import asyncio
+import contextvars
 from pathlib import Path
 
 import numpy as np
@@ -107,3 +108,22 @@ def test_what_was_learned_is_kept_with_another_number():
 def test_a_wrong_number_is_named(wrong):
     with pytest.raises((TypeError, ValueError), match="max_in_flight: expected a whole number ≥ 1"):
         si.AdaptiveBatcher(max_batch_size=1, max_in_flight=wrong)
+
+
+async def test_batches_that_run_at_once_share_no_context_variables(loop):
+    """What a model sets in one batch is not seen by another one that runs meanwhile, nor by a later one."""
+    variable = contextvars.ContextVar("variable", default=0.0)
+    seen = []
+
+    async def model(rows):
+        before = variable.get()
+        variable.set(rows[0])
+        await asyncio.sleep(rows[0])
+        seen.append((before, variable.get()))
+        return rows
+
+    predict = si.AdaptiveBatcher(max_batch_size=1, max_in_flight=2, stack=False, clock=loop.clock).wrap(model)
+    await asyncio.gather(predict(1.0), predict(2.0))
+    await predict(3.0)
+
+    assert seen == [(0.0, 1.0), (0.0, 2.0), (0.0, 3.0)]
