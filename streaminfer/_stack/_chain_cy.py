@@ -61,12 +61,13 @@ class Passage:
         if receive is None or chain is None:
             return
         self._receive = None
+        response = None
+        outcome: BaseException | None = None
         try:
             response = chain.response(self, outputs)
         except BaseException as error:  # noqa: BLE001 - of a layer: it is the outcome
-            receive(None, error)
-        else:
-            receive(response, None)
+            outcome = error
+        _tell(receive, response, outcome)
 
     def set_exception(self, error: BaseException) -> None:
         """Take the error with which the batcher ends it."""
@@ -81,7 +82,7 @@ class Passage:
         except BaseException as raised:  # noqa: BLE001 - of a layer: it is the outcome
             response = None
             outcome = raised
-        receive(response, outcome if response is None else None)
+        _tell(receive, response, outcome if response is None else None)
 
     def cancel(self) -> None:
         """End it with ``CancelledError``; nothing where it has ended."""
@@ -225,7 +226,7 @@ class Chain:
         Args:
             request: as :meth:`open_request`.
             receive: called once, on the loop, with the response or the error; before this returns only where a layer
-                has made a response of an error.
+                has made a response of an error. What it raises goes to the loop's exception handler.
 
         Returns:
             The passage; it can be cancelled.
@@ -360,6 +361,15 @@ class Chain:
             if changed is not None:
                 outcome = changed
         return outcome
+
+
+def _tell(receive: Any, response: Any, error: Any) -> None:
+    """Tell the end of a request; what its receiver raises is no matter of the other requests of its batch."""
+    try:
+        receive(response, error)
+    except Exception as failure:  # noqa: BLE001 - reported where asyncio reports those of callbacks
+        context = {"message": f"the receiver of a response failed: {receive!r}", "exception": failure}
+        get_running_loop().call_exception_handler(context)
 
 
 async def _given(response: Any) -> Any:

@@ -136,3 +136,36 @@ async def test_nothing_of_a_request_is_left_to_the_collector(loop):
             assert left() is None
     finally:
         gc.enable()
+
+
+async def test_a_receiver_that_fails_harms_no_other_request(loop):
+    """The other requests of its batch end, and the loop's exception handler is told."""
+    reported, told = [], Told()
+    loop.set_exception_handler(lambda _, context: reported.append(context["exception"]))
+
+    def fail(response, error):
+        raise LookupError("of the receiver")
+
+    for model in (ScriptedBackend(duration_s=0.01), ScriptedBackend(ConnectionError("broken"))):
+        async with stack_of(loop, model) as stack:
+            for receive in (fail, told):
+                stack.begin_call(si.Request(1.0), receive)
+            await asyncio.sleep(0.1)
+
+    assert [type(end) for end in told.ends] == [float, si.BackendError]
+    assert [str(error) for error in reported] == ["of the receiver"] * 2
+
+
+async def test_a_batch_that_never_ran_teaches_nothing(loop):
+    """Its callers have left before its first step: that took no time, and says nothing of the model."""
+    batcher = si.AdaptiveBatcher(max_batch_size=1)
+    async with si.Stack(batcher, ScriptedBackend(duration_s=0.1), clock=loop.clock) as stack:
+        await stack(1.0)
+        for _ in range(5):
+            call = stack.begin_call(si.Request(1.0), Told())
+            loop.call_soon(call.cancel)  # behind the dispatch, before the step of the batch
+            await asyncio.sleep(0.5)
+
+        assert batcher.statistics().abandoned_batches == 5
+        assert batcher.service_time.fitted().seconds(1) == pytest.approx(0.1)
+        assert batcher.decision_log().batch_ok.tolist() == [True, *[False] * 5]
