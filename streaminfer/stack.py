@@ -191,6 +191,8 @@ class Stack(Wrapper):
             concurrency = default_concurrency(self._offered.full_load)
         check_count("concurrency", concurrency)
         check_instance("inputs", inputs, lambda value: isinstance(value, Iterable), "an iterable of what each brings")
+        if "tags" in settings:
+            settings["tags"] = Request(None, tags=settings["tags"]).tags  # they may be an iterator
 
         def ask(one: Any) -> Any:
             return self(one, wait=True, key=None, **settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import itertools
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -114,8 +115,8 @@ async def answer_all(
     answers: dict[int, Any] = {}
     numbered: Iterator[tuple[int, Any]] = enumerate(inputs)
 
-    async def work() -> None:
-        for number, one in numbered:
+    async def work(some: Iterable[tuple[int, Any]]) -> None:
+        for number, one in some:
             try:
                 answers[number] = await ask(one)
             except Exception as error:
@@ -123,8 +124,10 @@ async def answer_all(
                     raise
                 answers[number] = error
 
-    workers = [asyncio.ensure_future(work()) for _ in range(concurrency)]
+    workers: list[asyncio.Task[None]] = []
     try:
+        firsts = itertools.islice(numbered, concurrency)  # no more workers than there are inputs
+        workers.extend(asyncio.create_task(work(itertools.chain([first], numbered))) for first in firsts)
         await asyncio.gather(*workers)
     except BaseException:
         for worker in workers:
@@ -157,7 +160,8 @@ async def answer_rows(
         deadline_ns = deadline_after(now_ns, timeout_s)
     elif offered.slo is not None and (slo_ns := offered.slo.slo_ns) is not None:
         deadline_ns = now_ns + slo_ns
-    requests = [Request(row, key=None, deadline_ns=deadline_ns, **fields) for row in rows]
+    first = Request(rows[0], key=None, deadline_ns=deadline_ns, **fields)
+    requests = [first, *(first.replace(inputs=row) for row in rows[1:])]  # tags may be an iterator
     return join_rows(await _RowCalls(chain, places, requests).answers(default_concurrency(offered.full_load)))
 
 
@@ -218,8 +222,7 @@ class _RowCalls:
     def _completed(self, number: int, passage: Passage | None, future: asyncio.Future[Any]) -> None:
         self._running.discard(future)
         try:
-            self._take(number, passage, future)
-            if self._end.done():
+            if not self._take(number, passage, future) or self._end.done():
                 return
             if self._sent < len(self._requests):
                 self._send()
@@ -229,7 +232,8 @@ class _RowCalls:
             if not self._end.done():
                 self._end.set_exception(error)
 
-    def _take(self, number: int, passage: Passage | None, future: asyncio.Future[Any]) -> None:
+    def _take(self, number: int, passage: Passage | None, future: asyncio.Future[Any]) -> bool:
+        """Take the outcome of a row; false where it was sent again."""
         try:
             outcome = future.result()
         except BaseException as error:
@@ -238,7 +242,9 @@ class _RowCalls:
                 self._outputs[number] = response.outputs
             elif isinstance(error, Overloaded) and passage is not None and not self._end.done():
                 self._send_later(number)  # it gave way to a more urgent request
+                return False
             else:
                 raise
         else:
             self._outputs[number] = outcome.outputs if passage is None else self._chain.outputs(passage, outcome)
+        return True

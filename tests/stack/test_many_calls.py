@@ -210,3 +210,51 @@ def test_a_request_that_waits_ends_at_its_deadline_though_a_layer_always_rejects
     took_s = run(main)
     assert took_s == pytest.approx(0.2, abs=0.01)
     assert sent <= 6
+
+
+def test_a_huge_concurrency_costs_nothing():
+    """There are no more tasks than inputs."""
+    created = []
+
+    def make(loop, coroutine, **options):
+        created.append(asyncio.Task(coroutine, loop=loop, **options))
+        return created[-1]
+
+    async def main(loop):
+        async with stack_of(ScriptedBackend(duration_s=0.001), loop) as stack:
+            loop.set_task_factory(make)
+            assert await stack.map([1.0, 2.0], concurrency=2**31) == [1.0, 2.0]
+            loop.set_task_factory(None)
+
+    run(main)
+    assert len(created) == 2
+
+
+def test_an_input_that_cannot_be_read_ends_the_rest():
+    """No task is left of those that were begun."""
+
+    def inputs():
+        yield 1.0
+        yield 2.0
+        raise LookupError("no third")
+
+    async def main(loop):
+        async with stack_of(ScriptedBackend(HANG), loop) as stack:
+            tasks = len(asyncio.all_tasks())
+            with pytest.raises(LookupError, match="no third"):
+                await stack.map(inputs(), concurrency=9)
+            assert len(asyncio.all_tasks()) == tasks
+
+    run(main)
+
+
+def test_tags_of_an_iterator_reach_every_request():
+    """What is erased by a tag later is all that was sent with it."""
+    backend = ScriptedBackend()
+
+    async def main(loop):
+        async with stack_of(backend, loop) as stack:
+            await stack.map([1.0, 2.0], tags=iter(("a", "b")))
+
+    run(main)
+    assert [row.tags for batch in backend.batches for row in batch.rows] == [("a", "b")] * 2

@@ -82,6 +82,13 @@ def test_answers_that_cannot_form_one_are_refused(outputs, says):
         answer(lambda batch: outputs, np.arange(2.0))
 
 
+class Unreadable:
+    """Says that it is an array, but cannot be made one."""
+
+    def __array__(self, *_args, **_options):
+        raise OSError
+
+
 @pytest.mark.parametrize(
     ("inputs", "says"),
     [
@@ -93,8 +100,14 @@ def test_answers_that_cannot_form_one_are_refused(outputs, says):
         (np.ones((0, 3)), "inputs: expected at least one row"),
         ({"a": np.ones(2), "b": np.ones(3)}, r"as many rows in each array, got .*'a'.*: 2, .*'b'.*: 3"),
         ({"a": np.ones(2), "b": {"a": np.ones(3)}}, "as many rows in each array"),
+        (np.ma.MaskedArray([1.0], [True]), "inputs: expected an array without a mask, got MaskedArray"),
+        ({"a": np.ma.MaskedArray([1.0], [True])}, r"inputs\['a'\]: expected an array without a mask"),
+        (Unreadable(), "inputs: expected an array whose first axis"),
     ],
-    ids=["number", "list", "scalar", "no arrays", "a number among arrays", "no rows", "numbers of rows", "nested"],
+    ids=[
+        *("number", "list", "scalar", "no arrays", "a number among arrays", "no rows", "numbers of rows", "nested"),
+        *("mask", "mask in a mapping", "unreadable"),
+    ],
 )
 def test_what_has_no_rows_is_refused(inputs, says):
     with pytest.raises(si.InvalidInput, match=says):
@@ -176,3 +189,37 @@ def test_rows_of_a_blocking_stack_and_after_the_stop():
         assert np.array_equal(infer.rows(np.arange(4.0)), -np.arange(4.0))
     with pytest.raises(si.Closed):
         asyncio.run(stack.rows(np.arange(2.0)))
+
+
+def test_tags_of_an_iterator_reach_every_row():
+    backend = ScriptedBackend()
+
+    async def main(loop):
+        async with stack_of(backend, loop) as stack:
+            await stack.rows(np.arange(3.0), tags=iter(("a", "b")))
+
+    run(main)
+    assert [row.tags for batch in backend.batches for row in batch.rows] == [("a", "b")] * 3
+
+
+def test_rows_that_give_way_do_not_grow_in_number():
+    """A row that was shed for a more urgent request is sent again in place of the next one, not beside it."""
+
+    async def main(loop):
+        backend = ScriptedBackend(duration_s=0.01)
+        async with stack_of(backend, loop, max_batch_size=2, max_queue_size=100) as stack:
+            call = asyncio.ensure_future(stack.rows(np.zeros(300), priority=5))
+            urgent, most = [], 0
+            for _ in range(20):
+                await asyncio.sleep(0.005)
+                urgent += [asyncio.ensure_future(stack(1.0, priority=-1)) for _ in range(100)]
+                await asyncio.sleep(0.005)
+                waiting = [one for one in asyncio.all_tasks() if one.get_coro().__qualname__ == "PlaceQueue.call"]
+                most = max(most, len(waiting))
+            await asyncio.gather(*urgent, return_exceptions=True)
+            return most, stack.statistics()["AdaptiveBatcher"].rejected["shed"], len(await call)
+
+    most, shed, rows = run(main)
+    assert shed >= 60
+    assert most <= 64
+    assert rows == 300
