@@ -78,9 +78,10 @@ class BlockingStack:
         async def take() -> StackStatistics:
             return self.stack.statistics()
 
-        if self._thread is None:
-            return self.stack.statistics()
-        statistics: StackStatistics = self._wait_for(take())
+        try:
+            statistics: StackStatistics = self._wait_for(take(), while_closing=True)
+        except Closed:  # no loop runs
+            statistics = self.stack.statistics()
         return statistics
 
     def start(self) -> None:
@@ -191,17 +192,17 @@ class BlockingStack:
                 with self._lock:  # before the loop is closed, so that no call is given to a closed one
                     self._loop = self._stop = None
 
-    def _running_loop(self) -> asyncio.AbstractEventLoop:
-        if self._loop is None or self._thread is None or self._closing:
+    def _running_loop(self, *, while_closing: bool) -> asyncio.AbstractEventLoop:
+        if self._loop is None or self._thread is None or (self._closing and not while_closing):
             raise Closed("this blocking stack does not run: use it inside `with stack.blocking() as infer`")
         self._check_thread()
         return self._loop
 
-    def _wait_for(self, coroutine: Any) -> Any:
+    def _wait_for(self, coroutine: Any, *, while_closing: bool = False) -> Any:
         try:
             self._check_process()
             with self._lock:
-                future = asyncio.run_coroutine_threadsafe(coroutine, self._running_loop())
+                future = asyncio.run_coroutine_threadsafe(coroutine, self._running_loop(while_closing=while_closing))
                 self._pending.add(future)
         except BaseException:
             coroutine.close()

@@ -35,6 +35,10 @@ class _Ownership:
                 del self.owners[number]
         return any(number != id(owner) for number in self.owners)
 
+    def is_over(self) -> bool:
+        """Return whether no owner is left and nothing is in progress."""
+        return self.wait() is None and not self.others(None)
+
     def wait(self) -> "Future[None] | None":
         """What to wait for before the part can be started or stopped."""
         return None if self.busy_loop is None or self.busy_loop.is_closed() else self.busy
@@ -85,6 +89,8 @@ async def _turn(part: Any) -> AsyncIterator[_Ownership]:
     done.set_running_or_notify_cancel()  # so that no waiter can cancel it
     while True:
         with _lock:
+            for number in [number for number, other in _owned.items() if other.is_over()]:
+                del _owned[number]  # a closed loop has left it behind
             ownership = _owned.setdefault(id(part), _Ownership(part))
             waits = ownership.wait()
             if waits is None:
@@ -97,6 +103,6 @@ async def _turn(part: Any) -> AsyncIterator[_Ownership]:
         with _lock:
             if ownership.busy is done:
                 ownership.busy = ownership.busy_loop = None
-            if not ownership.owners and _owned.get(id(part)) is ownership and ownership.busy is None:
+            if _owned.get(id(part)) is ownership and ownership.is_over():
                 del _owned[id(part)]
         done.set_result(None)

@@ -144,8 +144,9 @@ class AdaptiveBatcher(Node):
         from streaminfer.batching.assembly.row_costs import make_cost_limit  # noqa: PLC0415 - not at the package's import
 
         self._cost_limit = make_cost_limit(row_cost, max_batch_cost)
-        self.preferred_sizes = None if preferred_sizes is None else tuple(preferred_sizes)
+        self.preferred_sizes = preferred_sizes
         self._make_assembler(None)  # raises before anything is wrapped
+        self.preferred_sizes = None if preferred_sizes is None else tuple(preferred_sizes)
         if service_time is not None and self.policy != "lookahead":
             raise ValueError(
                 expected("service_time", f"None with policy={policy!r}, which does not plan", service_time)

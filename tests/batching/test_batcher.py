@@ -627,6 +627,12 @@ def test_only_backends_and_functions_can_be_batched(inner):
         ({"policy": "fastest"}, ValueError, "policy: expected one of 'lookahead', 'greedy', got 'fastest'"),
         ({"policy": None}, TypeError, "policy"),
         ({"stack": 1}, TypeError, "stack: expected True or False"),
+        (
+            {"preferred_sizes": 5},
+            TypeError,
+            "preferred_sizes: expected ascending whole numbers from 1 to max_batch_size=2",
+        ),
+        ({"preferred_sizes": {1, 2}}, TypeError, "preferred_sizes: expected ascending whole numbers"),
         ({"clock": 7}, TypeError, "clock: expected a callable or None"),
     ],
 )

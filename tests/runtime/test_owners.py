@@ -1,6 +1,8 @@
 """Backends and services that several stacks share start with the first and stop with the last of them."""
 
 import asyncio
+import gc
+import weakref
 
 import pytest
 
@@ -174,3 +176,23 @@ def test_start_all_starts_each_once_and_stops_what_started():
         assert third.log == ["start", "stop False"]
 
     run(main)
+
+
+def test_a_part_that_a_closed_loop_left_behind_is_let_go():
+    """The next stack that starts forgets it, or each run without a stop would keep its model in memory."""
+    left = []
+
+    async def start_only(_loop):
+        backend = Counted()
+        left.append(weakref.ref(backend))
+        await stack_of(backend).start()
+
+    async def start_and_stop(_loop):
+        async with stack_of(Counted()):
+            pass
+
+    run(start_only)
+    run(start_and_stop)
+    gc.collect()
+
+    assert left[0]() is None

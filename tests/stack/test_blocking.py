@@ -245,3 +245,27 @@ def test_stop_without_drain_ends_what_is_in_hand():
         infer.stop(drain=False)
         with pytest.raises(si.Closed):
             answer.result()
+
+
+def test_statistics_while_it_drains():
+    """A monitor still gets a snapshot while the last requests end."""
+    entered, release = threading.Event(), threading.Event()
+
+    def held(x):
+        entered.set()
+        release.wait()
+        return x
+
+    infer = stack_of(si.CpuBackend(held)).blocking()
+    infer.start()
+    with ThreadPoolExecutor(2) as threads:
+        answer = threads.submit(infer, 1.0)
+        entered.wait()
+        stopped = threads.submit(infer.stop)
+        while infer.statistics().state != "stopping":
+            pass
+        assert infer.statistics()["AdaptiveBatcher"].running == 1
+        release.set()
+        assert answer.result() == 1.0
+        stopped.result()
+    assert infer.statistics().state == "stopped"

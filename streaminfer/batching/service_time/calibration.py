@@ -32,7 +32,7 @@ from streaminfer._internal.units import format_duration
 from streaminfer.batching.assembly.assembler import Assembler
 from streaminfer.batching.policy import Decision
 from streaminfer.batching.queue._queue_cy import RequestQueue
-from streaminfer.errors import BackendError, InvalidInput
+from streaminfer.errors import BackendError, InvalidInput, text_of_error
 from streaminfer.protocols import Capabilities, ExampleInputs, Node
 from streaminfer.request import Batch, Request
 
@@ -319,7 +319,8 @@ class Calibration:
             self._known[length][size] = _median(took) / 1e9
 
 
-_LOCKS: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock]" = weakref.WeakKeyDictionary()
+# a lock that was waited for refers to its loop: it is kept only by those that use it
+_LOCKS: "weakref.WeakValueDictionary[asyncio.AbstractEventLoop, asyncio.Lock]" = weakref.WeakValueDictionary()
 
 
 def _alone_on_this_loop() -> asyncio.Lock:
@@ -370,7 +371,7 @@ class _Bench:
             if isinstance(result, BackendError | InvalidInput):
                 raise result
             if isinstance(result, BaseException):
-                raise BackendError(f"{type(result).__name__}: {result}") from result
+                raise BackendError(text_of_error(result)) from result
         return self._policy.observations.copy()
 
     async def run_on_each(self, row: Any, size: int) -> list[Observation]:

@@ -1,6 +1,8 @@
 """What a batcher measures before it accepts requests, in virtual time."""
 
 import asyncio
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import streaminfer as si
 from streaminfer.batching import Buckets, batch_runner
 from streaminfer.batching.service_time.calibration import CalibrationStatistics
 from streaminfer.protocols import ExampleInputs
-from streaminfer.testing import HANG, ScriptedBackend
+from streaminfer.testing import HANG, ScriptedBackend, run
 
 pytestmark = pytest.mark.uncompiled
 
@@ -463,3 +465,19 @@ def test_report_is_readable():
     )
     assert "<td>16</td><td>8</td><td>4.2 ms</td>" in report._repr_html_()
     assert "a &lt;note&gt;" in report._repr_html_()
+
+
+def test_no_loop_is_kept_whose_starts_waited_for_each_other():
+    """A lock that was waited for refers to its loop, which must not keep that one alive."""
+
+    async def main(loop):
+        stacks = [stack_of(loop, ScriptedBackend(example=1.0, duration_s=0.01))[0] for _ in range(2)]
+        await asyncio.gather(*(stack.start() for stack in stacks))
+        for stack in stacks:
+            await stack.stop()
+        return weakref.ref(loop)
+
+    left = run(main)
+    gc.collect()
+
+    assert left() is None
