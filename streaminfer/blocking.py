@@ -43,6 +43,7 @@ class BlockingStack:
         self._drain = True
         self._timeout_s: float | None = STOP_LIMIT_S
         self._closing = False
+        self._failure: Exception | None = None  # of the stop that ended the thread
         self._pid = os.getpid()
 
     def __call__(self, inputs: Any, **settings: Unpack[CallSettings]) -> Any:
@@ -97,9 +98,9 @@ class BlockingStack:
         with self._lock:
             if self._thread is not None:
                 raise RuntimeError("this blocking stack runs already")
+            thread.start()
             self._thread = thread
             self._drain = True
-        thread.start()
         try:
             started.result()
         except BaseException:
@@ -112,6 +113,9 @@ class BlockingStack:
         Args:
             drain: wait for the requests in flight; otherwise they end with ``Closed``.
             timeout_s: seconds after which the rest ends with ``Closed``, as in :meth:`Stack.stop`.
+
+        Raises:
+            Exception: an error of a layer.
         """
         if timeout_s is not None:
             check_duration("timeout_s", timeout_s)
@@ -145,6 +149,9 @@ class BlockingStack:
             if self._thread is thread:  # else another stop has returned, and it was started again
                 self._thread = None
                 self._closing = False
+            failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
         return True
 
     def _check_thread(self) -> None:
@@ -163,9 +170,12 @@ class BlockingStack:
         try:
             asyncio.run(self._serve(started))
         except BaseException as error:
-            if started.done():
+            if not started.done():
+                started.set_exception(error)
+            elif isinstance(error, Exception):
+                self._failure = error
+            else:
                 raise
-            started.set_exception(error)
         finally:
             with self._lock:
                 self._loop = self._stop = None

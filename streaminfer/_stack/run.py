@@ -97,7 +97,7 @@ class StackRun:
             self.state = "stopped"
             serving_process.leave(self._hold)
             with stop_within(STOP_LIMIT_S):
-                await stop_all(self._stack, started, drain=False)
+                await stop_all(self._stack, started[::-1], drain=False)
             raise
         self.report = timer.report()
         self.state = "running"

@@ -368,23 +368,23 @@ class AdaptiveBatcher(Node):
             self._overhead = PipelineOverhead()
         assembler = self._make_assembler(None)
         padded = None if self.preferred_sizes is None else assembler.padded_size
+        # no batch has more rows than may be queued, and a plan costs time and memory for each size
+        caps = [min(assembler.cap_of(bucket), self.max_queue_size) for bucket in range(assembler.bucket_count)]
         if self.buckets is None:
-            cap = assembler.cap_of(0)
             return Lookahead(
-                cap,
+                caps[0],
                 self.service_time,
                 workers=self.max_in_flight,
                 padded=padded,
                 kind_of=assembler.kind_of if self.stack else None,
                 overhead=self._overhead,
             )
-        lengths = self.buckets.lengths
         return Lookahead(
             self.max_batch_size,
             list(self.service_time.values()),
             workers=self.max_in_flight,
-            caps=[assembler.cap_of(bucket) for bucket in range(len(lengths))],
-            lengths=lengths,
+            caps=caps,
+            lengths=self.buckets.lengths,
             padded=padded,
             kind_of=assembler.kind_of,
             masked=self.buckets.mask is not None,

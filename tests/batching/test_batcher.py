@@ -686,3 +686,14 @@ async def test_html_of_an_overloaded_batcher_is_a_row_per_figure(loop):
     assert rows["batches"].endswith(" of 2.0 requests on average")
     assert rows["a batch takes"] == "20 ms"
     assert sum(name.startswith("released: ") for name in rows) >= 1
+
+
+async def test_a_plan_has_no_size_that_cannot_be_queued(loop):
+    """The tables of a planner end with the queue, so a batcher without a limit in effect costs no time for them."""
+    for settings in ({}, {"buckets": [4, 8]}):
+        batcher = si.AdaptiveBatcher(max_batch_size=10**6, max_queue_size=64, clock=loop.clock, **settings)
+        predict = batcher.wrap(lambda rows: rows.sum(axis=1))
+        await asyncio.gather(*(predict(np.ones(4)) for _ in range(100)), return_exceptions=True)
+
+        assert max(batcher.statistics().batch_sizes) == 64
+        assert all(len(model.durations) <= 65 for model in batcher._service._dispatcher.policy.bucket_models)

@@ -269,3 +269,38 @@ def test_statistics_while_it_drains():
         assert answer.result() == 1.0
         stopped.result()
     assert infer.statistics().state == "stopped"
+
+
+@pytest.mark.parametrize("how", ["stop", "block"])
+def test_an_error_of_a_stop_is_raised(how):
+    """In the thread that stops it, once; the thread of the loop has ended by then."""
+
+    class Backend(ScriptedBackend):
+        async def stop(self, *, drain=True):
+            raise OSError("device busy")
+
+    infer = stack_of(Backend()).blocking()
+    with pytest.raises(OSError, match="device busy"):
+        if how == "stop":
+            infer.start()
+            infer.stop()
+        else:
+            with infer:
+                pass
+    infer.stop()
+    with pytest.raises(si.Closed):
+        infer(1.0)
+
+
+def test_a_thread_that_cannot_be_started_leaves_it_stopped(monkeypatch):
+    def fail(self):
+        raise RuntimeError("can't start new thread")
+
+    infer = stack_of(ScriptedBackend()).blocking()
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="can't start"):
+        patch.setattr(threading.Thread, "start", fail)
+        infer.start()
+
+    infer.stop()
+    with infer:
+        assert infer(1.0) == 1.0

@@ -248,3 +248,30 @@ def test_threads_and_functions_are_warm():
             assert backend.statistics().batches == 1
 
     asyncio.run(scenario())
+
+
+async def test_a_failed_start_stops_from_the_outermost(loop):
+    """The layers that started are stopped in the order of every stop: no layer outlives what it sends requests to."""
+    log = []
+
+    class Part:
+        def __init__(self, name, inner=None):
+            self.name, self.inner = name, inner
+
+        def wrap(self, inner):
+            return Part(self.name, inner)
+
+        async def call(self, request):
+            return await self.inner.call(request)
+
+        async def start(self):
+            if self.name == "outer":
+                raise OSError("no")
+
+        async def stop(self, *, drain=True):
+            log.append(self.name)
+
+    with pytest.raises(OSError, match="no"):
+        await si.Stack(Part("outer"), Part("middle"), Part("inner"), ScriptedBackend(), clock=loop.clock).start()
+
+    assert log == ["middle", "inner"]
