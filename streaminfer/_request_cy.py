@@ -278,9 +278,11 @@ def _check_hashable(name: str, value: object) -> None:
         raise InvalidInput(expected(name, "a hashable value or None", value)) from None
 
 
-def _brief(value: object) -> str:
+def _brief(value: object, depth: int = 3) -> str:
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{name}: {_brief(item)}" for name, item in value.items()) + "}"
+        if not depth:
+            return "{...}"  # it may be in itself
+        return "{" + ", ".join([f"{name}: {_brief(item, depth - 1)}" for name, item in value.items()]) + "}"
     shape = getattr(value, "shape", None)
     dtype = getattr(value, "dtype", None)
     if shape is not None and dtype is not None:

@@ -83,6 +83,9 @@ def test_reprs_are_short_and_say_shapes(module):
     request = module.Request({"x": np.zeros((2, 3), np.float32)}, deadline_ns=7, priority=1, tags=("a",), store=False)
     assert repr(request) == "Request({x: float32[2, 3]}, deadline_ns=7, priority=1, tags=('a',), store=False)"
     assert len(repr(module.Request("x" * 1000, stream_id="s"))) < 100
+    endless = {}
+    endless["inner"] = endless
+    assert repr(module.Request(endless)) == "Request({inner: {inner: {inner: {...}}}})"
     timings = module.Timings(0, 1000, 3000, 10_000, 4)
     assert (timings.queued_s, timings.assembled_s, timings.inferred_s) == (1e-6, 2e-6, 7e-6)
     assert repr(module.Response(1.0, True, "model", timings)) == (

@@ -6,6 +6,8 @@ cpdef bint are_stackable(object first, object other)
 @cython.locals(simple=bint, taken=list)
 cpdef list take_stackable(list tickets, Py_ssize_t limit)
 
+cpdef object kind_of(object row)
+
 cdef class RaggedCompatibility:
     cdef readonly Py_ssize_t axis
     cdef readonly tuple lengths
@@ -17,7 +19,11 @@ cdef class RaggedCompatibility:
     @cython.locals(taken=list, bucket=Py_ssize_t, own=Py_ssize_t)
     cpdef list choose(self, list tickets, Py_ssize_t limit, bint shorter_too)
 
-    @cython.locals(shape=tuple, other_shape=tuple, ndim=Py_ssize_t, axis=Py_ssize_t, position=Py_ssize_t)
-    cdef bint _are_stackable_arrays(self, object first, object other)
+    cpdef object kind_of(self, object row)
 
-    cdef bint _are_stackable(self, object first, object other)
+    cdef object _kinds_of(self, object row)
+
+    cdef bint _is_of(self, object kinds, object row) except -1
+
+    @cython.locals(shape=tuple, ndim=Py_ssize_t, axis=Py_ssize_t)
+    cdef object _kind_of(self, object name, object value)

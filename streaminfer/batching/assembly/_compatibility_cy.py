@@ -115,13 +115,14 @@ class RaggedCompatibility:
         """
         first = tickets[0].inputs
         bucket = self.bucket_of(first)
+        kinds = self._kinds_of(first)
         taken = []
         for ticket in tickets:
             row = ticket.inputs
             own = self.bucket_of(row)
             if own != bucket and not (shorter_too and 0 <= own < bucket):
                 continue
-            if row is first or self._are_stackable(first, row):
+            if row is first or self._is_of(kinds, row):
                 taken.append(ticket)
                 if len(taken) == limit:
                     break
@@ -129,9 +130,24 @@ class RaggedCompatibility:
 
     def kind_of(self, row: Any) -> Any:
         """Return something hashable that is equal for rows of one bucket exactly when they can be stacked."""
-        if type(row) is dict:
-            return frozenset([(name, self._kind_of(name, value)) for name, value in row.items()])
-        return self._kind_of(None, row)
+        kinds = self._kinds_of(row)
+        return frozenset(kinds.items()) if type(kinds) is dict else kinds
+
+    def _kinds_of(self, row: Any) -> Any:
+        if type(row) is not dict:
+            return self._kind_of(None, row)
+        return {name: self._kind_of(name, value) for name, value in row.items()}
+
+    def _is_of(self, kinds: Any, row: Any) -> bool:
+        """Whether a row has the kinds of another one."""
+        if type(kinds) is not dict or type(row) is not dict:
+            return bool(type(row) is not dict and self._kind_of(None, row) == kinds)
+        if len(row) != len(kinds):
+            return False
+        for name, kind in kinds.items():
+            if name not in row or self._kind_of(name, row[name]) != kind:
+                return False
+        return True
 
     def _kind_of(self, name: Any, value: Any) -> Any:
         if type(value) is not ndarray or not (name is None or self.names is None or name in self.names):
@@ -142,35 +158,3 @@ class RaggedCompatibility:
             return value.dtype, shape
         axis = self.axis if self.axis >= 0 else self.axis + ndim
         return value.dtype, ndim, shape[:axis], shape[axis + 1 :]
-
-    def _are_stackable(self, first: Any, other: Any) -> bool:
-        if type(first) is not dict:
-            return self._are_stackable_arrays(first, other)
-        if type(other) is not dict or len(first) != len(other):
-            return False
-        for name, value in first.items():
-            if name not in other:
-                return False
-            if type(value) is ndarray and (self.names is None or name in self.names):
-                if not self._are_stackable_arrays(value, other[name]):
-                    return False
-            elif not are_stackable(value, other[name]):
-                return False
-        return True
-
-    def _are_stackable_arrays(self, first: Any, other: Any) -> bool:
-        """Rows of one bucket: their lengths need no second look, since all ragged arrays of a row share theirs."""
-        if type(first) is not ndarray or type(other) is not ndarray or first.dtype != other.dtype:
-            return False
-        shape = first.shape
-        other_shape = other.shape
-        if shape == other_shape:
-            return True
-        ndim = len(shape)
-        if len(other_shape) != ndim or not -ndim <= self.axis < ndim:
-            return False
-        axis = self.axis if self.axis >= 0 else self.axis + ndim
-        for position in range(ndim):  # noqa: SIM110 - all() would make a generator
-            if position != axis and shape[position] != other_shape[position]:
-                return False
-        return True

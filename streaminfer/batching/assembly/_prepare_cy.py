@@ -26,13 +26,14 @@ _NUMBERS = frozenset("biufc")  # kinds of dtypes
 _DEEPEST = 64  # mappings in mappings: compiled code has no limit to recursion but the end of the process
 
 
-def prepare(inputs: Any, where: str = "inputs", depth: int = 0) -> Any:
+def prepare(inputs: Any, where: str = "inputs", name: Any = None, depth: int = 0) -> Any:
     """What one request brought, in a form that can be stacked.
 
     Args:
         inputs: a number, a string, an array of any shape and dtype but object, an array of strings, what
             ``numpy.asarray`` makes such an array of, or a mapping of names to these.
-        where: what messages call it.
+        where: what messages call it, or the mapping that it is in.
+        name: its name in that mapping.
         depth: so many mappings are around it.
 
     Returns:
@@ -44,38 +45,46 @@ def prepare(inputs: Any, where: str = "inputs", depth: int = 0) -> Any:
     """
     kind = type(inputs)
     if kind is ndarray:
-        return inputs if inputs.dtype.kind in _NUMBERS else _prepare_array(inputs, inputs, where)
+        return inputs if inputs.dtype.kind in _NUMBERS else _prepare_array(inputs, inputs, _place(where, name, depth))
     if kind is dict:
         if depth == _DEEPEST:
             raise InvalidInput(f"inputs: expected at most {_DEEPEST} mappings in one another, got more")
+        if depth:
+            where = _place(where, name, depth)
         prepared = {}
-        for name, value in inputs.items():
+        for name, value in inputs.items():  # noqa: PLR1704 - its own name is in `where` by now
             kind = type(value)
             if (kind is ndarray and value.dtype.kind in _NUMBERS) or kind in _SCALARS:
                 prepared[name] = value
             else:
-                prepared[name] = prepare(value, f"{where}[{name!r}]", depth + 1)
+                prepared[name] = prepare(value, where, name, depth + 1)
         return prepared
     if kind in _SCALARS or kind is str or kind is bytes:
         return inputs
     if kind is int:
         if not -(2**63) <= inputs < 2**63:  # numpy would change the type of everybody's rows
-            raise InvalidInput(f"{where}: expected a whole number of 64 bits, got {inputs}")
+            raise InvalidInput(f"{_place(where, name, depth)}: expected a whole number of 64 bits, got {inputs}")
         return inputs
-    return _converted(inputs, where, depth)
+    return _converted(inputs, where, name, depth)
 
 
-def _converted(inputs: Any, where: str, depth: int) -> Any:
+def _place(where: str, name: Any, depth: int) -> str:
+    """Return what messages call an input: made only where it is needed, because each request would pay for it."""
+    return f"{where}[{name!r}]" if depth else where
+
+
+def _converted(inputs: Any, where: str, name: Any, depth: int) -> Any:
     """Return what is no array and no number in a form that can be stacked."""
-    refuse_mask(inputs, where)
+    place = _place(where, name, depth)
+    refuse_mask(inputs, place)
     try:
         if isinstance(inputs, Mapping):
             array: Any = dict(inputs)
         else:
             array = np.asarray(inputs, object if begins_with_text(inputs) else None)
     except Exception as error:  # a ragged list, or an object whose own conversion fails in its own way
-        raise InvalidInput(f"{_unstackable(inputs, where)} ({text_of_error(error)})") from error
-    return prepare(array, where, depth) if type(array) is dict else _prepare_array(array, inputs, where)
+        raise InvalidInput(f"{_unstackable(inputs, place)} ({text_of_error(error)})") from error
+    return prepare(array, where, name, depth) if type(array) is dict else _prepare_array(array, inputs, place)
 
 
 def _prepare_array(array: Any, inputs: Any, where: str) -> Any:
