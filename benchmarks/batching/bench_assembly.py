@@ -22,7 +22,7 @@ from streaminfer._internal.own_arrays import own_arrays
 from streaminfer.backends import CpuBackend
 from streaminfer.batching.assembly.assembler import Assembler
 from streaminfer.batching.assembly.buckets import Buckets
-from streaminfer.batching.assembly.stacking import stack_rows
+from streaminfer.batching.assembly.stacking import stack_column
 from streaminfer.request import Batch, Request
 
 ASSETS = Path(__file__).resolve().parents[2] / "examples" / "assets"
@@ -93,7 +93,7 @@ def bench_stacking() -> None:
     best = least(
         {
             "np.stack": lambda: np.stack(small),
-            "stack_rows": lambda: stack_rows(small, {}),
+            "stack_column": lambda: stack_column(small, 0),
             "assemble": lambda: plain.assemble(small),
         }
     )

@@ -161,7 +161,8 @@ async def answer_rows(
     elif offered.slo is not None and (slo_ns := offered.slo.slo_ns) is not None:
         deadline_ns = now_ns + slo_ns
     first = Request(rows[0], key=None, deadline_ns=deadline_ns, **fields)
-    requests = [first, *(first.replace(inputs=row) for row in rows[1:])]  # tags may be an iterator
+    fields["tags"] = first.tags  # what was given may be an iterator
+    requests = [first, *(Request(row, key=None, deadline_ns=deadline_ns, **fields) for row in rows[1:])]
     return join_rows(await _RowCalls(chain, places, requests).answers(default_concurrency(offered.full_load)))
 
 

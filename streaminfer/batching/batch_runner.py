@@ -214,11 +214,8 @@ class BatchRunner:
             results = infer(batch)
             if self._infer_now is not None and self.copies:
                 results = own_arrays(results)
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - it failed before it awaited anything
+        except BaseException as error:  # noqa: BLE001 - it failed before it awaited anything
             self._fail(execution, execution.started_ns, error)
-        except BaseException as error:
-            self._interrupt(execution, execution.started_ns, error)
-            raise
         else:
             if self._infer_now is None:
                 self._start_task(execution, self._complete(execution, results, batch, execution.started_ns))
@@ -228,11 +225,8 @@ class BatchRunner:
     def _begin(self, execution: Execution, batch: AssembledBatch, begin: Callable[..., Any]) -> None:
         try:
             execution.task = begin(batch, functools.partial(self._ended, execution, batch))
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - it belongs to this batch's callers
+        except BaseException as error:  # noqa: BLE001 - it belongs to this batch's callers
             self._fail(execution, execution.started_ns, error)
-        except BaseException as error:
-            self._interrupt(execution, execution.started_ns, error)
-            raise
         else:
             execution.begun = True
             self.batches.add(execution)
@@ -271,11 +265,8 @@ class BatchRunner:
             awaitable = type(results) not in PLAIN and inspect.isawaitable(results)
             if self.copies and not awaitable:
                 results = own_arrays(results)
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - it belongs to this batch's callers
+        except BaseException as error:  # noqa: BLE001 - it belongs to this batch's callers
             self._fail(execution, assembled_ns, error)
-        except BaseException as error:
-            self._interrupt(execution, assembled_ns, error)
-            raise
         else:
             if awaitable:
                 self._start_task(execution, self._complete(execution, results, None, assembled_ns))
@@ -283,15 +274,14 @@ class BatchRunner:
                 self._finish(execution, assembled_ns, results, None)
 
     def _fail(self, execution: Execution, assembled_ns: int, error: BaseException) -> None:
-        """End a batch whose model raised before it awaited anything."""
+        """End a batch whose model raised before it awaited anything; an interrupt goes on to the loop after that."""
+        if not isinstance(error, (Exception, asyncio.CancelledError)):
+            self._end(execution, assembled_ns, None, error)
+            raise error
         if self._isolates and isinstance(error, Exception) and len(execution.tickets) > 1:
             self._start_task(execution, self._complete(execution, _raise(error), None, assembled_ns))
         else:
             self._finish(execution, assembled_ns, None, error)
-
-    def _interrupt(self, execution: Execution, assembled_ns: int, error: BaseException) -> None:
-        """Complete the callers of this batch and of later ones before an interrupt goes on to the loop."""
-        self._end(execution, assembled_ns, None, error)
 
     def _end(self, execution: Execution, assembled_ns: int, results: Any, error: BaseException | None) -> None:
         try:

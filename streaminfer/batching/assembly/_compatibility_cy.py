@@ -144,7 +144,7 @@ class RaggedCompatibility:
             return bool(type(row) is not dict and self._kind_of(None, row) == kinds)
         if len(row) != len(kinds):
             return False
-        for name, kind in kinds.items():
+        for name, kind in kinds.items():  # noqa: SIM110 - all() would make a generator
             if name not in row or self._kind_of(name, row[name]) != kind:
                 return False
         return True

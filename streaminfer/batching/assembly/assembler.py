@@ -17,6 +17,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import pairwise
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -113,6 +114,7 @@ class Assembler:
 
     Attributes:
         plain: nothing of these: every row may stand in every batch of rows like it.
+        buckets: as above.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range, or one that needs ``stack=True``.
@@ -146,7 +148,7 @@ class Assembler:
         self._cost_limit = cost_limit
         self._stack = stack
         self._axes = batch_axes
-        self._buckets = buckets
+        self.buckets = buckets
         self._max_bytes = max_batch_bytes
         self._pool: BufferPool | None = None
         if buckets is None:
@@ -172,12 +174,12 @@ class Assembler:
     @property
     def bucket_count(self) -> int:
         """How many length buckets there are; 1 without."""
-        return 1 if self._buckets is None else len(self._buckets.lengths)
+        return 1 if self.buckets is None else len(self.buckets.lengths)
 
     @property
     def pads(self) -> bool:
         """Whether rows are padded, and a mask perhaps added, before the model sees them."""
-        return self._buckets is not None
+        return self.buckets is not None
 
     def prepare(self, inputs: Any) -> Any:
         """What one request brought, in a form that can stand in a batch.
@@ -188,8 +190,8 @@ class Assembler:
         if not self._stack:
             return inputs
         prepared = prepare(inputs)
-        if self._buckets is not None:
-            self._buckets.check(prepared)
+        if self.buckets is not None:
+            self.buckets.check(prepared)
         if self._max_bytes is not None:
             needed = self.padded_size(1) * self._bytes(prepared)
             if needed > self._max_bytes:
@@ -224,7 +226,7 @@ class Assembler:
         Returns:
             The row padded to its bucket, with the mask beside it; as it is without buckets. Not to be written to.
         """
-        buckets = self._buckets
+        buckets = self.buckets
         if buckets is None:
             return prepared
         bucket = self.bucket_of(prepared)
@@ -247,11 +249,6 @@ class Assembler:
             return row
         whole: NDArray[Any] = self._pad(name, [row], [real], 0, buckets)[0]
         return whole
-
-    @property
-    def buckets(self) -> "Buckets | None":
-        """The lengths that rows are padded to."""
-        return self._buckets
 
     def sizes_of(self, bucket: int) -> list[int]:
         """Batch sizes of a bucket that are worth measuring: ``preferred_sizes``, else 1, 2, 4, … and the largest."""
@@ -296,13 +293,13 @@ class Assembler:
         if not loose:
             return chosen
         assert self._max_bytes is not None  # noqa: S101 - looked at above
-        return first_within(chosen, self._bytes_of, self._max_bytes, self.padded_size)
+        return first_within(chosen, lambda ticket: self._bytes(ticket.inputs), self._max_bytes, self.padded_size)
 
     def within_cost(self, tickets: Sequence[Any]) -> Sequence[Any]:
         """Return the first ticket, and those that a batch may cost with it."""
         if self._cost_limit is None:
             return tickets
-        return first_within(list(tickets), _cost_of, self._cost_limit.max_batch_cost, self.padded_size)
+        return first_within(list(tickets), attrgetter("cost"), self._cost_limit.max_batch_cost, self.padded_size)
 
     def assemble(self, rows: list[Any]) -> Any:
         """What the model reads.
@@ -322,14 +319,14 @@ class Assembler:
         first = rows[0]
         if type(first) is not dict:
             axis = only_axis(self._axes)
-            if self._buckets is None:
+            if self.buckets is None:
                 return self._write(rows, axis)
-            lengths = [row.shape[self._buckets.axis] for row in rows]
-            return self._pad(None, rows, lengths, axis, self._buckets)
+            lengths = [row.shape[self.buckets.axis] for row in rows]
+            return self._pad(None, rows, lengths, axis, self.buckets)
         axes = self._axes
-        if self._buckets is None:
+        if self.buckets is None:
             return {name: self._write([row[name] for row in rows], axes.get(name, 0)) for name in first}
-        return self._pad_mapping(rows, self._buckets)
+        return self._pad_mapping(rows, self.buckets)
 
     def _pad_mapping(self, rows: list[Any], buckets: "Buckets") -> dict[str, Any]:
         axes = self._axes
@@ -391,24 +388,16 @@ class Assembler:
         return self._pool
 
     def _bytes(self, prepared: Any) -> int:
-        if self._buckets is None:
+        if self.buckets is None:
             return int(self._row_bytes(prepared))
-        return int(self._row_bytes(prepared, (self._buckets, self._buckets.lengths[self.bucket_of(prepared)])))
-
-    def _bytes_of(self, ticket: Any) -> int:
-        return self._bytes(ticket.inputs)
+        return int(self._row_bytes(prepared, (self.buckets, self.buckets.lengths[self.bucket_of(prepared)])))
 
     def _largest(self, limit: int) -> int:
         """The largest batch that is padded to no more than ``limit`` rows."""
         return max((size for size in self._sizes if size <= limit), default=limit)
 
     def __repr__(self) -> str:
-        return f"Assembler(caps={self._caps}, buckets={self._buckets}, preferred_sizes={self._sizes or None})"
-
-
-def _cost_of(ticket: Any) -> float:
-    cost: float = ticket.cost
-    return cost
+        return f"Assembler(caps={self._caps}, buckets={self.buckets}, preferred_sizes={self._sizes or None})"
 
 
 def _sizes(value: Any, max_batch_size: int) -> tuple[int, ...]:

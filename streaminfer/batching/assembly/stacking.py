@@ -8,32 +8,22 @@ from numpy.typing import NDArray
 
 from streaminfer._internal.text import stack_text
 
-__all__ = ["only_axis", "stack_column", "stack_rows"]
+__all__ = ["only_axis", "stack_column"]
 
 _JOINED = frozenset("biufc")  # kinds of dtypes whose bytes are the values
 _SMALL_AXIS = 8
 
 
-def stack_rows(rows: list[Any], batch_axes: Mapping[str, int]) -> Any:
-    """Stack rows along a new axis.
+def stack_column(rows: list[Any], axis: int) -> Any:
+    """Stack rows of one input, or mappings of such, along a new axis.
 
     Args:
         rows: at least one; what ``prepare`` returned, all stackable.
-        batch_axes: for mappings, the position of the new axis for each name, 0 where it names none.
+        axis: the position of the new axis.
 
     Returns:
         A new C-contiguous array in this machine's byte order, or a mapping of such arrays.
     """
-    first = rows[0]
-    if type(first) is dict:
-        return {name: stack_column([row[name] for row in rows], batch_axes.get(name, 0)) for name in first}
-    if not batch_axes:
-        return _array(rows)
-    return stack_column(rows, only_axis(batch_axes))
-
-
-def stack_column(rows: list[Any], axis: int) -> Any:
-    """Put rows of one input, or mappings of such, together along an axis."""
     first = rows[0]
     if type(first) is dict:
         return {name: stack_column([row[name] for row in rows], axis) for name in first}

@@ -17,9 +17,14 @@ from streaminfer.batching.assembly._compatibility_cy import RaggedCompatibility,
 from streaminfer.batching.assembly._prepare_cy import prepare
 from streaminfer.batching.assembly.assembler import AssembledBatch, Assembler
 from streaminfer.batching.assembly.buckets import Buckets
-from streaminfer.batching.assembly.stacking import stack_rows
 from streaminfer.batching.assembly.unbatch import split_rows
 from streaminfer.errors import BackendError, InvalidInput
+
+
+def stack_rows(rows, batch_axes):
+    """The rows in one batch, which nothing bounds or shapes."""
+    return Assembler(stack=True, batch_axes=batch_axes, max_batch_size=64).assemble(rows)
+
 
 pytestmark = pytest.mark.uncompiled
 

@@ -3,8 +3,13 @@
 import numpy as np
 
 import streaminfer as si
-from streaminfer.batching.assembly.stacking import stack_rows
+from streaminfer.batching.assembly.assembler import Assembler
 from streaminfer.batching.assembly.unbatch import split_rows
+
+
+def stack_rows(rows, batch_axes):
+    """The rows in one batch, which nothing bounds or shapes."""
+    return Assembler(stack=True, batch_axes=batch_axes, max_batch_size=64).assemble(rows)
 
 
 def test_bytes_are_no_rows_and_the_cause_of_unreadable_rows_is_kept():

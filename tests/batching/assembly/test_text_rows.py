@@ -9,8 +9,12 @@ import pytest
 from streaminfer.batching.assembly._compatibility_cy import are_stackable
 from streaminfer.batching.assembly._prepare_cy import prepare
 from streaminfer.batching.assembly.assembler import POOLED_FROM, Assembler
-from streaminfer.batching.assembly.stacking import stack_rows
 from streaminfer.errors import InvalidInput
+
+
+def stack_rows(rows, batch_axes):
+    """The rows in one batch, which nothing bounds or shapes."""
+    return Assembler(stack=True, batch_axes=batch_axes, max_batch_size=64).assemble(rows)
 
 
 def assembler(**arguments):
