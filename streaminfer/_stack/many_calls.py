@@ -130,11 +130,16 @@ async def answer_all(
         workers.extend(asyncio.create_task(work(itertools.chain([first], numbered))) for first in firsts)
         await asyncio.gather(*workers)
     except BaseException:
-        for worker in workers:
-            worker.cancel()
+        _cancel(workers)
         await asyncio.gather(*workers, return_exceptions=True)
+        workers.clear()  # one has the error, whose traceback holds this frame
         raise
     return [answers[number] for number in range(len(answers))]
+
+
+def _cancel(futures: Iterable[asyncio.Future[Any]]) -> None:
+    for future in futures:
+        future.cancel()
 
 
 async def answer_rows(
@@ -191,9 +196,9 @@ class _RowCalls:
                 self._send()
             await self._end
         except BaseException:
+            self._end = asyncio.get_running_loop().create_future()  # instead of one that has the error
             self._end.cancel()
-            for future in self._running:
-                future.cancel()
+            _cancel(self._running)
             if self._running:
                 await asyncio.wait(self._running)
             raise
@@ -232,6 +237,8 @@ class _RowCalls:
         except BaseException as error:  # noqa: BLE001 - it is raised where all of them are awaited
             if not self._end.done():
                 self._end.set_exception(error)
+        finally:
+            del future, passage  # the error's traceback holds this frame, and they hold it and the inputs
 
     def _take(self, number: int, passage: Passage | None, future: asyncio.Future[Any]) -> bool:
         """Take the outcome of a row; false where it was sent again."""
@@ -248,4 +255,6 @@ class _RowCalls:
                 raise
         else:
             self._outputs[number] = outcome.outputs if passage is None else self._chain.outputs(passage, outcome)
+        finally:
+            del future, passage  # likewise
         return True

@@ -287,6 +287,7 @@ class BatchRunner:
         try:
             self._finish(execution, assembled_ns, results, error)
         finally:  # whatever a policy raises, the others are served
+            execution.task = None  # a cancelled one holds its error, whose traceback holds the batch
             self._settle()
 
     def _start_task(self, execution: Execution, work: Coroutine[Any, Any, None]) -> None:

@@ -436,3 +436,43 @@ def test_a_failure_keeps_no_inputs_alive_in_a_cycle(where):
         assert gone() is None
     finally:
         gc.enable()
+
+
+ENDS = {
+    "response": lambda rows: [1.0] * rows,
+    "error": lambda _: (_ for _ in ()).throw(ConnectionError("broken")),
+    "row": lambda rows: [ValueError("bad")] * rows,
+    "deadline": lambda rows: [1.0] * rows,
+}
+CALLS = {
+    "call": lambda stack, x, **how: stack(x, **how),
+    "wait": lambda stack, x, **how: stack(x, wait=True, **how),
+    "rows": lambda stack, x, **how: stack.rows(x[np.newaxis], **how),
+    "map": lambda stack, x, **how: stack.map([x], **how),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("call", CALLS)
+async def test_inputs_are_freed_without_the_collector(loop, call, end):
+    """However a request ends, no cycle keeps its inputs: under overload these would be most of the memory."""
+
+    class Backend:
+        async def infer(self, batch):
+            await asyncio.sleep(0.01)
+            return ENDS[end](len(batch.inputs))
+
+    how = {"timeout_s": 0.005} if end == "deadline" else {}
+    async with si.Stack(si.Telemetry("t"), si.AdaptiveBatcher(max_batch_size=4), Backend(), clock=loop.clock) as stack:
+        inputs = np.zeros(4)
+        freed = weakref.ref(inputs)
+        gc.collect()
+        gc.disable()
+        try:
+            with contextlib.suppress(si.StreamInferError, ValueError):
+                await CALLS[call](stack, inputs, **how)
+            del inputs
+            await asyncio.sleep(0.1)
+            assert freed() is None
+        finally:
+            gc.enable()
