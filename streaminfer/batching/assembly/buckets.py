@@ -33,7 +33,7 @@ _NUMBERS = "biufc"
 
 def _lengths(value: Any) -> tuple[int, ...]:
     what = "ascending whole numbers ≥ 1"
-    check_instance("lengths", value, lambda it: isinstance(it, Sequence) and not isinstance(it, str), what)
+    check_instance("lengths", value, lambda it: isinstance(it, Sequence) and not isinstance(it, (str, bytes)), what)
     lengths = tuple(check_count("lengths", length) for length in value)
     if not lengths or any(a >= b for a, b in pairwise(lengths)):
         raise ValueError(expected("lengths", what, value))
@@ -185,7 +185,7 @@ def as_buckets(value: Any) -> Buckets | None:
     """
     if value is None or isinstance(value, Buckets):
         return value
-    if isinstance(value, Sequence) and not isinstance(value, str):
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         return Buckets(value)
     raise TypeError(expected("buckets", "Buckets, a sequence of lengths, or None", value))
 

@@ -1,6 +1,7 @@
 """Outcomes of requests that complete without a response: each is counted once, and its future settled."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from streaminfer._request_cy import Timings
 from streaminfer.batching.queue._queue_cy import RequestQueue
@@ -55,19 +56,16 @@ class RequestOutcomes:
             assembled_ns: when the inputs stood together; ``None``: they did when the batch started.
         """
         for ticket in tickets:
-            future, timings = ticket.future, ticket.timings
-            if self._queue.end(ticket):
-                if future.done():
-                    self.cancelled += 1
-                else:
-                    self.failed += 1
-                    own = for_caller(error, self._source)
-                    if ended_ns:
-                        started_ns = timings.started_ns
-                        own.timings = Timings(
-                            timings.enqueued_ns, started_ns, assembled_ns or started_ns, ended_ns, len(tickets)
-                        )
-                    future.set_exception(own)
+            timings = ticket.timings
+            if (future := self._end(ticket)) is not None:
+                self.failed += 1
+                own = for_caller(error, self._source)
+                if ended_ns:
+                    started_ns = timings.started_ns
+                    own.timings = Timings(
+                        timings.enqueued_ns, started_ns, assembled_ns or started_ns, ended_ns, len(tickets)
+                    )
+                future.set_exception(own)
 
     def reject(self, tickets: Sequence[Ticket], rejection: str, now_ns: int) -> None:
         """Complete queued requests that the policy rejects.
@@ -80,19 +78,16 @@ class RequestOutcomes:
         reason, _, message = rejection.partition(":")
         rejected = 0
         for ticket in tickets:
-            future, left_s = ticket.future, (ticket.deadline_ns - now_ns) / 1e9
-            if self._queue.end(ticket):
+            left_s = (ticket.deadline_ns - now_ns) / 1e9
+            if (future := self._end(ticket)) is not None:
                 rejected += 1
-                if not future.done():
-                    future.set_exception(DeadlineExceeded(f"rejected with {left_s:.6f} s left:{message}"))
+                future.set_exception(DeadlineExceeded(f"rejected with {left_s:.6f} s left:{message}"))
         self.count_rejected(reason, now_ns, rejected)
 
     def shed(self, ticket: Ticket, now_ns: int, message: str, retry_after_s: float | None) -> None:
         """Complete a queued request that makes room for a more urgent one."""
-        self.count_rejected("shed", now_ns)
-        future = ticket.future
-        self._queue.end(ticket)
-        if not future.done():
+        if (future := self._end(ticket)) is not None:
+            self.count_rejected("shed", now_ns)
             future.set_exception(Overloaded(f"shed for a more urgent request; {message}", retry_after_s=retry_after_s))
 
     def count_rejected(self, reason: str, now_ns: int, count: int = 1) -> None:
@@ -129,22 +124,28 @@ class RequestOutcomes:
 
     def drop_cancelled(self, ticket: Ticket) -> None:
         """Complete a request if its caller has cancelled its future."""
-        if ticket.future is not None and ticket.future.done() and self._queue.end(ticket):
-            self.cancelled += 1
+        if ticket.future is not None and ticket.future.done():
+            self._end(ticket)
 
     def close(self, tickets: Iterable[Ticket]) -> None:
         """Complete requests because their service stops."""
         for ticket in tickets:
-            future = ticket.future
-            if self._queue.end(ticket):
-                if future.done():
-                    self.cancelled += 1
-                else:
-                    self.closed += 1
-                    future.set_exception(Closed("the batcher stopped before it could answer"))
+            if (future := self._end(ticket)) is not None:
+                self.closed += 1
+                future.set_exception(Closed("the batcher stopped before it could answer"))
 
     def forget(self, tickets: Iterable[Ticket]) -> None:
         """Complete requests whose event loop was closed: their futures can no longer be settled."""
         for ticket in tickets:
             if self._queue.end(ticket):
                 self.closed += 1
+
+    def _end(self, ticket: Ticket) -> Any:
+        """End a request; return its future if an error is due, which the caller counts; ``None``: none is."""
+        future = ticket.future
+        if not self._queue.end(ticket):
+            return None
+        if future.done():
+            self.cancelled += 1
+            return None
+        return future

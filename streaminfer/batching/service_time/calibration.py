@@ -19,7 +19,7 @@ import asyncio
 import contextlib
 import logging
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -316,7 +316,7 @@ class Calibration:
                 if spent_ns + runs[size][0] <= budget_ns:
                     await measure(size)
         for size, took in runs.items():
-            self._known[length][size] = _median(took) / 1e9
+            self._known[length][size] = float(np.median(took)) / 1e9
 
 
 # a lock that was waited for refers to its loop: it is kept only by those that use it
@@ -414,10 +414,3 @@ def _fit(inputs: Any, buckets: "Buckets", bucket: int) -> Any:
     if isinstance(inputs, Mapping):
         return {name: fit(name, value) for name, value in inputs.items() if name != buckets.mask}
     return fit(None, inputs)
-
-
-def _median(values: Sequence[float]) -> float:
-    """Return the median; the module `statistics` would cost each import of the package two milliseconds."""
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2

@@ -57,7 +57,7 @@ def test_lengths_alone_are_shorthand():
     assert as_buckets(None) is None
     buckets = Buckets((64,), axis=1)
     assert as_buckets(buckets) is buckets
-    for value in (64, "64", {64}):
+    for value in (64, "64", b"64", {64}):
         with pytest.raises(TypeError, match="buckets: expected Buckets, a sequence of lengths, or None"):
             as_buckets(value)
 

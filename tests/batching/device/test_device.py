@@ -329,10 +329,11 @@ def test_a_device_shows_what_it_does():
         ({"name": ""}, ValueError, "name: expected a name"),
         ({"concurrency": 0}, ValueError, "concurrency: expected"),
         ({"weights": [1]}, TypeError, "weights: expected a mapping"),
+        ({"weights": {1: 2}}, TypeError, "weights: expected a mapping of name to weight, got 1"),
         ({"weights": {"a": 0}}, ValueError, r"weights: expected numbers from 0\.001 to 1000"),
         ({"max_wait_s": 0}, ValueError, "max_wait_s: expected"),
     ],
-    ids=["name", "concurrency", "weights", "weight", "max_wait_s"],
+    ids=["name", "concurrency", "weights", "name in weights", "weight", "max_wait_s"],
 )
 def test_arguments_are_checked(arguments, error, message):
     with pytest.raises((error, TypeError), match=message):
