@@ -23,7 +23,7 @@ _NOISE_WIDTHS = 2.0  # standard deviations between durations that noise explains
 _ALIKE = 0.25  # sizes whose throughput differs by no more than the noise, up to this, are equally good
 
 
-class LearnedServiceTime:
+class LearnedServiceTime(LatencyModel):
     """Duration of a batch of each size, learned from the batches that ran.
 
     Not thread-safe: it belongs to one event loop, as the batcher that feeds it.
@@ -36,67 +36,24 @@ class LearnedServiceTime:
     """
 
     def __init__(self, *, prior: ServiceTime | None = None) -> None:
-        self._model = LatencyModel(prior=prior)
+        super().__init__(prior=prior)
         self._tables_for = (-1, -1)
         self._mean = self._upper = np.zeros(0, np.int64)
 
     @property
-    def version(self) -> int:
-        """Changes when the tables do."""
-        return self._model.version
-
-    @property
-    def observations(self) -> int:
-        """Batches observed, outliers included."""
-        return self._model.observations
-
-    @property
-    def known(self) -> bool:
-        """Whether there is anything to expect: a prior or a first batch."""
-        return self._model.known
-
-    @property
-    def in_doubt(self) -> bool:
-        """Whether the last batch was an outlier, or the first sign of a change."""
-        return self._model.in_doubt
-
-    @property
-    def trusted(self) -> int:
-        """The largest size whose duration is not a guess; 0 where there is none."""
-        return self._model.trusted
-
-    @property
     def deviation(self) -> float:
         """Standard deviation of the logarithm of durations about what is expected."""
-        return self._model.residuals.deviation
+        return self.residuals.deviation
 
     def flat_up_to(self, size: int) -> bool:
         """Return whether a batch of ``size`` rows takes no longer, beyond noise, than one of a quarter of them."""
-        model = self._model
-        return size < 2 or model.predict_ns(size) <= model.predict_ns(max(size // 4, 1)) * (
-            1.0 + _NOISE_WIDTHS * model.residuals.deviation
+        return size < 2 or self.predict_ns(size) <= self.predict_ns(max(size // 4, 1)) * (
+            1.0 + _NOISE_WIDTHS * self.deviation
         )
 
     def ran(self, size: int) -> bool:
         """Return whether at least two batches of about a size were observed."""
-        return self._model.batches_since(size) < math.inf
-
-    def batches_since(self, size: int) -> float:
-        """Return how many batches were observed since one of about this size; infinite where there were no two."""
-        return self._model.batches_since(size)
-
-    def observe(self, size: int, duration_ns: int, now_ns: int) -> None:
-        """Learn from a successful batch.
-
-        Args:
-            size: its rows, ≥ 1.
-            duration_ns: how long it took, ≥ 0.
-            now_ns: when it ended, monotonic.
-
-        Raises:
-            TypeError, ValueError: not such whole numbers.
-        """
-        self._model.observe(size, duration_ns, now_ns)
+        return self.batches_since(size) < math.inf
 
     def expected_ns(self, max_batch_size: int) -> NDArray[np.int64]:
         """Return the mean duration of a batch of each size.
@@ -127,8 +84,8 @@ class LearnedServiceTime:
         """
         table = self.expected_ns(max_batch_size).astype(np.float64)
         best = best_size(table)
-        limit = max(best, min(self._model.gains_up_to, max_batch_size))
-        return last_alike(table, best, int(limit), min(self._model.residuals.deviation, _ALIKE))
+        limit = max(best, min(self.gains_up_to, max_batch_size))
+        return last_alike(table, best, int(limit), min(self.residuals.deviation, _ALIKE))
 
     def fitted(self) -> ServiceTime:
         """Return the median durations as a fixed service time: to save, to compare, to start the next process from.
@@ -136,7 +93,7 @@ class LearnedServiceTime:
         Raises:
             RuntimeError: nothing is known yet.
         """
-        curve, scale_s = self._model.curve(), self._model.scale_ns() / 1e9
+        curve, scale_s = self.curve(), self.scale_ns() / 1e9
         return ServiceTime(curve.sizes, tuple(time * scale_s for time in curve.times_s), curve.per_item_s * scale_s)
 
     def plot(self, ax: Any = None) -> Any:
@@ -152,8 +109,8 @@ class LearnedServiceTime:
             MissingExtra: matplotlib is not installed.
             RuntimeError: nothing is known yet.
         """
-        seen = self._model.seen()
-        largest = max(2 * self._model.trusted, 32) if self._model.trusted < 4096 else 64
+        seen = self.seen()
+        largest = max(2 * self.trusted, 32) if self.trusted < 4096 else 64
         mean, upper = self.expected_ns(largest)[1:] / 1e9, self.upper_ns(largest)[1:] / 1e9
         ax = service_time_axes(ax, "LearnedServiceTime.plot")
         sizes = np.arange(1, largest + 1)
@@ -177,17 +134,15 @@ class LearnedServiceTime:
     def __repr__(self) -> str:
         if not self.known:
             return "LearnedServiceTime(observations=0)"
-        margin = self._model.residuals.margin
-        return (
-            f"LearnedServiceTime(observations={self.observations}, sizes={len(self._model.seen())}, p95=+{margin:.1%})"
-        )
+        margin = self.residuals.margin
+        return f"LearnedServiceTime(observations={self.observations}, sizes={len(self.seen())}, p95=+{margin:.1%})"
 
     def _refresh(self, max_batch_size: int) -> None:
-        if self._tables_for == (max_batch_size, self._model.version):
+        if self._tables_for == (max_batch_size, self.version):
             return
-        relative, scale_ns = self._model.curve().table_s(max_batch_size), self._model.scale_ns()
-        residuals = self._model.residuals
+        relative, scale_ns = self.curve().table_s(max_batch_size), self.scale_ns()
+        residuals = self.residuals
         mean_ns = scale_ns * residuals.mean_factor
         self._mean = whole_ns(relative, mean_ns)
         self._upper = whole_ns(relative, max(scale_ns * np.exp(residuals.margin), mean_ns))
-        self._tables_for = (max_batch_size, self._model.version)
+        self._tables_for = (max_batch_size, self.version)

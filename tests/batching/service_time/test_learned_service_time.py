@@ -244,8 +244,8 @@ def test_two_settled_sizes_say_whether_batching_gains():
     live.seconds = ServiceTime.table({1: 0.005, 64: 0.320}).seconds
     live.run(1, 1, 64)
 
-    assert live.learned._model.gains_up_to == math.inf
-    assert live.run(*[1, 64] * 4).learned._model.gains_up_to < 8
+    assert live.learned.gains_up_to == math.inf
+    assert live.run(*[1, 64] * 4).learned.gains_up_to < 8
 
 
 def test_at_most_a_quarter_is_alike():
