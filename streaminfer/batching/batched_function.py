@@ -62,6 +62,6 @@ def as_function(service: BatchedService, function: Callable[..., Any]) -> Batche
             abandon(ticket)
             raise
 
-    functools.update_wrapper(batched, function, updated=())
-    del batched.__wrapped__  # type: ignore[attr-defined] # its signature is not this one's
+    functools.update_wrapper(batched, function, ("__module__", "__name__", "__qualname__", "__doc__"), updated=())
+    del batched.__wrapped__  # type: ignore[attr-defined] # neither its signature nor its annotations are this one's
     return batched

@@ -5,6 +5,7 @@ import gc
 import inspect
 import re
 import time
+import typing
 import weakref
 
 import numpy as np
@@ -80,6 +81,18 @@ def test_the_wrapped_function_is_a_coroutine_function_with_the_name_of_the_origi
     assert inspect.iscoroutinefunction(predict)
     assert predict.__name__ == "double"
     assert list(inspect.signature(predict).parameters) == ["x", "timeout_s", "priority", "stream_id", "tenant", "key"]
+
+
+def test_the_wrapped_function_has_the_annotations_of_one_request():
+    """What the original takes and returns is a batch."""
+
+    def lengths(x: list[str]) -> list[int]:
+        return [len(text) for text in x]
+
+    predict = si.AdaptiveBatcher(max_batch_size=2, stack=False).wrap(lengths)
+
+    assert typing.get_type_hints(predict)["x"] is typing.Any
+    assert typing.get_type_hints(predict)["return"] is typing.Any
 
 
 async def test_a_row_that_is_an_exception_reaches_its_caller_alone(loop):
