@@ -1,0 +1,18 @@
+"""Masked arrays are refused, plain ones and their other subclasses are not."""
+
+import numpy as np
+import pytest
+
+import streaminfer as si
+from streaminfer._internal.masked import refuse_mask
+
+
+@pytest.mark.parametrize("inputs", [1.0, [np.zeros(2)], np.zeros(2), np.zeros(2).view(np.recarray)], ids=repr)
+def test_what_has_no_mask_is_left_alone(inputs):
+    refuse_mask(inputs, "x")
+
+
+@pytest.mark.parametrize("inputs", [np.ma.masked, np.ma.zeros((2, 3))], ids=["constant", "array"])
+def test_what_has_a_mask_is_named(inputs):
+    with pytest.raises(si.InvalidInput, match=r"^x: expected an array without a mask, got Masked\w+ of shape"):
+        refuse_mask(inputs, "x")
