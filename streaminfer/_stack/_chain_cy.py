@@ -192,18 +192,17 @@ class Chain:
         deadline_ns = self._deadline_ns(None, timeout_s, now_ns)
         request = make_request(inputs, deadline_ns, priority, stream_id, tenant, subject, tags, key, store)
         if waits:
-            passage = Passage.__new__(Passage)
-            passage.request = request
-            passage.ticket = None
-            passage._tokens = None
-            passage._chain = None
-            passage._receive = None
+            passage = self._new_passage(request, None)
             passage.awaited = self._wait(request)
             return passage
         return self._enter(request, now_ns, None)
 
     def open_request(
-        self, request: Request, timeout_s: float | None, loop: asyncio.AbstractEventLoop | None = None
+        self,
+        request: Request,
+        timeout_s: float | None,
+        loop: asyncio.AbstractEventLoop | None = None,
+        receive: Callable[[Response | None, BaseException | None], None] | None = None,
     ) -> Passage:
         """Enter the layers with a request, as :meth:`open`.
 
@@ -211,6 +210,7 @@ class Chain:
             request: of the caller.
             timeout_s: as above.
             loop: the running loop, from a caller that knows it: to find it out is a system call.
+            receive: as :meth:`begin`.
         """
         if (get_running_loop() if loop is None else loop) is not self.loop:
             self._refuse()
@@ -218,7 +218,7 @@ class Chain:
         deadline_ns = self._deadline_ns(request.deadline_ns, timeout_s, now_ns)
         if deadline_ns is not request.deadline_ns:
             request = with_deadline(request, deadline_ns)
-        return self._enter(request, now_ns, None)
+        return self._enter(request, now_ns, receive)
 
     def begin(self, request: Request, receive: Callable[[Response | None, BaseException | None], None]) -> Passage:
         """Enter the layers with a request that nothing awaits; only where the terminal is a batcher.
@@ -234,13 +234,7 @@ class Chain:
         Raises:
             BaseException: it could not be sent; ``receive`` is not called.
         """
-        if get_running_loop() is not self.loop:
-            self._refuse()
-        now_ns = self.clock()
-        deadline_ns = self._deadline_ns(request.deadline_ns, None, now_ns)
-        if deadline_ns is not request.deadline_ns:
-            request = with_deadline(request, deadline_ns)
-        return self._enter(request, now_ns, receive)
+        return self.open_request(request, None, None, receive)
 
     def outputs(self, passage: Passage, outcome: Any) -> Any:
         """Exit the layers after a response, and return its outputs."""
@@ -297,14 +291,18 @@ class Chain:
                 return now_ns + slo_ns
         return own_ns
 
-    def _enter(self, request: Request, now_ns: int, receive: Any) -> Passage:
-        """Enter the layers, and begin what is behind them; ``receive`` is told of the end, or ``None``."""
+    def _new_passage(self, request: Request, receive: Any) -> Passage:
         passage = Passage.__new__(Passage)
         passage.request = request
         passage.awaited = passage.ticket = None
         passage._chain = self
         passage._receive = receive
         passage._tokens = None
+        return passage
+
+    def _enter(self, request: Request, now_ns: int, receive: Any) -> Passage:
+        """Enter the layers, and begin what is behind them; ``receive`` is told of the end, or ``None``."""
+        passage = self._new_passage(request, receive)
         try:
             position = 0
             if self._enters:
