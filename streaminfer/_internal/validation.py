@@ -3,7 +3,8 @@
 import math
 import numbers
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, TypeVar
 
 from streaminfer._internal.signatures import signature_of
@@ -11,6 +12,7 @@ from streaminfer._internal.signatures import signature_of
 __all__ = [
     "LONGEST_S",
     "brief",
+    "check_ascending",
     "check_choice",
     "check_count",
     "check_duration",
@@ -126,6 +128,20 @@ def check_count(name: str, value: object, *, at_least: int = 1, at_most: int | N
     if at_most is not None and number > at_most:
         raise ValueError(expected(name, f"{what} and ≤ {at_most}", value))
     return number
+
+
+def check_ascending(name: str, value: Any, what: str, *, at_most: int | None = None) -> tuple[int, ...]:
+    """Ascending whole numbers from 1, at least one; ``what`` says so in words.
+
+    Raises:
+        TypeError: not a sequence of whole numbers.
+        ValueError: none, too small or too large, or not ascending.
+    """
+    check_instance(name, value, lambda it: isinstance(it, Sequence) and not isinstance(it, (str, bytes)), what)
+    numbers = tuple(check_count(name, number, at_most=at_most) for number in value)
+    if not numbers or any(a >= b for a, b in pairwise(numbers)):
+        raise ValueError(expected(name, what, value))
+    return numbers
 
 
 def check_choice(name: str, value: object, choices: tuple[C, ...]) -> C:

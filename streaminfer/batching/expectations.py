@@ -92,15 +92,13 @@ class Expectations:
         """Return what the policy knows of queue and model; ``None``: nothing."""
         return None if self.offered.outlook is None else self.offered.outlook(self._queue, now_ns, batch)
 
-    def expected_of_size_ns(self, size: int) -> int:
-        """Return how long a batch of so many requests of the shortest bucket is expected to take; 0: not known."""
-        return 0 if self.offered.expected_ns is None else self.offered.expected_ns(size, 0)
+    def expected_of_size_ns(self, size: int, bucket: int = 0) -> int:
+        """Return how long a batch of so many requests of a bucket is expected to take; 0: not known."""
+        return 0 if self.offered.expected_ns is None else self.offered.expected_ns(size, bucket)
 
     def expected_ns(self, execution: Execution) -> int:
         """Return how long a batch is expected to take; 0: not known."""
-        if self.offered.expected_ns is None:
-            return 0
-        return self.offered.expected_ns(len(execution.tickets), self.bucket_of(execution.tickets))
+        return self.expected_of_size_ns(len(execution.tickets), self.bucket_of(execution.tickets))
 
     def retry_after_s(self, now_ns: int, batches: float, running: Collection[Execution]) -> float | None:
         """Return how long so many batches take, from recent ones; ``None``: there was none."""

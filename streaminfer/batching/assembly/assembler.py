@@ -16,7 +16,6 @@ the order of arrival are moved again. What it would save is the copy's share of 
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from itertools import pairwise
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer._internal.text import has_text
-from streaminfer._internal.validation import check_count, expected
+from streaminfer._internal.validation import check_ascending, check_count, expected
 from streaminfer.batching.assembly._compatibility_cy import RaggedCompatibility, kind_of, take_stackable
 from streaminfer.batching.assembly._prepare_cy import prepare
 from streaminfer.batching.assembly.row_costs import first_within
@@ -131,7 +130,10 @@ class Assembler:
         preferred_sizes: Sequence[int] | None = None,
         cost_limit: "CostLimit | None" = None,
     ) -> None:
-        self._sizes = _sizes(preferred_sizes, max_batch_size)
+        self._sizes: tuple[int, ...] = ()
+        if preferred_sizes is not None:
+            what = f"ascending whole numbers from 1 to max_batch_size={max_batch_size}"
+            self._sizes = check_ascending("preferred_sizes", preferred_sizes, what, at_most=max_batch_size)
         if max_batch_bytes is not None:
             from streaminfer.batching.assembly.buckets import row_bytes  # noqa: PLC0415 - only who bounds bytes or pads loads these
 
@@ -398,15 +400,3 @@ class Assembler:
 
     def __repr__(self) -> str:
         return f"Assembler(caps={self._caps}, buckets={self.buckets}, preferred_sizes={self._sizes or None})"
-
-
-def _sizes(value: Any, max_batch_size: int) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    what = f"ascending whole numbers from 1 to max_batch_size={max_batch_size}"
-    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
-        raise TypeError(expected("preferred_sizes", what, value))
-    sizes = tuple(check_count("preferred_sizes", size, at_most=max_batch_size) for size in value)
-    if not sizes or any(a >= b for a, b in pairwise(sizes)):
-        raise ValueError(expected("preferred_sizes", what, value))
-    return sizes

@@ -15,7 +15,6 @@ belongs to the padding.
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import attrs
@@ -23,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer._internal.text import has_text, text_bytes
-from streaminfer._internal.validation import check_count, check_instance, expected
+from streaminfer._internal.validation import check_ascending, check_count, check_instance, expected
 from streaminfer.errors import InvalidInput
 
 __all__ = ["Buckets", "as_buckets"]
@@ -32,12 +31,7 @@ _NUMBERS = "biufc"
 
 
 def _lengths(value: Any) -> tuple[int, ...]:
-    what = "ascending whole numbers ≥ 1"
-    check_instance("lengths", value, lambda it: isinstance(it, Sequence) and not isinstance(it, (str, bytes)), what)
-    lengths = tuple(check_count("lengths", length) for length in value)
-    if not lengths or any(a >= b for a, b in pairwise(lengths)):
-        raise ValueError(expected("lengths", what, value))
-    return lengths
+    return check_ascending("lengths", value, "ascending whole numbers ≥ 1")
 
 
 def _pad_value(value: Any) -> Any:

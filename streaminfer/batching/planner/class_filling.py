@@ -45,17 +45,13 @@ def fill_with_less_urgent(
     if urgent_left:
         return []  # every row more delays those that stay queued
     cap = durations.size - 1
-    room = min(cap, urgent_size + others.size)
-    room = min(room, int(np.searchsorted(durations, urgent_deadline_ns - now_ns, side="right")) - 1)
+    on_time = int(np.searchsorted(durations, urgent_deadline_ns - now_ns, side="right")) - 1
+    most = room = min(cap, urgent_size + others.size, on_time)
     while room > urgent_size and not _leaves_time(durations, room, rates):
         room -= 1
     if room <= urgent_size and not _leaves_time(durations, urgent_size, rates):
         # no size leaves enough time for the next urgent request: holding back would only cost throughput
-        room = min(
-            cap,
-            urgent_size + others.size,
-            int(np.searchsorted(durations, urgent_deadline_ns - now_ns, side="right")) - 1,
-        )
+        room = most
     low, high = urgent_size, max(room, urgent_size)
     while low < high:
         size = (low + high + 1) // 2
@@ -63,8 +59,7 @@ def fill_with_less_urgent(
             low = size
         else:
             high = size - 1
-    on_time = np.flatnonzero(others >= now_ns + durations[low])
-    chosen: list[int] = on_time[: low - urgent_size].tolist()
+    chosen: list[int] = np.flatnonzero(others >= now_ns + durations[low])[: low - urgent_size].tolist()
     return chosen
 
 
