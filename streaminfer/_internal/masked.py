@@ -16,6 +16,6 @@ def refuse_mask(inputs: object, where: str) -> None:
     # a plain array, the common one, does not load `numpy.ma`
     if isinstance(inputs, np.ndarray) and type(inputs) is not np.ndarray and isinstance(inputs, np.ma.MaskedArray):
         raise InvalidInput(
-            f"{where}: expected an array without a mask, got {type(inputs).__name__} of shape {inputs.shape}; "
-            "its method filled(value) returns one"
+            f"{where}: expected an array without a mask, got a masked array {inputs.dtype}{list(inputs.shape)}: "
+            "its mask would be lost: fill it with .filled()"
         )

@@ -100,7 +100,7 @@ class Unreadable:
         (np.ones((0, 3)), "inputs: expected at least one row"),
         ({"a": np.ones(2), "b": np.ones(3)}, r"as many rows in each array, got .*'a'.*: 2, .*'b'.*: 3"),
         ({"a": np.ones(2), "b": {"a": np.ones(3)}}, "as many rows in each array"),
-        (np.ma.MaskedArray([1.0], [True]), "inputs: expected an array without a mask, got MaskedArray"),
+        (np.ma.MaskedArray([1.0], [True]), "inputs: expected an array without a mask, got a masked array"),
         ({"a": np.ma.MaskedArray([1.0], [True])}, r"inputs\['a'\]: expected an array without a mask"),
         (Unreadable(), "inputs: expected an array whose first axis"),
     ],

@@ -48,7 +48,7 @@ def prepare(inputs: Any, where: str = "inputs", name: Any = None, depth: int = 0
         return inputs if inputs.dtype.kind in _NUMBERS else _prepare_array(inputs, inputs, _place(where, name, depth))
     if kind is dict:
         if depth == _DEEPEST:
-            raise InvalidInput(f"inputs: expected at most {_DEEPEST} mappings in one another, got more")
+            raise InvalidInput(f"inputs: nested deeper than {_DEEPEST} levels, or a mapping that contains itself")
         if depth:
             where = _place(where, name, depth)
         prepared = {}

@@ -72,7 +72,7 @@ def test_a_mask_is_not_lost(prepare):
     masked = np.ma.MaskedArray([1.0, 2.0], [False, True])
 
     with pytest.raises(
-        InvalidInput, match=r"^inputs: expected an array without a mask, got MaskedArray of shape \(2,\)"
+        InvalidInput, match=r"^inputs: expected an array without a mask, got a masked array float64\[2\]"
     ):
         prepare(masked)
     with pytest.raises(InvalidInput, match=r"^inputs\['a'\]\['b'\]: expected an array without a mask"):
@@ -86,5 +86,5 @@ def test_a_mapping_that_has_no_end_is_refused(prepare, kind):
     endless = kind()
     endless["inner"] = endless
 
-    with pytest.raises(InvalidInput, match="inputs: expected at most 64 mappings in one another"):
+    with pytest.raises(InvalidInput, match="inputs: nested deeper than 64 levels"):
         prepare(endless)
