@@ -106,7 +106,7 @@ class LoadTester:
         benchmark = self._request.getfixturevalue("benchmark")
         report: Report = benchmark.pedantic(test, rounds=1, iterations=1)
         benchmark.extra_info.update(on_time=report.on_time, requests=report.requests, rate=report.rate)
-        benchmark.extra_info.update({f"{name}_s": value for name, value in report.total.quantiles_s.items()})
+        benchmark.extra_info.update({f"{name}_s": value for name, value in report.to_dict()["latency_s"].items()})
         return report
 
     def _finish(self, report: "Report") -> "Report":

@@ -123,6 +123,24 @@ def test_both(benchmark, loadtest):
     result.assert_outcomes(passed=1)
     (saved,) = json.loads((pytester.path / "benchmark.json").read_text())["benchmarks"]
     assert saved["extra_info"]["requests"] == 4000
+
+
+def test_benchmark_of_a_service_without_responses(run_tests, pytester):
+    """A tail that is infinite is none: JSON has no infinity."""
+    result = run_tests(
+        """
+async def broken(_inputs):
+    raise ValueError
+
+def test_both(benchmark, loadtest):
+    loadtest.virtually(lambda clock: broken, **SETTINGS)
+""",
+        "--benchmark-json=benchmark.json",
+    )
+
+    result.assert_outcomes(passed=1)
+    (saved,) = json.loads((pytester.path / "benchmark.json").read_text())["benchmarks"]
+    assert saved["extra_info"]["p99_s"] is None
     assert saved["stats"]["rounds"] == 1
 
 

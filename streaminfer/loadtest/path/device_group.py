@@ -182,9 +182,9 @@ async def run_devices(
     async with AsyncExitStack() as around:
         count = 0 if isinstance(loop, VirtualLoop) else workers
         threads = [around.enter_context(CodecThread(f"codec-{number}")) for number in range(count)]
-        paths = [
-            path for group in groups for path in group.make_paths(seed=seed, edge=edge, threads=threads, clock=clock)
-        ]
+        paths: list[DevicePath] = []
+        for group in groups:  # a seed for each device
+            paths += group.make_paths(seed=seed + len(paths), edge=edge, threads=threads, clock=clock)
         for path in paths:
             await around.enter_async_context(path)
         async with running(service) as started, PathService(started, paths, score=score, seed=seed) as over:

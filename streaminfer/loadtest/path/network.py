@@ -157,9 +157,7 @@ def network_profile(source: str | Path | NetworkProfile) -> NetworkProfile:
     """
     if isinstance(source, NetworkProfile):
         return source
-    return load_profile(
-        source, __package__, "networks", functools.partial(_from_dict, folder=Path(source).parent), "network"
-    )
+    return load_profile(source, __package__, "networks", lambda data: _from_dict(data, Path(source).parent), "network")
 
 
 def _from_dict(data: Mapping[str, Any], folder: Path) -> NetworkProfile:
@@ -223,9 +221,9 @@ class Link:
             self._last_ns = max(self._last_ns, arrived_ns)
         return max(self._last_ns, arrived_ns), lost
 
-    def send_alone(self, now_ns: int) -> int | None:
-        """Return when a small packet arrives that neither waits nor keeps the order; ``None``: never."""
-        return None if self._losses.loses() else now_ns + self._delay_ns(now_ns)
+    def send_alone(self, now_ns: int) -> tuple[int, bool]:
+        """Return when a small packet arrives that neither waits nor keeps the order, and whether it is lost."""
+        return now_ns + self._delay_ns(now_ns), self._losses.loses()
 
     def _delay_ns(self, now_ns: int) -> int:
         if self._start_ns is None:

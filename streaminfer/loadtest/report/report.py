@@ -233,7 +233,10 @@ class Report:
                 }
                 for label in self.record.labels
             },
-            "means": {label: self.means(label) for label in self.record.labels} if self.record.values else {},
+            "means": {
+                label: {value: _finite_all(means) for value, means in self.means(label).items()}
+                for label in (self.record.labels if self.record.values else ())
+            },
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:

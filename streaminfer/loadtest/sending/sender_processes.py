@@ -91,7 +91,7 @@ async def send_from_processes(
         return Record.merge(await asyncio.shield(collecting))
     finally:
         for child in children:  # after a normal end they have ended; else this ends the thread too
-            child.terminate()
+            child.kill()  # a service may have ignored the signal that asks for its end
         for child in children:
             await asyncio.to_thread(child.join)
         if collecting is not None:

@@ -167,7 +167,8 @@ class _Settings:
             result = "unchanged"
         else:
             result = "undecided"
-            times = (half / math.log1p(self.least_change) * _POWER) ** 2
+            least = math.log1p(self.least_change)
+            times = (_POWER * half / max(abs(log_change), least - log_change)) ** 2  # to exclude one of both
             reason = f"the runs cannot exclude {self.least_change:+.0%}; they need about {times:.1f}× the requests"
         return self._verdict(result, math.expm1(log_change), interval, levels_s, reason)
 

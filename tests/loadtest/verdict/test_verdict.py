@@ -1,12 +1,14 @@
 """`compare`: false alarms, detection, and when there is no verdict."""
 
 import math
+import re
 
 import numpy as np
 import pytest
 
 from streaminfer.loadtest import Record, Report, compare
 from streaminfer.loadtest.verdict.block_bootstrap import Blocks, student_quantile
+from streaminfer.loadtest.verdict.verdict import _Settings
 
 
 def queue(n, seed, *, rate=100.0, mean_s=0.005):
@@ -146,6 +148,16 @@ class TestUndecided:
 
         assert verdict.undecided
         assert "the runs cannot exclude +10%; they need about" in verdict.reason
+
+    @pytest.mark.parametrize("change", [-0.05, 0.0, 0.045, 0.09])
+    def test_interval_that_is_nearly_narrow(self, change):
+        """An undecided verdict needs more requests, wherever its interval lies."""
+        error = 1.01 * max(abs(math.log1p(change)), math.log1p(0.1) - math.log1p(change)) / 2.3264
+
+        verdict = _Settings(0.99, 0.02, 0.1).judge(math.log1p(change), error, 1e9, (0.01, 0.01))
+
+        assert verdict.undecided
+        assert float(re.search(r"about (.*)×", verdict.reason)[1]) >= 2.0
 
 
 class TestExtremes:
