@@ -11,7 +11,7 @@ from streaminfer.placement.acting.ray_options import deployment_options
 from streaminfer.placement.acting.traffic import scaled_objects, zone_policies
 from streaminfer.placement.acting.workloads import Workload
 from streaminfer.placement.plan_record import Plan
-from streaminfer.placement.problem import Shard
+from streaminfer.placement.problem import Shard, check_unique
 from streaminfer.routing.replicas.replica_set import Replicas
 
 __all__ = [
@@ -28,7 +28,11 @@ _RATE = 'sum(rate(streaminfer_requests_total{pod=~"{workload}-.*",namespace="{na
 
 
 def plan_workloads(plan: Plan) -> tuple[Workload, ...]:
-    """Return what a plan runs: for each shard, site and kind of device the replicas and their rate."""
+    """Return what a plan runs: for each shard, site and kind of device the replicas and their rate.
+
+    Raises:
+        ValueError: two would have the same name on a platform, such as variant ``c-d`` of ``b`` and ``d`` of ``b-c``.
+    """
     shards = {(model.name, variant.name): variant.shards for model in plan.problem.models for variant in model.variants}
     counts: dict[tuple[str, str, int, str, str], int] = defaultdict(int)
     rates: dict[tuple[str, str, int, str, str], float] = defaultdict(float)
@@ -37,9 +41,11 @@ def plan_workloads(plan: Plan) -> tuple[Workload, ...]:
             key = group.model, group.variant, shard, site, kind
             counts[key] += group.replicas
             rates[key] += group.replicas * group.max_rate
-    return tuple(
+    found = tuple(
         _workload(key, count, rates[key] / count, shards[key[0], key[1]][key[2]]) for key, count in counts.items()
     )
+    check_unique("plan", [workload.name for workload in found])
+    return found
 
 
 def _workload(key: tuple[str, str, int, str, str], count: int, rate: float, shard: Shard) -> Workload:
