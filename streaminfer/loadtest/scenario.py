@@ -39,7 +39,7 @@ from streaminfer._internal.validation import (
     make_from_table,
 )
 from streaminfer.loadtest.arrivals import ARRIVALS, Arrivals, Rates, Replay
-from streaminfer.loadtest.path.device_group import DeviceGroup
+from streaminfer.loadtest.path.device_group import DeviceGroup, as_tuple
 
 __all__ = ["CapacitySettings", "RandomInput", "Scenario", "ServiceSettings", "inference_server"]
 
@@ -48,11 +48,6 @@ _RANDOM_ROWS = 64
 _TEXT = field_check(check_instance, lambda value: isinstance(value, str), "a string")
 _SHARE = field_check(check_number, "a share between 0 and 1", lambda share: 0 < share < 1)
 _POSITIVE = field_check(check_number, "a finite number > 0", lambda number: 0 < number < float("inf"))
-
-
-def _as_tuple(given: Any) -> Any:
-    """Return what TOML has as a list as a tuple."""
-    return tuple(given) if isinstance(given, list) else given
 
 
 def inference_server(url: str, model: str, protocol: Protocol = "grpc") -> Any:
@@ -109,7 +104,7 @@ class RandomInput:
         dtype: of NumPy; whole numbers are drawn from 0 to 127, others between 0 and 1.
     """
 
-    shape: tuple[int, ...] = attrs.field(converter=_as_tuple)
+    shape: tuple[int, ...] = attrs.field(converter=as_tuple)
     dtype: str = attrs.field(default="float32", validator=_TEXT)
 
     def __attrs_post_init__(self) -> None:

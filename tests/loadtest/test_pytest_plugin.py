@@ -94,6 +94,21 @@ def test_new_test_has_nothing_to_compare_with(run_tests):
     result.stdout.fnmatch_lines(["*is missing, so there is nothing to compare with*"])
 
 
+def test_parameters_that_look_alike(run_tests, pytester):
+    """Runs of two tests are saved apart, also where a file's name cannot tell their parameters."""
+    result = run_tests(
+        """
+@pytest.mark.parametrize("times", [1, 2], ids=["p99 < 1", "p99 > 1"])
+def test_tail(loadtest, times):
+    loadtest.virtually(lambda clock: Model(0.001), **SETTINGS)
+""",
+        "--loadtest-save=saved",
+    )
+
+    result.assert_outcomes(passed=2)
+    assert len(list((pytester.path / "saved").glob("test_load.py.test_tail-p99-1-*.json"))) == 2
+
+
 def test_real_time(run_tests):
     """A call runs in an ordinary event loop; a test may call more than once."""
     result = run_tests(

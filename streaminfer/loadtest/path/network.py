@@ -208,7 +208,7 @@ class Link:
         """
         sent_ns, fitting = now_ns, packets
         if (rate := self._profile.rate) is not None:
-            each_ns = size / packets * 8e9 / rate
+            each_ns = max(size, 1) / packets * 8e9 / rate
             waits_ns = max(0, self._free_ns - now_ns)
             room = int((self._queue_ns - waits_ns) / each_ns) + 1 if waits_ns <= self._queue_ns else 0
             fitting = min(packets, room)

@@ -105,3 +105,16 @@ def test_sender_that_is_killed():
         return [child.is_alive() for child in killed]
 
     assert asyncio.run(main()) == [False, False]
+
+
+def test_error_in_progress_is_raised():
+    """It does not end the requests, and is not lost."""
+    told = []
+
+    def fail(progress):
+        told.append(progress)
+        raise LookupError("no terminal")
+
+    with pytest.raises(LookupError, match="no terminal"):
+        asyncio.run(run(make_service, senders=1, **{**SETTINGS, "duration_s": 2.2, "progress": fail}))
+    assert len(told) == 1
