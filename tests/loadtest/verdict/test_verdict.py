@@ -8,7 +8,7 @@ import pytest
 
 from streaminfer.loadtest import Record, Report, compare
 from streaminfer.loadtest.verdict.block_bootstrap import Blocks, student_quantile
-from streaminfer.loadtest.verdict.verdict import _Settings
+from streaminfer.loadtest.verdict.verdict import _error, _Settings
 
 
 def queue(n, seed, *, rate=100.0, mean_s=0.005):
@@ -69,6 +69,22 @@ class TestError:
         )
 
         assert correlated > 1.5 * free
+
+    @pytest.mark.parametrize(
+        ("durations_s", "error"),
+        [
+            ((10.0, 10.0), 0.05),
+            ((14.0, 10.0), 0.05),
+            ((10.0, 160.0), math.hypot(0.16, 0.04)),
+            ((160.0, 10.0), math.hypot(0.03, 0.12)),
+        ],
+        ids=["equal", "nearly", "longer after", "longer before"],
+    )
+    def test_short_run_varies_as_a_long_one(self, durations_s, error):
+        """What hits a long run now and then, a short one may not have met: its error is scaled from the long one's."""
+        before, after = (0.03, 0.04)
+
+        assert _error(before, after, *durations_s) == pytest.approx(error, rel=0.01)
 
     def test_student_quantile(self):
         """It agrees with tables of Student's distribution."""
