@@ -226,4 +226,5 @@ def make_from_table(make: Callable[..., T], table: Mapping[str, Any], path: str,
     try:
         return make(**table)
     except (TypeError, ValueError) as error:
-        raise type(error)(f"{path}.{error}" if path else str(error)) from error
+        kind = TypeError if isinstance(error, TypeError) else ValueError  # subclasses may take other arguments
+        raise kind(f"{path}.{error}" if path else str(error)) from error

@@ -101,7 +101,16 @@ class Gamma:
 
     def schedule(self, duration_s: float, seed: int) -> Floats:
         """Return the instants from 0 until ``duration_s``, seconds, ascending."""
-        return _until(duration_s, self.rate, lambda n: processes.gamma(self.rate, n, seed, cv=self.cv))
+        # a run begins anywhere in a gap, not with a clump: that would add (cv² - 1) / 2 requests in the mean
+        variance, chance = self.cv**2, np.random.default_rng([seed, 1])
+        first_s = chance.random() * chance.gamma(1 + 1 / variance, variance / self.rate)
+
+        def draw(count: int) -> Floats:
+            drawn: Floats = processes.gamma(self.rate, count, seed, cv=self.cv)
+            drawn += first_s - drawn[0]
+            return drawn
+
+        return _until(duration_s, self.rate, draw)
 
 
 @attrs.frozen
@@ -303,6 +312,7 @@ class Replay:
             OSError: the file cannot be read.
             ValueError: it has no such array or run.
         """
+        check_duration("unit_s", unit_s, positive=True)
         (instants,) = load_arrays(path, key, run=run)
         return cls(np.asarray(instants, np.float64) * unit_s, rate)
 

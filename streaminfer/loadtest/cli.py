@@ -44,8 +44,8 @@ def execute(options: argparse.Namespace) -> int:
     """Run the command.
 
     Returns:
-        0: passed; 1: the objective was missed, or the tail regressed; 2: a wrong scenario, or a service that does not
-        start; 3: no verdict; 130: ended by Ctrl-C.
+        0: passed; 1: the objective was missed, or the tail regressed; 2: a wrong scenario, a service that does not
+        start, or a report that cannot be written; 3: no verdict; 130: ended by Ctrl-C.
     """
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # as python -m does: a scenario names modules of the project
@@ -54,7 +54,7 @@ def execute(options: argparse.Namespace) -> int:
         if options.seed is not None:
             scenario = attrs.evolve(scenario, seed=options.seed)
         before = None if options.compare is None else Report.load(options.compare)
-        _check_folders(options.html, options.json, options.junit)
+        _check_targets(options)
         report, capacity = _run(scenario)
     except KeyboardInterrupt:
         print("streaminfer loadtest: interrupted", file=sys.stderr)
@@ -70,15 +70,20 @@ def execute(options: argparse.Namespace) -> int:
         print(f"streaminfer loadtest: service or inputs of the scenario failed: {error!r}", file=sys.stderr)
         return _USAGE
     verdict = None if before is None else compare(before, report)
-    _write(options, report, verdict, capacity)
+    try:
+        _write(options, report, verdict, capacity)
+    except OSError as error:  # of a full disk, for one
+        print(f"streaminfer loadtest: {error}", file=sys.stderr)
+        return _USAGE
     return _status(report, verdict)
 
 
-def _check_folders(*paths: Path | None) -> None:
+def _check_targets(options: argparse.Namespace) -> None:
     """Check that reports can be written, rather than to fail after the run."""
-    for path in paths:
-        if path is not None and not path.parent.is_dir():
-            raise NotADirectoryError(expected("path", "one in a folder that exists", str(path)))
+    for name in ("html", "json", "junit"):
+        path: Path | None = getattr(options, name)
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            raise NotADirectoryError(expected(f"--{name}", "a file in a folder that exists", str(path)))
 
 
 def _run(scenario: Scenario) -> tuple[Report, Capacity | None]:

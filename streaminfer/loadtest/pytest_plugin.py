@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import pytest
 
@@ -97,7 +98,10 @@ class LoadTester:
 
     @property
     def _name(self) -> str:
-        name = re.sub(r"[^\w.-]+", "-", self._request.node.nodeid.replace("::", ".").replace("/", "."))
+        path, _, parameters = self._request.node.nodeid.partition("[")
+        name = re.sub(r"[^\w.-]+", "-", f"{path.replace('::', '.').replace('/', '.')}[{parameters}".removesuffix("["))
+        if re.search(r"[^\w.-]", parameters.removesuffix("]")):  # "p99 < 1" and "p99 > 1" are two tests
+            name += f"{crc32(parameters.encode()):08x}"
         return name if self._runs == 0 else f"{name}-{self._runs + 1}"
 
     def _timed(self, test: "Callable[[], Report]") -> "Report":
@@ -106,7 +110,7 @@ class LoadTester:
         benchmark = self._request.getfixturevalue("benchmark")
         report: Report = benchmark.pedantic(test, rounds=1, iterations=1)
         benchmark.extra_info.update(on_time=report.on_time, requests=report.requests, rate=report.rate)
-        benchmark.extra_info.update({f"{name}_s": value for name, value in report.total.quantiles_s.items()})
+        benchmark.extra_info.update({f"{name}_s": value for name, value in report.to_dict()["latency_s"].items()})
         return report
 
     def _finish(self, report: "Report") -> "Report":

@@ -6,7 +6,7 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
-from streaminfer.loadtest.arrivals import Arrivals, as_arrivals
+from streaminfer.loadtest.arrivals import Arrivals, Instants, as_arrivals
 from streaminfer.loadtest.report.report import Report, describe_machine
 from streaminfer.loadtest.sending.sender import OnProgress, running, send
 from streaminfer.loadtest.sending.sender_processes import send_from_processes
@@ -67,7 +67,9 @@ async def run(
     check_instance("progress", progress, lambda it: it is None or callable(it), "a function or None")
     drain_s = max(DRAIN_S, DRAIN_SLOS * slo_s) if drain_s is None else check_duration("drain_s", drain_s)
     process = as_arrivals(arrivals)
-    due_s = process.schedule(duration_s, seed)
+    due_s = Instants(process.schedule(duration_s, seed)).schedule(
+        duration_s, seed
+    )  # those of the caller's own class too
     if not due_s.size:
         raise ValueError(expected("arrivals", f"at least one request within {duration_s:g} s", arrivals))
     began = time.time()

@@ -39,7 +39,7 @@ from streaminfer._internal.validation import (
     make_from_table,
 )
 from streaminfer.loadtest.arrivals import ARRIVALS, Arrivals, Rates, Replay
-from streaminfer.loadtest.path.device_group import DeviceGroup
+from streaminfer.loadtest.path.device_group import DeviceGroup, as_tuple
 
 __all__ = ["CapacitySettings", "RandomInput", "Scenario", "ServiceSettings", "inference_server"]
 
@@ -101,16 +101,21 @@ class RandomInput:
 
     Args:
         shape: of one request, without a batch axis.
-        dtype: of NumPy; whole numbers are drawn over the range of eight bits, others between 0 and 1.
+        dtype: of NumPy; whole numbers are drawn from 0 to 127, others between 0 and 1.
     """
 
-    shape: tuple[int, ...] = attrs.field(converter=tuple)
+    shape: tuple[int, ...] = attrs.field(converter=as_tuple)
     dtype: str = attrs.field(default="float32", validator=_TEXT)
 
     def __attrs_post_init__(self) -> None:
+        check_instance("shape", self.shape, lambda it: isinstance(it, tuple), "a list of whole numbers ≥ 1")
         for axis in self.shape:
             check_count("shape", axis)
-        if np.dtype(self.dtype).kind not in "fiu":
+        try:
+            is_real = np.dtype(self.dtype).kind in {"f", "i", "u"}
+        except TypeError:
+            is_real = False
+        if not is_real:
             raise ValueError(expected("dtype", "a type of real numbers", self.dtype))
 
     def draw(self, rng: np.random.Generator) -> Any:
@@ -228,8 +233,9 @@ def load_function(argument: str, target: str) -> Any:
     Raises:
         ValueError: there is none.
     """
-    module, colon, name = target.partition(":")
     what = '"module:function" that can be imported'
+    check_instance(argument, target, lambda it: isinstance(it, str), what)
+    module, colon, name = target.partition(":")
     if not (colon and module and name):
         raise ValueError(expected(argument, what, target))
     try:
@@ -244,17 +250,22 @@ def _build_arrivals(folder: Path, table: Mapping[str, Any]) -> Any:
     fields = dict(table)
     kind = check_choice("arrivals.kind", fields.pop("kind", None), tuple(ARRIVALS))
     if "path" in fields:
-        fields["path"] = folder / os.path.expandvars(fields["path"])
+        fields["path"] = _path_in(folder, "arrivals.path", fields["path"])
     recorded = kind == Replay.kind or (kind == Rates.kind and "path" in fields)
     return make_from_table(ARRIVALS[kind].load if recorded else ARRIVALS[kind], fields, "arrivals")
 
 
+def _path_in(folder: Path, argument: str, given: Any) -> Path:
+    check_instance(argument, given, lambda it: isinstance(it, str), "a path")
+    return Path(folder, os.path.expandvars(given))
+
+
 def _build_devices(folder: Path, table: Mapping[str, Any]) -> DeviceGroup:
+    check_instance("devices", table, lambda it: isinstance(it, Mapping), "a list of tables")
     fields = dict(table)
-    for name in ("source", "device", "network"):
-        given = str(fields.get(name, ""))
-        if name == "source" or given.endswith((".toml", ".json")):
-            fields[name] = folder / os.path.expandvars(given)
+    for name in {"source", "device", "network"} & fields.keys():
+        if name == "source" or str(fields[name]).endswith((".toml", ".json")):
+            fields[name] = _path_in(folder, f"devices.{name}", fields[name])
     if "prepare" in fields:
         fields["prepare"] = load_function("devices.prepare", fields["prepare"])
     return make_from_table(DeviceGroup, fields, "devices")
@@ -267,6 +278,7 @@ def _build_inputs(table: Mapping[str, Any]) -> str | dict[str, RandomInput]:
     if set(table) != {"random"}:
         raise ValueError(expected("inputs", "either make or random", ", ".join(table)))
     random = table["random"]
-    if "shape" in random:
+    check_instance("inputs.random", random, lambda value: isinstance(value, Mapping), "a table")
+    if not isinstance(random.get("shape", {}), Mapping):  # of the only input; a table is an input of that name
         return {"": make_from_table(RandomInput, random, "inputs.random")}
     return {name: make_from_table(RandomInput, fields, f"inputs.random.{name}") for name, fields in random.items()}

@@ -3,8 +3,9 @@
 import os
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
-import numpy as np
+from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from streaminfer._internal.validation import check_count, expected
@@ -27,7 +28,11 @@ def load_arrays(
         OSError: the file cannot be read.
         ValueError: it has no such array or run.
     """
-    with np.load(Path(path), allow_pickle=False) as stored:
+    with Path(path).open("rb") as file:
+        try:
+            stored = NpzFile(file)
+        except BadZipFile as error:
+            raise ValueError(f"path: expected an .npz file, got {os.fspath(path)!r}: {error}") from error
         for key in keys:
             if key not in stored:
                 raise ValueError(expected("key", f"one of {', '.join(map(repr, stored.files))}", key))

@@ -111,7 +111,7 @@ def _binding(instance: Instance, counts: Floats, cost: float) -> Iterator[str]:
         needs = instance.needs[row]
         if (instance.needs[row] @ counts) and spare[row] < needs[needs > 0].min() - 1e-9:
             yield f"{resource.what} of {resource.kind!r} at site {problem.sites[resource.site].name!r}"
-    if settings.budget is not None and cost > settings.budget - instance.prices.min():
+    if settings.budget is not None and instance.pools and cost > settings.budget - instance.prices.min():
         yield f"the budget of {settings.budget:.6g}"
     if settings.migrations is not None and instance.started(counts) == settings.migrations:
         yield f"the budget of {settings.migrations} started replicas"

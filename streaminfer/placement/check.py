@@ -139,7 +139,7 @@ def replay(plan: Plan, *, requests: int = 20_000, seed: int = 0) -> PlanCheck:
         for group in shares:
             mine = groups == group
             if (group, hour, scenario) not in delays:
-                rate = _rate(plan, group, hour, scenario)
+                rate = plan.group_rates(hour, scenario)[group] / plan.replicas[group].replicas
                 count = _ARRIVALS_PER_REQUEST * requests
                 delays[group, hour, scenario] = _delays(pools[group], rate, count, rng)
             network_s = sample_network(problem, cluster, pools[group], scenarios[scenario], int(mine.sum()), rng)
@@ -150,15 +150,6 @@ def replay(plan: Plan, *, requests: int = 20_000, seed: int = 0) -> PlanCheck:
             on_time=float(np.mean(latencies_s <= prediction.slo_s)),
         )
     return PlanCheck(clusters=found, requests=requests)
-
-
-def _rate(plan: Plan, group: int, hour: int, scenario: str) -> float:
-    """Requests per second at each replica of a group."""
-    problem = plan.problem
-    factor = next(it.rate_factor for it in problem.scenarios if it.name == scenario)
-    rates = {c.name: factor * c.rates[hour % len(c.rates)] for c in problem.clusters}
-    total = sum(rates[name] * shares.get(group, 0.0) for name, shares in plan.assignments[hour, scenario].items())
-    return total / plan.replicas[group].replicas
 
 
 def _delays(pool: Pool, rate: float, count: int, rng: np.random.Generator) -> Floats:

@@ -105,12 +105,12 @@ def constraints(candidates: Candidates, settings: Settings) -> Iterator[Constrai
             (site, resource.kind),
             f"{resource.limit:.6g} {unit} of {resource.kind!r} at site {site!r}",
         )
-    for cluster in problem.clusters:
+    for c, cluster in enumerate(problem.clusters):
         promise = problem.promise_of(cluster)
         yield Constraint(
             "demand",
             (cluster.name,),
-            f"cluster {cluster.name!r} is served, up to {max(cluster.rates):.6g} requests per second",
+            f"cluster {cluster.name!r} is served, up to {candidates.rates[:, c].max():.6g} requests per second",
         )
         yield Constraint(
             "slo",

@@ -1,6 +1,5 @@
 """Picture of a plan: who is how far from which site, and where the requests go."""
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from streaminfer.placement.matrix_plot import plot_matrix
@@ -20,30 +19,28 @@ def plot_plan(plan: "Plan", ax: Any) -> Any:
     problem = plan.problem
     access = {it.name: it.rtt for it in problem.access}
     used = plan.shares_by_site(plan.assignment)
-    served: dict[str, float] = {}
     parts = {}
     for cluster in problem.clusters:
-        for site, share in used.get(cluster.name, {}).items():
-            served[site] = served.get(site, 0.0) + share * max(cluster.rates)
         promise = problem.promise_of(cluster)
         own_s = access[cluster.access].quantile(promise.share)
         parts[cluster.name] = {
             site: (link.rtt.quantile(promise.share) + own_s) / promise.slo_s
             for site, link in problem.links.get(cluster.name, {}).items()
         }
-    return plot_matrix(ax, parts, used, _labels(plan, served))
+    return plot_matrix(ax, parts, used, _labels(plan))
 
 
-def _labels(plan: "Plan", served: Mapping[str, float]) -> dict[str, str]:
-    """Replicas, load and cost of each site."""
+def _labels(plan: "Plan") -> dict[str, str]:
+    """Replicas, load in the busiest hour, and cost of each site."""
     labels = {}
+    rates = plan.group_rates(*plan.busiest)
     for site in plan.problem.sites:
-        groups = [group for group in plan.replicas if site.name in group.sites]
-        if not groups:
+        here = [(group, rate) for group, rate in zip(plan.replicas, rates, strict=True) if site.name in group.sites]
+        if not here:
             labels[site.name] = "unused"
             continue
-        most = sum(group.replicas * group.max_rate for group in groups)
-        cost = site.price + sum(group.price / len(group.sites) for group in groups)
-        count = sum(group.replicas for group in groups)
-        labels[site.name] = f"{count} repl.\n{served.get(site.name, 0.0) / most:.0%} load\n{cost:.3g}/h"
+        load = sum(rate for _, rate in here) / sum(group.replicas * group.max_rate for group, _ in here)
+        shares = (group.price * group.sites.count(site.name) / len(group.sites) for group, _ in here)
+        count = sum(group.replicas for group, _ in here)
+        labels[site.name] = f"{count} repl.\n{load:.0%} load\n{site.price + sum(shares):.3g}/h"
     return labels

@@ -95,14 +95,31 @@ class Plan:
         return tuple(site.name for site in self.problem.sites if site.name in used)
 
     @property
+    def busiest(self) -> tuple[int, str]:
+        """The hour, and the name of the scenario, with the most requests."""
+        return max(self.assignments, key=lambda key: sum(self._rates(*key)))
+
+    @property
     def assignment(self) -> Assignment:
         """The assignment in the busiest hour."""
-        factors = {scenario.name: scenario.rate_factor for scenario in self.problem.scenarios}
+        return self.assignments[self.busiest]
 
-        def demand(key: tuple[int, str]) -> float:
-            return factors[key[1]] * sum(c.rates[key[0] % len(c.rates)] for c in self.problem.clusters)
+    def _rates(self, hour: int, scenario: str) -> list[float]:
+        """Requests per second of each cluster."""
+        factor = next(it.rate_factor for it in self.problem.scenarios if it.name == scenario)
+        return [factor * cluster.rates[hour % len(cluster.rates)] for cluster in self.problem.clusters]
 
-        return self.assignments[max(self.assignments, key=demand)]
+    def group_rates(self, hour: int, scenario: str) -> NDArray[np.float64]:
+        """Return the requests per second that each replica group serves, in an hour of a scenario."""
+        flows, candidates = self.instance.flows, self.instance.candidates
+        names = [it.name for it in candidates.problem.scenarios]
+        found = (
+            at for at in self.flows if (it := candidates.states[at]).hour == hour and names[it.scenario] == scenario
+        )
+        state = next(found)
+        demand = np.maximum(flows.rates[state] * flows.unit, 1.0)  # without what is not served
+        shares = self.flows[state][:, self.counts > 0] / demand[:, None]
+        return np.asarray(self._rates(hour, scenario) @ shares)
 
     def shares_by_site(self, assignment: Assignment) -> dict[str, dict[str, float]]:
         """Return, for each cluster that an assignment serves, the shares by the site that its requests go to first."""
@@ -115,12 +132,11 @@ class Plan:
         return shares
 
     @property
-    def running(self) -> dict[tuple[str, str, tuple[int, ...], tuple[str, ...]], int]:
-        """Replicas by model, variant, indexes of sites and kinds of devices."""
-        index = {site.name: at for at, site in enumerate(self.problem.sites)}
-        counts: dict[tuple[str, str, tuple[int, ...], tuple[str, ...]], int] = {}
+    def running(self) -> dict[tuple[str, str, tuple[str, ...], tuple[str, ...]], int]:
+        """Replicas by model, variant, names of sites and kinds of devices."""
+        counts: dict[tuple[str, str, tuple[str, ...], tuple[str, ...]], int] = {}
         for group in self.replicas:
-            home = group.model, group.variant, tuple(index[name] for name in group.sites), group.kinds
+            home = group.model, group.variant, group.sites, group.kinds
             counts[home] = counts.get(home, 0) + group.replicas
         return counts
 

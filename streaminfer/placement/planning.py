@@ -1,8 +1,10 @@
 """`plan`, `plan_hours` and `repair`: from a problem to replicas."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from streaminfer._internal.validation import (
     check_choice,
@@ -17,13 +19,17 @@ from streaminfer.placement.conflicts import infeasible_placement
 from streaminfer.placement.plan_record import Plan
 from streaminfer.placement.problem import Problem
 from streaminfer.placement.solver.candidates import Candidates, find_candidates
-from streaminfer.placement.solver.greedy import complete, greedy_counts, lower_bound, serve_most
+from streaminfer.placement.solver.greedy import complete, greedy_counts, lower_bound, trimmed
 from streaminfer.placement.solver.instance import Instance, Settings
 from streaminfer.placement.solver.program import solve
 
 __all__ = ["plan", "plan_hours", "repair"]
 
 _METHODS = ("exact", "greedy")
+_SERVED_GAP = 1e-5
+"""Share of the requests that may be left unserved though there is capacity."""
+_SERVED_S = 5.0
+"""Longest search for it; 500 clusters at 60 sites take a second."""
 
 
 def plan(
@@ -54,6 +60,7 @@ def plan(
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
         InfeasiblePlacement: there is no such plan; the error says why, and what would help.
+        TimeoutError: no plan was found within ``time_limit_s``.
         MissingExtra: highspy is not installed, and the method is exact.
     """
     check_instance("problem", problem, lambda it: isinstance(it, Problem), "a Problem")
@@ -68,11 +75,21 @@ def plan(
     if running is not None:
         check_instance("running", running, lambda it: isinstance(it, Plan), "a Plan or None")
     chosen = None if hours is None else _checked_hours(problem, hours)
-    settings = Settings(budget=budget, running={} if running is None else running.running, migrations=migrations)
+    settings = Settings(budget=budget, running=_homes(problem, running), migrations=migrations)
     candidates = find_candidates(problem, chosen)
     if method == "greedy" and (budget is not None or migrations is not None):
         raise ValueError("method: expected 'exact' with budget or migrations, got 'greedy'")
     return _planned(candidates, settings, method, gap, time_limit_s)
+
+
+def _homes(problem: Problem, running: Plan | None) -> dict[tuple[Any, ...], int]:
+    """What runs, by `Pool.home`: the plan may be of a problem with other sites, or in another order."""
+    index = {site.name: at for at, site in enumerate(problem.sites)}
+    counts = {} if running is None else running.running
+    return {
+        (model, variant, tuple(index.get(name, -1) for name in sites), kinds): count
+        for (model, variant, sites, kinds), count in counts.items()
+    }
 
 
 def _checked_hours(problem: Problem, hours: Iterable[int]) -> tuple[int, ...]:
@@ -105,8 +122,13 @@ def plan_hours(
         time_limit_s: of each plan.
 
     Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range.
         InfeasiblePlacement: there is no plan for an hour.
+        TimeoutError: none was found within ``time_limit_s``.
     """
+    check_instance("problem", problem, lambda it: isinstance(it, Problem), "a Problem")
+    if migrations is not None:
+        check_count("migrations", migrations, at_least=0)
     plans: list[Plan] = []
     for hour in range(problem.hours):
         running = plans[-1] if plans else None
@@ -139,5 +161,20 @@ def repair(running: Plan, lost: Iterable[str]) -> Plan:
     counts = complete(instance, kept)
     if counts is None:
         solution = solve(instance, gap=1e9)
-        counts = serve_most(instance, kept) if solution is None else solution.counts
+        counts = _serve_most(instance, kept) if solution is None else solution.counts
     return make_plan(instance, counts, bound=lower_bound(instance))
+
+
+def _serve_most(instance: Instance, kept: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Serve as many requests as possible, with the replicas that are kept if they can do it."""
+    flows = instance.flows
+    most = solve(instance.serving(flows.rates, Settings(is_partial=True)), gap=_SERVED_GAP, time_limit_s=_SERVED_S)
+    assert most is not None  # noqa: S101 - nothing that is served is a solution
+    served = [flows.empty() for _ in flows.rates]
+    for state, flow in enumerate(served):
+        flows.extend(state, most.counts, flow)
+    less = instance.serving(np.array([flow.sum(axis=1) for flow in served]) / flows.unit, Settings())
+    counts = complete(less, kept)
+    if counts is None:
+        counts = trimmed(less, most.counts)
+    return most.counts if counts is None else counts

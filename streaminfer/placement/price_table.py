@@ -78,6 +78,7 @@ def prices(
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
         MissingExtra: highspy is not installed.
+        TimeoutError: a solution was not found within ``time_limit_s``.
     """
     check_instance("plan", plan, lambda it: isinstance(it, Plan), "a Plan")
     slo_step_s = check_duration("slo_step_s", slo_step_s, positive=True)

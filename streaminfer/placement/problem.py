@@ -6,6 +6,7 @@ hour. Everything is immutable; `attrs.evolve` makes a changed copy. A `Problem` 
 
 import json
 import math
+import numbers
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -53,8 +54,8 @@ def _number(what: str, fits: Callable[[float], bool], **options: Any) -> Any:
     return field_check(check_number, what, fits, **options)
 
 
-def _text() -> Any:
-    return attrs.field(validator=field_check(check_instance, lambda it: isinstance(it, str) and it, "a name"))
+def _text(**options: Any) -> Any:
+    return attrs.field(validator=field_check(check_instance, _is_name, "a name", optional=bool(options)), **options)
 
 
 def _amount(default: float = 0.0) -> Any:
@@ -77,6 +78,15 @@ def _records(kind: type, **options: Any) -> Any:
     return attrs.field(converter=_tuple, validator=check, **options)
 
 
+def _names(**options: Any) -> Any:
+    check = field_check(check_instance, lambda it: isinstance(it, tuple) and all(map(_is_name, it)), "a list of names")
+    return attrs.field(converter=_tuple, validator=check, **options)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
 def _tuple(value: Iterable[Any]) -> Any:
     return value if isinstance(value, str) or not isinstance(value, Iterable) else tuple(value)
 
@@ -86,13 +96,12 @@ def _are_service_times(value: Any) -> bool:
 
 
 def _as_rates(value: Any) -> Any:
-    return (value,) if isinstance(value, (int, float)) else _tuple(value)
+    return (value,) if isinstance(value, numbers.Real) else _tuple(value)
 
 
 def _as_failures(value: Any) -> Any:
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        return value
-    return tuple((group,) if isinstance(group, str) else tuple(group) for group in value)
+    groups = _tuple(value)
+    return tuple((it,) if isinstance(it, str) else _tuple(it) for it in groups) if isinstance(groups, tuple) else groups
 
 
 @attrs.frozen(kw_only=True)
@@ -160,7 +169,7 @@ class UserCluster:
     access: str = _text()
     service_class: str = _text()
     model: str = _text()
-    residency: str | None = None
+    residency: str | None = _text(default=None)
 
     @rates.validator
     def _check_rates(self, _attribute: object, value: tuple[float, ...]) -> None:
@@ -202,7 +211,7 @@ class Site:
     name: str = _text()
     devices: tuple[DeviceGroup, ...] = _records(DeviceGroup)
     price: float = _amount()
-    regions: tuple[str, ...] = attrs.field(default=(), converter=_tuple)
+    regions: tuple[str, ...] = _names(default=())
 
 
 @attrs.frozen(kw_only=True)
@@ -275,7 +284,10 @@ class Scenario:
     """
 
     name: str = _text()
-    access: Mapping[str, str] = _NOTHING
+    access: Mapping[str, str] = attrs.field(
+        default=_NOTHING,
+        validator=field_check(check_instance, lambda it: isinstance(it, Mapping), "a mapping of clusters to profiles"),
+    )
     rate_factor: float = attrs.field(
         default=1.0, validator=_number("a finite number ≥ 0", lambda it: 0 <= it < math.inf)
     )
@@ -400,10 +412,13 @@ def _check_scenarios(problem: Problem) -> None:
     if isinstance(problem.failures, str):
         check_choice("failures", problem.failures, (ANY_SITE,))
     else:
-        sites = {it.name for it in problem.sites}
+        check_instance(
+            "failures", problem.failures, lambda it: isinstance(it, tuple), f"groups of sites, or {ANY_SITE!r}"
+        )
         for at, group in enumerate(problem.failures):
+            check_instance(f"failures[{at}]", group, lambda it: isinstance(it, tuple) and bool(it), "names of sites")
             for name in group:
-                _check_known(f"failures[{at}]", name, sites, "site")
+                _check_known(f"failures[{at}]", name, {it.name for it in problem.sites}, "site")
 
 
 def _check_links(path: str, links: Mapping[str, Mapping[str, Link]], starts: set[str], problem: Problem) -> None:

@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import attrs
+import numpy as np
 
 from streaminfer._internal.validation import expected, make_from_table
 from streaminfer.batching.service_time.service_time import ServiceTime
@@ -31,7 +32,7 @@ def write_record(value: Any) -> Any:  # noqa: PLR0911 - one for each kind
         return {key: write_record(one) for key, one in value.items()}
     if isinstance(value, tuple):
         return [write_record(one) for one in value]
-    return value
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def read_record(kind: type[R], stored: Any, path: str) -> R:

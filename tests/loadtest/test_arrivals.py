@@ -61,6 +61,13 @@ class TestSchedule:
         assert {process.kind for process in PROCESSES} == set(ARRIVALS)
 
 
+def test_mean_of_clumps_is_the_rate():
+    """A run does not begin with a clump: over many seeds the mean is the rate, however uneven the gaps."""
+    counts = [Gamma(20.0, cv=10.0).schedule(10.0, seed).size for seed in range(400)]
+
+    assert np.mean(counts) == pytest.approx(200.0, abs=4 * np.std(counts) / 20)
+
+
 def test_ramp_has_the_rate_of_each_moment():
     """A ramp to 400/s has an eighth of its requests in the first third and more."""
     instants = Ramp(0.0, 400.0).schedule(60.0, 5)
@@ -141,6 +148,31 @@ class TestReplay:
 
         with pytest.raises(ValueError, match="key: expected one of 't', got 'x'"):
             Replay.load(path, key="x")
+
+    @pytest.mark.parametrize("unit_s", ["ms", 0, -1.0], ids=str)
+    def test_load_wrong_unit(self, tmp_path, unit_s):
+        """A unit is a number of seconds."""
+        path = tmp_path / "trace.npz"
+        np.savez(path, t=[0.0, 1.0])
+
+        with pytest.raises((TypeError, ValueError), match="unit_s: expected a finite number of seconds > 0"):
+            Replay.load(path, unit_s=unit_s)
+
+    @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 nothing", b"t,1.0"], ids=["empty", "zip", "text"])
+    def test_load_something_else(self, tmp_path, content):
+        """The message names the file, whatever it holds."""
+        path = tmp_path / "trace.npz"
+        path.write_bytes(content)
+
+        with pytest.raises(ValueError, match=r"path: expected an \.npz file, got '.*trace\.npz'"):
+            Replay.load(path)
+
+    def test_load_one_array(self, tmp_path):
+        """A file of NumPy with a single array has no names."""
+        np.save(tmp_path / "trace.npy", [0.0, 1.0])
+
+        with pytest.raises(ValueError, match=r"path: expected an \.npz file, got '.*trace\.npy'"):
+            Replay.load(tmp_path / "trace.npy")
 
 
 class TestRefused:

@@ -94,6 +94,21 @@ def test_new_test_has_nothing_to_compare_with(run_tests):
     result.stdout.fnmatch_lines(["*is missing, so there is nothing to compare with*"])
 
 
+def test_parameters_that_look_alike(run_tests, pytester):
+    """Runs of two tests are saved apart, also where a file's name cannot tell their parameters."""
+    result = run_tests(
+        """
+@pytest.mark.parametrize("times", [1, 2], ids=["p99 < 1", "p99 > 1"])
+def test_tail(loadtest, times):
+    loadtest.virtually(lambda clock: Model(0.001), **SETTINGS)
+""",
+        "--loadtest-save=saved",
+    )
+
+    result.assert_outcomes(passed=2)
+    assert len(list((pytester.path / "saved").glob("test_load.py.test_tail-p99-1-*.json"))) == 2
+
+
 def test_real_time(run_tests):
     """A call runs in an ordinary event loop; a test may call more than once."""
     result = run_tests(
@@ -123,6 +138,24 @@ def test_both(benchmark, loadtest):
     result.assert_outcomes(passed=1)
     (saved,) = json.loads((pytester.path / "benchmark.json").read_text())["benchmarks"]
     assert saved["extra_info"]["requests"] == 4000
+
+
+def test_benchmark_of_a_service_without_responses(run_tests, pytester):
+    """A tail that is infinite is none: JSON has no infinity."""
+    result = run_tests(
+        """
+async def broken(_inputs):
+    raise ValueError
+
+def test_both(benchmark, loadtest):
+    loadtest.virtually(lambda clock: broken, **SETTINGS)
+""",
+        "--benchmark-json=benchmark.json",
+    )
+
+    result.assert_outcomes(passed=1)
+    (saved,) = json.loads((pytester.path / "benchmark.json").read_text())["benchmarks"]
+    assert saved["extra_info"]["p99_s"] is None
     assert saved["stats"]["rounds"] == 1
 
 

@@ -260,3 +260,25 @@ def test_real_time():
     assert report.outcomes == {"ok": report.requests}
     assert (report.record.late_s >= 0).all()
     assert report.latencies_s.min() >= 0.01
+
+
+class OwnArrivals:
+    def __init__(self, due_s):
+        self.due_s = due_s
+
+    def schedule(self, duration_s, seed):
+        return self.due_s
+
+
+def test_arrivals_of_the_callers_own(virtually):
+    """A list will do, and what is due behind the end is not sent."""
+    report = virtually(lambda: run(echo, arrivals=OwnArrivals([0.1, 5.0]), inputs=[1], duration_s=1.0, slo_s=0.1))
+
+    np.testing.assert_array_equal(report.record.due_s, [0.1])
+
+
+@pytest.mark.parametrize("due_s", [[0.2, 0.1], [0.0, math.nan], [-1.0, 0.5]], ids=str)
+def test_arrivals_out_of_order(virtually, due_s):
+    """A schedule that nobody could keep is refused, and not taken for a busy sender."""
+    with pytest.raises(ValueError, match="arrivals"):
+        virtually(lambda: run(echo, arrivals=OwnArrivals(due_s), inputs=[1], duration_s=1.0, slo_s=0.1))

@@ -28,6 +28,8 @@ rate = 50
 make = "services_of_a_test:frames"
 """
 
+INPUTS, ARRIVALS = 'make = "services_of_a_test:frames"', 'kind = "constant"\nrate = 50'
+
 SERVICES = """
 import streaminfer as si
 
@@ -114,6 +116,13 @@ def test_random_inputs_are_by_seed(scenario):
         ('make = "services_of_a_test:make_echo"', 'url = "x"', "service: expected either make, or url and model"),
         ("\nname", "\ncapacity = 5\nname", "capacity: expected a table, got 5"),
         ("[inputs]", "[inputs]\nshape = [1]", "inputs: expected either make or random"),
+        (INPUTS, "random = 3", "inputs.random: expected a table, got 3"),
+        (INPUTS, "random.x = 3", "inputs.random.x: expected a table, got 3"),
+        (INPUTS, "random.shape = 3", "inputs.random.shape: expected a list of whole numbers"),
+        (INPUTS, 'random = {shape = [1], dtype = "foo"}', "inputs.random.dtype: expected a type of real numbers"),
+        (ARRIVALS, 'kind = "replay"\npath = 3', "arrivals.path: expected a path, got 3"),
+        (ARRIVALS, 'kind = "replay"\npath = "scenario.toml"', r"arrivals.path: expected an \.npz file"),
+        (ARRIVALS, 'kind = "replay"\npath = "scenario.toml"\nunit_s = "ms"', "arrivals.unit_s: expected"),
         ("name", "=", "scenario.toml: "),
     ],
 )
@@ -208,7 +217,21 @@ class TestCommand:
     def test_folder_that_does_not_exist(self, scenario, tmp_path, capsys):
         """A report that cannot be written is refused before the run."""
         assert main(["loadtest", str(scenario()), f"--html={tmp_path / 'no' / 'x.html'}"]) == 2
-        assert "expected one in a folder that exists" in capsys.readouterr().err
+        assert main(["loadtest", str(scenario()), f"--junit={tmp_path}"]) == 2
+        said = capsys.readouterr().err
+        assert "--html: expected a file in a folder that exists" in said
+        assert "--junit: expected a file in a folder that exists" in said
+
+    def test_report_cannot_be_written(self, scenario, tmp_path, capsys, monkeypatch):
+        """A disk that is full is no missed objective."""
+
+        def save(_report, path):
+            raise OSError(28, "No space left on device", str(path))
+
+        monkeypatch.setattr(Report, "save", save)
+
+        assert main(["loadtest", str(scenario()), f"--json={tmp_path / 'run.json'}"]) == 2
+        assert "streaminfer loadtest: [Errno 28] No space left on device" in capsys.readouterr().err
 
     def test_service_that_does_not_start(self, scenario, capsys):
         """A server that is not there is named, without a traceback."""
@@ -256,3 +279,10 @@ def test_replay_path_is_relative_to_the_file(scenario, tmp_path):
 
     assert isinstance(arrivals, Replay)
     assert arrivals.schedule(1.0, 0).size == 3
+
+
+def test_input_that_is_named_shape(scenario):
+    """A table is an input of that name, a list the shape of the only input."""
+    text = SMALL.replace(INPUTS, "random = {shape = {shape = [2]}}")
+
+    assert Scenario.load(scenario(text)).make_inputs()[0]["shape"].shape == (2,)

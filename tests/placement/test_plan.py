@@ -3,12 +3,23 @@
 import attrs
 import numpy as np
 import pytest
-from placement_problems import KINDS, small_problem
+from placement_problems import KINDS, BruteForce, small_problem
 
-from streaminfer.placement import Distribution, InfeasiblePlacement, Link, plan, plan_hours, prices, repair, replay
+from streaminfer.placement import (
+    Distribution,
+    InfeasiblePlacement,
+    Link,
+    Scenario,
+    plan,
+    plan_hours,
+    prices,
+    repair,
+    replay,
+)
 from streaminfer.placement.solver.candidates import find_candidates
 from streaminfer.placement.solver.greedy import complete, lower_bound
 from streaminfer.placement.solver.instance import Instance
+from streaminfer.placement.solver.program import solve
 
 
 def planned(kind, **options):
@@ -76,6 +87,34 @@ def test_repair_serves_everybody_without_lost_sites():
     assert repaired.unserved == {}
 
 
+@pytest.mark.parametrize(
+    ("kind", "seed", "lost"), [("plain", 32, 0), ("memory", 30, 1), ("classes", 59, 1), ("site_prices", 13, 1)]
+)
+def test_repair_serves_all_that_can_be(kind, seed, lost):
+    """Where not all can be served, as much is as any replicas could, by brute force; the simulation knows the rest."""
+    problem = small_problem(seed, kind)
+    candidates = find_candidates(problem)
+    brute = BruteForce(candidates, candidates.allowed & ~candidates.uses[lost])
+    mask, demand = brute.allowed[0][:, brute.columns], candidates.rates[0]
+
+    repaired = repair(plan(problem, gap=0.0), [problem.sites[lost].name])
+
+    most = brute._largest_flow(brute.counts(), mask, demand).max()
+    assert 0 < most < demand.sum()
+    assert demand.sum() - sum(repaired.unserved.values()) == pytest.approx(most, rel=1e-4)
+    assert all(it.ratio > 0.9 for it in replay(repaired, requests=2000).clusters.values())
+
+
+def test_repair_in_too_little_time_is_greedy(monkeypatch):
+    """What the greedy choice can serve is served in any case."""
+    problem = small_problem(32, "plain")
+    monkeypatch.setattr("streaminfer.placement.planning._SERVED_S", 1e-9)
+
+    repaired = repair(plan(problem, gap=0.0), ["s0"])
+
+    assert 0 < sum(repaired.unserved.values()) < sum(cluster.rates[0] for cluster in problem.clusters) / 2
+
+
 def test_repair_names_clusters_without_capacity():
     """What cannot be served any more is named with its rate."""
     problem, found = planned("plain")
@@ -125,6 +164,15 @@ def test_migrations_are_limited():
         )
 
 
+def test_what_runs_is_found_by_the_names_of_sites():
+    """A problem with its sites in another order, and one more of them, knows what runs."""
+    problem, running = planned("plain")
+    new = attrs.evolve(problem.sites[0], name="new")
+    moved = attrs.evolve(problem, sites=[new, *reversed(problem.sites)])
+
+    assert plan(moved, running=running, migrations=0).running == running.running
+
+
 def test_plan_hours_follows_the_demand():
     """Each hour costs no more than the plan for all hours."""
     problem, whole = planned("hours")
@@ -133,6 +181,45 @@ def test_plan_hours_follows_the_demand():
 
     assert len(plans) == problem.hours
     assert all(it.cost <= whole.cost * 1.001 for it in plans)
+
+
+def test_prices_pass_gap_and_time_on(monkeypatch):
+    """Each solution of a table has the same limits."""
+    _, found = planned("plain")
+    seen = []
+
+    def noted(instance, **limits):
+        seen.append(limits)
+        return solve(instance, **limits)
+
+    monkeypatch.setattr("streaminfer.placement.price_table.solve", noted)
+
+    prices(found, gap=0.01, time_limit_s=60.0)
+
+    assert len(seen) > 1
+    assert all(limits == {"gap": 0.01, "time_limit_s": 60.0} for limits in seen)
+
+
+@pytest.mark.parametrize("search", [plan, plan_hours], ids=["plan", "plan_hours"])
+def test_no_plan_in_time(search):
+    """A time in which no plan is found is no proof that there is none."""
+    with pytest.raises(TimeoutError, match="no plan was found within time_limit_s"):
+        search(small_problem(1, "plain"), time_limit_s=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gap": -1}, "gap: expected"),
+        ({"migrations": "x"}, "migrations: expected"),
+        ({"time_limit_s": 0}, "time_limit_s"),
+    ],
+    ids=["gap", "migrations", "time"],
+)
+def test_plan_hours_names_wrong_arguments(options, message):
+    """Also where there is one hour."""
+    with pytest.raises((TypeError, ValueError), match=message):
+        plan_hours(small_problem(1, "plain"), **options)
 
 
 def test_prices_are_savings():
@@ -215,6 +302,27 @@ def test_rare_requests_are_served(rate):
     found = plan(attrs.evolve(problem, clusters=rare, links={"c0": problem.links["c0"]}))
 
     assert list(found.assignment) == ["c0"]
+
+
+@pytest.mark.parametrize("options", [{}, {"budget": 1.0}, {"method": "greedy"}], ids=str)
+def test_without_requests_and_links_nothing_runs(options):
+    """An hour without requests needs no replica, and no site in reach."""
+    problem = small_problem(0, "plain")
+    silent = [attrs.evolve(it, rates=[0.0]) for it in problem.clusters]
+
+    found = plan(attrs.evolve(problem, clusters=silent, links={}), **options)
+
+    assert (found.replicas, found.cost, found.binding) == ((), 0.0, ())
+
+
+def test_demand_of_the_planned_hours_is_named():
+    """The reason has the rates of these hours and scenarios, not others."""
+    problem = small_problem(0, "plain")
+    busy = [attrs.evolve(problem.clusters[0], rates=[9e9, 1e9])]
+    doubled = [Scenario(name="doubled", rate_factor=2.0)]
+
+    with pytest.raises(InfeasiblePlacement, match=r"is served, up to 2e\+09 requests"):
+        plan(attrs.evolve(problem, clusters=busy, links={"c0": problem.links["c0"]}, scenarios=doubled), hours=[1])
 
 
 def test_enormous_demand_is_explained():

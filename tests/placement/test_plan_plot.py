@@ -1,10 +1,14 @@
 """The picture of a plan can be printed, and shows the clusters that matter."""
 
+import attrs
 import numpy as np
 import pytest
 from pictures import check_printable
+from placement_problems import small_problem
 
+from streaminfer.placement import Distribution, Link, plan
 from streaminfer.placement.matrix_plot import plot_matrix
+from streaminfer.placement.plan_plot import _labels
 
 
 def matrix(clusters, sites, *, seed=0):
@@ -38,3 +42,24 @@ def test_tightest_clusters_come_first():
     used = [max(parts[name][site] for site in shares[name]) for name in shown[1:]]
     assert used == sorted(used, reverse=True)
     assert "10 clusters with more room" in axes.get_ylabel()
+
+
+def test_load_is_that_of_one_hour():
+    """Clusters that are busy in turn use one replica in turn, and a chain at one site has its whole price."""
+    problem = small_problem(1, "shards")
+    near = {"s0": Link(rtt=Distribution.of(0.002))}
+    clusters = [
+        attrs.evolve(problem.clusters[0], name=name, rates=rates, service_class="slow")
+        for name, rates in (("day", (200.0, 1.0)), ("night", (1.0, 200.0)))
+    ]
+    device = attrs.evolve(problem.sites[0].devices[0], slots=4, price=1.0)
+    site = attrs.evolve(problem.sites[0], devices=[device])
+    found = plan(
+        attrs.evolve(problem, clusters=clusters, sites=[site], links={"day": near, "night": near}, site_links={})
+    )
+
+    replicas, load, cost = _labels(found)["s0"].splitlines()
+
+    assert 0.5 < float(load.split("%")[0]) / 100 <= 1.0
+    assert cost == f"{found.cost:.3g}/h"
+    assert replicas == f"{sum(group.replicas for group in found.replicas)} repl."

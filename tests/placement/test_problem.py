@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from placement_problems import KINDS, small_problem
 
 from streaminfer.batching.service_time.service_time import ServiceTime
-from streaminfer.placement import Distribution, Link, Problem, Shard
+from streaminfer.placement import Distribution, Link, Problem, Scenario, Shard
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -48,6 +48,10 @@ def test_json_gives_the_problem_back(kind, tmp_path):
         (("links", "c0"), {"nowhere": {"rtt": 0.1}}, r"links\['c0'\]: expected a known site, one of"),
         (("links", "c0", "s0"), {"rtt": 0.1, "speed": 1}, r"links\['c0'\]\['s0'\]: expected keys among rtt"),
         (("failures",), "any", "failures: expected one of 'any site'"),
+        (("failures",), [[]], r"failures\[0\]: expected names of sites"),
+        (("failures",), 3, "failures: expected groups of sites"),
+        (("sites", 0, "regions"), [1], r"sites\[0\].regions: expected a list of names"),
+        (("clusters", 0, "residency"), 5, r"clusters\[0\].residency: expected a name"),
         (("models", 0, "variants", 0, "shards"), [], "shards: expected at least 1 Shard"),
         (("models", 0, "variants", 0, "shards", 0, "service_time", "cpu"), {"a": 1}, "service time: expected setup_s"),
         (("models",), {}, "models: expected a list"),
@@ -149,3 +153,28 @@ def test_wrong_distributions_are_refused(values, shares, error, message):
 def test_a_quantile_is_of_a_share(share):
     with pytest.raises(ValueError, match="share: expected a share from 0 to 1"):
         Distribution.of(0.1).quantile(share)
+
+
+def test_numbers_of_numpy_are_stored():
+    """Rates that were measured come back as they are."""
+    problem = small_problem(1, "plain")
+    measured = [attrs.evolve(it, rates=np.array([3, 4])) for it in problem.clusters]
+    one = attrs.evolve(measured[0], rates=np.float32(0.5))
+    changed = attrs.evolve(problem, clusters=[one, *measured[1:]])
+
+    assert Problem.from_json(changed.to_json()) == changed
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda problem: attrs.evolve(problem.sites[0], regions="eu"), "regions: expected a list of names, got 'eu'"),
+        (lambda problem: attrs.evolve(problem, failures=[3]), r"failures\[0\]: expected names of sites, got 3"),
+        (lambda _: Scenario(name="n", access=["c0"]), "access: expected a mapping of clusters to profiles"),
+    ],
+    ids=["regions", "failures", "access"],
+)
+def test_wrong_argument_is_named(make, message):
+    """Where JSON would have had an error of its own."""
+    with pytest.raises(TypeError, match=message):
+        make(small_problem(1, "plain"))

@@ -66,6 +66,7 @@ async def find_capacity(
     check_number("tolerance", tolerance, "a number > 0", lambda number: number > 0)
     check_number("confidence", confidence, "a share between 0 and 1", lambda share: 0 < share < 1)
     check_count("most_steps", most_steps)
+    check_count("seed", seed, at_least=0)
     if low * check_duration("step_s", step_s, positive=True) < _LEAST_REQUESTS:
         raise ValueError(
             expected("step_s", f"enough seconds for {_LEAST_REQUESTS} requests at the lowest rate", step_s)

@@ -169,27 +169,30 @@ class CapacitySearch:
     def _next_near(self, rate: float, low: float, high: float) -> float | None:
         """Return the next rate around an estimate and its interval."""
         narrow = (high - low) / 2 <= self.tolerance * rate
-        spread = min(_SPREAD, _STEEP / self._slope)
         if self._jumps():
-            if not narrow:
+            if narrow:
+                return None if self._is_confirmed(low) else low
+            if not self._between():
                 return math.sqrt(low * high)
-            if not self._is_confirmed(low):
-                return low
-            spread = min(spread, 2 * self.tolerance)
-            ended = not self._between()
-        else:
-            ended = narrow and self._is_settled(rate)
-        return None if ended else rate * (1 + spread * (-0.5, 0.5, -0.25, 0.25)[self._after_ramp % 4])
+            low, high = max(low, rate * (1 - _SPREAD / 2)), min(high, rate * (1 + _SPREAD / 2))
+            return min(low + (high - low) * (0.5, 0.25, 0.75)[self._after_ramp % 3], self.high)
+        if narrow and self._is_settled(min(rate, self.high)):
+            return None
+        spread = min(_SPREAD, _STEEP / self._slope) * (-0.5, 0.5, -0.25, 0.25)[self._after_ramp % 4]
+        return min(rate * (1 + spread), self.high)
 
     def add(self, step: Step) -> None:
         """Take what was measured at :attr:`next_rate`."""
-        missed = step.late_share > 1 - self.objective
+        allowed = 1 - self.objective
+        missed = step.late_share > allowed
+        # near the crossing half of the steps miss by chance
+        clearly = step.late_share >= _SOME[1] * allowed
         if self._found is not None:
             self._after_ramp += 1
             self._look_for_change(step)
         self.steps.append(step)
         self._counted.append(step)
-        if missed and step.rate <= self.low:
+        if missed and clearly and step.rate <= self.low:
             self._found = None
             self._reason = f"the objective is missed at {self.low:,.4g}/s, the lowest rate"
         elif self._found is None and not missed:
@@ -221,7 +224,8 @@ class CapacitySearch:
             elif self.steps[-1].late_share > 1 - self.objective:
                 interval = (0.0, last)
             else:
-                interval = (last, math.inf)
+                few = _SOME[0] * (1 - self.objective)
+                interval = (max((step.rate for step in self.steps if step.late_share <= few), default=0.0), math.inf)
             return Capacity(
                 last, interval, self.confidence, self.objective, tuple(self.steps), self._reason or "no step"
             )
@@ -232,22 +236,29 @@ class CapacitySearch:
 
     # -- estimation ---------------------------------------------------------------------------------------------
 
-    @property
-    def _bracket(self) -> tuple[float, float]:
-        """The highest rate that kept the objective below the lowest that missed it, and that one."""
-        allowed = 1 - self.objective
-        missed = min(step.rate for step in self._counted if step.late_share > allowed)
+    def _halved(self) -> tuple[float, float, float]:
+        """The middle of the rates at which some requests were late, and the rates beside them that leave no doubt."""
+        few, many = (times * (1 - self.objective) for times in _SOME)
+        doubtful = [step.rate for step in self._counted if few < step.late_share < many]
+        crossing = min([step.rate for step in self._counted if step.late_share >= many] + doubtful)
         kept = max(
-            (step.rate for step in self._counted if step.late_share <= allowed and step.rate < missed), default=self.low
+            (step.rate for step in self._counted if step.late_share <= few and step.rate < crossing),
+            default=self.low if self.low < crossing else crossing / CLIMB,
         )
-        return kept, missed
+        highest = max(doubtful, default=kept)
+        missed = min(
+            (step.rate for step in self._counted if step.late_share >= many and step.rate > highest),
+            default=highest * CLIMB,
+        )
+        middle = math.sqrt(min(doubtful) * highest) if doubtful else math.sqrt(kept * missed)
+        return middle, kept, missed
 
     def _near(self) -> list[Step]:
         """Steps close enough to the crossing for a line; chosen by rate, since the late share is what varies by chance.
 
         But for shares that are far too high for that: there the line has ended.
         """
-        middle = math.sqrt(math.prod(self._bracket)) if self._found is None else self._found[0]
+        middle = self._halved()[0] if self._found is None else self._found[0]
         highest = _SOME[1] * (1 - self.objective)
         return [
             step for step in self._counted if abs(math.log(step.rate / middle)) <= _NEAR and step.late_share < highest
@@ -276,10 +287,8 @@ class CapacitySearch:
         return [step.rate for step in self._near() if low < step.late_share < high]
 
     def _estimate(self) -> tuple[float, float, float]:
-        kept, missed = self._bracket
         if self._jumps():
-            doubtful = self._between()
-            return math.sqrt(kept * missed), min([kept, *doubtful]), max([missed, *doubtful])
+            return self._halved()
         near = self._near()
         x = np.log([step.rate for step in near])
         sums = np.array([[step.late.sum(), step.sent.sum()] for step in near], np.float64).T

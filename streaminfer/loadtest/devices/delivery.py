@@ -73,7 +73,7 @@ def captures(delivery: Delivery, period_s: float, seed: int) -> Iterator[Capture
         period_s: seconds from a frame to the next, on the clock of the device.
         seed: of the randomness.
     """
-    chance = random.Random(seed)  # noqa: S311 - repeatable, not secret
+    chance = random.Random(f"device {seed}")  # noqa: S311 - repeatable, not secret; apart from that of a network's `Link`
     losses = GilbertElliott(delivery.loss, delivery.loss_run, chance)
     period_ns = period_s * 1e9 / (1.0 + delivery.skew_ppm / 1e6)
     last_ns = number = 0

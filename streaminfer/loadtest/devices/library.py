@@ -14,6 +14,7 @@ from streaminfer.loadtest.devices.profile import DeviceProfile, profile_from_dic
 __all__ = ["device_names", "device_profile", "list_profiles", "load_profile"]
 
 T = TypeVar("T")
+_PARSERS: dict[str, Callable[[str], Any]] = {".json": json.loads, ".toml": tomllib.loads}
 
 
 def list_profiles(package: str, folder: str) -> tuple[str, ...]:
@@ -33,10 +34,14 @@ def load_profile(
     """
     check_instance(argument, source, lambda it: isinstance(it, str | Path), "the name of a profile, or a path")
     path = Path(source)
-    if path.suffix == ".json":
-        return parse(json.loads(path.read_text(encoding="utf-8")))
-    if path.suffix == ".toml":
-        return parse(tomllib.loads(path.read_text(encoding="utf-8")))
+    if path.suffix in _PARSERS:
+        text = path.read_text(encoding="utf-8")
+        try:
+            stored = _PARSERS[path.suffix](text)
+            check_instance("profile", stored, lambda it: isinstance(it, Mapping), "a table")
+            return parse(stored)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{argument}: {path}: {error}") from error
     names = list_profiles(package, folder)
     if source not in names:
         raise ValueError(expected(argument, "a .toml or .json file, or one of " + ", ".join(names), source))

@@ -55,7 +55,7 @@ def measure_blur(gray: Gray) -> float:
     if not steep.any():
         return 0.0
     ratio = float(np.median(slopes[steep] / np.maximum(softened[steep], 1e-6)))
-    return REBLUR / math.sqrt(ratio * ratio - 1) if ratio > 1 else MAX_BLUR
+    return min(MAX_BLUR, REBLUR / math.sqrt(ratio * ratio - 1)) if ratio > 1 else MAX_BLUR
 
 
 def _blur(gray: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:

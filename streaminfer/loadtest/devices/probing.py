@@ -117,7 +117,7 @@ def probe(source: str | Path, *, kind: str = "camera", seconds: float | None = N
                 break
         if not reading.frames:
             raise InvalidInput(f"source: expected a recording with frames, got none in {str(source)!r}")
-        timing = measure_timing(reading.stamps_s)
+        timing = measure_timing(sorted(reading.stamps_s))  # a file may have them in the order of decoding
         name = Path(str(source)).stem or "device"
         if camera:
             return _camera(name, stream, reading, timing)
@@ -254,7 +254,8 @@ def _microphone(name: str, stream: Any, reading: _Reading, timing: Timing) -> De
     # the power of the noise is part of that of the sound
     noise, sound = (10 ** (measures[level] / 10) for level in ("noise_db", "rms_db"))
     measures["snr_db"] = 10 * math.log10(max(sound - noise, 1e-12) / max(noise, 1e-12))
-    measures["clipped"] = measures.pop("peak_count") / max(1.0, measures.pop("samples"))
+    peaks, samples = (max(0.0, measures.pop(name)) for name in ("peak_count", "samples"))
+    measures["clipped"] = min(1.0, peaks / max(1.0, samples))  # silence has both peaks in each sample
     clips = measures["clipped"] > CLIPPED and measures["flat_factor"] > FLAT_DB
     context = stream.codec_context
     codec: AudioCodec = {"opus": "opus", "aac": "aac"}.get(context.name, "pcm")  # type: ignore[assignment]

@@ -37,12 +37,12 @@ from streaminfer.protocols import Clock
 from streaminfer.streams.sources.formats import AudioFormat, PixelFormat, VideoFormat
 from streaminfer.testing import VirtualLoop
 
-__all__ = ["DeviceGroup", "Transport", "run_devices"]
+__all__ = ["DeviceGroup", "Transport", "as_tuple", "run_devices"]
 
 Transport = Literal["simulated", "webrtc", "packets"]
 
 
-def _to_size(given: Any) -> Any:
+def as_tuple(given: Any) -> Any:
     """Return what TOML has as a list as a tuple."""
     return tuple(given) if isinstance(given, list) else given
 
@@ -70,7 +70,7 @@ class DeviceGroup:
     device: DeviceProfile = attrs.field(converter=device_profile)
     network: NetworkProfile = attrs.field(converter=network_profile)
     count: int = attrs.field(default=1, validator=field_check(check_count))
-    size: tuple[int, int] | None = attrs.field(default=None, converter=_to_size)
+    size: tuple[int, int] | None = attrs.field(default=None, converter=as_tuple)
     pixel_format: PixelFormat = attrs.field(default="rgb24", validator=field_check(check_choice, get_args(PixelFormat)))
     sample_rate: int = attrs.field(default=16_000, validator=field_check(check_count))
     chunk: int = attrs.field(default=512, validator=field_check(check_count))
@@ -182,9 +182,9 @@ async def run_devices(
     async with AsyncExitStack() as around:
         count = 0 if isinstance(loop, VirtualLoop) else workers
         threads = [around.enter_context(CodecThread(f"codec-{number}")) for number in range(count)]
-        paths = [
-            path for group in groups for path in group.make_paths(seed=seed, edge=edge, threads=threads, clock=clock)
-        ]
+        paths: list[DevicePath] = []
+        for group in groups:  # a seed for each device
+            paths += group.make_paths(seed=seed + len(paths), edge=edge, threads=threads, clock=clock)
         for path in paths:
             await around.enter_async_context(path)
         async with running(service) as started, PathService(started, paths, score=score, seed=seed) as over:

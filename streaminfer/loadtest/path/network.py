@@ -157,9 +157,7 @@ def network_profile(source: str | Path | NetworkProfile) -> NetworkProfile:
     """
     if isinstance(source, NetworkProfile):
         return source
-    return load_profile(
-        source, __package__, "networks", functools.partial(_from_dict, folder=Path(source).parent), "network"
-    )
+    return load_profile(source, __package__, "networks", lambda data: _from_dict(data, Path(source).parent), "network")
 
 
 def _from_dict(data: Mapping[str, Any], folder: Path) -> NetworkProfile:
@@ -210,7 +208,7 @@ class Link:
         """
         sent_ns, fitting = now_ns, packets
         if (rate := self._profile.rate) is not None:
-            each_ns = size / packets * 8e9 / rate
+            each_ns = max(size, 1) / packets * 8e9 / rate
             waits_ns = max(0, self._free_ns - now_ns)
             room = int((self._queue_ns - waits_ns) / each_ns) + 1 if waits_ns <= self._queue_ns else 0
             fitting = min(packets, room)
@@ -223,9 +221,9 @@ class Link:
             self._last_ns = max(self._last_ns, arrived_ns)
         return max(self._last_ns, arrived_ns), lost
 
-    def send_alone(self, now_ns: int) -> int | None:
-        """Return when a small packet arrives that neither waits nor keeps the order; ``None``: never."""
-        return None if self._losses.loses() else now_ns + self._delay_ns(now_ns)
+    def send_alone(self, now_ns: int) -> tuple[int, bool]:
+        """Return when a small packet arrives that neither waits nor keeps the order, and whether it is lost."""
+        return now_ns + self._delay_ns(now_ns), self._losses.loses()
 
     def _delay_ns(self, now_ns: int) -> int:
         if self._start_ns is None:

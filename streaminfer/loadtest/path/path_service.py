@@ -6,7 +6,6 @@ request to the service. At a camera's rate each step finds the processor's cache
 
 import asyncio
 import functools
-import heapq
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -146,8 +145,7 @@ class PathService(Node):
                     continue
                 merged.append((at_ns, place, _Due(path, capture, skipped)))
                 skipped = 0
-        heapq.heapify(merged)
-        ordered = [heapq.heappop(merged) for _ in range(len(merged))]
+        ordered = sorted(merged, key=lambda it: it[:2])
         self._samples = [Sample(due, labels=due.path.labels) for _, _, due in ordered]
         return np.array([at_ns for at_ns, _, _ in ordered]) / 1e9
 

@@ -70,8 +70,8 @@ class Uplink:
         link, at_ns = self._link, sent_ns
         for times in range(1, self._retransmits + 1):
             for _ in ("the gap is seen", "it is asked for"):
-                at_ns = link.send_alone(at_ns) or at_ns  # a later packet shows it, and the request is repeated
-            arrived_ns = link.send_alone(at_ns)
-            if arrived_ns is not None:
-                return arrived_ns, times
+                at_ns, _lost = link.send_alone(at_ns)  # a later packet shows it, or asks again
+            at_ns, lost = link.send_alone(at_ns)
+            if not lost:
+                return at_ns, times
         return None, self._retransmits

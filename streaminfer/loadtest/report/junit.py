@@ -1,5 +1,6 @@
 """Checks of a load test as JUnit XML: the schedule, the objective, and the verdict of a comparison."""
 
+import re
 import xml.etree.ElementTree as ET
 
 from streaminfer.loadtest.report.report import Report
@@ -7,6 +8,9 @@ from streaminfer.loadtest.report.sentences import describe_schedule, say_headlin
 from streaminfer.loadtest.verdict.verdict import Verdict
 
 __all__ = ["make_junit"]
+
+_NO_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Characters that XML has no way to write, such as those of colored output."""
 
 
 def make_junit(report: Report, verdict: Verdict | None = None) -> str:
@@ -35,4 +39,4 @@ def make_junit(report: Report, verdict: Verdict | None = None) -> str:
         else:
             ET.SubElement(case, "system-out").text = text
     ET.indent(suite)
-    return ET.tostring(suite, encoding="unicode", xml_declaration=True)
+    return _NO_XML.sub("\ufffd", ET.tostring(suite, encoding="unicode", xml_declaration=True))

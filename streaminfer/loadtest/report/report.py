@@ -24,6 +24,8 @@ _FORMAT = "streaminfer.loadtest.report"
 _VERSION = 1
 _LEAST_ERROR_S = 0.001
 _ERROR_SHARE = 0.1
+_FIELDS = ("name", "machine", "arrivals", "seed", "senders", "duration_s", "slo_s", "objective")
+"""Fields of a report that are stored as they are."""
 TAILS = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
 
 
@@ -199,26 +201,14 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as JSON can hold them; an infinite latency is ``None``."""
         return {
-            "name": self.name,
             "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.began)),
-            "machine": self.machine,
-            "arrivals": self.arrivals,
-            "seed": self.seed,
-            "senders": self.senders,
-            "duration_s": self.duration_s,
-            "slo_s": self.slo_s,
-            "objective": self.objective,
-            "requests": self.requests,
-            "rate": self.rate,
-            "on_time": self.on_time,
-            "passed": self.passed,
-            "outcomes": self.outcomes,
+            **{name: getattr(self, name) for name in (*_FIELDS, "requests", "rate", "on_time", "passed", "outcomes")},
             "schedule": {
                 "kept": self.kept_schedule,
                 "error_p99_s": _finite(self.schedule_error_s()),
                 "limit_s": self.schedule_limit_s,
             },
-            "latency_s": {name: _finite(value) for name, value in self.total.quantiles_s.items()},
+            "latency_s": _finite_all(self.total.quantiles_s),
             "stages": {tail.name: _finite_all(tail.quantiles_s) for tail in self.by_stage()},
             "labels": {
                 label: {
@@ -233,7 +223,10 @@ class Report:
                 }
                 for label in self.record.labels
             },
-            "means": {label: self.means(label) for label in self.record.labels} if self.record.values else {},
+            "means": {
+                label: {value: _finite_all(means) for value, means in self.means(label).items()}
+                for label in (self.record.labels if self.record.values else ())
+            },
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -263,8 +256,7 @@ class Report:
             stored = json.loads(text)
             _check_format(stored)
             said = stored["report"]
-            fields = ("slo_s", "objective", "duration_s", "name", "seed", "arrivals", "senders", "machine")
-            return cls(Record.decode(stored["record"]), began=said["began_s"], **{name: said[name] for name in fields})
+            return cls(Record.decode(stored["record"]), began=said["began_s"], **{name: said[name] for name in _FIELDS})
         except Exception as error:  # a damaged file raises a dozen kinds, and none of them means anything else
             raise ValueError(f"{os.fspath(path)}: not a saved report: {error}") from error
 

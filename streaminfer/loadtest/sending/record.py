@@ -97,7 +97,7 @@ class Record:
             {name: np.array(column) for name, column in stages.numbers.items()},
             {name: np.array(column) for name, column in values.numbers.items()},
             {name: np.array(column, np.str_) for name, column in stages.labels.items()},
-            {type(error).__name__: str(error) for _, error in sorted(loop.failures.items(), reverse=True)},
+            {type(error).__name__: _printable(error) for _, error in sorted(loop.failures.items(), reverse=True)},
         )
 
     @classmethod
@@ -162,6 +162,11 @@ class Record:
         labels = {name: _decode_words(words) for name, words in stored["labels"].items()}
         outcome = _decode_words(stored["outcome"])
         return cls(due_s, late_s, latency_s, outcome, stages, values, labels, stored["messages"])
+
+
+def _printable(error: BaseException) -> str:
+    """Return the text of an error, which may quote bytes of a file's name that no encoding can write."""
+    return str(error).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _encode_numbers(column: NDArray[Any]) -> str:

@@ -73,9 +73,17 @@ async def send_from_processes(
     pipes: list[Connection] = []
     children: list[Any] = []
 
+    failures: list[Exception] = []
+
     def tell(told: Progress) -> None:
-        if progress is not None:
-            loop.call_soon_threadsafe(progress, told)
+        loop.call_soon_threadsafe(tell_here, told)
+
+    def tell_here(told: Progress) -> None:
+        try:
+            if progress is not None and not failures:
+                progress(told)
+        except Exception as error:  # noqa: BLE001 - raised at the end, as by a run without processes
+            failures.append(error)
 
     collecting: asyncio.Future[list[Record]] | None = None
     try:
@@ -88,17 +96,25 @@ async def send_from_processes(
                 child.start()
             children.append(child)
         collecting = loop.run_in_executor(None, _collect, pipes, tell, progress is not None)
-        return Record.merge(await asyncio.shield(collecting))
+        record = Record.merge(await asyncio.shield(collecting))
+        if failures:
+            raise failures[0]
+        return record
     finally:
-        for child in children:  # after a normal end they have ended; else this ends the thread too
-            child.terminate()
-        for child in children:
-            await asyncio.to_thread(child.join)
+        await _end(children)  # which ends the thread too
         if collecting is not None:
             await asyncio.wait([collecting])
             collecting.exception()  # of a cancelled run: that its processes ended
         for pipe in pipes:
             pipe.close()
+
+
+async def _end(children: list[Any]) -> None:
+    """End processes that have not ended; a service may ignore the signal that asks for it."""
+    for child in children:
+        child.kill()
+    for child in children:
+        await asyncio.to_thread(child.join)
 
 
 def _check_portable(argument: str, value: Any) -> None:

@@ -35,6 +35,8 @@ LEAST_TAIL_BLOCKS = 6.0
 LEAST_TAIL_REQUESTS = 30
 """Requests above the quantile that each run must have."""
 LEAST_TAIL_PER_PAIR = 3
+_LONGER = 1.5
+"""Factor between the durations of two runs from which the longer one tells how much the shorter one may vary."""
 _POWER = 1.7
 """Room that an interval needs, in halves of its width, to end below the least change in 95 of 100 runs."""
 _LEAST_S = 1e-9
@@ -167,7 +169,8 @@ class _Settings:
             result = "unchanged"
         else:
             result = "undecided"
-            times = (half / math.log1p(self.least_change) * _POWER) ** 2
+            least = math.log1p(self.least_change)
+            times = (_POWER * half / max(abs(log_change), least - log_change)) ** 2  # to exclude one of both
             reason = f"the runs cannot exclude {self.least_change:+.0%}; they need about {times:.1f}× the requests"
         return self._verdict(result, math.expm1(log_change), interval, levels_s, reason)
 
@@ -220,7 +223,7 @@ def _compare_two(before: _Run, after: _Run, settings: _Settings) -> Verdict:
     levels_s = quantile_of(before.latencies_s, q), quantile_of(after.latencies_s, q)
     one, other = Blocks.of(first, before.due_s, q), Blocks.of(second, after.due_s, q)
     effective = min(one.effective, other.effective)
-    error = math.hypot(one.log_error(q, 1), other.log_error(q, 2))
+    error = _error(one.log_error(q, 1), other.log_error(q, 2), float(np.ptp(before.due_s)), float(np.ptp(after.due_s)))
     if effective < LEAST_TAIL_BLOCKS:
         return settings.no_verdict(
             f"the slowest requests of a run come from about {effective:.1f} incidents, and a verdict needs at least "
@@ -235,6 +238,19 @@ def _compare_two(before: _Run, after: _Run, settings: _Settings) -> Verdict:
         reason = "few latencies are close to the quantile, and the share of requests above it did not change"
         return attrs.evolve(verdict, result="undecided", reason=reason)
     return verdict
+
+
+def _error(before: float, after: float, before_s: float, after_s: float) -> float:
+    """Return the error of a change, of those of two runs and their durations.
+
+    What hits a long run now and then, a short one may not have met: its error is then that of the long run, for its
+    duration.
+    """
+    if after_s > _LONGER * before_s:
+        before = max(before, after * math.sqrt(after_s / before_s))
+    elif before_s > _LONGER * after_s:
+        after = max(after, before * math.sqrt(before_s / after_s))
+    return math.hypot(before, after)
 
 
 def _compare_pairs(before: list[_Run], after: list[_Run], settings: _Settings) -> Verdict:

@@ -1,8 +1,10 @@
 """What a `Plan` becomes: manifests, zone weights, scaling, options of Ray, and `Replicas`."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import attrs
 
 from streaminfer._internal.validation import check_choice, check_count, check_instance
 from streaminfer.placement.acting.balancing import balanced_replicas
@@ -11,7 +13,7 @@ from streaminfer.placement.acting.ray_options import deployment_options
 from streaminfer.placement.acting.traffic import scaled_objects, zone_policies
 from streaminfer.placement.acting.workloads import Workload
 from streaminfer.placement.plan_record import Plan
-from streaminfer.placement.problem import Shard
+from streaminfer.placement.problem import check_unique
 from streaminfer.routing.replicas.replica_set import Replicas
 
 __all__ = [
@@ -28,26 +30,26 @@ _RATE = 'sum(rate(streaminfer_requests_total{pod=~"{workload}-.*",namespace="{na
 
 
 def plan_workloads(plan: Plan) -> tuple[Workload, ...]:
-    """Return what a plan runs: for each shard, site and kind of device the replicas and their rate."""
+    """Return what a plan runs: for each shard, site and kind of device the replicas and their rate.
+
+    Raises:
+        ValueError: two would have the same name on a platform, such as variant ``c-d`` of ``b`` and ``d`` of ``b-c``.
+    """
     shards = {(model.name, variant.name): variant.shards for model in plan.problem.models for variant in model.variants}
-    counts: dict[tuple[str, str, int, str, str], int] = defaultdict(int)
-    rates: dict[tuple[str, str, int, str, str], float] = defaultdict(float)
+    counts: Counter[Workload] = Counter()
+    rates: dict[Workload, float] = defaultdict(float)
     for group in plan.replicas:
-        for shard, (site, kind) in enumerate(zip(group.sites, group.kinds, strict=True)):
-            key = group.model, group.variant, shard, site, kind
-            counts[key] += group.replicas
-            rates[key] += group.replicas * group.max_rate
-    return tuple(
-        _workload(key, count, rates[key] / count, shards[key[0], key[1]][key[2]]) for key, count in counts.items()
-    )
-
-
-def _workload(key: tuple[str, str, int, str, str], count: int, rate: float, shard: Shard) -> Workload:
-    model, variant, number, site, kind = key
-    return Workload(
-        model=model, variant=variant, shard=number, site=site, device=kind, replicas=count, rate=rate,
-        slots=shard.slots, memory_bytes=shard.memory_bytes,
-    )  # fmt: skip
+        parts = zip(group.sites, group.kinds, shards[group.model, group.variant], strict=True)
+        for number, (site, kind, shard) in enumerate(parts):
+            one = Workload(
+                model=group.model, variant=group.variant, shard=number, site=site, device=kind, replicas=1, rate=0.0,
+                slots=shard.slots, memory_bytes=shard.memory_bytes,
+            )  # fmt: skip
+            counts[one] += group.replicas
+            rates[one] += group.replicas * group.max_rate
+    found = tuple(attrs.evolve(one, replicas=count, rate=rates[one] / count) for one, count in counts.items())
+    check_unique("plan", [workload.name for workload in found])
+    return found
 
 
 def site_shares(plan: Plan, *, hour: int | None = None) -> dict[str, dict[str, float]]:

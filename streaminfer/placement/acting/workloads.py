@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 
 from streaminfer._internal.validation import expected
+from streaminfer.placement.problem import check_unique
 from streaminfer.telemetry.exporters.rules.yaml_text import to_yaml
 
 __all__ = ["Workload", "documents", "of_model", "platform_name"]
@@ -69,5 +70,11 @@ def of_model(name: str, given: Mapping[str, Any], key: str) -> Any:
 
 
 def documents(records: Iterable[Mapping[str, Any]]) -> str:
-    """Return YAML documents."""
-    return "---\n".join(map(to_yaml, records))
+    """Return YAML documents.
+
+    Raises:
+        ValueError: two of a kind have one name, so that a platform would keep one of them only.
+    """
+    every = list(records)
+    check_unique("plan", [f"{record['kind']} {record['metadata']['name']}" for record in every])
+    return "---\n".join(map(to_yaml, every))

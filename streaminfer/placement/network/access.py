@@ -127,7 +127,7 @@ class FittedAccess:
             TypeError, ValueError: no such runs.
         """
         check_instance("name", name, lambda it: isinstance(it, str) and bool(it), "a name")
-        if not runs_s:
+        if not len(runs_s):  # an array of runs has no truth value
             raise ValueError(expected("runs_s", "at least one run", runs_s))
         runs = tuple(Distribution.from_samples(run, points=_POINTS) for run in runs_s)
         outages = None

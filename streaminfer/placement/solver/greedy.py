@@ -71,9 +71,9 @@ def complete(
     return counts if all(_serve(instance, state, counts, seen, banned) for state in states) else None
 
 
-def serve_most(instance: Instance, counts: Floats) -> Floats:
-    """Add replicas for as many as the greedy choice can serve."""
-    counts = counts.copy()
+def serve_most(instance: Instance) -> Floats:
+    """Choose replicas for as many as the greedy choice can serve."""
+    counts = np.zeros(len(instance.pools))
     for state in range(len(instance.flows.rates)):
         _serve(instance, state, counts)
     return counts

@@ -27,12 +27,14 @@ class Settings:
         running: replicas by `Pool.home` that run already.
         migrations: the most replicas that may be started; ``None``: any number.
         extra: slots or memory on top of the limits, by the resource's row.
+        is_partial: serve as many requests as possible, whatever it costs, instead of all of them.
     """
 
     budget: float | None = None
     running: Mapping[tuple[Any, ...], int] = attrs.field(factory=dict)
     migrations: int | None = None
     extra: Mapping[int, float] = attrs.field(factory=dict)
+    is_partial: bool = False
 
 
 class Instance:
@@ -122,21 +124,26 @@ class Instance:
     def without(self, lost: Collection[int]) -> Self:
         """Return the instance that is left when sites are lost; it need not survive a further loss."""
         normal = self.normal()
-        left = copy.copy(self)
-        left.candidates = attrs.evolve(
-            self.candidates,
-            states=tuple(self.candidates.states[state] for state in normal),
-            rates=self.candidates.rates[normal],
-        )
-        left.settings = Settings()
         gone = np.array([resource.site in lost for resource in self.candidates.resources])
-        left.limits = np.where(gone, 0.0, self.limits)
         alive = ~self.uses[list(lost)].any(axis=0)
+        left = copy.copy(self)
+        left.limits = np.where(gone, 0.0, self.limits)
+        left.candidates = attrs.evolve(self.candidates, states=tuple(self.candidates.states[state] for state in normal))
         left.flows = Flows(
-            left.candidates.rates, [self.flows.allowed[state] & alive for state in normal], self.pool_rates
+            self.candidates.rates[normal], [self.flows.allowed[state] & alive for state in normal], self.pool_rates
         )
-        left.most = left._most()
-        return left
+        return left.serving(left.flows.rates, Settings())
+
+    def serving(self, rates: Floats, settings: Settings) -> Self:
+        """Return the instance with other requests per second, shape (states, c), and settings."""
+        changed = copy.copy(self)
+        changed.settings = settings
+        changed.candidates = attrs.evolve(self.candidates, rates=rates)
+        changed.flows = Flows(rates, self.flows.allowed, self.pool_rates)
+        if settings.is_partial:
+            changed.qualities = np.ones(len(self.pools))  # the quality is then the share that is served
+        changed.most = changed._most()
+        return changed
 
 
 def _undominated(candidates: Candidates, allowed: Bools, settings: Settings) -> NDArray[np.int64]:

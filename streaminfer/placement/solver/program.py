@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer.placement.solver.flows import Cut
-from streaminfer.placement.solver.greedy import trimmed
+from streaminfer.placement.solver.greedy import serve_most, trimmed
 from streaminfer.placement.solver.instance import Instance
 from streaminfer.placement.solver.replica_model import ReplicaModel
 
@@ -82,6 +82,8 @@ def solve(instance: Instance, *, gap: float = 0.001, time_limit_s: float | None 
     Raises:
         MissingExtra: highspy is not installed.
     """
+    if not instance.pools:
+        return None if instance.flows.rates.any() else Solution(np.zeros(0), 0.0, 0.0)
     return _Search(instance, gap, time.monotonic() + (_NEVER_S if time_limit_s is None else time_limit_s)).run()
 
 
@@ -102,6 +104,7 @@ class _Search:
         self.model = ReplicaModel(instance, gap)
         self.gap = gap
         self.end_s = end_s
+        self.is_partial = instance.settings.is_partial
         self.bound = np.inf if self.model.is_quality else -np.inf
         self.best: Solution | None = None
         self.is_out_of_time = False
@@ -115,9 +118,12 @@ class _Search:
         return None if self.is_out_of_time else values
 
     def run(self) -> Solution | None:
-        if not all((mask.any(axis=1) | (rates <= 0)).all() for mask, rates in self._states()):
+        if self.is_partial:
+            self._offer(serve_most(self.instance), complete_first=False)
+        elif not all((mask.any(axis=1) | (rates <= 0)).all() for mask, rates in self._states()):
             return None
-        self._first_cuts()
+        else:
+            self._first_cuts()
         if not self._cut_relaxation():
             return self._result()
         self.bound = self.model.objective
@@ -219,7 +225,7 @@ class _Search:
         """Keep the replicas if they are the best so far; those that do not suffice are completed, and cut off."""
         instance = self.instance
         counts = values[: self.model.at_sites]
-        if complete_first:
+        if complete_first and not self.is_partial:
             if self.model.is_quality or instance.settings.migrations is not None:
                 return  # completing may break the budget; the next round has more cuts
             seen: list[Cut] = []
@@ -280,8 +286,9 @@ class _Search:
         """Add cuts that the values violate; return whether there are any."""
         counts = values[: self.model.at_sites]
         opened = None if lazy else self.model.opened(values)
-        found = not lazy and len(self.model.priced) > 0 and self._separate_clusters(values)
-        for state in range(len(self.instance.flows.rates)):
+        served = range(0 if self.is_partial else len(self.instance.flows.rates))
+        found = bool(served) and not lazy and len(self.model.priced) > 0 and self._separate_clusters(values)
+        for state in served:
             cut = self.instance.flows.violated(state, counts, opened)
             if cut is not None:
                 found = self._add(cut, values) or found

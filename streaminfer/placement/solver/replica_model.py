@@ -27,7 +27,7 @@ class ReplicaModel:
         gap: the solver stops at half of it.
 
     Attributes:
-        is_quality: whether quality is maximized, else cost minimized.
+        is_quality: whether quality, or the share that is served, is maximized, else cost minimized.
         priced: sites that cost something.
         steps: distinct qualities, best first, where quality is maximized.
         normal: states in which quality counts.
@@ -43,7 +43,7 @@ class ReplicaModel:
         self.instance = instance
         self._highspy = require("highspy", extra="placement", purpose="plan")
         self.infinity: float = self._highspy.kHighsInf
-        self.is_quality = instance.settings.budget is not None
+        self.is_quality = instance.settings.budget is not None or instance.settings.is_partial
         self.priced = np.flatnonzero(instance.site_prices)
         homes = list(dict.fromkeys(pool.home for pool in instance.pools))
         self.homes = homes if instance.settings.migrations is not None else []
@@ -151,7 +151,7 @@ class ReplicaModel:
                     column = self.at_flows + number * len(self.normal) + at
                     cost[column] = worth / max(demand, 1e-12)
                     upper[column] = instance.flows.rates[state].sum()
-                    if number + 1 == len(self.steps):
+                    if number + 1 == len(self.steps) and not instance.settings.is_partial:
                         lower[column] = upper[column]  # everybody is served
         else:
             cost[: self.at_homes] = np.concatenate(whole)

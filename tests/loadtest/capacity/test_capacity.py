@@ -101,6 +101,21 @@ class TestSearch:
         assert found.interval == (0.0, 100.0)
         assert "missed at 100/s, the lowest rate" in found.reason
 
+    @pytest.mark.parametrize("scale", [0.003, 0.01, 0.1])
+    @pytest.mark.parametrize(("low", "high"), [(0.1, 1.02), (0.1, 1.05), (0.98, 1.02), (0.995, 3.0)])
+    def test_limits_are_near_the_capacity(self, scale, low, high):
+        """No rate above the highest is tried, and neither limit is taken for the capacity."""
+        truth, covered, most = 1000 * (0.01 / 0.99) ** scale, 0, 0.0
+        for seed in range(10):
+            rng = np.random.default_rng(seed)
+            search = CapacitySearch(low * truth, high * truth, seed=seed)
+            found = search_all(search, lambda rate, rng=rng: rng.random(3000) < late_share(rate, 1000.0, scale))
+            covered += found.interval[0] <= truth <= found.interval[1]
+            most = max(most, *(step.rate for step in found.steps))
+
+        assert most <= high * truth
+        assert covered >= 9
+
     def test_nothing_was_measured(self):
         """A search that is stopped at once knows nothing."""
         search = CapacitySearch(10.0, 30.0)
@@ -156,3 +171,33 @@ def test_step_is_long_enough(virtually, device):
     """A step must have some requests."""
     with pytest.raises(ValueError, match="step_s: expected enough seconds for 200 requests at the lowest rate"):
         virtually(lambda: find_capacity(device(0.1), inputs=[1], slo_s=1.0, low=5.0, high=10.0))
+
+
+def test_live_options(virtually, device):
+    """A search of one step after its ramp is wide, and its interval has the confidence that was asked for."""
+    options = {"inputs": [1], "slo_s": SLO_S, "low": 120.0, "high": 400.0, "step_s": 2.0, "arrivals": Constant}
+
+    found = virtually(lambda: find_capacity(device(0.005), most_steps=1, confidence=0.8, tolerance=1e-3, **options))
+
+    assert found.confidence == 0.8
+    assert "80% interval" in str(found)
+    assert found.reason == "the steps were used up"
+    assert len(found.steps) == 5  # 120, 150, 187.5 and 234, which is too much, and the one between
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"confidence": 1.0}, "confidence: expected a share"),
+        ({"most_steps": 0}, "most_steps: expected a whole number"),
+        ({"seed": -1}, "seed: expected a whole number"),
+        ({"high": 5.0}, "high: expected a number above low"),
+    ],
+    ids=lambda it: next(iter(it)) if isinstance(it, dict) else "",
+)
+def test_wrong_argument(virtually, device, wrong, message):
+    """The message names the argument."""
+    options = {"inputs": [1], "slo_s": SLO_S, "low": 120.0, "high": 400.0} | wrong
+
+    with pytest.raises(ValueError, match=message):
+        virtually(lambda: find_capacity(device(0.005), **options))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from streaminfer.loadtest.devices.delivery import Delivery, captures
+from streaminfer.loadtest.path import Link, NetworkProfile
 
 
 def take(delivery, count=4_000, period_s=0.04, seed=3):
@@ -46,3 +47,12 @@ def test_fast_clock_shortens_the_period():
 def test_wrong_argument_is_named(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Delivery(**wrong)
+
+
+def test_jitter_is_independent_of_the_networks():
+    """Device and network of one seed draw different delays, or their sum would vary by twice as much."""
+    link = Link(NetworkProfile(name="n", jitter_s=0.005), 3)
+    network_ns = [link.send(100, number * 10**9) - number * 10**9 for number in range(2_000)]
+    device_ns = [it.delivered_ns - it.captured_ns for it in take(Delivery(jitter_s=0.005), 2_000, period_s=1.0)]
+
+    assert abs(np.corrcoef(network_ns, device_ns)[0, 1]) < 0.1

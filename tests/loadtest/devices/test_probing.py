@@ -1,6 +1,7 @@
 """`probe` on recordings made with known faults: within 10 %, or ordered by their strength."""
 
 import attrs
+import av
 import numpy as np
 import pytest
 
@@ -160,3 +161,40 @@ def test_recording_without_frames_is_rejected(tmp_path, clip):
 def test_kind_that_is_missing_is_named(speech):
     with pytest.raises(ValueError, match="expected a recording with pictures"):
         probe(speech, kind="camera")
+
+
+def test_pictures_in_the_order_of_decoding(tmp_path):
+    """A file whose encoder looks ahead has a steady rate all the same."""
+    path = tmp_path / "ahead.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        pictures = [av.VideoFrame(64, 48, "yuv420p") for _ in range(24)]
+        container.mux([packet for picture in [*pictures, None] for packet in stream.encode(picture)])
+
+    measured = probe(path)
+
+    assert measured.profile.rate == 25.0
+    assert measured.timing.jitter_s < 1e-4
+
+
+def test_silence_does_not_clip(tmp_path):
+    """Its highest level is its lowest as well: a share is at most 1."""
+    path = tmp_path / "silence.wav"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=16_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16_000), np.int16), "s16", "mono")
+        frame.sample_rate = 16_000
+        container.mux([packet for it in (frame, None) for packet in stream.encode(it)])
+
+    measured = probe(path, kind="microphone")
+
+    assert measured.measures["clipped"] <= 1.0
+    assert measured.profile.clip_dbfs == 0.0
+
+
+def test_blur_of_a_slope_is_within_a_profile():
+    """A picture without edges has the largest blur that a profile can have, and no more."""
+    slopes = [np.tile(np.arange(0, width, dtype=np.uint8), (20, 1)) for width in range(20, 256)]
+
+    assert max(measure_blur(slope) for slope in slopes) == 1_024.0

@@ -119,6 +119,12 @@ def test_scenario_names_devices_networks_and_transports(tmp_path):
     [
         ('device = "webcam"', 'device = "fax"', "device: expected"),
         ("count = 3", "number = 3", "devices: expected"),
+        ('source = "clip.mp4"\n', "", "devices: expected the key 'source'"),
+        ('source = "clip.mp4"', "source = 3", "devices.source: expected a path, got 3"),
+        ('network = "wifi"', "network = 3", "devices.network: expected the name of a profile, or a path, got 3"),
+        ('network = "wifi"', 'network = "list.json"', r"devices.network: .*list\.json: profile: expected a table"),
+        ('network = "wifi"', 'network = "cut.json"', r"devices.network: .*cut\.json: Expecting"),
+        ("count = 3", "prepare = 3", "devices.prepare: expected"),
         ("count = 3", 'transport = "pigeon"', "transport: expected"),
         (
             'device = "webcam"',
@@ -131,11 +137,38 @@ def test_scenario_names_devices_networks_and_transports(tmp_path):
             "devices: expected no",
         ),
     ],
-    ids=["device", "field", "transport", "codec", "arrivals"],
+    ids=[
+        *("device", "field", "no source", "source", "network", "file", "no JSON", "prepare", "transport"),
+        *("codec", "arrivals"),
+    ],
 )
 def test_wrong_scenario_is_explained(tmp_path, before, after, named):
     (tmp_path / "mine.toml").write_text('kind = "microphone"\nname = "mine"\n')
+    (tmp_path / "list.json").write_text("[1]")
+    (tmp_path / "cut.json").write_text("[1")
     (tmp_path / "scenario.toml").write_text(SCENARIO.replace(before, after))
 
     with pytest.raises(ValueError, match=named):
         Scenario.load(tmp_path / "scenario.toml")
+
+
+def test_devices_of_all_groups_have_seeds_of_their_own(monkeypatch):
+    """Two groups do not meet the same delays of the network at the same time."""
+    group = DeviceGroup(source=ASSETS / "librivox_0870.wav", device="telephone", network="lte", count=2, seconds=1.0)
+    seeds, make_path = [], DeviceGroup._make_path
+
+    def noted(self, *arguments, **place):
+        seeds.append(place["seed"])
+        return make_path(self, *arguments, **place)
+
+    monkeypatch.setattr(DeviceGroup, "_make_path", noted)
+
+    run(lambda _loop: run_devices(Size(), [group, group], duration_s=0.2, slo_s=0.5, seed=5))
+
+    assert seeds == [5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("devices", [3, [3], {"source": "x"}], ids=str)
+def test_devices_are_tables(devices):
+    with pytest.raises(TypeError, match="devices: expected a list of tables"):
+        Scenario.from_dict({"name": "n", "duration_s": 1, "slo_s": 1, "devices": devices})

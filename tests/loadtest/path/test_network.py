@@ -124,3 +124,8 @@ def test_wrong_file_is_explained(tmp_path, text, argument):
 
     with pytest.raises(ValueError, match=argument):
         network_profile(path)
+
+
+def test_empty_packet_of_a_limited_link():
+    """It takes no time, like the smallest."""
+    assert Link(NetworkProfile(name="n", rate=1_000_000, delay_s=0.01)).send(0, 0) == 10_008_000

@@ -147,6 +147,15 @@ class TestFiles:
         assert stored["report"]["latency_s"]["p99.9"] is None
         assert stored["report"]["means"]["device"]["phone <1>"] == pytest.approx({"accuracy": 0.8})
 
+    def test_values_in_json_are_strict(self, report):
+        """A mean that is infinite is none."""
+        endless = attrs.evolve(report.record, values={"accuracy": np.full(1000, np.inf)})
+
+        found = attrs.evolve(report, record=endless).to_dict()
+
+        assert json.dumps(found, allow_nan=False)
+        assert found["means"]["device"]["studio"]["accuracy"] is None
+
     @pytest.mark.parametrize("text", ["", "{}", '{"format": "other", "version": 1}'])
     def test_load_something_else(self, tmp_path, text):
         """The message names the file."""
@@ -154,6 +163,12 @@ class TestFiles:
 
         with pytest.raises(ValueError, match=r"x\.json: not a saved report: [fE]"):
             Report.load(tmp_path / "x.json")
+
+    def test_junit_of_an_odd_name(self, report):
+        """What XML cannot hold, such as the escapes of colored output, is replaced."""
+        suite = ET.fromstring(make_junit(attrs.evolve(report, name="red \x1b[31m <&\x00 \udcff")))
+
+        assert suite.get("name") == "red \ufffd[31m <&\ufffd \ufffd"
 
     def test_junit(self, report, tmp_path):
         """A missed objective fails, a regression fails, no verdict is skipped."""

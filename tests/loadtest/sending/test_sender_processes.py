@@ -3,6 +3,7 @@
 import asyncio
 import multiprocessing
 import os
+import signal
 from functools import partial
 
 import numpy as np
@@ -25,6 +26,11 @@ def make_nothing():
 
 def end_process():
     os._exit(3)
+
+
+def make_stubborn():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return say_process
 
 
 SETTINGS = {"arrivals": Constant(100.0), "inputs": range(40), "duration_s": 0.4, "slo_s": 5.0}
@@ -58,13 +64,16 @@ def test_failing_sender_fails_the_run(make, error, message):
         asyncio.run(run(make, senders=1, **SETTINGS))
 
 
-def test_cancelled_run_ends_its_processes():
+@pytest.mark.parametrize("make", [make_service, make_stubborn], ids=["service", "ignores SIGTERM"])
+def test_cancelled_run_ends_its_processes(make):
     """Cancelling a run ends its processes."""
 
     async def main():
-        test = asyncio.create_task(run(partial(make_service), senders=1, **{**SETTINGS, "duration_s": 60.0}))
-        while not (children := multiprocessing.active_children()):
-            await asyncio.sleep(0)
+        begun = asyncio.Event()
+        settings = {**SETTINGS, "duration_s": 60.0, "progress": lambda _progress: begun.set()}
+        test = asyncio.create_task(run(partial(make), senders=1, **settings))
+        await begun.wait()
+        children = multiprocessing.active_children()
         test.cancel()
         await asyncio.wait([test])
         return test.cancelled(), [child.is_alive() for child in children]
@@ -96,3 +105,16 @@ def test_sender_that_is_killed():
         return [child.is_alive() for child in killed]
 
     assert asyncio.run(main()) == [False, False]
+
+
+def test_error_in_progress_is_raised():
+    """It does not end the requests, and is not lost."""
+    told = []
+
+    def fail(progress):
+        told.append(progress)
+        raise LookupError("no terminal")
+
+    with pytest.raises(LookupError, match="no terminal"):
+        asyncio.run(run(make_service, senders=1, **{**SETTINGS, "duration_s": 2.2, "progress": fail}))
+    assert len(told) == 1

@@ -26,6 +26,7 @@ def test_turns_alternate_on_one_schedule(virtually):
             service("old", 1.0),
             service("new", 1.5),
             pairs=6,
+            seed=40,
             on_pair=pairs.append,
             arrivals=Poisson(250.0),
             inputs=[1],
@@ -38,4 +39,5 @@ def test_turns_alternate_on_one_schedule(virtually):
     assert pairs == list(range(6))
     for one, other in zip(before, after, strict=True):
         np.testing.assert_array_equal(one.record.due_s, other.record.due_s)
+    assert [report.seed for report in before] == [40, 41, 42, 43, 44, 45]
     assert compare(before, after).regressed

@@ -1,12 +1,14 @@
 """`compare`: false alarms, detection, and when there is no verdict."""
 
 import math
+import re
 
 import numpy as np
 import pytest
 
 from streaminfer.loadtest import Record, Report, compare
 from streaminfer.loadtest.verdict.block_bootstrap import Blocks, student_quantile
+from streaminfer.loadtest.verdict.verdict import _error, _Settings
 
 
 def queue(n, seed, *, rate=100.0, mean_s=0.005):
@@ -67,6 +69,22 @@ class TestError:
         )
 
         assert correlated > 1.5 * free
+
+    @pytest.mark.parametrize(
+        ("durations_s", "error"),
+        [
+            ((10.0, 10.0), 0.05),
+            ((14.0, 10.0), 0.05),
+            ((10.0, 160.0), math.hypot(0.16, 0.04)),
+            ((160.0, 10.0), math.hypot(0.03, 0.12)),
+        ],
+        ids=["equal", "nearly", "longer after", "longer before"],
+    )
+    def test_short_run_varies_as_a_long_one(self, durations_s, error):
+        """What hits a long run now and then, a short one may not have met: its error is scaled from the long one's."""
+        before, after = (0.03, 0.04)
+
+        assert _error(before, after, *durations_s) == pytest.approx(error, rel=0.01)
 
     def test_student_quantile(self):
         """It agrees with tables of Student's distribution."""
@@ -146,6 +164,16 @@ class TestUndecided:
 
         assert verdict.undecided
         assert "the runs cannot exclude +10%; they need about" in verdict.reason
+
+    @pytest.mark.parametrize("change", [-0.05, 0.0, 0.045, 0.09])
+    def test_interval_that_is_nearly_narrow(self, change):
+        """An undecided verdict needs more requests, wherever its interval lies."""
+        error = 1.01 * max(abs(math.log1p(change)), math.log1p(0.1) - math.log1p(change)) / 2.3264
+
+        verdict = _Settings(0.99, 0.02, 0.1).judge(math.log1p(change), error, 1e9, (0.01, 0.01))
+
+        assert verdict.undecided
+        assert float(re.search(r"about (.*)×", verdict.reason)[1]) >= 2.0
 
 
 class TestExtremes:

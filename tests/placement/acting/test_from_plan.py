@@ -168,3 +168,20 @@ async def test_replicas_follow_the_plan(loop, answer):
 def test_unknown_cluster_is_named(answer):
     with pytest.raises(ValueError, match="cluster: expected one of 'lyon', 'paris', got 'nice'"):
         plan_replicas(answer, "nice", {})
+
+
+def test_workloads_of_one_name_are_refused(problem):
+    """A platform would keep one of two that it cannot tell apart."""
+    shards = problem.models[0].variants[0].shards
+    models = [
+        Model(name=name, variants=[Variant(name=variant, shards=shards)])
+        for name, variant in (("face", "small-int8"), ("face-small", "int8"))
+    ]
+    clusters = [
+        attrs.evolve(cluster, model=model.name, rates=(20.0,))
+        for cluster, model in zip(problem.clusters, models, strict=True)
+    ]
+    near = dict.fromkeys(("lyon", "paris"), links(east=0.008))
+
+    with pytest.raises(ValueError, match="plan: expected names that differ, got 'face-small-int8-east-cpu'"):
+        plan_workloads(plan(attrs.evolve(problem, models=models, clusters=clusters, links=near)))

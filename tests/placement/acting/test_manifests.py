@@ -148,3 +148,12 @@ def test_platform_names_are_valid_and_differ():
     assert len(set(made)) == len(names)
     assert made[0] == "detector"
     assert all(len(name) <= 63 and name[0].isalpha() and name.strip("-") == name for name in made)
+
+
+def test_services_of_one_name_are_refused():
+    """Shard 1 of one model and another model would share a Service."""
+    other = attrs.evolve(PARIS, model="detector-1", variant="x")
+    workloads = [attrs.evolve(PARIS, model="detector", shard=1), other]
+
+    with pytest.raises(ValueError, match="plan: expected names that differ, got 'Service detector-1'"):
+        manifests(*workloads, images={"detector": "a", "detector-1": "b"})

@@ -134,3 +134,12 @@ def test_json_round_trip(car):
 def test_bad_arguments_are_named(make, message):
     with pytest.raises((ValueError, TypeError), match=message):
         make()
+
+
+def test_runs_of_an_array():
+    """Runs of equal length may be the rows of an array; an empty one has none."""
+    runs = np.random.default_rng(0).uniform(0.01, 0.02, (6, 100))
+
+    assert FittedAccess.fit("home", runs).messages == (100,) * 6
+    with pytest.raises(ValueError, match="runs_s: expected at least one run"):
+        FittedAccess.fit("home", runs[:0])
