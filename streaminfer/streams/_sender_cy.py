@@ -106,12 +106,11 @@ class Sender:
     )
 
     def __init__(self, service: Any, clock: Clock) -> None:
-        offered = adapt(service).capabilities()
         self.clock: Clock = clock
-        self.states: StreamStates | None = offered.stream_states
-        self._admission: Callable[[Request, int], Admission] | None = offered.admission
-        self._enforces_deadline = offered.enforces_deadline
-        self._begin_call = adapt(service).begin_call
+        self.states: StreamStates | None = None
+        self._admission: Callable[[Request, int], Admission] | None = None
+        self._enforces_deadline = False
+        self._begin_call: Callable[..., Any] | None = None
         self._service = service
         self._loop = asyncio.get_running_loop()
         self.wake_ups = WakeUps(self._loop)
@@ -129,6 +128,9 @@ class Sender:
         service = adapt(self._service)
         offered = service.capabilities()
         self._begin_call = service.begin_call
+        self.states = offered.stream_states
+        self._admission = offered.admission
+        self._enforces_deadline = offered.enforces_deadline
         self._most = NEVER_NS if offered.full_load is None else offered.full_load()
         self._full_batch_ns = offered.full_batch_ns
         self._batches_needed = _MARGIN + 1.0 + 1.0 / (offered.max_in_flight or 1)

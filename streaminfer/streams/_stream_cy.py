@@ -10,9 +10,10 @@ ready than places: the service need not wait for the consumer.
 is held (``waits``) until at most a quarter of them is left, or the oldest is dropped as ``stale``. A selector says
 which frames are of interest at all; the others are dropped as ``skipped``.
 
-*State of recurrent models.* ``discontinuity`` of a frame that is dropped passes to the next frame of the stream: a
-reset is never lost. With ``resets_after_gap`` each frame behind one that was dropped or failed starts again too. Such
-a frame is sent when no earlier one runs, and with ``resets_after_gap`` each is, since an earlier one may yet fail.
+*State of recurrent models.* ``discontinuity`` of a frame that is dropped before it is sent passes to the next frame of
+the stream: a reset is never lost. One that is sent has reset the state, whatever becomes of it. With
+``resets_after_gap`` each frame behind one that was dropped or failed starts again too. Such a frame is sent when no
+earlier one runs, and with ``resets_after_gap`` each is, since an earlier one may yet fail.
 
 *Invariants*, which the property tests check: ``received`` = ``delivered`` + ``failed`` + every count in ``dropped`` +
 ``waiting`` + ``in_flight``; results are delivered in the order of ``number``; ``running`` ≤
@@ -273,7 +274,8 @@ class StreamState:
         if not self._end(result, _GONE):
             return False
         self.in_flight -= 1
-        self._forget(result, reason)
+        self._count(reason)
+        self._pass_on(self._resets_after_gap)
         return self.has_ready()
 
     def complete(self, result: StreamResult, outputs: Any, degraded: bool, now_ns: int) -> bool:
@@ -295,7 +297,7 @@ class StreamState:
             return False
         result.error = error
         result.completed_ns = now_ns
-        self._pass_on(result._discontinuity or self._resets_after_gap)
+        self._pass_on(self._resets_after_gap)
         return self.has_ready()
 
     def has_ready(self) -> bool:
@@ -357,7 +359,7 @@ class StreamState:
             head = self._sent.head
 
     def _forget(self, result: StreamResult, reason: str) -> None:
-        """Count a frame as dropped; the next one starts again if it would have, or behind a gap if that resets."""
+        """Count a frame that was not sent; the next one starts again if it would have, or if a gap resets."""
         self._count(reason)
         self._pass_on(result._discontinuity or self._resets_after_gap)
 

@@ -532,10 +532,29 @@ async def test_statistics_tell_ids_of_the_same_text_apart(loop):
     assert sum(one.received for one in statistics.streams.values()) == statistics.received > 0
 
 
+class Endless:
+    """Policy with more frames than a computer counts."""
+
+    max_waiting, waits = 1 << 63, True
+
+    def make_selector(self):
+        return None
+
+
+async def test_requests_have_tenant_and_priority_of_the_session(loop):
+    service = Service(echo)
+    session = StreamSession(service, tenant="acme", priority=-3, clock=loop.clock)
+
+    assert len([result async for result in session([1.0, 2.0])]) == 2
+    assert [(request.tenant, request.priority) for request in service.requests] == [("acme", -3)] * 2
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
         ({"max_in_flight": 0}, ValueError, "max_in_flight: expected a whole number ≥ 1"),
+        ({"max_in_flight": 1 << 63}, ValueError, "max_in_flight: expected a whole number ≥ 1 and ≤ 2147483647"),
+        ({"policy": Endless()}, ValueError, r"policy\.max_waiting: expected a whole number ≥ 1 and ≤ 2147483647"),
         ({"max_age_s": 0}, ValueError, "max_age_s: expected a number of seconds > 0"),
         ({"max_age_s": "1"}, TypeError, "max_age_s"),
         ({"max_age_s": math.nan}, ValueError, "max_age_s"),

@@ -110,7 +110,7 @@ async def test_a_capture_beyond_all_clocks_is_named(loop, captured_ns):
 
 
 async def test_a_stream_that_is_closed_at_once_ends(loop):
-    """Its task is cancelled before its first step, and its id is free all the same."""
+    """Before its task has taken a step, and its id is free all the same."""
     async with stack_of(loop, ScriptedBackend()) as service:
         session = StreamSession(service)
         await session([1.0], stream_id="a").aclose()
@@ -557,6 +557,23 @@ async def test_a_reset_survives_the_drop_of_its_frame(loop):
     await collect(session(Camera(loop, 6, anew=(2,))))  # 0 is sent, then 3 instead of 2
 
     assert states.calls == [0.0, ("reset", 1), 3.0, 5.0, ("end", 1)]
+
+
+async def test_a_frame_that_was_sent_resets_once(loop):
+    """What becomes of it changes nothing: the frames behind it go on from the one that ran beside it."""
+    states = States()
+
+    async def answer(request):
+        await asyncio.sleep(0.005 if request.inputs == 1.0 else 0.012)
+        if request.inputs == 1.0:
+            raise ValueError
+        return request.inputs
+
+    session = StreamSession(Service(answer, states), max_in_flight=2, stream_id="mic", clock=loop.clock)
+    results = await collect(session(Camera(loop, 5, 0.004, anew=(1,))))
+
+    assert [result.number for result in results if result.error is not None] == [1]
+    assert states.calls == [("reset", "mic"), ("end", "mic")]
 
 
 @pytest.mark.parametrize(("resets", "expected"), [(False, 0), (True, 4)])

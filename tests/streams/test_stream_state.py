@@ -46,8 +46,8 @@ class StreamMachine(RuleBasedStateMachine):
         frame["status"] = "gone"
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
 
-    def pass_on(self, frame):
-        if frame["anew"] or self.resets:
+    def pass_on(self, frame, was_sent=False):
+        if self.resets or (frame["anew"] and not was_sent):  # what was sent has reset the state
             waiting = self.of("waiting")
             if waiting:
                 waiting[0]["anew"] = True
@@ -121,11 +121,11 @@ class StreamMachine(RuleBasedStateMachine):
         elif how == "fail":
             frame["status"] = "error"
             has_ready = self.state.fail(result, ValueError(), self.now_ns)
-            self.pass_on(frame)
+            self.pass_on(frame, was_sent=True)
         else:
             self.drop(frame, "why")
             has_ready = self.state.drop(result, "why")
-            self.pass_on(frame)
+            self.pass_on(frame, was_sent=True)
         assert has_ready is self.has_ready()
         assert not self.state.complete(result, None, False, self.now_ns)  # a second end counts for nothing
 

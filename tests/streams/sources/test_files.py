@@ -326,6 +326,7 @@ def test_errors_say_what_is_wrong(audio, tmp_path):
     ("source", "argument", "options"),
     [
         (VideoSource, "rate", {"rate": 0}),
+        (VideoSource, "rate", {"rate": 1e-300}),
         (VideoSource, "rate", {"rate": "25"}),
         (VideoSource, "size", {"size": 64}),
         (VideoSource, "size", {"size": (64, 0)}),

@@ -110,3 +110,12 @@ async def test_forged_length_of_a_record(loop, size):
     assert forged != header
     with pytest.raises(InvalidInput, match="is no size"):
         backend.import_state("b", struct.pack("<8sHII", b"si-state", 1, zlib.crc32(body), len(forged)) + body)
+
+
+def test_deep_header_of_a_record():
+    """A header of another program that is too deep for a parser is malformed as any other."""
+    header = b"[" * 200_000
+    record = struct.pack("<8sHII", b"si-state", 1, zlib.crc32(header), len(header)) + header
+
+    with pytest.raises(InvalidInput, match="header of the record is malformed"):
+        model(8).import_state("a", record)
