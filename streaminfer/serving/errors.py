@@ -18,6 +18,7 @@ import logging
 import math
 from typing import NamedTuple
 
+from streaminfer._internal.validation import LONGEST_S
 from streaminfer.errors import (
     CircuitOpen,
     Closed,
@@ -111,4 +112,4 @@ def logged_failure(error: BaseException) -> Failure:
 
 
 def _whole_seconds(retry_after_s: float | None) -> int:
-    return max(1, math.ceil(retry_after_s or 0.0))
+    return math.ceil(min(max(1.0, retry_after_s or 0.0), LONGEST_S))  # of a layer of yours it may be NaN or infinite

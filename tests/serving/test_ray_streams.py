@@ -250,6 +250,23 @@ async def test_reset_and_end_hold_wherever_the_stream_was(loop):
         assert await fleet.step("a", 3) == Reference()(3)
 
 
+async def test_reset_holds_while_the_stream_is_claimed(loop):
+    """A request that ended at its deadline leaves its claim behind; the next one begins the stream again."""
+
+    class Slow(StreamStore):
+        async def claim(self, stream_id, replica):
+            await asyncio.sleep(0.2)
+            return await super().claim(stream_id, replica)
+
+    async with Fleet(loop, store=Slow) as fleet:
+        await fleet.step("a", 7)
+        with pytest.raises(si.DeadlineExceeded):
+            await fleet.step("b", 1, timeout_s=0.05)
+        adapt(fleet.stacks["b"]).capabilities().stream_states.reset_stream("s")
+
+        assert await fleet.step("b", 2) == Reference()(2)
+
+
 async def test_a_store_that_does_not_answer_costs_the_past_and_no_request(loop, caplog):
     class Hanging(StreamStore):
         async def claim(self, stream_id, replica):
