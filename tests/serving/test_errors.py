@@ -20,6 +20,16 @@ def test_retry_after_is_a_number_of_seconds(kind, retry_after_s, seconds):
     assert describe_failure(kind("full", retry_after_s=retry_after_s)).retry_after_s == seconds
 
 
+def test_an_error_without_a_text_is_internal():
+    """Nothing asks an error of a library for its text, which is for the log only."""
+
+    class Unprintable(Exception):
+        def __str__(self):
+            raise ZeroDivisionError
+
+    assert describe_failure(Unprintable())[:2] == (500, "INTERNAL")
+
+
 def test_every_error_has_a_status():
     assert [
         describe_failure(error)[:2]

@@ -152,11 +152,7 @@ class MediaThread:
         # which PyAV 19 has no more
         errors = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
         with av.open(
-            location.url,
-            format=location.format,
-            options=location.options,
-            timeout=(timeout_s, timeout_s),
-            **errors,
+            location.url, format=location.format, options=location.options, timeout=(timeout_s, timeout_s), **errors
         ) as container:
             streams = container.streams.video if self._kind == "video" else container.streams.audio
             if not streams:
