@@ -266,7 +266,7 @@ def test_close_in_every_state(video, tmp_path, state):
     statistics = asyncio.run(main())
     assert (statistics.waiting, statistics.connected) == (0, False)
     if state == "waiting for its reader":
-        assert statistics.dropped == 4
+        assert statistics.dropped in {4, 5}  # and the picture that the decoder holds, if it has it yet
 
 
 def test_forgotten_source_ends_its_thread(video):
