@@ -190,6 +190,7 @@ class StreamSession(AsyncClosing):
         Args:
             stream_id: of the stream.
         """
+        _check_stream_id(stream_id)
         self._forget_lost()
         stream = self._totals.open.get(stream_id)
         if stream is not None:
@@ -317,7 +318,10 @@ class StreamResults(AsyncClosing):
 
 
 def _check_stream_id(stream_id: object) -> None:
-    check_instance("stream_id", stream_id, lambda it: isinstance(it, Hashable), "a hashable value or None")
+    try:
+        hash(stream_id)  # a tuple is hashable where what is in it is
+    except TypeError:
+        raise TypeError(expected("stream_id", "a hashable value or None", stream_id)) from None
 
 
 def _abandon(loop: asyncio.AbstractEventLoop | None, outlet: Outlet) -> None:

@@ -583,8 +583,11 @@ async def test_wrong_use_is_refused(loop):
             await anext(session)
         with pytest.raises(ValueError, match="weight: expected a number from"):
             session.add([1.0], weight=0)
-        with pytest.raises(TypeError, match="stream_id: expected a hashable"):
-            session.add([1.0], stream_id=[])
+        for unhashable in ([], (1, [2])):
+            with pytest.raises(TypeError, match="stream_id: expected a hashable"):
+                session.add([1.0], stream_id=unhashable)
+            with pytest.raises(TypeError, match="stream_id: expected a hashable"):
+                await session.remove(unhashable)
         session.add(Camera(loop), stream_id="a")
         with pytest.raises(ValueError, match="stream_id: expected an id of which no stream is open, got 'a'"):
             session(Camera(loop), stream_id="a")

@@ -42,6 +42,11 @@ class _MediaSource(Source):
             "reconnect", reconnect, lambda it: it is None or isinstance(it, Reconnect), "a Reconnect or None"
         )
         check_duration("timeout_s", timeout_s, positive=True)
+        check_instance("live", live, lambda it: it is None or isinstance(it, bool), "True, False or None")
+        check_instance("realtime", realtime, lambda it: isinstance(it, bool), "True or False")
+        check_instance("format", format, lambda it: it is None or isinstance(it, str), "a name of FFmpeg, or None")
+        check_instance("options", options, lambda it: it is None or isinstance(it, Mapping), "a mapping, or None")
+        check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
         av = require("av", extra="media", purpose=type(self).__name__)
         location = locate(url, format=format, live=live, options=dict(options or {}))
         if when_slow is None:
