@@ -25,7 +25,6 @@ __all__ = [
     "Receive",
     "Send",
     "describe_error",
-    "length_header",
     "make_messages",
     "reply",
     "send_events",
@@ -59,12 +58,8 @@ def make_messages(parts: list[Any], headers: list[tuple[bytes, bytes]], status: 
 
 def reply(parts: list[Any], headers: Headers = (JSON_TYPE,), status: int = 200) -> list[Message]:
     """Return the messages of a response; the length of its body is added to the headers."""
-    return make_messages(parts or [b""], [*headers, length_header(sum(map(len, parts)))], status)
-
-
-def length_header(size: int) -> tuple[bytes, bytes]:
-    """Return the header of a body of so many bytes."""
-    return b"content-length", b"%d" % size
+    length = (b"content-length", b"%d" % sum(map(len, parts)))
+    return make_messages(parts or [b""], [*headers, length], status)
 
 
 def without_body(messages: list[Message]) -> list[Message]:

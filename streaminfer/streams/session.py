@@ -261,7 +261,8 @@ class StreamSession(AsyncClosing):
     def _forget_lost(self) -> None:
         """Count the streams that a closed event loop left behind as closed."""
         if self._loop is not None and self._loop.is_closed():
-            self._totals.forget_open()
+            for stream in list(self._totals.open.values()):
+                stream.forget()
             self._loop, self._sender, self._outlet = None, None, None
 
     def _open(self, source: Source, stream_id: Hashable, weight: float, sender: Sender, outlet: Outlet) -> Stream:

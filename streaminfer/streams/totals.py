@@ -38,11 +38,6 @@ class SessionTotals:
         self._ended_streams += 1
         self._ended = _sum((self._ended, stream.statistics()))
 
-    def forget_open(self) -> None:
-        """Take over the counters of streams that a closed event loop left behind."""
-        for stream in list(self.open.values()):
-            stream.forget()
-
     def snapshot(self) -> StreamSessionStatistics:
         """Return them as a record."""
         streams = {stream_id: stream.statistics() for stream_id, stream in self.open.items()}
