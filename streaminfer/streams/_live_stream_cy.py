@@ -202,6 +202,11 @@ class Stream:
         try:
             try:
                 await self._read()
+            except asyncio.CancelledError as error:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                self._error = RuntimeError(f"the source: {error!r}")  # which was cancelled itself
             except Exception as error:  # noqa: BLE001 - the consumer gets it, behind the results
                 if self._is_stopped:
                     self._report("its source failed when it was closed", error)

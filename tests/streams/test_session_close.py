@@ -130,3 +130,18 @@ async def test_a_service_that_cannot_say_what_it_offers_opens_no_stream(loop):
 
     assert camera.read == 0
     assert session.streams == ()
+
+
+async def test_a_source_that_is_cancelled_by_others_has_failed(loop):
+    """Its frames are answered, and the consumer is told: it is neither the end of the source nor of the consumer."""
+
+    async def interrupted():
+        yield 1.0
+        await asyncio.sleep(0)
+        raise asyncio.CancelledError
+
+    results = StreamSession(Service(echo), clock=loop.clock)(interrupted())
+
+    assert (await anext(results)).outputs == 1.0
+    with pytest.raises(RuntimeError, match="the source: CancelledError"):
+        await anext(results)
