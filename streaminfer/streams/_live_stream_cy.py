@@ -76,6 +76,7 @@ class Stream:
             settings.max_in_flight,
             settings.max_age_ns,
             settings.resets_after_gap,
+            settings.resets_after_gap or (policy.waits and sender.states is not None),
             totals.ages,
         )
         self.turn = Turn(self, settings.weight, settings.priority)

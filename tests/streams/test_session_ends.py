@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import gc
 
+import numpy as np
 import pytest
 from live_sources import Camera, Service, States, add_up, echo, others, settle, stack_of
+from recurrent import recurrent
 
 import streaminfer as si
 from streaminfer.protocols import Admission
@@ -564,15 +566,16 @@ async def test_a_frame_that_was_sent_resets_once(loop):
     states = States()
 
     async def answer(request):
-        await asyncio.sleep(0.005 if request.inputs == 1.0 else 0.012)
-        if request.inputs == 1.0:
+        await asyncio.sleep(0.005)
+        if request.inputs == 0.0:
             raise ValueError
         return request.inputs
 
-    session = StreamSession(Service(answer, states), max_in_flight=2, stream_id="mic", clock=loop.clock)
-    results = await collect(session(Camera(loop, 5, 0.004, anew=(1,))))
+    service = Service(answer, states)
+    session = StreamSession(service, policy=LatestOnly(), max_in_flight=2, stream_id="mic", clock=loop.clock)
+    results = await collect(session(Camera(loop, 5, 0.004, anew=(0,))))
 
-    assert [result.number for result in results if result.error is not None] == [1]
+    assert [result.number for result in results if result.error is not None] == [0]
     assert states.calls == [("reset", "mic"), ("end", "mic")]
 
 
@@ -593,6 +596,45 @@ async def test_a_gap_resets_only_where_it_is_wanted(loop, resets, expected):
 
     assert [result.number for result in results] == [0, 3, 7, 10, 13]
     assert len([call for call in states.calls if call[0] == "reset"]) == expected
+
+
+async def test_a_recurrent_model_gets_frames_in_order_where_one_is_sent_again(loop):
+    """Frames of a policy that waits are sent again when they are rejected: none may overtake them."""
+    states, rejections = States(), [si.Overloaded("full", retry_after_s=0.05)]
+
+    async def answer(request):
+        if rejections:
+            raise rejections.pop()
+        states.calls.append(request.inputs)
+        return request.inputs
+
+    session = StreamSession(Service(answer, states), max_in_flight=2, stream_id="mic", clock=loop.clock)
+    await collect(session([0.0, 1.0, 2.0]))
+
+    assert states.calls == [0.0, 1.0, 2.0, ("end", "mic")]
+
+
+async def test_a_stream_without_a_place_keeps_none_waiting(loop):
+    """It is tried less and less often while the others have all places of the service, and runs when one has ended."""
+    model = si.streams.StatefulBackend(recurrent(duration_s=0.01), state={"h": "h2"}, max_streams=1)
+    batcher = si.AdaptiveBatcher(max_batch_size=1, max_in_flight=1)
+    async with si.Stack(batcher, model, clock=loop.clock) as service:
+        session = StreamSession(service, max_in_flight=3)
+
+        async def source(frames):
+            for number in range(frames):
+                await asyncio.sleep(0.001)
+                yield np.int64(number)
+
+        session.add(source(50), stream_id="first")
+        await asyncio.sleep(0.005)
+        for number in range(4):
+            session.add(source(3), stream_id=number)
+        async with asyncio.timeout(30):
+            results = [result async for result in session]
+
+    assert [result.error for result in results] == [None] * 62
+    assert model.statistics().rejected < 100
 
 
 async def test_states_end_when_a_stream_is_closed(loop):
