@@ -35,7 +35,7 @@ class BlockingStack:
 
     def __init__(self, stack: ServedStack) -> None:
         self.stack = stack
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the thread that holds it can collect an iterator that closes its stream
         self._pending: set[concurrent.futures.Future[Any]] = set()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -87,10 +87,10 @@ def add_stacks(app: "fastapi.FastAPI", *stacks: Stack, health: str | None = "/he
 
     app.router.lifespan_context = lifespan
     app.add_middleware(_Listening)
-    app.add_exception_handler(StreamInferError, _respond)
-    app.add_exception_handler(ClientDisconnect, _close)
-    app.exception_handlers.setdefault(ExceptionGroup, _respond_to_group)
+    handlers: dict[Any, Any] = {StreamInferError: _respond, ClientDisconnect: _close, ExceptionGroup: _respond_to_group}
+    app.exception_handlers = handlers | app.exception_handlers  # those of the application come first
     if health is not None:
+        health = health.rstrip("/")
 
         async def ready() -> fastapi.Response:
             return _status(200 if all(stack.ready for stack in stacks) else 503)
@@ -201,7 +201,7 @@ class BoundService:
             )  # as of the start: putting capabilities together takes longer than a call
             slo_ns = None if objective is None else objective.slo_ns
             timeout_s = left_s if slo_ns is None else slo_ns / 1e9
-        return max(min(left_s, timeout_s), 0.0)
+        return min(timeout_s, max(left_s, 0.0))  # a wrong one goes on to the stack, which says so
 
     def __repr__(self) -> str:
         return f"BoundService({self.stack!r})"

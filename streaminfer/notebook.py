@@ -5,10 +5,12 @@ run again makes a new stack, and the old one, which no name refers to any longer
 threads. So stacks are served under a name, and a name serves one stack.
 """
 
+import asyncio
 import re
 from typing import Any, TypeVar
 
 from streaminfer._internal.validation import check_instance
+from streaminfer._runtime.stopping import raise_first
 from streaminfer.protocols import adapt
 
 __all__ = ["load", "serve", "stop_serving", "unload"]
@@ -40,9 +42,15 @@ async def serve(service: T, name: str = "service") -> T:
 
 
 async def stop_serving() -> None:
-    """Stop every stack that :func:`serve` started, the latest first."""
+    """Stop every stack that :func:`serve` started, the latest first, also where one fails to.
+
+    Raises:
+        BaseException: the first error of a stack.
+    """
+    outcomes: list[object] = []
     for name in [*reversed(_served)]:
-        await _stop(name)
+        outcomes += await asyncio.gather(_stop(name), return_exceptions=True)
+    raise_first(outcomes)
 
 
 async def _stop(name: str) -> None:

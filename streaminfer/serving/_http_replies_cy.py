@@ -10,6 +10,7 @@ import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from streaminfer.serving._exchanges_cy import ClientGone
 from streaminfer.serving.errors import RequestRejected, logged_failure
 from streaminfer.serving.requests.infer_response import JSON_TYPE, Outputs, render_generated
 
@@ -24,7 +25,6 @@ __all__ = [
     "Receive",
     "Send",
     "describe_error",
-    "length_header",
     "make_messages",
     "reply",
     "send_events",
@@ -58,12 +58,8 @@ def make_messages(parts: list[Any], headers: list[tuple[bytes, bytes]], status: 
 
 def reply(parts: list[Any], headers: Headers = (JSON_TYPE,), status: int = 200) -> list[Message]:
     """Return the messages of a response; the length of its body is added to the headers."""
-    return make_messages(parts or [b""], [*headers, length_header(sum(map(len, parts)))], status)
-
-
-def length_header(size: int) -> tuple[bytes, bytes]:
-    """Return the header of a body of so many bytes."""
-    return b"content-length", b"%d" % size
+    length = (b"content-length", b"%d" % sum(map(len, parts)))
+    return make_messages(parts or [b""], [*headers, length], status)
 
 
 def without_body(messages: list[Message]) -> list[Message]:
@@ -99,19 +95,28 @@ async def send_events(
         answers: of the model.
         headers: beside those of an event stream.
         send: of the ASGI server.
+
+    Raises:
+        ClientGone: the server says so.
     """
+
+    async def say(kind: str, **content: Any) -> None:
+        try:
+            await send({"type": f"http.response.{kind}", **content})
+        except OSError as error:
+            raise ClientGone from error
+
     async with contextlib.aclosing(answers):
         event: bytes | None = await _next_event(model, head, answers)
-        await send({"type": "http.response.start", "status": 200, "headers": [*_EVENTS, *headers]})
+        await say("start", status=200, headers=[*_EVENTS, *headers])
         while event is not None:
-            await send({"type": "http.response.body", "body": event, "more_body": True})
+            await say("body", body=event, more_body=True)
             try:
                 event = await _next_event(model, head, answers)
             except Exception as error:  # noqa: BLE001 - the status is sent already
-                event = b"data: " + _describe(error)[0] + b"\n\n"
-                await send({"type": "http.response.body", "body": event, "more_body": True})
+                await say("body", body=b"data: " + _describe(error)[0] + b"\n\n", more_body=True)
                 break
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
+    await say("body", body=b"", more_body=False)
 
 
 async def _next_event(model: ModelRequests, head: InferHead, answers: AsyncGenerator[Outputs, None]) -> bytes | None:

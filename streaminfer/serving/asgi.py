@@ -76,9 +76,10 @@ class ServingApp:
         if scope["type"] != "http":
             await self._serve_other(scope, receive, send)
             return
-        path, root, method = scope["path"], scope.get("root_path", ""), scope["method"]
+        path, method = scope["path"], scope["method"]
         # a mount leaves its prefix in the path or takes it off, depending on the framework's version
-        path = path.removeprefix(root) if root and path.startswith(root) else path
+        if (root := scope.get("root_path", "").rstrip("/")) and path.startswith(f"{root}/"):
+            path = path.removeprefix(root)
         try:
             asked = self._addresses.get(path) or self._addresses.get(path.rstrip("/"))
             if asked is None:

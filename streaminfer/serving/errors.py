@@ -18,6 +18,7 @@ import logging
 import math
 from typing import NamedTuple
 
+from streaminfer._internal.validation import LONGEST_S
 from streaminfer.errors import (
     CircuitOpen,
     Closed,
@@ -26,6 +27,7 @@ from streaminfer.errors import (
     InvalidInput,
     Overloaded,
     StreamInferError,
+    says_retry_after_s,
 )
 
 __all__ = ["Failure", "RequestRejected", "describe_failure", "logged_failure"]
@@ -40,6 +42,15 @@ _GRPC = {
     415: "INVALID_ARGUMENT",
     501: "UNIMPLEMENTED",
 }
+_FAILURES = (
+    (InvalidInput, 400, "INVALID_ARGUMENT"),
+    (DeadlineExceeded, 504, "DEADLINE_EXCEEDED"),
+    (Overloaded, 429, "RESOURCE_EXHAUSTED"),
+    (CircuitOpen, 503, "UNAVAILABLE"),
+    (Closed, 503, "UNAVAILABLE"),
+    (ErasureHeld, 409, "FAILED_PRECONDITION"),
+)
+_TEMPORARY = {429, 503}
 
 
 class RequestRejected(StreamInferError):  # noqa: N818 - named like `InvalidInput`
@@ -82,24 +93,13 @@ def describe_failure(error: BaseException) -> Failure:
     Args:
         error: what the stack raised.
     """
-    text = str(error)
-    failure = Failure(500, "INTERNAL", _INTERNAL, is_internal=True)
-    match error:
-        case RequestRejected():
-            failure = Failure(error.status, _GRPC[error.status], text)
-        case InvalidInput():
-            failure = Failure(400, "INVALID_ARGUMENT", text)
-        case DeadlineExceeded():
-            failure = Failure(504, "DEADLINE_EXCEEDED", text)
-        case Overloaded():
-            failure = Failure(429, "RESOURCE_EXHAUSTED", text, _whole_seconds(error.retry_after_s))
-        case CircuitOpen():
-            failure = Failure(503, "UNAVAILABLE", text, _whole_seconds(error.retry_after_s))
-        case Closed():
-            failure = Failure(503, "UNAVAILABLE", text, 1)
-        case ErasureHeld():
-            failure = Failure(409, "FAILED_PRECONDITION", text)
-    return failure
+    if isinstance(error, RequestRejected):
+        return Failure(error.status, _GRPC[error.status], str(error))
+    for kind, status, grpc_status in _FAILURES:
+        if isinstance(error, kind):
+            retry_after_s = _whole_seconds(says_retry_after_s(error)) if status in _TEMPORARY else None
+            return Failure(status, grpc_status, str(error), retry_after_s)
+    return Failure(500, "INTERNAL", _INTERNAL, is_internal=True)
 
 
 def logged_failure(error: BaseException) -> Failure:
@@ -110,5 +110,5 @@ def logged_failure(error: BaseException) -> Failure:
     return failure
 
 
-def _whole_seconds(retry_after_s: float | None) -> int:
-    return max(1, math.ceil(retry_after_s or 0.0))
+def _whole_seconds(seconds: float) -> int:
+    return math.ceil(min(max(1.0, seconds), LONGEST_S))  # of a layer of yours it may be NaN or infinite

@@ -44,6 +44,8 @@ _MODEL_NAME_TAG = b"\x0a"
 _WANTS_FINAL = "triton_enable_empty_final_response"
 """Parameter of a request whose client wants to know which response is the last."""
 _SETTING_HEADERS = frozenset(SETTING_HEADERS)
+_calls = itertools.count(1)
+"""Of `ModelStreamInfer`, unique in the process: several servers can have the same stack."""
 
 
 def grpc_servicer(stacks: Mapping[str, Stack], *, limits: Limits | None = None) -> "GrpcService":
@@ -82,7 +84,6 @@ class GrpcService:
         self._models = models
         self._names = {name.encode(): model.requests for name, model in models.items()}
         self._limits = limits
-        self._streams = itertools.count(1)
         self._gatherer = Gatherer()
         self._input_tag = tag_of(self._pb.ModelInferRequest, "raw_input_contents")
         self._output_tag = tag_of(self._pb.ModelInferResponse, "raw_output_contents")
@@ -168,7 +169,7 @@ class GrpcService:
         return response
 
     async def _stream(self, messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
-        stream_id = f"grpc-stream-{next(self._streams)}"
+        stream_id = f"grpc-stream-{next(_calls)}"
         used: set[str] = set()
         call = StreamCall(functools.partial(self._answer_streamed, context, stream_id, used))
         try:

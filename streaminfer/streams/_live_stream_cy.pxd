@@ -39,7 +39,7 @@ cdef class Stream:
     cpdef StreamResult take(self, long long now_ns)
     cpdef stop(self)
     cpdef abandon(self)
-    cdef _stop_behind_last(self)
+    cdef _announce(self, bint has_ready)
     cpdef _end(self, object _)
     cdef _report(self, message, error)
     cdef _settle_if_delivered(self)

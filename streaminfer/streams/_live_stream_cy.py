@@ -76,13 +76,14 @@ class Stream:
             settings.max_in_flight,
             settings.max_age_ns,
             settings.resets_after_gap,
+            settings.resets_after_gap or (policy.waits and sender.states is not None),
             totals.ages,
         )
         self.turn = Turn(self, settings.weight, settings.priority)
         self.sending: set[Sending] = set()
         self.is_announced = False
         self.is_settled = False
-        self._source = source
+        self._source: Any = source  # None: its task has begun
         self._sender = sender
         self._outlet = outlet
         self._totals = totals
@@ -112,25 +113,17 @@ class Stream:
 
     def complete(self, result: StreamResult, outputs: Any, degraded: bool, now_ns: int) -> None:
         """Take the outputs of a frame."""
-        if self.state.complete(result, outputs, degraded, now_ns):
-            self._outlet.announce(self)
-        if self._is_refused:
-            self._stop_behind_last()
+        self._announce(self.state.complete(result, outputs, degraded, now_ns))
 
     def fail(self, result: StreamResult, error: BaseException, now_ns: int) -> None:
         """Take the error of a frame."""
-        if self.state.fail(result, error, now_ns):
-            self._outlet.announce(self)
-        if self._is_refused or isinstance(error, Closed):
+        if isinstance(error, Closed):
             self._is_refused = True
-            self._stop_behind_last()
+        self._announce(self.state.fail(result, error, now_ns))
 
     def drop(self, result: StreamResult, reason: str) -> None:
         """Drop a frame that was sent, or was about to be; nothing where the stream was closed meanwhile."""
-        if self.state.drop(result, str(reason)):
-            self._outlet.announce(self)
-        if self._is_refused:
-            self._stop_behind_last()
+        self._announce(self.state.drop(result, str(reason)))
 
     def remove(self, sending: Sending) -> None:
         """Forget a frame that has an outcome."""
@@ -174,7 +167,8 @@ class Stream:
             self.end_if_drained()
         elif not self._has_ended:
             self._is_closing = True
-            self._task.cancel()
+            if self._source is None:  # else its task has not begun: it reads nothing, and closes the source
+                self._task.cancel()
 
     def abandon(self) -> None:
         """Stop, and deliver nothing more."""
@@ -209,6 +203,11 @@ class Stream:
         try:
             try:
                 await self._read()
+            except asyncio.CancelledError as error:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                self._error = RuntimeError(f"the source: {error!r}")  # which was cancelled itself
             except Exception as error:  # noqa: BLE001 - the consumer gets it, behind the results
                 if self._is_stopped:
                     self._report("its source failed when it was closed", error)
@@ -224,8 +223,11 @@ class Stream:
             self._sender.leave(self)
             await self._end_requests()
 
-    def _stop_behind_last(self) -> None:
-        if not self.state.running:
+    def _announce(self, has_ready: bool) -> None:
+        """Tell the outlet of a result, and end behind the last frame that a stopped service has."""
+        if has_ready:
+            self._outlet.announce(self)
+        if self._is_refused and not self.state.running:
             self.stop()
 
     async def _end_requests(self) -> None:
@@ -263,9 +265,9 @@ class Stream:
             self._totals.settle(self)
 
     async def _read(self) -> None:
-        source, self._source = self._source, ()  # a plain generator is closed when nothing holds it
+        source, self._source = self._source, None  # a plain generator is closed when nothing holds it
         if not isinstance(source, AsyncIterable):
-            for item in source:
+            for item in () if self._is_stopped else source:
                 if self._take_in_now(item):
                     await self._wait_for_room()
                 else:
@@ -273,6 +275,8 @@ class Stream:
             return
         iterator: AsyncIterator[Any] = aiter(source)
         try:
+            if self._is_stopped:
+                return
             async for item in iterator:
                 if self._is_stopped:  # by a cancellation that the source has swallowed
                     return

@@ -7,6 +7,7 @@ from streaminfer.streams._stream_cy cimport StreamResult
 
 cdef double _MARGIN
 cdef double _SHORTEST_PAUSE_S
+cdef int _LONGEST_PAUSE
 
 cdef class Sender
 
@@ -20,6 +21,8 @@ cdef class Sending:
     cdef readonly CRequest request
     cdef object call
     cdef object pause
+    cdef int rejections
+    cdef bint gives_way
 
     cpdef cancel(self)
     cpdef receive(self, object response, object error)

@@ -40,7 +40,8 @@ _PASSING = {AdmissionReason.QUEUE_FULL, AdmissionReason.LIMIT, AdmissionReason.R
 """Reasons that end by themselves when other requests complete."""
 _MARGIN = 0.5
 """Full batches that a frame of a crowd must have left beyond those that it expects to wait for."""
-_SHORTEST_PAUSE_S = 0.001  # where a rejection does not say when to try again
+_SHORTEST_PAUSE_S = 0.001
+_LONGEST_PAUSE = 10  # doublings where rejections do not say when to try again: a second
 
 
 class Sending:
@@ -57,9 +58,13 @@ class Sending:
         request: that is sent for it.
         call: what can be cancelled, while the service has it.
         pause: until the next attempt to send it.
+        rejections: that did not say when to try again.
+        gives_way: it has no place in its pause.
     """
 
-    __slots__ = ("_is_cancelled", "_sender", "call", "pause", "request", "result", "stream")
+    __slots__ = (
+        *("_is_cancelled", "_sender", "call", "gives_way", "pause", "rejections", "request", "result", "stream"),
+    )
 
     def __init__(self, sender: Sender, stream: Stream, result: StreamResult) -> None:
         self._sender = sender
@@ -69,6 +74,8 @@ class Sending:
         self.request: Any = None
         self.call: Any = None
         self.pause: asyncio.TimerHandle | None = None
+        self.rejections = 0
+        self.gives_way = False
 
     def cancel(self) -> None:
         """End it; what the service does not let go at once ends later."""
@@ -106,12 +113,11 @@ class Sender:
     )
 
     def __init__(self, service: Any, clock: Clock) -> None:
-        offered = adapt(service).capabilities()
         self.clock: Clock = clock
-        self.states: StreamStates | None = offered.stream_states
-        self._admission: Callable[[Request, int], Admission] | None = offered.admission
-        self._enforces_deadline = offered.enforces_deadline
-        self._begin_call = adapt(service).begin_call
+        self.states: StreamStates | None = None
+        self._admission: Callable[[Request, int], Admission] | None = None
+        self._enforces_deadline = False
+        self._begin_call: Callable[..., Any] | None = None
         self._service = service
         self._loop = asyncio.get_running_loop()
         self.wake_ups = WakeUps(self._loop)
@@ -129,6 +135,9 @@ class Sender:
         service = adapt(self._service)
         offered = service.capabilities()
         self._begin_call = service.begin_call
+        self.states = offered.stream_states
+        self._admission = offered.admission
+        self._enforces_deadline = offered.enforces_deadline
         self._most = NEVER_NS if offered.full_load is None else offered.full_load()
         self._full_batch_ns = offered.full_batch_ns
         self._batches_needed = _MARGIN + 1.0 + 1.0 / (offered.max_in_flight or 1)
@@ -172,7 +181,8 @@ class Sender:
 
     def end(self, sending: Sending) -> None:
         """Give the place of a frame that has an outcome to the next one."""
-        self._places -= 1
+        if not sending.gives_way:
+            self._places -= 1
         stream = sending.stream
         stream.remove(sending)
         if stream.state.can_send():
@@ -251,14 +261,28 @@ class Sender:
             sending.call = call
 
     def _pause(self, sending: Sending, retry_after_s: float | None) -> None:
-        """Try again when a place is expected, and no later than the frame is of use."""
+        """Try again when a place is expected, and no later than the frame is of use.
+
+        Where that is not known it may be never, as for a stream beyond the most that a model keeps states of: the frame
+        leaves its place to others, which may end, and waits twice as long each time.
+        """
         pause_s = max(retry_after_s or 0.0, _SHORTEST_PAUSE_S)
+        if not retry_after_s:
+            pause_s *= 2.0 ** min(sending.rejections, _LONGEST_PAUSE)
+            sending.rejections += 1
+            sending.gives_way = True
+            self._places -= 1
+            if self._order.count:
+                self._schedule()
         left_s = time_left_s(sending.request.deadline_ns, self.clock())
         pause_s = pause_s if left_s is None else min(pause_s, max(left_s, 0.0))
         sending.pause = self._loop.call_later(pause_s, self._send_again, sending, context=self._context)
 
     def _send_again(self, sending: Sending) -> None:
         sending.pause = None
+        if sending.gives_way:
+            sending.gives_way = False
+            self._places += 1
         try:
             self._send(sending)
         except BaseException as error:  # as in the first attempt

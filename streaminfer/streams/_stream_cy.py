@@ -10,9 +10,10 @@ ready than places: the service need not wait for the consumer.
 is held (``waits``) until at most a quarter of them is left, or the oldest is dropped as ``stale``. A selector says
 which frames are of interest at all; the others are dropped as ``skipped``.
 
-*State of recurrent models.* ``discontinuity`` of a frame that is dropped passes to the next frame of the stream: a
-reset is never lost. With ``resets_after_gap`` each frame behind one that was dropped or failed starts again too. Such
-a frame is sent when no earlier one runs, and with ``resets_after_gap`` each is, since an earlier one may yet fail.
+*State of recurrent models.* ``discontinuity`` of a frame that is dropped before it is sent passes to the next frame of
+the stream: a reset is never lost. One that is sent has reset the state, whatever becomes of it. With
+``resets_after_gap`` each frame behind one that was dropped or failed starts again too. Such a frame is sent when no
+earlier one runs. With ``one_by_one`` each is: an earlier one may yet fail, or be rejected and sent again.
 
 *Invariants*, which the property tests check: ``received`` = ``delivered`` + ``failed`` + every count in ``dropped`` +
 ``waiting`` + ``in_flight``; results are delivered in the order of ``number``; ``running`` ≤
@@ -141,6 +142,7 @@ class StreamState:
         max_in_flight: how many frames may be sent and not yet delivered, ≥ 1; one more may be ready if ``waits``.
         max_age_ns: age from which a result is worthless; ``0``: there is none.
         resets_after_gap: the frame behind one that was dropped or failed starts again.
+        one_by_one: a frame is sent when no earlier one runs.
         ages: has ``record_ns(age_ns)``, called for each result with outputs when it is delivered.
 
     Attributes:
@@ -159,6 +161,7 @@ class StreamState:
             "_max_age_ns",
             "_max_in_flight",
             "_max_waiting",
+            "_one_by_one",
             "_resets_after_gap",
             "_selector",
             "_sent",
@@ -175,6 +178,7 @@ class StreamState:
         max_in_flight: int,
         max_age_ns: int,
         resets_after_gap: bool,
+        one_by_one: bool,
         ages: Any,
     ) -> None:
         self.stream_id = stream_id
@@ -184,6 +188,7 @@ class StreamState:
         self._max_in_flight = max_in_flight
         self._max_age_ns = max_age_ns
         self._resets_after_gap = resets_after_gap
+        self._one_by_one = one_by_one
         self._ages = ages
         self._waiting = ResultQueue()
         self._sent = ResultQueue()
@@ -244,7 +249,7 @@ class StreamState:
         head = self._waiting.head
         if head is None:
             return False
-        return self.running == 0 or not (head._discontinuity or self._resets_after_gap)
+        return self.running == 0 or not (head._discontinuity or self._one_by_one)
 
     def next(self, now_ns: int) -> StreamResult | None:
         """Move the next frame from waiting to in flight, and drop those that are too old."""
@@ -273,7 +278,8 @@ class StreamState:
         if not self._end(result, _GONE):
             return False
         self.in_flight -= 1
-        self._forget(result, reason)
+        self._count(reason)
+        self._pass_on(self._resets_after_gap)
         return self.has_ready()
 
     def complete(self, result: StreamResult, outputs: Any, degraded: bool, now_ns: int) -> bool:
@@ -295,7 +301,7 @@ class StreamState:
             return False
         result.error = error
         result.completed_ns = now_ns
-        self._pass_on(result._discontinuity or self._resets_after_gap)
+        self._pass_on(self._resets_after_gap)
         return self.has_ready()
 
     def has_ready(self) -> bool:
@@ -357,7 +363,7 @@ class StreamState:
             head = self._sent.head
 
     def _forget(self, result: StreamResult, reason: str) -> None:
-        """Count a frame as dropped; the next one starts again if it would have, or behind a gap if that resets."""
+        """Count a frame that was not sent; the next one starts again if it would have, or if a gap resets."""
         self._count(reason)
         self._pass_on(result._discontinuity or self._resets_after_gap)
 

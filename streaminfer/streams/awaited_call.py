@@ -22,7 +22,7 @@ class AwaitedCall:
         clock: returns monotonic nanoseconds.
     """
 
-    __slots__ = ("_clock", "_deadline_ns", "_is_begun", "_receive", "_request", "_service", "_task")
+    __slots__ = ("_is_begun", "_receive", "_task")
 
     def __init__(
         self,
@@ -32,13 +32,10 @@ class AwaitedCall:
         deadline_ns: int | None,
         clock: Clock,
     ) -> None:
-        self._service = service
-        self._request = request
         self._receive = receive
-        self._deadline_ns = deadline_ns
-        self._clock = clock
         self._is_begun = False
-        self._task = asyncio.get_running_loop().create_task(self._run(), name="streaminfer-frame")
+        running = self._run(service, request, deadline_ns, clock)
+        self._task = asyncio.get_running_loop().create_task(running, name="streaminfer-frame")
 
     def cancel(self) -> None:
         """Cancel it; it has ended when its service lets go."""
@@ -47,13 +44,13 @@ class AwaitedCall:
             self._is_begun = True
             self._receive(None, asyncio.CancelledError())
 
-    async def _run(self) -> None:
+    async def _run(self, service: Any, request: Request, deadline_ns: int | None, clock: Clock) -> None:
         self._is_begun = True
         try:
-            if self._deadline_ns is None:
-                response = await self._service.call(self._request)
+            if deadline_ns is None:
+                response = await service.call(request)
             else:
-                response = await self._call_until(self._deadline_ns)
+                response = await _call_until(service, request, time_left_s(deadline_ns, clock()))
         except GeneratorExit:  # its loop was closed before it ended
             raise
         except BaseException as error:
@@ -63,13 +60,14 @@ class AwaitedCall:
         else:
             self._receive(response, None)
 
-    async def _call_until(self, deadline_ns: int) -> Response:
-        limit = asyncio.timeout(time_left_s(deadline_ns, self._clock()))
-        try:
-            async with limit:
-                response: Response = await self._service.call(self._request)
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise DeadlineExceeded("the frame was too old before the service had responded") from None
-        return response
+
+async def _call_until(service: Any, request: Request, left_s: float | None) -> Response:
+    limit = asyncio.timeout(left_s)
+    try:
+        async with limit:
+            response: Response = await service.call(request)
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise DeadlineExceeded("the frame was too old before the service had responded") from None
+    return response

@@ -12,6 +12,9 @@ from streaminfer._internal.validation import check_count, check_instance, check_
 
 __all__ = ["Block", "EveryNth", "FramePolicy", "FrameSelector", "LatestOnly", "RateSelector", "TargetRate"]
 
+MAX_FRAMES = 2**31 - 1
+"""Frames of a stream that may wait, or be in flight: what compiled code counts."""
+
 
 class FrameSelector(Protocol):
     """Choice of the frames of one stream that are of interest."""
@@ -49,7 +52,7 @@ class Block:
         max_waiting: how many frames are read ahead.
     """
 
-    max_waiting: int = attrs.field(default=4, validator=field_check(check_count))
+    max_waiting: int = attrs.field(default=4, validator=field_check(check_count, at_most=MAX_FRAMES))
 
     @property
     def waits(self) -> bool:
@@ -181,5 +184,5 @@ def check_policy(name: str, policy: object) -> FramePolicy:
     """
     if isinstance(policy, type) or not isinstance(policy, FramePolicy):
         raise TypeError(expected(name, "a frame policy, such as LatestOnly(), EveryNth(2) or Block()", policy))
-    check_count(f"{name}.max_waiting", policy.max_waiting)
+    check_count(f"{name}.max_waiting", policy.max_waiting, at_most=MAX_FRAMES)
     return policy

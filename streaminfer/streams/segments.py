@@ -144,7 +144,7 @@ class Segments:
 
     def _frames(self, seconds: float) -> int:
         """Return the fewest frames that last so long; a rounding error is no frame more."""
-        return math.ceil(seconds / self._frame_s - 1e-9)
+        return math.ceil(min(seconds / self._frame_s, 1e18) - 1e-9)
 
     def __repr__(self) -> str:
         return f"<Segments, {self._position * self._frame_s:.3f} s>"

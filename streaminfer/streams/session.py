@@ -16,6 +16,7 @@ import attrs
 from streaminfer._internal.units import NEVER_NS
 from streaminfer._internal.validation import check_count, check_instance, check_number, expected
 from streaminfer._runtime.closing import AsyncClosing
+from streaminfer._runtime.stopping import stop_together
 from streaminfer.blocking import BlockingStack
 from streaminfer.errors import Closed
 from streaminfer.protocols import Clock, is_service
@@ -24,7 +25,7 @@ from streaminfer.stack import Stack
 from streaminfer.streams._live_stream_cy import Stream
 from streaminfer.streams._outlet_cy import Outlet
 from streaminfer.streams._sender_cy import Sender
-from streaminfer.streams.policies import Block, FramePolicy, check_policy
+from streaminfer.streams.policies import MAX_FRAMES, Block, FramePolicy, check_policy
 from streaminfer.streams.stream_settings import StreamSettings
 from streaminfer.streams.totals import SessionTotals
 
@@ -120,7 +121,7 @@ class StreamSession(AsyncClosing):
             age_ns = 0 if age_s == math.inf else max(1, round(min(age_s, 1e9) * 1e9))
         self._settings = StreamSettings(
             policy=check_policy("policy", Block() if policy is None else policy),
-            max_in_flight=check_count("max_in_flight", max_in_flight),
+            max_in_flight=check_count("max_in_flight", max_in_flight, at_most=MAX_FRAMES),
             max_age_ns=age_ns,
             deadline_ns=NEVER_NS if max_age_s == math.inf else None,
             resets_after_gap=resets_after_gap,
@@ -189,6 +190,7 @@ class StreamSession(AsyncClosing):
         Args:
             stream_id: of the stream.
         """
+        _check_stream_id(stream_id)
         self._forget_lost()
         stream = self._totals.open.get(stream_id)
         if stream is not None:
@@ -215,7 +217,7 @@ class StreamSession(AsyncClosing):
         """Close every stream and accept no further ones; returns when no task of the session is left."""
         self._closed = True
         self._forget_lost()
-        await asyncio.gather(*(stream.close() for stream in list(self._totals.open.values())))
+        await stop_together(stream.close() for stream in list(self._totals.open.values()))
 
     @property
     def streams(self) -> tuple[Hashable, ...]:
@@ -259,7 +261,8 @@ class StreamSession(AsyncClosing):
     def _forget_lost(self) -> None:
         """Count the streams that a closed event loop left behind as closed."""
         if self._loop is not None and self._loop.is_closed():
-            self._totals.forget_open()
+            for stream in list(self._totals.open.values()):
+                stream.forget()
             self._loop, self._sender, self._outlet = None, None, None
 
     def _open(self, source: Source, stream_id: Hashable, weight: float, sender: Sender, outlet: Outlet) -> Stream:
@@ -269,8 +272,8 @@ class StreamSession(AsyncClosing):
         if stream_id in self._totals.open:
             raise ValueError(expected("stream_id", "an id of which no stream is open", stream_id))
         settings = attrs.evolve(self._settings, weight=float(weight))
+        sender.join()  # which may fail
         stream = Stream(stream_id, source, settings, sender, outlet, self._totals)
-        sender.join()
         self._totals.open[stream_id] = stream
         return stream
 
@@ -316,7 +319,10 @@ class StreamResults(AsyncClosing):
 
 
 def _check_stream_id(stream_id: object) -> None:
-    check_instance("stream_id", stream_id, lambda it: isinstance(it, Hashable), "a hashable value or None")
+    try:
+        hash(stream_id)  # a tuple is hashable where what is in it is
+    except TypeError:
+        raise TypeError(expected("stream_id", "a hashable value or None", stream_id)) from None
 
 
 def _abandon(loop: asyncio.AbstractEventLoop | None, outlet: Outlet) -> None:

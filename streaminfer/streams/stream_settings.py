@@ -20,15 +20,9 @@ class StreamSettings:
     priority: int
     tenant: str | None
 
-    waits: bool = attrs.field(init=False)
+    waits: bool = attrs.field(init=False, default=attrs.Factory(lambda it: it.policy.waits, takes_self=True))
     """The source is held while the service is busy."""
-    asks_first: bool = attrs.field(init=False)
+    asks_first: bool = attrs.field(
+        init=False, default=attrs.Factory(lambda it: not it.policy.waits or it.max_age_ns > 0, takes_self=True)
+    )
     """A frame that the service would reject is dropped before it is sent."""
-
-    @waits.default
-    def _policy_waits(self) -> bool:
-        return self.policy.waits
-
-    @asks_first.default
-    def _may_drop(self) -> bool:
-        return not self.policy.waits or self.max_age_ns > 0

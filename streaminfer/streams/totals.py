@@ -1,8 +1,10 @@
 """Counters of a session: those of its open streams, and the sums of the ones that have ended."""
 
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING
+
+import attrs
 
 from streaminfer._internal.display.unique_name import unique_name
 from streaminfer.streams.statistics import STREAMS_SHOWN, StreamSessionStatistics, StreamStatistics
@@ -26,46 +28,35 @@ class SessionTotals:
         self.open: dict[Hashable, Stream] = {}
         self.ages = LatencyHistogram()
         self._ended_streams = 0
-        self._received = 0
-        self._delivered = 0
-        self._failed = 0
-        self._dropped: Counter[str] = Counter()
+        self._ended = StreamStatistics(0, 0, 0, {}, 0, 0)
 
     def settle(self, stream: "Stream") -> None:
         """Take over the counters of a stream that has ended."""
         if self.open.get(stream.stream_id) is not stream:
             return
         del self.open[stream.stream_id]
-        state = stream.state
         self._ended_streams += 1
-        self._received += state.received
-        self._delivered += state.delivered
-        self._failed += state.failed
-        self._dropped.update(state.dropped)
-
-    def forget_open(self) -> None:
-        """Take over the counters of streams that a closed event loop left behind."""
-        for stream in list(self.open.values()):
-            stream.forget()
+        self._ended = _sum((self._ended, stream.statistics()))
 
     def snapshot(self) -> StreamSessionStatistics:
         """Return them as a record."""
         streams = {stream_id: stream.statistics() for stream_id, stream in self.open.items()}
-        dropped = Counter(self._dropped)
-        for one in streams.values():
-            dropped.update(one.dropped)
         shown: dict[str, StreamStatistics] = {}
         for stream_id in sorted(streams, key=lambda it: -sum(streams[it].dropped.values()))[:STREAMS_SHOWN]:
             shown[unique_name(str(stream_id), shown)] = streams[stream_id]
         return StreamSessionStatistics(
-            received=self._received + sum(one.received for one in streams.values()),
-            delivered=self._delivered + sum(one.delivered for one in streams.values()),
-            failed=self._failed + sum(one.failed for one in streams.values()),
-            dropped=dict(dropped),
-            waiting=sum(one.waiting for one in streams.values()),
-            in_flight=sum(one.in_flight for one in streams.values()),
+            **attrs.asdict(_sum((self._ended, *streams.values())), recurse=False),
             open_streams=len(streams),
             ended_streams=self._ended_streams,
             ages=self.ages.copy(),
             streams=shown,
         )
+
+
+def _sum(parts: Sequence[StreamStatistics]) -> StreamStatistics:
+    dropped: Counter[str] = Counter()
+    for one in parts:
+        dropped.update(one.dropped)
+    counts = [(one.received, one.delivered, one.failed, one.waiting, one.in_flight) for one in parts]
+    received, delivered, failed, waiting, in_flight = map(sum, zip(*counts, strict=True))
+    return StreamStatistics(received, delivered, failed, dict(dropped), waiting, in_flight)

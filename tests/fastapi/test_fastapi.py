@@ -145,6 +145,17 @@ async def test_probes_follow_the_stacks(loop):
         assert (await client.get("/openapi.json")).json()["paths"] == {}
 
 
+@pytest.mark.parametrize(
+    ("health", "path"), [("/", "/live"), ("/probes/", "/probes/live"), ("/probes", "/probes/live")]
+)
+async def test_probes_are_below_their_path(loop, health, path):
+    app = FastAPI()
+    add_stacks(app, health=health)
+
+    async with client_of(app) as client:
+        assert (await client.get(path)).status_code == 200
+
+
 async def test_probes_can_be_left_out(loop):
     _, stack = make_stack(loop)
     app = FastAPI()
@@ -203,6 +214,24 @@ async def test_a_handler_of_the_app_comes_first(loop):
         assert (await client.post("/", json={"x": 1})).status_code == 418
 
 
+async def test_a_handler_that_the_app_had_before_comes_first(loop):
+    """Also one for all of our errors, which the application was made with."""
+
+    async def own(_request, _error):
+        return fastapi.Response(status_code=418)
+
+    stack = si.Stack(Raises(si.Overloaded("full")), clock=loop.clock)
+    app = FastAPI(exception_handlers={si.StreamInferError: own})
+    add_stacks(app, stack)
+
+    @app.get("/")
+    async def answer(service: Annotated[BoundService, Depends(bind(stack))]):
+        return await service(1.0)
+
+    async with client_of(app) as client:
+        assert (await client.get("/")).status_code == 418
+
+
 # -- deadlines ----------------------------------------------------------------------------------------------------
 
 
@@ -252,6 +281,24 @@ async def test_a_timeout_of_the_handler_replaces_the_objective_only(loop):
             times.append(loop.time() - begun_s)
 
     assert times == pytest.approx([0.5, 0.1])
+
+
+@pytest.mark.parametrize("headers", [{}, {"x-request-timeout-seconds": "0.1"}], ids=["none", "deadline"])
+@pytest.mark.parametrize("timeout_s", [-1.0, float("nan")])
+async def test_a_wrong_timeout_is_named_whatever_the_client_says(loop, headers, timeout_s):
+    _, stack = make_stack(loop)
+    app = FastAPI()
+    add_stacks(app, stack)
+
+    @app.get("/")
+    async def answer(service: Annotated[BoundService, Depends(bind(stack))]):
+        await service(1.0, timeout_s=timeout_s)
+
+    async with client_of(app) as client:
+        reply = await client.get("/", headers=headers)
+
+    assert reply.status_code == 400
+    assert reply.json()["detail"].startswith("timeout_s: expected a finite number of seconds")
 
 
 async def test_a_deadline_counts_from_the_arrival_of_the_head(loop, monkeypatch):

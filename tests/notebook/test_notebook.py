@@ -38,6 +38,31 @@ async def test_what_does_not_start_keeps_no_name(loop):
         await notebook.serve(3)
 
 
+class Stubborn:
+    """A service that does not stop."""
+
+    async def start(self):
+        pass
+
+    async def call(self, request):
+        raise AssertionError
+
+    async def stop(self, *, drain=True):
+        raise OSError("lost device")
+
+
+async def test_every_stack_stops_where_one_fails_to(loop):
+    good = stack(loop)
+    await notebook.serve(good, "good")
+    await notebook.serve(Stubborn(), "bad")
+
+    with pytest.raises(OSError, match="lost device"):
+        await notebook.stop_serving()
+
+    assert not good.ready
+    await notebook.stop_serving()
+
+
 class FailingBackend:
     async def infer(self, batch):
         raise NotImplementedError

@@ -10,7 +10,7 @@ from served_models import INFER, binary, running_total
 
 import streaminfer as si
 from streaminfer.serving import Limits, models
-from streaminfer.testing import HANG
+from streaminfer.testing import HANG, ScriptedBackend, run
 
 pytestmark = pytest.mark.uncompiled
 
@@ -323,10 +323,11 @@ def test_a_mounted_app_leaves_the_prefix_out(scripted, ask_app):
     _, _, app = scripted()
 
     async def scenario():
-        paths = ("/api/v2/health/live", "/v2/health/live")
-        return [(await ask_app(app, "GET", path, root_path="/api")).status for path in paths]
+        places = [("/api", "/api/v2/health/live"), ("/api", "/v2/health/live"), ("/api/", "/api/v2/health/live")]
+        places += [("/v", "/v/v2/health/live"), ("/v", "/v2/health/live")]  # a prefix of whole segments only
+        return [(await ask_app(app, "GET", path, root_path=root)).status for root, path in places]
 
-    assert asyncio.run(scenario()) == [200, 200]
+    assert asyncio.run(scenario()) == [200] * 5
 
 
 def lifespan(app):
@@ -459,6 +460,27 @@ def test_a_large_body_is_copied_once_at_most(ask_app, pieces, copies):
     assert service.peaks[1] < (copies + 0.3) * len(body)
 
 
+@pytest.mark.parametrize(("stop_timeout_s", "status"), [(1.0, 503), (None, 200)])
+def test_requests_in_flight_have_time_at_the_end(scripted, ask_app, body_of, stop_timeout_s, status):
+    """As long as ``stop_timeout_s`` says: a request of three seconds completes only without a limit."""
+
+    async def scenario(loop):
+        backend = ScriptedBackend(duration_s=3.0)
+        stack = si.Stack(si.AdaptiveBatcher(max_batch_size=8), backend, clock=loop.clock)
+        app = si.serving.asgi_app({"m": stack}, stop_timeout_s=stop_timeout_s)
+        async with app:
+            asking = asyncio.create_task(ask_app(app, "POST", INFER, body_of(X[:1])))
+            while not backend.running:
+                await asyncio.sleep(0.01)
+            begun_s = loop.time()
+        return (await asking).status, loop.time() - begun_s
+
+    answered, took_s = run(scenario)
+
+    assert answered == status
+    assert took_s == pytest.approx(3.0 if stop_timeout_s is None else stop_timeout_s, abs=0.6)
+
+
 def test_every_stack_stops_where_one_fails_to(doubling_stack):
     class Broken:
         async def stop(self, *, drain):
@@ -485,6 +507,14 @@ def test_every_stack_stops_where_one_fails_to(doubling_stack):
 def test_wrong_arguments_are_named(stacks, error):
     with pytest.raises(error, match="stacks"):
         si.serving.asgi_app(stacks)
+
+
+@pytest.mark.parametrize(
+    ("stop_timeout_s", "error"), [(-1.0, ValueError), ("1", TypeError), (float("nan"), ValueError)]
+)
+def test_wrong_stop_timeouts_are_named(doubling_stack, stop_timeout_s, error):
+    with pytest.raises(error, match="stop_timeout_s: expected a finite number of seconds"):
+        si.serving.asgi_app({"m": doubling_stack}, stop_timeout_s=stop_timeout_s)
 
 
 def test_wrong_limits_are_named(doubling_stack):

@@ -269,6 +269,33 @@ def test_a_client_that_goes_away_ends_its_answers(counting, ask_app):
     assert service.closed == 1
 
 
+@pytest.mark.parametrize("sends", [0, 2])
+def test_a_server_that_cannot_send_ends_the_answers(counting, caplog, sends):
+    """As servers of ASGI 2.4 say that the client has gone: no failure of the model, and nothing is sent any more."""
+    service, sent = counting(), []
+    app = si.serving.asgi_app({"m": si.Stack(service)})
+    messages = [{"type": "http.request", "body": b'{"x": [5]}'}]
+
+    async def receive():
+        return messages.pop() if messages else await asyncio.Event().wait()
+
+    async def send(message):
+        sent.append(message["type"])
+        if len(sent) > sends:
+            raise OSError("gone")
+
+    async def scenario():
+        async with app:
+            scope = {"type": "http", "method": "POST", "path": "/v2/models/m/generate_stream", "headers": []}
+            await app(scope, receive, send)
+
+    asyncio.run(scenario())
+
+    assert len(sent) == sends + 1
+    assert service.closed == 1
+    assert not caplog.records
+
+
 def test_a_model_with_many_answers_says_so(counting, ask_app):
     app = si.serving.asgi_app({"m": si.Stack(counting())})
 

@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 
 import grpc
 import numpy as np
@@ -263,6 +264,32 @@ def test_a_stream_is_one_stream_of_the_model(serve_grpc):
             return totals, stack.layers[-1].statistics().streams
 
     assert asyncio.run(asyncio.wait_for(scenario(), 30)) == ([[1.0, 2.0, 3.0]] * 2, 0)
+
+
+def test_streams_of_two_servers_share_no_state(serve_grpc):
+    """Both servers have the same stack, and a stream that is open."""
+    stack = running_total()
+    message = call_of(np.ones((1, 1), np.float32)).SerializeToString()
+
+    async def scenario():
+        async with contextlib.AsyncExitStack() as running:
+            await running.enter_async_context(stack)
+            streams = []
+            for _ in range(2):
+                url = await running.enter_async_context(serve_grpc(si.serving.grpc_servicer({"m": stack})))
+                channel = await running.enter_async_context(grpc.aio.insecure_channel(url))
+                streams.append(channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")())
+            totals = []
+            for stream in streams * 2:
+                await stream.write(message)
+                response = pb.ModelStreamInferResponse.FromString(await stream.read()).infer_response
+                totals.append(np.frombuffer(response.raw_output_contents[0], np.float32).item())
+            for stream in streams:
+                await stream.done_writing()
+                assert await stream.read() is grpc.aio.EOF
+            return totals
+
+    assert asyncio.run(asyncio.wait_for(scenario(), 30)) == [1.0, 1.0, 2.0, 2.0]
 
 
 def test_a_stream_that_is_cancelled_cancels_its_requests(scripted, serve_grpc):

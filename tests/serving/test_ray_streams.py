@@ -11,7 +11,7 @@ from recurrent import EXAMPLE, Reference, recurrent
 import streaminfer as si
 from streaminfer.protocols import adapt
 from streaminfer.serving.ray.moving_streams import MovingStreams
-from streaminfer.serving.ray.stream_ledger import IDLE_NS, SILENT_NS, ClaimKind, StreamLedger
+from streaminfer.serving.ray.stream_ledger import IDLE_NS, SILENT_NS, Claim, StreamLedger
 from streaminfer.serving.ray.stream_store import StreamStore
 
 MS = 1_000_000
@@ -19,11 +19,11 @@ MS = 1_000_000
 
 def test_a_stream_is_handed_over_before_it_is_given():
     ledger = StreamLedger()
-    assert ledger.claim("s", "a", 0).kind is ClaimKind.NEW
-    assert ledger.claim("s", "b", 1) == (ClaimKind.ASK, None, "a")
+    assert ledger.claim("s", "a", 0) == Claim()
+    assert ledger.claim("s", "b", 1) == Claim(owner="a")
 
     ledger.hand_over("a", {"s": b"state"}, 2)
-    assert ledger.claim("s", "b", 3) == (ClaimKind.TAKEN, b"state", "")
+    assert ledger.claim("s", "b", 3) == Claim(b"state")
     assert ledger.store("a", {"s": b"old"}, 4) == ["s"]
     assert ledger.statistics().moved == 1
 
@@ -34,9 +34,9 @@ def test_a_silent_owner_loses_its_streams_to_their_snapshots():
     ledger.claim("none", "a", 0)
     ledger.store("a", {"s": b"state"}, 300 * MS)
 
-    assert ledger.claim("s", "b", 299 * MS + SILENT_NS).kind is ClaimKind.ASK
+    assert ledger.claim("s", "b", 299 * MS + SILENT_NS).owner == "a"
     assert ledger.claim("s", "b", 300 * MS + SILENT_NS).record == b"state"
-    assert ledger.claim("none", "b", 300 * MS + SILENT_NS).kind is ClaimKind.NEW
+    assert ledger.claim("none", "b", 300 * MS + SILENT_NS) == Claim()
     statistics = ledger.statistics()
     assert (statistics.moved, statistics.resumed, statistics.restarted) == (0, 1, 1)
     assert statistics.oldest_snapshot_s == pytest.approx(SILENT_NS / 1e9)
@@ -60,7 +60,7 @@ def test_a_stream_has_at_most_one_owner(calls):
         now_ns += 400 * MS
         if what in "ct":
             answer = (ledger.claim if what == "c" else ledger.take)(stream, replica, now_ns)
-            if answer.kind is ClaimKind.ASK:
+            if answer.owner:
                 assert owners[stream] == answer.owner != replica
             else:
                 owners[stream] = replica
@@ -248,6 +248,23 @@ async def test_reset_and_end_hold_wherever_the_stream_was(loop):
         await asyncio.sleep(0.01)
         assert (await fleet.store.statistics()).streams == 0
         assert await fleet.step("a", 3) == Reference()(3)
+
+
+async def test_reset_holds_while_the_stream_is_claimed(loop):
+    """A request that ended at its deadline leaves its claim behind; the next one begins the stream again."""
+
+    class Slow(StreamStore):
+        async def claim(self, stream_id, replica):
+            await asyncio.sleep(0.2)
+            return await super().claim(stream_id, replica)
+
+    async with Fleet(loop, store=Slow) as fleet:
+        await fleet.step("a", 7)
+        with pytest.raises(si.DeadlineExceeded):
+            await fleet.step("b", 1, timeout_s=0.05)
+        adapt(fleet.stacks["b"]).capabilities().stream_states.reset_stream("s")
+
+        assert await fleet.step("b", 2) == Reference()(2)
 
 
 async def test_a_store_that_does_not_answer_costs_the_past_and_no_request(loop, caplog):

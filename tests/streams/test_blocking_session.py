@@ -161,3 +161,23 @@ def test_results_that_are_collected_on_the_event_loop_close_their_stream(monkeyp
     finally:
         gc.enable()
     assert not unraisable
+
+
+def test_results_that_are_collected_within_a_call_close_their_stream():
+    """The collector may run wherever the caller allocates, also where its call of the stack holds the lock."""
+    with stack_of().blocking() as infer, BlockingStreamSession(infer) as session:
+
+        def call():
+            cycle = [session(itertools.repeat(1.0))]
+            next(cycle[0])
+            cycle.append(cycle)
+            del cycle
+            with infer._lock:
+                gc.collect()
+
+        caller = threading.Thread(target=call, daemon=True)
+        caller.start()
+        caller.join(10.0)
+
+        assert not caller.is_alive()
+        assert session.statistics().open_streams == 0

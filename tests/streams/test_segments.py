@@ -123,3 +123,8 @@ def test_an_end_of_the_stream_ends_the_segment():
 def test_wrong_arguments_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         Segments(**{"frame_s": 0.032} | options)
+
+
+def test_frames_of_any_length_are_counted():
+    """Durations that are more frames than floats count are of no segment."""
+    assert Segments(frame_s=1e-300, min_speech_s=1e300).find([1.0] * 9) == []

@@ -532,10 +532,29 @@ async def test_statistics_tell_ids_of_the_same_text_apart(loop):
     assert sum(one.received for one in statistics.streams.values()) == statistics.received > 0
 
 
+class Endless:
+    """Policy with more frames than a computer counts."""
+
+    max_waiting, waits = 1 << 63, True
+
+    def make_selector(self):
+        return None
+
+
+async def test_requests_have_tenant_and_priority_of_the_session(loop):
+    service = Service(echo)
+    session = StreamSession(service, tenant="acme", priority=-3, clock=loop.clock)
+
+    assert len([result async for result in session([1.0, 2.0])]) == 2
+    assert [(request.tenant, request.priority) for request in service.requests] == [("acme", -3)] * 2
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
         ({"max_in_flight": 0}, ValueError, "max_in_flight: expected a whole number ≥ 1"),
+        ({"max_in_flight": 1 << 63}, ValueError, "max_in_flight: expected a whole number ≥ 1 and ≤ 2147483647"),
+        ({"policy": Endless()}, ValueError, r"policy\.max_waiting: expected a whole number ≥ 1 and ≤ 2147483647"),
         ({"max_age_s": 0}, ValueError, "max_age_s: expected a number of seconds > 0"),
         ({"max_age_s": "1"}, TypeError, "max_age_s"),
         ({"max_age_s": math.nan}, ValueError, "max_age_s"),
@@ -564,8 +583,11 @@ async def test_wrong_use_is_refused(loop):
             await anext(session)
         with pytest.raises(ValueError, match="weight: expected a number from"):
             session.add([1.0], weight=0)
-        with pytest.raises(TypeError, match="stream_id: expected a hashable"):
-            session.add([1.0], stream_id=[])
+        for unhashable in ([], (1, [2])):
+            with pytest.raises(TypeError, match="stream_id: expected a hashable"):
+                session.add([1.0], stream_id=unhashable)
+            with pytest.raises(TypeError, match="stream_id: expected a hashable"):
+                await session.remove(unhashable)
         session.add(Camera(loop), stream_id="a")
         with pytest.raises(ValueError, match="stream_id: expected an id of which no stream is open, got 'a'"):
             session(Camera(loop), stream_id="a")

@@ -3,8 +3,10 @@
 import asyncio
 
 import pytest
+from live_sources import Camera, Service, echo, others, settle
 
 import streaminfer as si
+from streaminfer.protocols import Wrapper
 from streaminfer.streams import LatestOnly, StreamSession
 from streaminfer.testing import ScriptedBackend, run
 
@@ -42,3 +44,104 @@ def test_a_session_closes_when_a_request_has_just_completed(streams, steps):
     counters = run(main)
     assert counters.open_streams == 0
     assert counters.received == counters.delivered + sum(counters.dropped.values())
+
+
+async def test_a_close_that_is_cancelled_at_once_ends_each_stream(loop):
+    session = StreamSession(Service(echo), clock=loop.clock)
+    for _ in range(2):
+        session.add(Camera(loop))
+    await asyncio.sleep(0.05)
+
+    closing = asyncio.create_task(session.aclose())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    await settle()
+
+    assert session.streams == ()
+    assert not others()
+
+
+class Connected:
+    """Source that is open from the beginning, as a track."""
+
+    def __init__(self):
+        self.read = self.closed = 0
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        self.read += 1
+        return 1.0
+
+    async def aclose(self):
+        self.closed += 1
+
+
+@pytest.mark.parametrize("end", ["results", "session"])
+async def test_a_source_is_closed_where_its_stream_has_not_begun(loop, end):
+    """Nothing is read, but what was open is closed."""
+    source = Connected()
+    session = StreamSession(Service(echo), clock=loop.clock)
+    if end == "results":
+        await session(source).aclose()
+    else:
+        session.add(source, stream_id="a")
+        await session.remove("a")
+
+    assert (source.read, source.closed) == (0, 1)
+    assert session.statistics().ended_streams == 1
+
+
+async def test_a_plain_source_is_not_read_where_its_stream_has_not_begun(loop):
+    read = []
+    session = StreamSession(Service(echo), clock=loop.clock)
+
+    await session(map(read.append, range(3))).aclose()
+
+    assert read == []
+
+
+class Unknown(Wrapper):
+    """Service that stops saying what it offers."""
+
+    broken = False
+
+    async def call(self, request):
+        return await self.inner.call(request)
+
+    def capabilities(self):
+        if self.broken:
+            raise LookupError("no route")
+        return super().capabilities()
+
+
+async def test_a_service_that_cannot_say_what_it_offers_opens_no_stream(loop):
+    service = Unknown(Service(echo))
+    session, camera = StreamSession(service, clock=loop.clock), Camera(loop)
+    assert [result.outputs async for result in session([1.0])] == [1.0]
+
+    service.broken = True
+    with pytest.raises(LookupError, match="no route"):
+        session.add(camera)
+    await asyncio.sleep(0.05)
+
+    assert camera.read == 0
+    assert session.streams == ()
+
+
+async def test_a_source_that_is_cancelled_by_others_has_failed(loop):
+    """Its frames are answered, and the consumer is told: it is neither the end of the source nor of the consumer."""
+
+    async def interrupted():
+        yield 1.0
+        await asyncio.sleep(0)
+        raise asyncio.CancelledError
+
+    results = StreamSession(Service(echo), clock=loop.clock)(interrupted())
+
+    assert (await anext(results)).outputs == 1.0
+    with pytest.raises(RuntimeError, match="the source: CancelledError"):
+        await anext(results)

@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import gc
 
+import numpy as np
 import pytest
 from live_sources import Camera, Service, States, add_up, echo, others, settle, stack_of
+from recurrent import recurrent
 
 import streaminfer as si
 from streaminfer.protocols import Admission
@@ -110,7 +112,7 @@ async def test_a_capture_beyond_all_clocks_is_named(loop, captured_ns):
 
 
 async def test_a_stream_that_is_closed_at_once_ends(loop):
-    """Its task is cancelled before its first step, and its id is free all the same."""
+    """Before its task has taken a step, and its id is free all the same."""
     async with stack_of(loop, ScriptedBackend()) as service:
         session = StreamSession(service)
         await session([1.0], stream_id="a").aclose()
@@ -559,6 +561,24 @@ async def test_a_reset_survives_the_drop_of_its_frame(loop):
     assert states.calls == [0.0, ("reset", 1), 3.0, 5.0, ("end", 1)]
 
 
+async def test_a_frame_that_was_sent_resets_once(loop):
+    """What becomes of it changes nothing: the frames behind it go on from the one that ran beside it."""
+    states = States()
+
+    async def answer(request):
+        await asyncio.sleep(0.005)
+        if request.inputs == 0.0:
+            raise ValueError
+        return request.inputs
+
+    service = Service(answer, states)
+    session = StreamSession(service, policy=LatestOnly(), max_in_flight=2, stream_id="mic", clock=loop.clock)
+    results = await collect(session(Camera(loop, 5, 0.004, anew=(0,))))
+
+    assert [result.number for result in results if result.error is not None] == [0]
+    assert states.calls == [("reset", "mic"), ("end", "mic")]
+
+
 @pytest.mark.parametrize(("resets", "expected"), [(False, 0), (True, 4)])
 async def test_a_gap_resets_only_where_it_is_wanted(loop, resets, expected):
     """Frames dropped as stale, and one that failed."""
@@ -576,6 +596,45 @@ async def test_a_gap_resets_only_where_it_is_wanted(loop, resets, expected):
 
     assert [result.number for result in results] == [0, 3, 7, 10, 13]
     assert len([call for call in states.calls if call[0] == "reset"]) == expected
+
+
+async def test_a_recurrent_model_gets_frames_in_order_where_one_is_sent_again(loop):
+    """Frames of a policy that waits are sent again when they are rejected: none may overtake them."""
+    states, rejections = States(), [si.Overloaded("full", retry_after_s=0.05)]
+
+    async def answer(request):
+        if rejections:
+            raise rejections.pop()
+        states.calls.append(request.inputs)
+        return request.inputs
+
+    session = StreamSession(Service(answer, states), max_in_flight=2, stream_id="mic", clock=loop.clock)
+    await collect(session([0.0, 1.0, 2.0]))
+
+    assert states.calls == [0.0, 1.0, 2.0, ("end", "mic")]
+
+
+async def test_a_stream_without_a_place_keeps_none_waiting(loop):
+    """It is tried less and less often while the others have all places of the service, and runs when one has ended."""
+    model = si.streams.StatefulBackend(recurrent(duration_s=0.01), state={"h": "h2"}, max_streams=1)
+    batcher = si.AdaptiveBatcher(max_batch_size=1, max_in_flight=1)
+    async with si.Stack(batcher, model, clock=loop.clock) as service:
+        session = StreamSession(service, max_in_flight=3)
+
+        async def source(frames):
+            for number in range(frames):
+                await asyncio.sleep(0.001)
+                yield np.int64(number)
+
+        session.add(source(50), stream_id="first")
+        await asyncio.sleep(0.005)
+        for number in range(4):
+            session.add(source(3), stream_id=number)
+        async with asyncio.timeout(30):
+            results = [result async for result in session]
+
+    assert [result.error for result in results] == [None] * 62
+    assert model.statistics().rejected < 100
 
 
 async def test_states_end_when_a_stream_is_closed(loop):

@@ -18,20 +18,24 @@ class EvenOnly:
         return captured_ns % 2 == 0
 
 
-def state_of(max_waiting=1, waits=False, selector=None, max_in_flight=1, max_age_ns=0, resets=False, ages=None):
-    return StreamState("s", max_waiting, waits, selector, max_in_flight, max_age_ns, resets, ages or LatencyHistogram())
+def state_of(
+    max_waiting=1, waits=False, selector=None, max_in_flight=1, max_age_ns=0, resets=False, ages=None, alone=False
+):
+    ages = ages or LatencyHistogram()
+    return StreamState("s", max_waiting, waits, selector, max_in_flight, max_age_ns, resets, resets or alone, ages)
 
 
 class StreamMachine(RuleBasedStateMachine):
     """The model: a list of frames in order, each a dictionary with its status."""
 
-    max_waiting, waits, selector, max_in_flight, max_age_ns, resets = 1, False, None, 1, 0, False
+    max_waiting, waits, selector, max_in_flight, max_age_ns, resets, alone = 1, False, None, 1, 0, False, False
 
     def __init__(self):
         super().__init__()
         self.ages = LatencyHistogram()
         self.state = state_of(
-            self.max_waiting, self.waits, self.selector, self.max_in_flight, self.max_age_ns, self.resets, self.ages
+            *(self.max_waiting, self.waits, self.selector, self.max_in_flight, self.max_age_ns),
+            *(self.resets, self.ages, self.alone),
         )
         self.now_ns = 10
         self.frames = []  # all that arrived, in order
@@ -46,8 +50,8 @@ class StreamMachine(RuleBasedStateMachine):
         frame["status"] = "gone"
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
 
-    def pass_on(self, frame):
-        if frame["anew"] or self.resets:
+    def pass_on(self, frame, was_sent=False):
+        if self.resets or (frame["anew"] and not was_sent):  # what was sent has reset the state
             waiting = self.of("waiting")
             if waiting:
                 waiting[0]["anew"] = True
@@ -107,7 +111,7 @@ class StreamMachine(RuleBasedStateMachine):
             bool(waiting)
             and len(running) < self.max_in_flight
             and len(running) + len(self.of("ready", "error")) < places
-            and not (running and (waiting[0]["anew"] or self.resets))
+            and not (running and (waiting[0]["anew"] or self.resets or self.alone))
         )
 
     @precondition(lambda self: self.of("running"))
@@ -121,11 +125,11 @@ class StreamMachine(RuleBasedStateMachine):
         elif how == "fail":
             frame["status"] = "error"
             has_ready = self.state.fail(result, ValueError(), self.now_ns)
-            self.pass_on(frame)
+            self.pass_on(frame, was_sent=True)
         else:
             self.drop(frame, "why")
             has_ready = self.state.drop(result, "why")
-            self.pass_on(frame)
+            self.pass_on(frame, was_sent=True)
         assert has_ready is self.has_ready()
         assert not self.state.complete(result, None, False, self.now_ns)  # a second end counts for nothing
 
@@ -187,14 +191,18 @@ class Resets(Blocks):
     resets = True
 
 
+class Alone(Blocks):
+    alone = True
+
+
 class Selects(StreamMachine):
     max_waiting, selector, max_in_flight, max_age_ns = 2, EvenOnly(), 2, 40
 
 
-for machine in (Latest, Blocks, Resets, Selects):
+for machine in (Latest, Blocks, Resets, Alone, Selects):
     machine.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 TestLatest, TestBlocks = Latest.TestCase, Blocks.TestCase
-TestResets, TestSelects = Resets.TestCase, Selects.TestCase
+TestResets, TestAlone, TestSelects = Resets.TestCase, Alone.TestCase, Selects.TestCase
 
 
 def test_a_source_is_held_until_a_quarter_is_left():

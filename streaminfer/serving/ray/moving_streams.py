@@ -8,6 +8,7 @@ from typing import Any
 
 import attrs
 
+from streaminfer._runtime.stopping import stop_together
 from streaminfer.errors import InvalidInput
 from streaminfer.protocols import Capabilities, StreamStates, Wrapper
 from streaminfer.request import Request, Response
@@ -76,7 +77,7 @@ class MovingStreams(Wrapper):
         try:
             if drain:
                 # first, so that a release that runs completes
-                await asyncio.gather(*map(self._release, list(self._streams)))
+                await stop_together(self._release(stream_id) for stream_id in list(self._streams))
         finally:
             tasks = list(self._tasks)
             for task in tasks:
@@ -106,10 +107,11 @@ class MovingStreams(Wrapper):
     def reset_stream(self, stream_id: Hashable) -> None:
         """Let the next step start from the initial state."""
         self._states.reset_stream(stream_id)
-        if stream_id not in self._streams:
+        stream = self._streams.get(stream_id)
+        if stream is None or stream.changing is not None:
             if len(self._fresh) >= _MAX_FRESH:  # of requests that never came
                 self._fresh.clear()
-            self._fresh.add(stream_id)  # its claim takes no state over
+            self._fresh.add(stream_id)  # its claim, the one under way too, takes no state over
 
     def end_stream(self, stream_id: Hashable) -> None:
         """Forget a stream, also in the store."""

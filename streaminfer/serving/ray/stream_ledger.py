@@ -12,7 +12,6 @@ stream that another replica had counts as exactly one of moved, resumed and rest
 *Complexity.* Constant per claim; a snapshot costs its records. Knows no clock, loop or thread.
 """
 
-import enum
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ import attrs
 
 from streaminfer._internal.snapshot import Snapshot
 
-__all__ = ["Claim", "ClaimKind", "StreamLedger", "StreamMoves"]
+__all__ = ["Claim", "StreamLedger", "StreamMoves"]
 
 SILENT_NS = 1_500_000_000
 """A replica that was not heard of for so long is not asked: three snapshots are missing."""
@@ -29,25 +28,14 @@ IDLE_NS = 600_000_000_000
 """A stream without a request for so long is forgotten here; its replica keeps the state as its backend is told to."""
 
 
-class ClaimKind(enum.Enum):
-    """What becomes of a claim."""
-
-    NEW = "new"
-    TAKEN = "taken"
-    ASK = "ask"
-
-
 class Claim(NamedTuple):
     """Answer to a claim.
 
     Attributes:
-        kind: ``NEW``: the stream is the claimer's, and has no state; ``TAKEN``: it is, with ``record``; ``ASK``: its
-            ``owner`` must hand it over first.
-        record: the state.
-        owner: of the stream.
+        record: the state of the stream, which is the claimer's; ``None``: it has none.
+        owner: another replica, which must hand the stream over first; empty: it is the claimer's.
     """
 
-    kind: ClaimKind
     record: Any = None
     owner: str = ""
 
@@ -105,7 +93,7 @@ class StreamLedger:
         stream = self._streams.get(stream_id)
         if stream is None:
             self._streams[stream_id] = _Stream(replica, now_ns)
-            return Claim(ClaimKind.NEW)
+            return Claim()
         if stream.owner == replica:
             return self._give(stream, replica, now_ns)
         if not stream.owner:
@@ -113,7 +101,7 @@ class StreamLedger:
             return self._give(stream, replica, now_ns)
         if now_ns >= self.silent_from_ns(stream.owner):
             return self.take(stream_id, replica, now_ns)
-        return Claim(ClaimKind.ASK, owner=stream.owner)
+        return Claim(owner=stream.owner)
 
     def take(self, stream_id: Hashable, replica: str, now_ns: int) -> Claim:
         """Give a stream to a replica from its snapshot: the owner did not answer."""
@@ -168,4 +156,4 @@ class StreamLedger:
     @staticmethod
     def _give(stream: _Stream, replica: str, now_ns: int) -> Claim:
         stream.owner, stream.used_ns = replica, now_ns
-        return Claim(ClaimKind.NEW) if stream.record is None else Claim(ClaimKind.TAKEN, stream.record)
+        return Claim(stream.record)

@@ -7,7 +7,7 @@ from typing import Any
 
 from streaminfer._internal.loading.extras import require
 from streaminfer.protocols import Clock
-from streaminfer.serving.ray.stream_ledger import ClaimKind, StreamLedger, StreamMoves
+from streaminfer.serving.ray.stream_ledger import StreamLedger, StreamMoves
 
 __all__ = ["RemoteStreamStore", "StreamStore", "store_actor"]
 
@@ -39,7 +39,7 @@ class StreamStore:
     async def claim(self, stream_id: Hashable, replica: str) -> Any:
         """Make a stream the replica's, and return its state; an owner that lives is asked, and has 1.5 seconds."""
         claim = self._ledger.claim(stream_id, replica, self._clock())
-        while claim.kind is ClaimKind.ASK:
+        while claim.owner:
             if await self._ask(stream_id, claim.owner):
                 claim = self._ledger.claim(stream_id, replica, self._clock())  # another one may have been faster
             else:

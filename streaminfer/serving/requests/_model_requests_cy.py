@@ -315,11 +315,11 @@ class ModelCall:
                 self._responses = responses
             elif self.parts is None:
                 self.arrays = model._joined([response.outputs for response in responses])
+            if self._ended_stream is not None:
+                self._end_stream()
         except BaseException:
             self._fail()
             raise
-        if self._ended_stream is not None:
-            self._end_stream()
         now_ns = model.now_ns()
         if self._deadline_ns is not None:
             self.time_left_s = time_left_s(self._deadline_ns, now_ns)
@@ -387,10 +387,9 @@ class ModelCall:
             self._end_stream()
 
     def _end_stream(self) -> None:
-        states = self.model._offered.stream_states
+        states, ended, self._ended_stream = self.model._offered.stream_states, self._ended_stream, None
         if states is not None:
-            states.end_stream(self._ended_stream)
-        self._ended_stream = None
+            states.end_stream(ended)
 
 
 async def _close(response: Response) -> None:
@@ -415,5 +414,6 @@ def _named(outputs: Any, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
 
 def _as_array(value: Any) -> npt.NDArray[Any]:
     array = np.asarray(value)
-    # texts of different lengths would be of different types
-    return array.astype(object) if array.dtype.kind in "SU" else array
+    if array.dtype.kind in "SU":  # texts of different lengths would be of different types
+        return array.astype(object)
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))

@@ -64,9 +64,8 @@ def keep_reply(
         headers: of the response.
     """
     names = [kind[0] for kind in kinds]
-    is_plain = type(row) is np.ndarray or (
-        type(row) is dict and all(type(row.get(name)) is np.ndarray for name in names)
-    )
+    values = [row] if type(row) is np.ndarray else [row.get(name) for name in names] if type(row) is dict else [None]
+    is_plain = all(type(value) is np.ndarray and value.dtype.isnative for value in values)
     if head.row_reader is not None and is_plain and not any(kind[1] in {"BF16", "BYTES"} for kind in kinds):
         head.row_reply = RowReply(row, names, pieces, headers)
 

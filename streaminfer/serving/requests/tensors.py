@@ -64,12 +64,12 @@ def check_shape(name: str, datatype: Any, shape: Any, limits: Limits) -> int:
         raise InvalidInput(f"input {name!r}: expected rows on the first axis, got the shape {brief(shape)}")
     if len(shape) > limits.max_rank:  # first, because the product of many sizes takes long
         raise RequestRejected(413, f"input {name!r}: expected at most {limits.max_rank} axes, got {len(shape)}")
-    count = math.prod(shape)
     most = limits.max_strings if datatype == "BYTES" else limits.max_elements
-    for what, size, limit in (("rows", shape[0], limits.max_rows), ("elements", count, most)):
+    elements = math.prod(filter(None, shape))  # NumPy counts them so, also where an axis is empty
+    for what, size, limit in (("rows", shape[0], limits.max_rows), ("elements", elements, most)):
         if size > limit:
             raise RequestRejected(413, f"input {name!r}: expected at most {limit} {what}, got more")
-    return count
+    return elements if all(shape) else 0
 
 
 def decode(

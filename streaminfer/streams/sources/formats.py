@@ -13,7 +13,7 @@ Dtype = Literal["float32", "int16"]
 
 
 def _check_rate(name: str, value: object) -> None:
-    check_number(name, value, "a number of frames per second > 0 and ≤ 1,000", lambda it: 0.0 < it <= 1_000.0)
+    check_number(name, value, "a number of frames per second, from 1e-6 to 1,000", lambda it: 1e-6 <= it <= 1_000.0)
 
 
 def _check_size(name: str, value: object) -> None:

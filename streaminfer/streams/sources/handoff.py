@@ -46,20 +46,17 @@ class Handoff:
     def put(self, frame: Frame) -> bool:
         """Add a frame; ``False``: the consumer has closed."""
         with self._changed:
-            if self._drops and not self.closed.is_set():
-                if len(self._frames) >= self._capacity:
-                    oldest = self._frames.popleft()
-                    self.dropped += 1
-                    if self._contiguous or oldest.discontinuity:
-                        if self._frames:
-                            self._frames[0] = attrs.evolve(self._frames[0], discontinuity=True)
-                        else:
-                            frame = attrs.evolve(frame, discontinuity=True)
-            elif not self._drops:
+            if not self._drops:
                 self._changed.wait_for(lambda: self.closed.is_set() or len(self._frames) < self._capacity)
             if self.closed.is_set():
+                self.dropped += 1
                 return False
             self._frames.append(frame)
+            if len(self._frames) > self._capacity:
+                oldest = self._frames.popleft()
+                self.dropped += 1
+                if self._contiguous or oldest.discontinuity:
+                    self._frames[0] = attrs.evolve(self._frames[0], discontinuity=True)
             self._wake()
             return True
 

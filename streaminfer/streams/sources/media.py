@@ -29,7 +29,6 @@ class _MediaSource(Source):
         self,
         url: str | Path | int,
         wanted: VideoFormat | AudioFormat,
-        *,
         live: bool | None,
         realtime: bool,
         when_slow: WhenSlow | None,
@@ -43,20 +42,20 @@ class _MediaSource(Source):
             "reconnect", reconnect, lambda it: it is None or isinstance(it, Reconnect), "a Reconnect or None"
         )
         check_duration("timeout_s", timeout_s, positive=True)
+        check_instance("live", live, lambda it: it is None or isinstance(it, bool), "True, False or None")
+        check_instance("realtime", realtime, lambda it: isinstance(it, bool), "True or False")
+        check_instance("format", format, lambda it: it is None or isinstance(it, str), "a name of FFmpeg, or None")
+        check_instance("options", options, lambda it: it is None or isinstance(it, Mapping), "a mapping, or None")
+        check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
         av = require("av", extra="media", purpose=type(self).__name__)
         location = locate(url, format=format, live=live, options=dict(options or {}))
         if when_slow is None:
             when_slow = "drop" if location.live else "wait"
         drops = check_choice("when_slow", when_slow, ("drop", "wait")) == "drop"
         live_buffer = wanted.chunks_in(SOUND_BUFFER_S) if isinstance(wanted, AudioFormat) else 1
+        paced, clock = realtime and not location.live, clock or time.monotonic_ns
         feeder = MediaThread(
-            av,
-            location,
-            wanted,
-            realtime=realtime and not location.live,
-            reconnect=reconnect,
-            timeout_s=timeout_s,
-            clock=clock or time.monotonic_ns,
+            av, location, wanted, realtime=paced, reconnect=reconnect, timeout_s=timeout_s, clock=clock
         )
         handoff = Handoff(
             live_buffer if drops else FILE_BUFFER, drops=drops, contiguous=isinstance(wanted, AudioFormat)
@@ -105,18 +104,8 @@ class VideoSource(_MediaSource):
         options: Mapping[str, str] | None = None,
         clock: Clock | None = None,
     ) -> None:
-        super().__init__(
-            url,
-            VideoFormat(rate=rate, size=size, pixel_format=pixel_format),
-            live=live,
-            realtime=realtime,
-            when_slow=when_slow,
-            reconnect=reconnect,
-            timeout_s=timeout_s,
-            format=format,
-            options=options,
-            clock=clock,
-        )
+        wanted = VideoFormat(rate=rate, size=size, pixel_format=pixel_format)
+        super().__init__(url, wanted, live, realtime, when_slow, reconnect, timeout_s, format, options, clock)
 
 
 class AudioSource(_MediaSource):
@@ -166,15 +155,5 @@ class AudioSource(_MediaSource):
         options: Mapping[str, str] | None = None,
         clock: Clock | None = None,
     ) -> None:
-        super().__init__(
-            url,
-            AudioFormat(sample_rate=sample_rate, chunk=chunk, hop=hop, channels=channels, dtype=dtype),
-            live=live,
-            realtime=realtime,
-            when_slow=when_slow,
-            reconnect=reconnect,
-            timeout_s=timeout_s,
-            format=format,
-            options=options,
-            clock=clock,
-        )
+        wanted = AudioFormat(sample_rate=sample_rate, chunk=chunk, hop=hop, channels=channels, dtype=dtype)
+        super().__init__(url, wanted, live, realtime, when_slow, reconnect, timeout_s, format, options, clock)

@@ -152,11 +152,7 @@ class MediaThread:
         # which PyAV 19 has no more
         errors = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
         with av.open(
-            location.url,
-            format=location.format,
-            options=location.options,
-            timeout=(timeout_s, timeout_s),
-            **errors,
+            location.url, format=location.format, options=location.options, timeout=(timeout_s, timeout_s), **errors
         ) as container:
             streams = container.streams.video if self._kind == "video" else container.streams.audio
             if not streams:
@@ -235,13 +231,13 @@ class MediaThread:
         stamp = maker.stamp(frame, frame.pts if timed else None, frame.time_base, arrival_ns)
         if stamp is None:
             return True
-        return all(self._put(handoff, made) for made in maker.make(frame, stamp))
+        return False not in [self._put(handoff, made) for made in maker.make(frame, stamp)]  # each is counted
 
     def _put(self, handoff: Handoff, frame: Frame) -> bool:
         if self._pacer is not None and frame.position_s is not None:
             now_ns = self._clock()
             due_ns = self._pacer.due_ns(round(frame.position_s * 1e9) + self._chunk_ns, now_ns)
-            if due_ns > now_ns and self._closed.wait((due_ns - now_ns) / 1e9):
-                return False
+            if due_ns > now_ns:
+                self._closed.wait((due_ns - now_ns) / 1e9)
             frame = attrs.evolve(frame, captured_ns=due_ns)
         return handoff.put(frame)

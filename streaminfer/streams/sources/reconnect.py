@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import attrs
 
-from streaminfer._internal.validation import check_count, check_duration, field_check
+from streaminfer._internal.validation import LONGEST_S, check_count, check_duration, field_check
 
 __all__ = ["Backoff", "Reconnect"]
 
@@ -56,6 +56,6 @@ class Backoff:
         if settings.attempts is not None and self._failures > settings.attempts:
             return None
         # 2.0**64 is already longer than any delay
-        delay_s = min(settings.max_s, settings.first_s * 2.0 ** min(self._failures - 1, 64))
+        delay_s = min(settings.max_s, settings.first_s * 2.0 ** min(self._failures - 1, 64), LONGEST_S)
         self._delay_ns = round(delay_s * (0.5 + 0.5 * self._random()) * 1e9)
         return self._delay_ns

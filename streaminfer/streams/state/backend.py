@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from streaminfer._internal.forking import at_fork
 from streaminfer._internal.own_arrays import own_arrays
-from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
+from streaminfer._internal.validation import check_count, check_duration_ns, check_instance, expected
 from streaminfer._runtime.waking import wake_from_thread
 from streaminfer.errors import BackendError, InvalidInput, Overloaded, for_caller
 from streaminfer.protocols import Capabilities, Clock, ExampleInputs, ModelTensors, Wrapper, check_infer, is_backend
@@ -83,10 +83,8 @@ class StatefulBackend(Wrapper):
         self._signature = StateSignature(
             offered, example, state=state, context=context, initial=initial, growing=growing
         )
-        self._max_streams = check_count("max_streams", max_streams)
-        self._ttl_ns = (
-            None if idle_ttl_s is None else round(check_duration("idle_ttl_s", idle_ttl_s, positive=True) * 1e9)
-        )
+        self._max_streams = check_count("max_streams", max_streams, at_most=1 << 62)
+        self._ttl_ns = None if idle_ttl_s is None else check_duration_ns("idle_ttl_s", idle_ttl_s, positive=True)
         check_instance("keep_on_reload", keep_on_reload, lambda it: isinstance(it, bool), "True or False")
         self._keep_on_reload = keep_on_reload
         check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")

@@ -114,12 +114,7 @@ class FedBatch(Batch):
     def again(self) -> "FedBatch":
         """Return the batch for another attempt, with the states that its streams have then."""
         return type(self)(
-            self._batch.again(),
-            self._read_states,
-            self._contexts,
-            self._only_input,
-            self.whole_outputs,
-            self._lengths,
+            self._batch.again(), self._read_states, self._contexts, self._only_input, self.whole_outputs, self._lengths
         )
 
 

@@ -7,7 +7,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer._internal.validation import check_count, field_check
+from streaminfer._internal.validation import check_count, check_instance, field_check
 from streaminfer.streams.state._rows_cy import Rows
 from streaminfer.streams.state.kernels import WORDS
 
@@ -22,8 +22,9 @@ Initial = Array | Callable[[Hashable], Array]
 class Growing:
     """A state that grows with each step, like the keys and values of an attention layer.
 
-    The model adds new entries behind the old ones. In a batch, streams of differing lengths stand together: entries
-    that are valid are at the end of the axis, behind zeros that the model masks by the lengths.
+    The model adds new entries behind the old ones, and leaves it to ``max_length`` to drop some. In a batch, streams of
+    differing lengths stand together: entries that are valid are at the end of the axis, behind zeros that the model
+    masks by the lengths.
 
     Args:
         axis: along which it grows, of a row, without the batch axis.
@@ -32,9 +33,11 @@ class Growing:
             ``None``: the model does not ask.
     """
 
-    axis: int = attrs.field(validator=attrs.validators.instance_of(int))
+    axis: int = attrs.field(validator=field_check(check_instance, lambda it: type(it) is int, "a whole number"))
     max_length: int = attrs.field(validator=field_check(check_count))
-    lengths: str | None = None
+    lengths: str | None = attrs.field(
+        default=None, validator=field_check(check_instance, lambda it: isinstance(it, str), "a name", optional=True)
+    )
 
 
 @attrs.frozen(slots=True, eq=False)

@@ -67,7 +67,8 @@ def _read_columns(
     written = {tensor.output for tensor in tensors}
     columns = {name: value for name, value in results.items() if name not in written}
     for name, column in columns.items():
-        length = len(column) if isinstance(column, (list, np.ndarray)) else -1
+        is_column = isinstance(column, list) or (isinstance(column, np.ndarray) and column.ndim > 0)
+        length = len(column) if is_column else -1
         if length not in (rows, size):
             raise BackendError(
                 f"{source}: output {name!r}: expected {rows} rows on the first axis, got "

@@ -65,7 +65,7 @@ def read_record(record: object, tensors: Sequence[StateTensor], fingerprint: str
         header = json.loads(body[:size])
         written_by = header["fingerprint"]
         named = [(name, dtype, tuple(map(_as_size, shape))) for name, dtype, shape in header["states"]]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise InvalidInput(f"state: the header of the record is malformed ({error!r})") from error
     if written_by != fingerprint:
         raise InvalidInput(

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer.batching.assembly.buffers import BufferPool
-from streaminfer.errors import Closed
+from streaminfer.errors import BackendError, Closed
 from streaminfer.streams.state._rows_cy import Rows
 from streaminfer.streams.state._step_cy import Block, Places, Step, Stream, WriteBack
 from streaminfer.streams.state._stream_table_cy import StreamTable
@@ -124,13 +124,21 @@ class StateStore:
         return {tensor.name: tensor.row_of(arrays[tensor.name], 0) for tensor in self._tensors}
 
     def grow(self, before: States, after: Mapping[str, Array]) -> list[tuple[int, ...]] | None:
-        """Return the lengths of a batch's rows after its step; ``None``: nothing grows."""
+        """Return the lengths of a batch's rows after its step; ``None``: nothing grows.
+
+        Raises:
+            BackendError: the model has dropped entries.
+        """
         if before.lengths is None:
             return None
-        grown = [
-            (_length(tensor, after[tensor.name]) - _length(tensor, before.arrays[tensor.name]), _most(tensor))
-            for tensor in self._growing
-        ]
+        grown = []
+        for tensor in self._growing:
+            length, given = _length(tensor, after[tensor.name]), _length(tensor, before.arrays[tensor.name])
+            if length < given:  # of rows that are shorter it is not known which
+                raise BackendError(
+                    f"output {tensor.output!r}: expected at least the {given} entries of {tensor.name!r}, got {length}"
+                )
+            grown.append((length - given, _most(tensor)))
         return [
             tuple(min(length + more, most) for length, (more, most) in zip(lengths, grown, strict=True))
             for lengths in before.lengths

@@ -170,3 +170,42 @@ def test_a_failed_request_is_freed_at_once(scripted, ask_app, body_of):
                 gc.enable()
 
     assert asyncio.run(scenario()) == []
+
+
+def test_outputs_of_the_other_byte_order_are_converted(scripted, ask_app):
+    """Each time, though the response to one row is kept for the next one."""
+    answer = np.arange(4, dtype=">f4")
+    _, _, app = scripted(then=lambda batch: [answer for _ in batch.rows])
+
+    async def scenario():
+        async with app:
+            return [await ask_app(app, "POST", INFER, HEAD + X.tobytes(), HEADERS) for _ in range(3)]
+
+    for reply in asyncio.run(scenario()):
+        assert reply.status == 200
+        assert reply.body[-16:] == np.arange(4, dtype="<f4").tobytes()
+
+
+def test_a_request_whose_stream_cannot_end_is_counted_as_failed(ask_app, caplog):
+    class Keeper(ScriptedBackend):
+        def __init__(self):
+            super().__init__()
+            self.stream_states = self
+            self.ended = 0
+
+        def end_stream(self, stream_id):
+            self.ended += 1
+            raise LookupError("no such row")
+
+    model = Keeper()
+    app = si.serving.asgi_app({"m": si.Stack(si.AdaptiveBatcher(max_batch_size=4), model)})
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [1]}
+    body = json.dumps({"inputs": [tensor], "parameters": {"sequence_id": 7, "sequence_end": True}}).encode()
+
+    async def scenario():
+        async with app:
+            return (await ask_app(app, "POST", INFER, body)).status, await counts(app, ask_app)
+
+    assert asyncio.run(scenario()) == (500, {"success": 0, "fail": 1})
+    assert model.ended == 1
+    assert "no such row" in caplog.text

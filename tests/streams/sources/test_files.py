@@ -266,7 +266,7 @@ def test_close_in_every_state(video, tmp_path, state):
     statistics = asyncio.run(main())
     assert (statistics.waiting, statistics.connected) == (0, False)
     if state == "waiting for its reader":
-        assert statistics.dropped == 4
+        assert statistics.dropped in {4, 5}  # and the picture that the decoder holds, if it has it yet
 
 
 def test_forgotten_source_ends_its_thread(video):
@@ -326,6 +326,7 @@ def test_errors_say_what_is_wrong(audio, tmp_path):
     ("source", "argument", "options"),
     [
         (VideoSource, "rate", {"rate": 0}),
+        (VideoSource, "rate", {"rate": 1e-300}),
         (VideoSource, "rate", {"rate": "25"}),
         (VideoSource, "size", {"size": 64}),
         (VideoSource, "size", {"size": (64, 0)}),
@@ -334,6 +335,11 @@ def test_errors_say_what_is_wrong(audio, tmp_path):
         (VideoSource, "timeout_s", {"timeout_s": 0}),
         (VideoSource, "when_slow", {"when_slow": "block"}),
         (VideoSource, "reconnect", {"reconnect": True}),
+        (VideoSource, "live", {"live": "no"}),
+        (VideoSource, "realtime", {"realtime": "no"}),
+        (VideoSource, "format", {"format": 7}),
+        (VideoSource, "options", {"options": 7}),
+        (AudioSource, "clock", {"clock": 7}),
         (AudioSource, "sample_rate", {"sample_rate": 0}),
         (AudioSource, "chunk", {"chunk": 1.5}),
         (AudioSource, "hop", {"hop": 513}),

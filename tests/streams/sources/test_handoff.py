@@ -59,7 +59,7 @@ def test_producer_waits_and_loses_nothing():
 
 
 def test_close_frees_a_producer_and_drops_what_waits():
-    """Whatever waited is counted as dropped."""
+    """Whatever waited is counted as dropped, also that of the producer."""
     handoff = Handoff(1, drops=False, contiguous=False)
     handoff.put(Frame(0, 0))
     results = []
@@ -68,8 +68,9 @@ def test_close_frees_a_producer_and_drops_what_waits():
     handoff.close()
     thread.join()
     assert results == [False]
-    assert (len(handoff), handoff.dropped) == (0, 1)
+    assert (len(handoff), handoff.dropped) == (0, 2)
     assert not handoff.put(Frame(2, 2))
+    assert handoff.dropped == 3
 
 
 def test_end_and_error_come_behind_the_frames():

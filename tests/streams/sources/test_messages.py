@@ -3,6 +3,7 @@
 import asyncio
 import time
 from fractions import Fraction
+from functools import partial
 
 import av
 import numpy as np
@@ -218,3 +219,9 @@ def test_whatever_a_decoder_says_a_picture_is_corrupt(error, monkeypatch):
 
     statistics = asyncio.run(main())
     assert (statistics.corrupt, statistics.delivered) == (1, 1)
+
+
+@pytest.mark.parametrize("make", [partial(audio_from_messages, sent_rate=16_000), video_from_messages])
+def test_a_wrong_clock_is_named(make):
+    with pytest.raises(TypeError, match="clock: expected a callable or None, got 7"):
+        make(stream([]), clock=7)

@@ -1,5 +1,7 @@
 """When a source connects again."""
 
+import threading
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,6 +31,12 @@ def test_success_starts_over_and_a_short_one_does_not():
     backoff.connected(30 * S)
     backoff.connected(37 * S)  # again while it holds: no new begin
     assert backoff.failed(38 * S) == 1 * S
+
+
+def test_delay_is_one_that_a_thread_can_wait():
+    backoff = Backoff(Reconnect(first_s=1e300, max_s=1e300), lambda: 1.0)
+
+    assert backoff.failed(0) / S <= threading.TIMEOUT_MAX
 
 
 def test_attempts_end():

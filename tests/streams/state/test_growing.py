@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import streaminfer as si
-from streaminfer.errors import InvalidInput
+from streaminfer.errors import BackendError, InvalidInput
 from streaminfer.streams import Growing, StatefulBackend
 from streaminfer.testing import ScriptedBackend
 
@@ -110,3 +110,41 @@ async def test_forged_length_of_a_record(loop, size):
     assert forged != header
     with pytest.raises(InvalidInput, match="is no size"):
         backend.import_state("b", struct.pack("<8sHII", b"si-state", 1, zlib.crc32(body), len(forged)) + body)
+
+
+def test_deep_header_of_a_record():
+    """A header of another program that is too deep for a parser is malformed as any other."""
+    header = b"[" * 200_000
+    record = struct.pack("<8sHII", b"si-state", 1, zlib.crc32(header), len(header)) + header
+
+    with pytest.raises(InvalidInput, match="header of the record is malformed"):
+        model(8).import_state("a", record)
+
+
+def test_wrong_arguments_are_named():
+    for options in ({"axis": "a"}, {"axis": True}, {"max_length": 0}, {"lengths": 5}):
+        (name,) = options
+        with pytest.raises((TypeError, ValueError), match=f"^{name}: expected"):
+            Growing(**{"axis": 0, "max_length": 4} | options)
+
+
+async def test_model_that_drops_entries(loop):
+    """It would be unknown which entries of shorter rows are left."""
+
+    class Forgets:
+        returns_new_arrays = True
+
+        async def infer(self, batch):
+            past = batch.inputs["past"]
+            return {"y": past.sum(axis=(1, 2)), "present": past[:, 1:]}
+
+    backend = StatefulBackend(
+        Forgets(),
+        state={"past": "present"},
+        growing={"past": Growing(0, 4)},
+        initial={"past": np.ones((2, 1))},
+    )
+    rows = [si.Request({"x": 1.0}, stream_id="a")]
+
+    with pytest.raises(BackendError, match="output 'present': expected at least the 2 entries of 'past', got 1"):
+        await backend.infer(si.Batch({"x": np.ones(1)}, rows))

@@ -336,6 +336,15 @@ async def test_idle_streams_are_forgotten(loop):
         assert model.statistics().streams == 0
 
 
+@pytest.mark.parametrize("idle_ttl_s", [1e10, 1e300])
+async def test_a_time_beyond_all_clocks_is_never(loop, idle_ttl_s):
+    model = stateful(recurrent(), idle_ttl_s=idle_ttl_s)
+    async with stack(loop, model) as service:
+        assert int(await service(np.int64(5), stream_id="a")) == Reference()(5)
+
+    assert model.statistics().expired == 0
+
+
 async def test_given_clock_expires(loop):
     """``clock=`` decides which stream is idle."""
     clock = FakeClock(5)
@@ -483,11 +492,12 @@ async def test_model_that_reuses_its_outputs(loop):
         ({"y": np.zeros(1), "h2": np.zeros((2, 1, 3))}, "output 'h2': expected int64"),
         ({"y": np.zeros(1)}, "output 'h2'"),
         ({"y": np.zeros(3), "h2": np.zeros((2, 1, 3), np.int64)}, "output 'y': expected 1 rows"),
+        ({"y": np.array(3), "h2": np.zeros((2, 1, 3), np.int64)}, "output 'y': expected 1 rows .* got ndarray"),
         ([np.zeros(3)], "expected a mapping of outputs for each row"),
         ([{"y": 1, "h2": np.zeros(3)}], "output 'h2'"),
         (np.zeros(3), "expected a mapping of outputs"),
     ],
-    ids=["shape", "dtype", "missing", "rows", "no mapping", "row", "array"],
+    ids=["shape", "dtype", "missing", "rows", "no axis", "no mapping", "row", "array"],
 )
 async def test_wrong_results(loop, results, words):
     """Results without a state that fits are an error, and the state stays."""
@@ -598,6 +608,7 @@ def test_arguments():
         (TypeError, r"initial\['h'\]: expected an array, or a function", {"initial": {"h": 1}}),
         (ValueError, "max_streams", {"max_streams": 0}),
         (ValueError, "max_streams: expected states that fit into memory", {"max_streams": 1 << 55}),
+        (ValueError, "max_streams: expected a whole number", {"max_streams": 1 << 63}),
         (ValueError, "idle_ttl_s", {"idle_ttl_s": 0}),
         (TypeError, "keep_on_reload", {"keep_on_reload": 1}),
         (TypeError, "clock", {"clock": 1}),
