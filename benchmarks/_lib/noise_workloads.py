@@ -350,6 +350,20 @@ def rows(n: int = 4000) -> list[Workload]:
                     shapes=shapes,
                 )
 
+    for device, service, cap, slo_s in (("4+.25n", line(4, 0.25), 64, 0.05), ("20+.5n", line(20, 0.5), 32, 0.1)):
+        for shapes, workers in ((2, 1), (4, 1), (4, 2)):
+            for load in (0.8, 1.0, 1.3):
+                add(
+                    f"{device} slo {slo_s * 1e3:g} {shapes} shapes {workers} workers load {load}",
+                    "shapes",
+                    service,
+                    cap,
+                    slo_s,
+                    load,
+                    shapes=shapes,
+                    workers=workers,
+                )
+
     for device, service, cap, slo_s in (("4+.25n", line(4, 0.25), 64, 0.05), ("5+1n", line(5, 1), 32, 0.05)):
         capacity = cap / service(cap)
         for load in (0.3, 0.5, 0.7, 0.9):

@@ -50,14 +50,14 @@ def choose_group(groups: list[Group], now_ns: int) -> Group:
     return groups[int(kernel_loader.load().choose_bucket(now_ns, deadlines, offsets, caps, durations, steps))]
 
 
-def plan_batch(queue: RequestQueue, group: Group, now_ns: int, share: float) -> tuple[list[Ticket], str]:
+def plan_batch(queue: RequestQueue, group: Group, now_ns: int, *, is_alone: bool) -> tuple[list[Ticket], str]:
     """Return the batch to send, of requests of one group none of which is late alone, and why.
 
     Args:
         queue: the requests, with the classes and time limits of recent ones.
         group: at least one request.
         now_ns: the present instant.
-        share: part of the arrivals that belongs to the group, above 0, at most 1.
+        is_alone: no other group has requests that can be on time.
 
     Returns:
         The requests, and the reason of the `Decision`: ``"planned"`` or ``"exploration"``.
@@ -67,7 +67,7 @@ def plan_batch(queue: RequestQueue, group: Group, now_ns: int, share: float) -> 
     if size and now_ns + int(model.durations[min(size, len(model.durations) - 1)]) > int(deadlines[0]):
         return tickets[-size:], "exploration"
     if not queue.several_priorities and not untimed:
-        head, size = _choose(queue, model, deadlines, now_ns, share)
+        head, size = _choose(queue, model, deadlines, now_ns, 1.0, is_alone)
         if model.compares:
             smaller = model.size_to_compare(size - 1) if size >= len(model.durations) - 1 else 0
             if smaller:
@@ -80,8 +80,8 @@ def plan_batch(queue: RequestQueue, group: Group, now_ns: int, share: float) -> 
     classes = queue.events.recent_classes()
     of_class = [at for at, ticket in enumerate(tickets) if (ticket.deadline_ns == NEVER, ticket.priority) == urgent]
     own = deadlines[of_class]
-    share *= classes.get(urgent[1], (1.0, 0))[0]
-    head, size = _choose(queue, model, own, now_ns, share)
+    share = classes.get(urgent[1], (1.0, 0))[0]
+    head, size = _choose(queue, model, own, now_ns, share, is_alone)
     chosen = [tickets[at] for at in of_class[head : head + size]]
     kept = set(of_class)
     others = sorted(
@@ -104,7 +104,9 @@ def plan_batch(queue: RequestQueue, group: Group, now_ns: int, share: float) -> 
     return chosen + [tickets[others[at]] for at in added], "planned"
 
 
-def _choose(queue: RequestQueue, model: BucketModel, deadlines: _Array, now_ns: int, share: float) -> tuple[int, int]:
+def _choose(
+    queue: RequestQueue, model: BucketModel, deadlines: _Array, now_ns: int, share: float, is_alone: bool
+) -> tuple[int, int]:
     """Return how many requests of one class to pass over, and how many to send behind them."""
     table = model.timetable
     if table is not None and table.all_on_time(deadlines, now_ns):
@@ -118,9 +120,13 @@ def _choose(queue: RequestQueue, model: BucketModel, deadlines: _Array, now_ns: 
         durations, steps = durations[: best + 1], steps[: best + 1]
     gap_ns = queue.events.gap_ns(now_ns) / share
     is_uniform = longest - shortest <= _UNIFORM * longest
-    head, size = kernel_loader.load().choose(
-        now_ns, deadlines, durations, steps, np.array(limits, np.int64), gap_ns, is_uniform, _MAX_DROPS
-    )
+    kernels = kernel_loader.load()
+    if is_alone:
+        head, size = kernels.choose(
+            now_ns, deadlines, durations, steps, np.array(limits, np.int64), gap_ns, is_uniform, _MAX_DROPS
+        )
+    else:
+        head, size = kernels.drop_heads(now_ns, deadlines, deadlines.size, durations)
     if is_uniform:
         slow_end_ns = now_ns + int(durations[size] * model.spread)
         head += _unsure(deadlines[head : deadlines.size - size], slow_end_ns, steps[size] / gap_ns - size)

@@ -31,11 +31,13 @@ class PlannerKernels(NamedTuple):
 
     Attributes:
         choose: the batch for one free worker.
+        drop_heads: the largest batch behind the requests that would be late in it.
         choose_bucket: the bucket whose batch goes first.
         choose_turn: the model whose batch goes first on a shared device, as described in ``turn_kernels``.
     """
 
     choose: Callable[..., tuple[int, int]]
+    drop_heads: Callable[..., tuple[int, int]]
     choose_bucket: Callable[..., int]
     choose_turn: Callable[..., tuple[int, int, int]]
 
@@ -66,7 +68,9 @@ def load() -> PlannerKernels:
                 from streaminfer.batching.planner import kernels, turn_kernels  # noqa: PLC0415
 
                 compile_exports(kernels.EXPORTS | turn_kernels.EXPORTS)
-                _loaded = PlannerKernels(kernels.choose, kernels.choose_bucket, turn_kernels.choose_turn)
+                _loaded = PlannerKernels(
+                    kernels.choose, kernels.drop_heads, kernels.choose_bucket, turn_kernels.choose_turn
+                )
             else:
                 _loaded = PlannerKernels(*(compiled.checked(name) for name in PlannerKernels._fields))
         return _loaded

@@ -33,7 +33,8 @@ Deadline order is not optimal there and neither is this: it is a heuristic, meas
 
 *Roll buckets*, where requests of several length buckets wait, which do not share a batch: each bucket in turn is played
 forward as the one that is served first, the others after it by latest start or by requests for a second of the device,
-heads that are late are passed over, and the bucket that serves most goes first. A heuristic as well.
+heads that are late are passed over, and the bucket that serves most goes first, with the batch that was played. A
+heuristic as well.
 """
 
 import numpy as np
@@ -440,6 +441,7 @@ _PAIR = "UniTuple(int64, 2)"
 
 EXPORTS = {
     "choose": (choose, f"{_PAIR}(int64, {_READ}, {_READ}, {_READ}, {_READ}, float64, boolean, int64)"),
+    "drop_heads": (drop_heads, f"{_PAIR}(int64, {_READ}, int64, {_READ})"),
     "choose_bucket": (choose_bucket, f"int64(int64, {_READ}, {_READ}, {_READ}, {_READ_2D}, {_READ_2D})"),
 }
 """Kernels that serving calls: the name under which each is compiled ahead of time, the function and its signature."""

@@ -20,8 +20,9 @@
 a share of every batch: as large as their share of the queue.
 
 *Groups.* Requests of different length buckets, or of shapes that cannot be stacked, do not share a batch. Each group is
-planned by itself; the kernels choose the group to serve by playing the queue forward. Where a mask tells the model what
-is padding, one batch of the longest bucket replaces several that would take as long.
+planned by itself; the kernels choose the group to serve by playing the queue forward, and its batch is the one that was
+played: a plan of one group alone would take the time of the others for free. Where a mask tells the model what is
+padding, one batch of the longest bucket replaces several that would take as long.
 
 *Pipelining.* Where the model keeps a queue, a full batch is sent a little before the running one ends
 (:mod:`~streaminfer.batching.planner.pipelining`), chosen for the instant at which that one is expected to end.
@@ -328,8 +329,7 @@ class Lookahead:
                 return Decision(self._of_one_group(overdue), "planned", rejected, rejection=rejection)
             return self._probe(queue, late, rejected, rejection)
         group = choose_group(left, now_ns)
-        share = len(group.tickets) / sum(len(one.tickets) for one in left)
-        batch, reason = plan_batch(queue, group, now_ns, share)
+        batch, reason = plan_batch(queue, group, now_ns, is_alone=len(left) == 1)
         if len(groups) == 1 and reason == "planned":
             batch = with_rows_for_free(batch, groups[0], rejected, now_ns)
         if overdue:

@@ -27,7 +27,7 @@ def group_of(service_time, queue, *, cap=4):
 
 
 def plan(queue, service_time=DEVICE):
-    batch, reason = plan_batch(queue, group_of(service_time, queue), 0, 1.0)
+    batch, reason = plan_batch(queue, group_of(service_time, queue), 0, is_alone=True)
     return [ticket.inputs for ticket in batch], reason
 
 
@@ -40,10 +40,10 @@ def test_a_larger_batch_is_tried_again_under_overload():
     queue = queue_of([15.0 + number / 10 for number in range(12)])
     group = in_deadline_order(model, queue.first(12))
 
-    batch, reason = plan_batch(queue, group, 0, 1.0)
+    batch, reason = plan_batch(queue, group, 0, is_alone=True)
     assert ([ticket.inputs for ticket in batch], reason) == ([4, 5, 6, 7, 8, 9, 10, 11], "exploration")
 
-    batch, reason = plan_batch(queue, group, 0, 1.0)
+    batch, reason = plan_batch(queue, group, 0, is_alone=True)
     assert (len(batch), reason) == (4, "planned")
 
 
@@ -68,6 +68,18 @@ def test_heads_are_passed_over():
     assert plan(queue_of([11.5, 23.5, 23.5, 23.5])) == ([1, 2, 3], "planned")
 
 
+def test_beside_other_groups_the_largest_batch_goes():
+    """Alone, a group saves its first request by a small batch and catches up later; others need that time."""
+    queue = queue_of([13, 40, 40, 40, 40])
+    group = group_of(DEVICE, queue)
+
+    alone, _ = plan_batch(queue, group, 0, is_alone=True)
+    beside, reason = plan_batch(queue, group, 0, is_alone=False)
+
+    assert [ticket.inputs for ticket in alone] == [0, 1, 2]
+    assert ([ticket.inputs for ticket in beside], reason) == ([1, 2, 3, 4], "planned")
+
+
 def test_the_most_urgent_class_is_planned_first():
     """Less urgent requests fill the batch of the urgent ones, though their deadlines are earlier."""
     assert plan(queue_of([30, 30, 30, 30, 40, 40], [1, 1, 1, 1, 0, 0])) == ([4, 5, 0, 1], "planned")
@@ -85,8 +97,11 @@ def test_a_size_that_was_hardly_measured_is_explored():
         model.observe(size, duration_ms * MS, duration_ms * MS, cancelled=False)
     queue, patient = queue_of([6] * 4), queue_of([50] * 4)
 
-    assert plan_batch(queue, in_deadline_order(model, queue.first(4)), 0, 1.0) == (queue.first(4), "exploration")
-    assert plan_batch(patient, in_deadline_order(model, patient.first(4)), 0, 1.0)[1] == "planned"
+    assert plan_batch(queue, in_deadline_order(model, queue.first(4)), 0, is_alone=True) == (
+        queue.first(4),
+        "exploration",
+    )
+    assert plan_batch(patient, in_deadline_order(model, patient.first(4)), 0, is_alone=True)[1] == "planned"
 
 
 def test_what_is_explored_has_the_most_time_left():
@@ -96,7 +111,7 @@ def test_what_is_explored_has_the_most_time_left():
         model.observe(size, duration_ms * MS, duration_ms * MS, cancelled=False)
     queue = queue_of([6, 6, 6, 6, 30, 30, 30, 30])
 
-    batch, reason = plan_batch(queue, in_deadline_order(model, queue.first(8)), 0, 1.0)
+    batch, reason = plan_batch(queue, in_deadline_order(model, queue.first(8)), 0, is_alone=True)
 
     assert ([ticket.inputs for ticket in batch], reason) == ([4, 5, 6, 7], "exploration")
 
@@ -110,7 +125,7 @@ def overloaded(gap_ns):
 
 
 def planned_at_the_end(queue, model, gap_ns):
-    batch, _ = plan_batch(queue, in_deadline_order(model, queue.first(8)), 7 * gap_ns, 1.0)
+    batch, _ = plan_batch(queue, in_deadline_order(model, queue.first(8)), 7 * gap_ns, is_alone=True)
     return [ticket.inputs for ticket in batch]
 
 
