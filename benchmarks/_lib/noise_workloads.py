@@ -472,6 +472,19 @@ def rows(n: int = 4000) -> list[Workload]:
                 trace=lambda seed, r=rate, s=260 * full_s: arrivals.poisson(r, int(r * s), seed),
             )
 
+    for tile, setup_ms, tile_ms, cap, slo_s in (
+        (16, 1.3, 5.9, 32, 0.016),
+        (16, 1.3, 5.9, 32, 0.03),
+        (8, 1.0, 3.0, 32, 0.012),
+        (32, 3.0, 10.0, 64, 0.03),
+        (32, 3.0, 10.0, 64, 0.05),
+    ):
+        filled_up: Service = lambda size, t=tile, a=setup_ms, b=tile_ms: (a + b * -(-size // t)) / 1e3  # noqa: E731
+        for load in (0.5, 0.8, 1.2):
+            for scatter, noise in scatters[:2]:
+                name = f"{setup_ms:g}+{tile_ms:g}*ceil(n/{tile}) cap {cap} slo {slo_s * 1e3:g} {scatter} load {load}"
+                add(name, "filled up", filled_up, cap, slo_s, load, noise=noise)
+
     def without(part: float) -> Callable[[Floats, int], Floats]:
         return lambda trace, seed: np.where(np.random.default_rng(seed + 9).random(len(trace)) < part, np.inf, 0.05)
 

@@ -10,7 +10,7 @@ cdef double _OFF_LINE, _LINE_VISITS, _PRIOR_WEIGHT, _STEEPEST, _SINGULAR
 
 @cython.locals(
     own=list, costs=list, line=tuple, setup=double, per_row=double, held=double, count=Py_ssize_t, at=Py_ssize_t,
-    cost=double, size=double, below=double, seen=double, on_line=double, most=double, logarithm=double)
+    cost=double, size=double, below=double, seen=double, on_line=double, full=double, most=double, logarithm=double)
 cpdef tuple held_costs(list sizes, list logarithms, list visits, double deviation)
 
 @cython.locals(

@@ -3,7 +3,7 @@
 *Design.* A size that was first seen in a slow moment would be wrong for long. So its cost is the line's, but for a
 correction that counts the more the more often the size was seen, and the more the less the device's noise is. The
 result never falls as batches grow, because a batch can be padded to a larger one, nor does it grow faster than any
-model's does.
+model's does that may fill batches up to a power of two.
 
 *Complexity.* Linear in the sizes, ten or so; runs each time that the curve is published. Compiled with the C types of
 ``_relative_costs_cy.pxd`` or run as it is.
@@ -67,8 +67,11 @@ def held_costs(
     for at in range(1, count):
         size = sizes[at]
         below = sizes[at - 1]
+        full = 1.0  # a power of two, up to which a model may fill the batch up
+        while full < size:
+            full *= 2.0
         most = costs[at - 1]
-        most *= power(size / below, _STEEPEST)
+        most *= power(full / below, _STEEPEST)
         cost = costs[at]
         if cost > most:
             costs[at] = most

@@ -1,10 +1,11 @@
 """Online estimate of how long a batch takes, by its size.
 
-*Design.* A duration is a *speed* that all sizes share, times the *relative cost* of the size, times noise. Costs lie
-on a line over the size, but for a correction of each size, two an octave, that counts the more the more often the size
-was seen: a size that was first seen in a slow moment is held by its neighbors. Each batch moves the speed by a tenth
-of its residual (the log-ratio observed/predicted), or less where its size has not settled, and the cost of its size by
-a share that falls with each visit, so the speed follows the device and the shape settles.
+*Design.* A duration is a *speed* that all sizes share, times the *relative cost* of the size, times noise. Costs lie on
+a line over the size, but for a correction of each size, two an octave, that counts the more the more often the size was
+seen: a size that was first seen in a slow moment is held by its neighbors. Behind each power of two there is one size
+more: a model that fills batches up, to captured graphs or whole tiles, takes longer there at once. Each batch moves the
+speed by a tenth of its residual (the log-ratio observed/predicted), or less where its size has not settled, and the
+cost of its size by a share that falls with each visit, so the speed follows the device and the shape settles.
 
 *Noise.* A residual counts for at most 2.5 standard deviations, so an outlier moves little. Three slower batches in a
 row (two faster ones: nothing makes a device faster by accident) are no outliers: the speed jumps to the nearest of
@@ -53,6 +54,7 @@ _OUTLIER = 2.5  # standard deviations
 _SMALLEST_OUTLIER = 0.02  # log-ratio
 _SLOWER_IN_A_ROW, _FASTER_IN_A_ROW = 3, 2
 _ALLOWANCE = 0.2  # log-ratio by which neighbors may be wrong
+_FILL_UP = 0.7  # power with which filling up costs: with the allowance less than a device that is half as fast
 _LITTLE_GAIN = 0.35  # set-up over the cost per row: even the largest batch has less than 1.35 times the throughput of 1
 _SMALL = 2
 _PRIOR_SIZES = 4096
@@ -263,7 +265,9 @@ class LatencyModel:
             if other == size or self._visits[other] < _SETTLED or self._is_stale(other):
                 continue
             sign = 1.0 if other > size else -1.0
-            rise, most = sign * (self._costs[other] - cost), STEEPEST * abs(math.log(other / size))
+            rise = sign * (self._costs[other] - cost)
+            below, above = sorted((size, other))
+            most = max(STEEPEST * math.log(above / below), _FILL_UP * math.log(_power_of_two(above) / below))
             if not -_ALLOWANCE <= rise <= most + _ALLOWANCE:
                 return False
         return True
@@ -307,17 +311,23 @@ def _sizes_up_to(largest: int) -> list[int]:
     return sorted({1, 2, 3, *(round(2 ** (step / _PER_OCTAVE)) for step in range(2 * _PER_OCTAVE, steps + 1))})
 
 
+def _power_of_two(size: int) -> int:
+    """Return the smallest power of two that is no less than a size."""
+    return 1 << (size - 1).bit_length()
+
+
 def nearest_size(size: int) -> int:
-    """Return the size that stands for ``size``: itself up to 4, then the nearest of two an octave."""
+    """Return the size that stands for ``size``: itself up to 4, then the nearest of two an octave, or behind one."""
     if size <= 4:
         return size
-    return round(2 ** (round(math.log2(size) * _PER_OCTAVE) / _PER_OCTAVE))
+    nearest = round(2 ** (round(math.log2(size) * _PER_OCTAVE) / _PER_OCTAVE))
+    return nearest + 1 if size > nearest and nearest & (nearest - 1) == 0 else nearest
 
 
 @functools.lru_cache
 def size_steps(largest: int) -> NDArray[np.int64]:
     """Return a number for each size up to the largest, the same for those of one `nearest_size`; entry 0 is 0."""
-    sizes = np.maximum(np.arange(largest + 1), 1)
-    steps: NDArray[np.int64] = np.rint(np.log2(sizes) * _PER_OCTAVE).astype(np.int64)
+    nearest = np.array([nearest_size(max(size, 1)) for size in range(largest + 1)])
+    steps: NDArray[np.int64] = np.unique(nearest, return_inverse=True)[1].astype(np.int64)
     steps.flags.writeable = False
     return steps

@@ -73,7 +73,8 @@ def test_costs_neither_fall_nor_grow_too_fast(held_costs, drawn, deviation):
     costs, _, _ = held_costs(sizes, [drawn[size][0] for size in sizes], [drawn[size][1] for size in sizes], deviation)
     assert len(costs) == len(sizes)
     for at in range(1, len(sizes)):
-        most = costs[at - 1] * (sizes[at] / sizes[at - 1]) ** 1.35
+        filled_up = 2 ** math.ceil(math.log2(sizes[at]))
+        most = costs[at - 1] * (filled_up / sizes[at - 1]) ** 1.35
         assert costs[at - 1] * (1 - 1e-9) <= costs[at] <= most * (1 + 1e-9)
 
 
