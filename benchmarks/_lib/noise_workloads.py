@@ -35,6 +35,11 @@ def line(setup_ms: float, per_item_ms: float) -> Service:
     return lambda size: (setup_ms + per_item_ms * size) / 1e3
 
 
+def filled_up(setup_ms: float, tile_ms: float, tile: int) -> Service:
+    """A model that computes whole tiles of so many rows."""
+    return lambda size: (setup_ms + tile_ms * -(-size // tile)) / 1e3
+
+
 @attrs.frozen
 class Noise:
     """How the durations of batches scatter about their mean.
@@ -479,11 +484,11 @@ def rows(n: int = 4000) -> list[Workload]:
         (32, 3.0, 10.0, 64, 0.03),
         (32, 3.0, 10.0, 64, 0.05),
     ):
-        filled_up: Service = lambda size, t=tile, a=setup_ms, b=tile_ms: (a + b * -(-size // t)) / 1e3  # noqa: E731
+        service = filled_up(setup_ms, tile_ms, tile)
         for load in (0.5, 0.8, 1.2):
             for scatter, noise in scatters[:2]:
                 name = f"{setup_ms:g}+{tile_ms:g}*ceil(n/{tile}) cap {cap} slo {slo_s * 1e3:g} {scatter} load {load}"
-                add(name, "filled up", filled_up, cap, slo_s, load, noise=noise)
+                add(name, "filled up", service, cap, slo_s, load, noise=noise)
 
     def without(part: float) -> Callable[[Floats, int], Floats]:
         return lambda trace, seed: np.where(np.random.default_rng(seed + 9).random(len(trace)) < part, np.inf, 0.05)
