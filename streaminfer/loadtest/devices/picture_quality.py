@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["measure_blur", "measure_noise"]
+__all__ = ["BLOCK", "measure_blur", "measure_noise"]
 
 BLOCK = 16
 CALM = 0.25

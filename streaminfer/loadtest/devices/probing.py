@@ -16,7 +16,7 @@ from streaminfer.errors import InvalidInput
 from streaminfer.loadtest.devices.delivery import Delivery
 from streaminfer.loadtest.devices.filters import FilterStep
 from streaminfer.loadtest.devices.graph import FilterGraph
-from streaminfer.loadtest.devices.picture_quality import measure_blur, measure_noise
+from streaminfer.loadtest.devices.picture_quality import BLOCK, measure_blur, measure_noise
 from streaminfer.loadtest.devices.profile import (
     AAC_FRAME,
     OPUS_FRAMES_S,
@@ -103,7 +103,7 @@ def probe(source: str | Path, *, kind: str = "camera", seconds: float | None = N
         MissingExtra: PyAV is not installed.
         OSError: it cannot be opened or read.
         ValueError: it has no stream of this kind.
-        InvalidInput: it has no frame.
+        InvalidInput: it has no frame, or pictures of less than 16 pixels a side.
     """
     av = require("av", extra="media", purpose="probe")
     camera = check_choice("kind", kind, ("camera", "microphone")) == "camera"
@@ -111,6 +111,9 @@ def probe(source: str | Path, *, kind: str = "camera", seconds: float | None = N
         check_duration("seconds", seconds, positive=True)
     container, stream = open_recording(av, source, video=camera)
     with container:
+        if camera and 0 < min(stream.width, stream.height) < BLOCK:
+            got = f"{stream.width} × {stream.height}"
+            raise InvalidInput(f"source: expected pictures of at least {BLOCK} × {BLOCK} pixels, got {got}")
         reading = _Reading(av, stream, PICTURE_FILTERS if camera else SOUND_FILTERS)
         for packet in container.demux(stream):
             if not reading.read(packet, seconds):

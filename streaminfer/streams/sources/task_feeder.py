@@ -84,6 +84,10 @@ class TaskFeeder:
                 handoff.put(frame)
         except Exception as raised:  # noqa: BLE001 the reader gets it
             error = raised
+        except asyncio.CancelledError as raised:
+            if self._task is None or self._task.cancelling():
+                raise
+            error = RuntimeError(f"the source: {raised!r}")  # which was cancelled itself
         finally:
             self.counters.connected = False
             handoff.finish(error)

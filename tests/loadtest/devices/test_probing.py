@@ -158,6 +158,17 @@ def test_recording_without_frames_is_rejected(tmp_path, clip):
         probe(broken)
 
 
+def test_pictures_that_are_too_small_are_named(tmp_path):
+    with av.open(tmp_path / "small.mkv", "w") as container:
+        stream = container.add_stream("ffv1", rate=10)
+        stream.width = stream.height = 2
+        picture = av.VideoFrame.from_ndarray(np.zeros((2, 2, 3), np.uint8), format="rgb24")
+        container.mux(stream.encode(picture.reformat(format="yuv420p")) + stream.encode(None))
+
+    with pytest.raises(InvalidInput, match="source: expected pictures of at least 16 × 16 pixels, got 2 × 2"):
+        probe(tmp_path / "small.mkv")
+
+
 def test_kind_that_is_missing_is_named(speech):
     with pytest.raises(ValueError, match="expected a recording with pictures"):
         probe(speech, kind="camera")

@@ -148,6 +148,22 @@ def test_error_of_the_messages_is_the_readers():
     asyncio.run(main())
 
 
+def test_messages_that_are_cancelled_themselves_have_failed():
+    """What others cancel in the iterable is its error; it is no end, and no cancellation of the reader."""
+
+    async def breaks():
+        yield np.ones(512, "<i2").tobytes()
+        raise asyncio.CancelledError
+
+    async def main():
+        async with audio_from_messages(breaks(), sent_rate=16_000) as source:
+            await anext(source)
+            with pytest.raises(RuntimeError, match="the source: CancelledError"):
+                await anext(source)
+
+    asyncio.run(main())
+
+
 def test_close_cancels_what_waits_for_a_message():
     """The iterable is closed, and no task is left."""
     waits, closed = [], []
