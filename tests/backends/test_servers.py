@@ -279,9 +279,10 @@ def test_a_start_in_which_a_models_process_crashes_is_repeated(fragile_triton, m
     fragile_triton.restart()  # a start that failed forgets the command
 
     assert fragile_triton.is_whole()
-    assert [record.message for record in caplog.records] == [
+    # it may crash by itself too
+    assert {record.message for record in caplog.records} == {
         "Triton's process for a model crashed; it is started again"
-    ]
+    }
 
 
 @pytest.mark.parametrize("said", [triton_server.STUB_CRASH, "Signal (11) received"])

@@ -1,8 +1,9 @@
 """Plans where not everything queued is on time: which group is served first, and which of its requests.
 
 *Design.* The compiled kernels choose, with the queued requests and the expected arrivals: the group whose batch goes
-first, and how many requests of one class are passed over and how many are sent behind them. A size that was not
-measured yet, or not for long, may be sent instead.
+first, and how many requests of one class are passed over and how many are sent behind them. Beside other groups that is
+the largest batch in time: a plan of one group alone saves its first requests by time that the others need. A size that
+was not measured yet, or not for long, may be sent instead.
 
 *Overload.* Durations scatter, and a plan by their mean ends exactly at deadlines, so its first requests are often late.
 While more requests come than the device can serve, some are lost in any case: as many of the first ones are passed over
