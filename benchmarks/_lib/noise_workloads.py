@@ -342,32 +342,17 @@ def rows(n: int = 4000) -> list[Workload]:
             trace=bursts,
         )
 
-    for device, service, cap, slo_s in (("4+.25n", line(4, 0.25), 64, 0.1), ("20+.5n", line(20, 0.5), 32, 0.2)):
-        for shapes in (2, 8):
-            for load in (0.2, 0.4, 0.7, 1.0):
-                add(
-                    f"{device} slo {slo_s * 1e3:g} {shapes} shapes load {load}",
-                    "shapes",
-                    service,
-                    cap,
-                    slo_s,
-                    load,
-                    shapes=shapes,
-                )
-
     for device, service, cap, slo_s in (("4+.25n", line(4, 0.25), 64, 0.05), ("20+.5n", line(20, 0.5), 32, 0.1)):
-        for shapes, workers in ((2, 1), (4, 1), (4, 2)):
-            for load in (0.8, 1.0, 1.3):
-                add(
-                    f"{device} slo {slo_s * 1e3:g} {shapes} shapes {workers} workers load {load}",
-                    "shapes",
-                    service,
-                    cap,
-                    slo_s,
-                    load,
-                    shapes=shapes,
-                    workers=workers,
-                )
+        for shapes, workers, times, loads in (
+            (2, 1, 2, (0.2, 0.4, 0.7, 1.0)),
+            (8, 1, 2, (0.2, 0.4, 0.7, 1.0)),
+            (2, 1, 1, (0.8, 1.0, 1.3)),
+            (4, 1, 1, (0.8, 1.0, 1.3)),
+            (4, 2, 1, (0.8, 1.0, 1.3)),
+        ):
+            for load in loads:
+                name = f"{device} slo {slo_s * times * 1e3:g} {shapes} shapes {workers} workers load {load}"
+                add(name, "shapes", service, cap, slo_s * times, load, shapes=shapes, workers=workers)
 
     for device, service, cap, slo_s in (("4+.25n", line(4, 0.25), 64, 0.05), ("5+1n", line(5, 1), 32, 0.05)):
         capacity = cap / service(cap)
