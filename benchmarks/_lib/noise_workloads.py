@@ -1,4 +1,4 @@
-"""Workloads that hurt a batcher: noise, outages, classes, shapes, tight deadlines, real arrivals; on a virtual clock.
+"""Workloads that hurt a batcher: noise, outages, classes, shapes, time limits, real arrivals; on a virtual clock.
 
 The live batcher answers them in front of a scripted device. ``bench_noise.py`` prints the default policy beside two
 simple ones that run through the same batcher: greedy, and early drop (Shen et al., SOSP 2019), which is told the true
@@ -474,6 +474,29 @@ def rows(n: int = 4000) -> list[Workload]:
             for scatter, noise in scatters[:2]:
                 name = f"{setup_ms:g}+{tile_ms:g}*ceil(n/{tile}) cap {cap} slo {slo_s * 1e3:g} {scatter} load {load}"
                 add(name, "filled up", service, cap, slo_s, load, noise=noise)
+
+    def spread(kind: str, slo_s: float) -> Callable[[Floats, int], Floats]:
+        """Time limits of a kind around one."""
+
+        def limits(trace: Floats, seed: int) -> Floats:
+            rng = np.random.default_rng(seed + 3)
+            if kind == "½/2×":
+                return np.where(rng.random(len(trace)) < 0.5, slo_s / 2, 2 * slo_s)
+            if kind == "½ to 2×":
+                return rng.uniform(slo_s / 2, 2 * slo_s, len(trace))
+            return slo_s * np.exp(0.5 * rng.standard_normal(len(trace)))
+
+        return limits
+
+    for device, service, cap, slo_s in (
+        ("4+.25n", line(4, 0.25), 64, 0.06),
+        ("20+5n", line(20, 5), 8, 0.12),
+        ("1+1n", line(1, 1), 16, 0.05),
+    ):
+        for kind, scatter, load in itertools.product(("½/2×", "½ to 2×", "σ.5"), scatters[::2][:2], (0.9, 1.3, 1.7)):
+            name = f"{device} cap {cap} slo {slo_s * 1e3:g} limits {kind} {scatter[0]} load {load}"
+            limits = spread(kind, slo_s)
+            add(name, "mixed limits", service, cap, slo_s, load, noise=scatter[1], limits_s=limits)
 
     def without(part: float) -> Callable[[Floats, int], Floats]:
         return lambda trace, seed: np.where(np.random.default_rng(seed + 9).random(len(trace)) < part, np.inf, 0.05)

@@ -128,7 +128,8 @@ def _choose(
         )
     else:
         head, size = kernels.drop_heads(now_ns, deadlines, deadlines.size, durations)
-    if is_uniform:
+    # where limits differ, the first one is not the oldest: behind a short surge there may be time for others later
+    if is_uniform or steps[-1] > gap_ns * (len(steps) - 1):
         slow_end_ns = now_ns + int(durations[size] * model.spread)
         head += _unsure(deadlines[head : deadlines.size - size], slow_end_ns, steps[size] / gap_ns - size)
     return int(head), int(size)

@@ -28,8 +28,9 @@ below.
 al., SOSP 2019). Under sustained overload it is as good as the plan and costs O(n).
 
 *Roll*, for mixed time limits, plays each candidate for the first batch forward over the expected arrivals by a simple
-policy, drop heads or the largest batch that is on time for the head, and takes the candidate that serves most.
-Deadline order is not optimal there and neither is this: it is a heuristic, measured in ``benchmarks``.
+policy, drop heads or the largest batch that is on time for the head, and takes the candidate that serves most, less the
+price of the time that it takes. Deadline order is not optimal there and neither is this: it is a heuristic, measured in
+``benchmarks``.
 
 *Roll buckets*, where requests of several length buckets wait, which do not share a batch: each bucket in turn is played
 forward as the one that is served first, the others after it by latest start or by requests for a second of the device,
@@ -321,21 +322,21 @@ def choose(
             i -= 1
         ends[i] = end
         releases[i] = release
+    load = steps[cap] / (gap_ns * cap)
+    price = min(max((load - _SCARCE_FROM) / (_SCARCE - _SCARCE_FROM), 0.0), 1.0) * cap / steps[cap]
     if uniform:
         # behind a request whose limit is a little longer the next one's may end a little earlier
         for i in range(queued, n):
             ends[i] = max(ends[i], ends[i - 1])
             releases[i] = max(releases[i], releases[i - 1])
         table = np.empty((max_drops + 1, n + 1), np.int64)
-        load = steps[cap] / (gap_ns * cap)
-        price = min(max((load - _SCARCE_FROM) / (_SCARCE - _SCARCE_FROM), 0.0), 1.0) * cap / steps[cap]
         head, size = plan(now_ns, ends, releases, queued, durations, steps, max_drops, price, table)
         if size > 0:
             return head, size
         return drop_head, drop_size
     overloaded = steps[cap] > gap_ns * cap
     done = np.empty(n, np.bool_)
-    best_on_time = -1
+    best_value = -np.inf
     best_end = FAR_NS
     best_head = drop_head
     best_size = drop_size
@@ -349,8 +350,9 @@ def choose(
             if overloaded and not dropping:
                 continue
             on_time, end = roll(now_ns, ends, releases, head, size, durations, steps, dropping, done)
-            if on_time > best_on_time or (on_time == best_on_time and end < best_end):
-                best_on_time, best_end, best_head, best_size = on_time, end, head, size
+            value = on_time - price * (end - now_ns)
+            if value > best_value or (value == best_value and end < best_end):
+                best_value, best_end, best_head, best_size = value, end, head, size
     return best_head, best_size
 
 

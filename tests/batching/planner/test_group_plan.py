@@ -116,11 +116,15 @@ def test_what_is_explored_has_the_most_time_left():
     assert ([ticket.inputs for ticket in batch], reason) == ([4, 5, 6, 7], "exploration")
 
 
-def overloaded(gap_ns):
-    """Eight requests that came so far apart, the first of which a batch of four just answers in time."""
+def overloaded(gap_ns, longer_ns=0):
+    """Eight requests that came so far apart, the first of which a batch of four just answers in time.
+
+    Each has a limit that is so much longer than that of the one before.
+    """
     queue = RequestQueue(100)
     for number in range(8):
-        queue.admit(None, number, None, number * gap_ns, 7 * gap_ns + 16 * MS + number * gap_ns, 0)
+        deadline_ns = 7 * gap_ns + 16 * MS + number * (gap_ns + longer_ns)
+        queue.admit(None, number, None, number * gap_ns, deadline_ns, 0)
     return queue
 
 
@@ -140,3 +144,5 @@ def test_under_overload_requests_with_little_time_give_way_to_surer_ones():
     assert planned_at_the_end(overloaded(twice), exact, twice) == [0, 1, 2, 3]
     assert planned_at_the_end(overloaded(twice), noisy, twice) == [1, 2, 3, 4]  # one that is slow takes over 16 ms
     assert planned_at_the_end(overloaded(light), noisy, light)[0] == 0
+    assert planned_at_the_end(overloaded(twice, 2 * MS), noisy, twice) == [1, 2, 3, 4]  # limits that differ, likewise
+    assert planned_at_the_end(overloaded(light, 2 * MS), noisy, light)[0] == 0

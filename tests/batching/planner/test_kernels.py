@@ -135,6 +135,15 @@ def test_time_that_is_scarce_has_its_price(plain_kernels):
         assert module.plan(*arguments, 0.11, np.empty((4, 4), np.int64)) == (1, 2)
 
 
+def test_time_has_the_same_price_where_time_limits_differ(plain_kernels):
+    """With the first one all four are on time, ten nanoseconds later: at the device's capacity these serve others."""
+    deadlines, durations = np.array([10, 30, 30, 30], np.int64), np.array([0, 10, 11, 12, 13], np.int64)
+    for module in (kernels, plain_kernels):
+        for gap_ns, first in ((4.0, (0, 1)), (3.0, (1, 3))):
+            limits = np.array([40, 400], np.int64)
+            assert module.choose(0, deadlines, durations, durations, limits, gap_ns, False, 3) == first
+
+
 def test_beyond_max_drops_there_is_no_plan():
     deadlines = np.array([5, 5, 5, 100], np.int64)
     durations = np.array([0, 10], np.int64)
