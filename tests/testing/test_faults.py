@@ -104,6 +104,19 @@ def test_errors_at_a_rate():
     assert {str(each) for each in failed} == {"gone"}
 
 
+class Unlike(Exception):
+    """An error that cannot be copied: it is made of more than its message."""
+
+    def __init__(self, code, text):
+        super().__init__(text)
+        self.code = code
+
+
+def test_an_error_that_cannot_be_copied():
+    ends = [end for end, _ in outcomes(FaultPlan(error(Unlike(7, "gone"))), 2)]
+    assert [(type(end), end.code) for end in ends] == [(Unlike, 7)] * 2
+
+
 def test_an_error_class_and_the_first_of_two():
     plan = FaultPlan(error(si.Overloaded), error(OSError))
     ((end, _),) = outcomes(plan, 1)
