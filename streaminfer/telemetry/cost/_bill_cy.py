@@ -122,12 +122,13 @@ class DeviceBill:
 
     def advance(self, now_ns: int) -> None:
         """Bill the time that passed; a clock that jumps back stands still."""
-        if now_ns <= self._now_ns:
+        if self._openings == 0 and self.in_flight == 0:
+            self._now_ns = now_ns  # of another clock, too, which a stack may bring
             return
         passed_ns = now_ns - self._now_ns
-        self._now_ns = now_ns
-        if self._openings == 0 and self.in_flight == 0:
+        if passed_ns <= 0:
             return
+        self._now_ns = now_ns
         self.bill_ns += passed_ns
         places = self.workers if self.workers > self.in_flight else self.in_flight
         each_ns = passed_ns // places
