@@ -79,7 +79,10 @@ class LatencyHeatMap:
         edges_s = np.linspace(first_s - around_s, last_s + around_s, _COLUMNS + 1)
         latency_edges_s = _bands(latencies)
         columns = np.clip(np.searchsorted(edges_s, at, "right") - 1, 0, _COLUMNS - 1)
-        counts = np.histogram2d(latencies, at, (latency_edges_s, edges_s))[0].astype(np.int64)
+        counts = np.zeros((latency_edges_s.size - 1, _COLUMNS), np.int64)
+        # clipped: a rounded bound may lie just below the longest latency
+        rows = np.clip(np.searchsorted(latency_edges_s, latencies, "right") - 1, 0, counts.shape[0] - 1)
+        np.add.at(counts, (rows, columns), 1)
         order = np.lexsort((latencies, columns))
         parts = np.split(latencies[order], np.searchsorted(columns[order], np.arange(1, _COLUMNS)))
         quantiles_s = np.array([np.quantile(part, _QUANTILES) if part.size else (np.nan, np.nan) for part in parts]).T

@@ -33,9 +33,8 @@ def check_slos(slos: Iterable[object]) -> None:
 
 def events(slo: SLO) -> str:
     """Return the selector of all events."""
-    name = json.dumps(
-        label_value(slo.name), ensure_ascii=False
-    )  # PromQL has JSON's escapes, but for pairs of surrogates
+    # PromQL has JSON's escapes, but for pairs of surrogates
+    name = json.dumps(label_value(slo.name), ensure_ascii=False)
     return f"{_EVENTS}{{slo={name}}}"
 
 
