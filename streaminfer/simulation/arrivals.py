@@ -205,10 +205,10 @@ def _switching(
     while len(arrivals) < n:
         end_s = now_s + rng.exponential(high_s if high else low_s)
         gap_s = 1 / (high_rate if high else low_rate)
-        while (now_s := now_s + rng.exponential(gap_s)) <= end_s:
+        while len(arrivals) < n and (now_s := now_s + rng.exponential(gap_s)) <= end_s:
             arrivals.append(now_s)
         now_s, high = end_s, not high  # the gap that crossed the switch is forgotten: exponential gaps have no memory
-    return np.array(arrivals[:n], dtype=np.float64)
+    return np.array(arrivals, dtype=np.float64)
 
 
 def _instants(name: str, values: ArrayLike) -> NDArray[np.float64]:

@@ -88,6 +88,14 @@ def test_lognormal_delays():
     assert 0.010 * math.exp(0.5 * 2.326) == pytest.approx(np.quantile(took, 0.99), rel=0.15)
 
 
+def test_a_distribution_may_look_at_its_plan():
+    waits = []
+    plan = FaultPlan(delay(lambda _: float(plan.injected["delay"])), sleep=waits.append)
+    function = plan.wrap(lambda: 1)
+
+    assert (function(), function(), waits) == (1, 1, [1.0])
+
+
 def test_spikes():
     took = times(FaultPlan(delay(0.5, rate=0.02), seed=1), 3_000, duration_s=0.010)
     assert 30 <= np.count_nonzero(took > 0.4) <= 95
