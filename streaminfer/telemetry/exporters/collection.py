@@ -9,6 +9,7 @@ import attrs
 
 from streaminfer._internal.display.unique_name import unique_name
 from streaminfer._internal.error_log import ErrorLog
+from streaminfer._internal.listeners import LISTENER_ERRORS
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer.telemetry.exporters.histogram_points import Exemplar, HistogramPoint, HistogramReader
 from streaminfer.telemetry.exporters.metric import Metric
@@ -83,7 +84,7 @@ class Collection:
                 continue  # its statistics are those of its layers
             try:
                 snapshot = self._telemetry(part) if isinstance(part, Telemetry) else node.statistics()
-            except Exception as error:  # noqa: BLE001 - logged; a layer of a user's must not cost the others' metrics
+            except LISTENER_ERRORS as error:  # a layer of a user's must not cost the others' metrics
                 _FAILURES.report(f"service {service!r}: statistics() of {place or type(part).__name__}", error)
                 continue
             if isinstance(snapshot, TracingStatistics):

@@ -269,6 +269,20 @@ def test_part_that_fails_costs_no_other_its_metrics(tmp_path, caplog):
     assert "service 'closed workers': statistics() of WorkerHistograms failed: RuntimeError" in record.getMessage()
 
 
+def test_part_with_a_cancelled_future_costs_no_other_its_metrics(caplog):
+    """The result of a future that was cancelled raises `CancelledError`, which cancels no scrape."""
+
+    async def main(loop):
+        future = loop.create_future()
+        future.cancel()
+        return collect(si.Telemetry("faces"), SimpleNamespace(statistics=future.result))
+
+    found = run(main)
+
+    assert {dict(labels)["service"] for _, labels in found} == {"faces"}
+    assert len(caplog.records) == 1
+
+
 def test_services_with_one_name_are_told_apart():
     """The second of a name has a number; without a telemetry the class is the name."""
     stacks = [si.Telemetry("a"), si.Telemetry("a"), si.Telemetry(), si.CircuitBreaker(name="b")]

@@ -369,6 +369,20 @@ def test_merge_with_itself_doubles(histogram_class):
     assert everything(histogram) == everything(recorded(histogram_class, [1, 2, 9_000_000] * 2))
 
 
+def test_merge_beyond_the_largest_count_is_refused(histogram_class):
+    histogram = histogram_class()
+    histogram.record(0.05)
+    for _ in range(62):
+        histogram.merge(histogram)
+
+    with pytest.raises(
+        ValueError, match=r"^other: expected less than 2\^63 durations with the 4611686018427387904 here"
+    ):
+        histogram.merge(histogram)
+
+    assert (histogram.count, histogram.quantile(0.5)) == (2**62, 0.05)
+
+
 def test_merge_of_the_empty_changes_nothing(histogram_class):
     histogram, empty = recorded(histogram_class, [1]), histogram_class()
     before = everything(histogram)
