@@ -61,12 +61,9 @@ class CostAccount:
     def respond(self, on_time: bool, degraded: bool, cached: bool) -> None:
         """Count a response."""
         self.responses += 1
-        if on_time:
-            self.on_time += 1
-        if degraded:
-            self.degraded += 1
-        if cached:
-            self.cached += 1
+        self.on_time += on_time
+        self.degraded += degraded
+        self.cached += cached
 
     def charge(self, rows: int, cost_ns: int, setup_ns: int, padding_ns: int) -> None:
         """Count rows of a batch that ended."""

@@ -126,8 +126,7 @@ class CostMeter(StackClock, Node):
             TypeError: not a service: stand outside the batcher.
             ValueError: ``per_second`` names neither a model in it nor its route.
         """
-        if not is_service(inner):
-            raise TypeError(expected("inner", "a service (outside the batcher)", inner))
+        check_instance("inner", inner, is_service, "a service (outside the batcher)")
         if self.watch(inner):
             return MeteredService(self, inner, None)
         name = name_of(inner)

@@ -195,8 +195,7 @@ class LatencyHistogram(_State):
             TypeError: not a LatencyHistogram.
             ValueError: both together have 2^63 durations or more.
         """
-        if not isinstance(other, LatencyHistogram):
-            raise TypeError(expected("other", "a LatencyHistogram", other))
+        check_instance("other", other, lambda value: isinstance(value, LatencyHistogram), "a LatencyHistogram")
         if self.count + other.count >= _TOO_MANY:
             raise ValueError(expected("other", f"less than 2^63 durations with the {self.count} here", other.count))
         counts, minimum_ns, maximum_ns, clamped = other.snapshot()

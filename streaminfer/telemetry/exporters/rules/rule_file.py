@@ -27,9 +27,8 @@ def alert_rules(*slos: SLO) -> str:
         TypeError, ValueError: not objectives, or two of one name.
     """
     check_slos(slos)
-    return to_yaml(
-        {"groups": [{"name": f"streaminfer SLO {label_value(slo.name)}", "rules": _rules(slo)} for slo in slos]}
-    )
+    groups = [{"name": f"streaminfer SLO {label_value(slo.name)}", "rules": _rules(slo)} for slo in slos]
+    return to_yaml({"groups": groups})
 
 
 def _rules(slo: SLO) -> list[dict[str, Any]]:
