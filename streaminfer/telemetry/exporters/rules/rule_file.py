@@ -45,15 +45,16 @@ def _recording(slo: SLO, window_s: float) -> dict[str, Any]:
 def _alert(slo: SLO, pair: AlertPair) -> dict[str, Any]:
     long, short = duration(pair.long_s), duration(pair.short_s)
     limit = f"{number(pair.burn_rate)} * {number(slo.allowed)}"
+    name = label_value(slo.name).replace("{{", '{{"{{"}}')  # what an alert says is a template
     named = events(slo).partition("{")[2]
     burns = " and ".join(f"{_RATIO}{window}{{{named} >= {limit}" for window in (long, short))
     enough = f"sum(increase({events(slo)}[{long}])) >= {slo.minimum_events}"
     return {
         "alert": "StreaminferBudgetBurn",
         "expr": f"{burns} and on() {enough}",
-        "labels": {"slo": label_value(slo.name), "severity": pair.severity, "window": long},
+        "labels": {"slo": name, "severity": pair.severity, "window": long},
         "annotations": {
-            "summary": f"The error budget of {label_value(slo.name)} burns at {number(pair.burn_rate)} times its rate",
+            "summary": f"The error budget of {name} burns at {number(pair.burn_rate)} times its rate",
             "description": (
                 f"Over the last {long} and the last {short}, more than {number(pair.burn_rate * slo.allowed)} of the "
                 f"events were bad: later than {number(slo.threshold_s)} s, failed or rejected."
