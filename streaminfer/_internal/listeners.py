@@ -5,7 +5,7 @@ from asyncio import CancelledError
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
-from streaminfer._internal.validation import check_instance
+from streaminfer._internal.validation import brief, check_instance
 
 __all__ = ["LISTENER_ERRORS", "ListenerFailures", "Listeners"]
 
@@ -46,7 +46,7 @@ class ListenerFailures:
         self._failed[id(listener)] = listener
         import logging  # noqa: PLC0415 - listeners that behave do without
 
-        name = getattr(listener, "__qualname__", None) or repr(listener)
+        name = getattr(listener, "__qualname__", None) or brief(listener)
         message = "%s: the listener %s failed on: %s (its later failures are not logged)"
         logging.getLogger(self._logger).error(message, self._source, name, told, exc_info=failure)
 

@@ -27,7 +27,7 @@ from typing import Any
 import attrs
 
 from streaminfer._internal.snapshot import Snapshot
-from streaminfer._internal.validation import expected
+from streaminfer._internal.validation import check_instance
 from streaminfer.auditing.traversal import is_a, walk
 from streaminfer.caching.edge_cache import EdgeCache
 from streaminfer.caching.table._slots_cy import NEVER
@@ -115,8 +115,7 @@ def prove(stack: Stack, *, http_caches: Iterable[NginxFolder] = ()) -> Proof:
         TypeError: no `Stack`.
         BackendError: a medium or the retention log cannot be read, so nothing is proven.
     """
-    if not is_a(stack, Stack):
-        raise TypeError(expected("stack", "a Stack", stack))
+    check_instance("stack", stack, lambda it: is_a(it, Stack), "a Stack")
     caches = [found.thing for found in walk(stack) if is_a(found.thing, EdgeCache)]
     return prove_caches(caches, http_caches=http_caches)
 

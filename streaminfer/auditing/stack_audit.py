@@ -47,7 +47,7 @@ import attrs
 from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.units import format_duration
-from streaminfer._internal.validation import expected
+from streaminfer._internal.validation import check_instance
 from streaminfer.auditing.traversal import NOTHING, Found, inner_of, is_a, is_ours, read, walk
 from streaminfer.caching.edge_cache import EdgeCache
 from streaminfer.caching.tiers.disk.tier import DiskTier
@@ -140,8 +140,7 @@ def audit(stack: Stack) -> Audit:
     Raises:
         TypeError: no `Stack`.
     """
-    if not is_a(stack, Stack):
-        raise TypeError(expected("stack", "a Stack", stack))
+    check_instance("stack", stack, lambda it: is_a(it, Stack), "a Stack")
     findings: list[Finding] = []
     caches = 0
     for found in walk(stack):

@@ -78,7 +78,7 @@ def on_off(
     """
     rate = _positive("rate", rate)
     high, low = _positive("on_times", on_times) * rate, _positive("off_times", off_times) * rate
-    return _switching(n, seed, low, off_s, high, on_s)
+    return _switching(n, seed, low, _mean("off_s", off_s), high, _mean("on_s", on_s))
 
 
 def bursts(
@@ -199,16 +199,15 @@ def _switching(
 ) -> NDArray[np.float64]:
     rng = _stream(seed)
     n = check_count("n", n, at_least=0)
-    low_s, high_s = _mean("off_s", low_s), _mean("on_s", high_s)
     arrivals: list[float] = []
     now_s, high = 0.0, False
     while len(arrivals) < n:
         end_s = now_s + rng.exponential(high_s if high else low_s)
         gap_s = 1 / (high_rate if high else low_rate)
-        while (now_s := now_s + rng.exponential(gap_s)) <= end_s:
+        while len(arrivals) < n and (now_s := now_s + rng.exponential(gap_s)) <= end_s:
             arrivals.append(now_s)
         now_s, high = end_s, not high  # the gap that crossed the switch is forgotten: exponential gaps have no memory
-    return np.array(arrivals[:n], dtype=np.float64)
+    return np.array(arrivals, dtype=np.float64)
 
 
 def _instants(name: str, values: ArrayLike) -> NDArray[np.float64]:

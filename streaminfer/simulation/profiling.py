@@ -111,8 +111,8 @@ async def profile(
     check_duration("budget_s", budget_s, positive=True)
     check_instance("stack", stack, lambda value: isinstance(value, bool), "True or False")
     check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
-    if not is_backend(inner) and not callable(inner):
-        raise TypeError(expected("inner", "a backend (an object with infer) or a batch function", inner))
+    what = "a backend (an object with infer) or a batch function"
+    check_instance("inner", inner, lambda it: is_backend(it) or callable(it), what)
     given = as_buckets(buckets)
     assembler = Assembler(
         stack=stack,
@@ -200,8 +200,7 @@ class _Bench:
 def _rows(examples: Sequence[Any], inner: Any, assembler: Assembler, stack: bool) -> dict[int, list[Any]]:
     """The example inputs by bucket, checked against the model and each other."""
     what = "a list or tuple of what requests bring, at least one"
-    if not isinstance(examples, (list, tuple)):
-        raise TypeError(expected("examples", what, examples))
+    check_instance("examples", examples, lambda it: isinstance(it, (list, tuple)), what)
     if not examples:
         raise ValueError(expected("examples", what, examples))
     validate = adapt(inner).capabilities().validate

@@ -264,8 +264,7 @@ def _policy(
     if delay_s and not (isinstance(policy, str) and policy == "greedy"):
         raise ValueError(expected("max_queue_delay_s", f"0 with policy={policy!r}", delay_s))
     if not isinstance(policy, str):
-        if not is_policy(policy):
-            raise TypeError(expected("policy", "a policy's name or an object with decide", policy))
+        check_instance("policy", policy, is_policy, "a policy's name or an object with decide")
         made = policy
     elif check_choice("policy", policy, POLICY_NAMES) == "greedy":
         made = Greedy(max_batch_size, timeout_ns(delay_s))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from streaminfer._internal.validation import check_duration, expected
+from streaminfer._internal.validation import check_duration, check_instance
 from streaminfer.protocols import ExampleInputs
 from streaminfer.request import Batch
 
@@ -48,8 +48,7 @@ class ScriptedBackend:
     ) -> None:
         if not callable(duration_s):
             check_duration("duration_s", duration_s)
-        if then is not None and not callable(then):
-            raise TypeError(expected("then", "a function of the batch or None", then))
+        check_instance("then", then, lambda it: it is None or callable(it), "a function of the batch or None")
         self.batches: list[Batch] = []
         self.batch_axes = dict(batch_axes or {})
         self.calibration_sizes: list[int] = []

@@ -117,15 +117,21 @@ def test_each_listener_is_reported_once(caplog):
     def other(event):
         raise ValueError(event)
 
-    for listener in (Fails(ValueError("mine")), other, other):
+    class Unprintable(Fails):
+        def __repr__(self):
+            raise ValueError("no text")
+
+    for listener in (Fails(ValueError("mine")), other, other, Unprintable(ValueError("mine"))):
         try:
             listener(1)
         except ValueError as failure:
             failures.report(listener, "an event", failure)
-    assert [line.getMessage().split(" failed")[0] for line in caplog.records] == [
+    *told, unprintable = [line.getMessage().split(" failed")[0] for line in caplog.records]
+    assert told == [
         "a test: the listener Fails()",
         "a test: the listener test_each_listener_is_reported_once.<locals>.other",
     ]
+    assert unprintable.startswith("a test: the listener <Unprintable instance at ")
 
 
 class TestListeners:

@@ -55,6 +55,21 @@ def test_ascending_repeatable_and_at_the_mean_rate(process):
     assert 20_000 / made[-1] == pytest.approx(200.0, rel=0.12)
 
 
+@pytest.mark.parametrize("process", [arrivals.on_off, arrivals.bursts])
+def test_long_levels_are_not_drawn_to_their_end(process, monkeypatch):
+    stream, means = np.random.default_rng(1), []
+
+    class Counted:
+        def exponential(self, mean):
+            means.append(mean)
+            return stream.exponential(mean)
+
+    monkeypatch.setattr(arrivals, "_stream", lambda _: Counted())
+
+    assert process(100.0, 10, 1, on_s=100.0, off_s=100.0).size == 10
+    assert len(means) == 1 + 10
+
+
 @pytest.mark.parametrize("process", PROCESSES)
 def test_no_arrivals(process):
     assert process(10.0, 0, 1).shape == (0,)

@@ -88,6 +88,14 @@ def test_lognormal_delays():
     assert 0.010 * math.exp(0.5 * 2.326) == pytest.approx(np.quantile(took, 0.99), rel=0.15)
 
 
+def test_a_distribution_may_look_at_its_plan():
+    waits = []
+    plan = FaultPlan(delay(lambda _: float(plan.injected["delay"])), sleep=waits.append)
+    function = plan.wrap(lambda: 1)
+
+    assert (function(), function(), waits) == (1, 1, [1.0])
+
+
 def test_spikes():
     took = times(FaultPlan(delay(0.5, rate=0.02), seed=1), 3_000, duration_s=0.010)
     assert 30 <= np.count_nonzero(took > 0.4) <= 95
@@ -102,6 +110,19 @@ def test_errors_at_a_rate():
     assert plan.injected["error"] == len(failed)
     assert len({id(each) for each in failed}) == len(failed)  # each caller's own
     assert {str(each) for each in failed} == {"gone"}
+
+
+class Unlike(Exception):
+    """An error that cannot be copied: it is made of more than its message."""
+
+    def __init__(self, code, text):
+        super().__init__(text)
+        self.code = code
+
+
+def test_an_error_that_cannot_be_copied():
+    ends = [end for end, _ in outcomes(FaultPlan(error(Unlike(7, "gone"))), 2)]
+    assert [(type(end), end.code) for end in ends] == [(Unlike, 7)] * 2
 
 
 def test_an_error_class_and_the_first_of_two():

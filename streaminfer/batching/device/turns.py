@@ -89,7 +89,7 @@ class Turns:
         Args:
             bids: at least one, of different models.
             now_ns: the present instant.
-            idle: models with nothing queued, which may have to leave memory, as bids of nothing with an outlook.
+            idle: models that send nothing now, which may have to leave memory, as bids of nothing with an outlook.
             free: bytes of memory that no model takes.
 
         Returns:
@@ -120,9 +120,9 @@ class Turns:
 def _ask_kernel(bids: Sequence[Bid], outlooks: Sequence[Outlook], now_ns: int, free: int) -> tuple[int, int, int]:
     kept = [outlook.deadlines[:_MOST_QUEUED] for outlook in outlooks]
     caps = np.array([outlook.durations.size - 1 for outlook in outlooks])
-    fixed = np.array(
-        [0 if one.is_free else min(len(bid.batch), cap) for bid, one, cap in zip(bids, outlooks, caps, strict=True)]
-    )
+    sizes = [
+        (0 if one.is_free else len(bid.batch)) if bid.batch else -1 for bid, one in zip(bids, outlooks, strict=True)
+    ]
     durations = np.ones((len(bids), int(caps.max()) + 1), np.int64)
     for row, bid, outlook in zip(durations, bids, outlooks, strict=True):
         taken = outlook.durations if bid.slowdown == 1.0 else (outlook.durations * bid.slowdown).astype(np.int64)
@@ -131,7 +131,7 @@ def _ask_kernel(bids: Sequence[Bid], outlooks: Sequence[Outlook], now_ns: int, f
         now_ns,
         np.concatenate(kept),
         np.cumsum([0, *(deadlines.size for deadlines in kept)]),
-        fixed,
+        np.minimum(sizes, caps),
         durations,
         caps,
         np.array([outlook.gap_ns for outlook in outlooks]),

@@ -159,7 +159,7 @@ def choose_turn(
         now_ns: the present instant.
         deadlines: shape (n,): model after model, ascending within each; of a model with a fixed batch, that batch.
         offsets: shape (models + 1,): where each model begins in ``deadlines``.
-        fixed: shape (models,): the size of the one batch that a model may send; 0: the kernel chooses.
+        fixed: shape (models,): the size of the one batch that a model may send; 0: the kernel chooses; -1: none now.
         durations: shape (models, largest cap + 1), nanoseconds of a batch by its size, nondecreasing.
         caps: shape (models,): the largest batch of each.
         gaps_ns: shape (models,): expected time between arrivals; infinite: none are expected.
@@ -211,7 +211,7 @@ def choose_turn(
     for model in range(models):
         queued = offsets[model + 1] - offsets[model]
         largest = 0
-        for head in range(queued if fixed[model] == 0 else 1):
+        for head in range(queued if fixed[model] == 0 else int(fixed[model] > 0)):
             deadline_ns = deadlines[offsets[model] + head]
             full = min(queued - head, caps[model]) if fixed[model] == 0 else fixed[model]
             size = full

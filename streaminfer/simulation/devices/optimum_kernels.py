@@ -15,6 +15,7 @@ from streaminfer._internal.loading.numba_jit import jit
 __all__ = ["EXPORTS", "most_of_two"]
 
 _FAR_NS = 2**62
+_NO_LIMIT_NS = 2**63 - 1
 
 _Array = NDArray[np.int64]
 
@@ -204,7 +205,7 @@ def most_of_two(  # noqa: PLR0915 - the steps of one program, which share its ta
                 if states > 1:  # a load for what comes; one back again would only take longer
                     shift = bases[1 - state] - base
                     served = _extend(
-                        front, served, new[1 - state], counts[1 - state], shift, loads_ns[state], 0, 2 * _FAR_NS, 0
+                        front, served, new[1 - state], counts[1 - state], shift, loads_ns[state], 0, _NO_LIMIT_NS, 0
                     )
                 used = max(used, served)
                 # serving more and being free no later is better: what remains ascends in both

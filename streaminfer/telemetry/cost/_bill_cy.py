@@ -61,12 +61,9 @@ class CostAccount:
     def respond(self, on_time: bool, degraded: bool, cached: bool) -> None:
         """Count a response."""
         self.responses += 1
-        if on_time:
-            self.on_time += 1
-        if degraded:
-            self.degraded += 1
-        if cached:
-            self.cached += 1
+        self.on_time += on_time
+        self.degraded += degraded
+        self.cached += cached
 
     def charge(self, rows: int, cost_ns: int, setup_ns: int, padding_ns: int) -> None:
         """Count rows of a batch that ended."""
@@ -122,12 +119,13 @@ class DeviceBill:
 
     def advance(self, now_ns: int) -> None:
         """Bill the time that passed; a clock that jumps back stands still."""
-        if now_ns <= self._now_ns:
+        if self._openings == 0 and self.in_flight == 0:
+            self._now_ns = now_ns  # of another clock, too, which a stack may bring
             return
         passed_ns = now_ns - self._now_ns
-        self._now_ns = now_ns
-        if self._openings == 0 and self.in_flight == 0:
+        if passed_ns <= 0:
             return
+        self._now_ns = now_ns
         self.bill_ns += passed_ns
         places = self.workers if self.workers > self.in_flight else self.in_flight
         each_ns = passed_ns // places

@@ -1,6 +1,7 @@
 """`CostMeter`: what each request cost in a shared batch, and what padding and idle time cost."""
 
 import logging
+import sys
 import time
 import weakref
 from collections.abc import Iterator, Mapping
@@ -97,8 +98,8 @@ class CostMeter(StackClock, Node):
         for argument, value in (("currency", currency), ("name", name)):
             check_instance(argument, value, lambda it: isinstance(it, str), "a string")
         self._accept_clock(clock)
-        check_count("workers", workers)
-        sets = check_count("max_label_sets", max_label_sets)
+        check_count("workers", workers, at_most=sys.maxsize)
+        sets = check_count("max_label_sets", max_label_sets, at_most=sys.maxsize)
         prices = per_second if isinstance(per_second, Mapping) else {_ALL: per_second}
         if not prices:
             raise ValueError(expected("per_second", "the price of at least one model or route", per_second))
@@ -125,8 +126,7 @@ class CostMeter(StackClock, Node):
             TypeError: not a service: stand outside the batcher.
             ValueError: ``per_second`` names neither a model in it nor its route.
         """
-        if not is_service(inner):
-            raise TypeError(expected("inner", "a service (outside the batcher)", inner))
+        check_instance("inner", inner, is_service, "a service (outside the batcher)")
         if self.watch(inner):
             return MeteredService(self, inner, None)
         name = name_of(inner)

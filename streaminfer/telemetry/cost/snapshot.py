@@ -1,5 +1,6 @@
 """Snapshot of a `CostMeter`: accounts of several devices and of responses, joined by name."""
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -95,22 +96,17 @@ def _rows(
     charged: Iterable[tuple[str, str, CostAccount]],
     responded: Iterable[tuple[str, CostAccount]] = (),
 ) -> dict[str, CostRow]:
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, Any] = defaultdict(Counter)
+    costs_ns: dict[str, Counter[str]] = defaultdict(Counter)
     for name, label, account in charged:
-        row, per_ns = _row(rows, name), devices[label].per_second / 1e9
-        row["cost_ns"][label] = row["cost_ns"].get(label, 0) + account.cost_ns
+        row, per_ns = rows[name], devices[label].per_second / 1e9
+        costs_ns[name][label] += account.cost_ns
         row["setup"] += account.setup_ns * per_ns
         row["padding"] += account.padding_ns * per_ns
         row["rows"] += account.rows
     for name, account in responded:
-        row = _row(rows, name)
         for count in ("responses", "on_time", "degraded", "cached"):
-            row[count] += getattr(account, count)
-    for row in rows.values():
-        row["cost"] = sum(ns / 1e9 * devices[label].per_second for label, ns in row["cost_ns"].items())
-    return {name: CostRow(**row) for name, row in sorted(rows.items())}
-
-
-def _row(rows: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
-    blank = {"cost_ns": {}, "setup": 0.0, "padding": 0.0, "rows": 0, "responses": 0, "on_time": 0, "degraded": 0}
-    return rows.setdefault(name, {**blank, "cached": 0})
+            rows[name][count] += getattr(account, count)
+    for name, row in rows.items():
+        row["cost"] = sum(ns / 1e9 * devices[label].per_second for label, ns in costs_ns[name].items())
+    return {name: CostRow(cost_ns=dict(costs_ns[name]), **row) for name, row in sorted(rows.items())}

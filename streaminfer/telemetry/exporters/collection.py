@@ -9,6 +9,7 @@ import attrs
 
 from streaminfer._internal.display.unique_name import unique_name
 from streaminfer._internal.error_log import ErrorLog
+from streaminfer._internal.listeners import LISTENER_ERRORS
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer.telemetry.exporters.histogram_points import Exemplar, HistogramPoint, HistogramReader
 from streaminfer.telemetry.exporters.metric import Metric
@@ -19,7 +20,7 @@ from streaminfer.telemetry.services import walk
 from streaminfer.telemetry.statistics import TelemetryStatistics
 from streaminfer.telemetry.telemetry import Telemetry
 
-__all__ = ["MAX_LABEL_VALUES", "OTHER", "Collection", "Labels", "Sample"]
+__all__ = ["MAX_LABEL_VALUES", "OTHER", "Collection", "Labels", "Sample", "label_value"]
 
 MAX_LABEL_VALUES = 64
 """Most values of a label that a program's words fill, such as the class of an error; later ones share one series."""
@@ -73,22 +74,23 @@ class Collection:
             service: value of the label ``service``.
             parts: of `name_services`.
         """
+        service = label_value(service)
         places: set[str] = set()
         exemplars: tuple[Exemplar, ...] = ()
         for part, node, place, _ in itertools.chain.from_iterable(walk(part, self._visited) for part in parts):
             state = node.stack_state
             if state:
-                self._read(_State(state), (STACK_STATE,), (("service", service), ("layer", place)))
+                self._read(_State(state), (STACK_STATE,), (("service", service), ("layer", label_value(place))))
                 continue  # its statistics are those of its layers
             try:
                 snapshot = self._telemetry(part) if isinstance(part, Telemetry) else node.statistics()
-            except Exception as error:  # noqa: BLE001 - logged; a layer of a user's must not cost the others' metrics
+            except LISTENER_ERRORS as error:  # a layer of a user's must not cost the others' metrics
                 _FAILURES.report(f"service {service!r}: statistics() of {place or type(part).__name__}", error)
                 continue
             if isinstance(snapshot, TracingStatistics):
                 exemplars += snapshot.exemplars
             if isinstance(snapshot, Snapshot):
-                unique = unique_name(place or type(part).__name__, places)
+                unique = unique_name(label_value(place or type(part).__name__), places)
                 places.add(unique)
                 self._add_statistics(snapshot, (("service", service), ("layer", unique)))
         if exemplars:
@@ -120,7 +122,7 @@ class Collection:
                 return
             self._shared.add((kind, snapshot.name))
         if kind in LABELED:
-            labels = (*labels, *((name, _text(value)) for name, value in snapshot.labels))
+            labels = (*labels, *((name, label_value(value)) for name, value in snapshot.labels))
         self._read(snapshot, METRICS[kind], labels)
         for field, label in INNER.get(kind, ()):
             inner = getattr(snapshot, field)
@@ -131,7 +133,7 @@ class Collection:
                 named = label and any("name" in type(each).__annotations__ for each in parts)
                 pairs = [(each.name if named else field, each) for each in parts]
             for name, each in pairs:
-                self._add_statistics(each, (*labels, (label, _text(name))) if label else labels)
+                self._add_statistics(each, (*labels, (label, label_value(name))) if label else labels)
 
     def _read(self, snapshot: Any, metrics: Sequence[Metric], labels: Labels) -> None:
         points: list[tuple[Metric, str, HistogramPoint]] = []
@@ -180,15 +182,15 @@ def _bounded(values: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
     others = 0
     for position, (key, value) in enumerate(values.items()):
         if position < MAX_LABEL_VALUES:
-            yield _text(f"{key:g}" if isinstance(key, float) else key), value
+            yield label_value(f"{key:.12g}" if isinstance(key, float) else key), value
         else:
             others += value
     if len(values) > MAX_LABEL_VALUES:
         yield OTHER, others
 
 
-def _text(name: object) -> str:
-    """Return a value of a label: text that UTF-8 has, of bounded length, and another one for another name."""
+def label_value(name: object) -> str:
+    """Return a name as the value of a label: text that UTF-8 has, of bounded length, another one for another name."""
     text = str(name).encode("utf-8", "backslashreplace").decode()
     if len(text) <= _MAX_LABEL_LENGTH:
         return text

@@ -1,5 +1,6 @@
 """`LabelFamily`: one histogram, counter or anything else per set of label values, with a bound on how many."""
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -46,7 +47,7 @@ class LabelFamily(Generic[T]):
         if not labels or len(set(labels)) < len(labels):
             raise ValueError(expected("labels", "at least one name, each once", labels))
         self.labels = labels
-        self._state = _State(make, check_count("max_sets", max_sets))
+        self._state = _State(make, check_count("max_sets", max_sets, at_most=sys.maxsize))
         self._child: Callable[[tuple[Any, ...]], T] = self._state.child
 
     def of(self, *values: Any) -> T:

@@ -1,5 +1,6 @@
 """`LabeledLatency`: latency and outcomes of a `Telemetry` by tenant, route or priority, with a bound on label sets."""
 
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -34,7 +35,8 @@ class LabeledLatency:
         if len(set(labels)) < len(labels) or not set(labels) <= set(LABELS):
             raise ValueError(expected("labels", f"{what}, each at most once", labels))
         self._labels = tuple(labels)
-        self._family = LabelFamily(_counts, *labels, max_sets=check_count("max_label_sets", max_sets))
+        sets = check_count("max_label_sets", max_sets, at_most=sys.maxsize)
+        self._family = LabelFamily(_counts, *labels, max_sets=sets)
         self._recorder = LabeledRecorder(self._labels, self._family._state)
 
     def service(self, telemetry: Any, inner: Any) -> RecordedService:

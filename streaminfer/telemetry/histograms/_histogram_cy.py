@@ -37,7 +37,7 @@ from collections.abc import MutableSequence
 from numbers import Real
 from typing import Any
 
-from streaminfer._internal.validation import expected
+from streaminfer._internal.validation import check_count, expected
 
 __all__ = ["HistogramState"]
 
@@ -134,12 +134,8 @@ class HistogramState:
             ValueError: negative.
             TypeError: not a whole number, or a bool.
         """
-        if type(nanoseconds) is not int:
-            if isinstance(nanoseconds, bool) or not hasattr(nanoseconds, "__index__"):
-                raise TypeError(expected("nanoseconds", "a whole number ≥ 0", nanoseconds))
-            nanoseconds = nanoseconds.__index__()
-        if nanoseconds < 0:
-            raise ValueError(expected("nanoseconds", "a whole number ≥ 0", nanoseconds))
+        if type(nanoseconds) is not int or nanoseconds < 0:
+            nanoseconds = check_count("nanoseconds", nanoseconds, at_least=0)
         # Python's minimum, of whole numbers of any size: the result fits a C integer
         _count(self, min(nanoseconds, 2**62))
 
@@ -447,4 +443,7 @@ def _share(q: float) -> float:
 def _real(name: str, number: Any) -> float:
     if isinstance(number, bool) or not isinstance(number, (float, int, Real)):
         raise TypeError(expected(name, "a real number", number))
-    return float(number)
+    try:
+        return float(number)
+    except OverflowError:
+        return -1.0 if number < 0 else _FAR_NS_FLOAT  # whole numbers have no end

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 __all__ = ["MonotonicClock"]
 
@@ -28,6 +29,9 @@ class MonotonicClock:
     def __init__(self, clock: Callable[[], int] | None) -> None:
         self._elapsed_ns = 0
         self._take(clock)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError(f"{self!r} holds counts that others add to and cannot be copied; make another one")
 
     def _take(self, clock: Callable[[], int] | None) -> None:
         """Goes on with another clock from where time stands."""

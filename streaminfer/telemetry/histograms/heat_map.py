@@ -28,7 +28,6 @@ from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.loading.extras import require
 from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import expected
-from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 from streaminfer.telemetry.interval_log.interval_log import Interval, merge_widened
 
 __all__ = ["LatencyHeatMap"]
@@ -79,7 +78,10 @@ class LatencyHeatMap:
         edges_s = np.linspace(first_s - around_s, last_s + around_s, _COLUMNS + 1)
         latency_edges_s = _bands(latencies)
         columns = np.clip(np.searchsorted(edges_s, at, "right") - 1, 0, _COLUMNS - 1)
-        counts = np.histogram2d(latencies, at, (latency_edges_s, edges_s))[0].astype(np.int64)
+        counts = np.zeros((latency_edges_s.size - 1, _COLUMNS), np.int64)
+        # clipped: a rounded bound may lie just below the longest latency
+        rows = np.clip(np.searchsorted(latency_edges_s, latencies, "right") - 1, 0, counts.shape[0] - 1)
+        np.add.at(counts, (rows, columns), 1)
         order = np.lexsort((latencies, columns))
         parts = np.split(latencies[order], np.searchsorted(columns[order], np.arange(1, _COLUMNS)))
         quantiles_s = np.array([np.quantile(part, _QUANTILES) if part.size else (np.nan, np.nan) for part in parts]).T
@@ -101,7 +103,10 @@ class LatencyHeatMap:
             raise ValueError(expected("intervals", "intervals in order of time", ends_s))
         merged = -(-len(given) // _COLUMNS) or 1  # neighbors share a column where there are too many
         groups = [given[at : at + merged] for at in range(0, len(given), merged)]
-        histograms = [_merge(interval.histogram for interval in group) for group in groups]
+        histograms = [
+            functools.reduce(merge_widened, [it.histogram for it in rest], first.histogram.copy())
+            for first, *rest in groups
+        ]
         edges_s = np.array([given[0].start_s, *(group[-1].end_s for group in groups)] if given else [0.0, 1.0])
         recorded = [histogram for histogram in histograms if histogram.count]
         latency_edges_s = _bands(np.array([bound for it in recorded for bound in (it.min, it.max)]))
@@ -181,8 +186,3 @@ def _bands(latencies_s: NDArray[np.float64]) -> NDArray[np.float64]:
     low = int(np.floor(np.log10(max(low_s, _LOWEST_S))))
     high = max(int(np.ceil(np.log10(max(high_s, _LOWEST_S)))), low + 1)
     return np.logspace(low, high, (high - low) * _ROWS_PER_DECADE + 1)
-
-
-def _merge(histograms: Iterable[LatencyHistogram]) -> LatencyHistogram:
-    first, *others = histograms
-    return functools.reduce(merge_widened, others, first.copy())

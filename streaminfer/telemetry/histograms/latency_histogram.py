@@ -22,6 +22,7 @@ __all__ = ["FAR_NS", "LONGEST_UNDER_LOCK", "LatencyHistogram", "lowest_at", "rea
 LONGEST_UNDER_LOCK = 4096  # about 12 µs in compiled code; beyond, the kernel lets other threads run meanwhile
 FAR_NS = 2**62
 _MOST_DIGITS = 5
+_TOO_MANY = 2**63  # for the C integers that count
 _OPERATIONS = (
     "add_counts",
     "count_ns",
@@ -192,9 +193,11 @@ class LatencyHistogram(_State):
 
         Raises:
             TypeError: not a LatencyHistogram.
+            ValueError: both together have 2^63 durations or more.
         """
-        if not isinstance(other, LatencyHistogram):
-            raise TypeError(expected("other", "a LatencyHistogram", other))
+        check_instance("other", other, lambda value: isinstance(value, LatencyHistogram), "a LatencyHistogram")
+        if self.count + other.count >= _TOO_MANY:
+            raise ValueError(expected("other", f"less than 2^63 durations with the {self.count} here", other.count))
         counts, minimum_ns, maximum_ns, clamped = other.snapshot()
         if maximum_ns < 0:
             return

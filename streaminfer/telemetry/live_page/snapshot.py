@@ -6,6 +6,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from streaminfer._internal.error_log import ErrorLog
+from streaminfer._internal.listeners import LISTENER_ERRORS
 from streaminfer.protocols import name_of
 from streaminfer.telemetry.live_page.panels import LIVE, PANELS, Numbers, reader_of, slo_numbers, table
 from streaminfer.telemetry.live_page.recent_tail import RecentTail
@@ -80,7 +81,7 @@ class ServiceReader:
                 if most or panel in LIVE:
                     names.add(panel)
                     _add(panels, panel, numbers, found.path)
-        except Exception as error:  # noqa: BLE001 - one broken layer of a user's must not blank the page
+        except LISTENER_ERRORS as error:  # one broken layer of a user's must not blank the page
             name = name_of(found.part)
             self._failures.report(f"the live page: statistics() of {name}", error)
             if whole:

@@ -234,7 +234,7 @@ class SLO(StackClock, _State):
             check_duration("window_s", window_s, positive=True) > self.period_s
         ):
             raise ValueError(expected("window_s", f"at most the period of {self.period_s!r} seconds", window_s))
-        return self.burn_over(max(int(window_s * 1e9), 1))
+        return self.burn_over(max(round(window_s * 1e9), 1))
 
     def alerts(self) -> tuple[Alert, ...]:
         """Looks at the pairs now, tells the callbacks what changed, and gives the alerts that fire.
@@ -361,7 +361,7 @@ class SLO(StackClock, _State):
         self._changes.extend(self._states.update(now_ns, elapsed_ns / 1e9, self._events_and_rate))
 
     def _events_and_rate(self, window_s: float) -> tuple[int, float]:
-        seen, bad, _ = self.window(max(int(window_s * 1e9), 1))
+        seen, bad, _ = self.window(max(round(window_s * 1e9), 1))
         return seen, bad / seen / self.allowed if seen else 0.0
 
     def _deliver(self) -> None:

@@ -105,8 +105,7 @@ class Outcomes(StackClock, SyncLayer):
         Raises:
             TypeError: not a service: stand outside the batcher.
         """
-        if not is_service(inner):
-            raise TypeError(expected("inner", "a service (outside the batcher)", inner))
+        check_instance("inner", inner, is_service, "a service (outside the batcher)")
         return super().wrap(inner)
 
     @contextmanager

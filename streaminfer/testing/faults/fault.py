@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from streaminfer._internal.validation import check_count, check_duration, check_number, expected
+from streaminfer._internal.validation import check_count, check_duration, check_number, expected, field_check
 
 __all__ = [
     "Fault",
@@ -42,16 +42,12 @@ class Fault:
     """
 
     kind: str
-    rate: float = attrs.field()
+    rate: float = attrs.field(validator=field_check(check_number, "a share from 0 to 1", lambda it: 0.0 <= it <= 1.0))
     value: Any = None
     over_s: float = math.inf
     start_s: float = 0.0
     end_s: float = math.inf
     calls: frozenset[int] | None = None
-
-    @rate.validator
-    def _check_rate(self, _: Any, value: object) -> None:
-        check_number("rate", value, "a share from 0 to 1", lambda it: 0.0 <= it <= 1.0)
 
     def between(self, start_s: float, end_s: float) -> "Fault":
         """Return the same fault for calls that start from ``start_s`` to before ``end_s``, of the plan's time."""

@@ -1,7 +1,6 @@
 """Faults of one call, and killed worker processes."""
 
 import contextlib
-import copy
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer._internal.validation import expected
+from streaminfer.errors import copy_error
 from streaminfer.protocols import adapt
 from streaminfer.testing.faults.fault import Fault
 
@@ -174,4 +174,4 @@ def process_workers(backend: Any) -> Sequence[Any]:
 
 def _own_exception(error: BaseException | type[BaseException]) -> BaseException:
     """Return an exception of its own for a call, because raising adds to its traceback."""
-    return error("injected") if isinstance(error, type) else copy.copy(error)
+    return error("injected") if isinstance(error, type) else copy_error(error).with_traceback(None)

@@ -73,7 +73,7 @@ class FaultPlan:
         self.seed = check_count("seed", seed, at_least=0)
         self.sleep = sleep
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a distribution may look at the plan
         self._injected: Counter[str] = Counter()
         self._calls = 0
         self._began_s: float | None = None

@@ -95,6 +95,13 @@ class TestRules:
 
         assert Turns(100).choose(bids, 0)[0] == 1
 
+    def test_a_model_that_sends_nothing_now_is_not_granted(self):
+        """It runs a batch, say, while more of its requests are queued."""
+        bids = [bid("a", [9], [20]), bid("b", [8], [20])]
+        running = bid("c", [1000, 1000, 1000], [10, 11, 12], needs=5, load_ns=1)._replace(batch=())
+
+        assert deadlines_of(Turns(100).choose(bids, 0, [running], 5)) == (1, [8])
+
     def test_nothing_on_time_is_served_by_deadline(self):
         bids = [bid("a", [9], [20]), bid("b", [8], [20])]
 

@@ -137,3 +137,13 @@ def test_nothing_is_paid_while_it_is_closed():
     bill.advance(2005)
     bill.advance(1900)  # a clock that jumps back
     assert bill.bill_ns == bill.idle_ns == 15
+
+
+def test_a_clock_that_is_exchanged_while_it_is_closed_bills_nothing_and_goes_on():
+    bill = DeviceBill(1)
+    bill.advance(10**15)
+    bill.open(0)
+    bill.advance(7)
+    bill.close(10)
+    bill.advance(10**15)
+    assert bill.bill_ns == bill.idle_ns == 10

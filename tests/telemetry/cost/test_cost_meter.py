@@ -480,6 +480,12 @@ class TestArguments:
             ({"per_second": "1"}, TypeError, "per_second: expected a finite price > 0"),
             ({"per_second": {}}, ValueError, "per_second: expected the price of at least one model or route"),
             ({"per_second": 1, "workers": 0}, ValueError, "workers: expected a whole number"),
+            ({"per_second": 1, "workers": 2**70}, ValueError, "workers: expected a whole number ≥ 1 and ≤"),
+            (
+                {"per_second": 1, "max_label_sets": 2**70},
+                ValueError,
+                "max_label_sets: expected a whole number ≥ 1 and ≤",
+            ),
             ({"per_second": 1, "currency": 3}, TypeError, "currency: expected a string"),
             ({"per_second": 1, "clock": 3}, TypeError, "clock: expected a callable or None"),
         ],

@@ -3,12 +3,14 @@
 import ast
 import asyncio
 import functools
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 import streaminfer as si
+from streaminfer.telemetry import AlertPair, alert_rules
 from streaminfer.telemetry.cost.statistics import CostRow, CostStatistics
 from streaminfer.telemetry.exporters.collection import MAX_LABEL_VALUES, OTHER, Collection
 from streaminfer.telemetry.exporters.histogram_points import HistogramReader
@@ -267,6 +269,20 @@ def test_part_that_fails_costs_no_other_its_metrics(tmp_path, caplog):
     assert "service 'closed workers': statistics() of WorkerHistograms failed: RuntimeError" in record.getMessage()
 
 
+def test_part_with_a_cancelled_future_costs_no_other_its_metrics(caplog):
+    """The result of a future that was cancelled raises `CancelledError`, which cancels no scrape."""
+
+    async def main(loop):
+        future = loop.create_future()
+        future.cancel()
+        return collect(si.Telemetry("faces"), SimpleNamespace(statistics=future.result))
+
+    found = run(main)
+
+    assert {dict(labels)["service"] for _, labels in found} == {"faces"}
+    assert len(caplog.records) == 1
+
+
 def test_services_with_one_name_are_told_apart():
     """The second of a name has a number; without a telemetry the class is the name."""
     stacks = [si.Telemetry("a"), si.Telemetry("a"), si.Telemetry(), si.CircuitBreaker(name="b")]
@@ -312,6 +328,30 @@ def test_label_is_text_of_its_own(tenants):
 
     assert len({text.encode() for text in found}) == len(tenants)
     assert max(map(len, found)) <= 128
+
+
+@pytest.mark.parametrize("name", ["\ud800", "x" * 200], ids=["surrogate", "long"])
+def test_names_of_services_and_routes_are_text(name):
+    """Whatever a developer calls a service, an objective and a route, UTF-8 has their labels."""
+    slo = si.SLO(name, threshold_s=0.1)
+    router = si.FallbackRouter(si.Route(name, si.Stack(ScriptedBackend())), si.Route("small", ScriptedBackend()))
+
+    found = collect(si.Stack(si.Telemetry(name, slo=slo), router))
+
+    for _, labels in found:
+        assert all(len(value.encode()) <= 128 for _, value in labels)
+    selected = json.loads(alert_rules(slo).partition(" slo: ")[2].partition("\n")[0])
+    assert {dict(labels)["slo"] for name, labels in found if "_slo_" in name} == {selected}
+
+
+def test_long_windows_have_series_of_their_own():
+    """The label of a window has all its seconds."""
+    pair = AlertPair(2.0, 1_000_001.0, 1_000_000.0)
+    found = collect(si.Telemetry("faces", slo=si.SLO("fast", threshold_s=0.1, alert_pairs=[pair])))
+
+    windows = {dict(labels).get("window") for _, labels in found}
+
+    assert windows == {None, "1000000", "1000001"}
 
 
 def test_unknown_values_are_left_out():

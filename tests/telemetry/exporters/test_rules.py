@@ -18,7 +18,7 @@ from streaminfer.telemetry.exporters.names import METRICS, STACK_STATE
 from streaminfer.telemetry.exporters.rules.queries import duration, slug
 from streaminfer.telemetry.exporters.rules.yaml_text import to_yaml
 
-AWKWARD = 'faces "x"\\ é \U0001f680'
+AWKWARD = 'faces "x"\\ é \U0001f680 {{b}}'
 SLOS = [
     si.SLO("faces", threshold_s=0.050, objective=0.99),
     si.SLO(AWKWARD, threshold_s=0.1, objective=0.9, period_s=7 * 86_400.0),

@@ -64,6 +64,7 @@ def test_threads_get_one_child():
         (lambda: LabelFamily(list, "a", "a"), ValueError, "labels: expected at least one name, each once"),
         (lambda: LabelFamily(list, 3), TypeError, "labels: expected names of labels"),
         (lambda: LabelFamily(list, "a", max_sets=0), ValueError, "max_sets: expected a whole number"),
+        (lambda: LabelFamily(list, "a", max_sets=2**70), ValueError, "max_sets: expected a whole number"),
         (lambda: LabelFamily(list, "a").of(), TypeError, "values: expected one for each label"),
         (lambda: LabelFamily(list, "a").of([]), TypeError, "unhashable"),
     ],

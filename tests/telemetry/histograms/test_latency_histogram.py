@@ -147,6 +147,8 @@ def test_an_error_names_the_argument_and_what_came(histogram_class):
         histogram_class().record(-0.5)
     with pytest.raises(ValueError, match=r"^expected_interval_s: .* got -1.0 \(float\)$"):
         histogram_class().record_corrected(1.0, -1.0)
+    with pytest.raises(ValueError, match=r"^seconds: expected a number of seconds ≥ 0, got -1000"):
+        histogram_class().record(-(10**400))
     with pytest.raises(TypeError, match=r"^q: expected a real number, got '0.5' \(str\)$"):
         histogram_class().quantile("0.5")
 
@@ -158,12 +160,13 @@ def test_what_is_too_long_clamps_and_is_counted(histogram_class):
     for call, value in (
         (histogram.record, 10.000000001),
         (histogram.record, math.inf),
+        (histogram.record, 10**400),
         (histogram.record_ns, 10**10 + 1),
         (histogram.record_ns, 10**40),
         (histogram.record_many, [11.0, 1e300, 2.0]),
     ):
         call(value)
-    assert (histogram.count, histogram.clamped) == (8, 6)
+    assert (histogram.count, histogram.clamped) == (9, 7)
     assert histogram.max == 10.0
     assert histogram.quantile(0.99) == 10.0
     assert histogram.min == 2.0
@@ -364,6 +367,20 @@ def test_merge_with_itself_doubles(histogram_class):
     histogram = recorded(histogram_class, [1, 2, 9_000_000])
     histogram.merge(histogram)
     assert everything(histogram) == everything(recorded(histogram_class, [1, 2, 9_000_000] * 2))
+
+
+def test_merge_beyond_the_largest_count_is_refused(histogram_class):
+    histogram = histogram_class()
+    histogram.record(0.05)
+    for _ in range(62):
+        histogram.merge(histogram)
+
+    with pytest.raises(
+        ValueError, match=r"^other: expected less than 2\^63 durations with the 4611686018427387904 here"
+    ):
+        histogram.merge(histogram)
+
+    assert (histogram.count, histogram.quantile(0.5)) == (2**62, 0.05)
 
 
 def test_merge_of_the_empty_changes_nothing(histogram_class):

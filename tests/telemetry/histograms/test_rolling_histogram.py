@@ -1,6 +1,8 @@
 """RollingHistogram: what it keeps, what it forgets, and when."""
 
+import copy
 import math
+import pickle
 import sys
 import threading
 
@@ -244,3 +246,10 @@ def test_a_turning_ring_loses_nothing_among_threads():
     finally:
         sys.setswitchinterval(interval)
     assert histogram.count == 3000
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_it_cannot_be_copied(duplicate):
+    histogram = RollingHistogram(**COARSE)
+    with pytest.raises(TypeError, match=r"^RollingHistogram\(.* cannot be copied; make another one"):
+        duplicate(histogram)

@@ -167,9 +167,10 @@ def test_an_object_that_is_no_service_shows_its_own():
     ]
 
 
-def test_a_layer_that_fails_blanks_nothing(caplog):
+@pytest.mark.parametrize("error", [ZeroDivisionError, asyncio.CancelledError])
+def test_a_layer_that_fails_blanks_nothing(caplog, error):
     def fail():
-        raise ZeroDivisionError
+        raise error
 
     reader = ServiceReader([Parent(a=UserLayer(fail), b=UserLayer(Unknown))])
     for turn in range(3):

@@ -96,6 +96,17 @@ def test_budget_and_burn_rate(slo, clock):
     assert (slo.budget_remaining(), slo.burn_rate(slo.period_s)) == (1.0, 0.0)
 
 
+def test_a_window_is_not_a_nanosecond_too_short(clock):
+    """1.001 s are not 1,000,999,999.9999999 ns rounded down."""
+    slo = SLO("faces", threshold_s=0.050, objective=0.99, period_s=1.001, clock=clock)
+    clock.now_ns += 5 * slo.width_ns * 4 ** (slo.levels - 1) - 1  # the last instant of a bucket
+    slo.record(1.0)
+
+    clock.now_ns += 1_001_000_000
+
+    assert 1.0 - slo.burn_rate(1.001) == slo.budget_remaining() == pytest.approx(-99.0)
+
+
 @pytest.mark.parametrize("window_s", [0.0, -1.0, math.nan, math.inf, 30 * 86400.1, "60", None])
 def test_an_impossible_window_is_refused(slo, window_s):
     with pytest.raises((TypeError, ValueError), match="window_s: expected"):

@@ -55,32 +55,28 @@ class MetricsApp(AsgiApp):
         await respond(scope, send, 200, body, more, content_type=chosen.content_type.encode())
 
     async def _render(self, chosen: Format, compress: bool) -> bytes:
-        turn = _Turn()
+        began_s = time.perf_counter()
         collection = Collection(self._reader)
         for service, parts in self._services:
             collection.add(service, parts)
-            await turn.end_if_due()
+            began_s = await _give_way(began_s)
         compressor = zlib.compressobj(_GZIP_LEVEL, wbits=_GZIP_WINDOW) if compress else None
         pieces: list[bytes] = []
         for written in chosen.write(collection.families):
             piece = written.encode() if isinstance(written, str) else written
             pieces.append(piece if compressor is None else compressor.compress(piece))
-            await turn.end_if_due()
+            began_s = await _give_way(began_s)
         if compressor is not None:
             pieces.append(compressor.flush())
         return b"".join(pieces)
 
 
-class _Turn:
-    """The time for which a task has had the event loop."""
-
-    def __init__(self) -> None:
-        self._began_s = time.perf_counter()
-
-    async def end_if_due(self) -> None:
-        if time.perf_counter() - self._began_s > _TURN_S:
-            await asyncio.sleep(0)
-            self._began_s = time.perf_counter()
+async def _give_way(began_s: float) -> float:
+    """Let requests have their turn, if this one has taken its time; return when the present one began."""
+    if time.perf_counter() - began_s <= _TURN_S:
+        return began_s
+    await asyncio.sleep(0)
+    return time.perf_counter()
 
 
 def _headers(raw: Headers) -> dict[str, str]:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable
 
 from streaminfer._internal.validation import check_instance, expected
+from streaminfer.telemetry.exporters.collection import label_value
 from streaminfer.telemetry.exporters.names import METRICS
 from streaminfer.telemetry.objectives.slo import SLO
 
@@ -32,7 +33,8 @@ def check_slos(slos: Iterable[object]) -> None:
 
 def events(slo: SLO) -> str:
     """Return the selector of all events."""
-    name = json.dumps(slo.name, ensure_ascii=False)  # PromQL has JSON's escapes, but for pairs of surrogates
+    # PromQL has JSON's escapes, but for pairs of surrogates
+    name = json.dumps(label_value(slo.name), ensure_ascii=False)
     return f"{_EVENTS}{{slo={name}}}"
 
 

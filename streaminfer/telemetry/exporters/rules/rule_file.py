@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from streaminfer.telemetry.exporters.collection import label_value
 from streaminfer.telemetry.exporters.rules.queries import bad_events, check_slos, duration, events, number
 from streaminfer.telemetry.exporters.rules.yaml_text import to_yaml
 from streaminfer.telemetry.objectives.alerts import AlertPair
@@ -26,7 +27,8 @@ def alert_rules(*slos: SLO) -> str:
         TypeError, ValueError: not objectives, or two of one name.
     """
     check_slos(slos)
-    return to_yaml({"groups": [{"name": f"streaminfer SLO {slo.name}", "rules": _rules(slo)} for slo in slos]})
+    groups = [{"name": f"streaminfer SLO {label_value(slo.name)}", "rules": _rules(slo)} for slo in slos]
+    return to_yaml({"groups": groups})
 
 
 def _rules(slo: SLO) -> list[dict[str, Any]]:
@@ -37,21 +39,22 @@ def _rules(slo: SLO) -> list[dict[str, Any]]:
 def _recording(slo: SLO, window_s: float) -> dict[str, Any]:
     window = duration(window_s)
     ratio = f"sum(rate({bad_events(slo)}[{window}])) / sum(rate({events(slo)}[{window}]))"
-    return {"record": f"{_RATIO}{window}", "expr": ratio, "labels": {"slo": slo.name}}
+    return {"record": f"{_RATIO}{window}", "expr": ratio, "labels": {"slo": label_value(slo.name)}}
 
 
 def _alert(slo: SLO, pair: AlertPair) -> dict[str, Any]:
     long, short = duration(pair.long_s), duration(pair.short_s)
     limit = f"{number(pair.burn_rate)} * {number(slo.allowed)}"
+    name = label_value(slo.name).replace("{{", '{{"{{"}}')  # what an alert says is a template
     named = events(slo).partition("{")[2]
     burns = " and ".join(f"{_RATIO}{window}{{{named} >= {limit}" for window in (long, short))
     enough = f"sum(increase({events(slo)}[{long}])) >= {slo.minimum_events}"
     return {
         "alert": "StreaminferBudgetBurn",
         "expr": f"{burns} and on() {enough}",
-        "labels": {"slo": slo.name, "severity": pair.severity, "window": long},
+        "labels": {"slo": name, "severity": pair.severity, "window": long},
         "annotations": {
-            "summary": f"The error budget of {slo.name} burns at {number(pair.burn_rate)} times its rate",
+            "summary": f"The error budget of {name} burns at {number(pair.burn_rate)} times its rate",
             "description": (
                 f"Over the last {long} and the last {short}, more than {number(pair.burn_rate * slo.allowed)} of the "
                 f"events were bad: later than {number(slo.threshold_s)} s, failed or rejected."
