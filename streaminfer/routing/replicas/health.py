@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import attrs
+import numpy as np
 
 from streaminfer._internal.units import NEVER_NS
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected, field_check
@@ -48,7 +49,7 @@ class HealthCheck:
 
     Args:
         probe: an async function of a `Replica`, which sends it whatever proves that it can serve. It fails when it
-            raises, returns ``False``, or does not end within ``timeout_s``.
+            raises, returns ``False`` (NumPy's too), or does not end within ``timeout_s``.
         interval_s: seconds from one probe of a replica to the next; the first comes within that time, at an instant
             that is drawn, so that not all replicas are probed at once.
         timeout_s: seconds that a probe may take.
@@ -168,7 +169,9 @@ class ReplicaProbes:
         except Exception as error:  # noqa: BLE001 - what it raised is the outcome of the probe
             failure: Exception | None = error
         else:
-            failure = ValueError("the probe returned False") if said is False else None
+            failure = (
+                ValueError("the probe returned False") if isinstance(said, (bool, np.bool_)) and not said else None
+            )
         self.failed += failure is not None
         return failure
 

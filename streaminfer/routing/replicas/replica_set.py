@@ -34,7 +34,7 @@ from streaminfer.routing.replicas._p2c_cy import FAILURE, IGNORED, REJECTED, SUC
 from streaminfer.routing.replicas.discovery import DnsDiscovery, Finder
 from streaminfer.routing.replicas.health import HealthCheck, ReplicaProbes
 from streaminfer.routing.replicas.membership import Membership
-from streaminfer.routing.replicas.replica import Replica, ReplicaHandle
+from streaminfer.routing.replicas.replica import Replica
 from streaminfer.routing.replicas.settings import is_above_1, zone_penalties
 from streaminfer.routing.replicas.statistics import ReplicasStatistics, replica_statistics
 from streaminfer.routing.replicas.stream_homes import StreamHomes, stream_key
@@ -284,18 +284,18 @@ class Replicas(StackClock, Node):
         failure = None if self._finder is None else await self._finder.look_up(strict=True)
         if failure is not None and not self._members.by_name:
             raise failure
-        started: list[ReplicaHandle] = []
-
-        async def start(handle: ReplicaHandle) -> None:
-            await handle.start()
-            started.append(handle)
-
+        self._running = True  # from here on a replica that is added is started by itself, and a removed one stopped
+        starts = [handle.start() for handle in self._members.by_name.values()]
         try:
-            raise_first(await asyncio.gather(*map(start, self._members.by_name.values()), return_exceptions=True))
+            raise_first(await asyncio.gather(*starts, return_exceptions=True))
         except BaseException:
+            self._running = False
+            started = [handle for handle in self._members.by_name.values() if handle.is_started]
             await stop_together(handle.stop(drain=False) for handle in started)
             raise
-        self._running, self._closed = True, False
+        self._closed = not self._running  # a stop meanwhile has stopped them again
+        if self._closed:
+            return
         if self._probes is not None:
             for handle in self._members.by_name.values():
                 self._probes.watch(handle)
@@ -331,7 +331,7 @@ class Replicas(StackClock, Node):
             handle.bind(self.clock)
         if self._running:
             await handle.start()
-            if replica.name in self._members.by_name or self._closed:
+            if replica.name in self._members.by_name or not self._running:
                 await handle.stop(drain=False)
                 self._members.check_new(replica)
                 raise Closed("these replicas were stopped while one was added")

@@ -397,6 +397,43 @@ def test_a_draining_stop_waits_and_a_hard_one_does_not():
     play(main)
 
 
+def test_a_drain_waits_for_the_next_route_too():
+    """A request whose route fails during a drain gets the response of the next one."""
+
+    async def main(loop, best, second, router):
+        best.takes_s, best.error, second.takes_s = 0.02, si.BackendError("broken"), 0.02
+        async with router:
+            call = asyncio.ensure_future(ask(router))
+            await asyncio.sleep(0.01)
+        assert (await call).source == "second (best: failed)"
+
+    play(main)
+
+
+def test_a_hard_stop_tries_no_other_route():
+    """A route that turns its interruption into an error of its own ends the request."""
+
+    class Rough(Scripted):
+        async def call(self, request):
+            try:
+                return await super().call(request)
+            except asyncio.CancelledError as error:
+                raise si.BackendError("interrupted") from error
+
+    async def main(loop):
+        rough, second = Rough("rough", takes_s=1.0), Scripted("second")
+        router = FallbackRouter(Route("rough", rough), Route("second", second, quality=0.5), clock=loop.clock)
+        await router.start()
+        call = asyncio.ensure_future(router.call(si.Request(1.0)))
+        await asyncio.sleep(0.01)
+        await router.stop(drain=False)
+        with pytest.raises(si.BackendError, match="interrupted"):
+            await call
+        assert second.asked == []
+
+    run(main)
+
+
 def test_services_are_started_once_and_stopped_again_when_one_fails():
     async def main(loop):
         shared, broken = Scripted("shared"), Scripted("broken")

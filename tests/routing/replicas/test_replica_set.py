@@ -459,6 +459,69 @@ def test_replicas_come_and_go():
     run(main)
 
 
+class SlowStart(Echo):
+    """A service that takes a second to start."""
+
+    async def start(self):
+        await asyncio.sleep(1.0)
+        await super().start()
+
+
+def test_replicas_that_come_and_go_during_the_start():
+    """One that is added meanwhile is started too, and one that is removed is stopped again."""
+
+    async def main(loop):
+        log = []
+        replicas = pair(SlowStart(log=log, name="a"), SlowStart(log=log, name="b"), loop)
+        starting = asyncio.ensure_future(replicas.start())
+        await asyncio.sleep(0.5)
+        await replicas.add(Replica("c", Echo(log=log, name="c")))
+        await replicas.remove("b")
+        await starting
+        await replicas.stop()
+        return log
+
+    assert run(main) == ["start c", "start a", "start b", "stop b True", "stop a True", "stop c True"]
+
+
+def test_a_start_that_fails_stops_what_was_added_meanwhile():
+    """Whatever the start has started is stopped again, and nothing else."""
+
+    class Broken(SlowStart):
+        async def start(self):
+            await super().start()
+            raise OSError("no model")
+
+    async def main(loop):
+        log = []
+        replicas = pair(Echo(log=log, name="a"), Broken(log=log, name="b"), loop)
+        starting = asyncio.ensure_future(replicas.start())
+        await asyncio.sleep(0.5)
+        await replicas.add(Replica("c", Echo(log=log, name="c")))
+        with pytest.raises(OSError, match="no model"):
+            await starting
+        return log
+
+    assert run(main) == ["start a", "start c", "start b", "stop a False", "stop c False"]
+
+
+def test_a_stop_during_the_start_has_the_last_word():
+    """Replicas that were stopped while they started do not run."""
+
+    async def main(loop):
+        log = []
+        replicas = pair(SlowStart(log=log, name="a"), SlowStart(log=log, name="b"), loop)
+        starting = asyncio.ensure_future(replicas.start())
+        await asyncio.sleep(0.5)
+        await replicas.stop()
+        await starting
+        with pytest.raises(si.errors.Closed):
+            await replicas.call(si.Request(1.0))
+        return log
+
+    assert run(main) == ["start a", "start b", "stop a True", "stop b True"]
+
+
 def test_removing_at_once_ends_what_it_had():
     async def main(loop):
         replicas = pair(Echo(9.0), Echo(9.0), loop, retry=False)
