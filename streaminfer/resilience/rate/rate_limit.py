@@ -195,12 +195,14 @@ class RateLimit(StackClock):
         return wait_ns
 
     def set_rate(self, tenant: str | None, rate: Rate | None) -> None:
-        """Give a tenant a rate of its own from now on; ``None``: no limit. What it has drawn remains drawn.
+        """Give a tenant a rate of its own from now on; ``None``: no limit.
+
+        The requests that it has drawn remain drawn, and are paid back at the new rate.
 
         Raises:
             TypeError: ``rate`` is neither a `Rate` nor ``None``.
         """
-        self._buckets.set_bucket(tenant, _bucket_of(rate))
+        self._buckets.set_bucket(tenant, _bucket_of(rate), self._clock())
 
     def statistics(self) -> RateLimitStatistics:
         """Return a frozen snapshot."""
