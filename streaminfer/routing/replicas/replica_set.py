@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 from streaminfer._internal.validation import check_count, check_duration_ns, check_instance, check_number
@@ -171,9 +171,8 @@ class Replicas(StackClock, Node):
             token = balancer.choose(-1, now_ns)
             may_retry = self._retry
         else:
-            token = balancer.choose_for_stream(stream_key(request.stream_id), now_ns)
+            token = self._choose_for_stream(request.stream_id, now_ns)
             may_retry = False
-            self._homes.move(request.stream_id, self._by_slot[token & _SLOT].states)
         while True:
             handle = self._by_slot[token & _SLOT]
             started_ns = now_ns
@@ -181,8 +180,7 @@ class Replicas(StackClock, Node):
                 response = await handle.call(request)
             except BaseException as error:
                 now_ns = self.clock()
-                outcome = _outcome_of(error)
-                balancer.done(token, outcome, max(now_ns - started_ns, 0), now_ns)
+                outcome = self._record_error(token, error, max(now_ns - started_ns, 0), now_ns)
                 if handle.is_draining:
                     handle.check_drained()
                 may_retry = may_retry and handle.is_idempotent and outcome != IGNORED
@@ -397,6 +395,28 @@ class Replicas(StackClock, Node):
         for handle in self._members.by_name.values():
             handle.bind(clock)
 
+    def _choose_for_stream(self, stream_id: Hashable, now_ns: int) -> int:
+        """Choose the replica of a stream, and bring its state there."""
+        token = self._balancer.choose_for_stream(stream_key(stream_id), now_ns)
+        try:
+            self._homes.move(stream_id, self._by_slot[token & _SLOT].states)
+        except BaseException:
+            self._balancer.done(token, IGNORED, 0, now_ns)
+            raise
+        return token
+
+    def _record_error(self, token: int, error: BaseException, took_ns: int, now_ns: int) -> int:
+        """Record an attempt without response; return its outcome."""
+        outcome = FAILURE
+        if isinstance(error, Overloaded):
+            outcome = REJECTED
+        elif isinstance(error, _IGNORED_ERRORS) or not isinstance(error, Exception):
+            outcome = IGNORED
+        if isinstance(error, InvalidInput):
+            took_ns = 0  # however long it took to find out, it says nothing about the replica
+        self._balancer.done(token, outcome, took_ns, now_ns)
+        return outcome
+
     def _second(self, first: int, now_ns: int) -> int:
         """Choose another replica for a request that failed at the first; -1: there is none, or too many are retried."""
         if self._closed or not self._balancer.may_retry():
@@ -413,11 +433,3 @@ class Replicas(StackClock, Node):
             return verdict
         expected_ns = self._balancer.expected_ns(slot, now_ns)
         return verdict._replace(predicted_finish_ns=now_ns + expected_ns) if expected_ns else verdict
-
-
-def _outcome_of(error: BaseException) -> int:
-    if isinstance(error, Overloaded):
-        return REJECTED
-    if isinstance(error, _IGNORED_ERRORS) or not isinstance(error, Exception):
-        return IGNORED
-    return FAILURE

@@ -232,6 +232,26 @@ def test_one_that_hangs_is_ejected_by_its_deadlines():
     assert statistics.ejections == 1
 
 
+def test_wrong_inputs_eject_no_replica():
+    """However long it takes to find out, it is the caller's fault."""
+
+    class Strict(Echo):
+        async def call(self, request):
+            if request.inputs < 0:
+                await asyncio.sleep(1.0)
+                raise si.InvalidInput("inputs: expected a number ≥ 0")
+            return await super().call(request)
+
+    async def main(loop):
+        replicas = pair(Strict(0.01), Strict(0.01), loop, consecutive_failures=2)
+        for inputs in [1.0] * 10 + [-1.0] * 10:
+            await asyncio.gather(replicas.call(si.Request(inputs)), return_exceptions=True)
+        return replicas.statistics()
+
+    seen = run(main)
+    assert [(replica.state, replica.failed) for replica in seen.replicas] == [("active", 0)] * 2
+
+
 def test_after_one_that_hung_the_other_is_asked():
     async def main(loop):
         replicas = pair(Faulty(Echo(0.010), FaultPlan(hang().between(1.0, 99.0))), Echo(0.010), loop)
