@@ -410,6 +410,25 @@ def test_a_drain_waits_for_the_next_route_too():
     play(main)
 
 
+@pytest.mark.parametrize("timeout_s", [None, 0.1], ids=["no deadline", "deadline"])
+def test_a_route_whose_admission_raises_is_called(timeout_s, caplog):
+    """Its call decides: a response counts, and an error moves the request to the next route."""
+
+    async def main(loop, best, second, router):
+        def verdict(request, now_ns):
+            raise KeyError("tenant")
+
+        best.verdict = verdict
+        assert [(await ask(router, timeout_s=timeout_s)).source for _ in range(3)] == ["best"] * 3
+        best.error = KeyError("tenant")
+        assert (await ask(router, timeout_s=timeout_s)).source == "second (best: failed)"
+        seen = router.statistics()
+        assert (seen.requests, seen.succeeded, seen.in_flight) == (4, 4, 0)
+
+    play(main)
+    assert [record.message.split(":")[0] for record in caplog.records] == ["admission of route 'best' failed"]
+
+
 def test_a_hard_stop_tries_no_other_route():
     """A route that turns its interruption into an error of its own ends the request."""
 
