@@ -10,10 +10,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Hashable
 
-__all__ = ["RequestShare"]
+from streaminfer._internal.validation import check_number
+
+__all__ = ["RequestShare", "check_share"]
 
 _SPAN = 2.0**64
 _TINY = 1e-9  # ten tenths are one
+
+
+def check_share(share: object) -> float:
+    """Return a share of the requests.
+
+    Raises:
+        TypeError, ValueError: no number from 0 to 1.
+    """
+    return check_number("share", share, "a share from 0 to 1", lambda it: 0.0 <= it <= 1.0)
 
 
 class RequestShare:
