@@ -79,7 +79,7 @@ cdef class BreakerCore:
     cdef int _return(self, long long permit, long long started_ns, object result) except -1
 
     @cython.final
-    cpdef object outcome_of(self, object result)
+    cdef object _outcome_of(self, object result)
 
     @cython.final
     @cython.locals(cut_off=bint)

@@ -354,9 +354,6 @@ class _Hedged(Wrapper):
         finally:
             await stop_all(self, [self.hedge.to], drain=drain)
 
-    def __repr__(self) -> str:
-        return f"{self.hedge!r} around {self.inner!r}"
-
 
 class _HedgedService(_Hedged):
     def __init__(self, hedge: Hedge, inner: Any) -> None:

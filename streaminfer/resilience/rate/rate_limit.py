@@ -267,9 +267,6 @@ class RateLimitedService(SyncService):
             return Admission(False, AdmissionReason.RATE_LIMIT, wait_ns / 1e9)
         return Admission(True) if self._admission is None else self._admission(request, now_ns)
 
-    def __repr__(self) -> str:
-        return f"{self.limit!r} in front of {self.inner!r}"
-
 
 def _tenant(request: Request) -> str | None:
     return request.tenant

@@ -225,6 +225,3 @@ class _ShadowedService(SyncService):
             await self.shadow.end_copies()
         finally:
             await stop_all(self, [self.shadow.copy], drain=drain)
-
-    def __repr__(self) -> str:
-        return f"{self.shadow!r} around {self.inner!r}"
