@@ -128,7 +128,9 @@ class RateLimit(StackClock):
         check_instance("name", name, lambda it: isinstance(it, str), "a string")
         self._accept_clock(clock)
         check_count("max_tenants", max_tenants, at_most=_MAX_TENANTS)
-        own: dict[Hashable, Bucket | None] = {tenant: _bucket_of(rate) for tenant, rate in (tenants or {}).items()}
+        own: dict[Hashable, Bucket | None] = {
+            tenant: _bucket_of(f"tenants[{tenant!r}]", rate) for tenant, rate in (tenants or {}).items()
+        }
         self._buckets = _Buckets(self.rate._bucket(), own, max_tenants)
         self.name = name
         self._clock: Clock = clock or time.monotonic_ns
@@ -202,7 +204,7 @@ class RateLimit(StackClock):
         Raises:
             TypeError: ``rate`` is neither a `Rate` nor ``None``.
         """
-        self._buckets.set_bucket(tenant, _bucket_of(rate), self._clock())
+        self._buckets.set_bucket(tenant, _bucket_of("rate", rate), self._clock())
 
     def statistics(self) -> RateLimitStatistics:
         """Return a frozen snapshot."""
@@ -294,8 +296,8 @@ def _limit_sync(limit: RateLimit, function: Callable[..., Any], tenant_of: Calla
     return limited
 
 
-def _bucket_of(rate: Rate | None) -> Bucket | None:
+def _bucket_of(argument: str, rate: Rate | None) -> Bucket | None:
     if rate is None:
         return None
-    check_instance("rate", rate, lambda it: isinstance(it, Rate), "a Rate or None")
+    check_instance(argument, rate, lambda it: isinstance(it, Rate), "a Rate or None")
     return rate._bucket()

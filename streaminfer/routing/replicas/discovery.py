@@ -157,6 +157,7 @@ class Finder:
             found: Any = await self._calls.end_within(
                 discovery.timeout_s, discovery.resolve(discovery.host), f"the resolver of {discovery.host!r}"
             )
+            check_instance("resolve", found, lambda it: not isinstance(it, (str, bytes)), "a list of addresses from it")
             addresses = dict.fromkeys(found)
         except Exception as error:  # noqa: BLE001 - whatever a resolver raises, the replicas stay
             return {}, error
