@@ -37,7 +37,8 @@ from streaminfer.routing.replicas.membership import Membership
 from streaminfer.routing.replicas.replica import Replica
 from streaminfer.routing.replicas.settings import is_above_1, zone_penalties
 from streaminfer.routing.replicas.statistics import ReplicasStatistics, replica_statistics
-from streaminfer.routing.replicas.stream_homes import StreamHomes, stream_key
+from streaminfer.routing.replicas.stream_homes import StreamHomes
+from streaminfer.routing.stable_hash import stable_hash
 
 __all__ = ["Replica", "Replicas"]
 
@@ -207,7 +208,7 @@ class Replicas(StackClock, Node):
             return Admission(False, AdmissionReason.CLOSED)
         balancer = self._balancer
         if request.stream_id is not None:
-            return self._admission_at(balancer.of_stream(stream_key(request.stream_id), now_ns), request, now_ns)
+            return self._admission_at(balancer.of_stream(stable_hash(request.stream_id), now_ns), request, now_ns)
         tried: set[int] = set()
         rejection: Admission | None = None
         for _ in range(balancer.replicas):
@@ -397,7 +398,7 @@ class Replicas(StackClock, Node):
 
     def _choose_for_stream(self, stream_id: Hashable, now_ns: int) -> int:
         """Choose the replica of a stream, and bring its state there."""
-        token = self._balancer.choose_for_stream(stream_key(stream_id), now_ns)
+        token = self._balancer.choose_for_stream(stable_hash(stream_id), now_ns)
         try:
             self._homes.move(stream_id, self._by_slot[token & _SLOT].states)
         except BaseException:

@@ -9,6 +9,7 @@ import pytest
 import streaminfer as si
 from streaminfer.protocols import Admission
 from streaminfer.routing.replicas.replica_set import Replica, Replicas
+from streaminfer.routing.stable_hash import stable_hash
 from streaminfer.testing import FakeClock, ScriptedBackend, run
 from streaminfer.testing.faults import FaultPlan, Faulty, delay, error, hang
 
@@ -302,13 +303,7 @@ def test_streams_stick_and_move_when_their_replica_is_out():
 def test_a_stream_has_the_same_place_in_every_process():
     replicas = Replicas(*(Replica(f"r{n}", Echo()) for n in range(5)))
     ids = ["camera 1", b"\x00\xff", 7, 2**70]
-    assert [replicas._balancer.of_stream(key, 0) for key in map(stream_key, ids)] == [4, 0, 1, 4]
-
-
-def stream_key(stream_id):
-    from streaminfer.routing.replicas.stream_homes import stream_key as key_of
-
-    return key_of(stream_id)
+    assert [replicas._balancer.of_stream(key, 0) for key in map(stable_hash, ids)] == [4, 0, 1, 4]
 
 
 # -- life -------------------------------------------------------------------------------------------------------
