@@ -25,7 +25,6 @@ import numpy as np
 from streaminfer._internal.units import NEVER_NS
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected, field_check
 from streaminfer._runtime.pending_calls import DeadlineCalls
-from streaminfer._runtime.stopping import seconds_left
 from streaminfer.protocols import Clock
 from streaminfer.routing.replicas._p2c_cy import P2CBalancer
 from streaminfer.routing.replicas.replica import Replica, ReplicaHandle
@@ -117,7 +116,6 @@ class ReplicaProbes:
         self._random = random.Random(seed)  # noqa: S311 - spreads probes, keeps no secret
         self._tasks: dict[ReplicaHandle, asyncio.Task[None]] = {}
         self._calls = DeadlineCalls()
-        self._ending: list[asyncio.Future[Any]] = []
         self.sent = 0
         self.failed = 0
 
@@ -134,18 +132,13 @@ class ReplicaProbes:
         if task is not None:
             task.cancel()
 
-    def cancel(self) -> None:
-        """Probe none any more."""
-        self._ending = [*self._tasks.values(), *self._calls]
+    def cancel(self) -> list[asyncio.Future[Any]]:
+        """Probe none any more; return what was cancelled."""
+        ending = [*self._tasks.values(), *self._calls]
         self._tasks.clear()
-        for task in self._ending:
+        for task in ending:
             task.cancel()
-
-    async def ended(self) -> None:
-        """Wait for what was cancelled, until the limit of the stop."""
-        if self._ending:
-            await asyncio.wait(self._ending, timeout=seconds_left())
-        self._ending.clear()
+        return ending
 
     async def _probe_for_ever(self, handle: ReplicaHandle, delay_s: float) -> None:
         is_out = self._balancer.slot(handle.slot).until_ns == NEVER_NS  # since before an earlier stop

@@ -15,7 +15,7 @@ from typing import Any
 
 from streaminfer._internal.validation import check_count, check_duration_ns, check_instance, check_number
 from streaminfer._runtime.stack_clock import StackClock
-from streaminfer._runtime.stopping import raise_first, stop_together
+from streaminfer._runtime.stopping import raise_first, seconds_left, stop_together
 from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput, Overloaded
 from streaminfer.protocols import (
     Admission,
@@ -308,14 +308,14 @@ class Replicas(StackClock, Node):
             drain: let the requests in flight complete first; otherwise they end with `Closed`.
         """
         self._closed, self._running = True, False
-        upkeep = [each for each in (self._finder, self._probes) if each is not None]
-        for each in upkeep:
-            each.cancel()
+        ending = [task for upkeep in (self._finder, self._probes) if upkeep is not None for task in upkeep.cancel()]
         try:
             await stop_together(handle.stop(drain=drain) for handle in self._members.all())
         finally:
-            for each in upkeep:
-                await each.ended()
+            if ending:
+                _, left = await asyncio.wait(ending, timeout=seconds_left())
+                for task in left:
+                    task.cancel()  # the end of a replica that left
 
     async def add(self, replica: Replica) -> None:
         """Add a replica; if the others have been started it is started first, and gets its share slowly.
