@@ -429,6 +429,22 @@ def test_a_route_whose_admission_raises_is_called(timeout_s, caplog):
     assert [record.message.split(":")[0] for record in caplog.records] == ["admission of route 'best' failed"]
 
 
+def test_routes_may_have_any_number_of_devices():
+    """A request that misses all of them ends with the error of the last route."""
+
+    async def main(loop):
+        routes = [Scripted(str(number)) for number in range(70)]
+        for route in routes:
+            route.error = si.Overloaded("full")
+        router = FallbackRouter(*(Route(it.name, it, device=it.name) for it in routes), clock=loop.clock)
+        async with router:
+            with pytest.raises(si.Overloaded, match="full"):
+                await ask(router)
+        assert router.statistics().in_flight == 0
+
+    run(main)
+
+
 def test_a_hard_stop_tries_no_other_route():
     """A route that turns its interruption into an error of its own ends the request."""
 
