@@ -193,8 +193,7 @@ class RateLimit(StackClock):
 
     def wait_ns(self, tenant: Hashable, now_ns: int) -> int:
         """Return the nanoseconds after which the next request of a tenant is admitted; 0: now. Takes nothing."""
-        wait_ns: int = self._buckets.wait_ns(tenant, now_ns)
-        return wait_ns
+        return int(self._buckets.wait_ns(tenant, now_ns))
 
     def set_rate(self, tenant: str | None, rate: Rate | None) -> None:
         """Give a tenant a rate of its own from now on; ``None``: no limit.

@@ -109,7 +109,10 @@ class Membership:
         """Return the services by name; one that ends its last requests has ``(leaving)`` behind it."""
         services = {name: handle.replica.service for name, handle in self.by_name.items()}
         for handle in self.leaving:
-            services[f"{handle.replica.name} (leaving)"] = handle.replica.service
+            name = f"{handle.replica.name} (leaving)"
+            while name in services:  # another one of that name, which left before
+                name += " (leaving)"
+            services[name] = handle.replica.service
         return services
 
     def fingerprint_changes(self) -> int:

@@ -289,8 +289,7 @@ class Replicas(StackClock, Node):
             raise_first(await asyncio.gather(*starts, return_exceptions=True))
         except BaseException:
             self._running = False
-            started = [handle for handle in self._members.by_name.values() if handle.is_started]
-            await stop_together(handle.stop(drain=False) for handle in started)
+            await stop_together(it.stop(drain=False) for it in self._members.by_name.values() if it.is_started)
             raise
         self._closed = not self._running  # a stop meanwhile has stopped them again
         if self._closed:
