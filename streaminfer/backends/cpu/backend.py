@@ -318,7 +318,7 @@ class CpuBackend(Node):
 
     def _call(self, worker: "_FunctionWorker | ProcessWorker", batch: Batch, call: Callable[..., Any]) -> Any:
         try:
-            return call(_run, worker, batch)
+            return call(lambda: worker.run(batch.inputs))
         except StreamInferError:
             raise
         except BaseException as error:  # SystemExit of a worker must not end the loop
@@ -387,10 +387,6 @@ def _check_unnamed(request: Request) -> None:
 def _call_now(work: Callable[..., Any], *arguments: Any) -> Any:
     """Instead of one that counts the time."""
     return work(*arguments)
-
-
-def _run(worker: "_FunctionWorker | ProcessWorker", batch: Batch) -> Any:
-    return worker.run(batch.inputs)
 
 
 def _name(function: Callable[[Any], Any]) -> str:
