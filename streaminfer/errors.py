@@ -118,7 +118,8 @@ def says_retryable(error: BaseException | None) -> bool | None:
 
 def says_retry_after_s(error: BaseException) -> float:
     """Return after how many seconds, ≥ 0, an error of whatever library wants a retry; 0.0: it does not say."""
-    return max(float(getattr(error, "retry_after_s", None) or 0.0), 0.0)
+    said = getattr(error, "retry_after_s", None)
+    return float(said) if isinstance(said, (int, float)) and said > 0.0 else 0.0
 
 
 def copy_error(error: E) -> E:

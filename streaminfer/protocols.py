@@ -227,6 +227,10 @@ class Wrapper(Node):
         """What the inner object offers; a wrapper that adds to it overrides this with ``_replace``."""
         return adapt(self.inner).capabilities()
 
+    def __repr__(self) -> str:
+        layer = type(self).__name__ if self.layer is None else repr(self.layer)
+        return f"{layer} around {self.inner!r}"
+
 
 def adapt(thing: Any) -> Node:
     """Return ``thing`` if it is a `Node`, else a node that finds by name what it offers."""

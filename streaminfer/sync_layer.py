@@ -154,6 +154,3 @@ class _LayeredService(SyncService):
     @property
     def exit(self) -> Any:
         return self._layer.exit
-
-    def __repr__(self) -> str:
-        return f"{self._layer!r} in front of {self.inner!r}"

@@ -53,7 +53,8 @@ def join_rows(responses: Sequence[Any]) -> Any:
         return tuple(join_rows(column) for column in zip(*responses, strict=True))
     if isinstance(first, (np.ndarray, np.generic, *_NUMBERS)):
         arrays = [np.asarray(one) for one in responses]
-        kinds = {(array.shape, array.dtype) for array in arrays}
+        # text has a width in its dtype, and the widest one holds all
+        kinds = {(array.shape, array.dtype.kind if array.dtype.kind in "SU" else array.dtype) for array in arrays}
         if len(kinds) > 1:
             raise _not_alike(" and ".join(sorted(f"{dtype}{list(shape)}" for shape, dtype in kinds)))
         return np.stack(arrays)

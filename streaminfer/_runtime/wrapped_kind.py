@@ -10,8 +10,12 @@ from streaminfer.protocols import is_backend, is_service
 __all__ = ["kind_of"]
 
 
-def kind_of(inner: Any) -> str:
+def kind_of(inner: Any, argument: str = "inner") -> str:
     """Return ``"service"``, ``"backend"``, ``"async function"`` or ``"function"``.
+
+    Args:
+        inner: what is wrapped.
+        argument: its name in errors.
 
     Raises:
         TypeError: none of these, or a generator function, whose call ends before its work begins.
@@ -21,9 +25,9 @@ def kind_of(inner: Any) -> str:
     if is_backend(inner):
         return "backend"
     if not callable(inner) or isinstance(inner, type):
-        raise TypeError(expected("inner", "a service, a backend or a function", inner))
+        raise TypeError(expected(argument, "a service, a backend or a function", inner))
     called = inner if inspect.isroutine(inner) or isinstance(inner, functools.partial) else type(inner).__call__
     if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
-        raise TypeError(expected("inner", "a function that ends when its work does, not a generator", inner))
+        raise TypeError(expected(argument, "a function that ends when its work does, not a generator", inner))
     is_async = inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(called)
     return "async function" if is_async else "function"

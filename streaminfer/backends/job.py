@@ -121,10 +121,9 @@ class Job:
         self._watchdog = self._loop.call_later(seconds, self._on_hang, context=self._context)
 
     def _on_hang(self) -> None:
+        self._watch(max(self.hang_grace_s, _RECHECK_S))  # first: a thread may not start, which raises
         if self.replace(self):
             self._finish()
-        else:
-            self._watch(max(self.hang_grace_s, _RECHECK_S))
 
     def _tell(self) -> None:
         try:  # noqa: SIM105 - `suppress` takes three calls more, once for each batch

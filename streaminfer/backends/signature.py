@@ -299,7 +299,7 @@ def signature_of_example(example: Any, free: Sequence[int] | Mapping[str, Sequen
     """
     named = isinstance(example, Mapping)
     arrays = dict(example) if named else {"inputs": example}
-    if not arrays or not all(type(value) is np.ndarray and not value.dtype.hasobject for value in arrays.values()):
+    if not arrays or not all(map(_is_checkable, arrays.values())):
         return None
     by_name = free if isinstance(free, Mapping) else dict.fromkeys(arrays, free)
     specs = []
@@ -320,8 +320,13 @@ def signature_of_example(example: Any, free: Sequence[int] | Mapping[str, Sequen
     return Signature(specs, ())
 
 
+def _is_checkable(value: Any) -> bool:
+    """Return whether a value of an example says the dtype of all: that of bytes has the length of the longest."""
+    return type(value) is np.ndarray and not value.dtype.hasobject and value.dtype.kind != "S"
+
+
 def inputs_of_example(example: Any) -> tuple[TensorSpec, ...]:
-    """Return the specs of the inputs of an example that checks nothing: numbers, text, lists or arrays of them.
+    """Return the specs of the inputs of an example that checks nothing: numbers, text, bytes, lists of them.
 
     All sizes are open. One input without a name is ``inputs``.
 

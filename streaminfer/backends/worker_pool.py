@@ -84,7 +84,13 @@ class WorkerPool:
         self._working = len(workers)
         self._hung = 0
         self._started = 0
-        self._threads = [self._start_thread(worker) for worker in workers]
+        self._threads: list[_WorkerThread] = []
+        try:
+            for worker in workers:
+                self._threads.append(self._start_thread(worker))
+        except BaseException:  # in a process full of threads, those that started would wait for ever
+            self.drain()
+            raise
         _live_pools.add(self)
 
     @property
@@ -124,15 +130,17 @@ class WorkerPool:
                 return False
             entry = self._threads[number]
             if self._hung >= MAX_HUNG_PER_WORKER * len(self._threads):
-                _log.warning("%s: a batch hangs, and so do %d others: its thread is not replaced", *self._at(entry))
+                text = "%s, %s: a batch hangs, and so do %d others: its thread is not replaced"
+                _log.warning(text, self._name, entry.thread.name, self._hung)
                 return False
             if entry.worker.kill():
                 _log.warning("%s: a batch hangs after its deadline: its worker process was killed", self._name)
                 return False
+            worker = entry.worker.renew()
+            self._threads[number] = self._start_thread(worker)  # first: in a process full of threads it raises
+            self._workers[number] = worker
             entry.abandoned = True
             self._hung += 1
-            self._workers[number] = entry.worker.renew()
-            self._threads[number] = self._start_thread(self._workers[number])
         _log.warning(
             "%s: a batch hangs after its deadline: another thread takes the place of %s, and its result is dropped",
             self._name,
@@ -165,9 +173,6 @@ class WorkerPool:
         _live_pools.discard(self)
         if last:
             self._end()
-
-    def _at(self, entry: _WorkerThread) -> tuple[str, int]:
-        return f"{self._name}, {entry.thread.name}", self._hung
 
     def _start_thread(self, worker: Worker) -> _WorkerThread:
         entry = _WorkerThread(worker)

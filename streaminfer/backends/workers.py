@@ -254,23 +254,15 @@ async def call_apart(name: str, function: Callable[..., T], *arguments: Any) -> 
     """
     pool = WorkerPool([_NoWorker()], name)
     future = JobFuture()
-    job = future.job = Job(_call_alone, (function, arguments), None, future.end)
+    job = future.job = Job(lambda _own: function(*arguments), (), None, future.end)
     pool.put(job)
-    job.replace = _is_left_alone
+    job.replace = lambda _job: True  # a cancelled caller does not wait
     pool.drain()
     try:
         value: T = await future
     finally:
         del future, job
     return value
-
-
-def _call_alone(_own: _NoWorker, function: Callable[..., T], arguments: tuple[Any, ...]) -> T:
-    return function(*arguments)
-
-
-def _is_left_alone(_job: Job) -> bool:
-    return True
 
 
 def _warm(_own: Worker, worker: Worker) -> None:

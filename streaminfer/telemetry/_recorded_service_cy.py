@@ -56,6 +56,3 @@ class RecordedService(SyncService):
             self._answer(outcome, token, now_ns)
         except LISTENER_ERRORS as failure:
             self._telemetry._failures.report(self._telemetry, "a response", failure)
-
-    def __repr__(self) -> str:
-        return f"{self._telemetry!r} in front of {self.inner!r}"

@@ -14,7 +14,7 @@ import pytest
 
 import streaminfer as si
 from streaminfer._runtime import stopping
-from streaminfer.backends import CpuBackend, worker_pool
+from streaminfer.backends import CpuBackend, job, worker_pool
 from streaminfer.backends.workers import WorkerThreads
 from streaminfer.request import Batch, Request
 
@@ -286,6 +286,57 @@ def test_too_many_hung_threads_are_not_replaced(monkeypatch, caplog):
         hangs.release()
         await asyncio.wait(calls)
         await backend.stop()
+
+    run(main())
+
+
+def test_a_pool_that_cannot_start_leaves_no_thread(monkeypatch):
+    """In a process full of threads a start fails, and those that were made end."""
+    start = threading.Thread.start
+    before = threading.active_count()
+
+    def start_one(thread):
+        if threading.active_count() > before:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    async def main():
+        with monkeypatch.context() as limited:
+            limited.setattr(threading.Thread, "start", start_one)
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                await CpuBackend(len, workers=2).start()
+        while threading.active_count() > before:
+            await asyncio.sleep(0.001)
+
+    run(main())
+
+
+def test_a_hung_thread_is_replaced_once_a_thread_can_start(hanging, monkeypatch):
+    """A process that can start no thread for a while loses neither the batch that hangs nor its worker."""
+    monkeypatch.setattr(job, "_RECHECK_S", 0.001)
+    refused = []
+
+    def refuse(thread):
+        refused.append(thread)
+        raise RuntimeError("can't start new thread")
+
+    async def main():
+        reported = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: reported.append(context["exception"]))
+        backend = CpuBackend(hanging, hang_grace_s=0.001)
+        call = asyncio.create_task(backend.infer(batch()))
+        await hanging.until_begun()
+        with monkeypatch.context() as limited:
+            limited.setattr(threading.Thread, "start", refuse)
+            call.cancel()
+            while not refused:
+                await asyncio.sleep(0.001)
+        ended, _ = await asyncio.wait([call], timeout=LIMIT_S * 10)
+        hanging.release()  # whatever has happened, or a failure would last for ever
+        assert ended
+        assert list(await backend.infer(batch(2.0))) == [2.0]
+        await backend.stop()
+        assert {str(error) for error in reported} == {"can't start new thread"}
 
     run(main())
 

@@ -66,6 +66,15 @@ def test_answers_that_are_no_arrays_are_a_list():
     ]
 
 
+@pytest.mark.parametrize("kind", ["U", "S"])
+def test_text_of_several_lengths_is_one_array(kind):
+    """Its dtype is that of the longest text, though batches of one row each have their own."""
+    words = np.array(["cat", "horse", "ox"], kind)
+    answers = answer(lambda batch: words[batch.inputs.astype(int)].copy(), np.arange(3.0), max_batch_size=1)
+    assert answers.dtype == words.dtype
+    assert answers.tolist() == words.tolist()
+
+
 @pytest.mark.parametrize(
     ("outputs", "says"),
     [

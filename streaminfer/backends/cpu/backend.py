@@ -103,8 +103,8 @@ class CpuBackend(Node):
         example: one request's inputs, without a batch axis: a batcher calls the function with batches of it before it
             accepts requests, and measures them. ``None``: the first live batches are measured.
             An array, or a mapping of arrays, also says the inputs of every request: another dtype or shape is
-            `InvalidInput` before the request is queued. Other numbers and text, lists and objects check neither. What
-            the example is, and what the function returns for it, tells servers the names and types of inputs and
+            `InvalidInput` before the request is queued. Other numbers and text, bytes, lists and objects check neither.
+            What the example is, and what the function returns for it, tells servers the names and types of inputs and
             outputs.
         free_axes: axes whose size may differ from the example's, such as that of length buckets: a sequence of axes
             for every input, or a mapping of input name to such sequences.
@@ -318,7 +318,7 @@ class CpuBackend(Node):
 
     def _call(self, worker: "_FunctionWorker | ProcessWorker", batch: Batch, call: Callable[..., Any]) -> Any:
         try:
-            return call(_run, worker, batch)
+            return call(lambda: worker.run(batch.inputs))
         except StreamInferError:
             raise
         except BaseException as error:  # SystemExit of a worker must not end the loop
@@ -387,10 +387,6 @@ def _check_unnamed(request: Request) -> None:
 def _call_now(work: Callable[..., Any], *arguments: Any) -> Any:
     """Instead of one that counts the time."""
     return work(*arguments)
-
-
-def _run(worker: "_FunctionWorker | ProcessWorker", batch: Batch) -> Any:
-    return worker.run(batch.inputs)
 
 
 def _name(function: Callable[[Any], Any]) -> str:

@@ -146,8 +146,7 @@ def from_status(failure: ServerError, what: str) -> StreamInferError:
     elif status == "RESOURCE_EXHAUSTED" or (
         status == "UNAVAILABLE" and (failure.retry_after_s is not None or any(words in lower for words in _FULL))
     ):
-        after_s = failure.retry_after_s or 0.0
-        error = Overloaded(f"{what}: the server's queue is full: {text}", retry_after_s=after_s)
+        error = Overloaded(f"{what}: the server's queue is full: {text}", retry_after_s=failure.retry_after_s)
     elif status == "INVALID_ARGUMENT":
         error = InvalidInput(f"{what}: the server rejected it: {text}")
     else:

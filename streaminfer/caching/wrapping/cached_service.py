@@ -261,6 +261,3 @@ class CachedService(Layer, Wrapper):
         finally:
             if self.tiers is not None:
                 await self.tiers.let_go(self, drain=drain)
-
-    def __repr__(self) -> str:
-        return f"{self.cache!r} in front of {self.inner!r}"

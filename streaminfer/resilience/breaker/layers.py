@@ -67,9 +67,6 @@ class _Guarded(Wrapper):
             return Admission(False, AdmissionReason.CIRCUIT_OPEN, self.breaker.retry_after_ns(now_ns) / 1e9)
         return Admission(True) if self._admission is None else self._admission(request, now_ns)
 
-    def __repr__(self) -> str:
-        return f"{self.breaker!r} in front of {self.inner!r}"
-
 
 class GuardedService(_Guarded, SyncService):
     """A service whose every call is an outcome."""

@@ -99,7 +99,7 @@ class Hedge(StackClock):
         check_instance("idempotent", idempotent, lambda it: it is None or isinstance(it, bool), "True, False or None")
         check_instance("name", name, lambda it: isinstance(it, str), "a string")
         self._accept_clock(clock)
-        self._to_kind = None if to is None else kind_of(to)
+        self._to_kind = None if to is None else _kind_of("to", to)
         self.to: Any = to
         self.idempotent = idempotent
         self.name = name
@@ -133,9 +133,7 @@ class Hedge(StackClock):
         Raises:
             TypeError: none of these, or another kind than ``to``.
         """
-        kind = kind_of(inner)
-        if kind == "function":
-            raise TypeError(expected("inner", "a service, a backend or an async function", inner))
+        kind = _kind_of("inner", inner)
         if self._to_kind is not None and self._to_kind != kind:
             raise TypeError(expected("inner", f"a {self._to_kind}, as `to` is", inner))
         if kind == "service":
@@ -354,9 +352,6 @@ class _Hedged(Wrapper):
         finally:
             await stop_all(self, [self.hedge.to], drain=drain)
 
-    def __repr__(self) -> str:
-        return f"{self.hedge!r} around {self.inner!r}"
-
 
 class _HedgedService(_Hedged):
     def __init__(self, hedge: Hedge, inner: Any) -> None:
@@ -389,6 +384,13 @@ class _HedgedBackend(_Hedged):
         send = functools.partial(self.inner.infer, batch)
         results: Sequence[Any] = await self.hedge._run(send, again, batch.deadline_ns)
         return results
+
+
+def _kind_of(argument: str, value: Any) -> str:
+    kind = kind_of(value, argument)
+    if kind == "function":
+        raise TypeError(expected(argument, "a service, a backend or an async function", value))
+    return kind
 
 
 def _hedge_function(hedge: Hedge, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,6 +3,7 @@ from streaminfer.resilience.limit._adaptation_cy cimport LimitAdaptation
 
 cdef long long _NEVER
 cdef int _FULL, _INFEASIBLE, _PASSES
+cdef double _TINY
 
 # Methods that begin with an underscore call no Python and raise nothing. The others are overridden, under a lock, where
 # compiled code is not atomic by itself.

@@ -67,9 +67,6 @@ class _Limited(Wrapper):
             return Admission(False, AdmissionReason.INFEASIBLE, machine.drain_ns(now_ns) / 1e9)
         return Admission(True) if self._admission is None else self._admission(request, now_ns)
 
-    def __repr__(self) -> str:
-        return f"{self.limit!r} in front of {self.inner!r}"
-
 
 class LimitedService(_Limited, SyncService):
     """A service with so many requests in flight at once; further ones are rejected."""

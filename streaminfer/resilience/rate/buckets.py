@@ -79,12 +79,14 @@ class TenantBuckets:
         """How many tenants without a rate of their own are in the table."""
         return len(self._full_ns)
 
-    def set_bucket(self, tenant: Hashable, bucket: Bucket | None) -> None:
-        """Give a tenant a rate of its own; what it has drawn remains drawn."""
+    def set_bucket(self, tenant: Hashable, bucket: Bucket | None, now_ns: int) -> None:
+        """Give a tenant a rate of its own; the requests that it has drawn remain drawn, at most all of the bucket."""
+        before = self.bucket_of(tenant)
+        drawn_ns = max(self._full_ns.pop(tenant, 0), self._own_full_ns.pop(tenant, 0)) - now_ns
         self._own[tenant] = bucket
-        full_ns = self._full_ns.pop(tenant, None)
-        if full_ns is not None:
-            self._own_full_ns[tenant] = full_ns
+        if before is not None and bucket is not None and drawn_ns > 0:
+            drawn_ns = drawn_ns * bucket.interval_ns // before.interval_ns
+            self._own_full_ns[tenant] = now_ns + min(drawn_ns, bucket.ahead_ns + bucket.interval_ns)
 
     def bucket_of(self, tenant: Hashable) -> Bucket | None:
         """Return the rate of a tenant; ``None``: it is not limited."""

@@ -128,7 +128,9 @@ class RateLimit(StackClock):
         check_instance("name", name, lambda it: isinstance(it, str), "a string")
         self._accept_clock(clock)
         check_count("max_tenants", max_tenants, at_most=_MAX_TENANTS)
-        own: dict[Hashable, Bucket | None] = {tenant: _bucket_of(rate) for tenant, rate in (tenants or {}).items()}
+        own: dict[Hashable, Bucket | None] = {
+            tenant: _bucket_of(f"tenants[{tenant!r}]", rate) for tenant, rate in (tenants or {}).items()
+        }
         self._buckets = _Buckets(self.rate._bucket(), own, max_tenants)
         self.name = name
         self._clock: Clock = clock or time.monotonic_ns
@@ -191,16 +193,17 @@ class RateLimit(StackClock):
 
     def wait_ns(self, tenant: Hashable, now_ns: int) -> int:
         """Return the nanoseconds after which the next request of a tenant is admitted; 0: now. Takes nothing."""
-        wait_ns: int = self._buckets.wait_ns(tenant, now_ns)
-        return wait_ns
+        return int(self._buckets.wait_ns(tenant, now_ns))
 
     def set_rate(self, tenant: str | None, rate: Rate | None) -> None:
-        """Give a tenant a rate of its own from now on; ``None``: no limit. What it has drawn remains drawn.
+        """Give a tenant a rate of its own from now on; ``None``: no limit.
+
+        The requests that it has drawn remain drawn, and are paid back at the new rate.
 
         Raises:
             TypeError: ``rate`` is neither a `Rate` nor ``None``.
         """
-        self._buckets.set_bucket(tenant, _bucket_of(rate))
+        self._buckets.set_bucket(tenant, _bucket_of("rate", rate), self._clock())
 
     def statistics(self) -> RateLimitStatistics:
         """Return a frozen snapshot."""
@@ -265,9 +268,6 @@ class RateLimitedService(SyncService):
             return Admission(False, AdmissionReason.RATE_LIMIT, wait_ns / 1e9)
         return Admission(True) if self._admission is None else self._admission(request, now_ns)
 
-    def __repr__(self) -> str:
-        return f"{self.limit!r} in front of {self.inner!r}"
-
 
 def _tenant(request: Request) -> str | None:
     return request.tenant
@@ -295,8 +295,8 @@ def _limit_sync(limit: RateLimit, function: Callable[..., Any], tenant_of: Calla
     return limited
 
 
-def _bucket_of(rate: Rate | None) -> Bucket | None:
+def _bucket_of(argument: str, rate: Rate | None) -> Bucket | None:
     if rate is None:
         return None
-    check_instance("rate", rate, lambda it: isinstance(it, Rate), "a Rate or None")
+    check_instance(argument, rate, lambda it: isinstance(it, Rate), "a Rate or None")
     return rate._bucket()

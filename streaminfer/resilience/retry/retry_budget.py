@@ -280,9 +280,6 @@ class _Retried(Wrapper):
         self.budget = budget
         self._repeats = repeats(inner, budget.idempotent)
 
-    def __repr__(self) -> str:
-        return f"{self.budget!r} around {self.inner!r}"
-
 
 class _RetriedService(_Retried):
     async def call(self, request: Request) -> Response:

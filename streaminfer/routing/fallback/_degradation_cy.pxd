@@ -14,7 +14,7 @@ cdef class DegradationController:
     cpdef bint arrive(self, long long now_ns) except -1
 
     @cython.locals(device=Py_ssize_t)
-    cpdef object missed(self, long long devices)
+    cpdef object missed(self, object devices)  # a bit per device, of which there may be more than 64
 
     @cython.locals(share=RouteShare, device=Py_ssize_t)
     cpdef object step(self, long long now_ns, bint burning)

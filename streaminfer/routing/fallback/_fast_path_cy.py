@@ -117,9 +117,7 @@ class FastPath:
         share = self._share
         if not self.is_open or share.fraction < 1.0 or now_ns >= self._degradation.next_step_ns or share.stalled:
             return None
-        deadline_ns = _NEVER
-        if request.deadline_ns is not None:
-            deadline_ns = request.deadline_ns
+        deadline_ns = _NEVER if request.deadline_ns is None else request.deadline_ns
         if deadline_ns <= now_ns or (now_ns >= self.reserve_until_ns and deadline_ns != _NEVER):
             return None
         finish_ns = 0
@@ -128,8 +126,11 @@ class FastPath:
                 self._trusted -= 1
                 finish_ns = self._trusted_finish_ns
             else:
-                verdict = self.verdict = self._admission(request, now_ns)
-                if not verdict[0]:
+                try:
+                    verdict = self.verdict = self._admission(request, now_ns)
+                except Exception:  # noqa: BLE001 - the selector calls it again, and logs its error
+                    verdict = None
+                if verdict is None or not verdict[0]:
                     return None
                 if verdict[3] is not None:
                     finish_ns = verdict[3]

@@ -68,6 +68,5 @@ def classify(
         return AttemptOutcome("failed", BAD, failure)
     for kind, reason, effect in _BY_ERROR:
         if isinstance(error, kind):
-            final = reason == "invalid" or (stopping and reason == AdmissionReason.CLOSED)
-            return AttemptOutcome(reason, effect, error, final)
+            return AttemptOutcome(reason, effect, error, final=stopping or reason == "invalid")
     return AttemptOutcome("cancelled", IGNORED, error, final=True)

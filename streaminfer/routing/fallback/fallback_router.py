@@ -439,7 +439,7 @@ class FallbackRouter(StackClock, Node):
 
     async def _until_drained(self) -> None:
         """Wait until no attempt is in flight, or until the limit of the stop."""
-        if self._fast_path.attempts.count:
+        while self._fast_path.attempts.count and seconds_left() != 0.0:  # after one, a request may try another route
             await self._idle.wait(seconds_left())
 
     def _look_whether_drained(self) -> None:

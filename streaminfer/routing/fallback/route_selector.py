@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from streaminfer._internal.error_log import ErrorLog
 from streaminfer._internal.units import NEVER_NS
 from streaminfer.protocols import Admission, AdmissionReason, sooner
 from streaminfer.request import Request
@@ -35,6 +36,7 @@ class RouteSelector:
         self._states = states
         self._fast_path = fast_path
         self._probes = probes
+        self._errors = ErrorLog("streaminfer.routing")
 
     def select(self, request: Request, history: AttemptHistory, now_ns: int) -> RouteState | None:
         """Return the best untried route that accepts the request now; ``None``: there is none.
@@ -72,7 +74,7 @@ class RouteSelector:
         for state in self._states:
             if state.share.closed:
                 continue
-            verdict = _admission(state, request, now_ns)
+            verdict = self._verdict(state, request, now_ns)
             if verdict.ok:
                 return verdict
             if rejection is None:
@@ -98,7 +100,7 @@ class RouteSelector:
         return self._fast_path.switch_ns(now_ns, deadline_ns, history.finish_ns, reserve_ns, state.enforces)
 
     def _accepts(self, state: RouteState, request: Request, history: AttemptHistory, now_ns: int) -> bool:
-        verdict = history.verdicts.pop(state.position, None) or _admission(state, request, now_ns)
+        verdict = history.verdicts.pop(state.position, None) or self._verdict(state, request, now_ns)
         finish_ns = verdict.predicted_finish_ns or 0
         if verdict.ok and not (finish_ns and state.share.risks(now_ns, deadline_of(request), finish_ns)):
             history.finish_ns = finish_ns
@@ -129,7 +131,7 @@ class RouteSelector:
         for other in self._states[state.position + 1 :]:
             if other.share.closed:
                 continue
-            verdict = _admission(other, request, now_ns)
+            verdict = self._verdict(other, request, now_ns)
             if not verdict.ok:
                 continue
             if verdict.predicted_finish_ns is not None:
@@ -141,6 +143,10 @@ class RouteSelector:
             return needs_ns + (needs_ns >> 3) + _JITTER_NS
         return 0
 
-
-def _admission(state: RouteState, request: Request, now_ns: int) -> Admission:
-    return _ACCEPTED if state.admission is None else state.admission(request, now_ns)
+    def _verdict(self, state: RouteState, request: Request, now_ns: int) -> Admission:
+        """Return a route's ``admission``; a route whose own fails is called, and its error then counts."""
+        try:
+            return _ACCEPTED if state.admission is None else state.admission(request, now_ns)
+        except Exception as error:  # noqa: BLE001 - logged
+            self._errors.report(f"admission of route {state.route.name!r}", error)
+            return _ACCEPTED

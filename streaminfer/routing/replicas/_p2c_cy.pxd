@@ -82,8 +82,5 @@ cdef class P2CBalancer:
     @cython.locals(one=CReplicaStats, other=CReplicaStats, mean_ns=double, decay_ns=cython.longlong)
     cdef Py_ssize_t _better(self, Py_ssize_t first, Py_ssize_t second, long long now_ns) noexcept
 
-    @cython.locals(best=Py_ssize_t, number=Py_ssize_t, slot=CReplicaStats)
-    cdef Py_ssize_t _least_bad(self, Py_ssize_t excluded, long long now_ns) noexcept
-
 cdef unsigned long long _mixed(unsigned long long value) noexcept
 cdef double _uniform(unsigned long long value) noexcept

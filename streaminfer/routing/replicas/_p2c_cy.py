@@ -218,7 +218,7 @@ class P2CBalancer:
         at_home = self._pick(True, now_ns)  # on its own line: C may work out arguments in any order, and both draw
         best = self._better(at_home, self._pick(False, now_ns), now_ns)
         if best < 0:
-            best = self._least_bad(excluded, now_ns)
+            best = self.best({excluded}, now_ns)
             if best < 0:
                 return -1
         return self._take(best, now_ns)
@@ -246,10 +246,12 @@ class P2CBalancer:
             if best < 0 or score > most:
                 best = number
                 most = score
-        return best if best >= 0 else self._least_bad(-1, now_ns)
+        return best if best >= 0 else self.best(set(), now_ns)
 
     def best(self, excluded: set[int], now_ns: int) -> int:
-        """Return the slot that is expected to respond first; changes nothing, and draws nothing.
+        """Return the slot that is expected to respond first, an ejected one only if there is no other.
+
+        Changes nothing, and draws nothing.
 
         Args:
             excluded: slots that are left out.
@@ -427,15 +429,6 @@ class P2CBalancer:
         mean_ns = self._mean_ns
         decay_ns = self._decay_ns
         return second if other.cost(now_ns, mean_ns, decay_ns) < one.cost(now_ns, mean_ns, decay_ns) else first
-
-    def _least_bad(self, excluded: int, now_ns: int) -> int:
-        """Return the cheapest slot when all are ejected or probing."""
-        best = -1
-        for number in range(len(self._slots)):
-            slot = self._slots[number]
-            if number != excluded and slot.state not in (_FREE, _DRAINING):
-                best = self._better(best, number, now_ns)
-        return best
 
 
 def _mixed(value: int) -> int:

@@ -20,7 +20,6 @@ import attrs
 
 from streaminfer._internal.validation import check_duration, check_instance, field_check
 from streaminfer._runtime.pending_calls import DeadlineCalls
-from streaminfer._runtime.stopping import seconds_left
 from streaminfer.routing.replicas.replica import Replica
 
 __all__ = ["DnsDiscovery", "Finder"]
@@ -93,7 +92,6 @@ class Finder:
         self._calls = DeadlineCalls()
         self._removals: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
-        self._ending: list[asyncio.Future[Any]] = []
         self._is_failing = False
         self.lookups = 0
         self.failed = 0
@@ -128,21 +126,13 @@ class Finder:
         """Look the name up every ``interval_s`` from now on."""
         self._task = asyncio.get_running_loop().create_task(self._look_up_for_ever())
 
-    def cancel(self) -> None:
-        """Stop looking the name up."""
-        self._ending = [*([] if self._task is None else [self._task]), *self._calls]
+    def cancel(self) -> list[asyncio.Future[Any]]:
+        """Stop looking the name up; return what was cancelled, and the ends of the replicas that leave."""
+        ending = [*([] if self._task is None else [self._task]), *self._calls]
         self._task = None
-        for task in self._ending:
+        for task in ending:
             task.cancel()
-
-    async def ended(self) -> None:
-        """Wait for what was cancelled, and for the replicas that leave, until the limit of the stop."""
-        waits = [*self._ending, *self._removals]
-        if waits:
-            await asyncio.wait(waits, timeout=seconds_left())
-        for task in tuple(self._removals):
-            task.cancel()
-        self._ending.clear()
+        return [*ending, *self._removals]
 
     async def _look_up_for_ever(self) -> None:
         while True:
@@ -157,6 +147,7 @@ class Finder:
             found: Any = await self._calls.end_within(
                 discovery.timeout_s, discovery.resolve(discovery.host), f"the resolver of {discovery.host!r}"
             )
+            check_instance("resolve", found, lambda it: not isinstance(it, (str, bytes)), "a list of addresses from it")
             addresses = dict.fromkeys(found)
         except Exception as error:  # noqa: BLE001 - whatever a resolver raises, the replicas stay
             return {}, error

@@ -20,11 +20,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import attrs
+import numpy as np
 
 from streaminfer._internal.units import NEVER_NS
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected, field_check
 from streaminfer._runtime.pending_calls import DeadlineCalls
-from streaminfer._runtime.stopping import seconds_left
 from streaminfer.protocols import Clock
 from streaminfer.routing.replicas._p2c_cy import P2CBalancer
 from streaminfer.routing.replicas.replica import Replica, ReplicaHandle
@@ -48,7 +48,7 @@ class HealthCheck:
 
     Args:
         probe: an async function of a `Replica`, which sends it whatever proves that it can serve. It fails when it
-            raises, returns ``False``, or does not end within ``timeout_s``.
+            raises, returns ``False`` (NumPy's too), or does not end within ``timeout_s``.
         interval_s: seconds from one probe of a replica to the next; the first comes within that time, at an instant
             that is drawn, so that not all replicas are probed at once.
         timeout_s: seconds that a probe may take.
@@ -116,7 +116,6 @@ class ReplicaProbes:
         self._random = random.Random(seed)  # noqa: S311 - spreads probes, keeps no secret
         self._tasks: dict[ReplicaHandle, asyncio.Task[None]] = {}
         self._calls = DeadlineCalls()
-        self._ending: list[asyncio.Future[Any]] = []
         self.sent = 0
         self.failed = 0
 
@@ -133,18 +132,13 @@ class ReplicaProbes:
         if task is not None:
             task.cancel()
 
-    def cancel(self) -> None:
-        """Probe none any more."""
-        self._ending = [*self._tasks.values(), *self._calls]
+    def cancel(self) -> list[asyncio.Future[Any]]:
+        """Probe none any more; return what was cancelled."""
+        ending = [*self._tasks.values(), *self._calls]
         self._tasks.clear()
-        for task in self._ending:
+        for task in ending:
             task.cancel()
-
-    async def ended(self) -> None:
-        """Wait for what was cancelled, until the limit of the stop."""
-        if self._ending:
-            await asyncio.wait(self._ending, timeout=seconds_left())
-        self._ending.clear()
+        return ending
 
     async def _probe_for_ever(self, handle: ReplicaHandle, delay_s: float) -> None:
         is_out = self._balancer.slot(handle.slot).until_ns == NEVER_NS  # since before an earlier stop
@@ -168,7 +162,9 @@ class ReplicaProbes:
         except Exception as error:  # noqa: BLE001 - what it raised is the outcome of the probe
             failure: Exception | None = error
         else:
-            failure = ValueError("the probe returned False") if said is False else None
+            failure = (
+                ValueError("the probe returned False") if isinstance(said, (bool, np.bool_)) and not said else None
+            )
         self.failed += failure is not None
         return failure
 

@@ -7,7 +7,7 @@ from streaminfer._internal.validation import check_instance, expected
 from streaminfer.protocols import Clock
 from streaminfer.routing.replicas._p2c_cy import P2CBalancer
 from streaminfer.routing.replicas.replica import Replica, ReplicaHandle
-from streaminfer.routing.replicas.stream_homes import stream_key
+from streaminfer.routing.stable_hash import stable_hash
 
 __all__ = ["Membership"]
 
@@ -73,7 +73,7 @@ class Membership:
         if replica.zone != self._zone:
             penalty = self._penalties.get(replica.zone, self._usual_penalty)
         zone = self._zones.setdefault(replica.zone, len(self._zones))
-        key = stream_key(replica.name)
+        key = stable_hash(replica.name)
         handle.slot = self._balancer.add(float(replica.weight), penalty, zone, key, slowly, self._clock())
         self.by_name[replica.name] = handle
         if handle.slot == len(self.by_slot):
@@ -109,7 +109,10 @@ class Membership:
         """Return the services by name; one that ends its last requests has ``(leaving)`` behind it."""
         services = {name: handle.replica.service for name, handle in self.by_name.items()}
         for handle in self.leaving:
-            services[f"{handle.replica.name} (leaving)"] = handle.replica.service
+            name = f"{handle.replica.name} (leaving)"
+            while name in services:  # another one of that name, which left before
+                name += " (leaving)"
+            services[name] = handle.replica.service
         return services
 
     def fingerprint_changes(self) -> int:

@@ -58,6 +58,7 @@ class ReplicaHandle:
     Attributes:
         replica: the description.
         slot: its number in the balancer; -1: none yet.
+        is_started: its service was started, and not stopped since.
         is_removed: it is removed, and keeps its slot until its last request has ended.
         is_draining: each request that ends calls :meth:`check_drained`.
         validate: checks a request's inputs; ``None``: nothing does.
@@ -78,6 +79,7 @@ class ReplicaHandle:
     ) -> None:
         self.replica = replica
         self.slot = -1
+        self.is_started = False
         self.is_removed = False
         self.is_draining = False
         offered = adapt(replica.service).capabilities()
@@ -100,6 +102,7 @@ class ReplicaHandle:
     async def start(self) -> None:
         """Start the service."""
         await start_owned(self, self.replica.service)
+        self.is_started = True
 
     async def stop(self, *, drain: bool) -> None:
         """Stop the service, also if the wait for its requests is cancelled."""
@@ -113,6 +116,7 @@ class ReplicaHandle:
             try:
                 await end_tasks(self._tasks)
             finally:
+                self.is_started = False
                 await stop_all(self, [self.replica.service], drain=drain)
 
     async def drained(self) -> None:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 from streaminfer._internal.validation import check_count, check_duration_ns, check_instance, check_number
 from streaminfer._runtime.stack_clock import StackClock
-from streaminfer._runtime.stopping import raise_first, stop_together
+from streaminfer._runtime.stopping import raise_first, seconds_left, stop_together
 from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput, Overloaded
 from streaminfer.protocols import (
     Admission,
@@ -34,10 +34,11 @@ from streaminfer.routing.replicas._p2c_cy import FAILURE, IGNORED, REJECTED, SUC
 from streaminfer.routing.replicas.discovery import DnsDiscovery, Finder
 from streaminfer.routing.replicas.health import HealthCheck, ReplicaProbes
 from streaminfer.routing.replicas.membership import Membership
-from streaminfer.routing.replicas.replica import Replica, ReplicaHandle
+from streaminfer.routing.replicas.replica import Replica
 from streaminfer.routing.replicas.settings import is_above_1, zone_penalties
 from streaminfer.routing.replicas.statistics import ReplicasStatistics, replica_statistics
-from streaminfer.routing.replicas.stream_homes import StreamHomes, stream_key
+from streaminfer.routing.replicas.stream_homes import StreamHomes
+from streaminfer.routing.stable_hash import stable_hash
 
 __all__ = ["Replica", "Replicas"]
 
@@ -171,9 +172,8 @@ class Replicas(StackClock, Node):
             token = balancer.choose(-1, now_ns)
             may_retry = self._retry
         else:
-            token = balancer.choose_for_stream(stream_key(request.stream_id), now_ns)
+            token = self._choose_for_stream(request.stream_id, now_ns)
             may_retry = False
-            self._homes.move(request.stream_id, self._by_slot[token & _SLOT].states)
         while True:
             handle = self._by_slot[token & _SLOT]
             started_ns = now_ns
@@ -181,8 +181,7 @@ class Replicas(StackClock, Node):
                 response = await handle.call(request)
             except BaseException as error:
                 now_ns = self.clock()
-                outcome = _outcome_of(error)
-                balancer.done(token, outcome, max(now_ns - started_ns, 0), now_ns)
+                outcome = self._record_error(token, error, max(now_ns - started_ns, 0), now_ns)
                 if handle.is_draining:
                     handle.check_drained()
                 may_retry = may_retry and handle.is_idempotent and outcome != IGNORED
@@ -209,7 +208,7 @@ class Replicas(StackClock, Node):
             return Admission(False, AdmissionReason.CLOSED)
         balancer = self._balancer
         if request.stream_id is not None:
-            return self._admission_at(balancer.of_stream(stream_key(request.stream_id), now_ns), request, now_ns)
+            return self._admission_at(balancer.of_stream(stable_hash(request.stream_id), now_ns), request, now_ns)
         tried: set[int] = set()
         rejection: Admission | None = None
         for _ in range(balancer.replicas):
@@ -284,18 +283,17 @@ class Replicas(StackClock, Node):
         failure = None if self._finder is None else await self._finder.look_up(strict=True)
         if failure is not None and not self._members.by_name:
             raise failure
-        started: list[ReplicaHandle] = []
-
-        async def start(handle: ReplicaHandle) -> None:
-            await handle.start()
-            started.append(handle)
-
+        self._running = True  # from here on a replica that is added is started by itself, and a removed one stopped
+        starts = [handle.start() for handle in self._members.by_name.values()]
         try:
-            raise_first(await asyncio.gather(*map(start, self._members.by_name.values()), return_exceptions=True))
+            raise_first(await asyncio.gather(*starts, return_exceptions=True))
         except BaseException:
-            await stop_together(handle.stop(drain=False) for handle in started)
+            self._running = False
+            await stop_together(it.stop(drain=False) for it in self._members.by_name.values() if it.is_started)
             raise
-        self._running, self._closed = True, False
+        self._closed = not self._running  # a stop meanwhile has stopped them again
+        if self._closed:
+            return
         if self._probes is not None:
             for handle in self._members.by_name.values():
                 self._probes.watch(handle)
@@ -309,14 +307,14 @@ class Replicas(StackClock, Node):
             drain: let the requests in flight complete first; otherwise they end with `Closed`.
         """
         self._closed, self._running = True, False
-        upkeep = [each for each in (self._finder, self._probes) if each is not None]
-        for each in upkeep:
-            each.cancel()
+        ending = [task for upkeep in (self._finder, self._probes) if upkeep is not None for task in upkeep.cancel()]
         try:
             await stop_together(handle.stop(drain=drain) for handle in self._members.all())
         finally:
-            for each in upkeep:
-                await each.ended()
+            if ending:
+                _, left = await asyncio.wait(ending, timeout=seconds_left())
+                for task in left:
+                    task.cancel()  # the end of a replica that left
 
     async def add(self, replica: Replica) -> None:
         """Add a replica; if the others have been started it is started first, and gets its share slowly.
@@ -331,7 +329,7 @@ class Replicas(StackClock, Node):
             handle.bind(self.clock)
         if self._running:
             await handle.start()
-            if replica.name in self._members.by_name or self._closed:
+            if replica.name in self._members.by_name or not self._running:
                 await handle.stop(drain=False)
                 self._members.check_new(replica)
                 raise Closed("these replicas were stopped while one was added")
@@ -397,6 +395,28 @@ class Replicas(StackClock, Node):
         for handle in self._members.by_name.values():
             handle.bind(clock)
 
+    def _choose_for_stream(self, stream_id: Hashable, now_ns: int) -> int:
+        """Choose the replica of a stream, and bring its state there."""
+        token = self._balancer.choose_for_stream(stable_hash(stream_id), now_ns)
+        try:
+            self._homes.move(stream_id, self._by_slot[token & _SLOT].states)
+        except BaseException:
+            self._balancer.done(token, IGNORED, 0, now_ns)
+            raise
+        return token
+
+    def _record_error(self, token: int, error: BaseException, took_ns: int, now_ns: int) -> int:
+        """Record an attempt without response; return its outcome."""
+        outcome = FAILURE
+        if isinstance(error, Overloaded):
+            outcome = REJECTED
+        elif isinstance(error, _IGNORED_ERRORS) or not isinstance(error, Exception):
+            outcome = IGNORED
+        if isinstance(error, InvalidInput):
+            took_ns = 0  # however long it took to find out, it says nothing about the replica
+        self._balancer.done(token, outcome, took_ns, now_ns)
+        return outcome
+
     def _second(self, first: int, now_ns: int) -> int:
         """Choose another replica for a request that failed at the first; -1: there is none, or too many are retried."""
         if self._closed or not self._balancer.may_retry():
@@ -413,11 +433,3 @@ class Replicas(StackClock, Node):
             return verdict
         expected_ns = self._balancer.expected_ns(slot, now_ns)
         return verdict._replace(predicted_finish_ns=now_ns + expected_ns) if expected_ns else verdict
-
-
-def _outcome_of(error: BaseException) -> int:
-    if isinstance(error, Overloaded):
-        return REJECTED
-    if isinstance(error, _IGNORED_ERRORS) or not isinstance(error, Exception):
-        return IGNORED
-    return FAILURE

@@ -1,6 +1,5 @@
 """State of streams behind replicas: it goes with its stream from one replica to another."""
 
-import hashlib
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
@@ -9,9 +8,8 @@ from streaminfer.protocols import StreamStates
 from streaminfer.routing.replicas.replica import ReplicaHandle
 from streaminfer.routing.stream_states import AllStreamStates
 
-__all__ = ["StreamHomes", "stream_key"]
+__all__ = ["StreamHomes"]
 
-_BITS = 2**64 - 1
 _MOST_HOMES = 65_536  # of callers that never end a stream; the oldest are forgotten
 
 
@@ -63,10 +61,3 @@ class StreamHomes(AllStreamStates):
         """
         home = self._homes.get(stream_id)
         return super().export_state(stream_id) if home is None else home.export_state(stream_id)
-
-
-def stream_key(stream_id: Hashable) -> int:
-    """Return 64 bits, the same in every process for text, bytes and whole numbers; for others, in this one."""
-    if type(stream_id) in (str, bytes, int):
-        return int.from_bytes(hashlib.blake2b(repr(stream_id).encode(), digest_size=8).digest(), "big")
-    return hash(stream_id) & _BITS

@@ -9,13 +9,13 @@ import attrs
 
 from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.snapshot import Snapshot
-from streaminfer._internal.validation import check_instance, check_number
+from streaminfer._internal.validation import check_instance
 from streaminfer._runtime.lifecycle import start_all
 from streaminfer._runtime.stopping import stop_all
 from streaminfer.protocols import Admission, Capabilities, Node, adapt, are_idempotent
 from streaminfer.request import Request, Response
 from streaminfer.routing.fallback.route import as_service
-from streaminfer.routing.split.share import RequestShare
+from streaminfer.routing.split.share import RequestShare, check_share
 from streaminfer.routing.stream_states import states_of_all
 
 __all__ = ["Canary", "CanaryStatistics", "SideStatistics"]
@@ -99,7 +99,7 @@ class Canary(Node):
         check_instance("name", name, lambda it: isinstance(it, str), "a string")
         self.name = name
         self._by = _tenant_or_stream if by is None else by
-        self._share = RequestShare(_checked(share), name)
+        self._share = RequestShare(check_share(share), name)
         self._stable = _Side("stable", as_service("stable", stable), offers_its_check=True)
         self._canary = _Side("canary", as_service("canary", canary), offers_its_check=False)
         offered = adapt(self._stable.service).capabilities()
@@ -148,7 +148,7 @@ class Canary(Node):
         Raises:
             TypeError, ValueError: no number from 0 to 1.
         """
-        self._share.share = _checked(share)
+        self._share.share = check_share(share)
 
     @property
     def slo_ns(self) -> int | None:
@@ -231,7 +231,3 @@ class _Side:
 
 def _tenant_or_stream(request: Request) -> Hashable:
     return request.stream_id if request.tenant is None else request.tenant
-
-
-def _checked(share: object) -> float:
-    return check_number("share", share, "a share from 0 to 1", lambda it: 0.0 <= it <= 1.0)

@@ -18,7 +18,7 @@ import attrs
 
 from streaminfer._internal.display.html_table import counter_rows, html_table
 from streaminfer._internal.snapshot import Snapshot
-from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
+from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
 from streaminfer._runtime.owners import start_owned
 from streaminfer._runtime.pending_calls import DeadlineCalls
 from streaminfer._runtime.stack_clock import StackClock
@@ -27,7 +27,7 @@ from streaminfer.protocols import Clock, adapt, is_service, name_of
 from streaminfer.request import Request, Response, time_left_s
 from streaminfer.resilience._targets import may_repeat, repeats
 from streaminfer.routing.fallback.route import as_service
-from streaminfer.routing.split.share import RequestShare
+from streaminfer.routing.split.share import RequestShare, check_share
 from streaminfer.sync_layer import SyncService
 
 __all__ = ["Shadow", "ShadowStatistics"]
@@ -103,8 +103,7 @@ class Shadow(StackClock):
         if self._rule is False:
             raise ValueError(expected("copy", "a service that may see copies (not idempotent = False)", copy))
         check_instance("name", name, lambda it: isinstance(it, str), "a string")
-        share = check_number("share", share, "a share from 0 to 1", lambda it: 0.0 <= it <= 1.0)
-        self._share = RequestShare(share, name)
+        self._share = RequestShare(check_share(share), name)
         self._max_in_flight = check_count("max_in_flight", max_in_flight, at_most=_MOST)
         self._timeout_s = check_duration("timeout_s", timeout_s, positive=True)
         self._accept_clock(clock)
@@ -226,6 +225,3 @@ class _ShadowedService(SyncService):
             await self.shadow.end_copies()
         finally:
             await stop_all(self, [self.shadow.copy], drain=drain)
-
-    def __repr__(self) -> str:
-        return f"{self.shadow!r} around {self.inner!r}"

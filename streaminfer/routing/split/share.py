@@ -10,10 +10,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Hashable
 
-__all__ = ["RequestShare"]
+from streaminfer._internal.validation import check_number
+from streaminfer.routing.stable_hash import HASH_SPAN, stable_hash
 
-_SPAN = 2.0**64
+__all__ = ["RequestShare", "check_share"]
+
 _TINY = 1e-9  # ten tenths are one
+
+
+def check_share(share: object) -> float:
+    """Return a share of the requests.
+
+    Raises:
+        TypeError, ValueError: no number from 0 to 1.
+    """
+    return check_number("share", share, "a share from 0 to 1", lambda it: 0.0 <= it <= 1.0)
 
 
 class RequestShare:
@@ -36,12 +47,7 @@ class RequestShare:
 
     def has_key(self, key: Hashable) -> bool:
         """Say whether a key belongs to the share; the same in every process for text, bytes and whole numbers."""
-        if type(key) in (str, bytes, int):
-            digest = hashlib.blake2b(repr(key).encode(), digest_size=8, key=self._salt).digest()
-            number = int.from_bytes(digest, "big")
-        else:
-            number = hash(key) % 2**64
-        return number / _SPAN < self.share
+        return stable_hash(key, self._salt) / HASH_SPAN < self.share
 
     def would_take(self) -> bool:
         """Say whether the next request without a key belongs to the share; changes nothing."""

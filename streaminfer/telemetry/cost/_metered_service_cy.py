@@ -68,6 +68,3 @@ class MeteredService(SyncService):
                 self._respond(request, outcome, now_ns, self._own is None)
         except LISTENER_ERRORS as failure:
             self._meter.failures.report(self._meter, "a response", failure)
-
-    def __repr__(self) -> str:
-        return f"{self._meter!r} in front of {self.inner!r}"

@@ -80,17 +80,21 @@ def test_examples_that_check_nothing(example):
 @pytest.mark.parametrize(
     ("example", "dtype", "sizes"),
     [(1.0, "f8", ()), (7, "i8", ()), ("text", object, ()), ([1.0, 2.0], "f8", (None,)),
-     (np.array(["a", "bc"], object), object, (None,)), ([["a"], ["b"]], object, (None, None))],
+     (np.array(["a", "bc"], object), object, (None,)), ([["a"], ["b"]], object, (None, None)),
+     (np.array([b"a", b"bc"]), object, (None,))],
     ids=str,
 )  # fmt: skip
 def test_numbers_and_text_are_announced_and_not_checked(example, dtype, sizes):
-    """Servers know the type of the input; every size is open, and only a mapping is rejected."""
+    """Servers know the type of the input; every size is open, and only a mapping is rejected.
+
+    The dtype of bytes has a width, which is that of the example alone.
+    """
     backend = si.CpuBackend(len, example=example)
 
     (spec,) = backend.model_tensors().inputs
 
     assert (spec.name, spec.dtype, spec.row_shape) == ("inputs", dtype, sizes)
-    for inputs in (1, "other text", [1.0, 2.0, 3.0], np.zeros((2, 2))):
+    for inputs in (1, "other text", [1.0, 2.0, 3.0], np.zeros((2, 2)), np.array([b"longer"])):
         backend.validate(si.Request(inputs))
     with pytest.raises(si.InvalidInput, match="inputs: expected one input, without a name"):
         backend.validate(si.Request({"x": 1.0}))

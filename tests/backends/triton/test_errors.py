@@ -2,8 +2,9 @@
 
 import pytest
 
-from streaminfer.backends.triton.errors import retry_after
+from streaminfer.backends.triton.errors import ServerError, from_status, retry_after
 from streaminfer.backends.triton.transport.http_transport import _error_text
+from streaminfer.errors import Overloaded
 
 
 @pytest.mark.parametrize(
@@ -22,6 +23,15 @@ from streaminfer.backends.triton.transport.http_transport import _error_text
 def test_retry_after(said, after_s):
     """It is a number of seconds or a date; what is neither says nothing."""
     assert retry_after(said) == after_s
+
+
+@pytest.mark.parametrize("after_s", [None, 0.0, 2.5], ids=str)
+@pytest.mark.parametrize(("status", "text"), [("RESOURCE_EXHAUSTED", "quota"), ("UNAVAILABLE", "queue full")])
+def test_a_full_queue_says_when_to_retry_if_the_server_does(status, text, after_s):
+    """Where it says nothing, the time is unknown, which is not at once."""
+    error = from_status(ServerError(status, text, after_s), "m")
+    assert isinstance(error, Overloaded)
+    assert error.retry_after_s == after_s
 
 
 @pytest.mark.parametrize(

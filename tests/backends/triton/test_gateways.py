@@ -22,6 +22,7 @@ from streaminfer.backends.triton.messages import InferRequest
 from streaminfer.backends.triton.transport.grpc_transport import GrpcTransport
 from streaminfer.backends.triton.transport.headers import Headers
 from streaminfer.errors import BackendError, DeadlineExceeded, Overloaded
+from streaminfer.testing import FakeClock
 
 TOKEN = uuid.uuid4().hex
 GATEWAYS = {"grpc": GrpcGateway, "http": HttpGateway}
@@ -118,6 +119,39 @@ def test_a_stream_of_responses_brings_the_token():
 
     asyncio.run(main())
     assert tokens == [f"Bearer {TOKEN}"]
+
+
+def test_a_close_ends_the_calls_of_a_connection_that_fell_silent():
+    """A call that has much time left does not outlive its transport, though later calls got a new connection."""
+
+    class Service(grpc.GenericRpcHandler):
+        def service(self, details):
+            async def hang(request, context):
+                await asyncio.Event().wait()
+
+            return grpc.unary_unary_rpc_method_handler(hang)
+
+    async def main():
+        server = grpc.aio.server(handlers=[Service()])
+        address = find_endpoint(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}", "grpc", None, insecure=False)
+        await server.start()
+        clock = FakeClock()
+        transport = GrpcTransport(address, Headers({}), None, clock)
+        call = InferRequest("m", "", [])
+        try:
+            waiting = asyncio.ensure_future(transport.infer(call, 600.0))
+            await asyncio.sleep(0)
+            clock.advance(3.0)
+            with pytest.raises(ServerError, match="DEADLINE_EXCEEDED"):
+                await transport.infer(call, 0.05)
+            async with asyncio.timeout(20):
+                await transport.close()
+                with pytest.raises(si.errors.Closed):
+                    await waiting
+        finally:
+            await server.stop(None)
+
+    asyncio.run(main())
 
 
 def test_a_stream_that_ends_at_once_brings_its_status():

@@ -164,6 +164,13 @@ def test_priorities_leave_places_to_more_urgent_ones():
     assert machine.rejected == 6
 
 
+@pytest.mark.parametrize(("reserve", "permits"), [(0.2, 80), (0.7, 30), (0.8, 20), (0.9, 10)])
+def test_a_reserve_is_exact(reserve, permits):
+    """A share that binary fractions do not have leaves as many permits as its decimal says."""
+    machine = make(limit=100, adaptive=False, reserve=reserve)
+    assert sum(machine.try_acquire(1, NEVER_NS, S) > 0 for _ in range(100)) == permits
+
+
 def test_without_reserve_all_are_alike():
     machine = make(limit=3, adaptive=False, reserve=0.0)
     assert [machine.try_acquire(2**31 - 1, NEVER_NS, S) > 0 for _ in range(4)] == [True, True, True, False]

@@ -106,16 +106,25 @@ def test_a_tenant_can_have_its_own_rate_or_none(clock):
 
 
 def test_a_rate_can_change_while_it_runs(limit, clock):
-    """``set_rate`` keeps what the tenant has drawn: nothing is given away by a change."""
+    """``set_rate`` keeps the requests that the tenant has drawn: nothing is given away by a change."""
     for _ in range(3):
         limit.acquire("a")
     limit.set_rate("a", Rate(1.0, burst=1))
-    clock.advance(0.2)
-    assert not limit.try_acquire("a")
-    clock.advance(0.1)
-    assert limit.try_acquire("a")
+    assert limit.retry_after_s("a") == 1.0
     limit.set_rate("a", None)
     assert all(limit.try_acquire("a") for _ in range(50))
+    limit.set_rate("a", Rate(1.0, burst=1))
+    assert [limit.try_acquire("a") for _ in range(2)] == [True, False]
+
+
+def test_a_higher_rate_counts_at_once(clock):
+    """What was drawn at a low rate is paid back at the new one."""
+    limit = RateLimit(1 / 60, burst=10, clock=clock)
+    assert [limit.try_acquire("a") for _ in range(11)] == [True] * 10 + [False]
+    for burst, left in ((20, 10), (40, 20)):
+        limit.set_rate("a", Rate(10.0, burst=burst))
+        assert sum(limit.try_acquire("a") for _ in range(50)) == left
+        assert limit.retry_after_s("a") == 0.1
 
 
 # -- memory -----------------------------------------------------------------------------------------------------
@@ -287,7 +296,8 @@ def test_threads_get_no_more_than_the_burst(clock):
         (lambda: RateLimit(True), "per_s: expected a number of requests a second"),
         (lambda: RateLimit(1.0, burst=0), "burst: expected a whole number ≥ 1, got 0"),
         (lambda: RateLimit(1.0, tenants=["a"]), "tenants: expected a mapping or None"),
-        (lambda: RateLimit(1.0, tenants={"a": 5.0}), "rate: expected a Rate or None, got 5.0"),
+        (lambda: RateLimit(1.0, tenants={"a": 5.0}), r"tenants\['a'\]: expected a Rate or None, got 5.0"),
+        (lambda: RateLimit(1.0).set_rate("a", 5.0), "rate: expected a Rate or None, got 5.0"),
         (lambda: RateLimit(1.0, max_tenants=0), "max_tenants: expected a whole number ≥ 1"),
         (lambda: RateLimit(1.0, name=3), "name: expected a string"),
         (lambda: RateLimit(1.0, clock=3), "clock: expected a callable or None"),

@@ -220,6 +220,15 @@ def test_an_error_of_another_library_is_heard():
     assert service.asked_at == [0.0, 0.3]
 
 
+def test_a_wait_that_is_no_number_of_seconds_is_none():
+    """What another library calls by the same name does not replace its error."""
+    refusal = ConnectionError("busy")
+    refusal.retryable, refusal.retry_after_s = True, "Wed, 21 Oct 2026 07:28:00 GMT"
+    service = Service(refusal)
+    assert asked(service, RetryBudget()) == 1.0
+    assert service.asked_at == [0.0, 0.0]
+
+
 # -- how many ---------------------------------------------------------------------------------------------------
 
 

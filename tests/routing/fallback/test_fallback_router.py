@@ -397,6 +397,78 @@ def test_a_draining_stop_waits_and_a_hard_one_does_not():
     play(main)
 
 
+def test_a_drain_waits_for_the_next_route_too():
+    """A request whose route fails during a drain gets the response of the next one."""
+
+    async def main(loop, best, second, router):
+        best.takes_s, best.error, second.takes_s = 0.02, si.BackendError("broken"), 0.02
+        async with router:
+            call = asyncio.ensure_future(ask(router))
+            await asyncio.sleep(0.01)
+        assert (await call).source == "second (best: failed)"
+
+    play(main)
+
+
+@pytest.mark.parametrize("timeout_s", [None, 0.1], ids=["no deadline", "deadline"])
+def test_a_route_whose_admission_raises_is_called(timeout_s, caplog):
+    """Its call decides: a response counts, and an error moves the request to the next route."""
+
+    async def main(loop, best, second, router):
+        def verdict(request, now_ns):
+            raise KeyError("tenant")
+
+        best.verdict = verdict
+        assert [(await ask(router, timeout_s=timeout_s)).source for _ in range(3)] == ["best"] * 3
+        best.error = KeyError("tenant")
+        assert (await ask(router, timeout_s=timeout_s)).source == "second (best: failed)"
+        seen = router.statistics()
+        assert (seen.requests, seen.succeeded, seen.in_flight) == (4, 4, 0)
+
+    play(main)
+    assert [record.message.split(":")[0] for record in caplog.records] == ["admission of route 'best' failed"]
+
+
+def test_routes_may_have_any_number_of_devices():
+    """A request that misses all of them ends with the error of the last route."""
+
+    async def main(loop):
+        routes = [Scripted(str(number)) for number in range(70)]
+        for route in routes:
+            route.error = si.Overloaded("full")
+        router = FallbackRouter(*(Route(it.name, it, device=it.name) for it in routes), clock=loop.clock)
+        async with router:
+            with pytest.raises(si.Overloaded, match="full"):
+                await ask(router)
+        assert router.statistics().in_flight == 0
+
+    run(main)
+
+
+def test_a_hard_stop_tries_no_other_route():
+    """A route that turns its interruption into an error of its own ends the request."""
+
+    class Rough(Scripted):
+        async def call(self, request):
+            try:
+                return await super().call(request)
+            except asyncio.CancelledError as error:
+                raise si.BackendError("interrupted") from error
+
+    async def main(loop):
+        rough, second = Rough("rough", takes_s=1.0), Scripted("second")
+        router = FallbackRouter(Route("rough", rough), Route("second", second, quality=0.5), clock=loop.clock)
+        await router.start()
+        call = asyncio.ensure_future(router.call(si.Request(1.0)))
+        await asyncio.sleep(0.01)
+        await router.stop(drain=False)
+        with pytest.raises(si.BackendError, match="interrupted"):
+            await call
+        assert second.asked == []
+
+    run(main)
+
+
 def test_services_are_started_once_and_stopped_again_when_one_fails():
     async def main(loop):
         shared, broken = Scripted("shared"), Scripted("broken")

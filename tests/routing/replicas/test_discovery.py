@@ -192,6 +192,17 @@ def test_nothing_outlives_the_stop():
     run(main)
 
 
+async def test_one_text_is_no_list_of_addresses(loop):
+    """Its characters are no addresses."""
+
+    async def resolve(host):
+        return "10.0.0.1"
+
+    replicas = Replicas(discovery=DnsDiscovery("faces", lambda it: Replica(it, ScriptedBackend()), resolve=resolve))
+    with pytest.raises(TypeError, match=r"resolve: expected a list of addresses from it, got '10\.0\.0\.1'"):
+        await replicas.start()
+
+
 async def _probe(replica):
     """Do nothing."""
 

@@ -5,6 +5,7 @@ import functools
 import itertools
 import math
 
+import numpy as np
 import pytest
 
 import streaminfer as si
@@ -38,7 +39,7 @@ class Fleet:
             self.running -= 1
         if isinstance(broken, BaseException):
             raise broken
-        return broken != "says no"
+        return np.bool_(False) if broken == "says NumPy's no" else broken != "says no"
 
     def states(self):
         return {replica.name: replica.state for replica in self.replicas.statistics().replicas}
@@ -46,8 +47,8 @@ class Fleet:
 
 @pytest.mark.parametrize(
     "broken",
-    [ConnectionError("gone"), "says no", "hangs", asyncio.CancelledError()],
-    ids=["raises", "false", "hangs", "cancelled"],
+    [ConnectionError("gone"), "says no", "says NumPy's no", "hangs", asyncio.CancelledError()],
+    ids=["raises", "false", "NumPy's false", "hangs", "cancelled"],
 )
 def test_an_unhealthy_replica_gets_no_requests_and_comes_back(broken, caplog):
     """After three failures in a row a replica is left out, after two successes it is on trial, then active."""

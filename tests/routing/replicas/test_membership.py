@@ -54,6 +54,19 @@ def test_a_name_is_taken_until_it_is_taken_out(members):
     members.check_new(Replica("a", Versioned()))
 
 
+def test_replicas_of_one_name_that_leave_are_told_apart(members):
+    """Whoever looks for what is in memory finds each of them."""
+    put(members, "b")
+    leaving = [Versioned(number) for number in range(3)]
+    for service in leaving:
+        put(members, "a", service)
+        members.take_out("a")
+    put(members, "a")
+    services = members.services()
+    assert len(services) == 5
+    assert all(service in services.values() for service in leaving)
+
+
 def test_a_leaving_replica_keeps_its_slot(members, balancer):
     """The slot of a removed replica is used again only after its last request has ended."""
     first = put(members, "a")

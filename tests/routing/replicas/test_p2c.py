@@ -272,6 +272,18 @@ def test_a_trial_without_an_end_is_a_failure():
     assert balance.slot(2).state == EJECTED
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_trial_is_better_than_an_ejected_one(stream):
+    """While the only replica that may serve is on trial, none that is out gets its further requests."""
+    balance = made(3)
+    for number in range(3):
+        balance.hold_out(number)
+    balance.let_back(1, 0)
+    choose = (lambda: balance.choose_for_stream(7, 0)) if stream else (lambda: balance.choose(-1, 0))
+    assert {choose() & SLOT for _ in range(10)} == {1}
+    assert balance.panics == 0
+
+
 def test_a_trial_that_says_nothing_makes_room_for_the_next():
     balance = made()
     fail(balance, 2, 0)

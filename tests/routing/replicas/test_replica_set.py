@@ -9,6 +9,7 @@ import pytest
 import streaminfer as si
 from streaminfer.protocols import Admission
 from streaminfer.routing.replicas.replica_set import Replica, Replicas
+from streaminfer.routing.stable_hash import stable_hash
 from streaminfer.testing import FakeClock, ScriptedBackend, run
 from streaminfer.testing.faults import FaultPlan, Faulty, delay, error, hang
 
@@ -232,6 +233,26 @@ def test_one_that_hangs_is_ejected_by_its_deadlines():
     assert statistics.ejections == 1
 
 
+def test_wrong_inputs_eject_no_replica():
+    """However long it takes to find out, it is the caller's fault."""
+
+    class Strict(Echo):
+        async def call(self, request):
+            if request.inputs < 0:
+                await asyncio.sleep(1.0)
+                raise si.InvalidInput("inputs: expected a number ≥ 0")
+            return await super().call(request)
+
+    async def main(loop):
+        replicas = pair(Strict(0.01), Strict(0.01), loop, consecutive_failures=2)
+        for inputs in [1.0] * 10 + [-1.0] * 10:
+            await asyncio.gather(replicas.call(si.Request(inputs)), return_exceptions=True)
+        return replicas.statistics()
+
+    seen = run(main)
+    assert [(replica.state, replica.failed) for replica in seen.replicas] == [("active", 0)] * 2
+
+
 def test_after_one_that_hung_the_other_is_asked():
     async def main(loop):
         replicas = pair(Faulty(Echo(0.010), FaultPlan(hang().between(1.0, 99.0))), Echo(0.010), loop)
@@ -282,13 +303,7 @@ def test_streams_stick_and_move_when_their_replica_is_out():
 def test_a_stream_has_the_same_place_in_every_process():
     replicas = Replicas(*(Replica(f"r{n}", Echo()) for n in range(5)))
     ids = ["camera 1", b"\x00\xff", 7, 2**70]
-    assert [replicas._balancer.of_stream(key, 0) for key in map(stream_key, ids)] == [4, 0, 1, 4]
-
-
-def stream_key(stream_id):
-    from streaminfer.routing.replicas.stream_homes import stream_key as key_of
-
-    return key_of(stream_id)
+    assert [replicas._balancer.of_stream(key, 0) for key in map(stable_hash, ids)] == [4, 0, 1, 4]
 
 
 # -- life -------------------------------------------------------------------------------------------------------
@@ -457,6 +472,69 @@ def test_replicas_come_and_go():
             await replicas.add(Replica("c", Echo()))
 
     run(main)
+
+
+class SlowStart(Echo):
+    """A service that takes a second to start."""
+
+    async def start(self):
+        await asyncio.sleep(1.0)
+        await super().start()
+
+
+def test_replicas_that_come_and_go_during_the_start():
+    """One that is added meanwhile is started too, and one that is removed is stopped again."""
+
+    async def main(loop):
+        log = []
+        replicas = pair(SlowStart(log=log, name="a"), SlowStart(log=log, name="b"), loop)
+        starting = asyncio.ensure_future(replicas.start())
+        await asyncio.sleep(0.5)
+        await replicas.add(Replica("c", Echo(log=log, name="c")))
+        await replicas.remove("b")
+        await starting
+        await replicas.stop()
+        return log
+
+    assert run(main) == ["start c", "start a", "start b", "stop b True", "stop a True", "stop c True"]
+
+
+def test_a_start_that_fails_stops_what_was_added_meanwhile():
+    """Whatever the start has started is stopped again, and nothing else."""
+
+    class Broken(SlowStart):
+        async def start(self):
+            await super().start()
+            raise OSError("no model")
+
+    async def main(loop):
+        log = []
+        replicas = pair(Echo(log=log, name="a"), Broken(log=log, name="b"), loop)
+        starting = asyncio.ensure_future(replicas.start())
+        await asyncio.sleep(0.5)
+        await replicas.add(Replica("c", Echo(log=log, name="c")))
+        with pytest.raises(OSError, match="no model"):
+            await starting
+        return log
+
+    assert run(main) == ["start a", "start c", "start b", "stop a False", "stop c False"]
+
+
+def test_a_stop_during_the_start_has_the_last_word():
+    """Replicas that were stopped while they started do not run."""
+
+    async def main(loop):
+        log = []
+        replicas = pair(SlowStart(log=log, name="a"), SlowStart(log=log, name="b"), loop)
+        starting = asyncio.ensure_future(replicas.start())
+        await asyncio.sleep(0.5)
+        await replicas.stop()
+        await starting
+        with pytest.raises(si.errors.Closed):
+            await replicas.call(si.Request(1.0))
+        return log
+
+    assert run(main) == ["start a", "start b", "stop a True", "stop b True"]
 
 
 def test_removing_at_once_ends_what_it_had():

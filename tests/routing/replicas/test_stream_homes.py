@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import streaminfer as si
-from streaminfer.protocols import adapt
+from streaminfer.protocols import Capabilities, Node, adapt
 from streaminfer.routing.replicas import stream_homes
 from streaminfer.streams import StatefulBackend
 
@@ -57,6 +57,34 @@ class Pair:
 @pytest.fixture
 def states_of():
     return lambda pair: adapt(pair.replicas).capabilities().stream_states
+
+
+class Stuck(Node):
+    """A service whose streams cannot be moved."""
+
+    def capabilities(self):
+        return Capabilities(stream_states=self)
+
+    def export_state(self, stream_id):
+        return {}
+
+    def import_state(self, stream_id, state):
+        raise OSError("disk full")
+
+    async def call(self, request):
+        return si.Response(request.inputs)
+
+
+async def test_a_move_that_fails_leaves_nothing_in_flight(loop):
+    replicas = si.Replicas(si.Replica("a", Stuck()), si.Replica("b", Stuck()), clock=loop.clock)
+    await replicas.start()
+    home = (await replicas.call(si.Request(1.0, stream_id="s"))).source
+    await replicas.remove(home)
+    with pytest.raises(OSError, match="disk full"):
+        await replicas.call(si.Request(1.0, stream_id="s"))
+    assert [replica.in_flight for replica in replicas.statistics().replicas] == [0]
+    async with asyncio.timeout(10):
+        await replicas.stop()
 
 
 async def test_state_moves_with_a_stream_and_comes_back_with_it(loop, states_of):

@@ -63,7 +63,7 @@ def _options(address: Endpoint, keepalive_s: float | None) -> list[tuple[str, An
 class _Link:
     """One channel, and the calls on it."""
 
-    __slots__ = ("calls", "channel", "infer", "retired", "stream", "stub")
+    __slots__ = ("calls", "channel", "infer", "stream", "stub")
 
     def __init__(self, channel: Any, stub: Any) -> None:
         self.channel = channel
@@ -72,7 +72,6 @@ class _Link:
         # its one message goes with the head: one that follows fails if the server has ended the call by then
         self.stream = channel.unary_stream(f"{_SERVICE}ModelStreamInfer")
         self.calls: set[Any] = set()
-        self.retired = False
 
 
 class GrpcTransport:
@@ -118,6 +117,7 @@ class GrpcTransport:
         # when a call began since which nothing was heard
         self._unanswered_ns: int | None = None
         self._link = self._connect()
+        self._silent: set[_Link] = set()  # replaced, with calls that still run
 
     async def server(self, timeout_s: float) -> Mapping[str, Any]:
         """Name, version and extensions of the server."""
@@ -211,7 +211,9 @@ class GrpcTransport:
     async def close(self) -> None:
         """Ends every call that runs, and the connections. May be repeated."""
         self._closed = True
-        await self._link.channel.close()
+        links = [self._link, *self._silent]
+        self._silent.clear()
+        await asyncio.gather(*(link.channel.close() for link in links))
         while self._closing:
             await asyncio.wait(self._closing)
 
@@ -285,17 +287,17 @@ class GrpcTransport:
             return
         self._unanswered_ns = None  # the next one has its time too
         silent, self._link = self._link, self._connect()
-        silent.retired = True
+        self._silent.add(silent)
         self._close_unused(silent)
 
     def _forget(self, link: _Link, rpc: Any) -> None:
         link.calls.discard(rpc)
-        if link.retired:
+        if link in self._silent:
             self._close_unused(link)
 
     def _close_unused(self, link: _Link) -> None:
         if not link.calls:
-            link.retired = False
+            self._silent.discard(link)
             task = asyncio.get_running_loop().create_task(link.channel.close())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
