@@ -361,7 +361,8 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
     async def delete(self, key: str | bytes) -> bool:
         """Remove what memory and the tiers have of a key: fresh, stale or a failure.
 
-        What is being computed for the key is not stored.
+        What is being computed for the key is not stored, and later callers do not wait for it: they get a value that is
+        computed from now on.
 
         Args:
             key: of the entry; of a wrapped service or function, what its ``key_of`` returns.

@@ -46,8 +46,8 @@ class FlightStatistics(Snapshot):
         refreshes: computations behind a stale value.
         refresh_failures: refreshes that failed or were late. The first after a success is logged as a warning of
             ``streaminfer.caching``.
-        not_stored: results that callers got and the cache did not store: it rejected them, or their key was erased
-            while they were computed.
+        not_stored: results that callers got and the cache did not store: it rejected them, or their key was erased, or
+            a value put under it, while they were computed.
         in_flight: computations that run now, refreshes included.
     """
 

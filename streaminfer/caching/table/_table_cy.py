@@ -208,9 +208,12 @@ class EdgeTable(Entries):
 
     def erased_since(self, key: Any, erasures: int) -> bool:
         """Return whether a key may have been erased or deleted since ``erasures`` had that value."""
-        hashed = hash(key)
-        latest: int = self._deletions.get(hashed, 0)
-        return erasures < self._all_erased or erasures < latest
+        return erasures < self.edition(key)
+
+    def edition(self, key: Any) -> int:
+        """Return what ``erasures`` became when a key may last have been erased or deleted; 0: it never was."""
+        latest: int = self._deletions.get(hash(key), 0)
+        return self._all_erased if self._all_erased > latest else latest
 
     def snapshot(self, with_values: bool) -> tuple[list[Any], list[Any]]:
         """Return the keys of the fresh entries and perhaps their values, the next to be evicted of each queue first."""

@@ -185,7 +185,7 @@ class TierSet:
         stale: TierHit | None = None
         for worker in self.workers:
             limit = asyncio.timeout_at(until)
-            pending = worker.pending  # one that is done before the tier responds concerns what it read all the same
+            before = worker.excluded(key)
             try:
                 async with limit:
                     entry = await worker.tier.get(key)
@@ -198,7 +198,7 @@ class TierSet:
             if self._memory.erased_since(key, erasures):
                 worker.discarded += 1
                 return None
-            hit = worker.judge(key, entry, longest_ns, pending, self._memory)
+            hit = worker.judge(key, entry, longest_ns, before, self._memory)
             if hit is not None and not hit.is_stale:
                 self.promote(key, hit, erasures)
                 return hit

@@ -19,7 +19,7 @@ import asyncio
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -110,6 +110,26 @@ class PendingWrite(NamedTuple):
             self.done.set_result(stored)
 
 
+class Excluded(NamedTuple):
+    """What a tier may have of a key that must not be used.
+
+    Attributes:
+        pending: erasures that the tier has not made.
+        replaced_ns: when a value was put, or the key deleted, which the tier does not know; 0: it knows all.
+    """
+
+    pending: tuple[PendingErasure, ...]
+    replaced_ns: int
+
+    def is_replaced(self, entry: Entry) -> bool:
+        """Return whether a newer value of the key was put, which the tier does not have."""
+        return entry.stored_ns < self.replaced_ns
+
+    def matches(self, entry: Entry) -> bool:
+        """Return whether an entry must not be used."""
+        return self.is_replaced(entry) or is_erased(entry, self.pending)
+
+
 class TierWriter:
     """One tier of a cache. ``register``, ``pending`` and ``statistics`` are for any thread, all else for the loop's.
 
@@ -162,9 +182,9 @@ class TierWriter:
             self._all_replaced_ns = max(self._all_replaced_ns, self._replaced.pop(oldest))
         self._replaced[key] = stored_ns
 
-    def is_replaced(self, key: str | bytes, entry: Entry) -> bool:
-        """Return whether a newer value of this key was put, which the tier does not have."""
-        return entry.stored_ns < self._replaced.get(key, self._all_replaced_ns)
+    def excluded(self, key: str | bytes) -> Excluded:
+        """Return what the tier may have of a key that the cache must not use."""
+        return Excluded(self.pending, self._replaced.get(key, self._all_replaced_ns))
 
     def statistics(self) -> TierUsage:
         """Return a frozen snapshot."""
@@ -267,7 +287,7 @@ class TierWriter:
         ]
 
     def judge(
-        self, key: str | bytes, entry: Entry | None, longest_ns: int, pending: Iterable[PendingErasure], memory: Memory
+        self, key: str | bytes, entry: Entry | None, longest_ns: int, before: Excluded, memory: Memory
     ) -> TierHit | None:
         """Count a read, and return what may be used of it.
 
@@ -275,7 +295,7 @@ class TierWriter:
             key: whose value.
             entry: what the tier gave.
             longest_ns: how long a value is fresh at most, from when it was computed.
-            pending: erasures that had not been made when the read began.
+            before: what was ``excluded`` when the read began; what was made since concerns what it read all the same.
             memory: of the cache.
         """
         if entry is None:
@@ -284,7 +304,7 @@ class TierWriter:
         policy, longest_stale_ns = memory.freshness.policy, memory.freshness.stale_ns
         rule = None if policy is None else policy.rule(entry.tags)
         disallowed = rule is not None and not rule.permits(self.tier)
-        if disallowed or is_erased(entry, pending) or self.is_replaced(key, entry):
+        if disallowed or before.matches(entry) or self.excluded(key).is_replaced(entry):
             self.discarded += 1
             return None
         age_ns = max(self.tier.wall_clock() - entry.stored_ns, 0)
@@ -359,8 +379,8 @@ class TierWriter:
             self._failures.report(f"a write to the tier {self.name}", error)
         finally:
             self._at_work = 0
-            if stored:
-                self._replaced.pop(write.key, None)
+            if stored and not (write.entry and self.excluded(write.key).is_replaced(write.entry)):
+                self._replaced.pop(write.key, None)  # else a newer value, or a deletion, is queued
             self.stored += stored
             self.rejected += not stored
             write.settle(stored)

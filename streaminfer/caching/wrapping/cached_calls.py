@@ -131,7 +131,7 @@ class CachedCalls(Layer):
             return copy_out(missed.value)
         work = (self._computing, key, call, missed.state != OUTDATED)
         try:
-            value, led = await self.flights.here().share(key, work)
+            value, led = await self.flights.here().share(self.flight_key(key), work)
         except Exception as error:  # noqa: BLE001 - raised again, unless an outdated value replaces it
             return self.replaces(missed, error)
         if value.__class__ is TierHit:
@@ -142,12 +142,13 @@ class CachedCalls(Layer):
     def resolve_sync(self, missed: Miss, call: Callable[[], Any]) -> Any:
         """Return the result of a sync function after a miss."""
         key, threads = missed.key, self.flights.threads
+        flight_key = self.flight_key(key)
         if self.gives_stale(missed):
             work, limit_s = (self._compute_sync, key, call, False), self.budget.refresh_s()
-            threads.refresh(key, work, refreshes=self._thread_refreshes, limit_s=limit_s)
+            threads.refresh(flight_key, work, refreshes=self._thread_refreshes, limit_s=limit_s)
             return copy_out(missed.value)
         try:
-            value, _ = threads.share(key, (self._compute_sync, key, call, missed.state != OUTDATED))
+            value, _ = threads.share(flight_key, (self._compute_sync, key, call, missed.state != OUTDATED))
         except Exception as error:  # noqa: BLE001 - raised again, unless an outdated value replaces it
             return self.replaces(missed, error)
         return copy_out(value)

@@ -43,6 +43,7 @@ _TRANSIENT = (CircuitOpen, Closed, DeadlineExceeded, Overloaded, TimeoutError)  
 _RECENT_NS = 1_000_000_000  # the pause of a key after a refresh that failed
 _FIRST_PAUSE_S = 0.005
 _LONGEST_PAUSE_S = 0.1
+_ABSENT: Any = object()
 
 
 class Layer(ABC):
@@ -139,6 +140,11 @@ class Layer(ABC):
         found = await look(granted_ns=LONGEST_READ_NS, only_fresh=True)
         return found
 
+    def flight_key(self, key: Any) -> Any:
+        """Return the key of a flight: who calls after a deletion, or an erasure, joins none that began before it."""
+        edition = self.memory.edition(key)
+        return (key, edition) if edition else key
+
     # -- stale values and errors ----------------------------------------------------------------------------------
 
     def fails_now(self) -> bool:
@@ -174,7 +180,8 @@ class Layer(ABC):
     def refresh(self, key: Any, asked: Any) -> None:
         """Refresh a key behind its stale value, unless it is in flight or too many keys are."""
         work, limit_s = (self._computing, key, asked, False), self.budget.refresh_s()
-        self.flights.here().refresh(key, work, refreshes=self._refreshes, limit_s=limit_s, owner=self)
+        flight_key = self.flight_key(key)
+        self.flights.here().refresh(flight_key, work, refreshes=self._refreshes, limit_s=limit_s, owner=self)
 
     def follow_up(self, found: TierHit, led: bool, key: Any, asked: Any) -> None:
         """Refresh a key whose stale value a tier had, once for all callers."""
@@ -187,8 +194,8 @@ class Layer(ABC):
         if not said.store:
             return
         memory = self.memory
-        if memory.erased_since(key, erasures):
-            self.flights.not_stored()
+        if memory.erased_since(key, erasures) or memory.peek(key, _ABSENT) is not _ABSENT:
+            self.flights.not_stored()  # a fresh value was put meanwhile, and is newer
             return
         try:
             ttl_s = memory.freshness.response_ttl_s(said.fresh_s, about[1])
