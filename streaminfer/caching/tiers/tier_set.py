@@ -217,15 +217,14 @@ class TierSet:
             erasures: of the memory before the tier was read; nothing is stored if the key was erased since.
         """
         memory = self._memory
-        if memory.erased_since(key, erasures) or memory.peek(key, _ABSENT) is not _ABSENT:
+        if memory.peek(key, _ABSENT) is not _ABSENT:
             return  # a value that was put while the tier was read is newer
         age_ns = memory.now() - found.computed_ns
         if age_ns >= found.fresh_ns:
             return
         left_ns = NEVER if found.fresh_ns == NEVER else found.fresh_ns - age_ns
-        memory.put_aged(key, found.value, left_ns, age_ns, found.about)
-        if memory.erased_since(key, erasures):  # by another thread, since then, or by a value that was too large
-            memory.take(key, None)
+        memory.put_aged(key, found.value, left_ns, age_ns, found.about, erasures)
+        if memory.erased_since(key, erasures):  # also by a value that was too large
             return
         self.write(key, found.value, found.fresh_ns, found.about, age_ns=age_ns, before=found.position)
 

@@ -194,21 +194,18 @@ class Layer(ABC):
         if not said.store:
             return
         memory = self.memory
-        if memory.erased_since(key, erasures) or memory.peek(key, _ABSENT) is not _ABSENT:
-            self.flights.not_stored()  # a fresh value was put meanwhile, and is newer
+        if memory.peek(key, _ABSENT) is not _ABSENT:  # a value that was put meanwhile is newer
+            self.flights.not_stored()
             return
         try:
             ttl_s = memory.freshness.response_ttl_s(said.fresh_s, about[1])
-            stored = memory.put(key, value, ttl_s, about)
+            stored = memory.put(key, value, ttl_s, about, erasures=erasures)
         except Exception as error:  # noqa: BLE001 - counted and logged; the caller has the value
             self.flights.not_stored(error)
             return
-        erased = memory.erased_since(key, erasures)  # by another thread, since the look above
-        if erased:
-            memory.take(key, None)
-        if erased or not stored:
+        if not stored:
             self.flights.not_stored()
-        if self.tiers is not None and not erased:
+        if self.tiers is not None and not memory.erased_since(key, erasures):
             self.tiers.write(key, value, memory.freshness.lasts_ns(ttl_s, about[1]), about)
 
     def store_error(self, key: Any, about: About, erasures: int, error: Exception, is_first: bool) -> None:
@@ -224,9 +221,9 @@ class Layer(ABC):
         said: Any = CURRENT_FLIGHT.get()
         if not is_first or self.memory.freshness.negative_ttl_s <= 0.0 or not said.store:
             return
-        if isinstance(error, _TRANSIENT) or self.memory.erased_since(key, erasures):
+        if isinstance(error, _TRANSIENT):
             return
         try:
-            self.memory.put_negative(key, strip_traceback(error), None, about)
+            self.memory.put_negative(key, strip_traceback(error), None, about, erasures)
         except Exception as failure:  # noqa: BLE001 - as above: the caller gets the error itself
             self.flights.not_stored(failure)

@@ -1,6 +1,7 @@
 """Erasure and legal holds of a cache over its memory and its tiers, which are scripted here."""
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -97,3 +98,30 @@ def test_a_report_needs_a_policy(clock):
     """A cache without a policy has nothing to report."""
     with pytest.raises(TypeError, match="a cache with a policy"):
         asyncio.run(EdgeCache(clock=clock).retention_report())
+
+
+@pytest.mark.parametrize("what", ["value", "failure"])
+def test_what_is_erased_while_it_is_stored_is_not_stored(what):
+    """An erasure after the last look of a computation, and before its result is in the table, keeps the result out."""
+    cache = EdgeCache(ttl_s=10.0, negative_ttl_s=10.0)
+    kinds = []
+    cache.listen(lambda event: kinds.append(event.kind))
+
+    class Result(Exception):
+        @property
+        def nbytes(self):  # asked when it is weighed
+            cache.erase(tag="x")
+            return 1
+
+    @cache.wrap
+    def compute():
+        if what == "failure":
+            raise Result
+        return Result()
+
+    with contextlib.suppress(Result):
+        compute()
+
+    seen = cache.statistics()
+    assert (seen.inserted, seen.removed, kinds) == (0, 0, [])
+    assert cache.flights.not_stored == (what == "value")

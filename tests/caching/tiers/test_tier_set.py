@@ -384,7 +384,7 @@ def test_an_erasure_while_the_tiers_are_read_or_while_memory_stores_keeps_the_an
             assert (len(cache), disk.held) == (0, {})
             cache["full"] = 1
             ending = cache.listen(lambda event: event.kind == "evicted" and cache.erase(tag="x"))
-            await service(1.0)
+            await service(1.0, tags=("x",))
             await asyncio.sleep(0.1)
             assert (len(cache), disk.held) == (0, {})
             ending()
