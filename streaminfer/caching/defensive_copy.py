@@ -22,8 +22,8 @@ _MAX_CAUSES = 8
 def freeze(value: Any) -> Any:
     """Return what to store of a value; ``_hit_path_cy.copy_out`` makes a caller's copy of it.
 
-    Arrays, also inside dicts, lists and tuples, become read-only views of copies. Other objects are stored themselves
-    and shared by all callers, who must not change them.
+    Arrays and records (``np.void``), also inside dicts, lists and tuples, become read-only views of copies. Other
+    objects are stored themselves and shared by all callers, who must not change them.
 
     Raises:
         TypeError: it can be used only once: an iterator, a generator or an awaitable.
@@ -37,6 +37,8 @@ def freeze(value: Any) -> Any:
 def _freeze(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return _freeze_array(value)
+    if isinstance(value, np.void):  # a row of an array of records is a view of it
+        return _freeze_array(np.array(value))[()]
     if isinstance(value, tuple):
         return getattr(type(value), "_make", tuple)([_freeze(item) for item in value])
     if isinstance(value, dict):

@@ -892,6 +892,21 @@ def test_no_caller_changes_the_mask_of_a_cached_array():
     on_loop(play)
 
 
+@pytest.mark.parametrize("kind", [np.ndarray, np.recarray])
+def test_a_record_is_the_cache_s_own(kind):
+    """A row of an array of records, which is a view of it, is copied, and no caller can change it."""
+    rows = np.zeros(2, [("a", "i4"), ("b", "f8")]).view(kind)
+    cached = EdgeCache().wrap(lambda: {"row": rows[0]})
+    cached()
+    rows[0] = (7, 7.0)
+
+    got = cached()["row"]
+
+    assert (type(got), got.tolist()) == (type(rows[0]), (0, 0.0))
+    with pytest.raises(ValueError, match="read-only"):
+        got["a"] = 1
+
+
 def test_arrays_within_an_array_are_read_only():
     """An array of objects gives nobody another array to change."""
 
