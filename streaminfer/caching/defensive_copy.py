@@ -6,6 +6,7 @@ knows how many bytes an entry holds. An error is stored without its traceback, w
 """
 
 import copy
+import operator
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from typing import Any
 
@@ -40,7 +41,10 @@ def _freeze(value: Any) -> Any:
     if isinstance(value, np.void):  # a row of an array of records is a view of it
         return _freeze_array(np.array(value))[()]
     if isinstance(value, tuple):
-        return getattr(type(value), "_make", tuple)([_freeze(item) for item in value])
+        items = [_freeze(item) for item in value]
+        if all(map(operator.is_, items, value)):  # also of a class that cannot be made of its items
+            return value
+        return getattr(type(value), "_make", tuple)(items)
     if isinstance(value, dict):
         mapping = copy.copy(value)
         for name, item in value.items():

@@ -7,6 +7,7 @@ import gc
 import inspect
 import sys
 import threading
+import time
 import types
 import weakref
 from collections import OrderedDict, namedtuple
@@ -890,6 +891,13 @@ def test_no_caller_changes_the_mask_of_a_cached_array():
         assert (again.mask.tolist(), again.fill_value) == ([False, True, False], 7.0)
 
     on_loop(play)
+
+
+def test_a_tuple_without_arrays_keeps_its_class():
+    """Such as that of the time module, which has its fields as attributes."""
+    cached = EdgeCache().wrap(time.gmtime)
+
+    assert [cached(0).tm_year, cached(0).tm_year] == [1970, 1970]
 
 
 @pytest.mark.parametrize("kind", [np.ndarray, np.recarray])
