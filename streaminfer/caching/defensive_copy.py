@@ -36,10 +36,8 @@ def freeze(value: Any) -> Any:
 
 
 def _freeze(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
+    if isinstance(value, (np.ndarray, np.void)):  # a row of an array of records is a view of it
         return _freeze_array(value)
-    if isinstance(value, np.void):  # a row of an array of records is a view of it
-        return _freeze_array(np.array(value))[()]
     if isinstance(value, tuple):
         items = [_freeze(item) for item in value]
         if all(map(operator.is_, items, value)):  # also of a class that cannot be made of its items
@@ -68,7 +66,7 @@ def _freeze_array(value: Any) -> Any:
             if isinstance(own, np.ndarray):
                 own.setflags(write=False)
     array.setflags(write=False)
-    return array.view()
+    return array[()] if isinstance(value, np.void) else array.view()
 
 
 def strip_traceback(error: BaseException, levels: int = _MAX_CAUSES) -> BaseException:
