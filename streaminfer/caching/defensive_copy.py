@@ -56,7 +56,7 @@ def _freeze(value: Any) -> Any:
 
 
 def _freeze_array(value: Any) -> Any:
-    array = np.array(value, order="K", subok=True)
+    array = np.array(np.asanyarray(value), order="K", subok=True)  # of a record alone, NumPy makes a view
     if array.dtype.kind == "O":  # arrays within arrays
         for place, item in enumerate(array.flat):
             array.flat[place] = _freeze(item)
