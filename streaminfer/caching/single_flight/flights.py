@@ -174,7 +174,8 @@ class ThreadFlights:
                 self._fail(flight, error)
                 with FLIGHTS_LOCK:
                     self.table.leave(flight, waiter, inside)
-            del error  # its traceback holds this frame
+            waiter.error = None  # a traceback holds this frame
+            del error
 
     def refresh(self, key: Any, work: Work, *, refreshes: Refreshes, limit_s: float) -> None:
         """Compute a key behind its stale value in a thread, unless it is in flight or too many keys are.

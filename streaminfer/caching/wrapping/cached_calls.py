@@ -132,8 +132,10 @@ class CachedCalls(Layer):
         work = (self._computing, key, call, missed.state != OUTDATED)
         try:
             value, led = await self.flights.here().share(self.flight_key(key), work)
-        except Exception as error:  # noqa: BLE001 - raised again, unless an outdated value replaces it
-            return self.replaces(missed, error)
+        except Exception as error:
+            if missed.state != OUTDATED or not self.hides(error):
+                raise
+            return copy_out(missed.value)
         if value.__class__ is TierHit:
             self.follow_up(value, led, key, call)
             value = value.value
@@ -149,8 +151,10 @@ class CachedCalls(Layer):
             return copy_out(missed.value)
         try:
             value, _ = threads.share(flight_key, (self._compute_sync, key, call, missed.state != OUTDATED))
-        except Exception as error:  # noqa: BLE001 - raised again, unless an outdated value replaces it
-            return self.replaces(missed, error)
+        except Exception as error:
+            if missed.state != OUTDATED or not self.hides(error):
+                raise
+            return copy_out(missed.value)
         return copy_out(value)
 
     async def _compute(self, key: Any, asked: Any, stores_errors: bool, erasures: int | None = None) -> Any:

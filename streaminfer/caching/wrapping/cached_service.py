@@ -197,8 +197,10 @@ class CachedService(Layer, Wrapper):
         work = (self._computing, key, asked, found.state != OUTDATED)
         try:
             response, led = await self._share(self.flight_key(key), work, request, found.now_ns)
-        except Exception as error:  # noqa: BLE001 - raised again, unless an outdated response replaces it
-            return Response(self.replaces(found, error), True, "cache")
+        except Exception as error:
+            if found.state != OUTDATED or not self.hides(error):
+                raise
+            return Response(copy_out(found.value), True, "cache")
         if response.__class__ is TierHit:
             self.follow_up(response, led, key, asked)
             response = Response(response.value, response.is_stale, response.source)

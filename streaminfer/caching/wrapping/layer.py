@@ -24,7 +24,7 @@ from streaminfer.caching.single_flight._flight_cy import Refreshes
 from streaminfer.caching.single_flight.flight_context import CURRENT_FLIGHT, LOG
 from streaminfer.caching.single_flight.flights import SingleFlight
 from streaminfer.caching.tiers.read_budget import LONGEST_READ_NS, ReadBudget
-from streaminfer.caching.wrapping._hit_path_cy import HitPath, Miss, copy_out
+from streaminfer.caching.wrapping._hit_path_cy import HitPath, Miss
 from streaminfer.errors import CircuitOpen, Closed, DeadlineExceeded, InvalidInput, Overloaded, copy_error
 
 if TYPE_CHECKING:
@@ -111,9 +111,8 @@ class Layer(ABC):
         except BaseException as error:
             if deadline_ns is not None and now() >= deadline_ns:
                 budget.was_late(granted_ns, read_ns)
-            if found is None or not isinstance(error, Exception):
+            if found is None or not self.hides(error):
                 raise
-            self.note_failure(error)
             return found
         finally:
             if token is not None and not tiers.leasing[0].has_queued(key):  # else its waiters get what is written
@@ -151,31 +150,21 @@ class Layer(ABC):
         """Return whether a stale value replaced a failure less than a second ago."""
         return self.now() < self._failing_until_ns
 
-    def note_failure(self, error: Exception) -> None:
-        """Take an error that a stale value replaces; the first of a second is logged.
-
-        Raises:
-            InvalidInput: the error is one, so its caller must get it.
-        """
-        if isinstance(error, InvalidInput):
-            raise error
+    def hides(self, error: BaseException) -> bool:
+        """Return whether a stale value replaces an error, all but `InvalidInput`; the first of a second is logged."""
+        if isinstance(error, InvalidInput) or not isinstance(error, Exception):
+            return False
         if not self.fails_now():
             text = "an outdated value was used in place of an error: %s: %s"
             LOG.warning(text, type(error).__name__, error, exc_info=error)
         self._failing_until_ns = self.now() + _RECENT_NS
+        return True
 
     def gives_stale(self, missed: Miss) -> bool:
         """Return whether what memory has is the response at once, with a refresh behind it. Raises a stored error."""
         if missed.state == NEGATIVE:
             raise copy_error(missed.value)
         return missed.state == STALE or (missed.state == OUTDATED and self.fails_now())
-
-    def replaces(self, missed: Miss, error: Exception) -> Any:
-        """Return what is outdated in place of an error; raise the error if nothing is."""
-        if missed.state != OUTDATED:
-            raise error
-        self.note_failure(error)
-        return copy_out(missed.value)
 
     def refresh(self, key: Any, asked: Any) -> None:
         """Refresh a key behind its stale value, unless it is in flight or too many keys are."""

@@ -1,6 +1,8 @@
 """The cache as a layer of a `Stack`: what it answers, whom it spares, and what frees its expired entries."""
 
 import asyncio
+import contextlib
+import gc
 import threading
 import weakref
 
@@ -149,3 +151,48 @@ def test_a_secret_that_is_none_is_refused_and_not_shown(wrong, error):
 
 def _doubled(x):
     return 2 * x
+
+
+class Failing:
+    """A service that always fails."""
+
+    async def call(self, request):
+        await asyncio.sleep(0)
+        raise si.BackendError("no")
+
+
+async def failing(x):
+    await asyncio.sleep(0)
+    raise si.BackendError("no")
+
+
+def failing_at_once(x):
+    raise si.BackendError("no")
+
+
+@pytest.mark.parametrize("what", [Failing(), failing, failing_at_once])
+def test_a_failure_keeps_no_inputs_alive(what):
+    """What a request brought is freed with its error, and does not wait for the garbage collector."""
+
+    async def main(loop):
+        wrapped = si.EdgeCache(negative_ttl_s=1.0, clock=loop.clock).wrap(what)
+
+        async def call(x):
+            with contextlib.suppress(si.BackendError):
+                if what is failing_at_once:
+                    wrapped(x)
+                else:
+                    await (wrapped(x) if what is failing else wrapped.call(si.Request(x)))
+
+        image = np.zeros(1000)
+        left = weakref.ref(image)
+        await asyncio.gather(*(call(image) for _ in range(3)))
+        del image
+        await asyncio.sleep(0.1)
+        assert left() is None
+
+    gc.disable()
+    try:
+        run(main)
+    finally:
+        gc.enable()
