@@ -426,7 +426,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
 
     @property
     def erasure_log(self) -> RetentionLog | None:
-        """Where erasures are recorded: the policy's `RetentionLog`, else one in memory; ``None``: none were made."""
+        """The policy's `RetentionLog`, else one in memory, with instants of the cache's clock; ``None``: nothing erased."""
         return self._memory.erasure_log
 
     def bind_clock(self, clock: Clock) -> None:

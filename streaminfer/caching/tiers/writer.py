@@ -110,26 +110,6 @@ class PendingWrite(NamedTuple):
             self.done.set_result(stored)
 
 
-class Excluded(NamedTuple):
-    """What a tier may have of a key that must not be used.
-
-    Attributes:
-        pending: erasures that the tier has not made.
-        replaced_ns: when a value was put, or the key deleted, which the tier does not know; 0: it knows all.
-    """
-
-    pending: tuple[PendingErasure, ...]
-    replaced_ns: int
-
-    def is_replaced(self, entry: Entry) -> bool:
-        """Return whether a newer value of the key was put, which the tier does not have."""
-        return entry.stored_ns < self.replaced_ns
-
-    def matches(self, entry: Entry) -> bool:
-        """Return whether an entry must not be used."""
-        return self.is_replaced(entry) or is_erased(entry, self.pending)
-
-
 class TierWriter:
     """One tier of a cache. ``register``, ``pending`` and ``statistics`` are for any thread, all else for the loop's.
 
@@ -182,9 +162,13 @@ class TierWriter:
             self._all_replaced_ns = max(self._all_replaced_ns, self._replaced.pop(oldest))
         self._replaced[key] = stored_ns
 
-    def excluded(self, key: str | bytes) -> Excluded:
-        """Return what the tier may have of a key that the cache must not use."""
-        return Excluded(self.pending, self._replaced.get(key, self._all_replaced_ns))
+    def excluded(self, key: str | bytes) -> Callable[[Entry], bool]:
+        """Return a function that says which entries of a key, as of now, must not be used.
+
+        The tier has not made an erasure that they match, or has not taken the newer value or the deletion.
+        """
+        pending, replaced_ns = self.pending, self._replaced.get(key, self._all_replaced_ns)
+        return lambda entry: entry.stored_ns < replaced_ns or is_erased(entry, pending)
 
     def statistics(self) -> TierUsage:
         """Return a frozen snapshot."""
@@ -287,7 +271,7 @@ class TierWriter:
         ]
 
     def judge(
-        self, key: str | bytes, entry: Entry | None, longest_ns: int, before: Excluded, memory: Memory
+        self, key: str | bytes, entry: Entry | None, longest_ns: int, before: Callable[[Entry], bool], memory: Memory
     ) -> TierHit | None:
         """Count a read, and return what may be used of it.
 
@@ -304,7 +288,7 @@ class TierWriter:
         policy, longest_stale_ns = memory.freshness.policy, memory.freshness.stale_ns
         rule = None if policy is None else policy.rule(entry.tags)
         disallowed = rule is not None and not rule.permits(self.tier)
-        if disallowed or before.matches(entry) or self.excluded(key).is_replaced(entry):
+        if disallowed or before(entry) or self.excluded(key)(entry):
             self.discarded += 1
             return None
         age_ns = max(self.tier.wall_clock() - entry.stored_ns, 0)
@@ -379,7 +363,7 @@ class TierWriter:
             self._failures.report(f"a write to the tier {self.name}", error)
         finally:
             self._at_work = 0
-            if stored and not (write.entry and self.excluded(write.key).is_replaced(write.entry)):
+            if stored and not (write.entry and self.excluded(write.key)(write.entry)):
                 self._replaced.pop(write.key, None)  # else a newer value, or a deletion, is queued
             self.stored += stored
             self.rejected += not stored
