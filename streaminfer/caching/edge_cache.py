@@ -426,7 +426,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
 
     @property
     def erasure_log(self) -> RetentionLog | None:
-        """The policy's `RetentionLog`, else one in memory, with instants of the cache's clock; ``None``: nothing erased."""
+        """The policy's `RetentionLog`, else one in memory, by the cache's clock; ``None``: nothing was erased."""
         return self._memory.erasure_log
 
     def bind_clock(self, clock: Clock) -> None:
