@@ -84,7 +84,9 @@ class SingleFlight:
             return latest
         found = self._loops.get(loop)
         if found is None:
-            found = self._loops[loop] = LoopFlights(loop, self.counts, self._now)
+            found = LoopFlights(loop, self.counts, self._now)
+            with FLIGHTS_LOCK:  # another thread may be counting
+                self._loops[loop] = found
         self._latest = found
         return found
 
@@ -98,7 +100,7 @@ class SingleFlight:
     def statistics(self) -> FlightStatistics:
         """Return a frozen snapshot."""
         with FLIGHTS_LOCK:
-            running = len(self.threads.table) + sum(len(flights.table) for flights in list(self._loops.values()))
+            running = len(self.threads.table) + sum(len(flights.table) for flights in self._loops.values())
             return FlightStatistics(in_flight=running, **{name: getattr(self.counts, name) for name in _COUNTED})
 
 
