@@ -87,7 +87,9 @@ class MemoryRetention:
     def departed(self) -> int:
         """Return how many arrays of entries that expired or were erased still live, and are not preserved."""
         known = {id(array) for event in self.preserved for array in _copies(event.value, _DEEPEST)}
-        return sum(number not in known for number in list(self._departed))
+        # references, because they are listed in one step, whatever leaves the cache meanwhile
+        living = [array for reference in self._departed.valuerefs() if (array := reference()) is not None]
+        return sum(id(array) not in known for array in living)
 
     def expire_due(self, now_ns: int) -> int:
         """Release what need not be preserved longer, write counts to the log, and return when to look again."""

@@ -2,9 +2,12 @@
 
 import asyncio
 import contextlib
+import weakref
 
+import numpy as np
 import pytest
 
+from streaminfer.caching.defensive_copy import freeze
 from streaminfer.caching.edge_cache import EdgeCache
 from streaminfer.caching.erasure.erasure import PendingErasure
 from streaminfer.compliance.retention import Retention
@@ -125,3 +128,28 @@ def test_what_is_erased_while_it_is_stored_is_not_stored(what):
     seen = cache.statistics()
     assert (seen.inserted, seen.removed, kinds) == (0, 0, [])
     assert cache.flights.not_stored == (what == "value")
+
+
+def test_what_lives_on_is_counted_while_more_goes(clock):
+    """An entry that expires in another thread at that moment does not disturb the count of what outlives its entry."""
+    cache = EdgeCache(ttl_s=1.0, retention=Retention(10.0), clock=clock)
+    kept = [freeze(np.zeros(1)) for _ in range(3)]
+
+    def let_one_go(number):
+        cache[number] = kept[number]
+        clock.advance(2.0)
+        cache.expire()
+
+    class Departed(weakref.WeakValueDictionary):
+        def __iter__(self):
+            for number in super().__iter__():
+                if len(self) == 2:
+                    let_one_go(2)
+                yield number
+
+    retention = cache._memory.retention
+    retention._departed = Departed()
+    let_one_go(0)
+    let_one_go(1)
+
+    assert retention.departed() == 2
