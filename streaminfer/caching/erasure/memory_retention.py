@@ -59,7 +59,7 @@ class MemoryRetention:
         # arrays of entries that expired or were erased, as long as they live
         self._departed: weakref.WeakValueDictionary[int, np.ndarray[Any, Any]] = weakref.WeakValueDictionary()
         self._table = table
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer that the garbage collector runs may use the cache
         self._preserved: list[CacheEvent] = []
         self._has_min_age = policy.has_min_age
 
