@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import streaminfer as si
+from streaminfer.caching import expiry
 from streaminfer.caching.expiry import THREAD
 from streaminfer.testing import FakeClock, ScriptedBackend, run
 
@@ -75,6 +76,28 @@ def test_the_thread_leaves_a_cache_that_was_given_a_clock():
     assert THREAD._look(weakref.ref(cache._memory)) == 2**63 - 1
     assert cache._memory.wake_ns == -1
     assert cache.statistics().expired == 1
+
+
+def test_the_thread_knows_of_an_entry_that_comes_while_it_looks(monkeypatch):
+    """An entry that another thread stores between any two calls of the thread's is freed at its time."""
+    cache = si.EdgeCache()
+    memory = cache._memory
+    monkeypatch.setattr(expiry.THREAD, "wake", lambda memory: None)
+
+    def interrupted(*args):
+        cache.put("soon", 1, ttl_s=0.5)
+        return min(*args)
+
+    monkeypatch.setattr(expiry, "min", interrupted, raising=False)
+    cache.put("late", 1, ttl_s=100.0)
+    cache.put("due", 1, ttl_s=0.0)
+    soon_ns = memory.now() + 10**9
+
+    expiry.ExpiryThread()._look(weakref.ref(memory))
+    if "soon" not in cache:
+        interrupted(0, 0)
+
+    assert memory.wake_ns < soon_ns
 
 
 def test_a_cache_outlives_the_loop_that_served_it():
