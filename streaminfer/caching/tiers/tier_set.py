@@ -38,8 +38,8 @@ from streaminfer._runtime.stopping import stop_all, stop_together
 from streaminfer.caching.erasure.erasure import PendingErasure
 from streaminfer.caching.erasure.retention_counts import RetentionCounts
 from streaminfer.caching.table._slots_cy import NEVER
-from streaminfer.caching.tiers.protocol import Announces, Entry, HoldingTier, Leasing, Notice, Tier, TierHit
-from streaminfer.caching.tiers.writer import TierUsage, TierWriter, in_ns
+from streaminfer.caching.tiers.protocol import Announces, Entry, HoldingTier, Leasing, Notice, Tier, TierHit, in_ns
+from streaminfer.caching.tiers.writer import TierUsage, TierWriter
 from streaminfer.compliance.retention import Holding, Rule
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from streaminfer.caching.defensive_copy import freeze
 from streaminfer.caching.erasure.erasure import PendingErasure, is_erased
 from streaminfer.caching.erasure.retention_counts import DELETED, REASONS, RetentionCounts
 from streaminfer.caching.table._slots_cy import NEVER
-from streaminfer.caching.tiers.protocol import Entry, PlacedTier, Tier, TierHit, TierStatistics
+from streaminfer.caching.tiers.protocol import Entry, PlacedTier, Tier, TierHit, TierStatistics, in_ns
 from streaminfer.caching.weigher import payload_bytes
 from streaminfer.compliance.retention import Holding
 from streaminfer.errors import says_retry_after_s, text_of_error
@@ -39,7 +39,7 @@ from streaminfer.errors import says_retry_after_s, text_of_error
 if TYPE_CHECKING:
     from streaminfer.caching.memory import Memory
 
-__all__ = ["TierUsage", "TierWriter", "in_ns"]
+__all__ = ["TierUsage", "TierWriter"]
 
 _LOGGER = logging.getLogger("streaminfer.caching")
 MAX_QUEUED_WRITES = 256
@@ -421,8 +421,3 @@ class TierWriter:
         for key, write in list(self._queue.items()):
             if which(write):
                 self._reject(self._take(key))
-
-
-def in_ns(seconds: float) -> int:
-    """Return seconds as whole nanoseconds."""
-    return round(seconds * 1e9)

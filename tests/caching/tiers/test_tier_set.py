@@ -539,6 +539,19 @@ def test_a_value_that_was_replaced_does_not_come_back(why):
     run(play)
 
 
+@pytest.mark.parametrize("times", [{"ttl_s": 1e300}, {"ttl_s": 1e9, "stale_s": 1e300}])
+def test_an_entry_of_another_program_fails_no_request(times):
+    """Times beyond all others, which only another program writes, are as good as the longest."""
+
+    async def play(loop):
+        tier = ScriptedTier(loop.clock)
+        tier.held["k"] = entry = Entry(value=1, stored_ns=EPOCH, **times)
+        async with si.EdgeCache(ttl_s=500.0, tiers=[tier], clock=loop.clock) as cache:
+            assert await cache.fetch("k") == (1 if entry.stale_s == 0.0 else None)
+
+    run(play)
+
+
 def test_a_read_that_began_before_a_put_does_not_undo_it():
     """What a tier had is not kept over a value that was put while it was asked."""
 
