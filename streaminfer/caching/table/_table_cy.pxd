@@ -41,7 +41,9 @@ cdef class EdgeTable(Entries):
     @cython.locals(size=cython.longlong)
     cpdef object setdefault(self, object key, object default=*, long long ttl_ns=*, object labels=*)
 
-    cpdef bint store(self, object key, object value, long long ttl_ns, long long size, object labels, long long erasures=*) except -1
+    cpdef bint store(
+        self, object key, object value, long long ttl_ns, long long size, object labels, long long erasures=*
+    ) except -1
 
     cpdef bint store_negative(
         self, object key, object value, long long ttl_ns, object labels, long long erasures=*
