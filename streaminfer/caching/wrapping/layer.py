@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,7 @@ from streaminfer.caching.defensive_copy import strip_traceback
 from streaminfer.caching.single_flight._flight_cy import Refreshes
 from streaminfer.caching.single_flight.flight_context import CURRENT_FLIGHT, LOG
 from streaminfer.caching.single_flight.flights import SingleFlight
-from streaminfer.caching.tiers.read_budget import LONGEST_READ_NS, ReadBudget
+from streaminfer.caching.tiers.read_budget import ReadBudget
 from streaminfer.caching.wrapping._hit_path_cy import HitPath, Miss
 from streaminfer.errors import CircuitOpen, Closed, DeadlineExceeded, InvalidInput, Overloaded, copy_error
 
@@ -91,22 +90,23 @@ class Layer(ABC):
         found: TierHit | None = None
         token: bytes | None = None  # by which it asked for a lease
         begun_ns = now()
-        granted_ns = budget.grant_ns(None if deadline_ns is None else deadline_ns - begun_ns)
-        read_ns = 0
+        granted_ns = self._granted_ns(deadline_ns)
+        read_ns = wait_ns = 0
         if granted_ns > 0:
-            look = partial(tiers.read, key, longest_ns=self.memory.freshness.ttl_ns)
-            found = await look(granted_ns=granted_ns, only_fresh=not stores_errors)
+            longest_ns = self.memory.freshness.ttl_ns
+            found = await tiers.read(key, granted_ns=granted_ns, longest_ns=longest_ns, only_fresh=not stores_errors)
             read_ns = now() - begun_ns
             if found is None and tiers.leasing is not None and tiers.run_here:
                 wait_ns = budget.wait_ns(None if deadline_ns is None else deadline_ns - now())
-                if wait_ns > 0:
-                    token = os.urandom(16)
-                    found = await self._lead_or_wait(key, token, tiers.leasing[1], wait_ns, look)
-        if found is not None:
-            past_ns = now() - found.computed_ns - found.fresh_ns
-            if not found.is_stale or past_ns < self.memory.revalidate_ns or self.fails_now():
-                return found  # where it is stale, with a refresh behind it
         try:
+            if wait_ns > 0:
+                token = os.urandom(16)
+                found, leads = await self._lead_or_wait(key, token, wait_ns, deadline_ns)
+                token = token if leads else None
+            if found is not None:
+                past_ns = now() - found.computed_ns - found.fresh_ns
+                if not found.is_stale or past_ns < self.memory.revalidate_ns or self.fails_now():
+                    return found  # where it is stale, with a refresh behind it
             return await self._compute(key, asked, stores_errors and found is None, erasures)
         except BaseException as error:
             if deadline_ns is not None and now() >= deadline_ns:
@@ -118,26 +118,35 @@ class Layer(ABC):
             if token is not None and not tiers.leasing[0].has_queued(key):  # else its waiters get what is written
                 await tiers.leasing[1].open_lease(key, token)
 
+    def _granted_ns(self, deadline_ns: int | None) -> int:
+        """Return how long the tiers may take together from now on."""
+        return self.budget.grant_ns(None if deadline_ns is None else deadline_ns - self.now())
+
     async def _lead_or_wait(
-        self, key: Any, token: bytes, leasing: Leasing, wait_ns: int, look: Callable[..., Coroutine[Any, Any, Any]]
-    ) -> TierHit | None:
-        """Wait for the entry of who holds the lease of a key, or take the lease; ``None``: compute the entry."""
+        self, key: Any, token: bytes, wait_ns: int, deadline_ns: int | None
+    ) -> tuple[TierHit | None, bool]:
+        """Wait for the entry of who holds the lease of a key, or take the lease.
+
+        Returns:
+            The entry; ``None``: compute it. And whether the lease may be this one's.
+        """
+        tiers: Any = self.tiers
+        leasing: Leasing = tiers.leasing[1]
+        look = partial(tiers.read, key, longest_ns=self.memory.freshness.ttl_ns, only_fresh=True)
         loop = asyncio.get_running_loop()
         until = loop.time() + min(wait_ns / 1e9, leasing.lease_s)
         pause_s = _FIRST_PAUSE_S
-        found: TierHit | None
         while not await leasing.take_lease(key, token):
             left_s = until - loop.time()
             if left_s <= 0:
                 break
             await asyncio.sleep(min(pause_s, left_s))
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-            found = await look(granted_ns=LONGEST_READ_NS, only_fresh=True)
+            found = await look(granted_ns=self._granted_ns(deadline_ns))
             if found is not None:
-                return found
+                return found, False
         # the entry of another holder may have come since the last look
-        found = await look(granted_ns=LONGEST_READ_NS, only_fresh=True)
-        return found
+        return await look(granted_ns=self._granted_ns(deadline_ns)), True
 
     def flight_key(self, key: Any) -> Any:
         """Return the key of a flight: who calls after a deletion, or an erasure, joins none that began before it."""
