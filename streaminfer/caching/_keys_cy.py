@@ -39,6 +39,8 @@ _DEEPEST = 64
 _LONG = 1024  # bytes; longer contents are replaced by their digest
 _MAX_HEADERS = 4096
 _PLAIN_KINDS = "biufcSUVMm"
+_PADDED = (np.longdouble, np.clongdouble)
+_BY_OTHERS = 2  # `dtype.isbuiltin` of a type that another package defines, such as bfloat16 of ml_dtypes
 _BUILTIN = (complex, bytes, bytearray, memoryview, set, frozenset)
 _ALSO_PLAIN = (bytes, bytearray, complex, set, frozenset, MappingProxyType, np.memmap)
 _ARRAYS_OF_A_SHAPE = (np.matrix, np.recarray)
@@ -120,6 +122,8 @@ class KeyMaker:
         if kind not in _BUILTIN and getattr(value, "fingerprint", None) is not None:
             self._encode_object(value, parts, depth)
         elif isinstance(value, np.generic):
+            if kind is not value.dtype.type:
+                parts.append(b"y" + _text(_named(value)))
             self._encode_array(np.asarray(value), parts, depth)
         elif isinstance(value, memoryview):
             self._encode_view(value, parts, depth)
@@ -214,9 +218,12 @@ class KeyMaker:
     def _header(self, array: Any) -> bytes | None:
         """Return dtype and shape of a plain array, remembered; ``None``: its elements are no plain bytes."""
         dtype = array.dtype
-        if dtype.kind not in _PLAIN_KINDS or dtype.names is not None or dtype.char in "gG":
+        if dtype.kind not in _PLAIN_KINDS or dtype.names is not None or dtype.type in _PADDED:
             return None
-        header = b"a" + _text(dtype.str) + _length(array.ndim) + b"".join(map(_length, array.shape))
+        name = dtype.str
+        if dtype.isbuiltin == _BY_OTHERS:  # several of these share the letters of ``str``
+            name = f"{name} {dtype.type.__module__}.{dtype.name}"
+        header = b"a" + _text(name) + _length(array.ndim) + b"".join(map(_length, array.shape))
         if len(self._headers) >= _MAX_HEADERS:
             self._headers.clear()
         self._headers[dtype, array.shape] = header

@@ -166,12 +166,12 @@ class _Encoder:
             keys = [self.plain(key, f"{where}: key {key!r:.40}", depth + 1) for key in value]
             items = [self.plain(item, f"{where}[{key!r:.40}]", depth + 1) for key, item in value.items()]
             return {"d": (keys, items)}
-        if kind is np.ndarray or isinstance(value, np.generic):
+        if kind is np.ndarray or (isinstance(value, np.generic) and kind is value.dtype.type):
             return {"a" if kind is np.ndarray else "g": self._array(value, where)}
         raise TypeError(_refusal(where, value))
 
     def _array(self, value: Any, where: str) -> tuple[Any, ...]:
-        described = None if _bears_metadata(value.dtype) else _described(value.dtype)
+        described = None if _says_more(value.dtype) else _described(value.dtype)
         if described is None or _would_be_cut(value):
             raise TypeError(_refusal(where, value))
         fortran = value.ndim > 1 and value.flags.f_contiguous and not value.flags.c_contiguous
@@ -224,11 +224,12 @@ def _described(dtype: np.dtype[Any]) -> str | None:
             return None
 
 
-def _bears_metadata(dtype: np.dtype[Any]) -> bool:
+def _says_more(dtype: np.dtype[Any]) -> bool:
+    """Return whether a data type has what its name lacks: metadata, or records with attributes (``np.record``)."""
     inner = [field[0] for field in (dtype.fields or {}).values()]
     if dtype.subdtype is not None:
         inner.append(dtype.base)
-    return bool(dtype.metadata) or any(map(_bears_metadata, inner))
+    return bool(dtype.metadata) or dtype.type is np.record or any(map(_says_more, inner))
 
 
 def _would_be_cut(value: Any) -> bool:

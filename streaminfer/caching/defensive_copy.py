@@ -6,6 +6,7 @@ knows how many bytes an entry holds. An error is stored without its traceback, w
 """
 
 import copy
+import operator
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from typing import Any
 
@@ -22,8 +23,8 @@ _MAX_CAUSES = 8
 def freeze(value: Any) -> Any:
     """Return what to store of a value; ``_hit_path_cy.copy_out`` makes a caller's copy of it.
 
-    Arrays, also inside dicts, lists and tuples, become read-only views of copies. Other objects are stored themselves
-    and shared by all callers, who must not change them.
+    Arrays and records (``np.void``), also inside dicts, lists and tuples, become read-only views of copies. Other
+    objects are stored themselves and shared by all callers, who must not change them.
 
     Raises:
         TypeError: it can be used only once: an iterator, a generator or an awaitable.
@@ -35,10 +36,13 @@ def freeze(value: Any) -> Any:
 
 
 def _freeze(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
+    if isinstance(value, (np.ndarray, np.void)):  # a row of an array of records is a view of it
         return _freeze_array(value)
     if isinstance(value, tuple):
-        return getattr(type(value), "_make", tuple)([_freeze(item) for item in value])
+        items = [_freeze(item) for item in value]
+        if all(map(operator.is_, items, value)):  # also of a class that cannot be made of its items
+            return value
+        return getattr(type(value), "_make", tuple)(items)
     if isinstance(value, dict):
         mapping = copy.copy(value)
         for name, item in value.items():
@@ -52,7 +56,7 @@ def _freeze(value: Any) -> Any:
 
 
 def _freeze_array(value: Any) -> Any:
-    array = np.array(value, order="K", subok=True)
+    array = np.array(np.asanyarray(value), order="K", subok=True)  # of a record alone, NumPy makes a view
     if array.dtype.kind == "O":  # arrays within arrays
         for place, item in enumerate(array.flat):
             array.flat[place] = _freeze(item)
@@ -62,7 +66,7 @@ def _freeze_array(value: Any) -> Any:
             if isinstance(own, np.ndarray):
                 own.setflags(write=False)
     array.setflags(write=False)
-    return array.view()
+    return array[()] if isinstance(value, np.void) else array.view()
 
 
 def strip_traceback(error: BaseException, levels: int = _MAX_CAUSES) -> BaseException:

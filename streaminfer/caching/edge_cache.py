@@ -361,7 +361,8 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
     async def delete(self, key: str | bytes) -> bool:
         """Remove what memory and the tiers have of a key: fresh, stale or a failure.
 
-        What is being computed for the key is not stored.
+        What is being computed for the key is not stored, and later callers do not wait for it: they get a value that is
+        computed from now on.
 
         Args:
             key: of the entry; of a wrapped service or function, what its ``key_of`` returns.
@@ -425,7 +426,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
 
     @property
     def erasure_log(self) -> RetentionLog | None:
-        """Where erasures are recorded: the policy's `RetentionLog`, else one in memory; ``None``: none were made."""
+        """The policy's `RetentionLog`, else one in memory, by the cache's clock; ``None``: nothing was erased."""
         return self._memory.erasure_log
 
     def bind_clock(self, clock: Clock) -> None:

@@ -96,7 +96,8 @@ class ExpiryThread:
             logger = logging.getLogger("streaminfer.caching")
             logger.exception("expired entries could not be freed; the next one that expires begins another attempt")
             return NEVER
-        memory.wake_ns = min(memory.wake_ns, next_ns)
+        if next_ns < memory.wake_ns:  # noqa: PLR1730 - in a call another thread could store what is due earlier
+            memory.wake_ns = next_ns
         return memory.wake_ns
 
     def forget(self) -> None:

@@ -24,6 +24,7 @@ from streaminfer._internal.validation import check_count
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.caching._locking import guarded
 from streaminfer.caching.freshness import About, Freshness, duration_ns, labels_of
+from streaminfer.caching.table._entries_cy import NO_LIMIT
 from streaminfer.caching.table._slots_cy import NEVER
 from streaminfer.caching.table._table_cy import EdgeTable
 
@@ -180,34 +181,41 @@ class Memory(StackClock, _Table):
     # -- storing ------------------------------------------------------------------------------------------------
 
     def put(
-        self, key: Any, value: Any, ttl_s: float | None = None, about: About | None = None, size: int | None = None
+        self,
+        key: Any,
+        value: Any,
+        ttl_s: float | None = None,
+        about: About | None = None,
+        size: int | None = None,
+        erasures: int = NO_LIMIT,
     ) -> bool:
-        """Store a value about a subject and with tags; see `EdgeCache.put`."""
+        """Store a value about a subject and with tags, unless its key was erased since; see `EdgeCache.put`."""
         ttl_ns = -1 if ttl_s is None else duration_ns("ttl_s", ttl_s)
         weight = -1 if size is None else check_count("size", size, at_least=0, at_most=MAX_BYTES)
         labels = None if about is None else labels_of(*about)
         if self.retention is not None:
             ttl_ns, labels = self.freshness.governed(ttl_ns, labels, self.now())
-        return self.store(key, value, ttl_ns, weight, labels)
+        return self.store(key, value, ttl_ns, weight, labels, erasures)
 
     def add(self, key: Any, default: Any) -> Any:
         """Return the fresh value of a key; else store ``default``, as the retention policy says, and return it."""
         return self.setdefault(key, default, *self.freshness.governed(-1, None, self.now()))
 
-    def put_aged(self, key: Any, value: Any, ttl_ns: int, age_ns: int, about: About) -> None:
-        """Store a value that was computed ``age_ns`` ago, for ``ttl_ns`` more."""
+    def put_aged(self, key: Any, value: Any, ttl_ns: int, age_ns: int, about: About, erasures: int) -> None:
+        """Store a value that was computed ``age_ns`` ago, for ``ttl_ns`` more, unless its key was erased since."""
         labels = labels_of(*about)
         if self.retention is not None:
             _, labels = self.freshness.governed(0, labels, self.now(), age_ns=age_ns)
-        self.store(key, value, ttl_ns, -1, labels)
+        self.store(key, value, ttl_ns, -1, labels, erasures)
 
-    def put_negative(self, key: Any, error: Any, ttl_s: float | None, about: About) -> bool:
-        """Remember a failure; see `EdgeCache.put_negative`."""
+    def put_negative(self, key: Any, error: Any, ttl_s: float | None, about: About, erasures: int = NO_LIMIT) -> bool:
+        """Remember a failure, unless its key was erased since; see `EdgeCache.put_negative`."""
         ttl_ns = -1 if ttl_s is None else duration_ns("ttl_s", ttl_s)
         labels = labels_of(*about)
         if self.retention is not None:
             ttl_ns, labels = self.freshness.governed(ttl_ns, labels, self.now(), failed=True)
-        return self.store_negative(key, error, self.freshness.negative_ns if ttl_ns < 0 else ttl_ns, labels)
+        lasts_ns = self.freshness.negative_ns if ttl_ns < 0 else ttl_ns
+        return self.store_negative(key, error, lasts_ns, labels, erasures)
 
     # -- erasing ------------------------------------------------------------------------------------------------
 

@@ -180,6 +180,10 @@ class Color(enum.IntEnum):
     RED = 1
 
 
+class Metres(np.float64):
+    pass
+
+
 @pytest.mark.parametrize(
     "value",
     [
@@ -194,6 +198,9 @@ class Color(enum.IntEnum):
         np.zeros(2, np.dtype("f4", metadata={"unit": "m"})),
         np.zeros(2, np.dtype([("a", np.dtype("f4", metadata={"unit": "m"}))])),
         np.dtype("f4"),
+        Metres(1.0),
+        np.rec.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "f8")])[0],
+        np.zeros(2, np.dtype([("r", (np.record, [("a", "i4")]))])),
         np.str_("a\0"),
         np.bytes_(b"a\0"),
         len,

@@ -10,6 +10,7 @@ from collections import OrderedDict, namedtuple
 from types import MappingProxyType
 
 import hypothesis.extra.numpy as hnp
+import ml_dtypes
 import numpy as np
 import pytest
 import xxhash
@@ -276,6 +277,24 @@ def test_an_object_counts_by_class_and_fingerprint():
 
 class Metres(np.ndarray):
     pass
+
+
+class Seconds(np.float64):
+    pass
+
+
+def test_types_of_other_packages_differ():
+    """NumPy has the same letters for many of them, and those of ``longdouble`` for one."""
+    names = ("bfloat16", "float8_e4m3fn", "float8_e4m3", "float8_e4m3fnuz", "float8_e5m2", "int4", "uint4")
+    zeros = [np.zeros(3, getattr(ml_dtypes, name)) for name in names]
+
+    assert len({content_key(each) for each in zeros}) == len(names)
+    assert len({content_key(each[0]) for each in zeros}) == len(names)
+    assert content_key(zeros[0]) == content_key(zeros[0].copy())
+
+
+def test_the_class_of_a_numpy_scalar_counts():
+    assert len({content_key(each) for each in (Seconds(1), Seconds(2), np.float64(1), 1.0)}) == 4
 
 
 @pytest.mark.parametrize(

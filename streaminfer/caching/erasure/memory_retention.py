@@ -59,7 +59,7 @@ class MemoryRetention:
         # arrays of entries that expired or were erased, as long as they live
         self._departed: weakref.WeakValueDictionary[int, np.ndarray[Any, Any]] = weakref.WeakValueDictionary()
         self._table = table
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer that the garbage collector runs may use the cache
         self._preserved: list[CacheEvent] = []
         self._has_min_age = policy.has_min_age
 
@@ -87,7 +87,9 @@ class MemoryRetention:
     def departed(self) -> int:
         """Return how many arrays of entries that expired or were erased still live, and are not preserved."""
         known = {id(array) for event in self.preserved for array in _copies(event.value, _DEEPEST)}
-        return sum(number not in known for number in list(self._departed))
+        # references, because they are listed in one step, whatever leaves the cache meanwhile
+        living = [array for reference in self._departed.valuerefs() if (array := reference()) is not None]
+        return sum(id(array) not in known for array in living)
 
     def expire_due(self, now_ns: int) -> int:
         """Release what need not be preserved longer, write counts to the log, and return when to look again."""

@@ -46,8 +46,8 @@ class FlightStatistics(Snapshot):
         refreshes: computations behind a stale value.
         refresh_failures: refreshes that failed or were late. The first after a success is logged as a warning of
             ``streaminfer.caching``.
-        not_stored: results that callers got and the cache did not store: it rejected them, or their key was erased
-            while they were computed.
+        not_stored: results that callers got and the cache did not store: it rejected them, or their key was erased, or
+            a value put under it, while they were computed.
         in_flight: computations that run now, refreshes included.
     """
 
@@ -84,7 +84,9 @@ class SingleFlight:
             return latest
         found = self._loops.get(loop)
         if found is None:
-            found = self._loops[loop] = LoopFlights(loop, self.counts, self._now)
+            found = LoopFlights(loop, self.counts, self._now)
+            with FLIGHTS_LOCK:  # another thread may be counting
+                self._loops[loop] = found
         self._latest = found
         return found
 
@@ -98,7 +100,7 @@ class SingleFlight:
     def statistics(self) -> FlightStatistics:
         """Return a frozen snapshot."""
         with FLIGHTS_LOCK:
-            running = len(self.threads.table) + sum(len(flights.table) for flights in list(self._loops.values()))
+            running = len(self.threads.table) + sum(len(flights.table) for flights in self._loops.values())
             return FlightStatistics(in_flight=running, **{name: getattr(self.counts, name) for name in _COUNTED})
 
 
@@ -174,7 +176,8 @@ class ThreadFlights:
                 self._fail(flight, error)
                 with FLIGHTS_LOCK:
                     self.table.leave(flight, waiter, inside)
-            del error  # its traceback holds this frame
+            waiter.error = None  # a traceback holds this frame
+            del error
 
     def refresh(self, key: Any, work: Work, *, refreshes: Refreshes, limit_s: float) -> None:
         """Compute a key behind its stale value in a thread, unless it is in flight or too many keys are.

@@ -81,7 +81,8 @@ cdef class Entries:
     @cython.final
     @cython.locals(slot=Py_ssize_t, at_ns=cython.longlong, now_ns=cython.longlong, hashed=Py_ssize_t)
     cdef bint _store(
-        self, object key, object value, long long ttl_ns, long long size, object labels, bint negative) except -1
+        self, object key, object value, long long ttl_ns, long long size, object labels, bint negative,
+        long long erasures) except -1
 
     @cython.final
     @cython.locals(queue=int, at_ns=cython.longlong)
@@ -99,6 +100,10 @@ cdef class Entries:
 
     @cython.final
     cdef int _deleted(self, object hashed) except -1
+
+    @cython.final
+    @cython.locals(latest=cython.longlong)
+    cdef long long _edition(self, object hashed) except -1
 
     @cython.final
     cdef void _erased(self) noexcept

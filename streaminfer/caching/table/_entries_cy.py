@@ -169,7 +169,7 @@ class Entries:
         return self._read()
 
     def _store(  # noqa: C901, PLR0912 - the steps of one change of the table, between which nothing else may come
-        self, key: Any, value: Any, ttl_ns: int, size: int, labels: Any, negative: bool
+        self, key: Any, value: Any, ttl_ns: int, size: int, labels: Any, negative: bool, erasures: int
     ) -> bool:
         if self._slots.capacity >= _LARGE and self._order.count >= self._maxsize:
             self._index.foresee_key(self._order.likely_victim())
@@ -186,6 +186,8 @@ class Entries:
                 break
             self._grow()
         # no Python from here to where the table is whole again
+        if erasures != _NO_LIMIT and erasures < self._edition(hashed):
+            return False
         if size > self._max_bytes:
             self.rejected += 1
             if slot >= 0 and not negative:
@@ -279,6 +281,11 @@ class Entries:
             self._all_erased = self.erasures
             self._deletions = {}
         self._deletions[hashed] = self.erasures
+
+    def _edition(self, hashed: int) -> int:
+        """Return what ``erasures`` became when a key may last have been erased or deleted; 0: it never was."""
+        latest: int = self._deletions.get(hashed, 0)
+        return self._all_erased if self._all_erased > latest else latest
 
     def _erased(self) -> None:
         """Forbid storing what is being computed for any key."""

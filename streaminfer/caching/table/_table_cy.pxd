@@ -2,7 +2,7 @@ cimport cython
 from streaminfer.caching.table._entries_cy cimport Entries
 from streaminfer.caching.table._eviction_cy cimport EvictionOrder as COrder
 
-cdef long long NEVER, _SMALL_PAYLOAD
+cdef long long NEVER, _NO_LIMIT, _SMALL_PAYLOAD
 cdef int FIRST, MAIN, SMALL, STALE, NEGATIVE
 cdef object _ABSENT
 cdef int _IS_MISSING, _IS_FRESH, _IS_STALE, _IS_FAILURE, _IS_OUTDATED
@@ -41,9 +41,13 @@ cdef class EdgeTable(Entries):
     @cython.locals(size=cython.longlong)
     cpdef object setdefault(self, object key, object default=*, long long ttl_ns=*, object labels=*)
 
-    cpdef bint store(self, object key, object value, long long ttl_ns, long long size, object labels) except -1
+    cpdef bint store(
+        self, object key, object value, long long ttl_ns, long long size, object labels, long long erasures=*
+    ) except -1
 
-    cpdef bint store_negative(self, object key, object value, long long ttl_ns, object labels) except -1
+    cpdef bint store_negative(
+        self, object key, object value, long long ttl_ns, object labels, long long erasures=*
+    ) except -1
 
     @cython.locals(slot=Py_ssize_t, queue=Py_ssize_t, at_ns=cython.longlong, past_ns=cython.longlong)
     cpdef object lookup(self, object key, long long now_ns)
@@ -56,8 +60,9 @@ cdef class EdgeTable(Entries):
     @cython.locals(slot=Py_ssize_t, count=cython.longlong)
     cpdef object erase_labeled(self, object subject, object tag)
 
-    @cython.locals(latest=cython.longlong)
     cpdef bint erased_since(self, object key, long long erasures) except -1
+
+    cpdef long long edition(self, object key) except -1
 
     @cython.locals(slot=Py_ssize_t, queue=Py_ssize_t, keys=list, values=list)
     cpdef tuple snapshot(self, bint with_values)

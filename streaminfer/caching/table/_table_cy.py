@@ -16,7 +16,7 @@ because indexes are slots that the table gave out itself.
 
 from typing import Any
 
-from streaminfer.caching.table._entries_cy import Entries, Labels
+from streaminfer.caching.table._entries_cy import NO_LIMIT, Entries, Labels
 from streaminfer.caching.table._slots_cy import FIRST, MAIN, NEGATIVE, NEVER, SMALL, STALE
 from streaminfer.caching.weigher import payload_bytes
 
@@ -32,6 +32,7 @@ _IS_STALE = 2
 _IS_FAILURE = 3
 _IS_OUTDATED = 4
 _SMALL_PAYLOAD = 32
+_NO_LIMIT = NO_LIMIT
 
 
 class EdgeTable(Entries):
@@ -52,7 +53,7 @@ class EdgeTable(Entries):
         return self._find_fresh(key) >= 0
 
     def _set(self, key: Any, value: Any) -> None:
-        self._store(key, value, self._ttl_ns, _payload(value), None, False)
+        self._store(key, value, self._ttl_ns, _payload(value), None, False, _NO_LIMIT)
 
     def peek(self, key: Any, default: Any = None) -> Any:
         """Return the fresh value of a key; counts as nothing."""
@@ -115,12 +116,12 @@ class EdgeTable(Entries):
         value = self._get(key, _ABSENT)
         if value is not _ABSENT:
             return value
-        self._store(key, default, self._ttl_ns if ttl_ns < 0 else ttl_ns, size, labels, False)
+        self._store(key, default, self._ttl_ns if ttl_ns < 0 else ttl_ns, size, labels, False, _NO_LIMIT)
         return default
 
     # -- what a mapping does not have ----------------------------------------------------------------------------
 
-    def store(self, key: Any, value: Any, ttl_ns: int, size: int, labels: Labels) -> bool:
+    def store(self, key: Any, value: Any, ttl_ns: int, size: int, labels: Labels, erasures: int = NO_LIMIT) -> bool:
         """Store a value.
 
         Args:
@@ -129,17 +130,17 @@ class EdgeTable(Entries):
             ttl_ns: how long it is fresh; negative: as the table says.
             size: its bytes; negative: measured.
             labels: subject and tags, plain strings.
+            erasures: not if the key may have been erased or deleted since ``erasures`` had that value.
 
         Returns:
             Whether it was stored. A value larger than the whole table is not, and the one before it has gone.
         """
-        return self._store(
-            key, value, self._ttl_ns if ttl_ns < 0 else ttl_ns, _payload(value) if size < 0 else size, labels, False
-        )
+        size = _payload(value) if size < 0 else size
+        return self._store(key, value, self._ttl_ns if ttl_ns < 0 else ttl_ns, size, labels, False, erasures)
 
-    def store_negative(self, key: Any, value: Any, ttl_ns: int, labels: Labels) -> bool:
+    def store_negative(self, key: Any, value: Any, ttl_ns: int, labels: Labels, erasures: int = NO_LIMIT) -> bool:
         """Remember a failure, unless a fresh or stale value is there, or ``ttl_ns`` is 0."""
-        return ttl_ns > 0 and self._store(key, value, ttl_ns, _payload(value), labels, True)
+        return ttl_ns > 0 and self._store(key, value, ttl_ns, _payload(value), labels, True, erasures)
 
     def lookup(self, key: Any, now_ns: int) -> tuple[int, Any]:
         """Look up what there is under a key at an instant.
@@ -208,9 +209,11 @@ class EdgeTable(Entries):
 
     def erased_since(self, key: Any, erasures: int) -> bool:
         """Return whether a key may have been erased or deleted since ``erasures`` had that value."""
-        hashed = hash(key)
-        latest: int = self._deletions.get(hashed, 0)
-        return erasures < self._all_erased or erasures < latest
+        return erasures < self._edition(hash(key))
+
+    def edition(self, key: Any) -> int:
+        """Return what ``erasures`` became when a key may last have been erased or deleted; 0: it never was."""
+        return self._edition(hash(key))
 
     def snapshot(self, with_values: bool) -> tuple[list[Any], list[Any]]:
         """Return the keys of the fresh entries and perhaps their values, the next to be evicted of each queue first."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import attrs
 
 from streaminfer._internal.snapshot import Snapshot
-from streaminfer._internal.validation import check_count, check_duration, check_instance, field_check
+from streaminfer._internal.validation import LONGEST_S, check_count, check_duration, check_instance, field_check
 from streaminfer.caching.tiers.encryption import KeyProvider
 from streaminfer.protocols import Clock
 
@@ -26,11 +26,17 @@ __all__ = [
     "Tier",
     "TierHit",
     "TierStatistics",
+    "in_ns",
 ]
 
 SKEW_NS = 60 * 10**9
 """An entry from further in the future than this was written by a clock that has since been set back: its age is
 unknown, so it counts as expired."""
+
+
+def in_ns(seconds: float) -> int:
+    """Return seconds as whole nanoseconds, at most the longest fresh and stale time of a cache together."""
+    return round(min(seconds, 2 * LONGEST_S) * 1e9)
 
 
 def _tags(tags: Any) -> Any:
@@ -77,7 +83,7 @@ class Entry:
     @property
     def expires_ns(self) -> int | None:
         """The instant from which it is expired, wall clock; ``None``: never."""
-        return None if self.ttl_s is None else self.stored_ns + round(self.ttl_s * 1e9)
+        return None if self.ttl_s is None else self.stored_ns + in_ns(self.ttl_s)
 
     def is_expired(self, now_ns: int) -> bool:
         """Return whether it may no longer be used, at an instant of the wall clock."""

@@ -38,8 +38,8 @@ from streaminfer._runtime.stopping import stop_all, stop_together
 from streaminfer.caching.erasure.erasure import PendingErasure
 from streaminfer.caching.erasure.retention_counts import RetentionCounts
 from streaminfer.caching.table._slots_cy import NEVER
-from streaminfer.caching.tiers.protocol import Announces, Entry, HoldingTier, Leasing, Notice, Tier, TierHit
-from streaminfer.caching.tiers.writer import TierUsage, TierWriter, in_ns
+from streaminfer.caching.tiers.protocol import Announces, Entry, HoldingTier, Leasing, Notice, Tier, TierHit, in_ns
+from streaminfer.caching.tiers.writer import TierUsage, TierWriter
 from streaminfer.compliance.retention import Holding, Rule
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ class TierSet:
         stale: TierHit | None = None
         for worker in self.workers:
             limit = asyncio.timeout_at(until)
-            pending = worker.pending  # one that is done before the tier responds concerns what it read all the same
+            before = worker.excluded(key)
             try:
                 async with limit:
                     entry = await worker.tier.get(key)
@@ -198,7 +198,7 @@ class TierSet:
             if self._memory.erased_since(key, erasures):
                 worker.discarded += 1
                 return None
-            hit = worker.judge(key, entry, longest_ns, pending, self._memory)
+            hit = worker.judge(key, entry, longest_ns, before, self._memory)
             if hit is not None and not hit.is_stale:
                 self.promote(key, hit, erasures)
                 return hit
@@ -217,15 +217,14 @@ class TierSet:
             erasures: of the memory before the tier was read; nothing is stored if the key was erased since.
         """
         memory = self._memory
-        if memory.erased_since(key, erasures) or memory.peek(key, _ABSENT) is not _ABSENT:
+        if memory.peek(key, _ABSENT) is not _ABSENT:
             return  # a value that was put while the tier was read is newer
         age_ns = memory.now() - found.computed_ns
         if age_ns >= found.fresh_ns:
             return
         left_ns = NEVER if found.fresh_ns == NEVER else found.fresh_ns - age_ns
-        memory.put_aged(key, found.value, left_ns, age_ns, found.about)
-        if memory.erased_since(key, erasures):  # by another thread, since then, or by a value that was too large
-            memory.take(key, None)
+        memory.put_aged(key, found.value, left_ns, age_ns, found.about, erasures)
+        if memory.erased_since(key, erasures):  # also by a value that was too large
             return
         self.write(key, found.value, found.fresh_ns, found.about, age_ns=age_ns, before=found.position)
 

@@ -19,7 +19,7 @@ import asyncio
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,7 +31,7 @@ from streaminfer.caching.defensive_copy import freeze
 from streaminfer.caching.erasure.erasure import PendingErasure, is_erased
 from streaminfer.caching.erasure.retention_counts import DELETED, REASONS, RetentionCounts
 from streaminfer.caching.table._slots_cy import NEVER
-from streaminfer.caching.tiers.protocol import Entry, PlacedTier, Tier, TierHit, TierStatistics
+from streaminfer.caching.tiers.protocol import Entry, PlacedTier, Tier, TierHit, TierStatistics, in_ns
 from streaminfer.caching.weigher import payload_bytes
 from streaminfer.compliance.retention import Holding
 from streaminfer.errors import says_retry_after_s, text_of_error
@@ -39,7 +39,7 @@ from streaminfer.errors import says_retry_after_s, text_of_error
 if TYPE_CHECKING:
     from streaminfer.caching.memory import Memory
 
-__all__ = ["TierUsage", "TierWriter", "in_ns"]
+__all__ = ["TierUsage", "TierWriter"]
 
 _LOGGER = logging.getLogger("streaminfer.caching")
 MAX_QUEUED_WRITES = 256
@@ -162,9 +162,13 @@ class TierWriter:
             self._all_replaced_ns = max(self._all_replaced_ns, self._replaced.pop(oldest))
         self._replaced[key] = stored_ns
 
-    def is_replaced(self, key: str | bytes, entry: Entry) -> bool:
-        """Return whether a newer value of this key was put, which the tier does not have."""
-        return entry.stored_ns < self._replaced.get(key, self._all_replaced_ns)
+    def excluded(self, key: str | bytes) -> Callable[[Entry], bool]:
+        """Return a function that says which entries of a key, as of now, must not be used.
+
+        The tier has not made an erasure that they match, or has not taken the newer value or the deletion.
+        """
+        pending, replaced_ns = self.pending, self._replaced.get(key, self._all_replaced_ns)
+        return lambda entry: entry.stored_ns < replaced_ns or is_erased(entry, pending)
 
     def statistics(self) -> TierUsage:
         """Return a frozen snapshot."""
@@ -267,7 +271,7 @@ class TierWriter:
         ]
 
     def judge(
-        self, key: str | bytes, entry: Entry | None, longest_ns: int, pending: Iterable[PendingErasure], memory: Memory
+        self, key: str | bytes, entry: Entry | None, longest_ns: int, before: Callable[[Entry], bool], memory: Memory
     ) -> TierHit | None:
         """Count a read, and return what may be used of it.
 
@@ -275,7 +279,7 @@ class TierWriter:
             key: whose value.
             entry: what the tier gave.
             longest_ns: how long a value is fresh at most, from when it was computed.
-            pending: erasures that had not been made when the read began.
+            before: what was ``excluded`` when the read began; what was made since concerns what it read all the same.
             memory: of the cache.
         """
         if entry is None:
@@ -284,7 +288,7 @@ class TierWriter:
         policy, longest_stale_ns = memory.freshness.policy, memory.freshness.stale_ns
         rule = None if policy is None else policy.rule(entry.tags)
         disallowed = rule is not None and not rule.permits(self.tier)
-        if disallowed or is_erased(entry, pending) or self.is_replaced(key, entry):
+        if disallowed or before(entry) or self.excluded(key)(entry):
             self.discarded += 1
             return None
         age_ns = max(self.tier.wall_clock() - entry.stored_ns, 0)
@@ -359,8 +363,8 @@ class TierWriter:
             self._failures.report(f"a write to the tier {self.name}", error)
         finally:
             self._at_work = 0
-            if stored:
-                self._replaced.pop(write.key, None)
+            if stored and not (write.entry and self.excluded(write.key)(write.entry)):
+                self._replaced.pop(write.key, None)  # else a newer value, or a deletion, is queued
             self.stored += stored
             self.rejected += not stored
             write.settle(stored)
@@ -417,8 +421,3 @@ class TierWriter:
         for key, write in list(self._queue.items()):
             if which(write):
                 self._reject(self._take(key))
-
-
-def in_ns(seconds: float) -> int:
-    """Return seconds as whole nanoseconds."""
-    return round(seconds * 1e9)

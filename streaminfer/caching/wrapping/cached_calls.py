@@ -131,9 +131,11 @@ class CachedCalls(Layer):
             return copy_out(missed.value)
         work = (self._computing, key, call, missed.state != OUTDATED)
         try:
-            value, led = await self.flights.here().share(key, work)
-        except Exception as error:  # noqa: BLE001 - raised again, unless an outdated value replaces it
-            return self.replaces(missed, error)
+            value, led = await self.flights.here().share(self.flight_key(key), work)
+        except Exception as error:
+            if missed.state != OUTDATED or not self.hides(error):
+                raise
+            return copy_out(missed.value)
         if value.__class__ is TierHit:
             self.follow_up(value, led, key, call)
             value = value.value
@@ -142,14 +144,17 @@ class CachedCalls(Layer):
     def resolve_sync(self, missed: Miss, call: Callable[[], Any]) -> Any:
         """Return the result of a sync function after a miss."""
         key, threads = missed.key, self.flights.threads
+        flight_key = self.flight_key(key)
         if self.gives_stale(missed):
             work, limit_s = (self._compute_sync, key, call, False), self.budget.refresh_s()
-            threads.refresh(key, work, refreshes=self._thread_refreshes, limit_s=limit_s)
+            threads.refresh(flight_key, work, refreshes=self._thread_refreshes, limit_s=limit_s)
             return copy_out(missed.value)
         try:
-            value, _ = threads.share(key, (self._compute_sync, key, call, missed.state != OUTDATED))
-        except Exception as error:  # noqa: BLE001 - raised again, unless an outdated value replaces it
-            return self.replaces(missed, error)
+            value, _ = threads.share(flight_key, (self._compute_sync, key, call, missed.state != OUTDATED))
+        except Exception as error:
+            if missed.state != OUTDATED or not self.hides(error):
+                raise
+            return copy_out(missed.value)
         return copy_out(value)
 
     async def _compute(self, key: Any, asked: Any, stores_errors: bool, erasures: int | None = None) -> Any:

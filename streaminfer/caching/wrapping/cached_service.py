@@ -13,8 +13,8 @@ after four times what the slowest recent computation took, at least 1 s; 10 s be
 and the key refreshed again.
 
 *Not stored.* The response to a request of a stream (which is not looked up either) or with ``store=False``; a degraded
-one; one that was computed while its key was erased or the model replaced; and one whose computation called
-:func:`~streaminfer.caching.no_store`.
+one; one that was computed while its key was erased, a value was put under it, or the model was replaced; and one whose
+computation called :func:`~streaminfer.caching.no_store`.
 
 *Keys.* A key holds the identity of what was wrapped, so that one cache can serve many. A service whose fingerprint may
 change (``fingerprint_changes``) is looked at for each request. Then come the tenant, the subject, the tags, and the
@@ -196,9 +196,11 @@ class CachedService(Layer, Wrapper):
             return Response(copy_out(found.value), True, "cache")
         work = (self._computing, key, asked, found.state != OUTDATED)
         try:
-            response, led = await self._share(key, work, request, found.now_ns)
-        except Exception as error:  # noqa: BLE001 - raised again, unless an outdated response replaces it
-            return Response(self.replaces(found, error), True, "cache")
+            response, led = await self._share(self.flight_key(key), work, request, found.now_ns)
+        except Exception as error:
+            if found.state != OUTDATED or not self.hides(error):
+                raise
+            return Response(copy_out(found.value), True, "cache")
         if response.__class__ is TierHit:
             self.follow_up(response, led, key, asked)
             response = Response(response.value, response.is_stale, response.source)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +22,8 @@ from streaminfer.caching.defensive_copy import strip_traceback
 from streaminfer.caching.single_flight._flight_cy import Refreshes
 from streaminfer.caching.single_flight.flight_context import CURRENT_FLIGHT, LOG
 from streaminfer.caching.single_flight.flights import SingleFlight
-from streaminfer.caching.tiers.read_budget import LONGEST_READ_NS, ReadBudget
-from streaminfer.caching.wrapping._hit_path_cy import HitPath, Miss, copy_out
+from streaminfer.caching.tiers.read_budget import ReadBudget
+from streaminfer.caching.wrapping._hit_path_cy import HitPath, Miss
 from streaminfer.errors import CircuitOpen, Closed, DeadlineExceeded, InvalidInput, Overloaded, copy_error
 
 if TYPE_CHECKING:
@@ -43,6 +42,7 @@ _TRANSIENT = (CircuitOpen, Closed, DeadlineExceeded, Overloaded, TimeoutError)  
 _RECENT_NS = 1_000_000_000  # the pause of a key after a refresh that failed
 _FIRST_PAUSE_S = 0.005
 _LONGEST_PAUSE_S = 0.1
+_ABSENT: Any = object()
 
 
 class Layer(ABC):
@@ -90,54 +90,68 @@ class Layer(ABC):
         found: TierHit | None = None
         token: bytes | None = None  # by which it asked for a lease
         begun_ns = now()
-        granted_ns = budget.grant_ns(None if deadline_ns is None else deadline_ns - begun_ns)
-        read_ns = 0
+        granted_ns = self._granted_ns(deadline_ns)
+        read_ns = wait_ns = 0
         if granted_ns > 0:
-            look = partial(tiers.read, key, longest_ns=self.memory.freshness.ttl_ns)
-            found = await look(granted_ns=granted_ns, only_fresh=not stores_errors)
+            longest_ns = self.memory.freshness.ttl_ns
+            found = await tiers.read(key, granted_ns=granted_ns, longest_ns=longest_ns, only_fresh=not stores_errors)
             read_ns = now() - begun_ns
             if found is None and tiers.leasing is not None and tiers.run_here:
                 wait_ns = budget.wait_ns(None if deadline_ns is None else deadline_ns - now())
-                if wait_ns > 0:
-                    token = os.urandom(16)
-                    found = await self._lead_or_wait(key, token, tiers.leasing[1], wait_ns, look)
-        if found is not None:
-            past_ns = now() - found.computed_ns - found.fresh_ns
-            if not found.is_stale or past_ns < self.memory.revalidate_ns or self.fails_now():
-                return found  # where it is stale, with a refresh behind it
         try:
+            if wait_ns > 0:
+                token = os.urandom(16)
+                found, leads = await self._lead_or_wait(key, token, wait_ns, deadline_ns)
+                token = token if leads else None
+            if found is not None:
+                past_ns = now() - found.computed_ns - found.fresh_ns
+                if not found.is_stale or past_ns < self.memory.revalidate_ns or self.fails_now():
+                    return found  # where it is stale, with a refresh behind it
             return await self._compute(key, asked, stores_errors and found is None, erasures)
         except BaseException as error:
             if deadline_ns is not None and now() >= deadline_ns:
                 budget.was_late(granted_ns, read_ns)
-            if found is None or not isinstance(error, Exception):
+            if found is None or not self.hides(error):
                 raise
-            self.note_failure(error)
             return found
         finally:
             if token is not None and not tiers.leasing[0].has_queued(key):  # else its waiters get what is written
                 await tiers.leasing[1].open_lease(key, token)
 
+    def _granted_ns(self, deadline_ns: int | None) -> int:
+        """Return how long the tiers may take together from now on."""
+        return self.budget.grant_ns(None if deadline_ns is None else deadline_ns - self.now())
+
     async def _lead_or_wait(
-        self, key: Any, token: bytes, leasing: Leasing, wait_ns: int, look: Callable[..., Coroutine[Any, Any, Any]]
-    ) -> TierHit | None:
-        """Wait for the entry of who holds the lease of a key, or take the lease; ``None``: compute the entry."""
+        self, key: Any, token: bytes, wait_ns: int, deadline_ns: int | None
+    ) -> tuple[TierHit | None, bool]:
+        """Wait for the entry of who holds the lease of a key, or take the lease.
+
+        Returns:
+            The entry; ``None``: compute it. And whether the lease may be this one's.
+        """
+        tiers: Any = self.tiers
+        leasing: Leasing = tiers.leasing[1]
+        look = partial(tiers.read, key, longest_ns=self.memory.freshness.ttl_ns, only_fresh=True)
         loop = asyncio.get_running_loop()
         until = loop.time() + min(wait_ns / 1e9, leasing.lease_s)
         pause_s = _FIRST_PAUSE_S
-        found: TierHit | None
         while not await leasing.take_lease(key, token):
             left_s = until - loop.time()
             if left_s <= 0:
                 break
             await asyncio.sleep(min(pause_s, left_s))
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-            found = await look(granted_ns=LONGEST_READ_NS, only_fresh=True)
+            found = await look(granted_ns=self._granted_ns(deadline_ns))
             if found is not None:
-                return found
+                return found, False
         # the entry of another holder may have come since the last look
-        found = await look(granted_ns=LONGEST_READ_NS, only_fresh=True)
-        return found
+        return await look(granted_ns=self._granted_ns(deadline_ns)), True
+
+    def flight_key(self, key: Any) -> Any:
+        """Return the key of a flight: who calls after a deletion, or an erasure, joins none that began before it."""
+        edition = self.memory.edition(key)
+        return (key, edition) if edition else key
 
     # -- stale values and errors ----------------------------------------------------------------------------------
 
@@ -145,18 +159,15 @@ class Layer(ABC):
         """Return whether a stale value replaced a failure less than a second ago."""
         return self.now() < self._failing_until_ns
 
-    def note_failure(self, error: Exception) -> None:
-        """Take an error that a stale value replaces; the first of a second is logged.
-
-        Raises:
-            InvalidInput: the error is one, so its caller must get it.
-        """
-        if isinstance(error, InvalidInput):
-            raise error
+    def hides(self, error: BaseException) -> bool:
+        """Return whether a stale value replaces an error, all but `InvalidInput`; the first of a second is logged."""
+        if isinstance(error, InvalidInput) or not isinstance(error, Exception):
+            return False
         if not self.fails_now():
             text = "an outdated value was used in place of an error: %s: %s"
             LOG.warning(text, type(error).__name__, error, exc_info=error)
         self._failing_until_ns = self.now() + _RECENT_NS
+        return True
 
     def gives_stale(self, missed: Miss) -> bool:
         """Return whether what memory has is the response at once, with a refresh behind it. Raises a stored error."""
@@ -164,17 +175,11 @@ class Layer(ABC):
             raise copy_error(missed.value)
         return missed.state == STALE or (missed.state == OUTDATED and self.fails_now())
 
-    def replaces(self, missed: Miss, error: Exception) -> Any:
-        """Return what is outdated in place of an error; raise the error if nothing is."""
-        if missed.state != OUTDATED:
-            raise error
-        self.note_failure(error)
-        return copy_out(missed.value)
-
     def refresh(self, key: Any, asked: Any) -> None:
         """Refresh a key behind its stale value, unless it is in flight or too many keys are."""
         work, limit_s = (self._computing, key, asked, False), self.budget.refresh_s()
-        self.flights.here().refresh(key, work, refreshes=self._refreshes, limit_s=limit_s, owner=self)
+        flight_key = self.flight_key(key)
+        self.flights.here().refresh(flight_key, work, refreshes=self._refreshes, limit_s=limit_s, owner=self)
 
     def follow_up(self, found: TierHit, led: bool, key: Any, asked: Any) -> None:
         """Refresh a key whose stale value a tier had, once for all callers."""
@@ -187,21 +192,18 @@ class Layer(ABC):
         if not said.store:
             return
         memory = self.memory
-        if memory.erased_since(key, erasures):
+        if memory.peek(key, _ABSENT) is not _ABSENT:  # a value that was put meanwhile is newer
             self.flights.not_stored()
             return
         try:
             ttl_s = memory.freshness.response_ttl_s(said.fresh_s, about[1])
-            stored = memory.put(key, value, ttl_s, about)
+            stored = memory.put(key, value, ttl_s, about, erasures=erasures)
         except Exception as error:  # noqa: BLE001 - counted and logged; the caller has the value
             self.flights.not_stored(error)
             return
-        erased = memory.erased_since(key, erasures)  # by another thread, since the look above
-        if erased:
-            memory.take(key, None)
-        if erased or not stored:
+        if not stored:
             self.flights.not_stored()
-        if self.tiers is not None and not erased:
+        if self.tiers is not None and not memory.erased_since(key, erasures):
             self.tiers.write(key, value, memory.freshness.lasts_ns(ttl_s, about[1]), about)
 
     def store_error(self, key: Any, about: About, erasures: int, error: Exception, is_first: bool) -> None:
@@ -217,9 +219,9 @@ class Layer(ABC):
         said: Any = CURRENT_FLIGHT.get()
         if not is_first or self.memory.freshness.negative_ttl_s <= 0.0 or not said.store:
             return
-        if isinstance(error, _TRANSIENT) or self.memory.erased_since(key, erasures):
+        if isinstance(error, _TRANSIENT):
             return
         try:
-            self.memory.put_negative(key, strip_traceback(error), None, about)
+            self.memory.put_negative(key, strip_traceback(error), None, about, erasures)
         except Exception as failure:  # noqa: BLE001 - as above: the caller gets the error itself
             self.flights.not_stored(failure)

@@ -1,9 +1,13 @@
 """Erasure and legal holds of a cache over its memory and its tiers, which are scripted here."""
 
 import asyncio
+import contextlib
+import weakref
 
+import numpy as np
 import pytest
 
+from streaminfer.caching.defensive_copy import freeze
 from streaminfer.caching.edge_cache import EdgeCache
 from streaminfer.caching.erasure.erasure import PendingErasure
 from streaminfer.compliance.retention import Retention
@@ -97,3 +101,55 @@ def test_a_report_needs_a_policy(clock):
     """A cache without a policy has nothing to report."""
     with pytest.raises(TypeError, match="a cache with a policy"):
         asyncio.run(EdgeCache(clock=clock).retention_report())
+
+
+@pytest.mark.parametrize("what", ["value", "failure"])
+def test_what_is_erased_while_it_is_stored_is_not_stored(what):
+    """An erasure after the last look of a computation, and before its result is in the table, keeps the result out."""
+    cache = EdgeCache(ttl_s=10.0, negative_ttl_s=10.0)
+    kinds = []
+    cache.listen(lambda event: kinds.append(event.kind))
+
+    class Result(Exception):
+        @property
+        def nbytes(self):  # asked when it is weighed
+            cache.erase(tag="x")
+            return 1
+
+    @cache.wrap
+    def compute():
+        if what == "failure":
+            raise Result
+        return Result()
+
+    with contextlib.suppress(Result):
+        compute()
+
+    seen = cache.statistics()
+    assert (seen.inserted, seen.removed, kinds) == (0, 0, [])
+    assert cache.flights.not_stored == (what == "value")
+
+
+def test_what_lives_on_is_counted_while_more_goes(clock):
+    """An entry that expires in another thread at that moment does not disturb the count of what outlives its entry."""
+    cache = EdgeCache(ttl_s=1.0, retention=Retention(10.0), clock=clock)
+    kept = [freeze(np.zeros(1)) for _ in range(3)]
+
+    def let_one_go(number):
+        cache[number] = kept[number]
+        clock.advance(2.0)
+        cache.expire()
+
+    class Departed(weakref.WeakValueDictionary):
+        def __iter__(self):
+            for number in super().__iter__():
+                if len(self) == 2:
+                    let_one_go(2)
+                yield number
+
+    retention = cache._memory.retention
+    retention._departed = Departed()
+    let_one_go(0)
+    let_one_go(1)
+
+    assert retention.departed() == 2

@@ -1,6 +1,8 @@
 """One key deleted: in memory, in what is computed, and in every tier."""
 
 import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -70,6 +72,123 @@ def test_delete_during_a_read():
             read = asyncio.create_task(cache.fetch("k"))
             await asyncio.sleep(0.1)
             assert await cache.delete("k")
+            assert await read is None
+            assert (len(cache), cache.tiers.statistics()[0].discarded) == (0, 1)
+
+    run(main)
+
+
+def counting():
+    """An async function whose results count its calls."""
+    calls = []
+
+    async def model(x):
+        calls.append(x)
+        number = len(calls)
+        await asyncio.sleep(1.0)
+        return number
+
+    model.fingerprint = "model 1"
+    return model
+
+
+@pytest.mark.parametrize(
+    "forget",
+    [
+        lambda cache, key: cache.delete(key),
+        lambda cache, _: cache.erase_everywhere(tag="any"),
+        lambda cache, key: asyncio.sleep(0, cache.pop(key, None)),
+    ],
+    ids=["delete", "erase", "pop"],
+)
+def test_who_calls_after_a_deletion_gets_nothing_from_before(forget):
+    """A caller joins no computation that began before the deletion or erasure; those who wait for it get its value."""
+
+    async def main(loop):
+        cache = si.EdgeCache(ttl_s=10.0, clock=loop.clock)
+        cached = cache.wrap(counting())
+        before = asyncio.create_task(cached("x"))
+        await asyncio.sleep(0.5)
+        await forget(cache, cached.key_of("x"))
+        after = [asyncio.create_task(cached("x")) for _ in range(2)]
+        assert await asyncio.gather(before, *after) == [1, 2, 2]
+        assert await cached("x") == 2
+
+    run(main)
+
+
+def test_a_thread_that_calls_after_a_deletion_gets_nothing_from_before():
+    """Threads join no computation that began before the deletion either."""
+    begun, ends = threading.Event(), threading.Event()
+    results = iter([1, 2])
+    cache = si.EdgeCache(ttl_s=10.0)
+
+    @cache.wrap
+    def cached(x):
+        result = next(results)
+        if result == 1:
+            begun.set()
+            assert ends.wait(10.0)
+        return result
+
+    with ThreadPoolExecutor(1) as pool:
+        before = pool.submit(cached, "x")
+        assert begun.wait(10.0)
+        cache.pop(cached.key_of("x"), None)
+        assert cached("x") == 2
+        ends.set()
+        assert before.result(10.0) == 1
+    assert cached("x") == 2
+
+
+def test_a_value_that_is_put_outlasts_what_was_being_computed():
+    """The result of a computation does not replace a value that was put meanwhile, in memory or on a tier."""
+
+    async def main(loop):
+        tier = ScriptedTier(loop.clock)
+        async with cache_of(loop, tier) as cache:
+            cached = cache.wrap(counting())
+            before = asyncio.create_task(cached("x"))
+            await asyncio.sleep(0.5)
+            assert await cache.put_through(cached.key_of("x"), "newer")
+            assert await before == 1
+            assert await cached("x") == "newer"
+            assert [entry.value for entry in tier.held.values()] == ["newer"]
+            assert cache.flights.not_stored == 1
+
+    run(main)
+
+
+def test_a_write_that_ends_after_a_deletion_does_not_bring_the_value_back():
+    """A deletion that fails holds, also where an older write was running when it came."""
+
+    async def main(loop):
+        tier = ScriptedTier(loop.clock)
+        async with cache_of(loop, tier) as cache:
+            tier.put_s = 1.0
+            first = asyncio.create_task(cache.put_through("k", 1))
+            await asyncio.sleep(0.5)
+            tier.erase_error = BackendError("gone")
+            assert not await cache.delete("k")
+            assert await first
+            assert tier.held
+            assert await cache.fetch("k") is None
+
+    run(main)
+
+
+def test_a_read_that_a_deletion_overtakes_is_not_used():
+    """What a tier had before it deleted a key is not used, also where the read began after `delete` was called."""
+
+    async def main(loop):
+        tier = ScriptedTier(loop.clock)
+        async with cache_of(loop, tier) as cache:
+            await cache.put_through("k", 1)
+            tier.erase_s, tier.get_s = 0.5, 0.8
+            deletion = asyncio.create_task(cache.delete("k"))
+            await asyncio.sleep(0.1)
+            read = asyncio.create_task(cache.fetch("k"))
+            assert await deletion
             assert await read is None
             assert (len(cache), cache.tiers.statistics()[0].discarded) == (0, 1)
 

@@ -347,7 +347,7 @@ def test_what_was_read_before_an_erasure_is_not_answered_after_it(stale):
             late = asyncio.ensure_future(service.call(request))
             assert [(await each).source for each in (call, late)] == ["model", "model"]
             assert await fetch is None
-            assert model.asked == 2
+            assert model.asked == 3
             assert sum(each.discarded for each in cache.tiers.statistics()) == 2
 
     run(main)

@@ -205,6 +205,31 @@ def test_below_its_minimum_age_nothing_is_erased(aged, clock, log):
     assert [event.action for event in log.pending] == ["erase_held"]  # by tag, which was not asked again
 
 
+def test_a_finalizer_may_use_the_cache_at_any_moment(aged, clock):
+    """The garbage collector may run one while preserved entries are looked through."""
+    retention = aged._memory.retention
+    until_ns = retention.until_ns
+    keys = iter(range(2, 9))
+
+    def collect(labels):
+        for key in keys:
+            aged.put(key, key, tags=["invoice"])
+        return until_ns(labels)
+
+    def preserve():
+        aged.put(1, 1, tags=["invoice"])
+        clock.advance(6.0)
+        aged.expire()
+        retention.until_ns = collect
+        aged.expire()
+
+    thread = threading.Thread(target=preserve, daemon=True)
+    thread.start()
+    thread.join(10.0)
+    assert not thread.is_alive()
+    assert {event.key for event in aged.preserved} == {1, 2, 3, 4, 5, 6}
+
+
 def test_an_entry_past_its_minimum_age_is_released(aged, clock):
     aged.put(1, 1, tags=["invoice"])
     clock.advance(6.0)

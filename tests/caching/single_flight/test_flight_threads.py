@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -65,6 +66,32 @@ def play(threads, *script):
     statistics = flights.statistics()
     assert statistics.in_flight == 0
     return outcomes, work, statistics
+
+
+def test_statistics_are_counted_while_another_event_loop_begins():
+    """An event loop that uses the cache for the first time waits until the flights of the others are counted."""
+    flights = SingleFlight(lambda: 0)
+    loops = []
+
+    async def begin():
+        loops.append(asyncio.get_running_loop())
+        flights.here()
+
+    asyncio.run(begin())
+    other = threading.Thread(target=lambda: asyncio.run(begin()))
+
+    class Loops(weakref.WeakKeyDictionary):
+        def values(self):
+            for each in super().values():
+                if other.ident is None:
+                    other.start()
+                    other.join(0.1)
+                yield each
+
+    flights._loops = Loops(flights._loops)
+    assert flights.statistics().in_flight == 0
+    other.join(PATIENCE_S)
+    assert len(flights._loops) == len(loops) == 2
 
 
 def test_one_computes_for_all():

@@ -112,6 +112,15 @@ def test_a_clock_that_was_set_back_keeps_nothing_longer(tier, wall):
     assert asyncio.run(main()) == 1
 
 
+def test_a_time_beyond_all_others_is_as_good_as_the_longest(tier):
+    async def main():
+        async with tier:
+            assert await tier.put("k", entry(1, ttl_s=1e300))
+            assert (await tier.get("k")).value == 1
+
+    asyncio.run(main())
+
+
 def test_purge_takes_what_had_expired_by_then_and_the_disk_forgets_it(tmp_path, tier):
     async def main():
         async with tier:

@@ -384,7 +384,7 @@ def test_an_erasure_while_the_tiers_are_read_or_while_memory_stores_keeps_the_an
             assert (len(cache), disk.held) == (0, {})
             cache["full"] = 1
             ending = cache.listen(lambda event: event.kind == "evicted" and cache.erase(tag="x"))
-            await service(1.0)
+            await service(1.0, tags=("x",))
             await asyncio.sleep(0.1)
             assert (len(cache), disk.held) == (0, {})
             ending()
@@ -539,6 +539,19 @@ def test_a_value_that_was_replaced_does_not_come_back(why):
     run(play)
 
 
+@pytest.mark.parametrize("times", [{"ttl_s": 1e300}, {"ttl_s": 1e9, "stale_s": 1e300}])
+def test_an_entry_of_another_program_fails_no_request(times):
+    """Times beyond all others, which only another program writes, are as good as the longest."""
+
+    async def play(loop):
+        tier = ScriptedTier(loop.clock)
+        tier.held["k"] = entry = Entry(value=1, stored_ns=EPOCH, **times)
+        async with si.EdgeCache(ttl_s=500.0, tiers=[tier], clock=loop.clock) as cache:
+            assert await cache.fetch("k") == (1 if entry.stale_s == 0.0 else None)
+
+    run(play)
+
+
 def test_a_read_that_began_before_a_put_does_not_undo_it():
     """What a tier had is not kept over a value that was put while it was asked."""
 
@@ -553,5 +566,64 @@ def test_a_read_that_began_before_a_put_does_not_undo_it():
             cache["k"] = 2
             await reading
             assert cache["k"] == 2
+
+    run(play)
+
+
+class LeasedTier(ScriptedTier):
+    """A tier whose leases are taken, or free and noted."""
+
+    lease_s = 10.0
+
+    def __init__(self, clock):
+        super().__init__(clock, "redis", shared=True, on_disk=False)
+        self.is_taken = False
+        self.on_lease = lambda key: None
+        self.leases = set()
+
+    async def take_lease(self, key, token):
+        self.on_lease(key)
+        if not self.is_taken:
+            self.leases.add(token)
+        return not self.is_taken
+
+    async def open_lease(self, key, token):
+        self.leases.discard(token)
+
+
+def test_a_tier_that_stalls_while_a_lease_is_waited_for_makes_no_request_late():
+    """Each look for the entry of another machine leaves the time to compute."""
+
+    async def play(loop):
+        tier, model = LeasedTier(loop.clock), Model(0.06)
+        async with si.Stack(cache_of(loop, tier), model, clock=loop.clock) as service:
+            await service(0.0)
+            tier.is_taken = True
+            tier.on_lease = lambda key: setattr(tier, "get_s", 3600.0)
+            assert await service(1.0, timeout_s=1.0) == 2.0
+
+    run(play)
+
+
+@pytest.mark.parametrize("end", ["found", "cancelled"])
+def test_a_lease_ends_that_was_taken_for_nothing(end):
+    """Others need not wait for one that found the entry after all, or whose callers left while it looked."""
+
+    async def play(loop):
+        tier = LeasedTier(loop.clock)
+        tier.get_s = 0.5
+        if end == "found":
+            entry = Entry(value=7, stored_ns=EPOCH)
+            tier.on_lease = lambda key: tier.held.setdefault(key, entry)
+        async with si.Stack(cache_of(loop, tier), Model(), clock=loop.clock) as service:
+            asked = asyncio.ensure_future(service(1.0))
+            await asyncio.sleep(0.7)
+            assert len(tier.leases) == 1
+            if end == "cancelled":
+                asked.cancel()
+            await asyncio.wait([asked])
+            assert asked.cancelled() or asked.result() == 7
+            await asyncio.sleep(0.1)
+            assert tier.leases == set()
 
     run(play)

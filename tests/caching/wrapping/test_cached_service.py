@@ -7,6 +7,7 @@ import gc
 import inspect
 import sys
 import threading
+import time
 import types
 import weakref
 from collections import OrderedDict, namedtuple
@@ -890,6 +891,28 @@ def test_no_caller_changes_the_mask_of_a_cached_array():
         assert (again.mask.tolist(), again.fill_value) == ([False, True, False], 7.0)
 
     on_loop(play)
+
+
+def test_a_tuple_without_arrays_keeps_its_class():
+    """Such as that of the time module, which has its fields as attributes."""
+    cached = EdgeCache().wrap(time.gmtime)
+
+    assert [cached(0).tm_year, cached(0).tm_year] == [1970, 1970]
+
+
+@pytest.mark.parametrize("kind", [np.ndarray, np.recarray])
+def test_a_record_is_the_cache_s_own(kind):
+    """A row of an array of records, which is a view of it, is copied, and no caller can change it."""
+    rows = np.zeros(2, [("a", "i4"), ("b", "f8")]).view(kind)
+    cached = EdgeCache().wrap(lambda: {"row": rows[0]})
+    cached()
+    rows[0] = (7, 7.0)
+
+    got = cached()["row"]
+
+    assert (type(got), got.tolist()) == (type(rows[0]), (0, 0.0))
+    with pytest.raises(ValueError, match="read-only"):
+        got["a"] = 1
 
 
 def test_arrays_within_an_array_are_read_only():

@@ -1,6 +1,8 @@
 """The cache as a layer of a `Stack`: what it answers, whom it spares, and what frees its expired entries."""
 
 import asyncio
+import contextlib
+import gc
 import threading
 import weakref
 
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 
 import streaminfer as si
+from streaminfer.caching import expiry
 from streaminfer.caching.expiry import THREAD
 from streaminfer.testing import FakeClock, ScriptedBackend, run
 
@@ -73,6 +76,28 @@ def test_the_thread_leaves_a_cache_that_was_given_a_clock():
     assert THREAD._look(weakref.ref(cache._memory)) == 2**63 - 1
     assert cache._memory.wake_ns == -1
     assert cache.statistics().expired == 1
+
+
+def test_the_thread_knows_of_an_entry_that_comes_while_it_looks(monkeypatch):
+    """An entry that another thread stores between any two calls of the thread's is freed at its time."""
+    cache = si.EdgeCache()
+    memory = cache._memory
+    monkeypatch.setattr(expiry.THREAD, "wake", lambda memory: None)
+
+    def interrupted(*args):
+        cache.put("soon", 1, ttl_s=0.5)
+        return min(*args)
+
+    monkeypatch.setattr(expiry, "min", interrupted, raising=False)
+    cache.put("late", 1, ttl_s=100.0)
+    cache.put("due", 1, ttl_s=0.0)
+    soon_ns = memory.now() + 10**9
+
+    expiry.ExpiryThread()._look(weakref.ref(memory))
+    if "soon" not in cache:
+        interrupted(0, 0)
+
+    assert memory.wake_ns < soon_ns
 
 
 def test_a_cache_outlives_the_loop_that_served_it():
@@ -149,3 +174,48 @@ def test_a_secret_that_is_none_is_refused_and_not_shown(wrong, error):
 
 def _doubled(x):
     return 2 * x
+
+
+class Failing:
+    """A service that always fails."""
+
+    async def call(self, request):
+        await asyncio.sleep(0)
+        raise si.BackendError("no")
+
+
+async def failing(x):
+    await asyncio.sleep(0)
+    raise si.BackendError("no")
+
+
+def failing_at_once(x):
+    raise si.BackendError("no")
+
+
+@pytest.mark.parametrize("what", [Failing(), failing, failing_at_once])
+def test_a_failure_keeps_no_inputs_alive(what):
+    """What a request brought is freed with its error, and does not wait for the garbage collector."""
+
+    async def main(loop):
+        wrapped = si.EdgeCache(negative_ttl_s=1.0, clock=loop.clock).wrap(what)
+
+        async def call(x):
+            with contextlib.suppress(si.BackendError):
+                if what is failing_at_once:
+                    wrapped(x)
+                else:
+                    await (wrapped(x) if what is failing else wrapped.call(si.Request(x)))
+
+        image = np.zeros(1000)
+        left = weakref.ref(image)
+        await asyncio.gather(*(call(image) for _ in range(3)))
+        del image
+        await asyncio.sleep(0.1)
+        assert left() is None
+
+    gc.disable()
+    try:
+        run(main)
+    finally:
+        gc.enable()
