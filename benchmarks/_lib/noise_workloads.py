@@ -493,10 +493,10 @@ def rows(n: int = 4000) -> list[Workload]:
         ("20+5n", line(20, 5), 8, 0.12),
         ("1+1n", line(1, 1), 16, 0.05),
     ):
-        for kind, scatter, load in itertools.product(("½/2×", "½ to 2×", "σ.5"), scatters[::2][:2], (0.9, 1.3, 1.7)):
-            name = f"{device} cap {cap} slo {slo_s * 1e3:g} limits {kind} {scatter[0]} load {load}"
-            limits = spread(kind, slo_s)
-            add(name, "mixed limits", service, cap, slo_s, load, noise=scatter[1], limits_s=limits)
+        kinds = ("½/2×", "½ to 2×", "σ.5")
+        for kind, (scatter, noise), load in itertools.product(kinds, (scatters[0], scatters[2]), (0.9, 1.3, 1.7)):
+            name = f"{device} cap {cap} slo {slo_s * 1e3:g} limits {kind} {scatter} load {load}"
+            add(name, "mixed limits", service, cap, slo_s, load, noise=noise, limits_s=spread(kind, slo_s))
 
     def without(part: float) -> Callable[[Floats, int], Floats]:
         return lambda trace, seed: np.where(np.random.default_rng(seed + 9).random(len(trace)) < part, np.inf, 0.05)
