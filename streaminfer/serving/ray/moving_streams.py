@@ -111,7 +111,7 @@ class MovingStreams(Wrapper):
         if stream is None or stream.changing is not None:
             if len(self._fresh) >= _MAX_FRESH:  # of requests that never came
                 self._fresh.clear()
-            self._fresh.add(stream_id)  # no claim moves its state here, not even the one under way
+            self._fresh.add(stream_id)  # no claim moves its state here, not even one that runs now
 
     def end_stream(self, stream_id: Hashable) -> None:
         """Forget a stream, also in the store."""

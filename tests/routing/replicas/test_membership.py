@@ -55,7 +55,7 @@ def test_a_name_is_taken_until_it_is_taken_out(members):
 
 
 def test_replicas_of_one_name_that_leave_are_told_apart(members):
-    """Whoever looks for what is in memory finds each of them."""
+    """Statistics, audits and proofs find each of them."""
     put(members, "b")
     leaving = [Versioned(number) for number in range(3)]
     for service in leaving:
