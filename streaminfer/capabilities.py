@@ -15,6 +15,7 @@ __all__ = [
     "ExampleInputs",
     "ModelTensor",
     "ModelTensors",
+    "NextBatch",
     "Objective",
     "Residency",
     "StreamStates",
@@ -59,6 +60,18 @@ class Admission(NamedTuple):
     reason: str = ""
     retry_after_s: float | None = None
     predicted_finish_ns: int | None = None
+
+
+class NextBatch(NamedTuple):
+    """When a batcher can begin another batch.
+
+    Attributes:
+        at_ns: when a worker is expected to be free; not after the present instant: one is, or it is not known.
+        room: how many more requests would be in that batch, beside those queued.
+    """
+
+    at_ns: int
+    room: int
 
 
 def sooner(one: float | None, other: float | None) -> float | None:
@@ -236,6 +249,7 @@ class Capabilities(NamedTuple):
         batch_axes: input name → axis on which a batcher stacks it; 0 for others. Read when the node is wrapped.
         max_in_flight: how many batches a batcher runs at once.
         full_load: how many requests keep every worker of a batcher busy with full batches.
+        next_batch: returns when the next batch can begin, from the present instant on, and of how many more requests.
         full_batch_ns: returns the nanoseconds that a full batch takes, by their 95 % quantile; ``None``, also of the
             function: not known.
         stream_states: the state of each stream, of a model that is recurrent; ``None``: requests do not depend on
@@ -267,6 +281,7 @@ class Capabilities(NamedTuple):
     batch_axes: Mapping[str, int] = MappingProxyType({})
     max_in_flight: int | None = None
     full_load: Callable[[], int] | None = None
+    next_batch: Callable[[int], NextBatch] | None = None
     full_batch_ns: Callable[[], int | None] | None = None
     stream_states: StreamStates | None = None
     new_children: Callable[[Callable[[str, Any], None]], None] | None = None

@@ -18,6 +18,7 @@ from streaminfer.batching.assembly.assembler import Assembler
 from streaminfer.batching.assembly.model_calls import make_assembler
 from streaminfer.batching.device.residence import enter_at_start, in_memory
 from streaminfer.batching.dispatcher import Dispatcher
+from streaminfer.batching.next_batch import expected_next_batch
 from streaminfer.batching.policy import Greedy, Policy, adapt_policy
 from streaminfer.batching.queue._fair_queue_cy import FairQueue
 from streaminfer.batching.queue._queue_cy import RequestQueue
@@ -128,10 +129,9 @@ class BatchedService(Node):
         )
         self.submit = self._submission.submit
         self.change(slo_s, max_batch_size, policy, self._assembler)
-        inner_validate = offered.validate
         self.validate: Callable[[Request], None] | None = None
-        if self._assembler.pads and inner_validate is not None:
-            self.validate = functools.partial(self._validate_padded, inner_validate)
+        if self._assembler.pads and offered.validate is not None:
+            self.validate = functools.partial(self._validate_padded, offered.validate)
         self.calibration: CalibrationStatistics | None = None
         self._calibrator: Calibration | None = None
         self._calibrated_model = 0
@@ -164,14 +164,13 @@ class BatchedService(Node):
         if ticket.future is None:
             return  # it has completed, and what follows from that was done
         execution = ticket.execution
-        dispatcher = self._dispatcher
         if self._queue.end(ticket):
             self._outcomes.cancelled += 1
             if execution is not None:
-                dispatcher.runner.cancel_if_abandoned(execution)
+                self._dispatcher.runner.cancel_if_abandoned(execution)
         if self._in_order:
-            dispatcher.schedule()  # the next request of its stream may be queued now
-        dispatcher.settle()
+            self._dispatcher.schedule()  # the next request of its stream may be queued now
+        self._dispatcher.settle()
 
     @property
     def children(self) -> Mapping[str, Any]:
@@ -188,6 +187,7 @@ class BatchedService(Node):
             enforces_deadline=True,
             max_in_flight=self.max_in_flight,
             full_load=self.full_load,
+            next_batch=functools.partial(expected_next_batch, self._dispatcher, self._queue, self._device),
             full_batch_ns=lambda: self._dispatcher.expectations.upper_estimate_ns(self._max_batch_size),
             observe_batches=self.observe_batches,
         )

@@ -6,6 +6,8 @@ cdef class Turn:
     cdef double _cost
     cdef double _start
     cdef double _finish
+    cdef double _last_finish
+    cdef public long denied
     cdef int _priority
     cdef long long _number
     cdef Py_ssize_t _position
@@ -17,6 +19,9 @@ cdef class FairOrder:
     cdef readonly Py_ssize_t count
 
     cpdef push(self, Turn turn)
+    cpdef push_back(self, Turn turn)
+    cpdef deny(self, Turn turn)
+    cdef _insert(self, Turn turn)
     @cython.locals(turn=Turn)
     cpdef Turn pop(self)
     @cython.locals(last=Turn)

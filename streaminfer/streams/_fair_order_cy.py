@@ -4,6 +4,10 @@
 before it; its finish tag is ``1 / weight`` behind that. The least start tag is served, and becomes the virtual time. A
 stream that was idle is therefore served next, whatever backlog another one has, and cannot save up turns either.
 
+A frame can be too old when its turn comes. That turn is not counted, and the next start tag of the stream is earlier by
+one turn for each in succession that came to nothing, though not before the last finish tag. Among cameras of one rate,
+whose frames always come in the same order, the same ones would be too late for ever otherwise.
+
 *Invariants.* Between two streams that both wait all the time, the requests served divided by the weight differ by at
 most ``1 / weight`` of the one plus ``1 / weight`` of the other. More urgent priorities are served first; tags compare
 streams of one priority, and those that are equal are served in the order of arrival.
@@ -33,15 +37,18 @@ class Turn:
 
     Attributes:
         owner: as above.
+        denied: turns in succession that came to nothing.
     """
 
-    __slots__ = ("_cost", "_finish", "_number", "_position", "_priority", "_start", "owner")
+    __slots__ = ("_cost", "_finish", "_last_finish", "_number", "_position", "_priority", "_start", "denied", "owner")
 
     def __init__(self, owner: Any, weight: float, priority: int) -> None:
         self.owner = owner
         self._cost = 1.0 / weight
         self._start = 0.0
         self._finish = 0.0
+        self._last_finish = 0.0  # before the last turn
+        self.denied = 0
         self._priority = priority
         self._number = 0
         self._position = -1  # in the heap; -1: it is not queued
@@ -68,9 +75,22 @@ class FairOrder:
             return
         self._number += 1
         turn._number = self._number
-        turn._start = self._virtual
+        turn._start = self._virtual - turn._cost * turn.denied
         if turn._finish > turn._start:
             turn._start = turn._finish
+        self._insert(turn)
+
+    def push_back(self, turn: Turn) -> None:
+        """Queue a stream again that has just been popped, at its former place."""
+        turn._finish = turn._last_finish
+        self._insert(turn)
+
+    def deny(self, turn: Turn) -> None:
+        """Take back the last turn of a stream, which came to nothing."""
+        turn._finish = turn._last_finish
+        turn.denied += 1
+
+    def _insert(self, turn: Turn) -> None:
         turn._position = self.count
         self._heap.append(turn)
         self.count += 1
@@ -84,6 +104,7 @@ class FairOrder:
         self.remove(turn)
         if turn._start > self._virtual:
             self._virtual = turn._start
+        turn._last_finish = turn._finish
         turn._finish = turn._start + turn._cost
         return turn
 

@@ -9,6 +9,7 @@ cdef class WakeUps:
     cdef object _context
     cdef object _waiters
     cdef bint _is_scheduled
+    cdef object _then
 
     cpdef add(self, NextResult waiter)
     cdef _schedule(self)

@@ -1,7 +1,8 @@
 """The way of results to their consumer: what is ready, who waits for it, and how a batch wakes all that wait.
 
 A consumer awaits an object that takes the place of a coroutine and of a future. Where a future wakes its task with a
-callback of the loop each, one callback wakes all consumers that a batch has results for.
+callback of the loop each, one callback wakes all consumers that a batch has results for. What they make room for is
+sent in the same callback: a turn later, the next batch would have begun without it.
 
 One source, compiled with the C types of ``_outlet_cy.pxd`` or run uncompiled. Not thread-safe: of one event loop.
 """
@@ -27,13 +28,16 @@ class WakeUps:
 
     Args:
         loop: of the consumers.
+        context: of ``then``; each consumer continues in its own.
+        then: is called when they have been woken.
     """
 
-    __slots__ = ("_context", "_is_scheduled", "_waiters", "loop")
+    __slots__ = ("_context", "_is_scheduled", "_then", "_waiters", "loop")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, context: Context, then: Callable[[], None]) -> None:
         self.loop = loop
-        self._context = Context()  # each consumer continues in its own
+        self._context = context
+        self._then = then
         self._waiters: deque[NextResult] = deque()
         self._is_scheduled = False
 
@@ -56,6 +60,7 @@ class WakeUps:
                 waiter = self._waiters.popleft()
                 waiter._wake()
         finally:
+            self._then()
             if self._waiters:  # an interrupt has come out of a task, or a consumer is to be woken once more
                 self._schedule()
 

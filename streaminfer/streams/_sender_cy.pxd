@@ -5,7 +5,8 @@ from streaminfer.streams._live_stream_cy cimport Stream
 from streaminfer.streams._outlet_cy cimport WakeUps
 from streaminfer.streams._stream_cy cimport StreamResult
 
-cdef double _MARGIN
+cdef double _NEWEST
+cdef double _RESERVE
 cdef double _SHORTEST_PAUSE_S
 cdef int _LONGEST_PAUSE
 
@@ -41,8 +42,12 @@ cdef class Sender:
     cdef FairOrder _order
     cdef bint _is_scheduled
     cdef Py_ssize_t _most
+    cdef bint _waits
+    cdef object _next_batch
+    cdef object _timer
+    cdef long long _since_ns
+    cdef double _lead_ns
     cdef object _full_batch_ns
-    cdef double _batches_needed
     cdef Py_ssize_t _places
     cdef Py_ssize_t _in_flight
 
@@ -55,7 +60,12 @@ cdef class Sender:
     @cython.locals(stream=Stream)
     cpdef end(self, Sending sending)
     cdef _schedule(self)
-    @cython.locals(turn=Turn)
+    @cython.locals(places=Py_ssize_t, wait_ns=double)
+    cdef Py_ssize_t _room(self, long long now_ns) except? -1
+    cdef _cancel_timer(self)
+    cpdef _after_waking(self)
+    cpdef _on_timer(self)
+    @cython.locals(most=Py_ssize_t, turn=Turn, stream=Stream, late=list, now_ns=cython.longlong)
     cpdef _send_waiting(self)
     @cython.locals(sending=Sending, result=StreamResult)
     cdef _send_next(self, Stream stream)
@@ -66,5 +76,5 @@ cdef class Sender:
     @cython.locals(stream=Stream)
     cdef _crash(self, Sending sending, object error)
     cdef _fail(self, Stream stream, StreamResult result, object error)
-    cdef _rejection(self, CRequest request, bint waits)
+    cdef _rejection(self, CRequest request)
     cdef _reason_now(self, CRequest request)

@@ -5,13 +5,17 @@ only then its frame, so that what is sent is the freshest. There are no more pla
 that the service runs at once and one more, read from its capabilities. With the one batch more the model need not wait
 for the event loop after each batch; further frames would only grow old in the queue of the service.
 
+Of streams that drop frames even these would grow old there. So the frames keep waiting, and newer ones take their
+place, until a worker is expected to be free: before by as long as the event loop takes from the end of a batch to the
+sending of the next frames, so that the model need not wait for it. Consumers are woken first, so that the streams that
+have just been answered are in the next batch too: with fewer streams than rows, two halves would take turns otherwise.
+
 No task awaits a request whose end the service tells (``begin_call``), so that a frame costs no task, no future and no
 turn of the loop between its sender and its stream. The requests of other services are awaited in a task each.
 
 Under overload more frames wait than may be sent. If each was sent that can just be answered in time, all would be late
 as soon as anything takes longer than expected, and the planner would make small batches to save the oldest ones. So
-in a crowd a frame gives way that has less time left than a full batch in front of it, its own and a margin take; of
-several workers the next is free sooner.
+those that have less time left than a full batch takes, with a margin, are only sent where the others leave room.
 
 One source, compiled with the C types of ``_sender_cy.pxd`` or run uncompiled. Not thread-safe: of one event loop.
 """
@@ -26,9 +30,9 @@ from typing import Any
 from streaminfer._internal.units import NEVER_NS
 from streaminfer._request_cy import make_request
 from streaminfer.errors import DeadlineExceeded, Overloaded
-from streaminfer.protocols import Admission, AdmissionReason, Clock, StreamStates, adapt
+from streaminfer.protocols import Admission, AdmissionReason, Clock, NextBatch, StreamStates, adapt
 from streaminfer.request import Request, time_left_s
-from streaminfer.streams._fair_order_cy import FairOrder
+from streaminfer.streams._fair_order_cy import FairOrder, Turn
 from streaminfer.streams._live_stream_cy import Stream
 from streaminfer.streams._outlet_cy import WakeUps
 from streaminfer.streams._stream_cy import StreamResult
@@ -38,8 +42,10 @@ __all__ = ["Sender"]
 
 _PASSING = {AdmissionReason.QUEUE_FULL, AdmissionReason.LIMIT, AdmissionReason.RATE_LIMIT}
 """Reasons that end by themselves when other requests complete."""
-_MARGIN = 0.5
-"""Full batches that a frame of a crowd must have left beyond those that it expects to wait for."""
+_NEWEST = 0.1
+"""Weight of a batch in the mean time that the event loop takes for its results."""
+_RESERVE = 2.0
+"""How many times as early as that the next frames are sent."""
 _SHORTEST_PAUSE_S = 0.001
 _LONGEST_PAUSE = 10  # doublings where rejections do not say when to try again: a second
 
@@ -99,6 +105,7 @@ class Sender:
     Args:
         service: answers requests.
         clock: returns monotonic nanoseconds.
+        waits: the streams drop no frames, so that what they send early need not be fresh.
 
     Attributes:
         clock: as above.
@@ -107,28 +114,32 @@ class Sender:
     """
 
     __slots__ = (
-        *("_admission", "_batches_needed", "_begin_call", "_context", "_enforces_deadline", "_full_batch_ns"),
-        *("_in_flight", "_is_scheduled", "_loop", "_most", "_order", "_places", "_service", "clock", "states"),
-        "wake_ups",
+        *("_admission", "_begin_call", "_context", "_enforces_deadline", "_full_batch_ns", "_in_flight"),
+        *("_is_scheduled", "_lead_ns", "_loop", "_most", "_next_batch", "_order", "_places", "_service", "_since_ns"),
+        *("_timer", "_waits", "clock", "states", "wake_ups"),
     )
 
-    def __init__(self, service: Any, clock: Clock) -> None:
+    def __init__(self, service: Any, clock: Clock, waits: bool) -> None:
         self.clock: Clock = clock
+        self._waits = waits
         self.states: StreamStates | None = None
         self._admission: Callable[[Request, int], Admission] | None = None
         self._enforces_deadline = False
         self._begin_call: Callable[..., Any] | None = None
         self._service = service
         self._loop = asyncio.get_running_loop()
-        self.wake_ups = WakeUps(self._loop)
         self._context = copy_context()  # what is sent for one stream sees no variables of another one's source
+        self.wake_ups = WakeUps(self._loop, self._context, self._after_waking)
         self._order = FairOrder()
         self._is_scheduled = False
         self._most = 1
+        self._next_batch: Callable[[int], NextBatch] | None = None
         self._full_batch_ns: Callable[[], int | None] | None = None
-        self._batches_needed = 0.0
         self._places = 0  # taken: by frames that the service has, and by those that wait for it to accept them
         self._in_flight = 0
+        self._timer: asyncio.TimerHandle | None = None  # until frames are to be sent
+        self._since_ns = 0  # the end of a batch; 0: its consumers have been woken
+        self._lead_ns = 0.0  # from the one to the other, a mean over recent batches
 
     def join(self) -> None:
         """Prepare for another stream: the service may offer more or less than before."""
@@ -139,12 +150,14 @@ class Sender:
         self._admission = offered.admission
         self._enforces_deadline = offered.enforces_deadline
         self._most = NEVER_NS if offered.full_load is None else offered.full_load()
-        self._full_batch_ns = offered.full_batch_ns
-        self._batches_needed = _MARGIN + 1.0 + 1.0 / (offered.max_in_flight or 1)
+        self._next_batch = None if self._waits else offered.next_batch
+        self._full_batch_ns = None if self._waits else offered.full_batch_ns
 
     def leave(self, stream: Stream) -> None:
         """Forget a stream."""
         self._order.remove(stream.turn)
+        if not self._order.count:
+            self._cancel_timer()
 
     def queue(self, stream: Stream) -> None:
         """Queue a stream whose next frame may be sent."""
@@ -164,6 +177,7 @@ class Sender:
     def _take(self, sending: Sending, response: Any, error: BaseException | None) -> None:
         stream, result = sending.stream, sending.result
         if error is None:
+            stream.turn.denied = 0
             stream.complete(result, response.outputs, response.degraded, self.clock())
         elif sending._is_cancelled:
             stream.drop(result, "closed")
@@ -189,27 +203,78 @@ class Sender:
             self._order.push(stream.turn)
         else:
             stream.end_if_drained()
+        if not self._is_scheduled:
+            self._since_ns = self.clock()
+            self._cancel_timer()
         if self._order.count:
             self._schedule()
 
     def _schedule(self) -> None:
         """Send at the end of this turn of the loop, so that what comes in one turn is sent in fair order."""
-        if not self._is_scheduled and self._places < self._most:
+        if not self._is_scheduled and self._timer is None and self._room(self.clock()) > 0:
             self._is_scheduled = True
             self._loop.call_soon(self._send_waiting, context=self._context)
 
+    def _room(self, now_ns: int) -> int:
+        """Return how many frames may be sent now; if none because no worker is free, set the timer for the next."""
+        places = self._most - self._places
+        if self._next_batch is None or places <= 0:
+            return places
+        batch = self._next_batch(now_ns)
+        if not self._in_flight and (batch.at_ns > now_ns or not batch.room):
+            return places  # the workers have requests of others: these frames take their turn in the queue
+        wait_ns = batch.at_ns - now_ns - _RESERVE * self._lead_ns
+        if wait_ns <= 0:
+            return min(batch.room, places)
+        self._cancel_timer()
+        self._timer = self._loop.call_later(wait_ns / 1e9, self._on_timer, context=self._context)
+        return 0
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _after_waking(self) -> None:
+        """Send at once what the consumers that have been woken made room for."""
+        if self._since_ns:
+            self._lead_ns += _NEWEST * (self.clock() - self._since_ns - self._lead_ns)
+            self._since_ns = 0
+        self._send_waiting()
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._is_scheduled = True
+        self._send_waiting()
+
     def _send_waiting(self) -> None:
+        if not self._is_scheduled:
+            return  # it was done when the consumers had been woken
         self._is_scheduled = False
-        while self._places < self._most:
+        now_ns = self.clock()
+        most = self._places + self._room(now_ns)
+        needed_ns = None if self._full_batch_ns is None else self._full_batch_ns()
+        late: list[Turn] = []
+        while self._places < most:
             turn = self._order.pop()
             if turn is None:
-                return
-            self._send_next(turn.owner)
+                break
+            stream = turn.owner
+            if needed_ns is not None and stream.settings.max_age_ns and stream.state.time_left_ns(now_ns) < needed_ns:
+                late.append(turn)
+            else:
+                self._send_next(stream)
+        for turn in late:
+            if self._places < most:
+                self._send_next(turn.owner)
+            else:
+                self._order.push_back(turn)
 
     def _send_next(self, stream: Stream) -> None:
         """Send the next frame of a stream, if it has one that is young enough."""
         result = stream.next(self.clock())
         if result is None:
+            self._order.deny(stream.turn)
             if stream.state.can_send():
                 self._order.push(stream.turn)
             else:
@@ -240,9 +305,10 @@ class Sender:
             stream.drop(result, AdmissionReason.DEADLINE_EXCEEDED)
             self.end(sending)
             return
-        rejection = self._rejection(request, settings.waits) if settings.asks_first else None
+        rejection = self._rejection(request) if settings.asks_first else None
         if rejection is not None:
             if not settings.waits or rejection.reason not in _PASSING:
+                self._order.deny(stream.turn)
                 stream.drop(result, rejection.reason)
                 self.end(sending)
             else:
@@ -302,12 +368,13 @@ class Sender:
         """Give a frame its error, unless it was only too late for its age limit."""
         now_ns = self.clock()
         if isinstance(error, DeadlineExceeded) and stream.settings.max_age_ns:
+            self._order.deny(stream.turn)
             is_early = now_ns < stream.state.deadline_ns(result)
             stream.drop(result, AdmissionReason.INFEASIBLE if is_early else AdmissionReason.DEADLINE_EXCEEDED)
             return
         stream.fail(result, error, now_ns)
 
-    def _rejection(self, request: Request, waits: bool) -> Admission | None:
+    def _rejection(self, request: Request) -> Admission | None:
         """Return why a request is not to be sent; ``None``: it is.
 
         One that only seems infeasible is sent all the same, since the planner rejects what is certain, unless its place
@@ -317,15 +384,11 @@ class Sender:
             return None
         now_ns = self.clock()
         admission = self._admission(request, now_ns)
-        if not admission.ok and admission.reason != AdmissionReason.INFEASIBLE:
-            return None if admission.reason == AdmissionReason.CLOSED else admission
-        if self._order.count + self._in_flight < self._most:
+        if admission.ok or admission.reason == AdmissionReason.CLOSED:
             return None
-        takes_ns = None if waits or self._full_batch_ns is None else self._full_batch_ns()
-        if takes_ns is None:
-            return None if admission.ok else admission
-        is_late = request.deadline_ns is not None and request.deadline_ns - now_ns < self._batches_needed * takes_ns
-        return Admission(False, AdmissionReason.INFEASIBLE) if is_late else None
+        if admission.reason == AdmissionReason.INFEASIBLE and self._order.count + self._in_flight < self._most:
+            return None
+        return admission
 
     def _reason_now(self, request: Request) -> str:
         """Return why the service rejected a request a moment ago: what it says now, else that it was shed."""

@@ -269,6 +269,11 @@ class StreamState:
         """Return the instant from which a result of a frame is too old."""
         return result._since_ns() + self._max_age_ns
 
+    def time_left_ns(self, now_ns: int) -> int:
+        """Return the time that the next frame has left, of a stream with an age limit; 0 where none waits."""
+        head = self._waiting.head
+        return 0 if head is None else self.deadline_ns(head) - now_ns
+
     def drop(self, result: StreamResult, reason: str) -> bool:
         """Drop a frame that runs; nothing where it was closed meanwhile.
 

@@ -255,7 +255,7 @@ class StreamSession(AsyncClosing):
             clock = self._given_clock
             if clock is None:
                 clock = self._service.clock if isinstance(self._service, Stack) else time.monotonic_ns
-            self._sender = Sender(self._service, clock)
+            self._sender = Sender(self._service, clock, self._settings.waits)
         return self._sender
 
     def _forget_lost(self) -> None:

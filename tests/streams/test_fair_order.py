@@ -50,6 +50,59 @@ def test_a_stream_that_was_idle_is_next_and_has_saved_nothing_up():
     assert served == ["idle", "greedy"] * 3
 
 
+def test_a_turn_that_came_to_nothing_is_not_counted():
+    """A stream that was denied turns is served before those that had theirs, the one that was denied the most first."""
+    order = FairOrder()
+    turns = {name: Turn(name, 1.0, 0) for name in "abcd"}
+    for turn in turns.values():
+        order.push(turn)
+    for times, name in enumerate("abcd"):
+        assert order.pop() is turns[name]
+        for _ in range(times):
+            order.deny(turns[name])
+    assert [turn.denied for turn in turns.values()] == [0, 1, 2, 3]
+
+    busy = Turn("busy", 1.0, 0)
+    for _ in range(10):
+        order.push(busy)
+        assert order.pop() is busy
+    for turn in turns.values():
+        order.push(turn)
+    assert [order.pop().owner for _ in range(4)] == ["d", "c", "b", "a"]
+
+
+def test_denied_turns_are_no_credit_against_what_a_stream_has_had():
+    """One that sends much and is denied often has its turn when it would have had it anyway."""
+    order = FairOrder()
+    greedy, other = Turn("greedy", 1.0, 0), Turn("other", 1.0, 0)
+    for _ in range(10):
+        order.push(greedy)
+        order.pop()
+    order.push(greedy)
+    assert order.pop() is greedy
+    for _ in range(5):
+        order.deny(greedy)
+
+    order.push(other)
+    order.push(greedy)
+    assert [order.pop().owner for _ in range(2)] == ["other", "greedy"]
+
+
+def test_a_stream_that_is_put_back_keeps_its_place():
+    order = FairOrder()
+    turns = [Turn(number, 1.0, 0) for number in range(3)]
+    for turn in turns:
+        order.push(turn)
+    popped = [order.pop(), order.pop()]
+    order.push_back(popped[1])
+    order.push_back(popped[0])
+
+    assert [order.pop() for _ in range(3)] == turns
+    order.push(turns[0])
+    order.push(turns[2])
+    assert order.pop() is turns[0]
+
+
 def test_more_urgent_streams_go_first_and_equals_in_order_of_arrival():
     order = FairOrder()
     turns = [Turn(name, 1.0, priority) for name, priority in [("b", 1), ("a", 0), ("c", 1), ("z", -5)]]

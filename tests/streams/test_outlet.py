@@ -1,6 +1,7 @@
 """What a consumer awaits: woken once for all of a batch, and no result is lost."""
 
 import asyncio
+from contextvars import Context
 
 import pytest
 
@@ -9,6 +10,10 @@ from streaminfer.streams._stream_cy import make_source_failure
 from streaminfer.testing import VirtualLoop
 
 pytestmark = pytest.mark.uncompiled
+
+
+def make_wake_ups(loop, then=lambda: None):
+    return WakeUps(loop, Context(), then)
 
 
 class Stream:
@@ -30,7 +35,7 @@ class Consumers:
     """Tasks that each read the stream of an outlet of their own."""
 
     def __init__(self, loop, count):
-        self.wake_ups, self.read = WakeUps(loop), []
+        self.wake_ups, self.read = make_wake_ups(loop), []
         self.streams = [Stream(Outlet(lambda: 0, self.wake_ups)) for _ in range(count)]
         self.tasks = [loop.create_task(self.consume(stream)) for stream in self.streams]
 
@@ -85,7 +90,7 @@ async def test_a_consumer_that_is_cancelled_when_it_was_woken_takes_no_result(lo
 
 
 async def test_a_result_is_awaited_once(loop, results):
-    stream = Stream(Outlet(loop.clock, WakeUps(loop)))
+    stream = Stream(Outlet(loop.clock, make_wake_ups(loop)))
     stream.put(results[0])
     awaited = stream.outlet.get(None, False)
 
@@ -96,7 +101,7 @@ async def test_a_result_is_awaited_once(loop, results):
 
 async def test_asyncio_puts_what_is_awaited_into_a_task(loop, results):
     """As it does with a coroutine: `create_task`, `wait_for` and `gather` take it."""
-    stream = Stream(Outlet(loop.clock, WakeUps(loop)))
+    stream = Stream(Outlet(loop.clock, make_wake_ups(loop)))
     task = asyncio.create_task(stream.outlet.get(None, False))
     with pytest.raises(RuntimeError, match="has a consumer already"):
         await asyncio.gather(asyncio.sleep(0), stream.outlet.get("reader", False))

@@ -195,22 +195,6 @@ async def test_what_the_planner_would_reject_is_dropped_with_its_reason(loop):
     assert add_up(statistics)
 
 
-async def test_next_batch_is_queued_while_one_runs(loop):
-    """The model does not wait for the event loop between two batches; no more than one batch waits for it."""
-    batcher = si.AdaptiveBatcher(max_batch_size=2)
-    async with si.Stack(batcher, ScriptedBackend(duration_s=0.1, example=1.0), clock=loop.clock) as service:
-        session = StreamSession(service, policy=LatestOnly())
-        for _ in range(8):
-            session.add(Camera(loop, 40))
-        reading = asyncio.ensure_future(collect(session))
-        for _ in range(3):
-            await asyncio.sleep(0.1)
-            statistics = batcher.statistics()
-            assert (statistics.running, statistics.queued) == (2, 2)
-        await session.aclose()
-        await reading
-
-
 async def test_predicted_lateness_drops_no_frame(loop):
     """A service that expects to be late may be wrong: its planner, not the prediction, rejects."""
 
@@ -247,39 +231,6 @@ async def test_what_seems_infeasible_gives_way_where_frames_wait(loop):
     assert session.statistics().dropped["infeasible"] >= 5
     assert late <= 1  # once the others have ended
     assert {result.stream_id for result in results} >= set(range(15))
-
-
-@pytest.mark.parametrize(
-    ("workers", "cameras", "takes_ns", "dropped"),
-    [
-        (1, 5, 4_100_000, {"infeasible": 1}),
-        (1, 5, 4_000_000, {"deadline_exceeded": 1}),
-        (2, 5, 5_100_000, {"infeasible": 1}),
-        (1, 4, 4_100_000, {}),
-    ],
-    ids=["late", "in time", "two workers", "no crowd"],
-)
-async def test_in_a_crowd_a_frame_needs_time_for_full_batches(loop, workers, cameras, takes_ns, dropped):
-    """For its own, for half a one in reserve, and for the one in front of it, its share of the workers.
-
-    Two frames are with the service. When they have ended, those that came meanwhile have 10.1 ms left. Three are more
-    than the places: the first one gives way, or else the last one waits again until it is too late.
-    """
-
-    async def answer(request):
-        await asyncio.sleep(0.01)
-        return request.inputs
-
-    service = Service(answer)
-    service.max_in_flight, service.full_load, service.full_batch_ns = workers, lambda: 2, lambda: takes_ns
-    service.admission = lambda request, now_ns: Admission(True)
-    session = StreamSession(service, policy=LatestOnly(), max_age_s=0.02, clock=loop.clock)
-    for number in range(cameras):
-        session.add(Camera(loop, 1, period_s=0.01 if number < 2 else 0.0101), stream_id=number)
-    results = await collect(session)
-
-    assert len(results) == 4
-    assert session.statistics().dropped == dropped
 
 
 async def test_an_overload_is_answered_as_fast_as_the_model_can(loop):

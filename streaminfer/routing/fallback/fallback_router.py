@@ -160,6 +160,7 @@ class FallbackRouter(StackClock, Node):
             idempotent=are_idempotent(self._services()),
             max_in_flight=best.max_in_flight,
             full_load=best.full_load,
+            next_batch=best.next_batch,
             full_batch_ns=best.full_batch_ns,
             stream_states=states_of_all(self._services),
             many_answers=best.many_answers,

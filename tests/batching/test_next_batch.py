@@ -1,0 +1,136 @@
+"""When the next batch can begin, as live streams are told, and how many more requests would be in it."""
+
+import asyncio
+
+import pytest
+
+import streaminfer as si
+from streaminfer.protocols import NextBatch, adapt
+from streaminfer.testing import ScriptedBackend
+
+pytestmark = pytest.mark.uncompiled
+
+MS = 1_000_000
+
+
+def model(seconds=0.1):
+    return ScriptedBackend(duration_s=seconds, example=1.0)
+
+
+def ask(service, loop):
+    return adapt(service).capabilities().next_batch(loop.clock())
+
+
+async def send(service, count):
+    """Send requests, and let those begin that can."""
+    tasks = [asyncio.ensure_future(service(1.0)) for _ in range(count)]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    return tasks
+
+
+async def test_a_free_worker_can_begin_at_once(loop):
+    async with si.Stack(si.AdaptiveBatcher(max_batch_size=4, max_in_flight=3), model(), clock=loop.clock) as service:
+        assert ask(service, loop) == NextBatch(loop.clock(), 12)
+        tasks = await send(service, 1)
+        assert ask(service, loop) == NextBatch(loop.clock(), 8)
+        await asyncio.gather(*tasks)
+
+
+async def test_a_busy_worker_is_free_when_its_batch_is_expected_to_end(loop):
+    """What is queued has its place in the next batch; beyond a full one there is none."""
+    async with si.Stack(si.AdaptiveBatcher(max_batch_size=4), model(), clock=loop.clock) as service:
+        tasks = await send(service, 1)
+        started_ns = loop.clock()
+        await asyncio.sleep(0.03)
+        told = ask(service, loop)
+        assert told.at_ns == pytest.approx(started_ns + 100 * MS, abs=2 * MS)
+        assert told.room == 4
+        for expected in (1, 0, 0):
+            tasks += await send(service, 3)
+            assert ask(service, loop) == NextBatch(told.at_ns, expected)
+        await asyncio.gather(*tasks)
+
+
+async def test_the_first_of_several_workers_counts(loop):
+    async with si.Stack(si.AdaptiveBatcher(max_batch_size=2, max_in_flight=2), model(), clock=loop.clock) as service:
+        started_ns = loop.clock()
+        tasks = await send(service, 1)
+        await asyncio.sleep(0.04)
+        tasks += await send(service, 1)
+        assert ask(service, loop).at_ns == pytest.approx(started_ns + 100 * MS, abs=2 * MS)
+        await asyncio.gather(*tasks)
+
+
+async def test_a_batch_that_takes_longer_than_expected_may_end_at_any_time(loop):
+    seconds = [0.5]
+    backend = ScriptedBackend(duration_s=lambda size: seconds[0] if loop.time() > 1.0 else 0.1, example=1.0)
+    async with si.Stack(si.AdaptiveBatcher(max_batch_size=1), backend, clock=loop.clock) as service:
+        await asyncio.sleep(2.0)
+        tasks = await send(service, 1)
+        await asyncio.sleep(0.3)
+        assert ask(service, loop) == NextBatch(loop.clock(), 1)
+        await asyncio.gather(*tasks)
+
+
+async def test_what_no_batch_has_shown_is_not_waited_for(loop):
+    backend = ScriptedBackend(duration_s=0.1)
+    async with si.Stack(si.AdaptiveBatcher(max_batch_size=2, policy="greedy"), backend, clock=loop.clock) as service:
+        tasks = await send(service, 2)
+        assert ask(service, loop) == NextBatch(loop.clock(), 2)
+        await asyncio.gather(*tasks)
+
+
+async def test_a_worker_has_room_for_one_though_what_is_queued_waits(loop):
+    """As requests that a planner has doubts about do, until their deadline."""
+    batcher = si.AdaptiveBatcher(max_batch_size=2, policy="greedy", max_queue_delay_s=0.5)
+    async with si.Stack(batcher, model(), clock=loop.clock) as service:
+        tasks = await send(service, 1)
+        assert ask(service, loop) == NextBatch(loop.clock(), 1)
+        await asyncio.gather(*tasks)
+
+
+async def test_a_shared_device_is_free_when_the_batch_of_the_other_model_ends(loop):
+    device = si.Device("gpu:0")
+    async with (
+        si.Stack(si.AdaptiveBatcher(max_batch_size=2, device=device), model(0.1), clock=loop.clock) as one,
+        si.Stack(si.AdaptiveBatcher(max_batch_size=2, device=device), model(0.3), clock=loop.clock) as other,
+    ):
+        started_ns = loop.clock()
+        tasks = await send(other, 1)
+        told = ask(one, loop)
+        assert told.at_ns == pytest.approx(started_ns + 300 * MS, abs=5 * MS)
+        assert told.room == 2
+        await asyncio.gather(*tasks)
+
+
+async def test_a_batch_that_was_sent_early_comes_first(loop):
+    """The model of one worker keeps a queue: the next batch is there before the worker is free."""
+    backend = model()
+    backend.queued_workers = 1
+    lock = asyncio.Lock()
+    infer = backend.infer
+
+    async def one_by_one(batch):
+        async with lock:
+            return await infer(batch)
+
+    backend.infer = one_by_one
+    batcher = si.AdaptiveBatcher(max_batch_size=1)
+    async with si.Stack(batcher, backend, clock=loop.clock) as service:
+        await asyncio.gather(*[asyncio.ensure_future(service(1.0)) for _ in range(40)])
+        started_ns = loop.clock()
+        tasks = await send(service, 2)
+        while batcher.statistics().queued:
+            await asyncio.sleep(0.001)
+        assert loop.clock() < started_ns + 100 * MS
+        assert ask(service, loop).at_ns == pytest.approx(started_ns + 200 * MS, abs=5 * MS)
+        await asyncio.gather(*tasks)
+
+
+async def test_a_router_tells_of_its_best_route(loop):
+    best = si.Stack(si.AdaptiveBatcher(max_batch_size=4), model(), clock=loop.clock)
+    spare = si.Stack(si.AdaptiveBatcher(max_batch_size=8), model(), clock=loop.clock)
+    router = si.FallbackRouter(si.Route("best", best), si.Route("spare", spare))
+    async with si.Stack(router, clock=loop.clock) as service:
+        assert ask(service, loop) == NextBatch(loop.clock(), 4)

@@ -1,0 +1,200 @@
+"""When the frames of a session are sent: the newest ones, in full batches, each stream in its turn."""
+
+import asyncio
+from itertools import pairwise
+from random import Random
+
+import pytest
+from live_sources import Camera, Service, add_up, stack_of
+
+import streaminfer as si
+from streaminfer.protocols import Admission, NextBatch
+from streaminfer.streams import Block, Frame, LatestOnly, StreamSession
+from streaminfer.testing import ScriptedBackend
+
+pytestmark = pytest.mark.uncompiled
+
+
+async def collect(results):
+    return [result async for result in results]
+
+
+async def test_a_batch_is_queued_while_one_runs_where_frames_are_not_dropped(loop):
+    """The model does not wait for the event loop between two batches; no more than one batch waits for it."""
+    batcher = si.AdaptiveBatcher(max_batch_size=2)
+    async with si.Stack(batcher, ScriptedBackend(duration_s=0.1, example=1.0), clock=loop.clock) as service:
+        session = StreamSession(service, policy=Block())
+        for _ in range(8):
+            session.add(Camera(loop, 40))
+        reading = asyncio.ensure_future(collect(session))
+        for _ in range(3):
+            await asyncio.sleep(0.1)
+            statistics = batcher.statistics()
+            assert (statistics.running, statistics.queued) == (2, 2)
+        await session.aclose()
+        await reading
+
+
+async def test_each_batch_has_the_newest_frames_of_its_streams(loop):
+    """Eight cameras, two rows a batch: a frame that is sent has arrived since the batch before began."""
+    model = ScriptedBackend(duration_s=0.1, example=1.0)
+    async with stack_of(loop, model, max_batch_size=2) as service:
+        session = StreamSession(service, policy=LatestOnly())
+        for _ in range(8):
+            session.add(Camera(loop, 80))
+        results = [result async for result in session if result.number < 70]
+
+    assert {len(batch) for batch in model.batches} == {2}
+    assert max(result.age_s for result in results) <= 0.1 + 0.01  # its batch, and the interval to the next frame
+
+
+@pytest.mark.parametrize("each", [False, True], ids=["one consumer", "a consumer each"])
+async def test_streams_that_fit_into_a_batch_are_all_in_it(loop, each):
+    """Those that were just answered do not wait for a batch of the others: two halves would take turns for good."""
+    model = ScriptedBackend(duration_s=0.05, example=1.0)
+    async with stack_of(loop, model, max_batch_size=8) as service:
+        session = StreamSession(service, policy=LatestOnly())
+        cameras = [Camera(loop, 200, period_s=0.004 + 0.0001 * number) for number in range(4)]
+        if each:
+            await asyncio.gather(*(collect(session(camera)) for camera in cameras))
+        else:
+            for camera in cameras:
+                session.add(camera)
+            await collect(session)
+
+    sizes = [len(batch) for batch in model.batches]
+    assert sizes[2:-2] == [4] * len(sizes[2:-2])
+    assert len(sizes) > 12
+
+
+async def test_frames_are_sent_ahead_by_as_long_as_the_loop_takes_for_results(loop):
+    """A consumer that computes for 10 ms a batch would keep the model waiting for as long: batches are queued before."""
+    spent_ns = 0
+
+    def clock():
+        return loop.clock() + spent_ns
+
+    batcher = si.AdaptiveBatcher(max_batch_size=2)
+    model = ScriptedBackend(duration_s=0.1, example=1.0)
+    async with si.Stack(batcher, model, clock=clock) as service:
+        session = StreamSession(service, policy=LatestOnly())
+        for _ in range(8):
+            session.add(Camera(loop, 400))
+
+        async def read():
+            nonlocal spent_ns
+            async for _ in session:
+                spent_ns += 5_000_000
+
+        reading = asyncio.ensure_future(read())
+        queued = []
+        for _ in range(300):
+            await asyncio.sleep(0.01)
+            queued.append(batcher.statistics().queued)
+        await session.aclose()
+        await reading
+
+    assert set(queued[:10]) == {0}
+    assert 0 < queued[200:].count(2) < 40  # of 100: in the last 20 ms of each 100 ms or so
+    assert {len(batch) for batch in model.batches} == {2}
+
+
+async def test_others_requests_in_every_worker_hold_no_frame_back(loop):
+    """Nobody tells a session when they end: its frame takes its turn in the queue, before what has no deadline."""
+    model = ScriptedBackend(duration_s=0.1, example=1.0)
+    async with stack_of(loop, model, max_batch_size=1) as service:
+        backlog = [asyncio.ensure_future(service(1.0)) for _ in range(4)]
+        await asyncio.sleep(0)
+        session = StreamSession(service, policy=LatestOnly(), max_age_s=0.25)
+        results = await collect(session(Camera(loop, 1)))
+        await asyncio.gather(*backlog)
+
+    assert [result.age_s for result in results] == [pytest.approx(0.19)]
+
+
+@pytest.mark.parametrize(
+    ("cameras", "takes_ns", "dropped"),
+    [(5, 10_200_000, {"first": 1}), (5, 10_000_000, {"last": 1}), (4, 10_200_000, {})],
+    ids=["late", "in time", "room for all"],
+)
+async def test_what_has_no_time_for_a_full_batch_waits_behind_the_others(loop, cameras, takes_ns, dropped):
+    """Two frames are with the service. When they have ended, those that came meanwhile have 10.1 ms left.
+
+    Three are more than the two places: the last one waits until it is too late. But where a batch takes longer than
+    they have, a frame that is a little younger goes first.
+    """
+
+    async def answer(request):
+        await asyncio.sleep(0.01)
+        return request.inputs
+
+    service = Service(answer)
+    service.max_in_flight, service.full_load, service.full_batch_ns = 1, lambda: 2, lambda: takes_ns
+    service.admission = lambda request, now_ns: Admission(True)
+    service.next_batch = lambda now_ns: NextBatch(now_ns, 2)
+    session = StreamSession(service, policy=LatestOnly(), max_age_s=0.02, clock=loop.clock)
+    periods_s = [0.01, 0.01, 0.0101, 0.0103, 0.0104][:cameras]
+    ids = [session.add(Camera(loop, 1, period_s=period_s)) for period_s in periods_s]
+    results = await collect(session)
+
+    assert len(results) == 4
+    lost = set(ids) - {result.stream_id for result in results}
+    assert lost == {ids[2] if name == "first" else ids[4] for name in dropped}
+    assert sum(session.statistics().dropped.values()) == len(dropped)
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_cameras_of_one_rate_are_all_served_under_overload(loop, seed):
+    """Their frames come in the same order each time: without a turn for those that were too late, some never are."""
+    random, cameras, period_s, takes_s = Random(seed), 16, 0.02, 0.005
+    model = ScriptedBackend(duration_s=takes_s, example=1.0)
+
+    async def source(phase_s):
+        for number in range(100):
+            await asyncio.sleep(max(0.0, phase_s + number * period_s - loop.time()))
+            yield Frame(1.0, loop.clock())
+
+    async with stack_of(loop, model, max_batch_size=1) as service:
+        session = StreamSession(service, policy=LatestOnly(), max_age_s=0.011)
+        for number in range(cameras):
+            session.add(source(random.uniform(0.0, period_s)), stream_id=number)
+        results = await collect(session)
+
+    delivered = [sum(result.stream_id == number for result in results) for number in range(cameras)]
+    share = 100 * period_s / takes_s / cameras
+    assert sum(delivered) == pytest.approx(share * cameras, rel=0.02)
+    assert min(delivered) >= share / 2
+    assert add_up(session.statistics())
+    assert max(result.age_s for result in results) <= 0.011
+
+
+async def test_the_timer_of_a_session_ends_with_it(loop):
+    """Frames wait for a worker that is busy for an hour; closing does not wait for that."""
+    model = ScriptedBackend(duration_s=3600.0)
+    async with stack_of(loop, model, max_batch_size=1) as service:
+        session = StreamSession(service, policy=LatestOnly())
+        for _ in range(2):
+            session.add(Camera(loop, 3))
+        reading = asyncio.ensure_future(collect(session))
+        await asyncio.sleep(1.0)
+        await session.aclose()
+        assert await reading == []
+        assert loop.time() < 2.0
+        assert not any(not timer.cancelled() and "Sender" in repr(timer) for timer in loop._scheduled)
+        assert add_up(session.statistics())
+
+
+async def test_places_behind_a_worker_that_is_free_early_or_late(loop):
+    """A batch that takes other times than expected costs no frame of the others, and none is sent twice."""
+    seconds = [0.02, 0.1, 0.005, 0.05, 0.2, 0.01] * 20
+    model = ScriptedBackend(duration_s=lambda size: seconds.pop() if seconds else 0.01)
+    async with stack_of(loop, model, max_batch_size=2) as service:
+        session = StreamSession(service, policy=LatestOnly())
+        ids = [session.add(Camera(loop, 300)) for _ in range(6)]
+        results = await collect(session)
+
+    assert add_up(session.statistics())
+    for stream_id in ids:
+        numbers = [result.number for result in results if result.stream_id == stream_id]
+        assert numbers[-1] == 299
+        assert all(one < other for one, other in pairwise(numbers))
