@@ -28,7 +28,7 @@ _LOG = logging.getLogger("streaminfer")
 
 @attrs.define(eq=False)
 class _Stream:
-    """A stream of this replica; ``changing`` ends when it has been claimed, or handed over."""
+    """A stream of this replica; ``changing`` ends when it has been claimed, handed over, or has ended."""
 
     changing: asyncio.Future[None] | None
     in_flight: int = 0
@@ -114,13 +114,11 @@ class MovingStreams(Wrapper):
             self._fresh.add(stream_id)  # no claim moves its state here, not even one that runs now
 
     def end_stream(self, stream_id: Hashable) -> None:
-        """Forget a stream, also in the store."""
+        """Forget a stream, also in the store; requests that come behind it begin the stream again."""
         self._states.end_stream(stream_id)
-        stream = self._streams.get(stream_id)
-        is_own = stream is not None and stream.changing is None
-        if is_own:
-            del self._streams[stream_id]
-        self._spawn(self._end(stream_id, is_own))
+        before = self._streams.get(stream_id)
+        stream = self._streams[stream_id] = _Stream(asyncio.get_running_loop().create_future())
+        self._spawn(self._end(stream_id, stream, before))
 
     def export_state(self, stream_id: Hashable) -> Any:
         """Return a copy of the state."""
@@ -130,18 +128,20 @@ class MovingStreams(Wrapper):
         """Let the next step go on from ``state``."""
         self._states.import_state(stream_id, state)
 
+    async def settle(self, stream_id: Hashable) -> _Stream | None:
+        """Wait until nothing changes the stream, and return it; ``None``: it is not of this replica."""
+        while (stream := self._streams.get(stream_id)) is not None and stream.changing is not None:
+            await asyncio.shield(stream.changing)
+        return stream
+
     # -- inside -------------------------------------------------------------------------------------------------
 
     async def _own(self, stream_id: Hashable) -> _Stream:
         """Return the stream as soon as it belongs to this replica."""
-        while True:
-            stream = self._streams.get(stream_id)
-            if stream is None:
-                stream = self._streams[stream_id] = _Stream(asyncio.get_running_loop().create_future())
-                self._spawn(self._claim(stream_id, stream))  # it goes on where the request is cancelled
-            if stream.changing is None:
-                return stream
-            await asyncio.shield(stream.changing)
+        while (stream := await self.settle(stream_id)) is None:
+            stream = self._streams[stream_id] = _Stream(asyncio.get_running_loop().create_future())
+            self._spawn(self._claim(stream_id, stream))  # it goes on where the request is cancelled
+        return stream
 
     async def _claim(self, stream_id: Hashable, stream: _Stream) -> None:
         changing, stream.used_ns = stream.changing, self.inner.clock()
@@ -179,12 +179,10 @@ class MovingStreams(Wrapper):
     async def _release(self, stream_id: Hashable) -> None:
         """Give the state of a stream to the store, after its requests in flight."""
         loop = asyncio.get_running_loop()
-        stream = self._streams.setdefault(stream_id, _Stream(None))
-        while stream.changing is not None:
-            await asyncio.shield(stream.changing)
-            if stream_id not in self._streams:
-                return  # it was handed over meanwhile, or the store has its snapshot
-            stream = self._streams[stream_id]
+        self._streams.setdefault(stream_id, _Stream(None))
+        stream = await self.settle(stream_id)
+        if stream is None:
+            return  # it has ended or was handed over meanwhile, or the store has its snapshot
         changing = stream.changing = loop.create_future()
         try:
             if stream.in_flight:
@@ -202,8 +200,8 @@ class MovingStreams(Wrapper):
         while True:
             await asyncio.sleep(SNAPSHOT_S)
             now_ns = self.inner.clock()
-            records = {}
-            for stream_id, stream in tuple(self._streams.items()):
+            records, streams = {}, self._streams.copy()
+            for stream_id, stream in streams.items():
                 if stream.stepped and stream.changing is None:
                     stream.stepped = False
                     if (record := self._export(stream_id)) is not None:
@@ -217,16 +215,24 @@ class MovingStreams(Wrapper):
                 for stream_id in records.keys() & self._streams.keys():
                     self._streams[stream_id].stepped = True
             for stream_id in refused or ():  # this replica was taken for dead, and another one goes on
-                self._states.end_stream(stream_id)
-                self._streams.pop(stream_id, None)
+                if self._streams.get(stream_id) is streams[stream_id]:  # else it has begun again meanwhile
+                    self._states.end_stream(stream_id)
+                    del self._streams[stream_id]
 
-    async def _end(self, stream_id: Hashable, is_own: bool) -> None:
-        if not is_own:
-            await self._own(stream_id)  # the replica that has it gives it up
-            self._states.end_stream(stream_id)
-            self._streams.pop(stream_id, None)
-        async with _asked(f"stream {stream_id!r} was not forgotten in the store"):
-            await self._store.forget([stream_id])
+    async def _end(self, stream_id: Hashable, stream: _Stream, before: _Stream | None) -> None:
+        assert stream.changing is not None  # noqa: S101 - set by the caller
+        changing = None if before is None else before.changing
+        try:
+            if changing is not None:
+                await asyncio.shield(changing)
+            async with _asked(f"stream {stream_id!r} was not forgotten in the store"):
+                if before is None or changing is not None:
+                    await self._store.claim(stream_id, self._replica)  # the replica that has it gives it up
+                    self._states.end_stream(stream_id)
+                await self._store.forget([stream_id])
+        finally:
+            self._drop(stream_id, stream)
+            stream.changing.set_result(None)
 
     def _export(self, stream_id: Hashable) -> Any:
         try:
