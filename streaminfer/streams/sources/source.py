@@ -133,7 +133,7 @@ class Source(AsyncClosing, AsyncIterator[Frame]):
         self._handoff.close()
         await self._feeder.stop()
         if self._converting is not None:
-            await asyncio.wait([self._converting[1]])
+            await asyncio.gather(self._converting[1], return_exceptions=True)
 
     def statistics(self) -> SourceStatistics:
         """Return the counts so far."""
