@@ -121,7 +121,16 @@ def test_a_head_is_read_again_when_the_model_changes(ask_app):
     assert service.seen == (np.ndarray, dict)
 
 
-@pytest.mark.parametrize(("more", "kept"), [({}, 1), ({"subject": "Ada"}, 0), ({"id": "Ada"}, 0)])
+@pytest.mark.parametrize(
+    ("more", "kept"),
+    [
+        ({}, 1),
+        ({"subject": "Ada"}, 0),
+        ({"subjects": ["Ada"]}, 0),
+        ({"subject": {"name": "Ada"}}, 0),
+        ({"id": "Ada"}, 0),
+    ],
+)
 def test_what_may_name_a_person_is_not_kept(scripted, ask_app, more, kept):
     _, _, app = scripted()
     body, headers = binary(X)

@@ -532,6 +532,26 @@ async def test_statistics_tell_ids_of_the_same_text_apart(loop):
     assert sum(one.received for one in statistics.streams.values()) == statistics.received > 0
 
 
+async def test_statistics_are_taken_while_streams_open(loop):
+    """As by a scrape in a thread of its own, which may go on at any moment of the loop's."""
+    meanwhile = []
+
+    class Name(str):
+        __slots__ = ()
+
+        def __hash__(self):
+            if meanwhile:
+                meanwhile.pop()()
+            return super().__hash__()
+
+    async with stack_of(loop, ScriptedBackend()) as service, StreamSession(service) as session:
+        for stream_id in (Name("a"), Name("b")):
+            session.add(Camera(loop), stream_id=stream_id)
+        meanwhile.append(lambda: session.add(Camera(loop)))
+        assert set(session.statistics().streams) == {"a", "b"}
+        assert session.statistics().open_streams == 3
+
+
 class Endless:
     """Policy with more frames than a computer counts."""
 
