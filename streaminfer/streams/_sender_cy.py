@@ -210,10 +210,7 @@ class Sender:
         """Send the next frame of a stream, if it has one that is young enough."""
         result = stream.next(self.clock())
         if result is None:
-            if stream.state.can_send():
-                self._order.push(stream.turn)
-            else:
-                stream.end_if_drained()
+            stream.end_if_drained()
             return
         self._places += 1
         sending = Sending(self, stream, result)

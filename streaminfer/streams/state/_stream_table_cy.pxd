@@ -37,10 +37,10 @@ cdef class StreamTable:
     cpdef taken_back(self, WriteBack work, bint copied)
 
     @cython.locals(stream=Stream)
-    cpdef bint reset(self, object stream_id) except -1
+    cpdef reset(self, object stream_id)
 
     @cython.locals(stream=Stream)
-    cpdef bint drop(self, object stream_id) except -1
+    cpdef drop(self, object stream_id)
 
     @cython.locals(stream=Stream)
     cpdef bint put(self, object stream_id, object given, long long now_ns) except -1

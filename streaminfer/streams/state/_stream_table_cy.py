@@ -76,9 +76,6 @@ class StreamTable:
     def __len__(self) -> int:
         return len(self._streams)
 
-    def __contains__(self, stream_id: Hashable) -> bool:
-        return stream_id in self._streams
-
     @property
     def slots_in_use(self) -> int:
         """Rows of the arena that hold a state, or held one that may still be read."""
@@ -301,24 +298,21 @@ class StreamTable:
         if not copied and work.block.live:
             self._blocks.insert(0, work.block)
 
-    def reset(self, stream_id: Hashable) -> bool:
-        """Let the next step of a stream start from the initial state; false where it has no state."""
+    def reset(self, stream_id: Hashable) -> None:
+        """Let the next step of a stream start from the initial state."""
         stream = self._streams.get(stream_id)
         if stream is None:
-            return False
+            return
         self._void(stream)
         if stream._tail is None:
             self._remove(stream)
-        return True
 
-    def drop(self, stream_id: Hashable) -> bool:
-        """Forget a stream; false where there is none."""
+    def drop(self, stream_id: Hashable) -> None:
+        """Forget a stream."""
         stream = self._streams.get(stream_id)
-        if stream is None:
-            return False
-        self._void(stream)
-        self._remove(stream)
-        return True
+        if stream is not None:
+            self._void(stream)
+            self._remove(stream)
 
     def put(self, stream_id: Hashable, given: Any, now_ns: int) -> bool:
         """Let the next step of a stream start from a given state; false where there is no place for the stream."""
