@@ -114,6 +114,15 @@ def test_the_stop_of_the_stack_ends_the_streams():
     session.close()
 
 
+def test_a_session_that_is_closed_behind_its_stack_stays_closed():
+    blocking = stack_of().blocking()
+    with blocking:
+        session = BlockingStreamSession(blocking)
+    session.close()
+    with blocking, pytest.raises(si.Closed, match="this session was closed"):
+        list(session([1.0]))
+
+
 def test_a_session_needs_a_blocking_stack():
     with pytest.raises(TypeError, match="infer: expected a BlockingStack"):
         BlockingStreamSession(stack_of())
