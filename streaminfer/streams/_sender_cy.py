@@ -51,11 +51,12 @@ class Sending:
         sender: that sends it.
         stream: of the frame.
         result: of the frame.
+        request: that is sent for it.
 
     Attributes:
         stream: as above.
         result: as above.
-        request: that is sent for it.
+        request: as above.
         call: what can be cancelled, while the service has it.
         pause: until the next attempt to send it.
         rejections: that did not say when to try again.
@@ -66,12 +67,12 @@ class Sending:
         *("_is_cancelled", "_sender", "call", "gives_way", "pause", "rejections", "request", "result", "stream"),
     )
 
-    def __init__(self, sender: Sender, stream: Stream, result: StreamResult) -> None:
+    def __init__(self, sender: Sender, stream: Stream, result: StreamResult, request: Request) -> None:
         self._sender = sender
         self._is_cancelled = False
         self.stream = stream
         self.result = result
-        self.request: Any = None
+        self.request = request
         self.call: Any = None
         self.pause: asyncio.TimerHandle | None = None
         self.rejections = 0
@@ -212,17 +213,21 @@ class Sender:
         if result is None:
             stream.end_if_drained()
             return
-        self._places += 1
-        sending = Sending(self, stream, result)
+        settings = stream.settings
+        deadline_ns = stream.state.deadline_ns(result) if settings.max_age_ns else settings.deadline_ns
+        request = make_request(
+            result._inputs, deadline_ns, settings.priority, stream.stream_id, settings.tenant, None, (), None, True
+        )
+        sending = Sending(self, stream, result, request)
         stream.sending.add(sending)
+        self._places += 1
+        self._try(sending, result._discontinuity)
+
+    def _try(self, sending: Sending, resets: bool) -> None:
+        """Send a frame, of which an error ends its stream."""
         try:
-            settings = stream.settings
-            deadline_ns = stream.state.deadline_ns(result) if settings.max_age_ns else settings.deadline_ns
-            sending.request = make_request(
-                result._inputs, deadline_ns, settings.priority, stream.stream_id, settings.tenant, None, (), None, True
-            )
-            if result._discontinuity and self.states is not None:
-                self.states.reset_stream(stream.stream_id)
+            if resets and self.states is not None:
+                self.states.reset_stream(sending.stream.stream_id)
             self._send(sending)
         except BaseException as error:  # of a user's own admission, say
             self._crash(sending, error)
@@ -280,12 +285,7 @@ class Sender:
         if sending.gives_way:
             sending.gives_way = False
             self._places += 1
-        try:
-            self._send(sending)
-        except BaseException as error:  # as in the first attempt
-            self._crash(sending, error)
-            if not isinstance(error, Exception):
-                raise
+        self._try(sending, False)
 
     def _crash(self, sending: Sending, error: BaseException) -> None:
         """End a stream with an error that is none of its frames'."""
