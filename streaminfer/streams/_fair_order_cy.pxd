@@ -6,6 +6,7 @@ cdef class Turn:
     cdef double _cost
     cdef double _start
     cdef double _finish
+    cdef double _idle_from
     cdef int _priority
     cdef long long _number
     cdef Py_ssize_t _position
@@ -19,6 +20,7 @@ cdef class FairOrder:
     cpdef push(self, Turn turn)
     @cython.locals(turn=Turn)
     cpdef Turn pop(self)
+    cpdef charge(self, Turn turn)
     @cython.locals(last=Turn)
     cpdef remove(self, Turn turn)
     @cython.locals(heap=list, position=Py_ssize_t, parent=Turn)

@@ -1,12 +1,14 @@
 """Whose turn it is among streams that wait: start-time fair queuing.
 
 *Design.* Each request of a stream has a start tag, the later of the virtual time and the finish tag of the request
-before it; its finish tag is ``1 / weight`` behind that. The least start tag is served, and becomes the virtual time. A
-stream that was idle is therefore served next, whatever backlog another one has, and cannot save up turns either.
+before it; its finish tag is ``1 / weight`` behind that. The least start tag is served, and becomes the virtual time.
+Of equal ones the first is that of the stream whose finish tag is the furthest behind. A stream that was idle is
+therefore served next, whatever backlogs others have, and cannot save up turns either. A turn in which nothing was sent
+costs nothing.
 
 *Invariants.* Between two streams that both wait all the time, the requests served divided by the weight differ by at
 most ``1 / weight`` of the one plus ``1 / weight`` of the other. More urgent priorities are served first; tags compare
-streams of one priority, and those that are equal are served in the order of arrival.
+streams of one priority, and those of equal tags are served in the order of arrival.
 
 *Complexity.* O(log streams that wait) to push, to pop and to remove; one entry per stream, not per request.
 
@@ -35,13 +37,14 @@ class Turn:
         owner: as above.
     """
 
-    __slots__ = ("_cost", "_finish", "_number", "_position", "_priority", "_start", "owner")
+    __slots__ = ("_cost", "_finish", "_idle_from", "_number", "_position", "_priority", "_start", "owner")
 
     def __init__(self, owner: Any, weight: float, priority: int) -> None:
         self.owner = owner
         self._cost = 1.0 / weight
         self._start = 0.0
         self._finish = 0.0
+        self._idle_from = 0.0  # the finish tag when it was queued
         self._priority = priority
         self._number = 0
         self._position = -1  # in the heap; -1: it is not queued
@@ -71,6 +74,7 @@ class FairOrder:
         turn._start = self._virtual
         if turn._finish > turn._start:
             turn._start = turn._finish
+        turn._idle_from = turn._finish
         turn._position = self.count
         self._heap.append(turn)
         self.count += 1
@@ -84,8 +88,11 @@ class FairOrder:
         self.remove(turn)
         if turn._start > self._virtual:
             self._virtual = turn._start
-        turn._finish = turn._start + turn._cost
         return turn
+
+    def charge(self, turn: Turn) -> None:
+        """Let a stream pay for its turn, before it is queued for the next one."""
+        turn._finish = turn._start + turn._cost
 
     def remove(self, turn: Turn) -> None:
         """Take a stream out of the order."""
@@ -140,4 +147,6 @@ def _is_before(one: Turn, other: Turn) -> bool:
         return one._priority < other._priority
     if one._start != other._start:
         return one._start < other._start
+    if one._idle_from != other._idle_from:
+        return one._idle_from < other._idle_from
     return one._number < other._number

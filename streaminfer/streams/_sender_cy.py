@@ -222,6 +222,8 @@ class Sender:
         stream.sending.add(sending)
         self._places += 1
         self._try(sending, result._discontinuity)
+        if stream.state.can_send():  # another one, at the same time
+            self._order.push(stream.turn)
 
     def _try(self, sending: Sending, resets: bool) -> None:
         """Send a frame, of which an error ends its stream."""
@@ -251,6 +253,7 @@ class Sender:
                 self._pause(sending, rejection.retry_after_s)
             return
         self._in_flight += 1
+        self._order.charge(stream.turn)
         if self._begin_call is None:
             limit = None if self._enforces_deadline or not settings.max_age_ns else request.deadline_ns
             sending.call = AwaitedCall(self._service, request, sending.receive, limit, self.clock)

@@ -11,6 +11,13 @@ from streaminfer.streams._fair_order_cy import FairOrder, Turn
 pytestmark = pytest.mark.uncompiled
 
 
+def serve(order):
+    """Gives the next stream its turn."""
+    turn = order.pop()
+    order.charge(turn)
+    return turn
+
+
 class Owner:
     """A stream of which is known whether anything holds it."""
 
@@ -24,7 +31,7 @@ def test_streams_that_always_wait_share_by_weight(weights, turns):
         served[number] = 0
 
     for _ in range(turns):
-        turn = order.pop()
+        turn = serve(order)
         served[turn.owner] += 1
         order.push(turn)
         shares = [served[number] / weight for number, weight in enumerate(weights)]
@@ -38,16 +45,49 @@ def test_a_stream_that_was_idle_is_next_and_has_saved_nothing_up():
     greedy, idle = Turn("greedy", 1.0, 0), Turn("idle", 1.0, 0)
     for _ in range(50):
         order.push(greedy)
-        assert order.pop() is greedy
+        assert serve(order) is greedy
 
     order.push(greedy)
     order.push(idle)
     served = []
     for _ in range(6):
-        turn = order.pop()
+        turn = serve(order)
         served.append(turn.owner)
         order.push(turn)
     assert served == ["idle", "greedy"] * 3
+
+
+@given(st.integers(1, 9), st.integers(0, 20))
+def test_a_stream_that_was_idle_waits_for_no_round_of_the_others(streams, turns):
+    """However many have a backlog, and wherever they are in their round."""
+    order = FairOrder()
+    for number in range(streams):
+        order.push(Turn(number, 1.0, 0))
+    idle = Turn("idle", 1.0, 0)
+    order.push(idle)
+    for _ in range(streams + 1 + turns):
+        turn = serve(order)
+        if turn is not idle:
+            order.push(turn)
+    for _ in range(2 * streams):  # it has used its share by then
+        order.push(serve(order))
+
+    order.push(idle)
+    assert serve(order) is idle
+
+
+def test_a_turn_in_which_nothing_was_sent_costs_nothing():
+    order = FairOrder()
+    old, greedy = Turn("its frames are too old", 1.0, 0), Turn("greedy", 1.0, 0)
+    order.push(greedy)
+    order.push(serve(order))
+    order.push(old)
+    for _ in range(5):
+        assert order.pop() is old
+        order.push(old)
+    assert serve(order) is old
+    order.push(old)
+    assert [serve(order).owner for _ in range(2)] == ["greedy", "its frames are too old"]
 
 
 def test_more_urgent_streams_go_first_and_equals_in_order_of_arrival():

@@ -481,6 +481,20 @@ async def test_streams_take_turns_by_weight(loop):
     assert counts["seldom"] == 9
 
 
+@pytest.mark.parametrize(("rate", "least"), [(1.0, 1.0), (5.0, 1.5)])
+async def test_a_slow_camera_has_its_share_among_fast_ones(loop, rate, least):
+    """Under overload 21 streams have 2.4 frames a second each: one that sends less than that loses none of them."""
+    async with stack_of(loop, ScriptedBackend(duration_s=0.02), max_batch_size=1) as service:
+        session = StreamSession(service, policy=LatestOnly(), max_age_s=0.2)
+
+        async def watch(period_s):
+            return len(await collect(session(Camera(loop, round(20 / period_s), period_s=period_s))))
+
+        slow, *fast = await asyncio.gather(watch(1 / rate), *(watch(1 / (30 + number / 100)) for number in range(20)))
+    assert slow >= 20 * least - 1
+    assert min(fast) >= 20 * 2.3
+
+
 async def test_no_task_is_made_per_frame(loop):
     """In the steady state frames are sent by tasks that last."""
     made = []
