@@ -9,12 +9,11 @@ import attrs
 
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._runtime.closing import AsyncClosing
+from streaminfer.protocols import Clock
 from streaminfer.streams.frame import Frame
 from streaminfer.streams.sources.handoff import Handoff
 
 __all__ = ["Clock", "Counters", "Feeder", "Source", "SourceStatistics"]
-
-Clock = Callable[[], int]
 
 
 @attrs.define(slots=True)
