@@ -8,6 +8,7 @@ cdef class StreamTable:
     cdef readonly Py_ssize_t capacity
     cdef readonly Py_ssize_t expired
     cdef readonly Py_ssize_t rejected
+    cdef readonly Py_ssize_t given
     cdef dict _streams
     cdef list _blocks
     cdef list _free

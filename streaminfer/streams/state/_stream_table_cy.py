@@ -46,6 +46,7 @@ class StreamTable:
         capacity: slots of the arena.
         expired: streams that were idle for too long, so far.
         rejected: rows for which there was no place, so far.
+        given: streams whose state was given by hand, and has not been read by a step that succeeded.
     """
 
     __slots__ = (
@@ -57,6 +58,7 @@ class StreamTable:
         "_tail",
         "capacity",
         "expired",
+        "given",
         "max_streams",
         "rejected",
     )
@@ -66,6 +68,7 @@ class StreamTable:
         self.capacity = max_streams + _SPARE_SLOTS
         self.expired = 0
         self.rejected = 0
+        self.given = 0
         self._streams: dict[Hashable, Stream] = {}
         self._blocks: list[Block] = []
         self._free: list[int] = []
@@ -330,6 +333,7 @@ class StreamTable:
             self._append(stream)
             stream.seen_ns = now_ns
         stream.given = given
+        self.given += 1
         return True
 
     def clear(self) -> None:
@@ -392,7 +396,9 @@ class StreamTable:
             else:
                 reader._orphans.append(stream.slot)
             stream.slot = -1
-        stream.given = None
+        elif stream.given is not None:
+            stream.given = None
+            self.given -= 1
         stream.lengths = None
 
     def _take_slot(self) -> int:

@@ -194,6 +194,7 @@ class TableMachine(RuleBasedStateMachine):
             assert self.read(self.table.find(stream_id)) == self.states.get(stream_id, 0), stream_id
         slots = [s.slot for each in self.known if (s := self.table.find(each)).slot >= 0]
         assert len(slots) == len(set(slots)) <= self.table.slots_in_use
+        assert self.table.given == sum(self.table.find(each).given is not None for each in self.known)
         for block in self.table.blocks:
             assert block.live == sum(stream is not None for stream in block.streams) > 0
 
