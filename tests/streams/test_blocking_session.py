@@ -123,6 +123,16 @@ def test_a_session_that_is_closed_behind_its_stack_stays_closed():
         list(session([1.0]))
 
 
+def test_streams_that_the_stack_left_behind_are_counted_as_closed():
+    """Nobody has taken their results, and nobody can."""
+    with stack_of().blocking() as infer:
+        session = BlockingStreamSession(infer)
+        session.add([1.0, 2.0])
+    statistics = session.statistics()
+    assert (statistics.open_streams, statistics.ended_streams, statistics.in_flight) == (0, 1, 0)
+    session.close()
+
+
 def test_a_session_needs_a_blocking_stack():
     with pytest.raises(TypeError, match="infer: expected a BlockingStack"):
         BlockingStreamSession(stack_of())
