@@ -267,6 +267,8 @@ def test_the_error_of_a_picture_without_reader_ends_with_its_source(monkeypatch)
 
 
 @pytest.mark.parametrize("make", [partial(audio_from_messages, sent_rate=16_000), video_from_messages])
-def test_a_wrong_clock_is_named(make):
+def test_a_wrong_clock_or_iterable_is_named(make):
     with pytest.raises(TypeError, match="clock: expected a callable or None, got 7"):
         make(stream([]), clock=7)
+    with pytest.raises(TypeError, match="messages: expected an asynchronous iterable of bytes, got "):
+        make([b""])
