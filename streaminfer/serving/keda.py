@@ -1,11 +1,10 @@
 """`keda_scaled_object`: replicas of a Kubernetes deployment by queue delay, through KEDA and Prometheus."""
 
-import json
 import math
 
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
 from streaminfer.telemetry.exporters.names import METRICS
-from streaminfer.telemetry.exporters.rules.queries import duration, number, slug
+from streaminfer.telemetry.exporters.rules.queries import duration, number, quoted, slug
 from streaminfer.telemetry.exporters.rules.scaled_object import scaled_object
 from streaminfer.telemetry.exporters.rules.yaml_text import to_yaml
 
@@ -52,7 +51,7 @@ def keda_scaled_object(
     check_count("max_replicas", max_replicas, at_least=min_replicas)
     check_duration("window_s", window_s, positive=True)
     check_duration("downscale_delay_s", downscale_delay_s)
-    selector = f'{{service={json.dumps(service)}, part="queue"}}[{duration(window_s)}]'
+    selector = f'{{service={quoted(service)}, part="queue"}}[{duration(window_s)}]'
     delay = f"sum(rate({_PARTS}_sum{selector})) / sum(rate({_PARTS}_count{selector}))"
     down = {"stabilizationWindowSeconds": math.ceil(downscale_delay_s)}
     return to_yaml(

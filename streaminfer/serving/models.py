@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from streaminfer._internal.validation import check_instance, expected
-from streaminfer.protocols import ModelTensor, ModelTensors, adapt
+from streaminfer.protocols import Capabilities, ModelTensor, ModelTensors, adapt
 from streaminfer.serving.errors import RequestRejected
 from streaminfer.serving.limits import Limits
 from streaminfer.serving.requests._model_requests_cy import ModelRequests
@@ -17,8 +17,6 @@ __all__ = ["EXTENSIONS", "VERSION", "ServedModel", "find_model", "served_models"
 VERSION = "1"
 """The only version of each model."""
 EXTENSIONS = ("binary_tensor_data", "generate", "model_configuration", "schedule_policy", "sequence", "statistics")
-
-_CONFIG_TYPES = {"BYTES": "TYPE_STRING"}
 
 
 class ServedModel:
@@ -46,46 +44,34 @@ class ServedModel:
         """Whether it accepts requests."""
         return self.stack.ready
 
-    def tensors(self) -> ModelTensors | None:
-        """The inputs and outputs of the model; ``None``: not known."""
-        describe = adapt(self.stack).capabilities().model_tensors
-        return None if describe is None else describe()
-
     def metadata(self) -> dict[str, Any]:
         """What the protocol says of a model; inputs and outputs that are not known are empty."""
-        model = self.tensors() or ModelTensors(())
+        inputs, outputs = _tensors_of(adapt(self.stack).capabilities())
         return {
             "name": self.name,
             "versions": [VERSION],
             "platform": "streaminfer",
-            "inputs": [_described(spec) for spec in model.inputs if datatype_of_spec(spec)],
-            "outputs": [_described(spec) for spec in model.outputs if datatype_of_spec(spec)],
+            "inputs": list(map(_described, inputs)),
+            "outputs": list(map(_described, outputs)),
         }
 
     def config(self) -> dict[str, Any]:
         """The model's configuration in Triton's words; the batch axis is not part of the shapes."""
-        model, offered = self.tensors() or ModelTensors(()), adapt(self.stack).capabilities()
+        offered = adapt(self.stack).capabilities()
+        inputs, outputs = _tensors_of(offered)
         config: dict[str, Any] = {
             "name": self.name,
             "platform": "streaminfer",
             "backend": "streaminfer",
             "version_policy": {"latest": {"num_versions": 1}},
             "max_batch_size": self._limits.max_rows,
-            "input": [
-                {**_configured(spec), "optional": spec.is_optional} for spec in model.inputs if datatype_of_spec(spec)
-            ],
-            "output": [_configured(spec) for spec in model.outputs if datatype_of_spec(spec)],
+            "input": [{**_configured(spec), "optional": spec.is_optional} for spec in inputs],
+            "output": list(map(_configured, outputs)),
             "model_transaction_policy": {"decoupled": offered.many_answers},
         }
         if offered.stream_states is not None:
-            config["sequence_batching"] = {
-                "control_input": [
-                    {
-                        "name": "sequence_id",
-                        "control": [{"kind": "CONTROL_SEQUENCE_CORRID", "data_type": "TYPE_UINT64"}],
-                    }
-                ]
-            }
+            control = {"kind": "CONTROL_SEQUENCE_CORRID", "data_type": "TYPE_UINT64"}
+            config["sequence_batching"] = {"control_input": [{"name": "sequence_id", "control": [control]}]}
         return config
 
     def statistics(self) -> dict[str, Any]:
@@ -133,13 +119,21 @@ def server_version() -> str:
         return "unknown"
 
 
+def _tensors_of(offered: Capabilities) -> list[list[ModelTensor]]:
+    """The inputs and the outputs that the protocol has types for; empty where they are not known."""
+    described = None if offered.model_tensors is None else offered.model_tensors()
+    model = described or ModelTensors(())
+    return [[spec for spec in specs if datatype_of_spec(spec)] for specs in (model.inputs, model.outputs)]
+
+
 def _described(spec: ModelTensor) -> dict[str, Any]:
     return {"name": spec.name, "datatype": datatype_of_spec(spec), "shape": [-1, *_sizes(spec)]}
 
 
 def _configured(spec: ModelTensor) -> dict[str, Any]:
-    datatype = datatype_of_spec(spec) or ""
-    return {"name": spec.name, "data_type": _CONFIG_TYPES.get(datatype, f"TYPE_{datatype}"), "dims": _sizes(spec)}
+    datatype = datatype_of_spec(spec)
+    data_type = "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}"
+    return {"name": spec.name, "data_type": data_type, "dims": _sizes(spec)}
 
 
 def _sizes(spec: ModelTensor) -> list[int]:

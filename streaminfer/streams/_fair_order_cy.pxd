@@ -6,7 +6,7 @@ cdef class Turn:
     cdef double _cost
     cdef double _start
     cdef double _finish
-    cdef double _last_finish
+    cdef double _idle_from
     cdef public long denied
     cdef int _priority
     cdef long long _number
@@ -19,11 +19,9 @@ cdef class FairOrder:
     cdef readonly Py_ssize_t count
 
     cpdef push(self, Turn turn)
-    cpdef push_back(self, Turn turn)
-    cpdef deny(self, Turn turn)
-    cdef _insert(self, Turn turn)
     @cython.locals(turn=Turn)
     cpdef Turn pop(self)
+    cpdef charge(self, Turn turn)
     @cython.locals(last=Turn)
     cpdef remove(self, Turn turn)
     @cython.locals(heap=list, position=Py_ssize_t, parent=Turn)

@@ -1,16 +1,18 @@
 """Whose turn it is among streams that wait: start-time fair queuing.
 
 *Design.* Each request of a stream has a start tag, the later of the virtual time and the finish tag of the request
-before it; its finish tag is ``1 / weight`` behind that. The least start tag is served, and becomes the virtual time. A
-stream that was idle is therefore served next, whatever backlog another one has, and cannot save up turns either.
+before it; its finish tag is ``1 / weight`` behind that. The least start tag is served, and becomes the virtual time.
+Of equal ones the first is that of the stream whose finish tag is the furthest behind. A stream that was idle is
+therefore served next, whatever backlogs others have, and cannot save up turns either. A turn in which nothing was sent
+costs nothing.
 
-A frame can be too old when its turn comes. That turn is not counted, and the next start tag of the stream is earlier by
-one turn for each in succession that came to nothing, though not before the last finish tag. Among cameras of one rate,
+A frame can be too old when its turn comes, or too old to be answered in time. Then the next start tag of its stream is
+earlier by one turn for each such frame in succession, though not before the last finish tag. Among cameras of one rate,
 whose frames always come in the same order, the same ones would be too late for ever otherwise.
 
 *Invariants.* Between two streams that both wait all the time, the requests served divided by the weight differ by at
 most ``1 / weight`` of the one plus ``1 / weight`` of the other. More urgent priorities are served first; tags compare
-streams of one priority, and those that are equal are served in the order of arrival.
+streams of one priority, and those of equal tags are served in the order of arrival.
 
 *Complexity.* O(log streams that wait) to push, to pop and to remove; one entry per stream, not per request.
 
@@ -37,18 +39,18 @@ class Turn:
 
     Attributes:
         owner: as above.
-        denied: turns in succession that came to nothing.
+        denied: frames in succession that were too old.
     """
 
-    __slots__ = ("_cost", "_finish", "_last_finish", "_number", "_position", "_priority", "_start", "denied", "owner")
+    __slots__ = ("_cost", "_finish", "_idle_from", "_number", "_position", "_priority", "_start", "denied", "owner")
 
     def __init__(self, owner: Any, weight: float, priority: int) -> None:
         self.owner = owner
         self._cost = 1.0 / weight
         self._start = 0.0
         self._finish = 0.0
-        self._last_finish = 0.0  # before the last turn
         self.denied = 0
+        self._idle_from = 0.0  # the finish tag when it was queued
         self._priority = priority
         self._number = 0
         self._position = -1  # in the heap; -1: it is not queued
@@ -78,19 +80,7 @@ class FairOrder:
         turn._start = self._virtual - turn._cost * turn.denied
         if turn._finish > turn._start:
             turn._start = turn._finish
-        self._insert(turn)
-
-    def push_back(self, turn: Turn) -> None:
-        """Queue a stream again that has just been popped, at its former place."""
-        turn._finish = turn._last_finish
-        self._insert(turn)
-
-    def deny(self, turn: Turn) -> None:
-        """Take back the last turn of a stream, which came to nothing."""
-        turn._finish = turn._last_finish
-        turn.denied += 1
-
-    def _insert(self, turn: Turn) -> None:
+        turn._idle_from = turn._finish
         turn._position = self.count
         self._heap.append(turn)
         self.count += 1
@@ -104,9 +94,11 @@ class FairOrder:
         self.remove(turn)
         if turn._start > self._virtual:
             self._virtual = turn._start
-        turn._last_finish = turn._finish
-        turn._finish = turn._start + turn._cost
         return turn
+
+    def charge(self, turn: Turn) -> None:
+        """Let a stream pay for its turn, before it is queued for the next one."""
+        turn._finish = turn._start + turn._cost
 
     def remove(self, turn: Turn) -> None:
         """Take a stream out of the order."""
@@ -161,4 +153,6 @@ def _is_before(one: Turn, other: Turn) -> bool:
         return one._priority < other._priority
     if one._start != other._start:
         return one._start < other._start
+    if one._idle_from != other._idle_from:
+        return one._idle_from < other._idle_from
     return one._number < other._number

@@ -107,8 +107,6 @@ class Stream:
         room = self._room
         if room is not None and self.state.has_room() and not room.done():
             room.set_result(None)
-        if self.state.can_send():  # another one, at the same time
-            self._sender.queue(self)
         return result
 
     def complete(self, result: StreamResult, outputs: Any, degraded: bool, now_ns: int) -> None:

@@ -57,11 +57,12 @@ class Sending:
         sender: that sends it.
         stream: of the frame.
         result: of the frame.
+        request: that is sent for it.
 
     Attributes:
         stream: as above.
         result: as above.
-        request: that is sent for it.
+        request: as above.
         call: what can be cancelled, while the service has it.
         pause: until the next attempt to send it.
         rejections: that did not say when to try again.
@@ -72,12 +73,12 @@ class Sending:
         *("_is_cancelled", "_sender", "call", "gives_way", "pause", "rejections", "request", "result", "stream"),
     )
 
-    def __init__(self, sender: Sender, stream: Stream, result: StreamResult) -> None:
+    def __init__(self, sender: Sender, stream: Stream, result: StreamResult, request: Request) -> None:
         self._sender = sender
         self._is_cancelled = False
         self.stream = stream
         self.result = result
-        self.request: Any = None
+        self.request = request
         self.call: Any = None
         self.pause: asyncio.TimerHandle | None = None
         self.rejections = 0
@@ -268,29 +269,32 @@ class Sender:
             if self._places < most:
                 self._send_next(turn.owner)
             else:
-                self._order.push_back(turn)
+                self._order.push(turn)
 
     def _send_next(self, stream: Stream) -> None:
         """Send the next frame of a stream, if it has one that is young enough."""
         result = stream.next(self.clock())
         if result is None:
-            self._order.deny(stream.turn)
-            if stream.state.can_send():
-                self._order.push(stream.turn)
-            else:
-                stream.end_if_drained()
+            stream.turn.denied += 1
+            stream.end_if_drained()
             return
-        self._places += 1
-        sending = Sending(self, stream, result)
+        settings = stream.settings
+        deadline_ns = stream.state.deadline_ns(result) if settings.max_age_ns else settings.deadline_ns
+        request = make_request(
+            result._inputs, deadline_ns, settings.priority, stream.stream_id, settings.tenant, None, (), None, True
+        )
+        sending = Sending(self, stream, result, request)
         stream.sending.add(sending)
+        self._places += 1
+        self._try(sending, result._discontinuity)
+        if stream.state.can_send():  # another one, at the same time
+            self._order.push(stream.turn)
+
+    def _try(self, sending: Sending, resets: bool) -> None:
+        """Send a frame, of which an error ends its stream."""
         try:
-            settings = stream.settings
-            deadline_ns = stream.state.deadline_ns(result) if settings.max_age_ns else settings.deadline_ns
-            sending.request = make_request(
-                result._inputs, deadline_ns, settings.priority, stream.stream_id, settings.tenant, None, (), None, True
-            )
-            if result._discontinuity and self.states is not None:
-                self.states.reset_stream(stream.stream_id)
+            if resets and self.states is not None:
+                self.states.reset_stream(sending.stream.stream_id)
             self._send(sending)
         except BaseException as error:  # of a user's own admission, say
             self._crash(sending, error)
@@ -308,13 +312,14 @@ class Sender:
         rejection = self._rejection(request) if settings.asks_first else None
         if rejection is not None:
             if not settings.waits or rejection.reason not in _PASSING:
-                self._order.deny(stream.turn)
+                stream.turn.denied += 1
                 stream.drop(result, rejection.reason)
                 self.end(sending)
             else:
                 self._pause(sending, rejection.retry_after_s)
             return
         self._in_flight += 1
+        self._order.charge(stream.turn)
         if self._begin_call is None:
             limit = None if self._enforces_deadline or not settings.max_age_ns else request.deadline_ns
             sending.call = AwaitedCall(self._service, request, sending.receive, limit, self.clock)
@@ -349,12 +354,7 @@ class Sender:
         if sending.gives_way:
             sending.gives_way = False
             self._places += 1
-        try:
-            self._send(sending)
-        except BaseException as error:  # as in the first attempt
-            self._crash(sending, error)
-            if not isinstance(error, Exception):
-                raise
+        self._try(sending, False)
 
     def _crash(self, sending: Sending, error: BaseException) -> None:
         """End a stream with an error that is none of its frames'."""
@@ -368,7 +368,7 @@ class Sender:
         """Give a frame its error, unless it was only too late for its age limit."""
         now_ns = self.clock()
         if isinstance(error, DeadlineExceeded) and stream.settings.max_age_ns:
-            self._order.deny(stream.turn)
+            stream.turn.denied += 1
             is_early = now_ns < stream.state.deadline_ns(result)
             stream.drop(result, AdmissionReason.INFEASIBLE if is_early else AdmissionReason.DEADLINE_EXCEEDED)
             return

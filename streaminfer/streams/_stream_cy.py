@@ -270,9 +270,9 @@ class StreamState:
         return result._since_ns() + self._max_age_ns
 
     def time_left_ns(self, now_ns: int) -> int:
-        """Return the time that the next frame has left, of a stream with an age limit; 0 where none waits."""
+        """Return the time that the next frame has left, of a stream with an age limit; no limit where none waits."""
         head = self._waiting.head
-        return 0 if head is None else self.deadline_ns(head) - now_ns
+        return _FARTHEST_NS if head is None else self.deadline_ns(head) - now_ns
 
     def drop(self, result: StreamResult, reason: str) -> bool:
         """Drop a frame that runs; nothing where it was closed meanwhile.

@@ -84,6 +84,7 @@ class BlockingStreamSession:
 
     def close(self) -> None:
         """Close every stream and accept no further ones."""
+        self._session._closed = True  # also where the stack has stopped, and runs again later
         self._close(self._session.aclose)
 
     def __enter__(self) -> Self:

@@ -1,9 +1,9 @@
 """Segments from frame probabilities: start and end of speech, or of anything else that a model sees frame by frame.
 
 *Design.* One pass, one frame at a time, the same for a stream and for a recording. A segment begins with the first
-frame at or above ``threshold``. It ends with the first frame below ``exit_threshold`` after which no frame reaches
-``threshold`` for ``min_silence_s``. One shorter than ``min_speech_s`` is none. Probabilities between the thresholds
-change nothing: that is the hysteresis.
+frame at or above ``threshold``. It ends with a frame below ``exit_threshold`` if another one is ``min_silence_s`` later
+and none between them reaches ``threshold``. One shorter than ``min_speech_s`` is none. Probabilities between the
+thresholds change nothing: that is the hysteresis.
 
 A start is known when the segment is long enough, an end when the silence is, so both come a little late, but they are
 never taken back: a stream and a recording have equal segments. The padding of an end lies in silence that has passed

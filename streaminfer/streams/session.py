@@ -231,6 +231,7 @@ class StreamSession(AsyncClosing):
 
     def statistics(self) -> StreamSessionStatistics:
         """Return a snapshot of all streams."""
+        self._forget_lost()
         return self._totals.snapshot()
 
     def __repr__(self) -> str:

@@ -40,7 +40,8 @@ class SessionTotals:
 
     def snapshot(self) -> StreamSessionStatistics:
         """Return them as a record."""
-        streams = {stream_id: stream.statistics() for stream_id, stream in self.open.items()}
+        # a scrape may run in a thread of its own while streams open and end
+        streams = {stream_id: stream.statistics() for stream_id, stream in self.open.copy().items()}
         shown: dict[str, StreamStatistics] = {}
         for stream_id in sorted(streams, key=lambda it: -sum(streams[it].dropped.values()))[:STREAMS_SHOWN]:
             shown[unique_name(str(stream_id), shown)] = streams[stream_id]

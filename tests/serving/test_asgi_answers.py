@@ -9,6 +9,7 @@ from served_models import INFER, binary
 
 import streaminfer as si
 from streaminfer.backends.signature import TensorSpec
+from streaminfer.protocols import ModelTensors
 from streaminfer.serving import Limits
 from streaminfer.testing import HANG
 
@@ -31,6 +32,29 @@ def test_generate_takes_fields_and_streams_one_event(affine_stack, ask_app):
     assert plain.json["z"] == [2.0] * 8
     assert streamed.headers["content-type"] == "text/event-stream"
     assert streamed.body == b"data: " + plain.body + b"\n\n"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "value", "shape"),
+    [(("n",), [], (0,)), ((2, "n"), [[], []], (2, 0)), (("n", 2), [[1, 2]], (1, 2)), ((2, 2), [1, 2, 3, 4], (2, 2))],
+)
+def test_generate_takes_the_shape_of_the_lists(sizes, value, shape, ask_app):
+    """An axis of any size may be empty; a flat list has the model's shape."""
+
+    class Model:
+        async def call(self, request):
+            return si.Response({"shape": np.array(request.inputs.shape)})
+
+        def model_tensors(self):
+            return ModelTensors((TensorSpec("x", np.dtype(np.float32), (None, *sizes)),))
+
+    async def scenario():
+        async with si.serving.asgi_app({"m": si.Stack(Model())}) as app:
+            return await ask_app(app, "POST", "/v2/models/m/generate", json.dumps({"x": value}).encode())
+
+    reply = asyncio.run(scenario())
+
+    assert np.array_equal(np.ravel(reply.json.get("shape")), shape), reply.body
 
 
 @pytest.mark.parametrize("rows", [1, len(X)])
@@ -97,7 +121,16 @@ def test_a_head_is_read_again_when_the_model_changes(ask_app):
     assert service.seen == (np.ndarray, dict)
 
 
-@pytest.mark.parametrize(("more", "kept"), [({}, 1), ({"subject": "Ada"}, 0), ({"id": "Ada"}, 0)])
+@pytest.mark.parametrize(
+    ("more", "kept"),
+    [
+        ({}, 1),
+        ({"subject": "Ada"}, 0),
+        ({"subjects": ["Ada"]}, 0),
+        ({"subject": {"name": "Ada"}}, 0),
+        ({"id": "Ada"}, 0),
+    ],
+)
 def test_what_may_name_a_person_is_not_kept(scripted, ask_app, more, kept):
     _, _, app = scripted()
     body, headers = binary(X)

@@ -97,52 +97,46 @@ def test_tritonclient_over_grpc(serve_grpc, affine_stack):
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("protocol", ["http", "grpc"])
-def test_our_own_client_gets_the_bits_of_a_local_run(serve_http, serve_grpc, affine_stack, protocol):
+@pytest.fixture(params=["http", "grpc"])
+def ask_remotely(request, serve_http, serve_grpc):
+    """Sends inputs to a stack through our own client; returns that and the outputs."""
+
+    async def through(url, name, inputs):
+        remote = TritonBackend(url, name, protocol=request.param)
+        async with si.Stack(si.AdaptiveBatcher(max_batch_size=4), remote) as client:
+            return remote, await asyncio.gather(*map(client, inputs))
+
+    async def over_grpc(name, stack, inputs):
+        async with stack, serve_grpc(si.serving.grpc_servicer({name: stack})) as url:
+            return await through(url, name, inputs)
+
+    def ask(name, stack, inputs):
+        if request.param == "grpc":
+            return asyncio.run(over_grpc(name, stack, inputs))
+        with serve_http(**{name: stack}) as server:
+            return asyncio.run(through(server.url, name, inputs))
+
+    return ask
+
+
+def test_our_own_client_gets_the_bits_of_a_local_run(ask_remotely, affine_stack):
     local = local_answers(affine_stack)
 
-    async def through(url):
-        remote = TritonBackend(url, "affine", protocol=protocol)
-        async with si.Stack(si.AdaptiveBatcher(max_batch_size=4), remote) as stack:
-            assert remote.max_batch_size == 256
-            return await asyncio.gather(*map(stack, X))
+    remote, answers = ask_remotely("affine", affine_stack, X)
 
-    async def over_grpc():
-        async with affine_stack, serve_grpc(si.serving.grpc_servicer({"affine": affine_stack})) as url:
-            return await through(url)
-
-    if protocol == "grpc":
-        answers = asyncio.run(over_grpc())
-    else:
-        with serve_http(affine=affine_stack) as server:
-            answers = asyncio.run(through(server.url))
-
+    assert remote.max_batch_size == 256
     for row, expected in zip(answers, local, strict=True):
         assert row.keys() == expected.keys()
         assert all(np.array_equal(row[name], expected[name]) for name in row)
 
 
-@pytest.mark.parametrize("protocol", ["http", "grpc"])
-def test_our_own_client_reads_a_function(serve_http, serve_grpc, protocol):
+def test_our_own_client_reads_a_function(ask_remotely):
     """What `CpuBackend` learns from its example is announced, so that our own client accepts the model."""
     stack = runpy.run_path(str(EXAMPLES / "serve.py"))["stack"]
 
-    async def through(url):
-        remote = TritonBackend(url, "doubles", protocol=protocol)
-        async with si.Stack(si.AdaptiveBatcher(max_batch_size=4), remote) as client:
-            assert [(spec.name, spec.dtype, spec.row_shape) for spec in remote.outputs] == [("output", "f4", (4,))]
-            return await asyncio.gather(*map(client, X[:, :4]))
+    remote, answers = ask_remotely("doubles", stack, X[:, :4])
 
-    async def over_grpc():
-        async with stack, serve_grpc(si.serving.grpc_servicer({"doubles": stack})) as url:
-            return await through(url)
-
-    if protocol == "grpc":
-        answers = asyncio.run(over_grpc())
-    else:
-        with serve_http(doubles=stack) as server:
-            answers = asyncio.run(through(server.url))
-
+    assert [(spec.name, spec.dtype, spec.row_shape) for spec in remote.outputs] == [("output", "f4", (4,))]
     assert np.array_equal(np.stack(answers), X[:, :4] * 2)
 
 

@@ -27,10 +27,10 @@ def test_a_scaled_object_is_what_keda_defines():
 
 
 def test_a_scaled_object_asks_for_the_mean_queue_delay():
-    made = yaml.safe_load(keda_scaled_object('the "best"', **VALID, queue_delay_s=0.005, window_s=30.0))
+    made = yaml.safe_load(keda_scaled_object('the "best" \N{ROCKET}', **VALID, queue_delay_s=0.005, window_s=30.0))
 
     (trigger,) = made["spec"]["triggers"]
-    selector = r'{service="the \"best\"", part="queue"}[30s]'
+    selector = r'{service="the \"best\" 🚀", part="queue"}[30s]'
     family = "streaminfer_request_part_duration_seconds"
     mean = f"sum(rate({family}_sum{selector})) / sum(rate({family}_count{selector}))"
     assert trigger["metadata"]["query"] == f"({mean} >= 0) or vector(0)"

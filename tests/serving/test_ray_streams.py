@@ -1,6 +1,7 @@
 """Streams that move between the replicas of a deployment: the ledger, and replicas with a store in one event loop."""
 
 import asyncio
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from recurrent import EXAMPLE, Reference, recurrent
 import streaminfer as si
 from streaminfer.protocols import adapt
 from streaminfer.serving.ray.moving_streams import MovingStreams
+from streaminfer.serving.ray.replica import StackReplica
 from streaminfer.serving.ray.stream_ledger import IDLE_NS, SILENT_NS, Claim, StreamLedger
 from streaminfer.serving.ray.stream_store import StreamStore
 
@@ -248,6 +250,54 @@ async def test_reset_and_end_hold_wherever_the_stream_was(loop):
         await asyncio.sleep(0.01)
         assert (await fleet.store.statistics()).streams == 0
         assert await fleet.step("a", 3) == Reference()(3)
+
+
+async def test_a_stream_that_has_ended_begins_again(loop):
+    """At once on the replica that was told, wherever the state was, and anywhere when the end has been awaited."""
+    async with Fleet(loop) as fleet:
+        await fleet.step("a", 1)
+        adapt(fleet.stacks["b"]).capabilities().stream_states.end_stream("s")
+        assert await fleet.step("b", 2) == Reference()(2)
+
+        await fleet.step("a", 3)
+        await StackReplica.end_stream(SimpleNamespace(_service=fleet.stacks["b"]), "s")
+        assert await fleet.step("a", 4) == Reference()(4)
+        moves = await fleet.store.statistics()
+    assert (moves.moved, moves.resumed, moves.restarted) == (3, 0, 0)
+
+
+async def test_an_end_answers_who_waits_for_the_stream(loop):
+    """Its owner has nothing to hand over any more."""
+
+    class Slow(StreamStore):
+        async def forget(self, stream_ids):
+            await asyncio.sleep(0.1)
+            await super().forget(stream_ids)
+
+    async with Fleet(loop, store=Slow) as fleet:
+        await fleet.step("a", 1)
+        adapt(fleet.stacks["a"]).capabilities().stream_states.end_stream("s")
+        began_ns = loop.clock()
+        assert await fleet.step("b", 2, timeout_s=3.0) == Reference()(2)
+        assert loop.clock() - began_ns < 200 * MS
+
+
+async def test_a_refused_snapshot_ends_no_stream_that_has_begun_again(loop):
+    class Slow(StreamStore):
+        async def store(self, replica, records):
+            refused = await super().store(replica, records)
+            await asyncio.sleep(0.2)
+            return refused
+
+    reference = Reference()
+    async with Fleet(loop, store=Slow) as fleet:
+        await fleet.step("a", 1)
+        fleet.store._ledger.take("s", "b", loop.clock())
+        await asyncio.sleep(0.6)
+        adapt(fleet.stacks["a"]).capabilities().stream_states.end_stream("s")
+        assert await fleet.step("a", 2) == reference(2)
+        await asyncio.sleep(0.2)
+        assert await fleet.step("a", 3) == reference(3)
 
 
 async def test_reset_holds_while_the_stream_is_claimed(loop):

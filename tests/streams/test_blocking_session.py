@@ -114,6 +114,25 @@ def test_the_stop_of_the_stack_ends_the_streams():
     session.close()
 
 
+def test_a_session_that_is_closed_behind_its_stack_stays_closed():
+    blocking = stack_of().blocking()
+    with blocking:
+        session = BlockingStreamSession(blocking)
+    session.close()
+    with blocking, pytest.raises(si.Closed, match="this session was closed"):
+        list(session([1.0]))
+
+
+def test_streams_that_the_stack_left_behind_are_counted_as_closed():
+    """Nobody has taken their results, and nobody can."""
+    with stack_of().blocking() as infer:
+        session = BlockingStreamSession(infer)
+        session.add([1.0, 2.0])
+    statistics = session.statistics()
+    assert (statistics.open_streams, statistics.ended_streams, statistics.in_flight) == (0, 1, 0)
+    session.close()
+
+
 def test_a_session_needs_a_blocking_stack():
     with pytest.raises(TypeError, match="infer: expected a BlockingStack"):
         BlockingStreamSession(stack_of())

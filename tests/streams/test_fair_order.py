@@ -11,6 +11,13 @@ from streaminfer.streams._fair_order_cy import FairOrder, Turn
 pytestmark = pytest.mark.uncompiled
 
 
+def serve(order):
+    """Gives the next stream its turn."""
+    turn = order.pop()
+    order.charge(turn)
+    return turn
+
+
 class Owner:
     """A stream of which is known whether anything holds it."""
 
@@ -24,7 +31,7 @@ def test_streams_that_always_wait_share_by_weight(weights, turns):
         served[number] = 0
 
     for _ in range(turns):
-        turn = order.pop()
+        turn = serve(order)
         served[turn.owner] += 1
         order.push(turn)
         shares = [served[number] / weight for number, weight in enumerate(weights)]
@@ -38,69 +45,81 @@ def test_a_stream_that_was_idle_is_next_and_has_saved_nothing_up():
     greedy, idle = Turn("greedy", 1.0, 0), Turn("idle", 1.0, 0)
     for _ in range(50):
         order.push(greedy)
-        assert order.pop() is greedy
+        assert serve(order) is greedy
 
     order.push(greedy)
     order.push(idle)
     served = []
     for _ in range(6):
-        turn = order.pop()
+        turn = serve(order)
         served.append(turn.owner)
         order.push(turn)
     assert served == ["idle", "greedy"] * 3
 
 
-def test_a_turn_that_came_to_nothing_is_not_counted():
-    """A stream that was denied turns is served before those that had theirs, the one that was denied the most first."""
+@given(st.integers(1, 9), st.integers(0, 20))
+def test_a_stream_that_was_idle_waits_for_no_round_of_the_others(streams, turns):
+    """However many have a backlog, and wherever they are in their round."""
+    order = FairOrder()
+    for number in range(streams):
+        order.push(Turn(number, 1.0, 0))
+    idle = Turn("idle", 1.0, 0)
+    order.push(idle)
+    for _ in range(streams + 1 + turns):
+        turn = serve(order)
+        if turn is not idle:
+            order.push(turn)
+    for _ in range(2 * streams):  # it has used its share by then
+        order.push(serve(order))
+
+    order.push(idle)
+    assert serve(order) is idle
+
+
+def test_a_turn_in_which_nothing_was_sent_costs_nothing():
+    order = FairOrder()
+    old, greedy = Turn("its frames are too old", 1.0, 0), Turn("greedy", 1.0, 0)
+    order.push(greedy)
+    order.push(serve(order))
+    order.push(old)
+    for _ in range(5):
+        assert order.pop() is old
+        order.push(old)
+    assert serve(order) is old
+    order.push(old)
+    assert [serve(order).owner for _ in range(2)] == ["greedy", "its frames are too old"]
+
+
+def test_a_stream_whose_frames_were_too_old_comes_first():
+    """Of several the one that was denied the most."""
     order = FairOrder()
     turns = {name: Turn(name, 1.0, 0) for name in "abcd"}
     for turn in turns.values():
         order.push(turn)
-    for times, name in enumerate("abcd"):
-        assert order.pop() is turns[name]
-        for _ in range(times):
-            order.deny(turns[name])
-    assert [turn.denied for turn in turns.values()] == [0, 1, 2, 3]
-
+        serve(order)
     busy = Turn("busy", 1.0, 0)
     for _ in range(10):
         order.push(busy)
-        assert order.pop() is busy
-    for turn in turns.values():
+        assert serve(order) is busy
+
+    for times, turn in enumerate(turns.values()):
+        turn.denied = times
         order.push(turn)
-    assert [order.pop().owner for _ in range(4)] == ["d", "c", "b", "a"]
+    assert [serve(order).owner for _ in range(4)] == ["d", "c", "b", "a"]
 
 
-def test_denied_turns_are_no_credit_against_what_a_stream_has_had():
-    """One that sends much and is denied often has its turn when it would have had it anyway."""
+def test_frames_that_were_too_old_are_no_credit_against_what_a_stream_has_had():
+    """One that sends much, and is denied often, has its turn when it would have had it anyway."""
     order = FairOrder()
     greedy, other = Turn("greedy", 1.0, 0), Turn("other", 1.0, 0)
     for _ in range(10):
         order.push(greedy)
-        order.pop()
-    order.push(greedy)
-    assert order.pop() is greedy
-    for _ in range(5):
-        order.deny(greedy)
+        assert serve(order) is greedy
+    greedy.denied = 5
 
+    order.push(greedy)
     order.push(other)
-    order.push(greedy)
-    assert [order.pop().owner for _ in range(2)] == ["other", "greedy"]
-
-
-def test_a_stream_that_is_put_back_keeps_its_place():
-    order = FairOrder()
-    turns = [Turn(number, 1.0, 0) for number in range(3)]
-    for turn in turns:
-        order.push(turn)
-    popped = [order.pop(), order.pop()]
-    order.push_back(popped[1])
-    order.push_back(popped[0])
-
-    assert [order.pop() for _ in range(3)] == turns
-    order.push(turns[0])
-    order.push(turns[2])
-    assert order.pop() is turns[0]
+    assert [serve(order).owner for _ in range(2)] == ["other", "greedy"]
 
 
 def test_more_urgent_streams_go_first_and_equals_in_order_of_arrival():

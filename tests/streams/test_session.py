@@ -432,6 +432,20 @@ async def test_streams_take_turns_by_weight(loop):
     assert counts["seldom"] == 9
 
 
+@pytest.mark.parametrize(("rate", "least"), [(1.0, 1.0), (5.0, 1.5)])
+async def test_a_slow_camera_has_its_share_among_fast_ones(loop, rate, least):
+    """Under overload 21 streams have 2.4 frames a second each: one that sends less than that loses none of them."""
+    async with stack_of(loop, ScriptedBackend(duration_s=0.02), max_batch_size=1) as service:
+        session = StreamSession(service, policy=LatestOnly(), max_age_s=0.2)
+
+        async def watch(period_s):
+            return len(await collect(session(Camera(loop, round(20 / period_s), period_s=period_s))))
+
+        slow, *fast = await asyncio.gather(watch(1 / rate), *(watch(1 / (30 + number / 100)) for number in range(20)))
+    assert slow >= 20 * least - 1
+    assert min(fast) >= 20 * 2.3
+
+
 async def test_no_task_is_made_per_frame(loop):
     """In the steady state frames are sent by tasks that last."""
     made = []
@@ -481,6 +495,26 @@ async def test_statistics_tell_ids_of_the_same_text_apart(loop):
 
     assert set(statistics.streams) == {"1", "1#2"}
     assert sum(one.received for one in statistics.streams.values()) == statistics.received > 0
+
+
+async def test_statistics_are_taken_while_streams_open(loop):
+    """As by a scrape in a thread of its own, which may go on at any moment of the loop's."""
+    meanwhile = []
+
+    class Name(str):
+        __slots__ = ()
+
+        def __hash__(self):
+            if meanwhile:
+                meanwhile.pop()()
+            return super().__hash__()
+
+    async with stack_of(loop, ScriptedBackend()) as service, StreamSession(service) as session:
+        for stream_id in (Name("a"), Name("b")):
+            session.add(Camera(loop), stream_id=stream_id)
+        meanwhile.append(lambda: session.add(Camera(loop)))
+        assert set(session.statistics().streams) == {"a", "b"}
+        assert session.statistics().open_streams == 3
 
 
 class Endless:

@@ -28,13 +28,13 @@ _LOG = logging.getLogger("streaminfer")
 
 @attrs.define(eq=False)
 class _Stream:
-    """A stream of this replica; ``changing`` ends when it has been claimed, or handed over."""
+    """A stream of this replica; ``settled`` is set unless it is being claimed or handed over, or ends."""
 
-    changing: asyncio.Future[None] | None
+    settled: asyncio.Event = attrs.field(factory=asyncio.Event)
     in_flight: int = 0
     stepped: bool = False
     used_ns: int = 0
-    idle: asyncio.Future[None] | None = None
+    idle: asyncio.Event | None = None
 
 
 class MovingStreams(Wrapper):
@@ -98,8 +98,8 @@ class MovingStreams(Wrapper):
             stream.in_flight -= 1
             stream.stepped = True
             stream.used_ns = self.inner.clock()
-            if not stream.in_flight and stream.idle is not None and not stream.idle.done():
-                stream.idle.set_result(None)
+            if not stream.in_flight and stream.idle is not None:
+                stream.idle.set()
         return response
 
     # -- the state of streams -----------------------------------------------------------------------------------
@@ -108,19 +108,18 @@ class MovingStreams(Wrapper):
         """Let the next step start from the initial state."""
         self._states.reset_stream(stream_id)
         stream = self._streams.get(stream_id)
-        if stream is None or stream.changing is not None:
+        if stream is None or not stream.settled.is_set():
             if len(self._fresh) >= _MAX_FRESH:  # of requests that never came
                 self._fresh.clear()
             self._fresh.add(stream_id)  # no claim moves its state here, not even one that runs now
 
     def end_stream(self, stream_id: Hashable) -> None:
-        """Forget a stream, also in the store."""
+        """Forget a stream, also in the store; requests that come behind it begin the stream again."""
         self._states.end_stream(stream_id)
-        stream = self._streams.get(stream_id)
-        is_own = stream is not None and stream.changing is None
-        if is_own:
-            del self._streams[stream_id]
-        self._spawn(self._end(stream_id, is_own))
+        before = self._streams.get(stream_id)
+        is_own = before is not None and before.settled.is_set()
+        stream = self._streams[stream_id] = _Stream()
+        self._spawn(self._end(stream_id, stream, before, is_own))
 
     def export_state(self, stream_id: Hashable) -> Any:
         """Return a copy of the state."""
@@ -130,22 +129,23 @@ class MovingStreams(Wrapper):
         """Let the next step go on from ``state``."""
         self._states.import_state(stream_id, state)
 
+    async def settle(self, stream_id: Hashable) -> _Stream | None:
+        """Wait until the stream is settled, and return it; ``None``: it is not of this replica."""
+        while (stream := self._streams.get(stream_id)) is not None and not stream.settled.is_set():
+            await stream.settled.wait()
+        return stream
+
     # -- inside -------------------------------------------------------------------------------------------------
 
     async def _own(self, stream_id: Hashable) -> _Stream:
         """Return the stream as soon as it belongs to this replica."""
-        while True:
-            stream = self._streams.get(stream_id)
-            if stream is None:
-                stream = self._streams[stream_id] = _Stream(asyncio.get_running_loop().create_future())
-                self._spawn(self._claim(stream_id, stream))  # it goes on where the request is cancelled
-            if stream.changing is None:
-                return stream
-            await asyncio.shield(stream.changing)
+        while (stream := await self.settle(stream_id)) is None:
+            stream = self._streams[stream_id] = _Stream()
+            self._spawn(self._claim(stream_id, stream))  # it goes on where the request is cancelled
+        return stream
 
     async def _claim(self, stream_id: Hashable, stream: _Stream) -> None:
-        changing, stream.used_ns = stream.changing, self.inner.clock()
-        assert changing is not None  # noqa: S101 - set by the caller
+        stream.used_ns = self.inner.clock()
         try:
             async with _asked(f"stream {stream_id!r} starts without the state that the store may have"):
                 state = await self._store.claim(stream_id, self._replica)
@@ -153,8 +153,7 @@ class MovingStreams(Wrapper):
                     self._states.import_state(stream_id, state)
         finally:
             self._fresh.discard(stream_id)
-            stream.changing = None
-            changing.set_result(None)
+            stream.settled.set()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -178,37 +177,34 @@ class MovingStreams(Wrapper):
 
     async def _release(self, stream_id: Hashable) -> None:
         """Give the state of a stream to the store, after its requests in flight."""
-        loop = asyncio.get_running_loop()
-        stream = self._streams.setdefault(stream_id, _Stream(None))
-        while stream.changing is not None:
-            await asyncio.shield(stream.changing)
-            if stream_id not in self._streams:
-                return  # it was handed over meanwhile, or the store has its snapshot
-            stream = self._streams[stream_id]
-        changing = stream.changing = loop.create_future()
+        stream = await self.settle(stream_id) if stream_id in self._streams else _Stream()
+        if stream is None:
+            return  # it has ended or was handed over meanwhile, or the store has its snapshot
+        self._streams[stream_id] = stream
+        stream.settled.clear()
         try:
             if stream.in_flight:
-                stream.idle = loop.create_future()
-                await stream.idle
+                stream.idle = asyncio.Event()
+                await stream.idle.wait()
             record = self._export(stream_id)
             self._states.end_stream(stream_id)
             async with _asked(f"stream {stream_id!r} was not handed over"):
                 await self._store.hand_over(self._replica, {stream_id: record})
         finally:
             self._drop(stream_id, stream)
-            changing.set_result(None)
+            stream.settled.set()
 
     async def _send_snapshots(self) -> None:
         while True:
             await asyncio.sleep(SNAPSHOT_S)
             now_ns = self.inner.clock()
-            records = {}
-            for stream_id, stream in tuple(self._streams.items()):
-                if stream.stepped and stream.changing is None:
+            records, streams = {}, self._streams.copy()
+            for stream_id, stream in streams.items():
+                if stream.stepped and stream.settled.is_set():
                     stream.stepped = False
                     if (record := self._export(stream_id)) is not None:
                         records[stream_id] = record
-                elif stream.changing is None and not stream.in_flight and now_ns - stream.used_ns >= IDLE_NS:
+                elif stream.settled.is_set() and not stream.in_flight and now_ns - stream.used_ns >= IDLE_NS:
                     del self._streams[stream_id]
             refused: list[Hashable] | None = None
             async with _asked(f"snapshots of {len(records)} streams were not stored"):
@@ -217,16 +213,22 @@ class MovingStreams(Wrapper):
                 for stream_id in records.keys() & self._streams.keys():
                     self._streams[stream_id].stepped = True
             for stream_id in refused or ():  # this replica was taken for dead, and another one goes on
-                self._states.end_stream(stream_id)
-                self._streams.pop(stream_id, None)
+                if self._streams.get(stream_id) is streams[stream_id]:  # else it has begun again meanwhile
+                    self._states.end_stream(stream_id)
+                    del self._streams[stream_id]
 
-    async def _end(self, stream_id: Hashable, is_own: bool) -> None:
-        if not is_own:
-            await self._own(stream_id)  # the replica that has it gives it up
-            self._states.end_stream(stream_id)
-            self._streams.pop(stream_id, None)
-        async with _asked(f"stream {stream_id!r} was not forgotten in the store"):
-            await self._store.forget([stream_id])
+    async def _end(self, stream_id: Hashable, stream: _Stream, before: _Stream | None, is_own: bool) -> None:
+        try:
+            if before is not None:
+                await before.settled.wait()
+            async with _asked(f"stream {stream_id!r} was not forgotten in the store"):
+                if not is_own:
+                    await self._store.claim(stream_id, self._replica)  # the replica that has it gives it up
+                    self._states.end_stream(stream_id)
+                await self._store.forget([stream_id])
+        finally:
+            self._drop(stream_id, stream)
+            stream.settled.set()
 
     def _export(self, stream_id: Hashable) -> Any:
         try:

@@ -75,10 +75,12 @@ class StackReplica:
         return await self._service(inputs, timeout_s=timeout_s, priority=priority, stream_id=stream_id, tenant=tenant)
 
     async def end_stream(self, stream_id: Hashable) -> None:
-        """Forget the state of a stream: ``handle.end_stream.remote("caller-7")``."""
+        """Forget the state of a stream, whichever replica has it: ``handle.end_stream.remote("caller-7")``."""
         states = adapt(self._service).capabilities().stream_states
         if states is not None:
             states.end_stream(stream_id)
+        if isinstance(states, MovingStreams):
+            await states.settle(stream_id)
 
     async def statistics(self) -> dict[str, Any]:
         """Return the statistics of the stack of one replica."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 
 from streaminfer._internal.loading.extras import require
@@ -97,18 +97,22 @@ class StreamStore:
     async def hand_over(self, replica: str, records: Mapping[Hashable, Any]) -> None:
         """Keep final states and end the waiting for them."""
         self._ledger.hand_over(replica, records, self._clock())
-        for stream_id in records:
-            for handed in self._handed.get(stream_id, ()):
-                if not handed.done():
-                    handed.set_result(None)
+        self._end_waiting(records)
 
     async def forget(self, stream_ids: list[Hashable]) -> None:
-        """Forget streams that ended."""
+        """Forget streams that ended; who waits for one begins it again."""
         self._ledger.forget(stream_ids)
+        self._end_waiting(stream_ids)
 
     async def statistics(self) -> StreamMoves:
         """What became of streams."""
         return self._ledger.statistics()
+
+    def _end_waiting(self, stream_ids: Iterable[Hashable]) -> None:
+        for stream_id in stream_ids:
+            for handed in self._handed.get(stream_id, ()):
+                if not handed.done():
+                    handed.set_result(None)
 
     def _leave_later(self) -> None:
         """Start again to count how long no replica has called."""

@@ -85,7 +85,7 @@ class InferHead:
         self.is_reusable = (
             self._contents == len(self.tensors)
             and not identity
-            and not any(isinstance(value, str) for value in parameters.values())
+            and not any(isinstance(value, (str, list, dict)) for value in parameters.values())
         )
         self.row_reply: RowReply | None = None
         self.row_reader: RowReader | None = None

@@ -231,9 +231,9 @@ def _shape_of(name: str, data: list[Any], spec: ModelTensor, limits: Limits) -> 
         return wanted
     shape: list[int] = []
     level: Any = data
-    while isinstance(level, list) and level:
+    while isinstance(level, list):
         shape.append(len(level))
         if len(shape) > limits.max_rank:
             raise RequestRejected(413, f"input {name!r}: expected at most {limits.max_rank} axes")
-        level = level[0]
+        level = level[0] if level else None
     return shape

@@ -192,7 +192,7 @@ def encode_list(name: str, array: npt.NDArray[Any]) -> tuple[str, list[Any]]:
             elements = [one.decode() if isinstance(one, bytes) else one for one in elements]
         except UnicodeDecodeError:
             raise InvalidInput(f"output {name!r}: JSON cannot hold bytes that are no text; {_ASK}") from None
-        if not set(map(type, elements)) <= {str}:
+        if not all(isinstance(one, str) for one in elements):
             raise BackendError(f"output {name!r}: the protocol has no type for its elements")
     elif array.dtype.kind == "f" and not np.isfinite(array).all():
         raise InvalidInput(f"output {name!r}: JSON cannot hold NaN and infinity; {_ASK}")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from streaminfer._internal.loading.extras import require
-from streaminfer._internal.validation import check_choice, check_count
+from streaminfer._internal.validation import check_choice, check_count, check_instance
 from streaminfer.streams.sources.conversion import PictureConverter
 from streaminfer.streams.sources.formats import AudioFormat, Dtype, VideoFormat
 from streaminfer.streams.sources.source import Clock, Counters, Source
@@ -47,6 +47,7 @@ def audio_from_messages(
         MissingExtra: PyAV is not installed.
     """
     av = require("av", extra="media", purpose="audio_from_messages")
+    _check_messages(messages)
     check_count("sent_rate", sent_rate, at_most=768_000)
     check_count("sent_channels", sent_channels, at_most=2)
     dtype = np.dtype(check_choice("sent_dtype", sent_dtype, ("int16", "float32"))).newbyteorder("<")
@@ -91,6 +92,7 @@ def video_from_messages(messages: AsyncIterable[Any], *, clock: Clock | None = N
         MissingExtra: PyAV is not installed.
     """
     av = require("av", extra="media", purpose="video_from_messages")
+    _check_messages(messages)
     form = VideoFormat(**wanted)
     counters = Counters()
     convert = PictureConverter(av, form)
@@ -111,6 +113,11 @@ def video_from_messages(messages: AsyncIterable[Any], *, clock: Clock | None = N
                 counters.corrupt += 1
 
     return live_source(av, receive(), form, counters, clock or time.monotonic_ns, convert=decode)
+
+
+def _check_messages(messages: object) -> None:
+    what = "an asynchronous iterable of bytes"
+    check_instance("messages", messages, lambda it: isinstance(it, AsyncIterable), what)
 
 
 def _is_binary(message: object) -> bool:

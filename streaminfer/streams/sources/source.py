@@ -9,12 +9,11 @@ import attrs
 
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._runtime.closing import AsyncClosing
+from streaminfer.protocols import Clock
 from streaminfer.streams.frame import Frame
 from streaminfer.streams.sources.handoff import Handoff
 
 __all__ = ["Clock", "Counters", "Feeder", "Source", "SourceStatistics"]
-
-Clock = Callable[[], int]
 
 
 @attrs.define(slots=True)
@@ -85,7 +84,7 @@ class Source(AsyncClosing, AsyncIterator[Frame]):
         self._feeder = feeder
         self._handoff = handoff
         self._convert = convert
-        self._started = False
+        self._loop: asyncio.AbstractEventLoop | None = None  # on which it runs; None: it was not started
         self._delivered = 0
         self._converting: tuple[Frame, asyncio.Future[Any]] | None = None  # a reader that is cancelled leaves it behind
         self._discontinuity = False  # what could not be converted did
@@ -101,8 +100,8 @@ class Source(AsyncClosing, AsyncIterator[Frame]):
             StopAsyncIteration: it has ended, or was closed.
             OSError: it cannot be opened or read any further; as FFmpeg says.
         """
-        if not self._started and not self._handoff.closed.is_set():
-            self._started = True
+        if self._loop is None and not self._handoff.closed.is_set():
+            self._loop = asyncio.get_running_loop()
             self._feeder.start(self._handoff)
         while True:
             if self._convert is None:
@@ -131,9 +130,11 @@ class Source(AsyncClosing, AsyncIterator[Frame]):
     async def aclose(self) -> None:
         """End the source, and return when its thread or task has ended; also twice."""
         self._handoff.close()
+        if self._loop is not None and self._loop.is_closed():
+            return  # its task has ended with the loop, and its thread ends now
         await self._feeder.stop()
         if self._converting is not None:
-            await asyncio.wait([self._converting[1]])
+            await asyncio.gather(self._converting[1], return_exceptions=True)
 
     def statistics(self) -> SourceStatistics:
         """Return the counts so far."""

@@ -8,6 +8,7 @@ cdef class StreamTable:
     cdef readonly Py_ssize_t capacity
     cdef readonly Py_ssize_t expired
     cdef readonly Py_ssize_t rejected
+    cdef readonly Py_ssize_t given
     cdef dict _streams
     cdef list _blocks
     cdef list _free
@@ -37,10 +38,10 @@ cdef class StreamTable:
     cpdef taken_back(self, WriteBack work, bint copied)
 
     @cython.locals(stream=Stream)
-    cpdef bint reset(self, object stream_id) except -1
+    cpdef reset(self, object stream_id)
 
     @cython.locals(stream=Stream)
-    cpdef bint drop(self, object stream_id) except -1
+    cpdef drop(self, object stream_id)
 
     @cython.locals(stream=Stream)
     cpdef bint put(self, object stream_id, object given, long long now_ns) except -1

@@ -46,6 +46,7 @@ class StreamTable:
         capacity: slots of the arena.
         expired: streams that were idle for too long, so far.
         rejected: rows for which there was no place, so far.
+        given: streams whose state was given by hand, and has not been read by a step that succeeded.
     """
 
     __slots__ = (
@@ -57,6 +58,7 @@ class StreamTable:
         "_tail",
         "capacity",
         "expired",
+        "given",
         "max_streams",
         "rejected",
     )
@@ -66,6 +68,7 @@ class StreamTable:
         self.capacity = max_streams + _SPARE_SLOTS
         self.expired = 0
         self.rejected = 0
+        self.given = 0
         self._streams: dict[Hashable, Stream] = {}
         self._blocks: list[Block] = []
         self._free: list[int] = []
@@ -75,9 +78,6 @@ class StreamTable:
 
     def __len__(self) -> int:
         return len(self._streams)
-
-    def __contains__(self, stream_id: Hashable) -> bool:
-        return stream_id in self._streams
 
     @property
     def slots_in_use(self) -> int:
@@ -301,24 +301,21 @@ class StreamTable:
         if not copied and work.block.live:
             self._blocks.insert(0, work.block)
 
-    def reset(self, stream_id: Hashable) -> bool:
-        """Let the next step of a stream start from the initial state; false where it has no state."""
+    def reset(self, stream_id: Hashable) -> None:
+        """Let the next step of a stream start from the initial state."""
         stream = self._streams.get(stream_id)
         if stream is None:
-            return False
+            return
         self._void(stream)
         if stream._tail is None:
             self._remove(stream)
-        return True
 
-    def drop(self, stream_id: Hashable) -> bool:
-        """Forget a stream; false where there is none."""
+    def drop(self, stream_id: Hashable) -> None:
+        """Forget a stream."""
         stream = self._streams.get(stream_id)
-        if stream is None:
-            return False
-        self._void(stream)
-        self._remove(stream)
-        return True
+        if stream is not None:
+            self._void(stream)
+            self._remove(stream)
 
     def put(self, stream_id: Hashable, given: Any, now_ns: int) -> bool:
         """Let the next step of a stream start from a given state; false where there is no place for the stream."""
@@ -336,6 +333,7 @@ class StreamTable:
             self._append(stream)
             stream.seen_ns = now_ns
         stream.given = given
+        self.given += 1
         return True
 
     def clear(self) -> None:
@@ -398,7 +396,9 @@ class StreamTable:
             else:
                 reader._orphans.append(stream.slot)
             stream.slot = -1
-        stream.given = None
+        elif stream.given is not None:
+            stream.given = None
+            self.given -= 1
         stream.lengths = None
 
     def _take_slot(self) -> int:

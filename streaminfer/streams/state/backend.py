@@ -99,7 +99,7 @@ class StatefulBackend(Wrapper):
         self._model = self._changes()
         self._restarts = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._timer_loop: asyncio.AbstractEventLoop | None = None
+        self._timer_loop: asyncio.AbstractEventLoop  # where there is a timer
         _instances.add(self)
 
     def capabilities(self) -> Capabilities:
@@ -132,11 +132,9 @@ class StatefulBackend(Wrapper):
         now_ns = self._clock()
         store = self._store
         with store.lock:
-            if self._ttl_ns is not None:
-                store.table.expire(now_ns - self._ttl_ns, now_ns)
+            self._forget_idle(now_ns)
             steps = store.table.begin(rows, now_ns)
-        if self._ttl_ns is not None:
-            self._set_timer(now_ns + self._ttl_ns)
+        self._set_timer(now_ns)
         if len(steps) == 1 and len(steps[0].rows) == len(rows):
             return await self._run(store, steps[0], batch)
         return await self._run_apart(store, steps, batch)
@@ -196,8 +194,7 @@ class StatefulBackend(Wrapper):
         now_ns = self._clock()
         with self._store.lock:
             self._renew()
-            if self._ttl_ns is not None:
-                self._store.table.expire(now_ns - self._ttl_ns, now_ns)
+            self._forget_idle(now_ns)
             if not self._store.table.put(stream_id, states, now_ns):
                 raise self._no_place(stream_id)
 
@@ -345,25 +342,24 @@ class StatefulBackend(Wrapper):
             example.exclusive,
         )
 
-    def _set_timer(self, due_ns: int) -> None:
-        """See to it that idle streams are forgotten though no request comes."""
-        if self._ttl_ns is None:
+    def _forget_idle(self, now_ns: int) -> int:
+        """Forget idle streams, and return when the first of the others was seen; the caller holds the lock."""
+        return -1 if self._ttl_ns is None else self._store.table.expire(now_ns - self._ttl_ns, now_ns)
+
+    def _set_timer(self, seen_ns: int) -> None:
+        """See to it that a stream that was seen at an instant is forgotten though no request comes."""
+        if self._ttl_ns is None or (self._timer is not None and not self._timer_loop.is_closed()):
             return
-        loop = asyncio.get_running_loop()
-        if self._timer is not None and self._timer_loop is not None and not self._timer_loop.is_closed():
-            return
-        self._timer_loop = loop
-        self._timer = loop.call_later(max(due_ns - self._clock(), 0) / 1e9, self._expire, due_ns)
+        due_ns = seen_ns + self._ttl_ns
+        self._timer_loop = asyncio.get_running_loop()
+        self._timer = self._timer_loop.call_later(max(due_ns - self._clock(), 0) / 1e9, self._expire, due_ns)
 
     def _expire(self, due_ns: int) -> None:
         self._timer = None
-        if self._ttl_ns is None:
-            return
-        now_ns = max(self._clock(), due_ns)
         with self._store.lock:
-            seen_ns = self._store.table.expire(now_ns - self._ttl_ns, now_ns)
+            seen_ns = self._forget_idle(max(self._clock(), due_ns))
         if seen_ns >= 0:
-            self._set_timer(seen_ns + self._ttl_ns)
+            self._set_timer(seen_ns)
 
     def __repr__(self) -> str:
         return f"StatefulBackend({self.inner!r}, state={self._signature.state!r}, streams={len(self._store.table)})"

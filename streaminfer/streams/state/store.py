@@ -155,7 +155,8 @@ class StateStore:
             for block in self.table.blocks
             for tensor in self._tensors
         )
-        return self.table.slots_in_use * sum(tensor.nbytes for tensor in self._tensors) + kept
+        rows = self.table.slots_in_use + self.table.given
+        return rows * sum(tensor.nbytes for tensor in self._tensors) + kept
 
     def clear(self) -> None:
         """Forget every stream, and give the memory back."""

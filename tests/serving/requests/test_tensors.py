@@ -1,3 +1,6 @@
+import enum
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -185,6 +188,17 @@ def test_outputs_without_a_type_are_the_models_fault():
             encode("y", array, None)
         with pytest.raises(BackendError, match="'y'"):
             encode_list("y", array)
+
+
+def test_json_has_text_of_any_class():
+    """As labels are often kept; binary data took them as well."""
+    labels = enum.StrEnum("Label", ["face"])
+    texts = np.array([np.str_("a"), labels.face, "c", b"d"], object)
+
+    datatype, listed = encode_list("y", texts)
+
+    assert (datatype, json.dumps(listed)) == ("BYTES", '["a", "face", "c", "d"]')
+    assert bytes(encode("y", texts, None)[1])[-5:] == b"\x01\0\0\0d"
 
 
 @pytest.mark.parametrize("array", [np.array([np.nan]), np.array([np.inf]), np.array([b"\xff"], object)])

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import streaminfer as si
-from streaminfer.streams import AudioSource, Frame, VideoSource
+from streaminfer.streams import AudioSource, Frame, VideoSource, audio_from_messages
 
 
 async def read(source):
@@ -284,6 +284,28 @@ def test_forgotten_source_ends_its_thread(video):
     assert source() is None
     thread.join(10.0)
     assert not thread.is_alive()
+
+
+async def silent():
+    yield bytes(1024)
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("kind", ["file", "messages"])
+def test_a_source_can_be_closed_behind_its_loop(video, caplog, kind):
+    """The end of the loop has ended its task; its thread ends now, and nobody waits for what cannot come."""
+    source = VideoSource(video(VALUES)) if kind == "file" else audio_from_messages(silent(), sent_rate=16_000)
+    before = set(threading.enumerate())
+    asyncio.run(source.__anext__())
+
+    asyncio.run(source.aclose())
+
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10.0)
+    assert set(threading.enumerate()) == before
+    assert not caplog.records
+    with pytest.raises(StopAsyncIteration):
+        asyncio.run(source.__anext__())
 
 
 def test_cancelled_read_loses_no_picture(video):

@@ -1,9 +1,12 @@
 """Sound and pictures that arrive as messages of a WebSocket."""
 
 import asyncio
+import gc
+import threading
 import time
 from fractions import Fraction
 from functools import partial
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -237,7 +240,35 @@ def test_whatever_a_decoder_says_a_picture_is_corrupt(error, monkeypatch):
     assert (statistics.corrupt, statistics.delivered) == (1, 1)
 
 
+def test_the_error_of_a_picture_without_reader_ends_with_its_source(monkeypatch):
+    """Its reader was cancelled: nobody is told, and the event loop does not log it."""
+    began, goes_on, logged = threading.Event(), threading.Event(), []
+
+    def create(*_):
+        began.set()
+        goes_on.wait()
+        raise av.InvalidDataError(1, "broken")
+
+    async def main():
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: logged.append(context))
+        monkeypatch.setattr(av, "CodecContext", SimpleNamespace(create=create))
+        async with video_from_messages(stream([b"\xff\xd8"])) as source:
+            reader = asyncio.ensure_future(anext(source))
+            while not began.is_set():
+                await asyncio.sleep(0)
+            reader.cancel()
+            await asyncio.wait([reader])
+            goes_on.set()
+        del source, reader
+        gc.collect()
+
+    asyncio.run(main())
+    assert not logged
+
+
 @pytest.mark.parametrize("make", [partial(audio_from_messages, sent_rate=16_000), video_from_messages])
-def test_a_wrong_clock_is_named(make):
+def test_a_wrong_clock_or_iterable_is_named(make):
     with pytest.raises(TypeError, match="clock: expected a callable or None, got 7"):
         make(stream([]), clock=7)
+    with pytest.raises(TypeError, match="messages: expected an asynchronous iterable of bytes, got "):
+        make([b""])

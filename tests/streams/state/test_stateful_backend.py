@@ -373,6 +373,23 @@ async def test_reset_and_end(loop):
     assert model.statistics().streams == 0
 
 
+async def test_a_state_that_was_imported_counts_as_memory(loop):
+    """Before its first step, as behind it; not when its stream was reset."""
+    model = stateful(recurrent())
+    await model.infer(batch(("a", 1)))
+    record = model.export_state("a")
+    model.end_stream("a")
+    assert model.statistics().bytes == 0
+
+    model.import_state("b", record)
+    assert model.statistics().bytes == EXAMPLE["h"].nbytes
+    await model.infer(batch(("b", 2)))
+    assert model.statistics().bytes == EXAMPLE["h"].nbytes
+    model.import_state("b", record)
+    model.reset_stream("b")
+    assert model.statistics().bytes == 0
+
+
 async def test_stop_forgets(loop):
     """A stop clears all states; a step that still runs does not bring one back."""
     model = stateful(recurrent(step, HANG))

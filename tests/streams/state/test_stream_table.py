@@ -47,7 +47,7 @@ class TableMachine(RuleBasedStateMachine):
     def begin(self, ids):
         self.now_ns += 1
         place = MAX_STREAMS - len(self.table)
-        known = {stream_id for stream_id in ids if stream_id is not None and stream_id in self.table}
+        known = self.known.intersection(ids)
         new = list(dict.fromkeys(each for each in ids if each is not None and each not in known))
         rejected = set(new[place:])
 
@@ -116,14 +116,13 @@ class TableMachine(RuleBasedStateMachine):
 
     @rule(stream_id=STREAMS)
     def reset(self, stream_id):
-        known = stream_id in self.table
-        assert self.table.reset(stream_id) == known
+        self.table.reset(stream_id)
         self.forget(stream_id)
 
     @rule(stream_id=STREAMS)
     def drop(self, stream_id):
         self.table.drop(stream_id)
-        assert stream_id not in self.table
+        assert stream_id not in self.known
         self.forget(stream_id)
 
     def forget(self, stream_id):
@@ -134,7 +133,7 @@ class TableMachine(RuleBasedStateMachine):
     @rule(stream_id=STREAMS)
     def put(self, stream_id):
         self.made += 1
-        had_place = stream_id in self.table or len(self.table) < MAX_STREAMS
+        had_place = stream_id in self.known or len(self.table) < MAX_STREAMS
         assert self.table.put(stream_id, self.made, self.now_ns) == had_place
         if had_place:
             self.forget(stream_id)
@@ -144,17 +143,17 @@ class TableMachine(RuleBasedStateMachine):
     def expire(self, age):
         self.now_ns += 1
         busy = {stream.stream_id for step in self.registered for stream in step.streams}
-        known = {each: self.table.find(each).seen_ns for each in range(9) if each in self.table}
+        known = {each: self.table.find(each).seen_ns for each in self.known}
         seen_ns = self.table.expire(self.now_ns - 1 - age, self.now_ns)
         for stream_id, last_ns in known.items():
             stale = last_ns <= self.now_ns - 1 - age
-            if stream_id not in self.table:
+            if stream_id not in self.known:
                 assert stale
                 self.forget(stream_id)
             elif stale:
                 assert stream_id in busy
                 assert self.table.find(stream_id).seen_ns == self.now_ns
-        left = [self.table.find(each).seen_ns for each in range(9) if each in self.table]
+        left = [self.table.find(each).seen_ns for each in self.known]
         assert seen_ns == min(left, default=-1)
 
     @rule(keep=st.integers(0, 3), target=moving)
@@ -186,7 +185,7 @@ class TableMachine(RuleBasedStateMachine):
 
     @property
     def known(self):
-        return {each for each in range(9) if each in self.table}
+        return {each for each in range(9) if self.table.find(each) is not None}
 
     @invariant()
     def states_are_where_the_table_says(self):
@@ -195,6 +194,7 @@ class TableMachine(RuleBasedStateMachine):
             assert self.read(self.table.find(stream_id)) == self.states.get(stream_id, 0), stream_id
         slots = [s.slot for each in self.known if (s := self.table.find(each)).slot >= 0]
         assert len(slots) == len(set(slots)) <= self.table.slots_in_use
+        assert self.table.given == sum(self.table.find(each).given is not None for each in self.known)
         for block in self.table.blocks:
             assert block.live == sum(stream is not None for stream in block.streams) > 0
 
