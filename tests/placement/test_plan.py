@@ -52,6 +52,19 @@ def test_plan_serves_everybody_as_promised(kind):
     assert found.gap == pytest.approx(0.0, abs=1e-6)
 
 
+@pytest.mark.parametrize("method", ["exact", "greedy"])
+def test_of_equally_fast_variants_the_best_runs(method):
+    """Variants that differ in their quality alone do not exclude each other."""
+    problem, expected = planned("plain")
+    (model,) = problem.models
+    variants = [attrs.evolve(model.variants[0], name=f"q{quality}", quality=quality) for quality in (1.0, 3.0, 2.0)]
+
+    found = plan(attrs.evolve(problem, models=[attrs.evolve(model, variants=variants)]), gap=0.0, method=method)
+
+    assert {group.variant for group in found.replicas} == {"q3.0"}
+    assert found.cost == pytest.approx(expected.cost, rel=0.2 if method == "greedy" else 1e-6)
+
+
 @pytest.mark.parametrize("kind", ["plain", "shards", "classes", "scenarios"])
 def test_simulation_agrees_with_prediction(kind):
     """Simulated latencies are within 10 % of the predicted ones, and promises are kept."""
