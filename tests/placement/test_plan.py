@@ -247,6 +247,19 @@ def test_prices_are_savings():
     assert "<table>" in table._repr_html_()
 
 
+def test_prices_of_a_repair_count_on_no_lost_site():
+    """They are those of the problem without the site, which no longer has to survive its loss."""
+    problem, found = planned("failures")
+    lost = found.sites[0]
+    links = {start: {site: link for site, link in row.items() if site != lost} for start, row in problem.links.items()}
+    without = attrs.evolve(problem, links=links, failures=())
+
+    tables = [prices(one, gap=0.0) for one in (repair(found, [lost]), plan(without, gap=0.0))]
+
+    savings, expected = ({it.change: it.saving for it in table.prices} for table in tables)
+    assert savings == pytest.approx(expected)
+
+
 def test_relaxations_make_a_plan_possible():
     """Each change that the error names is enough, and a slot less is not."""
     problem = small_problem(1, "plain")

@@ -48,6 +48,7 @@ class Instance:
 
     def __init__(self, candidates: Candidates, allowed: Bools | None = None, settings: Settings | None = None) -> None:
         self.candidates = candidates
+        self.lost: frozenset[int] = frozenset()  # sites, of a repair
         self.settings = settings = Settings() if settings is None else settings
         every = candidates.allowed if allowed is None else allowed
         self.kept = _undominated(candidates, every, settings)
@@ -127,6 +128,7 @@ class Instance:
         gone = np.array([resource.site in lost for resource in self.candidates.resources])
         alive = ~self.uses[list(lost)].any(axis=0)
         left = copy.copy(self)
+        left.lost = self.lost.union(lost)
         left.limits = np.where(gone, 0.0, self.limits)
         left.candidates = attrs.evolve(self.candidates, states=tuple(self.candidates.states[state] for state in normal))
         left.flows = Flows(
