@@ -33,8 +33,10 @@ def plan_workloads(plan: Plan) -> tuple[Workload, ...]:
     """Return what a plan runs: for each shard, site and kind of device the replicas and their rate.
 
     Raises:
+        TypeError: not a plan.
         ValueError: two would have the same name on a platform, such as variant ``c-d`` of ``b`` and ``d`` of ``b-c``.
     """
+    check_instance("plan", plan, lambda it: isinstance(it, Plan), "a Plan")
     shards = {(model.name, variant.name): variant.shards for model in plan.problem.models for variant in model.variants}
     counts: Counter[Workload] = Counter()
     rates: dict[Workload, float] = defaultdict(float)
@@ -62,6 +64,7 @@ def site_shares(plan: Plan, *, hour: int | None = None) -> dict[str, dict[str, f
     Raises:
         TypeError: the plan has no such hour.
     """
+    check_instance("plan", plan, lambda it: isinstance(it, Plan), "a Plan")
     hours = sorted({at for at, _ in plan.assignments})
     check_instance("hour", hour, lambda it: it is None or it in hours, "one of " + ", ".join(map(str, hours)))
     assignment = plan.assignment if hour is None else plan.assignments[hour, plan.problem.scenarios[0].name]
@@ -135,8 +138,8 @@ def keda_scaled_objects(
 ) -> str:
     """Return a ScaledObject of KEDA for each workload: from the least to the most replicas of the plans.
 
-    A replica is added when each has more requests per second than the plan counts on. A workload that does not run in
-    each of the plans may be scaled to nothing.
+    A replica is added when each has more requests per second than the plans count on: than the least of them. A
+    workload that does not run in each of the plans may be scaled to nothing.
 
     Args:
         *plans: one, or those of `plan_hours`.
@@ -146,15 +149,11 @@ def keda_scaled_objects(
         namespace: of all objects.
 
     Raises:
-        TypeError, ValueError: ``spare`` is no such number.
+        TypeError, ValueError: not plans, or ``spare`` is no such number.
     """
     check_count("spare", spare, at_least=0)
-    counts = [{it.name: it for it in plan_workloads(plan)} for plan in plans]
-    every = {name: workload for by_name in counts for name, workload in by_name.items()}
-    least = {name: min(by[name].replicas if name in by else 0 for by in counts) for name in every}
-    most = {name: max(by[name].replicas if name in by else 0 for by in counts) + spare for name in every}
     return scaled_objects(
-        list(every.values()), least=least, most=most, prometheus=prometheus, query=query, namespace=namespace
+        list(map(plan_workloads, plans)), spare=spare, prometheus=prometheus, query=query, namespace=namespace
     )
 
 

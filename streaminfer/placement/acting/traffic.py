@@ -1,5 +1,6 @@
 """Traffic of a plan: Envoy Gateway's weighted zones, and the scaling of each workload with KEDA."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 from streaminfer.placement.acting.workloads import Workload, documents, platform_name
@@ -59,33 +60,32 @@ def _by_zone(shares: Mapping[str, float], zones: Mapping[str, str]) -> dict[str,
 
 
 def scaled_objects(
-    workloads: Sequence[Workload],
-    *,
-    least: Mapping[str, int],
-    most: Mapping[str, int],
-    prometheus: str,
-    query: str,
-    namespace: str,
+    plans: Sequence[Sequence[Workload]], *, spare: int, prometheus: str, query: str, namespace: str
 ) -> str:
     """Return a ScaledObject for each workload.
 
     Args:
-        workloads: what is scaled.
-        least: the fewest replicas by the name of the workload.
-        most: likewise the most.
-        prometheus: as of `keda_scaled_objects`.
+        plans: the workloads of each.
+        spare: as of `keda_scaled_objects`.
+        prometheus: likewise.
         query: likewise.
         namespace: likewise.
     """
+    by_name: dict[str, list[Workload]] = {}
+    for workload in itertools.chain.from_iterable(plans):
+        by_name.setdefault(workload.name, []).append(workload)
     return documents(
         scaled_object(
-            workload.name,
-            replicas=(least[workload.name], max(most[workload.name], 1)),
+            name,
+            replicas=(
+                min(it.replicas for it in found) if len(found) == len(plans) else 0,
+                max(it.replicas for it in found) + spare,
+            ),
             prometheus_url=prometheus,
-            query=query.replace("{workload}", workload.name).replace("{namespace}", namespace),
-            threshold=f"{workload.rate:.6g}",
+            query=query.replace("{workload}", name).replace("{namespace}", namespace),
+            threshold=f"{min(it.rate for it in found):.6g}",
             metric_type="AverageValue",
             namespace=namespace,
         )
-        for workload in workloads
+        for name, found in by_name.items()
     )

@@ -131,6 +131,23 @@ def test_scaling_covers_the_hours(hourly):
     assert (east["minReplicaCount"], east["maxReplicaCount"]) == (quiet["east"], busy["east"] + 1)
 
 
+@pytest.mark.parametrize("hours", [(0, 1), (1, 0)])
+def test_scaling_counts_on_the_least_rate(hourly, hours):
+    """A replica keeps its promises up to the rate of its plan, so that of the strictest hour counts."""
+    strict = attrs.evolve(hourly[0], replicas=[attrs.evolve(it, max_rate=7.0) for it in hourly[0].replicas])
+    plans = [(strict, hourly[1])[hour] for hour in hours]
+
+    found = list(yaml.safe_load_all(keda_scaled_objects(*plans, prometheus="http://p:9090")))
+
+    assert {it["spec"]["triggers"][0]["metadata"]["threshold"] for it in found} == {"7"}
+
+
+@pytest.mark.parametrize("make", [plan_workloads, site_shares])
+def test_what_is_no_plan_is_named(hourly, make):
+    with pytest.raises(TypeError, match="plan: expected a Plan, got"):
+        make(hourly)
+
+
 def test_scaling_has_no_fewer_replicas_than_planned(answer):
     with pytest.raises(ValueError, match="spare: expected a whole number ≥ 0, got -1"):
         keda_scaled_objects(answer, prometheus="http://p:9090", spare=-1)

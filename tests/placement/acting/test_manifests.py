@@ -115,8 +115,7 @@ def test_sites_of_one_zone_share_its_weight():
 def test_keda_scales_from_the_plan_up():
     """The plan is the least, and a replica more is for as many requests as the plan counts on."""
     text = scaled_objects(
-        [PARIS], least={PARIS.name: 2}, most={PARIS.name: 5}, prometheus="http://prometheus:9090",
-        query='sum(x{w="{workload}"})', namespace="v",
+        [[PARIS]], spare=3, prometheus="http://prometheus:9090", query='sum(x{w="{workload}"})', namespace="v",
     )  # fmt: skip
     (scaled,) = yaml.safe_load_all(text)
     (trigger,) = scaled["spec"]["triggers"]
