@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from streaminfer._internal.display.figures import inline_svg
 from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.units import format_duration
+from streaminfer._internal.validation import expected
 from streaminfer.placement.matrix_plot import plot_height_in
 from streaminfer.placement.plan_plot import plot_plan
 from streaminfer.placement.predictions import Prediction, predict
@@ -110,7 +111,13 @@ class Plan:
         return [factor * cluster.rates[hour % len(cluster.rates)] for cluster in self.problem.clusters]
 
     def group_rates(self, hour: int, scenario: str) -> NDArray[np.float64]:
-        """Return the requests per second that each replica group serves, in an hour of a scenario."""
+        """Return the requests per second that each replica group serves, in an hour of a scenario.
+
+        Raises:
+            ValueError: the plan is not for them.
+        """
+        if (hour, scenario) not in self.assignments:
+            raise ValueError(expected("hour, scenario", f"one of {list(self.assignments)[:10]}", (hour, scenario)))
         flows, candidates = self.instance.flows, self.instance.candidates
         names = [it.name for it in candidates.problem.scenarios]
         found = (

@@ -89,6 +89,25 @@ def test_simulation_finds_weak_spots():
     assert "<table>" in check._repr_html_()
 
 
+def test_hour_of_another_plan_is_named():
+    _, found = planned("plain")
+
+    with pytest.raises(ValueError, match=r"hour, scenario: expected one of \[\(0, 'normal'\)\], got \(1, 'normal'\)"):
+        found.group_rates(1, "normal")
+
+
+def test_round_trip_beyond_all_slos_is_late():
+    """A time that stands for "never" may be of any size."""
+    problem, expected = planned("plain")
+    lost = Distribution.of([0.0, 1e300], [0.999, 0.001])
+    access = [attrs.evolve(it, rtt=lost) for it in problem.access]
+
+    found = plan(attrs.evolve(problem, access=access), gap=0.0)
+
+    assert found.cost <= expected.cost
+    assert found.predictions
+
+
 def test_repair_serves_everybody_without_lost_sites():
     """A plan that survives a loss is repaired at once, and nothing runs at the lost site."""
     _, found = planned("failures")

@@ -112,7 +112,8 @@ def test_backtest_needs_pairs():
 def test_rows_and_csv_give_the_same(tmp_path):
     rows = [("a", "x", 0.01), ("a", "y", 0.03), ("a", "x", 0.02), ("a", "y", 0.04)]
     file = tmp_path / "rtt.csv"
-    file.write_text("cluster,site,when,rtt_s\n" + "".join(f"{c},{s},9,{r}\n" for c, s, r in rows))
+    text = "cluster,site,when,rtt_s\n" + "".join(f"{c},{s},9,{r}\n" for c, s, r in rows)
+    file.write_text(text, encoding="utf-8-sig")  # as a spreadsheet writes it
 
     read, given = RttSamples.from_csv(file), RttSamples.from_rows(rows)
 
@@ -173,8 +174,12 @@ def test_bad_arguments_are_named(make, message):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("cluster,rtt_s\na,1\n", "got no 'site'"), ("cluster,site,rtt_s\na,x,1\na,x,fast\n", "line 3: rtt_s")],
-    ids=["column", "value"],
+    [
+        ("cluster,rtt_s\na,1\n", "got no 'site'"),
+        ("cluster,site,rtt_s\na,x,1\na,x,fast\n", "line 3: rtt_s"),
+        ("cluster,site,rtt_s\na,x,1\na,x,-1\n", "line 3: rtt_s: expected finite seconds"),
+    ],
+    ids=["column", "value", "negative"],
 )
 def test_bad_csv_is_explained(tmp_path, text, message):
     file = tmp_path / "rtt.csv"
