@@ -134,6 +134,15 @@ def test_wrong_scenario(scenario, capsys, old, new, message):
     assert re.search(message, capsys.readouterr().err)
 
 
+def test_file_that_is_no_text(scenario, capsys):
+    """The message names it."""
+    path = scenario()
+    path.write_bytes(b"\xff")
+
+    assert main(["loadtest", str(path)]) == 2
+    assert re.search("scenario.toml: 'utf-8' codec can't decode", capsys.readouterr().err)
+
+
 class TestCommand:
     def test_writes_reports(self, scenario, tmp_path, capsys, monkeypatch):
         """A run that keeps its schedule and its objective passes, and its files are there."""

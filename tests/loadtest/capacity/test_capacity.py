@@ -173,6 +173,16 @@ def test_step_is_long_enough(virtually, device):
         virtually(lambda: find_capacity(device(0.1), inputs=[1], slo_s=1.0, low=5.0, high=10.0))
 
 
+def test_arrivals_that_end_in_the_warm_up(virtually, device):
+    """A recorded trace may be too short for a step at a high rate; what was measured before is kept."""
+    options = {"inputs": [1], "slo_s": SLO_S, "low": 200.0, "high": 1e5, "step_s": 5.0}
+
+    found = virtually(lambda: find_capacity(device(1e-6), arrivals=lambda rate: np.arange(110) / rate, **options))
+
+    assert found.rate == 200.0
+    assert found.reason == "at 250/s no request is due after the first 0.5 s"
+
+
 def test_live_options(virtually, device):
     """A search of one step after its ramp is wide, and its interval has the confidence that was asked for."""
     options = {"inputs": [1], "slo_s": SLO_S, "low": 120.0, "high": 400.0, "step_s": 2.0, "arrivals": Constant}

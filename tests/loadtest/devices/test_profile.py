@@ -57,6 +57,13 @@ def test_profile_comes_from_a_file(tmp_path):
     assert device_profile(toml).delivery.loss == 0.5
 
 
+def test_file_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "x.toml").write_bytes(b"\xff")
+
+    with pytest.raises(ValueError, match=r"device: .*x.toml: 'utf-8' codec can't decode"):
+        device_profile(tmp_path / "x.toml")
+
+
 def test_unknown_name_lists_the_library():
     with pytest.raises(ValueError, match=r"one of 3?.*webcam"):
         device_profile("fax")
