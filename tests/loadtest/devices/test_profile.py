@@ -32,6 +32,7 @@ def test_library_reaches_from_phone_to_studio():
         ({"kind": "microphone", "name": "x", "sample_rate": 44_100}, "sample_rate"),
         ({"kind": "microphone", "name": "x", "frame_s": 0.03}, "frame_s"),
         ({"kind": "microphone", "name": "x", "high_hz": 90_000.0}, "high_hz"),
+        ({"kind": "microphone", "name": "x", "sample_rate": 8_000, "low_hz": 4_000.0}, "low_hz"),
         ({"kind": "microphone", "name": "x", "clip_dbfs": 3.0}, "clip_dbfs"),
     ],
     ids=lambda it: it if isinstance(it, str) else "",
