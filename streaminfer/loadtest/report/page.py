@@ -37,7 +37,7 @@ def make_page(report: Report, *, verdicts: Sequence[str] = (), capacity: Capacit
             "Latency by percentile", draw(partial(plots.plot_percentiles, report=report), "latency by percentile")
         ),
         _section("Latency over time", draw(partial(plots.plot_over_time, report=report), "latency over time")),
-        *(_tails(f"By {label}", report.by_label(label)) for label in report.record.labels),
+        *(_tails(f"By {label}", tails) for label in report.record.labels if (tails := report.by_label(label))),
     ]
     if capacity is not None and capacity.steps:
         sections.insert(0, _section("Capacity", draw(partial(plots.plot_capacity, capacity=capacity), str(capacity))))

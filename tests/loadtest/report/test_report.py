@@ -235,6 +235,12 @@ class TestPage:
         for title in ("By device", "By stage", "Measured by device", "Outcomes", "no response"):
             assert title in text
 
+    def test_label_without_a_value(self, report):
+        """It has no section, and no picture of nothing."""
+        record = attrs.evolve(report.record, labels={"lens": np.full(1000, "")})
+
+        assert "By lens" not in make_page(attrs.evolve(report, record=record))
+
     def test_capacity_is_drawn(self, report):
         """A search adds the picture of its steps."""
         search = CapacitySearch(10.0, 1000.0, tolerance=0.05)
