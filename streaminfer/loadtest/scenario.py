@@ -126,7 +126,7 @@ class RandomInput:
 
 @attrs.frozen(kw_only=True)
 class CapacitySettings:
-    """Search for the capacity, instead of one run; see `find_capacity`."""
+    """Search for the capacity, after the run; see `find_capacity`."""
 
     low: float = attrs.field(validator=_POSITIVE)
     high: float = attrs.field(validator=_POSITIVE)

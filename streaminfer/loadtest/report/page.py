@@ -20,6 +20,8 @@ __all__ = ["make_page", "make_summary"]
 
 CPU = "_cpu_s"
 """End of the names of values that are CPU seconds."""
+_MOST_DRAWN = 60
+"""Rows of a picture: thousands, such as names of files, take minutes, and no page shows them at once."""
 
 
 def make_page(report: Report, *, verdicts: Sequence[str] = (), capacity: Capacity | None = None) -> str:
@@ -69,7 +71,8 @@ def _section(title: str, content: str) -> str:
 
 
 def _tails(title: str, tails: Sequence[Tail]) -> str:
-    picture = draw(partial(plots.plot_tails, tails=tails), title, height_in=1.2 + 0.3 * len(tails))
+    plot = partial(plots.plot_tails, tails=tails)
+    picture = draw(plot, title, height_in=1.2 + 0.3 * len(tails)) if len(tails) <= _MOST_DRAWN else ""
     return _section(title, picture + _table(tails))
 
 

@@ -235,6 +235,15 @@ class TestPage:
         for title in ("By device", "By stage", "Measured by device", "Outcomes", "no response"):
             assert title in text
 
+    def test_label_of_many_values(self, report):
+        """It has a table, and no picture that is taller than any screen."""
+        record = attrs.evolve(report.record, labels={"file": np.array([f"{n}.png" for n in range(1000)])})
+
+        text = make_page(attrs.evolve(report, record=record, name=""))
+
+        assert text.count('class="wide"') == 3  # latency by percentile and over time, stages
+        assert "999.png" in text
+
     def test_label_without_a_value(self, report):
         """It has no section, and no picture of nothing."""
         record = attrs.evolve(report.record, labels={"lens": np.full(1000, "")})
