@@ -121,6 +121,17 @@ def test_rows_and_csv_give_the_same(tmp_path):
     assert repr(read) == "<RttSamples: 1 clusters, 2 sites, 2 pairs, 4 measurements>"
 
 
+def test_lost_packets_may_take_any_time():
+    """A time beyond a day stands for no response, as that of what no measurement vouches for."""
+    lost = np.where(np.arange(200) % 4, 0.01, 1e9)
+    rows = [(f"c{n}", "x", rtt_s) for n in range(50) for rtt_s in lost]
+
+    rtt = RttSamples.from_rows(rows).links()["c0"]["x"].rtt
+
+    assert rtt.quantile(0.99) == UNPROMISABLE_S
+    assert rtt.quantile(0.5) < 0.02
+
+
 def test_pairs_without_measurements_have_no_link():
     table = np.full((5, 2, 2), 0.1)
     table[:, 0, 1] = np.nan
