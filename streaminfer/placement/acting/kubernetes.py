@@ -4,7 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from streaminfer._internal.validation import check_choice, check_count, expected
-from streaminfer.placement.acting.workloads import Workload, documents, of_model, plan_workloads, platform_name
+from streaminfer.placement.acting.workloads import (
+    Workload,
+    documents,
+    occupied,
+    of_model,
+    plan_workloads,
+    platform_name,
+)
 from streaminfer.placement.plan_record import Plan
 
 __all__ = ["kubernetes_manifests"]
@@ -84,7 +91,7 @@ def _deployment(
         ],
         "ports": [{"name": "http", "containerPort": port}],
         "readinessProbe": probe,
-        "resources": _resources(workload, of_model("resources", resources, workload.device)),
+        "resources": _resources(workload, occupied(workload, resources)),
     }
     spread = {"maxSkew": 1, "topologyKey": _HOST, "whenUnsatisfiable": "ScheduleAnyway", "labelSelector": selector}
     pod = {
@@ -106,9 +113,9 @@ def _deployment(
     }
 
 
-def _resources(workload: Workload, of_device: Mapping[str, float]) -> dict[str, Any]:
-    wanted = {name: _quantity(name, amount * workload.slots) for name, amount in of_device.items()}
-    if workload.memory_bytes and not any("/" in name for name in of_device):  # else it is the accelerator's memory
+def _resources(workload: Workload, amounts: Mapping[str, float]) -> dict[str, Any]:
+    wanted = {name: _quantity(name, amount) for name, amount in amounts.items()}
+    if workload.memory_bytes and not any("/" in name for name in amounts):  # else it is the accelerator's memory
         wanted["memory"] = f"{-(-workload.memory_bytes // _MEBI):.0f}Mi"
     # extended resources, such as nvidia.com/gpu, and memory are what a pod may not exceed; a CPU may idle elsewhere
     limits = {name: amount for name, amount in wanted.items() if "/" in name or name == "memory"}

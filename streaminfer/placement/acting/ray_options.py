@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from streaminfer.placement.acting.workloads import of_model, plan_workloads
+from streaminfer.placement.acting.workloads import occupied, plan_workloads
 from streaminfer.placement.plan_record import Plan
 
 __all__ = ["ray_options"]
@@ -22,12 +22,11 @@ def ray_options(plan: Plan, *, resources: Mapping[str, Mapping[str, float]]) -> 
         resources: by kind of device, what one slot is, such as ``{"a10": {"num_gpus": 1}, "cpu": {"num_cpus": 2}}``.
 
     Raises:
-        ValueError: a kind of device is missing.
+        TypeError, ValueError: a kind of device is missing, or an amount is no number.
     """
     options: dict[str, dict[str, Any]] = {}
     for workload in plan_workloads(plan):
-        wanted = of_model("resources", resources, workload.device)
-        actor: dict[str, Any] = {name: amount * workload.slots for name, amount in wanted.items()}
+        actor: dict[str, Any] = dict(occupied(workload, resources))
         if workload.memory_bytes and "num_gpus" not in actor:  # else it is the accelerator's memory
             actor["memory"] = workload.memory_bytes
         actor["resources"] = {f"site:{workload.site}": _A_LITTLE}

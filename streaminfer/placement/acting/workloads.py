@@ -4,16 +4,17 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from hashlib import blake2s
+from math import inf
 from typing import Any
 
 import attrs
 
-from streaminfer._internal.validation import check_instance, expected
+from streaminfer._internal.validation import check_instance, check_number, expected
 from streaminfer.placement.plan_record import Plan
 from streaminfer.placement.problem import check_unique
 from streaminfer.telemetry.exporters.rules.yaml_text import to_yaml
 
-__all__ = ["Workload", "documents", "of_model", "plan_workloads", "platform_name"]
+__all__ = ["Workload", "documents", "occupied", "of_model", "plan_workloads", "platform_name"]
 
 _LONGEST_NAME = 50
 """Kubernetes allows 63 characters, and appends up to ten to the names of pods."""
@@ -89,11 +90,26 @@ def of_model(name: str, given: Mapping[str, Any], key: str) -> Any:
     """Return what a caller gave for a model or a kind of device.
 
     Raises:
+        TypeError: no mapping was given.
         ValueError: nothing was given.
     """
+    check_instance(name, given, lambda it: isinstance(it, Mapping), "a mapping")
     if key not in given:
         raise ValueError(expected(name, f"a value for {key!r}", given))
     return given[key]
+
+
+def occupied(workload: Workload, resources: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Return what a replica occupies, by what one slot of each kind of device is.
+
+    Raises:
+        TypeError, ValueError: its kind is missing, or an amount is no number.
+    """
+    name = f"resources[{workload.device!r}]"
+    return {
+        key: workload.slots * check_number(f"{name}[{key!r}]", amount, "a finite number ≥ 0", lambda it: 0 <= it < inf)
+        for key, amount in of_model("resources", resources, workload.device).items()
+    }
 
 
 def documents(records: Iterable[Mapping[str, Any]]) -> str:

@@ -108,6 +108,16 @@ def test_keda_scales_from_the_plan_up():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("amount", ["500m", float("nan"), -1])
+@pytest.mark.parametrize("write", [manifests, lambda workload, **given: options_of([workload], **given)])
+def test_amount_that_is_no_number_is_named(write, amount):
+    """Quantities of Kubernetes are written here, not read."""
+    with pytest.raises(
+        (TypeError, ValueError), match=r"resources\['cpu'\]\['cpu'\]: expected a finite number ≥ 0, got"
+    ):
+        write(LYON, resources={"cpu": {"cpu": amount}})
+
+
 def test_ray_holds_replicas_at_their_site():
     options = options_of([PARIS, LYON], resources={"a10": {"num_gpus": 1}, "cpu": {"num_cpus": 2}})
 
