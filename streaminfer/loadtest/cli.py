@@ -72,7 +72,7 @@ def execute(options: argparse.Namespace) -> int:
     verdict = None if before is None else compare(before, report)
     try:
         _write(options, report, verdict, capacity)
-    except OSError as error:  # of a full disk, for one
+    except (OSError, UnicodeError) as error:  # of a full disk, or a terminal that has no "µ"
         print(f"streaminfer loadtest: {error}", file=sys.stderr)
         return _USAGE
     return _status(report, verdict)

@@ -85,8 +85,8 @@ async def run_mlperf(
     settings.server_target_qps = rate
     settings.server_target_latency_ns = round(slo_s * 1e9)
     settings.server_target_latency_percentile = percentile
-    settings.min_duration_ms = round(duration_s * 1e3)
-    settings.max_duration_ms = round(_LONGEST * duration_s * 1e3)
+    settings.min_duration_ms = math.ceil(duration_s * 1e3)  # 0 ends the process
+    settings.max_duration_ms = math.ceil(_LONGEST * duration_s * 1e3)
     settings.min_query_count = round(rate * duration_s)
     settings.qsl_rng_seed, settings.sample_index_rng_seed, settings.schedule_rng_seed = seed, seed + 1, seed + 2
     async with running(service) as started:

@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from streaminfer._internal.units import format_duration
+from streaminfer._internal.validation import expected
+from streaminfer.simulation.arrivals import numbers
 
 __all__ = ["quantile_of", "quantiles_of", "say_latency"]
 
@@ -13,8 +15,15 @@ Floats = NDArray[np.float64]
 
 
 def quantiles_of(values: Floats, qs: ArrayLike) -> Floats:
-    """Return, for each share, the smallest value that at least this share of the values does not exceed."""
-    exact = np.nextafter(np.asarray(qs, np.float64) * values.size, 0)  # 0.07 · 100 must not round up to rank 8
+    """Return, for each share, the smallest value that at least this share of the values does not exceed.
+
+    Raises:
+        TypeError, ValueError: no shares from 0 to 1.
+    """
+    shares = numbers("q", qs)
+    if not ((shares >= 0) & (shares <= 1)).all():
+        raise ValueError(expected("q", "a share from 0 to 1", qs))
+    exact = np.nextafter(shares * values.size, 0)  # 0.07 · 100 must not round up to rank 8
     ranks = np.clip(np.ceil(exact).astype(int), 1, values.size)
     found: Floats = np.partition(values, np.unique(ranks) - 1)[ranks - 1]
     return found

@@ -61,9 +61,10 @@ async def run(
     """
     duration_s = check_duration("duration_s", duration_s, positive=True)
     slo_s = check_duration("slo_s", slo_s, positive=True)
-    check_number("objective", objective, "a share between 0 and 1", lambda share: 0 < share < 1)
-    check_count("seed", seed, at_least=0)
-    check_count("senders", senders, at_least=0)
+    objective = check_number("objective", objective, "a share between 0 and 1", lambda share: 0 < share < 1)
+    seed = check_count("seed", seed, at_least=0)
+    senders = check_count("senders", senders, at_least=0)
+    check_instance("name", name, lambda it: isinstance(it, str), "a string")
     check_instance("progress", progress, lambda it: it is None or callable(it), "a function or None")
     drain_s = max(DRAIN_S, DRAIN_SLOS * slo_s) if drain_s is None else check_duration("drain_s", drain_s)
     process = as_arrivals(arrivals)

@@ -126,7 +126,7 @@ class RandomInput:
 
 @attrs.frozen(kw_only=True)
 class CapacitySettings:
-    """Search for the capacity, instead of one run; see `find_capacity`."""
+    """Search for the capacity, after the run; see `find_capacity`."""
 
     low: float = attrs.field(validator=_POSITIVE)
     high: float = attrs.field(validator=_POSITIVE)
@@ -181,9 +181,9 @@ class Scenario:
             ValueError: no TOML, or a field that is missing, unknown or wrong; the message names file and field.
         """
         file = Path(path)
-        text = file.read_text(encoding="utf-8")
+        text = file.read_bytes()
         try:
-            return cls.from_dict(tomllib.loads(text), file.parent)
+            return cls.from_dict(tomllib.loads(text.decode()), file.parent)
         except (ValueError, TypeError, OSError) as error:
             raise ValueError(f"{os.fspath(path)}: {error}") from error
 

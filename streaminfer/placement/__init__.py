@@ -5,17 +5,12 @@ from typing import TYPE_CHECKING
 from streaminfer._internal.loading.lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from streaminfer.placement.acting.from_plan import (
-        envoy_policies,
-        keda_scaled_objects,
-        kubernetes_manifests,
-        plan_replicas,
-        plan_workloads,
-        ray_options,
-        site_shares,
-    )
+    from streaminfer.placement.acting.balancing import plan_replicas
+    from streaminfer.placement.acting.kubernetes import kubernetes_manifests
     from streaminfer.placement.acting.live import RttMeter, with_measurements
-    from streaminfer.placement.acting.workloads import Workload
+    from streaminfer.placement.acting.ray_options import ray_options
+    from streaminfer.placement.acting.traffic import envoy_policies, keda_scaled_objects, site_shares
+    from streaminfer.placement.acting.workloads import Workload, plan_workloads
     from streaminfer.placement.check import ClusterCheck, PlanCheck, replay
     from streaminfer.placement.conflicts import Constraint, InfeasiblePlacement, Relaxation
     from streaminfer.placement.distribution import Distribution
@@ -102,17 +97,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "placement.acting.from_plan": [
-        "envoy_policies",
-        "keda_scaled_objects",
-        "kubernetes_manifests",
-        "plan_replicas",
-        "plan_workloads",
-        "ray_options",
-        "site_shares",
-    ],
+    "placement.acting.balancing": ["plan_replicas"],
+    "placement.acting.kubernetes": ["kubernetes_manifests"],
     "placement.acting.live": ["RttMeter", "with_measurements"],
-    "placement.acting.workloads": ["Workload"],
+    "placement.acting.ray_options": ["ray_options"],
+    "placement.acting.traffic": ["envoy_policies", "keda_scaled_objects", "site_shares"],
+    "placement.acting.workloads": ["Workload", "plan_workloads"],
     "placement.check": ["ClusterCheck", "PlanCheck", "replay"],
     "placement.conflicts": ["Constraint", "InfeasiblePlacement", "Relaxation"],
     "placement.distribution": ["Distribution"],

@@ -79,6 +79,9 @@ class InfeasiblePlacement(StreamInferError, ValueError):  # noqa: N818 - the fie
         self.conflict = conflict
         self.relaxations = relaxations
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.conflict, self.relaxations)
+
 
 def infeasible_placement(candidates: Candidates, settings: Settings) -> InfeasiblePlacement:
     """Explain why there is no plan."""

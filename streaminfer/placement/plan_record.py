@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from streaminfer._internal.display.figures import inline_svg
 from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.units import format_duration
-from streaminfer.placement.matrix_plot import plot_height_in
-from streaminfer.placement.plan_plot import plot_plan
+from streaminfer._internal.validation import expected
+from streaminfer.placement.matrix_plot import plot_height_in, plot_matrix
 from streaminfer.placement.predictions import Prediction, predict
 from streaminfer.placement.problem import Problem
 from streaminfer.placement.solver.instance import Instance
@@ -110,7 +110,13 @@ class Plan:
         return [factor * cluster.rates[hour % len(cluster.rates)] for cluster in self.problem.clusters]
 
     def group_rates(self, hour: int, scenario: str) -> NDArray[np.float64]:
-        """Return the requests per second that each replica group serves, in an hour of a scenario."""
+        """Return the requests per second that each replica group serves, in an hour of a scenario.
+
+        Raises:
+            ValueError: the plan is not for them.
+        """
+        if (hour, scenario) not in self.assignments:
+            raise ValueError(expected("hour, scenario", f"one of {list(self.assignments)[:10]}", (hour, scenario)))
         flows, candidates = self.instance.flows, self.instance.candidates
         names = [it.name for it in candidates.problem.scenarios]
         found = (
@@ -155,7 +161,32 @@ class Plan:
         Raises:
             MissingExtra: matplotlib is not installed.
         """
-        return plot_plan(self, ax)
+        problem = self.problem
+        access = {it.name: it.rtt for it in problem.access}
+        parts = {}
+        for cluster in problem.clusters:
+            promise = problem.promise_of(cluster)
+            own_s = access[cluster.access].quantile(promise.share)
+            parts[cluster.name] = {
+                site: (link.rtt.quantile(promise.share) + own_s) / promise.slo_s
+                for site, link in problem.links.get(cluster.name, {}).items()
+            }
+        return plot_matrix(ax, parts, self.shares_by_site(self.assignment), self._site_labels())
+
+    def _site_labels(self) -> dict[str, str]:
+        """Replicas, load in the busiest hour, and cost of each site."""
+        labels = {}
+        rates = self.group_rates(*self.busiest)
+        for site in self.problem.sites:
+            here = [(group, rate) for group, rate in zip(self.replicas, rates, strict=True) if site.name in group.sites]
+            if not here:
+                labels[site.name] = "unused"
+                continue
+            load = sum(rate for _, rate in here) / sum(group.replicas * group.max_rate for group, _ in here)
+            shares = (group.price * group.sites.count(site.name) / len(group.sites) for group, _ in here)
+            count = sum(group.replicas for group, _ in here)
+            labels[site.name] = f"{count} repl.\n{load:.0%} load\n{site.price + sum(shares):.3g}/h"
+        return labels
 
     def _title(self) -> str:
         replicas = _counted(sum(group.replicas for group in self.replicas), "replica")

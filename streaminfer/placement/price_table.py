@@ -70,7 +70,7 @@ def prices(
     """Solve again with each limit that binds relaxed, with longer SLOs, and without residency or failures.
 
     Args:
-        plan: from `plan`.
+        plan: from `plan`; or from `repair`, whose lost sites stay lost.
         slo_step_s: by how much the SLO of each class grows.
         gap: of each solution.
         time_limit_s: of each solution.
@@ -82,7 +82,9 @@ def prices(
     """
     check_instance("plan", plan, lambda it: isinstance(it, Plan), "a Plan")
     slo_step_s = check_duration("slo_step_s", slo_step_s, positive=True)
-    problem, instance = plan.problem, plan.instance
+    instance = plan.instance
+    # a repaired plan has lost what it had to survive
+    problem = attrs.evolve(plan.problem, failures=()) if instance.lost else plan.problem
     candidates, settings = instance.candidates, instance.settings
     hours = tuple(sorted({state.hour for state in candidates.states}))
     sign = 1.0 if settings.budget is None else -1.0
@@ -92,7 +94,7 @@ def prices(
     found: list[Price] = []
 
     def offer(change: str, changed: Instance, local: float = math.nan) -> None:
-        other = solve(changed, gap=gap, time_limit_s=time_limit_s)
+        other = solve(changed.without(instance.lost) if instance.lost else changed, gap=gap, time_limit_s=time_limit_s)
         if other is not None and base is not None:
             saving = max(0.0, sign * (base.value - other.value))
             error = abs(base.value - base.bound) + abs(other.value - other.bound)
@@ -102,7 +104,7 @@ def prices(
     spare = instance.limits - instance.needs @ base.counts
     for row, resource in enumerate(candidates.resources):
         needs = instance.needs[row]
-        if not needs.any() or spare[row] >= needs[needs > 0].min():
+        if resource.site in instance.lost or not needs.any() or spare[row] >= needs[needs > 0].min():
             continue
         more = 1.0 if resource.what == "slots" else float(needs.max())
         name = problem.sites[resource.site].name

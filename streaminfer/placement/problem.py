@@ -356,14 +356,15 @@ class Problem:
             OSError: the file cannot be read.
             TypeError, ValueError: it is no problem; the message has the path to what is wrong.
         """
+        stored: Any = source
         if isinstance(source, os.PathLike) or (isinstance(source, str) and not source.lstrip().startswith(("{", "["))):
-            source = Path(source).read_text(encoding="utf-8")
-        if isinstance(source, str):
+            stored = Path(source).read_bytes()
+        if isinstance(stored, str | bytes):
             try:
-                source = json.loads(source)
-            except json.JSONDecodeError as error:
+                stored = json.loads(stored)
+            except ValueError as error:
                 raise ValueError(f"source: expected JSON, got a mistake in it: {error}") from error
-        return read_record(cls, source, "")
+        return read_record(cls, stored, "")
 
     def to_json(self) -> str:
         """Return the problem as a JSON text, which `from_json` reads."""

@@ -54,6 +54,13 @@ def answer(_request, receive):
     receive(si.Response(1.0), None)
 
 
+def test_run_of_less_than_a_millisecond():
+    """LoadGen counts milliseconds, and one of 0 ended the process."""
+    result = asyncio.run(run_mlperf(echo, slo_s=5.0, **SETTINGS | {"duration_s": 1e-5}))
+
+    assert result.p99_s > 0
+
+
 def test_fast_service_is_measured():
     """Its latency is far below a limit of seconds."""
     result = asyncio.run(run_mlperf(echo, slo_s=5.0, **SETTINGS))

@@ -2,12 +2,13 @@
 
 import asyncio
 import math
+import os
 
 import numpy as np
 import pytest
 
 import streaminfer as si
-from streaminfer.loadtest import Constant, Measured, Poisson, Sample, closed_loop, run
+from streaminfer.loadtest import Constant, Measured, Poisson, Report, Sample, closed_loop, run
 from streaminfer.testing import ScriptedBackend
 
 
@@ -219,6 +220,32 @@ class TestInputs:
         assert got == [(5, 3), (6, 4)]
 
 
+class Unprintable(Exception):
+    def __str__(self):
+        raise RuntimeError("no text")
+
+
+def test_report_of_odd_texts_and_numbers(virtually, tmp_path):
+    """Whatever requests bring and raise, the run was not in vain: its report can be written."""
+    label = os.fsdecode(b"caf\xe9.png")
+
+    async def service(_given):
+        raise Unprintable
+
+    report = virtually(
+        lambda: run(
+            service, arrivals=Constant(2.0), inputs=Sample(1, labels={label: label}), duration_s=1.0, slo_s=0.1,
+            seed=np.int64(3), objective=np.float32(0.5),
+        )
+    )  # fmt: skip
+    report.to_html(tmp_path / "report.html")
+    report.save(tmp_path / "report.json")
+
+    assert Report.load(tmp_path / "report.json").outcomes == {"Unprintable": 2}
+    assert [tail.name for tail in report.by_label("caf\\udce9.png")] == ["caf\\udce9.png"]
+    assert "its message cannot be shown" in report.describe()[-1]
+
+
 class TestRefused:
     @pytest.mark.parametrize(
         ("changes", "error", "message"),
@@ -232,6 +259,7 @@ class TestRefused:
             ({"arrivals": [5.0]}, ValueError, "arrivals: expected at least one request within 1 s"),
             ({"seed": -1}, ValueError, "seed"),
             ({"progress": 1}, TypeError, "progress"),
+            ({"name": 1}, TypeError, "name: expected a string"),
         ],
     )
     def test_argument(self, virtually, changes, error, message):

@@ -1,5 +1,6 @@
 """Scenarios: from TOML to a run, with messages that name the field."""
 
+import io
 import re
 import sys
 import types
@@ -134,6 +135,15 @@ def test_wrong_scenario(scenario, capsys, old, new, message):
     assert re.search(message, capsys.readouterr().err)
 
 
+def test_file_that_is_no_text(scenario, capsys):
+    """The message names it."""
+    path = scenario()
+    path.write_bytes(b"\xff")
+
+    assert main(["loadtest", str(path)]) == 2
+    assert re.search("scenario.toml: 'utf-8' codec can't decode", capsys.readouterr().err)
+
+
 class TestCommand:
     def test_writes_reports(self, scenario, tmp_path, capsys, monkeypatch):
         """A run that keeps its schedule and its objective passes, and its files are there."""
@@ -232,6 +242,14 @@ class TestCommand:
 
         assert main(["loadtest", str(scenario()), f"--json={tmp_path / 'run.json'}"]) == 2
         assert "streaminfer loadtest: [Errno 28] No space left on device" in capsys.readouterr().err
+
+    def test_terminal_without_the_letters(self, scenario, capsys, monkeypatch):
+        """One of ASCII cannot show "µs", which is no missed objective either."""
+        monkeypatch.setattr(Report, "schedule_error_s", lambda _: 1e-6)
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+
+        assert main(["loadtest", str(scenario())]) == 2
+        assert "streaminfer loadtest: 'ascii' codec can't encode" in capsys.readouterr().err
 
     def test_service_that_does_not_start(self, scenario, capsys):
         """A server that is not there is named, without a traceback."""

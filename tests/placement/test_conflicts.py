@@ -1,5 +1,7 @@
 """Why there is no plan: conflicts that brute force confirms, and changes that help."""
 
+import pickle
+
 import pytest
 from placement_problems import KINDS, satisfiable, small_problem
 
@@ -24,3 +26,13 @@ def test_conflict_is_irreducible(kind):
         assert not satisfiable(candidates, conflict)
         for member in conflict:
             assert satisfiable(candidates, [it for it in conflict if it != member]), (seed, str(member))
+
+
+def test_error_comes_back_from_a_process():
+    """A pool of processes that plan returns what each raised."""
+    candidates = find_candidates(small_problem(0, "memory"))
+    error = infeasible_placement(candidates, Settings(budget=0.0))
+
+    copied = pickle.loads(pickle.dumps(error))
+
+    assert (str(copied), copied.conflict) == (str(error), error.conflict)

@@ -52,6 +52,19 @@ def test_plan_serves_everybody_as_promised(kind):
     assert found.gap == pytest.approx(0.0, abs=1e-6)
 
 
+@pytest.mark.parametrize("method", ["exact", "greedy"])
+def test_of_equally_fast_variants_the_best_runs(method):
+    """Variants that differ in their quality alone do not exclude each other."""
+    problem, expected = planned("plain")
+    (model,) = problem.models
+    variants = [attrs.evolve(model.variants[0], name=f"q{quality}", quality=quality) for quality in (1.0, 3.0, 2.0)]
+
+    found = plan(attrs.evolve(problem, models=[attrs.evolve(model, variants=variants)]), gap=0.0, method=method)
+
+    assert {group.variant for group in found.replicas} == {"q3.0"}
+    assert found.cost == pytest.approx(expected.cost, rel=0.2 if method == "greedy" else 1e-6)
+
+
 @pytest.mark.parametrize("kind", ["plain", "shards", "classes", "scenarios"])
 def test_simulation_agrees_with_prediction(kind):
     """Simulated latencies are within 10 % of the predicted ones, and promises are kept."""
@@ -74,6 +87,25 @@ def test_simulation_finds_weak_spots():
     assert len(check.weak_spots) == len(busy)
     assert "weak" in repr(check)
     assert "<table>" in check._repr_html_()
+
+
+def test_hour_of_another_plan_is_named():
+    _, found = planned("plain")
+
+    with pytest.raises(ValueError, match=r"hour, scenario: expected one of \[\(0, 'normal'\)\], got \(1, 'normal'\)"):
+        found.group_rates(1, "normal")
+
+
+def test_round_trip_beyond_all_slos_is_late():
+    """A time that stands for "never" may be of any size."""
+    problem, expected = planned("plain")
+    lost = Distribution.of([0.0, 1e300], [0.999, 0.001])
+    access = [attrs.evolve(it, rtt=lost) for it in problem.access]
+
+    found = plan(attrs.evolve(problem, access=access), gap=0.0)
+
+    assert found.cost <= expected.cost
+    assert found.predictions
 
 
 def test_repair_serves_everybody_without_lost_sites():
@@ -232,6 +264,19 @@ def test_prices_are_savings():
     assert saving == pytest.approx(found.cost - plan(attrs.evolve(problem, failures=()), gap=0.0).cost, rel=1e-3)
     assert "no failure" in repr(table)
     assert "<table>" in table._repr_html_()
+
+
+def test_prices_of_a_repair_count_on_no_lost_site():
+    """They are those of the problem without the site, which no longer has to survive its loss."""
+    problem, found = planned("failures")
+    lost = found.sites[0]
+    links = {start: {site: link for site, link in row.items() if site != lost} for start, row in problem.links.items()}
+    without = attrs.evolve(problem, links=links, failures=())
+
+    tables = [prices(one, gap=0.0) for one in (repair(found, [lost]), plan(without, gap=0.0))]
+
+    savings, expected = ({it.change: it.saving for it in table.prices} for table in tables)
+    assert savings == pytest.approx(expected)
 
 
 def test_relaxations_make_a_plan_possible():

@@ -78,11 +78,14 @@ def test_rates_are_of_the_same_hours():
         attrs.evolve(small_problem(1, "plain"), clusters=clusters)
 
 
-def test_what_is_no_json_object_is_named():
+def test_what_is_no_json_object_is_named(tmp_path):
     with pytest.raises(TypeError, match=r"^problem: expected an object, got "):
         Problem.from_json("[]")
     with pytest.raises(ValueError, match=r"^source: expected JSON, got a mistake in it: Expecting"):
         Problem.from_json('{"clusters": [')
+    (tmp_path / "model.onnx").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"^source: expected JSON, got a mistake in it: 'utf-8'"):
+        Problem.from_json(tmp_path / "model.onnx")
 
 
 def test_a_missing_key_is_named():

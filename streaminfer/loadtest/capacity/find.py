@@ -55,8 +55,8 @@ async def find_capacity(
         on_step: is called with the report of each step.
 
     Returns:
-        The capacity. The interval is as wide as the steps allow; where the sender was the bottleneck, the search ends
-        and ``reason`` says so.
+        The capacity. The interval is as wide as the steps allow; where the sender was the bottleneck, or the arrivals
+        end at once, the search ends and ``reason`` says so.
 
     Raises:
         TypeError, ValueError: an argument.
@@ -92,5 +92,8 @@ async def find_capacity(
                 search.stop(f"at {rate:,.4g}/s the sender was the bottleneck")
                 break
             counted = report.record.due_s >= _WARM_UP * step_s
+            if not counted.any():
+                search.stop(f"at {rate:,.4g}/s no request is due after the first {_WARM_UP * step_s:g} s")
+                break
             search.add(Step.of(rate, np.asarray(report.latencies_s[counted] > slo_s)))
     return search.result()

@@ -39,7 +39,8 @@ DRAWS = 400
 _NEAR = 0.12
 """Logarithm of the factor from the estimate within which a step takes part in the fit."""
 _SOME = (0.1, 8.0)
-"""Late shares, as multiples of the allowed one, from which a slope can be learned; more are no accident."""
+"""Late shares, as multiples of the allowed one, from which a slope can be learned; more are no accident. The latter are
+at most half of the requests that may be on time, where the objective is low."""
 _STEEP = 2.0
 """Of the logarithm of the late share: by how much it may differ from the estimate to the farthest rate beside it."""
 _LEAST_STEPS = 3
@@ -147,6 +148,8 @@ class CapacitySearch:
     ) -> None:
         self.low, self.high = low, high
         self.objective, self.tolerance, self.confidence = objective, tolerance, confidence
+        allowed = self._allowed = 1 - objective
+        self._few, self._many = _SOME[0] * allowed, min(_SOME[1] * allowed, (1 + allowed) / 2)
         self.steps: list[Step] = []
         self._counted: list[Step] = []  # those since the service changed
         self._most_steps = most_steps
@@ -183,10 +186,9 @@ class CapacitySearch:
 
     def add(self, step: Step) -> None:
         """Take what was measured at :attr:`next_rate`."""
-        allowed = 1 - self.objective
-        missed = step.late_share > allowed
+        missed = step.late_share > self._allowed
         # near the crossing half of the steps miss by chance
-        clearly = step.late_share >= _SOME[1] * allowed
+        clearly = step.late_share >= self._many
         if self._found is not None:
             self._after_ramp += 1
             self._look_for_change(step)
@@ -203,9 +205,8 @@ class CapacitySearch:
 
     def _look_for_change(self, step: Step) -> None:
         """Forget what was measured before overload if a rate that was kept then is clearly missed now."""
-        allowed = 1 - self.objective
-        kept = [each.rate for each in self._counted if each.late_share <= allowed and each.rate >= step.rate]
-        if kept and step.late_share > _SOME[1] * allowed:
+        kept = [each.rate for each in self._counted if each.late_share <= self._allowed and each.rate >= step.rate]
+        if kept and step.late_share > self._many:
             self._counted.clear()
             self._note = (
                 f"{max(kept):,.4g}/s kept the objective before overload, and {step.rate:,.4g}/s misses it after"
@@ -221,11 +222,13 @@ class CapacitySearch:
             last = self.steps[-1].rate if self.steps else self.low
             if not self.steps:
                 interval = (0.0, math.inf)
-            elif self.steps[-1].late_share > 1 - self.objective:
+            elif self.steps[-1].late_share > self._allowed:
                 interval = (0.0, last)
             else:
-                few = _SOME[0] * (1 - self.objective)
-                interval = (max((step.rate for step in self.steps if step.late_share <= few), default=0.0), math.inf)
+                interval = (
+                    max((step.rate for step in self.steps if step.late_share <= self._few), default=0.0),
+                    math.inf,
+                )
             return Capacity(
                 last, interval, self.confidence, self.objective, tuple(self.steps), self._reason or "no step"
             )
@@ -238,7 +241,7 @@ class CapacitySearch:
 
     def _halved(self) -> tuple[float, float, float]:
         """The middle of the rates at which some requests were late, and the rates beside them that leave no doubt."""
-        few, many = (times * (1 - self.objective) for times in _SOME)
+        few, many = self._few, self._many
         doubtful = [step.rate for step in self._counted if few < step.late_share < many]
         crossing = min([step.rate for step in self._counted if step.late_share >= many] + doubtful)
         kept = max(
@@ -259,16 +262,16 @@ class CapacitySearch:
         But for shares that are far too high for that: there the line has ended.
         """
         middle = self._halved()[0] if self._found is None else self._found[0]
-        highest = _SOME[1] * (1 - self.objective)
         return [
-            step for step in self._counted if abs(math.log(step.rate / middle)) <= _NEAR and step.late_share < highest
+            step
+            for step in self._counted
+            if abs(math.log(step.rate / middle)) <= _NEAR and step.late_share < self._many
         ]
 
     def _is_confirmed(self, rate: float) -> bool:
         """Whether a rate was measured since the first one that was missed."""
-        allowed = 1 - self.objective
-        first = next(number for number, step in enumerate(self._counted) if step.late_share > allowed)
-        return any(step.rate >= rate and step.late_share <= allowed for step in self._counted[first:])
+        first = next(number for number, step in enumerate(self._counted) if step.late_share > self._allowed)
+        return any(step.rate >= rate and step.late_share <= self._allowed for step in self._counted[first:])
 
     def _is_settled(self, rate: float) -> bool:
         """Whether enough steps lie on both sides of a rate: a line reaches no further than what was measured."""
@@ -283,8 +286,7 @@ class CapacitySearch:
 
     def _between(self) -> list[float]:
         """Rates near the estimate at which some requests were late and most were not."""
-        low, high = (times * (1 - self.objective) for times in _SOME)
-        return [step.rate for step in self._near() if low < step.late_share < high]
+        return [step.rate for step in self._near() if self._few < step.late_share < self._many]
 
     def _estimate(self) -> tuple[float, float, float]:
         if self._jumps():
@@ -322,5 +324,5 @@ class CapacitySearch:
             determinant = np.maximum(a * c - b * b, 1e-12)
             level = level + np.clip((c * first - b * second) / determinant, -1.0, 1.0)
             slope = np.clip(slope + (a * second - b * first) / determinant, _LEAST_SLOPE, _MOST_SLOPE)
-        moved = (math.log(1 - self.objective) - level) / slope
+        moved = (math.log(self._allowed) - level) / slope
         return middle + np.clip(moved, -_FARTHEST, _FARTHEST), slope

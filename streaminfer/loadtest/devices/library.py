@@ -35,9 +35,9 @@ def load_profile(
     check_instance(argument, source, lambda it: isinstance(it, str | Path), "the name of a profile, or a path")
     path = Path(source)
     if path.suffix in _PARSERS:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
         try:
-            stored = _PARSERS[path.suffix](text)
+            stored = _PARSERS[path.suffix](content.decode())
             check_instance("profile", stored, lambda it: isinstance(it, Mapping), "a table")
             return parse(stored)
         except (TypeError, ValueError) as error:

@@ -125,6 +125,8 @@ class MicrophoneProfile:
                 raise ValueError(expected("sample_rate", f"one of {OPUS_RATES} for 'opus'", self.sample_rate))
             if self.frame_s not in OPUS_FRAMES_S:
                 raise ValueError(expected("frame_s", f"one of {OPUS_FRAMES_S} for 'opus'", self.frame_s))
+        if self.low_hz >= self.sample_rate / 2:  # FFmpeg's filter lets everything pass then
+            raise ValueError(expected("low_hz", "below half of sample_rate", self.low_hz))
         if self.high_hz is not None and not self.low_hz < self.high_hz <= self.sample_rate / 2:
             raise ValueError(expected("high_hz", "above low_hz and at most half of sample_rate", self.high_hz))
 

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from urllib.parse import quote
 
 from streaminfer._internal.validation import check_count
 from streaminfer.errors import BackendError
@@ -87,7 +88,7 @@ class CdnEdge:
         """
         if self._nginx is None:
             raise RuntimeError("the edge does not run; use `async with CdnEdge() as edge`")
-        address = f"/{path}/{number}"
+        address = f"/{quote(path)}/{number}"
         self._units[address] = data
         if len(self._units) > KEPT_UNITS:
             self._units.popitem(last=False)

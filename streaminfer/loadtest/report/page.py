@@ -20,6 +20,8 @@ __all__ = ["make_page", "make_summary"]
 
 CPU = "_cpu_s"
 """End of the names of values that are CPU seconds."""
+_MOST_DRAWN = 60
+"""Rows of a picture: thousands, such as names of files, take minutes, and no page shows them at once."""
 
 
 def make_page(report: Report, *, verdicts: Sequence[str] = (), capacity: Capacity | None = None) -> str:
@@ -37,7 +39,7 @@ def make_page(report: Report, *, verdicts: Sequence[str] = (), capacity: Capacit
             "Latency by percentile", draw(partial(plots.plot_percentiles, report=report), "latency by percentile")
         ),
         _section("Latency over time", draw(partial(plots.plot_over_time, report=report), "latency over time")),
-        *(_tails(f"By {label}", report.by_label(label)) for label in report.record.labels),
+        *(_tails(f"By {label}", tails) for label in report.record.labels if (tails := report.by_label(label))),
     ]
     if capacity is not None and capacity.steps:
         sections.insert(0, _section("Capacity", draw(partial(plots.plot_capacity, capacity=capacity), str(capacity))))
@@ -69,7 +71,8 @@ def _section(title: str, content: str) -> str:
 
 
 def _tails(title: str, tails: Sequence[Tail]) -> str:
-    picture = draw(partial(plots.plot_tails, tails=tails), title, height_in=1.2 + 0.3 * len(tails))
+    plot = partial(plots.plot_tails, tails=tails)
+    picture = draw(plot, title, height_in=1.2 + 0.3 * len(tails)) if len(tails) <= _MOST_DRAWN else ""
     return _section(title, picture + _table(tails))
 
 

@@ -90,7 +90,7 @@ class Report:
         return self.record.latency_s
 
     def quantile(self, q: float) -> float:
-        """Return a percentile of the latency in seconds, over all requests that were due."""
+        """Return a percentile of the latency in seconds, over all requests that were due; ``q`` is a share, as 0.99."""
         return quantile_of(self.latencies_s, q)
 
     def quantiles(self, qs: ArrayLike) -> Floats:
@@ -251,7 +251,7 @@ class Report:
             OSError: the file cannot be read.
             ValueError: it holds something else.
         """
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_bytes()
         try:
             stored = json.loads(text)
             _check_format(stored)

@@ -18,8 +18,3 @@ cdef class DueRequests:
 
     cdef int _start(self, Py_ssize_t number, object begin) except -1
     cpdef end(self, Py_ssize_t number, object result, object error)
-
-
-cdef class _End:
-    cdef DueRequests _requests
-    cdef Py_ssize_t _number

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from array import array
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class DueRequests:
         self.pending[number] = None  # its end may be told before `begin` returns
         self._sent_at[number] = self.clock()
         try:
-            call = begin(number, _End(self, number))
+            call = begin(number, partial(self.end, number))
         except BaseException as error:  # noqa: BLE001 - as above
             self.end(number, None, error)
         else:
@@ -118,22 +119,3 @@ class DueRequests:
         self.pending.pop(number, None)
         if not self.pending and self.sent == self._count:
             self._end(None)
-
-
-class _End:
-    """What is told of the end of one request.
-
-    Args:
-        requests: of the schedule.
-        number: of the request.
-    """
-
-    __slots__ = ("_number", "_requests")
-
-    def __init__(self, requests: DueRequests, number: int) -> None:
-        self._requests = requests
-        self._number = number
-
-    def __call__(self, result: Any, error: BaseException | None) -> None:
-        """Take what the call returned, or ``None`` and the error."""
-        self._requests.end(self._number, result, error)

@@ -18,6 +18,7 @@ from array import array
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from streaminfer._internal.validation import check_count, check_duration
 from streaminfer.loadtest.sending._requests_cy import DueRequests
 from streaminfer.loadtest.sending.timers import clock_of, make_timer
 
@@ -155,7 +156,13 @@ async def closed_loop(call: Call, callers: int, seconds: float) -> list[float]:
 
     Returns:
         Seconds, in the order in which the requests were completed.
+
+    Raises:
+        TypeError, ValueError: an argument.
+        BaseException: what a call raised; it ends all callers.
     """
+    check_count("callers", callers)
+    check_duration("seconds", seconds)
     latencies: list[float] = []
     loop = asyncio.get_running_loop()
     ends = loop.time() + seconds
@@ -166,7 +173,13 @@ async def closed_loop(call: Call, callers: int, seconds: float) -> list[float]:
             latencies.append(loop.time() - sent)
             number += callers
 
-    await asyncio.gather(*map(caller, range(callers)))
+    tasks = [loop.create_task(caller(number)) for number in range(callers)]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks, timeout=_CANCELLING_S)
     return latencies
 
 

@@ -10,6 +10,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from streaminfer.errors import text_of_error
 from streaminfer.loadtest.sending.loops import OpenLoop
 
 __all__ = ["ANSWERED", "UNANSWERED", "Columns", "Record"]
@@ -94,10 +95,16 @@ class Record:
             np.where(sent > 0, sent - due, np.nan) / 1e9,
             np.where(answered, completed - due, np.inf) / 1e9,
             outcome,
-            {name: np.array(column) for name, column in stages.numbers.items()},
-            {name: np.array(column) for name, column in values.numbers.items()},
-            {name: np.array(column, np.str_) for name, column in stages.labels.items()},
-            {type(error).__name__: _printable(error) for _, error in sorted(loop.failures.items(), reverse=True)},
+            {_printable(name): np.array(column) for name, column in stages.numbers.items()},
+            {_printable(name): np.array(column) for name, column in values.numbers.items()},
+            {
+                _printable(name): np.array(list(map(_printable, column)), np.str_)
+                for name, column in stages.labels.items()
+            },
+            {
+                type(error).__name__: _printable(text_of_error(error).partition(": ")[2])
+                for _, error in sorted(loop.failures.items(), reverse=True)
+            },
         )
 
     @classmethod
@@ -164,9 +171,9 @@ class Record:
         return cls(due_s, late_s, latency_s, outcome, stages, values, labels, stored["messages"])
 
 
-def _printable(error: BaseException) -> str:
-    """Return the text of an error, which may quote bytes of a file's name that no encoding can write."""
-    return str(error).encode("utf-8", "backslashreplace").decode("utf-8")
+def _printable(text: str) -> str:
+    """Return a text that a file can hold: bytes of a file's name that it quotes may be none."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _encode_numbers(column: NDArray[Any]) -> str:

@@ -101,20 +101,22 @@ async def send_from_processes(
             raise failures[0]
         return record
     finally:
-        await _end(children)  # which ends the thread too
-        if collecting is not None:
-            await asyncio.wait([collecting])
-            collecting.exception()  # of a cancelled run: that its processes ended
-        for pipe in pipes:
-            pipe.close()
+        await _end(children, collecting, pipes)
 
 
-async def _end(children: list[Any]) -> None:
-    """End processes that have not ended; a service may ignore the signal that asks for it."""
+async def _end(children: list[Any], collecting: "asyncio.Future[list[Record]] | None", pipes: list[Connection]) -> None:
+    """End what has not ended, also where the run is cancelled again meanwhile."""
     for child in children:
-        child.kill()
+        child.kill()  # a service may ignore the signal that asks for it
+    if collecting is not None:
+        while not collecting.done():  # the thread ends with the processes
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([collecting])
+        collecting.exception()  # of a cancelled run: that its processes ended
     for child in children:
-        await asyncio.to_thread(child.join)
+        child.join()
+    for pipe in pipes:
+        pipe.close()
 
 
 def _check_portable(argument: str, value: Any) -> None:

@@ -154,7 +154,9 @@ class _Settings:
 
     def no_verdict(self, reason: str) -> Verdict:
         nan = math.nan
-        return self._verdict("undecided", nan, (nan, nan), (nan, nan), reason)
+        return Verdict(
+            "undecided", nan, (nan, nan), self.quantile, nan, nan, self.false_alarm, self.least_change, reason
+        )
 
     def judge(self, log_change: float, error: float, degrees: float, levels_s: tuple[float, float]) -> Verdict:
         half = student_quantile(1 - self.false_alarm / 2, degrees) * error
@@ -172,13 +174,9 @@ class _Settings:
             least = math.log1p(self.least_change)
             times = (_POWER * half / max(abs(log_change), least - log_change)) ** 2  # to exclude one of both
             reason = f"the runs cannot exclude {self.least_change:+.0%}; they need about {times:.1f}× the requests"
-        return self._verdict(result, math.expm1(log_change), interval, levels_s, reason)
-
-    def _verdict(
-        self, result: Result, change: float, interval: tuple[float, float], levels_s: tuple[float, float], reason: str
-    ) -> Verdict:
         return Verdict(
-            result, change, interval, self.quantile, *levels_s, self.false_alarm, self.least_change, reason
+            result, math.expm1(log_change), interval, self.quantile, *levels_s, self.false_alarm, self.least_change,
+            reason,
         )  # fmt: skip
 
 

@@ -3,32 +3,47 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from streaminfer._internal.validation import check_number, expected
+from streaminfer._internal.validation import check_choice, check_number, expected
+from streaminfer.placement.acting.traffic import site_shares
+from streaminfer.placement.plan_record import Plan
 from streaminfer.routing.replicas.replica import Replica
 from streaminfer.routing.replicas.replica_set import Replicas
 
-__all__ = ["balanced_replicas"]
+__all__ = ["plan_replicas"]
 
 _PLANNED_PENALTY = 1.01
 """Of another site that the plan uses as well: weights say how much it gets, and its round trip is in its latency."""
 
 
-def balanced_replicas(
-    shares: Mapping[str, float], services: Mapping[str, Any], *, spill_penalty: float, **options: Any
+def plan_replicas(
+    plan: Plan,
+    cluster: str,
+    services: Mapping[str, Any | Sequence[Any]],
+    *,
+    hour: int | None = None,
+    spill_penalty: float = 4.0,
+    **options: Any,
 ) -> Replicas:
-    """Return replicas with the weights and zones of a plan.
+    """Return the `Replicas` of one cluster of users.
+
+    The site that most of its requests go to is its zone. Other sites of the plan get requests by weight and load; those
+    that the plan does not use for this cluster only if they should respond much sooner.
 
     Args:
-        shares: of the cluster's requests, by site.
-        services: by site, a service or several.
-        spill_penalty: as of `Plan.replicas`.
+        plan: the plan.
+        cluster: the name of the users' cluster.
+        services: by the name of the site, a service or several, such as stacks around backends there.
+        hour: one of the plan's; ``None``: the busiest.
+        spill_penalty: by which factor sooner a site that is not planned must be expected to respond, above 1.
         options: of `Replicas`.
 
     Raises:
-        TypeError, ValueError: a planned site has no service, or an argument that does not fit.
+        TypeError, ValueError: the plan does not serve the cluster, or a site that it uses has no service.
     """
+    shares = site_shares(plan, hour=hour)
+    name = check_choice("cluster", cluster, tuple(shares))
     check_number("spill_penalty", spill_penalty, "a number above 1", lambda it: it > 1)
-    planned = {site: share for site, share in shares.items() if share > 0}
+    planned = {site: share for site, share in shares[name].items() if share > 0}
     if missing := [site for site in planned if not _services(services.get(site, ()))]:
         raise ValueError(expected("services", f"a service at {missing[0]!r}, which the plan uses", list(services)))
     home = max(planned, key=planned.__getitem__)

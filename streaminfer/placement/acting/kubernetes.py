@@ -1,12 +1,20 @@
 """Kubernetes manifests of a plan: a Deployment for each workload, a Service for each model that prefers its zone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from streaminfer._internal.validation import check_count, expected
-from streaminfer.placement.acting.workloads import Workload, documents, of_model, platform_name
+from streaminfer._internal.validation import check_choice, check_count, expected
+from streaminfer.placement.acting.workloads import (
+    Workload,
+    documents,
+    occupied,
+    of_model,
+    plan_workloads,
+    platform_name,
+)
+from streaminfer.placement.plan_record import Plan
 
-__all__ = ["workload_manifests"]
+__all__ = ["kubernetes_manifests"]
 
 _ZONE = "topology.kubernetes.io/zone"
 _HOST = "kubernetes.io/hostname"
@@ -15,17 +23,40 @@ _VARIANT, _SHARD, _SITE = (f"streaminfer.dev/{key}" for key in ("variant", "shar
 _MEBI = 2**20
 
 
-def workload_manifests(
-    workloads: Sequence[Workload],
+def kubernetes_manifests(
+    plan: Plan,
     *,
     images: Mapping[str, str],
     resources: Mapping[str, Mapping[str, float]],
-    zones: Mapping[str, str] | None,
-    port: int,
-    namespace: str,
+    zones: Mapping[str, str] | None = None,
+    site: str | None = None,
+    port: int = 8000,
+    namespace: str = "default",
 ) -> str:
-    """Return the manifests as YAML documents; the arguments are those of `kubernetes_manifests`."""
+    """Return Kubernetes manifests as YAML: Deployments that stay in their zone, and Services that prefer it.
+
+    A container learns its variant and shard from ``STREAMINFER_VARIANT`` and ``STREAMINFER_SHARD``, and is ready when
+    ``/v2/health/ready`` of the Open Inference Protocol says so.
+
+    Args:
+        plan: the plan.
+        images: the image of each model.
+        resources: by kind of device, what one slot is, such as ``{"a10": {"nvidia.com/gpu": 1}, "cpu": {"cpu": 2}}``.
+        zones: the value of the nodes' label ``topology.kubernetes.io/zone`` by site; ``None``, or a site that it does
+            not name: the site's name.
+        site: only what runs there, where each site is a Kubernetes cluster of its own; ``None``: everything.
+        port: that the containers and the Services listen on.
+        namespace: of all objects.
+
+    Raises:
+        TypeError, ValueError: an image or a device is missing, the problem has no such site, or Kubernetes cannot give
+            the part of a device.
+    """
     check_count("port", port, at_most=65_535)
+    workloads = plan_workloads(plan)
+    if site is not None:
+        check_choice("site", site, tuple(it.name for it in plan.problem.sites))
+        workloads = tuple(it for it in workloads if it.site == site)
     zones = {} if zones is None else zones
     records = [_deployment(workload, images, resources, zones, port, namespace) for workload in workloads]
     fronts = sorted({(workload.model, workload.shard) for workload in workloads})
@@ -60,7 +91,7 @@ def _deployment(
         ],
         "ports": [{"name": "http", "containerPort": port}],
         "readinessProbe": probe,
-        "resources": _resources(workload, of_model("resources", resources, workload.device)),
+        "resources": _resources(workload, occupied(workload, resources)),
     }
     spread = {"maxSkew": 1, "topologyKey": _HOST, "whenUnsatisfiable": "ScheduleAnyway", "labelSelector": selector}
     pod = {
@@ -82,9 +113,9 @@ def _deployment(
     }
 
 
-def _resources(workload: Workload, of_device: Mapping[str, float]) -> dict[str, Any]:
-    wanted = {name: _quantity(name, amount * workload.slots) for name, amount in of_device.items()}
-    if workload.memory_bytes and not any("/" in name for name in of_device):  # else it is the accelerator's memory
+def _resources(workload: Workload, amounts: Mapping[str, float]) -> dict[str, Any]:
+    wanted = {name: _quantity(name, amount) for name, amount in amounts.items()}
+    if workload.memory_bytes and not any("/" in name for name in amounts):  # else it is the accelerator's memory
         wanted["memory"] = f"{-(-workload.memory_bytes // _MEBI):.0f}Mi"
     # extended resources, such as nvidia.com/gpu, and memory are what a pod may not exceed; a CPU may idle elsewhere
     limits = {name: amount for name, amount in wanted.items() if "/" in name or name == "memory"}

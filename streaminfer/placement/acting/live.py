@@ -6,7 +6,8 @@ from typing import Any
 
 import attrs
 
-from streaminfer._internal.validation import check_count, check_instance, expected
+from streaminfer._internal.error_log import ErrorLog
+from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
 from streaminfer.batching.service_time.service_time import ServiceTime
 from streaminfer.placement.network.promised_rtt import CONFIDENCE
 from streaminfer.placement.network.rtt_samples import RttSamples
@@ -31,7 +32,7 @@ class RttMeter(SyncLayer):
         cluster: name of the users' `UserCluster`.
         site: name of the `Site`.
         served_s: returns the seconds that the site took for a response, such as from a header; ``None``: from the
-            response's timings, and responses without them are not measured.
+            response's timings, and responses without them are not measured. What it raises is logged once.
         keep: how many of the latest measurements are kept.
 
     Raises:
@@ -50,6 +51,7 @@ class RttMeter(SyncLayer):
         self.site = site
         self.name = f"{cluster} to {site}"
         self._served_s = served_s
+        self._errors = ErrorLog("streaminfer.placement")
         self._rtt_s: deque[float] = deque(maxlen=check_count("keep", keep, at_least=2))
 
     def enter(self, request: Request, now_ns: int) -> int:  # noqa: ARG002 - as a layer is called
@@ -61,7 +63,11 @@ class RttMeter(SyncLayer):
         if isinstance(outcome, BaseException):
             return
         if self._served_s is not None:
-            served_s = self._served_s(outcome)
+            try:
+                served_s = check_duration("served_s", self._served_s(outcome))
+            except Exception as error:  # noqa: BLE001 - of the caller's function; the response is as good as before
+                self._errors.report(f"served_s of the meter {self.name!r}", error)
+                return
         elif (timings := outcome.timings) is not None:
             served_s = timings.queued_s + timings.assembled_s + timings.inferred_s
         else:

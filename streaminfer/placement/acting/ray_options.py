@@ -1,24 +1,32 @@
 """Options of Ray Serve deployments, a deployment for each workload, held at its site by a custom resource."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from streaminfer.placement.acting.workloads import Workload, of_model
+from streaminfer.placement.acting.workloads import occupied, plan_workloads
+from streaminfer.placement.plan_record import Plan
 
-__all__ = ["deployment_options"]
+__all__ = ["ray_options"]
 
 _A_LITTLE = 0.001
 """Of the site's custom resource for each replica: it only has to be there."""
 
 
-def deployment_options(
-    workloads: Sequence[Workload], *, resources: Mapping[str, Mapping[str, float]]
-) -> dict[str, dict[str, Any]]:
-    """Return the options by the name of the workload; the arguments are those of `ray_options`."""
+def ray_options(plan: Plan, *, resources: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, Any]]:
+    """Return the options of a Ray Serve deployment for each workload: ``deployment.options(**options[name])``.
+
+    Replicas stay at their site by a custom resource: start Ray there with ``--resources='{"site:NAME": 1}'``.
+
+    Args:
+        plan: the plan.
+        resources: by kind of device, what one slot is, such as ``{"a10": {"num_gpus": 1}, "cpu": {"num_cpus": 2}}``.
+
+    Raises:
+        TypeError, ValueError: a kind of device is missing, or an amount is no number.
+    """
     options: dict[str, dict[str, Any]] = {}
-    for workload in workloads:
-        wanted = of_model("resources", resources, workload.device)
-        actor: dict[str, Any] = {name: amount * workload.slots for name, amount in wanted.items()}
+    for workload in plan_workloads(plan):
+        actor: dict[str, Any] = dict(occupied(workload, resources))
         if workload.memory_bytes and "num_gpus" not in actor:  # else it is the accelerator's memory
             actor["memory"] = workload.memory_bytes
         actor["resources"] = {f"site:{workload.site}": _A_LITTLE}

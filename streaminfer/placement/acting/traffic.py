@@ -1,39 +1,67 @@
-"""Traffic of a plan: Envoy Gateway's weighted zones, and the scaling of each workload with KEDA."""
+"""Traffic of a plan: shares by site, Envoy Gateway's weighted zones, and the scaling of each workload with KEDA."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Mapping
 
-from streaminfer.placement.acting.workloads import Workload, documents, platform_name
+from streaminfer._internal.validation import check_count, check_instance
+from streaminfer.placement.acting.workloads import Workload, documents, plan_workloads, platform_name
+from streaminfer.placement.plan_record import Plan
 from streaminfer.telemetry.exporters.rules.scaled_object import scaled_object
 
-__all__ = ["scaled_objects", "zone_policies"]
+__all__ = ["envoy_policies", "keda_scaled_objects", "site_shares"]
 
 _PARTS = 1_000
 """Weights are whole numbers: a share is given in thousandths."""
 
+_RATE = 'sum(rate(streaminfer_requests_total{pod=~"{workload}-.*",namespace="{namespace}"}[1m]))'
 
-def zone_policies(
-    shares: Mapping[str, tuple[str, Mapping[str, float]]], *, zones: Mapping[str, str] | None, namespace: str
-) -> str:
-    """Return a BackendTrafficPolicy for each cluster of users.
+
+def site_shares(plan: Plan, *, hour: int | None = None) -> dict[str, dict[str, float]]:
+    """Return, for each cluster that is served, the shares of its requests by the site that they go to first.
 
     Args:
-        shares: by cluster, its model and the shares of its requests by site.
-        zones: as of `envoy_policies`.
-        namespace: likewise.
+        plan: the plan.
+        hour: one of the plan's; ``None``: the busiest.
+
+    Raises:
+        TypeError: the plan has no such hour.
     """
+    check_instance("plan", plan, lambda it: isinstance(it, Plan), "a Plan")
+    hours = sorted({at for at, _ in plan.assignments})
+    check_instance("hour", hour, lambda it: it is None or it in hours, "one of " + ", ".join(map(str, hours)))
+    assignment = plan.assignment if hour is None else plan.assignments[hour, plan.problem.scenarios[0].name]
+    return plan.shares_by_site(assignment)
+
+
+def envoy_policies(
+    plan: Plan,
+    *,
+    zones: Mapping[str, str] | None = None,
+    hour: int | None = None,
+    namespace: str = "default",
+) -> str:
+    """Return a BackendTrafficPolicy of Envoy Gateway for each cluster of users, with the weights of its zones.
+
+    Each belongs to an HTTPRoute of its own name, ``MODEL-CLUSTER``, at the gateway where the cluster's users enter.
+
+    Args:
+        plan: the plan.
+        zones: as of `kubernetes_manifests`.
+        hour: one of the plan's; ``None``: the busiest.
+        namespace: of all objects.
+
+    Raises:
+        TypeError: the plan has no such hour.
+    """
+    shares = site_shares(plan, hour=hour)
+    names = {it.name: platform_name(f"{it.model}-{it.name}") for it in plan.problem.clusters}
     return documents(
         {
             "apiVersion": "gateway.envoyproxy.io/v1alpha1",
             "kind": "BackendTrafficPolicy",
-            "metadata": {"name": platform_name(f"{model}-{cluster}"), "namespace": namespace},
+            "metadata": {"name": names[cluster], "namespace": namespace},
             "spec": {
-                "targetRefs": [
-                    {
-                        "group": "gateway.networking.k8s.io",
-                        "kind": "HTTPRoute",
-                        "name": platform_name(f"{model}-{cluster}"),
-                    }
-                ],
+                "targetRefs": [{"group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "name": names[cluster]}],
                 "loadBalancer": {
                     "type": "LeastRequest",
                     "zoneAware": {
@@ -45,7 +73,46 @@ def zone_policies(
                 },
             },
         }
-        for cluster, (model, by_site) in shares.items()
+        for cluster, by_site in shares.items()
+    )
+
+
+def keda_scaled_objects(
+    *plans: Plan, prometheus: str, query: str = _RATE, spare: int = 0, namespace: str = "default"
+) -> str:
+    """Return a ScaledObject of KEDA for each workload: from the least to the most replicas of the plans.
+
+    A replica is added when each has more requests per second than the plans count on: than the least of them. A
+    workload that does not run in each of the plans may be scaled to nothing.
+
+    Args:
+        *plans: one, or those of `plan_hours`.
+        prometheus: address of the server.
+        query: returns the requests per second of a workload; ``{workload}`` and ``{namespace}`` stand for the names.
+        spare: replicas above the most of the plans, ≥ 0.
+        namespace: of all objects.
+
+    Raises:
+        TypeError, ValueError: not plans, or ``spare`` is no such number.
+    """
+    check_count("spare", spare, at_least=0)
+    by_name: dict[str, list[Workload]] = {}
+    for workload in itertools.chain.from_iterable(map(plan_workloads, plans)):
+        by_name.setdefault(workload.name, []).append(workload)
+    return documents(
+        scaled_object(
+            name,
+            replicas=(
+                min(it.replicas for it in found) if len(found) == len(plans) else 0,
+                max(it.replicas for it in found) + spare,
+            ),
+            prometheus_url=prometheus,
+            query=query.replace("{workload}", name).replace("{namespace}", namespace),
+            threshold=f"{min(it.rate for it in found):.6g}",
+            metric_type="AverageValue",
+            namespace=namespace,
+        )
+        for name, found in by_name.items()
     )
 
 
@@ -56,36 +123,3 @@ def _by_zone(shares: Mapping[str, float], zones: Mapping[str, str]) -> dict[str,
             zone = zones.get(site, site)
             by_zone[zone] = by_zone.get(zone, 0.0) + share
     return by_zone
-
-
-def scaled_objects(
-    workloads: Sequence[Workload],
-    *,
-    least: Mapping[str, int],
-    most: Mapping[str, int],
-    prometheus: str,
-    query: str,
-    namespace: str,
-) -> str:
-    """Return a ScaledObject for each workload.
-
-    Args:
-        workloads: what is scaled.
-        least: the fewest replicas by the name of the workload.
-        most: likewise the most.
-        prometheus: as of `keda_scaled_objects`.
-        query: likewise.
-        namespace: likewise.
-    """
-    return documents(
-        scaled_object(
-            workload.name,
-            replicas=(least[workload.name], max(most[workload.name], 1)),
-            prometheus_url=prometheus,
-            query=query.replace("{workload}", workload.name).replace("{namespace}", namespace),
-            threshold=f"{workload.rate:.6g}",
-            metric_type="AverageValue",
-            namespace=namespace,
-        )
-        for workload in workloads
-    )

@@ -1,17 +1,20 @@
-"""`Workload`: equal replicas of a shard at a site, which is what a plan asks a platform to run."""
+"""`plan_workloads`: what a plan asks a platform to run, equal replicas of a shard at a site."""
 
 import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from hashlib import blake2s
+from math import inf
 from typing import Any
 
 import attrs
 
-from streaminfer._internal.validation import expected
+from streaminfer._internal.validation import check_instance, check_number, expected
+from streaminfer.placement.plan_record import Plan
 from streaminfer.placement.problem import check_unique
 from streaminfer.telemetry.exporters.rules.yaml_text import to_yaml
 
-__all__ = ["Workload", "documents", "of_model", "platform_name"]
+__all__ = ["Workload", "documents", "occupied", "of_model", "plan_workloads", "platform_name"]
 
 _LONGEST_NAME = 50
 """Kubernetes allows 63 characters, and appends up to ten to the names of pods."""
@@ -50,6 +53,31 @@ class Workload:
         return platform_name(f"{self.model}-{self.variant}{shard}-{self.site}-{self.device}")
 
 
+def plan_workloads(plan: Plan) -> tuple[Workload, ...]:
+    """Return what a plan runs: for each shard, site and kind of device the replicas and their rate.
+
+    Raises:
+        TypeError: not a plan.
+        ValueError: two would have the same name on a platform, such as variant ``c-d`` of ``b`` and ``d`` of ``b-c``.
+    """
+    check_instance("plan", plan, lambda it: isinstance(it, Plan), "a Plan")
+    shards = {(model.name, variant.name): variant.shards for model in plan.problem.models for variant in model.variants}
+    counts: Counter[Workload] = Counter()
+    rates: dict[Workload, float] = defaultdict(float)
+    for group in plan.replicas:
+        parts = zip(group.sites, group.kinds, shards[group.model, group.variant], strict=True)
+        for number, (site, kind, shard) in enumerate(parts):
+            one = Workload(
+                model=group.model, variant=group.variant, shard=number, site=site, device=kind, replicas=1, rate=0.0,
+                slots=shard.slots, memory_bytes=shard.memory_bytes,
+            )  # fmt: skip
+            counts[one] += group.replicas
+            rates[one] += group.replicas * group.max_rate
+    found = tuple(attrs.evolve(one, replicas=count, rate=rates[one] / count) for one, count in counts.items())
+    check_unique("plan", [workload.name for workload in found])
+    return found
+
+
 def platform_name(text: str) -> str:
     """Return a name of lower-case letters, digits and hyphens; two texts never share one."""
     name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
@@ -62,11 +90,26 @@ def of_model(name: str, given: Mapping[str, Any], key: str) -> Any:
     """Return what a caller gave for a model or a kind of device.
 
     Raises:
+        TypeError: no mapping was given.
         ValueError: nothing was given.
     """
+    check_instance(name, given, lambda it: isinstance(it, Mapping), "a mapping")
     if key not in given:
         raise ValueError(expected(name, f"a value for {key!r}", given))
     return given[key]
+
+
+def occupied(workload: Workload, resources: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Return what a replica occupies, by what one slot of each kind of device is.
+
+    Raises:
+        TypeError, ValueError: its kind is missing, or an amount is no number.
+    """
+    name = f"resources[{workload.device!r}]"
+    return {
+        key: workload.slots * check_number(f"{name}[{key!r}]", amount, "a finite number ≥ 0", lambda it: 0 <= it < inf)
+        for key, amount in of_model("resources", resources, workload.device).items()
+    }
 
 
 def documents(records: Iterable[Mapping[str, Any]]) -> str:

@@ -58,6 +58,10 @@ class Unpromisable(StreamInferError, ValueError):  # noqa: N818 - it names what 
         )
         super().__init__(f"access profile {name!r}: {promise.reason}; {instead}")
         self.promise = promise
+        self._given = name, promise, best
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._given
 
 
 @attrs.frozen(kw_only=True)
@@ -139,7 +143,7 @@ class FittedAccess:
                 for sent, run in zip(sent_s, runs_s, strict=True)
             ]
             for at, (sent, run) in enumerate(timed):
-                if sent.shape != run.shape or (np.diff(sent) < 0).any():
+                if sent.shape != run.shape or not (np.diff(sent) >= 0).all():
                     raise ValueError(expected(f"sent_s[{at}]", f"{run.size} ascending instants", sent))
             outages = Outages.fit(timed)
         messages = tuple(np.size(run) for run in runs_s)

@@ -129,11 +129,11 @@ class PromiseWatch:
         bet = self._bets.get(name)
         if bet is None:
             raise ValueError(expected("name", "one of " + ", ".join(map(repr, self._bets)), name))
+        late = not latency_s <= bet.promise.latency_s
         bet.requests += 1
         bet.in_block += 1
-        if not latency_s <= bet.promise.latency_s:
-            bet.late += 1
-            bet.late_in_block += 1
+        bet.late += late
+        bet.late_in_block += late
         if bet.in_block < self._block:
             return False
         was_tenable = bet.peak < self._threshold

@@ -76,7 +76,7 @@ class PromisedRtt:
     def distribution(self) -> Distribution:
         """Return it for a `Problem`: each share has the value of the level above, the rest `UNPROMISABLE_S`."""
         shares = np.diff([0.0, *LEVELS, 1.0])
-        values = np.append(np.where(np.isfinite(self.values_s), self.values_s, UNPROMISABLE_S), UNPROMISABLE_S)
+        values = np.append(np.minimum(self.values_s, UNPROMISABLE_S), UNPROMISABLE_S)
         return Distribution.of(values.tolist(), shares.tolist())
 
 

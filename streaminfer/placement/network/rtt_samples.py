@@ -100,7 +100,7 @@ class RttSamples:
             OSError: the file cannot be read.
             ValueError: a column is missing, or a value is no number; the message has the line.
         """
-        with open(path, newline="", encoding="utf-8") as file:  # noqa: PTH123 - a path of any kind
+        with open(path, newline="", encoding="utf-8-sig") as file:  # noqa: PTH123 - a path of any kind
             reader = csv.DictReader(file)
             names = reader.fieldnames or ()
             if missing := {"cluster", "site", "rtt_s"} - set(names):
@@ -202,7 +202,9 @@ def _is_duration(number: float) -> bool:
 
 
 def _seconds(text: str, path: object, line: int) -> float:
+    name = f"{path}, line {line}: rtt_s"
     try:
-        return float(text)
+        seconds = float(text)
     except (TypeError, ValueError):
-        raise ValueError(expected(f"{path}, line {line}: rtt_s", "a number of seconds", text)) from None
+        raise ValueError(expected(name, "a number of seconds", text)) from None
+    return check_number(name, seconds, "finite seconds ≥ 0", _is_duration)

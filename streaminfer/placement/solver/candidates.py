@@ -240,15 +240,14 @@ def _ways(problem: Problem, pool: Pool) -> Iterator[tuple[Distribution, float]]:
 def _in_time(problem: Problem, pools: tuple[Pool, ...], scenario: int) -> Bools:
     """Shape (c, p): whether the share of requests within the SLO is as promised."""
     promises = [problem.promise_of(cluster) for cluster in problem.clusters]
-    profiles = {it.name: it for it in problem.access}
-    groups: dict[tuple[float, str, str], list[int]] = {}
+    groups: dict[tuple[float, AccessProfile, str], list[int]] = {}
     for c, cluster in enumerate(problem.clusters):
-        key = promises[c].slo_s, problem.access_of(cluster, scenario).name, cluster.model
+        key = promises[c].slo_s, problem.access_of(cluster, scenario), cluster.model
         groups.setdefault(key, []).append(c)
     kept = np.zeros((len(problem.clusters), len(pools)), bool)
     for (slo_s, access, model), members in groups.items():
         columns = [column for column, pool in enumerate(pools) if pool.model.name == model]
-        rest = _rest(problem, [pools[column] for column in columns], profiles[access], slo_s)
+        rest = _rest(problem, [pools[column] for column in columns], access, slo_s)
         promised = np.array([promises[c].share for c in members])[:, None]
         entries = np.array([pools[column].sites[0] for column in columns], int)
         for s in np.unique(entries):

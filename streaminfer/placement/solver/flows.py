@@ -110,7 +110,3 @@ class Flows:
         flow = self.empty()
         clusters, pools = self.extend(state, counts, flow, opened=opened)
         return Cut(state, clusters, pools) if self.unserved(state, flow).any() else None
-
-    def suffices(self, counts: Floats) -> bool:
-        """Whether everybody is served in every state."""
-        return all(self.violated(state, counts) is None for state in range(len(self.rates)))

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Collection, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Self
 
 import attrs
@@ -48,6 +48,7 @@ class Instance:
 
     def __init__(self, candidates: Candidates, allowed: Bools | None = None, settings: Settings | None = None) -> None:
         self.candidates = candidates
+        self.lost: frozenset[int] = frozenset()  # sites, of a repair
         self.settings = settings = Settings() if settings is None else settings
         every = candidates.allowed if allowed is None else allowed
         self.kept = _undominated(candidates, every, settings)
@@ -127,6 +128,7 @@ class Instance:
         gone = np.array([resource.site in lost for resource in self.candidates.resources])
         alive = ~self.uses[list(lost)].any(axis=0)
         left = copy.copy(self)
+        left.lost = self.lost.union(lost)
         left.limits = np.where(gone, 0.0, self.limits)
         left.candidates = attrs.evolve(self.candidates, states=tuple(self.candidates.states[state] for state in normal))
         left.flows = Flows(
@@ -147,39 +149,29 @@ class Instance:
 
 
 def _undominated(candidates: Candidates, allowed: Bools, settings: Settings) -> NDArray[np.int64]:
-    """Pools that serve a cluster, without those that another at the same place dominates."""
+    """Pools that serve a cluster, without those that another at the same place dominates; of equal ones the best."""
     pools = candidates.pools
-    useful = allowed.any(axis=(0, 1))
     places: dict[tuple[Any, ...], list[int]] = {}
-    for p in np.flatnonzero(useful).tolist():
+    for p in sorted(np.flatnonzero(allowed.any(axis=(0, 1))).tolist(), key=lambda p: -pools[p].variant.quality):
         places.setdefault((pools[p].sites, pools[p].kinds), []).append(p)
-    kept = []
-    for members in places.values():
-        for p in members:
-            others = [q for q in members if q != p]
-            if not any(_dominates(candidates, allowed, settings, q, p) for q in others):
-                kept.append(p)
+
+    as_good = partial(_is_as_good, candidates, allowed, settings)
+    kept = [
+        p
+        for members in places.values()
+        for at, p in enumerate(members)
+        if not any(as_good(q, p) for q in members[:at])
+        and not any(as_good(q, p) and not as_good(p, q) for q in members[at + 1 :])
+    ]
     return np.array(sorted(kept), int)
 
 
-def _dominates(candidates: Candidates, allowed: Bools, settings: Settings, better: int, worse: int) -> bool:
-    a, b = candidates.pools[better], candidates.pools[worse]
-    if a.rate < b.rate or a.price > b.price or (candidates.needs[:, better] > candidates.needs[:, worse]).any():
+def _is_as_good(candidates: Candidates, allowed: Bools, settings: Settings, one: int, other: int) -> bool:
+    a, b = candidates.pools[one], candidates.pools[other]
+    if a.rate < b.rate or a.price > b.price or (candidates.needs[:, one] > candidates.needs[:, other]).any():
         return False
     if settings.budget is not None and a.variant.quality < b.variant.quality:
         return False
     if settings.migrations is not None and a.home != b.home:
         return False
-    if (allowed[:, :, worse] & ~allowed[:, :, better]).any():
-        return False
-    return a != b and (better < worse or not _equal(candidates, allowed, better, worse))
-
-
-def _equal(candidates: Candidates, allowed: Bools, one: int, other: int) -> bool:
-    a, b = candidates.pools[one], candidates.pools[other]
-    same = a.rate == b.rate and a.price == b.price and a.variant.quality == b.variant.quality
-    return bool(
-        same
-        and (candidates.needs[:, one] == candidates.needs[:, other]).all()
-        and (allowed[:, :, one] == allowed[:, :, other]).all()
-    )
+    return not (allowed[:, :, other] & ~allowed[:, :, one]).any()

@@ -41,10 +41,12 @@ def histograms(
         return np.zeros((len(distributions), bins + 1))
     rows = np.repeat(there, [part.values_s.size for part in parts])
     values_s = np.concatenate([part.values_s for part in parts]) + np.asarray(offsets_s)[rows]
-    at = np.ceil(values_s / step_s - _ROUNDING).astype(np.int64)
+    at = np.ceil(values_s / step_s - _ROUNDING)
     inside = at <= bins
     shares = np.concatenate([part.shares for part in parts])[inside]
-    counted = np.bincount(rows[inside] * (bins + 1) + at[inside], shares, len(distributions) * (bins + 1))
+    counted = np.bincount(
+        rows[inside] * (bins + 1) + at[inside].astype(np.int64), shares, len(distributions) * (bins + 1)
+    )
     return counted.astype(np.float64).reshape(len(distributions), bins + 1)
 
 

@@ -151,7 +151,7 @@ class _Search:
     def _result(self) -> Solution | None:
         """The best so far, if any; an error where the time was too short to know."""
         if self.best is not None:
-            return attrs.evolve(self.best, bound=self._clip(self.bound))
+            return attrs.evolve(self.best, bound=self._bounded(self.best.value))
         if self.is_out_of_time:
             raise TimeoutError("plan: no plan was found within time_limit_s; allow more time, or use method='greedy'")
         return None
@@ -213,11 +213,6 @@ class _Search:
             if counts is not None:
                 self._offer(counts, complete_first=False)
 
-    def _clip(self, bound: float) -> float:
-        """A bound beyond the value is a rounding error of the solver."""
-        assert self.best is not None  # noqa: S101 - for the type checker
-        return (max if self.model.is_quality else min)(bound, self.best.value)
-
     def _states(self) -> Any:
         return zip(self.instance.flows.allowed, self.instance.flows.rates, strict=True)
 
@@ -237,13 +232,12 @@ class _Search:
                 return
             counts = completed
         value = instance.quality(counts) if self.model.is_quality else instance.cost(counts)
-        better = self.best is None or (value > self.best.value if self.model.is_quality else value < self.best.value)
-        if better:
-            self.best = Solution(counts.copy(), value, self._bounded(value))
-        elif self.best is not None:
-            self.best = attrs.evolve(self.best, bound=self._bounded(self.best.value))
+        if self.best is None or (value > self.best.value if self.model.is_quality else value < self.best.value):
+            self.best = Solution(counts.copy(), value, self.bound)
+        self.best = attrs.evolve(self.best, bound=self._bounded(self.best.value))
 
     def _bounded(self, value: float) -> float:
+        """A bound beyond the value is a rounding error of the solver."""
         return max(self.bound, value) if self.model.is_quality else min(self.bound, value)
 
     def _first_cuts(self) -> None:

@@ -51,6 +51,15 @@ class TestSearch:
         assert np.median([abs(each.rate / truth - 1) for each in found]) < 0.015
         assert sum(each.interval[0] <= truth <= each.interval[1] for each in found) >= 10
 
+    @pytest.mark.parametrize("objective", [0.2, 0.8])
+    def test_low_objective(self, objective):
+        """Where half of the requests may be late, no multiple of that says which step is no accident."""
+        found = search_all(CapacitySearch(10.0, 1000.0, objective=objective), lambda rate: np.full(1000, rate > 321.0))
+        hopeless = search_all(CapacitySearch(10.0, 1000.0, objective=objective), lambda _: np.full(1000, True))
+
+        assert found.interval[0] <= 321.0 <= found.interval[1]
+        assert hopeless.reason == "the objective is missed at 10/s, the lowest rate"
+
     def test_jump_is_bisected(self):
         """A device that keeps everything up to its capacity and nothing above is found by halving."""
         found = search_all(CapacitySearch(10.0, 1000.0, tolerance=0.005), lambda rate: np.full(1000, rate > 321.0))
@@ -171,6 +180,16 @@ def test_step_is_long_enough(virtually, device):
     """A step must have some requests."""
     with pytest.raises(ValueError, match="step_s: expected enough seconds for 200 requests at the lowest rate"):
         virtually(lambda: find_capacity(device(0.1), inputs=[1], slo_s=1.0, low=5.0, high=10.0))
+
+
+def test_arrivals_that_end_in_the_warm_up(virtually, device):
+    """A recorded trace may be too short for a step at a high rate; what was measured before is kept."""
+    options = {"inputs": [1], "slo_s": SLO_S, "low": 200.0, "high": 1e5, "step_s": 5.0}
+
+    found = virtually(lambda: find_capacity(device(1e-6), arrivals=lambda rate: np.arange(110) / rate, **options))
+
+    assert found.rate == 200.0
+    assert found.reason == "at 250/s no request is due after the first 0.5 s"
 
 
 def test_live_options(virtually, device):

@@ -32,6 +32,7 @@ def test_library_reaches_from_phone_to_studio():
         ({"kind": "microphone", "name": "x", "sample_rate": 44_100}, "sample_rate"),
         ({"kind": "microphone", "name": "x", "frame_s": 0.03}, "frame_s"),
         ({"kind": "microphone", "name": "x", "high_hz": 90_000.0}, "high_hz"),
+        ({"kind": "microphone", "name": "x", "sample_rate": 8_000, "low_hz": 4_000.0}, "low_hz"),
         ({"kind": "microphone", "name": "x", "clip_dbfs": 3.0}, "clip_dbfs"),
     ],
     ids=lambda it: it if isinstance(it, str) else "",
@@ -55,6 +56,13 @@ def test_profile_comes_from_a_file(tmp_path):
 
     assert device_profile(toml) == device_profile(document)
     assert device_profile(toml).delivery.loss == 0.5
+
+
+def test_file_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "x.toml").write_bytes(b"\xff")
+
+    with pytest.raises(ValueError, match=r"device: .*x.toml: 'utf-8' codec can't decode"):
+        device_profile(tmp_path / "x.toml")
 
 
 def test_unknown_name_lists_the_library():

@@ -16,7 +16,7 @@ def test_consumers_behind_the_first_are_served_from_the_cache():
 
     async def main():
         async with CdnEdge(consumers=3) as edge:
-            carried = [await edge.carry("camera", number, unit) for number, unit in enumerate(units)]
+            carried = [await edge.carry("Höhe 2, Tür?", number, unit) for number, unit in enumerate(units)]
             return carried, edge.hits, edge.misses
 
     assert asyncio.run(main()) == (units, 6, 3)

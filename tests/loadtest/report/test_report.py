@@ -56,6 +56,12 @@ class TestFigures:
 
         np.testing.assert_allclose(quantiles_of(latencies, shares), histogram.quantiles(shares), rtol=2e-3)
 
+    @pytest.mark.parametrize("q", [99, -0.1, np.nan, "0.5"])
+    def test_quantile_is_of_a_share(self, report, q):
+        """A percentage, such as 99, is no share."""
+        with pytest.raises((TypeError, ValueError), match="q: expected"):
+            report.quantile(q)
+
     def test_shares(self, report):
         """Share on time, outcomes and goodput are over all requests."""
         assert report.outcomes == {"ok": 990, "Overloaded": 10}
@@ -156,12 +162,12 @@ class TestFiles:
         assert json.dumps(found, allow_nan=False)
         assert found["means"]["device"]["studio"]["accuracy"] is None
 
-    @pytest.mark.parametrize("text", ["", "{}", '{"format": "other", "version": 1}'])
-    def test_load_something_else(self, tmp_path, text):
+    @pytest.mark.parametrize("content", [b"", b"{}", b'{"format": "other", "version": 1}', b"\x89PNG"])
+    def test_load_something_else(self, tmp_path, content):
         """The message names the file."""
-        (tmp_path / "x.json").write_text(text)
+        (tmp_path / "x.json").write_bytes(content)
 
-        with pytest.raises(ValueError, match=r"x\.json: not a saved report: [fE]"):
+        with pytest.raises(ValueError, match=r"x\.json: not a saved report: [fE']"):
             Report.load(tmp_path / "x.json")
 
     def test_junit_of_an_odd_name(self, report):
@@ -228,6 +234,21 @@ class TestPage:
         assert "prefers-color-scheme: dark" in text
         for title in ("By device", "By stage", "Measured by device", "Outcomes", "no response"):
             assert title in text
+
+    def test_label_of_many_values(self, report):
+        """It has a table, and no picture that is taller than any screen."""
+        record = attrs.evolve(report.record, labels={"file": np.array([f"{n}.png" for n in range(1000)])})
+
+        text = make_page(attrs.evolve(report, record=record, name=""))
+
+        assert text.count('class="wide"') == 3  # latency by percentile and over time, stages
+        assert "999.png" in text
+
+    def test_label_without_a_value(self, report):
+        """It has no section, and no picture of nothing."""
+        record = attrs.evolve(report.record, labels={"lens": np.full(1000, "")})
+
+        assert "By lens" not in make_page(attrs.evolve(report, record=record))
 
     def test_capacity_is_drawn(self, report):
         """A search adds the picture of its steps."""

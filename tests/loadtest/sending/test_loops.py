@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 
 import pytest
 
@@ -255,6 +256,32 @@ class TestOpenLoopOfToldEnds:
 
         assert begun.cancelled == [0, 1]
         assert (list(sending.completed_ns), sending.failures, sending.in_flight) == ([0, 0], {}, 0)
+
+
+def test_closed_loop_ends_all_callers_by_an_error():
+    """None sends on behind the caller's back."""
+    sent = []
+
+    async def call(number):
+        sent.append(number)
+        await asyncio.sleep(0.01)
+        if number == 0:
+            raise LookupError("no model")
+
+    async def main(_loop):
+        with pytest.raises(LookupError, match="no model"):
+            await closed_loop(call, 3, 1.0)
+        await asyncio.sleep(0.5)
+
+    run(main)
+
+    assert len(sent) <= 5
+
+
+@pytest.mark.parametrize(("callers", "seconds", "name"), [(0, 1.0, "callers"), (1, math.nan, "seconds")])
+def test_closed_loop_names_a_wrong_argument(callers, seconds, name):
+    with pytest.raises(ValueError, match=f"{name}: expected"):
+        run(lambda _loop: closed_loop(answer, callers, seconds))
 
 
 def test_closed_loop_waits_for_responses():

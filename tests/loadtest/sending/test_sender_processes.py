@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,6 +32,11 @@ def end_process():
 def make_stubborn():
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     return say_process
+
+
+def sockets():
+    """Return those that this process has open; pipes to processes are some."""
+    return {path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_socket()}
 
 
 SETTINGS = {"arrivals": Constant(100.0), "inputs": range(40), "duration_s": 0.4, "slo_s": 5.0}
@@ -64,21 +70,24 @@ def test_failing_sender_fails_the_run(make, error, message):
         asyncio.run(run(make, senders=1, **SETTINGS))
 
 
+@pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("make", [make_service, make_stubborn], ids=["service", "ignores SIGTERM"])
-def test_cancelled_run_ends_its_processes(make):
-    """Cancelling a run ends its processes."""
+def test_cancelled_run_ends_its_processes(make, times):
+    """Cancelling a run ends its processes, also where it is cancelled again while they end, and closes their pipes."""
 
     async def main():
-        begun = asyncio.Event()
+        before, begun = sockets(), asyncio.Event()
         settings = {**SETTINGS, "duration_s": 60.0, "progress": lambda _progress: begun.set()}
         test = asyncio.create_task(run(partial(make), senders=1, **settings))
         await begun.wait()
         children = multiprocessing.active_children()
-        test.cancel()
+        for _ in range(times):
+            test.cancel()
+            await asyncio.sleep(0)
         await asyncio.wait([test])
-        return test.cancelled(), [child.is_alive() for child in children]
+        return test.cancelled(), [child.exitcode for child in children], sockets() - before
 
-    assert asyncio.run(main()) == (True, [False])
+    assert asyncio.run(main()) == (True, [-signal.SIGKILL], set())
 
 
 def test_more_senders_than_requests():

@@ -6,7 +6,7 @@ import re
 import pytest
 
 import streaminfer as si
-from streaminfer.placement.acting.balancing import balanced_replicas
+from streaminfer.placement import plan_replicas
 from streaminfer.testing import ScriptedBackend
 
 
@@ -14,8 +14,8 @@ def stack(duration_s):
     return si.Stack(si.AdaptiveBatcher(max_batch_size=1, policy="greedy"), ScriptedBackend(duration_s=duration_s))
 
 
-async def sent(loop, shares, services, *, concurrency=4, **options):
-    replicas = balanced_replicas(shares, services, spill_penalty=4.0, seed=1, **options)
+async def sent(loop, plan, services, *, concurrency=4):
+    replicas = plan_replicas(plan, "lyon", services, seed=1)
     async with si.Stack(replicas, clock=loop.clock) as service:
         for _ in range(200):
             await asyncio.gather(*(service(1.0) for _ in range(concurrency)))
@@ -25,36 +25,36 @@ async def sent(loop, shares, services, *, concurrency=4, **options):
     return {site: sum(it.attempts for it in statistics if it.zone == site) / total for site in sites}
 
 
-async def test_planned_site_serves_its_users(loop):
+async def test_planned_site_serves_its_users(loop, plan_of):
     """With one planned site nothing leaves, although others are as fast."""
     services = {"near": [stack(0.01), stack(0.01)], "far": stack(0.01)}
 
-    share = await sent(loop, {"near": 1.0}, services)
+    share = await sent(loop, plan_of({"near": 1.0}), services)
 
     assert share["near"] > 0.97
 
 
-async def test_full_site_spills_over(loop):
+async def test_full_site_spills_over(loop, plan_of):
     """Requests leave a planned site that has more of them than it can serve."""
-    share = await sent(loop, {"near": 1.0}, {"near": [stack(0.01)], "far": [stack(0.01)]}, concurrency=32)
+    share = await sent(loop, plan_of({"near": 1.0}), {"near": [stack(0.01)], "far": [stack(0.01)]}, concurrency=32)
 
     assert 0.1 < share["far"] < 0.5
 
 
-async def test_planned_sites_share_the_requests(loop):
+async def test_planned_sites_share_the_requests(loop, plan_of):
     """Under load each planned site gets what its replicas can serve."""
     services = {"a": [stack(0.01), stack(0.01)], "b": [stack(0.01)]}
-    share = await sent(loop, {"a": 0.67, "b": 0.33}, services, concurrency=30)
+    share = await sent(loop, plan_of({"a": 0.67, "b": 0.33}), services, concurrency=30)
 
     assert 0.6 < share["a"] < 0.75
 
 
-def test_site_without_service_is_named():
+def test_site_without_service_is_named(plan_of):
     message = re.escape("services: expected a service at 'b', which the plan uses, got ['a']")
     with pytest.raises(ValueError, match=message):
-        balanced_replicas({"a": 0.5, "b": 0.5, "c": 0.0}, {"a": stack(0.01)}, spill_penalty=4.0)
+        plan_replicas(plan_of({"a": 0.5, "b": 0.5, "c": 0.0}), "lyon", {"a": stack(0.01)})
 
 
-def test_penalty_is_checked():
+def test_penalty_is_checked(plan_of):
     with pytest.raises(ValueError, match="spill_penalty: expected a number above 1"):
-        balanced_replicas({"a": 1.0}, {"a": stack(0.01)}, spill_penalty=1.0)
+        plan_replicas(plan_of({"a": 1.0}), "lyon", {"a": stack(0.01)}, spill_penalty=1.0)

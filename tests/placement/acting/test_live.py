@@ -1,6 +1,7 @@
 """What runs is measured, and the next problem has the measurements."""
 
 import asyncio
+import math
 
 import attrs
 import numpy as np
@@ -90,6 +91,21 @@ async def test_meter_reads_the_time_that_a_site_tells(loop, served_s, expected):
         await service(1.0)
 
     assert meter.rtt_s == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("served_s", [lambda response: response.outputs["served"], lambda _: math.nan])
+async def test_meter_costs_no_response(loop, caplog, served_s):
+    """A response whose header is missing reaches its caller, and is not measured."""
+    meter = RttMeter("Lyon", "Paris", served_s=served_s)
+
+    async with si.Stack(meter, ScriptedBackend(then=lambda _: [{"y": 1}]), clock=loop.clock) as service:
+        assert await service(1.0) == {"y": 1}
+        assert await service(1.0) == {"y": 1}
+
+    assert meter.rtt_s == []
+    assert [record.message.partition(" failed")[0] for record in caplog.records] == [
+        "served_s of the meter 'Lyon to Paris'"
+    ]
 
 
 def test_meter_keeps_the_latest():

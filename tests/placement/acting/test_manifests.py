@@ -5,10 +5,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from streaminfer.placement.acting.kubernetes import workload_manifests
-from streaminfer.placement.acting.ray_options import deployment_options
-from streaminfer.placement.acting.traffic import scaled_objects, zone_policies
-from streaminfer.placement.acting.workloads import Workload, platform_name
+from streaminfer.placement import Workload, keda_scaled_objects, kubernetes_manifests
+from streaminfer.placement import ray_options as options_of
+from streaminfer.placement.acting import kubernetes, ray_options, traffic
+from streaminfer.placement.acting.workloads import platform_name
 
 PARIS = Workload(
     model="Detector", variant="int8", shard=0, site="eu-paris", device="a10", replicas=2, rate=120.0, slots=1.0,
@@ -18,9 +18,16 @@ LYON = attrs.evolve(PARIS, site="eu-lyon", device="cpu", replicas=3, slots=0.5)
 RESOURCES = {"a10": {"nvidia.com/gpu": 1}, "cpu": {"cpu": 1}}
 
 
+@pytest.fixture(autouse=True)
+def plans_are_their_workloads(monkeypatch):
+    """What is written of a workload does not depend on the rest of its plan."""
+    for module in (kubernetes, ray_options, traffic):
+        monkeypatch.setattr(module, "plan_workloads", lambda workloads: workloads)
+
+
 def manifests(*workloads, **changes):
     given = {"images": {"Detector": "registry/detector:1"}, "resources": RESOURCES, "zones": None, "port": 8000}
-    return list(yaml.safe_load_all(workload_manifests(workloads, namespace="vision", **given | changes)))
+    return list(yaml.safe_load_all(kubernetes_manifests(workloads, namespace="vision", **given | changes)))
 
 
 @pytest.mark.parametrize("version", ["1.33", "1.35"])
@@ -85,38 +92,10 @@ def test_missing_image_or_device_is_named(missing):
         manifests(PARIS, **{missing: {}})
 
 
-def test_zone_weights_follow_the_shares():
-    text = zone_policies(
-        {"Lyon": ("Detector", {"eu-lyon": 0.7, "eu-paris": 0.3, "us": 0.0})}, zones=None, namespace="v"
-    )
-    (policy,) = yaml.safe_load_all(text)
-
-    assert policy["kind"] == "BackendTrafficPolicy"
-    assert policy["spec"]["targetRefs"][0]["name"] == policy["metadata"]["name"]
-    assert policy["spec"]["loadBalancer"]["zoneAware"]["weightedZones"] == [
-        {"zone": "eu-lyon", "weight": 700},
-        {"zone": "eu-paris", "weight": 300},
-    ]
-
-
-def test_sites_of_one_zone_share_its_weight():
-    """Envoy Gateway takes each zone once."""
-    text = zone_policies(
-        {"Lyon": ("Detector", {"a": 0.5, "b": 0.2, "c": 0.3})}, zones={"a": "z", "b": "z"}, namespace="v"
-    )
-    (policy,) = yaml.safe_load_all(text)
-
-    assert policy["spec"]["loadBalancer"]["zoneAware"]["weightedZones"] == [
-        {"zone": "z", "weight": 700},
-        {"zone": "c", "weight": 300},
-    ]
-
-
 def test_keda_scales_from_the_plan_up():
     """The plan is the least, and a replica more is for as many requests as the plan counts on."""
-    text = scaled_objects(
-        [PARIS], least={PARIS.name: 2}, most={PARIS.name: 5}, prometheus="http://prometheus:9090",
-        query='sum(x{w="{workload}"})', namespace="v",
+    text = keda_scaled_objects(
+        [PARIS], spare=3, prometheus="http://prometheus:9090", query='sum(x{w="{workload}"})', namespace="v",
     )  # fmt: skip
     (scaled,) = yaml.safe_load_all(text)
     (trigger,) = scaled["spec"]["triggers"]
@@ -129,8 +108,18 @@ def test_keda_scales_from_the_plan_up():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("amount", ["500m", float("nan"), -1])
+@pytest.mark.parametrize("write", [manifests, lambda workload, **given: options_of([workload], **given)])
+def test_amount_that_is_no_number_is_named(write, amount):
+    """Quantities of Kubernetes are written here, not read."""
+    with pytest.raises(
+        (TypeError, ValueError), match=r"resources\['cpu'\]\['cpu'\]: expected a finite number ≥ 0, got"
+    ):
+        write(LYON, resources={"cpu": {"cpu": amount}})
+
+
 def test_ray_holds_replicas_at_their_site():
-    options = deployment_options([PARIS, LYON], resources={"a10": {"num_gpus": 1}, "cpu": {"num_cpus": 2}})
+    options = options_of([PARIS, LYON], resources={"a10": {"num_gpus": 1}, "cpu": {"num_cpus": 2}})
 
     assert options[PARIS.name] == {
         "num_replicas": 2,

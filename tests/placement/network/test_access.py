@@ -1,5 +1,7 @@
 """Access profiles are promised where other runs would show the same, and refused elsewhere."""
 
+import pickle
+
 import numpy as np
 import pytest
 from _lib.rtt_data import synthetic_car
@@ -105,8 +107,10 @@ def test_packaged_5g_tells_city_from_country():
     """The city's p99 is promised; the country's is refused, and its time without network is known."""
     assert load_access("5g-public-urban").profile(0.99).rtt.quantile(0.99) < 0.035
     rural = load_access("5g-private-rural")
-    with pytest.raises(Unpromisable):
+    with pytest.raises(Unpromisable) as raised:
         rural.profile(0.99)
+    copied = pickle.loads(pickle.dumps(raised.value))  # as from a process that plans
+    assert (str(copied), copied.promise) == (str(raised.value), raised.value.promise)
     assert 0.2 < rural.outages.share_of_time < 0.4
 
 
@@ -122,6 +126,7 @@ def test_json_round_trip(car):
         (lambda: FittedAccess.fit("", [[0.1]]), None),
         (lambda: FittedAccess.fit("x", []), "runs_s: expected at least one run"),
         (lambda: FittedAccess.fit("x", [[0.1, 0.2]], sent_s=[[1.0, 0.0]]), r"sent_s\[0\]: expected 2 ascending"),
+        (lambda: FittedAccess.fit("x", [[0.1, 0.2]], sent_s=[[1.0, np.nan]]), r"sent_s\[0\]: expected 2 ascending"),
         (
             lambda: FittedAccess.fit("x", [[0.1], [0.2]], sent_s=[[1.0]]),
             "sent_s: expected instants of each of the 2 runs",
@@ -129,7 +134,7 @@ def test_json_round_trip(car):
         (lambda: load_access("6g"), "name: expected one of 'wired'"),
         (lambda: FittedAccess.fit("x", [[0.1]]).promise(0.0), "share: expected"),
     ],
-    ids=["name", "runs", "sent", "sent runs", "load", "share"],
+    ids=["name", "runs", "sent", "sent nan", "sent runs", "load", "share"],
 )
 def test_bad_arguments_are_named(make, message):
     with pytest.raises((ValueError, TypeError), match=message):

@@ -112,12 +112,24 @@ def test_backtest_needs_pairs():
 def test_rows_and_csv_give_the_same(tmp_path):
     rows = [("a", "x", 0.01), ("a", "y", 0.03), ("a", "x", 0.02), ("a", "y", 0.04)]
     file = tmp_path / "rtt.csv"
-    file.write_text("cluster,site,when,rtt_s\n" + "".join(f"{c},{s},9,{r}\n" for c, s, r in rows))
+    text = "cluster,site,when,rtt_s\n" + "".join(f"{c},{s},9,{r}\n" for c, s, r in rows)
+    file.write_text(text, encoding="utf-8-sig")  # as a spreadsheet writes it
 
     read, given = RttSamples.from_csv(file), RttSamples.from_rows(rows)
 
     assert read.rtt_s["a"]["x"].tolist() == given.rtt_s["a"]["x"].tolist() == [0.01, 0.02]
     assert repr(read) == "<RttSamples: 1 clusters, 2 sites, 2 pairs, 4 measurements>"
+
+
+def test_lost_packets_may_take_any_time():
+    """A time beyond a day stands for no response, as that of what no measurement vouches for."""
+    lost = np.where(np.arange(200) % 4, 0.01, 1e9)
+    rows = [(f"c{n}", "x", rtt_s) for n in range(50) for rtt_s in lost]
+
+    rtt = RttSamples.from_rows(rows).links()["c0"]["x"].rtt
+
+    assert rtt.quantile(0.99) == UNPROMISABLE_S
+    assert rtt.quantile(0.5) < 0.02
 
 
 def test_pairs_without_measurements_have_no_link():
@@ -173,8 +185,12 @@ def test_bad_arguments_are_named(make, message):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("cluster,rtt_s\na,1\n", "got no 'site'"), ("cluster,site,rtt_s\na,x,1\na,x,fast\n", "line 3: rtt_s")],
-    ids=["column", "value"],
+    [
+        ("cluster,rtt_s\na,1\n", "got no 'site'"),
+        ("cluster,site,rtt_s\na,x,1\na,x,fast\n", "line 3: rtt_s"),
+        ("cluster,site,rtt_s\na,x,1\na,x,-1\n", "line 3: rtt_s: expected finite seconds"),
+    ],
+    ids=["column", "value", "negative"],
 )
 def test_bad_csv_is_explained(tmp_path, text, message):
     file = tmp_path / "rtt.csv"

@@ -6,61 +6,21 @@ import pytest
 import yaml
 
 import streaminfer as si
-from streaminfer.batching import ServiceTime
 from streaminfer.placement import (
-    AccessProfile,
-    DeviceGroup,
     Distribution,
     Link,
     Model,
-    Problem,
-    ServiceClass,
-    Shard,
-    Site,
-    UserCluster,
     Variant,
     envoy_policies,
     keda_scaled_objects,
     kubernetes_manifests,
     plan,
-    plan_hours,
     plan_replicas,
     plan_workloads,
     ray_options,
     site_shares,
 )
 from streaminfer.testing import ScriptedBackend
-
-
-def links(**rtt_s):
-    return {site: Link(rtt=Distribution.of(value)) for site, value in rtt_s.items()}
-
-
-@pytest.fixture(scope="module")
-def problem():
-    shard = Shard(service_time={"cpu": ServiceTime.affine(0.004, 0.002)}, memory_bytes=2e9)
-    clusters = [
-        UserCluster(name=name, rates=(20.0, rate), access="fiber", service_class="live", model="detector")
-        for name, rate in (("lyon", 900.0), ("paris", 150.0))
-    ]
-    return Problem(
-        clusters=clusters,
-        sites=[Site(name=name, devices=[DeviceGroup(kind="cpu", slots=4)]) for name in ("east", "west")],
-        models=[Model(name="detector", variants=[Variant(name="int8", shards=[shard])])],
-        access=[AccessProfile(name="fiber", rtt=Distribution.of(0.002))],
-        service_classes=[ServiceClass(name="live", slo_s=0.060)],
-        links={"lyon": links(east=0.008, west=0.050), "paris": links(east=0.050, west=0.006)},
-    )
-
-
-@pytest.fixture(scope="module")
-def answer(problem):
-    return plan(problem)
-
-
-@pytest.fixture(scope="module")
-def hourly(problem):
-    return plan_hours(problem)
 
 
 def test_workloads_are_the_replicas(answer):
@@ -120,6 +80,28 @@ def test_policies_of_all_clusters(answer):
     assert zones == [[{"zone": "zone-a", "weight": 1000}], [{"zone": "west", "weight": 1000}]]
 
 
+def test_zone_weights_follow_the_shares(plan_of):
+    (policy,) = yaml.safe_load_all(envoy_policies(plan_of({"eu-lyon": 0.7, "eu-paris": 0.3, "us": 0.0})))
+
+    assert policy["kind"] == "BackendTrafficPolicy"
+    assert policy["spec"]["targetRefs"][0]["name"] == policy["metadata"]["name"]
+    assert policy["spec"]["loadBalancer"]["zoneAware"]["weightedZones"] == [
+        {"zone": "eu-lyon", "weight": 700},
+        {"zone": "eu-paris", "weight": 300},
+    ]
+
+
+def test_sites_of_one_zone_share_its_weight(plan_of):
+    """Envoy Gateway takes each zone once."""
+    text = envoy_policies(plan_of({"a": 0.5, "b": 0.2, "c": 0.3}), zones={"a": "z", "b": "z"})
+    (policy,) = yaml.safe_load_all(text)
+
+    assert policy["spec"]["loadBalancer"]["zoneAware"]["weightedZones"] == [
+        {"zone": "z", "weight": 700},
+        {"zone": "c", "weight": 300},
+    ]
+
+
 def test_scaling_covers_the_hours(hourly):
     """A workload scales between the quiet and the busy hour, plus what is spare."""
     quiet, busy = ({it.site: it.replicas for it in plan_workloads(one)} for one in hourly)
@@ -129,6 +111,23 @@ def test_scaling_covers_the_hours(hourly):
     east = next(spec for name, spec in found.items() if "east" in name)
     assert quiet["east"] < busy["east"]
     assert (east["minReplicaCount"], east["maxReplicaCount"]) == (quiet["east"], busy["east"] + 1)
+
+
+@pytest.mark.parametrize("hours", [(0, 1), (1, 0)])
+def test_scaling_counts_on_the_least_rate(hourly, hours):
+    """A replica keeps its promises up to the rate of its plan, so that of the strictest hour counts."""
+    strict = attrs.evolve(hourly[0], replicas=[attrs.evolve(it, max_rate=7.0) for it in hourly[0].replicas])
+    plans = [(strict, hourly[1])[hour] for hour in hours]
+
+    found = list(yaml.safe_load_all(keda_scaled_objects(*plans, prometheus="http://p:9090")))
+
+    assert {it["spec"]["triggers"][0]["metadata"]["threshold"] for it in found} == {"7"}
+
+
+@pytest.mark.parametrize("make", [plan_workloads, site_shares, envoy_policies])
+def test_what_is_no_plan_is_named(hourly, make):
+    with pytest.raises(TypeError, match="plan: expected a Plan, got"):
+        make(hourly)
 
 
 def test_scaling_has_no_fewer_replicas_than_planned(answer):
@@ -181,7 +180,7 @@ def test_workloads_of_one_name_are_refused(problem):
         attrs.evolve(cluster, model=model.name, rates=(20.0,))
         for cluster, model in zip(problem.clusters, models, strict=True)
     ]
-    near = dict.fromkeys(("lyon", "paris"), links(east=0.008))
+    near = {name: {"east": Link(rtt=Distribution.of(0.008))} for name in ("lyon", "paris")}
 
     with pytest.raises(ValueError, match="plan: expected names that differ, got 'face-small-int8-east-cpu'"):
         plan_workloads(plan(attrs.evolve(problem, models=models, clusters=clusters, links=near)))

@@ -8,7 +8,6 @@ from placement_problems import small_problem
 
 from streaminfer.placement import Distribution, Link, plan
 from streaminfer.placement.matrix_plot import plot_matrix
-from streaminfer.placement.plan_plot import _labels
 
 
 def matrix(clusters, sites, *, seed=0):
@@ -58,7 +57,7 @@ def test_load_is_that_of_one_hour():
         attrs.evolve(problem, clusters=clusters, sites=[site], links={"day": near, "night": near}, site_links={})
     )
 
-    replicas, load, cost = _labels(found)["s0"].splitlines()
+    replicas, load, cost = found._site_labels()["s0"].splitlines()
 
     assert 0.5 < float(load.split("%")[0]) / 100 <= 1.0
     assert cost == f"{found.cost:.3g}/h"
