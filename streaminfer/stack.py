@@ -304,7 +304,7 @@ class Stack(Wrapper):
         if run.state == "starting":
             raise RuntimeError("this stack is starting: stop it when it has started")
         self._chain.loop = None
-        await run.stop(drain=drain, timeout_s=timeout_s)
+        await run.stop(self._chain, drain=drain, timeout_s=timeout_s)
 
     def __enter__(self) -> NoReturn:
         """Refused, with what to write instead.

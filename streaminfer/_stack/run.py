@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from streaminfer._internal.loading import compiled_modules
 from streaminfer._runtime import serving_process
+from streaminfer._runtime.idle_waiters import IdleWaiters
 from streaminfer._runtime.loops import is_virtual
 from streaminfer._runtime.owners import start_owned
 from streaminfer._runtime.pending_calls import DeadlineCalls
@@ -19,6 +20,7 @@ from streaminfer.protocols import adapt
 from streaminfer.request import Request, Response, passed_on_arrival, time_left_s
 
 if TYPE_CHECKING:
+    from streaminfer._stack._chain_cy import Chain
     from streaminfer._stack.served_stack import ServedStack
     from streaminfer._stack.start_report import StartReport
     from streaminfer._stack.statistics import StackState
@@ -40,6 +42,7 @@ class StackRun:
         report: how long the parts took; ``None`` until they have started.
         calls: that the stack itself ends at their deadline.
         places: callers that wait for a place.
+        idle: who waits until the stack has no request in flight.
     """
 
     def __init__(self, stack: ServedStack, parts: Sequence[Any]) -> None:
@@ -49,6 +52,7 @@ class StackRun:
         self.report: StartReport | None = None
         self.calls = DeadlineCalls()
         self.places = PlaceQueue(stack)
+        self.idle = IdleWaiters()
         self._stack = stack
         self._parts = parts
         self._stopped = asyncio.Event()
@@ -94,18 +98,21 @@ class StackRun:
                     timer.end()
             self._stack.statistics()  # loads what a snapshot is made of: the first one must not hold up requests
         except BaseException:
-            self.state = "stopped"
-            serving_process.leave(self._hold)
-            with stop_within(STOP_LIMIT_S):
-                await stop_all(self._stack, started[::-1], drain=False)
+            self.state = "stopping"  # or another start would be given parts that are about to stop
+            try:
+                with stop_within(STOP_LIMIT_S):
+                    await stop_all(self._stack, started[::-1], drain=False)
+            finally:
+                self._end()
             raise
         self.report = timer.report()
         self.state = "running"
 
-    async def stop(self, *, drain: bool, timeout_s: float | None) -> None:
+    async def stop(self, chain: Chain, *, drain: bool, timeout_s: float | None) -> None:
         """Stop the parts, outermost first; a second call waits for the first.
 
         Args:
+            chain: of the stack, which accepts nothing more.
             drain: complete the requests in flight first.
             timeout_s: the limit of the stop; ``None``: it has none of its own.
         """
@@ -115,13 +122,13 @@ class StackRun:
         self.state = "stopping"
         self.places.close()
         with stop_within(timeout_s):
-            await self._stop(drain)
+            await self._stop(chain, drain)
 
-    async def _stop(self, drain: bool) -> None:
+    async def _stop(self, chain: Chain, drain: bool) -> None:
         failure: BaseException | None = None
         try:
-            if self.calls and drain:
-                await asyncio.wait(self.calls, timeout=seconds_left())
+            if chain.in_flight and drain:
+                await self.idle.wait(seconds_left())
         except BaseException as error:  # noqa: BLE001 - raised below, after the layers have been stopped
             failure = error
         try:
@@ -131,8 +138,11 @@ class StackRun:
                 failure = failure or error
             await stop_all(self._stack, self._parts[::-1], drain=drain and failure is None)
         finally:
-            serving_process.leave(self._hold)
-            self.state = "stopped"
-            self._stopped.set()
+            self._end()
         if failure is not None:
             raise failure
+
+    def _end(self) -> None:
+        serving_process.leave(self._hold)
+        self.state = "stopped"
+        self._stopped.set()
