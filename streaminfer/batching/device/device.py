@@ -226,7 +226,9 @@ class Device:
         again = False
         try:
             for held in self._held:
-                if self.is_free and not self._is_loaded(held):
+                if held.residence is not None and self._is_loaded(held):
+                    held.residence.tell_loaded()  # perhaps another load was to evict it, and failed
+                elif self.is_free:
                     self._load(held, now_ns)
             for level in self._levels:
                 again = self._grant_turns(level, now_ns) or again

@@ -81,6 +81,11 @@ class LiveResidence:
         """Load the model when others have left."""
         self.task = asyncio.get_running_loop().create_task(self._load(leaving, done))
 
+    def tell_loaded(self) -> None:
+        """Tell who holds the model in memory that it is there."""
+        if self._awaited is not None and not self._awaited.done():
+            self._awaited.set_result(None)
+
     async def _load(self, leaving: Sequence["LiveResidence"], done: Callable[[int, bool, int], None]) -> None:
         observers = self._listener.observers
         told = [] if observers is None else observers.begin_load(self._now_ns())
@@ -107,10 +112,7 @@ class LiveResidence:
         if error is not None:
             failure = BackendError(f"{self._listener.source} could not be loaded: {text_of_error(error)}")
             failure.__cause__ = error
-        if self._awaited is not None and not self._awaited.done():
-            if failure is None:
-                self._awaited.set_result(None)
-            else:
+            if self._awaited is not None and not self._awaited.done():
                 self._awaited.set_exception(failure)
                 failure = None  # which who awaits it gets
         self._listener.after_load(failure)
