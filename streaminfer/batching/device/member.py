@@ -23,9 +23,6 @@ class Residence(Protocol):
         ``done`` is told when that ended, whether it is there, and how many of the others, the last ones, have not left.
         """
 
-    def tell_loaded(self) -> None:
-        """Tell who holds it in memory that it is there."""
-
 
 class DeviceMember(Protocol):
     """Dispatcher of one batcher, as the device sees it."""

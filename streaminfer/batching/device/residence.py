@@ -65,9 +65,9 @@ class LiveResidence:
         Raises:
             BackendError: that failed.
         """
-        device.hold(member)
+        is_there = device.hold(member, self._tell_loaded)
         try:
-            if not device.holds(member):
+            if not is_there:
                 self._awaited = asyncio.get_running_loop().create_future()
                 self._listener.schedule()
                 await self._awaited
@@ -81,8 +81,7 @@ class LiveResidence:
         """Load the model when others have left."""
         self.task = asyncio.get_running_loop().create_task(self._load(leaving, done))
 
-    def tell_loaded(self) -> None:
-        """Tell who holds the model in memory that it is there."""
+    def _tell_loaded(self) -> None:
         if self._awaited is not None and not self._awaited.done():
             self._awaited.set_result(None)
 
