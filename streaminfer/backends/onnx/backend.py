@@ -136,7 +136,7 @@ class OnnxBackend(Node):
         clock: Clock | None = None,
     ) -> None:
         runtime = require("onnxruntime", extra="onnx", purpose="OnnxBackend")
-        check_count("sessions", sessions)
+        sessions = check_count("sessions", sessions)
         check_choice("executor", executor, ("thread", "inline"))
         if executor == "inline" and sessions != 1:
             raise ValueError(expected("sessions", "1 with executor='inline'", sessions))
