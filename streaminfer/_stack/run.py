@@ -56,7 +56,7 @@ class StackRun:
         self._stack = stack
         self._parts = parts
         self._stopped = asyncio.Event()
-        self._hold: serving_process.Hold | None = None
+        self._hold: object = None
 
     @property
     def is_orphaned(self) -> bool:
