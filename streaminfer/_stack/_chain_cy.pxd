@@ -29,8 +29,8 @@ cdef class Chain:
     cdef object _call
     cdef object _refuse
     cdef object _wait
-    cdef object _idle
     cdef readonly Py_ssize_t in_flight
+    cdef public object idle
     cdef public object clock
     cdef public object loop
 

@@ -27,7 +27,6 @@ from streaminfer.request import deadline_after
 
 if TYPE_CHECKING:
     from streaminfer._request_cy import Response
-    from streaminfer._runtime.idle_waiters import IdleWaiters
     from streaminfer.protocols import Clock
 
 __all__ = ["Chain", "Passage"]
@@ -105,11 +104,11 @@ class Chain:
         refuse: raises what a call of another event loop gets.
         clock: returns monotonic nanoseconds.
         wait: sends a request when there is a place for it.
-        idle: is woken where nothing is in flight any more, and nothing accepted.
 
     Attributes:
         loop: of callers; ``None``: it accepts nothing.
         in_flight: requests that have entered the layers, and await another terminal than a batcher.
+        idle: future that is set when none is in flight any more; ``None``: nothing waits for that.
         batcher: as above.
         clock: as above.
     """
@@ -119,7 +118,6 @@ class Chain:
         "_call",
         "_enters",
         "_exits",
-        "_idle",
         "_objective",
         "_refuse",
         "_source",
@@ -129,6 +127,7 @@ class Chain:
         "_wait",
         "batcher",
         "clock",
+        "idle",
         "in_flight",
         "loop",
     )
@@ -145,7 +144,6 @@ class Chain:
         refuse: Callable[[], None],
         clock: Clock,
         wait: Callable[[Request], Awaitable[Response]],
-        idle: IdleWaiters,
     ) -> None:
         self._enters = tuple(enters)
         self._exits = tuple(exits)
@@ -161,8 +159,8 @@ class Chain:
         self.clock: Clock = clock
         self.loop: asyncio.AbstractEventLoop | None = None
         self._wait = wait
-        self._idle = idle
         self.in_flight = 0
+        self.idle: asyncio.Future[None] | None = None
 
     def open(
         self,
@@ -354,8 +352,8 @@ class Chain:
     def _leave(self, passage: Passage) -> None:
         passage._is_counted = False
         self.in_flight -= 1
-        if not self.in_flight and self.loop is None:
-            self._idle.wake()
+        if not self.in_flight and self.idle is not None and not self.idle.done():
+            self.idle.set_result(None)
 
     def _give(self, passage: Passage, response: Response) -> None:
         """End a passage with the response that a layer made of an error, before it was with the terminal."""

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from streaminfer._internal.validation import expected
-from streaminfer._runtime.idle_waiters import IdleWaiters
 from streaminfer._stack._chain_cy import Chain
 from streaminfer.batching.batched_service import BatchedService
 from streaminfer.batching.policy import Greedy
@@ -84,7 +83,6 @@ def join(service: Any, offered: Capabilities, clock: Clock, refuse: Callable[[],
         refuse,
         clock,
         service.call if run is None else run.places.call,
-        IdleWaiters() if run is None else run.idle,
     )
 
 

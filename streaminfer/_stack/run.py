@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from streaminfer._internal.loading import compiled_modules
 from streaminfer._runtime import serving_process
-from streaminfer._runtime.idle_waiters import IdleWaiters
 from streaminfer._runtime.loops import is_virtual
 from streaminfer._runtime.owners import start_owned
 from streaminfer._runtime.pending_calls import DeadlineCalls
@@ -42,7 +41,6 @@ class StackRun:
         report: how long the parts took; ``None`` until they have started.
         calls: that the stack itself ends at their deadline.
         places: callers that wait for a place.
-        idle: who waits until the stack has no request in flight.
     """
 
     def __init__(self, stack: ServedStack, parts: Sequence[Any]) -> None:
@@ -52,7 +50,6 @@ class StackRun:
         self.report: StartReport | None = None
         self.calls = DeadlineCalls()
         self.places = PlaceQueue(stack)
-        self.idle = IdleWaiters()
         self._stack = stack
         self._parts = parts
         self._stopped = asyncio.Event()
@@ -128,7 +125,8 @@ class StackRun:
         failure: BaseException | None = None
         try:
             if chain.in_flight and drain:
-                await self.idle.wait(seconds_left())
+                chain.idle = self.loop.create_future()
+                await asyncio.wait({chain.idle}, timeout=seconds_left())
         except BaseException as error:  # noqa: BLE001 - raised below, after the layers have been stopped
             failure = error
         try:
