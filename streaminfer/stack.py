@@ -265,7 +265,7 @@ class Stack(Wrapper):
         ``statistics().start`` and one line in the log ``streaminfer`` say how long each layer took.
 
         Raises:
-            RuntimeError: it runs already.
+            RuntimeError: it runs already, or has not stopped yet.
             BaseException: what a layer raised.
         """
         if self._run is not None and self._run.state != "stopped" and not self._run.is_orphaned:
