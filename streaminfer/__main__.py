@@ -3,7 +3,7 @@
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 __all__ = ["main"]
 
@@ -35,21 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _warm_up() -> int:
-    from streaminfer.batching.planner import kernel_loader  # noqa: PLC0415 - not to parse arguments
+    from streaminfer._warmup import kernel_loads  # noqa: PLC0415 - not to parse arguments
+    from streaminfer.batching.planner import kernel_loader  # noqa: PLC0415
     from streaminfer.errors import MissingExtra  # noqa: PLC0415
-    from streaminfer.placement.solver import kernels as placement_kernels  # noqa: PLC0415
-    from streaminfer.simulation.devices import optimum  # noqa: PLC0415 - not to parse arguments
-    from streaminfer.telemetry.histograms import kernels  # noqa: PLC0415
 
-    steps: dict[str, Callable[[], object]] = {
-        "planner": kernel_loader.load,
-        "bulk histogram": kernels.warm_up,
-        "offline optimum": optimum.load_kernel,
-        "placement": placement_kernels.warm_up,
-    }
     ahead = kernel_loader.is_compiled_ahead()
     print("kernels: compiled ahead of time" if ahead else "kernels: compiled by Numba, once on a machine", flush=True)
-    for name, load in steps.items():
+    for name, load in kernel_loads().items():
         began = time.perf_counter()
         print(f"  {name} ...", end=" ", flush=True)
         try:

@@ -1,6 +1,23 @@
 """Load the kernels, or compile those that were not compiled ahead of time, before they are used."""
 
-__all__ = ["warmup"]
+from collections.abc import Callable
+
+__all__ = ["kernel_loads", "warmup"]
+
+
+def kernel_loads() -> dict[str, Callable[[], object]]:
+    """Return what loads the kernels of each part, by its name."""
+    from streaminfer.batching.planner import kernel_loader  # noqa: PLC0415 - loaded when needed
+    from streaminfer.placement.solver import kernels as placement_kernels  # noqa: PLC0415
+    from streaminfer.simulation.devices import optimum  # noqa: PLC0415
+    from streaminfer.telemetry.histograms import kernels  # noqa: PLC0415
+
+    return {
+        "planner": kernel_loader.load,
+        "bulk histogram": kernels.warm_up,
+        "offline optimum": optimum.load_kernel,
+        "placement": placement_kernels.warm_up,
+    }
 
 
 def warmup() -> None:
@@ -13,12 +30,5 @@ def warmup() -> None:
     Raises:
         MissingExtra: no kernels were compiled ahead of time, nor is Numba installed.
     """
-    from streaminfer.batching.planner import kernel_loader  # noqa: PLC0415 - loaded when needed
-    from streaminfer.placement.solver import kernels as placement_kernels  # noqa: PLC0415
-    from streaminfer.simulation.devices import optimum  # noqa: PLC0415
-    from streaminfer.telemetry.histograms import kernels  # noqa: PLC0415
-
-    kernel_loader.load()
-    kernels.warm_up()
-    optimum.load_kernel()
-    placement_kernels.warm_up()
+    for load in kernel_loads().values():
+        load()

@@ -265,7 +265,7 @@ class Stack(Wrapper):
         ``statistics().start`` and one line in the log ``streaminfer`` say how long each layer took.
 
         Raises:
-            RuntimeError: it runs already.
+            RuntimeError: it runs already, or has not stopped yet.
             BaseException: what a layer raised.
         """
         if self._run is not None and self._run.state != "stopped" and not self._run.is_orphaned:
@@ -304,7 +304,7 @@ class Stack(Wrapper):
         if run.state == "starting":
             raise RuntimeError("this stack is starting: stop it when it has started")
         self._chain.loop = None
-        await run.stop(drain=drain, timeout_s=timeout_s)
+        await run.stop(self._chain, drain=drain, timeout_s=timeout_s)
 
     def __enter__(self) -> NoReturn:
         """Refused, with what to write instead.
@@ -339,9 +339,9 @@ class Stack(Wrapper):
             self._chain.loop = loop
 
     @property
-    def stack_state(self) -> str:
+    def stack_state(self) -> StackState:
         """The ``state`` of its statistics."""
-        return self._state
+        return "new" if self._run is None else self._run.state
 
     @property
     def ready(self) -> bool:
@@ -358,14 +358,14 @@ class Stack(Wrapper):
         layers = self.children
         snapshots = {name: adapt(layer).statistics() for name, layer in layers.items()}
         return StackStatistics(
-            self._state,
+            self.stack_state,
             {name: snapshot for name, snapshot in snapshots.items() if snapshot is not None},
             None if self._run is None else self._run.report,
             {name: inside for name, layer in layers.items() if (inside := statistics_inside(layer))},
         )
 
     def __repr__(self) -> str:
-        return f"<Stack, {self._state}: {' → '.join(type(layer).__name__ for layer in self.layers)}>"
+        return f"<Stack, {self.stack_state}: {' → '.join(type(layer).__name__ for layer in self.layers)}>"
 
     def _repr_html_(self) -> str:
         return self.statistics()._repr_html_()
@@ -386,22 +386,14 @@ class Stack(Wrapper):
             self._refuse()
         return self._run.places
 
-    @property
-    def _pid(self) -> int:
-        return 0 if self._run is None else self._run.pid
-
-    @property
-    def _state(self) -> StackState:
-        return "new" if self._run is None else self._run.state
-
     def _refuse(self) -> NoReturn:
-        if self._chain.loop is not None and self._chain.loop.is_closed() and os.getpid() == self._pid:
+        if self._run is None or self._chain.loop is None:
+            raise Closed(f"this stack is {self.stack_state}: use it inside `async with stack`")
+        if os.getpid() != self._run.pid:
+            raise RuntimeError("this stack was started in another process: a forked process starts a stack of its own")
+        if self._chain.loop.is_closed():
             raise Closed(
                 "this stack belongs to an event loop that has ended (one asyncio.run each?): start it again on "
                 "this one with `async with stack`"
             )
-        if self._chain.loop is None:
-            raise Closed(f"this stack is {self._state}: use it inside `async with stack`")
-        if os.getpid() != self._pid:
-            raise RuntimeError("this stack was started in another process: a forked process starts a stack of its own")
         raise RuntimeError("this stack belongs to the event loop that started it; other threads use stack.blocking()")

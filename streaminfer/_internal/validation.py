@@ -1,7 +1,9 @@
 """Checks of constructor arguments: the message names the argument, what was expected and what came."""
 
+import contextlib
 import math
 import numbers
+import operator
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
@@ -20,6 +22,7 @@ __all__ = [
     "check_instance",
     "check_number",
     "check_secret",
+    "check_whole",
     "expected",
     "field_check",
     "make_from_table",
@@ -112,6 +115,18 @@ def check_number(name: str, value: object, what: str, fits: Callable[[float], bo
     return number
 
 
+def check_whole(name: str, value: Any, what: str) -> int:
+    """Any whole number; ``what`` says in words which ones do.
+
+    Raises:
+        TypeError: not a whole number (a bool or a float is none).
+    """
+    with contextlib.suppress(TypeError):  # of an array, a class or another that has no index after all
+        if not isinstance(value, bool):
+            return operator.index(value)
+    raise TypeError(expected(name, what, value))
+
+
 def check_count(name: str, value: object, *, at_least: int = 1, at_most: int | None = None) -> int:
     """A whole number of at least ``at_least``, and at most ``at_most`` where that is given.
 
@@ -120,9 +135,7 @@ def check_count(name: str, value: object, *, at_least: int = 1, at_most: int | N
         ValueError: too small or too large.
     """
     what = f"a whole number ≥ {at_least}"
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(expected(name, what, value))
-    number = int(value.__index__())
+    number = check_whole(name, value, what)
     if number < at_least:
         raise ValueError(expected(name, what, value))
     if at_most is not None and number > at_most:

@@ -27,7 +27,7 @@ class BatchObserver(Protocol):
         """Note that a batch begins; a pipelined one when the batch before it has ended.
 
         Args:
-            requests: its rows; ``None`` for what a batch function was given.
+            requests: its rows; ``None`` for what a batch function was given without a stream.
             now_ns: the present instant.
 
         Returns:

@@ -21,21 +21,7 @@ import threading
 from streaminfer._internal.forking import at_fork
 from streaminfer._runtime.loops import is_virtual
 
-__all__ = ["Hold", "enter", "leave"]
-
-
-class Hold:
-    """One stack's wish that the settings last.
-
-    Args:
-        loop: the settings last until :func:`leave`, or until this event loop is closed.
-    """
-
-    __slots__ = ("loop",)
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-
+__all__ = ["enter", "leave"]
 
 _FROZEN_BY_APPLICATIONS = 1000
 """Frozen objects from which on an application froze them: CPython 3.12 begins with 375, of more than 4,000."""
@@ -48,12 +34,12 @@ HTTP, one collection remains where there are 595 at 700, and 46 of 814 with 256.
 """
 
 _lock = threading.Lock()
-_holds: set[Hold] = set()
+_holds: dict[object, asyncio.AbstractEventLoop] = {}  # by stack: the settings last until its loop is closed
 _froze = False
 _thresholds = (0, 0, 0)  # those of before
 
 
-def enter(loop: asyncio.AbstractEventLoop) -> Hold | None:
+def enter(loop: asyncio.AbstractEventLoop) -> object:
     """Apply the settings, for a stack of an event loop, until :func:`leave`; thread-safe.
 
     Returns:
@@ -62,10 +48,10 @@ def enter(loop: asyncio.AbstractEventLoop) -> Hold | None:
     global _froze, _thresholds  # noqa: PLW0603 - one heap per process
     if is_virtual(loop):
         return None
-    hold = Hold(loop)
+    hold = object()
     with _lock:
-        _drop({other for other in _holds if other.loop.is_closed()})
-        _holds.add(hold)
+        _drop({other for other, its in _holds.items() if its.is_closed()})
+        _holds[hold] = loop
         if len(_holds) > 1:
             return hold  # what a second stack adds may be connections, and stays in the collector's care
         _froze = gc.get_freeze_count() < _FROZEN_BY_APPLICATIONS
@@ -78,17 +64,16 @@ def enter(loop: asyncio.AbstractEventLoop) -> Hold | None:
     return hold
 
 
-def leave(hold: Hold | None) -> None:
+def leave(hold: object) -> None:
     """Undo one :func:`enter`; the last one restores what the process had; thread-safe, may be repeated."""
     with _lock:
-        _drop({other for other in _holds if other is hold or other.loop.is_closed()})
+        _drop({other for other, loop in _holds.items() if other is hold or loop.is_closed()})
 
 
-def _drop(holds: set[Hold]) -> None:
-    if not holds:
-        return
-    _holds.difference_update(holds)
-    if _holds:
+def _drop(holds: set[object]) -> None:
+    for hold in holds:
+        del _holds[hold]
+    if _holds or not holds:
         return
     if _froze:
         gc.unfreeze()

@@ -13,6 +13,7 @@ cdef class Passage:
     cdef readonly object awaited
     cdef readonly CTicket ticket
     cdef list _tokens
+    cdef bint _is_counted
 
 @cython.final
 cdef class Chain:
@@ -28,6 +29,8 @@ cdef class Chain:
     cdef object _call
     cdef object _refuse
     cdef object _wait
+    cdef readonly Py_ssize_t in_flight
+    cdef public object idle
     cdef public object clock
     cdef public object loop
 
@@ -44,6 +47,7 @@ cdef class Chain:
     cdef Passage _new_passage(self, CRequest request, object receive)
     @cython.locals(passage=Passage, tokens=list, position=int, ticket=CTicket)
     cdef Passage _enter(self, CRequest request, object now_ns, object receive)
+    cdef object _leave(self, Passage passage)
     cdef object _give(self, Passage passage, object response)
     @cython.locals(position=Py_ssize_t)
     cdef object _exit(self, object request, list tokens, object outcome)

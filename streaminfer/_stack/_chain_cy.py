@@ -41,13 +41,14 @@ class Passage:
         ticket: of the batcher, where that is the terminal.
     """
 
-    __slots__ = ("_chain", "_receive", "_tokens", "awaited", "request", "ticket")
+    __slots__ = ("_chain", "_is_counted", "_receive", "_tokens", "awaited", "request", "ticket")
 
     request: Request
     awaited: Any
     ticket: Any
     _tokens: list[Any] | None  # of the layers that were entered; None: there are none
     _chain: Chain | None  # of one that was begun
+    _is_counted: bool  # among those in flight
     _receive: Callable[[Response | None, BaseException | None], None] | None  # told of its end, once
 
     def done(self) -> bool:
@@ -106,6 +107,8 @@ class Chain:
 
     Attributes:
         loop: of callers; ``None``: it accepts nothing.
+        in_flight: requests that have entered the layers, and await another terminal than a batcher.
+        idle: future that is set when none is in flight any more; ``None``: nothing waits for that.
         batcher: as above.
         clock: as above.
     """
@@ -124,6 +127,8 @@ class Chain:
         "_wait",
         "batcher",
         "clock",
+        "idle",
+        "in_flight",
         "loop",
     )
 
@@ -154,6 +159,8 @@ class Chain:
         self.clock: Clock = clock
         self.loop: asyncio.AbstractEventLoop | None = None
         self._wait = wait
+        self.in_flight = 0
+        self.idle: asyncio.Future[None] | None = None
 
     def open(
         self,
@@ -238,6 +245,8 @@ class Chain:
 
     def outputs(self, passage: Passage, outcome: Any) -> Any:
         """Exit the layers after a response, and return its outputs."""
+        if passage._is_counted:
+            self._leave(passage)
         if passage._tokens is None:
             return outcome if passage.ticket is not None else outcome.outputs
         return self.response(passage, outcome).outputs
@@ -252,6 +261,8 @@ class Chain:
         Raises:
             BaseException: what a layer made of it.
         """
+        if passage._is_counted:
+            self._leave(passage)
         ticket = passage.ticket
         response = outcome if ticket is None else make_response(outcome, self._source, ticket.timings)
         if passage._tokens is not None:
@@ -270,6 +281,8 @@ class Chain:
             BaseException: what a layer made of it.
         """
         passage.awaited = None  # it holds the error, whose traceback holds the passage
+        if passage._is_counted:
+            self._leave(passage)
         if passage.ticket is not None:
             self.batcher.abandon(passage.ticket)
         if passage._tokens is None:
@@ -298,6 +311,7 @@ class Chain:
         passage._chain = self
         passage._receive = receive
         passage._tokens = None
+        passage._is_counted = False
         return passage
 
     def _enter(self, request: Request, now_ns: int, receive: Any) -> Passage:
@@ -317,6 +331,8 @@ class Chain:
                 self._validate(request)
             if self._submit is None:
                 passage.awaited = self._call(request)
+                passage._is_counted = True
+                self.in_flight += 1
             else:
                 if not self._batcher_has_clock:
                     now_ns = 0
@@ -332,6 +348,12 @@ class Chain:
                 raise
             self._give(passage, response)
         return passage
+
+    def _leave(self, passage: Passage) -> None:
+        passage._is_counted = False
+        self.in_flight -= 1
+        if not self.in_flight and self.idle is not None and not self.idle.done():
+            self.idle.set_result(None)
 
     def _give(self, passage: Passage, response: Response) -> None:
         """End a passage with the response that a layer made of an error, before it was with the terminal."""

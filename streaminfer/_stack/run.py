@@ -19,6 +19,7 @@ from streaminfer.protocols import adapt
 from streaminfer.request import Request, Response, passed_on_arrival, time_left_s
 
 if TYPE_CHECKING:
+    from streaminfer._stack._chain_cy import Chain
     from streaminfer._stack.served_stack import ServedStack
     from streaminfer._stack.start_report import StartReport
     from streaminfer._stack.statistics import StackState
@@ -52,7 +53,7 @@ class StackRun:
         self._stack = stack
         self._parts = parts
         self._stopped = asyncio.Event()
-        self._hold: serving_process.Hold | None = None
+        self._hold: object = None
 
     @property
     def is_orphaned(self) -> bool:
@@ -94,18 +95,21 @@ class StackRun:
                     timer.end()
             self._stack.statistics()  # loads what a snapshot is made of: the first one must not hold up requests
         except BaseException:
-            self.state = "stopped"
-            serving_process.leave(self._hold)
-            with stop_within(STOP_LIMIT_S):
-                await stop_all(self._stack, started[::-1], drain=False)
+            self.state = "stopping"  # or another start would be given parts that are about to stop
+            try:
+                with stop_within(STOP_LIMIT_S):
+                    await stop_all(self._stack, started[::-1], drain=False)
+            finally:
+                self._end()
             raise
         self.report = timer.report()
         self.state = "running"
 
-    async def stop(self, *, drain: bool, timeout_s: float | None) -> None:
+    async def stop(self, chain: Chain, *, drain: bool, timeout_s: float | None) -> None:
         """Stop the parts, outermost first; a second call waits for the first.
 
         Args:
+            chain: of the stack, which accepts nothing more.
             drain: complete the requests in flight first.
             timeout_s: the limit of the stop; ``None``: it has none of its own.
         """
@@ -115,13 +119,14 @@ class StackRun:
         self.state = "stopping"
         self.places.close()
         with stop_within(timeout_s):
-            await self._stop(drain)
+            await self._stop(chain, drain)
 
-    async def _stop(self, drain: bool) -> None:
+    async def _stop(self, chain: Chain, drain: bool) -> None:
         failure: BaseException | None = None
         try:
-            if self.calls and drain:
-                await asyncio.wait(self.calls, timeout=seconds_left())
+            if chain.in_flight and drain:
+                chain.idle = self.loop.create_future()
+                await asyncio.wait({chain.idle}, timeout=seconds_left())
         except BaseException as error:  # noqa: BLE001 - raised below, after the layers have been stopped
             failure = error
         try:
@@ -131,8 +136,11 @@ class StackRun:
                 failure = failure or error
             await stop_all(self._stack, self._parts[::-1], drain=drain and failure is None)
         finally:
-            serving_process.leave(self._hold)
-            self.state = "stopped"
-            self._stopped.set()
+            self._end()
         if failure is not None:
             raise failure
+
+    def _end(self) -> None:
+        serving_process.leave(self._hold)
+        self.state = "stopped"
+        self._stopped.set()

@@ -19,8 +19,8 @@ To find the external files the model is walked as what it is on the wire, protoc
 that weights are skipped and not read (https://protobuf.dev/programming-guides/encoding; ``onnx.proto`` for the
 numbers).
 
-**A function** is its module and qualified name, if these say all (``_function_names``). What it does may change under
-the same name; ``version`` says so.
+**A function** is its module and qualified name, if these say all (``_internal.qualified_name``). What it does may
+change under the same name; ``version`` says so.
 """
 
 import hashlib

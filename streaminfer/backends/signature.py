@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streaminfer._internal.text import is_all_text
-from streaminfer._internal.validation import expected
+from streaminfer._internal.validation import check_whole, expected
 from streaminfer.backends._input_check_cy import InputCheck, RequestCheck, inputs_fit
 from streaminfer.errors import InvalidInput
 
@@ -308,10 +308,9 @@ def signature_of_example(example: Any, free: Sequence[int] | Mapping[str, Sequen
             raise ValueError(expected("free_axes", f"inputs of the example ({', '.join(map(repr, arrays))})", name))
     for name, value in arrays.items():
         shape: list[int | None] = list(value.shape)
-        for axis in by_name.get(name, ()):
+        for given in by_name.get(name, ()):
             what = f"axes of {value.ndim} dimensions, without the batch axis"
-            if not isinstance(axis, int):
-                raise TypeError(expected("free_axes", what, axis))
+            axis = check_whole("free_axes", given, what)
             if not -value.ndim <= axis < value.ndim:
                 raise ValueError(expected("free_axes", what, axis))
             shape[axis] = None

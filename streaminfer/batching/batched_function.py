@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from streaminfer.request import check_priority, deadline_after
+from streaminfer.request import Request, check_priority, deadline_after
 
 if TYPE_CHECKING:
     from streaminfer.batching.batched_service import BatchedService
@@ -46,8 +46,8 @@ def as_function(service: BatchedService, function: Callable[..., Any]) -> Batche
         *,
         timeout_s: float | None = None,
         priority: int = 0,
-        stream_id: Hashable = None,  # noqa: ARG001 - a function sees inputs alone; layers around it read these three
-        tenant: str | None = None,  # noqa: ARG001
+        stream_id: Hashable = None,
+        tenant: str | None = None,  # noqa: ARG001 - a function sees inputs alone; layers around it read these two
         key: Hashable = None,  # noqa: ARG001
     ) -> Any:
         deadline_ns = None
@@ -55,7 +55,8 @@ def as_function(service: BatchedService, function: Callable[..., Any]) -> Batche
             deadline_ns = deadline_after(service.clock(), timeout_s)
         if priority != 0:
             check_priority(priority)
-        ticket = submit(None, x, deadline_ns, priority)
+        # the queue reads whose turn it is from the request
+        ticket = submit(None if stream_id is None else Request(x, stream_id=stream_id), x, deadline_ns, priority)
         try:
             return await ticket.future
         except BaseException:

@@ -183,14 +183,13 @@ class AdaptiveBatcher(Node):
         """
         if self._service is not None:
             raise RuntimeError("an AdaptiveBatcher wraps once, and this one has: make another for another model")
-        if is_service(inner) and not is_backend(inner):
-            raise TypeError(expected("inner", "a backend or a batch function, which take batches", inner))
-        if not is_backend(inner) and not callable(inner):
-            raise TypeError(expected("inner", "a backend (an object with infer) or a batch function", inner))
-        if not self._in_flight_given:
-            self.max_in_flight = adapt(inner).capabilities().queued_workers or 1
         if is_backend(inner):
             check_infer("inner", inner)
+        elif is_service(inner) or not callable(inner):
+            what = "a backend (an object with infer) or a batch function, which take batches"
+            raise TypeError(expected("inner", what, inner))
+        if not self._in_flight_given:
+            self.max_in_flight = adapt(inner).capabilities().queued_workers or 1
         from streaminfer.batching.batched_function import as_function  # noqa: PLC0415 - not at the package's import
         from streaminfer.batching.batched_service import BatchedService  # noqa: PLC0415
 

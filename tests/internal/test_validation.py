@@ -1,6 +1,7 @@
 """Records from tables of files."""
 
 import attrs
+import numpy as np
 import pytest
 
 from streaminfer._internal.validation import check_count, field_check, make_from_table
@@ -42,3 +43,10 @@ def test_a_wrong_value_is_named_with_its_path():
         make_from_table(Record, {"name": "a", "count": 0}, "part")
     with pytest.raises(ValueError, match=r"^count: expected"):
         make_from_table(Record, {"name": "a", "count": 0}, "", "the file")
+
+
+@pytest.mark.parametrize("value", [True, 1.0, "1", np.arange(2), int], ids=str)
+def test_what_is_no_whole_number_is_named(value):
+    """Also an array and a class, whose `__index__` fails in its own words."""
+    with pytest.raises(TypeError, match=r"^size: expected a whole number ≥ 1, got "):
+        check_count("size", value)

@@ -219,6 +219,25 @@ def test_draining_waits_for_a_users_service():
     run(main)
 
 
+def test_draining_completes_a_request_between_two_attempts():
+    """One that waits for its retry while nothing runs is in flight too; when it has ended, the stop goes on at once."""
+
+    async def scenario(loop):
+        model = ScriptedBackend(OSError("once"), duration_s=0.010)
+        retry = si.RetryBudget(backoff_s=0.5, seed=1)
+        stack = si.Stack(retry, si.AdaptiveBatcher(max_batch_size=2), model, clock=loop.clock)
+        await stack.start()
+        call = asyncio.ensure_future(stack(1.0))
+        await asyncio.sleep(0.020)
+        assert not model.running
+        await stack.stop()
+        return call.done(), loop.time(), float(await call)
+
+    done, stopped_s, result = run(scenario)
+    assert (done, result) == (True, 1.0)
+    assert 0.260 < stopped_s < 0.530
+
+
 def test_a_users_error_passes_through():
     class Broken:
         async def call(self, request):

@@ -275,3 +275,33 @@ async def test_a_failed_start_stops_from_the_outermost(loop):
         await si.Stack(Part("outer"), Part("middle"), Part("inner"), ScriptedBackend(), clock=loop.clock).start()
 
     assert log == ["middle", "inner"]
+
+
+async def test_no_start_begins_before_a_failed_one_has_ended(loop):
+    """What a failed start stops is not given to another start meanwhile; a stop waits until it has."""
+
+    class SlowToStop(ScriptedBackend):
+        async def start(self):
+            starts.append(loop.time())
+
+        async def stop(self, *, drain=True):
+            await asyncio.sleep(1.0)
+
+    class Failing:
+        def wrap(self, inner):
+            self.call = inner.call
+            return self
+
+        async def start(self):
+            raise OSError("no")
+
+    starts = []
+    stack = si.Stack(Failing(), SlowToStop(), clock=loop.clock)
+    failing = asyncio.ensure_future(stack.start())
+    await asyncio.sleep(0.5)
+    with pytest.raises(RuntimeError, match="this stack is stopping already"):
+        await stack.start()
+    await stack.stop()
+    assert (loop.time(), stack.stack_state, starts) == (1.0, "stopped", [0.0])
+    with pytest.raises(OSError, match="no"):
+        await failing

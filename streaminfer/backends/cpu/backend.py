@@ -150,7 +150,7 @@ class CpuBackend(Node):
     ) -> None:
         check_instance("fn", fn, callable, "a function of a batch's inputs")
         check_choice("executor", executor, ("thread", "process", "inline"))
-        check_count("workers", workers)
+        workers = check_count("workers", workers)
         check_duration("hang_grace_s", hang_grace_s)
         check_instance("version", version, lambda it: it is None or isinstance(it, str), "a string, or None")
         check_instance(
@@ -161,6 +161,8 @@ class CpuBackend(Node):
         self._name = _name(fn)
         check_instance("copy_outputs", copy_outputs, lambda it: isinstance(it, bool), "True or False")
         self._example = example
+        what = "a sequence of axes, or a mapping of input name to such"
+        check_instance("free_axes", free_axes, lambda it: isinstance(it, (Sequence, Mapping)), what)
         if example is None and free_axes:
             raise ValueError(expected("free_axes", "none without an example, whose axes they are", free_axes))
         signature = signature_of_example(example, free_axes)

@@ -136,7 +136,7 @@ class OnnxBackend(Node):
         clock: Clock | None = None,
     ) -> None:
         runtime = require("onnxruntime", extra="onnx", purpose="OnnxBackend")
-        check_count("sessions", sessions)
+        sessions = check_count("sessions", sessions)
         check_choice("executor", executor, ("thread", "inline"))
         if executor == "inline" and sessions != 1:
             raise ValueError(expected("sessions", "1 with executor='inline'", sessions))
@@ -303,9 +303,7 @@ class OnnxBackend(Node):
         if guess is None:
             return None
         axes = free_axes(self.inputs)
-        return ExampleInputs(
-            guess, self._infer_uncounted, False, axes, self._guess_inputs, on_each, exclusive=True, infer_now=now
-        )
+        return ExampleInputs(guess, self._infer_uncounted, False, axes, self._guess_inputs, on_each, infer_now=now)
 
     async def start(self) -> None:
         """Starts the worker threads, one if batches run on the event loop, and runs the warm-up on every session.

@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 import numpy as np
 
-from streaminfer._internal.validation import check_count, check_instance, expected
+from streaminfer._internal.validation import check_count, check_instance, check_whole, expected
 from streaminfer.backends.signature import TEXT, TensorSpec, describe_shape
 
 __all__ = [
@@ -109,8 +109,10 @@ def choose_providers(
     if in_options:
         raise ValueError(expected("providers", "None beside session_options that have providers", providers))
     available = runtime.get_available_providers()
-    if isinstance(providers, str) or not providers:
-        raise TypeError(expected("providers", f"a sequence of some of {', '.join(available)}", providers))
+    what = f"a sequence of some of {', '.join(available)}"
+    check_instance(
+        "providers", providers, lambda it: not isinstance(it, str) and isinstance(it, Sequence) and len(it) > 0, what
+    )
     chosen: list[Provider] = []
     plugged: dict[str, list[Any]] = {}
     for provider in providers:
@@ -374,13 +376,13 @@ def _output_spec(node: Any, axes: Mapping[str, int], batch_sizes: Sequence[int |
     dtype, shape = _DTYPES.get(node.type), tuple(node.shape)
     named = axes.get(node.name)
     if named is not None:
+        argument = f"batch_axes[{node.name!r}]"
         # an output without a declared shape may have any rank: checked at each run
-        axis = _axis(node.name, named, len(shape)) if shape else named
+        axis = _axis(node.name, named, len(shape)) if shape else check_whole(argument, named, "a whole number")
         size = shape[axis] if shape else None
         if isinstance(size, int) and size not in batch_sizes:
             raise ValueError(
-                f"batch_axes[{node.name!r}]: expected an axis whose size is free, got axis {axis} of "
-                f"{describe_shape(dtype, shape)}"
+                f"{argument}: expected an axis whose size is free, got axis {axis} of {describe_shape(dtype, shape)}"
             )
         return _spec(node, axis)
     if node.type.startswith("seq(map("):
@@ -404,8 +406,7 @@ def _output_spec(node: Any, axes: Mapping[str, int], batch_sizes: Sequence[int |
 def _axis(name: str, axis: object, rank: int) -> int:
     argument = f"batch_axes[{name!r}]"
     what = f"an axis of {rank} dimensions, {-rank} to {rank - 1}"
-    if isinstance(axis, bool) or not isinstance(axis, int):
-        raise TypeError(expected(argument, what, axis))
-    if not -rank <= axis < rank:
+    number = check_whole(argument, axis, what)
+    if not -rank <= number < rank:
         raise ValueError(expected(argument, what, axis))
-    return axis % rank
+    return number % rank

@@ -14,7 +14,7 @@ belongs to the padding.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer._internal.text import has_text, text_bytes
-from streaminfer._internal.validation import check_ascending, check_count, check_instance, expected
+from streaminfer._internal.validation import check_ascending, check_count, check_instance, check_whole, expected
 from streaminfer.errors import InvalidInput
 
 __all__ = ["Buckets", "as_buckets"]
@@ -43,15 +43,17 @@ def _pad_value(value: Any) -> Any:
 
 
 def _axis(value: Any) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(expected("axis", "a whole number", value))
-    return int(value.__index__())
+    return check_whole("axis", value, "a whole number")
 
 
 def _mask_dtype(value: Any) -> np.dtype[Any]:
-    dtype: np.dtype[Any] = np.dtype(value)
+    what = "a dtype of numbers or bool"
+    try:
+        dtype: np.dtype[Any] = np.dtype(value)
+    except (TypeError, ValueError):
+        raise TypeError(expected("mask_dtype", what, value)) from None
     if dtype.kind not in _NUMBERS:
-        raise ValueError(expected("mask_dtype", "a dtype of numbers or bool", value))
+        raise ValueError(expected("mask_dtype", what, value))
     return dtype
 
 
@@ -179,9 +181,7 @@ def as_buckets(value: Any) -> Buckets | None:
     """
     if value is None or isinstance(value, Buckets):
         return value
-    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
-        return Buckets(value)
-    raise TypeError(expected("buckets", "Buckets, a sequence of lengths, or None", value))
+    return Buckets(check_ascending("buckets", value, "Buckets, ascending lengths ≥ 1, or None"))
 
 
 def row_bytes(inputs: Any, length_of: "tuple[Buckets, int] | None" = None) -> int:

@@ -3,7 +3,7 @@
 import asyncio
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from weakref import WeakKeyDictionary
 
 import attrs
@@ -115,7 +115,7 @@ class Device:
         if preemptive and memory_bytes is not None:
             raise ValueError(expected("memory_bytes", "None with preemptive=True", memory_bytes))
         self._memory: ResidentSet[DeviceMember] = ResidentSet(memory_bytes or 0)
-        self._held: set[DeviceMember] = set()
+        self._held: dict[DeviceMember, Callable[[], None]] = {}
         self._loaded_for: DeviceMember | None = None  # the turn that it was loaded for is still to come
 
     @property
@@ -204,17 +204,17 @@ class Device:
             load_ns *= self._memory.loading is not member
         return max(now_ns, min(ends_ns)) + load_ns
 
-    def hold(self, member: DeviceMember) -> None:
-        """Load a model at the next dispatch, and do not evict it until :meth:`release`."""
-        self._held.add(member)
+    def hold(self, member: DeviceMember, tell_loaded: Callable[[], None]) -> bool:
+        """Keep a model in memory until :meth:`release`; return whether it is there.
 
-    def holds(self, member: DeviceMember) -> bool:
-        """Whether a model is in memory, and stays there."""
-        return member in self._held and self._is_loaded(member)
+        Otherwise the next dispatch loads it, and each one after that calls ``tell_loaded``.
+        """
+        self._held[member] = tell_loaded
+        return self._is_loaded(member)
 
     def release(self, member: DeviceMember) -> None:
         """Undo :meth:`hold`."""
-        self._held.discard(member)
+        self._held.pop(member, None)
 
     def dispatch(self, now_ns: int) -> bool:
         """Grant turns until no slot is free or no batcher has a batch to send.
@@ -225,8 +225,10 @@ class Device:
         members = list(self._waiting)
         again = False
         try:
-            for held in self._held:
-                if self.is_free and not self._is_loaded(held):
+            for held, tell_loaded in self._held.items():
+                if self._is_loaded(held):
+                    tell_loaded()  # perhaps another load was to evict it, and failed
+                elif self.is_free:
                     self._load(held, now_ns)
             for level in self._levels:
                 again = self._grant_turns(level, now_ns) or again

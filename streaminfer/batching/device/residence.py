@@ -65,9 +65,9 @@ class LiveResidence:
         Raises:
             BackendError: that failed.
         """
-        device.hold(member)
+        is_there = device.hold(member, self._tell_loaded)
         try:
-            if not device.holds(member):
+            if not is_there:
                 self._awaited = asyncio.get_running_loop().create_future()
                 self._listener.schedule()
                 await self._awaited
@@ -80,6 +80,10 @@ class LiveResidence:
     def load(self, leaving: Sequence[Any], done: Callable[[int, bool, int], None]) -> None:
         """Load the model when others have left."""
         self.task = asyncio.get_running_loop().create_task(self._load(leaving, done))
+
+    def _tell_loaded(self) -> None:
+        if self._awaited is not None and not self._awaited.done():
+            self._awaited.set_result(None)
 
     async def _load(self, leaving: Sequence["LiveResidence"], done: Callable[[int, bool, int], None]) -> None:
         observers = self._listener.observers
@@ -107,10 +111,7 @@ class LiveResidence:
         if error is not None:
             failure = BackendError(f"{self._listener.source} could not be loaded: {text_of_error(error)}")
             failure.__cause__ = error
-        if self._awaited is not None and not self._awaited.done():
-            if failure is None:
-                self._awaited.set_result(None)
-            else:
+            if self._awaited is not None and not self._awaited.done():
                 self._awaited.set_exception(failure)
                 failure = None  # which who awaits it gets
         self._listener.after_load(failure)

@@ -27,6 +27,7 @@ import numpy as np
 from streaminfer.batching.planner import kernel_loader
 from streaminfer.batching.planner.outlook import Outlook
 from streaminfer.batching.queue._ticket_cy import Ticket
+from streaminfer.batching.service_time.service_time import whole_ns
 
 __all__ = ["Bid", "Turns"]
 
@@ -125,7 +126,9 @@ def _ask_kernel(bids: Sequence[Bid], outlooks: Sequence[Outlook], now_ns: int, f
     ]
     durations = np.ones((len(bids), int(caps.max()) + 1), np.int64)
     for row, bid, outlook in zip(durations, bids, outlooks, strict=True):
-        taken = outlook.durations if bid.slowdown == 1.0 else (outlook.durations * bid.slowdown).astype(np.int64)
+        taken = outlook.durations
+        if bid.slowdown != 1.0:
+            taken = whole_ns(taken.astype(np.float64), bid.slowdown)
         row[: taken.size] = taken
     model, head, size = kernel_loader.load().choose_turn(
         now_ns,

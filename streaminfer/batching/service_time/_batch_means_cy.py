@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BatchMeans"]
 
-_STEPS = 64  # two an octave up to 2**31 rows
+_STEPS = 96  # three an octave up to 2**31 rows: a power of two, one row more, and what is between two
 
 
 class BatchMeans:
@@ -44,7 +44,7 @@ class BatchMeans:
 
         Args:
             durations: shape (n,), nanoseconds by size.
-            steps: shape (n,), int64, 0 to 63: the step of each size.
+            steps: shape (n,), int64, 0 to 95: the step of each size.
         """
         # read through the buffer, an entry is an int of Python
         self._expected = durations.data

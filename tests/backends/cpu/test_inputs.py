@@ -62,6 +62,9 @@ def test_free_axes():
     for wrong in ([1], {"c": [0]}):
         with pytest.raises(ValueError, match="free_axes"):
             si.CpuBackend(len, example={"a": np.zeros(4)}, free_axes=wrong)
+    for wrong in (0, [0.5], np.arange(2)):
+        with pytest.raises(TypeError, match="free_axes: expected"):
+            si.CpuBackend(len, example=np.zeros(4), free_axes=wrong)
     with pytest.raises(ValueError, match="free_axes: expected none without an example"):
         si.CpuBackend(len, free_axes=[0])
 

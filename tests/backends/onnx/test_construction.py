@@ -94,6 +94,7 @@ BAD_ARGUMENTS = [
     ({"warmup": (0,)}, ValueError, ["warmup", "≥ 1", "0"]),
     ({"non_finite": "warn"}, ValueError, ["non_finite", "'allow', 'reject'", "'warn'"]),
     ({"providers": "CPUExecutionProvider"}, TypeError, ["providers", "a sequence", "CPUExecutionProvider"]),
+    ({"providers": 5}, TypeError, ["providers", "a sequence", "5"]),
     ({"providers": []}, TypeError, ["providers", "a sequence", "[]"]),
     ({"providers": [5]}, TypeError, ["providers", "a name, or a pair of a name and a mapping of options", "5"]),
     ({"providers": [("CPUExecutionProvider",)]}, TypeError, ["providers", "a pair of a name", "('CPUExec"]),

@@ -38,6 +38,8 @@ def test_defaults_and_conversions():
         ({"pad_value": {"a": [1]}}, TypeError, "pad_value: expected a number or a mapping"),
         ({"mask": 3}, TypeError, "mask: expected the name of an input"),
         ({"mask": "a", "inputs": ("a",)}, ValueError, "mask: expected a name that is not among inputs"),
+        ({"axis": np.arange(2)}, TypeError, "axis: expected a whole number"),
+        ({"mask_dtype": "no"}, TypeError, "mask_dtype: expected a dtype of numbers or bool, got 'no'"),
         ({"mask_dtype": "U3"}, ValueError, "mask_dtype: expected a dtype of numbers or bool"),
         ({"inputs": "ids"}, TypeError, "inputs: expected names of inputs"),
         ({"inputs": ()}, ValueError, "inputs: expected names of inputs"),
@@ -58,7 +60,10 @@ def test_lengths_alone_are_shorthand():
     buckets = Buckets((64,), axis=1)
     assert as_buckets(buckets) is buckets
     for value in (64, "64", b"64", {64}):
-        with pytest.raises(TypeError, match="buckets: expected Buckets, a sequence of lengths, or None"):
+        with pytest.raises(TypeError, match="buckets: expected Buckets, ascending lengths ≥ 1, or None"):
+            as_buckets(value)
+    for value in ([], [2, 1], [0]):
+        with pytest.raises(ValueError, match=r"^buckets: expected"):
             as_buckets(value)
 
 

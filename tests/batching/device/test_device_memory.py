@@ -258,6 +258,28 @@ async def test_a_start_fails_with_the_load(loop):
     assert device.is_free
 
 
+async def test_a_start_goes_on_where_its_model_could_not_be_evicted(loop):
+    """One that is about to leave for another model, and does not, is in memory again, and needs no load."""
+
+    async def unload():
+        await asyncio.sleep(0.1)
+        raise OSError("busy")
+
+    device = si.Device("gpu:0", memory_bytes=6)
+    staying, coming = Measured("a"), Model("b")
+    staying.residency = staying.residency._replace(unload=unload)
+    services = [batcher(loop, device, model) for model in (staying, coming)]
+    await ask(services[0])
+    call = ask(services[1])
+    await asyncio.sleep(0.05)
+
+    await services[0].start()
+
+    assert device.statistics().loaded == ("a",)
+    assert staying.history.count("load") == 1
+    assert [str(end) for end in await settle([call])] == ["b could not be loaded: OSError: busy"]
+
+
 async def test_the_cost_of_loads_is_that_of_their_models(loop):
     device, meter = si.Device("gpu:0", memory_bytes=5), si.CostMeter(per_second=1.0)
     stacks = [

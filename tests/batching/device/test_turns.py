@@ -79,6 +79,12 @@ class TestRules:
 
         assert deadlines_of(Turns(100).choose(bids, 0))[1] in ([40], [60])
 
+    def test_no_slowdown_makes_a_duration_too_long_for_an_instant(self):
+        """Durations that are close to nothing make of any wait a slowdown of millions."""
+        bids = [bid("a", [30], [10**13], slowdown=1e7), bid("b", [60], [50])]
+
+        assert deadlines_of(Turns(100).choose(bids, 0)) == (1, [60])
+
     def test_without_an_outlook_the_earliest_deadline_goes_first(self):
         bids = [bid("a", [30]), bid("b", [20], [5]), bid("c", [25, 19])]
 

@@ -197,6 +197,25 @@ async def test_no_stream_waits_behind_the_backlog_of_another(loop, policy, slo_s
     assert np.mean(model.batch_sizes[:8]) == 8
 
 
+async def test_callers_of_a_batch_function_take_turns(loop):
+    """What `wrap` makes of a function names streams as a stack does; the backlog of one keeps no other waiting."""
+    served = []
+
+    async def model(batch):
+        served.extend(batch.tolist())
+        await asyncio.sleep(0.01)
+        return batch
+
+    predict = si.AdaptiveBatcher(max_batch_size=1, fair=True, clock=loop.clock).wrap(model)
+    backlog = [asyncio.ensure_future(predict(float(number), stream_id="greedy")) for number in range(10)]
+    await asyncio.sleep(0.001)
+    await predict(99.0, stream_id="small")
+    await asyncio.gather(*backlog)
+    assert served.index(99.0) <= 3  # behind those within the allowance
+    with pytest.raises(si.InvalidInput, match="stream_id: expected a hashable value"):
+        await predict(1.0, stream_id=[])
+
+
 async def test_weights_are_shares_of_a_backlog(loop):
     model = ScriptedBackend(duration_s=0.01)
     batcher = si.AdaptiveBatcher(max_batch_size=4, fair={"gold": 3.0})

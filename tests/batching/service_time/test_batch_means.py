@@ -5,7 +5,7 @@ import pytest
 
 from streaminfer.batching.queue import _ticket_cy
 from streaminfer.batching.service_time import _batch_means_cy
-from streaminfer.batching.service_time.latency_model import size_steps
+from streaminfer.batching.service_time.latency_model import nearest_size, size_steps
 
 pytestmark = pytest.mark.uncompiled
 
@@ -113,3 +113,12 @@ def test_other_runs_are_not_absorbed(means, twin, how):
     means.absorb(2, 100, opens=True)
 
     assert not means.absorb_execution(ran(twin[1], 2, **how), 100)
+
+
+def test_the_largest_batch_of_all_has_a_step(twin):
+    """There are as many steps as sizes that stand for others, up to the largest that a batcher may be given."""
+    octaves = [2.0**octave for octave in range(32)]
+    steps = {nearest_size(round(size)) for low in octaves for size in (low, low + 1, low * 2**0.5) if size < 2**31}
+    means = twin[0].BatchMeans(WORK_NS)
+    means.expect(np.full(2, EXPECTED_NS), np.array([0, len(steps) - 1]))
+    assert means.absorb(1, 100, opens=True)
