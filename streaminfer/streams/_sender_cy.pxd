@@ -7,6 +7,7 @@ from streaminfer.streams._stream_cy cimport StreamResult
 
 cdef double _NEWEST
 cdef double _RESERVE
+cdef long long _TIMER_NS
 cdef double _SHORTEST_PAUSE_S
 cdef int _LONGEST_PAUSE
 
@@ -46,6 +47,7 @@ cdef class Sender:
     cdef object _next_batch
     cdef object _timer
     cdef long long _since_ns
+    cdef long long _starts_ns
     cdef double _lead_ns
     cdef object _full_batch_ns
     cdef Py_ssize_t _places
@@ -65,7 +67,7 @@ cdef class Sender:
     cdef _cancel_timer(self)
     cpdef _after_waking(self)
     cpdef _on_timer(self)
-    @cython.locals(most=Py_ssize_t, turn=Turn, stream=Stream, late=list, now_ns=cython.longlong)
+    @cython.locals(most=Py_ssize_t, turn=Turn, stream=Stream, late=list, now_ns=cython.longlong, ends_ns=cython.longlong)
     cpdef _send_waiting(self)
     @cython.locals(sending=Sending, result=StreamResult, request=CRequest)
     cdef _send_next(self, Stream stream)

@@ -46,6 +46,8 @@ _NEWEST = 0.1
 """Weight of a batch in the mean time that the event loop takes for its results."""
 _RESERVE = 2.0
 """How many times as early as that the next frames are sent."""
+_TIMER_NS = 1_000_000
+"""By which timers of the event loop are late at most: epoll waits for whole milliseconds."""
 _SHORTEST_PAUSE_S = 0.001
 _LONGEST_PAUSE = 10  # doublings where rejections do not say when to try again: a second
 
@@ -117,7 +119,7 @@ class Sender:
     __slots__ = (
         *("_admission", "_begin_call", "_context", "_enforces_deadline", "_full_batch_ns", "_in_flight"),
         *("_is_scheduled", "_lead_ns", "_loop", "_most", "_next_batch", "_order", "_places", "_service", "_since_ns"),
-        *("_timer", "_waits", "clock", "states", "wake_ups"),
+        *("_starts_ns", "_timer", "_waits", "clock", "states", "wake_ups"),
     )
 
     def __init__(self, service: Any, clock: Clock, waits: bool) -> None:
@@ -139,6 +141,7 @@ class Sender:
         self._places = 0  # taken: by frames that the service has, and by those that wait for it to accept them
         self._in_flight = 0
         self._timer: asyncio.TimerHandle | None = None  # until frames are to be sent
+        self._starts_ns = 0  # the next batch, as far as is known
         self._since_ns = 0  # the end of a batch; 0: its consumers have been woken
         self._lead_ns = 0.0  # from the one to the other, a mean over recent batches
 
@@ -222,9 +225,10 @@ class Sender:
         if self._next_batch is None or places <= 0:
             return places
         batch = self._next_batch(now_ns)
+        self._starts_ns = batch.at_ns
         if not self._in_flight and (batch.at_ns > now_ns or not batch.room):
             return places  # the workers have requests of others: these frames take their turn in the queue
-        wait_ns = batch.at_ns - now_ns - _RESERVE * self._lead_ns
+        wait_ns = batch.at_ns - now_ns - _RESERVE * self._lead_ns - _TIMER_NS
         if wait_ns <= 0:
             return min(batch.room, places)
         self._cancel_timer()
@@ -238,10 +242,10 @@ class Sender:
 
     def _after_waking(self) -> None:
         """Send at once what the consumers that have been woken made room for."""
+        self._send_waiting()
         if self._since_ns:
             self._lead_ns += _NEWEST * (self.clock() - self._since_ns - self._lead_ns)
             self._since_ns = 0
-        self._send_waiting()
 
     def _on_timer(self) -> None:
         self._timer = None
@@ -254,14 +258,15 @@ class Sender:
         self._is_scheduled = False
         now_ns = self.clock()
         most = self._places + self._room(now_ns)
-        needed_ns = None if self._full_batch_ns is None else self._full_batch_ns()
+        takes_ns = None if self._full_batch_ns is None else self._full_batch_ns()
+        ends_ns = now_ns if takes_ns is None else max(now_ns, self._starts_ns) + takes_ns
         late: list[Turn] = []
         while self._places < most:
             turn = self._order.pop()
             if turn is None:
                 break
             stream = turn.owner
-            if needed_ns is not None and stream.settings.max_age_ns and stream.state.time_left_ns(now_ns) < needed_ns:
+            if stream.settings.max_age_ns and stream.state.time_left_ns(ends_ns) < 0:
                 late.append(turn)
             else:
                 self._send_next(stream)
