@@ -29,6 +29,7 @@ from typing import Any
 
 from streaminfer._internal.units import NEVER_NS
 from streaminfer._request_cy import make_request
+from streaminfer._runtime.loops import is_virtual
 from streaminfer.errors import DeadlineExceeded, Overloaded
 from streaminfer.protocols import Admission, AdmissionReason, Clock, NextBatch, StreamStates, adapt
 from streaminfer.request import Request, time_left_s
@@ -47,7 +48,7 @@ _NEWEST = 0.1
 _RESERVE = 2.0
 """How many times as early as that the next frames are sent."""
 _TIMER_NS = 1_000_000
-"""By which timers of the event loop are late at most: epoll waits for whole milliseconds."""
+"""By which timers of a real event loop are late at most: epoll waits for whole milliseconds."""
 _SHORTEST_PAUSE_S = 0.001
 _LONGEST_PAUSE = 10  # doublings where rejections do not say when to try again: a second
 
@@ -118,7 +119,18 @@ class Sender:
 
     __slots__ = (
         *("_admission", "_begin_call", "_context", "_enforces_deadline", "_full_batch_ns", "_in_flight"),
-        *("_is_scheduled", "_lead_ns", "_loop", "_most", "_next_batch", "_order", "_places", "_service", "_since_ns"),
+        *(
+            "_is_scheduled",
+            "_latest_ns",
+            "_lead_ns",
+            "_loop",
+            "_most",
+            "_next_batch",
+            "_order",
+            "_places",
+            "_service",
+            "_since_ns",
+        ),
         *("_starts_ns", "_timer", "_waits", "clock", "states", "wake_ups"),
     )
 
@@ -143,6 +155,7 @@ class Sender:
         self._timer: asyncio.TimerHandle | None = None  # until frames are to be sent
         self._starts_ns = 0  # the next batch, as far as is known
         self._since_ns = 0  # the end of a batch; 0: its consumers have been woken
+        self._latest_ns = 0 if is_virtual(self._loop) else _TIMER_NS  # by which the timer is late at most
         self._lead_ns = 0.0  # from the one to the other, a mean over recent batches
 
     def join(self) -> None:
@@ -228,7 +241,7 @@ class Sender:
         self._starts_ns = batch.at_ns
         if not self._in_flight and (batch.at_ns > now_ns or not batch.room):
             return places  # the workers have requests of others: these frames take their turn in the queue
-        wait_ns = batch.at_ns - now_ns - _RESERVE * self._lead_ns - _TIMER_NS
+        wait_ns = batch.at_ns - now_ns - _RESERVE * self._lead_ns - self._latest_ns
         if wait_ns <= 0:
             return min(batch.room, places)
         self._cancel_timer()
