@@ -11,6 +11,7 @@ device's durations, drops what is too old, and takes the most frames that are in
 
 import argparse
 import asyncio
+import functools
 import math
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -111,7 +112,7 @@ class Device:
 class Seen(NamedTuple):
     """One result: the camera, and the instants of capture and delivery."""
 
-    camera: int
+    camera: Any
     captured_s: float
     delivered_s: float
 
@@ -219,7 +220,7 @@ def measure(number: int, seed: int) -> tuple[Workload, Figures, Figures]:
     """Serve one workload in both ways."""
     workload = make_workload(number, seed)
     ways: list[Callable[[Workload, int, VirtualLoop], Any]] = [in_session, by_hand]
-    ours, hand = (figures(workload, run(lambda loop, way=way: way(workload, seed, loop))) for way in ways)
+    ours, hand = (figures(workload, run(functools.partial(way, workload, seed))) for way in ways)
     return workload, ours, hand
 
 
