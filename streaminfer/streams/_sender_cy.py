@@ -119,19 +119,8 @@ class Sender:
 
     __slots__ = (
         *("_admission", "_begin_call", "_context", "_enforces_deadline", "_full_batch_ns", "_in_flight"),
-        *(
-            "_is_scheduled",
-            "_latest_ns",
-            "_lead_ns",
-            "_loop",
-            "_most",
-            "_next_batch",
-            "_order",
-            "_places",
-            "_service",
-            "_since_ns",
-        ),
-        *("_starts_ns", "_timer", "_waits", "clock", "states", "wake_ups"),
+        *("_is_scheduled", "_latest_ns", "_lead_ns", "_loop", "_most", "_next_batch", "_order", "_places"),
+        *("_service", "_since_ns", "_starts_ns", "_timer", "_waits", "clock", "states", "wake_ups"),
     )
 
     def __init__(self, service: Any, clock: Clock, waits: bool) -> None:
@@ -179,7 +168,7 @@ class Sender:
     def queue(self, stream: Stream) -> None:
         """Queue a stream whose next frame may be sent."""
         self._order.push(stream.turn)
-        self._schedule()
+        self._look()
 
     def receive(self, sending: Sending, response: Any, error: BaseException | None) -> None:
         """Take what the service has made of a frame; raises nothing of a user's into the batch that it was part of."""
@@ -223,14 +212,18 @@ class Sender:
         if not self._is_scheduled:
             self._since_ns = self.clock()
             self._cancel_timer()
-        if self._order.count:
+            if self._order.count:
+                self._schedule()
+
+    def _look(self) -> None:
+        """Send what waits, if there is room and no timer says when there is."""
+        if not self._is_scheduled and self._timer is None and self._room(self.clock()) > 0:
             self._schedule()
 
     def _schedule(self) -> None:
         """Send at the end of this turn of the loop, so that what comes in one turn is sent in fair order."""
-        if not self._is_scheduled and self._timer is None and self._room(self.clock()) > 0:
-            self._is_scheduled = True
-            self._loop.call_soon(self._send_waiting, context=self._context)
+        self._is_scheduled = True
+        self._loop.call_soon(self._send_waiting, context=self._context)
 
     def _room(self, now_ns: int) -> int:
         """Return how many frames may be sent now; if none because no worker is free, set the timer for the next."""
@@ -283,7 +276,7 @@ class Sender:
                 late.append(turn)
             else:
                 self._send_next(stream)
-        for turn in late:
+        for turn in late:  # what the others leave
             if self._places < most:
                 self._send_next(turn.owner)
             else:
@@ -362,7 +355,7 @@ class Sender:
             sending.gives_way = True
             self._places -= 1
             if self._order.count:
-                self._schedule()
+                self._look()
         left_s = time_left_s(sending.request.deadline_ns, self.clock())
         pause_s = pause_s if left_s is None else min(pause_s, max(left_s, 0.0))
         sending.pause = self._loop.call_later(pause_s, self._send_again, sending, context=self._context)
