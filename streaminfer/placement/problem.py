@@ -8,6 +8,7 @@ import json
 import math
 import numbers
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -439,11 +440,9 @@ def check_unique(name: str, names: Sequence[str]) -> None:
     Raises:
         ValueError: one does.
     """
-    seen: set[str] = set()
-    for one in names:
-        if one in seen:
+    for one, count in Counter(names).items():
+        if count > 1:
             raise ValueError(expected(name, "names that differ", one))
-        seen.add(one)
 
 
 def _check_known(path: str, name: str, known: Iterable[str], kind: str) -> None:

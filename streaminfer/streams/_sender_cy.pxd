@@ -62,7 +62,6 @@ cdef class Sender:
     cdef _take(self, Sending sending, object response, object error)
     @cython.locals(stream=Stream)
     cpdef end(self, Sending sending)
-    cdef _look(self)
     cdef _schedule(self)
     @cython.locals(places=Py_ssize_t, wait_ns=double)
     cdef Py_ssize_t _room(self, long long now_ns) except? -1

@@ -168,7 +168,7 @@ class Sender:
     def queue(self, stream: Stream) -> None:
         """Queue a stream whose next frame may be sent."""
         self._order.push(stream.turn)
-        self._look()
+        self._schedule()
 
     def receive(self, sending: Sending, response: Any, error: BaseException | None) -> None:
         """Take what the service has made of a frame; raises nothing of a user's into the batch that it was part of."""
@@ -215,18 +215,14 @@ class Sender:
             if self._order.count:
                 self._schedule()
 
-    def _look(self) -> None:
-        """Send what waits, if there is room and no timer says when there is."""
-        if not self._is_scheduled and self._timer is None and self._room(self.clock()) > 0:
-            self._schedule()
-
     def _schedule(self) -> None:
         """Send at the end of this turn of the loop, so that what comes in one turn is sent in fair order."""
-        self._is_scheduled = True
-        self._loop.call_soon(self._send_waiting, context=self._context)
+        if not self._is_scheduled and self._timer is None and self._places < self._most:
+            self._is_scheduled = True
+            self._loop.call_soon(self._send_waiting, context=self._context)
 
     def _room(self, now_ns: int) -> int:
-        """Return how many frames may be sent now; if none because no worker is free, set the timer for the next."""
+        """Return how many frames may be sent now; if none because no worker is free, set the timer."""
         places = self._most - self._places
         if self._next_batch is None or places <= 0:
             return places
@@ -237,7 +233,6 @@ class Sender:
         wait_ns = batch.at_ns - now_ns - _RESERVE * self._lead_ns - self._latest_ns
         if wait_ns <= 0:
             return min(batch.room, places)
-        self._cancel_timer()
         self._timer = self._loop.call_later(wait_ns / 1e9, self._on_timer, context=self._context)
         return 0
 
@@ -355,7 +350,7 @@ class Sender:
             sending.gives_way = True
             self._places -= 1
             if self._order.count:
-                self._look()
+                self._schedule()
         left_s = time_left_s(sending.request.deadline_ns, self.clock())
         pause_s = pause_s if left_s is None else min(pause_s, max(left_s, 0.0))
         sending.pause = self._loop.call_later(pause_s, self._send_again, sending, context=self._context)

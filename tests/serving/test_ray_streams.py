@@ -267,7 +267,7 @@ async def test_a_stream_that_has_ended_begins_again(loop):
 
 
 async def test_an_end_answers_who_waits_for_the_stream(loop):
-    """Its owner has nothing to hand over any more."""
+    """Its owner has no state of it to send any more."""
 
     class Slow(StreamStore):
         async def forget(self, stream_ids):

@@ -124,7 +124,7 @@ def test_a_session_that_is_closed_behind_its_stack_stays_closed():
 
 
 def test_streams_that_the_stack_left_behind_are_counted_as_closed():
-    """Nobody has taken their results, and nobody can."""
+    """No consumer has taken their results, and none can."""
     with stack_of().blocking() as infer:
         session = BlockingStreamSession(infer)
         session.add([1.0, 2.0])

@@ -100,7 +100,7 @@ async def test_frames_are_sent_ahead_by_as_long_as_the_loop_takes_for_results(lo
 
 
 async def test_others_requests_in_every_worker_hold_no_frame_back(loop):
-    """Nobody tells a session when they end: its frame takes its turn in the queue, before what has no deadline."""
+    """A session is not told of their end: its frame takes its turn in the queue, before what has no deadline."""
     model = ScriptedBackend(duration_s=0.1, example=1.0)
     async with stack_of(loop, model, max_batch_size=1) as service:
         backlog = [asyncio.ensure_future(service(1.0)) for _ in range(4)]

@@ -55,10 +55,10 @@ class TestSearch:
     def test_low_objective(self, objective):
         """Where half of the requests may be late, no multiple of that says which step is no accident."""
         found = search_all(CapacitySearch(10.0, 1000.0, objective=objective), lambda rate: np.full(1000, rate > 321.0))
-        hopeless = search_all(CapacitySearch(10.0, 1000.0, objective=objective), lambda _: np.full(1000, True))
+        missed = search_all(CapacitySearch(10.0, 1000.0, objective=objective), lambda _: np.full(1000, True))
 
         assert found.interval[0] <= 321.0 <= found.interval[1]
-        assert hopeless.reason == "the objective is missed at 10/s, the lowest rate"
+        assert missed.reason == "the objective is missed at 10/s, the lowest rate"
 
     def test_jump_is_bisected(self):
         """A device that keeps everything up to its capacity and nothing above is found by halving."""

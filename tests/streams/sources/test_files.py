@@ -293,7 +293,7 @@ async def silent():
 
 @pytest.mark.parametrize("kind", ["file", "messages"])
 def test_a_source_can_be_closed_behind_its_loop(video, caplog, kind):
-    """The end of the loop has ended its task; its thread ends now, and nobody waits for what cannot come."""
+    """The end of the loop has ended its task; its thread ends now, and nothing waits for what cannot come."""
     source = VideoSource(video(VALUES)) if kind == "file" else audio_from_messages(silent(), sent_rate=16_000)
     before = set(threading.enumerate())
     asyncio.run(source.__anext__())

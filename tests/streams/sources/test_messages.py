@@ -241,7 +241,7 @@ def test_whatever_a_decoder_says_a_picture_is_corrupt(error, monkeypatch):
 
 
 def test_the_error_of_a_picture_without_reader_ends_with_its_source(monkeypatch):
-    """Its reader was cancelled: nobody is told, and the event loop does not log it."""
+    """Its reader was cancelled: the error has no receiver, and the event loop does not log it."""
     began, goes_on, logged = threading.Event(), threading.Event(), []
 
     def create(*_):
