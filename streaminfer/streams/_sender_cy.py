@@ -15,7 +15,7 @@ turn of the loop between its sender and its stream. The requests of other servic
 
 Under overload more frames wait than may be sent. If each was sent that can just be answered in time, all would be late
 as soon as anything takes longer than expected, and the planner would make small batches to save the oldest ones. So
-those that have less time left than a full batch takes, with a margin, are only sent where the others leave room.
+those that have less time left than 19 of 20 full batches take are only sent where the others leave room.
 
 One source, compiled with the C types of ``_sender_cy.pxd`` or run uncompiled. Not thread-safe: of one event loop.
 """
@@ -142,10 +142,10 @@ class Sender:
         self._places = 0  # taken: by frames that the service has, and by those that wait for it to accept them
         self._in_flight = 0
         self._timer: asyncio.TimerHandle | None = None  # until frames are to be sent
+        self._latest_ns = 0 if is_virtual(self._loop) else _TIMER_NS  # by which it is late at most
         self._starts_ns = 0  # the next batch, as far as is known
         self._since_ns = 0  # the end of a batch; 0: its consumers have been woken
-        self._latest_ns = 0 if is_virtual(self._loop) else _TIMER_NS  # by which the timer is late at most
-        self._lead_ns = 0.0  # from the one to the other, a mean over recent batches
+        self._lead_ns = 0.0  # from the end of a batch until they have been, a mean over recent batches
 
     def join(self) -> None:
         """Prepare for another stream: the service may offer more or less than before."""
