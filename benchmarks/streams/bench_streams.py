@@ -2,9 +2,10 @@
 
     python benchmarks/run.py streams [--rounds 7] [--seconds 10] [--churn 60]
 
-Each figure stands beside the simplest thing that a user could write: a queue and a task per frame in front of the same
-stack, and plain first in, first out. Scenarios run in virtual time with a scripted model, where they repeat exactly,
-in real time with a model that sleeps, and in real time with BlazeFace, whose capacity is measured first.
+Each figure stands beside the simplest things that a user could write: a queue and a task per frame in front of the
+same stack, a loop that takes the newest frames whenever the model is free, and plain first in, first out. Scenarios run
+in virtual time with a scripted model, where they repeat exactly, in real time with a model that sleeps, and in real
+time with BlazeFace, whose capacity is measured first.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from streaminfer.streams import Block, EveryNth, Frame, LatestOnly, StreamSessio
 from streaminfer.testing import ScriptedBackend, run
 
 BLAZE = Path(__file__).resolve().parents[2] / "examples" / "assets" / "blaze_full.onnx"
-CAMERAS, OVERLOAD = 64, 2.0
+CAMERAS, OVERLOAD = (64, 4), 2.0  # more than the rows of a batch, and fewer
 REST, GREEDY = 24, 20
 REST_SHARE = 0.54  # of the capacity, for all but the greedy stream: with it about all is used
 STREAMS, FRAMES = 64, 400
@@ -241,17 +242,45 @@ def real(seconds: float) -> World:
     return World("real", frame, batch, on_loop(measure), make, on_loop, seconds)
 
 
-async def camera(world: World, clock: Callable[[], int], number: int, interval_s: float, end_ns: int) -> Any:
-    due_ns = clock() + round(number / CAMERAS * interval_s * 1e9)
+async def camera(world: World, clock: Callable[[], int], place: float, interval_s: float, end_ns: int) -> Any:
+    due_ns = clock() + round(place * interval_s * 1e9)
     while due_ns < end_ns:
         await asyncio.sleep(max(due_ns - clock(), 0) / 1e9)
         yield Frame(world.frame, due_ns)
         due_ns += round(interval_s * 1e9)
 
 
-async def cameras(world: World, way: str, clock: Callable[[], int]) -> str:
-    """One line on 64 cameras at twice the load that the model can bear."""
-    interval_s = CAMERAS / (OVERLOAD * world.capacity)
+async def by_hand(
+    world: World, model: Timed, count: int, interval_s: float, clock: Callable[[], int], end_ns: int
+) -> list[tuple[Frame, int]]:
+    """Give a free model the newest frames of as many cameras as fit, of those first that have waited longest."""
+    newest: dict[int, Frame] = {}
+    arrived, served, answered = asyncio.Event(), dict.fromkeys(range(count), 0), []
+
+    async def play(number: int) -> None:
+        async for frame in camera(world, clock, number / count, interval_s, end_ns):
+            newest[number] = frame
+            arrived.set()
+
+    playing = asyncio.gather(*(play(number) for number in range(count)))
+    playing.add_done_callback(lambda _: arrived.set())
+    while newest or not playing.done():
+        chosen = [(number, newest.pop(number)) for number in sorted(newest, key=served.__getitem__)[: world.batch]]
+        if chosen:
+            inputs = [frame.inputs for _, frame in chosen]
+            await model.infer(si.Batch(np.stack(inputs), [si.Request(one) for one in inputs]))
+        for number, frame in chosen:
+            served[number] = clock()
+            answered.append((frame, clock()))
+        if not newest:
+            await arrived.wait()
+            arrived.clear()
+    return answered
+
+
+async def cameras(world: World, count: int, way: str, clock: Callable[[], int]) -> str:
+    """One line on cameras at twice the load that the model can bear."""
+    interval_s = count / (OVERLOAD * world.capacity)
     model = Timed(world.make(), clock)
     ages: list[float] = []
     counted = ""
@@ -261,8 +290,8 @@ async def cameras(world: World, way: str, clock: Callable[[], int]) -> str:
         warm_ns = begun_ns + round(world.seconds * 0.1e9)
         if way == "session":
             async with StreamSession(it, policy=LatestOnly()) as session:
-                for number in range(CAMERAS):
-                    session.add(camera(world, clock, number, interval_s, end_ns))
+                for number in range(count):
+                    session.add(camera(world, clock, number / count, interval_s, end_ns))
                 # the last frame of a camera is overtaken by no other: the end of the run is no part of the steady state
                 ages += [one.age_s async for one in session if warm_ns < one.captured_ns and one.delivered_ns < end_ns]
                 seen = session.statistics()
@@ -270,6 +299,9 @@ async def cameras(world: World, way: str, clock: Callable[[], int]) -> str:
             is_exact = seen.received == seen.delivered + seen.failed + dropped
             counted = f"; in {seen.received} = {seen.delivered} + {dropped} dropped + {seen.failed} failed "
             counted += verdict(is_exact)
+        elif way == "by hand":
+            answered = await by_hand(world, model, count, interval_s, clock, end_ns)
+            ages += [(at - one.captured_ns) / 1e9 for one, at in answered if warm_ns < one.captured_ns and at < end_ns]
         else:
             tasks: set[asyncio.Task[None]] = set()
 
@@ -279,23 +311,24 @@ async def cameras(world: World, way: str, clock: Callable[[], int]) -> str:
                     ages.append((clock() - frame.captured_ns) / 1e9)
 
             async def play(number: int) -> None:
-                async for frame in camera(world, clock, number, interval_s, end_ns):
+                async for frame in camera(world, clock, number / count, interval_s, end_ns):
                     task = asyncio.create_task(answer(frame, number))
                     tasks.add(task)
                     task.add_done_callback(tasks.discard)
 
-            await asyncio.gather(*(play(number) for number in range(CAMERAS)))
+            await asyncio.gather(*(play(number) for number in range(count)))
             while tasks:
                 await asyncio.wait(tasks)
-    full = [one for one, size in zip(model.seconds, model.sizes, strict=True) if size == world.batch]
+    full = [one for one, size in zip(model.seconds, model.sizes, strict=True) if size == min(world.batch, count)]
     batch_s = statistics.median(full)
     p50, p99 = np.quantile(ages, [0.5, 0.99])
     bar_s = 2 * batch_s + interval_s
     bar = f" (≤ {bar_s * 1e3:.1f} {verdict(p99 <= bar_s)})" if way == "session" else ""
     batches = f"batch p50 {batch_s * 1e3:.1f}, p99 {np.quantile(full, 0.99) * 1e3:.1f} ms"
     return (
-        f"  {world.name:10}{way:16}age p50 {p50 * 1e3:8.1f} ms, p99 {p99 * 1e3:8.1f} ms{bar}; {batches} of "
-        f"{statistics.fmean(model.sizes):.1f}, interval {interval_s * 1e3:.0f} ms{counted}"
+        f"  {world.name:10}{way:16}{len(ages) / 0.9 / world.seconds:7.1f}/s, age p50 {p50 * 1e3:8.1f} ms, "
+        f"p99 {p99 * 1e3:8.1f} ms{bar}; {batches} of {statistics.fmean(model.sizes):.1f}, "
+        f"interval {interval_s * 1e3:.0f} ms{counted}"
     )
 
 
@@ -477,10 +510,11 @@ def main() -> None:
     si.warmup()
     measure_cost(options.rounds)
     worlds = [virtual(options.seconds), sleeping(options.seconds), real(options.seconds)]
-    print(f"\n{CAMERAS} cameras at {OVERLOAD:g}× the capacity, latest only; beside it a task per frame")
-    for world in worlds:
-        for way in ("session", "task per frame"):
-            print(world.runs(functools.partial(cameras, world, way)), flush=True)
+    for count in CAMERAS:
+        print(f"\n{count} cameras at {OVERLOAD:g}× the capacity, latest only; beside them two ways by hand")
+        for world in worlds:
+            for way in ("session", "by hand", "task per frame"):
+                print(world.runs(functools.partial(cameras, world, count, way)), flush=True)
     print(f"\n{REST} streams at {REST_SHARE:.0%} of the capacity, and one that sends {GREEDY} times as much as each")
     for world in (virtual(6 * options.seconds, batch=1), *worlds):
         measure_fairness(world, min(options.rounds, 3))
