@@ -73,7 +73,7 @@ BENCHMARKS = {
     "devices": "models by device class: the report beside a direct evaluation; probe on known faults",
     "camera_path": "16 cameras through encoder, network, CDN and model: CPU outside codec and model",
     "streams": "stream sessions: CPU per chunk, age of results under overload, fairness, a minute of churn",
-    "cameras": "random cameras in virtual time: results, ages and fairness, beside a loop written by hand",
+    "cameras": "random cameras and microphones in virtual time: results, ages and fairness, beside a loop by hand",
     "peers": "CPU per request through the peers' batchers, over the same minimal batcher",
 }
 

@@ -1,18 +1,22 @@
-"""Random cameras in virtual time: results a second, their ages and fairness, beside a loop written by hand.
+"""Random cameras and microphones in virtual time: results a second, ages and fairness, beside a loop written by hand.
 
     python benchmarks/run.py cameras [--workloads 48] [--seed 0]
+
+Cameras send their newest frame; microphones all chunks in order, except those that cannot be in time any more.
 
 Each workload has other cameras (4 to 96, of one rate or several, some with jitter), another device (1 to 32 rows, most
 of the time setup or none, noise), another load (half of what the device can do to four times that) and an age limit or
 none. The loop by hand is the simplest good way: whenever the device is free, it takes the newest frame of as many
 cameras as fit, of those that have waited longest first. Where there is an age limit it is told the true mean of the
-device's durations, drops what is too old, and takes the most frames that are in time.
+device's durations, drops what is too old, and takes the most frames that are in time. Of a microphone it takes the
+oldest chunk, one a batch.
 """
 
 import argparse
 import asyncio
 import functools
 import math
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
@@ -21,11 +25,13 @@ import attrs
 import numpy as np
 
 import streaminfer as si
-from streaminfer.streams import Frame, LatestOnly, StreamSession
+from streaminfer.streams import Block, Frame, LatestOnly, StreamSession
 from streaminfer.testing import VirtualLoop, run
 
 WARM = 0.2  # share of a run that is left out
 MOST_FRAMES = 40_000
+MOST_CHUNKS = 64  # of a microphone that wait
+MOST_SOUND = 0.9  # of the capacity, where each chunk is kept
 
 
 @attrs.frozen
@@ -41,6 +47,7 @@ class Workload:
         jitter: mean delay of a frame, over the period of its camera.
         max_age_s: from which a result is worthless; infinite: never.
         load: frames over what the device can do.
+        max_waiting: frames of one camera that are kept; more than one: of a microphone.
     """
 
     rows: int
@@ -51,6 +58,7 @@ class Workload:
     jitter: float
     max_age_s: float
     load: float
+    max_waiting: int
 
     def mean_s(self, rows: int) -> float:
         """Seconds that a batch takes in the mean."""
@@ -73,7 +81,7 @@ class Workload:
         return made
 
 
-def make_workload(number: int, seed: int) -> Workload:
+def make_workload(number: int, seed: int, max_waiting: int) -> Workload:
     """Return a random workload."""
     random = np.random.default_rng([seed, number])
     rows = int(random.choice([1, 4, 8, 16, 32]))
@@ -81,16 +89,22 @@ def make_workload(number: int, seed: int) -> Workload:
     cameras, load = int(random.choice([4, 16, 48, 96])), float(random.choice([0.5, 0.8, 1.0, 1.3, 2.0, 4.0]))
     shares = np.ones(cameras) if random.random() < 0.6 else random.choice([0.3, 1.0, 3.0], cameras)
     limit = float(random.choice([math.inf, 2.0, 3.0, 4.0]))
+    per_s = rows / full_s
+    if max_waiting > 1:  # a batch has no more than a chunk of each
+        most = min(rows, cameras)
+        per_s = most / (full_s * (setup + (1 - setup) * most / rows))
+        load = min(load, MOST_SOUND) if math.isinf(limit) else load
     longest_s = full_s * max(1.0, setup + (1 - setup) / rows)
     return Workload(
         rows,
         full_s,
         setup,
         sigma=float(random.choice([0.0, 0.1, 0.2])),
-        rates=shares / shares.sum() * load * rows / full_s,
+        rates=shares / shares.sum() * load * per_s,
         jitter=float(random.choice([0.0, 0.05, 0.5])),
         max_age_s=limit * longest_s,
         load=load,
+        max_waiting=max_waiting,
     )
 
 
@@ -127,7 +141,8 @@ async def in_session(workload: Workload, seed: int, loop: VirtualLoop) -> list[S
 
     batcher = si.AdaptiveBatcher(max_batch_size=workload.rows, max_queue_size=10**5, stack=False)
     async with si.Stack(batcher, Device(workload, seed), clock=loop.clock) as service:
-        session = StreamSession(service, policy=LatestOnly(), max_age_s=workload.max_age_s)
+        policy = LatestOnly() if workload.max_waiting == 1 else Block(workload.max_waiting)
+        session = StreamSession(service, policy=policy, max_age_s=workload.max_age_s)
         for camera, frames in enumerate(workload.frames(seed)):
             session.add(source(frames), stream_id=camera)
         return [
@@ -140,28 +155,31 @@ async def in_session(workload: Workload, seed: int, loop: VirtualLoop) -> list[S
 async def by_hand(workload: Workload, seed: int, loop: VirtualLoop) -> list[Seen]:
     """Serve the cameras with a loop around the device."""
     cameras, device = workload.frames(seed), Device(workload, seed)
-    newest: dict[int, float] = {}
+    waiting: dict[int, deque[float]] = {}
     served_s = dict.fromkeys(range(len(cameras)), 0.0)
     arrived, results = asyncio.Event(), []
 
     async def play(camera: int) -> None:
         for captured_s, arrived_s in cameras[camera]:
             await asyncio.sleep(max(0.0, arrived_s - loop.time()))
-            newest[camera] = captured_s
+            frames = waiting.setdefault(camera, deque())
+            if workload.max_waiting == 1:
+                frames.clear()  # the newest one
+            frames.append(captured_s)
             arrived.set()
 
     players = [asyncio.ensure_future(play(camera)) for camera in range(len(cameras))]
     ended = asyncio.ensure_future(asyncio.wait(players))
     ended.add_done_callback(lambda _: arrived.set())
-    while newest or not ended.done():
-        chosen = choose(workload, newest, served_s, loop.time())
+    while waiting or not ended.done():
+        chosen = choose(workload, waiting, served_s, loop.time())
         if not chosen:
             if ended.done():
                 break  # what is left is too old
             arrived.clear()
             await arrived.wait()
             continue
-        taken = [(camera, newest.pop(camera)) for camera in chosen]
+        taken = [(camera, waiting[camera].popleft()) for camera in chosen]
         await device.infer(chosen)
         for camera, captured_s in taken:
             served_s[camera] = loop.time()
@@ -169,12 +187,17 @@ async def by_hand(workload: Workload, seed: int, loop: VirtualLoop) -> list[Seen
     return results
 
 
-def choose(workload: Workload, newest: dict[int, float], served_s: dict[int, float], now_s: float) -> list[int]:
+def choose(workload: Workload, waiting: dict[int, deque[float]], served_s: dict[int, float], now_s: float) -> list[int]:
     """Return the cameras of the next batch: as many as can be in time, those first that have waited longest."""
-    left_s = {camera: workload.max_age_s - (now_s - captured_s) for camera, captured_s in newest.items()}
-    for camera in [camera for camera, seconds in left_s.items() if seconds < workload.mean_s(1)]:
-        del newest[camera]
-    order = sorted(newest, key=served_s.__getitem__)
+    left_s = {}
+    for camera, frames in list(waiting.items()):
+        while frames and workload.max_age_s - (now_s - frames[0]) < workload.mean_s(1):
+            frames.popleft()
+        if frames:
+            left_s[camera] = workload.max_age_s - (now_s - frames[0])
+        else:
+            del waiting[camera]
+    order = sorted(waiting, key=served_s.__getitem__)
     for rows in range(min(workload.rows, len(order)), 0, -1):
         in_time = [camera for camera in order if left_s[camera] >= workload.mean_s(rows)]
         if len(in_time) >= rows:
@@ -216,9 +239,9 @@ def fair_rate(rates: Any, total: float) -> float:
     return max(high, 1e-9)
 
 
-def measure(number: int, seed: int) -> tuple[Workload, Figures, Figures]:
+def measure(number: int, seed: int, max_waiting: int) -> tuple[Workload, Figures, Figures]:
     """Serve one workload in both ways."""
-    workload = make_workload(number, seed)
+    workload = make_workload(number, seed, max_waiting)
     ways: list[Callable[[Workload, int, VirtualLoop], Any]] = [in_session, by_hand]
     ours, hand = (figures(workload, run(functools.partial(way, workload, seed))) for way in ways)
     return workload, ours, hand
@@ -231,8 +254,14 @@ def main() -> None:
     options = parser.parse_args()
     si.warmup()
     with ProcessPoolExecutor(2) as pool:
-        found = list(pool.map(measure, range(options.workloads), [options.seed] * options.workloads))
-    print(f"{options.workloads} random workloads of cameras, latest only, over a loop by hand (virtual time)")
+        for kind, max_waiting in (("cameras, latest only", 1), ("microphones, all chunks", MOST_CHUNKS)):
+            one = functools.partial(measure, seed=options.seed, max_waiting=max_waiting)
+            print(f"{options.workloads} random workloads of {kind}, over a loop by hand (virtual time)")
+            report(list(pool.map(one, range(options.workloads))))
+
+
+def report(found: list[tuple[Workload, Figures, Figures]]) -> None:
+    """Print the ratios of workloads, and which are behind."""
     for name, is_asked in (("no age limit", math.isinf), ("limit of 2 to 4 batches", math.isfinite)):
         pairs = [(ours, hand) for workload, ours, hand in found if is_asked(workload.max_age_s)]
         ratios = {
@@ -259,7 +288,7 @@ def geometric(ratios: Any) -> float:
 def describe(workload: Workload) -> str:
     limit = "none" if math.isinf(workload.max_age_s) else f"{workload.max_age_s * 1e3:.1f} ms"
     return (
-        f"{len(workload.rates)} cameras, load {workload.load:g}, batches of {workload.rows} rows, "
+        f"{len(workload.rates)} streams, load {workload.load:g}, batches of {workload.rows} rows, "
         f"{workload.mean_s(1) * 1e3:.1f} to {workload.full_s * 1e3:.1f} ms, σ {workload.sigma:g}, limit {limit}"
     )
 

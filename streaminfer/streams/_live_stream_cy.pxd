@@ -29,6 +29,7 @@ cdef class Stream:
 
     @cython.locals(result=StreamResult)
     cpdef StreamResult next(self, long long now_ns)
+    cpdef drop_late(self, long long ends_ns)
     cpdef complete(self, StreamResult result, object outputs, bint degraded, long long now_ns)
     cpdef fail(self, StreamResult result, object error, long long now_ns)
     cpdef drop(self, StreamResult result, object reason)
@@ -39,6 +40,7 @@ cdef class Stream:
     cpdef StreamResult take(self, long long now_ns)
     cpdef stop(self)
     cpdef abandon(self)
+    cdef _let_source_go_on(self)
     cdef _announce(self, bint has_ready)
     cpdef _end(self, object _)
     cdef _report(self, message, error)

@@ -104,10 +104,13 @@ class Stream:
     def next(self, now_ns: int) -> StreamResult | None:
         """Return the next frame to send; ``None``: there is none, after all."""
         result = self.state.next(now_ns)
-        room = self._room
-        if room is not None and self.state.has_room() and not room.done():
-            room.set_result(None)
+        self._let_source_go_on()
         return result
+
+    def drop_late(self, ends_ns: int) -> None:
+        """Drop the frames that are too old at an instant, where a younger one waits."""
+        self.state.drop_late(ends_ns)
+        self._let_source_go_on()
 
     def complete(self, result: StreamResult, outputs: Any, degraded: bool, now_ns: int) -> None:
         """Take the outputs of a frame."""
@@ -220,6 +223,11 @@ class Stream:
             self.state.close(ready_too=False)
             self._sender.leave(self)
             await self._end_requests()
+
+    def _let_source_go_on(self) -> None:
+        room = self._room
+        if room is not None and self.state.has_room() and not room.done():
+            room.set_result(None)
 
     def _announce(self, has_ready: bool) -> None:
         """Tell the outlet of a result, and end behind the last frame that a stopped service has."""

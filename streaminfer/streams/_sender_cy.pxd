@@ -43,7 +43,7 @@ cdef class Sender:
     cdef FairOrder _order
     cdef bint _is_scheduled
     cdef Py_ssize_t _most
-    cdef bint _waits
+    cdef bint _may_drop
     cdef object _next_batch
     cdef object _timer
     cdef long long _since_ns
@@ -68,8 +68,9 @@ cdef class Sender:
     cdef _cancel_timer(self)
     cpdef _after_waking(self)
     cpdef _on_timer(self)
-    @cython.locals(most=Py_ssize_t, turn=Turn, stream=Stream, late=list, now_ns=cython.longlong, ends_ns=cython.longlong)
+    @cython.locals(most=Py_ssize_t, turn=Turn, late=list, now_ns=cython.longlong, ends_ns=cython.longlong)
     cpdef _send_waiting(self)
+    cdef bint _is_late(self, Stream stream, long long ends_ns, Py_ssize_t room) except -1
     @cython.locals(sending=Sending, result=StreamResult, request=CRequest)
     cdef _send_next(self, Stream stream)
     cdef _try(self, Sending sending, bint resets)
@@ -80,5 +81,5 @@ cdef class Sender:
     @cython.locals(stream=Stream)
     cdef _crash(self, Sending sending, object error)
     cdef _fail(self, Stream stream, StreamResult result, object error)
-    cdef _rejection(self, CRequest request)
+    cdef _rejection(self, Sending sending)
     cdef _reason_now(self, CRequest request)

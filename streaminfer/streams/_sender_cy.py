@@ -5,17 +5,21 @@ only then its frame, so that what is sent is the freshest. There are no more pla
 that the service runs at once and one more, read from its capabilities. With the one batch more the model need not wait
 for the event loop after each batch; further frames would only grow old in the queue of the service.
 
-Of streams that drop frames even these would grow old there. So the frames keep waiting, and newer ones take their
-place, until a worker is expected to be free: before by as long as the event loop takes from the end of a batch to the
-sending of the next frames, so that the model need not wait for it. Consumers are woken first, so that the streams that
-have just been answered are in the next batch too: with fewer streams than rows, two halves would take turns otherwise.
+Of streams that may drop frames even these would grow old there. So the frames keep waiting until a worker is expected
+to be free, and newer ones take their place where the policy says so: before by as long as the event loop takes from the
+end of a batch to the sending of the next frames, so that the model need not wait for it. Consumers are woken first, so
+that the streams that have just been answered are in the next batch too: with fewer streams than rows, two halves would
+take turns otherwise.
 
 No task awaits a request whose end the service tells (``begin_call``), so that a frame costs no task, no future and no
 turn of the loop between its sender and its stream. The requests of other services are awaited in a task each.
 
 Under overload more frames wait than may be sent. If each was sent that can just be answered in time, all would be late
 as soon as anything takes longer than expected, and the planner would make small batches to save the oldest ones. So
-those that have less time left than 19 of 20 full batches take are only sent where the others leave room.
+those that have less time left than 19 of 20 full batches take are only sent where the others leave room. Of a stream
+with a backlog they are dropped instead, if others would fill the room, and so is each frame that the service expects to
+be too late: the frame behind it takes the turn. A stream whose frames always come to their turn too old would have no
+result at all otherwise, and each batch would be short of its rows.
 
 One source, compiled with the C types of ``_sender_cy.pxd`` or run uncompiled. Not thread-safe: of one event loop.
 """
@@ -109,7 +113,7 @@ class Sender:
     Args:
         service: answers requests.
         clock: returns monotonic nanoseconds.
-        waits: the streams drop no frames, so that what they send early need not be fresh.
+        may_drop: the streams drop frames, so that what they send is to be fresh.
 
     Attributes:
         clock: as above.
@@ -119,13 +123,13 @@ class Sender:
 
     __slots__ = (
         *("_admission", "_begin_call", "_context", "_enforces_deadline", "_full_batch_ns", "_in_flight"),
-        *("_is_scheduled", "_latest_ns", "_lead_ns", "_loop", "_most", "_next_batch", "_order", "_places"),
-        *("_service", "_since_ns", "_starts_ns", "_timer", "_waits", "clock", "states", "wake_ups"),
+        *("_is_scheduled", "_latest_ns", "_lead_ns", "_loop", "_may_drop", "_most", "_next_batch", "_order", "_places"),
+        *("_service", "_since_ns", "_starts_ns", "_timer", "clock", "states", "wake_ups"),
     )
 
-    def __init__(self, service: Any, clock: Clock, waits: bool) -> None:
+    def __init__(self, service: Any, clock: Clock, may_drop: bool) -> None:
         self.clock: Clock = clock
-        self._waits = waits
+        self._may_drop = may_drop
         self.states: StreamStates | None = None
         self._admission: Callable[[Request, int], Admission] | None = None
         self._enforces_deadline = False
@@ -156,8 +160,8 @@ class Sender:
         self._admission = offered.admission
         self._enforces_deadline = offered.enforces_deadline
         self._most = NEVER_NS if offered.full_load is None else offered.full_load()
-        self._next_batch = None if self._waits else offered.next_batch
-        self._full_batch_ns = None if self._waits else offered.full_batch_ns
+        self._next_batch = offered.next_batch if self._may_drop else None
+        self._full_batch_ns = offered.full_batch_ns
 
     def leave(self, stream: Stream) -> None:
         """Forget a stream."""
@@ -265,17 +269,27 @@ class Sender:
         while self._places < most:
             turn = self._order.pop()
             if turn is None:
-                break
-            stream = turn.owner
-            if stream.settings.max_age_ns and stream.state.time_left_ns(ends_ns) < 0:
+                if not late:
+                    break
+                turn = late.pop(0)  # the others have left a place
+            elif self._is_late(turn.owner, ends_ns, most - self._places):
                 late.append(turn)
-            else:
-                self._send_next(stream)
-        for turn in late:  # what the others leave
-            if self._places < most:
-                self._send_next(turn.owner)
-            else:
-                self._order.push(turn)
+                continue
+            self._send_next(turn.owner)
+        for turn in late:
+            self._order.push(turn)
+
+    def _is_late(self, stream: Stream, ends_ns: int, room: int) -> bool:
+        """Return whether the next frame of a stream has less time left than a full batch takes.
+
+        Where others fill the room, those that have a younger one behind them are dropped.
+        """
+        settings = stream.settings
+        if not settings.max_age_ns:
+            return False
+        if (self._order.count + 1) * settings.max_in_flight > room:
+            stream.drop_late(ends_ns)
+        return stream.state.time_left_ns(ends_ns) < 0
 
     def _send_next(self, stream: Stream) -> None:
         """Send the next frame of a stream, if it has one that is young enough."""
@@ -315,7 +329,7 @@ class Sender:
             stream.drop(result, AdmissionReason.DEADLINE_EXCEEDED)
             self.end(sending)
             return
-        rejection = self._rejection(request) if settings.asks_first else None
+        rejection = self._rejection(sending) if settings.may_drop else None
         if rejection is not None:
             if not settings.waits or rejection.reason not in _PASSING:
                 stream.turn.denied += 1
@@ -380,19 +394,20 @@ class Sender:
             return
         stream.fail(result, error, now_ns)
 
-    def _rejection(self, request: Request) -> Admission | None:
+    def _rejection(self, sending: Sending) -> Admission | None:
         """Return why a request is not to be sent; ``None``: it is.
 
         One that only seems infeasible is sent all the same, since the planner rejects what is certain, unless its place
-        is worth more to another. A closed service says so itself.
+        is worth more to another, or to the next frame of its stream. A closed service says so itself.
         """
         if self._admission is None:
             return None
         now_ns = self.clock()
-        admission = self._admission(request, now_ns)
+        admission = self._admission(sending.request, now_ns)
         if admission.ok or admission.reason == AdmissionReason.CLOSED:
             return None
-        if admission.reason == AdmissionReason.INFEASIBLE and self._order.count + self._in_flight < self._most:
+        others = self._order.count + self._in_flight
+        if admission.reason == AdmissionReason.INFEASIBLE and others < self._most and not sending.stream.state.waiting:
             return None
         return admission
 

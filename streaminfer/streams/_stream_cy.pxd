@@ -67,6 +67,8 @@ cdef class StreamState:
     cpdef StreamResult next(self, long long now_ns)
     cpdef long long deadline_ns(self, StreamResult result) except? -1
     @cython.locals(head=StreamResult)
+    cpdef drop_late(self, long long ends_ns)
+    @cython.locals(head=StreamResult)
     cpdef long long time_left_ns(self, long long now_ns) except? -1
     cpdef bint drop(self, StreamResult result, object reason) except -1
     cpdef bint complete(self, StreamResult result, object outputs, bint degraded, long long now_ns) except -1

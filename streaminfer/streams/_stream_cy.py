@@ -210,8 +210,8 @@ class StreamState:
         return self._waits and self._waiting.count >= self._max_waiting
 
     def has_room(self) -> bool:
-        """Return whether a source that was held may go on."""
-        return self._waiting.count <= self._max_waiting >> 2
+        """Return whether a source that was held may go on: a quarter is left, or less than can be sent at once."""
+        return self._waiting.count <= self._max_waiting >> 2 or self._waiting.count < self._max_in_flight
 
     def offer(self, inputs: Any, captured_ns: int, position_s: float | None, discontinuity: bool, now_ns: int) -> bool:
         """Take a frame that arrived.
@@ -264,6 +264,13 @@ class StreamState:
             self.running += 1
             return result
         return None
+
+    def drop_late(self, ends_ns: int) -> None:
+        """Drop the next frames that are too old at an instant, but for the last one that waits."""
+        head = self._waiting.head
+        while self._waiting.count > 1 and head is not None and self.deadline_ns(head) < ends_ns:
+            self._forget(self._waiting.pop(), "infeasible")
+            head = self._waiting.head
 
     def deadline_ns(self, result: StreamResult) -> int:
         """Return the instant from which a result of a frame is too old."""

@@ -22,7 +22,7 @@ class StreamSettings:
 
     waits: bool = attrs.field(init=False, default=attrs.Factory(lambda it: it.policy.waits, takes_self=True))
     """The source is held while the service is busy."""
-    asks_first: bool = attrs.field(
+    may_drop: bool = attrs.field(
         init=False, default=attrs.Factory(lambda it: not it.policy.waits or it.max_age_ns > 0, takes_self=True)
     )
-    """A frame that the service would reject is dropped before it is sent."""
+    """Frames can be dropped: one that the service would reject is, before it is sent."""

@@ -168,6 +168,71 @@ async def test_cameras_of_one_rate_are_all_served_under_overload(loop, seed):
     assert max(result.age_s for result in results) <= 0.011
 
 
+def microphones(loop, count, per_s, seconds, random):
+    """Return sources of chunks at one rate, and begin them at random instants."""
+
+    async def source(phase_s):
+        for number in range(round(seconds * per_s)):
+            await asyncio.sleep(max(0.0, phase_s + number / per_s - loop.time()))
+            yield Frame(1.0, loop.clock())
+
+    return [source(loop.time() + random.uniform(0.0, 1.0 / per_s)) for _ in range(count)]
+
+
+@pytest.mark.parametrize("max_in_flight", [1, 3])
+async def test_streams_that_wait_with_age_limits_fill_batches_under_overload(loop, max_in_flight):
+    """The oldest chunks of backlogs have no time left: younger ones take their turns, or batches would be half empty."""
+    model = ScriptedBackend(duration_s=0.05, example=1.0)
+    async with stack_of(loop, model, max_batch_size=4) as service:
+        session = StreamSession(service, policy=Block(64), max_age_s=0.4, max_in_flight=max_in_flight)
+        for source in microphones(loop, 4, 30, 20.0, Random(1)):
+            session.add(source)
+        results = await collect(session)
+
+    assert len([result for result in results if result.error is None]) >= 0.95 * 4 * 20.0 / 0.05
+    assert max(result.age_s for result in results) <= 0.4
+    assert add_up(session.statistics())
+
+
+async def test_streams_that_wait_with_age_limits_are_all_served_under_overload(loop):
+    """The chunks of some come to their turn too old each time: the next ones take it, or these streams would starve."""
+    model = ScriptedBackend(duration_s=0.05, example=1.0)
+    async with stack_of(loop, model, max_batch_size=8) as service:
+        session = StreamSession(service, policy=Block(64), max_age_s=0.4)
+        for number, source in enumerate(microphones(loop, 32, 7.5, 20.0, Random(1))):
+            session.add(source, stream_id=number)
+        results = await collect(session)
+
+    delivered = [sum(result.stream_id == number for result in results) for number in range(32)]
+    assert sum(delivered) >= 0.95 * 8 * 20.0 / 0.05
+    assert min(delivered) >= 0.8 * sum(delivered) / 32
+    assert add_up(session.statistics())
+
+
+async def test_chunks_without_time_for_a_full_batch_take_all_the_room_that_is_left(loop):
+    """A stream may have four in flight: none of its chunks waits for another turn of the loop."""
+    sizes, sent = [], []
+
+    async def answer(request):
+        sent.append(loop.time())
+        return request.inputs
+
+    service = Service(answer)
+    service.max_in_flight, service.full_load, service.full_batch_ns = 8, lambda: 8, lambda: 10**9
+    service.admission = lambda request, now_ns: Admission(True)
+    service.next_batch = lambda now_ns: sizes.append(len(sent)) or NextBatch(now_ns, 8)
+    session = StreamSession(service, policy=Block(8), max_age_s=0.1, max_in_flight=4, clock=loop.clock)
+
+    async def source():
+        await asyncio.sleep(0.01)  # all come before the first is sent
+        for _ in range(4):
+            yield 1.0
+
+    session.add(source())
+    assert len(await collect(session)) == 4
+    assert sizes == [0]
+
+
 async def test_the_timer_of_a_session_ends_with_it(loop):
     """Frames wait for a worker that is busy for an hour; closing does not wait for that."""
     model = ScriptedBackend(duration_s=3600.0)

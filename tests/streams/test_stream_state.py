@@ -104,6 +104,17 @@ class StreamMachine(RuleBasedStateMachine):
             assert self.state.deadline_ns(result) == expected["captured"] + self.max_age_ns
             expected.update(status="running", result=result)
 
+    @precondition(lambda self: self.max_age_ns)
+    @rule(ns=st.integers(0, 60))
+    def late_frames_are_dropped(self, ns):
+        while len(self.of("waiting")) > 1:
+            frame = self.of("waiting")[0]
+            if frame["captured"] + self.max_age_ns >= self.now_ns + ns:
+                break
+            self.drop(frame, "infeasible")
+            self.pass_on(frame)
+        self.state.drop_late(self.now_ns + ns)
+
     def may_send(self):
         waiting, running = self.of("waiting"), self.of("running")
         places = self.max_in_flight + (1 if self.waits else 0)
@@ -188,7 +199,7 @@ class Blocks(StreamMachine):
 
 
 class Resets(Blocks):
-    resets = True
+    resets, max_age_ns = True, 60
 
 
 class Alone(Blocks):
@@ -217,6 +228,17 @@ def test_a_source_is_held_until_a_quarter_is_left():
     for _ in range(3):
         state.complete(state.next(0), None, False, 0)
         state.take(0)
+    assert state.has_room()
+
+
+def test_a_source_goes_on_where_less_is_left_than_can_be_sent_at_once():
+    """Reading ahead by no more than is in flight would leave places empty otherwise."""
+    state = state_of(4, True, None, 4)
+    for number in range(4):
+        state.offer(number, 0, None, False, 0)
+
+    assert not state.has_room()
+    state.next(0)
     assert state.has_room()
 
 
