@@ -252,6 +252,7 @@ class Capabilities(NamedTuple):
         next_batch: returns when the next batch can begin, from the present instant on, and of how many more requests.
         full_batch_ns: returns the nanoseconds that a full batch takes, by their 95 % quantile; ``None``, also of the
             function: not known.
+        shares_device: its batches take turns with those of other models, which depend on what is queued.
         stream_states: the state of each stream, of a model that is recurrent; ``None``: requests do not depend on
             earlier ones.
         new_children: takes a function that is told the label and the object of each child that comes later.
@@ -283,6 +284,7 @@ class Capabilities(NamedTuple):
     full_load: Callable[[], int] | None = None
     next_batch: Callable[[int], NextBatch] | None = None
     full_batch_ns: Callable[[], int | None] | None = None
+    shares_device: bool = False
     stream_states: StreamStates | None = None
     new_children: Callable[[Callable[[str, Any], None]], None] | None = None
     many_answers: bool = False

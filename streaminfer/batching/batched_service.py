@@ -187,7 +187,8 @@ class BatchedService(Node):
             enforces_deadline=True,
             max_in_flight=self.max_in_flight,
             full_load=self.full_load,
-            next_batch=functools.partial(expected_next_batch, self._dispatcher, self._queue, self._device),
+            next_batch=functools.partial(expected_next_batch, self._dispatcher, self._queue),
+            shares_device=self._device is not None,
             full_batch_ns=lambda: self._dispatcher.expectations.upper_estimate_ns(self._max_batch_size),
             observe_batches=self.observe_batches,
         )
@@ -420,10 +421,8 @@ class BatchedService(Node):
             return
         now_ns = self.clock()
         retry_after_s = self._dispatcher.retry_after_s(now_ns)
-        message = (
-            f"{self._queue.queued + self._queue.held_back} requests are queued already "
-            f"(max_queue_size={self._queue.max_size})"
-        )
+        waiting = self._queue.queued + self._queue.held_back
+        message = f"{waiting} requests are queued already (max_queue_size={self._queue.max_size})"
         if last is not None and self._gives_way(last, stream_id, priority):
             self._outcomes.shed(last, now_ns, message, retry_after_s)
             return

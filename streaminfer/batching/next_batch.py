@@ -1,6 +1,5 @@
 """When the next batch can begin, and how many more requests it takes: what live streams wait for."""
 
-from streaminfer.batching.device.device import Device
 from streaminfer.batching.dispatcher import Dispatcher
 from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.capabilities import NextBatch
@@ -8,22 +7,20 @@ from streaminfer.capabilities import NextBatch
 __all__ = ["expected_next_batch"]
 
 
-def expected_next_batch(dispatcher: Dispatcher, queue: RequestQueue, device: Device | None, now_ns: int) -> NextBatch:
+def expected_next_batch(dispatcher: Dispatcher, queue: RequestQueue, now_ns: int) -> NextBatch:
     """Return when a worker is expected to be free, and how many requests it would start then beside those queued.
 
-    A worker that is free has room for one at least: what is queued may be waiting for more.
+    A worker that is free has room for one at least: what is queued may be waiting for more. While another model has the
+    device, what is not queued has no turn behind that: a worker that only waits for its turn counts as free.
 
     Args:
         dispatcher: of the batches.
         queue: the requests.
-        device: that others share; ``None``: the model has its own.
         now_ns: the present instant.
     """
     if dispatcher.can_start:
         return NextBatch(now_ns, max(1, dispatcher.full_at * dispatcher.free - queue.queued))
     at_ns = now_ns if dispatcher.free else _worker_free_at_ns(dispatcher, now_ns)
-    if device is not None:
-        at_ns = max(at_ns, device.free_at_ns(now_ns, dispatcher))
     return NextBatch(at_ns, max(0, dispatcher.full_at - queue.queued))
 
 

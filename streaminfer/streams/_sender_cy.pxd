@@ -43,7 +43,7 @@ cdef class Sender:
     cdef FairOrder _order
     cdef bint _is_scheduled
     cdef Py_ssize_t _most
-    cdef bint _may_drop
+    cdef object _settings
     cdef object _next_batch
     cdef object _timer
     cdef long long _since_ns

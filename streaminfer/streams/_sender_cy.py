@@ -11,6 +11,9 @@ end of a batch to the sending of the next frames, so that the model need not wai
 that the streams that have just been answered are in the next batch too: with fewer streams than rows, two halves would
 take turns otherwise.
 
+On a device that models share, turns depend on what is queued. So streams that wait send all that they may have in
+flight there: another model would be given a long turn otherwise, as if their backlog was only one batch.
+
 No task awaits a request whose end the service tells (``begin_call``), so that a frame costs no task, no future and no
 turn of the loop between its sender and its stream. The requests of other services are awaited in a task each.
 
@@ -42,6 +45,7 @@ from streaminfer.streams._live_stream_cy import Stream
 from streaminfer.streams._outlet_cy import WakeUps
 from streaminfer.streams._stream_cy import StreamResult
 from streaminfer.streams.awaited_call import AwaitedCall
+from streaminfer.streams.stream_settings import StreamSettings
 
 __all__ = ["Sender"]
 
@@ -113,7 +117,7 @@ class Sender:
     Args:
         service: answers requests.
         clock: returns monotonic nanoseconds.
-        may_drop: the streams drop frames, so that what they send is to be fresh.
+        settings: of the streams.
 
     Attributes:
         clock: as above.
@@ -123,13 +127,13 @@ class Sender:
 
     __slots__ = (
         *("_admission", "_begin_call", "_context", "_enforces_deadline", "_full_batch_ns", "_in_flight"),
-        *("_is_scheduled", "_latest_ns", "_lead_ns", "_loop", "_may_drop", "_most", "_next_batch", "_order", "_places"),
-        *("_service", "_since_ns", "_starts_ns", "_timer", "clock", "states", "wake_ups"),
+        *("_is_scheduled", "_latest_ns", "_lead_ns", "_loop", "_most", "_next_batch", "_order", "_places"),
+        *("_service", "_settings", "_since_ns", "_starts_ns", "_timer", "clock", "states", "wake_ups"),
     )
 
-    def __init__(self, service: Any, clock: Clock, may_drop: bool) -> None:
+    def __init__(self, service: Any, clock: Clock, settings: StreamSettings) -> None:
         self.clock: Clock = clock
-        self._may_drop = may_drop
+        self._settings = settings
         self.states: StreamStates | None = None
         self._admission: Callable[[Request, int], Admission] | None = None
         self._enforces_deadline = False
@@ -160,7 +164,9 @@ class Sender:
         self._admission = offered.admission
         self._enforces_deadline = offered.enforces_deadline
         self._most = NEVER_NS if offered.full_load is None else offered.full_load()
-        self._next_batch = offered.next_batch if self._may_drop else None
+        self._next_batch = offered.next_batch if self._settings.may_drop else None
+        if offered.shares_device and self._settings.waits:
+            self._most, self._next_batch = NEVER_NS, None
         self._full_batch_ns = offered.full_batch_ns
 
     def leave(self, stream: Stream) -> None:

@@ -256,7 +256,7 @@ class StreamSession(AsyncClosing):
             clock = self._given_clock
             if clock is None:
                 clock = self._service.clock if isinstance(self._service, Stack) else time.monotonic_ns
-            self._sender = Sender(self._service, clock, self._settings.may_drop)
+            self._sender = Sender(self._service, clock, self._settings)
         return self._sender
 
     def _forget_lost(self) -> None:

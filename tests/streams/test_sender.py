@@ -209,6 +209,27 @@ async def test_streams_that_wait_with_age_limits_are_all_served_under_overload(l
     assert add_up(session.statistics())
 
 
+async def test_a_backlog_of_chunks_has_its_turns_on_a_shared_device(loop):
+    """Of 96 microphones a batch has 8: behind a long batch of another model the rest would seem not to be there."""
+    device, random = si.Device("core"), Random(1)
+    small = ScriptedBackend(duration_s=lambda rows: 0.0005 + 0.00007 * rows, example=1.0)
+    large = ScriptedBackend(duration_s=lambda rows: 0.03 * random.uniform(0.8, 1.2), example=2.0)
+    async with (
+        si.Stack(si.AdaptiveBatcher(max_batch_size=8, device=device), small, clock=loop.clock) as hear,
+        si.Stack(si.AdaptiveBatcher(max_batch_size=4, device=device), large, clock=loop.clock) as see,
+    ):
+        sound = StreamSession(hear, policy=Block(64), max_age_s=0.07)
+        for source in microphones(loop, 96, 31.25, 4.0, random):
+            sound.add(source)
+        pictures = StreamSession(see, policy=LatestOnly())
+        pictures.add(Camera(loop, 120, period_s=1 / 30))
+        heard, seen = await asyncio.gather(collect(sound), collect(pictures))
+
+    assert len(heard) >= 0.99 * 96 * 125
+    assert len(seen) > 60
+    assert add_up(sound.statistics())
+
+
 async def test_chunks_without_time_for_a_full_batch_take_all_the_room_that_is_left(loop):
     """A stream may have four in flight: none of its chunks waits for another turn of the loop."""
     sizes, sent = [], []

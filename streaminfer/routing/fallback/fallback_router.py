@@ -162,6 +162,7 @@ class FallbackRouter(StackClock, Node):
             full_load=best.full_load,
             next_batch=best.next_batch,
             full_batch_ns=best.full_batch_ns,
+            shares_device=best.shares_device,
             stream_states=states_of_all(self._services),
             many_answers=best.many_answers,
             model_tensors=lambda: announced_tensors(self.routes[0]),
