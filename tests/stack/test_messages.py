@@ -35,6 +35,10 @@ class Service:
             (si.AdaptiveBatcher(max_batch_size=1), si.Telemetry(), ScriptedBackend()),
             r"Telemetry cannot stand in front .* works: Stack\(Telemetry, AdaptiveBatcher, ScriptedBackend\)",
         ),
+        (
+            (si.AdaptiveBatcher(max_batch_size=1), si.ConcurrencyLimit(), ScriptedBackend()),
+            r"ConcurrencyLimit cannot stand .* works: Stack\(ConcurrencyLimit, AdaptiveBatcher, ScriptedBackend\)",
+        ),
     ],
 )
 def test_wrong_layers(layers, says):
