@@ -284,11 +284,18 @@ class _Adapted(Node):
 
     async def start(self) -> None:
         if self.starts:
-            await self._thing.start()
+            await self._awaitable("start", self._thing.start())
 
     async def stop(self, *, drain: bool = True) -> None:
         if self.stops:
-            await self._thing.stop(drain=drain)
+            await self._awaitable("stop", self._thing.stop(drain=drain))
+
+    def _awaitable(self, method: str, returned: Any) -> Any:
+        if not inspect.isawaitable(returned):
+            raise TypeError(
+                expected(f"{type(self._thing).__name__}.{method}", "an `async def`, whose call is awaited", returned)
+            )
+        return returned
 
     def bind_clock(self, clock: Clock) -> None:
         bind = getattr(self._thing, "bind_clock", None)
