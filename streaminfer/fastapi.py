@@ -14,6 +14,7 @@ A deadline counts from the arrival of the request's head, before its body is rea
 """
 
 import contextlib
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, Unpack
@@ -200,7 +201,7 @@ class BoundService:
                 self.stack._offered.slo
             )  # as of the start: putting capabilities together takes longer than a call
             slo_ns = None if objective is None else objective.slo_ns
-            timeout_s = left_s if slo_ns is None else slo_ns / 1e9
+            timeout_s = math.inf if slo_ns is None else slo_ns / 1e9
         return min(timeout_s, max(left_s, 0.0))  # a wrong one goes on to the stack, which says so
 
     def __repr__(self) -> str:
