@@ -15,7 +15,7 @@ import fastapi
 import httpx
 import numpy as np
 import pytest
-from fastapi import Depends, FastAPI
+from fastapi import BackgroundTasks, Depends, FastAPI, WebSocket
 from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 from web_server import WebServer
@@ -828,3 +828,42 @@ def test_a_plain_handler_calls_its_service_from_its_thread():
 
     assert asyncio.run(main()) == ([0.0, 1.0, 2.0, 3.0], 504)
     assert sum(backend.batch_sizes) == 4
+
+
+def test_a_background_task_calls_its_service_after_the_response():
+    """The client has the whole response: that the server has nothing more of it to say ends no call."""
+    _, stack = make_stack(None, duration_s=0.1)
+    app = FastAPI()
+    add_stacks(app, stack)
+    results, ended = [], threading.Event()
+
+    @app.post("/")
+    async def answer(service: Annotated[BoundService, Depends(bind(stack))], tasks: BackgroundTasks):
+        async def later():
+            try:
+                results.append(float(await service(1.0)))
+                results.append(float(await service(2.0)))
+            finally:
+                ended.set()
+
+        tasks.add_task(later)
+
+    with WebServer(app) as server, httpx.Client(timeout=60.0) as client:
+        assert client.post(server.url).status_code == 200
+        assert ended.wait(30)
+
+    assert results == [1.0, 2.0]
+
+
+async def test_a_websocket_handler_is_told_to_call_the_stack(loop):
+    _, stack = make_stack(loop)
+    app = FastAPI()
+    add_stacks(app, stack)
+
+    @app.websocket("/")
+    async def answer(websocket: WebSocket, service: Annotated[BoundService, Depends(bind(stack))]):
+        await websocket.accept()
+
+    scope = {"type": "websocket", "path": "/", "headers": [], "query_string": b""}
+    with pytest.raises(TypeError, match="a WebSocket handler calls the stack itself"):
+        await app(scope, None, None)
