@@ -101,8 +101,8 @@ def _check_for_tiers(inner: Any, kind: str, lasting: bool) -> None:
         raise TypeError(expected("inner", what, inner))
     if not lasting:
         what = (
-            "something that another process would find again, for a cache with tiers: give it a `fingerprint` attribute"
-            " that changes whenever its responses do"
+            "something that another process would find again, for a cache with tiers: give the model or backend a "
+            "`fingerprint` attribute that changes whenever its responses do"
         )
         raise TypeError(expected("inner", what, inner))
 
