@@ -5,7 +5,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
-from streaminfer._internal.validation import expected
+from streaminfer._internal.validation import check_instance
 from streaminfer.request import Batch, Request
 
 __all__ = [
@@ -299,7 +299,6 @@ class Capabilities(NamedTuple):
             TypeError: it says so in another form.
         """
         example = None if self.example_inputs is None else self.example_inputs()
-        if example is not None and not isinstance(example, ExampleInputs):
-            what = "None, or streaminfer.protocols.ExampleInputs(inputs, infer)"
-            raise TypeError(expected("example_inputs", what, example))
+        what = "None, or streaminfer.protocols.ExampleInputs(inputs, infer)"
+        check_instance("example_inputs", example, lambda it: isinstance(it, ExampleInputs | None), what)
         return example

@@ -125,9 +125,7 @@ def bind(stack: Stack, *, timeout_s: float | None = None) -> Callable[[HTTPConne
     # FastAPI would call a plain function in a thread
     async def bound(connection: HTTPConnection) -> BoundService:
         if not isinstance(connection, fastapi.Request):
-            raise TypeError(
-                expected("bind", "an HTTP request (a WebSocket handler calls the stack itself)", connection)
-            )
+            raise TypeError(expected("bind", "an HTTP request: a WebSocket handler calls the stack itself", connection))
         return BoundService(connection, stack, timeout_s=timeout_s)
 
     return bound

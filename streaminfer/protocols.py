@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 from streaminfer._internal.signatures import signature_of
-from streaminfer._internal.validation import expected
+from streaminfer._internal.validation import check_instance, expected
 from streaminfer.capabilities import (
     Admission,
     AdmissionReason,
@@ -291,10 +291,8 @@ class _Adapted(Node):
             await self._awaitable("stop", self._thing.stop(drain=drain))
 
     def _awaitable(self, method: str, returned: Any) -> Any:
-        if not inspect.isawaitable(returned):
-            raise TypeError(
-                expected(f"{type(self._thing).__name__}.{method}", "an `async def`, whose call is awaited", returned)
-            )
+        what = "an `async def`, whose call is awaited"
+        check_instance(f"{type(self._thing).__name__}.{method}", returned, inspect.isawaitable, what)
         return returned
 
     def bind_clock(self, clock: Clock) -> None:

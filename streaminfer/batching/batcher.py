@@ -88,7 +88,7 @@ class AdaptiveBatcher(Node):
         >>> predict = batcher.wrap(lambda x: x * 2)  # x: (batch, ...) in, one result per row out
         >>> import asyncio
         >>> async def main():
-        ...     return await asyncio.gather(predict(1.0), predict(2.0, timeout_s=0.01))
+        ...     return await asyncio.gather(predict(1.0), predict(2.0, timeout_s=5.0))
         >>> [float(y) for y in asyncio.run(main())]
         [2.0, 4.0]
     """

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from streaminfer._internal.display.unique_name import unique_name
-from streaminfer._internal.validation import expected
+from streaminfer._internal.validation import check_instance
 from streaminfer.protocols import Node, adapt, name_of
 from streaminfer.telemetry.telemetry import Telemetry
 
@@ -70,8 +70,8 @@ def name_services(parts: Sequence[Any]) -> list[tuple[str, list[Any]]]:
         TypeError: a list of parts, or another collection that is none itself.
     """
     for part in parts:
-        if isinstance(part, (list, tuple, set, dict, str)):
-            raise TypeError(expected("stacks", "Stacks, or objects with `statistics()`, one by one: *stacks", part))
+        what = "Stacks, or objects with `statistics()`, one by one: *stacks"
+        check_instance("stacks", part, lambda it: not isinstance(it, (list, tuple, set, dict, str)), what)
     named: dict[str, tuple[Any, list[Any]]] = {}
     for part in parts:
         telemetries = (it.part for it in walk(part, set()) if isinstance(it.part, Telemetry) and it.part.name)
