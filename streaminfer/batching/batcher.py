@@ -84,7 +84,7 @@ class AdaptiveBatcher(Node):
         TypeError, ValueError: an argument of the wrong type or out of range.
 
     Example:
-        >>> batcher = AdaptiveBatcher(max_batch_size=32, slo_s=0.05)
+        >>> batcher = AdaptiveBatcher(max_batch_size=32, slo_s=0.5)
         >>> predict = batcher.wrap(lambda x: x * 2)  # x: (batch, ...) in, one result per row out
         >>> import asyncio
         >>> async def main():
