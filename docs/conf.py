@@ -52,6 +52,12 @@ def _drop_self(
     return signature, returns
 
 
+def _escape_types(_app: Sphinx, _what: str, _name: str, _obj: Any, _options: Any, lines: list[str]) -> None:
+    """The type `numpy.str_` of an attribute would be a link to a target `numpy.str`."""
+    lines[:] = [re.sub(r"(numpy\.\w+)_(?!\w)", r"\1\\_", line) for line in lines]
+
+
 def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-docstring", _drop_embedded_signature, priority=400)  # before napoleon
+    app.connect("autodoc-process-docstring", _escape_types, priority=600)  # behind napoleon
     app.connect("autodoc-process-signature", _drop_self)

@@ -5,6 +5,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
+from streaminfer._internal.validation import check_instance
 from streaminfer.request import Batch, Request
 
 __all__ = [
@@ -292,3 +293,14 @@ class Capabilities(NamedTuple):
     observe_batches: Callable[[Callable[[str], Any]], None] | None = None
     residency: Residency | None = None
     background_runs: BackgroundRuns | None = None
+
+    def example(self) -> ExampleInputs | None:
+        """Return what one request brings, if the backend knows it.
+
+        Raises:
+            TypeError: it says so in another form.
+        """
+        example = None if self.example_inputs is None else self.example_inputs()
+        what = "None, or streaminfer.protocols.ExampleInputs(inputs, infer)"
+        check_instance("example_inputs", example, lambda it: isinstance(it, ExampleInputs | None), what)
+        return example

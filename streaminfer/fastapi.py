@@ -14,8 +14,10 @@ A deadline counts from the arrival of the request's head, before its body is rea
 """
 
 import contextlib
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, Unpack
 
 from streaminfer._internal.loading.extras import require
@@ -32,9 +34,9 @@ if TYPE_CHECKING:
 else:
     fastapi = require("fastapi", extra="fastapi", purpose="streaminfer.fastapi")
 
-from starlette.requests import ClientDisconnect  # FastAPI brings it
+from starlette.requests import ClientDisconnect, HTTPConnection  # FastAPI brings it
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 __all__ = ["BoundService", "add_stacks", "bind"]
 
@@ -102,7 +104,7 @@ def add_stacks(app: "fastapi.FastAPI", *stacks: Stack, health: str | None = "/he
         app.add_api_route(f"{health}/live", live, include_in_schema=False)
 
 
-def bind(stack: Stack, *, timeout_s: float | None = None) -> "Callable[[fastapi.Request], Awaitable[BoundService]]":
+def bind(stack: Stack, *, timeout_s: float | None = None) -> Callable[[HTTPConnection], Awaitable["BoundService"]]:
     """Return a dependency that gives a handler a stack, bound to the deadline and the client of its request.
 
     Args:
@@ -120,8 +122,11 @@ def bind(stack: Stack, *, timeout_s: float | None = None) -> "Callable[[fastapi.
     if timeout_s is not None:
         check_duration("timeout_s", timeout_s, positive=True)
 
-    async def bound(request: fastapi.Request) -> BoundService:  # FastAPI would call a plain function in a thread
-        return BoundService(request, stack, timeout_s=timeout_s)
+    # FastAPI would call a plain function in a thread
+    async def bound(connection: HTTPConnection) -> BoundService:
+        if not isinstance(connection, fastapi.Request):
+            raise TypeError(expected("bind", "an HTTP request: a WebSocket handler calls the stack itself", connection))
+        return BoundService(connection, stack, timeout_s=timeout_s)
 
     return bound
 
@@ -200,7 +205,7 @@ class BoundService:
                 self.stack._offered.slo
             )  # as of the start: putting capabilities together takes longer than a call
             slo_ns = None if objective is None else objective.slo_ns
-            timeout_s = left_s if slo_ns is None else slo_ns / 1e9
+            timeout_s = math.inf if slo_ns is None else slo_ns / 1e9
         return min(timeout_s, max(left_s, 0.0))  # a wrong one goes on to the stack, which says so
 
     def __repr__(self) -> str:
@@ -208,7 +213,7 @@ class BoundService:
 
 
 class _Listening:
-    """ASGI middleware: notes when a request arrived, and whether its body was read, after which one can listen."""
+    """ASGI middleware: notes when a request arrived, whether its body was read, and whether it was answered."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -219,11 +224,18 @@ class _Listening:
             exchange = Exchange(self._watch, scope, receive)
             scope[_SCOPE_KEY] = _Client(time.monotonic_ns(), exchange)
             receive = exchange.receive
+            send = partial(_send, exchange, send)
         try:
             await self.app(scope, receive, send)
         except RuntimeError as error:  # Starlette's, where the client left a response that had begun
             if not isinstance(error.__cause__, ClientDisconnect):
                 raise
+
+
+async def _send(exchange: Exchange, send: Send, message: Message) -> None:
+    if message["type"] == "http.response.body" and not message.get("more_body", False):
+        exchange.is_answered = True
+    await send(message)
 
 
 class _Client(NamedTuple):

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 from streaminfer._internal.signatures import signature_of
-from streaminfer._internal.validation import expected
+from streaminfer._internal.validation import check_instance, expected
 from streaminfer.capabilities import (
     Admission,
     AdmissionReason,
@@ -284,11 +284,16 @@ class _Adapted(Node):
 
     async def start(self) -> None:
         if self.starts:
-            await self._thing.start()
+            await self._awaitable("start", self._thing.start())
 
     async def stop(self, *, drain: bool = True) -> None:
         if self.stops:
-            await self._thing.stop(drain=drain)
+            await self._awaitable("stop", self._thing.stop(drain=drain))
+
+    def _awaitable(self, method: str, returned: Any) -> Any:
+        what = "an `async def`, whose call is awaited"
+        check_instance(f"{type(self._thing).__name__}.{method}", returned, inspect.isawaitable, what)
+        return returned
 
     def bind_clock(self, clock: Clock) -> None:
         bind = getattr(self._thing, "bind_clock", None)

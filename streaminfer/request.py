@@ -96,7 +96,8 @@ class Batch:
 def passed_on_arrival(now_ns: int, deadline_ns: int) -> str:
     """The message for a request that came too late; names the mistake where a duration was given as an instant."""
     late_s = (now_ns - deadline_ns) / 1e9
-    message = f"the deadline had passed {late_s:.6f} s before arrival"
+    late = f" {late_s:.6f} s" if late_s >= 0.001 else ""  # a time limit of 0 for what is late says no more
+    message = f"the deadline had passed{late} before arrival"
     if late_s < _DOUBTFUL_S:
         return message
     return f"{message}: deadline_ns is an instant of the stack's clock, time.monotonic_ns() + a duration"

@@ -396,4 +396,7 @@ class Stack(Wrapper):
                 "this stack belongs to an event loop that has ended (one asyncio.run each?): start it again on "
                 "this one with `async with stack`"
             )
-        raise RuntimeError("this stack belongs to the event loop that started it; other threads use stack.blocking()")
+        raise RuntimeError(
+            "this stack belongs to the event loop that started it: another thread calls "
+            "asyncio.run_coroutine_threadsafe(stack(...), loop), or starts it itself, by stack.blocking()"
+        )

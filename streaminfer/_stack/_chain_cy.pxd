@@ -4,6 +4,8 @@ from streaminfer.batching.queue._ticket_cy cimport Ticket as CTicket
 
 cdef class Chain
 
+cdef object _outputs_of(object response)
+
 @cython.final
 @cython.freelist(128)
 cdef class Passage:

@@ -22,6 +22,7 @@ from asyncio import get_running_loop
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from streaminfer._internal.validation import expected
 from streaminfer._request_cy import Request, make_request, make_response, with_deadline
 from streaminfer.request import deadline_after
 
@@ -248,8 +249,8 @@ class Chain:
         if passage._is_counted:
             self._leave(passage)
         if passage._tokens is None:
-            return outcome if passage.ticket is not None else outcome.outputs
-        return self.response(passage, outcome).outputs
+            return outcome if passage.ticket is not None else _outputs_of(outcome)
+        return _outputs_of(self.response(passage, outcome))
 
     def response(self, passage: Passage, outcome: Any) -> Response:
         """Exit the layers after a response, and return it, or what a layer made of it.
@@ -381,6 +382,15 @@ class Chain:
             if changed is not None:
                 outcome = changed
         return outcome
+
+
+def _outputs_of(response: Any) -> Any:
+    try:
+        return response.outputs
+    except AttributeError:
+        raise TypeError(
+            expected("response", "a Response, from a service's call and a layer's exit", response)
+        ) from None
 
 
 def _tell(receive: Any, response: Any, error: Any) -> None:

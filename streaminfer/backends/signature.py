@@ -23,6 +23,7 @@ from streaminfer._internal.text import is_all_text
 from streaminfer._internal.validation import check_whole, expected
 from streaminfer.backends._input_check_cy import InputCheck, RequestCheck, inputs_fit
 from streaminfer.errors import InvalidInput
+from streaminfer.request import Request
 
 __all__ = [
     "NonFinite",
@@ -92,6 +93,12 @@ def describe(value: object) -> str:
     return f"{type(value).__name__} {text if len(text) <= 40 else text[:37] + '...'}"
 
 
+def _how_to_send(value: object, dtype: str) -> str:
+    if isinstance(value, Request):
+        return "stack.call takes a Request, and the stack itself takes inputs"
+    return "nothing was loaded" if value is None else f"make an array of it: np.asarray(x, dtype={dtype!r})"
+
+
 class _Check:
     """What one array must be, and what to say of one that is not."""
 
@@ -113,7 +120,7 @@ class _Check:
         if self.dtype == TEXT:
             value = self._as_text(value)
         if not isinstance(value, (np.ndarray, np.generic)):
-            self._reject(value, f"make an array of it: np.asarray(x, dtype={str(self.dtype)!r})")
+            self._reject(value, _how_to_send(value, str(self.dtype)))
         if value.dtype != self.dtype:
             self._reject(value, f"convert it: x.astype({str(self.dtype)!r})")
         if value.ndim != self.rank:

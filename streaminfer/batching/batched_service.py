@@ -358,7 +358,7 @@ class BatchedService(Node):
 
     async def _calibrate(self) -> None:
         offered = adapt(self.inner).capabilities()
-        example = None if offered.example_inputs is None else offered.example_inputs()
+        example = offered.example()
         if example is None:
             return
         from streaminfer.batching.service_time.calibration import Calibration  # noqa: PLC0415 - who is started loads it

@@ -84,11 +84,11 @@ class AdaptiveBatcher(Node):
         TypeError, ValueError: an argument of the wrong type or out of range.
 
     Example:
-        >>> batcher = AdaptiveBatcher(max_batch_size=32, slo_s=0.05)
+        >>> batcher = AdaptiveBatcher(max_batch_size=32, slo_s=0.5)
         >>> predict = batcher.wrap(lambda x: x * 2)  # x: (batch, ...) in, one result per row out
         >>> import asyncio
         >>> async def main():
-        ...     return await asyncio.gather(predict(1.0), predict(2.0, timeout_s=0.01))
+        ...     return await asyncio.gather(predict(1.0), predict(2.0, timeout_s=5.0))
         >>> [float(y) for y in asyncio.run(main())]
         [2.0, 4.0]
     """

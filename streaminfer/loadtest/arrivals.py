@@ -338,7 +338,7 @@ def as_arrivals(value: Arrivals | ArrayLike) -> Arrivals:
         TypeError: neither.
     """
     what = "arrivals such as si.loadtest.Poisson(100), or instants in seconds"
-    if isinstance(value, type):
+    if np.isscalar(value) or isinstance(value, type):  # a rate, a class
         raise TypeError(expected("arrivals", what, value))
     if isinstance(value, Arrivals):
         return value

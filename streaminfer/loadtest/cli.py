@@ -32,7 +32,7 @@ _INTERRUPTED = 130
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("scenario", type=Path, help="a TOML file; see docs/how-to/load-tests.md")
+    parser.add_argument("scenario", type=Path, help="a TOML file; see docs/reference/scenario-files.md")
     parser.add_argument("--html", type=Path, metavar="PATH", help="write the report as one page")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write figures and requests, for --compare")
     parser.add_argument("--junit", type=Path, metavar="PATH", help="write the checks as JUnit XML")

@@ -43,6 +43,7 @@ class Exchange:
 
     Attributes:
         body_is_read: whether it was, as a whole; ``None``: not known.
+        is_answered: the whole response was sent: what a server then says of the client ends no work.
         loop: on which its tasks run; ``None`` before the first.
         looks: how often the watch has looked, in the present part of the exchange.
     """
@@ -56,6 +57,7 @@ class Exchange:
         "_tasks",
         "_watch",
         "body_is_read",
+        "is_answered",
         "looks",
         "loop",
     )
@@ -69,6 +71,7 @@ class Exchange:
         self._listening: asyncio.Task[None] | None = None
         self._ahead: Message | None = None
         self.body_is_read: bool | None = None
+        self.is_answered = False
         self.looks = 0
         self.loop: asyncio.AbstractEventLoop | None = None
 
@@ -128,7 +131,8 @@ class Exchange:
 
     def _note(self, message: Message) -> Message:
         if message["type"] == "http.disconnect":
-            self.cancel(ClientGone())
+            if not self.is_answered:
+                self.cancel(ClientGone())
         else:
             self.body_is_read = not message.get("more_body", False)
         return message

@@ -97,13 +97,13 @@ def simulate(
     workers = check_count("workers", workers)
     deadlines_ns = arrivals_ns + slo_ns if deadlines_s is None else _deadlines_in_ns(deadlines_s, n)
     simulation = _Simulation(
+        durations_ns=durations_in_ns(service_time, max_batch_size).tolist(),
         policy=_policy(
             policy, max_batch_size, service_time, workers, check_duration("max_queue_delay_s", max_queue_delay_s)
         ),
         arrivals_ns=arrivals_ns.tolist(),
         deadlines_ns=deadlines_ns.tolist(),
         priorities=priorities_of(priorities, n).tolist(),
-        durations_ns=durations_in_ns(service_time, max_batch_size).tolist(),
         workers=workers,
         noise=check_duration("noise", noise),
         rng=np.random.default_rng(check_count("seed", seed, at_least=0)),

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from streaminfer._internal.display.unique_name import unique_name
+from streaminfer._internal.validation import check_instance
 from streaminfer.protocols import Node, adapt, name_of
 from streaminfer.telemetry.telemetry import Telemetry
 
@@ -64,7 +65,13 @@ def name_services(parts: Sequence[Any]) -> list[tuple[str, list[Any]]]:
 
     A name is that of the outermost telemetry with one. Parts with the same outermost telemetry are one service: a stack
     and the session in front of it.
+
+    Raises:
+        TypeError: a list of parts, or another collection that is none itself.
     """
+    for part in parts:
+        what = "Stacks, or objects with `statistics()`, one by one: *stacks"
+        check_instance("stacks", part, lambda it: not isinstance(it, (list, tuple, set, dict, str)), what)
     named: dict[str, tuple[Any, list[Any]]] = {}
     for part in parts:
         telemetries = (it.part for it in walk(part, set()) if isinstance(it.part, Telemetry) and it.part.name)

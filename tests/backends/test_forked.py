@@ -65,6 +65,16 @@ print("parent", answer(first).tolist())
     assert outcome_of(program) == ["[[1.0, 1.0]]", "parent [[-1.0, -1.0]]"]
 
 
+def test_a_model_of_the_parent_does_not_start_in_the_child():
+    """A stack around it fails to start, instead of being ready and failing each request."""
+    program = """
+backend = OnnxBackend("examples/assets/blaze_front.onnx")
+in_child(lambda: asyncio.run(backend.start()))
+"""
+    [said] = outcome_of(program)
+    assert said.endswith("make the backend in the forked process")
+
+
 def test_the_parents_resource_tracker_is_not_the_childs():
     """Only the parent can wait for it; CPython 3.13 tries at the child's end too, and prints a traceback."""
     program = """

@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from streaminfer import errors
 from streaminfer.backends.signature import Signature, TensorSpec, check_value, free_axes, guess_inputs
+from streaminfer.request import Request
 
 F32 = np.dtype(np.float32)
 
@@ -78,6 +79,8 @@ def test_a_request_that_fits_is_let_through(signature, inputs):
         (one(), np.zeros((1, 4, 7), np.float32), ["'x'", "float32[4, n]", "float32[1, 4, 7]", "no batch axis"]),
         (one(), np.zeros((4, 0), np.float32), ["'x'", "float32[4, n]", "float32[4, 0]", "axis 1 is empty"]),
         (one(), [[1.0]], ["'x'", "float32[4, n]", "list [[1.0]]", "np.asarray(x, dtype='float32')"]),
+        (one(), None, ["'x'", "NoneType None: nothing was loaded"]),
+        (one(), Request(np.zeros((4, 7), np.float32)), ["'x'", "Request(float32[4, 7])", "stack.call takes a Request"]),
         (one(shape=("batch",)), 3.0, ["'x'", "float32[]", "float 3.0", "np.asarray(x, dtype='float32')"]),
         (one(), None, ["'x'", "float32[4, n]", "NoneType None"]),
         (one(), "x" * 100, ["'x'", "float32[4, n]", "str 'xxx", "..."]),

@@ -134,6 +134,14 @@ def test_index_lists_every_page_under_its_group(group):
     assert {f"{folder.name}/{page.name}" for page in folder.glob("*.md")} == set(LINK.findall(section[1]))
 
 
+def test_page_of_examples_lists_every_program():
+    """A file of the folder that nobody links is not found."""
+    page = (ROOT / "docs" / "reference" / "examples.md").read_text(encoding="utf-8")
+    linked = {Path(target).name for target in LINK.findall(page) if target.startswith("../../examples/")}
+
+    assert {path.name for path in (ROOT / "examples").iterdir() if path.is_file()} <= linked
+
+
 @pytest.mark.parametrize(
     "statistics", ["batching.BatcherStatistics", "backends.BackendStatistics"], ids=lambda name: name.partition(".")[2]
 )

@@ -10,11 +10,12 @@ import time
 from types import SimpleNamespace
 from typing import Annotated
 
+import anyio.from_thread
 import fastapi
 import httpx
 import numpy as np
 import pytest
-from fastapi import Depends, FastAPI
+from fastapi import BackgroundTasks, Depends, FastAPI, WebSocket
 from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 from web_server import WebServer
@@ -326,14 +327,22 @@ async def test_a_deadline_counts_from_the_arrival_of_the_head(loop, monkeypatch)
     assert late.json() is None
 
 
-async def test_a_deadline_that_has_passed_ends_the_call(loop):
-    backend, stack = make_stack(loop)
+@pytest.mark.parametrize("slo_s", [None, 0.5])
+async def test_a_deadline_that_has_passed_ends_the_call(loop, slo_s):
+    """Also where it passed while the handler did something else."""
+    backend, stack = make_stack(loop, slo_s=slo_s)
     app, _ = serve(stack)
 
-    async with client_of(app) as client:
-        reply = await client.post("/", json={"x": 1}, headers={"x-streaminfer-timeout-s": "0"})
+    @app.post("/slow")
+    async def answer(service: Annotated[BoundService, Depends(bind(stack))]):
+        await asyncio.sleep(0.25)
+        return await service(1.0)
 
-    assert reply.status_code == 504
+    async with client_of(app) as client:
+        at_once = await client.post("/", json={"x": 1}, headers={"x-streaminfer-timeout-s": "0"})
+        later = await client.post("/slow", headers={"x-streaminfer-timeout-s": "0.1"})
+
+    assert (at_once.status_code, later.status_code) == (504, 504)
     assert backend.batches == []
 
 
@@ -799,3 +808,62 @@ def test_protocol_metrics_and_page_are_mounted():
     assert 'streaminfer_requests_total{service="faces",layer="Telemetry",outcome="ok"} 1' in metrics.text
     assert page.text.startswith("<!doctype html>")
     assert ready.status_code == 200
+
+
+def test_a_plain_handler_calls_its_service_from_its_thread():
+    """Handlers in threads share batches, and their requests have the deadlines of the edge."""
+    backend, stack = make_stack(None)
+    app = FastAPI()
+    add_stacks(app, stack)
+
+    @app.post("/")
+    def answer(x: float, service: Annotated[BoundService, Depends(bind(stack))]):
+        return float(anyio.from_thread.run(service, x))
+
+    async def main():
+        async with client_of(app) as client:
+            answers = await asyncio.gather(*(client.post("/", params={"x": x}) for x in range(4)))
+            late = await client.post("/", params={"x": 1}, headers={"x-streaminfer-timeout-s": "0"})
+        return [answer.json() for answer in answers], late.status_code
+
+    assert asyncio.run(main()) == ([0.0, 1.0, 2.0, 3.0], 504)
+    assert sum(backend.batch_sizes) == 4
+
+
+def test_a_background_task_calls_its_service_after_the_response():
+    """The client has the whole response: that the server has nothing more of it to say ends no call."""
+    _, stack = make_stack(None, duration_s=0.1)
+    app = FastAPI()
+    add_stacks(app, stack)
+    results, ended = [], threading.Event()
+
+    @app.post("/")
+    async def answer(service: Annotated[BoundService, Depends(bind(stack))], tasks: BackgroundTasks):
+        async def later():
+            try:
+                results.append(float(await service(1.0)))
+                results.append(float(await service(2.0)))
+            finally:
+                ended.set()
+
+        tasks.add_task(later)
+
+    with WebServer(app) as server, httpx.Client(timeout=60.0) as client:
+        assert client.post(server.url).status_code == 200
+        assert ended.wait(30)
+
+    assert results == [1.0, 2.0]
+
+
+async def test_a_websocket_handler_is_told_to_call_the_stack(loop):
+    _, stack = make_stack(loop)
+    app = FastAPI()
+    add_stacks(app, stack)
+
+    @app.websocket("/")
+    async def answer(websocket: WebSocket, service: Annotated[BoundService, Depends(bind(stack))]):
+        await websocket.accept()
+
+    scope = {"type": "websocket", "path": "/", "headers": [], "query_string": b""}
+    with pytest.raises(TypeError, match="a WebSocket handler calls the stack itself"):
+        await app(scope, None, None)

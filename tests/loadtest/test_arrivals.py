@@ -192,9 +192,9 @@ class TestRefused:
         with pytest.raises(ValueError, match=message):
             make()
 
-    @pytest.mark.parametrize("given", ["often", Poisson], ids=str)
+    @pytest.mark.parametrize("given", ["often", Poisson, 100, np.float64(100)], ids=repr)
     def test_no_arrivals(self, given):
-        """Anything that is neither a process nor instants is refused; a class has no rate."""
+        """Anything that is neither a process nor instants is refused; a class has no rate, and a rate is no process."""
         with pytest.raises(TypeError, match="arrivals: expected arrivals such as"):
             as_arrivals(given)
 

@@ -399,6 +399,7 @@ def test_the_timeline_on_a_figure_of_its_own_and_of_nothing(axes):
         ({"slo_s": 0}, ValueError, "slo_s"),
         ({"slo_s": None}, TypeError, "slo_s"),
         ({"service_time": 5}, TypeError, r"service_time: expected a ServiceTime; fitted\(\) .* got 5"),
+        ({"service_time": 5, "policy": "lookahead"}, TypeError, "service_time: expected a ServiceTime"),
         ({"max_batch_size": 1.5}, TypeError, "max_batch_size"),
         ({"policy": "fast"}, ValueError, "policy: expected one of 'lookahead', 'greedy', got 'fast'"),
         ({"policy": 3}, TypeError, "policy: expected a policy's name or an object with decide"),

@@ -11,6 +11,7 @@ import pytest
 
 import streaminfer as si
 from streaminfer._internal.validation import brief
+from streaminfer.sync_layer import SyncLayer
 from streaminfer.testing import ScriptedBackend, run
 
 pytestmark = pytest.mark.uncompiled
@@ -34,6 +35,10 @@ class Service:
         (
             (si.AdaptiveBatcher(max_batch_size=1), si.Telemetry(), ScriptedBackend()),
             r"Telemetry cannot stand in front .* works: Stack\(Telemetry, AdaptiveBatcher, ScriptedBackend\)",
+        ),
+        (
+            (si.AdaptiveBatcher(max_batch_size=1), si.ConcurrencyLimit(), ScriptedBackend()),
+            r"ConcurrencyLimit cannot stand .* works: Stack\(ConcurrencyLimit, AdaptiveBatcher, ScriptedBackend\)",
         ),
     ],
 )
@@ -93,6 +98,60 @@ def test_an_infer_that_returns_awaitables():
     run(main)
 
 
+def in_a_stack(*layers):
+    async def main(loop):
+        async with si.Stack(*layers, clock=loop.clock) as stack:
+            await stack(1.0)
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("method", "says"),
+    [
+        ("start", r"UsersBackend\.start: expected an `async def`, whose call is awaited, got None"),
+        ("stop", r"UsersBackend\.stop: expected an `async def`, whose call is awaited, got None"),
+        ("example_inputs", r"example_inputs: expected None, or streaminfer\.protocols\.ExampleInputs\(inputs, infer\)"),
+    ],
+)
+def test_a_method_of_a_users_backend_that_returns_something_else(method, says):
+    class UsersBackend:
+        async def infer(self, batch):
+            return batch.inputs
+
+    def plain(_self, **_options):
+        return [1.0] if method == "example_inputs" else None
+
+    setattr(UsersBackend, method, plain)
+
+    with pytest.raises(TypeError, match=says):
+        in_a_stack(si.AdaptiveBatcher(max_batch_size=1), UsersBackend())
+
+
+class Answers(SyncLayer):
+    """Makes something else of each response."""
+
+    def exit(self, request, token, outcome, now_ns):
+        return outcome.outputs
+
+
+class AnswersAlone:
+    """A service that returns its outputs."""
+
+    async def call(self, request):
+        return request.inputs
+
+
+@pytest.mark.parametrize(
+    "layers", [(Answers(), ScriptedBackend()), (AnswersAlone(),), (si.Telemetry(), AnswersAlone())]
+)
+def test_a_response_that_is_none(layers):
+    with pytest.raises(
+        TypeError, match=r"response: expected a Response, from a service's call and a layer's exit, got"
+    ):
+        in_a_stack(*layers)
+
+
 def test_a_stack_of_an_event_loop_that_has_ended():
     stack = si.Stack(ScriptedBackend())
     asyncio.run(stack.start())
@@ -129,8 +188,10 @@ def test_a_relative_deadline(layers):
         async with si.Stack(*layers, ScriptedBackend(), clock=loop.clock) as stack:
             with pytest.raises(si.DeadlineExceeded, match=r"deadline_ns is an instant of the stack's clock"):
                 await stack.call(si.Request(1.0, deadline_ns=50_000_000))
-            with pytest.raises(si.DeadlineExceeded, match=r"before arrival$"):
-                await stack.call(si.Request(1.0, deadline_ns=loop.now_ns - 1))
+            with pytest.raises(si.DeadlineExceeded, match=r"the deadline had passed 0\.001000 s before arrival$"):
+                await stack.call(si.Request(1.0, deadline_ns=loop.now_ns - 1_000_000))
+            with pytest.raises(si.DeadlineExceeded, match=r"the deadline had passed before arrival$"):
+                await stack(1.0, timeout_s=0.0)
 
     run(main, now_ns=10**12)
 

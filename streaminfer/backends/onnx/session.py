@@ -86,9 +86,12 @@ class SessionWorker:
         """Runs the warm-up batches, so that onnxruntime has planned its memory for these sizes.
 
         Raises:
-            BackendError: the model failed on one of them.
+            BackendError: the model failed on one of them, or the session was made before a fork.
         """
-        for inputs in () if self._session is None else self._warmup:
+        if self._session is None:
+            return
+        self._check_process()
+        for inputs in self._warmup:
             try:
                 self._run(inputs, self._new_options(), record=True)
             except Exception as error:

@@ -44,7 +44,7 @@ from streaminfer.caching.wrapping.layer import NEGATIVE, OUTDATED, Layer
 from streaminfer.caching.wrapping.wrapped_identity import identity_of
 from streaminfer.errors import DeadlineExceeded
 from streaminfer.protocols import Capabilities, Wrapper, adapt
-from streaminfer.request import Request, Response, time_left_s
+from streaminfer.request import Request, Response, passed_on_arrival, time_left_s
 
 if TYPE_CHECKING:
     from streaminfer.caching.edge_cache import EdgeCache
@@ -101,8 +101,8 @@ def _check_for_tiers(inner: Any, kind: str, lasting: bool) -> None:
         raise TypeError(expected("inner", what, inner))
     if not lasting:
         what = (
-            "something that another process would find again, for a cache with tiers: give it a `fingerprint` attribute"
-            " that changes whenever its responses do"
+            "something that another process would find again, for a cache with tiers: give the model or backend a "
+            "`fingerprint` attribute that changes whenever its responses do"
         )
         raise TypeError(expected("inner", what, inner))
 
@@ -215,7 +215,7 @@ class CachedService(Layer, Wrapper):
     def _share(self, key: Any, work: Work, request: Request, now_ns: int) -> Caller:
         timeout_s = time_left_s(request.deadline_ns, now_ns)
         if timeout_s is not None and timeout_s <= 0:
-            raise DeadlineExceeded(f"the deadline had passed {-timeout_s:.6f} s before arrival")
+            raise DeadlineExceeded(passed_on_arrival(0, round(timeout_s * 1e9)))
         return self.flights.here().share(key, work, timeout_s=timeout_s, enforced=self._enforced, owner=self)
 
     async def _uncached(self, request: Request, now_ns: int) -> Response:

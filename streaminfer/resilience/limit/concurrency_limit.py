@@ -147,12 +147,12 @@ class ConcurrencyLimit(StackClock, LimitCore):
             The same kind of object. A limited service or backend has ``inner`` and ``admission``.
 
         Raises:
-            TypeError: none of these, or a generator function, whose call ends before its work begins.
-            ValueError: a backend, and the limit is not fixed: batches of different sizes take different times, which
-                would count as congestion. An adaptive limit wraps the batcher.
+            TypeError: none of these; a generator function, whose call ends before its work begins; or a backend, and
+                the limit is not fixed: batches of different sizes take different times, which would count as
+                congestion. An adaptive limit wraps the batcher.
         """
         if self.adaptive and is_backend(inner) and not is_service(inner):
-            raise ValueError(expected("inner", "a service or a function (an adaptive limit wraps the batcher)", inner))
+            raise TypeError(expected("inner", "a service or a function (an adaptive limit wraps the batcher)", inner))
         if self._objective is None:
             self._objective = _objective_of(inner)
             self.aim()

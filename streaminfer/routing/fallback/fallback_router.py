@@ -35,7 +35,7 @@ from streaminfer._runtime.stack_clock import StackClock
 from streaminfer._runtime.stopping import seconds_left, stop_all
 from streaminfer.errors import Closed, DeadlineExceeded, for_caller
 from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, Node, adapt, are_idempotent
-from streaminfer.request import Request, Response
+from streaminfer.request import Request, Response, passed_on_arrival
 from streaminfer.routing.fallback._attempts_cy import Attempt, Attempts
 from streaminfer.routing.fallback._degradation_cy import DegradationController
 from streaminfer.routing.fallback._fast_path_cy import FastPath
@@ -325,7 +325,7 @@ class FallbackRouter(StackClock, Node):
         if deadline_ns <= now_ns:
             counts.failed += 1
             self._miss(0)
-            raise DeadlineExceeded(f"the deadline had passed {(now_ns - deadline_ns) / 1e9:.6f} s before arrival")
+            raise DeadlineExceeded(passed_on_arrival(now_ns, deadline_ns))
 
     def _respond(
         self,

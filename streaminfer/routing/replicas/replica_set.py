@@ -28,7 +28,7 @@ from streaminfer.protocols import (
     are_idempotent,
     sooner,
 )
-from streaminfer.request import Request, Response
+from streaminfer.request import Request, Response, passed_on_arrival
 from streaminfer.routing.replicas._ejection_cy import OutlierEjection
 from streaminfer.routing.replicas._p2c_cy import FAILURE, IGNORED, REJECTED, SUCCESS, P2CBalancer
 from streaminfer.routing.replicas.discovery import DnsDiscovery, Finder
@@ -167,7 +167,7 @@ class Replicas(StackClock, Node):
         now_ns = self.clock()
         deadline_ns = request.deadline_ns
         if deadline_ns is not None and now_ns >= deadline_ns:
-            raise DeadlineExceeded(f"the deadline had passed {(now_ns - deadline_ns) / 1e9:.6f} s before arrival")
+            raise DeadlineExceeded(passed_on_arrival(now_ns, deadline_ns))
         if request.stream_id is None:
             token = balancer.choose(-1, now_ns)
             may_retry = self._retry

@@ -79,7 +79,7 @@ class StatefulBackend(Wrapper):
         check_infer("backend", backend)
         super().__init__(backend)
         offered = super().capabilities()
-        example = None if offered.example_inputs is None else offered.example_inputs()
+        example = offered.example()
         self._signature = StateSignature(
             offered, example, state=state, context=context, initial=initial, growing=growing
         )

@@ -45,7 +45,8 @@ class EventLog:
             fields = {"event": metric.name, **dict(labels), "before": before, "value": value}
             if metric.states:
                 del fields["before"], fields["value"]
-            _LOGGER.log(_level(metric, labels, value), "%s", metric.name, extra={"event": fields})
+            text = " ".join(f"{name}={field}" for name, field in fields.items() if name != "event" and field != "")
+            _LOGGER.log(_level(metric, labels, value), "%s %s", metric.name, text, extra={"event": fields})
         self._seen = now
 
     async def watch(self, every_s: float = 1.0) -> None:

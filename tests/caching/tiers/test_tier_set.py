@@ -214,6 +214,20 @@ def test_what_another_process_would_not_find_is_refused():
     run(main)
 
 
+def test_a_cpu_backend_around_a_lambda_is_found_again_by_the_fingerprint_that_it_is_given():
+    """The message names the backend, because nothing on the function says what another process has."""
+
+    async def main(loop):
+        cache = cache_of(loop, ScriptedTier(loop.clock))
+        backend = si.CpuBackend(lambda batch: batch)
+        with pytest.raises(TypeError, match="give the model or backend a `fingerprint` attribute"):
+            si.Stack(cache, si.AdaptiveBatcher(max_batch_size=1), backend)
+        backend.fingerprint = "identity 1"
+        si.Stack(cache, si.AdaptiveBatcher(max_batch_size=1), backend)
+
+    run(main)
+
+
 def test_functions_and_the_mapping_use_the_tiers_too():
     calls = []
 

@@ -68,6 +68,10 @@ class TestFigures:
         assert report.on_time == np.mean(report.latencies_s <= 0.03)
         assert report.goodput == pytest.approx(report.on_time * 100)
 
+    def test_repr_counts_requests_without_a_response(self, report):
+        """A test that asserts `report.passed` shows what became of the others."""
+        assert repr(report).endswith("% on time, 10 Overloaded>")
+
     def test_failures_say_why(self, report):
         """The sentence has the message of the first of each kind."""
         record = attrs.evolve(report.record, messages={"Overloaded": "the queue is full"})

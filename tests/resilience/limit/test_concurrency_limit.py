@@ -316,7 +316,7 @@ def test_a_backend_is_limited_by_batches():
 
 
 def test_an_adaptive_limit_does_not_judge_batches():
-    with pytest.raises(ValueError, match=r"inner: expected a service or a function .*wraps the batcher"):
+    with pytest.raises(TypeError, match=r"inner: expected a service or a function .*wraps the batcher"):
         ConcurrencyLimit().wrap(ScriptedBackend())
 
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 import streaminfer as si
-from streaminfer.telemetry import AlertPair, alert_rules
+from streaminfer.telemetry import AlertPair, EventLog, StackCollector, alert_rules, dashboard, metrics_app
 from streaminfer.telemetry.cost.statistics import CostRow, CostStatistics
 from streaminfer.telemetry.exporters.collection import MAX_LABEL_VALUES, OTHER, Collection
 from streaminfer.telemetry.exporters.histogram_points import HistogramReader
@@ -362,3 +362,10 @@ def test_unknown_values_are_left_out():
 
     assert "streaminfer_hedge_requests_total" in found
     assert "streaminfer_hedge_delay_seconds" not in found
+
+
+@pytest.mark.parametrize("export", [metrics_app, StackCollector, EventLog, dashboard])
+def test_a_list_of_stacks_is_refused(export):
+    """Its page would have no metric at all."""
+    with pytest.raises(TypeError, match="stacks: expected Stacks"):
+        export([si.Stack(ScriptedBackend())])

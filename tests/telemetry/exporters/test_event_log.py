@@ -46,6 +46,18 @@ def test_breaker_transitions_are_events(lines):
     assert all(line["logger"] == "streaminfer.events" and line["time"].endswith("+00:00") for line in lines())
 
 
+def test_text_of_an_event_has_its_labels_and_values(caplog):
+    """A formatter that knows nothing of events shows what changed too."""
+    breaker = si.CircuitBreaker(name="model")
+    log = EventLog(breaker)
+
+    breaker.force_open()
+    log.look()
+
+    messages = [record.getMessage() for record in caplog.records]
+    assert "breaker.state service=model layer=CircuitBreaker state=open" in messages
+
+
 def test_alerts_begin_and_end(lines):
     """An alert that fires is a warning, one that ends information."""
     now = [0]
