@@ -58,7 +58,7 @@ cdef class P2CBalancer:
 
     cpdef bint may_retry(self) except -1
 
-    @cython.locals(slot=CReplicaStats, current=bint)
+    @cython.locals(slot=CReplicaStats, places=cython.longlong, current=bint)
     cpdef object done(self, long long token, int outcome, long long duration_ns, long long now_ns)
 
     @cython.locals(slot=CReplicaStats)
@@ -66,6 +66,11 @@ cdef class P2CBalancer:
 
     cdef void _succeeded(self, CReplicaStats slot, long long duration_ns, long long places, long long now_ns) noexcept
     cdef void _failed(self, CReplicaStats slot, long long duration_ns, long long places, long long now_ns) noexcept
+
+    @cython.locals(expected_ns=double)
+    cdef bint _learn_at_least(
+        self, CReplicaStats slot, long long duration_ns, long long places, long long now_ns
+    ) noexcept
 
     @cython.locals(
         own=double, others=double, known=cython.longlong, total_ns=double, number=Py_ssize_t, slot=CReplicaStats)

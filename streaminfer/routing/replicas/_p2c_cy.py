@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 SUCCESS, FAILURE, REJECTED, IGNORED = range(4)
-"""Outcomes of an attempt; ``IGNORED`` counts neither way, or was interrupted."""
+"""Outcomes of an attempt; ``IGNORED`` was interrupted, or says nothing about the replica."""
 
 
 # C variables in the compiled module, not visible from Python
@@ -297,28 +297,32 @@ class P2CBalancer:
         Args:
             token: from :meth:`choose`.
             outcome: ``SUCCESS``, ``FAILURE``, ``REJECTED`` or ``IGNORED``; an interrupted attempt counts as a
-                failure if it took more than ``latency_factor`` (3 by default) times what the others take.
-            duration_ns: how long it took, ≥ 0.
+                failure if it took ``latency_factor`` (3 by default) times longer than at most others of the zone.
+                If it took longer than expected, the replica gets less traffic.
+            duration_ns: how long it took, or would have taken at least, ≥ 0.
             now_ns: the present.
         """
         slot = self._slots[token & _SLOTS]
         slot.in_flight -= 1
+        places = (token >> _SLOT_BITS) & _PLACES
         current = (token >> _GENERATION_BITS) == slot.generation
         if current:
             slot.probe_in_flight = False
         if outcome == _SUCCESS:
             slot.succeeded += 1
             if current:
-                self._succeeded(slot, duration_ns, (token >> _SLOT_BITS) & _PLACES, now_ns)
+                self._succeeded(slot, duration_ns, places, now_ns)
         elif outcome == _REJECTED:
             slot.rejected += 1
             if current:
                 slot.success -= slot.success * _OUTCOME_WEIGHT
                 slot.heard_ns = now_ns
-        elif outcome == _FAILURE or self._ejection.took_too_long(slot, duration_ns):
+        elif outcome == _FAILURE or self._ejection.took_too_long(slot, duration_ns, places):
             slot.failed += 1
             if current:
-                self._failed(slot, duration_ns, (token >> _SLOT_BITS) & _PLACES, now_ns)
+                self._failed(slot, duration_ns, places, now_ns)
+        elif current and self._learn_at_least(slot, duration_ns, places, now_ns):
+            slot.success -= slot.success * _OUTCOME_WEIGHT
 
     # -- inside -------------------------------------------------------------------------------------------------
 
@@ -347,10 +351,17 @@ class P2CBalancer:
     def _failed(self, slot: ReplicaStats, duration_ns: int, places: int, now_ns: int) -> None:
         slot.consecutive_failures += 1
         slot.success -= slot.success * _OUTCOME_WEIGHT
-        if slot.samples and duration_ns > slot.latency_ns:
-            slot.learn(duration_ns, places, now_ns, self._decay_ns)  # it would have taken at least so long
+        self._learn_at_least(slot, duration_ns, places, now_ns)
         slot.heard_ns = now_ns
         self._ejection.failed(slot, now_ns)
+
+    def _learn_at_least(self, slot: ReplicaStats, duration_ns: int, places: int, now_ns: int) -> bool:
+        """Learn from an attempt without response if it took longer than expected; return whether it did."""
+        expected_ns = (slot.per_place_ns if slot.samples else self._mean_ns) * places
+        if not 0.0 < expected_ns < duration_ns:
+            return False
+        slot.learn(duration_ns, places, now_ns, self._decay_ns)
+        return True
 
     def _weigh(self, excluded: int, slowly: bool, now_ns: int) -> None:
         """Set each slot's share in the draws, their sums at home and elsewhere, and the mean of what is known.

@@ -233,6 +233,27 @@ def test_one_that_hangs_is_ejected_by_its_deadlines():
     assert statistics.ejections == 1
 
 
+def test_one_that_rejects_at_once_what_is_late_gets_less():
+    """A replica that has become too slow for the deadlines may say so at once: it must not look idle for it."""
+
+    class Hasty(Echo):
+        async def call(self, request):
+            if request.inputs >= 100:
+                raise si.DeadlineExceeded("it would be late")
+            return await super().call(request)
+
+    async def main(loop):
+        replicas = pair(Hasty(0.010), Echo(0.010), loop)
+        for n in range(500):
+            request = si.Request(n, deadline_ns=loop.now_ns + 25_000_000)
+            await asyncio.gather(replicas.call(request), return_exceptions=True)
+        return [it.attempts - it.succeeded for it in replicas.statistics().replicas]
+
+    late, others = run(main)
+    assert late <= 20
+    assert others == 0
+
+
 def test_wrong_inputs_eject_no_replica():
     """However long it takes to find out, it is the caller's fault."""
 
