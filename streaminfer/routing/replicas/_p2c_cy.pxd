@@ -73,7 +73,7 @@ cdef class P2CBalancer:
     ) noexcept
 
     @cython.locals(
-        own=double, others=double, known=cython.longlong, total_ns=double, number=Py_ssize_t, slot=CReplicaStats)
+        own=double, others=double, known=cython.longlong, speed=double, number=Py_ssize_t, slot=CReplicaStats)
     cdef void _weigh(self, Py_ssize_t excluded, bint slowly, long long now_ns) noexcept
 
     @cython.locals(total=double, best=Py_ssize_t, number=Py_ssize_t, slot=CReplicaStats)

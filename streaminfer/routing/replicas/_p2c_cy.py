@@ -371,16 +371,16 @@ class P2CBalancer:
         own = 0.0
         others = 0.0
         known = 0
-        total_ns = 0.0
+        speed = 0.0
         for number in range(len(self._slots)):
             slot = self._slots[number]
             slot.share = 0.0
             if slot.state in (_EJECTED, _PROBING):
                 self._ejection.settle(slot, now_ns)
             if slot.state == _ACTIVE:
-                if slot.samples:
+                if slot.per_place_ns > 0.0:
                     known += 1
-                    total_ns += slot.per_place_ns
+                    speed += 1.0 / slot.per_place_ns
                 if not (slot.slow_start and slowly) or self._random_unit() < slot.ramp(now_ns, self._slow_start_ns):
                     slot.share = slot.weight
             elif slot.state == _PROBING and not slot.probe_in_flight:
@@ -392,7 +392,8 @@ class P2CBalancer:
                 others += slot.share
             else:
                 own += slot.share
-        self._mean_ns = total_ns / known if known else 0.0
+        # the mean speed: in a mean of times, what one replica took in an outage would keep its own estimate up for good
+        self._mean_ns = known / speed if known else 0.0
         self._own = own
         self._others = others
 

@@ -162,7 +162,17 @@ def test_what_is_not_asked_is_forgotten():
     before = balance.expected_ns(1, now)
     later = now + 30 * S
     assert ask(balance, later) == 0
-    assert 55 * MS < balance.expected_ns(1, later) < 60 * MS < before  # from 100 to near the mean of both
+    assert 20 * MS < balance.expected_ns(1, later) < 25 * MS < before  # from 100 to near the mean of both speeds
+
+
+def test_an_old_estimate_gives_way_to_a_quick_response():
+    """A response after a long silence counts more than what was measured before; a slow one alone does not."""
+    balance = made(2, latency_factor=0.0)
+    now = teach(balance, 1, 500 * MS, teach(balance, 0, 10 * MS, 0)) + 30 * S
+    give(balance, 1, SUCCESS, 10 * MS, now)
+    give(balance, 0, SUCCESS, 500 * MS, now)
+    assert balance.slot(1).latency_ns < 150 * MS
+    assert balance.slot(0).latency_ns < 150 * MS
 
 
 def test_failing_fast_does_not_look_fast():
