@@ -12,7 +12,8 @@ zone must be expected sooner by the factor of its penalty. So traffic stays at h
 only as much of it leaves as makes them equal: no threshold, nothing to flap.
 
 *Ejection* is decided by ``_ejection_cy``. A replica that starts slowly takes part in a tenth of the choices, and over
-``slow_start_ns`` in all.
+``slow_start_ns`` in all. In the others it is chosen all the same if it is expected sooner by that factor: the replicas
+that are left may have no room for nine tenths.
 
 *Streams* stay with the replica of the greatest weighted rendezvous hash (Thaler and Ravishankar 1998; weights by
 Schindelhauer and Schomaker 2005): when one is ejected only its streams move, and they come back with it.
@@ -92,6 +93,7 @@ class P2CBalancer:
         "_choices",
         "_decay_ns",
         "_ejection",
+        "_left_out",
         "_mean_ns",
         "_others",
         "_own",
@@ -109,6 +111,7 @@ class P2CBalancer:
         self._slots = self._ejection.slots
         self._slow_start_ns = slow_start_ns
         self._random = seed
+        self._left_out = False
         self._mean_ns = 0.0
         self._own = 0.0
         self._others = 0.0
@@ -221,6 +224,8 @@ class P2CBalancer:
             best = self.best({excluded}, now_ns)
             if best < 0:
                 return -1
+        elif self._left_out:
+            best = self._or_slow_starter(best, excluded, now_ns)
         return self._take(best, now_ns)
 
     def choose_for_stream(self, key: int, now_ns: int) -> int:
@@ -372,6 +377,7 @@ class P2CBalancer:
         others = 0.0
         known = 0
         speed = 0.0
+        self._left_out = False
         for number in range(len(self._slots)):
             slot = self._slots[number]
             slot.share = 0.0
@@ -383,6 +389,8 @@ class P2CBalancer:
                     speed += 1.0 / slot.per_place_ns
                 if not (slot.slow_start and slowly) or self._random_unit() < slot.ramp(now_ns, self._slow_start_ns):
                     slot.share = slot.weight
+                else:
+                    self._left_out = True
             elif slot.state == _PROBING and not slot.probe_in_flight:
                 slot.share = slot.weight
             if number == excluded:
@@ -430,6 +438,19 @@ class P2CBalancer:
     def _random_unit(self) -> float:
         self._random = (self._random + _STEP) & _MASK
         return _uniform(_mixed(self._random))
+
+    def _or_slow_starter(self, best: int, excluded: int, now_ns: int) -> int:
+        """Return a replica that starts slowly if its cost, over the share of its weight that it has, is less."""
+        slot = self._slots[best]
+        least = slot.cost(now_ns, self._mean_ns, self._decay_ns)
+        for number in range(len(self._slots)):
+            slot = self._slots[number]
+            if slot.state == _ACTIVE and slot.slow_start and number != excluded:
+                cost = slot.cost(now_ns, self._mean_ns, self._decay_ns) / slot.ramp(now_ns, self._slow_start_ns)
+                if cost < least:
+                    best = number
+                    least = cost
+        return best
 
     def _better(self, first: int, second: int, now_ns: int) -> int:
         if second < 0:

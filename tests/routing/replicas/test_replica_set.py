@@ -46,6 +46,20 @@ class Echo:
         self.log.append(f"stop {self.name} {drain}")
 
 
+class Queue(Echo):
+    """One worker behind a queue; ``service_s`` says how long a request takes that comes at an instant."""
+
+    def __init__(self, loop, service_s):
+        super().__init__()
+        self.loop, self.service_s, self.free = loop, service_s, 0.0
+
+    async def call(self, request):
+        now_s = self.loop.time()
+        self.free = max(self.free, now_s) + self.service_s(now_s)
+        self.duration_s = self.free - now_s
+        return await super().call(request)
+
+
 def pair(one, other, loop, **options):
     return Replicas(Replica("a", one), Replica("b", other), seed=1, clock=loop.clock, **options)
 
@@ -257,19 +271,9 @@ def test_one_that_rejects_at_once_what_is_late_gets_less():
 def test_one_that_was_slow_gets_its_share_again():
     """A slow time is forgotten within a minute, also where nothing ejects the replica."""
 
-    class Queue(Echo):
-        def __init__(self, loop, slow_until):
-            super().__init__()
-            self.loop, self.slow_until, self.free = loop, slow_until, 0.0
-
-        async def call(self, request):
-            service = 0.5 if self.loop.time() < self.slow_until else 0.010
-            self.free = max(self.free, self.loop.time()) + service
-            self.duration_s = self.free - self.loop.time()
-            return await super().call(request)
-
     async def main(loop):
-        slow, other = Queue(loop, 10.0), Queue(loop, 0.0)
+        slow = Queue(loop, lambda now_s: 0.5 if now_s < 10.0 else 0.010)
+        other = Queue(loop, lambda now_s: 0.010)
         replicas = pair(slow, other, loop, latency_factor=None)
         asked = None
         while loop.time() < 80.0:
@@ -280,6 +284,36 @@ def test_one_that_was_slow_gets_its_share_again():
 
     again, others = run(main)
     assert again > 0.8 * others > 500
+
+
+def test_new_replicas_take_what_the_others_cannot():
+    """Two of three are replaced at once, at 0.8 of the capacity: a slow start must not overload the third."""
+
+    async def main(loop):
+        def server(name):
+            return Replica(name, Queue(loop, lambda now_s: 0.006))
+
+        took = []
+
+        async def send():
+            began = loop.time()
+            await replicas.call(si.Request(1.0))
+            took.append(loop.time() - began)
+
+        replicas = Replicas(*map(server, "abc"), seed=1, clock=loop.clock)
+        await replicas.start()
+        requests = []
+        for number in range(1_500):
+            requests.append(asyncio.ensure_future(send()))
+            await asyncio.sleep(0.0025)
+            if number == 500:
+                for old, new in ("ad", "be"):
+                    await replicas.add(server(new))
+                    await replicas.remove(old)
+        await asyncio.gather(*requests)
+        return max(took)
+
+    assert run(main) < 0.3
 
 
 def test_wrong_inputs_eject_no_replica():
