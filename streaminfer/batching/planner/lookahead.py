@@ -11,10 +11,10 @@
    time left than 0.7 of what a batch of one takes, or than all of that once more is queued than a batch holds. One
    that is merely predicted to be late is passed over and stays queued. Under overload, of as many requests as are lost
    in any case, those go first that are on time even in a slow batch.
-4. If not even a new request could be on time, as far as is known, the queue is sent as one batch: a *probe*. It
-   corrects a duration that is wrong, where rejecting everything would never measure again. It has the requests with
-   most time left, like one that explores a size: a batch whose requests have all expired is cancelled, and measures
-   nothing.
+4. If not even a new request could be on time, as those of the last five seconds tell, the queue is sent as one batch: a
+   *probe*. It corrects a duration that is wrong, where rejecting everything would never measure again. It has the
+   requests with most time left, like one that explores a size: a batch whose requests have all expired is cancelled,
+   and measures nothing.
 
 *Without a deadline.* Such requests fill batches after all others. Once they have been queued for two seconds, they get
 a share of every batch: as large as their share of the queue.
@@ -61,6 +61,8 @@ _MAX_GROUPS = 16
 """Groups that are compared at a decision, those with the earliest deadlines."""
 _UNMIXED_AFTER = 64
 """Decisions with a single group after which shapes are no longer told apart."""
+_PROBE_INTERVAL_NS = 5_000_000_000
+"""Requests with enough time measure the model if they come so often; if not, one that seems too late must."""
 
 _NOTHING = Decision()
 
@@ -327,7 +329,7 @@ class Lookahead:
         if not left:
             if overdue:
                 return Decision(self._of_one_group(overdue), "planned", rejected, rejection=rejection)
-            return self._probe(queue, late, rejected, rejection)
+            return self._probe(queue, late, rejected, rejection, now_ns)
         group = choose_group(left, now_ns)
         batch, reason = plan_batch(queue, group, now_ns, is_alone=len(left) == 1)
         if len(groups) == 1 and reason == "planned":
@@ -364,11 +366,12 @@ class Lookahead:
         model = self.bucket_models[tickets[0].bucket]
         return [ticket for ticket in tickets if ticket.bucket == tickets[0].bucket][: len(model.durations) - 1]
 
-    def _probe(self, queue: RequestQueue, late: list[Group], rejected: list[Ticket], rejection: str) -> Decision:
+    def _probe(
+        self, queue: RequestQueue, late: list[Group], rejected: list[Ticket], rejection: str, now_ns: int
+    ) -> Decision:
         """Nothing can be on time: send what is queued if a new request could not be either."""
         group = late[0]
-        limits = queue.events.recent_limits_ns()
-        if limits and max(limits) >= group.model.durations[1]:
+        if queue.events.longest_limit_ns(now_ns - _PROBE_INTERVAL_NS) >= group.model.durations[1]:
             return Decision((), "", rejected, rejection=rejection)
         cap = min(len(group.model.durations) - 1, self._probe_size)
         # what is known is in doubt, so nothing is rejected because of it

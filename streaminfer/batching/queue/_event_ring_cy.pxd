@@ -63,6 +63,9 @@ cdef class EventRing:
     @cython.locals(slot=cython.longlong, limits=list)
     cpdef list recent_limits_ns(self)
 
+    @cython.locals(longest_ns=cython.longlong, back=cython.longlong, slot=cython.longlong)
+    cpdef long long longest_limit_ns(self, long long since_ns) noexcept
+
     @cython.locals(kept=cython.longlong, back=cython.longlong, slot=cython.longlong, classes=dict)
     cpdef dict recent_classes(self)
 

@@ -312,6 +312,17 @@ class EventRing:
             limits.append(self._limits[slot])  # noqa: PERF401 - a comprehension has a scope, and types, of its own
         return limits
 
+    def longest_limit_ns(self, since_ns: int) -> int:
+        """Return the longest time limit of the arrivals since an instant, of the last 64 at most; 0: none had one."""
+        longest_ns = 0
+        for back in range(1, _LIMITS_KEPT + 1):
+            slot = (self.arrivals - back) & (self.requests - 1)
+            if back > self.arrivals or back > self.requests or self._arrival_ns[slot] < since_ns:
+                break
+            if self._limit_ns[slot] > longest_ns:
+                longest_ns = self._limit_ns[slot]
+        return longest_ns
+
     def recent_classes(self) -> dict[int, tuple[float, int]]:
         """Return the share of the last 256 arrivals and the shortest time limit of each priority, by priority.
 

@@ -18,11 +18,14 @@ cdef class OutlierEjection:
     cdef void succeeded(self, CReplicaStats slot, long long now_ns) noexcept
     cdef void failed(self, CReplicaStats slot, long long now_ns) noexcept
 
-    @cython.locals(factor=double, known=cython.longlong, total_ns=double, other=CReplicaStats)
-    cdef bint took_too_long(self, CReplicaStats slot, double duration_ns) noexcept
+    @cython.locals(factor=double)
+    cdef bint took_too_long(self, CReplicaStats slot, double duration_ns, double places) noexcept
+
+    @cython.locals(factor=double)
+    cdef bint _is_outlier(self, CReplicaStats slot) noexcept
 
     @cython.locals(others=cython.longlong, slower=cython.longlong, other=CReplicaStats)
-    cdef bint _is_outlier(self, CReplicaStats slot) noexcept
+    cdef bint _exceeds_most(self, CReplicaStats slot, double latency_ns, double per_place_ns) noexcept
 
     @cython.locals(most=cython.longlong, in_service=cython.longlong, lasts_ns=cython.longlong)
     cdef void _eject(self, CReplicaStats slot, long long now_ns) noexcept

@@ -119,31 +119,31 @@ class OutlierEjection:
         ):
             self._eject(slot, now_ns)
 
-    def took_too_long(self, slot: ReplicaStats, duration_ns: float) -> bool:
-        """Return whether an interrupted request had run for longer than those of others in the zone ever do."""
+    def took_too_long(self, slot: ReplicaStats, duration_ns: float, places: float) -> bool:
+        """Return whether an interrupted request had run for longer than those of most others in the zone ever do.
+
+        Args:
+            slot: of the replica.
+            duration_ns: how long it had run.
+            places: how many were in flight when it was sent.
+        """
         factor = self._latency_factor if self._latency_factor > 0.0 else _DEFAULT_LATENCY_FACTOR
-        known = 0
-        total_ns = 0.0
-        for other in self.slots:
-            if other.zone == slot.zone and other.state == _ACTIVE and other.samples:
-                known += 1
-                total_ns += other.latency_ns
-        return known > 0 and duration_ns > factor * total_ns / known
+        return self._exceeds_most(slot, duration_ns / factor, duration_ns / places / factor)
 
     def _is_outlier(self, slot: ReplicaStats) -> bool:
         """Return whether it is slower by the factor than most others of its zone, and not because it has more to do."""
-        if self._latency_factor <= 0.0:
-            return False
+        factor = self._latency_factor
+        return factor > 0.0 and self._exceeds_most(slot, slot.latency_ns / factor, slot.per_place_ns / factor)
+
+    def _exceeds_most(self, slot: ReplicaStats, latency_ns: float, per_place_ns: float) -> bool:
+        """Return whether these exceed the latencies of most others in the zone of a replica."""
         others = 0
         slower = 0
         for other in self.slots:
             if other is slot or other.zone != slot.zone or other.state != _ACTIVE or other.samples < _MIN_SAMPLES:
                 continue
             others += 1
-            if (
-                slot.latency_ns > self._latency_factor * other.latency_ns
-                and slot.per_place_ns > self._latency_factor * other.per_place_ns
-            ):
+            if latency_ns > other.latency_ns and per_place_ns > other.per_place_ns:
                 slower += 1
         return slower > 0 and 2 * slower > others
 

@@ -13,6 +13,7 @@ cdef int _SLOT_BITS, _GENERATION_BITS
 cdef class P2CBalancer:
     cdef readonly long long panics
     cdef long long _choices, _decay_ns, _slow_start_ns
+    cdef bint _left_out
     cdef double _mean_ns, _own, _others, _retry_tokens
     cdef unsigned long long _random
     cdef list _slots
@@ -58,7 +59,7 @@ cdef class P2CBalancer:
 
     cpdef bint may_retry(self) except -1
 
-    @cython.locals(slot=CReplicaStats, current=bint)
+    @cython.locals(slot=CReplicaStats, places=cython.longlong, current=bint)
     cpdef object done(self, long long token, int outcome, long long duration_ns, long long now_ns)
 
     @cython.locals(slot=CReplicaStats)
@@ -67,8 +68,13 @@ cdef class P2CBalancer:
     cdef void _succeeded(self, CReplicaStats slot, long long duration_ns, long long places, long long now_ns) noexcept
     cdef void _failed(self, CReplicaStats slot, long long duration_ns, long long places, long long now_ns) noexcept
 
+    @cython.locals(expected_ns=double)
+    cdef bint _learn_at_least(
+        self, CReplicaStats slot, long long duration_ns, long long places, long long now_ns
+    ) noexcept
+
     @cython.locals(
-        own=double, others=double, known=cython.longlong, total_ns=double, number=Py_ssize_t, slot=CReplicaStats)
+        own=double, others=double, known=cython.longlong, speed=double, number=Py_ssize_t, slot=CReplicaStats)
     cdef void _weigh(self, Py_ssize_t excluded, bint slowly, long long now_ns) noexcept
 
     @cython.locals(total=double, best=Py_ssize_t, number=Py_ssize_t, slot=CReplicaStats)
@@ -78,6 +84,9 @@ cdef class P2CBalancer:
     cdef Py_ssize_t _draw(self, double total, bint own) noexcept
 
     cdef double _random_unit(self) noexcept
+
+    @cython.locals(number=Py_ssize_t, slot=CReplicaStats, least=double, cost=double)
+    cdef Py_ssize_t _or_slow_starter(self, Py_ssize_t best, Py_ssize_t excluded, long long now_ns) noexcept
 
     @cython.locals(one=CReplicaStats, other=CReplicaStats, mean_ns=double, decay_ns=cython.longlong)
     cdef Py_ssize_t _better(self, Py_ssize_t first, Py_ssize_t second, long long now_ns) noexcept

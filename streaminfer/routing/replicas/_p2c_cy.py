@@ -12,7 +12,8 @@ zone must be expected sooner by the factor of its penalty. So traffic stays at h
 only as much of it leaves as makes them equal: no threshold, nothing to flap.
 
 *Ejection* is decided by ``_ejection_cy``. A replica that starts slowly takes part in a tenth of the choices, and over
-``slow_start_ns`` in all.
+``slow_start_ns`` in all. In the others it is chosen all the same if it is expected sooner by that factor: the replicas
+that are left may have no room for nine tenths.
 
 *Streams* stay with the replica of the greatest weighted rendezvous hash (Thaler and Ravishankar 1998; weights by
 Schindelhauer and Schomaker 2005): when one is ejected only its streams move, and they come back with it.
@@ -48,7 +49,7 @@ __all__ = [
 ]
 
 SUCCESS, FAILURE, REJECTED, IGNORED = range(4)
-"""Outcomes of an attempt; ``IGNORED`` counts neither way, or was interrupted."""
+"""Outcomes of an attempt; ``IGNORED`` was interrupted, or says nothing about the replica."""
 
 
 # C variables in the compiled module, not visible from Python
@@ -92,6 +93,7 @@ class P2CBalancer:
         "_choices",
         "_decay_ns",
         "_ejection",
+        "_left_out",
         "_mean_ns",
         "_others",
         "_own",
@@ -109,6 +111,7 @@ class P2CBalancer:
         self._slots = self._ejection.slots
         self._slow_start_ns = slow_start_ns
         self._random = seed
+        self._left_out = False
         self._mean_ns = 0.0
         self._own = 0.0
         self._others = 0.0
@@ -221,6 +224,8 @@ class P2CBalancer:
             best = self.best({excluded}, now_ns)
             if best < 0:
                 return -1
+        elif self._left_out:
+            best = self._or_slow_starter(best, excluded, now_ns)
         return self._take(best, now_ns)
 
     def choose_for_stream(self, key: int, now_ns: int) -> int:
@@ -297,28 +302,32 @@ class P2CBalancer:
         Args:
             token: from :meth:`choose`.
             outcome: ``SUCCESS``, ``FAILURE``, ``REJECTED`` or ``IGNORED``; an interrupted attempt counts as a
-                failure if it took more than ``latency_factor`` (3 by default) times what the others take.
-            duration_ns: how long it took, ≥ 0.
+                failure if it took ``latency_factor`` (3 by default) times longer than at most others of the zone.
+                If it took longer than expected, the replica gets less traffic.
+            duration_ns: how long it took, or would have taken at least, ≥ 0.
             now_ns: the present.
         """
         slot = self._slots[token & _SLOTS]
         slot.in_flight -= 1
+        places = (token >> _SLOT_BITS) & _PLACES
         current = (token >> _GENERATION_BITS) == slot.generation
         if current:
             slot.probe_in_flight = False
         if outcome == _SUCCESS:
             slot.succeeded += 1
             if current:
-                self._succeeded(slot, duration_ns, (token >> _SLOT_BITS) & _PLACES, now_ns)
+                self._succeeded(slot, duration_ns, places, now_ns)
         elif outcome == _REJECTED:
             slot.rejected += 1
             if current:
                 slot.success -= slot.success * _OUTCOME_WEIGHT
                 slot.heard_ns = now_ns
-        elif outcome == _FAILURE or self._ejection.took_too_long(slot, duration_ns):
+        elif outcome == _FAILURE or self._ejection.took_too_long(slot, duration_ns, places):
             slot.failed += 1
             if current:
-                self._failed(slot, duration_ns, (token >> _SLOT_BITS) & _PLACES, now_ns)
+                self._failed(slot, duration_ns, places, now_ns)
+        elif current and self._learn_at_least(slot, duration_ns, places, now_ns):
+            slot.success -= slot.success * _OUTCOME_WEIGHT
 
     # -- inside -------------------------------------------------------------------------------------------------
 
@@ -347,10 +356,17 @@ class P2CBalancer:
     def _failed(self, slot: ReplicaStats, duration_ns: int, places: int, now_ns: int) -> None:
         slot.consecutive_failures += 1
         slot.success -= slot.success * _OUTCOME_WEIGHT
-        if slot.samples and duration_ns > slot.latency_ns:
-            slot.learn(duration_ns, places, now_ns, self._decay_ns)  # it would have taken at least so long
+        self._learn_at_least(slot, duration_ns, places, now_ns)
         slot.heard_ns = now_ns
         self._ejection.failed(slot, now_ns)
+
+    def _learn_at_least(self, slot: ReplicaStats, duration_ns: int, places: int, now_ns: int) -> bool:
+        """Learn from an attempt without response if it took longer than expected; return whether it did."""
+        expected_ns = (slot.per_place_ns if slot.samples else self._mean_ns) * places
+        if not 0.0 < expected_ns < duration_ns:
+            return False
+        slot.learn(duration_ns, places, now_ns, self._decay_ns)
+        return True
 
     def _weigh(self, excluded: int, slowly: bool, now_ns: int) -> None:
         """Set each slot's share in the draws, their sums at home and elsewhere, and the mean of what is known.
@@ -360,18 +376,21 @@ class P2CBalancer:
         own = 0.0
         others = 0.0
         known = 0
-        total_ns = 0.0
+        speed = 0.0
+        self._left_out = False
         for number in range(len(self._slots)):
             slot = self._slots[number]
             slot.share = 0.0
             if slot.state in (_EJECTED, _PROBING):
                 self._ejection.settle(slot, now_ns)
             if slot.state == _ACTIVE:
-                if slot.samples:
+                if slot.per_place_ns > 0.0:
                     known += 1
-                    total_ns += slot.per_place_ns
+                    speed += 1.0 / slot.per_place_ns
                 if not (slot.slow_start and slowly) or self._random_unit() < slot.ramp(now_ns, self._slow_start_ns):
                     slot.share = slot.weight
+                else:
+                    self._left_out = True
             elif slot.state == _PROBING and not slot.probe_in_flight:
                 slot.share = slot.weight
             if number == excluded:
@@ -381,7 +400,8 @@ class P2CBalancer:
                 others += slot.share
             else:
                 own += slot.share
-        self._mean_ns = total_ns / known if known else 0.0
+        # the mean speed: in a mean of times, what one replica took in an outage would keep its own estimate up for good
+        self._mean_ns = known / speed if known else 0.0
         self._own = own
         self._others = others
 
@@ -418,6 +438,19 @@ class P2CBalancer:
     def _random_unit(self) -> float:
         self._random = (self._random + _STEP) & _MASK
         return _uniform(_mixed(self._random))
+
+    def _or_slow_starter(self, best: int, excluded: int, now_ns: int) -> int:
+        """Return a replica that starts slowly if its cost, over the share of its weight that it has, is less."""
+        slot = self._slots[best]
+        least = slot.cost(now_ns, self._mean_ns, self._decay_ns)
+        for number in range(len(self._slots)):
+            slot = self._slots[number]
+            if slot.state == _ACTIVE and slot.slow_start and number != excluded:
+                cost = slot.cost(now_ns, self._mean_ns, self._decay_ns) / slot.ramp(now_ns, self._slow_start_ns)
+                if cost < least:
+                    best = number
+                    least = cost
+        return best
 
     def _better(self, first: int, second: int, now_ns: int) -> int:
         if second < 0:

@@ -181,7 +181,7 @@ class Replicas(StackClock, Node):
                 response = await handle.call(request)
             except BaseException as error:
                 now_ns = self.clock()
-                outcome = self._record_error(token, error, max(now_ns - started_ns, 0), now_ns)
+                outcome = self._record_error(token, error, started_ns, deadline_ns, now_ns)
                 if handle.is_draining:
                     handle.check_drained()
                 may_retry = may_retry and handle.is_idempotent and outcome != IGNORED
@@ -405,15 +405,20 @@ class Replicas(StackClock, Node):
             raise
         return token
 
-    def _record_error(self, token: int, error: BaseException, took_ns: int, now_ns: int) -> int:
+    def _record_error(
+        self, token: int, error: BaseException, started_ns: int, deadline_ns: int | None, now_ns: int
+    ) -> int:
         """Record an attempt without response; return its outcome."""
         outcome = FAILURE
+        took_ns = max(now_ns - started_ns, 0)
         if isinstance(error, Overloaded):
             outcome = REJECTED
         elif isinstance(error, _IGNORED_ERRORS) or not isinstance(error, Exception):
             outcome = IGNORED
-        if isinstance(error, InvalidInput):
-            took_ns = 0  # however long it took to find out, it says nothing about the replica
+            if isinstance(error, InvalidInput):
+                took_ns = 0  # however long it took to find out, it says nothing about the replica
+            elif isinstance(error, DeadlineExceeded) and deadline_ns is not None:
+                took_ns = deadline_ns - started_ns  # at least: a batcher rejects at once what it cannot do in time
         self._balancer.done(token, outcome, took_ns, now_ns)
         return outcome
 

@@ -72,6 +72,14 @@ def test_nothing_is_sent_when_only_later_requests_can_be_on_time():
     assert decide(Lookahead(4, DEVICE), queue) == ([], "", ["late"])
 
 
+def test_a_request_of_long_ago_rejects_nothing():
+    """Where few requests come, the last 64 tell of minutes: a model that has recovered would get none for as long."""
+    queue = queue_of(50)
+    queue.end(queue.first(1)[0])
+    queue.admit(None, "late", None, 5001 * MS, 5011 * MS, 0)
+    assert decide(Lookahead(4, DEVICE), queue, now_ms=5001) == (["late"], "probe", [])
+
+
 def test_a_probe_is_half_as_large_after_a_cancelled_batch():
     """Otherwise a batch that is too large to end in time would be sent again and again."""
     policy = Lookahead(8, LearnedServiceTime())

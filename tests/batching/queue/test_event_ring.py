@@ -119,6 +119,9 @@ class AgainstLists(RuleBasedStateMachine):
         limits = [limit for _, limit, _ in self.arrivals if limit][-64:]
         assert sorted(self.events.recent_limits_ns()) == sorted(limits)
         kept = self.arrivals[-REQUESTS:]
+        since_ns = kept[len(kept) // 2][0] if kept else 0
+        recent = [limit for at, limit, _ in kept[-64:] if at >= since_ns]
+        assert self.events.longest_limit_ns(since_ns) == max(recent, default=0)
         timed = [(priority, limit) for _, limit, priority in kept if limit]
         classes = self.events.recent_classes()
         assert classes.keys() == {priority for priority, _ in timed}
@@ -300,7 +303,8 @@ def run_at_random(module, seed):
             seen.append(events.finished(running.pop(rng.integers(len(running))), now_ns, bool(rng.random() < 0.8)))
         else:
             events.dropped(now_ns, f"drop {rng.integers(3)}", int(rng.integers(1, 4)))
-        seen.append((events.gap_ns(now_ns), events.recent_limits_ns(), repr(events)))
+        limits = events.recent_limits_ns(), events.longest_limit_ns(now_ns - 5000)
+        seen.append((events.gap_ns(now_ns), *limits, repr(events)))
         if step % 20 == 0:
             seen.append({k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in events.snapshot().items()})
     return seen

@@ -46,6 +46,20 @@ class Echo:
         self.log.append(f"stop {self.name} {drain}")
 
 
+class Queue(Echo):
+    """One worker behind a queue; ``service_s`` says how long a request takes that comes at an instant."""
+
+    def __init__(self, loop, service_s):
+        super().__init__()
+        self.loop, self.service_s, self.free = loop, service_s, 0.0
+
+    async def call(self, request):
+        now_s = self.loop.time()
+        self.free = max(self.free, now_s) + self.service_s(now_s)
+        self.duration_s = self.free - now_s
+        return await super().call(request)
+
+
 def pair(one, other, loop, **options):
     return Replicas(Replica("a", one), Replica("b", other), seed=1, clock=loop.clock, **options)
 
@@ -231,6 +245,75 @@ def test_one_that_hangs_is_ejected_by_its_deadlines():
     hung, statistics = run(main)
     assert 10 <= statistics.failed <= hung <= 20
     assert statistics.ejections == 1
+
+
+def test_one_that_rejects_at_once_what_is_late_gets_less():
+    """A replica that has become too slow for the deadlines may say so at once: it must not look idle for it."""
+
+    class Hasty(Echo):
+        async def call(self, request):
+            if request.inputs >= 100:
+                raise si.DeadlineExceeded("it would be late")
+            return await super().call(request)
+
+    async def main(loop):
+        replicas = pair(Hasty(0.010), Echo(0.010), loop)
+        for n in range(500):
+            request = si.Request(n, deadline_ns=loop.now_ns + 25_000_000)
+            await asyncio.gather(replicas.call(request), return_exceptions=True)
+        return [it.attempts - it.succeeded for it in replicas.statistics().replicas]
+
+    late, others = run(main)
+    assert late <= 20
+    assert others == 0
+
+
+def test_one_that_was_slow_gets_its_share_again():
+    """A slow time is forgotten within a minute, also where nothing ejects the replica."""
+
+    async def main(loop):
+        slow = Queue(loop, lambda now_s: 0.5 if now_s < 10.0 else 0.010)
+        other = Queue(loop, lambda now_s: 0.010)
+        replicas = pair(slow, other, loop, latency_factor=None)
+        asked = None
+        while loop.time() < 80.0:
+            await asyncio.gather(*(replicas.call(si.Request(1.0)) for _ in range(6)))
+            if asked is None and loop.time() >= 60.0:
+                asked = slow.asked, other.asked
+        return slow.asked - asked[0], other.asked - asked[1]
+
+    again, others = run(main)
+    assert again > 0.8 * others > 500
+
+
+def test_new_replicas_take_what_the_others_cannot():
+    """Two of three are replaced at once, at 0.8 of the capacity: a slow start must not overload the third."""
+
+    async def main(loop):
+        def server(name):
+            return Replica(name, Queue(loop, lambda now_s: 0.006))
+
+        took = []
+
+        async def send():
+            began = loop.time()
+            await replicas.call(si.Request(1.0))
+            took.append(loop.time() - began)
+
+        replicas = Replicas(*map(server, "abc"), seed=1, clock=loop.clock)
+        await replicas.start()
+        requests = []
+        for number in range(1_500):
+            requests.append(asyncio.ensure_future(send()))
+            await asyncio.sleep(0.0025)
+            if number == 500:
+                for old, new in ("ad", "be"):
+                    await replicas.add(server(new))
+                    await replicas.remove(old)
+        await asyncio.gather(*requests)
+        return max(took)
+
+    assert run(main) < 0.3
 
 
 def test_wrong_inputs_eject_no_replica():
@@ -682,7 +765,7 @@ def test_one_slow_replica_hardly_shows_in_the_tail():
         ideal, _ = p99([1] * 7, seed=3, **options)
         took, share = p99([1] * 7 + [5], seed=3, **options)
         assert took <= 1.15 * ideal
-        assert share < 0.01
+        assert share < 0.015
 
 
 @pytest.mark.parametrize(
