@@ -250,6 +250,8 @@ class Capabilities(NamedTuple):
         batch_axes: input name → axis on which a batcher stacks it; 0 for others. Read when the node is wrapped.
         max_in_flight: how many batches a batcher runs at once.
         full_load: how many requests keep every worker of a batcher busy with full batches.
+        spare_load: returns the same of other routes, for what would be late at the best one; ``None``: there is none,
+            and of the function: any number.
         next_batch: returns when the next batch can begin, from the present instant on, and of how many more requests.
         full_batch_ns: returns the nanoseconds that a full batch takes, by their 95 % quantile; ``None``, also of the
             function: not known.
@@ -283,6 +285,7 @@ class Capabilities(NamedTuple):
     batch_axes: Mapping[str, int] = MappingProxyType({})
     max_in_flight: int | None = None
     full_load: Callable[[], int] | None = None
+    spare_load: Callable[[], int | None] | None = None
     next_batch: Callable[[int], NextBatch] | None = None
     full_batch_ns: Callable[[], int | None] | None = None
     shares_device: bool = False

@@ -11,6 +11,9 @@ end of a batch to the sending of the next frames, so that the model need not wai
 that the streams that have just been answered are in the next batch too: with fewer streams than rows, two halves would
 take turns otherwise.
 
+A router sends what would be late at its best route to the next one. So with an age limit there are places for those
+too, and frames do not wait for the best one.
+
 On a device that models share, turns depend on what is queued. So streams that wait send all that they may have in
 flight there: another model would be given a long turn otherwise, as if their backlog was only one batch.
 
@@ -165,6 +168,10 @@ class Sender:
         self._enforces_deadline = offered.enforces_deadline
         self._most = NEVER_NS if offered.full_load is None else offered.full_load()
         self._next_batch = offered.next_batch if self._settings.may_drop else None
+        if offered.spare_load is not None and self._settings.max_age_ns:
+            spare = offered.spare_load()
+            self._most = NEVER_NS if spare is None else self._most + spare
+            self._next_batch = None  # frames need not wait for the best route
         if offered.shares_device and self._settings.waits:
             self._most, self._next_batch = NEVER_NS, None
         self._full_batch_ns = offered.full_batch_ns

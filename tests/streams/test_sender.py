@@ -230,6 +230,26 @@ async def test_a_backlog_of_chunks_has_its_turns_on_a_shared_device(loop):
     assert add_up(sound.statistics())
 
 
+async def test_what_the_best_route_cannot_answer_in_time_goes_to_the_next(loop):
+    """Nearly twice what the best one can do: without places for the next, it would idle while frames are dropped."""
+
+    def route(name, quality):
+        model = ScriptedBackend(duration_s=0.05, example=1.0)
+        service = si.Stack(si.AdaptiveBatcher(max_batch_size=4), model, clock=loop.clock)
+        return si.Route(name, service, device=name, quality=quality)
+
+    router = si.FallbackRouter(route("best", 1.0), route("spare", 0.8))
+    async with si.Stack(router, clock=loop.clock) as service:
+        session = StreamSession(service, policy=Block(64), max_age_s=0.4)
+        for source in microphones(loop, 24, 6.0, 20.0, Random(1)):
+            session.add(source)
+        results = await collect(session)
+
+    assert len(results) >= 0.95 * 24 * 120
+    assert 0.3 < sum(result.degraded for result in results) / len(results) < 0.6
+    assert add_up(session.statistics())
+
+
 async def test_chunks_without_time_for_a_full_batch_take_all_the_room_that_is_left(loop):
     """A stream may have four in flight: none of its chunks waits for another turn of the loop."""
     sizes, sent = [], []

@@ -48,6 +48,7 @@ from streaminfer.routing.fallback.route import Route, announced_tensors, check_d
 from streaminfer.routing.fallback.route_probes import RouteProbes
 from streaminfer.routing.fallback.route_selector import RouteSelector, deadline_of
 from streaminfer.routing.fallback.route_state import RouteState, make_route_states
+from streaminfer.routing.full_loads import full_load_of_all
 from streaminfer.routing.stream_states import states_of_all
 from streaminfer.telemetry.objectives.slo_reader import SloReader
 
@@ -160,6 +161,7 @@ class FallbackRouter(StackClock, Node):
             idempotent=are_idempotent(self._services()),
             max_in_flight=best.max_in_flight,
             full_load=best.full_load,
+            spare_load=lambda: full_load_of_all(route.service for route in self.routes[1:]),
             next_batch=best.next_batch,
             full_batch_ns=best.full_batch_ns,
             shares_device=best.shares_device,
@@ -177,8 +179,7 @@ class FallbackRouter(StackClock, Node):
         """Serve one request.
 
         Returns:
-            The response; ``source`` is the route's name, followed by the best route's reason if another route
-            responded: ``"front (full: infeasible)"``.
+            The response; its ``source`` may be ``"front (full: infeasible)"``: another route, and the best's reason.
 
         Raises:
             InvalidInput: the inputs do not fit the route; no other route is tried.

@@ -1,0 +1,27 @@
+"""How many requests keep several services busy at once."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from streaminfer.protocols import adapt
+
+__all__ = ["full_load_of_all"]
+
+
+def full_load_of_all(services: Iterable[Any]) -> int | None:
+    """Return how many requests keep every worker of all services busy with full batches; ``None``: not known of one.
+
+    Args:
+        services: batchers, or layers around them. What a router passes on to later routes counts too.
+    """
+    total = 0
+    for offered in (adapt(service).capabilities() for service in services):
+        for load in (offered.full_load, offered.spare_load):
+            if load is not None:
+                more = load()
+                if more is None:
+                    return None
+                total += more
+        if offered.full_load is None:
+            return None
+    return total
