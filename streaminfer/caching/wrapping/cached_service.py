@@ -48,6 +48,7 @@ from streaminfer.request import Request, Response, time_left_s
 
 if TYPE_CHECKING:
     from streaminfer.caching.edge_cache import EdgeCache
+    from streaminfer.caching.freshness import About
 
 __all__ = ["CachedService", "wrap_inner"]
 
@@ -196,7 +197,7 @@ class CachedService(Layer, Wrapper):
             return Response(copy_out(found.value), True, "cache")
         work = (self._computing, key, asked, found.state != OUTDATED)
         try:
-            response, led = await self._share(self.flight_key(key), work, request, found.now_ns)
+            response, led = await self._share(self.flight_key(key, asked), work, request, found.now_ns)
         except Exception as error:
             if found.state != OUTDATED or not self.hides(error):
                 raise
@@ -223,13 +224,17 @@ class CachedService(Layer, Wrapper):
             return await self._call(request)
         return _shared_response(*await self._share(object(), (self._call, request), request, now_ns))
 
+    def _about(self, asked: Any) -> About:
+        request: Request = asked[0]
+        return request.subject, request.tags
+
     def _deadline_ns(self, asked: Any) -> int | None:
         request: Request = asked[0]
         return request.deadline_ns
 
     async def _compute(self, key: Any, asked: Any, stores_errors: bool, erasures: int | None = None) -> Response:
         request, version = asked
-        about, begun_ns = (request.subject, request.tags), self.now()
+        about, begun_ns = self._about(asked), self.now()
         erasures = self.memory.erasures if erasures is None else erasures
         try:
             response = await self._call(request)

@@ -75,6 +75,10 @@ class Layer(ABC):
             erasures: of the memory, before the tiers were read; ``None``: they were not.
         """
 
+    @abstractmethod
+    def _about(self, asked: Any) -> About:
+        """Return subject and tags of what is asked for."""
+
     def _deadline_ns(self, asked: Any) -> int | None:  # noqa: ARG002 - functions have none
         """Return by when the first caller must have the value."""
         return None
@@ -148,9 +152,9 @@ class Layer(ABC):
         # the entry of another holder may have come since the last look
         return await look(granted_ns=self._granted_ns(deadline_ns)), True
 
-    def flight_key(self, key: Any) -> Any:
+    def flight_key(self, key: Any, asked: Any) -> Any:
         """Return the key of a flight: who calls after a deletion, or an erasure, joins none that began before it."""
-        edition = self.memory.edition(key)
+        edition = self.memory.edition(key, self._about(asked))
         return (key, edition) if edition else key
 
     # -- stale values and errors ----------------------------------------------------------------------------------
@@ -178,7 +182,7 @@ class Layer(ABC):
     def refresh(self, key: Any, asked: Any) -> None:
         """Refresh a key behind its stale value, unless it is in flight or too many keys are."""
         work, limit_s = (self._computing, key, asked, False), self.budget.refresh_s()
-        flight_key = self.flight_key(key)
+        flight_key = self.flight_key(key, asked)
         self.flights.here().refresh(flight_key, work, refreshes=self._refreshes, limit_s=limit_s, owner=self)
 
     def follow_up(self, found: TierHit, led: bool, key: Any, asked: Any) -> None:
@@ -203,7 +207,7 @@ class Layer(ABC):
             return
         if not stored:
             self.flights.not_stored()
-        if self.tiers is not None and not memory.erased_since(key, erasures):
+        if self.tiers is not None and not memory.erased_since(key, about, erasures):
             self.tiers.write(key, value, memory.freshness.lasts_ns(ttl_s, about[1]), about)
 
     def store_error(self, key: Any, about: About, erasures: int, error: Exception, is_first: bool) -> None:

@@ -358,11 +358,11 @@ def test_what_waits_to_be_promoted_grows_older_and_what_was_read_before_an_erasu
             assert "k" not in cache
             cache.tiers.promote("k", found, cache._memory.erasures)  # its time has passed
             assert len(cache) == 0
-            disk.held["k"] = Entry(value=1, stored_ns=disk.wall_clock(), ttl_s=10.0)
+            disk.held["k"] = Entry(value=1, stored_ns=disk.wall_clock(), ttl_s=10.0, tags=["t"])
             found = await cache.tiers.read("k", granted_ns=S)
             del cache["k"]  # as if memory had evicted it
             before = cache._memory.erasures
-            cache.erase(tag="other")
+            cache.erase(tag="t")
             cache.tiers.promote("k", found, before)
             assert len(cache) == 0
             await asyncio.sleep(0.1)
@@ -377,7 +377,7 @@ def test_an_erasure_while_the_tiers_are_read_or_while_memory_stores_keeps_the_an
         disk.get_s = 0.5
         cache = cache_of(loop, disk, maxsize=1)
         async with si.Stack(cache, model, clock=loop.clock) as service:
-            asked = asyncio.ensure_future(service(1.0))
+            asked = asyncio.ensure_future(service(1.0, tags=("x",)))
             await asyncio.sleep(0.2)
             cache.erase(tag="x")
             await asked

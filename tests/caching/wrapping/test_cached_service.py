@@ -1058,16 +1058,16 @@ def test_as_many_deletions_as_are_not_remembered_one_by_one_are_of_all_keys():
     cache.pop("a", None)
     for number in range(4095):
         cache.pop(number, None)
-        assert not cache._memory.erased_since("b", before)
-        assert cache._memory.erased_since("a", before)
-        assert cache._memory.erased_since(number, cache._memory.erasures - 1)
-        assert not cache._memory.erased_since(number, cache._memory.erasures)
+        assert not cache._memory.erased_since("b", None, before)
+        assert cache._memory.erased_since("a", None, before)
+        assert cache._memory.erased_since(number, None, cache._memory.erasures - 1)
+        assert not cache._memory.erased_since(number, None, cache._memory.erasures)
     cache.pop("another", None)
-    assert cache._memory.erased_since("b", cache._memory.erasures - 1)
-    assert not cache._memory.erased_since("b", cache._memory.erasures)
+    assert cache._memory.erased_since("b", None, cache._memory.erasures - 1)
+    assert not cache._memory.erased_since("b", None, cache._memory.erasures)
     cache.clear()
-    assert cache._memory.erased_since("b", cache._memory.erasures - 1)
-    assert not cache._memory.erased_since("b", cache._memory.erasures)
+    assert cache._memory.erased_since("b", None, cache._memory.erasures - 1)
+    assert not cache._memory.erased_since("b", None, cache._memory.erasures)
 
 
 class Switched:
