@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import os
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -119,8 +120,8 @@ class Layer(ABC):
                 raise
             return found
         finally:
-            if token is not None and not tiers.leasing[0].has_queued(key):  # else its waiters get what is written
-                await tiers.leasing[1].open_lease(key, token)
+            if token is not None:
+                tiers.leasing[0].open_lease(key, token)
 
     def _granted_ns(self, deadline_ns: int | None) -> int:
         """Return how long the tiers may take together from now on."""
@@ -140,15 +141,14 @@ class Layer(ABC):
         loop = asyncio.get_running_loop()
         until = loop.time() + min(wait_ns / 1e9, leasing.lease_s)
         pause_s = _FIRST_PAUSE_S
-        while not await leasing.take_lease(key, token):
-            left_s = until - loop.time()
-            if left_s <= 0:
-                break
-            await asyncio.sleep(min(pause_s, left_s))
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-            found = await look(granted_ns=self._granted_ns(deadline_ns))
-            if found is not None:
-                return found, False
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(until):
+                while not await leasing.take_lease(key, token):
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+                    found = await look(granted_ns=self._granted_ns(deadline_ns))
+                    if found is not None:
+                        return found, False
         # the entry of another holder may have come since the last look
         return await look(granted_ns=self._granted_ns(deadline_ns)), True
 
