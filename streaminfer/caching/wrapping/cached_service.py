@@ -36,6 +36,7 @@ from streaminfer._runtime.wrapped_kind import kind_of
 from streaminfer.caching.defensive_copy import freeze
 from streaminfer.caching.keys import key_maker
 from streaminfer.caching.single_flight._loop_flights_cy import LATE_S, Caller, Work
+from streaminfer.caching.single_flight.flight_context import no_store
 from streaminfer.caching.tiers.protocol import TierHit
 from streaminfer.caching.wrapping._hit_path_cy import HitPath, Miss, copy_out
 from streaminfer.caching.wrapping.batched_function import FunctionAsService, as_function, is_batched
@@ -245,7 +246,9 @@ class CachedService(Layer, Wrapper):
         self.budget.computed(self.now() - begun_ns)
         if self._changed_since(version):
             self.flights.not_stored()
-        elif not response.degraded:
+        elif response.degraded:
+            no_store()
+        else:
             self.store(key, about, erasures, outputs)
         return Response(outputs, response.degraded, response.source, response.timings)
 
