@@ -3,7 +3,7 @@
 
 *Design.* The parts are a record of each slot (``_slots_cy``), the index and the objects (``_index_cy``), the heap of
 instants (``_expiry_heap_cy``) and the queues of an eviction policy (``_eviction_cy``). `Entries` changes them together
-and enforces the limits. Room is made in this order: due entries, stale ones, negative ones beyond their share, fresh
+and enforces the limits. Room is made in this order: due entries, stale and negative ones beyond their shares, fresh
 ones.
 
 *Re-entrancy and threads.* An ``__eq__`` of a key, a ``__del__`` of a value and a clock are Python and may use the same
