@@ -229,6 +229,11 @@ class CachedService(Layer, Wrapper):
         request: Request = asked[0]
         return request.subject, request.tags
 
+    def flight_key(self, key: Any, asked: Any) -> Any:
+        """Return the key of a flight, one for each priority: no caller waits for a less urgent one's turn."""
+        flight_key, priority = super().flight_key(key, asked), asked[0].priority
+        return (flight_key, priority) if priority else flight_key
+
     def _deadline_ns(self, asked: Any) -> int | None:
         request: Request = asked[0]
         return request.deadline_ns

@@ -697,11 +697,11 @@ def test_a_batched_function_is_asked_as_a_service_is():
         )
         assert isinstance(ends[1], DeadlineExceeded)
         assert [end.tolist() for end in (ends[0], ends[2], ends[3])] == [[2.0, 2.0]] * 3
-        assert sum(batches) == 2  # one of each tenant
+        assert sum(batches) == 3  # one of each tenant and priority
         assert (await cached(x, timeout_s=0.0)).tolist() == [2.0, 2.0]
-        assert sum(batches) == 2
-        await cached(x, stream_id="live")
         assert sum(batches) == 3
+        await cached(x, stream_id="live")
+        assert sum(batches) == 4
         assert cached.key_of(x) in cache.table
         assert cached.key_of(x, tenant="t") in cache.table
 

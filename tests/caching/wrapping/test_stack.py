@@ -239,3 +239,21 @@ def test_a_stampede_recovers_from_one_slow_computation():
             assert len(backend.batches) < 20
 
     run(main)
+
+
+def test_an_urgent_caller_does_not_wait_for_a_less_urgent_ones_turn():
+    """Requests of one key share a computation with those of their own priority only."""
+
+    async def main(loop):
+        backend = ScriptedBackend(duration_s=0.010)
+        batcher = si.AdaptiveBatcher(max_batch_size=1)
+        async with si.Stack(si.EdgeCache(), batcher, backend, clock=loop.clock) as service:
+            background = [asyncio.ensure_future(service(float(x), priority=9)) for x in range(100)]
+            await asyncio.sleep(0.015)
+            urgent = [service(99.0, priority=0, timeout_s=0.050) for _ in range(3)]
+            assert await asyncio.gather(*urgent) == [99.0] * 3
+            assert loop.time() < 0.050
+            await asyncio.gather(*background)
+            assert len(backend.batches) == 101
+
+    run(main)
