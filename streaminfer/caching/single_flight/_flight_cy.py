@@ -3,12 +3,12 @@
 *Design.* A flight is one computation, under its key. The first caller of a key starts the flight and leads it; later
 callers join it and wait.
 
-* A leader that fails gets its error, and the latest waiter leads: its own attempt may succeed (another deadline,
-  another connection). The latest has most time left in a stampede: if the first in line led, each would lead when its
-  time was nearly over, and after one slow computation none would ever be in time. After three failures of one flight
-  all waiters get the last error, so a broken backend is not called once per waiter. An error of the leader alone (its
-  deadline) does not count, but each takes a leader away. An error of the input is final at once, because all waiters
-  have the same input.
+* A leader that fails gets its error, and another waiter leads: its own attempt may succeed (another deadline, another
+  connection). Up to three waiters lead in order of arrival. Of more, as in a stampede, the latest leads, which has most
+  time left: in order of arrival each would lead when its time was nearly over, and after one slow computation none
+  would ever be in time. After three failures of one flight all waiters get the last error, so a broken backend is not
+  called once per waiter. An error of the leader alone (its deadline) does not count, but each takes a leader away. An
+  error of the input is final at once, because all waiters have the same input.
 * A caller that leaves (cancelled, or at its deadline) takes nothing with it. The computation continues while at least
   one caller waits. Otherwise the flight is abandoned: it leaves the table, so that the next caller starts another, and
   its computation is cancelled.
@@ -259,7 +259,8 @@ class FlightTable:
             flight.leader = None
         flight.failures += isinstance(error, Exception) and not isinstance(error, (DeadlineExceeded, Closed))
         if not final and not isinstance(error, InvalidInput) and flight.failures < MAX_ATTEMPTS:
-            for caller in reversed(flight.waiting):
+            are_many = len(flight.waiting) > MAX_ATTEMPTS
+            for caller in reversed(flight.waiting) if are_many else flight.waiting:
                 if self._is_waiting(caller):
                     flight.leader = caller
                     self._counts.leader_changes += 1
