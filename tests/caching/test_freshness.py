@@ -2,16 +2,17 @@
 
 import asyncio
 import functools
+import threading
 import types
 
 import pytest
 from scripted_tier import ScriptedTier
 
 import streaminfer as si
-from streaminfer.caching import fresh_for
+from streaminfer.caching import fresh_for, no_store
 from streaminfer.compliance.retention import Retention
 from streaminfer.errors import BackendError, InvalidInput
-from streaminfer.testing import ScriptedBackend, run
+from streaminfer.testing import FakeClock, ScriptedBackend, run
 
 pytestmark = pytest.mark.uncompiled
 
@@ -360,3 +361,62 @@ def test_windows_within_the_policy():
     """The longer window ages too: it must be shorter than the maximum age."""
     with pytest.raises(ValueError, match="stale_s: expected less than the shortest maximum age"):
         si.EdgeCache(retention=Retention(30.0), stale_if_error_s=60.0)
+
+
+@pytest.mark.parametrize("why", ["degraded", "no_store"])
+def test_a_refresh_that_is_not_stored_pauses(why):
+    """While responses may not be stored, a stale one is refreshed once a second, and at once when they may."""
+
+    async def main(loop):
+        cache = si.EdgeCache(ttl_s=10.0, stale_s=100.0, clock=loop.clock)
+        computed = 0
+        well = True
+
+        class Routes:
+            fingerprint = "routes 1"
+
+            async def call(self, request):
+                nonlocal computed
+                computed += 1
+                if why == "no_store" and not well:
+                    no_store()
+                return si.Response(7, why == "degraded" and not well, "model")
+
+        service = cache.wrap(Routes())
+        await service.call(si.Request(1))
+        await asyncio.sleep(20.0)
+        well = False
+        for _ in range(50):
+            await service.call(si.Request(1))
+            await asyncio.sleep(0.1)
+        assert computed == 1 + 5
+        well = True
+        await asyncio.sleep(1.0)
+        await service.call(si.Request(1))
+        await asyncio.sleep(0.1)
+        assert not (await service.call(si.Request(1))).degraded
+
+    run(main)
+
+
+def test_a_refresh_of_a_sync_function_that_is_not_stored_pauses():
+    """The same holds for a refresh in a thread."""
+    clock = FakeClock()
+    cache = si.EdgeCache(ttl_s=10.0, stale_s=100.0, clock=clock)
+    computed = []
+
+    @cache.wrap
+    def count(x):
+        computed.append(x)
+        if len(computed) > 1:
+            no_store()
+        return x
+
+    for after_s in (0.0, 20.0, 0.5, 0.4):
+        clock.advance(after_s)
+        count(1)
+        for thread in threading.enumerate():
+            if thread.name == "streaminfer-cache-refresh":
+                thread.join()
+
+    assert len(computed) == 2

@@ -13,6 +13,8 @@ cdef class FlightCounts:
 
 cdef int _MAX_REFRESHES
 
+cdef class Flight
+
 @cython.final
 cdef class Refreshes:
     cdef int _max_running
@@ -21,7 +23,7 @@ cdef class Refreshes:
     cdef public bint failing
 
     cpdef bint may_begin(self, object key, long long now_ns) except *
-    cpdef object failed(self, object key, long long until_ns, long long now_ns)
+    cpdef object ended(self, Flight flight, object error)
 
 @cython.final
 cdef class Flight:
@@ -31,6 +33,7 @@ cdef class Flight:
     cdef public int failures
     cdef public Refreshes refreshes
     cdef public long long begun_ns
+    cdef public bint discards
     cdef public double late_s
     cdef public bint over
     cdef public object computing

@@ -3,16 +3,19 @@
 *Design.* A flight is one computation, under its key. The first caller of a key starts the flight and leads it; later
 callers join it and wait.
 
-* A leader that fails gets its error, and the next waiter leads: its own attempt may succeed (another deadline, another
-  connection). After three failures of one flight all waiters get the last error, so a broken backend is not called once
-  per waiter. An error of the leader alone (its deadline) does not count, but each takes a leader away. An
+* A leader that fails gets its error, and another waiter leads: its own attempt may succeed (another deadline, another
+  connection). Up to three waiters lead in order of arrival. Of more, as in a stampede, the latest leads, which has most
+  time left: in order of arrival each would lead when its time was nearly over, and after one slow computation none
+  would ever be in time. After three failures of one flight all waiters get the last error, so a broken backend is not
+  called once per waiter. An error of the leader alone (its deadline) does not count, but each takes a leader away. An
   error of the input is final at once, because all waiters have the same input.
 * A caller that leaves (cancelled, or at its deadline) takes nothing with it. The computation continues while at least
   one caller waits. Otherwise the flight is abandoned: it leaves the table, so that the next caller starts another, and
   its computation is cancelled.
-* A refresh is a flight without callers and is never abandoned. After a failure its key pauses until a second after
-  the refresh began, so that a backend that is down is not called at every stale hit, and one that hung is called again
-  at once. Of one wrapped service at most 256 keys are refreshed or paused; other stale keys wait for these.
+* A refresh is a flight without callers and is never abandoned. After a failure, or a value that may not be stored, its
+  key pauses until a second after the refresh began, so that a backend that is down, or degraded, is not called at every
+  stale hit, and one that hung is called again at once. Of one wrapped service at most 256 keys are refreshed or paused;
+  other stale keys wait for these.
 * A computation that waits for its own flight would wait for ever; so would two that wait for each other. The waits of
   computations are edges of a graph between flights, and a join that would close a cycle raises.
 
@@ -39,7 +42,7 @@ from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput
 __all__ = ["MAX_ATTEMPTS", "PAUSE_NS", "Flight", "FlightCounts", "FlightTable", "Refreshes"]
 
 MAX_ATTEMPTS = 3  # failures of one flight, after which all waiters get the error
-PAUSE_NS = 1_000_000_000  # from the beginning of a refresh that failed: until then its key is not refreshed
+PAUSE_NS = 1_000_000_000  # from the beginning of a refresh that stored nothing: until then its key is not refreshed
 _MAX_REFRESHES = 256
 
 
@@ -85,12 +88,12 @@ class Refreshes:
             return False
         return self.running + len(self._pauses) < _MAX_REFRESHES
 
-    def failed(self, key: bytes, until_ns: int, now_ns: int) -> None:
-        """Note that a refresh failed; its key pauses until an instant."""
-        self.failing = True
-        self._pauses.pop(key, None)
-        if until_ns > now_ns:
-            self._pauses[key] = until_ns
+    def ended(self, flight: "Flight", error: BaseException | None) -> None:
+        """Note that a refresh ended; unless its value may be stored, its key pauses."""
+        self.failing = error is not None
+        if self.failing or flight.discards:
+            self._pauses.pop(flight.key, None)
+            self._pauses[flight.key] = flight.begun_ns + PAUSE_NS
 
 
 class Flight:
@@ -105,6 +108,7 @@ class Flight:
         begun_ns: when a refresh began.
         over: it has left the table.
         computing: what runs it, set by the user of the table; ``None``: nothing does.
+        discards: the value of its latest attempt may not be stored, set by the user of the table.
         late_s: when a refresh is late, set by the user of the table.
     """
 
@@ -117,6 +121,7 @@ class Flight:
         self.begun_ns = begun_ns
         self.over = False
         self.computing: Any = None
+        self.discards = False
         self.late_s = math.inf
         self.waits_for: dict[Flight, int] = {}
 
@@ -218,21 +223,20 @@ class FlightTable:
         if flight.over:
             return []
         if flight.refreshes is not None:
-            flight.refreshes.failing = False
+            flight.refreshes.ended(flight, None)
         self._end(flight)
         told = list(flight.waiting)
         flight.waiting.clear()
         return told
 
     def fail(
-        self, flight: Flight, error: BaseException, now_ns: int, *, final: bool = False, as_refresh: bool = False
+        self, flight: Flight, error: BaseException, *, final: bool = False, as_refresh: bool = False
     ) -> tuple[list[Any], Any, bool]:
         """End the present attempt of a flight with an error.
 
         Args:
             flight: of the attempt.
             error: which counts if it says something about the key, and not about its leader alone.
-            now_ns: the present instant.
             final: whether another attempt cannot succeed, whatever the error.
             as_refresh: only if the present attempt is the refresh, and none of a waiter.
 
@@ -247,7 +251,7 @@ class FlightTable:
         if flight.refreshes is not None and flight.leader is None:
             self._counts.refresh_failures += 1
             is_news = not flight.refreshes.failing
-            flight.refreshes.failed(flight.key, flight.begun_ns + PAUSE_NS, now_ns)
+            flight.refreshes.ended(flight, error)
         told = []
         if flight.leader is not None:
             told.append(flight.leader)
@@ -255,7 +259,8 @@ class FlightTable:
             flight.leader = None
         flight.failures += isinstance(error, Exception) and not isinstance(error, (DeadlineExceeded, Closed))
         if not final and not isinstance(error, InvalidInput) and flight.failures < MAX_ATTEMPTS:
-            for caller in flight.waiting:
+            are_many = len(flight.waiting) > MAX_ATTEMPTS
+            for caller in reversed(flight.waiting) if are_many else flight.waiting:
                 if self._is_waiting(caller):
                     flight.leader = caller
                     self._counts.leader_changes += 1

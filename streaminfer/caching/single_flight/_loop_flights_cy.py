@@ -327,7 +327,7 @@ class LoopFlights:
 
     def _fail(self, flight: Flight, error: BaseException, final: bool = False) -> None:
         original = flight.leader
-        told, leader = end_attempt(self.table, flight, error, self._now(), final=final)
+        told, leader = end_attempt(self.table, flight, error, final=final)
         for caller in told:
             if _waits(caller):
                 caller._tell(_ERROR, error if caller is original else copy_error(error))
@@ -338,7 +338,10 @@ class LoopFlights:
 
 async def _computation(flight: Flight, work: Work) -> Any:
     enter(flight)
-    return await work[0](*work[1:])
+    value = await work[0](*work[1:])
+    said: Any = CURRENT_FLIGHT.get()
+    flight.discards = not said.store
+    return value
 
 
 def _waits(caller: Caller) -> bool:

@@ -51,16 +51,14 @@ def enter(flight: Flight) -> contextvars.Token[FlightContext | None]:
     return CURRENT_FLIGHT.set(FlightContext(flight))
 
 
-def end_attempt(
-    table: FlightTable, flight: Flight, error: BaseException, now_ns: int, **options: bool
-) -> tuple[list[Any], Any]:
+def end_attempt(table: FlightTable, flight: Flight, error: BaseException, **options: bool) -> tuple[list[Any], Any]:
     """End the present attempt of a flight with an error, as `FlightTable.fail` does, and log what is news.
 
     Returns:
         The callers to tell, and the next leader, or ``None``.
     """
     with FLIGHTS_LOCK:
-        told, leader, is_news = table.fail(flight, error, now_ns, **options)
+        told, leader, is_news = table.fail(flight, error, **options)
     if is_news:
         text = "a refresh behind a stale value failed; others are only counted until one succeeds: %s: %s"
         LOG.warning(text, type(error).__name__, error, exc_info=error)

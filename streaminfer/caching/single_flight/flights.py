@@ -230,7 +230,7 @@ class ThreadFlights:
 
     def _fail(self, flight: Flight, error: BaseException, *, as_refresh: bool = False) -> None:
         original = flight.leader
-        told, leader = end_attempt(self.table, flight, error, self._now(), as_refresh=as_refresh)
+        told, leader = end_attempt(self.table, flight, error, as_refresh=as_refresh)
         for waiter in told:
             if waiter is not original:
                 waiter.error = copy_error(error)
@@ -258,6 +258,9 @@ def _left_s(flight: Flight) -> float | None:
 def _compute_in(flight: Flight, work: Work) -> Any:
     token = enter(flight)
     try:
-        return work[0](*work[1:])
+        value = work[0](*work[1:])
+        said: Any = CURRENT_FLIGHT.get()
+        flight.discards = not said.store
+        return value
     finally:
         CURRENT_FLIGHT.reset(token)

@@ -99,14 +99,11 @@ cdef class Entries:
     cdef object _take(self, Py_ssize_t slot)
 
     @cython.final
-    cdef int _deleted(self, object hashed) except -1
+    cdef int _deleted(self, object what) except -1
 
     @cython.final
-    @cython.locals(latest=cython.longlong)
-    cdef long long _edition(self, object hashed) except -1
-
-    @cython.final
-    cdef void _erased(self) noexcept
+    @cython.locals(latest=cython.longlong, tags=tuple)
+    cdef long long _edition(self, object hashed, tuple labels) except -1
 
     @cython.final
     @cython.locals(slot=Py_ssize_t, gone=list, several=bint)

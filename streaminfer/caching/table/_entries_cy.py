@@ -3,7 +3,7 @@
 
 *Design.* The parts are a record of each slot (``_slots_cy``), the index and the objects (``_index_cy``), the heap of
 instants (``_expiry_heap_cy``) and the queues of an eviction policy (``_eviction_cy``). `Entries` changes them together
-and enforces the limits. Room is made in this order: due entries, stale ones, negative ones beyond their share, fresh
+and enforces the limits. Room is made in this order: due entries, stale and negative ones beyond their shares, fresh
 ones.
 
 *Re-entrancy and threads.* An ``__eq__`` of a key, a ``__del__`` of a value and a clock are Python and may use the same
@@ -90,7 +90,8 @@ class Entries:
         self.clock = clock
         self._events: list[Any] = []
         self._all_erased = 0
-        self._deletions: dict[int, int] = {}  # by a key's hash, the count of erasures that its latest deletion made
+        # by a key's hash, a subject or a tag, the count of erasures that its latest deletion or erasure made
+        self._deletions: dict[Any, int] = {}
         self.listening = False
         self.keeping = False
         self.wake_ns = 0
@@ -186,7 +187,7 @@ class Entries:
                 break
             self._grow()
         # no Python from here to where the table is whole again
-        if erasures != _NO_LIMIT and erasures < self._edition(hashed):
+        if erasures != _NO_LIMIT and erasures < self._edition(hashed, labels):
             return False
         if size > self._max_bytes:
             self.rejected += 1
@@ -274,23 +275,26 @@ class Entries:
         self._note(None, key, value, labels)
         return value
 
-    def _deleted(self, hashed: int) -> None:
-        """Forbid storing what is being computed for a key; too many deletions become one of all keys."""
+    def _deleted(self, what: Any) -> None:
+        """Forbid storing what is being computed for a key, by its hash, a subject or a tag.
+
+        Too many deletions become one of all keys.
+        """
         self.erasures += 1
         if len(self._deletions) >= _DELETIONS_KEPT:
             self._all_erased = self.erasures
             self._deletions = {}
-        self._deletions[hashed] = self.erasures
+        self._deletions[what] = self.erasures
 
-    def _edition(self, hashed: int) -> int:
-        """Return what ``erasures`` became when a key may last have been erased or deleted; 0: it never was."""
-        latest: int = self._deletions.get(hashed, 0)
-        return self._all_erased if self._all_erased > latest else latest
-
-    def _erased(self) -> None:
-        """Forbid storing what is being computed for any key."""
-        self.erasures += 1
-        self._all_erased = self.erasures
+    def _edition(self, hashed: int, labels: Any) -> int:
+        """Return what ``erasures`` became when a key with labels was last erased or deleted; 0: it never was."""
+        latest: int = max(self._all_erased, self._deletions.get(hashed, 0))
+        if labels is not None:
+            latest = max(latest, self._deletions.get(labels[0], 0))
+            tags = labels[1]
+            for tag in tags:
+                latest = max(latest, self._deletions.get(tag, 0))
+        return latest
 
     def _make_room(self, now_ns: int) -> None:
         """Back within the limits: first who is due to go, then who is next.

@@ -1,7 +1,7 @@
 cimport cython
 from streaminfer.caching.table._slots_cy cimport Slots as CSlots
 
-cdef int MAIN, SMALL, STALE, NEGATIVE, _QUEUES, _NEGATIVE_SHARE
+cdef int MAIN, SMALL, STALE, NEGATIVE, _QUEUES, _NEGATIVE_SHARE, _STALE_SHARE
 cdef long long _NO_MARKS, _NO_LIMIT
 
 # no_gc: numbers only
@@ -9,7 +9,7 @@ cdef long long _NO_MARKS, _NO_LIMIT
 cdef class EvictionOrder:
     cdef readonly long long count, bytes
     cdef int _newest
-    cdef long long _maxsize, _max_bytes, _negative_count, _negative_bytes
+    cdef long long _maxsize, _max_bytes, _negative_count, _negative_bytes, _stale_count, _stale_bytes
     cdef CSlots _slots
     cdef long long[::1] _counts
     cdef long long[::1] _bytes

@@ -4,7 +4,8 @@
 *Design.* Four queues, each a circular doubly linked list through the slots, newest first:
 
 * main and small: the fresh entries, in an order that is the policy's (`streaminfer.caching.table.eviction`).
-* stale: expired entries that can still be used. They are evicted first.
+* stale: expired entries that can still be used, first in, first out. Those beyond an eighth of the room are evicted
+  before fresh ones. The others stay, because popular entries are stale as well until they are refreshed.
 * negative: remembered failures, first in, first out, in at most a sixteenth of the room.
 
 Room is made after an entry is added, because sizes differ, but never by that entry.
@@ -25,6 +26,7 @@ __all__ = ["EvictionOrder"]
 _QUEUES = 4
 _NO_MARKS = -16
 _NEGATIVE_SHARE = 16
+_STALE_SHARE = 8
 _NO_LIMIT = 2**63 - 1
 
 
@@ -47,6 +49,8 @@ class EvictionOrder:
         self._max_bytes = max_bytes
         self._negative_count = self._share_of(maxsize, _NEGATIVE_SHARE)
         self._negative_bytes = self._share_of(max_bytes, _NEGATIVE_SHARE)
+        self._stale_count = self._share_of(maxsize, _STALE_SHARE)
+        self._stale_bytes = self._share_of(max_bytes, _STALE_SHARE)
         self._counts = array("q", [0]) * _QUEUES
         self._bytes = array("q", [0]) * _QUEUES
         self._newest = 0
@@ -127,12 +131,13 @@ class EvictionOrder:
             A slot; -1: there is none.
         """
         if not alive:
-            if self._counts[STALE]:
+            last = self._counts[MAIN] + self._counts[SMALL] <= 1
+            if self._counts[STALE] and (
+                last or self._counts[STALE] > self._stale_count or self._bytes[STALE] > self._stale_bytes
+            ):
                 return self._slots._ints[8 * STALE + 7]
             if self._counts[NEGATIVE] and (
-                self._counts[NEGATIVE] > self._negative_count
-                or self._bytes[NEGATIVE] > self._negative_bytes
-                or self._counts[MAIN] + self._counts[SMALL] <= 1
+                last or self._counts[NEGATIVE] > self._negative_count or self._bytes[NEGATIVE] > self._negative_bytes
             ):
                 return self._slots._ints[8 * NEGATIVE + 7]
         return self._next()

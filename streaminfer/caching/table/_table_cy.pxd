@@ -60,9 +60,9 @@ cdef class EdgeTable(Entries):
     @cython.locals(slot=Py_ssize_t, count=cython.longlong)
     cpdef object erase_labeled(self, object subject, object tag)
 
-    cpdef bint erased_since(self, object key, long long erasures) except -1
+    cpdef bint erased_since(self, object key, object labels, long long erasures) except -1
 
-    cpdef long long edition(self, object key) except -1
+    cpdef long long edition(self, object key, object labels) except -1
 
     @cython.locals(slot=Py_ssize_t, queue=Py_ssize_t, keys=list, values=list)
     cpdef tuple snapshot(self, bint with_values)

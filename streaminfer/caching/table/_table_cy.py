@@ -100,7 +100,8 @@ class EdgeTable(Entries):
 
     def clear(self) -> None:
         """Remove everything, ghosts included, and give the memory back."""
-        self._erased()
+        self.erasures += 1
+        self._all_erased = self.erasures
         self._note(None, None, self._empty(), None)
 
     def setdefault(self, key: Any, default: Any = None, ttl_ns: int = -1, labels: Labels = None) -> Any:
@@ -194,7 +195,7 @@ class EdgeTable(Entries):
     def erase_labeled(self, subject: str | None, tag: str | None) -> int:
         """Remove every entry of a subject or with a tag: fresh, stale or negative; return how many went."""
         self._settle()
-        self._erased()
+        self._deleted(subject if tag is None else tag)
         gone: list[Any] = []
         count = 0
         for slot in range(FIRST, self._index.top):
@@ -207,13 +208,13 @@ class EdgeTable(Entries):
             self._tell()
         return count
 
-    def erased_since(self, key: Any, erasures: int) -> bool:
-        """Return whether a key may have been erased or deleted since ``erasures`` had that value."""
-        return erasures < self._edition(hash(key))
+    def erased_since(self, key: Any, labels: Labels, erasures: int) -> bool:
+        """Return whether a key with labels may have been erased or deleted since ``erasures`` had that value."""
+        return erasures < self._edition(hash(key), labels)
 
-    def edition(self, key: Any) -> int:
-        """Return what ``erasures`` became when a key may last have been erased or deleted; 0: it never was."""
-        return self._edition(hash(key))
+    def edition(self, key: Any, labels: Labels) -> int:
+        """Return what ``erasures`` became when a key with labels may last have been erased or deleted; 0: never."""
+        return self._edition(hash(key), labels)
 
     def snapshot(self, with_values: bool) -> tuple[list[Any], list[Any]]:
         """Return the keys of the fresh entries and perhaps their values, the next to be evicted of each queue first."""

@@ -195,7 +195,8 @@ class TierSet:
                     break
                 self._failures.report(f"a read of the tier {worker.name}", error)
                 continue
-            if self._memory.erased_since(key, erasures):
+            about = None if entry is None else (entry.subject, tuple(entry.tags))
+            if self._memory.erased_since(key, about, erasures):
                 worker.discarded += 1
                 return None
             hit = worker.judge(key, entry, longest_ns, before, self._memory)
@@ -203,7 +204,7 @@ class TierSet:
                 self.promote(key, hit, erasures)
                 return hit
             stale = stale or hit
-        if stale is None or only_fresh or self._memory.erased_since(key, erasures):
+        if stale is None or only_fresh or self._memory.erased_since(key, stale.about, erasures):
             return None
         age_ns = self._memory.now() - stale.computed_ns
         return stale if age_ns < stale.fresh_ns + stale.stale_ns else None  # slower tiers took their time
@@ -224,7 +225,7 @@ class TierSet:
             return
         left_ns = NEVER if found.fresh_ns == NEVER else found.fresh_ns - age_ns
         memory.put_aged(key, found.value, left_ns, age_ns, found.about, erasures)
-        if memory.erased_since(key, erasures):  # also by a value that was too large
+        if memory.erased_since(key, found.about, erasures):  # also by a value that was too large
             return
         self.write(key, found.value, found.fresh_ns, found.about, age_ns=age_ns, before=found.position)
 
@@ -281,7 +282,7 @@ class TierSet:
             erasures = memory.erasures
         for worker in self.workers:  # what is there already is not the value of this key, whatever comes of the write
             worker.replace(key, worker.tier.wall_clock())
-        if memory.erased_since(key, erasures):  # by another thread
+        if memory.erased_since(key, about, erasures):  # by another thread
             return False
         writes = self.write(key, value, memory.freshness.lasts_ns(ttl_s, about[1]), about)
         return self.run_here and all(await asyncio.gather(*writes)) and stored

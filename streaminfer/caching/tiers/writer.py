@@ -136,6 +136,7 @@ class TierWriter:
         self._replaced: dict[str | bytes, int] = {}
         self._all_replaced_ns = 0
         self._queue: dict[str | bytes, PendingWrite] = {}
+        self._leases: list[tuple[str | bytes, bytes]] = []  # that end without an entry
         self._bytes = 0
         self._at_work = 0
         self._task: asyncio.Task[None] | None = None
@@ -307,9 +308,11 @@ class TierWriter:
         about, times_ns = (entry.subject, tuple(sorted(entry.tags))), (memory.now() - age_ns, fresh_ns, stale_ns)
         return TierHit(freeze(entry.value), about, self.name, self.position, *times_ns, is_stale)
 
-    def has_queued(self, key: str | bytes) -> bool:
-        """Return whether a write of a key is queued."""
-        return key in self._queue
+    def open_lease(self, key: str | bytes, token: bytes) -> None:
+        """Have the lease of a key end, unless what it computed is queued: its waiters then get that."""
+        if self.runs and key not in self._queue:
+            self._leases.append((key, token))
+            self._wake.set()
 
     def tell_what_went(self) -> None:
         """Count, for the log, what the tier purged and evicted since the last time."""
@@ -324,6 +327,8 @@ class TierWriter:
             erasing = next((it for it in self.pending if it.armed and (may_retry or it.is_untried(self.name))), None)
             if erasing is not None:
                 await self._erase(erasing)
+            elif self._leases:
+                await self._open(*self._leases.pop())
             elif self._queue:  # no local name: it would keep the answer while nothing is written
                 await self._put(self._take(next(iter(self._queue))))
             elif self._closing:
@@ -368,6 +373,14 @@ class TierWriter:
             self.stored += stored
             self.rejected += not stored
             write.settle(stored)
+
+    async def _open(self, key: str | bytes, token: bytes) -> None:
+        tier: Any = self.tier
+        try:
+            async with asyncio.timeout(PUT_TIMEOUT_S):
+                await tier.open_lease(key, token)
+        except Exception as error:  # noqa: BLE001 - of a tier that is not to raise: the lease ends at its time
+            self._failures.report(f"the end of a lease of the tier {self.name}", error)
 
     async def _delete(self, key: str | bytes) -> bool:
         before = self.tier.statistics().erased

@@ -23,6 +23,7 @@ from streaminfer.protocols import P
 
 if TYPE_CHECKING:
     from streaminfer.caching.edge_cache import EdgeCache
+    from streaminfer.caching.freshness import About
 
 __all__ = ["ArgumentLabels", "CachedCalls", "CachedFunction", "cached_function"]
 
@@ -123,6 +124,9 @@ class CachedCalls(Layer):
         self._labels = labels
         self._thread_refreshes = Refreshes(_MAX_THREADS)
 
+    def _about(self, asked: Callable[[], Any]) -> About:
+        return self._labels.of(asked)
+
     async def resolve(self, missed: Miss, call: Callable[[], Any]) -> Any:
         """Return the result of an async function after a miss."""
         key = missed.key
@@ -131,7 +135,7 @@ class CachedCalls(Layer):
             return copy_out(missed.value)
         work = (self._computing, key, call, missed.state != OUTDATED)
         try:
-            value, led = await self.flights.here().share(self.flight_key(key), work)
+            value, led = await self.flights.here().share(self.flight_key(key, call), work)
         except Exception as error:
             if missed.state != OUTDATED or not self.hides(error):
                 raise
@@ -144,7 +148,7 @@ class CachedCalls(Layer):
     def resolve_sync(self, missed: Miss, call: Callable[[], Any]) -> Any:
         """Return the result of a sync function after a miss."""
         key, threads = missed.key, self.flights.threads
-        flight_key = self.flight_key(key)
+        flight_key = self.flight_key(key, call)
         if self.gives_stale(missed):
             work, limit_s = (self._compute_sync, key, call, False), self.budget.refresh_s()
             threads.refresh(flight_key, work, refreshes=self._thread_refreshes, limit_s=limit_s)
@@ -158,7 +162,7 @@ class CachedCalls(Layer):
         return copy_out(value)
 
     async def _compute(self, key: Any, asked: Any, stores_errors: bool, erasures: int | None = None) -> Any:
-        about, begun_ns = self._labels.of(asked), self.now()
+        about, begun_ns = self._about(asked), self.now()
         erasures = self.memory.erasures if erasures is None else erasures
         try:
             value = freeze(await asked())
@@ -170,7 +174,7 @@ class CachedCalls(Layer):
         return value
 
     def _compute_sync(self, key: Any, asked: Callable[[], Any], stores_errors: bool) -> Any:
-        about, erasures, begun_ns = self._labels.of(asked), self.memory.erasures, self.now()
+        about, erasures, begun_ns = self._about(asked), self.memory.erasures, self.now()
         try:
             value = freeze(asked())
         except Exception as error:

@@ -36,6 +36,7 @@ from streaminfer._runtime.wrapped_kind import kind_of
 from streaminfer.caching.defensive_copy import freeze
 from streaminfer.caching.keys import key_maker
 from streaminfer.caching.single_flight._loop_flights_cy import LATE_S, Caller, Work
+from streaminfer.caching.single_flight.flight_context import no_store
 from streaminfer.caching.tiers.protocol import TierHit
 from streaminfer.caching.wrapping._hit_path_cy import HitPath, Miss, copy_out
 from streaminfer.caching.wrapping.batched_function import FunctionAsService, as_function, is_batched
@@ -48,6 +49,7 @@ from streaminfer.request import Request, Response, passed_on_arrival, time_left_
 
 if TYPE_CHECKING:
     from streaminfer.caching.edge_cache import EdgeCache
+    from streaminfer.caching.freshness import About
 
 __all__ = ["CachedService", "wrap_inner"]
 
@@ -196,7 +198,7 @@ class CachedService(Layer, Wrapper):
             return Response(copy_out(found.value), True, "cache")
         work = (self._computing, key, asked, found.state != OUTDATED)
         try:
-            response, led = await self._share(self.flight_key(key), work, request, found.now_ns)
+            response, led = await self._share(self.flight_key(key, asked), work, request, found.now_ns)
         except Exception as error:
             if found.state != OUTDATED or not self.hides(error):
                 raise
@@ -223,13 +225,22 @@ class CachedService(Layer, Wrapper):
             return await self._call(request)
         return _shared_response(*await self._share(object(), (self._call, request), request, now_ns))
 
+    def _about(self, asked: Any) -> About:
+        request: Request = asked[0]
+        return request.subject, request.tags
+
+    def flight_key(self, key: Any, asked: Any) -> Any:
+        """Return the key of a flight, one for each priority: no caller waits for a less urgent one's turn."""
+        flight_key, priority = super().flight_key(key, asked), asked[0].priority
+        return (flight_key, priority) if priority else flight_key
+
     def _deadline_ns(self, asked: Any) -> int | None:
         request: Request = asked[0]
         return request.deadline_ns
 
     async def _compute(self, key: Any, asked: Any, stores_errors: bool, erasures: int | None = None) -> Response:
         request, version = asked
-        about, begun_ns = (request.subject, request.tags), self.now()
+        about, begun_ns = self._about(asked), self.now()
         erasures = self.memory.erasures if erasures is None else erasures
         try:
             response = await self._call(request)
@@ -240,7 +251,9 @@ class CachedService(Layer, Wrapper):
         self.budget.computed(self.now() - begun_ns)
         if self._changed_since(version):
             self.flights.not_stored()
-        elif not response.degraded:
+        elif response.degraded:
+            no_store()
+        else:
             self.store(key, about, erasures, outputs)
         return Response(outputs, response.degraded, response.source, response.timings)
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import os
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,10 @@ class Layer(ABC):
             erasures: of the memory, before the tiers were read; ``None``: they were not.
         """
 
+    @abstractmethod
+    def _about(self, asked: Any) -> About:
+        """Return subject and tags of what is asked for."""
+
     def _deadline_ns(self, asked: Any) -> int | None:  # noqa: ARG002 - functions have none
         """Return by when the first caller must have the value."""
         return None
@@ -115,8 +120,8 @@ class Layer(ABC):
                 raise
             return found
         finally:
-            if token is not None and not tiers.leasing[0].has_queued(key):  # else its waiters get what is written
-                await tiers.leasing[1].open_lease(key, token)
+            if token is not None:
+                tiers.leasing[0].open_lease(key, token)
 
     def _granted_ns(self, deadline_ns: int | None) -> int:
         """Return how long the tiers may take together from now on."""
@@ -136,21 +141,20 @@ class Layer(ABC):
         loop = asyncio.get_running_loop()
         until = loop.time() + min(wait_ns / 1e9, leasing.lease_s)
         pause_s = _FIRST_PAUSE_S
-        while not await leasing.take_lease(key, token):
-            left_s = until - loop.time()
-            if left_s <= 0:
-                break
-            await asyncio.sleep(min(pause_s, left_s))
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-            found = await look(granted_ns=self._granted_ns(deadline_ns))
-            if found is not None:
-                return found, False
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(until):
+                while not await leasing.take_lease(key, token):
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+                    found = await look(granted_ns=self._granted_ns(deadline_ns))
+                    if found is not None:
+                        return found, False
         # the entry of another holder may have come since the last look
         return await look(granted_ns=self._granted_ns(deadline_ns)), True
 
-    def flight_key(self, key: Any) -> Any:
+    def flight_key(self, key: Any, asked: Any) -> Any:
         """Return the key of a flight: who calls after a deletion, or an erasure, joins none that began before it."""
-        edition = self.memory.edition(key)
+        edition = self.memory.edition(key, self._about(asked))
         return (key, edition) if edition else key
 
     # -- stale values and errors ----------------------------------------------------------------------------------
@@ -178,7 +182,7 @@ class Layer(ABC):
     def refresh(self, key: Any, asked: Any) -> None:
         """Refresh a key behind its stale value, unless it is in flight or too many keys are."""
         work, limit_s = (self._computing, key, asked, False), self.budget.refresh_s()
-        flight_key = self.flight_key(key)
+        flight_key = self.flight_key(key, asked)
         self.flights.here().refresh(flight_key, work, refreshes=self._refreshes, limit_s=limit_s, owner=self)
 
     def follow_up(self, found: TierHit, led: bool, key: Any, asked: Any) -> None:
@@ -203,7 +207,7 @@ class Layer(ABC):
             return
         if not stored:
             self.flights.not_stored()
-        if self.tiers is not None and not memory.erased_since(key, erasures):
+        if self.tiers is not None and not memory.erased_since(key, about, erasures):
             self.tiers.write(key, value, memory.freshness.lasts_ns(ttl_s, about[1]), about)
 
     def store_error(self, key: Any, about: About, erasures: int, error: Exception, is_first: bool) -> None:

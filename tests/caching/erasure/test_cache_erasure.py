@@ -116,14 +116,13 @@ def test_what_is_erased_while_it_is_stored_is_not_stored(what):
             cache.erase(tag="x")
             return 1
 
-    @cache.wrap
-    def compute():
+    def compute(tag):
         if what == "failure":
             raise Result
         return Result()
 
     with contextlib.suppress(Result):
-        compute()
+        cache.wrap(compute, tags=("tag",))("x")
 
     seen = cache.statistics()
     assert (seen.inserted, seen.removed, kinds) == (0, 0, [])

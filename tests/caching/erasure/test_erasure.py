@@ -406,3 +406,30 @@ def test_erase_does_not_wait_for_a_stopped_event_loop():
         loop.run_until_complete(cache.__aexit__(None, None, None))
     finally:
         loop.close()
+
+
+@pytest.mark.parametrize("selection", [{"subject": "ben"}, {"tag": "night"}], ids=["subject", "tag"])
+def test_an_erasure_of_others_lets_computations_be(selection):
+    """Callers join a computation, or a read of a tier, that an erasure of other data overtook, and it is stored."""
+
+    async def main(loop):
+        disk, model = ScriptedTier(loop.clock), Model(after_s=1.0)
+        disk.get_s = 0.1
+        cache = si.EdgeCache(clock=loop.clock, tiers=[disk])
+        request = si.Request(1, subject="anna", tags=("day",))
+        async with si.Stack(cache, model, clock=loop.clock) as service:
+            calls = []
+            for after_s in (0.05, 0.5):  # during the read, and during the computation
+                calls.append(asyncio.ensure_future(service.call(request)))
+                await asyncio.sleep(after_s)
+                await cache.erase_everywhere(**selection)
+            await asyncio.gather(*calls, service.call(request))
+            assert (model.asked, len(cache), len(disk.held)) == (1, 1, 1)
+            cache.clear()
+            call = asyncio.ensure_future(service.call(request))
+            await asyncio.sleep(0.05)
+            await cache.erase_everywhere(**selection)
+            assert (await call).source == "disk"
+            assert len(cache) == 1
+
+    run(main)

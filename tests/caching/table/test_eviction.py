@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streaminfer.caching import EdgeCache
+from streaminfer.caching.table._slots_cy import MAIN, SMALL
 from streaminfer.caching.table.eviction import Eviction
 from streaminfer.testing import FakeClock
 
@@ -105,6 +106,55 @@ def test_a_newcomer_does_not_go_for_itself(eviction, steps, room):
         cache.get(key)
         assert cache.put(key, key, size=size)
         assert cache.peek(key) == key
+
+
+@pytest.mark.parametrize("eviction", get_args(Eviction))
+@pytest.mark.parametrize("limits", [{"maxsize": 80}, {"max_bytes": 800}], ids=["count", "bytes"])
+def test_a_full_cache_keeps_the_latest_stale_entries(eviction, limits):
+    """An eighth of the room is theirs, and all of it where nothing else is there."""
+    clock = FakeClock(10**9)
+    cache = EdgeCache(ttl_s=10.0, stale_s=60.0, clock=clock, eviction=eviction, **limits)
+    for key in range(80):
+        cache.put(key, key, size=10)
+        clock.advance(0.01)
+    clock.advance(10.0)
+    assert cache.statistics().stale == 80
+    for key in range(100, 300):
+        cache.put(key, key, size=10)
+
+    seen = cache.statistics()
+
+    assert (seen.stale, seen.entries) == (10, 70)
+    assert {key for key in range(80) if cache._memory.lookup(key, clock())[0]} == set(range(70, 80))
+
+
+def test_a_stale_entry_that_is_stored_again_is_in_main():
+    """S3-FIFO keeps what is asked for after its time, as it keeps what is hit."""
+    clock = FakeClock(10**9)
+    cache = EdgeCache(ttl_s=10.0, stale_s=60.0, clock=clock, eviction="s3fifo")
+    cache["a"] = 1
+    clock.advance(10.0)
+    cache.expire()
+    cache["a"] = cache["b"] = 2
+
+    assert cache._memory.held()[3::4] == [MAIN, SMALL]
+
+
+def test_stale_entries_do_not_keep_main_from_being_full():
+    """A scan passes through small while an eighth of the room is stale."""
+    clock = FakeClock(10**9)
+    cache = EdgeCache(maxsize=100, ttl_s=1000.0, stale_s=1000.0, clock=clock, eviction="s3fifo")
+    for key in range(12):
+        cache.put(("stale", key), key, ttl_s=1.0)
+    clock.advance(1.0)
+    for _ in range(3):
+        for key in range(78):
+            cache.setdefault(key, key)
+    for key in range(1_000, 3_000):
+        cache[key] = key
+
+    assert cache.statistics().stale == 12
+    assert sum(key in cache for key in range(78)) >= 77
 
 
 def test_what_is_held_has_labels_and_queues():

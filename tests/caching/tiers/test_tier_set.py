@@ -372,11 +372,11 @@ def test_what_waits_to_be_promoted_grows_older_and_what_was_read_before_an_erasu
             assert "k" not in cache
             cache.tiers.promote("k", found, cache._memory.erasures)  # its time has passed
             assert len(cache) == 0
-            disk.held["k"] = Entry(value=1, stored_ns=disk.wall_clock(), ttl_s=10.0)
+            disk.held["k"] = Entry(value=1, stored_ns=disk.wall_clock(), ttl_s=10.0, tags=["t"])
             found = await cache.tiers.read("k", granted_ns=S)
             del cache["k"]  # as if memory had evicted it
             before = cache._memory.erasures
-            cache.erase(tag="other")
+            cache.erase(tag="t")
             cache.tiers.promote("k", found, before)
             assert len(cache) == 0
             await asyncio.sleep(0.1)
@@ -391,7 +391,7 @@ def test_an_erasure_while_the_tiers_are_read_or_while_memory_stores_keeps_the_an
         disk.get_s = 0.5
         cache = cache_of(loop, disk, maxsize=1)
         async with si.Stack(cache, model, clock=loop.clock) as service:
-            asked = asyncio.ensure_future(service(1.0))
+            asked = asyncio.ensure_future(service(1.0, tags=("x",)))
             await asyncio.sleep(0.2)
             cache.erase(tag="x")
             await asked
@@ -641,3 +641,53 @@ def test_a_lease_ends_that_was_taken_for_nothing(end):
             assert tier.leases == set()
 
     run(play)
+
+
+@pytest.mark.parametrize("stalls", ["take_lease", "open_lease"])
+def test_a_lease_that_stalls_makes_no_request_late(stalls):
+    """Neither asking for a lease nor ending it takes the time that the computation needs."""
+
+    class Stalled(LeasedTier):
+        async def take_lease(self, key, token):
+            await asyncio.sleep(3600.0 if stalls == "take_lease" else 0.0)
+            return await super().take_lease(key, token)
+
+        async def open_lease(self, key, token):
+            await asyncio.sleep(3600.0)
+
+    async def play(loop):
+        tier, model = Stalled(loop.clock), Model(0.06)
+        async with si.Stack(cache_of(loop, tier), model, clock=loop.clock) as service:
+            model.error = BackendError("down")
+            with pytest.raises(BackendError, match="down"):
+                await service(1.0, timeout_s=1.0)
+            model.error = None
+            assert await service(1.0, timeout_s=1.0) == 2.0
+
+    run(play)
+
+
+def test_the_end_of_a_lease_that_fails_is_logged_once(caplog):
+    """A tier that raises where it is not to raise costs its callers nothing."""
+
+    class Broken(LeasedTier):
+        async def open_lease(self, key, token):
+            raise OSError("torn")
+
+    async def play(loop):
+        tier, model = Broken(loop.clock), Model()
+        model.error = BackendError("down")
+        async with si.Stack(cache_of(loop, tier), model, clock=loop.clock) as service:
+            for x in range(2):
+                with pytest.raises(BackendError, match="down"):
+                    await service(x)
+            await asyncio.sleep(1.0)
+            model.error = None
+            await service(3.0)
+            await asyncio.sleep(1.0)
+            assert len(tier.held) == 1
+
+    run(play)
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == [
+        "the end of a lease of the tier redis failed"
+    ]

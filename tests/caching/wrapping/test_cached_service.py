@@ -697,11 +697,11 @@ def test_a_batched_function_is_asked_as_a_service_is():
         )
         assert isinstance(ends[1], DeadlineExceeded)
         assert [end.tolist() for end in (ends[0], ends[2], ends[3])] == [[2.0, 2.0]] * 3
-        assert sum(batches) == 2  # one of each tenant
+        assert sum(batches) == 3  # one of each tenant and priority
         assert (await cached(x, timeout_s=0.0)).tolist() == [2.0, 2.0]
-        assert sum(batches) == 2
-        await cached(x, stream_id="live")
         assert sum(batches) == 3
+        await cached(x, stream_id="live")
+        assert sum(batches) == 4
         assert cached.key_of(x) in cache.table
         assert cached.key_of(x, tenant="t") in cache.table
 
@@ -1058,16 +1058,16 @@ def test_as_many_deletions_as_are_not_remembered_one_by_one_are_of_all_keys():
     cache.pop("a", None)
     for number in range(4095):
         cache.pop(number, None)
-        assert not cache._memory.erased_since("b", before)
-        assert cache._memory.erased_since("a", before)
-        assert cache._memory.erased_since(number, cache._memory.erasures - 1)
-        assert not cache._memory.erased_since(number, cache._memory.erasures)
+        assert not cache._memory.erased_since("b", None, before)
+        assert cache._memory.erased_since("a", None, before)
+        assert cache._memory.erased_since(number, None, cache._memory.erasures - 1)
+        assert not cache._memory.erased_since(number, None, cache._memory.erasures)
     cache.pop("another", None)
-    assert cache._memory.erased_since("b", cache._memory.erasures - 1)
-    assert not cache._memory.erased_since("b", cache._memory.erasures)
+    assert cache._memory.erased_since("b", None, cache._memory.erasures - 1)
+    assert not cache._memory.erased_since("b", None, cache._memory.erasures)
     cache.clear()
-    assert cache._memory.erased_since("b", cache._memory.erasures - 1)
-    assert not cache._memory.erased_since("b", cache._memory.erasures)
+    assert cache._memory.erased_since("b", None, cache._memory.erasures - 1)
+    assert not cache._memory.erased_since("b", None, cache._memory.erasures)
 
 
 class Switched:

@@ -219,3 +219,41 @@ def test_a_failure_keeps_no_inputs_alive(what):
         run(main)
     finally:
         gc.enable()
+
+
+def test_a_stampede_recovers_from_one_slow_computation():
+    """A waiter with enough time left leads, so a key of many callers with short deadlines is computed again."""
+
+    async def main(loop):
+        cache = si.EdgeCache(ttl_s=0.5)
+        durations = iter([0.030, 0.300])
+        backend = ScriptedBackend(duration_s=lambda _: next(durations, 0.030))
+        async with si.Stack(cache, si.AdaptiveBatcher(max_batch_size=8), backend, clock=loop.clock) as service:
+            calls = []
+            for _ in range(2000):
+                calls.append(asyncio.ensure_future(service(1.0, timeout_s=0.050)))
+                await asyncio.sleep(0.001)
+            ends = await asyncio.gather(*calls, return_exceptions=True)
+            late = [number for number, end in enumerate(ends) if isinstance(end, si.DeadlineExceeded)]
+            assert all(500 < number < 800 for number in late)
+            assert len(backend.batches) < 20
+
+    run(main)
+
+
+def test_an_urgent_caller_does_not_wait_for_a_less_urgent_ones_turn():
+    """Requests of one key share a computation with those of their own priority only."""
+
+    async def main(loop):
+        backend = ScriptedBackend(duration_s=0.010)
+        batcher = si.AdaptiveBatcher(max_batch_size=1)
+        async with si.Stack(si.EdgeCache(), batcher, backend, clock=loop.clock) as service:
+            background = [asyncio.ensure_future(service(float(x), priority=9)) for x in range(100)]
+            await asyncio.sleep(0.015)
+            urgent = [service(99.0, priority=0, timeout_s=0.050) for _ in range(3)]
+            assert await asyncio.gather(*urgent) == [99.0] * 3
+            assert loop.time() < 0.050
+            await asyncio.gather(*background)
+            assert len(backend.batches) == 101
+
+    run(main)

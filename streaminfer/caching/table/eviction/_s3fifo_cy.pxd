@@ -14,7 +14,7 @@ cdef extern from *:
     # cpdef: the assignment of the same name in the source then makes a Python variable, and calls stay in C
     cpdef void fetch "streaminfer_s3fifo_fetch"(long long address) noexcept
 
-cdef int MAIN, SMALL, NEGATIVE
+cdef int MAIN, SMALL, STALE, NEGATIVE
 cdef long long _HIT, _HITS, _MAX_HITS, _HITS_TO_STAY
 cdef int _SMALL_SHARE, _SMALL_LEAST, _SMALL_MOST, _YOUNG_SHARE, _REFILL_BITS, _WAYS
 cdef unsigned long long _FROM_MAIN, _LOW31

@@ -14,6 +14,7 @@ It departs from the paper where real traces gained by it (``benchmarks/run.py ca
   the last tenth of the room vote: a return from small moves the border one entry up, one from main one down. Votes of
   older ghosts would drive the border to where the most misses are. It stays between a hundredth and a half of the room.
 * A key that returns young from main waits in small: its ghost votes, and is forgotten.
+* A key that is stored again while it is stale goes to main, because it was asked for again.
 
 *Parameters.* One hit moves an entry on (two change the mean by less than a point); hits count to 3, as in the paper;
 ghosts reach as far as there are entries (half: several traces lose up to 20 points; twice: loops of three times the
@@ -31,7 +32,7 @@ slot; all else lies in ``_slots_cy``.
 from collections.abc import MutableSequence
 
 from streaminfer.caching.table._eviction_cy import EvictionOrder
-from streaminfer.caching.table._slots_cy import MAIN, NEGATIVE, SMALL, Slots, address_of, aligned
+from streaminfer.caching.table._slots_cy import MAIN, NEGATIVE, SMALL, STALE, Slots, address_of, aligned
 
 __all__ = ["Policy"]
 
@@ -88,8 +89,9 @@ class Policy(EvictionOrder):
                 self._haunt(old[place])
 
     def add(self, slot: int, size: int) -> None:
-        """Add an entry; its hash says who comes back."""
-        self._enter(slot, size, MAIN if self._remembers(self._slots._words[4 * slot]) else SMALL)
+        """Add an entry; its hash says who comes back, as one does that was stale."""
+        mixed = self._slots._words[4 * slot]
+        self._enter(slot, size, MAIN if mixed & 3 == STALE or self._remembers(mixed) else SMALL)
         self._newest = slot
 
     def touch(self, slot: int) -> None:
@@ -131,15 +133,15 @@ class Policy(EvictionOrder):
         return -1
 
     def _fills_main(self) -> bool:
-        """Return whether main is still to be filled; its room is what small and the failures leave."""
+        """Return whether main is still to be filled; its room is what small, failures and stale entries leave."""
         full = False
         hollow = True
         if self._maxsize != _NO_LIMIT:
-            room = self._maxsize - self._small_count - self._counts[NEGATIVE]
+            room = self._maxsize - self._small_count - self._counts[NEGATIVE] - self._counts[STALE]
             full = self._counts[MAIN] >= room
             hollow = self._counts[MAIN] < room - (room >> _REFILL_BITS)
         if self._max_bytes != _NO_LIMIT:
-            room = self._max_bytes - self._small_bytes - self._bytes[NEGATIVE]
+            room = self._max_bytes - self._small_bytes - self._bytes[NEGATIVE] - self._bytes[STALE]
             full = full or self._bytes[MAIN] >= room
             hollow = hollow and self._bytes[MAIN] < room - (room >> _REFILL_BITS)
         if full:
