@@ -319,7 +319,7 @@ async def cameras(world: World, count: int, way: str, clock: Callable[[], int]) 
             await asyncio.gather(*(play(number) for number in range(count)))
             while tasks:
                 await asyncio.wait(tasks)
-    full = [one for one, size in zip(model.seconds, model.sizes, strict=True) if size == min(world.batch, count)]
+    full = [one for one, size in zip(model.seconds, model.sizes, strict=True) if size >= min(world.batch, count)]
     batch_s = statistics.median(full)
     p50, p99 = np.quantile(ages, [0.5, 0.99])
     bar_s = 2 * batch_s + interval_s
