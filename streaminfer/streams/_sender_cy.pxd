@@ -49,6 +49,7 @@ cdef class Sender:
     cdef long long _since_ns
     cdef long long _starts_ns
     cdef long long _latest_ns
+    cdef long long _least_wait_ns
     cdef double _lead_ns
     cdef object _full_batch_ns
     cdef Py_ssize_t _places

@@ -9,7 +9,8 @@ Of streams that may drop frames even these would grow old there. So the frames k
 to be free, and newer ones take their place where the policy says so: before by as long as the event loop takes from the
 end of a batch to the sending of the next frames, so that the model need not wait for it. Consumers are woken first, so
 that the streams that have just been answered are in the next batch too: with fewer streams than rows, two halves would
-take turns otherwise.
+take turns otherwise. Frames wait for no timer that would be due within five milliseconds: on a busy machine it is late,
+and behind short batches the model would wait for it more than frames gain.
 
 A router sends what would be late at its best route to the next one. So with an age limit there are places for those
 too, and frames do not wait for the best one.
@@ -60,6 +61,8 @@ _RESERVE = 2.0
 """How many times as early as that the next frames are sent."""
 _TIMER_NS = 1_000_000
 """By which timers of a real event loop are late at most: epoll waits for whole milliseconds."""
+_LEAST_TIMERS = 5
+"""Times as long that frames wait at least, or not at all."""
 _SHORTEST_PAUSE_S = 0.001
 _LONGEST_PAUSE = 10  # doublings where rejections do not say when to try again: a second
 
@@ -130,7 +133,17 @@ class Sender:
 
     __slots__ = (
         *("_admission", "_begin_call", "_context", "_enforces_deadline", "_full_batch_ns", "_in_flight"),
-        *("_is_scheduled", "_latest_ns", "_lead_ns", "_loop", "_most", "_next_batch", "_order", "_places"),
+        *(
+            "_is_scheduled",
+            "_latest_ns",
+            "_lead_ns",
+            "_least_wait_ns",
+            "_loop",
+            "_most",
+            "_next_batch",
+            "_order",
+            "_places",
+        ),
         *("_service", "_settings", "_since_ns", "_starts_ns", "_timer", "clock", "states", "wake_ups"),
     )
 
@@ -154,6 +167,7 @@ class Sender:
         self._in_flight = 0
         self._timer: asyncio.TimerHandle | None = None  # until frames are to be sent
         self._latest_ns = 0 if is_virtual(self._loop) else _TIMER_NS  # by which it is late at most
+        self._least_wait_ns = _LEAST_TIMERS * self._latest_ns
         self._starts_ns = 0  # the next batch, as far as is known
         self._since_ns = 0  # the end of a batch; 0: its consumers have been woken
         self._lead_ns = 0.0  # from the end of a batch until they have been, a mean over recent batches
@@ -248,7 +262,7 @@ class Sender:
         if not self._in_flight and (batch.at_ns > now_ns or not batch.room):
             return places  # the workers have requests of others: these frames take their turn in the queue
         wait_ns = batch.at_ns - now_ns - _RESERVE * self._lead_ns - self._latest_ns
-        if wait_ns <= 0:
+        if wait_ns <= self._least_wait_ns:
             return min(batch.room, places)
         self._timer = self._loop.call_later(wait_ns / 1e9, self._on_timer, context=self._context)
         return 0

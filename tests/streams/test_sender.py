@@ -99,6 +99,27 @@ async def test_frames_are_sent_ahead_by_as_long_as_the_loop_takes_for_results(lo
     assert {len(batch) for batch in model.batches} == {2}
 
 
+@pytest.mark.parametrize(("takes_s", "is_held"), [(0.004, False), (0.04, True)])
+async def test_frames_wait_for_a_timer_only_where_that_makes_them_much_fresher(loop, monkeypatch, takes_s, is_held):
+    """A timer of a real event loop may be late, and the model would wait for it after each of its short batches."""
+    monkeypatch.setattr("streaminfer.streams._sender_cy.is_virtual", lambda _: False)
+    batcher = si.AdaptiveBatcher(max_batch_size=2)
+    async with si.Stack(batcher, ScriptedBackend(duration_s=takes_s, example=1.0), clock=loop.clock) as service:
+        session = StreamSession(service, policy=LatestOnly())
+        for _ in range(8):
+            session.add(Camera(loop, 400, period_s=0.001))
+        reading = asyncio.ensure_future(collect(session))
+        queued = []
+        for _ in range(100):
+            await asyncio.sleep(0.001)
+            queued.append(batcher.statistics().queued)
+        await session.aclose()
+        await reading
+
+    assert (queued[10:].count(0) > 50) is is_held
+    assert (queued[10:].count(2) > 50) is not is_held
+
+
 async def test_others_requests_in_every_worker_hold_no_frame_back(loop):
     """A session is not told of their end: its frame takes its turn in the queue, before what has no deadline."""
     model = ScriptedBackend(duration_s=0.1, example=1.0)
