@@ -12,8 +12,9 @@ that the streams that have just been answered are in the next batch too: with fe
 take turns otherwise. Frames wait for no timer that would be due within five milliseconds: on a busy machine it is late,
 and behind short batches the model would wait for it more than frames gain.
 
-A router sends what would be late at its best route to the next one. So with an age limit there are places for those
-too, and frames do not wait for the best one.
+A router sends what would be late at its best route to the next one. So streams that wait, and have an age limit, have
+places for those too, and their frames do not wait for the best one. The frames of others would only grow old in its
+queue: the newest one takes their place.
 
 On a device that models share, turns depend on what is queued. So streams that wait send all that they may have in
 flight there: another model would be given a long turn otherwise, as if their backlog was only one batch.
@@ -182,11 +183,11 @@ class Sender:
         self._enforces_deadline = offered.enforces_deadline
         self._most = NEVER_NS if offered.full_load is None else offered.full_load()
         self._next_batch = offered.next_batch if self._settings.may_drop else None
-        if offered.spare_load is not None and self._settings.max_age_ns:
+        if self._settings.waits and self._settings.max_age_ns and offered.spare_load is not None:
             spare = offered.spare_load()
             self._most = NEVER_NS if spare is None else self._most + spare
-            self._next_batch = None  # frames need not wait for the best route
-        if offered.shares_device and self._settings.waits:
+            self._next_batch = None
+        if self._settings.waits and offered.shares_device:
             self._most, self._next_batch = NEVER_NS, None
         self._full_batch_ns = offered.full_batch_ns
 

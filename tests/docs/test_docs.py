@@ -135,7 +135,7 @@ def test_index_lists_every_page_under_its_group(group):
 
 
 def test_page_of_examples_lists_every_program():
-    """A file of the folder that nobody links is not found."""
+    """A file of the folder without a link is not found."""
     page = (ROOT / "docs" / "reference" / "examples.md").read_text(encoding="utf-8")
     linked = {Path(target).name for target in LINK.findall(page) if target.startswith("../../examples/")}
 
