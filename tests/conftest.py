@@ -112,4 +112,8 @@ def _no_thread_is_left_behind():
     before = set(threading.enumerate())
     yield
     left = [thread for thread in threading.enumerate() if thread not in before and not thread.daemon]
+    for thread in left:
+        if thread.name == "AnyIO worker thread":  # told to end with its loop, which does not wait for it
+            thread.join(30)
+    left = [thread for thread in left if thread.is_alive()]
     assert not left, f"threads left behind: {left}"
