@@ -1,10 +1,18 @@
 """The whole path of 16 cameras: CPU outside codec and model, age at the viewer, beside a bare loop.
 
 Each camera films 640×480 and encodes H.264; the pictures go over LTE (simulated, by seed), are decoded, scaled and
-answered by BlazeFace. CPU is that of the whole process, without what codecs and model used in their threads. The bare
-loop encodes, decodes, scales and infers one picture after the other, with no network and no event loop. "Codec" is
+answered by BlazeFace. CPU is that of the whole process, without what codecs and model used in their threads. "Codec" is
 encoder and decoder alone: scaling, conversion to RGB and to floats, the simulated network, threads, event loop and
 report all count as outside.
+
+Three programs by hand stand beside it, with the same codecs and the same model:
+
+* the bare loop encodes, decodes, scales and infers one picture after the other, as fast as it can;
+* two threads do the same at the rate of the cameras: one sleeps until the next picture is due, the other until it
+  would have arrived; there is no event loop, and nothing is measured;
+* asyncio: a task per picture, an executor of one thread for the codecs and one for the model.
+
+The last run of a round has batches, which wait for 20 ms: what a batch costs is shared, and responses are older.
 
 With nginx, a second run takes each unit through a real cache, and prints what that costs.
 """
@@ -13,8 +21,11 @@ import argparse
 import asyncio
 import gc
 import itertools
+import queue
 import statistics
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +46,10 @@ ASSETS = Path(__file__).parents[2] / "examples" / "assets"
 BAR = 0.10
 WARMUP = 8
 LEAD_MS = 3_000
+BY_HAND_DELAY_S = 0.05
+"""From the encoder to the decoder, about as over the network of the path."""
+MAX_BATCH_SIZE, MAX_QUEUE_DELAY_S = 8, 0.02
+PATH, BATCHED = "whole path", "in batches"
 
 
 class FaceModel:
@@ -68,21 +83,92 @@ def prepare(pictures: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return wanted
 
 
-def measure_bare(scene: Scene, model: FaceModel, pictures: int) -> tuple[float, float]:
-    """Return the CPU per picture of a bare loop, and its share outside codec and model."""
-    encoder = UnitEncoder(av, scene)
-    decoder = UnitDecoder(av, scene, encoder, VideoFormat(size=(model.size, model.size)), None)
-    model.cpu_s, codec_s = 0.0, 0.0
-    gc.collect()
-    cpu_s = time.process_time()
-    for number in range(pictures):
-        unit = encoder.encode(number, number, key=False)
+class Codecs:
+    """Encoder and decoder of one camera by hand, with the CPU that they used.
+
+    Attributes:
+        cpu_s: so far.
+        period_s: from one picture to the next.
+    """
+
+    def __init__(self, scene: Scene, size: int) -> None:
+        self._encoder = UnitEncoder(av, scene)
+        self._decoder = UnitDecoder(av, scene, self._encoder, VideoFormat(size=(size, size)), None)
+        self.cpu_s, self.period_s = 0.0, scene.profile.period_s
+
+    def carry(self, place: int, number: int) -> np.ndarray[Any, Any]:
+        """Return a picture of the scene as the model gets it."""
+        unit = self._encoder.encode(place, number, key=False)
         assert unit is not None
-        decoded = decoder.decode(unit.data, unit.pts, 0, discontinuity=False)
-        codec_s += unit.cpu_s + decoded.decode_cpu_s
-        model(decoded.frames[0].inputs[np.newaxis])
+        decoded = self._decoder.decode(unit.data, unit.pts, 0, discontinuity=False)
+        self.cpu_s += unit.cpu_s + decoded.decode_cpu_s
+        return decoded.frames[0].inputs[np.newaxis]  # type: ignore[no-any-return]
+
+
+def measure_bare(model: FaceModel, cameras: list[Codecs], pictures: int) -> None:
+    """One picture after the other; one camera is enough."""
+    for number in range(pictures):
+        model(cameras[0].carry(number, number))
+
+
+def measure_threads(model: FaceModel, cameras: list[Codecs], pictures: int) -> None:
+    """A thread for the codecs and one for the model, at the rate of the cameras."""
+    arrived: queue.SimpleQueue[tuple[float, np.ndarray[Any, Any]] | None] = queue.SimpleQueue()
+    start_s = time.monotonic()
+
+    def code() -> None:
+        for turn in range(pictures):
+            number, camera = divmod(turn, len(cameras))
+            time.sleep(max(0.0, start_s + turn * cameras[0].period_s / len(cameras) - time.monotonic()))
+            picture = cameras[camera].carry(15 * camera + number, number)
+            arrived.put((time.monotonic() + BY_HAND_DELAY_S, picture))
+        arrived.put(None)
+
+    def infer() -> None:
+        while (item := arrived.get()) is not None:
+            time.sleep(max(0.0, item[0] - time.monotonic()))
+            model(item[1])
+
+    threads = [threading.Thread(target=code), threading.Thread(target=infer)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def measure_asyncio(model: FaceModel, cameras: list[Codecs], pictures: int) -> None:
+    """A task per picture, and an executor of one thread for the codecs and one for the model."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        start_s = loop.time()
+
+        async def answer(camera: int, number: int) -> None:
+            picture = await loop.run_in_executor(codecs, cameras[camera].carry, 15 * camera + number, number)
+            await asyncio.sleep(BY_HAND_DELAY_S)
+            await loop.run_in_executor(models, model, picture)
+
+        async with asyncio.TaskGroup() as tasks:
+            for turn in range(pictures):
+                number, camera = divmod(turn, len(cameras))
+                await asyncio.sleep(start_s + turn * cameras[0].period_s / len(cameras) - loop.time())
+                tasks.create_task(answer(camera, number))
+
+    with ThreadPoolExecutor(1) as codecs, ThreadPoolExecutor(1) as models:
+        asyncio.run(main())
+
+
+BY_HAND = {"bare loop": measure_bare, "two threads": measure_threads, "asyncio": measure_asyncio}
+
+
+def measure_by_hand(name: str, scene: Scene, model: FaceModel, cameras: int, pictures: int) -> tuple[float, float]:
+    """Return the CPU per picture of a program by hand, and its share outside codec and model."""
+    codecs = [Codecs(scene, model.size) for _ in range(cameras)]
+    gc.collect()
+    model.cpu_s, cpu_s = 0.0, time.process_time()
+    BY_HAND[name](model, codecs, pictures)
     cpu_s = time.process_time() - cpu_s
-    return cpu_s / pictures, 1 - (codec_s + model.cpu_s) / cpu_s
+    return cpu_s / pictures, 1 - (sum(camera.cpu_s for camera in codecs) + model.cpu_s) / cpu_s
 
 
 async def measure_path(
@@ -93,16 +179,18 @@ async def measure_path(
     *,
     network: str | NetworkProfile = "lte",
     edge: CdnEdge | None = None,
+    batched: bool = False,
 ) -> tuple[Any, float, float, float]:
     """Return the report, the CPU per picture, its share outside codec and model, and that of scaling in it."""
     backend = si.CpuBackend(model, executor="thread", workers=1, copy_outputs=False)
+    batcher = si.AdaptiveBatcher(max_batch_size=MAX_BATCH_SIZE, policy="greedy", max_queue_delay_s=MAX_QUEUE_DELAY_S)
     wanted = VideoFormat(size=(model.size, model.size))
     with CodecThread() as thread:
         paths = [
             MediaPath(scene, network, wanted=wanted, edge=edge, thread=thread, start=15 * n, seed=n)
             for n in range(cameras)
         ]
-        async with si.Stack(backend) as stack, PathService(stack, paths) as over:
+        async with si.Stack(*[batcher] * batched, backend) as stack, PathService(stack, paths) as over:
             due_s = over.schedule(seconds)
             gc.collect()
             model.cpu_s, cpu_s = 0.0, time.process_time()
@@ -156,7 +244,7 @@ def main() -> None:
     parser.add_argument("--cameras", type=int, default=16)
     parser.add_argument("--rate", type=float, default=10.0, help="pictures per second of a camera")
     parser.add_argument("--seconds", type=float, default=8.0)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", choices=("full", "front"), default="full")
     parser.add_argument("--trace", type=Path, help="cicv5g_first_runs.npz: also replay a drive with outages")
     arguments = parser.parse_args()
@@ -172,25 +260,37 @@ def main() -> None:
         delivery=Delivery(jitter_s=0.004),
     )
     scene = Scene(ASSETS / "astronaut_pan.mp4", profile)
-    measure_bare(scene, model, WARMUP)
+    measure_by_hand("bare loop", scene, model, 1, WARMUP)
     asyncio.run(measure_path(scene, model, 2, 1.0))  # imports, and the memory of codecs
-    shares, scalings, costs, bare_shares, bare_costs = [], [], [], [], []
-    report: Any = None
+    shares: dict[str, list[float]] = {}
+    costs: dict[str, list[float]] = {}
+    scalings: list[float] = []
+    reports: dict[str, Any] = {}
+
+    def note(name: str, cost: float, share: float) -> None:
+        costs.setdefault(name, []).append(cost)
+        shares.setdefault(name, []).append(share)
+
     for _ in range(arguments.rounds):
-        bare_cost, bare_share = measure_bare(scene, model, round(arguments.cameras * arguments.rate))
-        report, cost, share, scaling = asyncio.run(measure_path(scene, model, arguments.cameras, arguments.seconds))
-        shares.append(share)
-        scalings.append(scaling)
-        costs.append(cost)
-        bare_shares.append(bare_share)
-        bare_costs.append(bare_cost)
+        for name in BY_HAND:
+            pictures = round(arguments.cameras * arguments.rate * (1 if name == "bare loop" else arguments.seconds))
+            note(name, *measure_by_hand(name, scene, model, arguments.cameras, pictures))
+        for name in (PATH, BATCHED):
+            measured = measure_path(scene, model, arguments.cameras, arguments.seconds, batched=name == BATCHED)
+            reports[name], cost, share, scaling = asyncio.run(measured)
+            note(name, cost, share)
+            if name == PATH:
+                scalings.append(scaling)
     print(f"{arguments.cameras} cameras, 640×480, {arguments.rate:g} pictures/s each, BlazeFace {arguments.model}")
-    for name, column, cost_column in (("bare loop", bare_shares, bare_costs), ("whole path", shares, costs)):
+    for name, column in shares.items():
+        ages_ms = [reports[name].total.quantiles_s[key] * 1e3 for key in ("p50", "p99")] if name in reports else []
         print(
-            f"{name:>10}: CPU per picture {statistics.median(cost_column) * 1e3:.2f} ms, outside codec and model "
+            f"{name:>12}: CPU per picture {statistics.median(costs[name]) * 1e3:.2f} ms, outside codec and model "
             f"{statistics.median(column):.1%} ({min(column):.1%} to {max(column):.1%})"
+            + (f", age p50 {ages_ms[0]:.0f} ms, p99 {ages_ms[1]:.0f}" if ages_ms else "")
         )
-    print(f"            of which scaling and conversion to colors {statistics.median(scalings):.1%}")
+    print(f"the whole path: scaling and conversion to colors {statistics.median(scalings):.1%} of its CPU")
+    report = reports[PATH]
     print(f"bar: at most {BAR:.0%} outside codec and model")
     if dropped := report.outcomes.get("LostAtEncoder", 0):
         print(f"the machine was too busy: encoders dropped {dropped} of {report.requests} pictures; the share has them")
