@@ -260,7 +260,8 @@ class Report:
             stored = json.loads(text)
             _check_format(stored)
             said, record = stored["report"], Record.decode(stored["record"])
-            capacity = None if said["capacity"] is None else Capacity.from_dict(said["capacity"])
+            found = said.get("capacity")  # reports of earlier builds have none
+            capacity = None if found is None else Capacity.from_dict(found)
             fields = {name: said[name] for name in _FIELDS}
             return cls(record, began=said["began_s"], capacity=capacity, **fields)
         except Exception as error:  # a damaged file raises a dozen kinds, and none of them means anything else

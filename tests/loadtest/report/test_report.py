@@ -169,6 +169,15 @@ class TestFiles:
         assert [it.late_share for it in loaded.capacity.steps] == [it.late_share for it in capacity.steps]
         assert f"Found: {capacity}." in loaded.describe()
 
+    def test_report_of_an_earlier_build(self, report, tmp_path):
+        """One that was saved without a capacity can still be compared with."""
+        report.save(tmp_path / "run.json")
+        stored = json.loads((tmp_path / "run.json").read_text())
+        del stored["report"]["capacity"]
+        (tmp_path / "run.json").write_text(json.dumps(stored))
+
+        assert Report.load(tmp_path / "run.json").capacity is None
+
     def test_json_is_strict(self, report, tmp_path):
         """Infinite latencies are null."""
         report.save(tmp_path / "run.json")
