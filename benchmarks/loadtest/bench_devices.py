@@ -24,7 +24,7 @@ from demo.video import normalize
 from voice_detector import CHUNK, RATE, make_detector
 
 import streaminfer as si
-from streaminfer.loadtest.devices import CameraProfile, Delivery, MicrophoneProfile, probe, record
+from streaminfer.loadtest.devices import CameraProfile, Delivery, MicrophoneProfile, probe, record, render
 from streaminfer.loadtest.devices.delivery import captures
 from streaminfer.loadtest.path import MediaPath, NetworkProfile, PathService, Scene
 from streaminfer.loadtest.path.codec import UnitDecoder, UnitEncoder
@@ -214,17 +214,22 @@ def check_probe() -> None:
             record(SPEECH, attrs.evolve(quiet, noise_dbfs=noise_dbfs), path, seed=3)
             measured = probe(path, kind="microphone")
             show("noise of sound, amplitude", 10 ** (noise_dbfs / 20), 10 ** (measured.measures["noise_db"] / 20))
-        clean = np.concatenate([it.to_ndarray()[0] for it in _rendered(microphone)]) / 32_768
+        # from where the pauses of the recording are quieter than the noise to where its sound hardly exceeds it
+        soft = attrs.evolve(microphone, gain_db=-10.0)
+        level = float(np.sqrt(np.mean(_samples(soft) ** 2)))
+        for noise_dbfs in (-45.0, -40.0, -35.0):
+            record(SPEECH, attrs.evolve(soft, noise_dbfs=noise_dbfs), path, seed=3)
+            measured = probe(path, kind="microphone")
+            show("SNR, amplitudes", level / 10 ** (noise_dbfs / 20), 10 ** (measured.measures["snr_db"] / 20))
+        clean = _samples(microphone)
         for clip_dbfs in (-12.0, -18.0, -24.0):
             record(SPEECH, attrs.evolve(microphone, clip_dbfs=clip_dbfs), path)
             measured = probe(path, kind="microphone")
             show("share clipped", float(np.mean(np.abs(clean) >= 10 ** (clip_dbfs / 20))), measured.measures["clipped"])
 
 
-def _rendered(profile: MicrophoneProfile) -> Any:
-    from streaminfer.loadtest.devices import render
-
-    return render(SPEECH, profile)
+def _samples(profile: MicrophoneProfile) -> Any:
+    return np.concatenate([it.to_ndarray()[0] for it in render(SPEECH, profile)]) / 32_768
 
 
 def main() -> None:

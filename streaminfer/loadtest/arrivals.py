@@ -44,6 +44,10 @@ def _instants(values: ArrayLike) -> Floats:
     return processes.numbers("arrivals", values)
 
 
+def _say_instants(instants: Floats) -> str:
+    return f"<{instants.size:,} instants>"
+
+
 def _is_positive(number: float) -> bool:
     return 0 < number < float("inf")
 
@@ -238,7 +242,7 @@ class Rates:
     """
 
     kind: ClassVar[str] = "rates"
-    rates: Floats = attrs.field(converter=_rates)
+    rates: Floats = attrs.field(converter=_rates, repr=lambda rates: f"<{rates.size:,} rates>")
     window_s: float = attrs.field(validator=_DURATION)
 
     @classmethod
@@ -284,7 +288,7 @@ class Replay:
     """
 
     kind: ClassVar[str] = "replay"
-    arrivals_s: Floats = attrs.field(converter=processes.replay)
+    arrivals_s: Floats = attrs.field(converter=processes.replay, repr=_say_instants)
     rate: float | None = attrs.field(
         default=None, validator=field_check(check_number, "a finite number > 0", _is_positive, optional=True)
     )
@@ -357,7 +361,7 @@ class Instants:
     """
 
     kind: ClassVar[str] = "instants"
-    arrivals_s: Floats = attrs.field(converter=_instants, repr=lambda instants: f"<{instants.size} instants>")
+    arrivals_s: Floats = attrs.field(converter=_instants, repr=_say_instants)
 
     @arrivals_s.validator
     def _check(self, _attribute: Any, value: Floats) -> None:

@@ -55,7 +55,7 @@ def execute(options: argparse.Namespace) -> int:
             scenario = attrs.evolve(scenario, seed=options.seed)
         before = None if options.compare is None else Report.load(options.compare)
         _check_targets(options)
-        report, capacity = _run(scenario)
+        report = _run(scenario)
     except KeyboardInterrupt:
         print("streaminfer loadtest: interrupted", file=sys.stderr)
         return _INTERRUPTED
@@ -71,7 +71,7 @@ def execute(options: argparse.Namespace) -> int:
         return _USAGE
     verdict = None if before is None else compare(before, report)
     try:
-        _write(options, report, verdict, capacity)
+        _write(options, report, verdict)
     except (OSError, UnicodeError) as error:  # of a full disk, or a terminal that has no "µ"
         print(f"streaminfer loadtest: {error}", file=sys.stderr)
         return _USAGE
@@ -86,15 +86,17 @@ def _check_targets(options: argparse.Namespace) -> None:
             raise NotADirectoryError(expected(f"--{name}", "a file in a folder that exists", str(path)))
 
 
-def _run(scenario: Scenario) -> tuple[Report, Capacity | None]:
+def _run(scenario: Scenario) -> Report:
     service, settings = scenario.service.maker(), scenario.run_settings()
     given = service if scenario.senders else service()
     if scenario.devices:
         settings = {name: value for name, value in settings.items() if name not in {"arrivals", "senders"}}
-        return asyncio.run(run_devices(given, scenario.devices, progress=_tell, **settings)), None
+        return asyncio.run(run_devices(given, scenario.devices, progress=_tell, **settings))
     inputs = scenario.make_inputs()
     report = asyncio.run(run(given, inputs=inputs, progress=_tell, **settings))
-    return report, None if scenario.capacity is None else _find(scenario, scenario.capacity, given, inputs)
+    if scenario.capacity is not None:
+        report = attrs.evolve(report, capacity=_find(scenario, scenario.capacity, given, inputs))
+    return report
 
 
 def _find(scenario: Scenario, asked: CapacitySettings, service: object, inputs: object) -> Capacity:
@@ -112,11 +114,10 @@ def _find(scenario: Scenario, asked: CapacitySettings, service: object, inputs: 
     )
 
 
-def _write(options: argparse.Namespace, report: Report, verdict: Verdict | None, capacity: Capacity | None) -> None:
-    said = [str(each) for each in (verdict, capacity) if each is not None]
-    print(*describe(report), *said, sep="\n")
+def _write(options: argparse.Namespace, report: Report, verdict: Verdict | None) -> None:
+    print(*describe(report), *(() if verdict is None else (verdict,)), sep="\n")
     if options.html is not None:
-        options.html.write_text(make_page(report, verdicts=said, capacity=capacity), encoding="utf-8")
+        options.html.write_text(make_page(report, verdict), encoding="utf-8")
     if options.json is not None:
         report.save(options.json)
     if options.junit is not None:

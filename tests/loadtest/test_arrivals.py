@@ -209,6 +209,19 @@ def test_instants_are_kept():
     np.testing.assert_array_equal(as_arrivals([0.5, 0.75, 2.0]).schedule(1.0, 0), [0.5, 0.75])
 
 
+@pytest.mark.parametrize(
+    ("process", "said"),
+    [
+        (Replay(np.arange(5_000.0), 100.0), "Replay(arrivals_s=<5,000 instants>, rate=100.0)"),
+        (Rates(np.ones(1_440), 1.0), "Rates(rates=<1,440 rates>, window_s=1.0)"),
+    ],
+    ids=["trace", "rates"],
+)
+def test_tables_are_counted(process, said):
+    """A report says which schedule it is of, in one line."""
+    assert repr(process) == said
+
+
 def test_processes_are_data():
     """Equal fields make equal processes."""
     assert Poisson(5.0) == Poisson(5.0)

@@ -204,8 +204,8 @@ class TestCommand:
         ]  # fmt: skip
         assert report.means("device")["slow"]["encode_cpu_s"] > 0
 
-    def test_capacity(self, scenario, capsys, monkeypatch):
-        """The search gets the settings of the scenario, and its result is printed."""
+    def test_capacity(self, scenario, tmp_path, capsys, monkeypatch):
+        """The search gets the settings of the scenario, and its result is printed and saved."""
         asked = {}
 
         async def find(service, **settings):
@@ -217,11 +217,13 @@ class TestCommand:
             return search.result()
 
         monkeypatch.setattr("streaminfer.loadtest.cli.find_capacity", find)
-        main(["loadtest", str(scenario(SMALL + "[capacity]\nlow = 20\nhigh = 80\nstep_s = 0.5\n"))])
+        text = SMALL + "[capacity]\nlow = 20\nhigh = 80\nstep_s = 0.5\n"
+        main(["loadtest", str(scenario(text)), f"--json={tmp_path / 'run.json'}"])
 
         said = capsys.readouterr()
         assert (asked["low"], asked["high"], asked["step_s"], asked["slo_s"]) == (20, 80, 0.5, 2.0)
         assert "95% interval" in said.out
+        assert Report.load(tmp_path / "run.json").capacity.rate == pytest.approx(321.0, rel=0.06)
         assert "10/s: 99.50% on time" in said.err
 
     def test_folder_that_does_not_exist(self, scenario, tmp_path, capsys):

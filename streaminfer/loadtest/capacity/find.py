@@ -9,6 +9,7 @@ from streaminfer._internal.validation import check_count, check_duration, check_
 from streaminfer.loadtest.arrivals import Poisson
 from streaminfer.loadtest.capacity.search import Capacity, CapacitySearch, Step
 from streaminfer.loadtest.report.report import Report
+from streaminfer.loadtest.report.sentences import describe_lateness
 from streaminfer.loadtest.runner import run
 from streaminfer.loadtest.sending.sender import running
 
@@ -89,7 +90,7 @@ async def find_capacity(
             if on_step is not None:
                 on_step(report)
             if not report.kept_schedule:
-                search.stop(f"at {rate:,.4g}/s the sender was the bottleneck")
+                search.stop(f"at {rate:,.4g}/s the sender was the bottleneck: {describe_lateness(report)}")
                 break
             counted = report.record.due_s >= _WARM_UP * step_s
             if not counted.any():

@@ -20,7 +20,8 @@ error; the fit is a quantal response model as in bioassay (D. J. Finney, "Probit
 """
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Self
 
 import attrs
 import numpy as np
@@ -120,6 +121,22 @@ class Capacity:
         low, high = self.interval
         said = f"capacity {self.rate:,.4g}/s ({low:,.4g} to {high:,.4g}, {self.confidence:.0%} interval)"
         return f"{said}: {self.reason}" if self.reason else said
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON can hold it; an end of the interval that is not known is ``None``."""
+        low, high = self.interval
+        return {
+            **{name: getattr(self, name) for name in ("rate", "confidence", "objective", "reason")},
+            "interval": [low, high if math.isfinite(high) else None],
+            "steps": [{"rate": it.rate, "sent": it.sent.tolist(), "late": it.late.tolist()} for it in self.steps],
+        }
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
+        """Return what :meth:`to_dict` stored."""
+        low, high = stored["interval"]
+        steps = tuple(Step(it["rate"], np.array(it["sent"]), np.array(it["late"])) for it in stored["steps"])
+        return cls(**{**stored, "interval": (low, math.inf if high is None else high), "steps": steps})
 
 
 class CapacitySearch:

@@ -120,11 +120,9 @@ def probe(source: str | Path, *, kind: str = "camera", seconds: float | None = N
                 break
         if not reading.frames:
             raise InvalidInput(f"source: expected a recording with frames, got none in {str(source)!r}")
-        timing = measure_timing(sorted(reading.stamps_s))  # a file may have them in the order of decoding
-        name = Path(str(source)).stem or "device"
-        if camera:
-            return _camera(name, stream, reading, timing)
-        return _microphone(name, stream, reading, timing)
+        reading.stamps_s.sort()  # a file may have them in the order of decoding
+        make = _camera if camera else _microphone
+        return make(Path(str(source)).stem or "device", stream, reading)
 
 
 PICTURE_FILTERS = (
@@ -227,7 +225,8 @@ def _delivery(timing: Timing, nominal_period_s: float) -> Delivery:
     return Delivery(jitter_s=timing.jitter_s, loss=timing.loss, loss_run=timing.loss_run, skew_ppm=skew_ppm)
 
 
-def _camera(name: str, stream: Any, reading: _Reading, timing: Timing) -> DeviceMeasurement:
+def _camera(name: str, stream: Any, reading: _Reading) -> DeviceMeasurement:
+    timing = measure_timing(reading.stamps_s)
     measured = 1.0 / timing.period_s if timing.period_s else float(stream.average_rate or 25)
     nearest = min(STANDARD_RATES, key=lambda rate: abs(rate - measured))
     unsure = SURE * timing.period_error_s * measured
@@ -250,7 +249,7 @@ def _camera(name: str, stream: Any, reading: _Reading, timing: Timing) -> Device
     return DeviceMeasurement(profile, timing, measures, reading.corrupt)
 
 
-def _microphone(name: str, stream: Any, reading: _Reading, timing: Timing) -> DeviceMeasurement:
+def _microphone(name: str, stream: Any, reading: _Reading) -> DeviceMeasurement:
     measures = {ours: reading.last(key) for key, ours in SOUND_MEASURES.items()}
     # FFmpeg's own RMS_trough begins before its window is full, and so 2 dB low
     measures["noise_db"] = float(np.quantile(reading.window_db, QUIET)) if reading.window_db else SILENCE_DB
@@ -267,6 +266,7 @@ def _microphone(name: str, stream: Any, reading: _Reading, timing: Timing) -> De
     if codec == "opus":  # decoders give 48 kHz whatever was sent
         frame_s = min(OPUS_FRAMES_S, key=lambda it: abs(it - frame_s))
         rate = rate if rate in OPUS_RATES else OPUS_RATES[-1]
+    timing = measure_timing(reading.stamps_s, nominal_period_s=frame_s)
     profile = MicrophoneProfile(
         name=name,
         sample_rate=rate,

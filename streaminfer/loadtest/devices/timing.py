@@ -4,8 +4,9 @@
 median interval at which the timestamps of the first frames agree best in phase (a periodogram, which losses do not
 disturb). Rounding then numbers the frames, and a line through (number, timestamp) gives a better period; the stretch
 that is fitted doubles until it holds all frames, so that a small error of the period never adds up to a whole frame.
-Numbers that no frame has are losses, and the residuals are the jitter. Where jitter of half a period or more hides the
-period, no frame counts as lost.
+Numbers that no frame has are losses, and the residuals are the jitter. A frame is late, never early: a line through the
+earliest frames tells the numbers apart, whatever the jitter, where the period is known, as that of sound is from its
+packets. Where it is not, and jitter of half a period or more hides it, no frame counts as lost.
 
 *Invariants.* Numbers increase from frame to frame. Fewer than three frames have no period and no jitter.
 
@@ -27,6 +28,14 @@ SEARCH = np.linspace(0.58, 1.03, 4_001)
 """Periods to look at, over the mean interval: losses make it longer, and half a period would agree as well."""
 AGREEMENT = 0.25
 """Below it, jitter hides the period: chance alone reaches 0.18."""
+CLEAR = 0.5
+"""Below it, the period is taken from elsewhere, where it is known."""
+EARLIEST = 0.02
+"""Share of the frames that may be earlier than the line: some numbers may be wrong until all frames are fitted."""
+LAST = 8
+"""Frames at the end that count as late, not as behind a loss: no later one tells."""
+LEAST_STRETCH = 1.05
+"""By how much the mean interval of packets of one length may be shorter than their period, by chance."""
 SURE = 3.0
 """Standard errors beyond which a skew is reported; a short recording cannot tell a small one from jitter."""
 
@@ -63,23 +72,39 @@ class Timing:
         return off_s / self.period_s * 1e6 if abs(off_s) > SURE * self.period_error_s else 0.0
 
 
-def measure_timing(timestamps_s: Sequence[float]) -> Timing:
-    """Return the timing of frames with these timestamps, in order."""
+def measure_timing(timestamps_s: Sequence[float], *, nominal_period_s: float = 0.0) -> Timing:
+    """Return the timing of frames with these timestamps, in order.
+
+    Args:
+        timestamps_s: in order.
+        nominal_period_s: the period on the clock of the device; 0: not known.
+    """
     stamps = np.asarray(timestamps_s, np.float64)
     duration_s = float(stamps[-1] - stamps[0]) if len(stamps) else 0.0
     if len(stamps) < MIN_FRAMES or duration_s <= 0.0:
         return Timing(len(stamps), duration_s, 0.0, 0.0, 0.0, 1.0, 0.0)
     numbers = np.arange(len(stamps), dtype=np.float64)
     period, start, agreement = _find_period(stamps[:FIRST_FRAMES])
-    length = min(FIRST_FRAMES, len(stamps)) if agreement >= AGREEMENT else 0
+    length = min(FIRST_FRAMES, len(stamps))
+    # losses make the mean interval longer; where it is much shorter, packets have several lengths
+    by_earliest = 0 < nominal_period_s * (len(stamps) - 1) <= LEAST_STRETCH * duration_s and agreement < CLEAR
+    if by_earliest:
+        period = nominal_period_s
+        start = _find_earliest(stamps[:length], period, numbers[:length])
+    elif agreement < AGREEMENT:
+        length = 0
     while length:
         part, order = stamps[:length], np.arange(length)
         # number minus index never decreases; a frame is late, never early, so the one after it decides
         steps = np.round((part - start) / period) - order
+        if by_earliest:
+            steps[-LAST:] = steps[-LAST:].min()
         numbers = np.minimum.accumulate(steps[::-1])[::-1] + order
         if length == len(stamps):
             break
         period, start = (float(it) for it in np.polyfit(numbers, part, 1))
+        if by_earliest:
+            start = _find_earliest(part, period, numbers)
         length = min(2 * length, len(stamps))
     period, start = (float(it) for it in np.polyfit(numbers, stamps, 1))
     residuals = stamps - (start + period * numbers)
@@ -95,6 +120,11 @@ def measure_timing(timestamps_s: Sequence[float]) -> Timing:
         loss_run=missing / runs if runs else 1.0,
         period_error_s=jitter_s / (float(numbers.std()) * math.sqrt(len(stamps))),
     )
+
+
+def _find_earliest(stamps: NDArray[np.float64], period: float, numbers: NDArray[np.float64]) -> float:
+    """Return the instant of number 0 on a line through the earliest frames."""
+    return float(np.quantile(stamps - period * numbers, EARLIEST))
 
 
 def _find_period(stamps: NDArray[np.float64]) -> tuple[float, float, float]:

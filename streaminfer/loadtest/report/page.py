@@ -9,12 +9,12 @@ import attrs
 
 from streaminfer._internal.display.html_report import write_page
 from streaminfer._internal.display.html_table import html_table
-from streaminfer.loadtest.capacity.search import Capacity
 from streaminfer.loadtest.quantiles import say_latency
 from streaminfer.loadtest.report import plots
 from streaminfer.loadtest.report.drawing import STYLE_SHEET, draw
 from streaminfer.loadtest.report.report import TAILS, Report, Tail
 from streaminfer.loadtest.report.sentences import describe, say_headline
+from streaminfer.loadtest.verdict.verdict import Verdict
 
 __all__ = ["make_page", "make_summary"]
 
@@ -24,16 +24,16 @@ _MOST_DRAWN = 60
 """Rows of a picture: thousands, such as names of files, take minutes, and no page shows them at once."""
 
 
-def make_page(report: Report, *, verdicts: Sequence[str] = (), capacity: Capacity | None = None) -> str:
+def make_page(report: Report, verdict: Verdict | None = None) -> str:
     """Return the whole page.
 
     Args:
         report: what it shows.
-        verdicts: sentences about comparisons and capacity, which come first.
-        capacity: what a search found, for its picture.
+        verdict: of a comparison, which comes first.
     """
     title = f"Load test{f' {report.name}' if report.name else ''}"
-    said = "".join(f"<p>{escape(sentence)}</p>" for sentence in (*verdicts, *describe(report)[1:]))
+    compared = () if verdict is None else (str(verdict),)
+    said = "".join(f"<p>{escape(sentence)}</p>" for sentence in (*compared, *describe(report)[1:]))
     sections = [
         _section(
             "Latency by percentile", draw(partial(plots.plot_percentiles, report=report), "latency by percentile")
@@ -41,8 +41,9 @@ def make_page(report: Report, *, verdicts: Sequence[str] = (), capacity: Capacit
         _section("Latency over time", draw(partial(plots.plot_over_time, report=report), "latency over time")),
         *(_tails(f"By {label}", tails) for label in report.record.labels if (tails := report.by_label(label))),
     ]
-    if capacity is not None and capacity.steps:
-        sections.insert(0, _section("Capacity", draw(partial(plots.plot_capacity, capacity=capacity), str(capacity))))
+    if report.capacity is not None and report.capacity.steps:
+        plot = partial(plots.plot_capacity, capacity=report.capacity)
+        sections.insert(0, _section("Capacity", draw(plot, str(report.capacity))))
     if stages := report.by_stage():
         sections.append(_tails("By stage", stages))
         sections += [_stages(report, label) for label in report.record.labels]

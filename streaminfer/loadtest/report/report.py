@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from streaminfer._internal.validation import expected
+from streaminfer.loadtest.capacity.search import Capacity
 from streaminfer.loadtest.quantiles import quantile_of, quantiles_of, say_latency
 from streaminfer.loadtest.sending.record import ANSWERED, Floats, Record
 from streaminfer.loadtest.sending.requests import BEFORE
@@ -64,6 +65,7 @@ class Report:
         senders: processes that sent; 0: the event loop of the service.
         began: seconds since 1970.
         machine: what sent.
+        capacity: what `find_capacity` found, for pages and files; ``None``: nothing was searched.
     """
 
     record: Record
@@ -76,6 +78,7 @@ class Report:
     senders: int = attrs.field(kw_only=True, default=0)
     began: float = attrs.field(kw_only=True, default=0.0)
     machine: str = attrs.field(kw_only=True, default="")
+    capacity: Capacity | None = attrs.field(kw_only=True, default=None)
 
     # -- figures ------------------------------------------------------------------------------------------------
 
@@ -227,6 +230,7 @@ class Report:
                 label: {value: _finite_all(means) for value, means in self.means(label).items()}
                 for label in (self.record.labels if self.record.values else ())
             },
+            "capacity": None if self.capacity is None else self.capacity.to_dict(),
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -255,8 +259,11 @@ class Report:
         try:
             stored = json.loads(text)
             _check_format(stored)
-            said = stored["report"]
-            return cls(Record.decode(stored["record"]), began=said["began_s"], **{name: said[name] for name in _FIELDS})
+            said, record = stored["report"], Record.decode(stored["record"])
+            found = said.get("capacity")  # reports of earlier builds have none
+            capacity = None if found is None else Capacity.from_dict(found)
+            fields = {name: said[name] for name in _FIELDS}
+            return cls(record, began=said["began_s"], capacity=capacity, **fields)
         except Exception as error:  # a damaged file raises a dozen kinds, and none of them means anything else
             raise ValueError(f"{os.fspath(path)}: not a saved report: {error}") from error
 

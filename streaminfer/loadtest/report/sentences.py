@@ -10,7 +10,7 @@ from streaminfer.loadtest.quantiles import say_latency
 from streaminfer.loadtest.report.report import Report
 from streaminfer.loadtest.sending.record import ANSWERED
 
-__all__ = ["describe", "describe_schedule", "say_headline"]
+__all__ = ["describe", "describe_lateness", "describe_schedule", "say_headline"]
 
 
 def say_headline(report: Report) -> str:
@@ -28,23 +28,24 @@ def say_headline(report: Report) -> str:
 
 def describe_schedule(report: Report) -> str:
     """Return how well the schedule was kept."""
-    error_s, limit = report.schedule_error_s(), format_duration(report.schedule_limit_s)
     if report.kept_schedule:
-        return f"99 % of the requests were sent within {format_duration(error_s)} of their schedule."
+        return f"99 % of the requests were sent within {format_duration(report.schedule_error_s())} of their schedule."
     where = (
         f"{report.senders} sender processes" if report.senders else "the event loop that sends, which is the service's,"
     )
-    unsent = float(np.mean(np.isnan(report.record.late_s)))
-    late = (
-        f"{unsent:.2%} of the requests were not sent"
-        if math.isinf(error_s)
-        else f"at the 99th percentile requests were sent {format_duration(error_s)} late, and {limit} is allowed"
-    )
     return (
-        f"The schedule was not kept: {late}. "
+        f"The schedule was not kept: {describe_lateness(report)}. "
         f"Either {where} could not keep up, or the machine was busy, so there is no verdict. The latencies still count "
         f"from the instants at which requests were due."
     )
+
+
+def describe_lateness(report: Report) -> str:
+    """Return by how much a schedule was not kept."""
+    error_s, limit = report.schedule_error_s(), format_duration(report.schedule_limit_s)
+    if math.isinf(error_s):
+        return f"{np.mean(np.isnan(report.record.late_s)):.2%} of the requests were not sent"
+    return f"at the 99th percentile requests were sent {format_duration(error_s)} late, and {limit} is allowed"
 
 
 def describe(report: Report) -> list[str]:
@@ -53,6 +54,8 @@ def describe(report: Report) -> list[str]:
     sentences = [f"{say_headline(report)}.", f"Latency from the intended send time: {tail}.", describe_schedule(report)]
     if report.outcomes.keys() - {ANSWERED}:
         sentences.append(_describe_failures(report))
+    if report.capacity is not None:
+        sentences.append(f"Found: {report.capacity}.")
     return sentences
 
 

@@ -145,6 +145,7 @@ def _collect(pipes: list[Connection], tell: OnProgress, tells: bool) -> list[Rec
             pipe.send((start_ns, tells))
     records: dict[int, Record] = {}
     latest: dict[int, Progress] = {}
+    told: set[int] = set()
     while len(records) < len(pipes):
         for ready in wait([pipe for number, pipe in enumerate(pipes) if number not in records]):
             number = pipes.index(ready)  # type: ignore[arg-type]  # on this system a pipe is a Connection
@@ -153,8 +154,10 @@ def _collect(pipes: list[Connection], tell: OnProgress, tells: bool) -> list[Rec
                 records[number] = message
             else:
                 latest[number] = message
-                if number == min(set(range(len(pipes))) - records.keys()):
-                    tell(_total(list(latest.values())))
+                told.add(number)
+                if len(told | records.keys()) == len(pipes):  # each that runs has told since the last time
+                    tell(_total(message, [latest[it] for it in told - records.keys()], list(records.values())))
+                    told.clear()
     return [records[number] for number in range(len(pipes))]
 
 
@@ -168,12 +171,13 @@ def _receive(pipe: Connection) -> Any:
     return message
 
 
-def _total(parts: list[Progress]) -> Progress:
+def _total(last: Progress, running: list[Progress], ended: list[Record]) -> Progress:
+    requests = sum(map(len, ended))
     return attrs.evolve(
-        parts[0],
-        sent=sum(part.sent for part in parts),
-        requests=sum(part.requests for part in parts),
-        in_flight=sum(part.in_flight for part in parts),
+        last,
+        sent=requests + sum(part.sent for part in running),
+        requests=requests + sum(part.requests for part in running),
+        in_flight=sum(part.in_flight for part in running),
     )
 
 

@@ -19,10 +19,10 @@ from typing import Any, Literal
 import attrs
 import numpy as np
 
-from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import check_number, expected
 from streaminfer.loadtest.quantiles import quantile_of, say_latency
 from streaminfer.loadtest.report.report import Report
+from streaminfer.loadtest.report.sentences import describe_lateness
 from streaminfer.loadtest.verdict.block_bootstrap import Blocks, differ, student_quantile
 
 __all__ = ["Result", "Verdict", "compare"]
@@ -199,9 +199,7 @@ def _bottleneck(*sides: list[_Run]) -> str:
     for side in sides:
         for run in side:
             if run.report is not None and not run.report.kept_schedule:
-                error = format_duration(run.report.schedule_error_s())
-                limit = format_duration(run.report.schedule_limit_s)
-                return f"requests were sent late, p99 {error} where {limit} is allowed: the sender was the bottleneck"
+                return f"{describe_lateness(run.report)}: the sender was the bottleneck"
     return ""
 
 

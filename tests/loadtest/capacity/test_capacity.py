@@ -1,5 +1,7 @@
 """Capacity at an SLO: of simulated devices whose capacity is known."""
 
+import asyncio
+
 import numpy as np
 import pytest
 
@@ -190,6 +192,24 @@ def test_arrivals_that_end_in_the_warm_up(virtually, device):
 
     assert found.rate == 200.0
     assert found.reason == "at 250/s no request is due after the first 0.5 s"
+
+
+def test_sender_that_is_the_bottleneck(virtually):
+    """The search ends with what was measured before, and says by how much requests were late."""
+    sent = []
+
+    async def block(inputs):
+        sent.append(inputs)
+        if len(sent) > 600:  # the first step has as many
+            asyncio.get_running_loop().now_ns += 20_000_000  # holds it up
+
+    options = {"inputs": [1], "slo_s": SLO_S, "low": 120.0, "high": 400.0, "step_s": 5.0, "arrivals": Constant}
+
+    found = virtually(lambda: find_capacity(block, **options))
+
+    assert [step.rate for step in found.steps] == [120.0]
+    assert found.reason.startswith("at 150/s the sender was the bottleneck: at the 99th percentile requests were sent ")
+    assert found.reason.endswith(" late, and 5 ms is allowed")
 
 
 def test_live_options(virtually, device):

@@ -36,6 +36,26 @@ def test_strong_jitter_is_ordered_by_strength():
     assert measured == sorted(measured)
 
 
+@pytest.mark.parametrize(("jitter_s", "loss"), [(0.008, 0.01), (0.012, 0.02)], ids=["phone", "telephone"])
+def test_strong_jitter_of_a_known_period_is_within_ten_percent(jitter_s, loss):
+    """The packets of sound tell their period, which such jitter hides."""
+    off = []
+    for seed in range(9):
+        delivery = Delivery(jitter_s=jitter_s, loss=loss, loss_run=2.0)
+        delays, stamps = received(delivery, count=3_000, rate=50.0, seed=seed)
+        timing = measure_timing(stamps, nominal_period_s=0.02)
+        off.append((abs(timing.jitter_s / np.std(delays) - 1), abs(timing.loss / (1 - len(stamps) / 3_000) - 1)))
+
+    assert (np.median(off, axis=0) < 0.1).all()
+
+
+def test_packets_of_several_lengths():
+    """Where most are shorter than the longest, whose period it would be, none is missing."""
+    stamps = np.cumsum(np.random.default_rng(1).choice([0.003, 0.007, 0.02], 500))
+
+    assert measure_timing(stamps, nominal_period_s=0.02).loss == measure_timing(stamps).loss == 0.0
+
+
 def test_skew_below_the_noise_is_not_claimed():
     _, stamps = received(Delivery(jitter_s=0.006, skew_ppm=5.0), count=100)
 

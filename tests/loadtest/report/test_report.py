@@ -40,6 +40,15 @@ def report():
     )
 
 
+@pytest.fixture(params=[200.0, 1000.0], ids=["never missed", "found"])
+def capacity(request):
+    """A search up to a rate, of a device that keeps its objective up to 321/s."""
+    search = CapacitySearch(10.0, request.param, tolerance=0.05)
+    while (rate := search.next_rate) is not None:
+        search.add(Step.of(rate, np.full(100, rate > 321.0)))
+    return search.result()
+
+
 class TestFigures:
     def test_quantile_is_one_of_the_latencies(self, report):
         """A percentile is the smallest latency that at least that share did not exceed."""
@@ -143,8 +152,31 @@ class TestFiles:
         loaded = Report.load(tmp_path / "run.json")
 
         assert loaded.to_dict() == report.to_dict()
+        assert loaded.capacity is None
         np.testing.assert_array_equal(loaded.latencies_s, report.latencies_s)
         np.testing.assert_array_equal(loaded.record.labels["device"], report.record.labels["device"])
+
+    def test_capacity_is_saved(self, report, tmp_path, capacity):
+        """A search that was not ended by a miss has an interval without an upper end."""
+        report = attrs.evolve(report, capacity=capacity)
+        report.save(tmp_path / "run.json")
+
+        loaded = Report.load(tmp_path / "run.json")
+
+        stored = json.loads((tmp_path / "run.json").read_text())["report"]["capacity"]
+        assert (stored["rate"], stored["interval"][1] is None) == (capacity.rate, capacity.interval[1] == np.inf)
+        assert str(loaded.capacity) == str(capacity)
+        assert [it.late_share for it in loaded.capacity.steps] == [it.late_share for it in capacity.steps]
+        assert f"Found: {capacity}." in loaded.describe()
+
+    def test_report_of_an_earlier_build(self, report, tmp_path):
+        """One that was saved without a capacity can still be compared with."""
+        report.save(tmp_path / "run.json")
+        stored = json.loads((tmp_path / "run.json").read_text())
+        del stored["report"]["capacity"]
+        (tmp_path / "run.json").write_text(json.dumps(stored))
+
+        assert Report.load(tmp_path / "run.json").capacity is None
 
     def test_json_is_strict(self, report, tmp_path):
         """Infinite latencies are null."""
@@ -254,13 +286,9 @@ class TestPage:
 
         assert "By lens" not in make_page(attrs.evolve(report, record=record))
 
-    def test_capacity_is_drawn(self, report):
+    def test_capacity_is_drawn(self, report, capacity):
         """A search adds the picture of its steps."""
-        search = CapacitySearch(10.0, 1000.0, tolerance=0.05)
-        while (rate := search.next_rate) is not None:
-            search.add(Step.of(rate, np.full(100, rate > 321.0)))
-
-        text = make_page(report, verdicts=[str(search.result())], capacity=search.result())
+        text = make_page(attrs.evolve(report, capacity=capacity))
 
         assert text.index("<h2>Capacity") < text.index("<h2>Latency by percentile")
         assert "95% interval" in text

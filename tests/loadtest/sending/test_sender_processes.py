@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streaminfer.loadtest import Constant, Measured, run
+from streaminfer.loadtest import Constant, Measured, Progress, Record, run
+from streaminfer.loadtest.sending.sender_processes import _collect
 
 
 async def say_process(number):
@@ -114,6 +115,26 @@ def test_sender_that_is_killed():
         return [child.is_alive() for child in killed]
 
     assert asyncio.run(main()) == [False, False]
+
+
+def test_progress_is_of_all_processes():
+    """It is told when each process that runs has told its own, and counts those that have ended."""
+    ours, theirs = zip(*(multiprocessing.Pipe() for _ in range(3)), strict=True)
+    shares = [(10, 30, 50), (5, 20, 50), ()]
+    for pipe, sent in zip(theirs, shares, strict=True):
+        pipe.send("ready")
+        for number in sent[:2]:
+            pipe.send(Progress(1.0, 5.0, number, 50, 2))
+        due = np.zeros(sent[-1] if sent else 7)
+        pipe.send(Record(due, due, due, np.full(due.size, "ok")))
+    told = []
+
+    records = _collect(list(ours), told.append, True)
+
+    assert [len(record) for record in records] == [50, 50, 7]
+    assert told == [Progress(1.0, 5.0, 7 + 30 + 5, 107, 4)]
+    for pipe in (*ours, *theirs):
+        pipe.close()
 
 
 def test_error_in_progress_is_raised():

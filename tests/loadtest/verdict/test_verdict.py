@@ -132,13 +132,21 @@ class TestResult:
 
 
 class TestUndecided:
-    def test_generator_was_the_bottleneck(self):
-        """Requests that were sent late allow no verdict."""
-        verdict = compare(report(independent(20_000, 1)), report(9 * independent(20_000, 2), late_s=0.02))
+    @pytest.mark.parametrize(
+        ("late_s", "said"),
+        [
+            (0.02, "at the 99th percentile requests were sent 20 ms late, and 10 ms is allowed"),
+            (np.nan, "100.00% of the requests were not sent"),
+        ],
+        ids=["late", "not sent"],
+    )
+    def test_generator_was_the_bottleneck(self, late_s, said):
+        """Requests that were sent late, or not at all, allow no verdict."""
+        verdict = compare(report(independent(20_000, 1)), report(9 * independent(20_000, 2), late_s=late_s))
 
         assert verdict.undecided
         assert not verdict.regressed
-        assert "p99 20 ms where 10 ms is allowed: the sender was the bottleneck" in verdict.reason
+        assert verdict.reason == f"{said}: the sender was the bottleneck"
         assert math.isnan(verdict.change)
 
     def test_too_few_requests(self):
