@@ -423,6 +423,28 @@ def test_a_sequence_keeps_its_state_and_ends(ask_app):
     assert asyncio.run(scenario()) == [[1.0], [2.0], [1.0], [3.0], [1.0]]
 
 
+def test_a_recurrent_model_without_a_description_reads_its_inputs_by_name(ask_app):
+    class Sum:
+        async def infer(self, batch):
+            total = batch.inputs["state"] + batch.inputs["x"]
+            return {"y": total, "state_out": total}
+
+    states = si.streams.StatefulBackend(Sum(), state={"state": "state_out"}, initial={"state": np.zeros(1, np.float32)})
+    app = si.serving.asgi_app({"m": si.Stack(si.AdaptiveBatcher(max_batch_size=4), states)})
+    tensors = [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [1]}]
+    body = json.dumps({"inputs": tensors, "parameters": {"sequence_id": 1}}).encode()
+
+    async def scenario():
+        async with app:
+            first, second = [await ask_app(app, "POST", INFER, body) for _ in range(2)]
+            return first.json, second.json, await ask_app(app, "POST", "/v2/models/m/generate", b'{"x": 1}')
+
+    first, second, generated = asyncio.run(scenario())
+
+    assert (first["outputs"][0]["data"], second["outputs"][0]["data"]) == ([1.0], [2.0])
+    assert "use infer" in generated.json["error"]
+
+
 class Noting:
     """A service that notes how its rows lie in memory, and how much was allocated until then."""
 
