@@ -54,6 +54,7 @@ def test_options_reach_the_deployment(local):
     router = "streaminfer.serving.ray.headroom_router.HeadroomRouter"
     assert local["options"] == [3, 7, 7.0, router, 0.2]
     assert local["default"] is True
+    assert local["other version"] is True
 
 
 def test_the_example_prints_its_response():
