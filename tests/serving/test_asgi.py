@@ -418,9 +418,14 @@ def test_a_sequence_keeps_its_state_and_ends(ask_app):
         async with app:
             steps = [step(1, sequence_start=True), step(1), step(2), step(1, sequence_end=True), step(1)]
             replies = [await ask_app(app, "POST", INFER, one) for one in steps]
-            return [reply.json["outputs"][0]["data"] for reply in replies]
+            config = (await ask_app(app, "GET", "/v2/models/m/config")).json
+            return [reply.json["outputs"][0]["data"] for reply in replies], config
 
-    assert asyncio.run(scenario()) == [[1.0], [2.0], [1.0], [3.0], [1.0]]
+    totals, config = asyncio.run(scenario())
+
+    assert totals == [[1.0], [2.0], [1.0], [3.0], [1.0]]
+    (control,) = config["sequence_batching"]["control_input"]
+    assert control["control"][0]["kind"] == "CONTROL_SEQUENCE_CORRID"
 
 
 def test_a_recurrent_model_without_a_description_reads_its_inputs_by_name(ask_app):
