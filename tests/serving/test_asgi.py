@@ -180,6 +180,35 @@ def test_a_client_that_goes_away_within_its_body_is_left(scripted, ask_app):
     assert asyncio.run(scenario()) == []
 
 
+def test_a_body_in_pieces_is_read_up_to_its_limit(scripted):
+    _, _, app = scripted(limits=Limits(max_body_bytes=1000))
+    messages = [{"type": "http.request", "body": b" " * 500, "more_body": number < 9} for number in range(10)]
+
+    async def scenario():
+        async with app:
+            return await messages_of(app, {"type": "http", "method": "POST", "path": INFER, "headers": []}, messages)
+
+    sent = asyncio.run(scenario())
+
+    assert sent[0]["status"] == 413
+    assert (b"connection", b"close") in sent[0]["headers"]
+    assert len(messages) == 7
+
+
+def test_only_the_head_of_a_response_and_the_methods_of_an_address(scripted, ask_app):
+    _, _, app = scripted()
+
+    async def scenario():
+        whole, head = await ask_app(app, "GET", "/v2"), await ask_app(app, "HEAD", "/v2")
+        allowed = [await ask_app(app, method, path) for method, path in (("GET", INFER), ("POST", "/v2"))]
+        return whole, head, [reply.headers["allow"] for reply in allowed]
+
+    whole, head, allowed = asyncio.run(scenario())
+
+    assert (head.status, head.headers, head.body) == (200, whole.headers, b"")
+    assert allowed == ["POST", "GET, HEAD"]
+
+
 def test_a_cancelled_server_cancels_the_request(scripted, ask_app, body_of):
     backend, _, app = scripted(HANG)
 
