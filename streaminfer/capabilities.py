@@ -207,7 +207,7 @@ class ModelTensors(NamedTuple):
     """What a request of a model brings and gets.
 
     Attributes:
-        inputs: those that a request brings.
+        inputs: those that a request brings; empty: not known.
         outputs: those that it gets; empty: not known.
         takes_one_array: a request with one input may bring the array without its name.
         reads_bytes: text is taken as ``bytes`` too, so that it need not be Unicode.

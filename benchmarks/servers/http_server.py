@@ -1,4 +1,4 @@
-"""Servers of models over HTTP, each in a process of its own, in the environment ``serving``."""
+"""Servers of models over HTTP, each in a process of its own."""
 
 import os
 import socket
@@ -24,7 +24,7 @@ def free_port() -> int:
 
 
 class HttpServer(ServerProcess):
-    """A server that Python runs in the environment ``serving``; see :class:`~servers.process.ServerProcess`.
+    """A server that Python runs in an environment of its own; see :class:`~servers.process.ServerProcess`.
 
     A process that accepts connections before its workers answer is not ready, so it is asked.
 
@@ -33,7 +33,8 @@ class HttpServer(ServerProcess):
         path: of a request that it answers with 200 once it is ready.
         body: of this request, a POST; empty: a GET.
         headers: of this request.
-        environment: further variables of its process.
+        variables: further ones of its process's environment.
+        installed_in: the name of the environment that has the server.
 
     Attributes:
         port: on loopback.
@@ -45,17 +46,19 @@ class HttpServer(ServerProcess):
         path: str,
         body: bytes = b"",
         headers: Mapping[str, str] = MappingProxyType({}),
-        environment: Mapping[str, str] = MappingProxyType({}),
+        variables: Mapping[str, str] = MappingProxyType({}),
+        installed_in: str = "serving",
     ) -> None:
         super().__init__(1)
         (self.port,) = self.ports
         self.path, self.body, self.headers = path, body, headers
         self._arguments = arguments
-        self._variables = environment
+        self._variables = variables
+        self._installed_in = installed_in
 
     def prepare(self) -> tuple[Sequence[str], Mapping[str, str]]:
         """Installs the servers at first use."""
-        python = ENVIRONMENTS["serving"].make().python
+        python = ENVIRONMENTS[self._installed_in].make().python
         folders = os.pathsep.join([str(BENCHMARKS.parent), str(BENCHMARKS)])
         variables = os.environ | {"PYTHONPATH": folders, "BENTOML_DO_NOT_TRACK": "True", **self._variables}
         return [str(python), *(one.format(port=self.port) for one in self._arguments)], variables

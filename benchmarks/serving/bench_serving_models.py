@@ -127,7 +127,7 @@ def http_server(folder: Path) -> HttpServer:
         "--factory",
         "servers.onnx_apps:http_app",
     ]
-    return HttpServer(command, "/v2/health/ready", environment={FOLDER: str(folder)})
+    return HttpServer(command, "/v2/health/ready", variables={FOLDER: str(folder)})
 
 
 def add_to_triton(server: TritonServer, source: Path) -> None:

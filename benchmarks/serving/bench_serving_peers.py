@@ -1,8 +1,9 @@
-"""A no-op model over HTTP beside BentoML, LitServe and mosec: ``python benchmarks/run.py serving_peers``.
+"""A no-op model over HTTP beside BentoML, LitServe, mosec and Ray Serve: ``python benchmarks/run.py serving_peers``.
 
 Requests per second through 64 connections of wrk, which shares the cores with the server. Each server gets 16 numbers
-in the form that is cheapest for it: ours binary tensors, and JSON to compare; mosec bytes; LitServe and BentoML JSON.
-Rounds take turns; medians of the ratios over ours under granian. Bars: ≥ 5× BentoML and LitServe, ≥ 0.35× mosec.
+in the form that is cheapest for it: ours binary tensors, and JSON to compare; mosec bytes; LitServe, BentoML and Ray
+JSON. Ray Serve runs with its own proxy, and with its faster data plane, HAProxy. Rounds take turns; medians of the
+ratios of ours under granian. Bars: ≥ 5× BentoML, LitServe and Ray Serve, above its data plane, ≥ 0.35× mosec.
 """
 
 import contextlib
@@ -19,7 +20,12 @@ from servers.http_server import HttpServer, asgi_server, cpu_s
 CONNECTIONS, ROUNDS, ROUND_S = 64, 5, 2.0
 PEERS = Path(__file__).parents[1] / "peers"
 NUMBERS = np.zeros(16, np.float32)
-BARS = {"BentoML": 5.0, "LitServe": 5.0, "mosec": 0.35}
+BARS = {"BentoML": 5.0, "LitServe": 5.0, "mosec": 0.35, "Ray Serve": 5.0, "Ray Serve, HAProxy": 1.0}
+RAY = {
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+    "RAY_worker_niceness": "0",  # Ray's is 15: wrk would take its processes' time
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # five seconds are too few on a machine that is busy
+}
 INFER = "/v2/models/m/infer"
 JSON = {"Content-Type": "application/json"}
 
@@ -35,6 +41,11 @@ def servers() -> dict[str, HttpServer]:
     rows = json.dumps({"inputs": [NUMBERS.tolist()]}).encode()
     bento = ("-m", "bentoml", "serve", "http_bentoml:NoOp", "--working-dir", str(PEERS), "--host", "127.0.0.1")
     mosec = (str(PEERS / "http_mosec.py"), "--address", "127.0.0.1", "--log-level", "error", "--port", "{port}")
+
+    def ray(**variables: str) -> HttpServer:
+        arguments = (str(PEERS / "http_ray.py"), "{port}")
+        return HttpServer(arguments, "/", row, JSON, variables=RAY | variables, installed_in="ray")
+
     return {
         "granian": asgi_server("granian", "ours", INFER, head + NUMBERS.tobytes(), length),
         "granian, JSON": asgi_server("granian", "ours", INFER, listed, JSON),
@@ -42,6 +53,8 @@ def servers() -> dict[str, HttpServer]:
         "BentoML": HttpServer((*bento, "--port", "{port}"), "/infer", rows, JSON),
         "LitServe": HttpServer((str(PEERS / "http_litserve.py"), "{port}"), "/predict", row, JSON),
         "mosec": HttpServer(mosec, "/inference", NUMBERS.tobytes(), {}),
+        "Ray Serve": ray(),
+        "Ray Serve, HAProxy": ray(RAY_SERVE_ENABLE_HA_PROXY="1"),
     }
 
 

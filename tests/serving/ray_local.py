@@ -1,6 +1,8 @@
 """A deployment in Ray's local testing mode; prints JSON."""
 
 import json
+import sys
+from unittest import mock
 
 import numpy as np
 import ray_serve
@@ -66,4 +68,7 @@ found["options"] = [
 ]
 default = si.serving.ray_deployment(make_late, headroom_router=False)
 found["default"] = default._deployment_config.request_router_config.is_default_request_router()
+with mock.patch.dict(sys.modules, {"ray.serve.request_router": None}):  # another version of Ray
+    other = si.serving.ray_deployment(make_late)
+found["other version"] = other._deployment_config.request_router_config.is_default_request_router()
 print(json.dumps(found))  # noqa: T201 - its result

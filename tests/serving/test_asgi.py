@@ -180,6 +180,35 @@ def test_a_client_that_goes_away_within_its_body_is_left(scripted, ask_app):
     assert asyncio.run(scenario()) == []
 
 
+def test_a_body_in_pieces_is_read_up_to_its_limit(scripted):
+    _, _, app = scripted(limits=Limits(max_body_bytes=1000))
+    messages = [{"type": "http.request", "body": b" " * 500, "more_body": number < 9} for number in range(10)]
+
+    async def scenario():
+        async with app:
+            return await messages_of(app, {"type": "http", "method": "POST", "path": INFER, "headers": []}, messages)
+
+    sent = asyncio.run(scenario())
+
+    assert sent[0]["status"] == 413
+    assert (b"connection", b"close") in sent[0]["headers"]
+    assert len(messages) == 7
+
+
+def test_only_the_head_of_a_response_and_the_methods_of_an_address(scripted, ask_app):
+    _, _, app = scripted()
+
+    async def scenario():
+        whole, head = await ask_app(app, "GET", "/v2"), await ask_app(app, "HEAD", "/v2")
+        allowed = [await ask_app(app, method, path) for method, path in (("GET", INFER), ("POST", "/v2"))]
+        return whole, head, [reply.headers["allow"] for reply in allowed]
+
+    whole, head, allowed = asyncio.run(scenario())
+
+    assert (head.status, head.headers, head.body) == (200, whole.headers, b"")
+    assert allowed == ["POST", "GET, HEAD"]
+
+
 def test_a_cancelled_server_cancels_the_request(scripted, ask_app, body_of):
     backend, _, app = scripted(HANG)
 
@@ -418,9 +447,36 @@ def test_a_sequence_keeps_its_state_and_ends(ask_app):
         async with app:
             steps = [step(1, sequence_start=True), step(1), step(2), step(1, sequence_end=True), step(1)]
             replies = [await ask_app(app, "POST", INFER, one) for one in steps]
-            return [reply.json["outputs"][0]["data"] for reply in replies]
+            config = (await ask_app(app, "GET", "/v2/models/m/config")).json
+            return [reply.json["outputs"][0]["data"] for reply in replies], config
 
-    assert asyncio.run(scenario()) == [[1.0], [2.0], [1.0], [3.0], [1.0]]
+    totals, config = asyncio.run(scenario())
+
+    assert totals == [[1.0], [2.0], [1.0], [3.0], [1.0]]
+    (control,) = config["sequence_batching"]["control_input"]
+    assert control["control"][0]["kind"] == "CONTROL_SEQUENCE_CORRID"
+
+
+def test_a_recurrent_model_without_a_description_reads_its_inputs_by_name(ask_app):
+    class Sum:
+        async def infer(self, batch):
+            total = batch.inputs["state"] + batch.inputs["x"]
+            return {"y": total, "state_out": total}
+
+    states = si.streams.StatefulBackend(Sum(), state={"state": "state_out"}, initial={"state": np.zeros(1, np.float32)})
+    app = si.serving.asgi_app({"m": si.Stack(si.AdaptiveBatcher(max_batch_size=4), states)})
+    tensors = [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [1]}]
+    body = json.dumps({"inputs": tensors, "parameters": {"sequence_id": 1}}).encode()
+
+    async def scenario():
+        async with app:
+            first, second = [await ask_app(app, "POST", INFER, body) for _ in range(2)]
+            return first.json, second.json, await ask_app(app, "POST", "/v2/models/m/generate", b'{"x": 1}')
+
+    first, second, generated = asyncio.run(scenario())
+
+    assert (first["outputs"][0]["data"], second["outputs"][0]["data"]) == ([1.0], [2.0])
+    assert "use infer" in generated.json["error"]
 
 
 class Noting:

@@ -147,6 +147,20 @@ def test_what_may_name_a_person_is_not_kept(scripted, ask_app, more, kept):
     assert app._models["m"].requests.kept_heads == kept
 
 
+def test_few_descriptions_are_kept(scripted, ask_app):
+    _, _, app = scripted()
+
+    async def scenario():
+        async with app:
+            for number in range(200):
+                body, headers = binary(X, f"x{number}")
+                assert (await ask_app(app, "POST", INFER, body, headers)).status == 200
+
+    asyncio.run(scenario())
+
+    assert 0 < app._models["m"].requests.kept_heads <= 64
+
+
 def test_an_answer_without_a_body_ends(scripted, ask_app):
     """An answer whose end is not sent makes servers close the connection and log an error, at each probe."""
     _, _, app = scripted()

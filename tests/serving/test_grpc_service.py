@@ -106,7 +106,7 @@ def changed(**changes):
         (changed(datatype="FP64"), "INVALID_ARGUMENT"),
         (changed(name=""), "INVALID_ARGUMENT"),
         (call_of(np.zeros((9, 1), np.float32)).SerializeToString(), "RESOURCE_EXHAUSTED"),
-        (call_of(np.zeros(3000, np.float32)).SerializeToString(), "RESOURCE_EXHAUSTED"),
+        (call_of(np.zeros((1, 3000), np.float32)).SerializeToString(), "RESOURCE_EXHAUSTED"),
         (call_of(id="x" * 2000).SerializeToString(), "RESOURCE_EXHAUSTED"),
         (call_of(parameters={"timeout": pb.InferParameter(int64_param=-1)}).SerializeToString(), "INVALID_ARGUMENT"),
         (call_of(parameters={"timeout": pb.InferParameter(int64_param=1)}).SerializeToString(), "DEADLINE_EXCEEDED"),

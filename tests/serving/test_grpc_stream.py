@@ -52,6 +52,53 @@ def test_a_request_without_responses_holds_up_no_other():
     assert found == [b"\0", b"\2", b"\3"]
 
 
+async def settle():
+    for _ in range(1000):
+        await asyncio.sleep(0)
+
+
+def test_a_client_that_sends_faster_is_held_up():
+    read = []
+
+    async def messages():
+        for number in range(200):
+            read.append(number)
+            yield bytes([number])
+
+    async def scenario():
+        gate = asyncio.Event()
+
+        async def answer(message):
+            await gate.wait()
+            yield message
+
+        collecting = asyncio.ensure_future(collect(answer, messages()))
+        await settle()
+        held = len(read)
+        gate.set()
+        return held, len(await collecting)
+
+    assert run(scenario()) == (65, 200)  # the last one waits for its place
+
+
+def test_a_client_that_reads_slower_holds_up_the_answers():
+    made = []
+
+    async def answer(message):
+        for number in range(200):
+            made.append(number)
+            yield message
+
+    async def scenario():
+        responses = StreamCall(answer).responses(numbered(1))
+        await anext(responses)
+        await settle()
+        held = len(made)
+        return held, 1 + len([response async for response in responses])
+
+    assert run(scenario()) == (65, 200)
+
+
 def test_an_error_of_the_client_ends_the_call():
     async def answer(message):
         yield message

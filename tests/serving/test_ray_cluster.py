@@ -21,13 +21,17 @@ def local():
     return json_of(run_with_ray(Path(__file__).with_name("ray_local.py")))
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """What happened on two nodes."""
+def on_two_nodes(script):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    return json_of(run_with_ray(Path(__file__).with_name("ray_cluster.py"), str(port)))
+    return json_of(run_with_ray(Path(__file__).with_name(script), str(port)))
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """What happened on two nodes."""
+    return on_two_nodes("ray_cluster.py")
 
 
 def test_a_deployment_runs_without_a_cluster(local):
@@ -50,6 +54,7 @@ def test_options_reach_the_deployment(local):
     router = "streaminfer.serving.ray.headroom_router.HeadroomRouter"
     assert local["options"] == [3, 7, 7.0, router, 0.2]
     assert local["default"] is True
+    assert local["other version"] is True
 
 
 def test_the_example_prints_its_response():
@@ -88,3 +93,15 @@ def test_streams_of_a_killed_node_resume_from_a_snapshot(cluster):
     assert killed["moves"]["resumed"] > 0
     assert killed["moves"]["restarted"] == 0
     assert killed["longest_s"] < 6.0
+
+
+def test_behind_haproxy_replicas_are_replaced_and_a_node_is_killed():
+    """No request fails while both replicas are replaced, and soon after the node is killed none fails either.
+
+    The script waits for 50 in a row.
+    """
+    found = on_two_nodes("ray_data_plane.py")
+
+    assert found["first"] == ["200"]
+    assert found["replaced"] == []
+    assert found["late"] == 504

@@ -160,7 +160,7 @@ def parse_generate(body: memoryview, model: ModelTensors | None, limits: Limits)
         InvalidInput: the model has no such inputs, or they are not known.
         RequestRejected: it is beyond the limits.
     """
-    if model is None:
+    if model is None or not model.inputs:
         raise InvalidInput("generate: expected a model whose inputs are known; use infer")
     head = _parse_json(body, limits)
     parameters = _parameters(head, "request")

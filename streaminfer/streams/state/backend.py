@@ -111,13 +111,14 @@ class StatefulBackend(Wrapper):
             batch_axes=self._signature.batch_axes,
             idempotent=None,
             stream_states=self,
-            model_tensors=None if offered.model_tensors is None else self._model_tensors,
+            model_tensors=self._model_tensors,
         )
 
-    def _model_tensors(self) -> ModelTensors | None:
+    def _model_tensors(self) -> ModelTensors:
         describe = super().capabilities().model_tensors
         model = None if describe is None else describe()
-        return None if model is None else self._signature.tensors_of_requests(model)
+        # of inputs that are not known it is still known whether they have names
+        return self._signature.tensors_of_requests(model or ModelTensors(()))
 
     async def infer(self, batch: Batch) -> Sequence[Any]:
         """Run a step of each row's stream.
