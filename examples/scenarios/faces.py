@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 import streaminfer as si
 
-__all__ = ["make_app", "make_face_detector", "normalize"]
+__all__ = ["confidence", "make_app", "make_face_detector", "normalize"]
 
 MODEL = Path(__file__).parents[1] / "assets" / "blaze_front.onnx"
 
@@ -26,3 +26,8 @@ def make_app() -> si.serving.ServingApp:
 def normalize(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Return a picture with levels from -1 to 1."""
     return picture.astype(np.float32) / np.float32(127.5) - np.float32(1)
+
+
+def confidence(outputs: dict[str, NDArray[np.float32]], _position_s: float) -> float:
+    """Return how sure the detector is of a face, from 0 to 1; the clip has one all the time."""
+    return float(1 / (1 + np.exp(-outputs["scores"].max())))

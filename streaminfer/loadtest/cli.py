@@ -2,9 +2,11 @@
 
 import argparse
 import asyncio
+import contextlib
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 import attrs
 
@@ -12,6 +14,7 @@ from streaminfer._internal.validation import expected
 from streaminfer.errors import StreamInferError
 from streaminfer.loadtest.capacity.find import find_capacity
 from streaminfer.loadtest.capacity.search import Capacity
+from streaminfer.loadtest.path.cdn_edge import CdnEdge
 from streaminfer.loadtest.path.device_group import run_devices
 from streaminfer.loadtest.report.junit import make_junit
 from streaminfer.loadtest.report.page import make_page
@@ -91,12 +94,20 @@ def _run(scenario: Scenario) -> Report:
     given = service if scenario.senders else service()
     if scenario.devices:
         settings = {name: value for name, value in settings.items() if name not in {"arrivals", "senders"}}
-        return asyncio.run(run_devices(given, scenario.devices, progress=_tell, **settings))
+        return asyncio.run(_run_devices(scenario, given, settings))
     inputs = scenario.make_inputs()
     report = asyncio.run(run(given, inputs=inputs, progress=_tell, **settings))
     if scenario.capacity is not None:
         report = attrs.evolve(report, capacity=_find(scenario, scenario.capacity, given, inputs))
     return report
+
+
+async def _run_devices(scenario: Scenario, service: object, settings: dict[str, Any]) -> Report:
+    async with contextlib.AsyncExitStack() as around:
+        edge = None
+        if scenario.edge is not None:
+            edge = await around.enter_async_context(CdnEdge(consumers=scenario.edge.consumers))
+        return await run_devices(service, scenario.devices, score=scenario.score, edge=edge, progress=_tell, **settings)
 
 
 def _find(scenario: Scenario, asked: CapacitySettings, service: object, inputs: object) -> Capacity:

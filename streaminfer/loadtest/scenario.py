@@ -40,8 +40,9 @@ from streaminfer._internal.validation import (
 )
 from streaminfer.loadtest.arrivals import ARRIVALS, Arrivals, Rates, Replay
 from streaminfer.loadtest.path.device_group import DeviceGroup, as_tuple
+from streaminfer.loadtest.path.path_service import Score
 
-__all__ = ["CapacitySettings", "RandomInput", "Scenario", "ServiceSettings", "inference_server"]
+__all__ = ["CapacitySettings", "EdgeSettings", "RandomInput", "Scenario", "ServiceSettings", "inference_server"]
 
 Protocol = Literal["grpc", "http"]
 _RANDOM_ROWS = 64
@@ -135,6 +136,13 @@ class CapacitySettings:
 
 
 @attrs.frozen(kw_only=True)
+class EdgeSettings:
+    """Hop of the devices through a CDN; see `CdnEdge`."""
+
+    consumers: int = attrs.field(default=1, validator=field_check(check_count))
+
+
+@attrs.frozen(kw_only=True)
 class Scenario:
     """A load test as data.
 
@@ -151,6 +159,8 @@ class Scenario:
         senders: processes that send.
         capacity: search for the capacity as well; ``None``: do not.
         devices: cameras and microphones, in place of ``inputs`` and ``arrivals``; see `DeviceGroup`.
+        score: how good a response to one of their frames is, as for `run_devices`; ``None``: that is not asked.
+        edge: the hop of their frames through a CDN; ``None``: there is none.
     """
 
     name: str = attrs.field(validator=_TEXT)
@@ -164,6 +174,8 @@ class Scenario:
     senders: int = attrs.field(default=0, validator=field_check(check_count, at_least=0))
     capacity: CapacitySettings | None = None
     devices: tuple[DeviceGroup, ...] = ()
+    score: Score | None = None
+    edge: EdgeSettings | None = None
 
     def __attrs_post_init__(self) -> None:
         if self.devices and (self.inputs or self.arrivals is not None or self.senders or self.capacity is not None):
@@ -171,6 +183,12 @@ class Scenario:
             raise ValueError(expected("devices", what, f"{len(self.devices)} of them"))
         if not self.devices and (not self.inputs or self.arrivals is None):
             raise ValueError(expected("inputs", "inputs and arrivals, or devices", self.inputs))
+        if not self.devices and self.score is not None:
+            raise ValueError(expected("score", "devices, whose responses it is of", "none"))
+        if self.edge is not None and {group.transport for group in self.devices} != {"simulated"}:
+            raise ValueError(
+                expected("edge", "devices, all with transport 'simulated'", f"{len(self.devices)} devices")
+            )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -204,6 +222,7 @@ class Scenario:
             ("arrivals", partial(_build_arrivals, folder)),
             ("inputs", _build_inputs),
             ("capacity", lambda table: make_from_table(CapacitySettings, table, "capacity")),
+            ("edge", lambda table: make_from_table(EdgeSettings, table, "edge")),
         ):
             if name in fields:
                 check_instance(name, fields[name], lambda value: isinstance(value, Mapping), "a table")
@@ -211,6 +230,8 @@ class Scenario:
         if "devices" in fields:
             check_instance("devices", fields["devices"], lambda value: isinstance(value, list), "a list of tables")
             fields["devices"] = tuple(_build_devices(folder, table) for table in fields["devices"])
+        if "score" in fields:
+            fields["score"] = load_function("score", fields["score"])
         return make_from_table(cls, fields, "", "scenario")
 
     def make_inputs(self) -> Any:

@@ -8,13 +8,15 @@ import pytest
 
 from streaminfer.loadtest.arrivals import ARRIVALS, Rates, Replay
 from streaminfer.loadtest.path.device_group import DeviceGroup
-from streaminfer.loadtest.scenario import CapacitySettings, RandomInput, Scenario, ServiceSettings
+from streaminfer.loadtest.scenario import CapacitySettings, EdgeSettings, RandomInput, Scenario, ServiceSettings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "scenario-files.md").read_text(encoding="utf-8")
-TABLES = {"service", "arrivals", "inputs", "capacity", "devices"}
+TABLES = {"service", "arrivals", "inputs", "capacity", "devices", "edge"}
 
 
-@pytest.mark.parametrize("settings", [Scenario, ServiceSettings, RandomInput, CapacitySettings, DeviceGroup])
+@pytest.mark.parametrize(
+    "settings", [Scenario, ServiceSettings, RandomInput, CapacitySettings, DeviceGroup, EdgeSettings]
+)
 def test_every_field_is_named(settings):
     """A field is in the page as code, alone or with its default; a table has a section."""
     names = {field.name for field in attrs.fields(settings)} - TABLES

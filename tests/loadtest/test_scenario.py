@@ -40,6 +40,9 @@ async def echo(x):
 def make_echo():
     return echo
 
+def score(outputs, position_s):
+    return 0.25
+
 def frames():
     return [si.loadtest.Sample(1.0, labels={"camera": camera}) for camera in ("door", "street")]
 """
@@ -124,6 +127,10 @@ def test_random_inputs_are_by_seed(scenario):
         (ARRIVALS, 'kind = "replay"\npath = 3', "arrivals.path: expected a path, got 3"),
         (ARRIVALS, 'kind = "replay"\npath = "scenario.toml"', r"arrivals.path: expected an \.npz file"),
         (ARRIVALS, 'kind = "replay"\npath = "scenario.toml"\nunit_s = "ms"', "arrivals.unit_s: expected"),
+        ("\nname", '\nscore = "services_of_a_test:score"\nname', "score: expected devices"),
+        ("\nname", '\nscore = "nothing"\nname', 'score: expected "module:function"'),
+        ("[inputs]", "[edge]\n[inputs]", "edge: expected devices, all with transport 'simulated'"),
+        ("[inputs]", "[edge]\nconsumers = 0\n[inputs]", "edge.consumers: expected a whole number"),
         ("name", "=", "scenario.toml: "),
     ],
 )
@@ -203,6 +210,22 @@ class TestCommand:
             "capture", "encode", "uplink", "decode", "service",
         ]  # fmt: skip
         assert report.means("device")["slow"]["encode_cpu_s"] > 0
+
+    def test_devices_with_score_and_edge(self, scenario, tmp_path, capsys, monkeypatch):
+        """Frames come through nginx, and the report has what the function of the scenario says of the responses."""
+        monkeypatch.setattr(Report, "schedule_limit_s", property(lambda _: 10.0))
+        source = EXAMPLES / "assets" / "librivox_0870.wav"
+        device = f'source = "{source}"\ndevice = "telephone"\nnetwork = "wired"\nseconds = 1.0\n'
+        asked = 'score = "services_of_a_test:score"\n'
+        text = f"{asked}{SMALL[: SMALL.index('[arrivals]')]}[edge]\nconsumers = 2\n[[devices]]\n{device}"
+        file = tmp_path / "report.json"
+
+        assert main(["loadtest", str(scenario(text)), f"--json={file}"]) == PASSED
+        report = Report.load(file)
+        assert [tail.name for tail in report.by_stage()] == [
+            "capture", "encode", "uplink", "edge", "decode", "service",
+        ]  # fmt: skip
+        assert report.means("device")["telephone"]["accuracy"] == 0.25
 
     def test_capacity(self, scenario, tmp_path, capsys, monkeypatch):
         """The search gets the settings of the scenario, and its result is printed and saved."""

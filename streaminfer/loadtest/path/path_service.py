@@ -202,8 +202,8 @@ class _FrameCall:
     """
 
     __slots__ = (
-        *("_begin", "_call", "_clock", "_decoded_ns", "_due", "_frames", "_outputs", "_receive", "_request"),
-        *("_score", "_scores", "_transfer"),
+        *("_begin", "_call", "_clock", "_decoded_ns", "_due", "_frames", "_measured", "_outputs", "_receive"),
+        *("_request", "_score", "_scores", "_transfer"),
     )
 
     def __init__(
@@ -224,6 +224,7 @@ class _FrameCall:
         self._call: Any = None  # in flight at the service
         self._outputs: list[Any] = []
         self._scores: list[float] = []
+        self._measured: list[Measured] = []
         self._frames = 0  # sent to the service
         self._decoded_ns = 0
         self._transfer: Transfer
@@ -285,11 +286,15 @@ class _FrameCall:
         if response is None:
             self._end(None, error)
             return
+        outputs = response.outputs
+        if type(outputs) is Measured:
+            self._measured.append(outputs)
+            outputs = outputs.outputs
         try:
-            self._outputs.append(response.outputs)
+            self._outputs.append(outputs)
             if self._score is not None:
                 position_s = self._transfer.frames[self._frames - 1].position_s or 0.0
-                self._scores.append(self._score(response.outputs, position_s))
+                self._scores.append(self._score(outputs, position_s))
         except BaseException as raised:  # noqa: BLE001 - of the score: it is the outcome
             self._end(None, raised)
             return
@@ -298,13 +303,19 @@ class _FrameCall:
     def _response(self) -> Response:
         transfer, outputs, scores = self._transfer, self._outputs, self._scores
         stages_s = transfer.stages_s
+        labels: dict[str, str] = {}
         if outputs:
             stages_s["service"] = (self._clock() - self._decoded_ns) / 1e9
         values = {f"{stage}_cpu_s": seconds for stage, seconds in transfer.cpu_s.items()}
         values["bytes"] = float(transfer.size)
         if scores:
             values["accuracy"] = sum(scores) / len(scores)
-        return Response(Measured(outputs, stages_s=stages_s, values=values))
+        for measured in self._measured:  # of the requests of this frame: their stages add up, the last value counts
+            for stage, seconds in measured.stages_s.items():
+                stages_s[stage] = stages_s.get(stage, 0.0) + seconds
+            values.update(measured.values)
+            labels.update(measured.labels)
+        return Response(Measured(outputs, stages_s=stages_s, values=values, labels=labels))
 
     def _end(self, response: Response | None, error: BaseException | None) -> None:
         receive, self._receive = self._receive, None

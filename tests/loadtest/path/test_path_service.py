@@ -88,6 +88,24 @@ def test_report_has_the_accuracy_of_a_direct_evaluation(camera_scene):
     assert report.means("device")["camera"]["accuracy"] == np.mean(list(direct.values()))
 
 
+def test_what_a_service_measured_is_in_the_report(camera_scene):
+    """Its stages, values and labels stand beside those of the path; the score gets the outputs alone."""
+
+    async def service(picture):
+        brightness = float(picture.mean())
+        return si.loadtest.Measured(
+            brightness, stages_s={"resize": 0.25}, values={"faces": 2.0}, labels={"model": "small"}
+        )
+
+    scored = []
+    report = report_of(camera_scene(), (NEAR,), service=service, score=lambda *it: scored.append(it) or 1.0)
+
+    assert {tail.name: tail.quantiles_s["p50"] for tail in report.by_stage()}["resize"] == pytest.approx(0.25, rel=0.01)
+    assert report.means("model")["small"]["faces"] == 2.0
+    assert report.means("network")["near"]["bytes"] > 0
+    assert all(isinstance(outputs, float) for outputs, _ in scored)
+
+
 def test_streams_have_their_path_as_id(camera_scene):
     service = Brightness()
     report_of(camera_scene(), (NEAR, NEAR), service=service)
