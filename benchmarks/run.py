@@ -20,6 +20,7 @@ HERE = Path(__file__).parent
 PEERS = HERE.parent / ".venv-peers"
 BENCHMARKS = {
     "batching": "CPU per request through AdaptiveBatcher and Stack, over a minimal batcher",
+    "pipeline": "two models one after another under overload, in virtual time: the deadline of the first",
     "frames": "coroutine frames, tasks and CPU per request, from a minimal batcher to the whole stack",
     "planner": "the lookahead planner beside greedy batching, the clairvoyant optimum and the peers, in virtual time",
     "device": "two models on one device: turns over the joint optimum, and beside preemption and independent batchers",
