@@ -78,8 +78,8 @@ class PathService(Node):
     """A service around another, for `run`: each request is a frame that a device captures when the request is due.
 
     The latency of a response is therefore its age at the viewer. Its stages are those of the path, then ``service``;
-    its values are CPU seconds by stage; its labels are device and network. A frame that is lost on its way raises
-    `FrameLost`; frames that a device loses itself are no requests.
+    its values are CPU seconds by stage; its labels are device and network. What the service returns as `Measured` adds
+    to these. A frame that is lost on its way raises `FrameLost`; frames that a device loses itself are no requests.
 
     ::
 
