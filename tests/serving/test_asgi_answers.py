@@ -57,6 +57,41 @@ def test_generate_takes_the_shape_of_the_lists(sizes, value, shape, ask_app):
     assert np.array_equal(np.ravel(reply.json.get("shape")), shape), reply.body
 
 
+@pytest.mark.parametrize(
+    ("fields", "status", "found"),
+    [
+        ({"x": [1], "stream": False, "temperature": 0.5, "stop": "."}, 200, 0),
+        ({"x": [1], "priority": 7}, 200, 7),
+        ({"x": [1], "priority": 7, "parameters": {"priority": 3}}, 200, 3),
+        ({"x": [1], "options": {"top_k": 1}}, 400, "'options': expected an input ('x'), or a parameter: a number"),
+        ({"x": [1], "classification": 5}, 501, "classification"),
+        ({"X": 1}, 400, "inputs: expected 'x', got none of them"),
+    ],
+    ids=["parameters", "priority", "explicit", "object", "not offered", "no input"],
+)
+def test_other_fields_of_generate_are_parameters(fields, status, found, ask_app):
+    """As Triton takes them, which many clients rely on; one in `parameters` wins."""
+
+    class Model:
+        async def call(self, request):
+            return si.Response({"priority": np.array([request.priority])})
+
+        def model_tensors(self):
+            return ModelTensors((TensorSpec("x", np.dtype(np.float32), (None, "n")),))
+
+    async def scenario():
+        async with si.serving.asgi_app({"m": si.Stack(Model())}) as app:
+            return await ask_app(app, "POST", "/v2/models/m/generate", json.dumps(fields).encode())
+
+    reply = asyncio.run(scenario())
+
+    assert reply.status == status, reply.body
+    if status == 200:
+        assert np.ravel(reply.json["priority"]) == [found]
+    else:
+        assert found in reply.json["error"]
+
+
 @pytest.mark.parametrize("rows", [1, len(X)])
 def test_requests_with_one_head_have_contents_of_their_own(rows, scripted, ask_app):
     """The description of a request is read once for all that share it; contents, deadlines and answers are not."""

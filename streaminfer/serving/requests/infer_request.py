@@ -151,6 +151,8 @@ def parse_head(text: memoryview, model: ModelTensors | None, limits: Limits) -> 
 def parse_generate(body: memoryview, model: ModelTensors | None, limits: Limits) -> InferHead:
     """Return what the body of ``generate`` says, a request of one row: a field per input, and ``parameters``.
 
+    Other fields are parameters too, as Triton takes them.
+
     Args:
         body: JSON.
         model: the inputs and outputs of the model, whose types and shapes apply.
@@ -163,18 +165,25 @@ def parse_generate(body: memoryview, model: ModelTensors | None, limits: Limits)
     if model is None or not model.inputs:
         raise InvalidInput("generate: expected a model whose inputs are known; use infer")
     head = _parse_json(body, limits)
-    parameters = _parameters(head, "request")
+    given = _parameters(head, "request")
+    others: dict[str, Any] = {}
     reader = HeadReader(model, limits)
     specs = {spec.name: spec for spec in model.inputs}
+    known = ", ".join(map(repr, specs))
     for name, value in head.items():
         if name in {"id", "parameters"}:
             continue
         if (spec := specs.get(name)) is None:
-            raise InvalidInput(f"input {name!r}: expected only {', '.join(map(repr, specs))}")
+            if not isinstance(value, (bool, int, float, str)):
+                what = f"an input ({known}), or a parameter: a number, a boolean or text"
+                raise InvalidInput(f"{name!r}: expected {what}, got {brief(value)}")
+            others[name] = value
+            continue
         data = value if isinstance(value, list) else [value]
         reader.add(name, datatype_of_spec(spec), [1, *_shape_of(name, data, spec, limits)], data=[data])
     if not reader.tensors:
-        raise InvalidInput("inputs: expected at least one, got none")
+        raise InvalidInput(f"inputs: expected {known}, got none of them")
+    parameters = _parameters({"parameters": {**others, **given}}, "request")
     return InferHead(_identity(head), reader, parameters, None, binary=False)
 
 
