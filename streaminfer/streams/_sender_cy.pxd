@@ -8,6 +8,7 @@ from streaminfer.streams._stream_cy cimport StreamResult
 cdef double _NEWEST
 cdef double _RESERVE
 cdef long long _TIMER_NS
+cdef long long _LEAST_TIMERS
 cdef double _SHORTEST_PAUSE_S
 cdef int _LONGEST_PAUSE
 
@@ -49,7 +50,6 @@ cdef class Sender:
     cdef long long _since_ns
     cdef long long _starts_ns
     cdef long long _latest_ns
-    cdef long long _least_wait_ns
     cdef double _lead_ns
     cdef object _full_batch_ns
     cdef Py_ssize_t _places

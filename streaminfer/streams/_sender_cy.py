@@ -134,17 +134,7 @@ class Sender:
 
     __slots__ = (
         *("_admission", "_begin_call", "_context", "_enforces_deadline", "_full_batch_ns", "_in_flight"),
-        *(
-            "_is_scheduled",
-            "_latest_ns",
-            "_lead_ns",
-            "_least_wait_ns",
-            "_loop",
-            "_most",
-            "_next_batch",
-            "_order",
-            "_places",
-        ),
+        *("_is_scheduled", "_latest_ns", "_lead_ns", "_loop", "_most", "_next_batch", "_order", "_places"),
         *("_service", "_settings", "_since_ns", "_starts_ns", "_timer", "clock", "states", "wake_ups"),
     )
 
@@ -168,7 +158,6 @@ class Sender:
         self._in_flight = 0
         self._timer: asyncio.TimerHandle | None = None  # until frames are to be sent
         self._latest_ns = 0 if is_virtual(self._loop) else _TIMER_NS  # by which it is late at most
-        self._least_wait_ns = _LEAST_TIMERS * self._latest_ns
         self._starts_ns = 0  # the next batch, as far as is known
         self._since_ns = 0  # the end of a batch; 0: its consumers have been woken
         self._lead_ns = 0.0  # from the end of a batch until they have been, a mean over recent batches
@@ -263,7 +252,7 @@ class Sender:
         if not self._in_flight and (batch.at_ns > now_ns or not batch.room):
             return places  # the workers have requests of others: these frames take their turn in the queue
         wait_ns = batch.at_ns - now_ns - _RESERVE * self._lead_ns - self._latest_ns
-        if wait_ns <= self._least_wait_ns:
+        if wait_ns <= _LEAST_TIMERS * self._latest_ns:
             return min(batch.room, places)
         self._timer = self._loop.call_later(wait_ns / 1e9, self._on_timer, context=self._context)
         return 0

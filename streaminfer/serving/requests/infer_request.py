@@ -6,7 +6,7 @@ every byte of the body must belong to something.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from streaminfer._internal.validation import brief
@@ -169,22 +169,25 @@ def parse_generate(body: memoryview, model: ModelTensors | None, limits: Limits)
     others: dict[str, Any] = {}
     reader = HeadReader(model, limits)
     specs = {spec.name: spec for spec in model.inputs}
-    known = ", ".join(map(repr, specs))
     for name, value in head.items():
         if name in {"id", "parameters"}:
             continue
         if (spec := specs.get(name)) is None:
             if not isinstance(value, (bool, int, float, str)):
-                what = f"an input ({known}), or a parameter: a number, a boolean or text"
+                what = f"an input ({_names(specs)}), or a parameter: a number, a boolean or text"
                 raise InvalidInput(f"{name!r}: expected {what}, got {brief(value)}")
             others[name] = value
             continue
         data = value if isinstance(value, list) else [value]
         reader.add(name, datatype_of_spec(spec), [1, *_shape_of(name, data, spec, limits)], data=[data])
     if not reader.tensors:
-        raise InvalidInput(f"inputs: expected {known}, got none of them")
-    parameters = _parameters({"parameters": {**others, **given}}, "request")
+        raise InvalidInput(f"inputs: expected {_names(specs)}, got none of them")
+    parameters = _parameters({"parameters": {**others, **given}}, "request") if others else given
     return InferHead(_identity(head), reader, parameters, None, binary=False)
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names))
 
 
 def _parse_json(content: memoryview, limits: Limits) -> dict[str, Any]:
