@@ -67,6 +67,10 @@ $(STAMPS)/bytecode: | $(STAMPS)/build $(filter $(STAMPS)/group-%,$(MAKECMDGOALS)
 
 # what only Debian has, where it may be installed; elsewhere the suite says which tests it leaves out
 DEBIAN := chromium ip:iproute2 unshare:util-linux prometheus wrk
+ifdef STREAMINFER_TEST_EVERYTHING
+# the image of examples/container takes minutes, and what it shows changes seldom
+DEBIAN += buildah mmdebstrap /usr/lib/podman/netavark:netavark
+endif
 $(STAMPS)/debian: $(STAMPS)/venv
 	@missing=; for pair in $(DEBIAN); do command -v $${pair%:*} > /dev/null || missing="$$missing $${pair#*:}"; done; \
 	if [ -z "$$missing" ]; then touch $@; \

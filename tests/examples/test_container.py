@@ -1,41 +1,49 @@
 """What the Containerfile runs, as in its container: a read-only root, a user without rights, a network of its own.
 
-The root is made of read-only mounts of this machine. Building the image compiles the whole package and needs a base
-image, so no test does it.
+The root is made of read-only mounts of this machine, and once more that of the image, where the machine can build it:
+that compiles the whole package.
 """
 
+import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import attrs
 import pytest
+from image import ImageBuilder
 
 ROOT = Path(__file__).parents[2]
-CONTAINERFILE = (ROOT / "examples" / "container" / "Containerfile").read_text()
-LAST_STAGE = CONTAINERFILE.rpartition("\nFROM ")[2]
+FILE = ROOT / "examples" / "container" / "Containerfile"
+LAST_STAGE = FILE.read_text().rpartition("\nFROM ")[2]
 
 ENTER = """
 set -e
 root=$1 user=$2; shift 2
 ip link set lo up
-mount -t tmpfs -o mode=755 root "$root"
-for folder in $READ_ONLY; do
-  if [ -L "$folder" ]; then cp -P "$folder" "$root$folder"; continue; fi
-  [ -d "$folder" ] || continue
-  mkdir -p "$root$folder"
-  mount --bind "$folder" "$root$folder"
-  mount -o remount,bind,ro "$root$folder"
-done
-mkdir -p "$root/app" "$root/tmp" "$root/dev" "$root/proc"
-cp examples/prefork.py "$root/app"
+if [ -n "$IMAGE" ]; then
+  mount --bind "$IMAGE" "$root"
+else
+  mount -t tmpfs -o mode=755 root "$root"
+  for folder in $READ_ONLY; do
+    if [ -L "$folder" ]; then cp -P "$folder" "$root$folder"; continue; fi
+    [ -d "$folder" ] || continue
+    mkdir -p "$root$folder"
+    mount --bind "$folder" "$root$folder"
+    mount -o remount,bind,ro "$root$folder"
+  done
+  mkdir -p "$root/app" "$root/tmp" "$root/dev" "$root/proc"
+  cp examples/prefork.py "$root/app"
+fi
 mount -t tmpfs -o mode=1777 tmp "$root/tmp"
 mount --bind /dev "$root/dev"
 mount -t proc proc "$root/proc"
-mount -o remount,ro root "$root"
+mount -o remount,bind,ro "$root"
 exec chroot --userspec="$user:$user" "$root" env -C /app "$@"
 """
 
@@ -45,27 +53,50 @@ def instruction(name):
     return re.findall(rf"^{name} (.*)$", LAST_STAGE, re.MULTILINE)[-1]
 
 
+@attrs.frozen
+class ContainerRoot:
+    """What a container's root has.
+
+    Attributes:
+        image: the folder of an image's root; empty: mounts of this machine.
+        path: where programs are.
+        package: the folder with the package.
+        variables: of its processes, beside those of the Containerfile.
+    """
+
+    image: str
+    path: str
+    package: Path
+    variables: dict[str, str]
+
+
+def this_machine():
+    """Its folders, read-only."""
+    bin_folder = Path(sys.executable).parent.resolve()
+    if sys.prefix != sys.base_prefix:
+        bin_folder = Path(sys.prefix).resolve() / "bin"
+    system = ["/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc"]
+    mounted = [*system, sys.base_prefix, os.path.realpath(sys.prefix), ROOT]
+    variables = {"PYTHONPATH": str(ROOT), "READ_ONLY": " ".join(map(str, mounted))}
+    return ContainerRoot("", f"{bin_folder}:{os.environ['PATH']}", ROOT / "streaminfer", variables)
+
+
+def built_image(folder):
+    """The image, built from this checkout."""
+    builder = ImageBuilder(folder)
+    root = builder.build(FILE, ROOT, builder.make_base())
+    (package,) = root.glob("opt/venv/lib/python3*/site-packages/streaminfer")
+    path = "/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    return ContainerRoot(str(root), path, package, {})
+
+
 class Container:
     """What the image runs, in namespaces of its own."""
 
-    def __init__(self, folder):
-        bin_folder = Path(sys.executable).parent.resolve()
-        if sys.prefix != sys.base_prefix:
-            bin_folder = Path(sys.prefix).resolve() / "bin"
-        mounted = [
-            "/usr",
-            "/bin",
-            "/sbin",
-            "/lib",
-            "/lib64",
-            "/etc",
-            sys.base_prefix,
-            os.path.realpath(sys.prefix),
-            ROOT,
-        ]
+    def __init__(self, root, folder):
+        self.root = root
         environment = {name: value for name, _, value in (pair.partition("=") for pair in instruction("ENV").split())}
-        environment["PATH"] = f"{bin_folder}:{os.environ['PATH']}"
-        environment |= {"PYTHONPATH": str(ROOT), "READ_ONLY": " ".join(map(str, mounted))}
+        environment |= {"PATH": root.path, "IMAGE": root.image, **root.variables}
         inside = ["sh", "-c", ENTER, "sh", folder, instruction("USER"), *json.loads(instruction("CMD"))]
         command = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", *inside]
         self.process = subprocess.Popen(command, env=environment, cwd=ROOT)
@@ -87,20 +118,30 @@ class Container:
         return json.loads(done.stdout)
 
     def is_healthy(self):
-        _, *command = json.loads(instruction("HEALTHCHECK CMD"))
-        return self.run(sys.executable, *command).returncode == 0
+        command = json.loads(instruction("HEALTHCHECK CMD"))
+        if self.root.image:
+            return self.run("env", f"PATH={self.root.path}", *command, user=instruction("USER")).returncode == 0
+        return self.run(sys.executable, *command[1:]).returncode == 0
 
 
-@pytest.fixture(scope="module")
-def container(tmp_path_factory):
-    container = Container(tmp_path_factory.mktemp("root"))
-    try:
+ROOTS = ["this machine", pytest.param("the image", marks=pytest.mark.needs("an image builder"))]
+
+
+@pytest.fixture(scope="module", params=ROOTS)
+def container(request, tmp_path_factory):
+    with contextlib.ExitStack() as stack:
+        if request.param == "the image":
+            folder = tmp_path_factory.mktemp("image")
+            stack.callback(shutil.rmtree, folder)  # a gigabyte
+            root = built_image(folder)
+        else:
+            root = this_machine()
+        container = Container(root, tmp_path_factory.mktemp("root"))
+        stack.callback(container.process.wait)
+        stack.callback(container.process.kill)
         while not container.is_healthy():
             assert container.process.poll() is None, "the server ended"
         yield container
-    finally:
-        container.process.kill()
-        container.process.wait()
 
 
 pytestmark = pytest.mark.needs("network namespaces")
@@ -117,6 +158,21 @@ def test_the_container_answers_and_has_one_tail(container):
     assert counts[-1] == 1
 
 
+def test_the_container_has_the_compiled_modules_and_kernels(container):
+    """Each source of them has its module beside it; the image has no compiler."""
+    package = ROOT / "streaminfer"
+    sources = {path.relative_to(package).with_suffix("") for path in package.rglob("*_cy.py")}
+    modules = container.root.package.rglob("*.so")
+    compiled = {
+        (path := module.relative_to(container.root.package)).with_name(path.name.split(".")[0]) for module in modules
+    }
+
+    assert sources <= compiled
+    assert Path("_compiled_kernels/baseline") in compiled
+    if container.root.image:
+        assert container.run("sh", "-c", "command -v gcc cc g++", user=instruction("USER")).returncode != 0
+
+
 def test_the_container_has_no_rights(container):
     """Its processes are a user's without capabilities, and only /tmp can be written."""
     status = Path(f"/proc/{container.first}/status").read_text()
@@ -124,7 +180,7 @@ def test_the_container_has_no_rights(container):
 
     assert re.search(r"^Uid:\t(\d+)\t(\d+)", status, re.MULTILINE).groups() == (user, user)
     assert re.search(r"^CapEff:\t(\w+)", status, re.MULTILINE)[1].strip("0") == ""
-    for place, allowed in (("/app/x", False), ("/x", False), (f"{ROOT}/x", False), ("/tmp/x", True)):  # noqa: S108 - of the container
+    for place, allowed in (("/app/x", False), ("/x", False), ("/usr/x", False), ("/tmp/x", True)):  # noqa: S108 - of the container
         assert (container.run("touch", place, user=user).returncode == 0) == allowed, place
 
 

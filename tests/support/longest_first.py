@@ -25,6 +25,7 @@ TOGETHER = (
 
 LONGEST = (
     *itertools.chain.from_iterable(TOGETHER),
+    "examples/test_container.py",
     "examples/test_demo_report.py",
     "serving/test_ray_cluster.py",
     "docs/test_docs.py",

@@ -14,6 +14,12 @@ def _missing_chromium():
     return [] if shutil.which("chromium") else ["apt-get install chromium"]
 
 
+def _missing_image_builder():
+    from image import missing_parts
+
+    return missing_parts()
+
+
 def _missing_namespaces():
     from servers import lossy_network
 
@@ -25,6 +31,7 @@ def _missing_prometheus():
 
 
 PARTS = {
+    "an image builder": _missing_image_builder,
     "chromium": _missing_chromium,
     "network namespaces": _missing_namespaces,
     "prometheus": _missing_prometheus,
