@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -81,9 +80,8 @@ def this_machine():
     return ContainerRoot("", f"{bin_folder}:{os.environ['PATH']}", ROOT / "streaminfer", variables)
 
 
-def built_image(folder):
+def built_image(builder):
     """The image, built from this checkout."""
-    builder = ImageBuilder(folder)
     root = builder.build(FILE, ROOT, builder.make_base())
     (package,) = root.glob("opt/venv/lib/python3*/site-packages/streaminfer")
     path = "/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -131,9 +129,9 @@ ROOTS = ["this machine", pytest.param("the image", marks=pytest.mark.needs("an i
 def container(request, tmp_path_factory):
     with contextlib.ExitStack() as stack:
         if request.param == "the image":
-            folder = tmp_path_factory.mktemp("image")
-            stack.callback(shutil.rmtree, folder)  # a gigabyte
-            root = built_image(folder)
+            builder = ImageBuilder(tmp_path_factory.mktemp("image"))
+            stack.callback(builder.close)
+            root = built_image(builder)
         else:
             root = this_machine()
         container = Container(root, tmp_path_factory.mktemp("root"))

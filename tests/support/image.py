@@ -23,6 +23,8 @@ def missing_parts():
     lacks = [f"apt-get install {name}" for name in ("buildah", "mmdebstrap") if not shutil.which(name)]
     if not NETAVARK.exists():
         lacks.append("apt-get install netavark")
+    if "\toverlay\n" not in Path("/proc/filesystems").read_text():
+        lacks.append("the file system overlay")
     return lossy_network.missing_parts() + lacks
 
 
@@ -46,8 +48,13 @@ class ImageBuilder:
     def __init__(self, folder):
         self.folder = folder
         self.log = folder / "log.txt"
-        options = f"--root {folder}/images --runroot {folder}/run --storage-driver vfs"
+        options = f"--root {folder}/images --runroot {folder}/run --storage-driver overlay"
         self._buildah = ["buildah", *options.split()]
+
+    def close(self):
+        """Remove all that was built."""
+        self.buildah("umount", "--all")
+        shutil.rmtree(self.folder)
 
     def buildah(self, command, *arguments):
         """What a command prints, in one line."""
