@@ -3,10 +3,13 @@
 import asyncio
 import random
 import tracemalloc
+import types
 
+import attrs
 import grpc
 import pytest
 from _lib.hostile_bodies import ALLOWED_GRPC, ALLOWED_REST, grpc_message, rest_request
+from tritonclient.grpc import service_pb2 as pb
 
 import streaminfer as si
 from streaminfer.serving import Limits
@@ -83,3 +86,76 @@ def test_every_hostile_message_gets_an_allowed_status(scripted, serve_grpc):
 
     assert statuses <= ALLOWED_GRPC
     assert {"OK", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"} <= statuses
+
+
+def large_messages(size):
+    """Messages of about so many bytes, each with as much as that holds of one field."""
+    many = {
+        2: lambda call, count: [call.inputs.add() for _ in range(count)],
+        3: lambda call, count: [call.outputs.add() for _ in range(count)],
+        1: lambda call, count: call.inputs[0].shape.extend([1] * count),
+        4: lambda call, count: call.inputs[0].contents.fp32_contents.extend([1.0] * count),
+        2.1: lambda call, count: call.inputs[0].contents.bytes_contents.extend([b""] * count),
+        14: lambda call, count: [call.parameters[f"{number}"] for number in range(count)],
+        2.2: lambda call, count: call.raw_input_contents.extend([b""] * count),
+        1.1: lambda call, count: call.raw_input_contents.append(bytes(count)),
+    }
+    for field_bytes, add in many.items():
+        call = pb.ModelInferRequest(model_name="m")
+        call.inputs.add(name="x", datatype="FP32", shape=[1, 4])
+        add(call, int(size / field_bytes))
+        yield call.SerializeToString()
+
+
+class Aborted(Exception):
+    """The call has ended with a status."""
+
+
+class Context:
+    """Of a call without a network, whose copies of the message would count."""
+
+    def time_remaining(self):
+        return None
+
+    def invocation_metadata(self):
+        return ()
+
+    def set_trailing_metadata(self, metadata):
+        pass
+
+    async def abort(self, code, details, metadata):
+        raise Aborted(code)
+
+
+def test_no_hostile_message_allocates_past_the_limits(scripted):
+    rng = random.Random(7)
+    _, stack, _ = scripted()
+    limits = attrs.evolve(LIMITS, max_body_bytes=5_000_000)
+    service = si.serving.grpc_servicer({"m": stack}, limits=limits)
+    details = types.SimpleNamespace(method="/inference.GRPCInferenceService/ModelInfer")
+    messages = [*large_messages(95_000), *large_messages(4_000_000), *(grpc_message(rng) for _ in range(100))]
+    statuses = set()
+
+    async def peak_of(message):
+        infer = service.service(details).unary_unary
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        try:
+            await infer(message, Context())
+        except Aborted as aborted:
+            statuses.add(aborted.args[0].name)
+        return tracemalloc.get_traced_memory()[1] - before
+
+    async def scenario():
+        async with stack:
+            return [await peak_of(message) for message in messages]
+
+    tracemalloc.start()
+    try:
+        peaks = asyncio.run(asyncio.wait_for(scenario(), 60))
+    finally:
+        tracemalloc.stop()
+
+    assert {"INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"} <= statuses <= ALLOWED_GRPC
+    # what Python makes of the head
+    assert max(peaks) < 25 * LIMITS.max_head_bytes
