@@ -71,7 +71,7 @@ cdef class Sender:
     cpdef _on_timer(self)
     @cython.locals(most=Py_ssize_t, turn=Turn, late=list, now_ns=cython.longlong, ends_ns=cython.longlong)
     cpdef _send_waiting(self)
-    cdef bint _is_late(self, Stream stream, long long ends_ns, Py_ssize_t room) except -1
+    cdef bint _is_late(self, Stream stream, long long now_ns, long long ends_ns, Py_ssize_t room) except -1
     @cython.locals(sending=Sending, result=StreamResult, request=CRequest)
     cdef _send_next(self, Stream stream)
     cdef _try(self, Sending sending, bint resets)

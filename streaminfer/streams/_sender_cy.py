@@ -289,24 +289,25 @@ class Sender:
                 if not late:
                     break
                 turn = late.pop(0)  # the others have left a place
-            elif self._is_late(turn.owner, ends_ns, most - self._places):
+            elif self._is_late(turn.owner, now_ns, ends_ns, most - self._places):
                 late.append(turn)
                 continue
             self._send_next(turn.owner)
         for turn in late:
             self._order.push(turn)
 
-    def _is_late(self, stream: Stream, ends_ns: int, room: int) -> bool:
+    def _is_late(self, stream: Stream, now_ns: int, ends_ns: int, room: int) -> bool:
         """Return whether the next frame of a stream has less time left than a full batch takes.
 
-        Where others fill the room, those that have a younger one behind them are dropped.
+        Where others fill the room, those that have a younger one behind them are dropped. One that has no time left at
+        all is not late but over: its turn drops it, since a source that is held, or has ended, sends no younger one.
         """
         settings = stream.settings
         if not settings.max_age_ns:
             return False
         if (self._order.count + 1) * settings.max_in_flight > room:
             stream.drop_late(ends_ns)
-        return stream.state.time_left_ns(ends_ns) < 0
+        return stream.state.time_left_ns(ends_ns) < 0 < stream.state.time_left_ns(now_ns)
 
     def _send_next(self, stream: Stream) -> None:
         """Send the next frame of a stream, if it has one that is young enough."""
