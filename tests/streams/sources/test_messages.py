@@ -74,6 +74,22 @@ def test_other_messages_are_counted_as_corrupt(message):
     assert source.statistics().corrupt == 1
 
 
+def test_chunks_of_packets_of_any_length_are_as_old_as_their_last_sample():
+    """A long packet is sent when it is full: its sound is not older than that of the short ones before it."""
+    clock, arrivals = FakeClock(0), []
+
+    async def speak():
+        for length_ms in (10, 60, 20, 60):
+            clock.now_ns += length_ms * 1_000_000
+            arrivals.append(clock.now_ns // 1_000_000)
+            yield np.ones(16 * length_ms, "<i2").tobytes()
+
+    frames = collect(audio_from_messages(speak(), sent_rate=16_000, chunk=160, clock=clock))
+    captured_ms = [frame.captured_ns // 1_000_000 for frame in frames]
+    assert captured_ms == list(range(10, 151, 10))
+    assert set(arrivals) <= set(captured_ms)
+
+
 def test_pause_of_the_sender_discontinuity():
     """A muted microphone sends nothing, and its sound is fresh when it is back."""
     clock = FakeClock(0)
