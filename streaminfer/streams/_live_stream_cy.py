@@ -185,10 +185,10 @@ class Stream:
         self._outlet.streams.discard(self)
         self._totals.settle(self)
 
-    async def close(self) -> None:
-        """Abandon the stream and wait for the end of its tasks."""
+    async def close(self, closer: asyncio.Task[Any] | None) -> None:
+        """Abandon the stream, and wait for the end of its tasks unless one of them closes it: its source."""
         self.abandon()
-        if self._task is not asyncio.current_task():
+        if self._task is not closer:
             await asyncio.wait([self._task])
 
     def statistics(self) -> StreamStatistics:
