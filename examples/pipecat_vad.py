@@ -49,6 +49,7 @@ class BatchedVADAnalyzer(VADAnalyzer):  # type: ignore[misc] # Pipecat is not in
     async def analyze_audio(self, buffer: bytes) -> VADState:
         """Return the state of the conversation after some more sound; Pipecat calls it for every frame of its input."""
         audio = self._vad_buffer + buffer
+        self._confidences.clear()  # of sound whose last window failed, or was cancelled
         for start in range(0, len(audio) - 2 * WINDOW + 1, 2 * WINDOW):
             samples = np.frombuffer(audio, np.int16, WINDOW, start).astype(np.float32) / np.float32(32768)
             confidence = await self._detector(samples, stream_id=self._conversation)
