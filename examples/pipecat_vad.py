@@ -42,6 +42,16 @@ class BatchedVADAnalyzer(VADAnalyzer):  # type: ignore[misc] # Pipecat is not in
         self._confidences: deque[float] = deque()
         self._windows = self._quiet_windows = 0
 
+    def set_sample_rate(self, sample_rate: int) -> None:
+        """Take note of the rate of the sound.
+
+        Raises:
+            ValueError: it is not the model's.
+        """
+        if sample_rate != RATE:
+            raise ValueError(f"sample_rate: expected {RATE}, got {sample_rate}: set audio_in_sample_rate of the pipeline")
+        super().set_sample_rate(sample_rate)
+
     def num_frames_required(self) -> int:
         """Return the samples of a window."""
         return WINDOW

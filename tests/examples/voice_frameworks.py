@@ -83,6 +83,10 @@ async def pipecat_fails():
 
     async def states_of(frames):
         analyzer = BatchedVADAnalyzer(Detector(), params=VADParams(min_volume=0.0))
+        try:
+            analyzer.set_sample_rate(8_000)  # of a telephone
+        except ValueError as error:
+            errors.add(str(error))
         analyzer.set_sample_rate(RATE)
         states = []
         for frame in frames:
@@ -92,8 +96,9 @@ async def pipecat_fails():
                 states.append("failed")
         return states
 
+    errors = set()
     sound = [quiet] * 3 + [loud] * 20 + [quiet] * 20
-    return [await states_of(sound), await states_of([*sound[:2], broken, *sound[2:]])]
+    return [await states_of(sound), await states_of([*sound[:2], broken, *sound[2:]]), *errors]
 
 
 async def livekit():
