@@ -49,7 +49,7 @@ class BatchedVADAnalyzer(VADAnalyzer):  # type: ignore[misc] # Pipecat is not in
             ValueError: it is not the model's.
         """
         if sample_rate != RATE:
-            raise ValueError(f"sample_rate: expected {RATE}, got {sample_rate}: set audio_in_sample_rate of the pipeline")
+            raise ValueError(f"sample_rate: expected {RATE}, got {sample_rate} (audio_in_sample_rate of the pipeline)")
         super().set_sample_rate(sample_rate)
 
     def num_frames_required(self) -> int:
