@@ -157,7 +157,7 @@ class Stream:
         if self._has_ended:
             self._settle_if_delivered()
         elif state.can_send():
-            self._sender.queue(self)
+            self._sender.queue(self, True)
         return result
 
     def stop(self) -> None:
@@ -308,7 +308,7 @@ class Stream:
         else:
             waits = state.offer(item, now_ns, None, False, now_ns)
         if waits and state.can_send():
-            self._sender.queue(self)
+            self._sender.queue(self, False)
         return state.is_full()
 
     async def _wait_for_room(self) -> None:

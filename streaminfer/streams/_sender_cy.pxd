@@ -57,7 +57,7 @@ cdef class Sender:
 
     cpdef join(self)
     cpdef leave(self, Stream stream)
-    cpdef queue(self, Stream stream)
+    cpdef queue(self, Stream stream, bint continues)
     cpdef receive(self, Sending sending, object response, object error)
     @cython.locals(stream=Stream, result=StreamResult)
     cdef _take(self, Sending sending, object response, object error)

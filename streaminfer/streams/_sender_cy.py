@@ -186,9 +186,9 @@ class Sender:
         if not self._order.count:
             self._cancel_timer()
 
-    def queue(self, stream: Stream) -> None:
-        """Queue a stream whose next frame may be sent."""
-        self._order.push(stream.turn)
+    def queue(self, stream: Stream, continues: bool) -> None:
+        """Queue a stream whose next frame may be sent; it ``continues`` where it had this frame before it could be."""
+        self._order.push(stream.turn, continues)
         self._schedule()
 
     def receive(self, sending: Sending, response: Any, error: BaseException | None) -> None:
@@ -227,7 +227,7 @@ class Sender:
         stream = sending.stream
         stream.remove(sending)
         if stream.state.can_send():
-            self._order.push(stream.turn)
+            self._order.push(stream.turn, True)
         else:
             stream.end_if_drained()
         if not self._is_scheduled:
@@ -294,7 +294,7 @@ class Sender:
                 continue
             self._send_next(turn.owner)
         for turn in late:
-            self._order.push(turn)
+            self._order.push(turn, True)
 
     def _is_late(self, stream: Stream, now_ns: int, ends_ns: int, room: int) -> bool:
         """Return whether the next frame of a stream has less time left than a full batch takes.
@@ -326,7 +326,7 @@ class Sender:
         self._places += 1
         self._try(sending, result._discontinuity)
         if stream.state.can_send():  # another one, at the same time
-            self._order.push(stream.turn)
+            self._order.push(stream.turn, True)
 
     def _try(self, sending: Sending, resets: bool) -> None:
         """Send a frame, of which an error ends its stream."""
