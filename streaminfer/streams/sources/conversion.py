@@ -158,6 +158,10 @@ class FrameMaker:
         """Continue with another connection."""
         self._repair.restart()
 
+    def forget_delays(self) -> None:
+        """Take the next item as captured when it arrives, as the first one."""
+        self._repair.forget_delays()
+
     def stamp(self, frame: Any, pts: int | None, time_base: Rational | None, arrival_ns: int) -> Stamp | None:
         """Return the stamp of a decoded frame; ``None``: it is beyond the rate that the model wants."""
         length_ns = _duration_ns(frame) if self._sound is not None else 0

@@ -19,6 +19,8 @@ from typing import Protocol
 
 import attrs
 
+from streaminfer._internal.units import NEVER_NS
+
 __all__ = ["Pacer", "Rational", "Stamp", "TimestampRepair"]
 
 WINDOW_NS = 5_000_000_000
@@ -79,6 +81,10 @@ class TimestampRepair:
         """Continue with a medium whose timestamps have nothing to do with those before."""
         self._shift_ns = None
         self._restarted = self._last is not None
+
+    def forget_delays(self) -> None:
+        """Begin a window with the next item, and leave those before it out."""
+        self._window_end_ns = -NEVER_NS
 
     def stamp(self, pts: int | None, time_base: Rational | None, duration_ns: int, arrival_ns: int) -> Stamp:
         """Return the stamp of the next item.
