@@ -54,6 +54,8 @@ cdef class Sender:
     cdef object _full_batch_ns
     cdef Py_ssize_t _places
     cdef Py_ssize_t _in_flight
+    cdef dict _paused
+    cdef Py_ssize_t _freed
 
     cpdef join(self)
     cpdef leave(self, Stream stream)
@@ -78,6 +80,8 @@ cdef class Sender:
     @cython.locals(stream=Stream, result=StreamResult, request=CRequest)
     cdef _send(self, Sending sending)
     cdef _pause(self, Sending sending, object retry_after_s)
+    @cython.locals(sending=Sending)
+    cdef _retry(self, object admission, long long now_ns)
     cpdef _send_again(self, Sending sending)
     @cython.locals(stream=Stream)
     cdef _crash(self, Sending sending, object error)

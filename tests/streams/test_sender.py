@@ -266,6 +266,28 @@ async def test_a_stream_ends_with_its_source_under_overload(loop):
     assert add_up(session.statistics())
 
 
+@pytest.mark.parametrize("max_waiting", [1, 8])
+@pytest.mark.parametrize("kind", ["limit", "queue"])
+async def test_a_full_limit_or_queue_keeps_no_stream_out(loop, kind, max_waiting):
+    """A frame that was rejected is sent when another one has ended, before those that come to the free place later."""
+    model = ScriptedBackend(duration_s=0.03, example=1.0)
+    batcher = si.AdaptiveBatcher(max_batch_size=4, max_queue_size=2 if kind == "queue" else 100)
+    layers = [si.ConcurrencyLimit(limit=3), batcher] if kind == "limit" else [batcher]
+    async with si.Stack(*layers, model, clock=loop.clock) as service:
+        session = StreamSession(service, policy=Block(max_waiting))
+        for number in range(18):
+            session.add(Camera(loop, 10_000, period_s=[0.01, 0.033, 0.1][number % 3]), stream_id=number)
+        delivered = [0] * 18
+        async for result in session:
+            assert result.error is None
+            delivered[result.stream_id] += 1
+            if loop.time() > 12.0:
+                await session.aclose()
+
+    assert min(delivered) >= 0.7 * sum(delivered) / 18
+    assert add_up(session.statistics())
+
+
 async def test_a_backlog_of_chunks_has_its_turns_on_a_shared_device(loop):
     """Of 96 microphones a batch has 8: behind a long batch of another model the rest would seem not to be there."""
     device, random = si.Device("core"), Random(1)
