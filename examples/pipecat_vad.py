@@ -42,6 +42,16 @@ class BatchedVADAnalyzer(VADAnalyzer):  # type: ignore[misc] # Pipecat is not in
         self._confidences: deque[float] = deque()
         self._windows = self._quiet_windows = 0
 
+    def set_sample_rate(self, sample_rate: int) -> None:
+        """Take note of the rate of the sound.
+
+        Raises:
+            ValueError: it is not the model's.
+        """
+        if sample_rate != RATE:
+            raise ValueError(f"sample_rate: expected {RATE}, got {sample_rate} (audio_in_sample_rate of the pipeline)")
+        super().set_sample_rate(sample_rate)
+
     def num_frames_required(self) -> int:
         """Return the samples of a window."""
         return WINDOW
@@ -49,6 +59,7 @@ class BatchedVADAnalyzer(VADAnalyzer):  # type: ignore[misc] # Pipecat is not in
     async def analyze_audio(self, buffer: bytes) -> VADState:
         """Return the state of the conversation after some more sound; Pipecat calls it for every frame of its input."""
         audio = self._vad_buffer + buffer
+        self._confidences.clear()  # of sound whose last window failed, or was cancelled
         for start in range(0, len(audio) - 2 * WINDOW + 1, 2 * WINDOW):
             samples = np.frombuffer(audio, np.int16, WINDOW, start).astype(np.float32) / np.float32(32768)
             confidence = await self._detector(samples, stream_id=self._conversation)

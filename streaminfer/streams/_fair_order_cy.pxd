@@ -1,5 +1,7 @@
 cimport cython
 
+cdef double _MOST_KEPT
+
 @cython.final
 cdef class Turn:
     cdef public object owner
@@ -7,6 +9,7 @@ cdef class Turn:
     cdef double _start
     cdef double _finish
     cdef double _idle_from
+    cdef bint _is_busy
     cdef public long denied
     cdef int _priority
     cdef long long _number
@@ -18,7 +21,7 @@ cdef class FairOrder:
     cdef long long _number
     cdef readonly Py_ssize_t count
 
-    cpdef push(self, Turn turn)
+    cpdef push(self, Turn turn, bint continues=*)
     @cython.locals(turn=Turn)
     cpdef Turn pop(self)
     cpdef charge(self, Turn turn)

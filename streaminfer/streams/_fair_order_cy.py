@@ -6,6 +6,11 @@ Of equal ones the first is that of the stream whose finish tag is the furthest b
 therefore served next, whatever backlogs others have, and cannot save up turns either. A turn in which nothing was sent
 costs nothing.
 
+A stream with a frame in a batch cannot be in the next one too, unless it may have several in flight. The others move
+the virtual time meanwhile, past the finish tag of a stream of large weight, and each time it would lose what it had not
+had of its share. So a stream that was served and has its next frame already keeps its finish tag as the next start tag,
+up to eight turns behind the virtual time: one that cannot use its share has no more than these to come.
+
 A frame can be too old when its turn comes, or too old to be answered in time. Then the next start tag of its stream is
 earlier by one turn for each such frame in succession, though not before the last finish tag. Among cameras of one rate,
 whose frames always come in the same order, the same ones would be too late for ever otherwise.
@@ -28,6 +33,9 @@ from typing import Any
 
 __all__ = ["FairOrder", "Turn"]
 
+_MOST_KEPT = 8.0
+"""Turns behind the virtual time that a stream keeps while it is served: those of a weight of 8 beside many of 1."""
+
 
 class Turn:
     """Place of one stream in the order.
@@ -42,7 +50,18 @@ class Turn:
         denied: frames in succession that were too old.
     """
 
-    __slots__ = ("_cost", "_finish", "_idle_from", "_number", "_position", "_priority", "_start", "denied", "owner")
+    __slots__ = (
+        "_cost",
+        "_finish",
+        "_idle_from",
+        "_is_busy",
+        "_number",
+        "_position",
+        "_priority",
+        "_start",
+        "denied",
+        "owner",
+    )
 
     def __init__(self, owner: Any, weight: float, priority: int) -> None:
         self.owner = owner
@@ -51,6 +70,7 @@ class Turn:
         self._finish = 0.0
         self.denied = 0
         self._idle_from = 0.0  # the finish tag when it was queued
+        self._is_busy = False  # it was served, and had a frame ever since
         self._priority = priority
         self._number = 0
         self._position = -1  # in the heap; -1: it is not queued
@@ -71,13 +91,22 @@ class FairOrder:
         self._number = 0
         self.count = 0
 
-    def push(self, turn: Turn) -> None:
-        """Queue a stream for one turn, unless it is queued."""
+    def push(self, turn: Turn, continues: bool = False) -> None:
+        """Queue a stream for one turn, unless it is queued.
+
+        Args:
+            turn: of the stream.
+            continues: it had its frame before it could be queued.
+        """
         if turn._position >= 0:
             return
         self._number += 1
         turn._number = self._number
         turn._start = self._virtual - turn._cost * turn.denied
+        if not continues:
+            turn._is_busy = False
+        elif turn._is_busy:
+            turn._start -= turn._cost * _MOST_KEPT
         if turn._finish > turn._start:
             turn._start = turn._finish
         turn._idle_from = turn._finish
@@ -99,6 +128,7 @@ class FairOrder:
     def charge(self, turn: Turn) -> None:
         """Let a stream pay for its turn, before it is queued for the next one."""
         turn._finish = turn._start + turn._cost
+        turn._is_busy = True
 
     def remove(self, turn: Turn) -> None:
         """Take a stream out of the order."""

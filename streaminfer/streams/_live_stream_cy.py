@@ -157,7 +157,7 @@ class Stream:
         if self._has_ended:
             self._settle_if_delivered()
         elif state.can_send():
-            self._sender.queue(self)
+            self._sender.queue(self, True)
         return result
 
     def stop(self) -> None:
@@ -185,10 +185,10 @@ class Stream:
         self._outlet.streams.discard(self)
         self._totals.settle(self)
 
-    async def close(self) -> None:
-        """Abandon the stream and wait for the end of its tasks."""
+    async def close(self, closer: asyncio.Task[Any] | None) -> None:
+        """Abandon the stream, and wait for the end of its tasks unless one of them closes it: its source."""
         self.abandon()
-        if self._task is not asyncio.current_task():
+        if self._task is not closer:
             await asyncio.wait([self._task])
 
     def statistics(self) -> StreamStatistics:
@@ -308,7 +308,7 @@ class Stream:
         else:
             waits = state.offer(item, now_ns, None, False, now_ns)
         if waits and state.can_send():
-            self._sender.queue(self)
+            self._sender.queue(self, False)
         return state.is_full()
 
     async def _wait_for_room(self) -> None:

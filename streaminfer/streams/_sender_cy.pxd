@@ -54,10 +54,12 @@ cdef class Sender:
     cdef object _full_batch_ns
     cdef Py_ssize_t _places
     cdef Py_ssize_t _in_flight
+    cdef dict _paused
+    cdef Py_ssize_t _freed
 
     cpdef join(self)
     cpdef leave(self, Stream stream)
-    cpdef queue(self, Stream stream)
+    cpdef queue(self, Stream stream, bint continues)
     cpdef receive(self, Sending sending, object response, object error)
     @cython.locals(stream=Stream, result=StreamResult)
     cdef _take(self, Sending sending, object response, object error)
@@ -71,13 +73,15 @@ cdef class Sender:
     cpdef _on_timer(self)
     @cython.locals(most=Py_ssize_t, turn=Turn, late=list, now_ns=cython.longlong, ends_ns=cython.longlong)
     cpdef _send_waiting(self)
-    cdef bint _is_late(self, Stream stream, long long ends_ns, Py_ssize_t room) except -1
+    cdef bint _is_late(self, Stream stream, long long now_ns, long long ends_ns, Py_ssize_t room) except -1
     @cython.locals(sending=Sending, result=StreamResult, request=CRequest)
     cdef _send_next(self, Stream stream)
     cdef _try(self, Sending sending, bint resets)
     @cython.locals(stream=Stream, result=StreamResult, request=CRequest)
     cdef _send(self, Sending sending)
     cdef _pause(self, Sending sending, object retry_after_s)
+    @cython.locals(sending=Sending)
+    cdef _retry(self, object admission, long long now_ns)
     cpdef _send_again(self, Sending sending)
     @cython.locals(stream=Stream)
     cdef _crash(self, Sending sending, object error)

@@ -13,14 +13,13 @@ take turns otherwise. Frames wait for no timer that would be due within five mil
 and behind short batches the model would wait for it more than frames gain.
 
 A router sends what would be late at its best route to the next one. So streams that wait, and have an age limit, have
-places for those too, and their frames do not wait for the best one. The frames of others would only grow old in its
-queue: the newest one takes their place.
+places for those too, and their frames do not wait for the best one. Those of others would only grow old in its queue.
 
 On a device that models share, turns depend on what is queued. So streams that wait send all that they may have in
 flight there: another model would be given a long turn otherwise, as if their backlog was only one batch.
 
-No task awaits a request whose end the service tells (``begin_call``), so that a frame costs no task, no future and no
-turn of the loop between its sender and its stream. The requests of other services are awaited in a task each.
+No task awaits a request whose end the service tells (``begin_call``): its frame costs no task, future or turn of the
+loop between its sender and its stream. The requests of other services are awaited in a task each.
 
 Under overload more frames wait than may be sent. If each was sent that can just be answered in time, all would be late
 as soon as anything takes longer than expected, and the planner would make small batches to save the oldest ones. So
@@ -36,6 +35,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import copy_context
 from typing import Any
 
@@ -64,8 +64,7 @@ _TIMER_NS = 1_000_000
 """By which timers of a real event loop are late at most: epoll waits for whole milliseconds."""
 _LEAST_TIMERS = 5
 """Times as long that frames wait at least, or not at all."""
-_SHORTEST_PAUSE_S = 0.001
-_LONGEST_PAUSE = 10  # doublings where rejections do not say when to try again: a second
+_SHORTEST_PAUSE_S, _LONGEST_PAUSE = 0.001, 10  # doublings where rejections do not say when to try again: a second
 
 
 class Sending:
@@ -73,14 +72,11 @@ class Sending:
 
     Args:
         sender: that sends it.
-        stream: of the frame.
-        result: of the frame.
+        stream, result: of the frame.
         request: that is sent for it.
 
     Attributes:
-        stream: as above.
-        result: as above.
-        request: as above.
+        stream, result, request: as above.
         call: what can be cancelled, while the service has it.
         pause: until the next attempt to send it.
         rejections: that did not say when to try again.
@@ -109,6 +105,7 @@ class Sending:
             self.call.cancel()
             return
         self.pause.cancel()
+        self._sender._paused.pop(self, None)
         self.stream.drop(self.result, "closed")
         self._sender.end(self)
 
@@ -133,9 +130,9 @@ class Sender:
     """
 
     __slots__ = (
-        *("_admission", "_begin_call", "_context", "_enforces_deadline", "_full_batch_ns", "_in_flight"),
-        *("_is_scheduled", "_latest_ns", "_lead_ns", "_loop", "_most", "_next_batch", "_order", "_places"),
-        *("_service", "_settings", "_since_ns", "_starts_ns", "_timer", "clock", "states", "wake_ups"),
+        *("_admission", "_begin_call", "_context", "_enforces_deadline", "_freed", "_full_batch_ns", "_in_flight"),
+        *("_is_scheduled", "_latest_ns", "_lead_ns", "_loop", "_most", "_next_batch", "_order", "_paused"),
+        *("_places", "_service", "_settings", "_since_ns", "_starts_ns", "_timer", "clock", "states", "wake_ups"),
     )
 
     def __init__(self, service: Any, clock: Clock, settings: StreamSettings) -> None:
@@ -156,6 +153,8 @@ class Sender:
         self._full_batch_ns: Callable[[], int | None] | None = None
         self._places = 0  # taken: by frames that the service has, and by those that wait for it to accept them
         self._in_flight = 0
+        self._paused: dict[Sending, None] = {}  # rejected for want of a place that is expected, in this order
+        self._freed = 0  # places of the service, in this turn
         self._timer: asyncio.TimerHandle | None = None  # until frames are to be sent
         self._latest_ns = 0 if is_virtual(self._loop) else _TIMER_NS  # by which it is late at most
         self._starts_ns = 0  # the next batch, as far as is known
@@ -186,9 +185,9 @@ class Sender:
         if not self._order.count:
             self._cancel_timer()
 
-    def queue(self, stream: Stream) -> None:
-        """Queue a stream whose next frame may be sent."""
-        self._order.push(stream.turn)
+    def queue(self, stream: Stream, continues: bool) -> None:
+        """Queue a stream whose next frame may be sent; it ``continues`` where it had this frame before it could be."""
+        self._order.push(stream.turn, continues)
         self._schedule()
 
     def receive(self, sending: Sending, response: Any, error: BaseException | None) -> None:
@@ -224,16 +223,17 @@ class Sender:
         """Give the place of a frame that has an outcome to the next one."""
         if not sending.gives_way:
             self._places -= 1
+        self._freed += 1
         stream = sending.stream
         stream.remove(sending)
         if stream.state.can_send():
-            self._order.push(stream.turn)
+            self._order.push(stream.turn, True)
         else:
             stream.end_if_drained()
         if not self._is_scheduled:
             self._since_ns = self.clock()
             self._cancel_timer()
-            if self._order.count:
+            if self._order.count or self._paused:
                 self._schedule()
 
     def _schedule(self) -> None:
@@ -279,6 +279,9 @@ class Sender:
             return  # it was done when the consumers had been woken
         self._is_scheduled = False
         now_ns = self.clock()
+        if self._paused and self._admission is not None:
+            self._retry(self._admission, now_ns)
+        self._freed = 0
         most = self._places + self._room(now_ns)
         takes_ns = None if self._full_batch_ns is None else self._full_batch_ns()
         ends_ns = now_ns if takes_ns is None else max(now_ns, self._starts_ns) + takes_ns
@@ -289,24 +292,25 @@ class Sender:
                 if not late:
                     break
                 turn = late.pop(0)  # the others have left a place
-            elif self._is_late(turn.owner, ends_ns, most - self._places):
+            elif self._is_late(turn.owner, now_ns, ends_ns, most - self._places):
                 late.append(turn)
                 continue
             self._send_next(turn.owner)
         for turn in late:
-            self._order.push(turn)
+            self._order.push(turn, True)
 
-    def _is_late(self, stream: Stream, ends_ns: int, room: int) -> bool:
-        """Return whether the next frame of a stream has less time left than a full batch takes.
+    def _is_late(self, stream: Stream, now_ns: int, ends_ns: int, room: int) -> bool:
+        """Return whether the next frame of a stream has less time left than a full batch takes, but some.
 
-        Where others fill the room, those that have a younger one behind them are dropped.
+        Where others fill the room, those with a younger one behind them are dropped. One without time left is dropped
+        in its turn, since a source that is held, or has ended, sends no younger one.
         """
         settings = stream.settings
         if not settings.max_age_ns:
             return False
         if (self._order.count + 1) * settings.max_in_flight > room:
             stream.drop_late(ends_ns)
-        return stream.state.time_left_ns(ends_ns) < 0
+        return stream.state.time_left_ns(ends_ns) < 0 < stream.state.time_left_ns(now_ns)
 
     def _send_next(self, stream: Stream) -> None:
         """Send the next frame of a stream, if it has one that is young enough."""
@@ -325,7 +329,7 @@ class Sender:
         self._places += 1
         self._try(sending, result._discontinuity)
         if stream.state.can_send():  # another one, at the same time
-            self._order.push(stream.turn)
+            self._order.push(stream.turn, True)
 
     def _try(self, sending: Sending, resets: bool) -> None:
         """Send a frame, of which an error ends its stream."""
@@ -375,7 +379,9 @@ class Sender:
         leaves its place to others, which may end, and waits twice as long each time.
         """
         pause_s = max(retry_after_s or 0.0, _SHORTEST_PAUSE_S)
-        if not retry_after_s:
+        if retry_after_s:
+            self._paused[sending] = None
+        else:
             pause_s *= 2.0 ** min(sending.rejections, _LONGEST_PAUSE)
             sending.rejections += 1
             sending.gives_way = True
@@ -386,8 +392,17 @@ class Sender:
         pause_s = pause_s if left_s is None else min(pause_s, max(left_s, 0.0))
         sending.pause = self._loop.call_later(pause_s, self._send_again, sending, context=self._context)
 
+    def _retry(self, admission: Callable[[Request, int], Admission], now_ns: int) -> None:
+        """Give what has become free to those that were rejected before others come to it, who would always be first."""
+        for sending in list(self._paused)[: self._freed]:
+            with suppress(Exception):  # a user's own admission: it ends the stream when the frame is sent again
+                if sending.pause and sending in self._paused and admission(sending.request, now_ns).ok:
+                    sending.pause.cancel()
+                    self._send_again(sending)
+
     def _send_again(self, sending: Sending) -> None:
         sending.pause = None
+        self._paused.pop(sending, None)
         if sending.gives_way:
             sending.gives_way = False
             self._places += 1

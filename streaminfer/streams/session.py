@@ -194,7 +194,7 @@ class StreamSession(AsyncClosing):
         self._forget_lost()
         stream = self._totals.open.get(stream_id)
         if stream is not None:
-            await stream.close()
+            await stream.close(asyncio.current_task())
 
     def __aiter__(self) -> Self:
         return self
@@ -214,10 +214,14 @@ class StreamSession(AsyncClosing):
     # -- life ---------------------------------------------------------------------------------------------------
 
     async def aclose(self) -> None:
-        """Close every stream and accept no further ones; returns when no task of the session is left."""
+        """Close every stream and accept no further ones; returns when no task of the session is left.
+
+        A source may call it too, also at its end: then only its own task is left.
+        """
         self._closed = True
         self._forget_lost()
-        await stop_together(stream.close() for stream in list(self._totals.open.values()))
+        closer = asyncio.current_task()
+        await stop_together(stream.close(closer) for stream in list(self._totals.open.values()))
 
     @property
     def streams(self) -> tuple[Hashable, ...]:
@@ -309,7 +313,7 @@ class StreamResults(AsyncClosing):
 
     async def aclose(self) -> None:
         """Close the stream: what it has waiting or in flight is dropped, and its source closed."""
-        await self._stream.close()
+        await self._stream.close(asyncio.current_task())
 
     def statistics(self) -> StreamStatistics:
         """Return a snapshot of the stream."""

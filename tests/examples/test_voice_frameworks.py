@@ -36,6 +36,16 @@ def test_conversations_hear_what_the_frameworks_own_detector_hears(framework):
     assert any(len(own) > 2 for own, *_ in found.values())
 
 
+def test_a_window_that_fails_leaves_nothing_behind():
+    """The sound that was given with it is lost; each later window has its own confidence. Another rate is named."""
+    found = json.loads(run("pipecat", Path(__file__).with_name("voice_frameworks.py"), "pipecat-fails"))
+    whole, with_failure, error = found
+    assert error.startswith("sample_rate: expected 16000, got 8000")
+    assert with_failure.pop(2) == "failed"
+    assert with_failure == whole
+    assert len(set(whole)) == 4
+
+
 @pytest.mark.parametrize(
     ("framework", "lines"),
     [

@@ -1,6 +1,7 @@
 """Runs in the environment of a voice framework, for test_voice_frameworks.py: its detector and ours hear the same.
 
 voice_frameworks.py pipecat|livekit      prints, as JSON, what each of them finds in each recording
+voice_frameworks.py pipecat-fails        what Pipecat finds with a detector that fails once, and without that sound
 """
 
 import asyncio
@@ -58,6 +59,48 @@ async def pipecat():
         return found
 
 
+async def pipecat_fails():
+    from loguru import logger
+    from pipecat.audio.vad.vad_analyzer import VADParams
+    from pipecat_vad import BatchedVADAnalyzer
+
+    logger.disable("pipecat")
+    loud, quiet = np.full(512, 16_000, np.int16), np.zeros(512, np.int16)
+    broken = np.concatenate([loud, np.full(512, -1, np.int16)])  # the second window fails
+
+    class Detector:
+        """Hears speech in what is loud."""
+
+        stream_states = None
+
+        def capabilities(self):
+            return self
+
+        async def __call__(self, samples, *, stream_id):
+            if samples[0] < 0:
+                raise OSError(stream_id)
+            return np.array([samples[0] > 0.1])
+
+    async def states_of(frames):
+        analyzer = BatchedVADAnalyzer(Detector(), params=VADParams(min_volume=0.0))
+        try:
+            analyzer.set_sample_rate(8_000)  # of a telephone
+        except ValueError as error:
+            errors.add(str(error))
+        analyzer.set_sample_rate(RATE)
+        states = []
+        for frame in frames:
+            try:
+                states.append((await analyzer.analyze_audio(frame.tobytes())).name)
+            except OSError:
+                states.append("failed")
+        return states
+
+    errors = set()
+    sound = [quiet] * 3 + [loud] * 20 + [quiet] * 20
+    return [await states_of(sound), await states_of([*sound[:2], broken, *sound[2:]]), *errors]
+
+
 async def livekit():
     from livekit import rtc
     from livekit.agents import inference
@@ -90,5 +133,7 @@ async def livekit():
         return found
 
 
+MODES = {"pipecat": pipecat, "pipecat-fails": pipecat_fails, "livekit": livekit}
+
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(asyncio.run({"pipecat": pipecat, "livekit": livekit}[sys.argv[1]]())))
+    sys.stdout.write(json.dumps(asyncio.run(MODES[sys.argv[1]]())))

@@ -40,6 +40,66 @@ def test_streams_that_always_wait_share_by_weight(weights, turns):
                 assert abs(one - other) <= 1 / weight + 1 / other_weight + 1e-9
 
 
+@pytest.mark.parametrize(
+    ("weights", "rows"), [([1.0] * 12 + [0.5, 2.0, 4.0], 2), ([1.0] * 24 + [0.5, 2.0, 4.0], 4), ([1.0] * 24 + [8.0], 2)]
+)
+def test_a_stream_in_flight_keeps_its_share(weights, rows):
+    """One frame of a stream in a batch, and the next one waits for its end: the others do not use up its share."""
+    order, served = FairOrder(), [0] * len(weights)
+    for number, weight in enumerate(weights):
+        order.push(Turn(number, weight, 0))
+
+    for _ in range(2_000):
+        batch = [serve(order) for _ in range(rows)]
+        for turn in batch:
+            served[turn.owner] += 1
+            order.push(turn, True)
+    share = sum(served) / sum(weights)
+    assert served == pytest.approx([share * weight for weight in weights], rel=0.03)
+
+
+def test_a_stream_that_cannot_use_its_share_saves_eight_turns_at_most():
+    """It is limited to one frame of each batch of two for a long time; then another one comes."""
+    order = FairOrder()
+    heavy, others = Turn("heavy", 100.0, 0), [Turn(number, 1.0, 0) for number in range(2)]
+    for turn in (heavy, *others):
+        order.push(turn)
+    for _ in range(1_000):
+        for turn in [serve(order) for _ in range(2)]:
+            order.push(turn, True)
+
+    light = Turn("light", 100.0, 0)
+    order.push(light)
+    served = []
+    for _ in range(40):
+        turn = serve(order)
+        served.append(turn.owner)
+        order.push(turn, True)
+    assert served.index("light") <= 8
+
+
+def test_a_stream_that_was_idle_has_saved_nothing_up_while_it_was_served():
+    """It has no frame when its turn ends, and the next one comes late; a frame that is rejected then changes nothing."""
+    order = FairOrder()
+    busy, idle = Turn("busy", 1.0, 0), Turn("idle", 1.0, 0)
+    order.push(idle)
+    assert serve(order) is idle
+    for _ in range(50):
+        order.push(busy, True)
+        assert serve(order) is busy
+
+    order.push(busy, True)
+    order.push(idle)
+    assert order.pop() is idle  # and it is rejected, with another frame behind it
+    order.push(idle, True)
+    served = []
+    for _ in range(6):
+        turn = serve(order)
+        served.append(turn.owner)
+        order.push(turn, True)
+    assert served == ["idle", "busy"] * 3
+
+
 def test_a_stream_that_was_idle_is_next_and_has_saved_nothing_up():
     order = FairOrder()
     greedy, idle = Turn("greedy", 1.0, 0), Turn("idle", 1.0, 0)

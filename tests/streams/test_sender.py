@@ -230,6 +230,64 @@ async def test_streams_that_wait_with_age_limits_are_all_served_under_overload(l
     assert add_up(session.statistics())
 
 
+@pytest.mark.parametrize("max_waiting", [1, 2, 3, 4])
+async def test_no_frame_that_is_too_old_holds_its_source_under_overload(loop, max_waiting):
+    """Others fill each batch. A frame without a younger one behind it is dropped all the same: none comes before."""
+    model = ScriptedBackend(duration_s=0.03, example=1.0)
+    async with stack_of(loop, model, max_batch_size=1) as service:
+        session = StreamSession(service, policy=Block(max_waiting), max_age_s=0.3)
+        for number in range(16):
+            session.add(Camera(loop, 10_000, period_s=0.01 if number < 4 else 0.1), stream_id=number)
+        delivered = [0] * 16
+        async for result in session:
+            delivered[result.stream_id] += 1
+            if loop.time() > 20.0:
+                await session.aclose()
+
+    assert min(delivered) >= 0.8 * sum(delivered) / 16
+    assert sum(delivered) >= 0.95 * 20.0 / 0.03
+    assert add_up(session.statistics())
+
+
+async def test_a_stream_ends_with_its_source_under_overload(loop):
+    """The last frame of a camera is too old soon: the end does not wait until the others leave room for it."""
+    model = ScriptedBackend(duration_s=0.03, example=1.0)
+    ended_s = {}
+    async with stack_of(loop, model, max_batch_size=1) as service:
+        session = StreamSession(service, policy=LatestOnly(), max_age_s=0.1)
+
+        async def watch(number, frames):
+            await collect(session(Camera(loop, frames, period_s=0.03)))
+            ended_s[number] = loop.time()
+
+        await asyncio.gather(*(watch(number, 20 if number < 4 else 200) for number in range(12)))
+
+    assert max(ended_s[number] for number in range(4)) <= 20 * 0.03 + 0.1 + 13 * 0.03  # and a round of all turns
+    assert add_up(session.statistics())
+
+
+@pytest.mark.parametrize("max_waiting", [1, 8])
+@pytest.mark.parametrize("kind", ["limit", "queue"])
+async def test_a_full_limit_or_queue_keeps_no_stream_out(loop, kind, max_waiting):
+    """A frame that was rejected is sent when another one has ended, before those that come to the free place later."""
+    model = ScriptedBackend(duration_s=0.03, example=1.0)
+    batcher = si.AdaptiveBatcher(max_batch_size=4, max_queue_size=2 if kind == "queue" else 100)
+    layers = [si.ConcurrencyLimit(limit=3), batcher] if kind == "limit" else [batcher]
+    async with si.Stack(*layers, model, clock=loop.clock) as service:
+        session = StreamSession(service, policy=Block(max_waiting))
+        for number in range(18):
+            session.add(Camera(loop, 10_000, period_s=[0.01, 0.033, 0.1][number % 3]), stream_id=number)
+        delivered = [0] * 18
+        async for result in session:
+            assert result.error is None
+            delivered[result.stream_id] += 1
+            if loop.time() > 12.0:
+                await session.aclose()
+
+    assert min(delivered) >= 0.7 * sum(delivered) / 18
+    assert add_up(session.statistics())
+
+
 async def test_a_backlog_of_chunks_has_its_turns_on_a_shared_device(loop):
     """Of 96 microphones a batch has 8: behind a long batch of another model the rest would seem not to be there."""
     device, random = si.Device("core"), Random(1)

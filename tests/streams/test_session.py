@@ -432,6 +432,20 @@ async def test_streams_take_turns_by_weight(loop):
     assert counts["seldom"] == 9
 
 
+async def test_results_are_shared_by_weight_under_overload(loop):
+    """Where no share is more than a frame of each batch, they are those of the weights."""
+    weights = [1.0] * 12 + [0.5, 2.0, 4.0]
+    async with stack_of(loop, ScriptedBackend(duration_s=0.04), max_batch_size=2) as service:
+        session = StreamSession(service, policy=LatestOnly())
+        for number, weight in enumerate(weights):
+            session.add(Camera(loop, 2_000, period_s=0.03), stream_id=number, weight=weight)
+        delivered = [0] * len(weights)
+        async for result in session:
+            delivered[result.stream_id] += 1
+    share = sum(delivered) / sum(weights)
+    assert delivered == pytest.approx([share * weight for weight in weights], rel=0.05)
+
+
 @pytest.mark.parametrize(("rate", "least"), [(1.0, 1.0), (5.0, 1.5)])
 async def test_a_slow_camera_has_its_share_among_fast_ones(loop, rate, least):
     """Under overload 21 streams have 2.4 frames a second each: one that sends less than that loses none of them."""

@@ -145,3 +145,24 @@ async def test_a_source_that_is_cancelled_by_others_has_failed(loop):
     assert (await anext(results)).outputs == 1.0
     with pytest.raises(RuntimeError, match="the source: CancelledError"):
         await anext(results)
+
+
+@pytest.mark.parametrize("end", ["session", "stream"])
+async def test_a_source_may_close_its_session_at_its_end(loop, end):
+    """Its own stream, which waits for that end, is not waited for; the others are."""
+    session = StreamSession(Service(echo), clock=loop.clock)
+
+    async def source():
+        try:
+            yield 1.0
+            await asyncio.Event().wait()
+        finally:
+            await session.aclose()
+            assert session.statistics().ended_streams == 1
+
+    session.add(Camera(loop, period_s=1e9))
+    async with session(source(), stream_id="a") as results, asyncio.timeout(1.0):
+        await anext(results)
+        await (session.aclose() if end == "session" else results.aclose())
+
+    assert session.statistics().ended_streams == 2

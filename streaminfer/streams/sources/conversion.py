@@ -86,7 +86,7 @@ class AudioAssembler:
         self.silence_ns = 0
 
     def push(self, frame: Any, stamp: Stamp) -> list[Frame]:
-        """Return the chunks that a decoded frame completes; its stamp is that of its first sample."""
+        """Return the chunks that a decoded frame completes; its stamp has the position of its first sample."""
         length_ns = _duration_ns(frame)
         gap_ns = self._gaps.gap_ns(stamp.media_ns, length_ns)
         chunks: list[Frame] = []
@@ -97,7 +97,7 @@ class AudioAssembler:
             silence = np.zeros(
                 (len(self._empty), gap_ns * self._wanted.sample_rate // 1_000_000_000), self._empty.dtype
             )
-            chunks += self._chunker.push(silence, stamp.captured_ns, stamp.media_ns)
+            chunks += self._chunker.push(silence, stamp.captured_ns - length_ns, stamp.media_ns)
             self.silence_ns += gap_ns
         form = (frame.format.name, frame.layout.name, frame.sample_rate)
         if form != self._input:
@@ -157,6 +157,10 @@ class FrameMaker:
     def restart(self) -> None:
         """Continue with another connection."""
         self._repair.restart()
+
+    def forget_delays(self) -> None:
+        """Take the next item as captured when it arrives, as the first one."""
+        self._repair.forget_delays()
 
     def stamp(self, frame: Any, pts: int | None, time_base: Rational | None, arrival_ns: int) -> Stamp | None:
         """Return the stamp of a decoded frame; ``None``: it is beyond the rate that the model wants."""

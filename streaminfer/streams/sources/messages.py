@@ -3,7 +3,7 @@
 import time
 from collections.abc import AsyncGenerator, AsyncIterable
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,12 +14,49 @@ from streaminfer.streams.sources.formats import AudioFormat, Dtype, VideoFormat
 from streaminfer.streams.sources.source import Clock, Counters, Source
 from streaminfer.streams.sources.task_feeder import Received, live_source
 
-__all__ = ["audio_from_messages", "video_from_messages"]
+__all__ = ["PauseDetector", "audio_from_messages", "video_from_messages"]
 
 PAUSE_NS = 1_000_000_000  # a sender that was silent for longer was muted, not slow: TCP brings what is late at once
+SHORT_PAUSE_NS = 100_000_000  # from which it may have been muted: less is jitter
+CATCH_UP_NS = 250_000_000  # in which a network brings more than half of what it held up
 MAX_PIXELS = 50_000_000  # of a picture from a stranger
+Pause = Literal["long", "short"]
 CODECS = {b"\xff\xd8": "mjpeg", b"\x89P": "png", b"RI": "webp"}
 """Codec by the first bytes of a picture."""
+
+
+class PauseDetector:
+    """Tells a sender that paused from a network that stalled, where messages have no timestamps.
+
+    What a network held up comes at once behind the stall, so that it is soon made up for. Behind a pause sound comes as
+    fast as it is spoken, and would count as old for as long as the smallest delay is remembered.
+    """
+
+    def __init__(self) -> None:
+        self._last_ns: int | None = None
+        self._since_ns: int | None = None  # the message that was late arrived then
+        self._late_ns = 0
+        self._heard_ns = 0  # sound that has arrived behind it
+
+    def arrived(self, now_ns: int, length_ns: int) -> Pause | None:
+        """Return what a message of sound ends: a pause that was ``"long"``, or one that was ``"short"``, known late."""
+        late_ns = 0 if self._last_ns is None else now_ns - self._last_ns - length_ns
+        self._last_ns = now_ns
+        if late_ns > PAUSE_NS:
+            self._since_ns = None
+            return "long"
+        if self._since_ns is None:
+            if late_ns > SHORT_PAUSE_NS:
+                self._since_ns, self._late_ns, self._heard_ns = now_ns, late_ns, 0
+            return None
+        self._heard_ns += length_ns
+        made_up_ns = self._heard_ns - (now_ns - self._since_ns)
+        if 2 * made_up_ns > self._late_ns:
+            self._since_ns = None
+        elif now_ns - self._since_ns >= CATCH_UP_NS:
+            self._since_ns = None
+            return "short"
+        return None
 
 
 def audio_from_messages(
@@ -57,8 +94,7 @@ def audio_from_messages(
     read_clock = clock or time.monotonic_ns
 
     async def receive() -> AsyncGenerator[Received]:
-        sent = 0
-        due_ns = read_clock()
+        sent, pauses = 0, PauseDetector()
         async for message in messages:
             if not _is_binary(message) or not len(message) or len(message) % (dtype.itemsize * sent_channels):
                 counters.corrupt += 1
@@ -68,10 +104,8 @@ def audio_from_messages(
                 samples[np.newaxis], sample_format, "mono" if sent_channels == 1 else "stereo"
             )
             frame.sample_rate = sent_rate
-            now_ns = read_clock()
-            paused = now_ns - due_ns > PAUSE_NS
-            due_ns = now_ns + frame.samples * 1_000_000_000 // sent_rate
-            yield Received(frame, sent, time_base, continues=not paused)
+            pause = pauses.arrived(read_clock(), frame.samples * 1_000_000_000 // sent_rate)
+            yield Received(frame, sent, time_base, continues=pause != "long", is_fresh=pause == "short")
             sent += frame.samples
 
     return live_source(av, receive(), form, counters, read_clock, convert=None)

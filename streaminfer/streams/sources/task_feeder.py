@@ -29,12 +29,14 @@ class Received:
         pts: timestamp in ticks; ``None``: without.
         time_base: seconds per tick.
         continues: ``False`` where timestamps have nothing to do with those before.
+        is_fresh: it was not held up, though it comes later than its timestamp says.
     """
 
     frame: Any
     pts: int | None = None
     time_base: Rational | None = None
     continues: bool = True
+    is_fresh: bool = False
 
 
 class TaskFeeder:
@@ -75,6 +77,8 @@ class TaskFeeder:
                 async for item in items:
                     if not item.continues:
                         self._maker.restart()
+                    if item.is_fresh:
+                        self._maker.forget_delays()
                     stamp = self._maker.stamp(item.frame, item.pts, item.time_base, self._clock())
                     for frame in [] if stamp is None else self._maker.make(item.frame, stamp):
                         handoff.put(frame)

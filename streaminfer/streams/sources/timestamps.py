@@ -4,8 +4,9 @@
 timestamp is put on one media timeline, which starts at 0 and never goes back: ``media = timestamp + shift``. A jump
 changes the shift, so that the timeline goes on by the time that passed.
 
-What arrives live was captured at ``media + delay``, where the delay is the smallest ``arrival - media`` of the last two
-windows. The minimum is what the network added least to; a frame held up behind a lost packet is as old as it is. Two
+What arrives live was captured at ``end + delay``, where the end is ``media`` and how long the item lasts, and the delay
+is the smallest ``arrival - end`` of the last two windows: packets of sound differ in length, and each is sent when it
+is full. The minimum is what the network added least to; a frame held up behind a lost packet is as old as it is. Two
 windows, since the two clocks drift apart: 100 ppm are 1 ms in 10 s. No instant is later than the arrival or earlier
 than the one before.
 
@@ -17,6 +18,8 @@ than the one before.
 from typing import Protocol
 
 import attrs
+
+from streaminfer._internal.units import NEVER_NS
 
 __all__ = ["Pacer", "Rational", "Stamp", "TimestampRepair"]
 
@@ -47,7 +50,7 @@ class Stamp:
 
     Attributes:
         media_ns: on the timeline of the medium, from its first item.
-        captured_ns: on the clock of the arrivals.
+        captured_ns: its end, on the clock of the arrivals.
         discontinuity: timestamps jumped, or the connection is a new one.
     """
 
@@ -78,6 +81,10 @@ class TimestampRepair:
         """Continue with a medium whose timestamps have nothing to do with those before."""
         self._shift_ns = None
         self._restarted = self._last is not None
+
+    def forget_delays(self) -> None:
+        """Begin a window with the next item, and leave those before it out."""
+        self._window_end_ns = -NEVER_NS
 
     def stamp(self, pts: int | None, time_base: Rational | None, duration_ns: int, arrival_ns: int) -> Stamp:
         """Return the stamp of the next item.
@@ -111,7 +118,8 @@ class TimestampRepair:
         if last is not None:
             media_ns = max(media_ns, last.media_ns)
             self._step_ns = (media_ns - last.media_ns) or self._step_ns
-        captured_ns = self._capture(media_ns, arrival_ns, discontinuity=discontinuity) if self._live else arrival_ns
+        end_ns = media_ns + duration_ns
+        captured_ns = self._capture(end_ns, arrival_ns, discontinuity=discontinuity) if self._live else arrival_ns
         if last is not None:
             captured_ns = max(captured_ns, last.captured_ns)
         self._last = Stamp(media_ns, captured_ns, discontinuity)
@@ -130,8 +138,8 @@ class TimestampRepair:
                 return wrap_ns
         return None
 
-    def _capture(self, media_ns: int, arrival_ns: int, *, discontinuity: bool) -> int:
-        delay_ns = arrival_ns - media_ns
+    def _capture(self, end_ns: int, arrival_ns: int, *, discontinuity: bool) -> int:
+        delay_ns = arrival_ns - end_ns
         before, smallest = self._delays
         if discontinuity or self._last is None:
             self._delays = (None, delay_ns)
@@ -142,7 +150,7 @@ class TimestampRepair:
         else:
             self._delays = (before, min(smallest, delay_ns))
         before, smallest = self._delays
-        return media_ns + (smallest if before is None else min(before, smallest))
+        return end_ns + (smallest if before is None else min(before, smallest))
 
 
 class Pacer:

@@ -184,6 +184,9 @@ class StatefulBackend(Wrapper):
     def import_state(self, stream_id: Hashable, state: bytes) -> None:
         """Let the next step of a stream go on from a state that :meth:`export_state` returned.
 
+        It counts as a request for ``idle_ttl_s``; where no event loop runs, that ends with the next request at the
+        earliest.
+
         Raises:
             InvalidInput: it is no such record, was altered, or is of another model.
             Overloaded: there is no place for the stream.
@@ -198,6 +201,7 @@ class StatefulBackend(Wrapper):
             self._forget_idle(now_ns)
             if not self._store.table.put(stream_id, states, now_ns):
                 raise self._no_place(stream_id)
+        self._set_timer(now_ns)
 
     def statistics(self) -> StatefulStatistics:
         """What was counted until now."""
@@ -352,7 +356,10 @@ class StatefulBackend(Wrapper):
         if self._ttl_ns is None or (self._timer is not None and not self._timer_loop.is_closed()):
             return
         due_ns = seen_ns + self._ttl_ns
-        self._timer_loop = asyncio.get_running_loop()
+        try:
+            self._timer_loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return  # an import in a thread, or before the loop: the next request sets it
         self._timer = self._timer_loop.call_later(max(due_ns - self._clock(), 0) / 1e9, self._expire, due_ns)
 
     def _expire(self, due_ns: int) -> None:

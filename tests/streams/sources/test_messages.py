@@ -74,6 +74,22 @@ def test_other_messages_are_counted_as_corrupt(message):
     assert source.statistics().corrupt == 1
 
 
+def test_chunks_of_packets_of_any_length_are_as_old_as_their_last_sample():
+    """A long packet is sent when it is full: its sound is not older than that of the short ones before it."""
+    clock, arrivals = FakeClock(0), []
+
+    async def speak():
+        for length_ms in (10, 60, 20, 60):
+            clock.now_ns += length_ms * 1_000_000
+            arrivals.append(clock.now_ns // 1_000_000)
+            yield np.ones(16 * length_ms, "<i2").tobytes()
+
+    frames = collect(audio_from_messages(speak(), sent_rate=16_000, chunk=160, clock=clock))
+    captured_ms = [frame.captured_ns // 1_000_000 for frame in frames]
+    assert captured_ms == list(range(10, 151, 10))
+    assert set(arrivals) <= set(captured_ms)
+
+
 def test_pause_of_the_sender_discontinuity():
     """A muted microphone sends nothing, and its sound is fresh when it is back."""
     clock = FakeClock(0)
@@ -86,6 +102,47 @@ def test_pause_of_the_sender_discontinuity():
     frames = collect(audio_from_messages(speak(), sent_rate=16_000, clock=clock))
     assert [frame.discontinuity for frame in frames] == [False, False, False, True, False]
     assert [frame.captured_ns // 1_000_000 for frame in frames] == [0, 32, 64, 5_064, 5_096]
+
+
+def ages_ms(arrivals_ms):
+    """Ages of chunks of 20 ms, in messages of one each that arrive at these instants."""
+    clock = FakeClock(0)
+
+    async def speak():
+        for arrival_ms in arrivals_ms:
+            clock.now_ns = arrival_ms * 1_000_000
+            yield np.ones(320, "<i2").tobytes()
+            for _ in range(5):
+                await asyncio.sleep(0)  # the reader takes it
+
+    source = audio_from_messages(speak(), sent_rate=16_000, chunk=320, clock=clock)
+    frames = collect(source)
+    assert not any(frame.discontinuity for frame in frames)
+    return [round(arrival - frame.captured_ns / 1e6) for arrival, frame in zip(arrivals_ms, frames, strict=True)]
+
+
+@pytest.mark.parametrize("pause_ms", [120, 500, 990])
+def test_sound_behind_a_short_pause_of_the_sender_is_soon_fresh(pause_ms):
+    """It comes as fast as it is spoken; pauses do not add up."""
+    arrivals, now = [], 0
+    for number in range(200):
+        now += 20 + (pause_ms if number % 40 == 39 else 0)
+        arrivals.append(now)
+    ages = ages_ms(arrivals)
+    old = [number for number, age in enumerate(ages) if age]
+    assert {number % 40 for number in old} == {39, *range(12)}  # 0.25 s
+    assert max(ages) == pause_ms
+
+
+@pytest.mark.parametrize("burst_ms", [0, 2, 6])
+def test_sound_that_a_network_held_up_is_old(burst_ms):
+    """What was spoken in a stall of 0.8 s comes at once, or within a third of that, and counts from when it was spoken."""
+    spoken = [20 * (number + 1) for number in range(120)]
+    arrivals = []
+    for at in spoken:
+        held_until = 800 + 400 if 400 < at <= 1_200 else at
+        arrivals.append(max(held_until, arrivals[-1] + burst_ms if arrivals else 0))
+    assert ages_ms(arrivals) == [arrival - at for arrival, at in zip(arrivals, spoken, strict=True)]
 
 
 @pytest.mark.parametrize("codec", ["mjpeg", "png"])

@@ -13,6 +13,7 @@ from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection
 from aiortc.mediastreams import MediaStreamError
 
 from streaminfer.streams import from_track
+from streaminfer.testing import FakeClock
 
 MS = 1_000_000
 
@@ -97,6 +98,21 @@ def test_lost_packets_become_silence_of_their_length():
     assert [frame.discontinuity for frame in frames] == [False] * 6 + [True]
     assert [round(frame.position_s / 0.02) for frame in frames] == [0, 1, 2, 3, 4, 5, 60]
     assert statistics.silence_s == pytest.approx(0.04)
+
+
+def test_silence_is_as_old_as_the_packet_behind_it():
+    """Packets of 20 ms arrive when they are full; the fourth shows that the third was lost."""
+    clock = FakeClock(0)
+
+    class Timed(Scripted):
+        async def recv(self):
+            item = await super().recv()
+            clock.now_ns = 1_000_000 * (item.pts // 16 + 20)
+            return item
+
+    items = [sound(1, 320 * at, 320, 16_000) for at in (0, 1, 3, 4)]
+    frames, _ = collect(Timed("audio", items), chunk=320, clock=clock)
+    assert [frame.captured_ns // 1_000_000 for frame in frames] == [20, 40, 60, 80, 100]
 
 
 @pytest.mark.parametrize("error", [OSError("device gone"), ValueError("bad")])

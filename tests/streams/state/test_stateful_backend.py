@@ -11,7 +11,7 @@ from recurrent import EXAMPLE, Reference, recurrent, step
 import streaminfer as si
 from streaminfer.errors import BackendError, Closed, DeadlineExceeded, InvalidInput, Overloaded
 from streaminfer.streams import StatefulBackend
-from streaminfer.testing import HANG, FakeClock
+from streaminfer.testing import HANG, FakeClock, run
 
 pytestmark = pytest.mark.uncompiled
 
@@ -334,6 +334,37 @@ async def test_idle_streams_are_forgotten(loop):
         assert int(await service(np.int64(5), stream_id="a")) == Reference()(5)
         await asyncio.sleep(30)
         assert model.statistics().streams == 0
+
+
+async def test_a_stream_that_was_imported_is_forgotten_too(loop):
+    """Though no request ever comes: a call that did not go on behind a restart, say."""
+    model = stateful(recurrent(), idle_ttl_s=10.0)
+    async with stack(loop, model):
+        await model.infer(batch(("a", 1)))
+        record = model.export_state("a")
+        await asyncio.sleep(11.0)
+        assert model.statistics().streams == 0
+
+        model.import_state("b", record)
+        await asyncio.sleep(9.0)
+        assert model.statistics().streams == 1
+        await asyncio.sleep(2.0)
+        assert (model.statistics().streams, model.statistics().bytes) == (0, 0)
+
+
+def test_a_state_can_be_imported_without_a_loop():
+    """Where none runs no timer is set."""
+    model = stateful(recurrent(), idle_ttl_s=10.0)
+    record = run(lambda _: exported(model))
+    model.import_state("b", record)
+    assert model.statistics().streams == 1
+
+
+async def exported(model):
+    await model.infer(batch(("a", 1)))
+    record = model.export_state("a")
+    await model.stop()
+    return record
 
 
 @pytest.mark.parametrize("idle_ttl_s", [1e10, 1e300])
