@@ -5,8 +5,10 @@ import subprocess
 import sys
 
 import pytest
+from numba.core import caching
 
 from streaminfer.__main__ import main
+from streaminfer._internal.loading.numba_jit import compile_exports, jit
 from streaminfer.batching.planner import kernel_loader
 
 SERVING = """
@@ -33,6 +35,15 @@ async def main():
     histogram.record_many(np.full(5000, 0.001))
     assert histogram.count == 5000
 """
+
+
+def no_folder(locator):
+    """What Numba does where it cannot write to a folder."""
+    raise PermissionError(locator.get_cache_path())
+
+
+def twice(number):
+    return 2 * number
 
 
 def python(code, **variables):
@@ -118,6 +129,34 @@ def test_the_warmup_command_says_what_is_missing(monkeypatch, capsys):
     monkeypatch.setattr(kernel_loader, "load", missing)
     assert main(["warmup"]) == 1
     assert "pip install numba" in capsys.readouterr().err
+
+
+def test_the_warmup_command_fails_if_nothing_is_kept(monkeypatch, capsys):
+    """An image whose build could not keep the kernels is not built, and does not compile at each start."""
+    monkeypatch.setattr(kernel_loader, "is_compiled_ahead", lambda: False)
+    monkeypatch.setattr(kernel_loader, "load", lambda: compile_exports({"twice": (jit(twice), "int64(int64)")}))
+    monkeypatch.setattr(caching._CacheLocator, "ensure_cache_path", no_folder)
+
+    assert main(["warmup"]) == 1
+
+    assert "set NUMBA_CACHE_DIR" in capsys.readouterr().err
+
+
+def test_a_start_says_that_nothing_is_kept(tmp_path):
+    """The child gives up at the first kernel that only itself would have, and the log says what to set."""
+    code = SERVING + (
+        "logging.basicConfig(stream=sys.stdout, level=logging.WARNING, format='%(message)s')\nasyncio.run(main())\n"
+    )
+    places = {"NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator", "NUMBA_CACHE_DIR": str(tmp_path / "file")}
+    (tmp_path / "file").write_text("no folder")
+
+    printed = python(code, STREAMINFER_DISABLE_COMPILED="1", **places).splitlines()
+
+    (warned,) = [line for line in printed if not line.startswith("streaminfer serves uncompiled")]
+    assert warned == (
+        "the child process did not compile the kernels, so this one does: Numba finds no folder in which to keep what "
+        "it compiles: set NUMBA_CACHE_DIR to one that this user can write to"
+    )
 
 
 def test_the_command_runs_as_a_module():

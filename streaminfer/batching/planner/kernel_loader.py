@@ -5,6 +5,7 @@ built without, :func:`prepare` lets a child process compile them into Numba's ca
 loads them from there. The process that serves never compiles while it serves.
 """
 
+import contextlib
 import importlib.util
 import logging
 import os
@@ -12,14 +13,25 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from streaminfer import _compiled_kernels
 from streaminfer.errors import MissingExtra
 
-__all__ = ["PlannerKernels", "is_compiled_ahead", "load", "prepare"]
+__all__ = ["PlannerKernels", "is_compiled_ahead", "load", "must_keep", "prepare"]
+
+_CHILD = """
+import sys
+from streaminfer.batching.planner import kernel_loader
+try:
+    with kernel_loader.must_keep():
+        kernel_loader.load()
+except OSError as error:
+    sys.exit(str(error))
+"""
+"""What the child process runs; it gives up at the first kernel that only itself would have."""
 
 _logger = logging.getLogger("streaminfer")
 _loading = threading.Lock()
@@ -76,6 +88,23 @@ def load() -> PlannerKernels:
         return _loaded
 
 
+@contextlib.contextmanager
+def must_keep() -> Iterator[None]:
+    """Raise ``OSError`` inside where Numba compiles kernels that no later process finds; not thread-safe.
+
+    Raises:
+        MissingExtra: no kernels were compiled ahead of time, nor is Numba installed.
+    """
+    if is_compiled_ahead():
+        yield
+        return
+    _check_numba()
+    from streaminfer._internal.loading import numba_jit  # noqa: PLC0415 - imports Numba
+
+    with numba_jit.must_keep():
+        yield
+
+
 def prepare() -> None:
     """Make decisions ready for the first request; blocks for seconds where Numba has to compile.
 
@@ -105,10 +134,9 @@ def _compile_in_child() -> None:
     began = time.perf_counter()
     package = str(Path(__file__).parents[3])
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-    code = "from streaminfer.batching.planner import kernel_loader\nkernel_loader.load()"
     try:
         done = subprocess.run(  # noqa: S603 - this interpreter and a constant
-            [sys.executable, "-P", "-c", code],
+            [sys.executable, "-P", "-c", _CHILD],
             env=os.environ | {"PYTHONPATH": path},
             capture_output=True,
             text=True,
