@@ -1,12 +1,15 @@
 """Kernels at the start of a process that serves: with those compiled ahead of time, with Numba, and with neither."""
 
+import asyncio
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 from numba.core import caching
 
+import streaminfer as si
 from streaminfer.__main__ import main
 from streaminfer._internal.loading.numba_jit import compile_exports, jit
 from streaminfer.batching.planner import kernel_loader
@@ -92,6 +95,28 @@ def test_a_child_that_fails_leaves_the_work_to_this_process(monkeypatch, caplog)
         kernel_loader.prepare()
     assert loaded == ["planner"] * 2
     assert caplog.text.count("the child process did not compile the kernels") == 2
+
+
+def test_stacks_that_start_at_once_wait_for_one_child(monkeypatch):
+    """Compiling takes a core for seconds, so the stacks of a process do it once."""
+    children = []
+    loaded = threading.Event()
+    monkeypatch.setattr(kernel_loader, "is_ready", loaded.is_set)
+    monkeypatch.setattr(kernel_loader, "load", loaded.set)
+
+    def compile_in_child():
+        assert kernel_loader._preparing.locked()
+        children.append("child")
+
+    monkeypatch.setattr(kernel_loader, "_compile_in_child", compile_in_child)
+
+    async def main():
+        stacks = [si.Stack(si.AdaptiveBatcher(max_batch_size=4), si.CpuBackend(twice)) for _ in range(3)]
+        await asyncio.gather(*(stack.start() for stack in stacks))
+        await asyncio.gather(*(stack.stop() for stack in stacks))
+
+    asyncio.run(main())
+    assert children == ["child"]
 
 
 def test_without_kernels_and_numba_the_start_fails():

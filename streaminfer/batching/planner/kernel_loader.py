@@ -20,7 +20,7 @@ from typing import NamedTuple
 from streaminfer import _compiled_kernels
 from streaminfer.errors import MissingExtra
 
-__all__ = ["PlannerKernels", "is_compiled_ahead", "load", "must_keep", "prepare"]
+__all__ = ["PlannerKernels", "check", "is_compiled_ahead", "is_ready", "load", "must_keep", "prepare"]
 
 _CHILD = """
 import sys
@@ -35,6 +35,7 @@ except OSError as error:
 
 _logger = logging.getLogger("streaminfer")
 _loading = threading.Lock()
+_preparing = threading.Lock()
 _loaded: "PlannerKernels | None" = None
 
 
@@ -59,6 +60,25 @@ def is_compiled_ahead() -> bool:
     return _compiled_kernels.load() is not None
 
 
+def is_ready() -> bool:
+    """Return whether :func:`load` returns without compiling anything."""
+    return _loaded is not None or is_compiled_ahead()
+
+
+def check() -> None:
+    """Check that there are kernels, or Numba to compile them.
+
+    Raises:
+        MissingExtra: there is neither.
+    """
+    if not is_ready() and importlib.util.find_spec("numba") is None:
+        raise MissingExtra(
+            "the planner needs its kernels: this installation was built without them, and Numba, which would compile "
+            "them at the start, is not installed: pip install numba, or install a wheel of streaminfer",
+            name="numba",
+        )
+
+
 def load() -> PlannerKernels:
     """Load the planner's kernels, in this process; thread-safe, at once after the first call.
 
@@ -75,7 +95,7 @@ def load() -> PlannerKernels:
         if _loaded is None:
             compiled = _compiled_kernels.load()
             if compiled is None:
-                _check_numba()
+                check()
                 from streaminfer._internal.loading.numba_jit import compile_exports  # noqa: PLC0415 - imports Numba
                 from streaminfer.batching.planner import kernels, turn_kernels  # noqa: PLC0415
 
@@ -98,7 +118,7 @@ def must_keep() -> Iterator[None]:
     if is_compiled_ahead():
         yield
         return
-    _check_numba()
+    check()
     from streaminfer._internal.loading import numba_jit  # noqa: PLC0415 - imports Numba
 
     with numba_jit.must_keep():
@@ -108,24 +128,16 @@ def must_keep() -> Iterator[None]:
 def prepare() -> None:
     """Make decisions ready for the first request; blocks for seconds where Numba has to compile.
 
-    Thread-safe. Call it off the event loop unless :func:`is_compiled_ahead`.
+    Thread-safe. Call it off the event loop unless :func:`is_ready`.
 
     Raises:
         MissingExtra: no kernels were compiled ahead of time, nor is Numba installed.
     """
-    if _loaded is None and not is_compiled_ahead():
-        _check_numba()
-        _compile_in_child()
-    load()
-
-
-def _check_numba() -> None:
-    if importlib.util.find_spec("numba") is None:
-        raise MissingExtra(
-            "the planner needs its kernels: this installation was built without them, and Numba, which would compile "
-            "them at the start, is not installed: pip install numba, or install a wheel of streaminfer",
-            name="numba",
-        )
+    check()
+    with _preparing:  # stacks that start at the same time wait for one child
+        if not is_ready():
+            _compile_in_child()
+        load()
 
 
 def _compile_in_child() -> None:

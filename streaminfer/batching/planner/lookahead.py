@@ -128,8 +128,8 @@ class Lookahead:
         """Load the kernels before the first decision that needs them.
 
         Args:
-            wait: block until they are there, for seconds where none were compiled ahead of time. Otherwise only load
-                those that were.
+            wait: block until they are there, for seconds where none were compiled ahead of time and this process has
+                not loaded any. Otherwise only load those that are there.
 
         Returns:
             Whether they are there.
@@ -137,7 +137,8 @@ class Lookahead:
         Raises:
             MissingExtra: there are none, and Numba, which would compile them, is not installed.
         """
-        if not wait and not kernel_loader.is_compiled_ahead():
+        kernel_loader.check()
+        if not wait and not kernel_loader.is_ready():
             return False
         kernel_loader.prepare()
         return True
