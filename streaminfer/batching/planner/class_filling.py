@@ -25,6 +25,7 @@ def fill_with_less_urgent(
     urgent_deadline_ns: int,
     urgent_size: int,
     urgent_left: int,
+    most: int,
     others: _Array,
     rates: Sequence[tuple[float, int]],
 ) -> list[int]:
@@ -36,6 +37,7 @@ def fill_with_less_urgent(
         urgent_deadline_ns: the earliest deadline of the urgent requests in the batch.
         urgent_size: how many there are.
         urgent_left: how many of their class stay queued behind them.
+        most: the largest batch that does not delay urgent requests which cannot share it.
         others: shape (n,), deadlines of the less urgent requests, in the order in which they are served.
         rates: arrivals per nanosecond and time limit in nanoseconds of each class that must not be delayed.
 
@@ -46,7 +48,7 @@ def fill_with_less_urgent(
         return []  # every row more delays those that stay queued
     cap = durations.size - 1
     on_time = int(np.searchsorted(durations, urgent_deadline_ns - now_ns, side="right")) - 1
-    most = room = min(cap, urgent_size + others.size, on_time)
+    most = room = min(cap, urgent_size + others.size, on_time, most)
     while room > urgent_size and not _leaves_time(durations, room, rates):
         room -= 1
     if room <= urgent_size and not _leaves_time(durations, urgent_size, rates):

@@ -21,8 +21,9 @@ a share of every batch: as large as their share of the queue.
 
 *Groups.* Requests of different length buckets, or of shapes that cannot be stacked, do not share a batch. Each group is
 planned by itself; the kernels choose the group to serve by playing the queue forward, and its batch is the one that was
-played: a plan of one group alone would take the time of the others for free. Where a mask tells the model what is
-padding, one batch of the longest bucket replaces several that would take as long.
+played: a plan of one group alone would take the time of the others for free. Of several classes only the most urgent
+one is played. Where a mask tells the model what is padding, one batch of the longest bucket replaces several that would
+take as long.
 
 *Pipelining.* Where the model keeps a queue, a full batch is sent a little before the running one ends
 (:mod:`~streaminfer.batching.planner.pipelining`), chosen for the instant at which that one is expected to end.
@@ -331,8 +332,9 @@ class Lookahead:
             if overdue:
                 return Decision(self._of_one_group(overdue), "planned", rejected, rejection=rejection)
             return self._probe(queue, late, rejected, rejection, now_ns)
-        group = choose_group(left, now_ns)
-        batch, reason = plan_batch(queue, group, now_ns, is_alone=len(left) == 1)
+        by_class = queue.several_priorities or any(group.untimed for group in left)
+        group, beside = choose_group(left, now_ns, by_class=by_class)
+        batch, reason = plan_batch(queue, group, now_ns, beside)
         if len(groups) == 1 and reason == "planned":
             batch = with_rows_for_free(batch, groups[0], rejected, now_ns)
         if overdue:

@@ -13,13 +13,14 @@ DURATIONS = np.array([0, 10, 11, 12, 13, 14, 15, 16, 17], np.int64)  # 9 + 1 a r
 FAR = 10**6
 
 
-def fill(others, *, now_ns=0, durations=DURATIONS, deadline=FAR, size=2, left=0, rates=()):
+def fill(others, *, now_ns=0, durations=DURATIONS, deadline=FAR, size=2, left=0, most=8, rates=()):
     return fill_with_less_urgent(
         now_ns,
         durations,
         urgent_deadline_ns=deadline,
         urgent_size=size,
         urgent_left=left,
+        most=most,
         others=np.array(others, np.int64),
         rates=list(rates),
     )
@@ -46,6 +47,13 @@ def test_the_first_urgent_deadline_bounds_it(deadline, count):
 def test_nothing_is_added_while_urgent_ones_stay():
     """Each row more would delay the urgent requests that stay queued."""
     assert fill([FAR] * 20, left=1) == []
+
+
+@pytest.mark.parametrize(("most", "count"), [(8, 6), (4, 2), (2, 0), (1, 0)])
+def test_what_other_groups_leave_bounds_it(most, count):
+    """Urgent requests that cannot share the batch are not delayed by it; where they are late anyway, nothing is added."""
+    assert len(fill([FAR] * 20, most=most)) == count
+    assert len(fill([FAR] * 20, most=most, rates=[(1.0, 1)])) == count
 
 
 @pytest.mark.parametrize(

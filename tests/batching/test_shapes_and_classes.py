@@ -1,0 +1,48 @@
+"""Priorities of requests whose shapes cannot share a batch, under overload."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+import streaminfer as si
+from streaminfer.testing import ScriptedBackend, run
+
+SLO_S = 0.05
+CAP = 16
+
+
+def device_s(rows):
+    return 0.001 + 0.001 * rows
+
+
+def shares_on_time(load, shapes, workers, seed):
+    """Of the urgent requests, 0.3 of all, and of all."""
+    rng = np.random.default_rng(seed)
+    count = 2000
+    gaps_s = rng.exponential(device_s(CAP) / CAP / workers / load, count)
+    urgent = rng.random(count) < 0.3
+    rows = [np.zeros(1 + number, np.float32) for number in range(shapes)]
+
+    async def main(loop):
+        batcher = si.AdaptiveBatcher(
+            max_batch_size=CAP, slo_s=SLO_S, max_in_flight=workers, max_queue_size=10_000, clock=loop.clock
+        )
+        async with si.Stack(batcher, ScriptedBackend(duration_s=device_s), clock=loop.clock) as service:
+            calls = []
+            for gap_s, shape, first in zip(gaps_s, rng.integers(0, shapes, count), urgent, strict=True):
+                await asyncio.sleep(gap_s)
+                calls.append(asyncio.ensure_future(service(rows[shape], priority=0 if first else 1)))
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+    answered = np.array([not isinstance(answer, si.StreamInferError) for answer in run(main)])
+    return answered[urgent].mean(), answered.mean()
+
+
+@pytest.mark.parametrize(("load", "shapes", "workers"), [(1.2, 2, 1), (1.6, 4, 1), (1.6, 8, 2)])
+def test_urgent_requests_of_several_shapes_are_on_time(load, shapes, workers):
+    """They are half of what the device can serve, so those that are less urgent fill what they leave."""
+    urgent, everything = shares_on_time(load, shapes, workers, seed=1)
+
+    assert urgent >= 0.99
+    assert everything >= 0.56
