@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer.batching.planner import kernel_loader
-from streaminfer.batching.planner.batch_groups import PATIENCE_NS, Group, first_if_all_on_time
+from streaminfer.batching.planner.batch_groups import PATIENCE_NS, Group, count_on_time, first_if_all_on_time
 from streaminfer.batching.planner.bucket_model import BucketModel
 from streaminfer.batching.planner.class_filling import fill_with_less_urgent
 from streaminfer.batching.queue._queue_cy import RequestQueue
@@ -123,7 +123,7 @@ def plan_batch(queue: RequestQueue, group: Group, now_ns: int, beside: list[Grou
     )
     added = fill_with_less_urgent(
         now_ns,
-        model.upper,
+        model.slow,
         urgent_deadline_ns=int(own[head]),
         urgent_size=len(chosen),
         urgent_left=max(len(of_class) - head - size, 0),
@@ -134,6 +134,8 @@ def plan_batch(queue: RequestQueue, group: Group, now_ns: int, beside: list[Grou
             for priority, (part, limit_ns) in classes.items()
             if priority <= urgent[1]
         ],
+        means=model.durations,
+        steps=model.slow_steps,
     )
     return chosen + [tickets[others[at]] for at in added], "planned"
 
@@ -154,10 +156,10 @@ def _of_class(tickets: Sequence[Ticket], wanted: tuple[bool, int]) -> list[int]:
 
 
 def _most_beside(model: BucketModel, size: int, now_ns: int, beside: list[Group], rate: float) -> int:
-    """Return the largest batch behind which the urgent requests of other groups are on time.
+    """Return the largest batch that makes no more urgent requests of other groups late than the smallest does.
 
     Others of their class join them until it is their turn, so a part of their time is kept free: what the rows that
-    come meanwhile take.
+    come meanwhile take. Where some are late anyway, nothing is kept free.
 
     Args:
         model: of the batch.
@@ -165,19 +167,22 @@ def _most_beside(model: BucketModel, size: int, now_ns: int, beside: list[Group]
         now_ns: when it starts.
         beside: the other groups.
         rate: arrivals of the urgent class per nanosecond.
-
-    Returns:
-        Less than ``size`` where they are late behind any batch.
     """
-    low, high = size - 1, len(model.steps) - 1
+    low, high = size, len(model.steps) - 1
     if not beside:
         return high
     row_ns = float(model.steps[high] - model.steps[1]) / max(high - 1, 1)
     free = max(1.0 - rate * row_ns, _LEAST_FREE)
     hurried = [one._replace(deadlines=now_ns + ((one.deadlines - now_ns) * free).astype(np.int64)) for one in beside]
+    behind_ns, all_of_them = now_ns + int(model.steps[size]), sum(len(one.tickets) for one in beside)
+    on_time = count_on_time(hurried, behind_ns)
+    if on_time < all_of_them:
+        hurried, on_time = beside, count_on_time(beside, behind_ns)
+        if on_time == all_of_them:
+            return size
     while low < high:
         middle = (low + high + 1) // 2
-        if first_if_all_on_time(hurried, now_ns + int(model.steps[middle]), surely=False) is None:
+        if count_on_time(hurried, now_ns + int(model.steps[middle])) < on_time:
             high = middle - 1
         else:
             low = middle
