@@ -108,7 +108,7 @@ def count_on_time(groups: list[Group], now_ns: int) -> int:
     count, time_ns = 0, now_ns
     for _, at, begin, end in _in_order(groups):
         model, deadlines = groups[at].model, groups[at].deadlines[begin:end]
-        in_time = np.count_nonzero(deadlines >= time_ns + model.durations[end - begin])
+        in_time = int(np.count_nonzero(deadlines >= time_ns + model.durations[end - begin]))
         if in_time:  # a batch for which it is too late is not sent
             count += in_time
             time_ns += int(model.steps[end - begin])
