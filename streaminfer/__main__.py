@@ -41,16 +41,17 @@ def _warm_up() -> int:
 
     ahead = kernel_loader.is_compiled_ahead()
     print("kernels: compiled ahead of time" if ahead else "kernels: compiled by Numba, once on a machine", flush=True)
-    for name, load in kernel_loads().items():
-        began = time.perf_counter()
-        print(f"  {name} ...", end=" ", flush=True)
-        try:
-            load()
-        except MissingExtra as error:
-            print("failed", flush=True)
-            print(error, file=sys.stderr)
-            return 1
-        print(f"{time.perf_counter() - began:.1f} s", flush=True)
+    try:
+        with kernel_loader.must_keep():
+            for name, load in kernel_loads().items():
+                began = time.perf_counter()
+                print(f"  {name} ...", end=" ", flush=True)
+                load()
+                print(f"{time.perf_counter() - began:.1f} s", flush=True)
+    except (MissingExtra, OSError) as error:
+        print("failed", flush=True)
+        print(error, file=sys.stderr)
+        return 1
     return 0
 
 

@@ -353,6 +353,10 @@ def rows(n: int = 4000) -> list[Workload]:
             for load in loads:
                 name = f"{device} slo {slo_s * times * 1e3:g} {shapes} shapes {workers} workers load {load}"
                 add(name, "shapes", service, cap, slo_s * times, load, shapes=shapes, workers=workers)
+        for shapes, workers, load in itertools.product((2, 4, 8), (1, 2), (0.9, 1.2, 1.6)):
+            name = f"{device} slo {slo_s * 2e3:g} classes .3/.7 {shapes} shapes {workers} workers load {load}"
+            several = {"shapes": shapes, "workers": workers, "priorities": classes((0.3, 0.7))}
+            add(name, "classes of shapes", service, cap, 2 * slo_s, load, **several)
 
     for device, service, cap, slo_s in (("4+.25n", line(4, 0.25), 64, 0.05), ("5+1n", line(5, 1), 32, 0.05)):
         capacity = cap / service(cap)

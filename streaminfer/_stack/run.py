@@ -85,7 +85,7 @@ class StackRun:
             with StartTimer(title) as timer:
                 if not is_virtual(self.loop):  # in virtual time it does not matter
                     compiled_modules.warn_if_unused()
-                await self._stack.load_kernels()  # before the heap is frozen
+                await timer.time_kernels(self._stack.load_kernels)  # before the heap is frozen
                 self._hold = serving_process.enter(self.loop)
                 for part, name in zip(self._parts, names, strict=True):
                     if adapt(part).starts:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,6 +19,8 @@ __all__ = ["PartStart", "StartReport", "StartTimer"]
 
 PROGRESS_INTERVAL_S = 5.0
 """Seconds between two lines of a start that takes long."""
+KERNELS_FROM_S = 0.1
+"""From here on the kernels are a part of the report: loading those that were compiled ahead takes milliseconds."""
 
 _LOGGER = logging.getLogger("streaminfer")
 
@@ -28,7 +30,7 @@ class PartStart(Snapshot):
     """The start of one layer.
 
     Attributes:
-        name: the name of its class.
+        name: the name of its class; ``"kernels"``: what the layers compute with, which comes first where it took long.
         seconds: how long it took.
         calibration: what a batcher measured; ``None`` where it measured nothing, and for other layers.
     """
@@ -48,7 +50,7 @@ class StartReport(Snapshot):
 
     Attributes:
         seconds: how long it took, in seconds of the real clock or of a virtual loop.
-        parts: the layers that have a start, innermost first.
+        parts: the kernels if they took a tenth of a second, and the layers that have a start, innermost first.
     """
 
     seconds: float
@@ -102,6 +104,14 @@ class StartTimer:
             self._handle.cancel()
             self._handle = None
         self._part = None
+
+    async def time_kernels(self, load: Callable[[], Awaitable[None]]) -> None:
+        """Wait for the kernels, which a machine without compiled ones compiles for seconds."""
+        self._name = "kernels"
+        await load()
+        seconds = self._now_s() - self._began_s
+        if seconds >= KERNELS_FROM_S:
+            self._parts.append(PartStart("kernels", seconds))
 
     def begin(self, part: Any, name: str) -> None:
         """A part starts."""

@@ -20,6 +20,7 @@ from streaminfer.batching.device.residence import enter_at_start, in_memory
 from streaminfer.batching.dispatcher import Dispatcher
 from streaminfer.batching.next_batch import expected_next_batch
 from streaminfer.batching.policy import Greedy, Policy, adapt_policy
+from streaminfer.batching.policy_change import PolicyChange
 from streaminfer.batching.queue._fair_queue_cy import FairQueue
 from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import NEVER, Ticket
@@ -59,7 +60,7 @@ class BatchedService(Node):
     # with more than thirty attributes in a dict, CPython 3.11 would look each method up again at each call
     __slots__ = (
         *("__weakref__", "calibration", "clock", "inner", "events", "slo_ns", "slo_s", "source", "validate"),
-        *("_calibrated_model", "_calibrator", "_configured_policy", "_max_batch_size", "_policy_for"),
+        *("_calibrated_model", "_calibrator", "_configured_policy", "_max_batch_size", "_policy_change", "_policy_for"),
         *(
             "_ask_inward",
             "_assembler",
@@ -111,6 +112,7 @@ class BatchedService(Node):
             clock=clock,
             device=device,
         )
+        self._policy_change = PolicyChange(self._dispatcher)
         self._device = device
         offered = adapt(inner).capabilities()
         self._ask_inward = offered.admission
@@ -241,10 +243,7 @@ class BatchedService(Node):
             self._fair_queue.horizon = max_batch_size * assembler.bucket_count
         self._dispatcher.runner.isolator.memory_limits.clear()
         if not self._submission.stopping:
-            self._dispatcher.set_policy(policy)
-            if self._submission.loop is not None:
-                self._prepare_policy()
-                self._dispatcher.schedule()  # the instant that the previous policy named is void
+            self._policy_change.begin(policy, max_batch_size, self._submission.loop)
 
     def observe_batches(self, make: Callable[[str], BatchObserver]) -> None:
         """Tell what ``make`` returns for the name of the model of each batch from now on."""
@@ -279,7 +278,7 @@ class BatchedService(Node):
             self._dispatcher.set_workers(workers)
             self._configured_policy = self._policy_for(workers)
         self._dispatcher.set_policy(self._configured_policy)
-        self._prepare_policy()
+        self._policy_change.complete(self._configured_policy)
         await self._calibrate()
         self._submission.stopping = False
 
@@ -307,6 +306,7 @@ class BatchedService(Node):
         """
         self._enter(asyncio.get_running_loop())
         self._submission.stopping = True
+        self._policy_change.cancel()
         self._dispatcher.set_policy(Greedy(self._max_batch_size))  # no later request can fill a batch
         await self._dispatcher.stop(drain=drain)
 
@@ -349,12 +349,6 @@ class BatchedService(Node):
         self._outcomes.deadline_exceeded += 1
         self.events.dropped(now_ns, "deadline_exceeded_on_arrival", 1)
         raise DeadlineExceeded(passed_on_arrival(now_ns, deadline_ns))
-
-    def _prepare_policy(self) -> None:
-        """Wait until the policy is ready to decide; at once where its kernels are loaded."""
-        prepare = self._dispatcher.expectations.offered.prepare
-        if prepare is not None:
-            prepare(wait=True)
 
     async def _calibrate(self) -> None:
         offered = adapt(self.inner).capabilities()
@@ -442,7 +436,7 @@ class BatchedService(Node):
         self._outcomes.forget(dispatcher.tickets())
         dispatcher.bind_loop(loop)
         submission.loop = loop
-        self._prepare_policy()
+        self._policy_change.complete(self._configured_policy)
         if type(loop).create_future is asyncio.BaseEventLoop.create_future:  # which makes just this, one call later
             submission.new_future = functools.partial(asyncio.Future, loop=loop)
         else:

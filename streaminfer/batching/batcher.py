@@ -255,7 +255,8 @@ class AdaptiveBatcher(Node):
         """Change settings, while it runs or before; what is left out stays.
 
         No request is lost: queued requests keep their place and the deadline that they came with, and running batches
-        go on. What was learned about the model stays. Call it on the event loop that the batcher serves.
+        go on. What was learned about the model stays. Call it on the event loop that the batcher serves. Where Numba
+        has to compile the planner's kernels, the greedy policy serves until a thread has loaded them.
 
         Args:
             slo_s: the deadline of requests from now on that bring none.
@@ -264,8 +265,9 @@ class AdaptiveBatcher(Node):
             max_queue_delay_s: with ``policy="greedy"``; otherwise 0, to which another policy sets it.
 
         Raises:
-            TypeError, ValueError: as the constructor, or ``max_batch_size`` is more than the model takes; then nothing
-                has changed.
+            TypeError, ValueError: as the constructor, or ``max_batch_size`` is more than the model takes.
+            MissingExtra: there are no kernels for the planner, nor is Numba installed. After an error nothing has
+                changed.
         """
         before = self.slo_s, self.max_batch_size, self.policy, self.max_queue_delay_s
         try:
@@ -282,6 +284,7 @@ class AdaptiveBatcher(Node):
             self._check_delay()
             if self._service is not None:
                 self._service.check_max_batch_size(self.max_batch_size)
+                self._check_kernels()
             assembler = self._make_assembler(None if self._service is None else self._service.inner)
         except BaseException:
             self.slo_s, self.max_batch_size, self.policy, self.max_queue_delay_s = before
@@ -320,6 +323,12 @@ class AdaptiveBatcher(Node):
                     "max_queue_delay_s", f"0 with policy={self.policy!r}, which never waits", self.max_queue_delay_s
                 )
             )
+
+    def _check_kernels(self) -> None:
+        if self.policy == "lookahead":
+            from streaminfer.batching.planner import kernel_loader  # noqa: PLC0415 - only who plans loads it
+
+            kernel_loader.check()
 
     def _make_assembler(self, inner: Any) -> Assembler:
         from streaminfer.batching.assembly.model_calls import make_assembler  # noqa: PLC0415 - not at the package's import

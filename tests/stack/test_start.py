@@ -99,6 +99,26 @@ def test_long_start_says_how_far_it_is(caplog):
     assert "ready after 11.400 s" in ready
 
 
+def test_a_wait_for_kernels_is_told(caplog):
+    """A start that compiles kernels says so meanwhile, and how long that took in its report."""
+    caplog.set_level(logging.INFO, "streaminfer")
+
+    class Compiling(si.AdaptiveBatcher):
+        async def load_kernels(self):
+            await asyncio.sleep(6.0)
+
+    async def scenario(loop):
+        async with si.Stack(Compiling(max_batch_size=2), Slow(1.0), clock=loop.clock) as stack:
+            return stack.statistics().start
+
+    start = run(scenario)
+
+    progress, ready = [record.message for record in caplog.records]
+    assert progress == "stack Compiling → Slow starts, for 5 s now: kernels"
+    assert ready.endswith("ready after 7.000 s: kernels 6.000 s, Slow 1.000 s, Compiling 0.000 s")
+    assert [part.seconds for part in start.parts] == [6.0, 1.0, 0.0]
+
+
 def test_ready_from_start_to_stop():
     """False before, while it starts, while it stops and after."""
 

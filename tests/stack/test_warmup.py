@@ -1,12 +1,17 @@
 """Kernels at the start of a process that serves: with those compiled ahead of time, with Numba, and with neither."""
 
+import asyncio
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
+from numba.core import caching
 
+import streaminfer as si
 from streaminfer.__main__ import main
+from streaminfer._internal.loading.numba_jit import compile_exports, jit
 from streaminfer.batching.planner import kernel_loader
 
 SERVING = """
@@ -33,6 +38,15 @@ async def main():
     histogram.record_many(np.full(5000, 0.001))
     assert histogram.count == 5000
 """
+
+
+def no_folder(locator):
+    """What Numba does where it cannot write to a folder."""
+    raise PermissionError(locator.get_cache_path())
+
+
+def twice(number):
+    return 2 * number
 
 
 def python(code, **variables):
@@ -83,6 +97,28 @@ def test_a_child_that_fails_leaves_the_work_to_this_process(monkeypatch, caplog)
     assert caplog.text.count("the child process did not compile the kernels") == 2
 
 
+def test_stacks_that_start_at_once_wait_for_one_child(monkeypatch):
+    """Compiling takes a core for seconds, so the stacks of a process do it once."""
+    children = []
+    loaded = threading.Event()
+    monkeypatch.setattr(kernel_loader, "is_ready", loaded.is_set)
+    monkeypatch.setattr(kernel_loader, "load", loaded.set)
+
+    def compile_in_child():
+        assert kernel_loader._preparing.locked()
+        children.append("child")
+
+    monkeypatch.setattr(kernel_loader, "_compile_in_child", compile_in_child)
+
+    async def main():
+        stacks = [si.Stack(si.AdaptiveBatcher(max_batch_size=4), si.CpuBackend(twice)) for _ in range(3)]
+        await asyncio.gather(*(stack.start() for stack in stacks))
+        await asyncio.gather(*(stack.stop() for stack in stacks))
+
+    asyncio.run(main())
+    assert children == ["child"]
+
+
 def test_without_kernels_and_numba_the_start_fails():
     """One clear error, before any request: no threads, no tracebacks for each decision."""
     code = SERVING + (
@@ -118,6 +154,34 @@ def test_the_warmup_command_says_what_is_missing(monkeypatch, capsys):
     monkeypatch.setattr(kernel_loader, "load", missing)
     assert main(["warmup"]) == 1
     assert "pip install numba" in capsys.readouterr().err
+
+
+def test_the_warmup_command_fails_if_nothing_is_kept(monkeypatch, capsys):
+    """An image whose build could not keep the kernels is not built, and does not compile at each start."""
+    monkeypatch.setattr(kernel_loader, "is_compiled_ahead", lambda: False)
+    monkeypatch.setattr(kernel_loader, "load", lambda: compile_exports({"twice": (jit(twice), "int64(int64)")}))
+    monkeypatch.setattr(caching._CacheLocator, "ensure_cache_path", no_folder)
+
+    assert main(["warmup"]) == 1
+
+    assert "set NUMBA_CACHE_DIR" in capsys.readouterr().err
+
+
+def test_a_start_says_that_nothing_is_kept(tmp_path):
+    """The child gives up at the first kernel that only itself would have, and the log says what to set."""
+    code = SERVING + (
+        "logging.basicConfig(stream=sys.stdout, level=logging.WARNING, format='%(message)s')\nasyncio.run(main())\n"
+    )
+    places = {"NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator", "NUMBA_CACHE_DIR": str(tmp_path / "file")}
+    (tmp_path / "file").write_text("no folder")
+
+    printed = python(code, STREAMINFER_DISABLE_COMPILED="1", **places).splitlines()
+
+    (warned,) = [line for line in printed if not line.startswith("streaminfer serves uncompiled")]
+    assert warned == (
+        "the child process did not compile the kernels, so this one does: Numba finds no folder in which to keep what "
+        "it compiles: set NUMBA_CACHE_DIR to one that this user can write to"
+    )
 
 
 def test_the_command_runs_as_a_module():

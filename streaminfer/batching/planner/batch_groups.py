@@ -17,6 +17,7 @@ from streaminfer.batching.queue._ticket_cy import NEVER, Ticket
 __all__ = [
     "PATIENCE_NS",
     "Group",
+    "count_on_time",
     "first_if_all_on_time",
     "in_deadline_order",
     "in_one_batch",
@@ -92,18 +93,37 @@ def first_if_all_on_time(groups: list[Group], now_ns: int, *, surely: bool) -> t
         if not table.all_on_time(group.deadlines, now_ns):
             return None
         return group, min(len(group.tickets), table.cap)
-    batches: list[tuple[int, int, int]] = []
+    batches = _in_order(groups)
+    time_ns = now_ns
+    for first_ns, at, begin, end in batches:
+        if time_ns + int(groups[at].model.durations[end - begin]) > first_ns:
+            return None
+        time_ns += int(groups[at].model.steps[end - begin])
+    _, at, begin, end = batches[0]
+    return groups[at], end - begin
+
+
+def count_on_time(groups: list[Group], now_ns: int) -> int:
+    """Return how many requests are on time if all go in full batches, in the order of their first deadlines."""
+    count, time_ns = 0, now_ns
+    for _, at, begin, end in _in_order(groups):
+        model, deadlines = groups[at].model, groups[at].deadlines[begin:end]
+        in_time = int(np.count_nonzero(deadlines >= time_ns + model.durations[end - begin]))
+        if in_time:  # a batch for which it is too late is not sent
+            count += in_time
+            time_ns += int(model.steps[end - begin])
+    return count
+
+
+def _in_order(groups: list[Group]) -> list[tuple[int, int, int, int]]:
+    """Return full batches in the order of their first deadlines: that deadline, the group, and the positions in it."""
+    batches: list[tuple[int, int, int, int]] = []
     for at, (model, _, deadlines, _) in enumerate(groups):
         cap = model.durations.size - 1
-        firsts = deadlines[::cap].tolist()
-        batches += [(first_ns, at, min(cap, deadlines.size - number * cap)) for number, first_ns in enumerate(firsts)]
+        for number, first_ns in enumerate(deadlines[::cap].tolist()):
+            batches.append((first_ns, at, number * cap, min((number + 1) * cap, deadlines.size)))
     batches.sort()
-    time_ns = now_ns
-    for first_ns, at, size in batches:
-        if time_ns + int(groups[at].model.durations[size]) > first_ns:
-            return None
-        time_ns += int(groups[at].model.steps[size])
-    return groups[batches[0][1]], batches[0][2]
+    return batches
 
 
 def without_late(groups: list[Group], now_ns: int) -> tuple[list[Group], list[Group], list[Ticket], list[Ticket]]:

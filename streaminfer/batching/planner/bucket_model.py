@@ -36,6 +36,7 @@ _MEAN_OVER_NS = 4_000_000
 _ONE_BY_ONE = 16  # batches
 _SURE = 0.7  # of the mean: what a batch surely takes, while its duration is learned and does not scatter more
 _SURE_DEVIATIONS = 2.0
+_SLOW_DEVIATIONS = 2.0
 _LARGEST_SAFETY = 0.01  # plans end exactly at deadlines, and half of all batches take longer than the mean
 _CENSORED = 1.5  # what a cancelled batch would have taken, over what was expected
 _ABOUT = 0.8
@@ -61,6 +62,9 @@ class BucketModel:
         durations: the same as an array, shape (size of best throughput + 1,), int64 nanoseconds.
         steps: the same shape: how long after a batch the next one may start, with several workers.
         upper: the same shape: what 19 of 20 batches do not exceed.
+        slow: the same shape: what nearly all batches do not exceed but for outliers, which no plan can avoid: at most
+            ``upper``, and two standard deviations more than the mean.
+        slow_steps: as ``steps``, of ``slow``.
         spread: how many times the mean a batch takes that is slower than five of six.
         sure_ns: what even a batch of one surely takes: with less time left, a request cannot be on time.
         learns: whether the service time learns.
@@ -77,6 +81,8 @@ class BucketModel:
         "learns",
         "recent",
         "service_time",
+        "slow",
+        "slow_steps",
         "spread",
         "steps",
         "sure_ns",
@@ -94,7 +100,7 @@ class BucketModel:
         self.timetable: DurationTable | None = None
         self.upper_timetable: DurationTable | None = None
         self.durations: NDArray[np.int64] = np.zeros(1, np.int64)
-        self.steps = self.upper = self.durations
+        self.steps = self.upper = self.slow = self.slow_steps = self.durations
         self.sure_ns = 0
         self.spread = 1.0
         self.recent = BatchMeans(_MEAN_OVER_NS)
@@ -236,10 +242,13 @@ class BucketModel:
         self.durations, self.upper = np.array(durations), np.array(upper)
         self.steps = self._steps_of(self.durations)
         self.timetable = DurationTable(self.durations, self.steps)
-        self.upper_timetable = DurationTable(self.upper, self._steps_of(self.upper))
+        self.slow, self.slow_steps = self.upper, self._steps_of(self.upper)
+        self.upper_timetable = DurationTable(self.upper, self.slow_steps)
         self.sure_ns = int(self.durations[1])
         if self.learns:
             self.spread = math.exp(self.service_time.deviation)
+            self.slow = np.minimum(self.upper, (self.durations * self.spread**_SLOW_DEVIATIONS).astype(np.int64))
+            self.slow_steps = self._steps_of(self.slow)
             self.sure_ns = int(self.durations[1] * min(_SURE, self.spread**-_SURE_DEVIATIONS))
 
     def _steps_of(self, durations: NDArray[np.int64]) -> NDArray[np.int64]:

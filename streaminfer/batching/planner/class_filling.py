@@ -1,9 +1,10 @@
 """Less urgent requests in a batch of urgent ones.
 
 *Design.* The urgent requests are chosen already. The batch is filled to the largest size at which the first of them is
-still on time, at which a more urgent request that arrives just after the batch was sent can still be served in the
-next one, and for which there are as many less urgent requests that are on time in it. The last two conditions are
-monotone in the size, so each is found by bisection or in one pass.
+still on time, though the batch be slow, at which a more urgent request that arrives just after the batch was sent can
+still be served in the next one, and for which there are as many less urgent requests that are on time in it. The last
+two conditions are monotone in the size, so each is found by bisection or in one pass. Where the first urgent request is
+late in any slow batch, it is to be on time in a mean one.
 
 *Complexity.* O(cap + n log cap) for n less urgent requests.
 """
@@ -25,19 +26,25 @@ def fill_with_less_urgent(
     urgent_deadline_ns: int,
     urgent_size: int,
     urgent_left: int,
+    most: int,
     others: _Array,
     rates: Sequence[tuple[float, int]],
+    means: _Array,
+    steps: _Array,
 ) -> list[int]:
     """Choose the less urgent requests of a batch.
 
     Args:
         now_ns: when the batch starts.
-        durations: shape (cap + 1,), nanoseconds that most batches of a size do not exceed, nondecreasing.
+        durations: shape (cap + 1,), nanoseconds of a slow batch of a size, nondecreasing.
         urgent_deadline_ns: the earliest deadline of the urgent requests in the batch.
         urgent_size: how many there are.
         urgent_left: how many of their class stay queued behind them.
+        most: the largest batch that does not delay urgent requests which cannot share it.
         others: shape (n,), deadlines of the less urgent requests, in the order in which they are served.
         rates: arrivals per nanosecond and time limit in nanoseconds of each class that must not be delayed.
+        means: shape (cap + 1,), mean nanoseconds of a batch, for urgent requests that a slow one makes late anyway.
+        steps: shape (cap + 1,), nanoseconds after which the next batch may start behind a slow one.
 
     Returns:
         Positions in ``others``, ascending.
@@ -46,10 +53,12 @@ def fill_with_less_urgent(
         return []  # every row more delays those that stay queued
     cap = durations.size - 1
     on_time = int(np.searchsorted(durations, urgent_deadline_ns - now_ns, side="right")) - 1
-    most = room = min(cap, urgent_size + others.size, on_time)
-    while room > urgent_size and not _leaves_time(durations, room, rates):
+    if on_time < urgent_size:
+        on_time = int(np.searchsorted(means, urgent_deadline_ns - now_ns, side="right")) - 1
+    most = room = min(cap, urgent_size + others.size, on_time, most)
+    while room > urgent_size and not _leaves_time(durations, steps, room, rates):
         room -= 1
-    if room <= urgent_size and not _leaves_time(durations, urgent_size, rates):
+    if room <= urgent_size and not _leaves_time(durations, steps, urgent_size, rates):
         # no size leaves enough time for the next urgent request: holding back would only cost throughput
         room = most
     low, high = urgent_size, max(room, urgent_size)
@@ -63,9 +72,9 @@ def fill_with_less_urgent(
     return chosen
 
 
-def _leaves_time(durations: _Array, size: int, rates: Sequence[tuple[float, int]]) -> bool:
+def _leaves_time(durations: _Array, steps: _Array, size: int, rates: Sequence[tuple[float, int]]) -> bool:
     """Return whether a request of each class that arrives when the batch starts can be served in the next one."""
-    takes_ns = int(durations[size])
+    takes_ns = int(steps[size])
     for rate, limit_ns in rates:
         following = min(max(int(rate * takes_ns), 1), durations.size - 1)
         if takes_ns + int(durations[following]) > limit_ns:

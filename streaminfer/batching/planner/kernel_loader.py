@@ -5,6 +5,7 @@ built without, :func:`prepare` lets a child process compile them into Numba's ca
 loads them from there. The process that serves never compiles while it serves.
 """
 
+import contextlib
 import importlib.util
 import logging
 import os
@@ -12,17 +13,29 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from streaminfer import _compiled_kernels
 from streaminfer.errors import MissingExtra
 
-__all__ = ["PlannerKernels", "is_compiled_ahead", "load", "prepare"]
+__all__ = ["PlannerKernels", "check", "is_compiled_ahead", "is_ready", "load", "must_keep", "prepare"]
+
+_CHILD = """
+import sys
+from streaminfer.batching.planner import kernel_loader
+try:
+    with kernel_loader.must_keep():
+        kernel_loader.load()
+except OSError as error:
+    sys.exit(str(error))
+"""
+"""What the child process runs; it gives up at the first kernel that only itself would have."""
 
 _logger = logging.getLogger("streaminfer")
 _loading = threading.Lock()
+_preparing = threading.Lock()
 _loaded: "PlannerKernels | None" = None
 
 
@@ -47,6 +60,25 @@ def is_compiled_ahead() -> bool:
     return _compiled_kernels.load() is not None
 
 
+def is_ready() -> bool:
+    """Return whether :func:`load` returns without compiling anything."""
+    return _loaded is not None or is_compiled_ahead()
+
+
+def check() -> None:
+    """Check that there are kernels, or Numba to compile them.
+
+    Raises:
+        MissingExtra: there is neither.
+    """
+    if not is_ready() and importlib.util.find_spec("numba") is None:
+        raise MissingExtra(
+            "the planner needs its kernels: this installation was built without them, and Numba, which would compile "
+            "them at the start, is not installed: pip install numba, or install a wheel of streaminfer",
+            name="numba",
+        )
+
+
 def load() -> PlannerKernels:
     """Load the planner's kernels, in this process; thread-safe, at once after the first call.
 
@@ -63,7 +95,7 @@ def load() -> PlannerKernels:
         if _loaded is None:
             compiled = _compiled_kernels.load()
             if compiled is None:
-                _check_numba()
+                check()
                 from streaminfer._internal.loading.numba_jit import compile_exports  # noqa: PLC0415 - imports Numba
                 from streaminfer.batching.planner import kernels, turn_kernels  # noqa: PLC0415
 
@@ -76,27 +108,36 @@ def load() -> PlannerKernels:
         return _loaded
 
 
-def prepare() -> None:
-    """Make decisions ready for the first request; blocks for seconds where Numba has to compile.
-
-    Thread-safe. Call it off the event loop unless :func:`is_compiled_ahead`.
+@contextlib.contextmanager
+def must_keep() -> Iterator[None]:
+    """Raise ``OSError`` inside where Numba compiles kernels that no later process finds; not thread-safe.
 
     Raises:
         MissingExtra: no kernels were compiled ahead of time, nor is Numba installed.
     """
-    if _loaded is None and not is_compiled_ahead():
-        _check_numba()
-        _compile_in_child()
-    load()
+    if is_compiled_ahead():
+        yield
+        return
+    check()
+    from streaminfer._internal.loading import numba_jit  # noqa: PLC0415 - imports Numba
+
+    with numba_jit.must_keep():
+        yield
 
 
-def _check_numba() -> None:
-    if importlib.util.find_spec("numba") is None:
-        raise MissingExtra(
-            "the planner needs its kernels: this installation was built without them, and Numba, which would compile "
-            "them at the start, is not installed: pip install numba, or install a wheel of streaminfer",
-            name="numba",
-        )
+def prepare() -> None:
+    """Make decisions ready for the first request; blocks for seconds where Numba has to compile.
+
+    Thread-safe. Call it off the event loop unless :func:`is_ready`.
+
+    Raises:
+        MissingExtra: no kernels were compiled ahead of time, nor is Numba installed.
+    """
+    check()
+    with _preparing:  # stacks that start at the same time wait for one child
+        if not is_ready():
+            _compile_in_child()
+        load()
 
 
 def _compile_in_child() -> None:
@@ -105,10 +146,9 @@ def _compile_in_child() -> None:
     began = time.perf_counter()
     package = str(Path(__file__).parents[3])
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-    code = "from streaminfer.batching.planner import kernel_loader\nkernel_loader.load()"
     try:
         done = subprocess.run(  # noqa: S603 - this interpreter and a constant
-            [sys.executable, "-P", "-c", code],
+            [sys.executable, "-P", "-c", _CHILD],
             env=os.environ | {"PYTHONPATH": path},
             capture_output=True,
             text=True,

@@ -21,8 +21,9 @@ a share of every batch: as large as their share of the queue.
 
 *Groups.* Requests of different length buckets, or of shapes that cannot be stacked, do not share a batch. Each group is
 planned by itself; the kernels choose the group to serve by playing the queue forward, and its batch is the one that was
-played: a plan of one group alone would take the time of the others for free. Where a mask tells the model what is
-padding, one batch of the longest bucket replaces several that would take as long.
+played: a plan of one group alone would take the time of the others for free. Of several classes only the most urgent
+one is played. Where a mask tells the model what is padding, one batch of the longest bucket replaces several that would
+take as long.
 
 *Pipelining.* Where the model keeps a queue, a full batch is sent a little before the running one ends
 (:mod:`~streaminfer.batching.planner.pipelining`), chosen for the instant at which that one is expected to end.
@@ -128,8 +129,8 @@ class Lookahead:
         """Load the kernels before the first decision that needs them.
 
         Args:
-            wait: block until they are there, for seconds where none were compiled ahead of time. Otherwise only load
-                those that were.
+            wait: block until they are there, for seconds where none were compiled ahead of time and this process has
+                not loaded any. Otherwise only load those that are there.
 
         Returns:
             Whether they are there.
@@ -137,7 +138,8 @@ class Lookahead:
         Raises:
             MissingExtra: there are none, and Numba, which would compile them, is not installed.
         """
-        if not wait and not kernel_loader.is_compiled_ahead():
+        kernel_loader.check()
+        if not wait and not kernel_loader.is_ready():
             return False
         kernel_loader.prepare()
         return True
@@ -330,8 +332,9 @@ class Lookahead:
             if overdue:
                 return Decision(self._of_one_group(overdue), "planned", rejected, rejection=rejection)
             return self._probe(queue, late, rejected, rejection, now_ns)
-        group = choose_group(left, now_ns)
-        batch, reason = plan_batch(queue, group, now_ns, is_alone=len(left) == 1)
+        by_class = queue.several_priorities or any(group.untimed for group in left)
+        group, beside = choose_group(left, now_ns, by_class=by_class)
+        batch, reason = plan_batch(queue, group, now_ns, beside)
         if len(groups) == 1 and reason == "planned":
             batch = with_rows_for_free(batch, groups[0], rejected, now_ns)
         if overdue:

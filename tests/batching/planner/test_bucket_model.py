@@ -153,6 +153,18 @@ def test_the_upper_table_has_no_margin():
     np.testing.assert_array_equal(model.upper, model.service_time.upper_ns(64)[: len(model.upper)])
 
 
+@pytest.mark.parametrize(("every", "slow"), [(0, 1.05), (12, 1.05)], ids=["no outliers", "8 % of them"])
+def test_outliers_make_no_slow_batch(every, slow):
+    """No plan avoids them, so a batch that counts as slow takes no longer because of them."""
+    model = bucket()
+    for at in range(300):
+        run(model, (1, 8, 64)[at % 3], factor=24.0 if every and at % every == 0 else 8.0)
+
+    assert (model.upper[8] > 2 * model.durations[8]) == bool(every)
+    assert model.slow[8] / model.durations[8] <= slow
+    assert (model.slow <= model.upper).all()
+
+
 @pytest.mark.parametrize(("sigma", "sure"), [(0.0, 0.7), (0.5, 0.4)], ids=["exact", "noisy"])
 def test_what_one_request_surely_takes(sigma, sure):
     """A request is surely late with less than 0.7 of the mean left, or less where durations scatter more."""

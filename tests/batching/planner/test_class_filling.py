@@ -13,15 +13,20 @@ DURATIONS = np.array([0, 10, 11, 12, 13, 14, 15, 16, 17], np.int64)  # 9 + 1 a r
 FAR = 10**6
 
 
-def fill(others, *, now_ns=0, durations=DURATIONS, deadline=FAR, size=2, left=0, rates=()):
+def fill(
+    others, *, now_ns=0, durations=DURATIONS, deadline=FAR, size=2, left=0, most=8, rates=(), means=None, steps=None
+):
     return fill_with_less_urgent(
         now_ns,
         durations,
         urgent_deadline_ns=deadline,
         urgent_size=size,
         urgent_left=left,
+        most=most,
         others=np.array(others, np.int64),
         rates=list(rates),
+        means=durations if means is None else means,
+        steps=durations if steps is None else steps,
     )
 
 
@@ -43,9 +48,30 @@ def test_the_first_urgent_deadline_bounds_it(deadline, count):
     assert len(fill([FAR] * 20, now_ns=100, deadline=100 + deadline)) == count
 
 
+@pytest.mark.parametrize(("deadline", "count"), [(30, 4), (22, 0), (21, 6), (18, 6), (14, 3)])
+def test_a_mean_batch_counts_where_a_slow_one_is_late(deadline, count):
+    """An urgent request that a slow batch makes late in any company is on time in a mean one."""
+    slow = DURATIONS * 2
+    assert len(fill([FAR] * 20, deadline=deadline, durations=slow, means=DURATIONS)) == count
+
+
+def test_the_next_worker_serves_the_next_urgent_one():
+    """With three workers it waits for a third of a batch only."""
+    rates = [(0.0, 21)]  # a batch of one takes 10, and of eight 17
+    assert fill([FAR] * 20, rates=rates) == []
+    assert len(fill([FAR] * 20, rates=rates, steps=DURATIONS // 3)) == 6
+
+
 def test_nothing_is_added_while_urgent_ones_stay():
     """Each row more would delay the urgent requests that stay queued."""
     assert fill([FAR] * 20, left=1) == []
+
+
+@pytest.mark.parametrize(("most", "count"), [(8, 6), (4, 2), (2, 0), (1, 0)])
+def test_what_other_groups_leave_bounds_it(most, count):
+    """Urgent requests that cannot share the batch are not delayed by it; where they are late anyway, nothing is added."""
+    assert len(fill([FAR] * 20, most=most)) == count
+    assert len(fill([FAR] * 20, most=most, rates=[(1.0, 1)])) == count
 
 
 @pytest.mark.parametrize(

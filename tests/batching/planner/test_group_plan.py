@@ -27,7 +27,7 @@ def group_of(service_time, queue, *, cap=4):
 
 
 def plan(queue, service_time=DEVICE):
-    batch, reason = plan_batch(queue, group_of(service_time, queue), 0, is_alone=True)
+    batch, reason = plan_batch(queue, group_of(service_time, queue), 0, [])
     return [ticket.inputs for ticket in batch], reason
 
 
@@ -40,10 +40,10 @@ def test_a_larger_batch_is_tried_again_under_overload():
     queue = queue_of([15.0 + number / 10 for number in range(12)])
     group = in_deadline_order(model, queue.first(12))
 
-    batch, reason = plan_batch(queue, group, 0, is_alone=True)
+    batch, reason = plan_batch(queue, group, 0, [])
     assert ([ticket.inputs for ticket in batch], reason) == ([4, 5, 6, 7, 8, 9, 10, 11], "exploration")
 
-    batch, reason = plan_batch(queue, group, 0, is_alone=True)
+    batch, reason = plan_batch(queue, group, 0, [])
     assert (len(batch), reason) == (4, "planned")
 
 
@@ -51,7 +51,7 @@ def test_the_only_group_is_served():
     """Where requests share a batch there is nothing to compare."""
     only = group_of(DEVICE, queue_of([50]))
 
-    assert choose_group([only], 0) is only
+    assert choose_group([only], 0, by_class=False) == (only, [])
 
 
 def test_the_group_that_saves_most_goes_first():
@@ -59,8 +59,75 @@ def test_the_group_that_saves_most_goes_first():
     hurried = [group_of(LONG, queue_of([40, 40]), cap=2), group_of(SHORT, queue_of([10, 10]))]
     patient = [group_of(LONG, queue_of([31, 32]), cap=2), group_of(SHORT, queue_of([40, 40]))]
 
-    assert choose_group(hurried, 0) is hurried[1]
-    assert choose_group(patient, 0) is patient[0]
+    assert choose_group(hurried, 0, by_class=False) == (hurried[1], [hurried[0]])
+    assert choose_group(patient, 0, by_class=False) == (patient[0], [patient[1]])
+
+
+def shown(groups):
+    return [[ticket.inputs for ticket in group.tickets] for group in groups]
+
+
+def test_the_most_urgent_class_chooses_the_group():
+    """Its requests go first, though more of the others would be on time otherwise."""
+    groups = [group_of(LONG, queue_of([40], [0]), cap=2), group_of(SHORT, queue_of([5, 5, 5], [1, 1, 1]))]
+
+    assert choose_group(groups, 0, by_class=False)[0] is groups[1]
+    assert choose_group(groups, 0, by_class=True) == (groups[0], [])
+
+
+def test_a_deadline_chooses_the_group_before_none():
+    groups = [group_of(DEVICE, queue_of([None, None, None])), group_of(DEVICE, queue_of([5000], [1]))]
+
+    assert choose_group(groups, 0, by_class=True)[0] is groups[1]
+
+
+def test_urgent_requests_of_other_groups_are_not_to_be_delayed():
+    """Where all of them are on time the earliest deadline goes first; what is not urgent does not count."""
+    queues = [queue_of([60, 10], [0, 1]), queue_of([30, 90], [0, 1]), queue_of([8], [1])]
+    groups = [group_of(DEVICE, queue) for queue in queues]
+
+    group, beside = choose_group(groups, 0, by_class=True)
+
+    assert (group is groups[1], shown(beside)) == (True, [[0]])
+
+
+def test_the_group_that_saves_most_urgent_requests_goes_first():
+    """Where not all of them can be on time."""
+    queues = [queue_of([12], [0]), queue_of([22, 22, 22, 90], [0, 0, 0, 1])]
+    groups = [group_of(DEVICE, queue) for queue in queues]
+
+    assert choose_group(groups, 0, by_class=True)[0] is groups[1]
+
+
+def rows_beside(deadline_ms, *, arrivals=0):
+    """How many rows a batch of an urgent request has beside a group with one of such a deadline."""
+    queue = RequestQueue(100)
+    for _ in range(arrivals):
+        queue.admit(None, "past", None, 0, 1000 * MS, 0)
+    queue.take(queue.first(arrivals), 0, "planned")
+    now_ns = 100 * MS
+    for priority in (0, 1, 1, 1):
+        queue.admit(None, priority, None, now_ns, now_ns + 1000 * MS, priority)
+    group = group_of(DEVICE, queue)
+    other = RequestQueue(10)
+    other.admit(None, 0, None, now_ns, now_ns + round(deadline_ms * MS), 0)
+    batch, _ = plan_batch(queue, group, now_ns, [group_of(DEVICE, other)])
+    return len(batch)
+
+
+def test_less_urgent_requests_do_not_delay_other_groups():
+    """They fill a batch as far as the urgent request of another group, which takes 11 ms, stays on time behind it."""
+    assert [rows_beside(limit) for limit in (26, 24.1, 23.1, 22.1)] == [4, 3, 2, 1]
+
+
+def test_what_is_late_anyway_holds_nothing_back():
+    """A request of another group that is late behind any batch leaves all rows to those that are not urgent."""
+    assert rows_beside(15) == 4
+
+
+def test_time_is_left_for_urgent_requests_that_join_other_groups():
+    """The more of them come, the earlier the others must be served: they will be more."""
+    assert [rows_beside(26, arrivals=arrivals) for arrivals in (0, 5, 10, 20)] == [4, 3, 2, 1]
 
 
 def test_heads_are_passed_over():
@@ -73,8 +140,8 @@ def test_beside_other_groups_the_largest_batch_goes():
     queue = queue_of([13, 40, 40, 40, 40])
     group = group_of(DEVICE, queue)
 
-    alone, _ = plan_batch(queue, group, 0, is_alone=True)
-    beside, reason = plan_batch(queue, group, 0, is_alone=False)
+    alone, _ = plan_batch(queue, group, 0, [])
+    beside, reason = plan_batch(queue, group, 0, [group])
 
     assert [ticket.inputs for ticket in alone] == [0, 1, 2]
     assert ([ticket.inputs for ticket in beside], reason) == ([1, 2, 3, 4], "planned")
@@ -97,11 +164,11 @@ def test_a_size_that_was_hardly_measured_is_explored():
         model.observe(size, duration_ms * MS, duration_ms * MS, cancelled=False)
     queue, patient = queue_of([6] * 4), queue_of([50] * 4)
 
-    assert plan_batch(queue, in_deadline_order(model, queue.first(4)), 0, is_alone=True) == (
+    assert plan_batch(queue, in_deadline_order(model, queue.first(4)), 0, []) == (
         queue.first(4),
         "exploration",
     )
-    assert plan_batch(patient, in_deadline_order(model, patient.first(4)), 0, is_alone=True)[1] == "planned"
+    assert plan_batch(patient, in_deadline_order(model, patient.first(4)), 0, [])[1] == "planned"
 
 
 def test_what_is_explored_has_the_most_time_left():
@@ -111,7 +178,7 @@ def test_what_is_explored_has_the_most_time_left():
         model.observe(size, duration_ms * MS, duration_ms * MS, cancelled=False)
     queue = queue_of([6, 6, 6, 6, 30, 30, 30, 30])
 
-    batch, reason = plan_batch(queue, in_deadline_order(model, queue.first(8)), 0, is_alone=True)
+    batch, reason = plan_batch(queue, in_deadline_order(model, queue.first(8)), 0, [])
 
     assert ([ticket.inputs for ticket in batch], reason) == ([4, 5, 6, 7], "exploration")
 
@@ -129,7 +196,7 @@ def overloaded(gap_ns, longer_ns=0):
 
 
 def planned_at_the_end(queue, model, gap_ns):
-    batch, _ = plan_batch(queue, in_deadline_order(model, queue.first(8)), 7 * gap_ns, is_alone=True)
+    batch, _ = plan_batch(queue, in_deadline_order(model, queue.first(8)), 7 * gap_ns, [])
     return [ticket.inputs for ticket in batch]
 
 

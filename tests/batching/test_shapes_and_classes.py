@@ -1,0 +1,63 @@
+"""Priorities under overload: of requests whose shapes cannot share a batch, and with batches that are outliers."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+import streaminfer as si
+from streaminfer.testing import ScriptedBackend, run
+
+CAP = 16
+
+
+def device_s(rows):
+    return 0.001 + 0.001 * rows
+
+
+def slow_to_begin_s(rows):
+    return 0.020 + 0.001 * rows
+
+
+def shares_on_time(load, shapes, workers, seed, device_s=device_s, slo_s=0.05, outliers=0.0):
+    """Of the urgent requests, 0.3 of all, and of all."""
+    rng = np.random.default_rng(seed)
+    count = 2000
+    gaps_s = rng.exponential(device_s(CAP) / CAP / workers / load, count)
+    urgent = rng.random(count) < 0.3
+    rows = [np.zeros(1 + number, np.float32) for number in range(shapes)]
+
+    def takes_s(size):
+        return device_s(size) * (3.0 if rng.random() < outliers else 1.0)
+
+    async def main(loop):
+        batcher = si.AdaptiveBatcher(
+            max_batch_size=CAP, slo_s=slo_s, max_in_flight=workers, max_queue_size=10_000, clock=loop.clock
+        )
+        async with si.Stack(batcher, ScriptedBackend(duration_s=takes_s), clock=loop.clock) as service:
+            calls = []
+            for gap_s, shape, first in zip(gaps_s, rng.integers(0, shapes, count), urgent, strict=True):
+                await asyncio.sleep(gap_s)
+                calls.append(asyncio.ensure_future(service(rows[shape], priority=0 if first else 1)))
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+    answered = np.array([not isinstance(answer, si.StreamInferError) for answer in run(main)])
+    return answered[urgent].mean(), answered.mean()
+
+
+@pytest.mark.parametrize(("load", "shapes", "workers"), [(1.2, 2, 1), (1.6, 4, 1), (1.6, 8, 2)])
+def test_urgent_requests_of_several_shapes_are_on_time(load, shapes, workers):
+    """They are half of what the device can serve, so those that are less urgent fill what they leave."""
+    urgent, everything = shares_on_time(load, shapes, workers, seed=1)
+
+    assert urgent >= 0.99
+    assert everything >= 0.56
+
+
+def test_outliers_and_other_workers_leave_batches_large():
+    """Less urgent requests fill batches, though 5 % take three times as long: another worker soon has the next one."""
+    found = [shares_on_time(0.8, 1, 3, seed, slow_to_begin_s, slo_s=0.06, outliers=0.05) for seed in (1, 2, 3)]
+    urgent, everything = np.mean(found, axis=0)
+
+    assert urgent >= 0.92
+    assert everything >= 0.84

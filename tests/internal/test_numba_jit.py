@@ -1,0 +1,80 @@
+"""Numba's cache, as kernels use it: read wherever it is, kept where it can be."""
+
+import numba
+import numpy as np
+import pytest
+from numba.core import caching
+
+from streaminfer._internal.loading.numba_jit import compile_exports, jit, must_keep
+
+OF_FLOATS = {"twice": "float64(float64)"}
+OF_INTEGERS = {"twice": "int64(int64)"}
+
+
+def twice(number):
+    return number + number
+
+
+def compiled(signatures):
+    """A kernel made as in a new process, and how many signatures it loaded and compiled."""
+    kernel = jit(twice)
+    compile_exports({name: (kernel, signature) for name, signature in signatures.items()})
+    return kernel, sum(kernel.stats.cache_hits.values()), sum(kernel.stats.cache_misses.values())
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder in which an earlier process kept the kernel of floats."""
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    assert compiled(OF_FLOATS)[1:] == (0, 1)
+    return tmp_path
+
+
+@pytest.fixture
+def unwritable(monkeypatch):
+    """No folder can be written to, also for root."""
+
+    def refuse(locator):
+        raise PermissionError(locator.get_cache_path())
+
+    monkeypatch.setattr(caching._CacheLocator, "ensure_cache_path", refuse)
+
+
+def test_kernel_is_loaded_from_its_folder(folder):
+    kernel, loaded, missed = compiled(OF_FLOATS)
+
+    assert (loaded, missed, kernel(2.5)) == (1, 0, 5.0)
+    assert kernel.stats.cache_path.startswith(str(folder))
+
+
+def test_kernel_is_loaded_from_a_folder_to_read(folder, unwritable):
+    """What an image's build has compiled serves a process that must not write, and nothing is compiled again."""
+    with must_keep():
+        kernel, loaded, missed = compiled(OF_FLOATS)
+
+    assert (loaded, missed, kernel(2.5)) == (1, 0, 5.0)
+
+
+def test_kernel_that_cannot_be_kept_serves_its_process(folder, unwritable):
+    kernel, loaded, missed = compiled(OF_INTEGERS)
+
+    assert (loaded, missed, kernel(np.int64(2))) == (0, 1, 4)
+
+
+@pytest.mark.parametrize("name", ["own folder", "folder to read"])
+def test_damaged_folder_is_no_error(name, folder, request):
+    """A file that cannot be read is a kernel that has to be compiled."""
+    if name == "folder to read":
+        request.getfixturevalue("unwritable")
+    for kept in folder.rglob("*.nbc"):
+        kept.unlink()
+        kept.mkdir()
+
+    assert compiled(OF_FLOATS)[0](2.5) == 5.0
+
+
+def test_kernel_that_cannot_be_kept_is_an_error_on_demand(folder, unwritable):
+    with must_keep(), pytest.raises(PermissionError, match="set NUMBA_CACHE_DIR to one that this user can write to"):
+        compiled(OF_INTEGERS)
+
+    assert compiled(OF_INTEGERS)[0](2) == 4
