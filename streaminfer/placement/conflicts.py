@@ -25,6 +25,10 @@ __all__ = ["Constraint", "InfeasiblePlacement", "Relaxation", "constraints", "in
 _UNLIMITED = 1e6
 _MOST_SLO = 64.0
 _STEPS = 12
+_BUDGET_GAP = 0.001
+"""Relative distance of the budget that would suffice to the least one."""
+_ROUNDED = 5e-6
+"""A number is rounded by at most so much, relatively, to six digits."""
 
 
 @attrs.frozen
@@ -53,7 +57,8 @@ class Relaxation:
     Attributes:
         constraint: what changes.
         text: how, in words.
-        amount: the changed value: slots, bytes, seconds of the SLO, or a share of the demand; NaN where it is dropped.
+        amount: slots or bytes to add, seconds of the SLO, a share of the demand, a quality, a budget, or replicas to
+            start; NaN where the constraint is dropped.
     """
 
     constraint: Constraint
@@ -87,7 +92,7 @@ def infeasible_placement(candidates: Candidates, settings: Settings) -> Infeasib
     """Explain why there is no plan."""
     everything = list(constraints(candidates, settings))
     conflict = tuple(_quick_explain(lambda subset: is_feasible(candidates, settings, subset), everything))
-    relaxations = tuple(_relaxations(candidates, settings, everything, conflict))
+    relaxations = tuple(_Relaxer(candidates, settings, everything).relaxations(conflict))
     return InfeasiblePlacement(conflict, relaxations)
 
 
@@ -196,62 +201,108 @@ def _quick_explain(feasible: Callable[[list[Constraint]], bool], members: list[C
     return explain([], False, members)
 
 
-def _relaxations(
-    candidates: Candidates, settings: Settings, everything: list[Constraint], conflict: tuple[Constraint, ...]
-) -> Iterator[Relaxation]:
-    """The smallest change of each member that alone suffices."""
-    for constraint in conflict:
-        others = [it for it in everything if it != constraint]
-        if is_feasible(candidates, settings, others):
-            yield from _least_change(candidates, settings, everything, constraint)
+@attrs.frozen
+class _Relaxer:
+    """Finds the least change of a constraint that suffices while all others hold."""
 
+    candidates: Candidates
+    settings: Settings
+    everything: list[Constraint]
 
-def _least_change(
-    candidates: Candidates, settings: Settings, everything: list[Constraint], constraint: Constraint
-) -> Iterator[Relaxation]:
-    problem = candidates.problem
-    match constraint.kind:
-        case "slots" | "memory":
-            site, kind = constraint.subject
-            row = next(
-                r
-                for r, it in enumerate(candidates.resources)
-                if (problem.sites[it.site].name, it.kind, it.what) == (site, kind, constraint.kind)
-            )
-            unit = 1.0 if constraint.kind == "slots" else float(candidates.needs[row].max()) / 64
-            more = _least_count(
-                lambda count: is_feasible(candidates, attrs.evolve(settings, extra={row: count * unit}), everything)
-            )
-            yield Relaxation(
-                constraint, f"add {more * unit:.6g} {constraint.kind} of {kind!r} at site {site!r}", more * unit
-            )
-        case "slo":
-            (name,) = constraint.subject
-            slo_s = problem.promise_of(next(it for it in problem.clusters if it.name == name)).slo_s
+    def relaxations(self, conflict: tuple[Constraint, ...]) -> Iterator[Relaxation]:
+        """The smallest change of each member that alone suffices."""
+        for constraint in conflict:
+            others = [it for it in self.everything if it != constraint]
+            if is_feasible(self.candidates, self.settings, others):
+                found = self._least_change(constraint)
+                if found is not None:
+                    yield Relaxation(constraint, *found)
 
-            def with_slo(factor: float) -> bool:
-                changed = _with_slo(candidates, name, slo_s * factor)
-                return is_feasible(changed, settings, everything)
+    def _least_change(self, constraint: Constraint) -> tuple[str, float] | None:  # noqa: PLR0911 - one for each kind
+        """What to do in words, and how much of it; ``None`` where no change suffices."""
+        match constraint.kind:
+            case "slots" | "memory":
+                return self._more_of_a_resource(constraint.kind, *constraint.subject)
+            case "slo":
+                return self._longer_slo(*constraint.subject)
+            case "demand":
+                return self._less_demand(*constraint.subject)
+            case "quality":
+                return self._less_quality(*constraint.subject)
+            case "budget":
+                return self._larger_budget()
+            case "migrations":
+                return self._more_migrations()
+            case _:
+                return f"give up: {constraint.text}", float("nan")
 
-            if with_slo(_MOST_SLO):
-                factor = _bisected(with_slo, _MOST_SLO, 1.0)
-                yield Relaxation(
-                    constraint, f"allow cluster {name!r} {format_duration(slo_s * factor)}", slo_s * factor
-                )
-        case "demand":
-            (name,) = constraint.subject
-            at = [it.name for it in problem.clusters].index(name)
+    def _is_enough(self, **changes: Any) -> bool:
+        """Whether everything can be had with other candidates or settings."""
+        return is_feasible(
+            changes.get("candidates", self.candidates), changes.get("settings", self.settings), self.everything
+        )
 
-            def with_demand(share: float) -> bool:
-                rates = candidates.rates.copy()
-                rates[:, at] *= share
-                return is_feasible(attrs.evolve(candidates, rates=rates), settings, everything)
+    def _more_of_a_resource(self, what: str, site: str, kind: str) -> tuple[str, float]:
+        sites = self.candidates.problem.sites
+        row = next(
+            r
+            for r, it in enumerate(self.candidates.resources)
+            if (it.what, sites[it.site].name, it.kind) == (what, site, kind)
+        )
+        unit = 1.0 if what == "slots" else float(self.candidates.needs[row].max()) / 64
+        more = unit * _least_count(
+            lambda count: self._is_enough(settings=attrs.evolve(self.settings, extra={row: count * unit}))
+        )
+        return f"add {more:.6g} {what} of {kind!r} at site {site!r}", more
 
-            share = _bisected(with_demand, 0.0, 1.0)
-            if share > 0:
-                yield Relaxation(constraint, f"serve {share:.1%} of cluster {name!r}", share)
-        case _:
-            yield Relaxation(constraint, f"give up: {constraint.text}", float("nan"))
+    def _longer_slo(self, name: str) -> tuple[str, float] | None:
+        problem = self.candidates.problem
+        slo_s = problem.promise_of(problem.clusters[self._index(name)]).slo_s
+
+        def with_slo(factor: float) -> bool:
+            return self._is_enough(candidates=_with_slo(self.candidates, name, slo_s * factor))
+
+        if not with_slo(_MOST_SLO):
+            return None
+        longer_s = slo_s * _bisected(with_slo, _MOST_SLO, 1.0)
+        return f"allow cluster {name!r} {format_duration(longer_s)}", longer_s
+
+    def _less_demand(self, name: str) -> tuple[str, float] | None:
+        def with_demand(share: float) -> bool:
+            rates = self.candidates.rates.copy()
+            rates[:, self._index(name)] *= share
+            return self._is_enough(candidates=attrs.evolve(self.candidates, rates=rates))
+
+        share = _bisected(with_demand, 0.0, 1.0)
+        return (f"serve {share:.1%} of cluster {name!r}", share) if share > 0 else None
+
+    def _less_quality(self, name: str) -> tuple[str, float] | None:
+        at, candidates = self._index(name), self.candidates
+        qualities = np.array([pool.variant.quality for pool in candidates.pools])
+        lower = np.unique(qualities[candidates.serves[at] & ~candidates.suffices[at]])[::-1]
+        for quality in lower.tolist():
+            suffices = candidates.suffices.copy()
+            suffices[at] = qualities >= quality
+            if self._is_enough(candidates=attrs.evolve(candidates, suffices=suffices)):
+                return f"accept a quality of {quality:.6g} for cluster {name!r}", quality
+        return None
+
+    def _larger_budget(self) -> tuple[str, float] | None:
+        least = solve(Instance(self.candidates, settings=attrs.evolve(self.settings, budget=None)), gap=_BUDGET_GAP)
+        if least is None:
+            return None
+        text = f"{least.value * (1 + _ROUNDED):.6g}"  # what is said is enough too
+        return f"spend {text}", float(text)
+
+    def _more_migrations(self) -> tuple[str, float]:
+        allowed = self.settings.migrations or 0
+        count = allowed + _least_count(
+            lambda more: self._is_enough(settings=attrs.evolve(self.settings, migrations=allowed + more))
+        )
+        return f"start {count} replica{'s' * (count > 1)}", float(count)
+
+    def _index(self, name: str) -> int:
+        return [it.name for it in self.candidates.problem.clusters].index(name)
 
 
 def _with_slo(candidates: Candidates, name: str, slo_s: float) -> Candidates:

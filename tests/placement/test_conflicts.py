@@ -2,10 +2,13 @@
 
 import pickle
 
+import attrs
 import numpy as np
 import pytest
 from placement_problems import KINDS, BruteForce, satisfiable, small_problem
 
+from streaminfer.batching.service_time.service_time import ServiceTime
+from streaminfer.placement import InfeasiblePlacement, plan, repair
 from streaminfer.placement.conflicts import constraints, infeasible_placement, is_feasible
 from streaminfer.placement.solver.candidates import find_candidates
 from streaminfer.placement.solver.instance import Settings
@@ -53,6 +56,80 @@ def test_conflict_with_budget_or_migrations_is_irreducible(kind, options):
         for member in conflict:
             assert satisfiable(candidates, [it for it in conflict if it != member], settings), (seed, str(member))
     assert explained
+
+
+def plannable(kind):
+    """The first problem of a kind that has a plan, and its least cost."""
+    for seed in range(ROUNDS):
+        problem = small_problem(seed, kind)
+        least = BruteForce(find_candidates(problem)).least_cost()
+        if np.isfinite(least):
+            return problem, least
+    raise AssertionError(kind)
+
+
+def raised(problem, **options):
+    with pytest.raises(InfeasiblePlacement) as caught:
+        plan(problem, **options)
+    return caught.value
+
+
+def helpful(error, kind):
+    (found,) = [it for it in error.relaxations if it.constraint.kind == kind]
+    return found
+
+
+@pytest.mark.parametrize("kind", ["plain", "site_prices", "failures"])
+def test_budget_that_would_suffice_is_the_least(kind):
+    """It is what a plan costs, within its gap, and the number that is read suffices as well."""
+    problem, least = plannable(kind)
+
+    found = helpful(raised(problem, budget=least / 2), "budget")
+
+    assert least <= found.amount <= 1.0011 * least
+    assert str(found) == f"spend {found.amount:.6g}"
+    assert plan(problem, budget=float(str(found).split()[-1])).cost <= found.amount
+
+
+@pytest.mark.parametrize("options", [{}, {"budget": 1e3}], ids=["least cost", "budget"])
+def test_migrations_that_would_suffice_are_the_fewest(options):
+    """One less has no plan."""
+    problem, _ = plannable("plain")
+    nothing = repair(plan(problem), [site.name for site in problem.sites])
+
+    found = helpful(raised(problem, running=nothing, migrations=0, **options), "migrations")
+
+    fewest = int(found.amount)
+    assert fewest > 1
+    assert str(found) == f"start {fewest} replicas"
+    assert (
+        sum(group.replicas for group in plan(problem, running=nothing, migrations=fewest, **options).replicas) == fewest
+    )
+    assert helpful(raised(problem, running=nothing, migrations=fewest - 1, **options), "migrations") == found
+
+
+def test_quality_that_would_suffice_is_the_best():
+    """Of the variants that are fast enough, it is that of the best."""
+    problem = small_problem(0, "plain")
+    (model,) = problem.models
+    (shard,) = model.variants[0].shards
+    slow = attrs.evolve(shard, service_time={"cpu": ServiceTime.affine(1.0, 1.0)})
+    variants = [
+        attrs.evolve(model.variants[0], name=f"q{quality}", quality=quality, shards=[shard if quality < 4 else slow])
+        for quality in (1.0, 2.0, 3.0, 4.0, 5.0)
+    ]
+    classes = [attrs.evolve(it, min_quality=5.0) for it in problem.service_classes]
+    alone = attrs.evolve(
+        problem,
+        clusters=problem.clusters[:1],
+        links={"c0": problem.links["c0"]},
+        models=[attrs.evolve(model, variants=variants)],
+        service_classes=classes,
+    )
+
+    found = helpful(raised(alone), "quality")
+
+    assert (found.amount, str(found)) == (3.0, "accept a quality of 3 for cluster 'c0'")
 
 
 def test_error_comes_back_from_a_process():
