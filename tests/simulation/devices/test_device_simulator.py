@@ -166,6 +166,31 @@ def test_models_that_fit_together_are_loaded_once():
     assert [had.loads for had in models.values()] == [1, 1]
 
 
+@pytest.mark.parametrize(
+    ("rates", "load_s", "bar"),
+    [((5, 50), 0.5, 0.55), ((2, 50), 0.5, 0.6), ((20, 100), 0.2, 0.7), ((5, 5), 0.5, 0.5)],
+    ids=["1 to 10", "1 to 25", "1 to 5", "alike"],
+)
+def test_loads_longer_than_a_time_limit_do_not_take_the_device(rates, load_s, bar):
+    """A model stays in memory while it serves more than the other would; each comes after at most `max_wait_s`."""
+    loads = {
+        name: ModelLoad(
+            arrivals.poisson(rate, 60 * rate, seed),
+            slo_s=0.1,
+            service_time=ServiceTime.affine(0.005, 0.001),
+            max_batch_size=16,
+            memory_bytes=4,
+            load_s=load_s,
+        )
+        for seed, (name, rate) in enumerate(zip(("seldom", "often"), rates, strict=True))
+    }
+
+    result = simulate_device(loads, memory_bytes=6)
+
+    assert result.on_time > bar * device_optimum(loads, memory_bytes=6)
+    assert result.device.models["seldom"].batches >= 10
+
+
 def test_a_model_that_is_larger_than_the_memory_is_refused():
     loads = two_models(memory_bytes=5)
     with pytest.raises(ValueError, match="memory_bytes: expected at least 5, for faces, got 4"):
