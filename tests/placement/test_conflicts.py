@@ -9,7 +9,7 @@ from placement_problems import KINDS, BruteForce, satisfiable, small_problem
 
 from streaminfer.batching.service_time.service_time import ServiceTime
 from streaminfer.placement import InfeasiblePlacement, plan, repair
-from streaminfer.placement.conflicts import constraints, infeasible_placement, is_feasible
+from streaminfer.placement.conflicts import constraints, infeasible_placement, is_feasible, quick_explain
 from streaminfer.placement.solver.candidates import find_candidates
 from streaminfer.placement.solver.instance import Settings
 
@@ -56,6 +56,72 @@ def test_conflict_with_budget_or_migrations_is_irreducible(kind, options):
         for member in conflict:
             assert satisfiable(candidates, [it for it in conflict if it != member], settings), (seed, str(member))
     assert explained
+
+
+@pytest.mark.parametrize("kind", ["failures", "classes"])
+def test_conflict_is_one_whenever_the_time_is_up(kind):
+    """After any number of tests brute force finds no counts for it, and it gets no larger with more time."""
+    problem = small_problem(11, kind)
+    crowded = attrs.evolve(
+        problem, clusters=[attrs.evolve(it, rates=[9 * rate for rate in it.rates]) for it in problem.clusters]
+    )
+    candidates = find_candidates(crowded)
+    everything = list(constraints(candidates, Settings()))
+
+    sizes, is_irreducible = [], False
+    while not is_irreducible:
+        left = tests = len(sizes)
+
+        def feasible(subset):
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise TimeoutError
+            return is_feasible(candidates, Settings(), subset)
+
+        conflict, is_irreducible = quick_explain(feasible, everything)
+        assert not satisfiable(candidates, conflict), tests
+        sizes.append(len(conflict))
+
+    assert sizes[0] == len(everything)
+    assert len(set(sizes)) > 3
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_explanation_without_time_has_everything():
+    """It is said that the conflict has more than it needs, and the message has the first of it."""
+    problem = small_problem(0, "plain")
+    clusters = [
+        attrs.evolve(it, name=f"{it.name} {number}", rates=[1e5]) for number in range(10) for it in problem.clusters
+    ]
+    links = {it.name: problem.links[it.name.split()[0]] for it in clusters}
+    candidates = find_candidates(attrs.evolve(problem, clusters=clusters, links=links))
+
+    error = infeasible_placement(candidates, Settings(), time_limit_s=1e-9)
+
+    everything = tuple(constraints(candidates, Settings()))
+    assert (error.conflict, error.relaxations, error.is_irreducible) == (everything, (), False)
+    assert str(error).endswith(f"; and {len(everything) - 20} more")
+    assert not pickle.loads(pickle.dumps(error)).is_irreducible
+
+
+def test_plan_hands_its_time_on(monkeypatch):
+    """The explanation takes no longer than the plan may."""
+    problem = small_problem(0, "plain")
+    alone = [attrs.evolve(problem.clusters[0], rates=[1e5])]
+    seen = []
+
+    def noted(candidates, settings, time_limit_s=None):
+        seen.append(time_limit_s)
+        return infeasible_placement(candidates, settings, time_limit_s)
+
+    monkeypatch.setattr("streaminfer.placement.planning.infeasible_placement", noted)
+
+    for limit_s in (None, 30.0):
+        assert raised(
+            attrs.evolve(problem, clusters=alone, links={"c0": problem.links["c0"]}), time_limit_s=limit_s
+        ).is_irreducible
+    assert seen == [None, 30.0]
 
 
 def plannable(kind):
