@@ -360,8 +360,8 @@ class Device:
                 if leaving is None and is_overdue and self._memory.loading is None:
                     return [], []  # what runs ends, and makes room
                 stakes = [self._stake(it, now_ns) for it in leaving or ()]
-                in_vain = is_in_vain(self._stake(member, now_ns, decision.batch), stakes)
-                if leaving is None or (in_vain and not is_overdue):
+                own = self._stake(member, now_ns, decision.batch)
+                if leaving is None or (not is_overdue and is_in_vain(own, stakes)):
                     continue
             decisions.append((member, decision))
             bids.append(
@@ -381,9 +381,10 @@ class Device:
     ) -> tuple[int, Sequence[Ticket]]:
         """Return the position of a bid and the batch to send."""
         loaded_for, self._loaded_for = self._loaded_for, None
-        if loaded_for in members:  # or two models could be loaded in turn, and none run
-            at = members.index(loaded_for)
-            return at, self._turns.choose([bids[at]], now_ns)[1]
+        if loaded_for is not None and loaded_for in self._names:
+            if loaded_for in members and self._is_loaded(loaded_for):  # or two could be loaded in turn, and none run
+                return (at := members.index(loaded_for)), self._turns.choose([bids[at]], now_ns)[1]
+            self._turns.forget(self._names[loaded_for])  # it sends nothing now, so its load was its turn
         if self.memory_bytes is None:
             return self._turns.choose(bids, now_ns)
         idle = [
@@ -428,7 +429,7 @@ class Device:
         account.load_ns += load_ns
         account.loads += 1
         self._turns.leave_out(load_ns, now_ns)
-        self._loaded_for = member if succeeded else None
+        self._loaded_for = member
 
     def _account(self, member: DeviceMember) -> _Account:
         return self._accounts.setdefault(self._name(member), _Account())
