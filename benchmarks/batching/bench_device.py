@@ -6,7 +6,10 @@ Part 1, simulated, so deterministic: requests on time over the joint clairvoyant
 device for each model. Two independent batchers are shown on a device that runs batches one after the other, in the
 order in which they were sent, and on one whose time they share evenly.
 
-Part 2, in real time, on one core: silero (SLO 25 ms) beside BlazeFace (SLO 100 ms), each with one session of one
+Part 2, simulated: two models that do not fit in memory together, whose loads take longer than their time limit. Beside
+turns stands the busier model alone, which is never swapped and leaves the other one unserved.
+
+Part 3, in real time, on one core: silero (SLO 25 ms) beside BlazeFace (SLO 100 ms), each with one session of one
 thread, under open load at several shares of what each does alone. Behind a device that takes turns, one that is
 preemptive, and independent batchers: the p99 of silero over that alone, and BlazeFace's requests on time over those
 alone: medians of interleaved rounds, with the same arrivals. The shares leave out what the event loop and the load
@@ -41,6 +44,9 @@ GENERATORS = {"Poisson": arrivals.poisson, "on-off": arrivals.on_off}
 SLOS_S = (0.025, 0.100)
 CAP = 32
 SIMULATED_S = 0.8
+SWAPPED_S = 60.0
+SWAPS = (((5, 50), 0.1, 0.5), ((2, 50), 0.1, 0.5), ((20, 100), 0.05, 0.2), ((5, 5), 0.1, 0.5), ((5, 50), 1.0, 0.1))
+"""Requests per second of each model, their time limit and what a load takes, in seconds."""
 SHARES = ((0.10, 0.30), (0.20, 0.40), (0.35, 0.45))
 WAYS: dict[str, Callable[[], si.Device | None]] = {
     "turns": lambda: si.Device("core"),
@@ -80,6 +86,32 @@ def simulated(seeds: int) -> None:
                 lowest = min(row[0] for row in shares)
                 label = f"{kind}, {load}×, {name}"
                 print(f"{label:58}{turns:8.3f}{lowest:8.3f}{in_order:10.3f}{time_shared:13.3f}", flush=True)
+
+
+def swapped(seeds: int) -> None:
+    """Two models of which one fits in memory, over the joint optimum."""
+    print(f"\n{'on time over the joint optimum, one model in memory':58}{'turns':>8}{'lowest':>8}{'busier alone':>14}")
+    for rates, limit_s, load_s in SWAPS:
+        shares = []
+        for seed in range(1, seeds + 1):
+            loads = {
+                str(at): ModelLoad(
+                    arrivals.poisson(rate, round(rate * SWAPPED_S), 10 * seed + at),
+                    slo_s=limit_s,
+                    service_time=ServiceTime.affine(0.005, 0.001),
+                    max_batch_size=CAP,
+                    memory_bytes=4,
+                    load_s=load_s,
+                )
+                for at, rate in enumerate(rates)
+            }
+            best = device_optimum(loads, memory_bytes=6)
+            busier = max(loads.values(), key=lambda load: load.arrivals_ns.size)
+            ways = simulate_device(loads, memory_bytes=6), simulate_device({"busier": busier}, memory_bytes=6)
+            shares.append([way.on_time / best for way in ways])
+        turns, alone = np.mean(shares, axis=0)
+        label = f"{rates[0]} and {rates[1]}/s, SLO {limit_s * 1e3:.0f} ms, load {load_s * 1e3:.0f} ms"
+        print(f"{label:58}{turns:8.3f}{min(row[0] for row in shares):8.3f}{alone:14.3f}", flush=True)
 
 
 @attrs.define
@@ -200,6 +232,7 @@ def main() -> None:
     si.warmup()
     if options.seeds:
         simulated(options.seeds)
+        swapped(options.seeds)
     if options.rounds:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
         asyncio.run(in_real_time(options.rounds, options.seconds))

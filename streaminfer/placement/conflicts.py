@@ -2,11 +2,14 @@
 
 *Method.* QuickXplain: the set is halved again and again, and each half is tested beside what is known to matter, so a
 conflict of k out of n constraints takes about 2k·log(n/k) tests. A test is a search for any plan under the
-constraints of a subset: the greedy choice where it succeeds, the exact program otherwise.
+constraints of a subset: the greedy choice where it succeeds, the exact program otherwise. Where hundreds of constraints
+exclude each other, that takes minutes at large problems. When the time is up, the halves that were not tested stay.
 
 Reference: U. Junker, "QuickXplain: preferred explanations and relaxations for over-constrained problems", AAAI 2004.
 """
 
+import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,11 +23,27 @@ from streaminfer.placement.solver.greedy import complete
 from streaminfer.placement.solver.instance import Instance, Settings
 from streaminfer.placement.solver.program import solve
 
-__all__ = ["Constraint", "InfeasiblePlacement", "Relaxation", "constraints", "infeasible_placement", "is_feasible"]
+__all__ = [
+    "Constraint",
+    "InfeasiblePlacement",
+    "Relaxation",
+    "constraints",
+    "infeasible_placement",
+    "is_feasible",
+    "quick_explain",
+]
 
+_EXPLAIN_S = 60.0
+"""Longest search for the reasons where the caller has no limit; half of it is for the conflict."""
+_MOST_TOLD = 20
+"""Members of a conflict in the message; `InfeasiblePlacement.conflict` has all."""
 _UNLIMITED = 1e6
 _MOST_SLO = 64.0
 _STEPS = 12
+_BUDGET_GAP = 0.001
+"""Relative distance of the budget that would suffice to the least one."""
+_ROUNDED = 5e-6
+"""A number is rounded by at most so much, relatively, to six digits."""
 
 
 @attrs.frozen
@@ -53,7 +72,8 @@ class Relaxation:
     Attributes:
         constraint: what changes.
         text: how, in words.
-        amount: the changed value: slots, bytes, seconds of the SLO, or a share of the demand; NaN where it is dropped.
+        amount: slots or bytes to add, seconds of the SLO, a share of the demand, a quality, a budget, or replicas to
+            start; NaN where the constraint is dropped.
     """
 
     constraint: Constraint
@@ -70,25 +90,41 @@ class InfeasiblePlacement(StreamInferError, ValueError):  # noqa: N818 - the fie
     Attributes:
         conflict: constraints that exclude each other; without any one of them the others do not.
         relaxations: changes of one of them that alone make a plan possible; there may be none.
+        is_irreducible: the time sufficed for that; else the conflict has more members than it needs.
     """
 
-    def __init__(self, conflict: tuple[Constraint, ...], relaxations: tuple[Relaxation, ...]) -> None:
-        asked = "; ".join(map(str, conflict))
+    def __init__(
+        self, conflict: tuple[Constraint, ...], relaxations: tuple[Relaxation, ...], is_irreducible: bool = True
+    ) -> None:
+        asked = "; ".join(map(str, conflict[:_MOST_TOLD]))
+        if len(conflict) > _MOST_TOLD:
+            asked += f"; and {len(conflict) - _MOST_TOLD} more"
         help_text = f"; it would help to {' or to '.join(map(str, relaxations))}" if relaxations else ""
         super().__init__(f"no placement satisfies all of: {asked}{help_text}")
         self.conflict = conflict
         self.relaxations = relaxations
+        self.is_irreducible = is_irreducible
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.conflict, self.relaxations)
+        return type(self), (self.conflict, self.relaxations, self.is_irreducible)
 
 
-def infeasible_placement(candidates: Candidates, settings: Settings) -> InfeasiblePlacement:
-    """Explain why there is no plan."""
+def infeasible_placement(
+    candidates: Candidates, settings: Settings, time_limit_s: float | None = None
+) -> InfeasiblePlacement:
+    """Explain why there is no plan.
+
+    Args:
+        candidates: the pools.
+        settings: what else is wanted.
+        time_limit_s: after which to return what is known; ``None``: a minute.
+    """
     everything = list(constraints(candidates, settings))
-    conflict = tuple(_quick_explain(lambda subset: is_feasible(candidates, settings, subset), everything))
-    relaxations = tuple(_relaxations(candidates, settings, everything, conflict))
-    return InfeasiblePlacement(conflict, relaxations)
+    half_s = (_EXPLAIN_S if time_limit_s is None else time_limit_s) / 2
+    end_s = time.monotonic() + half_s
+    conflict, is_irreducible = quick_explain(lambda kept: is_feasible(candidates, settings, kept, end_s), everything)
+    relaxer = _Relaxer(candidates, settings, everything, time.monotonic() + half_s)
+    return InfeasiblePlacement(tuple(conflict), tuple(relaxer.relaxations(conflict)), is_irreducible)
 
 
 def constraints(candidates: Candidates, settings: Settings) -> Iterator[Constraint]:
@@ -132,8 +168,15 @@ def constraints(candidates: Candidates, settings: Settings) -> Iterator[Constrai
             )
 
 
-def is_feasible(candidates: Candidates, settings: Settings, kept: Sequence[Constraint]) -> bool:
-    """Whether there is a plan that satisfies these constraints."""
+def is_feasible(
+    candidates: Candidates, settings: Settings, kept: Sequence[Constraint], end_s: float = math.inf
+) -> bool:
+    """Whether there is a plan that satisfies these constraints.
+
+    Raises:
+        TimeoutError: it is not known by ``end_s``, an instant of `time.monotonic`.
+    """
+    _left_s(end_s)  # an error where there is none left
     asked = {(it.kind, it.subject) for it in kept}
     problem = candidates.problem
     names = [cluster.name for cluster in problem.clusters]
@@ -158,10 +201,10 @@ def is_feasible(candidates: Candidates, settings: Settings, kept: Sequence[Const
         migrations=settings.migrations if ("migrations", ()) in asked else None,
     )
     smaller = attrs.evolve(candidates, states=tuple(candidates.states[at] for at in states), rates=rates)
-    return _has_plan(Instance(smaller, allowed, changed))
+    return _has_plan(Instance(smaller, allowed, changed), end_s)
 
 
-def _has_plan(instance: Instance) -> bool:
+def _has_plan(instance: Instance, end_s: float) -> bool:
     settings = instance.settings
     for mask, rates in zip(instance.flows.allowed, instance.flows.rates, strict=True):
         if (rates > 0)[~mask.any(axis=1)].any():
@@ -171,7 +214,16 @@ def _has_plan(instance: Instance) -> bool:
         in_budget = settings.budget is None or instance.cost(counts) <= settings.budget
         if in_budget and (settings.migrations is None or instance.started(counts) <= settings.migrations):
             return True
-    return solve(instance, gap=1e9) is not None
+    return solve(instance, gap=1e9, time_limit_s=_left_s(end_s)) is not None
+
+
+def _left_s(end_s: float) -> float | None:
+    """Return the seconds that are left; ``None``: there is no limit."""
+    if end_s == math.inf:
+        return None
+    if (left_s := end_s - time.monotonic()) <= 0:
+        raise TimeoutError
+    return left_s
 
 
 def _lost(candidates: Candidates, group: tuple[str, ...]) -> tuple[int, ...]:
@@ -179,13 +231,29 @@ def _lost(candidates: Candidates, group: tuple[str, ...]) -> tuple[int, ...]:
     return tuple(sorted(names.index(name) for name in group))
 
 
-def _quick_explain(feasible: Callable[[list[Constraint]], bool], members: list[Constraint]) -> list[Constraint]:
-    """Return a subset that is infeasible, and feasible without any one of its members."""
+def quick_explain(
+    feasible: Callable[[list[Constraint]], bool], members: list[Constraint]
+) -> tuple[list[Constraint], bool]:
+    """Return a subset that is infeasible, and whether it is feasible without any one of its members.
+
+    Args:
+        feasible: raises ``TimeoutError`` when the time is up: then the subset has what was not tested.
+        members: infeasible together.
+    """
+    is_over = False
+
+    def suffices(subset: list[Constraint]) -> bool:
+        nonlocal is_over
+        try:
+            return not is_over and not feasible(subset)
+        except TimeoutError:
+            is_over = True
+            return False
 
     def explain(background: list[Constraint], added: bool, rest: list[Constraint]) -> list[Constraint]:
-        if added and not feasible(background):
+        if added and suffices(background):
             return []
-        if len(rest) == 1:
+        if len(rest) == 1 or is_over:
             return rest
         half = len(rest) // 2
         left, right = rest[:half], rest[half:]
@@ -193,65 +261,115 @@ def _quick_explain(feasible: Callable[[list[Constraint]], bool], members: list[C
         from_left = explain([*background, *from_right], bool(from_right), left)
         return [*from_left, *from_right]
 
-    return explain([], False, members)
+    return explain([], False, members), not is_over
 
 
-def _relaxations(
-    candidates: Candidates, settings: Settings, everything: list[Constraint], conflict: tuple[Constraint, ...]
-) -> Iterator[Relaxation]:
-    """The smallest change of each member that alone suffices."""
-    for constraint in conflict:
-        others = [it for it in everything if it != constraint]
-        if is_feasible(candidates, settings, others):
-            yield from _least_change(candidates, settings, everything, constraint)
+@attrs.frozen
+class _Relaxer:
+    """Finds the least change of a constraint that suffices while all others hold."""
 
+    candidates: Candidates
+    settings: Settings
+    everything: list[Constraint]
+    end_s: float
 
-def _least_change(
-    candidates: Candidates, settings: Settings, everything: list[Constraint], constraint: Constraint
-) -> Iterator[Relaxation]:
-    problem = candidates.problem
-    match constraint.kind:
-        case "slots" | "memory":
-            site, kind = constraint.subject
-            row = next(
-                r
-                for r, it in enumerate(candidates.resources)
-                if (problem.sites[it.site].name, it.kind, it.what) == (site, kind, constraint.kind)
-            )
-            unit = 1.0 if constraint.kind == "slots" else float(candidates.needs[row].max()) / 64
-            more = _least_count(
-                lambda count: is_feasible(candidates, attrs.evolve(settings, extra={row: count * unit}), everything)
-            )
-            yield Relaxation(
-                constraint, f"add {more * unit:.6g} {constraint.kind} of {kind!r} at site {site!r}", more * unit
-            )
-        case "slo":
-            (name,) = constraint.subject
-            slo_s = problem.promise_of(next(it for it in problem.clusters if it.name == name)).slo_s
+    def relaxations(self, conflict: Sequence[Constraint]) -> Iterator[Relaxation]:
+        """The smallest change of each member that alone suffices, while there is time."""
+        for constraint in conflict:
+            others = [it for it in self.everything if it != constraint]
+            try:
+                is_needed = is_feasible(self.candidates, self.settings, others, self.end_s)
+                found = self._least_change(constraint) if is_needed else None
+            except TimeoutError:
+                return
+            if found is not None:
+                yield Relaxation(constraint, *found)
 
-            def with_slo(factor: float) -> bool:
-                changed = _with_slo(candidates, name, slo_s * factor)
-                return is_feasible(changed, settings, everything)
+    def _least_change(self, constraint: Constraint) -> tuple[str, float] | None:  # noqa: PLR0911 - one for each kind
+        """What to do in words, and how much of it; ``None`` where no change suffices."""
+        match constraint.kind:
+            case "slots" | "memory":
+                return self._more_of_a_resource(constraint.kind, *constraint.subject)
+            case "slo":
+                return self._longer_slo(*constraint.subject)
+            case "demand":
+                return self._less_demand(*constraint.subject)
+            case "quality":
+                return self._less_quality(*constraint.subject)
+            case "budget":
+                return self._larger_budget()
+            case "migrations":
+                return self._more_migrations()
+            case _:
+                return f"give up: {constraint.text}", float("nan")
 
-            if with_slo(_MOST_SLO):
-                factor = _bisected(with_slo, _MOST_SLO, 1.0)
-                yield Relaxation(
-                    constraint, f"allow cluster {name!r} {format_duration(slo_s * factor)}", slo_s * factor
-                )
-        case "demand":
-            (name,) = constraint.subject
-            at = [it.name for it in problem.clusters].index(name)
+    def _is_enough(self, **changes: Any) -> bool:
+        """Whether everything can be had with other candidates or settings."""
+        candidates, settings = changes.get("candidates", self.candidates), changes.get("settings", self.settings)
+        return is_feasible(candidates, settings, self.everything, self.end_s)
 
-            def with_demand(share: float) -> bool:
-                rates = candidates.rates.copy()
-                rates[:, at] *= share
-                return is_feasible(attrs.evolve(candidates, rates=rates), settings, everything)
+    def _more_of_a_resource(self, what: str, site: str, kind: str) -> tuple[str, float]:
+        sites = self.candidates.problem.sites
+        row = next(
+            r
+            for r, it in enumerate(self.candidates.resources)
+            if (it.what, sites[it.site].name, it.kind) == (what, site, kind)
+        )
+        unit = 1.0 if what == "slots" else float(self.candidates.needs[row].max()) / 64
+        more = unit * _least_count(
+            lambda count: self._is_enough(settings=attrs.evolve(self.settings, extra={row: count * unit}))
+        )
+        return f"add {more:.6g} {what} of {kind!r} at site {site!r}", more
 
-            share = _bisected(with_demand, 0.0, 1.0)
-            if share > 0:
-                yield Relaxation(constraint, f"serve {share:.1%} of cluster {name!r}", share)
-        case _:
-            yield Relaxation(constraint, f"give up: {constraint.text}", float("nan"))
+    def _longer_slo(self, name: str) -> tuple[str, float] | None:
+        problem = self.candidates.problem
+        slo_s = problem.promise_of(problem.clusters[self._index(name)]).slo_s
+
+        def with_slo(factor: float) -> bool:
+            return self._is_enough(candidates=_with_slo(self.candidates, name, slo_s * factor))
+
+        if not with_slo(_MOST_SLO):
+            return None
+        longer_s = slo_s * _bisected(with_slo, _MOST_SLO, 1.0)
+        return f"allow cluster {name!r} {format_duration(longer_s)}", longer_s
+
+    def _less_demand(self, name: str) -> tuple[str, float] | None:
+        def with_demand(share: float) -> bool:
+            rates = self.candidates.rates.copy()
+            rates[:, self._index(name)] *= share
+            return self._is_enough(candidates=attrs.evolve(self.candidates, rates=rates))
+
+        share = _bisected(with_demand, 0.0, 1.0)
+        return (f"serve {share:.1%} of cluster {name!r}", share) if share > 0 else None
+
+    def _less_quality(self, name: str) -> tuple[str, float] | None:
+        at, candidates = self._index(name), self.candidates
+        qualities = np.array([pool.variant.quality for pool in candidates.pools])
+        lower = np.unique(qualities[candidates.serves[at] & ~candidates.suffices[at]])[::-1]
+        for quality in lower.tolist():
+            suffices = candidates.suffices.copy()
+            suffices[at] = qualities >= quality
+            if self._is_enough(candidates=attrs.evolve(candidates, suffices=suffices)):
+                return f"accept a quality of {quality:.6g} for cluster {name!r}", quality
+        return None
+
+    def _larger_budget(self) -> tuple[str, float] | None:
+        instance = Instance(self.candidates, settings=attrs.evolve(self.settings, budget=None))
+        least = solve(instance, gap=_BUDGET_GAP, time_limit_s=_left_s(self.end_s))
+        if least is None:
+            return None
+        text = f"{least.value * (1 + _ROUNDED):.6g}"  # what is said is enough too
+        return f"spend {text}", float(text)
+
+    def _more_migrations(self) -> tuple[str, float]:
+        allowed = self.settings.migrations or 0
+        count = allowed + _least_count(
+            lambda more: self._is_enough(settings=attrs.evolve(self.settings, migrations=allowed + more))
+        )
+        return f"start {count} replica{'s' * (count > 1)}", float(count)
+
+    def _index(self, name: str) -> int:
+        return [it.name for it in self.candidates.problem.clusters].index(name)
 
 
 def _with_slo(candidates: Candidates, name: str, slo_s: float) -> Candidates:

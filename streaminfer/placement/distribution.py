@@ -139,7 +139,10 @@ class Distribution:
 
 def _numbers(name: str, values: ArrayLike, what: str = "finite numbers of seconds ≥ 0, at least one") -> Floats:
     """A one-dimensional copy of finite numbers ≥ 0, at least one."""
-    given = np.atleast_1d(np.asarray(values))
+    try:
+        given = np.atleast_1d(np.asarray(values))
+    except ValueError:  # lists of several lengths
+        raise TypeError(expected(name, what, values)) from None
     if given.dtype.kind not in "fiu" or given.ndim != 1:
         raise TypeError(expected(name, what, values))
     numbers = given.astype(np.float64)

@@ -55,7 +55,8 @@ def plan(
         migrations: the most replicas that may be started which do not run yet; ``None``: any number.
         method: ``"exact"``, or ``"greedy"``: faster, and needs no extra.
         gap: relative distance to the best plan at which the search ends.
-        time_limit_s: the longest search; the plan then says which gap is left.
+        time_limit_s: the longest search; the plan then says which gap is left. Why there is no plan is looked for as
+            long again, without a limit for a minute.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
@@ -106,7 +107,7 @@ def _planned(candidates: Candidates, settings: Settings, method: str, gap: float
         return make_plan(instance, counts, bound=lower_bound(instance))
     solution = solve(instance, gap=gap, time_limit_s=time_limit_s)
     if solution is None:
-        raise infeasible_placement(candidates, settings)
+        raise infeasible_placement(candidates, settings, time_limit_s)
     return make_plan(instance, solution.counts, bound=solution.bound)
 
 

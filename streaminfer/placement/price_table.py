@@ -20,6 +20,9 @@ from streaminfer.placement.solver.program import local_prices, solve
 
 __all__ = ["Price", "PriceTable", "prices"]
 
+_BUDGET_STEP = 0.05
+"""By which part the budget grows: it mostly has to pay for a replica before it changes anything."""
+
 
 @attrs.frozen(kw_only=True)
 class Price:
@@ -67,11 +70,11 @@ class PriceTable:
 def prices(
     plan: Plan, *, slo_step_s: float = 0.005, gap: float = 0.0001, time_limit_s: float | None = None
 ) -> PriceTable:
-    """Solve again with each limit that binds relaxed, with longer SLOs, and without residency or failures.
+    """Solve again with each limit that binds relaxed, longer SLOs, and without least quality, residency or failures.
 
     Args:
         plan: from `plan`; or from `repair`, whose lost sites stay lost.
-        slo_step_s: by how much the SLO of each class grows.
+        slo_step_s: by how much the SLO of each class grows; a budget grows by 5 %.
         gap: of each solution.
         time_limit_s: of each solution.
 
@@ -114,6 +117,9 @@ def prices(
     if settings.migrations is not None:
         more_started = attrs.evolve(settings, migrations=settings.migrations + 1)
         offer("one more started replica", Instance(candidates, settings=more_started))
+    if settings.budget is not None:
+        larger = attrs.evolve(settings, budget=settings.budget * (1 + _BUDGET_STEP))
+        offer(f"{_BUDGET_STEP:.0%} more budget", Instance(candidates, settings=larger))
     for change, other_problem in _changed(problem, slo_step_s):
         offer(change, Instance(find_candidates(other_problem, hours), settings=settings))
     return PriceTable(tuple(sorted(found, key=lambda it: -it.saving)))
@@ -127,6 +133,10 @@ def _changed(problem: Problem, slo_step_s: float) -> list[tuple[str, Problem]]:
         classes[at] = attrs.evolve(promise, slo_s=promise.slo_s + slo_step_s)
         change = f"{format_duration(slo_step_s)} more for class {promise.name!r}"
         changes.append((change, attrs.evolve(problem, service_classes=tuple(classes))))
+        if promise.min_quality > -math.inf:
+            classes[at] = attrs.evolve(promise, min_quality=-math.inf)
+            change = f"any quality for class {promise.name!r}"
+            changes.append((change, attrs.evolve(problem, service_classes=tuple(classes))))
     for region in sorted({c.residency for c in problem.clusters if c.residency is not None}):
         clusters = [attrs.evolve(c, residency=None) if c.residency == region else c for c in problem.clusters]
         changes.append((f"data may leave {region!r}", attrs.evolve(problem, clusters=tuple(clusters))))

@@ -1,5 +1,6 @@
 """The exact program against brute force."""
 
+import attrs
 import numpy as np
 import pytest
 from placement_problems import KINDS, BruteForce, small_problem
@@ -38,6 +39,22 @@ def test_most_quality_equals_brute_force():
 
         assert solution is not None
         assert solution.value == pytest.approx(brute.most_quality(budget), rel=1e-5), seed
+
+
+def test_sites_without_end_have_their_price():
+    """Ten million slots are as good as fifty, and no site is used for nothing within the solver's tolerance."""
+    for seed in range(ROUNDS):
+        costs = []
+        for slots in (50, 10_000_000):
+            problem = small_problem(seed, "site_prices")
+            sites = [
+                attrs.evolve(site, devices=[attrs.evolve(group, slots=slots) for group in site.devices])
+                for site in problem.sites
+            ]
+            costs.append(solve(Instance(find_candidates(attrs.evolve(problem, sites=sites))), gap=0.0))
+
+        fifty, endless = (None if it is None else (it.value, it.bound) for it in costs)
+        assert endless == (None if fifty is None else pytest.approx(fifty, rel=1e-6)), seed
 
 
 def test_solver_prints_nothing(capfd):

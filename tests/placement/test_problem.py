@@ -142,6 +142,7 @@ def test_distribution_describes_itself():
         ([], None, ValueError, "values_s: expected finite numbers of seconds"),
         ([-1.0], None, ValueError, "values_s: expected finite numbers of seconds"),
         (["a"], None, TypeError, "values_s: expected finite numbers of seconds"),
+        ([[1.0], 2.0], None, TypeError, "values_s: expected finite numbers of seconds"),
         ([1.0, 2.0], [0.5, 0.6], ValueError, "shares: expected 2 numbers > 0 with the sum 1"),
         ([1.0, 2.0], [2.0, -1.0], ValueError, "shares: expected 2 numbers > 0 with the sum 1"),
     ],

@@ -123,7 +123,7 @@ def small_problem(seed: int, kind: str) -> Problem:
 PLENTY = 1e6
 
 
-def satisfiable(candidates, kept):
+def satisfiable(candidates, kept, settings=None):
     """Whether any counts satisfy the constraints that are kept, by brute force."""
     asked = {(it.kind, it.subject) for it in kept}
     problem = candidates.problem
@@ -154,6 +154,10 @@ def satisfiable(candidates, kept):
         if not it.lost or ("failure", tuple(names[s] for s in it.lost)) in asked
     ]
     brute = BruteForce(candidates, allowed, limits)
+    if settings is not None:
+        brute.budget = settings.budget if ("budget", ()) in asked else None
+        brute.migrations = settings.migrations if ("migrations", ()) in asked else None
+        brute.running = settings.running
     return bool(brute.feasible(brute.counts(), [candidates.states[at] for at in survived], rates[survived]).any())
 
 
@@ -165,6 +169,9 @@ class BruteForce:
         candidates: the pools; those that serve nobody are left out.
         limits: of the resources.
     """
+
+    budget = migrations = None
+    running = {}  # noqa: RUF012 - nothing changes it
 
     def __init__(self, candidates, allowed=None, limits=None):
         self.allowed = candidates.allowed if allowed is None else allowed
@@ -190,17 +197,22 @@ class BruteForce:
         ]
 
     def counts(self):
-        """All counts within the limits."""
+        """All counts within the limits, the budget and the migrations."""
+        is_free = self.budget is None and self.migrations is None
         found = np.zeros((1, len(self.columns)))
         for column in range(len(self.columns)):
-            if np.isinf(self.limits[self.needs[:, column] > 0]).all():
+            if is_free and np.isinf(self.limits[self.needs[:, column] > 0]).all():
                 found[:, column] = PLENTY  # more never hurts, and nothing limits it
                 continue
             steps = []
-            for more in range(9):
+            for more in itertools.count():
                 tried = found.copy()
                 tried[:, column] = more
                 fits = (np.minimum(tried, 9) @ self.needs.T <= self.limits + 1e-9).all(axis=1)
+                if self.budget is not None:
+                    fits &= self.costs(tried) <= self.budget + 1e-9
+                if self.migrations is not None:
+                    fits &= self.started(tried) <= self.migrations
                 if not fits.any():
                     break
                 steps.append(tried[fits])
@@ -222,6 +234,14 @@ class BruteForce:
     def costs(self, counts):
         used = np.array([((counts > 0) & row).any(axis=1) for row in self.uses])
         return counts @ self.prices + self.site_prices @ used
+
+    def started(self, counts):
+        homes = [self.candidates.pools[p].home for p in self.columns]
+        total = np.zeros(len(counts))
+        for home in set(homes):
+            here = counts[:, [it == home for it in homes]].sum(axis=1)
+            total += np.maximum(here - self.running.get(home, 0), 0.0)
+        return total
 
     def least_cost(self):
         """The least cost; infinite where there is no plan."""

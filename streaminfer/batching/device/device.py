@@ -2,7 +2,6 @@
 
 import asyncio
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from weakref import WeakKeyDictionary
 
@@ -15,6 +14,7 @@ from streaminfer.batching.device.member import DeviceMember
 from streaminfer.batching.device.preemption import Preemption
 from streaminfer.batching.device.promotion import Promotions
 from streaminfer.batching.device.resident_set import ResidentSet
+from streaminfer.batching.device.stake import Stake, is_in_vain
 from streaminfer.batching.device.statistics import DeviceModelStatistics, DeviceStatistics
 from streaminfer.batching.device.turns import Bid, Turns
 from streaminfer.batching.policy import Decision
@@ -355,10 +355,14 @@ class Device:
             is_overdue = self._turns.is_overdue(name, now_ns)
             if self.concurrency > 1 and not is_overdue and level.interference.keeps_apart(name):
                 continue
-            if not self._is_loaded(member) and self._leaving(member, now_ns) is None:
-                if is_overdue and self._memory.loading is None:
+            if not self._is_loaded(member):
+                leaving = self._leaving(member, now_ns)
+                if leaving is None and is_overdue and self._memory.loading is None:
                     return [], []  # what runs ends, and makes room
-                continue
+                stakes = [self._stake(it, now_ns) for it in leaving or ()]
+                own = self._stake(member, now_ns, decision.batch)
+                if leaving is None or (not is_overdue and is_in_vain(own, stakes)):
+                    continue
             decisions.append((member, decision))
             bids.append(
                 Bid(
@@ -377,9 +381,10 @@ class Device:
     ) -> tuple[int, Sequence[Ticket]]:
         """Return the position of a bid and the batch to send."""
         loaded_for, self._loaded_for = self._loaded_for, None
-        if loaded_for in members:  # or two models could be loaded in turn, and none run
-            at = members.index(loaded_for)
-            return at, self._turns.choose([bids[at]], now_ns)[1]
+        if loaded_for is not None and loaded_for in self._names:
+            if loaded_for in members and self._is_loaded(loaded_for):  # or two could be loaded in turn, and none run
+                return (at := members.index(loaded_for)), self._turns.choose([bids[at]], now_ns)[1]
+            self._turns.forget(self._names[loaded_for])  # it sends nothing now, so its load was its turn
         if self.memory_bytes is None:
             return self._turns.choose(bids, now_ns)
         idle = [
@@ -404,15 +409,10 @@ class Device:
         if self._memory.loading is not None:
             return None
         busy = {*self._front.running.values(), *self._held}
+        return self._memory.victims(member, self._needs(member), busy, lambda it: self._stake(it, now_ns).needed_ns)
 
-        def needed_ns(other: DeviceMember) -> float:
-            outlook = other.outlook(now_ns, ()) if other in self._names else None
-            if outlook is None:
-                return now_ns if other.is_waiting else math.inf
-            first_ns = outlook.deadlines[0] if outlook.deadlines.size else now_ns + outlook.gap_ns + outlook.limit_ns
-            return float(first_ns - outlook.durations[1])
-
-        return self._memory.victims(member, self._needs(member), busy, needed_ns)
+    def _stake(self, member: DeviceMember, now_ns: int, batch: Sequence[Ticket] = ()) -> Stake:
+        return Stake.of(member, self._names.get(member), self.weights, self._memory.load_ns(member), now_ns, batch)
 
     def _load(self, member: DeviceMember, now_ns: int) -> None:
         leaving = self._leaving(member, now_ns)
@@ -429,7 +429,7 @@ class Device:
         account.load_ns += load_ns
         account.loads += 1
         self._turns.leave_out(load_ns, now_ns)
-        self._loaded_for = member if succeeded else None
+        self._loaded_for = member
 
     def _account(self, member: DeviceMember) -> _Account:
         return self._accounts.setdefault(self._name(member), _Account())

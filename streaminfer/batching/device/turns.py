@@ -4,8 +4,9 @@
 several bids one is granted, by the first rule that applies:
 
 1. A model that has bid in vain for ``max_wait_ns`` goes first, of several the one that has done so longest. Only a
-   turn ends that time: a model whose requests expire one by one while others are served waits all the same. Loads are
-   left out of it: where one takes longer than ``max_wait_ns``, each would else serve a single batch.
+   turn ends that time: a model whose requests expire one by one while others are served waits all the same, and one
+   that was loaded is still to have its turn. Loads are left out of it: where one takes longer than ``max_wait_ns``,
+   each would else serve a single batch.
 2. If each policy has an outlook, its queue and what its batches take, the kernel
    (:mod:`~streaminfer.batching.planner.turn_kernels`) plays all queues forward together. It names the model, and
    where the queue is of one kind also another batch than the one that was proposed.
@@ -97,7 +98,8 @@ class Turns:
             Its position, and the batch to send.
         """
         chosen, batch = self._choose(bids, now_ns, idle, free) if len(bids) > 1 else (0, bids[0].batch)
-        self.forget(bids[chosen].key)
+        if bids[chosen].is_loaded:  # else the turn is still to come
+            self.forget(bids[chosen].key)
         return chosen, batch
 
     def _choose(self, bids: Sequence[Bid], now_ns: int, idle: Sequence[Bid], free: int) -> tuple[int, Sequence[Ticket]]:

@@ -92,6 +92,8 @@ def local_prices(instance: Instance, counts: Floats) -> dict[int, float]:
 
     These are dual values of the linear relaxation with the sites that the replicas use.
     """
+    if not instance.pools:
+        return dict.fromkeys(range(len(instance.limits)), 0.0)
     search = _Search(instance, 0.0, time.monotonic() + _NEVER_S)
     return search.local_prices(counts)
 

@@ -169,9 +169,11 @@ class ReplicaModel:
             if not instance.needs[row].any():
                 continue
             self.resource_rows[row] = self._highs.getNumRow()
+            # more than all that could run limits nothing, and a site would be "used" within the solver's tolerance
+            limit = min(float(instance.limits[row]), float(instance.needs[row] @ (instance.most + 1)))
             # bytes as they are would leave no digit for the solver's tolerances, which are absolute
-            unit = self._units[row] = max(float(instance.needs[row].max()), float(instance.limits[row]))
-            needs, limit = instance.needs[row] / unit, instance.limits[row] / unit
+            unit = self._units[row] = max(float(instance.needs[row].max()), limit)
+            needs, limit = instance.needs[row] / unit, limit / unit
             if (at := position.get(resource.site)) is None:
                 self.add_row(pools, needs, -self.infinity, limit)
             else:

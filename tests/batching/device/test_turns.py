@@ -135,6 +135,17 @@ class TestStarvation:
         assert turns.choose([first, urgent], 120)[0] == 0
         assert turns.choose([first, urgent], 120)[0] == 1
 
+    def test_a_load_is_no_turn(self):
+        """A model that was passed over for too long is so until it sends a batch."""
+        turns = Turns(100)
+        first, urgent = bid("a", [10**6], [10], needs=5, load_ns=1, is_loaded=False), bid("b", [11], [10], needs=5)
+        turns.is_overdue("a", 0)
+        assert turns.choose([first, urgent], 100)[0] == 0
+
+        assert turns.is_overdue("a", 101)
+        assert turns.choose([first._replace(is_loaded=True), urgent], 101)[0] == 0
+        assert not turns.is_overdue("a", 102)
+
     def test_the_time_of_a_load_does_not_count(self):
         """A model that was passed over for 50 of 100 waits as long again after a load."""
         turns = Turns(100)

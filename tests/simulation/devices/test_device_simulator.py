@@ -166,6 +166,64 @@ def test_models_that_fit_together_are_loaded_once():
     assert [had.loads for had in models.values()] == [1, 1]
 
 
+@pytest.mark.parametrize(
+    ("rates", "load_s", "bar"),
+    [((5, 50), 0.5, 0.55), ((2, 50), 0.5, 0.6), ((20, 100), 0.2, 0.7), ((5, 5), 0.5, 0.5)],
+    ids=["1 to 10", "1 to 25", "1 to 5", "alike"],
+)
+def test_loads_longer_than_a_time_limit_do_not_take_the_device(rates, load_s, bar):
+    """A model stays in memory while it serves more than the other would; each comes after at most `max_wait_s`."""
+    loads = {
+        name: ModelLoad(
+            arrivals.poisson(rate, 60 * rate, seed),
+            slo_s=0.1,
+            service_time=ServiceTime.affine(0.005, 0.001),
+            max_batch_size=16,
+            memory_bytes=4,
+            load_s=load_s,
+        )
+        for seed, (name, rate) in enumerate(zip(("seldom", "often"), rates, strict=True))
+    }
+
+    result = simulate_device(loads, memory_bytes=6)
+
+    assert result.on_time > bar * device_optimum(loads, memory_bytes=6)
+    assert result.device.models["seldom"].batches >= 10
+
+
+def test_a_model_that_was_loaded_for_its_turn_has_it():
+    """Also beside a model that it is kept apart from: it was evicted again, without a batch, again and again."""
+    models = {
+        "urgent": (ServiceTime.affine(0.0026, 0.0012), 124, 200, 0.05, 1, 3),
+        "passed over": (ServiceTime.affine(0.008, 0.0005), 144, 290, 0.05, 1, 3),
+        "beside": (ServiceTime.affine(0.0039, 0.0024), 248, 258, 0.2, 4, 2),
+    }
+    loads = {
+        name: ModelLoad(
+            arrivals.poisson(rate, n, seed),
+            slo_s=limit_s,
+            service_time=service_time,
+            max_batch_size=cap,
+            memory_bytes=size,
+            load_s=0.01,
+        )
+        for seed, (name, (service_time, rate, n, limit_s, cap, size)) in enumerate(models.items(), 25)
+    }
+
+    result = simulate_device(
+        loads,
+        concurrency=2,
+        max_wait_s=0.1,
+        slowdown=3.0,
+        memory_bytes=5,
+        weights={"urgent": 1000.0, "beside": 0.001},
+    )
+
+    had = result.device.models["passed over"]
+    assert had.batches >= had.loads > 3
+    assert had.longest_wait_s < 0.3
+
+
 def test_a_model_that_is_larger_than_the_memory_is_refused():
     loads = two_models(memory_bytes=5)
     with pytest.raises(ValueError, match="memory_bytes: expected at least 5, for faces, got 4"):

@@ -1,0 +1,129 @@
+"""What a load saves and costs: the rules, and what comes of them live."""
+
+import asyncio
+
+import attrs
+import numpy as np
+import pytest
+from device_calls import ask, batcher, settle
+
+import streaminfer as si
+from streaminfer.batching.device.stake import Stake, is_in_vain
+from streaminfer.batching.planner.outlook import Outlook
+from streaminfer.protocols import Residency
+from streaminfer.testing import ScriptedBackend
+
+FAR = float("inf")
+
+
+def stake(*, deadlines=(), gap_ns=100.0, limit_ns=100, load_ns=500, weight=1.0):
+    outlook = Outlook((), np.array(deadlines, np.int64), np.array([0, 10]), gap_ns, limit_ns, True)
+    return Stake(outlook, weight, load_ns, bool(deadlines), 0)
+
+
+@pytest.mark.parametrize(
+    ("arriving", "leaving", "in_vain"),
+    [
+        (stake(deadlines=[50]), [stake()], True),
+        (stake(deadlines=[50, 509]), [stake()], True),
+        (stake(deadlines=[50, 510]), [stake()], False),
+        (stake(deadlines=[50], load_ns=0), [stake()], False),
+        (stake(deadlines=[50], load_ns=40), [stake()], False),
+        (stake(deadlines=[50]), [], False),
+        (stake(deadlines=[50]), [stake(gap_ns=101.0)], False),
+        (stake(deadlines=[50]), [stake(gap_ns=200.0), stake(gap_ns=200.0)], True),
+        (stake(deadlines=[50], weight=2.0), [stake()], False),
+        (stake(deadlines=[50]), [stake(limit_ns=1009)], True),
+        (stake(deadlines=[50]), [stake(limit_ns=1010)], False),
+        (stake(deadlines=[50], gap_ns=FAR), [stake(gap_ns=FAR)], False),
+        (stake(deadlines=[50]), [attrs.evolve(stake(), outlook=None)], False),
+        (attrs.evolve(stake(), outlook=None), [stake()], False),
+    ],
+    ids=[
+        "late, no more expected",
+        "late by one",
+        "one in time",
+        "load not known",
+        "load in time",
+        "nothing leaves",
+        "more expected",
+        "two leave",
+        "weight",
+        "leaving is late by one",
+        "leaving comes back in time",
+        "nothing expected",
+        "leaving has no outlook",
+        "no outlook",
+    ],
+)
+def test_a_load_in_vain_saves_nothing_and_loses_more(arriving, leaving, in_vain):
+    """It is too late for all that is queued, and those that leave lose at least as much as it brings."""
+    assert is_in_vain(arriving, leaving) is in_vain
+
+
+class Swapped(ScriptedBackend):
+    """A model that is loaded in a second, and counts that."""
+
+    def __init__(self, name, size=5):
+        super().__init__(duration_s=0.001)
+        self.name = name
+        self.loads = 0
+        self.residency = Residency(size, self.load, self.unload)
+
+    async def load(self):
+        self.loads += 1
+        await asyncio.sleep(1.0)
+
+    async def unload(self):
+        pass
+
+
+async def call_often(service, *, seconds, period_s=0.02):
+    calls = []
+    for _ in range(round(seconds / period_s)):
+        calls.append(ask(service))
+        await asyncio.sleep(period_s)
+    return sum(isinstance(end, si.Response) for end in await settle(calls))
+
+
+async def test_a_request_that_a_load_cannot_save_evicts_no_busier_model(loop):
+    """It expires; once its model was passed over for `max_wait_s`, the next one brings the model into memory."""
+    device = si.Device("gpu:0", memory_bytes=9, max_wait_s=5.0)
+    often, seldom = Swapped("often"), Swapped("seldom")
+    busy, idle = batcher(loop, device, often), batcher(loop, device, seldom)
+    warm = [ask(service, deadline_ns=2**62) for service in (idle, busy)]
+    await settle(warm)
+    await call_often(busy, seconds=3)
+    loads = often.loads, seldom.loads
+
+    serving = asyncio.ensure_future(call_often(busy, seconds=4))
+    for _ in range(4):
+        with pytest.raises(si.DeadlineExceeded):
+            await ask(idle)
+        await asyncio.sleep(0.9)
+
+    assert await serving == 200
+    assert (often.loads, seldom.loads) == loads
+
+    serving = asyncio.ensure_future(call_often(busy, seconds=4))
+    await asyncio.sleep(2.0)
+    with pytest.raises(si.DeadlineExceeded):
+        await ask(idle)
+
+    assert seldom.loads == loads[1] + 1
+    await serving
+
+
+async def test_a_request_that_a_load_cannot_save_fills_memory_that_is_free(loop):
+    """Nothing has to leave for it, so the next one is on time."""
+    device = si.Device("gpu:0", memory_bytes=10)
+    often, seldom = Swapped("often"), Swapped("seldom")
+    busy, idle = batcher(loop, device, often), batcher(loop, device, seldom)
+    await ask(busy, deadline_ns=2**62)
+    await call_often(busy, seconds=1)
+
+    with pytest.raises(si.DeadlineExceeded):
+        await ask(idle)
+    await asyncio.sleep(1.0)
+
+    assert isinstance(await ask(idle), si.Response)
