@@ -2,7 +2,9 @@
 
 import asyncio
 import concurrent.futures
+import itertools
 import re
+import time
 
 import grpc
 import pytest
@@ -248,6 +250,18 @@ def test_requests_of_a_batch_link_to_its_span(provider, spans):
         assert span.start_time <= batch.start_time < batch.end_time <= span.end_time
         assert (batch.end_time - batch.start_time) / 1e9 == pytest.approx(0.005, abs=1e-4)
     assert "secret" not in "".join(span.to_json() for span in finished)
+
+
+def test_a_pause_between_two_clocks_shifts_no_request_beside_its_batch(provider, spans, monkeypatch):
+    """A request that ends in the same turn of the loop is described later, by what others took."""
+    read = itertools.count(1_795_894_454_000_000_000, 20_000_000)
+    monkeypatch.setattr(time, "time_ns", lambda: next(read))
+    traced(provider)
+
+    finished = spans.get_finished_spans()
+    [batch] = [span for span in finished if span.name == "streaminfer.batch"]
+    for span in finished:
+        assert span.start_time <= batch.start_time < batch.end_time <= span.end_time
 
 
 def test_failed_request_has_an_error_span(provider, spans):

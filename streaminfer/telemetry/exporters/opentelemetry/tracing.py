@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streaminfer._internal.listeners import LISTENER_ERRORS, ListenerFailures
 from streaminfer._internal.loading.extras import require
@@ -32,6 +32,13 @@ __all__ = ["Tracing"]
 _MAX_BATCHES = 256  # batches whose requests may still end
 
 
+class _Batch(NamedTuple):
+    """The span of a batch, and what makes Unix time of its instants."""
+
+    context: trace.SpanContext
+    to_unix_ns: int
+
+
 class Tracing(SyncLayer):
     """Layer that traces requests with the OpenTelemetry API; put it directly inside `Telemetry`.
 
@@ -53,7 +60,7 @@ class Tracing(SyncLayer):
         self._tracer = tracer or trace.get_tracer("streaminfer")
         self._ratio = ratio
         self._random = random.Random().random  # noqa: S311 - a sample, not a secret
-        self._batches: dict[tuple[int, int, int], trace.SpanContext] = {}
+        self._batches: dict[tuple[int, int, int], _Batch] = {}
         self._exemplars: dict[int, Exemplar] = {}
         self._failures = ListenerFailures("streaminfer", "tracing")
         self._requests = 0
@@ -88,11 +95,21 @@ class Tracing(SyncLayer):
     def _make_span(
         self, started_ns: int, parent: context.Context, outcome: Response | BaseException, now_ns: int
     ) -> None:
-        to_unix_ns = time.time_ns() - now_ns
+        timings = outcome.timings if isinstance(outcome, Response | StreamInferError) else None
+        key = None if timings is None else (timings.started_ns, timings.inferred_ns, timings.batch_size)
+        batch = None if key is None else self._batches.get(key)
+        # the clocks are read one after the other: a pause in between would shift the span beside those of its batch
+        to_unix_ns = time.time_ns() - now_ns if batch is None else batch.to_unix_ns
         span = self._tracer.start_span("streaminfer.request", parent, start_time=started_ns + to_unix_ns)
         if span.is_recording():
             self._requests += 1
-            self._describe(span, outcome, to_unix_ns)
+            self._describe(span, outcome)
+            if timings is not None and key is not None:
+                span.set_attribute("streaminfer.batch.size", timings.batch_size)
+                span.set_attribute("streaminfer.queue.duration", timings.queued_s)
+                if batch is None:
+                    batch = self._batches[key] = self._make_batch(span, timings, to_unix_ns)
+                span.add_link(batch.context)
             seconds = (now_ns - started_ns) / 1e9
             traced = span.get_span_context()
             ids = trace.format_trace_id(traced.trace_id), trace.format_span_id(traced.span_id)
@@ -101,7 +118,8 @@ class Tracing(SyncLayer):
                 self._exemplars[exemplar.bucket] = exemplar
         span.end(now_ns + to_unix_ns)
 
-    def _describe(self, span: trace.Span, outcome: Response | BaseException, to_unix_ns: int) -> None:
+    @staticmethod
+    def _describe(span: trace.Span, outcome: Response | BaseException) -> None:
         if isinstance(outcome, BaseException):
             span.set_attribute("streaminfer.outcome", type(outcome).__name__)
             span.set_attribute("error.type", type(outcome).__name__)
@@ -109,29 +127,19 @@ class Tracing(SyncLayer):
         else:
             span.set_attribute("streaminfer.outcome", "degraded" if outcome.degraded else "ok")
             span.set_attribute("streaminfer.source", str(outcome.source))
-        timings = outcome.timings if isinstance(outcome, Response | StreamInferError) else None
-        if timings is not None:
-            span.set_attribute("streaminfer.batch.size", timings.batch_size)
-            span.set_attribute("streaminfer.queue.duration", timings.queued_s)
-            span.add_link(self._batch(span, timings, to_unix_ns))
 
-    def _batch(self, span: trace.Span, timings: Timings, to_unix_ns: int) -> trace.SpanContext:
-        """Return the span of a batch, which the first of its traced requests makes, as its child."""
-        key = (timings.started_ns, timings.inferred_ns, timings.batch_size)
-        found = self._batches.get(key)
-        if found is None:
-            parent = trace.set_span_in_context(span)
-            start_ns = timings.started_ns + to_unix_ns
-            batch = self._tracer.start_span("streaminfer.batch", parent, start_time=start_ns)
-            batch.set_attribute("streaminfer.batch.size", timings.batch_size)
-            batch.set_attribute("streaminfer.assembly.duration", timings.assembled_s)
-            batch.set_attribute("streaminfer.inference.duration", timings.inferred_s)
-            batch.end(timings.inferred_ns + to_unix_ns)
-            self._batch_spans += 1
-            while len(self._batches) >= _MAX_BATCHES:
-                del self._batches[next(iter(self._batches))]
-            found = self._batches[key] = batch.get_span_context()
-        return found
+    def _make_batch(self, span: trace.Span, timings: Timings, to_unix_ns: int) -> _Batch:
+        """Make the span of a batch, as a child of that of the first of its traced requests."""
+        parent = trace.set_span_in_context(span)
+        batch = self._tracer.start_span("streaminfer.batch", parent, start_time=timings.started_ns + to_unix_ns)
+        batch.set_attribute("streaminfer.batch.size", timings.batch_size)
+        batch.set_attribute("streaminfer.assembly.duration", timings.assembled_s)
+        batch.set_attribute("streaminfer.inference.duration", timings.inferred_s)
+        batch.end(timings.inferred_ns + to_unix_ns)
+        self._batch_spans += 1
+        while len(self._batches) >= _MAX_BATCHES:
+            del self._batches[next(iter(self._batches))]
+        return _Batch(batch.get_span_context(), to_unix_ns)
 
     def __repr__(self) -> str:
         return f"Tracing(ratio={self._ratio})"
