@@ -193,7 +193,7 @@ class Dispatcher(DispatchState):
         self.is_scheduled = False
         if self._device is not None:
             now_ns = self.clock() if now_ns is None else now_ns
-            self._recheck_ns = min(self._recheck_ns, self._device.join(self, now_ns))
+            self._device.join(self, now_ns)
             if self._device.dispatch(now_ns):
                 self.schedule()
             self.settle()
@@ -384,8 +384,8 @@ class Dispatcher(DispatchState):
 
     def settle(self) -> None:
         """Set the timer for what is in flight, or end a drain because nothing is."""
-        if self._device is not None and not self._queue.queued:
-            self._device.join(self, self.clock())  # it waits no longer
+        if self._device is not None:
+            self._recheck_ns = min(self._recheck_ns, self._device.join(self, self.clock()))
         if self._queue.queued == 0 and self._queue.running == 0:
             if self._timer is not None:
                 self._timer.cancel()

@@ -172,17 +172,18 @@ class Device:
             raise ValueError(expected("memory_bytes", f"at least {needs}, for {member.source}", self.memory_bytes))
 
     def join(self, member: DeviceMember, now_ns: int) -> int:
-        """Consider a batcher while it has queued requests; called when that may have changed.
+        """Consider a batcher while it has queued requests; return when to dispatch again if nothing else happens.
 
-        Returns:
-            When to dispatch again if nothing else happens.
+        It is called when that may have changed.
         """
         if not member.is_waiting:
             self._waiting.pop(member, None)
             return NEVER
         self._waiting.setdefault(member, now_ns)
-        pause_ends_ns = self._pause_ends_ns(member)
-        return pause_ends_ns if pause_ends_ns > now_ns else NEVER
+        again_ns = self._pause_ends_ns(member)
+        if again_ns <= now_ns and not self._is_loaded(member):  # a load may be put off until it is overdue
+            again_ns = self._turns.overdue_at_ns(self._name(member))
+        return again_ns if again_ns > now_ns else NEVER
 
     def leave(self, member: DeviceMember) -> None:
         """Forget a batcher that stopped, except for what it had and what runs."""
@@ -359,9 +360,8 @@ class Device:
                 leaving = self._leaving(member, now_ns)
                 if leaving is None and is_overdue and self._memory.loading is None:
                     return [], []  # what runs ends, and makes room
-                stakes = [self._stake(it, now_ns) for it in leaving or ()]
                 own = self._stake(member, now_ns, decision.batch)
-                if leaving is None or (not is_overdue and is_in_vain(own, stakes)):
+                if leaving is None or (not is_overdue and is_in_vain(own, [self._stake(it, now_ns) for it in leaving])):
                     continue
             decisions.append((member, decision))
             bids.append(

@@ -15,7 +15,7 @@ import attrs
 
 from streaminfer.batching.device.member import DeviceMember
 from streaminfer.batching.planner.outlook import Outlook
-from streaminfer.batching.queue._ticket_cy import Ticket
+from streaminfer.batching.queue._ticket_cy import NEVER, Ticket
 
 __all__ = ["Stake", "is_in_vain"]
 
@@ -85,7 +85,7 @@ class Stake:
     @property
     def is_late(self) -> bool:
         """Whether all that is queued expires while it is loaded."""
-        if self.outlook is None:
+        if self.outlook is None or any(ticket.deadline_ns == NEVER for ticket in self.outlook.tickets):
             return False
         return bool(self.outlook.deadlines[-1] < self.now_ns + self.load_ns + self.outlook.durations[1])
 

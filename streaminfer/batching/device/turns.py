@@ -27,7 +27,7 @@ import numpy as np
 
 from streaminfer.batching.planner import kernel_loader
 from streaminfer.batching.planner.outlook import Outlook
-from streaminfer.batching.queue._ticket_cy import Ticket
+from streaminfer.batching.queue._ticket_cy import NEVER, Ticket
 from streaminfer.batching.service_time.service_time import whole_ns
 
 __all__ = ["Bid", "Turns"]
@@ -74,6 +74,11 @@ class Turns:
     def is_overdue(self, key: Hashable, now_ns: int) -> bool:
         """Note that a model has a batch to send; return whether it has waited for as long as it may."""
         return now_ns - self._since_ns.setdefault(key, now_ns) >= self.max_wait_ns
+
+    def overdue_at_ns(self, key: Hashable) -> int:
+        """Return when a model will have waited for as long as it may; `NEVER`: it has nothing to send."""
+        since_ns = self._since_ns.get(key)
+        return NEVER if since_ns is None else since_ns + self.max_wait_ns
 
     def leave_out(self, load_ns: int, now_ns: int) -> None:
         """Do not count a load that has just ended as time in which models were passed over."""

@@ -62,17 +62,18 @@ def test_a_load_in_vain_saves_nothing_and_loses_more(arriving, leaving, in_vain)
 
 
 class Swapped(ScriptedBackend):
-    """A model that is loaded in a second, and counts that."""
+    """A model that counts its loads."""
 
-    def __init__(self, name, size=5):
+    def __init__(self, name, size=5, load_s=1.0):
         super().__init__(duration_s=0.001)
         self.name = name
         self.loads = 0
+        self.load_s = load_s
         self.residency = Residency(size, self.load, self.unload)
 
     async def load(self):
         self.loads += 1
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(self.load_s)
 
     async def unload(self):
         pass
@@ -127,3 +128,34 @@ async def test_a_request_that_a_load_cannot_save_fills_memory_that_is_free(loop)
     await asyncio.sleep(1.0)
 
     assert isinstance(await ask(idle), si.Response)
+
+
+async def test_a_request_without_a_deadline_is_not_put_off(loop):
+    """It is on time whenever its model is there, however long the load takes."""
+    device = si.Device("gpu:0", memory_bytes=9, max_wait_s=5.0)
+    often, seldom = Swapped("often", load_s=10.0), Swapped("seldom", load_s=10.0)
+    busy, idle = (batcher(loop, device, model, slo_s=None) for model in (often, seldom))
+    await settle([ask(service) for service in (idle, busy)])
+    await call_often(busy, seconds=3)
+
+    began_s = loop.time()
+    assert isinstance(await ask(idle), si.Response)
+    assert loop.time() - began_s == pytest.approx(10.0, abs=0.1)
+
+
+async def test_a_load_that_is_put_off_begins_when_it_is_overdue(loop):
+    """Also if nothing else happens by then."""
+    device = si.Device("gpu:0", memory_bytes=9, max_wait_s=2.0)
+    often, seldom = Swapped("often", load_s=10.0), Swapped("seldom", load_s=10.0)
+    busy, idle = (batcher(loop, device, model, slo_s=8.0) for model in (often, seldom))
+    await settle([ask(service, deadline_ns=2**62) for service in (idle, busy)])
+    await call_often(busy, seconds=3)
+    loads = seldom.loads
+
+    call = ask(idle)
+    await asyncio.sleep(1.9)
+    assert seldom.loads == loads
+    await asyncio.sleep(0.2)
+    assert seldom.loads == loads + 1
+    with pytest.raises(si.DeadlineExceeded):
+        await call
