@@ -153,7 +153,7 @@ class Hold:
     @property
     def fairness(self) -> float:
         """Jain's index over the microphones, of the share of its chunks that each got an answer to."""
-        shares = [1 - float(np.isnan(heard).mean()) for heard in self.heard if len(heard)]
+        shares = [1 - float(np.isnan(heard).mean()) if len(heard) else 0.0 for heard in self.heard]
         return sum(shares) ** 2 / (len(shares) * sum(share**2 for share in shares)) if any(shares) else 0.0
 
 

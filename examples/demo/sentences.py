@@ -75,7 +75,12 @@ def say_headline(comparison: Comparison, sweep: Sweep) -> str:
     """Return the one sentence of the demo; it claims nothing that the repeats do not support."""
     count = len(comparison.ratios)
     if comparison.verdict is Verdict.NEITHER:
-        return f"Nothing to compare: no load had {ENOUGH:.0%} of chunks on time, batched or not ({count} repeats)."
+        return f"Nothing to compare: no load had {ENOUGH:.0%} of chunks on time, batched or not ({_say_count(count)})."
+    if comparison.verdict is Verdict.BOTH:
+        return (
+            f"Nothing to compare: batched or not, {ENOUGH:.0%} of chunks were on time at the highest load, "
+            f"{sweep.batched.repeats[0][-1].microphones:,} live microphones ({_say_count(count)})."
+        )
     if comparison.verdict is Verdict.TOO_NOISY:
         return _say_undecided(comparison)
     batched, unbatched = (
@@ -230,10 +235,19 @@ def _say_undecided(comparison: Comparison) -> str:
             f"{MINIMUM_REPEATS}."
         )
     ratios = _say_ratios(comparison)
+    if comparison.reaches_too_little:
+        return (
+            "The loads do not reach far enough to tell how many more live microphones batching allows: a limit lies "
+            f"outside them in each of {count} repeats{ratios and f' ({ratios} as many)'}."
+        )
     return (
         f"Too noisy to tell how many more live microphones batching allows: the {count} repeats disagree"
         f"{ratios and f' ({ratios} as many)'}. Run it again on a quieter machine."
     )
+
+
+def _say_count(repeats: int) -> str:
+    return f"{repeats} {'repeat' if repeats == 1 else 'repeats'}"
 
 
 def _say_limit(limit: Limit, sweep: Sweep) -> str:

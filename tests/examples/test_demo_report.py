@@ -8,6 +8,7 @@ import re
 import runpy
 from html.parser import HTMLParser
 
+import attrs
 import numpy as np
 import pytest
 
@@ -60,7 +61,7 @@ def test_a_short_run_prints_and_writes_the_report(live_demo, tmp_path, capsys):
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
     # what it says depends on the machine, and here on windows of 50 ms; that it is a statement does not
-    assert re.match("Batched, |Batched or not, |Too noisy to tell |Nothing to compare: ", lines[0])
+    assert re.match("Batched, |Batched or not, |Too noisy to tell |The loads do not |Nothing to compare: ", lines[0])
     assert [line.split()[0] for line in lines if "×  " in line[:7]] == [f"{load:.2f}×" for load in LOADS]
     rows = [line for line in lines if line.startswith(("microphones, ", "cameras "))]
     assert [row.split()[0] for row in rows] == ["microphones,", "cameras", "microphones,", "cameras"]
@@ -224,6 +225,13 @@ def test_each_figure_has_one_line_and_details(sentences):
     assert said.line == "1% of requests may be late or lost. Of this error budget: chunks, 0% left; chunks, spent 2.0×."
     assert "highest burn rate over 1.1 s 1.0, alerts: none" in said.details[1]
     assert "of the 1 chunks after a loss 100.0% were decided" in sentences.describe_speech(outcome).details[1]
+
+
+def test_a_microphone_without_a_response_counts_in_fairness(live_demo):
+    """One of two that gets everything is the most unfair share of two."""
+    _, outcome = make_outcome(on_time=(99, 98))
+    hold = attrs.evolve(outcome.holds[1], heard=[np.ones(3, np.float32), np.empty(0, np.float32)])
+    assert hold.fairness == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("shares", [(1.0, 1.0), (1.0, 0.0), (0.0, 0.0)], ids=["both", "one", "neither"])
