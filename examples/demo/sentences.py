@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from demo.audio import CHUNK_S
 from demo.budget import Budget
 from demo.comparison import MINIMUM_REPEATS, SPREAD, Comparison, Limit, Verdict
-from demo.findings import COMPUTED, ENOUGH, KEPT, LOST, Served, Sweep, Visited
+from demo.findings import COMPUTED, ENOUGH, KEPT, LOST, SHARED, Served, Sweep, Visited
 from demo.machine import CpuUse
 from demo.overload import GREED, Overload
 from demo.report import Outcome, describe_left
@@ -179,10 +179,10 @@ def describe_cache(visited: Visited) -> Paragraph:
     """Describe the visitors."""
     uploads, cached = visited.uploads, visited.cached
     details = [_say_visitors(visited)]
-    if cached.cache is not None and cached.flights is not None:
+    if cached.cache is not None:
         details.append(
-            f"The cache, empty at first: {cached.share(KEPT):.1%} of the responses came from it, "
-            f"{cached.flights.collapsed} more shared a computation (single flight), {cached.share(COMPUTED):.1%} were "
+            f"The cache, empty at first: {cached.share(KEPT):.1%} of the uploads were answered from it, "
+            f"{cached.share(SHARED):.1%} shared a computation (single flight), {cached.share(COMPUTED):.1%} were "
             f"computed; it held {cached.cache.held_bytes / 2**20:.1f} MiB and evicted {cached.cache.evicted}. Of "
             f"{visited.compared:,} responses that were stored or shared, {visited.equal:,} are, to the last bit, what "
             "the model says without a cache."

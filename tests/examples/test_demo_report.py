@@ -243,6 +243,27 @@ def test_a_run_that_held_nothing_can_be_drawn(live_demo, shares):
     assert "nan" not in page.text
 
 
+@pytest.mark.parametrize("p99_s", [0.0003, 0.002, math.inf], ids=["fast", "usual", "lost"])
+def test_every_p99_lies_within_the_axis(live_demo, p99_s):
+    """The latencies of a fast machine too; a usual one has the axis that the README shows."""
+    drawing, findings, comparison = (
+        importlib.import_module(f"demo.{name}") for name in ("drawing", "findings", "comparison")
+    )
+    _, outcome = make_outcome(on_time=(99, 98))
+    curves = [
+        findings.Curve(curve.way, [[attrs.evolve(point, p99_s=p99_s) for point in points] for points in curve.repeats])
+        for curve in outcome.sweep.curves
+    ]
+    sweep = findings.Sweep(3125.0, *curves, outcome.sweep.cpu)
+    figure = importlib.import_module("demo.sweep_plot").make_sweep_figure(
+        sweep, comparison.compare(sweep), drawing.SIZES["wide"]
+    )
+    lowest, highest = figure.axes[1].get_ylim()
+    assert lowest < min(1e3 * p99_s, highest)
+    assert (lowest == 0.8) == (p99_s > 0.001)
+    assert [label.get_text() for label in figure.axes[1].get_yticklabels()][-3:] == ["20", "32", "lost"]
+
+
 def test_the_page_fits_phones_and_dark_screens(live_demo):
     """It names a viewport, follows the color scheme, and keeps a number and its unit on one line."""
     _, outcome = make_outcome(on_time=(99, 98))
