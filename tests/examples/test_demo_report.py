@@ -227,6 +227,16 @@ def test_each_figure_has_one_line_and_details(sentences):
     assert "of the 1 chunks after a loss 100.0% were decided" in sentences.describe_speech(outcome).details[1]
 
 
+def test_cpu_of_a_picture_is_that_of_the_window(live_demo):
+    """Processor time is read a little longer than pictures are counted, and both ways take the share of the window."""
+    machine = importlib.import_module("demo.machine")
+    _, outcome = make_outcome(on_time=(100, 98))
+    hold = outcome.holds[0]
+    hold = attrs.evolve(hold, pictures=hold.chunks, cpu=machine.CpuUse(10.0, 5.0, 1.0, 2.0))
+    assert hold.cpu_per_picture_s == pytest.approx(0.1 * 8.0 / 100)
+    assert hold.cpu_per_chunk_s == pytest.approx(0.4 * 8.0 / 100)
+
+
 def test_a_microphone_without_a_response_counts_in_fairness(live_demo):
     """One of two that gets everything is the most unfair share of two."""
     _, outcome = make_outcome(on_time=(99, 98))
