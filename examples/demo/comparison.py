@@ -6,10 +6,11 @@ outside the sweep is known from one side only: it is an interval, and so is the 
 limit for each way, and so have the medians over the repeats, the lines of the figure.
 
 The ratio of the medians' limits is stated only if the repeats agree: their ratios lie within a factor of `SPREAD`, on
-one side of 1 (or within `SAME` of each other, then both ways hold about the same), and the stated ratio lies among
-them. If not, or if a limit is known from one side only, the statement is the bound that every repeat and the medians
-support, provided that it is at least `SAME` away from 1. Otherwise it is too noisy to tell; or, where limits of every
-repeat are known from one side only and those of each way lie within `SPREAD`, the loads do not reach far enough.
+one side of 1, and the stated ratio lies among them. If it is 1 within `LEVEL`, or if there are ratios on both sides,
+both ways hold about the same, provided that the ratios lie within `SAME` of each other. If not, or if a limit is known
+from one side only, the statement is the bound that every repeat and the medians support, provided that it is at least
+`SAME` away from 1. Otherwise it is too noisy to tell; or, where limits of every repeat are known from one side only and
+those of each way lie within `SPREAD`, the loads do not reach far enough.
 """
 
 import enum
@@ -26,6 +27,8 @@ SPREAD = 2.0
 """Largest ratio over the smallest, where one number is stated."""
 SAME = 1.25
 """Within this factor there is little difference: of repeats on both sides of 1, and of a bound from 1."""
+LEVEL = 1.05
+"""A ratio nearer to 1 would be stated as 1.0 times: it is no difference."""
 MINIMUM_REPEATS = 3
 FORGIVEN = 1
 """Loads that may have missed below the one that is held."""
@@ -140,7 +143,7 @@ def _judge(ratios: Sequence[Limit], middle: Limit) -> tuple[Verdict, float]:
         return Verdict.TOO_NOISY, math.nan
     lowest, highest = min(ratio.low for ratio in ratios), max(ratio.high for ratio in ratios)
     if lowest <= middle.low == middle.high <= highest <= SPREAD * lowest:
-        if lowest > 1 or highest < 1:
+        if (lowest > 1 or highest < 1) and not 1 / LEVEL < middle.low < LEVEL:
             return Verdict.RATIO, middle.low
         if highest <= SAME * lowest:
             return Verdict.SAME, middle.low

@@ -120,6 +120,14 @@ def test_the_stated_limits_are_where_the_medians_cross(demo, comparison):
     assert "32 instead of 16 (" in said
 
 
+def test_a_hair_more_is_no_ratio(demo, comparison):
+    """Ratios of 1.01 to 1.04 lie on one side of 1, but "1.0 times as many" would say nothing."""
+    limits = [comparison.Limit(ratio, ratio) for ratio in (1.01, 1.02, 1.04)]
+    assert comparison._judge(limits, limits[1]) == (comparison.Verdict.SAME, 1.02)
+    wide = [*limits, comparison.Limit(1.9, 1.9)]
+    assert comparison._judge(wide, limits[1])[0] is comparison.Verdict.TOO_NOISY
+
+
 def test_both_ways_that_hold_every_load_are_not_compared(demo, comparison):
     """Repeats that agree do not disagree, and a quieter machine would tell no more."""
     found, said = say(demo, [4.0, 4.0, 4.0], [4.0, 4.0, 4.0])
