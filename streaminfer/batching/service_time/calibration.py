@@ -20,7 +20,7 @@ import asyncio
 import contextlib
 import logging
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -277,25 +277,31 @@ class Calibration:
         """Runs each size once, up to one that takes too long."""
         for size in sizes:
             self.progress = f"warming up with a batch of {size}"
-            seen = await self._run_first(bench, row, bucket, length, size)
-            if seen is None:
+            seen = await self._try(bench.run_on_each, bench, row, bucket, length, size)
+            if length in self._too_large:
                 return
             self._warmed.add((length, size))
             if max(one.duration_ns for one in seen) > bench.limit_ns:
                 self._ended[length] = (size, bench.limit_ns)
                 return
 
-    async def _run_first(
-        self, bench: CalibrationBench, row: Any, bucket: int, length: int, size: int
-    ) -> list[Observation] | None:
-        """Runs the first batch of a size on each worker; ``None``: the memory is not enough, as it was for less."""
+    async def _try(
+        self,
+        run: Callable[[Any, int], Awaitable[list[Observation]]],
+        bench: CalibrationBench,
+        row: Any,
+        bucket: int,
+        length: int,
+        size: int,
+    ) -> list[Observation]:
+        """Runs batches of a size; returns nothing where the memory is not enough, though it was for the first size."""
         try:
-            return await bench.run_on_each(row, size)
+            return await run(row, size)
         except BackendError as error:
             if size == bench.assembler.sizes_of(bucket)[0] or not is_out_of_memory(error):
                 raise
-            self._too_large[length] = size
-            return None
+            self._too_large[length] = min(size, self._too_large.get(length, size))
+            return []
 
     async def _measure(
         self,
@@ -312,14 +318,15 @@ class Calibration:
 
         async def measure(size: int) -> None:
             nonlocal spent_ns
-            for seen in await bench.run(row, size):
+            for seen in await self._try(bench.run, bench, row, bucket, length, size):
                 learn(seen.size, seen.duration_ns, seen.now_ns, False, bucket)
                 runs.setdefault(seen.size, []).append(seen.duration_ns)
                 spent_ns += seen.duration_ns
 
         for size in sizes:
             self.progress = f"measuring batches of {size}"
-            if await self._run_first(bench, row, bucket, length, size) is None:
+            await self._try(bench.run_on_each, bench, row, bucket, length, size)
+            if length in self._too_large:
                 break
             await measure(size)
             if size in runs and runs[size][0] > bench.limit_ns:

@@ -364,6 +364,26 @@ async def test_memory_that_is_not_enough_limits_live_batches(loop, policy):
     assert max(backend.batch_sizes) == 4
 
 
+@pytest.mark.parametrize("failing", [2, 5], ids=["first repeat", "last repeat"])
+async def test_memory_that_ends_later_limits_too(loop, failing):
+    """Another process may take the memory between two batches of a size."""
+    left = [failing]
+
+    def answer(batch):
+        if len(batch) >= 8:
+            left[0] -= 1
+            if left[0] <= 0:
+                raise MemoryError("arena")
+        return [1.0] * len(batch)
+
+    stack, batcher = stack_of(loop, ScriptedBackend(then=answer, duration_s=affine, example=1.0), max_batch_size=8)
+
+    async with stack:
+        assert batcher.statistics().memory_limits == {0: 4}
+        assert await asyncio.gather(*(stack(1.0) for _ in range(16))) == [1.0] * 16
+        assert batcher.statistics().split_batches == 0
+
+
 async def test_memory_is_tried_again_at_the_next_start(loop):
     """What was not enough may be now."""
     backend = ScriptedBackend(then=failing_from(8, MemoryError("arena")), duration_s=affine, example=1.0)
