@@ -6,10 +6,11 @@ the worker thread and back, and what the policy is told is measured as it is of 
 events are the second one's, and go with it.
 
 The first batch of a size is thrown away: runtimes plan and allocate in it. Sizes go up by doubling until one takes
-longer than twice the latency objective, because a planner does not use those, or until the memory is not enough, which
-live batches then know. What is measured is one batch at a time, also where several workers share the cores: a service
-time that is learned too short is corrected by the next batches, one that is too long rejects requests that could be on
-time. A batch that fails is not sent again in parts, as a live one is: the parts would hide that its size fails.
+longer than twice the latency objective, because a planner does not use those, or until one fails. If that is for lack
+of memory, live batches are no larger than the size before. What is measured is one batch at a time, also where several
+workers share the cores: a service time that is learned too short is corrected by the next batches, one that is too long
+rejects requests that could be on time. A batch that fails is not sent again in parts, as a live one is: the parts would
+hide that its size fails.
 
 *Where sizes are open.* A model may leave sizes of its inputs open, and then zeros say nothing of how long a real
 request takes. Length buckets name the size of their axis. Other open sizes are tried by doubling until the model
@@ -59,6 +60,7 @@ OPEN_SIZES = tuple(1 << power for power in range(11))
 """What is tried for sizes that a model leaves open."""
 
 _OPEN = "the model leaves sizes open, so its first batches teach; example= says what a request brings"
+_NO_MEMORY = "needs more memory than there is"
 _LOGGER = logging.getLogger("streaminfer")
 
 
@@ -117,7 +119,7 @@ class Calibration:
         self._known: dict[int, dict[int, float]] = {}
         self._warmed: set[tuple[int, int]] = set()
         self._ended: dict[int, tuple[int, int]] = {}  # by length: the last size, and the limit that it exceeded
-        self._too_large: dict[int, int] = {}  # by length: the first size for which the memory was not enough
+        self._failed: dict[int, tuple[int, str]] = {}  # by length: the first size that failed, and how
 
     async def run(
         self,
@@ -149,7 +151,7 @@ class Calibration:
             What is known now, that of earlier starts included.
 
         Raises:
-            BackendError: inputs that the user gave failed.
+            BackendError: inputs that the user gave failed, in the smallest batch.
             ValueError: they do not fit the model.
         """
         policy = CalibrationPolicy()
@@ -184,8 +186,9 @@ class Calibration:
                 skipped[length], is_guess = await self._run_bucket(bench, example, bucket, length, learn, validate)
                 if is_guess:
                     note = _OPEN
-                if length in self._too_large:
-                    limit(bucket, max(size for size in assembler.sizes_of(bucket) if size < self._too_large[length]))
+                failed, how = self._failed.get(length, (0, ""))
+                if how == _NO_MEMORY:
+                    limit(bucket, max(size for size in assembler.sizes_of(bucket) if size < failed))
         except (BackendError, InvalidInput) as error:
             if example.is_given:
                 raise BackendError(
@@ -196,9 +199,13 @@ class Calibration:
                 f"example= says what a request brings ({error})"
             )
             _LOGGER.warning(note)
-        for length, size in self._too_large.items():
-            rows = f"{size} of length {length}" if length else str(size)
-            note += f"{note and '; '}the memory is not enough for a batch of {rows}"
+        for length, (size, how) in self._failed.items():
+            failure = f"a batch of {size}{f' of length {length}' if length else ''} {how}"
+            note += f"{note and '; '}{failure}"
+            if how != _NO_MEMORY:
+                _LOGGER.warning(
+                    "backend %r: %s; live batches of this size are sent again in parts", self._name, failure
+                )
         return CalibrationStatistics(
             (clock() - started_ns) / 1e9,
             MappingProxyType({length: MappingProxyType(dict(known)) for length, known in self._known.items() if known}),
@@ -218,7 +225,7 @@ class Calibration:
         """Returns the sizes that were left out because they would take too long, and whether inputs are guessed."""
         sizes = bench.assembler.sizes_of(bucket)
         row, is_guess = await self._row(bench, bench.assembler, example, bucket, sizes[0], validate)
-        self._too_large.pop(length, None)  # it may be enough by now
+        self._failed.pop(length, None)  # it may succeed by now
         last, limit_ns = self._ended.get(length, (sizes[-1], 0))
         if limit_ns < bench.limit_ns:
             last = sizes[-1]
@@ -235,8 +242,8 @@ class Calibration:
             else:  # the workers may be new ones
                 await bench.run_on_each(row, sizes[0])
             done = set(known)
-        too_large = self._too_large.get(length, sizes[-1] + 1)
-        return tuple(size for size in sizes if size not in done and size < too_large), is_guess
+        failed, _ = self._failed.get(length, (sizes[-1] + 1, ""))
+        return tuple(size for size in sizes if size not in done and size < failed), is_guess
 
     async def _row(
         self,
@@ -278,7 +285,7 @@ class Calibration:
         for size in sizes:
             self.progress = f"warming up with a batch of {size}"
             seen = await self._try(bench.run_on_each, bench, row, bucket, length, size)
-            if length in self._too_large:
+            if not seen:
                 return
             self._warmed.add((length, size))
             if max(one.duration_ns for one in seen) > bench.limit_ns:
@@ -294,13 +301,14 @@ class Calibration:
         length: int,
         size: int,
     ) -> list[Observation]:
-        """Runs batches of a size; returns nothing where the memory is not enough, though it was for the first size."""
+        """Runs batches of a size; returns nothing where they fail, but for the first size."""
         try:
             return await run(row, size)
-        except BackendError as error:
-            if size == bench.assembler.sizes_of(bucket)[0] or not is_out_of_memory(error):
+        except (BackendError, InvalidInput) as error:
+            if size == bench.assembler.sizes_of(bucket)[0]:
                 raise
-            self._too_large[length] = min(size, self._too_large.get(length, size))
+            how = _NO_MEMORY if is_out_of_memory(error) else f"failed: {error}"
+            self._failed[length] = min((size, how), self._failed.get(length, (size, how)))
             return []
 
     async def _measure(
@@ -325,8 +333,7 @@ class Calibration:
 
         for size in sizes:
             self.progress = f"measuring batches of {size}"
-            await self._try(bench.run_on_each, bench, row, bucket, length, size)
-            if length in self._too_large:
+            if not await self._try(bench.run_on_each, bench, row, bucket, length, size):
                 break
             await measure(size)
             if size in runs and runs[size][0] > bench.limit_ns:

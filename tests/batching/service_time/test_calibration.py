@@ -335,15 +335,22 @@ def failing_from(size, error):
 
 
 @pytest.mark.parametrize("policy", ["lookahead", "greedy"])
-async def test_size_that_fails_is_a_failure(loop, policy):
-    """Its halves would succeed, but in every live batch of this size the model would fail first."""
+async def test_size_that_fails_ends_the_sizes(loop, policy, caplog):
+    """Its halves would hide it; live batches of this size are sent again in parts, which a warning says."""
     backend = ScriptedBackend(then=failing_from(4, si.BackendError("no kernel")), duration_s=affine, example=1.0)
-    stack, _ = stack_of(loop, backend, policy=policy)
+    stack, batcher = stack_of(loop, backend, policy=policy)
 
-    with pytest.raises(si.BackendError, match=r"failed on a calibration batch of its example=: no kernel"):
-        await stack.start()
+    async with stack:
+        calibration = batcher.statistics().calibration
+        assert await asyncio.gather(*(stack(1.0) for _ in range(4))) == [1.0] * 4
 
-    assert backend.calibration_sizes[-1] == 4
+    assert max(backend.calibration_sizes) == 4
+    assert backend.calibration_sizes.count(4) == 1
+    assert (calibration.skipped, calibration.note) == ({}, "a batch of 4 failed: no kernel")
+    (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.getMessage() == (
+        "backend 'ScriptedBackend': a batch of 4 failed: no kernel; live batches of this size are sent again in parts"
+    )
 
 
 @pytest.mark.parametrize("policy", ["lookahead", "greedy"])
@@ -359,7 +366,7 @@ async def test_memory_that_is_not_enough_limits_live_batches(loop, policy):
             assert batcher.statistics().split_batches == 0
 
     assert statistics.memory_limits == {0: 4}
-    assert statistics.calibration.note == "the memory is not enough for a batch of 8"
+    assert statistics.calibration.note == "a batch of 8 needs more memory than there is"
     assert statistics.calibration.skipped == {}
     assert max(backend.batch_sizes) == 4
 
