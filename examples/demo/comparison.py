@@ -6,9 +6,11 @@ outside the sweep is known from one side only: it is an interval, and so is the 
 limit for each way, and so have the medians over the repeats, the lines of the figure.
 
 The ratio of the medians' limits is stated only if the repeats agree: their ratios lie within a factor of `SPREAD`, on
-one side of 1 (or within `SAME` of each other, then both ways hold about the same), and the stated ratio lies among
-them. If not, or if a limit is known from one side only, the statement is the bound that every repeat and the medians
-support, provided that it is at least `SAME` away from 1. Otherwise it is too noisy to tell.
+one side of 1, and the stated ratio lies among them. If it is 1 within `LEVEL`, or if there are ratios on both sides,
+both ways hold about the same, provided that the ratios lie within `SAME` of each other. If not, or if a limit is known
+from one side only, the statement is the bound that every repeat and the medians support, provided that it is at least
+`SAME` away from 1. Otherwise it is too noisy to tell; or, where limits of every repeat are known from one side only and
+those of each way lie within `SPREAD`, the loads do not reach far enough.
 """
 
 import enum
@@ -25,6 +27,8 @@ SPREAD = 2.0
 """Largest ratio over the smallest, where one number is stated."""
 SAME = 1.25
 """Within this factor there is little difference: of repeats on both sides of 1, and of a bound from 1."""
+LEVEL = 1.05
+"""A ratio nearer to 1 would be stated as 1.0 times: it is no difference."""
 MINIMUM_REPEATS = 3
 FORGIVEN = 1
 """Loads that may have missed below the one that is held."""
@@ -39,6 +43,7 @@ class Verdict(enum.Enum):
     AT_MOST = "at most"
     TOO_NOISY = "too noisy to tell"
     NEITHER = "neither held"
+    BOTH = "both held every load"
 
 
 @attrs.frozen
@@ -88,6 +93,14 @@ class Comparison:
     batched_median: Limit
     unbatched_median: Limit
 
+    @property
+    def reaches_too_little(self) -> bool:
+        """Whether no repeat has more than a bound of the ratio, though the limits of each way agree."""
+        return not any(ratio.exact for ratio in self.ratios) and all(
+            max(limit.low for limit in limits) <= SPREAD * min(limit.high for limit in limits)
+            for limits in (self.batched, self.unbatched)
+        )
+
 
 def find_limit(points: Sequence[LoadPoint]) -> Limit:
     """Return the limit in one repeat, from its points by ascending load."""
@@ -114,8 +127,13 @@ def compare(sweep: Sweep) -> Comparison:
     batched, unbatched = (tuple(find_limit(points) for points in curve.repeats) for curve in sweep.curves)
     ratios = tuple(one.over(other) for one, other in zip(batched, unbatched, strict=True))
     middle = tuple(find_limit(curve.medians()) for curve in sweep.curves)
-    nothing = not any(limit.low for limit in (*batched, *unbatched))
-    verdict, ratio = (Verdict.NEITHER, math.nan) if nothing else _judge(ratios, middle[0].over(middle[1]))
+    limits = (*batched, *unbatched)
+    if not any(limit.low for limit in limits):
+        verdict, ratio = Verdict.NEITHER, math.nan
+    elif all(limit.high == math.inf for limit in limits):
+        verdict, ratio = Verdict.BOTH, math.nan
+    else:
+        verdict, ratio = _judge(ratios, middle[0].over(middle[1]))
     return Comparison(verdict, ratio, ratios, batched, unbatched, *middle)
 
 
@@ -125,7 +143,7 @@ def _judge(ratios: Sequence[Limit], middle: Limit) -> tuple[Verdict, float]:
         return Verdict.TOO_NOISY, math.nan
     lowest, highest = min(ratio.low for ratio in ratios), max(ratio.high for ratio in ratios)
     if lowest <= middle.low == middle.high <= highest <= SPREAD * lowest:
-        if lowest > 1 or highest < 1:
+        if (lowest > 1 or highest < 1) and not 1 / LEVEL < middle.low < LEVEL:
             return Verdict.RATIO, middle.low
         if highest <= SAME * lowest:
             return Verdict.SAME, middle.low

@@ -151,9 +151,15 @@ class Hold:
         return (self.cpu.process_s - self.cpu.faces_s) / self.cpu.wall_s * self.seconds / max(self.chunks.ended, 1)
 
     @property
+    def cpu_per_picture_s(self) -> float:
+        """Processor time of the face detector's thread for one picture; 0 without cameras."""
+        ended = 0 if self.pictures is None else self.pictures.ended
+        return self.cpu.faces_s / self.cpu.wall_s * self.seconds / max(ended, 1)
+
+    @property
     def fairness(self) -> float:
         """Jain's index over the microphones, of the share of its chunks that each got an answer to."""
-        shares = [1 - float(np.isnan(heard).mean()) for heard in self.heard if len(heard)]
+        shares = [1 - float(np.isnan(heard).mean()) if len(heard) else 0.0 for heard in self.heard]
         return sum(shares) ** 2 / (len(shares) * sum(share**2 for share in shares)) if any(shares) else 0.0
 
 

@@ -23,6 +23,8 @@ from streaminfer.streams import Frame, LatestOnly, StreamSession
 __all__ = ["Microphones"]
 
 PHASES = 64
+AGES = 2
+"""A chunk that was due so many chunks ago has a response, or will have none."""
 
 
 class Metronome:
@@ -76,7 +78,8 @@ class Microphones:
 
     Attributes:
         live: their streams.
-        heard: for each microphone the speech probabilities in the order of its chunks, NaN where the chunk was lost.
+        heard: for each microphone the speech probabilities in the order of its chunks, NaN where the chunk was lost;
+            once stopped also of those at the end, but for the last ones, which the stop may have ended.
     """
 
     def __init__(self, detector: si.Stack | DetectorByHand, clip: Clip) -> None:
@@ -96,7 +99,9 @@ class Microphones:
 
             self.live = DirectStreams(detect, CHUNK_NS, by_hand.clock, self._hear)
         self.heard: list[array[float]] = []
+        self._first_due_ns: dict[int, int] = {}
         self._clip = clip
+        self._clock = detector.clock
         self._metronome = Metronome(detector.clock)
 
     def grow_to(self, count: int) -> None:
@@ -107,13 +112,17 @@ class Microphones:
 
     async def stop(self) -> None:
         """End every stream."""
+        decided_ns = self._clock() - AGES * CHUNK_NS
         self._metronome.stop()
         await self.live.stop()
+        for number, first_due_ns in self._first_due_ns.items():
+            self._note_lost(number, (decided_ns - first_due_ns) // CHUNK_NS + 1)
 
     async def _play(self, number: int) -> AsyncIterator[Frame]:
         phase = number % PHASES
         metronome, passed_ns = self._metronome, self._metronome.passed_ns
         await metronome.next_beat(phase)
+        self._first_due_ns[number] = passed_ns[phase]
         due_ns = passed_ns[phase] - CHUNK_NS
         while True:
             # where the clip begins again, another speaker is on the line
@@ -126,6 +135,11 @@ class Microphones:
                 yield Frame(chunk, due_ns, discontinuity=not place)
 
     def _hear(self, stream_id: Hashable, number: int, probability: float) -> None:
-        heard = self.heard[int(str(stream_id))]
-        heard.extend([math.nan] * (number - len(heard)))
-        heard.append(probability)
+        microphone = int(str(stream_id))
+        self._note_lost(microphone, number)
+        self.heard[microphone].append(probability)
+
+    def _note_lost(self, microphone: int, count: int) -> None:
+        """Note as lost what has no response of the first chunks of a microphone."""
+        heard = self.heard[microphone]
+        heard.extend([math.nan] * (count - len(heard)))

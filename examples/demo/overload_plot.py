@@ -69,6 +69,7 @@ def _draw_shares(axes: Axes, found: Overload) -> None:
     axes.bar([found.most], found.shares[-1:], color=UNBATCHED_COLOR, width=0.8, label=f"sends {GREED}× the frames")
     axes.grid(visible=False, axis="x")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylim(bottom=0)
     axes.set_xlabel("camera, in the overload")
     axes.set_ylabel("results a second")
     legend_above(axes)

@@ -92,7 +92,7 @@ def compare_speech(heard: Sequence[NDArray[np.float32]], reference: NDArray[np.f
         same = (played >= SPEECH) == (reference >= SPEECH)
         differences = np.abs(played - reference)[untouched]
         largest = max(largest, float(differences.max(initial=0.0)))
-        if not np.isnan(stream).any():
+        if len(stream) and not np.isnan(stream).any():
             intact += 1
             agreeing += bool(same[answered].all())
         after_loss += int((answered & ~untouched).sum())

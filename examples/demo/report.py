@@ -124,7 +124,7 @@ def make_rows(outcome: Outcome) -> list[tuple[str, ...]]:
                     *_figures(hold.pictures, hold.seconds, 1 / outcome.frames.rate),
                     "",
                     "1.0",
-                    f"{1e6 * hold.cpu.faces_s / max(hold.pictures.ended, 1):,.0f} µs",
+                    f"{1e6 * hold.cpu_per_picture_s:,.0f} µs",
                 )
             )
     rows += [

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from demo.audio import CHUNK_S
 from demo.budget import Budget
 from demo.comparison import MINIMUM_REPEATS, SPREAD, Comparison, Limit, Verdict
-from demo.findings import COMPUTED, ENOUGH, KEPT, LOST, Served, Sweep, Visited
+from demo.findings import COMPUTED, ENOUGH, KEPT, LOST, SHARED, Served, Sweep, Visited
 from demo.machine import CpuUse
 from demo.overload import GREED, Overload
 from demo.report import Outcome, describe_left
@@ -75,7 +75,12 @@ def say_headline(comparison: Comparison, sweep: Sweep) -> str:
     """Return the one sentence of the demo; it claims nothing that the repeats do not support."""
     count = len(comparison.ratios)
     if comparison.verdict is Verdict.NEITHER:
-        return f"Nothing to compare: no load had {ENOUGH:.0%} of chunks on time, batched or not ({count} repeats)."
+        return f"Nothing to compare: no load had {ENOUGH:.0%} of chunks on time, batched or not ({_say_count(count)})."
+    if comparison.verdict is Verdict.BOTH:
+        return (
+            f"Nothing to compare: batched or not, {ENOUGH:.0%} of chunks were on time at the highest load, "
+            f"{sweep.batched.repeats[0][-1].microphones:,} live microphones ({_say_count(count)})."
+        )
     if comparison.verdict is Verdict.TOO_NOISY:
         return _say_undecided(comparison)
     batched, unbatched = (
@@ -174,10 +179,10 @@ def describe_cache(visited: Visited) -> Paragraph:
     """Describe the visitors."""
     uploads, cached = visited.uploads, visited.cached
     details = [_say_visitors(visited)]
-    if cached.cache is not None and cached.flights is not None:
+    if cached.cache is not None:
         details.append(
-            f"The cache, empty at first: {cached.share(KEPT):.1%} of the responses came from it, "
-            f"{cached.flights.collapsed} more shared a computation (single flight), {cached.share(COMPUTED):.1%} were "
+            f"The cache, empty at first: {cached.share(KEPT):.1%} of the uploads were answered from it, "
+            f"{cached.share(SHARED):.1%} shared a computation (single flight), {cached.share(COMPUTED):.1%} were "
             f"computed; it held {cached.cache.held_bytes / 2**20:.1f} MiB and evicted {cached.cache.evicted}. Of "
             f"{visited.compared:,} responses that were stored or shared, {visited.equal:,} are, to the last bit, what "
             "the model says without a cache."
@@ -230,10 +235,19 @@ def _say_undecided(comparison: Comparison) -> str:
             f"{MINIMUM_REPEATS}."
         )
     ratios = _say_ratios(comparison)
+    if comparison.reaches_too_little:
+        return (
+            "The loads do not reach far enough to tell how many more live microphones batching allows: a limit lies "
+            f"outside them in each of {count} repeats{ratios and f' ({ratios} as many)'}."
+        )
     return (
         f"Too noisy to tell how many more live microphones batching allows: the {count} repeats disagree"
         f"{ratios and f' ({ratios} as many)'}. Run it again on a quieter machine."
     )
+
+
+def _say_count(repeats: int) -> str:
+    return f"{repeats} {'repeat' if repeats == 1 else 'repeats'}"
 
 
 def _say_limit(limit: Limit, sweep: Sweep) -> str:

@@ -16,7 +16,9 @@ from demo.findings import ENOUGH, Sweep
 __all__ = ["make_sweep_figure"]
 
 LABELED_LOADS = (0.25, 0.5, 1.0, 2.0, 4.0)
-LATENCY_TICKS_MS = (1, 2, 5, 10, 20)
+LATENCY_TICKS_MS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20)
+FLOOR_MS = 0.8
+"""The latency axis begins here, or below the lowest p99."""
 LOST_MS = 46.0
 """Where an infinite p99 is drawn: above the deadline."""
 
@@ -42,10 +44,13 @@ def make_sweep_figure(sweep: Sweep, comparison: Comparison, size: Size) -> Figur
     legend_above(upper)
     lower.axhline(1e3 * CHUNK_S, color=MUTED, linestyle="--", linewidth=0.8)
     lower.set_yscale("log")
-    lower.set_ylim(0.8, 58)
-    lower.yaxis.set_major_locator(FixedLocator([*LATENCY_TICKS_MS, 1e3 * CHUNK_S, LOST_MS]))
+    lowest_s = min(point.p99_s for curve in sweep.curves for points in curve.repeats for point in points)
+    floor_ms = max(LATENCY_TICKS_MS[0], min(FLOOR_MS, 0.8e3 * lowest_s))
+    ticks_ms = [tick for tick in LATENCY_TICKS_MS if tick >= floor_ms]
+    lower.set_ylim(floor_ms, 58)
+    lower.yaxis.set_major_locator(FixedLocator([*ticks_ms, 1e3 * CHUNK_S, LOST_MS]))
     lower.yaxis.set_minor_locator(NullLocator())
-    lower.set_yticklabels([*map(str, LATENCY_TICKS_MS), f"{1e3 * CHUNK_S:.0f}", "lost"])
+    lower.set_yticklabels([*map(str, ticks_ms), f"{1e3 * CHUNK_S:.0f}", "lost"])
     lower.set_ylabel("p99 latency, ms")
     _label_loads(lower, sweep, narrow=size.narrow)
     return figure

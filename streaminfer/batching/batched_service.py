@@ -367,6 +367,7 @@ class BatchedService(Node):
                 self._assembler,
                 slo_ns=self.slo_ns,
                 learn=self._dispatcher.expectations.learn,
+                limit=self._dispatcher.runner.isolator.set_limit,
                 validate=self.validate or offered.validate,
                 copies=not offered.returns_new_arrays,
             )

@@ -60,4 +60,4 @@ def test_nobody_heard_anything(recognition):
     reference = np.array([0.1, 0.9], np.float32)
     speech = recognition.compare_speech([np.empty(0, np.float32), np.array([np.nan], np.float32)], reference)
     assert (speech.segments, speech.heard_s, speech.largest_difference) == ([], 0.0, 0.0)
-    assert (speech.microphones, speech.intact, speech.after_loss) == (2, 1, 0)
+    assert (speech.microphones, speech.intact, speech.after_loss) == (2, 0, 0)

@@ -120,6 +120,38 @@ def test_the_stated_limits_are_where_the_medians_cross(demo, comparison):
     assert "32 instead of 16 (" in said
 
 
+def test_a_hair_more_is_no_ratio(demo, comparison):
+    """Ratios of 1.01 to 1.04 lie on one side of 1, but "1.0 times as many" would say nothing."""
+    limits = [comparison.Limit(ratio, ratio) for ratio in (1.01, 1.02, 1.04)]
+    assert comparison._judge(limits, limits[1]) == (comparison.Verdict.SAME, 1.02)
+    wide = [*limits, comparison.Limit(1.9, 1.9)]
+    assert comparison._judge(wide, limits[1])[0] is comparison.Verdict.TOO_NOISY
+
+
+def test_both_ways_that_hold_every_load_are_not_compared(demo, comparison):
+    """Repeats that agree do not disagree, and a quieter machine would tell no more."""
+    found, said = say(demo, [4.0, 4.0, 4.0], [4.0, 4.0, 4.0])
+    assert found.verdict is comparison.Verdict.BOTH
+    assert said == (
+        "Nothing to compare: batched or not, 99% of chunks were on time at the highest load, 128 live microphones (3 "
+        "repeats)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("batched", "unbatched", "bound"),
+    [([4.0] * 3, [2.0, 4.0, 4.0], ""), ([0] * 3, [0.25] * 3, " (0.0 to 1.0 times as many)")],
+    ids=["beyond", "below"],
+)
+def test_repeats_with_bounds_that_agree_are_not_noisy(demo, comparison, batched, unbatched, bound):
+    """Where limits lie outside the loads, the repeats say too little and do not disagree."""
+    _, said = say(demo, batched, unbatched)
+    assert said == (
+        "The loads do not reach far enough to tell how many more live microphones batching allows: a limit lies outside "
+        f"them in each of 3 repeats{bound}."
+    )
+
+
 def test_two_repeats_are_too_few(demo, comparison):
     found, said = say(demo, [2.0, 2.0], [1.0, 1.0])
     assert found.verdict is comparison.Verdict.TOO_NOISY

@@ -8,6 +8,7 @@ import re
 import runpy
 from html.parser import HTMLParser
 
+import attrs
 import numpy as np
 import pytest
 
@@ -60,7 +61,7 @@ def test_a_short_run_prints_and_writes_the_report(live_demo, tmp_path, capsys):
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
     # what it says depends on the machine, and here on windows of 50 ms; that it is a statement does not
-    assert re.match("Batched, |Batched or not, |Too noisy to tell |Nothing to compare: ", lines[0])
+    assert re.match("Batched, |Batched or not, |Too noisy to tell |The loads do not |Nothing to compare: ", lines[0])
     assert [line.split()[0] for line in lines if "×  " in line[:7]] == [f"{load:.2f}×" for load in LOADS]
     rows = [line for line in lines if line.startswith(("microphones, ", "cameras "))]
     assert [row.split()[0] for row in rows] == ["microphones,", "cameras", "microphones,", "cameras"]
@@ -226,6 +227,23 @@ def test_each_figure_has_one_line_and_details(sentences):
     assert "of the 1 chunks after a loss 100.0% were decided" in sentences.describe_speech(outcome).details[1]
 
 
+def test_cpu_of_a_picture_is_that_of_the_window(live_demo):
+    """Processor time is read a little longer than pictures are counted, and both ways take the share of the window."""
+    machine = importlib.import_module("demo.machine")
+    _, outcome = make_outcome(on_time=(100, 98))
+    hold = outcome.holds[0]
+    hold = attrs.evolve(hold, pictures=hold.chunks, cpu=machine.CpuUse(10.0, 5.0, 1.0, 2.0))
+    assert hold.cpu_per_picture_s == pytest.approx(0.1 * 8.0 / 100)
+    assert hold.cpu_per_chunk_s == pytest.approx(0.4 * 8.0 / 100)
+
+
+def test_a_microphone_without_a_response_counts_in_fairness(live_demo):
+    """One of two that gets everything is the most unfair share of two."""
+    _, outcome = make_outcome(on_time=(99, 98))
+    hold = attrs.evolve(outcome.holds[1], heard=[np.ones(3, np.float32), np.empty(0, np.float32)])
+    assert hold.fairness == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize("shares", [(1.0, 1.0), (1.0, 0.0), (0.0, 0.0)], ids=["both", "one", "neither"])
 def test_a_run_that_held_nothing_can_be_drawn(live_demo, shares):
     """The page is complete without one response, and wherever the limits are."""
@@ -233,6 +251,27 @@ def test_a_run_that_held_nothing_can_be_drawn(live_demo, shares):
     page = Page(importlib.import_module("demo.page").make_page(outcome))
     assert page.tags.count("svg") == 2 * 4
     assert "nan" not in page.text
+
+
+@pytest.mark.parametrize("p99_s", [0.0003, 0.002, math.inf], ids=["fast", "usual", "lost"])
+def test_every_p99_lies_within_the_axis(live_demo, p99_s):
+    """The latencies of a fast machine too; a usual one has the axis that the README shows."""
+    drawing, findings, comparison = (
+        importlib.import_module(f"demo.{name}") for name in ("drawing", "findings", "comparison")
+    )
+    _, outcome = make_outcome(on_time=(99, 98))
+    curves = [
+        findings.Curve(curve.way, [[attrs.evolve(point, p99_s=p99_s) for point in points] for points in curve.repeats])
+        for curve in outcome.sweep.curves
+    ]
+    sweep = findings.Sweep(3125.0, *curves, outcome.sweep.cpu)
+    figure = importlib.import_module("demo.sweep_plot").make_sweep_figure(
+        sweep, comparison.compare(sweep), drawing.SIZES["wide"]
+    )
+    lowest, highest = figure.axes[1].get_ylim()
+    assert lowest < min(1e3 * p99_s, highest)
+    assert (lowest == 0.8) == (p99_s > 0.001)
+    assert [label.get_text() for label in figure.axes[1].get_yticklabels()][-3:] == ["20", "32", "lost"]
 
 
 def test_the_page_fits_phones_and_dark_screens(live_demo):

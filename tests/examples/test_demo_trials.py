@@ -73,6 +73,14 @@ def test_microphones_are_spread_over_the_period(play):
     assert max(model.batch_sizes) == 1
 
 
+def test_lost_chunks_at_the_end_are_noted(play):
+    """A microphone that gets no more responses lost its last chunks, but for those that the stop ended."""
+    heard, meter, model = play(listen, listen, *[ValueError("no")] * 100, count=2)
+    assert len(model.batches) < 100
+    assert all(np.isnan(stream).any() for stream in heard)
+    assert sum(np.isnan(stream).sum() for stream in heard) == pytest.approx(sum(meter.lost.values()), abs=2)
+
+
 @pytest.mark.parametrize("step", [HANG, ValueError("no"), si.Overloaded("full")], ids=["hangs", "fails", "refuses"])
 def test_a_lost_chunk_leaves_the_stream_with_its_last_state(play, step):
     (stream,), meter, _ = play(listen, listen, step)

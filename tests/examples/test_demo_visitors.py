@@ -181,3 +181,24 @@ def test_a_failure_of_the_watch_is_not_swallowed(budgets, monkeypatch):
     monkeypatch.setattr(budgets.BudgetWatch, "look", fail)
     with pytest.raises(RuntimeError, match="broken"):
         spend(budgets, [0.01] * 20, 1.0)
+
+
+def test_what_is_lost_is_among_the_uploads_that_are_told(visitors, frames):
+    """Shares are of the uploads: of four, one was computed, one answered from the cache, and two were lost."""
+
+    def refuse_odd_ones(batch):
+        if round((batch.inputs[0, 0, 0, 0] + 1) * 127.5) % 2:
+            raise ValueError("no")
+        return look(batch)
+
+    findings, sentences = importlib.import_module("demo.findings"), importlib.import_module("demo.sentences")
+    uploads = findings.Uploads(10.0, np.array([0.1, 0.2, 0.3, 0.4]), np.array([0, 1, 0, 1]))
+
+    async def main(loop):
+        return await visitors.receive("one", uploads, frames, visitors.make_cache(), maker(loop, refuse_odd_ones))
+
+    served, _ = run(main)
+    said = sentences.describe_cache(findings.Visited(uploads, 2, 100.0, served, served, 0, 0))
+    assert "50.0% are on time (50.0% lost)" in said.line
+    assert "25.0% of the uploads were answered from it, 0.0% shared a computation" in said.details[1]
+    assert "(single flight), 25.0% were computed" in said.details[1]

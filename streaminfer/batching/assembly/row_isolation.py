@@ -173,8 +173,11 @@ class RowIsolator:
 
     def _learn_limit(self, tickets: Sequence[Ticket]) -> None:
         bucket = max(ticket.bucket for ticket in tickets)
-        half = max(len(tickets) // 2, 1)
-        most = self.memory_limits[bucket] = min(self.memory_limits.get(bucket, half), half)
+        self.set_limit(bucket, max(len(tickets) // 2, 1))
+
+    def set_limit(self, bucket: int, most: int) -> None:
+        """Send no batch of a length bucket with more rows from now on, nor with more than was said before."""
+        most = self.memory_limits[bucket] = min(self.memory_limits.get(bucket, most), most)
         if self.tell_limit is not None:
             self.tell_limit(bucket, most)
 

@@ -6,9 +6,11 @@ the worker thread and back, and what the policy is told is measured as it is of 
 events are the second one's, and go with it.
 
 The first batch of a size is thrown away: runtimes plan and allocate in it. Sizes go up by doubling until one takes
-longer than twice the latency objective, because a planner does not use those. What is measured is one batch at a time,
-also where several workers share the cores: a service time that is learned too short is corrected by the next batches,
-one that is too long rejects requests that could be on time.
+longer than twice the latency objective, because a planner does not use those, or until one fails. If that is for lack
+of memory, live batches are no larger than the size before. What is measured is one batch at a time, also where several
+workers share the cores: a service time that is learned too short is corrected by the next batches, one that is too long
+rejects requests that could be on time. A batch that fails is not sent again in parts, as a live one is: the parts would
+hide that its size fails.
 
 *Where sizes are open.* A model may leave sizes of its inputs open, and then zeros say nothing of how long a real
 request takes. Length buckets name the size of their axis. Other open sizes are tried by doubling until the model
@@ -19,9 +21,9 @@ import asyncio
 import contextlib
 import logging
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import numpy as np
@@ -30,16 +32,21 @@ from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.units import format_duration
 from streaminfer.batching.assembly.assembler import Assembler
-from streaminfer.batching.policy import Decision
-from streaminfer.batching.queue._queue_cy import RequestQueue
-from streaminfer.errors import BackendError, InvalidInput, text_of_error
-from streaminfer.protocols import Capabilities, ExampleInputs, Node
-from streaminfer.request import Batch, Request
+from streaminfer.batching.assembly.row_isolation import is_out_of_memory
+from streaminfer.batching.service_time.calibration_bench import (
+    CalibrationBench,
+    CalibrationPolicy,
+    Observation,
+    UncountedBackend,
+)
+from streaminfer.errors import BackendError, InvalidInput
+from streaminfer.protocols import ExampleInputs
+from streaminfer.request import Request
 
 if TYPE_CHECKING:
     from streaminfer.batching.assembly.buckets import Buckets
 
-__all__ = ["Calibration", "CalibrationPolicy", "CalibrationStatistics"]
+__all__ = ["Calibration", "CalibrationStatistics"]
 
 BUDGET_NS = 2_000_000_000
 """The time of all measured batches, without the first one of each size."""
@@ -53,6 +60,7 @@ OPEN_SIZES = tuple(1 << power for power in range(11))
 """What is tried for sizes that a model leaves open."""
 
 _OPEN = "the model leaves sizes open, so its first batches teach; example= says what a request brings"
+_NO_MEMORY = "needs more memory than there is"
 _LOGGER = logging.getLogger("streaminfer")
 
 
@@ -93,35 +101,6 @@ class CalibrationStatistics(Snapshot):
         return html_table(rows, head=("bucket", "batch size", "median"), caption=caption)
 
 
-class Observation(NamedTuple):
-    """One batch, as a policy is told of it."""
-
-    size: int
-    duration_ns: int
-    now_ns: int
-    bucket: int
-
-
-class CalibrationPolicy:
-    """Sends what is queued at once, and keeps what batches took.
-
-    Attributes:
-        observations: of the batches since it was last emptied.
-    """
-
-    def __init__(self) -> None:
-        self.observations: list[Observation] = []
-
-    def decide(self, queue: RequestQueue, now_ns: int, free_workers: int) -> Decision:  # noqa: ARG002 - the protocol
-        """All that is queued."""
-        return Decision(queue.first(queue.queued), "calibration")
-
-    def observe(self, size: int, duration_ns: int, now_ns: int, cancelled: bool = False, bucket: int = 0) -> None:
-        """Keeps a batch."""
-        if not cancelled:
-            self.observations.append(Observation(size, duration_ns, now_ns, bucket))
-
-
 class Calibration:
     """Measures a backend through a service of its own; one for each batcher, used again at each start.
 
@@ -140,6 +119,7 @@ class Calibration:
         self._known: dict[int, dict[int, float]] = {}
         self._warmed: set[tuple[int, int]] = set()
         self._ended: dict[int, tuple[int, int]] = {}  # by length: the last size, and the limit that it exceeded
+        self._failed: dict[int, tuple[int, str]] = {}  # by length: the first size that failed, and how
 
     async def run(
         self,
@@ -149,6 +129,7 @@ class Calibration:
         *,
         slo_ns: int | None,
         learn: Callable[[int, int, int, bool, int], object] | None,
+        limit: Callable[[int, int], None],
         validate: Callable[[Request], None] | None,
         copies: bool,
     ) -> CalibrationStatistics:
@@ -162,6 +143,7 @@ class Calibration:
             slo_ns: the latency objective, nanoseconds; ``None``: there is none.
             learn: the ``observe`` of the batcher's policy; ``None``: it learns nothing, and batches only warm the
                 model.
+            limit: told a length bucket, and the most rows for which its memory is enough where that is not all.
             validate: checks a request as the live ones are checked.
             copies: outputs of live batches are copied.
 
@@ -169,24 +151,26 @@ class Calibration:
             What is known now, that of earlier starts included.
 
         Raises:
-            BackendError: inputs that the user gave failed.
+            BackendError: inputs that the user gave failed, in the smallest batch.
             ValueError: they do not fit the model.
         """
         policy = CalibrationPolicy()
-        service = make_service(_Uncounted(example, self._name, copies), policy)
-        bench = _Bench(service, policy, example, assembler, slo_ns)
+        service = make_service(UncountedBackend(example, self._name, copies), policy)
+        limit_ns = LIMIT_NS if slo_ns is None else LIMIT_IN_SLOS * slo_ns
+        bench = CalibrationBench(service, policy, example, assembler, limit_ns)
         try:
             async with _alone_on_this_loop() if example.exclusive else contextlib.nullcontext():
-                return await self._run(bench, example, learn, validate)
+                return await self._run(bench, example, learn, limit, validate)
         finally:
             self.progress = ""
             await service.stop(drain=False)
 
     async def _run(
         self,
-        bench: "_Bench",
+        bench: CalibrationBench,
         example: ExampleInputs,
         learn: Callable[[int, int, int, bool, int], object] | None,
+        limit: Callable[[int, int], None],
         validate: Callable[[Request], None] | None,
     ) -> CalibrationStatistics:
         assembler, clock = bench.assembler, bench.service.clock
@@ -199,25 +183,12 @@ class Calibration:
             if example.resize is None and _open_axes(example, buckets):
                 return CalibrationStatistics(note=_OPEN)
             for bucket, length in enumerate(lengths):
-                sizes = assembler.sizes_of(bucket)
-                row, is_guess = await self._row(bench, assembler, example, bucket, sizes[0], validate)
-                known = self._known.setdefault(length, {})
-                last, limit_ns = self._ended.get(length, (sizes[-1], 0))
-                if limit_ns < bench.limit_ns:
-                    last = sizes[-1]
-                missing = [size for size in sizes if size not in known and size <= last]
-                measures = learn is not None and not is_guess
+                skipped[length], is_guess = await self._run_bucket(bench, example, bucket, length, learn, validate)
                 if is_guess:
                     note = _OPEN
-                if not measures:
-                    cold = [size for size in sizes if (length, size) not in self._warmed]
-                    skipped[length] = await self._warm(bench, row, length, cold or sizes[:1])
-                    continue
-                if not missing:  # the workers may be new ones
-                    await bench.run_on_each(row, sizes[0])
-                else:
-                    await self._measure(bench, row, bucket, missing, len(lengths), learn)
-                skipped[length] = tuple(size for size in sizes if size not in known)
+                failed, how = self._failed.get(length, (0, ""))
+                if how == _NO_MEMORY:
+                    limit(bucket, max(size for size in assembler.sizes_of(bucket) if size < failed))
         except (BackendError, InvalidInput) as error:
             if example.is_given:
                 raise BackendError(
@@ -228,6 +199,13 @@ class Calibration:
                 f"example= says what a request brings ({error})"
             )
             _LOGGER.warning(note)
+        for length, (size, how) in self._failed.items():
+            failure = f"a batch of {size}{f' of length {length}' if length else ''} {how}"
+            note += f"{note and '; '}{failure}"
+            if how != _NO_MEMORY:
+                _LOGGER.warning(
+                    "backend %r: %s; live batches of this size are sent again in parts", self._name, failure
+                )
         return CalibrationStatistics(
             (clock() - started_ns) / 1e9,
             MappingProxyType({length: MappingProxyType(dict(known)) for length, known in self._known.items() if known}),
@@ -235,9 +213,41 @@ class Calibration:
             note,
         )
 
+    async def _run_bucket(
+        self,
+        bench: CalibrationBench,
+        example: ExampleInputs,
+        bucket: int,
+        length: int,
+        learn: Callable[[int, int, int, bool, int], object] | None,
+        validate: Callable[[Request], None] | None,
+    ) -> tuple[tuple[int, ...], bool]:
+        """Returns the sizes that were left out because they would take too long, and whether inputs are guessed."""
+        sizes = bench.assembler.sizes_of(bucket)
+        row, is_guess = await self._row(bench, bench.assembler, example, bucket, sizes[0], validate)
+        self._failed.pop(length, None)  # it may succeed by now
+        last, limit_ns = self._ended.get(length, (sizes[-1], 0))
+        if limit_ns < bench.limit_ns:
+            last = sizes[-1]
+        tried = [size for size in sizes if size <= last]
+        known = self._known.setdefault(length, {})
+        if learn is None or is_guess:
+            cold = [size for size in tried if (length, size) not in self._warmed]
+            await self._warm(bench, row, bucket, length, cold or sizes[:1])
+            done = {size for one, size in self._warmed if one == length}
+        else:
+            missing = [size for size in tried if size not in known]
+            if missing:
+                await self._measure(bench, row, bucket, length, missing, learn)
+            else:  # the workers may be new ones
+                await bench.run_on_each(row, sizes[0])
+            done = set(known)
+        failed, _ = self._failed.get(length, (sizes[-1] + 1, ""))
+        return tuple(size for size in sizes if size not in done and size < failed), is_guess
+
     async def _row(
         self,
-        bench: "_Bench",
+        bench: CalibrationBench,
         assembler: Assembler,
         example: ExampleInputs,
         bucket: int,
@@ -270,41 +280,61 @@ class Calibration:
         assert failure is not None  # noqa: S101 - at least one size was tried
         raise failure
 
-    async def _warm(self, bench: "_Bench", row: Any, length: int, sizes: list[int]) -> tuple[int, ...]:
-        """Runs each size once; returns those that were left out."""
-        for number, size in enumerate(sizes):
+    async def _warm(self, bench: CalibrationBench, row: Any, bucket: int, length: int, sizes: list[int]) -> None:
+        """Runs each size once, up to one that takes too long."""
+        for size in sizes:
             self.progress = f"warming up with a batch of {size}"
-            took_ns = max(one.duration_ns for one in await bench.run_on_each(row, size))
+            seen = await self._try(bench.run_on_each, bench, row, bucket, length, size)
+            if not seen:
+                return
             self._warmed.add((length, size))
-            if took_ns > bench.limit_ns:
-                return tuple(sizes[number + 1 :])
-        return ()
+            if max(one.duration_ns for one in seen) > bench.limit_ns:
+                self._ended[length] = (size, bench.limit_ns)
+                return
+
+    async def _try(
+        self,
+        run: Callable[[Any, int], Awaitable[list[Observation]]],
+        bench: CalibrationBench,
+        row: Any,
+        bucket: int,
+        length: int,
+        size: int,
+    ) -> list[Observation]:
+        """Runs batches of a size; returns nothing where they fail, but for the first size."""
+        try:
+            return await run(row, size)
+        except (BackendError, InvalidInput) as error:
+            if size == bench.assembler.sizes_of(bucket)[0]:
+                raise
+            how = _NO_MEMORY if is_out_of_memory(error) else f"failed: {error}"
+            self._failed[length] = min((size, how), self._failed.get(length, (size, how)))
+            return []
 
     async def _measure(
         self,
-        bench: "_Bench",
+        bench: CalibrationBench,
         row: Any,
         bucket: int,
+        length: int,
         sizes: list[int],
-        share: int,
-        learn: Callable[[int, int, int, bool, int], object] | None,
+        learn: Callable[[int, int, int, bool, int], object],
     ) -> None:
-        assert learn is not None  # noqa: S101 - the caller looked
-        budget_ns = BUDGET_NS // share
+        budget_ns = BUDGET_NS // bench.assembler.bucket_count
         runs: dict[int, list[int]] = {}
         spent_ns = 0
 
         async def measure(size: int) -> None:
             nonlocal spent_ns
-            for seen in await bench.run(row, size):
+            for seen in await self._try(bench.run, bench, row, bucket, length, size):
                 learn(seen.size, seen.duration_ns, seen.now_ns, False, bucket)
                 runs.setdefault(seen.size, []).append(seen.duration_ns)
                 spent_ns += seen.duration_ns
 
-        length = 0 if bench.assembler.buckets is None else bench.assembler.buckets.lengths[bucket]
         for size in sizes:
             self.progress = f"measuring batches of {size}"
-            await bench.run_on_each(row, size)
+            if not await self._try(bench.run_on_each, bench, row, bucket, length, size):
+                break
             await measure(size)
             if size in runs and runs[size][0] > bench.limit_ns:
                 await measure(size)  # it may have been disturbed
@@ -315,6 +345,9 @@ class Calibration:
             for size in reversed(tuple(runs)):  # a small one last: what it needs is in the caches for the first request
                 if spent_ns + runs[size][0] <= budget_ns:
                     await measure(size)
+        self._keep(length, runs)
+
+    def _keep(self, length: int, runs: Mapping[int, list[int]]) -> None:
         for size, took in runs.items():
             self._known[length][size] = float(np.median(took)) / 1e9
 
@@ -326,62 +359,6 @@ _LOCKS: "weakref.WeakValueDictionary[asyncio.AbstractEventLoop, asyncio.Lock]" =
 def _alone_on_this_loop() -> asyncio.Lock:
     """Held by the one calibration that may run: models that are measured at the same time slow each other down."""
     return _LOCKS.setdefault(asyncio.get_running_loop(), asyncio.Lock())
-
-
-class _Uncounted(Node):
-    """The backend as a calibration calls it: past its counters and the layers around it."""
-
-    def __init__(self, example: ExampleInputs, name: str, copies: bool) -> None:
-        self.infer = example.infer
-        self.infer_now = example.infer_now
-        self.name = name
-        self._offered = Capabilities(returns_new_arrays=not copies)
-
-    def capabilities(self) -> Capabilities:
-        return self._offered
-
-
-class _Bench:
-    """Runs batches of one request many times."""
-
-    def __init__(
-        self,
-        service: Any,
-        policy: CalibrationPolicy,
-        example: ExampleInputs,
-        assembler: Assembler,
-        slo_ns: int | None,
-    ) -> None:
-        self.assembler = assembler
-        self.limit_ns = LIMIT_NS if slo_ns is None else LIMIT_IN_SLOS * slo_ns
-        self.service = service
-        self._policy = policy
-        self._infer_on_each = example.infer_on_each
-
-    async def run(self, row: Any, size: int) -> list[Observation]:
-        """Sends ``size`` requests at once; they may make more than one batch where bytes are limited.
-
-        Raises:
-            BackendError: the backend failed, for the batch or for a row.
-        """
-        self._policy.observations.clear()
-        tickets = [self.service.submit(Request(row), row, None, 0) for _ in range(size)]
-        results = await asyncio.gather(*(ticket.future for ticket in tickets), return_exceptions=True)
-        for result in results:
-            if isinstance(result, BackendError | InvalidInput):
-                raise result
-            if isinstance(result, BaseException):
-                raise BackendError(text_of_error(result)) from result
-        return self._policy.observations.copy()
-
-    async def run_on_each(self, row: Any, size: int) -> list[Observation]:
-        """The same, and then one such batch on each worker."""
-        observations = await self.run(row, size)
-        if self._infer_on_each is not None:
-            rows = max(one.size for one in observations)
-            prepared = self.assembler.prepare(row)
-            await self._infer_on_each(Batch(self.assembler.assemble([prepared] * rows), [Request(row)] * rows))
-        return observations
 
 
 def _open_axes(example: ExampleInputs, buckets: "Buckets | None") -> dict[str, tuple[int, ...]]:

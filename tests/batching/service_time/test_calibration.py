@@ -253,6 +253,18 @@ async def test_restart_does_not_try_what_took_too_long(loop):
         assert batcher.statistics().calibration.skipped == {0: (16, 32, 64)}
 
 
+async def test_greedy_restart_does_not_try_what_took_too_long(loop):
+    backend = ScriptedBackend(duration_s=lambda size: 0.010 * size, example=1.0)
+    stack, batcher = stack_of(loop, backend, max_batch_size=64, slo_s=0.030, policy="greedy")
+    async with stack:
+        assert backend.calibration_sizes == [1, 2, 4, 8]
+    backend.calibration_sizes.clear()
+
+    async with stack:
+        assert backend.calibration_sizes == [1]
+        assert batcher.statistics().calibration.skipped == {0: (16, 32, 64)}
+
+
 async def test_restart_measures_sizes_that_are_new(loop):
     """After ``max_batch_size`` was raised, the next start measures the sizes above the old one."""
     backend = ScriptedBackend(duration_s=affine, example=1.0)
@@ -309,6 +321,88 @@ async def test_row_that_fails_is_a_failure(loop):
 
     with pytest.raises(si.BackendError, match="ValueError: negative"):
         await stack.start()
+
+
+def failing_from(size, error):
+    """A function of a batch that fails for so many rows and more."""
+
+    def answer(batch):
+        if len(batch) >= size:
+            raise error
+        return [1.0] * len(batch)
+
+    return answer
+
+
+@pytest.mark.parametrize("policy", ["lookahead", "greedy"])
+async def test_size_that_fails_ends_the_sizes(loop, policy, caplog):
+    """Its halves would hide it; live batches of this size are sent again in parts, which a warning says."""
+    backend = ScriptedBackend(then=failing_from(4, si.BackendError("no kernel")), duration_s=affine, example=1.0)
+    stack, batcher = stack_of(loop, backend, policy=policy)
+
+    async with stack:
+        calibration = batcher.statistics().calibration
+        assert await asyncio.gather(*(stack(1.0) for _ in range(4))) == [1.0] * 4
+
+    assert max(backend.calibration_sizes) == 4
+    assert backend.calibration_sizes.count(4) == 1
+    assert (calibration.skipped, calibration.note) == ({}, "a batch of 4 failed: no kernel")
+    (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.getMessage() == (
+        "backend 'ScriptedBackend': a batch of 4 failed: no kernel; live batches of this size are sent again in parts"
+    )
+
+
+@pytest.mark.parametrize("policy", ["lookahead", "greedy"])
+async def test_memory_that_is_not_enough_limits_live_batches(loop, policy):
+    """The start ends the sizes there and succeeds; no live batch fails for it, also after a restart."""
+    backend = ScriptedBackend(then=failing_from(8, MemoryError("arena")), duration_s=affine, example=1.0)
+    stack, batcher = stack_of(loop, backend, policy=policy)
+
+    for _ in range(2):
+        async with stack:
+            statistics = batcher.statistics()
+            assert await asyncio.gather(*(stack(1.0) for _ in range(16))) == [1.0] * 16
+            assert batcher.statistics().split_batches == 0
+
+    assert statistics.memory_limits == {0: 4}
+    assert statistics.calibration.note == "a batch of 8 needs more memory than there is"
+    assert statistics.calibration.skipped == {}
+    assert max(backend.batch_sizes) == 4
+
+
+@pytest.mark.parametrize("failing", [2, 5], ids=["first repeat", "last repeat"])
+async def test_memory_that_ends_later_limits_too(loop, failing):
+    """Another process may take the memory between two batches of a size."""
+    left = [failing]
+
+    def answer(batch):
+        if len(batch) >= 8:
+            left[0] -= 1
+            if left[0] <= 0:
+                raise MemoryError("arena")
+        return [1.0] * len(batch)
+
+    stack, batcher = stack_of(loop, ScriptedBackend(then=answer, duration_s=affine, example=1.0), max_batch_size=8)
+
+    async with stack:
+        assert batcher.statistics().memory_limits == {0: 4}
+        assert await asyncio.gather(*(stack(1.0) for _ in range(16))) == [1.0] * 16
+        assert batcher.statistics().split_batches == 0
+
+
+async def test_memory_is_tried_again_at_the_next_start(loop):
+    """What was not enough may be now."""
+    backend = ScriptedBackend(then=failing_from(8, MemoryError("arena")), duration_s=affine, example=1.0)
+    stack, batcher = stack_of(loop, backend)
+    async with stack:
+        batcher.reconfigure(max_batch_size=32)
+    backend._then = failing_from(64, MemoryError("arena"))
+
+    async with stack:
+        assert list(batcher.statistics().calibration.durations_s[0]) == [1, 2, 4, 8, 16, 32]
+        assert batcher.statistics().calibration.note == ""
+        assert batcher.statistics().memory_limits == {}
 
 
 class Guessing(ScriptedBackend):

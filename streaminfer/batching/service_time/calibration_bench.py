@@ -1,0 +1,108 @@
+"""Batches that a calibration runs: what they pass, and what is seen of them."""
+
+import asyncio
+from typing import Any, NamedTuple
+
+from streaminfer.batching.assembly.assembler import Assembler
+from streaminfer.batching.policy import Decision
+from streaminfer.batching.queue._queue_cy import RequestQueue
+from streaminfer.errors import BackendError, InvalidInput, text_of_error
+from streaminfer.protocols import Capabilities, ExampleInputs, Node
+from streaminfer.request import Batch, Request
+
+__all__ = ["CalibrationBench", "CalibrationPolicy", "Observation", "UncountedBackend"]
+
+
+class Observation(NamedTuple):
+    """One batch, as a policy is told of it."""
+
+    size: int
+    duration_ns: int
+    now_ns: int
+    bucket: int
+
+
+class CalibrationPolicy:
+    """Sends what is queued at once, and keeps what batches took.
+
+    Attributes:
+        observations: of the batches since it was last emptied.
+    """
+
+    def __init__(self) -> None:
+        self.observations: list[Observation] = []
+
+    def decide(self, queue: RequestQueue, now_ns: int, free_workers: int) -> Decision:  # noqa: ARG002 - the protocol
+        """All that is queued."""
+        return Decision(queue.first(queue.queued), "calibration")
+
+    def observe(self, size: int, duration_ns: int, now_ns: int, cancelled: bool = False, bucket: int = 0) -> None:
+        """Keeps a batch."""
+        if not cancelled:
+            self.observations.append(Observation(size, duration_ns, now_ns, bucket))
+
+
+class UncountedBackend(Node):
+    """The backend as a calibration calls it: past its counters and the layers around it."""
+
+    def __init__(self, example: ExampleInputs, name: str, copies: bool) -> None:
+        self.infer = example.infer
+        self.infer_now = example.infer_now
+        self.name = name
+        # isolates_rows: a failed batch is not sent again in parts
+        self._offered = Capabilities(returns_new_arrays=not copies, isolates_rows=True)
+
+    def capabilities(self) -> Capabilities:
+        """Return what the calibration's service is to know of the backend."""
+        return self._offered
+
+
+class CalibrationBench:
+    """Runs batches of one request many times.
+
+    Args:
+        service: which the batches pass, with the policy.
+        policy: sees what they take.
+        example: what the request brings.
+        assembler: of the batcher.
+        limit_ns: a batch that takes longer ends the sizes.
+    """
+
+    def __init__(
+        self,
+        service: Any,
+        policy: CalibrationPolicy,
+        example: ExampleInputs,
+        assembler: Assembler,
+        limit_ns: int,
+    ) -> None:
+        self.assembler = assembler
+        self.limit_ns = limit_ns
+        self.service = service
+        self._policy = policy
+        self._infer_on_each = example.infer_on_each
+
+    async def run(self, row: Any, size: int) -> list[Observation]:
+        """Sends ``size`` requests at once; they may make more than one batch where bytes are limited.
+
+        Raises:
+            BackendError: the backend failed, for the batch or for a row.
+        """
+        self._policy.observations.clear()
+        tickets = [self.service.submit(Request(row), row, None, 0) for _ in range(size)]
+        results = await asyncio.gather(*(ticket.future for ticket in tickets), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BackendError | InvalidInput):
+                raise result
+            if isinstance(result, BaseException):
+                raise BackendError(text_of_error(result)) from result
+        return self._policy.observations.copy()
+
+    async def run_on_each(self, row: Any, size: int) -> list[Observation]:
+        """The same, and then one such batch on each worker."""
+        observations = await self.run(row, size)
+        if self._infer_on_each is not None:
+            rows = max(one.size for one in observations)
+            prepared = self.assembler.prepare(row)
+            await self._infer_on_each(Batch(self.assembler.assemble([prepared] * rows), [Request(row)] * rows))
+        return observations
