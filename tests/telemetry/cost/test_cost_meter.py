@@ -71,6 +71,30 @@ class TestShares:
         model = statistics.models["ScriptedBackend"]
         assert (model.setup, model.padding) == pytest.approx((0.06, 0.03), rel=1e-3)
 
+    def test_what_is_settled_never_falls(self):
+        """Padding was a part of what the running batch was charged: an exported counter would seem to start again."""
+
+        async def main(loop):
+            meter = CostMeter(per_second=1.0)
+            batcher = si.AdaptiveBatcher(
+                max_batch_size=8, preferred_sizes=[1, 8], service_time=ServiceTime.affine(0.06, 0.005)
+            )
+            seen = []
+            async with si.Stack(meter, batcher, ScriptedBackend(duration_s=0.1), clock=loop.clock) as stack:
+                calls = asyncio.gather(*(stack(one()) for _ in range(2)))
+                for _ in range(4):
+                    await asyncio.sleep(0.04)
+                    seen.append(check(meter.statistics()))
+                await calls
+            return seen
+
+        seen = run(main)
+        assert max(statistics.busy for statistics in seen) > seen[-1].busy
+        for use in ("busy", "padding", "idle"):
+            amounts = [statistics.settled[use] for statistics in seen]
+            assert amounts == sorted(amounts)
+            assert amounts[-1] == getattr(seen[-1], use) > 0.0
+
     def test_set_up_is_learned_from_the_batches(self):
         """Nothing is given; a batch of four is divided as the batches before it took."""
 

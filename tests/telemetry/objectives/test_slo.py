@@ -226,6 +226,20 @@ def test_nothing_is_lost_when_threads_record_at_once(clock):
     assert slo.window(slo.period_ns) == (16_000, 8000, 0)
 
 
+def test_totals_are_of_one_moment(clock):
+    """A late response that another thread records between two reads is not counted as good, which would then fall."""
+
+    class Interrupted(SLO):
+        def burning(self):
+            self.record(1.0)
+            return super().burning()
+
+    slo = Interrupted("x", threshold_s=0.05, clock=clock)
+    for number in range(3):
+        s = slo.statistics()
+        assert (s.totals["good"], s.totals["late"]) == (0, number)
+
+
 def test_statistics_and_how_it_shows_itself(slo, clock):
     for _ in range(98):
         slo.record(0.01)
