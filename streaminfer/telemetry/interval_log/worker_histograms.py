@@ -92,6 +92,7 @@ class WorkerHistograms:
         clock: Callable[[], float] = time.time,
     ) -> None:
         check_instance("name", name, lambda value: isinstance(value, str), "a string")
+        check_instance("clock", clock, callable, "a callable")
         check_instance("histograms", histograms, lambda value: isinstance(value, Mapping) and bool(value), _What)
         for key, histogram in histograms.items():
             check_instance(

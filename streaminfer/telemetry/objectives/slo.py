@@ -389,6 +389,7 @@ def _allowed(objective: object) -> float:
 
 
 def _checked_pairs(pairs: Iterable[AlertPair], period_s: float) -> tuple[AlertPair, ...]:
+    check_instance("alert_pairs", pairs, lambda value: isinstance(value, Iterable), "AlertPair objects")
     checked = tuple(pairs)
     for pair in checked:
         check_instance("alert_pairs", pair, lambda value: isinstance(value, AlertPair), "AlertPair objects")
@@ -398,6 +399,7 @@ def _checked_pairs(pairs: Iterable[AlertPair], period_s: float) -> tuple[AlertPa
 
 
 def _checked_errors(classes: Iterable[type[BaseException]]) -> tuple[type[BaseException], ...]:
+    check_instance("ignore", classes, lambda value: isinstance(value, Iterable), "exception classes, as in a tuple")
     checked = tuple(classes)
     for each in checked:
         check_instance(

@@ -339,6 +339,7 @@ def test_threads_may_publish_and_close_at_once(tmp_path):
     other.close()
 
 
-def test_name_is_a_text(tmp_path):
-    with pytest.raises(TypeError, match="name: expected a string"):
-        WorkerHistograms(tmp_path, {"latency": LatencyHistogram()}, name=3)
+def test_name_is_a_text_and_the_clock_can_be_called(tmp_path):
+    for argument, what in (("name", "a string"), ("clock", "a callable")):
+        with pytest.raises(TypeError, match=f"{argument}: expected {what}"):
+            WorkerHistograms(tmp_path, {"latency": LatencyHistogram()}, **{argument: 3})

@@ -128,6 +128,8 @@ def test_an_impossible_window_is_refused(slo, window_s):
         ({"period_s": 1e12}, "period_s"),
         ({"minimum_events": 0}, "minimum_events"),
         ({"alert_pairs": [3]}, "alert_pairs"),
+        ({"alert_pairs": 3}, "alert_pairs"),
+        ({"ignore": ValueError}, "ignore"),
         ({"alert_pairs": [AlertPair(2.0, 100.0, 1.0)], "period_s": 99.0, "signal": None}, "alert_pairs"),
         ({"signal": 60.0}, "signal"),
         ({"signal": BurnSignal(window_s=100.0), "period_s": 99.0}, "signal"),
