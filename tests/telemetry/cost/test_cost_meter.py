@@ -95,6 +95,29 @@ class TestShares:
             assert amounts == sorted(amounts)
             assert amounts[-1] == getattr(seen[-1], use) > 0.0
 
+    @pytest.mark.parametrize("ahead_ns", [10**15, -(10**15)])
+    @pytest.mark.parametrize("batched", [True, False])
+    def test_a_clock_of_its_own_may_count_from_another_instant(self, ahead_ns, batched):
+        """Batches and deadlines have the instants of the stack's clock, the bill those of the meter's."""
+
+        class Single(Service):
+            async def call(self, request):
+                await asyncio.sleep(0.1)
+                return Response(request.inputs)
+
+        async def main(loop):
+            meter = CostMeter(per_second=1.0, clock=lambda: loop.clock() + ahead_ns)
+            inside = (si.AdaptiveBatcher(max_batch_size=4), ScriptedBackend(duration_s=0.1)) if batched else (Single(),)
+            async with si.Stack(meter, *inside, clock=loop.clock) as stack:
+                await asyncio.sleep(0.3)
+                for _ in range(2):
+                    await stack(one(), timeout_s=0.2)
+                return meter.statistics()
+
+        statistics = check(run(main))
+        assert (statistics.busy, statistics.idle) == pytest.approx((0.2, 0.3))
+        assert (statistics.total.responses, statistics.total.on_time) == (2, 2)
+
     def test_set_up_is_learned_from_the_batches(self):
         """Nothing is given; a batch of four is divided as the batches before it took."""
 
