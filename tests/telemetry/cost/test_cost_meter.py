@@ -71,53 +71,6 @@ class TestShares:
         model = statistics.models["ScriptedBackend"]
         assert (model.setup, model.padding) == pytest.approx((0.06, 0.03), rel=1e-3)
 
-    def test_what_is_settled_never_falls(self):
-        """Padding was a part of what the running batch was charged: an exported counter would seem to start again."""
-
-        async def main(loop):
-            meter = CostMeter(per_second=1.0)
-            batcher = si.AdaptiveBatcher(
-                max_batch_size=8, preferred_sizes=[1, 8], service_time=ServiceTime.affine(0.06, 0.005)
-            )
-            seen = []
-            async with si.Stack(meter, batcher, ScriptedBackend(duration_s=0.1), clock=loop.clock) as stack:
-                calls = asyncio.gather(*(stack(one()) for _ in range(2)))
-                for _ in range(4):
-                    await asyncio.sleep(0.04)
-                    seen.append(check(meter.statistics()))
-                await calls
-            return seen
-
-        seen = run(main)
-        assert max(statistics.busy for statistics in seen) > seen[-1].busy
-        for use in ("busy", "padding", "idle"):
-            amounts = [statistics.settled[use] for statistics in seen]
-            assert amounts == sorted(amounts)
-            assert amounts[-1] == getattr(seen[-1], use) > 0.0
-
-    @pytest.mark.parametrize("ahead_ns", [10**15, -(10**15)])
-    @pytest.mark.parametrize("batched", [True, False])
-    def test_a_clock_of_its_own_may_count_from_another_instant(self, ahead_ns, batched):
-        """Batches and deadlines have the instants of the stack's clock, the bill those of the meter's."""
-
-        class Single(Service):
-            async def call(self, request):
-                await asyncio.sleep(0.1)
-                return Response(request.inputs)
-
-        async def main(loop):
-            meter = CostMeter(per_second=1.0, clock=lambda: loop.clock() + ahead_ns)
-            inside = (si.AdaptiveBatcher(max_batch_size=4), ScriptedBackend(duration_s=0.1)) if batched else (Single(),)
-            async with si.Stack(meter, *inside, clock=loop.clock) as stack:
-                await asyncio.sleep(0.3)
-                for _ in range(2):
-                    await stack(one(), timeout_s=0.2)
-                return meter.statistics()
-
-        statistics = check(run(main))
-        assert (statistics.busy, statistics.idle) == pytest.approx((0.2, 0.3))
-        assert (statistics.total.responses, statistics.total.on_time) == (2, 2)
-
     def test_set_up_is_learned_from_the_batches(self):
         """Nothing is given; a batch of four is divided as the batches before it took."""
 
