@@ -145,8 +145,8 @@ class Telemetry(StackClock):
     def _totals(self, *, live: bool = False) -> "TelemetryStatistics":
         from streaminfer.telemetry.statistics import TelemetryStatistics, read_responses  # noqa: PLC0415 - likewise
 
-        latency, degraded, responses = read_responses(self._recorder, self._histograms[0], live=live)
         parts = {name: it if live else it.copy() for name, it in self.histograms.items() if name != "latency"}
+        latency, degraded, responses = read_responses(self._recorder, self._histograms[0], live=live)
         in_flight, outcomes = self._counts(degraded, responses)
         return TelemetryStatistics(
             name=self.name,
