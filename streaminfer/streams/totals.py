@@ -1,5 +1,6 @@
 """Counters of a session: those of its open streams, and the sums of the ones that have ended."""
 
+import threading
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING
@@ -27,28 +28,31 @@ class SessionTotals:
     def __init__(self) -> None:
         self.open: dict[Hashable, Stream] = {}
         self.ages = LatencyHistogram()
+        self._lock = threading.RLock()  # a scrape may run in a thread of its own while streams open and end
         self._ended_streams = 0
         self._ended = StreamStatistics(0, 0, 0, {}, 0, 0)
 
     def settle(self, stream: "Stream") -> None:
         """Take over the counters of a stream that has ended."""
-        if self.open.get(stream.stream_id) is not stream:
-            return
-        del self.open[stream.stream_id]
-        self._ended_streams += 1
-        self._ended = _sum((self._ended, stream.statistics()))
+        with self._lock:  # whoever sums them up has each stream once
+            if self.open.get(stream.stream_id) is not stream:
+                return
+            del self.open[stream.stream_id]
+            self._ended_streams += 1
+            self._ended = _sum((self._ended, stream.statistics()))
 
     def snapshot(self) -> StreamSessionStatistics:
         """Return them as a record."""
-        # a scrape may run in a thread of its own while streams open and end
-        streams = {stream_id: stream.statistics() for stream_id, stream in self.open.copy().items()}
+        with self._lock:
+            streams = {stream_id: stream.statistics() for stream_id, stream in self.open.copy().items()}
+            ended, ended_streams = self._ended, self._ended_streams
         shown: dict[str, StreamStatistics] = {}
         for stream_id in sorted(streams, key=lambda it: -sum(streams[it].dropped.values()))[:STREAMS_SHOWN]:
             shown[unique_name(str(stream_id), shown)] = streams[stream_id]
         return StreamSessionStatistics(
-            **attrs.asdict(_sum((self._ended, *streams.values())), recurse=False),
+            **attrs.asdict(_sum((ended, *streams.values())), recurse=False),
             open_streams=len(streams),
-            ended_streams=self._ended_streams,
+            ended_streams=ended_streams,
             ages=self.ages.copy(),
             streams=shown,
         )

@@ -15,6 +15,7 @@ cdef class Recorder:
 
     cpdef begin(self)
     cpdef fail(self, str reason)
+    cpdef tuple responses(self)
 
     @cython.locals(timings=CTimings)
     cpdef answer(self, CResponse response, long long started_ns, long long now_ns)

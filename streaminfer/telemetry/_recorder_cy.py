@@ -71,6 +71,10 @@ class Recorder:
         """Count a request that completed without a response."""
         self.errors[reason] = self.errors.get(reason, 0) + 1
 
+    def responses(self) -> tuple[int, int]:
+        """Return how many responses were degraded, and how many there were, of one moment."""
+        return self.degraded, self._latency.count
+
     def answer(self, response: Response, started_ns: int, now_ns: int) -> None:
         """Count one response.
 

@@ -1,7 +1,7 @@
 """Statistics of a service and of its objective: frozen snapshots with histograms of their own."""
 
 from collections.abc import Mapping
-from typing import Any, TypeVar, get_args
+from typing import Any, Protocol, TypeVar, get_args
 
 import attrs
 
@@ -10,7 +10,7 @@ from streaminfer._internal.snapshot import Snapshot
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 from streaminfer.telemetry.objectives.alerts import Alert, Severity
 
-__all__ = ["HISTOGRAMS", "PARTS", "LabeledStatistics", "SloStatistics", "TelemetryStatistics"]
+__all__ = ["HISTOGRAMS", "PARTS", "LabeledStatistics", "SloStatistics", "TelemetryStatistics", "read_responses"]
 
 K = TypeVar("K")
 
@@ -260,6 +260,29 @@ class TelemetryStatistics(Snapshot):
             for each in self.labeled
         ]
         return html_table(rows, head=(*names, "requests", "p50, ms", "p99, ms"), caption=f"by {', '.join(names)}")
+
+
+class _CountsResponses(Protocol):
+    def responses(self) -> tuple[int, int]: ...
+
+
+def read_responses(
+    counts: _CountsResponses, latency: LatencyHistogram, *, live: bool
+) -> tuple[LatencyHistogram, int, int]:
+    """Return the latency of responses, how many were degraded, and how many there were, of one moment.
+
+    Counts of several moments would let the number of those that were not degraded fall.
+
+    Args:
+        counts: what counts them.
+        latency: its histogram.
+        live: the histogram goes on, and only the numbers are of one moment.
+    """
+    while True:
+        read = latency if live else latency.copy()
+        degraded, responses = counts.responses()
+        if live or read.count == responses:  # else another thread has counted one meanwhile
+            return read, degraded, responses
 
 
 def _differences(now: Mapping[K, int], before: Mapping[K, int]) -> dict[K, int]:

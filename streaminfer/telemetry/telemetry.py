@@ -143,16 +143,17 @@ class Telemetry(StackClock):
         return self._totals(live=True)
 
     def _totals(self, *, live: bool = False) -> "TelemetryStatistics":
-        from streaminfer.telemetry.statistics import TelemetryStatistics  # noqa: PLC0415 - likewise
+        from streaminfer.telemetry.statistics import TelemetryStatistics, read_responses  # noqa: PLC0415 - likewise
 
-        degraded = self._recorder.degraded  # before the histogram, which counts a response last
-        histograms = {name: it if live else it.copy() for name, it in self.histograms.items()}
-        in_flight, outcomes = self._counts(degraded, histograms["latency"].count)
+        parts = {name: it if live else it.copy() for name, it in self.histograms.items() if name != "latency"}
+        latency, degraded, responses = read_responses(self._recorder, self._histograms[0], live=live)
+        in_flight, outcomes = self._counts(degraded, responses)
         return TelemetryStatistics(
             name=self.name,
             in_flight=in_flight,
             outcomes=outcomes,
-            **histograms,
+            latency=latency,
+            **parts,
             batch_sizes=dict(sorted(self._recorder.batch_sizes.items())),
             recent=None if live or self.recent is None else self.recent.snapshot(),
             server_parts=self._server_parts(),

@@ -145,6 +145,36 @@ def test_nothing_is_lost_when_threads_record_at_once():
     assert (s.succeeded, s.in_flight, s.outcomes) == (20_000, 0, {"ok": 20_000})
 
 
+@pytest.mark.parametrize("labels", [(), ("route",)])
+def test_a_snapshot_is_of_one_moment(labels, monkeypatch):
+    """A degraded response that another thread counts between two reads is not among the others: a counter would fall.
+
+    The other thread is a copy of a histogram that counts one response before it is made, and one after.
+    """
+    telemetry = si.Telemetry(labels=labels)
+    service = telemetry.wrap(si.Stack(ScriptedBackend()))
+    rest = [0] * 6
+
+    def respond():
+        if rest:
+            rest.pop()
+            service.exit(si.Request(1.0), service.enter(si.Request(1.0), 0), si.Response(1.0, True, "small"), 10**6)
+
+    def copy(histogram):
+        respond()
+        copied = real_copy(histogram)
+        respond()
+        return copied
+
+    real_copy = LatencyHistogram.copy
+    respond()
+    monkeypatch.setattr(LatencyHistogram, "copy", copy)
+    s = telemetry.statistics()
+    assert len(s.labeled) == len(labels)
+    for snapshot in (s, *s.labeled):
+        assert snapshot.outcomes == {"degraded": snapshot.latency.count}
+
+
 @pytest.mark.parametrize("inner", [ScriptedBackend(), 3])
 def test_what_cannot_be_recorded_is_refused(inner):
     with pytest.raises(TypeError, match="inner: expected a service"):

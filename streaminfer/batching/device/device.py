@@ -272,19 +272,19 @@ class Device:
             execution.effective_start_ns = max(now_ns - alone_ns, execution.started_ns)
 
     def statistics(self) -> DeviceStatistics:
-        """Return a frozen snapshot."""
+        """Return a frozen snapshot; exporters read it in threads of their own, while batchers come and go."""
+        named = self._names.get
+        background = [] if self._preemption is None else self._preemption.background()
         slowdowns = {**self._front.interference.slowdowns(), **self._back.interference.slowdowns()}
         return DeviceStatistics(
             name=self.name,
             concurrency=self.concurrency,
             running=sum(len(level.running) for level in self._levels),
-            waiting=tuple(sorted(self._name(member) for member in self._waiting if member.is_waiting)),
+            waiting=tuple(sorted(named(it, it.source) for it in tuple(self._waiting) if it.is_waiting)),
             memory_bytes=self.memory_bytes,
-            loaded=tuple(self._names.get(it, it.source) for it in self._memory.bytes_of if self._memory.is_loaded(it)),
+            loaded=tuple(named(it, it.source) for it in tuple(self._memory.bytes_of) if self._memory.is_loaded(it)),
             preemptive=self.preemptive,
-            background=tuple(
-                sorted(map(self._name, [] if self._preemption is None else self._preemption.background()))
-            ),
+            background=tuple(sorted(named(it, it.source) for it in background)),
             models={
                 name: DeviceModelStatistics(
                     batches=account.batches,

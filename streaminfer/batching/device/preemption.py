@@ -97,7 +97,7 @@ class Preemption:
 
     def background(self) -> list[DeviceMember]:
         """Return the models in the background."""
-        return [member for member, is_background in self._is_background.items() if is_background]
+        return [member for member, is_background in self._is_background.copy().items() if is_background]
 
     def end_foreground(self, member: DeviceMember, started_ns: int, now_ns: int) -> None:
         """Note that a batch of the foreground ended: the next one may have to wait."""

@@ -43,6 +43,7 @@ cdef class BatchMeter:
     cdef CostAccount _account
     cdef CLabelFamilyState _tenants
     cdef CLabelFamilyState _streams
+    cdef object _clock
 
     cpdef begin(self, list requests, long long now_ns)
 

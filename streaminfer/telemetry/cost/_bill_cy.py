@@ -22,6 +22,7 @@ its virtual time.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from streaminfer._request_cy import Request, Response
@@ -230,26 +231,37 @@ class BatchMeter:
         account: of the model.
         tenants: accounts by tenant.
         streams: accounts by stream.
+        clock: of the bill, where it is not that of the batches; ``None``: it is.
     """
 
-    __slots__ = ("_account", "_bill", "_streams", "_tenants")
+    __slots__ = ("_account", "_bill", "_clock", "_streams", "_tenants")
 
     def __init__(
-        self, bill: DeviceBill, account: CostAccount, tenants: LabelFamilyState, streams: LabelFamilyState
+        self,
+        bill: DeviceBill,
+        account: CostAccount,
+        tenants: LabelFamilyState,
+        streams: LabelFamilyState,
+        clock: Callable[[], int] | None = None,
     ) -> None:
         self._bill = bill
         self._account = account
         self._tenants = tenants
         self._streams = streams
+        self._clock = clock
 
     def begin(self, requests: list[Any], now_ns: int) -> tuple[int, list[Any]]:
         """Note that a batch begins."""
+        if self._clock is not None:
+            now_ns = self._clock()
         return self._bill.begin(now_ns), requests
 
     def end(self, token: tuple[int, list[Any]], work: BatchWork, now_ns: int) -> None:
         """Charge its rows."""
         begun, requests = token
         rows = len(requests)
+        if self._clock is not None:
+            now_ns = self._clock()
         charge_ns = self._bill.end(begun, now_ns)
         padding_ns, setup_ns, _ = _common_parts(charge_ns, rows, work)
         if padding_ns:

@@ -40,8 +40,8 @@ class MeteredService(SyncService):
 
     @property
     def clock(self) -> Clock:
-        """Return the clock of the meter."""
-        clock: Clock = self._meter.clock
+        """Return the clock of deadlines."""
+        clock: Clock = self._meter.request_clock
         return clock
 
     async def start(self) -> None:

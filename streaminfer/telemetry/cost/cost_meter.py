@@ -38,12 +38,14 @@ class Device:
         per_second: price of a second.
         workers: how many batches keep it busy.
         max_label_sets: the most tenants, streams, and models by route, with an account of their own.
+        clock: of the bill, where it is not that of the batches.
     """
 
-    def __init__(self, per_second: float, workers: int, max_label_sets: int) -> None:
+    def __init__(self, per_second: float, workers: int, max_label_sets: int, clock: Clock | None) -> None:
         self.per_second = per_second
         self.bill = _Bill(workers)
         self._max_label_sets = max_label_sets
+        self._clock = clock
         self.models: dict[tuple[str, str], CostAccount] = {}  # by route and model
         self.tenants = _Family(_Account, max_label_sets)
         self.streams = _Family(_Account, max_label_sets)
@@ -53,7 +55,7 @@ class Device:
         if (route, model) not in self.models and len(self.models) >= self._max_label_sets:
             route = OTHER  # replicas come and go under ever new names
         account = self.models.setdefault((route, model), _Account())
-        return BatchMeter(self.bill, account, self.tenants, self.streams)
+        return BatchMeter(self.bill, account, self.tenants, self.streams, self._clock)
 
 
 class CostMeter(StackClock, Node):
@@ -108,9 +110,10 @@ class CostMeter(StackClock, Node):
             check_number("per_second", price, what, lambda it: 0.0 < it < float("inf"))
         self.name = name
         self.currency = currency
-        self.clock: Clock = clock or time.monotonic_ns
+        self.clock: Clock = clock or time.monotonic_ns  # of the bill
+        self.request_clock = self.clock  # of deadlines: the stack's
         self._is_one = not isinstance(per_second, Mapping)
-        self.devices = {name: Device(float(price), workers, sets) for name, price in prices.items()}
+        self.devices = {name: Device(float(price), workers, sets, clock) for name, price in prices.items()}
         self.sources, self.tenants, self.streams = (_Family(_Account, sets) for _ in range(3))
         self.ledger = _Ledger(self.sources, self.tenants, self.streams)
         self.failures = ListenerFailures("streaminfer", f"cost meter {name!r}")
@@ -202,6 +205,11 @@ class CostMeter(StackClock, Node):
         from streaminfer.telemetry.cost.snapshot import cost_statistics  # noqa: PLC0415 - serving does not need it
 
         return cost_statistics(self)
+
+    def bind_clock(self, clock: Clock) -> None:
+        """Take over the clock of a `Stack`; for the bill only if none was given."""
+        self.request_clock = clock
+        super().bind_clock(clock)
 
     def _use_clock(self, clock: Clock) -> None:
         self.clock = clock

@@ -54,8 +54,9 @@ def plot_cost(ax: Any, models: Mapping[str, "CostRow"], idle: float, currency: s
     ax.xaxis.set_major_formatter(
         ticker.FuncFormatter(lambda amount, _: f"{amount:,.0f} {currency}" if amount >= 1000.0 else small(amount))
     )
-    ax.set_xlim(0.0, 1.05 * max(idle, *left) if rows else 1.05 * idle or 1.0)
-    if not (rows or idle):
+    longest = max([idle, *left])  # 0.0 too while the first batch of all runs
+    ax.set_xlim(0.0, 1.05 * longest or 1.0)
+    if not longest:
         say_nothing_yet(ax, "nothing to pay yet")
     legend_above(ax)
     return ax

@@ -127,6 +127,15 @@ class CostStatistics(Snapshot):
         return sum(device.money(device.idle_ns) for device in self.devices.values())
 
     @property
+    def settled(self) -> Mapping[str, float]:
+        """Of the bill, what was for batches that ended and for idle time, by use: amounts that never fall.
+
+        What a running batch was charged is busy until it ends; then a part of it may turn out to be padding.
+        """
+        busy = sum(device.money(device.busy_ns - device.running_ns) for device in self.devices.values())
+        return {"busy": busy, "padding": self.padding, "idle": self.idle}
+
+    @property
     def per_1000_on_time(self) -> float:
         """The whole bill for 1,000 responses on time; NaN before the first."""
         return self.bill / self.total.on_time * 1000 if self.total.on_time else float("nan")

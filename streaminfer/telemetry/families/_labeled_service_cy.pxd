@@ -10,6 +10,8 @@ cdef class LabeledCounts:
     cdef readonly Py_ssize_t degraded
     cdef readonly dict errors
 
+    cpdef tuple responses(self)
+
 cdef class LabeledRecorder:
     cdef list _codes
     cdef CLabelFamilyState _family

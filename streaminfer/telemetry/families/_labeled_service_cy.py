@@ -44,6 +44,10 @@ class LabeledCounts:
         self.degraded = 0
         self.errors: dict[str, int] = {}
 
+    def responses(self) -> tuple[int, int]:
+        """Return how many responses were degraded, and how many there were, of one moment."""
+        return self.degraded, self.latency.count
+
 
 class LabeledRecorder:
     """Requests by label values.

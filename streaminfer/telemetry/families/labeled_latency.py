@@ -3,14 +3,14 @@
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from streaminfer._internal.validation import check_count, check_instance, expected
 from streaminfer.telemetry._recorded_service_cy import RecordedService
 from streaminfer.telemetry.families._labeled_service_cy import LABELS, LabeledCounts, LabeledRecorder, LabeledService
 from streaminfer.telemetry.families.label_family import LabelFamily
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
-from streaminfer.telemetry.statistics import LabeledStatistics
+from streaminfer.telemetry.statistics import LabeledStatistics, read_responses
 
 __all__ = ["LabeledLatency"]
 
@@ -57,10 +57,8 @@ class LabeledLatency:
         return tuple(found.values())
 
     def _read(self, values: tuple[Any, ...], counts: LabeledCounts, *, live: bool) -> LabeledStatistics:
-        degraded = counts.degraded  # before the histogram, which counts a response last
-        latency: Any = counts.latency
-        latency = latency if live else latency.copy()
-        outcomes = {"ok": latency.count - degraded, "degraded": degraded, **counts.errors}
+        latency, degraded, responses = read_responses(counts, cast("LatencyHistogram", counts.latency), live=live)
+        outcomes = {"ok": responses - degraded, "degraded": degraded, **counts.errors}
         return LabeledStatistics(
             labels=tuple(zip(self._labels, map(str, values), strict=True)),
             outcomes={outcome: count for outcome, count in outcomes.items() if count},

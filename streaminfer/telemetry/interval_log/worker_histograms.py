@@ -22,6 +22,7 @@ import os
 import re
 import secrets
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -91,6 +92,7 @@ class WorkerHistograms:
         clock: Callable[[], float] = time.time,
     ) -> None:
         check_instance("name", name, lambda value: isinstance(value, str), "a string")
+        check_instance("clock", clock, callable, "a callable")
         check_instance("histograms", histograms, lambda value: isinstance(value, Mapping) and bool(value), _What)
         for key, histogram in histograms.items():
             check_instance(
@@ -103,6 +105,7 @@ class WorkerHistograms:
         self._histograms = dict(histograms)
         self._clock = clock
         self._failures = ErrorLog("streaminfer.telemetry")
+        self._publishing = threading.RLock()  # an exporter may have a thread of its own
         self._pid = os.getpid()
         self._started_s = clock()
         self._longest_s = max(
@@ -125,10 +128,12 @@ class WorkerHistograms:
             OSError: the disk failed.
             RuntimeError: this object was closed, or comes from before a fork.
         """
-        self._check()
-        now_s = self._clock()
-        lines = [self._line(name, histogram, now_s) for name, histogram in self._histograms.items()]
-        self._replace(f"{self._file}.hlog", lines)
+        self._check()  # also before the lock, which a fork may leave held
+        with self._publishing:
+            self._check()
+            now_s = self._clock()
+            lines = [self._line(name, histogram, now_s) for name, histogram in self._histograms.items()]
+            self._replace(f"{self._file}.hlog", lines)
 
     async def keep_published(self, every_s: float = 1.0) -> None:
         """Publish again and again, until cancelled, and then once more, unless :meth:`close` did.
@@ -176,17 +181,23 @@ class WorkerHistograms:
         return merged
 
     def statistics(self) -> WorkerStatistics:
-        """Return what all workers have counted, for exporters; raises as :meth:`merge`."""
+        """Return what all workers have counted, for exporters; raises as :meth:`merge`.
+
+        It publishes what it returns of this worker: the next scrape may reach another one, and must not see less.
+        """
         kept = {
             name: merged
             for name, merged in self.merge().items()
             if not isinstance(self._histograms[name], RollingHistogram)
         }
+        self.publish()
         return WorkerStatistics(name=self.name, durations=kept)
 
     def close(self) -> None:
         """Write a last time and let go; from then on this worker's counts are a dead one's. A second call is fine."""
-        if self._lock >= 0 and self._pid == os.getpid():
+        if self._lock < 0 or self._pid != os.getpid():
+            return
+        with self._publishing:  # what is published later would be counted beside the dead one's counts
             self.publish()
             os.close(self._lock)
             self._lock = -1

@@ -106,7 +106,7 @@ class ServiceReader:
         recent = self._tails.get(telemetry)
         if recent is None:
             recent = self._tails[telemetry] = [RecentTail(it, _WINDOW_S) for it in histograms]
-        in_flight, outcomes = telemetry._counts(telemetry._recorder.degraded, histograms[0].count)
+        in_flight, outcomes = telemetry._counts(*telemetry._recorder.responses())
         yield "queue", {"in flight": in_flight}
         yield "requests", outcomes
         if most:

@@ -31,6 +31,8 @@ cdef class BudgetState(_monotonic_cy.MonotonicClock):
     @cython.final
     cdef int count_ns(self, long long latency_ns) except -1
 
+    cpdef tuple totals(self)
+
     @cython.locals(
         span_ns=cython.longlong, width_ns=cython.longlong, level=cython.int, index=cython.longlong, slot=cython.int)
     cpdef tuple history(self)

@@ -211,6 +211,10 @@ class BudgetState(_monotonic_cy.MonotonicClock):
         """Events of a window that ends now, at most ``period_ns`` long: all, bad ones, and rejections among them."""
         return _window(self, window_ns)
 
+    def totals(self) -> tuple[int, int, int, int]:
+        """Events since the beginning, of one moment: all, late, failed and rejected ones."""
+        return self.total, self.late, self.failed, self.rejected
+
     def history(self) -> tuple[list[tuple[int, int, int]], int]:
         """Running totals over the period, or since the beginning where that is later, at most 257 of them.
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from streaminfer.telemetry.objectives._budget_cy import BudgetState as _State
     from streaminfer.telemetry.statistics import SloStatistics
 else:
-    _OPERATIONS = ("record", "_ages", "_take", "burn_over", "burning", "count_ns", "history", "window")
+    _OPERATIONS = ("record", "_ages", "_take", "burn_over", "burning", "count_ns", "history", "totals", "window")
     _State = thread_safe(BudgetState, _OPERATIONS)
 
 __all__ = ["SLO", "BurnSignal"]
@@ -285,7 +285,7 @@ class SLO(StackClock, _State):
         alerts = self.alerts()
         windows_s = sorted({seconds for pair in self.alert_pairs for seconds in (pair.short_s, pair.long_s)})
         seen, bad, rejected = self.window(self.period_ns)
-        totals = {"late": self.late, "failed": self.failed, "rejected": self.rejected}
+        total, late, failed, rejected_ever = self.totals()
         return SloStatistics(
             name=self.name,
             threshold_s=self.threshold_s,
@@ -300,7 +300,12 @@ class SLO(StackClock, _State):
             burning=self.burning(),
             alerts=alerts,
             callback_errors=self.callback_errors,
-            totals={"good": self.total - sum(totals.values()), **totals},
+            totals={
+                "good": total - late - failed - rejected_ever,
+                "late": late,
+                "failed": failed,
+                "rejected": rejected_ever,
+            },
         )
 
     def plot(self, ax: Any = None) -> Any:
@@ -384,6 +389,7 @@ def _allowed(objective: object) -> float:
 
 
 def _checked_pairs(pairs: Iterable[AlertPair], period_s: float) -> tuple[AlertPair, ...]:
+    check_instance("alert_pairs", pairs, lambda value: isinstance(value, Iterable), "AlertPair objects")
     checked = tuple(pairs)
     for pair in checked:
         check_instance("alert_pairs", pair, lambda value: isinstance(value, AlertPair), "AlertPair objects")
@@ -393,6 +399,7 @@ def _checked_pairs(pairs: Iterable[AlertPair], period_s: float) -> tuple[AlertPa
 
 
 def _checked_errors(classes: Iterable[type[BaseException]]) -> tuple[type[BaseException], ...]:
+    check_instance("ignore", classes, lambda value: isinstance(value, Iterable), "exception classes, as in a tuple")
     checked = tuple(classes)
     for each in checked:
         check_instance(

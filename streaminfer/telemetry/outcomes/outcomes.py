@@ -3,7 +3,7 @@
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import pairwise
@@ -82,9 +82,11 @@ class Outcomes(StackClock, SyncLayer):
     ) -> None:
         self._expires_ns = round(check_duration("expires_s", expires_s, positive=True) * 1e9)
         self.max_pending = check_count("max_pending", max_pending)
+        what = "ascending bounds, at least one"
+        check_instance("latency_buckets_s", latency_buckets_s, lambda value: isinstance(value, Iterable), what)
         bounds = [check_duration("latency_buckets_s", bound, positive=True) for bound in latency_buckets_s]
         if not bounds or any(low >= high for low, high in pairwise(bounds)):
-            raise ValueError(expected("latency_buckets_s", "ascending bounds, at least one", latency_buckets_s))
+            raise ValueError(expected("latency_buckets_s", what, latency_buckets_s))
         check_instance("id_of", id_of, lambda value: value is None or callable(value), "a function or None")
         self._accept_clock(clock)
         self.clock = clock or time.monotonic_ns

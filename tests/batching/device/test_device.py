@@ -212,6 +212,28 @@ async def test_statistics_say_what_each_model_had(loop):
     assert "running" in device._repr_html_()
 
 
+async def test_statistics_change_nothing_while_another_thread_takes_them(loop, monkeypatch):
+    """Exporters have threads: batchers come and go while what is waiting is listed."""
+    device = si.Device("gpu:0")
+    services = [batcher(loop, device, Model(name, HANG)) for name in "abc"]
+    calls = [ask(service) for service in services]
+    await asyncio.sleep(0.01)
+    members = list(device._waiting)
+    names = dict(device._names)
+
+    def leaves(member):
+        device._waiting.pop(member, None)  # its batch begins
+        return True
+
+    monkeypatch.setattr(type(members[0]), "is_waiting", property(leaves))
+    assert len(device.statistics().waiting) == len(members) == 2
+    assert dict(device._names) == names
+    monkeypatch.undo()
+    for service in services:
+        await service.stop(drain=False)
+    await settle(calls)
+
+
 async def test_models_of_one_name_are_told_apart(loop):
     device = si.Device("gpu:0", weights={"same#2": 2})
     options = {"max_batch_size": 1, "slo_s": None}

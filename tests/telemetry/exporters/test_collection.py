@@ -85,6 +85,27 @@ def collect(*stacks):
     }
 
 
+def test_no_counter_falls_when_a_padded_batch_ends():
+    """A counter that falls looks like a restart of the server: a rate would count all of it again."""
+
+    async def main(loop):
+        batcher = si.AdaptiveBatcher(max_batch_size=8, preferred_sizes=[1, 8])
+        stack = si.Stack(si.CostMeter(per_second=1.0), batcher, ScriptedBackend(duration_s=0.1), clock=loop.clock)
+        counters = {metric.prometheus for listed in METRICS.values() for metric in listed if metric.kind == "counter"}
+        before = {}
+        async with stack:
+            calls = asyncio.gather(*(stack(1.0) for _ in range(2)))
+            for _ in range(4):
+                await asyncio.sleep(0.04)
+                now = {key: value for key, value in collect(stack).items() if key[0] in counters}
+                assert not [key for key, value in before.items() if now[key] < value]
+                before = now
+            await calls
+        return {dict(labels)["use"]: value for (name, labels), value in before.items() if "bill" in name}
+
+    assert run(main) == pytest.approx({"busy": 0.025, "padding": 0.075, "idle": 0.06}, rel=0.01)
+
+
 @pytest.mark.parametrize("kind", statistics_classes())
 def test_every_statistic_is_exported(kind):
     """Each field of each snapshot is a metric, has statistics inside, or is listed here as neither."""

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -292,6 +293,53 @@ def test_exporters_read_what_all_workers_counted(tmp_path):
     assert sample.value.sum_s == pytest.approx(14.0, rel=0.01)
 
 
-def test_name_is_a_text(tmp_path):
-    with pytest.raises(TypeError, match="name: expected a string"):
-        WorkerHistograms(tmp_path, {"latency": LatencyHistogram()}, name=3)
+def test_no_scrape_sees_less_than_the_one_before_at_another_worker(tmp_path):
+    """Workers behind one port are scraped in any order: a count that falls would look like a restart of the server."""
+    made = [make(tmp_path) for _ in range(3)]
+    for step in range(1, 10):
+        histogram, _ = made[step % 3]
+        histogram.record(0.1)
+        _, scraped = made[step * step % 3]
+        made[step % 3][1].statistics()
+        assert scraped.statistics().durations["latency"].count == step
+    for _, workers in made:
+        workers.close()
+
+
+def test_threads_may_publish_and_close_at_once(tmp_path):
+    """An exporter's thread publishes beside the task that does: both write one file, and none after the last time."""
+    histogram, workers = make(tmp_path)
+    histogram.record(0.1)
+    _, other = make(tmp_path)
+    errors = []
+
+    def publish():
+        try:
+            for _ in range(200):
+                workers.publish()
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=publish) for _ in range(4)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for _ in range(20):
+            workers.publish()
+        workers.close()
+        counts = [other.merge()["latency"].count]
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert [*counts, other.merge()["latency"].count] == [1, 1]
+    assert {str(error) for error in errors} <= {"these WorkerHistograms are closed"}
+    other.close()
+
+
+def test_name_is_a_text_and_the_clock_can_be_called(tmp_path):
+    for argument, what in (("name", "a string"), ("clock", "a callable")):
+        with pytest.raises(TypeError, match=f"{argument}: expected {what}"):
+            WorkerHistograms(tmp_path, {"latency": LatencyHistogram()}, **{argument: 3})

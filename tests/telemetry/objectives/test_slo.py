@@ -128,6 +128,8 @@ def test_an_impossible_window_is_refused(slo, window_s):
         ({"period_s": 1e12}, "period_s"),
         ({"minimum_events": 0}, "minimum_events"),
         ({"alert_pairs": [3]}, "alert_pairs"),
+        ({"alert_pairs": 3}, "alert_pairs"),
+        ({"ignore": ValueError}, "ignore"),
         ({"alert_pairs": [AlertPair(2.0, 100.0, 1.0)], "period_s": 99.0, "signal": None}, "alert_pairs"),
         ({"signal": 60.0}, "signal"),
         ({"signal": BurnSignal(window_s=100.0), "period_s": 99.0}, "signal"),
@@ -224,6 +226,20 @@ def test_nothing_is_lost_when_threads_record_at_once(clock):
         sys.setswitchinterval(interval)
     assert (slo.total, slo.bad, slo.late) == (16_000, 8000, 8000)
     assert slo.window(slo.period_ns) == (16_000, 8000, 0)
+
+
+def test_totals_are_of_one_moment(clock):
+    """A late response that another thread records between two reads is not counted as good, which would then fall."""
+
+    class Interrupted(SLO):
+        def burning(self):
+            self.record(1.0)
+            return super().burning()
+
+    slo = Interrupted("x", threshold_s=0.05, clock=clock)
+    for number in range(3):
+        s = slo.statistics()
+        assert (s.totals["good"], s.totals["late"]) == (0, number)
 
 
 def test_statistics_and_how_it_shows_itself(slo, clock):

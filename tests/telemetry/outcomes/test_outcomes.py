@@ -219,6 +219,7 @@ def test_an_id_that_cannot_be_hashed_harms_no_request(caplog, clock):
         (lambda: Outcomes(max_pending=0), ValueError, "max_pending: expected"),
         (lambda: Outcomes(latency_buckets_s=(1.0, 1.0)), ValueError, "latency_buckets_s: expected ascending bounds"),
         (lambda: Outcomes(latency_buckets_s=()), ValueError, "latency_buckets_s: expected ascending bounds"),
+        (lambda: Outcomes(latency_buckets_s=0.1), TypeError, "latency_buckets_s: expected ascending bounds"),
         (lambda: Outcomes(id_of=3), TypeError, "id_of: expected a function or None"),
         (lambda: Outcomes(clock=3), TypeError, "clock: expected a callable or None"),
         (lambda: Outcomes().report("a", 3), TypeError, "outcome: expected a string"),

@@ -1,0 +1,40 @@
+"""Counters of a session are of one moment."""
+
+import sys
+import threading
+from types import SimpleNamespace
+
+from streaminfer.streams.statistics import StreamStatistics
+from streaminfer.streams.totals import SessionTotals
+
+
+def test_a_stream_that_ends_while_a_scrape_sums_up_is_counted_once():
+    """A scrape has a thread of its own: a sum that falls would look like a restart of the server."""
+    totals = SessionTotals()
+    ended = threading.Event()
+    seen = []
+
+    def scrape():
+        while not ended.is_set():
+            seen.append(totals.snapshot())
+
+    def read():
+        return StreamStatistics(100, 90, 0, {"stale": 10}, 0, 0)
+
+    scraper = threading.Thread(target=scrape)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        scraper.start()
+        for number in range(3000):
+            stream = SimpleNamespace(stream_id=number, statistics=read)
+            totals.open[number] = stream
+            totals.settle(stream)
+    finally:
+        sys.setswitchinterval(interval)
+        ended.set()
+        scraper.join()
+    for counts in ([one.received for one in seen], [one.open_streams + one.ended_streams for one in seen]):
+        assert counts == sorted(counts)
+    assert all(one.received == 100 * (one.open_streams + one.ended_streams) for one in seen)
+    assert totals.snapshot().dropped == {"stale": 30_000}

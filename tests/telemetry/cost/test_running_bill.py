@@ -1,0 +1,64 @@
+"""The bill while batches run, and by a clock of its own."""
+
+import asyncio
+
+import pytest
+
+import streaminfer as si
+from streaminfer.batching import ServiceTime
+from streaminfer.protocols import Service
+from streaminfer.request import Response
+from streaminfer.telemetry import CostMeter
+from streaminfer.testing import ScriptedBackend, run
+
+pytestmark = pytest.mark.uncompiled
+
+
+def test_what_is_settled_never_falls():
+    """Padding was a part of what the running batch was charged: an exported counter would seem to start again."""
+
+    async def main(loop):
+        meter = CostMeter(per_second=1.0)
+        batcher = si.AdaptiveBatcher(
+            max_batch_size=8, preferred_sizes=[1, 8], service_time=ServiceTime.affine(0.06, 0.005)
+        )
+        seen = []
+        async with si.Stack(meter, batcher, ScriptedBackend(duration_s=0.1), clock=loop.clock) as stack:
+            calls = asyncio.gather(*(stack(1.0) for _ in range(2)))
+            for _ in range(4):
+                await asyncio.sleep(0.04)
+                seen.append(meter.statistics())
+            await calls
+        return seen
+
+    seen = run(main)
+    seen[0]._repr_html_()  # nothing has a length in its figure
+    assert max(statistics.busy for statistics in seen) > seen[-1].busy
+    for use in ("busy", "padding", "idle"):
+        amounts = [statistics.settled[use] for statistics in seen]
+        assert amounts == sorted(amounts)
+        assert amounts[-1] == getattr(seen[-1], use) > 0.0
+
+
+@pytest.mark.parametrize("ahead_ns", [10**15, -(10**15)])
+@pytest.mark.parametrize("batched", [True, False])
+def test_a_clock_of_its_own_may_count_from_another_instant(ahead_ns, batched):
+    """Batches and deadlines have the instants of the stack's clock, the bill those of the meter's."""
+
+    class Single(Service):
+        async def call(self, request):
+            await asyncio.sleep(0.1)
+            return Response(request.inputs)
+
+    async def main(loop):
+        meter = CostMeter(per_second=1.0, clock=lambda: loop.clock() + ahead_ns)
+        inside = (si.AdaptiveBatcher(max_batch_size=4), ScriptedBackend(duration_s=0.1)) if batched else (Single(),)
+        async with si.Stack(meter, *inside, clock=loop.clock) as stack:
+            await asyncio.sleep(0.3)
+            for _ in range(2):
+                await stack(1.0, timeout_s=0.2)
+            return meter.statistics()
+
+    statistics = run(main)
+    assert (statistics.busy, statistics.idle) == pytest.approx((0.2, 0.3))
+    assert (statistics.total.responses, statistics.total.on_time) == (2, 2)
