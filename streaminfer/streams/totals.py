@@ -34,7 +34,7 @@ class SessionTotals:
 
     def settle(self, stream: "Stream") -> None:
         """Take over the counters of a stream that has ended."""
-        with self._lock:  # whoever sums them up has each stream once
+        with self._lock:  # a sum that is taken meanwhile has each stream once
             if self.open.get(stream.stream_id) is not stream:
                 return
             del self.open[stream.stream_id]

@@ -361,7 +361,7 @@ class Device:
                 if leaving is None and is_overdue and self._memory.loading is None:
                     return [], []  # what runs ends, and makes room
                 own = self._stake(member, now_ns, decision.batch)
-                if leaving is None or (not is_overdue and is_in_vain(own, [self._stake(it, now_ns) for it in leaving])):
+                if leaving is None or (not is_overdue and is_in_vain(own, (self._stake(it, now_ns) for it in leaving))):
                     continue
             decisions.append((member, decision))
             bids.append(
