@@ -43,6 +43,7 @@ BENCHMARKS = {
     "cache_wrap": "EdgeCache.wrap: a hit over a bare await, a stampede",
     "http_edge": "HTTP edge: what the helpers cost, repeats through nginx and through the application",
     "disk_tier": "the disk tier: put and get, restart of 1 GB, 200 kills",
+    "fold": "batches on models whose convolutions fold_batch folded, over the originals",
     "triton": "TritonBackend beside raw tritonclient: added client time per batch",
     "triton_batching": "our batching in front of a real Triton, beside its dynamic batching",
     "triton_faults": "the fault drill: TritonBackend against a real Triton, 20 rounds of each fault",

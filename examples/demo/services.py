@@ -21,6 +21,8 @@ __all__ = ["ASSETS", "UNBATCHED", "Way", "batched", "detector_by_hand", "face_se
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 VOICE_MODEL = ASSETS / "silero_vad_16k_op15.onnx"
+FOLDED_VOICE_MODEL = ASSETS / "silero_vad_16k_folded.onnx"
+"""The same model for batches; one row alone takes longer than on `VOICE_MODEL`, so the ways by hand have that."""
 MAX_BATCH_SIZE = 64
 MAX_STREAMS = 16_384
 """As many chunks may wait as there can be microphones: deadlines decide what is dropped, not the length of a queue."""
@@ -67,9 +69,12 @@ def detector_by_hand(way: Way) -> DetectorByHand:
 
 
 def voice_service(way: Way) -> si.Stack:
-    """Silero's voice detector, which keeps the state of each stream: ``float32[512]`` → ``float32[1]``."""
+    """Silero's voice detector, which keeps the state of each stream: ``float32[512]`` → ``float32[1]``.
+
+    Its convolutions were folded, so that a batch of 32 takes a quarter of the time of 32 single rows instead of half.
+    """
     model = si.OnnxBackend(
-        VOICE_MODEL,
+        FOLDED_VOICE_MODEL,
         sessions=way.sessions,
         batch_axes={"state": 1, "stateN": 1},
         shared_inputs={"sr": SAMPLE_RATE},

@@ -7,6 +7,7 @@ from streaminfer._internal.loading.lazy import lazy_attributes
 if TYPE_CHECKING:
     from streaminfer.backends.cpu.backend import CpuBackend
     from streaminfer.backends.onnx.backend import OnnxBackend
+    from streaminfer.backends.onnx.batch_folding import FoldedModel, fold_batch
     from streaminfer.backends.onnx.providers import cuda_provider, tensorrt_provider
     from streaminfer.backends.signature import TensorSpec
     from streaminfer.backends.statistics import BackendStatistics
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BackendStatistics",
     "CpuBackend",
+    "FoldedModel",
     "OnnxBackend",
     "SequenceLost",
     "ServerStatistics",
@@ -24,6 +26,7 @@ __all__ = [
     "TritonBackend",
     "TritonStatistics",
     "cuda_provider",
+    "fold_batch",
     "tensorrt_provider",
     "write_model_repository",
 ]
@@ -31,6 +34,7 @@ __all__ = [
 _HOMES = {
     "backends.cpu.backend": ["CpuBackend"],
     "backends.onnx.backend": ["OnnxBackend"],
+    "backends.onnx.batch_folding": ["FoldedModel", "fold_batch"],
     "backends.onnx.providers": ["cuda_provider", "tensorrt_provider"],
     "backends.signature": ["TensorSpec"],
     "backends.statistics": ["BackendStatistics"],

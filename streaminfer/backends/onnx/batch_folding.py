@@ -1,0 +1,432 @@
+"""Rewrites a model so that its short convolutions run once a batch instead of once a row.
+
+Idea: ONNX Runtime computes a convolution row by row, each as a product of matrices with a column for each output
+position. A row of few positions fills a fraction of the 16 columns that the processor computes at once, and a batch of
+32 takes 32 times as long as one row: batching gains nothing. Here the rows of a batch are laid end to end on the axis
+of positions, with the zeros of the padding between them, and one convolution computes them all. What it computes across
+the border of two rows is cut off:
+
+    (rows, channels, length) -> (1, channels, rows * block) -> convolution -> (rows, filters, positions)
+
+Invariants: ``block`` is a multiple of the stride, so each row begins at a window. It holds the row and enough zeros
+that, with those before the next row, no window of a row reads another row. Each output is the same sum as before, of
+the same terms in the same order of taps and channels; how the processor groups them can differ, so it is equal up to
+rounding. A row of another length than the example's would change the number of rows, which onnxruntime or the backend
+rejects; the inputs of the folded model have fixed lengths, so it is rejected at once.
+
+Cost: a copy to the layout and one back, and the windows across borders: ``block / stride`` windows a row. A
+convolution is folded where that, with half as much again for the copies, is less than the columns that it fills up
+today. A row alone takes longer than before.
+
+Related: the weights meet every row in one product of matrices, as in Chellapilla, Puri and Simard, "High performance
+convolutional neural networks for document processing" (2006), which lays out the windows of one picture.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from streaminfer._internal.loading.extras import require
+from streaminfer._internal.validation import expected
+from streaminfer.backends.onnx.model import find_source, load, make_options, read_specs
+from streaminfer.backends.onnx.session import stack_example
+from streaminfer.backends.signature import Signature, check_value
+
+__all__ = ["FoldedModel", "fold_batch"]
+
+LOWEST_OPSET = 11
+"""`Pad` and `Slice` have read what they pad and cut as inputs since then."""
+COLUMNS = 16
+"""Columns of a product of matrices that the processor computes at once."""
+COPYING = 1.5
+"""What a folded window takes over one in the middle of a long row; 1.2 to 1.5 measured."""
+TOLERANCE = {"float16": 1e-2, "float32": 1e-3, "float64": 1e-6}
+"""Largest difference over the largest output. Other outputs have to be equal."""
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+@attrs.frozen
+class FoldedModel:
+    """What :func:`fold_batch` did.
+
+    Attributes:
+        path: of the folded model.
+        folded: names of the convolutions that now run once a batch.
+        unchanged: how many run once a row, as before.
+        largest_difference: between the outputs of both models, over the largest output, in the check.
+    """
+
+    path: Path
+    folded: tuple[str, ...]
+    unchanged: int
+    largest_difference: float
+
+
+@attrs.frozen
+class _Convolution:
+    """A convolution over one axis, whose weights are known.
+
+    Attributes:
+        node: of the graph.
+        weights: shape (filters, channels of a group, taps).
+        dilation: positions from one tap to the next.
+        stride: positions from one window to the next.
+        padding: zeros before and behind a row, or the name of the automatic kind.
+    """
+
+    node: Any
+    weights: npt.NDArray[Any]
+    dilation: int
+    stride: int
+    padding: tuple[int, int] | str
+
+    @property
+    def span(self) -> int:
+        """Positions from the first tap of a window to its last."""
+        return int(self.weights.shape[2] - 1) * self.dilation + 1
+
+    def padded(self, length: int) -> tuple[int, int]:
+        """The zeros before and behind a row of a length."""
+        if not isinstance(self.padding, str):
+            return self.padding
+        if self.padding == "VALID":
+            return 0, 0
+        total = max(0, (-(-length // self.stride) - 1) * self.stride + self.span - length)
+        less, more = total // 2, total - total // 2
+        return (less, more) if self.padding == "SAME_UPPER" else (more, less)
+
+
+@attrs.frozen
+class _Layout:
+    """Where the rows of a folded convolution lie.
+
+    Attributes:
+        block: positions of a row and its zeros.
+        before: zeros before the row, of the block.
+        length: of the row.
+        windows: outputs of a row.
+        stride: of the convolution over all rows.
+        weights: of it.
+    """
+
+    block: int
+    before: int
+    length: int
+    windows: int
+    stride: int
+    weights: npt.NDArray[Any]
+
+    @property
+    def pays(self) -> bool:
+        """Whether a batch takes less time than row by row."""
+        filled_up = COLUMNS * -(-self.windows // COLUMNS)
+        return COPYING * (self.block // self.stride) < filled_up
+
+
+def fold_batch(
+    path_or_bytes: str | os.PathLike[str] | bytes,
+    target: str | os.PathLike[str],
+    *,
+    example: Any,
+    batch_axes: Mapping[str, int] | None = None,
+    shared_inputs: Mapping[str, npt.NDArray[Any]] | None = None,
+) -> FoldedModel:
+    """Write a model whose convolutions over few positions run once a batch; needs the extra ``fold``.
+
+    Batches become cheaper, a row alone does not. Measure both: a model without such convolutions gains nothing and is
+    rejected. The outputs of both models are compared on random rows before the file is written; they are equal up to
+    rounding.
+
+    The folded model takes rows of the example's lengths only. It is an ordinary ONNX model with the same inputs and
+    outputs, for :class:`~streaminfer.backends.OnnxBackend`, Triton or onnxruntime. Weights outside of the model's file
+    become part of it. Do this once, when an image is built.
+
+    Thread-safety: may be called from any thread.
+
+    Args:
+        path_or_bytes: the model's file, or its bytes. Its convolutions over one axis are folded; others stay.
+        target: the file to write.
+        example: one request's inputs, with the lengths that rows will have.
+        batch_axes: as for :class:`~streaminfer.backends.OnnxBackend`.
+        shared_inputs: the same.
+
+    Raises:
+        MissingExtra: onnx or onnxruntime is not installed.
+        FileNotFoundError: there is no such model.
+        TypeError: an argument is of the wrong type.
+        ValueError: an argument does not fit the model, the model has no convolution for which this pays, or a folded
+            convolution changes an output by more than rounding. Nothing is written then.
+    """
+    onnx = require("onnx", extra="fold", purpose="fold_batch")
+    runtime = require("onnxruntime", extra="onnx", purpose="fold_batch")
+    if not isinstance(target, (str, os.PathLike)):
+        raise TypeError(expected("target", "a path", target))
+    name, source = find_source(path_or_bytes)
+    trial = _Trial(runtime, source, name, dict(batch_axes or {}), dict(shared_inputs or {}), example)
+    model = onnx.load_model_from_string(source) if isinstance(source, bytes) else onnx.load(source)
+    opset = max((one.version for one in model.opset_import if one.domain in {"", "ai.onnx"}), default=0)
+    if opset < LOWEST_OPSET:
+        raise ValueError(
+            f"path_or_bytes: expected a model of opset {LOWEST_OPSET} or later, got {name} of opset {opset}"
+        )
+    candidates = _find_convolutions(onnx, model.graph)
+    lengths = trial.measure_lengths(onnx, model, candidates)
+    layouts = {
+        output: layout
+        for output, length in lengths.items()
+        if (layout := _lay_out(candidates[output], length)) is not None and layout.pays
+    }
+    if not layouts:
+        raise ValueError(
+            "path_or_bytes: expected a model with convolutions over one axis of few positions, for which folding pays, "
+            f"got {name}, where it pays for none of {_count(model.graph)}"
+        )
+    _rewrite(onnx, model, candidates, layouts)
+    _fix_lengths(model.graph, trial.make_rows(1), trial.signature.batch_axes)
+    folded = model.SerializeToString()
+    difference = trial.compare(folded)
+    Path(target).write_bytes(folded)
+    return FoldedModel(
+        path=Path(target),
+        folded=tuple(candidates[output].node.name or output for output in layouts),
+        unchanged=_count(model.graph) - len(layouts),
+        largest_difference=difference,
+    )
+
+
+class _Trial:
+    """Runs models on random rows like the example.
+
+    Args:
+        runtime: the module ``onnxruntime``.
+        source: the model as it is.
+        name: of the model, for messages.
+        batch_axes: by name, where they are not what the model declares.
+        shared: inputs of the whole batch, by name.
+        example: one request's inputs.
+    """
+
+    def __init__(
+        self,
+        runtime: ModuleType,
+        source: str | bytes,
+        name: str,
+        batch_axes: dict[str, int],
+        shared: dict[str, Any],
+        example: Any,
+    ) -> None:
+        self._runtime = runtime
+        self._name = name
+        self._session = self._load(source)
+        inputs, outputs = read_specs(self._session, batch_axes, shared)
+        self.signature = Signature(inputs, outputs)
+        if self.signature.rows_a_run is not None:
+            rows = self.signature.rows_a_run
+            raise ValueError(
+                f"path_or_bytes: expected a model with a free batch axis, got {name}, fixed at {rows} rows"
+            )
+        if example is None:
+            raise TypeError(expected("example", "one request's inputs", example))
+        self._example = example
+        self._shared = {spec.name: check_value(spec, shared[spec.name]) for spec in inputs if spec.name in shared}
+
+    def make_rows(self, rows: int) -> Arrays:
+        """Return the inputs of a batch, without the shared ones; floats differ from the example's by noise."""
+        noise = np.random.default_rng(rows)
+        return {
+            name: value + (0.1 * noise.standard_normal(value.shape)).astype(value.dtype)
+            if np.issubdtype(value.dtype, np.floating)
+            else value
+            for name, value in stack_example(self.signature, self._example, rows).items()
+        }
+
+    def measure_lengths(self, onnx: ModuleType, model: Any, candidates: dict[str, _Convolution]) -> dict[str, int]:
+        """Return the length of the rows that each convolution reads, by the name of its output.
+
+        Those whose input is not the rows of the batch, whatever its size, are not in it.
+        """
+        probe = onnx.ModelProto()
+        probe.CopyFrom(model)
+        reads = sorted({one.node.input[0] for one in candidates.values()} - {one.name for one in model.graph.output})
+        given = {one.name for one in model.graph.input}
+        reads = [name for name in reads if name not in given]
+        probe.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in reads)
+        session = self._load(probe.SerializeToString())
+        shapes: list[dict[str, tuple[int, ...]]] = []
+        for rows in (2, 3):
+            values = self.make_rows(rows)
+            names = [one.name for one in session.get_outputs()]
+            values.update(zip(names, session.run(names, {**values, **self._shared}), strict=True))
+            shapes.append({name: np.shape(value) for name, value in values.items()})
+        lengths = {}
+        for output, one in candidates.items():
+            two, three = (shape[one.node.input[0]] for shape in shapes)
+            if (two[0], three[0]) == (2, 3) and two[1:] == three[1:]:
+                lengths[output] = two[2]
+        return lengths
+
+    def compare(self, folded: bytes) -> float:
+        """Return the largest difference between the outputs of both models, over the largest output.
+
+        Raises:
+            ValueError: it is more than rounding.
+        """
+        session, largest = self._load(folded), 0.0
+        for rows in (1, 2, 5):
+            inputs = {**self.make_rows(rows), **self._shared}
+            before, after = self._session.run(None, inputs), session.run(None, inputs)
+            for spec, old, new in zip(self._session.get_outputs(), before, after, strict=True):
+                difference = _difference(np.asarray(old), np.asarray(new))
+                largest = max(largest, difference)
+                if difference > TOLERANCE.get(str(np.asarray(old).dtype), 0.0):
+                    raise ValueError(
+                        f"path_or_bytes: expected a model that can be folded, got {self._name}: folding changes its "
+                        f"output {spec.name!r} by {difference:.2g} of the largest value ({rows} rows)"
+                    )
+        return largest
+
+    def _load(self, source: str | bytes) -> Any:
+        options = make_options(self._runtime, None, None)
+        return load(self._runtime, source, self._name, options, ["CPUExecutionProvider"])
+
+
+def _difference(old: npt.NDArray[Any], new: npt.NDArray[Any]) -> float:
+    """Return the largest difference over the largest value of the first array; infinite if shapes or texts differ."""
+    if old.shape != new.shape:
+        return np.inf
+    if not np.issubdtype(old.dtype, np.floating):
+        return 0.0 if np.array_equal(old, new) else np.inf
+    if not old.size:
+        return 0.0
+    if not np.array_equal(np.isfinite(old), np.isfinite(new)):
+        return np.inf
+    finite = np.isfinite(old)
+    scale = float(np.max(np.abs(old), where=finite, initial=0.0))
+    apart = float(np.max(np.abs(np.where(finite, old, 0) - np.where(finite, new, 0)), initial=0.0))
+    return apart / scale if scale else apart
+
+
+def _count(graph: Any) -> int:
+    return sum(node.op_type == "Conv" for node in graph.node)
+
+
+def _find_convolutions(onnx: ModuleType, graph: Any) -> dict[str, _Convolution]:
+    """Return the convolutions over one axis with known weights, by the name of their output."""
+    known = {one.name: one for one in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
+            known[node.output[0]] = node.attribute[0].t
+    known = {name: value for name, value in known.items() if name not in {one.name for one in graph.input}}
+    found = {}
+    for node in graph.node:
+        if node.op_type != "Conv" or node.domain not in {"", "ai.onnx"} or node.input[1] not in known:
+            continue
+        weights = onnx.numpy_helper.to_array(known[node.input[1]])
+        if weights.ndim != 3:
+            continue
+        given = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
+        kind = given.get("auto_pad", b"NOTSET").decode()
+        before, behind = given.get("pads", (0, 0))
+        found[node.output[0]] = _Convolution(
+            node=node,
+            weights=weights,
+            dilation=given.get("dilations", (1,))[0],
+            stride=given.get("strides", (1,))[0],
+            padding=(before, behind) if kind == "NOTSET" else kind,
+        )
+    return found
+
+
+def _lay_out(one: _Convolution, length: int) -> _Layout | None:
+    """Return how the rows lie end to end; ``None`` where a row has no output."""
+    before, behind = one.padded(length)
+    windows = (length + before + behind - one.span) // one.stride + 1
+    if windows < 1:
+        return None
+    if windows > 1:
+        needed = max(before + length, (windows - 1) * one.stride + one.span - before, windows * one.stride)
+        block = -(-needed // one.stride) * one.stride
+        return _Layout(block, before, length, windows, one.stride, one.weights)
+    if one.dilation > 1:
+        block = max(before + length, one.span)
+        return _Layout(block, before, length, 1, block, one.weights)
+    # the one window of a row begins where the row begins; taps that read nothing but padding are cut off
+    return _Layout(length, 0, length, 1, length, one.weights[:, :, before : before + length])
+
+
+def _rewrite(onnx: ModuleType, model: Any, candidates: dict[str, _Convolution], layouts: dict[str, _Layout]) -> None:
+    """Replace convolutions, each by the same one over all rows end to end."""
+    graph, nodes = model.graph, []
+    for node in graph.node:
+        layout = layouts.get(node.output[0]) if node.output else None
+        if layout is None:
+            nodes.append(node)
+        else:
+            nodes += _fold(onnx, graph, candidates[node.output[0]], layout)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    replaced = {candidates[output].node.input[1] for output in layouts} - {name for one in nodes for name in one.input}
+    used = [one for one in graph.initializer if one.name not in replaced]
+    del graph.initializer[:]
+    graph.initializer.extend(used)
+
+
+def _fold(onnx: ModuleType, graph: Any, one: _Convolution, layout: _Layout) -> list[Any]:
+    """Return the nodes that replace a convolution; what they read as constants goes into the graph."""
+    node, make = one.node, onnx.helper.make_node
+    output, filters = node.output[0], layout.weights.shape[0]
+    group = next((given.i for given in node.attribute if given.name == "group"), 1)
+    channels = layout.weights.shape[1] * group
+
+    def constant(name: str, value: Any) -> str:
+        graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value), f"{output}/fold/{name}"))
+        return f"{output}/fold/{name}"
+
+    def step(kind: str, inputs: list[str], name: str, **attributes: Any) -> str:
+        nodes.append(make(kind, inputs, [name], name=f"{name}/{kind}", **attributes))
+        return name
+
+    nodes: list[Any] = []
+    behind = layout.block - layout.before - layout.length
+    weights = node.input[1] if layout.weights is one.weights else constant("weights", layout.weights)
+    span = (layout.weights.shape[2] - 1) * one.dilation + 1
+    value = step("Transpose", [node.input[0]], f"{output}/fold/channels_first", perm=[1, 0, 2])
+    if layout.before or behind:
+        pads = constant("pads", [0, 0, layout.before, 0, 0, behind])
+        value = step("Pad", [value, pads], f"{output}/fold/padded")
+    value = step("Reshape", [value, constant("one_row", [1, channels, -1])], f"{output}/fold/end_to_end")
+    value = step(
+        "Conv",
+        [value, weights, *node.input[2:]],
+        f"{output}/fold/convolved",
+        kernel_shape=[layout.weights.shape[2]],
+        dilations=[one.dilation],
+        strides=[layout.stride],
+        group=group,
+        pads=[0, max(0, span - layout.stride)],
+    )
+    each = layout.block // layout.stride
+    value = step("Reshape", [value, constant("rows", [filters, -1, each])], f"{output}/fold/apart")
+    if each > layout.windows:
+        cut = [constant("from", [0]), constant("to", [layout.windows]), constant("axis", [2])]
+        value = step("Slice", [value, *cut], f"{output}/fold/cut")
+    step("Transpose", [value], output, perm=[1, 0, 2])
+    return nodes
+
+
+def _fix_lengths(graph: Any, row: Arrays, batch_axes: Mapping[str, int]) -> None:
+    """Let the inputs of a graph take rows of these lengths only."""
+    for one in graph.input:
+        if one.name in row:
+            for axis, (size, number) in enumerate(
+                zip(one.type.tensor_type.shape.dim, row[one.name].shape, strict=True)
+            ):
+                if axis != batch_axes[one.name]:
+                    size.dim_value = number

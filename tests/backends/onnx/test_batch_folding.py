@@ -1,0 +1,318 @@
+"""fold_batch: the folded model computes the same, for any convolution over one axis, and rejects what it cannot fold."""
+
+import sys
+import wave
+
+import hypothesis.strategies as st
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from hypothesis import given, settings
+from onnx import TensorProto, helper, numpy_helper
+
+from streaminfer.backends import OnnxBackend, fold_batch
+from streaminfer.backends.onnx import batch_folding
+from streaminfer.errors import MissingExtra
+
+VOICE = {
+    "example": {"input": np.zeros(576, np.float32), "state": np.zeros((2, 128), np.float32)},
+    "batch_axes": {"state": 1, "stateN": 1},
+    "shared_inputs": {"sr": np.array(16_000)},
+}
+
+
+def build(nodes, weights, shape, *, outputs=("y",), opset=17, kind=TensorProto.FLOAT, inputs=()):
+    graph = helper.make_graph(
+        nodes,
+        "model",
+        [helper.make_tensor_value_info("x", kind, shape), *inputs],
+        [helper.make_tensor_value_info(name, kind, ["batch", None, None]) for name in outputs],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    return made.SerializeToString()
+
+
+def convolution(filters=3, channels=2, taps=3, *, shape=("batch", 2, "length"), **attributes):
+    """A model of one convolution; its attributes may replace the usual ones."""
+    weights = np.random.default_rng(1).standard_normal((filters, channels, taps)).astype(np.float32)
+    node = helper.make_node("Conv", ["x", "w"], ["y"], name="only", **attributes)
+    return build([node], {"w": weights}, list(shape))
+
+
+def run(model, **inputs):
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"]).run(None, inputs)
+
+
+def operators(path):
+    return [node.op_type for node in onnx.load(path).graph.node]
+
+
+@st.composite
+def convolutions(draw):
+    """(model, length): chains of one to three convolutions with any strides, dilations, padding and groups."""
+    rng = np.random.default_rng(draw(st.integers(0, 999)))
+    length = begun = draw(st.integers(1, 12))
+    channels = first = draw(st.integers(1, 4))
+    nodes, weights, value = [], {}, "x"
+    for number in range(draw(st.integers(1, 3))):
+        kind = draw(st.sampled_from(["NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"]))
+        taps, stride = draw(st.integers(1, 4)), draw(st.integers(1, 5))
+        dilation = 1 if kind.startswith("SAME") else draw(st.integers(1, 2))  # onnxruntime has no others
+        span = (taps - 1) * dilation + 1
+        attributes = {"strides": [stride], "dilations": [dilation], "auto_pad": kind}
+        if kind == "NOTSET":
+            before, behind = draw(st.integers(0, 3)), draw(st.integers(0, 3))
+            attributes["pads"] = [before, behind]
+            windows = (length + before + behind - span) // stride + 1
+        else:
+            windows = -(-length // stride) if kind.startswith("SAME") else (length - span) // stride + 1
+        if windows < 1:
+            break
+        group = draw(st.sampled_from([1, channels]))
+        filters = group * draw(st.integers(1, 3))
+        weights[f"w{number}"] = rng.standard_normal((filters, channels // group, taps)).astype(np.float32)
+        reads = [value, f"w{number}"]
+        if draw(st.booleans()):
+            weights[f"b{number}"] = rng.standard_normal(filters).astype(np.float32)
+            reads.append(f"b{number}")
+        value, channels, length = f"y{number}", filters, windows
+        nodes.append(helper.make_node("Conv", reads, [value], group=group, **attributes))
+    nodes.append(helper.make_node("Relu", [value], ["y"]))
+    opset = draw(st.sampled_from([11, 13, 17, 20]))
+    return build(nodes, weights, ["batch", first, "length"], opset=opset), (first, begun), len(nodes) - 1
+
+
+@settings(deadline=None, max_examples=80)
+@given(given=convolutions(), rows=st.integers(1, 7))
+def test_computes_the_same(given, rows, tmp_path_factory):
+    model, shape, count = given
+    path = tmp_path_factory.mktemp("folded") / "folded.onnx"
+    if not count:
+        with pytest.raises(ValueError, match="none of 0"):
+            fold_batch(model, path, example=np.zeros(shape, np.float32))
+        return
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(batch_folding, "COPYING", 0.0)  # also those for which it does not pay
+        folded = fold_batch(model, path, example=np.zeros(shape, np.float32))
+
+    assert (len(folded.folded), folded.unchanged, folded.path) == (count, 0, path)
+    x = np.random.default_rng(rows).standard_normal((rows, *shape)).astype(np.float32)
+    (before,), (after,) = run(model, x=x), run(str(path), x=x)
+    assert after.shape == before.shape
+    np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-4)
+
+
+def test_the_voice_detector(assets, tmp_path):
+    """All its convolutions; probabilities over the whole recording, states carried on, are those of the model."""
+    model = assets / "silero_vad_16k_op15.onnx"
+
+    folded = fold_batch(model, tmp_path / "folded.onnx", **VOICE)
+
+    assert len(folded.folded) == 6
+    assert "/model/stft/Conv" in folded.folded
+    assert folded.unchanged == 0
+    assert 0 < folded.largest_difference < 1e-3
+    assert operators(folded.path).count("Conv") == 6
+    with wave.open(str(assets / "librivox_0870.wav")) as file:
+        samples = np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float32) / 32768
+    heard = []
+    for path in (str(model), str(folded.path)):
+        session = ort.InferenceSession(path)
+        state, probabilities = np.zeros((2, 3, 128), np.float32), []
+        for begin in range(0, samples.size - 576, 512):
+            rows = np.stack([samples[begin : begin + 576], samples[::-1][begin : begin + 576], 0 * samples[:576]])
+            found, state = session.run(None, {"input": rows, "state": state, "sr": np.array(16_000)})
+            probabilities.append(found[:, 0])
+        heard.append(np.stack(probabilities))
+    assert heard[0].max() > 0.9
+    np.testing.assert_allclose(heard[1], heard[0], atol=1e-4)
+
+
+def test_the_asset_is_what_fold_batch_writes(assets, tmp_path):
+    """`examples/assets/silero_vad_16k_folded.onnx` is up to date."""
+    path = fold_batch(assets / "silero_vad_16k_op15.onnx", tmp_path / "folded.onnx", **VOICE).path
+
+    made, kept = (onnx.load(one).graph for one in (path, assets / "silero_vad_16k_folded.onnx"))
+
+    assert list(made.node) == list(kept.node)
+    assert list(made.initializer) == list(kept.initializer)
+    assert list(made.input) == list(kept.input)
+
+
+def test_a_backend_takes_it_as_any_model(tmp_path):
+    fold_batch(convolution(pads=[1, 1]), tmp_path / "folded.onnx", example=np.zeros((2, 4), np.float32))
+
+    backend = OnnxBackend(tmp_path / "folded.onnx")
+
+    assert str(backend.inputs[0]) == "x float32[batch, 2, 4]"
+    assert backend.max_batch_size is None
+
+
+def test_other_lengths_are_rejected(tmp_path):
+    """Rows of twice the length would otherwise be taken for twice the rows."""
+    path = fold_batch(convolution(pads=[1, 1]), tmp_path / "folded.onnx", example=np.zeros((2, 4), np.float32)).path
+
+    with pytest.raises(ort.capi.onnxruntime_pybind11_state.InvalidArgument, match="index: 2 Got: 8 Expected: 4"):
+        run(str(path), x=np.zeros((3, 2, 8), np.float32))
+
+
+def test_one_window_a_row_needs_no_padding(tmp_path):
+    """Taps that only read padding are cut off, and rows lie side by side."""
+    model = convolution(pads=[1, 1], shape=("batch", 2, 1))
+
+    path = fold_batch(model, tmp_path / "folded.onnx", example=np.zeros((2, 1), np.float32)).path
+
+    assert operators(path) == ["Transpose", "Reshape", "Conv", "Reshape", "Transpose"]
+    (weights,) = (one for one in onnx.load(path).graph.initializer if one.name.endswith("weights"))
+    assert list(weights.dims) == [3, 2, 1]
+    assert not any(one.name == "w" for one in onnx.load(path).graph.initializer)
+
+
+def test_weights_that_others_read_stay(tmp_path):
+    """Two convolutions share weights; one is cut to the taps that read the row, the other needs them all."""
+    weights = np.random.default_rng(1).standard_normal((2, 2, 3)).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["wide"], pads=[1, 1]),
+        helper.make_node("Conv", ["wide", "w"], ["y"], pads=[0, 0]),
+    ]
+    model = build(nodes, {"w": weights}, ["batch", 2, 3])
+
+    path = fold_batch(model, tmp_path / "folded.onnx", example=np.zeros((2, 3), np.float32)).path
+
+    x = np.random.default_rng(2).standard_normal((4, 2, 3)).astype(np.float32)
+    np.testing.assert_allclose(run(str(path), x=x)[0], run(model, x=x)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_weights_in_a_node(tmp_path):
+    """Exporters also write weights as nodes."""
+    weights = numpy_helper.from_array(np.ones((3, 2, 3), np.float32))
+    nodes = [
+        helper.make_node("Constant", [], ["w"], value=weights),
+        helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1]),
+    ]
+
+    folded = fold_batch(
+        build(nodes, {}, ["batch", 2, 4]), tmp_path / "folded.onnx", example=np.zeros((2, 4), np.float32)
+    )
+
+    assert len(folded.folded) == 1
+
+
+def test_what_is_not_a_row_stays(tmp_path):
+    """A convolution over something else than the rows of the batch: here of all rows together, and of a constant."""
+    weights = {
+        "w": np.ones((1, 1, 3), np.float32),
+        "flat": np.array([1, 1, -1]),
+        "fixed": np.ones((2, 1, 4), np.float32),
+        "back": np.array([-1, 1, 4]),
+    }
+    nodes = [
+        helper.make_node("Reshape", ["x", "flat"], ["line"]),
+        helper.make_node("Conv", ["line", "w"], ["smooth"], pads=[1, 1]),
+        helper.make_node("Reshape", ["smooth", "back"], ["apart"]),
+        helper.make_node("Conv", ["fixed", "w"], ["constant"], pads=[1, 1]),
+        helper.make_node("ReduceSum", ["constant"], ["sum"], keepdims=0),
+        helper.make_node("Add", ["apart", "sum"], ["moved"]),
+        helper.make_node("Conv", ["moved", "w"], ["y"], name="rows", pads=[1, 1]),
+    ]
+
+    folded = fold_batch(
+        build(nodes, weights, ["batch", 1, 4]), tmp_path / "folded.onnx", example=np.zeros((1, 4), np.float32)
+    )
+
+    assert (folded.folded, folded.unchanged) == (("rows",), 2)
+
+
+def test_a_convolution_whose_input_is_an_output(tmp_path):
+    """The first convolution's result is an output of the model, too."""
+    weights = {"w": np.ones((2, 2, 3), np.float32)}
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["z"], pads=[1, 1]),
+        helper.make_node("Conv", ["z", "w"], ["y"], pads=[1, 1]),
+    ]
+    model = build(nodes, weights, ["batch", 2, 4], outputs=("y", "z"))
+
+    folded = fold_batch(model, tmp_path / "folded.onnx", example=np.zeros((2, 4), np.float32))
+
+    assert len(folded.folded) == 2
+
+
+@pytest.mark.parametrize(
+    ("model", "length", "found"),
+    [
+        (convolution(pads=[1, 1]), 16, "none of 1"),  # fills the columns as it is
+        (convolution(taps=1, pads=[0, 0]), 12, "none of 1"),
+        (build([helper.make_node("Relu", ["x"], ["y"])], {}, ["batch", 2, 4]), 4, "none of 0"),
+    ],
+)
+def test_nothing_to_fold(model, length, found, tmp_path):
+    with pytest.raises(
+        ValueError, match=f"few positions, for which folding pays, got .*bytes, where it pays for {found}"
+    ):
+        fold_batch(model, tmp_path / "folded.onnx", example=np.zeros((2, length), np.float32))
+
+    assert not list(tmp_path.iterdir())
+
+
+def test_convolutions_over_pictures_stay(assets, tmp_path):
+    with pytest.raises(ValueError, match=r"'blaze_front.onnx', where it pays for none of \d\d"):
+        fold_batch(assets / "blaze_front.onnx", tmp_path / "f.onnx", example=np.zeros((128, 128, 3), np.float32))
+
+
+def test_a_model_that_changes_is_rejected(tmp_path, monkeypatch):
+    """The outputs are compared before the file is written: here the layout is wrong on purpose."""
+    lay_out = batch_folding._lay_out
+
+    def wrong(one, length):
+        return batch_folding.attrs.evolve(lay_out(one, length), before=0)
+
+    monkeypatch.setattr(batch_folding, "_lay_out", wrong)
+
+    with pytest.raises(ValueError, match=r"folding changes its output 'y' by .* of the largest value \(1 rows\)"):
+        fold_batch(convolution(pads=[1, 1]), tmp_path / "folded.onnx", example=np.ones((2, 4), np.float32))
+
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"example": np.zeros((3, 4), np.float32)}, ValueError, "example: input 'x'"),
+        ({"example": None}, TypeError, "example: expected one request's inputs, got None"),
+        ({"target": 3}, TypeError, "target: expected a path, got 3"),
+        ({"path_or_bytes": b"no model"}, ValueError, "path_or_bytes: expected an ONNX model"),
+        ({"path_or_bytes": "absent.onnx"}, FileNotFoundError, "path_or_bytes"),
+        ({"batch_axes": {"z": 0}}, ValueError, "batch_axes"),
+        ({"shared_inputs": {"z": np.zeros(3)}}, ValueError, "shared_inputs"),
+        ({"path_or_bytes": convolution(shape=(4, 2, 4))}, ValueError, "a free batch axis, got .* bytes, fixed at 4"),
+        (
+            {"path_or_bytes": build([helper.make_node("Relu", ["x"], ["y"])], {}, ["batch", 2, 4], opset=10)},
+            ValueError,
+            "a model of opset 11 or later, got .* bytes of opset 10",
+        ),
+    ],
+)
+def test_bad_arguments(arguments, error, message, tmp_path):
+    usual = {
+        "path_or_bytes": convolution(pads=[1, 1]),
+        "target": tmp_path / "f.onnx",
+        "example": np.ones((2, 4), np.float32),
+    }
+    given = {**usual, **arguments}
+
+    with pytest.raises(error, match=message):
+        fold_batch(given.pop("path_or_bytes"), given.pop("target"), **given)
+
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_onnx(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+
+    with pytest.raises(MissingExtra, match=r"fold_batch needs onnx.*streaminfer\[fold\]"):
+        fold_batch(b"", tmp_path / "f.onnx", example=np.zeros(1, np.float32))
