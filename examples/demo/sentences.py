@@ -282,8 +282,9 @@ def _say_rates(outcome: Outcome) -> str:
     rates = "; ".join(f"{name} {rate:,.0f}" for name, rate in outcome.rates.items())
     return (
         "The unbatched ways are what one writes by hand: onnxruntime, a dict of contexts and states, and threads or "
-        "none; a chunk that is late before its turn is skipped. The batched way has the same model with its convolutions "
-        "folded (fold_batch), so that they run once a batch; for single chunks the original takes less time. "
+        "none; a chunk that is late before its turn is skipped. The batched way has the same model with its "
+        "convolutions folded (fold_batch), so that they run once a batch; for single chunks the original takes less "
+        "time. "
         f"A load of 1× is {outcome.sweep.rate:,.0f} chunks a second, what the best unbatched way "
         f"({outcome.sweep.unbatched.way.name}) completes here when it is saturated. All unbatched ways, saturated, "
         f"chunks a second: {rates}. Of the fastest three, the baseline is the one with most live chunks on time at "

@@ -29,6 +29,7 @@ __all__ = ["MODULES", "VARIANTS", "CompiledKernels", "load", "load_variant", "so
 
 MODULES = (
     "streaminfer.batching.planner.kernels",
+    "streaminfer.batching.planner.bucket_kernels",
     "streaminfer.batching.planner.turn_kernels",
     "streaminfer.simulation.devices.optimum_kernels",
     "streaminfer.placement.solver.kernels",

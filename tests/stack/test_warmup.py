@@ -73,8 +73,8 @@ def test_without_compiled_kernels_a_child_compiles_before_requests(tmp_path):
         "from streaminfer.batching.planner import kernel_loader\n"
         "logging.basicConfig(stream=sys.stdout, level=logging.INFO, format='%(message)s')\n"
         "asyncio.run(main())\n"
-        "from streaminfer.batching.planner import kernels\n"
-        "for kernel in (kernels.choose, kernels.choose_bucket):\n"
+        "from streaminfer.batching.planner import bucket_kernels, kernels\n"
+        "for kernel in (kernels.choose, bucket_kernels.choose_bucket):\n"
         "    print(sum(kernel.stats.cache_hits.values()) > 0, sum(kernel.stats.cache_misses.values()))\n"
         "print([t.name for t in threading.enumerate() if 'compile' in t.name])\n"
     )

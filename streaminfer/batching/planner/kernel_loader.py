@@ -97,11 +97,11 @@ def load() -> PlannerKernels:
             if compiled is None:
                 check()
                 from streaminfer._internal.loading.numba_jit import compile_exports  # noqa: PLC0415 - imports Numba
-                from streaminfer.batching.planner import kernels, turn_kernels  # noqa: PLC0415
+                from streaminfer.batching.planner import bucket_kernels, kernels, turn_kernels  # noqa: PLC0415
 
-                compile_exports(kernels.EXPORTS | turn_kernels.EXPORTS)
+                compile_exports(kernels.EXPORTS | bucket_kernels.EXPORTS | turn_kernels.EXPORTS)
                 _loaded = PlannerKernels(
-                    kernels.choose, kernels.drop_heads, kernels.choose_bucket, turn_kernels.choose_turn
+                    kernels.choose, kernels.drop_heads, bucket_kernels.choose_bucket, turn_kernels.choose_turn
                 )
             else:
                 _loaded = PlannerKernels(*(compiled.checked(name) for name in PlannerKernels._fields))

@@ -27,15 +27,13 @@ below.
 *Drop heads* passes over the requests that would be late in the largest batch there is: Nexus's early drop (Shen et
 al., SOSP 2019). Under sustained overload it is as good as the plan and costs O(n).
 
+*Worth its time*: where a model fills batches up to some size, one row more can take as long as twice the rows. While
+the device's time is scarce, a smaller batch goes that serves much more for the time that it takes.
+
 *Roll*, for mixed time limits, plays each candidate for the first batch forward over the expected arrivals by a simple
 policy, drop heads or the largest batch that is on time for the head, and takes the candidate that serves most, less the
 price of the time that it takes. Deadline order is not optimal there and neither is this: it is a heuristic, measured in
 ``benchmarks``.
-
-*Roll buckets*, where requests of several length buckets wait, which do not share a batch: each bucket in turn is played
-forward as the one that is served first, the others after it by latest start or by requests for a second of the device,
-heads that are late are passed over, and the bucket that serves most goes first, with the batch that was played. A
-heuristic as well.
 """
 
 import numpy as np
@@ -43,13 +41,15 @@ from numpy.typing import NDArray
 
 from streaminfer._internal.loading.numba_jit import jit
 
-__all__ = ["EXPORTS", "MAX_PLANNED", "choose", "choose_bucket", "drop_heads", "plan", "roll", "roll_buckets"]
+__all__ = ["EXPORTS", "MAX_PLANNED", "choose", "drop_heads", "plan", "roll", "worth_its_time"]
 
 FAR_NS = 2**62
 MAX_PLANNED = 512
 """More requests than these, queued and expected, are not planned for: heads are dropped instead."""
 _NO_BETTER = 6
 """So many more drops without a better plan end the search for one that finishes earlier."""
+_MUCH = 0.25
+"""Of the requests of a batch: so much more has a smaller one to serve, or what was learned in a bad moment decides."""
 _SCARCE_FROM, _SCARCE = 0.95, 1.05
 """Shares of the device's capacity between which its time becomes worth what it can serve."""
 
@@ -186,6 +186,38 @@ def drop_heads(now_ns: int, deadlines: _Array, queued: int, durations: _Array) -
 
 
 @jit
+def worth_its_time(
+    now_ns: int, deadlines: _Array, head: int, size: int, durations: _Array, steps: _Array, price: float
+) -> tuple[int, int]:
+    """Another batch, or a smaller one that serves much more, less the price of the time that it takes.
+
+    Such a one there is where batches are filled up to some size, and one row more takes much longer.
+
+    Args:
+        now_ns: the present instant.
+        deadlines: shape (queued,), ascending.
+        head: how many requests the other batch passes over.
+        size: how many it has.
+        durations: shape (cap + 1,).
+        steps: see :func:`plan`.
+        price: see :func:`plan`.
+
+    Returns:
+        How many requests to pass over and how many to send: the first ones that are on time in the batch.
+    """
+    best = size
+    most = size - price * steps[size] + _MUCH * size
+    for fewer in range(size - 1, 0, -1):
+        value = fewer - price * steps[fewer]
+        if value > most:
+            best, most = fewer, value
+    if best < size:
+        while head > 0 and now_ns + durations[best] <= deadlines[head - 1]:
+            head -= 1
+    return head, best
+
+
+@jit
 def largest_for(now_ns: int, deadline_ns: int, durations: _Array, available: int) -> int:
     """The largest batch, at least 1, that finishes by a deadline."""
     size = min(available, durations.size - 1)
@@ -300,7 +332,10 @@ def choose(
     """
     queued = deadlines.size
     cap = durations.size - 1
+    load = steps[cap] / (gap_ns * cap)
+    price = min(max((load - _SCARCE_FROM) / (_SCARCE - _SCARCE_FROM), 0.0), 1.0) * cap / steps[cap]
     drop_head, drop_size = drop_heads(now_ns, deadlines, queued, durations)
+    drop_head, drop_size = worth_its_time(now_ns, deadlines, drop_head, drop_size, durations, steps, price)
     if queued > MAX_PLANNED // 2:
         return drop_head, drop_size
     expected = 0
@@ -322,8 +357,6 @@ def choose(
             i -= 1
         ends[i] = end
         releases[i] = release
-    load = steps[cap] / (gap_ns * cap)
-    price = min(max((load - _SCARCE_FROM) / (_SCARCE - _SCARCE_FROM), 0.0), 1.0) * cap / steps[cap]
     if uniform:
         # behind a request whose limit is a little longer the next one's may end a little earlier
         for i in range(queued, n):
@@ -356,94 +389,11 @@ def choose(
     return best_head, best_size
 
 
-@jit
-def roll_buckets(
-    now_ns: int,
-    deadlines: _Array,
-    offsets: _Array,
-    caps: _Array,
-    durations: _Array,
-    steps: _Array,
-    first: int,
-    by_rate: bool,
-) -> tuple[int, int]:
-    """Plays what waits forward, one bucket being served first.
-
-    Args:
-        now_ns: the present instant.
-        deadlines: shape (n,): bucket after bucket, ascending within each.
-        offsets: shape (buckets + 1,): where each bucket begins in ``deadlines``.
-        caps: shape (buckets,): the largest batch of each.
-        durations: shape (buckets, largest cap + 1), nanoseconds.
-        steps: the same shape, see :func:`plan`.
-        first: the bucket whose batch goes first.
-        by_rate: go on with the bucket that serves most requests for a second of the device, else with the one whose
-            batch has to start first.
-
-    Returns:
-        How many of the n are on time, and when the next batch could start behind the last.
-    """
-    buckets = caps.size
-    heads = offsets[:-1].copy()
-    time_ns = now_ns
-    on_time = 0
-    forced = True
-    while True:
-        chosen = -1
-        chosen_size = 0
-        best = 0.0
-        for bucket in range(buckets):
-            if forced and bucket != first:
-                continue
-            size = 0
-            while heads[bucket] < offsets[bucket + 1]:
-                size = min(offsets[bucket + 1] - heads[bucket], caps[bucket])
-                if time_ns + durations[bucket, size] <= deadlines[heads[bucket]]:
-                    break
-                heads[bucket] += 1
-                size = 0
-            if size == 0:
-                continue
-            latest_start_ns = deadlines[heads[bucket]] - durations[bucket, size]
-            score = size / steps[bucket, size] if by_rate else -float(latest_start_ns)
-            if chosen < 0 or score > best:
-                chosen, chosen_size, best = bucket, size, score
-        if chosen < 0:
-            if forced:
-                forced = False
-                continue
-            return on_time, time_ns
-        forced = False
-        time_ns += steps[chosen, chosen_size]
-        heads[chosen] += chosen_size
-        on_time += chosen_size
-
-
-@jit
-def choose_bucket(
-    now_ns: int, deadlines: _Array, offsets: _Array, caps: _Array, durations: _Array, steps: _Array
-) -> int:
-    """The bucket whose batch should go now; arguments as :func:`roll_buckets`, at least one request in all."""
-    best_bucket = -1
-    best_on_time = -1
-    best_end = FAR_NS
-    for bucket in range(caps.size):
-        if offsets[bucket] == offsets[bucket + 1]:
-            continue
-        for by_rate in (False, True):
-            on_time, end = roll_buckets(now_ns, deadlines, offsets, caps, durations, steps, bucket, by_rate)
-            if on_time > best_on_time or (on_time == best_on_time and end < best_end):
-                best_bucket, best_on_time, best_end = bucket, on_time, end
-    return best_bucket
-
-
 _READ = "Array(int64, 1, 'C', readonly=True)"
-_READ_2D = "Array(int64, 2, 'C', readonly=True)"
 _PAIR = "UniTuple(int64, 2)"
 
 EXPORTS = {
     "choose": (choose, f"{_PAIR}(int64, {_READ}, {_READ}, {_READ}, {_READ}, float64, boolean, int64)"),
     "drop_heads": (drop_heads, f"{_PAIR}(int64, {_READ}, int64, {_READ})"),
-    "choose_bucket": (choose_bucket, f"int64(int64, {_READ}, {_READ}, {_READ}, {_READ_2D}, {_READ_2D})"),
 }
 """Kernels that serving calls: the name under which each is compiled ahead of time, the function and its signature."""

@@ -2,7 +2,6 @@
 
 import functools
 import importlib.util
-import itertools
 import sys
 import types
 from pathlib import Path
@@ -19,7 +18,6 @@ FAR = 2**62
 MAX_DROPS = 16
 VARIANTS = [_compiled_kernels.load_variant(name) for name in _compiled_kernels.variants()]
 CHOOSE = [kernels.choose, *(variant.checked("choose") for variant in VARIANTS)]
-CHOOSE_BUCKET = [kernels.choose_bucket, *(variant.checked("choose_bucket") for variant in VARIANTS)]
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +158,30 @@ def test_drop_heads_passes_over_what_would_be_late_in_the_largest_batch():
     assert kernels.drop_heads(0, np.array([9, 9], np.int64), 2, durations) == (2, 0)
 
 
+def test_a_smaller_batch_that_is_worth_its_time():
+    """Batches are filled up to four rows: five take as long as eight."""
+    durations = np.array([0, 10, 10, 10, 10, 20, 20, 20, 20], np.int64)
+    deadlines = np.array([12, 15, 20, 22, 22, 22, 22, 25], np.int64)
+    price = 8 / 20
+    assert kernels.drop_heads(0, deadlines, 8, durations) == (2, 6)
+    # 6 requests in 20 are worth 6 - 8, 4 in 10 are worth 4 - 4: not a quarter more of 6
+    assert kernels.worth_its_time(0, deadlines, 2, 6, durations, durations, price) == (0, 4)
+    assert kernels.worth_its_time(0, deadlines, 2, 6, durations, durations, 0.0) == (2, 6)
+    assert kernels.worth_its_time(0, deadlines, 0, 8, durations, durations, price) == (0, 8)
+    # the first one has too little time for the smaller batch, too
+    assert kernels.worth_its_time(3, deadlines, 3, 5, durations, durations, price) == (1, 4)
+
+
+def test_only_what_is_much_better_makes_a_batch_smaller():
+    """A size that was learned in a bad moment does not: batches of a line grow worse as they shrink."""
+    line = np.array([0, *range(11, 19)], np.int64)
+    bump = line.copy()
+    bump[7:] += 2
+    deadlines = np.full(8, 100, np.int64)
+    for durations in (line, bump):
+        assert kernels.worth_its_time(0, deadlines, 0, 8, durations, durations, 8 / durations[8]) == (0, 8)
+
+
 @pytest.mark.parametrize(("deadline", "available", "size"), [(14, 9, 3), (13, 9, 2), (5, 9, 1), (14, 2, 2)])
 def test_the_largest_batch_for_a_deadline(deadline, available, size):
     assert kernels.largest_for(0, deadline, np.array([0, 10, 12, 14], np.int64), available) == size
@@ -231,66 +253,3 @@ def test_with_two_workers_the_next_batch_starts_before_this_one_ends():
     done = np.empty(4, np.bool_)
     rolled = kernels.roll(0, deadlines, np.zeros(4, np.int64), 0, 2, durations, durations // 2, True, done)
     assert rolled == (4, 12)
-
-
-def in_order(deadlines, caps, durations, steps, buckets):
-    """How many are on time when buckets are served in a given order, each batch dropping heads that are late."""
-    left = [list(bucket) for bucket in deadlines]
-    time, on_time = 0, 0
-    for bucket in buckets:
-        while left[bucket]:
-            size = min(len(left[bucket]), caps[bucket])
-            if time + durations[bucket][size] <= left[bucket][0]:
-                break
-            left[bucket].pop(0)
-        if left[bucket]:
-            time += steps[bucket][size]
-            on_time += size
-            del left[bucket][:size]
-    return on_time
-
-
-def test_of_several_buckets_the_one_goes_first_that_saves_most(plain_kernels):
-    # bucket 0: short rows, cheap; bucket 1: long rows, dear
-    durations = np.array([[0, 4, 5, 6, 7], [0, 20, 30, 1, 1]], np.int64)
-    caps = np.array([4, 2], np.int64)
-    for module in (kernels, plain_kernels):
-        # both fit only if the short ones go first
-        both = (np.array([10, 10, 40, 40], np.int64), np.array([0, 2, 4], np.int64), caps, durations, durations)
-        assert module.choose_bucket(0, *both) == 0
-        # the long one first: the short ones have time
-        later = (np.array([40, 40, 30, 31], np.int64), np.array([0, 2, 4], np.int64), caps, durations, durations)
-        assert module.choose_bucket(0, *later) == 1
-        # one of them has to go: more are short
-        one = (np.array([8, 8, 8, 31, 31], np.int64), np.array([0, 3, 5], np.int64), caps, durations, durations)
-        assert module.choose_bucket(0, *one) == 0
-        assert module.roll_buckets(0, *one, 0, False) == (4, 26)  # one of the long ones still fits alone
-        assert module.roll_buckets(0, *one, 1, False) == (2, 30)
-
-
-@settings(max_examples=100)
-@given(
-    groups=st.lists(st.lists(st.integers(5, 80), max_size=6).map(sorted), min_size=2, max_size=3).filter(any),
-    costs=st.lists(st.tuples(st.integers(1, 20), st.integers(0, 6)), min_size=3, max_size=3),
-    first=st.integers(0, 2),
-)
-def test_rolled_buckets_count_what_a_plain_schedule_counts(groups, costs, first, plain_kernels):
-    cap = 3
-    durations = np.array([[0, *(a + b * k for k in range(cap))] for a, b in costs[: len(groups)]], np.int64)
-    caps = np.full(len(groups), cap, np.int64)
-    offsets = np.cumsum([0, *(len(group) for group in groups)])
-    flat = np.array([deadline for group in groups for deadline in group], np.int64)
-    first %= len(groups)
-    for by_rate in (False, True):
-        compiled = kernels.roll_buckets(0, flat, offsets, caps, durations, durations, first, by_rate)
-        assert compiled == plain_kernels.roll_buckets(0, flat, offsets, caps, durations, durations, first, by_rate)
-        orders = (
-            [order for length in range(len(flat) + 1) for order in itertools.product(range(len(groups)), repeat=length)]
-            if len(flat) <= 5
-            else []
-        )
-        if orders:  # it is one of the schedules there are
-            assert compiled[0] <= max(in_order(groups, caps, durations, durations, order) for order in orders)
-    arguments = (0, flat, offsets, caps, durations, durations)
-    chosen = plain_kernels.choose_bucket(*arguments)
-    assert [choose_bucket(*arguments) for choose_bucket in CHOOSE_BUCKET] == [chosen] * len(CHOOSE_BUCKET)

@@ -1,0 +1,94 @@
+"""The kernels that choose among length buckets: what is played is what a plain schedule counts, in every form."""
+
+import importlib.util
+import itertools
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streaminfer import _compiled_kernels
+from streaminfer.batching.planner import bucket_kernels
+
+VARIANTS = [_compiled_kernels.load_variant(name) for name in _compiled_kernels.variants()]
+CHOOSE_BUCKET = [bucket_kernels.choose_bucket, *(variant.checked("choose_bucket") for variant in VARIANTS)]
+
+
+@pytest.fixture(scope="module")
+def plain_kernels():
+    """The same source with a decorator that compiles nothing."""
+    stub = types.ModuleType("streaminfer._internal.loading.numba_jit")
+    stub.jit = lambda function: function
+    spec = importlib.util.spec_from_file_location("plain_bucket_kernels", Path(bucket_kernels.__file__))
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "streaminfer._internal.loading.numba_jit", stub)
+        spec.loader.exec_module(module)
+    return module
+
+
+def in_order(deadlines, caps, durations, steps, buckets):
+    """How many are on time when buckets are served in a given order, each batch dropping heads that are late."""
+    left = [list(bucket) for bucket in deadlines]
+    time, on_time = 0, 0
+    for bucket in buckets:
+        while left[bucket]:
+            size = min(len(left[bucket]), caps[bucket])
+            if time + durations[bucket][size] <= left[bucket][0]:
+                break
+            left[bucket].pop(0)
+        if left[bucket]:
+            time += steps[bucket][size]
+            on_time += size
+            del left[bucket][:size]
+    return on_time
+
+
+def test_of_several_buckets_the_one_goes_first_that_saves_most(plain_kernels):
+    # bucket 0: short rows, cheap; bucket 1: long rows, dear
+    durations = np.array([[0, 4, 5, 6, 7], [0, 20, 30, 1, 1]], np.int64)
+    caps = np.array([4, 2], np.int64)
+    for module in (bucket_kernels, plain_kernels):
+        # both fit only if the short ones go first
+        both = (np.array([10, 10, 40, 40], np.int64), np.array([0, 2, 4], np.int64), caps, durations, durations)
+        assert module.choose_bucket(0, *both) == 0
+        # the long one first: the short ones have time
+        later = (np.array([40, 40, 30, 31], np.int64), np.array([0, 2, 4], np.int64), caps, durations, durations)
+        assert module.choose_bucket(0, *later) == 1
+        # one of them has to go: more are short
+        one = (np.array([8, 8, 8, 31, 31], np.int64), np.array([0, 3, 5], np.int64), caps, durations, durations)
+        assert module.choose_bucket(0, *one) == 0
+        assert module.roll_buckets(0, *one, 0, False) == (4, 26)  # one of the long ones still fits alone
+        assert module.roll_buckets(0, *one, 1, False) == (2, 30)
+
+
+@settings(max_examples=100)
+@given(
+    groups=st.lists(st.lists(st.integers(5, 80), max_size=6).map(sorted), min_size=2, max_size=3).filter(any),
+    costs=st.lists(st.tuples(st.integers(1, 20), st.integers(0, 6)), min_size=3, max_size=3),
+    first=st.integers(0, 2),
+)
+def test_rolled_buckets_count_what_a_plain_schedule_counts(groups, costs, first, plain_kernels):
+    cap = 3
+    durations = np.array([[0, *(a + b * k for k in range(cap))] for a, b in costs[: len(groups)]], np.int64)
+    caps = np.full(len(groups), cap, np.int64)
+    offsets = np.cumsum([0, *(len(group) for group in groups)])
+    flat = np.array([deadline for group in groups for deadline in group], np.int64)
+    first %= len(groups)
+    for by_rate in (False, True):
+        compiled = bucket_kernels.roll_buckets(0, flat, offsets, caps, durations, durations, first, by_rate)
+        assert compiled == plain_kernels.roll_buckets(0, flat, offsets, caps, durations, durations, first, by_rate)
+        orders = (
+            [order for length in range(len(flat) + 1) for order in itertools.product(range(len(groups)), repeat=length)]
+            if len(flat) <= 5
+            else []
+        )
+        if orders:  # it is one of the schedules there are
+            assert compiled[0] <= max(in_order(groups, caps, durations, durations, order) for order in orders)
+    arguments = (0, flat, offsets, caps, durations, durations)
+    chosen = plain_kernels.choose_bucket(*arguments)
+    assert [choose_bucket(*arguments) for choose_bucket in CHOOSE_BUCKET] == [chosen] * len(CHOOSE_BUCKET)
