@@ -174,6 +174,17 @@ class EdgeTable(Entries):
         self.misses += 1
         return _IS_MISSING, None
 
+    def usable_until(self, key: Any) -> int:
+        """Return until when the value of a key can be used, its stale time included; 0: there is none."""
+        slot = self._index.find(key, hash(key))
+        if slot < 0:
+            return 0
+        queue = self._slots._words[4 * slot] & 3
+        at_ns = self._slots._words[4 * slot + 1]
+        if queue == NEGATIVE:
+            return 0
+        return at_ns if queue == STALE or at_ns == NEVER else at_ns + self._stale_ns
+
     def expire(self) -> int:
         """Free every entry that is past its time, the stale time included; return how many went."""
         return self._settle()

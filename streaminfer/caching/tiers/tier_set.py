@@ -206,8 +206,7 @@ class TierSet:
             stale = stale or hit
         if stale is None or only_fresh or self._memory.erased_since(key, stale.about, erasures):
             return None
-        age_ns = self._memory.now() - stale.computed_ns
-        return stale if age_ns < stale.fresh_ns + stale.stale_ns else None  # slower tiers took their time
+        return stale if self._memory.now() < stale.until_ns else None  # slower tiers took their time
 
     def promote(self, key: Any, found: TierHit, erasures: int) -> None:
         """Store in memory and on faster tiers what a tier had, with the age that it has.
