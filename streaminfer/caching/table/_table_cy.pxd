@@ -31,6 +31,8 @@ cdef class EdgeTable(Entries):
     @cython.locals(slot=Py_ssize_t)
     cpdef bint discard(self, object key) except -1
 
+    cpdef object overtake(self, object key)
+
     cpdef object count_fresh(self)
 
     @cython.locals(slot=Py_ssize_t)

@@ -82,6 +82,10 @@ class EdgeTable(Entries):
         self._take(slot)
         return True
 
+    def overtake(self, key: Any) -> None:
+        """Forbid storing what is being computed for a key, or read from a tier: what comes next is newer."""
+        self._deleted(hash(key))
+
     def count_fresh(self) -> int:
         """Return the number of fresh entries."""
         self._settle()

@@ -63,7 +63,7 @@ class Layer(ABC):
         self.budget = ReadBudget()
         self._failing_until_ns = 0
         self._refreshes = Refreshes()
-        self._computing = self._compute if self.tiers is None else self._read_or_compute
+        self._computing = self._compute if self.tiers is None else self._use_tiers
 
     @abstractmethod
     async def _compute(self, key: Any, asked: Any, stores_errors: bool, erasures: int | None = None) -> Any:
@@ -86,8 +86,13 @@ class Layer(ABC):
 
     # -- tiers --------------------------------------------------------------------------------------------------
 
-    async def _read_or_compute(self, key: Any, asked: Any, stores_errors: bool) -> Any:
+    async def _use_tiers(self, key: Any, asked: Any, stores_errors: bool) -> Any:
         """Return what the tiers have of a key, a `TierHit`, else what ``_compute`` returns."""
+        tiers: Any = self.tiers
+        with tiers.underway(key):
+            return await self._read_or_compute(key, asked, stores_errors)
+
+    async def _read_or_compute(self, key: Any, asked: Any, stores_errors: bool) -> Any:
         tiers: Any = self.tiers
         now, budget = self.now, self.budget
         erasures = self.memory.erasures
