@@ -19,10 +19,9 @@ cdef class Flight
 cdef class Refreshes:
     cdef int _max_running
     cdef dict _pauses
-    cdef public set running
+    cdef public int running
     cdef public bint failing
 
-    @cython.locals(running=cython.int)
     cpdef bint may_begin(self, object entry, long long now_ns) except *
     cpdef object ended(self, Flight flight, object error)
 
@@ -45,6 +44,7 @@ cdef class Flight:
 cdef class FlightTable:
     cdef FlightCounts _counts
     cdef dict _flights
+    cdef set _refreshed
     cdef object _is_waiting
 
     @cython.locals(flight=Flight)

@@ -67,14 +67,14 @@ class Refreshes:
         max_running: how many may run at once.
 
     Attributes:
-        running: the entries that are refreshed now.
+        running: how many run.
         failing: the latest that ended has failed.
     """
 
     def __init__(self, max_running: int = _MAX_REFRESHES) -> None:
         self._max_running = max_running
         self._pauses: dict[Any, int] = {}  # by entry, until when
-        self.running: set[Any] = set()
+        self.running = 0
         self.failing = False
 
     def may_begin(self, entry: Any, now_ns: int) -> bool:
@@ -84,10 +84,9 @@ class Refreshes:
             if self._pauses[oldest] > now_ns:
                 break
             del self._pauses[oldest]
-        if self._pauses.get(entry, now_ns) > now_ns or entry in self.running:
+        if self._pauses.get(entry, now_ns) > now_ns or self.running >= self._max_running:
             return False
-        running = len(self.running)
-        return running < self._max_running and running + len(self._pauses) < _MAX_REFRESHES
+        return self.running + len(self._pauses) < _MAX_REFRESHES
 
     def ended(self, flight: "Flight", error: BaseException | None) -> None:
         """Note that a refresh ended; unless its value may be stored, its key pauses."""
@@ -144,6 +143,7 @@ class FlightTable:
     def __init__(self, counts: FlightCounts, is_waiting: Callable[[Any], bool]) -> None:
         self._counts = counts
         self._flights: dict[Any, Flight] = {}
+        self._refreshed: set[Any] = set()  # entries; of this loop, because one that stands still ends none
         self._is_waiting = is_waiting
 
     def __len__(self) -> int:
@@ -213,12 +213,13 @@ class FlightTable:
             entry: what it renews, for the bounds of ``refreshes``; ``None``: the key.
 
         Returns:
-            The flight; ``None``: the key has one, or the entry may not be refreshed yet.
+            The flight; ``None``: the key has one, or the entry is being refreshed, or may not be yet.
         """
         entry = key if entry is None else entry
-        if key in self._flights or not refreshes.may_begin(entry, now_ns):
+        if key in self._flights or entry in self._refreshed or not refreshes.may_begin(entry, now_ns):
             return None
-        refreshes.running.add(entry)
+        self._refreshed.add(entry)
+        refreshes.running += 1
         self._counts.computations += 1
         self._counts.refreshes += 1
         flight = self._flights[key] = Flight(key, entry, refreshes, now_ns)
@@ -294,7 +295,8 @@ class FlightTable:
         flight.over = True
         flight.leader = None
         if flight.refreshes is not None:
-            flight.refreshes.running.discard(flight.entry)
+            flight.refreshes.running -= 1
+            self._refreshed.discard(flight.entry)
         del self._flights[flight.key]
 
 

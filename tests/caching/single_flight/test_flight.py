@@ -188,10 +188,10 @@ def test_refreshes_are_bounded():
     table = FlightTable(FlightCounts(), lambda _: True)
     refreshes = Refreshes()
     begun = [flight for key in range(5000) if (flight := table.refresh(key, 0, refreshes)) is not None]
-    assert len(begun) == len(refreshes.running) == 256
+    assert len(begun) == refreshes.running == 256
     for flight in begun:
         table.fail(flight, ERRORS[0])
-    assert not refreshes.running
+    assert refreshes.running == 0
     assert refreshes.failing
     assert all(table.refresh(key, PAUSE_NS - 1, refreshes) is None for key in range(5000))
     assert table.refresh("other", PAUSE_NS - 1, Refreshes()) is not None

@@ -179,3 +179,34 @@ def test_a_priority_is_no_number_of_an_erasure(priority):
         assert (await before).outputs == 1
 
     run(main)
+
+
+def test_a_refresh_on_a_loop_that_stands_still_hinders_no_other():
+    """A loop that does not run on amid a refresh does not end it; a stale hit on another loop begins another."""
+    clock = FakeClock()
+    cache = si.EdgeCache(ttl_s=10.0, stale_s=100.0, clock=clock)
+    called = 0
+
+    @cache.wrap
+    async def function(x):
+        nonlocal called
+        called += 1
+        if called == 2:
+            await asyncio.Event().wait()
+        return called
+
+    first, second = asyncio.new_event_loop(), asyncio.new_event_loop()
+    first.run_until_complete(function(1))
+    clock.advance(11.0)
+    first.run_until_complete(function(1))
+    first.run_until_complete(asyncio.sleep(0))
+    hangs = asyncio.all_tasks(first)
+    second.run_until_complete(function(1))
+    second.run_until_complete(asyncio.sleep(0))
+
+    assert called == 3
+    for task in hangs:
+        task.cancel()
+    first.run_until_complete(asyncio.gather(*hangs, return_exceptions=True))
+    first.close()
+    second.close()
