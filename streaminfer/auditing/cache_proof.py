@@ -30,7 +30,7 @@ from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_instance
 from streaminfer.auditing.traversal import is_a, walk
 from streaminfer.caching.edge_cache import EdgeCache
-from streaminfer.caching.table._slots_cy import NEVER
+from streaminfer.caching.table._slots_cy import NEVER, SMALL
 from streaminfer.caching.tiers.encryption import StoredKeys
 from streaminfer.caching.tiers.protocol import Entry, Tier
 from streaminfer.compliance.retention_log import RetentionLog
@@ -253,11 +253,12 @@ def _look_into_memory(cache: EdgeCache, judge: _Judge, remains: _Remains) -> Non
     held = cache._memory.held()
     stale_ns = cache.freshness.stale_ns
     remains.add("memory", "", "", 0)
-    for labels, until_ns in zip(held[::4], held[2::4], strict=True):
+    for labels, until_ns, queue in zip(held[::4], held[2::4], held[3::4], strict=True):
         subject, tags = (None, ()) if labels is None else labels[:2]
         stored_ns = labels[3] if labels is not None and len(labels) > 2 else None
         age_ns = None if stored_ns is None else judge.now_ns - stored_ns
-        is_past = until_ns != NEVER and judge.now_ns > until_ns + stale_ns + _EXPIRY_NS
+        gone_ns = until_ns + stale_ns if queue <= SMALL else until_ns  # of others it is the instant when they go
+        is_past = until_ns != NEVER and judge.now_ns > gone_ns + _EXPIRY_NS
         why = judge.objection(subject, tags, age_ns, _EXPIRY_NS, is_past)
         remains.count(judge, subject, tags, "memory", "", why)
     retention = cache._memory.retention

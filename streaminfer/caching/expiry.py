@@ -100,10 +100,15 @@ class ExpiryThread:
             memory.wake_ns = next_ns
         return memory.wake_ns
 
-    def forget(self) -> None:
-        """Begin empty in a forked child, which has no such thread; the next wake starts one."""
+    def begin_again(self) -> None:
+        """Start again in a forked child, which has the entries and not the thread."""
+        was_running, memories = self._running, [reference() for reference in self._memories]
         self.__init__()  # type: ignore[misc]
+        for memory in memories if was_running else ():
+            if memory is not None and memory.wake_ns >= 0:
+                memory.wake_ns = 0  # the parent's thread may have been at work, and known of no next look
+                self.wake(memory)
 
 
 THREAD = ExpiryThread()
-at_fork(in_child=THREAD.forget)
+at_fork(in_child=THREAD.begin_again)

@@ -83,7 +83,9 @@ class Freshness:
         if self.jitter:
             import random  # noqa: PLC0415 - most caches draw nothing
 
-            self._draw = random.Random(own).random  # noqa: S311 - spreads load, keeps no secret
+            # the system's draws differ in forked workers, which would all go on with one generator's
+            made = random.SystemRandom() if own is None else random.Random(own)  # noqa: S311 - spreads load, keeps no secret
+            self._draw = made.random
 
         if policy is not None:
             _check_policy(policy, self.stale_s)

@@ -23,7 +23,7 @@ import attrs
 
 from streaminfer._internal.snapshot import Snapshot
 
-__all__ = ["Altered", "Chain", "RetentionEvent", "Verification", "is_torn", "verified"]
+__all__ = ["Altered", "Chain", "RetentionEvent", "Verification", "is_torn", "is_whole", "verified"]
 
 _VERSION = b" 1"
 _SEAL = re.compile(rb',"digest":"([0-9a-f]{64})"}')
@@ -189,6 +189,11 @@ def is_torn(rest: bytes) -> bool:
     """
     seal = _SEAL.search(rest)
     return seal is None or seal.end() == len(rest)
+
+
+def is_whole(rest: bytes) -> bool:
+    """Return whether bytes that are torn have all of a record but its end of line."""
+    return _SEAL.fullmatch(rest, max(len(rest) - _SEAL_SIZE, 0)) is not None
 
 
 def _body(fields: dict[str, Any]) -> bytes:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from streaminfer.compliance.hash_chain import Altered, Chain, RetentionEvent, is_torn
+from streaminfer.compliance.hash_chain import Altered, Chain, RetentionEvent, is_torn, is_whole
 from streaminfer.errors import BackendError
 
 __all__ = ["RetentionFile", "folder_locked", "read_events"]
@@ -97,7 +97,7 @@ class RetentionFile:
                 if line.endswith(b"\n") or not is_torn(line):
                     self._take(line)
                     continue
-                if line.endswith(b"}"):  # all but its last byte, which is added
+                if is_whole(line):  # all but its last byte, which is added
                     self._take(line + b"\n")
                     os.write(number, b"\n")
                 else:

@@ -190,6 +190,28 @@ def test_expired_entry_in_memory_is_found(keys, tmp_path):
     assert site.prove().ok
 
 
+@pytest.mark.parametrize(("kind", "lasts_s"), [("fresh", 30.0), ("set aside", 30.0), ("failure", 5.0)], ids=str)
+def test_stale_time_counts_once_and_for_values_only(kind, lasts_s):
+    """An entry in memory may be there for 0.25 s after its stale time; a failure has none."""
+    clock = Wall()
+    cache = si.EdgeCache(ttl_s=10.0, stale_s=20.0, clock=clock)
+    if kind == "failure":
+        cache.put_negative("k", ValueError("no"), ttl_s=lasts_s)
+    else:
+        cache["k"] = 1
+    clock.now_ns += 10 * S + 100
+    if kind == "set aside":
+        cache.expire()
+    stack = si.Stack(cache, Model(), clock=clock)
+
+    clock.now_ns += round((lasts_s + 0.2) * S) - 10 * S
+    before = si.prove(stack).counts["memory"]
+    clock.now_ns += S // 10
+    after = si.prove(stack).counts["memory"]
+
+    assert (before, after) == (0, 1)
+
+
 def test_entry_that_an_erasure_missed_in_memory_is_found(site):
     site.cache.put("k", 1, subject="anna", tags=("face",))
     site.wall.now_ns += 1

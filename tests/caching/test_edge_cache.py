@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import os
 import sys
 import threading
 import weakref
@@ -281,7 +282,7 @@ def test_every_operation_takes_a_lock_where_needed(plain):
 
     assert operations <= set(vars(guarded(table)))
     assert methods | special <= set(vars(guarded_mapping(mapping)))
-    assert len(operations) == 19
+    assert len(operations) == 21
     assert len(methods) == 5
     assert is_atomic(EdgeTable, "peek") == ATOMIC
     assert not is_atomic(table, "peek")
@@ -360,6 +361,28 @@ def test_the_thread_that_cannot_start_is_started_later(monkeypatch):
     del value
     cache["later"] = 1
     assert gone.wait(timeout=60)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_frees_what_it_inherited():
+    """It has the entries of its parent, and a thread of its own that frees them."""
+    gone = threading.Event()
+
+    class Value:
+        pass
+
+    cache = EdgeCache()
+    value = Value()
+    weakref.finalize(value, gone.set)
+    cache.put("k", value, ttl_s=0.2)
+    del value
+    child = os.fork()
+    if child == 0:
+        cache.put("later", 1, ttl_s=3600.0)
+        os._exit(0 if gone.wait(timeout=20) else 1)
+    _, status = os.waitpid(child, 0)
+
+    assert status == 0
 
 
 def test_the_thread_keeps_no_cache_alive():

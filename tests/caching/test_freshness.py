@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import os
 import threading
 import types
 
@@ -146,6 +147,23 @@ def test_jitter_spreads_the_ends():
 def test_jitter_replays_with_a_seed():
     """The same seed draws the same times."""
     assert spread(seed=1) == spread(seed=1) != spread(seed=2)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_jitter_of_forked_workers_differs():
+    """Workers that were forked do not all draw the same, whose responses would expire together."""
+    cache = si.EdgeCache(ttl_s=100.0, ttl_jitter=0.5)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writing, repr(cache.freshness.response_ttl_s(None, ())).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    drawn_by_child = float(os.read(reading, 100))
+    os.close(reading)
+    os.close(writing)
+
+    assert cache.freshness.response_ttl_s(None, ()) != drawn_by_child
 
 
 def test_jitter_of_the_policy_time():

@@ -347,6 +347,20 @@ def test_a_write_that_was_cut_short_costs_no_more_than_itself(path, missing):
     assert again.events[-1].reason == "after"
 
 
+def test_a_write_that_ended_at_any_byte_is_no_alteration(path):
+    """Whatever its text ends with there, the last record alone is lost, or whole."""
+    log = fill(opened(path))
+    log.record("erase_failed", where="{disk}", data_class="", count=0, reason="{'code': {7}}")
+    whole_file = path.read_bytes()
+    begins = whole_file[:-1].rindex(b"\n") + 1
+    for end in range(begins, len(whole_file)):
+        path.write_bytes(whole_file[:end])
+        again = opened(path)
+        assert again.records == log.records - (end < len(whole_file) - 1), end
+        again.record("erased", where="m", data_class="", count=1, reason="after")
+        assert whole(path).ok
+
+
 def test_zeros_that_a_power_cut_left_are_removed(path):
     log = fill(opened(path))
     path.write_bytes(path.read_bytes() + bytes(5000))

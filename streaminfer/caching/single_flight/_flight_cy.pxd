@@ -22,12 +22,13 @@ cdef class Refreshes:
     cdef public int running
     cdef public bint failing
 
-    cpdef bint may_begin(self, object key, long long now_ns) except *
+    cpdef bint may_begin(self, object entry, long long now_ns) except *
     cpdef object ended(self, Flight flight, object error)
 
 @cython.final
 cdef class Flight:
     cdef public object key
+    cdef public object entry
     cdef public dict waiting
     cdef public object leader
     cdef public int failures
@@ -43,6 +44,7 @@ cdef class Flight:
 cdef class FlightTable:
     cdef FlightCounts _counts
     cdef dict _flights
+    cdef set _refreshed
     cdef object _is_waiting
 
     @cython.locals(flight=Flight)
@@ -50,7 +52,7 @@ cdef class FlightTable:
     @cython.locals(left=cython.int)
     cpdef bint leave(self, Flight flight, object caller, Flight inside) except *
     @cython.locals(flight=Flight)
-    cpdef Flight refresh(self, object key, long long now_ns, Refreshes refreshes)
+    cpdef Flight refresh(self, object key, long long now_ns, Refreshes refreshes, object entry=*)
     cpdef Flight flight(self, object key)
     cpdef list succeed(self, Flight flight)
     cdef _end(self, Flight flight)

@@ -14,8 +14,8 @@ callers join it and wait.
   its computation is cancelled.
 * A refresh is a flight without callers and is never abandoned. After a failure, or a value that may not be stored, its
   key pauses until a second after the refresh began, so that a backend that is down, or degraded, is not called at every
-  stale hit, and one that hung is called again at once. Of one wrapped service at most 256 keys are refreshed or paused;
-  other stale keys wait for these.
+  stale hit, and one that hung is called again at once. One flight refreshes an entry for callers of all priorities. Of
+  one wrapped service at most 256 keys are refreshed or paused; other stale keys wait for these.
 * A computation that waits for its own flight would wait for ever; so would two that wait for each other. The waits of
   computations are edges of a graph between flights, and a join that would close a cycle raises.
 
@@ -73,18 +73,18 @@ class Refreshes:
 
     def __init__(self, max_running: int = _MAX_REFRESHES) -> None:
         self._max_running = max_running
-        self._pauses: dict[bytes, int] = {}  # until when
+        self._pauses: dict[Any, int] = {}  # by entry, until when
         self.running = 0
         self.failing = False
 
-    def may_begin(self, key: bytes, now_ns: int) -> bool:
-        """Return whether a key may be refreshed at an instant."""
+    def may_begin(self, entry: Any, now_ns: int) -> bool:
+        """Return whether an entry may be refreshed at an instant."""
         while self._pauses:
             oldest = next(iter(self._pauses))
             if self._pauses[oldest] > now_ns:
                 break
             del self._pauses[oldest]
-        if self._pauses.get(key, now_ns) > now_ns or self.running >= self._max_running:
+        if self._pauses.get(entry, now_ns) > now_ns or self.running >= self._max_running:
             return False
         return self.running + len(self._pauses) < _MAX_REFRESHES
 
@@ -92,15 +92,16 @@ class Refreshes:
         """Note that a refresh ended; unless its value may be stored, its key pauses."""
         self.failing = error is not None
         if self.failing or flight.discards:
-            self._pauses.pop(flight.key, None)
-            self._pauses[flight.key] = flight.begun_ns + PAUSE_NS
+            self._pauses.pop(flight.entry, None)
+            self._pauses[flight.entry] = flight.begun_ns + PAUSE_NS
 
 
 class Flight:
     """Computation of one key, and its waiters.
 
     Attributes:
-        key: what it computes.
+        key: what it computes, and for callers of which priority.
+        entry: what a refresh renews; flights of several priorities can have one.
         waiting: the waiters in order of arrival: keys of a dict whose values mean nothing.
         leader: whose attempt it is; ``None``: the caller left, or it is a refresh.
         failures: attempts that failed and counted.
@@ -112,8 +113,9 @@ class Flight:
         late_s: when a refresh is late, set by the user of the table.
     """
 
-    def __init__(self, key: bytes, refreshes: Refreshes | None = None, begun_ns: int = 0) -> None:
+    def __init__(self, key: Any, entry: Any = None, refreshes: Refreshes | None = None, begun_ns: int = 0) -> None:
         self.key = key
+        self.entry = entry
         self.waiting: dict[Any, Any] = {}
         self.leader: Any = None
         self.failures = 0
@@ -140,13 +142,14 @@ class FlightTable:
 
     def __init__(self, counts: FlightCounts, is_waiting: Callable[[Any], bool]) -> None:
         self._counts = counts
-        self._flights: dict[bytes, Flight] = {}
+        self._flights: dict[Any, Flight] = {}
+        self._refreshed: set[Any] = set()  # entries; of this loop, because one that stands still ends none
         self._is_waiting = is_waiting
 
     def __len__(self) -> int:
         return len(self._flights)
 
-    def join(self, key: bytes, caller: Any, inside: Flight | None) -> Flight:
+    def join(self, key: Any, caller: Any, inside: Flight | None) -> Flight:
         """Add a caller to the flight of a key, which it starts if there is none.
 
         Args:
@@ -200,17 +203,29 @@ class FlightTable:
         self._counts.abandoned += 1
         return True
 
-    def refresh(self, key: bytes, now_ns: int, refreshes: Refreshes) -> Flight | None:
-        """Start a flight without callers; ``None``: the key has a flight, or may not be refreshed yet."""
-        if key in self._flights or not refreshes.may_begin(key, now_ns):
+    def refresh(self, key: Any, now_ns: int, refreshes: Refreshes, entry: Any = None) -> Flight | None:
+        """Start a flight without callers.
+
+        Args:
+            key: of the flight, which callers can join.
+            now_ns: the present instant.
+            refreshes: of the wrapped service.
+            entry: what it renews, for the bounds of ``refreshes``; ``None``: the key.
+
+        Returns:
+            The flight; ``None``: the key has one, or the entry is being refreshed, or may not be yet.
+        """
+        entry = key if entry is None else entry
+        if key in self._flights or entry in self._refreshed or not refreshes.may_begin(entry, now_ns):
             return None
+        self._refreshed.add(entry)
         refreshes.running += 1
         self._counts.computations += 1
         self._counts.refreshes += 1
-        flight = self._flights[key] = Flight(key, refreshes, now_ns)
+        flight = self._flights[key] = Flight(key, entry, refreshes, now_ns)
         return flight
 
-    def flight(self, key: bytes) -> Flight | None:
+    def flight(self, key: Any) -> Flight | None:
         """Return the flight of a key."""
         return self._flights.get(key)
 
@@ -281,6 +296,7 @@ class FlightTable:
         flight.leader = None
         if flight.refreshes is not None:
             flight.refreshes.running -= 1
+            self._refreshed.discard(flight.entry)
         del self._flights[flight.key]
 
 

@@ -232,7 +232,9 @@ class LoopFlights:
         caller._enforced = enforced
         return caller
 
-    def refresh(self, key: Any, work: Work, *, refreshes: Refreshes, limit_s: float, owner: Any = None) -> None:
+    def refresh(
+        self, key: Any, work: Work, *, refreshes: Refreshes, limit_s: float, owner: Any = None, entry: Any = None
+    ) -> None:
         """Compute a key behind its stale value, unless it is in flight or too many keys are.
 
         After ``limit_s`` the computation is cancelled and the key is free for others. One late computation of each
@@ -244,9 +246,10 @@ class LoopFlights:
             refreshes: of the wrapped service.
             limit_s: how long it may take.
             owner: whose ``stop`` ends the computation.
+            entry: what it renews, if flights of several keys do; ``None``: the key.
         """
         with FLIGHTS_LOCK:
-            flight = self.table.refresh(key, self._now(), refreshes)
+            flight = self.table.refresh(key, self._now(), refreshes, entry)
         if flight is None:
             return
         self._begin(flight, work, owner, copy_context())

@@ -31,6 +31,8 @@ cdef class EdgeTable(Entries):
     @cython.locals(slot=Py_ssize_t)
     cpdef bint discard(self, object key) except -1
 
+    cpdef object overtake(self, object key)
+
     cpdef object count_fresh(self)
 
     @cython.locals(slot=Py_ssize_t)
@@ -51,6 +53,9 @@ cdef class EdgeTable(Entries):
 
     @cython.locals(slot=Py_ssize_t, queue=Py_ssize_t, at_ns=cython.longlong, past_ns=cython.longlong)
     cpdef object lookup(self, object key, long long now_ns)
+
+    @cython.locals(slot=Py_ssize_t, queue=Py_ssize_t, at_ns=cython.longlong)
+    cpdef long long usable_until(self, object key) except -1
 
     cpdef object expire(self)
 

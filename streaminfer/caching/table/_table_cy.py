@@ -82,6 +82,10 @@ class EdgeTable(Entries):
         self._take(slot)
         return True
 
+    def overtake(self, key: Any) -> None:
+        """Forbid storing what is being computed for a key, or read from a tier: what comes next is newer."""
+        self._deleted(hash(key))
+
     def count_fresh(self) -> int:
         """Return the number of fresh entries."""
         self._settle()
@@ -173,6 +177,17 @@ class EdgeTable(Entries):
                 return _IS_STALE, self._index.objects[3 * slot + 1]
         self.misses += 1
         return _IS_MISSING, None
+
+    def usable_until(self, key: Any) -> int:
+        """Return until when the value of a key can be used, its stale time included; 0: there is none."""
+        slot = self._index.find(key, hash(key))
+        if slot < 0:
+            return 0
+        queue = self._slots._words[4 * slot] & 3
+        at_ns = self._slots._words[4 * slot + 1]
+        if queue == NEGATIVE:
+            return 0
+        return at_ns if queue == STALE or at_ns == NEVER else at_ns + self._stale_ns
 
     def expire(self) -> int:
         """Free every entry that is past its time, the stale time included; return how many went."""

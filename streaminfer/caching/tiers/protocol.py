@@ -158,6 +158,11 @@ class TierHit:
     stale_ns: int
     is_stale: bool
 
+    @property
+    def until_ns(self) -> int:
+        """Until when it can be used, on the cache's clock; of one that is fresh for good, later than any instant."""
+        return self.computed_ns + self.fresh_ns + self.stale_ns
+
 
 class Held(NamedTuple):
     """Entries that a tier has of one data class.

@@ -26,8 +26,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +87,7 @@ class TierSet:
         self._log_timer: asyncio.TimerHandle | None = None
         self._warned = False
         self._without_keys: set[str] = set()
+        self._underway: dict[str | bytes, int] = {}
         self._failures = ErrorLog("streaminfer.caching")
 
     # -- life ---------------------------------------------------------------------------------------------------
@@ -164,13 +165,28 @@ class TierSet:
 
     # -- reading ------------------------------------------------------------------------------------------------
 
+    @contextmanager
+    def underway(self, key: str | bytes) -> Iterator[None]:
+        """Read or compute a value in this block; if `put_through` puts one meanwhile, what comes of it is not stored.
+
+        Memory alone does not tell: it may have rejected or evicted the newer value.
+        """
+        underway = self._underway if self._home is asyncio.get_running_loop() else {}
+        underway[key] = underway.get(key, 0) + 1
+        try:
+            yield
+        finally:
+            underway[key] -= 1
+            if not underway[key]:
+                del underway[key]
+
     async def read(
         self, key: str | bytes, *, granted_ns: int, longest_ns: int = NEVER, only_fresh: bool = False
     ) -> TierHit | None:
         """Return a fresh value of the fastest tier that has one, else a stale one, else ``None``.
 
         A fresh value is in memory then. Nothing is returned if the tiers do not run on this event loop, or the key was
-        erased or deleted meanwhile, because the value may be what was.
+        erased, deleted or put meanwhile, because the value may be what was.
 
         Args:
             key: whose value.
@@ -180,6 +196,10 @@ class TierSet:
         """
         if granted_ns <= 0 or not self.run_here:
             return None
+        with self.underway(key):
+            return await self._read(key, granted_ns, longest_ns, only_fresh)
+
+    async def _read(self, key: str | bytes, granted_ns: int, longest_ns: int, only_fresh: bool) -> TierHit | None:
         erasures = self._memory.erasures
         until = asyncio.get_running_loop().time() + granted_ns / 1e9
         stale: TierHit | None = None
@@ -206,8 +226,7 @@ class TierSet:
             stale = stale or hit
         if stale is None or only_fresh or self._memory.erased_since(key, stale.about, erasures):
             return None
-        age_ns = self._memory.now() - stale.computed_ns
-        return stale if age_ns < stale.fresh_ns + stale.stale_ns else None  # slower tiers took their time
+        return stale if self._memory.now() < stale.until_ns else None  # slower tiers took their time
 
     def promote(self, key: Any, found: TierHit, erasures: int) -> None:
         """Store in memory and on faster tiers what a tier had, with the age that it has.
@@ -276,6 +295,8 @@ class TierSet:
     async def put_through(self, key: str | bytes, value: Any, ttl_s: float | None, about: About) -> bool:
         """Store a value in memory and on the tiers; see `EdgeCache.put_through`."""
         memory = self._memory
+        if key in self._underway:
+            memory.overtake(key)
         erasures = memory.erasures
         stored = memory.put(key, value, ttl_s, about)
         if not stored:  # it is too large, which removed the value before it

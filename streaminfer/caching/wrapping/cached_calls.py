@@ -133,11 +133,12 @@ class CachedCalls(Layer):
         if self.gives_stale(missed):
             self.refresh(key, call)
             return copy_out(missed.value)
-        work = (self._computing, key, call, missed.state != OUTDATED)
+        fallback = self.fallback(missed) if missed.state == OUTDATED else None
+        work = (self._computing, key, call, fallback is None)
         try:
             value, led = await self.flights.here().share(self.flight_key(key, call), work)
         except Exception as error:
-            if missed.state != OUTDATED or not self.hides(error):
+            if fallback is None or not self.replaces(error, key, call, fallback):
                 raise
             return copy_out(missed.value)
         if value.__class__ is TierHit:
@@ -153,10 +154,11 @@ class CachedCalls(Layer):
             work, limit_s = (self._compute_sync, key, call, False), self.budget.refresh_s()
             threads.refresh(flight_key, work, refreshes=self._thread_refreshes, limit_s=limit_s)
             return copy_out(missed.value)
+        fallback = self.fallback(missed) if missed.state == OUTDATED else None
         try:
-            value, _ = threads.share(flight_key, (self._compute_sync, key, call, missed.state != OUTDATED))
+            value, _ = threads.share(flight_key, (self._compute_sync, key, call, fallback is None))
         except Exception as error:
-            if missed.state != OUTDATED or not self.hides(error):
+            if fallback is None or not self.replaces(error, key, call, fallback):
                 raise
             return copy_out(missed.value)
         return copy_out(value)

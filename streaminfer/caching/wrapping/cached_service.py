@@ -196,11 +196,12 @@ class CachedService(Layer, Wrapper):
         if self.gives_stale(found):
             self.refresh(key, asked)
             return Response(copy_out(found.value), True, "cache")
-        work = (self._computing, key, asked, found.state != OUTDATED)
+        fallback = self.fallback(found) if found.state == OUTDATED else None
+        work = (self._computing, key, asked, fallback is None)
         try:
             response, led = await self._share(self.flight_key(key, asked), work, request, found.now_ns)
         except Exception as error:
-            if found.state != OUTDATED or not self.hides(error):
+            if fallback is None or not self.replaces(error, key, asked, fallback):
                 raise
             return Response(copy_out(found.value), True, "cache")
         if response.__class__ is TierHit:
@@ -231,8 +232,8 @@ class CachedService(Layer, Wrapper):
 
     def flight_key(self, key: Any, asked: Any) -> Any:
         """Return the key of a flight, one for each priority: no caller waits for a less urgent one's turn."""
-        flight_key, priority = super().flight_key(key, asked), asked[0].priority
-        return (flight_key, priority) if priority else flight_key
+        edition, priority = self._edition_of(key, asked), asked[0].priority
+        return (priority, edition) if priority else edition  # in this order: a number behind a key is an erasure's
 
     def _deadline_ns(self, asked: Any) -> int | None:
         request: Request = asked[0]

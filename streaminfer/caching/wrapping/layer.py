@@ -63,7 +63,7 @@ class Layer(ABC):
         self.budget = ReadBudget()
         self._failing_until_ns = 0
         self._refreshes = Refreshes()
-        self._computing = self._compute if self.tiers is None else self._read_or_compute
+        self._computing = self._compute if self.tiers is None else self._use_tiers
 
     @abstractmethod
     async def _compute(self, key: Any, asked: Any, stores_errors: bool, erasures: int | None = None) -> Any:
@@ -86,8 +86,13 @@ class Layer(ABC):
 
     # -- tiers --------------------------------------------------------------------------------------------------
 
-    async def _read_or_compute(self, key: Any, asked: Any, stores_errors: bool) -> Any:
+    async def _use_tiers(self, key: Any, asked: Any, stores_errors: bool) -> Any:
         """Return what the tiers have of a key, a `TierHit`, else what ``_compute`` returns."""
+        tiers: Any = self.tiers
+        with tiers.underway(key):
+            return await self._read_or_compute(key, asked, stores_errors)
+
+    async def _read_or_compute(self, key: Any, asked: Any, stores_errors: bool) -> Any:
         tiers: Any = self.tiers
         now, budget = self.now, self.budget
         erasures = self.memory.erasures
@@ -116,7 +121,7 @@ class Layer(ABC):
         except BaseException as error:
             if deadline_ns is not None and now() >= deadline_ns:
                 budget.was_late(granted_ns, read_ns)
-            if found is None or not self.hides(error):
+            if found is None or not self.replaces(error, key, asked, (erasures, found.until_ns)):
                 raise
             return found
         finally:
@@ -154,6 +159,10 @@ class Layer(ABC):
 
     def flight_key(self, key: Any, asked: Any) -> Any:
         """Return the key of a flight: who calls after a deletion, or an erasure, joins none that began before it."""
+        return self._edition_of(key, asked)
+
+    def _edition_of(self, key: Any, asked: Any) -> Any:
+        """Return a key, with the number of its latest deletion or erasure."""
         edition = self.memory.edition(key, self._about(asked))
         return (key, edition) if edition else key
 
@@ -173,6 +182,24 @@ class Layer(ABC):
         self._failing_until_ns = self.now() + _RECENT_NS
         return True
 
+    def fallback(self, outdated: Miss) -> tuple[int, int]:
+        """Return what :meth:`replaces` needs to know of an outdated value."""
+        return self.memory.erasures, self.memory.usable_until(outdated.key)
+
+    def replaces(self, error: BaseException, key: Any, asked: Any, fallback: tuple[int, int]) -> bool:
+        """Return whether a stale value replaces an error: it was not erased meanwhile, and its time has not passed.
+
+        Args:
+            error: of the computation.
+            key: of the value.
+            asked: what was to compute it.
+            fallback: of the memory, ``erasures`` when the value was found; and until when it can be used.
+        """
+        erasures, until_ns = fallback
+        if self.now() >= until_ns or self.memory.erased_since(key, self._about(asked), erasures):
+            return False
+        return self.hides(error)
+
     def gives_stale(self, missed: Miss) -> bool:
         """Return whether what memory has is the response at once, with a refresh behind it. Raises a stored error."""
         if missed.state == NEGATIVE:
@@ -182,8 +209,8 @@ class Layer(ABC):
     def refresh(self, key: Any, asked: Any) -> None:
         """Refresh a key behind its stale value, unless it is in flight or too many keys are."""
         work, limit_s = (self._computing, key, asked, False), self.budget.refresh_s()
-        flight_key = self.flight_key(key, asked)
-        self.flights.here().refresh(flight_key, work, refreshes=self._refreshes, limit_s=limit_s, owner=self)
+        flight_key, entry, flights = self.flight_key(key, asked), self._edition_of(key, asked), self.flights.here()
+        flights.refresh(flight_key, work, refreshes=self._refreshes, limit_s=limit_s, owner=self, entry=entry)
 
     def follow_up(self, found: TierHit, led: bool, key: Any, asked: Any) -> None:
         """Refresh a key whose stale value a tier had, once for all callers."""

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -270,3 +271,42 @@ def test_another_process(server):
             return output
 
     assert asyncio.run(main()) == b"1\n"
+
+
+FORKED = """
+import asyncio, os, sys
+import streaminfer as si
+from streaminfer.caching.tiers import RedisTier
+
+tier = RedisTier(sys.argv[1], namespace="told", invalidate=True, timeout_s=30.0, erase_timeout_s=30.0)
+cache = si.EdgeCache(tiers=[tier])  # as of a server that loads the application before it forks its workers
+reading, writing = os.pipe()
+child = os.fork()
+
+
+async def main():
+    async with cache:
+        if not child:
+            await asyncio.to_thread(os.read, reading, 1)
+            await cache.delete("k")
+            return
+        await tier.notices.listening.wait()
+        cache["k"] = 1
+        os.write(writing, b"!")
+        async with asyncio.timeout(30.0):
+            while "k" in cache:
+                await asyncio.sleep(0.001)
+        print("dropped")
+
+
+asyncio.run(main())
+if child:
+    os.waitpid(child, 0)
+"""
+
+
+def test_workers_that_were_forked_hear_each_other(server):
+    """A cache that was made before the fork is another one in each process."""
+    ended = subprocess.run([sys.executable, "-c", FORKED, server.url], stdout=subprocess.PIPE, timeout=60.0, check=True)
+
+    assert ended.stdout == b"dropped\n"

@@ -46,7 +46,7 @@ class RedisNotices:
         self.heard = self.missed = 0
         self._records = records
         self._blocking = blocking
-        self._own = os.urandom(16)
+        self._own = b""
         self._listeners: list[Callable[[Notice], object]] = []
         self._client: Any = None
         self._task: asyncio.Task[None] | None = None
@@ -62,6 +62,7 @@ class RedisNotices:
             client: of connections of its own, at least one.
         """
         self._client = client
+        self._own = os.urandom(16)  # not before a fork: its children are others
         self.listening = asyncio.Event()  # of this event loop
         self._task = asyncio.get_running_loop().create_task(self._listen(), name="streaminfer redis notices")
 
