@@ -27,7 +27,7 @@ from streaminfer._internal.units import NEVER_NS
 from streaminfer.batching.queue._feasibility_cy import DurationTable
 from streaminfer.batching.service_time._batch_means_cy import BatchMeans
 from streaminfer.batching.service_time._curve_cy import add_share
-from streaminfer.batching.service_time.latency_model import next_step, size_steps
+from streaminfer.batching.service_time.latency_model import size_steps
 from streaminfer.batching.service_time.service_time import ServiceTime
 
 __all__ = ["BucketModel", "lend_durations"]
@@ -41,7 +41,6 @@ _LARGEST_SAFETY = 0.01  # plans end exactly at deadlines, and half of all batche
 _CENSORED = 1.5  # what a cancelled batch would have taken, over what was expected
 _ABOUT = 0.8
 _EXPLORE_TIMES = 4
-_MUCH_LESS = 0.8  # of the throughput
 _COMPARE_AFTER, _COMPARE_EVERY = 128, 8  # batches
 
 
@@ -206,24 +205,14 @@ class BucketModel:
         return self._not_run_for_long([size for size in self._next_to(best) if 0 < size <= available and size != best])
 
     def size_to_try_again(self, size: int, available: int) -> int:
-        """Return a larger size that did not run for long, and note that it was asked for; 0: nothing to try.
-
-        That is twice the size, if it ran. Or else it is twice the size or one a little larger that never ran, and of
-        which much less is expected: where a model fills batches up to a size, too much time is expected of the sizes
-        between a known one and one behind it.
+        """Return twice a size if it ran, but not for long, and note that it was asked for; 0: nothing to try.
 
         Args:
             size: of the batches for which there is time, as far as is known.
             available: the most rows that there are.
         """
-        model = self.service_time
-        doubled = 2 * size
-        if doubled <= available and model.ran(doubled):
-            return self._not_run_for_long([doubled])
-        most = min(available, model.largest_seen)
-        least = _MUCH_LESS * size / max(self.expected_ns(size), 1)
-        sizes = [one for one in (doubled, next_step(size)) if one <= most and one / self.expected_ns(one) < least]
-        return self._not_run_for_long([one for one in sizes if not model.ran(one)])
+        larger = 2 * size
+        return self._not_run_for_long([larger] if larger <= available and self.service_time.ran(larger) else [])
 
     def _not_run_for_long(self, sizes: Sequence[int]) -> int:
         model = self.service_time

@@ -43,7 +43,7 @@ from streaminfer.batching.service_time._relative_costs_cy import STEEPEST, held_
 from streaminfer.batching.service_time.residual_quantile import ResidualQuantile
 from streaminfer.batching.service_time.service_time import WORTH_GROWING, ServiceTime
 
-__all__ = ["LatencyModel", "nearest_size", "next_step", "size_steps"]
+__all__ = ["LatencyModel", "nearest_size", "size_steps"]
 
 _SPEED_GAIN = 0.1
 _VISITS_COUNTED = 20  # a size's own gain is never below the inverse of this
@@ -121,11 +121,6 @@ class LatencyModel:
         if self._prior is not None:
             return _PRIOR_SIZES
         return max((size for size in self._sizes if self._visits[size] > 1), default=0)
-
-    @property
-    def largest_seen(self) -> int:
-        """The largest size that was observed at least once, or given by a prior; 0 where there is none."""
-        return self._sizes[-1] if self._sizes else 0
 
     def observe(self, size: int, duration_ns: int, now_ns: int) -> None:
         """Learn from a batch.
@@ -327,18 +322,6 @@ def nearest_size(size: int) -> int:
         return size
     nearest = round(2 ** (round(math.log2(size) * _PER_OCTAVE) / _PER_OCTAVE))
     return nearest + 1 if size > nearest and nearest & (nearest - 1) == 0 else nearest
-
-
-@functools.lru_cache
-def next_step(size: int) -> int:
-    """Return the largest size of those behind ``size`` that have another `nearest_size`, but one among them."""
-    following = size + 1
-    while nearest_size(following) == nearest_size(size):
-        following += 1
-    last = following
-    while nearest_size(last + 1) == nearest_size(following):
-        last += 1
-    return last
 
 
 @functools.lru_cache

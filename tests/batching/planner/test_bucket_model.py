@@ -462,28 +462,6 @@ def test_a_larger_size_that_never_ran_is_not_tried_again():
     assert model.size_to_try_again(8, 64) == 0
 
 
-def test_a_size_between_two_known_ones_is_tried_where_much_less_is_expected_of_it():
-    """Batches are filled up to 16: what is between 8 and 17 seems slow until it ran; twice, then nothing is tried."""
-    fills = ServiceTime.table({1: 0.010, 16: 0.010, 17: 0.030, 32: 0.030}).seconds
-    model = bucket(32)
-    run(model, *[2, 8, 17] * 30, seconds=fills)
-    assert model.expected_ns(16) > 2 * model.expected_ns(8)
-
-    assert model.size_to_try_again(8, 10) == 0
-    assert model.size_to_try_again(8, 32) == 16
-    run(model, *[16] * 12, seconds=fills)
-    assert model.size_to_try_again(8, 32) == 0
-    assert model.expected_ns(16) < 1.1 * model.expected_ns(8)
-
-
-def test_of_several_sizes_the_next_one_is_tried_where_there_are_too_few_for_twice_as_many():
-    fills = ServiceTime.table({1: 0.010, 16: 0.010, 17: 0.030, 32: 0.030}).seconds
-    model = bucket(32)
-    run(model, *[2, 11, 17] * 30, seconds=fills)
-
-    assert model.size_to_try_again(11, 21) == 16
-
-
 def test_comparison_is_rare():
     """After a size was asked for, eight batches pass until the next comparison."""
     model = settled(bucket(), 4, 64)
