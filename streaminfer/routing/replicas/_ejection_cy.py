@@ -3,11 +3,11 @@
 
 *Design* (Envoy's outlier detection). After ``consecutive_failures``, or when its latency and its latency per request in
 flight are more than ``latency_factor`` times those of most others in the zone (a burst that queues is not the replica's
-fault), and so are those of its last response, a replica is ejected for ``eject_ns`` times the number of its ejections, at most ``max_eject_ns``. That number
-falls by one for each ``eject_ns`` in service. At most a share of the fleet is ejected, but always one may be where
-there are two. Afterwards the replica is *probing*: it gets one request at a time, until one succeeds. A failure ejects
-it again, and so does a request that does not end within ``eject_ns``. Then it starts slowly. Each change begins a
-generation, and requests of an earlier one count neither way when they end.
+fault), and so are those of its last response, a replica is ejected for ``eject_ns`` times the number of its ejections,
+at most ``max_eject_ns``. That number falls by one for each ``eject_ns`` in service. At most a share of the fleet is
+ejected, but always one may be where there are two. Afterwards the replica is *probing*: it gets one request at a time,
+until one succeeds. A failure ejects it again, and so does a request that does not end within ``eject_ns``. Then it
+starts slowly. Each change begins a generation, and requests of an earlier one count neither way when they end.
 
 *Complexity.* O(1), and O(replicas) where a latency is compared.
 
