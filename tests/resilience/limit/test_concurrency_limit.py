@@ -95,7 +95,7 @@ def test_the_first_rejection_names_no_time(limit, clock):
     assert 0 not in permits
 
     assert limited.admission(Request(1.0), clock()) == Admission(False, "limit", None)
-    with pytest.raises(si.Overloaded, match="of 2 that it allows$") as refused:
+    with pytest.raises(si.Overloaded, match=r"of 2 that it allows$") as refused:
         limit.guard().__enter__()
     assert refused.value.retry_after_s is None
 
