@@ -4,7 +4,9 @@
 well. Whether an offered request is taken is decided per request, by the route's own ``admission``; the share is for
 what no single request can see. Shares are adjusted once per *step*:
 
-1. *Failing.* If more than a tenth of the attempts at a route failed in the step, its share is halved.
+1. *Failing.* If more than a tenth of the attempts at a route failed in the step, and more than chance brings where a
+   tenth fail, its share is halved. Without that a route that fails a little, seen in steps of a few requests each, is
+   cut in one step of several, and grows no faster than that.
 2. *Crowded.* Routes of one device take time from each other. If more than 1 % of the requests missed their deadline
    because a route of that device could not take them in time, the best route there that costs more than a later one
    loses part of its share, measured from what it really took. Below 0.25 % it may grow again; between the two the share

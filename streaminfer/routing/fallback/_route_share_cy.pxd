@@ -1,7 +1,7 @@
 cimport cython
 
 cdef int _GOOD, _BAD, _LATE
-cdef double _MIN_SHARE, _REOPEN_SHARE, _MAX_FAILURE_RATE, _MAX_LATE_RATE, _MIN_GAIN, _MAX_GAIN, _MAX_GROWTH, _HEAVY_CUT
+cdef double _MIN_SHARE, _REOPEN_SHARE, _MAX_FAILURE_RATE, _CHANCE, _MAX_LATE_RATE, _MIN_GAIN, _MAX_GAIN, _MAX_GROWTH, _HEAVY_CUT
 cdef double _TROUBLE_WIDTH, _MAX_HEADROOM, _SUSPECT_HEADROOM, _MIN_RISE, _MAX_RISE, _HEADROOM_FALL, _LIGHT_USE_DECAY
 cdef long long _MAX_STEPS, _TROUBLE_STEPS
 
@@ -38,6 +38,7 @@ cdef class RouteShare:
     cdef object _grow_once(self, bint lightly_used)
 
     @cython.locals(bad=cython.longlong)
+    @cython.locals(bad=cython.longlong, attempts=cython.longlong, excess=double)
     cdef bint _is_failing(self) noexcept
 
     @cython.locals(rise=double, left=double)

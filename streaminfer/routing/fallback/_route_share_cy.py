@@ -24,6 +24,7 @@ _LATE = 2
 _MIN_SHARE = 0.01
 _REOPEN_SHARE = 0.05
 _MAX_FAILURE_RATE = 0.1
+_CHANCE = 0.5  # roots of the attempts: if a tenth fail, chance alone brings so many more once in twenty steps
 _MAX_LATE_RATE = 0.01
 _MAX_STEPS = 8  # that count when no request came for longer
 _MIN_GAIN = 1.05
@@ -254,10 +255,13 @@ class RouteShare:
         self._gain = min(_MAX_GAIN, 1.0 + 2.0 * (self._gain - 1.0))
 
     def _is_failing(self) -> bool:
+        """Return whether more attempts failed than a tenth and chance explain."""
         bad = self._bad
         if self.headroom >= _MAX_HEADROOM:  # more headroom does not help
             bad += self._late
-        return bad >= 2 and bad > _MAX_FAILURE_RATE * (self._good + self._bad + self._late)
+        attempts = self._good + self._bad + self._late
+        excess = bad - _MAX_FAILURE_RATE * attempts
+        return bad >= 2 and excess > 0.0 and excess * excess > _CHANCE * _CHANCE * attempts
 
     def _adjust_headroom(self, lightly_used: bool, steps: int) -> None:
         if self._late >= 2 and self._late > _MAX_LATE_RATE * (self._good + self._bad + self._late):

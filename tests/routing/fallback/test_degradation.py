@@ -1,5 +1,6 @@
 """The shares of routes: every rule of the module's docstring, and a model-free machine for its invariants."""
 
+import random
 from itertools import pairwise
 
 import pytest
@@ -68,6 +69,31 @@ def test_a_failing_route_is_halved_and_comes_back_gradually():
 def test_a_tenth_of_failures_or_a_single_one_change_nothing():
     assert steps(make(), 1, [BAD] * 2 + [GOOD] * 18) == 1.0
     assert steps(make(), 1, [BAD] + [GOOD] * 7) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("failed", "requests", "share"),
+    [(2, 6, 0.5), (2, 7, 1.0), (3, 8, 0.5), (8, 50, 1.0), (9, 50, 0.5), (115, 1000, 1.0), (117, 1000, 0.5)],
+)
+def test_chance_alone_does_not_cut_a_share(failed, requests, share):
+    """A route is failing where more fail than a tenth, and half the root of the requests."""
+    outcomes = [BAD] * failed + [GOOD] * (requests - failed)
+    degradation = make()
+    serve(degradation, 0, outcomes)
+    degradation.step((1 if requests >= 8 else 8) * STEP, False)
+    assert degradation.shares[0].fraction == pytest.approx(share)
+
+
+@pytest.mark.parametrize("requests", [8, 50, 250])
+def test_a_route_below_a_tenth_of_failures_keeps_its_traffic(requests):
+    """With one attempt in twenty failing at random, the best route keeps at least nine tenths of the traffic."""
+    degradation = make()
+    draw = random.Random(1)
+    fractions = [
+        steps(degradation, 1, [BAD if draw.random() < 0.05 else GOOD for _ in range(requests)], start=start)
+        for start in range(1, 400)
+    ]
+    assert sum(fractions) / len(fractions) > 0.9
 
 
 def test_neutral_outcomes_count_for_nothing():
