@@ -10,7 +10,9 @@ what no single request can see. Shares are adjusted once per *step*:
 2. *Crowded.* Routes of one device take time from each other. If more than 1 % of the requests missed their deadline
    because a route of that device could not take them in time, the best route there that costs more than a later one
    loses part of its share, measured from what it really took. Below 0.25 % it may grow again; between the two the share
-   stands still, so that the noise of a count does not move it.
+   stands still, so that the noise of a count does not move it. A cheaper route that hangs takes nothing over: if
+   requests miss their deadline for three steps and none of the cheaper ones responds, a cut would only lose more, and
+   a share that was cut grows in spite of them.
    *Late.* If more than 1 % of what a route took was late or timed out, its *headroom* rises: the part of a request's
    time that must be left at its predicted finish. A prediction does not know which later requests make the batch
    longer, so the queue is filled a little less. Without late responses headroom falls slowly. While the route has its
@@ -46,7 +48,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from streaminfer.routing.fallback._route_share_cy import RouteShare
+from streaminfer.routing.fallback._route_share_cy import RouteShare, exceeds
 
 __all__ = ["DegradationController"]
 
@@ -148,13 +150,14 @@ class DegradationController:
 
     def _adjust(self) -> None:
         for share in self.shares:
-            share._age(self._steps)
+            missed = self._missed_there[share.device]
+            share._age(missed if exceeds(missed, self._requests, _CROWDED_MISS_RATE) else 0, self._steps)
             share._adjust_headroom(self._is_lightly_used(share.device), self._steps)
             if not share.fixed and not share.closed and share._is_failing():
                 share._cut(0.5)
         for device in range(len(self._missed_there)):
             missed = self._missed_there[device]
-            if missed >= 2 and missed > _CROWDED_MISS_RATE * self._requests:
+            if exceeds(missed, self._requests, _CROWDED_MISS_RATE):
                 self._relieve(device, max(0.5, 0.95 - 2.0 * missed / self._requests))
         for position in range(len(self.shares)):
             share = self.shares[position]
@@ -168,20 +171,17 @@ class DegradationController:
 
     def _relieve(self, device: int, factor: float) -> None:
         """Cut the best route of a device that costs more than a later one, unless one was cut already."""
-        costliest = None
-        for share in self.shares:
+        costliest = -1
+        for position in range(len(self.shares)):
+            share = self.shares[position]
             if share.device == device:
                 if share._was_cut or (share._rests and factor > _HEAVY_MISS_FACTOR):
                     return
-                if (
-                    costliest is None
-                    and share.costlier_on_device
-                    and share._taken
-                    and share.fraction > _MIN_SHARE_TO_CUT
-                ):
-                    costliest = share
-        if costliest is not None:
-            costliest._cut(factor)
+                if costliest < 0 and share.costlier_on_device and share._taken and share.fraction > _MIN_SHARE_TO_CUT:
+                    costliest = position
+        if costliest >= 0 and not self._is_alone(costliest):
+            share = self.shares[costliest]
+            share._cut(factor)
 
     def _is_lightly_used(self, device: int) -> bool:
         """Return whether responses of a device use so little of their time that it cannot be crowded."""
@@ -194,6 +194,8 @@ class DegradationController:
         share = self.shares[position]
         if share._is_failing():
             return False
+        if self._is_alone(position):
+            return True
         if self._missed_there[share.device] > _CALM_MISS_RATE * self._requests:
             return False
         for other in range(position + 1, len(self.shares)):
@@ -201,6 +203,18 @@ class DegradationController:
             if cheaper.device == share.device and not cheaper.closed and cheaper.fraction < 0.5:
                 return False
         return True
+
+    def _is_alone(self, position: int) -> bool:
+        """Return whether there are later routes of the device, and none of them responds."""
+        share = self.shares[position]
+        alone = False
+        for other in range(position + 1, len(self.shares)):
+            cheaper = self.shares[other]
+            if cheaper.device == share.device:
+                if not cheaper._is_silent():
+                    return False
+                alone = True
+        return alone
 
     def _close_one(self) -> None:
         for position in range(len(self.shares) - 1):

@@ -76,7 +76,7 @@ def test_a_tenth_of_failures_or_a_single_one_change_nothing():
     [(2, 6, 0.5), (2, 7, 1.0), (3, 8, 0.5), (8, 50, 1.0), (9, 50, 0.5), (115, 1000, 1.0), (117, 1000, 0.5)],
 )
 def test_chance_alone_does_not_cut_a_share(failed, requests, share):
-    """A route is failing where more fail than a tenth, and half the root of the requests."""
+    """A route is failing where more fail than a tenth, and than chance brings where a tenth fail."""
     outcomes = [BAD] * failed + [GOOD] * (requests - failed)
     degradation = make()
     serve(degradation, 0, outcomes)
@@ -94,6 +94,72 @@ def test_a_route_below_a_tenth_of_failures_keeps_its_traffic(requests):
         for start in range(1, 400)
     ]
     assert sum(fractions) / len(fractions) > 0.9
+
+
+@pytest.mark.parametrize("requests", [50, 100, 250, 1000])
+def test_rare_misses_by_chance_move_nothing(requests):
+    """With one request in 200 late or missed at random, the best route keeps its traffic and needs no headroom."""
+    degradation, draw = make(), random.Random(1)
+    fractions = []
+    for number in range(1, 400):
+        serve(degradation, 0, [LATE if draw.random() < 0.005 else GOOD for _ in range(requests)])
+        for _ in range(requests):
+            if draw.random() < 0.005:
+                degradation.missed(1)
+        degradation.step(number * STEP, False)
+        fractions.append(degradation.shares[0].fraction)
+    assert sum(fractions) / len(fractions) > 0.95
+    assert degradation.shares[0].headroom < 0.1
+
+
+def crowd(degradation, number, responds):
+    """A step in which the first route takes its share, and the second one the rest, which misses if it hangs."""
+    best, rest = degradation.shares
+    for _ in range(50):
+        degradation.arrive(0)
+        share = best if best.offers() else rest
+        share.take()
+        good = share is best or responds
+        share.settle(GOOD if good else LATE, 900, 1000, 0)
+        if not good:
+            degradation.missed(1)
+    degradation.step(number * STEP, False)
+
+
+def test_a_share_grows_back_beside_a_route_that_hangs():
+    """A cheaper route on the device that does not respond takes nothing over, so its misses hold nothing back."""
+    degradation = make()
+    for _ in range(50):
+        degradation.missed(1)
+    serve(degradation, 0, [GOOD] * 50)
+    degradation.step(STEP, False)
+    assert degradation.shares[0].fraction == pytest.approx(0.5)
+
+    for number in range(2, 30):
+        crowd(degradation, number, responds=False)
+    assert degradation.shares[0].fraction == 1.0
+
+
+def test_a_route_that_responds_again_relieves_the_device():
+    """What it did not do before is forgotten with its first step of responses."""
+    degradation = make()
+    degradation.shares[1].take()
+    degradation.shares[1].settle(LATE, 1000, 1000, 0)
+    for number in range(1, 5):
+        serve(degradation, 0, [GOOD] * 50)
+        for _ in range(50):
+            degradation.missed(1)
+        degradation.step(number * 8 * STEP, False)
+    cuts = degradation.shares[0].cuts
+    assert cuts <= 1
+
+    serve(degradation, 0, [GOOD] * 50)
+    for _ in range(25):
+        degradation.missed(1)
+        degradation.shares[1].take()
+        degradation.shares[1].settle(GOOD, 100, 1000, 0)
+    degradation.step(100 * STEP, False)
+    assert degradation.shares[0].cuts == cuts + 1
 
 
 def test_neutral_outcomes_count_for_nothing():

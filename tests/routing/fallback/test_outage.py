@@ -79,3 +79,47 @@ def test_a_hang_leaves_the_next_route_its_time():
     during, _ = outage(1000.0, hangs=True, down_requests=2000)
 
     assert during.count("") <= 0.002 * len(during)
+
+
+@pytest.mark.parametrize("default", [None, -1.0], ids=["no default", "default"])
+@pytest.mark.parametrize("layers", [True, False], ids=["batcher", "plain"])
+def test_a_fallback_that_hangs_costs_the_best_route_nothing(layers, default):
+    """After a second in which both routes of a device hang, the best one, which responds again, gets all requests."""
+
+    async def main(loop):
+        best, other = Backend(hangs=True), Backend(hangs=True)
+        other.up.clear()
+
+        def around(backend):
+            return [si.AdaptiveBatcher(max_batch_size=16), backend] if layers else [backend]
+
+        router = FallbackRouter(
+            Route("best", around(best), cost=4.0), Route("other", around(other), quality=0.8, cost=1.0), default=default
+        )
+        ends = []
+
+        async def ask(service):
+            try:
+                response = await service.call(si.Request(1.0, deadline_ns=loop.now_ns + 100_000_000))
+                ends.append(response.source.split(" ")[0])
+            except si.StreamInferError:
+                ends.append("")
+
+        async def load(service, seconds):
+            ends.clear()
+            tasks = []
+            for _ in range(200 * seconds):
+                tasks.append(asyncio.ensure_future(ask(service)))
+                await asyncio.sleep(0.005)
+            await asyncio.gather(*tasks)
+            return ends.count("best") / len(ends)
+
+        async with si.Stack(router, clock=loop.clock) as service:
+            await load(service, 2)
+            best.up.clear()
+            await load(service, 1)
+            best.up.set()
+            await load(service, 6)
+            return await load(service, 5)
+
+    assert run(main) == 1.0
