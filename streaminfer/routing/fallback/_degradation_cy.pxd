@@ -31,8 +31,11 @@ cdef class DegradationController:
     @cython.locals(share=RouteShare, cheaper=RouteShare, other=Py_ssize_t)
     cdef bint _may_grow(self, Py_ssize_t position) except -1
 
-    @cython.locals(share=RouteShare, cheaper=RouteShare, other=Py_ssize_t, alone=bint)
-    cdef bint _is_alone(self, Py_ssize_t position) except -1
+    @cython.locals(later=RouteShare, other=Py_ssize_t, alone=bint)
+    cdef bint _is_alone(self, Py_ssize_t position, int device) except -1
+
+    @cython.locals(share=RouteShare)
+    cdef bint _has_open_route(self) except -1
 
     @cython.locals(share=RouteShare, position=Py_ssize_t)
     cdef object _close_one(self)

@@ -20,7 +20,8 @@ what no single request can see. Shares are adjusted once per *step*:
    late, and headroom only keeps requests away from it. If even the largest headroom does not help, late attempts count
    as failures.
 3. *Burning.* If the error budget burns too fast, the best route that costs more than a later one is closed, and one
-   more for each eight steps in which requests still miss their deadline. Afterwards they return with 5 %.
+   more for each eight steps in which requests still miss their deadline. Afterwards they return with 5 %, and at once
+   if none of the others responds.
 4. *Healthy.* A share below 1.0 grows if the route responded in the step: first by 5 %, then by 10, 20, 40, 80 and 100 %
    of itself, at most by a tenth of the traffic, and for four seconds' worth of steps by 5 % only near the share where
    it last went wrong. If responses of the device use less than an eighth of their time it cannot be crowded: then the
@@ -140,6 +141,8 @@ class DegradationController:
                 self._burning_steps = 0
                 self._close_one()
         self._adjust()
+        if burning and not self._has_open_route():
+            self._reopen_all()
         for share in self.shares:
             share._begin_step()
         for device in range(len(self._missed_there)):
@@ -179,7 +182,7 @@ class DegradationController:
                     return
                 if costliest < 0 and share.costlier_on_device and share._taken and share.fraction > _MIN_SHARE_TO_CUT:
                     costliest = position
-        if costliest >= 0 and not self._is_alone(costliest):
+        if costliest >= 0 and not self._is_alone(costliest, device):
             share = self.shares[costliest]
             share._cut(factor)
 
@@ -194,7 +197,7 @@ class DegradationController:
         share = self.shares[position]
         if share._is_failing():
             return False
-        if self._is_alone(position):
+        if self._is_alone(position, share.device):
             return True
         if self._missed_there[share.device] > _CALM_MISS_RATE * self._requests:
             return False
@@ -204,23 +207,30 @@ class DegradationController:
                 return False
         return True
 
-    def _is_alone(self, position: int) -> bool:
-        """Return whether there are later routes of the device, and none of them responds."""
-        share = self.shares[position]
+    def _is_alone(self, position: int, device: int) -> bool:
+        """Return whether there are later routes, of one device or, if it is -1, of any, and none of them responds."""
         alone = False
         for other in range(position + 1, len(self.shares)):
-            cheaper = self.shares[other]
-            if cheaper.device == share.device:
-                if not cheaper._is_silent():
+            later = self.shares[other]
+            if device < 0 or later.device == device:
+                if not later._is_silent():
                     return False
                 alone = True
         return alone
+
+    def _has_open_route(self) -> bool:
+        """Return whether a route responds that is not closed, or may do so."""
+        for share in self.shares:  # noqa: SIM110 - compiled, a loop is faster
+            if not share.closed and not share._is_silent():
+                return True
+        return False
 
     def _close_one(self) -> None:
         for position in range(len(self.shares) - 1):
             share = self.shares[position]
             if share.costlier and not share.closed:
-                share._close()
+                if not self._is_alone(position, -1):
+                    share._close()
                 return
 
     def _reopen_all(self) -> None:

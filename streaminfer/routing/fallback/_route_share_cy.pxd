@@ -3,7 +3,7 @@ cimport cython
 cdef int _GOOD, _BAD, _LATE
 cdef double _MIN_SHARE, _REOPEN_SHARE, _MAX_FAILURE_RATE, _CHANCE, _MAX_LATE_RATE, _MIN_GAIN, _MAX_GAIN, _MAX_GROWTH, _HEAVY_CUT
 cdef double _TROUBLE_WIDTH, _MAX_HEADROOM, _SUSPECT_HEADROOM, _MIN_RISE, _MAX_RISE, _HEADROOM_FALL, _LIGHT_USE_DECAY
-cdef long long _MAX_STEPS, _TROUBLE_STEPS, _SILENT_STEPS, _MISSED_PER_RESPONSE
+cdef long long _MAX_STEPS, _TROUBLE_STEPS, _SILENT_STEPS, _SILENCE_STEPS, _MISSED_PER_RESPONSE
 
 @cython.locals(excess=double)
 cpdef bint exceeds(long long count, long long requests, double rate) noexcept

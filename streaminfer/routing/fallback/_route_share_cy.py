@@ -28,6 +28,7 @@ _CHANCE = 2.8  # square of the deviations that chance brings once in twenty step
 _MAX_LATE_RATE = 0.01
 _MAX_STEPS = 8  # that count when no request came for longer
 _SILENT_STEPS = 3  # a cut relieves the device in the next step: by then a route that can respond does
+_SILENCE_STEPS = 64  # for which that is remembered
 _MISSED_PER_RESPONSE = 50
 _MIN_GAIN = 1.05
 _MAX_GAIN = 2.0
@@ -218,7 +219,9 @@ class RouteShare:
         """
         self._was_cut = False
         if _MISSED_PER_RESPONSE * self._good < missed or (self._good == 0 and self._bad + self._late > 0):
-            self._silent = min(self._silent + steps, _MAX_STEPS)
+            self._silent += 1
+            if self._silent >= _SILENT_STEPS:
+                self._silent = _SILENT_STEPS + _SILENCE_STEPS
         else:
             self._silent = 0 if self._good else max(self._silent - steps, 0)
         self._calm += steps

@@ -112,7 +112,7 @@ def test_rare_misses_by_chance_move_nothing(requests):
     assert degradation.shares[0].headroom < 0.1
 
 
-def crowd(degradation, number, responds):
+def crowd(degradation, number, responds, burning=False):
     """A step in which the first route takes its share, and the second one the rest, which misses if it hangs."""
     best, rest = degradation.shares
     for _ in range(50):
@@ -122,8 +122,8 @@ def crowd(degradation, number, responds):
         good = share is best or responds
         share.settle(GOOD if good else LATE, 900, 1000, 0)
         if not good:
-            degradation.missed(1)
-    degradation.step(number * STEP, False)
+            degradation.missed(1 << rest.device)
+    degradation.step(number * STEP, burning)
 
 
 def test_a_share_grows_back_beside_a_route_that_hangs():
@@ -143,23 +143,40 @@ def test_a_share_grows_back_beside_a_route_that_hangs():
 def test_a_route_that_responds_again_relieves_the_device():
     """What it did not do before is forgotten with its first step of responses."""
     degradation = make()
-    degradation.shares[1].take()
-    degradation.shares[1].settle(LATE, 1000, 1000, 0)
-    for number in range(1, 5):
+    cuts = 0
+    for number in range(1, 9):
+        cuts = degradation.shares[0].cuts
         serve(degradation, 0, [GOOD] * 50)
         for _ in range(50):
             degradation.missed(1)
-        degradation.step(number * 8 * STEP, False)
-    cuts = degradation.shares[0].cuts
-    assert cuts <= 1
+        degradation.step(number * STEP, False)
+    assert degradation.shares[0].cuts == cuts < 3
 
     serve(degradation, 0, [GOOD] * 50)
     for _ in range(25):
         degradation.missed(1)
         degradation.shares[1].take()
         degradation.shares[1].settle(GOOD, 100, 1000, 0)
-    degradation.step(100 * STEP, False)
+    degradation.step(9 * STEP, False)
     assert degradation.shares[0].cuts == cuts + 1
+
+
+def test_a_burning_budget_closes_nothing_beside_a_route_that_hangs():
+    """The closed route returns once none of the others has responded for three steps, and is not closed again."""
+    degradation = make(devices=(0, 1))
+    for number in range(1, 4):
+        for _ in range(50):
+            degradation.arrive(0)
+            degradation.shares[1].take()
+            degradation.shares[1].settle(LATE, 1000, 1000, 0)
+            degradation.missed(2)
+        degradation.step(number * STEP, True)
+        assert degradation.shares[0].closed is (number < 3)
+
+    for number in range(4, 40):
+        crowd(degradation, number, responds=False, burning=True)
+        assert not degradation.shares[0].closed
+    assert degradation.shares[0].fraction == 1.0
 
 
 def test_neutral_outcomes_count_for_nothing():

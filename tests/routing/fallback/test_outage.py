@@ -6,6 +6,7 @@ import pytest
 
 import streaminfer as si
 from streaminfer.routing import FallbackRouter, Route
+from streaminfer.telemetry import BurnSignal
 from streaminfer.testing import run
 
 
@@ -82,9 +83,11 @@ def test_a_hang_leaves_the_next_route_its_time():
 
 
 @pytest.mark.parametrize("default", [None, -1.0], ids=["no default", "default"])
+@pytest.mark.parametrize("devices", ["aa", "ab"], ids=["one device", "two devices"])
+@pytest.mark.parametrize("burns", [True, False], ids=["slo", "no slo"])
 @pytest.mark.parametrize("layers", [True, False], ids=["batcher", "plain"])
-def test_a_fallback_that_hangs_costs_the_best_route_nothing(layers, default):
-    """After a second in which both routes of a device hang, the best one, which responds again, gets all requests."""
+def test_a_fallback_that_hangs_costs_the_best_route_nothing(layers, burns, devices, default):
+    """After a second in which both routes hang, the best one, which responds again, gets all requests."""
 
     async def main(loop):
         best, other = Backend(hangs=True), Backend(hangs=True)
@@ -93,8 +96,12 @@ def test_a_fallback_that_hangs_costs_the_best_route_nothing(layers, default):
         def around(backend):
             return [si.AdaptiveBatcher(max_batch_size=16), backend] if layers else [backend]
 
+        slo = si.SLO("s", threshold_s=0.1, objective=0.99, signal=BurnSignal(window_s=5.0)) if burns else None
         router = FallbackRouter(
-            Route("best", around(best), cost=4.0), Route("other", around(other), quality=0.8, cost=1.0), default=default
+            Route("best", around(best), cost=4.0, device=devices[0]),
+            Route("other", around(other), quality=0.8, cost=1.0, device=devices[1]),
+            default=default,
+            slo=slo,
         )
         ends = []
 
@@ -114,7 +121,7 @@ def test_a_fallback_that_hangs_costs_the_best_route_nothing(layers, default):
             await asyncio.gather(*tasks)
             return ends.count("best") / len(ends)
 
-        async with si.Stack(router, clock=loop.clock) as service:
+        async with si.Stack(si.Telemetry("t", slo=slo), router, clock=loop.clock) as service:
             await load(service, 2)
             best.up.clear()
             await load(service, 1)
