@@ -197,11 +197,12 @@ class LimitCore:
                 f"{self.called()} rejected a request with {(deadline_ns - now_ns) / 1e9:.6f} s left: "
                 f"no recent call took so little"
             )
-        retry_after_s = self._machine.drain_ns(now_ns) / 1e9
+        retry_after_s: float | None = self._machine.drain_ns(now_ns) / 1e9 or None
         allowed = self._machine.adaptation.allowed
+        retry = "" if retry_after_s is None else f"; retry after {retry_after_s:.3f} s"
         raise Overloaded(
-            f"{self.called()} is reached: {self._machine.in_flight} calls are in flight, of {allowed} that it allows; "
-            f"retry after {retry_after_s:.3f} s",
+            f"{self.called()} is reached: {self._machine.in_flight} calls are in flight, of {allowed} that it allows"
+            f"{retry}",
             retry_after_s=retry_after_s,
         )
 

@@ -34,6 +34,9 @@ cdef class LimitMachine:
     @cython.locals(drain_ns=double, lull_ns=double)
     cpdef long long drain_ns(self, long long now_ns) except -1
 
+    @cython.locals(completions=cython.longlong)
+    cpdef long long wait_ns(self, long long priority, long long ahead, long long now_ns) except -1
+
     @cython.locals(permits=double)
     cdef long long _permits(self, long long priority) noexcept
 

@@ -136,7 +136,7 @@ class LimitMachine:
 
     def check(self, priority: int, deadline_ns: int, now_ns: int) -> int:
         """Return what :meth:`try_acquire` would decide: 1, :data:`FULL` or :data:`INFEASIBLE`; changes nothing."""
-        if self.in_flight >= self.adaptation.allowed or (priority > 0 and self.in_flight >= self._permits(priority)):
+        if self.in_flight >= self._permits(priority):
             return _FULL
         if deadline_ns != _NEVER and self.in_flight > 0 and deadline_ns < now_ns + self.adaptation.fastest_ns:
             return _INFEASIBLE
@@ -214,7 +214,7 @@ class LimitMachine:
         self.adaptation.aim(objective_ns, burning)
 
     def drain_ns(self, now_ns: int) -> int:
-        """Return the nanoseconds in which the calls in flight should complete; 0 with none."""
+        """Return the nanoseconds in which the calls in flight should complete; 0 with none, or where nothing tells."""
         if self.in_flight == 0:
             return 0
         drain_ns = self.interval_ns * self.in_flight
@@ -223,10 +223,25 @@ class LimitMachine:
         lull_ns = now_ns - self._freed_ns
         return int(lull_ns) if lull_ns > drain_ns else int(drain_ns)
 
+    def wait_ns(self, priority: int, ahead: int, now_ns: int) -> int:
+        """Return the nanoseconds in which a call that waits should get a permit; 0 where nothing tells.
+
+        Args:
+            priority: of the call.
+            ahead: how many calls wait before it.
+            now_ns: the present instant.
+        """
+        if self.in_flight == 0:
+            return 0
+        completions = self.in_flight - self._permits(priority) + 1 + ahead
+        return int(self.drain_ns(now_ns) * 1.0 / self.in_flight * completions) if completions > 0 else 0
+
     # -- inside -------------------------------------------------------------------------------------------------
 
     def _permits(self, priority: int) -> int:
         """Return how many calls may be in flight for a call of this priority to be admitted."""
+        if priority <= 0:
+            return self.adaptation.allowed
         permits = self.adaptation.allowed * (1.0 - self._reserve) ** priority + _TINY
         return int(permits) if permits >= 1.0 else 1
 

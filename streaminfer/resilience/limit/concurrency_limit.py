@@ -39,6 +39,7 @@ _OPERATIONS = (
     "release",
     "succeed",
     "try_acquire",
+    "wait_ns",
 )
 _Machine: type[LimitMachine] = thread_safe(LimitMachine, _OPERATIONS)
 

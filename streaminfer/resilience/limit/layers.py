@@ -61,10 +61,10 @@ class _Limited(Wrapper):
         deadline_ns = NEVER_NS if request.deadline_ns is None else request.deadline_ns
         verdict = machine.check(request.priority, deadline_ns, now_ns)
         queue = self.limit._queue
-        if verdict == FULL and (queue is None or not queue.accepts(deadline_ns, now_ns)):
-            return Admission(False, AdmissionReason.LIMIT, machine.drain_ns(now_ns) / 1e9)
+        if verdict == FULL and (queue is None or not queue.accepts(request.priority, deadline_ns, now_ns)):
+            return Admission(False, AdmissionReason.LIMIT, machine.drain_ns(now_ns) / 1e9 or None)
         if verdict == INFEASIBLE:
-            return Admission(False, AdmissionReason.INFEASIBLE, machine.drain_ns(now_ns) / 1e9)
+            return Admission(False, AdmissionReason.INFEASIBLE, machine.drain_ns(now_ns) / 1e9 or None)
         return Admission(True) if self._admission is None else self._admission(request, now_ns)
 
 

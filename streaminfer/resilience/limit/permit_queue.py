@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import bisect
 import itertools
+import operator
 from typing import TYPE_CHECKING, Any
 
 from streaminfer._internal.units import NEVER_NS
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from streaminfer.resilience.limit._guard_cy import LimitCore
 
 __all__ = ["PermitQueue"]
+
+
+_priority_of = operator.itemgetter(0)
 
 
 class PermitQueue:
@@ -52,9 +56,13 @@ class PermitQueue:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def accepts(self, deadline_ns: int, now_ns: int) -> bool:
-        """Say whether one more call may wait, and may get a permit before its deadline; changes nothing."""
-        return len(self._waiting) < self._max_waiting and now_ns + self._limit._machine.drain_ns(now_ns) < deadline_ns
+    def accepts(self, priority: int, deadline_ns: int, now_ns: int) -> bool:
+        """Say whether one more call may wait, and should get a permit in time; changes nothing."""
+        if len(self._waiting) >= self._max_waiting:
+            return False
+        ahead = bisect.bisect_right(self._waiting, priority, key=_priority_of)
+        wait_ns = self._limit._machine.wait_ns(priority, ahead, now_ns)
+        return wait_ns <= self._max_wait_ns and now_ns + wait_ns < deadline_ns
 
     async def enter(self, priority: int, deadline_ns: int | None, request: Any, admission: Any) -> int:
         """Return a permit, as ``LimitCore.enter``, after a wait where there is none yet.

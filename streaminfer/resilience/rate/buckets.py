@@ -103,14 +103,9 @@ class TenantBuckets:
             self.admitted += 1
             return 0
         is_own = tenant in self._own
-        is_shared = not is_own and tenant not in self._full_ns and not self._has_place(now_ns)
-        if is_own:
-            full_ns = self._own_full_ns.get(tenant, 0)
-        elif is_shared:
-            full_ns = self._shared_full_ns
-            self.shared += 1
-        else:
-            full_ns = self._full_ns.get(tenant, 0)
+        is_shared = not is_own and self._is_shared(tenant, now_ns)
+        self.shared += is_shared
+        full_ns = self._full_at(tenant, is_own, is_shared)
         wait_ns = full_ns - now_ns - bucket.ahead_ns
         if wait_ns > 0:
             self.rejected += 1
@@ -129,17 +124,23 @@ class TenantBuckets:
         return 0
 
     def wait_ns(self, tenant: Hashable, now_ns: int) -> int:
-        """Return how long the next request of a tenant would have to wait, in nanoseconds; changes nothing."""
+        """Return how long the next request of a tenant would have to wait, in nanoseconds; changes no decision."""
         bucket = self.bucket_of(tenant)
         if bucket is None:
             return 0
-        if tenant in self._own:
-            full_ns = self._own_full_ns.get(tenant, 0)
-        elif tenant in self._full_ns or len(self._full_ns) < self._max_tenants or self._heap[0][0] <= now_ns:
-            full_ns = self._full_ns.get(tenant, 0)
-        else:
-            full_ns = self._shared_full_ns
-        return max(full_ns - now_ns - bucket.ahead_ns, 0)
+        is_own = tenant in self._own
+        is_shared = not is_own and self._is_shared(tenant, now_ns)
+        return max(self._full_at(tenant, is_own, is_shared) - now_ns - bucket.ahead_ns, 0)
+
+    def _full_at(self, tenant: Hashable, is_own: bool, is_shared: bool) -> int:
+        """Return when the bucket of a tenant is full again."""
+        if is_shared:
+            return self._shared_full_ns
+        return (self._own_full_ns if is_own else self._full_ns).get(tenant, 0)
+
+    def _is_shared(self, tenant: Hashable, now_ns: int) -> bool:
+        """Return whether the table has no place for a tenant without a rate of its own."""
+        return tenant not in self._full_ns and not self._has_place(now_ns)
 
     def _has_place(self, now_ns: int) -> bool:
         """Whether the table has a place for one more tenant, once some that are full have been forgotten."""

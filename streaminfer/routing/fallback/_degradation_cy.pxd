@@ -1,5 +1,5 @@
 cimport cython
-from streaminfer.routing.fallback._route_share_cy cimport RouteShare
+from streaminfer.routing.fallback._route_share_cy cimport RouteShare, exceeds
 
 cdef double _CROWDED_MISS_RATE, _CALM_MISS_RATE, _HEAVY_MISS_FACTOR, _MIN_SHARE_TO_CUT, _LIGHT_USE
 cdef long long _MIN_REQUESTS, _MAX_STEPS
@@ -22,7 +22,7 @@ cdef class DegradationController:
     @cython.locals(share=RouteShare, device=Py_ssize_t, position=Py_ssize_t, missed=cython.longlong, steps=cython.longlong)
     cdef object _adjust(self)
 
-    @cython.locals(share=RouteShare, costliest=RouteShare)
+    @cython.locals(share=RouteShare, position=Py_ssize_t, costliest=Py_ssize_t)
     cdef object _relieve(self, int device, double factor)
 
     @cython.locals(share=RouteShare)
@@ -30,6 +30,12 @@ cdef class DegradationController:
 
     @cython.locals(share=RouteShare, cheaper=RouteShare, other=Py_ssize_t)
     cdef bint _may_grow(self, Py_ssize_t position) except -1
+
+    @cython.locals(later=RouteShare, other=Py_ssize_t, alone=bint)
+    cdef bint _is_alone(self, Py_ssize_t position, int device) except -1
+
+    @cython.locals(share=RouteShare)
+    cdef bint _has_open_route(self) except -1
 
     @cython.locals(share=RouteShare, position=Py_ssize_t)
     cdef object _close_one(self)

@@ -4,11 +4,15 @@
 well. Whether an offered request is taken is decided per request, by the route's own ``admission``; the share is for
 what no single request can see. Shares are adjusted once per *step*:
 
-1. *Failing.* If more than a tenth of the attempts at a route failed in the step, its share is halved.
+1. *Failing.* If more than a tenth of the attempts at a route failed in the step, and more than chance brings where a
+   tenth fail, its share is halved. Without that a route that fails a little, seen in steps of a few requests each, is
+   cut in one step of several, and grows no faster than that.
 2. *Crowded.* Routes of one device take time from each other. If more than 1 % of the requests missed their deadline
    because a route of that device could not take them in time, the best route there that costs more than a later one
    loses part of its share, measured from what it really took. Below 0.25 % it may grow again; between the two the share
-   stands still, so that the noise of a count does not move it.
+   stands still, so that the noise of a count does not move it. A cheaper route that hangs takes nothing over: if
+   requests miss their deadline for three steps and none of the cheaper ones responds, a cut would only lose more, and
+   a share that was cut grows in spite of them.
    *Late.* If more than 1 % of what a route took was late or timed out, its *headroom* rises: the part of a request's
    time that must be left at its predicted finish. A prediction does not know which later requests make the batch
    longer, so the queue is filled a little less. Without late responses headroom falls slowly. While the route has its
@@ -16,7 +20,8 @@ what no single request can see. Shares are adjusted once per *step*:
    late, and headroom only keeps requests away from it. If even the largest headroom does not help, late attempts count
    as failures.
 3. *Burning.* If the error budget burns too fast, the best route that costs more than a later one is closed, and one
-   more for each eight steps in which requests still miss their deadline. Afterwards they return with 5 %.
+   more for each eight steps in which requests still miss their deadline. Afterwards they return with 5 %, and at once
+   if none of the others responds.
 4. *Healthy.* A share below 1.0 grows if the route responded in the step: first by 5 %, then by 10, 20, 40, 80 and 100 %
    of itself, at most by a tenth of the traffic, and for four seconds' worth of steps by 5 % only near the share where
    it last went wrong. If responses of the device use less than an eighth of their time it cannot be crowded: then the
@@ -44,7 +49,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from streaminfer.routing.fallback._route_share_cy import RouteShare
+from streaminfer.routing.fallback._route_share_cy import RouteShare, exceeds
 
 __all__ = ["DegradationController"]
 
@@ -136,6 +141,8 @@ class DegradationController:
                 self._burning_steps = 0
                 self._close_one()
         self._adjust()
+        if burning and not self._has_open_route():
+            self._reopen_all()
         for share in self.shares:
             share._begin_step()
         for device in range(len(self._missed_there)):
@@ -146,13 +153,14 @@ class DegradationController:
 
     def _adjust(self) -> None:
         for share in self.shares:
-            share._age(self._steps)
+            missed = self._missed_there[share.device]
+            share._age(missed if exceeds(missed, self._requests, _CROWDED_MISS_RATE) else 0, self._steps)
             share._adjust_headroom(self._is_lightly_used(share.device), self._steps)
             if not share.fixed and not share.closed and share._is_failing():
                 share._cut(0.5)
         for device in range(len(self._missed_there)):
             missed = self._missed_there[device]
-            if missed >= 2 and missed > _CROWDED_MISS_RATE * self._requests:
+            if exceeds(missed, self._requests, _CROWDED_MISS_RATE):
                 self._relieve(device, max(0.5, 0.95 - 2.0 * missed / self._requests))
         for position in range(len(self.shares)):
             share = self.shares[position]
@@ -166,20 +174,17 @@ class DegradationController:
 
     def _relieve(self, device: int, factor: float) -> None:
         """Cut the best route of a device that costs more than a later one, unless one was cut already."""
-        costliest = None
-        for share in self.shares:
+        costliest = -1
+        for position in range(len(self.shares)):
+            share = self.shares[position]
             if share.device == device:
                 if share._was_cut or (share._rests and factor > _HEAVY_MISS_FACTOR):
                     return
-                if (
-                    costliest is None
-                    and share.costlier_on_device
-                    and share._taken
-                    and share.fraction > _MIN_SHARE_TO_CUT
-                ):
-                    costliest = share
-        if costliest is not None:
-            costliest._cut(factor)
+                if costliest < 0 and share.costlier_on_device and share._taken and share.fraction > _MIN_SHARE_TO_CUT:
+                    costliest = position
+        if costliest >= 0 and not self._is_alone(costliest, device):
+            share = self.shares[costliest]
+            share._cut(factor)
 
     def _is_lightly_used(self, device: int) -> bool:
         """Return whether responses of a device use so little of their time that it cannot be crowded."""
@@ -192,6 +197,8 @@ class DegradationController:
         share = self.shares[position]
         if share._is_failing():
             return False
+        if self._is_alone(position, share.device):
+            return True
         if self._missed_there[share.device] > _CALM_MISS_RATE * self._requests:
             return False
         for other in range(position + 1, len(self.shares)):
@@ -200,11 +207,30 @@ class DegradationController:
                 return False
         return True
 
+    def _is_alone(self, position: int, device: int) -> bool:
+        """Return whether there are later routes, of one device or, if it is -1, of any, and none of them responds."""
+        alone = False
+        for other in range(position + 1, len(self.shares)):
+            later = self.shares[other]
+            if device < 0 or later.device == device:
+                if not later._is_silent():
+                    return False
+                alone = True
+        return alone
+
+    def _has_open_route(self) -> bool:
+        """Return whether a route responds that is not closed, or may do so."""
+        for share in self.shares:  # noqa: SIM110 - compiled, a loop is faster
+            if not share.closed and not share._is_silent():
+                return True
+        return False
+
     def _close_one(self) -> None:
         for position in range(len(self.shares) - 1):
             share = self.shares[position]
             if share.costlier and not share.closed:
-                share._close()
+                if not self._is_alone(position, -1):
+                    share._close()
                 return
 
     def _reopen_all(self) -> None:

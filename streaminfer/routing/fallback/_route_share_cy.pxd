@@ -1,9 +1,12 @@
 cimport cython
 
 cdef int _GOOD, _BAD, _LATE
-cdef double _MIN_SHARE, _REOPEN_SHARE, _MAX_FAILURE_RATE, _MAX_LATE_RATE, _MIN_GAIN, _MAX_GAIN, _MAX_GROWTH, _HEAVY_CUT
+cdef double _MIN_SHARE, _REOPEN_SHARE, _MAX_FAILURE_RATE, _CHANCE, _MAX_LATE_RATE, _MIN_GAIN, _MAX_GAIN, _MAX_GROWTH, _HEAVY_CUT
 cdef double _TROUBLE_WIDTH, _MAX_HEADROOM, _SUSPECT_HEADROOM, _MIN_RISE, _MAX_RISE, _HEADROOM_FALL, _LIGHT_USE_DECAY
-cdef long long _MAX_STEPS, _TROUBLE_STEPS
+cdef long long _MAX_STEPS, _TROUBLE_STEPS, _SILENT_STEPS, _SILENCE_STEPS, _MISSED_PER_RESPONSE
+
+@cython.locals(excess=double)
+cpdef bint exceeds(long long count, long long requests, double rate) noexcept
 
 cdef class RouteShare:
     cdef readonly int device
@@ -15,7 +18,7 @@ cdef class RouteShare:
     cdef readonly double headroom
     cdef double _credit, _gain, _trouble, _used
     cdef bint _rests, _was_cut, _settles
-    cdef long long _calm, _offered, _taken, _good, _bad, _late
+    cdef long long _calm, _offered, _taken, _good, _bad, _late, _silent
 
     cpdef bint offers(self) except -1
     cpdef object take(self)
@@ -25,7 +28,8 @@ cdef class RouteShare:
     cpdef bint risks(self, long long now_ns, long long deadline_ns, long long finish_ns) except -1
 
     cdef void _begin_step(self) noexcept
-    cdef void _age(self, long long steps) noexcept
+    cdef void _age(self, long long missed, long long steps) noexcept
+    cdef bint _is_silent(self) noexcept
 
     @cython.locals(taken=double)
     cdef object _cut(self, double factor)
@@ -37,7 +41,7 @@ cdef class RouteShare:
     @cython.locals(fraction=double, grown=double)
     cdef object _grow_once(self, bint lightly_used)
 
-    @cython.locals(bad=cython.longlong)
+    @cython.locals(bad=cython.longlong, attempts=cython.longlong)
     cdef bint _is_failing(self) noexcept
 
     @cython.locals(rise=double, left=double)

@@ -10,7 +10,7 @@ loop.
 
 from __future__ import annotations
 
-__all__ = ["BAD", "GOOD", "IGNORED", "LATE", "RouteShare"]
+__all__ = ["BAD", "GOOD", "IGNORED", "LATE", "RouteShare", "exceeds"]
 
 GOOD = 0
 BAD = 1
@@ -24,8 +24,12 @@ _LATE = 2
 _MIN_SHARE = 0.01
 _REOPEN_SHARE = 0.05
 _MAX_FAILURE_RATE = 0.1
+_CHANCE = 2.8  # square of the deviations that chance brings once in twenty steps
 _MAX_LATE_RATE = 0.01
 _MAX_STEPS = 8  # that count when no request came for longer
+_SILENT_STEPS = 3  # a cut relieves the device in the next step: by then a route that can respond does
+_SILENCE_STEPS = 64  # for which that is remembered
+_MISSED_PER_RESPONSE = 50
 _MIN_GAIN = 1.05
 _MAX_GAIN = 2.0
 _MAX_GROWTH = 0.1
@@ -38,6 +42,12 @@ _MIN_RISE = 0.02
 _MAX_RISE = 0.2
 _HEADROOM_FALL = 0.0025
 _LIGHT_USE_DECAY = 0.5  # of the headroom, in a step
+
+
+def exceeds(count: int, requests: int, rate: float) -> bool:
+    """Return whether more than a rate of the requests of a step are bad, and more than chance brings at that rate."""
+    excess = count - rate * requests
+    return count >= 2 and excess > 0.0 and excess * excess > _CHANCE * rate * (1.0 - rate) * requests
 
 
 class RouteShare:
@@ -74,6 +84,7 @@ class RouteShare:
         "_offered",
         "_rests",
         "_settles",
+        "_silent",
         "_taken",
         "_trouble",
         "_used",
@@ -119,6 +130,7 @@ class RouteShare:
         self._settles = False
         self._rests = False
         self._was_cut = False
+        self._silent = 0
         self._offered = 0
         self._taken = 0
         self._good = 0
@@ -198,11 +210,27 @@ class RouteShare:
         if not self.closed:
             self._credit = 1.0  # one request per step, however small the share
 
-    def _age(self, steps: int) -> None:
+    def _age(self, missed: int, steps: int) -> None:
+        """Begin an adjustment.
+
+        Args:
+            missed: requests of the step that its device had no time for; 0 if the device is not crowded.
+            steps: that have passed.
+        """
         self._was_cut = False
+        if _MISSED_PER_RESPONSE * self._good < missed or (self._good == 0 and self._bad + self._late > 0):
+            self._silent += 1
+            if self._silent >= _SILENT_STEPS:
+                self._silent = _SILENT_STEPS + _SILENCE_STEPS
+        else:
+            self._silent = 0 if self._good else max(self._silent - steps, 0)
         self._calm += steps
         if self._calm >= _TROUBLE_STEPS:
             self._trouble = 0.0
+
+    def _is_silent(self) -> bool:
+        """Return whether it does not respond, though it has requests or others miss their deadline."""
+        return self._silent >= _SILENT_STEPS
 
     def _cut(self, factor: float) -> None:
         """Leave the route a part of what it really took."""
@@ -254,13 +282,15 @@ class RouteShare:
         self._gain = min(_MAX_GAIN, 1.0 + 2.0 * (self._gain - 1.0))
 
     def _is_failing(self) -> bool:
+        """Return whether more attempts failed than a tenth and chance explain."""
         bad = self._bad
         if self.headroom >= _MAX_HEADROOM:  # more headroom does not help
             bad += self._late
-        return bad >= 2 and bad > _MAX_FAILURE_RATE * (self._good + self._bad + self._late)
+        attempts = self._good + self._bad + self._late
+        return exceeds(bad, attempts, _MAX_FAILURE_RATE)
 
     def _adjust_headroom(self, lightly_used: bool, steps: int) -> None:
-        if self._late >= 2 and self._late > _MAX_LATE_RATE * (self._good + self._bad + self._late):
+        if exceeds(self._late, self._good + self._bad + self._late, _MAX_LATE_RATE):
             if self._settles:
                 self._settles = False
             else:

@@ -15,14 +15,14 @@ cdef class OutlierEjection:
     cdef void hold_out(self, CReplicaStats slot) noexcept
     cdef void let_back(self, CReplicaStats slot, long long now_ns) noexcept
     cdef void settle(self, CReplicaStats slot, long long now_ns) noexcept
-    cdef void succeeded(self, CReplicaStats slot, long long now_ns) noexcept
+    cdef void succeeded(self, CReplicaStats slot, double duration_ns, double places, long long now_ns) noexcept
     cdef void failed(self, CReplicaStats slot, long long now_ns) noexcept
 
     @cython.locals(factor=double)
     cdef bint took_too_long(self, CReplicaStats slot, double duration_ns, double places) noexcept
 
     @cython.locals(factor=double)
-    cdef bint _is_outlier(self, CReplicaStats slot) noexcept
+    cdef bint _is_outlier(self, CReplicaStats slot, double duration_ns, double places) noexcept
 
     @cython.locals(others=cython.longlong, slower=cython.longlong, other=CReplicaStats)
     cdef bint _exceeds_most(self, CReplicaStats slot, double latency_ns, double per_place_ns) noexcept

@@ -3,11 +3,11 @@
 
 *Design* (Envoy's outlier detection). After ``consecutive_failures``, or when its latency and its latency per request in
 flight are more than ``latency_factor`` times those of most others in the zone (a burst that queues is not the replica's
-fault), a replica is ejected for ``eject_ns`` times the number of its ejections, at most ``max_eject_ns``. That number
-falls by one for each ``eject_ns`` in service. At most a share of the fleet is ejected, but always one may be where
-there are two. Afterwards the replica is *probing*: it gets one request at a time, until one succeeds. A failure ejects
-it again, and so does a request that does not end within ``eject_ns``. Then it starts slowly. Each change begins a
-generation, and requests of an earlier one count neither way when they end.
+fault), and so are those of its last response, a replica is ejected for ``eject_ns`` times the number of its ejections,
+at most ``max_eject_ns``. That number falls by one for each ``eject_ns`` in service. At most a share of the fleet is
+ejected, but always one may be where there are two. Afterwards the replica is *probing*: it gets one request at a time,
+until one succeeds. A failure ejects it again, and so does a request that does not end within ``eject_ns``. Then it
+starts slowly. Each change begins a generation, and requests of an earlier one count neither way when they end.
 
 *Complexity.* O(1), and O(replicas) where a latency is compared.
 
@@ -103,13 +103,20 @@ class OutlierEjection:
             slot.probe_in_flight = False
             self._eject(slot, now_ns)
 
-    def succeeded(self, slot: ReplicaStats, now_ns: int) -> None:
-        """Return a probing replica to service; eject one that is too slow."""
+    def succeeded(self, slot: ReplicaStats, duration_ns: float, places: float, now_ns: int) -> None:
+        """Return a probing replica to service; eject one that is too slow.
+
+        Args:
+            slot: of the replica.
+            duration_ns: how long the request took.
+            places: how many were in flight when it was sent.
+            now_ns: the present.
+        """
         if slot.state == _PROBING:
             slot.state = _ACTIVE
             slot.slow_start = self._slow_start_ns > 0
             slot.since_ns = now_ns
-        elif slot.state == _ACTIVE and slot.samples >= _MIN_SAMPLES and self._is_outlier(slot):
+        elif slot.state == _ACTIVE and slot.samples >= _MIN_SAMPLES and self._is_outlier(slot, duration_ns, places):
             self._eject(slot, now_ns)
 
     def failed(self, slot: ReplicaStats, now_ns: int) -> None:
@@ -130,10 +137,18 @@ class OutlierEjection:
         factor = self._latency_factor if self._latency_factor > 0.0 else _DEFAULT_LATENCY_FACTOR
         return self._exceeds_most(slot, duration_ns / factor, duration_ns / places / factor)
 
-    def _is_outlier(self, slot: ReplicaStats) -> bool:
-        """Return whether it is slower by the factor than most others of its zone, and not because it has more to do."""
+    def _is_outlier(self, slot: ReplicaStats, duration_ns: float, places: float) -> bool:
+        """Return whether it is slower by the factor than most others of its zone, and not because it has more to do.
+
+        A mean can be of an outage that is over, and then each quick response is a sign that it is. So both count: the
+        means, and the response that came just now.
+        """
         factor = self._latency_factor
-        return factor > 0.0 and self._exceeds_most(slot, slot.latency_ns / factor, slot.per_place_ns / factor)
+        return (
+            factor > 0.0
+            and self._exceeds_most(slot, slot.latency_ns / factor, slot.per_place_ns / factor)
+            and self._exceeds_most(slot, duration_ns / factor, duration_ns / places / factor)
+        )
 
     def _exceeds_most(self, slot: ReplicaStats, latency_ns: float, per_place_ns: float) -> bool:
         """Return whether these exceed the latencies of most others in the zone of a replica."""

@@ -1,11 +1,12 @@
 cimport cython
+from streaminfer.routing.replicas._draws_cy cimport UniformDraws, unit_hash
 from streaminfer.routing.replicas._ejection_cy cimport OutlierEjection
 from streaminfer.routing.replicas._replica_stats_cy cimport ReplicaStats as CReplicaStats
 
 cdef int _FREE, _ACTIVE, _PROBING, _EJECTED, _DRAINING
 cdef int _SUCCESS, _FAILURE, _REJECTED
-cdef double _OUTCOME_WEIGHT, _RETRY_SHARE, _RETRY_BURST, _UNIT
-cdef unsigned long long _MASK, _STEP, _MIX_1, _MIX_2
+cdef double _OUTCOME_WEIGHT
+cdef int _NO_TIER
 cdef long long _SLOTS, _PLACES
 cdef int _SLOT_BITS, _GENERATION_BITS
 
@@ -14,8 +15,8 @@ cdef class P2CBalancer:
     cdef readonly long long panics
     cdef long long _choices, _decay_ns, _slow_start_ns
     cdef bint _left_out
-    cdef double _mean_ns, _own, _others, _retry_tokens
-    cdef unsigned long long _random
+    cdef double _mean_ns, _own, _others
+    cdef UniformDraws _draws
     cdef list _slots
     cdef OutlierEjection _ejection
 
@@ -51,13 +52,15 @@ cdef class P2CBalancer:
     @cython.locals(number=Py_ssize_t, best=Py_ssize_t, most=double, score=double, slot=CReplicaStats)
     cpdef Py_ssize_t of_stream(self, unsigned long long key, long long now_ns) except -2
 
-    @cython.locals(number=Py_ssize_t, best=Py_ssize_t, least=double, cost=double, out=bint, is_out=bint, slot=CReplicaStats)
-    cpdef Py_ssize_t best(self, set excluded, long long now_ns) except -2
+    @cython.locals(
+        number=Py_ssize_t, best=Py_ssize_t, least=double, cost=double, tier=int, lowest=int, slot=CReplicaStats)
+    cpdef Py_ssize_t best(self, Py_ssize_t excluded, long long now_ns) except -2
+
+    @cython.locals(lowest=int, number=Py_ssize_t, slot=CReplicaStats)
+    cpdef list ranked(self, long long now_ns)
 
     @cython.locals(slot=CReplicaStats)
     cpdef long long expected_ns(self, Py_ssize_t number, long long now_ns) except *
-
-    cpdef bint may_retry(self) except -1
 
     @cython.locals(slot=CReplicaStats, places=cython.longlong, current=bint)
     cpdef object done(self, long long token, int outcome, long long duration_ns, long long now_ns)
@@ -83,13 +86,8 @@ cdef class P2CBalancer:
     @cython.locals(slot=CReplicaStats, left=double, last=Py_ssize_t, number=Py_ssize_t)
     cdef Py_ssize_t _draw(self, double total, bint own) noexcept
 
-    cdef double _random_unit(self) noexcept
-
     @cython.locals(number=Py_ssize_t, slot=CReplicaStats, least=double, cost=double)
     cdef Py_ssize_t _or_slow_starter(self, Py_ssize_t best, Py_ssize_t excluded, long long now_ns) noexcept
 
     @cython.locals(one=CReplicaStats, other=CReplicaStats, mean_ns=double, decay_ns=cython.longlong)
     cdef Py_ssize_t _better(self, Py_ssize_t first, Py_ssize_t second, long long now_ns) noexcept
-
-cdef unsigned long long _mixed(unsigned long long value) noexcept
-cdef double _uniform(unsigned long long value) noexcept

@@ -32,6 +32,7 @@ from __future__ import annotations
 
 from math import log
 
+from streaminfer.routing.replicas._draws_cy import UniformDraws, unit_hash
 from streaminfer.routing.replicas._ejection_cy import OutlierEjection
 from streaminfer.routing.replicas._replica_stats_cy import ACTIVE, DRAINING, EJECTED, FREE, PROBING, ReplicaStats
 
@@ -62,17 +63,11 @@ _SUCCESS = SUCCESS
 _FAILURE = FAILURE
 _REJECTED = REJECTED
 _OUTCOME_WEIGHT = 0.125  # of the newest outcome in the share that succeeded
-_RETRY_SHARE = 0.2
-_RETRY_BURST = 10.0
 _SLOT_BITS = 16
 _SLOTS = 2**16 - 1
 _PLACES = 2**24 - 1
 _GENERATION_BITS = 40
-_MASK = 2**64 - 1
-_STEP = 0x9E3779B97F4A7C15
-_MIX_1 = 0xBF58476D1CE4E5B9
-_MIX_2 = 0x94D049BB133111EB
-_UNIT = 2.0**-53
+_NO_TIER = 3
 
 
 class P2CBalancer:
@@ -92,13 +87,12 @@ class P2CBalancer:
     __slots__ = (
         "_choices",
         "_decay_ns",
+        "_draws",
         "_ejection",
         "_left_out",
         "_mean_ns",
         "_others",
         "_own",
-        "_random",
-        "_retry_tokens",
         "_slots",
         "_slow_start_ns",
         "panics",
@@ -110,12 +104,11 @@ class P2CBalancer:
         self._ejection = ejection
         self._slots = self._ejection.slots
         self._slow_start_ns = slow_start_ns
-        self._random = seed
+        self._draws = UniformDraws(seed)
         self._left_out = False
         self._mean_ns = 0.0
         self._own = 0.0
         self._others = 0.0
-        self._retry_tokens = _RETRY_BURST
         self.panics = 0
 
     @property
@@ -221,7 +214,7 @@ class P2CBalancer:
         at_home = self._pick(True, now_ns)  # on its own line: C may work out arguments in any order, and both draw
         best = self._better(at_home, self._pick(False, now_ns), now_ns)
         if best < 0:
-            best = self.best({excluded}, now_ns)
+            best = self.best(excluded, now_ns)
             if best < 0:
                 return -1
         elif self._left_out:
@@ -229,12 +222,7 @@ class P2CBalancer:
         return self._take(best, now_ns)
 
     def choose_for_stream(self, key: int, now_ns: int) -> int:
-        """Choose the replica of a stream, as :meth:`choose`.
-
-        Args:
-            key: hash of the stream, 64 bits.
-            now_ns: the present.
-        """
+        """Choose the replica of a stream by its hash of 64 bits, as :meth:`choose`."""
         best = self.of_stream(key, now_ns)
         return best if best < 0 else self._take(best, now_ns)
 
@@ -247,19 +235,19 @@ class P2CBalancer:
             slot = self._slots[number]
             if slot.share <= 0.0 or (self._own > 0.0 and slot.penalty > 1.0):
                 continue
-            score = -slot.weight / slot.penalty / log(_uniform(_mixed(slot.key ^ key)))
+            score = -slot.weight / slot.penalty / log(unit_hash(slot.key ^ key))
             if best < 0 or score > most:
                 best = number
                 most = score
-        return best if best >= 0 else self.best(set(), now_ns)
+        return best if best >= 0 else self.best(-1, now_ns)
 
-    def best(self, excluded: set[int], now_ns: int) -> int:
-        """Return the slot that is expected to respond first, an ejected one only if there is no other.
+    def best(self, excluded: int, now_ns: int) -> int:
+        """Return the slot that is expected to respond first, of those that the draws consider, else of the others.
 
         Changes nothing, and draws nothing.
 
         Args:
-            excluded: slots that are left out.
+            excluded: a slot that is left out; -1: none.
             now_ns: the present.
 
         Returns:
@@ -267,34 +255,38 @@ class P2CBalancer:
         """
         best = -1
         least = 0.0
-        out = True
+        lowest = _NO_TIER
         for number in range(len(self._slots)):
             slot = self._slots[number]
-            if slot.state in (_FREE, _DRAINING) or number in excluded:
+            tier = slot.tier(now_ns)
+            if tier > lowest or tier == _NO_TIER or number == excluded:
                 continue
-            is_out = slot.state == _EJECTED and now_ns < slot.until_ns
             cost = slot.cost(now_ns, self._mean_ns, self._decay_ns)
-            if best < 0 or (out and not is_out) or (out == is_out and cost < least):
+            if tier < lowest or cost < least:
                 best = number
                 least = cost
-                out = is_out
+                lowest = tier
         return best
+
+    def ranked(self, now_ns: int) -> list[int]:
+        """Return the slots that a request may go to, that of :meth:`best` first; changes nothing, and draws nothing.
+
+        An ejected replica gets no request while there is another, so it is among them only if there is none.
+        """
+        lowest = _NO_TIER
+        for slot in self._slots:
+            lowest = min(lowest, slot.tier(now_ns))
+        costs = [
+            (slot.cost(now_ns, self._mean_ns, self._decay_ns), number)
+            for number, slot in enumerate(self._slots)
+            if slot.tier(now_ns) == lowest < _NO_TIER
+        ]
+        return [number for _, number in sorted(costs)]
 
     def expected_ns(self, number: int, now_ns: int) -> int:
         """Return the expected time of the next request there, in nanoseconds; 0: not known."""
         slot = self._slots[number]
         return int(slot.expected(now_ns, self._mean_ns, self._decay_ns))
-
-    def may_retry(self) -> bool:
-        """Return whether one more request may be retried, and count it if so.
-
-        Retries are at most a fifth of the requests, and ten at once (as in Finagle's retry budget): if all replicas
-        fail, a retry only doubles the load.
-        """
-        if self._retry_tokens < 1.0:
-            return False
-        self._retry_tokens -= 1.0
-        return True
 
     def done(self, token: int, outcome: int, duration_ns: int, now_ns: int) -> None:
         """Record the outcome of an attempt.
@@ -337,9 +329,6 @@ class P2CBalancer:
             slot.busy_ns = now_ns
         slot.in_flight += 1
         slot.attempts += 1
-        self._retry_tokens += _RETRY_SHARE
-        if self._retry_tokens > _RETRY_BURST:
-            self._retry_tokens = _RETRY_BURST
         if slot.state == _EJECTED:
             self.panics += 1
         elif slot.state == _PROBING:
@@ -351,7 +340,7 @@ class P2CBalancer:
         slot.consecutive_failures = 0
         slot.success += (1.0 - slot.success) * _OUTCOME_WEIGHT
         slot.learn(duration_ns, places, now_ns, self._decay_ns)
-        self._ejection.succeeded(slot, now_ns)
+        self._ejection.succeeded(slot, duration_ns, places, now_ns)
 
     def _failed(self, slot: ReplicaStats, duration_ns: int, places: int, now_ns: int) -> None:
         slot.consecutive_failures += 1
@@ -387,7 +376,7 @@ class P2CBalancer:
                 if slot.per_place_ns > 0.0:
                     known += 1
                     speed += 1.0 / slot.per_place_ns
-                if not (slot.slow_start and slowly) or self._random_unit() < slot.ramp(now_ns, self._slow_start_ns):
+                if not (slot.slow_start and slowly) or self._draws.next() < slot.ramp(now_ns, self._slow_start_ns):
                     slot.share = slot.weight
                 else:
                     self._left_out = True
@@ -423,7 +412,7 @@ class P2CBalancer:
 
     def _draw(self, total: float, own: bool) -> int:
         """Draw a slot by its share, at home or elsewhere; -1: there is none."""
-        left = self._random_unit() * total
+        left = self._draws.next() * total
         last = -1
         for number in range(len(self._slots)):
             slot = self._slots[number]
@@ -434,10 +423,6 @@ class P2CBalancer:
             if left < 0.0:
                 break
         return last
-
-    def _random_unit(self) -> float:
-        self._random = (self._random + _STEP) & _MASK
-        return _uniform(_mixed(self._random))
 
     def _or_slow_starter(self, best: int, excluded: int, now_ns: int) -> int:
         """Return a replica that starts slowly if its cost, over the share of its weight that it has, is less."""
@@ -462,15 +447,3 @@ class P2CBalancer:
         mean_ns = self._mean_ns
         decay_ns = self._decay_ns
         return second if other.cost(now_ns, mean_ns, decay_ns) < one.cost(now_ns, mean_ns, decay_ns) else first
-
-
-def _mixed(value: int) -> int:
-    """Return the output function of splitmix64 (Steele, Lea and Flood 2014)."""
-    value = ((value ^ (value >> 30)) * _MIX_1) & _MASK
-    value = ((value ^ (value >> 27)) * _MIX_2) & _MASK
-    return value ^ (value >> 31)
-
-
-def _uniform(value: int) -> float:
-    """Return a number above 0 and below 1."""
-    return ((value >> 11) + 0.5) * _UNIT

@@ -1,6 +1,6 @@
 cimport cython
 
-cdef int _FREE
+cdef int _FREE, _ACTIVE, _PROBING, _EJECTED
 cdef double _NEWEST, _PEAK, _MOST, _LEAST_SUCCESS, _LEAST_RAMP
 cdef long long _ENOUGH, _GENERATIONS
 
@@ -21,6 +21,8 @@ cdef class ReplicaStats:
 
     @cython.locals(elapsed_ns=cython.longlong, part=double)
     cdef double ramp(self, long long now_ns, long long slow_start_ns) noexcept
+
+    cdef int tier(self, long long now_ns) noexcept
 
     @cython.locals(success=double, expected=double)
     cdef double cost(self, long long now_ns, double mean_ns, long long decay_ns) noexcept

@@ -33,6 +33,9 @@ FREE, ACTIVE, PROBING, EJECTED, DRAINING = range(5)
 
 # C variables in the compiled module, not visible from Python
 _FREE = FREE
+_ACTIVE = ACTIVE
+_PROBING = PROBING
+_EJECTED = EJECTED
 _NEWEST = 0.03125  # the least weight of a new sample once there are many
 _PEAK = 4.0  # how much more a sample counts that is above the estimate
 _MOST = 0.25  # the most that one counts
@@ -144,6 +147,19 @@ class ReplicaStats:
             return 1.0
         part = 1.0 * elapsed_ns / slow_start_ns  # of whole numbers, compiled, it would be a whole number
         return part if part > _LEAST_RAMP else _LEAST_RAMP
+
+    def tier(self, now_ns: int) -> int:
+        """Return when it gets a request, replicas of a lower number first.
+
+        0: it takes part in the draws; 1: it is probing, and its probe is in flight; 2: it is ejected; 3: never.
+        """
+        if self.state == _ACTIVE:
+            return 0
+        if self.state == _PROBING:
+            return 1 if self.probe_in_flight else 0
+        if self.state == _EJECTED:
+            return 2 if now_ns < self.until_ns else 0
+        return 3
 
     def cost(self, now_ns: int, mean_ns: float, decay_ns: int) -> float:
         """Return the value to compare: the expected time over success and weight, times the penalty."""

@@ -1,9 +1,10 @@
 """`DnsDiscovery`: the replicas that a name resolves to, looked up at intervals.
 
-*Design.* Each lookup compares the addresses with those of the previous one. A new address gets a replica, which starts
-slowly. The replica of an address that is gone ends its requests and is stopped, in a task of its own, so that a long
-drain delays no lookup. New replicas are added before old ones are removed. A lookup that fails, or finds nothing,
-changes nothing: a name server that is down says nothing about the servers that it knew.
+*Design.* Each lookup compares the addresses with those of the previous one. A new address gets a replica, which gets
+its share slowly. The replica of an address that is gone ends its requests and is stopped. New replicas are added before
+old ones are removed, but at most an interval is waited for them. Starts and ends have tasks of their own, so that a
+server that hangs, or drains for long, delays no other; a start is cancelled when its address is gone. A lookup that
+fails, or finds nothing, changes nothing: a name server that is down says nothing about the servers that it knew.
 
 Lookups never block the event loop: without ``resolve`` the system's resolver runs in a thread of the loop's executor.
 """
@@ -90,6 +91,7 @@ class Finder:
         self._count = count
         self._names: dict[str, str] = {}  # address → name of its replica
         self._calls = DeadlineCalls()
+        self._starting: dict[str, asyncio.Task[None]] = {}  # address → start of its replica
         self._removals: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
         self._is_failing = False
@@ -114,9 +116,16 @@ class Finder:
             self._is_failing = True
             return failure
         self._is_failing = False
+        for address in [address for address in self._starting if address not in found]:
+            self._starting.pop(address).cancel()
         for address in found:
-            if address not in self._names:
-                await self._add(address, strict)
+            if address not in self._names and address not in self._starting:
+                if strict:
+                    await self._add(address)
+                else:
+                    self._starting[address] = asyncio.get_running_loop().create_task(self._try_to_add(address))
+        if self._starting:
+            await asyncio.wait(self._starting.values(), timeout=self._discovery.interval_s)
         removable = max(self._count() - 1, 0)  # if no new replica could be added, one of the old ones stays
         for address in [address for address in self._names if address not in found][:removable]:
             self._remove(self._names.pop(address))
@@ -128,8 +137,9 @@ class Finder:
 
     def cancel(self) -> list[asyncio.Future[Any]]:
         """Stop looking the name up; return what was cancelled, and the ends of the replicas that leave."""
-        ending = [*([] if self._task is None else [self._task]), *self._calls]
+        ending = [*([] if self._task is None else [self._task]), *self._starting.values(), *self._calls]
         self._task = None
+        self._starting.clear()
         for task in ending:
             task.cancel()
         return [*ending, *self._removals]
@@ -153,17 +163,20 @@ class Finder:
             return {}, error
         return addresses, None if addresses else LookupError(f"{discovery.host!r} has no address")
 
-    async def _add(self, address: str, strict: bool) -> None:
+    async def _add(self, address: str) -> None:
+        replica = self._discovery.make(address)
+        check_instance("make", replica, lambda it: isinstance(it, Replica), "a function that returns a Replica")
+        await self._add_replica(replica)
+        self._names[address] = replica.name
+
+    async def _try_to_add(self, address: str) -> None:
         try:
-            replica = self._discovery.make(address)
-            check_instance("make", replica, lambda it: isinstance(it, Replica), "a function that returns a Replica")
-            await self._add_replica(replica)
-        except Exception as error:
-            if strict:
-                raise
+            await self._add(address)
+        except Exception as error:  # noqa: BLE001 - no caller waits for the end of this task
             _log.exception("the replica at %r could not be added; the next lookup tries again", address, exc_info=error)
-        else:
-            self._names[address] = replica.name
+        finally:
+            if self._starting.get(address) is asyncio.current_task():
+                del self._starting[address]
 
     def _remove(self, name: str) -> None:
         task = asyncio.get_running_loop().create_task(self._leave(name))

@@ -29,6 +29,7 @@ from streaminfer.protocols import (
     sooner,
 )
 from streaminfer.request import Request, Response, passed_on_arrival
+from streaminfer.resilience._call_budget_cy import CallBudget
 from streaminfer.routing.replicas._ejection_cy import OutlierEjection
 from streaminfer.routing.replicas._p2c_cy import FAILURE, IGNORED, REJECTED, SUCCESS, P2CBalancer
 from streaminfer.routing.replicas.discovery import DnsDiscovery, Finder
@@ -43,6 +44,8 @@ from streaminfer.routing.stable_hash import stable_hash
 __all__ = ["Replica", "Replicas"]
 
 _SLOT = 2**16 - 1
+_RETRY_SHARE = 0.2  # of the requests: if all replicas fail, retries only add to the load
+_RETRIES_PER_S = 1.0  # of a service with few requests
 _IGNORED_ERRORS = (asyncio.CancelledError, DeadlineExceeded, InvalidInput)
 
 
@@ -134,6 +137,7 @@ class Replicas(StackClock, Node):
         self.zone = zone
         self.clock: Clock = clock or time.monotonic_ns
         self._retry = retry
+        self._retries = CallBudget(_RETRY_SHARE, _RETRIES_PER_S)
         self._members = Membership(self._balancer, self._now, zone, *penalties)
         self._by_slot = self._members.by_slot  # the same list, which each request reads
         self._homes = StreamHomes(self._members.all)
@@ -168,6 +172,7 @@ class Replicas(StackClock, Node):
         deadline_ns = request.deadline_ns
         if deadline_ns is not None and now_ns >= deadline_ns:
             raise DeadlineExceeded(passed_on_arrival(now_ns, deadline_ns))
+        self._retries.count(now_ns)
         if request.stream_id is None:
             token = balancer.choose(-1, now_ns)
             may_retry = self._retry
@@ -209,19 +214,20 @@ class Replicas(StackClock, Node):
         balancer = self._balancer
         if request.stream_id is not None:
             return self._admission_at(balancer.of_stream(stable_hash(request.stream_id), now_ns), request, now_ns)
-        tried: set[int] = set()
-        rejection: Admission | None = None
-        for _ in range(balancer.replicas):
-            slot = balancer.best(tried, now_ns)
+        best = balancer.best(-1, now_ns)
+        if best < 0:
+            return Admission(False, AdmissionReason.NO_REPLICA)
+        rejection = self._admission_at(best, request, now_ns)
+        if rejection.ok:
+            return rejection
+        for slot in balancer.ranked(now_ns):
+            if slot == best:
+                continue
             verdict = self._admission_at(slot, request, now_ns)
             if verdict.ok:
                 return verdict
-            if rejection is None:
-                rejection = verdict
-            else:
-                rejection = rejection._replace(retry_after_s=sooner(rejection.retry_after_s, verdict.retry_after_s))
-            tried.add(slot)
-        return rejection or Admission(False, AdmissionReason.NO_REPLICA)
+            rejection = rejection._replace(retry_after_s=sooner(rejection.retry_after_s, verdict.retry_after_s))
+        return rejection
 
     def validate(self, request: Request) -> None:
         """Check a request as the first replica does: all serve the same model."""
@@ -424,7 +430,7 @@ class Replicas(StackClock, Node):
 
     def _second(self, first: int, now_ns: int) -> int:
         """Choose another replica for a request that failed at the first; -1: there is none, or too many are retried."""
-        if self._closed or not self._balancer.may_retry():
+        if self._closed or not self._retries.grant(now_ns):
             return -1
         token = self._balancer.choose(first, now_ns)
         if token >= 0:

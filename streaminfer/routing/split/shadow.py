@@ -23,6 +23,7 @@ from streaminfer._runtime.owners import start_owned
 from streaminfer._runtime.pending_calls import DeadlineCalls
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer._runtime.stopping import end_tasks, stop_all
+from streaminfer.errors import DeadlineExceeded
 from streaminfer.protocols import Clock, adapt, is_service, name_of
 from streaminfer.request import Request, Response, time_left_s
 from streaminfer.resilience._targets import may_repeat, repeats
@@ -174,7 +175,13 @@ class Shadow(StackClock):
             self._validate(request)
         left_s = time_left_s(request.deadline_ns, self._clock())
         timeout_s = self._timeout_s if left_s is None else min(max(left_s, 0.0), self._timeout_s)
-        await self._calls.end_within(timeout_s, self.copy.call(request), name_of(self.copy))
+        call = asyncio.ensure_future(self.copy.call(request))
+        try:
+            await self._calls.end_within(timeout_s, call, name_of(self.copy))
+        except DeadlineExceeded:
+            if not call.done():  # one that cannot be cancelled at once is in flight until it ends
+                await asyncio.wait({call})
+            raise
 
     def _end(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

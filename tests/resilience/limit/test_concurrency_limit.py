@@ -88,6 +88,18 @@ def test_a_place_comes_back_however_a_request_ends(limit, clock, ending, expecte
     assert counted(limit) == expected
 
 
+def test_the_first_rejection_names_no_time(limit, clock):
+    """Before any call has completed, and any time has passed, nothing tells when to retry."""
+    limited = limit.wrap(Service())
+    permits = [limit.try_acquire(), limit.try_acquire()]
+    assert 0 not in permits
+
+    assert limited.admission(Request(1.0), clock()) == Admission(False, "limit", None)
+    with pytest.raises(si.Overloaded, match=r"of 2 that it allows$") as refused:
+        limit.guard().__enter__()
+    assert refused.value.retry_after_s is None
+
+
 def test_one_too_many_is_refused_at_once_and_told_when_to_come_back(limit, clock):
     service = Service()
 

@@ -245,6 +245,33 @@ def test_admission_counts_the_places_to_wait_in():
     run(main)
 
 
+@pytest.mark.parametrize(
+    ("waiting", "priority", "left_s", "ok"),
+    [(4, 0, 0.55, True), (4, 0, 0.45, False), (4, -1, 0.15, True), (9, 0, None, True), (10, 0, None, False)],
+    ids=["in time", "late", "more urgent", "soon enough", "waits too long"],
+)
+def test_admission_counts_the_calls_that_wait(waiting, priority, left_s, ok):
+    """A call gets a permit after the calls before it, a tenth of a second each, and waits a second at most."""
+
+    async def main(loop):
+        limit = waiting_limit(loop, limit=1, max_wait_s=1.0)
+        limited = limit.wrap(_Answers())
+        for _ in range(12):
+            permit = await limit.acquire()
+            await asyncio.sleep(0.1)
+            limit.record(permit)
+        permit = await limit.acquire()
+        tasks = [asyncio.ensure_future(limit.acquire()) for _ in range(waiting)]
+        await settle()
+        deadline_ns = None if left_s is None else loop.clock() + round(left_s * 1e9)
+        verdict = limited.admission(Request(1.0, priority=priority, deadline_ns=deadline_ns), loop.clock())
+        for task in tasks:
+            task.cancel()
+        return verdict
+
+    assert run(main).ok is ok
+
+
 class _Answers:
     async def call(self, request):
         return si.Response(1.0)

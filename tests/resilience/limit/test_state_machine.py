@@ -259,6 +259,24 @@ def test_the_drain_time_is_calls_under_way_over_the_rate_and_grows_in_a_lull():
     assert machine.drain_ns(now + 300 * MS) == 300 * MS
 
 
+def test_the_wait_counts_calls_before_and_the_reserve():
+    """A call gets a permit when enough others have completed for all before it, and for the reserve of its priority."""
+    machine = make(limit=10, adaptive=False, reserve=0.2)
+    assert machine.wait_ns(0, 3, S) == 0
+    now = S
+    for _ in range(20):
+        machine.succeed(machine.try_acquire(0, NEVER_NS, now), 0, now, now + 10 * MS)
+        now += 10 * MS
+    while machine.try_acquire(0, NEVER_NS, now) > 0:
+        pass
+
+    assert machine.wait_ns(0, 0, now) == pytest.approx(10 * MS, rel=0.01)
+    assert machine.wait_ns(-1, 4, now) == pytest.approx(50 * MS, rel=0.01)
+    assert machine.wait_ns(1, 4, now) == pytest.approx(70 * MS, rel=0.01)
+    machine.release(now)
+    assert machine.wait_ns(0, 0, now) == 0
+
+
 def test_idle_time_is_not_counted_into_the_rate():
     machine = make(limit=20, adaptive=False)
     now = S
@@ -366,6 +384,7 @@ class Twins(RuleBasedStateMachine):
         assert 1 <= one.adaptation.allowed <= math.floor(one.adaptation.limit)
         assert one.adaptation.limit == self.first if not self.adaptive else 1 <= one.adaptation.limit <= 60
         assert self.each("drain_ns", self.now) >= 0
+        assert self.each("wait_ns", 1, 2, self.now) <= self.each("wait_ns", 1, 3, self.now)
         assert (self.each("drain_ns", self.now) == 0) or self.out
 
 

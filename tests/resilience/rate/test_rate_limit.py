@@ -5,7 +5,7 @@ import inspect
 import threading
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import streaminfer as si
@@ -85,6 +85,22 @@ def test_no_span_of_time_admits_more_than_burst_and_rate(burst, gaps):
     for first, start in enumerate(admitted):
         for last in range(first, len(admitted)):
             assert last - first + 1 <= burst + (admitted[last] - start) / S
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    max_tenants=st.integers(1, 3),
+    calls=st.lists(st.tuples(st.integers(0, 2 * S), st.integers(0, 5)), min_size=1, max_size=60),
+)
+@example(max_tenants=1, calls=[(0, 0), (S // 2, 0), (0, 1), (0, 1), (0, 1), (S // 2, 1)])
+def test_a_wait_is_foretold_where_tenants_share(max_tenants, calls):
+    """With more tenants than the table has places a call that waits as told is admitted, and no other."""
+    buckets = TenantBuckets(Bucket(S, 2 * S), {}, max_tenants)
+    now = 0
+    for gap, tenant in calls:
+        now += gap
+        foretold = buckets.wait_ns(tenant, now)
+        assert buckets.take(tenant, now) == foretold
 
 
 # -- tenants ----------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The shares of routes: every rule of the module's docstring, and a model-free machine for its invariants."""
 
+import random
 from itertools import pairwise
 
 import pytest
@@ -68,6 +69,114 @@ def test_a_failing_route_is_halved_and_comes_back_gradually():
 def test_a_tenth_of_failures_or_a_single_one_change_nothing():
     assert steps(make(), 1, [BAD] * 2 + [GOOD] * 18) == 1.0
     assert steps(make(), 1, [BAD] + [GOOD] * 7) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("failed", "requests", "share"),
+    [(2, 6, 0.5), (2, 7, 1.0), (3, 8, 0.5), (8, 50, 1.0), (9, 50, 0.5), (115, 1000, 1.0), (117, 1000, 0.5)],
+)
+def test_chance_alone_does_not_cut_a_share(failed, requests, share):
+    """A route is failing where more fail than a tenth, and than chance brings where a tenth fail."""
+    outcomes = [BAD] * failed + [GOOD] * (requests - failed)
+    degradation = make()
+    serve(degradation, 0, outcomes)
+    degradation.step((1 if requests >= 8 else 8) * STEP, False)
+    assert degradation.shares[0].fraction == pytest.approx(share)
+
+
+@pytest.mark.parametrize("requests", [8, 50, 250])
+def test_a_route_below_a_tenth_of_failures_keeps_its_traffic(requests):
+    """With one attempt in twenty failing at random, the best route keeps at least nine tenths of the traffic."""
+    degradation = make()
+    draw = random.Random(1)
+    fractions = [
+        steps(degradation, 1, [BAD if draw.random() < 0.05 else GOOD for _ in range(requests)], start=start)
+        for start in range(1, 400)
+    ]
+    assert sum(fractions) / len(fractions) > 0.9
+
+
+@pytest.mark.parametrize("requests", [50, 100, 250, 1000])
+def test_rare_misses_by_chance_move_nothing(requests):
+    """With one request in 200 late or missed at random, the best route keeps its traffic and needs no headroom."""
+    degradation, draw = make(), random.Random(1)
+    fractions = []
+    for number in range(1, 400):
+        serve(degradation, 0, [LATE if draw.random() < 0.005 else GOOD for _ in range(requests)])
+        for _ in range(requests):
+            if draw.random() < 0.005:
+                degradation.missed(1)
+        degradation.step(number * STEP, False)
+        fractions.append(degradation.shares[0].fraction)
+    assert sum(fractions) / len(fractions) > 0.95
+    assert degradation.shares[0].headroom < 0.1
+
+
+def crowd(degradation, number, responds, burning=False):
+    """A step in which the first route takes its share, and the second one the rest, which misses if it hangs."""
+    best, rest = degradation.shares
+    for _ in range(50):
+        degradation.arrive(0)
+        share = best if best.offers() else rest
+        share.take()
+        good = share is best or responds
+        share.settle(GOOD if good else LATE, 900, 1000, 0)
+        if not good:
+            degradation.missed(1 << rest.device)
+    degradation.step(number * STEP, burning)
+
+
+def test_a_share_grows_back_beside_a_route_that_hangs():
+    """A cheaper route on the device that does not respond takes nothing over, so its misses hold nothing back."""
+    degradation = make()
+    for _ in range(50):
+        degradation.missed(1)
+    serve(degradation, 0, [GOOD] * 50)
+    degradation.step(STEP, False)
+    assert degradation.shares[0].fraction == pytest.approx(0.5)
+
+    for number in range(2, 30):
+        crowd(degradation, number, responds=False)
+    assert degradation.shares[0].fraction == 1.0
+
+
+def test_a_route_that_responds_again_relieves_the_device():
+    """What it did not do before is forgotten with its first step of responses."""
+    degradation = make()
+    cuts = 0
+    for number in range(1, 9):
+        cuts = degradation.shares[0].cuts
+        serve(degradation, 0, [GOOD] * 50)
+        for _ in range(50):
+            degradation.missed(1)
+        degradation.step(number * STEP, False)
+    assert degradation.shares[0].cuts == cuts < 3
+
+    serve(degradation, 0, [GOOD] * 50)
+    for _ in range(25):
+        degradation.missed(1)
+        degradation.shares[1].take()
+        degradation.shares[1].settle(GOOD, 100, 1000, 0)
+    degradation.step(9 * STEP, False)
+    assert degradation.shares[0].cuts == cuts + 1
+
+
+def test_a_burning_budget_closes_nothing_beside_a_route_that_hangs():
+    """The closed route returns once none of the others has responded for three steps, and is not closed again."""
+    degradation = make(devices=(0, 1))
+    for number in range(1, 4):
+        for _ in range(50):
+            degradation.arrive(0)
+            degradation.shares[1].take()
+            degradation.shares[1].settle(LATE, 1000, 1000, 0)
+            degradation.missed(2)
+        degradation.step(number * STEP, True)
+        assert degradation.shares[0].closed is (number < 3)
+
+    for number in range(4, 40):
+        crowd(degradation, number, responds=False, burning=True)
+        assert not degradation.shares[0].closed
+    assert degradation.shares[0].fraction == 1.0
 
 
 def test_neutral_outcomes_count_for_nothing():

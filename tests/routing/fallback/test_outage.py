@@ -6,6 +6,7 @@ import pytest
 
 import streaminfer as si
 from streaminfer.routing import FallbackRouter, Route
+from streaminfer.telemetry import BurnSignal
 from streaminfer.testing import run
 
 
@@ -79,3 +80,53 @@ def test_a_hang_leaves_the_next_route_its_time():
     during, _ = outage(1000.0, hangs=True, down_requests=2000)
 
     assert during.count("") <= 0.002 * len(during)
+
+
+@pytest.mark.parametrize("default", [None, -1.0], ids=["no default", "default"])
+@pytest.mark.parametrize("devices", ["aa", "ab"], ids=["one device", "two devices"])
+@pytest.mark.parametrize("burns", [True, False], ids=["slo", "no slo"])
+@pytest.mark.parametrize("layers", [True, False], ids=["batcher", "plain"])
+def test_a_fallback_that_hangs_costs_the_best_route_nothing(layers, burns, devices, default):
+    """After a second in which both routes hang, the best one, which responds again, gets all requests."""
+
+    async def main(loop):
+        best, other = Backend(hangs=True), Backend(hangs=True)
+        other.up.clear()
+
+        def around(backend):
+            return [si.AdaptiveBatcher(max_batch_size=16), backend] if layers else [backend]
+
+        slo = si.SLO("s", threshold_s=0.1, objective=0.99, signal=BurnSignal(window_s=5.0)) if burns else None
+        router = FallbackRouter(
+            Route("best", around(best), cost=4.0, device=devices[0]),
+            Route("other", around(other), quality=0.8, cost=1.0, device=devices[1]),
+            default=default,
+            slo=slo,
+        )
+        ends = []
+
+        async def ask(service):
+            try:
+                response = await service.call(si.Request(1.0, deadline_ns=loop.now_ns + 100_000_000))
+                ends.append(response.source.split(" ")[0])
+            except si.StreamInferError:
+                ends.append("")
+
+        async def load(service, seconds):
+            ends.clear()
+            tasks = []
+            for _ in range(200 * seconds):
+                tasks.append(asyncio.ensure_future(ask(service)))
+                await asyncio.sleep(0.005)
+            await asyncio.gather(*tasks)
+            return ends.count("best") / len(ends)
+
+        async with si.Stack(si.Telemetry("t", slo=slo), router, clock=loop.clock) as service:
+            await load(service, 2)
+            best.up.clear()
+            await load(service, 1)
+            best.up.set()
+            await load(service, 6)
+            return await load(service, 5)
+
+    assert run(main) == 1.0

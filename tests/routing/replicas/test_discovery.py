@@ -149,6 +149,56 @@ def test_a_replica_that_cannot_be_made_is_tried_again(caplog):
     ]
 
 
+class Hanging:
+    """A server whose start never ends."""
+
+    cancelled = 0
+
+    async def start(self):
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            self.cancelled += 1
+
+    async def stop(self, *, drain):
+        """Do nothing."""
+
+    async def call(self, request):
+        return si.Response(request.inputs)
+
+
+def test_a_start_that_hangs_holds_up_no_other():
+    """Other addresses come and go meanwhile; the start is cancelled when its address is gone, or with the stop."""
+
+    async def main(loop):
+        names = Names(loop, "10.0.0.1")
+        hanging = Hanging()
+        service = names.service
+        names.service = lambda name: hanging if name == "10.0.0.9" else service(name)
+        before = asyncio.all_tasks()
+        stack = si.Stack(names.replicas, clock=loop.clock)
+        await stack.start()
+        names.says = ["10.0.0.9", "10.0.0.2"]
+        await asyncio.sleep(10.5)
+        assert names.names() == ["10.0.0.1", "10.0.0.2"]
+        await asyncio.sleep(10.0)
+        assert names.names() == ["10.0.0.2"]
+        names.says = ["10.0.0.9", "10.0.0.3"]
+        await asyncio.sleep(30.0)
+        assert names.names() == ["10.0.0.3"]
+        assert not hanging.cancelled
+        names.says = ["10.0.0.3"]
+        await asyncio.sleep(20.0)
+        assert hanging.cancelled == 1
+        names.says = ["10.0.0.3", "10.0.0.9"]
+        await asyncio.sleep(15.0)
+        await stack.stop()
+        assert hanging.cancelled == 2
+        assert asyncio.all_tasks() == before
+
+    run(main)
+
+
 def test_a_replica_that_drains_holds_up_no_look():
     """Its request is answered, while later looks add others; at a stop it is waited for like the others."""
 

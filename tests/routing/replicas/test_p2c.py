@@ -326,6 +326,27 @@ def test_a_slow_one_is_an_outlier():
     assert balance.slot(3).state == EJECTED
 
 
+def test_a_quick_response_ejects_nothing():
+    """A replica whose mean is of an outage that is over is not ejected by the response that shows it."""
+    balance = made(4)
+    now = 0
+    for number in range(3):
+        now = teach(balance, number, 10 * MS, now)
+    slow = balance.slot(3)
+    for _ in range(20):  # as slow as a replica can be before its latency is judged, and then failures
+        give(balance, 3, FAILURE if slow.succeeded > 6 else SUCCESS, 200 * MS, now)
+        now += MS
+        if slow.failed % 4 == 3:
+            break
+    assert slow.latency_ns > 3 * balance.slot(0).latency_ns
+    assert slow.state == ACTIVE
+
+    give(balance, 3, SUCCESS, 10 * MS, now)
+    assert slow.state == ACTIVE
+    give(balance, 3, SUCCESS, 200 * MS, now)
+    assert slow.state == EJECTED
+
+
 def test_few_samples_make_no_outlier():
     balance = made()
     now = 0
@@ -407,7 +428,7 @@ def test_nobody_left():
     balance = made(1)
     assert balance.choose(0, 0) == -1
     balance.drain(0)
-    assert balance.choose(-1, 0) == balance.choose_for_stream(5, 0) == balance.best(set(), 0) == -1
+    assert balance.choose(-1, 0) == balance.choose_for_stream(5, 0) == balance.best(-1, 0) == -1
 
 
 # -- the fleet --------------------------------------------------------------------------------------------------
@@ -553,10 +574,9 @@ def test_best_looks_only():
     now = 0
     for number, took in enumerate((30, 10, 20)):
         now = teach(balance, number, took * MS, now)
-    assert balance.best(set(), now) == 1
-    assert balance.best({1}, now) == 2
-    assert balance.best({1, 2}, now) == 0
-    assert balance.best({0, 1, 2}, now) == -1
+    assert balance.best(-1, now) == 1
+    assert balance.best(1, now) == 2
+    assert balance.ranked(now) == [1, 2, 0]
     assert all(not balance.slot(number).in_flight for number in range(3))
 
 
@@ -564,18 +584,28 @@ def test_best_is_not_an_ejected_one():
     balance = made(2, latency_factor=0.0)
     teach(balance, 1, 100 * MS, teach(balance, 0, 10 * MS, 0))
     fail(balance, 0, S)
-    assert balance.best(set(), S) == 1
-    assert balance.best({1}, S) == 0
+    assert balance.best(-1, S) == 1
+    assert balance.best(1, S) == 0
 
 
-def test_retries_are_a_fifth():
-    balance = made(2)
-    assert [balance.may_retry() for _ in range(11)] == [True] * 10 + [False]
-    allowed = 0
-    for now in range(1_000):
-        ask(balance, now * MS)
-        allowed += balance.may_retry()
-    assert allowed == pytest.approx(200, abs=1)
+def test_ranked_has_those_that_get_requests():
+    """An ejected replica, and one whose probe is in flight, are ranked only if there is no other."""
+    balance = made(3)
+    fail(balance, 0, 0)
+    assert balance.ranked(0) == [1, 2]
+    assert sorted(balance.ranked(2 * S)) == [0, 1, 2]  # it is probing by then
+
+    while balance.choose(-1, 2 * S) & SLOT:
+        pass
+    assert sorted(balance.ranked(2 * S)) == [1, 2]
+    for number in (1, 2):
+        balance.hold_out(number)
+    assert balance.ranked(2 * S) == [0]
+    balance.hold_out(0)
+    assert sorted(balance.ranked(2 * S)) == [0, 1, 2]
+    for number in range(3):
+        balance.drain(number)
+    assert balance.ranked(2 * S) == []
 
 
 # -- both builds ------------------------------------------------------------------------------------------------
@@ -626,7 +656,7 @@ def test_plain_and_compiled_agree(plain, seed):
                 )
                 for slot in map(fleet.slot, range(6))
             ]
-            + [fleet.best(set(), now), fleet.ejected, fleet.panics]
+            + [fleet.best(-1, now), fleet.ranked(now), fleet.ejected, fleet.panics]
             for fleet in fleets
         ]
         assert seen[0] == seen[1]

@@ -165,6 +165,8 @@ def test_it_is_asked_twice_at_most_and_the_last_error_is_raised():
 
 
 def test_where_all_fail_second_attempts_are_a_fifth():
+    """They are a fifth of the requests of the last ten seconds, and ten more."""
+
     async def main(loop):
         replicas = pair(failing(), failing(), loop)
         for n in range(500):
@@ -172,7 +174,37 @@ def test_where_all_fail_second_attempts_are_a_fifth():
                 await replicas.call(si.Request(n))
         return replicas.statistics().retried
 
-    assert 100 <= run(main) <= 140  # attempts earn them, and a second attempt is one
+    assert run(main) == 110
+
+
+def test_a_replica_that_dies_loses_no_request():
+    """All that was in flight at one of many replicas is sent to others, where it is less than a fifth of the traffic."""
+
+    async def main(loop):
+        dead = loop.create_future()
+
+        class Dying(Echo):
+            async def call(self, request):
+                await asyncio.wait({asyncio.ensure_future(super().call(request)), dead}, return_when="FIRST_COMPLETED")
+                if dead.done():
+                    raise ConnectionError("gone")
+                return si.Response(request.inputs)
+
+        others = [Replica(str(n), Echo(1.0)) for n in range(9)]
+        replicas = Replicas(Replica("dying", Dying(1.0)), *others, seed=1, clock=loop.clock)
+        calls = []
+        for n in range(1000):
+            calls.append(asyncio.ensure_future(replicas.call(si.Request(n))))
+            await asyncio.sleep(0.005)
+        in_flight = replicas.statistics()["dying"].in_flight
+        dead.set_result(None)
+        ends = await asyncio.gather(*calls, return_exceptions=True)
+        await asyncio.sleep(2.0)
+        return in_flight, sum(isinstance(end, Exception) for end in ends)
+
+    in_flight, failed = run(main)
+    assert in_flight > 15
+    assert failed == 0
 
 
 def test_the_deadline_ends_a_request():
@@ -666,6 +698,26 @@ def test_admission_is_the_best_that_accepts():
     streams = Replicas(Replica("0", Asked(full)), Replica("1", Asked(taken)), clock=FakeClock())
     answers = {streams.admission(si.Request(0, stream_id=n), 0) for n in range(20)}
     assert answers == {full, taken}
+
+
+def test_admission_ignores_an_ejected_replica():
+    """The replica that would accept gets no request while there is another, so its answer is not that of the set."""
+
+    class Full(Echo):
+        async def call(self, request):
+            raise si.Overloaded("full")
+
+        def admission(self, request, now_ns):
+            return Admission(False, "limit", 2.0)
+
+    async def main(loop):
+        replicas = pair(Full(), failing(), loop, consecutive_failures=1, eject_s=9.0)
+        while replicas.statistics()["b"].state != "ejected":
+            with pytest.raises((si.Overloaded, OSError)):
+                await replicas.call(si.Request(0))
+        return replicas.admission(si.Request(0), loop.clock())
+
+    assert run(main) == Admission(False, "limit", 2.0)
 
 
 def test_admission_predicts_from_what_was_learned():

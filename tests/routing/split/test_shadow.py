@@ -112,6 +112,37 @@ def test_copies_do_not_pile_up():
     run(main)
 
 
+def test_copies_that_cannot_be_cancelled_do_not_pile_up():
+    """A copy whose time is up is in flight until it has ended, which a model that ignores a cancellation delays."""
+
+    class Stubborn:
+        in_flight = peak = 0
+
+        async def call(self, request):
+            self.in_flight += 1
+            self.peak = max(self.peak, self.in_flight)
+            try:
+                await asyncio.sleep(5.0)
+            except asyncio.CancelledError:
+                await asyncio.sleep(5.0)
+            finally:
+                self.in_flight -= 1
+            return si.Response(request.inputs)
+
+    async def main(loop):
+        copies = Stubborn()
+        shadow, stack = shadowed(loop, copies, max_in_flight=2, timeout_s=0.1)
+        async with stack as service:
+            for _ in range(100):
+                await service(1.0)
+                await asyncio.sleep(0.01)
+            assert (copies.peak, shadow.statistics().in_flight) == (2, 2)
+            await asyncio.sleep(10.0)
+            assert (shadow.statistics().in_flight, shadow.statistics().failed) == (0, 2)
+
+    run(main)
+
+
 def test_a_share_of_the_requests_is_copied():
     async def main(loop):
         copies = Copies()

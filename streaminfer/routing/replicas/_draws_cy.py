@@ -1,0 +1,44 @@
+"""Random numbers and hashes of the choice among replicas: splitmix64 (Steele, Lea and Flood 2014).
+
+*Complexity.* A few machine instructions.
+
+One source, compiled with the C types of ``_draws_cy.pxd`` or run uncompiled. Not thread-safe: ``P2CBalancer``, which
+owns the draws, is not either.
+"""
+
+from __future__ import annotations
+
+__all__ = ["UniformDraws", "unit_hash"]
+
+# C variables in the compiled module, not visible from Python
+_MASK = 2**64 - 1
+_STEP = 0x9E3779B97F4A7C15
+_MIX_1 = 0xBF58476D1CE4E5B9
+_MIX_2 = 0x94D049BB133111EB
+_UNIT = 2.0**-53
+
+
+class UniformDraws:
+    """Random numbers above 0 and below 1; the same seed gives the same numbers.
+
+    Args:
+        seed: 0 ≤ seed < 2^64.
+    """
+
+    __slots__ = ("_state",)
+
+    def __init__(self, seed: int) -> None:
+        self._state = seed
+
+    def next(self) -> float:
+        """Return the next number."""
+        self._state = (self._state + _STEP) & _MASK
+        return unit_hash(self._state)
+
+
+def unit_hash(value: int) -> float:
+    """Return a number above 0 and below 1 that a number of 64 bits determines."""
+    value = ((value ^ (value >> 30)) * _MIX_1) & _MASK
+    value = ((value ^ (value >> 27)) * _MIX_2) & _MASK
+    value = value ^ (value >> 31)
+    return ((value >> 11) + 0.5) * _UNIT
