@@ -27,7 +27,7 @@ from demo.trials import Stage
 
 __all__ = ["LOADS", "WINDOW_S", "measure_load", "sweep_loads"]
 
-LOADS = (0.25, 0.5, 0.8, 1.0, 1.25, 1.6, 2.0, 2.5, 4.0)
+LOADS = (0.25, 0.5, 0.8, 1.0, 1.25, 1.6, 2.0, 2.8, 4.0)
 """Times the calibrated rate."""
 WINDOW_S = 0.25
 SETTLE_S = 0.1
