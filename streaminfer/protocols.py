@@ -6,7 +6,8 @@ having ``call``, ``infer`` or ``wrap`` is enough.
 What only some objects offer is a *capability*. The classes of this package are `Node` objects and say theirs in
 :meth:`Node.capabilities`; a `Wrapper` adds what it wraps, kept in ``inner``, offers. :func:`adapt` makes a node of any
 other object: it takes the attributes named like the fields of `Capabilities` and, where one is missing or ``None``,
-what ``inner`` offers, so that capabilities are found through wrappers that do not know of them. It also takes
+what ``inner`` offers, so that capabilities are found through wrappers that do not know of them. Only that a service
+``enforces_deadline`` is its own to say, because its ``call`` may await more than that of ``inner``. It also takes
 ``slo_ns``, or ``slo_s``, as the objective, and ``name``, ``children``, ``needs``, ``start()``,
 ``stop(*, drain)``, ``bind_clock(clock)`` and ``statistics()``, as `Node` describes them. No other place looks for a
 capability by name.
@@ -226,7 +227,10 @@ class Wrapper(Node):
         return {"inner": self.inner} if self.layer is None else {"layer": self.layer, "inner": self.inner}
 
     def capabilities(self) -> Capabilities:
-        """What the inner object offers; a wrapper that adds to it overrides this with ``_replace``."""
+        """What the inner object offers; a wrapper that adds to it overrides this with ``_replace``.
+
+        One whose ``call`` awaits more than that of the inner object says ``enforces_deadline=False``.
+        """
         return adapt(self.inner).capabilities()
 
     def __repr__(self) -> str:
@@ -280,7 +284,10 @@ class _Adapted(Node):
         elif (slo_s := getattr(thing, "slo_s", None)) is not None:
             own["slo"] = _FixedObjective(timeout_ns(slo_s))
         inner = self._inner
-        return (_NONE if inner is None else adapt(inner).capabilities())._replace(**own)
+        offered = _NONE if inner is None else adapt(inner).capabilities()
+        if is_service(thing):  # its call may await more than what it wraps ends in time
+            offered = offered._replace(enforces_deadline=False)
+        return offered._replace(**own)
 
     async def start(self) -> None:
         if self.starts:
