@@ -10,7 +10,7 @@ what ``inner`` offers, so that capabilities are found through wrappers that do n
 ``enforces_deadline`` is its own to say, because its ``call`` may await more than that of ``inner``. It also takes
 ``slo_ns``, or ``slo_s``, as the objective, and ``name``, ``children``, ``needs``, ``start()``,
 ``stop(*, drain)``, ``bind_clock(clock)`` and ``statistics()``, as `Node` describes them. No other place looks for a
-capability by name.
+capability by name, except that a `Stack` checks such methods when it is made.
 """
 
 import inspect

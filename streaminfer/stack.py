@@ -66,13 +66,14 @@ class Stack(Wrapper):
         if not layers:
             raise TypeError("layers: expected at least a backend or a service, got none")
         check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
+        from streaminfer._stack.composition import check_layers, compose  # noqa: PLC0415 - not at the package's import
+
+        check_layers(layers)
         self.layers = layers
         self.clock: Clock = clock or time.monotonic_ns
         self._clock_given = clock is not None
         if clock is not None:
             super().bind_clock(clock)
-        from streaminfer._stack.composition import compose  # noqa: PLC0415 - not at the package's import
-
         self._parts, self._single = compose(layers, self.clock)
         self.inner = self._parts[-1]
         self._run: StackRun | None = None  # the latest
