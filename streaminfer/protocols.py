@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 from streaminfer._internal.signatures import signature_of
-from streaminfer._internal.validation import check_instance, expected
+from streaminfer._internal.validation import check_duration, check_instance, expected
 from streaminfer.capabilities import (
     Admission,
     AdmissionReason,
@@ -282,7 +282,7 @@ class _Adapted(Node):
         if hasattr(thing, "slo_ns"):
             own["slo"] = thing
         elif (slo_s := getattr(thing, "slo_s", None)) is not None:
-            own["slo"] = _FixedObjective(timeout_ns(slo_s))
+            own["slo"] = _FixedObjective(timeout_ns(check_duration("slo_s", slo_s, positive=True)))
         inner = self._inner
         offered = _NONE if inner is None else adapt(inner).capabilities()
         if is_service(thing):  # its call may await more than what it wraps ends in time

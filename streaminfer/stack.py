@@ -17,7 +17,7 @@ from streaminfer._internal.display.unique_name import unique_name
 from streaminfer._internal.loading.lazy import lazy_attributes
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
 from streaminfer._runtime.stopping import STOP_LIMIT_S
-from streaminfer.errors import Closed
+from streaminfer.errors import Closed, InvalidInput
 from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, Wrapper, adapt
 from streaminfer.request import MapSettings, Request, Response
 
@@ -117,6 +117,8 @@ class Stack(Wrapper):
         Raises:
             StreamInferError: it could not be answered; the class says why.
         """
+        if wait is not False and wait is not True:
+            raise InvalidInput(expected("wait", "True or False", wait))
         chain = self._chain
         passage = chain.open(inputs, timeout_s, priority, stream_id, tenant, subject, tags, key, store, wait)
         try:
@@ -184,21 +186,21 @@ class Stack(Wrapper):
             The model's outputs, one for each of the inputs.
 
         Raises:
+            InvalidInput: one of the settings is wrong, also with ``return_exceptions``.
             StreamInferError: the first request that could not be answered.
         """
-        from streaminfer._stack.many_calls import answer_all, default_concurrency  # noqa: PLC0415 - not at the import
+        from streaminfer._stack import many_calls  # noqa: PLC0415 - not at the package's import
 
         if concurrency is None:
-            concurrency = default_concurrency(self._offered.full_load)
+            concurrency = many_calls.default_concurrency(self._offered.full_load)
         check_count("concurrency", concurrency)
         check_instance("inputs", inputs, lambda value: isinstance(value, Iterable), "an iterable of what each brings")
-        if "tags" in settings:
-            settings["tags"] = Request(None, tags=settings["tags"]).tags  # they may be an iterator
+        settings["tags"] = many_calls.check_settings("map", settings).tags  # they may be an iterator
 
         def ask(one: Any) -> Any:
-            return self(one, wait=True, key=None, **settings)
+            return self(one, wait=True, **settings)
 
-        return await answer_all(inputs, ask, concurrency, return_exceptions)
+        return await many_calls.answer_all(inputs, ask, concurrency, return_exceptions)
 
     async def rows(self, inputs: Any, **settings: Unpack[MapSettings]) -> Any:
         """Answers a request of several rows: all of them, by one deadline, or none.
