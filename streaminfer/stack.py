@@ -271,8 +271,8 @@ class Stack(Wrapper):
             RuntimeError: it runs already, or has not stopped yet.
             BaseException: what a layer raised.
         """
-        if self._run is not None and self._run.state != "stopped" and not self._run.is_orphaned:
-            raise RuntimeError(f"this stack is {self._run.state} already")
+        if (state := self.stack_state) not in {"new", "stopped"}:
+            raise RuntimeError(f"this stack is {state} already")
         from streaminfer._stack.run import StackRun  # noqa: PLC0415 - not at the package's import
         from streaminfer._stack.start_report import names_of_parts  # noqa: PLC0415
 
@@ -300,7 +300,7 @@ class Stack(Wrapper):
         if timeout_s is not None:
             check_duration("timeout_s", timeout_s)
         run = self._run
-        if run is None or run.state == "stopped" or run.is_orphaned:
+        if run is None or self.stack_state == "stopped":
             return
         if asyncio.get_running_loop() is not run.loop:
             self._refuse()
@@ -343,8 +343,10 @@ class Stack(Wrapper):
 
     @property
     def stack_state(self) -> StackState:
-        """The ``state`` of its statistics."""
-        return "new" if self._run is None else self._run.state
+        """The ``state`` of its statistics; a run that a closed event loop or another process has left is over."""
+        if self._run is None:
+            return "new"
+        return "stopped" if self._run.is_orphaned else self._run.state
 
     @property
     def ready(self) -> bool:
@@ -352,7 +354,7 @@ class Stack(Wrapper):
 
         For health checks. Thread-safe; false in a forked process, and where its event loop was closed without a stop.
         """
-        return self._run is not None and self._run.state == "running" and not self._run.is_orphaned
+        return self.stack_state == "running"
 
     def statistics(self) -> StackStatistics:
         """A frozen snapshot of every layer that keeps statistics, and of what is inside routers and the like."""
