@@ -50,7 +50,7 @@ def compose(layers: tuple[Any, ...], clock: Clock) -> tuple[list[Any], BatchedSe
         except TypeError as error:
             name = type(layer).__name__
             raise TypeError(
-                f"layers: {name} cannot stand in front of what follows it: {error}{_order(layers)}"
+                f"layers: {name} cannot stand in front of what follows it: {error}{_order(layers, layer)}"
             ) from error
         check_part_methods(current)
         parts.append(current)
@@ -115,10 +115,17 @@ def _needs_no_instance(layer: type, name: str) -> bool:
     return isinstance(inspect.getattr_static(layer, name, None), (classmethod, staticmethod))
 
 
-def _order(layers: tuple[Any, ...]) -> str:
-    """The order that works for layers that were given in another one; empty where none is known."""
+def _order(layers: tuple[Any, ...], refused: Any = None) -> str:
+    """The order that works for layers that were given in another one; empty where none is known.
+
+    Args:
+        layers: outermost first.
+        refused: the one that could not be wrapped around what follows it; ``None``: the last one is no end.
+    """
     ends = [layer for layer in layers if not is_layer(layer)]
     batchers = [layer for layer in layers if adapt(layer).needs == "backend"]
+    if refused is not None and batchers and layers.index(refused) < layers.index(batchers[0]):
+        return ""  # it is outside the batcher already: something else is wrong with it
     others = [layer for layer in layers if layer not in ends and layer not in batchers]
     ordered = [*others, *batchers, *ends]
     if len(ends) != 1 or len(batchers) > 1 or ordered == list(layers):
