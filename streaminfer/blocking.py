@@ -38,6 +38,7 @@ class BlockingStack:
         self._lock = threading.RLock()  # the thread that holds it can collect an iterator that closes its stream
         self._pending: set[concurrent.futures.Future[Any]] = set()
         self._thread: threading.Thread | None = None
+        self._ended = threading.Event()  # of the thread
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._drain = True
@@ -86,20 +87,24 @@ class BlockingStack:
         return statistics
 
     def start(self) -> None:
-        """Start the stack on an event loop in a thread of its own, and returns when it accepts requests.
+        """Start the stack on an event loop in a thread of its own, and return when it accepts requests.
+
+        An interrupt cancels the start.
 
         Raises:
             RuntimeError: it runs already.
+            Closed: another thread stopped it before it had started.
             BaseException: an error of a layer.
         """
         self._check_process()
         started: concurrent.futures.Future[None] = concurrent.futures.Future()
-        thread = threading.Thread(target=self._run, args=(started,), name="streaminfer-blocking", daemon=True)
+        ended = threading.Event()
+        thread = threading.Thread(target=self._run, args=(started, ended), name="streaminfer-blocking", daemon=True)
         with self._lock:
             if self._thread is not None:
                 raise RuntimeError("this blocking stack runs already")
             thread.start()
-            self._thread = thread
+            self._thread, self._ended = thread, ended
             self._drain = True
         try:
             started.result()
@@ -108,7 +113,7 @@ class BlockingStack:
             raise
 
     def stop(self, *, drain: bool = True, timeout_s: float | None = STOP_LIMIT_S) -> None:
-        """Stop the stack and join the thread; do nothing if it does not run.
+        """Stop the stack and join the thread; do nothing if it does not run, and cancel a start that goes on.
 
         Args:
             drain: wait for the requests in flight; otherwise they end with ``Closed``.
@@ -135,7 +140,7 @@ class BlockingStack:
 
     def _leave(self, *, drain: bool, timeout_s: float | None) -> bool:
         with self._lock:
-            thread, loop, stop = self._thread, self._loop, self._stop
+            thread, ended, loop, stop = self._thread, self._ended, self._loop, self._stop
             if thread is None:
                 return False
             self._check_thread()
@@ -144,6 +149,7 @@ class BlockingStack:
             self._closing = True
             if loop is not None and stop is not None:
                 loop.call_soon_threadsafe(stop.set)
+        ended.wait()  # before Python 3.13 a join that was interrupted takes a thread that runs for ended
         thread.join()
         with self._lock:
             if self._thread is thread:  # else another stop has returned, and it was started again
@@ -166,7 +172,7 @@ class BlockingStack:
                 )
             self._pid = os.getpid()
 
-    def _run(self, started: "concurrent.futures.Future[None]") -> None:
+    def _run(self, started: "concurrent.futures.Future[None]", ended: threading.Event) -> None:
         try:
             asyncio.run(self._serve(started))
         except BaseException as error:
@@ -182,6 +188,7 @@ class BlockingStack:
                 pending = list(self._pending)
             for future in pending:  # calls that came after the loop had run its last callbacks
                 future.cancel()
+            ended.set()
 
     async def _serve(self, started: "concurrent.futures.Future[None]") -> None:
         stop = asyncio.Event()
@@ -189,7 +196,7 @@ class BlockingStack:
             self._loop, self._stop = asyncio.get_running_loop(), stop
             if self._closing:  # left before it had started
                 stop.set()
-        await self.stack.start()
+        await self._start_until(stop)
         drain = False
         try:
             started.set_result(None)
@@ -201,6 +208,16 @@ class BlockingStack:
             finally:
                 with self._lock:  # before the loop is closed, so that no call is given to a closed one
                     self._loop = self._stop = None
+
+    async def _start_until(self, stop: asyncio.Event) -> None:
+        starting, leaving = asyncio.ensure_future(self.stack.start()), asyncio.ensure_future(stop.wait())
+        await asyncio.wait({starting, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        leaving.cancel()
+        starting.cancel()  # nothing where it has ended
+        try:
+            await starting
+        except asyncio.CancelledError:
+            raise Closed("this blocking stack was stopped before it had started") from None
 
     def _running_loop(self, *, while_closing: bool) -> asyncio.AbstractEventLoop:
         if self._loop is None or self._thread is None or (self._closing and not while_closing):

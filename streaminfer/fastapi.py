@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, Unpack
 from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_duration, check_instance, expected
 from streaminfer.errors import StreamInferError
-from streaminfer.request import CallSettings, MapSettings, Request, Response, time_left_s
+from streaminfer.request import CallSettings, MapSettings, Request, Response, deadline_after, time_left_s
 from streaminfer.serving._exchanges_cy import ClientGone, Exchange, ExchangeWatch
 from streaminfer.serving.deadlines import read_timeout_s
 from streaminfer.serving.errors import logged_failure
@@ -187,8 +187,9 @@ class BoundService:
         Raises:
             ClientDisconnect: the client has gone away.
         """
-        if timeout_s is None and (left_s := time_left_s(request.deadline_ns, self.stack.clock())) is not None:
-            timeout_s = max(left_s, 0.0)
+        if timeout_s is None and request.deadline_ns is not None:
+            left_s = time_left_s(request.deadline_ns, self.stack.clock())
+            timeout_s = math.inf if left_s is None else max(left_s, 0.0)
         return await self._client.guard(self.stack.call(request, timeout_s=self._tightest(timeout_s)))
 
     @property
@@ -197,6 +198,8 @@ class BoundService:
         return time_left_s(self._deadline_ns, time.monotonic_ns())
 
     def _tightest(self, timeout_s: float | None) -> float | None:
+        if timeout_s is not None:
+            deadline_after(0, timeout_s)  # says what is wrong with it
         left_s = self.time_left_s
         if left_s is None:
             return timeout_s
@@ -206,7 +209,7 @@ class BoundService:
             )  # as of the start: putting capabilities together takes longer than a call
             slo_ns = None if objective is None else objective.slo_ns
             timeout_s = math.inf if slo_ns is None else slo_ns / 1e9
-        return min(timeout_s, max(left_s, 0.0))  # a wrong one goes on to the stack, which says so
+        return min(timeout_s, max(left_s, 0.0))
 
     def __repr__(self) -> str:
         return f"BoundService({self.stack!r})"

@@ -6,10 +6,11 @@ having ``call``, ``infer`` or ``wrap`` is enough.
 What only some objects offer is a *capability*. The classes of this package are `Node` objects and say theirs in
 :meth:`Node.capabilities`; a `Wrapper` adds what it wraps, kept in ``inner``, offers. :func:`adapt` makes a node of any
 other object: it takes the attributes named like the fields of `Capabilities` and, where one is missing or ``None``,
-what ``inner`` offers, so that capabilities are found through wrappers that do not know of them. It also takes
+what ``inner`` offers, so that capabilities are found through wrappers that do not know of them. Only that a service
+``enforces_deadline`` is its own to say, because its ``call`` may await more than that of ``inner``. It also takes
 ``slo_ns``, or ``slo_s``, as the objective, and ``name``, ``children``, ``needs``, ``start()``,
 ``stop(*, drain)``, ``bind_clock(clock)`` and ``statistics()``, as `Node` describes them. No other place looks for a
-capability by name.
+capability by name, except that a `Stack` checks such methods when it is made.
 """
 
 import inspect
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 from streaminfer._internal.signatures import signature_of
-from streaminfer._internal.validation import check_instance, expected
+from streaminfer._internal.validation import check_duration, check_instance, expected
 from streaminfer.capabilities import (
     Admission,
     AdmissionReason,
@@ -226,7 +227,10 @@ class Wrapper(Node):
         return {"inner": self.inner} if self.layer is None else {"layer": self.layer, "inner": self.inner}
 
     def capabilities(self) -> Capabilities:
-        """What the inner object offers; a wrapper that adds to it overrides this with ``_replace``."""
+        """What the inner object offers; a wrapper that adds to it overrides this with ``_replace``.
+
+        One whose ``call`` awaits more than that of the inner object says ``enforces_deadline=False``.
+        """
         return adapt(self.inner).capabilities()
 
     def __repr__(self) -> str:
@@ -278,9 +282,12 @@ class _Adapted(Node):
         if hasattr(thing, "slo_ns"):
             own["slo"] = thing
         elif (slo_s := getattr(thing, "slo_s", None)) is not None:
-            own["slo"] = _FixedObjective(timeout_ns(slo_s))
+            own["slo"] = _FixedObjective(timeout_ns(check_duration("slo_s", slo_s, positive=True)))
         inner = self._inner
-        return (_NONE if inner is None else adapt(inner).capabilities())._replace(**own)
+        offered = _NONE if inner is None else adapt(inner).capabilities()
+        if is_service(thing):  # its call may await more than what it wraps ends in time
+            offered = offered._replace(enforces_deadline=False)
+        return offered._replace(**own)
 
     async def start(self) -> None:
         if self.starts:

@@ -17,7 +17,7 @@ from streaminfer._internal.display.unique_name import unique_name
 from streaminfer._internal.loading.lazy import lazy_attributes
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
 from streaminfer._runtime.stopping import STOP_LIMIT_S
-from streaminfer.errors import Closed
+from streaminfer.errors import Closed, InvalidInput
 from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, Wrapper, adapt
 from streaminfer.request import MapSettings, Request, Response
 
@@ -66,13 +66,14 @@ class Stack(Wrapper):
         if not layers:
             raise TypeError("layers: expected at least a backend or a service, got none")
         check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
+        from streaminfer._stack.composition import check_layers, compose  # noqa: PLC0415 - not at the package's import
+
+        check_layers(layers)
         self.layers = layers
         self.clock: Clock = clock or time.monotonic_ns
         self._clock_given = clock is not None
         if clock is not None:
             super().bind_clock(clock)
-        from streaminfer._stack.composition import compose  # noqa: PLC0415 - not at the package's import
-
         self._parts, self._single = compose(layers, self.clock)
         self.inner = self._parts[-1]
         self._run: StackRun | None = None  # the latest
@@ -116,6 +117,8 @@ class Stack(Wrapper):
         Raises:
             StreamInferError: it could not be answered; the class says why.
         """
+        if wait is not False and wait is not True:
+            raise InvalidInput(expected("wait", "True or False", wait))
         chain = self._chain
         passage = chain.open(inputs, timeout_s, priority, stream_id, tenant, subject, tags, key, store, wait)
         try:
@@ -183,21 +186,21 @@ class Stack(Wrapper):
             The model's outputs, one for each of the inputs.
 
         Raises:
+            InvalidInput: one of the settings is wrong, also with ``return_exceptions``.
             StreamInferError: the first request that could not be answered.
         """
-        from streaminfer._stack.many_calls import answer_all, default_concurrency  # noqa: PLC0415 - not at the import
+        from streaminfer._stack import many_calls  # noqa: PLC0415 - not at the package's import
 
         if concurrency is None:
-            concurrency = default_concurrency(self._offered.full_load)
+            concurrency = many_calls.default_concurrency(self._offered.full_load)
         check_count("concurrency", concurrency)
         check_instance("inputs", inputs, lambda value: isinstance(value, Iterable), "an iterable of what each brings")
-        if "tags" in settings:
-            settings["tags"] = Request(None, tags=settings["tags"]).tags  # they may be an iterator
+        settings["tags"] = many_calls.check_settings("map", settings).tags  # they may be an iterator
 
         def ask(one: Any) -> Any:
-            return self(one, wait=True, key=None, **settings)
+            return self(one, wait=True, **settings)
 
-        return await answer_all(inputs, ask, concurrency, return_exceptions)
+        return await many_calls.answer_all(inputs, ask, concurrency, return_exceptions)
 
     async def rows(self, inputs: Any, **settings: Unpack[MapSettings]) -> Any:
         """Answers a request of several rows: all of them, by one deadline, or none.
@@ -268,8 +271,8 @@ class Stack(Wrapper):
             RuntimeError: it runs already, or has not stopped yet.
             BaseException: what a layer raised.
         """
-        if self._run is not None and self._run.state != "stopped" and not self._run.is_orphaned:
-            raise RuntimeError(f"this stack is {self._run.state} already")
+        if (state := self.stack_state) not in {"new", "stopped"}:
+            raise RuntimeError(f"this stack is {state} already")
         from streaminfer._stack.run import StackRun  # noqa: PLC0415 - not at the package's import
         from streaminfer._stack.start_report import names_of_parts  # noqa: PLC0415
 
@@ -297,7 +300,7 @@ class Stack(Wrapper):
         if timeout_s is not None:
             check_duration("timeout_s", timeout_s)
         run = self._run
-        if run is None or run.state == "stopped" or run.is_orphaned:
+        if run is None or self.stack_state == "stopped":
             return
         if asyncio.get_running_loop() is not run.loop:
             self._refuse()
@@ -340,8 +343,10 @@ class Stack(Wrapper):
 
     @property
     def stack_state(self) -> StackState:
-        """The ``state`` of its statistics."""
-        return "new" if self._run is None else self._run.state
+        """The ``state`` of its statistics; a run that a closed event loop or another process has left is over."""
+        if self._run is None:
+            return "new"
+        return "stopped" if self._run.is_orphaned else self._run.state
 
     @property
     def ready(self) -> bool:
@@ -349,7 +354,7 @@ class Stack(Wrapper):
 
         For health checks. Thread-safe; false in a forked process, and where its event loop was closed without a stop.
         """
-        return self._run is not None and self._run.state == "running" and not self._run.is_orphaned
+        return self.stack_state == "running"
 
     def statistics(self) -> StackStatistics:
         """A frozen snapshot of every layer that keeps statistics, and of what is inside routers and the like."""

@@ -1,5 +1,6 @@
 """Layers that act before and after each request and await nothing: they need no coroutine of their own."""
 
+import inspect
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
@@ -106,6 +107,18 @@ class SyncLayer(Node):
     """
 
     clock: Clock = staticmethod(time.monotonic_ns)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Refuse an ``enter`` or ``exit`` that nothing would await.
+
+        Raises:
+            TypeError: it is a coroutine function.
+        """
+        super().__init_subclass__(**options)
+        for name, method in {"enter": cls.enter, "exit": cls.exit}.items():
+            if inspect.iscoroutinefunction(method):
+                what = "a plain function (a layer that awaits has wrap(inner), which returns a service)"
+                raise TypeError(expected(f"{cls.__name__}.{name}", what, method))
 
     def wrap(self, inner: Service) -> SyncService:
         """Put the layer around a service.

@@ -112,7 +112,10 @@ async def stop_together(stops: Iterable[Coroutine[Any, Any, None]]) -> None:
             await asyncio.wait(tasks)
     except asyncio.CancelledError as error:
         failures.append(error)
-        await end_tasks(tasks)
+        if seconds_left() is None:
+            await end_tasks(tasks)
+        else:
+            await _cancel_stops(tasks)
     ended = [task for task in tasks if task.done()]
     raise_first([*failures, *await asyncio.gather(*ended, return_exceptions=True)])
 
@@ -136,15 +139,35 @@ async def _stop(part: Any, stopping: Any) -> None:
     try:
         await asyncio.wait({task}, timeout=left_s + _RETURN_GRACE_S)
     except asyncio.CancelledError:
-        task.cancel()
-        await asyncio.wait({task}, timeout=_CANCEL_GRACE_S + (seconds_left() or 0.0))
+        await _cancel_stops([task])
         raise
-    if not task.done():
-        task.cancel()
-        await asyncio.wait({task}, timeout=_CANCEL_GRACE_S)
+    if not task.done() and await _cancel_stops([task]):
+        raise asyncio.CancelledError
     if not task.done():
         _log.warning("%r did not stop within its time limit: it is abandoned", part)
     elif not task.cancelled():
         task.result()
     else:
         _log.warning("%r did not stop within its time limit: its stop was cancelled", part)
+
+
+async def _cancel_stops(tasks: Iterable[asyncio.Future[None]]) -> bool:
+    """Cancel stops, and wait until they have stopped what is inside them, or for their time to do so.
+
+    Returns:
+        Whether it was cancelled meanwhile. That does not end the waiting at once: at a limit each level of a stack
+        cancels what is inside it, and so its inner ones more than once.
+    """
+    loop = asyncio.get_running_loop()
+    ends_at = loop.time() + (seconds_left() or 0.0) + _CANCEL_GRACE_S
+    pending = set(tasks)
+    for task in pending:
+        task.cancel()
+    was_cancelled = False
+    while pending and (left_s := ends_at - loop.time()) > 0:
+        try:
+            _, pending = await asyncio.wait(pending, timeout=left_s)
+        except asyncio.CancelledError:
+            was_cancelled = True
+            ends_at = min(ends_at, loop.time() + _CANCEL_GRACE_S)
+    return was_cancelled

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from streaminfer._internal.validation import expected
 from streaminfer._stack._chain_cy import Chain
+from streaminfer._stack.optional_methods import check_layer_methods, check_part_methods
 from streaminfer.batching.batched_service import BatchedService
 from streaminfer.batching.policy import Greedy
 from streaminfer.protocols import Capabilities, Clock, adapt, check_infer, is_backend, is_layer, is_service
@@ -17,16 +18,19 @@ from streaminfer.sync_layer import SyncService
 if TYPE_CHECKING:
     from streaminfer._stack.run import StackRun
 
-__all__ = ["compose", "join"]
+__all__ = ["check_layers", "compose", "join"]
 
 _UNBOUNDED = 2**31 - 1
 
 
 def compose(layers: tuple[Any, ...], clock: Clock) -> tuple[list[Any], BatchedService | None]:
-    """The wrapped objects, innermost first, the last being the service; and what makes batches of one, if anything."""
+    """Wrap layers that were checked.
+
+    Returns:
+        The wrapped objects, innermost first, the last being the service; and what makes batches of one, if anything.
+    """
     single = None
     current = layers[-1]
-    _check_layers(layers)
     parts = [current]
     if not is_service(current) and not any(adapt(layer).needs == "backend" for layer in layers[:-1]):
         current = single = BatchedService(
@@ -41,15 +45,14 @@ def compose(layers: tuple[Any, ...], clock: Clock) -> tuple[list[Any], BatchedSe
         )
         parts.append(current)
     for layer in reversed(layers[:-1]):
-        if not is_layer(layer):
-            raise TypeError(expected("layers", "layers (objects with wrap) before the last one", layer))
         try:
             current = layer.wrap(current)
         except TypeError as error:
             name = type(layer).__name__
             raise TypeError(
-                f"layers: {name} cannot stand in front of what follows it: {error}{_order(layers)}"
+                f"layers: {name} cannot stand in front of what follows it: {error}{_order(layers, layer)}"
             ) from error
+        check_part_methods(current)
         parts.append(current)
     if not is_service(current):
         raise TypeError(f"layers: {type(layers[0]).__name__} made no service: {current!r}")
@@ -86,8 +89,8 @@ def join(service: Any, offered: Capabilities, clock: Clock, refuse: Callable[[],
     )
 
 
-def _check_layers(layers: tuple[Any, ...]) -> None:
-    """Refuses what can be no layer, and a last one that is neither backend nor service."""
+def check_layers(layers: tuple[Any, ...]) -> None:
+    """Refuses what can be no layer, and a last one that is neither backend nor service; changes nothing."""
     if len(layers) == 1 and isinstance(layers[0], (list, tuple)):
         kind = type(layers[0]).__name__
         raise TypeError(f"layers: expected the layers one by one, got a {kind} of {len(layers[0])}: Stack(*layers)")
@@ -101,16 +104,28 @@ def _check_layers(layers: tuple[Any, ...]) -> None:
         raise TypeError(expected("layers", what, layers[-1]) + _order(layers))
     if not is_service(layers[-1]):
         check_infer("layers", layers[-1])
+    check_part_methods(layers[-1])
+    for layer in layers[:-1]:
+        if not is_layer(layer):
+            raise TypeError(expected("layers", "layers (objects with wrap) before the last one", layer))
+        check_layer_methods(layer)
 
 
 def _needs_no_instance(layer: type, name: str) -> bool:
     return isinstance(inspect.getattr_static(layer, name, None), (classmethod, staticmethod))
 
 
-def _order(layers: tuple[Any, ...]) -> str:
-    """The order that works for layers that were given in another one; empty where none is known."""
+def _order(layers: tuple[Any, ...], refused: Any = None) -> str:
+    """The order that works for layers that were given in another one; empty where none is known.
+
+    Args:
+        layers: outermost first.
+        refused: the one that could not be wrapped around what follows it; ``None``: the last one is no end.
+    """
     ends = [layer for layer in layers if not is_layer(layer)]
     batchers = [layer for layer in layers if adapt(layer).needs == "backend"]
+    if refused is not None and batchers and layers.index(refused) < layers.index(batchers[0]):
+        return ""  # it is outside the batcher already: something else is wrong with it
     others = [layer for layer in layers if layer not in ends and layer not in batchers]
     ordered = [*others, *batchers, *ends]
     if len(ends) != 1 or len(batchers) > 1 or ordered == list(layers):

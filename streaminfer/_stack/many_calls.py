@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from streaminfer._stack.served_stack import ServedStack
     from streaminfer.request import Response
 
-__all__ = ["PlaceQueue", "answer_all", "answer_rows", "default_concurrency"]
+__all__ = ["PlaceQueue", "answer_all", "answer_rows", "check_settings", "default_concurrency"]
 
 _NO_PLACE = "the deadline passed while the request waited for a place in the queue"
 _SHORTEST_PAUSE_S = 0.001  # where a refusal does not say when to ask again
@@ -98,6 +98,33 @@ def default_concurrency(full_load: Callable[[], int] | None) -> int:
     return _DEFAULT_CONCURRENCY if full_load is None else max(_DEFAULT_CONCURRENCY, full_load())
 
 
+def check_settings(method: str, settings: MapSettings) -> Request:
+    """Check the keywords of a call that sends many requests, before it sends the first.
+
+    Args:
+        method: its name.
+        settings: its keywords.
+
+    Returns:
+        A request that has them, without a deadline.
+
+    Raises:
+        InvalidInput: a value is wrong.
+        TypeError: there is no such keyword.
+    """
+    for name in settings:
+        if name not in MapSettings.__optional_keys__:
+            known = ", ".join(sorted(MapSettings.__optional_keys__))
+            raise TypeError(
+                f"{method}() got an unexpected keyword argument {name!r}; those of its requests are {known}"
+            )
+    fields: dict[str, Any] = {**settings}
+    timeout_s = fields.pop("timeout_s", None)
+    if timeout_s is not None:
+        deadline_after(0, timeout_s)
+    return Request(None, **fields)
+
+
 async def answer_all(
     inputs: Iterable[Any], ask: Callable[[Any], Awaitable[Any]], concurrency: int, return_exceptions: bool
 ) -> list[Any]:
@@ -157,17 +184,15 @@ async def answer_rows(
     Returns:
         The answers as one, with as many rows.
     """
+    fields: dict[str, Any] = {**settings, "tags": check_settings("rows", settings).tags}  # they may be an iterator
     rows = cut_rows(inputs)
-    fields: dict[str, Any] = {**settings}
     timeout_s = fields.pop("timeout_s", None)
     deadline_ns, now_ns = None, chain.clock()
     if timeout_s is not None:
         deadline_ns = deadline_after(now_ns, timeout_s)
     elif offered.slo is not None and (slo_ns := offered.slo.slo_ns) is not None:
         deadline_ns = now_ns + slo_ns
-    first = Request(rows[0], key=None, deadline_ns=deadline_ns, **fields)
-    fields["tags"] = first.tags  # what was given may be an iterator
-    requests = [first, *(Request(row, key=None, deadline_ns=deadline_ns, **fields) for row in rows[1:])]
+    requests = [Request(row, deadline_ns=deadline_ns, **fields) for row in rows]
     return join_rows(await _RowCalls(chain, places, requests).answers(default_concurrency(offered.full_load)))
 
 

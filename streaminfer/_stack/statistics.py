@@ -19,7 +19,8 @@ class StackStatistics(Snapshot):
     """Snapshots of the layers of a `Stack`, by the name of their class.
 
     Attributes:
-        state: ``"new"``, ``"starting"``, ``"running"``, ``"stopping"`` or ``"stopped"``.
+        state: ``"new"``, ``"starting"``, ``"running"``, ``"stopping"`` or ``"stopped"``, which is also what a stack is
+            whose event loop was closed, and in a forked process.
         layers: class name → the layer's own frozen statistics, outermost first; a second layer of one class has ``#2``
             behind its name.
         start: how long the parts of the latest start took, and what was measured; ``None`` before it ended.

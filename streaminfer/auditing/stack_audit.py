@@ -152,7 +152,9 @@ def audit(stack: Stack) -> Audit:
                 findings.append(_check_states(found.thing, found.where))
             findings += _check_hop(found)
     if not caches:
-        findings.insert(0, _ok("max-age", "stack", "there is no cache in it: no answer is kept"))
+        findings.insert(
+            0, _ok("max-age", "stack", "none of its layers is a cache; one that your own code calls is not seen")
+        )
     return Audit(tuple(findings))
 
 

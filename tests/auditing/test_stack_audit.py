@@ -124,6 +124,15 @@ def test_a_stack_without_a_cache_keeps_nothing():
     assert (found.severity, found.where) == ("ok", "stack")
 
 
+def test_a_cache_that_a_function_calls_is_not_denied():
+    """It is not in the stack, so nothing is known of what it keeps."""
+    cached = si.EdgeCache(maxsize=10).wrap(lambda rows: rows)
+
+    found = only(si.Stack(si.AdaptiveBatcher(max_batch_size=2), si.CpuBackend(cached)), "max-age")
+
+    assert found.what == "none of its layers is a cache; one that your own code calls is not seen"
+
+
 # -- subjects --------------------------------------------------------------------------------------------------------
 
 

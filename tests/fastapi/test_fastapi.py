@@ -22,6 +22,7 @@ from web_server import WebServer
 
 import streaminfer as si
 from streaminfer.fastapi import BoundService, add_stacks, bind
+from streaminfer.request import NEVER_NS
 from streaminfer.testing import HANG, FakeClock, ScriptedBackend, VirtualLoop
 
 
@@ -128,6 +129,19 @@ async def test_a_stack_that_runs_is_left_running(loop):
         async with app.router.lifespan_context(app):
             pass
         assert stack.ready
+
+
+def test_a_stack_that_a_closed_loop_left_is_started():
+    _, stack = make_stack(None)
+    asyncio.run(stack.start())
+    app = FastAPI()
+    add_stacks(app, stack)
+
+    async def main():
+        async with client_of(app) as client:
+            return (await client.get("/health/ready")).status_code
+
+    assert asyncio.run(main()) == 200
 
 
 async def test_probes_follow_the_stacks(loop):
@@ -284,8 +298,23 @@ async def test_a_timeout_of_the_handler_replaces_the_objective_only(loop):
     assert times == pytest.approx([0.5, 0.1])
 
 
+@pytest.mark.parametrize("headers", [{}, {"x-request-timeout-seconds": "15"}], ids=["none", "deadline"])
+async def test_a_request_without_a_deadline_keeps_that(loop, headers):
+    """The objective is no limit of it, whatever the client says, whose header only tightens a limit."""
+    _, stack = make_stack(loop, slo_s=0.01, duration_s=1.0)
+    app = FastAPI()
+    add_stacks(app, stack)
+
+    @app.get("/")
+    async def answer(service: Annotated[BoundService, Depends(bind(stack))]):
+        return float((await service.call(si.Request(2.0, deadline_ns=NEVER_NS))).outputs)
+
+    async with client_of(app) as client:
+        assert (await client.get("/", headers=headers)).text == "2.0"
+
+
 @pytest.mark.parametrize("headers", [{}, {"x-request-timeout-seconds": "0.1"}], ids=["none", "deadline"])
-@pytest.mark.parametrize("timeout_s", [-1.0, float("nan")])
+@pytest.mark.parametrize("timeout_s", [-1.0, float("nan"), "soon"])
 async def test_a_wrong_timeout_is_named_whatever_the_client_says(loop, headers, timeout_s):
     _, stack = make_stack(loop)
     app = FastAPI()

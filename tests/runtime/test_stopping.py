@@ -9,7 +9,9 @@ import pytest
 from waiting import until
 
 import streaminfer as si
+from streaminfer.routing import Canary, Replica
 from streaminfer.testing import FakeClock
+from streaminfer.testing import run as run_virtually
 
 PATIENCE_S = 30  # only ever reached by a test that fails
 LIMIT_S = 0.2
@@ -108,7 +110,7 @@ def test_stop_with_everything_hung_at_once(drain, tmp_path, took_s):
             "thread": si.Stack(si.AdaptiveBatcher(max_batch_size=4), si.CpuBackend(hang)),
             "process": si.Stack(si.CpuBackend(say_so_and_hang, executor="process")),
         }
-        outer = si.Stack(si.Replicas(*(si.Replica(name, stack) for name, stack in inner.items())))
+        outer = si.Stack(si.Replicas(*(Replica(name, stack) for name, stack in inner.items())))
         await outer.start()
         (process,) = multiprocessing.active_children()
         await let_refresh(inner["refresh"], service, clock)
@@ -161,3 +163,31 @@ def test_stop_with_several_failures(caplog):
     (record,) = caplog.records
     assert record.message == "another part failed too: ValueError: second"
     assert record.exc_info[1].args == ("second",)
+
+
+class NeverStops:
+    """A service whose stop ends when it is cancelled."""
+
+    async def call(self, request):
+        return si.Response(request.inputs)
+
+    async def stop(self, *, drain):
+        await asyncio.Event().wait()
+
+
+def test_stops_inside_that_are_cancelled_at_the_limit_have_ended_with_it():
+    """Nothing of the stop is left, so the stack can be started again."""
+
+    async def main(loop):
+        canary = Canary(si.Stack(NeverStops()), si.Stack(NeverStops()), share=0.5)
+        stack = si.Stack(si.Replicas(Replica("a", si.Stack(canary))), clock=loop.clock)
+        await stack.start()
+
+        await stack.stop(timeout_s=0.01)
+
+        assert loop.time() <= 0.51
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        await stack.start()
+        await stack.stop(timeout_s=0.01)
+
+    run_virtually(main)

@@ -304,3 +304,62 @@ def test_a_thread_that_cannot_be_started_leaves_it_stopped(monkeypatch):
     infer.stop()
     with infer:
         assert infer(1.0) == 1.0
+
+
+class SlowToStart(ScriptedBackend):
+    """A backend whose start does not end."""
+
+    def __init__(self):
+        super().__init__()
+        self.starts = threading.Event()
+        self.was_cancelled = False
+
+    async def start(self):
+        self.starts.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.was_cancelled = True
+            raise
+
+
+def test_an_interrupted_start_is_cancelled(monkeypatch):
+    """An interrupt does not wait for a start that takes long."""
+    backend = SlowToStart()
+    infer = stack_of(backend).blocking()
+
+    def interrupted(self, timeout=None):
+        backend.starts.wait()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("concurrent.futures.Future.result", interrupted)
+        infer.start()
+
+    assert backend.was_cancelled
+    assert infer.statistics().state == "stopped"
+
+
+def test_a_stop_cancels_a_start_that_goes_on():
+    """The thread that starts it gets Closed."""
+    backend = SlowToStart()
+    infer = stack_of(backend).blocking()
+    with ThreadPoolExecutor(1) as threads:
+        start = threads.submit(infer.start)
+        backend.starts.wait()
+        infer.stop()
+        with pytest.raises(si.Closed, match="stopped before it had started"):
+            start.result()
+
+    assert infer.statistics().state == "stopped"
+
+
+def test_a_stop_waits_where_a_join_does_not():
+    """A join that was interrupted has marked the thread as ended, and returns at once."""
+    infer = stack_of(ScriptedBackend()).blocking()
+    infer.start()
+    infer._thread.join = lambda: None
+
+    infer.stop()
+
+    assert infer.statistics().state == "stopped"

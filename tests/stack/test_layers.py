@@ -43,6 +43,33 @@ def test_an_error_that_comes_after_its_caller_left_is_no_unretrieved_exception()
     assert run(main) == []
 
 
+class LooksUp:
+    """A layer of a user that awaits something else, for longer than a request has time."""
+
+    def wrap(self, inner):
+        self.inner = inner
+        return self
+
+    async def call(self, request):
+        await asyncio.sleep(1.0)
+        return await self.inner.call(request)
+
+
+@pytest.mark.parametrize("outer", [(), (si.Telemetry("t"), si.ConcurrencyLimit(limit=2))], ids=["alone", "inside"])
+def test_what_a_users_layer_awaits_ends_at_the_deadline(outer):
+    """A batcher ends a request at its deadline, but not what a layer of a user does beside it."""
+
+    async def main(loop):
+        batcher = si.AdaptiveBatcher(max_batch_size=2, slo_s=0.05)
+        async with si.Stack(*outer, LooksUp(), batcher, ScriptedBackend(), clock=loop.clock) as stack:
+            with pytest.raises(si.DeadlineExceeded):
+                await stack(1.0)
+            assert loop.now_ns == 50_000_000
+            assert await stack(1.0, timeout_s=2.0) == 1.0
+
+    run(main)
+
+
 def test_the_first_failure_of_a_stop_is_raised():
     class Fails(ScriptedBackend):
         async def stop(self, *, drain):

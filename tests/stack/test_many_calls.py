@@ -92,6 +92,30 @@ def test_errors_among_the_answers():
     assert isinstance(second, ValueError)
 
 
+@pytest.mark.parametrize("inputs", [[], [1.0, 2.0]], ids=["no inputs", "inputs"])
+@pytest.mark.parametrize(
+    ("settings", "error", "says"),
+    [
+        ({"timeout_s": -1.0}, si.InvalidInput, "timeout_s: expected"),
+        ({"tenant": 3}, si.InvalidInput, "tenant: expected"),
+        ({"timout_s": 1.0}, TypeError, r"map\(\) got an unexpected keyword argument 'timout_s'"),
+        ({"key": "k"}, TypeError, r"map\(\) got an unexpected keyword argument 'key'"),
+    ],
+    ids=["value", "another value", "typing error", "key"],
+)
+def test_wrong_settings_are_raised_once(settings, error, says, inputs):
+    """They are no matter of a single request: not even return_exceptions puts them among the answers."""
+    backend = ScriptedBackend()
+
+    async def main(loop):
+        async with stack_of(backend, loop) as stack:
+            with pytest.raises(error, match=says):
+                await stack.map(inputs, return_exceptions=True, **settings)
+
+    run(main)
+    assert backend.batches == []
+
+
 @contextlib.asynccontextmanager
 async def one_place(loop):
     """A stack whose queue has one place; a function that waits for it; and the order in which it was answered."""

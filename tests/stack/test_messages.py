@@ -13,6 +13,7 @@ import streaminfer as si
 from streaminfer._internal.validation import brief
 from streaminfer.sync_layer import SyncLayer
 from streaminfer.testing import ScriptedBackend, run
+from streaminfer.testing.faults import FaultPlan, partial
 
 pytestmark = pytest.mark.uncompiled
 
@@ -282,3 +283,14 @@ def test_a_deadline_behind_routes_says_whose_time_it_was():
     assert text == "the deadline passed 0.050000 s after small got the request, its batch was running"
     routes = "large: attempt_timeout, small: deadline_exceeded"
     assert notes == [f"no other route responded in the 0.200000 s since the request came ({routes})"]
+
+
+def test_no_other_order_is_named_for_a_layer_that_fails_in_any():
+    """A fault of batches does not fit in front of a service, whatever else stands where."""
+    plan = FaultPlan(partial())
+    layers = plan, si.AdaptiveBatcher(max_batch_size=2), si.CircuitBreaker(), ScriptedBackend()
+
+    with pytest.raises(TypeError, match="FaultPlan cannot stand in front") as raised:
+        si.Stack(*layers)
+
+    assert "the order that works" not in str(raised.value)

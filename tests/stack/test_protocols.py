@@ -76,6 +76,11 @@ class TestAdapt:
     def test_objective_in_seconds_is_fixed(self):
         assert adapt(Foreign(Foreign(slo_s=0.1))).capabilities().slo.slo_ns == 100_000_000
 
+    @pytest.mark.parametrize("slo_s", [0, -1, float("inf"), "0.1"])
+    def test_a_wrong_objective_is_named(self, slo_s):
+        with pytest.raises((TypeError, ValueError), match="slo_s: expected a finite number of seconds > 0, got"):
+            adapt(Foreign(slo_s=slo_s)).capabilities()
+
     def test_objective_in_nanoseconds_is_read_each_time(self):
         service = Foreign(Foreign(slo_s=0.1), slo_ns=None, slo_s=0.2)
         slo = adapt(service).capabilities().slo

@@ -307,7 +307,7 @@ def test_inputs_are_validated_before_anything_is_queued():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"timeout_s": -1}, {"timeout_s": "x"}, {"priority": 1.5}, {"tags": "word"}]
+    "bad", [{"timeout_s": -1}, {"timeout_s": "x"}, {"priority": 1.5}, {"tags": "word"}, {"wait": "no"}]
 )  # fmt: skip
 def test_bad_arguments_of_a_call_are_named(bad):
     async def main(loop):

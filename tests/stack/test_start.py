@@ -167,6 +167,7 @@ def test_closed_loop_is_not_ready():
     loop.close()
 
     assert not stack.ready
+    assert stack.statistics().state == "stopped"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -176,7 +177,7 @@ def test_forked_process_is_not_ready():
         async with si.Stack(ScriptedBackend(), clock=loop.clock) as stack:
             child = os.fork()
             if not child:
-                os._exit(3 if stack.ready else 4)
+                os._exit(3 if stack.ready or stack.stack_state != "stopped" else 4)
             return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
     assert run(scenario) == 4

@@ -233,3 +233,14 @@ def test_joined_layers_cost_no_coroutine():
 
     assert frames_of(*many(), *batched()) == frames_of(*batched())
     assert frames_of(*many(), Model()) == ["Stack.__call__", "Model.call"]
+
+
+@pytest.mark.parametrize("name", ["enter", "exit"])
+def test_a_method_that_would_have_to_be_awaited_is_refused(name):
+    """A check in it would pass everything: the Stack awaits no layer of this kind."""
+
+    async def method(self, *_):
+        raise si.InvalidInput("no")
+
+    with pytest.raises(TypeError, match=rf"Checks\.{name}: expected a plain function"):
+        type("Checks", (SyncLayer,), {name: method})

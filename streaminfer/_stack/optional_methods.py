@@ -1,0 +1,62 @@
+"""Checks of the optional methods of users' objects: a wrong one would fail, or be ignored, while a stack runs."""
+
+import inspect
+from typing import Any
+
+from streaminfer._internal.signatures import signature_of
+from streaminfer._internal.validation import expected
+from streaminfer.protocols import Node
+
+__all__ = ["check_layer_methods", "check_part_methods"]
+
+_AWAITED: dict[str, tuple[str, ...]] = {"start": (), "stop": ("drain",)}  # by keyword
+_PLAIN: dict[str, tuple[str, ...]] = {
+    "bind_clock": ("clock",),
+    "statistics": (),
+    "validate": ("request",),
+    "admission": ("request", "now_ns"),
+}
+_OF_LAYERS = ("bind_clock", "statistics")
+
+
+def check_layer_methods(layer: Any) -> None:
+    """Check what a stack calls of a layer.
+
+    Raises:
+        TypeError: it cannot be called so, or nothing would await it.
+    """
+    for name in _OF_LAYERS:
+        _check(layer, name)
+
+
+def check_part_methods(part: Any) -> None:
+    """Check what a stack calls of a backend, a service or what a layer has wrapped.
+
+    Raises:
+        TypeError: as :func:`check_layer_methods`.
+    """
+    for name in (*_AWAITED, *_PLAIN):
+        _check(part, name)
+
+
+def _check(thing: Any, name: str) -> None:
+    method = None if isinstance(thing, Node) else getattr(thing, name, None)
+    if not callable(method):
+        return
+    what = f"{type(thing).__name__}.{name}"
+    if name in _PLAIN and inspect.iscoroutinefunction(method):
+        raise TypeError(expected(what, "a plain function, because its call is not awaited", method))
+    try:
+        signature = signature_of(method)
+    except (TypeError, ValueError):  # of compiled code
+        return
+    try:
+        if name in _AWAITED:
+            signature.bind(**dict.fromkeys(_AWAITED[name]))
+        else:
+            signature.bind(*_PLAIN[name])
+    except TypeError:
+        arguments = [f"{it}=" for it in _AWAITED[name]] if name in _AWAITED else _PLAIN[name]
+        raise TypeError(
+            f"{what}: expected a method to call as {name}({', '.join(arguments)}), got {name}{signature}"
+        ) from None

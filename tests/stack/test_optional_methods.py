@@ -1,0 +1,57 @@
+"""Optional methods of users' objects, checked when a stack is made."""
+
+import pytest
+
+import streaminfer as si
+from streaminfer.testing import FakeClock, ScriptedBackend, run
+
+
+async def refuses(self, request, *_):
+    raise si.InvalidInput("no")
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "says"),
+    [
+        ("stop", lambda self: None, r"Model\.stop: expected a method to call as stop\(drain=\), got stop\(\)"),
+        ("start", lambda self, loop: None, r"Model\.start: expected a method to call as start\(\), got start\(loop\)"),
+        ("admission", lambda self, request: None, r"admission\(request, now_ns\), got admission\(request\)"),
+        ("validate", refuses, r"Model\.validate: expected a plain function"),
+        ("statistics", refuses, r"Model\.statistics: expected a plain function"),
+    ],
+    ids=["stop", "start", "admission", "validate", "statistics"],
+)
+@pytest.mark.parametrize("where", ["backend", "service", "layer"])
+def test_optional_methods_that_cannot_be_called_are_refused(name, method, says, where):
+    """When the stack is made: a stop would fail at its end, and a check that is not awaited would pass everything."""
+
+    async def serve(self, request):
+        return [row.inputs for row in request.rows] if where == "backend" else si.Response(request.inputs)
+
+    model = type("Model", (), {"infer" if where == "backend" else "call": serve, name: method})()
+    layers = [model]
+    if where == "layer":
+        layers = [type("Layer", (), {"wrap": lambda self, inner: model})(), ScriptedBackend()]
+
+    with pytest.raises(TypeError, match=says):
+        si.Stack(*layers)
+
+
+def test_methods_of_a_layer_that_cannot_be_called_are_refused():
+    layer = type("Layer", (), {"wrap": lambda self, inner: inner, "statistics": refuses})()
+    with pytest.raises(TypeError, match=r"Layer\.statistics: expected a plain function"):
+        si.Stack(layer, ScriptedBackend())
+
+
+def test_a_stack_that_is_refused_has_changed_nothing():
+    """A class among the layers is named with a clock too, and the others are not bound to it, nor wrapped."""
+    batcher = si.AdaptiveBatcher(max_batch_size=1)
+    for wrong, says in ((si.Telemetry, "got the class Telemetry"), (3, "expected layers")):
+        with pytest.raises(TypeError, match=says):
+            si.Stack(wrong, batcher, ScriptedBackend(), clock=FakeClock(5))
+
+    async def main(loop):
+        async with si.Stack(batcher, ScriptedBackend(), clock=loop.clock) as stack:
+            return await stack(1.0, timeout_s=1.0)
+
+    assert run(main) == 1.0
