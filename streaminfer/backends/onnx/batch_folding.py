@@ -11,8 +11,8 @@ the border of two rows is cut off:
 Invariants: ``block`` is a multiple of the stride, so each row begins at a window. It holds the row and enough zeros
 that, with those before the next row, no window of a row reads another row. Each output is the same sum as before, of
 the same terms in the same order of taps and channels; how the processor groups them can differ, so it is equal up to
-rounding. A row of another length than the example's would change the number of rows, which onnxruntime or the backend
-rejects; the inputs of the folded model have fixed lengths, so it is rejected at once.
+rounding. A row of another length than the example's would be taken for another number of rows: the inputs of the folded
+model have fixed lengths, and a first `Reshape` that changes nothing fails where one arises inside of the model.
 
 Cost: a copy to the layout and one back, and the windows across borders: ``block / stride`` windows a row. A
 convolution is folded where that, with half as much again for the copies, is less than the columns that it fills up
@@ -23,7 +23,7 @@ convolutional neural networks for document processing" (2006), which lays out th
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -44,6 +44,8 @@ LOWEST_OPSET = 11
 """`Pad` and `Slice` have read what they pad and cut as inputs since then."""
 COLUMNS = 16
 """Columns of a product of matrices that the processor computes at once."""
+SKIPPED = 2
+"""With automatic padding and more positions than this between windows, onnxruntime begins behind a row's first one."""
 COPYING = 1.5
 """What a folded window takes over one in the middle of a long row; 1.2 to 1.5 measured."""
 TOLERANCE = {"float16": 1e-2, "float32": 1e-3, "float64": 1e-6}
@@ -267,7 +269,7 @@ class _Trial:
             shapes.append({name: np.shape(value) for name, value in values.items()})
         lengths = {}
         for output, one in candidates.items():
-            two, three = (shape[one.node.input[0]] for shape in shapes)
+            two, three = (shape.get(one.node.input[0], (0,)) for shape in shapes)  # none of a shared or optional input
             if (two[0], three[0]) == (2, 3) and two[1:] == three[1:]:
                 lengths[output] = two[2]
         return lengths
@@ -334,13 +336,15 @@ def _find_convolutions(onnx: ModuleType, graph: Any) -> dict[str, _Convolution]:
         given = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
         kind = given.get("auto_pad", b"NOTSET").decode()
         before, behind = given.get("pads", (0, 0))
-        found[node.output[0]] = _Convolution(
+        one = _Convolution(
             node=node,
             weights=weights,
             dilation=given.get("dilations", (1,))[0],
             stride=given.get("strides", (1,))[0],
             padding=(before, behind) if kind == "NOTSET" else kind,
         )
+        if not kind.startswith("SAME") or one.stride <= one.span + SKIPPED:
+            found[node.output[0]] = one
     return found
 
 
@@ -354,7 +358,7 @@ def _lay_out(one: _Convolution, length: int) -> _Layout | None:
         needed = max(before + length, (windows - 1) * one.stride + one.span - before, windows * one.stride)
         block = -(-needed // one.stride) * one.stride
         return _Layout(block, before, length, windows, one.stride, one.weights)
-    if one.dilation > 1:
+    if one.dilation > 1 or before >= one.span:  # taps between which, or behind which, the row lies
         block = max(before + length, one.span)
         return _Layout(block, before, length, 1, block, one.weights)
     # the one window of a row begins where the row begins; taps that read nothing but padding are cut off
@@ -372,10 +376,16 @@ def _rewrite(onnx: ModuleType, model: Any, candidates: dict[str, _Convolution], 
             nodes += _fold(onnx, graph, candidates[node.output[0]], layout)
     del graph.node[:]
     graph.node.extend(nodes)
-    replaced = {candidates[output].node.input[1] for output in layouts} - {name for one in nodes for name in one.input}
+    replaced = {candidates[output].node.input[1] for output in layouts} - _read_by(nodes)
     used = [one for one in graph.initializer if one.name not in replaced]
     del graph.initializer[:]
     graph.initializer.extend(used)
+
+
+def _read_by(nodes: Sequence[Any]) -> set[str]:
+    """Return the names that nodes and their branches and loops read."""
+    inner = [one for node in nodes for given in node.attribute for one in (given.g, *given.graphs)]
+    return {name for node in nodes for name in node.input}.union(*(_read_by(graph.node) for graph in inner))
 
 
 def _fold(onnx: ModuleType, graph: Any, one: _Convolution, layout: _Layout) -> list[Any]:
@@ -397,7 +407,8 @@ def _fold(onnx: ModuleType, graph: Any, one: _Convolution, layout: _Layout) -> l
     behind = layout.block - layout.before - layout.length
     weights = node.input[1] if layout.weights is one.weights else constant("weights", layout.weights)
     span = (layout.weights.shape[2] - 1) * one.dilation + 1
-    value = step("Transpose", [node.input[0]], f"{output}/fold/channels_first", perm=[1, 0, 2])
+    value = step("Reshape", [node.input[0], constant("row", [0, channels, layout.length])], f"{output}/fold/checked")
+    value = step("Transpose", [value], f"{output}/fold/channels_first", perm=[1, 0, 2])
     if layout.before or behind:
         pads = constant("pads", [0, 0, layout.before, 0, 0, behind])
         value = step("Pad", [value, pads], f"{output}/fold/padded")
