@@ -1,5 +1,6 @@
 """fold_batch: the folded model computes the same, for any convolution over one axis, and rejects what it cannot fold."""
 
+import math
 import sys
 import wave
 
@@ -99,7 +100,7 @@ def test_computes_the_same(given, rows, tmp_path_factory):
         return
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(batch_folding, "COPYING", 0.0)  # also those for which it does not pay
+        patched.setattr(batch_folding, "COPYING", -math.inf)  # also those for which it does not pay
         folded = fold_batch(model, path, example=np.zeros(shape, np.float32))
 
     assert (len(folded.folded), folded.unchanged, folded.path) == (count, 0, path)
@@ -161,6 +162,22 @@ def test_other_lengths_are_rejected(tmp_path):
 
     with pytest.raises(ort.capi.onnxruntime_pybind11_state.InvalidArgument, match="index: 2 Got: 8 Expected: 4"):
         run(str(path), x=np.zeros((3, 2, 8), np.float32))
+
+
+def test_a_group_for_each_channel_pays_longer(tmp_path):
+    """Each group of each row is a product of its own, whose call takes longer than what it computes."""
+    shape = ("batch", 64, "length")
+    model = convolution(filters=64, channels=1, group=64, pads=[1, 1], shape=shape)
+
+    folded = fold_batch(model, tmp_path / "folded.onnx", example=np.zeros((64, 24), np.float32))
+
+    assert folded.folded == ("only",)
+    with pytest.raises(ValueError, match="pays for none of 1"):
+        fold_batch(
+            convolution(filters=64, channels=64, pads=[1, 1], shape=shape),
+            tmp_path / "f.onnx",
+            example=np.zeros((64, 24), np.float32),
+        )
 
 
 def test_one_window_a_row_needs_no_padding(tmp_path):
@@ -355,7 +372,8 @@ def test_strides_that_leap_over_positions(kind, stride, length, tmp_path):
     ("model", "length", "found"),
     [
         (convolution(pads=[1, 1]), 16, "none of 1"),  # fills the columns as it is
-        (convolution(taps=1, pads=[0, 0]), 12, "none of 1"),
+        (convolution(taps=1, pads=[0, 0]), 15, "none of 1"),
+        (convolution(filters=128, pads=[1, 1]), 6, "none of 1"),  # much to copy, little to compute
         (build([helper.make_node("Relu", ["x"], ["y"])], {}, ["batch", 2, 4]), 4, "none of 0"),
     ],
 )
