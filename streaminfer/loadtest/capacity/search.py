@@ -56,7 +56,9 @@ _ONE_DEVIATION = (0.1587, 0.8413)
 _LEAST_SLOPE = 2.0
 _MOST_SLOPE = 1000.0
 _FARTHEST = 0.06
-"""Logarithm of the factor to which the fit is believed beyond the steps."""
+"""Logarithm of the factor to which the fit is believed beyond the steps; its interval reaches as far as it crosses."""
+_NOWHERE = math.log(2.0)
+"""The same, at which a line ends that hardly rises, or of steps of which nothing was late."""
 _SPREAD = 0.12
 """Relative distance of the rates beside the estimate, from which the fit gets its slope; less where it is steep."""
 
@@ -312,11 +314,12 @@ class CapacitySearch:
         x = np.log([step.rate for step in near])
         sums = np.array([[step.late.sum(), step.sent.sum()] for step in near], np.float64).T
         drawn = np.array([step.draw(self._rng) for step in near], np.float64)  # steps × (late, sent) × draws
-        found, slope = self._crossing(x, sums[0], sums[1])
-        log_rate, self._slope = float(found), float(slope)
+        found, slope = map(float, self._crossing(x, sums[0], sums[1]))
         low, high = np.quantile(self._crossing(x, drawn[:, 0].T, drawn[:, 1].T)[0], _ONE_DEVIATION)
         half = student_quantile(0.5 + self.confidence / 2, max(2, len(near) - 2)) * float(high - low) / 2 * _STOPPING
-        return math.exp(log_rate), math.exp(log_rate - half), math.exp(log_rate + half)
+        self._slope, middle = slope, float(x.mean())
+        log_rate = min(max(found, middle - _FARTHEST), middle + _FARTHEST)
+        return math.exp(log_rate), math.exp(min(found, log_rate) - half), math.exp(max(found, log_rate) + half)
 
     def _crossing(self, x: Floats, late: Floats, sent: Floats) -> Any:
         """Return the logarithm of the rate at which the expected late share is the allowed one, and the slope.
@@ -342,4 +345,4 @@ class CapacitySearch:
             level = level + np.clip((c * first - b * second) / determinant, -1.0, 1.0)
             slope = np.clip(slope + (a * second - b * first) / determinant, _LEAST_SLOPE, _MOST_SLOPE)
         moved = (math.log(self._allowed) - level) / slope
-        return middle + np.clip(moved, -_FARTHEST, _FARTHEST), slope
+        return middle + np.clip(moved, -_NOWHERE, _NOWHERE), slope
