@@ -259,7 +259,7 @@ class CapacitySearch:
     # -- estimation ---------------------------------------------------------------------------------------------
 
     def _halved(self) -> tuple[float, float, float]:
-        """The middle of the rates at which some requests were late, and the rates beside them that leave no doubt."""
+        """Where the late share crosses, and the rates below and above that leave no doubt."""
         few, many = self._few, self._many
         doubtful = [step.rate for step in self._counted if few < step.late_share < many]
         crossing = min([step.rate for step in self._counted if step.late_share >= many] + doubtful)
@@ -272,8 +272,27 @@ class CapacitySearch:
             (step.rate for step in self._counted if step.late_share >= many and step.rate > highest),
             default=highest * CLIMB,
         )
-        middle = math.sqrt(min(doubtful) * highest) if doubtful else math.sqrt(kept * missed)
-        return middle, kept, missed
+        ends = self._pooled() if doubtful else (kept, missed)
+        return math.sqrt(ends[0] * ends[1]), kept, missed
+
+    def _pooled(self) -> tuple[float, float]:
+        """The rates beside the crossing of the late share, which does not fall as the rate rises.
+
+        Neighbors among the rates of which it falls are pooled (isotonic regression): a step that was late by chance
+        counts less, the more was on time at higher rates.
+        """
+        pools: list[list[float]] = []  # late, sent, lowest and highest rate
+        for step in sorted(self._counted, key=lambda step: step.rate):
+            pools.append([float(step.late.sum()), float(step.sent.sum()), step.rate, step.rate])
+            while len(pools) > 1 and pools[-2][0] * pools[-1][1] >= pools[-1][0] * pools[-2][1]:
+                late, sent, _, highest = pools.pop()
+                pools[-1][0] += late
+                pools[-1][1] += sent
+                pools[-1][3] = highest
+        kept = [highest for late, sent, _, highest in pools if late <= self._allowed * sent]
+        missed = [lowest for late, sent, lowest, _ in pools if late > self._allowed * sent]
+        above = missed[0] if missed else kept[-1] * CLIMB
+        return (kept[-1] if kept else above / CLIMB), above
 
     def _near(self) -> list[Step]:
         """Steps close enough to the crossing for a line; chosen by rate, since the late share is what varies by chance.
