@@ -8,6 +8,7 @@ of a row: all are folded here, also those that `fold_batch` leaves unchanged, wh
 
 import argparse
 import itertools
+import math
 import statistics
 import tempfile
 import time
@@ -67,7 +68,7 @@ def measure_lengths(rounds: int, folder: Path) -> None:
                 pays = True
             except ValueError:
                 pays = False
-                copying, batch_folding.COPYING = batch_folding.COPYING, 0.0
+                copying, batch_folding.COPYING = batch_folding.COPYING, -math.inf
                 try:
                     fold_batch(model, path, example=example)
                 finally:

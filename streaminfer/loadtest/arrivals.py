@@ -323,7 +323,7 @@ class Replay:
     def schedule(self, duration_s: float, seed: int) -> Floats:  # noqa: ARG002 - nothing is random
         """Return the instants from 0 until ``duration_s``, or the end of the trace, seconds, ascending."""
         instants = self.arrivals_s
-        if self.rate is not None and instants[-1] > 0:
+        if self.rate is not None and instants[-1:].any():  # neither empty nor all at one instant
             instants = instants * ((instants.size - 1) / (self.rate * instants[-1]))
         return instants[instants < duration_s]
 

@@ -273,7 +273,15 @@ def _build_arrivals(folder: Path, table: Mapping[str, Any]) -> Any:
     if "path" in fields:
         fields["path"] = _path_in(folder, "arrivals.path", fields["path"])
     recorded = kind == Replay.kind or (kind == Rates.kind and "path" in fields)
-    return make_from_table(ARRIVALS[kind].load if recorded else ARRIVALS[kind], fields, "arrivals")
+    return _make_from_files(ARRIVALS[kind].load if recorded else ARRIVALS[kind], fields, "arrivals")
+
+
+def _make_from_files(make: Callable[..., Any], table: Mapping[str, Any], path: str) -> Any:
+    """Make what reads files that a table names; a file that cannot be read is a wrong field."""
+    try:
+        return make_from_table(make, table, path)
+    except OSError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _path_in(folder: Path, argument: str, given: Any) -> Path:
@@ -289,7 +297,8 @@ def _build_devices(folder: Path, table: Mapping[str, Any]) -> DeviceGroup:
             fields[name] = _path_in(folder, f"devices.{name}", fields[name])
     if "prepare" in fields:
         fields["prepare"] = load_function("devices.prepare", fields["prepare"])
-    return make_from_table(DeviceGroup, fields, "devices")
+    made: DeviceGroup = _make_from_files(DeviceGroup, fields, "devices")
+    return made
 
 
 def _build_inputs(table: Mapping[str, Any]) -> str | dict[str, RandomInput]:

@@ -123,6 +123,10 @@ class TestReplay:
         """Requests that are due at once have no rate that could be scaled."""
         np.testing.assert_array_equal(Replay([5.0, 5.0], rate=3.0).schedule(1.0, 0), [0.0, 0.0])
 
+    def test_rate_of_no_requests(self):
+        """A trace without requests has none at any rate; the run then says that nothing is due."""
+        assert Replay([], rate=3.0).schedule(1.0, 0).size == 0
+
     def test_load_reads_a_run_of_several(self, tmp_path):
         """Offsets delimit runs; a unit scales them."""
         path = tmp_path / "trace.npz"

@@ -127,6 +127,12 @@ def test_random_inputs_are_by_seed(scenario):
         (ARRIVALS, 'kind = "replay"\npath = 3', "arrivals.path: expected a path, got 3"),
         (ARRIVALS, 'kind = "replay"\npath = "scenario.toml"', r"arrivals.path: expected an \.npz file"),
         (ARRIVALS, 'kind = "replay"\npath = "scenario.toml"\nunit_s = "ms"', "arrivals.unit_s: expected"),
+        (ARRIVALS, 'kind = "replay"\npath = "absent.npz"', r"scenario\.toml: arrivals: .*No such file.*absent\.npz"),
+        (
+            "\nname",
+            '\ndevices = [{source = "x.wav", device = "absent.toml", network = "lte"}]\nname',
+            r"scenario\.toml: devices: .*No such file.*absent\.toml",
+        ),
         ("\nname", '\nscore = "services_of_a_test:score"\nname', "score: expected devices"),
         ("\nname", '\nscore = "nothing"\nname', 'score: expected "module:function"'),
         ("[inputs]", "[edge]\n[inputs]", "edge: expected devices, all with transport 'simulated'"),

@@ -56,7 +56,9 @@ _ONE_DEVIATION = (0.1587, 0.8413)
 _LEAST_SLOPE = 2.0
 _MOST_SLOPE = 1000.0
 _FARTHEST = 0.06
-"""Logarithm of the factor to which the fit is believed beyond the steps."""
+"""Logarithm of the factor to which the fit is believed beyond the steps; its interval reaches as far as it crosses."""
+_NOWHERE = math.log(2.0)
+"""The same, at which a line ends that hardly rises, or of steps of which nothing was late."""
 _SPREAD = 0.12
 """Relative distance of the rates beside the estimate, from which the fit gets its slope; less where it is steep."""
 
@@ -257,7 +259,7 @@ class CapacitySearch:
     # -- estimation ---------------------------------------------------------------------------------------------
 
     def _halved(self) -> tuple[float, float, float]:
-        """The middle of the rates at which some requests were late, and the rates beside them that leave no doubt."""
+        """Where the late share crosses, and the rates below and above that leave no doubt."""
         few, many = self._few, self._many
         doubtful = [step.rate for step in self._counted if few < step.late_share < many]
         crossing = min([step.rate for step in self._counted if step.late_share >= many] + doubtful)
@@ -270,8 +272,27 @@ class CapacitySearch:
             (step.rate for step in self._counted if step.late_share >= many and step.rate > highest),
             default=highest * CLIMB,
         )
-        middle = math.sqrt(min(doubtful) * highest) if doubtful else math.sqrt(kept * missed)
-        return middle, kept, missed
+        ends = self._pooled() if doubtful else (kept, missed)
+        return math.sqrt(ends[0] * ends[1]), kept, missed
+
+    def _pooled(self) -> tuple[float, float]:
+        """The rates beside the crossing of the late share, which does not fall as the rate rises.
+
+        Neighbors among the rates of which it falls are pooled (isotonic regression): a step that was late by chance
+        counts less, the more was on time at higher rates.
+        """
+        pools: list[list[float]] = []  # late, sent, lowest and highest rate
+        for step in sorted(self._counted, key=lambda step: step.rate):
+            pools.append([float(step.late.sum()), float(step.sent.sum()), step.rate, step.rate])
+            while len(pools) > 1 and pools[-2][0] * pools[-1][1] >= pools[-1][0] * pools[-2][1]:
+                late, sent, _, highest = pools.pop()
+                pools[-1][0] += late
+                pools[-1][1] += sent
+                pools[-1][3] = highest
+        kept = [highest for late, sent, _, highest in pools if late <= self._allowed * sent]
+        missed = [lowest for late, sent, lowest, _ in pools if late > self._allowed * sent]
+        above = missed[0] if missed else kept[-1] * CLIMB
+        return (kept[-1] if kept else above / CLIMB), above
 
     def _near(self) -> list[Step]:
         """Steps close enough to the crossing for a line; chosen by rate, since the late share is what varies by chance.
@@ -312,11 +333,12 @@ class CapacitySearch:
         x = np.log([step.rate for step in near])
         sums = np.array([[step.late.sum(), step.sent.sum()] for step in near], np.float64).T
         drawn = np.array([step.draw(self._rng) for step in near], np.float64)  # steps × (late, sent) × draws
-        found, slope = self._crossing(x, sums[0], sums[1])
-        log_rate, self._slope = float(found), float(slope)
+        found, slope = map(float, self._crossing(x, sums[0], sums[1]))
         low, high = np.quantile(self._crossing(x, drawn[:, 0].T, drawn[:, 1].T)[0], _ONE_DEVIATION)
         half = student_quantile(0.5 + self.confidence / 2, max(2, len(near) - 2)) * float(high - low) / 2 * _STOPPING
-        return math.exp(log_rate), math.exp(log_rate - half), math.exp(log_rate + half)
+        self._slope, middle = slope, float(x.mean())
+        log_rate = min(max(found, middle - _FARTHEST), middle + _FARTHEST)
+        return math.exp(log_rate), math.exp(min(found, log_rate) - half), math.exp(max(found, log_rate) + half)
 
     def _crossing(self, x: Floats, late: Floats, sent: Floats) -> Any:
         """Return the logarithm of the rate at which the expected late share is the allowed one, and the slope.
@@ -342,4 +364,4 @@ class CapacitySearch:
             level = level + np.clip((c * first - b * second) / determinant, -1.0, 1.0)
             slope = np.clip(slope + (a * second - b * first) / determinant, _LEAST_SLOPE, _MOST_SLOPE)
         moved = (math.log(self._allowed) - level) / slope
-        return middle + np.clip(moved, -_FARTHEST, _FARTHEST), slope
+        return middle + np.clip(moved, -_NOWHERE, _NOWHERE), slope

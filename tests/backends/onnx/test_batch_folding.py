@@ -1,5 +1,6 @@
 """fold_batch: the folded model computes the same, for any convolution over one axis, and rejects what it cannot fold."""
 
+import math
 import sys
 import wave
 
@@ -63,6 +64,8 @@ def convolutions(draw):
         taps, stride = draw(st.integers(1, 4)), draw(st.integers(1, 5))
         dilation = 1 if kind.startswith("SAME") else draw(st.integers(1, 2))  # onnxruntime has no others
         span = (taps - 1) * dilation + 1
+        if kind.startswith("SAME"):
+            stride = min(stride, span + 2)  # of others below
         attributes = {"strides": [stride], "dilations": [dilation], "auto_pad": kind}
         if kind == "NOTSET":
             before, behind = draw(st.integers(0, 3)), draw(st.integers(0, 3))
@@ -97,7 +100,7 @@ def test_computes_the_same(given, rows, tmp_path_factory):
         return
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(batch_folding, "COPYING", 0.0)  # also those for which it does not pay
+        patched.setattr(batch_folding, "COPYING", -math.inf)  # also those for which it does not pay
         folded = fold_batch(model, path, example=np.zeros(shape, np.float32))
 
     assert (len(folded.folded), folded.unchanged, folded.path) == (count, 0, path)
@@ -161,13 +164,29 @@ def test_other_lengths_are_rejected(tmp_path):
         run(str(path), x=np.zeros((3, 2, 8), np.float32))
 
 
+def test_a_group_for_each_channel_pays_longer(tmp_path):
+    """Each group of each row is a product of its own, whose call takes longer than what it computes."""
+    shape = ("batch", 64, "length")
+    model = convolution(filters=64, channels=1, group=64, pads=[1, 1], shape=shape)
+
+    folded = fold_batch(model, tmp_path / "folded.onnx", example=np.zeros((64, 24), np.float32))
+
+    assert folded.folded == ("only",)
+    with pytest.raises(ValueError, match="pays for none of 1"):
+        fold_batch(
+            convolution(filters=64, channels=64, pads=[1, 1], shape=shape),
+            tmp_path / "f.onnx",
+            example=np.zeros((64, 24), np.float32),
+        )
+
+
 def test_one_window_a_row_needs_no_padding(tmp_path):
     """Taps that only read padding are cut off, and rows lie side by side."""
     model = convolution(pads=[1, 1], shape=("batch", 2, 1))
 
     path = fold_batch(model, tmp_path / "folded.onnx", example=np.zeros((2, 1), np.float32)).path
 
-    assert operators(path) == ["Transpose", "Reshape", "Conv", "Reshape", "Transpose"]
+    assert operators(path) == ["Reshape", "Transpose", "Reshape", "Conv", "Reshape", "Transpose"]
     (weights,) = (one for one in onnx.load(path).graph.initializer if one.name.endswith("weights"))
     assert list(weights.dims) == [3, 2, 1]
     assert not any(one.name == "w" for one in onnx.load(path).graph.initializer)
@@ -186,6 +205,79 @@ def test_weights_that_others_read_stay(tmp_path):
 
     x = np.random.default_rng(2).standard_normal((4, 2, 3)).astype(np.float32)
     np.testing.assert_allclose(run(str(path), x=x)[0], run(model, x=x)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_weights_that_a_branch_reads_stay(tmp_path):
+    """A branch reads all taps of weights that are cut for the convolution before it."""
+    weights = np.random.default_rng(1).standard_normal((2, 2, 3)).astype(np.float32)
+    branches = {
+        name: helper.make_graph(nodes, name, [], [helper.make_empty_tensor_value_info(name)])
+        for name, nodes in {
+            "again": [helper.make_node("Conv", ["first", "w"], ["again"], pads=[1, 1])],
+            "once": [helper.make_node("Identity", ["first"], ["once"])],
+        }.items()
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["first"], pads=[1, 1]),
+        helper.make_node("If", ["more"], ["y"], then_branch=branches["again"], else_branch=branches["once"]),
+    ]
+    more = helper.make_tensor_value_info("more", TensorProto.BOOL, [])
+    model = build(nodes, {"w": weights}, ["batch", 2, 1], inputs=[more])
+
+    path = fold_batch(
+        model,
+        tmp_path / "folded.onnx",
+        example={"x": np.zeros((2, 1), np.float32)},
+        shared_inputs={"more": np.array(False)},
+    ).path
+
+    given = {"x": np.ones((4, 2, 1), np.float32), "more": np.array(True)}
+    np.testing.assert_allclose(run(str(path), **given)[0], run(model, **given)[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["shared", "optional"])
+def test_a_convolution_of_what_no_row_brings_stays(kind, tmp_path):
+    """It reads an input that the batch shares, or one that requests may leave out."""
+    weights = {"w": np.ones((2, 2, 3), np.float32)}
+    nodes = [
+        helper.make_node("Conv", ["s", "w"], ["other"], pads=[1, 1]),
+        helper.make_node("Conv", ["x", "w"], ["own"], name="rows", pads=[1, 1]),
+        helper.make_node("Add", ["own", "other"], ["y"]),
+    ]
+    brought, value = helper.make_tensor_value_info("s", TensorProto.FLOAT, [1, 2, 4]), np.ones((1, 2, 4), np.float32)
+    if kind == "optional":
+        weights["s"] = value
+    model = build(nodes, weights, ["batch", 2, 4], inputs=[brought])
+
+    folded = fold_batch(
+        model,
+        tmp_path / "folded.onnx",
+        example={"x": np.zeros((2, 4), np.float32)},
+        shared_inputs={"s": value} if kind == "shared" else None,
+    )
+
+    assert (folded.folded, folded.unchanged) == (("rows",), 1)
+
+
+def test_other_lengths_inside_of_the_model_are_rejected(tmp_path):
+    """A shared input says how much of a row is read: twice as much would be taken for twice the rows."""
+    weights = {"w": np.ones((2, 2, 1), np.float32), "zero": np.array([0]), "axis": np.array([2])}
+    nodes = [
+        helper.make_node("Slice", ["x", "zero", "until", "axis"], ["read"]),
+        helper.make_node("Conv", ["read", "w"], ["found"]),
+        helper.make_node("ReduceMean", ["found"], ["mean"], axes=[0, 1, 2]),
+        helper.make_node("Add", ["x", "mean"], ["y"]),
+    ]
+    until = helper.make_tensor_value_info("until", TensorProto.INT64, [1])
+    path = fold_batch(
+        build(nodes, weights, ["batch", 2, 8], inputs=[until]),
+        tmp_path / "folded.onnx",
+        example={"x": np.zeros((2, 8), np.float32)},
+        shared_inputs={"until": np.array([4])},
+    ).path
+
+    with pytest.raises(ort.capi.onnxruntime_pybind11_state.Fail, match="cannot be reshaped"):
+        run(str(path), x=np.ones((3, 2, 8), np.float32), until=np.array([8]))
 
 
 def test_weights_in_a_node(tmp_path):
@@ -243,10 +335,45 @@ def test_a_convolution_whose_input_is_an_output(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("model", "length"),
+    [
+        (convolution(pads=[3, 0], strides=[4]), 2),  # its one window reads nothing but padding
+        (convolution(pads=[2, 0], strides=[4], taps=2), 1),
+        (convolution(pads=[4, 0], strides=[9], taps=2, dilations=[3]), 2),
+    ],
+)
+def test_windows_over_nothing_but_padding(model, length, tmp_path):
+    path = fold_batch(model, tmp_path / "folded.onnx", example=np.zeros((2, length), np.float32)).path
+
+    x = np.ones((3, 2, length), np.float32)
+    np.testing.assert_array_equal(run(str(path), x=x)[0], run(model, x=x)[0])
+
+
+@pytest.mark.parametrize("kind", ["SAME_UPPER", "SAME_LOWER"])
+@pytest.mark.parametrize("stride", [2, 3, 4, 5])
+@pytest.mark.parametrize("length", range(1, 9))
+def test_strides_that_leap_over_positions(kind, stride, length, tmp_path):
+    """With automatic padding onnxruntime may then begin behind the first position: those convolutions stay."""
+    weights = {"w": np.ones((2, 2, 1), np.float32), "v": np.ones((2, 2, 1), np.float32)}
+    nodes = [
+        helper.make_node("Conv", ["x", "v"], ["z"], name="plain"),
+        helper.make_node("Conv", ["z", "w"], ["y"], auto_pad=kind, strides=[stride]),
+    ]
+    model = build(nodes, weights, ["batch", 2, length])
+
+    folded = fold_batch(model, tmp_path / "folded.onnx", example=np.zeros((2, length), np.float32))
+
+    assert "plain" in folded.folded
+    x = np.random.default_rng(2).standard_normal((3, 2, length)).astype(np.float32)
+    np.testing.assert_allclose(run(str(folded.path), x=x)[0], run(model, x=x)[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
     ("model", "length", "found"),
     [
         (convolution(pads=[1, 1]), 16, "none of 1"),  # fills the columns as it is
-        (convolution(taps=1, pads=[0, 0]), 12, "none of 1"),
+        (convolution(taps=1, pads=[0, 0]), 15, "none of 1"),
+        (convolution(filters=128, pads=[1, 1]), 6, "none of 1"),  # much to copy, little to compute
         (build([helper.make_node("Relu", ["x"], ["y"])], {}, ["batch", 2, 4]), 4, "none of 0"),
     ],
 )

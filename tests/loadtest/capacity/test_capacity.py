@@ -53,6 +53,25 @@ class TestSearch:
         assert np.median([abs(each.rate / truth - 1) for each in found]) < 0.015
         assert sum(each.interval[0] <= truth <= each.interval[1] for each in found) >= 10
 
+    def test_few_requests(self):
+        """Steps of so few that often none is late: no interval is narrow because nothing varied."""
+        truth, found = known_capacity(0.5), []
+        for seed in range(30):
+            rng = np.random.default_rng(seed)
+            search = CapacitySearch(50.0, 400.0, seed=seed)
+            found.append(search_all(search, lambda rate, rng=rng: latencies(rate, 600, rng, sigma=0.5)[60:] > SLO_S))
+
+        assert all(each.interval[0] < 0.999 * each.rate and 1.001 * each.rate < each.interval[1] for each in found)
+        assert np.median([abs(each.rate / truth - 1) for each in found]) < 0.05
+
+    def test_late_by_chance_at_a_low_rate(self):
+        """What was late at the lowest rate is no crossing, since all was on time above it."""
+        found = search_all(
+            CapacitySearch(10.0, 1000.0), lambda rate: np.arange(1000) < (5 if rate == 10.0 else 1000 * (rate > 321.0))
+        )
+
+        assert found.rate == pytest.approx(321.0, rel=0.05)
+
     @pytest.mark.parametrize("objective", [0.2, 0.8])
     def test_low_objective(self, objective):
         """Where half of the requests may be late, no multiple of that says which step is no accident."""
