@@ -605,23 +605,26 @@ DiskMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=25
 TestDiskMachine = DiskMachine.TestCase
 
 STORM = """
-import asyncio, os, random, signal, sys, time
+import asyncio, itertools, os, random, signal, sys, time
 import numpy as np
 from streaminfer.caching.tiers import DiskTier, Entry
 
+MOST = 60  # writes that a child tells of
 folder, kills, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 tier = lambda: DiskTier(folder, max_bytes=2 * 2**20)
 sizes = (1, 300, 5000, 40_000)
 
-async def write(seed):
+async def write(seed, told):
     draw = random.Random(seed)
     async with tier() as it:
-        while True:
+        for number in itertools.count():
             key, stamp = draw.randrange(40), draw.randrange(2**31)
             value = np.full(draw.choice(sizes), stamp * 64 + key, np.int64)
             await it.put(f"{key}", Entry(value=value, stored_ns=time.time_ns(), subject=f"{key % 4}", tags=[f"{key % 3}"]))
             if draw.random() < 0.02:
                 await it.erase(subject=f"{key % 4}")
+            if number < MOST:
+                os.write(told, b".")
 
 async def check():
     right = 0
@@ -640,15 +643,20 @@ async def check():
 draw = random.Random(seed)
 rights = []
 for number in range(kills):
+    heard, told = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            asyncio.run(write(number))
+            asyncio.run(write(number, told))
         finally:
             os._exit(1)
-    time.sleep(draw.uniform(0.002, 0.06))
+    os.close(told)
+    for _ in range(draw.randrange(MOST)):  # however busy the machine is, it is killed among its writes
+        assert os.read(heard, 1)
+    time.sleep(draw.uniform(0.0, 0.005))
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
+    os.close(heard)
     assert os.WIFSIGNALED(status), status
     rights.append(asyncio.run(check()))
 print(len(rights), max(rights))
