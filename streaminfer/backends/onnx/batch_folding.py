@@ -12,7 +12,7 @@ Invariants: ``block`` is a multiple of the stride, so each row begins at a windo
 that, with those before the next row, no window of a row reads another row. Each output is the same sum as before, of
 the same terms in the same order of taps and channels; how the processor groups them can differ, so it is equal up to
 rounding. A row of another length than the example's would be taken for another number of rows: the inputs of the folded
-model have fixed lengths, and a first `Reshape` that changes nothing fails where one arises inside of the model.
+model have fixed lengths, and a `Reshape` that changes nothing fails where one arises inside of the model.
 
 Cost: a copy to the layout and one back, and the windows across borders: ``block / stride`` windows a row. A
 convolution is folded where copying takes less than what is saved: the multiplications of columns that are filled up
@@ -415,8 +415,9 @@ def _fold(onnx: ModuleType, graph: Any, one: _Convolution, layout: _Layout) -> l
     behind = layout.block - layout.before - layout.length
     weights = node.input[1] if layout.weights is one.weights else constant("weights", layout.weights)
     span = (layout.weights.shape[2] - 1) * one.dilation + 1
-    value = step("Reshape", [node.input[0], constant("row", [0, channels, layout.length])], f"{output}/fold/checked")
-    value = step("Transpose", [value], f"{output}/fold/channels_first", perm=[1, 0, 2])
+    value = step("Transpose", [node.input[0]], f"{output}/fold/channels_first", perm=[1, 0, 2])
+    # behind it, or onnxruntime could not cancel it against the one behind the convolution before
+    value = step("Reshape", [value, constant("row", [channels, 0, layout.length])], f"{output}/fold/checked")
     if layout.before or behind:
         pads = constant("pads", [0, 0, layout.before, 0, 0, behind])
         value = step("Pad", [value, pads], f"{output}/fold/padded")

@@ -186,7 +186,7 @@ def test_one_window_a_row_needs_no_padding(tmp_path):
 
     path = fold_batch(model, tmp_path / "folded.onnx", example=np.zeros((2, 1), np.float32)).path
 
-    assert operators(path) == ["Reshape", "Transpose", "Reshape", "Conv", "Reshape", "Transpose"]
+    assert operators(path) == ["Transpose", "Reshape", "Reshape", "Conv", "Reshape", "Transpose"]
     (weights,) = (one for one in onnx.load(path).graph.initializer if one.name.endswith("weights"))
     assert list(weights.dims) == [3, 2, 1]
     assert not any(one.name == "w" for one in onnx.load(path).graph.initializer)
@@ -443,3 +443,23 @@ def test_without_onnx(monkeypatch, tmp_path):
 
     with pytest.raises(MissingExtra, match=r"fold_batch needs onnx.*streaminfer\[fold\]"):
         fold_batch(b"", tmp_path / "f.onnx", example=np.zeros(1, np.float32))
+
+
+def test_layouts_between_convolutions_cancel(tmp_path):
+    """What a folded convolution lays out in rows again, the next one would lay end to end: onnxruntime leaves out both."""
+    weights = np.random.default_rng(1).standard_normal((64, 64, 3)).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["first"], pads=[1, 1]),
+        helper.make_node("Relu", ["first"], ["between"]),
+        helper.make_node("Conv", ["between", "w"], ["y"], pads=[1, 1]),
+    ]
+    example = np.zeros((64, 4), np.float32)
+    folded = fold_batch(build(nodes, {"w": weights}, ["batch", 64, 4]), tmp_path / "folded.onnx", example=example)
+    assert len(folded.folded) == 2
+    assert operators(folded.path).count("Transpose") == 4
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+
+    ort.InferenceSession(folded.path, options, providers=["CPUExecutionProvider"])
+
+    assert operators(tmp_path / "optimized.onnx").count("Transpose") == 2
