@@ -21,7 +21,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from streaminfer.backends import fold_batch
-from streaminfer.backends.onnx import batch_folding
+from streaminfer.backends.onnx import fold_layout
 
 CHANNELS, ROWS, RUNS = 128, 32, 30
 LENGTHS = (1, 2, 4, 8, 16, 32, 64)
@@ -68,11 +68,11 @@ def measure_lengths(rounds: int, folder: Path) -> None:
                 pays = True
             except ValueError:
                 pays = False
-                copying, batch_folding.COPYING = batch_folding.COPYING, -math.inf
+                copying, fold_layout.COPYING = fold_layout.COPYING, -math.inf
                 try:
                     fold_batch(model, path, example=example)
                 finally:
-                    batch_folding.COPYING = copying
+                    fold_layout.COPYING = copying
             ratio = _spread(_ratios([_load(model), _load(path.read_bytes())], example, rounds))
             cells.append(ratio if pays else f"[{ratio}]")
         print(f"| {length} | {' | '.join(cells)} |", flush=True)

@@ -8,15 +8,11 @@ the border of two rows is cut off:
 
     (rows, channels, length) -> (1, channels, rows * block) -> convolution -> (rows, filters, positions)
 
-Invariants: ``block`` is a multiple of the stride, so each row begins at a window. It holds the row and enough zeros
-that, with those before the next row, no window of a row reads another row. Each output is the same sum as before, of
-the same terms in the same order of taps and channels; how the processor groups them can differ, so it is equal up to
-rounding. A row of another length than the example's would be taken for another number of rows: the inputs of the folded
-model have fixed lengths, and a `Reshape` that changes nothing fails where one arises inside of the model.
-
-Cost: a copy to the layout and one back, and the windows across borders: ``block / stride`` windows a row. A
-convolution is folded where copying takes less than what is saved: the multiplications of columns that are filled up
-today, and the calls of a product for each row and group. A row alone takes longer than before.
+Invariants: where the rows lie, and when that pays, is in :mod:`~streaminfer.backends.onnx.fold_layout`. Each output is
+the same sum as before, of the same terms in the same order of taps and channels; how the processor groups them can
+differ, so it is equal up to rounding. A row of another length than the example's would be taken for another number of
+rows: the inputs of the folded model have fixed lengths, and a `Reshape` that changes nothing fails where one arises
+inside of the model.
 
 Related: the weights meet every row in one product of matrices, as in Chellapilla, Puri and Simard, "High performance
 convolutional neural networks for document processing" (2006), which lays out the windows of one picture.
@@ -34,6 +30,7 @@ import numpy.typing as npt
 
 from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import expected
+from streaminfer.backends.onnx.fold_layout import Convolution, Layout, lay_out
 from streaminfer.backends.onnx.model import find_source, load, make_options, read_specs
 from streaminfer.backends.onnx.session import stack_example
 from streaminfer.backends.signature import Signature, check_value
@@ -42,14 +39,8 @@ __all__ = ["FoldedModel", "fold_batch"]
 
 LOWEST_OPSET = 11
 """`Pad` and `Slice` have read what they pad and cut as inputs since then."""
-COLUMNS = 16
-"""Columns of a product of matrices that the processor computes at once."""
 SKIPPED = 2
 """With automatic padding and more positions than this between windows, onnxruntime begins behind a row's first one."""
-CALL = 4_000.0
-"""Multiplications that take as long as the call of a product, beside what it computes."""
-COPYING = 40.0
-"""Multiplications that take as long as copying a value. Both fit 5,000 random convolutions in batches of 8 and 32."""
 TOLERANCE = {"float16": 1e-2, "float32": 1e-3, "float64": 1e-6}
 """Largest difference over the largest output. Other outputs have to be equal."""
 
@@ -71,76 +62,6 @@ class FoldedModel:
     folded: tuple[str, ...]
     unchanged: int
     largest_difference: float
-
-
-@attrs.frozen
-class _Convolution:
-    """A convolution over one axis, whose weights are known.
-
-    Attributes:
-        node: of the graph.
-        weights: shape (filters, channels of a group, taps).
-        group: how many groups of channels there are.
-        dilation: positions from one tap to the next.
-        stride: positions from one window to the next.
-        padding: zeros before and behind a row, or the name of the automatic kind.
-    """
-
-    node: Any
-    weights: npt.NDArray[Any]
-    group: int
-    dilation: int
-    stride: int
-    padding: tuple[int, int] | str
-
-    @property
-    def span(self) -> int:
-        """Positions from the first tap of a window to its last."""
-        return int(self.weights.shape[2] - 1) * self.dilation + 1
-
-    def padded(self, length: int) -> tuple[int, int]:
-        """The zeros before and behind a row of a length."""
-        if not isinstance(self.padding, str):
-            return self.padding
-        if self.padding == "VALID":
-            return 0, 0
-        total = max(0, (-(-length // self.stride) - 1) * self.stride + self.span - length)
-        less, more = total // 2, total - total // 2
-        return (less, more) if self.padding == "SAME_UPPER" else (more, less)
-
-
-@attrs.frozen
-class _Layout:
-    """Where the rows of a folded convolution lie.
-
-    Attributes:
-        block: positions of a row and its zeros.
-        before: zeros before the row, of the block.
-        length: of the row.
-        windows: outputs of a row.
-        stride: of the convolution over all rows.
-        weights: of it.
-    """
-
-    block: int
-    before: int
-    length: int
-    windows: int
-    stride: int
-    weights: npt.NDArray[Any]
-
-    @property
-    def computed(self) -> int:
-        """Windows that are computed for a row, with those across its end."""
-        return self.block // self.stride
-
-    def pays(self, one: _Convolution) -> bool:
-        """Whether a batch takes less time than row by row."""
-        filters, channels, taps = one.weights.shape
-        filled_up = COLUMNS * -(-self.windows // COLUMNS)
-        saved = filters * channels * (taps * filled_up - self.weights.shape[2] * self.computed) + CALL * one.group
-        copied = channels * one.group * self.block + filters * (self.computed + self.windows)
-        return bool(saved > COPYING * copied)
 
 
 def fold_batch(
@@ -194,7 +115,7 @@ def fold_batch(
     layouts = {
         output: layout
         for output, length in lengths.items()
-        if (layout := _lay_out(candidates[output], length)) is not None and layout.pays(candidates[output])
+        if (layout := lay_out(candidates[output], length)) is not None and layout.pays(candidates[output])
     }
     if not layouts:
         raise ValueError(
@@ -259,7 +180,7 @@ class _Trial:
             for name, value in stack_example(self.signature, self._example, rows).items()
         }
 
-    def measure_lengths(self, onnx: ModuleType, model: Any, candidates: dict[str, _Convolution]) -> dict[str, int]:
+    def measure_lengths(self, onnx: ModuleType, model: Any, candidates: dict[str, Convolution]) -> dict[str, int]:
         """Return the length of the rows that each convolution reads, by the name of its output.
 
         Those whose input is not the rows of the batch, whatever its size, are not in it.
@@ -328,7 +249,7 @@ def _count(graph: Any) -> int:
     return sum(node.op_type == "Conv" for node in graph.node)
 
 
-def _find_convolutions(onnx: ModuleType, graph: Any) -> dict[str, _Convolution]:
+def _find_convolutions(onnx: ModuleType, graph: Any) -> dict[str, Convolution]:
     """Return the convolutions over one axis with known weights, by the name of their output."""
     known = {one.name: one for one in graph.initializer}
     for node in graph.node:
@@ -345,7 +266,7 @@ def _find_convolutions(onnx: ModuleType, graph: Any) -> dict[str, _Convolution]:
         given = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
         kind = given.get("auto_pad", b"NOTSET").decode()
         before, behind = given.get("pads", (0, 0))
-        one = _Convolution(
+        one = Convolution(
             node=node,
             weights=weights,
             group=given.get("group", 1),
@@ -358,24 +279,7 @@ def _find_convolutions(onnx: ModuleType, graph: Any) -> dict[str, _Convolution]:
     return found
 
 
-def _lay_out(one: _Convolution, length: int) -> _Layout | None:
-    """Return how the rows lie end to end; ``None`` where a row has no output."""
-    before, behind = one.padded(length)
-    windows = (length + before + behind - one.span) // one.stride + 1
-    if windows < 1:
-        return None
-    if windows > 1:
-        needed = max(before + length, (windows - 1) * one.stride + one.span - before, windows * one.stride)
-        block = -(-needed // one.stride) * one.stride
-        return _Layout(block, before, length, windows, one.stride, one.weights)
-    if one.dilation > 1 or before >= one.span:  # taps between which, or behind which, the row lies
-        block = max(before + length, one.span)
-        return _Layout(block, before, length, 1, block, one.weights)
-    # the one window of a row begins where the row begins; taps that read nothing but padding are cut off
-    return _Layout(length, 0, length, 1, length, one.weights[:, :, before : before + length])
-
-
-def _rewrite(onnx: ModuleType, model: Any, candidates: dict[str, _Convolution], layouts: dict[str, _Layout]) -> None:
+def _rewrite(onnx: ModuleType, model: Any, candidates: dict[str, Convolution], layouts: dict[str, Layout]) -> None:
     """Replace convolutions, each by the same one over all rows end to end."""
     graph, nodes = model.graph, []
     for node in graph.node:
@@ -398,7 +302,7 @@ def _read_by(nodes: Sequence[Any]) -> set[str]:
     return {name for node in nodes for name in node.input}.union(*(_read_by(graph.node) for graph in inner))
 
 
-def _fold(onnx: ModuleType, graph: Any, one: _Convolution, layout: _Layout) -> list[Any]:
+def _fold(onnx: ModuleType, graph: Any, one: Convolution, layout: Layout) -> list[Any]:
     """Return the nodes that replace a convolution; what they read as constants goes into the graph."""
     node, make, output = one.node, onnx.helper.make_node, one.node.output[0]
     filters, channels = layout.weights.shape[0], layout.weights.shape[1] * one.group

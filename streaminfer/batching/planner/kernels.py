@@ -189,16 +189,16 @@ def drop_heads(now_ns: int, deadlines: _Array, queued: int, durations: _Array) -
 def worth_its_time(
     now_ns: int, deadlines: _Array, head: int, size: int, durations: _Array, steps: _Array, price: float
 ) -> tuple[int, int]:
-    """Another batch, or a smaller one that serves much more, less the price of the time that it takes.
+    """The batch that was chosen, or a smaller one that serves much more, less the price of the time that it takes.
 
-    Such a one there is where batches are filled up to some size, and one row more takes much longer.
+    There is such a one where batches are filled up to some size, and one row more takes much longer.
 
     Args:
         now_ns: the present instant.
         deadlines: shape (queued,), ascending.
-        head: how many requests the other batch passes over.
+        head: how many requests the chosen batch passes over.
         size: how many it has.
-        durations: shape (cap + 1,).
+        durations: shape (cap + 1,), nanoseconds.
         steps: see :func:`plan`.
         price: see :func:`plan`.
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from onnx import TensorProto, helper, numpy_helper
 
 from streaminfer.backends import OnnxBackend, fold_batch
-from streaminfer.backends.onnx import batch_folding
+from streaminfer.backends.onnx import batch_folding, fold_layout
 from streaminfer.errors import MissingExtra
 
 VOICE = {
@@ -100,7 +100,7 @@ def test_computes_the_same(given, rows, tmp_path_factory):
         return
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(batch_folding, "COPYING", -math.inf)  # also those for which it does not pay
+        patched.setattr(fold_layout, "COPYING", -math.inf)  # also those for which it does not pay
         folded = fold_batch(model, path, example=np.zeros(shape, np.float32))
 
     assert (len(folded.folded), folded.unchanged, folded.path) == (count, 0, path)
@@ -393,12 +393,12 @@ def test_convolutions_over_pictures_stay(assets, tmp_path):
 
 def test_a_model_that_changes_is_rejected(tmp_path, monkeypatch):
     """The outputs are compared before the file is written: here the layout is wrong on purpose."""
-    lay_out = batch_folding._lay_out
+    lay_out = batch_folding.lay_out
 
     def wrong(one, length):
         return batch_folding.attrs.evolve(lay_out(one, length), before=0)
 
-    monkeypatch.setattr(batch_folding, "_lay_out", wrong)
+    monkeypatch.setattr(batch_folding, "lay_out", wrong)
 
     with pytest.raises(ValueError, match=r"folding changes its output 'y' by .* of the largest value \(1 rows\)"):
         fold_batch(convolution(pads=[1, 1]), tmp_path / "folded.onnx", example=np.ones((2, 4), np.float32))

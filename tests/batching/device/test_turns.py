@@ -1,12 +1,10 @@
 """Turns on a device: the rules against a plain reading of them, and the kernel in every compiled form."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_kernels import load_plain
 
 from streaminfer import _compiled_kernels
 from streaminfer.batching.device.turns import Bid, Turns
@@ -20,13 +18,7 @@ FAR = float("inf")
 
 @pytest.fixture(scope="module")
 def plain_kernels():
-    """The module without Numba."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("streaminfer._internal.loading.numba_jit.jit", lambda function: function)
-        spec = importlib.util.spec_from_file_location("plain_turn_kernels", Path(turn_kernels.__file__))
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return module
+    return load_plain(turn_kernels)
 
 
 def bid(key, deadlines, durations=None, *, size=None, gap_ns=FAR, limit_ns=100, **options):

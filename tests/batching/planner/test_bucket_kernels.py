@@ -1,15 +1,12 @@
 """The kernels that choose among length buckets: what is played is what a plain schedule counts, in every form."""
 
-import importlib.util
 import itertools
-import sys
-import types
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_kernels import load_plain
 
 from streaminfer import _compiled_kernels
 from streaminfer.batching.planner import bucket_kernels
@@ -20,15 +17,7 @@ CHOOSE_BUCKET = [bucket_kernels.choose_bucket, *(variant.checked("choose_bucket"
 
 @pytest.fixture(scope="module")
 def plain_kernels():
-    """The same source with a decorator that compiles nothing."""
-    stub = types.ModuleType("streaminfer._internal.loading.numba_jit")
-    stub.jit = lambda function: function
-    spec = importlib.util.spec_from_file_location("plain_bucket_kernels", Path(bucket_kernels.__file__))
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "streaminfer._internal.loading.numba_jit", stub)
-        spec.loader.exec_module(module)
-    return module
+    return load_plain(bucket_kernels)
 
 
 def in_order(deadlines, caps, durations, steps, buckets):

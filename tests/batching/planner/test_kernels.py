@@ -1,15 +1,12 @@
 """The planner's kernels: optimal where they claim it, and the same in every compiled form as in plain Python."""
 
 import functools
-import importlib.util
-import sys
-import types
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_kernels import load_plain
 
 from streaminfer import _compiled_kernels
 from streaminfer.batching.planner import kernels
@@ -22,15 +19,7 @@ CHOOSE = [kernels.choose, *(variant.checked("choose") for variant in VARIANTS)]
 
 @pytest.fixture(scope="module")
 def plain_kernels():
-    """The same source with a decorator that compiles nothing."""
-    stub = types.ModuleType("streaminfer._internal.loading.numba_jit")
-    stub.jit = lambda function: function
-    spec = importlib.util.spec_from_file_location("plain_kernels", Path(kernels.__file__))
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "streaminfer._internal.loading.numba_jit", stub)
-        spec.loader.exec_module(module)
-    return module
+    return load_plain(kernels)
 
 
 def best_of_all(now, deadlines, releases, durations):
