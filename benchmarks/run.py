@@ -2,6 +2,7 @@
 
 python benchmarks/run.py [NAME ...]             names as in the list below; without any, all of them
 python benchmarks/run.py NAME [ARGUMENT ...]    one, with arguments of its own; `NAME --help` lists them
+python benchmarks/run.py --record [NAME ...]    also stores the figures, from which the tables of the docs are made
 
 A benchmark is `benchmarks/<family>/bench_<name>.py`. What several share is in `_lib`; the peers are in `peers`, and
 real servers in `servers`.
@@ -10,10 +11,12 @@ real servers in `servers`.
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import venv
 from pathlib import Path
 
+from _lib.figures import RECORD, record
 from servers.environments import ENVIRONMENTS
 
 HERE = Path(__file__).parent
@@ -123,8 +126,19 @@ def commands(name: str) -> list[list[str]]:  # noqa: PLR0911 - a line each
             return [own]
 
 
+def run(name: str, arguments: list[str], reports: Path | None) -> bool:
+    """Run a benchmark, and append what it reports to a file; return whether it ended well."""
+    variables = environment() | ({} if reports is None else {RECORD: str(reports)})
+    codes = [
+        subprocess.run([*command, *arguments], env=variables, check=False).returncode for command in commands(name)
+    ]
+    return not any(codes)
+
+
 def main() -> int:
     words = sys.argv[1:]
+    is_recorded = words[:1] == ["--record"]
+    words = words[is_recorded:]
     count = next((number for number, word in enumerate(words) if word not in BENCHMARKS), len(words))
     names, arguments = words[:count] or list(BENCHMARKS), words[count:]
     if arguments and count != 1:
@@ -137,12 +151,12 @@ def main() -> int:
     for number, name in enumerate(names, 1):
         print(f"\n=== [{number}/{len(names)}] {name}: {BENCHMARKS[name]}", flush=True)
         started = time.perf_counter()
-        codes = [
-            subprocess.run([*command, *arguments], env=environment(), check=False).returncode
-            for command in commands(name)
-        ]
-        if any(codes):
-            failed.append(name)
+        with tempfile.TemporaryDirectory() as folder:
+            reports = Path(folder) / "reports" if is_recorded else None
+            if not run(name, arguments, reports):
+                failed.append(name)
+            if reports is not None:
+                print(f"recorded {record(name, reports)} figures", flush=True)
         print(f"--- {time.perf_counter() - started:.0f} s", flush=True)
     if failed:
         print(f"\nfailed: {', '.join(failed)}")

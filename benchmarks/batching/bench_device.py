@@ -13,7 +13,8 @@ Part 3, in real time, on one core: silero (SLO 25 ms) beside BlazeFace (SLO 100 
 thread, under open load at several shares of what each does alone. Behind a device that takes turns, one that is
 preemptive, and independent batchers: the p99 of silero over that alone, and BlazeFace's requests on time over those
 alone: medians of interleaved rounds, with the same arrivals. The shares leave out what the event loop and the load
-generator take of the core, so that the highest pair is close to all of it.
+generator take of the core, so that the highest pair is close to all of it. Beside them stands the floor: the preemptive
+device with a BlazeFace that returns at once, so that only its requests cost something. No device can do better.
 """
 
 import argparse
@@ -52,6 +53,7 @@ WAYS: dict[str, Callable[[], si.Device | None]] = {
     "turns": lambda: si.Device("core"),
     "preemptive": lambda: si.Device("core", preemptive=True),
     "independent": lambda: None,
+    "floor": lambda: si.Device("core", preemptive=True),
 }
 REAL_CAPS = (32, 4)
 BAR, BAR_P99, BAR_THROUGHPUT = 0.97, 1.3, 0.95
@@ -119,7 +121,7 @@ class Arm:
     """One model with a batcher of its own, and the requests of a run."""
 
     model: Model
-    backend: si.OnnxBackend
+    backend: si.OnnxBackend | si.CpuBackend
     slo_s: float
     cap: int
     rate: float = 0.0
@@ -188,17 +190,21 @@ async def in_real_time(rounds: int, seconds: float) -> None:
         await arm.backend.start()
         arms.append(arm)
         capacities.append(await capacity(arm))
+    nothing = si.CpuBackend(lambda images: np.zeros(len(images)), executor="thread")
+    idle = Arm(arms[1].model, nothing, SLOS_S[1], REAL_CAPS[1])
+    await nothing.start()
     print(f"\n{'':44}" + "".join(f"{way:>22}" for way in WAYS) + "   bar")
     for shares in SHARES:
         for arm, share, most in zip(arms, shares, capacities, strict=True):
             arm.rate = share * most
-        await compare(arms, shares, rounds, seconds)
-    for arm in arms:
+        idle.rate = arms[1].rate
+        await compare(arms, idle, shares, rounds, seconds)
+    for arm in (*arms, idle):
         await arm.backend.stop()
 
 
-async def compare(arms: list[Arm], shares: tuple[float, ...], rounds: int, seconds: float) -> None:
-    """Print what each way does for both arms at their rates, over the arms alone."""
+async def compare(arms: list[Arm], idle: Arm, shares: tuple[float, ...], rounds: int, seconds: float) -> None:
+    """Print what each way does for both arms at their rates, over the arms alone; for the floor, ``idle`` is second."""
     p99: dict[str, list[float]] = {way: [] for way in WAYS}
     kept: dict[str, list[float]] = {way: [] for way in WAYS}
     silero_kept: dict[str, list[float]] = {way: [] for way in WAYS}
@@ -208,7 +214,9 @@ async def compare(arms: list[Arm], shares: tuple[float, ...], rounds: int, secon
         alone_s.append(alone[0][0])
         turned = seed % len(WAYS)
         for way in (*list(WAYS)[turned:], *list(WAYS)[:turned]):
-            (p99_s, urgent), (_, on_time) = await together(arms, WAYS[way](), seconds, seed)
+            (p99_s, urgent), (_, on_time) = await together(
+                [arms[0], idle] if way == "floor" else arms, WAYS[way](), seconds, seed
+            )
             p99[way].append(p99_s / alone[0][0])
             silero_kept[way].append(urgent / max(alone[0][1], 1))
             kept[way].append(on_time / max(alone[1][1], 1))
