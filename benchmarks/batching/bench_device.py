@@ -28,6 +28,7 @@ from collections.abc import Callable
 import attrs
 import numpy as np
 from _lib.closed import answers_per_second
+from _lib.figures import Figure
 from _lib.models import Model, blazeface, silero
 
 import streaminfer as si
@@ -49,14 +50,25 @@ SWAPPED_S = 60.0
 SWAPS = (((5, 50), 0.1, 0.5), ((2, 50), 0.1, 0.5), ((20, 100), 0.05, 0.2), ((5, 5), 0.1, 0.5), ((5, 50), 1.0, 0.1))
 """Requests per second of each model, their time limit and what a load takes, in seconds."""
 SHARES = ((0.10, 0.30), (0.20, 0.40), (0.35, 0.45))
+FLOOR = "BlazeFace computes nothing"
 WAYS: dict[str, Callable[[], si.Device | None]] = {
     "turns": lambda: si.Device("core"),
     "preemptive": lambda: si.Device("core", preemptive=True),
-    "independent": lambda: None,
-    "floor": lambda: si.Device("core", preemptive=True),
+    "separate batchers": lambda: None,
+    FLOOR: lambda: si.Device("core", preemptive=True),
 }
+DEVICES = ("turns", "preemptive")
+"""Ways that a bar is for; the others are what they stand beside."""
 REAL_CAPS = (32, 4)
-BAR, BAR_P99, BAR_THROUGHPUT = 0.97, 1.3, 0.95
+TURNS = Figure("on time on a simulated device, turns", over="the joint optimum", form="{:.3f}", at_least=0.97)
+ALONE = Figure("on time on a simulated device, independent batchers", over="the joint optimum", form="{:.3f}")
+SWAPPED = Figure("on time where models do not fit together, turns", over="the joint optimum", form="{:.3f}")
+BUSIER = Figure("on time where models do not fit together, busier model alone", over="the joint optimum", form="{:.3f}")
+P99 = Figure("p99 of silero beside BlazeFace on one core", over="silero alone", at_most=1.3)
+KEPT = Figure("BlazeFace on time beside silero on one core", over="BlazeFace alone", form="{:.2f}", at_least=0.95)
+SILERO_KEPT = Figure("silero on time beside BlazeFace on one core", over="silero alone", form="{:.3f}")
+BASE_P99 = Figure("p99 of silero beside BlazeFace, without a device", over="silero alone")
+BASE_KEPT = Figure("BlazeFace on time beside silero, without a device", over="BlazeFace alone", form="{:.2f}")
 
 
 def traffic(pair: tuple[ServiceTime, ServiceTime], load: float, kind: str, seed: int) -> dict[str, ModelLoad]:
@@ -69,11 +81,11 @@ def traffic(pair: tuple[ServiceTime, ServiceTime], load: float, kind: str, seed:
 
 
 def simulated(seeds: int) -> None:
-    heads = f"{'turns':>8}{'lowest':>8}{'in order':>10}{'time-shared':>13}   bar ≥ {BAR}"
-    print(f"\n{'on time over the joint optimum':58}{heads}")
-    for kind in GENERATORS:
-        for name, pair in PAIRS.items():
-            for load in (0.9, 1.2):
+    print(f"\n{'on time over the joint optimum':58}{'turns':>8}{'lowest':>8}{'in order':>10}{'time-shared':>13}")
+    for load in (0.9, 1.2):
+        for kind in GENERATORS:
+            means = []
+            for name, pair in PAIRS.items():
                 shares = []
                 for seed in range(1, seeds + 1):
                     loads = traffic(pair, load, kind, seed)
@@ -84,15 +96,20 @@ def simulated(seeds: int) -> None:
                         simulate_device(loads, shared=False),
                     )
                     shares.append([way.on_time / best for way in ways])
-                turns, in_order, time_shared = np.mean(shares, axis=0)
+                means.append(np.mean(shares, axis=0).tolist())
+                turns, in_order, time_shared = means[-1]
                 lowest = min(row[0] for row in shares)
                 label = f"{kind}, {load}×, {name}"
                 print(f"{label:58}{turns:8.3f}{lowest:8.3f}{in_order:10.3f}{time_shared:13.3f}", flush=True)
+            turns_shares, in_order_shares, time_shared_shares = zip(*means, strict=True)
+            case = f"{kind} arrivals, {load}× of the capacity, four pairs of models"
+            TURNS.report(turns_shares, case=case)
+            ALONE.report(in_order_shares, case=f"batches run in order, {case}")
+            ALONE.report(time_shared_shares, case=f"batches share time, {case}")
 
 
 def swapped(seeds: int) -> None:
     """Two models of which one fits in memory, over the joint optimum."""
-    print(f"\n{'on time over the joint optimum, one model in memory':58}{'turns':>8}{'lowest':>8}{'busier alone':>14}")
     for rates, limit_s, load_s in SWAPS:
         shares = []
         for seed in range(1, seeds + 1):
@@ -111,9 +128,10 @@ def swapped(seeds: int) -> None:
             busier = max(loads.values(), key=lambda load: load.arrivals_ns.size)
             ways = simulate_device(loads, memory_bytes=6), simulate_device({"busier": busier}, memory_bytes=6)
             shares.append([way.on_time / best for way in ways])
-        turns, alone = np.mean(shares, axis=0)
-        label = f"{rates[0]} and {rates[1]}/s, SLO {limit_s * 1e3:.0f} ms, load {load_s * 1e3:.0f} ms"
-        print(f"{label:58}{turns:8.3f}{min(row[0] for row in shares):8.3f}{alone:14.3f}", flush=True)
+        turns, alone = zip(*shares, strict=True)
+        case = f"{rates[0]} and {rates[1]} requests/s, SLO {limit_s * 1e3:.0f} ms, a load takes {load_s * 1e3:.0f} ms"
+        SWAPPED.report(turns, case=case)
+        BUSIER.report(alone, case=case)
 
 
 @attrs.define
@@ -193,7 +211,6 @@ async def in_real_time(rounds: int, seconds: float) -> None:
     nothing = si.CpuBackend(lambda images: np.zeros(len(images)), executor="thread")
     idle = Arm(arms[1].model, nothing, SLOS_S[1], REAL_CAPS[1])
     await nothing.start()
-    print(f"\n{'':44}" + "".join(f"{way:>22}" for way in WAYS) + "   bar")
     for shares in SHARES:
         for arm, share, most in zip(arms, shares, capacities, strict=True):
             arm.rate = share * most
@@ -215,20 +232,19 @@ async def compare(arms: list[Arm], idle: Arm, shares: tuple[float, ...], rounds:
         turned = seed % len(WAYS)
         for way in (*list(WAYS)[turned:], *list(WAYS)[:turned]):
             (p99_s, urgent), (_, on_time) = await together(
-                [arms[0], idle] if way == "floor" else arms, WAYS[way](), seconds, seed
+                [arms[0], idle] if way == FLOOR else arms, WAYS[way](), seconds, seed
             )
             p99[way].append(p99_s / alone[0][0])
             silero_kept[way].append(urgent / max(alone[0][1], 1))
             kept[way].append(on_time / max(alone[1][1], 1))
     pair = " and ".join(f"{share:.0%}" for share in shares)
-    print(f"at {pair}; silero's p99 alone: {statistics.median(alone_s) * 1e3:.1f} ms")
-    for name, seen, bar in (
-        ("  silero, p99 over alone", p99, f"≤ {BAR_P99}"),
-        ("  silero, on time over alone", silero_kept, "printed"),
-        ("  BlazeFace, on time over alone", kept, f"≥ {BAR_THROUGHPUT}"),
-    ):
-        cells = [f"{statistics.median(seen[way]):.2f} ({min(seen[way]):.2f}–{max(seen[way]):.2f})" for way in WAYS]
-        print(f"{name:44}" + "".join(f"{cell:>22}" for cell in cells) + f"   {bar}", flush=True)
+    print(f"\nat {pair} of what each does alone; silero's p99 alone: {statistics.median(alone_s) * 1e3:.1f} ms")
+    for way in WAYS:
+        is_device = way in DEVICES
+        case = f"{way}, {pair} of the capacity"
+        (P99 if is_device else BASE_P99).report(p99[way], case=case)
+        (KEPT if is_device else BASE_KEPT).report(kept[way], case=case)
+        SILERO_KEPT.report(silero_kept[way], case=case)
 
 
 def main() -> None:
