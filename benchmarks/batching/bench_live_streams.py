@@ -9,6 +9,7 @@ cameras (``examples/demo/load_sweep.py``, ``examples/demo/comparison.py``).
 
 import argparse
 import asyncio
+import math
 
 from _lib.figures import Figure
 from demo.audio import load_clip
@@ -53,7 +54,8 @@ def main() -> None:
         print("| " + " | ".join(row) + " |")
     comparison = compare(sweep)
     print(f"\n{say_headline(comparison, sweep)}")
-    STREAMS.report(comparison.ratio, note=comparison.verdict.value)
+    if not math.isnan(comparison.ratio):  # the repeats allow no number: nothing was measured
+        STREAMS.report(comparison.ratio, note=comparison.verdict.value)
 
 
 if __name__ == "__main__":

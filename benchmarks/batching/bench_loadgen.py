@@ -70,7 +70,7 @@ async def serve(contestant: str, rate: float, seconds: float) -> None:
     print(json.dumps([found.valid, found.p99_s]))
 
 
-def is_valid(contestant: str, rate: float, seconds: float, numba_cache: str) -> tuple[bool, float]:
+def judge_rate(contestant: str, rate: float, seconds: float, numba_cache: str) -> tuple[bool, float]:
     """Return whether LoadGen finds a rate valid, in a new process; and the 99th percentile in seconds."""
     specification = json.dumps([contestant, rate, seconds])
     environment = {**os.environ, "NUMBA_CACHE_DIR": numba_cache}
@@ -94,7 +94,7 @@ def largest_valid(made: Caches, top: float, options: argparse.Namespace, number:
                 if name in found:
                     continue
                 progress(f"round {number + 1} of {options.rounds}, {share:.0%} of {top:,.0f}/s, {name}")
-                valid, p99_s = is_valid(name, share * top, options.seconds, made.warm)
+                valid, p99_s = judge_rate(name, share * top, options.seconds, made.warm)
                 progress("")
                 print(f"  {name:8} {share * top:8,.0f}/s  p99 {1e3 * p99_s:9.2f} ms  {RESULTS[not valid]}", flush=True)
                 if valid:
