@@ -193,12 +193,10 @@ class Row:
     Attributes:
         name: what is measured.
         cells: the figures that stand beside each other, each with its best settings.
-        bar: what the planner must reach.
     """
 
     name: str
     cells: tuple[Measure, ...]
-    bar: str = ""
 
 
 def _uniform(contestant: Contestant, trace: Floats, slo_s: float) -> tuple[float, ...]:
@@ -222,34 +220,34 @@ ROWS = (
     Row(
         "goodput, share of capacity; SLO 25 / 50 / 100 ms",
         tuple(best_goodput(slo_s) for slo_s in SLOS),
-        "≥ 0.775 / best peer / 1.0",
     ),
     Row(
         "on time at 1.2× capacity; SLO 25 / 50 / 100 ms",
         tuple(best_share(lambda one, slo_s=slo_s: _uniform(one, OVERLOAD, slo_s)) for slo_s in SLOS),  # type: ignore[misc]
-        "≥ 0.735 / 0.82 / 0.82",
     ),
     Row(
         "bursts 10×, mean load 0.5, on time; SLO 25 / 50 / 100 ms",
         tuple(best_share(lambda one, slo_s=slo_s: _uniform(one, BURSTS, slo_s)) for slo_s in SLOS),  # type: ignore[misc]
-        "≥ 0.75 / 0.82 / 0.91",
     ),
     Row(
         "mixed, 30 % at 25 ms and 70 % at 100 ms, on time; 0.95× / 1.2×",
         tuple(best_share(lambda one, load=load: _mixed(one, load)) for load in (0.95, 1.2)),  # type: ignore[misc]
-        "≥ 0.935 / 0.79",
     ),
     Row(
         "device 2× slower for 6 s at load 0.6, SLO 50 ms: on time meanwhile / from 1 s after",
         (best_share(_brown_out),),
-        "≥ 0.72 / 1.0",
     ),
 )
 
 
-def figures(row: Row, contestants: Sequence[Contestant]) -> tuple[str, str]:
-    """A row's figures for one batcher under its settings, and which settings these were."""
+def measure_row(row: Row, contestants: Sequence[Contestant]) -> tuple[list[float], str]:
+    """A row's values for one batcher under its settings, and which settings these were."""
     found = [measure(contestants) for measure in row.cells]
-    values = " / ".join(f"{value:.3f}" for cell, _ in found for value in cell)
+    values = [value for cell, _ in found for value in cell]
     settings = [best.settings for _, best in found]
     return values, settings[0] if len(set(settings)) == 1 else " | ".join(settings)
+
+
+def as_text(values: Sequence[float]) -> str:
+    """Values of a row beside each other."""
+    return " / ".join(f"{value:.3f}" for value in values)

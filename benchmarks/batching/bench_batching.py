@@ -15,18 +15,34 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import uvloop
+from _lib.figures import Figure
 from _lib.floor import MinimalBatcher, cpu_per_request, no_op
 
 import streaminfer as si
 
 BATCH = 64
 REQUESTS = {1: 6_000, 64: 40 * 64 * 8, 1024: 20 * 1024}
-BARS = {
-    ("batcher, lists", 1): 1.5, ("batcher, lists", 64): 1.6, ("batcher, lists", 1024): 1.6,
-    ("batcher, arrays", 1): 1.5, ("batcher, arrays", 64): 1.6, ("batcher, arrays", 1024): 1.6,
-    ("batcher, lists, SLO", 1): 1.5, ("batcher, lists, SLO", 64): 1.6, ("batcher, lists, SLO", 1024): 1.6,
-    ("stack, lists", 64): 2.2, ("stack, arrays", 64): 2.2,
-}  # fmt: skip
+FULL = Figure("CPU per request of a batcher around a no-op", over="a minimal asyncio batcher", at_most=1.6)
+ALONE = Figure("CPU per request of a batcher around a no-op, one caller", over="a minimal asyncio batcher", at_most=1.5)
+STACK = Figure(
+    "CPU per request of telemetry, batcher and inline backend, 64 callers",
+    over="a minimal asyncio batcher",
+    at_most=2.2,
+)
+JUDGED = {
+    ("batcher, lists", 64): (FULL, "64 callers, lists"),
+    ("batcher, arrays", 64): (FULL, "64 callers, arrays"),
+    ("batcher, lists, SLO", 64): (FULL, "64 callers, lists, SLO"),
+    ("batcher, lists", 1024): (FULL, "1,024 callers, lists"),
+    ("batcher, arrays", 1024): (FULL, "1,024 callers, arrays"),
+    ("batcher, lists, SLO", 1024): (FULL, "1,024 callers, lists, SLO"),
+    ("batcher, lists", 1): (ALONE, "lists"),
+    ("batcher, arrays", 1): (ALONE, "arrays"),
+    ("batcher, lists, SLO", 1): (ALONE, "lists, SLO"),
+    ("stack, lists", 64): (STACK, "lists"),
+    ("stack, arrays", 64): (STACK, "arrays"),
+}
+"""Variants and callers that are figures, on asyncio's own loop."""
 
 Call = Callable[[Any], Awaitable[Any]]
 
@@ -75,21 +91,23 @@ async def measure(make: Callable[[], Any], callers: int) -> float:
         return await cpu_per_request(call, callers, REQUESTS[callers])
 
 
-def table(title: str, run: Callable[[Any], float], rounds: int, bars: dict[tuple[str, int], float]) -> None:
-    print(f"\n{title}\n{'':22}" + "".join(f"{callers:>7} callers       " for callers in REQUESTS))
+def table(title: str, run: Callable[[Any], float], rounds: int) -> dict[tuple[str, int], list[float]]:
+    """Print a table; return the ratios to the minimal batcher, of each variant and number of callers."""
+    print(f"\n{title}\n{'':22}" + "".join(f"{callers:>7} callers  " for callers in REQUESTS))
     rows: dict[str, list[str]] = {name: [] for name in VARIANTS}
+    ratios: dict[tuple[str, int], list[float]] = {}
     for callers in REQUESTS:
         seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
         for _ in range(rounds):
             for name, make in VARIANTS.items():
                 seconds[name].append(run(measure(make, callers)))
         for name, values in seconds.items():
-            ratio = statistics.median(ours / floor for ours, floor in zip(values, seconds["minimal"], strict=True))
-            bar = bars.get((name, callers))
-            verdict = "" if bar is None else f" (≤ {bar}{' ✓' if ratio <= bar else ' ✗'})"
-            rows[name].append(f"{statistics.median(values) * 1e6:6.2f} {ratio:5.2f}×{verdict:10}")
+            found = [ours / floor for ours, floor in zip(values, seconds["minimal"], strict=True)]
+            rows[name].append(f"{statistics.median(values) * 1e6:6.2f} {statistics.median(found):5.2f}×     ")
+            ratios[name, callers] = found
     for name, cells in rows.items():
         print(f"{name:22}" + "".join(cells))
+    return ratios
 
 
 def main() -> None:
@@ -100,8 +118,11 @@ def main() -> None:
     gc.collect()
     gc.freeze()  # full collections of the benchmark's own objects are not what is measured
     print("CPU µs for each request, and times the minimal batcher's; no-op batch function, up to 64 a batch")
-    table("asyncio's own loop", asyncio.run, rounds, BARS)
-    table("uvloop", uvloop.run, max(3, rounds // 3), {})
+    ratios = table("asyncio's own loop", asyncio.run, rounds)
+    table("uvloop", uvloop.run, max(3, rounds // 3))
+    print()
+    for variant, (figure, case) in JUDGED.items():
+        figure.report(ratios[variant], case=case)
 
 
 if __name__ == "__main__":

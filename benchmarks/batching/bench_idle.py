@@ -8,9 +8,12 @@ import contextlib
 import selectors
 from collections.abc import Awaitable, Callable
 
+from _lib.figures import Figure
+
 import streaminfer as si
 
 SECONDS = 1.0
+WAKE_UPS = Figure("wake-ups that an idle batcher adds to an empty loop in a second", form="{:.0f}", at_most=0)
 
 
 class CountingSelector(selectors.DefaultSelector):
@@ -66,8 +69,7 @@ def main() -> None:
         loop.close()
     for name, count in counts.items():
         print(f"{name:26} {count:5} turns of the loop in {SECONDS:.0f} s")
-    extra = counts["an idle AdaptiveBatcher"] - counts["an empty loop"]
-    print(f"wake-ups that an idle batcher adds: {extra} (0 {'✓' if extra == 0 else '✗'})")
+    WAKE_UPS.report(counts["an idle AdaptiveBatcher"] - counts["an empty loop"])
 
 
 if __name__ == "__main__":

@@ -16,19 +16,28 @@ import argparse
 import asyncio
 import json
 import os
-import statistics
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from _lib.figures import Figure
 from _lib.fresh import ROOT, SETTINGS, Caches, caches, capacity, in_turn, progress
 
 LATENCY_S = 0.010
 PERCENTILE = 0.99
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02)
-BARS = {"minimal": 1.0, "single": 3.0}
-CONTESTANTS = ("default", *BARS)
+FIGURES = {
+    "minimal": Figure(
+        "largest valid rate of silero, MLPerf LoadGen, p99 ≤ 10 ms",
+        over="a greedy asyncio batcher",
+        at_least=1.0,
+    ),
+    "single": Figure(
+        "largest valid rate of silero in batches, MLPerf LoadGen, p99 ≤ 10 ms", over="one row at a time", at_least=3.0
+    ),
+}
+CONTESTANTS = ("default", *FIGURES)
 MIN_QUERIES = 1000
 """Of fewer, none late, LoadGen does not believe that 99 % are on time."""
 PATIENCE_S = 120.0
@@ -43,7 +52,7 @@ async def serve(contestant: str, rate: float, seconds: float) -> None:
 
     size = SETTINGS["silero"].max_batch_size
     service: Any
-    if contestant in BARS:
+    if contestant in FIGURES:
         minimal = Minimal(MINIMAL["silero"](), 1 if contestant == "single" else size)
 
         async def service(row: Any) -> Any:
@@ -61,8 +70,8 @@ async def serve(contestant: str, rate: float, seconds: float) -> None:
     print(json.dumps([found.valid, found.p99_s]))
 
 
-def verdict(contestant: str, rate: float, seconds: float, numba_cache: str) -> tuple[bool, float]:
-    """Whether LoadGen finds a rate valid, in a new process; and the 99th percentile in seconds."""
+def judge_rate(contestant: str, rate: float, seconds: float, numba_cache: str) -> tuple[bool, float]:
+    """Return whether LoadGen finds a rate valid, in a new process; and the 99th percentile in seconds."""
     specification = json.dumps([contestant, rate, seconds])
     environment = {**os.environ, "NUMBA_CACHE_DIR": numba_cache}
     command = [sys.executable, str(Path(__file__).resolve()), "--serve", specification]
@@ -85,7 +94,7 @@ def largest_valid(made: Caches, top: float, options: argparse.Namespace, number:
                 if name in found:
                     continue
                 progress(f"round {number + 1} of {options.rounds}, {share:.0%} of {top:,.0f}/s, {name}")
-                valid, p99_s = verdict(name, share * top, options.seconds, made.warm)
+                valid, p99_s = judge_rate(name, share * top, options.seconds, made.warm)
                 progress("")
                 print(f"  {name:8} {share * top:8,.0f}/s  p99 {1e3 * p99_s:9.2f} ms  {RESULTS[not valid]}", flush=True)
                 if valid:
@@ -105,7 +114,7 @@ def main() -> None:
     if options.serve is not None:
         asyncio.run(serve(*json.loads(options.serve)))
         return
-    ratios: dict[str, list[float]] = {name: [] for name in BARS}
+    ratios: dict[str, list[float]] = {name: [] for name in FIGURES}
     with caches() as made:
         for number in range(options.rounds):
             top = capacity(SETTINGS["silero"], made)
@@ -119,8 +128,7 @@ def main() -> None:
                     print(f"  {name} has no valid rate: this machine is too noisy to tell")
     for name, found in ratios.items():
         if found:
-            print(f"\nlargest valid rate, default over {name}: {statistics.median(found):.2f}", end="")
-            print(f" ({min(found):.2f}–{max(found):.2f})   bar ≥ {BARS[name]}")
+            FIGURES[name].report(found)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from typing import Any
 import attrs
 import numpy as np
 from _lib.closed import answers_per_second
+from _lib.figures import Figure
 from _lib.models import MODELS, Model
 
 import streaminfer as si
@@ -37,7 +38,12 @@ SIZES = (1, 2, 4, 8, 16, 32)
 SLO_S = 0.050
 LOADS = (0.5, 0.75)
 OVERLOAD = 1.1
-BAR_P99, BAR_ON_TIME, BAR_THROUGHPUT = 1.1, 0.86, 0.95
+P99 = Figure("p99 of a real model, SLO 50 ms", over="a minimal greedy batcher", at_most=1.1)
+ON_TIME = Figure("share on time of a real model at 1.1× capacity, SLO 50 ms", form="{:.2f}", at_least=0.86)
+THROUGHPUT = Figure("throughput of a real model under full load", over="the best fixed batch size", at_least=0.95)
+THROUGHPUT_LEARNED = Figure(
+    "throughput of a real model at the batch size that was learned", over="the best fixed batch size", at_least=0.95
+)
 Assemble = Callable[[list[Any]], Any]
 Ask = Callable[[si.Request], Awaitable[Any]]
 
@@ -255,20 +261,19 @@ def report(found: Findings) -> None:
             learned = "  ".join(f"{size}: {1e3 * table.seconds(size):.2f}" for size in SIZES)
             print(f"  learned, ms a batch{f' of length {length}' if length else ''}: {learned}; {model}")
     print(f"  requests were sent up to {1e3 * found.lag_s:.1f} ms late (p99 of the worst run)")
-    rows = [("throughput under full load, over the best size", f"{found.share[0]:.3f}", "", f"≥ {BAR_THROUGHPUT}")]
+    print(f"  on time at {OVERLOAD}× with max_in_flight=2: {statistics.median(found.ahead):.3f}")
+    THROUGHPUT.report(found.share[0], case=found.name)
     for how, sizes in found.chosen.items():
-        beside = ", ".join(map(str, sizes))
-        value = f"{found.share[sizes[0]]:.3f}" if len(sizes) == 1 and sizes[0] in found.share else ""
-        rows.append((f"throughput at the size chosen {how}", value, f"size {beside}", f"≥ {BAR_THROUGHPUT}"))
+        if len(sizes) == 1 and sizes[0] in found.share:
+            THROUGHPUT_LEARNED.report(found.share[sizes[0]], case=f"{found.name}, {how}", note=f"size {sizes[0]}")
+        else:
+            print(f"  batch sizes chosen {how}: {', '.join(map(str, sizes))}")
     for load, pairs in found.p99.items():
-        ratio = statistics.median(mine / theirs for mine, theirs in pairs)
         mine, theirs = (1e3 * statistics.median(column) for column in zip(*pairs, strict=True))
-        rows.append((f"p99 at {load}×, over greedy", f"{ratio:.3f}", f"{mine:.2f} / {theirs:.2f} ms", f"≤ {BAR_P99}"))
-    mine, theirs = (statistics.median(column) for column in zip(*found.on_time, strict=True))
-    rows.append((f"on time at {OVERLOAD}×", f"{mine:.3f}", f"greedy {theirs:.3f}", f"≥ {BAR_ON_TIME}"))
-    rows.append(("the same, max_in_flight=2", f"{statistics.median(found.ahead):.3f}", "", ""))
-    for name, value, beside, bar in rows:
-        print(f"  {name:56}{value:>8}{beside:>24}   {bar}")
+        ratios = [own / other for own, other in pairs]
+        P99.report(ratios, case=f"{found.name}, {load}× capacity", note=f"{mine:.2f} over {theirs:.2f} ms")
+    ours, greedy = zip(*found.on_time, strict=True)
+    ON_TIME.report(ours, case=found.name, note=f"greedy {statistics.median(greedy):.2f}")
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ import statistics
 from typing import Any
 
 import attrs
+from _lib.figures import Figure
 from _lib.fresh import (
     CONTESTANTS,
     SETTINGS,
@@ -34,7 +35,14 @@ from _lib.fresh import shares as as_text
 
 LOADS = (0.3, 0.6, 0.8, 1.1)
 SLACK = 0.01
-BAR_OVERLOAD = 0.86
+OVERLOAD = Figure("share on time of a fresh server above capacity", form="{:.2f}", at_least=0.86)
+SHORT = Figure(
+    "half seconds of a fresh server with a share on time worse by over 0.01",
+    over="the better of greedy and a minimal batcher",
+    form="{:.0f}",
+    at_most=0,
+)
+CACHES = ("warm", "cold")
 RUNS = ("default, warm", "default, cold", "greedy, warm", "greedy, cold", "minimal")
 Runs = dict[str, dict[str, Any]]
 
@@ -69,7 +77,7 @@ def compare(runs: Runs, cache: str) -> Comparison:
     return Comparison(sum(gap > SLACK for gap in gaps), len(gaps), max(gaps), whole)
 
 
-def measure(setting: Setting, caches: Caches, loads: list[float], rounds: int, seconds: float) -> None:
+def measure(setting: Setting, caches: Caches, loads: list[float], rounds: int, seconds: float, *, noisy: bool) -> None:
     found: dict[float, list[Runs]] = {load: [] for load in loads}
     capacities = []
     for number in range(rounds):
@@ -93,10 +101,28 @@ def measure(setting: Setting, caches: Caches, loads: list[float], rounds: int, s
     print(f"{rates} a second in a closed loop of minimal")
     print("  " + disturbance([runs["minimal"] for every in found.values() for runs in every]))
     for load, every in found.items():
-        report(load, every)
+        show(load, every)
+    report(setting.title, found, ", noisy neighbor" * noisy)
 
 
-def report(load: float, every: list[Runs]) -> None:
+def report(title: str, found: dict[float, list[Runs]], beside: str) -> None:
+    """The figures of one model, warm and cold runs together."""
+    calm = {load: every for load, every in found.items() if load < 1}
+    compared = [compare(runs, cache) for every in calm.values() for runs in every for cache in CACHES]
+    if compared:
+        case = f"{title}, {', '.join(map(str, calm))}× capacity{beside}"
+        note = f"of {sum(one.of for one in compared)}, the worst by {max(0.0, *(one.worst for one in compared)):.3f}"
+        SHORT.report(sum(one.short for one in compared), case=case, note=note)
+    for load in found.keys() - calm.keys():
+        ours, greedy, minimal = (
+            [run["on_time"] for runs in found[load] for name, run in runs.items() if name.startswith(contestant)]
+            for contestant in CONTESTANTS
+        )
+        note = f"greedy {min(greedy):.2f} to {max(greedy):.2f}, minimal {min(minimal):.2f} to {max(minimal):.2f}"
+        OVERLOAD.report(ours, case=f"{title}, {load}× capacity{beside}", note=note)
+
+
+def show(load: float, every: list[Runs]) -> None:
     print(f"\n  load {load}")
     for name in RUNS:
         whole = [runs[name]["on_time"] for runs in every]
@@ -104,15 +130,11 @@ def report(load: float, every: list[Runs]) -> None:
         print(f"    {name:14} whole run {statistics.median(whole):.3f} ({min(whole):.3f}–{max(whole):.3f})", end="")
         print(f"   sent up to {1e3 * lag:4.0f} ms late (p99)   ", end="")
         print(" | ".join(as_text(runs[name]["windows"]) for runs in every))
-    for cache in ("warm", "cold"):
-        if load > 1:
-            whole = [runs[f"default, {cache}"]["on_time"] for runs in every]
-            print(f"    {cache}: on time {statistics.median(whole):.3f}, worst {min(whole):.3f}   bar ≥ {BAR_OVERLOAD}")
+    for cache in CACHES:
         compared = [compare(runs, cache) for runs in every]
         short, of = sum(one.short for one in compared), sum(one.of for one in compared)
         worst = max(one.worst for one in compared)
-        bar = f"   bar: none beyond {SLACK}" if load < 1 else ""
-        print(f"    {cache}: {short} of {of} windows short, the worst by {worst:.3f}{bar}")
+        print(f"    {cache}: {short} of {of} windows short, the worst by {worst:.3f}")
 
 
 def main() -> None:
@@ -122,7 +144,7 @@ def main() -> None:
     print(f"contestants: {', '.join(CONTESTANTS)}; a new process each" + (", a noisy neighbor" * options.noisy))
     with caches() as made, neighbor(options.noisy):
         for name in options.models or SETTINGS:
-            measure(SETTINGS[name], made, list(options.loads), options.rounds, options.seconds)
+            measure(SETTINGS[name], made, list(options.loads), options.rounds, options.seconds, noisy=options.noisy)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,13 @@ import logging
 import os
 from concurrent.futures import ProcessPoolExecutor
 
-from _lib.workload import ROWS, figures
+from _lib.workload import ROWS, as_text, measure_row
 from batchers import DEFAULTS, TUNED
 
 
 def measure(number, name, tuned):
     logging.disable()  # BentoML warns of every latency that is short
-    return figures(ROWS[number], TUNED[name]() if tuned else [DEFAULTS[name]()])
+    return measure_row(ROWS[number], TUNED[name]() if tuned else [DEFAULTS[name]()])
 
 
 def main():
@@ -38,7 +38,7 @@ def main():
             print(f"\n{row.name}\n{'':26}{'best settings':>24}{'shipped defaults':>24}   the best settings")
             for name, best, default in cells:
                 values, settings = best.result()
-                print(f"{name:26}{values:>24}{default.result()[0]:>24}   {settings}", flush=True)
+                print(f"{name:26}{as_text(values):>24}{as_text(default.result()[0]):>24}   {settings}", flush=True)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import CoroutineType, FrameType
 from typing import Any, Literal, NamedTuple
 
+from _lib.figures import Figure
 from _lib.floor import MinimalBatcher, cpu_per_request, no_op
 
 import streaminfer as si
@@ -28,9 +29,19 @@ import streaminfer as si
 BATCH = 64
 CALLERS = 64
 REQUESTS = 64 * 200
-FULL, ADDED = "full stack, cached miss", "telemetry, limit, batcher, breaker"
-FRAMES_BARS = {FULL: (9, 1)}
-CPU_BARS = {"batcher": 1.3, "batcher, backend": 1.7}
+MINIMAL, BATCHER, BATCHED = "minimal batcher", "batcher", "batcher and backend"
+ADDED, ROUTED = "telemetry, limit, batcher, breaker", "telemetry, router, limit, batcher, breaker"
+FULL = "full stack, cached miss"
+MISS_FRAMES = Figure("coroutine frames of a cached miss through the full stack", form="{:.0f}", at_most=9)
+MISS_TASKS = Figure("tasks of a cached miss through the full stack", form="{:.0f}", at_most=1)
+FRAMES = Figure("coroutine frames of a request", form="{:.0f}")
+TASKS = Figure("tasks of a request", form="{:.0f}")
+BATCHER_CPU = Figure("CPU of a request through a batcher, 64 callers", over="a minimal asyncio batcher", at_most=1.3)
+BATCHED_CPU = Figure(
+    "CPU of a request through batcher and backend, 64 callers", over="a minimal asyncio batcher", at_most=1.7
+)
+STACK_CPU = Figure("CPU of a request through a stack, 64 callers", over="a minimal asyncio batcher")
+CPU = {BATCHER: (BATCHER_CPU, ""), BATCHED: (BATCHED_CPU, ""), ADDED: (STACK_CPU, ADDED), ROUTED: (STACK_CPU, ROUTED)}
 
 Call = Callable[[Any], Awaitable[Any]]
 
@@ -125,13 +136,13 @@ def full(executor: Literal["inline", "thread"] = "inline") -> list[Any]:
 
 
 VARIANTS: dict[str, Callable[[], AbstractAsyncContextManager[Call]]] = {
-    "minimal batcher": minimal,
-    "batcher": batcher,
-    "batcher, backend": stack(batched),
+    MINIMAL: minimal,
+    BATCHER: batcher,
+    BATCHED: stack(batched),
     ADDED: stack(lambda: [si.Telemetry("bench"), *protected()]),
-    "telemetry, router, the same behind": stack(routed),
+    ROUTED: stack(routed),
     FULL: stack(full, repeats=False),
-    "the same, model in a thread": stack(functools.partial(full, "thread"), repeats=False),
+    "full stack, cached miss, model in a thread": stack(functools.partial(full, "thread"), repeats=False),
     "full stack, hit": stack(full),
 }
 """All but the first two are stacks; the full one is telemetry, cache, router and, in its route, limit, batcher, breaker
@@ -166,10 +177,6 @@ async def measure(make: Callable[[], AbstractAsyncContextManager[Call]]) -> floa
         return await cpu_per_request(call, CALLERS, REQUESTS)
 
 
-def verdict(value: float, bar: float | None) -> str:
-    return "" if bar is None else f" (≤ {bar} {'✓' if value <= bar else '✗'})"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
@@ -183,16 +190,28 @@ def main() -> None:
         for name, make in VARIANTS.items():
             seconds[name].append(asyncio.run(measure(make)))
     gc.unfreeze()
-    print(f"{'':36}{'frames':>14}{'tasks':>14}{'CPU µs':>9}  over the minimal batcher, {CALLERS} callers")
-    for name, make in VARIANTS.items():
-        frames, tasks = asyncio.run(count(make))
-        frames_bar, tasks_bar = FRAMES_BARS.get(name, (None, None))
-        values = seconds[name]
-        ratio = statistics.median(ours / floor for ours, floor in zip(values, seconds["minimal batcher"], strict=True))
-        print(
-            f"{name:36}{f'{frames}{verdict(frames, frames_bar)}':>14}{f'{tasks}{verdict(tasks, tasks_bar)}':>14}"
-            f"{statistics.median(values) * 1e6:9.2f}  {ratio:.2f}×{verdict(ratio, CPU_BARS.get(name))}"
-        )
+    print(f"{'':44}{'frames':>8}{'tasks':>8}{'CPU µs':>9}  over the minimal batcher, {CALLERS} callers")
+    counts = {name: asyncio.run(count(make)) for name, make in VARIANTS.items()}
+    ratios = {
+        name: [ours / floor for ours, floor in zip(values, seconds[MINIMAL], strict=True)]
+        for name, values in seconds.items()
+    }
+    for name, (frames, tasks) in counts.items():
+        took = f"{statistics.median(seconds[name]) * 1e6:9.2f}  {statistics.median(ratios[name]):.2f}×"
+        print(f"{name:44}{frames:8}{tasks:8}{took}")
+    report(counts, ratios)
+
+
+def report(counts: dict[str, Counted], ratios: dict[str, list[float]]) -> None:
+    frames, tasks = counts[FULL]
+    MISS_FRAMES.report(frames)
+    MISS_TASKS.report(tasks)
+    for name, (frames, tasks) in counts.items():
+        if name != FULL:
+            FRAMES.report(frames, case=name)
+            TASKS.report(tasks, case=name)
+    for name, (figure, case) in CPU.items():
+        figure.report(ratios[name], case=case)
 
 
 if __name__ == "__main__":

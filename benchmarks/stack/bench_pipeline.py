@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from _lib.figures import Figure
 
 import streaminfer as si
 from streaminfer.testing import VirtualLoop, run
@@ -24,6 +25,9 @@ FIRST, SECOND = (0.010, 0.001), (0.005, 0.0005)
 """Seconds of a batch, and of each of its rows."""
 LOADS = (0.9, 1.0, 1.2, 1.5, 2.0)
 EARLIER_S = (0.0, 0.03, 0.06, 0.1)
+ON_TIME = Figure("share on time through two models one after another", form="{:.2f}")
+REPORTED = {0.0: "one deadline for both", 0.03: "30 ms less for the first"}
+"""Of these times, those that are figures."""
 
 
 class Model:
@@ -88,15 +92,21 @@ def main() -> None:
     options = parser.parse_args()
     heads = "".join(f"{f'{earlier_s * 1e3:.0f} ms' if earlier_s else 'one deadline':>14}" for earlier_s in EARLIER_S)
     print(f"share on time; the first stage must respond earlier by\n{'load':>6}{heads}{'enough for':>14}")
+    reports = []
     for load in LOADS:
         entries = ""
+        found: dict[float, list[float]] = {}
         for earlier_s in EARLIER_S:
-            shares = [
+            found[earlier_s] = shares = [
                 run(functools.partial(measure, load, earlier_s, seed, options.requests))
                 for seed in range(options.seeds)
             ]
             entries += f"{f'{min(shares):.2f} to {max(shares):.2f}':>14}"
-        print(f"{load:6.1f}{entries}{min(1.0, 1 / load):14.2f}", flush=True)
+        capacity = min(1.0, 1 / load)
+        print(f"{load:6.1f}{entries}{capacity:14.2f}", flush=True)
+        reports += [(f"{load:.1f}× capacity, {words}", found[at], capacity) for at, words in REPORTED.items()]
+    for case, shares, capacity in reports:
+        ON_TIME.report(shares, case=case, note=f"the capacity is enough for {capacity:.2f}")
 
 
 if __name__ == "__main__":
