@@ -22,11 +22,11 @@ from streaminfer.serving.requests.infer_request import HEAD_LENGTH, parse_genera
 from streaminfer.serving.requests.infer_response import JSON_TYPE, render_generated, render_response
 
 if TYPE_CHECKING:
-    from streaminfer.serving._http_replies_cy import Message, Receive, Send
     from streaminfer.serving.limits import Limits
     from streaminfer.serving.requests._infer_head_cy import InferHead
     from streaminfer.serving.requests._model_requests_cy import ModelCall, ModelRequests
     from streaminfer.serving.requests.infer_response import Outputs
+    from streaminfer.telemetry.asgi_app import Message, Receive, Send
 
 __all__ = ["HttpInference"]
 
