@@ -76,11 +76,6 @@ class ModelDescription:
     instances: int = 1
 
     @property
-    def optional(self) -> frozenset[str]:
-        """Inputs that a request may leave out."""
-        return frozenset(spec.name for spec in self.inputs if spec.is_optional)
-
-    @property
     def by_row(self) -> bool:
         """Whether each row of a batch is asked in a request of its own."""
         return self.sequence or self.decoupled or self.max_batch_size == 0
