@@ -132,7 +132,7 @@ class Session:
         self.pool: RegionPool | None = None
         self._timeout_s = timeout_s
         if shared_memory:
-            self.pool = RegionPool(self._register, self._unregister, registered=self._registered)
+            self.pool = RegionPool(self._register, self._unregister, self._registered)
         self._clock = clock
         self.calls = InFlightCounter()
         self.streams = InFlightCounter()
@@ -305,7 +305,6 @@ class Session:
         """
         if self.pool is None:
             return
-        await self.pool.start()
         region = await self.pool.acquire(1)
         if region is not None:
             self.pool.release(region, completed=True)
