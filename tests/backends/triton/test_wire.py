@@ -165,6 +165,20 @@ def test_requests_are_checked_as_for_other_backends_and_text_by_its_shape():
             check.validate(inputs)
 
 
+def test_a_request_has_at_least_one_input():
+    x = np.zeros(2, np.float32)
+    optional = [{"name": name, "optional": True} for name in "xz"]
+    inputs = {"x": ("FP32", [-1, 2]), "z": ("FP32", [-1, 2])}
+    check = RequestValidator(read_model("m", "1", described(inputs), config(input=optional)), "allow")
+    check.validate({"z": x})
+    with pytest.raises(InvalidInput, match="expected at least one input of model 'm', got none"):
+        check.validate({})
+
+    only = RequestValidator(read_model("m", "1", described({"x": inputs["x"]}), config(input=optional[:1])), "allow")
+    only.validate(x)
+    assert only.by_name(x) == {"x": x}
+
+
 TWO = described(outputs={"y": ("FP32", [-1, 2]), "t": ("BYTES", [-1])})
 GOOD = {
     "y": Tensor("y", "FP32", (2, 2), np.arange(4, dtype=np.float32).tobytes()),
