@@ -10,11 +10,9 @@ def kernel_loads() -> dict[str, Callable[[], object]]:
     from streaminfer.batching.planner import kernel_loader  # noqa: PLC0415 - loaded when needed
     from streaminfer.placement.solver import kernels as placement_kernels  # noqa: PLC0415
     from streaminfer.simulation.devices import optimum  # noqa: PLC0415
-    from streaminfer.telemetry.histograms import kernels  # noqa: PLC0415
 
     return {
         "planner": kernel_loader.load,
-        "bulk histogram": kernels.warm_up,
         "offline optimum": optimum.load_kernel,
         "placement": placement_kernels.warm_up,
     }

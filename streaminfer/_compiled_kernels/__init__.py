@@ -34,7 +34,6 @@ MODULES = (
     "streaminfer.simulation.devices.optimum_kernels",
     "streaminfer.placement.solver.kernels",
     "streaminfer.streams.state.kernels",
-    "streaminfer.telemetry.histograms.kernels",
 )
 """Modules with a table ``EXPORTS``: the name of each export, its function and its signature."""
 

@@ -102,14 +102,12 @@ def _how_to_send(value: object, dtype: str) -> str:
 class _Check:
     """What one array must be, and what to say of one that is not."""
 
-    __slots__ = ("dtype", "fast", "finite", "fixed", "name", "rank", "shape")
+    __slots__ = ("dtype", "fast", "finite", "name", "shape")
 
     def __init__(self, spec: TensorSpec, *, finite: bool) -> None:
         self.name = spec.name
         self.dtype = spec.dtype
         self.shape = spec.row_shape
-        self.rank = len(self.shape)
-        self.fixed = tuple((axis, size) for axis, size in enumerate(self.shape) if isinstance(size, int))
         self.finite = finite and spec.dtype is not None and spec.dtype.kind in "fc"
         self.fast = InputCheck(spec.name, spec.dtype, self.shape, is_text=spec.dtype == TEXT, finite=self.finite)
 
@@ -123,11 +121,12 @@ class _Check:
             self._reject(value, _how_to_send(value, str(self.dtype)))
         if value.dtype != self.dtype:
             self._reject(value, f"convert it: x.astype({str(self.dtype)!r})")
-        if value.ndim != self.rank:
-            more = "a request carries no batch axis" if value.ndim == self.rank + 1 else ""
-            self._reject(value, more or f"{value.ndim} dimensions instead of {self.rank}")
-        for axis, size in self.fixed:
-            if value.shape[axis] != size:
+        rank = len(self.shape)
+        if value.ndim != rank:
+            more = "a request carries no batch axis" if value.ndim == rank + 1 else ""
+            self._reject(value, more or f"{value.ndim} dimensions instead of {rank}")
+        for axis, size in enumerate(self.shape):
+            if isinstance(size, int) and value.shape[axis] != size:
                 self._reject(value, f"axis {axis} has {value.shape[axis]} instead of {size}")
         if 0 in value.shape:
             self._reject(value, f"axis {value.shape.index(0)} is empty")

@@ -127,7 +127,7 @@ class BackendRecorder:
         try:
             return work(*arguments)
         finally:
-            self.add_busy(started_ns)
+            self._add_busy(started_ns)
 
     async def busy_awaiting(self, work: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
         """Await ``work``, and count its duration."""
@@ -135,7 +135,7 @@ class BackendRecorder:
         try:
             return await work(*arguments)
         finally:
-            self.add_busy(started_ns)
+            self._add_busy(started_ns)
 
     def snapshot(self) -> BackendStatistics:
         """Return all counters of one moment."""
@@ -149,7 +149,7 @@ class BackendRecorder:
                 workers=self._workers,
             )
 
-    def add_busy(self, started_ns: int) -> None:
+    def _add_busy(self, started_ns: int) -> None:
         """Count the time of a worker that started at ``started_ns`` and is free now."""
         busy_ns = self._clock() - started_ns
         with self._lock:

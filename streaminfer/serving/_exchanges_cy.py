@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import current_task, get_running_loop
-from collections.abc import Awaitable, Callable, MutableMapping
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from streaminfer.serving.errors import RequestRejected
 
-__all__ = ["ClientGone", "Exchange", "ExchangeWatch"]
+if TYPE_CHECKING:
+    from streaminfer.telemetry.asgi_app import Message, Receive
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
+__all__ = ["ClientGone", "Exchange", "ExchangeWatch"]
 
 _EVERY_S = 0.02
 """How often the timer looks."""

@@ -22,11 +22,11 @@ from streaminfer.serving.requests.infer_request import HEAD_LENGTH, parse_genera
 from streaminfer.serving.requests.infer_response import JSON_TYPE, render_generated, render_response
 
 if TYPE_CHECKING:
-    from streaminfer.serving._http_replies_cy import Message, Receive, Send
     from streaminfer.serving.limits import Limits
     from streaminfer.serving.requests._infer_head_cy import InferHead
     from streaminfer.serving.requests._model_requests_cy import ModelCall, ModelRequests
     from streaminfer.serving.requests.infer_response import Outputs
+    from streaminfer.telemetry.asgi_app import Message, Receive, Send
 
 __all__ = ["HttpInference"]
 
@@ -85,15 +85,7 @@ class HttpInference:
                 raise self._too_large()
             exchange.body_is_read, exchange.looks = True, 0  # from now on it is the client that is watched
             call = self._begin(exchange, model, kind, body, head_length, headers, arrived_ns)
-            try:
-                outcome = await call.awaited
-            except BaseException as error:
-                outcome = call.failed(error)
-                if outcome is None:
-                    raise
-            call.end(outcome)
-            if call.has_many_answers:
-                await call.open_stream(kind == "generate_stream")
+            await call.complete(kind == "generate_stream")
             if kind != "generate_stream":
                 return self._reply(call, kind)
             answers = _only(call.arrays or {}) if call.stream is None else call.stream

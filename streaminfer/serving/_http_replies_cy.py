@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
 from streaminfer.serving._exchanges_cy import ClientGone
@@ -17,24 +17,9 @@ from streaminfer.serving.requests.infer_response import JSON_TYPE, Outputs, rend
 if TYPE_CHECKING:
     from streaminfer.serving.requests._infer_head_cy import InferHead
     from streaminfer.serving.requests._model_requests_cy import ModelRequests
+    from streaminfer.telemetry.asgi_app import Headers, Message, Send
 
-__all__ = [
-    "NO_STORE",
-    "Headers",
-    "Message",
-    "Receive",
-    "Send",
-    "describe_error",
-    "make_messages",
-    "reply",
-    "send_events",
-    "without_body",
-]
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Headers = Sequence[tuple[bytes, bytes]]
+__all__ = ["NO_STORE", "describe_error", "make_messages", "reply", "send_events", "without_body"]
 
 NO_STORE = (b"cache-control", b"no-store")
 _EVENTS = ((b"content-type", b"text/event-stream"), NO_STORE)

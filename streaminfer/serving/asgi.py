@@ -10,11 +10,12 @@ from streaminfer._internal.validation import check_duration
 from streaminfer._runtime.stopping import STOP_LIMIT_S, stop_together
 from streaminfer.serving._exchanges_cy import ClientGone
 from streaminfer.serving._http_inference_cy import HttpInference
-from streaminfer.serving._http_replies_cy import NO_STORE, Message, Receive, Send, describe_error, reply, without_body
+from streaminfer.serving._http_replies_cy import NO_STORE, describe_error, reply, without_body
 from streaminfer.serving.errors import RequestRejected
 from streaminfer.serving.limits import Limits, checked_limits
 from streaminfer.serving.models import EXTENSIONS, VERSION, ServedModel, find_model, served_models, server_version
 from streaminfer.stack import Stack
+from streaminfer.telemetry.asgi_app import Message, Receive, Send
 
 __all__ = ["ServingApp", "asgi_app"]
 

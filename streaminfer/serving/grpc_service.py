@@ -302,15 +302,7 @@ class GrpcService:
         if others is not None:
             await others
         call = model.begin(head, rows, settings, arrived_ns)
-        try:
-            outcome = await call.awaited
-        except BaseException as error:
-            outcome = call.failed(error)
-            if outcome is None:
-                raise
-        call.end(outcome)
-        if call.has_many_answers:
-            await call.open_stream(stream_id is not None)
+        await call.complete(stream_id is not None)
         return call
 
     def _render(self, model: ModelRequests, head: InferHead, call: ModelCall, *, final: bool | None) -> bytes:

@@ -12,7 +12,7 @@ from streaminfer._internal.validation import check_instance
 from streaminfer.protocols import Node, adapt, name_of
 from streaminfer.telemetry.telemetry import Telemetry
 
-__all__ = ["Found", "is_layer", "name_services", "walk"]
+__all__ = ["Found", "name_services", "walk"]
 
 _INSIDE = frozenset({"layer", "inner"})
 
@@ -25,15 +25,17 @@ class Found(NamedTuple):
         node: the same, adapted.
         place: where it is, as ``FallbackRouter/full/AdaptiveBatcher``; empty for the outermost.
         path: the labels of routes and replicas in it, as ``full``.
+        route: the first of these labels; empty where there is none.
     """
 
     part: Any
     node: Node
     place: str
     path: str
+    route: str
 
 
-def walk(part: Any, visited: set[int], place: str = "", path: str = "") -> Iterator[Found]:
+def walk(part: Any, visited: set[int], place: str = "", path: str = "", route: str = "") -> Iterator[Found]:
     """Go through a part and all that is inside, from the outermost.
 
     Args:
@@ -41,23 +43,21 @@ def walk(part: Any, visited: set[int], place: str = "", path: str = "") -> Itera
         visited: ids of the parts that were found already; gets those of the others.
         place: of the part.
         path: of the part.
+        route: of the part.
     """
     if id(part) in visited:
         return
     visited.add(id(part))
     node = adapt(part)
-    yield Found(part, node, place, path)
+    yield Found(part, node, place, path, route)
     for label, child in node.children.items():
         step = label
         if label in _INSIDE:
             # a session in front of a stack leaves its layers the names that they have without it
             step = "" if adapt(child).stack_state else type(child).__name__
-        yield from walk(child, visited, _join(place, step), path if is_layer(node, label) else _join(path, label))
-
-
-def is_layer(parent: Node, label: str) -> bool:
-    """Return whether the label of a child says where it is in a stack, and not what a router calls it."""
-    return label in _INSIDE or parent.stack_state != ""
+        # of a layer the label says where it is in its stack, and not what a router calls it
+        name = "" if label in _INSIDE or node.stack_state else label
+        yield from walk(child, visited, _join(place, step), _join(path, name), route or name)
 
 
 def name_services(parts: Sequence[Any]) -> list[tuple[str, list[Any]]]:

@@ -94,19 +94,23 @@ class TestChecked:
         with pytest.raises(TypeError, match="choose: argument 1: expected an array of int64 with 1 dimension"):
             self.choose(variant, deadlines)
 
-    @pytest.mark.parametrize("counts", [np.zeros(128, np.int64)[::2], np.zeros(64, np.int32)], ids=["strided", "int32"])
-    def test_what_is_written_must_fit(self, variant, counts):
+    def copy(self, variant, target):
+        rows = np.array([0])
+        variant.checked("copy_rows_int64")(np.ones(1, np.int64), rows, 1, 1, target, rows, 1, 1, 1, 1)
+
+    @pytest.mark.parametrize("target", [np.zeros(128, np.int64)[::2], np.zeros(64, np.int32)], ids=["strided", "int32"])
+    def test_what_is_written_must_fit(self, variant, target):
         """A copy would be written, and the caller's array left as it was."""
-        with pytest.raises(TypeError, match="count_durations: argument 1: expected a writable, C-contiguous array of"):
-            variant.checked("count_durations")(np.array([1e-9]), counts, 0, 3, 100)
-        assert not counts.any()
+        with pytest.raises(TypeError, match="copy_rows_int64: argument 4: expected a writable, C-contiguous array of"):
+            self.copy(variant, target)
+        assert not target.any()
 
     def test_a_read_only_array_is_not_written(self, variant):
-        counts = np.zeros(64, np.int64)
-        counts.flags.writeable = False
+        target = np.zeros(64, np.int64)
+        target.flags.writeable = False
         with pytest.raises(TypeError, match="writable"):
-            variant.checked("count_durations")(np.array([1e-9]), counts, 0, 3, 100)
-        assert not counts.any()
+            self.copy(variant, target)
+        assert not target.any()
 
 
 def test_kernels_keep_no_reference_to_their_arrays(variant):

@@ -142,9 +142,7 @@ def test_the_warmup_command_loads_every_kernel(ahead, monkeypatch, capsys):
 
     first, *steps = capsys.readouterr().out.splitlines()
     assert first == ("kernels: compiled ahead of time" if ahead else "kernels: compiled by Numba, once on a machine")
-    assert [step.split("...")[0].strip() for step in steps] == [
-        "planner", "bulk histogram", "offline optimum", "placement",
-    ]  # fmt: skip
+    assert [step.split("...")[0].strip() for step in steps] == ["planner", "offline optimum", "placement"]
 
 
 def test_the_warmup_command_says_what_is_missing(monkeypatch, capsys):

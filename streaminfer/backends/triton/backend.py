@@ -139,7 +139,6 @@ class TritonBackend(StackClock, Node):
             raise ValueError(f"shared_memory: expected False, since {address} is another machine, got True")
         self._connector = Connector(address, protocol, Headers(headers), keepalive_s)
         self._example = example
-        self._clock: Clock = clock or time.monotonic_ns
         self.address = str(address)
         self.encrypted = address.tls is not None
         self.model = model
@@ -151,12 +150,12 @@ class TritonBackend(StackClock, Node):
         self.max_batch_size: int | None = None
         self.description: ModelDescription | None = None
         self.server: Server | None = None
-        self._recorder = BackendRecorder(1, self._clock)
+        self._recorder = BackendRecorder(1, clock)
         self._lifecycle = SessionLifecycle(
             self._connector,
             model,
             f"TritonBackend({model!r} on {address})",
-            clock=self._clock,
+            clock=clock or time.monotonic_ns,
             changed=self._update_description,
             may_be_unloaded=memory_bytes is not None,
             timeout_s=self._timeout_s,
@@ -229,7 +228,7 @@ class TritonBackend(StackClock, Node):
         return ModelTensors(self.inputs, self.outputs, takes_one_array=len(self.inputs) == 1, reads_bytes=True)
 
     def _use_clock(self, clock: Clock) -> None:
-        self._clock = self._lifecycle.clock = clock
+        self._lifecycle.clock = clock
         self._recorder = BackendRecorder(1, clock)
 
     def validate(self, request: Request) -> None:
@@ -327,13 +326,9 @@ class TritonBackend(StackClock, Node):
             Closed: not started, or stopped.
             RuntimeError: another loop started it.
         """
-        splitter = self._lifecycle.running()
-        started_ns = self._clock()
+        splitter, recorder = self._lifecycle.running(), self._recorder
         with splitter.session.calls:
-            try:
-                return await self._recorder.count(len(batch.rows), splitter.infer, batch)
-            finally:
-                self._recorder.add_busy(started_ns)
+            return await recorder.busy_awaiting(recorder.count, len(batch.rows), splitter.infer, batch)
 
     async def stream(self, request: Request) -> AsyncGenerator[Any, None]:
         """Yield the responses of a decoupled model as they come: ``async for outputs in backend.stream(request)``.

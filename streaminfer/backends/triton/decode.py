@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from streaminfer._internal._named_rows_cy import named_rows
-from streaminfer.backends.signature import TensorSpec, describe_shape
-from streaminfer.backends.triton.dtypes import TEXT, decode_text
+from streaminfer.backends.signature import TEXT, TensorSpec, describe_shape
+from streaminfer.backends.triton.dtypes import split_text, texts
 from streaminfer.backends.triton.messages import InferResponse, Tensor
 from streaminfer.backends.triton.model import ModelDescription
 from streaminfer.errors import BackendError
@@ -62,7 +62,7 @@ def _array(model: ModelDescription, spec: TensorSpec, tensor: Tensor) -> npt.NDA
         if isinstance(content, list):
             return _listed(spec, content, shape)
         if spec.dtype == TEXT:
-            return decode_text(content, shape)
+            return texts(split_text(content, count), shape)
         if len(content) != count * _dtype(spec).itemsize:
             raise _wrong(model, spec, f"{count * _dtype(spec).itemsize} bytes for {list(shape)}", len(content))
         array = np.frombuffer(content, _dtype(spec)).reshape(shape)
@@ -77,9 +77,7 @@ def _array(model: ModelDescription, spec: TensorSpec, tensor: Tensor) -> npt.NDA
 def _listed(spec: TensorSpec, content: list[Any], shape: Sequence[int]) -> npt.NDArray[Any]:
     if spec.dtype != TEXT:
         return np.array(content, _dtype(spec)).reshape(shape)
-    array = np.empty(len(content), TEXT)
-    array[:] = [one.encode() if isinstance(one, str) else one for one in content]
-    return array.reshape(shape)
+    return texts([one.encode() if isinstance(one, str) else one for one in content], shape)
 
 
 def _dtype(spec: TensorSpec) -> np.dtype[Any]:

@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from streaminfer._internal.loading.extras import require
+from streaminfer.backends.signature import TEXT
 from streaminfer.errors import InvalidInput
 
-__all__ = ["CONTENTS", "DATATYPES", "TEXT", "decode_text", "dtype_of", "encode_text", "is_text", "raw", "strings"]
+__all__ = ["CONTENTS", "DATATYPES", "dtype_of", "encode_text", "is_text", "raw", "split_text", "strings", "texts"]
 
-TEXT = np.dtype(object)
 
 _DTYPES = {
     "BOOL": np.dtype(np.bool_),
@@ -105,28 +105,34 @@ def strings(values: npt.NDArray[Any]) -> list[str]:
         InvalidInput: an element that is neither text nor bytes, or bytes that are no text.
     """
     try:
-        return [one.decode() for one in decode_text(encode_text(values), (values.size,)).tolist()]
+        return [one.decode() for one in split_text(encode_text(values), values.size)]
     except UnicodeDecodeError as error:
         raise InvalidInput(
             f"inputs: expected text in UTF-8, since this server takes no binary tensors over HTTP, got bytes: {error}"
         ) from error
 
 
-def decode_text(content: bytes | memoryview, shape: Sequence[int]) -> npt.NDArray[Any]:
-    """The elements, as an array of ``bytes`` objects.
+def split_text(content: bytes | memoryview, count: int) -> list[bytes]:
+    """The elements; each has its length in front of it.
 
     Raises:
-        ValueError: another number of elements than the shape has, or a length that points past the end.
+        ValueError: they are not ``count``, or a length points past the end.
     """
     elements: list[bytes] = []
     position, size = 0, len(content)
-    while position < size:
-        end = position + 4
-        end += int.from_bytes(content[position:end], "little")
-        if end > size or position + 4 > size:
-            raise ValueError(f"element {len(elements)} ends {end - size} bytes past the end")
-        elements.append(bytes(content[position + 4 : end]))
-        position = end
+    while position < size and len(elements) < count:
+        start = position + 4
+        position = start + int.from_bytes(content[position:start], "little")
+        if start > size or position > size:
+            raise ValueError(f"element {len(elements)} ends past the end of the tensor")
+        elements.append(bytes(content[start:position]))
+    if position != size or len(elements) != count:
+        raise ValueError(f"expected {count} elements in {size} bytes, got another number")
+    return elements
+
+
+def texts(elements: Sequence[str | bytes], shape: Sequence[int]) -> npt.NDArray[Any]:
+    """An array of texts, each an object of its own."""
     array = np.empty(len(elements), TEXT)
     array[:] = elements
     return array.reshape(shape)

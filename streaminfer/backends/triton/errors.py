@@ -21,8 +21,10 @@ When to retry (``Retry-After`` of HTTP, ``retry-after`` and ``grpc-retry-pushbac
 retry cannot mend (no such method, no permission) are marked ``retryable = False``, which `RetryBudget` reads.
 """
 
+import contextlib
 import math
 import time
+from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
 
 from streaminfer.errors import BackendError, DeadlineExceeded, InvalidInput, Overloaded, StreamInferError
@@ -30,6 +32,7 @@ from streaminfer.errors import BackendError, DeadlineExceeded, InvalidInput, Ove
 __all__ = [
     "ModelNotReady",
     "ServerError",
+    "explained",
     "from_status",
     "is_not_loaded",
     "of_http_status",
@@ -164,3 +167,16 @@ def without_input(failure: ServerError, what: str) -> StreamInferError:
         cause, error = error.__cause__, BackendError(f"{what} failed with {failure.status}: {failure.text}")
         error.__cause__ = cause
     return error
+
+
+@contextlib.contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Raise the error for callers in place of a server's; for calls without a request's input.
+
+    Args:
+        what: is done, for the message.
+    """
+    try:
+        yield
+    except ServerError as failure:
+        raise without_input(failure, what) from failure.__cause__

@@ -15,7 +15,7 @@ import attrs
 
 from streaminfer.backends.signature import TensorSpec
 from streaminfer.backends.triton.dtypes import dtype_of
-from streaminfer.backends.triton.errors import ModelNotReady, ServerError, without_input
+from streaminfer.backends.triton.errors import ModelNotReady, ServerError, explained
 from streaminfer.backends.triton.messages import Transport
 from streaminfer.backends.triton.shared_memory import OLDEST_SERVER
 from streaminfer.errors import BackendError
@@ -74,11 +74,6 @@ class ModelDescription:
     default_priority: int = 0
     takes_timeout: bool = False
     instances: int = 1
-
-    @property
-    def optional(self) -> frozenset[str]:
-        """Inputs that a request may leave out."""
-        return frozenset(spec.name for spec in self.inputs if spec.is_optional)
 
     @property
     def by_row(self) -> bool:
@@ -238,7 +233,7 @@ async def describe_server(
         DeadlineExceeded, BackendError: it does not respond, or the model cannot be used.
     """
     what = f"model {model!r}" + (f" version {version!r}" if version else "")
-    try:
+    with explained(f"describing {what}"):
         said = await transport.server(timeout_s)
         server = Server(str(said.get("name", "")), str(said.get("version", "")), frozenset(said.get("extensions", ())))
         try:
@@ -250,8 +245,6 @@ async def describe_server(
         if not await transport.ready(model, version, timeout_s):
             raise ModelNotReady(f"{what} is not ready: the server loads it, or could not")
         return server, await _read(transport, server, model, version, metadata, timeout_s)
-    except ServerError as failure:
-        raise without_input(failure, f"describing {what}") from failure.__cause__
 
 
 async def describe_model(
@@ -262,11 +255,9 @@ async def describe_model(
     Raises:
         DeadlineExceeded, BackendError: it does not respond, or the model is not there, or cannot be used.
     """
-    try:
+    with explained(f"describing model {model!r}"):
         metadata = await transport.metadata(model, version, timeout_s)
         return await _read(transport, server, model, version, metadata, timeout_s)
-    except ServerError as failure:
-        raise without_input(failure, f"describing model {model!r}") from failure.__cause__
 
 
 async def latest_version(transport: Transport, model: str, timeout_s: float) -> str:

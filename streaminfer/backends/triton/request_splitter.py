@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from streaminfer.backends.signature import TensorSpec, describe
-from streaminfer.backends.triton.dtypes import TEXT
+from streaminfer.backends.signature import TEXT, TensorSpec, describe
 from streaminfer.backends.triton.errors import ServerError, from_status, is_not_loaded, too_large
 from streaminfer.backends.triton.sequences import NotSent, SequenceLost
 from streaminfer.backends.triton.session import Session
@@ -253,8 +252,6 @@ class RequestSplitter:
         """Return the result of a decoupled model that sends one response per request."""
         if deadline_ns is None:
             deadline_ns = self.clock() + round(self._timeout_s * 1e9)
-        if not self.has_batch_axis:
-            arrays = without_axis(arrays)
         found = []
         async with contextlib.aclosing(self.responses(arrays, self.parameters((row,)), deadline_ns)) as responses:
             async for response in responses:
@@ -271,12 +268,9 @@ class RequestSplitter:
     async def stream(self, request: Request) -> AsyncGenerator[Any, None]:
         """Validate a request and yield its responses as they come; see ``TritonBackend.stream``."""
         self.validate(request)
-        arrays = self.batch_of_one(request)
-        if not self.has_batch_axis:
-            arrays = without_axis(arrays)
         with self.session.streams:
             deadline_ns = None if request.deadline_ns == NEVER_NS else request.deadline_ns
-            responses = self.responses(arrays, self.parameters((request,)), deadline_ns)
+            responses = self.responses(self.batch_of_one(request), self.parameters((request,)), deadline_ns)
             async with contextlib.aclosing(responses):
                 while True:
                     with self.session.calls:  # not while the caller works on a response, or has left
@@ -304,7 +298,7 @@ class RequestSplitter:
         """Yield the responses to one request, as they come.
 
         Args:
-            arrays: its inputs, as the model reads them.
+            arrays: its inputs, a batch of one.
             parameters: of the request.
             deadline_ns: of the last response; ``None``: there is none, but each response has ``timeout_s``.
 
@@ -312,6 +306,7 @@ class RequestSplitter:
             StreamInferError: the stream did not come to its end.
         """
         batched = self.has_batch_axis
+        sent = arrays if batched else without_axis(arrays)
         changes = self.session.changes
         parameters["triton_enable_empty_final_response"] = True
         timeout_s = None if deadline_ns is None else self.left(deadline_ns)
@@ -319,7 +314,7 @@ class RequestSplitter:
         error: StreamInferError | None = None
         try:
             async with contextlib.aclosing(
-                self.session.transport.stream(self.session.call(arrays, parameters), timeout_s)
+                self.session.transport.stream(self.session.call(sent, parameters), timeout_s)
             ) as responses:
                 while True:
                     async with asyncio.timeout(silence_s):

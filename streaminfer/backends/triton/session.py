@@ -16,10 +16,10 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from streaminfer.backends.signature import NonFinite, TensorSpec
+from streaminfer.backends.signature import TEXT, NonFinite, TensorSpec
 from streaminfer.backends.triton.decode import decode_rows
-from streaminfer.backends.triton.dtypes import TEXT, is_text
-from streaminfer.backends.triton.errors import ServerError, without_input
+from streaminfer.backends.triton.dtypes import is_text
+from streaminfer.backends.triton.errors import ServerError, explained
 from streaminfer.backends.triton.messages import InferRequest, InferResponse, SharedMemoryRef, Tensor, Transport
 from streaminfer.backends.triton.model import ModelDescription, Server, describe_model, describe_server, latest_version
 from streaminfer.backends.triton.region import Region, required_bytes
@@ -132,7 +132,7 @@ class Session:
         self.pool: RegionPool | None = None
         self._timeout_s = timeout_s
         if shared_memory:
-            self.pool = RegionPool(self._register, self._unregister, registered=self._registered)
+            self.pool = RegionPool(self._register, self._unregister, self._registered)
         self._clock = clock
         self.calls = InFlightCounter()
         self.streams = InFlightCounter()
@@ -199,13 +199,11 @@ class Session:
         """
         changes = self.changes
         started_ns = self._clock()
-        inputs = [self._tensor(name, array) for name, array in arrays.items()]
+        call = self.call(arrays, parameters)
         if self.pool is None:
-            response = await self.transport.infer(
-                InferRequest(self.model.name, self._version, inputs, parameters=parameters), timeout_s
-            )
+            response = await self.transport.infer(call, timeout_s)
         else:
-            response = await self._infer_shared(self.pool, inputs, rows if batched else None, parameters, timeout_s)
+            response = await self._infer_shared(self.pool, call, rows if batched else None, timeout_s)
         results = await self.read(response, rows, changes, batched=batched)
         self.counts.round_trips += 1
         self.counts.round_trip_ns += self._clock() - started_ns
@@ -262,10 +260,8 @@ class Session:
         changes = self.changes
         if self._version:
             return
-        try:
+        with explained("reading the server's version"):
             version = await latest_version(self.transport, self.model.name, self._timeout_s)
-        except ServerError as failure:
-            raise without_input(failure, "reading the server's version") from failure.__cause__
         if version not in {"", self.model.version}:
             await self.refresh_model(changes)
 
@@ -305,7 +301,6 @@ class Session:
         """
         if self.pool is None:
             return
-        await self.pool.start()
         region = await self.pool.acquire(1)
         if region is not None:
             self.pool.release(region, completed=True)
@@ -332,7 +327,7 @@ class Session:
     # -- shared memory ------------------------------------------------------------------------------------------
 
     async def _infer_shared(
-        self, pool: RegionPool, inputs: Sequence[Tensor], rows: int | None, parameters: Parameters, timeout_s: float
+        self, pool: RegionPool, call: InferRequest, rows: int | None, timeout_s: float
     ) -> InferResponse:
         """Run through one region: inputs at its start, outputs whose size is known behind them.
 
@@ -340,7 +335,7 @@ class Session:
         """
         end_s = self.loop.time() + timeout_s
         model, outputs_of = self.model, self._outputs
-        arrays = {tensor.name: tensor.content for tensor in inputs if tensor.name not in self._text}
+        arrays = {tensor.name: tensor.content for tensor in call.inputs if tensor.name not in self._text}
         sizes = {spec.name: size for spec in model.outputs if (size := _size_of(spec, rows)) is not None}
         needed = required_bytes([*(array.nbytes for array in arrays.values()), *sizes.values()])
         region = None
@@ -348,27 +343,18 @@ class Session:
             async with _mapped_by(end_s):
                 region = await pool.acquire(needed)
         if region is None:
-            return await self.transport.infer(
-                InferRequest(model.name, self._version, inputs, parameters=parameters), timeout_s
-            )
+            return await self.transport.infer(call, timeout_s)
         completed = False
         try:
             places = region.write(arrays)
             room = region.reserve(sizes)
-            call = InferRequest(
-                model.name,
-                self._version,
-                [
-                    tensor._replace(content=_shared(region.name, places[tensor.name]))
-                    if tensor.name in places
-                    else tensor
-                    for tensor in inputs
-                ],
-                {
-                    spec.name: _shared(region.name, room[spec.name]) if spec.name in room else None
+            refs = {name: SharedMemoryRef(region.name, *place) for name, place in places.items()}
+            call = call._replace(
+                inputs=[tensor._replace(content=refs.get(tensor.name, tensor.content)) for tensor in call.inputs],
+                outputs={
+                    spec.name: SharedMemoryRef(region.name, *room[spec.name]) if spec.name in room else None
                     for spec in model.outputs
                 },
-                parameters,
             )
             try:
                 response = await self.transport.infer(call, end_s - self.loop.time())
@@ -401,22 +387,16 @@ class Session:
         return tensor._replace(content=region.read(offset, dtype, tensor.shape))
 
     async def _register(self, name: str, key: str, byte_size: int) -> None:
-        try:
+        with explained("registering shared memory"):
             await self.transport.register(name, key, byte_size, self._timeout_s)
-        except ServerError as failure:
-            raise without_input(failure, "registering shared memory") from failure.__cause__
 
     async def _unregister(self, name: str) -> None:
-        try:
+        with explained("unregistering shared memory"):
             await self.transport.unregister(name, self._timeout_s)
-        except ServerError as failure:
-            raise without_input(failure, "unregistering shared memory") from failure.__cause__
 
     async def _registered(self) -> Sequence[str]:
-        try:
+        with explained("listing shared memory"):
             return await self.transport.registered(self._timeout_s)
-        except ServerError as failure:
-            raise without_input(failure, "listing shared memory") from failure.__cause__
 
 
 @contextlib.asynccontextmanager
@@ -431,10 +411,6 @@ async def _mapped_by(end_s: float) -> AsyncIterator[None]:
             yield
     except TimeoutError as error:
         raise ServerError("DEADLINE_EXCEEDED", "the server did not map shared memory in time") from error
-
-
-def _shared(region: str, place: tuple[int, int]) -> SharedMemoryRef:
-    return SharedMemoryRef(region, *place)
 
 
 def _size_of(spec: TensorSpec, rows: int | None) -> int | None:

@@ -36,7 +36,6 @@ import contextlib
 import itertools
 import mmap
 import os
-import re
 import secrets
 import socket
 import sys
@@ -45,7 +44,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
-from streaminfer._internal.validation import check_count, check_instance, expected
 from streaminfer.backends.triton.region import Region
 from streaminfer.errors import Closed
 
@@ -69,38 +67,32 @@ class RegionPool:
     Args:
         register: makes a region known to the server: ``await register(name, key, byte_size)``.
         unregister: makes the server forget one: ``await unregister(name)``; a name that it does not know is no error.
+        registered: the names that the server knows, among them those that a killed client left there.
         prefix: of the names, letters, digits and ``_``: what a killed client left is found by it.
-        registered: the names that the server knows; ``None``: what a killed client left in the server is not looked
-            for.
         max_idle: how many unused regions are kept.
         max_bytes: of all regions together, those included that the server has not yet forgotten.
 
     Raises:
         OSError: there is no POSIX shared memory here: not Linux.
-        ValueError: an argument has a wrong value.
-        TypeError: an argument is of a wrong type.
     """
 
     def __init__(
         self,
         register: Register,
         unregister: Unregister,
+        registered: Callable[[], Awaitable[Iterable[str]]],
         *,
         prefix: str = "streaminfer",
-        registered: Callable[[], Awaitable[Iterable[str]]] | None = None,
         max_idle: int = 8,
         max_bytes: int = 1 << 30,
     ) -> None:
         if sys.platform != "linux":
             raise OSError(f"shared memory with Triton needs Linux, this is {sys.platform}")
-        check_instance("prefix", prefix, lambda one: isinstance(one, str), "a string")
-        if not re.fullmatch(r"\w{1,48}", prefix, re.ASCII):
-            raise ValueError(expected("prefix", "1 to 48 letters, digits and _", prefix))
         self._register = register
         self._unregister = unregister
         self._registered = registered
-        self._max_idle = check_count("max_idle", max_idle)
-        self._max_bytes = check_count("max_bytes", max_bytes)
+        self._max_idle = max_idle
+        self._max_bytes = max_bytes
         self._family = f"{prefix}-{_network_namespace()}-"
         self._owner = f"{self._family}{os.getpid()}.{secrets.token_hex(8)}"
         self._give_up = weakref.finalize(self, os.close, _hold(self._owner))
@@ -129,10 +121,9 @@ class RegionPool:
             return
         self._started = True
         self._remove_orphans()
-        if self._registered is not None:
-            for name in await self._registered():
-                if self._is_orphan(name):
-                    await self._forget(name)
+        for name in await self._registered():
+            if self._is_orphan(name):
+                await self._forget(name)
 
     async def acquire(self, byte_size: int) -> Region | None:
         """Return a free region of at least ``byte_size`` bytes; it is the caller's until :meth:`release`.
@@ -144,7 +135,6 @@ class RegionPool:
             Closed: closed.
             BaseException: what ``register`` raised.
         """
-        check_count("byte_size", byte_size)
         if self._closed:
             raise Closed("RegionPool is closed")
         await self.start()

@@ -18,18 +18,7 @@ import attrs
 
 from streaminfer._internal.validation import check_count, check_duration, check_number, expected, field_check
 
-__all__ = [
-    "BURN_RATE",
-    "QUEUE_DELAY",
-    "UTILIZATION",
-    "Autoscaling",
-    "QueueDelayPolicy",
-    "ReplicaState",
-    "wanted_replicas",
-]
-
-QUEUE_DELAY, BURN_RATE, UTILIZATION = "queue_delay_s", "burn_rate", "utilization"
-"""Names of the metrics in `record_autoscaling_stats`."""
+__all__ = ["Autoscaling", "QueueDelayPolicy", "ReplicaState", "wanted_replicas"]
 
 _MOST_GROWTH = 2.0
 _BURNING_GROWTH = 1.5
@@ -38,7 +27,7 @@ _BUSY_AFTER_REMOVAL = 0.6
 
 
 class ReplicaState(NamedTuple):
-    """What a replica reported last; attributes as of `MeasuredLoad`, and the burn rate."""
+    """What a replica reported last: attributes of `MeasuredLoad`, and the burn rate; Ray has a metric for each."""
 
     queue_delay_s: float
     burn_rate: float
@@ -114,11 +103,11 @@ class QueueDelayPolicy:
     def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
         """Return how many replicas are wanted, and the state for the next call."""
         metrics = context.raw_metrics or {}
-        newest = {name: _newest(metrics.get(name) or {}) for name in (QUEUE_DELAY, BURN_RATE, UTILIZATION)}
+        newest = [_newest(metrics.get(name) or {}) for name in ReplicaState._fields]
         states = [
-            ReplicaState(*(newest[name][replica] for name in (QUEUE_DELAY, BURN_RATE, UTILIZATION)))
+            ReplicaState(*(values[replica] for values in newest))
             for replica in context.running_replicas
-            if all(replica in values for values in newest.values())
+            if all(replica in values for values in newest)
         ]
         wanted = wanted_replicas(
             context.target_num_replicas, states, queue_delay_s=self._queue_delay_s, burn_limit=self._burn_limit

@@ -34,10 +34,7 @@ class RayMetrics:
 
     def publish(self) -> None:
         """Set each metric to what it is now."""
-        collection = Collection(HistogramReader())
-        for service, parts in self._services:
-            collection.add(service, parts)
-        for metric, samples in collection.families.items():
+        for metric, samples in Collection.of(self._services, HistogramReader()).families.items():
             for sample in samples:
                 labels, value = dict(sample.labels), sample.value
                 if not isinstance(value, HistogramPoint):

@@ -11,7 +11,7 @@ from streaminfer._internal.validation import expected
 from streaminfer.protocols import adapt
 from streaminfer.serving.asgi import ServingApp, asgi_app
 from streaminfer.serving.limits import Limits
-from streaminfer.serving.ray.autoscaling import BURN_RATE, QUEUE_DELAY, UTILIZATION
+from streaminfer.serving.ray.autoscaling import ReplicaState
 from streaminfer.serving.ray.headroom import LoadReport
 from streaminfer.serving.ray.moving_streams import MovingStreams
 from streaminfer.serving.ray.ray_metrics import RayMetrics
@@ -97,11 +97,7 @@ class StackReplica:
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Tell the autoscaler how busy the replica is."""
         measured = self._meter.measure(self._service.clock())
-        return {
-            QUEUE_DELAY: measured.queue_delay_s,
-            BURN_RATE: burn_rate(self.stack),
-            UTILIZATION: measured.utilization,
-        }
+        return ReplicaState(measured.queue_delay_s, burn_rate(self.stack), measured.utilization)._asdict()
 
     async def check_health(self) -> None:
         """Tell whether the replica is to be replaced.

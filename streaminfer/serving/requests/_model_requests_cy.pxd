@@ -50,8 +50,8 @@ cdef class ModelCall:
     cdef readonly list parts
 
     @cython.locals(passage=Passage)
-    cpdef list failed(self, object error)
+    cdef list _failed(self, object error)
     @cython.locals(model=ModelRequests, head=InferHead, responses=list, now_ns=cython.longlong)
-    cpdef end(self, object outcome)
+    cdef _end(self, object outcome)
     cdef _fail(self)
     cdef _end_stream(self)

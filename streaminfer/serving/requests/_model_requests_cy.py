@@ -219,23 +219,12 @@ class ModelRequests:
 
 
 class ModelCall:
-    """One request to a model: what its handler awaits, and then the answer to all of its rows.
-
-    ::
-
-        call = model.begin(head, rows, settings, arrived_ns)
-        try:
-            outcome = await call.awaited
-        except BaseException as error:
-            outcome = call.failed(error)
-            if outcome is None:
-                raise
-        call.end(outcome)
+    """One request to a model, and the answer to all of its rows once it is complete.
 
     Attributes:
         model: that answers.
         head: of the request.
-        awaited: what the handler awaits, once.
+        awaited: what the stack gives for it.
         arrays: the outputs by name; the first axis holds the rows.
         time_left_s: seconds that were left until the deadline; ``None``: there was none.
         stream: the answers of a model that has several to one request, in place of ``arrays``, once it is open.
@@ -275,14 +264,30 @@ class ModelCall:
     row: Any
     parts: list[Any] | None
 
-    def failed(self, error: BaseException) -> list[Response] | None:
-        """End the request with an error, a cancellation included.
+    async def complete(self, takes_many: bool) -> None:
+        """Await the answer, and open the stream of a model that has many answers.
 
         Args:
-            error: that was awaited.
+            takes_many: the client takes any number of answers.
+
+        Raises:
+            StreamInferError: there is no answer, or the client does not take so many.
+        """
+        try:
+            outcome = await self.awaited
+        except BaseException as error:
+            outcome = self._failed(error)
+            if outcome is None:
+                raise
+        self._end(outcome)
+        if self._responses is not None:
+            await self._open_stream(takes_many)
+
+    def _failed(self, error: BaseException) -> list[Response] | None:
+        """End the request with an error, a cancellation included.
 
         Returns:
-            What a layer of the stack made of it, for `end`; ``None``: it remains.
+            What a layer of the stack made of it; ``None``: it remains.
         """
         passage, self._passage = self._passage, None
         self.awaited = None  # it holds the error, whose traceback holds the call
@@ -296,15 +301,8 @@ class ModelCall:
             return None
         return [response]
 
-    def end(self, outcome: Any) -> None:
-        """End the request with an answer.
-
-        Args:
-            outcome: that was awaited.
-
-        Raises:
-            StreamInferError: it is no answer.
-        """
+    def _end(self, outcome: Any) -> None:
+        """End the request with what was awaited."""
         model, head = self.model, self.head
         try:
             responses = outcome if self._passage is None else [self._chain.response(self._passage, outcome)]
@@ -327,21 +325,8 @@ class ModelCall:
             model.counters.succeed(responses, self._arrived_ns, now_ns)
             self.row = outputs if head.rows == 1 else None
 
-    @property
-    def has_many_answers(self) -> bool:
-        """Whether the model has several answers to one request, which `open_stream` opens."""
-        return self._responses is not None
-
-    async def open_stream(self, takes_many: bool) -> None:
-        """Open the answers as :attr:`stream`, if the client takes them.
-
-        Args:
-            takes_many: it takes any number of answers.
-
-        Raises:
-            InvalidInput: the request has several rows.
-            RequestRejected: it takes one.
-        """
+    async def _open_stream(self, takes_many: bool) -> None:
+        """Open the answers as :attr:`stream`, if the client takes them."""
         responses = self._responses or []
         if takes_many and len(responses) == 1:
             self.stream = self._answers(responses[0])

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streaminfer._internal.validation import brief
-from streaminfer.backends.triton.dtypes import DATATYPES, TEXT, dtype_of, encode_text
+from streaminfer.backends.triton.dtypes import DATATYPES, dtype_of, encode_text, split_text, texts
 from streaminfer.errors import BackendError, InvalidInput
 from streaminfer.protocols import ModelTensor
 from streaminfer.serving.errors import RequestRejected
@@ -91,7 +91,11 @@ def decode(
         InvalidInput: the bytes are not those of such a tensor.
     """
     if datatype == "BYTES":
-        return _as_text(name, _split_text(name, content, count), shape, keeps_bytes=keeps_bytes)
+        try:
+            elements = split_text(content, count)
+        except ValueError as error:
+            raise InvalidInput(f"input {name!r}: {error}") from None
+        return _as_text(name, elements, shape, keeps_bytes=keeps_bytes)
     dtype = np.dtype(np.uint16) if datatype == "BF16" else dtype_of(datatype)
     assert dtype is not None  # noqa: S101 - `check_shape` knows every type
     if len(content) != count * dtype.itemsize:
@@ -202,27 +206,11 @@ def encode_list(name: str, array: npt.NDArray[Any]) -> tuple[str, list[Any]]:
 _ASK = "ask for it with binary_data"
 
 
-def _split_text(name: str, content: memoryview, count: int) -> list[bytes]:
-    elements: list[bytes] = []
-    position, size = 0, len(content)
-    while position < size and len(elements) < count:
-        start = position + 4
-        position = start + int.from_bytes(content[position:start], "little")
-        if start > size or position > size:
-            raise InvalidInput(f"input {name!r}: element {len(elements)} ends past the end of the tensor")
-        elements.append(bytes(content[start:position]))
-    if position != size or len(elements) != count:
-        raise InvalidInput(f"input {name!r}: expected {count} elements in {size} bytes, got another number")
-    return elements
-
-
 def _as_text(name: str, elements: list[bytes], shape: Sequence[int], *, keeps_bytes: bool) -> npt.NDArray[Any]:
-    array = np.empty(len(elements), TEXT)
     try:
-        array[:] = elements if keeps_bytes else [one.decode() for one in elements]
+        return texts(elements if keeps_bytes else [one.decode() for one in elements], shape)
     except UnicodeDecodeError as error:
         raise InvalidInput(f"input {name!r}: expected text in UTF-8: {error}") from None
-    return array.reshape(shape)
 
 
 def _widened(bits: npt.NDArray[Any], spec: ModelTensor | None) -> npt.NDArray[Any]:

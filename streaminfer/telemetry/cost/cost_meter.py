@@ -11,12 +11,12 @@ from streaminfer._internal.listeners import LISTENER_ERRORS, ListenerFailures
 from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.validation import check_count, check_instance, check_number, expected
 from streaminfer._runtime.stack_clock import StackClock
-from streaminfer.protocols import Clock, Node, adapt, is_service, name_of
+from streaminfer.protocols import Clock, Node, is_service, name_of
 from streaminfer.telemetry.cost._bill_cy import BatchMeter, CostAccount, DeviceBill, ResponseLedger
 from streaminfer.telemetry.cost._metered_service_cy import MeteredService
 from streaminfer.telemetry.families._label_family_cy import LabelFamilyState
 from streaminfer.telemetry.families.routes import OTHER
-from streaminfer.telemetry.services import is_layer
+from streaminfer.telemetry.services import walk
 
 if TYPE_CHECKING:
     from streaminfer.telemetry.cost.statistics import CostStatistics
@@ -154,8 +154,7 @@ class CostMeter(StackClock, Node):
     def _watch(self, thing: Any, route: str) -> int:
         found: dict[Any, str] = {}
         grows: dict[Any, str] = {}
-        for part, label in _parts(thing, route, set()):
-            node = adapt(part)
+        for part, node, _, _, label in walk(thing, set(), route=route):
             offered = node.capabilities()
             if offered.observe_batches is not None:
                 found[offered.observe_batches] = label
@@ -229,14 +228,3 @@ class CostMeter(StackClock, Node):
 
     def __repr__(self) -> str:
         return f"<CostMeter({self.name!r}): {self.ledger.total.responses} responses>"
-
-
-def _parts(thing: Any, route: str, seen: set[int]) -> Iterator[tuple[Any, str]]:
-    """Iterate over an object and what is in it, each with the outermost label that a router gave it."""
-    if id(thing) in seen:
-        return
-    seen.add(id(thing))
-    yield thing, route
-    node = adapt(thing)
-    for label, child in node.children.items():
-        yield from _parts(child, route or ("" if is_layer(node, label) else label), seen)

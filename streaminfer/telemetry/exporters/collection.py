@@ -77,7 +77,7 @@ class Collection:
         service = label_value(service)
         places: set[str] = set()
         exemplars: tuple[Exemplar, ...] = ()
-        for part, node, place, _ in itertools.chain.from_iterable(walk(part, self._visited) for part in parts):
+        for part, node, place, _, _ in itertools.chain.from_iterable(walk(part, self._visited) for part in parts):
             state = node.stack_state
             if state:
                 self._read(_State(state), (STACK_STATE,), (("service", service), ("layer", label_value(place))))

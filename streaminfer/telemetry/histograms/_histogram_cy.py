@@ -182,8 +182,22 @@ class HistogramState:
         for index in range(len(seconds)):
             if not seconds[index] >= 0.0:
                 raise ValueError(expected(f"seconds[{index}]", "a number of seconds ≥ 0", float(seconds[index])))
+        counts = self._counts  # locals: C reads attributes again after each write
+        minimum_ns = self.minimum_ns
+        maximum_ns = self.maximum_ns
+        clamped = 0
         for index in range(len(seconds)):
-            _count(self, _nanoseconds(float(seconds[index])))
+            nanoseconds = _nanoseconds(float(seconds[index]))
+            if nanoseconds > self.highest_ns:
+                nanoseconds = self.highest_ns
+                clamped += 1
+            counts[_index(self, nanoseconds)] += 1
+            minimum_ns = min(minimum_ns, nanoseconds)
+            maximum_ns = max(maximum_ns, nanoseconds)
+        self.count += len(seconds)
+        self.clamped += clamped
+        self.minimum_ns = minimum_ns
+        self.maximum_ns = maximum_ns
 
     def add_counts(self, counts: Any, minimum_ns: int, maximum_ns: int, clamped: int) -> None:
         """Adds counts that were made elsewhere with the same layout.

@@ -16,19 +16,19 @@ zero as 0 instead of -1, which every reader takes for the same.
 V1 and V0, which Java wrote until 2015, have other cookies, and a payload of counts of 2, 4 or 8 bytes, as the header's
 cookie says. V0 has a header of its own, without a length: cookie, digits; lowest, highest, total.
 
-Complexity: O(counts) to encode, O(payload) to decode, in NumPy; a payload with a number of nine bytes, which is a count
-of 2^55 or more, is read byte by byte.
+Complexity: O(counts) to encode, O(payload) to decode.
 """
 
 import binascii
 import struct
 import zlib
 from base64 import b64decode, b64encode
-from collections.abc import Iterator
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
+
+from streaminfer.telemetry.histograms._leb128_cy import read_numbers, write_counts
 
 __all__ = ["Header", "decode_counts", "decode_header", "encode"]
 
@@ -78,7 +78,9 @@ def encode(lowest_ns: int, highest_ns: int, significant_digits: int, counts: NDA
         significant_digits: decimal digits of a duration.
         counts: shape (n,), int64, none negative.
     """
-    payload = _leb128(_with_runs(counts))
+    filled = np.flatnonzero(counts)
+    gaps = np.diff(filled, prepend=-1) - 1
+    payload = write_counts(gaps.data, counts[filled].data)  # of memoryviews, numbers are Python's
     header = _HEADER.pack(_HEADER_COOKIE, len(payload), 0, significant_digits, lowest_ns, highest_ns, 1.0)
     compressed = zlib.compress(header + payload)
     return b64encode(_ENVELOPE.pack(_COMPRESSED_COOKIE, len(compressed)) + compressed).decode("ascii")
@@ -143,7 +145,7 @@ def decode_counts(header: Header, counts_length: int) -> NDArray[np.int64]:
     payload = _decompressed(header.compressed, header.size + longest * counts_length + 1)[header.size :]
     if header.payload_length not in {None, len(payload)}:
         raise ValueError(f"text: expected a payload of {header.payload_length} bytes, got {len(payload)}")
-    numbers = _words(payload, header.word_size) if header.word_size else _numbers(payload)
+    numbers = _words(payload, header.word_size) if header.word_size else np.frombuffer(read_numbers(payload), np.int64)
     overlong = numbers < -counts_length  # first: the sum of such runs might wrap around
     index_after = np.cumsum(np.where(numbers < 0, -numbers, 1))
     if overlong.any() or (index_after.size and index_after[-1] > counts_length):
@@ -156,51 +158,6 @@ def decode_counts(header: Header, counts_length: int) -> NDArray[np.int64]:
     return counts
 
 
-def _with_runs(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The counts up to the last that is not zero, each run of zeros as one negative number."""
-    filled = np.flatnonzero(counts)
-    zeros_before = np.diff(filled, prepend=-1) - 1
-    numbers = np.empty(2 * filled.size, np.int64)
-    numbers[0::2] = -zeros_before
-    numbers[1::2] = counts[filled]
-    written = np.ones(numbers.size, np.bool_)
-    written[0::2] = zeros_before > 0
-    return numbers[written]
-
-
-def _leb128(numbers: NDArray[np.int64]) -> bytes:
-    """ZigZag, then 7 bits a byte; the ninth byte holds 8."""
-    coded = ((numbers << 1) ^ (numbers >> 63)).view(np.uint64)
-    longest = min(max(1, -(-int(coded.max(initial=0)).bit_length() // 7)), _LONGEST_NUMBER)
-    size = np.ones(coded.size, np.int64)
-    for place in range(1, longest):
-        size += coded >= np.uint64(1 << 7 * place)
-    start = np.cumsum(size) - size
-    stream = np.empty(int(size.sum()), np.uint8)
-    for place in range(longest):
-        here = size > place
-        digit = coded[here] >> np.uint64(7 * place)
-        if place < _LONGEST_NUMBER - 1:
-            digit = (digit & np.uint64(0x7F)) | np.where(size[here] > place + 1, np.uint64(0x80), np.uint64(0))
-        stream[start[here] + place] = digit
-    return stream.tobytes()
-
-
-def _numbers(payload: bytes) -> NDArray[np.int64]:
-    """The numbers of a payload, the inverse of :func:`_leb128`."""
-    stream = np.frombuffer(payload, np.uint8)
-    last = np.flatnonzero(stream < 0x80)
-    size = np.diff(last, prepend=-1)
-    if last.size == 0 or last[-1] < stream.size - 1 or size.max() >= _LONGEST_NUMBER:
-        # a ninth byte may have any high bit, so that only reading from the start tells where numbers end
-        return np.fromiter(_numbers_one_by_one(payload), np.int64)
-    first = last - size + 1
-    place = np.arange(stream.size) - np.repeat(first, size)
-    digits = (stream & 0x7F).astype(np.uint64) << (7 * place).astype(np.uint64)
-    coded = np.bitwise_or.reduceat(digits, first)
-    return (coded >> np.uint64(1)).view(np.int64) ^ -(coded & np.uint64(1)).view(np.int64)
-
-
 def _words(payload: bytes, size: int) -> NDArray[np.int64]:
     """The counts of an older format."""
     if len(payload) % size:
@@ -209,24 +166,6 @@ def _words(payload: bytes, size: int) -> NDArray[np.int64]:
     if (counts < 0).any():
         raise ValueError("text: expected counts ≥ 0")
     return counts
-
-
-def _numbers_one_by_one(payload: bytes) -> Iterator[int]:
-    coded = 0
-    place = 0
-    for byte in payload:
-        if place == _LONGEST_NUMBER - 1:
-            coded |= byte << 7 * place
-        else:
-            coded |= (byte & 0x7F) << 7 * place
-            if byte & 0x80:
-                place += 1
-                continue
-        yield (coded >> 1) ^ -(coded & 1)
-        coded = 0
-        place = 0
-    if place:
-        raise ValueError("text: its last number is cut off")
 
 
 def _decompressed(compressed: bytes, at_most: int) -> bytes:

@@ -19,25 +19,12 @@ from streaminfer.telemetry.histograms._histogram_cy import HistogramState
 
 __all__ = ["FAR_NS", "LONGEST_UNDER_LOCK", "LatencyHistogram", "lowest_at", "reals"]
 
-LONGEST_UNDER_LOCK = 4096  # about 12 µs in compiled code; beyond, the kernel lets other threads run meanwhile
+LONGEST_UNDER_LOCK = 4096  # about 12 µs in compiled code; in between, other threads can run
 FAR_NS = 2**62
 _MOST_DIGITS = 5
 _TOO_MANY = 2**63  # for the C integers that count
-_OPERATIONS = (
-    "add_counts",
-    "count_ns",
-    "cumulate_into",
-    "quantile",
-    "quantiles_into",
-    "record",
-    "record_corrected",
-    "record_each",
-    "record_ns",
-    "reset",
-    "share_within",
-    "snapshot",
-    "take_changes",
-)
+# each public method is one step for other threads
+_OPERATIONS = [name for name, method in vars(HistogramState).items() if callable(method) and not name.startswith("_")]
 
 
 if TYPE_CHECKING:
@@ -114,9 +101,7 @@ class LatencyHistogram(_State):
     def record_many(self, seconds: ArrayLike) -> None:
         """Counts every duration of an array, or none.
 
-        Up to 4,096 of them go through the compiled state; more are counted by a kernel without the interpreter lock
-        and then added in one step. Where no kernels were compiled ahead of time, NumPy counts them, unless
-        ``streaminfer.warmup()`` has loaded Numba's.
+        More than 4,096 are counted apart, in parts between which other threads can run, and then added in one step.
 
         Args:
             seconds: any shape, a real numeric dtype.
@@ -129,15 +114,13 @@ class LatencyHistogram(_State):
         if values.size <= LONGEST_UNDER_LOCK:
             self.record_each(values)
             return
-        counts = np.zeros(self.counts_length, np.int64)
-        from streaminfer.telemetry.histograms import kernels  # noqa: PLC0415 - not at the package's import
-
-        unsound, minimum_ns, maximum_ns, clamped = kernels.count_durations(
-            values, counts, self.unit_magnitude, self.half_magnitude, self.highest_ns
-        )
-        if unsound >= 0:
-            raise ValueError(expected(f"seconds[{unsound}]", "a number of seconds ≥ 0", float(values[unsound])))
-        self.add_counts(counts, minimum_ns, maximum_ns, clamped)
+        if not values.min() >= 0.0:
+            wrong = int(np.argmin(values >= 0.0))
+            raise ValueError(expected(f"seconds[{wrong}]", "a number of seconds ≥ 0", float(values[wrong])))
+        counted = self._of_layout(*self._layout())
+        for start in range(0, values.size, LONGEST_UNDER_LOCK):
+            counted.record_each(values[start : start + LONGEST_UNDER_LOCK])
+        self.add_counts(*counted.snapshot())
 
     def quantiles(self, qs: ArrayLike) -> NDArray[np.float64]:
         """The quantile of each share, all of one moment; see :meth:`quantile`.
@@ -208,9 +191,8 @@ class LatencyHistogram(_State):
         clamped = max(clamped, int(there[other._lowest_at(index) > self.highest_ns].sum()))
         nanoseconds = np.minimum(other._lowest_at(index + 1) - 1, min(maximum_ns, self.highest_ns))
         here = np.zeros(self.counts_length, np.int64)
-        from streaminfer.telemetry.histograms import kernels  # noqa: PLC0415 - likewise
-
-        np.add.at(here, kernels.indexes_of(nanoseconds, self.unit_magnitude, self.half_magnitude), there)
+        parts = np.searchsorted(self._lowest_at(np.arange(self.counts_length)), nanoseconds, side="right") - 1
+        np.add.at(here, parts, there)
         self.add_counts(here, min(minimum_ns, self.highest_ns), min(maximum_ns, self.highest_ns), clamped)
 
     def copy(self) -> LatencyHistogram:

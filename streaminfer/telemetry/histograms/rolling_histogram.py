@@ -21,24 +21,13 @@ from streaminfer.telemetry.histograms.latency_histogram import FAR_NS, LONGEST_U
 
 __all__ = ["RollingHistogram"]
 
-_OPERATIONS = (
-    "record",
-    "_take",
-    "add_counts",
-    "count_ns",
-    "live_count",
-    "merged_counts",
-    "quantile",
-    "record_each",
-    "record_ns",
-    "reset",
-    "share_within",
-)
+# each public method is one step for other threads, and so is a change of the clock
+_OPERATIONS = [name for name, method in vars(RollingState).items() if callable(method) and not name.startswith("_")]
 
 if TYPE_CHECKING:
     from streaminfer.telemetry.histograms._rolling_cy import RollingState as _State
 else:
-    _State = thread_safe(RollingState, _OPERATIONS)
+    _State = thread_safe(RollingState, [*_OPERATIONS, "_take"])
 
 
 class RollingHistogram(StackClock, _State):

@@ -41,10 +41,6 @@ cdef class BudgetState(_monotonic_cy.MonotonicClock):
 @cython.locals(elapsed_ns=cython.longlong)
 cdef bint _burning(BudgetState state) except -1
 
-# as doubles, since under cdivision C would divide two whole numbers as such
-@cython.locals(slot=cython.int, seen=cython.double, bad=cython.double)
-cdef double _burn(BudgetState state, long long window_ns) except -1.0
-
 @cython.locals(slot=cython.int)
 cdef tuple _window(BudgetState state, long long window_ns)
 

@@ -205,7 +205,8 @@ class BudgetState(_monotonic_cy.MonotonicClock):
 
     def burn_over(self, window_ns: int) -> float:
         """The share of bad events in a window over the share that is allowed; 0.0 without events."""
-        return _burn(self, window_ns)
+        seen, bad, _ = _window(self, window_ns)
+        return bad / seen / self.allowed if seen else 0.0
 
     def window(self, window_ns: int) -> tuple[int, int, int]:
         """Events of a window that ends now, at most ``period_ns`` long: all, bad ones, and rejections among them."""
@@ -262,20 +263,6 @@ def _burning(state: BudgetState) -> bool:
         state._burning = True
         state._burning_since_ns = elapsed_ns
     return state._burning
-
-
-def _burn(state: BudgetState, window_ns: int) -> float:
-    if state._tick() >= state._next_ns:
-        _advance(state, state._elapsed_ns)
-    slot = _slot_before(state, window_ns)
-    seen = state.total
-    bad = state.bad
-    if slot >= 0:
-        seen -= state._all[slot]
-        bad -= state._bad[slot]
-    if seen == 0:
-        return 0.0
-    return bad / seen / state.allowed
 
 
 def _window(state: BudgetState, window_ns: int) -> tuple[int, int, int]:

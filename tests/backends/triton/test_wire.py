@@ -8,7 +8,7 @@ from tritonclient.grpc import service_pb2 as messages
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 from streaminfer.backends.triton.decode import decode_rows
-from streaminfer.backends.triton.dtypes import decode_text, dtype_of, encode_text, strings
+from streaminfer.backends.triton.dtypes import dtype_of, encode_text, split_text, strings, texts
 from streaminfer.backends.triton.errors import ServerError, from_status, of_http_status, without_input
 from streaminfer.backends.triton.messages import InferResponse, Tensor
 from streaminfer.backends.triton.model import latest, read_model
@@ -64,7 +64,9 @@ def test_text_is_written_and_read_as_tritonclient_does(elements):
     array[:] = elements
     encoded = encode_text(array)
     assert encoded == (serialize_byte_tensor(array).item() if elements else b"")
-    assert decode_text(encoded, [len(elements)]).tolist() == list(deserialize_bytes_tensor(encoded)) == elements
+    decoded = split_text(encoded, len(elements))
+    assert decoded == list(deserialize_bytes_tensor(encoded)) == elements
+    assert texts(decoded, (len(elements),)).tolist() == elements
 
 
 def test_text_of_every_kind_can_be_sent():
@@ -73,9 +75,9 @@ def test_text_of_every_kind_can_be_sent():
     with pytest.raises(InvalidInput, match="got int"):
         encode_text(np.array([3], object))
     with pytest.raises(ValueError, match="past the end"):
-        decode_text(b"\5\0\0\0ab", [1])
+        split_text(b"\5\0\0\0ab", 1)
     with pytest.raises(ValueError, match="past the end"):
-        decode_text(b"\0\0", [1])
+        split_text(b"\0\0", 1)
 
 
 def config(**more):
@@ -161,6 +163,20 @@ def test_requests_are_checked_as_for_other_backends_and_text_by_its_shape():
     ]:
         with pytest.raises(InvalidInput, match=message):
             check.validate(inputs)
+
+
+def test_a_request_has_at_least_one_input():
+    x = np.zeros(2, np.float32)
+    optional = [{"name": name, "optional": True} for name in "xz"]
+    inputs = {"x": ("FP32", [-1, 2]), "z": ("FP32", [-1, 2])}
+    check = RequestValidator(read_model("m", "1", described(inputs), config(input=optional)), "allow")
+    check.validate({"z": x})
+    with pytest.raises(InvalidInput, match="expected at least one input of model 'm', got none"):
+        check.validate({})
+
+    only = RequestValidator(read_model("m", "1", described({"x": inputs["x"]}), config(input=optional[:1])), "allow")
+    only.validate(x)
+    assert only.by_name(x) == {"x": x}
 
 
 TWO = described(outputs={"y": ("FP32", [-1, 2]), "t": ("BYTES", [-1])})

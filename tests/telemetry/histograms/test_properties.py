@@ -8,18 +8,9 @@ from hdrh.histogram import HdrHistogram
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streaminfer import _compiled_kernels
 from streaminfer.telemetry.histograms import hdr_encoding as encoding
-from streaminfer.telemetry.histograms import kernels
 
 HOUR_NS = 3600 * 10**9
-VARIANTS = [_compiled_kernels.load_variant(name) for name in _compiled_kernels.variants()]
-COUNTING = [
-    kernels.count_durations,
-    kernels.count_durations_numpy,
-    kernels._compiled_by_numba(),
-    *(variant.checked("count_durations") for variant in VARIANTS),
-]
 
 durations_ns = st.one_of(
     st.integers(0, 5_000), st.integers(0, HOUR_NS), st.integers(0, 42).map(lambda bit: min(2**bit, HOUR_NS))
@@ -236,20 +227,18 @@ def test_compiled_and_plain_agree_on_everything(builds, calls, shares, threshold
     ),
     st.sampled_from([None, float("nan"), -1.0]),
 )
-def test_kernel_numpy_twin_and_record_agree(histogram_class, layout, seconds, unsound):
+def test_many_and_one_by_one_agree(histogram_class, layout, seconds, unsound):
     one_by_one = histogram_class._of_layout(*layout)
     for value in seconds:
         one_by_one.record(value)
-    given_seconds = np.array(seconds if unsound is None else [*seconds, unsound, *seconds], np.float64)
-    shape = (one_by_one.unit_magnitude, one_by_one.half_magnitude, layout[1])
-    for count in COUNTING:
-        counts = np.zeros(one_by_one.counts_length, np.int64)
-        position, minimum_ns, maximum_ns, clamped = count(given_seconds, counts, *shape)
-        assert position == (-1 if unsound is None else len(seconds))
-        if unsound is None:
-            made = one_by_one._of_layout(*layout)
-            made.add_counts(counts, minimum_ns, maximum_ns, clamped)
-            assert everything(made) == everything(one_by_one)
+    made = histogram_class._of_layout(*layout)
+    if unsound is None:
+        made.record_many(np.array(seconds, np.float64))
+        assert everything(made) == everything(one_by_one)
+    else:
+        with pytest.raises(ValueError, match=rf"seconds\[{len(seconds)}\]"):
+            made.record_many(np.array([*seconds, unsound, *seconds], np.float64))
+        assert made.count == 0
 
 
 @given(st.lists(st.one_of(st.just(0), st.integers(0, 300), st.integers(0, 2**63 - 1)), max_size=40))

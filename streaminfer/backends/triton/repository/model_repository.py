@@ -37,8 +37,8 @@ from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_choice, check_count, check_instance, expected
 from streaminfer.backends.onnx.model import find_source, load, make_options, read_specs
 from streaminfer.backends.onnx.providers import cache_options, profile_shapes
-from streaminfer.backends.signature import Signature, TensorSpec, free_axes
-from streaminfer.backends.triton.dtypes import DATATYPES, TEXT
+from streaminfer.backends.signature import TEXT, Signature, TensorSpec, free_axes
+from streaminfer.backends.triton.dtypes import DATATYPES
 
 __all__ = ["write_model_repository"]
 

@@ -1,0 +1,64 @@
+"""Numbers as HdrHistogram writes them: ZigZag, then LEB128 of at most nine bytes, of which the last carries 8 bits.
+
+One source, compiled with the C types of ``_leb128_cy.pxd``, or run as it is.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import Any
+
+__all__ = ["read_numbers", "write_counts"]
+
+_LONGEST = 9  # bytes of a number
+
+
+def write_counts(gaps: Any, counts: Any) -> bytes:
+    """Return the payload of some counts, each run of zeros as one negative number.
+
+    Args:
+        gaps: how many zeros are in front of each count, int64.
+        counts: those that are not zero, int64.
+    """
+    payload = bytearray(2 * _LONGEST * len(counts))
+    out = payload
+    size = 0
+    for index in range(len(counts)):
+        if gaps[index]:
+            size = _put(out, size, 2 * gaps[index] - 1)
+        number = counts[index]
+        size = _put(out, size, number << 1)
+    return bytes(payload[:size])
+
+
+def _put(out: Any, size: int, coded: int) -> int:
+    last = size + _LONGEST - 1
+    while coded > 0x7F and size < last:
+        out[size] = coded & 0x7F | 0x80
+        coded >>= 7
+        size += 1
+    out[size] = coded
+    return size + 1
+
+
+def read_numbers(payload: bytes) -> array[int]:
+    """Return the numbers of a payload, int64.
+
+    Raises:
+        ValueError: it ends within a number.
+    """
+    numbers = array("q", bytes(8 * len(payload)))
+    out = numbers
+    count = coded = place = 0
+    for byte in payload:
+        if byte & 0x80 and place < _LONGEST - 1:
+            coded |= (byte & 0x7F) << 7 * place
+            place += 1
+        else:
+            coded |= byte << 7 * place
+            out[count] = (coded >> 1) ^ -(coded & 1)
+            count += 1
+            coded = place = 0
+    if place:
+        raise ValueError("text: its last number is cut off")
+    return numbers[:count]
