@@ -42,8 +42,6 @@ class Passage:
         ticket: of the batcher, where that is the terminal.
     """
 
-    __slots__ = ("_chain", "_is_counted", "_receive", "_tokens", "awaited", "request", "ticket")
-
     request: Request
     awaited: Any
     ticket: Any
@@ -113,25 +111,6 @@ class Chain:
         batcher: as above.
         clock: as above.
     """
-
-    __slots__ = (
-        "_batcher_has_clock",
-        "_call",
-        "_enters",
-        "_exits",
-        "_objective",
-        "_refuse",
-        "_source",
-        "_submit",
-        "_validate",
-        "_validate_at",
-        "_wait",
-        "batcher",
-        "clock",
-        "idle",
-        "in_flight",
-        "loop",
-    )
 
     def __init__(
         self,

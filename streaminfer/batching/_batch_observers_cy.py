@@ -27,8 +27,6 @@ class BatchObservers:
         source: name of the model, for the log.
     """
 
-    __slots__ = ("_failures", "_observers", "_shares")
-
     def __init__(self, source: str) -> None:
         self._observers: tuple[BatchObserver, ...] = ()
         self._shares: dict[tuple[int, int], _SetupShare] = {}  # by size and bucket
@@ -105,8 +103,6 @@ class BatchObservers:
 
 class _SetupShare:
     """Work of a batch of one size, with a share of set-up that is computed now and then: durations change slowly."""
-
-    __slots__ = ("uses", "work")
 
     def __init__(self) -> None:
         self.uses = 0

@@ -54,8 +54,6 @@ class FairQueue(RequestQueue):
         horizon: how many queued tickets a policy is shown, ≥ 1.
     """
 
-    __slots__ = ("_finish_tags", "_many", "_virtual", "_weights", "horizon")
-
     def __init__(self, max_size: int, weights: Mapping[Hashable, float]) -> None:
         RequestQueue.__init__(self, max_size)
         self.horizon = max_size

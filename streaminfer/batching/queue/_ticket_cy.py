@@ -35,28 +35,6 @@ class Ticket:
         tag: its place in the order of streams that take turns; only in a `FairQueue`.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_arrival",
-        "_follower",
-        "_held",
-        "_live",
-        "_next",
-        "_previous",
-        "_queued",
-        "_stream_id",
-        "bucket",
-        "cost",
-        "deadline_ns",
-        "execution",
-        "future",
-        "inputs",
-        "priority",
-        "request",
-        "tag",
-        "timings",
-    )
-
     request: Any
     inputs: Any
     future: Any
@@ -110,22 +88,6 @@ class Execution:
             has.
         observed: what the observers of batches keep of it; ``None``: there are none.
     """
-
-    __slots__ = (
-        "abandoned",
-        "begun",
-        "deadline_ns",
-        "effective_start_ns",
-        "inputs",
-        "live",
-        "observed",
-        "predecessor_end_ns",
-        "sequence",
-        "settled_ns",
-        "started_ns",
-        "task",
-        "tickets",
-    )
 
     def __init__(self) -> None:
         self.tickets: list[Ticket] = []
