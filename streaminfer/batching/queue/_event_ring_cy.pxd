@@ -34,8 +34,8 @@ cdef class EventRing:
     cdef int[::1] _drop_reason
     cdef long long _drop_entries
     cdef _ReasonCounts _dropped
-    cdef long long _rows, _free_count
-    cdef long long[::1] _free
+    cdef long long _rows
+    cdef list _free
     cdef dict _outlived
 
     @cython.locals(slot=cython.longlong)
@@ -69,13 +69,4 @@ cdef class EventRing:
     @cython.locals(kept=cython.longlong, back=cython.longlong, slot=cython.longlong, classes=dict)
     cpdef dict recent_classes(self)
 
-    @cython.locals(
-        free=cython.longlong[::1], count=cython.longlong, lowest=cython.longlong, row=cython.longlong,
-        position=cython.longlong, child=cython.longlong)
-    cdef long long _take_row(self) noexcept
-
-    @cython.locals(free=cython.longlong[::1], position=cython.longlong, parent=cython.longlong)
-    cdef object _free_row(self, long long row)
-
-    @cython.locals(larger=cython.longlong[::1], position=cython.longlong)
-    cdef object _grow(self)
+    cdef long long _take_row(self) except -1

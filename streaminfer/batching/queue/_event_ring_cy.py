@@ -32,6 +32,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import MutableSequence
+from heapq import heappop, heappush
 from typing import Any
 
 from streaminfer._internal.validation import check_count, expected
@@ -124,8 +125,7 @@ class EventRing:
         self._drop_entries = 0
         self._dropped = _ReasonCounts()
         self._rows = 0
-        self._free: MutableSequence[int] = array("q", [0]) * 8
-        self._free_count = 0
+        self._free: list[int] = []
         self._outlived: dict[int, int] = {}
 
     def arrived(self, now_ns: int, limit_ns: int, priority: int) -> None:
@@ -209,14 +209,14 @@ class EventRing:
             row = self._outlived.pop(number, None)
             if row is None:
                 return False
-            self._free_row(row)
+            heappush(self._free, row)
             return True
         slot = number & (self.batches - 1)
         if self._end_ns[slot] != _RUNNING:
             return False
         self._end_ns[slot] = now_ns
         self._ok[slot] = ok
-        self._free_row(self._worker[slot])
+        heappush(self._free, self._worker[slot])
         return True
 
     def started(self, number: int, now_ns: int) -> None:
@@ -229,7 +229,7 @@ class EventRing:
         slot = number & (self.batches - 1)
         if number >= self.releases - self.batches and self._end_ns[slot] == _RUNNING:
             self._start_ns[slot] = now_ns
-            self._free_row(self._worker[slot])
+            heappush(self._free, self._worker[slot])
             self._worker[slot] = self._take_row()
 
     def dropped(self, now_ns: int, reason: str, count: int = 1) -> None:
@@ -261,11 +261,7 @@ class EventRing:
         Returns:
             Nanoseconds; infinite before a second arrival, and while no time has passed since the first.
         """
-        kept = self.arrivals
-        if kept > _RATE_WINDOW:
-            kept = _RATE_WINDOW
-        if kept > self.requests:
-            kept = self.requests
+        kept = min(self.arrivals, _RATE_WINDOW, self.requests)
         if kept < 2:
             return _INFINITE
         passed = now_ns - self._arrival_ns[(self.arrivals - kept) & (self.requests - 1)]
@@ -274,7 +270,7 @@ class EventRing:
     def recent_limits_ns(self) -> list[int]:
         """The time limits of the last 64 requests that had one, in no particular order."""
         limits: list[int] = []
-        for slot in range(self._limits_seen if self._limits_seen < _LIMITS_KEPT else _LIMITS_KEPT):
+        for slot in range(min(self._limits_seen, _LIMITS_KEPT)):
             limits.append(self._limits[slot])  # noqa: PERF401 - a comprehension has a scope, and types, of its own
         return limits
 
@@ -294,11 +290,7 @@ class EventRing:
 
         Arrivals without a deadline are counted in the total only.
         """
-        kept = self.arrivals
-        if kept > _RATE_WINDOW:
-            kept = _RATE_WINDOW
-        if kept > self.requests:
-            kept = self.requests
+        kept = min(self.arrivals, _RATE_WINDOW, self.requests)
         classes: dict[int, tuple[float, int]] = {}
         for back in range(1, kept + 1):
             slot = (self.arrivals - back) & (self.requests - 1)
@@ -361,49 +353,11 @@ class EventRing:
         }
 
     def _take_row(self) -> int:
-        """The lowest free row: the top of the heap, or a new one."""
-        free = self._free
-        count = self._free_count
-        if count == 0:
-            self._rows += 1
-            return self._rows - 1
-        lowest = free[0]
-        count -= 1
-        self._free_count = count
-        row = free[count]  # it sinks from the top
-        position = 0
-        while True:
-            child = 2 * position + 1
-            if child >= count:
-                break
-            if child + 1 < count and free[child + 1] < free[child]:
-                child += 1
-            if row <= free[child]:
-                break
-            free[position] = free[child]
-            position = child
-        free[position] = row
-        return lowest
-
-    def _free_row(self, row: int) -> None:
-        if self._free_count == len(self._free):
-            self._grow()
-        free = self._free
-        position = self._free_count
-        self._free_count = position + 1
-        while position > 0:  # it rises from the end
-            parent = (position - 1) >> 1
-            if free[parent] <= row:
-                break
-            free[position] = free[parent]
-            position = parent
-        free[position] = row
-
-    def _grow(self) -> None:
-        larger: MutableSequence[int] = array("q", [0]) * (2 * len(self._free))
-        for position in range(self._free_count):
-            larger[position] = self._free[position]
-        self._free = larger
+        """The lowest free row, or a new one."""
+        if self._free:
+            return heappop(self._free)
+        self._rows += 1
+        return self._rows - 1
 
     def __repr__(self) -> str:
         return f"EventRing({self.arrivals} arrivals, {self.releases} batches, {self.drops} drops)"

@@ -71,11 +71,7 @@ class FairQueue(RequestQueue):
 
     def batch_if_all_on_time(self, table: DurationTable, now_ns: int) -> list[Ticket] | None:
         """The first batch, if all in it are on time."""
-        size = table.cap
-        if size > self.horizon:
-            size = self.horizon
-        if size > self.queued:
-            size = self.queued
+        size = min(table.cap, self.horizon, self.queued)
         batch = RequestQueue.first(self, size)
         ends_ns = now_ns + table.durations[size]
         for ticket in batch:
