@@ -36,6 +36,7 @@ from streaminfer.batching.assembly.row_isolation import is_out_of_memory
 from streaminfer.batching.service_time.calibration_bench import (
     CalibrationBench,
     CalibrationPolicy,
+    Learn,
     Observation,
     UncountedBackend,
 )
@@ -128,7 +129,7 @@ class Calibration:
         assembler: Assembler,
         *,
         slo_ns: int | None,
-        learn: Callable[[int, int, int, bool, int], object] | None,
+        learn: Learn | None,
         limit: Callable[[int, int], None],
         validate: Callable[[Request], None] | None,
         copies: bool,
@@ -157,23 +158,16 @@ class Calibration:
         policy = CalibrationPolicy()
         service = make_service(UncountedBackend(example, self._name, copies), policy)
         limit_ns = LIMIT_NS if slo_ns is None else LIMIT_IN_SLOS * slo_ns
-        bench = CalibrationBench(service, policy, example, assembler, limit_ns)
+        bench = CalibrationBench(service, policy, example, assembler, limit_ns, learn, validate)
         try:
             async with _alone_on_this_loop() if example.exclusive else contextlib.nullcontext():
-                return await self._run(bench, example, learn, limit, validate)
+                return await self._run(bench, limit)
         finally:
             self.progress = ""
             await service.stop(drain=False)
 
-    async def _run(
-        self,
-        bench: CalibrationBench,
-        example: ExampleInputs,
-        learn: Callable[[int, int, int, bool, int], object] | None,
-        limit: Callable[[int, int], None],
-        validate: Callable[[Request], None] | None,
-    ) -> CalibrationStatistics:
-        assembler, clock = bench.assembler, bench.service.clock
+    async def _run(self, bench: CalibrationBench, limit: Callable[[int, int], None]) -> CalibrationStatistics:
+        assembler, example, clock = bench.assembler, bench.example, bench.service.clock
         started_ns = clock()
         note = ""
         skipped: dict[int, tuple[int, ...]] = {}
@@ -183,7 +177,7 @@ class Calibration:
             if example.resize is None and _open_axes(example, buckets):
                 return CalibrationStatistics(note=_OPEN)
             for bucket, length in enumerate(lengths):
-                skipped[length], is_guess = await self._run_bucket(bench, example, bucket, length, learn, validate)
+                skipped[length], is_guess = await self._run_bucket(bench, bucket, length)
                 if is_guess:
                     note = _OPEN
                 failed, how = self._failed.get(length, (0, ""))
@@ -213,57 +207,41 @@ class Calibration:
             note,
         )
 
-    async def _run_bucket(
-        self,
-        bench: CalibrationBench,
-        example: ExampleInputs,
-        bucket: int,
-        length: int,
-        learn: Callable[[int, int, int, bool, int], object] | None,
-        validate: Callable[[Request], None] | None,
-    ) -> tuple[tuple[int, ...], bool]:
+    async def _run_bucket(self, bench: CalibrationBench, bucket: int, length: int) -> tuple[tuple[int, ...], bool]:
         """Returns the sizes that were left out because they would take too long, and whether inputs are guessed."""
         sizes = bench.assembler.sizes_of(bucket)
-        row, is_guess = await self._row(bench, bench.assembler, example, bucket, sizes[0], validate)
+        row, is_guess = await self._row(bench, bucket, sizes[0])
         self._failed.pop(length, None)  # it may succeed by now
         last, limit_ns = self._ended.get(length, (sizes[-1], 0))
         if limit_ns < bench.limit_ns:
             last = sizes[-1]
         tried = [size for size in sizes if size <= last]
         known = self._known.setdefault(length, {})
-        if learn is None or is_guess:
+        if bench.learn is None or is_guess:
             cold = [size for size in tried if (length, size) not in self._warmed]
             await self._warm(bench, row, bucket, length, cold or sizes[:1])
             done = {size for one, size in self._warmed if one == length}
         else:
             missing = [size for size in tried if size not in known]
             if missing:
-                await self._measure(bench, row, bucket, length, missing, learn)
+                await self._measure(bench, row, bucket, length, missing, bench.learn)
             else:  # the workers may be new ones
                 await bench.run_on_each(row, sizes[0])
             done = set(known)
         failed, _ = self._failed.get(length, (sizes[-1] + 1, ""))
         return tuple(size for size in sizes if size not in done and size < failed), is_guess
 
-    async def _row(
-        self,
-        bench: CalibrationBench,
-        assembler: Assembler,
-        example: ExampleInputs,
-        bucket: int,
-        size: int,
-        validate: Callable[[Request], None] | None,
-    ) -> tuple[Any, bool]:
+    async def _row(self, bench: CalibrationBench, bucket: int, size: int) -> tuple[Any, bool]:
         """A request of a bucket, and whether sizes of it are guessed."""
-        buckets = assembler.buckets
+        example, buckets = bench.example, bench.assembler.buckets
         is_open = bool(_open_axes(example, buckets))
         failure: BaseException | None = None
         for open_size in OPEN_SIZES if is_open and example.resize is not None else (0,):
             inputs = example.resize(open_size) if open_size and example.resize is not None else example.inputs
             row = inputs if buckets is None else _fit(inputs, buckets, bucket)
-            if validate is not None:
+            if bench.validate is not None:
                 try:
-                    validate(Request(row))
+                    bench.validate(Request(row))
                 except InvalidInput as error:
                     if example.is_given:
                         raise ValueError(f"example: {error}") from error
@@ -318,7 +296,7 @@ class Calibration:
         bucket: int,
         length: int,
         sizes: list[int],
-        learn: Callable[[int, int, int, bool, int], object],
+        learn: Learn,
     ) -> None:
         budget_ns = BUDGET_NS // bench.assembler.bucket_count
         runs: dict[int, list[int]] = {}
