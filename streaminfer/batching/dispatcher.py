@@ -14,7 +14,7 @@ from streaminfer._runtime.idle_waiters import IdleWaiters
 from streaminfer._runtime.stopping import seconds_left
 from streaminfer.batching._batch_observers_cy import BatchObservers
 from streaminfer.batching._submission_cy import DispatchState
-from streaminfer.batching.assembly.assembler import Assembler
+from streaminfer.batching.assembly.model_calls import ModelCalls
 from streaminfer.batching.batch_runner import BatchRunner
 from streaminfer.batching.device.claim import Claim
 from streaminfer.batching.device.residence import LiveResidence
@@ -26,7 +26,7 @@ from streaminfer.batching.queue._ticket_cy import NEVER, Execution, Ticket
 from streaminfer.batching.queue.request_outcomes import RequestOutcomes
 from streaminfer.batching.returning_callers import ReturningCallers
 from streaminfer.errors import BackendError
-from streaminfer.protocols import Clock, adapt
+from streaminfer.protocols import adapt
 
 if TYPE_CHECKING:
     from streaminfer.batching.device.device import Device
@@ -41,19 +41,15 @@ class Dispatcher(DispatchState):
     Not thread-safe: it belongs to one event loop at a time.
 
     Args:
-        inner: the backend or function that is sent the batches.
+        calls: of the backend or function that is sent the batches.
         queue: the requests.
         outcomes: completes those that get no response.
         policy: decides when a batch is released, and of which requests.
         max_in_flight: how many batches may run at once.
-        assembler: puts inputs together.
-        stack: the model is given stacked arrays, not lists.
-        source: name of the model, for messages.
-        clock: returns monotonic nanoseconds.
         device: which it shares with others; ``None``: the model has its own.
 
     Attributes:
-        clock: returns monotonic nanoseconds; may be replaced.
+        source: name of the model, for messages.
         full_at: so many queued requests are a full batch.
         returning: how many callers of a batch send another request as soon as they have a response.
         expectations: what the policy expects of queue and model, and learns.
@@ -67,49 +63,33 @@ class Dispatcher(DispatchState):
 
     # with more than thirty attributes in a dict, CPython 3.11 would look each method up again at each call
     __slots__ = (
-        *("__weakref__", "_ask_inward", "_assembler", "_bucket_models", "_device", "_events", "_idle", "_inner"),
-        *("_loop", "_outcomes", "_queue", "_recheck_ns", "_stack", "_timer", "batch_sizes", "claim", "clock"),
+        *("__weakref__", "_ask_inward", "_bucket_models", "_calls", "_device", "_events", "_idle"),
+        *("_loop", "_outcomes", "_queue", "_recheck_ns", "_timer", "batch_sizes", "claim"),
         *("expectations", "full_at", "max_in_flight", "observers", "pipeline", "policy", "residence"),
         *("returning", "runner", "source"),
     )
 
     def __init__(
         self,
-        inner: Any,
+        calls: ModelCalls,
         *,
         queue: RequestQueue,
         outcomes: RequestOutcomes,
         policy: Policy,
         max_in_flight: int,
-        assembler: Assembler,
-        stack: bool,
-        source: str,
-        clock: Clock,
         device: "Device | None" = None,
     ) -> None:
-        self._inner = inner
+        self._calls = calls
         self._device = device
-        self.source = source
+        self.source = calls.source
         self._queue = queue
         self._events = queue.events
         self._outcomes = outcomes
-        self._stack = stack
-        self.clock = clock
-        self.runner = BatchRunner(
-            inner,
-            queue=queue,
-            outcomes=outcomes,
-            assembler=assembler,
-            stack=stack,
-            source=source,
-            clock=self._now,
-            finish=self._finish,
-            settle=self._go_on,
-        )
+        self.runner = BatchRunner(calls, queue=queue, outcomes=outcomes, finish=self._finish, settle=self._go_on)
         self.pipeline = Pipeline()
         self.expectations = Expectations(queue, self.pipeline)
-        self.set_assembler(assembler)
-        self._ask_inward = adapt(inner).capabilities().admission
+        offered = adapt(calls.inner).capabilities()
+        self._ask_inward = offered.admission
         self.max_in_flight = self.free = max_in_flight
         self.full_at = NEVER
         self.returning = ReturningCallers()
@@ -123,18 +103,12 @@ class Dispatcher(DispatchState):
         self.batch_sizes: dict[int, int] = {}
         self.observers: BatchObservers | None = None
         swaps = device is not None and device.memory_bytes is not None
-        residency = adapt(inner).capabilities().residency if swaps else None
-        self.residence = None if residency is None else LiveResidence(residency, self, self._now)
-        self.claim = Claim(queue, self.expectations.expected_of_size_ns, adapt(inner).capabilities().background_runs)
+        residency = offered.residency if swaps else None
+        self.residence = None if residency is None else LiveResidence(residency, self, self._now_ns)
+        self.claim = Claim(queue, self.expectations.expected_of_size_ns, offered.background_runs)
 
-    def _now(self) -> int:
-        return self.clock()  # which a stack may replace
-
-    def set_assembler(self, assembler: Assembler) -> None:
-        """Put the inputs of later batches together with another assembler."""
-        self._assembler = assembler
-        self.expectations.plain = assembler.plain
-        self.runner.set_assembler(assembler)
+    def _now_ns(self) -> int:
+        return self._calls.clock()  # which a stack may replace
 
     def set_workers(self, workers: int) -> None:
         """Run so many batches at once from now on; none may run now."""
@@ -146,8 +120,8 @@ class Dispatcher(DispatchState):
         # nor on a device whose next turn may be another model's
         keeps_queue = (
             self._device is None
-            and not self.runner.copies
-            and adapt(self._inner).capabilities().queued_workers == self.max_in_flight
+            and not self._calls.copies
+            and adapt(self._calls.inner).capabilities().queued_workers == self.max_in_flight
         )
         self.policy = policy
         self.expectations.set_policy(policy, keeps_queue=keeps_queue)
@@ -166,8 +140,8 @@ class Dispatcher(DispatchState):
         if self._device is not None:
             self._device.enter(loop, self)
         for execution in self.runner.batches:
-            self._tell_end(execution, self.clock())
-        self.runner.bind_loop(loop, self.clock())
+            self._tell_end(execution, self._calls.clock())
+        self.runner.bind_loop(loop, self._calls.clock())
         self.free = self.max_in_flight
         self.pipeline.batch = None
         self.is_scheduled = False
@@ -192,7 +166,7 @@ class Dispatcher(DispatchState):
         """Release batches until no worker is free or the policy wants none."""
         self.is_scheduled = False
         if self._device is not None:
-            now_ns = self.clock() if now_ns is None else now_ns
+            now_ns = self._calls.clock() if now_ns is None else now_ns
             self._device.join(self, now_ns)
             if self._device.dispatch(now_ns):
                 self.schedule()
@@ -201,7 +175,7 @@ class Dispatcher(DispatchState):
         self._recheck_ns = NEVER
         while self.free and self._queue.queued:
             if now_ns is None:
-                now_ns = self.clock()
+                now_ns = self._calls.clock()
             decision = self.propose(now_ns)
             if decision is None:
                 break
@@ -212,7 +186,7 @@ class Dispatcher(DispatchState):
                 break
             now_ns = None
         if not self.free and self.pipeline.is_open:
-            self._send_early(self.clock() if now_ns is None else now_ns)
+            self._send_early(self._calls.clock() if now_ns is None else now_ns)
         self.settle()
 
     @property
@@ -263,7 +237,7 @@ class Dispatcher(DispatchState):
 
     def after_load(self, failure: BackendError | None) -> None:
         """Go on after a load; if there is a failure, the next batch fails with it."""
-        if failure is not None and (decision := self.propose(self.clock())) is not None:
+        if failure is not None and (decision := self.propose(self._calls.clock())) is not None:
             self._outcomes.fail(decision.batch, failure)
         self._go_on()
 
@@ -287,7 +261,7 @@ class Dispatcher(DispatchState):
     def _release(
         self, chosen: Sequence[Ticket], reason: str, shorter_too: bool, now_ns: int, *, is_early: bool = False
     ) -> None:
-        if self.runner.isolator.memory_limits or not self.expectations.plain or (self._stack and len(chosen) > 1):
+        if self.runner.isolator.memory_limits or not self.expectations.plain or (self._calls.stack and len(chosen) > 1):
             chosen = self.runner.select(list(chosen), shorter_too, self.expectations.offered.mixed)
         models = self._bucket_models
         if models is None:
@@ -314,7 +288,7 @@ class Dispatcher(DispatchState):
 
     def _finish(self, execution: Execution, assembled_ns: int, results: Any, error: BaseException | None) -> None:
         """Free a batch's worker, complete its requests and learn from it."""
-        inferred_ns = execution.settled_ns or self.clock()
+        inferred_ns = execution.settled_ns or self._calls.clock()
         in_task = execution.task is not None
         if in_task and not self.runner.remove(execution):
             return
@@ -359,14 +333,15 @@ class Dispatcher(DispatchState):
     def _tell_end(self, execution: Execution, now_ns: int) -> None:
         if self.observers is not None:
             bucket = self.expectations.bucket_of(execution.tickets)
-            self.observers.end(execution, now_ns, self._assembler, self.expectations.offered.expected_ns, bucket)
+            expected_ns = self.expectations.offered.expected_ns
+            self.observers.end(execution, now_ns, self._calls.assembler, expected_ns, bucket)
 
     def schedule(self) -> None:
         """Dispatch at the end of this turn of the loop, if a batch could be released, of any model on the device."""
         if self.is_scheduled:
             return
         if self._device is not None:
-            now_ns = self.clock()
+            now_ns = self._calls.clock()
             self._recheck_ns = min(self._recheck_ns, self._device.join(self, now_ns))
             if not self._device.may_dispatch(now_ns):
                 return
@@ -385,7 +360,7 @@ class Dispatcher(DispatchState):
     def settle(self) -> None:
         """Set the timer for what is in flight, or end a drain because nothing is."""
         if self._device is not None:
-            self._recheck_ns = min(self._recheck_ns, self._device.join(self, self.clock()))
+            self._recheck_ns = min(self._recheck_ns, self._device.join(self, self._calls.clock()))
         if self._queue.queued == 0 and self._queue.running == 0:
             if self._timer is not None:
                 self._timer.cancel()
@@ -404,12 +379,12 @@ class Dispatcher(DispatchState):
         if self._timer is not None:
             self._timer.cancel()
         self.timer_ns = wanted_ns
-        delay_s = max(wanted_ns - self.clock(), 0) / 1e9
+        delay_s = max(wanted_ns - self._calls.clock(), 0) / 1e9
         self._timer = self._loop.call_later(delay_s, self._on_timer, context=self.runner.context)
 
     def _on_timer(self) -> None:
         # loops fire early by their resolution: a timer for an instant means that the instant has come
-        now_ns = max(self.clock(), self.timer_ns)
+        now_ns = max(self._calls.clock(), self.timer_ns)
         self._timer = None
         self.timer_ns = self._recheck_ns = NEVER
         self.runner.expire(now_ns)
