@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
-from streaminfer.batching.assembly._compatibility_cy import are_stackable
+from streaminfer.batching.assembly._compatibility_cy import kind_of
 from streaminfer.batching.assembly.assembler import AssembledBatch, Assembler
 from streaminfer.batching.assembly.buckets import Buckets, as_buckets
 from streaminfer.batching.assembly.unbatch import split_rows
@@ -211,7 +211,7 @@ def _rows(examples: Sequence[Any], inner: Any, assembler: Assembler, stack: bool
         if validate is not None:
             validate(Request(seen))
         alike_rows = rows.setdefault(assembler.bucket_of(row), [])
-        if alike_rows and stack and not are_stackable(assembler.as_padded(alike_rows[0]), seen):
+        if alike_rows and stack and kind_of(assembler.as_padded(alike_rows[0])) != kind_of(seen):
             raise ValueError(expected(f"examples[{number}]", "one that can be stacked with the others", example))
         alike_rows.append(row)
     return rows
