@@ -170,8 +170,6 @@ class Assembler:
             self._largest(max_batch_size if elements is None else min(max_batch_size, elements // length))
             for length in buckets.lengths
         ]
-        if buckets.mask is not None:
-            self._windows = [padding.mask_windows(length, buckets.mask_dtype) for length in buckets.lengths]
 
     @property
     def bucket_count(self) -> int:
@@ -242,7 +240,7 @@ class Assembler:
                 real = value.shape[buckets.axis]
                 shown[name] = self._as_padded(name, value, buckets.lengths[bucket], buckets)
         if buckets.mask is not None:
-            shown[buckets.mask] = self._windows[bucket][buckets.lengths[bucket] - real]
+            shown[buckets.mask] = self._padding.make_mask([real], buckets.lengths[bucket], buckets.mask_dtype)[0]
         return shown
 
     def _as_padded(self, name: str | None, row: NDArray[Any], length: int, buckets: "Buckets") -> NDArray[Any]:
@@ -342,7 +340,8 @@ class Assembler:
             else:
                 inputs[name] = self._write(column, axes.get(name, 0))
         if buckets.mask is not None:
-            mask = self._padding.fill_mask(lengths, self._windows[bisect_left(buckets.lengths, max(lengths))])
+            length = buckets.lengths[bisect_left(buckets.lengths, max(lengths))]
+            mask = self._padding.make_mask(lengths, length, buckets.mask_dtype)
             axis = axes.get(buckets.mask, 0)
             inputs[buckets.mask] = np.ascontiguousarray(np.moveaxis(mask, 0, axis)) if axis else mask
         return inputs
