@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 from streaminfer._internal.units import NEVER_NS
 from streaminfer.batching.queue._feasibility_cy import DurationTable
 from streaminfer.batching.service_time._batch_means_cy import BatchMeans
-from streaminfer.batching.service_time._curve_cy import add_share
 from streaminfer.batching.service_time.latency_model import size_steps
 from streaminfer.batching.service_time.service_time import ServiceTime
 
@@ -159,8 +158,9 @@ class BucketModel:
             steps = size_steps(largest)
             self.recent.expect(mean, steps if self._padded is None else steps[self._padded])
         self._mean = mean
-        planned = np.empty(best + 1, np.int64)
-        add_share(mean, best + 1, min(model.deviation, _LARGEST_SAFETY) if self.learns else 0.0, planned)
+        planned = mean[: best + 1]
+        if self.learns:
+            planned = planned + (planned * min(model.deviation, _LARGEST_SAFETY)).astype(np.int64)
         self._set(planned, upper[: best + 1])
 
     def limit_rows(self, most: int) -> None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["add_share", "fill_times", "fill_whole_ns", "last_alike", "most_worth"]
+__all__ = ["fill_times", "fill_whole_ns", "last_alike", "most_worth"]
 
 _LONGEST_NS = 1e17  # three years: sums of a few such instants still fit into int64
 
@@ -70,20 +70,6 @@ def fill_whole_ns(table: NDArray[np.float64], unit_ns: float, whole: NDArray[np.
         whole_ns = int(time_ns + 0.5)
         whole[size] = whole_ns if whole_ns > 0 else 1
     whole[0] = 0
-
-
-def add_share(durations: NDArray[np.int64], count: int, share: float, longer: NDArray[np.int64]) -> None:
-    """Write the first durations, each longer by a share of it.
-
-    Args:
-        durations: shape (n,), int64 nanoseconds.
-        count: how many, at most n.
-        share: 0 or more.
-        longer: shape (count,), int64, written to.
-    """
-    for size in range(count):
-        more_ns = int(durations[size] * share)
-        longer[size] = durations[size] + more_ns
 
 
 def most_worth(table: NDArray[np.float64], worth: NDArray[np.float64], near_best: float) -> int:

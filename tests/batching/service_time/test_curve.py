@@ -54,14 +54,6 @@ def test_whole_nanoseconds_are_positive_and_bounded(form, table, unit_ns):
     np.testing.assert_allclose(whole[1:], expected[1:], rtol=1e-12, atol=0.5)
 
 
-@given(st.lists(st.integers(0, 10**15), min_size=1, max_size=40), st.floats(0, 1), st.data())
-def test_the_first_durations_are_longer_by_a_share(form, durations, share, data):
-    count = data.draw(st.integers(1, len(durations)))
-    longer = np.empty(count, np.int64)
-    form.add_share(np.array(durations), count, share, longer)
-    assert longer.tolist() == [each + int(each * share) for each in durations[:count]]
-
-
 @given(tables, st.floats(0, 1))
 def test_the_size_of_most_worth_is_near_the_best_throughput(form, table, near_best):
     sizes = np.arange(1, len(table))
