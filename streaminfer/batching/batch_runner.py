@@ -49,11 +49,6 @@ class BatchRunner:
         abandoned_batches: cancelled because no caller was left.
     """
 
-    __slots__ = (
-        *("_begin_infer", "_calls", "_events", "_finish", "_infer_now", "_isolates", "_outcomes", "_queue", "_settle"),
-        *("abandoned_batches", "batches", "context", "in_threads", "is_inline", "isolator", "loop", "run"),
-    )
-
     def __init__(
         self,
         calls: ModelCalls,

@@ -57,14 +57,6 @@ class BatchedService(Node):
         calibration: what the latest start measured; ``None`` before it, and where the backend offers no example.
     """
 
-    # with more than thirty attributes in a dict, CPython 3.11 would look each method up again at each call
-    __slots__ = (
-        *("__weakref__", "calibration", "clock", "inner", "events", "slo_ns", "slo_s", "source", "submit", "validate"),
-        *("_calibrated_model", "_calibrator", "_calls", "_configured_policy", "_max_batch_size", "_policy_change"),
-        *("_ask_inward", "_device", "_dispatcher", "_fair_queue", "_in_order", "_outcomes", "_policy_for", "_queue"),
-        "_submission",
-    )
-
     def __init__(
         self,
         inner: Any,

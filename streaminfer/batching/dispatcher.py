@@ -61,14 +61,6 @@ class Dispatcher(DispatchState):
         claim: what the device knows of the model, if it is preemptive.
     """
 
-    # with more than thirty attributes in a dict, CPython 3.11 would look each method up again at each call
-    __slots__ = (
-        *("__weakref__", "_ask_inward", "_bucket_models", "_calls", "_device", "_events", "_idle"),
-        *("_loop", "_outcomes", "_queue", "_recheck_ns", "_timer", "batch_sizes", "claim"),
-        *("expectations", "full_at", "max_in_flight", "observers", "pipeline", "policy", "residence"),
-        *("returning", "runner", "source"),
-    )
-
     def __init__(
         self,
         calls: ModelCalls,

@@ -69,27 +69,6 @@ class BucketModel:
         learns: whether the service time learns.
     """
 
-    __slots__ = (
-        "_compare_from",
-        "_mean",
-        "_padded",
-        "_version",
-        "_workers",
-        "cap",
-        "durations",
-        "learns",
-        "recent",
-        "service_time",
-        "slow",
-        "slow_steps",
-        "spread",
-        "steps",
-        "sure_ns",
-        "timetable",
-        "upper",
-        "upper_timetable",
-    )
-
     def __init__(self, cap: int, service_time: Any, *, workers: int, padded: Callable[[int], int] | None) -> None:
         self.cap = cap
         self.service_time = service_time
