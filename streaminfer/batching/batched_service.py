@@ -18,7 +18,6 @@ from streaminfer.batching.assembly.assembler import Assembler
 from streaminfer.batching.assembly.model_calls import ModelCalls, make_assembler
 from streaminfer.batching.device.residence import enter_at_start, in_memory
 from streaminfer.batching.dispatcher import Dispatcher
-from streaminfer.batching.next_batch import expected_next_batch
 from streaminfer.batching.policy import Greedy, Policy, adapt_policy
 from streaminfer.batching.policy_change import PolicyChange
 from streaminfer.batching.queue._fair_queue_cy import FairQueue
@@ -167,7 +166,7 @@ class BatchedService(Node):
             enforces_deadline=True,
             max_in_flight=self.max_in_flight,
             full_load=self.full_load,
-            next_batch=functools.partial(expected_next_batch, self._dispatcher, self._queue),
+            next_batch=self._dispatcher.next_batch,
             shares_device=self._device is not None,
             full_batch_ns=lambda: self._dispatcher.expectations.upper_estimate_ns(self._max_batch_size),
             observe_batches=self.observe_batches,

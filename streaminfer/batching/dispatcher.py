@@ -25,6 +25,7 @@ from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import NEVER, Execution, Ticket
 from streaminfer.batching.queue.request_outcomes import RequestOutcomes
 from streaminfer.batching.returning_callers import ReturningCallers
+from streaminfer.capabilities import NextBatch
 from streaminfer.errors import BackendError
 from streaminfer.protocols import adapt
 
@@ -153,6 +154,25 @@ class Dispatcher(DispatchState):
             now_ns = self._device.free_at_ns(now_ns, self)
         running = () if self.free else self.runner.batches
         return self.expectations.predicted_finish_ns(now_ns, bucket, stream_id, running)
+
+    def next_batch(self, now_ns: int) -> NextBatch:
+        """Return when a worker is expected to be free, and how many requests it would start then beside those queued.
+
+        A worker that is free has room for one at least: what is queued may be waiting for more. While another model has
+        the device, what is not queued has no turn behind that: a worker that only waits for its turn counts as free.
+        """
+        queued = self._queue.queued
+        if self.can_start:
+            return NextBatch(now_ns, max(1, self.full_at * self.free - queued))
+        at_ns = now_ns
+        if not self.free:
+            early = self.pipeline.batch
+            running = [batch for batch in self.runner.batches if batch is not early]
+            ends_ns = (batch.effective_start_ns + self.expected_ns(batch) for batch in running)
+            at_ns = max(now_ns, min(ends_ns, default=now_ns))
+            if early is not None:
+                at_ns += self.expected_ns(early)
+        return NextBatch(at_ns, max(0, self.full_at - queued))
 
     def dispatch(self, now_ns: int | None = None) -> None:
         """Release batches until no worker is free or the policy wants none."""
