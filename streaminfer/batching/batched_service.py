@@ -109,7 +109,7 @@ class BatchedService(Node):
         self.submit = self._submission.submit
         self.change(slo_s, max_batch_size, policy, assembler)
         self.validate: Callable[[Request], None] | None = None
-        if assembler.pads and offered.validate is not None:
+        if assembler.buckets is not None and offered.validate is not None:
             self.validate = functools.partial(self._validate_padded, offered.validate)
         self.calibration: CalibrationStatistics | None = None
         self._calibrator: Calibration | None = None

@@ -293,11 +293,9 @@ def test_rows_whose_callers_have_gone_are_left_out():
 
 def test_a_request_can_be_shown_as_the_model_will_see_it():
     made = assembler(buckets=Buckets((2, 4), pad_value=9), preferred_sizes=(8,))
-    assert made.pads
     assert made.as_padded(np.arange(3)).tolist() == [0, 1, 2, 9]
     whole = np.arange(4)
     assert made.as_padded(whole) is whole
-    assert not assembler().pads
     assert assembler(max_batch_bytes=100).as_padded(A) is A
 
 
