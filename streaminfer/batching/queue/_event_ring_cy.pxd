@@ -3,20 +3,7 @@ cimport cython
 cdef long long _RATE_WINDOW, _LIMITS_KEPT, _REASONS_KEPT, _RUNNING, _NO_BATCH
 cdef double _INFINITE
 
-@cython.final
-cdef class _ReasonCounts:
-    cdef list names
-    cdef long long[::1] counts
-    cdef dict _numbers
-
-    @cython.locals(known=object, number=int)
-    cdef int add(self, object reason, long long count) except -1
-
-    @cython.locals(number=Py_ssize_t)
-    cdef int _number_of(self, object reason) except -1
-
-    @cython.locals(number=Py_ssize_t)
-    cdef dict by_reason(self)
+cdef object _count(dict counts, object reason, long long count)
 
 # final: calls from C look for no override
 @cython.final
@@ -27,13 +14,10 @@ cdef class EventRing:
     cdef int[::1] _priority
     cdef long long _limits_seen
     cdef long long[::1] _start_ns, _end_ns, _worker, _expected_ns
-    cdef int[::1] _size, _queued, _reason
+    cdef int[::1] _size, _queued
     cdef signed char[::1] _ok
-    cdef _ReasonCounts _released
-    cdef long long[::1] _drop_ns, _drop_count
-    cdef int[::1] _drop_reason
-    cdef long long _drop_entries
-    cdef _ReasonCounts _dropped
+    cdef object _reasons, _recent_drops
+    cdef dict _released, _dropped
     cdef long long _rows
     cdef list _free
     cdef dict _outlived
@@ -54,7 +38,7 @@ cdef class EventRing:
     @cython.locals(slot=cython.longlong)
     cpdef object started(self, long long number, long long now_ns)
 
-    @cython.locals(number=int, entries=cython.longlong, last=cython.longlong, slot=cython.longlong)
+    @cython.locals(at_ns=cython.longlong, more=cython.longlong)
     cpdef object dropped(self, long long now_ns, object reason, long long count=*)
 
     @cython.locals(kept=cython.longlong, passed=cython.longlong)

@@ -10,8 +10,8 @@ reader can compute: `DecisionLog` does the reading.
 * *Batches*: start, end, worker row, size, how many waited, why it went, how long it was expected to take, how it ended.
 * *Drops*: the instant, why, and how many; drops of one instant for one reason share an entry.
 
-A reason is kept as a number: its place in a table of the reasons seen so far, of 256 at most (a policy of one's own
-that makes up a new text each time must not eat the memory); what is beyond counts as ``"other"``.
+Of the reasons, 256 at most are told apart (a policy of one's own that makes up a new text each time must not eat the
+memory); what is beyond counts as ``"other"``.
 
 *Worker rows.* The batcher counts its workers and does not tell them apart, so the ring gives each batch the lowest
 row that is free, which is what a timeline wants: a heap of the rows below the highest ever used that are free now,
@@ -25,12 +25,13 @@ Cost, compiled: 2 to 3 ns an arrival, about 27 ns a batch for both calls, 11 ns 
 or one simulation, owns a ring and takes its snapshots.
 
 One source, compiled with the C types of ``_event_ring_cy.pxd`` or run as it is. The directives above are safe: every
-index is masked by the size of its ring, comes from a table's own counter, or from the invariants of the heap.
+index is masked by the size of its ring.
 """
 
 from __future__ import annotations
 
 from array import array
+from collections import deque
 from collections.abc import MutableSequence
 from heapq import heappop, heappush
 from typing import Any
@@ -46,38 +47,6 @@ _REASONS_KEPT = 256
 _RUNNING = -1
 _NO_BATCH = -1
 _INFINITE = float("inf")
-
-
-class _ReasonCounts:
-    """Reasons by number, and how often each was given since the start."""
-
-    def __init__(self) -> None:
-        self.names: list[Any] = []
-        self.counts: MutableSequence[int] = array("q", [0]) * (_REASONS_KEPT + 1)
-        self._numbers: dict[Any, int] = {}
-
-    def add(self, reason: Any, count: int) -> int:
-        known = self._numbers.get(reason)
-        number = self._number_of(reason) if known is None else known
-        self.counts[number] += count
-        return number
-
-    def _number_of(self, reason: Any) -> int:
-        number = len(self.names)
-        if number >= _REASONS_KEPT:
-            if number == _REASONS_KEPT:
-                self.names.append("other")
-            return _REASONS_KEPT
-        self.names.append(reason)
-        self._numbers[reason] = number
-        return number
-
-    def by_reason(self) -> dict[str, int]:
-        totals: dict[str, int] = {}
-        for number in range(len(self.names)):
-            reason = self.names[number]
-            totals[reason] = totals.get(reason, 0) + self.counts[number]
-        return totals
 
 
 class EventRing:
@@ -117,13 +86,10 @@ class EventRing:
         self._size: MutableSequence[int] = array("i", [0]) * batches
         self._queued: MutableSequence[int] = array("i", [0]) * batches
         self._ok: MutableSequence[int] = array("b", [0]) * batches
-        self._reason: MutableSequence[int] = array("i", [0]) * batches
-        self._released = _ReasonCounts()
-        self._drop_ns: MutableSequence[int] = array("q", [0]) * batches
-        self._drop_count: MutableSequence[int] = array("q", [0]) * batches
-        self._drop_reason: MutableSequence[int] = array("i", [0]) * batches
-        self._drop_entries = 0
-        self._dropped = _ReasonCounts()
+        self._reasons: deque[str] = deque(maxlen=batches)
+        self._released: dict[str, int] = {}
+        self._recent_drops: deque[tuple[int, str, int]] = deque(maxlen=batches)
+        self._dropped: dict[str, int] = {}
         self._rows = 0
         self._free: list[int] = []
         self._outlived: dict[int, int] = {}
@@ -162,7 +128,7 @@ class EventRing:
         slot = number & (self.batches - 1)
         if number >= self.batches and self._end_ns[slot] == _RUNNING:
             self._outlived[number - self.batches] = self._worker[slot]
-        self._reason[slot] = self._released.add(reason, 1)
+        self._reasons.append(_count(self._released, reason, 1))
         self._start_ns[slot] = now_ns
         self._end_ns[slot] = _RUNNING
         self._expected_ns[slot] = 0
@@ -242,18 +208,16 @@ class EventRing:
         """
         if count <= 0:
             return
-        number = self._dropped.add(reason, count)
         self.drops += count
-        entries = self._drop_entries
-        last = (entries - 1) & (self.batches - 1)
-        if entries and self._drop_ns[last] == now_ns and self._drop_reason[last] == number:
-            self._drop_count[last] += count
-            return
-        slot = entries & (self.batches - 1)
-        self._drop_ns[slot] = now_ns
-        self._drop_reason[slot] = number
-        self._drop_count[slot] = count
-        self._drop_entries = entries + 1
+        counted = _count(self._dropped, reason, count)
+        recent = self._recent_drops
+        if recent:
+            at_ns, before, more = recent.pop()
+            if at_ns == now_ns and before == counted:
+                count += more
+            else:
+                recent.append((at_ns, before, more))
+        recent.append((now_ns, counted, count))
 
     def gap_ns(self, now_ns: int) -> float:
         """Mean time between the last 256 arrivals, the silence since the last one counted in.
@@ -304,12 +268,12 @@ class EventRing:
     @property
     def released_by_reason(self) -> dict[str, int]:
         """How many batches went so far, by reason."""
-        return self._released.by_reason()
+        return self._released.copy()
 
     @property
     def dropped_by_reason(self) -> dict[str, int]:
         """How many requests were dropped so far, by reason."""
-        return self._dropped.by_reason()
+        return self._dropped.copy()
 
     def snapshot(self) -> dict[str, Any]:
         """Copies what the rings hold, oldest entries first: the fields of a `DecisionLog`.
@@ -327,7 +291,7 @@ class EventRing:
                 return entries[:total].astype(np.int64)
             return np.roll(entries, -(total % len(entries))).astype(np.int64)
 
-        reasons, drop_reasons = self._released.names, self._dropped.names
+        drops = list(self._recent_drops)
         first = max(self.releases - self.batches, 0)
         batches = in_order(self._arrival_batch, self.arrivals)
         return {
@@ -342,12 +306,10 @@ class EventRing:
             "batch_sizes": in_order(self._size, self.releases),
             "batch_queued": in_order(self._queued, self.releases),
             "batch_ok": in_order(self._ok, self.releases).astype(bool),
-            "reasons": tuple([reasons[number] for number in in_order(self._reason, self.releases).tolist()]),
-            "drops_ns": in_order(self._drop_ns, self._drop_entries),
-            "drop_counts": in_order(self._drop_count, self._drop_entries),
-            "drop_reasons": tuple(
-                [drop_reasons[number] for number in in_order(self._drop_reason, self._drop_entries).tolist()]
-            ),
+            "reasons": tuple(self._reasons),
+            "drops_ns": np.array([at_ns for at_ns, _, _ in drops], np.int64),
+            "drop_counts": np.array([count for _, _, count in drops], np.int64),
+            "drop_reasons": tuple([reason for _, reason, _ in drops]),
             "released": self.released_by_reason,
             "dropped": self.dropped_by_reason,
         }
@@ -361,6 +323,14 @@ class EventRing:
 
     def __repr__(self) -> str:
         return f"EventRing({self.arrivals} arrivals, {self.releases} batches, {self.drops} drops)"
+
+
+def _count(counts: dict[str, int], reason: str, count: int) -> str:
+    """Count a reason, and return as what it counts."""
+    if reason not in counts and len(counts) >= _REASONS_KEPT:
+        reason = "other"
+    counts[reason] = counts.get(reason, 0) + count
+    return reason
 
 
 def _power_of_two(name: str, value: Any) -> int:
