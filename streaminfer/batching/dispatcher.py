@@ -2,7 +2,9 @@
 
 There is no task and no polling. A *dispatch* consults the policy until no worker is free or nothing is to be sent. The
 end of a batch frees its worker, and the next dispatch follows when the callers have woken, so that they can join it, or
-before, where they would not make its batch fuller. One loop timer stands for the earliest of all deadlines and of the
+before, where they would not make its batch fuller. Callers in a loop do; where requests come from elsewhere, the worker
+would idle meanwhile: for 32 callers that each write a response, longer than many a batch takes. So the requests that
+come while the callers of a batch wake are counted. One loop timer stands for the earliest of all deadlines and of the
 instant at which the policy wants to decide again; with nothing in flight there is none.
 """
 
@@ -24,7 +26,6 @@ from streaminfer.batching.policy import Decision, Policy
 from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import NEVER, Execution, Ticket
 from streaminfer.batching.queue.request_outcomes import RequestOutcomes
-from streaminfer.batching.returning_callers import ReturningCallers
 from streaminfer.capabilities import NextBatch
 from streaminfer.errors import BackendError
 from streaminfer.protocols import adapt
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from streaminfer.batching.planner.outlook import Outlook
 
 __all__ = ["Dispatcher"]
+
+_FEW = 0.25
+_NEWEST = 0.1  # weight of a batch in the mean of those that return
 
 
 class Dispatcher(DispatchState):
@@ -52,7 +56,7 @@ class Dispatcher(DispatchState):
     Attributes:
         source: name of the model, for messages.
         full_at: so many queued requests are a full batch.
-        returning: how many callers of a batch send another request as soon as they have a response.
+        returning: of the callers of a batch, how many send another request at once; a mean over recent batches.
         expectations: what the policy expects of queue and model, and learns.
         pipeline: the batch that was sent before a worker was free.
         runner: runs the batches.
@@ -85,7 +89,7 @@ class Dispatcher(DispatchState):
         self._ask_inward = offered.admission
         self.max_in_flight = self.free = max_in_flight
         self.full_at = NEVER
-        self.returning = ReturningCallers()
+        self.returning = 1.0
         self.set_policy(policy)
         self._loop: asyncio.AbstractEventLoop  # that of the first request
         self.is_scheduled = False
@@ -308,7 +312,7 @@ class Dispatcher(DispatchState):
         self._free_worker(execution, early, inferred_ns, succeeded=error is None and not execution.abandoned)
         some_queued = in_task and self._queue.queued > 0
         # a task begins in the next turn of the loop, a thread when it gets the interpreter lock: each as soon as it can
-        first = last = some_queued and (self._queue.queued >= self.full_at or self.returning.are_few)
+        first = last = some_queued and (self._queue.queued >= self.full_at or self.returning < _FEW)
         try:
             if first and not self.runner.in_threads:
                 last = False
@@ -338,7 +342,8 @@ class Dispatcher(DispatchState):
 
     def _after_waking(self, execution: Execution, ended_ns: int, learns: bool, arrivals: int) -> None:
         """Go on when the callers of a batch have woken."""
-        self.returning.count(len(execution.tickets), self._events.arrivals - arrivals)
+        came = (self._events.arrivals - arrivals) / len(execution.tickets)
+        self.returning += _NEWEST * (min(came, 1.0) - self.returning)
         if learns:
             self.expectations.learn_from(execution, ended_ns)
 
