@@ -8,8 +8,6 @@ __all__ = ["IdleWaiters"]
 class IdleWaiters:
     """Who waits for the end of what is in flight; of one event loop at a time."""
 
-    __slots__ = ("_idle",)
-
     def __init__(self) -> None:
         self._idle: asyncio.Future[None] | None = None
 

@@ -138,8 +138,6 @@ class ModelRun:
 class _Caller:
     """Future of every request: it is never cancelled, and the record has the result already."""
 
-    __slots__ = ()
-
     def done(self) -> bool:
         return False
 

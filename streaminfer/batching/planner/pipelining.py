@@ -40,8 +40,6 @@ class PipelineOverhead:
         overhead_ns: nanoseconds by which a pipelined batch is ready earlier.
     """
 
-    __slots__ = ("_alone", "_compared", "_in_a_row", "_size", "overhead_ns")
-
     def __init__(self) -> None:
         self.overhead_ns = 0
         self._in_a_row = 0
