@@ -18,6 +18,7 @@ __all__ = ["BatchObservers", "batch_work", "setup_share"]
 
 _REFRESH_EVERY = 64
 _LOAD = BatchWork(setup_share=1.0)
+_NEW = 0, BatchWork()
 
 
 class BatchObservers:
@@ -29,7 +30,7 @@ class BatchObservers:
 
     def __init__(self, source: str) -> None:
         self._observers: tuple[BatchObserver, ...] = ()
-        self._shares: dict[tuple[int, int], _SetupShare] = {}  # by size and bucket
+        self._works: dict[tuple[int, int], tuple[int, BatchWork]] = {}  # by size and bucket: uses, and the latest
         self._failures = ListenerFailures("streaminfer", f"batcher of {source!r}")
 
     def add(self, observer: BatchObserver) -> None:
@@ -91,22 +92,11 @@ class BatchObservers:
         self, execution: Execution, assembler: Assembler, expected_ns: Callable[[int, int], int] | None, bucket: int
     ) -> BatchWork:
         size = len(execution.tickets)
-        known = self._shares.get((size, bucket))
-        if known is None:
-            known = self._shares[size, bucket] = _SetupShare()
-        if known.uses % _REFRESH_EVERY == 0:
-            share = 0.0 if expected_ns is None else setup_share(size, assembler, expected_ns, bucket)
-            known.work = BatchWork(share)
-        known.uses += 1
-        return known.work if assembler.plain else batch_work(execution, assembler, known.work.setup_share)
-
-
-class _SetupShare:
-    """Work of a batch of one size, with a share of set-up that is computed now and then: durations change slowly."""
-
-    def __init__(self) -> None:
-        self.uses = 0
-        self.work = BatchWork()
+        uses, work = self._works.get((size, bucket), _NEW)
+        if uses % _REFRESH_EVERY == 0:  # durations change slowly
+            work = BatchWork(0.0 if expected_ns is None else setup_share(size, assembler, expected_ns, bucket))
+        self._works[size, bucket] = uses + 1, work
+        return work if assembler.plain else batch_work(execution, assembler, work.setup_share)
 
 
 def batch_work(execution: Execution, assembler: Assembler, share: float) -> BatchWork:
