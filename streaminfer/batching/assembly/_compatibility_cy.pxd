@@ -10,7 +10,7 @@ cdef class RaggedCompatibility:
     cdef readonly tuple lengths
     cdef readonly object names
 
-    @cython.locals(length=Py_ssize_t, bucket=Py_ssize_t, ndim=Py_ssize_t, shape=tuple)
+    @cython.locals(bucket=Py_ssize_t, ndim=Py_ssize_t, shape=tuple)
     cpdef Py_ssize_t bucket_of(self, object inputs)
 
     @cython.locals(taken=list, bucket=Py_ssize_t, own=Py_ssize_t)

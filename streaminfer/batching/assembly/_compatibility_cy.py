@@ -9,6 +9,7 @@ comparisons; runs once per request.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import Any
 
 from numpy import ndarray
@@ -76,13 +77,8 @@ class RaggedCompatibility:
         ndim = len(shape)
         if not -ndim <= self.axis < ndim:
             return -1
-        length = shape[self.axis]
-        bucket = 0
-        for longest in self.lengths:
-            if length <= longest:
-                return bucket
-            bucket += 1
-        return -1
+        bucket = bisect_left(self.lengths, shape[self.axis])
+        return bucket if bucket < len(self.lengths) else -1
 
     def choose(self, tickets: list[Any], limit: int, shorter_too: bool) -> list[Any]:
         """The first tickets, in their order, whose rows can be padded and stacked with the first one's.
