@@ -100,12 +100,6 @@ class BatchRunner:
             mixed()
         return assembler.within_cost(together)
 
-    def remove(self, execution: Execution) -> bool:
-        """Forget a batch that ended; false where a closed loop left it behind, and its worker is free since."""
-        known = execution in self.batches
-        self.batches.discard(execution)
-        return known
-
     def expire(self, now_ns: int) -> None:
         """Complete the requests whose deadline has passed."""
         for execution in self._outcomes.expire(now_ns):

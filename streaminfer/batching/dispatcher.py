@@ -306,8 +306,10 @@ class Dispatcher(DispatchState):
         """Free a batch's worker, complete its requests and learn from it."""
         inferred_ns = execution.settled_ns or self._calls.clock()
         in_task = execution.task is not None
-        if in_task and not self.runner.remove(execution):
-            return
+        if in_task:
+            if execution not in self.runner.batches:
+                return  # a closed loop left it behind, and its worker is free since
+            self.runner.batches.remove(execution)
         early = self.pipeline.batch
         self._free_worker(execution, early, inferred_ns, succeeded=error is None and not execution.abandoned)
         some_queued = in_task and self._queue.queued > 0
