@@ -376,6 +376,3 @@ class Assembler:
     def _largest(self, limit: int) -> int:
         """The largest batch that is padded to no more than ``limit`` rows."""
         return max((size for size in self._sizes if size <= limit), default=limit)
-
-    def __repr__(self) -> str:
-        return f"Assembler(caps={self._caps}, buckets={self.buckets}, preferred_sizes={self._sizes or None})"

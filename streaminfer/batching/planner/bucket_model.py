@@ -233,9 +233,6 @@ class BucketModel:
     def _steps_of(self, durations: NDArray[np.int64]) -> NDArray[np.int64]:
         return durations if self._workers == 1 else np.maximum(durations // self._workers, 1)
 
-    def __repr__(self) -> str:
-        return f"BucketModel({self.cap}, {self.service_time!r})"
-
 
 def lend_durations(models: Sequence[BucketModel], lengths: Sequence[int] | None) -> bool:
     """Give buckets of which nothing is known the durations of the nearest known one.

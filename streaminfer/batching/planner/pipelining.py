@@ -101,6 +101,3 @@ class PipelineOverhead:
                 self.overhead_ns += round(_NEWEST_AT_BOUND * (early_ns - self.overhead_ns))
             self.overhead_ns = max(min(self.overhead_ns, alone_ns // 2), 0)
         return busy_ns + min(self.overhead_ns, early_ns)
-
-    def __repr__(self) -> str:
-        return f"PipelineOverhead({self.overhead_ns / 1e6:.3f} ms)"

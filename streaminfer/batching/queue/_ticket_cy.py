@@ -104,9 +104,6 @@ class Execution:
         self.settled_ns = 0
         self.observed: Any = None
 
-    def __repr__(self) -> str:
-        return f"Execution({len(self.tickets)} rows, {self.live} live)"
-
 
 def departed(tickets: Sequence[Ticket], now_ns: int) -> list[int]:
     """Return the positions of those whose callers wait no longer: they cancelled, or their deadline has passed.

@@ -249,6 +249,3 @@ class _Model(ModelRun):
         self.end(execution, now_ns)
         if self._learns:
             self._lookahead.observe(len(execution.inputs), now_ns - execution.effective_start_ns, now_ns)
-
-    def __repr__(self) -> str:
-        return f"_Model({self.source!r}, queued={self.queue.queued})"
