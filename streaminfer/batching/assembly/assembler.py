@@ -269,18 +269,17 @@ class Assembler:
             return take_stackable(tickets, self._caps[0])
         first = tickets[0].inputs
         limit = self._caps[self.bucket_of(first)]
-        loose = False
-        if self._max_bytes is not None:
-            loose = has_text(first)
-            if not loose:
-                limit = self._largest(min(limit, self._max_bytes // max(self._bytes(first), 1)))
         chosen = (
             take_stackable(tickets, limit) if self._ragged is None else self._ragged.choose(tickets, limit, shorter_too)
         )
-        if not loose:
+        if self._max_bytes is None:
             return chosen
-        assert self._max_bytes is not None  # noqa: S101 - looked at above
-        return first_within(chosen, lambda ticket: self._bytes(ticket.inputs), self._max_bytes, self.padded_size)
+        own = None if has_text(first) else self._bytes(first)  # shorter rows are padded to it, but texts differ
+
+        def size_of(ticket: Any) -> int:
+            return self._bytes(ticket.inputs) if own is None else own
+
+        return first_within(chosen, size_of, self._max_bytes, self.padded_size)
 
     def within_cost(self, tickets: Sequence[Any]) -> Sequence[Any]:
         """Return the first ticket, and those that a batch may cost with it."""
