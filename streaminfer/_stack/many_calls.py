@@ -54,7 +54,7 @@ class PlaceQueue:
             left_s = time_left_s(request.deadline_ns, self._stack.clock())
             if left_s is not None and left_s <= 0:
                 raise DeadlineExceeded(_NO_PLACE)
-            if not self.is_free_for(request):
+            if self._waiting or self._place(request).reason in _PASSING:
                 self._waiting += 1
                 try:
                     async with asyncio.timeout(left_s):
@@ -71,10 +71,6 @@ class PlaceQueue:
             if left_s is not None:
                 pause_s = min(pause_s, max(left_s, 0.0))
             await self._pause(pause_s)
-
-    def is_free_for(self, request: Request) -> bool:
-        """Return whether a request has a place now, and no other waits for one."""
-        return not self._waiting and self._place(request).reason not in _PASSING
 
     async def _wait_for_place(self, request: Request) -> None:
         async with self._turn:
