@@ -5,7 +5,6 @@ One source, compiled with the C types of ``_batch_observers_cy.pxd`` or run as i
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any
 
@@ -114,13 +113,7 @@ def batch_work(execution: Execution, assembler: Assembler, share: float) -> Batc
         costs = [ticket.cost for ticket in execution.tickets]
         total = sum(costs)
         return BatchWork(share, costs, filling * total / size) if total else BatchWork(share, None, filling)
-    buckets, first = assembler.buckets, inputs[0]
-    if type(first) is dict:
-        name = next(name for name, value in first.items() if buckets.is_ragged(name, value))
-        lengths = [row[name].shape[buckets.axis] for row in inputs]
-    else:
-        lengths = [row.shape[buckets.axis] for row in inputs]
-    padded = buckets.lengths[bisect_left(buckets.lengths, max(lengths))]
+    lengths, padded = assembler.buckets.lengths_of(inputs)
     return BatchWork(share, lengths, (size + filling) * padded - sum(lengths))
 
 

@@ -14,7 +14,6 @@ the order of arrival are moved again. What it would save is the copy's share of 
 """
 
 import math
-from bisect import bisect_left
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
@@ -234,7 +233,7 @@ class Assembler:
         real = row.shape[buckets.axis]
         if real == length:
             return row
-        whole: NDArray[Any] = self._pad(name, [row], [real], 0, buckets)[0]
+        whole: NDArray[Any] = self._pad(name, [row], ([real], length), 0, buckets)[0]
         return whole
 
     def sizes_of(self, bucket: int) -> list[int]:
@@ -307,8 +306,7 @@ class Assembler:
             axis = only_axis(self._axes)
             if self.buckets is None:
                 return self._write(rows, axis)
-            lengths = [row.shape[self.buckets.axis] for row in rows]
-            return self._pad(None, rows, lengths, axis, self.buckets)
+            return self._pad(None, rows, self.buckets.lengths_of(rows), axis, self.buckets)
         axes = self._axes
         if self.buckets is None:
             return {name: self._write([row[name] for row in rows], axes.get(name, 0)) for name in first}
@@ -317,32 +315,30 @@ class Assembler:
     def _pad_mapping(self, rows: list[Any], buckets: Buckets) -> dict[str, Any]:
         axes = self._axes
         inputs: dict[str, Any] = {}
-        lengths: list[int] = []
+        ragged = buckets.lengths_of(rows)
         for name, value in rows[0].items():
             column = [row[name] for row in rows]
             if buckets.is_ragged(name, value):
-                lengths = lengths or [row.shape[buckets.axis] for row in column]
-                inputs[name] = self._pad(name, column, lengths, axes.get(name, 0), buckets)
+                inputs[name] = self._pad(name, column, ragged, axes.get(name, 0), buckets)
             else:
                 inputs[name] = self._write(column, axes.get(name, 0))
         if buckets.mask is not None:
-            length = buckets.lengths[bisect_left(buckets.lengths, max(lengths))]
-            mask = make_mask(lengths, length, buckets.mask_dtype)
+            mask = make_mask(*ragged, buckets.mask_dtype)
             axis = axes.get(buckets.mask, 0)
             inputs[buckets.mask] = np.ascontiguousarray(np.moveaxis(mask, 0, axis)) if axis else mask
         return inputs
 
     def _pad(
-        self, name: str | None, rows: list[NDArray[Any]], lengths: list[int], batch_axis: int, buckets: Buckets
+        self, name: str | None, rows: list[NDArray[Any]], ragged: tuple[list[int], int], axis: int, buckets: Buckets
     ) -> Any:
+        lengths, length = ragged
         first = rows[0]
-        length = buckets.lengths[bisect_left(buckets.lengths, max(lengths))]
         if min(lengths) == length:
-            return self._write(rows, batch_axis)
-        axis = buckets.axis % first.ndim
-        shape = (*first.shape[:axis], length, *first.shape[axis + 1 :])
-        padded, by_row = self._new(len(rows), shape, first.dtype, batch_axis)
-        pad_rows(rows, lengths, axis, buckets.pad_of(name), by_row)
+            return self._write(rows, axis)
+        along = buckets.axis % first.ndim
+        shape = (*first.shape[:along], length, *first.shape[along + 1 :])
+        padded, by_row = self._new(len(rows), shape, first.dtype, axis)
+        pad_rows(rows, lengths, along, buckets.pad_of(name), by_row)
         return padded
 
     def _write(self, rows: list[Any], axis: int) -> Any:
