@@ -53,4 +53,4 @@ cdef class EventRing:
     @cython.locals(kept=cython.longlong, back=cython.longlong, slot=cython.longlong, classes=dict)
     cpdef dict recent_classes(self)
 
-    cdef long long _take_row(self) except -1
+    cdef long long _take_row(self) except *
