@@ -20,6 +20,7 @@ accepts them; the batches then warm the model, but the policy is told nothing.
 import asyncio
 import contextlib
 import logging
+import math
 import weakref
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from types import MappingProxyType
@@ -196,10 +197,11 @@ class Calibration:
                 return CalibrationStatistics(note=_OPEN)
             self._buckets = self._buckets or [_Bucket(number, length) for number, length in enumerate(lengths)]
             for bucket in self._buckets:
-                skipped[bucket.length], is_guess = await self._run_bucket(bench, bucket)
+                left, is_guess = await self._run_bucket(bench, bucket)
                 if is_guess:
                     note = _OPEN
-                failed, how = bucket.failed or (0, "")
+                failed, how = bucket.failed or (math.inf, "")
+                skipped[bucket.length] = tuple(size for size in left if size < failed)
                 if how == _NO_MEMORY:
                     limit(bucket.number, max(size for size in assembler.sizes_of(bucket.number) if size < failed))
         except (BackendError, InvalidInput) as error:
@@ -229,8 +231,8 @@ class Calibration:
             note,
         )
 
-    async def _run_bucket(self, bench: CalibrationBench, bucket: _Bucket) -> tuple[tuple[int, ...], bool]:
-        """Returns the sizes that were left out because they would take too long, and whether inputs are guessed."""
+    async def _run_bucket(self, bench: CalibrationBench, bucket: _Bucket) -> tuple[list[int], bool]:
+        """Returns the sizes that did not run to their end, and whether inputs are guessed."""
         sizes = bench.assembler.sizes_of(bucket.number)
         row, is_guess = await self._row(bench, bucket.number, sizes[0])
         bucket.failed = None  # it may succeed by now
@@ -247,8 +249,7 @@ class Calibration:
             await self._measure(bench, row, bucket, missing, bench.learn)
         else:  # the workers may be new ones
             await bench.run_on_each(row, sizes[0])
-        failed, _ = bucket.failed or (sizes[-1] + 1, "")
-        return tuple(size for size in sizes if size not in done and size < failed), is_guess
+        return [size for size in sizes if size not in done], is_guess
 
     async def _row(self, bench: CalibrationBench, bucket: int, size: int) -> tuple[Any, bool]:
         """A request of a bucket, and whether sizes of it are guessed."""
