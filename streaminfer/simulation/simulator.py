@@ -96,6 +96,7 @@ def simulate(
     max_batch_size = check_count("max_batch_size", max_batch_size)
     workers = check_count("workers", workers)
     deadlines_ns = arrivals_ns + slo_ns if deadlines_s is None else _deadlines_in_ns(deadlines_s, n)
+    durations_ns = durations_in_ns(service_time, max_batch_size)
     made = _policy(
         policy, max_batch_size, service_time, workers, check_duration("max_queue_delay_s", max_queue_delay_s)
     )
@@ -103,7 +104,7 @@ def simulate(
         model=ModelRun(made, arrivals_ns, deadlines_ns, priorities_of(priorities, n)),
         policy=made,
         observe=adapt_policy(made).observe,
-        durations_ns=durations_in_ns(service_time, max_batch_size).tolist(),
+        durations_ns=durations_ns.tolist(),
         free=list(range(workers)),
         noise=check_duration("noise", noise),
         rng=np.random.default_rng(check_count("seed", seed, at_least=0)),
