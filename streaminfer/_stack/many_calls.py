@@ -151,12 +151,16 @@ async def answer_all(
         workers.extend(asyncio.create_task(work(itertools.chain([first], numbered))) for first in firsts)
         await asyncio.gather(*workers)
     except BaseException:
-        for worker in workers:
-            worker.cancel()
+        _cancel(workers)
         await asyncio.gather(*workers, return_exceptions=True)
         workers.clear()  # one has the error, whose traceback holds this frame
         raise
     return [answers[number] for number in range(len(answers))]
+
+
+def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
+    for task in tasks:  # not in the frame above: the error's traceback holds that, and would hold the last task
+        task.cancel()
 
 
 async def answer_rows(
