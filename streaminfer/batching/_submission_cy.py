@@ -34,6 +34,8 @@ class DispatchState:
         timer_ns: when the timer is due; ``NEVER``: it is not set.
     """
 
+    __slots__ = ("free", "is_scheduled", "pipelines", "timer_ns")  # which a slotted dispatcher needs, uncompiled
+
     free: int
     is_scheduled: bool
     pipelines: bool

@@ -66,6 +66,14 @@ class Dispatcher(DispatchState):
         claim: what the device knows of the model, if it is preemptive.
     """
 
+    # in a dict beside a compiled base, CPython 3.11 looks each method up again at each call
+    __slots__ = (
+        *("__weakref__", "_ask_inward", "_bucket_models", "_calls", "_device", "_events", "_idle"),
+        *("_loop", "_outcomes", "_queue", "_recheck_ns", "_timer", "batch_sizes", "claim"),
+        *("expectations", "full_at", "max_in_flight", "observers", "pipeline", "policy", "residence"),
+        *("returning", "runner", "source"),
+    )
+
     def __init__(
         self,
         calls: ModelCalls,
