@@ -3,6 +3,7 @@ cimport cython
 cdef long long _RATE_WINDOW, _LIMITS_KEPT, _REASONS_KEPT, _RUNNING, _NO_BATCH
 cdef double _INFINITE
 
+@cython.locals(so_far=cython.longlong)
 cdef object _count(dict counts, object reason, long long count)
 
 # final: calls from C look for no override
