@@ -1,11 +1,10 @@
 """Release of batches: consults the policy, counts the free workers and keeps the one timer.
 
 There is no task and no polling. A *dispatch* consults the policy until no worker is free or nothing is to be sent. The
-end of a batch frees its worker, and the next dispatch follows when the callers have woken, so that they can join it, or
-before, where they would not make its batch fuller. Callers in a loop do; where requests come from elsewhere, the worker
-would idle meanwhile: for 32 callers that each write a response, longer than many a batch takes. So the requests that
-come while the callers of a batch wake are counted. One loop timer stands for the earliest of all deadlines and of the
-instant at which the policy wants to decide again; with nothing in flight there is none.
+end of a batch frees its worker, and the next dispatch follows when the callers have woken, so that they can join it.
+Where few come back at once, as those that come meanwhile tell, it follows before: the worker would idle for longer than
+many a batch takes. One loop timer stands for the earliest of all deadlines and of the instant at which the policy wants
+to decide again; with nothing in flight there is none.
 """
 
 import asyncio
@@ -170,8 +169,7 @@ class Dispatcher(DispatchState):
     def next_batch(self, now_ns: int) -> NextBatch:
         """Return when a worker is expected to be free, and how many requests it would start then beside those queued.
 
-        A worker that is free has room for one at least: what is queued may be waiting for more. While another model has
-        the device, what is not queued has no turn behind that: a worker that only waits for its turn counts as free.
+        A free worker has room for one at least; one that only waits for its turn on the device counts as free.
         """
         queued = self._queue.queued
         if self.can_start:
