@@ -225,7 +225,7 @@ class Stack(Wrapper):
         """
         from streaminfer._stack.many_calls import answer_rows  # noqa: PLC0415 - not at the package's import
 
-        return await answer_rows(self._places, self.clock, self._offered, inputs, **settings)
+        return await answer_rows(self._chain, self._places, self._offered, inputs, **settings)
 
     @property
     def children(self) -> Mapping[str, Any]:

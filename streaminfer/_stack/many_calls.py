@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Unpack
 
 from streaminfer._runtime.rows import cut_rows, join_rows
 from streaminfer.errors import DeadlineExceeded, Overloaded
-from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock
+from streaminfer.protocols import Admission, AdmissionReason, Capabilities
 from streaminfer.request import MapSettings, Request, deadline_after, time_left_s
 
 if TYPE_CHECKING:
+    from streaminfer._stack._chain_cy import Chain, Passage
     from streaminfer._stack.served_stack import ServedStack
     from streaminfer.request import Response
 
@@ -54,7 +56,7 @@ class PlaceQueue:
             left_s = time_left_s(request.deadline_ns, self._stack.clock())
             if left_s is not None and left_s <= 0:
                 raise DeadlineExceeded(_NO_PLACE)
-            if self._waiting or self._place(request).reason in _PASSING:
+            if not self.is_free_for(request):
                 self._waiting += 1
                 try:
                     async with asyncio.timeout(left_s):
@@ -71,6 +73,10 @@ class PlaceQueue:
             if left_s is not None:
                 pause_s = min(pause_s, max(left_s, 0.0))
             await self._pause(pause_s)
+
+    def is_free_for(self, request: Request) -> bool:
+        """Return whether a request has a place now, and no other waits for one."""
+        return not self._waiting and self._place(request).reason not in _PASSING
 
     async def _wait_for_place(self, request: Request) -> None:
         async with self._turn:
@@ -158,19 +164,19 @@ async def answer_all(
     return [answers[number] for number in range(len(answers))]
 
 
-def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
-    for task in tasks:  # not in the frame above: the error's traceback holds that, and would hold the last task
-        task.cancel()
+def _cancel(futures: Iterable[asyncio.Future[Any]]) -> None:
+    for future in futures:
+        future.cancel()
 
 
 async def answer_rows(
-    places: PlaceQueue, clock: Clock, offered: Capabilities, inputs: Any, **settings: Unpack[MapSettings]
+    chain: Chain, places: PlaceQueue, offered: Capabilities, inputs: Any, **settings: Unpack[MapSettings]
 ) -> Any:
     """Ask for each row of some inputs by one deadline.
 
     Args:
-        places: of the stack that is asked.
-        clock: of that stack.
+        chain: of the stack that is asked.
+        places: its places.
         offered: what its layers offer.
         inputs: an array whose first axis holds the rows, or a mapping of such arrays.
         **settings: of the request.
@@ -181,14 +187,99 @@ async def answer_rows(
     fields: dict[str, Any] = {**settings, "tags": check_settings("rows", settings).tags}  # they may be an iterator
     rows = cut_rows(inputs)
     timeout_s = fields.pop("timeout_s", None)
-    deadline_ns, now_ns = None, clock()
+    deadline_ns, now_ns = None, chain.clock()
     if timeout_s is not None:
         deadline_ns = deadline_after(now_ns, timeout_s)
     elif offered.slo is not None and (slo_ns := offered.slo.slo_ns) is not None:
         deadline_ns = now_ns + slo_ns
+    requests = [Request(row, deadline_ns=deadline_ns, **fields) for row in rows]
+    return join_rows(await _RowCalls(chain, places, requests).answers(default_concurrency(offered.full_load)))
 
-    async def ask(row: Any) -> Any:
-        response = await places.call(Request(row, deadline_ns=deadline_ns, **fields))
-        return response.outputs
 
-    return join_rows(await answer_all(rows, ask, default_concurrency(offered.full_load), return_exceptions=False))
+class _RowCalls:
+    """Requests of one caller that needs all answers: futures of the batcher, without a task for each.
+
+    Args:
+        chain: of the stack that is asked.
+        places: its places.
+        requests: a row each.
+    """
+
+    def __init__(self, chain: Chain, places: PlaceQueue, requests: list[Request]) -> None:
+        self._chain = chain
+        self._places = places
+        self._requests = requests
+        self._sent = 0
+        self._running: set[asyncio.Future[Any]] = set()
+        self._outputs: dict[int, Any] = {}
+        self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def answers(self, concurrency: int) -> list[Any]:
+        """Send at most so many at a time, and return all outputs; the first error ends what is left."""
+        try:
+            for _ in self._requests[:concurrency]:
+                self._send()
+            await self._end
+        except BaseException:
+            self._end = asyncio.get_running_loop().create_future()  # instead of one that has the error
+            self._end.cancel()
+            _cancel(self._running)
+            if self._running:
+                await asyncio.wait(self._running)
+            raise
+        return [self._outputs[number] for number in range(len(self._requests))]
+
+    def _send(self) -> None:
+        number = self._sent
+        self._sent += 1
+        request = self._requests[number]
+        if self._chain.batcher is None or not self._places.is_free_for(request):
+            self._send_later(number)
+            return
+        try:
+            passage = self._chain.open_request(request, None)
+        except Overloaded:  # of a layer that does not say so beforehand
+            self._send_later(number)
+            return
+        self._follow(asyncio.ensure_future(passage.awaited), number, passage)
+
+    def _send_later(self, number: int) -> None:
+        self._follow(asyncio.ensure_future(self._places.call(self._requests[number])), number, None)
+
+    def _follow(self, future: asyncio.Future[Any], number: int, passage: Passage | None) -> None:
+        self._running.add(future)
+        future.add_done_callback(functools.partial(self._completed, number, passage))
+
+    def _completed(self, number: int, passage: Passage | None, future: asyncio.Future[Any]) -> None:
+        self._running.discard(future)
+        try:
+            if not self._take(number, passage, future) or self._end.done():
+                return
+            if self._sent < len(self._requests):
+                self._send()
+            elif len(self._outputs) == len(self._requests):
+                self._end.set_result(None)
+        except BaseException as error:  # noqa: BLE001 - it is raised where all of them are awaited
+            if not self._end.done():
+                self._end.set_exception(error)
+        finally:
+            del future, passage  # the error's traceback holds this frame, and they hold it and the inputs
+
+    def _take(self, number: int, passage: Passage | None, future: asyncio.Future[Any]) -> bool:
+        """Take the outcome of a row; false where it was sent again."""
+        try:
+            outcome = future.result()
+        except BaseException as error:
+            response = None if passage is None else self._chain.failed(passage, error)
+            if response is not None:
+                self._outputs[number] = response.outputs
+            elif isinstance(error, Overloaded) and passage is not None and not self._end.done():
+                self._send_later(number)  # it gave way to a more urgent request
+                return False
+            else:
+                raise
+        else:
+            self._outputs[number] = outcome.outputs if passage is None else self._chain.outputs(passage, outcome)
+        finally:
+            del future, passage  # likewise
+        return True

@@ -1,9 +1,9 @@
 cimport cython
-from streaminfer.batching.assembly._prepare_cy cimport prepare
 from streaminfer.batching.queue._queue_cy cimport RequestQueue
 from streaminfer.batching.queue._ticket_cy cimport Ticket
 
 cdef long long _NEVER
+cdef frozenset _NUMBERS
 
 cdef class DispatchState:
     cdef public Py_ssize_t free
@@ -19,6 +19,7 @@ cdef class Submission:
     cdef bint _in_order
     cdef bint _plain
     cdef object _assembler
+    cdef object _number_dtype
     cdef long long _slo_ns
     cdef object _enter
     cdef object _reject

@@ -11,7 +11,9 @@ from asyncio import get_running_loop
 from collections.abc import Callable, Hashable
 from typing import Any, NoReturn
 
-from streaminfer.batching.assembly._prepare_cy import prepare
+from numpy import ndarray
+
+from streaminfer.batching.assembly._prepare_cy import SCALARS, prepare
 from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import NEVER, Ticket
 from streaminfer.batching.queue.request_outcomes import RequestOutcomes
@@ -22,6 +24,7 @@ __all__ = ["DispatchState", "Submission"]
 
 # C variables in the compiled module, not visible from Python
 _NEVER = NEVER
+_NUMBERS = frozenset("biufc")  # kinds of dtypes
 
 
 class DispatchState:
@@ -33,8 +36,6 @@ class DispatchState:
         pipelines: a batch may be sent before a worker is free.
         timer_ns: when the timer is due; ``NEVER``: it is not set.
     """
-
-    __slots__ = ("free", "is_scheduled", "pipelines", "timer_ns")  # which a slotted dispatcher needs, uncompiled
 
     free: int
     is_scheduled: bool
@@ -90,6 +91,7 @@ class Submission:
         self._outcomes = outcomes
         self._assembler: Any = None
         self._plain = True
+        self._number_dtype: Any = None  # of the latest array, which is stacked as it is
         self._slo_ns = -1
         self.loop: asyncio.AbstractEventLoop | None = None
         self.new_future: Callable[[], asyncio.Future[Any]] = asyncio.Future
@@ -146,9 +148,14 @@ class Submission:
             self._reject(present_ns, due_ns)
         bucket = 0
         cost = 0.0
-        if self._stack or not self._plain:
+        if not self._plain or (self._stack and type(inputs) not in SCALARS):
             try:
-                if self._plain:
+                if type(inputs) is ndarray and self._plain:
+                    dtype = inputs.dtype
+                    if dtype is not self._number_dtype:
+                        inputs = prepare(inputs)
+                        self._number_dtype = dtype if dtype.kind in _NUMBERS else None
+                elif self._plain:
                     inputs = prepare(inputs)
                 else:
                     inputs = self._assembler.prepare(inputs)

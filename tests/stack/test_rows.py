@@ -34,13 +34,18 @@ def test_the_answer_keeps_its_rows(rows):
     assert np.array_equal(answers, inputs * 2)
 
 
-def test_a_row_ends_with_its_own_batch():
+def test_a_row_is_no_task_and_ends_with_its_own_batch():
     async def main(loop):
         async with stack_of(ScriptedBackend(duration_s=0.1), loop, max_batch_size=2) as stack:
-            await stack.rows(np.zeros((6, 1), np.float32))
-            return stack.statistics()["Telemetry"].latency
+            tasks = len(asyncio.all_tasks())
+            call = asyncio.ensure_future(stack.rows(np.zeros((6, 1), np.float32)))
+            await asyncio.sleep(0.05)
+            added = len(asyncio.all_tasks()) - tasks
+            await call
+            return added, stack.statistics()["Telemetry"].latency
 
-    latency = run(main)
+    added, latency = run(main)
+    assert added == 2  # the call, and the batch that runs
     assert (latency.count, latency.min, latency.max) == pytest.approx((6, 0.1, 0.3), rel=1e-2)
 
 

@@ -3,8 +3,20 @@ cimport cython
 cdef long long _RATE_WINDOW, _LIMITS_KEPT, _REASONS_KEPT, _RUNNING, _NO_BATCH
 cdef double _INFINITE
 
-@cython.locals(so_far=cython.longlong)
-cdef object _count(dict counts, object reason, long long count)
+@cython.final
+cdef class _ReasonCounts:
+    cdef list names
+    cdef long long[::1] counts
+    cdef dict _numbers
+
+    @cython.locals(known=object, number=int)
+    cdef int add(self, object reason, long long count) except -1
+
+    @cython.locals(number=Py_ssize_t)
+    cdef int _number_of(self, object reason) except -1
+
+    @cython.locals(number=Py_ssize_t)
+    cdef dict by_reason(self)
 
 # final: calls from C look for no override
 @cython.final
@@ -15,12 +27,15 @@ cdef class EventRing:
     cdef int[::1] _priority
     cdef long long _limits_seen
     cdef long long[::1] _start_ns, _end_ns, _worker, _expected_ns
-    cdef int[::1] _size, _queued
+    cdef int[::1] _size, _queued, _reason
     cdef signed char[::1] _ok
-    cdef object _reasons, _recent_drops
-    cdef dict _released, _dropped
-    cdef long long _rows
-    cdef list _free
+    cdef _ReasonCounts _released
+    cdef long long[::1] _drop_ns, _drop_count
+    cdef int[::1] _drop_reason
+    cdef long long _drop_entries
+    cdef _ReasonCounts _dropped
+    cdef long long _rows, _free_count
+    cdef long long[::1] _free
     cdef dict _outlived
 
     @cython.locals(slot=cython.longlong)
@@ -39,7 +54,7 @@ cdef class EventRing:
     @cython.locals(slot=cython.longlong)
     cpdef object started(self, long long number, long long now_ns)
 
-    @cython.locals(at_ns=cython.longlong, more=cython.longlong)
+    @cython.locals(number=int, entries=cython.longlong, last=cython.longlong, slot=cython.longlong)
     cpdef object dropped(self, long long now_ns, object reason, long long count=*)
 
     @cython.locals(kept=cython.longlong, passed=cython.longlong)
@@ -54,4 +69,13 @@ cdef class EventRing:
     @cython.locals(kept=cython.longlong, back=cython.longlong, slot=cython.longlong, classes=dict)
     cpdef dict recent_classes(self)
 
-    cdef long long _take_row(self) except *
+    @cython.locals(
+        free=cython.longlong[::1], count=cython.longlong, lowest=cython.longlong, row=cython.longlong,
+        position=cython.longlong, child=cython.longlong)
+    cdef long long _take_row(self) noexcept
+
+    @cython.locals(free=cython.longlong[::1], position=cython.longlong, parent=cython.longlong)
+    cdef object _free_row(self, long long row)
+
+    @cython.locals(larger=cython.longlong[::1], position=cython.longlong)
+    cdef object _grow(self)
