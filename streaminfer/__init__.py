@@ -159,25 +159,7 @@ _HOMES = {
     "stack": ["Stack"],
     "telemetry": ["SLO", "CostMeter", "LatencyHistogram", "RollingHistogram", "Telemetry"],
 }
-_MODULES = {
-    name: name
-    for name in (
-        "backends",
-        "batching",
-        "caching",
-        "errors",
-        "loadtest",
-        "notebook",
-        "placement",
-        "resilience",
-        "routing",
-        "serving",
-        "simulation",
-        "streams",
-        "telemetry",
-        "testing",
-    )
-}
+_MODULES = {name: name for name in __all__ if not any(name in names for names in _HOMES.values())}
 
 
 if not TYPE_CHECKING:  # type checkers know the names from the block above, and refuse others

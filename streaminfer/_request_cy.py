@@ -15,6 +15,8 @@ from streaminfer.errors import InvalidInput
 
 __all__ = ["Request", "Response", "Timings", "check_priority", "make_request", "make_response", "with_deadline"]
 
+_FIELDS = ("inputs", "deadline_ns", "priority", "stream_id", "tenant", "subject", "tags", "key", "store")
+
 
 class Request:
     """One request for one answer; it never carries a batch axis.
@@ -104,19 +106,9 @@ class Request:
 
     def replace(self, **changes: Any) -> Request:
         """A copy with some fields changed; layers never change a request, another route may still need it."""
-        fields: dict[str, Any] = {
-            "deadline_ns": self.deadline_ns,
-            "priority": self.priority,
-            "stream_id": self.stream_id,
-            "tenant": self.tenant,
-            "subject": self.subject,
-            "tags": self.tags,
-            "key": self.key,
-            "store": self.store,
-        }
-        inputs = changes.pop("inputs", self.inputs)
+        fields: dict[str, Any] = {name: getattr(self, name) for name in _FIELDS}
         fields.update(changes)
-        return Request(inputs, **fields)
+        return Request(fields.pop("inputs"), **fields)
 
     def __repr__(self) -> str:
         parts = [_brief(self.inputs)]

@@ -8,9 +8,9 @@ import asyncio
 import concurrent.futures
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 from streaminfer._internal.validation import check_duration
 from streaminfer._runtime.stopping import STOP_LIMIT_S
@@ -20,6 +20,8 @@ from streaminfer.errors import Closed
 from streaminfer.request import CallSettings, MapSettings, Request, Response
 
 __all__ = ["BlockingStack"]
+
+T = TypeVar("T")
 
 
 class BlockingStack:
@@ -60,10 +62,9 @@ class BlockingStack:
         **settings: Unpack[MapSettings],
     ) -> list[Any]:
         """Send many requests, with results in their order; settings and errors as :meth:`Stack.map`."""
-        results: list[Any] = self._wait_for(
+        return self._wait_for(
             self.stack.map(inputs, concurrency=concurrency, return_exceptions=return_exceptions, **settings)
         )
-        return results
 
     def rows(self, inputs: Any, **settings: Unpack[MapSettings]) -> Any:
         """Send a request of several rows, all or none, as :meth:`Stack.rows`."""
@@ -71,8 +72,7 @@ class BlockingStack:
 
     def call(self, request: Request, *, timeout_s: float | None = None) -> Response:
         """Send one request and return the whole response, as :meth:`Stack.call`."""
-        response: Response = self._wait_for(self.stack.call(request, timeout_s=timeout_s))
-        return response
+        return self._wait_for(self.stack.call(request, timeout_s=timeout_s))
 
     def statistics(self) -> StackStatistics:
         """Return a frozen snapshot of every layer, taken between two turns of the stack's loop."""
@@ -81,10 +81,9 @@ class BlockingStack:
             return self.stack.statistics()
 
         try:
-            statistics: StackStatistics = self._wait_for(take(), while_closing=True)
+            return self._wait_for(take(), while_closing=True)
         except Closed:  # no loop runs
-            statistics = self.stack.statistics()
-        return statistics
+            return self.stack.statistics()
 
     def start(self) -> None:
         """Start the stack on an event loop in a thread of its own, and return when it accepts requests.
@@ -225,7 +224,7 @@ class BlockingStack:
         self._check_thread()
         return self._loop
 
-    def _wait_for(self, coroutine: Any, *, while_closing: bool = False) -> Any:
+    def _wait_for(self, coroutine: Coroutine[Any, Any, T], *, while_closing: bool = False) -> T:
         try:
             self._check_process()
             with self._lock:

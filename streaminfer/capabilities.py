@@ -114,7 +114,6 @@ class Objective(Protocol):
     @property
     def slo_ns(self) -> int | None:
         """Nanoseconds from which a `Stack` stamps the deadline of requests that bring none; ``None``: no objective."""
-        ...
 
 
 class StreamStates(Protocol):
@@ -122,19 +121,15 @@ class StreamStates(Protocol):
 
     def reset_stream(self, stream_id: Hashable) -> None:
         """The next request of the stream starts from the initial state; nothing happens where there is none."""
-        ...
 
     def end_stream(self, stream_id: Hashable) -> None:
         """The stream is over: its place is free for another; nothing happens where there is none."""
-        ...
 
     def export_state(self, stream_id: Hashable) -> Any:
         """Return a copy of its state, as `import_state` of another keeper of the same model takes it."""
-        ...
 
     def import_state(self, stream_id: Hashable, state: Any) -> None:
         """The next request of the stream goes on from ``state``."""
-        ...
 
 
 class Residency(NamedTuple):
@@ -180,27 +175,22 @@ class ModelTensor(Protocol):
     @property
     def name(self) -> str:
         """As the model says."""
-        ...
 
     @property
     def dtype(self) -> Any:
         """NumPy's type of callers' arrays; object for text; ``None`` where it is no tensor."""
-        ...
 
     @property
     def row_shape(self) -> tuple[int | str | None, ...]:
         """Shape in one request, without the batch axis; a size that is a name or ``None`` is free."""
-        ...
 
     @property
     def is_optional(self) -> bool:
         """Whether a request may leave it out."""
-        ...
 
     @property
     def is_bfloat16(self) -> bool:
         """Whether the model has bfloat16 where callers have float32."""
-        ...
 
 
 class ModelTensors(NamedTuple):

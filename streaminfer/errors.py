@@ -54,7 +54,13 @@ class DeadlineExceeded(StreamInferError, TimeoutError):  # noqa: N818 - the fiel
     """The deadline of the request passed before an answer was there."""
 
 
-class Overloaded(StreamInferError):  # noqa: N818
+class _RefusedAtOnce(StreamInferError):  # noqa: N818
+    def __init__(self, message: str = "", *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Overloaded(_RefusedAtOnce):
     """The request was refused at once because there was no place for it.
 
     Attributes:
@@ -62,21 +68,13 @@ class Overloaded(StreamInferError):  # noqa: N818
             unknown.
     """
 
-    def __init__(self, message: str = "", *, retry_after_s: float | None = None) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
 
-
-class CircuitOpen(StreamInferError):  # noqa: N818
+class CircuitOpen(_RefusedAtOnce):
     """The request was refused at once because what it would ask is known to be broken.
 
     Attributes:
         retry_after_s: seconds until the next probe is let through; never negative. ``None``: unknown.
     """
-
-    def __init__(self, message: str = "", *, retry_after_s: float | None = None) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
 
 
 class BackendError(StreamInferError):

@@ -77,7 +77,6 @@ class Service(Protocol):
 
     async def call(self, request: Request) -> Response:
         """Answers the request or raises a :class:`~streaminfer.StreamInferError`."""
-        ...
 
 
 @runtime_checkable
@@ -95,7 +94,6 @@ class Backend(Protocol):
             An array with a leading batch axis, a mapping or tuple of such arrays, or a list with one result, or one
             exception, per row, in order.
         """
-        ...
 
 
 @runtime_checkable
@@ -104,7 +102,6 @@ class Layer(Protocol):
 
     def wrap(self, inner: Any) -> Any:
         """What callers use instead of ``inner``; its state is the layer's, shared by all that it wraps."""
-        ...
 
 
 class _FixedObjective(NamedTuple):

@@ -192,7 +192,7 @@ def serve(workload: Workload, policy: PolicyName | Literal["early_drop"], seed: 
         )
         service: BatchedService = batcher.wrap(device)
         if policy == "early_drop":
-            service.change(None, workload.cap, EarlyDrop(workload), service._assembler)
+            service.change(None, workload.cap, EarlyDrop(workload), service._calls.assembler)
 
         def note(number: int) -> Callable[[asyncio.Future[Any]], None]:
             def done(future: asyncio.Future[Any]) -> None:

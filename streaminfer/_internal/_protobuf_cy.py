@@ -21,8 +21,6 @@ class ProtobufWriter:
     Fields of protobuf 3 that hold their default (0, "") may be left out by the caller.
     """
 
-    __slots__ = ("_buffer",)
-
     def __init__(self) -> None:
         self._buffer = bytearray()
 
@@ -78,8 +76,6 @@ class ProtobufWriter:
 
 class _FieldReader:
     """A message that is read from its start."""
-
-    __slots__ = ("_size", "_view", "position")
 
     def __init__(self, view: bytes | memoryview) -> None:
         self._view = view

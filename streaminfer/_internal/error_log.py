@@ -17,8 +17,6 @@ class ErrorLog:
         logger: name of the log.
     """
 
-    __slots__ = ("_logged", "_logger")
-
     def __init__(self, logger: str) -> None:
         self._logger = logger
         self._logged: set[tuple[str, type[BaseException]]] = set()

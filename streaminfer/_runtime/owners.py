@@ -20,8 +20,6 @@ __all__ = ["last_owner", "start_owned"]
 class _Ownership:
     """Owners of one part, and the start or stop that is in progress."""
 
-    __slots__ = ("busy", "busy_loop", "owners", "part")
-
     def __init__(self, part: Any) -> None:
         self.part = part  # so that its id remains its own
         self.owners: dict[int, asyncio.AbstractEventLoop] = {}

@@ -17,6 +17,8 @@ cdef class Passage:
     cdef list _tokens
     cdef bint _is_counted
 
+    cdef object _end(self, object outputs, object error)
+
 @cython.final
 cdef class Chain:
     cdef tuple _enters

@@ -42,8 +42,6 @@ class Passage:
         ticket: of the batcher, where that is the terminal.
     """
 
-    __slots__ = ("_chain", "_is_counted", "_receive", "_tokens", "awaited", "request", "ticket")
-
     request: Request
     awaited: Any
     ticket: Any
@@ -58,37 +56,28 @@ class Passage:
 
     def set_result(self, outputs: Any) -> None:
         """Take the outputs from the batch."""
+        self._end(outputs, None)
+
+    def set_exception(self, error: BaseException) -> None:
+        """Take the error with which the batcher ends it."""
+        self._end(None, error)
+
+    def cancel(self) -> None:
+        """End it with ``CancelledError``; nothing where it has ended."""
+        self._end(None, asyncio.CancelledError())
+
+    def _end(self, outputs: Any, error: BaseException | None) -> None:
         receive = self._receive
         chain = self._chain
         if receive is None or chain is None:
             return
         self._receive = None
         response = None
-        outcome: BaseException | None = None
         try:
-            response = chain.response(self, outputs)
-        except BaseException as error:  # noqa: BLE001 - of a layer: it is the outcome
-            outcome = error
-        _tell(receive, response, outcome)
-
-    def set_exception(self, error: BaseException) -> None:
-        """Take the error with which the batcher ends it."""
-        receive = self._receive
-        chain = self._chain
-        if receive is None or chain is None:
-            return
-        self._receive = None
-        outcome: BaseException = error
-        try:
-            response = chain.failed(self, error)
+            response = chain.response(self, outputs) if error is None else chain.failed(self, error)
         except BaseException as raised:  # noqa: BLE001 - of a layer: it is the outcome
-            response = None
-            outcome = raised
-        _tell(receive, response, outcome if response is None else None)
-
-    def cancel(self) -> None:
-        """End it with ``CancelledError``; nothing where it has ended."""
-        self.set_exception(asyncio.CancelledError())
+            error = raised
+        _tell(receive, response, error if response is None else None)
 
 
 class Chain:
@@ -113,25 +102,6 @@ class Chain:
         batcher: as above.
         clock: as above.
     """
-
-    __slots__ = (
-        "_batcher_has_clock",
-        "_call",
-        "_enters",
-        "_exits",
-        "_objective",
-        "_refuse",
-        "_source",
-        "_submit",
-        "_validate",
-        "_validate_at",
-        "_wait",
-        "batcher",
-        "clock",
-        "idle",
-        "in_flight",
-        "loop",
-    )
 
     def __init__(
         self,

@@ -15,7 +15,6 @@ from streaminfer._runtime.pending_calls import DeadlineCalls
 from streaminfer._runtime.stopping import STOP_LIMIT_S, end_tasks, seconds_left, stop_all, stop_within
 from streaminfer._stack.many_calls import PlaceQueue
 from streaminfer.errors import DeadlineExceeded
-from streaminfer.protocols import adapt
 from streaminfer.request import Request, Response, passed_on_arrival, time_left_s
 
 if TYPE_CHECKING:
@@ -88,11 +87,9 @@ class StackRun:
                 await timer.time_kernels(self._stack.load_kernels)  # before the heap is frozen
                 self._hold = serving_process.enter(self.loop)
                 for part, name in zip(self._parts, names, strict=True):
-                    if adapt(part).starts:
-                        timer.begin(part, name)
-                    await start_owned(self._stack, part)
+                    with timer.time(part, name):
+                        await start_owned(self._stack, part)
                     started.append(part)
-                    timer.end()
             self._stack.statistics()  # loads what a snapshot is made of: the first one must not hold up requests
         except BaseException:
             self.state = "stopping"  # or another start would be given parts that are about to stop

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
 from streaminfer.protocols import Admission, Clock
@@ -19,7 +19,7 @@ class ServedStack(Protocol):
 
     clock: Clock
 
-    def __call__(self, inputs: Any, **settings: Unpack[CallSettings]) -> Awaitable[Any]:
+    async def __call__(self, inputs: Any, **settings: Unpack[CallSettings]) -> Any:
         """Answers one request."""
 
     async def call(self, request: Request, *, timeout_s: float | None = None) -> Response:

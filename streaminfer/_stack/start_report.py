@@ -1,9 +1,10 @@
 """How long the parts of a `Stack` took to start, for its statistics and its log."""
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -90,7 +91,7 @@ class StartTimer:
         self._part: Any = None
         self._name = ""
         self._handle: asyncio.TimerHandle | None = None
-        self._began_s = self._part_began_s = 0.0
+        self._began_s = 0.0
 
     def __enter__(self) -> Self:
         self._began_s = self._now_s()
@@ -113,23 +114,16 @@ class StartTimer:
         if seconds >= KERNELS_FROM_S:
             self._parts.append(PartStart("kernels", seconds))
 
-    def begin(self, part: Any, name: str) -> None:
-        """A part starts."""
-        self._part, self._name, self._part_began_s = part, name, self._now_s()
-
-    def end(self) -> None:
-        """It has started; nothing where none began."""
-        if self._part is None:
-            return
-        calibration = adapt(self._part).calibration
-        self._parts.append(
-            PartStart(
-                self._name,
-                self._now_s() - self._part_began_s,
-                calibration if isinstance(calibration, CalibrationStatistics) else None,
-            )
-        )
+    @contextlib.contextmanager
+    def time(self, part: Any, name: str) -> Iterator[None]:
+        """Measure the start of a part; nothing of one that has none."""
+        self._part, self._name, began_s = part, name, self._now_s()
+        yield
         self._part = None
+        if adapt(part).starts:
+            given = adapt(part).calibration
+            calibration = given if isinstance(given, CalibrationStatistics) else None
+            self._parts.append(PartStart(name, self._now_s() - began_s, calibration))
 
     def report(self) -> StartReport:
         """All parts, innermost first; logged in one line."""

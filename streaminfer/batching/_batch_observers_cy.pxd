@@ -1,14 +1,10 @@
 cimport cython
 from streaminfer.batching.queue._ticket_cy cimport Execution as CExecution, Ticket as CTicket
 
-cdef class _SetupShare:
-    cdef long long uses
-    cdef object work
-
 cdef class BatchObservers:
     cdef object __weakref__
     cdef tuple _observers
-    cdef dict _shares
+    cdef dict _works
     cdef object _failures
 
     cpdef add(self, object observer)
@@ -28,5 +24,5 @@ cdef class BatchObservers:
 
     cdef object _tell_end(self, list told, object work, long long now_ns)
 
-    @cython.locals(size=Py_ssize_t, known=_SetupShare)
+    @cython.locals(size=Py_ssize_t, uses=cython.longlong)
     cdef object _work_of(self, CExecution execution, object assembler, object expected_ns, int bucket)

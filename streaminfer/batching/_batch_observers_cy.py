@@ -5,7 +5,6 @@ One source, compiled with the C types of ``_batch_observers_cy.pxd`` or run as i
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +17,7 @@ __all__ = ["BatchObservers", "batch_work", "setup_share"]
 
 _REFRESH_EVERY = 64
 _LOAD = BatchWork(setup_share=1.0)
+_NEW = 0, BatchWork()
 
 
 class BatchObservers:
@@ -27,11 +27,9 @@ class BatchObservers:
         source: name of the model, for the log.
     """
 
-    __slots__ = ("_failures", "_observers", "_shares")
-
     def __init__(self, source: str) -> None:
         self._observers: tuple[BatchObserver, ...] = ()
-        self._shares: dict[tuple[int, int], _SetupShare] = {}  # by size and bucket
+        self._works: dict[tuple[int, int], tuple[int, BatchWork]] = {}  # by size and bucket: uses, and the latest
         self._failures = ListenerFailures("streaminfer", f"batcher of {source!r}")
 
     def add(self, observer: BatchObserver) -> None:
@@ -93,24 +91,11 @@ class BatchObservers:
         self, execution: Execution, assembler: Assembler, expected_ns: Callable[[int, int], int] | None, bucket: int
     ) -> BatchWork:
         size = len(execution.tickets)
-        known = self._shares.get((size, bucket))
-        if known is None:
-            known = self._shares[size, bucket] = _SetupShare()
-        if known.uses % _REFRESH_EVERY == 0:
-            share = 0.0 if expected_ns is None else setup_share(size, assembler, expected_ns, bucket)
-            known.work = BatchWork(share)
-        known.uses += 1
-        return known.work if assembler.plain else batch_work(execution, assembler, known.work.setup_share)
-
-
-class _SetupShare:
-    """Work of a batch of one size, with a share of set-up that is computed now and then: durations change slowly."""
-
-    __slots__ = ("uses", "work")
-
-    def __init__(self) -> None:
-        self.uses = 0
-        self.work = BatchWork()
+        uses, work = self._works.get((size, bucket), _NEW)
+        if uses % _REFRESH_EVERY == 0:  # durations change slowly
+            work = BatchWork(0.0 if expected_ns is None else setup_share(size, assembler, expected_ns, bucket))
+        self._works[size, bucket] = uses + 1, work
+        return work if assembler.plain else batch_work(execution, assembler, work.setup_share)
 
 
 def batch_work(execution: Execution, assembler: Assembler, share: float) -> BatchWork:
@@ -128,13 +113,7 @@ def batch_work(execution: Execution, assembler: Assembler, share: float) -> Batc
         costs = [ticket.cost for ticket in execution.tickets]
         total = sum(costs)
         return BatchWork(share, costs, filling * total / size) if total else BatchWork(share, None, filling)
-    buckets, first = assembler.buckets, inputs[0]
-    if type(first) is dict:
-        name = next(name for name, value in first.items() if buckets.is_ragged(name, value))
-        lengths = [row[name].shape[buckets.axis] for row in inputs]
-    else:
-        lengths = [row.shape[buckets.axis] for row in inputs]
-    padded = buckets.lengths[bisect_left(buckets.lengths, max(lengths))]
+    lengths, padded = assembler.buckets.lengths_of(inputs)
     return BatchWork(share, lengths, (size + filling) * padded - sum(lengths))
 
 

@@ -37,8 +37,6 @@ class DispatchState:
         timer_ns: when the timer is due; ``NEVER``: it is not set.
     """
 
-    __slots__ = ("free", "is_scheduled", "pipelines", "timer_ns")
-
     free: int
     is_scheduled: bool
     pipelines: bool
@@ -68,21 +66,6 @@ class Submission:
         stopping: nothing more is accepted.
         submitted: how many requests came so far.
     """
-
-    __slots__ = (
-        *(
-            "_assembler",
-            "_dispatcher",
-            "_enter",
-            "_in_order",
-            "_make_room",
-            "_number_dtype",
-            "_outcomes",
-            "_plain",
-            "_queue",
-        ),
-        *("_reject", "_slo_ns", "_stack", "clock", "loop", "new_future", "stopping", "submitted"),
-    )
 
     def __init__(
         self,

@@ -11,15 +11,15 @@ from numpy import array, ndarray
 
 from streaminfer._internal.own_arrays import own_arrays
 from streaminfer.batching.assembly._prepare_cy import SCALARS
-from streaminfer.batching.assembly.assembler import AssembledBatch, Assembler
-from streaminfer.batching.assembly.model_calls import ModelCalls, Part
+from streaminfer.batching.assembly.assembler import AssembledBatch
+from streaminfer.batching.assembly.model_calls import ModelCalls
 from streaminfer.batching.assembly.row_isolation import RowIsolator
 from streaminfer.batching.assembly.unbatch import PLAIN, split_rows
 from streaminfer.batching.queue._queue_cy import RequestQueue
-from streaminfer.batching.queue._ticket_cy import NEVER, Execution, Ticket
+from streaminfer.batching.queue._ticket_cy import Execution, Ticket
 from streaminfer.batching.queue.request_outcomes import RequestOutcomes
 from streaminfer.errors import BackendError
-from streaminfer.protocols import Clock, adapt
+from streaminfer.protocols import adapt
 
 __all__ = ["BatchRunner"]
 
@@ -30,13 +30,9 @@ class BatchRunner:
     Not thread-safe: it belongs to one event loop at a time.
 
     Args:
-        inner: the backend or function.
+        calls: of the backend or function.
         queue: the requests.
         outcomes: completes those that get no response.
-        assembler: puts inputs together.
-        stack: the model is given stacked arrays, not lists.
-        source: name of the model, for messages.
-        clock: returns monotonic nanoseconds.
         finish: called with a batch that has ended, when its inputs stood together, its results and its error.
         settle: called when the requests of a batch have been completed that did not end within the call of
             :attr:`run`.
@@ -46,7 +42,6 @@ class BatchRunner:
         is_inline: the model runs on the event loop, within the call of :attr:`run`: a batch function, or a backend that
             answers at once.
         in_threads: the model runs in a thread, to which :attr:`run` hands a batch.
-        copies: outputs are copied before the next call, which may overwrite them.
         context: of the tasks of batches.
         loop: the event loop of these tasks; ``None`` before the first.
         batches: those that run in a task.
@@ -54,67 +49,34 @@ class BatchRunner:
         abandoned_batches: cancelled because no caller was left.
     """
 
-    __slots__ = (
-        *(
-            "_assembler",
-            "_begin_infer",
-            "_calls",
-            "_finish",
-            "_infer",
-            "_infer_now",
-            "_inner",
-            "_isolates",
-            "_outcomes",
-            "_plain",
-        ),
-        "_queue",
-        *("_events", "_settle", "_source", "_stack", "_time"),
-        *("abandoned_batches", "batches", "context", "copies", "in_threads", "is_inline", "isolator", "loop", "run"),
-    )
-
     def __init__(
         self,
-        inner: Any,
+        calls: ModelCalls,
         *,
         queue: RequestQueue,
         outcomes: RequestOutcomes,
-        assembler: Assembler,
-        stack: bool,
-        source: str,
-        clock: Clock,
         finish: Callable[[Execution, int, Any, BaseException | None], None],
         settle: Callable[[], None],
     ) -> None:
-        self._inner = inner
+        self._calls = calls
         self._queue = queue
         self._events = queue.events
         self._outcomes = outcomes
-        self._source = source
-        self._stack = stack
-        self._time = clock
         self._finish = finish
         self._settle = settle
-        self._calls = ModelCalls(inner, stack=stack, assembler=assembler, source=source, clock=clock)
-        self._infer = self._calls.infer
-        self._infer_now = adapt(inner).infer_now
-        self._begin_infer = adapt(inner).begin_infer
-        self.is_inline = self._infer is None or self._infer_now is not None
+        node = adapt(calls.inner)
+        self._infer_now = node.infer_now
+        self._begin_infer = node.begin_infer
+        self.is_inline = calls.infer is None or self._infer_now is not None
         self.in_threads = self._begin_infer is not None
-        self.run: Callable[[Execution], None] = self._call_function if self._infer is None else self._call_backend
-        self.copies = self._calls.copies
-        self.set_assembler(assembler)
-        self._isolates = not adapt(inner).capabilities().isolates_rows
-        self.isolator = RowIsolator(queue, send=self._calls.send, expire=self.expire, fail=outcomes.fail, clock=clock)
+        self.run: Callable[[Execution], None] = self._call_function if calls.infer is None else self._call_backend
+        self._isolates = not node.capabilities().isolates_rows
+        self.isolator = RowIsolator(calls, queue, expire=self.expire, fail=outcomes.fail)
         self.batches: set[Execution] = set()
         self.loop: asyncio.AbstractEventLoop | None = None
         # batches belong to no caller: they must not see the context variables of the one who happened to start them
         self.context = contextvars.Context()
         self.abandoned_batches = 0
-
-    def set_assembler(self, assembler: Assembler) -> None:
-        """Put the inputs of later batches together with another assembler."""
-        self._assembler = self._calls.assembler = assembler
-        self._plain = assembler.plain
 
     def bind_loop(self, loop: asyncio.AbstractEventLoop, now_ns: int) -> None:
         """Run batches on another event loop; those that a closed loop left behind are forgotten."""
@@ -132,16 +94,11 @@ class BatchRunner:
             mixed: called where not all can be stacked.
         """
         chosen = self.isolator.limit(chosen)
-        together = self._assembler.select(chosen, shorter_too) if self._stack else chosen
+        assembler = self._calls.assembler
+        together = assembler.select(chosen, shorter_too) if self._calls.stack else chosen
         if len(together) < len(chosen) and mixed is not None:
             mixed()
-        return self._assembler.within_cost(together)
-
-    def remove(self, execution: Execution) -> bool:
-        """Forget a batch that ended; false where a closed loop left it behind, and its worker is free since."""
-        known = execution in self.batches
-        self.batches.discard(execution)
-        return known
+        return assembler.within_cost(together)
 
     def expire(self, now_ns: int) -> None:
         """Complete the requests whose deadline has passed."""
@@ -187,8 +144,7 @@ class BatchRunner:
             elif kind is ndarray and results.ndim and len(results) == size:
                 rows = [results[0]] if size == 1 else list(results)
             else:
-                padded = 0 if self._plain else self._assembler.padded_size(size)
-                rows = split_rows(results, size, self._source, padded)
+                rows = split_rows(results, size, self._calls.source, self._calls.assembler.padded_size(size))
                 if isinstance(rows, BackendError):
                     error = rows
             if error is None:
@@ -202,17 +158,14 @@ class BatchRunner:
         return error
 
     def _call_backend(self, execution: Execution) -> None:
-        deadline_ns = None if execution.deadline_ns == NEVER else execution.deadline_ns
-        batch = self._calls.make_batch(
-            Part(execution.inputs, [ticket.request for ticket in execution.tickets], deadline_ns, execution.tickets)
-        )
+        batch = self._calls.make_batch(execution)
         if self._begin_infer is not None:
             self._begin(execution, batch, self._begin_infer)
             return
-        infer: Any = self._infer_now or self._infer
+        infer: Any = self._infer_now or self._calls.infer
         try:
             results = infer(batch)
-            if self._infer_now is not None and self.copies:
+            if self._infer_now is not None and self._calls.copies:
                 results = own_arrays(results)
         except BaseException as error:  # noqa: BLE001 - it failed before it awaited anything
             self._fail(execution, execution.started_ns, error)
@@ -234,7 +187,7 @@ class BatchRunner:
     def _ended(self, execution: Execution, batch: AssembledBatch, results: Any, error: BaseException | None) -> None:
         """Finish a batch for which there is no task, or send it again in one."""
         assembled_ns = batch.assembled_ns or execution.started_ns
-        if error is None and self.copies:
+        if error is None and self._calls.copies:
             try:
                 results = own_arrays(results)  # before the worker is free for the next batch
             except Exception as failure:  # noqa: BLE001 - it belongs to this batch's callers
@@ -253,17 +206,18 @@ class BatchRunner:
 
     def _call_function(self, execution: Execution) -> None:
         assembled_ns = execution.started_ns
+        calls = self._calls
         try:
-            if self._stack:
+            if calls.stack:
                 rows = execution.inputs  # numbers, the cheapest of all rows, need no assembler
-                plain = self._plain and type(rows[0]) in SCALARS
-                stacked = array(rows) if plain else self._assembler.assemble(rows)
-                assembled_ns = self._time()
-                results = self._inner(stacked)
+                plain = calls.assembler.plain and type(rows[0]) in SCALARS
+                stacked = array(rows) if plain else calls.assembler.assemble(rows)
+                assembled_ns = calls.clock()
+                results = calls.inner(stacked)
             else:
-                results = self._inner(execution.inputs.copy())  # which it may write to
+                results = calls.inner(execution.inputs.copy())  # which it may write to
             awaitable = type(results) not in PLAIN and inspect.isawaitable(results)
-            if self.copies and not awaitable:
+            if calls.copies and not awaitable:
                 results = own_arrays(results)
         except BaseException as error:  # noqa: BLE001 - it belongs to this batch's callers
             self._fail(execution, assembled_ns, error)
@@ -306,7 +260,7 @@ class BatchRunner:
         try:
             if execution.live:
                 rows = await results
-                if self.copies:  # before the worker is free for the next batch
+                if self._calls.copies:  # before the worker is free for the next batch
                     rows = own_arrays(rows)
             else:  # every caller has gone before the first step: what this takes says nothing of the model
                 self.abandoned_batches += 1

@@ -28,7 +28,6 @@ class BatchedFunction(Protocol):
         key: Hashable = None,
     ) -> Any:
         """Answer one request as a row of a batch."""
-        ...
 
 
 def as_function(service: BatchedService, function: Callable[..., Any]) -> BatchedFunction:

@@ -15,10 +15,9 @@ from streaminfer._runtime.loops import is_virtual
 from streaminfer.batching._batch_observers_cy import BatchObservers
 from streaminfer.batching._submission_cy import Submission
 from streaminfer.batching.assembly.assembler import Assembler
-from streaminfer.batching.assembly.model_calls import make_assembler
+from streaminfer.batching.assembly.model_calls import ModelCalls, make_assembler
 from streaminfer.batching.device.residence import enter_at_start, in_memory
 from streaminfer.batching.dispatcher import Dispatcher
-from streaminfer.batching.next_batch import expected_next_batch
 from streaminfer.batching.policy import Greedy, Policy, adapt_policy
 from streaminfer.batching.policy_change import PolicyChange
 from streaminfer.batching.queue._fair_queue_cy import FairQueue
@@ -57,24 +56,6 @@ class BatchedService(Node):
         calibration: what the latest start measured; ``None`` before it, and where the backend offers no example.
     """
 
-    # with more than thirty attributes in a dict, CPython 3.11 would look each method up again at each call
-    __slots__ = (
-        *("__weakref__", "calibration", "clock", "inner", "events", "slo_ns", "slo_s", "source", "validate"),
-        *("_calibrated_model", "_calibrator", "_configured_policy", "_max_batch_size", "_policy_change", "_policy_for"),
-        *(
-            "_ask_inward",
-            "_assembler",
-            "_device",
-            "_dispatcher",
-            "_fair_queue",
-            "_in_order",
-            "_outcomes",
-            "_plain",
-            "_queue",
-        ),
-        *("_stack", "_submission", "submit"),
-    )
-
     def __init__(
         self,
         inner: Any,
@@ -94,22 +75,18 @@ class BatchedService(Node):
         self.inner = inner
         self.clock = clock
         self.source = name_of(inner)
-        self._stack = stack
-        self._assembler = assembler or make_assembler(inner, stack=stack, max_batch_size=max_batch_size)
+        assembler = assembler or make_assembler(inner, stack=stack, max_batch_size=max_batch_size)
+        self._calls = ModelCalls(inner, stack=stack, assembler=assembler, source=self.source, clock=clock)
         self._queue = RequestQueue(max_queue_size) if weights is None else FairQueue(max_queue_size, weights)
         self._fair_queue = self._queue if isinstance(self._queue, FairQueue) else None
         self.events = self._queue.events
         self._outcomes = RequestOutcomes(self._queue, self.source)
         self._dispatcher = Dispatcher(
-            inner,
+            self._calls,
             queue=self._queue,
             outcomes=self._outcomes,
             policy=policy,
             max_in_flight=max_in_flight,
-            assembler=self._assembler,
-            stack=stack,
-            source=self.source,
-            clock=clock,
             device=device,
         )
         self._policy_change = PolicyChange(self._dispatcher)
@@ -130,9 +107,9 @@ class BatchedService(Node):
             outcomes=self._outcomes,
         )
         self.submit = self._submission.submit
-        self.change(slo_s, max_batch_size, policy, self._assembler)
+        self.change(slo_s, max_batch_size, policy, assembler)
         self.validate: Callable[[Request], None] | None = None
-        if self._assembler.pads and offered.validate is not None:
+        if assembler.buckets is not None and offered.validate is not None:
             self.validate = functools.partial(self._validate_padded, offered.validate)
         self.calibration: CalibrationStatistics | None = None
         self._calibrator: Calibration | None = None
@@ -189,7 +166,7 @@ class BatchedService(Node):
             enforces_deadline=True,
             max_in_flight=self.max_in_flight,
             full_load=self.full_load,
-            next_batch=functools.partial(expected_next_batch, self._dispatcher, self._queue),
+            next_batch=self._dispatcher.next_batch,
             shares_device=self._device is not None,
             full_batch_ns=lambda: self._dispatcher.expectations.upper_estimate_ns(self._max_batch_size),
             observe_batches=self.observe_batches,
@@ -209,7 +186,8 @@ class BatchedService(Node):
             behind: Admission = self._ask_inward(request, now_ns)
             if not behind.ok:
                 return behind
-        bucket = 0 if self._plain else self._assembler.bucket_of(request.inputs)
+        assembler = self._calls.assembler
+        bucket = 0 if assembler.plain else assembler.bucket_of(request.inputs)
         finish_ns = self._dispatcher.predicted_finish_ns(now_ns, bucket, request.stream_id)
         if finish_ns is not None and request.deadline_ns is not None and finish_ns > request.deadline_ns:
             return Admission(False, AdmissionReason.INFEASIBLE, self._dispatcher.retry_after_s(now_ns), finish_ns)
@@ -233,11 +211,10 @@ class BatchedService(Node):
         self.slo_s = slo_s
         self.slo_ns = None if slo_s is None else timeout_ns(slo_s)
         self._max_batch_size = self._dispatcher.full_at = max_batch_size
-        self._assembler = assembler
-        self._plain = assembler.plain
+        self._calls.assembler = assembler
         self._submission.change(self.slo_ns, assembler)
         self._dispatcher.claim.change(self.slo_ns, max_batch_size)
-        self._dispatcher.set_assembler(assembler)
+        self._dispatcher.expectations.plain = assembler.plain
         self._configured_policy = policy
         if self._fair_queue is not None:
             self._fair_queue.horizon = max_batch_size * assembler.bucket_count
@@ -257,7 +234,7 @@ class BatchedService(Node):
 
     def bind_clock(self, clock: Clock) -> None:
         """Take over the clock of a `Stack`."""
-        self.clock = self._dispatcher.clock = self._submission.clock = clock
+        self.clock = self._calls.clock = self._submission.clock = clock
 
     async def start(self) -> None:
         """Run batches of the backend's example inputs, so that nothing is learned on callers, and accept requests.
@@ -364,7 +341,7 @@ class BatchedService(Node):
             self.calibration = await self._calibrator.run(
                 self._make_calibration_service,
                 example,
-                self._assembler,
+                self._calls.assembler,
                 slo_ns=self.slo_ns,
                 learn=self._dispatcher.expectations.learn,
                 limit=self._dispatcher.runner.isolator.set_limit,
@@ -380,14 +357,15 @@ class BatchedService(Node):
             max_queue_size=self._max_batch_size,
             max_in_flight=1,
             slo_s=None,
-            stack=self._stack,
+            stack=self._calls.stack,
             clock=self.clock,
-            assembler=self._assembler,
+            assembler=self._calls.assembler,
         )
 
     def _validate_padded(self, validate: Callable[[Request], None], request: Request) -> None:
         """Validate what the model will see: the inputs as they are padded, and the mask."""
-        shown = self._assembler.as_padded(self._assembler.prepare(request.inputs))
+        assembler = self._calls.assembler
+        shown = assembler.as_padded(assembler.prepare(request.inputs))
         validate(request.replace(inputs=shown))
 
     def _gives_way(self, ticket: Ticket, stream_id: Hashable, priority: int) -> bool:

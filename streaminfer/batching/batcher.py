@@ -378,24 +378,16 @@ class AdaptiveBatcher(Node):
         padded = None if self.preferred_sizes is None else assembler.padded_size
         # no batch has more rows than may be queued, and a plan costs time and memory for each size
         caps = [min(assembler.cap_of(bucket), self.max_queue_size) for bucket in range(assembler.bucket_count)]
-        if self.buckets is None:
-            return Lookahead(
-                caps[0],
-                self.service_time,
-                workers=self.max_in_flight,
-                padded=padded,
-                kind_of=assembler.kind_of if self.stack else None,
-                overhead=self._overhead,
-            )
+        buckets = self.buckets
         return Lookahead(
             self.max_batch_size,
-            list(self.service_time.values()),
+            self.service_time if buckets is None else list(self.service_time.values()),
             workers=self.max_in_flight,
             caps=caps,
-            lengths=self.buckets.lengths,
+            lengths=None if buckets is None else buckets.lengths,
             padded=padded,
-            kind_of=assembler.kind_of,
-            masked=self.buckets.mask is not None,
+            kind_of=assembler.kind_of if self.stack else None,
+            masked=buckets is not None and buckets.mask is not None,
             overhead=self._overhead,
         )
 

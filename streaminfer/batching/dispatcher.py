@@ -1,9 +1,10 @@
 """Release of batches: consults the policy, counts the free workers and keeps the one timer.
 
 There is no task and no polling. A *dispatch* consults the policy until no worker is free or nothing is to be sent. The
-end of a batch frees its worker, and the next dispatch follows when the callers have woken, so that they can join it, or
-before, where they would not make its batch fuller. One loop timer stands for the earliest of all deadlines and of the
-instant at which the policy wants to decide again; with nothing in flight there is none.
+end of a batch frees its worker, and the next dispatch follows when the callers have woken, so that they can join it.
+Where few come back at once, as those that come meanwhile tell, it follows before: the worker would idle for longer than
+many a batch takes. One loop timer stands for the earliest of all deadlines and of the instant at which the policy wants
+to decide again; with nothing in flight there is none.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ from streaminfer._runtime.idle_waiters import IdleWaiters
 from streaminfer._runtime.stopping import seconds_left
 from streaminfer.batching._batch_observers_cy import BatchObservers
 from streaminfer.batching._submission_cy import DispatchState
-from streaminfer.batching.assembly.assembler import Assembler
+from streaminfer.batching.assembly.model_calls import ModelCalls
 from streaminfer.batching.batch_runner import BatchRunner
 from streaminfer.batching.device.claim import Claim
 from streaminfer.batching.device.residence import LiveResidence
@@ -24,15 +25,18 @@ from streaminfer.batching.policy import Decision, Policy
 from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import NEVER, Execution, Ticket
 from streaminfer.batching.queue.request_outcomes import RequestOutcomes
-from streaminfer.batching.returning_callers import ReturningCallers
+from streaminfer.capabilities import NextBatch
 from streaminfer.errors import BackendError
-from streaminfer.protocols import Clock, adapt
+from streaminfer.protocols import adapt
 
 if TYPE_CHECKING:
     from streaminfer.batching.device.device import Device
     from streaminfer.batching.planner.outlook import Outlook
 
 __all__ = ["Dispatcher"]
+
+_FEW = 0.25
+_NEWEST = 0.1  # weight of a batch in the mean of those that return
 
 
 class Dispatcher(DispatchState):
@@ -41,21 +45,17 @@ class Dispatcher(DispatchState):
     Not thread-safe: it belongs to one event loop at a time.
 
     Args:
-        inner: the backend or function that is sent the batches.
+        calls: of the backend or function that is sent the batches.
         queue: the requests.
         outcomes: completes those that get no response.
         policy: decides when a batch is released, and of which requests.
         max_in_flight: how many batches may run at once.
-        assembler: puts inputs together.
-        stack: the model is given stacked arrays, not lists.
-        source: name of the model, for messages.
-        clock: returns monotonic nanoseconds.
         device: which it shares with others; ``None``: the model has its own.
 
     Attributes:
-        clock: returns monotonic nanoseconds; may be replaced.
+        source: name of the model, for messages.
         full_at: so many queued requests are a full batch.
-        returning: how many callers of a batch send another request as soon as they have a response.
+        returning: of the callers of a batch, how many send another request at once; a mean over recent batches.
         expectations: what the policy expects of queue and model, and learns.
         pipeline: the batch that was sent before a worker was free.
         runner: runs the batches.
@@ -65,54 +65,38 @@ class Dispatcher(DispatchState):
         claim: what the device knows of the model, if it is preemptive.
     """
 
-    # with more than thirty attributes in a dict, CPython 3.11 would look each method up again at each call
+    # in a dict beside a compiled base, CPython 3.11 looks each method up again at each call
     __slots__ = (
-        *("__weakref__", "_ask_inward", "_assembler", "_bucket_models", "_device", "_events", "_idle", "_inner"),
-        *("_loop", "_outcomes", "_queue", "_recheck_ns", "_stack", "_timer", "batch_sizes", "claim", "clock"),
+        *("__weakref__", "_ask_inward", "_bucket_models", "_calls", "_device", "_events", "_idle"),
+        *("_loop", "_outcomes", "_queue", "_recheck_ns", "_timer", "batch_sizes", "claim"),
         *("expectations", "full_at", "max_in_flight", "observers", "pipeline", "policy", "residence"),
         *("returning", "runner", "source"),
     )
 
     def __init__(
         self,
-        inner: Any,
+        calls: ModelCalls,
         *,
         queue: RequestQueue,
         outcomes: RequestOutcomes,
         policy: Policy,
         max_in_flight: int,
-        assembler: Assembler,
-        stack: bool,
-        source: str,
-        clock: Clock,
         device: "Device | None" = None,
     ) -> None:
-        self._inner = inner
+        self._calls = calls
         self._device = device
-        self.source = source
+        self.source = calls.source
         self._queue = queue
         self._events = queue.events
         self._outcomes = outcomes
-        self._stack = stack
-        self.clock = clock
-        self.runner = BatchRunner(
-            inner,
-            queue=queue,
-            outcomes=outcomes,
-            assembler=assembler,
-            stack=stack,
-            source=source,
-            clock=self._now,
-            finish=self._finish,
-            settle=self._go_on,
-        )
+        self.runner = BatchRunner(calls, queue=queue, outcomes=outcomes, finish=self._finish, settle=self._go_on)
         self.pipeline = Pipeline()
         self.expectations = Expectations(queue, self.pipeline)
-        self.set_assembler(assembler)
-        self._ask_inward = adapt(inner).capabilities().admission
+        offered = adapt(calls.inner).capabilities()
+        self._ask_inward = offered.admission
         self.max_in_flight = self.free = max_in_flight
         self.full_at = NEVER
-        self.returning = ReturningCallers()
+        self.returning = 1.0
         self.set_policy(policy)
         self._loop: asyncio.AbstractEventLoop  # that of the first request
         self.is_scheduled = False
@@ -123,18 +107,12 @@ class Dispatcher(DispatchState):
         self.batch_sizes: dict[int, int] = {}
         self.observers: BatchObservers | None = None
         swaps = device is not None and device.memory_bytes is not None
-        residency = adapt(inner).capabilities().residency if swaps else None
-        self.residence = None if residency is None else LiveResidence(residency, self, self._now)
-        self.claim = Claim(queue, self.expectations.expected_of_size_ns, adapt(inner).capabilities().background_runs)
+        residency = offered.residency if swaps else None
+        self.residence = None if residency is None else LiveResidence(residency, self, self._now_ns)
+        self.claim = Claim(queue, self.expectations.expected_of_size_ns, offered.background_runs)
 
-    def _now(self) -> int:
-        return self.clock()  # which a stack may replace
-
-    def set_assembler(self, assembler: Assembler) -> None:
-        """Put the inputs of later batches together with another assembler."""
-        self._assembler = assembler
-        self.expectations.plain = assembler.plain
-        self.runner.set_assembler(assembler)
+    def _now_ns(self) -> int:
+        return self._calls.clock()  # which a stack may replace
 
     def set_workers(self, workers: int) -> None:
         """Run so many batches at once from now on; none may run now."""
@@ -146,8 +124,8 @@ class Dispatcher(DispatchState):
         # nor on a device whose next turn may be another model's
         keeps_queue = (
             self._device is None
-            and not self.runner.copies
-            and adapt(self._inner).capabilities().queued_workers == self.max_in_flight
+            and not self._calls.copies
+            and adapt(self._calls.inner).capabilities().queued_workers == self.max_in_flight
         )
         self.policy = policy
         self.expectations.set_policy(policy, keeps_queue=keeps_queue)
@@ -166,8 +144,8 @@ class Dispatcher(DispatchState):
         if self._device is not None:
             self._device.enter(loop, self)
         for execution in self.runner.batches:
-            self._tell_end(execution, self.clock())
-        self.runner.bind_loop(loop, self.clock())
+            self._tell_end(execution, self._calls.clock())
+        self.runner.bind_loop(loop, self._calls.clock())
         self.free = self.max_in_flight
         self.pipeline.batch = None
         self.is_scheduled = False
@@ -188,11 +166,29 @@ class Dispatcher(DispatchState):
         running = () if self.free else self.runner.batches
         return self.expectations.predicted_finish_ns(now_ns, bucket, stream_id, running)
 
+    def next_batch(self, now_ns: int) -> NextBatch:
+        """Return when a worker is expected to be free, and how many requests it would start then beside those queued.
+
+        A free worker has room for one at least; one that only waits for its turn on the device counts as free.
+        """
+        queued = self._queue.queued
+        if self.can_start:
+            return NextBatch(now_ns, max(1, self.full_at * self.free - queued))
+        at_ns = now_ns
+        if not self.free:
+            early = self.pipeline.batch
+            running = [batch for batch in self.runner.batches if batch is not early]
+            ends_ns = (batch.effective_start_ns + self.expected_ns(batch) for batch in running)
+            at_ns = max(now_ns, min(ends_ns, default=now_ns))
+            if early is not None:
+                at_ns += self.expected_ns(early)
+        return NextBatch(at_ns, max(0, self.full_at - queued))
+
     def dispatch(self, now_ns: int | None = None) -> None:
         """Release batches until no worker is free or the policy wants none."""
         self.is_scheduled = False
         if self._device is not None:
-            now_ns = self.clock() if now_ns is None else now_ns
+            now_ns = self._calls.clock() if now_ns is None else now_ns
             self._device.join(self, now_ns)
             if self._device.dispatch(now_ns):
                 self.schedule()
@@ -201,7 +197,7 @@ class Dispatcher(DispatchState):
         self._recheck_ns = NEVER
         while self.free and self._queue.queued:
             if now_ns is None:
-                now_ns = self.clock()
+                now_ns = self._calls.clock()
             decision = self.propose(now_ns)
             if decision is None:
                 break
@@ -212,7 +208,7 @@ class Dispatcher(DispatchState):
                 break
             now_ns = None
         if not self.free and self.pipeline.is_open:
-            self._send_early(self.clock() if now_ns is None else now_ns)
+            self._send_early(self._calls.clock() if now_ns is None else now_ns)
         self.settle()
 
     @property
@@ -263,7 +259,7 @@ class Dispatcher(DispatchState):
 
     def after_load(self, failure: BackendError | None) -> None:
         """Go on after a load; if there is a failure, the next batch fails with it."""
-        if failure is not None and (decision := self.propose(self.clock())) is not None:
+        if failure is not None and (decision := self.propose(self._calls.clock())) is not None:
             self._outcomes.fail(decision.batch, failure)
         self._go_on()
 
@@ -287,7 +283,7 @@ class Dispatcher(DispatchState):
     def _release(
         self, chosen: Sequence[Ticket], reason: str, shorter_too: bool, now_ns: int, *, is_early: bool = False
     ) -> None:
-        if self.runner.isolator.memory_limits or not self.expectations.plain or (self._stack and len(chosen) > 1):
+        if self.runner.isolator.memory_limits or not self.expectations.plain or (self._calls.stack and len(chosen) > 1):
             chosen = self.runner.select(list(chosen), shorter_too, self.expectations.offered.mixed)
         models = self._bucket_models
         if models is None:
@@ -314,15 +310,17 @@ class Dispatcher(DispatchState):
 
     def _finish(self, execution: Execution, assembled_ns: int, results: Any, error: BaseException | None) -> None:
         """Free a batch's worker, complete its requests and learn from it."""
-        inferred_ns = execution.settled_ns or self.clock()
+        inferred_ns = execution.settled_ns or self._calls.clock()
         in_task = execution.task is not None
-        if in_task and not self.runner.remove(execution):
-            return
+        if in_task:
+            if execution not in self.runner.batches:
+                return  # a closed loop left it behind, and its worker is free since
+            self.runner.batches.remove(execution)
         early = self.pipeline.batch
         self._free_worker(execution, early, inferred_ns, succeeded=error is None and not execution.abandoned)
         some_queued = in_task and self._queue.queued > 0
         # a task begins in the next turn of the loop, a thread when it gets the interpreter lock: each as soon as it can
-        first = last = some_queued and (self._queue.queued >= self.full_at or self.returning.are_few)
+        first = last = some_queued and (self._queue.queued >= self.full_at or self.returning < _FEW)
         try:
             if first and not self.runner.in_threads:
                 last = False
@@ -352,21 +350,23 @@ class Dispatcher(DispatchState):
 
     def _after_waking(self, execution: Execution, ended_ns: int, learns: bool, arrivals: int) -> None:
         """Go on when the callers of a batch have woken."""
-        self.returning.count(len(execution.tickets), self._events.arrivals - arrivals)
+        came = (self._events.arrivals - arrivals) / len(execution.tickets)
+        self.returning += _NEWEST * (min(came, 1.0) - self.returning)
         if learns:
             self.expectations.learn_from(execution, ended_ns)
 
     def _tell_end(self, execution: Execution, now_ns: int) -> None:
         if self.observers is not None:
             bucket = self.expectations.bucket_of(execution.tickets)
-            self.observers.end(execution, now_ns, self._assembler, self.expectations.offered.expected_ns, bucket)
+            expected_ns = self.expectations.offered.expected_ns
+            self.observers.end(execution, now_ns, self._calls.assembler, expected_ns, bucket)
 
     def schedule(self) -> None:
         """Dispatch at the end of this turn of the loop, if a batch could be released, of any model on the device."""
         if self.is_scheduled:
             return
         if self._device is not None:
-            now_ns = self.clock()
+            now_ns = self._calls.clock()
             self._recheck_ns = min(self._recheck_ns, self._device.join(self, now_ns))
             if not self._device.may_dispatch(now_ns):
                 return
@@ -385,7 +385,7 @@ class Dispatcher(DispatchState):
     def settle(self) -> None:
         """Set the timer for what is in flight, or end a drain because nothing is."""
         if self._device is not None:
-            self._recheck_ns = min(self._recheck_ns, self._device.join(self, self.clock()))
+            self._recheck_ns = min(self._recheck_ns, self._device.join(self, self._calls.clock()))
         if self._queue.queued == 0 and self._queue.running == 0:
             if self._timer is not None:
                 self._timer.cancel()
@@ -404,12 +404,12 @@ class Dispatcher(DispatchState):
         if self._timer is not None:
             self._timer.cancel()
         self.timer_ns = wanted_ns
-        delay_s = max(wanted_ns - self.clock(), 0) / 1e9
+        delay_s = max(wanted_ns - self._calls.clock(), 0) / 1e9
         self._timer = self._loop.call_later(delay_s, self._on_timer, context=self.runner.context)
 
     def _on_timer(self) -> None:
         # loops fire early by their resolution: a timer for an instant means that the instant has come
-        now_ns = max(self.clock(), self.timer_ns)
+        now_ns = max(self._calls.clock(), self.timer_ns)
         self._timer = None
         self.timer_ns = self._recheck_ns = NEVER
         self.runner.expire(now_ns)

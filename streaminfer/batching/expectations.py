@@ -34,8 +34,6 @@ class Expectations:
         plain: requests have no bucket of lengths.
     """
 
-    __slots__ = ("_absorb", "_pipeline", "_queue", "learn", "offered", "plain")
-
     def __init__(self, queue: RequestQueue, pipeline: Pipeline) -> None:
         self._queue = queue
         self._pipeline = pipeline

@@ -25,8 +25,6 @@ class Pipeline:
         learn: tells the policy what such a batch took; ``None``: it does not learn.
     """
 
-    __slots__ = ("batch", "choose", "effective_start_ns", "learn", "sent")
-
     def __init__(self) -> None:
         self.batch: Execution | None = None
         self.sent = 0

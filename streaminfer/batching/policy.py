@@ -72,7 +72,6 @@ class Policy(Protocol):
             now_ns: the present instant, monotonic.
             free_workers: how many batches may start now, at least 1.
         """
-        ...
 
 
 class PolicyCapabilities(NamedTuple):

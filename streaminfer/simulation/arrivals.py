@@ -78,7 +78,8 @@ def on_off(
     """
     rate = _positive("rate", rate)
     high, low = _positive("on_times", on_times) * rate, _positive("off_times", off_times) * rate
-    return _switching(n, seed, low, _mean("off_s", off_s), high, _mean("on_s", on_s))
+    on_s, off_s = check_duration("on_s", on_s, positive=True), check_duration("off_s", off_s, positive=True)
+    return _switching(n, seed, low, off_s, high, on_s)
 
 
 def bursts(
@@ -97,7 +98,7 @@ def bursts(
     Returns:
         Shape (n,), seconds, ascending.
     """
-    on_s, off_s = _mean("on_s", on_s), _mean("off_s", off_s)
+    on_s, off_s = check_duration("on_s", on_s, positive=True), check_duration("off_s", off_s, positive=True)
     quiet = _positive("rate", rate) / ((on_s * _positive("times", times) + off_s) / (on_s + off_s))
     return _switching(n, seed, quiet, off_s, quiet * times, on_s)
 
@@ -223,10 +224,6 @@ def _instants(name: str, values: ArrayLike) -> NDArray[np.float64]:
 
 def _stream(seed: int) -> np.random.Generator:
     return np.random.default_rng(check_count("seed", seed, at_least=0))
-
-
-def _mean(name: str, value: float) -> float:
-    return check_duration(name, value, positive=True)
 
 
 def _positive(name: str, value: object) -> float:

@@ -20,11 +20,11 @@ import functools
 import inspect
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, overload
 
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
-from streaminfer.batching.assembly._compatibility_cy import are_stackable
+from streaminfer.batching.assembly._compatibility_cy import kind_of
 from streaminfer.batching.assembly.assembler import AssembledBatch, Assembler
 from streaminfer.batching.assembly.buckets import Buckets, as_buckets
 from streaminfer.batching.assembly.unbatch import split_rows
@@ -125,12 +125,12 @@ async def profile(
     budget_ns = budget_s * 1e9 / len(rows)
     found: dict[int, ServiceTime] = {}
     for bucket, alike_rows in sorted(rows.items()):
-        bench = _Bench(inner, alike_rows, assembler, clock or time.monotonic_ns)
-        found[bucket] = await _measure(bench, assembler.sizes_of(bucket), budget_ns)
+        run = functools.partial(_run, inner, alike_rows, assembler, clock or time.monotonic_ns)
+        found[bucket] = await _measure(run, assembler.sizes_of(bucket), budget_ns)
     return found[0] if given is None else {given.lengths[bucket]: times for bucket, times in found.items()}
 
 
-async def _measure(bench: "_Bench", sizes: list[int], budget_ns: float) -> ServiceTime:
+async def _measure(run: Callable[[int], Awaitable[int]], sizes: list[int], budget_ns: float) -> ServiceTime:
     """The curve of one kind of rows."""
     runs: dict[int, list[int]] = {}
     spent_ns = 0
@@ -139,8 +139,8 @@ async def _measure(bench: "_Bench", sizes: list[int], budget_ns: float) -> Servi
             last = max(runs)
             if spent_ns + runs[last][0] * size / last > _FOR_FIRST_RUNS * budget_ns:
                 break
-        await bench.run(size)
-        runs[size] = [await bench.run(size)]
+        await run(size)
+        runs[size] = [await run(size)]
         spent_ns += runs[size][0]
     while True:
         fits = [
@@ -151,50 +151,33 @@ async def _measure(bench: "_Bench", sizes: list[int], budget_ns: float) -> Servi
         if not fits:
             return _curve(runs)
         size = min(fits, key=lambda one: sum(runs[one]))
-        took_ns = await bench.run(size)
+        took_ns = await run(size)
         runs[size].append(took_ns)
         spent_ns += took_ns
 
 
-class _Bench:
-    """Runs batches of the example rows and times them.
-
-    Args:
-        inner: the backend or function.
-        rows: prepared inputs that can stand in one batch.
-        assembler: puts them together.
-        clock: returns monotonic nanoseconds.
-    """
-
-    def __init__(self, inner: Any, rows: list[Any], assembler: Assembler, clock: Clock) -> None:
-        self._inner = inner
-        self._rows = rows
-        self._assembler = assembler
-        self._clock = clock
-        self._backend = is_backend(inner)
-
-    async def run(self, size: int) -> int:
-        """Nanoseconds of one batch, from requests to rows."""
-        inputs = [self._rows[number % len(self._rows)] for number in range(size)]
-        requests = [Request(row) for row in inputs]
-        started_ns = self._clock()
-        if self._backend:
-            assemble = functools.partial(self._assembler.assemble, inputs)
-            results = await self._inner.infer(AssembledBatch(assemble, requests, None, self._clock, size))
-        else:
-            results = self._inner(self._assembler.assemble(inputs))
-            if inspect.isawaitable(results):
-                results = await results
-        rows = split_rows(results, size, type(self._inner).__name__)
-        took_ns = self._clock() - started_ns
-        if isinstance(rows, BackendError):
-            raise rows
-        for row in rows:
-            if isinstance(row, BaseException):
-                raise row
-        if not self._backend:
-            await asyncio.sleep(0)
-        return max(took_ns, _SHORTEST_NS)
+async def _run(inner: Any, rows: list[Any], assembler: Assembler, clock: Clock, size: int) -> int:
+    """Nanoseconds of one batch of rows that can stand together, from requests to rows."""
+    inputs = [rows[number % len(rows)] for number in range(size)]
+    requests = [Request(row) for row in inputs]
+    started_ns = clock()
+    if is_backend(inner):
+        assemble = functools.partial(assembler.assemble, inputs)
+        results = await inner.infer(AssembledBatch(assemble, requests, None, clock, size))
+    else:
+        results = inner(assembler.assemble(inputs))
+        if inspect.isawaitable(results):
+            results = await results
+    outputs = split_rows(results, size, type(inner).__name__)
+    took_ns = clock() - started_ns
+    if isinstance(outputs, BackendError):
+        raise outputs
+    for row in outputs:
+        if isinstance(row, BaseException):
+            raise row
+    if not is_backend(inner):
+        await asyncio.sleep(0)
+    return max(took_ns, _SHORTEST_NS)
 
 
 def _rows(examples: Sequence[Any], inner: Any, assembler: Assembler, stack: bool) -> dict[int, list[Any]]:
@@ -211,7 +194,7 @@ def _rows(examples: Sequence[Any], inner: Any, assembler: Assembler, stack: bool
         if validate is not None:
             validate(Request(seen))
         alike_rows = rows.setdefault(assembler.bucket_of(row), [])
-        if alike_rows and stack and not are_stackable(assembler.as_padded(alike_rows[0]), seen):
+        if alike_rows and stack and kind_of(assembler.as_padded(alike_rows[0])) != kind_of(seen):
             raise ValueError(expected(f"examples[{number}]", "one that can be stacked with the others", example))
         alike_rows.append(row)
     return rows

@@ -1,7 +1,6 @@
 """Result of a simulation: counts, an array per request, an array per batch, and the timeline they make."""
 
-from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import attrs
 import numpy as np
@@ -50,50 +49,6 @@ class SimulationResult:
     batch_workers: NDArray[np.int64]
     reasons: tuple[str, ...]
     workers: int
-
-    @classmethod
-    def of(
-        cls,
-        arrivals_ns: NDArray[np.int64],
-        deadlines_ns: NDArray[np.int64],
-        ends_ns: Sequence[int],
-        drops_ns: Sequence[int],
-        batches: Sequence[tuple[int, int, int, int]],
-        reasons: Sequence[str],
-        *,
-        workers: int,
-    ) -> Self:
-        """Return the result of a run.
-
-        Args:
-            arrivals_ns: by request.
-            deadlines_ns: by request.
-            ends_ns: by request; -1: it got no response.
-            drops_ns: when requests were dropped, ascending.
-            batches: start, end, worker and size of each, in order of their start.
-            reasons: why each was released.
-            workers: how many batches could run at once.
-        """
-        ends = np.array(ends_ns, dtype=np.int64)
-        answered = ends >= 0
-        is_on_time = answered & (ends <= deadlines_ns)
-        on_time, all_answered = int(np.count_nonzero(is_on_time)), int(np.count_nonzero(answered))
-        starts_ns, batch_ends_ns, batch_workers, sizes = np.array(batches, np.int64).reshape(-1, 4).T
-        return cls(
-            on_time=on_time,
-            dropped=arrivals_ns.size - all_answered,
-            late=all_answered - on_time,
-            arrivals_s=arrivals_ns / 1e9,
-            latencies_s=np.where(answered, ends - arrivals_ns, np.nan) / 1e9,
-            is_on_time=is_on_time,
-            drops_s=np.array(drops_ns, dtype=np.int64) / 1e9,
-            batch_sizes=sizes.copy(),
-            batch_starts_s=starts_ns / 1e9,
-            batch_ends_s=batch_ends_ns / 1e9,
-            batch_workers=batch_workers.copy(),
-            reasons=tuple(reasons),
-            workers=workers,
-        )
 
     @property
     def share_on_time(self) -> float:

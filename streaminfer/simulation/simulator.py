@@ -36,14 +36,14 @@ from streaminfer.batching.policy import (
     adapt_policy,
     is_policy,
 )
-from streaminfer.batching.queue._queue_cy import RequestQueue
-from streaminfer.batching.queue._ticket_cy import NEVER, Execution, Ticket
+from streaminfer.batching.queue._ticket_cy import NEVER, Execution
 from streaminfer.batching.service_time.service_time import ServiceTime
 from streaminfer.request import timeout_ns
 from streaminfer.simulation.arrivals import arrivals_in_ns, numbers, priorities_of
+from streaminfer.simulation.model_run import ModelRun
 from streaminfer.simulation.simulation_result import SimulationResult
 
-__all__ = ["CALLER", "durations_in_ns", "simulate"]
+__all__ = ["durations_in_ns", "simulate"]
 
 _FURTHEST_S = 4e9
 
@@ -96,28 +96,21 @@ def simulate(
     max_batch_size = check_count("max_batch_size", max_batch_size)
     workers = check_count("workers", workers)
     deadlines_ns = arrivals_ns + slo_ns if deadlines_s is None else _deadlines_in_ns(deadlines_s, n)
+    durations_ns = durations_in_ns(service_time, max_batch_size)
+    made = _policy(
+        policy, max_batch_size, service_time, workers, check_duration("max_queue_delay_s", max_queue_delay_s)
+    )
     simulation = _Simulation(
-        durations_ns=durations_in_ns(service_time, max_batch_size).tolist(),
-        policy=_policy(
-            policy, max_batch_size, service_time, workers, check_duration("max_queue_delay_s", max_queue_delay_s)
-        ),
-        arrivals_ns=arrivals_ns.tolist(),
-        deadlines_ns=deadlines_ns.tolist(),
-        priorities=priorities_of(priorities, n).tolist(),
-        workers=workers,
+        model=ModelRun(made, arrivals_ns, deadlines_ns, priorities_of(priorities, n)),
+        policy=made,
+        observe=adapt_policy(made).observe,
+        durations_ns=durations_ns.tolist(),
+        free=list(range(workers)),
         noise=check_duration("noise", noise),
         rng=np.random.default_rng(check_count("seed", seed, at_least=0)),
     )
     simulation.run()
-    return SimulationResult.of(
-        arrivals_ns,
-        deadlines_ns,
-        simulation.ends_ns,
-        simulation.drops_ns,
-        simulation.batches,
-        simulation.reasons,
-        workers=simulation.workers,
-    )
+    return simulation.model.result(workers)
 
 
 def durations_in_ns(service_time: ServiceTime, max_batch_size: int) -> NDArray[np.int64]:
@@ -136,126 +129,48 @@ def durations_in_ns(service_time: ServiceTime, max_batch_size: int) -> NDArray[n
 
 @attrs.define(kw_only=True, eq=False)
 class _Simulation:
-    """The clock, the queue, the workers and the record of one run."""
+    """The clock and the workers of one run."""
 
+    model: ModelRun
     policy: Policy
-    arrivals_ns: list[int]
-    deadlines_ns: list[int]
-    priorities: list[int]
+    observe: Callable[..., object] | None
     durations_ns: list[int]
-    workers: int
+    free: list[int]  # heap of workers
     noise: float
     rng: np.random.Generator
-
-    ends_ns: list[int] = attrs.field(init=False)  # by request; -1: never answered
-    drops_ns: list[int] = attrs.field(init=False, factory=list)
-    batches: list[tuple[int, int, int, int]] = attrs.field(init=False, factory=list)  # start, end, worker, size
-    reasons: list[str] = attrs.field(init=False, factory=list)
-    queue: RequestQueue = attrs.field(init=False)
-    free: list[int] = attrs.field(init=False)  # heap of workers
     running: list[tuple[int, int, Execution]] = attrs.field(init=False, factory=list)  # heap of end, worker, batch
-    recheck_ns: int = attrs.field(init=False, default=NEVER)
-    observe: Callable[..., object] | None = attrs.field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self.ends_ns = [-1] * len(self.arrivals_ns)
-        self.queue = RequestQueue(max(1, len(self.arrivals_ns)))
-        self.free = list(range(self.workers))
-        self.observe = adapt_policy(self.policy).observe
 
     def run(self) -> None:
         """Moves from event to event until nothing is left to happen."""
-        queue, arrivals_ns, running = self.queue, self.arrivals_ns, self.running
-        following, n = 0, len(arrivals_ns)
+        model, running = self.model, self.running
         while True:
-            now_ns = min(queue.next_deadline_ns, self.recheck_ns)
-            if following < n:
-                now_ns = min(now_ns, arrivals_ns[following])
-            if running:
-                now_ns = min(now_ns, running[0][0])
+            now_ns = min(model.next_ns, running[0][0]) if running else model.next_ns
             if now_ns == NEVER:
-                if queue.queued:
-                    raise RuntimeError(f"{self.policy!r} leaves {queue.queued} requests queued for ever")
+                if model.queue.queued:
+                    raise RuntimeError(f"{self.policy!r} leaves {model.queue.queued} requests queued for ever")
                 return
             while running and running[0][0] <= now_ns:
                 self._finish(now_ns)
-            while following < n and arrivals_ns[following] <= now_ns:
-                self._admit(following, now_ns)
-                following += 1
-            self._expire(now_ns)
-            self._dispatch(now_ns)
-
-    def _admit(self, index: int, now_ns: int) -> None:
-        deadline_ns = self.deadlines_ns[index]
-        if deadline_ns <= now_ns:
-            self.drops_ns.append(now_ns)
-        else:
-            self.queue.admit(None, index, CALLER, now_ns, deadline_ns, self.priorities[index])
-
-    def _expire(self, now_ns: int) -> None:
-        if self.queue.next_deadline_ns <= now_ns:
-            waited = sum(run is None for _, run, _ in self.queue.expire(now_ns))
-            self.drops_ns.extend([now_ns] * waited)
-
-    def _dispatch(self, now_ns: int) -> None:
-        self.recheck_ns = NEVER
-        while self.free and self.queue.queued:
-            decision = self.policy.decide(self.queue, now_ns, len(self.free))
-            for ticket in decision.reject:
-                if ticket.state != "queued":
-                    raise RuntimeError(f"{self.policy!r} refuses {ticket!r}, which does not wait")
-                self.queue.end(ticket)
-                self.drops_ns.append(now_ns)
-            if decision.batch:
+            model.admit(now_ns)
+            while self.free and (decision := model.propose(now_ns, len(self.free))) is not None:
                 self._launch(decision, now_ns)
-            elif not decision.reject:
-                if decision.recheck_ns is not None:
-                    if decision.recheck_ns <= now_ns:
-                        raise RuntimeError(f"{self.policy!r} sends nothing and wants to look again at once")
-                    self.recheck_ns = decision.recheck_ns
-                break
 
     def _launch(self, decision: Decision, now_ns: int) -> None:
-        chosen: Sequence[Ticket] = decision.batch
-        size = len(chosen)
+        size = len(decision.batch)
         if size >= len(self.durations_ns):
             raise RuntimeError(f"{self.policy!r} sends a batch of {size}, above {len(self.durations_ns) - 1}")
-        run = self.queue.take(chosen, now_ns, decision.reason)
-        if len(run.tickets) < size:
-            raise RuntimeError(f"{self.policy!r} sends requests that do not wait")
+        execution = self.model.take(decision.batch, now_ns, decision.reason)
         duration_ns = self.durations_ns[size]
         if self.noise:
             duration_ns = max(1, round(duration_ns * float(np.exp(self.noise * self.rng.standard_normal()))))
-        end_ns = now_ns + duration_ns
-        worker = heappop(self.free)
-        heappush(self.running, (end_ns, worker, run))
-        for index in run.inputs:
-            self.ends_ns[index] = end_ns
-        self.batches.append((now_ns, end_ns, worker, size))
-        self.reasons.append(decision.reason)
+        heappush(self.running, (now_ns + duration_ns, heappop(self.free), execution))
 
     def _finish(self, now_ns: int) -> None:
-        _, worker, run = heappop(self.running)
+        _, worker, execution = heappop(self.running)
         heappush(self.free, worker)
-        if run.live:
-            self.queue.deliver(run, run.inputs, run.started_ns, now_ns)
+        self.model.end(execution, now_ns, worker)
         if self.observe is not None:
-            self.observe(len(run.inputs), now_ns - run.started_ns, now_ns)
-
-
-class _Caller:
-    """Future of every request: it is never cancelled, and the record has the result already."""
-
-    __slots__ = ()
-
-    def done(self) -> bool:
-        return False
-
-    def set_result(self, row: Any) -> None:
-        """Nothing to do."""
-
-
-CALLER = _Caller()
+            self.observe(len(execution.inputs), now_ns - execution.started_ns, now_ns)
 
 
 def _policy(

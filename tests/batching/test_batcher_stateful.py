@@ -146,7 +146,7 @@ async def live(loop, life):
         # the backend runs what it is sent at once, so that a batch may end before its turn
         backend.queued_workers = life.max_in_flight
         policy = AlwaysAhead(life.max_batch_size, life.max_in_flight)
-        service.change(None, life.max_batch_size, policy, service._assembler)
+        service.change(None, life.max_batch_size, policy, service._calls.assembler)
     ends = {}
     unstarted = set()
 

@@ -27,6 +27,7 @@ async def test_the_wait_ends_with_its_time(loop):
     began_ns = loop.clock()
     await waiters.wait(2.5)
     assert loop.clock() - began_ns == 2_500_000_000
+    waiters.wake()
     assert not waiters
 
 

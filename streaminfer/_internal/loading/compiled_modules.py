@@ -7,6 +7,7 @@ holds is looked at here.
 
 import functools
 import importlib.machinery
+import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -33,10 +34,7 @@ class _PlainSources:
         for folder in path:
             source = Path(folder, fullname.rpartition(".")[2] + ".py")
             if source.exists():
-                loader = importlib.machinery.SourceFileLoader(fullname, str(source))
-                spec = importlib.machinery.ModuleSpec(fullname, loader, origin=str(source))
-                spec.has_location = True
-                return spec
+                return importlib.util.spec_from_file_location(fullname, source)
         return None
 
 

@@ -1,9 +1,6 @@
 cimport cython
 
-@cython.locals(kind=object)
-cpdef bint are_stackable(object first, object other)
-
-@cython.locals(simple=bint, taken=list)
+@cython.locals(taken=list)
 cpdef list take_stackable(list tickets, Py_ssize_t limit)
 
 cpdef object kind_of(object row)
@@ -13,7 +10,7 @@ cdef class RaggedCompatibility:
     cdef readonly tuple lengths
     cdef readonly object names
 
-    @cython.locals(length=Py_ssize_t, bucket=Py_ssize_t, ndim=Py_ssize_t, shape=tuple)
+    @cython.locals(bucket=Py_ssize_t, ndim=Py_ssize_t, shape=tuple)
     cpdef Py_ssize_t bucket_of(self, object inputs)
 
     @cython.locals(taken=list, bucket=Py_ssize_t, own=Py_ssize_t)
@@ -22,8 +19,6 @@ cdef class RaggedCompatibility:
     cpdef object kind_of(self, object row)
 
     cdef object _kinds_of(self, object row)
-
-    cdef bint _is_of(self, object kinds, object row) except -1
 
     @cython.locals(shape=tuple, ndim=Py_ssize_t, axis=Py_ssize_t)
     cdef object _kind_of(self, object name, object value)

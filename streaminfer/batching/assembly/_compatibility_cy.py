@@ -9,27 +9,12 @@ comparisons; runs once per request.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import Any
 
 from numpy import ndarray
 
-__all__ = ["RaggedCompatibility", "are_stackable", "kind_of", "take_stackable"]
-
-
-def are_stackable(first: Any, other: Any) -> bool:
-    """Whether two rows can be stacked."""
-    kind = type(first)
-    if type(other) is not kind:
-        return False
-    if kind is ndarray:
-        return bool(first.dtype == other.dtype and first.shape == other.shape)
-    if kind is dict:
-        if len(first) != len(other):
-            return False
-        for name, value in first.items():
-            if name not in other or not are_stackable(value, other[name]):
-                return False
-    return True
+__all__ = ["RaggedCompatibility", "kind_of", "take_stackable"]
 
 
 def kind_of(row: Any) -> Any:
@@ -50,19 +35,14 @@ def take_stackable(tickets: list[Any], limit: int) -> list[Any]:
         limit: the most to take, at least 1.
     """
     first = tickets[0].inputs
-    kind = type(first)
-    simple = kind is not ndarray and kind is not dict
+    kind = kind_of(first)
     taken = []
     for ticket in tickets:
         row = ticket.inputs
-        if simple:
-            if type(row) is not kind:
-                continue
-        elif row is not first and not are_stackable(first, row):
-            continue
-        taken.append(ticket)
-        if len(taken) == limit:
-            break
+        if row is first or kind_of(row) == kind:
+            taken.append(ticket)
+            if len(taken) == limit:
+                break
     return taken
 
 
@@ -97,13 +77,8 @@ class RaggedCompatibility:
         ndim = len(shape)
         if not -ndim <= self.axis < ndim:
             return -1
-        length = shape[self.axis]
-        bucket = 0
-        for longest in self.lengths:
-            if length <= longest:
-                return bucket
-            bucket += 1
-        return -1
+        bucket = bisect_left(self.lengths, shape[self.axis])
+        return bucket if bucket < len(self.lengths) else -1
 
     def choose(self, tickets: list[Any], limit: int, shorter_too: bool) -> list[Any]:
         """The first tickets, in their order, whose rows can be padded and stacked with the first one's.
@@ -122,7 +97,7 @@ class RaggedCompatibility:
             own = self.bucket_of(row)
             if own != bucket and not (shorter_too and 0 <= own < bucket):
                 continue
-            if row is first or self._is_of(kinds, row):
+            if row is first or self._kinds_of(row) == kinds:
                 taken.append(ticket)
                 if len(taken) == limit:
                     break
@@ -137,17 +112,6 @@ class RaggedCompatibility:
         if type(row) is not dict:
             return self._kind_of(None, row)
         return {name: self._kind_of(name, value) for name, value in row.items()}
-
-    def _is_of(self, kinds: Any, row: Any) -> bool:
-        """Whether a row has the kinds of another one."""
-        if type(kinds) is not dict or type(row) is not dict:
-            return bool(type(row) is not dict and self._kind_of(None, row) == kinds)
-        if len(row) != len(kinds):
-            return False
-        for name, kind in kinds.items():  # noqa: SIM110 - all() would make a generator
-            if name not in row or self._kind_of(name, row[name]) != kind:
-                return False
-        return True
 
     def _kind_of(self, name: Any, value: Any) -> Any:
         if type(value) is not ndarray or not (name is None or self.names is None or name in self.names):

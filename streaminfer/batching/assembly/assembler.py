@@ -14,10 +14,9 @@ the order of arrival are moved again. What it would save is the copy's share of 
 """
 
 import math
-from bisect import bisect_left
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,16 +25,14 @@ from streaminfer._internal.text import has_text
 from streaminfer._internal.validation import check_ascending, check_count, expected
 from streaminfer.batching.assembly._compatibility_cy import RaggedCompatibility, kind_of, take_stackable
 from streaminfer.batching.assembly._prepare_cy import prepare
-from streaminfer.batching.assembly.row_costs import first_within
+from streaminfer.batching.assembly.buckets import Buckets, row_bytes
+from streaminfer.batching.assembly.buffers import BufferPool
+from streaminfer.batching.assembly.padding import make_mask, pad_rows
+from streaminfer.batching.assembly.row_costs import CostLimit, first_within
 from streaminfer.batching.assembly.stacking import only_axis, stack_column
 from streaminfer.batching.queue._ticket_cy import Ticket, departed
 from streaminfer.errors import InvalidInput
 from streaminfer.request import Batch, Request
-
-if TYPE_CHECKING:
-    from streaminfer.batching.assembly.buckets import Buckets
-    from streaminfer.batching.assembly.buffers import BufferPool
-    from streaminfer.batching.assembly.row_costs import CostLimit
 
 __all__ = ["AssembledBatch", "Assembler"]
 
@@ -125,20 +122,17 @@ class Assembler:
         stack: bool,
         batch_axes: Mapping[str, int],
         max_batch_size: int,
-        buckets: "Buckets | None" = None,
+        buckets: Buckets | None = None,
         max_batch_bytes: int | None = None,
         preferred_sizes: Sequence[int] | None = None,
-        cost_limit: "CostLimit | None" = None,
+        cost_limit: CostLimit | None = None,
     ) -> None:
         self._sizes: tuple[int, ...] = ()
         if preferred_sizes is not None:
             what = f"ascending whole numbers from 1 to max_batch_size={max_batch_size}"
             self._sizes = check_ascending("preferred_sizes", preferred_sizes, what, at_most=max_batch_size)
         if max_batch_bytes is not None:
-            from streaminfer.batching.assembly.buckets import row_bytes  # noqa: PLC0415 - only who bounds bytes or pads loads these
-
             check_count("max_batch_bytes", max_batch_bytes)
-            self._row_bytes = row_bytes
         given = {"buckets": buckets, "max_batch_bytes": max_batch_bytes, "preferred_sizes": preferred_sizes}
         if not stack:
             for name, value in given.items():
@@ -152,14 +146,11 @@ class Assembler:
         self._axes = batch_axes
         self.buckets = buckets
         self._max_bytes = max_batch_bytes
-        self._pool: BufferPool | None = None
+        self._pool = BufferPool(_POOL_BYTES)
         if buckets is None:
             self._ragged: RaggedCompatibility | None = None
             self._caps = [self._largest(max_batch_size)]
             return
-        from streaminfer.batching.assembly import padding  # noqa: PLC0415
-
-        self._padding = padding
         self._ragged = RaggedCompatibility(buckets.lengths, buckets.axis, buckets.inputs)
         elements = buckets.max_elements
         if elements is not None and self.padded_size(1) * buckets.lengths[-1] > elements:
@@ -170,18 +161,11 @@ class Assembler:
             self._largest(max_batch_size if elements is None else min(max_batch_size, elements // length))
             for length in buckets.lengths
         ]
-        if buckets.mask is not None:
-            self._windows = [padding.mask_windows(length, buckets.mask_dtype) for length in buckets.lengths]
 
     @property
     def bucket_count(self) -> int:
         """How many length buckets there are; 1 without."""
         return 1 if self.buckets is None else len(self.buckets.lengths)
-
-    @property
-    def pads(self) -> bool:
-        """Whether rows are padded, and a mask perhaps added, before the model sees them."""
-        return self.buckets is not None
 
     def prepare(self, inputs: Any) -> Any:
         """What one request brought, in a form that can stand in a batch.
@@ -242,14 +226,14 @@ class Assembler:
                 real = value.shape[buckets.axis]
                 shown[name] = self._as_padded(name, value, buckets.lengths[bucket], buckets)
         if buckets.mask is not None:
-            shown[buckets.mask] = self._windows[bucket][buckets.lengths[bucket] - real]
+            shown[buckets.mask] = make_mask([real], buckets.lengths[bucket], buckets.mask_dtype)[0]
         return shown
 
-    def _as_padded(self, name: str | None, row: NDArray[Any], length: int, buckets: "Buckets") -> NDArray[Any]:
+    def _as_padded(self, name: str | None, row: NDArray[Any], length: int, buckets: Buckets) -> NDArray[Any]:
         real = row.shape[buckets.axis]
         if real == length:
             return row
-        whole: NDArray[Any] = self._pad(name, [row], [real], 0, buckets)[0]
+        whole: NDArray[Any] = self._pad(name, [row], ([real], length), 0, buckets)[0]
         return whole
 
     def sizes_of(self, bucket: int) -> list[int]:
@@ -284,18 +268,17 @@ class Assembler:
             return take_stackable(tickets, self._caps[0])
         first = tickets[0].inputs
         limit = self._caps[self.bucket_of(first)]
-        loose = False
-        if self._max_bytes is not None:
-            loose = has_text(first)
-            if not loose:
-                limit = self._largest(min(limit, self._max_bytes // max(self._bytes(first), 1)))
         chosen = (
             take_stackable(tickets, limit) if self._ragged is None else self._ragged.choose(tickets, limit, shorter_too)
         )
-        if not loose:
+        if self._max_bytes is None:
             return chosen
-        assert self._max_bytes is not None  # noqa: S101 - looked at above
-        return first_within(chosen, lambda ticket: self._bytes(ticket.inputs), self._max_bytes, self.padded_size)
+        own = None if has_text(first) else self._bytes(first)  # shorter rows are padded to it, but texts differ
+
+        def size_of(ticket: Any) -> int:
+            return self._bytes(ticket.inputs) if own is None else own
+
+        return first_within(chosen, size_of, self._max_bytes, self.padded_size)
 
     def within_cost(self, tickets: Sequence[Any]) -> Sequence[Any]:
         """Return the first ticket, and those that a batch may cost with it."""
@@ -323,41 +306,39 @@ class Assembler:
             axis = only_axis(self._axes)
             if self.buckets is None:
                 return self._write(rows, axis)
-            lengths = [row.shape[self.buckets.axis] for row in rows]
-            return self._pad(None, rows, lengths, axis, self.buckets)
+            return self._pad(None, rows, self.buckets.lengths_of(rows), axis, self.buckets)
         axes = self._axes
         if self.buckets is None:
             return {name: self._write([row[name] for row in rows], axes.get(name, 0)) for name in first}
         return self._pad_mapping(rows, self.buckets)
 
-    def _pad_mapping(self, rows: list[Any], buckets: "Buckets") -> dict[str, Any]:
+    def _pad_mapping(self, rows: list[Any], buckets: Buckets) -> dict[str, Any]:
         axes = self._axes
         inputs: dict[str, Any] = {}
-        lengths: list[int] = []
+        ragged = buckets.lengths_of(rows)
         for name, value in rows[0].items():
             column = [row[name] for row in rows]
             if buckets.is_ragged(name, value):
-                lengths = lengths or [row.shape[buckets.axis] for row in column]
-                inputs[name] = self._pad(name, column, lengths, axes.get(name, 0), buckets)
+                inputs[name] = self._pad(name, column, ragged, axes.get(name, 0), buckets)
             else:
                 inputs[name] = self._write(column, axes.get(name, 0))
         if buckets.mask is not None:
-            mask = self._padding.fill_mask(lengths, self._windows[bisect_left(buckets.lengths, max(lengths))])
+            mask = make_mask(*ragged, buckets.mask_dtype)
             axis = axes.get(buckets.mask, 0)
             inputs[buckets.mask] = np.ascontiguousarray(np.moveaxis(mask, 0, axis)) if axis else mask
         return inputs
 
     def _pad(
-        self, name: str | None, rows: list[NDArray[Any]], lengths: list[int], batch_axis: int, buckets: "Buckets"
+        self, name: str | None, rows: list[NDArray[Any]], ragged: tuple[list[int], int], axis: int, buckets: Buckets
     ) -> Any:
+        lengths, length = ragged
         first = rows[0]
-        length = buckets.lengths[bisect_left(buckets.lengths, max(lengths))]
         if min(lengths) == length:
-            return self._write(rows, batch_axis)
-        axis = buckets.axis % first.ndim
-        shape = (*first.shape[:axis], length, *first.shape[axis + 1 :])
-        padded, by_row = self._new(len(rows), shape, first.dtype, batch_axis)
-        self._padding.pad_rows(rows, lengths, axis, buckets.pad_of(name), by_row)
+            return self._write(rows, axis)
+        along = buckets.axis % first.ndim
+        shape = (*first.shape[:along], length, *first.shape[along + 1 :])
+        padded, by_row = self._new(len(rows), shape, first.dtype, axis)
+        pad_rows(rows, lengths, along, buckets.pad_of(name), by_row)
         return padded
 
     def _write(self, rows: list[Any], axis: int) -> Any:
@@ -379,24 +360,14 @@ class Assembler:
         batch_axis %= len(shape) + 1
         whole = (*shape[:batch_axis], count, *shape[batch_axis:])
         large = count * math.prod(shape) * dtype.itemsize >= POOLED_FROM
-        array = self._buffers().take(whole, dtype) if large else np.empty(whole, dtype)
+        array = self._pool.take(whole, dtype) if large else np.empty(whole, dtype)
         return array, np.moveaxis(array, batch_axis, 0) if batch_axis else array
-
-    def _buffers(self) -> "BufferPool":
-        if self._pool is None:
-            from streaminfer.batching.assembly.buffers import BufferPool  # noqa: PLC0415 - only who has large batches loads it
-
-            self._pool = BufferPool(_POOL_BYTES)
-        return self._pool
 
     def _bytes(self, prepared: Any) -> int:
         if self.buckets is None:
-            return int(self._row_bytes(prepared))
-        return int(self._row_bytes(prepared, (self.buckets, self.buckets.lengths[self.bucket_of(prepared)])))
+            return row_bytes(prepared)
+        return row_bytes(prepared, (self.buckets, self.buckets.lengths[self.bucket_of(prepared)]))
 
     def _largest(self, limit: int) -> int:
         """The largest batch that is padded to no more than ``limit`` rows."""
         return max((size for size in self._sizes if size <= limit), default=limit)
-
-    def __repr__(self) -> str:
-        return f"Assembler(caps={self._caps}, buckets={self.buckets}, preferred_sizes={self._sizes or None})"

@@ -14,6 +14,7 @@ belongs to the padding.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping
 from typing import Any
 
@@ -126,6 +127,15 @@ class Buckets:
         if type(value) is not np.ndarray or not -value.ndim <= self.axis < value.ndim:
             return False
         return name is None or self.inputs is None or name in self.inputs
+
+    def lengths_of(self, rows: list[Any]) -> tuple[list[int], int]:
+        """Return the lengths of rows of one batch along the ragged axis, and the length to which they are padded."""
+        first = rows[0]
+        if type(first) is dict:
+            name = next(name for name, value in first.items() if self.is_ragged(name, value))
+            rows = [row[name] for row in rows]
+        lengths = [row.shape[self.axis] for row in rows]
+        return lengths, self.lengths[bisect_left(self.lengths, max(lengths))]
 
     def pad_of(self, name: str | None) -> Any:
         """The number that an input is padded with."""

@@ -122,6 +122,3 @@ class BufferPool:
             self._held_bytes -= len(memory)
             given_up.append(memory)
         return True
-
-    def __repr__(self) -> str:
-        return f"BufferPool({self._held_bytes} of {self._max_bytes} bytes, {len(self._loans)} arrays lent)"

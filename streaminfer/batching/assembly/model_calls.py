@@ -4,33 +4,17 @@ import asyncio
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from streaminfer._internal.own_arrays import own_arrays
 from streaminfer.batching.assembly.assembler import AssembledBatch, Assembler
 from streaminfer.batching.assembly.unbatch import PLAIN, split_rows
-from streaminfer.batching.queue._ticket_cy import Ticket
+from streaminfer.batching.queue._ticket_cy import NEVER, Execution
 from streaminfer.errors import BackendError
 from streaminfer.protocols import Clock, adapt, is_backend
 from streaminfer.request import Batch
 
-__all__ = ["ModelCalls", "Part", "make_assembler"]
-
-
-class Part(NamedTuple):
-    """The requests of a batch, or some of them.
-
-    Attributes:
-        inputs: of each row, prepared.
-        requests: of each row.
-        deadline_ns: the latest deadline of the rows; ``None`` where one has none.
-        tickets: of each row.
-    """
-
-    inputs: list[Any]
-    requests: list[Any]
-    deadline_ns: int | None
-    tickets: list[Ticket]
+__all__ = ["ModelCalls", "make_assembler"]
 
 
 class _PartOfBatch(AssembledBatch):
@@ -52,33 +36,38 @@ class ModelCalls:
         clock: returns monotonic nanoseconds.
 
     Attributes:
-        assembler: puts inputs together; may be replaced.
+        inner: as above.
+        stack: as above.
+        assembler: as above; may be replaced.
+        source: as above.
+        clock: as above; may be replaced.
         copies: the model may reuse its output memory, so outputs are copied before the next call.
         infer: the backend's; ``None`` for a function.
     """
 
     def __init__(self, inner: Any, *, stack: bool, assembler: Assembler, source: str, clock: Clock) -> None:
-        self._inner = inner
-        self._stack = stack
-        self._source = source
-        self._clock = clock
+        self.inner = inner
+        self.stack = stack
         self.assembler = assembler
+        self.source = source
+        self.clock = clock
         self.copies = not adapt(inner).capabilities().returns_new_arrays
         self.infer: Callable[[Batch], Any] | None = inner.infer if is_backend(inner) else None
 
-    def make_batch(self, part: Part, kind: type[AssembledBatch] = AssembledBatch) -> AssembledBatch:
+    def make_batch(self, execution: Execution, kind: type[AssembledBatch] = AssembledBatch) -> AssembledBatch:
         """Return what a backend is given."""
-        size = len(part.inputs)
+        inputs = execution.inputs
+        size = len(inputs)
         return kind(
-            functools.partial(self.assembler.assemble, part.inputs) if self._stack else part.inputs.copy,
-            part.requests,
-            part.deadline_ns,
-            self._clock,
+            functools.partial(self.assembler.assemble, inputs) if self.stack else inputs.copy,
+            [ticket.request for ticket in execution.tickets],
+            None if execution.deadline_ns == NEVER else execution.deadline_ns,
+            self.clock,
             size if self.assembler.plain else self.assembler.padded_size(size),
-            part.tickets,
+            execution.tickets,
         )
 
-    async def send(self, part: Part) -> tuple[list[Any] | BackendError, int]:
+    async def send(self, part: Execution) -> tuple[list[Any] | BackendError, int]:
         """Call the model once, with requests of a batch that failed.
 
         Args:
@@ -90,19 +79,18 @@ class ModelCalls:
         if self.infer is not None:
             batch = self.make_batch(part, _PartOfBatch)
             results = await self.infer(batch)
-            assembled_ns = batch.assembled_ns or self._clock()
+            assembled_ns = batch.assembled_ns or self.clock()
         else:
             await asyncio.sleep(0)  # a function runs on the loop: others have a turn first
             inputs = self.assembler.assemble(part.inputs)
-            assembled_ns = self._clock()
-            results = self._inner(inputs)
+            assembled_ns = self.clock()
+            results = self.inner(inputs)
             if type(results) not in PLAIN and inspect.isawaitable(results):
                 results = await results
         if self.copies:
             results = own_arrays(results)
         size = len(part.inputs)
-        padded = 0 if self.assembler.plain else self.assembler.padded_size(size)
-        return split_rows(results, size, self._source, padded), assembled_ns
+        return split_rows(results, size, self.source, self.assembler.padded_size(size)), assembled_ns
 
 
 def make_assembler(inner: Any, **settings: Any) -> Assembler:

@@ -15,14 +15,12 @@ toward neither bound: each halves the limit.
 """
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from streaminfer.batching.assembly.model_calls import Part
+from streaminfer.batching.assembly.model_calls import ModelCalls
 from streaminfer.batching.queue._queue_cy import RequestQueue
-from streaminfer.batching.queue._ticket_cy import NEVER, Execution, Ticket
+from streaminfer.batching.queue._ticket_cy import Execution, Ticket
 from streaminfer.errors import BackendError, CircuitOpen, Closed, DeadlineExceeded, MissingExtra, Overloaded
-from streaminfer.protocols import Clock
 
 __all__ = ["RowIsolator", "is_out_of_memory"]
 
@@ -39,11 +37,10 @@ class RowIsolator:
     """Sends failed batches again in parts; belongs to one dispatcher and its event loop.
 
     Args:
+        calls: of the model.
         queue: the requests in flight.
-        send: runs a part; its result is the rows, or an error for all of them, and when the inputs stood together.
         expire: ends requests whose deadline has passed at an instant.
         fail: ends requests with copies of an error that was raised at an instant.
-        clock: returns monotonic nanoseconds.
 
     Attributes:
         split_batches: batches that were sent again in parts.
@@ -54,18 +51,16 @@ class RowIsolator:
 
     def __init__(
         self,
+        calls: ModelCalls,
         queue: RequestQueue,
         *,
-        send: Callable[[Part], Awaitable[tuple[list[Any] | BackendError, int]]],
         expire: Callable[[int], None],
         fail: Callable[[Sequence[Ticket], BaseException, int], None],
-        clock: Clock,
     ) -> None:
+        self._calls = calls
         self._queue = queue
-        self._send = send
         self._expire = expire
         self._fail = fail
-        self._clock = clock
         self.unsplit = 0
         self._unsplit_left = 0
         self.tell_limit: Callable[[int, int], None] | None = None
@@ -104,9 +99,9 @@ class RowIsolator:
         while parts:
             rows, failure = parts.popleft()
             if sent >= most or (sent >= _VAIN_PARTS and not succeeded):
-                self._fail([execution.tickets[row] for row in rows], failure, self._clock())
+                self._fail([execution.tickets[row] for row in rows], failure, self._calls.clock())
                 continue
-            now_ns = self._clock()
+            now_ns = self._calls.clock()
             rows = self._awaited(execution, rows, now_ns)
             if not rows:
                 continue
@@ -122,12 +117,12 @@ class RowIsolator:
                 most = 2 * size
                 parts.extendleft((half, raised) for half in reversed(_halves(rows)))
             elif isinstance(raised, _NOT_OF_A_ROW):  # a breaker opened, for one: no part will pass
-                self._fail([execution.tickets[row] for row in rows], raised, self._clock())
+                self._fail([execution.tickets[row] for row in rows], raised, self._calls.clock())
                 sent = most
             elif len(rows) > 1:
                 parts.extend((half, raised) for half in _halves(rows))
             else:
-                self._fail([execution.tickets[rows[0]]], raised, self._clock())
+                self._fail([execution.tickets[rows[0]]], raised, self._calls.clock())
         if succeeded:
             self.succeeded()
         elif sent:
@@ -148,24 +143,19 @@ class RowIsolator:
         """Run some rows as a batch of their own and hand out their results; returns what was raised for all."""
         part = Execution()
         part.tickets.extend(execution.tickets[row] for row in rows)
+        part.inputs.extend(execution.inputs[row] for row in rows)
+        part.deadline_ns = max(ticket.deadline_ns for ticket in part.tickets)
         part.effective_start_ns = now_ns
-        latest_ns = max(ticket.deadline_ns for ticket in part.tickets)
-        sent = Part(
-            [execution.inputs[row] for row in rows],
-            [ticket.request for ticket in part.tickets],
-            None if latest_ns == NEVER else latest_ns,
-            part.tickets,
-        )
         execution.settled_ns = 0
         try:
-            results, assembled_ns = await self._send(sent)
+            results, assembled_ns = await self._calls.send(part)
         except Exception as error:  # noqa: BLE001 - it is halved, or handed to the callers of this part
             if is_out_of_memory(error):
                 self._learn_limit(part.tickets)
             return error
         if isinstance(results, BackendError):
             return results
-        ended_ns, execution.settled_ns = execution.settled_ns or self._clock(), 0
+        ended_ns, execution.settled_ns = execution.settled_ns or self._calls.clock(), 0
         if self._queue.next_deadline_ns <= ended_ns:
             self._expire(ended_ns)
         self._queue.deliver(part, results, assembled_ns, ended_ns)

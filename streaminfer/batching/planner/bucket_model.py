@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 from streaminfer._internal.units import NEVER_NS
 from streaminfer.batching.queue._feasibility_cy import DurationTable
 from streaminfer.batching.service_time._batch_means_cy import BatchMeans
-from streaminfer.batching.service_time._curve_cy import add_share
 from streaminfer.batching.service_time.latency_model import size_steps
 from streaminfer.batching.service_time.service_time import ServiceTime
 
@@ -69,27 +68,6 @@ class BucketModel:
         sure_ns: what even a batch of one surely takes: with less time left, a request cannot be on time.
         learns: whether the service time learns.
     """
-
-    __slots__ = (
-        "_compare_from",
-        "_mean",
-        "_padded",
-        "_version",
-        "_workers",
-        "cap",
-        "durations",
-        "learns",
-        "recent",
-        "service_time",
-        "slow",
-        "slow_steps",
-        "spread",
-        "steps",
-        "sure_ns",
-        "timetable",
-        "upper",
-        "upper_timetable",
-    )
 
     def __init__(self, cap: int, service_time: Any, *, workers: int, padded: Callable[[int], int] | None) -> None:
         self.cap = cap
@@ -159,8 +137,9 @@ class BucketModel:
             steps = size_steps(largest)
             self.recent.expect(mean, steps if self._padded is None else steps[self._padded])
         self._mean = mean
-        planned = np.empty(best + 1, np.int64)
-        add_share(mean, best + 1, min(model.deviation, _LARGEST_SAFETY) if self.learns else 0.0, planned)
+        planned = mean[: best + 1]
+        if self.learns:
+            planned = planned + (planned * min(model.deviation, _LARGEST_SAFETY)).astype(np.int64)
         self._set(planned, upper[: best + 1])
 
     def limit_rows(self, most: int) -> None:
@@ -253,9 +232,6 @@ class BucketModel:
 
     def _steps_of(self, durations: NDArray[np.int64]) -> NDArray[np.int64]:
         return durations if self._workers == 1 else np.maximum(durations // self._workers, 1)
-
-    def __repr__(self) -> str:
-        return f"BucketModel({self.cap}, {self.service_time!r})"
 
 
 def lend_durations(models: Sequence[BucketModel], lengths: Sequence[int] | None) -> bool:

@@ -40,8 +40,6 @@ class PipelineOverhead:
         overhead_ns: nanoseconds by which a pipelined batch is ready earlier.
     """
 
-    __slots__ = ("_alone", "_compared", "_in_a_row", "_size", "overhead_ns")
-
     def __init__(self) -> None:
         self.overhead_ns = 0
         self._in_a_row = 0
@@ -103,6 +101,3 @@ class PipelineOverhead:
                 self.overhead_ns += round(_NEWEST_AT_BOUND * (early_ns - self.overhead_ns))
             self.overhead_ns = max(min(self.overhead_ns, alone_ns // 2), 0)
         return busy_ns + min(self.overhead_ns, early_ns)
-
-    def __repr__(self) -> str:
-        return f"PipelineOverhead({self.overhead_ns / 1e6:.3f} ms)"

@@ -22,8 +22,6 @@ _HUSKS_KEPT = 64
 class DeadlineHeap:
     """The live tickets with a deadline, earliest first; not thread-safe."""
 
-    __slots__ = ("_heap", "_husks")
-
     def __init__(self) -> None:
         self._heap: list[Ticket] = []
         self._husks = 0

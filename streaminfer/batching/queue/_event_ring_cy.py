@@ -50,8 +50,6 @@ _INFINITE = float("inf")
 class _ReasonCounts:
     """Reasons by number, and how often each was given since the start."""
 
-    __slots__ = ("_numbers", "counts", "names")
-
     def __init__(self) -> None:
         self.names: list[Any] = []
         self.counts: MutableSequence[int] = array("q", [0]) * (_REASONS_KEPT + 1)
@@ -98,38 +96,6 @@ class EventRing:
     Raises:
         TypeError, ValueError: not a power of two.
     """
-
-    __slots__ = (
-        "_arrival_batch",
-        "_arrival_ns",
-        "_drop_count",
-        "_drop_entries",
-        "_drop_ns",
-        "_drop_reason",
-        "_dropped",
-        "_end_ns",
-        "_expected_ns",
-        "_free",
-        "_free_count",
-        "_limit_ns",
-        "_limits",
-        "_limits_seen",
-        "_ok",
-        "_outlived",
-        "_priority",
-        "_queued",
-        "_reason",
-        "_released",
-        "_rows",
-        "_size",
-        "_start_ns",
-        "_worker",
-        "arrivals",
-        "batches",
-        "drops",
-        "releases",
-        "requests",
-    )
 
     def __init__(self, requests: int = 8192, batches: int = 2048) -> None:
         self.requests = _power_of_two("requests", requests)

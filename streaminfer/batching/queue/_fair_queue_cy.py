@@ -54,8 +54,6 @@ class FairQueue(RequestQueue):
         horizon: how many queued tickets a policy is shown, ≥ 1.
     """
 
-    __slots__ = ("_finish_tags", "_many", "_virtual", "_weights", "horizon")
-
     def __init__(self, max_size: int, weights: Mapping[Hashable, float]) -> None:
         RequestQueue.__init__(self, max_size)
         self.horizon = max_size
@@ -73,11 +71,7 @@ class FairQueue(RequestQueue):
 
     def batch_if_all_on_time(self, table: DurationTable, now_ns: int) -> list[Ticket] | None:
         """The first batch, if all in it are on time."""
-        size = table.cap
-        if size > self.horizon:
-            size = self.horizon
-        if size > self.queued:
-            size = self.queued
+        size = min(table.cap, self.horizon, self.queued)
         batch = RequestQueue.first(self, size)
         ends_ns = now_ns + table.durations[size]
         for ticket in batch:

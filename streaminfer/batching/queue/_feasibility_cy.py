@@ -33,8 +33,6 @@ class DurationTable:
         cap: the largest batch.
     """
 
-    __slots__ = ("cap", "durations", "steps")
-
     def __init__(self, durations: NDArray[np.int64], steps: NDArray[np.int64]) -> None:
         # read through the buffer, an entry is an int of Python: one of NumPy's would reach timers and timings
         self.durations = durations.data

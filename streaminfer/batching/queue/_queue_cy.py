@@ -43,8 +43,6 @@ _NEWEST = 0.2  # its weight in the recent mean
 class _Level:
     """The queued tickets of one priority, oldest first."""
 
-    __slots__ = ("count", "head", "priority", "tail")
-
     def __init__(self, priority: int) -> None:
         self.priority = priority
         self.head: Ticket | None = None
@@ -66,20 +64,6 @@ class RequestQueue:
         failed: how many were delivered an exception as their row so far.
         batch_s: recent mean duration of delivered batches in seconds, about the last ten; 0.0 before the first.
     """
-
-    __slots__ = (
-        "_deadlines",
-        "_levels",
-        "_order",
-        "_recent",
-        "batch_s",
-        "events",
-        "failed",
-        "max_size",
-        "queued",
-        "running",
-        "succeeded",
-    )
 
     def __init__(self, max_size: int) -> None:
         self.max_size = max_size

@@ -21,8 +21,6 @@ class StreamOrder:
         held_back: how many wait for an earlier request of their stream.
     """
 
-    __slots__ = ("_tails", "held_back")
-
     def __init__(self) -> None:
         self.held_back = 0
         self._tails: dict[Hashable, Ticket] = {}

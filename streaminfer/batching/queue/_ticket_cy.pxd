@@ -9,7 +9,7 @@ cdef class Execution:
     cdef readonly list inputs
     cdef readonly Py_ssize_t live
     cdef readonly long long started_ns
-    cdef readonly long long deadline_ns
+    cdef public long long deadline_ns
     cdef public object task
     cdef public bint begun
     cdef public bint abandoned

@@ -35,28 +35,6 @@ class Ticket:
         tag: its place in the order of streams that take turns; only in a `FairQueue`.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_arrival",
-        "_follower",
-        "_held",
-        "_live",
-        "_next",
-        "_previous",
-        "_queued",
-        "_stream_id",
-        "bucket",
-        "cost",
-        "deadline_ns",
-        "execution",
-        "future",
-        "inputs",
-        "priority",
-        "request",
-        "tag",
-        "timings",
-    )
-
     request: Any
     inputs: Any
     future: Any
@@ -111,22 +89,6 @@ class Execution:
         observed: what the observers of batches keep of it; ``None``: there are none.
     """
 
-    __slots__ = (
-        "abandoned",
-        "begun",
-        "deadline_ns",
-        "effective_start_ns",
-        "inputs",
-        "live",
-        "observed",
-        "predecessor_end_ns",
-        "sequence",
-        "settled_ns",
-        "started_ns",
-        "task",
-        "tickets",
-    )
-
     def __init__(self) -> None:
         self.tickets: list[Ticket] = []
         self.inputs: list[Any] = []
@@ -141,9 +103,6 @@ class Execution:
         self.predecessor_end_ns = 0
         self.settled_ns = 0
         self.observed: Any = None
-
-    def __repr__(self) -> str:
-        return f"Execution({len(self.tickets)} rows, {self.live} live)"
 
 
 def departed(tickets: Sequence[Ticket], now_ns: int) -> list[int]:

@@ -29,11 +29,6 @@ class RequestOutcomes:
         closed: requests that a stop ended.
     """
 
-    __slots__ = (
-        *("_events", "_queue", "_source"),
-        *("cancelled", "closed", "deadline_exceeded", "failed", "rejected"),
-    )
-
     def __init__(self, queue: RequestQueue, source: str) -> None:
         self._queue = queue
         self._events = queue.events

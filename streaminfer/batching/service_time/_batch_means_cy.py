@@ -30,8 +30,6 @@ class BatchMeans:
         work_ns: how long the batches of a mean take together, all steps counted.
     """
 
-    __slots__ = ("_counts", "_expected", "_left_ns", "_steps", "_totals_ns", "_work_ns")
-
     def __init__(self, work_ns: int) -> None:
         self._work_ns = self._left_ns = work_ns
         self._expected: Sequence[int] = array("q", [0])

@@ -9,12 +9,3 @@ cpdef fill_times(tuple sizes, tuple times_s, double slope_s, double[::1] table)
 
 @cython.locals(size=Py_ssize_t, longest=double, time=double, time_ns=double, whole_ns=cython.longlong)
 cpdef fill_whole_ns(const double[::1] table, double unit_ns, long long[::1] whole)
-
-@cython.locals(size=Py_ssize_t, more_ns=cython.longlong)
-cpdef add_share(const long long[::1] durations, Py_ssize_t count, double share, long long[::1] longer)
-
-@cython.locals(length=Py_ssize_t, size=Py_ssize_t, best=Py_ssize_t, highest=double, throughput=double, best_worth=double)
-cpdef Py_ssize_t most_worth(const double[::1] table, const double[::1] worth, double near_best) except -1
-
-@cython.locals(size=Py_ssize_t, least=double)
-cpdef Py_ssize_t last_alike(const double[::1] table, Py_ssize_t best, Py_ssize_t limit, double share) except -1

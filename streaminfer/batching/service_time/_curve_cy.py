@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["add_share", "fill_times", "fill_whole_ns", "last_alike", "most_worth"]
+__all__ = ["fill_times", "fill_whole_ns"]
 
 _LONGEST_NS = 1e17  # three years: sums of a few such instants still fit into int64
 
@@ -70,57 +70,3 @@ def fill_whole_ns(table: NDArray[np.float64], unit_ns: float, whole: NDArray[np.
         whole_ns = int(time_ns + 0.5)
         whole[size] = whole_ns if whole_ns > 0 else 1
     whole[0] = 0
-
-
-def add_share(durations: NDArray[np.int64], count: int, share: float, longer: NDArray[np.int64]) -> None:
-    """Write the first durations, each longer by a share of it.
-
-    Args:
-        durations: shape (n,), int64 nanoseconds.
-        count: how many, at most n.
-        share: 0 or more.
-        longer: shape (count,), int64, written to.
-    """
-    for size in range(count):
-        more_ns = int(durations[size] * share)
-        longer[size] = durations[size] + more_ns
-
-
-def most_worth(table: NDArray[np.float64], worth: NDArray[np.float64], near_best: float) -> int:
-    """Return the size that is worth most among those whose throughput is near the best.
-
-    Args:
-        table: shape (n + 1,), float64, times by size in any unit; entry 0 is not read, the others are positive.
-        worth: at least that long: what a size's throughput counts.
-        near_best: of the best throughput, what is near it.
-    """
-    length = len(table)
-    highest = 0.0
-    for size in range(1, length):
-        throughput = size / table[size]
-        if throughput > highest:
-            highest = throughput
-    best = 1
-    best_worth = -1.0
-    for size in range(1, length):
-        throughput = size / table[size]
-        if throughput >= near_best * highest and throughput * worth[size] > best_worth:
-            best = size
-            best_worth = throughput * worth[size]
-    return best
-
-
-def last_alike(table: NDArray[np.float64], best: int, limit: int, share: float) -> int:
-    """Return the largest size, at most ``limit``, whose throughput is less by a share at most than that of the best.
-
-    Args:
-        table: shape (n + 1,), float64, times by size in any unit; entry 0 is not read, the others are positive.
-        best: a size up to ``limit``.
-        limit: up to n.
-        share: 0 to 1.
-    """
-    least = best / table[best] * (1.0 - share)
-    size = limit
-    while size > best and size / table[size] < least:
-        size -= 1
-    return size

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from streaminfer._internal.validation import expected
-
 __all__ = ["isotonic_curve"]
 
 
@@ -22,17 +20,11 @@ def isotonic_curve(values: Sequence[float], weights: Sequence[float]) -> list[fl
     Args:
         values: any numbers.
         weights: as many, > 0.
-
-    Raises:
-        ValueError: there are more of one than of the other.
     """
-    length = len(values)
-    if len(weights) != length:
-        raise ValueError(expected("weights", f"as many as values, {length}", len(weights)))
     means: list[float] = []
     totals: list[float] = []
     counts: list[int] = []
-    for at in range(length):
+    for at in range(len(values)):
         mean = values[at]
         total = weights[at]
         count = 1

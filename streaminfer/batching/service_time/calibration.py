@@ -20,8 +20,9 @@ accepts them; the batches then warm the model, but the policy is told nothing.
 import asyncio
 import contextlib
 import logging
+import math
 import weakref
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ from streaminfer.batching.assembly.row_isolation import is_out_of_memory
 from streaminfer.batching.service_time.calibration_bench import (
     CalibrationBench,
     CalibrationPolicy,
+    Learn,
     Observation,
     UncountedBackend,
 )
@@ -101,6 +103,27 @@ class CalibrationStatistics(Snapshot):
         return html_table(rows, head=("bucket", "batch size", "median"), caption=caption)
 
 
+@attrs.define(eq=False)
+class _Bucket:
+    """What is known of the batches of one length bucket.
+
+    Attributes:
+        number: of the bucket.
+        length: of the bucket; 0 without buckets.
+        known: seconds by size.
+        warmed: sizes that ran.
+        ended: the last size, and the limit that it exceeded; ``None``: none has.
+        failed: the first size that failed, and how; ``None``: none has.
+    """
+
+    number: int
+    length: int
+    known: dict[int, float] = attrs.field(factory=dict)
+    warmed: set[int] = attrs.field(factory=set)
+    ended: tuple[int, int] | None = None
+    failed: tuple[int, str] | None = None
+
+
 class Calibration:
     """Measures a backend through a service of its own; one for each batcher, used again at each start.
 
@@ -116,10 +139,7 @@ class Calibration:
     def __init__(self, name: str) -> None:
         self.progress = ""
         self._name = name
-        self._known: dict[int, dict[int, float]] = {}
-        self._warmed: set[tuple[int, int]] = set()
-        self._ended: dict[int, tuple[int, int]] = {}  # by length: the last size, and the limit that it exceeded
-        self._failed: dict[int, tuple[int, str]] = {}  # by length: the first size that failed, and how
+        self._buckets: list[_Bucket] = []
 
     async def run(
         self,
@@ -128,7 +148,7 @@ class Calibration:
         assembler: Assembler,
         *,
         slo_ns: int | None,
-        learn: Callable[[int, int, int, bool, int], object] | None,
+        learn: Learn | None,
         limit: Callable[[int, int], None],
         validate: Callable[[Request], None] | None,
         copies: bool,
@@ -157,23 +177,16 @@ class Calibration:
         policy = CalibrationPolicy()
         service = make_service(UncountedBackend(example, self._name, copies), policy)
         limit_ns = LIMIT_NS if slo_ns is None else LIMIT_IN_SLOS * slo_ns
-        bench = CalibrationBench(service, policy, example, assembler, limit_ns)
+        bench = CalibrationBench(service, policy, example, assembler, limit_ns, learn, validate)
         try:
             async with _alone_on_this_loop() if example.exclusive else contextlib.nullcontext():
-                return await self._run(bench, example, learn, limit, validate)
+                return await self._run(bench, limit)
         finally:
             self.progress = ""
             await service.stop(drain=False)
 
-    async def _run(
-        self,
-        bench: CalibrationBench,
-        example: ExampleInputs,
-        learn: Callable[[int, int, int, bool, int], object] | None,
-        limit: Callable[[int, int], None],
-        validate: Callable[[Request], None] | None,
-    ) -> CalibrationStatistics:
-        assembler, clock = bench.assembler, bench.service.clock
+    async def _run(self, bench: CalibrationBench, limit: Callable[[int, int], None]) -> CalibrationStatistics:
+        assembler, example, clock = bench.assembler, bench.example, bench.service.clock
         started_ns = clock()
         note = ""
         skipped: dict[int, tuple[int, ...]] = {}
@@ -182,13 +195,15 @@ class Calibration:
             lengths = (0,) if buckets is None else buckets.lengths
             if example.resize is None and _open_axes(example, buckets):
                 return CalibrationStatistics(note=_OPEN)
-            for bucket, length in enumerate(lengths):
-                skipped[length], is_guess = await self._run_bucket(bench, example, bucket, length, learn, validate)
+            self._buckets = self._buckets or [_Bucket(number, length) for number, length in enumerate(lengths)]
+            for bucket in self._buckets:
+                left, is_guess = await self._run_bucket(bench, bucket)
                 if is_guess:
                     note = _OPEN
-                failed, how = self._failed.get(length, (0, ""))
+                failed, how = bucket.failed or (math.inf, "")
+                skipped[bucket.length] = tuple(size for size in left if size < failed)
                 if how == _NO_MEMORY:
-                    limit(bucket, max(size for size in assembler.sizes_of(bucket) if size < failed))
+                    limit(bucket.number, max(size for size in assembler.sizes_of(bucket.number) if size < failed))
         except (BackendError, InvalidInput) as error:
             if example.is_given:
                 raise BackendError(
@@ -199,8 +214,11 @@ class Calibration:
                 f"example= says what a request brings ({error})"
             )
             _LOGGER.warning(note)
-        for length, (size, how) in self._failed.items():
-            failure = f"a batch of {size}{f' of length {length}' if length else ''} {how}"
+        for bucket in self._buckets:
+            if bucket.failed is None:
+                continue
+            size, how = bucket.failed
+            failure = f"a batch of {size}{f' of length {bucket.length}' if bucket.length else ''} {how}"
             note += f"{note and '; '}{failure}"
             if how != _NO_MEMORY:
                 _LOGGER.warning(
@@ -208,62 +226,42 @@ class Calibration:
                 )
         return CalibrationStatistics(
             (clock() - started_ns) / 1e9,
-            MappingProxyType({length: MappingProxyType(dict(known)) for length, known in self._known.items() if known}),
+            MappingProxyType({it.length: MappingProxyType(dict(it.known)) for it in self._buckets if it.known}),
             MappingProxyType({length: sizes for length, sizes in skipped.items() if sizes}),
             note,
         )
 
-    async def _run_bucket(
-        self,
-        bench: CalibrationBench,
-        example: ExampleInputs,
-        bucket: int,
-        length: int,
-        learn: Callable[[int, int, int, bool, int], object] | None,
-        validate: Callable[[Request], None] | None,
-    ) -> tuple[tuple[int, ...], bool]:
-        """Returns the sizes that were left out because they would take too long, and whether inputs are guessed."""
-        sizes = bench.assembler.sizes_of(bucket)
-        row, is_guess = await self._row(bench, bench.assembler, example, bucket, sizes[0], validate)
-        self._failed.pop(length, None)  # it may succeed by now
-        last, limit_ns = self._ended.get(length, (sizes[-1], 0))
+    async def _run_bucket(self, bench: CalibrationBench, bucket: _Bucket) -> tuple[list[int], bool]:
+        """Returns the sizes that did not run to their end, and whether inputs are guessed."""
+        sizes = bench.assembler.sizes_of(bucket.number)
+        row, is_guess = await self._row(bench, bucket.number, sizes[0])
+        bucket.failed = None  # it may succeed by now
+        last, limit_ns = bucket.ended or (sizes[-1], 0)
         if limit_ns < bench.limit_ns:
             last = sizes[-1]
         tried = [size for size in sizes if size <= last]
-        known = self._known.setdefault(length, {})
-        if learn is None or is_guess:
-            cold = [size for size in tried if (length, size) not in self._warmed]
-            await self._warm(bench, row, bucket, length, cold or sizes[:1])
-            done = {size for one, size in self._warmed if one == length}
-        else:
-            missing = [size for size in tried if size not in known]
-            if missing:
-                await self._measure(bench, row, bucket, length, missing, learn)
-            else:  # the workers may be new ones
-                await bench.run_on_each(row, sizes[0])
-            done = set(known)
-        failed, _ = self._failed.get(length, (sizes[-1] + 1, ""))
-        return tuple(size for size in sizes if size not in done and size < failed), is_guess
+        done: Collection[int] = bucket.known
+        if bench.learn is None or is_guess:
+            cold = [size for size in tried if size not in bucket.warmed]
+            await self._warm(bench, row, bucket, cold or sizes[:1])
+            done = bucket.warmed
+        elif missing := [size for size in tried if size not in bucket.known]:
+            await self._measure(bench, row, bucket, missing, bench.learn)
+        else:  # the workers may be new ones
+            await bench.run_on_each(row, sizes[0])
+        return [size for size in sizes if size not in done], is_guess
 
-    async def _row(
-        self,
-        bench: CalibrationBench,
-        assembler: Assembler,
-        example: ExampleInputs,
-        bucket: int,
-        size: int,
-        validate: Callable[[Request], None] | None,
-    ) -> tuple[Any, bool]:
+    async def _row(self, bench: CalibrationBench, bucket: int, size: int) -> tuple[Any, bool]:
         """A request of a bucket, and whether sizes of it are guessed."""
-        buckets = assembler.buckets
+        example, buckets = bench.example, bench.assembler.buckets
         is_open = bool(_open_axes(example, buckets))
         failure: BaseException | None = None
         for open_size in OPEN_SIZES if is_open and example.resize is not None else (0,):
             inputs = example.resize(open_size) if open_size and example.resize is not None else example.inputs
             row = inputs if buckets is None else _fit(inputs, buckets, bucket)
-            if validate is not None:
+            if bench.validate is not None:
                 try:
-                    validate(Request(row))
+                    bench.validate(Request(row))
                 except InvalidInput as error:
                     if example.is_given:
                         raise ValueError(f"example: {error}") from error
@@ -280,45 +278,34 @@ class Calibration:
         assert failure is not None  # noqa: S101 - at least one size was tried
         raise failure
 
-    async def _warm(self, bench: CalibrationBench, row: Any, bucket: int, length: int, sizes: list[int]) -> None:
+    async def _warm(self, bench: CalibrationBench, row: Any, bucket: _Bucket, sizes: list[int]) -> None:
         """Runs each size once, up to one that takes too long."""
         for size in sizes:
             self.progress = f"warming up with a batch of {size}"
-            seen = await self._try(bench.run_on_each, bench, row, bucket, length, size)
+            seen = await self._try(bench, bench.run_on_each, row, bucket, size)
             if not seen:
                 return
-            self._warmed.add((length, size))
+            bucket.warmed.add(size)
             if max(one.duration_ns for one in seen) > bench.limit_ns:
-                self._ended[length] = (size, bench.limit_ns)
+                bucket.ended = size, bench.limit_ns
                 return
 
     async def _try(
-        self,
-        run: Callable[[Any, int], Awaitable[list[Observation]]],
-        bench: CalibrationBench,
-        row: Any,
-        bucket: int,
-        length: int,
-        size: int,
+        self, bench: CalibrationBench, run: Callable[..., Awaitable[Any]], row: Any, bucket: _Bucket, size: int
     ) -> list[Observation]:
         """Runs batches of a size; returns nothing where they fail, but for the first size."""
         try:
-            return await run(row, size)
+            observations: list[Observation] = await run(row, size)
         except (BackendError, InvalidInput) as error:
-            if size == bench.assembler.sizes_of(bucket)[0]:
+            if size == bench.assembler.sizes_of(bucket.number)[0]:
                 raise
-            how = _NO_MEMORY if is_out_of_memory(error) else f"failed: {error}"
-            self._failed[length] = min((size, how), self._failed.get(length, (size, how)))
+            failed = size, _NO_MEMORY if is_out_of_memory(error) else f"failed: {error}"
+            bucket.failed = min(failed, bucket.failed or failed)
             return []
+        return observations
 
     async def _measure(
-        self,
-        bench: CalibrationBench,
-        row: Any,
-        bucket: int,
-        length: int,
-        sizes: list[int],
-        learn: Callable[[int, int, int, bool, int], object],
+        self, bench: CalibrationBench, row: Any, bucket: _Bucket, sizes: list[int], learn: Learn
     ) -> None:
         budget_ns = BUDGET_NS // bench.assembler.bucket_count
         runs: dict[int, list[int]] = {}
@@ -326,30 +313,26 @@ class Calibration:
 
         async def measure(size: int) -> None:
             nonlocal spent_ns
-            for seen in await self._try(bench.run, bench, row, bucket, length, size):
-                learn(seen.size, seen.duration_ns, seen.now_ns, False, bucket)
+            for seen in await self._try(bench, bench.run, row, bucket, size):
+                learn(seen.size, seen.duration_ns, seen.now_ns, False, bucket.number)
                 runs.setdefault(seen.size, []).append(seen.duration_ns)
                 spent_ns += seen.duration_ns
 
         for size in sizes:
             self.progress = f"measuring batches of {size}"
-            if not await self._try(bench.run_on_each, bench, row, bucket, length, size):
+            if not await self._try(bench, bench.run_on_each, row, bucket, size):
                 break
             await measure(size)
             if size in runs and runs[size][0] > bench.limit_ns:
                 await measure(size)  # it may have been disturbed
             if size not in runs or min(runs[size]) > bench.limit_ns or spent_ns > budget_ns:
-                self._ended[length] = (size, bench.limit_ns)
+                bucket.ended = size, bench.limit_ns
                 break
         for _ in range(REPEATS - 1):
             for size in reversed(tuple(runs)):  # a small one last: what it needs is in the caches for the first request
                 if spent_ns + runs[size][0] <= budget_ns:
                     await measure(size)
-        self._keep(length, runs)
-
-    def _keep(self, length: int, runs: Mapping[int, list[int]]) -> None:
-        for size, took in runs.items():
-            self._known[length][size] = float(np.median(took)) / 1e9
+        bucket.known |= {size: float(np.median(took)) / 1e9 for size, took in runs.items()}
 
 
 # a lock that was waited for refers to its loop: it is kept only by those that use it

@@ -1,6 +1,7 @@
 """Batches that a calibration runs: what they pass, and what is seen of them."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from streaminfer.batching.assembly.assembler import Assembler
@@ -10,7 +11,10 @@ from streaminfer.errors import BackendError, InvalidInput, text_of_error
 from streaminfer.protocols import Capabilities, ExampleInputs, Node
 from streaminfer.request import Batch, Request
 
-__all__ = ["CalibrationBench", "CalibrationPolicy", "Observation", "UncountedBackend"]
+__all__ = ["CalibrationBench", "CalibrationPolicy", "Learn", "Observation", "UncountedBackend"]
+
+Learn = Callable[[int, int, int, bool, int], object]
+"""The ``observe`` of a policy."""
 
 
 class Observation(NamedTuple):
@@ -66,6 +70,8 @@ class CalibrationBench:
         example: what the request brings.
         assembler: of the batcher.
         limit_ns: a batch that takes longer ends the sizes.
+        learn: the ``observe`` of the batcher's policy; ``None``: it learns nothing.
+        validate: checks a request as the live ones are checked.
     """
 
     def __init__(
@@ -75,12 +81,16 @@ class CalibrationBench:
         example: ExampleInputs,
         assembler: Assembler,
         limit_ns: int,
+        learn: Learn | None,
+        validate: Callable[[Request], None] | None,
     ) -> None:
         self.assembler = assembler
+        self.example = example
+        self.learn = learn
         self.limit_ns = limit_ns
         self.service = service
+        self.validate = validate
         self._policy = policy
-        self._infer_on_each = example.infer_on_each
 
     async def run(self, row: Any, size: int) -> list[Observation]:
         """Sends ``size`` requests at once; they may make more than one batch where bytes are limited.
@@ -101,8 +111,8 @@ class CalibrationBench:
     async def run_on_each(self, row: Any, size: int) -> list[Observation]:
         """The same, and then one such batch on each worker."""
         observations = await self.run(row, size)
-        if self._infer_on_each is not None:
+        if self.example.infer_on_each is not None:
             rows = max(one.size for one in observations)
             prepared = self.assembler.prepare(row)
-            await self._infer_on_each(Batch(self.assembler.assemble([prepared] * rows), [Request(row)] * rows))
+            await self.example.infer_on_each(Batch(self.assembler.assemble([prepared] * rows), [Request(row)] * rows))
         return observations

@@ -38,7 +38,7 @@ from bisect import insort
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer._internal.validation import check_count, check_instance
+from streaminfer._internal.validation import check_count, check_instance, check_whole
 from streaminfer.batching.service_time._relative_costs_cy import STEEPEST, held_costs
 from streaminfer.batching.service_time.residual_quantile import ResidualQuantile
 from streaminfer.batching.service_time.service_time import WORTH_GROWING, ServiceTime
@@ -133,12 +133,9 @@ class LatencyModel:
         Raises:
             TypeError, ValueError: not such whole numbers.
         """
-        if type(size) is not int or size < 1:
-            size = check_count("size", size)
-        if type(duration_ns) is not int or duration_ns < 0:
-            duration_ns = check_count("duration_ns", duration_ns, at_least=0)
-        if type(now_ns) is not int:
-            check_count("now_ns", now_ns, at_least=0)
+        size = check_count("size", size)
+        duration_ns = check_count("duration_ns", duration_ns, at_least=0)
+        check_whole("now_ns", now_ns, "a whole number ≥ 0")
         self.observations += 1
         near = nearest_size(size)
         if self._is_stale(near):

@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer._internal.display.figures import COLORS, legend_above
-from streaminfer.batching.service_time._curve_cy import last_alike
 from streaminfer.batching.service_time.latency_model import LatencyModel
 from streaminfer.batching.service_time.service_time import (
     ServiceTime,
@@ -84,8 +83,10 @@ class LearnedServiceTime(LatencyModel):
         """
         table = self.expected_ns(max_batch_size).astype(np.float64)
         best = best_size(table)
-        limit = max(best, min(self.gains_up_to, max_batch_size))
-        return last_alike(table, best, int(limit), min(self.residuals.deviation, _ALIKE))
+        limit = int(max(best, min(self.gains_up_to, max_batch_size)))
+        throughput = np.arange(best, limit + 1) / table[best : limit + 1]
+        least = throughput[0] * (1.0 - min(self.residuals.deviation, _ALIKE))
+        return best + int(np.flatnonzero(throughput >= least)[-1])
 
     def fitted(self) -> ServiceTime:
         """Return the median durations as a fixed service time: to save, to compare, to start the next process from.

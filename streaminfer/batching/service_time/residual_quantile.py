@@ -36,8 +36,6 @@ class ResidualQuantile:
         mean_factor: mean of observed/predicted, each ratio at most 3.5.
     """
 
-    __slots__ = ("_assumed", "_recent", "_sorted", "_sum", "deviation", "margin", "mean_factor")
-
     def __init__(self) -> None:
         assumed = [_ASSUMED_DEVIATION * _normal_quantile((at + 0.5) / _ASSUMED) for at in range(_ASSUMED)]
         assumed.sort(key=abs)

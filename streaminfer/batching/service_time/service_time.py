@@ -11,7 +11,6 @@ gets cheaper by leaving the batch smaller than its proportional share: ``t(n) â‰
 :mod:`streaminfer.batching.service_time.learned_service_time` learns one of these from live batches.
 """
 
-import functools
 import json
 import math
 import numbers
@@ -28,7 +27,7 @@ from numpy.typing import NDArray
 from streaminfer._internal.display.figures import COLORS, inline_svg, new_axes
 from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_count, check_duration, expected
-from streaminfer.batching.service_time._curve_cy import fill_times, fill_whole_ns, most_worth
+from streaminfer.batching.service_time._curve_cy import fill_times, fill_whole_ns
 
 __all__ = ["WORTH_GROWING", "ServiceTime", "best_size", "service_time_axes", "service_time_html", "whole_ns"]
 
@@ -235,13 +234,10 @@ def best_size(table: NDArray[np.float64]) -> int:
     Args:
         table: shape (n + 1,), float64, times by size in any unit; entry 0 is not read, the others are positive.
     """
-    return most_worth(table, _worth(len(table)), _NEAR_BEST)
-
-
-@functools.lru_cache
-def _worth(sizes: int) -> NDArray[np.float64]:
-    """Return what a size's throughput counts: shape (sizes,), float64."""
-    return np.maximum(np.arange(sizes), 1) ** (WORTH_GROWING - 1.0)
+    sizes = np.arange(1, len(table))
+    throughput = sizes / table[1:]
+    near_best = throughput >= _NEAR_BEST * throughput.max()
+    return int(np.where(near_best, throughput * sizes ** (WORTH_GROWING - 1.0), -1.0).argmax()) + 1
 
 
 def whole_ns(table: NDArray[np.float64], unit_ns: float) -> NDArray[np.int64]:

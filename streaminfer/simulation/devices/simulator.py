@@ -27,12 +27,11 @@ from streaminfer.batching.planner import kernel_loader
 from streaminfer.batching.planner.lookahead import Lookahead
 from streaminfer.batching.planner.outlook import Outlook
 from streaminfer.batching.policy import Decision
-from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import NEVER, Execution, Ticket
 from streaminfer.batching.service_time.learned_service_time import LearnedServiceTime
 from streaminfer.simulation.devices.model_load import ModelLoad
+from streaminfer.simulation.model_run import ModelRun
 from streaminfer.simulation.simulation_result import SimulationResult
-from streaminfer.simulation.simulator import CALLER
 
 __all__ = ["DeviceResult", "simulate_device"]
 
@@ -196,51 +195,28 @@ class _Residence:
         self._simulation.running.append(_Work(lambda now_ns: done(now_ns, True, 0), max(1.0, float(self._load_ns))))
 
 
-class _Model:
-    """Queue, policy and record of one model: the `DeviceMember` of a simulation."""
+class _Model(ModelRun):
+    """One model on the device: the `DeviceMember` of a simulation."""
 
     runs_inline = False
     residence: Residence | None = None
 
     def __init__(self, name: str, load: ModelLoad, simulation: _Simulation, learns: bool) -> None:
+        known = LearnedServiceTime(prior=load.service_time) if learns else load.service_time
+        self._lookahead = Lookahead(load.max_batch_size, known)
+        super().__init__(self._lookahead, load.arrivals_ns, load.arrivals_ns + load.slo_ns)
         self.source = name
         self.load = load
         self._simulation = simulation
         if load.memory_bytes:
             self.residence = _Residence(load.memory_bytes, load.load_ns, simulation)
-        known = LearnedServiceTime(prior=load.service_time) if learns else load.service_time
-        self._policy = Lookahead(load.max_batch_size, known)
         self._learns = learns
-        self._queue = RequestQueue(max(1, load.arrivals_ns.size))
-        self.claim = Claim(self._queue, lambda size: int(load.durations_ns[size]), None)
-        self._arrivals: list[int] = load.arrivals_ns.tolist()
-        self._following = 0
+        self.claim = Claim(self.queue, lambda size: int(load.durations_ns[size]), None)
         self._is_running = False
-        self._recheck_ns = NEVER
-        self._ends_ns = [-1] * len(self._arrivals)
-        self._drops_ns: list[int] = []
-        self._batches: list[tuple[int, int, int, int]] = []
-        self._reasons: list[str] = []
 
     @property
     def is_waiting(self) -> bool:
-        return not self._is_running and self._queue.queued > 0
-
-    @property
-    def next_ns(self) -> int:
-        """When something happens to it next, other than the end of its batch."""
-        arrival_ns = self._arrivals[self._following] if self._following < len(self._arrivals) else NEVER
-        return min(arrival_ns, self._queue.next_deadline_ns, self._recheck_ns)
-
-    def admit(self, now_ns: int) -> None:
-        """Queue the requests that have arrived, and drop those whose deadline has come."""
-        while self._following < len(self._arrivals) and self._arrivals[self._following] <= now_ns:
-            deadline_ns = self._arrivals[self._following] + self.load.slo_ns
-            self._queue.admit(None, self._following, CALLER, now_ns, deadline_ns, 0)
-            self._following += 1
-        waited = sum(execution is None for _, execution, _ in self._queue.expire(now_ns))
-        self._drops_ns += [now_ns] * waited
-        self._recheck_ns = NEVER
+        return not self._is_running and self.queue.queued > 0
 
     def dispatch(self, now_ns: int) -> None:
         """Send a batch as if the device were its own."""
@@ -249,30 +225,15 @@ class _Model:
             if decision is not None:
                 self.grant(decision.batch, decision, now_ns)
 
-    def propose(self, now_ns: int) -> Decision | None:
-        while self._queue.queued:
-            decision = self._policy.decide(self._queue, now_ns, 1)
-            for ticket in decision.reject:
-                self._queue.end(ticket)
-                self._drops_ns.append(now_ns)
-            if decision.batch:
-                return decision
-            if not decision.reject:
-                if decision.recheck_ns is not None:
-                    self._recheck_ns = decision.recheck_ns
-                break
-        return None
-
     def outlook(self, now_ns: int, batch: Sequence[Ticket]) -> Outlook | None:
-        return self._policy.outlook(self._queue, now_ns, batch)
+        return self._lookahead.outlook(self.queue, now_ns, batch)
 
     def expected_ns(self, execution: Execution) -> int:
-        return self._policy.expected_ns(len(execution.tickets))
+        return self._lookahead.expected_ns(len(execution.tickets))
 
     def grant(self, batch: Sequence[Ticket], decision: Decision, now_ns: int) -> None:
-        execution = self._queue.take(batch, now_ns, decision.reason)
+        execution = self.take(batch, now_ns, decision.reason if batch is decision.batch else "planned")
         self._is_running = True
-        self._reasons.append(decision.reason if batch is decision.batch else "planned")
         if self._simulation.device is not None:
             self._simulation.device.begin(execution, self, now_ns)
         self._simulation.launch(self, execution)
@@ -282,29 +243,9 @@ class _Model:
 
     def finish(self, execution: Execution, now_ns: int) -> None:
         """Note the end of a batch, and learn from it."""
-        started_ns = execution.started_ns
         self._is_running = False
-        for index in execution.inputs:
-            self._ends_ns[index] = now_ns
-        self._batches.append((started_ns, now_ns, 0, len(execution.inputs)))
         if self._simulation.device is not None:
             self._simulation.device.end(execution, now_ns, succeeded=True)
-        if execution.live:
-            self._queue.deliver(execution, execution.inputs, started_ns, now_ns)
+        self.end(execution, now_ns)
         if self._learns:
-            self._policy.observe(len(execution.inputs), now_ns - execution.effective_start_ns, now_ns)
-
-    def result(self) -> SimulationResult:
-        """Return what came of its requests and batches."""
-        return SimulationResult.of(
-            self.load.arrivals_ns,
-            self.load.arrivals_ns + self.load.slo_ns,
-            self._ends_ns,
-            self._drops_ns,
-            self._batches,
-            self._reasons,
-            workers=1,
-        )
-
-    def __repr__(self) -> str:
-        return f"_Model({self.source!r}, queued={self._queue.queued})"
+            self._lookahead.observe(len(execution.inputs), now_ns - execution.effective_start_ns, now_ns)

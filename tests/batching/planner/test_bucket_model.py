@@ -495,8 +495,3 @@ def test_the_next_padded_sizes_are_compared():
     assert model.size_to_compare(16) == 4
     run(model, *[4, 12] * 10, seconds=bends)
     assert model.size_to_compare(16) == 16
-
-
-def test_repr_names_what_it_has():
-    """The text has the cap and the service time."""
-    assert repr(bucket(8, LINE)) == f"BucketModel(8, {LINE!r})"

@@ -547,7 +547,7 @@ def test_a_policy_without_it_takes_over_what_is_under_way():
     async def scenario(loop, service, batcher):
         calls = await filled(service, 3 * FULL)
         await until_sent(loop, server, 2)
-        batcher._service.change(0.05, FULL, Greedy(FULL), batcher._service._assembler)
+        batcher._service.change(0.05, FULL, Greedy(FULL), batcher._service._calls.assembler)
         assert await asyncio.gather(*calls) == list(range(3 * FULL))
 
     scene(server, scenario)
@@ -589,7 +589,7 @@ def told_of(scenario, **script):
     async def main(loop):
         batcher = batcher_of(slo_s=None)
         async with si.Stack(batcher, server, clock=loop.clock) as service:
-            batcher._service.change(None, FULL, policy, batcher._service._assembler)
+            batcher._service.change(None, FULL, policy, batcher._service._calls.assembler)
             await scenario(loop, service)
 
     run(main)

@@ -138,4 +138,3 @@ def test_the_turn_comes_the_hand_over_before_the_end_of_the_one_before_but_not_b
     overhead = learned(2 * MS, batches=3000)
     assert overhead.effective_start_ns(90 * MS, 100 * MS) == 100 * MS - overhead.overhead_ns
     assert overhead.effective_start_ns(99 * MS, 100 * MS) == 99 * MS
-    assert repr(overhead) == "PipelineOverhead(2.000 ms)"

@@ -52,30 +52,3 @@ def test_whole_nanoseconds_are_positive_and_bounded(form, table, unit_ns):
     expected = np.clip(table * unit_ns, 1.0, 1e17)
     assert whole[0] == 0
     np.testing.assert_allclose(whole[1:], expected[1:], rtol=1e-12, atol=0.5)
-
-
-@given(st.lists(st.integers(0, 10**15), min_size=1, max_size=40), st.floats(0, 1), st.data())
-def test_the_first_durations_are_longer_by_a_share(form, durations, share, data):
-    count = data.draw(st.integers(1, len(durations)))
-    longer = np.empty(count, np.int64)
-    form.add_share(np.array(durations), count, share, longer)
-    assert longer.tolist() == [each + int(each * share) for each in durations[:count]]
-
-
-@given(tables, st.floats(0, 1))
-def test_the_size_of_most_worth_is_near_the_best_throughput(form, table, near_best):
-    sizes = np.arange(1, len(table))
-    worth = np.maximum(np.arange(len(table)), 1) ** -0.05
-    throughput = sizes / table[1:]
-    counted = np.where(throughput >= near_best * throughput.max(), throughput * worth[1:], -1.0)
-    assert form.most_worth(table, worth, near_best) == int(counted.argmax()) + 1
-
-
-@given(tables, st.floats(0, 1), st.data())
-def test_the_last_size_alike_is_the_largest_up_to_the_limit(form, table, share, data):
-    limit = data.draw(st.integers(1, len(table) - 1))
-    best = data.draw(st.integers(1, limit))
-    throughput = np.arange(1, limit + 1) / table[1 : limit + 1]
-    alike = throughput >= best / table[best] * (1.0 - share)
-    alike[best - 1] = True
-    assert form.last_alike(table, best, limit, share) == int(np.flatnonzero(alike)[-1]) + 1
