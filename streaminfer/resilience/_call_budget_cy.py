@@ -46,9 +46,6 @@ class CallBudget:
         throttled: extra calls that were not granted.
     """
 
-    __slots__ = ("_extra", "_extra_live", "_number", "_per_window", "_ratio", "_seen", "_seen_live", "_started",
-                 "granted", "requests", "throttled")  # fmt: skip
-
     _seen: MutableSequence[int]
     _extra: MutableSequence[int]
 

@@ -61,17 +61,6 @@ class BreakerCore:
         name: for errors; the subclass sets it.
     """
 
-    __slots__ = (
-        "_clock",
-        "_deliver",
-        "_failure_result",
-        "_ignore_result",
-        "_ignored",
-        "_ignores",
-        "_machine",
-        "name",
-    )
-
     name: str
 
     def __init__(
@@ -282,8 +271,6 @@ def _nanoseconds(duration_s: Any) -> int:
 class Guard:
     """Context manager of one call; made by ``CircuitBreaker.guard``."""
 
-    __slots__ = ("_core", "_outcome", "_permit", "_phase", "_started_ns")
-
     _core: BreakerCore
     _outcome: bool | None
     _permit: int
@@ -390,8 +377,6 @@ async def _given(guard: Guard) -> Guard:
 
 class _Done:
     """Awaitable that is done and returns ``None``."""
-
-    __slots__ = ()
 
     def __await__(self) -> Any:
         return self

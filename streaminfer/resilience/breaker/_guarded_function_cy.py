@@ -27,8 +27,6 @@ class GuardedFunction:
         function: the function.
     """
 
-    __slots__ = ("__dict__", "__weakref__", "_core", "_function")
-
     def __init__(self, core: BreakerCore, function: Callable[..., Any]) -> None:
         self._core = core
         self._function = function

@@ -108,13 +108,6 @@ class BreakerMachine:
         consecutive_trips: how often since it was last closed.
     """
 
-    __slots__ = (
-        "_durations", "_exceeded", "_failure_rate", "_generation", "_half_open_ns", "_minimum_calls",
-        "_minimum_probes", "_open_time", "_permit", "_probes", "_ramp", "_slow_ns", "_slow_rate", "_state",
-        "_until_ns", "_window", "consecutive_trips", "failed", "ignored", "listening", "mode", "permitted",
-        "rejected", "slow", "stale_permits", "succeeded", "transitions", "trips",
-    )  # fmt: skip
-
     _permit: int
     _until_ns: int
     _exceeded: bool

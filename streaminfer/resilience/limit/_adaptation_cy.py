@@ -95,51 +95,6 @@ class LimitAdaptation:
         burning: whether the SLO burns.
     """
 
-    __slots__ = (
-        "_adaptive",
-        "_batch_ns",
-        "_began_ns",
-        "_drops",
-        "_fastest_ns",
-        "_full_ns",
-        "_late_calls",
-        "_late_ns",
-        "_lowered_at_ns",
-        "_lowest_ns",
-        "_max_limit",
-        "_max_queue_delay_ns",
-        "_min_limit",
-        "_needed",
-        "_needed_untimed",
-        "_objective_ns",
-        "_peak",
-        "_probe_due_ns",
-        "_probe_share",
-        "_probed",
-        "_probing",
-        "_queued_calls",
-        "_queued_ns",
-        "_rejected_before",
-        "_served_ns",
-        "_settled",
-        "_tight",
-        "_tighten",
-        "_unloaded_ns",
-        "_untimed_calls",
-        "_untimed_ns",
-        "_untimed_squares",
-        "_window_began_ns",
-        "allowed",
-        "burning",
-        "fastest_ns",
-        "limit",
-        "mean_ns",
-        "queue_delay_ns",
-        "service_ns",
-        "target_ns",
-        "windows",
-    )
-
     allowed: int
     _queued_ns: float
     _served_ns: float

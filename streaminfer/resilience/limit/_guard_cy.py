@@ -65,8 +65,6 @@ class LimitCore:
         name: for errors; the subclass sets it.
     """
 
-    __slots__ = ("_budget", "_clock", "_machine", "_objective", "_queue", "_slo", "name")
-
     name: str
 
     def __init__(self, machine: LimitMachine, clock: Clock | None, slo: Any) -> None:
@@ -214,8 +212,6 @@ class LimitCore:
 class LimitGuard:
     """Context manager of one call; made by ``ConcurrencyLimit.guard``."""
 
-    __slots__ = ("_core", "_deadline_ns", "_learns", "_permit", "_phase", "_priority")
-
     def __init__(self, core: LimitCore, priority: int, deadline_ns: int | None) -> None:
         self._core = core
         self._priority = priority
@@ -292,8 +288,6 @@ class LimitedFunction:
         core: the limit.
         function: the function.
     """
-
-    __slots__ = ("__dict__", "__weakref__", "_core", "_function")
 
     def __init__(self, core: LimitCore, function: Callable[..., Any]) -> None:
         self._core = core

@@ -62,26 +62,6 @@ class LimitMachine:
         interval_ns: recent busy time per completion; 0.0 before the first decision.
     """
 
-    __slots__ = (
-        "_freed",
-        "_freed_ns",
-        "_idle_ns",
-        "_idle_since_ns",
-        "_reserve",
-        "_window_began_ns",
-        "adaptation",
-        "admitted",
-        "deadline_exceeded",
-        "ignored",
-        "in_flight",
-        "infeasible",
-        "inner_rejected",
-        "interval_ns",
-        "rejected",
-        "stale_permits",
-        "succeeded",
-    )
-
     def __init__(self, adaptation: LimitAdaptation, reserve: float) -> None:
         self.adaptation = adaptation
         self._reserve = reserve

@@ -70,17 +70,6 @@ class Attempt:
         interrupted: it was interrupted.
     """
 
-    __slots__ = (
-        "_cancellations",
-        "_next",
-        "_previous",
-        "_task",
-        "deadline_ns",
-        "interrupted",
-        "started_ns",
-        "switch_ns",
-    )
-
     def __init__(self, task: Any, cancellations: int, started_ns: int, switch_ns: int, deadline_ns: int) -> None:
         self._task = task
         self._cancellations = cancellations
@@ -111,8 +100,6 @@ class Attempts:
         count: how many.
         timer_ns: for when the timer is set; the router sets it after :meth:`enter` and :meth:`interrupt_due`.
     """
-
-    __slots__ = ("_head", "count", "timer_ns")
 
     def __init__(self) -> None:
         self._head: Attempt | None = None

@@ -75,18 +75,6 @@ class DegradationController:
         next_step_ns: when :meth:`step` is due.
     """
 
-    __slots__ = (
-        "_burning",
-        "_burning_steps",
-        "_missed",
-        "_missed_there",
-        "_requests",
-        "_steps",
-        "next_step_ns",
-        "shares",
-        "step_ns",
-    )
-
     def __init__(self, shares: Sequence[RouteShare], step_ns: int) -> None:
         self.shares = list(shares)
         self.step_ns = step_ns

@@ -60,26 +60,6 @@ class FastPath:
         verdict: the route's ``admission`` of the request of the last :meth:`take`; ``None``: it was not called.
     """
 
-    __slots__ = (
-        "_admission",
-        "_degradation",
-        "_enforces",
-        "_has_default",
-        "_name",
-        "_share",
-        "_trusted",
-        "_trusted_finish_ns",
-        "_trusted_until_ns",
-        "attempts",
-        "degraded",
-        "is_open",
-        "reserve_ns",
-        "reserve_until_ns",
-        "succeeded",
-        "taken",
-        "verdict",
-    )
-
     def __init__(
         self,
         degradation: DegradationController,

@@ -74,38 +74,6 @@ class RouteShare:
         flaps: how often that was from the whole traffic.
     """
 
-    __slots__ = (
-        "_bad",
-        "_calm",
-        "_credit",
-        "_gain",
-        "_good",
-        "_late",
-        "_offered",
-        "_rests",
-        "_settles",
-        "_silent",
-        "_taken",
-        "_trouble",
-        "_used",
-        "_was_cut",
-        "closed",
-        "costlier",
-        "costlier_on_device",
-        "cuts",
-        "device",
-        "fixed",
-        "flaps",
-        "fraction",
-        "headroom",
-        "idle_since_ns",
-        "in_flight",
-        "last",
-        "latency_ns",
-        "stalled",
-        "suspect",
-    )
-
     def __init__(self, device: int, costlier_on_device: bool, costlier: bool, last: bool, fixed: bool) -> None:
         self.device = device
         self.costlier_on_device = costlier_on_device

@@ -49,18 +49,6 @@ class OutlierEjection:
         ejected: how many are ejected.
     """
 
-    __slots__ = (
-        "_consecutive_failures",
-        "_eject_ns",
-        "_latency_factor",
-        "_max_eject_ns",
-        "_max_ejected",
-        "_slow_start_ns",
-        "ejected",
-        "replicas",
-        "slots",
-    )
-
     def __init__(
         self,
         consecutive_failures: int,

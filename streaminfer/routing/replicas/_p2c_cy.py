@@ -84,20 +84,6 @@ class P2CBalancer:
         panics: choices when all replicas were ejected.
     """
 
-    __slots__ = (
-        "_choices",
-        "_decay_ns",
-        "_draws",
-        "_ejection",
-        "_left_out",
-        "_mean_ns",
-        "_others",
-        "_own",
-        "_slots",
-        "_slow_start_ns",
-        "panics",
-    )
-
     def __init__(self, choices: int, decay_ns: int, ejection: OutlierEjection, slow_start_ns: int, seed: int) -> None:
         self._choices = choices
         self._decay_ns = decay_ns
