@@ -58,9 +58,6 @@ class TenantBuckets:
         shared: requests that were judged by the shared bucket, because the table was full.
     """
 
-    __slots__ = ("_common", "_full_ns", "_heap", "_max_tenants", "_own", "_own_full_ns", "_serial", "_shared_full_ns",
-                 "admitted", "rejected", "shared")  # fmt: skip
-
     def __init__(self, common: Bucket, own: Mapping[Hashable, Bucket | None], max_tenants: int) -> None:
         self._common = common
         self._own = dict(own)

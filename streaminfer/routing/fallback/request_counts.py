@@ -26,8 +26,6 @@ class RequestCounts:
         reasons: responses that did not come from the best route, by the reason of the best one.
     """
 
-    __slots__ = ("cancelled", "deadline_misses", "defaulted", "degraded", "failed", "reasons", "requests")
-
     def __init__(self) -> None:
         self.requests = self.degraded = self.defaulted = self.failed = self.cancelled = self.deadline_misses = 0
         self.reasons: Counter[str] = Counter()

@@ -32,12 +32,6 @@ class RouteState:
         reserve_until_ns: when that is asked for again.
     """
 
-    __slots__ = (
-        "_finish", "_inner_call", "_prepare", "_sources", "_validate", "admission", "attempt_timeouts", "call",
-        "cancelled", "deadline_misses", "degraded", "enforces", "failed", "is_idempotent", "position", "probes",
-        "rejected", "reserve_ns", "reserve_until_ns", "route", "share", "skipped", "succeeded",
-    )  # fmt: skip
-
     def __init__(self, route: Route, position: int, share: RouteShare, *, degraded: bool) -> None:
         service = route.service
         self.route = route

@@ -74,8 +74,6 @@ class HealthRecord:
         in_a_row: probes in a row that said the opposite.
     """
 
-    __slots__ = ("_healthy_after", "_unhealthy_after", "healthy", "in_a_row")
-
     def __init__(self, unhealthy_after: int, healthy_after: int, healthy: bool = True) -> None:
         self._unhealthy_after = unhealthy_after
         self._healthy_after = healthy_after
