@@ -10,8 +10,6 @@ cpdef long long switch_at(
 cdef class Attempt:
     cdef object _task
     cdef long long _cancellations
-    cdef Attempt _previous
-    cdef Attempt _next
     cdef readonly long long started_ns, switch_ns, deadline_ns
     cdef readonly bint interrupted
 
@@ -19,8 +17,7 @@ cdef class Attempt:
 
 @cython.final
 cdef class Attempts:
-    cdef Attempt _head
-    cdef readonly Py_ssize_t count
+    cdef dict _in_flight
     cdef public long long timer_ns
 
     @cython.locals(attempt=Attempt)
@@ -29,7 +26,7 @@ cdef class Attempts:
 
     cpdef object leave(self, Attempt attempt)
 
-    @cython.locals(attempt=Attempt, following=Attempt, earliest_ns=cython.longlong)
+    @cython.locals(attempt=Attempt, earliest_ns=cython.longlong)
     cpdef object interrupt_due(self, long long now_ns)
 
     cpdef object interrupt_all(self)
