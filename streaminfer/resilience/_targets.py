@@ -12,7 +12,7 @@ from streaminfer._internal.validation import expected
 from streaminfer.protocols import adapt
 from streaminfer.request import Batch, Request
 
-__all__ = ["PLAIN", "exception_classes", "may_repeat", "refuse_awaitable", "refuse_copy", "repeats"]
+__all__ = ["PLAIN", "exception_classes", "may_repeat", "public_methods", "refuse_awaitable", "refuse_copy", "repeats"]
 
 PLAIN = frozenset({type(None), bool, int, float, str, bytes, tuple, list, dict, np.ndarray})
 """Types of results that are certainly not awaitable: to look for ``__await__`` costs a tenth of a microsecond."""
@@ -42,6 +42,11 @@ def exception_classes(
         if not (isinstance(each, type) and issubclass(each, BaseException)):
             raise TypeError(expected(argument, what, each))
     return classes, None
+
+
+def public_methods(state: type[Any]) -> list[str]:
+    """Return the names of a state machine's operations, each of which is one step for other threads."""
+    return [name for name, it in vars(state).items() if callable(it) and not name.startswith("_")]
 
 
 def refuse_awaitable(function: Any, result: Any) -> None:

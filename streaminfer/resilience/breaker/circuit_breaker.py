@@ -14,7 +14,7 @@ from streaminfer._internal.validation import check_count, check_duration_ns, che
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.errors import CircuitOpen, Closed, InvalidInput, Overloaded
 from streaminfer.protocols import Backend, Clock, P, R, Service
-from streaminfer.resilience._targets import exception_classes, refuse_copy
+from streaminfer.resilience._targets import exception_classes, public_methods, refuse_copy
 from streaminfer.resilience.breaker._guard_cy import BreakerCore
 from streaminfer.resilience.breaker._outcome_window_cy import OutcomeWindow
 from streaminfer.resilience.breaker._state_machine_cy import MODES, STATES, BreakerMachine
@@ -33,21 +33,8 @@ _MAX_CALLS = 1_000_000
 _MAX_PROBES = 1024
 _SEEDS = 2**31
 _SECONDS = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*s\s*")
-_OPERATIONS = (
-    "record",
-    "cut_off",
-    "next_event",
-    "permits",
-    "release",
-    "retry_after_ns",
-    "set_mode",
-    "share",
-    "snapshot",
-    "state",
-    "try_acquire",
-)
 
-_Machine: type[BreakerMachine] = thread_safe(BreakerMachine, _OPERATIONS)
+_Machine: type[BreakerMachine] = thread_safe(BreakerMachine, public_methods(BreakerMachine))
 
 
 class CircuitBreaker(StackClock, BreakerCore):

@@ -14,7 +14,7 @@ from streaminfer._runtime.objective import is_slo_or_none
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.protocols import Backend, Clock, P, R, Service, adapt, is_backend, is_service
 from streaminfer.request import check_priority
-from streaminfer.resilience._targets import refuse_copy
+from streaminfer.resilience._targets import public_methods, refuse_copy
 from streaminfer.resilience.limit._adaptation_cy import LimitAdaptation
 from streaminfer.resilience.limit._guard_cy import LimitCore
 from streaminfer.resilience.limit._state_machine_cy import UNKNOWN, LimitMachine
@@ -27,21 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["ConcurrencyLimit"]
 
 _MOST = 1_000_000
-_OPERATIONS = (
-    "aim",
-    "check",
-    "discard",
-    "drain_ns",
-    "exceed_deadline",
-    "is_tight",
-    "reject_infeasible",
-    "reject_inside",
-    "release",
-    "succeed",
-    "try_acquire",
-    "wait_ns",
-)
-_Machine: type[LimitMachine] = thread_safe(LimitMachine, _OPERATIONS)
+_Machine: type[LimitMachine] = thread_safe(LimitMachine, public_methods(LimitMachine))
 
 
 class ConcurrencyLimit(StackClock, LimitCore):

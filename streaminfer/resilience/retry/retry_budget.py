@@ -44,6 +44,7 @@ from streaminfer.resilience._targets import (
     PLAIN,
     exception_classes,
     may_repeat,
+    public_methods,
     refuse_awaitable,
     refuse_copy,
     repeats,
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RetryBudget"]
 
-_Budget: type[CallBudget] = thread_safe(CallBudget, ("grant", "count", "left"))
+_Budget: type[CallBudget] = thread_safe(CallBudget, public_methods(CallBudget))
 _RETRIED_IF_NAMED = (CircuitOpen, Closed, DeadlineExceeded, InvalidInput)
 _DEFAULT = (BackendError, Overloaded)
 _MOST = 100
