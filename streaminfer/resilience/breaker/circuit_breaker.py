@@ -213,32 +213,18 @@ class CircuitBreaker(StackClock, BreakerCore):
 
     def statistics(self) -> BreakerStatistics:
         """Return a frozen snapshot."""
-        from streaminfer.resilience.breaker.statistics import BreakerStatistics  # noqa: PLC0415 - serving does not need it
+        from streaminfer.resilience.breaker.statistics import COUNTED, BreakerStatistics  # noqa: PLC0415 - serving needs none
 
         now_ns = self.now()
         retry_after_s = self.retry_after_ns(now_ns) / 1e9
-        state, mode, calls, failures, slow, half_open_in_flight, *counters = self._machine.snapshot(now_ns)
-        permitted, rejected, succeeded, failed, slow_calls, ignored, stale_permits, trips, in_a_row, lost = counters
+        state, mode, *counts = self._machine.snapshot(now_ns)
         return BreakerStatistics(
             name=self.name,
             state=STATES[state],
             mode=MODES[mode],
-            calls=calls,
-            failures=failures,
-            slow=slow,
-            half_open_in_flight=half_open_in_flight,
             retry_after_s=retry_after_s,
-            permitted=permitted,
             share=self._machine.share(now_ns),
-            rejected=rejected,
-            succeeded=succeeded,
-            failed=failed,
-            slow_calls=slow_calls,
-            ignored=ignored,
-            stale_permits=stale_permits,
-            trips=trips,
-            consecutive_trips=in_a_row,
-            events_lost=lost,
+            **dict(zip(COUNTED, counts, strict=True)),
         )
 
     def _set(self, mode: str) -> None:
