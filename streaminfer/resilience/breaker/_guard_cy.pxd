@@ -94,7 +94,3 @@ cdef long long _nanoseconds(object duration_s) except -1
 
 @cython.locals(guard=Guard)
 cdef Guard _guard_of(BreakerCore core)
-
-@cython.final
-cdef class _Done:
-    pass

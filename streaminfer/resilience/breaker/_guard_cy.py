@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import time
 from asyncio import CancelledError
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -286,15 +286,14 @@ class Guard:
     ) -> None:
         self._exit(error)
 
-    def __aenter__(self) -> Coroutine[Any, Any, Guard]:
+    async def __aenter__(self) -> Self:
         self._enter()
-        return _given(self)
+        return self
 
-    def __aexit__(
+    async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> _Done:
+    ) -> None:
         self._exit(error)
-        return _NOTHING
 
     def fail(self) -> None:
         """Record a failure, although the block raises nothing.
@@ -368,24 +367,3 @@ def _guard_of(core: BreakerCore) -> Guard:
     guard._started_ns = 0
     guard._phase = _FRESH
     return guard
-
-
-async def _given(guard: Guard) -> Guard:
-    """Return the guard from a compiled coroutine, which needs no exception for it, as an iterator would."""
-    return guard
-
-
-class _Done:
-    """Awaitable that is done and returns ``None``."""
-
-    def __await__(self) -> Any:
-        return self
-
-    def __iter__(self) -> _Done:
-        return self
-
-    def __next__(self) -> None:
-        raise StopIteration
-
-
-_NOTHING = _Done()
