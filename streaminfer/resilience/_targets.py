@@ -50,10 +50,12 @@ def public_methods(state: type[Any]) -> list[str]:
 
 
 def refuse_awaitable(function: Any, result: Any) -> None:
-    """Raise the error of a function that looks synchronous and returns something to be awaited.
+    """Raise ``TypeError`` for a function that looks synchronous and returned something to be awaited.
 
     Its call has no outcome yet, so a guard would count every outcome as a success.
     """
+    if type(result) in PLAIN or not hasattr(type(result), "__await__"):
+        return
     if inspect.iscoroutine(result):
         result.close()
     raise TypeError(expected("inner", "an async function where it returns an awaitable", function))

@@ -5,7 +5,6 @@ from streaminfer.resilience.limit._state_machine_cy cimport LimitMachine as CLim
 
 cdef long long _NEVER, _EARLY_NS, _UNKNOWN
 cdef int _INFEASIBLE, _FRESH, _ENTERED, _OVER, _QUEUED
-cdef frozenset _PLAIN
 
 cdef class LimitCore:
     cdef readonly CLimitMachine _machine
@@ -51,10 +50,3 @@ cdef class LimitGuard:
     cdef int _check_fresh(self) except -1
     cdef int _enter(self) except -1
     cdef int _exit(self, object error) except -1
-
-@cython.final
-cdef class LimitedFunction:
-    cdef dict __dict__
-    cdef object __weakref__
-    cdef LimitCore _core
-    cdef object _function

@@ -18,22 +18,20 @@ from __future__ import annotations
 import time
 from asyncio import CancelledError
 from collections.abc import Callable
-from functools import update_wrapper
-from types import MethodType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from streaminfer._internal.units import NEVER_NS
 from streaminfer._request_cy import Response
 from streaminfer.errors import DeadlineExceeded, Overloaded
 from streaminfer.protocols import AdmissionReason
-from streaminfer.resilience._targets import PLAIN, refuse_awaitable
 from streaminfer.telemetry.objectives.slo_reader import SloReader
 
 if TYPE_CHECKING:
     from streaminfer.protocols import Clock
     from streaminfer.resilience.limit._state_machine_cy import LimitMachine
 
-__all__ = ["LimitCore", "LimitGuard", "LimitedFunction"]
+__all__ = ["LimitCore", "LimitGuard"]
 
 _EARLY_NS = round(time.get_clock_info("monotonic").resolution * 1e9)  # loops fire early by so much
 
@@ -47,7 +45,6 @@ _FRESH = 0
 _ENTERED = 1
 _OVER = 2
 _QUEUED = 3
-_PLAIN = PLAIN
 
 
 class LimitCore:
@@ -279,39 +276,3 @@ class LimitGuard:
 
     def __repr__(self) -> str:
         return f"<LimitGuard, {('fresh', 'entered', 'over', 'queued')[self._phase]}>"
-
-
-class LimitedFunction:
-    """A function under a concurrency limit; it is called, bound and documented like the function itself.
-
-    Args:
-        core: the limit.
-        function: the function.
-    """
-
-    def __init__(self, core: LimitCore, function: Callable[..., Any]) -> None:
-        self._core = core
-        self._function = function
-        update_wrapper(self, function)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        permit = self._core.enter(0, None, None, None)
-        try:
-            result = self._function(*args, **kwargs)
-        except BaseException as error:
-            self._core.fail(permit, error, None)
-            raise
-        if type(result) not in _PLAIN and hasattr(type(result), "__await__"):
-            self._core.fail(permit, None, None)
-            refuse_awaitable(self._function, result)
-        self._core.leave(permit, None, False)
-        return result
-
-    def __get__(self, instance: Any, owner: Any) -> Any:
-        return self if instance is None else MethodType(self, instance)
-
-    def __reduce__(self) -> str:
-        return self.__qualname__  # type: ignore[no-any-return, attr-defined] # found by its name, as functions are
-
-    def __repr__(self) -> str:
-        return f"<limited {self._function!r}>"

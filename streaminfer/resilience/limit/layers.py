@@ -1,4 +1,4 @@
-"""The concurrency limit in front of a service, a backend or an async function."""
+"""The concurrency limit in front of a service, a backend or a function."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from streaminfer._internal.units import NEVER_NS
 from streaminfer._runtime.wrapped_kind import kind_of
 from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, Wrapper, adapt
 from streaminfer.request import Batch, Request, Response
-from streaminfer.resilience.limit._guard_cy import LimitCore, LimitedFunction
+from streaminfer.resilience._targets import refuse_awaitable
+from streaminfer.resilience.limit._guard_cy import LimitCore
 from streaminfer.resilience.limit._state_machine_cy import FULL, INFEASIBLE
 from streaminfer.sync_layer import SyncService
 
@@ -31,7 +32,7 @@ def wrap_inner(limit: LimitCore, inner: Any) -> Any:
         return LimitedService(limit, inner) if limit._queue is None else QueuedService(limit, inner)
     if kind == "backend":
         return LimitedBackend(limit, inner)
-    return _limit_async(limit, inner) if kind == "async function" else LimitedFunction(limit, inner)
+    return (_limit_async if kind == "async function" else _limit_sync)(limit, inner)
 
 
 class _Limited(Wrapper):
@@ -183,6 +184,22 @@ def _limit_async(limit: LimitCore, function: Callable[..., Any]) -> Callable[...
         permit = limit.enter(0, None, None, None) if queue is None else await queue.enter(0, None, None, None)
         try:
             result = await function(*args, **kwargs)
+        except BaseException as error:
+            limit.fail(permit, error, None)
+            raise
+        limit.leave(permit, None, False)
+        return result
+
+    return limited
+
+
+def _limit_sync(limit: LimitCore, function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def limited(*args: Any, **kwargs: Any) -> Any:
+        permit = limit.enter(0, None, None, None)
+        try:
+            result = function(*args, **kwargs)
+            refuse_awaitable(function, result)
         except BaseException as error:
             limit.fail(permit, error, None)
             raise

@@ -41,7 +41,6 @@ from streaminfer.protocols import Backend, Clock, P, R, Service, Wrapper
 from streaminfer.request import Batch, Request, Response
 from streaminfer.resilience._call_budget_cy import CallBudget
 from streaminfer.resilience._targets import (
-    PLAIN,
     exception_classes,
     may_repeat,
     public_methods,
@@ -321,8 +320,7 @@ def _retry_sync(budget: RetryBudget, function: Callable[..., Any]) -> Callable[.
                 if wait_s is None:
                     raise
             else:
-                if type(result) not in PLAIN and hasattr(type(result), "__await__"):
-                    refuse_awaitable(function, result)
+                refuse_awaitable(function, result)
                 budget._succeeded(started_ns, attempt)
                 return result
             if wait_s:
