@@ -36,18 +36,7 @@ from streaminfer.routing.replicas._draws_cy import UniformDraws, unit_hash
 from streaminfer.routing.replicas._ejection_cy import OutlierEjection
 from streaminfer.routing.replicas._replica_stats_cy import ACTIVE, DRAINING, EJECTED, FREE, PROBING, ReplicaStats
 
-__all__ = [
-    "ACTIVE",
-    "DRAINING",
-    "EJECTED",
-    "FAILURE",
-    "FREE",
-    "IGNORED",
-    "PROBING",
-    "REJECTED",
-    "SUCCESS",
-    "P2CBalancer",
-]
+__all__ = ["FAILURE", "IGNORED", "REJECTED", "SUCCESS", "P2CBalancer"]
 
 SUCCESS, FAILURE, REJECTED, IGNORED = range(4)
 """Outcomes of an attempt; ``IGNORED`` was interrupted, or says nothing about the replica."""

@@ -7,7 +7,8 @@ import attrs
 from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.units import NEVER_NS, format_duration
-from streaminfer.routing.replicas._p2c_cy import ACTIVE, DRAINING, EJECTED, PROBING, P2CBalancer
+from streaminfer.routing.replicas._p2c_cy import P2CBalancer
+from streaminfer.routing.replicas._replica_stats_cy import ACTIVE, DRAINING, EJECTED, PROBING
 from streaminfer.routing.replicas.replica import ReplicaHandle
 
 __all__ = ["ReplicaStatistics", "ReplicasStatistics", "replica_statistics"]
