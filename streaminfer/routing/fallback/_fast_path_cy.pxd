@@ -19,8 +19,7 @@ cdef class FastPath:
     cdef long long _trusted_until_ns, _trusted_finish_ns
     cdef public bint is_open
     cdef public Attempts attempts
-    cdef public long long reserve_ns, reserve_until_ns
-    cdef readonly long long taken, succeeded, degraded
+    cdef readonly long long taken
     cdef readonly object verdict
 
     @cython.locals(

@@ -52,11 +52,7 @@ class FastPath:
     Attributes:
         is_open: requests are accepted.
         attempts: attempts in flight, of all routes.
-        reserve_ns: the time that a later route needs; 0: there is none; -1: unknown.
-        reserve_until_ns: when the router asks for that again.
         taken: requests that took the fast path.
-        succeeded: responses that took it.
-        degraded: how many of them the route itself had marked as degraded.
         verdict: the route's ``admission`` of the request of the last :meth:`take`; ``None``: it was not called.
     """
 
@@ -80,11 +76,7 @@ class FastPath:
         self._trusted_until_ns = 0
         self.is_open = True
         self.attempts = Attempts()
-        self.reserve_ns = 0
-        self.reserve_until_ns = -(2**62)
         self.taken = 0
-        self.succeeded = 0
-        self.degraded = 0
         self.verdict: Any = None
 
     def take(self, request: Any, now_ns: int, task: Any) -> Attempt | None:  # noqa: C901 - a call more costs more
@@ -98,7 +90,7 @@ class FastPath:
         if not self.is_open or share.fraction < 1.0 or now_ns >= self._degradation.next_step_ns or share.stalled:
             return None
         deadline_ns = _NEVER if request.deadline_ns is None else request.deadline_ns
-        if deadline_ns <= now_ns or (now_ns >= self.reserve_until_ns and deadline_ns != _NEVER):
+        if deadline_ns <= now_ns or (now_ns >= share.reserve_until_ns and deadline_ns != _NEVER):
             return None
         finish_ns = 0
         if self._admission is not None:
@@ -122,7 +114,7 @@ class FastPath:
                     self._trusted_finish_ns = finish_ns
                 else:
                     self._trusted = 0
-        switch_ns = self.switch_ns(now_ns, deadline_ns, finish_ns, self.reserve_ns, self._enforces)
+        switch_ns = self.switch_ns(now_ns, deadline_ns, finish_ns, share.reserve_ns, self._enforces)
         if switch_ns < self.attempts.timer_ns:
             return None
         self.taken += 1
@@ -173,9 +165,9 @@ class FastPath:
         if attempt.deadline_ns != _NEVER:
             limit_ns = attempt.deadline_ns - attempt.started_ns
         self._share.settle(_GOOD, now_ns - attempt.started_ns, limit_ns, now_ns)
-        self.succeeded += 1
+        self._share.succeeded += 1
         if response.degraded:
-            self.degraded += 1
+            self._share.degraded += 1
         return Response(response.outputs, response.degraded, self._name, response.timings)
 
     def distrust(self) -> None:

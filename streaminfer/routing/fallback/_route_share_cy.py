@@ -72,6 +72,10 @@ class RouteShare:
         latency_ns: recent mean time of good responses, exponentially weighted; 0 before the first.
         cuts: how often its share was cut or closed.
         flaps: how often that was from the whole traffic.
+        succeeded: responses.
+        degraded: how many of them are marked as degraded.
+        reserve_ns: the time that a later route needs; 0: there is none; -1: unknown.
+        reserve_until_ns: when that is asked for again.
     """
 
     def __init__(self, device: int, costlier_on_device: bool, costlier: bool, last: bool, fixed: bool) -> None:
@@ -87,6 +91,10 @@ class RouteShare:
         self.latency_ns = 0
         self.cuts = 0
         self.flaps = 0
+        self.succeeded = 0
+        self.degraded = 0
+        self.reserve_ns = 0
+        self.reserve_until_ns = -(2**62)
         self._credit = 0.0
         self._gain = _MIN_GAIN
         self._trouble = 0.0

@@ -89,14 +89,12 @@ class RouteSelector:
         """Return when an attempt is interrupted; ``NEVER_NS`` where the route itself ends it in time."""
         if deadline_ns == NEVER_NS:
             return NEVER_NS
-        if now_ns >= state.reserve_until_ns:
-            state.reserve_until_ns = now_ns + _RESERVE_INTERVAL_NS
-            state.reserve_ns = self._reserve_ns(state, request, now_ns)
-            if state.position == 0:
-                self._fast_path.reserve_ns = state.reserve_ns
-                self._fast_path.reserve_until_ns = state.reserve_until_ns
+        share = state.share
+        if now_ns >= share.reserve_until_ns:
+            share.reserve_until_ns = now_ns + _RESERVE_INTERVAL_NS
+            share.reserve_ns = self._reserve_ns(state, request, now_ns)
         left = len(self._states) - len(history.tried) - 1
-        reserve_ns = state.reserve_ns if left else 0
+        reserve_ns = share.reserve_ns if left else 0
         return self._fast_path.switch_ns(now_ns, deadline_ns, history.finish_ns, reserve_ns, state.enforces)
 
     def _accepts(self, state: RouteState, request: Request, history: AttemptHistory, now_ns: int) -> bool:

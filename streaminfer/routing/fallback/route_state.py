@@ -28,8 +28,6 @@ class RouteState:
         enforces: the service ends its requests at their deadline.
         is_idempotent: its service did not declare that it must not see a request twice.
         degraded: its responses are marked as degraded.
-        reserve_ns: the time that a later route needs; 0: there is none; -1: unknown.
-        reserve_until_ns: when that is asked for again.
     """
 
     def __init__(self, route: Route, position: int, share: RouteShare, *, degraded: bool) -> None:
@@ -49,12 +47,9 @@ class RouteState:
         self._inner_call: Callable[[Request], Awaitable[Response]] = service.call
         as_it_is = self._prepare is None and self._finish is None and self._validate is None
         self.call = self._inner_call if as_it_is else self._adapted
-        self.reserve_ns = 0
-        self.reserve_until_ns = -(2**63)
         self._sources: dict[tuple[str, str], str] = {}
         self.skipped: Counter[str] = Counter()
-        self.succeeded = self.deadline_misses = self.failed = self.attempt_timeouts = 0
-        self.rejected = self.cancelled = self.probes = 0
+        self.deadline_misses = self.failed = self.attempt_timeouts = self.rejected = self.cancelled = self.probes = 0
 
     async def _adapted(self, request: Request) -> Response:
         if self._prepare is not None:
@@ -85,19 +80,15 @@ class RouteState:
         else:
             self.failed += 1
 
-    def statistics(self, succeeded: int) -> RouteStatistics:
-        """Return a frozen snapshot.
-
-        Args:
-            succeeded: responses, those of the fast path included.
-        """
+    def statistics(self) -> RouteStatistics:
+        """Return a frozen snapshot."""
         share = self.share
         return RouteStatistics(
             name=self.route.name,
             quality=self.route.quality,
             share=share.fraction,
             closed=share.closed,
-            succeeded=succeeded,
+            succeeded=share.succeeded,
             deadline_misses=self.deadline_misses,
             failed=self.failed,
             attempt_timeouts=self.attempt_timeouts,
