@@ -28,5 +28,3 @@ cdef class Attempts:
 
     @cython.locals(attempt=Attempt, earliest_ns=cython.longlong)
     cpdef object interrupt_due(self, long long now_ns)
-
-    cpdef object interrupt_all(self)

@@ -140,7 +140,3 @@ class Attempts:
                     earliest_ns = attempt.switch_ns
         self.timer_ns = earliest_ns
         return earliest_ns
-
-    def interrupt_all(self) -> None:
-        """Interrupt all attempts: the router stops."""
-        self.interrupt_due(_NEVER)

@@ -225,6 +225,3 @@ class DegradationController:
         for share in self.shares:
             if share.closed:
                 share._reopen()
-
-    def __repr__(self) -> str:
-        return f"<DegradationController: {', '.join(f'{share.fraction:.3f}' for share in self.shares)}>"

@@ -280,7 +280,3 @@ class RouteShare:
                 if lightly_used and self.fraction >= 1.0:
                     left *= _LIGHT_USE_DECAY**steps
                 self.headroom = max(0.0, left - _HEADROOM_FALL * steps)
-
-    def __repr__(self) -> str:
-        closed = ", closed" if self.closed else ""
-        return f"<RouteShare: {self.fraction:.3f} of the requests, {self.in_flight} in flight{closed}>"

@@ -278,7 +278,7 @@ class FallbackRouter(StackClock, Node):
     async def _end(self, drain: bool) -> None:
         """End the attempts in flight and stop the services, also where it is cancelled meanwhile."""
         self._cutting = True
-        self._fast_path.attempts.interrupt_all()
+        self._fast_path.attempts.interrupt_due(NEVER_NS)
         try:
             if self._probes is not None:
                 await self._probes.end()

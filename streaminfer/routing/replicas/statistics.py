@@ -83,10 +83,7 @@ class ReplicasStatistics(Snapshot):
     failed_lookups: int = 0
 
     def __getitem__(self, name: str) -> ReplicaStatistics:
-        for replica in self.replicas:
-            if replica.name == name:
-                return replica
-        raise KeyError(name)
+        return {replica.name: replica for replica in reversed(self.replicas)}[name]  # of one name, what stays
 
     def _repr_html_(self) -> str:
         total = sum(replica.attempts for replica in self.replicas) or 1
