@@ -57,9 +57,6 @@ cdef class BreakerCore:
     @cython.locals(guard=Guard)
     cpdef Guard enter(self)
 
-    @cython.locals(guard=Guard)
-    cpdef tuple begin(self, object function, tuple args, dict kwargs)
-
     # final: a method called from C would otherwise search every Python subclass for an override
     @cython.final
     cdef long long _now(self) except? -1

@@ -146,23 +146,6 @@ class BreakerCore:
         guard._enter()
         return guard
 
-    def begin(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Guard, Any]:
-        """Return a guard that was entered, and what an async function returned for these arguments, to be awaited.
-
-        The arguments are passed on as they came; the closure that has them would copy them to pass them on.
-
-        Raises:
-            CircuitOpen: the circuit does not let the call pass.
-        """
-        guard = _guard_of(self)
-        guard._enter()
-        try:
-            awaitable = function(*args, **kwargs) if kwargs else function(*args)
-        except BaseException as error:
-            guard.raised(error)
-            raise
-        return guard, awaitable
-
     def retry_after_ns(self, now_ns: int) -> int:
         """Return the nanoseconds until a call may pass; 0 while all calls pass."""
         return self._machine.retry_after_ns(now_ns)

@@ -216,13 +216,13 @@ def _guard_async(breaker: BreakerCore, function: Callable[..., Any]) -> Callable
     """An async function around one: a real one, since that is what ``iscoroutinefunction`` asks for."""
     if isinstance(function, types.FunctionType) and not function.__code__.co_flags & _STARRED:
         return _with_the_same_parameters(breaker, function)
-    begin = breaker.begin
+    enter = breaker.enter
 
     @functools.wraps(function)
     async def guarded(*args: Any, **kwargs: Any) -> Any:
-        guard, awaitable = begin(function, args, kwargs)
+        guard = enter()
         try:
-            result = await awaitable
+            result = await function(*args, **kwargs)
         except BaseException as error:
             guard.raised(error)
             raise
