@@ -4,12 +4,13 @@ from collections.abc import Sequence
 
 from streaminfer._internal.error_log import ErrorLog
 from streaminfer._internal.units import NEVER_NS
-from streaminfer.protocols import Admission, AdmissionReason, sooner
+from streaminfer.protocols import Admission, AdmissionReason
 from streaminfer.request import Request
 from streaminfer.routing.fallback._fast_path_cy import FastPath
 from streaminfer.routing.fallback.attempt_history import AttemptHistory
 from streaminfer.routing.fallback.route_probes import RouteProbes
 from streaminfer.routing.fallback.route_state import RouteState
+from streaminfer.routing.verdicts import first_accepting
 
 __all__ = ["RouteSelector", "deadline_of"]
 
@@ -70,18 +71,8 @@ class RouteSelector:
 
         Routes get the request unchanged, before any ``prepare``. Changes nothing.
         """
-        rejection: Admission | None = None
-        for state in self._states:
-            if state.share.closed:
-                continue
-            verdict = self._verdict(state, request, now_ns)
-            if verdict.ok:
-                return verdict
-            if rejection is None:
-                rejection = verdict
-            else:
-                rejection = rejection._replace(retry_after_s=sooner(rejection.retry_after_s, verdict.retry_after_s))
-        return _ACCEPTED if rejection is None else rejection
+        open_states = (state for state in self._states if not state.share.closed)
+        return first_accepting(self._verdict(state, request, now_ns) for state in open_states) or _ACCEPTED
 
     def switch_ns(
         self, state: RouteState, request: Request, history: AttemptHistory, now_ns: int, deadline_ns: int
