@@ -116,10 +116,7 @@ class LimitCore:
                 queued_ns = batch_ns - timings.enqueued_ns
                 if queued_ns < 0:
                     queued_ns = 0
-        if self._machine.succeed(permit, queued_ns, batch_ns, now_ns):
-            self._aim()
-        if self._queue is not None:
-            self._queue.freed()
+        self.freed(self._machine.succeed(permit, queued_ns, batch_ns, now_ns))
 
     def fail(self, permit: int, error: BaseException | None, deadline_ns: int | None) -> None:
         """End a call without response; ``error`` is ``None``: it teaches nothing."""
@@ -134,6 +131,10 @@ class LimitCore:
             ended = self._machine.exceed_deadline(permit, allowed_ns, now_ns)
         else:
             self._machine.release(now_ns)
+        self.freed(ended)
+
+    def freed(self, ended: bool) -> None:
+        """Let a queued call have the permit that came back, with a new target if it ended a window."""
         if ended:
             self._aim()
         if self._queue is not None:

@@ -147,10 +147,8 @@ class LimitMachine:
         took_ns = now_ns - permit
         if took_ns < 0:
             took_ns = 0
-        if not self.adaptation.add(permit, took_ns, queued_ns, batch_ns, self.in_flight, self.rejected, now_ns):
-            return False
-        self._begin_window(now_ns)
-        return True
+        ended = self.adaptation.add(permit, took_ns, queued_ns, batch_ns, self.in_flight, self.rejected, now_ns)
+        return self._follow(ended, now_ns)
 
     def exceed_deadline(self, permit: int, allowed_ns: int, now_ns: int) -> bool:
         """Take back the permit of a call that would have taken longer than ``allowed_ns``, all the time that it had.
@@ -160,10 +158,8 @@ class LimitMachine:
         """
         self._take_back(now_ns)
         self.deadline_exceeded += 1
-        if not self.adaptation.add_late(permit, allowed_ns, self.in_flight, self.rejected, now_ns):
-            return False
-        self._begin_window(now_ns)
-        return True
+        ended = self.adaptation.add_late(permit, allowed_ns, self.in_flight, self.rejected, now_ns)
+        return self._follow(ended, now_ns)
 
     def reject_inside(self, permit: int, now_ns: int) -> bool:
         """Take back the permit of a call that was rejected further in.
@@ -173,10 +169,8 @@ class LimitMachine:
         """
         self._take_back(now_ns)
         self.inner_rejected += 1
-        if not self.adaptation.add_drop(permit, self.in_flight, self.rejected, now_ns):
-            return False
-        self._begin_window(now_ns)
-        return True
+        ended = self.adaptation.add_drop(permit, self.in_flight, self.rejected, now_ns)
+        return self._follow(ended, now_ns)
 
     def release(self, now_ns: int) -> None:
         """Take back the permit of a call that teaches nothing: it failed, was cancelled, or never made."""
@@ -234,7 +228,10 @@ class LimitMachine:
         if self.adaptation._began_ns == _NEVER:
             self.adaptation.resume(self.in_flight, now_ns)
 
-    def _begin_window(self, now_ns: int) -> None:
+    def _follow(self, ended: bool, now_ns: int) -> bool:
+        """Begin a window here too if one of the adaptation has ended; return whether it has."""
+        if not ended:
+            return False
         busy_ns = now_ns - self._window_began_ns - self._idle_ns
         if busy_ns > 0:
             interval_ns = busy_ns / self._freed
@@ -242,3 +239,4 @@ class LimitMachine:
         self._window_began_ns = now_ns
         self._idle_ns = 0
         self._freed = 0
+        return True

@@ -210,10 +210,7 @@ class ConcurrencyLimit(StackClock, LimitCore):
         except (TypeError, ValueError):
             self.fail(began_ns, None, None)
             raise
-        if self._machine.succeed(began_ns, queued_ns, now_ns, now_ns):
-            self.aim()
-        if self._queue is not None:
-            self._queue.freed()
+        self.freed(self._machine.succeed(began_ns, queued_ns, now_ns, now_ns))
 
     def release(self, permit: int) -> None:
         """Give a permit back without learning: the call failed, was cancelled or never made.
