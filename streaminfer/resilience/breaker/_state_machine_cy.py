@@ -58,7 +58,6 @@ REASONS = (
 )
 
 # C variables in the compiled module, not visible from Python
-_NEVER = NEVER_NS
 _CLOSED = 0
 _OPEN = 1
 _HALF_OPEN = 2
@@ -305,7 +304,7 @@ class BreakerMachine:
         """Set a mode: automatic (a reset that forgets all but the counters), metrics only, disabled, or forced open."""
         before = self.state(now_ns)
         if mode == _FORCED_OPEN:
-            self._begin_open(_NEVER)
+            self._begin_open(NEVER_NS)
             self._note(before, _OPEN, _FORCED, now_ns, 0, 0, 0)
         else:
             self._begin_closed()

@@ -3,7 +3,7 @@ from cpython cimport time
 from streaminfer._request_cy cimport Response as CResponse, Timings as CTimings
 from streaminfer.resilience.limit._state_machine_cy cimport LimitMachine as CLimitMachine
 
-cdef long long _NEVER, _EARLY_NS, _UNKNOWN
+cdef long long NEVER_NS, _EARLY_NS, _UNKNOWN
 cdef int _INFEASIBLE, _FRESH, _ENTERED, _OVER, _QUEUED
 
 cdef class LimitCore:

@@ -38,7 +38,6 @@ _EARLY_NS = round(time.get_clock_info("monotonic").resolution * 1e9)  # loops fi
 _TOO_LATE = frozenset({AdmissionReason.INFEASIBLE, AdmissionReason.DEADLINE_EXCEEDED})
 
 # C variables in the compiled module, not visible from Python
-_NEVER = NEVER_NS
 _INFEASIBLE = -1
 _UNKNOWN = -1
 _FRESH = 0
@@ -88,7 +87,7 @@ class LimitCore:
         """
         now_ns = self._now()
         if deadline_ns is None:
-            permit = self._machine.try_acquire(priority, _NEVER, now_ns)
+            permit = self._machine.try_acquire(priority, NEVER_NS, now_ns)
         else:
             if admission is not None and self._machine.is_tight(deadline_ns, now_ns):
                 self._check_inner(admission, request, deadline_ns, now_ns)
@@ -127,7 +126,7 @@ class LimitCore:
         elif isinstance(error, TimeoutError) or (
             isinstance(error, CancelledError) and deadline_ns is not None and now_ns + _EARLY_NS >= deadline_ns
         ):
-            allowed_ns = (now_ns if deadline_ns is None or deadline_ns == _NEVER else deadline_ns) - permit
+            allowed_ns = (now_ns if deadline_ns is None or deadline_ns == NEVER_NS else deadline_ns) - permit
             ended = self._machine.exceed_deadline(permit, allowed_ns, now_ns)
         else:
             self._machine.release(now_ns)

@@ -1,7 +1,7 @@
 cimport cython
 from streaminfer.resilience.limit._adaptation_cy cimport LimitAdaptation
 
-cdef long long _NEVER
+cdef long long NEVER_NS
 cdef int _FULL, _INFEASIBLE, _PASSES
 cdef double _TINY
 

@@ -32,7 +32,6 @@ INFEASIBLE = -1
 UNKNOWN = -1
 
 # C variables in the compiled module, not visible from Python
-_NEVER = NEVER_NS
 _FULL = FULL
 _INFEASIBLE = INFEASIBLE
 _PASSES = 1
@@ -118,7 +117,7 @@ class LimitMachine:
         """Return what :meth:`try_acquire` would decide: 1, :data:`FULL` or :data:`INFEASIBLE`; changes nothing."""
         if self.in_flight >= self._permits(priority):
             return _FULL
-        if deadline_ns != _NEVER and self.in_flight > 0 and deadline_ns < now_ns + self.adaptation.fastest_ns:
+        if deadline_ns != NEVER_NS and self.in_flight > 0 and deadline_ns < now_ns + self.adaptation.fastest_ns:
             return _INFEASIBLE
         return _PASSES
 
@@ -128,7 +127,7 @@ class LimitMachine:
 
     def is_tight(self, deadline_ns: int, now_ns: int) -> bool:
         """Return whether a deadline leaves less than twice the time of recent calls, while some are in flight."""
-        return deadline_ns != _NEVER and self.in_flight > 0 and deadline_ns < now_ns + 2.0 * self.adaptation.mean_ns
+        return deadline_ns != NEVER_NS and self.in_flight > 0 and deadline_ns < now_ns + 2.0 * self.adaptation.mean_ns
 
     def succeed(self, permit: int, queued_ns: int, batch_ns: int, now_ns: int) -> bool:
         """Take back the permit of a call that succeeded.
@@ -225,7 +224,7 @@ class LimitMachine:
         self._freed_ns = now_ns
         if self.in_flight == 0:
             self._idle_since_ns = now_ns
-        if self.adaptation._began_ns == _NEVER:
+        if self.adaptation._began_ns == NEVER_NS:
             self.adaptation.resume(self.in_flight, now_ns)
 
     def _follow(self, ended: bool, now_ns: int) -> bool:

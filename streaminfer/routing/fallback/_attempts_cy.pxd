@@ -1,6 +1,6 @@
 cimport cython
 
-cdef long long _NEVER
+cdef long long NEVER_NS
 
 @cython.locals(last_ns=cython.longlong, wanted_ns=cython.longlong, overrun_ns=cython.longlong)
 cpdef long long switch_at(

@@ -22,7 +22,6 @@ from streaminfer._internal.units import NEVER_NS
 
 __all__ = ["Attempt", "Attempts", "switch_at"]
 
-_NEVER = NEVER_NS
 
 
 def switch_at(now_ns: int, deadline_ns: int, finish_ns: int, reserve_ns: int, default_ns: int) -> int:
@@ -130,7 +129,7 @@ class Attempts:
         Returns:
             For when the timer is to be set next; ``NEVER_NS``: not at all.
         """
-        earliest_ns = _NEVER
+        earliest_ns = NEVER_NS
         for attempt in [*reversed(self._in_flight)]:
             if not attempt.interrupted:
                 if attempt.switch_ns <= now_ns:

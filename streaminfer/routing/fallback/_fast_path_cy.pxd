@@ -4,7 +4,7 @@ from streaminfer.routing.fallback._attempts_cy cimport Attempt, Attempts, switch
 from streaminfer.routing.fallback._degradation_cy cimport DegradationController
 from streaminfer.routing.fallback._route_share_cy cimport RouteShare
 
-cdef long long _NEVER, _TRUSTED_NS, _MIN_DEFAULT_RESERVE_NS
+cdef long long NEVER_NS, _TRUSTED_NS, _MIN_DEFAULT_RESERVE_NS
 cdef int _GOOD, _TRUSTED
 
 @cython.locals(reserve_ns=cython.longlong)

@@ -25,7 +25,6 @@ from streaminfer.routing.fallback._route_share_cy import RouteShare
 
 __all__ = ["FastPath", "default_reserve_ns"]
 
-_NEVER = NEVER_NS
 _GOOD = 0
 _TRUSTED = 7  # requests
 _TRUSTED_NS = 1_000_000
@@ -89,8 +88,8 @@ class FastPath:
         share = self._share
         if not self.is_open or share.fraction < 1.0 or now_ns >= self._degradation.next_step_ns or share.stalled:
             return None
-        deadline_ns = _NEVER if request.deadline_ns is None else request.deadline_ns
-        if deadline_ns <= now_ns or (now_ns >= share.reserve_until_ns and deadline_ns != _NEVER):
+        deadline_ns = NEVER_NS if request.deadline_ns is None else request.deadline_ns
+        if deadline_ns <= now_ns or (now_ns >= share.reserve_until_ns and deadline_ns != NEVER_NS):
             return None
         finish_ns = 0
         if self._admission is not None:
@@ -134,8 +133,8 @@ class FastPath:
             reserve_ns: the time that a later route needs; 0: there is none; -1: unknown.
             enforces: the route ends its requests at their deadline.
         """
-        if deadline_ns == _NEVER:
-            return _NEVER
+        if deadline_ns == NEVER_NS:
+            return NEVER_NS
         left_ns = deadline_ns - now_ns
         if reserve_ns < 0:
             reserve_ns = left_ns >> 2
@@ -145,10 +144,10 @@ class FastPath:
         if self._has_default:
             default_ns = default_reserve_ns(left_ns)
         if reserve_ns == 0 and default_ns == 0 and enforces:
-            return _NEVER
+            return NEVER_NS
         switch_ns = switch_at(now_ns, deadline_ns, finish_ns, reserve_ns, default_ns)
         if enforces and switch_ns >= deadline_ns:
-            return _NEVER
+            return NEVER_NS
         return switch_ns
 
     def respond(self, attempt: Attempt, response: Any, now_ns: int) -> Response | None:
@@ -162,7 +161,7 @@ class FastPath:
             return None
         self.attempts.leave(attempt)
         limit_ns = 0
-        if attempt.deadline_ns != _NEVER:
+        if attempt.deadline_ns != NEVER_NS:
             limit_ns = attempt.deadline_ns - attempt.started_ns
         self._share.settle(_GOOD, now_ns - attempt.started_ns, limit_ns, now_ns)
         self._share.succeeded += 1
