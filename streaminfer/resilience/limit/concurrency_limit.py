@@ -245,7 +245,7 @@ class ConcurrencyLimit(StackClock, LimitCore):
 
     def statistics(self) -> LimitStatistics:
         """Return a frozen snapshot."""
-        from streaminfer.resilience.limit.statistics import LimitStatistics  # noqa: PLC0415 - serving does not need it
+        from streaminfer.resilience.limit.statistics import COUNTED, LimitStatistics  # noqa: PLC0415 - serving needs none
 
         machine = self._machine
         adaptation = machine.adaptation
@@ -263,14 +263,8 @@ class ConcurrencyLimit(StackClock, LimitCore):
             rate_per_s=1e9 / machine.interval_ns if machine.interval_ns else 0.0,
             retry_after_s=self.retry_after_s,
             burning=adaptation.burning,
-            rejected=machine.rejected,
-            infeasible=machine.infeasible,
-            succeeded=machine.succeeded,
-            deadline_exceeded=machine.deadline_exceeded,
-            inner_rejected=machine.inner_rejected,
-            ignored=machine.ignored,
-            stale_permits=machine.stale_permits,
             windows=adaptation.windows,
+            **{name: getattr(machine, name) for name in COUNTED},
         )
 
     __reduce__ = refuse_copy

@@ -29,6 +29,7 @@ _MAX_PER_S = 1e6  # an interval is whole nanoseconds: a thousand of them are exa
 _MIN_PER_S = 1e-6
 _MAX_BURST = 1_000_000
 _MAX_TENANTS = 10_000_000
+_COUNTED = ("admitted", "rejected", "shared", "tenants")
 _Buckets: type[TenantBuckets] = thread_safe(TenantBuckets, public_methods(TenantBuckets))
 
 
@@ -81,7 +82,7 @@ class RateLimitStatistics(Snapshot):
     tenants: int
 
     def _repr_html_(self) -> str:
-        rows = counter_rows(self, ("admitted", "rejected", "shared", "tenants"))
+        rows = counter_rows(self, _COUNTED)
         return html_table(rows, caption=self.name or "rate limit")
 
 
@@ -206,14 +207,7 @@ class RateLimit(StackClock):
 
     def statistics(self) -> RateLimitStatistics:
         """Return a frozen snapshot."""
-        buckets = self._buckets
-        return RateLimitStatistics(
-            name=self.name,
-            admitted=buckets.admitted,
-            rejected=buckets.rejected,
-            shared=buckets.shared,
-            tenants=buckets.tenants,
-        )
+        return RateLimitStatistics(name=self.name, **{name: getattr(self._buckets, name) for name in _COUNTED})
 
     __reduce__ = refuse_copy
 

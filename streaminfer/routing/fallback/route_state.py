@@ -15,6 +15,10 @@ from streaminfer.routing.fallback.statistics import RouteStatistics
 
 __all__ = ["RouteState", "make_route_states"]
 
+# of its statistics
+_OF_THE_SHARE = ("closed", "succeeded", "in_flight", "cuts", "flaps")
+_COUNTED = ("deadline_misses", "failed", "attempt_timeouts", "rejected", "cancelled", "probes")
+
 
 class RouteState:
     """One route of one router.
@@ -87,19 +91,10 @@ class RouteState:
             name=self.route.name,
             quality=self.route.quality,
             share=share.fraction,
-            closed=share.closed,
-            succeeded=share.succeeded,
-            deadline_misses=self.deadline_misses,
-            failed=self.failed,
-            attempt_timeouts=self.attempt_timeouts,
-            rejected=self.rejected,
-            cancelled=self.cancelled,
-            in_flight=share.in_flight,
             skipped={str(reason): count for reason, count in sorted(self.skipped.items())},
-            probes=self.probes,
-            cuts=share.cuts,
-            flaps=share.flaps,
             latency_s=share.latency_ns / 1e9,
+            **{name: getattr(share, name) for name in _OF_THE_SHARE},
+            **{name: getattr(self, name) for name in _COUNTED},
         )
 
 

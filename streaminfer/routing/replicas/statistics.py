@@ -14,6 +14,7 @@ from streaminfer.routing.replicas.replica import ReplicaHandle
 __all__ = ["ReplicaStatistics", "ReplicasStatistics", "replica_statistics"]
 
 _STATES = {ACTIVE: "active", PROBING: "probing", EJECTED: "ejected", DRAINING: "draining"}
+_COUNTED = ("in_flight", "attempts", "succeeded", "failed", "rejected", "ejections")
 
 
 @attrs.frozen(kw_only=True)
@@ -118,14 +119,9 @@ def replica_statistics(handle: ReplicaHandle, balancer: P2CBalancer, now_ns: int
         zone=handle.replica.zone,
         weight=handle.replica.weight,
         state=state,
-        in_flight=slot.in_flight,
-        attempts=slot.attempts,
-        succeeded=slot.succeeded,
-        failed=slot.failed,
-        rejected=slot.rejected,
-        ejections=slot.ejections,
         returns_in_s=returns_in_s,
         latency_s=slot.latency_ns / 1e9 if slot.latency_ns else float("nan"),
         expected_s=expected_ns / 1e9 if expected_ns else float("nan"),
         success=slot.success,
+        **{name: getattr(slot, name) for name in _COUNTED},
     )
