@@ -95,23 +95,17 @@ class RouteShare:
         self.degraded = 0
         self.reserve_ns = 0
         self.reserve_until_ns = -(2**62)
-        self._credit = 0.0
         self._gain = _MIN_GAIN
         self._trouble = 0.0
         self._calm = 0
         self.headroom = 0.0
         self.suspect = False
         self.stalled = False
-        self._late = 0
         self._settles = False
         self._rests = False
         self._was_cut = False
         self._silent = 0
-        self._offered = 0
-        self._taken = 0
-        self._good = 0
-        self._bad = 0
-        self._used = 0.0
+        self._begin_step()
 
     def offers(self) -> bool:
         """Return whether this request is part of the share; once per request, before :meth:`take`."""
