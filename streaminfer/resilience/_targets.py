@@ -49,16 +49,24 @@ def public_methods(state: type[Any]) -> list[str]:
     return [name for name, it in vars(state).items() if callable(it) and not name.startswith("_")]
 
 
-def refuse_awaitable(function: Any, result: Any) -> None:
+def refuse_awaitable(
+    function: Any, result: Any, argument: str = "inner", what: str = "an async function where it returns an awaitable"
+) -> None:
     """Raise ``TypeError`` for a function that looks synchronous and returned something to be awaited.
 
     Its call has no outcome yet, so a guard would count every outcome as a success.
+
+    Args:
+        function: what was called.
+        result: what it returned.
+        argument: as which the function was given.
+        what: was expected of it.
     """
     if type(result) in PLAIN or not hasattr(type(result), "__await__"):
         return
     if inspect.iscoroutine(result):
         result.close()
-    raise TypeError(expected("inner", "an async function where it returns an awaitable", function))
+    raise TypeError(expected(argument, what, function))
 
 
 def refuse_copy(guard: Any) -> Any:
