@@ -23,7 +23,6 @@ from streaminfer._internal.units import NEVER_NS
 __all__ = ["Attempt", "Attempts", "switch_at"]
 
 
-
 def switch_at(now_ns: int, deadline_ns: int, finish_ns: int, reserve_ns: int, default_ns: int) -> int:
     """Return when to interrupt an attempt so that the next route still has time.
 
