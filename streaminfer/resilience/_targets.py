@@ -9,10 +9,22 @@ from typing import Any
 import numpy as np
 
 from streaminfer._internal.validation import expected
+from streaminfer._runtime.wrapped_kind import kind_of
 from streaminfer.protocols import adapt
 from streaminfer.request import Batch, Request
 
-__all__ = ["PLAIN", "exception_classes", "may_repeat", "public_methods", "refuse_awaitable", "refuse_copy", "repeats"]
+__all__ = [
+    "PLAIN",
+    "exception_classes",
+    "may_repeat",
+    "public_methods",
+    "refuse_awaitable",
+    "refuse_copy",
+    "repeats",
+    "wrap_by_kind",
+]
+
+_Wrap = Callable[[Any, Any], Any]
 
 PLAIN = frozenset({type(None), bool, int, float, str, bytes, tuple, list, dict, np.ndarray})
 """Types of results that are certainly not awaitable: to look for ``__await__`` costs a tenth of a microsecond."""
@@ -75,6 +87,16 @@ def refuse_copy(guard: Any) -> Any:
     It is the ``__reduce__`` of the guards, which ``copy``, ``deepcopy`` and ``pickle`` call.
     """
     raise TypeError(f"{guard!r} holds the state of calls in flight and cannot be copied; make another one")
+
+
+def wrap_by_kind(layer: Any, inner: Any, service: _Wrap, backend: _Wrap, async_function: _Wrap, function: _Wrap) -> Any:
+    """Return what the function for an object's kind makes of a layer and the object.
+
+    Raises:
+        TypeError: ``inner`` is neither a service, a backend nor a function.
+    """
+    kinds = {"service": service, "backend": backend, "async function": async_function, "function": function}
+    return kinds[kind_of(inner)](layer, inner)
 
 
 def repeats(inner: Any, idempotent: bool | None) -> bool | None:

@@ -14,12 +14,13 @@ from streaminfer._internal.validation import check_count, check_duration_ns, che
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.errors import CircuitOpen, Closed, InvalidInput, Overloaded
 from streaminfer.protocols import Backend, Clock, P, R, Service
-from streaminfer.resilience._targets import exception_classes, public_methods, refuse_copy
+from streaminfer.resilience._targets import exception_classes, public_methods, refuse_copy, wrap_by_kind
 from streaminfer.resilience.breaker._guard_cy import BreakerCore
+from streaminfer.resilience.breaker._guarded_function_cy import GuardedFunction
 from streaminfer.resilience.breaker._outcome_window_cy import OutcomeWindow
 from streaminfer.resilience.breaker._state_machine_cy import MODES, STATES, BreakerMachine
 from streaminfer.resilience.breaker.events import BreakerEvent, BreakerEvents
-from streaminfer.resilience.breaker.layers import wrap_inner
+from streaminfer.resilience.breaker.layers import GuardedBackend, GuardedService, guard_async
 
 if TYPE_CHECKING:
     from streaminfer.resilience.breaker.statistics import BreakerStatistics
@@ -158,7 +159,7 @@ class CircuitBreaker(StackClock, BreakerCore):
             TypeError: none of these, or a generator function, whose call ends before its work begins: use
                 :meth:`guard` inside it.
         """
-        return wrap_inner(self, inner)
+        return wrap_by_kind(self, inner, GuardedService, GuardedBackend, guard_async, GuardedFunction)
 
     __call__ = wrap
 

@@ -14,11 +14,11 @@ from streaminfer._runtime.objective import is_slo_or_none
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.protocols import Backend, Clock, P, R, Service, adapt, is_backend, is_service
 from streaminfer.request import check_priority
-from streaminfer.resilience._targets import public_methods, refuse_copy
+from streaminfer.resilience._targets import public_methods, refuse_copy, wrap_by_kind
 from streaminfer.resilience.limit._adaptation_cy import LimitAdaptation
 from streaminfer.resilience.limit._guard_cy import LimitCore
 from streaminfer.resilience.limit._state_machine_cy import UNKNOWN, LimitMachine
-from streaminfer.resilience.limit.layers import wrap_inner
+from streaminfer.resilience.limit.layers import LimitedBackend, LimitedService, QueuedService, limit_async, limit_sync
 from streaminfer.resilience.limit.permit_queue import PermitQueue
 
 if TYPE_CHECKING:
@@ -143,7 +143,8 @@ class ConcurrencyLimit(StackClock, LimitCore):
         if self._objective is None:
             self._objective = _objective_of(inner)
             self.aim()
-        return wrap_inner(self, inner)
+        service = LimitedService if self._queue is None else QueuedService
+        return wrap_by_kind(self, inner, service, LimitedBackend, limit_async, limit_sync)
 
     __call__ = wrap
 

@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any, overload
 from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number
 from streaminfer._runtime.stack_clock import StackClock
-from streaminfer._runtime.wrapped_kind import kind_of
 from streaminfer.errors import (
     BackendError,
     CircuitOpen,
@@ -47,6 +46,7 @@ from streaminfer.resilience._targets import (
     refuse_awaitable,
     refuse_copy,
     repeats,
+    wrap_by_kind,
 )
 
 if TYPE_CHECKING:
@@ -158,12 +158,7 @@ class RetryBudget(StackClock):
         Raises:
             TypeError: none of these, or a generator function.
         """
-        kind = kind_of(inner)
-        if kind == "service":
-            return _RetriedService(self, inner)
-        if kind == "backend":
-            return _RetriedBackend(self, inner)
-        return _retry_async(self, inner) if kind == "async function" else _retry_sync(self, inner)
+        return wrap_by_kind(self, inner, _RetriedService, _RetriedBackend, _retry_async, _retry_sync)
 
     __call__ = wrap
 
