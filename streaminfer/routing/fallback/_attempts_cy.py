@@ -120,7 +120,7 @@ class Attempts:
 
     def leave(self, attempt: Attempt) -> None:
         """End an attempt."""
-        del self._in_flight[attempt]
+        self._in_flight.pop(attempt, None)  # none of a loop that was closed
 
     def interrupt_due(self, now_ns: int) -> int:
         """Interrupt the attempts that are due.
