@@ -48,8 +48,11 @@ class OutcomeWindow:
         self._slice_ns = slice_ns
         self._outcomes = bytearray(1 if slice_ns else size)
         self._slices = array("q", [0]) * (3 * size if slice_ns else 3)
+        self._head = 0
         self._end_ns = 0
-        self.clear()
+        self.calls = 0
+        self.failures = 0
+        self.slow = 0
 
     def add(self, failed: bool, slow: bool, now_ns: int) -> None:
         """Count one outcome.

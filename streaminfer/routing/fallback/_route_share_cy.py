@@ -78,6 +78,8 @@ class RouteShare:
         reserve_until_ns: when that is asked for again.
     """
 
+    _credit: float
+
     def __init__(self, device: int, costlier_on_device: bool, costlier: bool, last: bool, fixed: bool) -> None:
         self.device = device
         self.costlier_on_device = costlier_on_device
