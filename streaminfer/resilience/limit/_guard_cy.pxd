@@ -24,11 +24,12 @@ cdef class LimitCore:
     @cython.locals(now_ns=cython.longlong, allowed_ns=cython.longlong, ended=bint)
     cpdef object fail(self, long long permit, object error, object deadline_ns)
 
-    cpdef object freed(self, bint ended)
-
     # final: a method called from C would otherwise search every Python subclass for an override
     @cython.final
     cdef long long _now(self) except? -1
+
+    @cython.final
+    cdef int _freed(self, bint ended) except -1
 
     @cython.final
     cdef int _aim(self) except -1

@@ -115,7 +115,7 @@ class LimitCore:
                 queued_ns = batch_ns - timings.enqueued_ns
                 if queued_ns < 0:
                     queued_ns = 0
-        self.freed(self._machine.succeed(permit, queued_ns, batch_ns, now_ns))
+        self._freed(self._machine.succeed(permit, queued_ns, batch_ns, now_ns))
 
     def fail(self, permit: int, error: BaseException | None, deadline_ns: int | None) -> None:
         """End a call without response; ``error`` is ``None``: it teaches nothing."""
@@ -130,14 +130,7 @@ class LimitCore:
             ended = self._machine.exceed_deadline(permit, allowed_ns, now_ns)
         else:
             self._machine.release(now_ns)
-        self.freed(ended)
-
-    def freed(self, ended: bool) -> None:
-        """Let a queued call have the permit that came back, with a new target if it ended a window."""
-        if ended:
-            self._aim()
-        if self._queue is not None:
-            self._queue.freed()
+        self._freed(ended)
 
     def guard(self, *, priority: int = 0, deadline_ns: int | None = None) -> LimitGuard:
         """Return a new context manager for one call, sync or async.
@@ -153,6 +146,10 @@ class LimitCore:
         """
         return LimitGuard(self, priority, deadline_ns)
 
+    def freed(self, ended: bool) -> None:
+        """Let a queued call have the permit that came back, with a new target if it ended a window."""
+        self._freed(ended)
+
     def aim(self) -> None:
         """Read the objective and the state of its budget, as after each window."""
         self._aim()
@@ -165,6 +162,12 @@ class LimitCore:
         if self._clock is None:
             return time.monotonic_ns()
         return self._clock()
+
+    def _freed(self, ended: bool) -> None:
+        if ended:
+            self._aim()
+        if self._queue is not None:
+            self._queue.freed()
 
     def _aim(self) -> None:
         """Read the objective, which may change, and whether its budget burns."""
