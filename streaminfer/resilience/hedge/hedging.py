@@ -226,30 +226,21 @@ class Hedge(StackClock):
             response = await send()
             self._took.record_ns(max(self._clock() - now_ns, 0))
             return response
-        first = _begin(send)
-        running, failed, left = [first], [], self.max_hedges
+        race = _Race(self, send_again, deadline_ns, admits, delay_s)
+        first = race.send(send)
         try:
-            while running:
-                timeout_s = delay_s if left else None
-                ended, _ = await asyncio.wait(running, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-                if not ended and self._grants(deadline_ns, admits):
-                    running.append(_begin(send_again))
-                    left -= 1
-                elif not ended:
-                    left = 0
-                for task in [it for it in running if it in ended]:  # in the order in which they were sent
-                    running.remove(task)
-                    if not _has_failed(task):
-                        if first not in failed:
-                            self._took.record_ns(max(self._clock() - now_ns, 0))
-                        self._won += task is not first
-                        return task.result()
-                    failed.append(task)
-                    left = 0
-            return failed[0].result()  # raises the earliest error
+            await race.over
         finally:
-            if running:
-                await self._cancel(running)
+            losing = race.end()
+            if losing:
+                await self._cancel(losing)
+        winner = race.winner
+        if winner is None:
+            return race.failed[0].result()  # raises the earliest error
+        if first not in race.failed:
+            self._took.record_ns(max(self._clock() - now_ns, 0))
+        self._won += winner is not first
+        return winner.result()
 
     def _grants(self, deadline_ns: int | None, admits: Callable[[int], Admission] | None) -> bool:
         """Return whether an extra request may be sent now."""
@@ -262,23 +253,80 @@ class Hedge(StackClock):
             return False
         return bool(self._budget.grant(now_ns))
 
-    async def _cancel(self, tasks: Sequence[asyncio.Task[Any]]) -> None:
+    async def _cancel(self, tasks: set[asyncio.Task[Any]]) -> None:
         for task in tasks:
             self._cancelling.add(task)
             task.add_done_callback(self._cancelling.discard)
-            task.add_done_callback(_has_failed)
             task.cancel()
         await asyncio.wait(tasks, timeout=0)  # most end in this turn
 
 
-def _begin(call: Callable[[], Awaitable[Any]]) -> asyncio.Task[Any]:
-    """Send a request in a task of its own."""
-    return asyncio.get_running_loop().create_task(_await(call))
+class _Race:
+    """One request, and the extra ones that are sent before its response.
 
+    Attributes:
+        over: done when there is a response, or when all requests have failed.
+        winner: the request with the first response.
+        failed: requests that failed before, in order.
+    """
 
-def _has_failed(task: asyncio.Task[Any]) -> bool:
-    """Return whether a request that has ended has no response; its exception then counts as retrieved."""
-    return task.cancelled() or task.exception() is not None
+    __slots__ = ("_admits", "_again", "_deadline_ns", "_delay_s", "_hedge", "_left", "_loop", "_running", "_timer",
+                 "failed", "over", "winner")  # fmt: skip
+
+    def __init__(
+        self,
+        hedge: Hedge,
+        again: Callable[[], Awaitable[Any]],
+        deadline_ns: int | None,
+        admits: Callable[[int], Admission] | None,
+        delay_s: float,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self._hedge = hedge
+        self._again = again
+        self._deadline_ns = deadline_ns
+        self._admits = admits
+        self._delay_s = delay_s
+        self._left = hedge.max_hedges
+        self._loop = loop
+        self._running: set[asyncio.Task[Any]] = set()
+        self._timer = loop.call_later(delay_s, self._on_delay)
+        self.over: asyncio.Future[None] = loop.create_future()
+        self.winner: asyncio.Task[Any] | None = None
+        self.failed: list[asyncio.Task[Any]] = []
+
+    def send(self, call: Callable[[], Awaitable[Any]]) -> asyncio.Task[Any]:
+        """Send a request in a task of its own."""
+        task = self._loop.create_task(_await(call))
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def end(self) -> set[asyncio.Task[Any]]:
+        """Send no more extra requests; return those that still run."""
+        self._timer.cancel()
+        return self._running
+
+    def _on_delay(self) -> None:
+        if self._hedge._grants(self._deadline_ns, self._admits):
+            self.send(self._again)
+            self._left -= 1
+            if self._left:
+                self._timer = self._loop.call_later(self._delay_s, self._on_delay)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        failed = task.cancelled() or task.exception() is not None  # called in any case, which marks it as retrieved
+        if self.over.done():
+            return  # the race is over
+        if failed:
+            self.failed.append(task)
+            self._timer.cancel()
+            if self._running:
+                return
+        else:
+            self.winner = task
+        self.over.set_result(None)
 
 
 async def _await(call: Callable[[], Awaitable[Any]]) -> Any:
