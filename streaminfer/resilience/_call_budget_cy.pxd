@@ -9,7 +9,6 @@ cdef class CallBudget:
     cdef long long[::1] _seen
     cdef long long[::1] _extra
     cdef long long _seen_live, _extra_live, _number
-    cdef bint _started
 
     cpdef object count(self, long long now_ns)
     cpdef bint grant(self, long long now_ns) except -1

@@ -46,9 +46,6 @@ class CallBudget:
         throttled: extra calls that were not granted.
     """
 
-    __slots__ = ("_extra", "_extra_live", "_number", "_per_window", "_ratio", "_seen", "_seen_live", "_started",
-                 "granted", "requests", "throttled")  # fmt: skip
-
     _seen: MutableSequence[int]
     _extra: MutableSequence[int]
 
@@ -60,7 +57,6 @@ class CallBudget:
         self._seen_live = 0
         self._extra_live = 0
         self._number = 0
-        self._started = False
         self.requests = 0
         self.granted = 0
         self.throttled = 0
@@ -89,9 +85,6 @@ class CallBudget:
 
     def _turn(self, now_ns: int) -> None:
         number = now_ns // _SLICE_NS if now_ns > 0 else 0
-        if not self._started:
-            self._started = True
-            self._number = number
         if number <= self._number:
             return  # the same slice, or a clock that jumped back
         passed = number - self._number

@@ -9,10 +9,22 @@ from typing import Any
 import numpy as np
 
 from streaminfer._internal.validation import expected
+from streaminfer._runtime.wrapped_kind import kind_of
 from streaminfer.protocols import adapt
 from streaminfer.request import Batch, Request
 
-__all__ = ["PLAIN", "exception_classes", "may_repeat", "refuse_awaitable", "refuse_copy", "repeats"]
+__all__ = [
+    "PLAIN",
+    "exception_classes",
+    "may_repeat",
+    "public_methods",
+    "refuse_awaitable",
+    "refuse_copy",
+    "repeats",
+    "wrap_by_kind",
+]
+
+_Wrap = Callable[[Any, Any], Any]
 
 PLAIN = frozenset({type(None), bool, int, float, str, bytes, tuple, list, dict, np.ndarray})
 """Types of results that are certainly not awaitable: to look for ``__await__`` costs a tenth of a microsecond."""
@@ -44,14 +56,29 @@ def exception_classes(
     return classes, None
 
 
-def refuse_awaitable(function: Any, result: Any) -> None:
-    """Raise the error of a function that looks synchronous and returns something to be awaited.
+def public_methods(state: type[Any]) -> list[str]:
+    """Return the names of a state machine's operations, each of which is one step for other threads."""
+    return [name for name, it in vars(state).items() if callable(it) and not name.startswith("_")]
+
+
+def refuse_awaitable(
+    function: Any, result: Any, argument: str = "inner", what: str = "an async function where it returns an awaitable"
+) -> None:
+    """Raise ``TypeError`` for a function that looks synchronous and returned something to be awaited.
 
     Its call has no outcome yet, so a guard would count every outcome as a success.
+
+    Args:
+        function: what was called.
+        result: what it returned.
+        argument: as which the function was given.
+        what: was expected of it.
     """
+    if type(result) in PLAIN or not hasattr(type(result), "__await__"):
+        return
     if inspect.iscoroutine(result):
         result.close()
-    raise TypeError(expected("inner", "an async function where it returns an awaitable", function))
+    raise TypeError(expected(argument, what, function))
 
 
 def refuse_copy(guard: Any) -> Any:
@@ -60,6 +87,16 @@ def refuse_copy(guard: Any) -> Any:
     It is the ``__reduce__`` of the guards, which ``copy``, ``deepcopy`` and ``pickle`` call.
     """
     raise TypeError(f"{guard!r} holds the state of calls in flight and cannot be copied; make another one")
+
+
+def wrap_by_kind(layer: Any, inner: Any, service: _Wrap, backend: _Wrap, async_function: _Wrap, function: _Wrap) -> Any:
+    """Return what the function for an object's kind makes of a layer and the object.
+
+    Raises:
+        TypeError: ``inner`` is neither a service, a backend nor a function.
+    """
+    kinds = {"service": service, "backend": backend, "async function": async_function, "function": function}
+    return kinds[kind_of(inner)](layer, inner)
 
 
 def repeats(inner: Any, idempotent: bool | None) -> bool | None:

@@ -83,8 +83,6 @@ class PendingErasure:
         outcome: the `Erasure`, once each tier has been tried.
     """
 
-    __slots__ = ("_lock", "_outcomes", "in_memory", "outcome", "subject", "tag")
-
     def __init__(self, subject: str | None, tag: str | None, places: Collection[str] = ()) -> None:
         self.subject = subject
         self.tag = tag

@@ -127,10 +127,6 @@ class Flight:
         self.late_s = math.inf
         self.waits_for: dict[Flight, int] = {}
 
-    def __repr__(self) -> str:
-        state = "over" if self.over else "in flight" if self.refreshes is None else "refresh"
-        return f"<Flight {self.key!r}, {state}, {len(self.waiting)} wait>"
-
 
 class FlightTable:
     """Flights of one cache, on one event loop or of threads; it counts what they do.

@@ -9,6 +9,8 @@ import logging
 import threading
 from typing import Any
 
+import attrs
+
 from streaminfer._internal.forking import at_fork
 from streaminfer._internal.validation import check_duration
 from streaminfer.caching.single_flight._flight_cy import Flight, FlightTable
@@ -24,6 +26,7 @@ FLIGHTS_LOCK = threading.Lock()
 at_fork(before=FLIGHTS_LOCK.acquire, in_parent=FLIGHTS_LOCK.release, in_child=FLIGHTS_LOCK.release)
 
 
+@attrs.define(eq=False)
 class FlightContext:
     """Computation that runs in this context.
 
@@ -33,12 +36,9 @@ class FlightContext:
         fresh_s: seconds for which its result is fresh, if it said so.
     """
 
-    __slots__ = ("flight", "fresh_s", "store")
-
-    def __init__(self, flight: Flight) -> None:
-        self.flight = flight
-        self.store = True
-        self.fresh_s: float | None = None
+    flight: Flight
+    store: bool = True
+    fresh_s: float | None = None
 
 
 CURRENT_FLIGHT: contextvars.ContextVar[FlightContext | None] = contextvars.ContextVar(

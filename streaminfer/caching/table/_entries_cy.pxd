@@ -39,7 +39,7 @@ cdef extern from *:
     cpdef long long coarse_ns "streaminfer_cache_coarse_ns"() noexcept
 
 cdef long long NEVER, _NO_LIMIT, _AT_ONCE, _STEPS, _NEAR_NS, _LONG_NS, _EVENTS_KEPT, _DELETIONS_KEPT
-cdef int FIRST, SMALL, NEGATIVE, _SMALLEST, _FEW, _MANY, _LARGE
+cdef int FIRST, SMALL, STALE, NEGATIVE, _SMALLEST, _FEW, _MANY, _LARGE
 
 # Methods that begin with an underscore are C, but for `_tell`, which a subclass overrides as it does `wake`.
 # no_gc: cycles through what is cached are not collected, see _index_cy

@@ -26,7 +26,7 @@ from typing import Any
 from streaminfer.caching.table._eviction_cy import EvictionOrder
 from streaminfer.caching.table._expiry_heap_cy import ExpiryHeap
 from streaminfer.caching.table._index_cy import KeyIndex
-from streaminfer.caching.table._slots_cy import FIRST, NEGATIVE, NEVER, SMALL, Slots
+from streaminfer.caching.table._slots_cy import FIRST, NEGATIVE, NEVER, SMALL, STALE, Slots
 from streaminfer.protocols import Clock
 
 __all__ = ["EVICTED", "EXPIRED", "NO_LIMIT", "Entries", "Labels"]
@@ -349,7 +349,7 @@ class Entries:
                 continue
             limit -= 1
             if self._stale_ns > 0 and self._slots._words[4 * slot] & 3 <= SMALL:
-                self._order.set_aside(slot)
+                self._order.move(slot, STALE)
                 self._expiries.set(slot, self._expiries.popped_ns + self._stale_ns)
                 continue
             self._expel(slot, EXPIRED, gone)

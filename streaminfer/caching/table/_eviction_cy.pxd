@@ -31,7 +31,7 @@ cdef class EvictionOrder:
     cpdef void renew(self, Py_ssize_t slot, long long size) noexcept
 
     @cython.locals(size=cython.longlong)
-    cpdef void set_aside(self, Py_ssize_t slot) noexcept
+    cpdef void move(self, Py_ssize_t slot, Py_ssize_t queue) noexcept
 
     cpdef int victim(self, bint alive) noexcept
     cpdef long long held(self, Py_ssize_t queue) noexcept

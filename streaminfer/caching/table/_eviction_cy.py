@@ -115,11 +115,11 @@ class EvictionOrder:
         self._newest = slot
         self.touch(slot)
 
-    def set_aside(self, slot: int) -> None:
-        """Move an entry that is stale from now on."""
+    def move(self, slot: int, queue: int) -> None:
+        """Move an entry to the newest end of another queue, without its marks."""
         size = self._slots._words[4 * slot + 2]
         self.remove(slot)
-        self._enter(slot, size, STALE)
+        self._enter(slot, size, queue)
 
     def victim(self, alive: bool) -> int:
         """Return the next victim; remove nothing, but move on those that stay.

@@ -2,7 +2,7 @@ cimport cython
 from streaminfer.caching.table._entries_cy cimport Entries
 from streaminfer.caching.table._eviction_cy cimport EvictionOrder as COrder
 
-cdef long long NEVER, _NO_LIMIT, _SMALL_PAYLOAD
+cdef long long NEVER, NO_LIMIT, _SMALL_PAYLOAD
 cdef int FIRST, MAIN, SMALL, STALE, NEGATIVE
 cdef object _ABSENT
 cdef int _IS_MISSING, _IS_FRESH, _IS_STALE, _IS_FAILURE, _IS_OUTDATED

@@ -32,7 +32,6 @@ _IS_STALE = 2
 _IS_FAILURE = 3
 _IS_OUTDATED = 4
 _SMALL_PAYLOAD = 32
-_NO_LIMIT = NO_LIMIT
 
 
 class EdgeTable(Entries):
@@ -53,7 +52,7 @@ class EdgeTable(Entries):
         return self._find_fresh(key) >= 0
 
     def _set(self, key: Any, value: Any) -> None:
-        self._store(key, value, self._ttl_ns, _payload(value), None, False, _NO_LIMIT)
+        self._store(key, value, self._ttl_ns, _payload(value), None, False, NO_LIMIT)
 
     def peek(self, key: Any, default: Any = None) -> Any:
         """Return the fresh value of a key; counts as nothing."""
@@ -121,7 +120,7 @@ class EdgeTable(Entries):
         value = self._get(key, _ABSENT)
         if value is not _ABSENT:
             return value
-        self._store(key, default, self._ttl_ns if ttl_ns < 0 else ttl_ns, size, labels, False, _NO_LIMIT)
+        self._store(key, default, self._ttl_ns if ttl_ns < 0 else ttl_ns, size, labels, False, NO_LIMIT)
         return default
 
     # -- what a mapping does not have ----------------------------------------------------------------------------

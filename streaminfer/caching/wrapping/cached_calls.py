@@ -71,8 +71,6 @@ class ArgumentLabels:
         identity: what sets apart the entries of the same function with other labels.
     """
 
-    __slots__ = ("_signature", "_subject", "_tags", "identity")
-
     def __init__(self, function: Callable[..., Any], subject: str | None, tags: Iterable[str]) -> None:
         check_instance("subject", subject, lambda it: it is None or isinstance(it, str), "the name of a parameter")
         what = "names of parameters, as in a tuple"

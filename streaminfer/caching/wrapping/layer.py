@@ -172,22 +172,14 @@ class Layer(ABC):
         """Return whether a stale value replaced a failure less than a second ago."""
         return self.now() < self._failing_until_ns
 
-    def hides(self, error: BaseException) -> bool:
-        """Return whether a stale value replaces an error, all but `InvalidInput`; the first of a second is logged."""
-        if isinstance(error, InvalidInput) or not isinstance(error, Exception):
-            return False
-        if not self.fails_now():
-            text = "an outdated value was used in place of an error: %s: %s"
-            LOG.warning(text, type(error).__name__, error, exc_info=error)
-        self._failing_until_ns = self.now() + _RECENT_NS
-        return True
-
     def fallback(self, outdated: Miss) -> tuple[int, int]:
         """Return what :meth:`replaces` needs to know of an outdated value."""
         return self.memory.erasures, self.memory.usable_until(outdated.key)
 
     def replaces(self, error: BaseException, key: Any, asked: Any, fallback: tuple[int, int]) -> bool:
         """Return whether a stale value replaces an error: it was not erased meanwhile, and its time has not passed.
+
+        It replaces any but `InvalidInput`; the first of a second is logged.
 
         Args:
             error: of the computation.
@@ -196,9 +188,15 @@ class Layer(ABC):
             fallback: of the memory, ``erasures`` when the value was found; and until when it can be used.
         """
         erasures, until_ns = fallback
-        if self.now() >= until_ns or self.memory.erased_since(key, self._about(asked), erasures):
+        if isinstance(error, InvalidInput) or not isinstance(error, Exception) or self.now() >= until_ns:
             return False
-        return self.hides(error)
+        if self.memory.erased_since(key, self._about(asked), erasures):
+            return False
+        if not self.fails_now():
+            text = "an outdated value was used in place of an error: %s: %s"
+            LOG.warning(text, type(error).__name__, error, exc_info=error)
+        self._failing_until_ns = self.now() + _RECENT_NS
+        return True
 
     def gives_stale(self, missed: Miss) -> bool:
         """Return whether what memory has is the response at once, with a refresh behind it. Raises a stored error."""

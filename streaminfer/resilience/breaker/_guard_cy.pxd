@@ -57,9 +57,6 @@ cdef class BreakerCore:
     @cython.locals(guard=Guard)
     cpdef Guard enter(self)
 
-    @cython.locals(guard=Guard)
-    cpdef tuple begin(self, object function, tuple args, dict kwargs)
-
     # final: a method called from C would otherwise search every Python subclass for an override
     @cython.final
     cdef long long _now(self) except? -1
@@ -94,7 +91,3 @@ cdef long long _nanoseconds(object duration_s) except -1
 
 @cython.locals(guard=Guard)
 cdef Guard _guard_of(BreakerCore core)
-
-@cython.final
-cdef class _Done:
-    pass

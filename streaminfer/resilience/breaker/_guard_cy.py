@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import time
 from asyncio import CancelledError
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -60,17 +60,6 @@ class BreakerCore:
     Attributes:
         name: for errors; the subclass sets it.
     """
-
-    __slots__ = (
-        "_clock",
-        "_deliver",
-        "_failure_result",
-        "_ignore_result",
-        "_ignored",
-        "_ignores",
-        "_machine",
-        "name",
-    )
 
     name: str
 
@@ -156,23 +145,6 @@ class BreakerCore:
         guard = _guard_of(self)
         guard._enter()
         return guard
-
-    def begin(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Guard, Any]:
-        """Return a guard that was entered, and what an async function returned for these arguments, to be awaited.
-
-        The arguments are passed on as they came; the closure that has them would copy them to pass them on.
-
-        Raises:
-            CircuitOpen: the circuit does not let the call pass.
-        """
-        guard = _guard_of(self)
-        guard._enter()
-        try:
-            awaitable = function(*args, **kwargs) if kwargs else function(*args)
-        except BaseException as error:
-            guard.raised(error)
-            raise
-        return guard, awaitable
 
     def retry_after_ns(self, now_ns: int) -> int:
         """Return the nanoseconds until a call may pass; 0 while all calls pass."""
@@ -282,8 +254,6 @@ def _nanoseconds(duration_s: Any) -> int:
 class Guard:
     """Context manager of one call; made by ``CircuitBreaker.guard``."""
 
-    __slots__ = ("_core", "_outcome", "_permit", "_phase", "_started_ns")
-
     _core: BreakerCore
     _outcome: bool | None
     _permit: int
@@ -299,15 +269,14 @@ class Guard:
     ) -> None:
         self._exit(error)
 
-    def __aenter__(self) -> Coroutine[Any, Any, Guard]:
+    async def __aenter__(self) -> Self:
         self._enter()
-        return _given(self)
+        return self
 
-    def __aexit__(
+    async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> _Done:
+    ) -> None:
         self._exit(error)
-        return _NOTHING
 
     def fail(self) -> None:
         """Record a failure, although the block raises nothing.
@@ -381,26 +350,3 @@ def _guard_of(core: BreakerCore) -> Guard:
     guard._started_ns = 0
     guard._phase = _FRESH
     return guard
-
-
-async def _given(guard: Guard) -> Guard:
-    """Return the guard from a compiled coroutine, which needs no exception for it, as an iterator would."""
-    return guard
-
-
-class _Done:
-    """Awaitable that is done and returns ``None``."""
-
-    __slots__ = ()
-
-    def __await__(self) -> Any:
-        return self
-
-    def __iter__(self) -> _Done:
-        return self
-
-    def __next__(self) -> None:
-        raise StopIteration
-
-
-_NOTHING = _Done()

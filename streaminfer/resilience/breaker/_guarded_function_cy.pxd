@@ -1,7 +1,7 @@
 cimport cython
 from streaminfer.resilience.breaker._guard_cy cimport BreakerCore
 
-cdef frozenset _PLAIN
+cdef frozenset PLAIN
 
 @cython.final
 cdef class GuardedFunction:

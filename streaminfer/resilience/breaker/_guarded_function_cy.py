@@ -16,8 +16,6 @@ from streaminfer.resilience.breaker._guard_cy import BreakerCore
 
 __all__ = ["GuardedFunction"]
 
-_PLAIN = PLAIN  # a C variable in the compiled module
-
 
 class GuardedFunction:
     """A function under a circuit breaker; it is called, bound and documented like the function itself.
@@ -26,8 +24,6 @@ class GuardedFunction:
         core: the breaker.
         function: the function.
     """
-
-    __slots__ = ("__dict__", "__weakref__", "_core", "_function")
 
     def __init__(self, core: BreakerCore, function: Callable[..., Any]) -> None:
         self._core = core
@@ -43,7 +39,7 @@ class GuardedFunction:
         except BaseException as error:
             core._raise(permit, started_ns, error, None)
             raise
-        if type(result) not in _PLAIN and hasattr(type(result), "__await__"):
+        if type(result) not in PLAIN and hasattr(type(result), "__await__"):
             core._end(permit, started_ns, None)
             refuse_awaitable(self._function, result)
         core._return(permit, started_ns, result)

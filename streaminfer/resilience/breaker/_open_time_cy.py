@@ -32,8 +32,6 @@ class OpenTime:
         next_ns: the next open time.
     """
 
-    __slots__ = ("_base_ns", "_random", "first_ns", "longest_ns", "next_ns")
-
     next_ns: int
 
     def __init__(self, first_ns: int, longest_ns: int, seed: int) -> None:

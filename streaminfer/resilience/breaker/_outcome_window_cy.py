@@ -39,19 +39,6 @@ class OutcomeWindow:
         slow: how many of them were slow.
     """
 
-    __slots__ = (
-        "_end_ns",
-        "_head",
-        "_outcomes",
-        "_size",
-        "_slice_ns",
-        "_slices",
-        "calls",
-        "capacity",
-        "failures",
-        "slow",
-    )
-
     _outcomes: MutableSequence[int]
     _slices: MutableSequence[int]
 

@@ -33,8 +33,6 @@ class HalfOpenProbes:
         slow: how many of them were slow.
     """
 
-    __slots__ = ("_capacity", "_serial", "_table", "calls", "failures", "in_flight", "slow")
-
     _table: MutableSequence[int]
     _serial: int
     in_flight: int

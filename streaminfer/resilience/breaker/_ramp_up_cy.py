@@ -29,8 +29,6 @@ class RampUp:
         active: it has begun, and has been neither stopped nor seen to be over.
     """
 
-    __slots__ = ("_began_ns", "_duration_ns", "_sum", "active")
-
     def __init__(self, duration_ns: int) -> None:
         self._duration_ns = duration_ns
         self._began_ns = 0

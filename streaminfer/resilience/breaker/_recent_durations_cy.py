@@ -25,8 +25,6 @@ _MIN_COUNT = 3  # of fewer the median is any of them, for instance the one call 
 class RecentDurations:
     """The durations of the last calls."""
 
-    __slots__ = ("_count", "_durations_ns")
-
     _durations_ns: MutableSequence[int]
 
     def __init__(self) -> None:

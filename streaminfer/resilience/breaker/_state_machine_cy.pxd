@@ -6,7 +6,7 @@ from streaminfer.resilience.breaker._ramp_up_cy cimport RampUp
 from streaminfer.resilience.breaker._recent_durations_cy cimport RecentDurations
 from streaminfer.resilience.breaker._transitions_cy cimport TransitionRing
 
-cdef long long _NEVER
+cdef long long NEVER_NS
 cdef int _CLOSED, _OPEN, _HALF_OPEN
 cdef int _AUTOMATIC, _METRICS_ONLY, _DISABLED, _FORCED_OPEN
 cdef int _BY_FAILURES, _BY_SLOWNESS, _OPEN_TIME_PASSED, _PROBES_SUCCEEDED, _PROBES_FAILED

@@ -58,7 +58,6 @@ REASONS = (
 )
 
 # C variables in the compiled module, not visible from Python
-_NEVER = NEVER_NS
 _CLOSED = 0
 _OPEN = 1
 _HALF_OPEN = 2
@@ -107,13 +106,6 @@ class BreakerMachine:
         trips: how often it opened.
         consecutive_trips: how often since it was last closed.
     """
-
-    __slots__ = (
-        "_durations", "_exceeded", "_failure_rate", "_generation", "_half_open_ns", "_minimum_calls",
-        "_minimum_probes", "_open_time", "_permit", "_probes", "_ramp", "_slow_ns", "_slow_rate", "_state",
-        "_until_ns", "_window", "consecutive_trips", "failed", "ignored", "listening", "mode", "permitted",
-        "rejected", "slow", "stale_permits", "succeeded", "transitions", "trips",
-    )  # fmt: skip
 
     _permit: int
     _until_ns: int
@@ -312,7 +304,7 @@ class BreakerMachine:
         """Set a mode: automatic (a reset that forgets all but the counters), metrics only, disabled, or forced open."""
         before = self.state(now_ns)
         if mode == _FORCED_OPEN:
-            self._begin_open(_NEVER)
+            self._begin_open(NEVER_NS)
             self._note(before, _OPEN, _FORCED, now_ns, 0, 0, 0)
         else:
             self._begin_closed()

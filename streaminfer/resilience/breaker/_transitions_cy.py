@@ -29,8 +29,6 @@ class TransitionRing:
         lost: how many were overwritten before they were delivered.
     """
 
-    __slots__ = ("_head", "_numbers", "lost", "pending")
-
     _numbers: MutableSequence[int]
 
     def __init__(self) -> None:

@@ -14,12 +14,13 @@ from streaminfer._internal.validation import check_count, check_duration_ns, che
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.errors import CircuitOpen, Closed, InvalidInput, Overloaded
 from streaminfer.protocols import Backend, Clock, P, R, Service
-from streaminfer.resilience._targets import exception_classes, refuse_copy
+from streaminfer.resilience._targets import exception_classes, public_methods, refuse_copy, wrap_by_kind
 from streaminfer.resilience.breaker._guard_cy import BreakerCore
+from streaminfer.resilience.breaker._guarded_function_cy import GuardedFunction
 from streaminfer.resilience.breaker._outcome_window_cy import OutcomeWindow
 from streaminfer.resilience.breaker._state_machine_cy import MODES, STATES, BreakerMachine
 from streaminfer.resilience.breaker.events import BreakerEvent, BreakerEvents
-from streaminfer.resilience.breaker.layers import wrap_inner
+from streaminfer.resilience.breaker.layers import GuardedBackend, GuardedService, guard_async
 
 if TYPE_CHECKING:
     from streaminfer.resilience.breaker.statistics import BreakerStatistics
@@ -33,21 +34,8 @@ _MAX_CALLS = 1_000_000
 _MAX_PROBES = 1024
 _SEEDS = 2**31
 _SECONDS = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*s\s*")
-_OPERATIONS = (
-    "record",
-    "cut_off",
-    "next_event",
-    "permits",
-    "release",
-    "retry_after_ns",
-    "set_mode",
-    "share",
-    "snapshot",
-    "state",
-    "try_acquire",
-)
 
-_Machine: type[BreakerMachine] = thread_safe(BreakerMachine, _OPERATIONS)
+_Machine: type[BreakerMachine] = thread_safe(BreakerMachine, public_methods(BreakerMachine))
 
 
 class CircuitBreaker(StackClock, BreakerCore):
@@ -171,7 +159,7 @@ class CircuitBreaker(StackClock, BreakerCore):
             TypeError: none of these, or a generator function, whose call ends before its work begins: use
                 :meth:`guard` inside it.
         """
-        return wrap_inner(self, inner)
+        return wrap_by_kind(self, inner, GuardedService, GuardedBackend, guard_async, GuardedFunction)
 
     __call__ = wrap
 
@@ -226,32 +214,18 @@ class CircuitBreaker(StackClock, BreakerCore):
 
     def statistics(self) -> BreakerStatistics:
         """Return a frozen snapshot."""
-        from streaminfer.resilience.breaker.statistics import BreakerStatistics  # noqa: PLC0415 - serving does not need it
+        from streaminfer.resilience.breaker.statistics import COUNTED, BreakerStatistics  # noqa: PLC0415 - serving needs none
 
         now_ns = self.now()
         retry_after_s = self.retry_after_ns(now_ns) / 1e9
-        state, mode, calls, failures, slow, half_open_in_flight, *counters = self._machine.snapshot(now_ns)
-        permitted, rejected, succeeded, failed, slow_calls, ignored, stale_permits, trips, in_a_row, lost = counters
+        state, mode, *counts = self._machine.snapshot(now_ns)
         return BreakerStatistics(
             name=self.name,
             state=STATES[state],
             mode=MODES[mode],
-            calls=calls,
-            failures=failures,
-            slow=slow,
-            half_open_in_flight=half_open_in_flight,
             retry_after_s=retry_after_s,
-            permitted=permitted,
             share=self._machine.share(now_ns),
-            rejected=rejected,
-            succeeded=succeeded,
-            failed=failed,
-            slow_calls=slow_calls,
-            ignored=ignored,
-            stale_permits=stale_permits,
-            trips=trips,
-            consecutive_trips=in_a_row,
-            events_lost=lost,
+            **dict(zip(COUNTED, counts, strict=True)),
         )
 
     def _set(self, mode: str) -> None:

@@ -9,7 +9,6 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from streaminfer._runtime.wrapped_kind import kind_of
 from streaminfer.protocols import (
     Admission,
     AdmissionReason,
@@ -20,26 +19,11 @@ from streaminfer.protocols import (
 )
 from streaminfer.request import Batch, Request, Response
 from streaminfer.resilience.breaker._guard_cy import BreakerCore, Guard
-from streaminfer.resilience.breaker._guarded_function_cy import GuardedFunction
 from streaminfer.sync_layer import SyncService
 
-__all__ = ["GuardedBackend", "GuardedService", "wrap_inner"]
+__all__ = ["GuardedBackend", "GuardedService", "guard_async"]
 
 _STARRED = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
-
-
-def wrap_inner(breaker: BreakerCore, inner: Any) -> Any:
-    """A guarded thing of the same kind; see ``CircuitBreaker.wrap``.
-
-    Raises:
-        TypeError: ``inner`` is neither service, backend nor function.
-    """
-    kind = kind_of(inner)
-    if kind == "service":
-        return GuardedService(breaker, inner)
-    if kind == "backend":
-        return GuardedBackend(breaker, inner)
-    return _guard_async(breaker, inner) if kind == "async function" else GuardedFunction(breaker, inner)
 
 
 class _Guarded(Wrapper):
@@ -230,17 +214,17 @@ async def guarded({parameters}):
 """
 
 
-def _guard_async(breaker: BreakerCore, function: Callable[..., Any]) -> Callable[..., Any]:
+def guard_async(breaker: BreakerCore, function: Callable[..., Any]) -> Callable[..., Any]:
     """An async function around one: a real one, since that is what ``iscoroutinefunction`` asks for."""
     if isinstance(function, types.FunctionType) and not function.__code__.co_flags & _STARRED:
         return _with_the_same_parameters(breaker, function)
-    begin = breaker.begin
+    enter = breaker.enter
 
     @functools.wraps(function)
     async def guarded(*args: Any, **kwargs: Any) -> Any:
-        guard, awaitable = begin(function, args, kwargs)
+        guard = enter()
         try:
-            result = await awaitable
+            result = await function(*args, **kwargs)
         except BaseException as error:
             guard.raised(error)
             raise

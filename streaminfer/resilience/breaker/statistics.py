@@ -5,7 +5,7 @@ import attrs
 from streaminfer._internal.display.html_table import counter_rows, html_table
 from streaminfer._internal.snapshot import Snapshot
 
-__all__ = ["BreakerStatistics"]
+__all__ = ["COUNTED", "BreakerStatistics"]
 
 
 @attrs.frozen(kw_only=True)
@@ -83,3 +83,7 @@ class BreakerStatistics(Snapshot):
             *counter_rows(self, counters),
         ]
         return html_table(rows, caption=self.name or "circuit breaker")
+
+
+COUNTED = tuple(field.name for field in attrs.fields(BreakerStatistics) if field.type is int)
+"""What the state machine counts, in the order of its snapshot."""

@@ -40,7 +40,7 @@ from streaminfer._runtime.wrapped_kind import kind_of
 from streaminfer.protocols import Admission, Backend, Capabilities, Clock, P, R, Service, Wrapper, adapt
 from streaminfer.request import Batch, Request, Response
 from streaminfer.resilience._call_budget_cy import CallBudget
-from streaminfer.resilience._targets import may_repeat, refuse_copy, repeats
+from streaminfer.resilience._targets import may_repeat, public_methods, refuse_copy, repeats
 from streaminfer.telemetry.histograms.rolling_histogram import RollingHistogram
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Hedge"]
 
-_Budget: type[CallBudget] = thread_safe(CallBudget, ("grant", "count", "left"))
+_Budget: type[CallBudget] = thread_safe(CallBudget, public_methods(CallBudget))
 _MOST = 8
 _REFRESH_NS = 50_000_000
 _DIGITS = 2

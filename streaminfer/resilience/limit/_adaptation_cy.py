@@ -51,7 +51,6 @@ from streaminfer._internal.units import NEVER_NS
 __all__ = ["LimitAdaptation"]
 
 # C variables in the compiled module, not visible from Python
-_NEVER = NEVER_NS
 _SAMPLES = 10
 _MAX_UNTIMED_SAMPLES = 30
 _MIN_STEP = 0.5  # to what share one window may lower the limit
@@ -94,51 +93,6 @@ class LimitAdaptation:
         fastest_ns: the fastest response of this and the last window; 0: unknown.
         burning: whether the SLO burns.
     """
-
-    __slots__ = (
-        "_adaptive",
-        "_batch_ns",
-        "_began_ns",
-        "_drops",
-        "_fastest_ns",
-        "_full_ns",
-        "_late_calls",
-        "_late_ns",
-        "_lowered_at_ns",
-        "_lowest_ns",
-        "_max_limit",
-        "_max_queue_delay_ns",
-        "_min_limit",
-        "_needed",
-        "_needed_untimed",
-        "_objective_ns",
-        "_peak",
-        "_probe_due_ns",
-        "_probe_share",
-        "_probed",
-        "_probing",
-        "_queued_calls",
-        "_queued_ns",
-        "_rejected_before",
-        "_served_ns",
-        "_settled",
-        "_tight",
-        "_tighten",
-        "_unloaded_ns",
-        "_untimed_calls",
-        "_untimed_ns",
-        "_untimed_squares",
-        "_window_began_ns",
-        "allowed",
-        "burning",
-        "fastest_ns",
-        "limit",
-        "mean_ns",
-        "queue_delay_ns",
-        "service_ns",
-        "target_ns",
-        "windows",
-    )
 
     allowed: int
     _queued_ns: float
@@ -203,7 +157,7 @@ class LimitAdaptation:
 
     def resume(self, in_flight: int, now_ns: int) -> None:
         """Begin to count calls once so few are in flight as a probe allows."""
-        if self._probing and self._began_ns == _NEVER and in_flight <= self.allowed:
+        if self._probing and self._began_ns == NEVER_NS and in_flight <= self.allowed:
             self._began_ns = now_ns
 
     def add(
@@ -297,7 +251,7 @@ class LimitAdaptation:
         elif self._adaptive:
             self._step(1.0)
         self._apply()
-        self.fastest_ns = self._fastest_ns if self._fastest_ns != _NEVER else 0
+        self.fastest_ns = self._fastest_ns if self._fastest_ns != NEVER_NS else 0
         self._begin_window(in_flight, now_ns)
 
     def _untimed_error_ns(self) -> float:
@@ -419,7 +373,7 @@ class LimitAdaptation:
         self._window_began_ns = now_ns
         self._began_ns = now_ns
         if self._probing and in_flight > self.allowed:
-            self._began_ns = _NEVER  # until so few are in flight as the probe allows
+            self._began_ns = NEVER_NS  # until so few are in flight as the probe allows
         self._drops = 0
         self._queued_ns = 0.0
         self._served_ns = 0.0
@@ -429,7 +383,7 @@ class LimitAdaptation:
         self._untimed_calls = 0
         self._late_ns = 0.0
         self._late_calls = 0
-        self._fastest_ns = _NEVER
+        self._fastest_ns = NEVER_NS
         self._peak = in_flight
         self._needed = _SAMPLES
         if self.limit < 2 * _SAMPLES:

@@ -3,9 +3,8 @@ from cpython cimport time
 from streaminfer._request_cy cimport Response as CResponse, Timings as CTimings
 from streaminfer.resilience.limit._state_machine_cy cimport LimitMachine as CLimitMachine
 
-cdef long long _NEVER, _EARLY_NS, _UNKNOWN
+cdef long long NEVER_NS, _EARLY_NS, _UNKNOWN
 cdef int _INFEASIBLE, _FRESH, _ENTERED, _OVER, _QUEUED
-cdef frozenset _PLAIN
 
 cdef class LimitCore:
     cdef readonly CLimitMachine _machine
@@ -30,6 +29,9 @@ cdef class LimitCore:
     cdef long long _now(self) except? -1
 
     @cython.final
+    cdef int _freed(self, bint ended) except -1
+
+    @cython.final
     cdef int _aim(self) except -1
 
     @cython.final
@@ -51,10 +53,3 @@ cdef class LimitGuard:
     cdef int _check_fresh(self) except -1
     cdef int _enter(self) except -1
     cdef int _exit(self, object error) except -1
-
-@cython.final
-cdef class LimitedFunction:
-    cdef dict __dict__
-    cdef object __weakref__
-    cdef LimitCore _core
-    cdef object _function

@@ -18,36 +18,32 @@ from __future__ import annotations
 import time
 from asyncio import CancelledError
 from collections.abc import Callable
-from functools import update_wrapper
-from types import MethodType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from streaminfer._internal.units import NEVER_NS
 from streaminfer._request_cy import Response
 from streaminfer.errors import DeadlineExceeded, Overloaded
 from streaminfer.protocols import AdmissionReason
-from streaminfer.resilience._targets import PLAIN, refuse_awaitable
 from streaminfer.telemetry.objectives.slo_reader import SloReader
 
 if TYPE_CHECKING:
     from streaminfer.protocols import Clock
     from streaminfer.resilience.limit._state_machine_cy import LimitMachine
 
-__all__ = ["LimitCore", "LimitGuard", "LimitedFunction"]
+__all__ = ["LimitCore", "LimitGuard"]
 
 _EARLY_NS = round(time.get_clock_info("monotonic").resolution * 1e9)  # loops fire early by so much
 
 _TOO_LATE = frozenset({AdmissionReason.INFEASIBLE, AdmissionReason.DEADLINE_EXCEEDED})
 
 # C variables in the compiled module, not visible from Python
-_NEVER = NEVER_NS
 _INFEASIBLE = -1
 _UNKNOWN = -1
 _FRESH = 0
 _ENTERED = 1
 _OVER = 2
 _QUEUED = 3
-_PLAIN = PLAIN
 
 
 class LimitCore:
@@ -64,8 +60,6 @@ class LimitCore:
     Attributes:
         name: for errors; the subclass sets it.
     """
-
-    __slots__ = ("_budget", "_clock", "_machine", "_objective", "_queue", "_slo", "name")
 
     name: str
 
@@ -93,7 +87,7 @@ class LimitCore:
         """
         now_ns = self._now()
         if deadline_ns is None:
-            permit = self._machine.try_acquire(priority, _NEVER, now_ns)
+            permit = self._machine.try_acquire(priority, NEVER_NS, now_ns)
         else:
             if admission is not None and self._machine.is_tight(deadline_ns, now_ns):
                 self._check_inner(admission, request, deadline_ns, now_ns)
@@ -121,10 +115,7 @@ class LimitCore:
                 queued_ns = batch_ns - timings.enqueued_ns
                 if queued_ns < 0:
                     queued_ns = 0
-        if self._machine.succeed(permit, queued_ns, batch_ns, now_ns):
-            self._aim()
-        if self._queue is not None:
-            self._queue.freed()
+        self._freed(self._machine.succeed(permit, queued_ns, batch_ns, now_ns))
 
     def fail(self, permit: int, error: BaseException | None, deadline_ns: int | None) -> None:
         """End a call without response; ``error`` is ``None``: it teaches nothing."""
@@ -135,14 +126,11 @@ class LimitCore:
         elif isinstance(error, TimeoutError) or (
             isinstance(error, CancelledError) and deadline_ns is not None and now_ns + _EARLY_NS >= deadline_ns
         ):
-            allowed_ns = (now_ns if deadline_ns is None or deadline_ns == _NEVER else deadline_ns) - permit
+            allowed_ns = (now_ns if deadline_ns is None or deadline_ns == NEVER_NS else deadline_ns) - permit
             ended = self._machine.exceed_deadline(permit, allowed_ns, now_ns)
         else:
             self._machine.release(now_ns)
-        if ended:
-            self._aim()
-        if self._queue is not None:
-            self._queue.freed()
+        self._freed(ended)
 
     def guard(self, *, priority: int = 0, deadline_ns: int | None = None) -> LimitGuard:
         """Return a new context manager for one call, sync or async.
@@ -158,6 +146,10 @@ class LimitCore:
         """
         return LimitGuard(self, priority, deadline_ns)
 
+    def freed(self, ended: bool) -> None:
+        """Let a queued call have the permit that came back, with a new target if it ended a window."""
+        self._freed(ended)
+
     def aim(self) -> None:
         """Read the objective and the state of its budget, as after each window."""
         self._aim()
@@ -170,6 +162,12 @@ class LimitCore:
         if self._clock is None:
             return time.monotonic_ns()
         return self._clock()
+
+    def _freed(self, ended: bool) -> None:
+        if ended:
+            self._aim()
+        if self._queue is not None:
+            self._queue.freed()
 
     def _aim(self) -> None:
         """Read the objective, which may change, and whether its budget burns."""
@@ -213,8 +211,6 @@ class LimitCore:
 
 class LimitGuard:
     """Context manager of one call; made by ``ConcurrencyLimit.guard``."""
-
-    __slots__ = ("_core", "_deadline_ns", "_learns", "_permit", "_phase", "_priority")
 
     def __init__(self, core: LimitCore, priority: int, deadline_ns: int | None) -> None:
         self._core = core
@@ -283,41 +279,3 @@ class LimitGuard:
 
     def __repr__(self) -> str:
         return f"<LimitGuard, {('fresh', 'entered', 'over', 'queued')[self._phase]}>"
-
-
-class LimitedFunction:
-    """A function under a concurrency limit; it is called, bound and documented like the function itself.
-
-    Args:
-        core: the limit.
-        function: the function.
-    """
-
-    __slots__ = ("__dict__", "__weakref__", "_core", "_function")
-
-    def __init__(self, core: LimitCore, function: Callable[..., Any]) -> None:
-        self._core = core
-        self._function = function
-        update_wrapper(self, function)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        permit = self._core.enter(0, None, None, None)
-        try:
-            result = self._function(*args, **kwargs)
-        except BaseException as error:
-            self._core.fail(permit, error, None)
-            raise
-        if type(result) not in _PLAIN and hasattr(type(result), "__await__"):
-            self._core.fail(permit, None, None)
-            refuse_awaitable(self._function, result)
-        self._core.leave(permit, None, False)
-        return result
-
-    def __get__(self, instance: Any, owner: Any) -> Any:
-        return self if instance is None else MethodType(self, instance)
-
-    def __reduce__(self) -> str:
-        return self.__qualname__  # type: ignore[no-any-return, attr-defined] # found by its name, as functions are
-
-    def __repr__(self) -> str:
-        return f"<limited {self._function!r}>"

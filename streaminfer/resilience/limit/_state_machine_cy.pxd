@@ -1,7 +1,7 @@
 cimport cython
 from streaminfer.resilience.limit._adaptation_cy cimport LimitAdaptation
 
-cdef long long _NEVER
+cdef long long NEVER_NS
 cdef int _FULL, _INFEASIBLE, _PASSES
 cdef double _TINY
 
@@ -21,10 +21,12 @@ cdef class LimitMachine:
     cpdef int check(self, long long priority, long long deadline_ns, long long now_ns) except -2
     cpdef bint is_tight(self, long long deadline_ns, long long now_ns) except -1
 
-    @cython.locals(took_ns=cython.longlong)
+    @cython.locals(took_ns=cython.longlong, ended=bint)
     cpdef bint succeed(self, long long permit, long long queued_ns, long long batch_ns, long long now_ns) except -1
 
+    @cython.locals(ended=bint)
     cpdef bint exceed_deadline(self, long long permit, long long allowed_ns, long long now_ns) except -1
+    @cython.locals(ended=bint)
     cpdef bint reject_inside(self, long long permit, long long now_ns) except -1
     cpdef object release(self, long long now_ns)
     cpdef object reject_infeasible(self)
@@ -43,4 +45,4 @@ cdef class LimitMachine:
     cdef void _take_back(self, long long now_ns) noexcept
 
     @cython.locals(busy_ns=double, interval_ns=double)
-    cdef void _begin_window(self, long long now_ns) noexcept
+    cdef bint _follow(self, bint ended, long long now_ns) noexcept

@@ -32,7 +32,6 @@ INFEASIBLE = -1
 UNKNOWN = -1
 
 # C variables in the compiled module, not visible from Python
-_NEVER = NEVER_NS
 _FULL = FULL
 _INFEASIBLE = INFEASIBLE
 _PASSES = 1
@@ -61,26 +60,6 @@ class LimitMachine:
         stale_permits: permits that came back and were not out.
         interval_ns: recent busy time per completion; 0.0 before the first decision.
     """
-
-    __slots__ = (
-        "_freed",
-        "_freed_ns",
-        "_idle_ns",
-        "_idle_since_ns",
-        "_reserve",
-        "_window_began_ns",
-        "adaptation",
-        "admitted",
-        "deadline_exceeded",
-        "ignored",
-        "in_flight",
-        "infeasible",
-        "inner_rejected",
-        "interval_ns",
-        "rejected",
-        "stale_permits",
-        "succeeded",
-    )
 
     def __init__(self, adaptation: LimitAdaptation, reserve: float) -> None:
         self.adaptation = adaptation
@@ -138,7 +117,7 @@ class LimitMachine:
         """Return what :meth:`try_acquire` would decide: 1, :data:`FULL` or :data:`INFEASIBLE`; changes nothing."""
         if self.in_flight >= self._permits(priority):
             return _FULL
-        if deadline_ns != _NEVER and self.in_flight > 0 and deadline_ns < now_ns + self.adaptation.fastest_ns:
+        if deadline_ns != NEVER_NS and self.in_flight > 0 and deadline_ns < now_ns + self.adaptation.fastest_ns:
             return _INFEASIBLE
         return _PASSES
 
@@ -148,7 +127,7 @@ class LimitMachine:
 
     def is_tight(self, deadline_ns: int, now_ns: int) -> bool:
         """Return whether a deadline leaves less than twice the time of recent calls, while some are in flight."""
-        return deadline_ns != _NEVER and self.in_flight > 0 and deadline_ns < now_ns + 2.0 * self.adaptation.mean_ns
+        return deadline_ns != NEVER_NS and self.in_flight > 0 and deadline_ns < now_ns + 2.0 * self.adaptation.mean_ns
 
     def succeed(self, permit: int, queued_ns: int, batch_ns: int, now_ns: int) -> bool:
         """Take back the permit of a call that succeeded.
@@ -167,10 +146,8 @@ class LimitMachine:
         took_ns = now_ns - permit
         if took_ns < 0:
             took_ns = 0
-        if not self.adaptation.add(permit, took_ns, queued_ns, batch_ns, self.in_flight, self.rejected, now_ns):
-            return False
-        self._begin_window(now_ns)
-        return True
+        ended = self.adaptation.add(permit, took_ns, queued_ns, batch_ns, self.in_flight, self.rejected, now_ns)
+        return self._follow(ended, now_ns)
 
     def exceed_deadline(self, permit: int, allowed_ns: int, now_ns: int) -> bool:
         """Take back the permit of a call that would have taken longer than ``allowed_ns``, all the time that it had.
@@ -180,10 +157,8 @@ class LimitMachine:
         """
         self._take_back(now_ns)
         self.deadline_exceeded += 1
-        if not self.adaptation.add_late(permit, allowed_ns, self.in_flight, self.rejected, now_ns):
-            return False
-        self._begin_window(now_ns)
-        return True
+        ended = self.adaptation.add_late(permit, allowed_ns, self.in_flight, self.rejected, now_ns)
+        return self._follow(ended, now_ns)
 
     def reject_inside(self, permit: int, now_ns: int) -> bool:
         """Take back the permit of a call that was rejected further in.
@@ -193,10 +168,8 @@ class LimitMachine:
         """
         self._take_back(now_ns)
         self.inner_rejected += 1
-        if not self.adaptation.add_drop(permit, self.in_flight, self.rejected, now_ns):
-            return False
-        self._begin_window(now_ns)
-        return True
+        ended = self.adaptation.add_drop(permit, self.in_flight, self.rejected, now_ns)
+        return self._follow(ended, now_ns)
 
     def release(self, now_ns: int) -> None:
         """Take back the permit of a call that teaches nothing: it failed, was cancelled, or never made."""
@@ -251,10 +224,13 @@ class LimitMachine:
         self._freed_ns = now_ns
         if self.in_flight == 0:
             self._idle_since_ns = now_ns
-        if self.adaptation._began_ns == _NEVER:
+        if self.adaptation._began_ns == NEVER_NS:
             self.adaptation.resume(self.in_flight, now_ns)
 
-    def _begin_window(self, now_ns: int) -> None:
+    def _follow(self, ended: bool, now_ns: int) -> bool:
+        """Begin a window here too if one of the adaptation has ended; return whether it has."""
+        if not ended:
+            return False
         busy_ns = now_ns - self._window_began_ns - self._idle_ns
         if busy_ns > 0:
             interval_ns = busy_ns / self._freed
@@ -262,3 +238,4 @@ class LimitMachine:
         self._window_began_ns = now_ns
         self._idle_ns = 0
         self._freed = 0
+        return True

@@ -14,11 +14,11 @@ from streaminfer._runtime.objective import is_slo_or_none
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.protocols import Backend, Clock, P, R, Service, adapt, is_backend, is_service
 from streaminfer.request import check_priority
-from streaminfer.resilience._targets import refuse_copy
+from streaminfer.resilience._targets import public_methods, refuse_copy, wrap_by_kind
 from streaminfer.resilience.limit._adaptation_cy import LimitAdaptation
 from streaminfer.resilience.limit._guard_cy import LimitCore
 from streaminfer.resilience.limit._state_machine_cy import UNKNOWN, LimitMachine
-from streaminfer.resilience.limit.layers import wrap_inner
+from streaminfer.resilience.limit.layers import LimitedBackend, LimitedService, QueuedService, limit_async, limit_sync
 from streaminfer.resilience.limit.permit_queue import PermitQueue
 
 if TYPE_CHECKING:
@@ -27,21 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["ConcurrencyLimit"]
 
 _MOST = 1_000_000
-_OPERATIONS = (
-    "aim",
-    "check",
-    "discard",
-    "drain_ns",
-    "exceed_deadline",
-    "is_tight",
-    "reject_infeasible",
-    "reject_inside",
-    "release",
-    "succeed",
-    "try_acquire",
-    "wait_ns",
-)
-_Machine: type[LimitMachine] = thread_safe(LimitMachine, _OPERATIONS)
+_Machine: type[LimitMachine] = thread_safe(LimitMachine, public_methods(LimitMachine))
 
 
 class ConcurrencyLimit(StackClock, LimitCore):
@@ -157,7 +143,8 @@ class ConcurrencyLimit(StackClock, LimitCore):
         if self._objective is None:
             self._objective = _objective_of(inner)
             self.aim()
-        return wrap_inner(self, inner)
+        service = LimitedService if self._queue is None else QueuedService
+        return wrap_by_kind(self, inner, service, LimitedBackend, limit_async, limit_sync)
 
     __call__ = wrap
 
@@ -224,10 +211,7 @@ class ConcurrencyLimit(StackClock, LimitCore):
         except (TypeError, ValueError):
             self.fail(began_ns, None, None)
             raise
-        if self._machine.succeed(began_ns, queued_ns, now_ns, now_ns):
-            self.aim()
-        if self._queue is not None:
-            self._queue.freed()
+        self.freed(self._machine.succeed(began_ns, queued_ns, now_ns, now_ns))
 
     def release(self, permit: int) -> None:
         """Give a permit back without learning: the call failed, was cancelled or never made.
@@ -262,7 +246,7 @@ class ConcurrencyLimit(StackClock, LimitCore):
 
     def statistics(self) -> LimitStatistics:
         """Return a frozen snapshot."""
-        from streaminfer.resilience.limit.statistics import LimitStatistics  # noqa: PLC0415 - serving does not need it
+        from streaminfer.resilience.limit.statistics import COUNTED, LimitStatistics  # noqa: PLC0415 - serving needs none
 
         machine = self._machine
         adaptation = machine.adaptation
@@ -280,14 +264,8 @@ class ConcurrencyLimit(StackClock, LimitCore):
             rate_per_s=1e9 / machine.interval_ns if machine.interval_ns else 0.0,
             retry_after_s=self.retry_after_s,
             burning=adaptation.burning,
-            rejected=machine.rejected,
-            infeasible=machine.infeasible,
-            succeeded=machine.succeeded,
-            deadline_exceeded=machine.deadline_exceeded,
-            inner_rejected=machine.inner_rejected,
-            ignored=machine.ignored,
-            stale_permits=machine.stale_permits,
             windows=adaptation.windows,
+            **{name: getattr(machine, name) for name in COUNTED},
         )
 
     __reduce__ = refuse_copy

@@ -1,4 +1,4 @@
-"""The concurrency limit in front of a service, a backend or an async function."""
+"""The concurrency limit in front of a service, a backend or a function."""
 
 from __future__ import annotations
 
@@ -8,30 +8,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from streaminfer._internal.units import NEVER_NS
-from streaminfer._runtime.wrapped_kind import kind_of
 from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, Wrapper, adapt
 from streaminfer.request import Batch, Request, Response
-from streaminfer.resilience.limit._guard_cy import LimitCore, LimitedFunction
+from streaminfer.resilience._targets import refuse_awaitable
+from streaminfer.resilience.limit._guard_cy import LimitCore
 from streaminfer.resilience.limit._state_machine_cy import FULL, INFEASIBLE
 from streaminfer.sync_layer import SyncService
 
-__all__ = ["LimitedBackend", "LimitedService", "QueuedService", "wrap_inner"]
+__all__ = ["LimitedBackend", "LimitedService", "QueuedService", "limit_async", "limit_sync"]
 
 _UNBOUNDED = 2**31 - 1
-
-
-def wrap_inner(limit: LimitCore, inner: Any) -> Any:
-    """A limited thing of the same kind; see ``ConcurrencyLimit.wrap``.
-
-    Raises:
-        TypeError: ``inner`` is neither service, backend nor function.
-    """
-    kind = kind_of(inner)
-    if kind == "service":
-        return LimitedService(limit, inner) if limit._queue is None else QueuedService(limit, inner)
-    if kind == "backend":
-        return LimitedBackend(limit, inner)
-    return _limit_async(limit, inner) if kind == "async function" else LimitedFunction(limit, inner)
 
 
 class _Limited(Wrapper):
@@ -174,7 +160,7 @@ class LimitedBackend(_Limited):
         return results
 
 
-def _limit_async(limit: LimitCore, function: Callable[..., Any]) -> Callable[..., Any]:
+def limit_async(limit: LimitCore, function: Callable[..., Any]) -> Callable[..., Any]:
     """An async function around one: a real one, since that is what ``iscoroutinefunction`` asks for."""
 
     @functools.wraps(function)
@@ -183,6 +169,24 @@ def _limit_async(limit: LimitCore, function: Callable[..., Any]) -> Callable[...
         permit = limit.enter(0, None, None, None) if queue is None else await queue.enter(0, None, None, None)
         try:
             result = await function(*args, **kwargs)
+        except BaseException as error:
+            limit.fail(permit, error, None)
+            raise
+        limit.leave(permit, None, False)
+        return result
+
+    return limited
+
+
+def limit_sync(limit: LimitCore, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a sync function around one, which never waits for a permit."""
+
+    @functools.wraps(function)
+    def limited(*args: Any, **kwargs: Any) -> Any:
+        permit = limit.enter(0, None, None, None)
+        try:
+            result = function(*args, **kwargs)
+            refuse_awaitable(function, result)
         except BaseException as error:
             limit.fail(permit, error, None)
             raise

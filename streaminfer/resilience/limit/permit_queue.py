@@ -19,6 +19,8 @@ import itertools
 import operator
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from streaminfer._internal.units import NEVER_NS
 from streaminfer.errors import DeadlineExceeded
 from streaminfer.resilience.limit._state_machine_cy import FULL
@@ -78,10 +80,11 @@ class PermitQueue:
             return self._limit.enter(priority, deadline_ns, request, admission)
         if len(self._waiting) >= self._max_waiting:
             return self._limit.enter(priority, deadline_ns, request, admission)  # which rejects it
-        waiter = _Waiter(self._bind_loop(), priority, deadline_ns, request, admission)
+        loop = self._bind_loop()
         left_ns = until_ns - self._limit.now()
-        waiter.ends_at_deadline = left_ns <= self._max_wait_ns
-        timer = waiter.future.get_loop().call_later(max(min(left_ns, self._max_wait_ns), 0) / 1e9, self._expire, waiter)
+        ends_at_deadline = left_ns <= self._max_wait_ns
+        waiter = _Waiter(loop.create_future(), ends_at_deadline, priority, deadline_ns, request, admission)
+        timer = loop.call_later(max(min(left_ns, self._max_wait_ns), 0) / 1e9, self._expire, waiter)
         entry = (priority, next(self._serial), waiter)
         bisect.insort(self._waiting, entry)
         self._give()  # another thread may have given a permit back before this call was seen to wait
@@ -148,22 +151,13 @@ class PermitQueue:
         return loop
 
 
+@attrs.frozen(eq=False)
 class _Waiter:
     """One call that waits."""
 
-    __slots__ = ("admission", "deadline_ns", "ends_at_deadline", "future", "priority", "request")
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        priority: int,
-        deadline_ns: int | None,
-        request: Any,
-        admission: Any,
-    ) -> None:
-        self.future: asyncio.Future[int] = loop.create_future()
-        self.priority = priority
-        self.deadline_ns = deadline_ns
-        self.ends_at_deadline = False
-        self.request = request
-        self.admission = admission
+    future: asyncio.Future[int]
+    ends_at_deadline: bool
+    priority: int
+    deadline_ns: int | None
+    request: Any
+    admission: Any

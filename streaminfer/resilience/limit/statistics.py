@@ -6,7 +6,10 @@ from streaminfer._internal.display.html_table import counter_rows, html_table
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.units import format_duration
 
-__all__ = ["LimitStatistics"]
+__all__ = ["COUNTED", "LimitStatistics"]
+
+COUNTED = ("rejected", "infeasible", "succeeded", "deadline_exceeded", "inner_rejected", "ignored", "stale_permits")
+"""What the state machine counts."""
 
 
 @attrs.frozen(kw_only=True)
@@ -64,17 +67,6 @@ class LimitStatistics(Snapshot):
 
     def _repr_html_(self) -> str:
         kind = "adaptive" if self.adaptive else "fixed"
-        counters = (
-            "rejected",
-            "infeasible",
-            "cancelled",
-            "succeeded",
-            "deadline_exceeded",
-            "inner_rejected",
-            "ignored",
-            "stale_permits",
-            "windows",
-        )
         rows = [
             ("limit", f"{self.limit:.1f} ({kind}{', SLO burning' if self.burning else ''})"),
             ("in flight", f"{self.in_flight} of {self.allowed}"),
@@ -83,6 +75,6 @@ class LimitStatistics(Snapshot):
             ("target", format_duration(self.target_s)),
             ("rate", f"{self.rate_per_s:,.1f} / s"),
             ("retry after", f"{self.retry_after_s:.3f} s"),
-            *counter_rows(self, counters),
+            *counter_rows(self, ("cancelled", *COUNTED, "windows")),
         ]
         return html_table(rows, caption=self.name or "concurrency limit")

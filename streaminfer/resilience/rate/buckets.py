@@ -29,6 +29,7 @@ import attrs
 __all__ = ["Bucket", "TenantBuckets"]
 
 _LOOKS = 16
+_SHARED = object()
 
 
 @attrs.frozen
@@ -58,18 +59,14 @@ class TenantBuckets:
         shared: requests that were judged by the shared bucket, because the table was full.
     """
 
-    __slots__ = ("_common", "_full_ns", "_heap", "_max_tenants", "_own", "_own_full_ns", "_serial", "_shared_full_ns",
-                 "admitted", "rejected", "shared")  # fmt: skip
-
     def __init__(self, common: Bucket, own: Mapping[Hashable, Bucket | None], max_tenants: int) -> None:
         self._common = common
         self._own = dict(own)
         self._max_tenants = max_tenants
-        self._own_full_ns: dict[Hashable, int] = {}
+        self._own_full_ns: dict[Hashable, int] = {}  # of the shared bucket too
         self._full_ns: dict[Hashable, int] = {}
         self._heap: list[tuple[int, int, Hashable]] = []
         self._serial = 0  # tenants themselves may have no order
-        self._shared_full_ns = 0
         self.admitted = 0
         self.rejected = 0
         self.shared = 0
@@ -102,25 +99,19 @@ class TenantBuckets:
         if bucket is None:
             self.admitted += 1
             return 0
-        is_own = tenant in self._own
-        is_shared = not is_own and self._is_shared(tenant, now_ns)
-        self.shared += is_shared
-        full_ns = self._full_at(tenant, is_own, is_shared)
+        table, name = self._place(tenant, now_ns)
+        self.shared += name is _SHARED
+        full_ns = table.get(name, 0)
         wait_ns = full_ns - now_ns - bucket.ahead_ns
         if wait_ns > 0:
             self.rejected += 1
             return wait_ns
         self.admitted += 1
         full_ns = max(full_ns, now_ns) + bucket.interval_ns
-        if is_own:
-            self._own_full_ns[tenant] = full_ns
-        elif is_shared:
-            self._shared_full_ns = full_ns
-        else:
-            if tenant not in self._full_ns:
-                self._serial += 1
-                heapq.heappush(self._heap, (full_ns, self._serial, tenant))
-            self._full_ns[tenant] = full_ns
+        if table is self._full_ns and tenant not in table:
+            self._serial += 1
+            heapq.heappush(self._heap, (full_ns, self._serial, tenant))
+        table[name] = full_ns
         return 0
 
     def wait_ns(self, tenant: Hashable, now_ns: int) -> int:
@@ -128,19 +119,16 @@ class TenantBuckets:
         bucket = self.bucket_of(tenant)
         if bucket is None:
             return 0
-        is_own = tenant in self._own
-        is_shared = not is_own and self._is_shared(tenant, now_ns)
-        return max(self._full_at(tenant, is_own, is_shared) - now_ns - bucket.ahead_ns, 0)
+        table, name = self._place(tenant, now_ns)
+        return max(table.get(name, 0) - now_ns - bucket.ahead_ns, 0)
 
-    def _full_at(self, tenant: Hashable, is_own: bool, is_shared: bool) -> int:
-        """Return when the bucket of a tenant is full again."""
-        if is_shared:
-            return self._shared_full_ns
-        return (self._own_full_ns if is_own else self._full_ns).get(tenant, 0)
-
-    def _is_shared(self, tenant: Hashable, now_ns: int) -> bool:
-        """Return whether the table has no place for a tenant without a rate of its own."""
-        return tenant not in self._full_ns and not self._has_place(now_ns)
+    def _place(self, tenant: Hashable, now_ns: int) -> tuple[dict[Hashable, int], Hashable]:
+        """Return where it is written when the bucket of a tenant is full again, and under which name."""
+        if tenant in self._own:
+            return self._own_full_ns, tenant
+        if tenant in self._full_ns or self._has_place(now_ns):
+            return self._full_ns, tenant
+        return self._own_full_ns, _SHARED
 
     def _has_place(self, now_ns: int) -> bool:
         """Whether the table has a place for one more tenant, once some that are full have been forgotten."""

@@ -19,7 +19,7 @@ from streaminfer._runtime.wrapped_kind import kind_of
 from streaminfer.errors import Overloaded
 from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, P, R, Service, adapt
 from streaminfer.request import Request, Response
-from streaminfer.resilience._targets import refuse_copy
+from streaminfer.resilience._targets import public_methods, refuse_copy
 from streaminfer.resilience.rate.buckets import Bucket, TenantBuckets
 from streaminfer.sync_layer import SyncService
 
@@ -29,8 +29,8 @@ _MAX_PER_S = 1e6  # an interval is whole nanoseconds: a thousand of them are exa
 _MIN_PER_S = 1e-6
 _MAX_BURST = 1_000_000
 _MAX_TENANTS = 10_000_000
-_OPERATIONS = ("take", "wait_ns", "set_bucket")
-_Buckets: type[TenantBuckets] = thread_safe(TenantBuckets, _OPERATIONS)
+_COUNTED = ("admitted", "rejected", "shared", "tenants")
+_Buckets: type[TenantBuckets] = thread_safe(TenantBuckets, public_methods(TenantBuckets))
 
 
 _check_per_s = field_check(
@@ -82,7 +82,7 @@ class RateLimitStatistics(Snapshot):
     tenants: int
 
     def _repr_html_(self) -> str:
-        rows = counter_rows(self, ("admitted", "rejected", "shared", "tenants"))
+        rows = counter_rows(self, _COUNTED)
         return html_table(rows, caption=self.name or "rate limit")
 
 
@@ -207,14 +207,7 @@ class RateLimit(StackClock):
 
     def statistics(self) -> RateLimitStatistics:
         """Return a frozen snapshot."""
-        buckets = self._buckets
-        return RateLimitStatistics(
-            name=self.name,
-            admitted=buckets.admitted,
-            rejected=buckets.rejected,
-            shared=buckets.shared,
-            tenants=buckets.tenants,
-        )
+        return RateLimitStatistics(name=self.name, **{name: getattr(self._buckets, name) for name in _COUNTED})
 
     __reduce__ = refuse_copy
 

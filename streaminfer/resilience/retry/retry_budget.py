@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any, overload
 from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number
 from streaminfer._runtime.stack_clock import StackClock
-from streaminfer._runtime.wrapped_kind import kind_of
 from streaminfer.errors import (
     BackendError,
     CircuitOpen,
@@ -41,12 +40,13 @@ from streaminfer.protocols import Backend, Clock, P, R, Service, Wrapper
 from streaminfer.request import Batch, Request, Response
 from streaminfer.resilience._call_budget_cy import CallBudget
 from streaminfer.resilience._targets import (
-    PLAIN,
     exception_classes,
     may_repeat,
+    public_methods,
     refuse_awaitable,
     refuse_copy,
     repeats,
+    wrap_by_kind,
 )
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RetryBudget"]
 
-_Budget: type[CallBudget] = thread_safe(CallBudget, ("grant", "count", "left"))
+_Budget: type[CallBudget] = thread_safe(CallBudget, public_methods(CallBudget))
 _RETRIED_IF_NAMED = (CircuitOpen, Closed, DeadlineExceeded, InvalidInput)
 _DEFAULT = (BackendError, Overloaded)
 _MOST = 100
@@ -158,12 +158,7 @@ class RetryBudget(StackClock):
         Raises:
             TypeError: none of these, or a generator function.
         """
-        kind = kind_of(inner)
-        if kind == "service":
-            return _RetriedService(self, inner)
-        if kind == "backend":
-            return _RetriedBackend(self, inner)
-        return _retry_async(self, inner) if kind == "async function" else _retry_sync(self, inner)
+        return wrap_by_kind(self, inner, _RetriedService, _RetriedBackend, _retry_async, _retry_sync)
 
     __call__ = wrap
 
@@ -320,8 +315,7 @@ def _retry_sync(budget: RetryBudget, function: Callable[..., Any]) -> Callable[.
                 if wait_s is None:
                     raise
             else:
-                if type(result) not in PLAIN and hasattr(type(result), "__await__"):
-                    refuse_awaitable(function, result)
+                refuse_awaitable(function, result)
                 budget._succeeded(started_ns, attempt)
                 return result
             if wait_s:

@@ -1,6 +1,6 @@
 cimport cython
 
-cdef long long _NEVER
+cdef long long NEVER_NS
 
 @cython.locals(last_ns=cython.longlong, wanted_ns=cython.longlong, overrun_ns=cython.longlong)
 cpdef long long switch_at(
@@ -10,8 +10,6 @@ cpdef long long switch_at(
 cdef class Attempt:
     cdef object _task
     cdef long long _cancellations
-    cdef Attempt _previous
-    cdef Attempt _next
     cdef readonly long long started_ns, switch_ns, deadline_ns
     cdef readonly bint interrupted
 
@@ -19,8 +17,7 @@ cdef class Attempt:
 
 @cython.final
 cdef class Attempts:
-    cdef Attempt _head
-    cdef readonly Py_ssize_t count
+    cdef dict _in_flight
     cdef public long long timer_ns
 
     @cython.locals(attempt=Attempt)
@@ -29,7 +26,5 @@ cdef class Attempts:
 
     cpdef object leave(self, Attempt attempt)
 
-    @cython.locals(attempt=Attempt, following=Attempt, earliest_ns=cython.longlong)
+    @cython.locals(attempt=Attempt, earliest_ns=cython.longlong)
     cpdef object interrupt_due(self, long long now_ns)
-
-    cpdef object interrupt_all(self)

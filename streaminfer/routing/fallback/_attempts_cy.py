@@ -3,12 +3,11 @@
 *Design.* A request waits for its route in its caller's task: no task and no timer of its own. An attempt holds the task
 and the instant at which it is interrupted; one timer is set for the earliest. When it fires, the attempts that are due
 are interrupted as ``asyncio.timeout`` does it, by a cancellation that the router takes back. Most attempts have ended
-long before: they unlink themselves and leave the timer alone, so that it fires about once per time limit and not once
-per request.
+long before and leave the timer alone, so that it fires about once per time limit and not once per request.
 
 *Complexity.* O(1) per request; an interruption is O(attempts in flight).
 
-*Invariants.* An attempt is linked from :meth:`Attempts.enter` to :meth:`Attempts.leave` and interrupted at most once.
+*Invariants.* An attempt is listed from :meth:`Attempts.enter` to :meth:`Attempts.leave` and interrupted at most once.
 The timer is never set later than the earliest attempt that has not been interrupted.
 
 One source, compiled with the C types of ``_attempts_cy.pxd`` or run uncompiled. It knows no loop and no clock; tasks
@@ -22,8 +21,6 @@ from typing import Any
 from streaminfer._internal.units import NEVER_NS
 
 __all__ = ["Attempt", "Attempts", "switch_at"]
-
-_NEVER = NEVER_NS
 
 
 def switch_at(now_ns: int, deadline_ns: int, finish_ns: int, reserve_ns: int, default_ns: int) -> int:
@@ -70,22 +67,9 @@ class Attempt:
         interrupted: it was interrupted.
     """
 
-    __slots__ = (
-        "_cancellations",
-        "_next",
-        "_previous",
-        "_task",
-        "deadline_ns",
-        "interrupted",
-        "started_ns",
-        "switch_ns",
-    )
-
     def __init__(self, task: Any, cancellations: int, started_ns: int, switch_ns: int, deadline_ns: int) -> None:
         self._task = task
         self._cancellations = cancellations
-        self._previous: Attempt | None = None
-        self._next: Attempt | None = None
         self.started_ns = started_ns
         self.switch_ns = switch_ns
         self.deadline_ns = deadline_ns
@@ -108,16 +92,17 @@ class Attempts:
     """The attempts in flight.
 
     Attributes:
-        count: how many.
         timer_ns: for when the timer is set; the router sets it after :meth:`enter` and :meth:`interrupt_due`.
     """
 
-    __slots__ = ("_head", "count", "timer_ns")
-
     def __init__(self) -> None:
-        self._head: Attempt | None = None
-        self.count = 0
+        self._in_flight: dict[Attempt, None] = {}
         self.timer_ns = NEVER_NS
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self._in_flight)
 
     def enter(self, task: Any, cancellations: int, now_ns: int, switch_ns: int, deadline_ns: int) -> Attempt:
         """Begin an attempt; set the timer if ``switch_ns`` is before ``timer_ns``.
@@ -130,24 +115,12 @@ class Attempts:
             deadline_ns: of the request; ``NEVER_NS``: none.
         """
         attempt = Attempt(task, cancellations, now_ns, switch_ns, deadline_ns)
-        attempt._next = self._head
-        if self._head is not None:
-            self._head._previous = attempt
-        self._head = attempt
-        self.count += 1
+        self._in_flight[attempt] = None
         return attempt
 
     def leave(self, attempt: Attempt) -> None:
         """End an attempt."""
-        if attempt._previous is None:
-            self._head = attempt._next
-        else:
-            attempt._previous._next = attempt._next
-        if attempt._next is not None:
-            attempt._next._previous = attempt._previous
-        attempt._previous = None
-        attempt._next = None
-        self.count -= 1
+        self._in_flight.pop(attempt, None)  # none of a loop that was closed
 
     def interrupt_due(self, now_ns: int) -> int:
         """Interrupt the attempts that are due.
@@ -155,23 +128,13 @@ class Attempts:
         Returns:
             For when the timer is to be set next; ``NEVER_NS``: not at all.
         """
-        earliest_ns = _NEVER
-        attempt = self._head
-        while attempt is not None:
-            following = attempt._next
+        earliest_ns = NEVER_NS
+        for attempt in [*reversed(self._in_flight)]:
             if not attempt.interrupted:
                 if attempt.switch_ns <= now_ns:
                     attempt.interrupted = True
                     attempt._task.cancel()  # runs nothing of the task: it is woken in a later turn
                 elif attempt.switch_ns < earliest_ns:
                     earliest_ns = attempt.switch_ns
-            attempt = following
         self.timer_ns = earliest_ns
         return earliest_ns
-
-    def interrupt_all(self) -> None:
-        """Interrupt all attempts: the router stops."""
-        self.interrupt_due(_NEVER)
-
-    def __repr__(self) -> str:
-        return f"<Attempts: {self.count} in flight>"

@@ -75,18 +75,6 @@ class DegradationController:
         next_step_ns: when :meth:`step` is due.
     """
 
-    __slots__ = (
-        "_burning",
-        "_burning_steps",
-        "_missed",
-        "_missed_there",
-        "_requests",
-        "_steps",
-        "next_step_ns",
-        "shares",
-        "step_ns",
-    )
-
     def __init__(self, shares: Sequence[RouteShare], step_ns: int) -> None:
         self.shares = list(shares)
         self.step_ns = step_ns
@@ -237,6 +225,3 @@ class DegradationController:
         for share in self.shares:
             if share.closed:
                 share._reopen()
-
-    def __repr__(self) -> str:
-        return f"<DegradationController: {', '.join(f'{share.fraction:.3f}' for share in self.shares)}>"

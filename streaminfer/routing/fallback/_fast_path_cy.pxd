@@ -4,7 +4,7 @@ from streaminfer.routing.fallback._attempts_cy cimport Attempt, Attempts, switch
 from streaminfer.routing.fallback._degradation_cy cimport DegradationController
 from streaminfer.routing.fallback._route_share_cy cimport RouteShare
 
-cdef long long _NEVER, _TRUSTED_NS, _MIN_DEFAULT_RESERVE_NS
+cdef long long NEVER_NS, _TRUSTED_NS, _MIN_DEFAULT_RESERVE_NS
 cdef int _GOOD, _TRUSTED
 
 @cython.locals(reserve_ns=cython.longlong)
@@ -19,8 +19,7 @@ cdef class FastPath:
     cdef long long _trusted_until_ns, _trusted_finish_ns
     cdef public bint is_open
     cdef public Attempts attempts
-    cdef public long long reserve_ns, reserve_until_ns
-    cdef readonly long long taken, succeeded, degraded
+    cdef readonly long long taken
     cdef readonly object verdict
 
     @cython.locals(

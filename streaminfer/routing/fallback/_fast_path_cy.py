@@ -25,7 +25,6 @@ from streaminfer.routing.fallback._route_share_cy import RouteShare
 
 __all__ = ["FastPath", "default_reserve_ns"]
 
-_NEVER = NEVER_NS
 _GOOD = 0
 _TRUSTED = 7  # requests
 _TRUSTED_NS = 1_000_000
@@ -52,33 +51,9 @@ class FastPath:
     Attributes:
         is_open: requests are accepted.
         attempts: attempts in flight, of all routes.
-        reserve_ns: the time that a later route needs; 0: there is none; -1: unknown.
-        reserve_until_ns: when the router asks for that again.
         taken: requests that took the fast path.
-        succeeded: responses that took it.
-        degraded: how many of them the route itself had marked as degraded.
         verdict: the route's ``admission`` of the request of the last :meth:`take`; ``None``: it was not called.
     """
-
-    __slots__ = (
-        "_admission",
-        "_degradation",
-        "_enforces",
-        "_has_default",
-        "_name",
-        "_share",
-        "_trusted",
-        "_trusted_finish_ns",
-        "_trusted_until_ns",
-        "attempts",
-        "degraded",
-        "is_open",
-        "reserve_ns",
-        "reserve_until_ns",
-        "succeeded",
-        "taken",
-        "verdict",
-    )
 
     def __init__(
         self,
@@ -100,11 +75,7 @@ class FastPath:
         self._trusted_until_ns = 0
         self.is_open = True
         self.attempts = Attempts()
-        self.reserve_ns = 0
-        self.reserve_until_ns = -(2**62)
         self.taken = 0
-        self.succeeded = 0
-        self.degraded = 0
         self.verdict: Any = None
 
     def take(self, request: Any, now_ns: int, task: Any) -> Attempt | None:  # noqa: C901 - a call more costs more
@@ -117,8 +88,8 @@ class FastPath:
         share = self._share
         if not self.is_open or share.fraction < 1.0 or now_ns >= self._degradation.next_step_ns or share.stalled:
             return None
-        deadline_ns = _NEVER if request.deadline_ns is None else request.deadline_ns
-        if deadline_ns <= now_ns or (now_ns >= self.reserve_until_ns and deadline_ns != _NEVER):
+        deadline_ns = NEVER_NS if request.deadline_ns is None else request.deadline_ns
+        if deadline_ns <= now_ns or (now_ns >= share.reserve_until_ns and deadline_ns != NEVER_NS):
             return None
         finish_ns = 0
         if self._admission is not None:
@@ -142,7 +113,7 @@ class FastPath:
                     self._trusted_finish_ns = finish_ns
                 else:
                     self._trusted = 0
-        switch_ns = self.switch_ns(now_ns, deadline_ns, finish_ns, self.reserve_ns, self._enforces)
+        switch_ns = self.switch_ns(now_ns, deadline_ns, finish_ns, share.reserve_ns, self._enforces)
         if switch_ns < self.attempts.timer_ns:
             return None
         self.taken += 1
@@ -162,8 +133,8 @@ class FastPath:
             reserve_ns: the time that a later route needs; 0: there is none; -1: unknown.
             enforces: the route ends its requests at their deadline.
         """
-        if deadline_ns == _NEVER:
-            return _NEVER
+        if deadline_ns == NEVER_NS:
+            return NEVER_NS
         left_ns = deadline_ns - now_ns
         if reserve_ns < 0:
             reserve_ns = left_ns >> 2
@@ -173,10 +144,10 @@ class FastPath:
         if self._has_default:
             default_ns = default_reserve_ns(left_ns)
         if reserve_ns == 0 and default_ns == 0 and enforces:
-            return _NEVER
+            return NEVER_NS
         switch_ns = switch_at(now_ns, deadline_ns, finish_ns, reserve_ns, default_ns)
         if enforces and switch_ns >= deadline_ns:
-            return _NEVER
+            return NEVER_NS
         return switch_ns
 
     def respond(self, attempt: Attempt, response: Any, now_ns: int) -> Response | None:
@@ -190,12 +161,12 @@ class FastPath:
             return None
         self.attempts.leave(attempt)
         limit_ns = 0
-        if attempt.deadline_ns != _NEVER:
+        if attempt.deadline_ns != NEVER_NS:
             limit_ns = attempt.deadline_ns - attempt.started_ns
         self._share.settle(_GOOD, now_ns - attempt.started_ns, limit_ns, now_ns)
-        self.succeeded += 1
+        self._share.succeeded += 1
         if response.degraded:
-            self.degraded += 1
+            self._share.degraded += 1
         return Response(response.outputs, response.degraded, self._name, response.timings)
 
     def distrust(self) -> None:

@@ -13,7 +13,7 @@ cdef class RouteShare:
     cdef readonly bint costlier_on_device, costlier, last, fixed
     cdef readonly double fraction
     cdef readonly bint closed, suspect, stalled
-    cdef public long long in_flight
+    cdef public long long in_flight, succeeded, degraded, reserve_ns, reserve_until_ns
     cdef readonly long long idle_since_ns, latency_ns, cuts, flaps
     cdef readonly double headroom
     cdef double _credit, _gain, _trouble, _used

@@ -72,39 +72,13 @@ class RouteShare:
         latency_ns: recent mean time of good responses, exponentially weighted; 0 before the first.
         cuts: how often its share was cut or closed.
         flaps: how often that was from the whole traffic.
+        succeeded: responses.
+        degraded: how many of them are marked as degraded.
+        reserve_ns: the time that a later route needs; 0: there is none; -1: unknown.
+        reserve_until_ns: when that is asked for again.
     """
 
-    __slots__ = (
-        "_bad",
-        "_calm",
-        "_credit",
-        "_gain",
-        "_good",
-        "_late",
-        "_offered",
-        "_rests",
-        "_settles",
-        "_silent",
-        "_taken",
-        "_trouble",
-        "_used",
-        "_was_cut",
-        "closed",
-        "costlier",
-        "costlier_on_device",
-        "cuts",
-        "device",
-        "fixed",
-        "flaps",
-        "fraction",
-        "headroom",
-        "idle_since_ns",
-        "in_flight",
-        "last",
-        "latency_ns",
-        "stalled",
-        "suspect",
-    )
+    _credit: float
 
     def __init__(self, device: int, costlier_on_device: bool, costlier: bool, last: bool, fixed: bool) -> None:
         self.device = device
@@ -119,23 +93,21 @@ class RouteShare:
         self.latency_ns = 0
         self.cuts = 0
         self.flaps = 0
-        self._credit = 0.0
+        self.succeeded = 0
+        self.degraded = 0
+        self.reserve_ns = 0
+        self.reserve_until_ns = -(2**62)
         self._gain = _MIN_GAIN
         self._trouble = 0.0
         self._calm = 0
         self.headroom = 0.0
         self.suspect = False
         self.stalled = False
-        self._late = 0
         self._settles = False
         self._rests = False
         self._was_cut = False
         self._silent = 0
-        self._offered = 0
-        self._taken = 0
-        self._good = 0
-        self._bad = 0
-        self._used = 0.0
+        self._begin_step()
 
     def offers(self) -> bool:
         """Return whether this request is part of the share; once per request, before :meth:`take`."""
@@ -304,7 +276,3 @@ class RouteShare:
                 if lightly_used and self.fraction >= 1.0:
                     left *= _LIGHT_USE_DECAY**steps
                 self.headroom = max(0.0, left - _HEADROOM_FALL * steps)
-
-    def __repr__(self) -> str:
-        closed = ", closed" if self.closed else ""
-        return f"<RouteShare: {self.fraction:.3f} of the requests, {self.in_flight} in flight{closed}>"

@@ -17,8 +17,6 @@ class AttemptTimer:
         clock: returns monotonic nanoseconds.
     """
 
-    __slots__ = ("_clock", "_fast_path", "_timer")
-
     def __init__(self, fast_path: FastPath, clock: Clock) -> None:
         self._fast_path = fast_path
         self._clock = clock

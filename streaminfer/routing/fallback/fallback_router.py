@@ -278,7 +278,7 @@ class FallbackRouter(StackClock, Node):
     async def _end(self, drain: bool) -> None:
         """End the attempts in flight and stop the services, also where it is cancelled meanwhile."""
         self._cutting = True
-        self._fast_path.attempts.interrupt_all()
+        self._fast_path.attempts.interrupt_due(NEVER_NS)
         try:
             if self._probes is not None:
                 await self._probes.end()
@@ -341,7 +341,7 @@ class FallbackRouter(StackClock, Node):
         self._leave(attempt)
         if attempt.interrupted:  # the response came in spite of it
             task.uncancel()
-        state.succeeded += 1
+        state.share.succeeded += 1
         is_late = now_ns > attempt.deadline_ns
         limit_ns = 0 if attempt.deadline_ns == NEVER_NS else attempt.deadline_ns - attempt.started_ns
         state.share.settle(LATE if is_late else GOOD, now_ns - attempt.started_ns, limit_ns, now_ns)
@@ -355,8 +355,7 @@ class FallbackRouter(StackClock, Node):
             self._counts.reasons[reason] += 1
             source = state.source(self._states[0].route.name, reason)
         degraded = state.degraded or response.degraded
-        if degraded:
-            self._counts.degraded += 1
+        state.share.degraded += degraded
         return Response(response.outputs, degraded, source, response.timings)
 
     def _end_without_response(

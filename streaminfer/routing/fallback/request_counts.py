@@ -14,11 +14,10 @@ __all__ = ["RequestCounts"]
 
 
 class RequestCounts:
-    """Counts requests by outcome, but for those of the fast path, which counts its own.
+    """Counts requests by outcome; those that take the fast path are counted there, responses at their route.
 
     Attributes:
         requests: requests that came.
-        degraded: degraded responses of routes.
         defaulted: default responses.
         failed: requests that ended with an error.
         cancelled: requests that their callers cancelled.
@@ -26,10 +25,8 @@ class RequestCounts:
         reasons: responses that did not come from the best route, by the reason of the best one.
     """
 
-    __slots__ = ("cancelled", "deadline_misses", "defaulted", "degraded", "failed", "reasons", "requests")
-
     def __init__(self) -> None:
-        self.requests = self.degraded = self.defaulted = self.failed = self.cancelled = self.deadline_misses = 0
+        self.requests = self.defaulted = self.failed = self.cancelled = self.deadline_misses = 0
         self.reasons: Counter[str] = Counter()
 
     def snapshot(self, states: Sequence[RouteState], fast_path: FastPath) -> "RouterStatistics":
@@ -37,22 +34,20 @@ class RequestCounts:
         from streaminfer.routing.fallback.statistics import RouterStatistics  # noqa: PLC0415 - serving does not need it
 
         requests = self.requests + fast_path.taken
-        by_route = [state.succeeded for state in states]
-        by_route[0] += fast_path.succeeded
-        succeeded = sum(by_route)
-        quality = sum(count * state.route.quality for count, state in zip(by_route, states, strict=True))
+        succeeded = sum(state.share.succeeded for state in states)
+        quality = sum(state.share.succeeded * state.route.quality for state in states)
         responses = succeeded + self.defaulted
         return RouterStatistics(
             requests=requests,
             succeeded=succeeded,
-            degraded=self.degraded + fast_path.degraded,
+            degraded=sum(state.share.degraded for state in states),
             defaulted=self.defaulted,
             failed=self.failed,
             cancelled=self.cancelled,
             in_flight=requests - responses - self.failed - self.cancelled,
             deadline_misses=self.deadline_misses,
             mean_quality=quality / responses if responses else float("nan"),
-            cost=sum(count * (state.route.cost or 0.0) for count, state in zip(by_route, states, strict=True)),
+            cost=sum(state.share.succeeded * (state.route.cost or 0.0) for state in states),
             reasons={str(reason): count for reason, count in sorted(self.reasons.items())},
-            routes=tuple(state.statistics(count) for count, state in zip(by_route, states, strict=True)),
+            routes=tuple(state.statistics() for state in states),
         )

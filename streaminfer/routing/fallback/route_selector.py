@@ -4,12 +4,13 @@ from collections.abc import Sequence
 
 from streaminfer._internal.error_log import ErrorLog
 from streaminfer._internal.units import NEVER_NS
-from streaminfer.protocols import Admission, AdmissionReason, sooner
+from streaminfer.protocols import Admission, AdmissionReason
 from streaminfer.request import Request
 from streaminfer.routing.fallback._fast_path_cy import FastPath
 from streaminfer.routing.fallback.attempt_history import AttemptHistory
 from streaminfer.routing.fallback.route_probes import RouteProbes
 from streaminfer.routing.fallback.route_state import RouteState
+from streaminfer.routing.verdicts import first_accepting
 
 __all__ = ["RouteSelector", "deadline_of"]
 
@@ -70,18 +71,8 @@ class RouteSelector:
 
         Routes get the request unchanged, before any ``prepare``. Changes nothing.
         """
-        rejection: Admission | None = None
-        for state in self._states:
-            if state.share.closed:
-                continue
-            verdict = self._verdict(state, request, now_ns)
-            if verdict.ok:
-                return verdict
-            if rejection is None:
-                rejection = verdict
-            else:
-                rejection = rejection._replace(retry_after_s=sooner(rejection.retry_after_s, verdict.retry_after_s))
-        return _ACCEPTED if rejection is None else rejection
+        open_states = (state for state in self._states if not state.share.closed)
+        return first_accepting(self._verdict(state, request, now_ns) for state in open_states) or _ACCEPTED
 
     def switch_ns(
         self, state: RouteState, request: Request, history: AttemptHistory, now_ns: int, deadline_ns: int
@@ -89,14 +80,12 @@ class RouteSelector:
         """Return when an attempt is interrupted; ``NEVER_NS`` where the route itself ends it in time."""
         if deadline_ns == NEVER_NS:
             return NEVER_NS
-        if now_ns >= state.reserve_until_ns:
-            state.reserve_until_ns = now_ns + _RESERVE_INTERVAL_NS
-            state.reserve_ns = self._reserve_ns(state, request, now_ns)
-            if state.position == 0:
-                self._fast_path.reserve_ns = state.reserve_ns
-                self._fast_path.reserve_until_ns = state.reserve_until_ns
+        share = state.share
+        if now_ns >= share.reserve_until_ns:
+            share.reserve_until_ns = now_ns + _RESERVE_INTERVAL_NS
+            share.reserve_ns = self._reserve_ns(state, request, now_ns)
         left = len(self._states) - len(history.tried) - 1
-        reserve_ns = state.reserve_ns if left else 0
+        reserve_ns = share.reserve_ns if left else 0
         return self._fast_path.switch_ns(now_ns, deadline_ns, history.finish_ns, reserve_ns, state.enforces)
 
     def _accepts(self, state: RouteState, request: Request, history: AttemptHistory, now_ns: int) -> bool:

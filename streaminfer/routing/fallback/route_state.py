@@ -15,6 +15,10 @@ from streaminfer.routing.fallback.statistics import RouteStatistics
 
 __all__ = ["RouteState", "make_route_states"]
 
+# of its statistics
+_OF_THE_SHARE = ("closed", "succeeded", "in_flight", "cuts", "flaps")
+_COUNTED = ("deadline_misses", "failed", "attempt_timeouts", "rejected", "cancelled", "probes")
+
 
 class RouteState:
     """One route of one router.
@@ -28,15 +32,7 @@ class RouteState:
         enforces: the service ends its requests at their deadline.
         is_idempotent: its service did not declare that it must not see a request twice.
         degraded: its responses are marked as degraded.
-        reserve_ns: the time that a later route needs; 0: there is none; -1: unknown.
-        reserve_until_ns: when that is asked for again.
     """
-
-    __slots__ = (
-        "_finish", "_inner_call", "_prepare", "_sources", "_validate", "admission", "attempt_timeouts", "call",
-        "cancelled", "deadline_misses", "degraded", "enforces", "failed", "is_idempotent", "position", "probes",
-        "rejected", "reserve_ns", "reserve_until_ns", "route", "share", "skipped", "succeeded",
-    )  # fmt: skip
 
     def __init__(self, route: Route, position: int, share: RouteShare, *, degraded: bool) -> None:
         service = route.service
@@ -55,12 +51,9 @@ class RouteState:
         self._inner_call: Callable[[Request], Awaitable[Response]] = service.call
         as_it_is = self._prepare is None and self._finish is None and self._validate is None
         self.call = self._inner_call if as_it_is else self._adapted
-        self.reserve_ns = 0
-        self.reserve_until_ns = -(2**63)
         self._sources: dict[tuple[str, str], str] = {}
         self.skipped: Counter[str] = Counter()
-        self.succeeded = self.deadline_misses = self.failed = self.attempt_timeouts = 0
-        self.rejected = self.cancelled = self.probes = 0
+        self.deadline_misses = self.failed = self.attempt_timeouts = self.rejected = self.cancelled = self.probes = 0
 
     async def _adapted(self, request: Request) -> Response:
         if self._prepare is not None:
@@ -91,30 +84,17 @@ class RouteState:
         else:
             self.failed += 1
 
-    def statistics(self, succeeded: int) -> RouteStatistics:
-        """Return a frozen snapshot.
-
-        Args:
-            succeeded: responses, those of the fast path included.
-        """
+    def statistics(self) -> RouteStatistics:
+        """Return a frozen snapshot."""
         share = self.share
         return RouteStatistics(
             name=self.route.name,
             quality=self.route.quality,
             share=share.fraction,
-            closed=share.closed,
-            succeeded=succeeded,
-            deadline_misses=self.deadline_misses,
-            failed=self.failed,
-            attempt_timeouts=self.attempt_timeouts,
-            rejected=self.rejected,
-            cancelled=self.cancelled,
-            in_flight=share.in_flight,
             skipped={str(reason): count for reason, count in sorted(self.skipped.items())},
-            probes=self.probes,
-            cuts=share.cuts,
-            flaps=share.flaps,
             latency_s=share.latency_ns / 1e9,
+            **{name: getattr(share, name) for name in _OF_THE_SHARE},
+            **{name: getattr(self, name) for name in _COUNTED},
         )
 
 

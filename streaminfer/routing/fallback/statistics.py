@@ -90,10 +90,7 @@ class RouterStatistics(Snapshot):
     routes: tuple[RouteStatistics, ...]
 
     def __getitem__(self, name: str) -> RouteStatistics:
-        for route in self.routes:
-            if route.name == name:
-                return route
-        raise KeyError(name)
+        return {route.name: route for route in self.routes}[name]
 
     def _repr_html_(self) -> str:
         columns = ("route", "share", "succeeded", "late", "failed", "timeouts", "in flight", "skipped")

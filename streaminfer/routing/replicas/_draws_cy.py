@@ -25,8 +25,6 @@ class UniformDraws:
         seed: 0 ≤ seed < 2^64.
     """
 
-    __slots__ = ("_state",)
-
     def __init__(self, seed: int) -> None:
         self._state = seed
 

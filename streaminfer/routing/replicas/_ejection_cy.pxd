@@ -1,9 +1,9 @@
 cimport cython
 from streaminfer.routing.replicas._replica_stats_cy cimport ReplicaStats as CReplicaStats
 
-cdef int _ACTIVE, _PROBING, _EJECTED
+cdef int ACTIVE, PROBING, EJECTED
 cdef double _DEFAULT_LATENCY_FACTOR
-cdef long long _NEVER, _MIN_SAMPLES
+cdef long long NEVER_NS, _MIN_SAMPLES
 
 @cython.final
 cdef class OutlierEjection:

@@ -24,10 +24,6 @@ from streaminfer.routing.replicas._replica_stats_cy import ACTIVE, EJECTED, PROB
 __all__ = ["OutlierEjection"]
 
 # C variables in the compiled module, not visible from Python
-_NEVER = NEVER_NS
-_ACTIVE = ACTIVE
-_PROBING = PROBING
-_EJECTED = EJECTED
 _MIN_SAMPLES = 8  # by which a latency is judged
 _DEFAULT_LATENCY_FACTOR = 3.0
 
@@ -48,18 +44,6 @@ class OutlierEjection:
         replicas: how many there are, without those that drain.
         ejected: how many are ejected.
     """
-
-    __slots__ = (
-        "_consecutive_failures",
-        "_eject_ns",
-        "_latency_factor",
-        "_max_eject_ns",
-        "_max_ejected",
-        "_slow_start_ns",
-        "ejected",
-        "replicas",
-        "slots",
-    )
 
     def __init__(
         self,
@@ -82,24 +66,24 @@ class OutlierEjection:
 
     def hold_out(self, slot: ReplicaStats) -> None:
         """Eject a replica until :meth:`let_back`, whatever share is ejected already."""
-        if slot.state in (_ACTIVE, _PROBING):
-            self._take_out(slot, _NEVER)
-        elif slot.state == _EJECTED:
-            slot.until_ns = _NEVER
+        if slot.state in (ACTIVE, PROBING):
+            self._take_out(slot, NEVER_NS)
+        elif slot.state == EJECTED:
+            slot.until_ns = NEVER_NS
 
     def let_back(self, slot: ReplicaStats, now_ns: int) -> None:
         """End what :meth:`hold_out` began; the replica is probing then."""
-        if slot.until_ns == _NEVER:
+        if slot.until_ns == NEVER_NS:
             slot.until_ns = now_ns
 
     def settle(self, slot: ReplicaStats, now_ns: int) -> None:
         """Make the changes that time alone makes."""
-        if slot.state == _EJECTED:
+        if slot.state == EJECTED:
             if now_ns >= slot.until_ns:
                 self.ejected -= 1
-                slot.state = _PROBING
+                slot.state = PROBING
                 slot.forget(now_ns)
-        elif slot.state == _PROBING and slot.probe_in_flight and now_ns - slot.probe_began_ns > self._eject_ns:
+        elif slot.state == PROBING and slot.probe_in_flight and now_ns - slot.probe_began_ns > self._eject_ns:
             slot.probe_in_flight = False
             self._eject(slot, now_ns)
 
@@ -112,17 +96,17 @@ class OutlierEjection:
             places: how many were in flight when it was sent.
             now_ns: the present.
         """
-        if slot.state == _PROBING:
-            slot.state = _ACTIVE
+        if slot.state == PROBING:
+            slot.state = ACTIVE
             slot.slow_start = self._slow_start_ns > 0
             slot.since_ns = now_ns
-        elif slot.state == _ACTIVE and slot.samples >= _MIN_SAMPLES and self._is_outlier(slot, duration_ns, places):
+        elif slot.state == ACTIVE and slot.samples >= _MIN_SAMPLES and self._is_outlier(slot, duration_ns, places):
             self._eject(slot, now_ns)
 
     def failed(self, slot: ReplicaStats, now_ns: int) -> None:
         """Eject a probing replica, or one with too many consecutive failures."""
-        if slot.state == _PROBING or (
-            slot.state == _ACTIVE and 0 < self._consecutive_failures <= slot.consecutive_failures
+        if slot.state == PROBING or (
+            slot.state == ACTIVE and 0 < self._consecutive_failures <= slot.consecutive_failures
         ):
             self._eject(slot, now_ns)
 
@@ -155,7 +139,7 @@ class OutlierEjection:
         others = 0
         slower = 0
         for other in self.slots:
-            if other is slot or other.zone != slot.zone or other.state != _ACTIVE or other.samples < _MIN_SAMPLES:
+            if other is slot or other.zone != slot.zone or other.state != ACTIVE or other.samples < _MIN_SAMPLES:
                 continue
             others += 1
             if latency_ns > other.latency_ns and per_place_ns > other.per_place_ns:
@@ -167,8 +151,8 @@ class OutlierEjection:
         if most < 1 and self._max_ejected > 0.0:
             most = 1
         if self.ejected >= most or self.ejected + 1 >= self.replicas:
-            if slot.state == _PROBING:
-                slot.state = _ACTIVE  # no more may be ejected: it serves, at the price of its failures
+            if slot.state == PROBING:
+                slot.state = ACTIVE  # no more may be ejected: it serves, at the price of its failures
                 slot.since_ns = now_ns
             return
         in_service = (now_ns - slot.since_ns) // self._eject_ns
@@ -181,7 +165,7 @@ class OutlierEjection:
         self._take_out(slot, now_ns + lasts_ns)
 
     def _take_out(self, slot: ReplicaStats, until_ns: int) -> None:
-        slot.state = _EJECTED
+        slot.state = EJECTED
         slot.begin_generation()
         slot.until_ns = until_ns
         slot.ejections += 1

@@ -3,7 +3,7 @@ from streaminfer.routing.replicas._draws_cy cimport UniformDraws, unit_hash
 from streaminfer.routing.replicas._ejection_cy cimport OutlierEjection
 from streaminfer.routing.replicas._replica_stats_cy cimport ReplicaStats as CReplicaStats
 
-cdef int _FREE, _ACTIVE, _PROBING, _EJECTED, _DRAINING
+cdef int FREE, ACTIVE, PROBING, EJECTED, DRAINING
 cdef int _SUCCESS, _FAILURE, _REJECTED
 cdef double _OUTCOME_WEIGHT
 cdef int _NO_TIER

@@ -36,29 +36,13 @@ from streaminfer.routing.replicas._draws_cy import UniformDraws, unit_hash
 from streaminfer.routing.replicas._ejection_cy import OutlierEjection
 from streaminfer.routing.replicas._replica_stats_cy import ACTIVE, DRAINING, EJECTED, FREE, PROBING, ReplicaStats
 
-__all__ = [
-    "ACTIVE",
-    "DRAINING",
-    "EJECTED",
-    "FAILURE",
-    "FREE",
-    "IGNORED",
-    "PROBING",
-    "REJECTED",
-    "SUCCESS",
-    "P2CBalancer",
-]
+__all__ = ["FAILURE", "IGNORED", "REJECTED", "SUCCESS", "P2CBalancer"]
 
 SUCCESS, FAILURE, REJECTED, IGNORED = range(4)
 """Outcomes of an attempt; ``IGNORED`` was interrupted, or says nothing about the replica."""
 
 
 # C variables in the compiled module, not visible from Python
-_FREE = FREE
-_ACTIVE = ACTIVE
-_PROBING = PROBING
-_EJECTED = EJECTED
-_DRAINING = DRAINING
 _SUCCESS = SUCCESS
 _FAILURE = FAILURE
 _REJECTED = REJECTED
@@ -83,20 +67,6 @@ class P2CBalancer:
     Attributes:
         panics: choices when all replicas were ejected.
     """
-
-    __slots__ = (
-        "_choices",
-        "_decay_ns",
-        "_draws",
-        "_ejection",
-        "_left_out",
-        "_mean_ns",
-        "_others",
-        "_own",
-        "_slots",
-        "_slow_start_ns",
-        "panics",
-    )
 
     def __init__(self, choices: int, decay_ns: int, ejection: OutlierEjection, slow_start_ns: int, seed: int) -> None:
         self._choices = choices
@@ -138,7 +108,7 @@ class P2CBalancer:
             Its slot.
         """
         number = 0
-        while number < len(self._slots) and self._slots[number].state != _FREE:
+        while number < len(self._slots) and self._slots[number].state != FREE:
             number += 1
         if number > _SLOTS:
             raise ValueError(f"at most {_SLOTS + 1} replicas")
@@ -147,18 +117,18 @@ class P2CBalancer:
         slot = self._slots[number]
         slot.reset(weight, penalty, zone, key, now_ns)
         slot.slow_start = slowly and self._slow_start_ns > 0
-        slot.state = _ACTIVE
+        slot.state = ACTIVE
         self._ejection.replicas += 1
         return number
 
     def drain(self, number: int) -> None:
         """Give a replica no more requests."""
         slot = self._slots[number]
-        if slot.state == _EJECTED:
+        if slot.state == EJECTED:
             self._ejection.ejected -= 1
-        if slot.state not in (_FREE, _DRAINING):
+        if slot.state not in (FREE, DRAINING):
             self._ejection.replicas -= 1
-            slot.state = _DRAINING
+            slot.state = DRAINING
 
     def remove(self, number: int) -> None:
         """Free the slot of a replica that has drained.
@@ -167,9 +137,9 @@ class P2CBalancer:
             RuntimeError: it has requests in flight, or is not draining.
         """
         slot = self._slots[number]
-        if slot.state != _DRAINING or slot.in_flight:
+        if slot.state != DRAINING or slot.in_flight:
             raise RuntimeError("a replica is removed once it has drained")
-        slot.state = _FREE
+        slot.state = FREE
 
     def hold_out(self, number: int) -> None:
         """Eject a replica until :meth:`let_back`, whatever share is ejected already."""
@@ -329,9 +299,9 @@ class P2CBalancer:
             slot.busy_ns = now_ns
         slot.in_flight += 1
         slot.attempts += 1
-        if slot.state == _EJECTED:
+        if slot.state == EJECTED:
             self.panics += 1
-        elif slot.state == _PROBING:
+        elif slot.state == PROBING:
             slot.probe_in_flight = True
             slot.probe_began_ns = now_ns
         return number | ((slot.in_flight & _PLACES) << _SLOT_BITS) | (slot.generation << _GENERATION_BITS)
@@ -370,9 +340,9 @@ class P2CBalancer:
         for number in range(len(self._slots)):
             slot = self._slots[number]
             slot.share = 0.0
-            if slot.state in (_EJECTED, _PROBING):
+            if slot.state in (EJECTED, PROBING):
                 self._ejection.settle(slot, now_ns)
-            if slot.state == _ACTIVE:
+            if slot.state == ACTIVE:
                 if slot.per_place_ns > 0.0:
                     known += 1
                     speed += 1.0 / slot.per_place_ns
@@ -380,7 +350,7 @@ class P2CBalancer:
                     slot.share = slot.weight
                 else:
                     self._left_out = True
-            elif slot.state == _PROBING and not slot.probe_in_flight:
+            elif slot.state == PROBING and not slot.probe_in_flight:
                 slot.share = slot.weight
             if number == excluded:
                 slot.share = 0.0
@@ -430,7 +400,7 @@ class P2CBalancer:
         least = slot.cost(now_ns, self._mean_ns, self._decay_ns)
         for number in range(len(self._slots)):
             slot = self._slots[number]
-            if slot.state == _ACTIVE and slot.slow_start and number != excluded:
+            if slot.state == ACTIVE and slot.slow_start and number != excluded:
                 cost = slot.cost(now_ns, self._mean_ns, self._decay_ns) / slot.ramp(now_ns, self._slow_start_ns)
                 if cost < least:
                     best = number

@@ -65,36 +65,6 @@ class ReplicaStats:
         until_ns: end of the ejection.
     """
 
-    __slots__ = (
-        "attempts",
-        "busy_ns",
-        "consecutive_failures",
-        "ejections",
-        "failed",
-        "generation",
-        "heard_ns",
-        "in_flight",
-        "key",
-        "latency_ns",
-        "level",
-        "penalty",
-        "per_place_ns",
-        "places",
-        "probe_began_ns",
-        "probe_in_flight",
-        "rejected",
-        "samples",
-        "share",
-        "since_ns",
-        "slow_start",
-        "state",
-        "succeeded",
-        "success",
-        "until_ns",
-        "weight",
-        "zone",
-    )
-
     def __init__(self) -> None:
         self.state = _FREE
         self.in_flight = 0

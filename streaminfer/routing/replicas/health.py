@@ -66,6 +66,7 @@ class HealthCheck:
     healthy_after: int = attrs.field(default=2, kw_only=True, validator=field_check(check_count))
 
 
+@attrs.define(eq=False)
 class HealthRecord:
     """What the probes of one replica said: the state machine of a health check.
 
@@ -74,13 +75,10 @@ class HealthRecord:
         in_a_row: probes in a row that said the opposite.
     """
 
-    __slots__ = ("_healthy_after", "_unhealthy_after", "healthy", "in_a_row")
-
-    def __init__(self, unhealthy_after: int, healthy_after: int, healthy: bool = True) -> None:
-        self._unhealthy_after = unhealthy_after
-        self._healthy_after = healthy_after
-        self.healthy = healthy
-        self.in_a_row = 0
+    _unhealthy_after: int
+    _healthy_after: int
+    healthy: bool = True
+    in_a_row: int = 0
 
     def note(self, ok: bool) -> bool:
         """Count one probe; say whether what is thought of the replica has changed with it."""

@@ -26,7 +26,6 @@ from streaminfer.protocols import (
     Node,
     adapt,
     are_idempotent,
-    sooner,
 )
 from streaminfer.request import Request, Response, passed_on_arrival
 from streaminfer.resilience._call_budget_cy import CallBudget
@@ -40,6 +39,7 @@ from streaminfer.routing.replicas.settings import is_above_1, zone_penalties
 from streaminfer.routing.replicas.statistics import ReplicasStatistics, replica_statistics
 from streaminfer.routing.replicas.stream_homes import StreamHomes
 from streaminfer.routing.stable_hash import stable_hash
+from streaminfer.routing.verdicts import first_accepting
 
 __all__ = ["Replica", "Replicas"]
 
@@ -214,20 +214,8 @@ class Replicas(StackClock, Node):
         balancer = self._balancer
         if request.stream_id is not None:
             return self._admission_at(balancer.of_stream(stable_hash(request.stream_id), now_ns), request, now_ns)
-        best = balancer.best(-1, now_ns)
-        if best < 0:
-            return Admission(False, AdmissionReason.NO_REPLICA)
-        rejection = self._admission_at(best, request, now_ns)
-        if rejection.ok:
-            return rejection
-        for slot in balancer.ranked(now_ns):
-            if slot == best:
-                continue
-            verdict = self._admission_at(slot, request, now_ns)
-            if verdict.ok:
-                return verdict
-            rejection = rejection._replace(retry_after_s=sooner(rejection.retry_after_s, verdict.retry_after_s))
-        return rejection
+        verdicts = (self._admission_at(slot, request, now_ns) for slot in balancer.ranked(now_ns))
+        return first_accepting(verdicts) or Admission(False, AdmissionReason.NO_REPLICA)
 
     def validate(self, request: Request) -> None:
         """Check a request as the first replica does: all serve the same model."""

@@ -7,12 +7,14 @@ import attrs
 from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.units import NEVER_NS, format_duration
-from streaminfer.routing.replicas._p2c_cy import ACTIVE, DRAINING, EJECTED, PROBING, P2CBalancer
+from streaminfer.routing.replicas._p2c_cy import P2CBalancer
+from streaminfer.routing.replicas._replica_stats_cy import ACTIVE, DRAINING, EJECTED, PROBING
 from streaminfer.routing.replicas.replica import ReplicaHandle
 
 __all__ = ["ReplicaStatistics", "ReplicasStatistics", "replica_statistics"]
 
 _STATES = {ACTIVE: "active", PROBING: "probing", EJECTED: "ejected", DRAINING: "draining"}
+_COUNTED = ("in_flight", "attempts", "succeeded", "failed", "rejected", "ejections")
 
 
 @attrs.frozen(kw_only=True)
@@ -82,10 +84,7 @@ class ReplicasStatistics(Snapshot):
     failed_lookups: int = 0
 
     def __getitem__(self, name: str) -> ReplicaStatistics:
-        for replica in self.replicas:
-            if replica.name == name:
-                return replica
-        raise KeyError(name)
+        return {replica.name: replica for replica in reversed(self.replicas)}[name]  # of one name, what stays
 
     def _repr_html_(self) -> str:
         total = sum(replica.attempts for replica in self.replicas) or 1
@@ -120,14 +119,9 @@ def replica_statistics(handle: ReplicaHandle, balancer: P2CBalancer, now_ns: int
         zone=handle.replica.zone,
         weight=handle.replica.weight,
         state=state,
-        in_flight=slot.in_flight,
-        attempts=slot.attempts,
-        succeeded=slot.succeeded,
-        failed=slot.failed,
-        rejected=slot.rejected,
-        ejections=slot.ejections,
         returns_in_s=returns_in_s,
         latency_s=slot.latency_ns / 1e9 if slot.latency_ns else float("nan"),
         expected_s=expected_ns / 1e9 if expected_ns else float("nan"),
         success=slot.success,
+        **{name: getattr(slot, name) for name in _COUNTED},
     )

@@ -38,8 +38,6 @@ class RequestShare:
         share: of the requests; it can be changed at any time.
     """
 
-    __slots__ = ("_salt", "_sum", "share")
-
     def __init__(self, share: float, salt: str) -> None:
         self.share = share
         self._salt = hashlib.blake2b(salt.encode()).digest()

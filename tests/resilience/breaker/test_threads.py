@@ -10,6 +10,7 @@ import pytest
 import streaminfer as si
 from streaminfer._internal.locking import is_atomic, locked_subclass
 from streaminfer.resilience import CircuitBreaker
+from streaminfer.resilience._targets import public_methods
 from streaminfer.resilience.breaker import circuit_breaker
 from streaminfer.resilience.breaker._outcome_window_cy import OutcomeWindow
 from streaminfer.testing import FakeClock
@@ -173,9 +174,9 @@ class CountedLock:
         self.lock.release()
 
 
-@pytest.mark.parametrize("operation", circuit_breaker._OPERATIONS)
+@pytest.mark.parametrize("operation", public_methods(circuit_breaker.BreakerMachine))
 def test_where_code_is_not_atomic_every_operation_holds_the_lock(operation):
-    machine = locked_subclass(circuit_breaker.BreakerMachine, circuit_breaker._OPERATIONS)(
+    machine = locked_subclass(circuit_breaker.BreakerMachine, public_methods(circuit_breaker.BreakerMachine))(
         0.5, 1.0, 10, OutcomeWindow(4, 0), 2, 9, 9, 1, 9, 0, 0
     )
     machine._lock = CountedLock()
@@ -190,12 +191,6 @@ def test_where_code_is_not_atomic_every_operation_holds_the_lock(operation):
     assert machine._lock.held >= 1
 
 
-def test_every_operation_of_the_machine_is_one_of_those():
-    public = {name for name in vars(circuit_breaker.BreakerMachine) if not name.startswith("_")}
-    operations = {name for name in public if callable(getattr(circuit_breaker.BreakerMachine, name))}
-    assert operations == set(circuit_breaker._OPERATIONS)
-
-
 def test_which_builds_take_a_lock(monkeypatch, plain):
     assert hasattr(CircuitBreaker()._machine, "_lock") is not ATOMIC
     assert not is_atomic(plain("resilience.breaker._state_machine_cy").BreakerMachine, "record")
@@ -205,7 +200,9 @@ def test_which_builds_take_a_lock(monkeypatch, plain):
 
 def test_compiled_callers_go_through_the_lock_of_a_guarded_machine(monkeypatch):
     monkeypatch.setattr(
-        circuit_breaker, "_Machine", locked_subclass(circuit_breaker.BreakerMachine, circuit_breaker._OPERATIONS)
+        circuit_breaker,
+        "_Machine",
+        locked_subclass(circuit_breaker.BreakerMachine, public_methods(circuit_breaker.BreakerMachine)),
     )
     breaker = CircuitBreaker()
     lock = breaker._machine._lock = CountedLock()

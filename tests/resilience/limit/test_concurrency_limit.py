@@ -347,7 +347,7 @@ def test_functions_stay_what_they_are(limit, clock):
     assert double.__doc__ == "Says so."
     assert not inspect.iscoroutinefunction(double)
     assert counted(limit) == (0, 1, 0, 1, 0)
-    assert "limited" in repr(double)
+    assert inspect.isfunction(double)
 
     class Model:
         @limit

@@ -6,17 +6,8 @@ from collections import Counter
 import pytest
 
 from streaminfer.routing.replicas._ejection_cy import OutlierEjection
-from streaminfer.routing.replicas._p2c_cy import (
-    ACTIVE,
-    DRAINING,
-    EJECTED,
-    FAILURE,
-    IGNORED,
-    PROBING,
-    REJECTED,
-    SUCCESS,
-    P2CBalancer,
-)
+from streaminfer.routing.replicas._p2c_cy import FAILURE, IGNORED, REJECTED, SUCCESS, P2CBalancer
+from streaminfer.routing.replicas._replica_stats_cy import ACTIVE, DRAINING, EJECTED, PROBING
 
 pytestmark = pytest.mark.uncompiled
 

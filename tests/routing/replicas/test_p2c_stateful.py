@@ -7,18 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from streaminfer.routing.replicas._ejection_cy import OutlierEjection
-from streaminfer.routing.replicas._p2c_cy import (
-    ACTIVE,
-    DRAINING,
-    EJECTED,
-    FAILURE,
-    FREE,
-    IGNORED,
-    PROBING,
-    REJECTED,
-    SUCCESS,
-    P2CBalancer,
-)
+from streaminfer.routing.replicas._p2c_cy import FAILURE, IGNORED, REJECTED, SUCCESS, P2CBalancer
+from streaminfer.routing.replicas._replica_stats_cy import ACTIVE, DRAINING, EJECTED, FREE, PROBING
 
 pytestmark = pytest.mark.uncompiled
 

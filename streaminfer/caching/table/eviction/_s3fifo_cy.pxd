@@ -48,9 +48,6 @@ cdef class Policy(EvictionOrder):
     @cython.locals(ghost=cython.ulonglong, queue=int)
     cpdef void evicted(self, Py_ssize_t slot) noexcept
 
-    @cython.locals(queue=Py_ssize_t, size=cython.longlong)
-    cdef void _pass_on(self, Py_ssize_t slot) noexcept
-
     @cython.locals(
         fingerprint=cython.ulonglong, row=Py_ssize_t, place=Py_ssize_t, ghost=cython.ulonglong, age=cython.longlong)
     cdef bint _remembers(self, unsigned long long mixed) noexcept

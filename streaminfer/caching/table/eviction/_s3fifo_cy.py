@@ -121,15 +121,15 @@ class Policy(EvictionOrder):
                     return slot
                 if self._counts[SMALL] + self._counts[MAIN] == 1:
                     return slot
-                self._slots._words[4 * slot] &= ~_HITS
-                self._pass_on(slot)
+                self.move(slot, MAIN)
             else:
                 asked = self._slots._words[4 * oldest] & _HITS
                 if asked == 0 and oldest != self._newest:
                     return oldest
                 if asked:
                     self._slots._words[4 * oldest] -= _HIT
-                self._pass_on(oldest)
+                self._unlink(oldest)
+                self._link(oldest, MAIN)
         return -1
 
     def _fills_main(self) -> bool:
@@ -160,19 +160,6 @@ class Policy(EvictionOrder):
         elif queue == MAIN:
             self._evicted_from_main += 1
             self._haunt(ghost | _FROM_MAIN | (self._evicted_from_main & _LOW31))
-
-    def _pass_on(self, slot: int) -> None:
-        """Move a slot to the newest end of main."""
-        queue = self._slots._words[4 * slot] & 3
-        if queue != MAIN:
-            size = self._slots._words[4 * slot + 2]
-            self._counts[queue] -= 1
-            self._bytes[queue] -= size
-            self._counts[MAIN] += 1
-            self._bytes[MAIN] += size
-            self._slots._words[4 * slot] -= queue  # main has no mark
-        self._unlink(slot)
-        self._link(slot, MAIN)
 
     def _remembers(self, mixed: int) -> bool:
         """Return whether a returning key goes to main at once. Its ghost votes, if it is young, and is forgotten."""
