@@ -53,12 +53,13 @@ class Figure:
         """Return whether a value reaches the bar."""
         return (self.at_most is None or value <= self.at_most) and (self.at_least is None or value >= self.at_least)
 
-    def report(self, values: float | Sequence[float], *, case: str = "", note: str = "") -> bool:
+    def report(self, values: float | Sequence[float], *, case: str = "", of: int | None = None, note: str = "") -> bool:
         """Print what was measured beside its bar, and record it if this run is recorded.
 
         Args:
             values: one value, or one of each round, which gives the median and the least and the most.
             case: which of several cases it is, as a row of a table would say it.
+            of: how many there are in all, where the value counts some of them.
             note: what a reader should see beside it, such as the baseline's own value.
 
         Returns:
@@ -69,6 +70,8 @@ class Figure:
         measured = self._written(value)
         if len(rounds) > 1:
             measured += f" ({self._written(min(rounds))} to {self._written(max(rounds))})"
+        if of is not None:
+            measured += f" of {of:,}"
         if note:
             measured += f"; {note}"
         met = self.is_met(value) if self.bar else None

@@ -116,7 +116,7 @@ def report(held: dict[str, list[bool]], seeds: str) -> None:
     counts = {"all": [one for rows_held in held.values() for one in rows_held]}
     counts |= {FAMILIES[family]: rows_held for family, rows_held in held.items()}
     for subject, rows_held in counts.items():
-        BEHIND.report(rows_held.count(False), case=f"{subject}, {seeds}", note=f"of {len(rows_held)}")
+        BEHIND.report(rows_held.count(False), case=f"{subject}, {seeds}", of=len(rows_held))
 
 
 if __name__ == "__main__":

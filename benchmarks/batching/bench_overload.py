@@ -257,8 +257,8 @@ def recovery(setting: Setting, made: Caches, rounds: int, seconds: float, beside
         print(f"  {name:8} {short[name]:2} of {of} windows short")
         for line in lines[name]:
             print(f"           {line}")
-    note = f"of {of}; greedy {short['greedy']}, minimal {short['minimal']}"
-    FORGOTTEN.report(short["default"], case=setting.title + beside, note=note)
+    note = f"greedy {short['greedy']}, minimal {short['minimal']}"
+    FORGOTTEN.report(short["default"], case=setting.title + beside, of=of, note=note)
 
 
 def main() -> None:

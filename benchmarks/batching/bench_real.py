@@ -111,8 +111,8 @@ def report(title: str, found: dict[float, list[Runs]], beside: str) -> None:
     compared = [compare(runs, cache) for every in calm.values() for runs in every for cache in CACHES]
     if compared:
         case = f"{title}, {', '.join(map(str, calm))}× capacity{beside}"
-        note = f"of {sum(one.of for one in compared)}, the worst by {max(0.0, *(one.worst for one in compared)):.3f}"
-        SHORT.report(sum(one.short for one in compared), case=case, note=note)
+        note = f"the worst by {max(0.0, *(one.worst for one in compared)):.3f}"
+        SHORT.report(sum(one.short for one in compared), case=case, of=sum(one.of for one in compared), note=note)
     for load in found.keys() - calm.keys():
         ours, greedy, minimal = (
             [run["on_time"] for runs in found[load] for name, run in runs.items() if name.startswith(contestant)]

@@ -93,8 +93,8 @@ def measure(
         print(f"   {seen[-1]['os_threads']} threads, of Python: {', '.join(seen[-1]['threads'])}")
     every = [gap for found_gaps in gaps.values() for gap in found_gaps]
     case = f"{setting.title}, {load}× capacity{', noisy neighbor' * noisy}"
-    note = f"of {len(every)}, the worst by {max(0.0, *every):.3f}"
-    SHORT.report(sum(gap > SLACK for gap in every), case=case, note=note)
+    note = f"the worst by {max(0.0, *every):.3f}"
+    SHORT.report(sum(gap > SLACK for gap in every), case=case, of=len(every), note=note)
     return {name: [runs[name]["collect_s"] / base for runs in found] for name in RUNS}
 
 

@@ -65,6 +65,11 @@ def test_report_prints_the_median_beside_the_bar(capsys, values, case, note, lin
     assert capsys.readouterr().out == line
 
 
+def test_count_is_shown_beside_all_that_there_are(capsys):
+    assert not FIGURES.Figure("requests lost", form="{:.0f}", at_most=0).report(3, of=84975)
+    assert capsys.readouterr().out == "  requests lost: 3 of 84,975   bar ≤ 0: MISSED\n"
+
+
 def test_figure_without_a_bar_is_neither_met_nor_missed(capsys):
     assert FIGURES.Figure("age", form="{:.0f} ms").report(12.4)
     assert capsys.readouterr().out == "  age: 12 ms\n"
