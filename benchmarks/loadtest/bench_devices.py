@@ -195,12 +195,12 @@ def check_probe() -> None:
     """Print what `probe` measures of recordings with known faults."""
     camera = CameraProfile(name="camera", width=640, height=480, rate=24.0, codec="raw")
     microphone = MicrophoneProfile(name="microphone", sample_rate=RATE, codec="pcm")
-    print(f"{'fault':>28} {'given':>10} {'measured':>10} {'off':>7}")
+    print(f"{'fault':>32} {'given':>10} {'measured':>10} {'off':>7}")
 
     errors: dict[str, list[float]] = {}
 
     def show(fault: str, given: float, measured: float) -> None:
-        print(f"{fault:>28} {given:10.4g} {measured:10.4g} {measured / given - 1:+7.1%}")
+        print(f"{fault:>32} {given:10.4g} {measured:10.4g} {measured / given - 1:+7.1%}")
         errors.setdefault(fault.partition(",")[0], []).append(100 * abs(measured / given - 1))
 
     with tempfile.TemporaryDirectory() as folder:
@@ -236,7 +236,11 @@ def check_probe() -> None:
         for noise_dbfs in (-45.0, -40.0, -35.0):
             record(SPEECH, attrs.evolve(soft, noise_dbfs=noise_dbfs), path, seed=3)
             measured = probe(path, kind="microphone")
-            show("SNR, amplitudes", level / 10 ** (noise_dbfs / 20), 10 ** (measured.measures["snr_db"] / 20))
+            show(
+                "SNR from 11 to 1 dB, amplitudes",
+                level / 10 ** (noise_dbfs / 20),
+                10 ** (measured.measures["snr_db"] / 20),
+            )
         clean = _samples(microphone)
         for clip_dbfs in (-12.0, -18.0, -24.0):
             record(SPEECH, attrs.evolve(microphone, clip_dbfs=clip_dbfs), path)
