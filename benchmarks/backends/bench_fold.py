@@ -18,6 +18,7 @@ from pathlib import Path
 import fold_batches
 import numpy as np
 import onnxruntime as ort
+from _lib.figures import Figure
 from onnx import TensorProto, helper, numpy_helper
 
 from streaminfer.backends import fold_batch
@@ -27,16 +28,18 @@ CHANNELS, ROWS, RUNS = 128, 32, 30
 LENGTHS = (1, 2, 4, 8, 16, 32, 64)
 KINDS = {"3 taps": (3, 1, 1), "3 taps, stride 2": (3, 2, 1), "1 tap": (1, 1, 0)}
 """Taps, stride and zeros on each side, by name."""
+FOLDED = Figure("time of a row of silero with folded convolutions", over="the original model")
 
 
 def measure_detector(rounds: int, folder: Path) -> None:
     """Print what a row of silero takes by the size of a batch."""
     sessions = [fold_batches.load(path) for path in (fold_batches.MODEL, fold_batches.fold(folder / "f.onnx").path)]
-    print("\n| rows | original, µs a row | folded | ratio |\n|---|---|---|---|")
+    print("\nsilero:")
     for rows in fold_batches.SIZES:
         found = [fold_batches.measure(sessions, rows) for _ in range(rounds)]
         before, after = (statistics.median(column) for column in zip(*found, strict=True))
-        print(f"| {rows} | {before:.1f} | {after:.1f} | {_spread([new / old for old, new in found])} |")
+        note = f"{before:.1f} µs originally, {after:.1f} µs folded"
+        FOLDED.report([new / old for old, new in found], case=f"batches of {rows}", note=note)
 
 
 def make_convolution(taps: int, stride: int, zeros: int, length: int) -> bytes:

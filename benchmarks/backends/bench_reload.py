@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 import numpy as np
+from _lib.figures import Figure
 from onnx import TensorProto, helper, numpy_helper
 
 import streaminfer as si
@@ -19,6 +20,10 @@ from streaminfer.caching import EdgeCache
 
 SIZE, CLIENTS, SWAPS = 512, 24, 50
 PAUSE_S = 0.1
+LOST = Figure("requests lost while an ONNX model is replaced under load", form="{:.0f}", at_most=0)
+WRONG = Figure("wrong responses while an ONNX model is replaced under load", form="{:.0f}", at_most=0)
+MIXED = Figure("cache entries under another version after an ONNX model was replaced", form="{:.0f}", at_most=0)
+RATE = Figure("responses per second while an ONNX model is replaced every 0.1 s", form="{:,.0f}")
 
 
 def version(factor: int) -> bytes:
@@ -61,9 +66,10 @@ class Drill:
         self._latencies: list[float] = []
         self._keys: dict[Any, int] = {}
         self._ends = False
+        self.rate = 0.0
 
-    async def run(self, *, swapping: bool) -> bool:
-        """Print what happened, and return whether all was well."""
+    async def run(self, *, swapping: bool) -> tuple[int, int, int, int]:
+        """Print a row, and return how many requests were lost, wrong, stored under another version, and answered."""
         backend = si.OnnxBackend(self._models[0], sessions=2)
         cache = RecordingCache()
         batcher = si.AdaptiveBatcher(max_batch_size=16, max_in_flight=2)
@@ -80,18 +86,19 @@ class Drill:
             await asyncio.sleep(PAUSE_S)
             seconds = time.perf_counter() - started
             self._ends = True
+            self.rate = len(self._latencies) / seconds
             await asyncio.gather(*clients)
         mixed = sum(self._keys[key] != factor for key, factor in cache.stored.items())
         p50, p99, worst = np.quantile(self._latencies, [0.5, 0.99, 1.0]) * 1e3
         print(
             f"  {len(took):>5} {len(self._latencies):>9} {len(self._lost):>5} {self._wrong:>6} {mixed:>13}"
-            f" {len(self._latencies) / seconds:>11.0f} {p50:>7.2f} {p99:>7.2f} {worst:>8.2f}"
+            f" {self.rate:>11.0f} {p50:>7.2f} {p99:>7.2f} {worst:>8.2f}"
             f" {np.median(took) * 1e3 if took else 0.0:>10.1f}",
             flush=True,
         )
         for error in self._lost[:3]:
             print(f"    lost: {error!r}")
-        return not self._lost and not self._wrong and not mixed
+        return len(self._lost), self._wrong, mixed, len(self._latencies)
 
     async def _client(self, stack: Any, backend: Any, client: int) -> None:
         number = 0
@@ -118,8 +125,13 @@ def main() -> int:
         f"  {'swaps':>5} {'answered':>9} {'lost':>5} {'wrong':>6} {'wrong in cache':>13} {'answers/s':>10}"
         f" {'p50 ms':>7} {'p99 ms':>7} {'worst ms':>8} {'reload ms':>10}"
     )
-    outcomes = [asyncio.run(Drill(swaps).run(swapping=swapping)) for swapping in (False, True)]
-    return 0 if all(outcomes) else 1
+    undisturbed, drill = Drill(swaps), Drill(swaps)
+    failed = any(asyncio.run(undisturbed.run(swapping=False))[:3])
+    lost, wrong, mixed, answered = asyncio.run(drill.run(swapping=True))
+    note = f"of {answered:,} requests, {swaps} replacements"
+    met = [LOST.report(lost, note=note), WRONG.report(wrong, note=note), MIXED.report(mixed, note=note)]
+    RATE.report(drill.rate, note=f"{undisturbed.rate:,.0f} without replacements")
+    return 0 if all(met) and not failed else 1
 
 
 if __name__ == "__main__":

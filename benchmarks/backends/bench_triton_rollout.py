@@ -3,7 +3,7 @@
 python benchmarks/run.py triton_rollout [--rounds N] [--protocol grpc|http] [--shared-memory]
 
 The server is a real Triton, the stack a cache, a batcher and `TritonBackend` without a version; `servers.rollout` says
-what is done and what is wrong. Bar: 0 lost, 0 wrong; the run ends with 1 where it is missed.
+what is done and what is wrong. The run ends with 1 where a bar is missed.
 """
 
 import argparse
@@ -11,11 +11,16 @@ import asyncio
 import sys
 import time
 
+from _lib.figures import Figure
 from servers.rollout import MODEL, roll_out
 from servers.triton_server import TritonServer
 
 import streaminfer as si
 from streaminfer.backends.triton import TritonBackend
+
+NAMES = {"grpc": "gRPC", "http": "HTTP"}
+LOST = Figure("requests lost while versions of a Triton model are rolled out", form="{:.0f}", at_most=0)
+WRONG = Figure("wrong responses while versions of a Triton model are rolled out", form="{:.0f}", at_most=0)
 
 
 def main() -> int:
@@ -31,17 +36,21 @@ def main() -> int:
         began = time.perf_counter()
         report = asyncio.run(roll_out(server, backend, asked.rounds))
         took_s = time.perf_counter() - began
-    way = f"{asked.protocol}{', shared memory' if asked.shared_memory else ''}"
     print(
-        f"{way}: {report.rounds} roll-outs in {took_s:.0f} s, "
-        f"{report.answered.total()} requests, {report.from_cache} of them from the cache, "
-        f"{len(report.answered)} versions: {report.lost.total()} lost, {len(report.wrong)} wrong"
+        f"{report.rounds} roll-outs in {took_s:.0f} s, {report.answered.total()} requests, "
+        f"{report.from_cache} of them from the cache, {len(report.answered)} versions"
     )
     for error, count in report.lost.most_common(5):
         print(f"  {count} × {error}")
     for one in report.wrong[:5]:
         print(f"  {one}")
-    return 1 if report.lost or report.wrong else 0
+    case = f"{NAMES[asked.protocol]}{', shared memory' if asked.shared_memory else ''}"
+    note = f"of {report.answered.total():,} requests in {report.rounds} roll-outs"
+    met = [
+        LOST.report(report.lost.total(), case=case, note=note),
+        WRONG.report(len(report.wrong), case=case, note=note),
+    ]
+    return 0 if all(met) else 1
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 
 import numpy as np
+from _lib.figures import Figure
 from numpy.typing import NDArray
 
 import streaminfer as si
@@ -20,6 +21,8 @@ import streaminfer as si
 CLIENTS = 16
 MODEL_S = 0.002
 LONGEST_PAUSE_S = 0.6
+LOST = Figure("responses lost while worker processes are killed, with RetryBudget", form="{:.0f}", at_most=0)
+WRONG = Figure("wrong responses while worker processes are killed", form="{:.0f}", at_most=0)
 
 
 def square(inputs: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -76,11 +79,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     print(f"{'':16}{'answered':>10}{'lost':>6}{'wrong':>7}   batches that failed, begun by a process that was killed")
+    found: dict[bool, Counter[str]] = {}
     for name, retries in (("no retries", False), ("RetryBudget", True)):
         counts, errors = asyncio.run(drill(arguments.kills, arguments.seed, retries=retries))
+        found[retries] = counts
         print(f"{name:16}{counts['answered']:10}{counts['lost']:6}{counts['wrong']:7}   {counts['failed batches']}")
         for error, count in errors.most_common(3):
             print(f"  {count} × {error}")
+    LOST.report(found[True]["lost"], note=f"{arguments.kills} kills; {found[False]['lost']} without RetryBudget")
+    total = sum(counts["answered"] + counts["wrong"] for counts in found.values())
+    WRONG.report(sum(counts["wrong"] for counts in found.values()), note=f"of {total:,} responses")
 
 
 if __name__ == "__main__":

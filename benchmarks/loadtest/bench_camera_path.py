@@ -33,6 +33,7 @@ import attrs
 import av
 import numpy as np
 import onnxruntime
+from _lib.figures import Figure
 
 import streaminfer as si
 from streaminfer.loadtest.devices import CameraProfile, Delivery
@@ -43,7 +44,8 @@ from streaminfer.loadtest.runner import run
 from streaminfer.streams.sources.formats import VideoFormat
 
 ASSETS = Path(__file__).parents[2] / "examples" / "assets"
-BAR = 0.10
+OUTSIDE = Figure("CPU of live cameras outside codec and model", form="{:.1f} %", at_most=10.0)
+BY_HAND_OUTSIDE = Figure("CPU of live cameras outside codec and model, written by hand", form="{:.1f} %")
 WARMUP = 8
 LEAD_MS = 3_000
 BY_HAND_DELAY_S = 0.05
@@ -291,7 +293,7 @@ def main() -> None:
         )
     print(f"the whole path: scaling and conversion to colors {statistics.median(scalings):.1%} of its CPU")
     report = reports[PATH]
-    print(f"bar: at most {BAR:.0%} outside codec and model")
+    report_shares(arguments.cameras, shares, reports)
     if dropped := report.outcomes.get("LostAtEncoder", 0):
         print(f"the machine was too busy: encoders dropped {dropped} of {report.requests} pictures; the share has them")
     print(show(report))
@@ -306,6 +308,20 @@ def main() -> None:
         asyncio.run(measure_edge(scene, model, arguments))
     except FileNotFoundError as error:
         print(f"without the CDN hop: {error}")
+
+
+def report_shares(cameras: int, shares: dict[str, list[float]], reports: dict[str, Any]) -> None:
+    """Report the CPU outside codec and model of the path and of programs by hand at the rate of the cameras."""
+    percent = {name: [100 * share for share in column] for name, column in shares.items()}
+    alone, batched = (reports[name].total.quantiles_s["p50"] * 1e3 for name in (PATH, BATCHED))
+    OUTSIDE.report(percent[PATH], case=f"{cameras} cameras, each picture alone")
+    OUTSIDE.report(
+        percent[BATCHED],
+        case=f"{cameras} cameras, batches that wait for 20 ms",
+        note=f"responses {batched - alone:.0f} ms older",
+    )
+    for name in ("two threads", "asyncio"):
+        BY_HAND_OUTSIDE.report(percent[name], case=f"{cameras} cameras, {name}")
 
 
 async def measure_edge(scene: Scene, model: FaceModel, arguments: argparse.Namespace) -> None:

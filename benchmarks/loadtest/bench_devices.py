@@ -19,6 +19,7 @@ import attrs
 import av
 import numpy as np
 import onnxruntime
+from _lib.figures import Figure
 from demo.faces import FULL, find_faces
 from demo.video import normalize
 from voice_detector import CHUNK, RATE, make_detector
@@ -41,6 +42,9 @@ ORIGINALS: dict[str, Any] = {
 }
 NETWORK = NetworkProfile(name="none")
 OVERLAP = 0.5
+DIFFERENT = Figure("devices whose accuracy in a report differs from a direct evaluation", form="{:.0f}", at_most=0)
+CHANGE = Figure("change of a model's accuracy on a device", over="the original recording", form="{:+.1f} %")
+PROBE = Figure("largest error of probe on recordings with a known fault", form="{:.0f} %", at_most=10)
 
 
 def frames_of(scene: Scene, wanted: Any, prepare: Any) -> Iterator[tuple[Any, float]]:
@@ -152,6 +156,8 @@ def compare(task: Any, seconds: float) -> None:
     """Print the table of a task by device: accuracy of the report and of the direct evaluation, and CPU."""
     original = Scene(task.source, ORIGINALS[task.kind], seconds=seconds)
     evaluate_directly(task, original, task.learn)
+    different = 0
+    changes: dict[str, float] = {}
     titles = f"{'device':>20} {'requests':>8} {'report':>8} {'direct':>8} {'change':>8}"
     print(f"{titles}  CPU ms: encode  decode prepare     kB")
     for name in ("original", *task.devices):
@@ -166,6 +172,13 @@ def compare(task: Any, seconds: float) -> None:
             f"{name:>20} {report.requests:8} {means['accuracy']:8.4f} {direct:8.4f} {means['accuracy'] - 1:+8.4f}"
             f"         {cpu} {means['bytes'] / 1e3:6.1f}"
         )
+        different += round(means["accuracy"] - direct, 4) != 0
+        if name != "original":
+            changes[name] = 100 * (means["accuracy"] - 1)
+    model = "BlazeFace" if task.kind == "camera" else "silero"
+    DIFFERENT.report(different, case=model, note=f"of {len(changes)} {task.kind}s and the original")
+    for name, change in changes.items():
+        CHANGE.report(change, case=f"{model}, {name}")
 
 
 # -- probe -----------------------------------------------------------------------------------------------------------
@@ -182,10 +195,13 @@ def check_probe() -> None:
     """Print what `probe` measures of recordings with known faults."""
     camera = CameraProfile(name="camera", width=640, height=480, rate=24.0, codec="raw")
     microphone = MicrophoneProfile(name="microphone", sample_rate=RATE, codec="pcm")
-    print(f"{'fault':>28} {'given':>10} {'measured':>10} {'off':>7}")
+    print(f"{'fault':>32} {'given':>10} {'measured':>10} {'off':>7}")
+
+    errors: dict[str, list[float]] = {}
 
     def show(fault: str, given: float, measured: float) -> None:
-        print(f"{fault:>28} {given:10.4g} {measured:10.4g} {measured / given - 1:+7.1%}")
+        print(f"{fault:>32} {given:10.4g} {measured:10.4g} {measured / given - 1:+7.1%}")
+        errors.setdefault(fault.partition(",")[0], []).append(100 * abs(measured / given - 1))
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "recording.nut"
@@ -208,7 +224,7 @@ def check_probe() -> None:
         for noise in (2.9, 5.2, 11.5):
             record(CLIP, attrs.evolve(camera, noise=noise), path, seconds=1.0)
             measured = probe(path)
-            show("noise, levels", noise, measured.profile.noise)  # type: ignore[union-attr]
+            show("noise of pictures, levels", noise, measured.profile.noise)  # type: ignore[union-attr]
         quiet = attrs.evolve(microphone, gain_db=-20.0)
         for noise_dbfs in (-45.0, -35.0, -25.0):
             record(SPEECH, attrs.evolve(quiet, noise_dbfs=noise_dbfs), path, seed=3)
@@ -220,12 +236,19 @@ def check_probe() -> None:
         for noise_dbfs in (-45.0, -40.0, -35.0):
             record(SPEECH, attrs.evolve(soft, noise_dbfs=noise_dbfs), path, seed=3)
             measured = probe(path, kind="microphone")
-            show("SNR, amplitudes", level / 10 ** (noise_dbfs / 20), 10 ** (measured.measures["snr_db"] / 20))
+            show(
+                "SNR from 11 to 1 dB, amplitudes",
+                level / 10 ** (noise_dbfs / 20),
+                10 ** (measured.measures["snr_db"] / 20),
+            )
         clean = _samples(microphone)
         for clip_dbfs in (-12.0, -18.0, -24.0):
             record(SPEECH, attrs.evolve(microphone, clip_dbfs=clip_dbfs), path)
             measured = probe(path, kind="microphone")
-            show("share clipped", float(np.mean(np.abs(clean) >= 10 ** (clip_dbfs / 20))), measured.measures["clipped"])
+            clipped = float(np.mean(np.abs(clean) >= 10 ** (clip_dbfs / 20)))
+            show("clipping, share", clipped, measured.measures["clipped"])
+    for fault, found in errors.items():
+        PROBE.report(max(found), case=fault, note=f"least {min(found):.0f} %")
 
 
 def _samples(profile: MicrophoneProfile) -> Any:

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from _lib.figures import Figure
 from numpy.typing import NDArray
 
 import streaminfer as si
@@ -32,6 +33,22 @@ from streaminfer.testing import run as run_virtually
 RATE = 20_000.0
 MEAN_S = 0.005
 SLO_S = 0.05
+CPU = Figure("CPU per request of an open loop at 20,000/s", over="a bare loop that makes tasks", at_most=1.5)
+SCHEDULE = Figure("schedule error of an open loop at 20,000/s, p99", form="{:.2f} ms", at_most=1.0)
+STALL = Figure(
+    "p99.9 that an open loop reports after a pause of 1 s",
+    over="the true p99.9",
+    form="{:.3f}×",
+    at_least=0.95,
+    at_most=1.05,
+)
+FALSE = Figure("false verdicts of loadtest.compare on p99s that do not differ", form="{:.1f} %", at_most=2.0)
+DETECTED = Figure("p99s higher by 10 % that loadtest.compare detects", form="{:.1f} %", at_least=95.0)
+COVERED = Figure(
+    "capacity searches whose 95 % interval covers the capacity, noise σ 0.2", form="{:.0f} %", at_least=95.0
+)
+WITHIN = Figure("capacity searches within 3 % of the capacity, noise σ 0.2", form="{:.0f} %")
+NOISELESS = Figure("error of the capacity of a device without noise", form="{:.1f} %", at_most=3.0)
 Floats = NDArray[np.float64]
 
 
@@ -66,7 +83,7 @@ def bench_loop(rounds: int, seconds: float) -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     print(f"loop: {RATE:,.0f}/s to a no-op service on one core, {rounds} rounds of {seconds:g} s")
-    ratios, errors = [], []
+    ratios, errors, idle = [], [], []
     for number in range(rounds):
         idle_s = wake_up_error_s(1.0)
         offsets_ns = np.rint(si.loadtest.Poisson(RATE).schedule(seconds, number) * 1e9).astype(np.int64)
@@ -79,14 +96,14 @@ def bench_loop(rounds: int, seconds: float) -> None:
         ours_s = (time.process_time() - cpu_s) / len(due_ns)
         error_s = float(np.quantile(record.late_s, 0.99))
         ratios.append(ours_s / bare_s)
-        errors.append(error_s)
+        errors.append(1e3 * error_s)
+        idle.append(1e3 * idle_s)
         print(
             f"  {1e6 * ours_s:.2f} µs CPU a request, bare {1e6 * bare_s:.2f}: {ratios[-1]:.2f}×; "
             f"sent late, p99 {1e3 * error_s:.2f} ms; a thread that sleeps: {1e3 * idle_s:.2f} ms"
         )
-    print(f"  CPU over a bare loop {statistics.median(ratios):.2f}× ({min(ratios):.2f}–{max(ratios):.2f})   bar ≤ 1.5")
-    median, least = statistics.median(errors), min(errors)
-    print(f"  schedule error p99 {1e3 * median:.2f} ms (best round {1e3 * least:.2f})   bar ≤ 1 ms")
+    CPU.report(ratios)
+    SCHEDULE.report(errors, note=f"a thread that only sleeps {statistics.median(idle):.2f} ms")
 
 
 def pausing(pause_s: float) -> Callable[[Any], Any]:
@@ -130,8 +147,7 @@ def bench_stall() -> None:
         ratios.append(found_s / true_s)
         closed_ratios.append(closed_s / true_s)
     print(f"stall: a pause of 1 s in {seconds:g} s at {rate:g}/s, p99.9 over the true one, 5 seeds")
-    print(f"  open loop {min(ratios):.3f}–{max(ratios):.3f}   bar 0.95–1.05")
-    print(f"  closed loop {min(closed_ratios):.4f}–{max(closed_ratios):.4f}")
+    STALL.report(ratios, note=f"closed loop {statistics.median(closed_ratios):.4f}×")
 
 
 def queue(rate: float, n: int, seed: int, sigma: float) -> Floats:
@@ -148,14 +164,14 @@ def independent(n: int, seed: int) -> Floats:
 
 
 def bench_verdict(pairs: int) -> None:
-    kinds: tuple[tuple[str, int, Callable[[int], Floats]], ...] = (
-        ("independent", 20_000, lambda seed: independent(20_000, seed)),
-        ("half load", 120_000, lambda seed: queue(100.0, 120_000, seed, 0.5)),
+    kinds: tuple[tuple[str, Callable[[int], Floats]], ...] = (
+        ("independent latencies, 20,000 requests", lambda seed: independent(20_000, seed)),
+        ("a queue at half load, 120,000 requests", lambda seed: queue(100.0, 120_000, seed, 0.5)),
     )
     print(
         f"verdict: p99, stated false alarms 2 %, {pairs} comparisons of each kind; beside it a fixed threshold of 5 %"
     )
-    for name, n, make in kinds:
+    for case, make in kinds:
         false = detected = undecided = false_fixed = detected_fixed = 0
         for seed in range(pairs):
             before, after = make(2 * seed), make(2 * seed + 1)
@@ -166,11 +182,10 @@ def bench_verdict(pairs: int) -> None:
             change = quantile_of(after, 0.99) / quantile_of(before, 0.99)
             false_fixed += abs(change - 1) > 0.05
             detected_fixed += 1.1 * change - 1 > 0.05
-        print(
-            f"  {name}, {n:,} requests: A/A false {false / pairs:.1%}   bar ≤ 2 %   (fixed {false_fixed / pairs:.1%}; "
-            f"undecided {undecided / pairs:.1%}); +10 % detected {detected / pairs:.1%}   bar ≥ 95 %   "
-            f"(fixed {detected_fixed / pairs:.1%})"
-        )
+        fixed = "fixed threshold of 5 %: "
+        note = f"{fixed}{false_fixed / pairs:.1%}; undecided {undecided / pairs:.1%}"
+        FALSE.report(100 * false / pairs, case=case, note=note)
+        DETECTED.report(100 * detected / pairs, case=case, note=f"{fixed}{detected_fixed / pairs:.1%}")
 
 
 def known_capacity(sigma: float) -> float:
@@ -197,10 +212,9 @@ def bench_capacity(searches: int) -> None:
         covered += found.interval[0] <= truth <= found.interval[1]
     size = np.abs(errors)
     print(f"capacity: noise σ .2, steps of 10,000 requests, {searches} searches; known {truth:.1f}/s")
-    print(f"  error, median {np.median(size):.1%}, largest {size.max():.1%}, within 3 %: {np.mean(size <= 0.03):.0%}")
-    print(
-        f"  95 % interval covers it: {covered / searches:.0%}   bar ≥ 95 %   (half its width {np.median(halves):.1%})"
-    )
+    COVERED.report(100 * covered / searches, note=f"half its width {np.median(halves):.1%}")
+    note = f"error, median {np.median(size):.1%}, largest {size.max():.1%}"
+    WITHIN.report(100 * float(np.mean(size <= 0.03)), note=note)
 
     async def main(_loop: VirtualLoop) -> si.loadtest.Capacity:
         free_s = 0.0
@@ -217,7 +231,8 @@ def bench_capacity(searches: int) -> None:
         )
 
     found = run_virtually(main)
-    print(f"  without noise: {found}, known {1 / MEAN_S:.0f}/s: error {abs(found.rate * MEAN_S - 1):.2%}   bar ≤ 3 %")
+    print(f"  without noise: {found}, known {1 / MEAN_S:.0f}/s")
+    NOISELESS.report(100 * abs(found.rate * MEAN_S - 1))
 
 
 PARTS = ("loop", "stall", "verdict", "capacity")

@@ -1,11 +1,11 @@
 """A stack on Ray Serve beside Serve alone: ``python benchmarks/run.py ray [SECTION ...]``.
 
-added     p50 of a call, over a bare Serve deployment of the same model, through a handle and over HTTP; bar: 1.1×
+added     p50 of a call, over a bare Serve deployment of the same model, through a handle and over HTTP
 haproxy   the same over HTTP through Serve's HAProxy data plane
-goodput   goodput of two replicas over one, of a model that waits as for a device; bar: 1.9×
+goodput   goodput of two replicas over one, of a model that waits as for a device
 unequal   one fast and one 4× slower replica at 0.8 of joint capacity: share on time with the headroom router over that
-          with Serve's default router; bar: 1.3×
-kill      a node killed under 0.7 of one node's load: seconds until 95 % of the requests are on time again; bar: 5
+          with Serve's default router
+kill      a node killed under 0.7 of one node's load: seconds until 95 % of the requests are on time again
 fleet     a thousand replicas in virtual time, with the router's own ranking: on time, and what a choice costs
 
 All in one process tree on one machine, two nodes of Ray where a section needs them. Rounds alternate.
@@ -33,12 +33,20 @@ os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray spells it so
 os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "60"  # five seconds are too few on a machine that is busy
 import attrs
 import numpy as np
+from _lib.figures import Figure
 from _lib.ray_fleet import Fleet, simulate
 
 import streaminfer as si
 from streaminfer.serving.ray.headroom import HeadroomRanking, LoadReport
 
-ADDED_BAR, GOODPUT_BAR, UNEQUAL_BAR, KILL_BAR_S = 1.1, 1.9, 1.3, 5.0
+ADDED = Figure("p50 of a call of a stack on Ray Serve", over="a bare deployment of the same model", at_most=1.1)
+GOODPUT = Figure("goodput of two replicas on Ray Serve", over="one replica", at_least=1.9)
+UNEQUAL = Figure(
+    "share on time of a fast and a 4× slower replica at 0.8 of capacity, headroom router",
+    over="Serve's default router",
+    at_least=1.3,
+)
+RECOVERY = Figure("time until 95 % are on time after a node of Ray was killed", form="{:.1f} s", at_most=5.0)
 ROUNDS, CALLS = 5, 150
 STORE_BYTES = 80 << 20
 BATCH, BATCH_S, SLOWER = 4, 0.2, 4  # slow, so that what is measured is the routing and not this machine's cores
@@ -130,7 +138,7 @@ def deploy(name: str, factory: Any, **options: Any) -> Any:
 # -- sections ---------------------------------------------------------------------------------------------------
 
 
-def beside_bare(name: str, ask: Mapping[str, Callable[[], Any]]) -> bool:
+def beside_bare(plane: str, ask: Mapping[str, Callable[[], Any]]) -> bool:
     """Alternating rounds of calls, one after another."""
     medians: dict[str, list[float]] = {who: [] for who in ask}
     for number in range(ROUNDS + 1):
@@ -143,12 +151,8 @@ def beside_bare(name: str, ask: Mapping[str, Callable[[], Any]]) -> bool:
             if number:  # the first round warms up
                 medians[who].append(statistics.median(took))
     ratios = [ours / bare for ours, bare in zip(medians["ours"], medians["bare"], strict=True)]
-    ratio = statistics.median(ratios)
     ours, bare = (statistics.median(medians[who]) * 1e3 for who in ("ours", "bare"))
-    met = ratio <= ADDED_BAR
-    print(f"{name}: p50 {ours:.2f} ms, bare deployment {bare:.2f} ms: {ratio:.2f}× ({min(ratios):.2f} to "
-          f"{max(ratios):.2f}; bar ≤ {ADDED_BAR}×: {'met' if met else 'MISSED'})")  # fmt: skip
-    return met
+    return ADDED.report(ratios, case=plane, note=f"{ours:.2f} ms, bare {bare:.2f} ms")
 
 
 def call(handle: Any) -> None:
@@ -168,7 +172,7 @@ def post(url: str) -> Callable[[], None]:
     return ask
 
 
-def added(planes: tuple[str, ...] = ("handle", "HTTP")) -> bool:
+def added(planes: tuple[str, ...] = ("through a handle", "over HTTP with JSON")) -> bool:
     from ray import serve
 
     with cluster(1) as (_, _, port):
@@ -179,12 +183,12 @@ def added(planes: tuple[str, ...] = ("handle", "HTTP")) -> bool:
         met = []
         for plane in planes:
             ask: dict[str, Callable[[], None]]
-            if plane == "handle":
+            if plane == "through a handle":
                 ask = {"ours": functools.partial(call, ours), "bare": functools.partial(call, handle)}
             else:
                 paths = {"ours": "ours/v2/models/m/infer", "bare": "bare"}
                 ask = {who: post(f"http://127.0.0.1:{port}/{path}") for who, path in paths.items()}
-            met.append(beside_bare(f"added, {plane}", ask))
+            met.append(beside_bare(plane, ask))
     return all(met)
 
 
@@ -252,12 +256,8 @@ def goodput() -> bool:
                 if number:
                     goodputs[count].append(found.on_time / seconds)
     ratios = [two / one for one, two in zip(goodputs[1], goodputs[2], strict=True)]
-    ratio = statistics.median(ratios)
-    met = ratio >= GOODPUT_BAR
-    print(f"goodput: {statistics.median(goodputs[2]):.0f}/s of two, {statistics.median(goodputs[1]):.0f}/s of "
-          f"one: {ratio:.2f}× ({min(ratios):.2f} to {max(ratios):.2f}; bar ≥ {GOODPUT_BAR}×: "
-          f"{'met' if met else 'MISSED'})")  # fmt: skip
-    return met
+    two, one = (statistics.median(goodputs[count]) for count in (2, 1))
+    return GOODPUT.report(ratios, note=f"{two:.0f}/s and {one:.0f}/s")
 
 
 def unequal() -> bool:
@@ -280,12 +280,8 @@ def unequal() -> bool:
                 asyncio.run(offer(handles[name], per_s / 2, 3.0, slo_s))
                 shares[name].append(asyncio.run(offer(handles[name], per_s, 20.0, slo_s)).share)
     ratios = [ours / theirs for ours, theirs in zip(shares["headroom"], shares["default"], strict=True)]
-    ratio = statistics.median(ratios)
-    met = ratio >= UNEQUAL_BAR
-    print(f"unequal: on time {statistics.median(shares['headroom']):.3f}, Serve's default "
-          f"{statistics.median(shares['default']):.3f}: {ratio:.2f}× ({min(ratios):.2f} to {max(ratios):.2f}; "
-          f"bar ≥ {UNEQUAL_BAR}×: {'met' if met else 'MISSED'})")  # fmt: skip
-    return met
+    ours, theirs = (statistics.median(shares[name]) for name in ("headroom", "default"))
+    return UNEQUAL.report(ratios, note=f"{ours:.3f} and {theirs:.3f}")
 
 
 def kill() -> bool:
@@ -314,11 +310,8 @@ def kill() -> bool:
     )
     lost = sum(not good for _, good in after)
     before = [good for when, good in outcomes.when if when < killed_s]
-    met = recovered_s <= KILL_BAR_S
-    print(f"kill: {statistics.mean(before):.3f} on time before, 95 % again after {recovered_s:.1f} s "
-          f"(bar ≤ {KILL_BAR_S} s: {'met' if met else 'MISSED'})")  # fmt: skip
-    print(f"{'':>6}{lost} of {len(after)} requests after it late or lost")
-    return met
+    note = f"{lost} of the {len(after)} requests that followed were late or lost"
+    return RECOVERY.report(recovered_s, note=f"{note}; {statistics.mean(before):.3f} on time before")
 
 
 def fleet() -> bool:
@@ -368,7 +361,7 @@ def main() -> int:
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
     names = parser.parse_args().sections or list(SECTIONS)
     if names == ["_haproxy"]:
-        return 0 if added(("HTTP through HAProxy",)) else 1
+        return 0 if added(("over HTTP through HAProxy",)) else 1
     passed = [SECTIONS[name]() for name in names]
     return 0 if all(passed) else 1
 

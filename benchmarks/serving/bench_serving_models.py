@@ -11,7 +11,7 @@ take turns; a latency counts from when a request was due, and one without an ans
 as infinite. A server that leaves such requests is started again before its next turn, so that no backlog disturbs
 others. The CPU of a server, its child processes included, says what a busy machine hides, and how late the client
 itself sends what it adds to all of them; it speaks just enough HTTP/2 for these requests, as one of ``grpc.aio`` takes
-as much of a core as a server. Bars: our p99 at most Triton's and MLServer's, as medians of the ratios of the rounds.
+as much of a core as a server.
 
 A round is quiet if all other processes of the machine took at most half a core, in each server's turn: beside busy
 ones the kernel's scheduler decides, and it gives a server of many threads more turns than one of few. Rounds go on
@@ -37,6 +37,7 @@ import attrs
 import numpy as np
 import onnx
 from _lib.closed import answers_per_second
+from _lib.figures import Figure
 from _lib.grpc_client import GrpcClient
 from _lib.http_client import HttpClient
 from onnx import helper
@@ -54,6 +55,11 @@ CALLERS, LOAD, ROUND_S = 32, 0.7, 4.0
 WARM_UP_S, DRAIN_S = 1.0, 2.0
 QUIET_ROUNDS, MAX_ROUNDS, MAX_OTHERS = 5, 8, 0.5
 INFER = "/inference.GRPCInferenceService/ModelInfer"
+P99_TRITON = Figure("p99 of requests at 0.7 of capacity, beside Triton", over="Triton's Python backend", at_most=1.0)
+P99_MLSERVER = Figure("p99 of requests at 0.7 of capacity, beside MLServer", over="MLServer", at_most=1.0)
+CPU_TRITON = Figure("CPU of the server per request at 0.7 of capacity", over="Triton's Python backend")
+TITLES = {"silero": "silero", "blaze_full": "BlazeFace full"}
+P99 = {"Triton": P99_TRITON, "MLServer": P99_MLSERVER}
 Call = Callable[[int], Awaitable[Any]]
 
 
@@ -197,7 +203,7 @@ async def compare(name: str, transport: str, servers: dict[str, Server]) -> bool
     found_s = ", ".join(f"{server} {statistics.median(found):.0f}/s" for server, found in capacities.items())
     print(f"{name} over {transport}: load of the machine {os.getloadavg()[0]:.1f}; 32 callers at once: {found_s}; "
           f"sent at {rate:.0f}/s")  # fmt: skip
-    return report(f"{name} over {transport}", rounds)
+    return report(f"{TITLES[name]} over {transport}", rounds)
 
 
 @contextlib.asynccontextmanager
@@ -225,20 +231,17 @@ def report(title: str, rounds: dict[str, list[Round]]) -> bool:
             statistics.median(of(found[number]) for number in chosen) * 1e3
             for of in (operator.attrgetter("p99_s"), operator.attrgetter("late_s"), operator.attrgetter("cpu_s"))
         )
-        line = f"{title}, {server}: p99 {p99_ms:.1f} ms (sent late: {late_ms:.1f}), CPU {cpu_ms:.2f} ms a request"
-        if server != "ours":
-            ratios = [
-                one.p99_s / other.p99_s if math.isfinite(one.p99_s) else math.inf
-                for one, other in zip(rounds["ours"], found, strict=True)
-            ]
-            decisive = [ratios[number] for number in chosen]
-            ratio = statistics.median(decisive)
-            cost = statistics.median(rounds["ours"][number].cpu_s / found[number].cpu_s for number in chosen)
-            met &= ratio <= 1
-            verdict = "met" if ratio <= 1 else "MISSED"
-            line += (f"; ours over it: {ratio:.2f}× ({min(decisive):.2f} to {max(decisive):.2f}; bar ≤ 1×: {verdict}; "
-                     f"all rounds {statistics.median(ratios):.2f}×), CPU {cost:.2f}×")  # fmt: skip
-        print(line, flush=True)
+        print(f"{title}, {server}: p99 {p99_ms:.1f} ms (sent late: {late_ms:.1f}), CPU {cpu_ms:.2f} ms a request")
+        if server == "ours":
+            continue
+        ratios = [
+            one.p99_s / other.p99_s if math.isfinite(one.p99_s) else math.inf
+            for one, other in zip(rounds["ours"], found, strict=True)
+        ]
+        note = f"{len(quiet)} of {total} rounds quiet, {statistics.median(ratios):.2f}× in all of them"
+        met &= P99[server].report([ratios[number] for number in chosen], case=title, note=note)
+        if server == "Triton":
+            CPU_TRITON.report([rounds["ours"][number].cpu_s / found[number].cpu_s for number in chosen], case=title)
     return met
 
 

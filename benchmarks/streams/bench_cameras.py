@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import attrs
 import numpy as np
+from _lib.figures import Figure
 
 import streaminfer as si
 from streaminfer.streams import Block, Frame, LatestOnly, StreamSession
@@ -32,6 +33,9 @@ WARM = 0.2  # share of a run that is left out
 MOST_FRAMES = 40_000
 MOST_CHUNKS = 64  # of a microphone that wait
 MOST_SOUND = 0.9  # of the capacity, where each chunk is kept
+PER_S = Figure("results in time per second of random live streams", over="a loop by hand that knows the device")
+P50 = Figure("median age of results of random live streams", over="a loop by hand that knows the device")
+P99 = Figure("p99 age of results of random live streams", over="a loop by hand that knows the device")
 
 
 @attrs.frozen
@@ -254,27 +258,27 @@ def main() -> None:
     options = parser.parse_args()
     si.warmup()
     with ProcessPoolExecutor(2) as pool:
-        for kind, max_waiting in (("cameras, latest only", 1), ("microphones, all chunks", MOST_CHUNKS)):
+        for kind, max_waiting in (("cameras", 1), ("microphones", MOST_CHUNKS)):
             one = functools.partial(measure, seed=options.seed, max_waiting=max_waiting)
             print(f"{options.workloads} random workloads of {kind}, over a loop by hand (virtual time)")
-            report(list(pool.map(one, range(options.workloads))))
+            report(kind, list(pool.map(one, range(options.workloads))))
 
 
-def report(found: list[tuple[Workload, Figures, Figures]]) -> None:
-    """Print the ratios of workloads, and which are behind."""
-    for name, is_asked in (("no age limit", math.isinf), ("limit of 2 to 4 batches", math.isfinite)):
+def report(kind: str, found: list[tuple[Workload, Figures, Figures]]) -> None:
+    """Report geometric means of the ratios of workloads, and print which are behind."""
+    for name, is_asked in (("without an age limit", math.isinf), ("with an age limit", math.isfinite)):
         pairs = [(ours, hand) for workload, ours, hand in found if is_asked(workload.max_age_s)]
         ratios = {
             what: np.array([getattr(ours, what) / max(getattr(hand, what), 1e-9) for ours, hand in pairs])
             for what in ("per_s", "p50_s", "p99_s")
         }
         jain = np.array([ours.jain - hand.jain for ours, hand in pairs])
-        print(
-            f"  {name} ({len(pairs)}): results in time a second {geometric(ratios['per_s']):.3f}× (least "
-            f"{ratios['per_s'].min():.2f}), age p50 {geometric(ratios['p50_s']):.2f}×, p99 "
-            f"{geometric(ratios['p99_s']):.2f}× (most {ratios['p99_s'].max():.2f}), Jain's index {jain.mean():+.3f} "
-            f"(least {jain.min():+.2f})"
-        )
+        case = f"{kind} {name}"
+        least = f"mean of {len(pairs)} workloads, least {ratios['per_s'].min():.2f}×"
+        PER_S.report(geometric(ratios["per_s"]), case=case, note=least)
+        P50.report(geometric(ratios["p50_s"]), case=case)
+        P99.report(geometric(ratios["p99_s"]), case=case, note=f"most {ratios['p99_s'].max():.2f}×")
+        print(f"  {case}: Jain's index {jain.mean():+.3f} (least {jain.min():+.2f})")
     for workload, ours, hand in found:
         if ours.per_s < 0.95 * hand.per_s or ours.p99_s > 1.1 * hand.p99_s or ours.jain < hand.jain - 0.05:
             print(f"  behind: {describe(workload)}\n    ours {show(ours)}\n    hand {show(hand)}")

@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from _lib.figures import Figure
 from _lib.live_audio import CHUNK_S, Play, Source, find_capacity, load_pcm, serve_streams
 
 import streaminfer as si
@@ -42,18 +43,41 @@ MODEL = ASSETS / "silero_vad_16k_op15.onnx"
 F32 = np.float32
 RATE = np.array(16_000, np.int64)
 ROWS = 32
+GATHERED = Figure("states of 32 streams gathered into a batch", over="memcpy of as many bytes", at_most=1.5)
+WRITTEN = Figure("states of 32 streams written back from a batch", over="memcpy of as many bytes", at_most=1.5)
+SAME_STREAMS = Figure(
+    "step of 32 streams that shared the step before, 4 MB of state each",
+    over="memcpy of 32 states",
+    form="{:.3f}×",
+    at_most=0.1,
+)
+COPIED = Figure(
+    "step of 32 streams whose states must be copied, 4 MB each", over="memcpy of the states copied", at_most=1.5
+)
+ALLOCATED = Figure("states of 4 MB for which Python allocates memory in 5 steps", form="{:.0f}", at_most=0)
+SESSION_BATCHED = Figure(
+    "chunks of silero per CPU second of the session's thread, batched", over="unbatched", at_least=2.2
+)
+SESSION_BARE = Figure(
+    "chunks of silero per CPU second of the session's thread, StatefulBackend",
+    over="the bare session in batches of 32",
+    at_least=0.85,
+)
+ALL_BATCHED = Figure("chunks of silero per CPU second, event loop included, batched", over="unbatched")
+ALL_BARE = Figure(
+    "chunks of silero per CPU second, event loop included, StatefulBackend", over="the bare session in batches of 32"
+)
 
 
 def measure_copies() -> None:
     """The kernel alone."""
-    print("\n| state a stream | memcpy | gather | ratio | write back | ratio |")
-    print("|---|---|---|---|---|---|")
-    for name, shape, axis in [
-        ("1 KB, batch axis 1 (silero)", (2, 128), 1),
-        ("16 KB", (4096,), 0),
-        ("256 KB", (65_536,), 0),
-        ("4 MB", (1 << 20,), 0),
-        ("4 MB, batch axis 1", (2, 1 << 19), 1),
+    print()
+    for case, shape, axis in [
+        ("1 KB each", (2, 128), 1),
+        ("16 KB each", (4096,), 0),
+        ("256 KB each", (65_536,), 0),
+        ("4 MB each", (1 << 20,), 0),
+        ("4 MB each, batch axis 1", (2, 1 << 19), 1),
     ]:
         tensor = StateTensor("s", "t", shape, np.dtype(F32), axis, np.zeros(shape, F32))
         arena, batch = tensor.new_arena(2 * ROWS), np.ones(tensor.batch_shape(ROWS), F32)
@@ -74,10 +98,8 @@ def measure_copies() -> None:
                     call()
                 shortest[position] = min(shortest[position], (time.perf_counter() - began) / count)
         copy_s, gather_s, back_s = shortest
-        print(
-            f"| {name} | {copy_s * 1e6:.1f} µs | {gather_s * 1e6:.1f} µs | {gather_s / copy_s:.2f} | "
-            f"{back_s * 1e6:.1f} µs | {back_s / copy_s:.2f} |"
-        )
+        GATHERED.report(gather_s / copy_s, case=case, note=f"memcpy {copy_s * 1e6:.1f} µs")
+        WRITTEN.report(back_s / copy_s, case=case)
 
 
 class Handing:
@@ -128,14 +150,11 @@ def measure_steps() -> None:
         return once
 
     other = np.ones((ROWS, *shape), F32)
-    print(
-        "\n| step with 32 × 4 MB of state | time | states copied | memcpy of 32 | over memcpy | new memory, 5 steps |"
-    )
-    print("|---|---|---|---|---|---|")
-    for name, batches in [
-        ("the same streams again", same),
-        ("the same streams in another order", shuffled),
-        ("32 of 64 streams at random: gathered, and others written back", mixed),
+    print()
+    for figure, case, batches in [
+        (SAME_STREAMS, "", same),
+        (COPIED, "the streams of the step before in another order", shuffled),
+        (COPIED, "32 of 64 at random", mixed),
     ]:
         once = run(batches)
         for _ in range(20):
@@ -159,9 +178,14 @@ def measure_steps() -> None:
             once()
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        print(
-            f"| {name} | {took_s * 1e3:.3f} ms | {rows * ROWS:.0f} | {copy_s * 1e3:.2f} ms | "
-            f"{took_s / copy_s / (rows or 1):.3f} | {(peak - before) / 1024:.0f} KB |"
+        note = f"{took_s * 1e3:.3f} ms, {rows * ROWS:.0f} states copied"
+        figure.report(took_s / copy_s / (rows or 1), case=case, note=note)
+        state_bytes = 4 * shape[0]
+        new = peak - before
+        ALLOCATED.report(
+            new // state_bytes,
+            case=case or "the streams of the step before in the same order",
+            note=f"{new / 1024:.0f} KB",
         )
     loop.close()
 
@@ -246,10 +270,11 @@ def measure_cpu(seconds: float, rounds: int) -> None:
         ("StatefulBackend, batches of one", loop_1, session_1),
     ]:
         print(f"| {name} | {rest * 1e6:.1f} µs | {own * 1e6:.1f} µs | {CHUNK_S / own:.0f} |")
-    print(f"\nthe core of the session, batched over unbatched: {session_1 / session:.2f} (bar: 2.2)")
-    print(f"over the bare session: {one / session:.2f}; over it in batches of 32: {many / session:.2f} (bar: 0.85)")
-    print(f"all CPU, batched over unbatched: {(loop_1 + session_1) / (loop + session):.2f}")
-    print(f"all CPU, over the bare session, batches of 32: {many / (loop + session):.2f}")
+    print(f"\nthe core of the session, over the bare session: {one / session:.2f}")
+    SESSION_BATCHED.report([session_1 / session for _, _, _, session, _, session_1 in found])
+    SESSION_BARE.report([many / session for many, _, _, session, _, _ in found])
+    ALL_BATCHED.report([(loop_1 + session_1) / (loop + session) for _, _, loop, session, loop_1, session_1 in found])
+    ALL_BARE.report([many / (loop + session) for many, _, loop, session, _, _ in found])
 
 
 @contextlib.asynccontextmanager
@@ -310,8 +335,8 @@ def measure_live(seconds: float, rounds: int) -> None:
             flush=True,
         )
     middle = {name: statistics.median(values) for name, values in found.items()}
-    print(f"\nbatched over unbatched: {middle['batched'] / max(middle['unbatched'], 1):.2f} (bar: at least 2.2)")
-    print(f"batched over the bare session, batches of 32: {middle['batched'] / middle['bare 32']:.2f} (bar: 0.85)")
+    print(f"\nbatched over unbatched: {middle['batched'] / max(middle['unbatched'], 1):.2f}")
+    print(f"batched over the bare session, batches of 32: {middle['batched'] / middle['bare 32']:.2f}")
 
 
 def main() -> None:

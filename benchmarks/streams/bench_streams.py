@@ -5,39 +5,48 @@
 Each figure stands beside the simplest things that a user could write: a queue and a task per frame in front of the
 same stack, a loop that takes the newest frames whenever the model is free, and plain first in, first out. Scenarios run
 in virtual time with a scripted model, where they repeat exactly, in real time with a model that sleeps, and in real
-time with BlazeFace, whose capacity is measured first.
+time with BlazeFace, whose capacity is measured first. How many streams are on time beside a greedy one depends on what
+is left for it: ``--rest`` is the share of the capacity that all others use.
 """
 
 import argparse
 import asyncio
 import functools
 import gc
-import os
 import random
 import statistics
-import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import attrs
 import numpy as np
+from _lib.figures import Figure
+from _lib.stream_churn import churn, resources
+from _lib.stream_worlds import Timed, World, real, sleeping, virtual
 
 import streaminfer as si
-from streaminfer.protocols import adapt
-from streaminfer.streams import Block, EveryNth, Frame, LatestOnly, StreamSession
-from streaminfer.testing import ScriptedBackend, run
+from streaminfer.streams import Frame, LatestOnly, StreamSession
 
-BLAZE = Path(__file__).resolve().parents[2] / "examples" / "assets" / "blaze_full.onnx"
 CAMERAS, OVERLOAD = (64, 4), 2.0  # more than the rows of a batch, and fewer
 REST, GREEDY = 24, 20
 REST_SHARE = 0.54  # of the capacity, for all but the greedy stream: with it about all is used
 STREAMS, FRAMES = 64, 400
-
-
-def verdict(is_met: bool) -> str:
-    return "✓" if is_met else "✗"
+ADDED_CPU = Figure("CPU per chunk that StreamSession adds", over="a bare await of the service", at_most=2.0)
+TASKS = Figure("tasks per chunk in a StreamSession", form="{:.2f}")
+OLDEST = Figure(
+    "p99 age of results of cameras at 2× the capacity, latest only",
+    over="two batches and a frame interval",
+    at_most=1.0,
+)
+UNCOUNTED = Figure("frames of live streams not counted exactly once", form="{:.0f}", at_most=0)
+REST_P99 = Figure(
+    "p99 of 24 streams beside one that sends 20 times as much, fair=True", over="the 24 alone", at_most=1.2
+)
+JAIN = Figure(
+    "Jain's index of 24 streams beside one that sends 20 times as much, fair=True", form="{:.2f}", at_least=0.98
+)
+LEFT = Figure("tasks, threads and descriptors left by churn of 1,000 viewers", form="{:.0f}", at_most=0)
 
 
 # -- CPU per chunk -----------------------------------------------------------------------------------------------------
@@ -123,123 +132,19 @@ def measure_cost(rounds: int) -> None:
     for way, values in found.items():
         cpu = [value * 1e6 for value, _ in values]
         added = [mine / floor - 1 for (mine, _), (floor, _) in zip(values, found["bare"], strict=True)]
-        bar = f" (≤ 2 {verdict(statistics.median(added) <= 2)})" if way == "session" else ""
         print(
             f"  {way:16}{statistics.median(cpu):6.2f} µs ({min(cpu):.2f} to {max(cpu):.2f}), "
-            f"{values[0][1]:.3f} tasks per chunk, added over a bare await: {statistics.median(added):.2f}×{bar}"
+            f"{values[0][1]:.3f} tasks per chunk, added over a bare await: {statistics.median(added):.2f}×"
         )
+    session, by_hand = (
+        [mine / floor - 1 for (mine, _), (floor, _) in zip(found[way], found["bare"], strict=True)]
+        for way in ("session", "task per frame")
+    )
+    ADDED_CPU.report(session, note=f"a queue and a task per frame {statistics.median(by_hand):.1f}×")
+    TASKS.report(found["session"][0][1], note=f"a queue and a task per frame {found['task per frame'][0][1]:.0f}")
 
 
 # -- ages under overload -----------------------------------------------------------------------------------------------
-
-
-class Timed:
-    """A backend, and how long its batches took."""
-
-    def __init__(self, inner: Any, clock: Callable[[], int]) -> None:
-        self.inner, self.clock = inner, clock
-        self.seconds: list[float] = []
-        self.sizes: list[int] = []
-        self.returns_new_arrays = True
-
-    async def start(self) -> None:
-        await adapt(self.inner).start()
-
-    async def stop(self, *, drain: bool = True) -> None:
-        await adapt(self.inner).stop(drain=drain)
-
-    async def infer(self, batch: si.Batch) -> Any:
-        begun_ns = self.clock()
-        try:
-            return await self.inner.infer(batch)
-        finally:
-            self.seconds.append((self.clock() - begun_ns) / 1e9)
-            self.sizes.append(len(batch))
-
-
-class World(NamedTuple):
-    """A model and its time.
-
-    Attributes:
-        name: for the tables.
-        frame: what a request brings.
-        batch: the most rows of a batch.
-        batch_s: seconds of a full batch.
-        make: the backend.
-        runs: runs a coroutine function with a clock, on a loop of that time.
-        seconds: how long a scenario lasts.
-    """
-
-    name: str
-    frame: Any
-    batch: int
-    batch_s: float
-    make: Callable[[], Any]
-    runs: Callable[[Callable[[Callable[[], int]], Any]], Any]
-    seconds: float
-
-    @property
-    def capacity(self) -> float:
-        """Requests per second."""
-        return self.batch / self.batch_s
-
-
-BATCH = 16
-
-
-def full_s(size: int) -> float:
-    """Seconds of a batch, 20 ms for a full one, most of it whatever its size."""
-    return 0.020 * (0.8 + 0.2 * size / BATCH)
-
-
-def virtual(seconds: float, batch: int = BATCH) -> World:
-    return World(
-        "virtual" if batch > 1 else "one row",
-        1.0,
-        batch,
-        full_s(BATCH),
-        lambda: ScriptedBackend(duration_s=lambda size: full_s(size * BATCH // batch)),
-        lambda main: run(lambda loop: main(loop.clock)),
-        seconds,
-    )
-
-
-def sleeping(seconds: float) -> World:
-    """Real time, with a model that computes elsewhere: what a device or a server is to the event loop."""
-
-    def answer(x: Any) -> Any:
-        time.sleep(full_s(len(x)))
-        return x
-
-    return World(
-        "sleeping",
-        1.0,
-        BATCH,
-        full_s(BATCH),
-        lambda: si.CpuBackend(answer),
-        lambda main: asyncio.run(main(time.monotonic_ns)),
-        seconds,
-    )
-
-
-def real(seconds: float) -> World:
-    frame = np.random.default_rng(0).random((192, 192, 3), np.float32)
-    batch = 1  # on a CPU a batch of this model costs more than its frames one by one
-
-    def make() -> si.OnnxBackend:
-        return si.OnnxBackend(BLAZE, warmup=(batch,))
-
-    async def measure(_: Any) -> float:
-        timed = Timed(make(), time.monotonic_ns)
-        async with si.Stack(si.AdaptiveBatcher(max_batch_size=batch), timed) as service:
-            await service.map([frame] * 200 * batch, concurrency=2 * batch)
-        full = [one for one, size in zip(timed.seconds, timed.sizes, strict=True) if size == batch]
-        return float(np.quantile(full, 0.25))  # what it can do: other processes of the machine only add to that
-
-    def on_loop(main: Callable[[Callable[[], int]], Any]) -> Any:
-        return asyncio.run(main(time.monotonic_ns))
-
-    return World("real", frame, batch, on_loop(measure), make, on_loop, seconds)
 
 
 async def camera(world: World, clock: Callable[[], int], place: float, interval_s: float, end_ns: int) -> Any:
@@ -278,12 +183,12 @@ async def by_hand(
     return answered
 
 
-async def cameras(world: World, count: int, way: str, clock: Callable[[], int]) -> str:
-    """One line on cameras at twice the load that the model can bear."""
+async def cameras(world: World, count: int, way: str, clock: Callable[[], int]) -> None:
+    """Print a line on cameras at twice the load that the model can bear, and report a session's figures."""
     interval_s = count / (OVERLOAD * world.capacity)
     model = Timed(world.make(), clock)
     ages: list[float] = []
-    counted = ""
+    uncounted, received = 0, 0
     async with si.Stack(si.AdaptiveBatcher(max_batch_size=world.batch, max_queue_size=10**6), model, clock=clock) as it:
         begun_ns = clock()
         end_ns = begun_ns + round(world.seconds * 1e9)
@@ -295,10 +200,8 @@ async def cameras(world: World, count: int, way: str, clock: Callable[[], int]) 
                 # the last frame of a camera is overtaken by no other: the end of the run is no part of the steady state
                 ages += [one.age_s async for one in session if warm_ns < one.captured_ns and one.delivered_ns < end_ns]
                 seen = session.statistics()
-            dropped = sum(seen.dropped.values())
-            is_exact = seen.received == seen.delivered + seen.failed + dropped
-            counted = f"; in {seen.received} = {seen.delivered} + {dropped} dropped + {seen.failed} failed "
-            counted += verdict(is_exact)
+            received = seen.received
+            uncounted = abs(received - seen.delivered - seen.failed - sum(seen.dropped.values()))
         elif way == "by hand":
             answered = await by_hand(world, model, count, interval_s, clock, end_ns)
             ages += [(at - one.captured_ns) / 1e9 for one, at in answered if warm_ns < one.captured_ns and at < end_ns]
@@ -322,14 +225,18 @@ async def cameras(world: World, count: int, way: str, clock: Callable[[], int]) 
     full = [one for one, size in zip(model.seconds, model.sizes, strict=True) if size >= min(world.batch, count)]
     batch_s = statistics.median(full)
     p50, p99 = np.quantile(ages, [0.5, 0.99])
-    bar_s = 2 * batch_s + interval_s
-    bar = f" (≤ {bar_s * 1e3:.1f} {verdict(p99 <= bar_s)})" if way == "session" else ""
+    allowed_s = 2 * batch_s + interval_s
     batches = f"batch p50 {batch_s * 1e3:.1f}, p99 {np.quantile(full, 0.99) * 1e3:.1f} ms"
-    return (
-        f"  {world.name:10}{way:16}{len(ages) / 0.9 / world.seconds:7.1f}/s, age p50 {p50 * 1e3:8.1f} ms, "
-        f"p99 {p99 * 1e3:8.1f} ms{bar}; {batches} of {statistics.fmean(model.sizes):.1f}, "
-        f"interval {interval_s * 1e3:.0f} ms{counted}"
+    print(
+        f"  {world.name:32}{way:16}{len(ages) / 0.9 / world.seconds:7.1f}/s, age p50 {p50 * 1e3:8.1f} ms, "
+        f"p99 {p99 * 1e3:8.1f} ms, {p99 / allowed_s:.2f}×; {batches} of {statistics.fmean(model.sizes):.1f}, "
+        f"interval {interval_s * 1e3:.0f} ms",
+        flush=True,
     )
+    if way == "session":
+        case = f"{count} cameras, {world.name}"
+        OLDEST.report(float(p99 / allowed_s), case=case, note=f"{p99 * 1e3:.1f} ms")
+        UNCOUNTED.report(uncounted, case=case, note=f"of {received:,}")
 
 
 # -- fairness ----------------------------------------------------------------------------------------------------------
@@ -364,15 +271,15 @@ class Way(NamedTuple):
 WAYS = {
     "alone": Way(greedy=False),
     "first in, first out": Way(),
-    "greedy least urgent": Way(priority=1),  # as good as any order can be: only a batch that runs is in the way
+    "greedy at a lower priority": Way(priority=1),  # as good as any order can be: only a batch that runs is in the way
     "fair": Way(fair=True),
 }
 
 
-async def crowd(world: World, seed: int, way: Way, clock: Callable[[], int]) -> Heard:
+async def crowd(world: World, share: float, seed: int, way: Way, clock: Callable[[], int]) -> Heard:
     """Poisson streams of plain requests, one of which may send 20 times as much."""
     chance = random.Random(seed)
-    rate = REST_SHARE * world.capacity / REST
+    rate = share * world.capacity / REST
     heard = Heard()
     tasks: set[asyncio.Task[None]] = set()
     batcher = si.AdaptiveBatcher(max_batch_size=world.batch, max_queue_size=4096, fair=way.fair)
@@ -407,104 +314,53 @@ async def crowd(world: World, seed: int, way: Way, clock: Callable[[], int]) -> 
     return heard
 
 
-def measure_fairness(world: World, rounds: int) -> None:
+def measure_fairness(world: World, share: float, rounds: int) -> None:
     found: dict[str, list[Heard]] = {name: [] for name in WAYS}
     for seed in range(rounds):
         for name, way in WAYS.items():
-            found[name].append(world.runs(functools.partial(crowd, world, seed, way)))
+            found[name].append(world.runs(functools.partial(crowd, world, share, seed, way)))
+    ratios = {
+        name: [mine.p99_s / alone.p99_s for mine, alone in zip(heard, found["alone"], strict=True)]
+        for name, heard in found.items()
+    }
     for name, heard in found.items():
         p99s = [one.p99_s * 1e3 for one in heard]
-        ratio = statistics.median(mine.p99_s / alone.p99_s for mine, alone in zip(heard, found["alone"], strict=True))
-        jain = statistics.median(one.jain for one in heard)
-        bars = f" ≤ 1.2 {verdict(ratio <= 1.2)}, ≥ 0.98 {verdict(jain >= 0.98)}" if name == "fair" else ""
         print(
-            f"  {world.name:10}{name:22}p99 of the rest {statistics.median(p99s):8.1f} ms ({min(p99s):.1f} to "
-            f"{max(p99s):.1f}), {ratio:.2f}× alone; Jain's index of the rest on time {jain:.3f}{bars}"
+            f"  {world.name:32}{name:28}p99 of the rest {statistics.median(p99s):8.1f} ms ({min(p99s):.1f} to "
+            f"{max(p99s):.1f}), {statistics.median(ratios[name]):.2f}× alone; Jain's index of the rest on time "
+            f"{statistics.median(one.jain for one in heard):.3f}"
         )
+    case = f"{100 * share:.0f} % of the capacity for the 24, {world.name}"
+    others = ", ".join(
+        f"{name} {statistics.median(ratios[name]):.2f}×"
+        for name in ("first in, first out", "greedy at a lower priority")
+    )
+    REST_P99.report(ratios["fair"], case=case, note=others)
+    JAIN.report([one.jain for one in found["fair"]], case=case)
 
 
 # -- churn -------------------------------------------------------------------------------------------------------------
-
-
-async def unreliable(chance: random.Random) -> AsyncIterator[Frame]:
-    """A source that stalls, jumps in time, repeats instants, changes its resolution, raises, or ends in the middle."""
-    shape, offset_ns, captured_ns = (64, 64), 0, 0
-    for _ in range(chance.choice([0, 3, 20, 60])):
-        await asyncio.sleep(chance.choice([0.0, 0.05, 0.1, 0.3]))
-        event = chance.random()
-        if event < 0.02:
-            await asyncio.sleep(chance.choice([2.0, 1e6]))
-        elif event < 0.04:
-            offset_ns = chance.choice([-(10**12), 0, 10**12])
-        elif event < 0.06:
-            shape = chance.choice([(64, 64), (96, 64)])
-        elif event < 0.07:
-            raise OSError("unplugged")
-        elif event > 0.1:
-            captured_ns = time.monotonic_ns() + offset_ns
-        yield Frame(np.ones(shape, np.float32), captured_ns, discontinuity=event > 0.97)
-
-
-async def viewer(session: StreamSession, chance: random.Random, end_s: float) -> None:
-    while time.monotonic() < end_s:
-        await asyncio.sleep(chance.random() * 8)
-        left = chance.choice([1, 5, 1000])
-        try:
-            async with asyncio.timeout(chance.choice([0.5, 5.0, 30.0])):
-                async for _ in session(unreliable(chance)):
-                    left -= 1
-                    if not left:
-                        break
-        except (OSError, TimeoutError):
-            pass
-
-
-def resources() -> dict[str, int]:
-    gc.collect()
-    gc.collect()
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return {
-        "threads": threading.active_count(),
-        "descriptors": len(list(Path("/proc/self/fd").iterdir())),
-        "MiB resident": pages * os.sysconf("SC_PAGESIZE") >> 20,
-    }
-
-
-async def churn(seconds: float, count: int) -> str:
-    chance = random.Random(1)
-    model = si.CpuBackend(lambda x: x.mean(axis=(1, 2)) if chance.random() > 0.02 else 1 / 0)
-    async with si.Stack(si.AdaptiveBatcher(max_batch_size=32), model) as service:
-        sessions = [
-            StreamSession(service, policy=LatestOnly(), max_age_s=0.2),
-            StreamSession(service, policy=Block(), max_in_flight=2),
-            StreamSession(service, policy=EveryNth(2), max_age_s=1.0),
-        ]
-        end_s = time.monotonic() + seconds
-        await asyncio.gather(*(viewer(sessions[number % 3], chance, end_s) for number in range(count)))
-        for session in sessions:
-            await session.aclose()
-        tasks = [task for task in asyncio.all_tasks() if task.get_name().startswith("streaminfer-s")]
-        seen = [session.statistics() for session in sessions]
-    is_exact = all(it.received == it.delivered + it.failed + sum(it.dropped.values()) for it in seen)
-    frames = sum(it.received for it in seen)
-    return (
-        f"  {sum(it.ended_streams for it in seen)} streams, {frames} frames, each counted once "
-        f"{verdict(is_exact)}; tasks left {len(tasks)} {verdict(not tasks)}"
-    )
 
 
 def measure_churn(seconds: float) -> None:
     print(f"\nChurn in real time, 1,000 places for {seconds:g} s, then until the last viewer has left")
     asyncio.run(churn(2.0, 1000))  # what is loaded and pooled at first use is no leak
     before = resources()
-    print(asyncio.run(churn(seconds, 1000)))
-    print("  " + ", ".join(f"{name} {before[name]} before, {after} after" for name, after in resources().items()))
+    found = asyncio.run(churn(seconds, 1000))
+    after = resources()
+    print("  " + ", ".join(f"{name} {before[name]} before, {after[name]} after" for name in before))
+    grown = sum(max(after[name] - before[name], 0) for name in ("threads", "descriptors"))
+    LEFT.report(found.tasks + grown, note=f"{found.streams:,} streams in {seconds:g} s")
+    UNCOUNTED.report(found.uncounted, case="churn of 1,000 viewers", note=f"of {found.frames:,}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=7, help="of the CPU figures; of fairness, three at most")
     parser.add_argument("--seconds", type=float, default=10, help="of each scenario")
+    parser.add_argument(
+        "--rest", type=float, default=REST_SHARE, help="share of the capacity without the greedy stream"
+    )
     parser.add_argument("--churn", type=float, default=60, help="seconds of churn; 0 leaves it out")
     options = parser.parse_args()
     si.warmup()
@@ -514,10 +370,10 @@ def main() -> None:
         print(f"\n{count} cameras at {OVERLOAD:g}× the capacity, latest only; beside them two ways by hand")
         for world in worlds:
             for way in ("session", "by hand", "task per frame"):
-                print(world.runs(functools.partial(cameras, world, count, way)), flush=True)
-    print(f"\n{REST} streams at {REST_SHARE:.0%} of the capacity, and one that sends {GREEDY} times as much as each")
+                world.runs(functools.partial(cameras, world, count, way))
+    print(f"\n{REST} streams at {options.rest:.0%} of the capacity, and one that sends {GREEDY} times as much as each")
     for world in (virtual(6 * options.seconds, batch=1), *worlds):
-        measure_fairness(world, min(options.rounds, 3))
+        measure_fairness(world, options.rest, min(options.rounds, 3))
     if options.churn:
         measure_churn(options.churn)
 

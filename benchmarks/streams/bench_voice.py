@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from _lib.figures import Figure
 from _lib.live_audio import CHUNK_S, load_pcm
 from servers.environments import ENVIRONMENTS
 
@@ -41,15 +42,25 @@ WAYS = {
     "livekit": "LiveKit's native VAD",
     "livekit-ours": "ours as its VAD",
 }
-BARS = [
-    ("session over unbatched", "session", "unbatched", 2.2),
-    ("session over the bare loop", "session", "bare", 0.85),
-    ("session over the bare loop with the folded model", "session", "bare-folded", None),
-    ("session over Pipecat's analyzer", "session", "pipecat", 2.5),
-    ("ours in Pipecat over its own", "pipecat-ours", "pipecat", 2.5),
-    ("ours in LiveKit over its plugin", "livekit-ours", "livekit-silero", None),
-    ("ours in LiveKit over its native VAD", "livekit-ours", "livekit", None),
+BATCHED = Figure("live audio streams per core, batched in one session", over="the session unbatched", at_least=2.2)
+OVER_BARE = Figure(
+    "live audio streams per core, beside a bare loop", over="onnxruntime in batches of 32", at_least=0.85
+)
+OVER_FOLDED = Figure(
+    "live audio streams per core, beside a bare loop with folded convolutions", over="onnxruntime in batches of 32"
+)
+OVER_PIPECAT = Figure("live audio streams per core, beside Pipecat", over="Pipecat's analyzer", at_least=2.5)
+IN_PIPECAT = Figure("live audio streams per core, ours as Pipecat's analyzer", over="Pipecat's own", at_least=2.5)
+IN_LIVEKIT = Figure("live audio streams per core, ours as LiveKit's VAD", over="LiveKit's native VAD")
+RATIOS = [
+    (BATCHED, "session", "unbatched"),
+    (OVER_BARE, "session", "bare"),
+    (OVER_FOLDED, "session", "bare-folded"),
+    (OVER_PIPECAT, "session", "pipecat"),
+    (IN_PIPECAT, "pipecat-ours", "pipecat"),
+    (IN_LIVEKIT, "livekit-ours", "livekit"),
 ]
+DIFFERENT = Figure("rounds whose segments of speech differ from the framework's own", form="{:.0f}", at_most=0)
 
 
 def run_way(way: str, seconds: float, core: int | None) -> dict[str, Any]:
@@ -110,25 +121,23 @@ def main() -> None:
         if way == "driver":
             cells[0] = "not searched"
         print(f"| {(WAYS | LOOPS)[way]} | {' | '.join(cells)} |")
-    print("\nmedians of ratios within a round (range):")
-    for name, one, other, bar in BARS:
+    print("\nratios within a round:")
+    for figure, one, other in RATIOS:
         if one not in found or other not in found:
             continue
         pairs = list(zip(found[one], found[other], strict=True))
         streams = [own["streams"] / max(peer["streams"], 1) for own, peer in pairs]
         cpu = [peer["cpu_us"] / own["cpu_us"] for own, peer in pairs]
-        print(
-            f"{name}: {_spread(streams, 2)} in streams, {_spread(cpu, 2)} in CPU per chunk"
-            + (f"; bar: ≥ {bar:g}" if bar else "")
-        )
+        held = statistics.median(own["streams"] for own, _ in pairs)
+        figure.report(streams, note=f"{held:.0f} streams; chunks per CPU second {statistics.median(cpu):.2f}×")
     if "driver" in found and "session" in found:
         each = zip(found["session"], found["driver"], found["bare"], strict=True)
         net = [bare["cpu_us"] / (own["cpu_us"] - driver["cpu_us"]) for own, driver, bare in each]
         print(f"session without its sources and consumers over the bare loop: {_spread(net, 2)} in CPU per chunk")
-    for own, peer in (("pipecat-ours", "pipecat"), ("livekit-ours", "livekit")):
+    for name, own, peer in (("Pipecat", "pipecat-ours", "pipecat"), ("LiveKit", "livekit-ours", "livekit")):
         if own in found and peer in found:
-            same = all(one["segments"] == found[peer][0]["segments"] for one in found[own])
-            print(f"segments of {own} and {peer}: {'equal' if same else 'DIFFERENT'}")
+            different = sum(one["segments"] != found[peer][0]["segments"] for one in found[own])
+            DIFFERENT.report(different, case=name)
 
 
 def _spread(values: list[float], digits: int = 0) -> str:

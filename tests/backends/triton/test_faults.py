@@ -19,7 +19,7 @@ import streaminfer as si
 from streaminfer.backends.triton import TritonBackend
 
 PATIENCE_S = 60.0
-ON_HTTP = ("port refused", "garbage", "network stalls")
+ON_HTTP = ("port closed", "garbage", "network stalls")
 
 
 @pytest.fixture(scope="module", autouse=True)
