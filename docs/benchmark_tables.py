@@ -17,7 +17,13 @@ BENCHMARKS = ROOT / "benchmarks"
 REFERENCE = ROOT / "docs" / "reference"
 README = ROOT / "README.md"
 START, END = "<!-- figures -->\n", "<!-- end of figures -->\n"
-IN_README = (("import", "importing streaminfer and touching its names", ""),)
+IN_README = (
+    ("live_streams", "live audio streams with 99 % of chunks on time, batched", ""),
+    ("voice", "live audio streams per core, beside Pipecat", ""),
+    ("planner", "share on time at 1.2× capacity, SLO 50 ms", ""),
+    ("batching", "CPU per request of a batcher around a no-op", "64 callers, lists"),
+    ("triton_faults", "requests of the fault drill without an end", "gRPC"),
+)
 """Benchmark, figure and case of each row of the table in README."""
 
 HEAD = """# Figures: {family}

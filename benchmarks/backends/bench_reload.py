@@ -128,8 +128,10 @@ def main() -> int:
     undisturbed, drill = Drill(swaps), Drill(swaps)
     failed = any(asyncio.run(undisturbed.run(swapping=False))[:3])
     lost, wrong, mixed, answered = asyncio.run(drill.run(swapping=True))
-    note = f"of {answered:,} requests, {swaps} replacements"
-    met = [LOST.report(lost, note=note), WRONG.report(wrong, note=note), MIXED.report(mixed, note=note)]
+    note = f"{swaps} replacements"
+    met = [
+        figure.report(count, of=answered, note=note) for figure, count in ((LOST, lost), (WRONG, wrong), (MIXED, mixed))
+    ]
     RATE.report(drill.rate, note=f"{undisturbed.rate:,.0f} without replacements")
     return 0 if all(met) and not failed else 1
 

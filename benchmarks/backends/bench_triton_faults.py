@@ -86,7 +86,7 @@ def row(report: Report, left: Counter[str]) -> list[str]:
 def report_fault(report: Report, way: str) -> bool:
     """Report how one fault ended; returns whether its bars are met."""
     case, during = f"{way}, {report.fault}", report.count("fault", routed=True)
-    LATEST.report(report.latest_s * 1e3, case=case, note=f"of {len(report.endings):,} requests")
+    LATEST.report(report.latest_s * 1e3, case=case, note=f"{len(report.endings):,} requests")
     back, full = report.mended_s, report.full_s
     served = f"{during['triton']} requests served by Triton and {during['local']} locally during the fault"
     met = [
@@ -102,14 +102,17 @@ def report_totals(reports: list[Report], left: Counter[str], way: str) -> bool:
     excused = sum(report.excused for report in reports)
     untyped = Counter(one.how for one in endings if not one.typed)
     endless = sum(report.endless for report in reports)
-    total = f"of {len(endings) + endless:,} requests"
+    total = len(endings) + endless
     met = [
-        ENDLESS.report(endless, case=way, note=total),
+        ENDLESS.report(endless, case=way, of=total),
         LATE.report(
-            sum(len(report.late) for report in reports) - excused, case=way, note=f"{total}; {excused} more had no core"
+            sum(len(report.late) for report in reports) - excused,
+            case=way,
+            of=total,
+            note=f"{excused} more had no core",
         ),
-        WRONG.report(sum(not one.right for one in endings), case=way, note=total),
-        UNTYPED.report(untyped.total(), case=way, note=", ".join(untyped) or total),
+        WRONG.report(sum(not one.right for one in endings), case=way, of=total),
+        UNTYPED.report(untyped.total(), case=way, of=total, note=", ".join(untyped)),
         LEFT.report(left.total(), case=way, note=", ".join(left)),
     ]
     return all(met)

@@ -45,10 +45,10 @@ def main() -> int:
     for one in report.wrong[:5]:
         print(f"  {one}")
     case = f"{NAMES[asked.protocol]}{', shared memory' if asked.shared_memory else ''}"
-    note = f"of {report.answered.total():,} requests in {report.rounds} roll-outs"
+    total, note = report.answered.total(), f"{report.rounds} roll-outs"
     met = [
-        LOST.report(report.lost.total(), case=case, note=note),
-        WRONG.report(len(report.wrong), case=case, note=note),
+        LOST.report(report.lost.total(), case=case, of=total, note=note),
+        WRONG.report(len(report.wrong), case=case, of=total, note=note),
     ]
     return 0 if all(met) else 1
 

@@ -88,7 +88,7 @@ def main() -> None:
             print(f"  {count} × {error}")
     LOST.report(found[True]["lost"], note=f"{arguments.kills} kills; {found[False]['lost']} without RetryBudget")
     total = sum(counts["answered"] + counts["wrong"] for counts in found.values())
-    WRONG.report(sum(counts["wrong"] for counts in found.values()), note=f"of {total:,} responses")
+    WRONG.report(sum(counts["wrong"] for counts in found.values()), of=total)
 
 
 if __name__ == "__main__":

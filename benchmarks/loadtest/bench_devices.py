@@ -176,7 +176,7 @@ def compare(task: Any, seconds: float) -> None:
         if name != "original":
             changes[name] = 100 * (means["accuracy"] - 1)
     model = "BlazeFace" if task.kind == "camera" else "silero"
-    DIFFERENT.report(different, case=model, note=f"of {len(changes)} {task.kind}s and the original")
+    DIFFERENT.report(different, case=model, of=len(changes), note=f"{task.kind}s and the original")
     for name, change in changes.items():
         CHANGE.report(change, case=f"{model}, {name}")
 

@@ -100,7 +100,7 @@ def main() -> int:
     PAGE.write_text(HEADER + "\n".join(lines) + "\n")
     failed = counts.pop("streaminfer")
     others = ", ".join(f"{name} {count}" for name, count in counts.items())
-    return 0 if FAILED.report(failed, note=f"of {len(CHECKS)}; {others}") else 1
+    return 0 if FAILED.report(failed, of=len(CHECKS), note=others) else 1
 
 
 if __name__ == "__main__":

@@ -217,7 +217,7 @@ def hostile_section() -> bool:
     allowed = ALLOWED_GRPC | {str(status) for status in ALLOWED_REST}
     wrong = 10_000 - sum(count for status, count in found.items() if status in allowed)
     print(f"statuses of hostile requests: {dict(sorted(found.items()))}")
-    return HOSTILE.report(wrong, note="of 10,000")
+    return HOSTILE.report(wrong, of=10_000)
 
 
 async def hostile_statuses() -> collections.Counter[str]:

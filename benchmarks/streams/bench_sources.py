@@ -78,7 +78,7 @@ def measure_network(kind: str, rounds: int, seconds: float) -> None:
     )
     ADDED_AGE.report(ours, case=kind, note=f"aiortc alone {statistics.median(alone):+.0f} ms")
     if kind == "video":
-        UNCOUNTED_TRACK.report(uncounted, note=f"of {arrived:,}")
+        UNCOUNTED_TRACK.report(uncounted, of=arrived)
 
 
 def play_bare() -> int:
@@ -244,7 +244,7 @@ def measure_churn(seconds: float, places: int) -> None:
     )
     grown = sum(max(after[name] - before[name], 0) for name in ("threads", "descriptors"))
     LEFT.report(tasks + grown, note=f"{sources:,} sources")
-    UNCOUNTED.report(uncounted, note=f"of {frames:,}")
+    UNCOUNTED.report(uncounted, of=frames)
 
 
 if __name__ == "__main__":

@@ -236,7 +236,7 @@ async def cameras(world: World, count: int, way: str, clock: Callable[[], int]) 
     if way == "session":
         case = f"{count} cameras, {world.name}"
         OLDEST.report(float(p99 / allowed_s), case=case, note=f"{p99 * 1e3:.1f} ms")
-        UNCOUNTED.report(uncounted, case=case, note=f"of {received:,}")
+        UNCOUNTED.report(uncounted, case=case, of=received)
 
 
 # -- fairness ----------------------------------------------------------------------------------------------------------
@@ -351,7 +351,7 @@ def measure_churn(seconds: float) -> None:
     print("  " + ", ".join(f"{name} {before[name]} before, {after[name]} after" for name in before))
     grown = sum(max(after[name] - before[name], 0) for name in ("threads", "descriptors"))
     LEFT.report(found.tasks + grown, note=f"{found.streams:,} streams in {seconds:g} s")
-    UNCOUNTED.report(found.uncounted, case="churn of 1,000 viewers", note=f"of {found.frames:,}")
+    UNCOUNTED.report(found.uncounted, case="churn of 1,000 viewers", of=found.frames)
 
 
 def main() -> None:
