@@ -53,7 +53,7 @@ MEMORY = Figure("memory of an entry of `EdgeCache` besides its key and value", f
 COLLECTION = Figure(
     "full garbage collection with 200,000 entries in `EdgeCache`", over="one without a cache", at_most=1.5
 )
-IDLE = Figure("how late an idle `EdgeCache` frees an expired entry", form="{:.2f} s", at_most=0.25)
+IDLE = Figure("delay until an idle `EdgeCache` frees an expired entry", form="{:.2f} s", at_most=0.25)
 GAP = Figure(
     "share of the gap from LRU to the optimal eviction that S3-FIFO closes, mean", form="{:.1f} %", at_least=35
 )

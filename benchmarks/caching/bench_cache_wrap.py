@@ -22,7 +22,7 @@ ANSWER = np.zeros(10, np.float32)
 HIT = Figure("hit of a function that `EdgeCache` wraps, array of 4 KB", over="a bare await", form="{:.1f}×", at_most=8)
 HIT_CPU = Figure("CPU of a hit of a function that `EdgeCache` wraps, array of 4 KB", form="{:.2f} µs", at_most=1)
 STAMPEDE = Figure(
-    "what the last of 1,000 callers of one cold key waits beyond the computation", form="{:.1f} %", at_most=10
+    "wait of the last of 1,000 callers of one cold key beyond the computation", form="{:.1f} %", at_most=10
 )
 
 

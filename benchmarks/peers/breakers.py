@@ -12,8 +12,8 @@ from _lib.figures import Figure
 from _lib.guarded_calls import async_bare, awaits_of, bare, calls_of, eight_threads_s, least_ns, let_through
 
 OPEN_S = 0.05
-BEST = Figure("what the best breaker of another library adds to a call", form="{:.0f} ns")
-BEST_ASYNC = Figure("what the best breaker of another library adds to an async call", form="{:.0f} ns")
+BEST = Figure("time that the best breaker of another library adds to a call", form="{:.0f} ns")
+BEST_ASYNC = Figure("time that the best breaker of another library adds to an async call", form="{:.0f} ns")
 
 
 def circuitbreaker_():

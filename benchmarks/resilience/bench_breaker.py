@@ -16,8 +16,8 @@ from streaminfer.errors import CircuitOpen
 from streaminfer.resilience import CircuitBreaker
 
 ADDED = {
-    "function": Figure("what `CircuitBreaker` adds to a call", form="{:.0f} ns", at_most=150),
-    "async function": Figure("what `CircuitBreaker` adds to an async call", form="{:.0f} ns", at_most=250),
+    "function": Figure("time that `CircuitBreaker` adds to a call", form="{:.0f} ns", at_most=150),
+    "async function": Figure("time that `CircuitBreaker` adds to an async call", form="{:.0f} ns", at_most=250),
 }
 
 

@@ -26,7 +26,7 @@ from streaminfer.resilience.limit.concurrency_limit import ConcurrencyLimit
 from streaminfer.resilience.retry.retry_budget import RetryBudget
 from streaminfer.testing import VirtualLoop, run
 
-ADDED = Figure("what `ConcurrencyLimit` adds to a request", form="{:.2f} µs", at_most=0.5)
+ADDED = Figure("time that `ConcurrencyLimit` adds to a request", form="{:.2f} µs", at_most=0.5)
 TAIL = Figure("p99.9 with `Hedge`, 2 % of the responses 10× slower", over="p99.9 without", at_most=0.25)
 EXTRA = Figure("extra load of `Hedge`, 2 % of the responses 10× slower", form="{:.1f} %", at_most=3)
 REJECTED = Figure("requests that an adaptive limit rejects where none waits", form="{:.0f}", at_most=0)
