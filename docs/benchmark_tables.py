@@ -123,7 +123,8 @@ def _family(name: str) -> str:
 
 
 def _measured(row: dict[str, Any]) -> str:
-    return row["measured"] + (" (missed)" if row["met"] is False else "")
+    value, separator, note = row["measured"].partition("; ")
+    return value + (" (missed)" if row["met"] is False else "") + separator + note
 
 
 def _subject(figure: str, case: str) -> str:

@@ -23,13 +23,17 @@ NEVER = 2**60
 NOT_THERE = (None, False)  # what theine says
 
 
-def traces() -> tuple[str, dict[str, list[int]]]:
-    """Where they come from, and each by name, its keys numbered from 0."""
+def source_of_traces() -> str:
+    """Where the traces come from, as a row of a table says it."""
+    return "real traces" if "STREAMINFER_TRACES" in os.environ else "synthetic traces"
+
+
+def traces() -> dict[str, list[int]]:
+    """Each by name, its keys numbered from 0."""
     folder = os.environ.get("STREAMINFER_TRACES")
     if folder is None:
-        return "synthetic (STREAMINFER_TRACES is unset)", {name: numbered(keys) for name, keys in synthetic()}
-    found = {path.name.split(".")[0]: numbered(keys_of(path)) for path in sorted(Path(folder).glob("*.[gx]z"))}
-    return f"real, from {folder}", found
+        return {name: numbered(keys) for name, keys in synthetic()}
+    return {path.name.split(".")[0]: numbered(keys_of(path)) for path in sorted(Path(folder).glob("*.[gx]z"))}
 
 
 def keys_of(path: Path) -> Iterator[int]:
@@ -117,8 +121,9 @@ def hits_of(contender: Any, trace: list[int]) -> int:
 
 def compare(contenders: dict[str, Callable[[int], Any]]) -> dict[str, tuple[float, float]]:
     """Prints the shares of each contender, and returns their mean and the worst, in percent."""
-    source, all_traces = traces()
-    print(f"\neviction: % of the gap between LRU and the optimum closed, at 5 % / 10 % of the keys; {source}")
+    all_traces = traces()
+    print("\neviction: % of the gap between LRU and the optimum closed, at 5 % / 10 % of the keys; ", end="")
+    print(f"{source_of_traces()} (STREAMINFER_TRACES)")
     shares: dict[str, list[float]] = {name: [] for name in contenders}
     rows: dict[str, list[str]] = {name: [] for name in contenders}
     shown = []

@@ -51,7 +51,9 @@ class Figure:
 
     def is_met(self, value: float) -> bool:
         """Return whether a value reaches the bar."""
-        return (self.at_most is None or value <= self.at_most) and (self.at_least is None or value >= self.at_least)
+        return bool(
+            (self.at_most is None or value <= self.at_most) and (self.at_least is None or value >= self.at_least)
+        )
 
     def report(self, values: float | Sequence[float], *, case: str = "", of: int | None = None, note: str = "") -> bool:
         """Print what was measured beside its bar, and record it if this run is recorded.

@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import numpy as np
+from _lib.figures import Figure
 
 from streaminfer.caching.edge_cache import EdgeCache
 from streaminfer.request import Request, Response
@@ -18,6 +19,11 @@ ROUNDS = 400
 CALLERS = 1_000
 COMPUTATION_S = 0.05
 ANSWER = np.zeros(10, np.float32)
+HIT = Figure("hit of a function that `EdgeCache` wraps, array of 4 KB", over="a bare await", form="{:.1f}×", at_most=8)
+HIT_CPU = Figure("CPU of a hit of a function that `EdgeCache` wraps, array of 4 KB", form="{:.2f} µs", at_most=1)
+STAMPEDE = Figure(
+    "wait of the last of 1,000 callers of one cold key beyond the computation", form="{:.1f} %", at_most=10
+)
 
 
 async def bare(_: Any) -> Any:
@@ -64,9 +70,8 @@ async def hits() -> None:
     for name, took in best.items():
         base = best["service, bare" if name.startswith("service") else "bare await"]
         print(f"  {name:<22}{took:8.0f} ({processor[name]:6.0f}) {took / base:6.1f}x")
-    ratio = best["4 KB array"] / best["bare await"]
-    print(f"  4 KB array: bar 8x: {'met' if ratio <= 8 else 'MISSED'}", end="; ")
-    print(f"bar 1000 ns of CPU: {'met' if processor['4 KB array'] <= 1000 else 'MISSED'}")
+    HIT.report(best["4 KB array"] / best["bare await"])
+    HIT_CPU.report(processor["4 KB array"] / 1e3)
 
 
 async def stampede() -> tuple[int, float, float]:
@@ -98,11 +103,10 @@ async def stampede() -> tuple[int, float, float]:
 def main() -> None:
     asyncio.run(hits())
     computed, took, latest = min((asyncio.run(stampede()) for _ in range(5)), key=lambda each: each[2])
-    late = latest / took - 1
-    print(f"{CALLERS} callers of one cold key: {computed} computation of {took * 1e3:.1f} ms", end=", ")
-    print(
-        f"the slowest caller waited {latest * 1e3:.1f} ms, {late:+.1%}; bar +10 %: {'met' if late <= 0.1 else 'MISSED'}"
-    )
+    assert computed == 1
+    print(f"{CALLERS} callers of one cold key: 1 computation of {took * 1e3:.1f} ms", end=", ")
+    print(f"the slowest caller waited {latest * 1e3:.1f} ms")
+    STAMPEDE.report(100 * (latest / took - 1))
 
 
 if __name__ == "__main__":

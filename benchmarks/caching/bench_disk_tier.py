@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _lib.figures import Figure
 
 from streaminfer.caching.tiers import DiskTier, Entry
 from streaminfer.caching.tiers.encryption import StoredKeys
@@ -31,6 +32,10 @@ from streaminfer.caching.tiers.encryption import StoredKeys
 MIB = 2**20
 KEYS = 40
 SIZES = (1, 300, 5000, 40_000)
+PUT = Figure("putting an array into the disk tier", form="{:,.0f} µs")
+GET = Figure("getting an array from the disk tier", form="{:,.0f} µs")
+START = Figure("start of the disk tier after a kill, its file full", form="{:.0f} ms")
+DAMAGED = Figure("entries wrong, torn or unreadable after kills of a process that writes", form="{:.0f}", at_most=0)
 
 
 def entry(value: Any, **more: Any) -> Entry:
@@ -56,7 +61,7 @@ async def awaited_us(operation: Callable[[int], Any], rounds: int) -> float:
 
 
 async def operations(folder: Path) -> None:
-    print("1. median µs, in the tier's thread / awaited")
+    print("1. medians")
     for name, size, rounds in (("4 KB", 1024, 400), ("600 KB", 150_528, 60)):
         for encrypted in (False, True):
             keys = StoredKeys(folder / "keys.db", master=bytes(32)) if encrypted else None
@@ -69,10 +74,12 @@ async def operations(folder: Path) -> None:
                 get_awaited = await awaited_us(lambda at: tier.get(f"k{at}"), rounds)
                 miss = await tier._run(median_us, lambda at: store.get(f"no{at}"), rounds)  # noqa: B023
             kind = "encrypted" if encrypted else "plain"
-            print(
-                f"   {name:>6} {kind:>9}: put {put:6.0f} / {put_awaited:6.0f}, get {get:6.0f} / {get_awaited:6.0f},"
-                f" miss {miss:4.0f}"
-            )
+            case = f"{name}, {kind}"
+            PUT.report(put, case=f"{case}, in the tier's thread")
+            PUT.report(put_awaited, case=f"{case}, awaited")
+            GET.report(get, case=f"{case}, in the tier's thread")
+            GET.report(get_awaited, case=f"{case}, awaited")
+            print(f"  a key that is not there, {case}: {miss:.0f} µs")
             if keys is not None:
                 keys.close()
 
@@ -99,9 +106,9 @@ async def first_hit(folder: str, gigabytes: float, newest: int) -> None:
         assert got is not None
         assert tier.statistics().rebuilds == 0
         print(
-            f"   {(tier.statistics().size_bytes or 0) / 2**30:.2f} GB, {tier.statistics().entries:,} entries:"
-            f" started in {(started - begun) * 1e3:.1f} ms, first hit after {(ended - begun) * 1e3:.1f} ms"
+            f"   {(tier.statistics().size_bytes or 0) / 2**30:.2f} GB, first hit after {(ended - begun) * 1e3:.1f} ms"
         )
+        START.report((started - begun) * 1e3, case=f"{gigabytes:g} GB", note=f"{tier.statistics().entries:,} entries")
 
 
 def restart(folder: Path, gigabytes: float) -> None:
@@ -156,7 +163,8 @@ def kills(folder: Path, count: int) -> None:
         checked = asyncio.run(check(folder))
         read += checked[0]
         wrong += checked[1]
-    print(f"3. {count} kills during a write storm: {read:,} entries read afterwards, {wrong} wrong, torn or unreadable")
+    print("3. kills during a write storm")
+    DAMAGED.report(wrong, note=f"{count} kills, {read:,} entries read afterwards")
 
 
 def main() -> None:

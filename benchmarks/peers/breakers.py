@@ -8,9 +8,12 @@ import contextlib
 import importlib.metadata
 import time
 
+from _lib.figures import Figure
 from _lib.guarded_calls import async_bare, awaits_of, bare, calls_of, eight_threads_s, least_ns, let_through
 
 OPEN_S = 0.05
+BEST = Figure("time that the best breaker of another library adds to a call", form="{:.0f} ns")
+BEST_ASYNC = Figure("time that the best breaker of another library adds to an async call", form="{:.0f} ns")
 
 
 def circuitbreaker_():
@@ -71,20 +74,27 @@ def trip(guard):
 
 def main():
     print(f"{'':16}{'version':>9}{'sync':>9}{'async':>9}{'half open, of 20':>19}{'8 threads':>11}")
+    added, added_async = {}, {}
     for name, make in PEERS.items():
         sync, asynchronous, short = make()
         functions = {"bare": calls_of(bare), "sync": calls_of(sync(bare)), "async bare": awaits_of(async_bare)}
         if asynchronous is not None:
             functions["async"] = awaits_of(asynchronous(async_bare))
         best = least_ns(functions, rounds=300)
-        added = f"{best['async'] - best['async bare']:9.0f}" if "async" in best else f"{'–':>9}"
+        added[name] = best["sync"] - best["bare"]
+        if "async" in best:
+            added_async[name] = best["async"] - best["async bare"]
+        awaited = f"{added_async[name]:9.0f}" if name in added_async else f"{'–':>9}"
         trip(short)
         probes = let_through(short, 20)
         print(
-            f"{name:16}{importlib.metadata.version(name):>9}{best['sync'] - best['bare']:9.0f}{added}{probes:19}"
+            f"{name:16}{importlib.metadata.version(name):>9}{added[name]:9.0f}{awaited}{probes:19}"
             f"{eight_threads_s(make()[0]):9.2f} s",
             flush=True,
         )
+    for figure, of in ((BEST, added), (BEST_ASYNC, added_async)):
+        best = min(of, key=of.get)
+        figure.report(of[best], note=best)
 
 
 if __name__ == "__main__":

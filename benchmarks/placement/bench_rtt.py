@@ -13,6 +13,7 @@ import argparse
 from collections.abc import Callable, Mapping
 
 import numpy as np
+from _lib.figures import Figure
 from _lib.rtt_data import Floats, car, seattle
 
 from streaminfer.batching import ServiceTime
@@ -47,6 +48,10 @@ PROMISES = (
 MODEL_S = 0.05
 """Part of the SLO that a plan has for queue and batch; a request of the benchmark takes all of it."""
 ACCURACY = 0.15
+KEPT = Figure("clusters that keep their promise on later round-trip times", form="{:.1f} %", at_least=95)
+OUTSIDE = Figure("promised p99s of 5G users that are over 15 % off the later one", form="{:.0f}", at_most=0)
+FOUND = Figure("clearly broken promises that `PromiseWatch` finds", form="{:.0f} %")
+FALSE = Figure("promises that hold and of which `PromiseWatch` raises an alarm", form="{:.0f} %")
 
 Names = list[str]
 Choice = dict[str, str]
@@ -113,17 +118,18 @@ def promised(links: Mapping[str, Mapping[str, Link]], share: float) -> Table:
 def promises(rtt_s: Floats, seeds: int) -> None:
     n = len(rtt_s)
     splits = {
-        "1st half, 2nd half": (rtt_s[: n // 2], rtt_s[n // 2 :]),
-        "1st third, 2nd third": (rtt_s[: n // 3], rtt_s[n // 3 : 2 * n // 3]),
-        "2nd third, 3rd third": (rtt_s[n // 3 : 2 * n // 3], rtt_s[2 * n // 3 :]),
+        "1st half, judged on the 2nd": (rtt_s[: n // 2], rtt_s[n // 2 :]),
+        "1st third, judged on the 2nd": (rtt_s[: n // 3], rtt_s[n // 3 : 2 * n // 3]),
+        "2nd third, judged on the 3rd": (rtt_s[n // 3 : 2 * n // 3], rtt_s[2 * n // 3 :]),
     }
     print(
         f"{SITES} sites, the other devices are clusters, {seeds} draws; part of the clusters promised / of these, kept"
     )
     head = ("plan", "promised quantile", "measured quantile", "mean RTT", "nearest")
-    print(f"{'plan on, judged on':<26}{'promise':>14}" + "".join(f"{text:>20}" for text in head))
-    worst, clusters_kept = 1.0, [0.0, 0.0]
+    print(f"{'plan on':<30}{'promise':>14}" + "".join(f"{text:>20}" for text in head))
+    clusters_kept = [0.0, 0.0]
     for name, (past_s, future_s) in splits.items():
+        worst = 1.0
         rows: dict[tuple[float, float], list[list[tuple[float, float]]]] = {}
         for seed in range(seeds):
             part, clusters, sites = split(past_s, seed)
@@ -151,16 +157,16 @@ def promises(rtt_s: Floats, seeds: int) -> None:
             clusters_kept[0] += float((offered[0] * np.nan_to_num(held[0])).sum())
             clusters_kept[1] += float(offered[0].sum())
             if offered[0].mean() >= 0.1:
-                worst = min(worst, parts[0])
+                worst = min(worst, float(parts[0]))
             cells = "".join(f"{o:>11.0%} / {h:>6.1%}" for o, h in zip(offered.mean(axis=1), parts, strict=True))
-            print(f"{name:<26}{f'{share:.0%} in {limit_s:g} s':>14}{cells}")
-    print(f"promises of plans that were kept: {clusters_kept[0] / clusters_kept[1]:.1%} (bar: 95 %); "
-          f"worst row with promises for a tenth of the clusters: {worst:.1%}")  # fmt: skip
+            print(f"{name:<30}{f'{share:.0%} in {limit_s:g} s':>14}{cells}")
+        KEPT.report(100 * worst, case=f"worst promise, planned on the {name}")
+    KEPT.report(100 * clusters_kept[0] / clusters_kept[1], case="all promises, three splits")
 
 
 def cars(seeds: int) -> None:
     print(f"\n{'road':<34}{'runs':>5}{'p99 promised':>14}{'refused':>9}{'predicted/measured':>22}")
-    outside = 0
+    outside, fits, refusals = 0, [], 0
     for name, runs in sorted(car().items()):
         ratios: list[float] = []
         refused = 0
@@ -174,10 +180,13 @@ def cars(seeds: int) -> None:
                 continue
             measured_s = float(np.quantile(np.concatenate([runs[k].rtt_s for k in future]), 0.99))
             ratios.append(profile.rtt.quantile(0.99) / measured_s)
+        fits += ratios
+        refusals += refused
         outside += sum(not 1 / (1 + ACCURACY) <= ratio <= 1 + ACCURACY for ratio in ratios)
         spread = f"{min(ratios):.2f} – {max(ratios):.2f}" if ratios else "–"
         print(f"{name:<34}{len(runs):>5}{len(ratios):>11}/{seeds:<2}{refused:>9}{spread:>22}")
-    print(f"promises outside of 15 %: {outside} (bar: 0)")
+    spread = f"{min(fits):.2f}× to {max(fits):.2f}×, " if fits else ""
+    OUTSIDE.report(outside, note=f"{spread}{len(fits)} fits; {refusals} fits unpromisable")
 
 
 def watch(rtt_s: Floats, seeds: int) -> None:
@@ -203,9 +212,10 @@ def watch(rtt_s: Floats, seeds: int) -> None:
                 after += [] if alarm is None else [alarm]
             elif share >= 0.95:
                 false, quiet = false + (alarm is not None), quiet + (alarm is None)
-    print(f"\nbroken promises (p95 kept by less than 90 %): {found} of {found + missed} found, "
-          f"half of them within {np.median(after):.0f} of {half} measurements")  # fmt: skip
-    print(f"kept promises: {false} of {false + quiet} raised an alarm")
+    print(f"\nbroken promises (p95 kept by less than 90 %): half of those found are found within "
+          f"{np.median(after):.0f} of {half} measurements")  # fmt: skip
+    FOUND.report(100 * found / (found + missed), note=f"{found} of {found + missed}")
+    FALSE.report(100 * false / (false + quiet), note=f"{false} of {false + quiet}")
 
 
 def main() -> None:

@@ -13,11 +13,13 @@ import asyncio
 import contextlib
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+from _lib.figures import Figure
 from _lib.floor import cpu_per_request
+from _lib.routes import FULL, LIMIT_S, THREE, TWO, Answer, mean, play, score
 
 import streaminfer as si
 from streaminfer.batching import PolicyName
@@ -25,166 +27,30 @@ from streaminfer.request import Batch
 from streaminfer.routing import FallbackRouter, Route
 from streaminfer.testing import VirtualLoop, run
 
-LIMIT_S = 0.1
 SEEDS = (1, 2, 3)
-
-
-class Model(NamedTuple):
-    """A simulated model: a batch of n takes ``setup_s + each_s · n``."""
-
-    name: str
-    quality: float
-    cost: float
-    setup_s: float
-    each_s: float
-
-
-FULL = Model("full", 1.0, 5.0, 0.004, 0.003)
-MIDDLE = Model("middle", 0.9, 2.5, 0.002, 0.0015)
-FRONT = Model("front", 0.8, 1.0, 0.0008, 0.0006)
-TWO, THREE = (FULL, FRONT), (FULL, MIDDLE, FRONT)
-QUALITY = {model.name: model.quality for model in THREE}
-
-
-class Device:
-    """Takes one batch at a time; ``slowness`` multiplies what it takes."""
-
-    def __init__(self) -> None:
-        self.free = asyncio.Lock()
-        self.slowness = 1.0
-
-
-class OnDevice:
-    """A model's backend."""
-
-    def __init__(self, device: Device, model: Model) -> None:
-        self.device = device
-        self.model = model
-
-    async def infer(self, batch: Batch) -> list[float]:
-        async with self.device.free:
-            took_s = self.model.setup_s + self.model.each_s * len(batch)
-            await asyncio.sleep(took_s * self.device.slowness)
-        return [1.0] * len(batch)
-
-
-class Mix:
-    """Sends each request to a route by chance, with fixed probabilities: what the router is compared with."""
-
-    enforces_deadline = True
-
-    def __init__(self, routes: Sequence[Route], shares: Sequence[float]) -> None:
-        self.routes = routes
-        self.edges = np.cumsum(shares)
-        self.random = np.random.default_rng(7)
-
-    async def call(self, request: si.Request) -> si.Response:
-        route = self.routes[min(int(np.searchsorted(self.edges, self.random.random(), "right")), len(self.routes) - 1)]
-        response = await route.service.call(request)
-        return si.Response(response.outputs, False, route.name)
-
-    async def start(self) -> None:
-        for route in self.routes:
-            await route.service.start()
-
-    async def stop(self, *, drain: bool = True) -> None:
-        for route in self.routes:
-            await route.service.stop(drain=drain)
-
-    def bind_clock(self, clock: Callable[[], int]) -> None:
-        for route in self.routes:
-            route.service.bind_clock(clock)
-
-
-class Answer(NamedTuple):
-    """How one request ended: ``route`` is empty where no route responded."""
-
-    arrived_s: float
-    on_time: bool
-    route: str
-
-
-def play(
-    models: Sequence[Model],
-    rate: Callable[[float], float],
-    *,
-    one_device: bool,
-    until_s: float,
-    shares: Sequence[float] | None = None,
-    slowness: Callable[[float], float] | None = None,
-    seed: int = 1,
-) -> list[Answer]:
-    """Poisson requests at a rate that may change, to a router or to a fixed mix, and how each ended."""
-
-    async def main(loop: VirtualLoop) -> list[Answer]:
-        shared = Device()
-        devices = [shared if one_device else Device() for _ in models]
-        routes = [
-            Route(
-                model.name,
-                [si.AdaptiveBatcher(max_batch_size=32, slo_s=LIMIT_S), OnDevice(device, model)],
-                quality=model.quality,
-                cost=model.cost,
-                device="" if one_device else model.name,
-            )
-            for model, device in zip(models, devices, strict=True)
-        ]
-        service: Any = FallbackRouter(*routes) if shares is None else Mix(routes, shares)
-        answers: list[Answer] = []
-
-        async def ask(stack: si.Stack) -> None:
-            arrived_ns = loop.now_ns
-            route = ""
-            try:
-                response = await stack.call(si.Request(1.0, deadline_ns=arrived_ns + round(LIMIT_S * 1e9)))
-                route = response.source.split(" ")[0]
-            except si.errors.StreamInferError:
-                pass
-            on_time = bool(route) and loop.now_ns <= arrived_ns + LIMIT_S * 1e9
-            answers.append(Answer(arrived_ns / 1e9, on_time, route))
-
-        random = np.random.default_rng(seed)
-        async with si.Stack(service, clock=loop.clock) as stack:
-            asked, instant_s = [], 0.0
-            while instant_s < until_s:
-                instant_s += random.exponential(1 / rate(instant_s))
-                await asyncio.sleep(max(instant_s - loop.time(), 0))
-                for device in devices:
-                    device.slowness = 1.0 if slowness is None else slowness(instant_s)
-                asked.append(asyncio.ensure_future(ask(stack)))
-            await asyncio.gather(*asked)
-        return answers
-
-    return run(main)
-
-
-class Score(NamedTuple):
-    """Of the requests that arrived in an interval."""
-
-    goodput: float
-    on_time: float
-    on_time_of_answered: float
-    quality_per_request: float
-    mean_quality: float
-
-
-def score(answers: list[Answer], from_s: float, to_s: float) -> Score:
-    """What became of the requests of an interval."""
-    asked = [answer for answer in answers if from_s <= answer.arrived_s < to_s]
-    answered = [answer for answer in asked if answer.route]
-    good = [answer for answer in asked if answer.on_time]
-    worth = sum(QUALITY[answer.route] for answer in good)
-    return Score(
-        len(good) / (to_s - from_s),
-        len(good) / max(len(asked), 1),
-        len(good) / max(len(answered), 1),
-        worth / max(len(asked), 1),
-        worth / max(len(good), 1),
-    )
-
-
-def mean(scores: Sequence[Score]) -> Score:
-    return Score(*(float(value) for value in np.mean(scores, axis=0)))
+RATES = (1 / 60, 0.1, 1.0, 10.0, 100.0, 1000.0)
+"""Requests per second: from one per minute to full batches."""
+GOODPUT = Figure(
+    "goodput of `FallbackRouter` in overload, from 2 s after it began", over="goodput at capacity", at_least=0.97
+)
+ON_TIME = Figure("responses of `FallbackRouter` in overload that are on time", form="{:.2f} %", at_least=99)
+QUALITY_PER_REQUEST = Figure(
+    "quality per request of `FallbackRouter` at 1.3× the capacity",
+    over="the best fixed mix of routes",
+    form="{:.3f}×",
+    at_least=0.97,
+)
+QUALITY_OF_RESPONSES = Figure(
+    "quality of the responses of `FallbackRouter` at 1.3× the capacity",
+    over="the best fixed mix with 99 % on time",
+    form="{:.3f}×",
+    at_least=0.97,
+)
+RETURN = Figure("slowest return to the best route after a brown-out of 10 s", form="{:.2f} s", at_most=5)
+FLAPS = Figure("times that the best route is left again after a brown-out of 10 s", form="{:.0f}", at_most=1)
+LOST = Figure("requests lost while the better of two routes is down, worst of six rates", form="{:.2f} %", at_most=1)
+LATE = Figure("rates, of six, at which a route is back neither in 10 s nor in three requests", form="{:.0f}", at_most=0)
+ADDED = Figure("CPU that `FallbackRouter` with three healthy routes adds to a request", form="{:.1f} µs", at_most=2)
 
 
 @functools.cache
@@ -208,12 +74,6 @@ def _after_4_s(factor: float) -> Callable[[float], float]:
 
 def _from_5_to_15_s(slow: float) -> Callable[[float], float]:
     return lambda t: slow if 5 <= t < 15 else 1.0
-
-
-def verdict(value: float, bar: float, *, at_most: bool = False) -> str:
-    """Whether a bar is reached."""
-    reached = value <= bar if at_most else value >= bar
-    return f"bar {'≤' if at_most else '≥'} {bar:g}: {'reached' if reached else 'MISSED'}"
 
 
 def bench_step() -> None:
@@ -240,11 +100,14 @@ def bench_step() -> None:
                     rows.append([*(part.goodput / before for part in parts), late[2], parts[2][3]])
                 first, second, after, of_answered, quality = np.mean(rows, axis=0)
                 device = "one device" if one_device else "own devices"
-                bar = f"  {verdict(after, 0.97)}, {verdict(of_answered, 0.99)}" if shares is None else ""
                 print(
                     f"  {device:<12}{factor}× {name:<14}{first:8.2f} {second:8.2f} {after:8.2f}{of_answered:16.4f}"
-                    f"{quality:14.3f}{bar}"
+                    f"{quality:14.3f}"
                 )
+                if shares is None:
+                    case = f"{device}, {factor}× the capacity"
+                    GOODPUT.report([row[2] for row in rows], case=case)
+                    ON_TIME.report([100 * row[3] for row in rows], case=case)
 
 
 def bench_quality() -> None:
@@ -278,24 +141,19 @@ def bench_quality() -> None:
                     for seed in SEEDS
                 ]
             )
-            mix = "" if shares is None else " ".join(f"{share:.2f}" for share in shares)
+            parts = "" if shares is None else " ".join(f"{share:.2f}" for share in shares)
             print(
-                f"  {device:<12}{name:<24}{mix:<16} per request {found[name].quality_per_request:.4f}, "
+                f"  {device:<12}{name:<24}{parts:<16} per request {found[name].quality_per_request:.4f}, "
                 f"mean of answers {found[name].mean_quality:.4f}, on time {found[name].on_time:.4f}"
             )
-        per_request = found["router"].quality_per_request / found["best mix"].quality_per_request
-        of_answers = found["router"].mean_quality / found["best with 99 % on time"].mean_quality
-        print(f"    router over best mix, per request: {per_request:.4f}   {verdict(per_request, 0.97)}")
-        print(
-            f"    router over best with 99 % on time, mean of answers: {of_answers:.4f}   {verdict(of_answers, 0.97)}"
-        )
+        ours, mix, timely = (found[name] for name in ("router", "best mix", "best with 99 % on time"))
+        QUALITY_PER_REQUEST.report(ours.quality_per_request / mix.quality_per_request, case=device)
+        QUALITY_OF_RESPONSES.report(ours.mean_quality / timely.mean_quality, case=device)
 
 
 def bench_brown_out() -> None:
     """Half the capacity; everything is slower from second 5 to 15."""
-    print(
-        "\nReturn after a brown-out of 10 s at 0.6× capacity: seconds until ≥ 99 % of the answers are the best route's"
-    )
+    print("\nReturn after a brown-out of 10 s at 0.6× capacity: until ≥ 99 % of the answers are the best route's")
     rate = 0.6 * capacity()
     for one_device in (False, True):
         for slow in (2.5, 10.0):
@@ -317,11 +175,9 @@ def bench_brown_out() -> None:
                 flaps.append(sum(a and not b for a, b in zip(full[returned:-1], full[returned + 1 :], strict=True)))
                 meanwhile.append(score(answers, 5.0, 15.0).on_time)
             device = "one device" if one_device else "own devices"
-            print(
-                f"  {device:<12}{slow:>4.1f}× slower: {max(waits):.2f} s, flaps {max(flaps)}, "
-                f"meanwhile {np.mean(meanwhile):.3f} on time   "
-                f"{verdict(max(waits), 5.0, at_most=True)}, {verdict(max(flaps), 1, at_most=True)}"
-            )
+            case = f"{device}, {slow:g}× slower"
+            RETURN.report(max(waits), case=case, note=f"meanwhile {100 * np.mean(meanwhile):.1f} % on time")
+            FLAPS.report(max(flaps), case=case)
 
 
 class Outage:
@@ -399,17 +255,18 @@ def outage(rate: float, kind: str, *, batched: bool, seed: int = 1) -> Recovery:
 
 def bench_outage() -> None:
     """The better of two routes fails or hangs, at every rate; and how soon it has all requests again."""
-    print("\nAn outage of the better of two routes, 10 s or twelve requests: lost meanwhile; after it, until all")
-    print("requests have its answer (bar: 10 s or three requests; lost in a hang at most 1 %)")
+    print("\nAn outage of the better of two routes, 10 s or twelve requests, then until all have its response again")
     for kind in ("fails", "hangs"):
         for batched in (False, True):
-            for rate in (1 / 60, 0.1, 1.0, 10.0, 100.0, 1000.0):
+            worst_lost, late = 0.0, 0
+            for rate in RATES:
                 lost, seconds, requests = outage(rate, kind, batched=batched)
-                soon = "reached" if seconds <= 10.0 or requests <= 3 else "MISSED"
-                print(
-                    f"  {kind} {'batcher' if batched else 'plain  '} {rate:9.3f}/s: lost {lost:.2%}"
-                    f" {verdict(lost, 0.01, at_most=True)}; {seconds:8.2f} s, {requests} requests: {soon}"
-                )
+                worst_lost = max(worst_lost, lost)
+                late += seconds > 10.0 and requests > 3
+                print(f"  {rate:9.3f}/s: lost {lost:.2%}; back after {seconds:.2f} s, {requests} requests")
+            case = f"it {kind}, {'with batchers' if batched else 'without batchers'}"
+            LOST.report(100 * worst_lost, case=case)
+            LATE.report(late, case=case)
 
 
 class Answering:
@@ -444,10 +301,11 @@ def bench_cost() -> None:
 
     print("\nCPU per request, µs, least of 10               bare    with router    added   (three healthy routes)")
     services: dict[str, Callable[[], Any]] = {
-        "a service that does nothing": Answering,
+        "no batcher": Answering,
         "batcher, greedy": lambda: batched("greedy"),
         "batcher, lookahead": lambda: batched("lookahead"),
     }
+    cases: dict[str, list[float]] = {}
     for callers in (1, 32):
         for name, make in services.items():
             bare = routed_s = float("inf")
@@ -457,7 +315,11 @@ def bench_cost() -> None:
             added = (routed_s - bare) * 1e6
             label = f"{name}, {callers} callers"
             figures = f"{bare * 1e6:8.2f}{routed_s * 1e6:12.2f}{added:12.2f}"
-            print(f"  {label:<42}{figures}   {verdict(added, 2.0, at_most=True)}")
+            print(f"  {label:<42}{figures}")
+            case = name if name == "no batcher" else f"batcher, {callers} caller{'s' if callers > 1 else ''}"
+            cases.setdefault(case, []).append(added)
+    for case, values in cases.items():
+        ADDED.report(values, case=case)
 
 
 PARTS = {

@@ -10,6 +10,7 @@ back to 600 updates at 720.
 """
 
 import argparse
+import statistics
 import subprocess
 import sys
 import time
@@ -19,6 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from _lib.figures import Figure
+
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1] / "tests" / "support"))
 from browser import Browser  # type: ignore[import-not-found]  # noqa: E402 - the client of the tests
@@ -27,7 +30,12 @@ SERVICES, PER_SECOND = 10, 10
 FULL_S = 75.0
 """Seconds after which the browser's history, at most 720 points, is full."""
 POINTS = "return +(document.body.dataset.points ?? 0)"
-BAR_SHARE, BAR_HEAP = 0.02, 0.05
+SHARE = Figure("CPU of the live page's server, share of a core", form="{:.1f} %", at_most=2)
+OVER_JSON = Figure("CPU of the live page's server with one browser", over="whole JSON snapshots")
+DROPPED = Figure("updates that the browser of the live page dropped", form="{:.0f}", at_most=0)
+TROUBLE = Figure("restarts and errors of the live page in its browser", form="{:.0f}", at_most=0)
+HEAP = Figure("growth of the heap of the live page's browser", form="{:+.1f} %", at_most=5)
+NODES = Figure("growth of the live page's document, in nodes", form="{:+.1f} %", at_most=1)
 
 
 @contextmanager
@@ -86,8 +94,7 @@ def measure(kind: str, seconds: float, port: int) -> dict[str, Any]:
             browser.until("return Math.abs(document.body.dataset.points - arguments[0]) <= 5", points)
         later, later_nodes = weigh(browser)
         return {
-            "share": sorted(shares)[len(shares) // 2] - idle,
-            "spread": (min(shares) - idle, max(shares) - idle),
+            "shares": [share - idle for share in shares],
             "idle": idle,
             "rate": seen / (ended_s - began_s),
             "missed": browser.run("return document.body.dataset.missed ?? '-'"),
@@ -106,27 +113,20 @@ def main() -> None:
     print(f"{SERVICES} services, {PER_SECOND} updates a second, one browser")
     found = {"json": measure("json", options.seconds / 6, 8391), "page": measure("page", options.seconds, 8392)}
     for kind, it in found.items():
-        low, high = it["spread"]
         print(
-            f"  {kind:5} server {it['share']:7.2%} of a core ({low:.2%} to {high:.2%}; without a browser "
+            f"  {kind:5} server {statistics.median(it['shares']):7.2%} of a core (without a browser "
             f"{it['idle']:.2%}), {it['rate']:.2f} updates/s in the browser"
         )
     page = found["page"]
     (before, after), (nodes, later) = page["heap"], page["nodes"]
-    print(f"  page over json: {page['share'] / found['json']['share']:.3f}")
-
-    def tell(text: str, ok: bool) -> None:
-        print(f"  {text} {'✓' if ok else '✗'}")
-
-    tell(f"server, share of a core: {page['share']:.2%}   bar {BAR_SHARE:.0%}", page["share"] <= BAR_SHARE)
-    tell(f"updates dropped in the browser: {page['missed']}   bar 0", page["missed"] == "0")
-    tell(
-        f"restarts and errors: {page['restarts']}, {len(page['errors'])}",
-        page["restarts"] == "0" and not page["errors"],
-    )
-    grown = after / before - 1
-    text = f"heap {before / 1e6:.2f} → {after / 1e6:.2f} MB, nodes {nodes} → {later}, points {page['points']}"
-    tell(f"{text}; growth {grown:+.1%}   bar {BAR_HEAP:.0%}", grown <= BAR_HEAP and later <= nodes * 1.01)
+    print(f"  heap {before / 1e6:.2f} → {after / 1e6:.2f} MB, nodes {nodes} → {later}, points {page['points']}")
+    case = f"{SERVICES} services at {PER_SECOND} updates/s for {options.seconds:g} s"
+    SHARE.report([100 * share for share in page["shares"]], case=case)
+    OVER_JSON.report(statistics.median(page["shares"]) / statistics.median(found["json"]["shares"]), case=case)
+    DROPPED.report(float(page["missed"]), case=case)
+    TROUBLE.report(float(page["restarts"]) + len(page["errors"]), case=case)
+    HEAP.report(100 * (after / before - 1), case=case)
+    NODES.report(100 * (later / nodes - 1), case=case)
 
 
 if __name__ == "__main__":

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import prometheus_client
 import prometheus_client.openmetrics.exposition
+from _lib.figures import Figure
 from _lib.floor import cpu_per_request
 from opentelemetry.sdk.metrics.export import ConsoleMetricExporter
 from opentelemetry.sdk.trace import TracerProvider
 from servers.asgi_server import AsgiServer, request
 from servers.prometheus_server import PROMETHEUS, PrometheusServer
-from telemetry.bench_histogram import verdict
 
 import streaminfer as si
 from streaminfer.telemetry import EventLog, StackMetricExporter, Tracing
@@ -35,6 +35,13 @@ SERVICES, HISTOGRAMS, DURATIONS = 50, 3, 200_000
 ROUNDS = 30
 PROTOBUF = "application/vnd.google.protobuf"
 OPENMETRICS = "application/openmetrics-text"
+SCRAPE = Figure("CPU of a scrape of 50 services with 3 histograms each", form="{:.1f} ms", at_most=5)
+SCRAPE_OVER_PEER = Figure(
+    "CPU of a scrape with native histograms", over="`prometheus_client`'s plain text without them"
+)
+SERIES = Figure("bytes of a series of a native histogram", form="{:,.0f}", at_most=1024)
+QUANTILE = Figure("p99 of a real Prometheus off our own, worst of 50 services", form="{:.2f} %", at_most=0.5)
+ADDED = Figure("CPU that exporters add to a request", form="{:.2f} µs")
 
 
 def telemetries(scale: float = 1.0) -> list[si.Telemetry]:
@@ -63,17 +70,18 @@ def bench_scrape(found: list[si.Telemetry]) -> None:
     openmetrics: Any = prometheus_client.openmetrics.exposition  # without types
     app, registry = si.telemetry.metrics_app(*found), peer()
     loop = asyncio.new_event_loop()
+    peers = "prometheus_client, plain text"
 
     def scrape(accept: str, *more: tuple[str, str]) -> bytes:
         return loop.run_until_complete(request(app, headers=[("Accept", accept), *more]))[2]
 
     ways: dict[str, Callable[[], bytes]] = {
-        "protobuf, native and classic": lambda: scrape(PROTOBUF),
-        "protobuf, as Prometheus asks for it": lambda: scrape(PROTOBUF, ("Accept-Encoding", "gzip")),
+        "protobuf": lambda: scrape(PROTOBUF),
+        "protobuf with gzip": lambda: scrape(PROTOBUF, ("Accept-Encoding", "gzip")),
         "OpenMetrics": lambda: scrape(OPENMETRICS),
         "plain text": lambda: scrape("text/plain"),
-        "plain text, gzip": lambda: scrape("text/plain", ("Accept-Encoding", "gzip")),
-        "prometheus_client, plain text": lambda: prometheus_client.generate_latest(registry),
+        "plain text with gzip": lambda: scrape("text/plain", ("Accept-Encoding", "gzip")),
+        peers: lambda: prometheus_client.generate_latest(registry),
         "prometheus_client, OpenMetrics": lambda: openmetrics.generate_latest(registry),
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
@@ -83,18 +91,20 @@ def bench_scrape(found: list[si.Telemetry]) -> None:
             began = time.process_time()
             sizes[name] = len(way())
             times[name].append((time.process_time() - began) * 1e3)
-    print(f"scrape of {SERVICES} services × {HISTOGRAMS} histograms, ms of CPU, {ROUNDS} rounds (bar 5 ms):")
+    print(f"scrape of {SERVICES} services × {HISTOGRAMS} histograms, ms of CPU, {ROUNDS} rounds:")
     for name, taken in times.items():
         low, middle, high = np.quantile(taken, [0.0, 0.5, 0.9])
         print(f"  {name:35} least {low:6.2f}  median {middle:6.2f}  p90 {high:6.2f}  {sizes[name] / 1024:7.1f} KiB")
+    for name in ("protobuf", "plain text", "plain text with gzip"):
+        SCRAPE.report(times[name], case=name)
+        SCRAPE_OVER_PEER.report([own / base for own, base in zip(times[name], times[peers], strict=True)], case=name)
     loop.close()
     collection = Collection(HistogramReader())
     collection.add(found[0].name, [found[0]])
     latency = {metric: samples for metric, samples in collection.families.items() if metric.name == "request.duration"}
     size = len(b"".join(write_protobuf(latency)))
-    theirs = sizes["prometheus_client, plain text"] / (SERVICES * HISTOGRAMS)
-    print(f"bytes of a native series with its classic buckets: {size} (bar 1,024: {verdict(size, 1024)}); ", end="")
-    print(f"prometheus_client, classic buckets in plain text: {theirs:.0f}")
+    theirs = sizes[peers] / (SERVICES * HISTOGRAMS)
+    SERIES.report(size, note=f"`prometheus_client`'s plain text, without native histograms, {theirs:,.0f}")
 
 
 def bench_prometheus(first: list[si.Telemetry], second: list[si.Telemetry]) -> None:
@@ -116,9 +126,8 @@ def bench_prometheus(first: list[si.Telemetry], second: list[si.Telemetry]) -> N
         errors.append(abs(single[telemetry.name] / ours.quantile(0.99) - 1))
         ours.merge(twin._histograms[0])
         merged_errors.append(abs(merged[telemetry.name] / ours.quantile(0.99) - 1))
-    print(f"p99 of a real Prometheus over ours, {SERVICES} services (bar 0.5 %): worst {max(errors):.3%}, ", end="")
-    print(f"{verdict(max(errors), 0.005)}; two merged servers: worst {max(merged_errors):.3%}, ", end="")
-    print(verdict(max(merged_errors), 0.005))
+    QUANTILE.report(100 * max(errors), case="one server")
+    QUANTILE.report(100 * max(merged_errors), case="two merged servers")
 
 
 def bench_requests() -> None:
@@ -140,18 +149,17 @@ def bench_requests() -> None:
     silent = TracerProvider().get_tracer("bench")
     kinds: dict[str, Callable[[], Any]] = {
         "without exporters": lambda: cpu(stack(), attached=False),
-        "app, event log, OpenTelemetry exporter": lambda: cpu(stack(), attached=True),
-        "and tracing, nothing sampled": lambda: cpu(stack(Tracing(silent, ratio=0.0)), attached=True),
+        "metrics app, event log and OpenTelemetry exporter": lambda: cpu(stack(), attached=True),
+        "exporters and tracing that samples nothing": lambda: cpu(stack(Tracing(silent, ratio=0.0)), attached=True),
     }
     taken: dict[str, list[float]] = {name: [] for name in kinds}
     for _ in range(7):
         for name, kind in kinds.items():
             taken[name].append(asyncio.run(kind()) * 1e6)
-    base = statistics.median(taken["without exporters"])
-    print("CPU of a request, µs, median (least) of 7 interleaved rounds (bar: nothing added by exporters):")
+    bare = taken.pop("without exporters")
+    print(f"CPU of a request without exporters: {statistics.median(bare):.2f} µs ({min(bare):.2f})")
     for name, values in taken.items():
-        middle = statistics.median(values)
-        print(f"  {name:42}{middle:7.2f} ({min(values):.2f})  {middle - base:+.2f}")
+        ADDED.report([value - base for value, base in zip(values, bare, strict=True)], case=name)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from _lib.figures import Figure
 from _lib.floor import cpu_per_request
-from telemetry.bench_histogram import build_floor, least, loop_over, verdict
+from telemetry.bench_histogram import build_floor, least, loop_over
 
 import streaminfer as si
 from streaminfer.errors import BackendError
@@ -25,6 +26,9 @@ PER_LOOP = 2_000
 REPEAT = 300
 CALLERS = 32
 REQUESTS = 40_000
+RECORD = Figure("a call of `SLO.record` with a latency", form="{:.0f} ns", at_most=60)
+BURNING = Figure("a call of `SLO.burning`", form="{:.0f} ns", at_most=100)
+ADDED = Figure("time that an `SLO` adds to the record of a request", form="{:.0f} ns", at_most=60)
 
 
 def histograms() -> list[LatencyHistogram]:
@@ -49,13 +53,12 @@ def bench_calls(floor: Any) -> None:
         "Recorder.record with slo": loop_over(latencies, "x.record(0, 9)", x=BudgetRecorder(slo, None, *histograms())),
     }
     ns = {name: seconds / PER_LOOP * 1e9 for name, seconds in least(calls, repeat=REPEAT).items()}
-    bars = {"SLO.record(s)": 60.0, "SLO.burning()": 100.0}
     print("One call, ns                       whole      net")
     for name, value in ns.items():
-        bar = f"   bar {bars[name]:.0f}: {verdict(value, bars[name])}" if name in bars else ""
-        print(f"  {name:<30}{value:10.1f}{value - ns['empty Cython method']:9.1f}{bar}")
-    added = ns["Recorder.record with slo"] - ns["Recorder.record"]
-    print(f"  added to a recorded request by slo: {added:.1f} ns   bar 60: {verdict(added, 60.0)}")
+        print(f"  {name:<30}{value:10.1f}{value - ns['empty Cython method']:9.1f}")
+    RECORD.report(ns["SLO.record(s)"])
+    BURNING.report(ns["SLO.burning()"])
+    ADDED.report(ns["Recorder.record with slo"] - ns["Recorder.record"])
 
 
 def bench_reads() -> None:
