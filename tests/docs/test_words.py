@@ -116,9 +116,9 @@ def test_sentences_have_lines_of_their_own(page):
     assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=_name)
+@pytest.mark.parametrize("page", [page for page in PAGES if not page.name.startswith("figures-")], ids=_name)
 def test_page_is_short(page):
-    """A longer page has more than one purpose."""
+    """A longer page has more than one purpose; tables of figures are as long as their benchmarks are many."""
     assert len(page.read_text(encoding="utf-8").splitlines()) <= MAX_PAGE_LINES
 
 
