@@ -37,6 +37,8 @@ class DispatchState:
         timer_ns: when the timer is due; ``NEVER``: it is not set.
     """
 
+    __slots__ = ("free", "is_scheduled", "pipelines", "timer_ns")  # uncompiled, or those of a subclass are none
+
     free: int
     is_scheduled: bool
     pipelines: bool
