@@ -67,8 +67,8 @@ BUSIER = Figure("on time where models do not fit together, busier model alone", 
 P99 = Figure("p99 of silero beside BlazeFace on one core", over="silero alone", at_most=1.3)
 KEPT = Figure("BlazeFace on time beside silero on one core", over="BlazeFace alone", form="{:.2f}", at_least=0.95)
 SILERO_KEPT = Figure("silero on time beside BlazeFace on one core", over="silero alone", form="{:.3f}")
-BASE_P99 = Figure("p99 of silero beside BlazeFace, without a device", over="silero alone")
-BASE_KEPT = Figure("BlazeFace on time beside silero, without a device", over="BlazeFace alone", form="{:.2f}")
+BASE_P99 = Figure("p99 of silero, what the device stands beside", over="silero alone")
+BASE_KEPT = Figure("BlazeFace on time, what the device stands beside", over="BlazeFace alone", form="{:.2f}")
 
 
 def traffic(pair: tuple[ServiceTime, ServiceTime], load: float, kind: str, seed: int) -> dict[str, ModelLoad]:
