@@ -69,6 +69,22 @@ class HistogramState:
         ValueError: an impossible layout.
     """
 
+    __slots__ = (
+        "_counts",
+        "_mask",
+        "capacity_ns",
+        "clamped",
+        "count",
+        "counts_length",
+        "half_magnitude",
+        "highest_ns",
+        "lowest_ns",
+        "maximum_ns",
+        "minimum_ns",
+        "significant_digits",
+        "unit_magnitude",
+    )
+
     _counts: MutableSequence[int]
 
     def __init__(self, lowest_ns: int, highest_ns: int, significant_digits: int) -> None:
