@@ -69,21 +69,8 @@ class HistogramState:
         ValueError: an impossible layout.
     """
 
-    __slots__ = (
-        "_counts",
-        "_mask",
-        "capacity_ns",
-        "clamped",
-        "count",
-        "counts_length",
-        "half_magnitude",
-        "highest_ns",
-        "lowest_ns",
-        "maximum_ns",
-        "minimum_ns",
-        "significant_digits",
-        "unit_magnitude",
-    )
+    __slots__ = ("_counts", "_mask", "capacity_ns", "clamped", "count", "counts_length", "half_magnitude", "highest_ns",
+                 "lowest_ns", "maximum_ns", "minimum_ns", "significant_digits", "unit_magnitude")  # fmt: skip
 
     _counts: MutableSequence[int]
 
