@@ -7,8 +7,13 @@ that they are current.
 
 import ast
 import json
+import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+from _lib.figures import Figure
 
 __all__ = ["declared_figures", "draw_pages", "draw_readme", "stored_results"]
 
@@ -36,28 +41,21 @@ COLUMNS = "| figure | over | bar | measured | on |\n|---|---|---|---|---|\n"
 README_COLUMNS = "| figure | bar | measured | command |\n|---|---|---|---|\n"
 
 
-class Declared(NamedTuple):
-    """A figure as a benchmark declares it."""
-
-    over: str
-    bar: str
-
-
-def declared_figures() -> dict[str, Declared]:
+def declared_figures() -> dict[str, Figure]:
     """Return all figures by name, read from the sources: a benchmark may need packages that are not installed.
 
     Raises:
         ValueError: two have one name.
     """
-    figures: dict[str, Declared] = {}
+    figures: dict[str, Figure] = {}
     for path in sorted(BENCHMARKS.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Figure":
                 name = ast.literal_eval(node.args[0])
-                options = {word.arg: ast.literal_eval(word.value) for word in node.keywords}
+                options: Any = {word.arg: ast.literal_eval(word.value) for word in node.keywords}
                 if name in figures:
                     raise ValueError(f"two figures have the name {name!r}")
-                figures[name] = Declared(options.get("over", ""), _bar(options))
+                figures[name] = Figure(name, **options)
     return figures
 
 
@@ -76,8 +74,8 @@ def draw_pages() -> dict[Path, str]:
         page = REFERENCE / f"figures-{_family(name)}.md"
         head = HEAD.format(family=_family(name))
         rows = [
-            f"| {_subject(figure, case)} | {figures[figure].over} | {figures[figure].bar} | {_measured(row)} "
-            f"| {row['date']} |\n"
+            f"| {_subject(figure, case)} | {figures[figure].over} | {figures[figure].bar or 'printed'} "
+            f"| {_measured(row)} | {row['date']} |\n"
             for figure, cases in results[name].items()
             for case, row in cases.items()
         ]
@@ -100,12 +98,6 @@ def draw_readme() -> str:
     return f"{before}{START}{README_COLUMNS}{''.join(rows)}{END}{rest.split(END)[1]}"
 
 
-def _bar(options: dict[str, Any]) -> str:
-    form = options.get("form", "{:.2f}×")
-    limits = (("≤", options.get("at_most")), ("≥", options.get("at_least")))
-    return " and ".join(f"{sign} {form.format(limit)}" for sign, limit in limits if limit is not None) or "printed"
-
-
 def _descriptions() -> dict[str, str]:
     """Return what each benchmark measures, as ``benchmarks/run.py`` lists it."""
     for node in ast.parse((BENCHMARKS / "run.py").read_text(encoding="utf-8")).body:
@@ -123,7 +115,7 @@ def _family(name: str) -> str:
 
 
 def _measured(row: dict[str, Any]) -> str:
-    value, separator, note = row["measured"].partition("; ")
+    value, separator, note = str(row["measured"]).partition("; ")
     return value + (" (missed)" if row["met"] is False else "") + separator + note
 
 
