@@ -54,13 +54,13 @@ class DeadlineExceeded(StreamInferError, TimeoutError):  # noqa: N818 - the fiel
     """The deadline of the request passed before an answer was there."""
 
 
-class _RefusedAtOnce(StreamInferError):  # noqa: N818
+class _RejectedAtOnce(StreamInferError):  # noqa: N818
     def __init__(self, message: str = "", *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
 
 
-class Overloaded(_RefusedAtOnce):
+class Overloaded(_RejectedAtOnce):
     """The request was refused at once because there was no place for it.
 
     Attributes:
@@ -69,7 +69,7 @@ class Overloaded(_RefusedAtOnce):
     """
 
 
-class CircuitOpen(_RefusedAtOnce):
+class CircuitOpen(_RejectedAtOnce):
     """The request was refused at once because what it would ask is known to be broken.
 
     Attributes:
