@@ -155,18 +155,21 @@ class BackgroundRuns(NamedTuple):
     """How the batches of a model give way to those of another one while they run.
 
     A `Device` with ``preemptive=True`` calls ``set_background`` when the model comes into the background or leaves it,
-    and ``raise_running`` when a batch there has used up half of its time.
+    ``raise_running`` when a batch there has used up half of its time, and ``yield_running`` as a batch of the
+    foreground begins while one of the background runs.
 
     Attributes:
         set_background: with true, later batches run at the lowest priority of the operating system, so that what else
             wants the core has it at once; with false, at the usual one again.
         raise_running: lets batches that run go on at the usual priority.
         obstacle: returns why the batches cannot be lowered here; empty: they can.
+        yield_running: lets batches that run at the lowest priority give up their core once.
     """
 
     set_background: Callable[[bool], None]
     raise_running: Callable[[], None]
     obstacle: Callable[[], str] = str
+    yield_running: Callable[[], None] = lambda: None
 
 
 class ModelTensor(Protocol):

@@ -11,13 +11,21 @@ where the loop and the thread of a foreground model take turns: as one of them g
 to the thread that is owed time, and looks again at its next tick, after up to 4 ms (traced on Linux 6.18 with 250 ticks
 a second).
 
+So the thread yields its core as its call begins, and again as each batch of the foreground begins: whatever it is owed
+is spent by then, and the kernel looks again at once. In the middle of a call a signal makes it do so, whose handler is
+the system's ``sched_yield`` itself, which holds no lock and touches no memory. The signal is ``SIGURG``, which Go uses
+for the same purpose: it is ignored by default, not queued, and no debugger stops at it. Where the process has a handler
+of its own for it, none is sent.
+
 Any thread may be lowered, but raised again only with the right to do so: ``CAP_SYS_NICE``, or a limit
 ``RLIMIT_NICE`` that allows the thread's nice value. So this is tried once, in a thread that ends then.
 """
 
 import contextlib
+import ctypes
 import functools
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -42,8 +50,8 @@ class BatchPriority:
     __slots__ = ("_lowered", "_nice", "is_background")
 
     def __init__(self) -> None:
-        self._lowered: set[int] = set()  # threads
-        self._nice: set[int] = set()  # likewise
+        self._lowered: dict[int, int] = {}  # threads, by the system's number: Python's
+        self._nice: set[int] = set()  # threads
         self.is_background = False
 
     def set_background(self, is_background: bool) -> None:
@@ -56,8 +64,14 @@ class BatchPriority:
         """Let the batches that run go on at the usual priority."""
         running = tuple(self._lowered)
         for thread in running:  # none ends meanwhile: it would need the interpreter lock
+            del self._lowered[thread]
             _lowering().restore(thread)
         self._raise(running)
+
+    def yield_running(self) -> None:
+        """Let the batches that run at the lowest priority give up their core once, for whatever else wants it."""
+        for thread in tuple(self._lowered.values()):
+            _lowering().yield_thread(thread)
 
     def capability(self, obstacle: str = "") -> BackgroundRuns:
         """Return what a `Device` needs of the backend.
@@ -65,7 +79,9 @@ class BatchPriority:
         Args:
             obstacle: why its batches cannot be lowered; empty: only the system can stand against it.
         """
-        return BackgroundRuns(self.set_background, self.raise_running, lambda: obstacle or low_priority_obstacle())
+        return BackgroundRuns(
+            self.set_background, self.raise_running, lambda: obstacle or low_priority_obstacle(), self.yield_running
+        )
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function at the lowest priority, in a worker thread.
@@ -78,12 +94,13 @@ class BatchPriority:
         if thread not in self._nice:
             self._nice.add(thread)
             lowering.set_nice(thread, True)
-        self._lowered.add(thread)
+        self._lowered[thread] = threading.get_ident()
         lowering.lower()
+        lowering.yield_core()
         try:
             return function(*arguments)
         finally:
-            self._lowered.discard(thread)
+            self._lowered.pop(thread, None)
             lowering.restore(thread)
             if not self.is_background:  # any more
                 self._raise([thread])
@@ -107,6 +124,8 @@ class _Lowering(NamedTuple):
     lower: Callable[[], object]
     restore: Callable[[int], object]
     set_nice: Callable[[int, bool], object]
+    yield_core: Callable[[], object]
+    yield_thread: Callable[[int], object]
     obstacle: str = ""
 
 
@@ -118,7 +137,7 @@ def _lowering() -> _Lowering:
         lower = functools.partial(set_policy, 0, os.SCHED_IDLE, os.sched_param(0))
     except AttributeError:
         obstacle = "only Linux lowers and raises the priority of one thread"
-        return _Lowering(_do_nothing, _do_nothing, _do_nothing, obstacle)
+        return _Lowering(_do_nothing, _do_nothing, _do_nothing, _do_nothing, _do_nothing, obstacle)
     nice = os.getpriority(os.PRIO_PROCESS, 0)
 
     def usual(thread: int) -> None:
@@ -127,8 +146,9 @@ def _lowering() -> _Lowering:
     def set_nice(thread: int, is_nice: bool) -> None:
         os.setpriority(os.PRIO_PROCESS, thread, min(nice + NICE, 19) if is_nice else nice)
 
+    can = functools.partial(_Lowering, lower, usual, set_nice, *_yielding())
     if policy == os.SCHED_IDLE:
-        return _Lowering(lower, usual, set_nice, "the whole process has the lowest priority")
+        return can("the whole process has the lowest priority")
     errors: list[OSError] = []
 
     def lower_and_raise() -> None:
@@ -144,14 +164,23 @@ def _lowering() -> _Lowering:
     thread.start()
     thread.join()
     if not errors:
-        return _Lowering(lower, usual, set_nice)
-    return _Lowering(
-        lower,
-        usual,
-        set_nice,
+        return can()
+    return can(
         f"the priority of a thread cannot be raised again ({errors[0].strerror}): the process needs the capability "
         "CAP_SYS_NICE, or a limit RLIMIT_NICE of 20 (systemd: LimitNICE=+0; Docker: --ulimit nice=20)",
     )
+
+
+def _yielding() -> tuple[Callable[[], object], Callable[[int], object]]:
+    """Return what makes the calling thread yield its core, and another one by a signal."""
+    system = ctypes.CDLL(None)
+    handler = ctypes.cast(system.sched_yield, ctypes.c_void_p)
+    known = (ctypes.c_void_p * 64)()  # a struct sigaction and more; it begins with the handler
+    system.sigaction(signal.SIGURG, None, known)
+    if known[0] not in (None, handler.value):
+        return system.sched_yield, _do_nothing
+    system.signal(signal.SIGURG, handler)
+    return system.sched_yield, lambda thread: signal.pthread_kill(thread, signal.SIGURG)
 
 
 def _do_nothing(*_arguments: object) -> None:

@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+import signal
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -144,6 +146,102 @@ def test_a_call_in_another_thread_is_raised():
     thread.join()
 
     assert seen == [os.SCHED_IDLE, policy()]
+
+
+@pytest.fixture
+def yielded(monkeypatch):
+    """Threads that were made to yield."""
+    threads = []
+    system = priority._lowering()._replace(yield_thread=threads.append)
+    monkeypatch.setattr(priority, "_lowering", lambda: system)
+    return threads
+
+
+@can_lower
+def test_a_call_that_runs_yields(yielded):
+    calls = BatchPriority()
+
+    calls.yield_running()  # nothing runs
+    calls.run(calls.yield_running)
+    calls.yield_running()
+
+    assert yielded == [threading.get_ident()]
+
+
+@can_lower
+def test_a_call_that_was_raised_keeps_its_core(yielded):
+    calls = BatchPriority()
+
+    def call():
+        calls.raise_running()
+        calls.yield_running()
+
+    calls.run(call)
+
+    assert yielded == []
+
+
+@can_lower
+def test_a_call_yields_its_core_as_it_begins(monkeypatch):
+    seen = []
+    system = priority._lowering()._replace(yield_core=lambda: seen.append(policy()))
+    monkeypatch.setattr(priority, "_lowering", lambda: system)
+
+    BatchPriority().run(lambda: seen.append("call"))
+
+    assert seen == [os.SCHED_IDLE, "call"]
+
+
+@can_lower
+def test_a_call_that_blocks_is_not_cut_short_by_yields():
+    calls, began, done, seen = BatchPriority(), threading.Event(), threading.Event(), []
+
+    def call():
+        began.set()
+        seen.append(os.read(reader, 1))
+        done.wait()
+
+    reader, writer = os.pipe()
+    thread = threading.Thread(target=calls.run, args=(call,))
+    thread.start()
+    began.wait()
+    for _ in range(1000):
+        calls.yield_running()
+    os.write(writer, b"x")
+    done.set()
+    thread.join()
+    os.close(reader)
+    os.close(writer)
+
+    assert seen == [b"x"]
+
+
+def caught_signals():
+    """Numbers of the signals for which this process has a handler, as the system says."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    mask = int(next(line.split()[1] for line in lines if line.startswith("SigCgt:")), 16)
+    return {number for number in signal.valid_signals() if mask >> (number - 1) & 1}
+
+
+@can_lower
+def test_python_does_not_see_the_signal_that_makes_a_thread_yield(fresh):
+    assert low_priority_obstacle() == ""
+    assert signal.SIGURG in caught_signals()
+    assert signal.getsignal(signal.SIGURG) == signal.SIG_DFL
+
+
+@can_lower
+def test_a_handler_of_the_application_is_left_alone(fresh):
+    seen, calls = [], BatchPriority()
+    signal.signal(signal.SIGURG, lambda *_arguments: seen.append("urgent"))
+    try:
+        calls.run(calls.yield_running)
+        nothing = seen.copy()
+        signal.raise_signal(signal.SIGURG)
+    finally:
+        signal.signal(signal.SIGURG, signal.SIG_DFL)
+
+    assert (nothing, seen) == ([], ["urgent"])
 
 
 @can_lower

@@ -61,6 +61,11 @@ class Claim:
         if self._background_runs is not None:
             self._background_runs.raise_running()
 
+    def yield_running(self) -> None:
+        """Let the batches that run in the background give up their core once."""
+        if self._background_runs is not None:
+            self._background_runs.yield_running()
+
     @property
     def is_full(self) -> bool:
         """Whether a full batch is queued."""

@@ -250,7 +250,10 @@ class Device:
         level.running[execution] = member
         self._account(member).batches += 1
         level.interference.begin(execution, self._name(member), now_ns)
-        if level is self._back and self._loop is not None:
+        if level is self._front:
+            for other in set(self._back.running.values()):
+                other.claim.yield_running()
+        elif self._loop is not None:
             self._promotions.begin(self._loop, execution, member, now_ns)
 
     def end(self, execution: Execution, now_ns: int, *, succeeded: bool) -> None:

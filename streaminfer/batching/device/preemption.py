@@ -9,9 +9,10 @@ the second batch grows meanwhile. The pace is a product of three numbers:
 
 * a fifth of the model's objective, which bounds what the foreground pays;
 * the share of a single request's time that a full batch saves: no pause helps where that is nothing;
-* the *pressure* of the background, from 0 to 1. A request that takes a fifth of its time until the deadline puts none
-  on, one that takes all of it puts on all, and the slowest of a batch counts. Pressure rises at once, because a pause
-  that comes late has cost requests, and falls by a tenth with each batch.
+* the *pressure* of the background, from 0 to 1. A request that takes half of its time until the deadline puts none on,
+  one that takes all of it puts on all, and the slowest of a batch counts. Pressure rises at once, because a pause that
+  comes late has cost requests, and falls slowly, because short pauses that last serve both better than long ones that
+  come and go.
 
 A request that comes after the pace has passed begins at once, as do a full batch and one with a request that has no
 time for a pause.
@@ -31,10 +32,11 @@ __all__ = ["Preemption"]
 MOST_PACE = 0.2
 """Share of the objective."""
 
-_PATIENCE = 0.2
+_PATIENCE = 0.5
 """Share of its time until the deadline that a request of the background may take before the foreground pauses."""
 
-_RELEASE = 0.1
+_RELEASE = 0.03
+"""Share of the pressure that is too much, by which it falls with each batch of the background."""
 
 
 class Preemption:

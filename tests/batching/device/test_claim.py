@@ -62,6 +62,7 @@ def test_a_backend_that_offers_nothing_is_told_nothing():
 
     silent.set_background(True)
     silent.raise_running()
+    silent.yield_running()
 
     assert silent.obstacle == "its backend offers no BackgroundRuns"
 
@@ -72,5 +73,15 @@ def test_a_backend_without_obstacle_can_always():
 
     willing.set_background(True)
     willing.raise_running()
+    willing.yield_running()  # which it does not offer
 
     assert (willing.obstacle, told) == ("", [True, "raised"])
+
+
+def test_batches_that_run_yield():
+    told = []
+    runs = BackgroundRuns(told.append, list, yield_running=lambda: told.append("yielded"))
+
+    claim(runs=runs).yield_running()
+
+    assert told == ["yielded"]

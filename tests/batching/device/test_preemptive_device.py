@@ -21,7 +21,10 @@ class Model(ScriptedBackend):
         self.is_background = False
         self.begins_ms = []
         self.raises_ms = []
-        self.background_runs = BackgroundRuns(self.set_background, self.raise_running, lambda: obstacle)
+        self.yields_ms = []
+        self.background_runs = BackgroundRuns(
+            self.set_background, self.raise_running, lambda: obstacle, self.yield_running
+        )
         self._loop = loop
 
     def set_background(self, is_background):
@@ -29,6 +32,9 @@ class Model(ScriptedBackend):
 
     def raise_running(self):
         self.raises_ms.append(self._loop.time() * 1e3)
+
+    def yield_running(self):
+        self.yields_ms.append(self._loop.time() * 1e3)
 
     async def infer(self, batch):
         self.begins_ms.append(self._loop.time() * 1e3)
@@ -65,6 +71,23 @@ async def test_the_foreground_begins_while_the_background_runs(loop, device):
     assert device.statistics().running == 1
     assert device.statistics().background == ("patient",)
     await slow
+
+
+async def test_the_background_yields_as_each_batch_of_the_foreground_begins(loop, device):
+    urgent, patient, see, hear = pair(loop, device)
+    await see.start()
+    await hear.start()
+
+    await ask(see)  # while nothing runs in the background
+    slow = ask(hear)
+    await asyncio.sleep(0.010)
+    await ask(see)
+    await asyncio.sleep(0.010)
+    await ask(see)
+    await slow
+
+    assert patient.yields_ms == urgent.begins_ms[1:] == [12.0, 24.0]
+    assert urgent.yields_ms == []
 
 
 async def test_the_background_takes_turns(loop, device):
