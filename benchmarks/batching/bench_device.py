@@ -14,7 +14,8 @@ thread, under open load at several shares of what each does alone. Behind a devi
 preemptive, and independent batchers: the p99 of silero over that alone, and BlazeFace's requests on time over those
 alone: medians of interleaved rounds, with the same arrivals. The shares leave out what the event loop and the load
 generator take of the core, so that the highest pair is close to all of it. Beside them stands the floor: the preemptive
-device with a BlazeFace that returns at once, so that only its requests cost something. No device can do better.
+device with a BlazeFace that returns at once, so that only its requests cost something. No device can do better. The
+last rows have a process beside them that keeps the core busy.
 """
 
 import argparse
@@ -22,8 +23,11 @@ import asyncio
 import gc
 import os
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import attrs
 import numpy as np
@@ -216,11 +220,29 @@ async def in_real_time(rounds: int, seconds: float) -> None:
             arm.rate = share * most
         idle.rate = arms[1].rate
         await compare(arms, idle, shares, rounds, seconds)
+    with busy_process():
+        for arm, share, most in zip(arms, SHARES[0], capacities, strict=True):
+            arm.rate = share * most
+        idle.rate = arms[1].rate
+        await compare(arms, idle, SHARES[0], rounds, seconds, beside=", a busy process on the core")
     for arm in (*arms, idle):
         await arm.backend.stop()
 
 
-async def compare(arms: list[Arm], idle: Arm, shares: tuple[float, ...], rounds: int, seconds: float) -> None:
+@contextmanager
+def busy_process() -> Iterator[None]:
+    """Keep the cores of this process busy, by another one."""
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        busy.kill()
+        busy.wait()
+
+
+async def compare(
+    arms: list[Arm], idle: Arm, shares: tuple[float, ...], rounds: int, seconds: float, beside: str = ""
+) -> None:
     """Print what each way does for both arms at their rates, over the arms alone; for the floor, ``idle`` is second."""
     p99: dict[str, list[float]] = {way: [] for way in WAYS}
     kept: dict[str, list[float]] = {way: [] for way in WAYS}
@@ -238,10 +260,10 @@ async def compare(arms: list[Arm], idle: Arm, shares: tuple[float, ...], rounds:
             silero_kept[way].append(urgent / max(alone[0][1], 1))
             kept[way].append(on_time / max(alone[1][1], 1))
     pair = " and ".join(f"{share:.0%}" for share in shares)
-    print(f"\nat {pair} of what each does alone; silero's p99 alone: {statistics.median(alone_s) * 1e3:.1f} ms")
+    print(f"\nat {pair} of what each does alone{beside}; silero's p99 alone: {statistics.median(alone_s) * 1e3:.1f} ms")
     for way in WAYS:
-        is_device = way in DEVICES
-        case = f"{way}, {pair} of the capacity"
+        is_device = way in DEVICES and not beside
+        case = f"{way}, {pair} of the capacity{beside}"
         (P99 if is_device else BASE_P99).report(p99[way], case=case)
         (KEPT if is_device else BASE_KEPT).report(kept[way], case=case)
         SILERO_KEPT.report(silero_kept[way], case=case)

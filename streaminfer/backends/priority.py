@@ -2,7 +2,8 @@
 
 Linux runs a thread with the policy ``SCHED_IDLE`` only where no other thread wants the core, and gives the core to
 another one as soon as that wakes. A thread is lowered for the call of the model alone, which releases the interpreter
-lock: with the lock in a thread that gets no core, the event loop would wait too. Both ways are a system call each.
+lock, and by a call that has released it too: with the lock in a thread that gets no core, the event loop would wait.
+Both ways are a system call each.
 
 Between two calls the thread has a nice value 10 higher than usual, a tenth of the usual weight. At the usual one the
 event loop, which used more than its share while both wanted the core, owes the thread time, and the kernel (EEVDF)
@@ -133,20 +134,25 @@ class _Lowering(NamedTuple):
 def _lowering() -> _Lowering:
     try:
         policy = os.sched_getscheduler(0)
-        parameters, set_policy = os.sched_getparam(0), os.sched_setscheduler
-        lower = functools.partial(set_policy, 0, os.SCHED_IDLE, os.sched_param(0))
     except AttributeError:
         obstacle = "only Linux lowers and raises the priority of one thread"
         return _Lowering(_do_nothing, _do_nothing, _do_nothing, _do_nothing, _do_nothing, obstacle)
+    parameters = os.sched_getparam(0)
     nice = os.getpriority(os.PRIO_PROCESS, 0)
+    system = ctypes.CDLL(None, use_errno=True)  # its functions run without the interpreter lock
+    no_parameters = ctypes.byref(ctypes.c_int(0))
+
+    def lower() -> None:
+        if system.sched_setscheduler(0, os.SCHED_IDLE, no_parameters):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
     def usual(thread: int) -> None:
-        set_policy(thread, policy, parameters)
+        os.sched_setscheduler(thread, policy, parameters)
 
     def set_nice(thread: int, is_nice: bool) -> None:
         os.setpriority(os.PRIO_PROCESS, thread, min(nice + NICE, 19) if is_nice else nice)
 
-    can = functools.partial(_Lowering, lower, usual, set_nice, *_yielding())
+    can = functools.partial(_Lowering, lower, usual, set_nice, system.sched_yield, _thread_yield(system))
     if policy == os.SCHED_IDLE:
         return can("the whole process has the lowest priority")
     errors: list[OSError] = []
@@ -171,16 +177,15 @@ def _lowering() -> _Lowering:
     )
 
 
-def _yielding() -> tuple[Callable[[], object], Callable[[int], object]]:
-    """Return what makes the calling thread yield its core, and another one by a signal."""
-    system = ctypes.CDLL(None)
+def _thread_yield(system: ctypes.CDLL) -> Callable[[int], object]:
+    """Return what makes another thread yield its core."""
     handler = ctypes.cast(system.sched_yield, ctypes.c_void_p)
     known = (ctypes.c_void_p * 64)()  # a struct sigaction and more; it begins with the handler
     system.sigaction(signal.SIGURG, None, known)
     if known[0] not in (None, handler.value):
-        return system.sched_yield, _do_nothing
+        return _do_nothing
     system.signal(signal.SIGURG, handler)
-    return system.sched_yield, lambda thread: signal.pthread_kill(thread, signal.SIGURG)
+    return lambda thread: signal.pthread_kill(thread, signal.SIGURG)
 
 
 def _do_nothing(*_arguments: object) -> None:
