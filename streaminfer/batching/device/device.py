@@ -265,7 +265,7 @@ class Device:
         self._account(member).busy_ns += now_ns - execution.started_ns
         if self._preemption is not None:
             if level is self._back:
-                self._promotions.end(execution)
+                self._promotions.end(execution, member)
                 self._preemption.end_background(execution, now_ns)
             else:
                 self._preemption.end_foreground(member, execution.started_ns, now_ns)

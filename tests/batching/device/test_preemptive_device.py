@@ -287,7 +287,7 @@ async def test_each_request_ends_once_whatever_happens(loop, device, policy, see
 
     statistics = device.statistics()
     assert (statistics.running, statistics.waiting) == (0, ())
-    assert [model.is_background for model in models] == [False, True, True]
+    assert statistics.background == ("b", "c")
     for service in services:
         assert service.statistics().queued == service.statistics().running == 0
         await service.stop()
