@@ -155,8 +155,8 @@ class BackgroundRuns(NamedTuple):
     """How the batches of a model give way to those of another one while they run.
 
     A `Device` with ``preemptive=True`` calls ``set_background`` when the model comes into the background or leaves it,
-    ``raise_running`` when a batch there has used up half of its time, and ``yield_running`` as a batch of the
-    foreground begins while one of the background runs.
+    and before each batch there; ``raise_running`` when one has used up half of its time; and ``yield_running`` as a
+    batch of the foreground begins while one of the background runs.
 
     Attributes:
         set_background: with true, later batches run at the lowest priority of the operating system, so that what else
