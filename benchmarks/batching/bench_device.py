@@ -27,7 +27,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import attrs
 import numpy as np
@@ -215,16 +215,12 @@ async def in_real_time(rounds: int, seconds: float) -> None:
     nothing = si.CpuBackend(lambda images: np.zeros(len(images)), executor="thread")
     idle = Arm(arms[1].model, nothing, SLOS_S[1], REAL_CAPS[1])
     await nothing.start()
-    for shares in SHARES:
+    for shares, beside in (*((shares, "") for shares in SHARES), (SHARES[0], ", a busy process on the core")):
         for arm, share, most in zip(arms, shares, capacities, strict=True):
             arm.rate = share * most
         idle.rate = arms[1].rate
-        await compare(arms, idle, shares, rounds, seconds)
-    with busy_process():
-        for arm, share, most in zip(arms, SHARES[0], capacities, strict=True):
-            arm.rate = share * most
-        idle.rate = arms[1].rate
-        await compare(arms, idle, SHARES[0], rounds, seconds, beside=", a busy process on the core")
+        with busy_process() if beside else nullcontext():
+            await compare(arms, idle, shares, rounds, seconds, beside)
     for arm in (*arms, idle):
         await arm.backend.stop()
 
@@ -241,7 +237,7 @@ def busy_process() -> Iterator[None]:
 
 
 async def compare(
-    arms: list[Arm], idle: Arm, shares: tuple[float, ...], rounds: int, seconds: float, beside: str = ""
+    arms: list[Arm], idle: Arm, shares: tuple[float, ...], rounds: int, seconds: float, beside: str
 ) -> None:
     """Print what each way does for both arms at their rates, over the arms alone; for the floor, ``idle`` is second."""
     p99: dict[str, list[float]] = {way: [] for way in WAYS}

@@ -63,16 +63,17 @@ class BatchPriority:
 
     def raise_running(self) -> None:
         """Let the batches that run go on at the usual priority."""
-        running = tuple(self._lowered)
-        for thread in running:  # none ends meanwhile: it would need the interpreter lock
-            del self._lowered[thread]
-            _lowering().restore(thread)
-        self._raise(running)
+        for thread in tuple(self._lowered):
+            if self._lowered.pop(thread, None):  # its call has not ended
+                _lowering().restore(thread)
+                self._raise([thread])
 
     def yield_running(self) -> None:
         """Let the batches that run at the lowest priority give up their core once, for whatever else wants it."""
-        for thread in tuple(self._lowered.values()):
-            _lowering().yield_thread(thread)
+        number = _lowering().yield_signal
+        for thread in tuple(self._lowered) if number else ():
+            if thread in self._lowered:  # its call has not ended, nor has the thread, as it needs the interpreter lock
+                signal.pthread_kill(self._lowered[thread], number)
 
     def capability(self, obstacle: str = "") -> BackgroundRuns:
         """Return what a `Device` needs of the backend.
@@ -126,7 +127,8 @@ class _Lowering(NamedTuple):
     restore: Callable[[int], object]
     set_nice: Callable[[int, bool], object]
     yield_core: Callable[[], object]
-    yield_thread: Callable[[int], object]
+    yield_signal: int
+    """Makes the thread that gets it yield its core; 0: there is none."""
     obstacle: str = ""
 
 
@@ -136,7 +138,7 @@ def _lowering() -> _Lowering:
         policy = os.sched_getscheduler(0)
     except AttributeError:
         obstacle = "only Linux lowers and raises the priority of one thread"
-        return _Lowering(_do_nothing, _do_nothing, _do_nothing, _do_nothing, _do_nothing, obstacle)
+        return _Lowering(_do_nothing, _do_nothing, _do_nothing, _do_nothing, 0, obstacle)
     parameters = os.sched_getparam(0)
     nice = os.getpriority(os.PRIO_PROCESS, 0)
     system = ctypes.CDLL(None, use_errno=True)  # its functions run without the interpreter lock
@@ -152,9 +154,9 @@ def _lowering() -> _Lowering:
     def set_nice(thread: int, is_nice: bool) -> None:
         os.setpriority(os.PRIO_PROCESS, thread, min(nice + NICE, 19) if is_nice else nice)
 
-    can = functools.partial(_Lowering, lower, usual, set_nice, system.sched_yield, _thread_yield(system))
+    lowering = functools.partial(_Lowering, lower, usual, set_nice, system.sched_yield, _yield_signal(system))
     if policy == os.SCHED_IDLE:
-        return can("the whole process has the lowest priority")
+        return lowering("the whole process has the lowest priority")
     errors: list[OSError] = []
 
     def lower_and_raise() -> None:
@@ -170,22 +172,22 @@ def _lowering() -> _Lowering:
     thread.start()
     thread.join()
     if not errors:
-        return can()
-    return can(
+        return lowering()
+    return lowering(
         f"the priority of a thread cannot be raised again ({errors[0].strerror}): the process needs the capability "
         "CAP_SYS_NICE, or a limit RLIMIT_NICE of 20 (systemd: LimitNICE=+0; Docker: --ulimit nice=20)",
     )
 
 
-def _thread_yield(system: ctypes.CDLL) -> Callable[[int], object]:
-    """Return what makes another thread yield its core."""
+def _yield_signal(system: ctypes.CDLL) -> int:
+    """Return the signal that makes the thread that gets it yield its core; 0: it has another handler here."""
     handler = ctypes.cast(system.sched_yield, ctypes.c_void_p)
     known = (ctypes.c_void_p * 64)()  # a struct sigaction and more; it begins with the handler
     system.sigaction(signal.SIGURG, None, known)
     if known[0] not in (None, handler.value):
-        return _do_nothing
+        return 0
     system.signal(signal.SIGURG, handler)
-    return lambda thread: signal.pthread_kill(thread, signal.SIGURG)
+    return signal.SIGURG
 
 
 def _do_nothing(*_arguments: object) -> None:

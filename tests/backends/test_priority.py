@@ -151,9 +151,9 @@ def test_a_call_in_another_thread_is_raised():
 @pytest.fixture
 def yielded(monkeypatch):
     """Threads that were made to yield."""
+    priority._lowering()
     threads = []
-    system = priority._lowering()._replace(yield_thread=threads.append)
-    monkeypatch.setattr(priority, "_lowering", lambda: system)
+    monkeypatch.setattr(signal, "pthread_kill", lambda thread, number: threads.append((thread, number)))
     return threads
 
 
@@ -165,7 +165,7 @@ def test_a_call_that_runs_yields(yielded):
     calls.run(calls.yield_running)
     calls.yield_running()
 
-    assert yielded == [threading.get_ident()]
+    assert yielded == [(threading.get_ident(), signal.SIGURG)]
 
 
 @can_lower
@@ -179,6 +179,21 @@ def test_a_call_that_was_raised_keeps_its_core(yielded):
     calls.run(call)
 
     assert yielded == []
+
+
+@can_lower
+def test_a_call_that_ends_meanwhile_is_left_alone(monkeypatch):
+    calls, seen = BatchPriority(), []
+    calls._lowered = {1: 10, 2: 20}
+
+    def end_the_other(thread, _number):
+        seen.append(thread)
+        calls._lowered.pop(2, None)
+
+    monkeypatch.setattr(signal, "pthread_kill", end_the_other)
+    calls.yield_running()
+
+    assert seen == [10]
 
 
 @can_lower

@@ -9,13 +9,14 @@ import attrs
 
 from streaminfer._internal.display.unique_name import unique_name
 from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
+from streaminfer.batching.device.account import Account
 from streaminfer.batching.device.interference import Interference
 from streaminfer.batching.device.member import DeviceMember
 from streaminfer.batching.device.preemption import Preemption
 from streaminfer.batching.device.promotion import Promotions
 from streaminfer.batching.device.resident_set import ResidentSet
 from streaminfer.batching.device.stake import Stake, is_in_vain
-from streaminfer.batching.device.statistics import DeviceModelStatistics, DeviceStatistics
+from streaminfer.batching.device.statistics import DeviceStatistics
 from streaminfer.batching.device.turns import Bid, Turns
 from streaminfer.batching.policy import Decision
 from streaminfer.batching.queue._ticket_cy import NEVER, Execution, Ticket
@@ -30,19 +31,6 @@ class _Level:
 
     running: dict[Execution, DeviceMember] = attrs.field(factory=dict)
     interference: Interference = attrs.field(factory=Interference)
-
-
-@attrs.define
-class _Account:
-    """What one model had of the device."""
-
-    batches: int = 0
-    busy_ns: int = 0
-    waits: int = 0
-    longest_wait_ns: int = 0
-    loads: int = 0
-    load_ns: int = 0
-    promoted: int = 0
 
 
 class Device:
@@ -109,7 +97,7 @@ class Device:
         self._levels = (self._front, self._back) if preemptive else (self._front,)
         self._names: WeakKeyDictionary[DeviceMember, str] = WeakKeyDictionary()
         self._waiting: dict[DeviceMember, int] = {}  # since when
-        self._accounts: dict[str, _Account] = {}
+        self._accounts: dict[str, Account] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self.memory_bytes = None if memory_bytes is None else check_count("memory_bytes", memory_bytes)
         if preemptive and memory_bytes is not None:
@@ -289,15 +277,8 @@ class Device:
             preemptive=self.preemptive,
             background=tuple(sorted(named(it, it.source) for it in background)),
             models={
-                name: DeviceModelStatistics(
-                    batches=account.batches,
-                    busy_s=account.busy_ns / 1e9,
-                    waits=account.waits,
-                    longest_wait_s=account.longest_wait_ns / 1e9,
-                    loads=account.loads,
-                    load_s=account.load_ns / 1e9,
-                    promoted=account.promoted,
-                    slowdowns={str(other): value for (model, other), value in slowdowns.items() if model == name},
+                name: account.statistics(
+                    {str(other): how for (model, other), how in slowdowns.items() if model == name}
                 )
                 for name, account in sorted(self._accounts.items())
             },
@@ -434,8 +415,8 @@ class Device:
         self._turns.leave_out(load_ns, now_ns)
         self._loaded_for = member
 
-    def _account(self, member: DeviceMember) -> _Account:
-        return self._accounts.setdefault(self._name(member), _Account())
+    def _account(self, member: DeviceMember) -> Account:
+        return self._accounts.setdefault(self._name(member), Account())
 
     def _name(self, member: DeviceMember) -> str:
         """Return the name of a model, which no other one on the device has."""

@@ -1,4 +1,4 @@
-"""Batches of a device's background that have used up their patience: they go on at the usual priority."""
+"""Batches of a device's background at the usual priority: those that have waited too long, and those that would."""
 
 import asyncio
 import time
@@ -17,10 +17,11 @@ _WHOLE_CORE = 0.9
 """Cores that this process uses at least while a batch of the background runs, unless other processes want them too."""
 
 _MOST_BACKOFF = 32
+"""Batches."""
 
 
 class Promotions:
-    """Timers of the batches that run in the background of one device.
+    """Which batches of one device's background run at the usual priority.
 
     A batch is *promoted* when half of the time from its begin to its earliest deadline has passed, or ``max_wait_ns``
     where it has none. So no other process, and no foreground, keeps a core from the background for good.
