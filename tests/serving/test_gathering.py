@@ -173,5 +173,5 @@ def test_calls_accepted_one_by_one_share_a_batch(monkeypatch):
             await asyncio.gather(*calls)
             return stack.statistics().layers["AdaptiveBatcher"].batch_sizes
 
-    assert asyncio.run(main()) == {4: 1}
+    assert run(lambda _loop: main()) == {4: 1}  # a busy machine lets no hold end
     assert gathering.HOLD_TURNS > 7
