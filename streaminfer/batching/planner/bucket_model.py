@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from streaminfer._internal.units import NEVER_NS
 from streaminfer.batching.queue._feasibility_cy import DurationTable
 from streaminfer.batching.service_time._batch_means_cy import BatchMeans
+from streaminfer.batching.service_time._curve_cy import fill_planned
 from streaminfer.batching.service_time.latency_model import size_steps
 from streaminfer.batching.service_time.service_time import ServiceTime
 
@@ -137,10 +138,7 @@ class BucketModel:
             steps = size_steps(largest)
             self.recent.expect(mean, steps if self._padded is None else steps[self._padded])
         self._mean = mean
-        planned = mean[: best + 1]
-        if self.learns:
-            planned = planned + (planned * min(model.deviation, _LARGEST_SAFETY)).astype(np.int64)
-        self._set(planned, upper[: best + 1])
+        self._set(mean, upper, best, safety=min(model.deviation, _LARGEST_SAFETY) if self.learns else 0.0)
 
     def limit_rows(self, most: int) -> None:
         """Plan batches of at most so many rows from now on."""
@@ -152,7 +150,7 @@ class BucketModel:
         if self.timetable is None:
             return  # nothing is known yet
         if self.learns and not self.service_time.known:  # borrowed
-            self._set(self.durations[: most + 1], self.upper[: most + 1])
+            self._set(self.durations, self.upper, min(most, len(self.durations) - 1))
             return
         self._version, self.timetable = -1, None
         self.refresh()
@@ -213,22 +211,22 @@ class BucketModel:
         """Take over the durations of another bucket, times a ratio, until anything is known of this one."""
         scaled = np.maximum((other.durations * ratio).astype(np.int64), 1)[: self.cap + 1]
         scaled[0] = 0
-        self._set(scaled, scaled)
+        self._set(scaled, scaled, len(scaled) - 1)
         self._version = -1
 
-    def _set(self, durations: NDArray[np.int64], upper: NDArray[np.int64]) -> None:
-        # copies of their own, which DurationTable reads without asking NumPy
-        self.durations, self.upper = np.array(durations), np.array(upper)
-        self.steps = self._steps_of(self.durations)
-        self.timetable = DurationTable(self.durations, self.steps)
-        self.slow, self.slow_steps = self.upper, self._steps_of(self.upper)
-        self.upper_timetable = DurationTable(self.upper, self.slow_steps)
-        self.sure_ns = int(self.durations[1])
+    def _set(self, mean: NDArray[np.int64], upper: NDArray[np.int64], largest: int, *, safety: float = 0.0) -> None:
+        # arrays of their own, which DurationTable reads without asking NumPy
+        self.durations, self.upper, self.slow = np.empty((3, largest + 1), np.int64)
+        self.spread, sure = 1.0, 1.0
         if self.learns:
             self.spread = math.exp(self.service_time.deviation)
-            self.slow = np.minimum(self.upper, (self.durations * self.spread**_SLOW_DEVIATIONS).astype(np.int64))
-            self.slow_steps = self._steps_of(self.slow)
-            self.sure_ns = int(self.durations[1] * min(_SURE, self.spread**-_SURE_DEVIATIONS))
+            sure = min(_SURE, self.spread**-_SURE_DEVIATIONS)
+        stretch = self.spread**_SLOW_DEVIATIONS if self.learns else math.inf
+        fill_planned(mean, upper, safety, stretch, self.durations, self.upper, self.slow)
+        self.steps, self.slow_steps = self._steps_of(self.durations), self._steps_of(self.slow)
+        self.timetable = DurationTable(self.durations, self.steps)
+        self.upper_timetable = DurationTable(self.upper, self._steps_of(self.upper))
+        self.sure_ns = int(self.durations[1] * sure)
 
     def _steps_of(self, durations: NDArray[np.int64]) -> NDArray[np.int64]:
         return durations if self._workers == 1 else np.maximum(durations // self._workers, 1)

@@ -26,7 +26,7 @@ from streaminfer.batching.planner.bucket_model import BucketModel
 from streaminfer.batching.planner.class_filling import fill_with_less_urgent
 from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import NEVER, Ticket
-from streaminfer.batching.service_time.service_time import best_size
+from streaminfer.batching.service_time._curve_cy import best_size
 
 __all__ = ["choose_group", "plan_batch"]
 

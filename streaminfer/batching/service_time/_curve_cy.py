@@ -6,15 +6,21 @@ the C types of ``_curve_cy.pxd`` or run as it is.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["fill_times", "fill_whole_ns"]
+__all__ = ["WORTH_GROWING", "best_size", "fill_planned", "fill_times", "fill_whole_ns", "largest_as_good"]
+
+power = math.pow
 
 _LONGEST_NS = 1e17  # three years: sums of a few such instants still fit into int64
+_NEAR_BEST = 0.98
+WORTH_GROWING = 0.95
+_WORTH_GROWING = WORTH_GROWING  # a C variable in the compiled module
 
 
 def fill_times(sizes: tuple[int, ...], times_s: tuple[float, ...], slope_s: float, table: NDArray[np.float64]) -> None:
@@ -70,3 +76,75 @@ def fill_whole_ns(table: NDArray[np.float64], unit_ns: float, whole: NDArray[np.
         whole_ns = int(time_ns + 0.5)
         whole[size] = whole_ns if whole_ns > 0 else 1
     whole[0] = 0
+
+
+def fill_planned(
+    mean: NDArray[np.int64],
+    upper: NDArray[np.int64],
+    safety: float,
+    stretch: float,
+    planned: NDArray[np.int64],
+    capped: NDArray[np.int64],
+    slow: NDArray[np.int64],
+) -> None:
+    """Write what a planner counts with, up to a size.
+
+    Args:
+        mean: int64, at least as many as the others: nanoseconds by size.
+        upper: the same: what 19 of 20 batches do not exceed.
+        safety: share by which plans are longer than the mean.
+        stretch: of a planned duration, to that of a slow batch.
+        planned: shape (n + 1,), int64, written to: the mean and the share.
+        capped: the same shape, written to: ``upper``.
+        slow: the same shape, written to: planned times ``stretch``, at most ``upper``.
+    """
+    planned[0] = capped[0] = slow[0] = 0
+    for size in range(1, len(planned)):
+        duration = int(mean[size] * safety)
+        duration += mean[size]
+        longest = upper[size]
+        stretched = duration * stretch
+        planned[size] = duration
+        capped[size] = longest
+        if stretched < longest:
+            longest = int(stretched)
+        slow[size] = longest
+
+
+def best_size(table: NDArray[np.float64]) -> int:
+    """Return the batch size that `ServiceTime.best_batch_size` describes.
+
+    Args:
+        table: shape (n + 1,), float64, times by size in any unit; entry 0 is not read, the others are positive.
+    """
+    most = 0.0
+    for size in range(1, len(table)):
+        throughput = size / table[size]
+        if throughput > most:
+            most = throughput
+    best = 1
+    most_worth = -1.0
+    for size in range(1, len(table)):
+        throughput = size / table[size]
+        if throughput >= _NEAR_BEST * most:
+            worth = throughput * power(size, _WORTH_GROWING - 1.0)
+            if worth > most_worth:
+                best = size
+                most_worth = worth
+    return best
+
+
+def largest_as_good(table: NDArray[np.float64], best: int, limit: int, tolerance: float) -> int:
+    """Return the largest size whose throughput falls short of the best size's by no more than a share.
+
+    Args:
+        table: as for :func:`best_size`.
+        best: where to begin.
+        limit: the largest size, at least ``best``.
+        tolerance: the share.
+    """
+    least = best / table[best] * (1.0 - tolerance)
+    size = limit
+    while size > best and size / table[size] < least:
+        size -= 1
+    return size

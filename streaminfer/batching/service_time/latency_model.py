@@ -39,9 +39,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer._internal.validation import check_count, check_instance, check_whole
+from streaminfer.batching.service_time._curve_cy import WORTH_GROWING
 from streaminfer.batching.service_time._relative_costs_cy import STEEPEST, held_costs
 from streaminfer.batching.service_time.residual_quantile import ResidualQuantile
-from streaminfer.batching.service_time.service_time import WORTH_GROWING, ServiceTime
+from streaminfer.batching.service_time.service_time import ServiceTime
 
 __all__ = ["LatencyModel", "nearest_size", "size_steps"]
 
@@ -98,7 +99,7 @@ class LatencyModel:
         self._seen_at: dict[int, int] = {}  # observations at a size's last batch
         self._streak: list[float] = []  # residuals of the last batches, all outliers to one side
         self._published_speed = 0.0
-        self._moved = 0.0  # by how much predictions have moved since the curve was published
+        self._costs_moved = 0.0  # by how much, since the curve was published
         self._curve: ServiceTime | None = None
         if prior is not None:
             for size in _sizes_up_to(_PRIOR_SIZES):
@@ -162,7 +163,8 @@ class LatencyModel:
         own = residual + math.log(self.curve().at(near)) - self._costs[near]
         self._learn(near, residual, own if abs(own) < abs(residual) else residual)
         settling = self._visits[near] < _VISITS_COUNTED
-        if settling or self._moved > max(0.1 * self.residuals.deviation, _PUBLISH_FROM):
+        moved = abs(self._speed - self._published_speed) + self._costs_moved
+        if settling or moved > max(0.1 * self.residuals.deviation, _PUBLISH_FROM):
             self._publish()
 
     def batches_since(self, size: int) -> float:
@@ -277,7 +279,7 @@ class LatencyModel:
         gain = _SPEED_GAIN * min(visits / _SETTLED, 1.0)
         self._speed += gain * of_speed
         self._costs[near] += step
-        self._moved += abs(gain * of_speed) + abs(step)
+        self._costs_moved += abs(step)
 
     def _add(self, size: int, cost: float, visits: int) -> None:
         insort(self._sizes, size)
@@ -299,7 +301,7 @@ class LatencyModel:
             sizes, costs = [1, *sizes], [costs[0] * (0.5 + 0.5 / sizes[0]), *costs]
         self._curve = ServiceTime(tuple(sizes), tuple(costs), per_row)
         self._published_speed = self._speed
-        self._moved = 0.0
+        self._costs_moved = 0.0
         self.version += 1
 
 

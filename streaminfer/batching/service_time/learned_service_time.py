@@ -7,14 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer._internal.display.figures import COLORS, legend_above
+from streaminfer.batching.service_time._curve_cy import best_size, largest_as_good
 from streaminfer.batching.service_time.latency_model import LatencyModel
-from streaminfer.batching.service_time.service_time import (
-    ServiceTime,
-    best_size,
-    service_time_axes,
-    service_time_html,
-    whole_ns,
-)
+from streaminfer.batching.service_time.service_time import ServiceTime, service_time_axes, service_time_html, whole_ns
 
 __all__ = ["LearnedServiceTime"]
 
@@ -37,6 +32,7 @@ class LearnedServiceTime(LatencyModel):
     def __init__(self, *, prior: ServiceTime | None = None) -> None:
         super().__init__(prior=prior)
         self._tables_for = (-1, -1)
+        self._relative = np.zeros(0)
         self._mean = self._upper = np.zeros(0, np.int64)
 
     @property
@@ -81,12 +77,10 @@ class LearnedServiceTime(LatencyModel):
         Raises:
             RuntimeError: nothing is known yet.
         """
-        table = self.expected_ns(max_batch_size).astype(np.float64)
-        best = best_size(table)
+        self._refresh(max_batch_size)
+        best = best_size(self._relative)
         limit = int(max(best, min(self.gains_up_to, max_batch_size)))
-        throughput = np.arange(best, limit + 1) / table[best : limit + 1]
-        least = throughput[0] * (1.0 - min(self.residuals.deviation, _ALIKE))
-        return best + int(np.flatnonzero(throughput >= least)[-1])
+        return largest_as_good(self._relative, best, limit, min(self.residuals.deviation, _ALIKE))
 
     def fitted(self) -> ServiceTime:
         """Return the median durations as a fixed service time: to save, to compare, to start the next process from.
@@ -141,9 +135,9 @@ class LearnedServiceTime(LatencyModel):
     def _refresh(self, max_batch_size: int) -> None:
         if self._tables_for == (max_batch_size, self.version):
             return
-        relative, scale_ns = self.curve().table_s(max_batch_size), self.scale_ns()
+        self._relative, scale_ns = self.curve().table_s(max_batch_size), self.scale_ns()
         residuals = self.residuals
         mean_ns = scale_ns * residuals.mean_factor
-        self._mean = whole_ns(relative, mean_ns)
-        self._upper = whole_ns(relative, max(scale_ns * np.exp(residuals.margin), mean_ns))
+        self._mean = whole_ns(self._relative, mean_ns)
+        self._upper = whole_ns(self._relative, max(scale_ns * math.exp(residuals.margin), mean_ns))
         self._tables_for = (max_batch_size, self.version)

@@ -27,14 +27,12 @@ from numpy.typing import NDArray
 from streaminfer._internal.display.figures import COLORS, inline_svg, new_axes
 from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_count, check_duration, expected
-from streaminfer.batching.service_time._curve_cy import fill_times, fill_whole_ns
+from streaminfer.batching.service_time._curve_cy import best_size, fill_times, fill_whole_ns
 
-__all__ = ["WORTH_GROWING", "ServiceTime", "best_size", "service_time_axes", "service_time_html", "whole_ns"]
+__all__ = ["ServiceTime", "service_time_axes", "service_time_html", "whole_ns"]
 
 _FORMAT = "streaminfer.service_time"
 _VERSION = 1
-_NEAR_BEST = 0.98
-WORTH_GROWING = 0.95
 
 
 @attrs.frozen(repr=False)
@@ -226,18 +224,6 @@ class ServiceTime:
         if len(self.sizes) == 1:
             return self.per_item_s
         return (self.times_s[1] - self.times_s[0]) / (self.sizes[1] - self.sizes[0])
-
-
-def best_size(table: NDArray[np.float64]) -> int:
-    """The batch size that :meth:`ServiceTime.best_batch_size` describes.
-
-    Args:
-        table: shape (n + 1,), float64, times by size in any unit; entry 0 is not read, the others are positive.
-    """
-    sizes = np.arange(1, len(table))
-    throughput = sizes / table[1:]
-    near_best = throughput >= _NEAR_BEST * throughput.max()
-    return int(np.where(near_best, throughput * sizes ** (WORTH_GROWING - 1.0), -1.0).argmax()) + 1
 
 
 def whole_ns(table: NDArray[np.float64], unit_ns: float) -> NDArray[np.int64]:

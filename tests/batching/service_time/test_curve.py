@@ -52,3 +52,38 @@ def test_whole_nanoseconds_are_positive_and_bounded(form, table, unit_ns):
     expected = np.clip(table * unit_ns, 1.0, 1e17)
     assert whole[0] == 0
     np.testing.assert_allclose(whole[1:], expected[1:], rtol=1e-12, atol=0.5)
+
+
+@given(tables)
+def test_the_best_size_is_that_of_most_worth_near_the_most_throughput(form, table):
+    sizes = np.arange(1, len(table))
+    throughput = sizes / table[1:]
+    worth = throughput * sizes**-0.05
+    best = form.best_size(table)
+    assert throughput[best - 1] >= 0.98 * throughput.max() * (1 - 1e-12)
+    assert worth[best - 1] >= worth[throughput >= 0.98 * throughput.max()].max() * (1 - 1e-12)
+
+
+@given(tables, st.floats(0.0, 0.25), st.data())
+def test_the_largest_size_as_good_as_the_best(form, table, tolerance, data):
+    best = data.draw(st.integers(1, len(table) - 1))
+    limit = data.draw(st.integers(best, len(table) - 1))
+    throughput = np.arange(best, limit + 1) / table[best : limit + 1]
+    as_good = np.flatnonzero(throughput >= throughput[0] * (1.0 - tolerance))
+    assert form.largest_as_good(table, best, limit, tolerance) == best + as_good[-1]
+
+
+@given(tables, st.floats(0.0, 0.01), st.floats(1.0, 20.0), st.floats(1.0, 3.0))
+def test_planned_durations(form, table, safety, stretch, band):
+    mean, upper = (table * 1e9).astype(np.int64), (table * 1e9 * band).astype(np.int64)
+    planned, capped, slow = np.empty((3, len(table)), np.int64)
+    form.fill_planned(mean, upper, safety, stretch, planned, capped, slow)
+    np.testing.assert_array_equal(planned, mean + (mean * safety).astype(np.int64))
+    np.testing.assert_array_equal(capped, upper)
+    np.testing.assert_array_equal(slow, np.minimum(upper, (planned * stretch).astype(np.int64)))
+
+
+def test_what_nothing_is_known_to_exceed_is_as_slow_as_the_upper_estimate(form):
+    planned, capped, slow = np.empty((3, 3), np.int64)
+    form.fill_planned(np.array([0, 5, 7]), np.array([0, 6, 9]), 0.0, np.inf, planned, capped, slow)
+    assert (planned.tolist(), capped.tolist(), slow.tolist()) == ([0, 5, 7], [0, 6, 9], [0, 6, 9])
