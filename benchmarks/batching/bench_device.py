@@ -14,19 +14,21 @@ thread, under open load at several shares of what each does alone. Behind a devi
 preemptive, and independent batchers: the p99 of silero over that alone, and BlazeFace's requests on time over those
 alone: medians of interleaved rounds, with the same arrivals. The shares leave out what the event loop and the load
 generator take of the core, so that the highest pair is close to all of it. Beside them stands the floor: the preemptive
-device with a BlazeFace that returns at once, so that only its requests cost something. No device can do better. The
-last rows have a process beside them that keeps the core busy.
+device with a BlazeFace that returns at once, so that only its requests cost something. No device can do better. Then
+follow rows with a process beside them that keeps the core busy, and cold ones: the first two seconds of a new process
+for each run, whose batchers know nothing of their models yet.
 """
 
 import argparse
 import asyncio
 import gc
+import json
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import attrs
@@ -54,11 +56,13 @@ SWAPPED_S = 60.0
 SWAPS = (((5, 50), 0.1, 0.5), ((2, 50), 0.1, 0.5), ((20, 100), 0.05, 0.2), ((5, 5), 0.1, 0.5), ((5, 50), 1.0, 0.1))
 """Requests per second of each model, their time limit and what a load takes, in seconds."""
 SHARES = ((0.10, 0.30), (0.20, 0.40), (0.35, 0.45))
+COLD_S = 2.0
+SEPARATE = "separate batchers"
 FLOOR = "BlazeFace computes nothing"
 WAYS: dict[str, Callable[[], si.Device | None]] = {
     "turns": lambda: si.Device("core"),
     "preemptive": lambda: si.Device("core", preemptive=True),
-    "separate batchers": lambda: None,
+    SEPARATE: lambda: None,
     FLOOR: lambda: si.Device("core", preemptive=True),
 }
 DEVICES = ("turns", "preemptive")
@@ -172,22 +176,25 @@ class Arm:
         return p99_s, sum(one <= slo_ns for one in took)
 
 
-async def together(arms: list[Arm], device: si.Device | None, seconds: float, seed: int) -> list[tuple[float, int]]:
-    """Run the arms at the same time, behind batchers that have served a second before."""
+Results = list[tuple[float, int]]
+Run = Callable[[str, Sequence[int], int], Awaitable[Results]]
+"""Runs the arms of these numbers in a way, on the arrivals of a seed."""
+
+
+async def together(
+    arms: Sequence[Arm], device: si.Device | None, seconds: float, seed: int, *, warm_s: float = 1.0
+) -> Results:
+    """Run the arms at the same time, behind batchers that have served for a while before."""
     batchers = [arm.batcher(device) for arm in arms]
     for batcher in batchers:
         await batcher.start()
     gc.collect()
-    results: list[tuple[float, int]] = []
-    for warm in (True, False):
+    results: Results = []
+    for span_s, number in ((warm_s, seed + 100), (seconds, seed)):
         start_ns = time.monotonic_ns() + 20_000_000
-        span_s = 1.0 if warm else seconds
-        results = await asyncio.gather(
-            *(
-                arm.run(batcher, start_ns, span_s, seed + 100 * warm)
-                for arm, batcher in zip(arms, batchers, strict=True)
-            )
-        )
+        if span_s:
+            runs = [arm.run(batcher, start_ns, span_s, number) for arm, batcher in zip(arms, batchers, strict=True)]
+            results = await asyncio.gather(*runs)
     for batcher in batchers:
         await batcher.stop()
     return results
@@ -205,24 +212,59 @@ async def capacity(arm: Arm) -> float:
     return rate
 
 
-async def in_real_time(rounds: int, seconds: float) -> None:
-    arms, capacities = [], []
-    for model, slo_s, cap in zip((silero(), blazeface()), SLOS_S, REAL_CAPS, strict=True):
-        arm = Arm(model, model.make(), slo_s, cap)
-        await arm.backend.start()
-        arms.append(arm)
-        capacities.append(await capacity(arm))
+def real_arms() -> list[Arm]:
+    """Both models, and in place of BlazeFace one that computes nothing."""
+    arms = [
+        Arm(model, model.make(), slo_s, cap)
+        for model, slo_s, cap in zip((silero(), blazeface()), SLOS_S, REAL_CAPS, strict=True)
+    ]
     nothing = si.CpuBackend(lambda images: np.zeros(len(images)), executor="thread")
-    idle = Arm(arms[1].model, nothing, SLOS_S[1], REAL_CAPS[1])
-    await nothing.start()
-    for shares, beside in (*((shares, "") for shares in SHARES), (SHARES[0], ", a busy process on the core")):
-        for arm, share, most in zip(arms, shares, capacities, strict=True):
+    return [*arms, Arm(arms[1].model, nothing, SLOS_S[1], REAL_CAPS[1])]
+
+
+async def in_real_time(rounds: int, seconds: float) -> None:
+    arms = real_arms()
+    for arm in arms:
+        await arm.backend.start()
+    capacities = [await capacity(arm) for arm in arms[:2]]
+
+    async def warm(way: str, numbers: Sequence[int], seed: int) -> Results:
+        return await together([arms[number] for number in numbers], WAYS[way](), seconds, seed)
+
+    async def cold(way: str, numbers: Sequence[int], seed: int) -> Results:
+        told = json.dumps({"way": way, "rates": {number: arms[number].rate for number in numbers}, "seed": seed})
+        new = await asyncio.create_subprocess_exec(sys.executable, __file__, "--cold", told, stdout=subprocess.PIPE)
+        printed, _ = await new.communicate()
+        if new.returncode:
+            raise RuntimeError(f"the new process ended with {new.returncode}")
+        return [(p99_s, on_time) for p99_s, on_time in json.loads(printed.splitlines()[-1])]
+
+    conditions = (
+        *((shares, "") for shares in SHARES),
+        (SHARES[0], ", a busy process on the core"),
+        (SHARES[0], ", cold"),
+    )
+    for shares, beside in conditions:
+        for arm, share, most in zip(arms, shares, capacities, strict=False):
             arm.rate = share * most
-        idle.rate = arms[1].rate
-        with busy_process() if beside else nullcontext():
-            await compare(arms, idle, shares, rounds, seconds, beside)
-    for arm in (*arms, idle):
+        arms[2].rate = arms[1].rate
+        with busy_process() if "busy" in beside else nullcontext():
+            await compare(cold if "cold" in beside else warm, shares, rounds, beside)
+    for arm in arms:
         await arm.backend.stop()
+
+
+async def first_seconds(way: str, rates: dict[str, float], seed: int) -> Results:
+    """Run arms, by their number, from the start of their models on."""
+    every = real_arms()
+    arms = [every[int(number)] for number in rates]
+    for arm, rate in zip(arms, rates.values(), strict=True):
+        arm.rate = rate
+        await arm.backend.start()
+    results = await together(arms, WAYS[way](), COLD_S, seed, warm_s=0.0)
+    for arm in arms:
+        await arm.backend.stop()
+    return results
 
 
 @contextmanager
@@ -236,22 +278,18 @@ def busy_process() -> Iterator[None]:
         busy.wait()
 
 
-async def compare(
-    arms: list[Arm], idle: Arm, shares: tuple[float, ...], rounds: int, seconds: float, beside: str
-) -> None:
-    """Print what each way does for both arms at their rates, over the arms alone; for the floor, ``idle`` is second."""
+async def compare(run: Run, shares: tuple[float, ...], rounds: int, beside: str) -> None:
+    """Print what each way does for both arms, over the arms alone."""
     p99: dict[str, list[float]] = {way: [] for way in WAYS}
     kept: dict[str, list[float]] = {way: [] for way in WAYS}
     silero_kept: dict[str, list[float]] = {way: [] for way in WAYS}
     alone_s = []
     for seed in range(rounds):
-        alone = [(await together([arm], None, seconds, seed))[0] for arm in arms]
+        alone = [(await run(SEPARATE, [number], seed))[0] for number in range(2)]
         alone_s.append(alone[0][0])
         turned = seed % len(WAYS)
         for way in (*list(WAYS)[turned:], *list(WAYS)[:turned]):
-            (p99_s, urgent), (_, on_time) = await together(
-                [arms[0], idle] if way == FLOOR else arms, WAYS[way](), seconds, seed
-            )
+            (p99_s, urgent), (_, on_time) = await run(way, [0, 2] if way == FLOOR else [0, 1], seed)
             p99[way].append(p99_s / alone[0][0])
             silero_kept[way].append(urgent / max(alone[0][1], 1))
             kept[way].append(on_time / max(alone[1][1], 1))
@@ -270,7 +308,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="of each simulated row; 0: none is run")
     parser.add_argument("--rounds", type=int, default=5, help="in real time; 0: none is run")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each run in real time")
+    parser.add_argument("--cold", type=json.loads, help=argparse.SUPPRESS)  # one run of a new process
     options = parser.parse_args()
+    if options.cold:
+        print(json.dumps(asyncio.run(first_seconds(**options.cold))))
+        return
     si.warmup()
     if options.seeds:
         simulated(options.seeds)
