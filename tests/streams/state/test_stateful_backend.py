@@ -585,6 +585,27 @@ async def test_input_that_is_a_state(loop):
             await service(np.int64(1))
 
 
+async def test_requests_without_names(loop):
+    """A bare array is that caller's mistake, where the backend does not say what its only input is called."""
+
+    class Sums:
+        returns_new_arrays = True
+
+        async def infer(self, batch):
+            total = batch.inputs["h"] + batch.inputs["x"]
+            return {"y": total, "h2": total}
+
+    model = stateful(Sums(), initial={"h": np.zeros(())})
+    batcher = si.AdaptiveBatcher(max_batch_size=8)
+    async with si.Stack(batcher, model, clock=loop.clock) as service:
+        with pytest.raises(
+            InvalidInput, match=r"inputs: expected a mapping of input name to array, got 1\.0 \(float\)"
+        ):
+            await service(1.0, stream_id="a")
+        assert await service({"x": 1.0}, stream_id="a") == 1.0
+    assert batcher.statistics().submitted == 1
+
+
 async def test_reset_of_a_model(loop):
     """A new model starts all streams again, also under a batch that ran while it changed; ``keep_on_reload`` does not."""
     changes = 0
