@@ -96,7 +96,7 @@ class WorkerPool:
     @property
     def threads(self) -> list[threading.Thread]:
         """The threads that are not abandoned."""
-        return [entry.thread for entry in self._threads]
+        return [entry.thread for entry in self._threads if not entry.abandoned]
 
     def put(self, job: Job) -> bool:
         """Queue a job; false if the pool drains."""

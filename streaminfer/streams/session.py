@@ -83,8 +83,9 @@ class StreamSession(AsyncClosing):
         max_age_s: age, counted from capture, from which a result is worthless: it becomes the deadline of the request,
             and a frame that cannot be answered in time is dropped. ``None``: the deadline is that of the service's
             objective, if it has one; ``math.inf``: none.
-        resets_after_gap: a recurrent model starts from its initial state behind a frame that was dropped or failed.
-            By default it goes on from the state before: right for sound, where a lost chunk is a click.
+        resets_after_gap: a recurrent model starts from its initial state behind a frame that was dropped or failed,
+            not behind those that the policy leaves out. By default it goes on from the state before: right for sound,
+            where a lost chunk is a click.
         priority: of the requests; a lower number is more urgent.
         tenant: on whose behalf the requests are.
         clock: returns monotonic nanoseconds; ``None``: the clock of the `Stack`, else the monotonic clock.

@@ -190,6 +190,34 @@ def test_a_part_that_ignores_the_limit_is_left_behind(caplog, took_s):
     assert "abandoned" in caplog.text
 
 
+def test_threads_that_were_abandoned_are_not_joined(monkeypatch, took_s):
+    """Joining them would hold up the event loop, for each of them in turn."""
+    hangs = Hanging(times=8)
+    joined = []
+    join = threading.Thread.join
+
+    def recorded(thread, timeout=None):
+        joined.append(thread.name)
+        join(thread, timeout)
+
+    async def main():
+        backend = CpuBackend(hangs, workers=8)
+        stack = si.Stack(backend)
+        await stack.start()
+        calls = [asyncio.create_task(stack(1.0)) for _ in range(8)]
+        for _ in calls:
+            await hangs.until_begun()
+        monkeypatch.setattr(threading.Thread, "join", recorded)
+        assert await took_s(stack.stop(timeout_s=0)) < 0.5
+        assert not [name for name in joined if name.startswith("CpuBackend")]
+        assert {type(error) for error in await asyncio.gather(*calls, return_exceptions=True)} == {si.Closed}
+
+    try:
+        run(main())
+    finally:
+        hangs.release()
+
+
 def test_without_a_limit_a_stop_waits(hanging):
     async def main():
         stack = si.Stack(CpuBackend(hanging))

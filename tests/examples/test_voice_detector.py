@@ -27,7 +27,7 @@ def test_each_microphone_hears_the_speech(example, capsys):
         for chunk in example.load_chunks():
             batch = example.si.Batch(chunk[None], [example.si.Request(chunk, stream_id=0)])
             batches.append(float((await detector.infer(batch))[0][0]))
-        await detector.inner.stop()
+        await detector.stop()
         return batches
 
     assert heard[0] == np.count_nonzero(np.array(asyncio.run(alone())) > 0.5) * example.CHUNK / example.RATE

@@ -4,7 +4,7 @@ import numpy as np
 
 from streaminfer.testing import ScriptedBackend
 
-__all__ = ["AXIS", "EXAMPLE", "Reference", "recurrent", "step"]
+__all__ = ["AXIS", "EXAMPLE", "Recurrent", "Reference", "recurrent", "step"]
 
 AXIS = 1
 SHAPE = (2, 3)

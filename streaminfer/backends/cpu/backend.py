@@ -19,13 +19,14 @@ import numpy as np
 from streaminfer._internal.own_arrays import own_arrays
 from streaminfer._internal.validation import check_choice, check_count, check_duration, check_instance, expected
 from streaminfer._runtime.stopping import STOP_LIMIT_S, seconds_left
+from streaminfer.backends.cpu.worker_error import text_of_failure
 from streaminfer.backends.fingerprint import fingerprint_of_function
 from streaminfer.backends.job import Done, Job
 from streaminfer.backends.priority import BatchPriority
 from streaminfer.backends.signature import Signature, inputs_of_example, outputs_of_answer, signature_of_example
 from streaminfer.backends.statistics import BackendRecorder, BackendStatistics
 from streaminfer.backends.workers import HANG_GRACE_S, WorkerThreads
-from streaminfer.errors import BackendError, Closed, InvalidInput, StreamInferError, text_of_error
+from streaminfer.errors import BackendError, Closed, InvalidInput, StreamInferError
 from streaminfer.protocols import Capabilities, Clock, ExampleInputs, ModelTensors, Node, Residency
 from streaminfer.request import Batch, Request
 
@@ -355,7 +356,7 @@ class CpuBackend(Node):
             raise Closed(f"CpuBackend({self._name}) is stopped")
 
     def _failure(self, batch: Batch, error: BaseException) -> BackendError:
-        return BackendError(f"{self._name} failed on a batch of {len(batch.rows)}: {text_of_error(error)}")
+        return BackendError(f"{self._name} failed on a batch of {len(batch.rows)}: {text_of_failure(error)}")
 
 
 def _copying(function: Callable[[Any], Any], is_async: bool) -> Callable[[Any], Any]:

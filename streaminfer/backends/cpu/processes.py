@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 
 from streaminfer._internal.forking import at_fork
+from streaminfer.backends.cpu.worker_error import WorkerError, text_of_failure
 from streaminfer.errors import BackendError, text_of_error
 
 __all__ = ["ProcessWorker"]
@@ -169,7 +170,7 @@ class ProcessWorker:
         if not ok:
             self._end()
             raise BackendError(
-                f"{self._name}: the worker process cannot import it: {type(value).__name__}: {value}"
+                f"{self._name}: the worker process cannot import it: {text_of_failure(value)}"
             ) from value
         return ours
 
@@ -237,14 +238,19 @@ def _receive(pipe: Connection) -> list[Any]:
     return message
 
 
-def _portable(error: BaseException) -> BaseException:
-    """An exception that certainly arrives on the other side, with its traceback as a note."""
+def _portable(error: BaseException, stand_in: type[Exception]) -> BaseException:
+    """An exception that certainly arrives on the other side, with its traceback as a note.
+
+    Args:
+        error: what was raised or returned.
+        stand_in: of which class it arrives where it cannot be pickled.
+    """
     note = "in the worker process:\n" + "".join(traceback.format_exception(error))
     try:  # the copy has the note: a function may raise one object again and again
         copy: BaseException = pickle.loads(pickle.dumps(error, _PROTOCOL))  # noqa: S301 - made in this line
         copy.add_note(note)
     except Exception:  # noqa: BLE001 - whatever its own pickling raises, its text arrives
-        copy = BackendError(text_of_error(error))
+        copy = stand_in(text_of_error(error))
         copy.add_note(note)
     return copy
 
@@ -252,7 +258,7 @@ def _portable(error: BaseException) -> BaseException:
 def _portable_rows(result: Any) -> Any:
     """The same for exceptions that are results of single rows, in a list or in a list among several outputs."""
     if type(result) is list:
-        return [_portable(row) if isinstance(row, BaseException) else row for row in result]
+        return [_portable(row, BackendError) if isinstance(row, BaseException) else row for row in result]
     if type(result) is tuple:
         return tuple(map(_portable_rows, result))
     if type(result) is dict:
@@ -277,7 +283,7 @@ def _serve(pipe: Connection, begun: Any) -> None:
             else:
                 reply = _pack((True, _portable_rows(function(_unpack(message)))))
         except BaseException as error:  # noqa: BLE001 - the parent raises it
-            reply = _pack((False, _portable(error)))
+            reply = _pack((False, _portable(error, WorkerError)))
         try:
             _send(pipe, reply)
         except OSError:

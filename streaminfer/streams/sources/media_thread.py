@@ -65,6 +65,8 @@ class MediaThread:
         self._pacer = Pacer() if realtime else None
         self._chunk_ns = wanted.chunk * 1_000_000_000 // wanted.sample_rate if isinstance(wanted, AudioFormat) else 0
         self._backoff = Backoff(reconnect) if reconnect is not None and location.live else None
+        attempts = None if reconnect is None else reconnect.attempts
+        self._attempts = "until it succeeds" if attempts is None else f"up to {attempts} times in a row"
         self._connections = 0
         self._thread: threading.Thread | None = None
         self._packet_ns = 0
@@ -134,7 +136,7 @@ class MediaThread:
             return None
         if reason != self._reported:
             self._reported = reason
-            _log.warning("source %s: %s; connects again until it succeeds", self._location.name, reason)
+            _log.warning("source %s: %s; connects again %s", self._location.name, reason, self._attempts)
         return delay_ns / 1e9
 
     def _play(self, handoff: Handoff) -> None:

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from streaminfer._internal.forking import at_fork
 from streaminfer._internal.own_arrays import own_arrays
 from streaminfer._internal.validation import check_count, check_duration_ns, check_instance, expected
+from streaminfer._runtime.owners import start_owned
+from streaminfer._runtime.stopping import stop_all
 from streaminfer._runtime.waking import wake_from_thread
 from streaminfer.errors import BackendError, InvalidInput, Overloaded, for_caller
 from streaminfer.protocols import Capabilities, Clock, ExampleInputs, ModelTensors, Wrapper, check_infer, is_backend
@@ -106,7 +108,7 @@ class StatefulBackend(Wrapper):
         """What the backend offers, for requests without states; and the states of the streams."""
         offered = super().capabilities()
         return offered._replace(
-            validate=None if offered.validate is None else self._validate,
+            validate=self._validation(offered),
             example_inputs=None if offered.example_inputs is None else self._example_inputs,
             batch_axes=self._signature.batch_axes,
             idempotent=None,
@@ -140,12 +142,19 @@ class StatefulBackend(Wrapper):
             return await self._run(store, steps[0], batch)
         return await self._run_apart(store, steps, batch)
 
-    async def stop(self, *, drain: bool = True) -> None:  # noqa: ARG002 - the batcher in front has drained
-        """Forget all states, which are data of persons."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._store.clear()
+    async def start(self) -> None:
+        """Start the backend inside, unless another owner has."""
+        await start_owned(self, self.inner)
+
+    async def stop(self, *, drain: bool = True) -> None:
+        """Stop the backend inside, unless it has another owner, and forget all states, which are data of persons."""
+        try:
+            await stop_all(self, [self.inner], drain=drain)
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            self._store.clear()
 
     def bind_clock(self, clock: Clock) -> None:
         """Take over the clock of a `Stack`, unless one was given."""
@@ -309,6 +318,14 @@ class StatefulBackend(Wrapper):
             f"stream {stream_id!r}: {self._max_streams} streams have state already (max_streams={self._max_streams}); "
             "end_stream frees a place, and idle_ttl_s those of streams that are idle"
         )
+
+    def _validation(self, offered: Capabilities) -> Callable[[Request], None] | None:
+        if offered.validate is not None:
+            return self._validate
+        return self._validate_names if self._signature.only_input is None else None
+
+    def _validate_names(self, request: Request) -> None:
+        self._signature.check_names(request.inputs)
 
     def _validate(self, request: Request) -> None:
         kind = _kind_of(request.inputs) if self._validates_kinds else None

@@ -97,6 +97,8 @@ def _read_rows(results: Sequence[Any], tensors: Sequence[StateTensor], size: int
         for result in results:
             shown = good if isinstance(result, BaseException) else result
             value = np.zeros(tensor.shape, tensor.dtype) if shown is None else shown.get(tensor.output)
+            if isinstance(value, np.generic):
+                value = np.asarray(value)  # the state of one row that is a number is no array
             if not isinstance(value, np.ndarray) or not tensor.fits(np.expand_dims(value, tensor.axis), (1,)):
                 raise _misfit(tensor, tensor.shape, value, source)
             values.append(value)

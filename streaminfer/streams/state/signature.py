@@ -109,9 +109,8 @@ class StateSignature:
         Raises:
             InvalidInput: the inputs have no names, a state is among them, or a chunk does not fit its context.
         """
+        self.check_names(inputs)
         if not isinstance(inputs, Mapping):
-            if self.only_input is None:
-                raise InvalidInput(expected("inputs", "a mapping of input name to array", inputs))
             inputs = {self.only_input: inputs}
         for name in inputs:
             if name in self._own:
@@ -120,6 +119,15 @@ class StateSignature:
         for context in self.contexts:
             shown[context.name] = self._joined(context, inputs.get(context.name))
         return shown
+
+    def check_names(self, inputs: Any) -> None:
+        """Check that what a request brings has names, unless it is the only input of a model that is known.
+
+        Raises:
+            InvalidInput: it has none.
+        """
+        if self.only_input is None and not isinstance(inputs, Mapping):
+            raise InvalidInput(expected("inputs", "a mapping of input name to array", inputs))
 
     def without_states(self, inputs: Mapping[str, Any]) -> Any:
         """Return what a request would bring, of an example with all inputs."""

@@ -373,9 +373,11 @@ def test_what_the_function_raises_arrives_with_its_traceback(functions, batch):
     cause = caught.value.__cause__
     assert type(cause) is LookupError
     assert 'raise LookupError("over there")' in cause.__notes__[0]
-    with pytest.raises(errors.BackendError, match="Stubborn: one and two") as caught:
+    what = r"^streaminfer_test_functions\.fail_stubbornly failed on a batch of 1: Stubborn: one and two$"
+    with pytest.raises(errors.BackendError, match=what) as caught:
         infer(functions.fail_stubbornly, batch([1]))
-    assert 'raise Stubborn("one", "two")' in caught.value.__notes__[0]
+    assert str(caught.value.__cause__) == "Stubborn: one and two"
+    assert 'raise Stubborn("one", "two")' in caught.value.__cause__.__notes__[0]
     with pytest.raises(errors.BackendError, match="SystemExit: left"):
         infer(functions.system_exit, batch([1]))
 

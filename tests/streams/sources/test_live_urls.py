@@ -141,7 +141,9 @@ def test_noise_on_the_line_never_ends_a_live_stream():
 
 
 @pytest.mark.parametrize("attempts", [1, 3])
-def test_attempts_end_with_the_last_error(attempts):
+def test_attempts_end_with_the_last_error(attempts, caplog):
+    """The source connects again as often as it may, and the log says how often that is."""
+
     async def main():
         connections = 0
 
@@ -157,7 +159,11 @@ def test_attempts_end_with_the_last_error(attempts):
             await source.aclose()
         return connections
 
-    assert asyncio.run(main()) == attempts + 1
+    with caplog.at_level(logging.WARNING, "streaminfer.streams"):
+        assert asyncio.run(main()) == attempts + 1
+    assert [record.getMessage().split("; ")[1] for record in caplog.records] == [
+        f"connects again up to {attempts} times in a row"
+    ]
 
 
 def test_without_reconnect_an_error_ends_it():

@@ -99,7 +99,6 @@ def test_the_same_streams_stay_on_the_device(chunks, alone):
         state = block.arrays["state"]
         record = backend.export_state(0)
         await backend.stop()
-        await backend.inner.stop()
         return found, state, record
 
     found, state, record = asyncio.run(main())

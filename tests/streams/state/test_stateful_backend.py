@@ -470,6 +470,21 @@ async def test_a_state_can_be_a_number(loop, initial):
     assert [float(y) for y in outputs] == [first, first + 1, first, first + 2]
 
 
+async def test_a_state_of_one_row_can_be_a_number(loop):
+    """A model that returns a mapping for each row has numbers of NumPy there, where a state has no axes."""
+
+    def count(inputs):
+        return [
+            {"y": x + steps, "steps_after": steps + 1} for x, steps in zip(inputs["x"], inputs["steps"], strict=True)
+        ]
+
+    inner = si.CpuBackend(count, example={"x": np.float64(0), "steps": np.float64(0)}, executor="inline")
+    async with stack(loop, StatefulBackend(inner, state={"steps": "steps_after"})) as service:
+        outputs = await asyncio.gather(*(service(np.float64(0), stream_id=stream) for stream in "aab"))
+
+    assert [float(y) for y in outputs] == [0.0, 1.0, 0.0]
+
+
 def test_the_initial_state_of_a_number_is_checked():
     inner = si.CpuBackend(lambda inputs: inputs, example={"x": np.float64(0), "h": np.float64(0)}, executor="inline")
     with pytest.raises(ValueError, match=r"initial\['h'\]: expected float64\[\], got float64\[2\]"):
@@ -583,6 +598,27 @@ async def test_input_that_is_a_state(loop):
             await service({"x": np.int64(1), "h": EXAMPLE["h"]}, stream_id="a")
         with pytest.raises(InvalidInput, match="stream_id"):
             await service(np.int64(1))
+
+
+async def test_requests_without_names(loop):
+    """A bare array is that caller's mistake, where the backend does not say what its only input is called."""
+
+    class Sums:
+        returns_new_arrays = True
+
+        async def infer(self, batch):
+            total = batch.inputs["h"] + batch.inputs["x"]
+            return {"y": total, "h2": total}
+
+    model = stateful(Sums(), initial={"h": np.zeros(())})
+    batcher = si.AdaptiveBatcher(max_batch_size=8)
+    async with si.Stack(batcher, model, clock=loop.clock) as service:
+        with pytest.raises(
+            InvalidInput, match=r"inputs: expected a mapping of input name to array, got 1\.0 \(float\)"
+        ):
+            await service(1.0, stream_id="a")
+        assert await service({"x": 1.0}, stream_id="a") == 1.0
+    assert batcher.statistics().submitted == 1
 
 
 async def test_reset_of_a_model(loop):
