@@ -1,10 +1,18 @@
-"""Objects that `async with` closes."""
+"""Objects that have to be closed."""
 
 from abc import ABC, abstractmethod
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self, runtime_checkable
 
-__all__ = ["AsyncClosing"]
+__all__ = ["AsyncClosable", "AsyncClosing"]
+
+
+@runtime_checkable
+class AsyncClosable(Protocol):
+    """Object that can be closed, such as an asynchronous generator."""
+
+    async def aclose(self) -> None:
+        """End it, in any state."""
 
 
 class AsyncClosing(ABC):

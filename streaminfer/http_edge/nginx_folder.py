@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from streaminfer._internal.validation import check_duration
+from streaminfer._internal.validation import check_duration, check_instance
 from streaminfer.compliance.every_file import every_file
 from streaminfer.errors import BackendError
 from streaminfer.http_edge.http_dates import parse_http_date
@@ -28,10 +28,11 @@ class NginxFolder:
         purge_bound_s: nginx's ``inactive``, after which it removes what it does not use; 600 s unless configured.
 
     Raises:
-        TypeError, ValueError: a bound that is no duration.
+        TypeError, ValueError: no path, or a bound that is no duration.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, purge_bound_s: float = 600.0) -> None:
+        check_instance("path", path, lambda it: isinstance(it, (str, os.PathLike)), "a path")
         self.path = Path(path)
         self.purge_bound_s = check_duration("purge_bound_s", purge_bound_s)
 

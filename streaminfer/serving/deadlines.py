@@ -42,7 +42,8 @@ TIME_LEFT = "x-streaminfer-time-left-s"
 
 _GRPC_UNITS_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 _GRPC_TIMEOUT = re.compile(r"([0-9]{1,8})([HMSmun])", re.ASCII)
-_NUMBER = re.compile(r"[0-9]{1,15}(\.[0-9]{1,15})?", re.ASCII)
+_NUMBER = re.compile(r"[0-9]{1,15}(\.[0-9]{1,30})?([eE]-[0-9]{1,3})?", re.ASCII)
+"""What Python, Java, Go, C++ and JavaScript print for a double: up to 23 decimals, and small ones with an exponent."""
 _WHOLE_NUMBER = re.compile(r"-?[0-9]{1,10}", re.ASCII)
 _LONGEST_NAME = 256
 _NONE: Mapping[str, Any] = types.MappingProxyType({})
@@ -88,7 +89,7 @@ def read_settings(headers: Headers, parameters: Mapping[str, Any]) -> RequestSet
     priority = parameters.get("priority", 0)
     if (said := headers.get("x-streaminfer-priority")) is not None:
         if not _WHOLE_NUMBER.fullmatch(said):
-            raise _wrong("x-streaminfer-priority", "a whole number", said)
+            raise _wrong("x-streaminfer-priority", "a whole number of 32 bits", said)
         priority = int(said)
     check_priority(priority)
     stream_id: Any = headers.get("x-streaminfer-stream-id") or parameters.get("sequence_id")

@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterable, AsyncIterator, Hashable, Iterable
-from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex, runtime_checkable
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from streaminfer._internal.validation import expected
+from streaminfer._runtime.closing import AsyncClosable
 from streaminfer.errors import Closed
 from streaminfer.streams._fair_order_cy import Turn
 from streaminfer.streams._outlet_cy import Outlet
@@ -24,11 +25,6 @@ if TYPE_CHECKING:
     from streaminfer.streams.totals import SessionTotals
 
 __all__ = ["Stream"]
-
-
-@runtime_checkable
-class _Closable(Protocol):
-    async def aclose(self) -> None: ...
 
 
 class Stream:
@@ -290,7 +286,7 @@ class Stream:
                     await self._wait_for_room()
         finally:
             self._is_closing = True
-            if isinstance(iterator, _Closable):
+            if isinstance(iterator, AsyncClosable):
                 await iterator.aclose()
 
     def _take_in_now(self, item: Any) -> bool:

@@ -566,3 +566,8 @@ def test_the_latest_erasure_counts_whatever_the_order_of_the_records():
         assert [total.first_ns, total.last_ns] == instants
     assert found[0] == found[1]
     assert sum(found[0].values()) == 1
+
+
+def test_the_path_of_an_http_cache_is_checked_by_name():
+    with pytest.raises(TypeError, match=r"path: expected a path, got 5 \(int\)"):
+        NginxFolder(5)

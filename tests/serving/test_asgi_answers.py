@@ -351,6 +351,40 @@ def test_a_client_that_goes_away_ends_its_answers(counting, ask_app):
     assert service.closed == 1
 
 
+@pytest.mark.parametrize(("kind", "status"), [("generate_stream", 200), ("generate", 501)])
+def test_an_iterator_that_is_no_generator_is_closed(counting, ask_app, kind, status):
+    """As clients of other services have them: an `aclose` of their own, and no `asend`."""
+
+    class Answers:
+        closed, given = 0, False
+
+        def __aiter__(self):
+            return self
+
+        async def __anext__(self):
+            if self.given:
+                raise ValueError("secret")
+            self.given = True
+            return {"n": np.array([1])}
+
+        async def aclose(self):
+            self.closed += 1
+
+    class Service(counting):
+        def numbers(self, below):
+            return Answers()
+
+    service = Service()
+    app = si.serving.asgi_app({"m": si.Stack(service)})
+
+    async def scenario():
+        async with app:
+            return await ask_app(app, "POST", f"/v2/models/m/{kind}", json.dumps({"x": [3]}).encode())
+
+    assert asyncio.run(scenario()).status == status
+    assert [made.closed for made in service.made] == [1]
+
+
 @pytest.mark.parametrize("sends", [0, 2])
 def test_a_server_that_cannot_send_ends_the_answers(counting, caplog, sends):
     """As servers of ASGI 2.4 say that the client has gone: no failure of the model, and nothing is sent any more."""

@@ -20,6 +20,10 @@ from streaminfer.serving.deadlines import read_settings, read_timeout_s
         ({"x-request-timeout-seconds": "1.5"}, {}, 1.5),
         ({"x-request-timeout-seconds": "0"}, {}, None),
         ({"x-streaminfer-timeout-s": "0"}, {}, 0.0),
+        ({"x-streaminfer-timeout-s": str(1e-4 / 3)}, {}, 1e-4 / 3),  # 3.3333333333333335e-05
+        ({"x-streaminfer-timeout-s": str(0.25 - 0.2)}, {}, 0.05),  # 0.04999999999999999
+        ({"x-request-timeout-seconds": "3.3333333333333335E-5"}, {}, 1e-4 / 3),
+        ({"x-envoy-expected-rq-timeout-ms": "0.0000033333333333333333"}, {}, 1e-8 / 3),
         ({"x-streaminfer-timeout-s": "0.2", "x-envoy-expected-rq-timeout-ms": "90"}, {"timeout": 100_000}, 0.09),
     ],
 )
@@ -38,6 +42,7 @@ def test_the_tightest_timeout_wins(headers, parameters, timeout_s):
         ({"x-envoy-expected-rq-timeout-ms": "soon"}, {}),
         ({"x-request-timeout-seconds": "nan"}, {}),
         ({"x-streaminfer-timeout-s": "1e9"}, {}),
+        ({"x-streaminfer-timeout-s": "1e-"}, {}),
         ({"x-streaminfer-timeout-s": "٣"}, {}),
         ({}, {"timeout": -1}),
         ({}, {"timeout": True}),
@@ -45,6 +50,7 @@ def test_the_tightest_timeout_wins(headers, parameters, timeout_s):
         ({}, {"priority": "high"}),
         ({}, {"priority": 2**40}),
         ({"x-streaminfer-priority": "1.5"}, {}),
+        ({"x-streaminfer-priority": str(2**40)}, {}),
         ({}, {"sequence_id": []}),
         ({}, {"sequence_id": True}),
         ({}, {"sequence_id": "x" * 257}),

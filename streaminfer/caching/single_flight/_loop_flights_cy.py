@@ -164,6 +164,12 @@ class Caller:
         self._wake(True)
         return True
 
+    @property
+    def expires_s(self) -> float | None:
+        """When it leaves by itself, by the loop's clock; ``None``: it does not."""
+        timer = self._timer
+        return None if timer is None else timer.when()
+
     def _expire(self) -> None:
         if self._state == _WAITS:
             self._tell(_ERROR, DeadlineExceeded(f"the deadline passed after {self._timeout_s:.6f} s"))

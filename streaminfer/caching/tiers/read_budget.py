@@ -5,8 +5,9 @@ computation takes a sixteenth off the slowest.
 
 The leader of a flight grants the tiers what the computation can spare. A request that has ``left`` grants them
 ``min(1 s, left / 2, left - 9/8 slowest)``. Where that is more than is left, only a tier can be in time, and the third
-term falls away. Where a computation came too late after the tiers had used up all that they were granted, they are
-passed over once: what is computed then says how long it takes.
+term falls away. A caller who joins the flight shortens the wait to what it would have granted, unless a computation
+would be too late for it in any case. Where a computation came too late after the tiers had used up all that they were
+granted, they are passed over once: what is computed then says how long it takes.
 """
 
 from streaminfer.caching.table._slots_cy import NEVER
@@ -33,15 +34,18 @@ class ReadBudget:
         if self._pass_over:
             self._pass_over = False
             return 0
-        spare_ns = left_ns - self._slowest_ns - (self._slowest_ns >> 3)
         half_ns = left_ns // 2  # where it is too late to compute anyway, only a tier can help
-        return min(LONGEST_READ_NS, half_ns, spare_ns) if spare_ns > 0 else min(LONGEST_READ_NS, half_ns)
+        return min(LONGEST_READ_NS, self.spare_ns(left_ns) or half_ns)
+
+    def spare_ns(self, left_ns: int) -> int:
+        """Nanoseconds that a request can wait for tiers and then be computed in time; 0: it cannot be."""
+        return max(min(left_ns // 2, left_ns - self._slowest_ns - (self._slowest_ns >> 3)), 0)
 
     def wait_ns(self, left_ns: int | None) -> int:
         """Nanoseconds to wait for another machine that computes; 0: there is no time."""
         if left_ns is None:
             return NEVER
-        return min(left_ns // 2, left_ns - self._slowest_ns - (self._slowest_ns >> 3))
+        return self.spare_ns(left_ns)
 
     def refresh_s(self) -> float:
         """Return how long a refresh may take, seconds."""

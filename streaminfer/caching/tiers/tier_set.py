@@ -4,8 +4,9 @@
 value that a tier had: it stores it in memory and in the faster tiers, as old as it was, with its tags, subject, class.
 
 **Time.** ``read_budget`` says how long the tiers may take together: never more than a second; of the time that a
-request has left, what the computation does not need, as far as earlier ones show, and at most half. So a tier that
-stalls makes no request late that could have been computed in time.
+request has left, what the computation does not need, as far as earlier ones show, and at most half. A caller who joins
+the flight has it end earlier, where it has less time left. So a tier that stalls makes no request late that could have
+been computed in time.
 
 **Writing.** Each tier has one `TierWriter`. A computed value is written with the time for which it is fresh and stale,
 counted from the instant at which it was computed.
@@ -39,6 +40,7 @@ from streaminfer.caching.erasure.erasure import PendingErasure
 from streaminfer.caching.erasure.retention_counts import RetentionCounts
 from streaminfer.caching.table._slots_cy import NEVER
 from streaminfer.caching.tiers.protocol import Announces, Entry, HoldingTier, Leasing, Notice, Tier, TierHit, in_ns
+from streaminfer.caching.tiers.tier_wait import TierWait
 from streaminfer.caching.tiers.writer import TierUsage, TierWriter
 from streaminfer.compliance.retention import Holding, Rule
 
@@ -181,7 +183,13 @@ class TierSet:
                 del underway[key]
 
     async def read(
-        self, key: str | bytes, *, granted_ns: int, longest_ns: int = NEVER, only_fresh: bool = False
+        self,
+        key: str | bytes,
+        *,
+        granted_ns: int,
+        longest_ns: int = NEVER,
+        only_fresh: bool = False,
+        wait: TierWait | None = None,
     ) -> TierHit | None:
         """Return a fresh value of the fastest tier that has one, else a stale one, else ``None``.
 
@@ -193,28 +201,31 @@ class TierSet:
             granted_ns: how long the tiers may take together.
             longest_ns: how long a value is fresh at most, from when it was computed.
             only_fresh: no stale value.
+            wait: of the flight that reads; ``None``: nobody can join.
         """
         if granted_ns <= 0 or not self.run_here:
             return None
         with self.underway(key):
-            return await self._read(key, granted_ns, longest_ns, only_fresh)
+            return await self._read(key, granted_ns, longest_ns, only_fresh, wait or TierWait())
 
-    async def _read(self, key: str | bytes, granted_ns: int, longest_ns: int, only_fresh: bool) -> TierHit | None:
+    async def _read(
+        self, key: str | bytes, granted_ns: int, longest_ns: int, only_fresh: bool, wait: TierWait
+    ) -> TierHit | None:
         erasures = self._memory.erasures
         until = asyncio.get_running_loop().time() + granted_ns / 1e9
         stale: TierHit | None = None
         for worker in self.workers:
-            limit = asyncio.timeout_at(until)
             before = worker.excluded(key)
-            try:
-                async with limit:
-                    entry = await worker.tier.get(key)
-            except Exception as error:  # noqa: BLE001 - of a tier that is not to raise: a miss, counted
-                worker.read_timeouts += 1
-                if limit.expired():
-                    break
-                self._failures.report(f"a read of the tier {worker.name}", error)
-                continue
+            with wait.limit(until) as limit:
+                try:
+                    async with limit:
+                        entry = await worker.tier.get(key)
+                except Exception as error:  # noqa: BLE001 - of a tier that is not to raise: a miss, counted
+                    worker.read_timeouts += 1
+                    if limit.expired():
+                        break
+                    self._failures.report(f"a read of the tier {worker.name}", error)
+                    continue
             about = None if entry is None else (entry.subject, tuple(entry.tags))
             if self._memory.erased_since(key, about, erasures):
                 worker.discarded += 1

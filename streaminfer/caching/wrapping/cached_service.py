@@ -219,6 +219,8 @@ class CachedService(Layer, Wrapper):
         timeout_s = time_left_s(request.deadline_ns, now_ns)
         if timeout_s is not None and timeout_s <= 0:
             raise DeadlineExceeded(passed_on_arrival(0, round(timeout_s * 1e9)))
+        if self.tiers is not None and timeout_s is not None:
+            self.shorten_wait(key, round(timeout_s * 1e9))
         return self.flights.here().share(key, work, timeout_s=timeout_s, enforced=self._enforced, owner=self)
 
     async def _uncached(self, request: Request, now_ns: int) -> Response:

@@ -24,6 +24,7 @@ from streaminfer.caching.single_flight._flight_cy import Refreshes
 from streaminfer.caching.single_flight.flight_context import CURRENT_FLIGHT, LOG
 from streaminfer.caching.single_flight.flights import SingleFlight
 from streaminfer.caching.tiers.read_budget import ReadBudget
+from streaminfer.caching.tiers.tier_wait import TierWait
 from streaminfer.caching.wrapping._hit_path_cy import HitPath, Miss
 from streaminfer.errors import CircuitOpen, Closed, DeadlineExceeded, InvalidInput, Overloaded, copy_error
 
@@ -61,6 +62,7 @@ class Layer(ABC):
         self.hit_path = hit_path
         self.tiers = cache.tiers
         self.budget = ReadBudget()
+        self._waits: dict[Any, TierWait] = {}  # of the flights that run, by their keys
         self._failing_until_ns = 0
         self._refreshes = Refreshes()
         self._computing = self._compute if self.tiers is None else self._use_tiers
@@ -89,10 +91,31 @@ class Layer(ABC):
     async def _use_tiers(self, key: Any, asked: Any, stores_errors: bool) -> Any:
         """Return what the tiers have of a key, a `TierHit`, else what ``_compute`` returns."""
         tiers: Any = self.tiers
-        with tiers.underway(key):
-            return await self._read_or_compute(key, asked, stores_errors)
+        inside: Any = CURRENT_FLIGHT.get()  # a computation always runs in a flight
+        flight_key, waits = inside.flight.key, self._waits if tiers.run_here else {}
+        waits[flight_key] = wait = TierWait()
+        for caller in inside.flight.waiting:  # who joined before this attempt began
+            if caller.expires_s is not None and caller is not inside.flight.leader:
+                self._shorten(wait, round((caller.expires_s - asyncio.get_running_loop().time()) * 1e9))
+        try:
+            with tiers.underway(key):
+                return await self._read_or_compute(key, asked, stores_errors, wait)
+        finally:
+            if waits.get(flight_key) is wait:  # else it was late, and another has begun
+                del waits[flight_key]
 
-    async def _read_or_compute(self, key: Any, asked: Any, stores_errors: bool) -> Any:
+    def shorten_wait(self, flight_key: Any, left_ns: int) -> None:
+        """Have the tiers take no more time from a flight than a caller who joins it can spare."""
+        wait = self._waits.get(flight_key)
+        if wait is not None and self.tiers is not None and self.tiers.run_here:
+            self._shorten(wait, left_ns)
+
+    def _shorten(self, wait: TierWait, left_ns: int) -> None:
+        spare_ns = self.budget.spare_ns(left_ns)
+        if spare_ns > 0:
+            wait.shorten(asyncio.get_running_loop().time() + spare_ns / 1e9)
+
+    async def _read_or_compute(self, key: Any, asked: Any, stores_errors: bool, wait: TierWait) -> Any:
         tiers: Any = self.tiers
         now, budget = self.now, self.budget
         erasures = self.memory.erasures
@@ -104,14 +127,17 @@ class Layer(ABC):
         read_ns = wait_ns = 0
         if granted_ns > 0:
             longest_ns = self.memory.freshness.ttl_ns
-            found = await tiers.read(key, granted_ns=granted_ns, longest_ns=longest_ns, only_fresh=not stores_errors)
+            found = await tiers.read(
+                key, granted_ns=granted_ns, longest_ns=longest_ns, only_fresh=not stores_errors, wait=wait
+            )
             read_ns = now() - begun_ns
+            granted_ns = read_ns if wait.is_over else granted_ns
             if found is None and tiers.leasing is not None and tiers.run_here:
                 wait_ns = budget.wait_ns(None if deadline_ns is None else deadline_ns - now())
         try:
             if wait_ns > 0:
                 token = os.urandom(16)
-                found, leads = await self._lead_or_wait(key, token, wait_ns, deadline_ns)
+                found, leads = await self._lead_or_wait(key, token, wait_ns, deadline_ns, wait)
                 token = token if leads else None
             if found is not None:
                 past_ns = now() - found.computed_ns - found.fresh_ns
@@ -133,7 +159,7 @@ class Layer(ABC):
         return self.budget.grant_ns(None if deadline_ns is None else deadline_ns - self.now())
 
     async def _lead_or_wait(
-        self, key: Any, token: bytes, wait_ns: int, deadline_ns: int | None
+        self, key: Any, token: bytes, wait_ns: int, deadline_ns: int | None, wait: TierWait
     ) -> tuple[TierHit | None, bool]:
         """Wait for the entry of who holds the lease of a key, or take the lease.
 
@@ -142,12 +168,12 @@ class Layer(ABC):
         """
         tiers: Any = self.tiers
         leasing: Leasing = tiers.leasing[1]
-        look = partial(tiers.read, key, longest_ns=self.memory.freshness.ttl_ns, only_fresh=True)
+        look = partial(tiers.read, key, longest_ns=self.memory.freshness.ttl_ns, only_fresh=True, wait=wait)
         loop = asyncio.get_running_loop()
         until = loop.time() + min(wait_ns / 1e9, leasing.lease_s)
         pause_s = _FIRST_PAUSE_S
-        with suppress(TimeoutError):
-            async with asyncio.timeout_at(until):
+        with suppress(TimeoutError), wait.limit(until) as limit:
+            async with limit:
                 while not await leasing.take_lease(key, token):
                     await asyncio.sleep(pause_s)
                     pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)

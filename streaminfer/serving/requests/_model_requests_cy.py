@@ -6,13 +6,14 @@ One source, compiled with the C types of ``_model_requests_cy.pxd``, or run as i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Mapping, Sequence
+from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy import ndarray
 
 from streaminfer._request_cy import make_request
+from streaminfer._runtime.closing import AsyncClosable
 from streaminfer._runtime.rows import join_rows
 from streaminfer._stack.many_calls import answer_all, default_concurrency
 from streaminfer.errors import BackendError, DeadlineExceeded, InvalidInput
@@ -23,6 +24,8 @@ from streaminfer.serving.requests._model_counters_cy import ModelCounters
 from streaminfer.serving.requests.infer_response import announced_datatypes
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
     import numpy.typing as npt
 
     from streaminfer._stack._chain_cy import Chain, Passage
@@ -378,7 +381,7 @@ class ModelCall:
 
 
 async def _close(response: Response) -> None:
-    if isinstance(response.outputs, AsyncGenerator):
+    if isinstance(response.outputs, AsyncClosable):
         await response.outputs.aclose()
 
 
