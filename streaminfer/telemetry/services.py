@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from streaminfer._internal.display.unique_name import unique_name
 from streaminfer._internal.validation import check_instance
-from streaminfer.protocols import Node, adapt, name_of
+from streaminfer.protocols import Node, adapt, is_backend, is_layer, is_service, name_of
 from streaminfer.telemetry.telemetry import Telemetry
 
 __all__ = ["Found", "name_services", "walk"]
@@ -67,11 +67,10 @@ def name_services(parts: Sequence[Any]) -> list[tuple[str, list[Any]]]:
     and the session in front of it.
 
     Raises:
-        TypeError: a list of parts, or another collection that is none itself.
+        TypeError: a part that can have no statistics: a list of parts, a class, a snapshot.
     """
     for part in parts:
-        what = "Stacks, or objects with `statistics()`, one by one: *stacks"
-        check_instance("stacks", part, lambda it: not isinstance(it, (list, tuple, set, dict, str)), what)
+        check_instance("stacks", part, _is_part, "Stacks, or objects with `statistics()`, one by one: *stacks")
     named: dict[str, tuple[Any, list[Any]]] = {}
     for part in parts:
         telemetries = (it.part for it in walk(part, set()) if isinstance(it.part, Telemetry) and it.part.name)
@@ -79,6 +78,11 @@ def name_services(parts: Sequence[Any]) -> list[tuple[str, list[Any]]]:
         name = unique_name(name_of(outermost), [it for it, (owner, _) in named.items() if owner is not outermost])
         named.setdefault(name, (outermost, []))[1].append(part)
     return [(name, parts) for name, (_, parts) in named.items()]
+
+
+def _is_part(thing: object) -> bool:
+    offers = (is_service(thing), is_backend(thing), is_layer(thing), callable(getattr(thing, "statistics", None)))
+    return any(offers) and not isinstance(thing, type)
 
 
 def _join(one: str, other: str) -> str:

@@ -116,7 +116,7 @@ class Telemetry(StackClock):
         return self._totals() if self._zero is None else self._totals().since(self._zero)
 
     def reset(self) -> None:
-        """Count from now on, as if it were new; requests in flight stay so, and the objective keeps its budget.
+        """Count from now on, as if it were new; requests in flight stay so, the objective and ``recent`` keep theirs.
 
         Extremes are from then on those of the histograms' parts.
         """

@@ -14,7 +14,10 @@ cdef class DegradationController:
     cpdef bint arrive(self, long long now_ns) except -1
 
     @cython.locals(device=Py_ssize_t)
-    cpdef object missed(self, object devices)  # a bit per device, of which there may be more than 64
+    cpdef object missed(self, object devices, long long limit_ns)  # a bit per device, of which there may be more than 64
+
+    @cython.locals(share=RouteShare)
+    cdef bint _is_out_of_reach(self, int device, long long limit_ns) except -1
 
     @cython.locals(share=RouteShare, device=Py_ssize_t)
     cpdef object step(self, long long now_ns, bint burning)

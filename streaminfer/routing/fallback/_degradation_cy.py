@@ -19,6 +19,8 @@ what no single request can see. Shares are adjusted once per *step*:
    whole share and the device cannot be crowded (see 4) headroom falls by half: then a device that hung made responses
    late, and headroom only keeps requests away from it. If even the largest headroom does not help, late attempts count
    as failures.
+   *Out of reach.* A request that has less time than any response so far took is neither of the two: an idle device
+   would miss its deadline too, and callers with too short a timeout must not cost the others the best route.
 3. *Burning.* If the error budget burns too fast, the best route that costs more than a later one is closed, and one
    more for each eight steps in which requests still miss their deadline. Afterwards they return with 5 %, and at once
    if none of the others responds.
@@ -91,15 +93,16 @@ class DegradationController:
         self._requests += 1
         return now_ns >= self.next_step_ns
 
-    def missed(self, devices: int) -> None:
+    def missed(self, devices: int, limit_ns: int) -> None:
         """Count a request that got no response on time.
 
         Args:
             devices: bit ``d`` is set for each device that had no time for it.
+            limit_ns: the time that the request had; 0: no limit.
         """
         self._missed += 1
         for device in range(len(self._missed_there)):
-            if devices >> device & 1:
+            if devices >> device & 1 and not self._is_out_of_reach(device, limit_ns):
                 self._missed_there[device] += 1
 
     def step(self, now_ns: int, burning: bool) -> None:
@@ -173,6 +176,13 @@ class DegradationController:
         if costliest >= 0 and not self._is_alone(costliest, device):
             share = self.shares[costliest]
             share._cut(factor)
+
+    def _is_out_of_reach(self, device: int, limit_ns: int) -> bool:
+        """Return whether a request has less time than any response of a device took."""
+        for share in self.shares:  # noqa: SIM110 - compiled, a loop is faster
+            if share.device == device and not share.is_out_of_reach(limit_ns):
+                return False
+        return True
 
     def _is_lightly_used(self, device: int) -> bool:
         """Return whether responses of a device use so little of their time that it cannot be crowded."""

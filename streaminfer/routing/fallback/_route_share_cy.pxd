@@ -14,7 +14,7 @@ cdef class RouteShare:
     cdef readonly double fraction
     cdef readonly bint closed, suspect, stalled
     cdef public long long in_flight, succeeded, degraded, reserve_ns, reserve_until_ns
-    cdef readonly long long idle_since_ns, latency_ns, cuts, flaps
+    cdef readonly long long idle_since_ns, latency_ns, quickest_ns, cuts, flaps
     cdef readonly double headroom
     cdef double _credit, _gain, _trouble, _used
     cdef bint _rests, _was_cut, _settles
@@ -22,6 +22,7 @@ cdef class RouteShare:
 
     cpdef bint offers(self) except -1
     cpdef object take(self)
+    cpdef bint is_out_of_reach(self, long long limit_ns) except -1
     cpdef object stall(self)
     cpdef object settle(self, int outcome, long long duration_ns, long long limit_ns, long long now_ns)
     @cython.locals(headroom=double)

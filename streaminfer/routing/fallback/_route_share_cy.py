@@ -70,6 +70,7 @@ class RouteShare:
         in_flight: attempts that have not ended.
         idle_since_ns: when the last of them ended.
         latency_ns: recent mean time of good responses, exponentially weighted; 0 before the first.
+        quickest_ns: the least time of a good response; 0 before the first.
         cuts: how often its share was cut or closed.
         flaps: how often that was from the whole traffic.
         succeeded: responses.
@@ -91,6 +92,7 @@ class RouteShare:
         self.in_flight = 0
         self.idle_since_ns = 0
         self.latency_ns = 0
+        self.quickest_ns = 0
         self.cuts = 0
         self.flaps = 0
         self.succeeded = 0
@@ -137,6 +139,14 @@ class RouteShare:
             headroom = _SUSPECT_HEADROOM if self.suspect else 0.0
         return finish_ns > deadline_ns - headroom * (deadline_ns - now_ns)
 
+    def is_out_of_reach(self, limit_ns: int) -> bool:
+        """Return whether a request has less time than any response of the route took: that says nothing about load.
+
+        Args:
+            limit_ns: the time that it has; 0: no limit.
+        """
+        return 0 < limit_ns < self.quickest_ns
+
     def stall(self) -> None:
         """Assume that the route hangs, until it responds or fails."""
         self.stalled = True
@@ -159,14 +169,15 @@ class RouteShare:
             self.stalled = False
             self._used += duration_ns / limit_ns if limit_ns > 0 else 1.0
             if self.latency_ns == 0:
-                self.latency_ns = duration_ns
+                self.latency_ns = self.quickest_ns = duration_ns
             else:
+                self.quickest_ns = min(self.quickest_ns, duration_ns)
                 self.latency_ns += (duration_ns - self.latency_ns) >> 3
         elif outcome == _BAD:
             self._bad += 1
             self.suspect = True
             self.stalled = False
-        elif outcome == _LATE:
+        elif outcome == _LATE and not self.is_out_of_reach(limit_ns):
             self._late += not self.stalled  # an attempt that tests whether a route still hangs says nothing about load
             self.suspect = True
 

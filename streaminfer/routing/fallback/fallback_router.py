@@ -325,7 +325,7 @@ class FallbackRouter(StackClock, Node):
             raise Closed("the router has stopped")
         if deadline_ns <= now_ns:
             counts.failed += 1
-            self._miss(0)
+            self._miss(0, 0)
             raise DeadlineExceeded(passed_on_arrival(now_ns, deadline_ns))
 
     def _respond(
@@ -348,7 +348,7 @@ class FallbackRouter(StackClock, Node):
         if is_late:
             state.deadline_misses += 1
             self._fast_path.distrust()
-            self._miss(history.busy | 1 << state.share.device)
+            self._miss(history.busy | 1 << state.share.device, attempt.deadline_ns - history.began_ns)
         source = state.route.name
         if state.position:
             reason = history.reasons.get(0, "")
@@ -371,7 +371,8 @@ class FallbackRouter(StackClock, Node):
         self._leave(attempt)
         self._fast_path.distrust()
         outcome = classify(state.route.name, attempt, error, task, now_ns, stopping=self._cutting)
-        state.share.settle(outcome.effect, now_ns - attempt.started_ns, 0, now_ns)
+        limit_ns = attempt.deadline_ns - attempt.started_ns
+        state.share.settle(outcome.effect, now_ns - attempt.started_ns, limit_ns, now_ns)
         if outcome.reason == "attempt_timeout" and attempt.was_interrupted_early():
             state.share.stall()
         state.count(outcome)
@@ -389,7 +390,7 @@ class FallbackRouter(StackClock, Node):
         self, request: Request, history: AttemptHistory, now_ns: int, deadline_ns: int
     ) -> Response:
         counts = self._counts
-        self._miss(history.busy)
+        self._miss(history.busy, deadline_ns - history.began_ns)
         if self.default is None:
             counts.failed += 1
             raise history.take_error(self._states, now_ns, deadline_ns)
@@ -413,9 +414,9 @@ class FallbackRouter(StackClock, Node):
         if self._stopping:
             self._look_whether_drained()
 
-    def _miss(self, devices: int) -> None:
+    def _miss(self, devices: int, limit_ns: int) -> None:
         self._counts.deadline_misses += 1
-        self._degradation.missed(devices)
+        self._degradation.missed(devices, limit_ns)
 
     # -- inside -------------------------------------------------------------------------------------------------
 

@@ -56,7 +56,7 @@ cdef class BatchMeter:
     cdef _charge_callers(self, object tenant, object stream_id, long long share_ns)
 
 cdef class ResponseLedger:
-    cdef CLabelFamilyState _sources
+    cdef CLabelFamilyState _routes
     cdef CLabelFamilyState _tenants
     cdef CLabelFamilyState _streams
     cdef readonly CostAccount total

@@ -286,10 +286,10 @@ class BatchMeter:
 
 
 class ResponseLedger:
-    """Responses by source, tenant and stream.
+    """Responses by route, tenant and stream.
 
     Args:
-        sources: accounts by the source of a response.
+        routes: accounts by the route that a response came from.
         tenants: accounts by tenant.
         streams: accounts by stream.
 
@@ -299,10 +299,10 @@ class ResponseLedger:
         uncharged: routes without a batcher, whose responses have no timings.
     """
 
-    __slots__ = ("_sources", "_streams", "_tenants", "failed", "total", "uncharged")
+    __slots__ = ("_routes", "_streams", "_tenants", "failed", "total", "uncharged")
 
-    def __init__(self, sources: LabelFamilyState, tenants: LabelFamilyState, streams: LabelFamilyState) -> None:
-        self._sources = sources
+    def __init__(self, routes: LabelFamilyState, tenants: LabelFamilyState, streams: LabelFamilyState) -> None:
+        self._routes = routes
         self._tenants = tenants
         self._streams = streams
         self.total = CostAccount()
@@ -325,14 +325,15 @@ class ResponseLedger:
         deadline_ns = request.deadline_ns
         on_time = deadline_ns is None or deadline_ns >= now_ns
         cached = False
+        source = response.source
+        route = route_of(source)
         if response.timings is None:
-            source = response.source
             cached = source == "cache" or (
-                sees_batches and not source.startswith("default (") and route_of(source) not in self.uncharged
+                sees_batches and not source.startswith("default (") and route not in self.uncharged
             )
         degraded = response.degraded
         self.total.respond(on_time, degraded, cached)
-        account = self._sources.child(response.source)
+        account = self._routes.child(route)
         account.respond(on_time, degraded, cached)
         if request.tenant is not None:
             account = self._tenants.child(request.tenant)

@@ -72,8 +72,7 @@ class CostMeter(StackClock, Node):
         workers: how many batches keep a device busy: its workers, or those of all replicas that ``per_second`` pays.
         currency: for reports.
         name: for reports.
-        max_label_sets: the most tenants, streams, sources and routes with a row of their own; the rest share
-            ``"other"``.
+        max_label_sets: the most tenants, streams and routes with a row of their own; the rest share ``"other"``.
         clock: returns monotonic nanoseconds; ``None``: the `Stack`'s clock, else ``time.monotonic_ns``.
 
     Raises:
@@ -114,8 +113,8 @@ class CostMeter(StackClock, Node):
         self.request_clock = self.clock  # of deadlines: the stack's
         self._is_one = not isinstance(per_second, Mapping)
         self.devices = {name: Device(float(price), workers, sets, clock) for name, price in prices.items()}
-        self.sources, self.tenants, self.streams = (_Family(_Account, sets) for _ in range(3))
-        self.ledger = _Ledger(self.sources, self.tenants, self.streams)
+        self.routes, self.tenants, self.streams = (_Family(_Account, sets) for _ in range(3))
+        self.ledger = _Ledger(self.routes, self.tenants, self.streams)
         self.failures = ListenerFailures("streaminfer", f"cost meter {name!r}")
         self._watched: set[weakref.WeakMethod[Any]] = set()
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from streaminfer.telemetry.cost._bill_cy import CostAccount
 from streaminfer.telemetry.cost.statistics import CostRow, CostStatistics, DeviceCost
-from streaminfer.telemetry.families.routes import OTHER, route_of
+from streaminfer.telemetry.families.routes import OTHER
 
 if TYPE_CHECKING:
     from streaminfer.telemetry.cost.cost_meter import CostMeter, Device
@@ -29,7 +29,7 @@ def cost_statistics(meter: "CostMeter") -> CostStatistics:
             idle_ns=idle_ns,
             running_ns=running_ns,
         )
-    families = [meter.sources, meter.tenants, meter.streams]
+    families = [meter.routes, meter.tenants, meter.streams]
     families += [family for device in devices.values() for family in (device.tenants, device.streams)]
     every = list(_models(devices, lambda route, model: "total"))  # noqa: ARG005 - they are one
     return CostStatistics(
@@ -37,7 +37,7 @@ def cost_statistics(meter: "CostMeter") -> CostStatistics:
         currency=meter.currency,
         devices=by_device,
         models=_rows(devices, _models(devices, lambda _, model: model), _responses_of_models(meter)),
-        routes=_rows(devices, _models(devices, lambda route, model: route or model), _routes(meter)),
+        routes=_rows(devices, _models(devices, lambda route, model: route or model), _children(meter.routes)),
         tenants=_rows(devices, _family(devices, lambda device: device.tenants), _children(meter.tenants)),
         streams=_rows(devices, _family(devices, lambda device: device.streams), _children(meter.streams)),
         total=_rows(devices, every, [("total", meter.ledger.total)])["total"],
@@ -69,11 +69,6 @@ def _children(family: Any) -> Iterator[tuple[str, CostAccount]]:
         yield OTHER, other
 
 
-def _routes(meter: "CostMeter") -> Iterator[tuple[str, CostAccount]]:
-    for source, account in _children(meter.sources):
-        yield route_of(source), account
-
-
 def _responses_of_models(meter: "CostMeter") -> Iterator[tuple[str, CostAccount]]:
     """Iterate over responses whose source tells which model they are of: its name, or a route with no other model."""
     models_of: dict[str, set[str]] = {}
@@ -84,8 +79,8 @@ def _responses_of_models(meter: "CostMeter") -> Iterator[tuple[str, CostAccount]
     unclear = models_of.get(OTHER, set()).union(
         *(several for route, several in models_of.items() if route and len(several) > 1)
     )
-    if not meter.sources.overflowed:
-        for route, account in _routes(meter):
+    if not meter.routes.overflowed:
+        for route, account in _children(meter.routes):
             found = models_of.get(route, models & {route}) if route else set()
             for model in found - unclear:
                 yield model, account

@@ -8,8 +8,7 @@ import asyncio
 from importlib.resources import files
 from typing import Any
 
-from streaminfer._internal.validation import check_duration, expected
-from streaminfer.protocols import adapt, is_service
+from streaminfer._internal.validation import check_duration
 from streaminfer.telemetry.asgi_app import AsgiApp, Headers, Message, Receive, Send, respond
 from streaminfer.telemetry.live_page.feed import Feed
 
@@ -60,9 +59,6 @@ def dashboard(*stacks: Any, interval_s: float = 0.5) -> "Dashboard":
     """
     if not stacks:
         raise TypeError("stacks: expected at least one Stack, got none")
-    for stack in stacks:
-        if not is_service(stack) and adapt(stack).statistics() is None:
-            raise TypeError(expected("stacks", "Stacks, or objects with `statistics()`", stack))
     return Dashboard(Feed(stacks, check_duration("interval_s", interval_s, positive=True)))
 
 

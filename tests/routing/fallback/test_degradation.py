@@ -105,7 +105,7 @@ def test_rare_misses_by_chance_move_nothing(requests):
         serve(degradation, 0, [LATE if draw.random() < 0.005 else GOOD for _ in range(requests)])
         for _ in range(requests):
             if draw.random() < 0.005:
-                degradation.missed(1)
+                degradation.missed(1, 1000)
         degradation.step(number * STEP, False)
         fractions.append(degradation.shares[0].fraction)
     assert sum(fractions) / len(fractions) > 0.95
@@ -122,7 +122,7 @@ def crowd(degradation, number, responds, burning=False):
         good = share is best or responds
         share.settle(GOOD if good else LATE, 900, 1000, 0)
         if not good:
-            degradation.missed(1 << rest.device)
+            degradation.missed(1 << rest.device, 1000)
     degradation.step(number * STEP, burning)
 
 
@@ -130,7 +130,7 @@ def test_a_share_grows_back_beside_a_route_that_hangs():
     """A cheaper route on the device that does not respond takes nothing over, so its misses hold nothing back."""
     degradation = make()
     for _ in range(50):
-        degradation.missed(1)
+        degradation.missed(1, 1000)
     serve(degradation, 0, [GOOD] * 50)
     degradation.step(STEP, False)
     assert degradation.shares[0].fraction == pytest.approx(0.5)
@@ -148,13 +148,13 @@ def test_a_route_that_responds_again_relieves_the_device():
         cuts = degradation.shares[0].cuts
         serve(degradation, 0, [GOOD] * 50)
         for _ in range(50):
-            degradation.missed(1)
+            degradation.missed(1, 1000)
         degradation.step(number * STEP, False)
     assert degradation.shares[0].cuts == cuts < 3
 
     serve(degradation, 0, [GOOD] * 50)
     for _ in range(25):
-        degradation.missed(1)
+        degradation.missed(1, 1000)
         degradation.shares[1].take()
         degradation.shares[1].settle(GOOD, 100, 1000, 0)
     degradation.step(9 * STEP, False)
@@ -169,7 +169,7 @@ def test_a_burning_budget_closes_nothing_beside_a_route_that_hangs():
             degradation.arrive(0)
             degradation.shares[1].take()
             degradation.shares[1].settle(LATE, 1000, 1000, 0)
-            degradation.missed(2)
+            degradation.missed(2, 1000)
         degradation.step(number * STEP, True)
         assert degradation.shares[0].closed is (number < 3)
 
@@ -263,17 +263,48 @@ def test_a_crowded_device_makes_the_dearer_route_give_way():
     serve(degradation, 0, [GOOD] * 40)
     serve(degradation, 1, [GOOD] * 60)
     for _ in range(10):
-        degradation.missed(1)
+        degradation.missed(1, 1000)
     degradation.step(STEP, False)
     assert degradation.shares[0].fraction == pytest.approx(0.75)
     assert degradation.shares[1].fraction == 1.0
+
+
+def test_requests_with_less_time_than_the_quickest_response_took_do_not_crowd_a_device():
+    degradation = make()
+    for number in range(1, 30):
+        serve(degradation, 0, [GOOD] * 40)
+        serve(degradation, 1, [GOOD] * 40, duration_ns=500)
+        for _ in range(20):
+            degradation.missed(1, 499)
+        degradation.step(number * STEP, False)
+    assert degradation.shares[0].fraction == 1.0
+    serve(degradation, 0, [GOOD] * 40)
+    for _ in range(20):
+        degradation.missed(1, 500)  # the cheaper route was as quick
+    degradation.step(30 * STEP, False)
+    assert degradation.shares[0].fraction < 0.7
+
+
+def test_attempts_with_less_time_than_the_quickest_response_took_say_nothing_about_load():
+    degradation = make(backed=True)
+    steps(degradation, 1)
+    for number in range(2, 30):
+        serve(degradation, 0, [GOOD] * 20)
+        serve(degradation, 0, [LATE] * 20, limit_ns=899)
+        degradation.step(number * STEP, False)
+    share = degradation.shares[0]
+    assert (share.fraction, share.headroom, share.suspect) == (1.0, 0.0, False)
+    serve(degradation, 0, [LATE] * 20, limit_ns=900)
+    degradation.step(30 * STEP, False)
+    assert share.headroom > 0.0
+    assert share.suspect
 
 
 def test_routes_with_a_device_each_do_not_give_way_to_each_other():
     degradation = make(devices=(0, 1))
     serve(degradation, 0, [GOOD] * 100)
     for _ in range(10):
-        degradation.missed(1 << 1)
+        degradation.missed(1 << 1, 1000)
     degradation.step(STEP, False)
     assert degradation.shares[0].fraction == 1.0
 
@@ -285,7 +316,7 @@ def test_between_calm_and_crowded_nothing_moves():
     for number in range(2, 30):
         serve(degradation, 0, [GOOD] * 400)
         for _ in range(2):  # 0.5 %
-            degradation.missed(1)
+            degradation.missed(1, 1000)
         degradation.step(number * STEP, False)
     assert degradation.shares[0].fraction == pytest.approx(0.5)
 
@@ -298,8 +329,8 @@ def test_burning_closes_the_best_routes_one_after_the_other_but_never_the_last()
     assert not degradation.shares[0].offers()
     for number in range(2, 30):
         serve(degradation, 1, [GOOD] * 20)
-        degradation.missed(0)
-        degradation.missed(0)
+        degradation.missed(0, 1000)
+        degradation.missed(0, 1000)
         degradation.step(number * STEP, True)
     assert [share.closed for share in degradation.shares] == [True, True, False]
     degradation.step(30 * STEP, False)
@@ -353,7 +384,7 @@ def test_compiled_and_plain_agree(plain, events):
         for degradation in pair:
             serve(degradation, position, [outcome] * 5)
             if missed:
-                degradation.missed(1)
+                degradation.missed(1, 1000)
             degradation.step(number * STEP, number % 17 > 14)
         ours, theirs = (
             [n for r in degradation.shares for n in (r.fraction, r.headroom, r.cuts)] for degradation in pair
@@ -369,10 +400,12 @@ class Machine(RuleBasedStateMachine):
         self.degradation = make(devices=(0, 0, 1))
         self.now = 0
         self.out = [0, 0, 0]
+        self.sent = self.steps = 0  # since the last step with enough requests to be judged by: steps count together
 
     @rule(position=st.integers(0, 2), outcome=st.sampled_from([GOOD, BAD, LATE, IGNORED]), count=st.integers(1, 40))
     def requests(self, position, outcome, count):
         serve(self.degradation, position, [outcome] * count)
+        self.sent += count
 
     @rule(position=st.integers(0, 2))
     def hang(self, position):
@@ -391,7 +424,7 @@ class Machine(RuleBasedStateMachine):
     @rule(devices=st.integers(0, 3), count=st.integers(1, 20))
     def miss(self, devices, count):
         for _ in range(count):
-            self.degradation.missed(devices)
+            self.degradation.missed(devices, 1000)
 
     @rule(burning=st.booleans())
     def step(self, burning):
@@ -399,10 +432,16 @@ class Machine(RuleBasedStateMachine):
         cuts = [share.cuts for share in self.degradation.shares]
         self.now += STEP
         self.degradation.step(self.now, burning)
+        self.steps += 1
         for share, fraction, cut in zip(self.degradation.shares, before, cuts, strict=True):
-            assert share.fraction <= max(2 * fraction, fraction + 0.2, 0.05) + 1e-9
+            most = fraction
+            for _ in range(self.steps):
+                most = max(2 * most, most + 0.2, 0.05)
+            assert share.fraction <= most + 1e-9
             assert share.cuts - cut <= 2
             assert share.fraction >= fraction or share.cuts > cut
+        if self.sent >= 8:
+            self.sent = self.steps = 0
 
     @invariant()
     def bounds(self):

@@ -1,6 +1,7 @@
 """The router under load, in virtual time: overload, the threshold, a brown-out, a route that is killed again and again."""
 
 import asyncio
+import contextlib
 
 import numpy as np
 import pytest
@@ -109,6 +110,41 @@ def test_overload_degrades_and_does_not_lose_requests(one_device, factor):
         assert sum(answer[1] for answer in answered) >= 0.99 * len(answered)
 
     play(main, one_device=one_device)
+
+
+def test_callers_with_too_short_a_timeout_do_not_cost_the_others_the_best_route():
+    async def main(bench, service):
+        async def send_hopeless():
+            with contextlib.suppress(si.errors.StreamInferError):  # none responds within a millisecond
+                await service.call(si.Request(1.0), timeout_s=0.001)
+
+        async def send_all_hopeless():
+            for _ in range(400):
+                await asyncio.sleep(0.025)
+                await send_hopeless()
+
+        hopeless = asyncio.ensure_future(send_all_hopeless())
+        await bench.load(service, 60, 10.0)
+        await hopeless
+        assert bench.share(3.0, 10.0, source="full") > 0.97
+
+    play(main)
+
+
+def test_nor_do_they_make_a_default_response_take_the_place_of_a_route():
+    async def main(loop):
+        model = Model(Device(), 0.006, 0.001)
+        layers = [si.AdaptiveBatcher(max_batch_size=8, slo_s=LIMIT_S), model]
+        router = FallbackRouter(Route("full", layers), default=-1.0)
+        async with si.Stack(router, clock=loop.clock) as service:
+            for number in range(400):
+                await service.call(si.Request(1.0), timeout_s=0.002 if number % 2 else LIMIT_S)
+                await asyncio.sleep(0.05)
+        return router.statistics()
+
+    seen = run(main)
+    assert seen["full"].succeeded == 200
+    assert (seen["full"].cuts, seen["full"].share, seen.defaulted) == (0, 1.0, 200)
 
 
 @pytest.mark.parametrize("slowness", [2.5, 10.0])

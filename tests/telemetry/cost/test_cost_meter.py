@@ -471,6 +471,27 @@ class TestPlaces:
         assert {tenant: row.responses for tenant, row in statistics.tenants.items()} == {"0": 1, "1": 1, "other": 3}
         assert statistics.overflowed == 6
 
+    def test_a_route_that_is_chosen_for_several_reasons_takes_one_row(self):
+        async def main(loop):
+            meter = CostMeter(per_second=1.0, max_label_sets=2)
+            limit = si.ConcurrencyLimit(limit=1)
+            large = [limit, ScriptedBackend(OSError("down"), duration_s=0.1)]
+            router = si.FallbackRouter(
+                si.Route("large", large, device="a"), si.Route("small", [ScriptedBackend()], quality=0.5, device="b")
+            )
+            async with si.Stack(meter, router, clock=loop.clock) as stack:
+                await stack(one())  # large: failed
+                await stack(one())
+                permit = limit.try_acquire()
+                await stack(one())  # large: limit
+                limit.release(permit)
+                return meter.statistics(), router.statistics().reasons
+
+        statistics, reasons = run(main)
+        assert reasons == {"failed": 1, "limit": 1}
+        assert {route: row.responses for route, row in check(statistics).routes.items()} == {"large": 1, "small": 2}
+        assert statistics.overflowed == 0
+
 
 class TestArguments:
     @pytest.mark.parametrize(

@@ -386,7 +386,10 @@ def test_unknown_values_are_left_out():
 
 
 @pytest.mark.parametrize("export", [metrics_app, StackCollector, EventLog, dashboard])
-def test_a_list_of_stacks_is_refused(export):
+@pytest.mark.parametrize(
+    "of", [lambda stack: [stack], lambda stack: stack.statistics(), lambda _: si.Telemetry, lambda _: 3]
+)
+def test_what_can_have_no_statistics_is_refused(export, of):
     """Its page would have no metric at all."""
     with pytest.raises(TypeError, match="stacks: expected Stacks"):
-        export([si.Stack(ScriptedBackend())])
+        export(of(si.Stack(ScriptedBackend())))
