@@ -57,6 +57,7 @@ __all__ = [
     "adapt",
     "are_idempotent",
     "check_infer",
+    "has_statistics",
     "is_backend",
     "is_layer",
     "is_service",
@@ -307,8 +308,7 @@ class _Adapted(Node):
             bind(clock)
 
     def statistics(self) -> Any:
-        take = getattr(self._thing, "statistics", None)
-        return take() if callable(take) else None
+        return self._thing.statistics() if has_statistics(self._thing) else None
 
 
 def name_of(thing: Any) -> str:
@@ -335,6 +335,11 @@ def is_layer(thing: object) -> bool:
 def is_backend(thing: object) -> bool:
     """An object with ``infer`` answers a batch."""
     return callable(getattr(thing, "infer", None))
+
+
+def has_statistics(thing: object) -> bool:
+    """An object with ``statistics`` tells what it has counted."""
+    return callable(getattr(thing, "statistics", None))
 
 
 def check_infer(argument: str, backend: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from streaminfer._internal.display.unique_name import unique_name
 from streaminfer._internal.validation import check_instance
-from streaminfer.protocols import Node, adapt, is_backend, is_layer, is_service, name_of
+from streaminfer.protocols import Node, adapt, has_statistics, is_backend, is_layer, is_service, name_of
 from streaminfer.telemetry.telemetry import Telemetry
 
 __all__ = ["Found", "name_services", "walk"]
@@ -81,8 +81,9 @@ def name_services(parts: Sequence[Any]) -> list[tuple[str, list[Any]]]:
 
 
 def _is_part(thing: object) -> bool:
-    offers = (is_service(thing), is_backend(thing), is_layer(thing), callable(getattr(thing, "statistics", None)))
-    return any(offers) and not isinstance(thing, type)
+    if isinstance(thing, type):
+        return False
+    return is_service(thing) or is_backend(thing) or is_layer(thing) or has_statistics(thing)
 
 
 def _join(one: str, other: str) -> str:

@@ -14,7 +14,7 @@ ADAPTERS = {
         "_encode_other",
     ),  # a value in a cache's key, which costs nanoseconds: `adapt` microseconds
     "errors.py": ("says_retryable", "says_retry_after_s"),
-    "protocols.py": ("_Adapted", "is_service", "is_backend", "is_layer"),
+    "protocols.py": ("_Adapted", "is_service", "has_statistics", "is_backend", "is_layer"),
 }
 """Where objects, policies, values in keys and errors of users are adapted: file → classes and functions."""
 
