@@ -128,9 +128,14 @@ def prove_caches(caches: Iterable[EdgeCache], *, http_caches: Iterable[NginxFold
         http_caches: folders of HTTP caches in front of the process.
 
     Raises:
+        TypeError: ``http_caches`` are no such folders.
         BackendError: a medium or the retention log cannot be read, so nothing is proven.
     """
     several = list(caches)
+    check_instance("http_caches", http_caches, lambda it: isinstance(it, Iterable), "folders of HTTP caches")
+    folders = list(http_caches)
+    for folder in folders:
+        check_instance("http_caches", folder, lambda it: isinstance(it, NginxFolder), "an NginxFolder")
     remains = _Remains()
     judges = [_Judge(cache) for cache in several]
     gc.collect()  # what only a cycle holds is garbage
@@ -144,7 +149,7 @@ def prove_caches(caches: Iterable[EdgeCache], *, http_caches: Iterable[NginxFold
         if isinstance(keys, StoredKeys):  # what another key service keeps of a destroyed key is its operator's to prove
             remains.add("keys", "", _KEY, keys.recoverable())
     longest_s = max((judge.longest_s for judge in judges), default=0.0)
-    for folder in http_caches:
+    for folder in folders:
         for name, why in folder.remains(time.time(), longest_s):
             remains.add("http", name, why)
         remains.add("http", "", "", 0)

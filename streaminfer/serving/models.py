@@ -95,7 +95,7 @@ def served_models(stacks: Mapping[str, Stack], limits: Limits) -> dict[str, Serv
     for name, stack in stacks.items():
         check_instance(f"stacks[{name!r}]", stack, lambda it: isinstance(it, Stack), "a Stack")
         if not isinstance(name, str) or not name or "/" in name:
-            raise ValueError(expected("stacks", "names without '/'", name))
+            raise ValueError(expected("stacks", "names without '/', none empty", name))
     return {name: ServedModel(name, stack, limits) for name, stack in stacks.items()}
 
 

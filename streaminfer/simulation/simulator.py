@@ -16,6 +16,7 @@ Complexity: O(log n) an event, with 2 events a request and 1 a batch, and what t
 with the greedy policy.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from typing import Any
@@ -24,7 +25,14 @@ import attrs
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from streaminfer._internal.validation import check_choice, check_count, check_duration, check_instance, expected
+from streaminfer._internal.validation import (
+    check_choice,
+    check_count,
+    check_duration,
+    check_instance,
+    check_number,
+    expected,
+)
 from streaminfer.batching.planner import kernel_loader
 from streaminfer.batching.planner.lookahead import Lookahead
 from streaminfer.batching.policy import (
@@ -106,7 +114,7 @@ def simulate(
         observe=adapt_policy(made).observe,
         durations_ns=durations_ns.tolist(),
         free=list(range(workers)),
-        noise=check_duration("noise", noise),
+        noise=check_number("noise", noise, "a finite number ≥ 0", lambda it: 0 <= it < math.inf),
         rng=np.random.default_rng(check_count("seed", seed, at_least=0)),
     )
     simulation.run()

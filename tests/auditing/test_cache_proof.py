@@ -571,3 +571,11 @@ def test_the_latest_erasure_counts_whatever_the_order_of_the_records():
 def test_the_path_of_an_http_cache_is_checked_by_name():
     with pytest.raises(TypeError, match=r"path: expected a path, got 5 \(int\)"):
         NginxFolder(5)
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"), [(5, "folders of HTTP caches, got 5"), (["x"], "an NginxFolder, got 'x'")]
+)
+def test_what_are_no_http_caches_is_named(folders, message):
+    with pytest.raises(TypeError, match=f"http_caches: expected {message}"):
+        prove_caches([], http_caches=folders)

@@ -580,6 +580,8 @@ def test_wrong_limits_are_named(doubling_stack):
         Limits(max_rows=0)
     with pytest.raises(ValueError, match="'/'"):
         si.serving.asgi_app({"a/b": doubling_stack})
+    with pytest.raises(ValueError, match="none empty"):
+        si.serving.asgi_app({"": doubling_stack})
 
 
 def test_a_package_that_is_not_installed_has_an_unknown_version(scripted, ask_app, monkeypatch):

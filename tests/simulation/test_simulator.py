@@ -404,7 +404,7 @@ def test_the_timeline_on_a_figure_of_its_own_and_of_nothing(axes):
         ({"policy": "fast"}, ValueError, "policy: expected one of 'lookahead', 'greedy', got 'fast'"),
         ({"policy": 3}, TypeError, "policy: expected a policy's name or an object with decide"),
         ({"workers": 0}, ValueError, "workers"),
-        ({"noise": -0.1}, ValueError, "noise"),
+        ({"noise": -0.1}, ValueError, "noise: expected a finite number ≥ 0, got -0.1"),
         ({"noise": np.nan}, ValueError, "noise"),
         ({"seed": -1}, ValueError, "seed"),
         ({"deadlines_s": [1.0]}, ValueError, "deadlines_s: expected one for each of 2 arrivals"),

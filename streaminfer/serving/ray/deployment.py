@@ -67,7 +67,7 @@ def ray_deployment(
     )
     check_instance("model", model, lambda it: isinstance(it, str), "a name")
     if not model or "/" in model:
-        raise ValueError(expected("model", "a name without '/'", model))
+        raise ValueError(expected("model", "a name without '/', not empty", model))
     if stop_timeout_s is not None:
         check_duration("stop_timeout_s", stop_timeout_s)
     limits = checked_limits(limits)
