@@ -13,7 +13,8 @@ __all__ = ["envoy_policies", "keda_scaled_objects", "site_shares"]
 _PARTS = 1_000
 """Weights are whole numbers: a share is given in thousandths."""
 
-_RATE = 'sum(rate(streaminfer_requests_total{pod=~"{workload}-.*",namespace="{namespace}"}[1m]))'
+# the two last parts of a pod's name have no hyphen, so the pods of "v-eu-a10-spot" do not count for "v-eu-a10"
+_RATE = 'sum(rate(streaminfer_requests_total{pod=~"{workload}-[^-]+-[^-]+",namespace="{namespace}"}[1m]))'
 
 
 def site_shares(plan: Plan, *, hour: int | None = None) -> dict[str, dict[str, float]]:
@@ -83,12 +84,14 @@ def keda_scaled_objects(
     """Return a ScaledObject of KEDA for each workload: from the least to the most replicas of the plans.
 
     A replica is added when each has more requests per second than the plans count on: than the least of them. A
-    workload that does not run in each of the plans may be scaled to nothing.
+    workload that does not run in each of the plans may be scaled to nothing. Its pods then count no requests, so
+    nothing starts them again unless ``query`` counts where the requests come in, such as at the gateway.
 
     Args:
         *plans: one, or those of `plan_hours`.
         prometheus: address of the server.
         query: returns the requests per second of a workload; ``{workload}`` and ``{namespace}`` stand for the names.
+            The default sums what the pods of the Deployment count.
         spare: replicas above the most of the plans, ≥ 0.
         namespace: of all objects.
 

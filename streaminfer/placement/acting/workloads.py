@@ -16,8 +16,10 @@ from streaminfer.telemetry.exporters.rules.yaml_text import to_yaml
 
 __all__ = ["Workload", "documents", "occupied", "of_model", "plan_workloads", "platform_name"]
 
-_LONGEST_NAME = 50
-"""Kubernetes allows 63 characters, and appends up to ten to the names of pods."""
+_LONGEST_NAME = 46
+"""Kubernetes cuts a pod's name to 58 characters before its last five; two hyphens and a hash of up to ten fit in."""
+
+_DIGEST_BYTES = 3
 
 
 @attrs.frozen(kw_only=True)
@@ -83,7 +85,8 @@ def platform_name(text: str) -> str:
     name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
     if name == text and len(name) <= _LONGEST_NAME and not name[0].isdigit():
         return name
-    return f"s-{name[:_LONGEST_NAME]}".rstrip("-") + "-" + blake2s(text.encode(), digest_size=3).hexdigest()
+    digest = blake2s(text.encode(), digest_size=_DIGEST_BYTES).hexdigest()
+    return f"s-{name}"[: _LONGEST_NAME - len(digest) - 1].rstrip("-") + f"-{digest}"
 
 
 def of_model(name: str, given: Mapping[str, Any], key: str) -> Any:
