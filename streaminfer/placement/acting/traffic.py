@@ -22,7 +22,7 @@ def site_shares(plan: Plan, *, hour: int | None = None) -> dict[str, dict[str, f
 
     Args:
         plan: the plan.
-        hour: one of the plan's; ``None``: the busiest.
+        hour: one of the plan's; ``None``: for each cluster the busiest that serves it.
 
     Raises:
         TypeError: the plan has no such hour.
@@ -30,8 +30,9 @@ def site_shares(plan: Plan, *, hour: int | None = None) -> dict[str, dict[str, f
     check_instance("plan", plan, lambda it: isinstance(it, Plan), "a Plan")
     hours = sorted({at for at, _ in plan.assignments})
     check_instance("hour", hour, lambda it: it is None or it in hours, "one of " + ", ".join(map(str, hours)))
-    assignment = plan.assignment if hour is None else plan.assignments[hour, plan.problem.scenarios[0].name]
-    return plan.shares_by_site(assignment)
+    if hour is None:
+        return plan.busiest_shares()
+    return plan.shares_by_site(plan.assignments[hour, plan.problem.scenarios[0].name])
 
 
 def envoy_policies(
@@ -48,7 +49,7 @@ def envoy_policies(
     Args:
         plan: the plan.
         zones: as of `kubernetes_manifests`.
-        hour: one of the plan's; ``None``: the busiest.
+        hour: one of the plan's; ``None``: for each cluster the busiest that serves it.
         namespace: of all objects.
 
     Raises:
