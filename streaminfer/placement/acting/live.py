@@ -84,8 +84,10 @@ class RttMeter(SyncLayer):
         """Return the measurements of several meters; those of the same cluster and site belong together.
 
         Raises:
+            TypeError: not a list of meters.
             ValueError: there are less than two of any cluster and site.
         """
+        check_instance("meters", meters, lambda it: isinstance(it, Iterable), "a list of RttMeters")
         return RttSamples.from_rows((meter.cluster, meter.site, rtt_s) for meter in meters for rtt_s in meter.rtt_s)
 
     def __repr__(self) -> str:

@@ -230,3 +230,8 @@ def test_times_that_fit_no_shard_are_refused(sharded, given, message):
 def test_unknown_names_are_refused(problem, changes, message):
     with pytest.raises((TypeError, ValueError), match=message):
         with_measurements(problem, **changes)
+
+
+def test_meter_in_place_of_a_list_is_named():
+    with pytest.raises(TypeError, match=r"meters: expected a list of RttMeters, got <RttMeter"):
+        RttMeter.samples(RttMeter("Lyon", "Paris"))
