@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Mapping
 
 from streaminfer._internal.validation import check_count, check_instance
-from streaminfer.placement.acting.workloads import Workload, documents, plan_workloads, platform_name
+from streaminfer.placement.acting.workloads import Workload, documents, plan_workloads, platform_name, zone_of
 from streaminfer.placement.plan_record import Plan
 from streaminfer.telemetry.exporters.rules.scaled_object import scaled_object
 
@@ -53,7 +53,7 @@ def envoy_policies(
         namespace: of all objects.
 
     Raises:
-        TypeError: the plan has no such hour.
+        TypeError, ValueError: the plan has no such hour, or Kubernetes can have no such zone.
     """
     shares = site_shares(plan, hour=hour)
     names = {it.name: platform_name(f"{it.model}-{it.name}") for it in plan.problem.clusters}
@@ -69,7 +69,7 @@ def envoy_policies(
                     "zoneAware": {
                         "weightedZones": [
                             {"zone": zone, "weight": max(round(share * _PARTS), 1)}
-                            for zone, share in _by_zone(by_site, zones or {}).items()
+                            for zone, share in _by_zone(by_site, zones).items()
                         ]
                     },
                 },
@@ -120,10 +120,10 @@ def keda_scaled_objects(
     )
 
 
-def _by_zone(shares: Mapping[str, float], zones: Mapping[str, str]) -> dict[str, float]:
+def _by_zone(shares: Mapping[str, float], zones: Mapping[str, str] | None) -> dict[str, float]:
     by_zone: dict[str, float] = {}
     for site, share in shares.items():
         if share > 0:
-            zone = zones.get(site, site)
+            zone = zone_of(site, zones)
             by_zone[zone] = by_zone.get(zone, 0.0) + share
     return by_zone

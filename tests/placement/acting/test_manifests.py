@@ -67,6 +67,13 @@ def test_deployment_stays_in_its_zone():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("zones", [None, {}, {"Zürich 1": "eu central"}, {"Zürich 1": 7}])
+def test_zone_that_no_node_can_have_is_named(zones):
+    """Pods that are held in it would wait for ever."""
+    with pytest.raises((TypeError, ValueError), match=r"zones\['Zürich 1'\]: expected a value of a Kubernetes label"):
+        manifests(attrs.evolve(PARIS, site="Zürich 1"), zones=zones)
+
+
 def test_cpu_slots_and_memory_become_requests():
     (deployment, _service) = manifests(LYON)
 
