@@ -441,9 +441,8 @@ def check_unique(name: str, names: Sequence[str]) -> None:
     Raises:
         ValueError: one does.
     """
-    for one, count in Counter(names).items():
-        if count > 1:
-            raise ValueError(expected(name, "names that differ", one))
+    if repeated := [one for one, count in Counter(names).items() if count > 1]:
+        raise ValueError(expected(name, "names that differ", repeated[0]))
 
 
 def _check_known(path: str, name: str, known: Iterable[str], kind: str) -> None:
