@@ -61,15 +61,19 @@ class PlanCheck:
     Attributes:
         clusters: by name.
         requests: simulated for each cluster.
+        unserved: clusters for which the plan lacks capacity: their promise is not kept.
     """
 
     clusters: Mapping[str, ClusterCheck]
     requests: int
+    unserved: tuple[str, ...] = ()
 
     @property
     def kept(self) -> float:
         """Share of the clusters whose promise was kept."""
-        return float(np.mean([it.is_kept for it in self.clusters.values()])) if self.clusters else 1.0
+        count = len({*self.clusters, *self.unserved})
+        kept = [name for name, it in self.clusters.items() if it.is_kept and name not in self.unserved]
+        return len(kept) / count if count else 1.0
 
     @property
     def within(self) -> float:
@@ -85,8 +89,9 @@ class PlanCheck:
 
     def _title(self) -> str:
         return (
-            f"{len(self.clusters)} clusters, {self.requests} requests each: {self.kept:.1%} kept their promise, "
-            f"{self.within:.1%} predicted within 10 %"
+            f"{len({*self.clusters, *self.unserved})} clusters, {self.requests} requests each: "
+            f"{self.kept:.1%} kept their promise, {self.within:.1%} predicted within 10 %"
+            + (f", {len(self.unserved)} unserved" if self.unserved else "")
         )
 
     def __repr__(self) -> str:
@@ -149,7 +154,7 @@ def replay(plan: Plan, *, requests: int = 20_000, seed: int = 0) -> PlanCheck:
             simulated_s=float(np.quantile(latencies_s, prediction.share, method="inverted_cdf")),
             on_time=float(np.mean(latencies_s <= prediction.slo_s)),
         )
-    return PlanCheck(clusters=found, requests=requests)
+    return PlanCheck(clusters=found, requests=requests, unserved=tuple(plan.unserved))
 
 
 def _delays(pool: Pool, rate: float, count: int, rng: np.random.Generator) -> Floats:

@@ -18,6 +18,8 @@ import numpy as np
 
 from streaminfer._internal.units import format_duration
 from streaminfer.errors import StreamInferError
+from streaminfer.placement.network.promised_rtt import UNPROMISABLE_S
+from streaminfer.placement.problem import Problem, UserCluster
 from streaminfer.placement.solver.candidates import Candidates, find_candidates
 from streaminfer.placement.solver.greedy import complete
 from streaminfer.placement.solver.instance import Instance, Settings
@@ -37,6 +39,8 @@ _EXPLAIN_S = 60.0
 """Longest search for the reasons where the caller has no limit; half of it is for the conflict."""
 _MOST_TOLD = 20
 """Members of a conflict in the message; `InfeasiblePlacement.conflict` has all."""
+_MOST_SITES = 5
+"""Sites whose round trip is unpromisable in the text of a constraint."""
 _UNLIMITED = 1e6
 _MOST_SLO = 64.0
 _STEPS = 12
@@ -154,7 +158,8 @@ def constraints(candidates: Candidates, settings: Settings) -> Iterator[Constrai
         yield Constraint(
             "slo",
             (cluster.name,),
-            f"p{100 * promise.share:.6g} of cluster {cluster.name!r} within {format_duration(promise.slo_s)}",
+            f"p{100 * promise.share:.6g} of cluster {cluster.name!r} within {format_duration(promise.slo_s)}"
+            f"{_unpromised(problem, cluster)}",
         )
         if cluster.residency is not None:
             yield Constraint(
@@ -166,6 +171,18 @@ def constraints(candidates: Candidates, settings: Settings) -> Iterator[Constrai
                 (cluster.name,),
                 f"quality of at least {promise.min_quality:.6g} for cluster {cluster.name!r}",
             )
+
+
+def _unpromised(problem: Problem, cluster: UserCluster) -> str:
+    """Return the sites that the promise excludes however long its SLO is, for too few measurements; "" for none."""
+    share = problem.promise_of(cluster).share
+    access_s = problem.access_of(cluster, 0).rtt.quantile(share)
+    links = problem.links.get(cluster.name, {})
+    sites = [repr(name) for name, link in links.items() if max(access_s, link.rtt.quantile(share)) >= UNPROMISABLE_S]
+    if not sites:
+        return ""
+    more = f" and {len(sites) - _MOST_SITES} more" if len(sites) > _MOST_SITES else ""
+    return f" (the round trip to {', '.join(sites[:_MOST_SITES])}{more} is unpromisable)"
 
 
 def is_feasible(

@@ -97,12 +97,15 @@ class Plan:
     @property
     def busiest(self) -> tuple[int, str]:
         """The hour, and the name of the scenario, with the most requests."""
-        return max(self.assignments, key=lambda key: sum(self._rates(*key)))
+        return self._busiest_first()[0]
 
     @property
     def assignment(self) -> Assignment:
         """The assignment in the busiest hour."""
         return self.assignments[self.busiest]
+
+    def _busiest_first(self) -> list[tuple[int, str]]:
+        return sorted(self.assignments, key=lambda key: -sum(self._rates(*key)))
 
     def _rates(self, hour: int, scenario: str) -> list[float]:
         """Requests per second of each cluster."""
@@ -126,6 +129,15 @@ class Plan:
         demand = np.maximum(flows.rates[state] * flows.unit, 1.0)  # without what is not served
         shares = self.flows[state][:, self.counts > 0] / demand[:, None]
         return np.asarray(self._rates(hour, scenario) @ shares)
+
+    def busiest_shares(self) -> dict[str, dict[str, float]]:
+        """Return the shares of each cluster by site, in the busiest hour that serves it: some send at night only."""
+        by_hour = [self.shares_by_site(self.assignments[key]) for key in self._busiest_first()]
+        return {
+            cluster.name: served[0]
+            for cluster in self.problem.clusters
+            if (served := [shares[cluster.name] for shares in by_hour if cluster.name in shares])
+        }
 
     def shares_by_site(self, assignment: Assignment) -> dict[str, dict[str, float]]:
         """Return, for each cluster that an assignment serves, the shares by the site that its requests go to first."""

@@ -71,8 +71,9 @@ def _optional_amount() -> Any:
 def _records(kind: type, **options: Any) -> Any:
     """A tuple of at least one record of a kind, with names of their own, from any iterable."""
 
-    def check(_instance: object, attribute: Any, value: tuple[Any, ...]) -> None:
-        check_instance(attribute.name, value, lambda it: all(isinstance(one, kind) for one in it), f"{kind.__name__}s")
+    def check(_instance: object, attribute: Any, value: Any) -> None:
+        of_kind = isinstance(value, tuple) and all(isinstance(one, kind) for one in value)
+        check_instance(attribute.name, value, lambda _: of_kind, f"a list of {kind.__name__}s")
         if not value:
             raise ValueError(expected(attribute.name, f"at least 1 {kind.__name__}", value))
 
@@ -440,9 +441,8 @@ def check_unique(name: str, names: Sequence[str]) -> None:
     Raises:
         ValueError: one does.
     """
-    for one, count in Counter(names).items():
-        if count > 1:
-            raise ValueError(expected(name, "names that differ", one))
+    if repeated := [one for one, count in Counter(names).items() if count > 1]:
+        raise ValueError(expected(name, "names that differ", repeated[0]))
 
 
 def _check_known(path: str, name: str, known: Iterable[str], kind: str) -> None:

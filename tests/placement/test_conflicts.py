@@ -8,7 +8,7 @@ import pytest
 from placement_problems import KINDS, BruteForce, satisfiable, small_problem
 
 from streaminfer.batching.service_time.service_time import ServiceTime
-from streaminfer.placement import InfeasiblePlacement, plan, repair
+from streaminfer.placement import Distribution, InfeasiblePlacement, Link, RttSamples, plan, repair
 from streaminfer.placement.conflicts import constraints, infeasible_placement, is_feasible, quick_explain
 from streaminfer.placement.solver.candidates import find_candidates
 from streaminfer.placement.solver.instance import Settings
@@ -122,6 +122,25 @@ def test_plan_hands_its_time_on(monkeypatch):
             attrs.evolve(problem, clusters=alone, links={"c0": problem.links["c0"]}), time_limit_s=limit_s
         ).is_irreducible
     assert seen == [None, 30.0]
+
+
+def test_unpromisable_round_trips_are_told():
+    """A link of too few measurements says so, as no longer SLO and no slots would help; others are not named."""
+    problem = small_problem(0, "plain")
+    cluster, (near, far) = problem.clusters[0], [it.name for it in problem.sites[:2]]
+    few = RttSamples({cluster.name: {near: np.linspace(0.01, 0.02, 20)}}).links()[cluster.name][near]
+    alone = attrs.evolve(problem, clusters=[attrs.evolve(cluster, rates=[1.0])], links={})
+
+    def promise(**links):
+        conflict = raised(attrs.evolve(alone, links={cluster.name: links})).conflict
+        return next(str(it) for it in conflict if it.kind == "slo")
+
+    slow = promise(**{near: Link(rtt=Distribution.of(9.0))})
+    assert "unpromisable" not in slow
+    assert (
+        promise(**{near: Link(rtt=Distribution.of(9.0)), far: few})
+        == f"{slow} (the round trip to '{far}' is unpromisable)"
+    )
 
 
 def plannable(kind):

@@ -77,6 +77,17 @@ def test_simulation_agrees_with_prediction(kind):
     assert all(it.on_time >= it.prediction.share - 0.005 for it in check.clusters.values())
 
 
+def test_simulation_knows_what_is_unserved():
+    """The promise to a cluster without capacity is not kept."""
+    problem, found = planned("plain")
+
+    check = replay(repair(found, [it.name for it in problem.sites]), requests=100)
+
+    assert check.unserved == tuple(it.name for it in problem.clusters)
+    assert check.kept == 0.0
+    assert f"{len(problem.clusters)} unserved" in repr(check)
+
+
 def test_simulation_finds_weak_spots():
     """Clusters whose demand has tripled since the plan are weak spots."""
     problem, found = planned("plain")

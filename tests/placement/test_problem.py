@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from placement_problems import KINDS, small_problem
 
 from streaminfer.batching.service_time.service_time import ServiceTime
-from streaminfer.placement import Distribution, Link, Problem, Scenario, Shard
+from streaminfer.placement import DeviceGroup, Distribution, Link, Problem, Scenario, Shard, Site
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -182,3 +182,8 @@ def test_wrong_argument_is_named(make, message):
     """Where JSON would have had an error of its own."""
     with pytest.raises(TypeError, match=message):
         make(small_problem(1, "plain"))
+
+
+def test_record_in_place_of_a_list_is_named():
+    with pytest.raises(TypeError, match=r"devices: expected a list of DeviceGroups, got DeviceGroup\(kind='cpu'"):
+        Site(name="lyon", devices=DeviceGroup(kind="cpu", slots=1))

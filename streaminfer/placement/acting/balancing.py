@@ -33,7 +33,7 @@ def plan_replicas(
         plan: the plan.
         cluster: the name of the users' cluster.
         services: by the name of the site, a service or several, such as stacks around backends there.
-        hour: one of the plan's; ``None``: the busiest.
+        hour: one of the plan's; ``None``: the busiest that serves the cluster.
         spill_penalty: by which factor sooner a site that is not planned must be expected to respond, above 1.
         options: of `Replicas`.
 

@@ -11,6 +11,7 @@ from streaminfer.placement.acting.workloads import (
     of_model,
     plan_workloads,
     platform_name,
+    zone_of,
 )
 from streaminfer.placement.plan_record import Plan
 
@@ -49,15 +50,14 @@ def kubernetes_manifests(
         namespace: of all objects.
 
     Raises:
-        TypeError, ValueError: an image or a device is missing, the problem has no such site, or Kubernetes cannot give
-            the part of a device.
+        TypeError, ValueError: an image or a device is missing, the problem has no such site, or Kubernetes can have no
+            such zone or cannot give the part of a device.
     """
     check_count("port", port, at_most=65_535)
     workloads = plan_workloads(plan)
     if site is not None:
         check_choice("site", site, tuple(it.name for it in plan.problem.sites))
         workloads = tuple(it for it in workloads if it.site == site)
-    zones = {} if zones is None else zones
     records = [_deployment(workload, images, resources, zones, port, namespace) for workload in workloads]
     fronts = sorted({(workload.model, workload.shard) for workload in workloads})
     return documents([*records, *(_service(model, shard, port, namespace) for model, shard in fronts)])
@@ -67,7 +67,7 @@ def _deployment(
     workload: Workload,
     images: Mapping[str, str],
     resources: Mapping[str, Mapping[str, float]],
-    zones: Mapping[str, str],
+    zones: Mapping[str, str] | None,
     port: int,
     namespace: str,
 ) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def _deployment(
         "app.kubernetes.io/instance": workload.name,
     }
     selector = {"matchLabels": {"app.kubernetes.io/instance": workload.name}}
-    zone = zones.get(workload.site, workload.site)
+    zone = zone_of(workload.site, zones)
     in_zone = {"matchExpressions": [{"key": _ZONE, "operator": "In", "values": [zone]}]}
     probe = {"httpGet": {"path": "/v2/health/ready", "port": "http"}, "periodSeconds": 2}
     container = {

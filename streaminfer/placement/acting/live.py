@@ -84,8 +84,10 @@ class RttMeter(SyncLayer):
         """Return the measurements of several meters; those of the same cluster and site belong together.
 
         Raises:
+            TypeError: not a list of meters.
             ValueError: there are less than two of any cluster and site.
         """
+        check_instance("meters", meters, lambda it: isinstance(it, Iterable), "a list of RttMeters")
         return RttSamples.from_rows((meter.cluster, meter.site, rtt_s) for meter in meters for rtt_s in meter.rtt_s)
 
     def __repr__(self) -> str:
@@ -108,7 +110,8 @@ def with_measurements(
         confidence: as of `RttSamples.links`.
         service_times: by the names of model, variant and kind of device, an `AdaptiveBatcher` that has learned, or a
             `ServiceTime`. For a variant of several shards, a sequence with one of these for each shard in their order;
-            ``None`` leaves the shard as it was.
+            ``None`` leaves the shard as it was. Beyond the largest batches that a batcher has run, the times of the
+            problem before go on, in proportion.
         rates: requests per second by the name of the cluster, one number or one for each hour.
 
     Raises:
@@ -142,10 +145,17 @@ def with_measurements(
 _Key = tuple[str, str, str]
 
 
-def _shards(model: Model) -> dict[_Key, list[bool]]:
-    """Return whether each shard runs on the device, by the names of model, variant and kind of device."""
+_Known = tuple[ServiceTime, int]
+"""The service time of a shard on a kind of device in the problem before, and the most requests in a batch."""
+
+
+def _shards(model: Model) -> dict[_Key, list[_Known | None]]:
+    """Return what is known of each shard, ``None`` where it does not run, by model, variant and kind of device."""
     return {
-        (model.name, variant.name, kind): [kind in shard.service_time for shard in variant.shards]
+        (model.name, variant.name, kind): [
+            (shard.service_time[kind], variant.max_batch_size) if kind in shard.service_time else None
+            for shard in variant.shards
+        ]
         for variant in model.variants
         for kind in {kind for shard in variant.shards for kind in shard.service_time}
     }
@@ -165,28 +175,46 @@ def _learned(model: Model, learned: Mapping[_Key, Sequence[ServiceTime | None]])
     return attrs.evolve(model, variants=tuple(variants))
 
 
-def _service_times(key: _Key, given: Any, runs: Sequence[bool]) -> list[ServiceTime | None]:
+def _service_times(key: _Key, given: Any, known: Sequence[_Known | None]) -> list[ServiceTime | None]:
     """Return the service time of each shard; ``None``: it was not measured."""
     each = given if isinstance(given, list | tuple) else [given]
-    if len(each) != len(runs):
-        what = f"a list with one for each of the {len(runs)} shards" if len(runs) > 1 else "one, for the only shard"
+    if len(each) != len(known):
+        what = f"a list with one for each of the {len(known)} shards" if len(known) > 1 else "one, for the only shard"
         raise ValueError(expected(f"service_times[{key}]", what, given))
-    for number, (it, does_run) in enumerate(zip(each, runs, strict=True)):
-        if it is not None and not does_run:
+    times: list[ServiceTime | None] = []
+    for number, (it, before) in enumerate(zip(each, known, strict=True)):
+        if it is not None and before is None:
             raise ValueError(expected(f"service_times[{key}][{number}]", "None, since it does not run there", it))
-    return [None if it is None else _service_time(key, it) for it in each]
+        times.append(None if it is None or before is None else _service_time(key, it, before))
+    return times
 
 
-def _service_time(key: _Key, given: Any) -> ServiceTime:
+def _service_time(key: _Key, given: Any, known: _Known) -> ServiceTime:
     from streaminfer.batching.batcher import AdaptiveBatcher  # noqa: PLC0415 - loads the event loop, which plans need not
 
     if isinstance(given, ServiceTime):
         return given
     check_instance(f"service_times[{key}]", given, lambda it: isinstance(it, AdaptiveBatcher), "an AdaptiveBatcher")
-    if given.service_time is None or isinstance(given.service_time, Mapping):
+    learned = given.service_time
+    if learned is None or isinstance(learned, Mapping):
         raise ValueError(expected(f"service_times[{key}]", "a batcher that learns one service time", given))
-    fitted: ServiceTime = given.service_time.fitted()
-    return fitted
+    if not learned.known:
+        raise RuntimeError(f"service_times[{key}]: the batcher has observed no batch yet; send it requests first")
+    return _continued(learned.fitted(), learned.trusted or max(learned.seen()), *known)
+
+
+def _continued(fitted: ServiceTime, last: int, known: ServiceTime, max_batch_size: int) -> ServiceTime:
+    """Return the learned times up to the last size that ran, and beyond it the known ones, scaled to meet them.
+
+    A batcher takes larger batches for as fast, and tries them: it corrects itself, but a plan has to hold.
+    """
+    if last >= max_batch_size:
+        return fitted
+    scale = fitted.seconds(last) / known.seconds(last)
+    times = {size: fitted.seconds(size) for size in fitted.sizes if 0 < size < last}
+    times[last] = fitted.seconds(last)
+    times |= {size: scale * known.seconds(size) for size in known.sizes if size > last}
+    return ServiceTime(tuple(times), tuple(times.values()), scale * known.per_item_s)
 
 
 def _measured(cluster: UserCluster, rates: Mapping[str, Any]) -> UserCluster:

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Mapping
 
 from streaminfer._internal.validation import check_count, check_instance
-from streaminfer.placement.acting.workloads import Workload, documents, plan_workloads, platform_name
+from streaminfer.placement.acting.workloads import Workload, documents, plan_workloads, platform_name, zone_of
 from streaminfer.placement.plan_record import Plan
 from streaminfer.telemetry.exporters.rules.scaled_object import scaled_object
 
@@ -13,7 +13,8 @@ __all__ = ["envoy_policies", "keda_scaled_objects", "site_shares"]
 _PARTS = 1_000
 """Weights are whole numbers: a share is given in thousandths."""
 
-_RATE = 'sum(rate(streaminfer_requests_total{pod=~"{workload}-.*",namespace="{namespace}"}[1m]))'
+# the two last parts of a pod's name have no hyphen, so the pods of "v-eu-a10-spot" do not count for "v-eu-a10"
+_RATE = 'sum(rate(streaminfer_requests_total{pod=~"{workload}-[^-]+-[^-]+",namespace="{namespace}"}[1m]))'
 
 
 def site_shares(plan: Plan, *, hour: int | None = None) -> dict[str, dict[str, float]]:
@@ -21,7 +22,7 @@ def site_shares(plan: Plan, *, hour: int | None = None) -> dict[str, dict[str, f
 
     Args:
         plan: the plan.
-        hour: one of the plan's; ``None``: the busiest.
+        hour: one of the plan's; ``None``: for each cluster the busiest that serves it.
 
     Raises:
         TypeError: the plan has no such hour.
@@ -29,8 +30,9 @@ def site_shares(plan: Plan, *, hour: int | None = None) -> dict[str, dict[str, f
     check_instance("plan", plan, lambda it: isinstance(it, Plan), "a Plan")
     hours = sorted({at for at, _ in plan.assignments})
     check_instance("hour", hour, lambda it: it is None or it in hours, "one of " + ", ".join(map(str, hours)))
-    assignment = plan.assignment if hour is None else plan.assignments[hour, plan.problem.scenarios[0].name]
-    return plan.shares_by_site(assignment)
+    if hour is None:
+        return plan.busiest_shares()
+    return plan.shares_by_site(plan.assignments[hour, plan.problem.scenarios[0].name])
 
 
 def envoy_policies(
@@ -47,11 +49,11 @@ def envoy_policies(
     Args:
         plan: the plan.
         zones: as of `kubernetes_manifests`.
-        hour: one of the plan's; ``None``: the busiest.
+        hour: one of the plan's; ``None``: for each cluster the busiest that serves it.
         namespace: of all objects.
 
     Raises:
-        TypeError: the plan has no such hour.
+        TypeError, ValueError: the plan has no such hour, or Kubernetes can have no such zone.
     """
     shares = site_shares(plan, hour=hour)
     names = {it.name: platform_name(f"{it.model}-{it.name}") for it in plan.problem.clusters}
@@ -67,7 +69,7 @@ def envoy_policies(
                     "zoneAware": {
                         "weightedZones": [
                             {"zone": zone, "weight": max(round(share * _PARTS), 1)}
-                            for zone, share in _by_zone(by_site, zones or {}).items()
+                            for zone, share in _by_zone(by_site, zones).items()
                         ]
                     },
                 },
@@ -83,12 +85,14 @@ def keda_scaled_objects(
     """Return a ScaledObject of KEDA for each workload: from the least to the most replicas of the plans.
 
     A replica is added when each has more requests per second than the plans count on: than the least of them. A
-    workload that does not run in each of the plans may be scaled to nothing.
+    workload that does not run in each of the plans may be scaled to nothing. Its pods then count no requests, so
+    nothing starts them again unless ``query`` counts where the requests come in, such as at the gateway.
 
     Args:
         *plans: one, or those of `plan_hours`.
         prometheus: address of the server.
         query: returns the requests per second of a workload; ``{workload}`` and ``{namespace}`` stand for the names.
+            The default sums what the pods of the Deployment count.
         spare: replicas above the most of the plans, ≥ 0.
         namespace: of all objects.
 
@@ -116,10 +120,10 @@ def keda_scaled_objects(
     )
 
 
-def _by_zone(shares: Mapping[str, float], zones: Mapping[str, str]) -> dict[str, float]:
+def _by_zone(shares: Mapping[str, float], zones: Mapping[str, str] | None) -> dict[str, float]:
     by_zone: dict[str, float] = {}
     for site, share in shares.items():
         if share > 0:
-            zone = zones.get(site, site)
+            zone = zone_of(site, zones)
             by_zone[zone] = by_zone.get(zone, 0.0) + share
     return by_zone

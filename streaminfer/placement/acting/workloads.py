@@ -14,10 +14,14 @@ from streaminfer.placement.plan_record import Plan
 from streaminfer.placement.problem import check_unique
 from streaminfer.telemetry.exporters.rules.yaml_text import to_yaml
 
-__all__ = ["Workload", "documents", "occupied", "of_model", "plan_workloads", "platform_name"]
+__all__ = ["Workload", "documents", "occupied", "of_model", "plan_workloads", "platform_name", "zone_of"]
 
-_LONGEST_NAME = 50
-"""Kubernetes allows 63 characters, and appends up to ten to the names of pods."""
+_LONGEST_NAME = 46
+"""Kubernetes cuts a pod's name to 58 characters before its last five; two hyphens and a hash of up to ten fit in."""
+
+_DIGEST_BYTES = 3
+
+_LABEL_VALUE = re.compile("[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 
 
 @attrs.frozen(kw_only=True)
@@ -83,7 +87,23 @@ def platform_name(text: str) -> str:
     name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
     if name == text and len(name) <= _LONGEST_NAME and not name[0].isdigit():
         return name
-    return f"s-{name[:_LONGEST_NAME]}".rstrip("-") + "-" + blake2s(text.encode(), digest_size=3).hexdigest()
+    digest = blake2s(text.encode(), digest_size=_DIGEST_BYTES).hexdigest()
+    return f"s-{name}"[: _LONGEST_NAME - len(digest) - 1].rstrip("-") + f"-{digest}"
+
+
+def zone_of(site: str, zones: Mapping[str, str] | None) -> str:
+    """Return the zone of a site: what a caller gave, or the site's name.
+
+    Raises:
+        TypeError, ValueError: no mapping was given, or no node of Kubernetes can have a label of this value.
+    """
+    check_instance("zones", zones, lambda it: it is None or isinstance(it, Mapping), "a mapping or None")
+    zone = (zones or {}).get(site, site)
+    what = "a value of a Kubernetes label, of up to 63 letters, digits, '-', '_' and '.'"
+    check_instance(f"zones[{site!r}]", zone, lambda it: isinstance(it, str), what)
+    if not _LABEL_VALUE.fullmatch(zone):
+        raise ValueError(expected(f"zones[{site!r}]", what, zone))
+    return zone
 
 
 def of_model(name: str, given: Mapping[str, Any], key: str) -> Any:

@@ -88,7 +88,11 @@ class RttSamples:
             TypeError, ValueError: not such rows.
         """
         found: dict[tuple[str, str], list[float]] = defaultdict(list)
-        for cluster, site, rtt_s in rows:
+        for row in rows:
+            try:
+                cluster, site, rtt_s = row
+            except (TypeError, ValueError):
+                raise ValueError(expected("rows", "rows of cluster, site and seconds", row)) from None
             found[cluster, site].append(check_number("rtt_s", rtt_s, "finite seconds ≥ 0", _is_duration))
         return cls._of((cluster, site, np.array(column)) for (cluster, site), column in found.items())
 

@@ -147,6 +147,36 @@ async def test_batcher_tells_what_it_has_learned(loop, problem):
     assert learned.seconds(4) == pytest.approx(0.04, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("before", "at_32"),
+    [(ServiceTime.affine(0.04, 0.01), 0.18), (ServiceTime.table({1: 0.1, 8: 0.2, 32: 0.4}), 0.1)],
+    ids=["affine", "table"],
+)
+@pytest.mark.parametrize("count", [1, 20])
+async def test_sizes_that_did_not_run_are_no_faster(loop, problem, before, at_32, count):
+    """A quiet server runs single requests only, so larger batches keep the proportions of the problem before."""
+    shards = (Shard(service_time={"cpu": before}),)
+    problem = attrs.evolve(
+        problem, models=(Model(name="faces", variants=(Variant(name="fp32", shards=shards, max_batch_size=32),)),)
+    )
+    batcher = si.AdaptiveBatcher(max_batch_size=32, slo_s=1.0)
+    async with si.Stack(batcher, ScriptedBackend(duration_s=0.025), clock=loop.clock) as service:
+        for _ in range(count):
+            await service(1.0)
+
+    measured = with_measurements(problem, service_times={("faces", "fp32", "cpu"): batcher})
+
+    learned = measured.models[0].variants[0].shards[0].service_time["cpu"]
+    assert learned.seconds(1) == pytest.approx(0.025, rel=0.01)
+    assert learned.seconds(32) == pytest.approx(at_32, rel=0.01)
+    assert Problem.from_json(measured.to_json()) == measured
+
+
+def test_batcher_that_has_run_nothing_is_named(problem):
+    with pytest.raises(RuntimeError, match=r"service_times\[\('faces', 'fp32', 'cpu'\)\]: .* observed no batch"):
+        with_measurements(problem, service_times={("faces", "fp32", "cpu"): si.AdaptiveBatcher(max_batch_size=2)})
+
+
 @pytest.fixture
 def sharded(problem):
     """A variant of three shards, of which the second needs a GPU."""
@@ -200,3 +230,8 @@ def test_times_that_fit_no_shard_are_refused(sharded, given, message):
 def test_unknown_names_are_refused(problem, changes, message):
     with pytest.raises((TypeError, ValueError), match=message):
         with_measurements(problem, **changes)
+
+
+def test_meter_in_place_of_a_list_is_named():
+    with pytest.raises(TypeError, match=r"meters: expected a list of RttMeters, got <RttMeter"):
+        RttMeter.samples(RttMeter("Lyon", "Paris"))

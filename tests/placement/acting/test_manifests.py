@@ -1,5 +1,7 @@
 """Manifests are what the platforms accept, and say what the plan says."""
 
+import re
+
 import attrs
 import kubernetes_validate
 import pytest
@@ -65,6 +67,13 @@ def test_deployment_stays_in_its_zone():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("zones", [None, {}, {"Zürich 1": "eu central"}, {"Zürich 1": 7}])
+def test_zone_that_no_node_can_have_is_named(zones):
+    """Pods that are held in it would wait for ever."""
+    with pytest.raises((TypeError, ValueError), match=r"zones\['Zürich 1'\]: expected a value of a Kubernetes label"):
+        manifests(attrs.evolve(PARIS, site="Zürich 1"), zones=zones)
+
+
 def test_cpu_slots_and_memory_become_requests():
     (deployment, _service) = manifests(LYON)
 
@@ -106,6 +115,25 @@ def test_keda_scales_from_the_plan_up():
     assert trigger["metadata"] == {
         "serverAddress": "http://prometheus:9090", "query": f'sum(x{{w="{PARIS.name}"}})', "threshold": "120",
     }  # fmt: skip
+
+
+def pod_of(deployment):
+    """Return a pod's name as Kubernetes makes it: of the hash of its ReplicaSet, cut to 58, and five characters."""
+    return f"{deployment}-5d59d67564-"[:58] + "x7k2p"
+
+
+@pytest.mark.parametrize("site", ["eu", "eu-central-1-frankfurt-edge", "eu-central-1-frankfurt-edge-cabinet-17"])
+def test_keda_counts_the_pods_of_one_workload(site):
+    """The query finds the pods of its Deployment, and not those of one whose name only begins likewise."""
+    spot = attrs.evolve(PARIS, model="detector", site=site, device="a10-spot")
+    plain = attrs.evolve(spot, device="a10")
+    for scaled in yaml.safe_load_all(keda_scaled_objects([plain, spot], prometheus="http://prometheus:9090")):
+        name = scaled["metadata"]["name"]
+        pattern = re.search('pod=~"(.*?)"', scaled["spec"]["triggers"][0]["metadata"]["query"])[1]
+
+        found = [it.name for it in (plain, spot) if re.fullmatch(pattern, pod_of(it.name))]
+
+        assert found == [name]
 
 
 @pytest.mark.parametrize("amount", ["500m", float("nan"), -1])

@@ -80,6 +80,19 @@ def test_policies_of_all_clusters(answer):
     assert zones == [[{"zone": "zone-a", "weight": 1000}], [{"zone": "west", "weight": 1000}]]
 
 
+def test_cluster_of_the_night_has_a_route(problem):
+    """A cluster that sends nothing in the busiest hour is served as in the busiest of its own."""
+    lyon, paris = problem.clusters
+    answer = plan(attrs.evolve(problem, clusters=[lyon, attrs.evolve(paris, rates=(150.0, 0.0))]))
+
+    assert "paris" not in answer.assignment
+    assert site_shares(answer) == {"lyon": {"east": 1.0}, "paris": {"west": 1.0}}
+    assert len(list(yaml.safe_load_all(envoy_policies(answer)))) == 2
+    assert plan_replicas(answer, "paris", {"west": si.Stack(ScriptedBackend())}).zone == "west"
+    with pytest.raises(ValueError, match="cluster: expected one of 'lyon', got 'paris'"):
+        plan_replicas(answer, "paris", {}, hour=1)
+
+
 def test_zone_weights_follow_the_shares(plan_of):
     (policy,) = yaml.safe_load_all(envoy_policies(plan_of({"eu-lyon": 0.7, "eu-paris": 0.3, "us": 0.0})))
 

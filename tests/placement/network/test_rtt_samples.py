@@ -167,6 +167,10 @@ def test_links_measured_end_to_end_add_no_access():
     ("make", "message"),
     [
         (lambda: RttSamples.from_rows([("a", "x", -0.1)]), "rtt_s: expected finite seconds"),
+        (
+            lambda: RttSamples.from_rows([("a", "x")]),
+            r"rows: expected rows of cluster, site and seconds, got \('a', 'x'\)",
+        ),
         (lambda: RttSamples.from_rows([]), "at least two measurements"),
         (lambda: RttSamples.from_array(np.zeros((3, 2, 1)), ["a"], ["x"]), r"got shape \(3, 2, 1\)"),
         (lambda: RttSamples.from_array(np.full((3, 1, 1), np.inf), ["a"], ["x"]), "rtt_s of 'a' to 'x'"),
