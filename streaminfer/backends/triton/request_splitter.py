@@ -366,7 +366,12 @@ class RequestSplitter:
         except ServerError as failure:
             if is_not_loaded(failure):
                 self._model_lost()
-            error = from_status(failure, f"{self.what}, a stream of responses")
+            if failure.status == "UNKNOWN" and deadline_ns is not None and self.clock() >= deadline_ns:
+                # an error on a stream is text without a status, also where the server noticed the deadline first
+                error = DeadlineExceeded(f"{self.what}, a stream of responses: the deadline passed ({failure.text})")
+                error.__cause__ = failure
+            else:
+                error = from_status(failure, f"{self.what}, a stream of responses")
         except TimeoutError as silent:
             error = DeadlineExceeded(f"{self.what}, a stream of responses: nothing came for {silence_s} s")
             error.__cause__ = silent
