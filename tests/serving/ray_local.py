@@ -57,6 +57,12 @@ try:
     serve.run(si.serving.ray_deployment(lambda: 5).bind(), _local_testing_mode=True, name="wrong")
 except Exception as error:
     found["wrong"] = str(error)
+found["wrong arguments"] = []
+for arguments in ({"stack_factory": si.Stack(ScriptedBackend())}, {"headroom_router": "round robin"}):
+    try:
+        si.serving.ray_deployment(**{"stack_factory": make_late, **arguments})
+    except Exception as error:
+        found["wrong arguments"].append(str(error))
 
 deployment = si.serving.ray_deployment(make_late, num_replicas=3, stop_timeout_s=2.0, max_ongoing_requests=7)
 found["options"] = [

@@ -43,6 +43,14 @@ def test_a_deployment_runs_without_a_cluster(local):
     assert local["wrong"] == "stack_factory: expected a function that returns a Stack, got 5 (int)"
 
 
+def test_deployment_names_wrong_arguments(local):
+    """A stack in place of a function that makes one, though a stack can be called."""
+    assert local["wrong arguments"] == [
+        "stack_factory: expected a function that returns a Stack, got <Stack, new: ScriptedBackend> (Stack)",
+        "headroom_router: expected True or False, got 'round robin' (str)",
+    ]
+
+
 def test_a_replica_tells_ray_how_busy_it_is(local):
     assert local["routing"]["number"] == 1
     assert local["routing"]["service_s"] > 0

@@ -121,6 +121,7 @@ class SessionLifecycle:
                 await until_limit(session.calls.until_none())
         finally:
             await session.close()
+            await session.stream_reads.until_none()
             await session.calls.until_none()  # their callers have the errors before this returns
 
     async def load(self) -> None:

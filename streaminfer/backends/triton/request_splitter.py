@@ -9,14 +9,14 @@ Models without a batch axis, models with sequences and decoupled ones get one re
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Coroutine, Hashable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from streaminfer.backends.signature import TEXT, TensorSpec, describe
 from streaminfer.backends.triton.errors import ServerError, from_status, is_not_loaded, too_large
-from streaminfer.backends.triton.sequences import NotSent, SequenceLost
+from streaminfer.backends.triton.sequences import NotSent, SequenceLost, Sequences
 from streaminfer.backends.triton.session import Session
 from streaminfer.errors import BackendError, DeadlineExceeded, InvalidInput, StreamInferError
 from streaminfer.request import NEVER_NS, Batch, Request
@@ -95,16 +95,47 @@ class RequestSplitter:
                 )
             return await self._infer_rows(inputs, batch.size, batch.rows, batch.deadline_ns)
         singles = [{name: array[row : row + 1] for name, array in inputs.items()} for row in range(len(batch.rows))]
-        calls: list[Coroutine[Any, Any, Any]] = []
-        for row, arrays in zip(batch.rows, singles, strict=True):
-            deadline_ns = batch.deadline_ns if row.deadline_ns in {None, NEVER_NS} else row.deadline_ns
-            if self.session.sequences is not None:
-                calls.append(self.step(row, arrays, deadline_ns, end=False))
-            elif model.decoupled:
-                calls.append(self._only_response(row, arrays, deadline_ns))
-            else:
-                calls.append(self._infer_row(row, arrays, deadline_ns))
+        deadlines_ns = [
+            batch.deadline_ns if row.deadline_ns in {None, NEVER_NS} else row.deadline_ns for row in batch.rows
+        ]
+        if self.session.sequences is not None:
+            return await self._infer_steps(self.session.sequences, batch, singles, deadlines_ns)
+        infer_row = self._only_response if model.decoupled else self._infer_row
+        calls = map(infer_row, batch.rows, singles, deadlines_ns)
         return await asyncio.gather(*calls, return_exceptions=True)
+
+    async def _infer_steps(
+        self,
+        sequences: Sequences,
+        batch: Batch,
+        singles: Sequence[Mapping[str, Any]],
+        deadlines_ns: Sequence[int | None],
+    ) -> list[Any]:
+        """Run a step for each row; a sequence is lost if it takes one whose caller does not get the response."""
+        taken: dict[int, int | str] = {}
+
+        async def run(number: int) -> Any:
+            row = batch.rows[number]
+            result, taken[number] = await self.step(row, singles[number], deadlines_ns[number], end=False)
+            if number in batch.left(self.clock()):  # before the next step of the stream has its turn
+                sequences.lose(row.stream_id, taken[number])
+            return result
+
+        everything = range(len(batch.rows))
+        try:
+            results = await asyncio.gather(*map(run, everything), return_exceptions=True)
+        except asyncio.CancelledError:
+            for number, correlation in taken.items():
+                sequences.lose(batch.rows[number].stream_id, correlation)
+            raise
+        for left in batch.left(self.clock()):  # some callers after their own step, while the batch still ran
+            lost = taken.get(left)
+            if lost is None or not sequences.lose(batch.rows[left].stream_id, lost):
+                continue
+            for later in everything[left + 1 :]:
+                if taken.get(later) == lost:
+                    results[later] = SequenceLost.after_another(batch.rows[later].stream_id)
+        return results
 
     async def _infer_rows(
         self,
@@ -163,7 +194,9 @@ class RequestSplitter:
             return results[0]
         raise error
 
-    async def step(self, row: Request, arrays: Mapping[str, Any], deadline_ns: int | None, *, end: bool) -> Any:
+    async def step(
+        self, row: Request, arrays: Mapping[str, Any], deadline_ns: int | None, *, end: bool
+    ) -> tuple[Any, int | str]:
         """Run one step of a sequence, in its turn.
 
         Args:
@@ -171,6 +204,9 @@ class RequestSplitter:
             arrays: its inputs, as a batch of one.
             deadline_ns: of the step.
             end: it is the sequence's last.
+
+        Returns:
+            The result, and the id of the sequence that has taken the step.
 
         Raises:
             StreamInferError: it failed, or its outcome is not known.
@@ -191,6 +227,7 @@ class RequestSplitter:
                 except DeadlineExceeded as late:
                     raise NotSent(late) from None
                 changes = self.session.changes
+                correlation = stream.correlation
                 parameters = {**self.parameters((row,)), **stream.parameters(end=end)}
                 try:
                     results = await self.session.infer(sent, 1, parameters, timeout_s, batched=batched)
@@ -203,7 +240,7 @@ class RequestSplitter:
             if isinstance(error, DeadlineExceeded):
                 raise
             raise DeadlineExceeded(f"{self.what}: the deadline passed before the step completed") from error
-        return results[0]
+        return results[0], correlation
 
     async def _error(
         self, failure: ServerError, what: str, arrays: Mapping[str, Any], changes: int
@@ -273,7 +310,7 @@ class RequestSplitter:
             responses = self.responses(self.batch_of_one(request), self.parameters((request,)), deadline_ns)
             async with contextlib.aclosing(responses):
                 while True:
-                    with self.session.calls:  # not while the caller works on a response, or has left
+                    with self.session.stream_reads:  # not while the caller works on a response, or has left
                         response = await anext(responses, _END)
                     if response is _END:
                         return
@@ -290,7 +327,7 @@ class RequestSplitter:
         self.validate(request)
         deadline_ns = self.clock() + round(timeout_s * 1e9)
         with session.calls:
-            return await self.step(request, self.batch_of_one(request), deadline_ns, end=True)
+            return (await self.step(request, self.batch_of_one(request), deadline_ns, end=True))[0]
 
     async def responses(
         self, arrays: Mapping[str, Any], parameters: dict[str, Any], deadline_ns: int | None
@@ -329,7 +366,12 @@ class RequestSplitter:
         except ServerError as failure:
             if is_not_loaded(failure):
                 self._model_lost()
-            error = from_status(failure, f"{self.what}, a stream of responses")
+            if failure.status == "UNKNOWN" and deadline_ns is not None and self.clock() >= deadline_ns:
+                # an error on a stream is text without a status, also where the server noticed the deadline first
+                error = DeadlineExceeded(f"{self.what}, a stream of responses: the deadline passed ({failure.text})")
+                error.__cause__ = failure
+            else:
+                error = from_status(failure, f"{self.what}, a stream of responses")
         except TimeoutError as silent:
             error = DeadlineExceeded(f"{self.what}, a stream of responses: nothing came for {silence_s} s")
             error.__cause__ = silent

@@ -8,7 +8,8 @@ was restarted, do not disturb each other's sequences.
 **What a failed step means.** When a step fails, is cancelled or runs out of time, it is not known whether the model has
 taken it, so the state cannot be trusted, and the sequence is *lost*: those steps of the stream that wait
 behind it end with :class:`SequenceLost`, and the next one that comes begins a new sequence, with another id, from
-nothing. An error of a step tells the caller that the stream starts again. Two failures cost nothing, since the
+nothing. An error of a step tells the caller that the stream starts again. That holds too for a step that succeeds in a
+batch of which others wait for their rows: its caller has had the error. Two failures cost nothing, since the
 model cannot have seen the step: a deadline that had passed before the step was sent, and a full queue. A server that
 has forgotten the sequence (it was idle too long, or the server or the model was restarted) says so to the next
 step, which ends with :class:`SequenceLost`.
@@ -18,6 +19,7 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncIterator, Hashable
+from typing import Self
 
 from streaminfer.errors import BackendError, Overloaded
 
@@ -30,6 +32,11 @@ class SequenceLost(BackendError):  # noqa: N818 - as the others of the tree
     """The state that the server kept for a stream is gone; the stream's next request begins with none."""
 
     retryable = False
+
+    @classmethod
+    def after_another(cls, stream_id: Hashable) -> Self:
+        """Return the error for a step behind one whose sequence was lost."""
+        return cls(f"stream {stream_id!r}: a step before this one failed, and the state with it")
 
 
 class NotSent(Exception):  # noqa: N818 - a wrapper, not an error of its own
@@ -109,7 +116,7 @@ class Sequences:
         try:
             async with stream.turn:
                 if stream.losses != losses:
-                    raise SequenceLost(f"stream {stream_id!r}: a step before this one failed, and the state with it")
+                    raise SequenceLost.after_another(stream_id)
                 try:
                     yield stream
                 except NotSent as wrapped:
@@ -127,6 +134,24 @@ class Sequences:
             stream.seen_ns = now_ns
             if not stream.in_flight and not stream.started:  # there is nothing to remember
                 self._streams.pop(stream_id, None)
+
+    def lose(self, stream_id: Hashable, correlation: int | str) -> bool:
+        """End a sequence that has taken a step whose caller had left; those that wait behind it are lost with it.
+
+        Args:
+            stream_id: of the request.
+            correlation: the sequence's id.
+
+        Returns:
+            Whether the stream had that sequence still.
+        """
+        stream = self._streams.get(stream_id)
+        if stream is None or stream.correlation != correlation:
+            return False
+        self._lose(stream)
+        if not stream.in_flight:
+            del self._streams[stream_id]
+        return True
 
     def _find(self, stream_id: Hashable, now_ns: int) -> Stream:
         stream = self._streams.get(stream_id)

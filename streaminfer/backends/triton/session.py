@@ -97,7 +97,8 @@ class Session:
         validator: of requests, by that description.
         sequences: those of the model, if it has any.
         changes: how often the description has changed.
-        calls: those that a caller awaits.
+        calls: those that a caller awaits, but for streams of responses.
+        stream_reads: the next responses of streams that a caller awaits.
         streams: those that have not ended; between two responses no caller awaits one.
     """
 
@@ -135,6 +136,7 @@ class Session:
             self.pool = RegionPool(self._register, self._unregister, self._registered)
         self._clock = clock
         self.calls = InFlightCounter()
+        self.stream_reads = InFlightCounter()
         self.streams = InFlightCounter()
         self.counts = counts
 

@@ -61,7 +61,14 @@ def ray_deployment(
         ``serve.run(si.serving.ray_deployment(make_stack, num_replicas=2).bind())``.
     """
     serve = require("ray.serve", extra="ray", purpose="ray_deployment")
-    check_instance("stack_factory", stack_factory, callable, "a function that returns a Stack")
+    # a stack can be called too, but runs in one process
+    check_instance(
+        "stack_factory",
+        stack_factory,
+        lambda it: callable(it) and not isinstance(it, Stack),
+        "a function that returns a Stack",
+    )
+    check_instance("headroom_router", headroom_router, lambda it: isinstance(it, bool), "True or False")
     check_instance(
         "autoscaling", autoscaling, lambda it: it is None or isinstance(it, Autoscaling), "Autoscaling or None"
     )

@@ -27,6 +27,7 @@ class Session:
         self.loop = asyncio.get_running_loop()
         self.calls = InFlightCounter()
         self.streams = InFlightCounter()
+        self.stream_reads = InFlightCounter()
         self.changes = 0
         self.refreshed = 0
 

@@ -70,3 +70,26 @@ def test_a_stop_with_shared_memory_and_a_silent_server_asks_each_region_once(tri
         assert seconds < 3 * timeout_s
 
     asyncio.run(scenario())
+
+
+def test_stop_that_drains_ends_a_stream_that_is_still_read(triton, took_s):
+    """A stream of responses without an end has `timeout_s`, also while its caller awaits each of them."""
+
+    async def scenario():
+        backend = TritonBackend(triton.grpc_url, "repeat", timeout_s=0.3)
+        await backend.start()
+        inputs = {"n": np.array([100_000], np.int32), "delay_ms": np.array([5], np.int32)}
+        began = asyncio.Event()
+
+        async def read():
+            async for _ in backend.stream(Request(inputs)):
+                began.set()
+
+        reading = asyncio.create_task(read())
+        async with asyncio.timeout(20):
+            await began.wait()
+            seconds = await took_s(backend.stop())
+        assert seconds > 0.25
+        assert isinstance(reading.exception(), Closed)
+
+    asyncio.run(scenario())

@@ -1,0 +1,148 @@
+"""Steps of sequences whose callers leave while others of their batch wait; without a server."""
+
+import asyncio
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from streaminfer.backends.triton.request_splitter import RequestSplitter
+from streaminfer.backends.triton.sequences import SequenceLost, Sequences
+from streaminfer.request import Batch, Request
+
+
+class WatchedBatch(Batch):
+    """A batch of one step of each of some streams, of which a test says who has left."""
+
+    __slots__ = ("departed",)
+
+    def __init__(self, *streams):
+        super().__init__({"x": np.zeros((len(streams), 1))}, [Request(0.0, stream_id=stream) for stream in streams])
+        self.departed = []
+
+    def left(self, now_ns):
+        return self.departed
+
+
+class Server:
+    """A session whose steps wait for the test; it knows how many steps each sequence has taken."""
+
+    def __init__(self):
+        self.model = SimpleNamespace(by_row=True, decoupled=False, max_batch_size=8, priority_levels=0)
+        self.validator = SimpleNamespace(by_name=lambda inputs: inputs)
+        self.sequences = Sequences("TYPE_UINT64", 5.0, 100)
+        self.changes = 0
+        self.steps = {}
+        self.gates = []
+
+    async def infer(self, arrays, size, parameters, timeout_s, *, batched):
+        gate = asyncio.Event()
+        self.gates.append(gate)
+        await gate.wait()
+        sequence = parameters["sequence_id"]
+        self.steps[sequence] = 1 if parameters["sequence_start"] else self.steps[sequence] + 1
+        return [self.steps[sequence]]
+
+    async def open_gate(self, number):
+        self.gates[number].set()
+        await settle()
+
+
+async def settle():
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def step(splitter, server, stream):
+    """Run one step alone."""
+    running = asyncio.create_task(splitter.infer(WatchedBatch(stream)))
+    await settle()
+    await server.open_gate(-1)
+    return (await running)[0]
+
+
+@pytest.fixture
+def scripted():
+    """A function that runs a scenario with a splitter and its server."""
+
+    def run(scenario):
+        async def main():
+            server = Server()
+            await scenario(RequestSplitter(server, "the backend", 5.0, lambda: 0, lambda: None), server)
+
+        asyncio.run(main())
+
+    return run
+
+
+def test_step_whose_caller_left_loses_its_sequence(scripted):
+    """The step succeeds in a batch for others; its stream begins again, and theirs goes on."""
+
+    async def scenario(splitter, server):
+        batch = WatchedBatch("a", "b")
+        running = asyncio.create_task(splitter.infer(batch))
+        await settle()
+        batch.departed = [0]
+        await server.open_gate(0)
+        await server.open_gate(1)
+        await running
+
+        assert [await step(splitter, server, stream) for stream in "ab"] == [1, 2]
+
+    scripted(scenario)
+
+
+def test_steps_behind_one_whose_caller_left_are_lost(scripted):
+    """They wait in the backend for their turn, and the model never sees them."""
+
+    async def scenario(splitter, server):
+        batch = WatchedBatch("a", "b")
+        running = asyncio.create_task(splitter.infer(batch))
+        behind = asyncio.create_task(splitter.infer(WatchedBatch("a")))
+        await settle()
+        batch.departed = [0]
+        await server.open_gate(0)
+        await server.open_gate(1)
+        await running
+
+        assert isinstance((await behind)[0], SequenceLost)
+        assert sum(server.steps.values()) == 2
+
+    scripted(scenario)
+
+
+def test_caller_that_leaves_after_its_step_loses_its_sequence(scripted):
+    """Its batch still runs for others; a later step of the stream in the batch is lost too."""
+
+    async def scenario(splitter, server):
+        batch = WatchedBatch("a", "b", "a")
+        running = asyncio.create_task(splitter.infer(batch))
+        await settle()
+        await server.open_gate(0)
+        await server.open_gate(2)
+        batch.departed = [0]
+        await server.open_gate(1)
+
+        first, other, second = await running
+        assert (first, other) == (1, 1)
+        assert isinstance(second, SequenceLost)
+        assert [await step(splitter, server, stream) for stream in "ab"] == [1, 2]
+
+    scripted(scenario)
+
+
+def test_batch_cancelled_after_a_step_loses_its_sequence(scripted):
+    """A step that has completed is as unknown to its caller as one that was cut short."""
+
+    async def scenario(splitter, server):
+        running = asyncio.create_task(splitter.infer(WatchedBatch("a", "b")))
+        await settle()
+        await server.open_gate(0)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+        assert [await step(splitter, server, stream) for stream in "ab"] == [1, 1]
+        assert len(server.sequences) == 2
+
+    scripted(scenario)
