@@ -308,6 +308,17 @@ class TestCommand:
         assert "Traceback" in said
         assert "streaminfer loadtest: service or inputs of the scenario failed: KeyError(" in said
 
+    @pytest.mark.parametrize("status", [0, 1])
+    def test_function_that_exits(self, scenario, capsys, monkeypatch, status):
+        """Its status is not taken for a verdict."""
+        services = types.ModuleType("services_of_a_test")
+        monkeypatch.setitem(sys.modules, "services_of_a_test", services)
+        exec(SERVICES, vars(services))  # noqa: S102 - the service of this test
+        monkeypatch.setattr(services, "make_echo", lambda: sys.exit(status))
+
+        assert main(["loadtest", str(scenario())]) == 2
+        assert f"service or inputs of the scenario failed: SystemExit({status})" in capsys.readouterr().err
+
     def test_no_request_within_the_duration(self, scenario, capsys):
         """What `run` says of its arguments is said without a traceback."""
         text = SMALL.replace("rate = 50", "rate = 0.001").replace('kind = "constant"', 'kind = "poisson"')
