@@ -37,7 +37,10 @@ async def serve(service: T, name: str = "service") -> T:
     check_instance("service", service, lambda it: adapt(it).starts and adapt(it).stops, "a Stack")
     await _stop(name)
     await adapt(service).start()
+    replaced = _served.pop(name, None)  # another task served it while this stack started
     _served[name] = service
+    if replaced is not None:
+        await adapt(replaced).stop()
     return service
 
 

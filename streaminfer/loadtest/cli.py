@@ -68,7 +68,7 @@ def execute(options: argparse.Namespace) -> int:
     except (OSError, ValueError) as error:
         print(f"streaminfer loadtest: {error}", file=sys.stderr)
         return _USAGE
-    except Exception as error:  # noqa: BLE001 - of a function of the scenario's, whose author needs to see where
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - of the scenario's code, whose author needs to see where
         traceback.print_exc()
         print(f"streaminfer loadtest: service or inputs of the scenario failed: {error!r}", file=sys.stderr)
         return _USAGE

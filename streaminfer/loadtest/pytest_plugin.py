@@ -71,10 +71,16 @@ class LoadTester:
             The report.
 
         Raises:
+            RuntimeError: an event loop already runs in this thread, as in an async test.
             pytest.fail.Exception: with ``--loadtest-compare``, the tail regressed.
         """
         import asyncio  # noqa: PLC0415 - see above
 
+        if asyncio._get_running_loop() is not None:
+            raise RuntimeError(
+                "loadtest makes an event loop of its own, and one runs in this thread already: use it in a test that "
+                "is not async, or await si.loadtest.run(...) instead"
+            )
         return self._finish(self._timed(lambda: asyncio.run(self._run(service, settings))))
 
     def virtually(self, make_service: "Callable[[Callable[[], int]], Any]", **settings: Any) -> "Report":

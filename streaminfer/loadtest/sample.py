@@ -69,7 +69,8 @@ class Measured:
 
     Args:
         outputs: of the service.
-        stages_s: seconds of the stages that it timed, in their order.
+        stages_s: seconds of the stages that it timed, in their order. One with the name of a stage of the
+            `Sample` adds to it.
         values: other measurements, such as ``{"accuracy": 1.0, "cpu_s": 0.002}``; the report has their means.
         labels: those that are only known now; they add to the labels of the `Sample`.
     """

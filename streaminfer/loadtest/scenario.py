@@ -85,7 +85,7 @@ class ServiceSettings:
 
     def __attrs_post_init__(self) -> None:
         if bool(self.make) == bool(self.url) or bool(self.url) != bool(self.model):
-            raise ValueError(expected("service", "either make, or url and model", attrs.asdict(self)))
+            raise ValueError(expected("make", "either make, or url and model", attrs.asdict(self)))
 
     def maker(self) -> Callable[[], Any]:
         """Return a function that makes the service, in any process."""
@@ -182,7 +182,8 @@ class Scenario:
             what = "no inputs, arrivals, senders and capacity beside it"
             raise ValueError(expected("devices", what, f"{len(self.devices)} of them"))
         if not self.devices and (not self.inputs or self.arrivals is None):
-            raise ValueError(expected("inputs", "inputs and arrivals, or devices", self.inputs))
+            missing = "arrivals" if self.inputs else "inputs"
+            raise ValueError(expected(missing, "inputs and arrivals, or devices", None))
         if not self.devices and self.score is not None:
             raise ValueError(expected("score", "devices, whose responses it is of", "none"))
         if self.edge is not None and {group.transport for group in self.devices} != {"simulated"}:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from streaminfer._internal.display.figures import BAD, new_axes
+from streaminfer._internal.display.figures import BAD, new_axes, shown_name
 from streaminfer._internal.loading.extras import require
 
 __all__ = ["plot_height_in", "plot_matrix"]
@@ -59,11 +59,12 @@ def plot_matrix(
     ax.plot([-0.5] * len(lost), lost, ">", color=BAD, clip_on=False, markersize=5)
     more = len(rtt_share) - len(clusters)
     ax.set_ylabel(f"and {more} clusters with more room" if more else "")
-    ax.set_yticks(range(len(clusters)), [_short(name) for name in clusters], fontsize="small")
+    ax.set_yticks(range(len(clusters)), [shown_name(name, _LONGEST_NAME) for name in clusters], fontsize="small")
     is_tall = len(columns) > _UPRIGHT_COLUMNS
     below = [sites[name].replace("\n", ", ") if is_tall else sites[name] for name in columns]
     labels = [
-        f"{_short(name, _LONGEST_NAME if is_tall else 11)}\n{text}" for name, text in zip(columns, below, strict=True)
+        f"{shown_name(name, _LONGEST_NAME if is_tall else 11)}\n{text}"
+        for name, text in zip(columns, below, strict=True)
     ]
     ax.set_xticks(range(len(columns)), labels, fontsize=_SMALL_PT, rotation=90 if is_tall else 0)
     ax.tick_params(length=0)
@@ -99,7 +100,3 @@ def _mark_shares(ax: Any, cells: Any, shares: Sequence[Sequence[float]]) -> None
     if marks:
         xs, ys, parts, colors = zip(*marks, strict=True)
         ax.scatter(xs, ys, s=[max(_LARGEST_MARK * part, 4.0) for part in parts], c=colors)
-
-
-def _short(name: str, longest: int = _LONGEST_NAME) -> str:
-    return name if len(name) <= longest else f"{name[: longest - 1]}…"

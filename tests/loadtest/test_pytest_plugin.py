@@ -124,6 +124,23 @@ def test_twice(loadtest):
     result.stdout.fnmatch_lines(["*test_twice:*", "*test_twice-2:*"])
 
 
+def test_async_test_is_told_what_to_do(run_tests):
+    """It has an event loop already; nothing is left that was never awaited."""
+    result = run_tests(
+        """
+def test_it(loadtest):
+    async def in_a_loop():
+        loadtest(Model(0.001), **SETTINGS)
+
+    with pytest.raises(RuntimeError, match=r"not async, or await si.loadtest.run"):
+        asyncio.run(in_a_loop())
+""",
+        "-Werror",
+    )
+
+    result.assert_outcomes(passed=1)
+
+
 def test_benchmark_gets_the_tails(run_tests, pytester):
     """Where a test uses the fixture of pytest-benchmark, the tails are in its extra_info, and in its JSON."""
     result = run_tests(

@@ -117,7 +117,13 @@ def test_random_inputs_are_by_seed(scenario):
         ('"constant"', '"often"', "arrivals.kind: expected one of 'constant'"),
         ("duration_s = 0.3", "", "scenario: expected the key 'duration_s'"),
         ("make_echo", "make_nothing", "service.make: expected"),
-        ('make = "services_of_a_test:make_echo"', 'url = "x"', "service: expected either make, or url and model"),
+        (
+            'make = "services_of_a_test:make_echo"',
+            'url = "x"',
+            r"toml: service\.make: expected either make, or url and model",
+        ),
+        (f"[arrivals]\n{ARRIVALS}", "", "toml: arrivals: expected inputs and arrivals, or devices, got None"),
+        (f"[inputs]\n{INPUTS}", "", "toml: inputs: expected inputs and arrivals, or devices, got None"),
         ("\nname", "\ncapacity = 5\nname", "capacity: expected a table, got 5"),
         ("[inputs]", "[inputs]\nshape = [1]", "inputs: expected either make or random"),
         (INPUTS, "random = 3", "inputs.random: expected a table, got 3"),
@@ -301,6 +307,17 @@ class TestCommand:
         said = capsys.readouterr().err
         assert "Traceback" in said
         assert "streaminfer loadtest: service or inputs of the scenario failed: KeyError(" in said
+
+    @pytest.mark.parametrize("status", [0, 1])
+    def test_function_that_exits(self, scenario, capsys, monkeypatch, status):
+        """Its status is not taken for a verdict."""
+        services = types.ModuleType("services_of_a_test")
+        monkeypatch.setitem(sys.modules, "services_of_a_test", services)
+        exec(SERVICES, vars(services))  # noqa: S102 - the service of this test
+        monkeypatch.setattr(services, "make_echo", lambda: sys.exit(status))
+
+        assert main(["loadtest", str(scenario())]) == 2
+        assert f"service or inputs of the scenario failed: SystemExit({status})" in capsys.readouterr().err
 
     def test_no_request_within_the_duration(self, scenario, capsys):
         """What `run` says of its arguments is said without a traceback."""

@@ -29,6 +29,18 @@ async def test_serve_starts_and_a_name_serves_one(loop):
     assert len(asyncio.all_tasks()) == 1
 
 
+async def test_of_two_that_start_together_one_is_served(loop):
+    """The latest to start replaces the other, and nothing runs after the stop."""
+    stacks = [stack(loop) for _ in range(4)]
+    await asyncio.gather(*map(notebook.serve, stacks))
+    assert [each.ready for each in stacks].count(True) == 1
+
+    await notebook.stop_serving()
+
+    assert not any(each.ready for each in stacks)
+    assert len(asyncio.all_tasks()) == 1
+
+
 async def test_what_does_not_start_keeps_no_name(loop):
     failing = si.Stack(si.AdaptiveBatcher(max_batch_size=2), FailingBackend(), clock=loop.clock)
     with pytest.raises(ZeroDivisionError):

@@ -43,6 +43,15 @@ def test_tightest_clusters_come_first():
     assert "10 clusters with more room" in axes.get_ylabel()
 
 
+def test_names_are_no_formulas():
+    """Between two dollars matplotlib would read one, and fail where it is wrong."""
+    parts = {r"gold $\frac$": {"$5 or $6": 0.5}}
+
+    axes = plot_matrix(None, parts, {r"gold $\frac$": {"$5 or $6": 1.0}}, {"$5 or $6": "1 repl."})
+
+    check_printable(axes)
+
+
 def test_load_is_that_of_one_hour():
     """Clusters that are busy in turn use one replica in turn, and a chain at one site has its whole price."""
     problem = small_problem(1, "shards")

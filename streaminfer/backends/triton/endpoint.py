@@ -37,6 +37,8 @@ def _check_pem(_: object, attribute: "attrs.Attribute[Any]", value: Any) -> None
 class Tls:
     """How the server proves who it is, and, with a certificate and a key, how this client does.
 
+    Files are read at each start of a backend, and not again while it runs.
+
     Attributes:
         ca: the certificates of the authorities to trust, as a path or PEM bytes; ``None``: the system's.
         certificate: this client's certificate chain, as a path or PEM bytes, for servers that want one (mutual TLS).

@@ -175,7 +175,14 @@ async def run_devices(
         workers: threads of all codecs. In a `VirtualLoop` there are none.
         name: for the report.
         progress: is called every second.
+
+    Raises:
+        TypeError: ``groups`` is no sequence of `DeviceGroup`, or an empty one.
     """
+    what = "a sequence of DeviceGroup, at least one"
+    check_instance("groups", groups, lambda it: isinstance(it, Sequence) and len(it) > 0, what)
+    for group in groups:
+        check_instance("groups", group, lambda it: isinstance(it, DeviceGroup), what)
     loop = asyncio.get_running_loop()
     clock = loop.clock if isinstance(loop, VirtualLoop) else time.monotonic_ns
     check_count("workers", workers)

@@ -7,6 +7,7 @@ request to the service. At a camera's rate each step finds the processor's cache
 import asyncio
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -294,7 +295,7 @@ class _FrameCall:
             self._outputs.append(outputs)
             if self._score is not None:
                 position_s = self._transfer.frames[self._frames - 1].position_s or 0.0
-                self._scores.append(self._score(outputs, position_s))
+                self._scores.append(_number_of(self._score(outputs, position_s)))
         except BaseException as raised:  # noqa: BLE001 - of the score: it is the outcome
             self._end(None, raised)
             return
@@ -321,6 +322,13 @@ class _FrameCall:
         receive, self._receive = self._receive, None
         if receive is not None:
             receive(response, error)
+
+
+def _number_of(score: Any) -> float:
+    if np.ndim(score) == 0:
+        with suppress(TypeError, ValueError):
+            return float(score)
+    raise TypeError(expected("score", "a function that returns a number", score))
 
 
 def _complete(ended: "asyncio.Future[Response]", response: Response | None, error: BaseException | None) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -64,7 +65,9 @@ def draw(plot: Callable[[Any], Any], label: str, *, height_in: float = 3.2) -> s
         matplotlib = require("matplotlib", extra="plot", purpose="a picture")
     except MissingExtra:
         return ""  # the tables have the figures
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        # texts stay texts in the SVG: a letter that matplotlib's own font lacks is in one of the reader's
+        warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
         forms = [
             inline_svg(plot, label, width_in=width_in, height_in=height_in, attributes=f'class="{form}"')
             for form, width_in in _WIDTHS_IN.items()

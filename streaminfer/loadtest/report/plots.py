@@ -15,6 +15,7 @@ from streaminfer._internal.display.figures import (
     legend_above,
     new_axes,
     say_nothing_yet,
+    shown_name,
 )
 from streaminfer.loadtest.capacity.search import Capacity
 from streaminfer.loadtest.quantiles import quantile_of
@@ -101,7 +102,7 @@ def plot_tails(ax: Any, tails: Sequence[Tail]) -> Any:
         finite = [(value, row) for row, value in enumerate(values) if math.isfinite(value)]
         ends += [value for value, _ in finite]
         ax.plot([value for value, _ in finite], [row for _, row in finite], marker, color=color, label=name)
-    ax.set_yticks(range(len(tails)), [tail.name for tail in tails], fontsize="small")
+    ax.set_yticks(range(len(tails)), [shown_name(tail.name) for tail in tails], fontsize="small")
     ax.set_ylim(len(tails) - 0.5, -0.5)
     ax.grid(visible=False, axis="y")
     if ends:

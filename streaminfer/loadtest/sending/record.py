@@ -1,6 +1,7 @@
 """What became of each request of a load test, as arrays: one row per request, in the order in which they were due."""
 
 import base64
+import math
 import zlib
 from array import array
 from collections.abc import Mapping, Sequence
@@ -40,6 +41,12 @@ class Columns:
         if column is None:
             column = self.numbers[name] = array("d", [float("nan")]) * self.count
         column[number] = value
+
+    def add(self, name: str, number: int, value: float) -> None:
+        """Add to a number of a request, or set it where there is none."""
+        column = self.numbers.get(name)
+        before = math.nan if column is None else column[number]
+        self.put(name, number, value if math.isnan(before) else before + value)
 
     def put_label(self, name: str, number: int, value: str) -> None:
         """Set a label of a request."""

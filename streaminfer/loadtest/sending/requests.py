@@ -145,7 +145,7 @@ class Requests:
             put("inference", number, timings.inferred_s)
         for number, stages_s, values, labels in self._measured:
             for name, seconds in stages_s.items():
-                put(name, number, seconds)
+                self._stages.add(name, number, seconds)
             for name, value in values.items():
                 put_value(name, number, value)
             for name, label in labels.items():

@@ -85,6 +85,13 @@ def test_no_verdict_where_the_encoders_are_behind():
     assert "% of the requests were not sent" in describe_schedule(report)
 
 
+@pytest.mark.parametrize("groups", [[], [3], "phone", 3], ids=repr)
+def test_groups_are_groups(groups):
+    """Anything else is named before something starts."""
+    with pytest.raises(TypeError, match="groups: expected a sequence of DeviceGroup, at least one, got"):
+        run(lambda _loop: run_devices(Size(), groups, duration_s=1.0, slo_s=0.5))
+
+
 def test_devices_of_a_group_begin_at_other_places():
     group = DeviceGroup(
         source=ASSETS / "astronaut_pan.mp4", device="phone-old", network="lte", count=3, size=(32, 24), seconds=1.0

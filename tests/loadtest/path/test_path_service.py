@@ -197,6 +197,19 @@ def test_error_of_the_score(camera_scene):
         run(main)
 
 
+@pytest.mark.parametrize("said", [None, "good", np.ones(1)], ids=["nothing", "text", "array"])
+def test_score_that_is_no_number(camera_scene, said):
+    """It is the error of the frame, which ends at once."""
+
+    async def main(loop):
+        over, call = await frame_call(loop, camera_scene(), brightness, score=lambda _answer, _position_s: said)
+        async with over:
+            await call
+
+    with pytest.raises(TypeError, match="score: expected a function that returns a number, got"):
+        run(main)
+
+
 @pytest.mark.parametrize("error", [ValueError("broken"), asyncio.CancelledError()], ids=["error", "cancels itself"])
 def test_error_of_the_service(camera_scene, error):
     async def broken(_picture):

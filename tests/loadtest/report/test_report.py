@@ -2,6 +2,7 @@
 
 import html.parser
 import json
+import re
 import xml.etree.ElementTree as ET
 
 import attrs
@@ -285,6 +286,15 @@ class TestPage:
         record = attrs.evolve(report.record, labels={"lens": np.full(1000, "")})
 
         assert "By lens" not in make_page(attrs.evolve(report, record=record))
+
+    @pytest.mark.parametrize("name", ["$5 or $6", r"a $\frac$", "東京"])
+    def test_label_of_any_letters(self, report, name):
+        """A picture has it as it is: it is no formula, and the reader's font has its letters."""
+        record = attrs.evolve(report.record, labels={"device": np.where(report.record.due_s < 5, name, "studio")})
+
+        text = make_page(attrs.evolve(report, record=record))
+
+        assert re.findall(r"<text[^>]*>([^<]*)</text>", text).count(name) == 2  # wide and narrow
 
     def test_capacity_is_drawn(self, report, capacity):
         """A search adds the picture of its steps."""

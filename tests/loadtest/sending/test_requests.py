@@ -60,6 +60,17 @@ def test_ends_are_told_where_the_service_tells():
     assert Requests(echo, lambda number: number, 3).begin is None
 
 
+def test_stages_of_the_same_name_add_up():
+    """Such as the network before the request is due, and that on the way to the model."""
+    sample = Sample(1.0, stages_s={"network": 0.5})
+    requests = Requests(echo, lambda number: sample if number == 0 else 2.0, 2)
+    for number in range(2):
+        requests.call(number).close()
+        requests.on_result(number, Measured(None, stages_s={"network": 0.25}))
+
+    assert list(requests.columns()[0].numbers["network"]) == [0.75, 0.25]
+
+
 def test_request_without_a_note_has_none():
     """What was not measured is NaN or empty."""
     requests = Requests(echo, lambda number: number, 3)
