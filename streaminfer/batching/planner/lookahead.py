@@ -230,6 +230,8 @@ class Lookahead:
         if now_ns > until_ns:
             return _NOTHING
         decision = self.decide(queue, self._overhead.effective_start_ns(now_ns, ends_ns), 0)
+        if decision.reject:  # more time may be left than a batch takes, but not behind that one
+            decision = decision._replace(rejection=f"{decision.rejection}, behind the one that runs")
         full = len(decision.batch) >= table.cap and decision.reason != "probe"
         return decision if full or decision.reason == "exploration" else _NOTHING
 

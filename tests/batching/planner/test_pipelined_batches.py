@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -80,8 +81,12 @@ def batcher_of(**more):
     )
 
 
-def open_loop(server, *, load, seconds=8.0, seed=0, layers=(), **more):
-    """The share on time of Poisson arrivals, at a load relative to what the device could do without a way to it."""
+def open_loop(server, *, load, seconds=8.0, seed=0, layers=(), messages=None, **more):
+    """The share on time of Poisson arrivals, at a load relative to what the device could do without a way to it.
+
+    What the others were told is added to ``messages``.
+    """
+    messages = [] if messages is None else messages
     capacity = FULL / (0.0118 + 0.00058 * FULL)
 
     async def main(loop):
@@ -95,7 +100,8 @@ def open_loop(server, *, load, seconds=8.0, seed=0, layers=(), **more):
                 nonlocal on_time
                 try:
                     assert await service(number) == number
-                except si.DeadlineExceeded:
+                except si.DeadlineExceeded as error:
+                    messages.append(str(error))
                     return
                 on_time += 1
 
@@ -119,6 +125,18 @@ def test_under_overload_the_way_to_the_model_costs_nothing():
     # a full batch takes 22.1 ms with the way, 21.1 without: 0.795 and 0.833 of what comes could be answered
     assert shares[None] < 0.80
     assert shares[1] > 0.815
+
+
+def test_a_rejection_does_not_contradict_itself():
+    """A request with more time left than a batch takes is rejected for the one that runs, and told so."""
+    messages = []
+    open_loop(Server(noise=0.02), load=1.4, seconds=4.0, messages=messages)
+    rejected = [
+        re.match(r"rejected with (.*) s left: even a batch of one takes ([0-9.]*) s(.*)", it) for it in messages
+    ]
+    found = [(float(it[1]) > float(it[2]), it[3]) for it in rejected if it]
+    assert set(found) <= {(False, ""), (True, ", behind the one that runs"), (False, ", behind the one that runs")}
+    assert (True, ", behind the one that runs") in found
 
 
 @pytest.mark.parametrize("load", [0.5, 0.7, 0.9])
