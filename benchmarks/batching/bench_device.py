@@ -56,6 +56,8 @@ SWAPPED_S = 60.0
 SWAPS = (((5, 50), 0.1, 0.5), ((2, 50), 0.1, 0.5), ((20, 100), 0.05, 0.2), ((5, 5), 0.1, 0.5), ((5, 50), 1.0, 0.1))
 """Requests per second of each model, their time limit and what a load takes, in seconds."""
 SHARES = ((0.10, 0.30), (0.20, 0.40), (0.35, 0.45))
+CONDITIONS = (*((shares, "") for shares in SHARES), (SHARES[0], ", a busy process on the core"), (SHARES[0], ", cold"))
+"""Shares of what each model does alone, and what is special."""
 COLD_S = 2.0
 SEPARATE = "separate batchers"
 FLOOR = "BlazeFace computes nothing"
@@ -239,12 +241,7 @@ async def in_real_time(rounds: int, seconds: float) -> None:
             raise RuntimeError(f"the new process ended with {new.returncode}")
         return [(p99_s, on_time) for p99_s, on_time in json.loads(printed.splitlines()[-1])]
 
-    conditions = (
-        *((shares, "") for shares in SHARES),
-        (SHARES[0], ", a busy process on the core"),
-        (SHARES[0], ", cold"),
-    )
-    for shares, beside in conditions:
+    for shares, beside in CONDITIONS:
         for arm, share, most in zip(arms, shares, capacities, strict=False):
             arm.rate = share * most
         arms[2].rate = arms[1].rate
