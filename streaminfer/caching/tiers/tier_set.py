@@ -201,7 +201,7 @@ class TierSet:
             granted_ns: how long the tiers may take together.
             longest_ns: how long a value is fresh at most, from when it was computed.
             only_fresh: no stale value.
-            wait: of the flight that reads; ``None``: nobody can join.
+            wait: of the flight that reads; ``None``: no caller can join.
         """
         if granted_ns <= 0 or not self.run_here:
             return None

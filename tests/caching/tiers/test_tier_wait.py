@@ -106,7 +106,7 @@ def test_a_caller_who_joined_counts_for_the_next_leader():
 
 
 def test_a_tier_that_used_up_what_a_joined_caller_granted_is_passed_over():
-    """A computation that is slower than known costs one late request, whoever shortened the wait."""
+    """A computation that is slower than known costs one late request, whichever caller shortened the wait."""
 
     async def main(loop):
         tier, model = ScriptedTier(loop.clock), Model(0.06)

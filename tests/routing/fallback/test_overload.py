@@ -114,18 +114,18 @@ def test_overload_degrades_and_does_not_lose_requests(one_device, factor):
 
 def test_callers_with_too_short_a_timeout_do_not_cost_the_others_the_best_route():
     async def main(bench, service):
-        async def send_hopeless():
+        async def send_infeasible():
             with contextlib.suppress(si.errors.StreamInferError):  # none responds within a millisecond
                 await service.call(si.Request(1.0), timeout_s=0.001)
 
-        async def send_all_hopeless():
+        async def send_all_infeasible():
             for _ in range(400):
                 await asyncio.sleep(0.025)
-                await send_hopeless()
+                await send_infeasible()
 
-        hopeless = asyncio.ensure_future(send_all_hopeless())
+        infeasible = asyncio.ensure_future(send_all_infeasible())
         await bench.load(service, 60, 10.0)
-        await hopeless
+        await infeasible
         assert bench.share(3.0, 10.0, source="full") > 0.97
 
     play(main)
