@@ -108,6 +108,7 @@ class _Search:
         self.end_s = end_s
         self.is_partial = instance.settings.is_partial
         self.bound = np.inf if self.model.is_quality else -np.inf
+        self.cutoff = -self.bound
         self.best: Solution | None = None
         self.is_out_of_time = False
         self.first = instance.uses.argmax(axis=0)
@@ -134,11 +135,13 @@ class _Search:
         limit_s = _SEARCH_S
         while self.best is None or self.best.gap > self.gap:
             began_s = time.monotonic()
+            if not self._narrow():
+                break
             values = self._optimize_whole(limit_s)
             is_finished = self.model.is_finished
+            self._prove(self.cutoff if self.model.is_infeasible else self.model.bound)
             if self.is_out_of_time or (values is None and is_finished):
                 break
-            self.bound = (min if self.model.is_quality else max)(self.bound, self.model.bound)
             if not is_finished:
                 limit_s *= 2.0
             if values is None:
@@ -172,6 +175,27 @@ class _Search:
             if not self._separate(values, lazy=False):
                 break
         return True
+
+    def _narrow(self) -> bool:
+        """Leave out what is not better than the best plan by the gap; return whether anything may be left."""
+        if self.best is None:
+            return True
+        sign = 1.0 if self.model.is_quality else -1.0
+        cutoff = self.best.value + sign * self.gap * abs(self.best.value)
+        if cutoff == self.cutoff:
+            return True
+        self.cutoff = cutoff
+        if self.model.narrow(cutoff, self.end_s):
+            return True
+        self._prove(cutoff)
+        return False
+
+    def _prove(self, bound: float) -> None:
+        """Keep a bound of a search; what it left out can be as good as the cutoff."""
+        if self.model.is_quality:
+            self.bound = min(self.bound, max(bound, self.cutoff))
+        else:
+            self.bound = max(self.bound, min(bound, self.cutoff))
 
     def _optimize_whole(self, limit_s: float = _NEVER_S) -> Floats | None:
         """Return values with whole replicas; cuts are added for the solutions on the way to them."""

@@ -1,5 +1,6 @@
 """`ReplicaModel`: variables and rows of a plan in HiGHS."""
 
+import time
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,9 @@ __all__ = ["ReplicaModel"]
 _SLACK = 0.02
 """Of a cut, as a share of its largest number."""
 
+_ROUNDING = 1e-4
+"""Of the bounds of a total, above the solver's tolerance."""
+
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
@@ -20,7 +24,12 @@ Floats = NDArray[np.float64]
 class ReplicaModel:
     """A linear program whose replicas and sites may be declared whole.
 
-    Columns: replicas of each pool, used sites, started replicas by home, flows by quality step and state.
+    Columns: replicas of each pool, used sites, started replicas by home, flows by quality step and state, totals.
+
+    *Totals.* Where prices are close, a search branches over hundreds of equal choices of where a replica is, and never
+    over how many there are. So the replicas of each device type, variant and level, and the used sites, are totals:
+    whole variables of their own. Whatever is better than the best known plan has totals between bounds, two linear
+    programs for each; rounded to whole numbers, they leave few values, often one.
 
     Args:
         instance: what there is to choose from.
@@ -36,6 +45,7 @@ class ReplicaModel:
         objective: value of the last solution.
         bound: of the last search for whole replicas.
         is_finished: whether that search, or the linear program, was complete, and not ended by its time.
+        is_infeasible: whether it has proven that there is none.
         improving: whole solutions that the last search found on its way.
     """
 
@@ -52,18 +62,23 @@ class ReplicaModel:
         self.at_sites = len(instance.pools)
         self.at_homes = self.at_sites + len(self.priced)
         self.at_flows = self.at_homes + len(self.homes)
-        self.columns = self.at_flows + len(self.steps) * len(self.normal)
+        self.at_totals = self.at_flows + len(self.steps) * len(self.normal)
+        self.totals = self._groups()
+        self.columns = self.at_totals + len(self.totals)
         self.resource_rows: dict[int, int] = {}
         self._units: dict[int, float] = {}
         self.improving: list[Floats] = []
         self.objective = self.bound = 0.0
         self.is_finished = False
+        self.is_infeasible = False
         self._is_whole = False
         self._highs = _silent(self._highspy)
         options = {"output_flag": False, "threads": 1, "mip_rel_gap": 0.95 * gap, "mip_abs_gap": 1e-9}
         for option, value in options.items():
             self._highs.setOptionValue(option, value)
-        self._add_columns()
+        self._costs = self._add_columns()
+        for total, members in enumerate(self.totals, self.at_totals):
+            self.add_row([*members, total], [*np.ones(len(members)), -1.0], 0.0, 0.0)
         self._limit_resources()
         if instance.settings.migrations is not None:
             self._limit_migrations(instance.settings.migrations)
@@ -84,7 +99,7 @@ class ReplicaModel:
         """Make replicas and sites whole, or not."""
         self._is_whole = whole
         kind = self._highspy.HighsVarType.kInteger if whole else self._highspy.HighsVarType.kContinuous
-        columns = np.arange(self.at_homes, dtype=np.int32)
+        columns = np.r_[: self.at_homes, self.at_totals : self.columns].astype(np.int32)
         self._highs.changeColsIntegrality(len(columns), columns, np.array([kind] * len(columns)))
 
     def optimize(self, limit_s: float) -> Floats | None:
@@ -100,11 +115,47 @@ class ReplicaModel:
         self.objective, self.bound = info.objective_function_value, info.mip_dual_bound
         status, statuses = self._highs.getModelStatus(), self._highspy.HighsModelStatus
         self.is_finished = status != statuses.kTimeLimit
+        self.is_infeasible = status in {statuses.kInfeasible, statuses.kUnboundedOrInfeasible}
         solution = self._highs.getSolution()
-        if status in {statuses.kInfeasible, statuses.kUnboundedOrInfeasible} or not solution.value_valid:
+        if self.is_infeasible or not solution.value_valid:
             return None
         values: Floats = np.array(solution.col_value)
         return values
+
+    def narrow(self, cutoff: float, end_s: float) -> bool:
+        """Bound the totals to those of solutions as good as the cutoff; return whether there can be any.
+
+        Args:
+            cutoff: an objective.
+            end_s: instant of `time.monotonic` at which to stop; what is bounded by then is valid.
+        """
+        highs, limits = self._highs, (cutoff, self.infinity) if self.is_quality else (-self.infinity, cutoff)
+        self.declare(whole=False)
+        scale = max(float(np.abs(self._costs).max(initial=0.0)), 1e-12)
+        everything = np.arange(self.columns, dtype=np.int32)
+        self.add_row(everything, self._costs / scale, *(limit / scale for limit in limits))
+        highs.changeColsCost(self.columns, everything, np.zeros(self.columns))
+        highs.changeObjectiveSense(self._highspy.ObjSense.kMinimize)
+        statuses, is_possible = self._highspy.HighsModelStatus, True
+        for total in range(self.at_totals, self.columns):
+            bounds = []
+            for sign in (1.0, -1.0):
+                highs.changeColCost(total, sign)
+                highs.setOptionValue("time_limit", highs.getRunTime() + max(0.05, end_s - time.monotonic()))
+                highs.run()
+                if highs.getModelStatus() != statuses.kOptimal:
+                    is_possible = highs.getModelStatus() != statuses.kInfeasible
+                    break
+                bounds.append(sign * highs.getInfo().objective_function_value)
+            highs.changeColCost(total, 0.0)
+            if len(bounds) < 2:
+                break
+            highs.changeColBounds(total, np.ceil(bounds[0] - _ROUNDING), np.floor(bounds[1] + _ROUNDING))
+        highs.deleteRows(1, np.array([highs.getNumRow() - 1], np.int32))
+        highs.changeColsCost(self.columns, everything, self._costs)
+        if self.is_quality:
+            highs.changeObjectiveSense(self._highspy.ObjSense.kMaximize)
+        return is_possible
 
     def drop_slack(self) -> None:
         """Drop the cuts that the last linear program does not need: each node of a search pays for them."""
@@ -136,7 +187,16 @@ class ReplicaModel:
             lower, upper, len(kept), np.asarray(columns, np.int32)[kept], np.asarray(values, np.float64)[kept]
         )
 
-    def _add_columns(self) -> None:
+    def _groups(self) -> list[tuple[int, ...]]:
+        """Columns of each total: replicas by device types, by variant too, by level too; used sites."""
+        groups: dict[Any, list[int]] = {"sites": list(range(self.at_sites, self.at_homes))}
+        for p, pool in enumerate(self.instance.pools):
+            key = (pool.kinds, pool.variant.name, pool.level)
+            for length in range(1, len(key) + 1):
+                groups.setdefault(key[:length], []).append(p)
+        return list(dict.fromkeys(tuple(members) for members in groups.values() if len(members) > 1))
+
+    def _add_columns(self) -> Floats:
         instance, highs = self.instance, self._highs
         lower = np.zeros(self.columns)
         upper = np.concatenate(
@@ -160,6 +220,7 @@ class ReplicaModel:
         highs.changeColsCost(self.columns, everything, cost)
         if self.is_quality:
             highs.changeObjectiveSense(self._highspy.ObjSense.kMaximize)
+        return cost
 
     def _limit_resources(self) -> None:
         instance = self.instance
