@@ -271,7 +271,7 @@ class _ChildStates:
             with suppress(InvalidInput):  # it has none of this stream
                 exported[label] = keeper.export_state(stream_id)
         if not exported:
-            raise InvalidInput(expected("stream_id", stream_id, "a stream that has state"))
+            raise InvalidInput(expected("stream_id", "a stream that has state", stream_id))
         return exported
 
     def import_state(self, stream_id: Hashable, state: Any) -> None:

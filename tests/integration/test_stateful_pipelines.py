@@ -86,7 +86,7 @@ def test_a_state_that_a_stage_rejects_leaves_none_at_the_others():
                 states_of(there).import_state("s", {**states_of(here).export_state("s"), "second": b"no state"})
             with pytest.raises(si.InvalidInput, match=r"mapping with some of .*first.*, got bytes"):
                 states_of(there).import_state("s", b"a state of one model")
-            with pytest.raises(si.InvalidInput, match="a stream that has state"):
+            with pytest.raises(si.InvalidInput, match="stream_id: expected a stream that has state, got 's'"):
                 states_of(there).export_state("s")
             states_of(there).import_state("s", {"first": here.models[0].export_state("s")})
             return (await other(np.ones(1), stream_id="s")).item()
