@@ -51,7 +51,7 @@ class ProcessingRecord(Document):
         stated: what people said, by name: ``controller``, ``purpose``, ``legal_basis``, ``subjects``, ``recipients``,
             ``transfers``; ``""``: nothing.
         categories: for each cache and data class, and for the states of each recurrent model: where, its name, seconds
-            it is kept at most (``None``: no limit) and at least. A state is kept so long after its stream's last request.
+            it is kept at most (``None``: no limit) and at least. That of a state counts from its stream's last request.
         places: for each place of a cache, and for the states: where, its name, on a disk, shared, encrypted.
         residual: for each declared copy: where, its name, seconds after an erasure (``None``: no bound).
         measures: the findings of `audit` on encryption, hops, erasing and logs: check, where, severity, what.
