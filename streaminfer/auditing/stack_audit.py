@@ -59,7 +59,7 @@ from streaminfer.routing.replicas.replica_set import Replicas
 from streaminfer.stack import Stack
 from streaminfer.streams.state.backend import StatefulBackend
 
-__all__ = ["Audit", "Finding", "audit", "idle_s"]
+__all__ = ["Audit", "Finding", "audit"]
 
 _SCHEMA = "streaminfer.audit"
 _VERSION = 1
