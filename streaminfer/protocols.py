@@ -7,7 +7,8 @@ What only some objects offer is a *capability*. The classes of this package are 
 :meth:`Node.capabilities`; a `Wrapper` adds what it wraps, kept in ``inner``, offers. :func:`adapt` makes a node of any
 other object: it takes the attributes named like the fields of `Capabilities` and, where one is missing or ``None``,
 what ``inner`` offers, so that capabilities are found through wrappers that do not know of them. Only that a service
-``enforces_deadline`` is its own to say, because its ``call`` may await more than that of ``inner``. It also takes
+``enforces_deadline`` is its own to say, because its ``call`` may await more than that of ``inner``. Where neither
+offers ``stream_states``, those of its ``children`` are taken, as of the stages of a pipeline. It also takes
 ``slo_ns``, or ``slo_s``, as the objective, and ``name``, ``children``, ``needs``, ``start()``,
 ``stop(*, drain)``, ``bind_clock(clock)`` and ``statistics()``, as `Node` describes them. No other place looks for a
 capability by name, except that a `Stack` checks such methods when it is made.
@@ -15,7 +16,8 @@ capability by name, except that a `Stack` checks such methods when it is made.
 
 import inspect
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 from streaminfer._internal.signatures import signature_of
@@ -34,6 +36,7 @@ from streaminfer.capabilities import (
     StreamStates,
     sooner,
 )
+from streaminfer.errors import InvalidInput
 from streaminfer.request import Batch, Request, Response, timeout_ns
 
 __all__ = [
@@ -241,6 +244,51 @@ def adapt(thing: Any) -> Node:
     return thing if isinstance(thing, Node) else _Adapted(thing)
 
 
+class _ChildStates:
+    """State of streams at the children of a user's object, such as the stages of a pipeline: a stream has some at each.
+
+    A state of all is a mapping by the labels of the children.
+    """
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def keepers(self) -> dict[str, StreamStates]:
+        offered = {label: adapt(child).capabilities().stream_states for label, child in self._node.children.items()}
+        return {label: states for label, states in offered.items() if states is not None}
+
+    def reset_stream(self, stream_id: Hashable) -> None:
+        for keeper in self.keepers().values():
+            keeper.reset_stream(stream_id)
+
+    def end_stream(self, stream_id: Hashable) -> None:
+        for keeper in self.keepers().values():
+            keeper.end_stream(stream_id)
+
+    def export_state(self, stream_id: Hashable) -> dict[str, Any]:
+        exported = {}
+        for label, keeper in self.keepers().items():
+            with suppress(InvalidInput):  # it has none of this stream
+                exported[label] = keeper.export_state(stream_id)
+        if not exported:
+            raise InvalidInput(expected("stream_id", "a stream that has state", stream_id))
+        return exported
+
+    def import_state(self, stream_id: Hashable, state: Any) -> None:
+        keepers = self.keepers()
+        if not isinstance(state, Mapping) or not state.keys() <= keepers.keys():
+            raise InvalidInput(f"state: expected a mapping with some of {sorted(keepers)}, got {type(state).__name__}")
+        try:
+            for label, keeper in keepers.items():
+                if label in state:
+                    keeper.import_state(stream_id, state[label])
+                else:
+                    keeper.end_stream(stream_id)
+        except BaseException:
+            self.end_stream(stream_id)  # rather from the start everywhere than from states of two instants
+            raise
+
+
 class _Adapted(Node):
     """A user's object as a node; each attribute is read when it is needed."""
 
@@ -283,6 +331,9 @@ class _Adapted(Node):
             own["slo"] = _FixedObjective(timeout_ns(check_duration("slo_s", slo_s, positive=True)))
         inner = self._inner
         offered = _NONE if inner is None else adapt(inner).capabilities()
+        if offered.stream_states is None and isinstance(getattr(thing, "children", None), Mapping):
+            states = _ChildStates(self)
+            offered = offered._replace(stream_states=states if states.keepers() else None)
         if is_service(thing):  # its call may await more than what it wraps ends in time
             offered = offered._replace(enforces_deadline=False)
         return offered._replace(**own)

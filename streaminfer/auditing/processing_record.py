@@ -17,10 +17,11 @@ from streaminfer._internal.display.html_report import list_of
 from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import check_instance
-from streaminfer.auditing.stack_audit import audit
+from streaminfer.auditing.stack_audit import audit, idle_s
 from streaminfer.auditing.traversal import is_a, read, walk
 from streaminfer.caching.edge_cache import EdgeCache
 from streaminfer.stack import Stack
+from streaminfer.streams.state.backend import StatefulBackend
 
 __all__ = ["ProcessingRecord", "record_of_processing"]
 
@@ -39,6 +40,7 @@ _TABLES = {
     "measures": ("Security measures, and hops (Art. 30(1)(d), (g))", "check where finding what"),
 }
 _NOT_GIVEN = "not given"
+_STATES = "states of streams, since the last request"
 
 
 @attrs.frozen(kw_only=True)
@@ -48,9 +50,9 @@ class ProcessingRecord(Document):
     Attributes:
         stated: what people said, by name: ``controller``, ``purpose``, ``legal_basis``, ``subjects``, ``recipients``,
             ``transfers``; ``""``: nothing.
-        categories: for each cache and data class: where, its name, seconds it is kept at most (``None``: no limit) and
-            at least.
-        places: for each place of a cache: where, its name, on a disk, shared, encrypted.
+        categories: for each cache and data class, and for the states of each recurrent model: where, its name, seconds
+            it is kept at most (``None``: no limit) and at least. That of a state counts from its stream's last request.
+        places: for each place of a cache, and for the states: where, its name, on a disk, shared, encrypted.
         residual: for each declared copy: where, its name, seconds after an erasure (``None``: no bound).
         measures: the findings of `audit` on encryption, hops, erasing and logs: check, where, severity, what.
     """
@@ -116,11 +118,19 @@ def record_of_processing(
     for name, text in stated.items():
         check_instance(name, text, lambda it: isinstance(it, str), "a string")
     findings = audit(stack).findings
-    caches = [(found.where, found.thing) for found in walk(stack) if is_a(found.thing, EdgeCache)]
+    things = [(found.where, found.thing) for found in walk(stack)]
+    caches = [(where, thing) for where, thing in things if is_a(thing, EdgeCache)]
+    models = [(where, thing) for where, thing in things if is_a(thing, StatefulBackend)]
     return ProcessingRecord(
         stated=stated,
-        categories=tuple(row for where, cache in caches for row in _categories(where, cache)),
-        places=tuple(row for where, cache in caches for row in _places(where, cache)),
+        categories=(
+            *(row for where, cache in caches for row in _categories(where, cache)),
+            *((where, _STATES, idle_s(model), 0.0) for where, model in models),
+        ),
+        places=(
+            *(row for where, cache in caches for row in _places(where, cache)),
+            *((where, "memory", False, False, False) for where, _ in models),
+        ),
         residual=tuple(
             (where, it.name, it.within_s)
             for where, cache in caches

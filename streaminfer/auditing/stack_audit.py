@@ -158,13 +158,19 @@ def audit(stack: Stack) -> Audit:
     return Audit(tuple(findings))
 
 
-def _check_states(backend: StatefulBackend, where: str) -> Finding:
+def idle_s(backend: StatefulBackend) -> float | None:
+    """Return the seconds for which a state is kept after the last request of its stream; ``None``: no limit."""
     ttl_ns = read(backend, "_ttl_ns")
+    return None if ttl_ns is None else ttl_ns / 1e9
+
+
+def _check_states(backend: StatefulBackend, where: str) -> Finding:
+    ttl_s = idle_s(backend)
     erased = "end_stream(id) erases it: an erasure by subject does not know whose stream it is"
-    if ttl_ns is None:
+    if ttl_s is None:
         what = "it keeps the state of each stream, in memory, until end_stream(id) or the stop"
         return _attention("max-age", where, what, f"StatefulBackend(idle_ttl_s=…); {erased}")
-    what = f"the state of a stream is kept in memory for {format_duration(ttl_ns / 1e9)} after its last request"
+    what = f"the state of a stream is kept in memory for {format_duration(ttl_s)} after its last request"
     return _ok("max-age", where, f"{what}; {erased}")
 
 

@@ -22,11 +22,13 @@ from typing import Any
 import attrs
 
 from streaminfer._internal.snapshot import Snapshot
+from streaminfer._internal.validation import check_instance, expected
 
 __all__ = ["Altered", "Chain", "RetentionEvent", "Verification", "is_torn", "is_whole", "verified"]
 
 _VERSION = b" 1"
 _SEAL = re.compile(rb',"digest":"([0-9a-f]{64})"}')
+_DIGEST = re.compile("[0-9a-f]{64}")
 _SEAL_SIZE = len(b',"digest":""}') + 64
 
 
@@ -161,7 +163,16 @@ def verified(chain: Chain, events: Iterable[RetentionEvent], known: tuple[int, s
         events: raise `Altered` where they are.
         known: number of records, and the digest of the last, that must be there.
         head: a digest that must be reached; ``None``: none.
+
+    Raises:
+        TypeError, ValueError: a head that is no digest, which says nothing about the events.
     """
+    if head is not None:
+        what = "64 hexadecimal digits, as RetentionLog.head gives, or None"
+        check_instance("head", head, lambda it: isinstance(it, str), what)
+        if not _DIGEST.fullmatch(head):
+            raise ValueError(expected("head", what, head))
+    first = chain.number
 
     def bad(problem: str) -> Verification:
         return Verification(ok=False, records=chain.number, head=chain.head, first_bad=chain.number, problem=problem)
@@ -176,6 +187,10 @@ def verified(chain: Chain, events: Iterable[RetentionEvent], known: tuple[int, s
         return bad(str(error))
     if chain.number < known[0]:
         return bad(f"{known[0] - chain.number} records that this process has seen were cut off")
+    if not reached and first:
+        return bad(
+            f"the head that was kept is none of the latest {chain.number - first} records, and memory has no others"
+        )
     if not reached:
         return bad("the head that was kept is not reached: the last records were cut off, or it is another log's")
     return Verification(ok=True, records=chain.number, head=chain.head)

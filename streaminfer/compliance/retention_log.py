@@ -254,9 +254,11 @@ class RetentionLog:
             head: one that was kept elsewhere: the log must reach it. ``None``: none was.
 
         Returns:
-            What was found. A file that lost records which this process has seen is found out without a ``head``.
+            What was found. A file that lost records which this process has seen is found out without a ``head``. A log
+            in memory reaches the heads of the latest 10,000 records.
 
         Raises:
+            TypeError, ValueError: a head that is no digest.
             BackendError: the file cannot be read.
         """
         with self._locked():
@@ -332,7 +334,7 @@ def verify_file(path: str | os.PathLike[str], *, secret: bytes, head: str | None
         head: one that was kept elsewhere: the log must reach it. ``None``: none was.
 
     Raises:
-        TypeError, ValueError: no secret.
+        TypeError, ValueError: no secret, or a head that is no digest.
         OSError: the file cannot be read.
     """
     return _verify(Path(path), check_secret("secret", secret), None, (0, ""), head)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 
+import numpy as np
 import pytest
 
 import streaminfer as si
@@ -14,6 +15,7 @@ from streaminfer.caching.tiers.encryption import StoredKeys
 from streaminfer.caching.tiers.service_keys import ServiceKeys
 from streaminfer.compliance.retention import Residual, Retention
 from streaminfer.compliance.retention_log import RetentionLog
+from streaminfer.streams import StatefulBackend
 from streaminfer.testing import ScriptedBackend
 
 MASTER = b"32 bytes, from where secrets are"
@@ -163,6 +165,19 @@ def test_a_cache_without_a_policy_has_one_category(settings, longest_s):
     made = record_of_processing(stack_of(si.EdgeCache(**settings)))
     assert made.categories == (("stack → EdgeCache", "all answers", longest_s, 0.0),)
     assert made.residual == ()
+
+
+@pytest.mark.parametrize("idle_ttl_s", [60.0, None])
+def test_states_of_streams_are_a_category_of_data(idle_ttl_s):
+    class Model(ScriptedBackend):
+        async def infer(self, batch):
+            return {"y": batch.inputs["x"], "h2": batch.inputs["h"]}
+
+    model = StatefulBackend(Model(), state={"h": "h2"}, initial={"h": np.zeros(3)}, idle_ttl_s=idle_ttl_s)
+    made = record_of_processing(si.Stack(si.AdaptiveBatcher(max_batch_size=2), model))
+    where = "stack → StatefulBackend"
+    assert made.categories == ((where, "states of streams, since the last request", idle_ttl_s, 0.0),)
+    assert made.places == ((where, "memory", False, False, False),)
 
 
 def test_a_complete_record_misses_nothing():

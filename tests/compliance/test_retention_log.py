@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import stat
 import threading
+from functools import partial
 from typing import get_args
 from unittest import mock
 
@@ -272,6 +273,28 @@ def test_a_tail_that_was_cut_is_found_by_a_head_kept_elsewhere_or_by_who_has_see
         log.record("erased", where="m", data_class="", count=1, reason="")
     with pytest.raises(ValueError, match="its end was cut or changed"):
         log.refresh()
+
+
+def test_a_log_in_memory_accuses_nobody_of_the_records_that_it_holds_no_more(monkeypatch):
+    monkeypatch.setattr(retention_log, "_MOST_KEPT", 2)
+    log = fill(RetentionLog(wall_clock=Wall()), 1)
+    heads = [log.head]
+    for _ in range(4):
+        log.record("erased", where="m", data_class="", count=1, reason="")
+        heads.append(log.head)
+    found = [log.verify(head=head) for head in heads]
+    assert [it.ok for it in found] == [False, False, True, True, True]
+    assert found[0].problem == "the head that was kept is none of the latest 2 records, and memory has no others"
+
+
+@pytest.mark.parametrize(
+    ("head", "error"), [(b"0" * 64, TypeError), (5, TypeError), ("", ValueError), ("0" * 64 + "\n", ValueError)]
+)
+def test_a_head_that_is_no_digest_is_an_error_and_no_verdict(path, head, error):
+    log = fill(opened(path))
+    for verify in (log.verify, partial(verify_file, path, secret=SECRET)):
+        with pytest.raises(error, match="head: expected 64 hexadecimal digits"):
+            verify(head=head)
 
 
 def test_the_head_of_an_empty_log_is_reached_by_every_later_one(path):

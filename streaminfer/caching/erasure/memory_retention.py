@@ -190,7 +190,10 @@ class MemoryRetention:
         await self.counts.settle()  # an erasure that was rejected before this is recorded before it
         action: Action = "held" if on else "released"
         record = partial(self.log.record, action, where="all", count=0, reason=reason, subject=subject)
-        await asyncio.to_thread(record, data_class=data_class or "")
+        if self.log.path is None:  # nothing waits for a disk
+            record(data_class=data_class or "")
+        else:
+            await asyncio.to_thread(record, data_class=data_class or "")
         unable = () if tiers is None else await tiers.legal_hold(subject, data_class, on=on)
         self._table.expire_due(self._table.now(), 0)  # what a hold preserved beyond its time
         return tuple(unable)

@@ -276,11 +276,15 @@ class StoredKeys:
         now_ns = self._now()
         lasts_ns = _FOR_GOOD if lasts_s is None else round(min(lasts_s, LONGEST_S) * 1e9)
         with self._lock:
-            row = self._db.execute(_CURRENT, (owner,)).fetchone()
+            row, master = self._db.execute(_CURRENT, (owner,)).fetchone(), self._master
         if row is None or row[2] < min(now_ns + lasts_ns, _FOR_GOOD):
             with self._writing():
-                row = self._db.execute(_CURRENT, (owner,)).fetchone()  # another process may have been first
+                row, master = (
+                    self._db.execute(_CURRENT, (owner,)).fetchone(),
+                    self._master,
+                )  # others may have been first
                 if row is None:
+                    self._check_master()
                     key_id = secrets.token_bytes(_ID_SIZE)
                     row = (key_id, self._wrap(secrets.token_bytes(_KEY_SIZE), key_id), 0)
                     self._db.execute("INSERT INTO keys SELECT ?, ?, generation, ? FROM ring", (key_id, owner, row[1]))
@@ -290,7 +294,7 @@ class StoredKeys:
             if self._made >= _RETIRE_EVERY:
                 self._made = 0
                 self._destroy(_EXPIRED, self._now())
-        return Key(row[0], self._unwrap(row[1], row[0]))
+        return Key(row[0], self._unwrap(row[1], row[0], master))
 
     def hold(self, name: bytes, on: bool) -> None:
         """Begin or end a hold: while there is any, no key goes because its time has passed."""
@@ -301,7 +305,8 @@ class StoredKeys:
         """Return the key of that id; ``None``: destroyed, or never one of these."""
         with self._lock:
             row = self._db.execute("SELECT wrapped FROM keys WHERE id = ?", (bytes(key_id),)).fetchone()
-        return None if row is None else Key(bytes(key_id), self._unwrap(row[0], bytes(key_id)))
+            master = self._master
+        return None if row is None else Key(bytes(key_id), self._unwrap(row[0], bytes(key_id), master))
 
     def destroy(self, subject: str) -> int:
         """Destroy all keys of a subject: what they sealed can never be read again.
@@ -369,19 +374,23 @@ class StoredKeys:
     def rewrap(self, master: bytes) -> None:
         """Change the master key; other processes must be started again with it.
 
+        Until then they can neither read nor write what is sealed: each operation raises `ValueError`.
+
         Args:
             master: the new one, 32 bytes.
 
         Raises:
-            TypeError, ValueError: of another size.
+            TypeError, ValueError: of another size, or another process has changed it since this one opened the file.
         """
         new = check_secret("master", master, at_least=_KEY_SIZE, at_most=_KEY_SIZE)
-        with self._writing():
-            for key_id, wrapped in self._db.execute("SELECT id, wrapped FROM keys").fetchall():
-                again = self._wrap(self._unwrap(wrapped, key_id), key_id, new)
-                self._db.execute("UPDATE keys SET wrapped = ? WHERE id = ?", (again, key_id))
-            self._db.execute("UPDATE ring SET secret = ?", (self._wrap(self._secret, b"ring", new),))
-        self._master = new
+        with self._lock:
+            with transaction(self._db):
+                self._check_master()
+                for key_id, wrapped in self._db.execute("SELECT id, wrapped FROM keys").fetchall():
+                    again = self._wrap(self._unwrap(wrapped, key_id), key_id, new)
+                    self._db.execute("UPDATE keys SET wrapped = ? WHERE id = ?", (again, key_id))
+                self._db.execute("UPDATE ring SET secret = ?", (self._wrap(self._secret, b"ring", new),))
+            self._master = new
 
     def close(self) -> None:
         """Close the file; idempotent."""
@@ -398,11 +407,16 @@ class StoredKeys:
         wrapped: bytes = self._aes(master or self._master).encrypt(nonce, secret, name)
         return nonce + wrapped
 
-    def _unwrap(self, wrapped: bytes, name: bytes) -> bytes:
+    def _check_master(self) -> None:
+        """Raise where another process has changed the master key: nobody could read what this one would wrap."""
+        (wrapped,) = self._db.execute("SELECT secret FROM ring").fetchone()
+        self._unwrap(wrapped, b"ring")
+
+    def _unwrap(self, wrapped: bytes, name: bytes, master: bytes | None = None) -> bytes:
         from cryptography.exceptions import InvalidTag  # noqa: PLC0415 - an optional dependency
 
         try:
-            secret: bytes = self._aes(self._master).decrypt(wrapped[:12], wrapped[12:], name)
+            secret: bytes = self._aes(master or self._master).decrypt(wrapped[:12], wrapped[12:], name)
         except InvalidTag as error:
             raise ValueError("master: this is not the master key that the keys were wrapped by") from error
         return secret

@@ -3,10 +3,10 @@
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from streaminfer._internal.loading.extras import require
-from streaminfer._internal.validation import check_choice, check_duration, check_instance
+from streaminfer._internal.validation import check_choice, check_duration, check_instance, expected
 from streaminfer.streams.sources.formats import AudioFormat, Dtype, PixelFormat, VideoFormat
 from streaminfer.streams.sources.handoff import Handoff
 from streaminfer.streams.sources.location import locate
@@ -45,10 +45,12 @@ class _MediaSource(Source):
         check_instance("live", live, lambda it: it is None or isinstance(it, bool), "True, False or None")
         check_instance("realtime", realtime, lambda it: isinstance(it, bool), "True or False")
         check_instance("format", format, lambda it: it is None or isinstance(it, str), "a name of FFmpeg, or None")
-        check_instance("options", options, lambda it: it is None or isinstance(it, Mapping), "a mapping, or None")
+        check_instance("options", options, _are_options, "a mapping of text to text, as {'framerate': '30'}, or None")
         check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
         av = require("av", extra="media", purpose=type(self).__name__)
         location = locate(url, format=format, live=live, options=dict(options or {}))
+        if location.format is not None:
+            _check_format(av, location.format)
         if when_slow is None:
             when_slow = "drop" if location.live else "wait"
         drops = check_choice("when_slow", when_slow, ("drop", "wait")) == "drop"
@@ -61,6 +63,20 @@ class _MediaSource(Source):
             live_buffer if drops else FILE_BUFFER, drops=drops, contiguous=isinstance(wanted, AudioFormat)
         )
         super().__init__(feeder, handoff)
+
+
+def _are_options(options: object) -> bool:
+    if not isinstance(options, Mapping):
+        return options is None
+    return all(isinstance(it, str) for pair in options.items() for it in pair)
+
+
+def _check_format(av: Any, name: str) -> None:
+    try:
+        av.format.ContainerFormat(name, "r")
+    except ValueError as error:
+        what = "a device or container that this build of FFmpeg reads"
+        raise ValueError(expected("format", what, name)) from error
 
 
 class VideoSource(_MediaSource):

@@ -18,7 +18,7 @@ from streaminfer.caching.tiers.tier_set import TierSet
 from streaminfer.compliance.retention import Residual, Retention
 from streaminfer.compliance.retention_log import RetentionLog
 from streaminfer.errors import Closed
-from streaminfer.testing import FakeClock
+from streaminfer.testing import FakeClock, run
 
 pytestmark = pytest.mark.uncompiled
 
@@ -58,6 +58,22 @@ def keys():
 
 def actions(log):
     return [event.action for event in log.events]
+
+
+def test_a_hold_in_a_log_in_memory_needs_no_thread(log):
+    """It can be tested in virtual time."""
+
+    async def main(loop):
+        cache = si.EdgeCache(maxsize=3, retention=Retention(10.0, log=log), clock=loop.clock)
+        cache.put("k", "result", subject="anna")
+        await cache.hold(subject="anna", reason="case 17")
+        with pytest.raises(si.ErasureHeld):
+            cache.erase(subject="anna")
+        await cache.release(subject="anna", reason="case 17 was closed")
+        return cache.erase(subject="anna")
+
+    assert run(main) == 1
+    assert actions(log) == ["held", "erase_held", "released", "erased"]
 
 
 # -- erasing -----------------------------------------------------------------------------------------------------------

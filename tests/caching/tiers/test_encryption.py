@@ -185,6 +185,30 @@ def test_the_master_key_can_be_changed(tmp_path, keys, cipher):
     again.close()
 
 
+def test_a_process_with_the_old_master_key_writes_none_that_the_new_one_cannot_read(tmp_path, keys):
+    with closing(StoredKeys(tmp_path / "keys.db", master=MASTER)) as other:
+        keys.rewrap(b"w" * 32)
+        for act in (lambda: other.current("anna"), lambda: other.rewrap(b"v" * 32)):
+            with pytest.raises(ValueError, match="not the master key"):
+                act()
+        assert keys.current("anna") == keys.current("anna")
+        keys.rewrap(b"v" * 32)
+
+
+@pytest.mark.parametrize("read", ["current", "find"])
+def test_a_key_is_read_while_another_thread_changes_the_master_key(keys, monkeypatch, read):
+    key = keys.current("anna")
+    unwrap = keys._unwrap
+
+    def overtaken(*args):  # the row is read, and another thread rewraps before it is unwrapped
+        monkeypatch.setattr(keys, "_unwrap", unwrap)
+        keys.rewrap(b"w" * 32)
+        return unwrap(*args)
+
+    monkeypatch.setattr(keys, "_unwrap", overtaken)
+    assert (keys.current("anna") if read == "current" else keys.find(key.id)) == key
+
+
 def test_another_handle_sees_a_destroyed_key_at_once(tmp_path, keys, cipher):
     other = StoredKeys(tmp_path / "keys.db", master=MASTER)
     sealed = Cipher(other).seal(b"data", name=b"n", subject="anna")

@@ -375,6 +375,20 @@ def test_wrong_arguments_are_named(source, argument, options):
         source("x", **options)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"options": {"framerate": 30}}, TypeError, "options: expected a mapping of text to text"),
+        ({"options": {5: "30"}}, TypeError, "options: expected a mapping of text to text"),
+        ({"format": "abacus"}, ValueError, "format: expected a device or container .* FFmpeg reads, got 'abacus'"),
+    ],
+)
+@pytest.mark.parametrize("source", [VideoSource, AudioSource])
+def test_what_ffmpeg_does_not_take_is_named_at_once(source, wrong, error, message):
+    with pytest.raises(error, match=message):
+        source("x", **wrong)
+
+
 def test_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(si.MissingExtra, match=r"VideoSource needs av.*streaminfer\[media\]"):
