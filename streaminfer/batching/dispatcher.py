@@ -327,8 +327,6 @@ class Dispatcher(DispatchState):
                 self.dispatch(inferred_ns)
         finally:
             error = self.runner.deliver(execution, assembled_ns, inferred_ns, results, error)
-            if early is not None:
-                self._events.started(early.sequence, inferred_ns)
             # what a batch took is worth knowing even if none of its callers is left
             learns = error is None or execution.abandoned
             if some_queued:  # the worker, which has its next batch, and the callers come first
@@ -343,9 +341,12 @@ class Dispatcher(DispatchState):
         if self._device is not None:
             self._device.end(execution, now_ns, succeeded=succeeded)
         self._tell_end(execution, now_ns)
+        self._events.ended(execution.sequence, now_ns)
         if early is None:
             self.free += 1
-        elif self.pipeline.end(execution, now_ns, is_known=succeeded) and self.observers is not None:
+            return
+        self._events.started(early.sequence, now_ns)
+        if self.pipeline.end(execution, now_ns, is_known=succeeded) and self.observers is not None:
             self.observers.begin(early, now_ns)
 
     def _after_waking(self, execution: Execution, ended_ns: int, learns: bool, arrivals: int) -> None:
