@@ -316,8 +316,7 @@ class Dispatcher(DispatchState):
             if execution not in self.runner.batches:
                 return  # a closed loop left it behind, and its worker is free since
             self.runner.batches.remove(execution)
-        early = self.pipeline.batch
-        self._free_worker(execution, early, inferred_ns, succeeded=error is None and not execution.abandoned)
+        self._free_worker(execution, inferred_ns, succeeded=error is None and not execution.abandoned)
         some_queued = in_task and self._queue.queued > 0
         # a task begins in the next turn of the loop, a thread when it gets the interpreter lock: each as soon as it can
         first = last = some_queued and (self._queue.queued >= self.full_at or self.returning < _FEW)
@@ -337,11 +336,12 @@ class Dispatcher(DispatchState):
         if last:
             self.dispatch(inferred_ns)
 
-    def _free_worker(self, execution: Execution, early: Execution | None, now_ns: int, succeeded: bool) -> None:
+    def _free_worker(self, execution: Execution, now_ns: int, succeeded: bool) -> None:
         if self._device is not None:
             self._device.end(execution, now_ns, succeeded=succeeded)
         self._tell_end(execution, now_ns)
         self._events.ended(execution.sequence, now_ns)
+        early = self.pipeline.batch
         if early is None:
             self.free += 1
             return
@@ -359,8 +359,7 @@ class Dispatcher(DispatchState):
     def _tell_end(self, execution: Execution, now_ns: int) -> None:
         if self.observers is not None:
             bucket = self.expectations.bucket_of(execution.tickets)
-            expected_ns = self.expectations.offered.expected_ns
-            self.observers.end(execution, now_ns, self._calls.assembler, expected_ns, bucket)
+            self.observers.end(execution, now_ns, self._calls.assembler, self.expectations.offered.expected_ns, bucket)
 
     def schedule(self) -> None:
         """Dispatch at the end of this turn of the loop, if a batch could be released, of any model on the device."""

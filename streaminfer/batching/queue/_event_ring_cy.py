@@ -21,8 +21,8 @@ number in a dict, so that its row is freed when it ends.
 Invariants: entry ``i`` of a ring of ``c`` lies at ``i & (c - 1)``, and the last ``min(total, c)`` are there; a row is
 held by at most one running batch; rows below ``_rows`` are held or in the heap, once.
 
-Cost, compiled: 2 to 3 ns an arrival, about 27 ns a batch for release and finish, 11 ns a drop. Not thread-safe: one event loop,
-or one simulation, owns a ring and takes its snapshots.
+Cost, compiled: 2 to 3 ns an arrival, about 27 ns a batch for release and finish, 11 ns a drop. Not thread-safe: one
+event loop, or one simulation, owns a ring and takes its snapshots.
 
 One source, compiled with the C types of ``_event_ring_cy.pxd`` or run as it is. The directives above are safe: every
 index is masked by the size of its ring, comes from a table's own counter, or from the invariants of the heap.
