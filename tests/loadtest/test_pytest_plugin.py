@@ -94,6 +94,17 @@ def test_new_test_has_nothing_to_compare_with(run_tests):
     result.stdout.fnmatch_lines(["*is missing, so there is nothing to compare with*"])
 
 
+@pytest.mark.parametrize("option", ["--loadtest-save", "--loadtest-compare"])
+def test_folder_without_an_equals_sign_is_rejected(run_tests, pytester, option):
+    """Pytest would take it for a folder of tests, name the tests from another root, and find nothing to compare."""
+    pytester.mkdir("saved")
+
+    result = run_tests(TAIL.format(seconds=0.001), option, "saved")
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"*{option}: expected {option}=FOLDER, because*"])
+
+
 def test_parameters_that_look_alike(run_tests, pytester):
     """Runs of two tests are saved apart, also where a file's name cannot tell their parameters."""
     result = run_tests(
