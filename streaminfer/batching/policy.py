@@ -119,7 +119,7 @@ def adapt_policy(policy: Policy) -> PolicyCapabilities:
 
 def is_policy(value: Any) -> bool:
     """An object with ``decide`` is a policy."""
-    return callable(getattr(value, "decide", None))
+    return not isinstance(value, type) and callable(getattr(value, "decide", None))
 
 
 @attrs.define

@@ -299,6 +299,7 @@ def what_if(
         if combination["policy"] != "greedy":
             combination["max_queue_delay_s"] = 0.0
     combinations = [it for at, it in enumerate(combinations) if it not in combinations[:at]]
+    check_instance("progress", progress, lambda it: it is None or callable(it), "a function of two numbers or None")
     report = _progress() if progress is None else progress
     outcomes = []
     for done, combination in enumerate(combinations):

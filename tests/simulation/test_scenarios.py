@@ -153,6 +153,7 @@ def test_an_empty_trace():
         ({"workers": [1, 0]}, ValueError, "workers"),
         ({"max_batch_size": 0}, ValueError, "max_batch_size"),
         ({"noise": -1}, ValueError, "noise"),
+        ({"progress": 3}, TypeError, "progress: expected a function of two numbers or None, got 3"),
     ],
 )
 def test_what_cannot_be_asked(changes, error, message):
