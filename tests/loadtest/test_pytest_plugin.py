@@ -120,6 +120,22 @@ def test_tail(loadtest, times):
     assert len(list((pytester.path / "saved").glob("test_load.py.test_tail-p99-1-*.json"))) == 2
 
 
+def test_service_in_place_of_a_function_is_refused(run_tests):
+    """A stack would take the clock for a request, and leave a coroutine that nothing awaits."""
+    result = run_tests(
+        """
+def test_stack(loadtest):
+    stack = si.Stack(si.AdaptiveBatcher(max_batch_size=4), si.testing.ScriptedBackend())
+    with pytest.raises(TypeError, match="make_service: expected a function of the clock .*, got <Stack"):
+        loadtest.virtually(stack, **SETTINGS)
+""",
+        "-W",
+        "error",
+    )
+
+    result.assert_outcomes(passed=1)
+
+
 def test_real_time(run_tests):
     """A call runs in an ordinary event loop; a test may call more than once."""
     result = run_tests(
