@@ -316,8 +316,7 @@ class Dispatcher(DispatchState):
             if execution not in self.runner.batches:
                 return  # a closed loop left it behind, and its worker is free since
             self.runner.batches.remove(execution)
-        early = self.pipeline.batch
-        self._free_worker(execution, early, inferred_ns, succeeded=error is None and not execution.abandoned)
+        self._free_worker(execution, inferred_ns, succeeded=error is None and not execution.abandoned)
         some_queued = in_task and self._queue.queued > 0
         # a task begins in the next turn of the loop, a thread when it gets the interpreter lock: each as soon as it can
         first = last = some_queued and (self._queue.queued >= self.full_at or self.returning < _FEW)
@@ -327,8 +326,6 @@ class Dispatcher(DispatchState):
                 self.dispatch(inferred_ns)
         finally:
             error = self.runner.deliver(execution, assembled_ns, inferred_ns, results, error)
-            if early is not None:
-                self._events.started(early.sequence, inferred_ns)
             # what a batch took is worth knowing even if none of its callers is left
             learns = error is None or execution.abandoned
             if some_queued:  # the worker, which has its next batch, and the callers come first
@@ -339,13 +336,17 @@ class Dispatcher(DispatchState):
         if last:
             self.dispatch(inferred_ns)
 
-    def _free_worker(self, execution: Execution, early: Execution | None, now_ns: int, succeeded: bool) -> None:
+    def _free_worker(self, execution: Execution, now_ns: int, succeeded: bool) -> None:
         if self._device is not None:
             self._device.end(execution, now_ns, succeeded=succeeded)
         self._tell_end(execution, now_ns)
+        self._events.ended(execution.sequence, now_ns)
+        early = self.pipeline.batch
         if early is None:
             self.free += 1
-        elif self.pipeline.end(execution, now_ns, is_known=succeeded) and self.observers is not None:
+            return
+        self._events.started(early.sequence, now_ns)
+        if self.pipeline.end(execution, now_ns, is_known=succeeded) and self.observers is not None:
             self.observers.begin(early, now_ns)
 
     def _after_waking(self, execution: Execution, ended_ns: int, learns: bool, arrivals: int) -> None:
@@ -358,8 +359,7 @@ class Dispatcher(DispatchState):
     def _tell_end(self, execution: Execution, now_ns: int) -> None:
         if self.observers is not None:
             bucket = self.expectations.bucket_of(execution.tickets)
-            expected_ns = self.expectations.offered.expected_ns
-            self.observers.end(execution, now_ns, self._calls.assembler, expected_ns, bucket)
+            self.observers.end(execution, now_ns, self._calls.assembler, self.expectations.offered.expected_ns, bucket)
 
     def schedule(self) -> None:
         """Dispatch at the end of this turn of the loop, if a batch could be released, of any model on the device."""

@@ -68,7 +68,8 @@ class Policy(Protocol):
         """Return one decision for one free worker; called again at once while it sends something and workers are free.
 
         Args:
-            queue: the queued requests, in service order; not to be changed.
+            queue: the queued requests, in service order, and their number, ``queued``; not to be changed. Each has
+                ``enqueued_ns`` and ``deadline_ns``, monotonic instants, and ``priority``.
             now_ns: the present instant, monotonic.
             free_workers: how many batches may start now, at least 1.
         """
@@ -119,7 +120,7 @@ def adapt_policy(policy: Policy) -> PolicyCapabilities:
 
 def is_policy(value: Any) -> bool:
     """An object with ``decide`` is a policy."""
-    return callable(getattr(value, "decide", None))
+    return not isinstance(value, type) and callable(getattr(value, "decide", None))
 
 
 @attrs.define

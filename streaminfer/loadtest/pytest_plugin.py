@@ -15,26 +15,51 @@ if TYPE_CHECKING:
     from streaminfer.loadtest.report.report import Report
     from streaminfer.testing import VirtualLoop
 
-__all__ = ["LoadTester", "loadtest", "pytest_addoption", "pytest_terminal_summary", "virtual_loop"]
+__all__ = [
+    "LoadTester",
+    "loadtest",
+    "pytest_addoption",
+    "pytest_configure",
+    "pytest_terminal_summary",
+    "virtual_loop",
+]
 
 _PROPERTY = "loadtest"
+_OPTIONS = ("--loadtest-save", "--loadtest-compare")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options of the plugin."""
     group = parser.getgroup("loadtest", "load tests of streaminfer")
     group.addoption(
-        "--loadtest-save",
+        _OPTIONS[0],
         metavar="FOLDER",
         type=Path,
         help="save every run of the fixture loadtest, as TEST.json and .html",
     )
     group.addoption(
-        "--loadtest-compare",
+        _OPTIONS[1],
         metavar="FOLDER",
         type=Path,
         help="compare every run with the one saved there, and fail tests whose tail regressed",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Reject a folder that is an argument of its own.
+
+    Before it knows the options of plugins, pytest takes such a folder for one of tests, if it exists: it looks for its
+    settings there, and tests have other names than in the run that is compared.
+
+    Raises:
+        pytest.UsageError: ``--loadtest-compare FOLDER``, without an equals sign.
+    """
+    for option in _OPTIONS:
+        if option in config.invocation_params.args:
+            raise pytest.UsageError(
+                f"{option}: expected {option}=FOLDER, because pytest takes a folder without the equals sign for one of "
+                "tests and looks for its settings there"
+            )
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -90,12 +115,25 @@ class LoadTester:
             make_service: gets the clock of the loop, for a `Stack`, and returns the service, in which nothing may take
                 real time.
             **settings: as for a call.
+
+        Raises:
+            TypeError: ``make_service`` is a service or an async function.
         """
+        import inspect  # noqa: PLC0415 - see above
+
+        from streaminfer._internal.validation import expected  # noqa: PLC0415 - see above
         from streaminfer.testing import run as run_virtually  # noqa: PLC0415 - see above
 
-        return self._finish(
-            self._timed(lambda: run_virtually(lambda loop: self._run(make_service(loop.clock), settings)))
-        )
+        async def test(loop: "VirtualLoop") -> "Report":
+            service = make_service(loop.clock)
+            if inspect.iscoroutine(service):  # of a stack, which takes the clock for the inputs of a request
+                service.close()
+                raise TypeError(
+                    expected("make_service", "a function of the clock that returns the service", make_service)
+                )
+            return await self._run(service, settings)
+
+        return self._finish(self._timed(lambda: run_virtually(test)))
 
     async def _run(self, service: Any, settings: dict[str, Any]) -> "Report":
         from streaminfer.loadtest.runner import run  # noqa: PLC0415 - see above
@@ -131,13 +169,13 @@ class LoadTester:
             self._request.node.user_properties.append((_PROPERTY, f"{name}: {text}"))
 
         tell(say_headline(report))
-        before = config.getoption("--loadtest-compare")
+        before = config.getoption(_OPTIONS[1])
         verdict = None
         if before is not None:
             saved = before / f"{name}.json"
             verdict = compare(Report.load(saved), report) if saved.exists() else None
             tell(verdict or f"{saved} is missing, so there is nothing to compare with")
-        folder = config.getoption("--loadtest-save")
+        folder = config.getoption(_OPTIONS[0])
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             report.save(folder / f"{name}.json")

@@ -14,7 +14,18 @@ from numpy.typing import ArrayLike, NDArray
 
 from streaminfer._internal.validation import check_count, check_duration, check_number, expected
 
-__all__ = ["arrivals_in_ns", "bursts", "cameras", "gamma", "numbers", "on_off", "poisson", "priorities_of", "replay"]
+__all__ = [
+    "arrivals_in_ns",
+    "ascending",
+    "bursts",
+    "cameras",
+    "gamma",
+    "numbers",
+    "on_off",
+    "poisson",
+    "priorities_of",
+    "replay",
+]
 
 _LATEST_S = 1e9
 _PRIORITIES = np.iinfo(np.int32)
@@ -153,17 +164,27 @@ def arrivals_in_ns(arrivals_s: ArrayLike) -> NDArray[np.int64]:
         TypeError: not numbers.
         ValueError: another shape, not ascending, not finite, negative or too late.
     """
-    instants = _instants("arrivals_s", arrivals_s)
-    if instants.size:
-        if instants[0] < 0 or instants[-1] > _LATEST_S:
-            outside = instants[0] if instants[0] < 0 else instants[-1]
-            raise ValueError(expected("arrivals_s", f"seconds from 0 to {_LATEST_S:g}", float(outside)))
-        back = instants[1:] < instants[:-1]
-        if back.any():
-            at = int(back.argmax()) + 1
-            what = f"ascending seconds; element {at} lies before the one it follows"
-            raise ValueError(expected("arrivals_s", what, float(instants[at])))
+    instants = ascending(arrivals_s)
+    if instants.size and (instants[0] < 0 or instants[-1] > _LATEST_S):
+        outside = instants[0] if instants[0] < 0 else instants[-1]
+        raise ValueError(expected("arrivals_s", f"seconds from 0 to {_LATEST_S:g}", float(outside)))
     return np.rint(instants * 1e9).astype(np.int64)
+
+
+def ascending(arrivals_s: ArrayLike) -> NDArray[np.float64]:
+    """Arrivals as float64, on any clock.
+
+    Raises:
+        TypeError: not numbers.
+        ValueError: another shape, not ascending or not finite.
+    """
+    instants = _instants("arrivals_s", arrivals_s)
+    back = instants[1:] < instants[:-1]
+    if back.any():
+        at = int(back.argmax()) + 1
+        what = f"ascending seconds; element {at} lies before the one it follows"
+        raise ValueError(expected("arrivals_s", what, float(instants[at])))
+    return instants
 
 
 def numbers(name: str, values: ArrayLike) -> NDArray[np.float64]:

@@ -1,11 +1,12 @@
 """Plots of scenarios: lines along a number that was varied, or a bar per combination."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from streaminfer._internal.display.figures import BAD, COLORS, GOOD, legend_above, new_axes
+from streaminfer._internal.display.figures import BAD, COLORS, GOOD, legend_above, new_axes, shown_name
 from streaminfer._internal.loading.extras import require
 
 __all__ = ["plot_bars", "plot_lines"]
@@ -13,6 +14,8 @@ __all__ = ["plot_bars", "plot_lines"]
 _PURPOSE = "ScenarioTable.plot"
 _MARKERS = "oDs^vX"
 _BAR_IN = 0.26
+_LABEL_WIDTH = 36
+_LONGEST = 88
 
 
 def plot_lines(ax: Any, name: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> Any:
@@ -26,7 +29,13 @@ def plot_lines(ax: Any, name: str, lines: Mapping[str, Sequence[tuple[float, flo
     ticker = require("matplotlib.ticker", extra="plot", purpose=_PURPOSE)
     ax = new_axes(ax, _PURPOSE)
     for (label, points), marker, color in zip(lines.items(), _MARKERS, COLORS, strict=False):
-        ax.plot(*zip(*sorted(points), strict=True), marker=marker, markersize=5, color=color, label=label or None)
+        ax.plot(
+            *zip(*sorted(points), strict=True),
+            marker=marker,
+            markersize=5,
+            color=color,
+            label=shown_name(label, _LONGEST) or None,
+        )
     ax.yaxis.set_major_formatter(ticker.PercentFormatter(1.0, decimals=0))
     ax.set_ylim(0.0, 1.02)
     if all(value == int(value) for points in lines.values() for value, _ in points):
@@ -37,7 +46,7 @@ def plot_lines(ax: Any, name: str, lines: Mapping[str, Sequence[tuple[float, flo
     return ax
 
 
-def plot_bars(ax: Any, names: Sequence[str], shares: Mapping[str, Sequence[float]], count: int) -> Any:
+def plot_bars(ax: Any, names: Sequence[str], shares: Mapping[str, Sequence[float]], count: int, of: str) -> Any:
     """Draws a bar per combination, divided into shares.
 
     Args:
@@ -45,6 +54,7 @@ def plot_bars(ax: Any, names: Sequence[str], shares: Mapping[str, Sequence[float
         names: of the combinations, first one on top.
         shares: by their label, left to right: one for each combination.
         count: of all combinations, those that have no bar included.
+        of: what the names tell, if they do not say so themselves.
     """
     ticker = require("matplotlib.ticker", extra="plot", purpose=_PURPOSE)
     ax = new_axes(ax, _PURPOSE, height_in=1.2 + _BAR_IN * len(names))
@@ -53,6 +63,7 @@ def plot_bars(ax: Any, names: Sequence[str], shares: Mapping[str, Sequence[float
         ax.barh(rows, widths, left=left, color=color, label=label)
         left += widths
     ax.set_yticks(rows, names, fontsize="small")
+    ax.set_ylabel(textwrap.fill(of, _LABEL_WIDTH), fontsize="small")
     ax.set_ylim(len(names) - 0.4, -0.6)
     ax.set_xlim(0.0, 1.0)
     ax.grid(visible=False, axis="y")

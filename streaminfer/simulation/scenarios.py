@@ -17,7 +17,7 @@ from typing import Any
 import attrs
 import numpy as np
 
-from streaminfer._internal.display.figures import inline_svg, say_nothing_yet
+from streaminfer._internal.display.figures import inline_svg, say_nothing_yet, shown_name
 from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.validation import check_duration, check_instance, expected
 from streaminfer.batching.policy import PolicyName
@@ -37,6 +37,8 @@ _ALONG_X = {
 }
 _LINES = 6
 _BARS = 20
+_LONGEST_NAME = 48
+_LONGEST_DEVICE = 24
 _SHOW_AFTER_S = 1.0
 
 
@@ -181,7 +183,17 @@ class ScenarioTable(Sequence[Scenario]):
             "late": [outcome.share_late for outcome in best],
             "dropped": [outcome.share_dropped for outcome in best],
         }
-        return plot_bars(ax, [_label(outcome, varied) or "as given" for outcome in best], shares, len(self))
+        names = [_label(outcome, varied) or "as given" for outcome in best]
+        of = ""
+        if max(map(len, names)) > _LONGEST_NAME:  # the bars need the room: the settings are named once, beside all
+            names, of = [self._in_short(outcome, varied) for outcome in best], ", ".join(varied)
+        return plot_bars(ax, names, shares, len(self), of)
+
+    def _in_short(self, outcome: Scenario, names: list[str]) -> str:
+        device, settings = outcome.service_time, {name: _setting(outcome, name) for name in names}
+        if "service_time" in settings and len(device) > _LONGEST_DEVICE:  # two of them may begin and end alike
+            settings["service_time"] = f"{[*self.devices].index(device) + 1}: {shown_name(device, _LONGEST_DEVICE)}"
+        return ", ".join(settings.values())
 
     def _values(self, name: str) -> set[Any]:
         return {getattr(outcome, name) for outcome in self.outcomes}
@@ -287,6 +299,7 @@ def what_if(
         if combination["policy"] != "greedy":
             combination["max_queue_delay_s"] = 0.0
     combinations = [it for at, it in enumerate(combinations) if it not in combinations[:at]]
+    check_instance("progress", progress, lambda it: it is None or callable(it), "a function of two numbers or None")
     report = _progress() if progress is None else progress
     outcomes = []
     for done, combination in enumerate(combinations):

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from streaminfer._internal.validation import expected
-from streaminfer.simulation.arrivals import arrivals_in_ns, numbers, priorities_of
+from streaminfer.simulation.arrivals import arrivals_in_ns, ascending, numbers, priorities_of
 
 __all__ = ["Trace"]
 
@@ -117,10 +117,9 @@ class Trace:
 
 
 def _from_zero(arrivals_s: ArrayLike) -> NDArray[np.float64]:
-    instants = numbers("arrivals_s", arrivals_s)
-    if instants.ndim == 1 and instants.size and np.isfinite(instants[0]):
-        instants = instants - instants[0]
-    arrivals_in_ns(instants)  # checks the rest
+    instants = ascending(arrivals_s)
+    instants = instants - instants[:1]
+    arrivals_in_ns(instants)  # checks the duration
     return _constant(instants)
 
 

@@ -49,6 +49,7 @@ class ScriptedBackend:
         if not callable(duration_s):
             check_duration("duration_s", duration_s)
         check_instance("then", then, lambda it: it is None or callable(it), "a function of the batch or None")
+        check_instance("batch_axes", batch_axes, lambda it: it is None or isinstance(it, Mapping), "a mapping or None")
         self.batches: list[Batch] = []
         self.batch_axes = dict(batch_axes or {})
         self.calibration_sizes: list[int] = []
@@ -75,7 +76,9 @@ class ScriptedBackend:
         self.running += 1
         try:
             _ = batch.inputs  # read first, as a real backend does: rows that cannot be stacked fail here
-            duration_s = self._duration_s(len(batch)) if callable(self._duration_s) else self._duration_s
+            duration_s = self._duration_s
+            if callable(duration_s):
+                duration_s = check_duration("duration_s(size)", duration_s(len(batch)))
             if duration_s:
                 await asyncio.sleep(duration_s)
             if step is HANG:

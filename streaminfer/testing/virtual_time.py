@@ -6,7 +6,7 @@ import selectors
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from streaminfer._internal.validation import check_duration
+from streaminfer._internal.validation import check_count, check_duration
 
 __all__ = ["FakeClock", "VirtualLoop", "run"]
 
@@ -17,11 +17,11 @@ class FakeClock:
     """Clock that moves only when told to; pass it as ``clock=``.
 
     Args:
-        now_ns: the first instant, monotonic nanoseconds.
+        now_ns: the first instant, monotonic nanoseconds ≥ 0.
     """
 
     def __init__(self, now_ns: int = 0) -> None:
-        self.now_ns = now_ns
+        self.now_ns = check_count("now_ns", now_ns, at_least=0)
 
     def __call__(self) -> int:
         """Return the current instant, nanoseconds."""
@@ -43,17 +43,20 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     """Event loop whose time is an integer that jumps to the next timer when no callback is ready.
 
     If nothing can ever happen again, the run ends with ``RuntimeError`` instead of hanging, so that a lost wake-up
-    fails a test at once. A thread or process takes real time, so ``run_in_executor`` raises.
+    fails a test at once. A thread or process takes real time, so ``run_in_executor`` raises, and neither a socket nor
+    another thread is waited for.
 
     Args:
-        now_ns: the first instant, nanoseconds.
+        now_ns: the first instant, nanoseconds ≥ 0.
     """
 
     is_virtual = True
     """Tells a start to do on this loop what it does in a thread elsewhere, so that a run repeats."""
 
+    _closed = True  # until the base class begins: one with a wrong argument has nothing to close
+
     def __init__(self, now_ns: int = 0) -> None:
-        self.now_ns = now_ns
+        self.now_ns = check_count("now_ns", now_ns, at_least=0)
         super().__init__(_NoWaiting(self))
         self._clock_resolution = 1e-9
 
@@ -84,8 +87,13 @@ class _NoWaiting(selectors.SelectSelector):
         self._loop = loop
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        if timeout is None:
-            raise RuntimeError("nothing will ever happen on this virtual loop again: a task waits for a lost wake-up")
+        timers = self._loop._scheduled  # type: ignore[attr-defined]
+        # the loop cuts a wait at a day, and would come back for another one for ever
+        if timeout is None or (timeout > 0 and timers[0].when() == math.inf):
+            raise RuntimeError(
+                "nothing will ever happen on this virtual loop again: a task waits for a lost wake-up, or for what "
+                "takes real time, such as a socket, a process or another thread"
+            )
         if timeout > 0 or not self._loop._ready:  # type: ignore[attr-defined]
             # a timer due "now" may lie a rounding error ahead: years of seconds have no nanoseconds in a float
             self._loop.now_ns += max(1, math.ceil(timeout * 1e9 - 1e-3))
@@ -97,7 +105,7 @@ def run(main: Callable[[VirtualLoop], Coroutine[Any, Any, T]], *, now_ns: int = 
 
     Args:
         main: returns the coroutine; ``loop.clock`` is the clock for the objects under test.
-        now_ns: the first instant.
+        now_ns: the first instant, nanoseconds ≥ 0.
 
     Returns:
         The coroutine's result.

@@ -94,6 +94,17 @@ def test_new_test_has_nothing_to_compare_with(run_tests):
     result.stdout.fnmatch_lines(["*is missing, so there is nothing to compare with*"])
 
 
+@pytest.mark.parametrize("option", ["--loadtest-save", "--loadtest-compare"])
+def test_folder_without_an_equals_sign_is_rejected(run_tests, pytester, option):
+    """Pytest would take it for a folder of tests, name the tests from another root, and find nothing to compare."""
+    pytester.mkdir("saved")
+
+    result = run_tests(TAIL.format(seconds=0.001), option, "saved")
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"*{option}: expected {option}=FOLDER, because*"])
+
+
 def test_parameters_that_look_alike(run_tests, pytester):
     """Runs of two tests are saved apart, also where a file's name cannot tell their parameters."""
     result = run_tests(
@@ -107,6 +118,22 @@ def test_tail(loadtest, times):
 
     result.assert_outcomes(passed=2)
     assert len(list((pytester.path / "saved").glob("test_load.py.test_tail-p99-1-*.json"))) == 2
+
+
+def test_service_in_place_of_a_function_is_refused(run_tests):
+    """A stack would take the clock for a request, and leave a coroutine that nothing awaits."""
+    result = run_tests(
+        """
+def test_stack(loadtest):
+    stack = si.Stack(si.AdaptiveBatcher(max_batch_size=4), si.testing.ScriptedBackend())
+    with pytest.raises(TypeError, match="make_service: expected a function of the clock .*, got <Stack"):
+        loadtest.virtually(stack, **SETTINGS)
+""",
+        "-W",
+        "error",
+    )
+
+    result.assert_outcomes(passed=1)
 
 
 def test_real_time(run_tests):

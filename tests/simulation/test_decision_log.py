@@ -1,5 +1,6 @@
 """The decision log: what it copies, says, draws and hands on."""
 
+import asyncio
 import re
 import sys
 from pathlib import Path
@@ -8,9 +9,12 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
+import streaminfer as si
+from streaminfer.batching import ServiceTime
 from streaminfer.batching.queue._event_ring_cy import EventRing
 from streaminfer.errors import MissingExtra
 from streaminfer.simulation.decision_log import DROP_REASONS, RELEASE_REASONS, DecisionLog
+from streaminfer.testing import ScriptedBackend, run
 
 pytestmark = pytest.mark.uncompiled
 
@@ -221,6 +225,33 @@ def test_a_trace_orders_arrivals_of_an_uneven_clock():
     trace = DecisionLog.of(events).to_trace()
     assert trace.arrivals_s.tolist() == [0.0, 5e-9, 15e-9]
     assert trace.priorities.tolist() == [2, 1, 3]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_busy_batcher_has_a_row_for_each_worker(workers):
+    """A batch that begins at the instant at which another one ends has its row, as in a simulation."""
+    arrivals_s = np.arange(40) * 0.0011
+    device = ServiceTime.affine(0.004 * workers, 0.0005)
+
+    async def main(loop):
+        batcher = si.AdaptiveBatcher(max_batch_size=4, policy="greedy", max_in_flight=workers)
+        async with si.Stack(batcher, ScriptedBackend(duration_s=device.seconds), clock=loop.clock) as service:
+            calls = []
+            for arrival_s in arrivals_s:
+                await asyncio.sleep(arrival_s - loop.time())
+                calls.append(asyncio.ensure_future(service(1.0)))
+            await asyncio.gather(*calls)
+        return batcher.decision_log()
+
+    log = run(main)
+
+    assert set(log.batch_workers.tolist()) == set(range(workers))
+    simulated = si.simulate(
+        arrivals_s, slo_s=1.0, service_time=device, max_batch_size=4, policy="greedy", workers=workers
+    )
+    assert log.batch_workers.tolist() == simulated.batch_workers.tolist()
+    assert log.batch_sizes.tolist() == simulated.batch_sizes.tolist()
+    assert log.batch_ok.all()
 
 
 def test_the_page_explains_every_reason():

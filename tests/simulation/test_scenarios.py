@@ -153,6 +153,7 @@ def test_an_empty_trace():
         ({"workers": [1, 0]}, ValueError, "workers"),
         ({"max_batch_size": 0}, ValueError, "max_batch_size"),
         ({"noise": -1}, ValueError, "noise"),
+        ({"progress": 3}, TypeError, "progress: expected a function of two numbers or None, got 3"),
     ],
 )
 def test_what_cannot_be_asked(changes, error, message):
@@ -246,6 +247,33 @@ def test_plot_of_many_combinations_has_the_best_as_bars(axes):
     assert len(axes.patches) == 3 * 20
     assert axes.get_yticklabels()[0].get_text().endswith(f"workers={table.best().workers}")
     assert axes.get_xlabel() == "requests; the best 20 of 32"
+
+
+def test_plot_of_many_settings_leaves_room_for_the_bars(axes):
+    """Settings of long names are named once, and a device without a name by its number; drawing warns of nothing."""
+    measured = ServiceTime.table({size: 0.001 + 0.000123456 * size for size in range(1, 17)})
+    table = asked(
+        service_time=[DEVICE, measured],
+        max_batch_size=[1, 8],
+        slo_s=[None, 0.03],
+        workers=[1, 2],
+        max_queue_delay_s=[0, 0.005],
+    )
+    assert "<svg" in table._repr_html_()  # lays the picture out in the size of a notebook's
+    table.plot(axes)
+    names = "service_time, max_batch_size, slo_s, workers, max_queue_delay_s"
+    assert axes.get_ylabel().replace("\n", " ") == names
+    best = table.best()
+    device = "2: <ServiceTime…35 an item>"
+    assert axes.get_yticklabels()[0].get_text() == f"{device}, {best.max_batch_size}, as recorded, {best.workers}, 0"
+
+
+def test_plot_of_lines_shortens_long_names(axes):
+    """A legend fits, and a name is no formula."""
+    asked(service_time={"a" * 200: DEVICE, "$b$": FAST}, workers=[1, 2, 3]).plot(axes)
+    long, formula = (text.get_text() for text in axes.get_legend().get_texts())
+    assert len(long) == 88
+    assert formula == r"service_time=\$b\$"
 
 
 def test_plot_without_matplotlib_says_how_to_install_it(monkeypatch):

@@ -403,6 +403,7 @@ def test_the_timeline_on_a_figure_of_its_own_and_of_nothing(axes):
         ({"max_batch_size": 1.5}, TypeError, "max_batch_size"),
         ({"policy": "fast"}, ValueError, "policy: expected one of 'lookahead', 'greedy', got 'fast'"),
         ({"policy": 3}, TypeError, "policy: expected a policy's name or an object with decide"),
+        ({"policy": Greedy}, TypeError, "policy: expected a policy's name or an object with decide, got .*Greedy"),
         ({"workers": 0}, ValueError, "workers"),
         ({"noise": -0.1}, ValueError, "noise: expected a finite number ≥ 0, got -0.1"),
         ({"noise": np.nan}, ValueError, "noise"),

@@ -76,6 +76,13 @@ def test_without_faults_nothing_happens():
     assert plan.injected == {}
 
 
+def test_a_distribution_has_no_negative_delays():
+    """One would take from the other delays."""
+    (failure, _), *_ = outcomes(FaultPlan(delay(0.010), delay(lambda share: -share)), 1)
+    assert isinstance(failure, ValueError)
+    assert str(failure).startswith("delay(seconds): expected a finite number of seconds ≥ 0, got -0.")
+
+
 def test_constant_delays_add_up():
     assert times(FaultPlan(delay(0.010), delay(0.005)), 3, duration_s=0.001) == pytest.approx(0.016)
 

@@ -1,6 +1,7 @@
 """The test tools themselves: time that obeys, and a backend that does as it is told."""
 
 import asyncio
+import math
 
 import numpy as np
 import pytest
@@ -42,6 +43,28 @@ def test_a_lost_wakeup_is_an_error_and_not_a_hang():
 
     with pytest.raises(RuntimeError, match="lost wake-up"):
         run(main)
+
+
+def test_an_endless_sleep_is_no_timer():
+    """A loop cuts each wait at a day, so virtual time would go from day to day for ever."""
+
+    async def main(loop):
+        with pytest.raises(TimeoutError):  # an endless timer beside another one
+            async with asyncio.timeout(5.0):
+                await asyncio.sleep(math.inf)
+        assert loop.now_ns == 5_000_000_000
+        await asyncio.sleep(math.inf)
+
+    with pytest.raises(RuntimeError, match="lost wake-up, or for what takes real time, such as a socket"):
+        run(main)
+
+
+@pytest.mark.parametrize("make", [FakeClock, VirtualLoop, lambda now_ns: run(asyncio.sleep, now_ns=now_ns)])
+def test_the_first_instant_is_checked(make):
+    with pytest.raises(ValueError, match=r"now_ns: expected a whole number ≥ 0, got -1"):
+        make(-1)
+    with pytest.raises(TypeError, match=r"now_ns: expected a whole number ≥ 0, got 1\.5"):
+        make(1.5)
 
 
 def test_executors_are_refused():
@@ -103,6 +126,18 @@ def test_a_scripted_backend_checks_its_arguments():
         ScriptedBackend(duration_s=-1.0)
     with pytest.raises(TypeError, match="then"):
         ScriptedBackend(then=3)
+    with pytest.raises(TypeError, match="batch_axes: expected a mapping or None, got 3"):
+        ScriptedBackend(batch_axes=3)
+
+
+def test_a_scripted_backend_checks_what_a_function_says():
+    async def main(loop):
+        backend = ScriptedBackend(duration_s=lambda size: -size)
+        with pytest.raises(ValueError, match=r"duration_s\(size\): expected a finite number of seconds ≥ 0, got -2"):
+            await backend.infer(batch_of(1.0, 2.0))
+        assert backend.running == 0
+
+    run(main)
 
 
 def test_mappings_are_echoed_row_by_row():

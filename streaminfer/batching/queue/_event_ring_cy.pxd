@@ -1,6 +1,6 @@
 cimport cython
 
-cdef long long _RATE_WINDOW, _LIMITS_KEPT, _REASONS_KEPT, _RUNNING, _NO_BATCH
+cdef long long _RATE_WINDOW, _LIMITS_KEPT, _REASONS_KEPT, _RUNNING, _NOT_TOLD, _NO_BATCH
 cdef double _INFINITE
 
 @cython.final
@@ -49,6 +49,9 @@ cdef class EventRing:
     cpdef void expected(self, long long number, long long duration_ns) noexcept
 
     @cython.locals(slot=cython.longlong, row=object)
+    cpdef object ended(self, long long number, long long now_ns)
+
+    @cython.locals(slot=cython.longlong, runs=bint)
     cpdef bint finished(self, long long number, long long now_ns, bint ok) except -1
 
     @cython.locals(slot=cython.longlong)

@@ -18,7 +18,7 @@ from typing import Any
 import attrs
 import numpy as np
 
-from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
+from streaminfer._internal.validation import check_count, check_instance, check_number, expected
 from streaminfer.batching.device.claim import Claim
 from streaminfer.batching.device.device import Device
 from streaminfer.batching.device.member import Residence
@@ -81,7 +81,7 @@ def simulate_device(
             and learns what they take.
         slowdown: how many times as long a batch takes while one other runs, ≥ 1; ``None``: a device runs one after the
             other.
-        weights: of the `Device`.
+        weights: of the `Device`, by the names of ``loads``.
         max_wait_s: of the `Device`.
         memory_bytes: of the `Device`; its memory is empty at first. Needs ``shared``.
         noise: each duration is multiplied by ``exp(noise * z)``, z standard normal, as `simulate` does.
@@ -104,11 +104,14 @@ def simulate_device(
     device = Device(
         "simulated", concurrency=concurrency, weights=weights, max_wait_s=max_wait_s, memory_bytes=memory_bytes
     )
+    for name in device.weights:
+        if name not in loads:
+            raise ValueError(expected("weights", "names of loads", name))
     learns = not shared or concurrency > 1
     simulation = _Simulation(
         device=device if shared else None,
         slowdown=slowdown,
-        noise=check_duration("noise", noise),
+        noise=check_number("noise", noise, "a finite number ≥ 0", lambda it: 0.0 <= it < float("inf")),
         rng=np.random.default_rng(check_count("seed", seed, at_least=0)),
     )
     simulation.models = [_Model(name, load, simulation, learns) for name, load in loads.items()]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer._internal.validation import expected
+from streaminfer._internal.validation import check_duration, expected
 from streaminfer.errors import copy_error
 from streaminfer.protocols import adapt
 from streaminfer.testing.faults.fault import Fault
@@ -68,7 +68,10 @@ class InjectedFaults:
             self.kill_s = fault.value
             return
         if kind == "delay":
-            self.delay_s += fault.value(self._uniform(position, 1)) if callable(fault.value) else fault.value
+            seconds = fault.value
+            if callable(seconds):
+                seconds = check_duration("delay(seconds)", seconds(self._uniform(position, 1)))
+            self.delay_s += seconds
         elif kind == "hang" and fault.value is None:
             self.hangs = True
         elif kind == "hang":

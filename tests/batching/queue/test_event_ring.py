@@ -23,6 +23,7 @@ class AgainstLists(RuleBasedStateMachine):
         self.now_ns = 0
         self.arrivals, self.batches, self.drops = [], [], []
         self.running = {}
+        self.ended = set()  # no row any more, and not told whether they succeeded
         self.dropped_total = 0
 
     def later(self, passed):
@@ -65,6 +66,25 @@ class AgainstLists(RuleBasedStateMachine):
         self.batches[number][0], self.batches[number][2] = now_ns, row
 
     @precondition(lambda self: self.running)
+    @rule(data=st.data(), passed=st.integers(0, 9))
+    def end(self, data, passed):
+        now_ns = self.later(passed)
+        number = data.draw(st.sampled_from(sorted(self.running)))
+        self.events.ended(number, now_ns)
+        del self.running[number]
+        self.ended.add(number)
+        self.batches[number][1] = now_ns
+
+    @precondition(lambda self: self.ended)
+    @rule(data=st.data(), passed=st.integers(0, 9), ok=st.booleans())
+    def finish_what_has_ended(self, data, passed, ok):
+        number = data.draw(st.sampled_from(sorted(self.ended)))
+        is_there = number >= len(self.batches) - BATCHES
+        assert self.events.finished(number, self.later(passed), ok) == is_there
+        self.ended.remove(number)
+        self.batches[number][5] = ok
+
+    @precondition(lambda self: self.running)
     @rule(data=st.data(), passed=st.integers(0, 9), ok=st.booleans())
     def finish(self, data, passed, ok):
         now_ns = self.later(passed)
@@ -76,7 +96,8 @@ class AgainstLists(RuleBasedStateMachine):
 
     @rule(number=st.integers(-2, 200))
     def finish_what_does_not_run(self, number):
-        if number not in self.running:
+        if number not in self.running and number not in self.ended:
+            self.events.ended(number, self.now_ns)
             assert not self.events.finished(number, self.now_ns, True)
 
     @rule(passed=st.integers(0, 1), reason=st.sampled_from(["overloaded", "infeasible"]), count=st.integers(0, 5))

@@ -224,6 +224,17 @@ def test_a_model_that_was_loaded_for_its_turn_has_it():
     assert had.longest_wait_s < 0.3
 
 
+def test_a_weight_of_no_load_is_refused():
+    """A misspelled name would count as nothing."""
+    with pytest.raises(ValueError, match="weights: expected names of loads, got 'face'"):
+        simulate_device(two_models(), weights={"face": 2.0})
+
+
+def test_noise_is_a_number():
+    with pytest.raises(ValueError, match="noise: expected a finite number ≥ 0, got -1"):
+        simulate_device(two_models(), noise=-1)
+
+
 def test_a_model_that_is_larger_than_the_memory_is_refused():
     loads = two_models(memory_bytes=5)
     with pytest.raises(ValueError, match="memory_bytes: expected at least 5, for faces, got 4"):
