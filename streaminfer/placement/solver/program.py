@@ -46,6 +46,8 @@ _POLISH_SHARE = 0.5
 """Most time of a polishing round, as a share of the search that it follows."""
 
 _NEVER_S = 1e9
+_WITHIN = 1 - 1e-9
+"""Of the gap, so that rounding does not make it larger than was asked for."""
 
 _TOLERANCE = 2e-6
 """Of a row's largest number: above that of the solver, or a row would be added again and again."""
@@ -181,7 +183,7 @@ class _Search:
         if self.best is None:
             return True
         sign = 1.0 if self.model.is_quality else -1.0
-        cutoff = self.best.value + sign * self.gap * abs(self.best.value)
+        cutoff = self.best.value + sign * _WITHIN * self.gap * abs(self.best.value)
         if cutoff == self.cutoff:
             return True
         self.cutoff = cutoff

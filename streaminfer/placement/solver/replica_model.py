@@ -129,33 +129,38 @@ class ReplicaModel:
             cutoff: an objective.
             end_s: instant of `time.monotonic` at which to stop; what is bounded by then is valid.
         """
-        highs, limits = self._highs, (cutoff, self.infinity) if self.is_quality else (-self.infinity, cutoff)
+        highs = self._highs
         self.declare(whole=False)
+        limits = (cutoff, self.infinity) if self.is_quality else (-self.infinity, cutoff)
         scale = max(float(np.abs(self._costs).max(initial=0.0)), 1e-12)
         everything = np.arange(self.columns, dtype=np.int32)
         self.add_row(everything, self._costs / scale, *(limit / scale for limit in limits))
         highs.changeColsCost(self.columns, everything, np.zeros(self.columns))
         highs.changeObjectiveSense(self._highspy.ObjSense.kMinimize)
-        statuses, is_possible = self._highspy.HighsModelStatus, True
+        is_possible = True
         for total in range(self.at_totals, self.columns):
-            bounds = []
-            for sign in (1.0, -1.0):
-                highs.changeColCost(total, sign)
-                highs.setOptionValue("time_limit", highs.getRunTime() + max(0.05, end_s - time.monotonic()))
-                highs.run()
-                if highs.getModelStatus() != statuses.kOptimal:
-                    is_possible = highs.getModelStatus() != statuses.kInfeasible
-                    break
-                bounds.append(sign * highs.getInfo().objective_function_value)
-            highs.changeColCost(total, 0.0)
-            if len(bounds) < 2:
+            least, most = (sign * self._least(total, sign, end_s) for sign in (1.0, -1.0))
+            least, most = np.ceil(least - _ROUNDING), np.floor(most + _ROUNDING)
+            if least > most:
+                is_possible = False
                 break
-            highs.changeColBounds(total, np.ceil(bounds[0] - _ROUNDING), np.floor(bounds[1] + _ROUNDING))
+            highs.changeColBounds(total, max(least, 0.0), most)
         highs.deleteRows(1, np.array([highs.getNumRow() - 1], np.int32))
         highs.changeColsCost(self.columns, everything, self._costs)
         if self.is_quality:
             highs.changeObjectiveSense(self._highspy.ObjSense.kMaximize)
         return is_possible
+
+    def _least(self, total: int, sign: float, end_s: float) -> float:
+        """Return the least of a total times a sign; infinite where there are no solutions, minus that if unknown."""
+        highs, statuses = self._highs, self._highspy.HighsModelStatus
+        highs.changeColCost(total, sign)
+        highs.setOptionValue("time_limit", highs.getRunTime() + max(0.0, end_s - time.monotonic()))
+        highs.run()
+        status, least = highs.getModelStatus(), highs.getInfo().objective_function_value
+        highs.changeColCost(total, 0.0)  # which resets both
+        unless_optimal = self.infinity if status == statuses.kInfeasible else -self.infinity
+        return float(least if status == statuses.kOptimal else unless_optimal)
 
     def drop_slack(self) -> None:
         """Drop the cuts that the last linear program does not need: each node of a search pays for them."""

@@ -1,0 +1,150 @@
+"""Totals of replicas, and their bounds."""
+
+import time
+
+import attrs
+import numpy as np
+import pytest
+from placement_problems import KINDS, BruteForce, small_problem
+
+from streaminfer.batching.service_time.service_time import ServiceTime
+from streaminfer.placement import (
+    AccessProfile,
+    DeviceGroup,
+    Distribution,
+    Link,
+    Model,
+    Problem,
+    ServiceClass,
+    Shard,
+    Site,
+    UserCluster,
+    Variant,
+)
+from streaminfer.placement.solver import program
+from streaminfer.placement.solver.candidates import find_candidates
+from streaminfer.placement.solver.instance import Instance, Settings
+from streaminfer.placement.solver.program import solve
+
+ROUNDS = 8
+
+
+def relaxed(instance):
+    """Return a search whose linear relaxation has its cuts."""
+    search = program._Search(instance, 0.0, np.inf)
+    search._first_cuts()
+    search._cut_relaxation()
+    return search
+
+
+def bounds_of_totals(model):
+    linear = model._highs.getLp()
+    return [
+        (linear.col_lower_[column], linear.col_upper_[column]) for column in range(model.at_totals, model.columns)
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bounds_hold_for_all_that_is_as_good_as_the_cutoff(kind):
+    """By brute force: no plan at most a tenth above the least cost has totals outside."""
+    widths = []
+    for seed in range(ROUNDS):
+        candidates = find_candidates(small_problem(seed, kind))
+        instance, brute = Instance(candidates), BruteForce(candidates)
+        cutoff = 1.1 * brute.least_cost()
+        if not np.isfinite(cutoff):
+            continue
+        counts = brute.counts()
+        counts = counts[brute.feasible(counts) & (brute.costs(counts) <= cutoff)]
+        columns = np.zeros((len(counts), len(candidates.pools)))
+        columns[:, brute.columns] = counts
+        columns = columns[columns[:, instance.kept].sum(axis=1) == columns.sum(axis=1)][:, instance.kept]
+        model = relaxed(instance).model
+        used = np.array([(instance.uses & (row > 0)).any(axis=1)[model.priced] for row in columns])
+        whole = np.concatenate([columns, used], axis=1)
+
+        assert model.narrow(cutoff, np.inf)
+
+        for members, (least, most) in zip(model.totals, bounds_of_totals(model), strict=True):
+            totals = whole[:, list(members)].sum(axis=1)
+            assert least <= totals.min() <= totals.max() <= most, seed
+            widths.append(most - least)
+    assert min(widths) <= 1
+
+
+def test_bounds_hold_for_all_that_is_as_good_as_a_quality():
+    for seed in range(ROUNDS):
+        candidates = find_candidates(small_problem(seed, "quality"))
+        if not np.isfinite(least := BruteForce(candidates).least_cost()):
+            continue
+        instance = Instance(candidates, settings=Settings(budget=1.25 * least))
+        best = solve(instance, gap=0.0)
+        model = relaxed(instance).model
+
+        assert model.narrow(best.value, np.inf)
+        assert not model.narrow(best.value + 0.5 * (best.bound - best.value) + 0.1, np.inf)
+
+        for members, (fewest, most) in zip(model.totals, bounds_of_totals(model), strict=True):
+            assert fewest <= best.counts[list(members)].sum() <= most, seed
+
+
+def test_objective_and_rows_are_as_before():
+    search = relaxed(Instance(find_candidates(small_problem(0, "plain"))))
+    model = search.model
+    before, rows = model.objective, model._highs.getNumRow()
+
+    model.narrow(2 * before, np.inf)
+    model.optimize(np.inf)
+
+    assert model.objective == pytest.approx(before)
+    assert model._highs.getNumRow() == rows
+
+
+def test_nothing_is_bounded_when_the_time_is_over():
+    search = relaxed(Instance(find_candidates(small_problem(0, "plain"))))
+
+    assert search.model.narrow(1.01 * search.model.objective, time.monotonic() - 1)
+
+    assert set(bounds_of_totals(search.model)) == {(0.0, np.inf)}
+
+
+def many_sites(load):
+    """One cluster that needs so many replicas, and sites with four slots at prices that are close."""
+    sites = [
+        Site(name=f"s{s}", price=0.2, devices=[DeviceGroup(kind="gpu", slots=4, price=1 + 0.003 * (s * 7 % 12))])
+        for s in range(12)
+    ]
+    problem = Problem(
+        clusters=[UserCluster(name="c", rates=(1.0,), access="wired", service_class="normal", model="m")],
+        sites=sites,
+        models=[
+            Model(
+                name="m",
+                variants=[
+                    Variant(
+                        name="v",
+                        max_batch_size=4,
+                        shards=[Shard(service_time={"gpu": ServiceTime.affine(0.004, 0.002)}, memory_bytes=1.0)],
+                    )
+                ],
+            )
+        ],
+        access=[AccessProfile(name="wired", rtt=Distribution.of([0.001, 0.002]))],
+        service_classes=[ServiceClass(name="normal", slo_s=0.5)],
+        links={"c": {site.name: Link(rtt=Distribution.of(0.004)) for site in sites}},
+    )
+    rate = max(pool.rate for pool in find_candidates(problem).pools)
+    cluster = attrs.evolve(problem.clusters[0], rates=(load * rate,))
+    return Instance(find_candidates(attrs.evolve(problem, clusters=[cluster])))
+
+
+def test_a_plan_is_proven_best_by_the_number_of_its_replicas(monkeypatch):
+    """10.4 replicas are eleven; where they are is no reason to search."""
+    searches = []
+    monkeypatch.setattr(program._Search, "_optimize_whole", lambda *args: searches.append(args))
+
+    solution = solve(many_sites(10.4), gap=0.001)
+
+    assert solution.counts.sum() == 11
+    assert solution.gap <= 0.001
+    assert not searches
