@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CHARACTER_BYTES", "as_text", "begins_with_text", "has_text", "is_all_text", "stack_text", "text_bytes"]
+__all__ = [
+    "CHARACTER_BYTES",
+    "as_text",
+    "begins_with_text",
+    "has_text",
+    "is_all_text",
+    "is_all_unicode",
+    "stack_text",
+    "text_bytes",
+]
 
 CHARACTER_BYTES = 4
 """Bytes of a character as `max_batch_bytes` counts them: the most that Python or UTF-8 needs for one."""
@@ -26,6 +35,14 @@ def begins_with_text(inputs: Any) -> bool:
 def is_all_text(array: NDArray[Any]) -> bool:
     """Whether every element of an array of objects is a string."""
     return all(isinstance(element, str) for element in array.flat)
+
+
+def is_all_unicode(array: NDArray[Any]) -> bool:
+    """Whether every element of an array of objects is a string that UTF-8 can encode: without half a surrogate pair."""
+    try:
+        return is_all_text(array) and all(element.isascii() or element.encode() for element in array.flat)
+    except UnicodeEncodeError:
+        return False
 
 
 def as_text(array: NDArray[Any]) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Unpack
 
 from streaminfer._runtime.rows import cut_rows, join_rows
-from streaminfer.errors import DeadlineExceeded, Overloaded
+from streaminfer.errors import Closed, DeadlineExceeded, Overloaded
 from streaminfer.protocols import Admission, AdmissionReason, Capabilities
 from streaminfer.request import MapSettings, Request, deadline_after, time_left_s
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["PlaceQueue", "answer_all", "answer_rows", "check_settings", "default_concurrency"]
 
 _NO_PLACE = "the deadline passed while the request waited for a place in the queue"
+_STOPPED = "the stack stopped while the request waited for a place in the queue"
 _SHORTEST_PAUSE_S = 0.001  # where a refusal does not say when to ask again
 _DEFAULT_CONCURRENCY = 64
 _PASSING = {AdmissionReason.QUEUE_FULL, AdmissionReason.LIMIT, AdmissionReason.RATE_LIMIT}
@@ -83,6 +84,12 @@ class PlaceQueue:
             # the queue does not announce a free place, so it is asked when it expects one
             while (place := self._place(request)).reason in _PASSING:
                 await self._pause(max(place.retry_after_s or 0.0, _SHORTEST_PAUSE_S))
+            self._check_open()
+
+    def _check_open(self) -> None:
+        """End who waited for a place in an earlier life of a stack that runs again: no pause would end there."""
+        if self._closed.is_set():
+            raise Closed(_STOPPED)
 
     def _place(self, request: Request) -> Admission:
         return self._stack.admission(request, self._stack.clock())
@@ -91,6 +98,7 @@ class PlaceQueue:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._closed.wait()
+        self._check_open()
 
 
 def default_concurrency(full_load: Callable[[], int] | None) -> int:

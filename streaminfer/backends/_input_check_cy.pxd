@@ -4,7 +4,7 @@ cimport cython
 cdef class InputCheck:
     cdef object _name
     cdef object _dtype
-    cdef bint _is_text
+    cdef object _text_fits
     cdef bint _finite
     cdef Py_ssize_t _rank
     cdef tuple _fixed

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy import ndarray
 
-from streaminfer._internal.text import is_all_text
-
 if TYPE_CHECKING:
     from streaminfer._request_cy import Request
 
@@ -27,16 +25,24 @@ class InputCheck:
         name: of the input.
         dtype: its elements'.
         shape: of a request's array: sizes, and names or ``None`` where any size will do.
-        is_text: its elements are strings.
+        text_fits: whether an array of objects is right; ``None``: its elements are numbers.
         finite: no element may be infinite or NaN.
     """
 
-    __slots__ = ("_dtype", "_exact", "_finite", "_fixed", "_is_text", "_name", "_rank")
+    __slots__ = ("_dtype", "_exact", "_finite", "_fixed", "_name", "_rank", "_text_fits")
 
-    def __init__(self, name: str, dtype: Any, shape: tuple[Any, ...], *, is_text: bool, finite: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        dtype: Any,
+        shape: tuple[Any, ...],
+        *,
+        text_fits: Callable[[Any], bool] | None,
+        finite: bool,
+    ) -> None:
         self._name = name
         self._dtype = dtype
-        self._is_text = is_text
+        self._text_fits = text_fits
         self._finite = finite
         self._rank = len(shape)
         self._fixed = tuple([(axis, size) for axis, size in enumerate(shape) if isinstance(size, int)])
@@ -53,8 +59,8 @@ class InputCheck:
         shape = value.shape
         if shape != self._exact and not self._fits_shape(shape):
             return False
-        if self._is_text:
-            return is_all_text(value)
+        if self._text_fits is not None:
+            return self._text_fits(value)
         return not self._finite or bool(np.isfinite(value).all())
 
     def _fits_shape(self, shape: tuple[int, ...]) -> bool:

@@ -11,7 +11,7 @@ byte order is another dtype), empty dimensions (runtimes divide by them), masked
 with ``non_finite="reject"``, floats that are NaN or infinite.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NoReturn
 
@@ -102,21 +102,22 @@ def _how_to_send(value: object, dtype: str) -> str:
 class _Check:
     """What one array must be, and what to say of one that is not."""
 
-    __slots__ = ("dtype", "fast", "finite", "name", "shape")
+    __slots__ = ("dtype", "fast", "finite", "name", "shape", "text_fits")
 
-    def __init__(self, spec: TensorSpec, *, finite: bool) -> None:
+    def __init__(self, spec: TensorSpec, *, finite: bool, text_fits: Callable[[Any], bool]) -> None:
         self.name = spec.name
         self.dtype = spec.dtype
         self.shape = spec.row_shape
         self.finite = finite and spec.dtype is not None and spec.dtype.kind in "fc"
-        self.fast = InputCheck(spec.name, spec.dtype, self.shape, is_text=spec.dtype == TEXT, finite=self.finite)
+        self.text_fits = text_fits if spec.dtype == TEXT else None
+        self.fast = InputCheck(spec.name, spec.dtype, self.shape, text_fits=self.text_fits, finite=self.finite)
 
     def explain(self, value: Any) -> None:
         """The slow pass: raises what is wrong, or returns since nothing is."""
         if isinstance(value, np.ma.MaskedArray):
             self._reject(value, "its mask would be lost: fill it with .filled()")
-        if self.dtype == TEXT:
-            value = self._as_text(value)
+        if self.text_fits is not None:
+            value = self._as_text(value, self.text_fits)
         if not isinstance(value, (np.ndarray, np.generic)):
             self._reject(value, _how_to_send(value, str(self.dtype)))
         if value.dtype != self.dtype:
@@ -143,14 +144,15 @@ class _Check:
                 f"got {count} NaN or infinite, the first at {first}"
             )
 
-    def _as_text(self, value: Any) -> Any:
+    def _as_text(self, value: Any, text_fits: Callable[[Any], bool]) -> Any:
         """Strings in whichever form a batcher takes them, as an array of objects."""
         if isinstance(value, str) or (isinstance(value, np.ndarray) and value.dtype.kind in "UT"):
-            return np.asarray(value).astype(object)
+            value = np.asarray(value).astype(object)
         if isinstance(value, bytes) or (isinstance(value, np.ndarray) and value.dtype.kind == "S"):
             self._reject(value, "bytes are no text: decode them")
-        if isinstance(value, np.ndarray) and value.dtype == TEXT and not is_all_text(value):
-            self._reject(value, "an element is no str")
+        if isinstance(value, np.ndarray) and value.dtype == TEXT and not text_fits(value):
+            what = "has half a surrogate pair, which UTF-8 cannot encode" if is_all_text(value) else "is no str"
+            self._reject(value, f"an element {what}")
         return value
 
     def _reject(self, value: Any, reason: str) -> NoReturn:
@@ -166,6 +168,7 @@ class Signature:
         inputs: what the model reads, in its order; those with ``batch_axis=None`` are shared by the whole batch.
         outputs: of the model, in its order.
         non_finite: ``"reject"`` rejects requests whose floats are not all finite.
+        text_fits: whether the model can take an array of objects as text.
 
     Attributes:
         batch_axes: the axis on which each input of a request is stacked, by name.
@@ -190,7 +193,12 @@ class Signature:
     )
 
     def __init__(
-        self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *, non_finite: NonFinite = "allow"
+        self,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        *,
+        non_finite: NonFinite = "allow",
+        text_fits: Callable[[Any], bool] = is_all_text,
     ) -> None:
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
@@ -200,9 +208,10 @@ class Signature:
         self.rows_a_run = next((size for size in sizes if isinstance(size, int)), None)
         finite = non_finite == "reject"
         self.checks_kinds = not finite and all(spec.dtype != TEXT for spec in self.inputs)
-        self._checks = tuple(_Check(spec, finite=finite) for spec in per_request if not spec.is_optional)
+        checks = {spec.name: _Check(spec, finite=finite, text_fits=text_fits) for spec in per_request}
+        self._checks = tuple(checks[spec.name] for spec in per_request if not spec.is_optional)
         self._fast = tuple(check.fast for check in self._checks)
-        self._optional = {spec.name: _Check(spec, finite=finite) for spec in per_request if spec.is_optional}
+        self._optional = {spec.name: checks[spec.name] for spec in per_request if spec.is_optional}
         self._only = self._checks[0] if len(self._checks) == 1 else None
         if self._optional and per_request[0].batch_axis:  # a batcher stacks what has no name on the first axis
             self._only = None

@@ -193,13 +193,16 @@ class BatchRunner:
             except Exception as failure:  # noqa: BLE001 - it belongs to this batch's callers
                 results, error = None, failure
         if isinstance(error, Exception) and self._isolates and self.isolator.may_split(execution, error):
+            execution.begun = False  # a task that is cancelled before its first step would never free the worker
             self._start_task(execution, self._isolate(execution, error, assembled_ns))
         else:
             self._end(execution, assembled_ns, results, error)
 
     async def _isolate(self, execution: Execution, error: Exception, assembled_ns: int) -> None:
+        execution.begun = True
         try:
-            await self.isolator.isolate(execution, error)
+            if execution.live:
+                await self.isolator.isolate(execution, error)
         finally:
             self._end(execution, assembled_ns, None, error)
             del error  # its traceback would hold this frame

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from streaminfer._internal.text import is_all_text
 from streaminfer.backends import _input_check_cy as compiled
 from streaminfer.request import Request
 
@@ -33,24 +34,24 @@ def form(request, plain):
     ],
 )
 def test_arrays_fit_by_dtype_and_shape(form, shape, value, fits):
-    assert form.InputCheck("x", F32, shape, is_text=False, finite=False).fits(value) is fits
+    assert form.InputCheck("x", F32, shape, text_fits=None, finite=False).fits(value) is fits
 
 
 @pytest.mark.parametrize(("finite", "fits"), [(False, True), (True, False)])
 def test_values_may_have_to_be_finite(form, finite, fits):
-    check = form.InputCheck("x", F32, (2,), is_text=False, finite=finite)
+    check = form.InputCheck("x", F32, (2,), text_fits=None, finite=finite)
     assert check.fits(np.array([0, np.inf], F32)) is fits
     assert check.fits(np.zeros(2, F32))
 
 
 def test_text_is_strings_in_an_array_of_objects(form):
-    check = form.InputCheck("x", np.dtype(object), (2,), is_text=True, finite=False)
+    check = form.InputCheck("x", np.dtype(object), (2,), text_fits=is_all_text, finite=False)
     assert check.fits(np.array(["a", "b"], object))
     assert not check.fits(np.array(["a", 1], object))
 
 
 def test_a_mapping_has_exactly_the_inputs(form):
-    checks = tuple(form.InputCheck(name, F32, (2,), is_text=False, finite=False) for name in "ab")
+    checks = tuple(form.InputCheck(name, F32, (2,), text_fits=None, finite=False) for name in "ab")
     right = np.zeros(2, F32)
     assert form.inputs_fit(checks, None, {"b": right, "a": right})
     assert not form.inputs_fit(checks, None, {"a": right})
@@ -60,7 +61,7 @@ def test_a_mapping_has_exactly_the_inputs(form):
 
 
 def test_one_array_may_come_without_a_name(form):
-    check = form.InputCheck("a", F32, (2,), is_text=False, finite=False)
+    check = form.InputCheck("a", F32, (2,), text_fits=None, finite=False)
     right = np.zeros(2, F32)
     assert form.inputs_fit((check,), check, right)
     assert form.inputs_fit((check,), check, {"a": right})
@@ -68,7 +69,7 @@ def test_one_array_may_come_without_a_name(form):
 
 
 def test_a_request_that_does_not_fit_is_explained(form):
-    check = form.InputCheck("a", F32, (2,), is_text=False, finite=False)
+    check = form.InputCheck("a", F32, (2,), text_fits=None, finite=False)
     explained = []
     checks = form.RequestCheck((check,), check, explained.append)
     wrong = np.zeros(3, F32)

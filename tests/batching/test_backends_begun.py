@@ -167,6 +167,38 @@ async def test_callers_are_told_before_a_thread_gets_the_next_batch(loop):
     assert succeeded == [0, 1, 2]
 
 
+async def test_a_failed_batch_whose_callers_leave_before_its_parts_are_sent_frees_its_worker(loop):
+    """The task that sends the parts is not cancelled before its first step: nothing would end the batch."""
+    sizes, calls = [], []
+
+    class Thread(Node):
+        """Fails batches of several rows; the callers of such a batch leave in the turn in which it ends."""
+
+        async def infer(self, batch):
+            raise NotImplementedError
+
+        def begin_infer(self, batch, done):
+            sizes.append(len(batch))
+            return loop.call_later(0.001, self.end, batch, done)
+
+        def end(self, batch, done):
+            if len(batch) == 1:
+                done([2 * batch.rows[0].inputs], None)
+                return
+            for call in calls:
+                call.cancel()
+            done(None, ValueError("negative"))
+
+    batcher = si.AdaptiveBatcher(max_batch_size=2, policy="greedy", clock=loop.clock)
+    service = batcher.wrap(Thread())
+    calls += [asyncio.ensure_future(service.call(si.Request(value))) for value in (1.0, 2.0)]
+    await asyncio.wait(calls)
+    assert float((await service.call(si.Request(3.0))).outputs) == 6.0
+    assert sizes == [2, 1]
+    seen = batcher.statistics()
+    assert (seen.cancelled, seen.succeeded, seen.running_batches, seen.split_batches) == (2, 1, 0, 0)
+
+
 def test_a_stop_without_a_drain_waits_for_the_thread():
     async def main():
         gate = Gate()

@@ -215,6 +215,34 @@ def test_a_stop_ends_what_waits_for_a_place(drain):
     run(main)
 
 
+def test_what_waits_for_a_place_ends_though_the_stack_runs_again_at_once():
+    """The queue is full again before the last of them has had a turn."""
+
+    async def main(loop):
+        asked = 0
+
+        def clock():
+            nonlocal asked
+            asked += 1
+            assert asked < 10_000, "a caller asks for a place and never pauses"
+            return loop.clock()
+
+        batcher = si.AdaptiveBatcher(max_batch_size=1, max_queue_size=1, policy="greedy")
+        stack = si.Stack(batcher, ScriptedBackend(duration_s=1.0), clock=clock)
+        await stack.start()
+        earlier = [asyncio.ensure_future(stack(float(number), wait=True)) for number in range(100)]
+        await asyncio.sleep(0.5)
+        await stack.stop(drain=False)
+        await stack.start()
+        later = [asyncio.ensure_future(stack(float(number))) for number in range(2)]
+        ended = await asyncio.gather(*earlier, return_exceptions=True)
+        assert {type(end) for end in ended} == {si.Closed}
+        assert await asyncio.gather(*later) == [0.0, 1.0]
+        await stack.stop()
+
+    run(main)
+
+
 def test_a_request_that_waits_ends_at_its_deadline_though_a_layer_always_rejects():
     """A layer that rejects without saying so beforehand is not sent the request in a loop without end."""
     sent = 0

@@ -77,7 +77,7 @@ class OnnxBackend(Node):
         shared_inputs: inputs that the whole batch shares (a sample rate), by name: arrays of the model's dtype and
             shape. Requests do not have them.
         shared_outputs: names of outputs that belong to the whole batch: each caller gets such an output whole,
-            read-only.
+            read-only; a sequence as a list of its own.
         outputs: names of the outputs to compute and return, in this order; ``None``: all, in the model's order.
         session_options: an ``onnxruntime.SessionOptions``, used as it is instead of ours; then it says the threads, on
             the CPU of all batches together, and the providers if it has any. onnxruntime then reads external files of

@@ -7,6 +7,7 @@ from typing import Any
 
 import attrs
 
+from streaminfer._internal.text import is_all_unicode
 from streaminfer.backends.fingerprint import ModelFiles, digest_of_bytes, fingerprint_of_model
 from streaminfer.backends.onnx.bfloat16 import has_bfloat16
 from streaminfer.backends.onnx.binding import (
@@ -95,7 +96,7 @@ class ModelLoader:
         check_loaded(loaded[0], self.providers or ())
         providers: list[Provider] = chosen or list(loaded[0].get_providers())
         inputs, given = read_specs(loaded[0], self.batch_axes, self.shared_inputs, self.shared_outputs, self.outputs)
-        signature = Signature(inputs, given, non_finite=self.non_finite)
+        signature = Signature(inputs, given, non_finite=self.non_finite, text_fits=is_all_unicode)
         binding, device = choose_binding(self.binding, providers, signature)
         check_cuda_graphs(loaded[0], binding, signature, self.sessions)
         cuda = load_cuda_runtime() if binding == "pinned" else None

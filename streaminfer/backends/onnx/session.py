@@ -235,9 +235,7 @@ class SessionWorker:
     def _column(self, spec: TensorSpec, value: Any, rows: int) -> Sequence[Any]:
         axis = spec.batch_axis
         if axis is None:
-            if isinstance(value, np.ndarray):
-                value.flags.writeable = False  # several callers have it
-            return [value] * rows
+            return [_protected(value) for _ in range(rows)]  # several callers have it
         if isinstance(value, np.ndarray):
             if -value.ndim <= axis < value.ndim and value.shape[axis] == rows:
                 return list(value if axis == 0 else value.transpose(_first(axis % value.ndim, value.ndim)))
@@ -272,6 +270,17 @@ class SessionWorker:
 
     def _failure(self, rows: int, error: Exception) -> BackendError:
         return BackendError(f"{self._name} failed on a batch of {rows}: {type(error).__name__}: {error}")
+
+
+def _protected(value: Any) -> Any:
+    """An output that several callers get: its arrays read-only; the lists and mappings of a sequence new ones."""
+    if isinstance(value, np.ndarray):
+        value.flags.writeable = False
+    elif isinstance(value, list):
+        return [_protected(one) for one in value]
+    elif isinstance(value, dict):
+        return value.copy()
+    return value
 
 
 @functools.cache

@@ -90,11 +90,14 @@ def test_arrays_of_text(echo):
         (1.0, "got float 1.0"),
         (np.ma.array("a"), "its mask would be lost"),
         (np.array(["a"]), "a request carries no batch axis"),
+        ("\ud83d", "half a surrogate pair"),
+        (np.array("\ud83d"), "half a surrogate pair"),
+        (np.array("\ud83d", object), "half a surrogate pair"),
     ],
-    ids=repr,
+    ids=ascii,
 )
 def test_what_is_no_text_is_refused(echo, wrong, words):
-    """onnxruntime would make text of bytes and numbers: ``b'a'``."""
+    """onnxruntime would make text of bytes and numbers: ``b'a'``. Half a surrogate pair, as JSON can have it, is none."""
     right, refused = served(OnnxBackend(echo(["batch"])), ["right", wrong])
     assert right == "right"
     assert isinstance(refused, si.InvalidInput)

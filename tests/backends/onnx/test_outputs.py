@@ -89,6 +89,29 @@ def test_a_shared_output_is_read_only(detector, batch, ramp):
     assert second[0].tolist() == [0, 1]
 
 
+def test_a_shared_sequence_is_each_caller_s_own(build_model, batch, ramp):
+    """What one caller does to the list reaches no other, and its arrays are read-only."""
+    rows = helper.make_tensor_sequence_value_info("rows", Tensor.FLOAT, None)
+    split = helper.make_node("SplitToSequence", ["x"], ["rows"], axis=0, keepdims=0)
+    model = build_model([split], [("x", Tensor.FLOAT, ["batch", 3])], [rows])
+    first, second = answers(OnnxBackend(model, shared_outputs=["rows"]), batch(ramp(2, 3)))
+    with pytest.raises(ValueError, match="read-only"):
+        first[0][:] = 9.0
+    first.clear()
+    np.testing.assert_array_equal(second, ramp(2, 3))
+
+
+def test_a_shared_sequence_of_mappings_is_each_caller_s_own(build_model, batch, ramp):
+    """The mappings of a classifier's probabilities too."""
+    probabilities = helper.make_map_type_proto(Tensor.INT64, helper.make_tensor_type_proto(Tensor.FLOAT, []))
+    output = helper.make_value_info("z", helper.make_sequence_type_proto(probabilities))
+    zip_map = helper.make_node("ZipMap", ["x"], ["z"], domain="ai.onnx.ml", classlabels_int64s=[7, 8, 9])
+    model = build_model([zip_map], [("x", Tensor.FLOAT, ["batch", 3])], [output], domains=[("ai.onnx.ml", 3)])
+    first, second = answers(OnnxBackend(model, shared_outputs=["z"]), batch(ramp(2, 3)))
+    first[0].clear()
+    assert [list(row) for row in second] == [[7, 8, 9], [7, 8, 9]]
+
+
 def test_outputs_are_chosen_in_order(detector, batch, ramp):
     """`outputs` chooses what is computed; one output alone is an array, not a mapping."""
     backend = OnnxBackend(detector, outputs=("columns", "doubled"))
