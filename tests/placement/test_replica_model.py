@@ -139,12 +139,12 @@ def many_sites(load):
 
 
 def test_a_plan_is_proven_best_by_the_number_of_its_replicas(monkeypatch):
-    """10.4 replicas are eleven; where they are is no reason to search."""
+    """40.4 replicas are 41; where they are is no reason to search."""
     searches = []
     monkeypatch.setattr(program._Search, "_optimize_whole", lambda *args: searches.append(args))
 
-    solution = solve(many_sites(10.4), gap=0.001)
+    solution = solve(many_sites(40.4), gap=0.001)
 
-    assert solution.counts.sum() == 11
+    assert solution.counts.sum() == 41
     assert solution.gap <= 0.001
     assert not searches

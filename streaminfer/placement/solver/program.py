@@ -46,6 +46,9 @@ _POLISH_ROUNDS = 10
 _POLISH_SHARE = 0.5
 """Most time of a polishing round, as a share of the search that it follows."""
 
+_CLOSE = 0.03
+"""Gap at which bounds of totals leave something out; before, they slow a search down."""
+
 _NEVER_S = 1e9
 _WITHIN = 1 - 1e-9
 """Of the gap, so that rounding does not make it larger than was asked for."""
@@ -185,7 +188,7 @@ class _Search:
             return True
         sign = 1.0 if self.model.is_quality else -1.0
         cutoff = self.best.value + sign * _WITHIN * self.gap * abs(self.best.value)
-        if cutoff == self.cutoff:
+        if cutoff == self.cutoff or self.best.gap > _CLOSE:
             return True
         self.cutoff = cutoff
         if self.model.narrow(cutoff, self.end_s):
