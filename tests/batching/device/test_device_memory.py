@@ -132,6 +132,21 @@ async def test_the_model_whose_next_batch_is_due_last_is_evicted(loop):
     assert (often.is_loaded, seldom.is_loaded, new.is_loaded) == (True, False, True)
 
 
+async def test_overlapping_batches_leave_memory_to_an_urgent_model(loop):
+    """No further batch of a model begins where another model, whose turn it is, needs its memory."""
+    device = si.Device("gpu:0", concurrency=2, memory_bytes=9, max_wait_s=10.0)
+    many = batcher(loop, device, Model("many", duration_s=0.01), max_batch_size=1, max_in_flight=2, slo_s=60.0)
+    urgent = batcher(loop, device, Model("urgent", duration_s=0.01), slo_s=0.3)
+    await ask(urgent)  # what its load takes is known
+    calls = [ask(many)]
+    await asyncio.sleep(0.105)  # the batch of one runs, and others begin beside it
+    calls += [ask(many) for _ in range(100)]
+
+    await ask(urgent)
+
+    assert not [end for end in await settle(calls) if isinstance(end, Exception)]
+
+
 async def test_a_load_that_fails_fails_the_batch_and_not_the_next(loop):
     device = si.Device("gpu:0", memory_bytes=5)
     model = Model("a", duration_s=0.01)
