@@ -324,6 +324,40 @@ def test_the_memory_is_checked():
         si.Device("gpu:0", memory_bytes=0)
 
 
+async def _nothing():
+    """A load that is over at once."""
+
+
+@pytest.mark.parametrize(
+    ("residency", "message"),
+    [
+        (4 << 30, "residency: expected a Residency, got 4294967296"),
+        (Residency(-5, _nothing, _nothing), "residency.memory_bytes: expected a whole number ≥ 1, got -5"),
+        (Residency(4, None, _nothing), "residency.load: expected an async function, got None"),
+        (Residency(4, _nothing, "leave"), "residency.unload: expected an async function, got 'leave'"),
+    ],
+    ids=["residency", "memory_bytes", "load", "unload"],
+)
+async def test_a_residency_is_checked(loop, residency, message):
+    model = ScriptedBackend()
+    model.residency = residency
+
+    with pytest.raises((TypeError, ValueError), match=message):
+        batcher(loop, si.Device("gpu:0", memory_bytes=6), model)
+
+
+@pytest.mark.parametrize("part", ["load", "unload"])
+async def test_a_load_that_cannot_be_awaited_is_named(loop, part):
+    device = si.Device("gpu:0", memory_bytes=6)
+    models = [ScriptedBackend(), ScriptedBackend()]
+    for model in models:
+        model.residency = Residency(4, _nothing, _nothing)._replace(**{part: lambda: None})
+
+    ends = await settle([ask(batcher(loop, device, model)) for model in models])
+
+    assert f"TypeError: residency.{part}: expected an async function, which returns an awaitable" in str(ends[-1])
+
+
 async def test_a_start_ends_though_the_error_of_the_load_has_no_message(loop):
     class Unreadable(Exception):
         def __str__(self):
