@@ -352,7 +352,8 @@ class Replicas(StackClock, Node):
         try:
             if drain:
                 await handle.drained()
-            await self._homes.leave(handle.states, self._states_for)
+            if handle.states is not None:
+                await self._homes.leave(handle.states, self._states_for)
         except BaseException:
             drain = False
             raise

@@ -49,7 +49,7 @@ class StreamHomes(AllStreamStates):
                 keeper.end_stream(stream_id)
             home.end_stream(stream_id)
 
-    async def leave(self, home: StreamStates | None, next_of: Callable[[Hashable], StreamStates | None]) -> None:
+    async def leave(self, home: StreamStates, next_of: Callable[[Hashable], StreamStates | None]) -> None:
         """Bring the state of the streams of a replica that is about to stop to those that get their next requests.
 
         Args:
