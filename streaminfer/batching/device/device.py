@@ -49,6 +49,7 @@ class Device:
             the other are kept apart.
         weights: by name of the model, what a request on time is worth, from 0.001 to 1000; 1 for others. The name is
             that of the backend (``backend.name = "faces"``) or function; a second one of a name is ``"faces#2"`` here.
+            Where a model has another policy than ``"lookahead"``, they do not count.
         max_wait_s: the longest that a model is passed over, also one whose requests expire meanwhile; then its next
             batch goes first. The time of loads does not count.
         memory_bytes: of the device, for models that do not fit there together. Those whose backend has a `Residency`
