@@ -2,7 +2,7 @@
 
 import asyncio
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from weakref import WeakKeyDictionary
 
 import attrs
@@ -49,6 +49,7 @@ class Device:
             the other are kept apart.
         weights: by name of the model, what a request on time is worth, from 0.001 to 1000; 1 for others. The name is
             that of the backend (``backend.name = "faces"``) or function; a second one of a name is ``"faces#2"`` here.
+            Where a model has another policy than ``"lookahead"``, they do not count.
         max_wait_s: the longest that a model is passed over, also one whose requests expire meanwhile; then its next
             batch goes first. The time of loads does not count.
         memory_bytes: of the device, for models that do not fit there together. Those whose backend has a `Residency`
@@ -314,7 +315,8 @@ class Device:
             at, batch = self._choose(bids, [member for member, _ in decisions], now_ns)
             member, decision = decisions[at]
             if not self._is_loaded(member):
-                self._load(member, now_ns)
+                if not self._load(member, now_ns):
+                    break  # what runs ends, and makes room
                 continue
             for other, _ in decisions:
                 self._account(other).waits += other is not member
@@ -341,9 +343,7 @@ class Device:
             if self.concurrency > 1 and not is_overdue and level.interference.keeps_apart(name):
                 continue
             if not self._is_loaded(member):
-                leaving = self._leaving(member, now_ns)
-                if leaving is None and is_overdue and self._memory.loading is None:
-                    return [], []  # what runs ends, and makes room
+                leaving = self._leaving(member, now_ns, self._held)
                 own = self._stake(member, now_ns, decision.batch)
                 if leaving is None or (not is_overdue and is_in_vain(own, (self._stake(it, now_ns) for it in leaving))):
                     continue
@@ -388,22 +388,23 @@ class Device:
         """Return the bytes of a model, what loading it takes and whether it is loaded, for a bid."""
         return self._needs(member), self._memory.load_ns(member), self._is_loaded(member)
 
-    def _leaving(self, member: DeviceMember, now_ns: int) -> list[DeviceMember] | None:
-        """Return what has to leave memory for a model; ``None``: it cannot be loaded now."""
+    def _leaving(self, member: DeviceMember, now_ns: int, busy: Collection[DeviceMember]) -> list[DeviceMember] | None:
+        """Return what has to leave memory for a model, of those that are not busy; ``None``: it cannot be loaded."""
         if self._memory.loading is not None:
             return None
-        busy = {*self._front.running.values(), *self._held}
         return self._memory.victims(member, self._needs(member), busy, lambda it: self._stake(it, now_ns).needed_ns)
 
     def _stake(self, member: DeviceMember, now_ns: int, batch: Sequence[Ticket] = ()) -> Stake:
         return Stake.of(member, self._names.get(member), self.weights, self._memory.load_ns(member), now_ns, batch)
 
-    def _load(self, member: DeviceMember, now_ns: int) -> None:
-        leaving = self._leaving(member, now_ns)
+    def _load(self, member: DeviceMember, now_ns: int) -> bool:
+        """Begin to load a model; return whether there is room for it."""
+        leaving = self._leaving(member, now_ns, {*self._front.running.values(), *self._held})
         if leaving is None or member.residence is None:
-            return
+            return False
         self._memory.begin(member, member.residence.memory_bytes, leaving, now_ns)
         member.residence.load([other.residence for other in leaving], functools.partial(self._loaded, member))
+        return True
 
     def _loaded(self, member: DeviceMember, now_ns: int, succeeded: bool, stayed: int) -> None:
         if self._memory.loading is not member:

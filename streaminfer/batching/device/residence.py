@@ -1,10 +1,12 @@
 """Live loads: a task that lets models leave a device's memory, and brings another one there."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
+from streaminfer._internal.validation import check_count, check_instance
 from streaminfer.batching._batch_observers_cy import BatchObservers
 from streaminfer.errors import BackendError, text_of_error
 from streaminfer.protocols import Residency
@@ -47,10 +49,16 @@ class LiveResidence:
         memory_bytes: what the model takes.
         load_at_start: its backend does not know it before it is loaded.
         task: the load that runs; ``None``: none does.
+
+    Raises:
+        TypeError, ValueError: the backend offers something else, or parts of the wrong type or out of range.
     """
 
     def __init__(self, residency: Residency, listener: LoadListener, now_ns: Callable[[], int]) -> None:
-        self.memory_bytes = residency.memory_bytes
+        check_instance("residency", residency, lambda it: isinstance(it, Residency), "a Residency")
+        self.memory_bytes = check_count("residency.memory_bytes", residency.memory_bytes)
+        check_instance("residency.load", residency.load, callable, "an async function")
+        check_instance("residency.unload", residency.unload, callable, "an async function")
         self.load_at_start = residency.load_at_start
         self.task: asyncio.Task[None] | None = None
         self._residency = residency
@@ -92,9 +100,9 @@ class LiveResidence:
         stayed = len(leaving)
         try:
             for other in leaving:
-                await other._residency.unload()
+                await _awaitable("residency.unload", other._residency.unload())
                 stayed -= 1
-            await self._residency.load()
+            await _awaitable("residency.load", self._residency.load())
         except BaseException as raised:
             error = raised
             if not isinstance(raised, Exception):
@@ -115,6 +123,11 @@ class LiveResidence:
                 self._awaited.set_exception(failure)
                 failure = None  # which who awaits it gets
         self._listener.after_load(failure)
+
+
+def _awaitable(name: str, returned: Awaitable[None]) -> Awaitable[None]:
+    check_instance(name, returned, inspect.isawaitable, "an async function, which returns an awaitable")
+    return returned
 
 
 def in_memory(

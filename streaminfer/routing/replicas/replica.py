@@ -33,8 +33,9 @@ class Replica:
         name: of it, unique among the replicas; where a stream goes depends on it.
         service: a `Stack`, or any other service.
         zone: where it is; `Replicas` prefers its own zone.
-        weight: how much more of the traffic it gets than an equally fast one of weight 1. Speed and capacity need no
-            weight, they are measured.
+        weight: it is drawn so many times as often as one of weight 1, and called unless it is expected to take longer
+            by that factor: it gets nearly all requests while few are in flight. Speed and capacity need no weight, they
+            are measured.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.

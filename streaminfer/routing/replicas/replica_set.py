@@ -24,6 +24,7 @@ from streaminfer.protocols import (
     Clock,
     ModelTensors,
     Node,
+    StreamStates,
     adapt,
     are_idempotent,
 )
@@ -336,6 +337,8 @@ class Replicas(StackClock, Node):
     async def remove(self, name: str, *, drain: bool = True) -> None:
         """Remove a replica: it gets no more requests, completes those in flight, and is stopped if it was started.
 
+        The state of its streams goes to the replicas that get their next requests.
+
         Args:
             name: of the replica.
             drain: let its requests in flight complete first; otherwise they end with `Closed`.
@@ -347,12 +350,19 @@ class Replicas(StackClock, Node):
         if self._probes is not None:
             self._probes.forget(handle)
         try:
-            if self._running:
-                await handle.stop(drain=drain)
-            elif drain:
+            if drain:
                 await handle.drained()
+            if handle.states is not None:
+                await self._homes.leave(handle.states, self._states_for)
+        except BaseException:
+            drain = False
+            raise
         finally:
-            handle.check_drained()
+            try:
+                if self._running:
+                    await handle.stop(drain=drain)
+            finally:
+                handle.check_drained()
 
     def _use_clock(self, clock: Clock) -> None:
         self.clock = clock
@@ -398,6 +408,11 @@ class Replicas(StackClock, Node):
             self._balancer.done(token, IGNORED, 0, now_ns)
             raise
         return token
+
+    def _states_for(self, stream_id: Hashable) -> StreamStates | None:
+        """Return the keeper of the replica that gets the next request of a stream; ``None``: there is none."""
+        slot = -1 if self._closed else self._balancer.of_stream(stable_hash(stream_id), self.clock())
+        return None if slot < 0 else self._by_slot[slot].states
 
     def _record_error(
         self, token: int, error: BaseException, started_ns: int, deadline_ns: int | None, now_ns: int

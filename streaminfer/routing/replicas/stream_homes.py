@@ -1,5 +1,6 @@
 """State of streams behind replicas: it goes with its stream from one replica to another."""
 
+import asyncio
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
@@ -47,6 +48,21 @@ class StreamHomes(AllStreamStates):
             except StreamInferError:  # it has none, or there is no place for it
                 keeper.end_stream(stream_id)
             home.end_stream(stream_id)
+
+    async def leave(self, home: StreamStates, next_of: Callable[[Hashable], StreamStates | None]) -> None:
+        """Bring the state of the streams of a replica that is about to stop to those that get their next requests.
+
+        Args:
+            home: keeper of that replica.
+            next_of: returns that of the replica that gets the next request of a stream.
+        """
+        for stream_id in [stream_id for stream_id, keeper in self._homes.items() if keeper is home]:
+            if self._homes.get(stream_id) is home:  # it has not moved or ended meanwhile
+                try:
+                    self.move(stream_id, next_of(stream_id))
+                except Exception:  # noqa: BLE001 — its next request tries again, and gets the error
+                    self._homes[stream_id] = home
+            await asyncio.sleep(0)  # requests do not wait for all of them
 
     def end_stream(self, stream_id: Hashable) -> None:
         """End the stream at every replica."""

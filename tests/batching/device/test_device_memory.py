@@ -132,6 +132,21 @@ async def test_the_model_whose_next_batch_is_due_last_is_evicted(loop):
     assert (often.is_loaded, seldom.is_loaded, new.is_loaded) == (True, False, True)
 
 
+async def test_overlapping_batches_leave_memory_to_an_urgent_model(loop):
+    """No further batch of a model begins where another model, whose turn it is, needs its memory."""
+    device = si.Device("gpu:0", concurrency=2, memory_bytes=9, max_wait_s=10.0)
+    many = batcher(loop, device, Model("many", duration_s=0.01), max_batch_size=1, max_in_flight=2, slo_s=60.0)
+    urgent = batcher(loop, device, Model("urgent", duration_s=0.01), slo_s=0.3)
+    await ask(urgent)  # what its load takes is known
+    calls = [ask(many)]
+    await asyncio.sleep(0.105)  # the batch of one runs, and others begin beside it
+    calls += [ask(many) for _ in range(100)]
+
+    await ask(urgent)
+
+    assert not [end for end in await settle(calls) if isinstance(end, Exception)]
+
+
 async def test_a_load_that_fails_fails_the_batch_and_not_the_next(loop):
     device = si.Device("gpu:0", memory_bytes=5)
     model = Model("a", duration_s=0.01)
@@ -307,6 +322,40 @@ async def test_the_cost_of_loads_is_that_of_their_models(loop):
 def test_the_memory_is_checked():
     with pytest.raises(ValueError, match="memory_bytes: expected"):
         si.Device("gpu:0", memory_bytes=0)
+
+
+async def _nothing():
+    """A load that is over at once."""
+
+
+@pytest.mark.parametrize(
+    ("residency", "message"),
+    [
+        (4 << 30, "residency: expected a Residency, got 4294967296"),
+        (Residency(-5, _nothing, _nothing), "residency.memory_bytes: expected a whole number ≥ 1, got -5"),
+        (Residency(4, None, _nothing), "residency.load: expected an async function, got None"),
+        (Residency(4, _nothing, "leave"), "residency.unload: expected an async function, got 'leave'"),
+    ],
+    ids=["residency", "memory_bytes", "load", "unload"],
+)
+async def test_a_residency_is_checked(loop, residency, message):
+    model = ScriptedBackend()
+    model.residency = residency
+
+    with pytest.raises((TypeError, ValueError), match=message):
+        batcher(loop, si.Device("gpu:0", memory_bytes=6), model)
+
+
+@pytest.mark.parametrize("part", ["load", "unload"])
+async def test_a_load_that_cannot_be_awaited_is_named(loop, part):
+    device = si.Device("gpu:0", memory_bytes=6)
+    models = [ScriptedBackend(), ScriptedBackend()]
+    for model in models:
+        model.residency = Residency(4, _nothing, _nothing)._replace(**{part: lambda: None})
+
+    ends = await settle([ask(batcher(loop, device, model)) for model in models])
+
+    assert f"TypeError: residency.{part}: expected an async function, which returns an awaitable" in str(ends[-1])
 
 
 async def test_a_start_ends_though_the_error_of_the_load_has_no_message(loop):

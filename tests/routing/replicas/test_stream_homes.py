@@ -106,6 +106,40 @@ async def test_state_moves_with_a_stream_and_comes_back_with_it(loop, states_of)
             assert count == expected
 
 
+@pytest.mark.parametrize("drain", [True, False])
+async def test_state_of_a_removed_replica_goes_with_its_streams(loop, drain):
+    """They have no request in flight while it is removed, as a source between two frames."""
+    pair = Pair(loop)
+    async with si.Stack(pair.replicas, clock=loop.clock):
+        homes = {number: (await pair.step(number))[0] for number in range(8)}
+
+        await pair.replicas.remove("a", drain=drain)
+
+        assert set(homes.values()) == {"a", "b"}
+        assert [await pair.step(number) for number in range(8)] == [("b", 2.0)] * 8
+
+
+async def test_a_stop_while_a_replica_is_removed_moves_no_state(loop, monkeypatch):
+    """It would stay in a model that has stopped before."""
+    pair = Pair(loop)
+    leaving = pair.models["a"].backend
+    stop = leaving.stop
+
+    async def stop_late(**options):
+        await asyncio.sleep(1.0)
+        await stop(**options)
+
+    monkeypatch.setattr(leaving, "stop", stop_late)
+    async with si.Stack(pair.replicas, clock=loop.clock):
+        for number in range(64):
+            await pair.step(number)
+        removing = asyncio.ensure_future(pair.replicas.remove("a"))
+        await asyncio.sleep(0)
+    await removing
+
+    assert [model.backend.statistics().streams for model in pair.models.values()] == [0, 0]
+
+
 async def test_where_there_is_no_state_to_move_the_stream_starts_again(loop):
     """Not from what the replica knew of the stream before."""
     pair = Pair(loop)
