@@ -18,6 +18,7 @@ from streaminfer.request import Request, Response
 from streaminfer.sync_layer import SyncLayer
 from streaminfer.telemetry.exporters.histogram_points import Exemplar
 from streaminfer.telemetry.exporters.opentelemetry.tracing_statistics import TracingStatistics
+from streaminfer.telemetry.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from opentelemetry import context, trace
@@ -123,7 +124,7 @@ class Tracing(SyncLayer):
     @staticmethod
     def _describe(span: trace.Span, outcome: Response | BaseException) -> None:
         if isinstance(outcome, BaseException):
-            span.set_attribute("streaminfer.outcome", type(outcome).__name__)
+            span.set_attribute("streaminfer.outcome", Telemetry.reason_of(outcome))
             span.set_attribute("error.type", type(outcome).__name__)
             span.set_status(trace.StatusCode.ERROR)
         else:
