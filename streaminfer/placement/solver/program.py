@@ -45,6 +45,9 @@ _POLISH_ROUNDS = 10
 _POLISH_SHARE = 0.5
 """Most time of a polishing round, as a share of the search that it follows."""
 
+_WITHIN = 1.0 - 1e-9
+"""Part of the gap within which plans are left out: a bound that lies there is within the gap whatever is rounded."""
+
 _NEVER_S = 1e9
 
 _TOLERANCE = 2e-6
@@ -181,7 +184,7 @@ class _Search:
         if self.best is None:
             return True
         sign = 1.0 if self.model.is_quality else -1.0
-        cutoff = self.best.value + sign * self.gap * abs(self.best.value)
+        cutoff = self.best.value + sign * self.gap * _WITHIN * abs(self.best.value)
         if cutoff == self.cutoff:
             return True
         self.cutoff = cutoff
