@@ -5,6 +5,7 @@
 
 import asyncio
 import json
+import logging
 import signal
 import sys
 from typing import Any
@@ -14,6 +15,7 @@ from face_pipeline import make_faces, read_picture
 
 import streaminfer as si
 
+LOG = logging.getLogger("grpc_faces")
 SLO_S = 0.25
 
 
@@ -33,8 +35,10 @@ class Faces:
         timeout_s = SLO_S if left_s is None else max(min(left_s, SLO_S), 0.0)
         try:
             response = await self._service.call(si.Request(read_picture(picture)), timeout_s=timeout_s)
-        except si.StreamInferError as error:
+        except Exception as error:  # a row of the model can be of any class
             failure = si.serving.describe_failure(error)
+            if failure.is_internal:
+                LOG.exception("a request failed")
             if failure.retry_after_s is not None:
                 context.set_trailing_metadata((("retry-after", str(failure.retry_after_s)),))
             await context.abort(grpc.StatusCode[failure.grpc_status], failure.text)

@@ -147,7 +147,7 @@ class Worker:
             faces = await self._service(picture, timeout_s=timeout_s, wait=True)
         except si.InvalidInput as error:
             await self._send(identity, "error", str(error))
-        except si.StreamInferError as error:
+        except Exception as error:  # noqa: BLE001 - a row of the model can be of any class
             if self._age_s(identity) >= self._settings.max_age_s:
                 await self._send(identity, "error", f"too old: {error}")
             else:

@@ -7,7 +7,8 @@ What only some objects offer is a *capability*. The classes of this package are 
 :meth:`Node.capabilities`; a `Wrapper` adds what it wraps, kept in ``inner``, offers. :func:`adapt` makes a node of any
 other object: it takes the attributes named like the fields of `Capabilities` and, where one is missing or ``None``,
 what ``inner`` offers, so that capabilities are found through wrappers that do not know of them. Only that a service
-``enforces_deadline`` is its own to say, because its ``call`` may await more than that of ``inner``. Where neither
+``enforces_deadline`` is its own to say, because its ``call`` may await more than that of ``inner``, and a
+``fingerprint`` is that of both (:func:`join_fingerprints`). Where neither
 offers ``stream_states``, those of its ``children`` are taken, as of the stages of a pipeline. It also takes
 ``slo_ns``, or ``slo_s``, as the objective, and ``name``, ``children``, ``needs``, ``start()``,
 ``stop(*, drain)``, ``bind_clock(clock)`` and ``statistics()``, as `Node` describes them. No other place looks for a
@@ -64,6 +65,7 @@ __all__ = [
     "is_backend",
     "is_layer",
     "is_service",
+    "join_fingerprints",
     "name_of",
     "sooner",
 ]
@@ -230,13 +232,32 @@ class Wrapper(Node):
     def capabilities(self) -> Capabilities:
         """What the inner object offers; a wrapper that adds to it overrides this with ``_replace``.
 
-        One whose ``call`` awaits more than that of the inner object says ``enforces_deadline=False``.
+        One whose ``call`` awaits more than that of the inner object says ``enforces_deadline=False``, and one that
+        changes responses a ``fingerprint`` of :func:`join_fingerprints`.
         """
         return adapt(self.inner).capabilities()
 
     def __repr__(self) -> str:
         layer = type(self).__name__ if self.layer is None else repr(self.layer)
         return f"{layer} around {self.inner!r}"
+
+
+def join_fingerprints(own: Any, inner: Any) -> Any:
+    """Return the fingerprint of what is around something else: of both, since either may change responses.
+
+    Args:
+        own: its own; an empty one says that it changes no response. ``None``: not known, and so for both.
+        inner: that of what it is around; ``None``: there is none, and its own is for both.
+    """
+    own = own() if callable(own) else own
+    inner = inner() if callable(inner) else inner
+    if not isinstance(own, (str, bytes)):
+        return own
+    if not own:
+        return inner
+    if inner is None:
+        return own
+    return f"{own!r} around {inner!r}"
 
 
 def adapt(thing: Any) -> Node:
@@ -336,6 +357,8 @@ class _Adapted(Node):
             offered = offered._replace(stream_states=states if states.keepers() else None)
         if is_service(thing):  # its call may await more than what it wraps ends in time
             offered = offered._replace(enforces_deadline=False)
+        if inner is not None:
+            own["fingerprint"] = join_fingerprints(own.get("fingerprint"), offered.fingerprint)
         return offered._replace(**own)
 
     async def start(self) -> None:

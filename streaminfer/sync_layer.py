@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar
 
 from streaminfer._internal.validation import expected
-from streaminfer.protocols import Clock, Node, Service, Wrapper, is_service
+from streaminfer.capabilities import Capabilities
+from streaminfer.protocols import Clock, Node, Service, Wrapper, is_service, join_fingerprints
 from streaminfer.request import Request, Response
 
 __all__ = ["SyncLayer", "SyncService"]
@@ -104,9 +105,12 @@ class SyncLayer(Node):
 
     Attributes:
         clock: of the instants that it is given: the `Stack`'s.
+        fingerprint: what it makes of responses, for keys of a cache around it; an empty one: it changes none. ``None``:
+            not known, unless it has no :meth:`exit` of its own.
     """
 
     clock: Clock = staticmethod(time.monotonic_ns)
+    fingerprint: str | None = None
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Refuse an ``enter`` or ``exit`` that nothing would await.
@@ -155,6 +159,12 @@ class _LayeredService(SyncService):
     def __init__(self, layer: SyncLayer, inner: Service) -> None:
         super().__init__(inner, layer)
         self._layer = layer
+
+    def capabilities(self) -> Capabilities:
+        """What the inner object offers; the fingerprint is that of both."""
+        offered = super().capabilities()
+        own = "" if type(self._layer).exit is SyncLayer.exit else self._layer.fingerprint
+        return offered._replace(fingerprint=join_fingerprints(own, offered.fingerprint))
 
     @property
     def clock(self) -> Clock:

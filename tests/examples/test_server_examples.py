@@ -113,6 +113,31 @@ def test_grpc_example_finds_a_face_by_its_deadline(demo, make_faces, picture, ca
     assert health == b"\x08\x01"
 
 
+def test_grpc_example_does_not_tell_how_a_row_failed(demo, capsys, caplog):
+    """The text of an exception that the model returned as a row is in the log, and not at the client."""
+    backend = si.testing.ScriptedBackend([ValueError("what a request brought")])
+    stack = si.Stack(si.AdaptiveBatcher(max_batch_size=2), backend)
+    example = demo("grpc_faces")
+
+    async def main():
+        stop = asyncio.Event()
+        serving = asyncio.ensure_future(example.serve("127.0.0.1:0", stack, stop))
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{await printed_port(capsys)}") as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as failed:
+                await channel.unary_unary("/faces.Faces/Find")(bytes(192 * 192 * 3), timeout=60.0)
+        stop.set()
+        await serving
+        return failed.value
+
+    error = asyncio.run(main())
+
+    assert (error.code(), error.details()) == (
+        grpc.StatusCode.INTERNAL,
+        "the model failed; the server's log says why",
+    )
+    assert "what a request brought" in caplog.text
+
+
 def test_grpc_example_ends_a_call_in_its_batch(demo, capsys):
     """The deadline of the call, and a client that cancels, end the request that runs."""
     backend = si.testing.ScriptedBackend(si.testing.HANG, si.testing.HANG)

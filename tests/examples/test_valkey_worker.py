@@ -125,6 +125,21 @@ def test_a_failure_is_tried_again_and_then_given_up(database, example):
     assert left_over(database) == (0, 0)
 
 
+def test_a_row_that_fails_is_tried_again_and_ends_no_worker(database, example):
+    """An exception that the model returned as a row, of any class, leaves its message pending."""
+    backend = ScriptedBackend([ValueError("this row")], then=lambda batch: [row[0, 0] for row in batch.inputs])
+
+    async def scenario(client):
+        failing = await client.xadd("in", {"picture": bytes(PIXELS)})
+        return (await answers_of(client, 1))[failing]
+
+    answer = serve_while(database, example, backend, scenario, claim_after_s=0.05)
+
+    assert len(answer[b"faces"]) == 12
+    assert len(backend.batches) == 2
+    assert left_over(database) == (0, 0)
+
+
 def test_two_workers_that_have_a_message_give_one_answer(database, example):
     """A worker that was only slow finds that its message was claimed and answered."""
 

@@ -104,7 +104,8 @@ def _check_for_tiers(inner: Any, kind: str, lasting: bool) -> None:
     if not lasting:
         what = (
             "something that another process would find again, for a cache with tiers: give the model or backend a "
-            "`fingerprint` attribute that changes whenever its responses do"
+            "`fingerprint` attribute that changes whenever its responses do, and layers of yours in between one too; "
+            "around several models put the cache into the stack of each"
         )
         raise TypeError(expected("inner", what, inner))
 

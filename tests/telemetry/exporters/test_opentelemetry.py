@@ -30,7 +30,7 @@ from streaminfer.telemetry.exporters.collection import Collection
 from streaminfer.telemetry.exporters.histogram_points import HistogramReader
 from streaminfer.telemetry.exporters.names import METRICS, STACK_STATE
 from streaminfer.telemetry.exporters.opentelemetry.metric_exporter import _MAX_DENSE, _dense
-from streaminfer.testing import ScriptedBackend, run
+from streaminfer.testing import HANG, ScriptedBackend, run
 
 
 class Capture(MetricExporter):
@@ -272,6 +272,30 @@ def test_failed_request_has_an_error_span(provider, spans):
     assert span.status.status_code is trace.StatusCode.ERROR
     assert span.attributes["error.type"]
     assert "secret" not in span.to_json()
+
+
+def test_a_span_has_the_outcome_that_telemetry_counts(provider, spans):
+    """Responses, errors and cancelled callers have one word each in traces and metrics."""
+    counting = si.Telemetry("faces")
+    backend = ScriptedBackend([1.0], OSError(), HANG, duration_s=0.01)
+
+    async def main(loop):
+        layers = [counting, Tracing(provider.get_tracer("test")), si.AdaptiveBatcher(max_batch_size=1)]
+        async with si.Stack(*layers, backend, clock=loop.clock) as stack:
+            await stack(1.0)
+            with pytest.raises(si.BackendError):
+                await stack(1.0)
+            leaving = asyncio.ensure_future(stack(1.0))
+            await asyncio.sleep(0.005)
+            leaving.cancel()
+            await asyncio.gather(leaving, return_exceptions=True)
+
+    run(main)
+
+    requests = [span for span in spans.get_finished_spans() if span.name == "streaminfer.request"]
+    outcomes = [span.attributes["streaminfer.outcome"] for span in requests]
+    assert outcomes == ["ok", "BackendError", "cancelled"]
+    assert dict(counting.statistics().outcomes) == dict.fromkeys(outcomes, 1)
 
 
 @pytest.mark.parametrize(

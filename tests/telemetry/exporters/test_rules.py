@@ -232,6 +232,12 @@ def test_wrong_objectives_are_refused():
         slo_documents(SLOS[0], version="v2")
 
 
+def test_a_dashboard_rejects_a_title_of_no_string():
+    """The message names the argument, what was expected and what came."""
+    with pytest.raises(TypeError, match=r"title: expected a string, got 3 \(int\)"):
+        grafana_dashboard(3)
+
+
 def test_dashboard_is_one_of_grafana():
     """Grafana's own model reads it and writes the same again."""
     text = grafana_dashboard("mine")

@@ -18,6 +18,7 @@ from streaminfer.request import Request, Response
 from streaminfer.sync_layer import SyncLayer
 from streaminfer.telemetry.exporters.histogram_points import Exemplar
 from streaminfer.telemetry.exporters.opentelemetry.tracing_statistics import TracingStatistics
+from streaminfer.telemetry.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from opentelemetry import context, trace
@@ -54,6 +55,8 @@ class Tracing(SyncLayer):
         MissingExtra: OpenTelemetry is not installed (``pip install 'streaminfer[otel]'``).
         TypeError, ValueError: not a share from 0 to 1.
     """
+
+    fingerprint = ""  # it changes no response
 
     def __init__(self, tracer: trace.Tracer | None = None, *, ratio: float = 1.0) -> None:
         check_number("ratio", ratio, "a share from 0 to 1", lambda value: 0.0 <= value <= 1.0)
@@ -121,7 +124,7 @@ class Tracing(SyncLayer):
     @staticmethod
     def _describe(span: trace.Span, outcome: Response | BaseException) -> None:
         if isinstance(outcome, BaseException):
-            span.set_attribute("streaminfer.outcome", type(outcome).__name__)
+            span.set_attribute("streaminfer.outcome", Telemetry.reason_of(outcome))
             span.set_attribute("error.type", type(outcome).__name__)
             span.set_status(trace.StatusCode.ERROR)
         else:

@@ -3,6 +3,7 @@
 import json
 from typing import Any, NamedTuple
 
+from streaminfer._internal.validation import check_instance
 from streaminfer.telemetry.exporters.names import METRICS
 from streaminfer.telemetry.exporters.rules.queries import slug
 
@@ -29,7 +30,11 @@ def grafana_dashboard(title: str = "streaminfer") -> str:
 
     Args:
         title: of the dashboard; a dashboard that is imported replaces the one of the same title.
+
+    Raises:
+        TypeError: no string.
     """
+    check_instance("title", title, lambda it: isinstance(it, str), "a string")
     variables = [
         {"name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus"},
         {

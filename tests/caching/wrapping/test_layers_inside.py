@@ -1,0 +1,159 @@
+"""Layers of a user between a cache and a model: what they make of responses is part of the keys."""
+
+import pytest
+
+import streaminfer as si
+from streaminfer.protocols import join_fingerprints
+from streaminfer.sync_layer import SyncLayer
+from streaminfer.testing import run
+from tests.support.scripted_tier import ScriptedTier
+
+pytestmark = pytest.mark.uncompiled
+
+
+class Model:
+    """Doubles."""
+
+    fingerprint = "doubles 1"
+
+    def fingerprint_changes(self):
+        return int(self.fingerprint[-1])
+
+    async def call(self, request):
+        return si.Response(2.0 * request.inputs * self.fingerprint_changes(), source="model")
+
+
+class Negated(SyncLayer):
+    """Negates responses."""
+
+    def exit(self, request, token, outcome, now_ns):
+        return si.Response(-outcome.outputs, source=outcome.source)
+
+
+class Named(Negated):
+    """The same, and another process can know."""
+
+    fingerprint = "negated 1"
+
+
+class Watching(SyncLayer):
+    """Looks at responses, and changes none."""
+
+    fingerprint = ""
+
+    def exit(self, request, token, outcome, now_ns):
+        return None
+
+
+class Counting(SyncLayer):
+    """Has no exit of its own."""
+
+    def enter(self, request, now_ns):
+        return None
+
+
+class Inverting:
+    """Negates responses, in a coroutine."""
+
+    def __init__(self, **own):
+        self._own = own
+
+    def wrap(self, inner):
+        return Inverted(inner, self._own)
+
+
+class Inverted:
+    """A service that keeps what it wraps in ``inner``."""
+
+    def __init__(self, inner, own):
+        self.inner = inner
+        self.__dict__.update(own)
+
+    async def call(self, request):
+        response = await self.inner.call(request)
+        return si.Response(-response.outputs, source=response.source)
+
+
+CHANGING = [Negated, Named, Inverting, lambda: Inverting(fingerprint="inverted 1")]
+IDS = ["sync", "sync-named", "service", "service-named"]
+
+
+def responses(first, second, model=None):
+    """What two stacks with one cache, and layers before one model, respond with."""
+
+    async def main(loop):
+        cache, shared = si.EdgeCache(maxsize=8), model or Model()
+        found = []
+        for layers in (first, second):
+            async with si.Stack(cache, *layers, shared, clock=loop.clock) as service:
+                found.append(await service.call(si.Request(1.0)))
+        return [(one.outputs, one.source) for one in found]
+
+    return run(main)
+
+
+@pytest.mark.parametrize("layer", CHANGING, ids=IDS)
+def test_a_layer_that_changes_responses_shares_none(layer):
+    """A stack without the layer and one with it have entries of their own in one cache."""
+    assert responses([], [layer()]) == [(2.0, "model"), (-2.0, "model")]
+    assert responses([layer()], []) == [(-2.0, "model"), (2.0, "model")]
+
+
+@pytest.mark.parametrize("layer", [Watching, Counting])
+def test_a_layer_that_changes_none_shares_all(layer):
+    """What says that it changes no response, or has no exit, adds nothing to the keys."""
+    assert responses([], [layer()]) == [(2.0, "model"), (2.0, "cache")]
+
+
+@pytest.mark.parametrize("layer", CHANGING, ids=IDS)
+def test_a_model_that_changes_behind_a_layer_is_followed(layer):
+    """A layer's own fingerprint does not hide that of the model."""
+
+    async def main(loop):
+        model = Model()
+        async with si.Stack(si.EdgeCache(maxsize=8), layer(), model, clock=loop.clock) as service:
+            assert await service(1.0) == -2.0
+            model.fingerprint = "doubles 2"
+            assert await service(1.0) == -4.0
+            assert (await service.call(si.Request(1.0))).source == "cache"
+
+    run(main)
+
+
+def test_tiers_need_the_fingerprint_of_a_layer():
+    """Another process finds a response only if it can know that the same layer made it."""
+
+    async def main(loop):
+        cache = si.EdgeCache(ttl_s=60, clock=loop.clock, tiers=[ScriptedTier(loop.clock)])
+        for layer in (Negated(), Inverting()):
+            with pytest.raises(TypeError, match="layers of yours in between"):
+                si.Stack(cache, layer, Model())
+        for layer in (Named(), Watching(), Counting(), Inverting(fingerprint=b"1"), Inverting(fingerprint="")):
+            si.Stack(cache, layer, Model())
+
+    run(main)
+
+
+def test_tiers_around_several_models_belong_to_each():
+    """A router has no fingerprint: the message says where the cache goes, and there it works."""
+
+    async def main(loop):
+        cache = si.EdgeCache(ttl_s=60, clock=loop.clock, tiers=[ScriptedTier(loop.clock)])
+        with pytest.raises(TypeError, match="put the cache into the stack of each"):
+            si.Stack(cache, si.FallbackRouter(si.Route("full", Model())))
+        routes = [si.Route(name, [cache, Model()]) for name in ("full", "front")]
+        async with si.Stack(si.FallbackRouter(*routes), clock=loop.clock) as service:
+            assert await service(1.0) == 2.0
+
+    run(main)
+
+
+def test_fingerprints_of_two_are_told_apart():
+    """Joined ones differ where either does; what is unknown or wrong stays so."""
+    assert join_fingerprints("a", "b") != join_fingerprints("b", "a")
+    assert join_fingerprints("a around", "b") != join_fingerprints("a", "around b")
+    assert join_fingerprints(lambda: "a", lambda: b"b") == join_fingerprints("a", b"b")
+    assert join_fingerprints(None, "b") is None
+    assert join_fingerprints("a", None) == "a"
+    assert join_fingerprints("", "b") == "b"
+    assert join_fingerprints([7], "b") == [7]
