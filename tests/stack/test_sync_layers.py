@@ -1,12 +1,15 @@
 """Layers that act before and after each request: their order, exactly one exit for each enter, and no coroutine."""
 
+import ast
 import asyncio
 import contextlib
 import inspect
 import sys
+from pathlib import Path
 
 import pytest
 
+import streaminfer
 import streaminfer as si
 from streaminfer.request import Response
 from streaminfer.sync_layer import SyncLayer, SyncService
@@ -244,3 +247,18 @@ def test_a_method_that_would_have_to_be_awaited_is_refused(name):
 
     with pytest.raises(TypeError, match=rf"Checks\.{name}: expected a plain function"):
         type("Checks", (SyncLayer,), {name: method})
+
+
+def test_layers_of_the_package_say_what_they_make_of_responses():
+    """Else a cache around one could not tell the responses behind it from others, and one with tiers rejects it."""
+    root = Path(streaminfer.__file__).parent
+    layers = {}
+    for path in root.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.ClassDef) and "SyncLayer" in {getattr(base, "id", "") for base in node.bases}:
+                methods = {one.name for one in node.body if isinstance(one, ast.FunctionDef)}
+                names = {one.targets[0].id for one in node.body if isinstance(one, ast.Assign)}
+                layers[node.name] = "exit" not in methods or "fingerprint" in names
+
+    assert {"Outcomes", "Tracing"} <= layers.keys()
+    assert all(layers.values()), layers
