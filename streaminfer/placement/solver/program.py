@@ -8,8 +8,8 @@ replicas of a pool, so the relaxation is as tight as that of the program with as
 not need are dropped before whole solutions are looked for. A solution that violates cuts is completed greedily, each
 replica that is added shows another cut, and solved again at its own sites, so there is always a plan beside the bound.
 Equal replicas are counted, not numbered, so they have no symmetry; a pool that another one at the same place dominates
-is left out. Replicas of a kind are nearly equal wherever they are, so a search also has their totals as variables, whose
-bounds the best plan so far narrows (see :mod:`~streaminfer.placement.solver.replica_model`).
+is left out. Replicas of a kind are nearly equal wherever they are, so a search also has their totals as variables,
+whose bounds the best plan so far narrows (see :mod:`~streaminfer.placement.solver.replica_model`).
 
 *Quality.* Each pool has one quality, so the most quality of a flow is a sum over the distinct qualities q₁ > q₂ > …
 of (qₖ minus qₖ₊₁) times the largest flow to pools of at least qₖ: loads of pools form a polymatroid. These largest
