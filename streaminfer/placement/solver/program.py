@@ -139,7 +139,7 @@ class _Search:
         self.model.drop_slack()
         self._start()
         limit_s = _SEARCH_S
-        while self.best is None or self.best.gap > self.gap:
+        while not self._is_close():
             began_s = time.monotonic()
             if not self._narrow():
                 break
@@ -154,10 +154,13 @@ class _Search:
                 continue
             found = self._separate(values, lazy=True)
             self._offer(values, complete_first=found)
-            if is_finished and not found:
+            if self._is_close() or (is_finished and not found):
                 break
             self._polish(values, _POLISH_SHARE * (time.monotonic() - began_s))
         return self._result()
+
+    def _is_close(self) -> bool:
+        return self.best is not None and attrs.evolve(self.best, bound=self._bounded(self.best.value)).gap <= self.gap
 
     def _result(self) -> Solution | None:
         """The best so far, if any; an error where the time was too short to know."""

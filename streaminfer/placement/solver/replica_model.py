@@ -71,6 +71,7 @@ class ReplicaModel:
         self.objective = self.bound = 0.0
         self.is_finished = False
         self.is_infeasible = False
+        self._cutoff = self.infinity
         self._is_whole = False
         self._highs = _silent(self._highspy)
         options = {"output_flag": False, "threads": 1, "mip_rel_gap": 0.95 * gap, "mip_abs_gap": 1e-9}
@@ -109,6 +110,7 @@ class ReplicaModel:
         if self._is_whole:
             self._highs.clearSolver()  # HiGHS 1.16 ends with a wrong optimum for some starting solutions
             before_s = 0.0
+            self._highs.setOptionValue("objective_bound", self._cutoff)
         self._highs.setOptionValue("time_limit", before_s + limit_s)
         self._highs.run()
         info = self._highs.getInfo()  # adding a row resets it
@@ -131,6 +133,7 @@ class ReplicaModel:
         """
         highs = self._highs
         self.declare(whole=False)
+        self._cutoff = -cutoff if self.is_quality else cutoff
         limits = (cutoff, self.infinity) if self.is_quality else (-self.infinity, cutoff)
         scale = max(float(np.abs(self._costs).max(initial=0.0)), 1e-12)
         everything = np.arange(self.columns, dtype=np.int32)
