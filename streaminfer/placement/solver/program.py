@@ -120,9 +120,9 @@ class _Search:
         self.first = instance.uses.argmax(axis=0)
         self.at_site = (self.first[:, None] == np.arange(len(instance.site_prices))).astype(np.float32)
 
-    def _optimize(self, limit_s: float = _NEVER_S) -> Floats | None:
+    def _optimize(self, limit_s: float = _NEVER_S, *, target: float | None = None) -> Floats | None:
         """Return the values of the columns; ``None`` where there are none, or none in time."""
-        values = self.model.optimize(max(0.05, min(limit_s, self.end_s - time.monotonic())))
+        values = self.model.optimize(max(0.05, min(limit_s, self.end_s - time.monotonic())), target=target)
         self.is_out_of_time = time.monotonic() >= self.end_s
         return None if self.is_out_of_time else values
 
@@ -206,10 +206,10 @@ class _Search:
         else:
             self.bound = max(self.bound, min(bound, self.cutoff))
 
-    def _optimize_whole(self, limit_s: float = _NEVER_S) -> Floats | None:
+    def _optimize_whole(self, limit_s: float = _NEVER_S, *, target: float | None = None) -> Floats | None:
         """Return values with whole replicas; cuts are added for the solutions on the way to them."""
         self.model.declare(whole=True)
-        values = self._optimize(limit_s)
+        values = self._optimize(limit_s, target=target)
         for seen in self.model.improving[:-1]:
             self._separate(_rounded(seen, self.model.at_homes), lazy=True)
         return None if values is None else _rounded(values, self.model.at_homes)
@@ -217,9 +217,10 @@ class _Search:
     def _polish(self, values: Floats, limit_s: float) -> None:
         """Look for a plan as good at the sites that a solution uses, which is faster; keep its cuts."""
         hoped = self.model.objective
+        as_good = hoped - (1.0 if self.model.is_quality else -1.0) * self.gap * abs(hoped)
         self.model.allow_sites(values[: self.model.at_sites])
         for _ in range(_POLISH_ROUNDS):
-            if not self._cut_relaxation() or (inside := self._optimize_whole(limit_s)) is None:
+            if not self._cut_relaxation() or (inside := self._optimize_whole(limit_s, target=as_good)) is None:
                 break
             is_worse = abs(self.model.objective - hoped) > self.gap * abs(hoped)
             found = self._separate(inside, lazy=True)

@@ -103,8 +103,13 @@ class ReplicaModel:
         columns = np.r_[: self.at_homes, self.at_totals : self.columns].astype(np.int32)
         self._highs.changeColsIntegrality(len(columns), columns, np.array([kind] * len(columns)))
 
-    def optimize(self, limit_s: float) -> Floats | None:
-        """Return the values of the columns; ``None`` where there are none."""
+    def optimize(self, limit_s: float, *, target: float | None = None) -> Floats | None:
+        """Return the values of the columns; ``None`` where there are none.
+
+        Args:
+            limit_s: seconds after which the best so far is returned.
+            target: an objective at which a search for whole replicas ends; ``None``: the best, within the gap.
+        """
         self.improving.clear()
         before_s = self._highs.getRunTime()  # a linear program counts the time of earlier runs, a search does not
         if self._is_whole:
@@ -112,6 +117,8 @@ class ReplicaModel:
             before_s = 0.0
             self._highs.setOptionValue("objective_bound", self._cutoff)
         self._highs.setOptionValue("time_limit", before_s + limit_s)
+        unreachable = self.infinity if self.is_quality else -self.infinity
+        self._highs.setOptionValue("objective_target", unreachable if target is None else target)
         self._highs.run()
         info = self._highs.getInfo()  # adding a row resets it
         self.objective, self.bound = info.objective_function_value, info.mip_dual_bound
