@@ -81,8 +81,8 @@ def test_search_that_its_time_ends_is_followed_by_a_longer_one(monkeypatch):
     candidates = find_candidates(small_problem(1, "memory"))
     optimize, limits = ReplicaModel.optimize, []
 
-    def cut_short(self, limit_s):
-        values = optimize(self, limit_s)
+    def cut_short(self, limit_s, *, target):
+        values = optimize(self, limit_s, target=target)
         if self._is_whole and limit_s < 3 * program._SEARCH_S:
             limits.append(limit_s)
             self.is_finished, self.bound = False, -np.inf
