@@ -39,9 +39,7 @@ def relaxed(instance):
 
 def bounds_of_totals(model):
     linear = model._highs.getLp()
-    return [
-        (linear.col_lower_[column], linear.col_upper_[column]) for column in range(model.at_totals, model.columns)
-    ]
+    return [(linear.col_lower_[column], linear.col_upper_[column]) for column in range(model.at_totals, model.columns)]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -40,6 +40,7 @@ _SLOW_DEVIATIONS = 2.0
 _LARGEST_SAFETY = 0.01  # plans end exactly at deadlines, and half of all batches take longer than the mean
 _CENSORED = 1.5  # what a cancelled batch would have taken, over what was expected
 _ABOUT = 0.8
+_WAITED_FOR = 1.25  # times the mean
 _EXPLORE_TIMES = 4
 _COMPARE_AFTER, _COMPARE_EVERY = 128, 8  # batches
 
@@ -199,6 +200,16 @@ class BucketModel:
     def expected_ns(self, size: int) -> int:
         """Return the mean duration of a batch, also of one larger than the best size; 0: larger than the largest."""
         return int(self._mean[size]) if size < len(self._mean) else 0
+
+    def durations_to_wait_for(self) -> NDArray[np.int64]:
+        """Return what a batch takes, by its size as ``durations``, for another model that has to wait for it.
+
+        That is what 19 of 20 batches do not exceed, since one that waits would else be late whenever a batch takes
+        longer than planned. It is at most a quarter more than the mean: beyond are outliers, or too few batches, and a
+        model that seems so slow would not have its turn, so that nothing would tell otherwise.
+        """
+        most: NDArray[np.int64] = (_WAITED_FOR * self.durations).astype(np.int64)
+        return np.minimum(self.upper, most)
 
     def _next_to(self, best: int) -> tuple[int, int]:
         if self._padded is None:

@@ -11,10 +11,10 @@
    time left than 0.7 of what a batch of one takes, or than all of that once more is queued than a batch holds. One
    that is merely predicted to be late is passed over and stays queued. Under overload, of as many requests as are lost
    in any case, those go first that are on time even in a slow batch.
-4. If not even a new request could be on time, as those of the last five seconds tell, the queue is sent as one batch: a
-   *probe*. It corrects a duration that is wrong, where rejecting everything would never measure again. It has the
-   requests with most time left, like one that explores a size: a batch whose requests have all expired is cancelled,
-   and measures nothing.
+4. If not even a new request could be on time, as those of the last five seconds tell, or no request could for a second,
+   because those of other models kept a shared device busy, the queue is sent as one batch: a *probe*. It corrects a
+   duration that is wrong, where rejecting everything would never measure again. It has the requests with most time
+   left, like one that explores a size: a batch whose requests have all expired is cancelled, and measures nothing.
 
 *Without a deadline.* Such requests fill batches after all others. Once they have been queued for two seconds, they get
 a share of every batch: as large as their share of the queue.
@@ -64,6 +64,8 @@ _UNMIXED_AFTER = 64
 """Decisions with a single group after which shapes are no longer told apart."""
 _PROBE_INTERVAL_NS = 5_000_000_000
 """Requests with enough time measure the model if they come so often; if not, one that seems too late must."""
+_UNMEASURED_NS = 1_000_000_000
+"""The longest without a batch while requests come that would be on time if they were served at once."""
 
 _NOTHING = Decision()
 
@@ -300,7 +302,9 @@ class Lookahead:
         _, tickets, deadlines, untimed = in_deadline_order(model, queue.first(queue.queued))
         limits = queue.events.recent_limits_ns() or [PATIENCE_NS]
         is_free = self._model is not None and not (self._mixed_for or untimed or queue.several_priorities)
-        return Outlook(tickets, deadlines, model.upper, queue.events.gap_ns(now_ns), min(limits), is_free)
+        return Outlook(
+            tickets, deadlines, model.durations_to_wait_for(), queue.events.gap_ns(now_ns), min(limits), is_free
+        )
 
     def _first_to_measure(self, queue: RequestQueue, now_ns: int, most: int) -> list[Ticket]:
         """Return a batch while nothing was ever measured: requests with as much time left as the last one had taken."""
@@ -376,7 +380,8 @@ class Lookahead:
     ) -> Decision:
         """Nothing can be on time: send what is queued if a new request could not be either."""
         group = late[0]
-        if queue.events.longest_limit_ns(now_ns - _PROBE_INTERVAL_NS) >= group.model.durations[1]:
+        measures = queue.events.longest_limit_ns(now_ns - _PROBE_INTERVAL_NS) >= group.model.durations[1]
+        if measures and not (group.model.learns and _is_unmeasured(queue, now_ns)):
             return Decision((), "", rejected, rejection=rejection)
         cap = min(len(group.model.durations) - 1, self._probe_size)
         # what is known is in doubt, so nothing is rejected because of it
@@ -384,6 +389,11 @@ class Lookahead:
 
     def __repr__(self) -> str:
         return f"Lookahead({self.max_batch_size}, {self.service_time!r})"
+
+
+def _is_unmeasured(queue: RequestQueue, now_ns: int) -> bool:
+    events = queue.events
+    return events.releases > 0 and not queue.running and now_ns - events.last_end_ns > _UNMEASURED_NS
 
 
 def _too_late(model: BucketModel) -> str:

@@ -17,8 +17,8 @@ class Outlook(NamedTuple):
     Attributes:
         tickets: the queued requests, by deadline.
         deadlines: of these, shape (n,), int64.
-        durations: nanoseconds that 19 of 20 batches do not exceed, by size, shape (cap + 1,), int64. With means the
-            model that waits for another one's batch would be late whenever that takes longer than planned.
+        durations: what a batch takes for one that waits for it, by size, shape (cap + 1,), int64 nanoseconds: more than
+            the mean.
         gap_ns: expected time between arrivals; infinite: none are expected.
         limit_ns: time limit of expected arrivals.
         is_free: any run of neighbors among ``tickets`` may be a batch.

@@ -22,7 +22,7 @@ cdef class _ReasonCounts:
 @cython.final
 cdef class EventRing:
     cdef readonly long long requests, batches
-    cdef readonly long long arrivals, releases, drops
+    cdef readonly long long arrivals, releases, drops, last_end_ns
     cdef long long[::1] _arrival_ns, _limit_ns, _limits, _arrival_batch
     cdef int[::1] _priority
     cdef long long _limits_seen

@@ -93,6 +93,7 @@ class EventRing:
         arrivals: how many requests arrived so far.
         releases: how many batches were released so far; the number of the next one.
         drops: how many requests were dropped so far.
+        last_end_ns: when a batch left its worker last; 0: none has.
 
     Raises:
         TypeError, ValueError: not a power of two.
@@ -104,6 +105,7 @@ class EventRing:
         self.arrivals = 0
         self.releases = 0
         self.drops = 0
+        self.last_end_ns = 0
         self._arrival_ns: MutableSequence[int] = array("q", [0]) * requests
         self._limit_ns: MutableSequence[int] = array("q", [0]) * requests
         self._priority: MutableSequence[int] = array("i", [0]) * requests
@@ -205,11 +207,12 @@ class EventRing:
         if number < self.releases - self.batches:
             row = self._outlived.pop(number, None)
             if row is not None:
+                self.last_end_ns = now_ns
                 self._free_row(row)
             return
         slot = number & (self.batches - 1)
         if self._end_ns[slot] == _RUNNING:
-            self._end_ns[slot] = now_ns
+            self._end_ns[slot] = self.last_end_ns = now_ns
             self._free_row(self._worker[slot])
 
     def finished(self, number: int, now_ns: int, ok: bool) -> bool:

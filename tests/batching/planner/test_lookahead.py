@@ -80,6 +80,26 @@ def test_a_request_of_long_ago_rejects_nothing():
     assert decide(Lookahead(4, DEVICE), queue, now_ms=5001) == (["late"], "probe", [])
 
 
+def learned_queue(ended_ms):
+    """A model that was learned to take 11 ms, whose last batch ended then, and a queue of limits of 50 ms."""
+    policy = Lookahead(4, LearnedServiceTime())
+    policy.observe(1, 11 * MS, ended_ms * MS)
+    queue = queue_of(50)
+    queue.end(queue.first(1)[0])
+    number = queue.events.released((ended_ms - 11) * MS, 1, "full", 0)
+    queue.events.ended(number, ended_ms * MS)
+    queue.admit(None, "late", None, 0, 1200 * MS, 0)
+    return policy, queue
+
+
+def test_a_model_that_had_no_batch_for_a_second_is_measured_again():
+    """A shared device that others keep busy has no time for its requests while that is early enough."""
+    policy, queue = learned_queue(ended_ms=190)
+    assert decide(policy, queue, now_ms=1195) == (["late"], "probe", [])
+    policy, queue = learned_queue(ended_ms=200)
+    assert decide(policy, queue, now_ms=1195) == ([], "", ["late"])
+
+
 def test_a_probe_is_half_as_large_after_a_cancelled_batch():
     """Otherwise a batch that is too large to end in time would be sent again and again."""
     policy = Lookahead(8, LearnedServiceTime())
@@ -185,6 +205,23 @@ def test_outlook_for_a_shared_device_has_what_most_batches_do_not_exceed():
     outlook = policy.outlook(queue, 0, policy.decide(queue, 0, 1).batch)
 
     assert (outlook.durations[1:] > 1.15 * service_time.expected_ns(4)[1 : len(outlook.durations)]).all()
+
+
+def test_outlook_for_a_shared_device_leaves_outliers_out():
+    """Two of the first batches that took ten times as long say nothing of those for which another model waits."""
+    service_time = LearnedServiceTime()
+    for number in range(20):
+        size = 1 + number % 4
+        late = 10 if number in {15, 17} else 1
+        service_time.observe(size, late * (10 + size) * MS, number * 20 * MS)
+    policy = Lookahead(4, service_time)
+    queue = queue_of(5000, 5000)
+
+    outlook = policy.outlook(queue, 0, policy.decide(queue, 0, 1).batch)
+
+    mean = service_time.expected_ns(4)[1 : len(outlook.durations)]
+    assert (service_time.upper_ns(4)[1 : len(outlook.durations)] > 5 * mean).all()
+    assert (outlook.durations[1:] <= 1.3 * mean).all()
 
 
 def test_ten_thousand_waiting_are_decided_too():
