@@ -98,6 +98,22 @@ def test_objective_and_rows_are_as_before():
     assert model._highs.getNumRow() == rows
 
 
+def test_totals_are_bounded_after_a_search_too():
+    """Totals above the cutoff, which ends a search, are no reason to end the linear programs that bound them."""
+    instance = many_sites(40.4)
+    instance.prices = 0.01 * instance.prices
+    instance.site_prices = 0.01 * instance.site_prices
+    model = relaxed(instance).model
+    assert model.narrow(1.1 * model.objective, np.inf)
+    model.declare(whole=True)
+    model.optimize(10.0)
+
+    assert model.narrow(1.02 * model.objective, np.inf)
+
+    sites, replicas = bounds_of_totals(model)[:2]
+    assert (sites, replicas) == ((11, 12), (41, 41))
+
+
 def test_nothing_is_bounded_when_the_time_is_over():
     search = relaxed(Instance(find_candidates(small_problem(0, "plain"))))
 

@@ -115,10 +115,10 @@ class ReplicaModel:
         if self._is_whole:
             self._highs.clearSolver()  # HiGHS 1.16 ends with a wrong optimum for some starting solutions
             before_s = 0.0
-            self._highs.setOptionValue("objective_bound", self._cutoff)
         self._highs.setOptionValue("time_limit", before_s + limit_s)
         unreachable = self.infinity if self.is_quality else -self.infinity
         self._highs.setOptionValue("objective_target", unreachable if target is None else target)
+        self._highs.setOptionValue("objective_bound", self._cutoff if self._is_whole else self.infinity)
         self._highs.run()
         info = self._highs.getInfo()  # adding a row resets it
         self.objective, self.bound = info.objective_function_value, info.mip_dual_bound
@@ -140,7 +140,8 @@ class ReplicaModel:
         """
         highs = self._highs
         self.declare(whole=False)
-        self._cutoff = -cutoff if self.is_quality else cutoff
+        self._cutoff = -cutoff if self.is_quality else cutoff  # of what is minimized
+        highs.setOptionValue("objective_bound", self.infinity)  # totals have other numbers
         limits = (cutoff, self.infinity) if self.is_quality else (-self.infinity, cutoff)
         scale = max(float(np.abs(self._costs).max(initial=0.0)), 1e-12)
         everything = np.arange(self.columns, dtype=np.int32)
