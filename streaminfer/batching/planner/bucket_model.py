@@ -40,7 +40,7 @@ _SLOW_DEVIATIONS = 2.0
 _LARGEST_SAFETY = 0.01  # plans end exactly at deadlines, and half of all batches take longer than the mean
 _CENSORED = 1.5  # what a cancelled batch would have taken, over what was expected
 _ABOUT = 0.8
-_WAITED_FOR = 1.25  # times the mean
+_MOST_WAITED_FOR = 1.25  # times the mean
 _EXPLORE_TIMES = 4
 _COMPARE_AFTER, _COMPARE_EVERY = 128, 8  # batches
 
@@ -83,6 +83,7 @@ class BucketModel:
         self.steps = self.upper = self.slow = self.slow_steps = self.durations
         self.sure_ns = 0
         self.spread = 1.0
+        self._waited_for: NDArray[np.int64] | None = None
         self.recent = BatchMeans(_MEAN_OVER_NS)
         self._workers = workers
         self._padded = None if padded is None else np.array([0, *(padded(size) for size in range(1, cap + 1))])
@@ -201,15 +202,17 @@ class BucketModel:
         """Return the mean duration of a batch, also of one larger than the best size; 0: larger than the largest."""
         return int(self._mean[size]) if size < len(self._mean) else 0
 
-    def durations_to_wait_for(self) -> NDArray[np.int64]:
-        """Return what a batch takes, by its size as ``durations``, for another model that has to wait for it.
+    @property
+    def waited_for(self) -> NDArray[np.int64]:
+        """What a batch takes, by its size as ``durations``, for another model that has to wait for it.
 
         That is what 19 of 20 batches do not exceed, since one that waits would else be late whenever a batch takes
         longer than planned. It is at most a quarter more than the mean: beyond are outliers, or too few batches, and a
         model that seems so slow would not have its turn, so that nothing would tell otherwise.
         """
-        most: NDArray[np.int64] = (_WAITED_FOR * self.durations).astype(np.int64)
-        return np.minimum(self.upper, most)
+        if self._waited_for is None:
+            self._waited_for = np.minimum(self.upper, (_MOST_WAITED_FOR * self.durations).astype(np.int64))
+        return self._waited_for
 
     def _next_to(self, best: int) -> tuple[int, int]:
         if self._padded is None:
@@ -238,6 +241,7 @@ class BucketModel:
         self.timetable = DurationTable(self.durations, self.steps)
         self.upper_timetable = DurationTable(self.upper, self._steps_of(self.upper))
         self.sure_ns = int(self.durations[1] * sure)
+        self._waited_for = None
 
     def _steps_of(self, durations: NDArray[np.int64]) -> NDArray[np.int64]:
         return durations if self._workers == 1 else np.maximum(durations // self._workers, 1)

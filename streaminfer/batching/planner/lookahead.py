@@ -303,7 +303,7 @@ class Lookahead:
         limits = queue.events.recent_limits_ns() or [PATIENCE_NS]
         is_free = self._model is not None and not (self._mixed_for or untimed or queue.several_priorities)
         return Outlook(
-            tickets, deadlines, model.durations_to_wait_for(), queue.events.gap_ns(now_ns), min(limits), is_free
+            tickets, deadlines, model.waited_for, queue.events.gap_ns(now_ns), min(limits), is_free
         )
 
     def _first_to_measure(self, queue: RequestQueue, now_ns: int, most: int) -> list[Ticket]:
