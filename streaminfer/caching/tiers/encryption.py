@@ -279,10 +279,8 @@ class StoredKeys:
             row, master = self._db.execute(_CURRENT, (owner,)).fetchone(), self._master
         if row is None or row[2] < min(now_ns + lasts_ns, _FOR_GOOD):
             with self._writing():
-                row, master = (
-                    self._db.execute(_CURRENT, (owner,)).fetchone(),
-                    self._master,
-                )  # others may have been first
+                # another process or thread may have been first
+                row, master = self._db.execute(_CURRENT, (owner,)).fetchone(), self._master
                 if row is None:
                     self._check_master()
                     key_id = secrets.token_bytes(_ID_SIZE)
@@ -408,7 +406,7 @@ class StoredKeys:
         return nonce + wrapped
 
     def _check_master(self) -> None:
-        """Raise where another process has changed the master key: nobody could read what this one would wrap."""
+        """Raise where another process has changed the master key: no other one could read what this one would wrap."""
         (wrapped,) = self._db.execute("SELECT secret FROM ring").fetchone()
         self._unwrap(wrapped, b"ring")
 

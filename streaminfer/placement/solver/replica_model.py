@@ -44,7 +44,7 @@ class ReplicaModel:
         resource_rows: the row of each resource.
         objective: value of the last solution.
         bound: of the last search for whole replicas.
-        is_finished: whether that search, or the linear program, was complete, and not ended by its time.
+        is_finished: whether that search, or the linear program, was not ended by its time.
         is_infeasible: whether it has proven that there is none.
         improving: whole solutions that the last search found on its way.
     """
