@@ -155,8 +155,8 @@ class BackgroundRuns(NamedTuple):
     """How the batches of a model give way to those of another one while they run.
 
     A `Device` with ``preemptive=True`` calls ``set_background`` when the model comes into the background or leaves it,
-    and before each batch there; ``raise_running`` when one has used up half of its time; and ``yield_running`` as a
-    batch of the foreground begins while one of the background runs.
+    and before each batch there; ``raise_running`` when one would miss its deadline otherwise; and ``yield_running`` as
+    a batch of the foreground begins while one of the background runs.
 
     Attributes:
         set_background: with true, later batches run at the lowest priority of the operating system, so that what else
@@ -164,12 +164,17 @@ class BackgroundRuns(NamedTuple):
         raise_running: lets batches that run go on at the usual priority.
         obstacle: returns why the batches cannot be lowered here; empty: they can.
         yield_running: lets batches that run at the lowest priority give up their core once.
+        running_ns: returns the CPU time that the batch that runs at the lowest priority has used, in nanoseconds; of
+            several, the least; ``None``: none runs, or it is not known.
+        ended_ns: returns the CPU time of the batch that ended last, likewise.
     """
 
     set_background: Callable[[bool], None]
     raise_running: Callable[[], None]
     obstacle: Callable[[], str] = str
     yield_running: Callable[[], None] = lambda: None
+    running_ns: Callable[[], int | None] = lambda: None
+    ended_ns: Callable[[], int | None] = lambda: None
 
 
 class ModelTensor(Protocol):

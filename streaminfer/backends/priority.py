@@ -28,6 +28,7 @@ import functools
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -48,10 +49,11 @@ class BatchPriority:
         is_background: batches that begin from now on run at the lowest priority.
     """
 
-    __slots__ = ("_lowered", "_nice", "is_background")
+    __slots__ = ("_ended_ns", "_lowered", "_nice", "is_background")
 
     def __init__(self) -> None:
-        self._lowered: dict[int, int] = {}  # threads, by the system's number: Python's
+        self._lowered: dict[int, _Call] = {}  # by the system's number of the thread
+        self._ended_ns: int | None = None
         self._nice: set[int] = set()  # threads
         self.is_background = False
 
@@ -73,7 +75,21 @@ class BatchPriority:
         number = _lowering().yield_signal
         for thread in tuple(self._lowered) if number else ():
             if thread in self._lowered:  # its call has not ended, nor has the thread, as it needs the interpreter lock
-                signal.pthread_kill(self._lowered[thread], number)
+                signal.pthread_kill(self._lowered[thread].thread, number)
+
+    def running_ns(self) -> int | None:
+        """Return the CPU time that the batch that runs at the lowest priority has used; of several, the least."""
+        used_ns = []
+        for thread in tuple(self._lowered):
+            with contextlib.suppress(OSError):  # the thread ended between the two calls
+                if thread in self._lowered:  # as above
+                    call = self._lowered[thread]
+                    used_ns.append(time.clock_gettime_ns(time.pthread_getcpuclockid(call.thread)) - call.began_ns)
+        return min(used_ns, default=None)
+
+    def ended_ns(self) -> int | None:
+        """Return the CPU time of the batch that ended last."""
+        return self._ended_ns
 
     def capability(self, obstacle: str = "") -> BackgroundRuns:
         """Return what a `Device` needs of the backend.
@@ -82,7 +98,12 @@ class BatchPriority:
             obstacle: why its batches cannot be lowered; empty: only the system can stand against it.
         """
         return BackgroundRuns(
-            self.set_background, self.raise_running, lambda: obstacle or low_priority_obstacle(), self.yield_running
+            self.set_background,
+            self.raise_running,
+            lambda: obstacle or low_priority_obstacle(),
+            self.yield_running,
+            self.running_ns,
+            self.ended_ns,
         )
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -96,13 +117,15 @@ class BatchPriority:
         if thread not in self._nice:
             self._nice.add(thread)
             lowering.set_nice(thread, True)
-        self._lowered[thread] = threading.get_ident()
+        began_ns = time.thread_time_ns()
+        self._lowered[thread] = _Call(threading.get_ident(), began_ns)
         lowering.lower()
         lowering.yield_core()
         try:
             return function(*arguments)
         finally:
             self._lowered.pop(thread, None)
+            self._ended_ns = time.thread_time_ns() - began_ns
             lowering.restore(thread)
             if not self.is_background:  # any more
                 self._raise([thread])
@@ -113,6 +136,13 @@ class BatchPriority:
             self._nice.discard(thread)
             with contextlib.suppress(ProcessLookupError):  # it has ended
                 _lowering().set_nice(thread, False)
+
+
+class _Call(NamedTuple):
+    """A call that runs: its thread, as Python numbers it, and the CPU time of that as it began."""
+
+    thread: int
+    began_ns: int
 
 
 def low_priority_obstacle() -> str:

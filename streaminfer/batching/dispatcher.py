@@ -15,6 +15,7 @@ from streaminfer._runtime.idle_waiters import IdleWaiters
 from streaminfer._runtime.stopping import seconds_left
 from streaminfer.batching._batch_observers_cy import BatchObservers
 from streaminfer.batching._submission_cy import DispatchState
+from streaminfer.batching.alarm import Alarm
 from streaminfer.batching.assembly.model_calls import ModelCalls
 from streaminfer.batching.batch_runner import BatchRunner
 from streaminfer.batching.device.claim import Claim
@@ -68,7 +69,7 @@ class Dispatcher(DispatchState):
     # in a dict beside a compiled base, CPython 3.11 looks each method up again at each call
     __slots__ = (
         *("__weakref__", "_ask_inward", "_bucket_models", "_calls", "_device", "_events", "_idle"),
-        *("_loop", "_outcomes", "_queue", "_recheck_ns", "_timer", "batch_sizes", "claim"),
+        *("_alarm", "_loop", "_outcomes", "_queue", "_recheck_ns", "batch_sizes", "claim"),
         *("expectations", "full_at", "max_in_flight", "observers", "pipeline", "policy", "residence"),
         *("returning", "runner", "source"),
     )
@@ -100,7 +101,7 @@ class Dispatcher(DispatchState):
         self.set_policy(policy)
         self._loop: asyncio.AbstractEventLoop  # that of the first request
         self.is_scheduled = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._alarm = Alarm(self._on_alarm)
         self.timer_ns = NEVER
         self._recheck_ns = NEVER
         self._idle = IdleWaiters()
@@ -149,7 +150,7 @@ class Dispatcher(DispatchState):
         self.free = self.max_in_flight
         self.pipeline.batch = None
         self.is_scheduled = False
-        self._timer = None
+        self._alarm.bind_loop(loop, self.runner.context)
         self.timer_ns = self._recheck_ns = NEVER
         self._idle.forget()
         self._loop = loop
@@ -387,9 +388,8 @@ class Dispatcher(DispatchState):
         if self._device is not None:
             self._recheck_ns = min(self._recheck_ns, self._device.join(self, self._calls.clock()))
         if self._queue.queued == 0 and self._queue.running == 0:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
+            if self.timer_ns < NEVER:
+                self._alarm.cancel()
                 self.timer_ns = NEVER
             if self._idle and not self.runner.batches:
                 self._idle.wake()
@@ -401,16 +401,12 @@ class Dispatcher(DispatchState):
         wanted_ns = min(self._queue.next_deadline_ns, self._recheck_ns)
         if wanted_ns >= self.timer_ns:
             return
-        if self._timer is not None:
-            self._timer.cancel()
         self.timer_ns = wanted_ns
-        delay_s = max(wanted_ns - self._calls.clock(), 0) / 1e9
-        self._timer = self._loop.call_later(delay_s, self._on_timer, context=self.runner.context)
+        self._alarm.set(wanted_ns, self._calls.clock, is_exact=self._recheck_ns == wanted_ns)
 
-    def _on_timer(self) -> None:
+    def _on_alarm(self) -> None:
         # loops fire early by their resolution: a timer for an instant means that the instant has come
         now_ns = max(self._calls.clock(), self.timer_ns)
-        self._timer = None
         self.timer_ns = self._recheck_ns = NEVER
         self.runner.expire(now_ns)
         if self._may_release() and not self.is_scheduled:
@@ -442,6 +438,8 @@ class Dispatcher(DispatchState):
             if self.residence is not None and self.residence.task is not None:
                 await asyncio.wait({self.residence.task}, timeout=seconds_left())
         finally:
+            self._alarm.close()
+            self.timer_ns = NEVER
             if self._device is not None:
                 self._device.leave(self)
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,62 @@ def test_a_call_that_is_raised_is_nice_no_longer():
     assert seen == [before]
 
 
+def use_cpu(seconds):
+    until_s = time.thread_time() + seconds
+    while time.thread_time() < until_s:
+        pass
+
+
+@can_lower
+def test_the_cpu_time_of_a_call_is_known_while_it_runs_and_after():
+    calls, seen = BatchPriority(), []
+
+    def call():
+        use_cpu(0.002)
+        seen.append(calls.running_ns())
+
+    before = calls.running_ns(), calls.ended_ns()
+    use_cpu(0.005)  # of the thread, but not of the call
+    calls.run(call)
+
+    assert before == (None, None)
+    assert 2_000_000 <= seen[0] <= calls.ended_ns()
+    assert calls.running_ns() is None
+
+
+@can_lower
+def test_the_cpu_time_of_several_calls_is_the_least():
+    calls, is_used, ends = BatchPriority(), threading.Event(), threading.Event()
+
+    def long_call():
+        use_cpu(0.02)
+        is_used.set()
+        ends.wait()
+
+    thread = threading.Thread(target=calls.run, args=(long_call,))
+    thread.start()
+    is_used.wait()
+    both_ns = calls.run(calls.running_ns)
+    long_ns = calls.running_ns()
+    ends.set()
+    thread.join()
+
+    assert both_ns < 20_000_000 <= long_ns
+
+
+@can_lower
+def test_a_thread_that_ends_meanwhile_has_no_cpu_time(monkeypatch):
+    calls = BatchPriority()
+    calls._lowered = {1: priority._Call(threading.get_ident(), 0)}
+
+    def ended(_clock):
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(time, "clock_gettime_ns", ended)
+
+    assert calls.running_ns() is None
+
+
 def answers(backend, requests):
     """Responses of a backend in real time, whose background is switched by booleans among the requests."""
 
@@ -184,7 +241,7 @@ def test_a_call_that_was_raised_keeps_its_core(yielded):
 @can_lower
 def test_a_call_that_ends_meanwhile_is_left_alone(monkeypatch):
     calls, seen = BatchPriority(), []
-    calls._lowered = {1: 10, 2: 20}
+    calls._lowered = {1: priority._Call(10, 0), 2: priority._Call(20, 0)}
 
     def end_the_other(thread, _number):
         seen.append(thread)

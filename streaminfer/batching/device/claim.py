@@ -66,6 +66,14 @@ class Claim:
         if self._background_runs is not None:
             self._background_runs.yield_running()
 
+    def running_ns(self) -> int | None:
+        """Return the CPU time that the batch that runs in the background has used; ``None``: it is not known."""
+        return None if self._background_runs is None else self._background_runs.running_ns()
+
+    def ended_ns(self) -> int | None:
+        """Return the CPU time of the batch of the background that ended last, likewise."""
+        return None if self._background_runs is None else self._background_runs.ended_ns()
+
     @property
     def is_full(self) -> bool:
         """Whether a full batch is queued."""

@@ -57,7 +57,7 @@ class Device:
             take is yours to subtract. ``None``: all models fit.
         preemptive: on CPU cores, run the models with the tightest ``slo_s`` in the foreground: their batches begin at
             once, also while a batch of another model runs, which the operating system holds up meanwhile. The others
-            take turns in the background, at the lowest priority of the system until half of a batch's time is up. Needs
+            take turns in the background, at the lowest priority of the system unless a batch would be late. Needs
             Linux, the right to raise a thread's priority, and backends with `BackgroundRuns`; not ``memory_bytes``.
 
     Raises:
@@ -254,8 +254,8 @@ class Device:
         self._account(member).busy_ns += now_ns - execution.started_ns
         if self._preemption is not None:
             if level is self._back:
-                self._promotions.end(execution, member)
-                self._preemption.end_background(execution, now_ns)
+                is_held_up = self._promotions.end(execution, member)
+                self._preemption.end_background(execution, now_ns, is_held_up=is_held_up)
             else:
                 self._preemption.end_foreground(member, execution.started_ns, now_ns)
         expected_ns = member.expected_ns(execution) if succeeded else 0

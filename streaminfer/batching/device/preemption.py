@@ -9,10 +9,10 @@ the second batch grows meanwhile. The pace is a product of three numbers:
 
 * a fifth of the model's objective, which bounds what the foreground pays;
 * the share of a single request's time that a full batch saves: no pause helps where that is nothing;
-* the *pressure* of the background, from 0 to 1. A request that takes half of its time until the deadline puts none on,
-  one that takes all of it puts on all, and the slowest of a batch counts. Pressure rises at once, because a pause that
-  comes late has cost requests, and falls slowly, because short pauses that last serve both better than long ones that
-  come and go.
+* the *pressure* of the background, from 0 to 1. It rises by a step with each batch that had to be promoted because the
+  foreground held it up, and falls while the background is idle or in good time. So a burst that the background gets
+  through puts on none, and one that it always falls behind in leads to short pauses that last. Those serve both better
+  than long ones that come and go (integral control, as TCP's windows and PIE's drop rate).
 
 A request that comes after the pace has passed begins at once, as do a full batch and one with a request that has no
 time for a pause.
@@ -32,11 +32,14 @@ __all__ = ["Preemption"]
 MOST_PACE = 0.2
 """Share of the objective."""
 
-_PATIENCE = 0.5
-"""Share of its time until the deadline that a request of the background may take before the foreground pauses."""
+_STEP = 0.1
+"""Of pressure, for each promoted batch."""
 
-_RELEASE = 0.03
-"""Share of the pressure that is too much, by which it falls with each batch of the background."""
+_RELEASE = 0.2e-9
+"""Of pressure, for each nanosecond in which the background is idle or in good time."""
+
+_GOOD_TIME = 0.5
+"""Share of its time until the deadline that a request takes that is in good time."""
 
 
 class Preemption:
@@ -48,6 +51,7 @@ class Preemption:
 
     def __init__(self) -> None:
         self.pressure = 0.0
+        self._ended_ns = 0  # the last batch of the background
         self._is_background: WeakKeyDictionary[DeviceMember, bool] = WeakKeyDictionary()
         self._pauses: WeakKeyDictionary[DeviceMember, _Pause] = WeakKeyDictionary()
 
@@ -82,6 +86,7 @@ class Preemption:
         for member in list(self._is_background):
             self.leave(member)
         self.pressure = 0.0
+        self._ended_ns = 0
 
     def update(self) -> None:
         """Choose who is in the background again, because a model has come or gone, or has another objective."""
@@ -107,15 +112,16 @@ class Preemption:
         pace_ns = round(self.pressure * MOST_PACE * claim.saving() * claim.slo_ns) if claim.slo_ns < NEVER else 0
         self._pauses[member] = _Pause(started_ns + pace_ns, needs_ns=2 * (now_ns - started_ns))
 
-    def end_background(self, execution: Execution, now_ns: int) -> None:
-        """Note that a batch of the background ended, and how much of their time its requests took."""
-        taken = [
-            (now_ns - ticket.enqueued_ns) / (ticket.deadline_ns - ticket.enqueued_ns)
+    def end_background(self, execution: Execution, now_ns: int, *, is_held_up: bool) -> None:
+        """Note that a batch of the background ended, and whether it was promoted because of the foreground."""
+        is_in_time = all(
+            now_ns - ticket.enqueued_ns <= _GOOD_TIME * (ticket.deadline_ns - ticket.enqueued_ns)
             for ticket in execution.tickets
-            if ticket.deadline_ns < NEVER
-        ]
-        pressure = min(max(max(taken, default=0.0) - _PATIENCE, 0.0) / (1.0 - _PATIENCE), 1.0)
-        self.pressure = max(pressure, self.pressure + _RELEASE * (pressure - self.pressure))
+        )
+        well_until_ns = now_ns if is_in_time else execution.started_ns
+        pressure = max(self.pressure - _RELEASE * max(well_until_ns - self._ended_ns, 0), 0.0)
+        self.pressure = min(pressure + _STEP * is_held_up, 1.0)
+        self._ended_ns = now_ns
 
     def pause_ends_ns(self, member: DeviceMember) -> int:
         """Return until when a model of the foreground pauses, while the background has work; 0: it does not."""

@@ -1,4 +1,4 @@
-"""Batches of a device's background at the usual priority: those that have waited too long, and those that would."""
+"""Batches of a device's background at the usual priority: those that would be late, and those that would wait."""
 
 import asyncio
 import time
@@ -13,6 +13,14 @@ from streaminfer.batching.queue._ticket_cy import NEVER, Execution
 
 __all__ = ["Promotions"]
 
+_SHARE = 4
+"""How much longer a batch may take at the usual priority than alone: it shares the core with the loop and a thread."""
+
+_FORGET = 0.1
+"""Share by which the longest CPU time of a batch of one size is forgotten with each further one."""
+
+_NEXT_LOOK_NS = 1_000_000
+
 _WHOLE_CORE = 0.9
 """Cores that this process uses at least while a batch of the background runs, unless other processes want them too."""
 
@@ -23,8 +31,11 @@ _MOST_BACKOFF = 32
 class Promotions:
     """Which batches of one device's background run at the usual priority.
 
-    A batch is *promoted* when half of the time from its begin to its earliest deadline has passed, or ``max_wait_ns``
-    where it has none. So no other process, and no foreground, keeps a core from the background for good.
+    Half of the time from a batch's begin to its earliest deadline is a time to look at it. What it still needs is the
+    CPU time of such batches before it, less what it has used. If it has four times as long until its deadline, it stays
+    lowered, and is looked at again when it has not. Otherwise, and where its CPU time is not known, it is *promoted*. A
+    batch without a deadline is promoted after ``max_wait_ns``. So no other process, and no foreground, keeps a core
+    from the background for good.
 
     Other processes have a core before a lowered batch has it. A batch that was promoted although this process used less
     than a core meanwhile had to wait for them, and the next ones would too. So these begin at the usual priority: one,
@@ -45,8 +56,9 @@ class Promotions:
         self._max_wait_ns = max_wait_ns
         self._count = count
         self._process_time_ns = process_time_ns
-        self._timers: dict[Execution, asyncio.TimerHandle] = {}
+        self._lowered: dict[Execution, _Lowered] = {}
         self._backoffs: WeakKeyDictionary[DeviceMember, _Backoff] = WeakKeyDictionary()
+        self._longest_ns: WeakKeyDictionary[DeviceMember, dict[int, int]] = WeakKeyDictionary()  # by size of the batch
 
     def begin(self, loop: asyncio.AbstractEventLoop, execution: Execution, member: DeviceMember, now_ns: int) -> None:
         """Note that a batch of the background begins, and say to its backend whether it is lowered."""
@@ -57,30 +69,78 @@ class Promotions:
             backoff.left -= 1
             return
         deadline_ns = min(ticket.deadline_ns for ticket in execution.tickets)
-        patience_ns = self._max_wait_ns if deadline_ns == NEVER else max(deadline_ns - now_ns, 0) // 2
-        self._timers[execution] = loop.call_later(
-            patience_ns / 1e9, self._promote, execution, member, patience_ns, self._process_time_ns(), context=Context()
-        )
+        time_ns = None if deadline_ns == NEVER else max(deadline_ns - now_ns, 0)
+        lowered = _Lowered(loop, member, time_ns, self._process_time_ns())
+        self._lowered[execution] = lowered
+        self._look_in(self._max_wait_ns if time_ns is None else time_ns // 2, execution, lowered)
 
-    def end(self, execution: Execution, member: DeviceMember) -> None:
-        """Note that a batch ended."""
-        timer = self._timers.pop(execution, None)
-        if timer is not None:  # lowered to its end
-            timer.cancel()
+    def end(self, execution: Execution, member: DeviceMember) -> bool:
+        """Note that a batch ended; return whether the foreground held it up so that it would have been late."""
+        lowered = self._lowered.pop(execution, None)
+        if lowered is None:
+            return False
+        if (used_ns := member.claim.ended_ns()) is not None:
+            longest_ns = self._longest_ns.setdefault(member, {})
+            size = len(execution.tickets)
+            longest_ns[size] = max(used_ns, round((1 - _FORGET) * longest_ns.get(size, 0)))
+        if lowered.timer is not None:  # to its end
+            lowered.timer.cancel()
             self._backoffs.pop(member, None)
+        return lowered.is_held_up
 
     def forget(self) -> None:
         """Forget the batches that run: their loop was closed."""
-        self._timers.clear()
+        self._lowered.clear()
 
-    def _promote(self, execution: Execution, member: DeviceMember, patience_ns: int, used_ns: int) -> None:
-        del self._timers[execution]
+    def _look_in(self, wait_ns: int, execution: Execution, lowered: "_Lowered") -> None:
+        lowered.timer = lowered.loop.call_later(wait_ns / 1e9, self._look, execution, lowered, context=Context())
+
+    def _look(self, execution: Execution, lowered: "_Lowered") -> None:
+        elapsed_ns = lowered.elapsed_ns()
+        if lowered.time_ns is not None and (needed_ns := self._needed_ns(execution, lowered.member)) is not None:
+            spare_ns = lowered.time_ns - elapsed_ns - _SHARE * needed_ns
+            if spare_ns > 0:
+                self._look_in(max(spare_ns, _NEXT_LOOK_NS), execution, lowered)
+                return
+        lowered.timer = None
+        self._promote(lowered, elapsed_ns)
+
+    def _needed_ns(self, execution: Execution, member: DeviceMember) -> int | None:
+        """Return the CPU time that a batch still needs; ``None``: it is not known."""
+        longest_ns = self._longest_ns.get(member, {}).get(len(execution.tickets))
+        used_ns = member.claim.running_ns()
+        if longest_ns is None or used_ns is None:
+            return None
+        return max(longest_ns - used_ns, longest_ns // 10)  # one that takes longer is never at its end
+
+    def _promote(self, lowered: "_Lowered", elapsed_ns: int) -> None:
+        member = lowered.member
         self._count(member)
         member.claim.raise_running()
-        if self._process_time_ns() - used_ns >= _WHOLE_CORE * patience_ns:
+        if self._process_time_ns() - lowered.process_time_ns >= _WHOLE_CORE * elapsed_ns:
             self._backoffs.pop(member, None)  # the foreground had the core
+            lowered.is_held_up = lowered.time_ns is not None
         else:
             self._backoffs.setdefault(member, _Backoff()).grow()
+
+
+@attrs.define(eq=False)
+class _Lowered:
+    """A batch that began at the lowest priority, and when it is looked at; ``None``: it is promoted."""
+
+    loop: asyncio.AbstractEventLoop
+    member: DeviceMember
+    time_ns: int | None  # until its deadline
+    process_time_ns: int
+    timer: asyncio.TimerHandle | None = None
+    is_held_up: bool = False
+    began_s: float = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.began_s = self.loop.time()
+
+    def elapsed_ns(self) -> int:
+        return round((self.loop.time() - self.began_s) * 1e9)
 
 
 @attrs.define

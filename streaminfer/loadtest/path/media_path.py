@@ -24,6 +24,7 @@ import attrs
 
 from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_count, expected
+from streaminfer._runtime.timers import Timer, make_timer
 from streaminfer.errors import BackendError, Closed
 from streaminfer.loadtest.devices.profile import CameraProfile
 from streaminfer.loadtest.path.codec import Prepare, Unit, UnitDecoder, UnitEncoder
@@ -32,7 +33,6 @@ from streaminfer.loadtest.path.network import NetworkProfile, network_profile
 from streaminfer.loadtest.path.scene import Scene
 from streaminfer.loadtest.path.transfer import DevicePath, Loss, Transfer, TransferEnd, complete
 from streaminfer.loadtest.path.uplink import Uplink
-from streaminfer.loadtest.sending.timers import Timer, make_timer
 from streaminfer.protocols import Clock
 from streaminfer.streams.sources.formats import AudioFormat, VideoFormat
 
@@ -130,7 +130,7 @@ class MediaPath(DevicePath):
         if self._closed:
             raise Closed(f"media path {self.name!r} is closed")
         if self._timer is None:
-            self._timer = make_timer(asyncio.get_running_loop(), self._deliver_due)
+            self._timer = make_timer(asyncio.get_running_loop(), self.clock, self._deliver_due)
         passage = _Passage(Transfer(captured_ns), self._next_number(skipped), handed_ns or captured_ns, done)
         if self._submitted - self._coded > MAX_WAITING:
             passage.transfer.lost = "encoder"

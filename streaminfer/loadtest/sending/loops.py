@@ -19,8 +19,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from streaminfer._internal.validation import check_count, check_duration
+from streaminfer._runtime.timers import make_timer
 from streaminfer.loadtest.sending._requests_cy import DueRequests
-from streaminfer.loadtest.sending.timers import clock_of, make_timer
+from streaminfer.loadtest.sending.clocks import clock_of
 
 __all__ = ["Begin", "Call", "OpenLoop", "Receive", "closed_loop"]
 
@@ -113,7 +114,7 @@ class OpenLoop:
                 limits.append(loop.call_later(drain_s + _CANCELLING_S, self._stop, None))
 
         limits: list[asyncio.TimerHandle] = []
-        timer = make_timer(loop, send_due)
+        timer = make_timer(loop, clock, send_due)
         try:
             if self.due_ns:
                 timer.set(self.due_ns[0], clock())

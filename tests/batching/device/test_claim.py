@@ -64,6 +64,7 @@ def test_a_backend_that_offers_nothing_is_told_nothing():
     silent.raise_running()
     silent.yield_running()
 
+    assert (silent.running_ns(), silent.ended_ns()) == (None, None)
     assert silent.obstacle == "its backend offers no BackgroundRuns"
 
 
@@ -76,6 +77,7 @@ def test_a_backend_without_obstacle_can_always():
     willing.yield_running()  # which it does not offer
 
     assert (willing.obstacle, told) == ("", [True, "raised"])
+    assert (willing.running_ns(), willing.ended_ns()) == (None, None)
 
 
 def test_batches_that_run_yield():
@@ -85,3 +87,9 @@ def test_batches_that_run_yield():
     claim(runs=runs).yield_running()
 
     assert told == ["yielded"]
+
+
+def test_the_cpu_time_of_batches_is_that_of_the_backend():
+    known = claim(runs=BackgroundRuns(bool, list, running_ns=lambda: 1, ended_ns=lambda: 2))
+
+    assert (known.running_ns(), known.ended_ns()) == (1, 2)

@@ -40,12 +40,12 @@ def enter(*members):
     return preemption
 
 
-def end_background(preemption, *, took_ns, limit_ns):
-    """A batch of one request that was queued at 0."""
+def end_background(preemption, *, queued_ns=0, started_ns=None, ended_ns, limit_ns, is_held_up=False):
+    """A batch of one request."""
     queue = RequestQueue(4)
-    queue.admit(None, None, None, 0, limit_ns, 0)
-    execution = queue.take(list(queue), 0, "full")
-    preemption.end_background(execution, took_ns)
+    queue.admit(None, None, None, queued_ns, limit_ns, queued_ns)
+    execution = queue.take(list(queue), queued_ns if started_ns is None else started_ns, "full")
+    preemption.end_background(execution, ended_ns, is_held_up=is_held_up)
 
 
 class TestLevels:
@@ -160,7 +160,7 @@ class TestLevels:
 class TestPauses:
     def late(self, preemption, times=100):
         for _ in range(times):
-            end_background(preemption, took_ns=100 * MS, limit_ns=100 * MS)
+            end_background(preemption, ended_ns=100 * MS, limit_ns=100 * MS, is_held_up=True)
 
     def test_there_is_none_before_a_batch(self):
         tight = member(25 * MS)
@@ -190,26 +190,52 @@ class TestPauses:
         tight = member(25 * MS)
         preemption = enter(tight, member(100 * MS))
         for _ in range(10):
-            end_background(preemption, took_ns=20 * MS, limit_ns=100 * MS)
+            end_background(preemption, ended_ns=20 * MS, limit_ns=100 * MS)
 
         preemption.end_foreground(tight, 10 * MS, 11 * MS)
 
         assert preemption.pause_ends_ns(tight) == 10 * MS
 
-    def test_pressure_rises_at_once_and_falls_slowly(self):
+    def test_each_batch_that_is_held_up_puts_a_step_of_pressure_on(self):
         preemption = Preemption()
 
-        end_background(preemption, took_ns=75 * MS, limit_ns=100 * MS)
-        risen = preemption.pressure
-        end_background(preemption, took_ns=10 * MS, limit_ns=100 * MS)
+        self.late(preemption, times=3)
 
-        assert risen == pytest.approx(0.5)
-        assert preemption.pressure == pytest.approx(0.5 * 0.97)
+        assert preemption.pressure == pytest.approx(0.3)
 
-    def test_requests_without_deadline_put_no_pressure(self):
+    @pytest.mark.parametrize(
+        ("started_ms", "ended_ms", "fallen"),
+        [(150, 160, 0.012), (150, 140 + 50, 0.018), (150, 230, 0.010)],
+        ids=["in good time", "half of its time", "late"],
+    )
+    def test_pressure_falls_while_the_background_is_idle_or_in_good_time(self, started_ms, ended_ms, fallen):
         preemption = Preemption()
+        self.late(preemption, times=5)  # until 100 ms
 
-        end_background(preemption, took_ns=10**12, limit_ns=NEVER)
+        end_background(
+            preemption,
+            queued_ns=140 * MS,
+            started_ns=started_ms * MS,
+            ended_ns=ended_ms * MS,
+            limit_ns=240 * MS,
+        )
+
+        assert preemption.pressure == pytest.approx(0.5 - fallen)
+
+    def test_the_background_is_idle_once(self):
+        preemption = Preemption()
+        self.late(preemption, times=5)
+
+        for _ in range(2):  # which ran at the same time
+            end_background(preemption, queued_ns=200 * MS, ended_ns=210 * MS, limit_ns=300 * MS)
+
+        assert preemption.pressure == pytest.approx(0.5 - 0.022)
+
+    def test_requests_without_deadline_are_in_good_time(self):
+        preemption = Preemption()
+        self.late(preemption, times=5)
+
+        end_background(preemption, ended_ns=10**12, limit_ns=NEVER)
 
         assert preemption.pressure == 0.0
 
@@ -254,7 +280,7 @@ class TestPauses:
         tight = member(slo_ms * MS, durations=lambda size: max(round(MS * (1 + (size - 1) * (1 - saved))), 1))
         preemption = enter(tight, member(100 * MS))
         for took_ms in batches:
-            end_background(preemption, took_ns=took_ms * MS, limit_ns=100 * MS)
+            end_background(preemption, ended_ns=took_ms * MS, limit_ns=100 * MS, is_held_up=took_ms > 150)
 
         preemption.end_foreground(tight, 10 * MS, 11 * MS)
 

@@ -1,4 +1,4 @@
-"""Promotions: batches of the background that waited for half of their time, and the ones after them."""
+"""Promotions: batches of the background that would be late otherwise, and the ones after them."""
 
 import asyncio
 from types import SimpleNamespace
@@ -33,13 +33,22 @@ class Member:
     def __init__(self):
         self.lowered = []
         self.raised = 0
+        self.raised_at_ms = []
         self.claim = self
+        self.running = self.ended = None
 
     def set_background(self, is_background):
         self.lowered.append(is_background)
 
     def raise_running(self):
         self.raised += 1
+        self.raised_at_ms.append(round(asyncio.get_running_loop().time() * 1e3))
+
+    def running_ns(self):
+        return self.running
+
+    def ended_ns(self):
+        return self.ended
 
 
 class Background:
@@ -52,20 +61,85 @@ class Background:
         self.counted = []
         self.promotions = Promotions(50 * MS, self.counted.append, self.process.time_ns)
 
-    async def run(self, batches, *, took_s, share, deadline_ns=NEVER):
+    async def run(self, batches, *, took_s, share, deadline_ns=NEVER, size=1):
         self.process.use(share)
+        held_up = []
         for _ in range(batches):
-            batch = SimpleExecution(deadline_ns)
+            batch = SimpleExecution(deadline_ns, size)
             self.promotions.begin(self.loop, batch, self.member, 0)
             await asyncio.sleep(took_s)
-            self.promotions.end(batch, self.member)
+            held_up.append(self.promotions.end(batch, self.member))
+        return held_up
+
+    async def learn(self, *cpu_ms, size=1):
+        """Run batches that used so much CPU time."""
+        for each in cpu_ms:
+            self.member.ended = round(each * MS)
+            await self.run(1, took_s=0.001, share=1.0, size=size)
 
 
 class SimpleExecution:
     """What promotions read of a batch."""
 
-    def __init__(self, deadline_ns):
-        self.tickets = [SimpleNamespace(deadline_ns=deadline_ns)]
+    def __init__(self, deadline_ns, size):
+        self.tickets = [SimpleNamespace(deadline_ns=deadline_ns)] * size
+
+
+@pytest.mark.parametrize(
+    ("cpu_ms", "used_ms", "raised_at_ms"),
+    [
+        ((20,), 10, 159),  # needs 10 ms more: 4 times as long before 199
+        ((20,), 0, 119),
+        ((20,), 30, 191),  # longer than those before it: a tenth counts
+        ((40,), 0, 100),  # half of its time is up, and there is less left
+        ((2, 20, 10, 10), 10, 174),  # the longest is forgotten slowly: 16.2 ms
+        ((20,), None, 100),  # not known
+    ],
+    ids=["half done", "not begun", "longer", "no time", "longest", "unknown"],
+)
+async def test_a_batch_stays_lowered_as_long_as_it_can_be_in_time(loop, cpu_ms, used_ms, raised_at_ms):
+    background = Background(loop)
+    await background.learn(*cpu_ms)
+    background.member.running = None if used_ms is None else used_ms * MS
+    began_ms = round(loop.time() * 1e3)
+
+    await background.run(1, took_s=0.3, share=1.0, deadline_ns=199 * MS)
+
+    assert background.member.raised_at_ms == [pytest.approx(began_ms + raised_at_ms, abs=1)]
+
+
+async def test_what_a_batch_needs_is_known_of_its_size(loop):
+    background = Background(loop)
+    await background.learn(20, size=1)
+    background.member.running = 10 * MS
+    began_ms = round(loop.time() * 1e3)
+
+    await background.run(1, took_s=0.3, share=1.0, deadline_ns=200 * MS, size=2)
+
+    assert background.member.raised_at_ms == [began_ms + 100]
+
+
+async def test_a_batch_that_ends_before_it_must_be_promoted_is_not(loop):
+    background = Background(loop)
+    await background.learn(20)
+    background.member.running = 15 * MS
+
+    held_up = await background.run(3, took_s=0.15, share=1.0, deadline_ns=200 * MS)
+
+    assert (background.member.raised, held_up) == (0, [False] * 3)
+
+
+@pytest.mark.parametrize(
+    ("share", "deadline_ns", "expected"),
+    [(1.0, 90 * MS, True), (0.5, 90 * MS, False), (1.0, NEVER, False)],
+    ids=["foreground", "other processes", "no deadline"],
+)
+async def test_the_foreground_holds_up_what_has_to_be_promoted_for_it(loop, share, deadline_ns, expected):
+    background = Background(loop)
+
+    held_up = await background.run(1, took_s=0.08, share=share, deadline_ns=deadline_ns)
+
+    assert (background.member.raised, held_up) == (1, [expected])
 
 
 async def test_a_batch_that_ends_soon_is_not_promoted(loop):

@@ -1,4 +1,4 @@
-"""Timers of an open loop, also those that another thread sets."""
+"""Timers of a loop, also those that another thread sets."""
 
 import asyncio
 import sys
@@ -7,11 +7,11 @@ import time
 
 import pytest
 
-from streaminfer.loadtest.sending import timers
+from streaminfer._runtime import timers
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="timers as files are Linux's")
-@pytest.mark.parametrize("kind", [timers._LoopTimer, timers._FileTimer], ids=["loop", "file"])
+@pytest.mark.parametrize("kind", [timers.LoopTimer, timers.ExactTimer], ids=["loop", "file"])
 def test_another_thread_sets_the_timer(kind):
     """It fires once, in the thread of the loop, and not before its instant."""
     fired = []

@@ -1,6 +1,6 @@
-"""One-shot timers of an open loop.
+"""One-shot timers of an event loop.
 
-The timeout of epoll, and so asyncio's own timers, have whole milliseconds, which is the whole bar of a schedule error.
+The timeout of epoll, and so asyncio's own timers, have whole milliseconds: as long as a whole batch of a fast model.
 Where Linux offers a timer as a file descriptor, it wakes the loop to the microsecond; elsewhere, and in virtual time,
 the loop's own timer does.
 """
@@ -15,9 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from streaminfer.testing import VirtualLoop
-
-__all__ = ["Timer", "clock_of", "make_timer"]
+__all__ = ["ExactTimer", "LoopTimer", "Timer", "exact_timer", "make_timer"]
 
 _CLOCK_MONOTONIC = 1
 _ABSOLUTE = 1
@@ -42,24 +40,36 @@ class Timer(Protocol):
         ...
 
 
-def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], int]:
-    """Return the clock, monotonic nanoseconds, that the loop's timers follow."""
-    return loop.clock if isinstance(loop, VirtualLoop) else time.monotonic_ns
-
-
-def make_timer(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> Timer:
+def make_timer(loop: asyncio.AbstractEventLoop, clock: Callable[[], int], function: Callable[[], None]) -> Timer:
     """Return the finest timer that the loop can wait for.
 
     Args:
         loop: the running one.
+        clock: monotonic nanoseconds, which the instants are of.
         function: is called by the loop.
     """
-    if isinstance(loop, VirtualLoop) or not sys.platform.startswith("linux"):
-        return _LoopTimer(loop, function)
-    return _FileTimer(loop, function)
+    return exact_timer(loop, clock, function) or LoopTimer(loop, function)
 
 
-class _LoopTimer:
+def exact_timer(
+    loop: asyncio.AbstractEventLoop, clock: Callable[[], int], function: Callable[[], None]
+) -> "ExactTimer | None":
+    """Return a timer that is exact to the microsecond, as :func:`make_timer`.
+
+    Returns:
+        ``None``: the system has none, or the instants are not of its clock.
+
+    Raises:
+        OSError: the process has as many open files as it may.
+    """
+    if clock is not time.monotonic_ns or not sys.platform.startswith("linux"):
+        return None
+    return ExactTimer(loop, function)
+
+
+class LoopTimer:
+    """That of the loop itself."""
+
     resolution_ns = 0
 
     def __init__(self, loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
@@ -81,7 +91,9 @@ class _LoopTimer:
             self._handle.cancel()
 
 
-class _FileTimer:
+class ExactTimer:
+    """A file of Linux that becomes readable at an instant of the monotonic clock."""
+
     resolution_ns = 650_000  # at 20,000 requests/s, 13 share a wake-up, which costs about as much as two of them
 
     def __init__(self, loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
@@ -90,7 +102,7 @@ class _FileTimer:
         self._spec = _Spec()
         self._reference = ctypes.byref(self._spec)
         self._is_set = self._from_threads = False
-        self._fd = _libc().timerfd_create(_CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
+        self._fd: int = _libc().timerfd_create(_CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
         if self._fd < 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
         loop.add_reader(self._fd, self._wake)
@@ -105,9 +117,18 @@ class _FileTimer:
         # no record that two threads could write at once
         self._settime(self._fd, _ABSOLUTE, ctypes.byref(_Spec(0, 0, *divmod(at_ns, 1_000_000_000))), None)
 
+    def cancel(self) -> None:
+        """Call the function at no instant, until one is set again; a call that is due by now may come still."""
+        self._spec.at_s = self._spec.at_ns = 0
+        self._settime(self._fd, _ABSOLUTE, self._reference, None)
+
     def close(self) -> None:
         self._loop.remove_reader(self._fd)
-        os.close(self._fd)
+        self.__del__()
+
+    def __del__(self) -> None:
+        if self._fd >= 0:  # a loop that was closed has left it open
+            os.close(self._fd)
         self._fd = -1
 
     def _wake(self) -> None:

@@ -1,0 +1,89 @@
+"""Wakes a dispatcher at one instant."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from contextvars import Context
+
+from streaminfer._runtime.timers import ExactTimer, exact_timer
+
+__all__ = ["Alarm"]
+
+
+class Alarm:
+    """Calls a function once at an instant; setting it again replaces the instant.
+
+    An event loop waits for whole milliseconds. That is near enough for a deadline, and costs no call of the system. The
+    decision to release a batch can be due in a fraction of it, so that has a timer of its own where there is one.
+
+    Args:
+        function: is called by the loop, at the instant or later; early by no more than the resolution of the loop.
+    """
+
+    __slots__ = ("_context", "_exact", "_exact_at_ns", "_function", "_handle", "_has_exact", "_loop")
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function = function
+        self._handle: asyncio.TimerHandle | None = None
+        self._exact: ExactTimer | None = None
+        self._exact_at_ns = 0  # 0: it is not set
+        self._has_exact = True
+        self._loop: asyncio.AbstractEventLoop
+        self._context: Context
+
+    def bind_loop(self, loop: asyncio.AbstractEventLoop, context: Context) -> None:
+        """Wake on another loop, in a context of variables; what was set before is forgotten."""
+        self.close()
+        self._loop, self._context, self._has_exact = loop, context, True
+
+    def set(self, at_ns: int, clock: Callable[[], int], *, is_exact: bool) -> None:
+        """Call the function at an instant.
+
+        Args:
+            at_ns: of the clock.
+            clock: monotonic nanoseconds.
+            is_exact: it is worth a timer of its own.
+        """
+        if is_exact and (timer := self._exact_timer(clock)) is not None:
+            self._cancel_handle()
+            self._exact_at_ns = at_ns
+            timer.set(at_ns, clock())
+            return
+        self.cancel()
+        self._handle = self._loop.call_later(max(at_ns - clock(), 0) / 1e9, self._function, context=self._context)
+
+    def cancel(self) -> None:
+        """Call the function no more until it is set again."""
+        self._cancel_handle()
+        if self._exact is not None and self._exact_at_ns:
+            self._exact_at_ns = 0
+            self._exact.cancel()
+
+    def close(self) -> None:
+        """Cancel, and free what the system holds; it may be set again."""
+        self._cancel_handle()
+        self._exact_at_ns = 0
+        if self._exact is not None:
+            self._exact.close()
+            self._exact = None
+
+    def _cancel_handle(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+    def _exact_timer(self, clock: Callable[[], int]) -> ExactTimer | None:
+        if self._exact is None and self._has_exact:
+            with suppress(OSError, NotImplementedError):  # too many open files, or a loop that watches none
+                # a copy, as the context is entered here; without it, the variables of a caller would be kept
+                self._exact = self._context.copy().run(exact_timer, self._loop, clock, self._wake)
+            self._has_exact = self._exact is not None
+        return self._exact
+
+    def _wake(self) -> None:
+        at_ns = self._exact_at_ns
+        if not at_ns or time.monotonic_ns() < at_ns:
+            return  # it was due, and was cancelled or set again before the loop came to it
+        self._exact_at_ns = 0
+        self._function()

@@ -1,0 +1,199 @@
+"""The alarm of a dispatcher: once, at the last instant that was set, in the context that it was given."""
+
+import asyncio
+import contextvars
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from streaminfer.batching import alarm as alarms
+from streaminfer.batching.alarm import Alarm
+
+MS = 1_000_000
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="timers as files are Linux's")
+variable = contextvars.ContextVar("variable", default="none")
+
+
+def files():
+    """How many files this process has open, one for this among them."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+class Rings:
+    """An alarm, and when it rang."""
+
+    def __init__(self, loop):
+        self.at_ns, self.seen, self.ringing = [], [], asyncio.Event()
+        self.alarm = Alarm(self.ring)
+        self.alarm.bind_loop(loop, contextvars.copy_context())
+
+    def ring(self):
+        self.at_ns.append(time.monotonic_ns())
+        self.seen.append(variable.get())
+        self.ringing.set()
+
+    def set(self, in_ns, *, is_exact=True, clock=time.monotonic_ns):
+        at_ns = clock() + in_ns
+        self.alarm.set(at_ns, clock, is_exact=is_exact)
+        return at_ns
+
+
+def in_real_time(scene):
+    """Run a scene with an alarm; close it at the end."""
+
+    async def main():
+        rings = Rings(asyncio.get_running_loop())
+        try:
+            return await scene(rings)
+        finally:
+            rings.alarm.close()
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("is_exact", [False, True])
+def test_it_rings_once_and_not_before_its_instant(is_exact):
+    async def scene(rings):
+        at_ns = rings.set(2 * MS, is_exact=is_exact)
+        await rings.ringing.wait()
+        rings.ringing.clear()
+        then_ns = rings.set(2 * MS, is_exact=is_exact)
+        await rings.ringing.wait()
+        return rings.at_ns, at_ns, then_ns
+
+    rung, at_ns, then_ns = in_real_time(scene)
+
+    assert len(rung) == 2
+    assert rung[0] >= at_ns - 1000  # the resolution of a loop
+    assert rung[1] >= then_ns - 1000
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("second", [False, True])
+def test_setting_it_again_replaces_the_instant(first, second):
+    async def scene(rings):
+        rings.set(10_000 * MS, is_exact=first)
+        rings.set(MS, is_exact=second)
+        await rings.ringing.wait()
+        return rings.at_ns
+
+    assert len(in_real_time(scene)) == 1
+
+
+@pytest.mark.parametrize("is_exact", [False, True])
+def test_it_does_not_ring_after_it_was_cancelled(is_exact):
+    async def scene(rings):
+        rings.set(0, is_exact=is_exact)
+        rings.alarm.cancel()
+        other = Rings(asyncio.get_running_loop())
+        other.set(3 * MS, is_exact=False)
+        await other.ringing.wait()
+        return rings.at_ns
+
+    assert in_real_time(scene) == []
+
+
+@linux
+def test_one_that_is_due_and_set_again_rings_at_the_new_instant():
+    """The loop has seen that the timer is due, and something else sets it before its callback runs."""
+
+    async def scene(rings):
+        rings.set(-MS)
+        later_ns = rings.set(3 * MS)
+        rings.alarm._wake()
+        early = len(rings.at_ns)
+        await rings.ringing.wait()
+        return early, rings.at_ns, later_ns
+
+    early, rung, later_ns = in_real_time(scene)
+
+    assert early == 0
+    assert len(rung) == 1
+    assert rung[0] >= later_ns
+
+
+@pytest.mark.parametrize("is_exact", [False, True])
+def test_it_rings_in_its_own_context_and_keeps_none_of_a_caller(is_exact):
+    async def scene(rings):
+        variable.set("of a caller")
+        rings.set(0, is_exact=is_exact)
+        await rings.ringing.wait()
+        return rings.seen
+
+    assert in_real_time(scene) == ["none"]
+
+
+@linux
+def test_it_may_be_set_from_its_own_context():
+    async def scene(rings):
+        asyncio.get_running_loop().call_soon(rings.set, MS, context=rings.alarm._context)
+        await rings.ringing.wait()
+        return len(rings.at_ns)
+
+    assert in_real_time(scene) == 1
+
+
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), NotImplementedError()])
+def test_the_loop_rings_where_there_is_no_timer_of_its_own(monkeypatch, error):
+    tried = []
+
+    def none_is_left(*_arguments):
+        tried.append(None)
+        raise error
+
+    monkeypatch.setattr(alarms, "exact_timer", none_is_left)
+
+    async def scene(rings):
+        for _ in range(2):
+            rings.ringing.clear()
+            rings.set(MS)
+            await rings.ringing.wait()
+        return len(rings.at_ns)
+
+    assert in_real_time(scene) == 2
+    assert len(tried) == 1
+
+
+async def test_a_virtual_loop_rings_at_the_instant(loop):
+    rings = Rings(loop)
+
+    at_ns = rings.set(250_000, clock=loop.clock)
+    await rings.ringing.wait()
+
+    assert loop.clock() == at_ns
+
+
+@linux
+def test_a_closed_alarm_holds_no_file_and_may_be_set_again():
+    async def scene(rings):
+        before = files()
+        rings.set(0)
+        await rings.ringing.wait()
+        held = files()
+        rings.alarm.close()
+        closed = files()
+        rings.ringing.clear()
+        rings.set(0)
+        await rings.ringing.wait()
+        return held - before, closed - before, len(rings.at_ns)
+
+    assert in_real_time(scene) == (1, 0, 2)
+
+
+@linux
+def test_a_closed_loop_that_left_it_open_leaves_no_file():
+    before = files()
+
+    async def main():
+        rings = Rings(asyncio.get_running_loop())
+        rings.set(10_000 * MS)
+        return rings.alarm
+
+    alarm = asyncio.run(main())
+    loop = asyncio.new_event_loop()
+    alarm.bind_loop(loop, contextvars.copy_context())
+    loop.close()
+
+    assert files() == before
