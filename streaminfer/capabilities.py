@@ -161,7 +161,7 @@ class BackgroundRuns(NamedTuple):
     Attributes:
         set_background: with true, later batches run at the lowest priority of the operating system, so that what else
             wants the core has it at once; with false, at the usual one again.
-        raise_running: lets batches that run go on at the usual priority.
+        raise_running: lets batches that run, or are about to, go on at the usual priority.
         obstacle: returns why the batches cannot be lowered here; empty: they can.
         yield_running: lets batches that run at the lowest priority give up their core once.
         running_ns: returns the CPU time that the batch that runs at the lowest priority has used, in nanoseconds; of

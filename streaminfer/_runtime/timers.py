@@ -14,6 +14,9 @@ import threading
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
+from weakref import WeakSet
+
+from streaminfer._internal.forking import at_fork
 
 __all__ = ["ExactTimer", "LoopTimer", "Timer", "exact_timer", "make_timer"]
 
@@ -105,6 +108,7 @@ class ExactTimer:
         self._fd: int = _libc().timerfd_create(_CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
         if self._fd < 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        _open.add(self)
         loop.add_reader(self._fd, self._wake)
 
     def set(self, at_ns: int, now_ns: int) -> None:  # noqa: ARG002 - the instant is one of the kernel's clock
@@ -123,12 +127,16 @@ class ExactTimer:
         self._settime(self._fd, _ABSOLUTE, self._reference, None)
 
     def close(self) -> None:
-        self._loop.remove_reader(self._fd)
-        self.__del__()
+        if self._fd >= 0:
+            self._loop.remove_reader(self._fd)
+            self._close()
 
     def __del__(self) -> None:
         if self._fd >= 0:  # a loop that was closed has left it open
-            os.close(self._fd)
+            self._close()
+
+    def _close(self) -> None:
+        os.close(self._fd)
         self._fd = -1
 
     def _wake(self) -> None:
@@ -146,6 +154,20 @@ class ExactTimer:
             os.read(self._fd, 8)
         except BlockingIOError:
             pass  # a thread has set it again
+
+
+_open: WeakSet[ExactTimer] = WeakSet()
+
+
+def _leave_to_parent() -> None:
+    """Close the files of timers in a forked process, which shares them: what it sets there, its parent would lose."""
+    for timer in _open:
+        if timer._fd >= 0:
+            timer._close()
+    _open.clear()
+
+
+at_fork(in_child=_leave_to_parent)
 
 
 class _Spec(ctypes.Structure):

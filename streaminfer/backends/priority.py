@@ -64,7 +64,8 @@ class BatchPriority:
             self._raise(tuple(self._nice))
 
     def raise_running(self) -> None:
-        """Let the batches that run go on at the usual priority."""
+        """Let the batches that run, or are about to, go on at the usual priority."""
+        self.is_background = False  # until the next batch: a thread that gets no core may not have begun this one
         for thread in tuple(self._lowered):
             if self._lowered.pop(thread, None):  # its call has not ended
                 _lowering().restore(thread)
@@ -120,7 +121,10 @@ class BatchPriority:
         began_ns = time.thread_time_ns()
         self._lowered[thread] = _Call(threading.get_ident(), began_ns)
         lowering.lower()
-        lowering.yield_core()
+        if thread in self._lowered:
+            lowering.yield_core()
+        else:  # it was raised before it was lowered
+            lowering.restore(thread)
         try:
             return function(*arguments)
         finally:

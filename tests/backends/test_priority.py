@@ -97,6 +97,30 @@ def test_a_call_that_is_raised_is_nice_no_longer():
     assert seen == [before]
 
 
+@can_lower
+def test_a_call_that_is_raised_before_it_is_lowered_stays_so(fresh):
+    calls, before, seen = BatchPriority(), policy(), []
+    known = priority._lowering()
+
+    def lower_late():
+        calls.raise_running()
+        known.lower()
+
+    fresh.setattr(priority, "_lowering", lambda: known._replace(lower=lower_late))
+    seen.append(calls.run(policy))
+
+    assert seen == [before]
+
+
+def test_a_batch_that_is_raised_before_its_call_begins_is_not_lowered():
+    calls = BatchPriority()
+    calls.set_background(True)
+
+    calls.raise_running()
+
+    assert not calls.is_background
+
+
 def use_cpu(seconds):
     until_s = time.thread_time() + seconds
     while time.thread_time() < until_s:

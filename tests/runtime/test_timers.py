@@ -1,6 +1,8 @@
 """Timers of a loop, also those that another thread sets."""
 
 import asyncio
+import os
+import signal
 import sys
 import threading
 import time
@@ -38,3 +40,27 @@ def test_another_thread_sets_the_timer(kind):
 
     assert [thread for _, thread in fired] == [threading.main_thread()]
     assert fired[0][0] >= now_ns + 10_000_000 - 1_000_000  # asyncio's own timers have whole milliseconds
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="timers as files are Linux's")
+def test_a_forked_process_leaves_the_timer_to_its_parent():
+    async def main():
+        rung = asyncio.Event()
+        timer = timers.exact_timer(asyncio.get_running_loop(), time.monotonic_ns, rung.set)
+        timer.set(time.monotonic_ns() + 5_000_000, 0)
+        child = os.fork()
+        if child == 0:
+            timer.cancel()
+            timer.close()
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.waitpid(child, 0)
+        await rung.wait()
+        timer.close()
+        timer.close()  # which is nothing more
+
+    asyncio.run(main())
+
+
+async def test_instants_of_another_clock_have_the_timer_of_the_loop(loop):
+    assert timers.exact_timer(loop, loop.clock, list) is None
+    assert isinstance(timers.make_timer(loop, loop.clock, list), timers.LoopTimer)

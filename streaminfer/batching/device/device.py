@@ -254,8 +254,8 @@ class Device:
         self._account(member).busy_ns += now_ns - execution.started_ns
         if self._preemption is not None:
             if level is self._back:
-                is_held_up = self._promotions.end(execution, member)
-                self._preemption.end_background(execution, now_ns, is_held_up=is_held_up)
+                is_promoted = self._promotions.end(execution, member)
+                self._preemption.end_background(execution, now_ns, is_promoted=is_promoted)
             else:
                 self._preemption.end_foreground(member, execution.started_ns, now_ns)
         expected_ns = member.expected_ns(execution) if succeeded else 0

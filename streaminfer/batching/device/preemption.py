@@ -9,8 +9,8 @@ the second batch grows meanwhile. The pace is a product of three numbers:
 
 * a fifth of the model's objective, which bounds what the foreground pays;
 * the share of a single request's time that a full batch saves: no pause helps where that is nothing;
-* the *pressure* of the background, from 0 to 1. It rises by a step with each batch that had to be promoted because the
-  foreground held it up, and falls while the background is idle or in good time. So a burst that the background gets
+* the *pressure* of the background, from 0 to 1. It rises by a step with each batch that was late, or had to be promoted
+  so that it was not, and falls while the background is idle or in good time. So a burst that the background gets
   through puts on none, and one that it always falls behind in leads to short pauses that last. Those serve both better
   than long ones that come and go (integral control, as TCP's windows and PIE's drop rate).
 
@@ -33,13 +33,16 @@ MOST_PACE = 0.2
 """Share of the objective."""
 
 _STEP = 0.1
-"""Of pressure, for each promoted batch."""
+"""Of pressure, for each batch that was late or promoted."""
 
 _RELEASE = 0.2e-9
 """Of pressure, for each nanosecond in which the background is idle or in good time."""
 
 _GOOD_TIME = 0.5
 """Share of its time until the deadline that a request takes that is in good time."""
+
+_LATE = 0.9
+"""Share of its time until the deadline that one takes that is late."""
 
 
 class Preemption:
@@ -112,15 +115,13 @@ class Preemption:
         pace_ns = round(self.pressure * MOST_PACE * claim.saving() * claim.slo_ns) if claim.slo_ns < NEVER else 0
         self._pauses[member] = _Pause(started_ns + pace_ns, needs_ns=2 * (now_ns - started_ns))
 
-    def end_background(self, execution: Execution, now_ns: int, *, is_held_up: bool) -> None:
-        """Note that a batch of the background ended, and whether it was promoted because of the foreground."""
-        is_in_time = all(
-            now_ns - ticket.enqueued_ns <= _GOOD_TIME * (ticket.deadline_ns - ticket.enqueued_ns)
-            for ticket in execution.tickets
-        )
-        well_until_ns = now_ns if is_in_time else execution.started_ns
+    def end_background(self, execution: Execution, now_ns: int, *, is_promoted: bool) -> None:
+        """Note that a batch of the background ended, and whether it was promoted before its deadline."""
+        tickets = execution.tickets
+        taken = max((now_ns - it.enqueued_ns) / max(it.deadline_ns - it.enqueued_ns, 1) for it in tickets)
+        well_until_ns = now_ns if taken <= _GOOD_TIME else execution.started_ns
         pressure = max(self.pressure - _RELEASE * max(well_until_ns - self._ended_ns, 0), 0.0)
-        self.pressure = min(pressure + _STEP * is_held_up, 1.0)
+        self.pressure = min(pressure + _STEP * (is_promoted or taken > _LATE), 1.0)
         self._ended_ns = now_ns
 
     def pause_ends_ns(self, member: DeviceMember) -> int:

@@ -37,9 +37,10 @@ class Promotions:
     batch without a deadline is promoted after ``max_wait_ns``. So no other process, and no foreground, keeps a core
     from the background for good.
 
-    Other processes have a core before a lowered batch has it. A batch that was promoted although this process used less
-    than a core meanwhile had to wait for them, and the next ones would too. So these begin at the usual priority: one,
-    and twice as many each time that the lowered batch after them has to wait again (exponential back-off).
+    Other processes have a core before a lowered batch has it. If this process used less than a core until a batch is
+    looked at, it waited for them: it is promoted at once. The next ones would wait too, so these begin at the usual
+    priority: one, and twice as many each time that the lowered batch after them has to wait again (exponential
+    back-off).
 
     Args:
         max_wait_ns: until a batch without a deadline is promoted.
@@ -75,7 +76,7 @@ class Promotions:
         self._look_in(self._max_wait_ns if time_ns is None else time_ns // 2, execution, lowered)
 
     def end(self, execution: Execution, member: DeviceMember) -> bool:
-        """Note that a batch ended; return whether the foreground held it up so that it would have been late."""
+        """Note that a batch ended; return whether it was promoted because it would have been late."""
         lowered = self._lowered.pop(execution, None)
         if lowered is None:
             return False
@@ -83,10 +84,11 @@ class Promotions:
             longest_ns = self._longest_ns.setdefault(member, {})
             size = len(execution.tickets)
             longest_ns[size] = max(used_ns, round((1 - _FORGET) * longest_ns.get(size, 0)))
-        if lowered.timer is not None:  # to its end
-            lowered.timer.cancel()
-            self._backoffs.pop(member, None)
-        return lowered.is_held_up
+        if lowered.timer is None:
+            return lowered.time_ns is not None
+        lowered.timer.cancel()
+        self._backoffs.pop(member, None)  # it was lowered to its end
+        return False
 
     def forget(self) -> None:
         """Forget the batches that run: their loop was closed."""
@@ -97,13 +99,15 @@ class Promotions:
 
     def _look(self, execution: Execution, lowered: "_Lowered") -> None:
         elapsed_ns = lowered.elapsed_ns()
-        if lowered.time_ns is not None and (needed_ns := self._needed_ns(execution, lowered.member)) is not None:
-            spare_ns = lowered.time_ns - elapsed_ns - _SHARE * needed_ns
+        had_core = self._process_time_ns() - lowered.process_time_ns >= _WHOLE_CORE * elapsed_ns
+        if had_core and lowered.time_ns is not None:
+            needed_ns = self._needed_ns(execution, lowered.member)
+            spare_ns = 0 if needed_ns is None else lowered.time_ns - elapsed_ns - _SHARE * needed_ns
             if spare_ns > 0:
                 self._look_in(max(spare_ns, _NEXT_LOOK_NS), execution, lowered)
                 return
         lowered.timer = None
-        self._promote(lowered, elapsed_ns)
+        self._promote(lowered, had_core)
 
     def _needed_ns(self, execution: Execution, member: DeviceMember) -> int | None:
         """Return the CPU time that a batch still needs; ``None``: it is not known."""
@@ -113,13 +117,12 @@ class Promotions:
             return None
         return max(longest_ns - used_ns, longest_ns // 10)  # one that takes longer is never at its end
 
-    def _promote(self, lowered: "_Lowered", elapsed_ns: int) -> None:
+    def _promote(self, lowered: "_Lowered", had_core: bool) -> None:
         member = lowered.member
         self._count(member)
         member.claim.raise_running()
-        if self._process_time_ns() - lowered.process_time_ns >= _WHOLE_CORE * elapsed_ns:
-            self._backoffs.pop(member, None)  # the foreground had the core
-            lowered.is_held_up = lowered.time_ns is not None
+        if had_core:  # and so the foreground held it up
+            self._backoffs.pop(member, None)
         else:
             self._backoffs.setdefault(member, _Backoff()).grow()
 
@@ -133,7 +136,6 @@ class _Lowered:
     time_ns: int | None  # until its deadline
     process_time_ns: int
     timer: asyncio.TimerHandle | None = None
-    is_held_up: bool = False
     began_s: float = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:

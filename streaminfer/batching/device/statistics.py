@@ -22,7 +22,7 @@ class DeviceModelStatistics(Snapshot):
         longest_wait_s: the longest that it had a batch to send before its turn came.
         loads: how often it was loaded into the device's memory.
         load_s: seconds for which it was being loaded, with what other models took to leave; no part of ``busy_s``.
-        promoted: batches of the background that continued at the usual priority, because half of their time was up.
+        promoted: batches of the background that continued at the usual priority, because they would have been late.
         slowdowns: by other model, how many times as long a batch takes while one of that model runs, as learned.
     """
 

@@ -1,1 +1,1 @@
-"""Sending on schedule: loops, timers, sender processes, and the record of what was sent."""
+"""Sending on schedule: loops, sender processes, and the record of what was sent."""

@@ -40,12 +40,12 @@ def enter(*members):
     return preemption
 
 
-def end_background(preemption, *, queued_ns=0, started_ns=None, ended_ns, limit_ns, is_held_up=False):
+def end_background(preemption, *, queued_ns=0, started_ns=None, ended_ns, limit_ns, is_promoted=False):
     """A batch of one request."""
     queue = RequestQueue(4)
     queue.admit(None, None, None, queued_ns, limit_ns, queued_ns)
     execution = queue.take(list(queue), queued_ns if started_ns is None else started_ns, "full")
-    preemption.end_background(execution, ended_ns, is_held_up=is_held_up)
+    preemption.end_background(execution, ended_ns, is_promoted=is_promoted)
 
 
 class TestLevels:
@@ -160,7 +160,7 @@ class TestLevels:
 class TestPauses:
     def late(self, preemption, times=100):
         for _ in range(times):
-            end_background(preemption, ended_ns=100 * MS, limit_ns=100 * MS, is_held_up=True)
+            end_background(preemption, ended_ns=100 * MS, limit_ns=100 * MS, is_promoted=True)
 
     def test_there_is_none_before_a_batch(self):
         tight = member(25 * MS)
@@ -196,10 +196,18 @@ class TestPauses:
 
         assert preemption.pause_ends_ns(tight) == 10 * MS
 
-    def test_each_batch_that_is_held_up_puts_a_step_of_pressure_on(self):
+    def test_each_batch_that_is_promoted_puts_a_step_of_pressure_on(self):
         preemption = Preemption()
 
         self.late(preemption, times=3)
+
+        assert preemption.pressure == pytest.approx(0.3)
+
+    def test_each_batch_that_is_late_puts_a_step_of_pressure_on(self):
+        preemption = Preemption()
+
+        for _ in range(3):
+            end_background(preemption, ended_ns=91 * MS, limit_ns=100 * MS)
 
         assert preemption.pressure == pytest.approx(0.3)
 
@@ -280,7 +288,7 @@ class TestPauses:
         tight = member(slo_ms * MS, durations=lambda size: max(round(MS * (1 + (size - 1) * (1 - saved))), 1))
         preemption = enter(tight, member(100 * MS))
         for took_ms in batches:
-            end_background(preemption, ended_ns=took_ms * MS, limit_ns=100 * MS, is_held_up=took_ms > 150)
+            end_background(preemption, ended_ns=took_ms * MS, limit_ns=100 * MS, is_promoted=took_ms > 150)
 
         preemption.end_foreground(tight, 10 * MS, 11 * MS)
 
