@@ -14,8 +14,8 @@ __all__ = ["Alarm"]
 class Alarm:
     """Calls a function once at an instant; setting it again replaces the instant.
 
-    An event loop waits for whole milliseconds. That is near enough for a deadline, and costs no call of the system. The
-    decision to release a batch can be due in a fraction of it, so that has a timer of its own where there is one.
+    An event loop waits for whole milliseconds. That is near enough for a deadline, and costs no call of the system. A
+    pause on a shared device can be a fraction of it, so its end has a timer of its own where there is one.
 
     Args:
         function: is called by the loop, at the instant or later; early by no more than the resolution of the loop.
