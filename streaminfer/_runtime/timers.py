@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from weakref import WeakSet
 
 from streaminfer._internal.forking import at_fork
+from streaminfer._runtime.loops import is_virtual
 
 __all__ = ["ExactTimer", "LoopTimer", "Timer", "exact_timer", "make_timer"]
 
@@ -60,12 +61,12 @@ def exact_timer(
     """Return a timer that is exact to the microsecond, as :func:`make_timer`.
 
     Returns:
-        ``None``: the system has none, or the instants are not of its clock.
+        ``None``: the system has none, the loop is one of virtual time, or the instants are of another clock.
 
     Raises:
         OSError: the process has as many open files as it may.
     """
-    if clock is not time.monotonic_ns or not sys.platform.startswith("linux"):
+    if is_virtual(loop) or clock is not time.monotonic_ns or not sys.platform.startswith("linux"):
         return None
     return ExactTimer(loop, function)
 

@@ -402,7 +402,7 @@ class Dispatcher(DispatchState):
         if wanted_ns >= self.timer_ns:
             return
         self.timer_ns = wanted_ns
-        is_exact = self._device is not None and self._recheck_ns == wanted_ns  # alone, milliseconds cost nothing seen
+        is_exact = self._device is not None and self._recheck_ns == wanted_ns  # no gain was measured without
         self._alarm.set(wanted_ns, self._calls.clock, is_exact=is_exact)
 
     def _on_alarm(self) -> None:

@@ -61,6 +61,14 @@ def test_a_forked_process_leaves_the_timer_to_its_parent():
     asyncio.run(main())
 
 
-async def test_instants_of_another_clock_have_the_timer_of_the_loop(loop):
+def test_instants_of_another_clock_have_the_timer_of_the_loop():
+    async def main():
+        return timers.exact_timer(asyncio.get_running_loop(), time.perf_counter_ns, list)
+
+    assert asyncio.run(main()) is None
+
+
+async def test_a_virtual_loop_has_its_own_timer_whatever_the_clock(loop):
     assert timers.exact_timer(loop, loop.clock, list) is None
+    assert timers.exact_timer(loop, time.monotonic_ns, list) is None
     assert isinstance(timers.make_timer(loop, loop.clock, list), timers.LoopTimer)
