@@ -1,4 +1,4 @@
-"""Prints the lines of code below folders, without docstrings, comments and blank lines.
+"""Prints the lines of code of files and below folders, without docstrings, comments and blank lines.
 
 ``python docs/code_lines.py streaminfer/caching streaminfer/compliance streaminfer/http_edge``; without arguments it
 prints a line for each family of the package.
@@ -31,12 +31,13 @@ def count_lines(source: str) -> int:
 
 
 def main() -> None:
-    folders = [Path(name) for name in sys.argv[1:]] or sorted(path.parent for path in PACKAGE.glob("*/__init__.py"))
+    places = [Path(name) for name in sys.argv[1:]] or sorted(path.parent for path in PACKAGE.glob("*/__init__.py"))
     total = 0
-    for folder in folders:
-        count = sum(count_lines(path.read_text(encoding="utf-8")) for path in folder.rglob("*.py"))
+    for place in places:
+        files = [place] if place.is_file() else place.rglob("*.py")
+        count = sum(count_lines(path.read_text(encoding="utf-8")) for path in files)
         total += count
-        print(f"{count:7,} {folder}")
+        print(f"{count:7,} {place}")
     print(f"{total:7,} together")
 
 

@@ -1,6 +1,6 @@
 """Two models on one device: turns and preemption beside two independent batchers.
 
-    python benchmarks/run.py device [--seeds 3] [--rounds 5] [--seconds 5]
+    python benchmarks/run.py device [--seeds 12] [--rounds 5] [--seconds 5]
 
 Part 1, simulated, so deterministic: requests on time over the joint clairvoyant optimum; SLO 25 and 100 ms, half of the
 device for each model. Two independent batchers are shown on a device that runs batches one after the other, in the
@@ -302,7 +302,7 @@ async def compare(run: Run, shares: tuple[float, ...], rounds: int, beside: str)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--seeds", type=int, default=3, help="of each simulated row; 0: none is run")
+    parser.add_argument("--seeds", type=int, default=12, help="of each simulated row; 0: none is run")
     parser.add_argument("--rounds", type=int, default=5, help="in real time; 0: none is run")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each run in real time")
     parser.add_argument("--cold", type=json.loads, help=argparse.SUPPRESS)  # one run of a new process

@@ -68,13 +68,13 @@ class Stake:
         if self.outlook is None:
             return self.now_ns if self.is_waiting else math.inf
         deadlines = self.outlook.deadlines
-        first_ns = deadlines[0] if deadlines.size else self.now_ns + self.outlook.gap_ns + self.outlook.limit_ns
+        first_ns = deadlines[0] if deadlines.size else self.now_ns + self.outlook.gaps_ns[0] + self.outlook.limit_ns
         return float(first_ns - self.outlook.durations[1])
 
     @property
     def worth(self) -> float:
         """What its expected requests are worth, per nanosecond."""
-        return 0.0 if self.outlook is None else self.weight / self.outlook.gap_ns
+        return 0.0 if self.outlook is None else self.weight / self.outlook.gaps_ns[0]
 
     def loses_while(self, other_load_ns: int) -> bool:
         """Return whether its requests expire while it leaves for another model and comes back."""

@@ -144,7 +144,7 @@ def _ask_kernel(bids: Sequence[Bid], outlooks: Sequence[Outlook], now_ns: int, f
         np.minimum(sizes, caps),
         durations,
         caps,
-        np.array([outlook.gap_ns for outlook in outlooks]),
+        np.array([outlook.gaps_ns for outlook in outlooks]),
         np.array([outlook.limit_ns for outlook in outlooks]),
         np.array([bid.weight for bid in bids]),
         free,

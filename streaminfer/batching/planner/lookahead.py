@@ -302,7 +302,7 @@ class Lookahead:
         _, tickets, deadlines, untimed = in_deadline_order(model, queue.first(queue.queued))
         limits = queue.events.recent_limits_ns() or [PATIENCE_NS]
         is_free = self._model is not None and not (self._mixed_for or untimed or queue.several_priorities)
-        return Outlook(tickets, deadlines, model.waited_for, queue.events.gap_ns(now_ns), min(limits), is_free)
+        return Outlook(tickets, deadlines, model.waited_for, queue.events.gaps_ns(now_ns), min(limits), is_free)
 
     def _first_to_measure(self, queue: RequestQueue, now_ns: int, most: int) -> list[Ticket]:
         """Return a batch while nothing was ever measured: requests with as much time left as the last one had taken."""

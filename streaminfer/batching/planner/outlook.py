@@ -19,7 +19,7 @@ class Outlook(NamedTuple):
         deadlines: of these, shape (n,), int64.
         durations: what a batch takes for one that waits for it, by size, shape (cap + 1,), int64 nanoseconds: more than
             the mean.
-        gap_ns: expected time between arrivals; infinite: none are expected.
+        gaps_ns: expected time between arrivals, by many of them first and then by fewer; infinite: none are expected.
         limit_ns: time limit of expected arrivals.
         is_free: any run of neighbors among ``tickets`` may be a batch.
     """
@@ -27,6 +27,6 @@ class Outlook(NamedTuple):
     tickets: Sequence[Ticket]
     deadlines: NDArray[np.int64]
     durations: NDArray[np.int64]
-    gap_ns: float
+    gaps_ns: tuple[float, ...]
     limit_ns: int
     is_free: bool

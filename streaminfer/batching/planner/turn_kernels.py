@@ -3,11 +3,14 @@
 *Design*. Each model brings its queue in deadline order and what a batch of it takes. A candidate is a first batch of
 one model: for each number of requests passed over, the largest batch that is on time for its first one, up to the
 largest batch there is. Each candidate is played forward over sampled arrivals, with a simple rule for what comes after
-it. Each model has the largest batch that is on time once requests that would be late are passed over. The batch that
-has to start first goes first if the one with most requests for its time can still follow in time; otherwise that one
-goes first. The candidate with the most requests on time, by weight, less a price for the time that the device is busy,
-is chosen: time has a price because what is behind the horizon needs it too. This is a rollout (Bertsekas, Tsitsiklis
-and Wu, "Rollout algorithms for combinatorial optimization", Journal of Heuristics 3, 1997), and a heuristic.
+it. Each model has the largest batch that is on time once requests that would be late are passed over. By one rule the
+batch that has to start first goes first; by the other it does so only if the one with most requests for its time can
+still follow in time, and otherwise that one goes first. The candidate with the most requests on time, by weight and by
+the rule that suits it better, less a price for the time that the device is busy, is chosen: time has a price because
+what is behind the horizon needs it too. This is a rollout (Bertsekas, Tsitsiklis and Wu, "Rollout algorithms for
+combinatorial optimization", Journal of Heuristics 3, 1997) of two base policies (Chang, Givan and Chong, "Parallel
+rollout for online solution of partially observable Markov decision processes", Discrete Event Dynamic Systems 14,
+2004), and a heuristic.
 
 Where models do not fit in the device's memory together, loading one is set-up of its next batch. In a play those leave
 whose next batch has to start last, as in :mod:`~streaminfer.batching.device.resident_set`. Loads take most of the time
@@ -15,9 +18,12 @@ then, and time is worth no more than what is queued and arrives: at the rate of 
 a slow one would be worth less than its time, and the model would leave memory with its queue unserved.
 
 Arrivals are drawn from a fixed table of exponential gaps: evenly spaced ones let a plan end exactly at their deadlines,
-which no real ones allow. Every candidate is played against the same arrivals, and the same queues give the same turn.
+which no real ones allow. Some samples have the rate of the last few arrivals, others that of many: whether a burst has
+begun or a few came together by chance is not known. Every candidate is played against the same arrivals, and the same
+queues give the same turn.
 
-*Complexity*. A play of each candidate for each of eight samples, each O(arrivals + batches) up to the horizon.
+*Complexity*. All candidates are played against a few samples, and the best of them against the others. A play is
+O(arrivals + batches) up to the horizon.
 
 Importing this module imports Numba: serving calls what was compiled of it ahead of time (``kernel_loader``).
 """
@@ -30,7 +36,11 @@ from streaminfer._internal.loading.numba_jit import jit
 __all__ = ["EXPORTS", "choose_turn"]
 
 FAR_NS = 2**62
-_SAMPLES = 8
+_SAMPLES = 12
+_FIRST_SAMPLES = 3
+"""All candidates are played against so many, one of each rate."""
+_FINALISTS = 6
+"""So many candidates are played against the other samples too."""
 _MOST_EXPECTED = 256
 """So many arrivals of a model are played; the horizon of all models, the longest time limit, ends there."""
 _PRICE = 0.35
@@ -89,8 +99,12 @@ def _play(
     sizes: _Array,
     setups_ns: _Array,
     loads_ns: _Array,
+    by_start: bool,
 ) -> float:
-    """Return what is on time, by weight, less the price of the busy time, if a model starts with a batch."""
+    """Return what is on time, by weight, less the price of the busy time, if a model starts with a batch.
+
+    With ``by_start`` the batch that has to start first goes first, whatever it makes late.
+    """
     models = caps.size
     heads = np.zeros(models, np.int64)
     there = np.zeros(models, np.int64)
@@ -126,7 +140,8 @@ def _play(
                 return float(value - price * busy_ns)
             time_ns = next_ns
             continue
-        if urgent != dense and time_ns + setups_ns[urgent] + durations[urgent, urgent_size] > dense_start_ns:
+        urgent_end_ns = time_ns + setups_ns[urgent] + durations[urgent, urgent_size]
+        if not by_start and urgent != dense and urgent_end_ns > dense_start_ns:
             urgent, urgent_size = dense, dense_size
         heads[urgent] += urgent_size
         takes_ns = setups_ns[urgent] + durations[urgent, urgent_size]
@@ -135,6 +150,78 @@ def _play(
         if setups_ns[urgent] > 0:
             free = _load(urgent, free, sizes, setups_ns, loads_ns, heads, counts, ends, durations)
         value += weights[urgent] * urgent_size
+
+
+@jit
+def _first_batches(
+    now_ns: int,
+    deadlines: _Array,
+    offsets: _Array,
+    fixed: _Array,
+    durations: _Array,
+    caps: _Array,
+    setups_ns: _Array,
+) -> _Array:
+    """Return the candidates, shape (k, 3): the model, how many of its requests to pass over, how many to send."""
+    found = np.empty((deadlines.size, 3), np.int64)
+    count = 0
+    for model in range(caps.size):
+        queued = offsets[model + 1] - offsets[model]
+        largest = 0
+        for head in range(queued if fixed[model] == 0 else int(fixed[model] > 0)):
+            deadline_ns = deadlines[offsets[model] + head]
+            full = min(queued - head, caps[model]) if fixed[model] == 0 else fixed[model]
+            size = full
+            while fixed[model] == 0 and size > 0 and now_ns + setups_ns[model] + durations[model, size] > deadline_ns:
+                size -= 1
+            if size <= largest and size < full:
+                continue
+            largest = max(largest, size)
+            if size > 0:
+                found[count, 0], found[count, 1], found[count, 2] = model, head, size
+                count += 1
+            if size == full:
+                break
+    return found[:count]
+
+
+@jit
+def _draw(
+    now_ns: int,
+    horizon_ns: int,
+    deadlines: _Array,
+    offsets: _Array,
+    gaps_ns: _Floats,
+    limits_ns: _Array,
+) -> tuple[_Array, _Array, _Array]:
+    """Return deadlines, releases and the number of the requests of each sample and model: queued and expected ones."""
+    models = limits_ns.size
+    most_queued = 0
+    for model in range(models):
+        most_queued = max(most_queued, offsets[model + 1] - offsets[model])
+    ends = np.empty((_SAMPLES, models, most_queued + _MOST_EXPECTED), np.int64)
+    releases = np.empty((_SAMPLES, models, most_queued + _MOST_EXPECTED), np.int64)
+    counts = np.empty((_SAMPLES, models), np.int64)
+    for sample in range(_SAMPLES):
+        for model in range(models):
+            count = 0
+            latest_ns = 0
+            for at in range(offsets[model], offsets[model + 1]):
+                latest_ns = deadlines[at]
+                ends[sample, model, count], releases[sample, model, count] = latest_ns, now_ns
+                count += 1
+            passed_ns = 0.0
+            for expected in range(_MOST_EXPECTED):
+                gap = _GAPS[(257 * sample + 61 * model + expected) % _GAPS.size]
+                passed_ns += gaps_ns[model, sample % gaps_ns.shape[1]] * gap
+                if passed_ns > horizon_ns:
+                    break
+                releases[sample, model, count] = now_ns + int(passed_ns)
+                latest_ns = max(latest_ns, now_ns + int(passed_ns) + limits_ns[model])
+                ends[sample, model, count] = latest_ns
+                count += 1
+            counts[sample, model] = count
+    return ends, releases, counts
 
 
 @jit
@@ -162,7 +249,8 @@ def choose_turn(
         fixed: shape (models,): the size of the one batch that a model may send; 0: the kernel chooses; -1: none now.
         durations: shape (models, largest cap + 1), nanoseconds of a batch by its size, nondecreasing.
         caps: shape (models,): the largest batch of each.
-        gaps_ns: shape (models,): expected time between arrivals; infinite: none are expected.
+        gaps_ns: shape (models, k): expected time between arrivals, by many of them first and then by fewer; infinite:
+            none are expected.
         limits_ns: shape (models,): time limit of expected arrivals.
         weights: shape (models,): what a request on time is worth.
         free: bytes of the device's memory that no model takes.
@@ -174,60 +262,32 @@ def choose_turn(
         The model, how many of its requests to pass over and how many to send behind them; (-1, 0, 0) where no batch
         would be on time.
     """
-    models = caps.size
+    batches = _first_batches(now_ns, deadlines, offsets, fixed, durations, caps, setups_ns)
+    if len(batches) == 0:
+        return -1, 0, 0
+    if len(batches) == 1:
+        return batches[0, 0], batches[0, 1], batches[0, 2]
     horizon_ns = limits_ns.max()
-    most_queued = 0
     best_rate, offered_rate = 0.0, 0.0
-    for model in range(models):
-        most_queued = max(most_queued, offsets[model + 1] - offsets[model])
-        horizon_ns = int(min(float(horizon_ns), gaps_ns[model] * _MOST_EXPECTED))
+    for model in range(caps.size):
+        horizon_ns = int(min(float(horizon_ns), gaps_ns[model, 0] * _MOST_EXPECTED))
         best_rate = max(best_rate, weights[model] * caps[model] / durations[model, caps[model]])
-    for model in range(models):
+    for model in range(caps.size):
         queued = offsets[model + 1] - offsets[model]
-        offered_rate += weights[model] * (queued / max(horizon_ns, 1) + 1.0 / max(gaps_ns[model], 1.0))
+        offered_rate += weights[model] * (queued / max(horizon_ns, 1) + 1.0 / max(gaps_ns[model, 0], 1.0))
     price = _PRICE * (min(best_rate, offered_rate) if sizes.max() > 0 else best_rate)
-    ends = np.empty((_SAMPLES, models, most_queued + _MOST_EXPECTED), np.int64)
-    releases = np.empty((_SAMPLES, models, most_queued + _MOST_EXPECTED), np.int64)
-    counts = np.empty((_SAMPLES, models), np.int64)
-    for sample in range(_SAMPLES):
-        for model in range(models):
-            count = 0
-            latest_ns = 0
-            for at in range(offsets[model], offsets[model + 1]):
-                latest_ns = deadlines[at]
-                ends[sample, model, count], releases[sample, model, count] = latest_ns, now_ns
-                count += 1
-            passed_ns = 0.0
-            for expected in range(_MOST_EXPECTED):
-                passed_ns += gaps_ns[model] * _GAPS[(257 * sample + 61 * model + expected) % _GAPS.size]
-                if passed_ns > horizon_ns:
-                    break
-                releases[sample, model, count] = now_ns + int(passed_ns)
-                latest_ns = max(latest_ns, now_ns + int(passed_ns) + limits_ns[model])
-                ends[sample, model, count] = latest_ns
-                count += 1
-            counts[sample, model] = count
-    best_model, best_head, best_size, best_value = -1, 0, 0, -1e300
-    for model in range(models):
-        queued = offsets[model + 1] - offsets[model]
-        largest = 0
-        for head in range(queued if fixed[model] == 0 else int(fixed[model] > 0)):
-            deadline_ns = deadlines[offsets[model] + head]
-            full = min(queued - head, caps[model]) if fixed[model] == 0 else fixed[model]
-            size = full
-            while fixed[model] == 0 and size > 0 and now_ns + setups_ns[model] + durations[model, size] > deadline_ns:
-                size -= 1
-            if size <= largest and size < full:
-                continue
-            largest = max(largest, size)
-            if size > 0:
-                value = 0.0
-                for sample in range(_SAMPLES):
-                    value += _play(
+    ends, releases, counts = _draw(now_ns, horizon_ns, deadlines, offsets, gaps_ns, limits_ns)
+    values = np.zeros((len(batches), 2))  # by candidate and rule
+    is_in = np.ones(len(batches), np.bool_)
+    for since, until in ((0, _FIRST_SAMPLES), (_FIRST_SAMPLES, _SAMPLES)):
+        for at in range(len(batches)):
+            for rule in range(2 if is_in[at] else 0):
+                for sample in range(since, until):
+                    values[at, rule] += _play(
                         now_ns,
-                        model,
-                        head,
-                        size,
+                        batches[at, 0],
+                        batches[at, 1],
+                        batches[at, 2],
                         ends[sample],
                         releases[sample],
                         counts[sample],
@@ -239,20 +299,35 @@ def choose_turn(
                         sizes,
                         setups_ns,
                         loads_ns,
+                        rule == 1,
                     )
-                if value > best_value:
-                    best_model, best_head, best_size, best_value = model, head, size, value
-            if size == full:
-                break
-    return best_model, best_head, best_size
+        _keep_best(values, is_in, _FINALISTS if until < _SAMPLES else 1)
+    chosen = np.argmax(is_in)
+    return batches[chosen, 0], batches[chosen, 1], batches[chosen, 2]
+
+
+@jit
+def _keep_best(values: _Floats, is_in: NDArray[np.bool_], most: int) -> None:
+    """Leave so many candidates in, those of most value by their better rule; of equal ones the first."""
+    left = is_in.copy()
+    is_in[:] = False
+    for _ in range(most):
+        best = -1
+        for at in range(left.size):
+            if left[at] and (best < 0 or values[at].max() > values[best].max()):
+                best = at
+        if best < 0:
+            return
+        left[best], is_in[best] = False, True
 
 
 _READ = "Array(int64, 1, 'C', readonly=True)"
 _READ_2D = "Array(int64, 2, 'C', readonly=True)"
 _READ_FLOATS = "Array(float64, 1, 'C', readonly=True)"
+_READ_FLOATS_2D = "Array(float64, 2, 'C', readonly=True)"
 
 _SIGNATURE = (
-    f"int64, {_READ}, {_READ}, {_READ}, {_READ_2D}, {_READ}, {_READ_FLOATS}, {_READ}, {_READ_FLOATS}, "
+    f"int64, {_READ}, {_READ}, {_READ}, {_READ_2D}, {_READ}, {_READ_FLOATS_2D}, {_READ}, {_READ_FLOATS}, "
     f"int64, {_READ}, {_READ}, {_READ}"
 )
 

@@ -60,8 +60,12 @@ cdef class EventRing:
     @cython.locals(number=int, entries=cython.longlong, last=cython.longlong, slot=cython.longlong)
     cpdef object dropped(self, long long now_ns, object reason, long long count=*)
 
-    @cython.locals(kept=cython.longlong, passed=cython.longlong)
     cpdef double gap_ns(self, long long now_ns) noexcept
+
+    cpdef tuple gaps_ns(self, long long now_ns)
+
+    @cython.locals(kept=cython.longlong, passed=cython.longlong)
+    cdef double _gap_over(self, long long window, long long now_ns) noexcept
 
     @cython.locals(slot=cython.longlong, limits=list)
     cpdef list recent_limits_ns(self)

@@ -280,9 +280,16 @@ class EventRing:
         Returns:
             Nanoseconds; infinite before a second arrival, and while no time has passed since the first.
         """
+        return self._gap_over(_RATE_WINDOW, now_ns)
+
+    def gaps_ns(self, now_ns: int) -> tuple[float, float, float]:
+        """Return :meth:`gap_ns`, and the same over the last 64 and 16: fewer tell of a burst sooner, and of chance."""
+        return self._gap_over(_RATE_WINDOW, now_ns), self._gap_over(64, now_ns), self._gap_over(16, now_ns)
+
+    def _gap_over(self, window: int, now_ns: int) -> float:
         kept = self.arrivals
-        if kept > _RATE_WINDOW:
-            kept = _RATE_WINDOW
+        if kept > window:
+            kept = window
         if kept > self.requests:
             kept = self.requests
         if kept < 2:

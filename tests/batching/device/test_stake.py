@@ -17,7 +17,7 @@ FAR = float("inf")
 
 
 def stake(*, deadlines=(), gap_ns=100.0, limit_ns=100, load_ns=500, weight=1.0):
-    outlook = Outlook((), np.array(deadlines, np.int64), np.array([0, 10]), gap_ns, limit_ns, True)
+    outlook = Outlook((), np.array(deadlines, np.int64), np.array([0, 10]), (gap_ns, FAR), limit_ns, True)
     return Stake(outlook, weight, load_ns, bool(deadlines), 0)
 
 

@@ -21,14 +21,14 @@ def plain_kernels():
     return load_plain(turn_kernels)
 
 
-def bid(key, deadlines, durations=None, *, size=None, gap_ns=FAR, limit_ns=100, **options):
+def bid(key, deadlines, durations=None, *, size=None, gaps_ns=(FAR, FAR), limit_ns=100, **options):
     """A bid of the whole queue, or of its first ``size``; with durations by size it has an outlook."""
     queue = RequestQueue(len(deadlines))
     tickets = [queue.admit(None, None, None, 0, deadline, 0) for deadline in deadlines]
     outlook = None
     if durations is not None:
         table = np.array([0, *durations], np.int64)
-        outlook = Outlook(tickets, np.array(deadlines, np.int64), table, gap_ns, limit_ns, size is None)
+        outlook = Outlook(tickets, np.array(deadlines, np.int64), table, gaps_ns, limit_ns, size is None)
     return Bid(key, tickets[:size], outlook, **options)
 
 
@@ -76,6 +76,14 @@ class TestRules:
         bids = [bid("a", [30], [10**13], slowdown=1e7), bid("b", [60], [50])]
 
         assert deadlines_of(Turns(100).choose(bids, 0)) == (1, [60])
+
+    def test_a_long_batch_waits_while_the_last_few_arrivals_tell_of_a_burst(self):
+        """By the many before them, the other model has no more requests to expect."""
+        long = bid("a", [80, 80], [30, 30])
+        quiet, burst = (bid("b", [45], [8], gaps_ns=(1000.0, gap), limit_ns=24) for gap in (1000.0, 10.0))
+
+        assert deadlines_of(Turns(100).choose([long, quiet], 0)) == (0, [80, 80])
+        assert deadlines_of(Turns(100).choose([long, burst], 0)) == (1, [45])
 
     def test_without_an_outlook_the_earliest_deadline_goes_first(self):
         bids = [bid("a", [30]), bid("b", [20], [5]), bid("c", [25, 19])]
@@ -219,11 +227,36 @@ def problems(draw):
         np.array(fixed, np.int64),
         durations,
         caps,
-        np.array([draw(st.sampled_from([2.0, 30.0, FAR])) for _ in range(models)]),
+        np.array([[draw(st.sampled_from([2.0, 30.0, FAR])) for _ in range(2)] for _ in range(models)]),
         np.array([draw(st.integers(5, 90)) for _ in range(models)]),
         np.array([draw(st.sampled_from([0.5, 1.0, 3.0])) for _ in range(models)]),
         *draw(places(models)),
     )
+
+
+@pytest.mark.parametrize(
+    ("values", "most", "kept"),
+    [
+        ([(1, 5), (4, 2), (3, 3)], 1, [0]),  # by the better rule
+        ([(1, 2), (4, 2), (3, 4), (0, 3)], 2, [1, 2]),
+        ([(2, 2), (2, 1), (2, 2)], 2, [0, 1]),  # of equal ones the first
+        ([(-3, -1), (-9, -2)], 3, [0, 1]),
+    ],
+)
+def test_the_best_candidates_stay(plain_kernels, values, most, kept):
+    is_in = np.ones(len(values), np.bool_)
+
+    plain_kernels._keep_best(np.array(values, np.float64), is_in, most)
+
+    assert np.flatnonzero(is_in).tolist() == kept
+
+
+def test_a_candidate_that_is_out_does_not_come_back(plain_kernels):
+    is_in = np.array([False, True])
+
+    plain_kernels._keep_best(np.array([[9.0, 9.0], [1.0, 1.0]]), is_in, 1)
+
+    assert is_in.tolist() == [False, True]
 
 
 @given(problem=problems())

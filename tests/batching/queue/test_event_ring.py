@@ -153,6 +153,7 @@ class AgainstLists(RuleBasedStateMachine):
         passed = self.now_ns + 3 - kept[0][0] if kept else 0
         expected = passed / (len(kept) - 1) if len(kept) > 1 and passed else float("inf")
         assert self.events.gap_ns(self.now_ns + 3) == expected
+        assert self.events.gaps_ns(self.now_ns + 3)[0] == expected
 
 
 TestAgainstLists = AgainstLists.TestCase
@@ -201,6 +202,7 @@ def test_the_rate_is_that_of_the_last_256_and_falls_with_silence():
     latest_ns = 10**6 + 2550
     assert events.gap_ns(latest_ns) == 10.0
     assert events.gap_ns(latest_ns + 2550) == 20.0
+    assert events.gaps_ns(latest_ns + 2550) == (20.0, 2550 / 63 + 10.0, 2550 / 15 + 10.0)
     assert events.recent_limits_ns() == []
 
 
