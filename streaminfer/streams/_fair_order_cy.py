@@ -50,19 +50,6 @@ class Turn:
         denied: frames in succession that were too old.
     """
 
-    __slots__ = (
-        "_cost",
-        "_finish",
-        "_idle_from",
-        "_is_busy",
-        "_number",
-        "_position",
-        "_priority",
-        "_start",
-        "denied",
-        "owner",
-    )
-
     def __init__(self, owner: Any, weight: float, priority: int) -> None:
         self.owner = owner
         self._cost = 1.0 / weight
@@ -82,8 +69,6 @@ class FairOrder:
     Attributes:
         count: how many wait.
     """
-
-    __slots__ = ("_heap", "_number", "_virtual", "count")
 
     def __init__(self) -> None:
         self._heap: list[Turn] = []

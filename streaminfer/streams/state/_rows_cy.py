@@ -33,8 +33,6 @@ class Rows:
         run: words of a run.
     """
 
-    __slots__ = ("_outer", "_read", "_row", "_run", "_runs", "_words", "_written")
-
     def __init__(self, words: Any, row: int, outer: int, runs: int, run: int) -> None:
         self._words = words
         self._row = row

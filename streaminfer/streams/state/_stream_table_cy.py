@@ -49,20 +49,6 @@ class StreamTable:
         given: streams whose state was given by hand, and has not been read by a step that succeeded.
     """
 
-    __slots__ = (
-        "_blocks",
-        "_free",
-        "_head",
-        "_next_slot",
-        "_streams",
-        "_tail",
-        "capacity",
-        "expired",
-        "given",
-        "max_streams",
-        "rejected",
-    )
-
     def __init__(self, max_streams: int) -> None:
         self.max_streams = max_streams
         self.capacity = max_streams + _SPARE_SLOTS
