@@ -37,8 +37,6 @@ class Stream:
         self.version = 0
         self._alive = True
         self._tail: Step | None = None
-        self._previous: Stream | None = None
-        self._next: Stream | None = None
 
     @property
     def is_initial(self) -> bool:

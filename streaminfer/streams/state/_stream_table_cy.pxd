@@ -9,12 +9,10 @@ cdef class StreamTable:
     cdef readonly Py_ssize_t expired
     cdef readonly Py_ssize_t rejected
     cdef readonly Py_ssize_t given
-    cdef dict _streams
+    cdef object _streams
     cdef list _blocks
     cdef list _free
     cdef Py_ssize_t _next_slot
-    cdef Stream _head
-    cdef Stream _tail
 
     @cython.locals(group=list, step=Step, stream=Stream, chosen=Step, before=Step, position=Py_ssize_t)
     cpdef list begin(self, object requests, long long now_ns)
@@ -62,8 +60,3 @@ cdef class StreamTable:
 
     @cython.locals(slot=Py_ssize_t)
     cdef Py_ssize_t _take_slot(self) except -1
-
-    cdef void _append(self, Stream stream)
-
-    @cython.locals(before=Stream, after=Stream)
-    cdef void _unlink(self, Stream stream)

@@ -18,7 +18,7 @@ do not overtake those before it.
 *Slots.* A slot is given back when its stream has moved on. The slot of a stream that was reset or ended during its step
 is given back when that step ends, because the step may still read it.
 
-*Complexity.* O(1) per row; expiry is O(1) per expired stream, over a list in the order of use.
+*Complexity.* O(1) per row; expiry is O(1) per expired stream, in the order of use.
 
 One source, compiled with the C types of ``_stream_table_cy.pxd`` or run as it is. Synchronous, takes the time as an
 argument, not thread-safe: the caller holds a lock.
@@ -26,6 +26,7 @@ argument, not thread-safe: the caller holds a lock.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Collection, Hashable, Sequence
 from typing import Any
 
@@ -55,12 +56,10 @@ class StreamTable:
         self.expired = 0
         self.rejected = 0
         self.given = 0
-        self._streams: dict[Hashable, Stream] = {}
+        self._streams: OrderedDict[Hashable, Stream] = OrderedDict()  # in the order of use
         self._blocks: list[Block] = []
         self._free: list[int] = []
         self._next_slot = 0
-        self._head: Stream | None = None
-        self._tail: Stream | None = None
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -104,10 +103,8 @@ class StreamTable:
                     continue
                 stream = Stream(stream_id, now_ns)
                 self._streams[stream_id] = stream
-                self._append(stream)
-            elif stream is not self._tail:
-                self._unlink(stream)
-                self._append(stream)
+            else:
+                self._streams.move_to_end(stream_id)
             stream.seen_ns = now_ns
             chosen = step
             before = stream._tail
@@ -312,11 +309,9 @@ class StreamTable:
                 return False
             stream = Stream(stream_id, now_ns)
             self._streams[stream_id] = stream
-            self._append(stream)
         else:
             self._void(stream)
-            self._unlink(stream)
-            self._append(stream)
+            self._streams.move_to_end(stream_id)
             stream.seen_ns = now_ns
         stream.given = given
         self.given += 1
@@ -342,25 +337,22 @@ class StreamTable:
         Returns:
             The instant at which the one that is idle the longest was seen; -1: there is none.
         """
-        while True:
-            stream = self._head
-            if stream is None:
-                return -1
+        while self._streams:
+            stream = next(iter(self._streams.values()))
             if stream.seen_ns > before_ns:
                 return stream.seen_ns
             if stream._tail is not None:
                 stream.seen_ns = now_ns
-                self._unlink(stream)
-                self._append(stream)
+                self._streams.move_to_end(stream.stream_id)
                 continue
             self._void(stream)
             self._remove(stream)
             self.expired += 1
+        return -1
 
     def _remove(self, stream: Stream) -> None:
         stream._alive = False
         del self._streams[stream.stream_id]
-        self._unlink(stream)
 
     def _void(self, stream: Stream) -> None:
         """Take its state away, also from the step that runs."""
@@ -394,26 +386,3 @@ class StreamTable:
         slot = self._next_slot
         self._next_slot = slot + 1
         return slot
-
-    def _append(self, stream: Stream) -> None:
-        stream._previous = self._tail
-        stream._next = None
-        if self._tail is None:
-            self._head = stream
-        else:
-            self._tail._next = stream
-        self._tail = stream
-
-    def _unlink(self, stream: Stream) -> None:
-        before = stream._previous
-        after = stream._next
-        if before is None:
-            self._head = after
-        else:
-            before._next = after
-        if after is None:
-            self._tail = before
-        else:
-            after._previous = before
-        stream._previous = None
-        stream._next = None
