@@ -23,7 +23,6 @@ import asyncio
 import time
 from asyncio import current_task, get_running_loop
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from streaminfer._internal.units import NEVER_NS
@@ -291,9 +290,7 @@ class FallbackRouter(StackClock, Node):
         await self.start()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         await self.stop(drain=error is None)
 
     def _use_clock(self, clock: Clock) -> None:
