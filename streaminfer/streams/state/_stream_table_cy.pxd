@@ -20,7 +20,7 @@ cdef class StreamTable:
     @cython.locals(versions=list, first=Stream, block=Block, row=Py_ssize_t, same=bint, stream=Stream)
     cpdef Block locate(self, Step step)
 
-    @cython.locals(places=Places, latest=Block, here=list, there=list, found=bint, row=Py_ssize_t, stream=Stream, block=Block)
+    @cython.locals(places=Places, sources=dict, source=tuple, row=Py_ssize_t, stream=Stream, block=Block)
     cpdef Places places(self, list streams)
 
     @cython.locals(holders=list, versions=list, row=Py_ssize_t, stream=Stream)
@@ -32,7 +32,7 @@ cdef class StreamTable:
     @cython.locals(block=Block, work=WriteBack, row=Py_ssize_t, stream=Stream)
     cpdef WriteBack take_back(self, Py_ssize_t keep)
 
-    @cython.locals(position=Py_ssize_t, stream=Stream, slot=Py_ssize_t)
+    @cython.locals(stream=Stream, slot=Py_ssize_t)
     cpdef taken_back(self, WriteBack work, bint copied)
 
     @cython.locals(stream=Stream)

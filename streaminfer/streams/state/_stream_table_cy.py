@@ -92,14 +92,12 @@ class StreamTable:
         group: list[Step] = []
         step = Step(group, 0)
         group.append(step)
-        position = 0
-        for request in requests:
+        for position, request in enumerate(requests):
             stream_id = request.stream_id
             stream = None if stream_id is None else self._streams.get(stream_id)
             if stream is None:
                 if stream_id is None or len(self._streams) >= self.max_streams:
                     self.rejected += 1
-                    position += 1
                     continue
                 stream = Stream(stream_id, now_ns)
                 self._streams[stream_id] = stream
@@ -120,7 +118,6 @@ class StreamTable:
             stream._tail = chosen
             chosen.streams.append(stream)
             chosen.rows.append(position)
-            position += 1
         return group
 
     def locate(self, step: Step) -> Block | None:
@@ -132,47 +129,30 @@ class StreamTable:
         versions: list[int] = []
         first = step.streams[0]
         block = first.block
-        row = 0
-        same = block is not None
-        for stream in step.streams:
+        same = block is not None and len(block.streams) == len(step.streams)
+        for row, stream in enumerate(step.streams):
             versions.append(stream.version)
-            if same and (stream.block is not block or stream.row != row):
+            if stream.block is not block or stream.row != row:
                 same = False
-            row += 1
         step._versions = versions
-        if same and block is not None and len(block.streams) == row:
-            return block
-        return None
+        return block if same else None
 
     def places(self, streams: list[Stream]) -> Places:
         """Return where the states of some streams are now, to be gathered as the rows of a batch."""
         places = Places()
-        latest: Block | None = None
-        here: list[int] = []
-        there: list[int] = []
-        found = False
-        row = 0
-        for stream in streams:
+        sources: dict[Block | None, tuple[Block | None, list[int], list[int]]] = {}
+        for row, stream in enumerate(streams):
             places.lengths.append(stream.lengths)
             block = stream.block
             if block is None and stream.slot < 0:
                 places.others.append((row, stream.stream_id, stream.given))
-            else:
-                if not found or block is not latest:
-                    found = False
-                    for one, here, there in places.sources:  # noqa: B007 - they are those of the source found
-                        if one is block:
-                            found = True
-                            break
-                    if not found:
-                        here = []
-                        there = []
-                        places.sources.append((block, here, there))
-                        found = True
-                    latest = block
-                here.append(stream.slot if block is None else stream.row)
-                there.append(row)
-            row += 1
+                continue
+            source = sources.get(block)
+            if source is None:
+                source = sources[block] = (block, [], [])
+            source[1].append(stream.slot if block is None else stream.row)
+            source[2].append(row)
+        places.sources = list(sources.values())
         return places
 
     def commit(self, step: Step, block: Block, failed: Collection[int] = ()) -> None:
@@ -185,8 +165,7 @@ class StreamTable:
         """
         holders: list[Stream | None] = []
         versions = step._versions
-        row = 0
-        for stream in step.streams:
+        for row, stream in enumerate(step.streams):
             if stream._alive and stream.version == versions[row] and not (failed and row in failed):
                 self._leave(stream, None)
                 stream.block = block
@@ -197,7 +176,6 @@ class StreamTable:
                 block.live += 1
             else:
                 holders.append(None)
-            row += 1
         block.streams = holders
         if block.live:
             self._blocks.append(block)
@@ -254,13 +232,11 @@ class StreamTable:
             return None
         del self._blocks[0]
         work = WriteBack(block)
-        row = 0
-        for stream in block.streams:
+        for row, stream in enumerate(block.streams):
             if stream is not None:
                 work.streams.append(stream)
                 work.rows.append(row)
                 work.slots.append(self._take_slot())
-            row += 1
         return work
 
     def taken_back(self, work: WriteBack, copied: bool) -> None:
@@ -270,9 +246,7 @@ class StreamTable:
             work: from :meth:`take_back`.
             copied: the rows are in their slots; else all is as it was.
         """
-        position = 0
-        for stream in work.streams:
-            slot = work.slots[position]
+        for stream, slot in zip(work.streams, work.slots, strict=True):
             if copied and stream.block is work.block:
                 lengths = stream.lengths
                 self._leave(stream, None)
@@ -280,7 +254,6 @@ class StreamTable:
                 stream.slot = slot
             else:
                 self._free.append(slot)
-            position += 1
         if not copied and work.block.live:
             self._blocks.insert(0, work.block)
 
