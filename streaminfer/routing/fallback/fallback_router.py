@@ -47,12 +47,12 @@ from streaminfer.routing.fallback.route import Route, announced_tensors, check_d
 from streaminfer.routing.fallback.route_probes import RouteProbes
 from streaminfer.routing.fallback.route_selector import RouteSelector, deadline_of
 from streaminfer.routing.fallback.route_state import RouteState, make_route_states
+from streaminfer.routing.fallback.statistics import RouterStatistics
 from streaminfer.routing.full_loads import full_load_of_all
 from streaminfer.routing.stream_states import states_of_all
 from streaminfer.telemetry.objectives.slo_reader import SloReader
 
 if TYPE_CHECKING:
-    from streaminfer.routing.fallback.statistics import RouterStatistics
     from streaminfer.telemetry.objectives.slo import SLO
 
 __all__ = ["FallbackRouter"]
@@ -297,7 +297,7 @@ class FallbackRouter(StackClock, Node):
         self.clock = clock
         self._bind(clock)
 
-    def statistics(self) -> "RouterStatistics":
+    def statistics(self) -> RouterStatistics:
         """Return a frozen snapshot: every request's outcome, and the attempts at each route."""
         return self._counts.snapshot(self._states, self._fast_path)
 
