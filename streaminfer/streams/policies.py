@@ -80,6 +80,9 @@ def _check_then(name: str, value: object) -> None:
     check_instance(name, value, lambda it: isinstance(it, (Block, LatestOnly)), "a Block or a LatestOnly")
 
 
+_check_per_s = field_check(check_number, "a number of frames a second, from 1e-6 to 1e6", lambda it: 1e-6 <= it <= 1e6)
+
+
 @attrs.frozen(slots=True)
 class _Thinned:
     """Some of the frames, and what another policy does with these."""
@@ -122,11 +125,7 @@ class TargetRate(_Thinned):
         then: what happens to those that are taken.
     """
 
-    per_s: float = attrs.field()
-
-    @per_s.validator
-    def _check_per_s(self, _attribute: object, value: object) -> None:
-        check_number("per_s", value, "a number of frames a second, from 1e-6 to 1e6", lambda it: 1e-6 <= it <= 1e6)
+    per_s: float = attrs.field(validator=_check_per_s)
 
     def make_selector(self) -> FrameSelector:
         """Return a clock of the times at which frames are due."""
