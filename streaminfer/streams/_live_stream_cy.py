@@ -46,12 +46,6 @@ class Stream:
         is_settled: it has ended, and nothing of it is left to deliver.
     """
 
-    __slots__ = (
-        *("__weakref__", "_drained", "_error", "_has_ended", "_is_closing", "_is_left", "_is_refused"),
-        *("_is_stopped", "_outlet", "_room", "_sender", "_source", "_task", "_totals"),
-        *("is_announced", "is_settled", "sending", "settings", "state", "stream_id", "turn"),
-    )
-
     def __init__(
         self,
         stream_id: Hashable,

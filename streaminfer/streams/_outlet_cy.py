@@ -32,8 +32,6 @@ class WakeUps:
         then: is called when they have been woken.
     """
 
-    __slots__ = ("_context", "_is_scheduled", "_then", "_waiters", "loop")
-
     def __init__(self, loop: asyncio.AbstractEventLoop, context: Context, then: Callable[[], None]) -> None:
         self.loop = loop
         self._context = context
@@ -72,8 +70,6 @@ class Outlet:
         clock: returns monotonic nanoseconds.
         wake_ups: of the loop.
     """
-
-    __slots__ = ("__weakref__", "_clock", "_ready", "_waiter", "_wake_ups", "streams")
 
     def __init__(self, clock: Clock, wake_ups: WakeUps) -> None:
         self._clock: Clock = clock
@@ -140,10 +136,6 @@ class NextResult:
         RuntimeError: another consumer waits already, or it was awaited before.
         Exception: what a source raised.
     """
-
-    __slots__ = (
-        *("_asyncio_future_blocking", "_context", "_error", "_is_told", "_outlet", "_raises", "_reader", "_wakeup"),
-    )
 
     def __init__(self, outlet: Outlet, reader: object, raises: bool) -> None:
         self._asyncio_future_blocking: bool | None = None  # neither: no future yet

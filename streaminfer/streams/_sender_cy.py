@@ -83,10 +83,6 @@ class Sending:
         gives_way: it has no place in its pause.
     """
 
-    __slots__ = (
-        *("_is_cancelled", "_sender", "call", "gives_way", "pause", "rejections", "request", "result", "stream"),
-    )
-
     def __init__(self, sender: Sender, stream: Stream, result: StreamResult, request: Request) -> None:
         self._sender = sender
         self._is_cancelled = False
@@ -128,12 +124,6 @@ class Sender:
         states: of the service, where its model is recurrent.
         wake_ups: of the consumers.
     """
-
-    __slots__ = (
-        *("_admission", "_begin_call", "_context", "_enforces_deadline", "_freed", "_full_batch_ns", "_in_flight"),
-        *("_is_scheduled", "_latest_ns", "_lead_ns", "_loop", "_most", "_next_batch", "_order", "_paused"),
-        *("_places", "_service", "_settings", "_since_ns", "_starts_ns", "_timer", "clock", "states", "wake_ups"),
-    )
 
     def __init__(self, service: Any, clock: Clock, settings: StreamSettings) -> None:
         self.clock: Clock = clock

@@ -57,12 +57,6 @@ class StreamResult:
         source_failed: the source raised ``error``, and the stream ends; no frame belongs to it.
     """
 
-    __slots__ = (
-        *("__weakref__", "_inputs", "_discontinuity", "_following", "_status"),
-        *("arrived_ns", "captured_ns", "completed_ns", "degraded", "delivered_ns", "error", "number", "outputs"),
-        *("position_s", "source_failed", "stream_id"),
-    )
-
     stream_id: Hashable
     outputs: Any
     error: BaseException | None
@@ -102,8 +96,6 @@ class ResultQueue:
         head: the first one; ``None``: there is none.
         count: how many there are.
     """
-
-    __slots__ = ("count", "head", "tail")
 
     def __init__(self) -> None:
         self.head: StreamResult | None = None
@@ -153,21 +145,6 @@ class StreamState:
         in_flight: frames that were sent and whose result was not delivered.
         running: those of them that the service has.
     """
-
-    __slots__ = (
-        *(
-            "_ages",
-            "_discontinuity",
-            "_max_age_ns",
-            "_max_in_flight",
-            "_max_waiting",
-            "_one_by_one",
-            "_resets_after_gap",
-            "_selector",
-            "_sent",
-        ),
-        *("_waiting", "_waits", "delivered", "dropped", "failed", "in_flight", "received", "running", "stream_id"),
-    )
 
     def __init__(
         self,

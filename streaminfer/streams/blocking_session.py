@@ -5,7 +5,6 @@ import contextlib
 import queue
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Hashable, Iterable, Iterator
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from streaminfer._internal.validation import check_instance
@@ -90,9 +89,7 @@ class BlockingStreamSession:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self.close()
 
     def __repr__(self) -> str:

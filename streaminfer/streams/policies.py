@@ -4,7 +4,7 @@ A policy is a frozen record, shared by the streams of a session. What it must re
 that it makes for it: synchronous, and with no other time than that of the frames.
 """
 
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import attrs
 
@@ -50,14 +50,11 @@ class Block:
 
     Attributes:
         max_waiting: how many frames are read ahead.
+        waits: the source is held.
     """
 
+    waits: ClassVar[bool] = True
     max_waiting: int = attrs.field(default=4, validator=field_check(check_count, at_most=MAX_FRAMES))
-
-    @property
-    def waits(self) -> bool:
-        """The source is held."""
-        return True
 
     def make_selector(self) -> None:
         """Return nothing: every frame is of interest."""
@@ -65,17 +62,15 @@ class Block:
 
 @attrs.frozen(slots=True)
 class LatestOnly:
-    """Send the newest frame: one that is not sent when the next arrives is dropped. For cameras."""
+    """Send the newest frame: one that is not sent when the next arrives is dropped. For cameras.
 
-    @property
-    def max_waiting(self) -> int:
-        """The newest one."""
-        return 1
+    Attributes:
+        max_waiting: the newest one.
+        waits: the source is not held.
+    """
 
-    @property
-    def waits(self) -> bool:
-        """The source is not held."""
-        return False
+    max_waiting: ClassVar[int] = 1
+    waits: ClassVar[bool] = False
 
     def make_selector(self) -> None:
         """Return nothing: every frame is of interest."""
@@ -83,6 +78,9 @@ class LatestOnly:
 
 def _check_then(name: str, value: object) -> None:
     check_instance(name, value, lambda it: isinstance(it, (Block, LatestOnly)), "a Block or a LatestOnly")
+
+
+_check_per_s = field_check(check_number, "a number of frames a second, from 1e-6 to 1e6", lambda it: 1e-6 <= it <= 1e6)
 
 
 @attrs.frozen(slots=True)
@@ -127,11 +125,7 @@ class TargetRate(_Thinned):
         then: what happens to those that are taken.
     """
 
-    per_s: float = attrs.field()
-
-    @per_s.validator
-    def _check_per_s(self, _attribute: object, value: object) -> None:
-        check_number("per_s", value, "a number of frames a second, from 1e-6 to 1e6", lambda it: 1e-6 <= it <= 1e6)
+    per_s: float = attrs.field(validator=_check_per_s)
 
     def make_selector(self) -> FrameSelector:
         """Return a clock of the times at which frames are due."""

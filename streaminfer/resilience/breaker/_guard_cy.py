@@ -19,7 +19,6 @@ from __future__ import annotations
 import time
 from asyncio import CancelledError
 from collections.abc import Callable
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from streaminfer._internal.validation import check_duration
@@ -264,18 +263,14 @@ class Guard:
         self._enter()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self._exit(error)
 
     async def __aenter__(self) -> Self:
         self._enter()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self._exit(error)
 
     def fail(self) -> None:

@@ -55,9 +55,6 @@ class _Guarded(Wrapper):
 class GuardedService(_Guarded, SyncService):
     """A service whose every call is an outcome."""
 
-    def __init__(self, breaker: BreakerCore, inner: Any) -> None:
-        super().__init__(breaker, inner)
-
     async def call(self, request: Request) -> Response:
         """Serve the request without a `Stack`; as the inherited one does, in fewer calls.
 

@@ -32,7 +32,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 from streaminfer._internal.locking import thread_safe
-from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
+from streaminfer._internal.validation import check_duration, check_instance, check_number, expected
 from streaminfer._runtime.owners import start_owned
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer._runtime.stopping import stop_all, until_limit
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
 __all__ = ["Hedge"]
 
 _Budget: type[CallBudget] = thread_safe(CallBudget, public_methods(CallBudget))
-_MOST = 8
 _REFRESH_NS = 50_000_000
 _DIGITS = 2
 _LONGER = 1.0 + 10.0**-_DIGITS  # than the quantile: the histogram tells durations apart to that
@@ -66,7 +65,6 @@ class Hedge(StackClock):
         quantile: a first request that takes longer than this quantile of the last minute's is hedged, above 0, below 1.
         min_delay_s: it is never hedged sooner than this.
         max_extra: extra requests per request over the last ten seconds, above 0 and at most 1.
-        max_hedges: extra requests for one request at most, ≥ 1, each after the same delay again.
         to: the replica that gets the extra requests: the same kind of object as the wrapped one, which starts and stops
             it. ``None``: the wrapped one itself.
         idempotent: whether requests may be sent twice. ``None``: as the service's ``idempotent`` says, else all but
@@ -86,7 +84,6 @@ class Hedge(StackClock):
         quantile: float = 0.95,
         min_delay_s: float = 0.001,
         max_extra: float = 0.05,
-        max_hedges: int = 1,
         to: Any = None,
         idempotent: bool | None = None,
         name: str = "",
@@ -95,7 +92,6 @@ class Hedge(StackClock):
         self.quantile = check_number("quantile", quantile, "a share above 0 and below 1", lambda it: 0.0 < it < 1.0)
         extra = check_number("max_extra", max_extra, "a share above 0 and at most 1", lambda it: 0.0 < it <= 1.0)
         self._min_delay_s = check_duration("min_delay_s", min_delay_s)
-        self.max_hedges = check_count("max_hedges", max_hedges, at_most=_MOST)
         check_instance("idempotent", idempotent, lambda it: it is None or isinstance(it, bool), "True, False or None")
         check_instance("name", name, lambda it: isinstance(it, str), "a string")
         self._accept_clock(clock)
@@ -210,7 +206,7 @@ class Hedge(StackClock):
         deadline_ns: int | None = None,
         admits: Callable[[int], Admission] | None = None,
     ) -> Any:
-        """Return the first response of one request and, if that takes long, of others.
+        """Return the first response of one request and, if that takes long, of an extra one.
 
         Args:
             send: sends the request.
@@ -226,7 +222,7 @@ class Hedge(StackClock):
             response = await send()
             self._took.record_ns(max(self._clock() - now_ns, 0))
             return response
-        race = _Race(self, send_again, deadline_ns, admits, delay_s)
+        race = _Race(send_again, functools.partial(self._grants, deadline_ns, admits), delay_s)
         first = race.send(send)
         try:
             await race.over
@@ -262,7 +258,12 @@ class Hedge(StackClock):
 
 
 class _Race:
-    """One request, and the extra ones that are sent before its response.
+    """One request, and the extra one that is sent before its response.
+
+    Args:
+        again: sends the extra request.
+        grants: returns whether it may be sent now.
+        delay_s: after which it is.
 
     Attributes:
         over: done when there is a response, or when all requests have failed.
@@ -270,25 +271,12 @@ class _Race:
         failed: requests that failed before, in order.
     """
 
-    __slots__ = ("_admits", "_again", "_deadline_ns", "_delay_s", "_hedge", "_left", "_loop", "_running", "_timer",
-                 "failed", "over", "winner")  # fmt: skip
+    __slots__ = ("_again", "_grants", "_running", "_timer", "failed", "over", "winner")
 
-    def __init__(
-        self,
-        hedge: Hedge,
-        again: Callable[[], Awaitable[Any]],
-        deadline_ns: int | None,
-        admits: Callable[[int], Admission] | None,
-        delay_s: float,
-    ) -> None:
+    def __init__(self, again: Callable[[], Awaitable[Any]], grants: Callable[[], bool], delay_s: float) -> None:
         loop = asyncio.get_running_loop()
-        self._hedge = hedge
         self._again = again
-        self._deadline_ns = deadline_ns
-        self._admits = admits
-        self._delay_s = delay_s
-        self._left = hedge.max_hedges
-        self._loop = loop
+        self._grants = grants
         self._running: set[asyncio.Task[Any]] = set()
         self._timer = loop.call_later(delay_s, self._on_delay)
         self.over: asyncio.Future[None] = loop.create_future()
@@ -297,22 +285,19 @@ class _Race:
 
     def send(self, call: Callable[[], Awaitable[Any]]) -> asyncio.Task[Any]:
         """Send a request in a task of its own."""
-        task = self._loop.create_task(_await(call))
+        task = asyncio.get_running_loop().create_task(_await(call))
         self._running.add(task)
         task.add_done_callback(self._ended)
         return task
 
     def end(self) -> set[asyncio.Task[Any]]:
-        """Send no more extra requests; return those that still run."""
+        """Send no extra request any more; return the requests that still run."""
         self._timer.cancel()
         return self._running
 
     def _on_delay(self) -> None:
-        if self._hedge._grants(self._deadline_ns, self._admits):
+        if self._grants():
             self.send(self._again)
-            self._left -= 1
-            if self._left:
-                self._timer = self._loop.call_later(self._delay_s, self._on_delay)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)

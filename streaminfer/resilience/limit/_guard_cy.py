@@ -18,7 +18,6 @@ from __future__ import annotations
 import time
 from asyncio import CancelledError
 from collections.abc import Callable
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from streaminfer._internal.units import NEVER_NS
@@ -224,9 +223,7 @@ class LimitGuard:
         self._enter()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self._exit(error)
 
     async def __aenter__(self) -> Self:
@@ -244,9 +241,7 @@ class LimitGuard:
             self._phase = _ENTERED
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self._exit(error)
 
     def ignore(self) -> None:

@@ -149,12 +149,10 @@ class DegradationController:
             share._adjust_headroom(self._is_lightly_used(share.device), self._steps)
             if not share.fixed and not share.closed and share._is_failing():
                 share._cut(0.5)
-        for device in range(len(self._missed_there)):
-            missed = self._missed_there[device]
+        for device, missed in enumerate(self._missed_there):
             if exceeds(missed, self._requests, _CROWDED_MISS_RATE):
                 self._relieve(device, max(0.5, 0.95 - 2.0 * missed / self._requests))
-        for position in range(len(self.shares)):
-            share = self.shares[position]
+        for position, share in enumerate(self.shares):
             if share.fraction < 1.0 and not share.closed and not share._was_cut:
                 steps = self._steps
                 if share._rests:
@@ -166,8 +164,7 @@ class DegradationController:
     def _relieve(self, device: int, factor: float) -> None:
         """Cut the best route of a device that costs more than a later one, unless one was cut already."""
         costliest = -1
-        for position in range(len(self.shares)):
-            share = self.shares[position]
+        for position, share in enumerate(self.shares):
             if share.device == device:
                 if share._was_cut or (share._rests and factor > _HEAVY_MISS_FACTOR):
                     return

@@ -23,7 +23,6 @@ import asyncio
 import time
 from asyncio import current_task, get_running_loop
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from streaminfer._internal.units import NEVER_NS
@@ -48,12 +47,12 @@ from streaminfer.routing.fallback.route import Route, announced_tensors, check_d
 from streaminfer.routing.fallback.route_probes import RouteProbes
 from streaminfer.routing.fallback.route_selector import RouteSelector, deadline_of
 from streaminfer.routing.fallback.route_state import RouteState, make_route_states
+from streaminfer.routing.fallback.statistics import RouterStatistics
 from streaminfer.routing.full_loads import full_load_of_all
 from streaminfer.routing.stream_states import states_of_all
 from streaminfer.telemetry.objectives.slo_reader import SloReader
 
 if TYPE_CHECKING:
-    from streaminfer.routing.fallback.statistics import RouterStatistics
     from streaminfer.telemetry.objectives.slo import SLO
 
 __all__ = ["FallbackRouter"]
@@ -291,16 +290,14 @@ class FallbackRouter(StackClock, Node):
         await self.start()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         await self.stop(drain=error is None)
 
     def _use_clock(self, clock: Clock) -> None:
         self.clock = clock
         self._bind(clock)
 
-    def statistics(self) -> "RouterStatistics":
+    def statistics(self) -> RouterStatistics:
         """Return a frozen snapshot: every request's outcome, and the attempts at each route."""
         return self._counts.snapshot(self._states, self._fast_path)
 

@@ -2,13 +2,10 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from streaminfer.routing.fallback._fast_path_cy import FastPath
 from streaminfer.routing.fallback.route_state import RouteState
-
-if TYPE_CHECKING:
-    from streaminfer.routing.fallback.statistics import RouterStatistics
+from streaminfer.routing.fallback.statistics import RouterStatistics
 
 __all__ = ["RequestCounts"]
 
@@ -29,10 +26,8 @@ class RequestCounts:
         self.requests = self.defaulted = self.failed = self.cancelled = self.deadline_misses = 0
         self.reasons: Counter[str] = Counter()
 
-    def snapshot(self, states: Sequence[RouteState], fast_path: FastPath) -> "RouterStatistics":
+    def snapshot(self, states: Sequence[RouteState], fast_path: FastPath) -> RouterStatistics:
         """Return the counters of requests and of routes at this moment."""
-        from streaminfer.routing.fallback.statistics import RouterStatistics  # noqa: PLC0415 - serving does not need it
-
         requests = self.requests + fast_path.taken
         succeeded = sum(state.share.succeeded for state in states)
         quality = sum(state.share.succeeded * state.route.quality for state in states)

@@ -51,7 +51,6 @@ class RouteState:
         self._inner_call: Callable[[Request], Awaitable[Response]] = service.call
         as_it_is = self._prepare is None and self._finish is None and self._validate is None
         self.call = self._inner_call if as_it_is else self._adapted
-        self._sources: dict[tuple[str, str], str] = {}
         self.skipped: Counter[str] = Counter()
         self.deadline_misses = self.failed = self.attempt_timeouts = self.rejected = self.cancelled = self.probes = 0
 
@@ -68,10 +67,7 @@ class RouteState:
 
     def source(self, better: str, reason: str) -> str:
         """Return the ``source`` of a response: the route's name, and why the best route gave none."""
-        source = self._sources.get((better, reason))
-        if source is None:
-            source = self._sources[better, reason] = f"{self.route.name} ({better}: {reason})"
-        return source
+        return f"{self.route.name} ({better}: {reason})"
 
     def count(self, outcome: AttemptOutcome) -> None:
         """Count an attempt that gave no response."""

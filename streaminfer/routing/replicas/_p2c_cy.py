@@ -201,8 +201,7 @@ class P2CBalancer:
         self._weigh(-1, False, now_ns)
         best = -1
         most = 0.0
-        for number in range(len(self._slots)):
-            slot = self._slots[number]
+        for number, slot in enumerate(self._slots):
             if slot.share <= 0.0 or (self._own > 0.0 and slot.penalty > 1.0):
                 continue
             score = -slot.weight / slot.penalty / log(unit_hash(slot.key ^ key))
@@ -226,8 +225,7 @@ class P2CBalancer:
         best = -1
         least = 0.0
         lowest = _NO_TIER
-        for number in range(len(self._slots)):
-            slot = self._slots[number]
+        for number, slot in enumerate(self._slots):
             tier = slot.tier(now_ns)
             if tier > lowest or tier == _NO_TIER or number == excluded:
                 continue
@@ -337,8 +335,7 @@ class P2CBalancer:
         known = 0
         speed = 0.0
         self._left_out = False
-        for number in range(len(self._slots)):
-            slot = self._slots[number]
+        for number, slot in enumerate(self._slots):
             slot.share = 0.0
             if slot.state in (EJECTED, PROBING):
                 self._ejection.settle(slot, now_ns)
@@ -384,8 +381,7 @@ class P2CBalancer:
         """Draw a slot by its share, at home or elsewhere; -1: there is none."""
         left = self._draws.next() * total
         last = -1
-        for number in range(len(self._slots)):
-            slot = self._slots[number]
+        for number, slot in enumerate(self._slots):
             if slot.share <= 0.0 or (slot.penalty <= 1.0) != own:
                 continue
             last = number
@@ -398,8 +394,7 @@ class P2CBalancer:
         """Return a replica that starts slowly if its cost, over the share of its weight that it has, is less."""
         slot = self._slots[best]
         least = slot.cost(now_ns, self._mean_ns, self._decay_ns)
-        for number in range(len(self._slots)):
-            slot = self._slots[number]
+        for number, slot in enumerate(self._slots):
             if slot.state == ACTIVE and slot.slow_start and number != excluded:
                 cost = slot.cost(now_ns, self._mean_ns, self._decay_ns) / slot.ramp(now_ns, self._slow_start_ns)
                 if cost < least:

@@ -1,9 +1,10 @@
 """Replicas of a set, from the moment at which one is added until a removed one has ended its last request."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from streaminfer._internal.validation import check_instance, expected
+from streaminfer._internal.validation import check_instance, check_number, expected
 from streaminfer.protocols import Clock
 from streaminfer.routing.replicas._p2c_cy import P2CBalancer
 from streaminfer.routing.replicas.replica import Replica, ReplicaHandle
@@ -19,8 +20,11 @@ class Membership:
         balancer: gives each replica its slot.
         clock: returns monotonic nanoseconds.
         zone: where this process is.
-        zone_penalties: by zone, the factor by which a replica there must be expected to respond sooner.
-        usual_penalty: of the zones that these do not name.
+        zone_penalty: the factor by which a replica of another zone must be expected to respond sooner, or a mapping of
+            zone to such factors.
+
+    Raises:
+        TypeError, ValueError: a penalty that is no number above 1.
 
     Attributes:
         by_name: handles of the replicas that get requests, in the order in which they were added.
@@ -28,22 +32,14 @@ class Membership:
         leaving: handles of removed replicas whose last requests have not ended.
     """
 
-    def __init__(
-        self,
-        balancer: P2CBalancer,
-        clock: Clock,
-        zone: str,
-        zone_penalties: Mapping[str, float],
-        usual_penalty: float,
-    ) -> None:
+    def __init__(self, balancer: P2CBalancer, clock: Clock, zone: str, zone_penalty: object) -> None:
         self.by_name: dict[str, ReplicaHandle] = {}
         self.by_slot: list[ReplicaHandle] = []
         self.leaving: list[ReplicaHandle] = []
         self._balancer = balancer
         self._clock = clock
         self._zone = zone
-        self._penalties = zone_penalties
-        self._usual_penalty = usual_penalty
+        self._penalties, self._usual_penalty = _zone_penalties(zone_penalty)
         self._zones: dict[str, int] = {}
         self._earlier_changes = 0  # of replicas that were removed
 
@@ -119,3 +115,15 @@ class Membership:
         """Return how often the models of the replicas have changed, those of removed ones until then included."""
         now = (handle.changes() for handle in self.by_name.values() if handle.changes is not None)
         return self._earlier_changes + sum(now)
+
+
+def _zone_penalties(given: object) -> tuple[dict[str, float], float]:
+    """Return the penalties of single zones, and that of all others."""
+    what = "a finite number above 1, or a mapping of zone to such numbers"
+    if not isinstance(given, Mapping):
+        return {}, check_number("zone_penalty", given, what, _is_above_1)
+    return {zone: check_number("zone_penalty", value, what, _is_above_1) for zone, value in given.items()}, 2.0
+
+
+def _is_above_1(number: float) -> bool:
+    return 1.0 < number < math.inf

@@ -8,6 +8,7 @@ replica keeps its slot until its last attempt has ended.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Callable, Hashable, Mapping
@@ -36,7 +37,6 @@ from streaminfer.routing.replicas.discovery import DnsDiscovery, Finder
 from streaminfer.routing.replicas.health import HealthCheck, ReplicaProbes
 from streaminfer.routing.replicas.membership import Membership
 from streaminfer.routing.replicas.replica import Replica
-from streaminfer.routing.replicas.settings import is_above_1, zone_penalties
 from streaminfer.routing.replicas.statistics import ReplicasStatistics, replica_statistics
 from streaminfer.routing.replicas.stream_homes import StreamHomes
 from streaminfer.routing.stable_hash import stable_hash
@@ -118,11 +118,12 @@ class Replicas(StackClock, Node):
         check_instance("zone", zone, lambda it: isinstance(it, str), "a string")
         check_instance("retry", retry, lambda it: isinstance(it, bool), "True or False")
         self._accept_clock(clock)
-        penalties = zone_penalties(zone_penalty)
         share = check_number("max_ejected", max_ejected, "a share from 0 to 1", lambda it: 0.0 <= it <= 1.0)
         factor = 0.0
         if latency_factor is not None:
-            factor = check_number("latency_factor", latency_factor, "a number above 1, or None", is_above_1)
+            factor = check_number(
+                "latency_factor", latency_factor, "a number above 1, or None", lambda it: 1.0 < it < math.inf
+            )
         in_a_row = 0 if consecutive_failures is None else check_count("consecutive_failures", consecutive_failures)
         eject_ns = check_duration_ns("eject_s", eject_s, positive=True)
         slow_start_ns = check_duration_ns("slow_start_s", slow_start_s)
@@ -139,7 +140,7 @@ class Replicas(StackClock, Node):
         self.clock: Clock = clock or time.monotonic_ns
         self._retry = retry
         self._retries = CallBudget(_RETRY_SHARE, _RETRIES_PER_S)
-        self._members = Membership(self._balancer, self._now, zone, *penalties)
+        self._members = Membership(self._balancer, self._now, zone, zone_penalty)
         self._by_slot = self._members.by_slot  # the same list, which each request reads
         self._homes = StreamHomes(self._members.all)
         self._probes = None if health is None else ReplicaProbes(health, self._balancer, self._now, seed)

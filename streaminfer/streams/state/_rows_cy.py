@@ -4,18 +4,23 @@
 *Design.* A small copy takes less time than it takes to ask NumPy for the memory of its arrays, so a place asks once,
 and numbers of rows are plain lists. A small copy also keeps the interpreter lock: what releases it has to get it back,
 and on a core that a worker shares with its event loop it waits until the loop has run all its callbacks, 40 µs or more
-for a copy of two. Larger copies are those of ``copies``, which release it.
+for a copy of two. Larger copies are those of the kernel, which releases it; where none was compiled ahead of time,
+NumPy copies, since serving does not import Numba.
 
 One source, compiled with the C types of ``_rows_cy.pxd`` or run as it is.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
-from streaminfer.streams.state.copies import copy_large_rows
+import numpy as np
 
-__all__ = ["Rows"]
+from streaminfer.streams.state.kernels import WORDS, copy_rows_numpy
+
+__all__ = ["Rows", "row_copies"]
 
 # C variables in the compiled module, not visible from Python
 _WORD = 8
@@ -32,8 +37,6 @@ class Rows:
         runs: runs of a row.
         run: words of a run.
     """
-
-    __slots__ = ("_outer", "_read", "_row", "_run", "_runs", "_words", "_written")
 
     def __init__(self, words: Any, row: int, outer: int, runs: int, run: int) -> None:
         self._words = words
@@ -54,9 +57,10 @@ class Rows:
         """
         count = len(rows)
         if self._words.itemsize != _WORD or count * self._runs * self._run > _SMALL:
-            copy_large_rows(
-                *(source._words, source_rows, source._row, source._outer),
-                *(self._words, rows, self._row, self._outer),
+            copy = row_copies()[self._words.dtype]
+            copy(
+                *(source._words, np.array(source_rows, np.int64), source._row, source._outer),
+                *(self._words, np.array(rows, np.int64), self._row, self._outer),
                 *(self._runs, self._run),
             )
             return
@@ -76,3 +80,14 @@ class Rows:
                     written[there + word] = read[here + word]
                 here += source._outer
                 there += self._outer
+
+
+@cache
+def row_copies() -> dict[np.dtype[Any], Callable[..., None]]:
+    """Return the copies of large rows by the type of their words, with the arguments of ``kernels.copy_rows_numpy``."""
+    from streaminfer import _compiled_kernels  # noqa: PLC0415 - reads files and digests: not at the package's import
+
+    compiled = _compiled_kernels.load()
+    if compiled is None:
+        return dict.fromkeys(WORDS, copy_rows_numpy)
+    return {word: compiled.unchecked(f"copy_rows_{word.name}") for word in WORDS}

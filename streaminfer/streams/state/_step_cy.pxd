@@ -18,8 +18,6 @@ cdef class Stream:
     cdef readonly long long version
     cdef bint _alive
     cdef Step _tail
-    cdef Stream _previous
-    cdef Stream _next
 
 cdef class Step:
     cdef readonly list streams

@@ -26,21 +26,6 @@ class Stream:
         version: how often a step that runs lost the right to commit.
     """
 
-    __slots__ = (
-        "_alive",
-        "_next",
-        "_previous",
-        "_tail",
-        "block",
-        "given",
-        "lengths",
-        "row",
-        "seen_ns",
-        "slot",
-        "stream_id",
-        "version",
-    )
-
     def __init__(self, stream_id: Hashable, seen_ns: int) -> None:
         self.stream_id = stream_id
         self.block: Block | None = None
@@ -52,8 +37,6 @@ class Stream:
         self.version = 0
         self._alive = True
         self._tail: Step | None = None
-        self._previous: Stream | None = None
-        self._next: Stream | None = None
 
     @property
     def is_initial(self) -> bool:
@@ -74,8 +57,6 @@ class Block:
         live: how many rows hold the state of a stream.
     """
 
-    __slots__ = ("arrays", "lengths", "live", "size", "streams")
-
     def __init__(self, arrays: Any, size: int, lengths: Any = None) -> None:
         self.arrays = arrays
         self.size = size
@@ -95,21 +76,6 @@ class Step:
         ended: it has run, or never will.
         abandoned: its caller has gone, and it is only there to keep the order.
     """
-
-    __slots__ = (
-        "_dependents",
-        "_group",
-        "_latest_dependent",
-        "_orphans",
-        "_versions",
-        "_wave",
-        "abandoned",
-        "ended",
-        "pending",
-        "rows",
-        "streams",
-        "waiter",
-    )
 
     def __init__(self, group: list[Step], wave: int) -> None:
         self.streams: list[Stream] = []
@@ -135,8 +101,6 @@ class WriteBack:
         slots: where each goes.
     """
 
-    __slots__ = ("block", "rows", "slots", "streams")
-
     def __init__(self, block: Block) -> None:
         self.block = block
         self.rows: list[int] = []
@@ -152,8 +116,6 @@ class Places:
         others: rows of the batch whose state is given, or else initial; the stream's id, and what is given.
         lengths: by row, of the states that grow; ``None``: not known.
     """
-
-    __slots__ = ("lengths", "others", "sources")
 
     def __init__(self) -> None:
         self.sources: list[tuple[Block | None, list[int], list[int]]] = []

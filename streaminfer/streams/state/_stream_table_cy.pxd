@@ -9,12 +9,10 @@ cdef class StreamTable:
     cdef readonly Py_ssize_t expired
     cdef readonly Py_ssize_t rejected
     cdef readonly Py_ssize_t given
-    cdef dict _streams
+    cdef object _streams
     cdef list _blocks
     cdef list _free
     cdef Py_ssize_t _next_slot
-    cdef Stream _head
-    cdef Stream _tail
 
     @cython.locals(group=list, step=Step, stream=Stream, chosen=Step, before=Step, position=Py_ssize_t)
     cpdef list begin(self, object requests, long long now_ns)
@@ -22,7 +20,7 @@ cdef class StreamTable:
     @cython.locals(versions=list, first=Stream, block=Block, row=Py_ssize_t, same=bint, stream=Stream)
     cpdef Block locate(self, Step step)
 
-    @cython.locals(places=Places, latest=Block, here=list, there=list, found=bint, row=Py_ssize_t, stream=Stream, block=Block)
+    @cython.locals(places=Places, sources=dict, source=tuple, row=Py_ssize_t, stream=Stream, block=Block)
     cpdef Places places(self, list streams)
 
     @cython.locals(holders=list, versions=list, row=Py_ssize_t, stream=Stream)
@@ -34,7 +32,7 @@ cdef class StreamTable:
     @cython.locals(block=Block, work=WriteBack, row=Py_ssize_t, stream=Stream)
     cpdef WriteBack take_back(self, Py_ssize_t keep)
 
-    @cython.locals(position=Py_ssize_t, stream=Stream, slot=Py_ssize_t)
+    @cython.locals(stream=Stream, slot=Py_ssize_t)
     cpdef taken_back(self, WriteBack work, bint copied)
 
     @cython.locals(stream=Stream)
@@ -62,8 +60,3 @@ cdef class StreamTable:
 
     @cython.locals(slot=Py_ssize_t)
     cdef Py_ssize_t _take_slot(self) except -1
-
-    cdef void _append(self, Stream stream)
-
-    @cython.locals(before=Stream, after=Stream)
-    cdef void _unlink(self, Stream stream)

@@ -18,7 +18,7 @@ do not overtake those before it.
 *Slots.* A slot is given back when its stream has moved on. The slot of a stream that was reset or ended during its step
 is given back when that step ends, because the step may still read it.
 
-*Complexity.* O(1) per row; expiry is O(1) per expired stream, over a list in the order of use.
+*Complexity.* O(1) per row; expiry is O(1) per expired stream, in the order of use.
 
 One source, compiled with the C types of ``_stream_table_cy.pxd`` or run as it is. Synchronous, takes the time as an
 argument, not thread-safe: the caller holds a lock.
@@ -26,6 +26,7 @@ argument, not thread-safe: the caller holds a lock.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Collection, Hashable, Sequence
 from typing import Any
 
@@ -49,32 +50,16 @@ class StreamTable:
         given: streams whose state was given by hand, and has not been read by a step that succeeded.
     """
 
-    __slots__ = (
-        "_blocks",
-        "_free",
-        "_head",
-        "_next_slot",
-        "_streams",
-        "_tail",
-        "capacity",
-        "expired",
-        "given",
-        "max_streams",
-        "rejected",
-    )
-
     def __init__(self, max_streams: int) -> None:
         self.max_streams = max_streams
         self.capacity = max_streams + _SPARE_SLOTS
         self.expired = 0
         self.rejected = 0
         self.given = 0
-        self._streams: dict[Hashable, Stream] = {}
+        self._streams: OrderedDict[Hashable, Stream] = OrderedDict()  # in the order of use
         self._blocks: list[Block] = []
         self._free: list[int] = []
         self._next_slot = 0
-        self._head: Stream | None = None
-        self._tail: Stream | None = None
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -107,21 +92,17 @@ class StreamTable:
         group: list[Step] = []
         step = Step(group, 0)
         group.append(step)
-        position = 0
-        for request in requests:
+        for position, request in enumerate(requests):
             stream_id = request.stream_id
             stream = None if stream_id is None else self._streams.get(stream_id)
             if stream is None:
                 if stream_id is None or len(self._streams) >= self.max_streams:
                     self.rejected += 1
-                    position += 1
                     continue
                 stream = Stream(stream_id, now_ns)
                 self._streams[stream_id] = stream
-                self._append(stream)
-            elif stream is not self._tail:
-                self._unlink(stream)
-                self._append(stream)
+            else:
+                self._streams.move_to_end(stream_id)
             stream.seen_ns = now_ns
             chosen = step
             before = stream._tail
@@ -137,7 +118,6 @@ class StreamTable:
             stream._tail = chosen
             chosen.streams.append(stream)
             chosen.rows.append(position)
-            position += 1
         return group
 
     def locate(self, step: Step) -> Block | None:
@@ -149,47 +129,30 @@ class StreamTable:
         versions: list[int] = []
         first = step.streams[0]
         block = first.block
-        row = 0
-        same = block is not None
-        for stream in step.streams:
+        same = block is not None and len(block.streams) == len(step.streams)
+        for row, stream in enumerate(step.streams):
             versions.append(stream.version)
-            if same and (stream.block is not block or stream.row != row):
+            if stream.block is not block or stream.row != row:
                 same = False
-            row += 1
         step._versions = versions
-        if same and block is not None and len(block.streams) == row:
-            return block
-        return None
+        return block if same else None
 
     def places(self, streams: list[Stream]) -> Places:
         """Return where the states of some streams are now, to be gathered as the rows of a batch."""
         places = Places()
-        latest: Block | None = None
-        here: list[int] = []
-        there: list[int] = []
-        found = False
-        row = 0
-        for stream in streams:
+        sources: dict[Block | None, tuple[Block | None, list[int], list[int]]] = {}
+        for row, stream in enumerate(streams):
             places.lengths.append(stream.lengths)
             block = stream.block
             if block is None and stream.slot < 0:
                 places.others.append((row, stream.stream_id, stream.given))
-            else:
-                if not found or block is not latest:
-                    found = False
-                    for one, here, there in places.sources:  # noqa: B007 - they are those of the source found
-                        if one is block:
-                            found = True
-                            break
-                    if not found:
-                        here = []
-                        there = []
-                        places.sources.append((block, here, there))
-                        found = True
-                    latest = block
-                here.append(stream.slot if block is None else stream.row)
-                there.append(row)
-            row += 1
+                continue
+            source = sources.get(block)
+            if source is None:
+                source = sources[block] = (block, [], [])
+            source[1].append(stream.slot if block is None else stream.row)
+            source[2].append(row)
+        places.sources = list(sources.values())
         return places
 
     def commit(self, step: Step, block: Block, failed: Collection[int] = ()) -> None:
@@ -202,8 +165,7 @@ class StreamTable:
         """
         holders: list[Stream | None] = []
         versions = step._versions
-        row = 0
-        for stream in step.streams:
+        for row, stream in enumerate(step.streams):
             if stream._alive and stream.version == versions[row] and not (failed and row in failed):
                 self._leave(stream, None)
                 stream.block = block
@@ -214,7 +176,6 @@ class StreamTable:
                 block.live += 1
             else:
                 holders.append(None)
-            row += 1
         block.streams = holders
         if block.live:
             self._blocks.append(block)
@@ -271,13 +232,11 @@ class StreamTable:
             return None
         del self._blocks[0]
         work = WriteBack(block)
-        row = 0
-        for stream in block.streams:
+        for row, stream in enumerate(block.streams):
             if stream is not None:
                 work.streams.append(stream)
                 work.rows.append(row)
                 work.slots.append(self._take_slot())
-            row += 1
         return work
 
     def taken_back(self, work: WriteBack, copied: bool) -> None:
@@ -287,9 +246,7 @@ class StreamTable:
             work: from :meth:`take_back`.
             copied: the rows are in their slots; else all is as it was.
         """
-        position = 0
-        for stream in work.streams:
-            slot = work.slots[position]
+        for stream, slot in zip(work.streams, work.slots, strict=True):
             if copied and stream.block is work.block:
                 lengths = stream.lengths
                 self._leave(stream, None)
@@ -297,7 +254,6 @@ class StreamTable:
                 stream.slot = slot
             else:
                 self._free.append(slot)
-            position += 1
         if not copied and work.block.live:
             self._blocks.insert(0, work.block)
 
@@ -326,11 +282,9 @@ class StreamTable:
                 return False
             stream = Stream(stream_id, now_ns)
             self._streams[stream_id] = stream
-            self._append(stream)
         else:
             self._void(stream)
-            self._unlink(stream)
-            self._append(stream)
+            self._streams.move_to_end(stream_id)
             stream.seen_ns = now_ns
         stream.given = given
         self.given += 1
@@ -356,25 +310,22 @@ class StreamTable:
         Returns:
             The instant at which the one that is idle the longest was seen; -1: there is none.
         """
-        while True:
-            stream = self._head
-            if stream is None:
-                return -1
+        while self._streams:
+            stream = next(iter(self._streams.values()))
             if stream.seen_ns > before_ns:
                 return stream.seen_ns
             if stream._tail is not None:
                 stream.seen_ns = now_ns
-                self._unlink(stream)
-                self._append(stream)
+                self._streams.move_to_end(stream.stream_id)
                 continue
             self._void(stream)
             self._remove(stream)
             self.expired += 1
+        return -1
 
     def _remove(self, stream: Stream) -> None:
         stream._alive = False
         del self._streams[stream.stream_id]
-        self._unlink(stream)
 
     def _void(self, stream: Stream) -> None:
         """Take its state away, also from the step that runs."""
@@ -408,26 +359,3 @@ class StreamTable:
         slot = self._next_slot
         self._next_slot = slot + 1
         return slot
-
-    def _append(self, stream: Stream) -> None:
-        stream._previous = self._tail
-        stream._next = None
-        if self._tail is None:
-            self._head = stream
-        else:
-            self._tail._next = stream
-        self._tail = stream
-
-    def _unlink(self, stream: Stream) -> None:
-        before = stream._previous
-        after = stream._next
-        if before is None:
-            self._head = after
-        else:
-            before._next = after
-        if after is None:
-            self._tail = before
-        else:
-            after._previous = before
-        stream._previous = None
-        stream._next = None

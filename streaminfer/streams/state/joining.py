@@ -1,7 +1,6 @@
 """Contexts and chunks of a batch behind each other: as NumPy joins and cuts them, without giving up the lock."""
 
 import math
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ def join(before: Array, chunk: Array, axis: int) -> Array:
     runs = [_run_of(part, shape, axis, outer) for part in parts]
     if not all(runs) or before.dtype != chunk.dtype:
         return np.concatenate(parts, axis)
-    joined, numbers, first = np.empty(shape, chunk.dtype), _numbers(outer), 0
+    joined, numbers, first = np.empty(shape, chunk.dtype), list(range(outer)), 0
     words = joined.reshape(-1).view(_WORD)
     for part, run in zip(parts, runs, strict=True):
         source = Rows(part.reshape(-1).view(_WORD), run, 0, 1, run)
@@ -40,7 +39,7 @@ def end_of(array: Array, axis: int, length: int) -> Array:
     run, kept = (_run_of(one, array.shape, axis, outer) for one in (array, copied))
     if not run or not kept:
         return end.copy()
-    numbers, words = _numbers(outer), array.reshape(-1).view(_WORD)
+    numbers, words = list(range(outer)), array.reshape(-1).view(_WORD)
     source = Rows(words[run - kept :], run, 0, 1, kept)
     Rows(copied.reshape(-1).view(_WORD), kept, 0, 1, kept).copy_from(source, numbers, numbers)
     return copied
@@ -53,9 +52,3 @@ def _run_of(array: Array, shape: tuple[int, ...], axis: int, outer: int) -> int:
         return 0
     words, rest = divmod(array.nbytes // outer, _WORD.itemsize)
     return 0 if rest else words
-
-
-@lru_cache(64)
-def _numbers(count: int) -> list[int]:
-    """Return the numbers of rows from 0 on."""
-    return list(range(count))

@@ -34,7 +34,20 @@ def copy_rows_numpy(
     outer: int,
     inner: int,
 ) -> None:
-    """Copy some rows of one array into rows of another, as ``copies.copy_large_rows``."""
+    """Copy some rows of one array into rows of another; all strides are in words.
+
+    Args:
+        source: flat words of one of the :data:`WORDS`, aligned.
+        source_rows: numbers of the rows to read.
+        source_row: from the first run of a row to that of the next row.
+        source_outer: from one run of a row to its next run.
+        target: flat words of the same type, which do not overlap with the source.
+        target_rows: numbers of the rows to write, as many.
+        target_row: as ``source_row``.
+        target_outer: as ``source_outer``.
+        outer: runs of a row.
+        inner: words of a run.
+    """
     if source_rows.size == 0:
         return
     size = target.itemsize

@@ -33,7 +33,7 @@ def balancer():
 
 @pytest.fixture
 def members(balancer):
-    return Membership(balancer, lambda: 0, "home", {"far": 6.0}, 2.0)
+    return Membership(balancer, lambda: 0, "home", {"far": 6.0})
 
 
 def put(members, name, service=None, *, zone="home"):

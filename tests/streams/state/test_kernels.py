@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaminfer.streams.state._rows_cy import Rows
-from streaminfer.streams.state.copies import copy_large_rows
+from streaminfer.streams.state._rows_cy import Rows, row_copies
 from streaminfer.streams.state.joining import end_of, join
 from streaminfer.streams.state.kernels import copy_rows_numpy
 from streaminfer.streams.state.layout import StateTensor
@@ -62,7 +61,7 @@ def test_kernels_equal_their_twin(seed, outer, inner, word):
 
     here, there = (Rows(words, *s, outer, inner) for words, s in ((source, strides), (small, target_strides)))
     there.copy_from(here, rows.tolist(), targets.tolist())
-    copy_large_rows(source, rows.tolist(), *strides, large, targets.tolist(), *target_strides, outer, inner)
+    row_copies()[source.dtype](source, rows, *strides, large, targets, *target_strides, outer, inner)
     copy_rows_numpy(source, rows, *strides, plain, targets, *target_strides, outer, inner)
 
     assert np.array_equal(small, plain)
@@ -76,7 +75,7 @@ def test_nothing_is_copied_for_no_rows():
     none = np.empty(0, np.int64)
 
     copy_rows_numpy(source, none, 1, 1, target, none, 1, 1, 1, 1)
-    copy_large_rows(source, [], 1, 1, target, [], 1, 1, 1, 1)
+    row_copies()[source.dtype](source, none, 1, 1, target, none, 1, 1, 1, 1)
     Rows(target, 1, 1, 1, 1).copy_from(Rows(source, 1, 1, 1, 1), [], [])
 
     assert target.tolist() == [1, 1, 1, 1]
