@@ -102,8 +102,6 @@ def _how_to_send(value: object, dtype: str) -> str:
 class _Check:
     """What one array must be, and what to say of one that is not."""
 
-    __slots__ = ("dtype", "fast", "finite", "name", "shape", "text_fits")
-
     def __init__(self, spec: TensorSpec, *, finite: bool, text_fits: Callable[[Any], bool]) -> None:
         self.name = spec.name
         self.dtype = spec.dtype
@@ -176,21 +174,6 @@ class Signature:
         checks_kinds: a check looks at names, types and shapes alone.
         rows_a_run: the size at which the model's batch axis is fixed; ``None`` where it is free.
     """
-
-    __slots__ = (
-        "_checks",
-        "_fast",
-        "_only",
-        "_only_fast",
-        "_optional",
-        "_shared",
-        "batch_axes",
-        "checks_kinds",
-        "inputs",
-        "only_input",
-        "outputs",
-        "rows_a_run",
-    )
 
     def __init__(
         self,

@@ -59,8 +59,6 @@ _log = logging.getLogger("streaminfer")
 class _WorkerThread:
     """One worker, the thread that drives it, and the call that runs in it."""
 
-    __slots__ = ("abandoned", "job", "thread", "worker")
-
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
         self.job: Job | None = None

@@ -47,20 +47,6 @@ class Exchange:
         looks: how often the watch has looked, in the present part of the exchange.
     """
 
-    __slots__ = (
-        "_ahead",
-        "_listening",
-        "_reason",
-        "_receive",
-        "_scope",
-        "_tasks",
-        "_watch",
-        "body_is_read",
-        "is_answered",
-        "looks",
-        "loop",
-    )
-
     def __init__(self, watch: ExchangeWatch, scope: Message, receive: Receive) -> None:
         self._watch = watch
         self._scope = scope
@@ -152,8 +138,6 @@ class ExchangeWatch:
     Args:
         body_timeout_s: seconds in which a body must have come; ``None``: no limit.
     """
-
-    __slots__ = ("_body_timeout_s", "_loop", "_open")
 
     def __init__(self, body_timeout_s: float | None) -> None:
         self._body_timeout_s = body_timeout_s

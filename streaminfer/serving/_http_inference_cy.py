@@ -46,8 +46,6 @@ class HttpInference:
         limits: how much one request may bring.
     """
 
-    __slots__ = ("_limits", "_max_body_bytes", "_watch")
-
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._max_body_bytes = limits.max_body_bytes

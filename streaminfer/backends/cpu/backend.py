@@ -46,8 +46,6 @@ _BACKGROUND_OBSTACLES = {
 class _FunctionWorker:
     """A function in this process, at the priority that its batches have; holds nothing else."""
 
-    __slots__ = ("_function", "_priority")
-
     def __init__(self, function: Callable[[Any], Any], priority: BatchPriority) -> None:
         self._function = function
         self._priority = priority

@@ -160,18 +160,6 @@ class BoundRuns:
         cuda: the CUDA runtime, for pinned memory; ``None``: memory as it comes.
     """
 
-    __slots__ = (
-        "_cuda",
-        "_device",
-        "_graph_ids",
-        "_lock",
-        "_options",
-        "_runtime",
-        "_session",
-        "_signature",
-        "_slots",
-    )
-
     def __init__(self, runtime: ModuleType, session: Any, signature: Signature, device: Device, cuda: Any) -> None:
         self._graph_ids: Iterator[int] | None = itertools.count(1) if records_graphs(session) else None
         self._options: Any = None
@@ -253,8 +241,6 @@ class DeviceArray:
         dtype: of the array.
     """
 
-    __slots__ = ("_host", "device", "dtype", "shape", "value")
-
     def __init__(self, value: Any) -> None:
         self.value = value
         self.device: str = value.device_name().lower()
@@ -271,8 +257,6 @@ class DeviceArray:
 
 class _Slot:
     """The memory of batches of one shape."""
-
-    __slots__ = ("_binding", "_device", "_foreign", "_hosts", "_inputs", "_names", "_outputs", "_session", "graph_id")
 
     def __init__(
         self,

@@ -171,8 +171,6 @@ class ReloadableWorker:
         number: of the worker there.
     """
 
-    __slots__ = ("_number", "_serving")
-
     def __init__(self, serving: Serving, number: int) -> None:
         self._serving = serving
         self._number = number

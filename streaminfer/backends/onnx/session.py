@@ -42,21 +42,6 @@ class SessionWorker:
         shapes: of the runs that succeeded, the last :data:`MAX_SHAPES` new ones.
     """
 
-    __slots__ = (
-        "_bfloat16",
-        "_bound",
-        "_feed",
-        "_lost",
-        "_name",
-        "_new_options",
-        "_output_names",
-        "_priority",
-        "_session",
-        "_signature",
-        "_warmup",
-        "shapes",
-    )
-
     def __init__(
         self,
         session: Any,

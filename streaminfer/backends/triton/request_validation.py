@@ -30,8 +30,6 @@ class RequestValidator:
         whole: the signature with every input.
     """
 
-    __slots__ = ("_model", "_text", "whole")
-
     def __init__(self, model: ModelDescription, non_finite: NonFinite) -> None:
         inputs = model.inputs
         if len(inputs) == 1:  # every request has an input

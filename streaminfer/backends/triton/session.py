@@ -54,8 +54,6 @@ class CallCounts:
 class InFlightCounter:
     """Counts the calls that have not completed: ``with counter: ...``."""
 
-    __slots__ = ("_count", "_none")
-
     def __init__(self) -> None:
         self._count = 0
         self._none = asyncio.Event()

@@ -49,11 +49,6 @@ class InferHead:
         row_reply: renders a response to one like the last; ``None``: there was none.
     """
 
-    __slots__ = (
-        "_contents", "_keeps_bytes", "binary", "content_size", "id", "is_reusable", "outputs", "parameters",
-        "rendered", "row_reader", "row_reply", "rows", "settings", "spans", "takes_one", "tensors",
-    )  # fmt: skip
-
     def __init__(
         self,
         identity: str,

@@ -59,19 +59,6 @@ class ModelRequests:
         announced: the types of its outputs, as far as they are known.
     """
 
-    __slots__ = (
-        "_heads",
-        "_offered",
-        "_output_names",
-        "_renew_ns",
-        "announced",
-        "counters",
-        "name",
-        "stack",
-        "tensors",
-        "version",
-    )
-
     def __init__(self, name: str, version: str, stack: Stack) -> None:
         self.name = name
         self.version = version
@@ -234,23 +221,6 @@ class ModelCall:
         row: the outputs of the only row, as the stack returned them.
         parts: of the response, in place of ``arrays``, where it is like the last one to such a request.
     """
-
-    __slots__ = (
-        "_arrived_ns",
-        "_chain",
-        "_deadline_ns",
-        "_ended_stream",
-        "_passage",
-        "_responses",
-        "arrays",
-        "awaited",
-        "head",
-        "model",
-        "parts",
-        "row",
-        "stream",
-        "time_left_s",
-    )
 
     _arrived_ns: int
     _chain: Chain

@@ -33,8 +33,6 @@ class RowReader:
         takes_one: the model reads its only input as an array, not by name.
     """
 
-    __slots__ = ("_dtypes", "_names", "_shapes", "_sizes", "_takes_one")
-
     def __init__(
         self,
         names: list[str],
@@ -94,8 +92,6 @@ class RowReply:
         size: of the whole, in bytes.
         headers: of the response.
     """
-
-    __slots__ = ("_dtypes", "_has_all", "_kind", "_names", "_pieces", "_shapes", "headers", "size")
 
     def __init__(self, outputs: Any, names: list[str], pieces: list[bytes], headers: Sequence[Any]) -> None:
         self._kind: Any = type(outputs)

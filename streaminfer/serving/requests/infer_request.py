@@ -65,8 +65,6 @@ class HeadReader:
         limits: what is accepted.
     """
 
-    __slots__ = ("_limits", "_model", "_specs", "keeps_bytes", "rows", "tensors")
-
     def __init__(self, model: ModelTensors | None, limits: Limits) -> None:
         self._model = model
         self._specs: dict[str, ModelTensor] = {} if model is None else {spec.name: spec for spec in model.inputs}

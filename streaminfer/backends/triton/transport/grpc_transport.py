@@ -63,8 +63,6 @@ def _options(address: Endpoint, keepalive_s: float | None) -> list[tuple[str, An
 class _Link:
     """One channel, and the calls on it."""
 
-    __slots__ = ("calls", "channel", "infer", "stream", "stub")
-
     def __init__(self, channel: Any, stub: Any) -> None:
         self.channel = channel
         self.stub = stub

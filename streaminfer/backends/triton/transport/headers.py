@@ -35,8 +35,6 @@ class Headers:
         ValueError: a name or value that cannot be a header's; names the header, never its value.
     """
 
-    __slots__ = ("_fixed", "_make", "_secrets")
-
     def __init__(self, given: HeadersLike | None) -> None:
         what = "a mapping of names to values, a function that returns one, or None"
         if given is not None and not isinstance(given, Mapping) and not callable(given):
