@@ -41,7 +41,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streaminfer._internal.validation import check_choice, expected
-from streaminfer.backends.onnx.model import Provider
+from streaminfer.backends.onnx.model import DTYPES, Provider
 from streaminfer.backends.signature import TEXT, Signature, TensorSpec
 from streaminfer.errors import BackendError
 
@@ -66,16 +66,6 @@ _Shapes = tuple[tuple[int, ...] | None, ...]
 _GPU_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 _MAX_SLOTS = 16  # shapes with reused memory: more than there are buckets, and a bound where shapes are free
 _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every device
-_DTYPES = {
-    f"tensor({name})": np.dtype(kind)
-    for name, kind in {
-        "float": "f4",
-        "double": "f8",
-        "float16": "f2",
-        "bool": "?",
-        **{f"{sign}int{8 * size}": f"{sign or 'i'}{size}" for sign in ("", "u") for size in (1, 2, 4, 8)},
-    }.items()
-}
 _GRAPH_ID = "gpu_graph_id"
 _NO_GRAPH = -1  # as onnxruntime says it: neither record nor replay
 
@@ -245,7 +235,7 @@ class DeviceArray:
         self.value = value
         self.device: str = value.device_name().lower()
         self.shape: tuple[int, ...] = tuple(value.shape())
-        self.dtype = _DTYPES[value.data_type()]
+        self.dtype = DTYPES[value.data_type()]
         self._host: Array | None = None
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:

@@ -17,6 +17,7 @@ from streaminfer._internal.validation import check_count, check_instance, check_
 from streaminfer.backends.signature import TEXT, TensorSpec, describe_shape
 
 __all__ = [
+    "DTYPES",
     "Provider",
     "check_loaded",
     "choose_providers",
@@ -33,7 +34,7 @@ Provider = str | tuple[str, dict[str, Any]]
 _GPU = ": it comes with another package of onnxruntime: pip uninstall onnxruntime; pip install onnxruntime-gpu"
 _INSTALL = {"CUDAExecutionProvider": _GPU, "TensorrtExecutionProvider": f"{_GPU}, and TensorRT itself"}
 
-_DTYPES: dict[str, np.dtype[Any]] = {
+DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(float16)": np.dtype(np.float16),
     "tensor(float)": np.dtype(np.float32),
     "tensor(double)": np.dtype(np.float64),
@@ -325,7 +326,7 @@ def _check_batch_axes(inputs: Sequence[TensorSpec]) -> int:
 def _spec(node: Any, axis: int | None, *, is_optional: bool = False) -> TensorSpec:
     return TensorSpec(
         node.name,
-        _DTYPES.get(node.type),
+        DTYPES.get(node.type),
         tuple(node.shape),
         axis,
         is_optional=is_optional,
@@ -345,11 +346,11 @@ def _optional_spec(
         spec = _input_spec(node, axes, shared)
         return attrs.evolve(spec, is_optional=spec.batch_axis is not None)
     found = [axis for axis, size in enumerate(node.shape) if isinstance(size, str) and size in symbols]
-    return _spec(node, found[0], is_optional=True) if len(found) == 1 and node.type in _DTYPES else None
+    return _spec(node, found[0], is_optional=True) if len(found) == 1 and node.type in DTYPES else None
 
 
 def _input_spec(node: Any, axes: Mapping[str, int], shared: Mapping[str, object]) -> TensorSpec:
-    dtype = _DTYPES.get(node.type)
+    dtype = DTYPES.get(node.type)
     if dtype is None:
         raise ValueError(
             f"path_or_bytes: expected inputs of numbers, booleans or strings, got {node.type} for input {node.name!r}"
@@ -373,7 +374,7 @@ def _output_spec(node: Any, axes: Mapping[str, int], batch_sizes: Sequence[int |
         axes: the batch axes that the user names.
         batch_sizes: what the inputs declare as the size of their batch axes.
     """
-    dtype, shape = _DTYPES.get(node.type), tuple(node.shape)
+    dtype, shape = DTYPES.get(node.type), tuple(node.shape)
     named = axes.get(node.name)
     if named is not None:
         argument = f"batch_axes[{node.name!r}]"

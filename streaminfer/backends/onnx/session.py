@@ -11,7 +11,7 @@ from streaminfer._internal._named_rows_cy import named_rows
 from streaminfer.backends.onnx.bfloat16 import has_bfloat16, run_with_bfloat16
 from streaminfer.backends.onnx.binding import BoundRuns
 from streaminfer.backends.priority import BatchPriority
-from streaminfer.backends.signature import TEXT, Signature, TensorSpec, describe
+from streaminfer.backends.signature import Signature, TensorSpec, describe
 from streaminfer.errors import BackendError, StreamInferError
 from streaminfer.request import Batch
 
@@ -156,7 +156,7 @@ class SessionWorker:
         """
         rows = len(batch.rows)
         try:
-            inputs = self._by_name(batch.inputs)
+            inputs = self._signature.batch_by_name(batch.inputs, self._name)
             if self._signature.rows_a_run is not None:
                 return self._answer_in_runs(inputs, rows, self._signature.rows_a_run, options, record=record)
             outputs = self._run(inputs, options, record=record, whole=batch.whole_outputs)
@@ -167,17 +167,6 @@ class SessionWorker:
             raise
         except Exception as error:
             raise self._failure(rows, error) from error
-
-    def _by_name(self, inputs: Any) -> Arrays:
-        if type(inputs) is dict or isinstance(inputs, Mapping):
-            return inputs
-        if isinstance(inputs, np.ndarray) and self._signature.only_input is not None:
-            return {self._signature.only_input: inputs}
-        names = ", ".join(map(repr, self._signature.batch_axes))
-        raise BackendError(
-            f"{self._name}: expected a batch of stacked arrays for {names}, got {describe(inputs)}; "
-            "a batcher in front of it needs stack=True"
-        )
 
     def _run(self, inputs: Arrays, options: Any, *, record: bool, whole: frozenset[str] = frozenset()) -> list[Any]:
         self._check_process()
@@ -285,23 +274,7 @@ def stack_example(signature: Signature, example: Any, rows: int) -> Arrays:
     Raises:
         ValueError: the example does not fit the model.
     """
-    if example is None:
-        example = {
-            spec.name: np.full(
-                [size if isinstance(size, int) else 1 for size in spec.row_shape],
-                "" if spec.dtype == TEXT else 0,
-                spec.dtype,
-            )
-            for spec in signature.inputs
-            if spec.batch_axis is not None and not spec.is_optional
-        }
-    else:
-        try:
-            signature.check(example)
-        except ValueError as error:
-            raise ValueError(f"example: {error}") from error
-        if not isinstance(example, Mapping):
-            example = {signature.only_input: example}
+    example = signature.example_by_name(example)
     dtypes = {spec.name: spec.dtype for spec in signature.inputs}
     return {
         name: np.stack([np.asarray(example[name], dtypes[name])] * rows, axis=axis)

@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from streaminfer.backends.signature import TEXT, TensorSpec, describe
+from streaminfer.backends.signature import zeros
 from streaminfer.backends.triton.errors import ServerError, from_status, is_not_loaded, too_large
 from streaminfer.backends.triton.sequences import NotSent, SequenceLost, Sequences
 from streaminfer.backends.triton.session import Session
 from streaminfer.errors import BackendError, DeadlineExceeded, InvalidInput, StreamInferError
 from streaminfer.request import NEVER_NS, Batch, Request
 
-__all__ = ["RequestSplitter", "without_axis", "zeros_for"]
+__all__ = ["RequestSplitter", "without_axis"]
 
 _SEQUENCE_UNKNOWN = "must specify the start flag"
 _MODEL_REPLACED = ("unexpected shape for input", "unexpected inference input", "unexpected inference output",
@@ -78,13 +78,7 @@ class RequestSplitter:
         Raises:
             StreamInferError: for the whole batch.
         """
-        inputs = self.session.validator.by_name(batch.inputs)
-        if inputs is None:
-            names = ", ".join(map(repr, self.session.validator.whole.batch_axes))
-            raise BackendError(
-                f"{self.what}: expected a batch of stacked arrays for {names}, got "
-                f"{describe(batch.inputs)}; a batcher around it needs stack=True"
-            )
+        inputs = self.session.validator.whole.batch_by_name(batch.inputs, self.what)
         limit = self.session.model.max_batch_size
         model = self.session.model
         if not model.by_row:
@@ -323,7 +317,9 @@ class RequestSplitter:
             raise RuntimeError(f"model {session.model.name!r} has no sequences, so there is none to end")
         if inputs is None and not session.sequences.knows(stream_id):
             return None
-        request = Request(zeros_for(session.model.inputs) if inputs is None else inputs, stream_id=stream_id)
+        if inputs is None:
+            inputs = {spec.name: zeros(spec) for spec in session.model.inputs}
+        request = Request(inputs, stream_id=stream_id)
         self.validate(request)
         deadline_ns = self.clock() + round(timeout_s * 1e9)
         with session.calls:
@@ -379,9 +375,9 @@ class RequestSplitter:
 
     def batch_of_one(self, request: Request) -> dict[str, Any]:
         """Return the inputs of a valid request by name, with a batch axis."""
-        inputs = self.session.validator.by_name(request.inputs)
-        if inputs is None:  # a plain number for an input without axes
-            inputs = {next(iter(self.session.validator.whole.batch_axes)): request.inputs}
+        inputs = request.inputs
+        if not isinstance(inputs, Mapping):
+            inputs = {self.session.validator.whole.only_input: inputs}
         return {name: np.asarray(value)[np.newaxis] for name, value in inputs.items()}
 
     def parameters(self, rows: Sequence[Request]) -> dict[str, int | bool | str]:
@@ -409,12 +405,3 @@ class RequestSplitter:
 def without_axis(arrays: Mapping[str, Any]) -> dict[str, Any]:
     """Return the inputs of a batch of one without the batch axis; arrays, of scalars too."""
     return {name: array[0, ...] for name, array in arrays.items()}
-
-
-def zeros_for(specs: Sequence[TensorSpec]) -> dict[str, Any]:
-    """Return inputs of zeros and empty text, with free sizes set to 1."""
-    request: dict[str, Any] = {}
-    for spec in specs:
-        shape = [size if isinstance(size, int) else 1 for size in spec.row_shape]
-        request[spec.name] = np.full(shape, b"", TEXT) if spec.dtype == TEXT else np.zeros(shape, spec.dtype)
-    return request

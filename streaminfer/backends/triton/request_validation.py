@@ -50,14 +50,6 @@ class RequestValidator:
         if isinstance(inputs, Mapping) and not inputs:
             raise InvalidInput(f"inputs: expected at least one input of model {self._model.name!r}, got none")
 
-    def by_name(self, inputs: Any) -> Mapping[str, Any] | None:
-        """Return a batch's arrays by name; ``None`` if it has none."""
-        if isinstance(inputs, Mapping):
-            return inputs
-        if isinstance(inputs, np.ndarray) and self.whole.only_input is not None:
-            return {self.whole.only_input: inputs}
-        return None
-
     def _without_text(self, inputs: Any) -> Any:
         """The same with arrays of objects where there is text: of its shape, and without its content."""
         if isinstance(inputs, Mapping):

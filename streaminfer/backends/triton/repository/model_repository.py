@@ -273,20 +273,8 @@ def _warmup(model: _Model, size: int) -> str:
 
 def _rows(model: _Model) -> dict[str, tuple[int, ...]]:
     """The shape of one request, by input; free sizes as in the example, else 1."""
-    signature = model.signature
-    assert signature is not None  # noqa: S101
-    if model.example is None:
-        return {
-            spec.name: tuple(size if isinstance(size, int) else 1 for size in spec.row_shape)
-            for spec in signature.inputs
-            if spec.batch_axis is not None
-        }
-    try:
-        signature.check(model.example)
-    except ValueError as error:
-        raise ValueError(f"example: {error}") from error
-    given: Any = model.example if isinstance(model.example, Mapping) else {signature.only_input: model.example}
-    return {name: np.shape(value) for name, value in given.items()}
+    assert model.signature is not None  # noqa: S101
+    return {name: np.shape(value) for name, value in model.signature.example_by_name(model.example).items()}
 
 
 def _quote(text: str) -> str:
