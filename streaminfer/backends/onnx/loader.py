@@ -108,7 +108,7 @@ class ModelLoader:
         batches = [stack_example(signature, self.example, size) for size in sizes]
         workers = [
             SessionWorker(
-                session,
+                session=session,
                 name=name,
                 signature=signature,
                 shared=values,
