@@ -153,11 +153,11 @@ class BoundRuns:
     def __init__(self, runtime: ModuleType, session: Any, signature: Signature, device: Device, cuda: Any) -> None:
         self._graph_ids: Iterator[int] | None = itertools.count(1) if records_graphs(session) else None
         self._options: Any = None
-        self._runtime = runtime
-        self._session = session
-        self._signature = signature
-        self._device = device
-        self._cuda = cuda
+        self.runtime = runtime
+        self.session = session
+        self.signature = signature
+        self.device = device
+        self.cuda = cuda
         self._slots: OrderedDict[_Shapes, _Slot] = OrderedDict()
         self._lock = threading.Lock()  # a warm-up may come from any thread while a batch runs
 
@@ -175,13 +175,12 @@ class BoundRuns:
         Raises:
             BackendError: memory cannot be pinned.
         """
-        shapes = tuple(feed[spec.name].shape if spec.name in feed else None for spec in self._signature.inputs)
+        shapes = tuple(feed[spec.name].shape if spec.name in feed else None for spec in self.signature.inputs)
         with self._lock:
             slot = self._slots.get(shapes)
             if slot is None:
                 self._make_room()
-                slot = _Slot(self._runtime, self._session, self._signature, shapes, self._device, self._cuda)
-                self._slots[shapes] = slot
+                slot = self._slots[shapes] = _Slot(self, shapes)
             self._slots.move_to_end(shapes)
             if self._graph_ids is None:
                 return slot.run(feed, options, whole)
@@ -201,7 +200,7 @@ class BoundRuns:
 
     def renew(self) -> "BoundRuns":
         """The same with memory of its own, because a run that hangs may still write to this one's; without graphs."""
-        renewed = BoundRuns(self._runtime, self._session, self._signature, self._device, self._cuda)
+        renewed = BoundRuns(self.runtime, self.session, self.signature, self.device, self.cuda)
         if self._graph_ids is not None:
             renewed._graph_ids = itertools.repeat(_NO_GRAPH)
         return renewed
@@ -248,19 +247,12 @@ class DeviceArray:
 class _Slot:
     """The memory of batches of one shape."""
 
-    def __init__(
-        self,
-        runtime: ModuleType,
-        session: Any,
-        signature: Signature,
-        shapes: _Shapes,
-        device: Device,
-        cuda: Any,
-    ) -> None:
+    def __init__(self, runs: BoundRuns, shapes: _Shapes) -> None:
+        signature = runs.signature
         self.graph_id = _NO_GRAPH
-        self._session = session
-        self._device = device
-        self._binding = session.io_binding()
+        self._session = runs.session
+        self._device = runs.device
+        self._binding = runs.session.io_binding()
         self._names = [spec.name for spec in signature.outputs]
         self._hosts: dict[str, Array] = {}
         self._inputs: dict[str, Any] = {}
@@ -269,27 +261,17 @@ class _Slot:
             assert spec.dtype is not None  # noqa: S101 - no input is without, see read_specs
             if shape is None:
                 continue
-            host = _host_memory(shape, spec.dtype, cuda)
+            host = _host_memory(shape, spec.dtype, runs.cuda)
             self._hosts[spec.name] = host
-            value = (
-                runtime.OrtValue.ortvalue_from_numpy(host)  # the same memory
-                if device[0] == "cpu"
-                else runtime.OrtValue.ortvalue_from_shape_and_type(shape, spec.dtype.type, *device)
-            )
-            self._inputs[spec.name] = value
+            value = self._inputs[spec.name] = _value_of(runs, host)
             self._binding.bind_ortvalue_input(spec.name, value)
         known = _output_shapes(signature, shapes)
         self._outputs: list[tuple[Any, Array | None]] | None = None if known is None else []
         for spec, shape in zip(signature.outputs, known or (), strict=known is not None):
             assert self._outputs is not None  # noqa: S101
             assert spec.dtype is not None  # noqa: S101 - see choose_binding
-            memory = np.empty(shape, spec.dtype) if device[0] == "cpu" else None
-            value = (
-                runtime.OrtValue.ortvalue_from_shape_and_type(shape, spec.dtype.type, *device)
-                if memory is None
-                else runtime.OrtValue.ortvalue_from_numpy(memory)
-            )
-            self._outputs.append((value, memory))
+            memory = np.empty(shape, spec.dtype)
+            self._outputs.append((_value_of(runs, memory), memory if self._device[0] == "cpu" else None))
         self._bind_outputs()
 
     def run(self, feed: Mapping[str, Any], options: Any, whole: frozenset[str] = frozenset()) -> list[Any]:
@@ -353,6 +335,14 @@ def _output_shape(spec: TensorSpec, sizes: Mapping[object, int], rows: int) -> t
     return (
         tuple(size for size in shape if isinstance(size, int)) if all(isinstance(one, int) for one in shape) else None
     )
+
+
+def _value_of(runs: BoundRuns, memory: Array) -> Any:
+    """Return memory as a value of onnxruntime's, or memory of its kind on the device."""
+    values = runs.runtime.OrtValue
+    if runs.device[0] == "cpu":
+        return values.ortvalue_from_numpy(memory)
+    return values.ortvalue_from_shape_and_type(memory.shape, memory.dtype.type, *runs.device)
 
 
 def _host_memory(shape: tuple[int, ...], dtype: np.dtype[Any], cuda: Any) -> Array:
