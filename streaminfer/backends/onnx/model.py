@@ -119,8 +119,8 @@ def choose_providers(
     for provider in providers:
         check_instance("providers", provider, _is_provider, "a name, or a pair of a name and a mapping of options")
         name = provider if isinstance(provider, str) else provider[0]
-        if name not in available or _is_of_plugin(runtime, name):
-            plugged[name] = _devices_of(runtime, name, available)
+        if devices := _plugin_devices(runtime, name, available):
+            plugged[name] = devices
         chosen.append(provider if isinstance(provider, str) else (name, dict(provider[1])))
     if not plugged:
         return chosen
@@ -144,16 +144,18 @@ def _is_provider(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _is_of_plugin(runtime: ModuleType, name: str) -> bool:
-    """A registered plugin has the provider: onnxruntime lists it as available, yet does not load it by its name."""
-    devices: Sequence[Any] = getattr(runtime, "get_ep_devices", list)()
-    return any(device.ep_name == name and "library_path" in device.ep_metadata for device in devices)
+def _plugin_devices(runtime: ModuleType, name: str, available: Sequence[str]) -> list[Any]:
+    """The devices of a provider that a plugin registered (``onnxruntime.register_execution_provider_library``).
 
+    onnxruntime may list such a provider as available, yet does not load it by its name. There are none of the others.
 
-def _devices_of(runtime: ModuleType, name: str, available: Sequence[str]) -> list[Any]:
-    """The devices of a provider that a plugin registered (``onnxruntime.register_execution_provider_library``)."""
-    devices = list(getattr(runtime, "get_ep_devices", list)())
+    Raises:
+        ValueError: the provider is not available.
+    """
+    devices: list[Any] = list(getattr(runtime, "get_ep_devices", list)())
     own = [device for device in devices if device.ep_name == name]
+    if name in available:
+        return own if any("library_path" in device.ep_metadata for device in own) else []
     if not own:
         found = ", ".join(sorted({device.ep_name for device in devices})) or "none"
         raise ValueError(
