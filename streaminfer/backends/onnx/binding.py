@@ -77,8 +77,7 @@ def choose_binding(setting: object, providers: Sequence[Provider], signature: Si
         ValueError: the model or the providers do not allow it.
         TypeError: no string.
     """
-    first = providers[0]
-    name, options = (first, {}) if isinstance(first, str) else first
+    name, options = providers[0]
     device = ("cuda", int(options.get("device_id", 0))) if name in _GPU_PROVIDERS else ("cpu", 0)
     odd = next((spec for spec in (*signature.inputs, *signature.outputs) if not _is_bindable(spec)), None)
     if setting is None:

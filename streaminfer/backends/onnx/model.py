@@ -17,6 +17,7 @@ from streaminfer._internal.validation import check_count, check_instance, check_
 from streaminfer.backends.signature import TEXT, TensorSpec, describe_shape
 
 __all__ = [
+    "CPU",
     "DTYPES",
     "Provider",
     "check_loaded",
@@ -28,8 +29,10 @@ __all__ = [
     "read_specs",
 ]
 
-Provider = str | tuple[str, dict[str, Any]]
-"""An execution provider of onnxruntime: its name, or its name and its options."""
+Provider = tuple[str, dict[str, Any]]
+"""An execution provider of onnxruntime: its name and its options."""
+
+CPU: list[Provider] = [("CPUExecutionProvider", {})]
 
 _GPU = ": it comes with another package of onnxruntime: pip uninstall onnxruntime; pip install onnxruntime-gpu"
 _INSTALL = {"CUDAExecutionProvider": _GPU, "TensorrtExecutionProvider": f"{_GPU}, and TensorRT itself"}
@@ -106,7 +109,7 @@ def choose_providers(
     """
     in_options = given and getattr(options, "has_providers", bool)()
     if providers is None:
-        return [] if in_options else ["CPUExecutionProvider"]
+        return [] if in_options else CPU
     if in_options:
         raise ValueError(expected("providers", "None beside session_options that have providers", providers))
     available = runtime.get_available_providers()
@@ -118,10 +121,10 @@ def choose_providers(
     plugged: dict[str, list[Any]] = {}
     for provider in providers:
         check_instance("providers", provider, _is_provider, "a name, or a pair of a name and a mapping of options")
-        name = provider if isinstance(provider, str) else provider[0]
+        name, settings = (provider, {}) if isinstance(provider, str) else provider
         if devices := _plugin_devices(runtime, name, available):
             plugged[name] = devices
-        chosen.append(provider if isinstance(provider, str) else (name, dict(provider[1])))
+        chosen.append((name, dict(settings)))
     if not plugged:
         return chosen
     if given:
@@ -129,12 +132,12 @@ def choose_providers(
             expected("session_options", "None beside a provider of a plugin, or options that have it", options)
             + ": session_options.add_provider_for_devices adds it"
         )
-    for provider in chosen:
-        name, settings = (provider, {}) if isinstance(provider, str) else provider
+    for name, settings in chosen:
+        texts = {key: str(value) for key, value in settings.items()}
         if name in plugged:
-            options.add_provider_for_devices(plugged[name], {key: str(value) for key, value in settings.items()})
+            options.add_provider_for_devices(plugged[name], texts)
         else:
-            options.add_provider(name, {key: str(value) for key, value in settings.items()})
+            options.add_provider(name, texts)
     return []
 
 

@@ -63,7 +63,7 @@ def test_sessions_elsewhere_are_their_own(doubling, monkeypatch):
     def load_on_the_cpu(runtime, source, name, options, providers):
         return runtime.InferenceSession(source, providers=["CPUExecutionProvider"])
 
-    monkeypatch.setattr(module, "choose_providers", lambda *_, **__: ["CPUExecutionProvider", "Other"])
+    monkeypatch.setattr(module, "choose_providers", lambda *_, **__: [("CPUExecutionProvider", {}), ("Other", {})])
     monkeypatch.setattr(module, "choose_binding", lambda *_: ("off", ("cpu", 0)))
     monkeypatch.setattr(module, "load", load_on_the_cpu)
 

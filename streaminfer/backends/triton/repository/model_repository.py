@@ -35,7 +35,7 @@ import numpy as np
 
 from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_choice, check_count, check_instance, expected
-from streaminfer.backends.onnx.model import find_source, load, make_options, read_specs
+from streaminfer.backends.onnx.model import CPU, find_source, load, make_options, read_specs
 from streaminfer.backends.onnx.providers import cache_options, profile_shapes
 from streaminfer.backends.signature import TEXT, Signature, TensorSpec, free_axes
 from streaminfer.backends.triton.dtypes import DATATYPES
@@ -178,7 +178,7 @@ def _read(source: Source, axes: dict[str, int], shared: dict[str, Any]) -> Signa
     options = make_options(runtime, None, None)
     # it is only read
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    inputs, outputs = read_specs(load(runtime, loadable, name, options, ["CPUExecutionProvider"]), axes, shared)
+    inputs, outputs = read_specs(load(runtime, loadable, name, options, CPU), axes, shared)
     return Signature([spec for spec in inputs if not spec.is_optional], outputs)
 
 
