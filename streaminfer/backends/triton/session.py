@@ -138,7 +138,7 @@ class Session:
         transport = settings.connect()
         opened: Transport | Self = transport
         try:
-            server, model = await describe_server(transport, settings.model, settings.version, settings.timeout_s)
+            server, model = await describe_server(transport, settings)
             transport.binary = "binary_tensor_data" in server.extensions
             if settings.shared_memory:
                 server.check_shared_memory()
@@ -214,9 +214,7 @@ class Session:
         async with self._describing:
             if changes != self.changes:
                 return
-            model = await describe_model(
-                self.transport, self.server, self.model.name, self._version, self._settings.timeout_s
-            )
+            model = await describe_model(self.transport, self.server, self._settings)
             if version:  # the server may have gone on to the next one meanwhile, whose response will say so
                 model = attrs.evolve(model, version=version)
             self._earlier[self.model.version] = self.model
@@ -235,7 +233,7 @@ class Session:
         if self._version:
             return
         with explained("reading the server's version"):
-            version = await latest_version(self.transport, self.model.name, self._settings.timeout_s)
+            version = await latest_version(self.transport, self._settings)
         if version not in {"", self.model.version}:
             await self.refresh_model(changes)
 
