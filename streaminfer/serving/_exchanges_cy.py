@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import current_task, get_running_loop
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from streaminfer.serving.errors import RequestRejected
@@ -74,9 +73,7 @@ class Exchange:
             self._watch.add(self, loop)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         tasks = self._tasks
         if len(tasks) > 1:
             task = current_task()

@@ -3,7 +3,6 @@
 import json
 import logging
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any, Self
 
 from streaminfer._internal.validation import check_duration
@@ -116,9 +115,7 @@ class ServingApp:
             raise
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._stop()
 
     async def _stop(self) -> None:
