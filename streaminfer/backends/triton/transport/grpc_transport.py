@@ -244,11 +244,7 @@ class GrpcTransport:
             self._unanswered_ns = None
         elif status == "DEADLINE_EXCEEDED":
             self._replace_if_silent()
-        shown = self._headers.scrub(text)
-        failure = ServerError(status, shown, _retry_after(error.trailing_metadata()))
-        # an error that quotes a token is not kept, or its traceback would show it
-        failure.__cause__ = error if shown == text else None
-        return failure
+        return self._headers.scrubbed_failure(status, text, error, _retry_after(error.trailing_metadata()))
 
     def _explain_cancellation(self) -> None:
         task = asyncio.current_task()
@@ -328,21 +324,13 @@ class GrpcTransport:
         return head
 
     def _read_part(self, message: bytes) -> InferResponse:
-        try:
-            rest, parts = split_contents(message, self._response_tag)
-            said = self._messages.ModelStreamInferResponse.FromString(rest).error_message
-        except Exception as error:
-            raise BackendError(f"the server's response cannot be read: {error}") from error
-        if said:
+        response, parts = _split(self._messages.ModelStreamInferResponse, message, self._response_tag)
+        if said := response.error_message:
             raise ServerError("UNKNOWN", self._headers.scrub(said))
         return self._read(parts[-1] if parts else b"")
 
     def _read(self, message: bytes | memoryview) -> InferResponse:
-        try:
-            rest, contents = split_contents(message, self._output_tag)
-            response = self._messages.ModelInferResponse.FromString(rest)
-        except Exception as error:
-            raise BackendError(f"the server's response cannot be read: {error}") from error
+        response, contents = _split(self._messages.ModelInferResponse, message, self._output_tag)
         parameters = response.parameters
         final = "triton_final_response" in parameters and parameters["triton_final_response"].bool_param
         described = response.outputs
@@ -353,6 +341,15 @@ class GrpcTransport:
             for place, one in enumerate(described)
         }
         return InferResponse(outputs, final, response.model_version)
+
+
+def _split(kind: Any, message: bytes | memoryview, tag: int) -> tuple[Any, list[memoryview]]:
+    """Return a message without its fields of a tag, and these."""
+    try:
+        rest, contents = split_contents(message, tag)
+        return kind.FromString(rest), contents
+    except Exception as error:
+        raise BackendError(f"the server's response cannot be read: {error}") from error
 
 
 def _retry_after(metadata: Any) -> float | None:
