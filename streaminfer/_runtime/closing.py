@@ -1,7 +1,6 @@
 """Objects that have to be closed."""
 
 from abc import ABC, abstractmethod
-from types import TracebackType
 from typing import Protocol, Self, runtime_checkable
 
 __all__ = ["AsyncClosable", "AsyncClosing"]
@@ -25,7 +24,5 @@ class AsyncClosing(ABC):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()

@@ -46,7 +46,7 @@ cdef class Chain:
     @cython.locals(ticket=CTicket)
     cpdef object response(self, Passage passage, object outcome)
     cpdef object failed(self, Passage passage, object error)
-    cdef object _deadline_ns(self, object own_ns, object timeout_s, object now_ns)
+    cpdef object deadline_ns(self, object own_ns, object timeout_s, object now_ns)
     @cython.locals(passage=Passage)
     cdef Passage _new_passage(self, CRequest request, object receive)
     @cython.locals(passage=Passage, tokens=list, position=int, ticket=CTicket)

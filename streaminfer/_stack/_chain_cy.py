@@ -167,7 +167,7 @@ class Chain:
         if get_running_loop() is not self.loop:
             self._refuse()
         now_ns = self.clock()
-        deadline_ns = self._deadline_ns(None, timeout_s, now_ns)
+        deadline_ns = self.deadline_ns(None, timeout_s, now_ns)
         request = make_request(inputs, deadline_ns, priority, stream_id, tenant, subject, tags, key, store)
         if waits:
             passage = self._new_passage(request, None)
@@ -193,7 +193,7 @@ class Chain:
         if (get_running_loop() if loop is None else loop) is not self.loop:
             self._refuse()
         now_ns = self.clock()
-        deadline_ns = self._deadline_ns(request.deadline_ns, timeout_s, now_ns)
+        deadline_ns = self.deadline_ns(request.deadline_ns, timeout_s, now_ns)
         if deadline_ns is not request.deadline_ns:
             request = with_deadline(request, deadline_ns)
         return self._enter(request, now_ns, receive)
@@ -266,7 +266,8 @@ class Chain:
         response: Response = outcome
         return response
 
-    def _deadline_ns(self, own_ns: int | None, timeout_s: Any, now_ns: int) -> int | None:
+    def deadline_ns(self, own_ns: int | None, timeout_s: Any, now_ns: int) -> int | None:
+        """Return the deadline of a request that has one of its own or ``None``, and of a call within a time or none."""
         if timeout_s is not None:
             return deadline_after(now_ns, timeout_s)
         if own_ns is None and self._objective is not None:

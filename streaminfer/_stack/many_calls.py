@@ -194,12 +194,7 @@ async def answer_rows(
     """
     fields: dict[str, Any] = {**settings, "tags": check_settings("rows", settings).tags}  # they may be an iterator
     rows = cut_rows(inputs)
-    timeout_s = fields.pop("timeout_s", None)
-    deadline_ns, now_ns = None, chain.clock()
-    if timeout_s is not None:
-        deadline_ns = deadline_after(now_ns, timeout_s)
-    elif offered.slo is not None and (slo_ns := offered.slo.slo_ns) is not None:
-        deadline_ns = now_ns + slo_ns
+    deadline_ns = chain.deadline_ns(None, fields.pop("timeout_s", None), chain.clock())
     requests = [Request(row, deadline_ns=deadline_ns, **fields) for row in rows]
     return join_rows(await _RowCalls(chain, places, requests).answers(default_concurrency(offered.full_load)))
 

@@ -29,8 +29,6 @@ class InputCheck:
         finite: no element may be infinite or NaN.
     """
 
-    __slots__ = ("_dtype", "_exact", "_finite", "_fixed", "_name", "_rank", "_text_fits")
-
     def __init__(
         self,
         name: str,
@@ -98,8 +96,6 @@ class RequestCheck:
         only: of the one input that may come without a name; ``None``: there is no such.
         explain: called with inputs that may not fit, and raises what is wrong with them.
     """
-
-    __slots__ = ("_checks", "_explain", "_only")
 
     def __init__(self, checks: tuple[InputCheck, ...], only: InputCheck | None, explain: Callable[[Any], None]) -> None:
         self._checks = checks

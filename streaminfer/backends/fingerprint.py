@@ -142,7 +142,7 @@ def fingerprint_of_model(
     *,
     axes: Sequence[tuple[str, int | None]],
     shared: Mapping[str, npt.NDArray[Any]],
-    providers: Sequence[str | tuple[str, Mapping[str, Any]]],
+    providers: Sequence[tuple[str, Mapping[str, Any]]],
 ) -> str:
     """Return the digest of a model and its settings, as 32 hexadecimal digits.
 
@@ -153,7 +153,11 @@ def fingerprint_of_model(
         providers: best first.
     """
     settings = hashlib.blake2b(digest_size=_DIGEST_BYTES)
-    settings.update(repr((digest, tuple(axes), [_provider(one) for one in providers])).encode())
+    chosen = [
+        (name, sorted((key, str(value)) for key, value in options.items() if key not in _ELSEWHERE))
+        for name, options in providers
+    ]
+    settings.update(repr((digest, tuple(axes), chosen)).encode())
     for name in sorted(shared):
         value = np.ascontiguousarray(shared[name])
         settings.update(repr((name, value.dtype.str, shared[name].shape, value.nbytes)).encode())
@@ -194,13 +198,6 @@ def _fields(message: memoryview, number: int) -> list[memoryview]:
     """The contents of the fields of a number that are text, bytes or messages."""
     places = split_fields(message, number << 3 | _LENGTH_DELIMITED, -1)[1]
     return [message[begin:end] for begin, end in places]
-
-
-def _provider(provider: str | tuple[str, Mapping[str, Any]]) -> tuple[str, list[tuple[str, str]]]:
-    if isinstance(provider, str):
-        return provider, []
-    name, options = provider
-    return name, sorted((key, str(value)) for key, value in options.items() if key not in _ELSEWHERE)
 
 
 def _names(path: Path, contents: bytes) -> list[str]:

@@ -36,25 +36,6 @@ class Job:
         hang_grace_s: seconds after which a cancelled call that still runs counts as hung.
     """
 
-    __slots__ = (
-        "_abandoned",
-        "_arguments",
-        "_claim",
-        "_context",
-        "_done",
-        "_error",
-        "_finished",
-        "_function",
-        "_interrupt",
-        "_interrupted",
-        "_loop",
-        "_value",
-        "_watchdog",
-        "hang_grace_s",
-        "leave",
-        "replace",
-    )
-
     leave: Callable[["Job"], None]
     replace: Callable[["Job"], bool]
 

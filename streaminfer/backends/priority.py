@@ -49,8 +49,6 @@ class BatchPriority:
         is_background: batches that begin from now on run at the lowest priority.
     """
 
-    __slots__ = ("_ended_ns", "_lowered", "_nice", "is_background")
-
     def __init__(self) -> None:
         self._lowered: dict[int, _Call] = {}  # by the system's number of the thread
         self._ended_ns: int | None = None

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from streaminfer._internal.text import is_all_text
 from streaminfer._internal.validation import check_whole, expected
 from streaminfer.backends._input_check_cy import InputCheck, RequestCheck, inputs_fit
-from streaminfer.errors import InvalidInput
+from streaminfer.errors import BackendError, InvalidInput
 from streaminfer.request import Request
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "inputs_of_example",
     "outputs_of_answer",
     "signature_of_example",
+    "zeros",
 ]
 
 TEXT = np.dtype(object)
@@ -101,8 +102,6 @@ def _how_to_send(value: object, dtype: str) -> str:
 
 class _Check:
     """What one array must be, and what to say of one that is not."""
-
-    __slots__ = ("dtype", "fast", "finite", "name", "shape", "text_fits")
 
     def __init__(self, spec: TensorSpec, *, finite: bool, text_fits: Callable[[Any], bool]) -> None:
         self.name = spec.name
@@ -177,21 +176,6 @@ class Signature:
         rows_a_run: the size at which the model's batch axis is fixed; ``None`` where it is free.
     """
 
-    __slots__ = (
-        "_checks",
-        "_fast",
-        "_only",
-        "_only_fast",
-        "_optional",
-        "_shared",
-        "batch_axes",
-        "checks_kinds",
-        "inputs",
-        "only_input",
-        "outputs",
-        "rows_a_run",
-    )
-
     def __init__(
         self,
         inputs: Sequence[TensorSpec],
@@ -263,6 +247,39 @@ class Signature:
             if name in inputs:
                 check.explain(inputs[name])
 
+    def batch_by_name(self, inputs: Any, what: str) -> Mapping[str, Any]:
+        """Return the arrays of a batch by name.
+
+        Args:
+            inputs: of the batch.
+            what: what runs it, for the error.
+
+        Raises:
+            BackendError: they are not stacked.
+        """
+        if type(inputs) is dict or isinstance(inputs, Mapping):
+            return inputs
+        if isinstance(inputs, np.ndarray) and self.only_input is not None:
+            return {self.only_input: inputs}
+        raise BackendError(
+            f"{what}: expected a batch of stacked arrays for {self._names()}, got {describe(inputs)}; "
+            "a batcher in front of it needs stack=True"
+        )
+
+    def example_by_name(self, example: Any) -> Mapping[str, Any]:
+        """Return the inputs of an example of a request by name; of ``None`` zeros and empty strings.
+
+        Raises:
+            ValueError: the example does not fit the model.
+        """
+        if example is None:
+            return {spec.name: zeros(spec) for spec in filter(_is_required, self.inputs)}
+        try:
+            self.check(example)
+        except ValueError as error:
+            raise ValueError(f"example: {error}") from error
+        return example if isinstance(example, Mapping) else {str(self.only_input): example}
+
     def _names(self) -> str:
         return ", ".join(map(repr, self.batch_axes))
 
@@ -277,26 +294,30 @@ def guess_inputs(specs: Sequence[TensorSpec], free_size: int = 1) -> dict[str, A
     Returns:
         An array by input name; ``None`` where an input is no array of numbers, for which there is no guess.
     """
-    guess: dict[str, Any] = {}
-    for spec in specs:
-        if spec.batch_axis is None or spec.is_optional:
-            continue
-        if spec.dtype is None or spec.dtype.kind not in "biufc":
-            return None
-        guess[spec.name] = np.zeros(
-            [size if isinstance(size, int) else free_size for size in spec.row_shape], spec.dtype
-        )
-    return guess
+    required = list(filter(_is_required, specs))
+    if any(spec.dtype is None or spec.dtype.kind not in "biufc" for spec in required):
+        return None
+    return {spec.name: zeros(spec, free_size) for spec in required}
+
+
+def zeros(spec: TensorSpec, free_size: int = 1) -> npt.NDArray[Any]:
+    """Return zeros or empty strings as the value of an input in one request, with free sizes set to a number."""
+    shape = [size if isinstance(size, int) else free_size for size in spec.row_shape]
+    return np.full(shape, "", TEXT) if spec.dtype == TEXT else np.zeros(shape, spec.dtype)
 
 
 def free_axes(specs: Sequence[TensorSpec]) -> dict[str, tuple[int, ...]]:
     """Return, by input name, the axes in a request whose sizes the model leaves open; only inputs that have any."""
     axes = {
         spec.name: tuple(axis for axis, size in enumerate(spec.row_shape) if not isinstance(size, int))
-        for spec in specs
-        if spec.batch_axis is not None and not spec.is_optional
+        for spec in filter(_is_required, specs)
     }
     return {name: free for name, free in axes.items() if free}
+
+
+def _is_required(spec: TensorSpec) -> bool:
+    """Return whether every request has a value for an input."""
+    return spec.batch_axis is not None and not spec.is_optional
 
 
 def signature_of_example(example: Any, free: Sequence[int] | Mapping[str, Sequence[int]] = ()) -> Signature | None:

@@ -54,8 +54,6 @@ class BackendRecorder:
         clock: monotonic nanoseconds; ``None``: the system's.
     """
 
-    __slots__ = ("_batches", "_busy_ns", "_cancelled", "_clock", "_errors", "_lock", "_rows", "_workers")
-
     def __init__(self, workers: int, clock: Clock | None) -> None:
         self._workers = workers
         check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")

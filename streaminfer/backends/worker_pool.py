@@ -18,7 +18,7 @@ import threading
 import time
 import weakref
 from concurrent.futures import Future
-from typing import Any, Protocol
+from typing import Any, Self
 
 from streaminfer._internal.forking import at_fork
 from streaminfer._runtime.stopping import KILL_GRACE_S
@@ -28,8 +28,8 @@ from streaminfer.errors import Closed
 __all__ = ["Worker", "WorkerPool"]
 
 
-class Worker(Protocol):
-    """The resources of one thread: a session, a process or a function."""
+class Worker:
+    """The resources of one thread: a session, a process or a function; here, none."""
 
     def warm(self) -> None:
         """Prepare, so that the first batch is as fast as later ones; called from any thread, also while busy."""
@@ -39,12 +39,14 @@ class Worker(Protocol):
 
     def kill(self) -> bool:
         """End the running call at once, from any thread; false if that is impossible."""
+        return False
 
     def forget(self) -> None:
         """In a forked process, drop what belongs to the parent."""
 
-    def renew(self) -> "Worker":
+    def renew(self) -> Self:
         """Return a replacement while a call hangs; it shares nothing that such a call may write to."""
+        return self
 
 
 MAX_HUNG_PER_WORKER = 8
@@ -58,8 +60,6 @@ _log = logging.getLogger("streaminfer")
 
 class _WorkerThread:
     """One worker, the thread that drives it, and the call that runs in it."""
-
-    __slots__ = ("abandoned", "job", "thread", "worker")
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker

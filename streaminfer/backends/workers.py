@@ -80,16 +80,11 @@ class WorkerThreads(Generic[W]):
         pool = self._open()
         if pool.warm:
             return
-        warmings = (self.run(_warm, worker) for worker in self._workers)
         try:
-            outcomes = await asyncio.gather(*warmings, return_exceptions=True)
-        except asyncio.CancelledError:
+            await self.run_for_each(lambda worker: worker.warm())
+        except BaseException:
             await self.stop(drain=False)
             raise
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                await self.stop(drain=False)
-                raise outcome
         pool.warm = True
 
     def check_open(self) -> None:
@@ -229,16 +224,6 @@ def _after_fork() -> None:
 at_fork(in_child=_after_fork)
 
 
-class _NoWorker:
-    """The resources of a call that is no batch: none."""
-
-    def kill(self) -> bool:
-        return False
-
-    def close(self) -> None:
-        pass
-
-
 async def call_apart(name: str, function: Callable[..., T], *arguments: Any) -> T:
     """Call a function in a thread of its own, and not in the loop's executor, for which a program's end would wait.
 
@@ -252,7 +237,7 @@ async def call_apart(name: str, function: Callable[..., T], *arguments: Any) -> 
     Raises:
         BaseException: what the function raised.
     """
-    pool = WorkerPool([_NoWorker()], name)
+    pool = WorkerPool([Worker()], name)
     future = JobFuture()
     job = future.job = Job(lambda _own: function(*arguments), (), None, future.end)
     pool.put(job)
@@ -263,10 +248,6 @@ async def call_apart(name: str, function: Callable[..., T], *arguments: Any) -> 
     finally:
         del future, job
     return value
-
-
-def _warm(_own: Worker, worker: Worker) -> None:
-    worker.warm()
 
 
 def _call_for(_own: Worker, worker: Worker, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:

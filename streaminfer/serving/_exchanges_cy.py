@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import current_task, get_running_loop
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from streaminfer.serving.errors import RequestRejected
@@ -47,20 +46,6 @@ class Exchange:
         looks: how often the watch has looked, in the present part of the exchange.
     """
 
-    __slots__ = (
-        "_ahead",
-        "_listening",
-        "_reason",
-        "_receive",
-        "_scope",
-        "_tasks",
-        "_watch",
-        "body_is_read",
-        "is_answered",
-        "looks",
-        "loop",
-    )
-
     def __init__(self, watch: ExchangeWatch, scope: Message, receive: Receive) -> None:
         self._watch = watch
         self._scope = scope
@@ -88,9 +73,7 @@ class Exchange:
             self._watch.add(self, loop)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         tasks = self._tasks
         if len(tasks) > 1:
             task = current_task()
@@ -152,8 +135,6 @@ class ExchangeWatch:
     Args:
         body_timeout_s: seconds in which a body must have come; ``None``: no limit.
     """
-
-    __slots__ = ("_body_timeout_s", "_loop", "_open")
 
     def __init__(self, body_timeout_s: float | None) -> None:
         self._body_timeout_s = body_timeout_s

@@ -3,7 +3,6 @@
 import json
 import logging
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any, Self
 
 from streaminfer._internal.validation import check_duration
@@ -13,7 +12,8 @@ from streaminfer.serving._http_inference_cy import HttpInference
 from streaminfer.serving._http_replies_cy import NO_STORE, describe_error, reply, without_body
 from streaminfer.serving.errors import RequestRejected
 from streaminfer.serving.limits import Limits, checked_limits
-from streaminfer.serving.models import EXTENSIONS, VERSION, ServedModel, find_model, served_models, server_version
+from streaminfer.serving.models import EXTENSIONS, ServedModel, find_model, served_models, server_version
+from streaminfer.serving.requests.infer_response import VERSION
 from streaminfer.stack import Stack
 from streaminfer.telemetry.asgi_app import Message, Receive, Send
 
@@ -115,9 +115,7 @@ class ServingApp:
             raise
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._stop()
 
     async def _stop(self) -> None:

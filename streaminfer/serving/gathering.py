@@ -39,8 +39,6 @@ class Gatherer:
         clock: returns monotonic nanoseconds.
     """
 
-    __slots__ = ("_accepted", "_clock", "_gap_ns", "_held", "_last_ns", "_loop", "_timer", "_turns_left")
-
     def __init__(self, clock: Callable[[], int] = time.monotonic_ns) -> None:
         self._clock = clock
         self._accepted = 0  # calls whose message has not come

@@ -15,6 +15,7 @@ import pytest
 import streaminfer as si
 from streaminfer._runtime import stopping
 from streaminfer.backends import CpuBackend, job, worker_pool
+from streaminfer.backends.worker_pool import Worker
 from streaminfer.backends.workers import WorkerThreads
 from streaminfer.request import Batch, Request
 
@@ -455,23 +456,14 @@ loop.run_until_complete(main())
         assert not Path("/proc", pid).exists()
 
 
-class Bare:
+class Bare(Worker):
     """A worker that only counts."""
 
     def __init__(self):
         self.closed = 0
 
-    def warm(self):
-        pass
-
     def close(self):
         self.closed += 1
-
-    def kill(self):
-        return False
-
-    def renew(self):
-        return self
 
 
 def test_workers_are_closed_once_though_a_thread_was_left_behind(hanging):

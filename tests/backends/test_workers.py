@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streaminfer import errors
+from streaminfer.backends.worker_pool import Worker
 from streaminfer.backends.workers import WorkerThreads
 
 PATIENCE_S = 30  # only ever reached by a test that fails
 
 
-class Bench:
+class Bench(Worker):
     """A worker whose jobs block until the test lets them go."""
 
     def __init__(self):
@@ -33,12 +34,6 @@ class Bench:
 
     def close(self):
         self.closed += 1
-
-    def kill(self):
-        return False
-
-    def renew(self):
-        return self
 
 
 class Gate:

@@ -97,16 +97,16 @@ async def test_the_meter_measures_what_requests_cost(loop):
     async with stack:
         requests = [asyncio.create_task(stack(float(number))) for number in range(8)]
         await asyncio.sleep(0.001)
-        assert meter.measure(loop.clock()).in_flight == 8
+        assert meter.report().in_flight == 8
         await asyncio.gather(*requests)
-        load = meter.measure(loop.clock())
+        load, state = meter.report(), meter.state(loop.clock(), 0.0)
         assert load.in_flight == 0
         assert load.service_s == pytest.approx(0.008, rel=0.2)
         assert load.per_request_s == pytest.approx(0.002, rel=0.6)
-        assert 0.003 < load.queue_delay_s < 0.02
-        assert 0 < load.utilization < 0.1
+        assert 0.003 < state.queue_delay_s < 0.02
+        assert 0 < state.utilization < 0.1
         await asyncio.sleep(30.0)
-        assert meter.measure(loop.clock()).queue_delay_s < 1e-4
+        assert meter.state(loop.clock(), 0.0).queue_delay_s < 1e-4
 
 
 async def test_rejected_requests_count_as_long_waits(loop):
@@ -114,7 +114,7 @@ async def test_rejected_requests_count_as_long_waits(loop):
     meter, stack = metered(loop, si.AdaptiveBatcher(max_batch_size=1, slo_s=0.5), ScriptedBackend(duration_s=0.1))
     async with stack:
         await asyncio.gather(*(stack(float(number)) for number in range(40)), return_exceptions=True)
-    assert meter.measure(loop.clock()).queue_delay_s > 0.3
+    assert meter.state(loop.clock(), 0.0).queue_delay_s > 0.3
 
 
 async def test_the_burn_rate_is_that_of_the_objectives_inside(loop):

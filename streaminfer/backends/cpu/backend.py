@@ -25,6 +25,7 @@ from streaminfer.backends.job import Done, Job
 from streaminfer.backends.priority import BatchPriority
 from streaminfer.backends.signature import Signature, inputs_of_example, outputs_of_answer, signature_of_example
 from streaminfer.backends.statistics import BackendRecorder, BackendStatistics
+from streaminfer.backends.worker_pool import Worker
 from streaminfer.backends.workers import HANG_GRACE_S, WorkerThreads
 from streaminfer.errors import BackendError, Closed, InvalidInput, StreamInferError
 from streaminfer.protocols import Capabilities, Clock, ExampleInputs, ModelTensors, Node, Residency
@@ -43,10 +44,11 @@ _BACKGROUND_OBSTACLES = {
 }
 
 
-class _FunctionWorker:
-    """A function in this process, at the priority that its batches have; holds nothing else."""
+class _FunctionWorker(Worker):
+    """A function in this process, at the priority that its batches have; holds nothing else.
 
-    __slots__ = ("_function", "_priority")
+    Its warm-up is nothing: what a function needs before its first call, only its author knows.
+    """
 
     def __init__(self, function: Callable[[Any], Any], priority: BatchPriority) -> None:
         self._function = function
@@ -57,23 +59,6 @@ class _FunctionWorker:
         if self._priority.is_background:
             return self._priority.run(self._function, inputs)
         return self._function(inputs)
-
-    def warm(self) -> None:
-        """Nothing: what a function needs before its first call, only its author knows."""
-
-    def close(self) -> None:
-        """Nothing to give back."""
-
-    def kill(self) -> bool:
-        """False: a function cannot be ended from outside."""
-        return False
-
-    def forget(self) -> None:
-        """Nothing: a function belongs to every process."""
-
-    def renew(self) -> "_FunctionWorker":
-        """Itself: it holds nothing that a call could write to."""
-        return self
 
 
 class CpuBackend(Node):

@@ -27,12 +27,13 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from streaminfer._internal.forking import at_fork
 from streaminfer.backends.cpu.worker_error import WorkerError, text_of_failure
+from streaminfer.backends.worker_pool import Worker
 from streaminfer.errors import BackendError, text_of_error
 
 __all__ = ["ProcessWorker"]
@@ -59,7 +60,7 @@ def _after_fork() -> None:
 at_fork(in_child=_after_fork)
 
 
-class ProcessWorker:
+class ProcessWorker(Worker):
     """One process and its pipe; started at first use.
 
     Args:
@@ -121,9 +122,9 @@ class ProcessWorker:
         if pipe is not None:
             pipe.close()  # this process's copy: the end of the parent's must reach the worker
 
-    def renew(self) -> "ProcessWorker":
+    def renew(self) -> Self:
         """Another one, for the same function."""
-        return ProcessWorker(self._function, self._name)
+        return type(self)(self._function, self._name)
 
     def _call(self, message: list[Any] | None) -> list[Any]:
         """Return the reply to a message, of the process or, as long as none has begun it, of the next one.

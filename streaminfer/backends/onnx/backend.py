@@ -407,7 +407,7 @@ class OnnxBackend(Node):
 
     def _manner(self) -> str:
         sessions, model = self._loader.sessions, self._serving.model
-        names = [one if isinstance(one, str) else one[0] for one in model.providers]
+        names = [name for name, _ in model.providers]
         fixed = self._signature.rows_a_run
         rows = "" if fixed is None else f", {'one row' if fixed == 1 else f'{fixed} rows'} a run"
         bound = "" if model.binding == "off" else f", {model.binding} memory bound"

@@ -31,7 +31,7 @@ import numpy.typing as npt
 from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import expected
 from streaminfer.backends.onnx.fold_layout import Convolution, Layout, lay_out
-from streaminfer.backends.onnx.model import find_source, load, make_options, read_specs
+from streaminfer.backends.onnx.model import CPU, find_source, load, make_options, read_specs
 from streaminfer.backends.onnx.session import stack_example
 from streaminfer.backends.signature import Signature, check_value
 
@@ -226,7 +226,7 @@ class _Trial:
 
     def _load(self, source: str | bytes) -> Any:
         options = make_options(self._runtime, None, None)
-        return load(self._runtime, source, self._name, options, ["CPUExecutionProvider"])
+        return load(self._runtime, source, self._name, options, CPU)
 
 
 def _difference(old: npt.NDArray[Any], new: npt.NDArray[Any]) -> float:

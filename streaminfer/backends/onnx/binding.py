@@ -41,7 +41,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streaminfer._internal.validation import check_choice, expected
-from streaminfer.backends.onnx.model import Provider
+from streaminfer.backends.onnx.model import DTYPES, Provider
 from streaminfer.backends.signature import TEXT, Signature, TensorSpec
 from streaminfer.errors import BackendError
 
@@ -66,16 +66,6 @@ _Shapes = tuple[tuple[int, ...] | None, ...]
 _GPU_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 _MAX_SLOTS = 16  # shapes with reused memory: more than there are buckets, and a bound where shapes are free
 _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every device
-_DTYPES = {
-    f"tensor({name})": np.dtype(kind)
-    for name, kind in {
-        "float": "f4",
-        "double": "f8",
-        "float16": "f2",
-        "bool": "?",
-        **{f"{sign}int{8 * size}": f"{sign or 'i'}{size}" for sign in ("", "u") for size in (1, 2, 4, 8)},
-    }.items()
-}
 _GRAPH_ID = "gpu_graph_id"
 _NO_GRAPH = -1  # as onnxruntime says it: neither record nor replay
 
@@ -87,8 +77,7 @@ def choose_binding(setting: object, providers: Sequence[Provider], signature: Si
         ValueError: the model or the providers do not allow it.
         TypeError: no string.
     """
-    first = providers[0]
-    name, options = (first, {}) if isinstance(first, str) else first
+    name, options = providers[0]
     device = ("cuda", int(options.get("device_id", 0))) if name in _GPU_PROVIDERS else ("cpu", 0)
     odd = next((spec for spec in (*signature.inputs, *signature.outputs) if not _is_bindable(spec)), None)
     if setting is None:
@@ -160,26 +149,14 @@ class BoundRuns:
         cuda: the CUDA runtime, for pinned memory; ``None``: memory as it comes.
     """
 
-    __slots__ = (
-        "_cuda",
-        "_device",
-        "_graph_ids",
-        "_lock",
-        "_options",
-        "_runtime",
-        "_session",
-        "_signature",
-        "_slots",
-    )
-
     def __init__(self, runtime: ModuleType, session: Any, signature: Signature, device: Device, cuda: Any) -> None:
         self._graph_ids: Iterator[int] | None = itertools.count(1) if records_graphs(session) else None
         self._options: Any = None
-        self._runtime = runtime
-        self._session = session
-        self._signature = signature
-        self._device = device
-        self._cuda = cuda
+        self.runtime = runtime
+        self.session = session
+        self.signature = signature
+        self.device = device
+        self.cuda = cuda
         self._slots: OrderedDict[_Shapes, _Slot] = OrderedDict()
         self._lock = threading.Lock()  # a warm-up may come from any thread while a batch runs
 
@@ -197,13 +174,12 @@ class BoundRuns:
         Raises:
             BackendError: memory cannot be pinned.
         """
-        shapes = tuple(feed[spec.name].shape if spec.name in feed else None for spec in self._signature.inputs)
+        shapes = tuple(feed[spec.name].shape if spec.name in feed else None for spec in self.signature.inputs)
         with self._lock:
             slot = self._slots.get(shapes)
             if slot is None:
                 self._make_room()
-                slot = _Slot(self._runtime, self._session, self._signature, shapes, self._device, self._cuda)
-                self._slots[shapes] = slot
+                slot = self._slots[shapes] = _Slot(self, shapes)
             self._slots.move_to_end(shapes)
             if self._graph_ids is None:
                 return slot.run(feed, options, whole)
@@ -223,7 +199,7 @@ class BoundRuns:
 
     def renew(self) -> "BoundRuns":
         """The same with memory of its own, because a run that hangs may still write to this one's; without graphs."""
-        renewed = BoundRuns(self._runtime, self._session, self._signature, self._device, self._cuda)
+        renewed = BoundRuns(self.runtime, self.session, self.signature, self.device, self.cuda)
         if self._graph_ids is not None:
             renewed._graph_ids = itertools.repeat(_NO_GRAPH)
         return renewed
@@ -253,13 +229,11 @@ class DeviceArray:
         dtype: of the array.
     """
 
-    __slots__ = ("_host", "device", "dtype", "shape", "value")
-
     def __init__(self, value: Any) -> None:
         self.value = value
         self.device: str = value.device_name().lower()
         self.shape: tuple[int, ...] = tuple(value.shape())
-        self.dtype = _DTYPES[value.data_type()]
+        self.dtype = DTYPES[value.data_type()]
         self._host: Array | None = None
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
@@ -272,21 +246,12 @@ class DeviceArray:
 class _Slot:
     """The memory of batches of one shape."""
 
-    __slots__ = ("_binding", "_device", "_foreign", "_hosts", "_inputs", "_names", "_outputs", "_session", "graph_id")
-
-    def __init__(
-        self,
-        runtime: ModuleType,
-        session: Any,
-        signature: Signature,
-        shapes: _Shapes,
-        device: Device,
-        cuda: Any,
-    ) -> None:
+    def __init__(self, runs: BoundRuns, shapes: _Shapes) -> None:
+        signature = runs.signature
         self.graph_id = _NO_GRAPH
-        self._session = session
-        self._device = device
-        self._binding = session.io_binding()
+        self._session = runs.session
+        self._device = runs.device
+        self._binding = runs.session.io_binding()
         self._names = [spec.name for spec in signature.outputs]
         self._hosts: dict[str, Array] = {}
         self._inputs: dict[str, Any] = {}
@@ -295,27 +260,17 @@ class _Slot:
             assert spec.dtype is not None  # noqa: S101 - no input is without, see read_specs
             if shape is None:
                 continue
-            host = _host_memory(shape, spec.dtype, cuda)
+            host = _host_memory(shape, spec.dtype, runs.cuda)
             self._hosts[spec.name] = host
-            value = (
-                runtime.OrtValue.ortvalue_from_numpy(host)  # the same memory
-                if device[0] == "cpu"
-                else runtime.OrtValue.ortvalue_from_shape_and_type(shape, spec.dtype.type, *device)
-            )
-            self._inputs[spec.name] = value
+            value = self._inputs[spec.name] = _value_of(runs, host)
             self._binding.bind_ortvalue_input(spec.name, value)
         known = _output_shapes(signature, shapes)
         self._outputs: list[tuple[Any, Array | None]] | None = None if known is None else []
         for spec, shape in zip(signature.outputs, known or (), strict=known is not None):
             assert self._outputs is not None  # noqa: S101
             assert spec.dtype is not None  # noqa: S101 - see choose_binding
-            memory = np.empty(shape, spec.dtype) if device[0] == "cpu" else None
-            value = (
-                runtime.OrtValue.ortvalue_from_shape_and_type(shape, spec.dtype.type, *device)
-                if memory is None
-                else runtime.OrtValue.ortvalue_from_numpy(memory)
-            )
-            self._outputs.append((value, memory))
+            memory = np.empty(shape, spec.dtype)
+            self._outputs.append((_value_of(runs, memory), memory if self._device[0] == "cpu" else None))
         self._bind_outputs()
 
     def run(self, feed: Mapping[str, Any], options: Any, whole: frozenset[str] = frozenset()) -> list[Any]:
@@ -379,6 +334,14 @@ def _output_shape(spec: TensorSpec, sizes: Mapping[object, int], rows: int) -> t
     return (
         tuple(size for size in shape if isinstance(size, int)) if all(isinstance(one, int) for one in shape) else None
     )
+
+
+def _value_of(runs: BoundRuns, memory: Array) -> Any:
+    """Return memory as a value of onnxruntime's, or memory of its kind on the device."""
+    values = runs.runtime.OrtValue
+    if runs.device[0] == "cpu":
+        return values.ortvalue_from_numpy(memory)
+    return values.ortvalue_from_shape_and_type(memory.shape, memory.dtype.type, *runs.device)
 
 
 def _host_memory(shape: tuple[int, ...], dtype: np.dtype[Any], cuda: Any) -> Array:

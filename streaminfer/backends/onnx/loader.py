@@ -83,7 +83,7 @@ class ModelLoader:
         name, source = find_source(path_or_bytes)
         is_given = self.session_options is not None
         chosen = choose_providers(runtime, self.providers, options, given=is_given)
-        sharing = {one if isinstance(one, str) else one[0] for one in chosen} == {"CPUExecutionProvider"}
+        sharing = {name for name, _ in chosen} == {"CPUExecutionProvider"}
         if sharing and not is_given:  # one pool of threads for all batches that run
             options.intra_op_num_threads = self.sessions * (options.intra_op_num_threads - 1) + 1
         files = None if isinstance(source, bytes) else ModelFiles.read(Path(source))
@@ -94,7 +94,7 @@ class ModelLoader:
         if files is not None:
             files.check_unchanged()
         check_loaded(loaded[0], self.providers or ())
-        providers: list[Provider] = chosen or list(loaded[0].get_providers())
+        providers: list[Provider] = chosen or [(one, {}) for one in loaded[0].get_providers()]
         inputs, given = read_specs(loaded[0], self.batch_axes, self.shared_inputs, self.shared_outputs, self.outputs)
         signature = Signature(inputs, given, non_finite=self.non_finite, text_fits=is_all_unicode)
         binding, device = choose_binding(self.binding, providers, signature)
@@ -108,7 +108,7 @@ class ModelLoader:
         batches = [stack_example(signature, self.example, size) for size in sizes]
         workers = [
             SessionWorker(
-                session,
+                session=session,
                 name=name,
                 signature=signature,
                 shared=values,

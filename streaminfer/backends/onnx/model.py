@@ -17,6 +17,8 @@ from streaminfer._internal.validation import check_count, check_instance, check_
 from streaminfer.backends.signature import TEXT, TensorSpec, describe_shape
 
 __all__ = [
+    "CPU",
+    "DTYPES",
     "Provider",
     "check_loaded",
     "choose_providers",
@@ -27,13 +29,15 @@ __all__ = [
     "read_specs",
 ]
 
-Provider = str | tuple[str, dict[str, Any]]
-"""An execution provider of onnxruntime: its name, or its name and its options."""
+Provider = tuple[str, dict[str, Any]]
+"""An execution provider of onnxruntime: its name and its options."""
+
+CPU: list[Provider] = [("CPUExecutionProvider", {})]
 
 _GPU = ": it comes with another package of onnxruntime: pip uninstall onnxruntime; pip install onnxruntime-gpu"
 _INSTALL = {"CUDAExecutionProvider": _GPU, "TensorrtExecutionProvider": f"{_GPU}, and TensorRT itself"}
 
-_DTYPES: dict[str, np.dtype[Any]] = {
+DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(float16)": np.dtype(np.float16),
     "tensor(float)": np.dtype(np.float32),
     "tensor(double)": np.dtype(np.float64),
@@ -105,7 +109,7 @@ def choose_providers(
     """
     in_options = given and getattr(options, "has_providers", bool)()
     if providers is None:
-        return [] if in_options else ["CPUExecutionProvider"]
+        return [] if in_options else CPU
     if in_options:
         raise ValueError(expected("providers", "None beside session_options that have providers", providers))
     available = runtime.get_available_providers()
@@ -117,10 +121,10 @@ def choose_providers(
     plugged: dict[str, list[Any]] = {}
     for provider in providers:
         check_instance("providers", provider, _is_provider, "a name, or a pair of a name and a mapping of options")
-        name = provider if isinstance(provider, str) else provider[0]
-        if name not in available or _is_of_plugin(runtime, name):
-            plugged[name] = _devices_of(runtime, name, available)
-        chosen.append(provider if isinstance(provider, str) else (name, dict(provider[1])))
+        name, settings = (provider, {}) if isinstance(provider, str) else provider
+        if devices := _plugin_devices(runtime, name, available):
+            plugged[name] = devices
+        chosen.append((name, dict(settings)))
     if not plugged:
         return chosen
     if given:
@@ -128,12 +132,12 @@ def choose_providers(
             expected("session_options", "None beside a provider of a plugin, or options that have it", options)
             + ": session_options.add_provider_for_devices adds it"
         )
-    for provider in chosen:
-        name, settings = (provider, {}) if isinstance(provider, str) else provider
+    for name, settings in chosen:
+        texts = {key: str(value) for key, value in settings.items()}
         if name in plugged:
-            options.add_provider_for_devices(plugged[name], {key: str(value) for key, value in settings.items()})
+            options.add_provider_for_devices(plugged[name], texts)
         else:
-            options.add_provider(name, {key: str(value) for key, value in settings.items()})
+            options.add_provider(name, texts)
     return []
 
 
@@ -143,16 +147,18 @@ def _is_provider(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _is_of_plugin(runtime: ModuleType, name: str) -> bool:
-    """A registered plugin has the provider: onnxruntime lists it as available, yet does not load it by its name."""
-    devices: Sequence[Any] = getattr(runtime, "get_ep_devices", list)()
-    return any(device.ep_name == name and "library_path" in device.ep_metadata for device in devices)
+def _plugin_devices(runtime: ModuleType, name: str, available: Sequence[str]) -> list[Any]:
+    """The devices of a provider that a plugin registered (``onnxruntime.register_execution_provider_library``).
 
+    onnxruntime may list such a provider as available, yet does not load it by its name. There are none of the others.
 
-def _devices_of(runtime: ModuleType, name: str, available: Sequence[str]) -> list[Any]:
-    """The devices of a provider that a plugin registered (``onnxruntime.register_execution_provider_library``)."""
-    devices = list(getattr(runtime, "get_ep_devices", list)())
+    Raises:
+        ValueError: the provider is not available.
+    """
+    devices: list[Any] = list(getattr(runtime, "get_ep_devices", list)())
     own = [device for device in devices if device.ep_name == name]
+    if name in available:
+        return own if any("library_path" in device.ep_metadata for device in own) else []
     if not own:
         found = ", ".join(sorted({device.ep_name for device in devices})) or "none"
         raise ValueError(
@@ -325,7 +331,7 @@ def _check_batch_axes(inputs: Sequence[TensorSpec]) -> int:
 def _spec(node: Any, axis: int | None, *, is_optional: bool = False) -> TensorSpec:
     return TensorSpec(
         node.name,
-        _DTYPES.get(node.type),
+        DTYPES.get(node.type),
         tuple(node.shape),
         axis,
         is_optional=is_optional,
@@ -345,11 +351,11 @@ def _optional_spec(
         spec = _input_spec(node, axes, shared)
         return attrs.evolve(spec, is_optional=spec.batch_axis is not None)
     found = [axis for axis, size in enumerate(node.shape) if isinstance(size, str) and size in symbols]
-    return _spec(node, found[0], is_optional=True) if len(found) == 1 and node.type in _DTYPES else None
+    return _spec(node, found[0], is_optional=True) if len(found) == 1 and node.type in DTYPES else None
 
 
 def _input_spec(node: Any, axes: Mapping[str, int], shared: Mapping[str, object]) -> TensorSpec:
-    dtype = _DTYPES.get(node.type)
+    dtype = DTYPES.get(node.type)
     if dtype is None:
         raise ValueError(
             f"path_or_bytes: expected inputs of numbers, booleans or strings, got {node.type} for input {node.name!r}"
@@ -373,7 +379,7 @@ def _output_spec(node: Any, axes: Mapping[str, int], batch_sizes: Sequence[int |
         axes: the batch axes that the user names.
         batch_sizes: what the inputs declare as the size of their batch axes.
     """
-    dtype, shape = _DTYPES.get(node.type), tuple(node.shape)
+    dtype, shape = DTYPES.get(node.type), tuple(node.shape)
     named = axes.get(node.name)
     if named is not None:
         argument = f"batch_axes[{node.name!r}]"

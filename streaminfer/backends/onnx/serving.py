@@ -14,7 +14,7 @@ import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Self
 
 import attrs
 import numpy as np
@@ -24,6 +24,7 @@ from streaminfer.backends.onnx.binding import Binding
 from streaminfer.backends.onnx.model import Provider
 from streaminfer.backends.onnx.session import SessionWorker
 from streaminfer.backends.signature import TEXT, Signature, TensorSpec
+from streaminfer.backends.worker_pool import Worker
 from streaminfer.errors import BackendError
 from streaminfer.request import Batch
 
@@ -163,15 +164,16 @@ class Serving:
                 before.add_done_callback(lambda _: mine.set_result(None))
 
 
-class ReloadableWorker:
+class ReloadableWorker(Worker):
     """A worker thread's place at the model that serves.
+
+    Closing leaves the session: loading it again would make every restart slow. Killing is not possible:
+    ``RunOptions.terminate`` is all that ends a run, and whatever gives it up has set it.
 
     Args:
         serving: says which.
         number: of the worker there.
     """
-
-    __slots__ = ("_number", "_serving")
 
     def __init__(self, serving: Serving, number: int) -> None:
         self._serving = serving
@@ -201,19 +203,12 @@ class ReloadableWorker:
         """
         self._worker.warm()
 
-    def close(self) -> None:
-        """Leave the session: loading it again would make every restart slow."""
-
-    def kill(self) -> bool:
-        """Return False: ``RunOptions.terminate`` is all that ends a run, and whatever gives it up has set it."""
-        return False
-
     def forget(self) -> None:
         """In a forked process, raise until another model is loaded."""
         self._serving.forget()
         self._worker.forget()
 
-    def renew(self) -> "ReloadableWorker":
+    def renew(self) -> Self:
         """Give the worker memory of its own, because a run that hangs may still write to what it has."""
         self._serving.model.workers[self._number] = self._worker.renew()
         return self

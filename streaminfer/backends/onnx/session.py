@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import attrs
 import numpy as np
 import numpy.typing as npt
 
@@ -11,7 +12,7 @@ from streaminfer._internal._named_rows_cy import named_rows
 from streaminfer.backends.onnx.bfloat16 import has_bfloat16, run_with_bfloat16
 from streaminfer.backends.onnx.binding import BoundRuns
 from streaminfer.backends.priority import BatchPriority
-from streaminfer.backends.signature import TEXT, Signature, TensorSpec, describe
+from streaminfer.backends.signature import Signature, TensorSpec, describe
 from streaminfer.errors import BackendError, StreamInferError
 from streaminfer.request import Batch
 
@@ -25,6 +26,7 @@ MAX_SHAPES = 32
 """Shapes of runs that are remembered: the sizes of a batcher with a few length buckets."""
 
 
+@attrs.define(eq=False, kw_only=True)
 class SessionWorker:
     """One onnxruntime session and its settings for a batch.
 
@@ -42,45 +44,22 @@ class SessionWorker:
         shapes: of the runs that succeeded, the last :data:`MAX_SHAPES` new ones.
     """
 
-    __slots__ = (
-        "_bfloat16",
-        "_bound",
-        "_feed",
-        "_lost",
-        "_name",
-        "_new_options",
-        "_output_names",
-        "_priority",
-        "_session",
-        "_signature",
-        "_warmup",
-        "shapes",
-    )
+    _session: Any
+    _name: str
+    _signature: Signature
+    _shared: dict[str, npt.NDArray[Any]]
+    _warmup: Sequence[Arrays]
+    _new_options: Callable[[], Any]
+    _bound: BoundRuns | None
+    _priority: BatchPriority
+    shapes: dict[Shapes, None] = attrs.field(factory=dict)
+    _lost: bool = attrs.field(default=False, init=False)
+    _bfloat16: bool = attrs.field(init=False)
+    _output_names: list[str] = attrs.field(init=False)
 
-    def __init__(
-        self,
-        session: Any,
-        *,
-        name: str,
-        signature: Signature,
-        shared: Arrays,
-        warmup: Sequence[Arrays],
-        new_options: Callable[[], Any],
-        bound: BoundRuns | None = None,
-        priority: BatchPriority | None = None,
-    ) -> None:
-        self._session = session
-        self._bound = bound
-        self._priority = priority or BatchPriority()
-        self._lost = False
-        self._name = name
-        self._signature = signature
-        self._bfloat16 = has_bfloat16(signature)
-        self._feed = dict(shared)
-        self._warmup = warmup
-        self._new_options = new_options
-        self._output_names = [spec.name for spec in signature.outputs]
-        self.shapes: dict[Shapes, None] = {}
+    def __attrs_post_init__(self) -> None:
+        self._bfloat16 = has_bfloat16(self._signature)
+        self._output_names = [spec.name for spec in self._signature.outputs]
 
     def warm(self) -> None:
         """Runs the warm-up batches, so that onnxruntime has planned its memory for these sizes.
@@ -137,18 +116,8 @@ class SessionWorker:
 
     def renew(self) -> "SessionWorker":
         """The same session, which several threads may run at once, with reused memory of its own."""
-        worker = SessionWorker(
-            self._session,
-            name=self._name,
-            signature=self._signature,
-            shared=self._feed,
-            warmup=self._warmup,
-            new_options=self._new_options,
-            bound=None if self._bound is None else self._bound.renew(),
-            priority=self._priority,
-        )
-        worker.shapes = self.shapes.copy()
-        return worker
+        bound = None if self._bound is None else self._bound.renew()
+        return attrs.evolve(self, bound=bound, shapes=self.shapes.copy())
 
     def record(self, batch: Batch, options: Any) -> Any:
         """Run a batch that warms up or is measured; CUDA graphs, if any, are recorded of it."""
@@ -171,7 +140,7 @@ class SessionWorker:
         """
         rows = len(batch.rows)
         try:
-            inputs = self._by_name(batch.inputs)
+            inputs = self._signature.batch_by_name(batch.inputs, self._name)
             if self._signature.rows_a_run is not None:
                 return self._answer_in_runs(inputs, rows, self._signature.rows_a_run, options, record=record)
             outputs = self._run(inputs, options, record=record, whole=batch.whole_outputs)
@@ -183,23 +152,12 @@ class SessionWorker:
         except Exception as error:
             raise self._failure(rows, error) from error
 
-    def _by_name(self, inputs: Any) -> Arrays:
-        if type(inputs) is dict or isinstance(inputs, Mapping):
-            return inputs
-        if isinstance(inputs, np.ndarray) and self._signature.only_input is not None:
-            return {self._signature.only_input: inputs}
-        names = ", ".join(map(repr, self._signature.batch_axes))
-        raise BackendError(
-            f"{self._name}: expected a batch of stacked arrays for {names}, got {describe(inputs)}; "
-            "a batcher in front of it needs stack=True"
-        )
-
     def _run(self, inputs: Arrays, options: Any, *, record: bool, whole: frozenset[str] = frozenset()) -> list[Any]:
         self._check_process()
         if self._bound is not None:
-            outputs: list[Any] = self._bound.run({**self._feed, **inputs}, options, record=record, whole=whole)
+            outputs: list[Any] = self._bound.run({**self._shared, **inputs}, options, record=record, whole=whole)
         else:
-            feed = self._feed.copy()
+            feed = self._shared.copy()
             for name, value in inputs.items():
                 feed[name] = np.ascontiguousarray(value)
             if self._bfloat16:
@@ -300,23 +258,7 @@ def stack_example(signature: Signature, example: Any, rows: int) -> Arrays:
     Raises:
         ValueError: the example does not fit the model.
     """
-    if example is None:
-        example = {
-            spec.name: np.full(
-                [size if isinstance(size, int) else 1 for size in spec.row_shape],
-                "" if spec.dtype == TEXT else 0,
-                spec.dtype,
-            )
-            for spec in signature.inputs
-            if spec.batch_axis is not None and not spec.is_optional
-        }
-    else:
-        try:
-            signature.check(example)
-        except ValueError as error:
-            raise ValueError(f"example: {error}") from error
-        if not isinstance(example, Mapping):
-            example = {signature.only_input: example}
+    example = signature.example_by_name(example)
     dtypes = {spec.name: spec.dtype for spec in signature.inputs}
     return {
         name: np.stack([np.asarray(example[name], dtypes[name])] * rows, axis=axis)

@@ -26,7 +26,7 @@ from streaminfer.backends.triton.lifecycle import SessionLifecycle
 from streaminfer.backends.triton.model import ModelDescription, Server
 from streaminfer.backends.triton.request_splitter import RequestSplitter
 from streaminfer.backends.triton.server_statistics import ServerStatistics, TritonStatistics
-from streaminfer.backends.triton.transport.connector import Connector
+from streaminfer.backends.triton.settings import Settings
 from streaminfer.backends.triton.transport.headers import Headers, HeadersLike
 from streaminfer.protocols import Capabilities, Clock, ExampleInputs, ModelTensors, Node, Residency
 from streaminfer.request import Batch, Request
@@ -129,7 +129,6 @@ class TritonBackend(StackClock, Node):
         check_instance("shared_memory", shared_memory, lambda it: isinstance(it, bool), "True or False")
         check_choice("non_finite", non_finite, ("allow", "reject"))
         self._accept_clock(clock)
-        self._timeout_s = check_duration("timeout_s", timeout_s, positive=True)
         for name, seconds in (("statistics_every_s", statistics_every_s), ("keepalive_s", keepalive_s)):
             if seconds is not None:
                 check_duration(name, seconds, positive=True)
@@ -137,7 +136,23 @@ class TritonBackend(StackClock, Node):
         address = find_endpoint(url, protocol, tls, insecure)
         if shared_memory and not address.local:
             raise ValueError(f"shared_memory: expected False, since {address} is another machine, got True")
-        self._connector = Connector(address, protocol, Headers(headers), keepalive_s)
+        self._settings = Settings(
+            address=address,
+            protocol=protocol,
+            headers=Headers(headers),
+            keepalive_s=keepalive_s,
+            what=f"TritonBackend({model!r} on {address})",
+            model=model,
+            version=version,
+            clock=clock or time.monotonic_ns,
+            non_finite=non_finite,
+            max_streams=check_count("max_streams", max_streams),
+            shared_memory=shared_memory,
+            may_be_unloaded=memory_bytes is not None,
+            timeout_s=check_duration("timeout_s", timeout_s, positive=True),
+            load_timeout_s=check_duration("load_timeout_s", load_timeout_s, positive=True),
+            statistics_every_s=statistics_every_s,
+        )
         self._example = example
         self.address = str(address)
         self.encrypted = address.tls is not None
@@ -151,21 +166,7 @@ class TritonBackend(StackClock, Node):
         self.description: ModelDescription | None = None
         self.server: Server | None = None
         self._recorder = BackendRecorder(1, clock)
-        self._lifecycle = SessionLifecycle(
-            self._connector,
-            model,
-            f"TritonBackend({model!r} on {address})",
-            clock=clock or time.monotonic_ns,
-            changed=self._update_description,
-            may_be_unloaded=memory_bytes is not None,
-            timeout_s=self._timeout_s,
-            load_timeout_s=check_duration("load_timeout_s", load_timeout_s, positive=True),
-            statistics_every_s=statistics_every_s,
-            version=version,
-            non_finite=non_finite,
-            max_streams=check_count("max_streams", max_streams),
-            shared_memory=shared_memory,
-        )
+        self._lifecycle = SessionLifecycle(self._settings, self._update_description)
 
     @property
     def fingerprint(self) -> str:
@@ -228,7 +229,7 @@ class TritonBackend(StackClock, Node):
         return ModelTensors(self.inputs, self.outputs, takes_one_array=len(self.inputs) == 1, reads_bytes=True)
 
     def _use_clock(self, clock: Clock) -> None:
-        self._lifecycle.clock = clock
+        self._settings.clock = clock
         self._recorder = BackendRecorder(1, clock)
 
     def validate(self, request: Request) -> None:
@@ -367,7 +368,7 @@ class TritonBackend(StackClock, Node):
             RuntimeError: the model has no sequences.
             StreamInferError: as :meth:`infer`.
         """
-        left_s = self._timeout_s if timeout_s is None else check_duration("timeout_s", timeout_s)
+        left_s = self._settings.timeout_s if timeout_s is None else check_duration("timeout_s", timeout_s)
         return await self._lifecycle.running().end_stream(stream_id, inputs, left_s)
 
     # -- statistics ---------------------------------------------------------------------------------------------
@@ -408,7 +409,7 @@ class TritonBackend(StackClock, Node):
     def _set_version(self, version: str) -> None:
         self._served_version = version
         mark = version or f"unknown {uuid.uuid4().hex}"
-        fingerprint = f"triton {self._connector.protocol}://{self.address} {self.model} {mark}"
+        fingerprint = f"triton {self._settings.protocol}://{self.address} {self.model} {mark}"
         self._fingerprint_changes += fingerprint != self._fingerprint
         self._fingerprint = fingerprint
 
@@ -429,5 +430,5 @@ class TritonBackend(StackClock, Node):
             for kind, specs in (("input", self.inputs), ("output", self.outputs))
             for spec in specs
         ]
-        caption = f"TritonBackend: {self.model} {self._served_version} on {self.address}, {self._connector.protocol}"
+        caption = f"TritonBackend: {self.model} {self._served_version} on {self.address}, {self._settings.protocol}"
         return html_table(rows, head=("", "name", "type of one request"), caption=caption)

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 from collections.abc import Callable
-from typing import Any
 
 from streaminfer._runtime.stopping import seconds_left, until_limit
 from streaminfer.backends.triton.errors import ModelNotReady
@@ -11,9 +10,8 @@ from streaminfer.backends.triton.repository.model_control import ModelControl
 from streaminfer.backends.triton.request_splitter import RequestSplitter
 from streaminfer.backends.triton.server_statistics import StatisticsReader
 from streaminfer.backends.triton.session import Session
-from streaminfer.backends.triton.transport.connector import Connector
+from streaminfer.backends.triton.settings import Settings
 from streaminfer.errors import Closed
-from streaminfer.protocols import Clock
 
 __all__ = ["SessionLifecycle"]
 
@@ -22,57 +20,21 @@ class SessionLifecycle:
     """Opens and closes the sessions of a backend, and loads and unloads its model.
 
     Args:
-        connector: makes the connections.
-        model: its name.
-        what: the backend, for messages.
-        clock: monotonic nanoseconds.
+        settings: of the backend.
         changed: called when the model's description is known, and when it changes.
-        may_be_unloaded: a model that is not in memory is no error at the start.
-        timeout_s: seconds for a request without a deadline, and for each call of a start.
-        load_timeout_s: seconds for a load, and for an unload.
-        statistics_every_s: seconds between readings of the server's statistics; ``None``: none.
-        settings: the other arguments of `Session.open`.
 
     Attributes:
-        clock: may be replaced before a start.
         reader: of the server's statistics.
         splitter: sends the requests; ``None``: there is no session.
     """
 
-    def __init__(
-        self,
-        connector: Connector,
-        model: str,
-        what: str,
-        *,
-        clock: Clock,
-        changed: Callable[[], None],
-        may_be_unloaded: bool,
-        timeout_s: float,
-        load_timeout_s: float,
-        statistics_every_s: float | None,
-        **settings: Any,
-    ) -> None:
-        self._connector = connector
-        self._model = model
-        self._what = what
-        self.clock = clock
-        self._changed = changed
-        self._may_be_unloaded = may_be_unloaded
-        self._timeout_s = timeout_s
-        self._every_s = statistics_every_s
+    def __init__(self, settings: Settings, changed: Callable[[], None]) -> None:
         self._settings = settings
+        self._changed = changed
         self._is_opening = self._is_started = False
         self.splitter: RequestSplitter | None = None
-        self.reader = StatisticsReader(what)
-        self._control = ModelControl(
-            lambda: connector.connect(self.clock),
-            model,
-            what,
-            timeout_s=timeout_s,
-            load_timeout_s=load_timeout_s,
-            loaded=self._describe,
-        )
+        self.reader = StatisticsReader(settings.what)
+        self._control = ModelControl(settings, self._describe)
 
     async def start(self) -> None:
         """Open a session unless there is one; without one, :meth:`known` raises until the model is loaded.
@@ -89,7 +51,7 @@ class SessionLifecycle:
         try:
             await self._open()
         except ModelNotReady:
-            if not self._may_be_unloaded:
+            if not self._settings.may_be_unloaded:
                 raise
         self._is_started = True
 
@@ -115,8 +77,8 @@ class SessionLifecycle:
             await self.reader.stop()
             if drain:
                 with contextlib.suppress(TimeoutError):
-                    left_s = seconds_left(self._timeout_s)
-                    async with asyncio.timeout(min(self._timeout_s, left_s or 0.0)):
+                    left_s = seconds_left(self._settings.timeout_s)
+                    async with asyncio.timeout(min(self._settings.timeout_s, left_s or 0.0)):
                         await session.streams.until_none()
                 await until_limit(session.calls.until_none())
         finally:
@@ -161,28 +123,20 @@ class SessionLifecycle:
         if self.splitter is not None:
             return self.splitter
         if self._is_started:
-            raise ModelNotReady(f"{self._what} is not loaded; await its load(), or let a Device load it")
-        raise Closed(f"{self._what} is not started, or stopped")
+            raise ModelNotReady(f"{self._settings.what} is not loaded; await its load(), or let a Device load it")
+        raise Closed(f"{self._settings.what} is not started, or stopped")
 
     async def _open(self) -> None:
         if self._is_opening:
-            raise RuntimeError(f"{self._what} is starting already")
+            raise RuntimeError(f"{self._settings.what} is starting already")
         self._is_opening = True
         try:
-            session = await Session.open(
-                self._connector.connect(self.clock),
-                self._model,
-                changed=self._changed,
-                timeout_s=self._timeout_s,
-                clock=self.clock,
-                counts=self.reader.counts,
-                **self._settings,
-            )
+            session = await Session.open(self._settings, self._changed, self.reader.counts)
         finally:
             self._is_opening = False
-        self.splitter = RequestSplitter(session, self._what, self._timeout_s, self.clock, self._control.restore)
+        self.splitter = RequestSplitter(session, self._settings, self._control.restore)
         self._changed()
-        self.reader.start(self.splitter, self._every_s)
+        self.reader.start(self.splitter, self._settings.statistics_every_s)
 
     async def _describe(self, is_new: bool) -> None:
         """Read the description of a model that is in memory.
@@ -206,4 +160,4 @@ class SessionLifecycle:
 
     def _check_loop(self, splitter: RequestSplitter) -> None:
         if asyncio.get_running_loop() is not splitter.session.loop:
-            raise RuntimeError(f"{self._what} belongs to the event loop that started it")
+            raise RuntimeError(f"{self._settings.what} belongs to the event loop that started it")

@@ -17,6 +17,7 @@ from streaminfer.backends.signature import TensorSpec
 from streaminfer.backends.triton.dtypes import dtype_of
 from streaminfer.backends.triton.errors import ModelNotReady, ServerError, explained
 from streaminfer.backends.triton.messages import Transport
+from streaminfer.backends.triton.settings import Settings
 from streaminfer.backends.triton.shared_memory import OLDEST_SERVER
 from streaminfer.errors import BackendError
 
@@ -216,22 +217,15 @@ class Server:
             )
 
 
-async def describe_server(
-    transport: Transport, model: str, version: str, timeout_s: float
-) -> tuple[Server, ModelDescription]:
-    """Asks a server about itself and a model.
-
-    Args:
-        transport: to the server.
-        model: its name.
-        version: its version; empty: the one that the server chooses.
-        timeout_s: seconds for each question.
+async def describe_server(transport: Transport, settings: Settings) -> tuple[Server, ModelDescription]:
+    """Asks a server about itself and the model of a backend.
 
     Raises:
         ValueError: the server has no such model, or not in this version.
         ModelNotReady: the server has not loaded it.
         DeadlineExceeded, BackendError: it does not respond, or the model cannot be used.
     """
+    model, version, timeout_s = settings.model, settings.version, settings.timeout_s
     what = f"model {model!r}" + (f" version {version!r}" if version else "")
     with explained(f"describing {what}"):
         said = await transport.server(timeout_s)
@@ -240,52 +234,51 @@ async def describe_server(
             metadata = await transport.metadata(model, version, timeout_s)
         except ServerError as failure:
             if failure.status in {"NOT_FOUND", "INVALID_ARGUMENT"}:
-                raise await _unknown(transport, server, model, version, failure, timeout_s) from failure
+                raise await _unknown(transport, server, settings, failure) from failure
             raise
         if not await transport.ready(model, version, timeout_s):
             raise ModelNotReady(f"{what} is not ready: the server loads it, or could not")
-        return server, await _read(transport, server, model, version, metadata, timeout_s)
+        return server, await _read(transport, server, settings, metadata)
 
 
-async def describe_model(
-    transport: Transport, server: Server, model: str, version: str, timeout_s: float
-) -> ModelDescription:
+async def describe_model(transport: Transport, server: Server, settings: Settings) -> ModelDescription:
     """Asks a server about a model that it had, as :func:`describe_server` does.
 
     Raises:
         DeadlineExceeded, BackendError: it does not respond, or the model is not there, or cannot be used.
     """
-    with explained(f"describing model {model!r}"):
-        metadata = await transport.metadata(model, version, timeout_s)
-        return await _read(transport, server, model, version, metadata, timeout_s)
+    with explained(f"describing model {settings.model!r}"):
+        metadata = await transport.metadata(settings.model, settings.version, settings.timeout_s)
+        return await _read(transport, server, settings, metadata)
 
 
-async def latest_version(transport: Transport, model: str, timeout_s: float) -> str:
+async def latest_version(transport: Transport, settings: Settings) -> str:
     """The version that a server chooses now; empty where it names none.
 
     Raises:
         ServerError: it does not respond.
     """
-    return latest((await transport.metadata(model, "", timeout_s)).get("versions") or ())
+    return latest((await transport.metadata(settings.model, "", settings.timeout_s)).get("versions") or ())
 
 
 async def _read(
-    transport: Transport, server: Server, model: str, version: str, metadata: Mapping[str, Any], timeout_s: float
+    transport: Transport, server: Server, settings: Settings, metadata: Mapping[str, Any]
 ) -> ModelDescription:
-    config = None
+    model, version, config = settings.model, settings.version, None
     if "model_configuration" in server.extensions:
-        config = await transport.config(model, version, timeout_s)
+        config = await transport.config(model, version, settings.timeout_s)
     return read_model(model, version or latest(metadata.get("versions") or ()), metadata, config)
 
 
 async def _unknown(
-    transport: Transport, server: Server, model: str, version: str, failure: ServerError, timeout_s: float
+    transport: Transport, server: Server, settings: Settings, failure: ServerError
 ) -> ValueError | BackendError:
     """Says which models and versions there are instead."""
+    model, version = settings.model, settings.version
     known: list[str] = []
     if "model_repository" in server.extensions:
         try:
-            for one in await transport.index(timeout_s):
+            for one in await transport.index(settings.timeout_s):
                 state = str(one.get("state", ""))
                 number = str(one.get("version", ""))
                 if one.get("name") == model and state != "READY" and (not version or number in {version, ""}):

@@ -30,8 +30,6 @@ class Region:
         is_stale: the server was restarted, and does not know the region until it is registered again.
     """
 
-    __slots__ = ("__weakref__", "_bytes", "_end", "byte_size", "is_stale", "name")
-
     def __init__(self, name: str, memory: mmap.mmap) -> None:
         self.name = name
         self.byte_size = len(memory)

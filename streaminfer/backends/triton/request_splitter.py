@@ -14,14 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from streaminfer.backends.signature import TEXT, TensorSpec, describe
+from streaminfer.backends.signature import zeros
 from streaminfer.backends.triton.errors import ServerError, from_status, is_not_loaded, too_large
 from streaminfer.backends.triton.sequences import NotSent, SequenceLost, Sequences
 from streaminfer.backends.triton.session import Session
+from streaminfer.backends.triton.settings import Settings
 from streaminfer.errors import BackendError, DeadlineExceeded, InvalidInput, StreamInferError
 from streaminfer.request import NEVER_NS, Batch, Request
 
-__all__ = ["RequestSplitter", "without_axis", "zeros_for"]
+__all__ = ["RequestSplitter", "without_axis"]
 
 _SEQUENCE_UNKNOWN = "must specify the start flag"
 _MODEL_REPLACED = ("unexpected shape for input", "unexpected inference input", "unexpected inference output",
@@ -34,24 +35,14 @@ class RequestSplitter:
 
     Args:
         session: to the server.
-        what: the backend, for messages.
-        timeout_s: seconds for a request without a deadline.
-        clock: monotonic nanoseconds.
+        settings: of the backend.
         model_lost: called when the server has the model no longer in memory.
     """
 
-    def __init__(
-        self,
-        session: Session,
-        what: str,
-        timeout_s: float,
-        clock: Callable[[], int],
-        model_lost: Callable[[], None],
-    ) -> None:
+    def __init__(self, session: Session, settings: Settings, model_lost: Callable[[], None]) -> None:
         self.session = session
-        self.what = what
-        self.clock = clock
-        self._timeout_s = timeout_s
+        self._settings = settings
+        self._what = settings.what
         self._model_lost = model_lost
 
     @property
@@ -78,19 +69,13 @@ class RequestSplitter:
         Raises:
             StreamInferError: for the whole batch.
         """
-        inputs = self.session.validator.by_name(batch.inputs)
-        if inputs is None:
-            names = ", ".join(map(repr, self.session.validator.whole.batch_axes))
-            raise BackendError(
-                f"{self.what}: expected a batch of stacked arrays for {names}, got "
-                f"{describe(batch.inputs)}; a batcher around it needs stack=True"
-            )
+        inputs = self.session.validator.whole.batch_by_name(batch.inputs, self._what)
         limit = self.session.model.max_batch_size
         model = self.session.model
         if not model.by_row:
             if limit and batch.size > limit:
                 raise BackendError(
-                    f"{self.what}: expected at most {limit} rows in a batch, the model's max_batch_size, got "
+                    f"{self._what}: expected at most {limit} rows in a batch, the model's max_batch_size, got "
                     f"{batch.size}: give the batcher max_batch_size={limit}"
                 )
             return await self._infer_rows(inputs, batch.size, batch.rows, batch.deadline_ns)
@@ -117,7 +102,7 @@ class RequestSplitter:
         async def run(number: int) -> Any:
             row = batch.rows[number]
             result, taken[number] = await self.step(row, singles[number], deadlines_ns[number], end=False)
-            if number in batch.left(self.clock()):  # before the next step of the stream has its turn
+            if number in batch.left(self._settings.clock()):  # before the next step of the stream has its turn
                 sequences.lose(row.stream_id, taken[number])
             return result
 
@@ -128,7 +113,7 @@ class RequestSplitter:
             for number, correlation in taken.items():
                 sequences.lose(batch.rows[number].stream_id, correlation)
             raise
-        for left in batch.left(self.clock()):  # some callers after their own step, while the batch still ran
+        for left in batch.left(self._settings.clock()):  # some callers after their own step, while the batch still ran
             lost = taken.get(left)
             if lost is None or not sequences.lose(batch.rows[left].stream_id, lost):
                 continue
@@ -155,7 +140,7 @@ class RequestSplitter:
             results = await self.session.infer(inputs, size, parameters, timeout_s, batched=True)
         except ServerError as failure:
             fewer = too_large(failure)
-            error = await self._error(failure, f"{self.what}, a batch of {len(rows)}", inputs, changes)
+            error = await self._error(failure, f"{self._what}, a batch of {len(rows)}", inputs, changes)
         except InvalidInput as unsendable:  # text that cannot be encoded: of one row, not of all
             error = unsendable
         else:
@@ -189,7 +174,7 @@ class RequestSplitter:
         try:
             results = await self.session.infer(alone, 1, self.parameters((row,)), self.left(deadline_ns), batched=False)
         except ServerError as failure:
-            error = await self._error(failure, self.what, arrays, changes)
+            error = await self._error(failure, self._what, arrays, changes)
         else:
             return results[0]
         raise error
@@ -213,14 +198,14 @@ class RequestSplitter:
         """
         assert self.session.sequences is not None  # noqa: S101 - both callers look
         if row.stream_id is None:
-            raise InvalidInput(f"stream_id: expected one, since {self.what} keeps state for each stream, got None")
+            raise InvalidInput(f"stream_id: expected one, since {self._what} keeps state for each stream, got None")
         batched = self.has_batch_axis
         sent = arrays if batched else without_axis(arrays)
         try:
             # a step before it may take longer than this one's deadline
             async with (
                 asyncio.timeout(self.left(deadline_ns) + 0.001),
-                self.session.sequences.step(row.stream_id, self.clock(), end=end) as stream,
+                self.session.sequences.step(row.stream_id, self._settings.clock(), end=end) as stream,
             ):
                 try:
                     timeout_s = self.left(deadline_ns)
@@ -239,7 +224,7 @@ class RequestSplitter:
         except TimeoutError as error:
             if isinstance(error, DeadlineExceeded):
                 raise
-            raise DeadlineExceeded(f"{self.what}: the deadline passed before the step completed") from error
+            raise DeadlineExceeded(f"{self._what}: the deadline passed before the step completed") from error
         return results[0], correlation
 
     async def _error(
@@ -278,17 +263,17 @@ class RequestSplitter:
     ) -> StreamInferError:
         if _SEQUENCE_UNKNOWN in failure.text.lower():
             lost = SequenceLost(
-                f"{self.what}: the server has forgotten the state of stream {stream_id!r}: it was idle too long, or "
+                f"{self._what}: the server has forgotten the state of stream {stream_id!r}: it was idle too long, or "
                 f"the model was restarted ({failure.text})"
             )
             lost.__cause__ = failure.__cause__ or failure
             return lost
-        return await self._error(failure, f"{self.what}, a step of stream {stream_id!r}", arrays, changes)
+        return await self._error(failure, f"{self._what}, a step of stream {stream_id!r}", arrays, changes)
 
     async def _only_response(self, row: Request, arrays: Mapping[str, Any], deadline_ns: int | None) -> Any:
         """Return the result of a decoupled model that sends one response per request."""
         if deadline_ns is None:
-            deadline_ns = self.clock() + round(self._timeout_s * 1e9)
+            deadline_ns = self._settings.clock() + round(self._settings.timeout_s * 1e9)
         found = []
         async with contextlib.aclosing(self.responses(arrays, self.parameters((row,)), deadline_ns)) as responses:
             async for response in responses:
@@ -297,7 +282,7 @@ class RequestSplitter:
                     break
         if len(found) != 1:
             raise BackendError(
-                f"{self.what}: expected one response to a request, got {'more' if found else 'none'}: the model is "
+                f"{self._what}: expected one response to a request, got {'more' if found else 'none'}: the model is "
                 "decoupled; TritonBackend.stream(request) yields all responses"
             )
         return found[0]
@@ -323,9 +308,11 @@ class RequestSplitter:
             raise RuntimeError(f"model {session.model.name!r} has no sequences, so there is none to end")
         if inputs is None and not session.sequences.knows(stream_id):
             return None
-        request = Request(zeros_for(session.model.inputs) if inputs is None else inputs, stream_id=stream_id)
+        if inputs is None:
+            inputs = {spec.name: zeros(spec) for spec in session.model.inputs}
+        request = Request(inputs, stream_id=stream_id)
         self.validate(request)
-        deadline_ns = self.clock() + round(timeout_s * 1e9)
+        deadline_ns = self._settings.clock() + round(timeout_s * 1e9)
         with session.calls:
             return (await self.step(request, self.batch_of_one(request), deadline_ns, end=True))[0]
 
@@ -347,7 +334,7 @@ class RequestSplitter:
         changes = self.session.changes
         parameters["triton_enable_empty_final_response"] = True
         timeout_s = None if deadline_ns is None else self.left(deadline_ns)
-        silence_s = self._timeout_s if deadline_ns is None else None
+        silence_s = self._settings.timeout_s if deadline_ns is None else None
         error: StreamInferError | None = None
         try:
             async with contextlib.aclosing(
@@ -366,22 +353,22 @@ class RequestSplitter:
         except ServerError as failure:
             if is_not_loaded(failure):
                 self._model_lost()
-            if failure.status == "UNKNOWN" and deadline_ns is not None and self.clock() >= deadline_ns:
+            if failure.status == "UNKNOWN" and deadline_ns is not None and self._settings.clock() >= deadline_ns:
                 # an error on a stream is text without a status, also where the server noticed the deadline first
-                error = DeadlineExceeded(f"{self.what}, a stream of responses: the deadline passed ({failure.text})")
+                error = DeadlineExceeded(f"{self._what}, a stream of responses: the deadline passed ({failure.text})")
                 error.__cause__ = failure
             else:
-                error = from_status(failure, f"{self.what}, a stream of responses")
+                error = from_status(failure, f"{self._what}, a stream of responses")
         except TimeoutError as silent:
-            error = DeadlineExceeded(f"{self.what}, a stream of responses: nothing came for {silence_s} s")
+            error = DeadlineExceeded(f"{self._what}, a stream of responses: nothing came for {silence_s} s")
             error.__cause__ = silent
-        raise error or BackendError(f"{self.what}: the stream of responses ended without a final one")
+        raise error or BackendError(f"{self._what}: the stream of responses ended without a final one")
 
     def batch_of_one(self, request: Request) -> dict[str, Any]:
         """Return the inputs of a valid request by name, with a batch axis."""
-        inputs = self.session.validator.by_name(request.inputs)
-        if inputs is None:  # a plain number for an input without axes
-            inputs = {next(iter(self.session.validator.whole.batch_axes)): request.inputs}
+        inputs = request.inputs
+        if not isinstance(inputs, Mapping):
+            inputs = {self.session.validator.whole.only_input: inputs}
         return {name: np.asarray(value)[np.newaxis] for name, value in inputs.items()}
 
     def parameters(self, rows: Sequence[Request]) -> dict[str, int | bool | str]:
@@ -399,22 +386,13 @@ class RequestSplitter:
             DeadlineExceeded: it has passed.
         """
         if deadline_ns is None or deadline_ns == NEVER_NS:
-            return self._timeout_s
-        left_s = (deadline_ns - self.clock()) / 1e9
+            return self._settings.timeout_s
+        left_s = (deadline_ns - self._settings.clock()) / 1e9
         if left_s <= 0:
-            raise DeadlineExceeded(f"{self.what}: the deadline had passed {-left_s:.6f} s before the request was sent")
+            raise DeadlineExceeded(f"{self._what}: the deadline had passed {-left_s:.6f} s before the request was sent")
         return left_s
 
 
 def without_axis(arrays: Mapping[str, Any]) -> dict[str, Any]:
     """Return the inputs of a batch of one without the batch axis; arrays, of scalars too."""
     return {name: array[0, ...] for name, array in arrays.items()}
-
-
-def zeros_for(specs: Sequence[TensorSpec]) -> dict[str, Any]:
-    """Return inputs of zeros and empty text, with free sizes set to 1."""
-    request: dict[str, Any] = {}
-    for spec in specs:
-        shape = [size if isinstance(size, int) else 1 for size in spec.row_shape]
-        request[spec.name] = np.full(shape, b"", TEXT) if spec.dtype == TEXT else np.zeros(shape, spec.dtype)
-    return request

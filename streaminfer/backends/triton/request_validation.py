@@ -30,8 +30,6 @@ class RequestValidator:
         whole: the signature with every input.
     """
 
-    __slots__ = ("_model", "_text", "whole")
-
     def __init__(self, model: ModelDescription, non_finite: NonFinite) -> None:
         inputs = model.inputs
         if len(inputs) == 1:  # every request has an input
@@ -51,14 +49,6 @@ class RequestValidator:
         self.whole.check(inputs)
         if isinstance(inputs, Mapping) and not inputs:
             raise InvalidInput(f"inputs: expected at least one input of model {self._model.name!r}, got none")
-
-    def by_name(self, inputs: Any) -> Mapping[str, Any] | None:
-        """Return a batch's arrays by name; ``None`` if it has none."""
-        if isinstance(inputs, Mapping):
-            return inputs
-        if isinstance(inputs, np.ndarray) and self.whole.only_input is not None:
-            return {self.whole.only_input: inputs}
-        return None
 
     def _without_text(self, inputs: Any) -> Any:
         """The same with arrays of objects where there is text: of its shape, and without its content."""

@@ -56,8 +56,6 @@ class Stream:
         losses: how many sequences were lost.
     """
 
-    __slots__ = ("correlation", "in_flight", "losses", "seen_ns", "started", "turn")
-
     def __init__(self, correlation: int | str) -> None:
         self.correlation = correlation
         self.started = False

@@ -16,7 +16,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from streaminfer.backends.signature import TEXT, NonFinite, TensorSpec
+from streaminfer.backends.signature import TEXT, TensorSpec
 from streaminfer.backends.triton.decode import decode_rows
 from streaminfer.backends.triton.dtypes import is_text
 from streaminfer.backends.triton.errors import ServerError, explained
@@ -25,6 +25,7 @@ from streaminfer.backends.triton.model import ModelDescription, Server, describe
 from streaminfer.backends.triton.region import Region, required_bytes
 from streaminfer.backends.triton.request_validation import RequestValidator
 from streaminfer.backends.triton.sequences import Sequences
+from streaminfer.backends.triton.settings import Settings
 from streaminfer.backends.triton.shared_memory import RegionPool
 from streaminfer.errors import BackendError, InvalidInput
 
@@ -54,8 +55,6 @@ class CallCounts:
 class InFlightCounter:
     """Counts the calls that have not completed: ``with counter: ...``."""
 
-    __slots__ = ("_count", "_none")
-
     def __init__(self) -> None:
         self._count = 0
         self._none = asyncio.Event()
@@ -83,13 +82,8 @@ class Session:
         transport: to the server; closed with the session.
         server: its description.
         model: the model's description.
-        version: of the model in calls; empty: the server chooses.
+        settings: of the backend.
         changed: called when the model's description changes.
-        non_finite: for the validation of requests.
-        max_streams: the most sequences that are remembered.
-        shared_memory: tensors go through shared memory.
-        timeout_s: seconds for a call that belongs to no request.
-        clock: monotonic nanoseconds.
         counts: of its calls.
 
     Attributes:
@@ -107,23 +101,16 @@ class Session:
         transport: Transport,
         server: Server,
         model: ModelDescription,
-        *,
-        version: str,
+        settings: Settings,
         changed: Callable[[], None],
-        non_finite: NonFinite,
-        max_streams: int,
-        shared_memory: bool,
-        timeout_s: float,
-        clock: Callable[[], int],
         counts: CallCounts,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.transport = transport
         self.server = server
-        self._version = version
+        self._settings = settings
+        self._version = settings.version
         self._changed = changed
-        self._non_finite: NonFinite = non_finite
-        self._max_streams = max_streams
         self._describing = asyncio.Lock()
         self._earlier: dict[str, ModelDescription] = {}
         self._sequence_settings: tuple[str, float] | None = None
@@ -131,48 +118,31 @@ class Session:
         self.changes = 0
         self._set_model(model)
         self.pool: RegionPool | None = None
-        self._timeout_s = timeout_s
-        if shared_memory:
+        if settings.shared_memory:
             self.pool = RegionPool(self._register, self._unregister, self._registered)
-        self._clock = clock
         self.calls = InFlightCounter()
         self.stream_reads = InFlightCounter()
         self.streams = InFlightCounter()
         self.counts = counts
 
     @classmethod
-    async def open(
-        cls, transport: Transport, model: str, *, version: str, shared_memory: bool, timeout_s: float, **settings: Any
-    ) -> Self:
+    async def open(cls, settings: Settings, changed: Callable[[], None], counts: CallCounts) -> Self:
         """Return a session for a model whose description it reads from the server; close all of it on a failure.
 
-        Args:
-            transport: to the server.
-            model: its name.
-            version: its version; empty: the server chooses.
-            shared_memory: tensors go through shared memory.
-            timeout_s: seconds for each call.
-            settings: the other arguments of the constructor.
+        The arguments are those of the constructor.
 
         Raises:
             ValueError: the server has no such model or version, or cannot share memory.
             BackendError, DeadlineExceeded: the server or the model cannot be used, or does not respond.
         """
+        transport = settings.connect()
         opened: Transport | Self = transport
         try:
-            server, description = await describe_server(transport, model, version, timeout_s)
+            server, model = await describe_server(transport, settings)
             transport.binary = "binary_tensor_data" in server.extensions
-            if shared_memory:
+            if settings.shared_memory:
                 server.check_shared_memory()
-            session = opened = cls(
-                transport,
-                server,
-                description,
-                version=version,
-                shared_memory=shared_memory,
-                timeout_s=timeout_s,
-                **settings,
-            )
+            session = opened = cls(transport, server, model, settings, changed, counts)
             await session.prepare()
         except BaseException:
             await opened.close()
@@ -200,7 +170,7 @@ class Session:
             BackendError: the response is not what the model returns.
         """
         changes = self.changes
-        started_ns = self._clock()
+        started_ns = self._settings.clock()
         call = self.call(arrays, parameters)
         if self.pool is None:
             response = await self.transport.infer(call, timeout_s)
@@ -208,7 +178,7 @@ class Session:
             response = await self._infer_shared(self.pool, call, rows if batched else None, timeout_s)
         results = await self.read(response, rows, changes, batched=batched)
         self.counts.round_trips += 1
-        self.counts.round_trip_ns += self._clock() - started_ns
+        self.counts.round_trip_ns += self._settings.clock() - started_ns
         return results
 
     async def read(self, response: InferResponse, rows: int, changes: int, *, batched: bool) -> list[Any]:
@@ -244,7 +214,7 @@ class Session:
         async with self._describing:
             if changes != self.changes:
                 return
-            model = await describe_model(self.transport, self.server, self.model.name, self._version, self._timeout_s)
+            model = await describe_model(self.transport, self.server, self._settings)
             if version:  # the server may have gone on to the next one meanwhile, whose response will say so
                 model = attrs.evolve(model, version=version)
             self._earlier[self.model.version] = self.model
@@ -263,14 +233,14 @@ class Session:
         if self._version:
             return
         with explained("reading the server's version"):
-            version = await latest_version(self.transport, self.model.name, self._timeout_s)
+            version = await latest_version(self.transport, self._settings)
         if version not in {"", self.model.version}:
             await self.refresh_model(changes)
 
     def _set_model(self, model: ModelDescription) -> None:
         """Use a description; streams keep their sequences if the model still has sequences of this kind."""
         self.model = model
-        self.validator = RequestValidator(model, self._non_finite)
+        self.validator = RequestValidator(model, self._settings.non_finite)
         self._text = frozenset(spec.name for spec in model.inputs if spec.dtype == TEXT)
         self._inputs = {spec.name: spec for spec in model.inputs}
         self._outputs = {spec.name: spec for spec in model.outputs}
@@ -278,7 +248,7 @@ class Session:
         if settings is None:
             self.sequences = None
         elif self.sequences is None or settings != self._sequence_settings:
-            self.sequences = Sequences(*settings, self._max_streams)
+            self.sequences = Sequences(*settings, self._settings.max_streams)
         self._sequence_settings = settings
 
     def call(self, arrays: Arrays, parameters: Parameters) -> InferRequest:
@@ -292,7 +262,7 @@ class Session:
         Raises:
             ServerError: it has none.
         """
-        return await self.transport.statistics(self.model.name, self._version, self._timeout_s)
+        return await self.transport.statistics(self.model.name, self._version, self._settings.timeout_s)
 
     async def prepare(self) -> None:
         """Check that the server can map shared memory, if it is used, and free regions of ended processes.
@@ -390,15 +360,15 @@ class Session:
 
     async def _register(self, name: str, key: str, byte_size: int) -> None:
         with explained("registering shared memory"):
-            await self.transport.register(name, key, byte_size, self._timeout_s)
+            await self.transport.register(name, key, byte_size, self._settings.timeout_s)
 
     async def _unregister(self, name: str) -> None:
         with explained("unregistering shared memory"):
-            await self.transport.unregister(name, self._timeout_s)
+            await self.transport.unregister(name, self._settings.timeout_s)
 
     async def _registered(self) -> Sequence[str]:
         with explained("listing shared memory"):
-            return await self.transport.registered(self._timeout_s)
+            return await self.transport.registered(self._settings.timeout_s)
 
 
 @contextlib.asynccontextmanager

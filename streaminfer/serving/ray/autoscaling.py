@@ -27,7 +27,13 @@ _BUSY_AFTER_REMOVAL = 0.6
 
 
 class ReplicaState(NamedTuple):
-    """What a replica reported last: attributes of `MeasuredLoad`, and the burn rate; Ray has a metric for each."""
+    """What a replica reported last; Ray has a metric for each.
+
+    Attributes:
+        queue_delay_s: mean seconds that requests waited for their batch, of late.
+        burn_rate: the highest of its objectives.
+        utilization: share of the workers' time that batches took, of late.
+    """
 
     queue_delay_s: float
     burn_rate: float

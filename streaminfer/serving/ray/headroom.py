@@ -132,21 +132,17 @@ class HeadroomRanking(Generic[K]):
 
     def observe(self, replica: K, in_flight: int) -> None:
         """Take over how many requests a replica said it has, in reply to one of them."""
-        load = self.loads.get(replica)
-        if load is not None:
-            load.others = max(in_flight - load.own, 0)
+        load = self._load_of(replica)
+        load.others = max(in_flight - load.own, 0)
 
     def send(self, replica: K) -> None:
         """Count a request that was sent to a replica."""
-        load = self.loads.get(replica)
-        if load is not None:
-            load.own += 1
+        self._load_of(replica).own += 1
 
     def complete(self, replica: K) -> None:
         """Count a request that a replica completed."""
-        load = self.loads.get(replica)
-        if load is not None and load.own:
-            load.own -= 1
+        load = self._load_of(replica)
+        load.own = max(load.own - 1, 0)
 
     # -- decisions ----------------------------------------------------------------------------------------------
 
@@ -164,6 +160,10 @@ class HeadroomRanking(Generic[K]):
     def home(self, stream_id: str) -> K | None:
         """Return the replica of a stream; ``None``: there is no replica."""
         return self._home_of(stream_id)
+
+    def _load_of(self, replica: K) -> ReplicaLoad:
+        """Return what is known of a replica; of one that is gone, a record that nothing reads."""
+        return self.loads.get(replica) or ReplicaLoad()
 
     def _find_home(self, stream_id: str) -> K | None:
         return max(self.candidates, key=lambda replica: _hash(stream_id, replica), default=None)

@@ -11,8 +11,6 @@ from streaminfer._internal.validation import expected
 from streaminfer.protocols import adapt
 from streaminfer.serving.asgi import ServingApp, asgi_app
 from streaminfer.serving.limits import Limits
-from streaminfer.serving.ray.autoscaling import ReplicaState
-from streaminfer.serving.ray.headroom import LoadReport
 from streaminfer.serving.ray.moving_streams import MovingStreams
 from streaminfer.serving.ray.ray_metrics import RayMetrics
 from streaminfer.serving.ray.replica_meter import ReplicaMeter, burn_rate
@@ -48,7 +46,6 @@ class StackReplica:
         self._limits = limits
         self._stop_timeout_s = stop_timeout_s
         self._meter = ReplicaMeter()
-        self._reports = 0
         self._service = Stack(self._meter, _with_moves(stack))
         await self._service.start()
         self._meter.workers = adapt(stack).capabilities().max_in_flight or 1
@@ -90,14 +87,11 @@ class StackReplica:
 
     async def record_routing_stats(self) -> dict[str, float]:
         """Tell routers what a request costs here."""
-        measured = self._meter.measure(self._service.clock())
-        self._reports += 1
-        return LoadReport(self._reports, measured.service_s, measured.per_request_s, measured.in_flight)._asdict()
+        return self._meter.report()._asdict()
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Tell the autoscaler how busy the replica is."""
-        measured = self._meter.measure(self._service.clock())
-        return ReplicaState(measured.queue_delay_s, burn_rate(self.stack), measured.utilization)._asdict()
+        return self._meter.state(self._service.clock(), burn_rate(self.stack))._asdict()
 
     async def check_health(self) -> None:
         """Tell whether the replica is to be replaced.

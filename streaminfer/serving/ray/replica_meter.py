@@ -1,41 +1,24 @@
 """`ReplicaMeter`: how busy the stack of a replica is, for the router and the autoscaler."""
 
 import math
-from typing import NamedTuple
 
 from streaminfer.errors import DeadlineExceeded, Overloaded
 from streaminfer.request import Request, Response
+from streaminfer.serving.ray.autoscaling import ReplicaState
+from streaminfer.serving.ray.headroom import LoadReport
 from streaminfer.stack import Stack
 from streaminfer.sync_layer import SyncLayer
 from streaminfer.telemetry.objectives.slo import SLO
 from streaminfer.telemetry.services import walk
 from streaminfer.telemetry.telemetry import Telemetry
 
-__all__ = ["MeasuredLoad", "ReplicaMeter", "burn_rate"]
+__all__ = ["ReplicaMeter", "burn_rate"]
 
 _DECAY_NS = 2e9
 """Time after which a request counts 1/e: some reports, so that one burst does not start a replica."""
 _NEWEST = 1 / 32
 """Weight of the newest request in what requests usually take."""
 _BURN_WINDOW_S = 60.0
-
-
-class MeasuredLoad(NamedTuple):
-    """What the stack of a replica does.
-
-    Attributes:
-        service_s: seconds that the batch of a request takes.
-        per_request_s: seconds by which each request in flight delays the next one.
-        in_flight: requests now.
-        queue_delay_s: mean seconds that requests waited for their batch, of late.
-        utilization: share of the workers' time that batches took, of late.
-    """
-
-    service_s: float
-    per_request_s: float
-    in_flight: int
-    queue_delay_s: float
-    utilization: float
 
 
 class ReplicaMeter(SyncLayer):
@@ -52,6 +35,7 @@ class ReplicaMeter(SyncLayer):
 
     def __init__(self) -> None:
         self.workers = 1
+        self._reports = 0
         self._in_flight = 0
         self._service_s = 0.0
         self._per_request_s = 0.0
@@ -83,16 +67,16 @@ class ReplicaMeter(SyncLayer):
             until_ns = now_ns if request.deadline_ns is None else request.deadline_ns
             self._wait(max(until_ns - token, 0) / 1e9, now_ns)
 
-    def measure(self, now_ns: int) -> MeasuredLoad:
-        """Return what was measured until now."""
+    def report(self) -> LoadReport:
+        """Return what routers need to know now."""
+        self._reports += 1
+        return LoadReport(self._reports, self._service_s, self._per_request_s, self._in_flight)
+
+    def state(self, now_ns: int, burn_rate: float) -> ReplicaState:
+        """Return what the autoscaler needs to know now."""
         self._decay(now_ns)
-        return MeasuredLoad(
-            self._service_s,
-            self._per_request_s,
-            self._in_flight,
-            self._waited_s / max(self._waited, 1.0),
-            self._busy_s / (_DECAY_NS / 1e9) / self.workers,
-        )
+        utilization = self._busy_s / (_DECAY_NS / 1e9) / self.workers
+        return ReplicaState(self._waited_s / max(self._waited, 1.0), burn_rate, utilization)
 
     def _learn(self, service_s: float, per_request_s: float) -> None:
         weight = _NEWEST if self._service_s else 1.0

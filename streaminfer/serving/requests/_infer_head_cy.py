@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from streaminfer.backends.triton.dtypes import dtype_of
 from streaminfer.errors import InvalidInput
 from streaminfer.serving.deadlines import RequestSettings, read_settings
 from streaminfer.serving.requests._row_path_cy import RowReader, RowReply
@@ -49,11 +48,6 @@ class InferHead:
         row_reply: renders a response to one like the last; ``None``: there was none.
     """
 
-    __slots__ = (
-        "_contents", "_keeps_bytes", "binary", "content_size", "id", "is_reusable", "outputs", "parameters",
-        "rendered", "row_reader", "row_reply", "rows", "settings", "spans", "takes_one", "tensors",
-    )  # fmt: skip
-
     def __init__(
         self,
         identity: str,
@@ -90,14 +84,7 @@ class InferHead:
         self.row_reply: RowReply | None = None
         self.row_reader: RowReader | None = None
         if self.is_reusable and self.rows == 1 and all(tensor.is_numbers for tensor in self.tensors):
-            dtypes: list[Any] = [dtype_of(tensor.datatype) for tensor in self.tensors]
-            self.row_reader = RowReader(
-                [tensor.name for tensor in self.tensors],
-                dtypes,
-                [tuple(tensor.shape[1:]) for tensor in self.tensors],
-                [tensor.elements * dtype.itemsize for tensor, dtype in zip(self.tensors, dtypes, strict=True)],
-                self.takes_one,
-            )
+            self.row_reader = RowReader(self.tensors, self.takes_one)
 
     def read(self, content: Any, start: int, spans: list[tuple[int, int]]) -> list[Any]:
         """Return the inputs of each row as the stack takes them, views of the content as far as they can be.
@@ -119,14 +106,13 @@ class InferHead:
         view = memoryview(content)[start:]
         arrays: dict[str, npt.NDArray[Any]] = {}
         number = 0
-        for name, datatype, shape, count, spec, _, data in self.tensors:
-            if data is None:
+        for tensor in self.tensors:
+            if tensor.data is None:
                 first, end = spans[number]
                 number += 1
-                part = view[first:end]
-                arrays[name] = decode(name, datatype, shape, count, part, spec, keeps_bytes=self._keeps_bytes)
+                arrays[tensor.name] = decode(tensor, view[first:end], keeps_bytes=self._keeps_bytes)
             else:
-                arrays[name] = decode_list(name, datatype, shape, count, data, keeps_bytes=self._keeps_bytes)
+                arrays[tensor.name] = decode_list(tensor, keeps_bytes=self._keeps_bytes)
         if not self.takes_one:
             return [{name: array[row, ...] for name, array in arrays.items()} for row in range(self.rows)]
         only = arrays[self.tensors[0].name]

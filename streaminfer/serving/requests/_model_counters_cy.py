@@ -17,21 +17,6 @@ __all__ = ["ModelCounters"]
 class ModelCounters:
     """Requests that completed, with the parts of their latency; a part is the mean over the rows of a request."""
 
-    __slots__ = (
-        "_batches",
-        "_failed",
-        "_failed_ns",
-        "_infer_ns",
-        "_input_ns",
-        "_last_ns",
-        "_output_ns",
-        "_queue_ns",
-        "_rows",
-        "_succeeded",
-        "_succeeded_ns",
-        "_timed",
-    )
-
     def __init__(self) -> None:
         self._succeeded = self._failed = self._timed = self._rows = 0
         self._succeeded_ns = self._failed_ns = self._queue_ns = self._input_ns = self._infer_ns = 0

@@ -47,34 +47,18 @@ class ModelRequests:
 
     Args:
         name: of the model.
-        version: of the model, the only one.
         stack: what answers.
 
     Attributes:
         name: as above.
-        version: as above.
         stack: as above.
         counters: of the requests that completed.
         tensors: the inputs and outputs of the model, as they were read last; ``None``: not known.
         announced: the types of its outputs, as far as they are known.
     """
 
-    __slots__ = (
-        "_heads",
-        "_offered",
-        "_output_names",
-        "_renew_ns",
-        "announced",
-        "counters",
-        "name",
-        "stack",
-        "tensors",
-        "version",
-    )
-
-    def __init__(self, name: str, version: str, stack: Stack) -> None:
+    def __init__(self, name: str, stack: Stack) -> None:
         self.name = name
-        self.version = version
         self.stack = stack
         self.counters = ModelCounters()
         self.tensors: ModelTensors | None = None
@@ -234,23 +218,6 @@ class ModelCall:
         row: the outputs of the only row, as the stack returned them.
         parts: of the response, in place of ``arrays``, where it is like the last one to such a request.
     """
-
-    __slots__ = (
-        "_arrived_ns",
-        "_chain",
-        "_deadline_ns",
-        "_ended_stream",
-        "_passage",
-        "_responses",
-        "arrays",
-        "awaited",
-        "head",
-        "model",
-        "parts",
-        "row",
-        "stream",
-        "time_left_s",
-    )
 
     _arrived_ns: int
     _chain: Chain

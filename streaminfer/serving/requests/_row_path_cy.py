@@ -10,9 +10,14 @@ One source, compiled with the C types of ``_row_path_cy.pxd``, or run as it is.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy import ndarray, uint8
+
+from streaminfer.backends.triton.dtypes import dtype_of
+
+if TYPE_CHECKING:
+    from streaminfer.serving.requests.tensors import Tensor
 
 __all__ = ["RowReader", "RowReply", "join_parts"]
 
@@ -26,27 +31,15 @@ class RowReader:
     """Reads the inputs of one row, all numbers.
 
     Args:
-        names: of the inputs.
-        dtypes: of each.
-        shapes: of each, without the axis of rows.
-        sizes: of each, in bytes.
+        tensors: the inputs.
         takes_one: the model reads its only input as an array, not by name.
     """
 
-    __slots__ = ("_dtypes", "_names", "_shapes", "_sizes", "_takes_one")
-
-    def __init__(
-        self,
-        names: list[str],
-        dtypes: list[Any],
-        shapes: list[tuple[int, ...]],
-        sizes: list[int],
-        takes_one: bool,
-    ) -> None:
-        self._names = names
-        self._dtypes = dtypes
-        self._shapes = shapes
-        self._sizes = sizes
+    def __init__(self, tensors: list[Tensor], takes_one: bool) -> None:
+        self._names = [tensor.name for tensor in tensors]
+        self._dtypes: list[Any] = [dtype_of(tensor.datatype) for tensor in tensors]
+        self._shapes = [tuple(tensor.shape[1:]) for tensor in tensors]  # without the axis of rows
+        self._sizes = [tensor.elements * dtype.itemsize for tensor, dtype in zip(tensors, self._dtypes, strict=True)]
         self._takes_one = takes_one
 
     def read(self, content: Any, start: int, spans: list[tuple[int, int]]) -> Any:
@@ -94,8 +87,6 @@ class RowReply:
         size: of the whole, in bytes.
         headers: of the response.
     """
-
-    __slots__ = ("_dtypes", "_has_all", "_kind", "_names", "_pieces", "_shapes", "headers", "size")
 
     def __init__(self, outputs: Any, names: list[str], pieces: list[bytes], headers: Sequence[Any]) -> None:
         self._kind: Any = type(outputs)

@@ -7,7 +7,7 @@ every byte of the body must belong to something.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from streaminfer._internal.validation import brief
 from streaminfer.errors import InvalidInput
@@ -15,12 +15,11 @@ from streaminfer.protocols import ModelTensor, ModelTensors
 from streaminfer.serving.errors import RequestRejected
 from streaminfer.serving.limits import Limits
 from streaminfer.serving.requests._infer_head_cy import InferHead
-from streaminfer.serving.requests.tensors import check_shape, datatype_of_spec
+from streaminfer.serving.requests.tensors import Tensor, check_shape, datatype_of_spec
 
 __all__ = [
     "HEAD_LENGTH",
     "HeadReader",
-    "Tensor",
     "parse_generate",
     "parse_head",
     "parse_head_length",
@@ -30,33 +29,6 @@ HEAD_LENGTH = "inference-header-content-length"
 _LONGEST_LENGTH = 12
 
 
-class Tensor(NamedTuple):
-    """An input, as the head of a request describes it.
-
-    Attributes:
-        name: of the input.
-        datatype: the protocol's name for its type.
-        shape: its sizes; the first is the number of rows.
-        elements: their number.
-        spec: the model's input of this name; ``None``: not known.
-        size: of its content behind the head, as the head states it.
-        data: its elements, instead of a content.
-    """
-
-    name: str
-    datatype: str
-    shape: Sequence[int]
-    elements: int
-    spec: ModelTensor | None
-    size: int | None
-    data: Any
-
-    @property
-    def is_numbers(self) -> bool:
-        """Whether its content is read without looking at it."""
-        return self.elements > 0 and self.datatype not in {"BF16", "BOOL", "BYTES"}
-
-
 class HeadReader:
     """Reads the descriptions of the inputs of one request; both protocols use it.
 
@@ -64,8 +36,6 @@ class HeadReader:
         model: the inputs and outputs of the model; ``None``: not known.
         limits: what is accepted.
     """
-
-    __slots__ = ("_limits", "_model", "_specs", "keeps_bytes", "rows", "tensors")
 
     def __init__(self, model: ModelTensors | None, limits: Limits) -> None:
         self._model = model

@@ -9,7 +9,7 @@ float32.
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +21,37 @@ from streaminfer.protocols import ModelTensor
 from streaminfer.serving.errors import RequestRejected
 from streaminfer.serving.limits import Limits
 
-__all__ = ["check_shape", "datatype_of", "datatype_of_spec", "decode", "decode_list", "encode", "encode_list"]
+__all__ = ["Tensor", "check_shape", "datatype_of", "datatype_of_spec", "decode", "decode_list", "encode", "encode_list"]
 
 _DATATYPES = {*DATATYPES.values(), "BF16"}
 _JSON_KINDS: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float}}
+
+
+class Tensor(NamedTuple):
+    """An input, as the head of a request describes it.
+
+    Attributes:
+        name: of the input.
+        datatype: the protocol's name for its type.
+        shape: its sizes; the first is the number of rows.
+        elements: their number.
+        spec: the model's input of this name; ``None``: not known.
+        size: of its content behind the head, as the head states it.
+        data: its elements, instead of a content.
+    """
+
+    name: str
+    datatype: str
+    shape: Sequence[int]
+    elements: int
+    spec: ModelTensor | None
+    size: int | None
+    data: Any
+
+    @property
+    def is_numbers(self) -> bool:
+        """Whether its content is read without looking at it."""
+        return self.elements > 0 and self.datatype not in {"BF16", "BOOL", "BYTES"}
 
 
 def datatype_of(dtype: np.dtype[Any]) -> str | None:
@@ -72,24 +99,18 @@ def check_shape(name: str, datatype: Any, shape: Any, limits: Limits) -> int:
     return elements if all(shape) else 0
 
 
-def decode(
-    name: str, datatype: str, shape: Sequence[int], count: int, content: memoryview, spec: ModelTensor | None,
-    *, keeps_bytes: bool,
-) -> npt.NDArray[Any]:  # fmt: skip
+def decode(tensor: Tensor, content: memoryview, *, keeps_bytes: bool) -> npt.NDArray[Any]:
     """Return a tensor's bytes as an array, a view unless it is text, bfloat16 or unaligned.
 
     Args:
-        name: of the tensor.
-        datatype: the protocol's name for its type.
-        shape: its sizes.
-        count: the number of its elements.
+        tensor: as the request describes it.
         content: its bytes.
-        spec: the model's input; ``None``: not known.
         keeps_bytes: text stays bytes.
 
     Raises:
         InvalidInput: the bytes are not those of such a tensor.
     """
+    name, datatype, shape, count, spec = tensor[:5]
     if datatype == "BYTES":
         try:
             elements = split_text(content, count)
@@ -110,23 +131,18 @@ def decode(
     return array if array.flags.aligned else array.copy()  # not every library reads unaligned arrays
 
 
-def decode_list(
-    name: str, datatype: str, shape: Sequence[int], count: int, data: Any, *, keeps_bytes: bool
-) -> npt.NDArray[Any]:
+def decode_list(tensor: Tensor, *, keeps_bytes: bool) -> npt.NDArray[Any]:
     """Return a tensor's elements from JSON or protobuf, nested or flat, as an array.
 
     Args:
-        name: of the tensor.
-        datatype: the protocol's name for its type.
-        shape: its sizes.
-        count: the number of its elements.
-        data: the elements.
+        tensor: as the request describes it.
         keeps_bytes: text stays bytes.
 
     Raises:
         InvalidInput: they are not the elements of such a tensor.
     """
-    flat = _flattened(name, data, len(shape))
+    name, datatype, shape, count = tensor[:4]
+    flat = _flattened(name, tensor.data, len(shape))
     if len(flat) != count:
         raise InvalidInput(f"input {name!r}: expected {count} elements for {list(shape)}, got {len(flat)}")
     kinds = set(map(type, flat))

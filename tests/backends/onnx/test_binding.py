@@ -182,10 +182,10 @@ def spec(name, dtype=F32, shape=("n", 3), axis=0):
 def test_a_gpu_gets_pinned_memory_unless_told_otherwise():
     plain = Signature([spec("x")], [spec("y")])
     odd = Signature([spec("x")], [spec("y"), spec("z", dtype=None, shape=())])
-    cpu, cuda = "CPUExecutionProvider", ("CUDAExecutionProvider", {"device_id": "2"})
+    cpu, cuda = ("CPUExecutionProvider", {}), ("CUDAExecutionProvider", {"device_id": "2"})
     assert choose_binding(None, [cpu], plain) == ("off", ("cpu", 0))
     assert choose_binding(None, [cuda, cpu], plain) == ("pinned", ("cuda", 2))
-    assert choose_binding(None, ["TensorrtExecutionProvider"], plain) == ("pinned", ("cuda", 0))
+    assert choose_binding(None, [("TensorrtExecutionProvider", {})], plain) == ("pinned", ("cuda", 0))
     assert choose_binding("off", [cuda], plain) == ("off", ("cuda", 2))
     assert choose_binding(None, [cuda], odd) == ("off", ("cuda", 2))
     for asked, providers, signature, error, what in (

@@ -63,7 +63,7 @@ def test_sessions_elsewhere_are_their_own(doubling, monkeypatch):
     def load_on_the_cpu(runtime, source, name, options, providers):
         return runtime.InferenceSession(source, providers=["CPUExecutionProvider"])
 
-    monkeypatch.setattr(module, "choose_providers", lambda *_, **__: ["CPUExecutionProvider", "Other"])
+    monkeypatch.setattr(module, "choose_providers", lambda *_, **__: [("CPUExecutionProvider", {}), ("Other", {})])
     monkeypatch.setattr(module, "choose_binding", lambda *_: ("off", ("cpu", 0)))
     monkeypatch.setattr(module, "load", load_on_the_cpu)
 
@@ -81,7 +81,7 @@ def test_the_cuda_runtime_is_loaded_once(doubling, monkeypatch):
     model = attrs.evolve(LOADER, sessions=2).load(doubling)
 
     assert loaded == [1]
-    assert [(worker._bound._cuda, worker._bound._device) for worker in model.workers] == [("cuda", ("cuda", 0))] * 2
+    assert [(worker._bound.cuda, worker._bound.device) for worker in model.workers] == [("cuda", ("cuda", 0))] * 2
 
 
 def test_each_load_makes_a_model_of_its_own(doubling):

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from triton_settings import make_settings
 
 from streaminfer.backends.triton.request_splitter import RequestSplitter
 from streaminfer.backends.triton.sequences import SequenceLost, Sequences
@@ -29,7 +30,7 @@ class Server:
 
     def __init__(self):
         self.model = SimpleNamespace(by_row=True, decoupled=False, max_batch_size=8, priority_levels=0)
-        self.validator = SimpleNamespace(by_name=lambda inputs: inputs)
+        self.validator = SimpleNamespace(whole=SimpleNamespace(batch_by_name=lambda inputs, _what: inputs))
         self.sequences = Sequences("TYPE_UINT64", 5.0, 100)
         self.changes = 0
         self.steps = {}
@@ -68,7 +69,7 @@ def scripted():
     def run(scenario):
         async def main():
             server = Server()
-            await scenario(RequestSplitter(server, "the backend", 5.0, lambda: 0, lambda: None), server)
+            await scenario(RequestSplitter(server, make_settings(timeout_s=5.0, clock=lambda: 0), lambda: None), server)
 
         asyncio.run(main())
 

@@ -1,18 +1,15 @@
 """When a backend has a session: after a start that finds the model in memory, or after its load."""
 
 import asyncio
-import time
 
 import pytest
+from triton_settings import make_settings
 
 from streaminfer.backends.triton import TritonBackend
 from streaminfer.backends.triton import lifecycle as module
-from streaminfer.backends.triton.endpoint import find_endpoint
 from streaminfer.backends.triton.errors import ModelNotReady
 from streaminfer.backends.triton.lifecycle import SessionLifecycle
 from streaminfer.backends.triton.session import InFlightCounter
-from streaminfer.backends.triton.transport.connector import Connector
-from streaminfer.backends.triton.transport.headers import Headers
 from streaminfer.errors import Closed
 
 
@@ -32,12 +29,11 @@ class Session:
         self.refreshed = 0
 
     @classmethod
-    async def open(cls, transport, model, **settings):
-        await transport.close()
+    async def open(cls, settings, _changed, _counts):
         if cls.gate is not None:
             await cls.gate.wait()
         if cls.not_ready:
-            raise ModelNotReady(f"model {model!r} is not ready")
+            raise ModelNotReady(f"model {settings.model!r} is not ready")
         cls.opened += 1
         return cls()
 
@@ -51,7 +47,7 @@ class Session:
 class Control:
     """Stands in for the control of the model: a load describes it."""
 
-    def __init__(self, connect, model, what, *, loaded, **settings):
+    def __init__(self, _settings, loaded):
         self.loaded = loaded
         self.is_new = True
 
@@ -75,18 +71,7 @@ def _scripted(monkeypatch):
 
 
 def make(may_be_unloaded=True):
-    connector = Connector(find_endpoint("localhost:9", "http", None, False), "http", Headers(None), None)
-    return SessionLifecycle(
-        connector,
-        "m",
-        "the backend",
-        clock=time.monotonic_ns,
-        changed=lambda: None,
-        may_be_unloaded=may_be_unloaded,
-        timeout_s=1.0,
-        load_timeout_s=1.0,
-        statistics_every_s=None,
-    )
+    return SessionLifecycle(make_settings(may_be_unloaded=may_be_unloaded), lambda: None)
 
 
 def test_a_start_needs_the_model_unless_it_may_be_unloaded():

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from triton_settings import make_settings
 
 from streaminfer.backends.triton.errors import ServerError
 from streaminfer.backends.triton.request_splitter import RequestSplitter
@@ -31,7 +32,7 @@ def test_error_of_a_stream_after_its_deadline(now_ns, deadline_ns, expected):
         transport=SimpleNamespace(stream=stream),
         call=lambda arrays, parameters: None,
     )
-    splitter = RequestSplitter(session, "the backend", 5.0, lambda: clock.now_ns, lambda: None)
+    splitter = RequestSplitter(session, make_settings(clock=lambda: clock.now_ns), lambda: None)
 
     async def main():
         with pytest.raises(expected, match="the time is up") as caught:

@@ -5,6 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 from servers.rollout import MODEL, roll_out
+from triton_settings import make_settings
 
 import streaminfer as si
 from streaminfer.backends.triton import TritonBackend
@@ -123,10 +124,8 @@ def follow():
 
     async def ask_all(transport, changes):
         model = read_model("m", "1", described(1), None)
-        session = Session(
-            transport, Server("s", "1", frozenset()), model, version="", changed=lambda: None, non_finite="allow",
-            max_streams=1, shared_memory=False, timeout_s=1.0, clock=lambda: 0, counts=CallCounts(),
-        )  # fmt: skip
+        server = Server("s", "1", frozenset())
+        session = Session(transport, server, model, make_settings(clock=lambda: 0), lambda: None, CallCounts())
         shapes = []
         for known in changes:
             answer = await transport.infer(session.call({"x": np.zeros((1, 1), np.float32)}, {}), 1.0)

@@ -176,7 +176,7 @@ def test_a_request_has_at_least_one_input():
 
     only = RequestValidator(read_model("m", "1", described({"x": inputs["x"]}), config(input=optional[:1])), "allow")
     only.validate(x)
-    assert only.by_name(x) == {"x": x}
+    assert only.whole.batch_by_name(x, "m") == {"x": x}
 
 
 TWO = described(outputs={"y": ("FP32", [-1, 2]), "t": ("BYTES", [-1])})

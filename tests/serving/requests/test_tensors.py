@@ -10,10 +10,22 @@ from streaminfer.backends.signature import TensorSpec
 from streaminfer.errors import BackendError, InvalidInput
 from streaminfer.serving.errors import RequestRejected
 from streaminfer.serving.limits import Limits
-from streaminfer.serving.requests.tensors import check_shape, datatype_of, decode, decode_list, encode, encode_list
+from streaminfer.serving.requests.tensors import (
+    Tensor,
+    check_shape,
+    datatype_of,
+    decode,
+    decode_list,
+    encode,
+    encode_list,
+)
 
 LIMITS = Limits(max_rank=3, max_elements=100, max_strings=10, max_rows=20)
 NUMBERS = ["bool", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"]
+
+
+def tensor(datatype, shape, elements, spec=None, data=None):
+    return Tensor("x", datatype, shape, elements, spec, None, data)
 
 
 @given(st.sampled_from(NUMBERS), st.binary(min_size=64, max_size=64))
@@ -24,7 +36,7 @@ def test_numbers_pass_both_ways_as_bytes(kind, content):
     array = array.reshape(2, -1)
 
     datatype, raw = encode("x", array, None)
-    back = decode("x", datatype, array.shape, array.size, memoryview(bytes(raw)), None, keeps_bytes=True)
+    back = decode(tensor(datatype, array.shape, array.size), memoryview(bytes(raw)), keeps_bytes=True)
 
     assert back.dtype == dtype
     assert back.tobytes() == array.tobytes()
@@ -42,7 +54,7 @@ def test_numbers_pass_both_ways_as_json(kind, data):
     datatype, listed = encode_list("x", array)
 
     for form in (listed, array.tolist()):
-        back = decode_list("x", datatype, [2, 2], 4, form, keeps_bytes=True)
+        back = decode_list(tensor(datatype, [2, 2], 4, data=form), keeps_bytes=True)
         assert back.dtype == dtype
         assert np.array_equal(back, array)
 
@@ -53,7 +65,7 @@ def test_bytes_pass_both_ways(elements):
     array[:] = elements
 
     datatype, raw = encode("x", array, None)
-    back = decode("x", datatype, array.shape, array.size, memoryview(raw), None, keeps_bytes=True)
+    back = decode(tensor(datatype, array.shape, array.size), memoryview(raw), keeps_bytes=True)
 
     assert back.tolist() == elements
 
@@ -61,7 +73,7 @@ def test_bytes_pass_both_ways(elements):
 def test_aligned_numbers_are_views():
     content = bytearray(np.arange(6, dtype=np.float32).tobytes())
 
-    array = decode("x", "FP32", [2, 3], 6, memoryview(content), None, keeps_bytes=True)
+    array = decode(tensor("FP32", [2, 3], 6), memoryview(content), keeps_bytes=True)
 
     content[0:4] = np.float32(9).tobytes()
     assert array[0, 0] == 9
@@ -70,7 +82,7 @@ def test_aligned_numbers_are_views():
 def test_unaligned_numbers_are_copied():
     content = memoryview(b"?" + np.arange(6, dtype=np.float32).tobytes())[1:]
 
-    array = decode("x", "FP32", [6], 6, content, None, keeps_bytes=True)
+    array = decode(tensor("FP32", [6], 6), content, keeps_bytes=True)
 
     assert array.flags.aligned
     assert array.tolist() == [0, 1, 2, 3, 4, 5]
@@ -80,7 +92,7 @@ def test_bfloat16_is_float32_for_callers():
     spec = TensorSpec("x", np.dtype(np.float32), (None, 2), is_bfloat16=True)
     content = np.array([0x3F80, 0xC000], np.uint16).tobytes()
 
-    array = decode("x", "BF16", [1, 2], 2, memoryview(content), spec, keeps_bytes=True)
+    array = decode(tensor("BF16", [1, 2], 2, spec), memoryview(content), keeps_bytes=True)
 
     assert array.dtype == np.float32
     assert array.tolist() == [[1.0, -2.0]]
@@ -92,7 +104,7 @@ def test_bfloat16_stays_so_for_a_model_that_has_it():
     import ml_dtypes
 
     spec = TensorSpec("x", np.dtype(ml_dtypes.bfloat16), (None, 2))
-    array = decode("x", "BF16", [1, 2], 2, memoryview(b"\x80\x3f\x00\xc0"), spec, keeps_bytes=True)
+    array = decode(tensor("BF16", [1, 2], 2, spec), memoryview(b"\x80\x3f\x00\xc0"), keeps_bytes=True)
 
     assert array.dtype == ml_dtypes.bfloat16
     assert datatype_of(array.dtype) == "BF16"
@@ -103,9 +115,9 @@ def test_bfloat16_stays_so_for_a_model_that_has_it():
 def test_text_of_a_model_is_str():
     raw = memoryview(b"\x02\0\0\0\xc3\xa9\x01\0\0\0a")
 
-    assert decode("x", "BYTES", [2], 2, raw, None, keeps_bytes=False).tolist() == ["é", "a"]
+    assert decode(tensor("BYTES", [2], 2), raw, keeps_bytes=False).tolist() == ["é", "a"]
     with pytest.raises(InvalidInput, match="UTF-8"):
-        decode("x", "BYTES", [1], 1, memoryview(b"\1\0\0\0\xff"), None, keeps_bytes=False)
+        decode(tensor("BYTES", [1], 1), memoryview(b"\1\0\0\0\xff"), keeps_bytes=False)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +160,7 @@ def test_shapes_are_checked_before_anything_is_made(datatype, shape, status):
 )
 def test_wrong_bytes_are_rejected(datatype, shape, content):
     with pytest.raises(InvalidInput, match="'x'"):
-        decode("x", datatype, shape, shape[0], memoryview(content), None, keeps_bytes=True)
+        decode(tensor(datatype, shape, shape[0]), memoryview(content), keeps_bytes=True)
 
 
 @pytest.mark.parametrize(
@@ -175,11 +187,11 @@ def test_wrong_bytes_are_rejected(datatype, shape, content):
 )
 def test_wrong_elements_are_rejected(datatype, data):
     with pytest.raises(InvalidInput, match="'x'"):
-        decode_list("x", datatype, [2], 2, data, keeps_bytes=True)
+        decode_list(tensor(datatype, [2], 2, data=data), keeps_bytes=True)
 
 
 def test_no_elements_are_fine():
-    assert decode_list("x", "INT8", [1, 0], 0, [[]], keeps_bytes=True).shape == (1, 0)
+    assert decode_list(tensor("INT8", [1, 0], 0, data=[[]]), keeps_bytes=True).shape == (1, 0)
 
 
 def test_outputs_without_a_type_are_the_models_fault():

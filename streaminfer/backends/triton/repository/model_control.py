@@ -14,6 +14,7 @@ from streaminfer._internal.validation import expected
 from streaminfer._runtime.stopping import end_tasks
 from streaminfer.backends.triton.errors import ServerError, without_input
 from streaminfer.backends.triton.messages import Transport
+from streaminfer.backends.triton.settings import Settings
 from streaminfer.errors import BackendError, DeadlineExceeded, StreamInferError
 
 __all__ = ["ModelControl"]
@@ -34,29 +35,13 @@ class ModelControl:
     One call acts at a time. Belongs to one event loop at a time.
 
     Args:
-        connect: returns a connection, which belongs to the running event loop.
-        model: its name.
-        what: the backend, for messages.
-        timeout_s: seconds for each question about the model's state.
-        load_timeout_s: seconds for a load, or for an unload.
+        settings: of the backend.
         loaded: called when the model is in memory; whether this load has brought it there.
     """
 
-    def __init__(
-        self,
-        connect: Callable[[], Transport],
-        model: str,
-        what: str,
-        *,
-        timeout_s: float,
-        load_timeout_s: float,
-        loaded: Callable[[bool], Awaitable[None]],
-    ) -> None:
-        self._connect = connect
-        self._model = model
-        self._what = what
-        self._timeout_s = timeout_s
-        self._load_timeout_s = load_timeout_s
+    def __init__(self, settings: Settings, loaded: Callable[[bool], Awaitable[None]]) -> None:
+        self._settings = settings
+        self._model, self._what = settings.model, settings.what
         self._loaded = loaded
         self._is_wanted = False
         self._restoring: asyncio.Task[None] | None = None
@@ -138,19 +123,21 @@ class ModelControl:
     async def _until(self, transport: Transport, is_done: Callable[["_Index"], bool], doing: str) -> "_Index":
         """Return the index when it fulfills a condition."""
         loop = asyncio.get_running_loop()
-        end_s = loop.time() + self._load_timeout_s
+        end_s = loop.time() + self._settings.load_timeout_s
         pause_s = _MIN_POLL_S
         while not is_done(rows := await self._index(transport, doing)):
             if loop.time() >= end_s:
                 state = _state(rows, self._model)
-                raise DeadlineExceeded(f"{doing} {self._what}: not done after {self._load_timeout_s} s; it is {state}")
+                raise DeadlineExceeded(
+                    f"{doing} {self._what}: not done after {self._settings.load_timeout_s} s; it is {state}"
+                )
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _MAX_POLL_S)
         return rows
 
     async def _index(self, transport: Transport, doing: str) -> "_Index":
         try:
-            return list(await transport.index(self._timeout_s))
+            return list(await transport.index(self._settings.timeout_s))
         except ServerError as failure:
             if failure.status not in {"NOT_FOUND", "UNIMPLEMENTED"}:
                 raise without_input(failure, f"{doing} {self._what}") from failure.__cause__
@@ -158,7 +145,7 @@ class ModelControl:
 
     async def _send(self, call: Callable[[str, float], Awaitable[None]], doing: str) -> None:
         try:
-            await call(self._model, self._load_timeout_s)
+            await call(self._model, self._settings.load_timeout_s)
         except ServerError as failure:
             if _NOT_ALLOWED not in failure.text.lower():
                 raise without_input(failure, f"{doing} {self._what}") from failure.__cause__
@@ -178,7 +165,7 @@ class ModelControl:
         if self._turn is None or self._turn[0] is not loop:
             self._turn = loop, asyncio.Lock()
         async with self._turn[1]:
-            transport = self._connect()
+            transport = self._settings.connect()
             try:
                 yield transport
             finally:

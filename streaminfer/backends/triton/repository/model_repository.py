@@ -35,7 +35,7 @@ import numpy as np
 
 from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_choice, check_count, check_instance, expected
-from streaminfer.backends.onnx.model import find_source, load, make_options, read_specs
+from streaminfer.backends.onnx.model import CPU, find_source, load, make_options, read_specs
 from streaminfer.backends.onnx.providers import cache_options, profile_shapes
 from streaminfer.backends.signature import TEXT, Signature, TensorSpec, free_axes
 from streaminfer.backends.triton.dtypes import DATATYPES
@@ -178,7 +178,7 @@ def _read(source: Source, axes: dict[str, int], shared: dict[str, Any]) -> Signa
     options = make_options(runtime, None, None)
     # it is only read
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    inputs, outputs = read_specs(load(runtime, loadable, name, options, ["CPUExecutionProvider"]), axes, shared)
+    inputs, outputs = read_specs(load(runtime, loadable, name, options, CPU), axes, shared)
     return Signature([spec for spec in inputs if not spec.is_optional], outputs)
 
 
@@ -273,20 +273,8 @@ def _warmup(model: _Model, size: int) -> str:
 
 def _rows(model: _Model) -> dict[str, tuple[int, ...]]:
     """The shape of one request, by input; free sizes as in the example, else 1."""
-    signature = model.signature
-    assert signature is not None  # noqa: S101
-    if model.example is None:
-        return {
-            spec.name: tuple(size if isinstance(size, int) else 1 for size in spec.row_shape)
-            for spec in signature.inputs
-            if spec.batch_axis is not None
-        }
-    try:
-        signature.check(model.example)
-    except ValueError as error:
-        raise ValueError(f"example: {error}") from error
-    given: Any = model.example if isinstance(model.example, Mapping) else {signature.only_input: model.example}
-    return {name: np.shape(value) for name, value in given.items()}
+    assert model.signature is not None  # noqa: S101
+    return {name: np.shape(value) for name, value in model.signature.example_by_name(model.example).items()}
 
 
 def _quote(text: str) -> str:

@@ -63,8 +63,6 @@ def _options(address: Endpoint, keepalive_s: float | None) -> list[tuple[str, An
 class _Link:
     """One channel, and the calls on it."""
 
-    __slots__ = ("calls", "channel", "infer", "stream", "stub")
-
     def __init__(self, channel: Any, stub: Any) -> None:
         self.channel = channel
         self.stub = stub
@@ -121,59 +119,51 @@ class GrpcTransport:
 
     async def server(self, timeout_s: float) -> Mapping[str, Any]:
         """Name, version and extensions of the server."""
-        return await self._control("ServerMetadata", self._messages.ServerMetadataRequest(), timeout_s)
+        return await self._control("ServerMetadata", timeout_s)
 
     async def ready(self, model: str, version: str, timeout_s: float) -> bool:
         """Whether the model is loaded."""
-        message = self._messages.ModelReadyRequest(name=model, version=version)
-        return bool((await self._control("ModelReady", message, timeout_s)).get("ready"))
+        return bool((await self._control("ModelReady", timeout_s, name=model, version=version)).get("ready"))
 
     async def metadata(self, model: str, version: str, timeout_s: float) -> Mapping[str, Any]:
         """What the model reads and gives, and its versions."""
-        message = self._messages.ModelMetadataRequest(name=model, version=version)
-        return await self._control("ModelMetadata", message, timeout_s)
+        return await self._control("ModelMetadata", timeout_s, name=model, version=version)
 
     async def config(self, model: str, version: str, timeout_s: float) -> Mapping[str, Any]:
         """The model's configuration."""
-        message = self._messages.ModelConfigRequest(name=model, version=version)
-        response: Mapping[str, Any] = (await self._control("ModelConfig", message, timeout_s)).get("config", {})
-        return response
+        response = await self._control("ModelConfig", timeout_s, name=model, version=version)
+        config: Mapping[str, Any] = response.get("config", {})
+        return config
 
     async def index(self, timeout_s: float) -> Sequence[Mapping[str, Any]]:
         """What the server's repository holds."""
-        message = self._messages.RepositoryIndexRequest()
-        return list((await self._control("RepositoryIndex", message, timeout_s)).get("models", ()))
+        return list((await self._control("RepositoryIndex", timeout_s)).get("models", ()))
 
     async def load(self, model: str, timeout_s: float) -> None:
         """Makes the server load a model; returns when it has."""
-        message = self._messages.RepositoryModelLoadRequest(model_name=model)
-        await self._control("RepositoryModelLoad", message, timeout_s)
+        await self._control("RepositoryModelLoad", timeout_s, model_name=model)
 
     async def unload(self, model: str, timeout_s: float) -> None:
         """Makes the server unload a model and the models that only it needs; may return before it has."""
-        message = self._messages.RepositoryModelUnloadRequest(model_name=model)
-        message.parameters["unload_dependents"].bool_param = True
-        await self._control("RepositoryModelUnload", message, timeout_s)
+        parameters = {"unload_dependents": self._messages.ModelRepositoryParameter(bool_param=True)}
+        await self._control("RepositoryModelUnload", timeout_s, model_name=model, parameters=parameters)
 
     async def statistics(self, model: str, version: str, timeout_s: float) -> Sequence[Mapping[str, Any]]:
         """Counters of the model, by version."""
-        message = self._messages.ModelStatisticsRequest(name=model, version=version)
-        return list((await self._control("ModelStatistics", message, timeout_s)).get("model_stats", ()))
+        response = await self._control("ModelStatistics", timeout_s, name=model, version=version)
+        return list(response.get("model_stats", ()))
 
     async def register(self, name: str, key: str, byte_size: int, timeout_s: float) -> None:
         """Makes the server map shared memory."""
-        message = self._messages.SystemSharedMemoryRegisterRequest(name=name, key=f"/{key}", byte_size=byte_size)
-        await self._control("SystemSharedMemoryRegister", message, timeout_s)
+        await self._control("SystemSharedMemoryRegister", timeout_s, name=name, key=f"/{key}", byte_size=byte_size)
 
     async def unregister(self, name: str, timeout_s: float) -> None:
         """Makes it forget shared memory."""
-        message = self._messages.SystemSharedMemoryUnregisterRequest(name=name)
-        await self._control("SystemSharedMemoryUnregister", message, timeout_s)
+        await self._control("SystemSharedMemoryUnregister", timeout_s, name=name)
 
     async def registered(self, timeout_s: float) -> Sequence[str]:
         """Names of the shared memory that it knows."""
-        message = self._messages.SystemSharedMemoryStatusRequest()
-        return list((await self._control("SystemSharedMemoryStatus", message, timeout_s)).get("regions", {}))
+        return list((await self._control("SystemSharedMemoryStatus", timeout_s)).get("regions", {}))
 
     async def infer(self, call: InferRequest, timeout_s: float) -> InferResponse:
         """One response."""
@@ -219,7 +209,9 @@ class GrpcTransport:
 
     # -- calls --------------------------------------------------------------------------------------------------
 
-    async def _control(self, method: str, message: Any, timeout_s: float) -> Mapping[str, Any]:
+    async def _control(self, method: str, timeout_s: float, **fields: Any) -> Mapping[str, Any]:
+        """Return the response to a request that has these fields."""
+        message = getattr(self._messages, f"{method}Request")(**fields)
         link = self._open_link()
         response = await self._call(link, getattr(link.stub, method), message, timeout_s)
         described: Mapping[str, Any] = self._to_dict(response, preserving_proto_field_name=True)
@@ -252,11 +244,7 @@ class GrpcTransport:
             self._unanswered_ns = None
         elif status == "DEADLINE_EXCEEDED":
             self._replace_if_silent()
-        shown = self._headers.scrub(text)
-        failure = ServerError(status, shown, _retry_after(error.trailing_metadata()))
-        # an error that quotes a token is not kept, or its traceback would show it
-        failure.__cause__ = error if shown == text else None
-        return failure
+        return self._headers.scrubbed_failure(status, text, error, _retry_after(error.trailing_metadata()))
 
     def _explain_cancellation(self) -> None:
         task = asyncio.current_task()
@@ -336,21 +324,13 @@ class GrpcTransport:
         return head
 
     def _read_part(self, message: bytes) -> InferResponse:
-        try:
-            rest, parts = split_contents(message, self._response_tag)
-            said = self._messages.ModelStreamInferResponse.FromString(rest).error_message
-        except Exception as error:
-            raise BackendError(f"the server's response cannot be read: {error}") from error
-        if said:
+        response, parts = _split(self._messages.ModelStreamInferResponse, message, self._response_tag)
+        if said := response.error_message:
             raise ServerError("UNKNOWN", self._headers.scrub(said))
         return self._read(parts[-1] if parts else b"")
 
     def _read(self, message: bytes | memoryview) -> InferResponse:
-        try:
-            rest, contents = split_contents(message, self._output_tag)
-            response = self._messages.ModelInferResponse.FromString(rest)
-        except Exception as error:
-            raise BackendError(f"the server's response cannot be read: {error}") from error
+        response, contents = _split(self._messages.ModelInferResponse, message, self._output_tag)
         parameters = response.parameters
         final = "triton_final_response" in parameters and parameters["triton_final_response"].bool_param
         described = response.outputs
@@ -361,6 +341,15 @@ class GrpcTransport:
             for place, one in enumerate(described)
         }
         return InferResponse(outputs, final, response.model_version)
+
+
+def _split(kind: Any, message: bytes | memoryview, tag: int) -> tuple[Any, list[memoryview]]:
+    """Return a message without its fields of a tag, and these."""
+    try:
+        rest, contents = split_contents(message, tag)
+        return kind.FromString(rest), contents
+    except Exception as error:
+        raise BackendError(f"the server's response cannot be read: {error}") from error
 
 
 def _retry_after(metadata: Any) -> float | None:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from streaminfer._internal.validation import check_instance
+from streaminfer.backends.triton.errors import ServerError
 from streaminfer.errors import BackendError
 
 __all__ = ["Headers", "HeadersLike"]
@@ -34,8 +35,6 @@ class Headers:
         TypeError: neither, or names or values that are no strings.
         ValueError: a name or value that cannot be a header's; names the header, never its value.
     """
-
-    __slots__ = ("_fixed", "_make", "_secrets")
 
     def __init__(self, given: HeadersLike | None) -> None:
         what = "a mapping of names to values, a function that returns one, or None"
@@ -71,6 +70,15 @@ class Headers:
                 if len(part) >= _SHORTEST_SECRET:
                     text = text.replace(part, "***")
         return text
+
+    def scrubbed_failure(
+        self, status: str, text: str, error: Exception, retry_after_s: float | None = None
+    ) -> ServerError:
+        """Return a failure without these values; an error that quotes one is no cause, as its traceback shows it."""
+        shown = self.scrub(text)
+        failure = ServerError(status, shown, retry_after_s)
+        failure.__cause__ = error if shown == text else None
+        return failure
 
     def __repr__(self) -> str:
         return "Headers(not shown)"

@@ -193,7 +193,8 @@ class HttpTransport:
         except (self._http.ClientError, OSError) as error:
             if self._closed:
                 raise Closed("the connection to the server was closed") from error
-            failure = self._unreachable(error)
+            text = str(error) or type(error).__name__
+            failure = self._headers.scrubbed_failure("UNAVAILABLE", text, error)
         else:
             if status == 200:
                 return content, head_length
@@ -202,13 +203,6 @@ class HttpTransport:
                 text = f"too large: {text}"  # front ends have many words for it
             failure = ServerError(of_http_status(status, text), text, retry_after(retry_header))
         raise failure
-
-    def _unreachable(self, error: Exception) -> ServerError:
-        text = str(error) or type(error).__name__
-        shown = self._headers.scrub(text)
-        failure = ServerError("UNAVAILABLE", shown)
-        failure.__cause__ = error if shown == text else None
-        return failure
 
     def _head(self, call: InferRequest, contents: list[Any]) -> dict[str, Any]:
         parameters = dict(call.parameters)

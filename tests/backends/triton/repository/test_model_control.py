@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from types import SimpleNamespace
 
 import pytest
 
@@ -67,9 +68,10 @@ class Rig:
         self.server = Server(loop, **states)
         self.loaded = []
         self.describing = None
-        self.control = ModelControl(
-            self.server.connect, "m", "the backend", timeout_s=1.0, load_timeout_s=TIMEOUT_S, loaded=self._describe
+        settings = SimpleNamespace(
+            connect=self.server.connect, model="m", what="the backend", timeout_s=1.0, load_timeout_s=TIMEOUT_S
         )
+        self.control = ModelControl(settings, self._describe)
 
     async def _describe(self, is_new):
         self.loaded.append(is_new)

@@ -2,16 +2,13 @@
 
 import asyncio
 import contextlib
-import time
 
 import numpy as np
 import pytest
+from triton_settings import make_settings
 
 import streaminfer as si
 from streaminfer.backends.triton import TritonBackend
-from streaminfer.backends.triton.endpoint import find_endpoint
-from streaminfer.backends.triton.transport.connector import Connector
-from streaminfer.backends.triton.transport.headers import Headers
 from streaminfer.request import Batch, Request
 
 IN_MEMORY = {"READY", "LOADING", "UNLOADING"}
@@ -44,8 +41,7 @@ def connect(empty_triton, protocol):
 @contextlib.asynccontextmanager
 async def index_of(server):
     """A function that reads which models are in memory, wholly or in part, by name."""
-    endpoint = find_endpoint(server.http_url, "http", None, False)
-    transport = Connector(endpoint, "http", Headers(None), None).connect(time.monotonic_ns)
+    transport = make_settings(url=server.http_url).connect()
 
     async def read():
         rows = await transport.index(10.0)

@@ -1,0 +1,64 @@
+"""Settings of a backend, which all parts of it read."""
+
+import attrs
+
+from streaminfer.backends.signature import NonFinite
+from streaminfer.backends.triton.endpoint import Endpoint, Protocol
+from streaminfer.backends.triton.messages import Transport
+from streaminfer.backends.triton.transport.grpc_transport import GrpcTransport
+from streaminfer.backends.triton.transport.headers import Headers
+from streaminfer.backends.triton.transport.http_transport import HttpTransport
+from streaminfer.protocols import Clock
+
+__all__ = ["Settings"]
+
+
+@attrs.define(kw_only=True)
+class Settings:
+    """Settings of one `TritonBackend`.
+
+    Attributes:
+        address: where the server is.
+        protocol: what is spoken there.
+        headers: of every call.
+        keepalive_s: seconds between pings of a quiet gRPC connection; ``None``: no pings.
+        what: the backend, for messages.
+        model: the name of the model.
+        version: of the model in calls; empty: the server chooses.
+        clock: monotonic nanoseconds; may be replaced before a start.
+        non_finite: for the validation of requests.
+        max_streams: the most sequences that are remembered.
+        shared_memory: tensors go through shared memory.
+        may_be_unloaded: a model that is not in memory is no error at the start.
+        timeout_s: seconds for a request without a deadline, and for each call that belongs to no request.
+        load_timeout_s: seconds for a load, and for an unload.
+        statistics_every_s: seconds between readings of the server's statistics; ``None``: none.
+    """
+
+    address: Endpoint
+    protocol: Protocol
+    headers: Headers
+    keepalive_s: float | None
+    what: str
+    model: str
+    version: str
+    clock: Clock
+    non_finite: NonFinite
+    max_streams: int
+    shared_memory: bool
+    may_be_unloaded: bool
+    timeout_s: float
+    load_timeout_s: float
+    statistics_every_s: float | None
+
+    def connect(self) -> Transport:
+        """Return a new connection, which belongs to the running event loop.
+
+        Raises:
+            MissingExtra: the extra ``triton`` is not installed.
+            OSError: a file of ``tls`` cannot be read.
+            ValueError: a file of ``tls`` is not what it should be.
+        """
+        if self.protocol == "http":
+            return HttpTransport(self.address, self.headers)
+        return GrpcTransport(self.address, self.headers, self.keepalive_s, self.clock)
