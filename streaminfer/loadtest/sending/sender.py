@@ -97,7 +97,8 @@ async def send(
             await asyncio.wait([telling])
     if telling is not None and not telling.cancelled():
         telling.result()
-    return Record.of(sending, due_s, *requests.columns())
+    requests.sort_notes()
+    return Record.of(sending, due_s, requests.stages, requests.values, requests.labels)
 
 
 async def _tell(
