@@ -44,7 +44,7 @@ class LabelFamilyState:
         return self._children.copy(), self._other
 
     def clear(self) -> None:
-        """Forget every child."""
+        """Forget every child; those that callers keep are no longer part of the family."""
         self._children = {}
         self._other = None
         self.overflowed = 0

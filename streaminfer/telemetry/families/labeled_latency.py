@@ -39,7 +39,7 @@ class LabeledLatency:
         self._labels = tuple(labels)
         sets = check_count("max_label_sets", max_sets, at_most=sys.maxsize)
         self._family = LabelFamily(_counts, *labels, max_sets=sets)
-        self.recorder = LabeledRecorder(self._labels, self._family._state)
+        self.recorder = LabeledRecorder(self._labels, self._family)
 
     def statistics(self, *, live: bool) -> tuple[LabeledStatistics, ...]:
         """Return a snapshot of each set of values.
