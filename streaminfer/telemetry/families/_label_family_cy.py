@@ -25,8 +25,6 @@ class LabelFamilyState:
         overflowed: how many look-ups were given the shared child.
     """
 
-    __slots__ = ("_children", "_make", "_other", "max_sets", "overflowed")
-
     def __init__(self, make: Callable[[], Any], max_sets: int) -> None:
         self._make = make
         self._children: dict[Any, Any] = {}

@@ -34,8 +34,6 @@ class LabeledCounts:
         errors: requests that completed without a response, by error.
     """
 
-    __slots__ = ("degraded", "errors", "latency")
-
     def __init__(self, latency: HistogramState) -> None:
         self.latency = latency
         self.degraded = 0
@@ -53,8 +51,6 @@ class LabeledRecorder:
         labels: names, of ``LABELS``.
         family: a `LabeledCounts` for each set of values.
     """
-
-    __slots__ = ("_codes", "_family")
 
     def __init__(self, labels: Sequence[str], family: LabelFamilyState) -> None:
         self._codes = [LABELS.index(label) for label in labels]

@@ -83,40 +83,6 @@ class BudgetState(_monotonic_cy.MonotonicClock):
         ignored: outcomes that were no events.
     """
 
-    __slots__ = (
-        "_all",
-        "_bad",
-        "_burning",
-        "_burning_since_ns",
-        "_check_every_ns",
-        "_current",
-        "_grace_bad",
-        "_grace_ends_ns",
-        "_grace_seen",
-        "_next_check_ns",
-        "_next_ns",
-        "_rejected",
-        "allowed",
-        "bad",
-        "burn_ends_at",
-        "burn_grace_ns",
-        "burn_minimum",
-        "burn_short_ns",
-        "burn_starts_at",
-        "burn_window_ns",
-        "failed",
-        "ignored",
-        "ignoring",
-        "late",
-        "levels",
-        "period_ns",
-        "rejected",
-        "rejections",
-        "threshold_ns",
-        "total",
-        "width_ns",
-    )
-
     _all: MutableSequence[int]
     _bad: MutableSequence[int]
     _rejected: MutableSequence[int]

@@ -122,7 +122,6 @@ class SLO(StackClock, _State):
 
     # no dictionary: looking up `record` is a third faster without
     __slots__ = (
-        "__weakref__",
         "_changes",
         "_clock_given",
         "_listeners",
