@@ -20,9 +20,9 @@ from typing import Any
 from streaminfer._internal.validation import check_count, check_duration
 from streaminfer._runtime.timers import make_timer
 from streaminfer.loadtest.sending._requests_cy import DueRequests
-from streaminfer.loadtest.sending.clocks import clock_of
+from streaminfer.testing import VirtualLoop
 
-__all__ = ["Begin", "Call", "OpenLoop", "Receive", "closed_loop"]
+__all__ = ["Begin", "Call", "OpenLoop", "Receive", "clock_of", "closed_loop"]
 
 Call = Callable[[int], Awaitable[Any]]
 """Sends the request of a number."""
@@ -32,6 +32,11 @@ Begin = Callable[[int, Receive], Any]
 """Begins the request of a number, and tells of its end; returns what has ``cancel``."""
 _CANCELLING_S = 5.0
 """For which a cancelled call is waited for; one that ignores its cancellation is left behind."""
+
+
+def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], int]:
+    """Return the clock, monotonic nanoseconds, that the timers of a loop follow."""
+    return loop.clock if isinstance(loop, VirtualLoop) else time.monotonic_ns
 
 
 class OpenLoop(DueRequests):
