@@ -169,7 +169,7 @@ class SLO(StackClock, _State):
         ignoring: tuple[type[BaseException], ...] = (
             InvalidInput,
             concurrent.futures.CancelledError,
-            *_checked_errors(ignore),
+            *_checked("ignore", ignore, _is_error_class, "exception classes, as in a tuple"),
         )
         width_ns, levels = _levels(period_s, min([short_s, *(pair.short_s for pair in self.alert_pairs)]))
         super().__init__(
@@ -387,27 +387,25 @@ def _allowed(objective: object) -> float:
     return bad(check_number("objective", objective, what, lambda it: 0.0 < bad(it) < 1.0))
 
 
+def _checked(argument: str, values: Any, fits: Callable[[Any], bool], what: str) -> tuple[Any, ...]:
+    """Return what is given as a tuple, each of which fits."""
+    check_instance(argument, values, lambda value: isinstance(value, Iterable), what)
+    checked = tuple(values)
+    for each in checked:
+        check_instance(argument, each, fits, what)
+    return checked
+
+
 def _checked_pairs(pairs: Iterable[AlertPair], period_s: float) -> tuple[AlertPair, ...]:
-    check_instance("alert_pairs", pairs, lambda value: isinstance(value, Iterable), "AlertPair objects")
-    checked = tuple(pairs)
+    checked = _checked("alert_pairs", pairs, lambda value: isinstance(value, AlertPair), "AlertPair objects")
     for pair in checked:
-        check_instance("alert_pairs", pair, lambda value: isinstance(value, AlertPair), "AlertPair objects")
         if pair.long_s > period_s:
             raise ValueError(expected("alert_pairs", f"windows of at most the period of {period_s!r} seconds", pair))
     return checked
 
 
-def _checked_errors(classes: Iterable[type[BaseException]]) -> tuple[type[BaseException], ...]:
-    check_instance("ignore", classes, lambda value: isinstance(value, Iterable), "exception classes, as in a tuple")
-    checked = tuple(classes)
-    for each in checked:
-        check_instance(
-            "ignore",
-            each,
-            lambda value: isinstance(value, type) and issubclass(value, BaseException),
-            "exception classes",
-        )
-    return checked
+def _is_error_class(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, BaseException)
 
 
 def _signal(signal: BurnSignal | None, period_s: float, highest: float) -> BurnSignal:
