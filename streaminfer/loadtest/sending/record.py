@@ -7,10 +7,11 @@ from typing import Any, Self
 
 import attrs
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from streaminfer.errors import text_of_error
 from streaminfer.loadtest.sending.loops import OpenLoop
+from streaminfer.loadtest.sending.requests import Requests
 
 __all__ = ["ANSWERED", "UNANSWERED", "Record"]
 
@@ -46,25 +47,17 @@ class Record:
     messages: Mapping[str, str] = attrs.field(factory=dict)
 
     @classmethod
-    def of(
-        cls,
-        loop: OpenLoop,
-        due_s: Floats,
-        stages: Mapping[str, ArrayLike],
-        values: Mapping[str, ArrayLike],
-        labels: Mapping[str, Sequence[str]],
-    ) -> Self:
+    def of(cls, loop: OpenLoop, due_s: Floats, requests: Requests) -> Self:
         """Return the record of a run.
 
         Args:
             loop: that sent the requests.
             due_s: seconds since the start.
-            stages: of the requests, as attributes of the class.
-            values: likewise.
-            labels: likewise.
+            requests: what is known about them.
         """
         due, sent, completed = (np.asarray(part, np.int64) for part in (loop.due_ns, loop.sent_ns, loop.completed_ns))
         answered = completed > 0
+        requests.sort_notes()
         failures = {number: type(error).__name__ for number, error in loop.failures.items()}
         width = max(map(len, (UNANSWERED, *failures.values())))
         outcome = np.where(answered, ANSWERED, UNANSWERED).astype(f"U{width}")
@@ -75,9 +68,12 @@ class Record:
             np.where(sent > 0, sent - due, np.nan) / 1e9,
             np.where(answered, completed - due, np.inf) / 1e9,
             outcome,
-            {_printable(name): np.array(column) for name, column in stages.items()},
-            {_printable(name): np.array(column) for name, column in values.items()},
-            {_printable(name): np.array(list(map(_printable, column)), np.str_) for name, column in labels.items()},
+            {_printable(name): np.array(column) for name, column in requests.stages.items()},
+            {_printable(name): np.array(column) for name, column in requests.values.items()},
+            {
+                _printable(name): np.array(list(map(_printable, column)), np.str_)
+                for name, column in requests.labels.items()
+            },
             {
                 type(error).__name__: _printable(text_of_error(error).partition(": ")[2])
                 for _, error in sorted(loop.failures.items(), reverse=True)

@@ -96,8 +96,7 @@ async def send(
             await asyncio.wait([telling])
     if telling is not None and not telling.cancelled():
         telling.result()
-    requests.sort_notes()
-    return Record.of(sending, due_s, requests.stages, requests.values, requests.labels)
+    return Record.of(sending, due_s, requests)
 
 
 async def _tell(
