@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import attrs
 
@@ -165,7 +165,7 @@ class SLO(StackClock, _State):
             for pair in _checked_pairs(workbook_pairs(period_s) if alert_pairs is None else alert_pairs, self.period_s)
         )
         self.signal = _signal(signal, self.period_s, highest)
-        short_s = self.signal.window_s / 12 if self.signal.short_s is None else self.signal.short_s
+        short_s = cast("float", self.signal.short_s)
         ignoring: tuple[type[BaseException], ...] = (
             InvalidInput,
             concurrent.futures.CancelledError,
@@ -181,12 +181,7 @@ class SLO(StackClock, _State):
             levels,
             (Overloaded, CircuitOpen),
             ignoring,
-            round(self.signal.window_s * 1e9),
-            max(round(short_s * 1e9), 1),
-            self.signal.starts_at,
-            self.signal.ends_at,
-            self.signal.minimum_events,
-            min(round(self.signal.grace_s * 1e9), _FAR),
+            self.signal,
             _every(self.alert_pairs),
         )
         self._states = AlertStates(name, self.alert_pairs, minimum_events)
@@ -409,13 +404,15 @@ def _is_error_class(value: Any) -> bool:
 
 
 def _signal(signal: BurnSignal | None, period_s: float, highest: float) -> BurnSignal:
-    """The settings, with rates that can be reached."""
+    """The settings, with a short window and rates that can be reached."""
     if signal is None:
         signal = BurnSignal(window_s=min(60.0, period_s))
     check_instance("signal", signal, lambda value: isinstance(value, BurnSignal), "a BurnSignal or None")
     if signal.window_s > period_s:
         raise ValueError(expected("signal", f"a window of at most the period of {period_s!r} seconds", signal))
-    return attrs.evolve(signal, starts_at=min(signal.starts_at, highest), ends_at=min(signal.ends_at, highest))
+    short_s = signal.window_s / 12 if signal.short_s is None else signal.short_s
+    starts_at, ends_at = min(signal.starts_at, highest), min(signal.ends_at, highest)
+    return attrs.evolve(signal, short_s=short_s, starts_at=starts_at, ends_at=ends_at)
 
 
 def _levels(period_s: float, shortest_s: float) -> tuple[int, int]:
