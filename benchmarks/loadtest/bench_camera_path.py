@@ -30,15 +30,23 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import av
 import numpy as np
 import onnxruntime
 from _lib.figures import Figure
 
 import streaminfer as si
 from streaminfer.loadtest.devices import CameraProfile, Delivery
-from streaminfer.loadtest.path import CdnEdge, DelayTrace, MediaPath, NetworkProfile, PathService, Scene, WebRtcPath
-from streaminfer.loadtest.path.codec import UnitDecoder, UnitEncoder
+from streaminfer.loadtest.path import (
+    CdnEdge,
+    DelayTrace,
+    MediaPath,
+    NetworkProfile,
+    PathService,
+    Scene,
+    Transfer,
+    WebRtcPath,
+)
+from streaminfer.loadtest.path.codec import Codecs
 from streaminfer.loadtest.path.codec_thread import CodecThread
 from streaminfer.loadtest.runner import run
 from streaminfer.streams.sources.formats import VideoFormat
@@ -85,7 +93,7 @@ def prepare(pictures: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return wanted
 
 
-class Codecs:
+class Camera:
     """Encoder and decoder of one camera by hand, with the CPU that they used.
 
     Attributes:
@@ -94,26 +102,26 @@ class Codecs:
     """
 
     def __init__(self, scene: Scene, size: int) -> None:
-        self._encoder = UnitEncoder(av, scene)
-        self._decoder = UnitDecoder(av, scene, self._encoder, VideoFormat(size=(size, size)), None)
+        self._codecs = Codecs(scene, VideoFormat(size=(size, size)), None)
         self.cpu_s, self.period_s = 0.0, scene.profile.period_s
 
     def carry(self, place: int, number: int) -> np.ndarray[Any, Any]:
         """Return a picture of the scene as the model gets it."""
-        unit = self._encoder.encode(place, number, key=False)
+        transfer = Transfer(0)
+        unit = self._codecs.encode(transfer, place, number, key=False)
         assert unit is not None
-        decoded = self._decoder.decode(unit.data, unit.pts, 0, discontinuity=False)
-        self.cpu_s += unit.cpu_s + decoded.decode_cpu_s
-        return decoded.frames[0].inputs[np.newaxis]  # type: ignore[no-any-return]
+        self._codecs.decode(transfer, unit.data, unit.pts, discontinuity=False)
+        self.cpu_s += transfer.cpu_s["encode"] + transfer.cpu_s["decode"]
+        return transfer.frames[0].inputs[np.newaxis]  # type: ignore[no-any-return]
 
 
-def measure_bare(model: FaceModel, cameras: list[Codecs], pictures: int) -> None:
+def measure_bare(model: FaceModel, cameras: list[Camera], pictures: int) -> None:
     """One picture after the other; one camera is enough."""
     for number in range(pictures):
         model(cameras[0].carry(number, number))
 
 
-def measure_threads(model: FaceModel, cameras: list[Codecs], pictures: int) -> None:
+def measure_threads(model: FaceModel, cameras: list[Camera], pictures: int) -> None:
     """A thread for the codecs and one for the model, at the rate of the cameras."""
     arrived: queue.SimpleQueue[tuple[float, np.ndarray[Any, Any]] | None] = queue.SimpleQueue()
     start_s = time.monotonic()
@@ -138,7 +146,7 @@ def measure_threads(model: FaceModel, cameras: list[Codecs], pictures: int) -> N
         thread.join()
 
 
-def measure_asyncio(model: FaceModel, cameras: list[Codecs], pictures: int) -> None:
+def measure_asyncio(model: FaceModel, cameras: list[Camera], pictures: int) -> None:
     """A task per picture, and an executor of one thread for the codecs and one for the model."""
 
     async def main() -> None:
@@ -165,7 +173,7 @@ BY_HAND = {"bare loop": measure_bare, "two threads": measure_threads, "asyncio":
 
 def measure_by_hand(name: str, scene: Scene, model: FaceModel, cameras: int, pictures: int) -> tuple[float, float]:
     """Return the CPU per picture of a program by hand, and its share outside codec and model."""
-    codecs = [Codecs(scene, model.size) for _ in range(cameras)]
+    codecs = [Camera(scene, model.size) for _ in range(cameras)]
     gc.collect()
     model.cpu_s, cpu_s = 0.0, time.process_time()
     BY_HAND[name](model, codecs, pictures)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import av
 import numpy as np
 import onnxruntime
 from _lib.figures import Figure
@@ -27,8 +26,8 @@ from voice_detector import CHUNK, RATE, make_detector
 import streaminfer as si
 from streaminfer.loadtest.devices import CameraProfile, Delivery, MicrophoneProfile, probe, record, render
 from streaminfer.loadtest.devices.delivery import captures
-from streaminfer.loadtest.path import MediaPath, NetworkProfile, PathService, Scene
-from streaminfer.loadtest.path.codec import UnitDecoder, UnitEncoder
+from streaminfer.loadtest.path import MediaPath, NetworkProfile, PathService, Scene, Transfer
+from streaminfer.loadtest.path.codec import Codecs
 from streaminfer.loadtest.runner import run
 from streaminfer.streams.sources.formats import AudioFormat, VideoFormat
 
@@ -49,12 +48,13 @@ PROBE = Figure("largest error of probe on recordings with a known fault", form="
 
 def frames_of(scene: Scene, wanted: Any, prepare: Any) -> Iterator[tuple[Any, float]]:
     """Yield inputs and positions of a scene, encoded and decoded in a plain loop."""
-    encoder = UnitEncoder(av, scene)
-    decoder = UnitDecoder(av, scene, encoder, wanted, prepare)
+    codecs = Codecs(scene, wanted, prepare)
     for number in range(len(scene)):
-        unit = encoder.encode(number, number, key=False)
+        transfer = Transfer(0)
+        unit = codecs.encode(transfer, number, number, key=False)
         if unit is not None:
-            for frame in decoder.decode(unit.data, unit.pts, 0, discontinuity=False).frames:
+            codecs.decode(transfer, unit.data, unit.pts, discontinuity=False)
+            for frame in transfer.frames:
                 yield frame.inputs, frame.position_s or 0.0
 
 

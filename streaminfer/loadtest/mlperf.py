@@ -21,7 +21,7 @@ from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
 from streaminfer.errors import CircuitOpen, Closed, Overloaded
 from streaminfer.loadtest.runner import DRAIN_S, DRAIN_SLOS
-from streaminfer.loadtest.sending.loops import Begin
+from streaminfer.loadtest.sending.loops import Begin, Call, Receive
 from streaminfer.loadtest.sending.requests import Requests, check_inputs, check_service
 from streaminfer.loadtest.sending.sender import running
 
@@ -106,7 +106,7 @@ class _Driver:
         self._loadgen, self._slo_s, self._count = loadgen, slo_s, len(inputs)
         self._loop = asyncio.get_running_loop()
         requests = Requests(service, check_inputs(inputs), self._count)
-        self._call, self._begin_call = requests.call, requests.begin
+        self._begin = requests.begin or self._await_each(requests.call)
         self._queries: deque[tuple[int, int]] = deque()
         self._open: dict[int, Any] = {}  # what can be cancelled of each query
         self._scheduled = self._closed = False
@@ -150,46 +150,41 @@ class _Driver:
         self._scheduled = False
         while self._queries:
             query, index = self._queries.popleft()
-            if self._begin_call is None:
-                self._open[query] = self._loop.create_task(self._one(query, index))
+            self._open[query] = None  # its end may be told before the call returns
+            try:
+                call = self._begin(index, functools.partial(self._receive, query))
+            except BaseException as error:  # noqa: BLE001 - of this query, or raised by the run
+                self._receive(query, None, error)
             else:
-                self._begin(query, index, self._begin_call)
+                if query in self._open:
+                    self._open[query] = call
             if self._closed:
                 self._close()
 
-    def _begin(self, query: int, index: int, begin_call: Begin) -> None:
-        self._open[query] = None  # its end may be told before the call returns
-        try:
-            call = begin_call(index, functools.partial(self._receive, query))
-        except BaseException as error:  # noqa: BLE001 - of this query, or raised by the run
-            self._fail(query, error)
-        else:
-            if query in self._open:
-                self._open[query] = call
+    def _await_each(self, call: Call) -> Begin:
+        """Return what begins a request in a task, which tells its end."""
+
+        async def run(index: int, receive: Receive) -> None:
+            try:
+                await call(index)
+            except BaseException as error:  # noqa: BLE001 - of this query, or raised by the run
+                receive(None, error)
+            else:
+                receive(None, None)
+
+        return lambda index, receive: self._loop.create_task(run(index, receive))
 
     def _receive(self, query: int, _response: Any, error: BaseException | None) -> None:
+        """Complete a query: a failed one late, since LoadGen knows no errors; or end the run."""
         if error is None:
             self._complete(query)
-        else:
-            self._fail(query, error)
-
-    async def _one(self, query: int, index: int) -> None:
-        try:
-            await self._call(index)
-        except BaseException as error:  # noqa: BLE001 - of this query, or raised by the run
-            self._fail(query, error)
-        else:
-            self._complete(query)
-
-    def _fail(self, query: int, error: BaseException) -> None:
-        """Complete a query late, since LoadGen knows no errors; or end the run."""
-        if not isinstance(error, (Exception, asyncio.CancelledError)):
+        elif not isinstance(error, (Exception, asyncio.CancelledError)):
             self._error = error
             self._close()
-            return
-        if not isinstance(error, _REJECTIONS):
-            self._errors.report("a request of the run", error)
-        self._loop.call_later(_REJECTED_S + self._slo_s, self._complete, query)
+        else:
+            if not isinstance(error, _REJECTIONS):
+                self._errors.report("a request of the run", error)
+            self._loop.call_later(_REJECTED_S + self._slo_s, self._complete, query)
 
     def _close(self) -> None:
         """Cancel what is in flight, and complete its queries."""

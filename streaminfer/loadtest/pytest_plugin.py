@@ -6,7 +6,7 @@ It is loaded by every run of pytest where the package is installed, so it import
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from zlib import crc32
 
 import pytest
@@ -198,15 +198,10 @@ def virtual_loop() -> "Iterator[VirtualLoop]":
 
     from streaminfer.testing import VirtualLoop  # noqa: PLC0415 - see above
 
-    loop = VirtualLoop()
-    asyncio.set_event_loop(loop)
-    try:
-        yield loop
-        if left := asyncio.all_tasks(loop):
-            for task in left:
-                task.cancel()
-            loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
-        loop.run_until_complete(loop.shutdown_asyncgens())
-    finally:
-        asyncio.set_event_loop(None)
-        loop.close()
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        loop = cast("VirtualLoop", runner.get_loop())
+        asyncio.set_event_loop(loop)
+        try:
+            yield loop
+        finally:
+            asyncio.set_event_loop(None)

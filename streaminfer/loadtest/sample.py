@@ -44,7 +44,7 @@ def _items(argument: str, value: Any) -> Any:
     raise TypeError(expected(argument, "a mapping of names to numbers", value))
 
 
-@attrs.frozen(kw_only=True, eq=False)
+@attrs.frozen(eq=False)
 class Sample:
     """One of the inputs of a load test, with what is known about it before it is sent.
 
@@ -57,13 +57,13 @@ class Sample:
             own keywords.
     """
 
-    inputs: Any = attrs.field(kw_only=False)
-    labels: Mapping[str, str] = attrs.field(factory=dict, validator=_check_labels)
-    stages_s: Mapping[str, float] = attrs.field(factory=dict, validator=_check_stages)
-    settings: Mapping[str, Any] = attrs.field(factory=dict)
+    inputs: Any
+    labels: Mapping[str, str] = attrs.field(kw_only=True, factory=dict, validator=_check_labels)
+    stages_s: Mapping[str, float] = attrs.field(kw_only=True, factory=dict, validator=_check_stages)
+    settings: Mapping[str, Any] = attrs.field(kw_only=True, factory=dict)
 
 
-@attrs.frozen(kw_only=True, eq=False)
+@attrs.frozen(eq=False)
 class Measured:
     """Outputs of a service together with what it measured.
 
@@ -75,7 +75,7 @@ class Measured:
         labels: those that are only known now; they add to the labels of the `Sample`.
     """
 
-    outputs: Any = attrs.field(kw_only=False)
-    stages_s: Mapping[str, float] = attrs.field(factory=dict, validator=_check_stages)
-    values: Mapping[str, float] = attrs.field(factory=dict, validator=_check_values)
-    labels: Mapping[str, str] = attrs.field(factory=dict, validator=_check_labels)
+    outputs: Any
+    stages_s: Mapping[str, float] = attrs.field(kw_only=True, factory=dict, validator=_check_stages)
+    values: Mapping[str, float] = attrs.field(kw_only=True, factory=dict, validator=_check_values)
+    labels: Mapping[str, str] = attrs.field(kw_only=True, factory=dict, validator=_check_labels)

@@ -13,6 +13,7 @@ from streaminfer.sync_layer import SyncService
 if TYPE_CHECKING:
     from streaminfer.protocols import Clock
     from streaminfer.request import Request, Response
+    from streaminfer.telemetry.families._labeled_recorder_cy import LabeledRecorder
 
 __all__ = ["RecordedService"]
 
@@ -23,15 +24,17 @@ class RecordedService(SyncService):
     Args:
         telemetry: the `Telemetry`, which makes this.
         inner: the service.
+        labeled: records by labels as well; ``None``: nothing does.
     """
 
     sees_invalid = True
 
-    def __init__(self, telemetry: Any, inner: Any) -> None:
+    def __init__(self, telemetry: Any, inner: Any, labeled: LabeledRecorder | None) -> None:
         super().__init__(inner, telemetry)
         self._telemetry = telemetry
         self._begin = telemetry.begin
         self._answer = telemetry.answer
+        self._labeled = labeled
 
     @property
     def clock(self) -> Clock:
@@ -47,12 +50,25 @@ class RecordedService(SyncService):
             self._telemetry._failures.report(self._telemetry, "the begin of a request", failure)
         return now_ns
 
-    def exit(self, request: Request, token: int, outcome: Response | BaseException, now_ns: int) -> None:  # noqa: ARG002
+    def exit(self, request: Request, token: int, outcome: Response | BaseException, now_ns: int) -> None:
         """Record how it ended."""
         if isinstance(outcome, BaseException):
             self._telemetry._fail_safely(outcome)
-            return
+        else:
+            try:
+                self._answer(outcome, token, now_ns)
+            except LISTENER_ERRORS as failure:
+                self._telemetry._failures.report(self._telemetry, "a response", failure)
+        if self._labeled is not None:
+            self._record_labels(self._labeled, request, token, outcome, now_ns)
+
+    def _record_labels(
+        self, labeled: LabeledRecorder, request: Request, token: int, outcome: Response | BaseException, now_ns: int
+    ) -> None:
         try:
-            self._answer(outcome, token, now_ns)
+            if isinstance(outcome, BaseException):
+                labeled.fail(request, self._telemetry.reason_of(outcome))
+            else:
+                labeled.answer(request, outcome, token, now_ns)
         except LISTENER_ERRORS as failure:
-            self._telemetry._failures.report(self._telemetry, "a response", failure)
+            self._telemetry._failures.report(self._telemetry, "a request by labels", failure)

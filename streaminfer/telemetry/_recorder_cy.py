@@ -33,18 +33,6 @@ class Recorder:
         batch_sizes: responses by the size of their batch.
     """
 
-    __slots__ = (
-        "_assembly",
-        "_delivery",
-        "_inference",
-        "_latency",
-        "_queue",
-        "batch_sizes",
-        "degraded",
-        "errors",
-        "started",
-    )
-
     def __init__(
         self,
         latency: HistogramState,

@@ -102,7 +102,7 @@ class Telemetry(StackClock):
         """
         kind = kind_of(inner)
         if kind == "service":
-            service = RecordedService(self, inner) if self._labeled is None else self._labeled.service(self, inner)
+            service = RecordedService(self, inner, None if self._labeled is None else self._labeled.recorder)
             self._services.add(service)
             return service
         if kind == "backend":

@@ -14,18 +14,11 @@ JITTER_SHAPE = 2.0
 """Of the gamma distribution of delays: they are never negative, and their tail is longer than a normal one's."""
 
 
-def check_loss(name: str, value: object) -> None:
-    """Check a share that is lost."""
-    check_number(name, value, "a share ≥ 0 and < 1", lambda it: 0.0 <= it < 1.0)
-
-
-def check_run(name: str, value: object) -> None:
-    """Check the mean length of a run of losses."""
-    check_number(name, value, "a number of items ≥ 1 and ≤ 1,000,000", lambda it: 1.0 <= it <= 1e6)
-
-
-def _check_skew(name: str, value: object) -> None:
-    check_number(name, value, "parts per million from -100,000 to 100,000", lambda it: -1e5 <= it <= 1e5)
+check_loss = field_check(check_number, "a share ≥ 0 and < 1", lambda it: 0.0 <= it < 1.0)
+"""Check a share that is lost."""
+check_run = field_check(check_number, "a number of items ≥ 1 and ≤ 1,000,000", lambda it: 1.0 <= it <= 1e6)
+"""Check the mean length of a run of losses."""
+_check_skew = field_check(check_number, "parts per million from -100,000 to 100,000", lambda it: -1e5 <= it <= 1e5)
 
 
 @attrs.frozen(kw_only=True)
@@ -40,9 +33,9 @@ class Delivery:
     """
 
     jitter_s: float = attrs.field(default=0.0, validator=field_check(check_duration))
-    loss: float = attrs.field(default=0.0, validator=field_check(check_loss))
-    loss_run: float = attrs.field(default=1.0, validator=field_check(check_run))
-    skew_ppm: float = attrs.field(default=0.0, validator=field_check(_check_skew))
+    loss: float = attrs.field(default=0.0, validator=check_loss)
+    loss_run: float = attrs.field(default=1.0, validator=check_run)
+    skew_ppm: float = attrs.field(default=0.0, validator=_check_skew)
 
 
 @attrs.frozen(slots=True)

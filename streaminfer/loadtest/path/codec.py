@@ -2,21 +2,23 @@
 
 import time
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import attrs
 import numpy as np
 
+from streaminfer._internal.loading.extras import require
+from streaminfer._internal.validation import expected
 from streaminfer.loadtest.devices.codecs import new_decoder, new_encoder
 from streaminfer.loadtest.devices.profile import CameraProfile
 from streaminfer.loadtest.path.scene import Scene
+from streaminfer.loadtest.path.transfer import Transfer
 from streaminfer.streams.frame import Frame
 from streaminfer.streams.sources.conversion import AudioAssembler, PictureConverter
 from streaminfer.streams.sources.formats import AudioFormat, VideoFormat
 from streaminfer.streams.sources.timestamps import Stamp
 
-__all__ = ["Decoded", "Prepare", "Unit", "UnitDecoder", "UnitEncoder"]
+__all__ = ["Codecs", "Prepare", "Unit"]
 
 Prepare = Callable[[np.ndarray[Any, Any]], Any]
 FORCED_KEY, CHOSEN_BY_ENCODER = 1, 0
@@ -30,86 +32,75 @@ class Unit:
         data: packets of the codec, joined.
         pts: position, in ticks of the encoder.
         key: it can be decoded without those before it.
-        cpu_s: of the encoder.
     """
 
     data: bytes
     pts: int
     key: bool
-    cpu_s: float
 
 
-@attrs.frozen(slots=True)
-class Decoded:
-    """What a receiver made of one unit.
+class Codecs:
+    """Encoder of one device and decoder of its receiver, for one thread at a time.
+
+    Args:
+        scene: what the device captures.
+        wanted: what the model takes.
+        prepare: makes an input of the model from an array.
 
     Attributes:
-        frames: for the model.
-        decode_cpu_s: of the decoder.
-        prepare_cpu_s: of conversion and preparation for the model.
+        cpu_s: CPU seconds of each stage so far.
+        is_inter_coded: a unit may need those before it, so that a lost one is followed by a key frame.
+
+    Raises:
+        TypeError: the model takes something else than the device sends.
     """
 
-    frames: list[Frame]
-    decode_cpu_s: float
-    prepare_cpu_s: float
+    def __init__(self, scene: Scene, wanted: VideoFormat | AudioFormat, prepare: Prepare | None) -> None:
+        profile = scene.profile
+        self._camera = isinstance(profile, CameraProfile)
+        if not isinstance(wanted, VideoFormat if self._camera else AudioFormat):
+            raise TypeError(expected("wanted", "a VideoFormat for a camera, an AudioFormat for a microphone", wanted))
+        av = self._av = require("av", extra="media", purpose="the path of a device")
+        self._scene, self._prepare = scene, prepare
+        self._encoder = new_encoder(av, profile)
+        self._decoder = new_decoder(av, profile, self._encoder)
+        self._ticks = 1 if isinstance(profile, CameraProfile) else profile.frame_samples
+        tick_s = self._encoder.time_base
+        self._tick_ns = tick_s.numerator * 1_000_000_000, tick_s.denominator
+        # one thread, so that its CPU is known
+        self._picture = PictureConverter(av, wanted, threads=1) if isinstance(wanted, VideoFormat) else None
+        self._sound = AudioAssembler(av, wanted) if isinstance(wanted, AudioFormat) else None
+        self.cpu_s: dict[str, float] = dict.fromkeys(("encode", "decode", "prepare"), 0.0)
+        self.is_inter_coded = self._camera and profile.codec != "mjpeg"
 
-
-class UnitEncoder:
-    """Encoder of one device, for one thread at a time."""
-
-    def __init__(self, av: ModuleType, scene: Scene) -> None:
-        self.context = new_encoder(av, scene.profile)
-        self._scene = scene
-        self._camera = isinstance(scene.profile, CameraProfile)
-        self._ticks = 1 if isinstance(scene.profile, CameraProfile) else scene.profile.frame_samples
-
-    def encode(self, place: int, number: int, *, key: bool) -> Unit | None:
+    def encode(self, transfer: Transfer, place: int, number: int, *, key: bool) -> Unit | None:
         """Return the unit of a frame; ``None``: the encoder holds it back, as some do with the first.
 
         Args:
+            transfer: of the frame; gets the CPU seconds.
             place: of the frame in the scene.
             number: of the frame in the stream.
             key: make a key frame.
         """
         started_s = time.thread_time()
         frame = self._scene.frame(place)
-        frame.pts, frame.time_base = number * self._ticks, self.context.time_base
+        frame.pts, frame.time_base = number * self._ticks, self._encoder.time_base
         if self._camera:
             frame.pict_type = FORCED_KEY if key else CHOSEN_BY_ENCODER
-        packets = self.context.encode(frame)
+        packets = self._encoder.encode(frame)
         if not packets:
             return None
         data = b"".join(map(bytes, packets))
-        return Unit(data, packets[0].pts, packets[0].is_keyframe, time.thread_time() - started_s)
+        self._charge(transfer, "encode", time.thread_time() - started_s)
+        return Unit(data, packets[0].pts, packets[0].is_keyframe)
 
-
-class UnitDecoder:
-    """Decoder of one receiver, for one thread at a time."""
-
-    def __init__(
-        self,
-        av: ModuleType,
-        scene: Scene,
-        encoder: UnitEncoder,
-        wanted: VideoFormat | AudioFormat,
-        prepare: Prepare | None,
-    ) -> None:
-        self._av = av
-        self._context = new_decoder(av, scene.profile, encoder.context)
-        self._tick_s = encoder.context.time_base
-        self._tick_ns = self._tick_s.numerator * 1_000_000_000, self._tick_s.denominator
-        # one thread, so that its CPU is known
-        self._picture = PictureConverter(av, wanted, threads=1) if isinstance(wanted, VideoFormat) else None
-        self._sound = AudioAssembler(av, wanted) if isinstance(wanted, AudioFormat) else None
-        self._prepare = prepare
-
-    def decode(self, data: bytes, pts: int, captured_ns: int, *, discontinuity: bool) -> Decoded:
-        """Return the frames that a unit completes."""
-        started_s = time.thread_time()
+    def decode(self, transfer: Transfer, data: bytes, pts: int, *, discontinuity: bool) -> None:
+        """Give a transfer the frames that its unit completes, and the CPU seconds."""
+        started_s, captured_ns = time.thread_time(), transfer.captured_ns
         packet = self._av.Packet(data)
         packet.pts = packet.dts = pts
-        packet.time_base = self._tick_s
-        decoded = self._context.decode(packet)
+        packet.time_base = self._encoder.time_base
+        decoded = self._decoder.decode(packet)
         decoded_s = time.thread_time()
         numerator, denominator = self._tick_ns  # a `Fraction` takes thirty calls
         media_ns = max(0, (pts * numerator + denominator // 2) // denominator)
@@ -124,4 +115,10 @@ class UnitDecoder:
                 media_ns += frame.samples * 1_000_000_000 // frame.sample_rate
         if self._prepare is not None and self._sound is not None:
             frames = [attrs.evolve(frame, inputs=self._prepare(frame.inputs)) for frame in frames]
-        return Decoded(frames, decoded_s - started_s, time.thread_time() - decoded_s)
+        transfer.frames = frames
+        self._charge(transfer, "decode", decoded_s - started_s)
+        self._charge(transfer, "prepare", time.thread_time() - decoded_s)
+
+    def _charge(self, transfer: Transfer, stage: str, seconds: float) -> None:
+        transfer.cpu_s[stage] = seconds
+        self.cpu_s[stage] += seconds

@@ -1,7 +1,6 @@
 """`DeviceGroup`: devices of one kind on one network as data, and `run_devices`, a load test of a service with them."""
 
 import asyncio
-import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -32,6 +31,7 @@ from streaminfer.loadtest.path.webrtc.webrtc_leg import MIME_TYPES
 from streaminfer.loadtest.path.webrtc.webrtc_path import WebRtcPath
 from streaminfer.loadtest.report.report import Report
 from streaminfer.loadtest.runner import run
+from streaminfer.loadtest.sending.loops import clock_of
 from streaminfer.loadtest.sending.sender import OnProgress, running
 from streaminfer.protocols import Clock
 from streaminfer.streams.sources.formats import AudioFormat, PixelFormat, VideoFormat
@@ -184,14 +184,13 @@ async def run_devices(
     for group in groups:
         check_instance("groups", group, lambda it: isinstance(it, DeviceGroup), what)
     loop = asyncio.get_running_loop()
-    clock = loop.clock if isinstance(loop, VirtualLoop) else time.monotonic_ns
     check_count("workers", workers)
     async with AsyncExitStack() as around:
         count = 0 if isinstance(loop, VirtualLoop) else workers
         threads = [around.enter_context(CodecThread(f"codec-{number}")) for number in range(count)]
         paths: list[DevicePath] = []
         for group in groups:  # a seed for each device
-            paths += group.make_paths(seed=seed + len(paths), edge=edge, threads=threads, clock=clock)
+            paths += group.make_paths(seed=seed + len(paths), edge=edge, threads=threads, clock=clock_of(loop))
         for path in paths:
             await around.enter_async_context(path)
         async with running(service) as started, PathService(started, paths, score=score, seed=seed) as over:

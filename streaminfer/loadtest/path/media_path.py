@@ -22,12 +22,10 @@ from typing import Protocol
 
 import attrs
 
-from streaminfer._internal.loading.extras import require
-from streaminfer._internal.validation import check_count, expected
+from streaminfer._internal.validation import check_count
 from streaminfer._runtime.timers import Timer, make_timer
 from streaminfer.errors import BackendError, Closed
-from streaminfer.loadtest.devices.profile import CameraProfile
-from streaminfer.loadtest.path.codec import Prepare, Unit, UnitDecoder, UnitEncoder
+from streaminfer.loadtest.path.codec import Codecs, Prepare, Unit
 from streaminfer.loadtest.path.codec_thread import CodecThread
 from streaminfer.loadtest.path.network import NetworkProfile, network_profile
 from streaminfer.loadtest.path.scene import Scene
@@ -101,20 +99,14 @@ class MediaPath(DevicePath):
         seed: int = 0,
         clock: Clock | None = None,
     ) -> None:
-        av = require("av", extra="media", purpose="MediaPath")
         profile = network_profile(network)
         super().__init__(scene, profile, start=start, clock=clock)
-        camera = isinstance(scene.profile, CameraProfile)
-        if not isinstance(wanted, VideoFormat if camera else AudioFormat):
-            raise TypeError(expected("wanted", "a VideoFormat for a camera, an AudioFormat for a microphone", wanted))
-        self._encoder = UnitEncoder(av, scene)
-        self._decoder = UnitDecoder(av, scene, self._encoder, wanted, prepare)
+        self._codecs = Codecs(scene, wanted, prepare)
+        self.cpu_s = self._codecs.cpu_s
         self._uplink = Uplink(profile, check_count("seed", seed, at_least=0))
         self._request_ns = round(profile.delay_s * 1e9)  # of a key frame
-        self._inter_coded = camera and scene.profile.codec != "mjpeg"
         self._edge = edge
         self._thread = thread
-        self.cpu_s: dict[str, float] = dict.fromkeys(("encode", "decode", "prepare"), 0.0)
         self._submitted = self._coded = 0  # by the loop, and by the jobs
         self._arriving: deque[_Passage] = deque()
         self._timer: Timer | None = None
@@ -210,13 +202,12 @@ class MediaPath(DevicePath):
         key = self._key_wanted_ns is not None and handed_ns >= self._key_wanted_ns
         if key:
             self._key_wanted_ns = None
-        unit = self._encoder.encode(self._start + passage.number, passage.number, key=key)
+        unit = self._codecs.encode(transfer, self._start + passage.number, passage.number, key=key)
         encoded_ns = handed_ns + self.clock() - began_ns
         self._encoded_ns = passage.encoded_ns = passage.arrives_ns = encoded_ns
         transfer.stages_s["encode"] = (encoded_ns - handed_ns) / 1e9
         if unit is None:
             return
-        transfer.charge(self.cpu_s, encode=unit.cpu_s)
         arrival = self._uplink.send(len(unit.data), encoded_ns)
         transfer.size, transfer.resent = len(unit.data), arrival.resent
         # the absence of a lost one shows when it should have come
@@ -231,16 +222,14 @@ class MediaPath(DevicePath):
     def _decode(self, passage: _Passage, unit: Unit) -> None:
         gap, self._discontinuity, self._broken = self._discontinuity, False, False
         transfer, started_ns = passage.transfer, self.clock()
-        decoded = self._decoder.decode(unit.data, unit.pts, transfer.captured_ns, discontinuity=gap)
+        self._codecs.decode(transfer, unit.data, unit.pts, discontinuity=gap)
         passage.decode_ns = self.clock() - started_ns
-        transfer.frames = decoded.frames
-        transfer.charge(self.cpu_s, decode=decoded.decode_cpu_s, prepare=decoded.prepare_cpu_s)
         if self._edge is not None:
             passage.data = unit.data
 
     def _lose(self, passage: _Passage, lost: Loss) -> None:
         passage.transfer.lost = lost
-        if self._inter_coded:
+        if self._codecs.is_inter_coded:
             self._broken = self._discontinuity = True
             if self._key_wanted_ns is None:
                 self._key_wanted_ns = passage.arrives_ns + self._request_ns

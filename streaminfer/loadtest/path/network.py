@@ -128,8 +128,8 @@ class NetworkProfile:
     rate: int | None = attrs.field(default=None, validator=field_check(check_count, at_least=1_000, optional=True))
     delay_s: float = attrs.field(default=0.0, validator=field_check(check_duration))
     jitter_s: float = attrs.field(default=0.0, validator=field_check(check_duration))
-    loss: float = attrs.field(default=0.0, validator=field_check(check_loss))
-    loss_run: float = attrs.field(default=1.0, validator=field_check(check_run))
+    loss: float = attrs.field(default=0.0, validator=check_loss)
+    loss_run: float = attrs.field(default=1.0, validator=check_run)
     queue_s: float = attrs.field(default=0.25, validator=field_check(check_duration))
     retransmits: int = attrs.field(default=2, validator=field_check(check_count, at_least=0, at_most=100))
     trace: DelayTrace | None = attrs.field(

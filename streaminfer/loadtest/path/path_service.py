@@ -117,7 +117,6 @@ class PathService(Node):
         self._paths = list(paths)
         self._seed = check_count("seed", seed, at_least=0)
         self._clock = clock or paths[0].clock
-        self._due: list[_Due] = []
         self._samples: list[Sample] = []
 
     @property
@@ -172,7 +171,7 @@ class PathService(Node):
 
     def _begin(self, request: Request, receive: Receive) -> "_FrameCall":
         due: _Due = request.inputs
-        call = _FrameCall(request, due, receive, self._begin_inner, self._score, self._clock)
+        call = _FrameCall(self, request, due, receive)
         delivered_ns, captured_ns = due.capture.delivered_ns, self._clock()
         late_ns = 0 if delivered_ns is None else delivered_ns - due.capture.captured_ns
         due.path.begin(captured_ns, captured_ns + late_ns, call, skipped=due.skipped)
@@ -196,39 +195,24 @@ class PathService(Node):
             await path.aclose()
 
 
+@attrs.define(slots=True, eq=False)
 class _FrameCall:
     """One frame on its way through a path and then, in one request after the other, through the service.
 
     It stands where the future of its transfer would.
     """
 
-    __slots__ = (
-        *("_begin", "_call", "_clock", "_decoded_ns", "_due", "_frames", "_measured", "_outputs", "_receive"),
-        *("_request", "_score", "_scores", "_transfer"),
-    )
-
-    def __init__(
-        self,
-        request: Request,
-        due: _Due,
-        receive: Receive,
-        begin: Callable[[Request, Receive], Any],
-        score: Score | None,
-        clock: Clock,
-    ) -> None:
-        self._request = request
-        self._due = due
-        self._receive: Receive | None = receive
-        self._begin = begin
-        self._score = score
-        self._clock = clock
-        self._call: Any = None  # in flight at the service
-        self._outputs: list[Any] = []
-        self._scores: list[float] = []
-        self._measured: list[Measured] = []
-        self._frames = 0  # sent to the service
-        self._decoded_ns = 0
-        self._transfer: Transfer
+    _over: PathService
+    _request: Request
+    _due: _Due
+    _receive: Receive | None
+    _call: Any = attrs.field(init=False, default=None)  # in flight at the service
+    _outputs: list[Any] = attrs.field(init=False, factory=list)
+    _scores: list[float] = attrs.field(init=False, factory=list)
+    _measured: list[Measured] = attrs.field(init=False, factory=list)
+    _frames: int = attrs.field(init=False, default=0)  # sent to the service
+    _decoded_ns: int = attrs.field(init=False, default=0)
+    _transfer: Transfer = attrs.field(init=False)
 
     def done(self) -> bool:
         """Whether it has ended."""
@@ -241,7 +225,7 @@ class _FrameCall:
             self._end(None, kind(f"frame lost: {reason}"))
             return
         self._transfer = transfer
-        self._decoded_ns = self._clock()
+        self._decoded_ns = self._over._clock()
         self._send()
 
     def set_exception(self, error: BaseException) -> None:
@@ -272,7 +256,7 @@ class _FrameCall:
         )
         sent = self._frames
         try:
-            call = self._begin(request, self._take)
+            call = self._over._begin_inner(request, self._take)
         except BaseException as error:  # noqa: BLE001 - it is the outcome of this frame
             self._end(None, error)
             return
@@ -293,9 +277,9 @@ class _FrameCall:
             outputs = outputs.outputs
         try:
             self._outputs.append(outputs)
-            if self._score is not None:
+            if self._over._score is not None:
                 position_s = self._transfer.frames[self._frames - 1].position_s or 0.0
-                self._scores.append(_number_of(self._score(outputs, position_s)))
+                self._scores.append(_number_of(self._over._score(outputs, position_s)))
         except BaseException as raised:  # noqa: BLE001 - of the score: it is the outcome
             self._end(None, raised)
             return
@@ -306,7 +290,7 @@ class _FrameCall:
         stages_s = transfer.stages_s
         labels: dict[str, str] = {}
         if outputs:
-            stages_s["service"] = (self._clock() - self._decoded_ns) / 1e9
+            stages_s["service"] = (self._over._clock() - self._decoded_ns) / 1e9
         values = {f"{stage}_cpu_s": seconds for stage, seconds in transfer.cpu_s.items()}
         values["bytes"] = float(transfer.size)
         if scores:

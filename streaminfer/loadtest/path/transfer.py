@@ -43,12 +43,6 @@ class Transfer:
     size: int = 0
     resent: int = 0
 
-    def charge(self, totals: dict[str, float], **cpu_s: float) -> None:
-        """Note the CPU seconds of stages, here and in the totals of a path."""
-        for stage, seconds in cpu_s.items():
-            self.cpu_s[stage] = seconds
-            totals[stage] += seconds
-
 
 class TransferEnd(Protocol):
     """What is told of the end of a transfer: a future, or what stands for one where nothing awaits it."""

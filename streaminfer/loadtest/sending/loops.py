@@ -14,16 +14,15 @@ M. Harchol-Balter, "Open versus closed: a cautionary tale", NSDI 2006.
 
 import asyncio
 import time
-from array import array
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from streaminfer._internal.validation import check_count, check_duration
 from streaminfer._runtime.timers import make_timer
 from streaminfer.loadtest.sending._requests_cy import DueRequests
-from streaminfer.loadtest.sending.clocks import clock_of
+from streaminfer.testing import VirtualLoop
 
-__all__ = ["Begin", "Call", "OpenLoop", "Receive", "closed_loop"]
+__all__ = ["Begin", "Call", "OpenLoop", "Receive", "clock_of", "closed_loop"]
 
 Call = Callable[[int], Awaitable[Any]]
 """Sends the request of a number."""
@@ -35,7 +34,12 @@ _CANCELLING_S = 5.0
 """For which a cancelled call is waited for; one that ignores its cancellation is left behind."""
 
 
-class OpenLoop:
+def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], int]:
+    """Return the clock, monotonic nanoseconds, that the timers of a loop follow."""
+    return loop.clock if isinstance(loop, VirtualLoop) else time.monotonic_ns
+
+
+class OpenLoop(DueRequests):
     """Sends each request when it is due, whatever became of the others.
 
     Args:
@@ -47,6 +51,10 @@ class OpenLoop:
 
     Attributes:
         due_ns: as given.
+        sent_ns: when each request was sent; 0: it was not.
+        completed_ns: when each was answered; 0: it was not.
+        failures: what the others raised; `asyncio.CancelledError` where a service cancelled its own call.
+        sent: how many were sent.
     """
 
     def __init__(
@@ -58,34 +66,14 @@ class OpenLoop:
         on_result: Callable[[int, Any], None] | None = None,
         begin: Begin | None = None,
     ) -> None:
+        super().__init__(call, begin, due_ns, errors, on_result, time.monotonic_ns, self._stop)
         self.due_ns = due_ns
-        self._requests = DueRequests(call, begin, due_ns, errors, on_result, time.monotonic_ns, self._stop)
         self._ended: asyncio.Future[None] | None = None
-
-    @property
-    def sent_ns(self) -> "array[int]":
-        """When each request was sent; 0: it was not."""
-        return self._requests.sent_ns
-
-    @property
-    def completed_ns(self) -> "array[int]":
-        """When each was answered; 0: it was not."""
-        return self._requests.completed_ns
-
-    @property
-    def failures(self) -> dict[int, BaseException]:
-        """What the others raised; `asyncio.CancelledError` where a service cancelled its own call."""
-        return self._requests.failures
-
-    @property
-    def sent(self) -> int:
-        """How many were sent."""
-        return self._requests.sent
 
     @property
     def in_flight(self) -> int:
         """How many requests are sent and not completed."""
-        return len(self._requests.pending)
+        return len(self.pending)
 
     async def run(self, *, drain_s: float | None = None) -> None:
         """Send all requests and wait for their ends.
@@ -98,16 +86,15 @@ class OpenLoop:
             BaseException: what a call raised that is not among ``errors``.
         """
         loop = asyncio.get_running_loop()
-        clock, requests, create_task = clock_of(loop), self._requests, loop.create_task
+        clock = self.clock = clock_of(loop)
         ended = self._ended = loop.create_future()
-        requests.clock = clock
 
         def send_due() -> None:
             now_ns = clock()
-            next_ns = requests.send_due(create_task, now_ns)
+            next_ns = self.send_due(loop.create_task, now_ns)
             if next_ns:
                 timer.set(max(next_ns, now_ns + timer.resolution_ns), now_ns)
-            elif not requests.pending:
+            elif not self.pending:
                 self._stop(None)
             elif drain_s is not None:
                 limits.append(loop.call_later(drain_s, self._cancel))
@@ -123,15 +110,15 @@ class OpenLoop:
             timer.close()
             for limit in limits:
                 limit.cancel()
-            if requests.pending:  # this run was cancelled, or ended by an error
+            if self.pending:  # this run was cancelled, or ended by an error
                 self._cancel()
-                left = [call for call in requests.pending.values() if isinstance(call, asyncio.Task)]
+                left = [call for call in self.pending.values() if isinstance(call, asyncio.Task)]
                 if left:
                     await asyncio.wait(left, timeout=_CANCELLING_S)
 
     def _cancel(self) -> None:
-        self._requests.cancelling = True
-        for call in list(self._requests.pending.values()):
+        self.cancelling = True
+        for call in list(self.pending.values()):
             if call is not None:
                 call.cancel()
 

@@ -1,9 +1,7 @@
 """What became of each request of a load test, as arrays: one row per request, in the order in which they were due."""
 
 import base64
-import math
 import zlib
-from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -13,47 +11,15 @@ from numpy.typing import NDArray
 
 from streaminfer.errors import text_of_error
 from streaminfer.loadtest.sending.loops import OpenLoop
+from streaminfer.loadtest.sending.requests import Requests
 
-__all__ = ["ANSWERED", "UNANSWERED", "Columns", "Record"]
+__all__ = ["ANSWERED", "UNANSWERED", "Record"]
 
 ANSWERED = "ok"
 UNANSWERED = "unanswered"
 """Neither answered nor failed when the drain ended, or never sent."""
 
 Floats = NDArray[np.float64]
-
-
-class Columns:
-    """Numbers and labels of requests by name, filled while they complete; what is not set is NaN or empty.
-
-    Args:
-        count: of requests.
-    """
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.numbers: dict[str, array[float]] = {}
-        self.labels: dict[str, list[str]] = {}
-
-    def put(self, name: str, number: int, value: float) -> None:
-        """Set a number of a request."""
-        column = self.numbers.get(name)
-        if column is None:
-            column = self.numbers[name] = array("d", [float("nan")]) * self.count
-        column[number] = value
-
-    def add(self, name: str, number: int, value: float) -> None:
-        """Add to a number of a request, or set it where there is none."""
-        column = self.numbers.get(name)
-        before = math.nan if column is None else column[number]
-        self.put(name, number, value if math.isnan(before) else before + value)
-
-    def put_label(self, name: str, number: int, value: str) -> None:
-        """Set a label of a request."""
-        column = self.labels.get(name)
-        if column is None:
-            column = self.labels[name] = [""] * self.count
-        column[number] = value
 
 
 @attrs.frozen(eq=False)
@@ -81,17 +47,17 @@ class Record:
     messages: Mapping[str, str] = attrs.field(factory=dict)
 
     @classmethod
-    def of(cls, loop: OpenLoop, due_s: Floats, stages: Columns, values: Columns) -> Self:
+    def of(cls, loop: OpenLoop, due_s: Floats, requests: Requests) -> Self:
         """Return the record of a run.
 
         Args:
             loop: that sent the requests.
             due_s: seconds since the start.
-            stages: of the requests, with their labels.
-            values: likewise.
+            requests: what is known about them.
         """
         due, sent, completed = (np.asarray(part, np.int64) for part in (loop.due_ns, loop.sent_ns, loop.completed_ns))
         answered = completed > 0
+        requests.sort_notes()
         failures = {number: type(error).__name__ for number, error in loop.failures.items()}
         width = max(map(len, (UNANSWERED, *failures.values())))
         outcome = np.where(answered, ANSWERED, UNANSWERED).astype(f"U{width}")
@@ -102,11 +68,11 @@ class Record:
             np.where(sent > 0, sent - due, np.nan) / 1e9,
             np.where(answered, completed - due, np.inf) / 1e9,
             outcome,
-            {_printable(name): np.array(column) for name, column in stages.numbers.items()},
-            {_printable(name): np.array(column) for name, column in values.numbers.items()},
+            {_printable(name): np.array(column) for name, column in requests.stages.items()},
+            {_printable(name): np.array(column) for name, column in requests.values.items()},
             {
                 _printable(name): np.array(list(map(_printable, column)), np.str_)
-                for name, column in stages.labels.items()
+                for name, column in requests.labels.items()
             },
             {
                 type(error).__name__: _printable(text_of_error(error).partition(": ")[2])

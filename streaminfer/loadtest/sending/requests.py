@@ -1,5 +1,8 @@
 """Requests of a load test: inputs by number, the call of a service, and what its responses tell."""
 
+import math
+from array import array
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
@@ -8,7 +11,6 @@ import numpy as np
 from streaminfer._internal.validation import expected
 from streaminfer.loadtest.sample import Measured, Sample
 from streaminfer.loadtest.sending.loops import Begin, Call, Receive
-from streaminfer.loadtest.sending.record import Columns
 from streaminfer.protocols import adapt, is_service
 from streaminfer.request import Request, Response, Timings
 
@@ -65,10 +67,18 @@ class Requests:
         service: an object with ``async call(request)``, or an async function.
         inputs: of a request, by its number.
         count: of requests.
+
+    Attributes:
+        stages: by name, seconds of each request; NaN where it has none.
+        values: other measurements, likewise.
+        labels: by name, that of each request; empty where it has none.
     """
 
     def __init__(self, service: Service, inputs: Callable[[int], Any], count: int) -> None:
-        self._stages, self._values = Columns(count), Columns(count)
+        nothing = array("d", [math.nan]) * count
+        self.stages: defaultdict[str, array[float]] = defaultdict(lambda: nothing[:])
+        self.values: defaultdict[str, array[float]] = defaultdict(lambda: nothing[:])
+        self.labels: defaultdict[str, list[str]] = defaultdict(lambda: [""] * count)
         self._samples: list[tuple[int, dict[str, str], dict[str, float]]] = []
         self._timings: list[tuple[int, Timings]] = []
         self._measured: list[tuple[int, dict[str, float], dict[str, float], dict[str, str]]] = []
@@ -111,7 +121,7 @@ class Requests:
     def _note(self, number: int, sample: Sample) -> None:
         self._samples.append((number, dict(sample.labels), dict(sample.stages_s)))
         if len(self._samples) == _NOTES:
-            self._sort_notes()
+            self.sort_notes()
 
     def on_result(self, number: int, result: Any) -> None:
         """Note what a result tells beside its outputs."""
@@ -123,33 +133,30 @@ class Requests:
         if type(measured) is Measured:  # without its outputs, which may be large; copies, since a service may go on
             self._measured.append((number, dict(measured.stages_s), dict(measured.values), dict(measured.labels)))
         if len(self._timings) == _NOTES or len(self._measured) == _NOTES:
-            self._sort_notes()
+            self.sort_notes()
 
-    def columns(self) -> tuple[Columns, Columns]:
-        """Return the seconds of the stages of each request with its labels, and other measurements."""
-        self._sort_notes()
-        return self._stages, self._values
-
-    def _sort_notes(self) -> None:
-        put, put_value, put_label = self._stages.put, self._values.put, self._stages.put_label
-        for number, labels, stages_s in self._samples:
-            for name, label in labels.items():
-                put_label(name, number, label)
+    def sort_notes(self) -> None:
+        """Put what was noted into the columns; at the end of the run, too."""
+        stages, labels = self.stages, self.labels
+        for number, its_labels, stages_s in self._samples:
+            for name, label in its_labels.items():
+                labels[name][number] = label
             for name, seconds in stages_s.items():
-                put(name, number, seconds)
+                stages[name][number] = seconds
             if stages_s:
-                put(BEFORE, number, sum(stages_s.values()))
+                stages[BEFORE][number] = sum(stages_s.values())
         for number, timings in self._timings:
-            put("queue", number, timings.queued_s)
-            put("assembly", number, timings.assembled_s)
-            put("inference", number, timings.inferred_s)
-        for number, stages_s, values, labels in self._measured:
+            stages["queue"][number] = timings.queued_s
+            stages["assembly"][number] = timings.assembled_s
+            stages["inference"][number] = timings.inferred_s
+        for number, stages_s, values, its_labels in self._measured:
             for name, seconds in stages_s.items():
-                self._stages.add(name, number, seconds)
+                before = stages[name][number]
+                stages[name][number] = seconds if math.isnan(before) else before + seconds
             for name, value in values.items():
-                put_value(name, number, value)
-            for name, label in labels.items():
-                put_label(name, number, label)
+                self.values[name][number] = value
+            for name, label in its_labels.items():
+                labels[name][number] = label
         self._samples.clear()
         self._timings.clear()
         self._measured.clear()

@@ -10,8 +10,7 @@ import attrs
 import numpy as np
 
 from streaminfer.loadtest.arrivals import Floats
-from streaminfer.loadtest.sending.clocks import clock_of
-from streaminfer.loadtest.sending.loops import OpenLoop
+from streaminfer.loadtest.sending.loops import OpenLoop, clock_of
 from streaminfer.loadtest.sending.record import Record
 from streaminfer.loadtest.sending.requests import Requests, check_inputs, check_service
 from streaminfer.stack import Stack
@@ -97,7 +96,7 @@ async def send(
             await asyncio.wait([telling])
     if telling is not None and not telling.cancelled():
         telling.result()
-    return Record.of(sending, due_s, *requests.columns())
+    return Record.of(sending, due_s, requests)
 
 
 async def _tell(

@@ -10,7 +10,8 @@ import inspect
 import multiprocessing
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -23,21 +24,10 @@ from streaminfer.loadtest.sending.sender import OnProgress, Progress, running, s
 
 __all__ = ["send_from_processes"]
 
+_Share = Callable[..., Awaitable[Record]]
+"""Sends the share of a process; :func:`send` without the service and the instant at which it begins."""
 _LEAD_S = 0.2
 """From the moment at which all are ready until the schedule begins."""
-
-
-@attrs.frozen
-class _Share:
-    """What a sender process needs to know."""
-
-    make_service: Callable[[], Any]
-    inputs: Any
-    due_s: Floats
-    first: int
-    step: int
-    drain_s: float
-    duration_s: float
 
 
 async def send_from_processes(
@@ -85,13 +75,14 @@ async def send_from_processes(
         except Exception as error:  # noqa: BLE001 - raised at the end, as by a run without processes
             failures.append(error)
 
+    sends = partial(send, inputs=inputs, drain_s=drain_s, duration_s=duration_s, step=senders)
     collecting: asyncio.Future[list[Record]] | None = None
     try:
         for first in range(senders):
             ours, theirs = context.Pipe()
             pipes.append(ours)
-            share = _Share(make_service, inputs, due_s[first::senders], first, senders, drain_s, duration_s)
-            child = context.Process(target=_send_share, args=(theirs, share), daemon=True)
+            share = partial(sends, due_s=due_s[first::senders], first=first)
+            child = context.Process(target=_send_share, args=(theirs, make_service, share), daemon=True)
             with contextlib.closing(theirs):
                 child.start()
             children.append(child)
@@ -181,11 +172,11 @@ def _total(last: Progress, running: list[Progress], ended: list[Record]) -> Prog
     )
 
 
-def _send_share(pipe: Connection, share: _Share) -> None:
+def _send_share(pipe: Connection, make_service: Callable[[], Any], share: _Share) -> None:
     """Run in the process."""
     with contextlib.closing(pipe):
         try:
-            message: Any = asyncio.run(_send(pipe, share))
+            message: Any = asyncio.run(_send(pipe, make_service, share))
         except KeyboardInterrupt:  # Ctrl-C reaches all processes; the parent's is enough
             return
         except Exception as error:  # noqa: BLE001 - any error is the parent's to raise
@@ -194,21 +185,11 @@ def _send_share(pipe: Connection, share: _Share) -> None:
             pipe.send(message)
 
 
-async def _send(pipe: Connection, share: _Share) -> Record:
-    async with running(share.make_service()) as service:
+async def _send(pipe: Connection, make_service: Callable[[], Any], share: _Share) -> Record:
+    async with running(make_service()) as service:
         pipe.send("ready")
         start_ns, tells = await asyncio.to_thread(pipe.recv)
-        return await send(
-            service,
-            share.inputs,
-            share.due_s,
-            drain_s=share.drain_s,
-            duration_s=share.duration_s,
-            progress=pipe.send if tells else None,
-            start_ns=start_ns,
-            first=share.first,
-            step=share.step,
-        )
+        return await share(service, progress=pipe.send if tells else None, start_ns=start_ns)
 
 
 def _portable(error: Exception) -> Exception:

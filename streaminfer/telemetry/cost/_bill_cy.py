@@ -47,8 +47,6 @@ class CostAccount:
         cached: responses for which no batch ran.
     """
 
-    __slots__ = ("cached", "cost_ns", "degraded", "on_time", "padding_ns", "responses", "rows", "setup_ns")
-
     def __init__(self) -> None:
         self.cost_ns = 0
         self.setup_ns = 0
@@ -88,11 +86,6 @@ class DeviceBill:
         idle_ns: of places where no batch ran.
         in_flight: batches that run.
     """
-
-    __slots__ = (
-        *("_begun", "_now_ns", "_openings", "_rest_ns", "_total"),
-        *("bill_ns", "finished_ns", "idle_ns", "in_flight", "padding_ns", "workers"),
-    )
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
@@ -234,8 +227,6 @@ class BatchMeter:
         clock: of the bill, where it is not that of the batches; ``None``: it is.
     """
 
-    __slots__ = ("_account", "_bill", "_clock", "_streams", "_tenants")
-
     def __init__(
         self,
         bill: DeviceBill,
@@ -298,8 +289,6 @@ class ResponseLedger:
         failed: requests that got no response.
         uncharged: routes without a batcher, whose responses have no timings.
     """
-
-    __slots__ = ("_routes", "_streams", "_tenants", "failed", "total", "uncharged")
 
     def __init__(self, routes: LabelFamilyState, tenants: LabelFamilyState, streams: LabelFamilyState) -> None:
         self._routes = routes

@@ -173,7 +173,8 @@ class CostStatistics(Snapshot):
     def _repr_html_(self) -> str:
         parts = {"bill": self.bill, "busy": self.busy, "padding": self.padding, "idle": self.idle}
         parts |= {"per 1,000 on time": self.per_1000_on_time, "saved by the cache": self.saved_by_cache}
-        tables = [html_table(((name, f"{amount:.4g}") for name, amount in parts.items()), caption=self._caption())]
+        caption = f"{self.name or 'cost'} in {self.currency}; {self.failed:,} requests without a response"
+        tables = [html_table(((name, f"{amount:.4g}") for name, amount in parts.items()), caption=caption)]
         head = ("cost", "per 1,000 on time", "rows", "responses", "on time", "degraded", "cached")
         for what in ("models", "routes", "tenants", "streams"):
             found: Mapping[str, CostRow] = getattr(self, what)
@@ -184,9 +185,6 @@ class CostStatistics(Snapshot):
         from streaminfer._internal.display.figures import inline_svg  # noqa: PLC0415 - serving does not need it
 
         return inline_svg(self.plot, f"Cost by model: {self!r}") + "".join(tables)
-
-    def _caption(self) -> str:
-        return f"{self.name or 'cost'} in {self.currency}; {self.failed:,} requests without a response"
 
 
 def _cells(name: str, row: CostRow) -> tuple[str, ...]:

@@ -25,8 +25,6 @@ class LabelFamilyState:
         overflowed: how many look-ups were given the shared child.
     """
 
-    __slots__ = ("_children", "_make", "_other", "max_sets", "overflowed")
-
     def __init__(self, make: Callable[[], Any], max_sets: int) -> None:
         self._make = make
         self._children: dict[Any, Any] = {}
@@ -44,7 +42,7 @@ class LabelFamilyState:
         return self._children.copy(), self._other
 
     def clear(self) -> None:
-        """Forget every child."""
+        """Forget every child; those that callers keep are no longer part of the family."""
         self._children = {}
         self._other = None
         self.overflowed = 0

@@ -19,13 +19,18 @@ else:
     _State = thread_safe(LabelFamilyState, ("child", "children", "clear"))
 
 
-class LabelFamily(Generic[T]):
+class LabelFamily(_State, Generic[T]):
     """One child per set of label values; sets beyond a bound share one, so that no client can fill the memory.
 
     Args:
         make: returns a new child: a class such as :class:`LatencyHistogram`, or a function without arguments.
         *labels: their names, at least one.
         max_sets: the most sets with a child of their own; later ones get the child whose labels are all ``"other"``.
+
+    Attributes:
+        labels: their names.
+        max_sets: as given.
+        overflowed: how many calls of :meth:`of` were given the child that collects the rest.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range, or two labels of one name.
@@ -47,8 +52,7 @@ class LabelFamily(Generic[T]):
         if not labels or len(set(labels)) < len(labels):
             raise ValueError(expected("labels", "at least one name, each once", labels))
         self.labels = labels
-        self._state = _State(make, check_count("max_sets", max_sets, at_most=sys.maxsize))
-        self._child: Callable[[tuple[Any, ...]], T] = self._state.child
+        super().__init__(make, check_count("max_sets", max_sets, at_most=sys.maxsize))
 
     def of(self, *values: Any) -> T:
         """Return the child of some label values.
@@ -61,28 +65,15 @@ class LabelFamily(Generic[T]):
         """
         if len(values) != len(self.labels):
             raise TypeError(expected("values", f"one for each label of {self.labels}", values))
-        return self._child(values)
-
-    @property
-    def max_sets(self) -> int:
-        """The most sets with a child of their own."""
-        return self._state.max_sets
-
-    @property
-    def overflowed(self) -> int:
-        """How many calls of :meth:`of` were given the child that collects the rest."""
-        return self._state.overflowed
+        found: T = self.child(values)
+        return found
 
     def items(self) -> Iterator[tuple[tuple[Any, ...], T]]:
         """Iterate over the sets of values and their children, of one moment; the one that collects the rest is last."""
-        children, other = self._state.children()
+        children, other = self.children()
         yield from children.items()
         if other is not None:
             yield (OTHER,) * len(self.labels), other
-
-    def clear(self) -> None:
-        """Forget every child; those that callers keep are no longer part of the family."""
-        self._state.clear()
 
     def __len__(self) -> int:
         return sum(1 for _ in self.items())

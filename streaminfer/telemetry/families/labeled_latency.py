@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from streaminfer._internal.validation import check_count, check_instance, expected
-from streaminfer.telemetry._recorded_service_cy import RecordedService
-from streaminfer.telemetry.families._labeled_service_cy import LABELS, LabeledCounts, LabeledRecorder, LabeledService
+from streaminfer.telemetry.families._labeled_recorder_cy import LABELS, LabeledCounts, LabeledRecorder
 from streaminfer.telemetry.families.label_family import LabelFamily
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 from streaminfer.telemetry.statistics import LabeledStatistics, read_responses
@@ -25,6 +24,9 @@ class LabeledLatency:
         labels: their names.
         max_sets: the most sets of values that are told apart.
 
+    Attributes:
+        recorder: counts them.
+
     Raises:
         TypeError, ValueError: of the wrong type, unknown, twice, or out of range.
     """
@@ -37,11 +39,7 @@ class LabeledLatency:
         self._labels = tuple(labels)
         sets = check_count("max_label_sets", max_sets, at_most=sys.maxsize)
         self._family = LabelFamily(_counts, *labels, max_sets=sets)
-        self._recorder = LabeledRecorder(self._labels, self._family._state)
-
-    def service(self, telemetry: Any, inner: Any) -> RecordedService:
-        """Return a service that records into a telemetry and here."""
-        return LabeledService(telemetry, inner, self._recorder)
+        self.recorder = LabeledRecorder(self._labels, self._family)
 
     def statistics(self, *, live: bool) -> tuple[LabeledStatistics, ...]:
         """Return a snapshot of each set of values.

@@ -2,6 +2,7 @@ cimport cython
 from cpython cimport time
 
 cdef class MonotonicClock:
+    cdef object __weakref__
     cdef object _clock
     cdef long long _origin_ns
     cdef long long _elapsed_ns

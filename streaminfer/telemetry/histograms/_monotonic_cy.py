@@ -24,8 +24,6 @@ class MonotonicClock:
         clock: returns monotonic nanoseconds; ``None``: the system's monotonic clock.
     """
 
-    __slots__ = ("_clock", "_elapsed_ns", "_origin_ns")
-
     def __init__(self, clock: Callable[[], int] | None) -> None:
         self._elapsed_ns = 0
         self._take(clock)

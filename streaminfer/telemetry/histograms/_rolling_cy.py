@@ -46,17 +46,6 @@ class RollingState(_monotonic_cy.MonotonicClock):
         significant_digits: the same.
     """
 
-    __slots__ = (
-        "_closes_ns",
-        "_merged",
-        "_number",
-        "_numbers",
-        "_open",
-        "_ring",
-        "slice_ns",
-        "slices",
-    )
-
     _numbers: MutableSequence[int]
 
     def __init__(

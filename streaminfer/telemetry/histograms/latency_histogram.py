@@ -236,11 +236,8 @@ class LatencyHistogram(_State):
             ValueError: not such a text, or a layout that cannot be held.
             TypeError: neither str nor bytes.
         """
-        encoding = _encoding()
-        header = encoding.decode_header(text)
-        layout = (header.lowest_ns, header.highest_ns, header.significant_digits)
-        counts = encoding.decode_counts(header, cls._of_layout(*layout).counts_length)
-        return cls._of_counts(layout, counts, FAR_NS, 0)
+        histogram, counts = cls._read(text)
+        return cls._of_counts(histogram._layout(), counts, FAR_NS, 0)
 
     def to_dict(self) -> dict[str, float]:
         """Return count, clamped and, in seconds, extremes, moments and percentiles; of one moment, NaN while empty."""
@@ -328,6 +325,14 @@ class LatencyHistogram(_State):
         return histogram
 
     @classmethod
+    def _read(cls, text: str | bytes) -> tuple[LatencyHistogram, NDArray[np.int64]]:
+        """Return an empty one of the layout of a text, and the counts of the text."""
+        encoding = _encoding()
+        header = encoding.decode_header(text)
+        histogram = cls._of_layout(header.lowest_ns, header.highest_ns, header.significant_digits)
+        return histogram, encoding.decode_counts(header, histogram.counts_length)
+
+    @classmethod
     def _of_counts(
         cls, layout: tuple[int, int, int], counts: NDArray[np.int64], at_most_ns: int, clamped: int
     ) -> LatencyHistogram:
@@ -376,10 +381,8 @@ def _restored(
     cls: type[LatencyHistogram], text: str, minimum_ns: int, maximum_ns: int, clamped: int
 ) -> LatencyHistogram:
     """Restore what pickling adds to the text: exact extremes and the number clamped."""
-    encoding = _encoding()
-    header = encoding.decode_header(text)
-    histogram = cls._of_layout(header.lowest_ns, header.highest_ns, header.significant_digits)
-    histogram.add_counts(encoding.decode_counts(header, histogram.counts_length), minimum_ns, maximum_ns, clamped)
+    histogram, counts = cls._read(text)
+    histogram.add_counts(counts, minimum_ns, maximum_ns, clamped)
     return histogram
 
 

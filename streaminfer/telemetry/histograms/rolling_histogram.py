@@ -71,7 +71,7 @@ class RollingHistogram(StackClock, _State):
         (1, 0.1)
     """
 
-    __slots__ = ("__weakref__", "_clock_given", "_layout", "window_s")
+    __slots__ = ("_clock_given", "_layout", "window_s")
 
     def __init__(
         self,

@@ -108,9 +108,6 @@ class WorkerHistograms:
         self._publishing = threading.RLock()  # an exporter may have a thread of its own
         self._pid = os.getpid()
         self._started_s = clock()
-        self._longest_s = max(
-            (it.window_s for it in histograms.values() if isinstance(it, RollingHistogram)), default=0.0
-        )
         self.folder.mkdir(parents=True, exist_ok=True)
         self._host = re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname())
         self._file = f"{self._host}.{self._pid}.{secrets.token_hex(4)}"
@@ -263,7 +260,7 @@ class WorkerHistograms:
         """Return whether the window of a dead worker's rolling histograms is not over."""
         return any(
             isinstance(self._histograms.get(interval.tag), RollingHistogram) and not self._is_over(interval, now_s)
-            for interval in (_intervals(path) if self._longest_s else ())
+            for interval in _intervals(path)
         )
 
     def _delete(self, name: str) -> None:

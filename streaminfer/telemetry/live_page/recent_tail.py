@@ -39,7 +39,8 @@ class RecentTail:
         self._counts = array("q", [0]) * self._groups  # of the window
         self._view = np.frombuffer(self._counts, np.int64)
         self._changes: deque[tuple[int, list[tuple[int, int]]]] = deque()
-        self._highest_s: dict[int, float] = {}  # of groups that were shown
+        following = np.arange(1, self._groups + 1) << self._shift
+        self._highest_s = (histogram._lowest_at(following) - 1) / 1e9
 
     def quantiles(self, shares: Sequence[float], now_ns: int) -> list[float]:
         """Return percentiles of what was recorded within the window, in seconds; NaN where that is nothing.
@@ -68,10 +69,5 @@ class RecentTail:
         if not total:
             return [float("nan")] * len(shares)
         ranks = [max(1, math.ceil(share * total)) for share in shares]
-        return [self._seconds(group) for group in upto.searchsorted(ranks).tolist()]
-
-    def _seconds(self, group: int) -> float:
-        if group not in self._highest_s:
-            following = np.array([(group + 1) << self._shift])
-            self._highest_s[group] = int(self._histogram._lowest_at(following)[0] - 1) / 1e9
-        return self._highest_s[group]
+        seconds: list[float] = self._highest_s[upto.searchsorted(ranks)].tolist()
+        return seconds

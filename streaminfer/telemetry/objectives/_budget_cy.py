@@ -38,6 +38,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, MutableSequence
+from typing import Any
 
 from streaminfer.telemetry.histograms import _histogram_cy, _monotonic_cy
 
@@ -66,12 +67,7 @@ class BudgetState(_monotonic_cy.MonotonicClock):
         levels: so many that ``255 * width_ns * 4**(levels - 1) >= period_ns``.
         rejections: exceptions that reject a request at once.
         ignoring: exceptions that are no events.
-        burn_window_ns: the long window of ``burning``.
-        burn_short_ns: its short window.
-        burn_starts_at: burn rate of both windows at which it starts.
-        burn_ends_at: burn rate of the long window below which it ends.
-        burn_minimum: fewer admitted events in the long window do not start it.
-        burn_grace_ns: ``burning`` does not count events so soon after the first one.
+        signal: settings of ``burning``, a `BurnSignal` with a short window of its own.
         check_every_ns: how often ``_check`` is called at most, from records.
 
     Attributes:
@@ -82,40 +78,6 @@ class BudgetState(_monotonic_cy.MonotonicClock):
         rejected: rejections.
         ignored: outcomes that were no events.
     """
-
-    __slots__ = (
-        "_all",
-        "_bad",
-        "_burning",
-        "_burning_since_ns",
-        "_check_every_ns",
-        "_current",
-        "_grace_bad",
-        "_grace_ends_ns",
-        "_grace_seen",
-        "_next_check_ns",
-        "_next_ns",
-        "_rejected",
-        "allowed",
-        "bad",
-        "burn_ends_at",
-        "burn_grace_ns",
-        "burn_minimum",
-        "burn_short_ns",
-        "burn_starts_at",
-        "burn_window_ns",
-        "failed",
-        "ignored",
-        "ignoring",
-        "late",
-        "levels",
-        "period_ns",
-        "rejected",
-        "rejections",
-        "threshold_ns",
-        "total",
-        "width_ns",
-    )
 
     _all: MutableSequence[int]
     _bad: MutableSequence[int]
@@ -131,12 +93,7 @@ class BudgetState(_monotonic_cy.MonotonicClock):
         levels: int,
         rejections: tuple[type[BaseException], ...],
         ignoring: tuple[type[BaseException], ...],
-        burn_window_ns: int,
-        burn_short_ns: int,
-        burn_starts_at: float,
-        burn_ends_at: float,
-        burn_minimum: int,
-        burn_grace_ns: int,
+        signal: Any,
         check_every_ns: int,
     ) -> None:
         _monotonic_cy.MonotonicClock.__init__(self, clock)
@@ -147,12 +104,12 @@ class BudgetState(_monotonic_cy.MonotonicClock):
         self.levels = levels
         self.rejections = rejections
         self.ignoring = ignoring
-        self.burn_window_ns = burn_window_ns
-        self.burn_short_ns = burn_short_ns
-        self.burn_starts_at = burn_starts_at
-        self.burn_ends_at = burn_ends_at
-        self.burn_minimum = burn_minimum
-        self.burn_grace_ns = burn_grace_ns
+        self.burn_window_ns = round(signal.window_s * 1e9)
+        self.burn_short_ns = max(round(signal.short_s * 1e9), 1)
+        self.burn_starts_at = signal.starts_at
+        self.burn_ends_at = signal.ends_at
+        self.burn_minimum = signal.minimum_events
+        self.burn_grace_ns = min(round(signal.grace_s * 1e9), _FAR_NS)
         self.total = 0
         self.bad = 0
         self.late = 0
@@ -161,7 +118,7 @@ class BudgetState(_monotonic_cy.MonotonicClock):
         self.ignored = 0
         self._burning = False
         self._burning_since_ns = 0
-        self._grace_ends_ns = _FAR_NS if burn_grace_ns > 0 else 0
+        self._grace_ends_ns = _FAR_NS if self.burn_grace_ns > 0 else 0
         self._grace_seen = 0
         self._grace_bad = 0
         self._check_every_ns = check_every_ns

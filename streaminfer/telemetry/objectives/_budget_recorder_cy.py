@@ -23,8 +23,6 @@ class BudgetRecorder(_recorder_cy.Recorder):
         histograms: as of :class:`Recorder`.
     """
 
-    __slots__ = ("_budget", "_recent")
-
     def __init__(self, budget: BudgetState | None, recent: RollingState | None, *histograms: HistogramState) -> None:
         _recorder_cy.Recorder.__init__(self, *histograms)
         self._budget = budget

@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import attrs
 
@@ -122,7 +122,6 @@ class SLO(StackClock, _State):
 
     # no dictionary: looking up `record` is a third faster without
     __slots__ = (
-        "__weakref__",
         "_changes",
         "_clock_given",
         "_listeners",
@@ -166,11 +165,11 @@ class SLO(StackClock, _State):
             for pair in _checked_pairs(workbook_pairs(period_s) if alert_pairs is None else alert_pairs, self.period_s)
         )
         self.signal = _signal(signal, self.period_s, highest)
-        short_s = self.signal.window_s / 12 if self.signal.short_s is None else self.signal.short_s
+        short_s = cast("float", self.signal.short_s)
         ignoring: tuple[type[BaseException], ...] = (
             InvalidInput,
             concurrent.futures.CancelledError,
-            *_checked_errors(ignore),
+            *_checked("ignore", ignore, _is_error_class, "exception classes, as in a tuple"),
         )
         width_ns, levels = _levels(period_s, min([short_s, *(pair.short_s for pair in self.alert_pairs)]))
         super().__init__(
@@ -182,12 +181,7 @@ class SLO(StackClock, _State):
             levels,
             (Overloaded, CircuitOpen),
             ignoring,
-            round(self.signal.window_s * 1e9),
-            max(round(short_s * 1e9), 1),
-            self.signal.starts_at,
-            self.signal.ends_at,
-            self.signal.minimum_events,
-            min(round(self.signal.grace_s * 1e9), _FAR),
+            self.signal,
             _every(self.alert_pairs),
         )
         self._states = AlertStates(name, self.alert_pairs, minimum_events)
@@ -388,37 +382,37 @@ def _allowed(objective: object) -> float:
     return bad(check_number("objective", objective, what, lambda it: 0.0 < bad(it) < 1.0))
 
 
+def _checked(argument: str, values: Any, fits: Callable[[Any], bool], what: str) -> tuple[Any, ...]:
+    """Return what is given as a tuple, each of which fits."""
+    check_instance(argument, values, lambda value: isinstance(value, Iterable), what)
+    checked = tuple(values)
+    for each in checked:
+        check_instance(argument, each, fits, what)
+    return checked
+
+
 def _checked_pairs(pairs: Iterable[AlertPair], period_s: float) -> tuple[AlertPair, ...]:
-    check_instance("alert_pairs", pairs, lambda value: isinstance(value, Iterable), "AlertPair objects")
-    checked = tuple(pairs)
+    checked = _checked("alert_pairs", pairs, lambda value: isinstance(value, AlertPair), "AlertPair objects")
     for pair in checked:
-        check_instance("alert_pairs", pair, lambda value: isinstance(value, AlertPair), "AlertPair objects")
         if pair.long_s > period_s:
             raise ValueError(expected("alert_pairs", f"windows of at most the period of {period_s!r} seconds", pair))
     return checked
 
 
-def _checked_errors(classes: Iterable[type[BaseException]]) -> tuple[type[BaseException], ...]:
-    check_instance("ignore", classes, lambda value: isinstance(value, Iterable), "exception classes, as in a tuple")
-    checked = tuple(classes)
-    for each in checked:
-        check_instance(
-            "ignore",
-            each,
-            lambda value: isinstance(value, type) and issubclass(value, BaseException),
-            "exception classes",
-        )
-    return checked
+def _is_error_class(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, BaseException)
 
 
 def _signal(signal: BurnSignal | None, period_s: float, highest: float) -> BurnSignal:
-    """The settings, with rates that can be reached."""
+    """The settings, with a short window and rates that can be reached."""
     if signal is None:
         signal = BurnSignal(window_s=min(60.0, period_s))
     check_instance("signal", signal, lambda value: isinstance(value, BurnSignal), "a BurnSignal or None")
     if signal.window_s > period_s:
         raise ValueError(expected("signal", f"a window of at most the period of {period_s!r} seconds", signal))
-    return attrs.evolve(signal, starts_at=min(signal.starts_at, highest), ends_at=min(signal.ends_at, highest))
+    short_s = signal.window_s / 12 if signal.short_s is None else signal.short_s
+    starts_at, ends_at = min(signal.starts_at, highest), min(signal.ends_at, highest)
+    return attrs.evolve(signal, short_s=short_s, starts_at=starts_at, ends_at=ends_at)
 
 
 def _levels(period_s: float, shortest_s: float) -> tuple[int, int]:

@@ -6,14 +6,13 @@ import threading
 from collections import Counter
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 
 import streaminfer as si
 from streaminfer.loadtest.devices import CameraProfile
-from streaminfer.loadtest.path import CodecThread, MediaPath, NetworkProfile, Scene
-from streaminfer.loadtest.path.codec import UnitEncoder
+from streaminfer.loadtest.path import CodecThread, MediaPath, NetworkProfile, Scene, Transfer
+from streaminfer.loadtest.path.codec import Codecs
 from streaminfer.streams.sources.formats import AudioFormat, VideoFormat
 from streaminfer.testing import run
 
@@ -88,8 +87,8 @@ def test_encoder_repeats_whatever_the_load(codec):
     scene = Scene(ASSETS / "astronaut_pan.mp4", camera, seconds=1.0)
 
     def units():
-        encoder = UnitEncoder(av, scene)
-        return [encoder.encode(number, number, key=False).data for number in range(len(scene))]
+        codecs = Codecs(scene, VideoFormat(), None)
+        return [codecs.encode(Transfer(0), number, number, key=False).data for number in range(len(scene))]
 
     assert units() == units()
 

@@ -27,13 +27,13 @@ def test_every_note_reaches_its_request(count):
         outputs = Measured(None, stages_s=shared, values={"bytes": float(number)}, labels={"zone": str(number)})
         requests.on_result(number, Response(outputs, timings=timings))
 
-    stages, values = requests.columns()
+    requests.sort_notes()
 
-    assert list(stages.numbers["decode"]) == [number / 1e3 for number in range(count)]
-    assert list(stages.numbers["inference"]) == pytest.approx([number / 1e9 for number in range(count)])
-    assert set(stages.numbers[BEFORE]) == {0.5}
-    assert list(values.numbers["bytes"]) == list(range(count))
-    assert stages.labels == {"device": ["phone"] * count, "zone": [str(number) for number in range(count)]}
+    assert list(requests.stages["decode"]) == [number / 1e3 for number in range(count)]
+    assert list(requests.stages["inference"]) == pytest.approx([number / 1e9 for number in range(count)])
+    assert set(requests.stages[BEFORE]) == {0.5}
+    assert list(requests.values["bytes"]) == list(range(count))
+    assert requests.labels == {"device": ["phone"] * count, "zone": [str(number) for number in range(count)]}
 
 
 def test_ends_are_told_where_the_service_tells():
@@ -56,7 +56,8 @@ def test_ends_are_told_where_the_service_tells():
         requests.begin(number, lambda request, _error: heard.append((request.inputs, request.priority)))
 
     assert heard == [(1.0, 2), (2.0, 0), (3.0, 0)]
-    assert requests.columns()[0].labels == {"device": ["phone", "", ""]}
+    requests.sort_notes()
+    assert requests.labels == {"device": ["phone", "", ""]}
     assert Requests(echo, lambda number: number, 3).begin is None
 
 
@@ -68,7 +69,8 @@ def test_stages_of_the_same_name_add_up():
         requests.call(number).close()
         requests.on_result(number, Measured(None, stages_s={"network": 0.25}))
 
-    assert list(requests.columns()[0].numbers["network"]) == [0.75, 0.25]
+    requests.sort_notes()
+    assert list(requests.stages["network"]) == [0.75, 0.25]
 
 
 def test_request_without_a_note_has_none():
@@ -78,6 +80,6 @@ def test_request_without_a_note_has_none():
     requests.on_result(1, Measured(None, stages_s={"decode": 0.1}, labels={"zone": "a"}))
     requests.on_result(2, Response(5.0))
 
-    stages, values = requests.columns()
-    assert [math.isnan(seconds) for seconds in stages.numbers["decode"]] == [True, False, True]
-    assert (stages.labels, values.numbers) == ({"zone": ["", "a", ""]}, {})
+    requests.sort_notes()
+    assert [math.isnan(seconds) for seconds in requests.stages["decode"]] == [True, False, True]
+    assert (requests.labels, requests.values) == ({"zone": ["", "a", ""]}, {})

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from types import SimpleNamespace
 
 import pytest
 
@@ -199,7 +200,7 @@ async def test_failed_recorder_harms_no_request(loop, caplog):
     def broken(*args):
         raise ValueError("broken")
 
-    recorded._labeled_answer = broken
+    recorded._labeled = SimpleNamespace(answer=broken)
     async with service:
         response = await recorded.call(si.Request(1.0))
     assert response.outputs == 1.0

@@ -204,12 +204,7 @@ def budget_story(state_class, clock):
         9,
         (Overloaded,),
         (InvalidInput,),
-        24 * 10**9,
-        2 * 10**9,
-        2.0,
-        1.0,
-        3,
-        60 * 10**9,
+        BurnSignal(window_s=24.0, short_s=2.0, starts_at=2.0, minimum_events=3, grace_s=60.0),
         1,
     )
     told = []
@@ -245,9 +240,8 @@ def test_compiled_and_plain_rolling_states_agree(twins):
 
 def test_the_plain_recorder_feeds_the_plain_budget(twins):
     clock = FakeClock()
-    budget = twins["_budget_cy"].BudgetState(
-        clock, 10, 0.1, 10**12, 10**9, 9, (), (), 24 * 10**9, 2 * 10**9, 2.0, 1.0, 3, 0, 1
-    )
+    signal = BurnSignal(window_s=24.0, short_s=2.0)
+    budget = twins["_budget_cy"].BudgetState(clock, 10, 0.1, 10**12, 10**9, 9, (), (), signal, 1)
     histograms = [twins["_histogram_cy"].HistogramState(1, 1000, 1) for _ in range(5)]
     recorder = twins["_budget_recorder_cy"].BudgetRecorder(budget, None, *histograms)
     for duration in (9, 10, 11):

@@ -4,13 +4,12 @@ import asyncio
 import ctypes
 import itertools
 import os
-import queue
 import socket
 import struct
 import threading
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from streaminfer.loadtest.path.network import Link, NetworkProfile
 from streaminfer.loadtest.path.packets.packet_carrier import ADDRESSES, carry, join, missing_parts
@@ -67,20 +66,21 @@ class PacketConnection:
         if missing := missing_parts():
             raise OSError(f"packets between network namespaces: this machine lacks {', '.join(missing)}")
         number = f"{os.getpid() % 100_000:x}-{next(_numbers) % 10_000:x}"
-        first, second = _Namespace(), _Namespace()
         self._ended = os.eventfd(0)
         try:
-            for side, namespace in enumerate((first, second)):
-                name, (own, other) = f"si{number}{'ab'[side]}", ADDRESSES if side == 0 else ADDRESSES[::-1]
-                self._tuns.append(join(namespace.thread_id, name, own, other))
-            self._carrier = threading.Thread(
-                target=carry, args=(self._tuns, self._links, self._ended), name="packets", daemon=True
-            )
-            self._carrier.start()
-            with second.do(lambda: socket.create_server((ADDRESSES[1], 0))) as server:
-                port = server.getsockname()[1]
-                self.sender = first.do(lambda: socket.create_connection((ADDRESSES[1], port)))
-                self.receiver = server.accept()[0]
+            # a socket that a thread makes keeps the namespace of the thread when it has ended
+            with ThreadPoolExecutor(1, "namespace") as first, ThreadPoolExecutor(1, "namespace") as second:
+                for side, namespace in enumerate((first, second)):
+                    name, (own, other) = f"si{number}{'ab'[side]}", ADDRESSES if side == 0 else ADDRESSES[::-1]
+                    self._tuns.append(join(namespace.submit(_leave_network).result(), name, own, other))
+                self._carrier = threading.Thread(
+                    target=carry, args=(self._tuns, self._links, self._ended), name="packets", daemon=True
+                )
+                self._carrier.start()
+                with second.submit(socket.create_server, (ADDRESSES[1], 0)).result() as server:
+                    address = (ADDRESSES[1], server.getsockname()[1])
+                    self.sender = first.submit(socket.create_connection, address).result()
+                    self.receiver = server.accept()[0]
             for end in (self.sender, self.receiver):
                 end.setblocking(False)
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -89,9 +89,6 @@ class PacketConnection:
         except BaseException:
             self._close()
             raise
-        finally:
-            first.end()
-            second.end()
 
     def _close(self) -> None:
         if self._ended < 0:
@@ -105,39 +102,8 @@ class PacketConnection:
         self._ended = -1
 
 
-class _Namespace:
-    """A thread in a network namespace of its own; a socket that it makes keeps the namespace when it has ended."""
-
-    def __init__(self) -> None:
-        self._asked: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="namespace", daemon=True)
-        self._thread.start()
-        self.thread_id: int = self._answer()
-
-    def do(self, function: Callable[[], Any]) -> Any:
-        """Return what a function returns inside."""
-        self._asked.put(function)
-        return self._answer()
-
-    def end(self) -> None:
-        """End the thread."""
-        self._asked.put(None)
-        self._thread.join()
-
-    def _answer(self) -> Any:
-        answer = self._answers.get()
-        if isinstance(answer, BaseException):
-            raise answer
-        return answer
-
-    def _run(self) -> None:
-        if ctypes.CDLL(None, use_errno=True).unshare(_NEW_NETWORK):
-            self._answers.put(OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno())))
-            return
-        self._answers.put(threading.get_native_id())
-        while (function := self._asked.get()) is not None:
-            try:
-                self._answers.put(function())
-            except Exception as error:  # noqa: BLE001 - the other thread raises it
-                self._answers.put(error)
+def _leave_network() -> int:
+    """Move this thread to a network namespace of its own, and return its id."""
+    if ctypes.CDLL(None, use_errno=True).unshare(_NEW_NETWORK):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return threading.get_native_id()

@@ -1,41 +1,28 @@
 """`PacketPath`: one device whose units cross two network namespaces in real packets, with the time of each stage."""
 
 import asyncio
+import concurrent.futures
+import functools
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-import attrs
-
-from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_count
 from streaminfer.errors import Closed
-from streaminfer.loadtest.devices.profile import CameraProfile
-from streaminfer.loadtest.path.codec import Decoded, Prepare, Unit, UnitDecoder, UnitEncoder
+from streaminfer.loadtest.path.codec import Codecs, Prepare, Unit
 from streaminfer.loadtest.path.codec_thread import CodecThread
 from streaminfer.loadtest.path.media_path import MAX_WAITING
 from streaminfer.loadtest.path.network import NetworkProfile, network_profile
 from streaminfer.loadtest.path.packets.packet_connection import PacketConnection
 from streaminfer.loadtest.path.scene import Scene
-from streaminfer.loadtest.path.transfer import DevicePath, Loss, Transfer, TransferEnd, complete
+from streaminfer.loadtest.path.transfer import DevicePath, Transfer, TransferEnd, complete
 from streaminfer.streams.sources.formats import AudioFormat, VideoFormat
 
 __all__ = ["PacketPath"]
 
 HEADER = struct.Struct("!IQ")
 """Of a unit: its length, and the number of its frame."""
-
-
-@attrs.define(slots=True, eq=False)
-class _Passage:
-    """A frame on its way."""
-
-    transfer: Transfer
-    handed_ns: int
-    done: TransferEnd
-    unit: Unit | None = None
-    sent_ns: int = 0
-    arrived_ns: int = 0
 
 
 class PacketPath(DevicePath):
@@ -80,46 +67,40 @@ class PacketPath(DevicePath):
         start: int = 0,
         seed: int = 0,
     ) -> None:
-        av = require("av", extra="media", purpose="PacketPath")
         profile = network_profile(network)
         super().__init__(scene, profile, kind="-packets", start=start)
-        self.cpu_s: dict[str, float] = dict.fromkeys(("encode", "decode", "prepare"), 0.0)
-        self._encoder = UnitEncoder(av, scene)
-        self._decoder = UnitDecoder(av, scene, self._encoder, wanted, prepare)
+        self._codecs = Codecs(scene, wanted, prepare)
+        self.cpu_s = self._codecs.cpu_s
         self._thread = thread
         self._connection = PacketConnection(profile, seed=check_count("seed", seed, at_least=0))
         self._queue_ns = round((profile.queue_s + profile.delay_s) * 1e9)
-        self._inter_coded = isinstance(scene.profile, CameraProfile) and scene.profile.codec != "mjpeg"
-        self._passages: dict[int, _Passage] = {}
+        self._frames: set[asyncio.Task[None]] = set()
+        self._travelling: dict[int, tuple[int, asyncio.Future[tuple[bytes, int]]]] = {}  # by number, the oldest first
         self._coding = 0
         self._key_wanted = self._gap = False
-        self._closed = True
+        self._error: BaseException | None = Closed(f"media path {self.name!r} does not run")
         self._streams: tuple[Any, ...] = ()  # asyncio closes those without a reference
-        self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
 
     def begin(self, captured_ns: int, handed_ns: int | None, done: TransferEnd, *, skipped: int = 0) -> None:
         """Send the next frame, as :meth:`DevicePath.begin`."""
-        if self._closed:
-            raise Closed(f"media path {self.name!r} does not run")
-        loop = asyncio.get_running_loop()
-        number = self._next_number(skipped)
-        passage = _Passage(Transfer(captured_ns), handed_ns or captured_ns, done)
-        self._passages[number] = passage
-        loop.call_later(max(0, passage.handed_ns - self.clock()) / 1e9, self._hand_over, loop, number)
+        if self._error is not None:
+            raise Closed(f"media path {self.name!r} does not run") from self._error
+        transfer = Transfer(captured_ns)
+        carrying = self._carry(self._next_number(skipped), transfer, handed_ns or captured_ns)
+        frame = asyncio.get_running_loop().create_task(carrying)
+        self._frames.add(frame)
+        frame.add_done_callback(functools.partial(self._end, transfer, done))
 
     async def aclose(self) -> None:
         """End the path; frames on their way get `Closed`."""
-        if self._closed:
+        if self._reading is None:
             return
-        self._closed = True
-        self._fail_all(Closed(f"media path {self.name!r} was closed"))
-        loop, codecs_rest = asyncio.get_running_loop(), asyncio.Event()
-        self._thread.submit(lambda _none: loop.call_soon_threadsafe(codecs_rest.set), None)
-        await codecs_rest.wait()
-        if self._reading is not None:
-            self._reading.cancel()
-            await asyncio.wait([self._reading])
+        reading, self._reading = self._reading, None
+        self._stop(Closed(f"media path {self.name!r} was closed"))
+        reading.cancel()
+        await asyncio.wait([*self._frames, reading])
+        await self._in_thread(lambda: None)  # behind what it does for frames that have ended
         await self._connection.stop()
         for writer in self._streams[1::2]:
             writer.transport.abort()
@@ -127,100 +108,83 @@ class PacketPath(DevicePath):
 
     async def __aenter__(self) -> Self:
         connection = await self._connection.__aenter__()
-        unread, self._writer = await asyncio.open_connection(sock=connection.sender)
+        unread, writer = await asyncio.open_connection(sock=connection.sender)
         reader, unwritten = await asyncio.open_connection(sock=connection.receiver)
-        self._streams = unread, self._writer, reader, unwritten
+        self._streams = unread, writer, reader, unwritten
         self._reading = asyncio.get_running_loop().create_task(self._read(reader))
-        self._closed = False
+        self._error = None
         return self
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
-    def _hand_over(self, loop: asyncio.AbstractEventLoop, number: int) -> None:
-        passage = self._passages.get(number)
-        if passage is None:
-            return
-        oldest = next(iter(self._passages.values()))
+    async def _carry(self, number: int, transfer: Transfer, handed_ns: int) -> None:
+        """Take one frame from the device to the model."""
+        await asyncio.sleep(max(1, handed_ns - self.clock()) / 1e9)  # never 0, which would overtake one that waits
         if self._coding > MAX_WAITING:
-            self._lose(number, "encoder")
-        elif oldest.sent_ns and not oldest.arrived_ns and self.clock() - oldest.sent_ns > self._queue_ns:
-            self._lose(number, "network")
-            self._key_wanted = self._gap = self._inter_coded
-        else:
-            key, self._key_wanted = self._key_wanted, False
-            self._coding += 1
-            self._thread.submit(self._encode, (loop, number, passage, key))
-
-    def _encode(self, job: tuple[asyncio.AbstractEventLoop, int, _Passage, bool]) -> None:
-        """Run in the thread."""
-        loop, number, passage, key = job
-        error: BaseException | None = None
-        began_ns = self.clock()
-        passage.transfer.stages_s["capture"] = max(0, began_ns - passage.transfer.captured_ns) / 1e9
+            transfer.lost = "encoder"
+            return
+        oldest_ns = next((sent_ns for sent_ns, _ in self._travelling.values()), self.clock())
+        if self.clock() - oldest_ns > self._queue_ns:
+            transfer.lost = "network"
+            self._key_wanted = self._gap = self._codecs.is_inter_coded
+            return
+        key, self._key_wanted = self._key_wanted, False
+        self._coding += 1
         try:
-            passage.unit = self._encoder.encode(self._start + number, number, key=key)
-        except Exception as raised:  # noqa: BLE001 - the caller gets it
-            error = raised
-        passage.transfer.stages_s["encode"] = (self.clock() - began_ns) / 1e9
-        loop.call_soon_threadsafe(self._transmit, number, error)
+            unit = await self._in_thread(functools.partial(self._encode, transfer, number, key=key))
+        finally:
+            self._coding -= 1
+        if unit is None:
+            return
+        sent_ns, transfer.size = self.clock(), len(unit.data)
+        arriving: asyncio.Future[tuple[bytes, int]] = asyncio.get_running_loop().create_future()
+        self._travelling[number] = sent_ns, arriving
+        self._streams[1].write(HEADER.pack(len(unit.data), number) + unit.data)
+        data, arrived_ns = await arriving
+        transfer.stages_s["uplink"] = (arrived_ns - sent_ns) / 1e9
+        gap, self._gap = self._gap and unit.key, self._gap and not unit.key
+        await self._in_thread(functools.partial(self._codecs.decode, transfer, data, unit.pts, discontinuity=gap))
+        transfer.stages_s["decode"] = (self.clock() - arrived_ns) / 1e9
 
-    def _transmit(self, number: int, error: BaseException | None) -> None:
-        self._coding -= 1
-        passage = self._passages.get(number)
-        if passage is None or self._writer is None:
-            return
-        if error is not None or passage.unit is None:
-            self._end(number, error)
-            return
-        unit = passage.unit
-        passage.transfer.charge(self.cpu_s, encode=unit.cpu_s)
-        passage.transfer.size, passage.sent_ns = len(unit.data), self.clock()
-        self._writer.write(HEADER.pack(len(unit.data), number) + unit.data)
+    def _encode(self, transfer: Transfer, number: int, *, key: bool) -> Unit | None:
+        began_ns = self.clock()
+        transfer.stages_s["capture"] = max(0, began_ns - transfer.captured_ns) / 1e9
+        unit = self._codecs.encode(transfer, self._start + number, number, key=key)
+        transfer.stages_s["encode"] = (self.clock() - began_ns) / 1e9
+        return unit
+
+    async def _in_thread(self, function: Callable[[], Any]) -> Any:
+        """Return what a function returns in the thread of the codecs."""
+        job: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+        def work(_none: object) -> None:
+            if job.set_running_or_notify_cancel():
+                try:
+                    job.set_result(function())
+                except Exception as error:  # noqa: BLE001 - the caller gets it
+                    job.set_exception(error)
+
+        self._thread.submit(work, None)
+        return await asyncio.wrap_future(job)
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
-        loop = asyncio.get_running_loop()
         try:
             while True:
                 size, number = HEADER.unpack(await reader.readexactly(HEADER.size))
                 data = await reader.readexactly(size)
-                passage = self._passages.get(number)
-                if passage is not None and passage.unit is not None:
-                    passage.arrived_ns = self.clock()
-                    passage.transfer.stages_s["uplink"] = (passage.arrived_ns - passage.sent_ns) / 1e9
-                    gap, self._gap = self._gap and passage.unit.key, self._gap and not passage.unit.key
-                    self._thread.submit(self._decode, (loop, number, passage, data, gap))
-        except (OSError, EOFError, Closed) as error:
-            self._fail_all(error)
+                _, arriving = self._travelling.pop(number)
+                if not arriving.done():
+                    arriving.set_result((data, self.clock()))
+        except (OSError, EOFError) as error:
+            self._stop(error)
 
-    def _decode(self, job: tuple[asyncio.AbstractEventLoop, int, _Passage, bytes, bool]) -> None:
-        """Run in the thread."""
-        loop, number, passage, data, gap = job
-        pts = passage.unit.pts if passage.unit is not None else 0
-        decoded: Decoded | Exception
-        try:
-            decoded = self._decoder.decode(data, pts, passage.transfer.captured_ns, discontinuity=gap)
-        except Exception as error:  # noqa: BLE001 - the caller gets it
-            decoded = error
-        loop.call_soon_threadsafe(self._deliver, number, passage, decoded)
+    def _stop(self, error: BaseException) -> None:
+        """End what is on its way, and take no more frames."""
+        self._error = error
+        for frame in self._frames:
+            frame.cancel()
 
-    def _deliver(self, number: int, passage: _Passage, decoded: Decoded | Exception) -> None:
-        if isinstance(decoded, Exception):
-            self._end(number, decoded)
-            return
-        passage.transfer.frames = decoded.frames
-        passage.transfer.stages_s["decode"] = (self.clock() - passage.arrived_ns) / 1e9
-        passage.transfer.charge(self.cpu_s, decode=decoded.decode_cpu_s, prepare=decoded.prepare_cpu_s)
-        self._end(number)
-
-    def _lose(self, number: int, where: Loss) -> None:
-        self._passages[number].transfer.lost = where
-        self._end(number)
-
-    def _end(self, number: int, error: BaseException | None = None) -> None:
-        passage = self._passages.pop(number, None)
-        if passage is not None:
-            complete(passage.done, passage.transfer, error, self.name)
-
-    def _fail_all(self, error: BaseException) -> None:
-        for number in list(self._passages):
-            self._end(number, error)
+    def _end(self, transfer: Transfer, done: TransferEnd, frame: asyncio.Task[None]) -> None:
+        self._frames.discard(frame)
+        error = (self._error or asyncio.CancelledError()) if frame.cancelled() else frame.exception()
+        complete(done, transfer, error, self.name)

@@ -21,25 +21,18 @@ class UdpRelay:
     Args:
         network: profile of both directions.
         seed: of jitter and loss.
-        on_forward: is called with each packet from the first peer, before it may be lost.
-        on_arrival: is called with each of these that is passed on.
+        on_packet: is called with each packet from the first peer and ``arrived=False``, before it may be lost, and with
+            ``arrived=True`` when it is passed on.
 
     Attributes:
         lost: packets that were dropped, of both directions.
         forwarded: packets that were passed on.
     """
 
-    def __init__(
-        self,
-        network: NetworkProfile,
-        *,
-        seed: int = 0,
-        on_forward: Callable[[bytes], None] | None = None,
-        on_arrival: Callable[[bytes], None] | None = None,
-    ) -> None:
+    def __init__(self, network: NetworkProfile, *, seed: int = 0, on_packet: Callable[..., None] | None = None) -> None:
         self.lost = self.forwarded = 0
         self._links = (Link(network, seed), Link(network, seed + 1))
-        self._on_forward, self._on_arrival = on_forward, on_arrival
+        self._on_packet = on_packet
         self._sockets: list[asyncio.DatagramTransport] = []
         self._peers: list[Address | None] = [None, None]
 
@@ -70,8 +63,8 @@ class UdpRelay:
         await asyncio.sleep(0)  # asyncio closes the sockets in the next round
 
     def _receive(self, side: int, data: bytes) -> None:
-        if side == 1 and self._on_forward is not None:
-            self._on_forward(data)
+        if side == 1 and self._on_packet is not None:
+            self._on_packet(data, arrived=False)
         now_ns = time.monotonic_ns()
         arrives_ns = self._links[side].send(len(data) + IP_UDP_BYTES, now_ns)
         if arrives_ns is None:
@@ -83,8 +76,8 @@ class UdpRelay:
         peer, socket = self._peers[side], self._sockets[1 - side]
         if peer is not None and not socket.is_closing():
             self.forwarded += 1
-            if side == 1 and self._on_arrival is not None:
-                self._on_arrival(data)
+            if side == 1 and self._on_packet is not None:
+                self._on_packet(data, arrived=True)
             socket.sendto(data, peer)
 
 

@@ -6,6 +6,7 @@ was lost.
 """
 
 import asyncio
+import itertools
 import re
 import time
 from collections.abc import AsyncIterator, Callable
@@ -85,12 +86,20 @@ class WebRtcLeg:
         self._camera = isinstance(scene.profile, CameraProfile)
         self.clock_rate = CLOCK_RATES["video" if self._camera else "audio"]
         self._seed = check_count("seed", seed, at_least=0)
-        self._moments = _Moments(scene, seconds, self._seed)
+        self._start_ns = 0
+        self._moments: asyncio.Queue[tuple[int, int, int] | None] = asyncio.Queue()
+        """Number, capture and delivery of each frame, from the start; ``None``: there is no more."""
+        if seconds is not None:
+            period_s = scene.profile.period_s
+            all_frames = captures(scene.profile.delivery, period_s, self._seed)
+            for capture in itertools.islice(all_frames, max(1, round(seconds / period_s))):
+                if capture.delivered_ns is not None:
+                    self._moments.put_nowait((capture.number, capture.captured_ns, capture.delivered_ns))
+            self._moments.put_nowait(None)
         self._on_packet = on_packet
         self.network = network_profile(network)
-        self.relay = UdpRelay(self.network, seed=seed, on_forward=self._look, on_arrival=self._look_again)
+        self.relay = UdpRelay(self.network, seed=seed, on_packet=self._look)
         self._first_timestamp: int | None = None
-        self._first_pts: int | None = None
         self._sender: Any = None
         self._receiver: Any = None
         self._remote: Any = None
@@ -104,14 +113,16 @@ class WebRtcLeg:
         Args:
             wanted: as for `from_track`.
         """
-        source = from_track(_Noted(self._remote, self._note), connection=None, **wanted)
+        track = _Noted(self._remote)
+        source = from_track(track, connection=None, **wanted)
         recover_losses(self._receiver, self._remote)
         async with source:
             async for frame in source:
                 after_s = 0.0
                 if not self._camera:  # the last sample counts; a packet is sent when its own last one was captured
                     after_s = frame.inputs.shape[-1] / wanted.get("sample_rate", 16_000) - self._scene.profile.period_s
-                yield attrs.evolve(frame, captured_ns=self._captured_ns((frame.position_s or 0.0) + after_s))
+                position_s = (frame.position_s or 0.0) + after_s
+                yield attrs.evolve(frame, captured_ns=self._captured_ns(track.first_pts or 0, position_s))
 
     def send(self, number: int, captured_ns: int, handed_ns: int) -> int:
         """Send a picture, of a leg without ``seconds``; return its ticks.
@@ -121,8 +132,8 @@ class WebRtcLeg:
             captured_ns: instant of capture, by the monotonic clock.
             handed_ns: instant at which the encoder gets it.
         """
-        start_ns = self._moments.start_ns = self._moments.start_ns or captured_ns
-        self._moments.queue.put_nowait((number, captured_ns - start_ns, handed_ns - start_ns))
+        start_ns = self._start_ns = self._start_ns or captured_ns
+        self._moments.put_nowait((number, captured_ns - start_ns, handed_ns - start_ns))
         return round((captured_ns - start_ns) * self.clock_rate / 1e9)
 
     async def __aenter__(self) -> Self:
@@ -133,7 +144,7 @@ class WebRtcLeg:
         self._receiver.add_listener("track", tracks.put_nowait)
         await self.relay.__aenter__()
         try:
-            self._track = _scene_track(self._aiortc, self._scene, self._moments)
+            self._track = self._scene_track()
             transceiver = self._sender.addTransceiver(self._track, direction="sendonly")
             self._prefer(transceiver)
             await self._sender.setLocalDescription(await self._sender.createOffer())
@@ -192,7 +203,7 @@ class WebRtcLeg:
         sdp = "\r\n".join([*lines[:place], *lines[place:-1], line, *lines[-1:]])
         return self._aiortc.RTCSessionDescription(sdp, description.type)
 
-    def _look(self, packet: bytes, *, arrived: bool = False) -> None:
+    def _look(self, packet: bytes, *, arrived: bool) -> None:
         """Note the timestamp of an RTP packet."""
         is_rtp = len(packet) >= 12 and packet[0] >> 6 == 2 and packet[1] not in RTCP_TYPES
         if not is_rtp:
@@ -203,78 +214,52 @@ class WebRtcLeg:
         if self._on_packet is not None:
             self._on_packet((timestamp - self._first_timestamp) % RTP_WRAP, arrived=arrived)
 
-    def _look_again(self, packet: bytes) -> None:
-        self._look(packet, arrived=True)
-
-    def _note(self, pts: int) -> None:
-        if self._first_pts is None:
-            self._first_pts = pts
-
-    def _captured_ns(self, position_s: float) -> int:
+    def _captured_ns(self, first_pts: int, position_s: float) -> int:
         # aiortc counts from the first timestamp that it received, which it keeps; those before it were lost
         (receiver,) = self._receiver.getReceivers()
         origin = receiver._RTCRtpReceiver__timestamp_mapper._origin
-        ticks = (origin - (self._first_timestamp or 0)) % RTP_WRAP + (self._first_pts or 0)
-        captured_ns: int = self._moments.start_ns + round((ticks / self.clock_rate + position_s) * 1e9)
+        ticks = (origin - (self._first_timestamp or 0)) % RTP_WRAP + first_pts
+        captured_ns: int = self._start_ns + round((ticks / self.clock_rate + position_s) * 1e9)
         return captured_ns
+
+    def _scene_track(self) -> Any:
+        """Return a track that plays the scene at its moments."""
+        leg, profile = self, self._scene.profile
+        clock_rate = profile.sample_rate if isinstance(profile, MicrophoneProfile) else CLOCK_RATES["video"]
+        base: Any = self._aiortc.MediaStreamTrack  # there at run time only
+
+        class SceneTrack(base):  # type: ignore[misc] # likewise
+            """Paced frames of a scene."""
+
+            kind = "video" if leg._camera else "audio"
+
+            async def recv(self) -> Any:
+                moment = await leg._moments.get()
+                if moment is None:
+                    self.stop()
+                    raise leg._aiortc.mediastreams.MediaStreamError
+                number, captured_ns, handed_ns = moment
+                leg._start_ns = leg._start_ns or time.monotonic_ns()
+                await asyncio.sleep(max(0, leg._start_ns + handed_ns - time.monotonic_ns()) / 1e9)
+                frame = leg._scene.frame(number)
+                frame.time_base = Fraction(1, clock_rate)
+                frame.pts = round(captured_ns * clock_rate / 1e9)
+                return frame
+
+        return SceneTrack()
 
 
 class _Noted:
-    """A track that tells the timestamps of its frames."""
+    """A track that keeps the timestamp of its first frame."""
 
-    def __init__(self, track: Any, note: Any) -> None:
+    def __init__(self, track: Any) -> None:
         self.kind = track.kind
         self.stop = track.stop
         self._track = track
-        self._note = note
+        self.first_pts: int | None = None
 
     async def recv(self) -> Any:
         frame = await self._track.recv()
-        self._note(frame.pts)
+        if self.first_pts is None:
+            self.first_pts = frame.pts
         return frame
-
-
-class _Moments:
-    """When frames are captured and handed over, from the start: of a device, or as they are given."""
-
-    def __init__(self, scene: Scene, seconds: float | None, seed: int) -> None:
-        self.start_ns = 0
-        self.queue: asyncio.Queue[tuple[int, int, int]] = asyncio.Queue()
-        period_s = scene.profile.period_s
-        self._captures = None if seconds is None else captures(scene.profile.delivery, period_s, seed)
-        self._count = max(1, round((seconds or 0.0) / period_s))
-
-    async def next(self) -> tuple[int, int, int] | None:
-        """Return number, capture and delivery of the next frame; ``None``: there is none."""
-        if self._captures is None:
-            return await self.queue.get()
-        self.start_ns = self.start_ns or time.monotonic_ns()
-        capture = next(it for it in self._captures if it.delivered_ns is not None)
-        return (
-            None if capture.number >= self._count else (capture.number, capture.captured_ns, capture.delivered_ns or 0)
-        )
-
-
-def _scene_track(aiortc: Any, scene: Scene, moments: _Moments) -> Any:
-    """Return a track that plays a scene at these moments."""
-
-    class SceneTrack(aiortc.MediaStreamTrack):  # type: ignore[misc] # aiortc is there at run time only
-        """Paced frames of a scene."""
-
-        kind = "video" if isinstance(scene.profile, CameraProfile) else "audio"
-
-        async def recv(self) -> Any:
-            moment = await moments.next()
-            if moment is None:
-                self.stop()
-                raise aiortc.mediastreams.MediaStreamError
-            number, captured_ns, handed_ns = moment
-            await asyncio.sleep(max(0, moments.start_ns + handed_ns - time.monotonic_ns()) / 1e9)
-            frame = scene.frame(number)
-            profile = scene.profile
-            ticks = profile.sample_rate if isinstance(profile, MicrophoneProfile) else CLOCK_RATES["video"]
-            frame.time_base = Fraction(1, ticks)
-            frame.pts = round(captured_ns * ticks / 1e9)
-            return frame
-
-    return SceneTrack()

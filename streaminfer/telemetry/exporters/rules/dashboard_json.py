@@ -65,6 +65,12 @@ _DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
 
 def _panels() -> list[_Panel]:
+    limits = _rate("limit.rejected", "reason"), "{{service}} limit: {{reason}}"
+    state = _METRICS["breaker.state"].prometheus
+    open_breakers = (
+        f'max by (service, layer, state) ({state}{{{_SELECTED}, state!="closed"}})',
+        "{{service}} {{layer}} {{state}}",
+    )
     return [
         _Panel(
             "Latency", "s", tuple((_quantile("request.duration", q), f"{{{{service}}}} p{100 * q:g}") for q in _SHARES)
@@ -78,11 +84,11 @@ def _panels() -> list[_Panel]:
         _Panel("Queued and running", "short", (_gauge("batcher.queued"), _gauge("batcher.running"))),
         _Panel("Error budget left", "percentunit", (_gauge("slo.budget_remaining", "slo"),), 1.0),
         _Panel("Burn rate", "short", (_gauge("slo.burn_rate", "slo", "window"),)),
-        _Panel("Rejections", "reqps", ((_rate("batcher.rejected", "reason"), "{{service}} {{reason}}"), _limits())),
+        _Panel("Rejections", "reqps", ((_rate("batcher.rejected", "reason"), "{{service}} {{reason}}"), limits)),
         _Panel("Mean batch size", "short", ((f"{_rate('batcher.rows')} / {_rate('batcher.batches')}", "{{service}}"),)),
         _Panel("Batches by reason", "ops", ((_rate("batcher.batches", "reason"), "{{service}} {{reason}}"),)),
         _Panel("Cache lookups", "ops", ((_rate("cache.lookups", "result"), "{{service}} {{result}}"),)),
-        _Panel("Breakers that are not closed", "short", (_open_breakers(),), 1.0),
+        _Panel("Breakers that are not closed", "short", (open_breakers,), 1.0),
         _Panel("Share of each route", "percentunit", (_gauge("route.share", "route"),), 1.0),
         _Panel("Degraded responses", "reqps", ((_rate("router.fallbacks", "reason"), "{{service}} {{reason}}"),)),
         _Panel("Age of stream results, p99", "s", ((_quantile("session.result.age", 0.99), "{{service}}"),)),
@@ -112,18 +118,6 @@ def _gauge(name: str, *by: str) -> tuple[str, str]:
         expression = expression.replace("sum by", "avg by", 1)
     legend = " ".join(f"{{{{{label}}}}}" for label in labels)
     return expression, legend if by else f"{legend} {name.rpartition('.')[2]}"
-
-
-def _limits() -> tuple[str, str]:
-    return _rate("limit.rejected", "reason"), "{{service}} limit: {{reason}}"
-
-
-def _open_breakers() -> tuple[str, str]:
-    state = _METRICS["breaker.state"].prometheus
-    return (
-        f'max by (service, layer, state) ({state}{{{_SELECTED}, state!="closed"}})',
-        "{{service}} {{layer}} {{state}}",
-    )
 
 
 def _panel(position: int, panel: _Panel) -> dict[str, Any]:

@@ -74,6 +74,26 @@ def test_full_network_drops_frames_and_a_key_frame_follows(camera_scene):
     assert all(it.frames[0].discontinuity for it in after)
 
 
+def test_broken_connection_fails_what_is_on_its_way_and_what_follows(camera_scene):
+    async def main():
+        with CodecThread() as thread:
+            network = NetworkProfile(name="far", delay_s=0.1)
+            async with PacketPath(camera_scene(), network, wanted=PICTURES, thread=thread) as path:
+                sent = path.send(path.clock())
+                path._connection.receiver.shutdown(socket.SHUT_RDWR)
+                with pytest.raises(EOFError):
+                    await sent
+                with pytest.raises(si.Closed):
+                    path.send(path.clock())
+
+    asyncio.run(main())
+
+
+def test_format_must_be_one_of_the_device(camera_scene):
+    with pytest.raises(TypeError, match="wanted: expected a VideoFormat for a camera"):
+        PacketPath(camera_scene(), "wifi", wanted=AudioFormat(), thread=CodecThread())
+
+
 def test_close_fails_what_is_on_its_way_and_ends_the_namespaces(camera_scene):
     async def main():
         with CodecThread() as thread:
@@ -87,5 +107,6 @@ def test_close_fails_what_is_on_its_way_and_ends_the_namespaces(camera_scene):
 
     asyncio.run(main())
 
-    assert not {thread.name for thread in threading.enumerate()} & {"packets", "namespace", "codec"}
+    left = {thread.name.partition("_")[0] for thread in threading.enumerate()}
+    assert not left & {"packets", "namespace", "codec"}
     assert not [name for _, name in socket.if_nameindex() if name.startswith("si")]

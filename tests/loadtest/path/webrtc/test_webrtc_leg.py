@@ -37,7 +37,7 @@ def test_pictures_are_as_old_as_the_network_is_long(camera_scene):
 
     assert len(frames) > 12
     assert all(age_s >= DELAY_S for age_s, _ in frames)
-    assert all(round((captured_ns - leg._moments.start_ns) / 1e9 * 24, 1) % 1 == 0 for _, captured_ns in frames)
+    assert all(round((captured_ns - leg._start_ns) / 1e9 * 24, 1) % 1 == 0 for _, captured_ns in frames)
     assert leg.relay.lost == 0
     assert tasks == 1
 

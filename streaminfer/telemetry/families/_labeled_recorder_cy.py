@@ -1,14 +1,12 @@
-"""A service whose requests a `Telemetry` records by labels as well: latency and outcomes of each set of values.
+"""Recorder of requests by labels: latency and outcomes of each set of values.
 
-One source, compiled with the C types of ``_labeled_service_cy.pxd`` or run as it is.
+One source, compiled with the C types of ``_labeled_recorder_cy.pxd`` or run as it is.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from streaminfer._internal.listeners import LISTENER_ERRORS
-from streaminfer.telemetry._recorded_service_cy import RecordedService
 from streaminfer.telemetry.families.routes import route_of
 
 if TYPE_CHECKING:
@@ -18,11 +16,10 @@ if TYPE_CHECKING:
     from streaminfer.telemetry.families._label_family_cy import LabelFamilyState
     from streaminfer.telemetry.histograms._histogram_cy import HistogramState
 
-__all__ = ["LABELS", "LabeledCounts", "LabeledRecorder", "LabeledService"]
+__all__ = ["LABELS", "LabeledCounts", "LabeledRecorder"]
 
 LABELS = ("tenant", "route", "priority")
 _TENANT, _ROUTE = 0, 1  # positions in LABELS
-_MOST_SOURCES = 1024  # whose routes are remembered
 
 
 class LabeledCounts:
@@ -36,8 +33,6 @@ class LabeledCounts:
         degraded: degraded responses.
         errors: requests that completed without a response, by error.
     """
-
-    __slots__ = ("degraded", "errors", "latency")
 
     def __init__(self, latency: HistogramState) -> None:
         self.latency = latency
@@ -57,12 +52,9 @@ class LabeledRecorder:
         family: a `LabeledCounts` for each set of values.
     """
 
-    __slots__ = ("_codes", "_family", "_routes")
-
     def __init__(self, labels: Sequence[str], family: LabelFamilyState) -> None:
         self._codes = [LABELS.index(label) for label in labels]
         self._family = family
-        self._routes: dict[str, str] = {}
 
     def answer(self, request: Request, response: Response, started_ns: int, now_ns: int) -> None:
         """Count a response."""
@@ -82,41 +74,7 @@ class LabeledRecorder:
             if code == _TENANT:
                 values.append("" if request.tenant is None else request.tenant)
             elif code == _ROUTE:
-                values.append(self._route(source))
+                values.append(route_of(source))
             else:
                 values.append(request.priority)
         return tuple(values)
-
-    def _route(self, source: str) -> str:
-        route = self._routes.get(source)
-        if route is None:
-            route = route_of(source)
-            if len(self._routes) < _MOST_SOURCES:
-                self._routes[source] = route
-        return route
-
-
-class LabeledService(RecordedService):
-    """A service whose every request is recorded, and by labels as well.
-
-    Args:
-        telemetry: the `Telemetry`, which makes this.
-        inner: the service.
-        recorder: counts by labels.
-    """
-
-    def __init__(self, telemetry: Any, inner: Any, recorder: LabeledRecorder) -> None:
-        super().__init__(telemetry, inner)
-        self._labeled_answer = recorder.answer
-        self._labeled_fail = recorder.fail
-
-    def exit(self, request: Request, token: int, outcome: Response | BaseException, now_ns: int) -> None:
-        """Record how it ended."""
-        RecordedService.exit(self, request, token, outcome, now_ns)
-        try:
-            if isinstance(outcome, BaseException):
-                self._labeled_fail(request, self._telemetry.reason_of(outcome))
-            else:
-                self._labeled_answer(request, outcome, token, now_ns)
-        except LISTENER_ERRORS as failure:
-            self._telemetry._failures.report(self._telemetry, "a request by labels", failure)

@@ -3,7 +3,7 @@ from streaminfer._request_cy cimport Request as CRequest, Response as CResponse
 from streaminfer.telemetry.families._label_family_cy cimport LabelFamilyState as CLabelFamilyState
 from streaminfer.telemetry.histograms._histogram_cy cimport HistogramState as CHistogramState
 
-cdef int _TENANT, _ROUTE, _MOST_SOURCES
+cdef int _TENANT, _ROUTE
 
 cdef class LabeledCounts:
     cdef readonly CHistogramState latency
@@ -15,7 +15,6 @@ cdef class LabeledCounts:
 cdef class LabeledRecorder:
     cdef list _codes
     cdef CLabelFamilyState _family
-    cdef dict _routes
 
     @cython.locals(counts=LabeledCounts)
     cpdef answer(self, CRequest request, CResponse response, long long started_ns, long long now_ns)
@@ -25,5 +24,3 @@ cdef class LabeledRecorder:
 
     @cython.locals(values=list, code=int)
     cdef tuple _values(self, CRequest request, str source)
-
-    cdef str _route(self, str source)
