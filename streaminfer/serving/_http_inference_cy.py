@@ -87,7 +87,7 @@ class HttpInference:
             if kind != "generate_stream":
                 return self._reply(call, kind)
             answers = _only(call.arrays or {}) if call.stream is None else call.stream
-            await send_events(call, answers, _time_left(call), send)
+            await send_events(model, call.head, answers, _time_left(call), send)
             return []
 
     def _begin(
@@ -123,12 +123,14 @@ class HttpInference:
         return model.begin(head, rows, _settings(headers, head), arrived_ns, exchange.loop)
 
     def _reply(self, call: ModelCall, kind: str) -> list[Message]:
-        known, left = call.head.row_reply, _time_left(call)
+        head, model, left = call.head, call.model, _time_left(call)
+        known = head.row_reply
         if call.parts is not None and known is not None:
             return make_messages(join_parts(call.parts, known.size), [*known.headers, *left], 200)
+        arrays = call.arrays or {}
         if kind == "generate":
-            return reply([render_generated(call, call.arrays or {})], (JSON_TYPE, *left))
-        parts, kinds = render_response(call)
+            return reply([render_generated(model.name, model.version, head, arrays)], (JSON_TYPE, *left))
+        parts, kinds = render_response(model.name, model.version, head, arrays, call.row, model.announced)
         return make_messages(parts, [*kinds, *left], 200)
 
     def _check_headers(self, headers: dict[bytes, bytes]) -> int | None:

@@ -15,7 +15,8 @@ from streaminfer.serving.errors import RequestRejected, logged_failure
 from streaminfer.serving.requests.infer_response import JSON_TYPE, Outputs, render_generated
 
 if TYPE_CHECKING:
-    from streaminfer.serving.requests._model_requests_cy import ModelCall
+    from streaminfer.serving.requests._infer_head_cy import InferHead
+    from streaminfer.serving.requests._model_requests_cy import ModelRequests
     from streaminfer.telemetry.asgi_app import Headers, Message, Send
 
 __all__ = ["NO_STORE", "describe_error", "make_messages", "reply", "send_events", "without_body"]
@@ -68,12 +69,15 @@ def _describe(error: Exception) -> tuple[bytes, int, Headers]:
     return json.dumps({"error": failure.text}).encode(), failure.status, headers
 
 
-async def send_events(call: ModelCall, answers: AsyncGenerator[Outputs, None], headers: Headers, send: Send) -> None:
+async def send_events(
+    model: ModelRequests, head: InferHead, answers: AsyncGenerator[Outputs, None], headers: Headers, send: Send
+) -> None:
     """Send an event for each answer; an error before the first one is a status, and later an event.
 
     Args:
-        call: of the model.
-        answers: its.
+        model: that answers.
+        head: of the request.
+        answers: of the model.
         headers: beside those of an event stream.
         send: of the ASGI server.
 
@@ -88,18 +92,18 @@ async def send_events(call: ModelCall, answers: AsyncGenerator[Outputs, None], h
             raise ClientGone from error
 
     async with contextlib.aclosing(answers):
-        event: bytes | None = await _next_event(call, answers)
+        event: bytes | None = await _next_event(model, head, answers)
         await say("start", status=200, headers=[*_EVENTS, *headers])
         while event is not None:
             await say("body", body=event, more_body=True)
             try:
-                event = await _next_event(call, answers)
+                event = await _next_event(model, head, answers)
             except Exception as error:  # noqa: BLE001 - the status is sent already
                 await say("body", body=b"data: " + _describe(error)[0] + b"\n\n", more_body=True)
                 break
     await say("body", body=b"", more_body=False)
 
 
-async def _next_event(call: ModelCall, answers: AsyncGenerator[Outputs, None]) -> bytes | None:
+async def _next_event(model: ModelRequests, head: InferHead, answers: AsyncGenerator[Outputs, None]) -> bytes | None:
     arrays = await anext(answers, None)
-    return None if arrays is None else b"data: " + render_generated(call, arrays) + b"\n\n"
+    return None if arrays is None else b"data: " + render_generated(model.name, model.version, head, arrays) + b"\n\n"

@@ -12,8 +12,7 @@ from streaminfer.serving._http_inference_cy import HttpInference
 from streaminfer.serving._http_replies_cy import NO_STORE, describe_error, reply, without_body
 from streaminfer.serving.errors import RequestRejected
 from streaminfer.serving.limits import Limits, checked_limits
-from streaminfer.serving.models import EXTENSIONS, ServedModel, find_model, served_models, server_version
-from streaminfer.serving.requests.infer_response import VERSION
+from streaminfer.serving.models import EXTENSIONS, VERSION, ServedModel, find_model, served_models, server_version
 from streaminfer.stack import Stack
 from streaminfer.telemetry.asgi_app import Message, Receive, Send
 

@@ -22,11 +22,11 @@ from streaminfer.serving.errors import RequestRejected, logged_failure
 from streaminfer.serving.gathering import Gatherer
 from streaminfer.serving.grpc_stream import StreamCall
 from streaminfer.serving.limits import Limits, checked_limits
-from streaminfer.serving.models import EXTENSIONS, ServedModel, find_model, served_models, server_version
+from streaminfer.serving.models import EXTENSIONS, VERSION, ServedModel, find_model, served_models, server_version
 from streaminfer.serving.requests._infer_head_cy import InferHead
 from streaminfer.serving.requests._model_requests_cy import ModelCall, ModelRequests
 from streaminfer.serving.requests.infer_request import HeadReader
-from streaminfer.serving.requests.infer_response import VERSION, Outputs, keep_reply, select_outputs
+from streaminfer.serving.requests.infer_response import Outputs, keep_reply, select_outputs
 from streaminfer.serving.requests.tensors import encode
 from streaminfer.stack import Stack
 
@@ -161,7 +161,7 @@ class GrpcService:
         try:
             model, head, rows = self._read(message)
             call = await self._answer(model, head, rows, context, None, others)
-            response = self._render(call, final=None)
+            response = self._render(model, head, call, final=None)
         except Exception as error:  # noqa: BLE001 - each becomes a status; a cancellation passes
             await self._abort(context, error)
         if call.time_left_s is not None:
@@ -193,13 +193,13 @@ class GrpcService:
             call = await self._answer(model, head, rows, context, stream_id)
             wants_final = head.parameters.get(_WANTS_FINAL) is True
             if call.stream is None:
-                yield self._streamed(self._render(call, final=True if wants_final else None))
+                yield self._streamed(self._render(model, head, call, final=True if wants_final else None))
             else:
                 if wants_final:
-                    last = self._streamed(self._render_head(call, (), final=True))
+                    last = self._streamed(self._render_head(model, head, (), final=True))
                 async with contextlib.aclosing(call.stream) as answers:
                     async for arrays in answers:
-                        yield self._streamed(self._render_arrays(call, arrays, final=False))
+                        yield self._streamed(self._render_arrays(model, head, arrays, None, final=False))
         except Exception as error:  # noqa: BLE001 - the stream goes on
             yield self._error(identity, error)
         if last:
@@ -305,31 +305,37 @@ class GrpcService:
         await call.complete(stream_id is not None)
         return call
 
-    def _render(self, call: ModelCall, *, final: bool | None) -> bytes:
+    def _render(self, model: ModelRequests, head: InferHead, call: ModelCall, *, final: bool | None) -> bytes:
         if call.parts is not None:
             return b"".join(call.parts)
-        return self._render_arrays(call, call.arrays or {}, final=final)
+        return self._render_arrays(model, head, call.arrays or {}, call.row, final=final)
 
-    def _render_arrays(self, call: ModelCall, arrays: Outputs, *, final: bool | None) -> bytes:
-        head = call.head
+    def _render_arrays(
+        self, model: ModelRequests, head: InferHead, arrays: Outputs, row: Any, *, final: bool | None
+    ) -> bytes:
         contents: list[bytes | memoryview] = []
         kinds: list[tuple[str, str, tuple[int, ...]]] = []
         for name, array in select_outputs(head, arrays).items():
-            datatype, content = encode(name, array, call.model.announced.get(name))
+            datatype, content = encode(name, array, model.announced.get(name))
             kinds.append((name, datatype, array.shape))
             contents.append(content)
         if head.rendered is None or head.rendered[0] != (kinds, final):
-            head.rendered = ((kinds, final), self._render_head(call, kinds, final=final))
+            head.rendered = ((kinds, final), self._render_head(model, head, kinds, final=final))
         parts = parts_of_contents(head.rendered[1], self._output_tag, contents)
         if _WANTS_FINAL not in head.parameters:  # the same in a stream and by itself
             pieces = [b"".join(parts[:2]), *parts[3::2]]
-            keep_reply(head, call.row, kinds, pieces)
+            keep_reply(head, row, kinds, pieces)
         return b"".join(parts)
 
     def _render_head(
-        self, call: ModelCall, kinds: Sequence[tuple[str, str, tuple[int, ...]]], *, final: bool | None
+        self,
+        model: ModelRequests,
+        head: InferHead,
+        kinds: Sequence[tuple[str, str, tuple[int, ...]]],
+        *,
+        final: bool | None,
     ) -> bytes:
-        response = self._pb.ModelInferResponse(model_name=call.model.name, model_version=VERSION, id=call.head.id)
+        response = self._pb.ModelInferResponse(model_name=model.name, model_version=VERSION, id=head.id)
         for name, datatype, shape in kinds:
             response.outputs.add(name=name, datatype=datatype, shape=shape)
         if final is not None:

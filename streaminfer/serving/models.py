@@ -9,12 +9,13 @@ from streaminfer.protocols import Capabilities, ModelTensor, ModelTensors, adapt
 from streaminfer.serving.errors import RequestRejected
 from streaminfer.serving.limits import Limits
 from streaminfer.serving.requests._model_requests_cy import ModelRequests
-from streaminfer.serving.requests.infer_response import VERSION
 from streaminfer.serving.requests.tensors import datatype_of_spec
 from streaminfer.stack import Stack
 
-__all__ = ["EXTENSIONS", "ServedModel", "find_model", "served_models", "server_version"]
+__all__ = ["EXTENSIONS", "VERSION", "ServedModel", "find_model", "served_models", "server_version"]
 
+VERSION = "1"
+"""The only version of each model."""
 EXTENSIONS = ("binary_tensor_data", "generate", "model_configuration", "schedule_policy", "sequence", "statistics")
 
 
@@ -35,7 +36,7 @@ class ServedModel:
     def __init__(self, name: str, stack: Stack, limits: Limits) -> None:
         self.name = name
         self.stack = stack
-        self.requests = ModelRequests(name, stack)
+        self.requests = ModelRequests(name, VERSION, stack)
         self._limits = limits
 
     @property

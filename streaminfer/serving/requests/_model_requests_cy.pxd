@@ -19,6 +19,7 @@ cdef class ModelRequests:
     cdef readonly object name
     cdef readonly object stack
     cdef readonly object tensors
+    cdef readonly object version
 
     cpdef long long now_ns(self)
     cpdef InferHead head(self, object message, Py_ssize_t length, long long now_ns)

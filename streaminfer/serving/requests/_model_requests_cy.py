@@ -47,18 +47,21 @@ class ModelRequests:
 
     Args:
         name: of the model.
+        version: of the model, the only one.
         stack: what answers.
 
     Attributes:
         name: as above.
+        version: as above.
         stack: as above.
         counters: of the requests that completed.
         tensors: the inputs and outputs of the model, as they were read last; ``None``: not known.
         announced: the types of its outputs, as far as they are known.
     """
 
-    def __init__(self, name: str, stack: Stack) -> None:
+    def __init__(self, name: str, version: str, stack: Stack) -> None:
         self.name = name
+        self.version = version
         self.stack = stack
         self.counters = ModelCounters()
         self.tensors: ModelTensors | None = None

@@ -1,10 +1,8 @@
 """Responses over HTTP: JSON, with the outputs that were asked for as bytes behind it."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +14,8 @@ from streaminfer.serving.requests._row_path_cy import RowReply, join_parts
 from streaminfer.serving.requests.infer_request import HEAD_LENGTH
 from streaminfer.serving.requests.tensors import datatype_of_spec, encode, encode_list
 
-if TYPE_CHECKING:
-    from streaminfer.serving.requests._model_requests_cy import ModelCall
-
 __all__ = [
     "JSON_TYPE",
-    "VERSION",
     "Outputs",
     "announced_datatypes",
     "keep_reply",
@@ -29,9 +23,6 @@ __all__ = [
     "render_response",
     "select_outputs",
 ]
-
-VERSION = "1"
-"""The only version of each model."""
 
 JSON_TYPE = (b"content-type", b"application/json")
 _BINARY_TYPE = (b"content-type", b"application/octet-stream")
@@ -84,22 +75,31 @@ def announced_datatypes(model: ModelTensors | None) -> dict[str, str | None]:
     return {} if model is None else {spec.name: datatype_of_spec(spec) for spec in model.outputs}
 
 
-def render_response(call: ModelCall) -> tuple[list[Any], Sequence[tuple[bytes, bytes]]]:
+def render_response(
+    name: str, version: str, head: InferHead, arrays: Outputs, row: Any, announced: Mapping[str, str | None]
+) -> tuple[list[Any], Sequence[tuple[bytes, bytes]]]:
     """Return the parts of the body, and its headers.
 
     The JSON is made once for requests that share a head, as long as the outputs have the same types and shapes.
+
+    Args:
+        name: of the model.
+        version: of the model.
+        head: of the request.
+        arrays: the outputs of all rows.
+        row: the outputs of the only row, as the stack returned them; ``None``: there are several.
+        announced: the types of its outputs, as far as they are known.
 
     Raises:
         InvalidInput: an output that the model lacks was asked for, or JSON cannot hold one.
         BackendError: the protocol has no type for an output.
     """
-    model, head = call.model, call.head
     contents: list[bytes | memoryview] = []
     kinds: list[tuple[str, str, tuple[int, ...], int]] = []
     listed: dict[str, list[Any]] = {}
-    for output, array in select_outputs(head, call.arrays or {}).items():
+    for output, array in select_outputs(head, arrays).items():
         if head.binary if head.outputs is None else head.outputs[output]:
-            datatype, content = encode(output, array, model.announced.get(output))
+            datatype, content = encode(output, array, announced.get(output))
             contents.append(content)
             kinds.append((output, datatype, array.shape, len(content)))
         else:
@@ -108,7 +108,7 @@ def render_response(call: ModelCall) -> tuple[list[Any], Sequence[tuple[bytes, b
     if not listed and head.rendered is not None and head.rendered[0] == kinds:
         text = head.rendered[1]
     else:
-        text = _render_head(model.name, head.id, kinds, listed)
+        text = _render_head(name, version, head.id, kinds, listed)
         head.rendered = None if listed else (kinds, text)
     size = len(text) + sum(map(len, contents))
     length = (b"content-length", b"%d" % size)
@@ -116,12 +116,13 @@ def render_response(call: ModelCall) -> tuple[list[Any], Sequence[tuple[bytes, b
         return [text], (JSON_TYPE, length)
     headers = (_BINARY_TYPE, (_HEAD_LENGTH, b"%d" % len(text)), length)
     if not listed:
-        keep_reply(head, call.row, kinds, [text, *[b""] * (len(kinds) - 1)], headers)
+        keep_reply(head, row, kinds, [text, *[b""] * (len(kinds) - 1)], headers)
     return join_parts([text, *contents], size), headers
 
 
 def _render_head(
     name: str,
+    version: str,
     identity: str,
     kinds: list[tuple[str, str, tuple[int, ...], int]],
     listed: Mapping[str, list[Any]],
@@ -131,22 +132,22 @@ def _render_head(
         one: dict[str, Any] = {"name": output, "datatype": datatype, "shape": shape}
         one |= {"data": listed[output]} if output in listed else {"parameters": {"binary_data_size": size}}
         described.append(one)
-    response: dict[str, Any] = {"model_name": name, "model_version": VERSION, "outputs": described}
+    response: dict[str, Any] = {"model_name": name, "model_version": version, "outputs": described}
     if identity:
         response["id"] = identity
     return _to_json(response).encode()
 
 
-def render_generated(call: ModelCall, arrays: Outputs) -> bytes:
+def render_generated(name: str, version: str, head: InferHead, arrays: Outputs) -> bytes:
     """Return the body of ``generate``: a field per output, one element without a list.
 
     Raises:
         InvalidInput: JSON cannot hold an output.
         BackendError: the protocol has no type for one.
     """
-    fields: dict[str, Any] = {"model_name": call.model.name, "model_version": VERSION}
-    if call.head.id:
-        fields["id"] = call.head.id
+    fields: dict[str, Any] = {"model_name": name, "model_version": version}
+    if head.id:
+        fields["id"] = head.id
     for output, array in arrays.items():
         _, elements = encode_list(output, array)
         fields[output] = elements[0] if len(elements) == 1 else elements
