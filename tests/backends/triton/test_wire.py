@@ -1,9 +1,12 @@
 """Messages, types, answers and errors of the protocol, without a server."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from triton_settings import make_settings
 from tritonclient.grpc import service_pb2 as messages
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
@@ -12,11 +15,13 @@ from streaminfer.backends.triton.dtypes import dtype_of, encode_text, split_text
 from streaminfer.backends.triton.errors import ServerError, from_status, of_http_status, without_input
 from streaminfer.backends.triton.messages import InferResponse, Tensor
 from streaminfer.backends.triton.model import latest, read_model
+from streaminfer.backends.triton.request_splitter import RequestSplitter
 from streaminfer.backends.triton.request_validation import RequestValidator
 from streaminfer.backends.triton.server_statistics import CounterReader
 from streaminfer.backends.triton.transport import http_transport as http
 from streaminfer.backends.triton.transport.wire import append_contents, split_contents, tag_of
 from streaminfer.errors import BackendError, DeadlineExceeded, InvalidInput, Overloaded
+from streaminfer.request import Request
 
 INPUT = tag_of(messages.ModelInferRequest, "raw_input_contents")
 OUTPUT = tag_of(messages.ModelInferResponse, "raw_output_contents")
@@ -177,6 +182,19 @@ def test_a_request_has_at_least_one_input():
     only = RequestValidator(read_model("m", "1", described({"x": inputs["x"]}), config(input=optional[:1])), "allow")
     only.validate(x)
     assert only.whole.batch_by_name(x, "m") == {"x": x}
+
+
+def test_a_plain_number_is_the_required_input():
+    """An input that requests may leave out does not get it, also where it comes first."""
+    inputs = {"a": ("FP32", [-1]), "x": ("FP32", [-1])}
+    model = read_model("m", "1", described(inputs), config(input=[{"name": "a", "optional": True}]))
+    session = SimpleNamespace(validator=RequestValidator(model, "allow"), sequences=None)
+    splitter = RequestSplitter(session, make_settings(), lambda: None)
+    request = Request(np.float32(2.0))
+
+    splitter.validate(request)
+
+    assert splitter.batch_of_one(request) == {"x": np.array([2.0], np.float32)}
 
 
 TWO = described(outputs={"y": ("FP32", [-1, 2]), "t": ("BYTES", [-1])})
