@@ -304,9 +304,9 @@ class _Race:
         failed = task.cancelled() or task.exception() is not None  # called in any case, which marks it as retrieved
         if self.over.done():
             return  # the race is over
+        self._timer.cancel()  # here: if it is due in this turn of the loop, it comes before `end`
         if failed:
             self.failed.append(task)
-            self._timer.cancel()
             if self._running:
                 return
         else:

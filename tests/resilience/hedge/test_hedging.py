@@ -218,6 +218,29 @@ def test_a_failure_before_any_second_is_raised_at_once():
     scenario(test, service=Service((0.005, si.BackendError("first"))))
 
 
+class Blocking(Service):
+    """Blocks the loop for 3 ms at the end of each call."""
+
+    async def call(self, request):
+        try:
+            return await super().call(request)
+        finally:
+            asyncio.get_running_loop().now_ns += 3 * MS
+
+
+@pytest.mark.parametrize("end", ["first", si.BackendError("first")], ids=["response", "failure"])
+def test_a_first_that_ends_as_the_delay_does_is_alone(end):
+    """Its end and the timer are due in one turn of the loop; the end comes first."""
+
+    async def test(loop, hedge, service, hedged):
+        (ended,) = await asyncio.gather(hedged.call(Request(0.0)), return_exceptions=True)
+        assert isinstance(ended, si.BackendError) or ended.outputs == "first"
+        assert len(service.asked_at) == 1
+        assert seen(hedge, "hedges", "won") == (0, 0)
+
+    scenario(test, service=Blocking((0.012, end)))
+
+
 def test_cancelling_the_caller_cancels_both():
     async def test(loop, hedge, service, hedged):
         task = asyncio.ensure_future(hedged.call(Request(0.0)))
