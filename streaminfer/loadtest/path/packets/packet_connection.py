@@ -67,9 +67,10 @@ class PacketConnection:
             raise OSError(f"packets between network namespaces: this machine lacks {', '.join(missing)}")
         number = f"{os.getpid() % 100_000:x}-{next(_numbers) % 10_000:x}"
         self._ended = os.eventfd(0)
-        try:
-            # a socket that a thread makes keeps the namespace of the thread when it has ended
-            with ThreadPoolExecutor(1, "namespace") as first, ThreadPoolExecutor(1, "namespace") as second:
+        # a socket that a thread makes keeps the namespace of the thread when it has ended; without one, the devices go
+        # with the threads, and what carries their packets has to end before
+        with ThreadPoolExecutor(1, "namespace") as first, ThreadPoolExecutor(1, "namespace") as second:
+            try:
                 for side, namespace in enumerate((first, second)):
                     name, (own, other) = f"si{number}{'ab'[side]}", ADDRESSES if side == 0 else ADDRESSES[::-1]
                     self._tuns.append(join(namespace.submit(_leave_network).result(), name, own, other))
@@ -81,14 +82,14 @@ class PacketConnection:
                     address = (ADDRESSES[1], server.getsockname()[1])
                     self.sender = first.submit(socket.create_connection, address).result()
                     self.receiver = server.accept()[0]
-            for end in (self.sender, self.receiver):
-                end.setblocking(False)
-                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                # without a network they could not say goodbye, and would keep their namespace for minutes
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        except BaseException:
-            self._close()
-            raise
+                for end in (self.sender, self.receiver):
+                    end.setblocking(False)
+                    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    # without a network they could not say goodbye, and would keep their namespace for minutes
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            except BaseException:
+                self._close()
+                raise
 
     def _close(self) -> None:
         if self._ended < 0:

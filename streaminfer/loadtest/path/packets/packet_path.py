@@ -161,6 +161,8 @@ class PacketPath(DevicePath):
             if job.set_running_or_notify_cancel():
                 try:
                     job.set_result(function())
+                except StopIteration as error:  # asyncio's future does not take it, and would never end
+                    job.set_exception(RuntimeError(f"media path {self.name!r}: {error!r}"))
                 except Exception as error:  # noqa: BLE001 - the caller gets it
                     job.set_exception(error)
 

@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +19,7 @@ import attrs
 
 from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_count, check_instance, expected
-from streaminfer.loadtest.devices.delivery import captures
+from streaminfer.loadtest.devices.delivery import Capture, captures
 from streaminfer.loadtest.devices.profile import CameraProfile, MicrophoneProfile
 from streaminfer.loadtest.path.network import NetworkProfile, network_profile
 from streaminfer.loadtest.path.scene import Scene
@@ -87,15 +87,12 @@ class WebRtcLeg:
         self.clock_rate = CLOCK_RATES["video" if self._camera else "audio"]
         self._seed = check_count("seed", seed, at_least=0)
         self._start_ns = 0
-        self._moments: asyncio.Queue[tuple[int, int, int] | None] = asyncio.Queue()
-        """Number, capture and delivery of each frame, from the start; ``None``: there is no more."""
+        self._moments: asyncio.Queue[tuple[int, int, int]] = asyncio.Queue()  # of what is sent by hand
+        self._planned: Iterator[Capture] | None = None
         if seconds is not None:
             period_s = scene.profile.period_s
             all_frames = captures(scene.profile.delivery, period_s, self._seed)
-            for capture in itertools.islice(all_frames, max(1, round(seconds / period_s))):
-                if capture.delivered_ns is not None:
-                    self._moments.put_nowait((capture.number, capture.captured_ns, capture.delivered_ns))
-            self._moments.put_nowait(None)
+            self._planned = itertools.islice(all_frames, max(1, round(seconds / period_s)))
         self._on_packet = on_packet
         self.network = network_profile(network)
         self.relay = UdpRelay(self.network, seed=seed, on_packet=self._look)
@@ -222,6 +219,15 @@ class WebRtcLeg:
         captured_ns: int = self._start_ns + round((ticks / self.clock_rate + position_s) * 1e9)
         return captured_ns
 
+    async def _next_moment(self) -> tuple[int, int, int] | None:
+        """Return number, capture and delivery of the next frame, from the start; ``None``: there is no more."""
+        if self._planned is None:
+            return await self._moments.get()
+        for capture in self._planned:
+            if capture.delivered_ns is not None:
+                return capture.number, capture.captured_ns, capture.delivered_ns
+        return None
+
     def _scene_track(self) -> Any:
         """Return a track that plays the scene at its moments."""
         leg, profile = self, self._scene.profile
@@ -234,7 +240,7 @@ class WebRtcLeg:
             kind = "video" if leg._camera else "audio"
 
             async def recv(self) -> Any:
-                moment = await leg._moments.get()
+                moment = await leg._next_moment()
                 if moment is None:
                     self.stop()
                     raise leg._aiortc.mediastreams.MediaStreamError

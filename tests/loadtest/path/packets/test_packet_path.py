@@ -8,6 +8,7 @@ import pytest
 
 import streaminfer as si
 from streaminfer.loadtest.path import CodecThread, NetworkProfile, PacketPath, PathService
+from streaminfer.loadtest.path.packets.packet_connection import PacketConnection
 from streaminfer.streams.sources.formats import AudioFormat, VideoFormat
 
 PICTURES = VideoFormat(size=(32, 24), pixel_format="gray")
@@ -87,6 +88,44 @@ def test_broken_connection_fails_what_is_on_its_way_and_what_follows(camera_scen
                     path.send(path.clock())
 
     asyncio.run(main())
+
+
+def test_stop_iteration_of_prepare_ends_the_frame(camera_scene):
+    def prepare(_picture):
+        raise StopIteration
+
+    async def main():
+        with CodecThread() as thread:
+            network = NetworkProfile(name="n")
+            async with PacketPath(camera_scene(), network, wanted=PICTURES, thread=thread, prepare=prepare) as path:
+                with pytest.raises(RuntimeError, match="StopIteration"):
+                    await asyncio.wait_for(path.send(path.clock()), 10.0)
+
+    asyncio.run(main())
+
+
+def test_failed_connection_ends_what_carries_packets_before_its_namespaces(monkeypatch):
+    """The devices go with the namespaces, and reading from one that is gone is an error."""
+    left = []
+    close = PacketConnection._close
+
+    def note_and_close(connection):
+        left.extend(thread.name for thread in threading.enumerate())
+        close(connection)
+
+    def fail(_address):
+        raise OSError("no way")
+
+    async def main():
+        with pytest.raises(OSError, match="no way"):
+            await PacketConnection(NetworkProfile(name="n")).__aenter__()
+
+    monkeypatch.setattr(PacketConnection, "_close", note_and_close)
+    monkeypatch.setattr(socket, "create_connection", fail)
+    asyncio.run(main())
+
+    assert {"packets", "namespace_0"} <= set(left)
+    assert left.count("namespace_0") == 2
 
 
 def test_format_must_be_one_of_the_device(camera_scene):

@@ -1,6 +1,7 @@
 """A device over WebRTC: true instants of capture, also behind losses, and nothing left behind."""
 
 import asyncio
+import itertools
 import time
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 import streaminfer as si
 from streaminfer.loadtest.devices import MicrophoneProfile
+from streaminfer.loadtest.devices.delivery import Capture
 from streaminfer.loadtest.path import DeviceGroup, NetworkProfile, PathService, WebRtcLeg, WebRtcPath, run_devices
 
 DELAY_S = 0.02
@@ -62,6 +64,26 @@ def test_sound_arrives_in_chunks(microphone_scene):
 def test_codec_must_be_one_of_webrtc(camera_scene):
     with pytest.raises(ValueError, match="scene: expected a device whose codec"):
         WebRtcLeg(camera_scene(codec="mjpeg"), "wifi", seconds=1.0)
+
+
+def test_frames_are_planned_as_they_are_played(camera_scene, monkeypatch):
+    """A leg for a day is made at once; its track ends behind the last frame, however often it is asked."""
+    planned = []
+
+    def plan(_delivery, _period_s, _seed):
+        for number in itertools.count():
+            planned.append(number)
+            yield Capture(number, number, None if number == 0 else number)
+
+    monkeypatch.setattr("streaminfer.loadtest.path.webrtc.webrtc_leg.captures", plan)
+
+    async def main():
+        scene = camera_scene(codec="vp8")
+        leg = WebRtcLeg(scene, "wifi", seconds=3 * scene.profile.period_s)
+        assert planned == []
+        return [await asyncio.wait_for(leg._next_moment(), 1.0) for _ in range(4)]
+
+    assert asyncio.run(main()) == [(1, 1, 1), (2, 2, 2), None, None]
 
 
 class Shape:
