@@ -149,6 +149,7 @@ class WebRtcLeg:
             await self._receiver.setLocalDescription(await self._receiver.createAnswer())
             await self._sender.setRemoteDescription(self._through_relay(1, self._receiver.localDescription))
             self._remote = await tracks.get()
+            await asyncio.gather(_connected(self._sender), _connected(self._receiver))
             self._ending = asyncio.get_running_loop().create_task(self._end())
         except BaseException:
             await self._close()
@@ -269,3 +270,14 @@ class _Noted:
         if self.first_pts is None:
             self.first_pts = frame.pts
         return frame
+
+
+async def _connected(peer: Any) -> None:
+    """Wait until a peer is connected, so that no frame queues behind the set-up."""
+    changed = asyncio.Event()
+    peer.add_listener("connectionstatechange", changed.set)
+    while peer.connectionState != "connected":
+        if peer.connectionState in {"failed", "closed"}:
+            raise OSError(f"WebRTC: expected a connection, got one that is {peer.connectionState}")
+        await changed.wait()
+        changed.clear()

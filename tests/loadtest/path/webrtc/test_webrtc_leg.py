@@ -32,6 +32,30 @@ def receive(scene, network, **wanted):
     return asyncio.run(main())
 
 
+def test_a_leg_begins_when_both_ends_are_connected(camera_scene):
+    """Frames that were sent before would queue behind the set-up, and come to the receiver all at once."""
+
+    async def main():
+        async with WebRtcLeg(camera_scene(codec="vp8"), NetworkProfile(name="n", delay_s=DELAY_S), seconds=1.0) as leg:
+            return leg._sender.connectionState, leg._receiver.connectionState
+
+    assert asyncio.run(main()) == ("connected", "connected")
+
+
+@pytest.mark.parametrize("state", ["failed", "closed"])
+def test_a_leg_that_cannot_connect_ends(camera_scene, monkeypatch, state):
+    """The states of ICE and DTLS are aiortc's; the transport of this one does not get so far."""
+
+    async def main():
+        leg = WebRtcLeg(camera_scene(codec="vp8"), NetworkProfile(name="n"), seconds=1.0)
+        monkeypatch.setattr(leg._aiortc.RTCPeerConnection, "connectionState", state)
+        async with leg:
+            raise AssertionError("it began")
+
+    with pytest.raises(OSError, match=f"WebRTC: expected a connection, got one that is {state}"):
+        asyncio.run(main())
+
+
 def test_pictures_are_as_old_as_the_network_is_long(camera_scene):
     frames, leg, tasks = receive(
         camera_scene(codec="vp8"), NetworkProfile(name="n", delay_s=DELAY_S), pixel_format="gray"
