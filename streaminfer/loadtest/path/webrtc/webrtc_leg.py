@@ -49,7 +49,8 @@ class WebRtcLeg:
             async for result in session(leg.frames(size=(192, 192))):
                 ...
 
-    The encoder is aiortc's, for VP8, H.264 or Opus; it chooses the bitrate.
+    The encoder is aiortc's, for VP8, H.264 or Opus; it chooses the bitrate. Entering waits until both ends are
+    connected, so that their set-up is no part of a frame's age; where that fails it raises an ``OSError``.
 
     Args:
         scene: what the device captures.

@@ -45,9 +45,9 @@ class WebRtcPath(DevicePath):
                 service, arrivals=service.schedule(10.0), inputs=service.samples, duration_s=10.0, slo_s=0.5
             )
 
-    The stages are ``capture``; ``encode``, until the first packet is sent; ``uplink``, until the last one arrived, with
-    what was sent again; ``decode``, which has the jitter buffer, the decoder and the conversion. aiortc does not tell
-    the CPU of its codecs.
+    It takes frames from when both ends are connected. The stages are ``capture``; ``encode``, until the first packet is
+    sent; ``uplink``, until the last one arrived, with what was sent again; ``decode``, which has the jitter buffer, the
+    decoder and the conversion. aiortc does not tell the CPU of its codecs.
 
     A chunk of sound comes with the packet that has its last sample. Packets before it, whose sound is in it too, are
     answered at the same time, without frames.
