@@ -1,10 +1,12 @@
 """Recovery of a WebRTC receiver from lost packets, in time.
 
 *Design.* aiortc's jitter buffer gives at most one frame per packet that arrives, and waits for a lost packet until it
-is full: 16 packets of sound, 128 of pictures. What a loss held up therefore stays late, and losses add up to seconds
-(aiortc issue 543). This module lets a receiver do three things more with each packet:
+is full: 16 packets of sound, 512 of pictures. What a loss held up therefore stays late, and losses add up to seconds
+(aiortc issue 543). It also holds back four packets of sound, for an even playback. This module lets a receiver do three
+things more with each packet:
 
-* hand over every frame that is complete, a picture with its last packet, which is marked, and not with the next one;
+* hand over every frame that is complete: a picture with its last packet, which is marked, and not with the next one;
+  each packet of sound;
 * ask again for a lost packet of a picture, since the first request or its answer may be lost, too;
 * give it up after a time, and ask for a whole picture. Sound is not sent again, so its time is short: that of packets
   which overtake each other.
@@ -116,36 +118,32 @@ class _Recovery:
     async def _skip(self, ahead: int) -> None:
         """Leave the missing packet behind that is so far ahead."""
         buffer = self._buffer
-        if self._is_video:
-            buffer.smart_remove(ahead + 1)  # with the rest of its picture
-            await self._receiver._send_rtcp_pli(self._ssrc)
+        if not self._is_video:
+            buffer.remove(1)  # it is the first one
             return
-        for _ in range(ahead):  # sound has a frame per packet
-            packet = buffer._packets[buffer._origin % buffer.capacity]
-            self._decode(self._make_frame(packet._data, packet.timestamp))
-            buffer.remove(1)
-        buffer.remove(1)
+        buffer.smart_remove(ahead + 1)  # with the rest of its picture
+        await self._receiver._send_rtcp_pli(self._ssrc)
 
     def _drain(self) -> None:
-        while (frame := self._buffer._remove_frame(0)) is not None:
-            self._decode(frame)
-        if self._is_video:
-            self._hand_over_marked()
-
-    def _hand_over_marked(self) -> None:
+        """Hand over every frame that is complete."""
         buffer = self._buffer
+        while (frame := buffer._remove_frame(0)) is not None:
+            self._decode(frame)
         packets: list[Any] = []
         while len(packets) < buffer.capacity:
             packet = buffer._packets[(buffer._origin + len(packets)) % buffer.capacity]
             if packet is None:
                 return
             packets.append(packet)
-            if packet.marker:
+            is_padding = len(packets) == 1 and not packet._data  # behind a picture that was handed over
+            if packet.marker or is_padding or not self._is_video:
                 self._decode(self._make_frame(b"".join(part._data for part in packets), packets[0].timestamp))
                 buffer.remove(len(packets))
                 packets = []
 
     def _decode(self, frame: Any) -> None:
+        if not frame.data:
+            return  # padding, which the decoder would take as the end of the stream
         frame.timestamp = self._timestamps.map(frame.timestamp)
         self._decoder.put((self._codec, frame))
 
