@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import re
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import attrs
+import numpy as np
 
 from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_count, check_instance, expected
@@ -28,13 +30,15 @@ from streaminfer.streams.frame import Frame
 from streaminfer.streams.sources.loss_recovery import recover_losses
 from streaminfer.streams.sources.track import from_track
 
-__all__ = ["WebRtcLeg"]
+__all__ = ["PACKET_SAMPLES", "WebRtcLeg"]
 
 CANDIDATE = re.compile(
     r"^a=candidate:(\S+) 1 udp (\d+) (\d+\.\d+\.\d+\.\d+) (\d+) typ host.*$", re.IGNORECASE | re.MULTILINE
 )
 MIME_TYPES = {"vp8": "video/VP8", "h264": "video/H264", "opus": "audio/opus"}
 CLOCK_RATES = {"video": 90_000, "audio": 48_000}
+PACKET_SAMPLES = 960
+"""Of sound, in a packet of aiortc's encoder: shorter frames are put together."""
 LINGER_S = 0.5
 RTP_WRAP = 1 << 32
 RTCP_TYPES = range(192, 224)
@@ -57,7 +61,8 @@ class WebRtcLeg:
         network: profile of its network, or its name.
         seconds: how long it sends; ``None``: it sends what :meth:`send` gets.
         seed: of jitter and loss, of the device and of the network.
-        on_packet: is called with the ticks of a picture, from the first one, when a packet of it is sent or arrives.
+        on_packet: is called with the ticks of a picture, or of a packet of sound, from the first one, when a packet is
+            sent or arrives.
 
     Attributes:
         network: profile of its network.
@@ -122,17 +127,27 @@ class WebRtcLeg:
                 position_s = (frame.position_s or 0.0) + after_s
                 yield attrs.evolve(frame, captured_ns=self._captured_ns(track.first_pts or 0, position_s))
 
+    async def sound(self) -> AsyncIterator[tuple[int, Any]]:
+        """Yield the ticks of each packet of sound, from the first one that was sent, and what was decoded from it."""
+        recover_losses(self._receiver, self._remote)
+        while True:
+            try:
+                frame = await self._remote.recv()
+            except self._aiortc.mediastreams.MediaStreamError:
+                return
+            yield self._ticks(frame.pts) % RTP_WRAP, frame
+
     def send(self, number: int, captured_ns: int, handed_ns: int) -> int:
-        """Send a picture, of a leg without ``seconds``; return its ticks.
+        """Send a frame, of a leg without ``seconds``; return its ticks, which start over as those of RTP do.
 
         Args:
-            number: of the picture in the scene.
+            number: of the frame in the scene.
             captured_ns: instant of capture, by the monotonic clock.
             handed_ns: instant at which the encoder gets it.
         """
         start_ns = self._start_ns = self._start_ns or captured_ns
         self._moments.put_nowait((number, captured_ns - start_ns, handed_ns - start_ns))
-        return round((captured_ns - start_ns) * self.clock_rate / 1e9)
+        return round((captured_ns - start_ns) * self.clock_rate / 1e9) % RTP_WRAP
 
     async def __aenter__(self) -> Self:
         make = self._aiortc.RTCPeerConnection
@@ -214,12 +229,13 @@ class WebRtcLeg:
             self._on_packet((timestamp - self._first_timestamp) % RTP_WRAP, arrived=arrived)
 
     def _captured_ns(self, first_pts: int, position_s: float) -> int:
+        return self._start_ns + round((self._ticks(first_pts) / self.clock_rate + position_s) * 1e9)
+
+    def _ticks(self, pts: int) -> int:
         # aiortc counts from the first timestamp that it received, which it keeps; those before it were lost
         (receiver,) = self._receiver.getReceivers()
-        origin = receiver._RTCRtpReceiver__timestamp_mapper._origin
-        ticks = (origin - (self._first_timestamp or 0)) % RTP_WRAP + first_pts
-        captured_ns: int = self._start_ns + round((ticks / self.clock_rate + position_s) * 1e9)
-        return captured_ns
+        origin: int = receiver._RTCRtpReceiver__timestamp_mapper._origin
+        return (origin - (self._first_timestamp or 0)) % RTP_WRAP + pts
 
     async def _next_moment(self) -> tuple[int, int, int] | None:
         """Return number, capture and delivery of the next frame, from the start; ``None``: there is no more."""
@@ -229,6 +245,19 @@ class WebRtcLeg:
             if capture.delivered_ns is not None:
                 return capture.number, capture.captured_ns, capture.delivered_ns
         return None
+
+    def _parts_of(self, number: int) -> list[Any]:
+        """Return a picture, or the sound of each packet: aiortc gives all packets of one frame the same timestamp."""
+        whole = self._scene.frame(number)
+        step = CLOCK_RATES["audio"] // PACKET_SAMPLES
+        if self._camera or whole.samples * step <= whole.sample_rate:
+            return [whole]
+        samples, parts = whole.to_ndarray(), []
+        for start in range(0, whole.samples, whole.sample_rate // step):
+            part = np.ascontiguousarray(samples[:, start : start + whole.sample_rate // step])
+            parts.append(type(whole).from_ndarray(part, whole.format.name, whole.layout.name))
+            parts[-1].sample_rate = whole.sample_rate
+        return parts
 
     def _scene_track(self) -> Any:
         """Return a track that plays the scene at its moments."""
@@ -241,7 +270,13 @@ class WebRtcLeg:
 
             kind = "video" if leg._camera else "audio"
 
+            def __init__(self) -> None:
+                super().__init__()
+                self._parts: deque[Any] = deque()  # of the present frame
+
             async def recv(self) -> Any:
+                if self._parts:
+                    return self._parts.popleft()
                 moment = await leg._next_moment()
                 if moment is None:
                     self.stop()
@@ -249,10 +284,12 @@ class WebRtcLeg:
                 number, captured_ns, handed_ns = moment
                 leg._start_ns = leg._start_ns or time.monotonic_ns()
                 await asyncio.sleep(max(0, leg._start_ns + handed_ns - time.monotonic_ns()) / 1e9)
-                frame = leg._scene.frame(number)
-                frame.time_base = Fraction(1, clock_rate)
-                frame.pts = round(captured_ns * clock_rate / 1e9)
-                return frame
+                self._parts.extend(leg._parts_of(number))
+                pts = round(captured_ns * clock_rate / 1e9)
+                for part in self._parts:
+                    part.time_base, part.pts = Fraction(1, clock_rate), pts
+                    pts += 0 if leg._camera else part.samples
+                return self._parts.popleft()
 
         return SceneTrack()
 

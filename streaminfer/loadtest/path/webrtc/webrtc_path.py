@@ -6,33 +6,40 @@ from typing import Any, Self
 
 import attrs
 
+from streaminfer._internal.loading.extras import require
 from streaminfer.errors import Closed
 from streaminfer.loadtest.devices.profile import CameraProfile
 from streaminfer.loadtest.path.codec import Prepare
 from streaminfer.loadtest.path.network import NetworkProfile
 from streaminfer.loadtest.path.scene import Scene
 from streaminfer.loadtest.path.transfer import DevicePath, Transfer, TransferEnd, complete
-from streaminfer.loadtest.path.webrtc.webrtc_leg import WebRtcLeg
+from streaminfer.loadtest.path.webrtc.webrtc_leg import PACKET_SAMPLES, WebRtcLeg
 from streaminfer.streams.frame import Frame
+from streaminfer.streams.sources.conversion import AudioAssembler
+from streaminfer.streams.sources.formats import AudioFormat
+from streaminfer.streams.sources.timestamps import Stamp
 
 __all__ = ["WebRtcPath"]
 
 STAGES = ("capture", "encode", "uplink", "decode")
 LOST_S = 2.0
 """After which a frame that has not come is lost, where no later one shows it."""
-ROUNDING_NS = 1_000_000
-"""Between the instants of sound that sender and receiver work out."""
+LEAST_STEP_NS = 1_000_000
+"""From the instant of one frame to that of the next."""
 
 
 @attrs.define(slots=True, eq=False)
 class _Sent:
-    """A picture, or a packet of sound, on its way."""
+    """A picture, or a frame of sound, on its way; its sound is in one or more packets, or in a part of one."""
 
     transfer: Transfer
     handed_ns: int
     done: TransferEnd
+    number: int
     first_ns: int = 0
     last_ns: int = 0
+    first_sample: int = 0
+    packets: range = range(0)
 
 
 class WebRtcPath(DevicePath):
@@ -49,8 +56,8 @@ class WebRtcPath(DevicePath):
     sent; ``uplink``, until the last one arrived, with what was sent again; ``decode``, which has the jitter buffer, the
     decoder and the conversion. aiortc does not tell the CPU of its codecs.
 
-    A chunk of sound comes with the packet that has its last sample. Packets before it, whose sound is in it too, are
-    answered at the same time, without frames.
+    A chunk of sound comes with the frame that has its last sample. Other frames of sound are answered when they have
+    been decoded, without a chunk.
 
     Args:
         scene: what the device captures.
@@ -85,6 +92,9 @@ class WebRtcPath(DevicePath):
         self._sent: dict[int, _Sent] = {}
         self._last_ns = 0
         self._begun_ns: int | None = None
+        self._first_ns = 0  # of sound: when the device began, by its first frame
+        self._samples = self._next_packet = 0  # of sound, so far
+        self._packets: dict[int, int] = {}  # numbers of packets of sound by their ticks, from the last one decoded on
         self._reader: asyncio.Task[None] | None = None
         self._failure: Exception | None = None
 
@@ -96,7 +106,13 @@ class WebRtcPath(DevicePath):
         number = self._next_number(skipped)
         handed_ns = handed_ns or captured_ns
         captured_ns = self._regular(number, captured_ns)
-        sent = _Sent(Transfer(captured_ns), handed_ns, done)
+        sent = _Sent(Transfer(captured_ns), handed_ns, done, number)
+        if not self._camera:
+            self._first_ns = self._first_ns or captured_ns - number * self._period_ns
+            captured_ns = self._first_ns + number * self._period_ns  # RTP counts samples
+            sent.first_sample = self._samples
+            self._samples += round(self._period_ns * self._leg.clock_rate / 1e9)
+            sent.packets = range(sent.first_sample // PACKET_SAMPLES, -(-self._samples // PACKET_SAMPLES))
         ticks = self._leg.send(self._start + number, captured_ns, handed_ns)
         self._sent[ticks] = sent
         loop.call_later(LOST_S, self._lose, ticks)
@@ -123,49 +139,79 @@ class WebRtcPath(DevicePath):
         """Return when a frame was captured by the pace of the device: a busy loop sends several at one instant."""
         begun_ns = captured_ns - number * self._period_ns
         self._begun_ns = begun_ns if self._begun_ns is None else min(self._begun_ns, begun_ns)
-        self._last_ns = max(self._begun_ns + number * self._period_ns, self._last_ns + ROUNDING_NS)
+        self._last_ns = max(self._begun_ns + number * self._period_ns, self._last_ns + LEAST_STEP_NS)
         return self._last_ns
 
     async def _read(self) -> None:
-        loop = asyncio.get_running_loop()
         try:
-            async for frame in self._leg.frames(**self._wanted):
-                prepared: Frame | Exception = frame
-                if self._prepare is not None:
-                    try:
-                        inputs = await loop.run_in_executor(None, self._prepare, frame.inputs)
-                        prepared = attrs.evolve(frame, inputs=inputs)
-                    except Exception as error:  # noqa: BLE001 - of prepare: the caller of this frame gets it
-                        prepared = error
-                self._arrive(frame.captured_ns, prepared)
+            await (self._read_pictures() if self._camera else self._read_sound())
         except Exception as error:  # noqa: BLE001 - of the receiver: the callers get it, later ones as a cause
             self._failure = error
             self._end_all(error)
 
-    def _arrive(self, captured_ns: int, frame: Frame | Exception) -> None:
+    async def _read_pictures(self) -> None:
+        async for frame in self._leg.frames(**self._wanted):
+            self._take_picture(frame.captured_ns, [await self._prepared(frame)])
+
+    async def _read_sound(self) -> None:
+        av = require("av", extra="webrtc", purpose="WebRtcPath")
+        assembler = AudioAssembler(av, AudioFormat(**self._wanted))
+        chunks: list[Frame | Exception] = []  # that come with the next frame
+        async for ticks, sound in self._leg.sound():
+            packet = self._packets[ticks]
+            self._packets = {at: number for at, number in self._packets.items() if number > packet}
+            sent = next((it for it in self._sent.values() if packet in it.packets), None)
+            if sent is None:
+                continue  # it was given up
+            before_ns = (packet * PACKET_SAMPLES - sent.first_sample) * 1_000_000_000 // self._leg.clock_rate
+            position_ns = sent.number * self._period_ns + max(0, before_ns)
+            made = assembler.push(sound, Stamp(position_ns, sent.transfer.captured_ns, discontinuity=False))
+            chunks += [await self._prepared(frame) for frame in made]
+            chunks = self._take_sound(packet, chunks)
+
+    async def _prepared(self, frame: Frame) -> Frame | Exception:
+        if self._prepare is None:
+            return frame
+        try:
+            inputs = await asyncio.get_running_loop().run_in_executor(None, self._prepare, frame.inputs)
+            return attrs.evolve(frame, inputs=inputs)
+        except Exception as error:  # noqa: BLE001 - of prepare: the caller of this frame gets it
+            return error
+
+    def _take_picture(self, captured_ns: int, frames: list[Frame | Exception]) -> None:
         """End the transfer of what was captured at an instant, and those before it."""
-        least_ns = captured_ns - (self._period_ns // 2 if self._camera else ROUNDING_NS)
+        least_ns = captured_ns - self._period_ns // 2
         most_ns = least_ns + self._period_ns
         for ticks, sent in list(self._sent.items()):
             sent_ns = sent.transfer.captured_ns
             if sent_ns > most_ns:
                 return
             if sent_ns >= least_ns:
-                self._complete(ticks, sent, frame)
+                self._complete(ticks, sent, frames)
                 return
-            if self._camera or not sent.last_ns:
+            self._lose(ticks)  # a later one came
+
+    def _take_sound(self, packet: int, chunks: list[Frame | Exception]) -> list[Frame | Exception]:
+        """End the transfers whose sound ends with a packet or before it; return the chunks for a later one."""
+        for ticks, sent in list(self._sent.items()):
+            last = sent.packets[-1]
+            if last > packet:
+                break
+            if last < packet:
                 self._lose(ticks)  # a later one came
             else:
-                self._complete(ticks, sent, None)
+                self._complete(ticks, sent, chunks)
+                chunks = []
+        return chunks
 
-    def _complete(self, ticks: int, sent: _Sent, frame: Frame | Exception | None) -> None:
-        if isinstance(frame, Exception):
-            self._end(ticks, frame)
-            return
+    def _complete(self, ticks: int, sent: _Sent, frames: list[Frame | Exception]) -> None:
         transfer, ready_ns = sent.transfer, self.clock()
         first_ns, last_ns = sent.first_ns or sent.handed_ns, sent.last_ns or ready_ns
-        if frame is not None:
-            transfer.frames = [attrs.evolve(frame, captured_ns=transfer.captured_ns)]
+        for frame in frames:
+            if isinstance(frame, Exception):
+                self._end(ticks, frame)
+                return
+            transfer.frames.append(attrs.evolve(frame, captured_ns=transfer.captured_ns))
         instants = (transfer.captured_ns, sent.handed_ns, first_ns, last_ns, ready_ns)
         for stage, start_ns, end_ns in zip(STAGES, instants, instants[1:], strict=False):
             transfer.stages_s[stage] = max(0, end_ns - start_ns) / 1e9
@@ -185,15 +231,17 @@ class WebRtcPath(DevicePath):
             self._end(ticks, error)
 
     def _note_packet(self, ticks: int, *, arrived: bool) -> None:
-        sent = self._sent.get(ticks) if self._camera else self._nearest(ticks)
-        if sent is None:
-            return
-        if arrived:
-            sent.last_ns = self.clock()
-        elif not sent.first_ns:
-            sent.first_ns = self.clock()
-
-    def _nearest(self, ticks: int) -> _Sent | None:
-        """Return the packet of sound that was captured about then: the encoder counts samples, not instants."""
-        half = self._leg.clock_rate * self.scene.profile.period_s / 2
-        return next((sent for at, sent in self._sent.items() if abs(at - ticks) <= half), None)
+        if self._camera:
+            sent = self._sent.get(ticks)
+            carried = [] if sent is None else [sent]
+        else:
+            if not arrived:
+                self._packets[ticks] = self._next_packet
+                self._next_packet += 1
+            packet = self._packets.get(ticks)  # None: it was given up
+            carried = [it for it in self._sent.values() if packet in it.packets]
+        for sent in carried:
+            if arrived:
+                sent.last_ns = self.clock()
+            elif not sent.first_ns:
+                sent.first_ns = self.clock()
