@@ -48,19 +48,27 @@ class UdpRelay:
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
-        for side in (0, 1):
-            # what comes to the address of a side is for its peer; peers may use any address of this machine
-            protocol = functools.partial(_Side, self._receive, side)
-            transport, _ = await loop.create_datagram_endpoint(protocol, local_addr=("0.0.0.0", 0))  # noqa: S104 - any
-            self._sockets.append(transport)
+        try:
+            for side in (0, 1):
+                # what comes to the address of a side is for its peer; peers may use any address of this machine
+                protocol = functools.partial(_Side, self._receive, side)
+                anywhere = ("0.0.0.0", 0)  # noqa: S104 - of this machine
+                transport, _ = await loop.create_datagram_endpoint(protocol, local_addr=anywhere)
+                self._sockets.append(transport)
+        except BaseException:
+            self._abort()
+            raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._abort()
+        await asyncio.sleep(0)  # asyncio closes the sockets in the next round
+
+    def _abort(self) -> None:
         for transport in self._sockets:
             transport.abort()
-        await asyncio.sleep(0)  # asyncio closes the sockets in the next round
 
     def _receive(self, side: int, data: bytes) -> None:
         if side == 1 and self._on_packet is not None:

@@ -109,6 +109,7 @@ class WebRtcLeg:
         self._track: Any = None
         self._ending: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
+        self._connecting: list[asyncio.Task[None]] = []
 
     async def frames(self, **wanted: Any) -> AsyncIterator[Frame]:
         """Yield what the model takes, with the true instants of capture.
@@ -153,6 +154,8 @@ class WebRtcLeg:
         make = self._aiortc.RTCPeerConnection
         settings = self._aiortc.RTCConfiguration(iceServers=[])
         self._sender, self._receiver = make(settings), make(settings)
+        for peer in (self._sender, self._receiver):
+            self._know_connecting(peer)
         tracks: asyncio.Queue[Any] = asyncio.Queue()
         self._receiver.add_listener("track", tracks.put_nowait)
         await self.relay.__aenter__()
@@ -192,10 +195,24 @@ class WebRtcLeg:
             self._closing = asyncio.get_running_loop().create_task(self._receiver.close())
         return self._closing
 
+    def _know_connecting(self, peer: Any) -> None:
+        """Note the tasks in which a peer connects: aiortc leaves them behind where it is closed, and what they begin."""
+        connect = peer._RTCPeerConnection__connect
+
+        def begin() -> asyncio.Task[None]:
+            self._connecting.append(asyncio.get_running_loop().create_task(connect()))
+            return self._connecting[-1]
+
+        peer._RTCPeerConnection__connect = begin
+
     async def _close(self) -> None:
         if self._ending is not None:
             self._ending.cancel()
             await asyncio.wait([self._ending])
+        for connecting in self._connecting:
+            connecting.cancel()
+        if self._connecting:
+            await asyncio.wait(self._connecting)
         await asyncio.gather(self._sender.close(), self._close_receiver())
         await self.relay.__aexit__(None, None, None)
 

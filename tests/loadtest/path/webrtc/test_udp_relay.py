@@ -2,6 +2,7 @@
 
 import asyncio
 
+import pytest
 from waiting import until
 
 from streaminfer.loadtest.path import NetworkProfile, UdpRelay
@@ -54,3 +55,22 @@ def test_packets_are_lost_by_the_profile():
 
     assert 0.1 < relay.lost / (2 * COUNT) < 0.3
     assert sum(len(it.received) for it in peers) == relay.forwarded == 2 * COUNT - relay.lost
+
+
+def test_a_relay_that_cannot_open_leaves_no_socket(monkeypatch):
+    async def main():
+        loop = asyncio.get_running_loop()
+        create, made = loop.create_datagram_endpoint, []
+
+        async def create_once(*args, **options):
+            if made:
+                raise OSError("no more sockets")
+            made.append(await create(*args, **options))
+            return made[0]
+
+        monkeypatch.setattr(loop, "create_datagram_endpoint", create_once)
+        with pytest.raises(OSError, match="no more sockets"):
+            await UdpRelay(NetworkProfile(name="n")).__aenter__()
+        return made[0][0].is_closing()
+
+    assert asyncio.run(main())
