@@ -196,7 +196,7 @@ class WebRtcLeg:
         return self._closing
 
     def _know_connecting(self, peer: Any) -> None:
-        """Note the tasks in which a peer connects: aiortc leaves them behind where it is closed, and what they begin."""
+        """Note the tasks in which a peer connects: aiortc leaves them, and what they begin, where it is closed."""
         connect = peer._RTCPeerConnection__connect
 
         def begin() -> asyncio.Task[None]:
