@@ -304,13 +304,13 @@ class StreamTable:
         """Forget the streams that were last seen at an instant or earlier, and have no step.
 
         Args:
-            before_ns: that instant, before the present.
+            before_ns: that instant.
             now_ns: the present: streams with a step count as seen now.
 
         Returns:
             The instant at which the one that is idle the longest was seen; -1: there is none.
         """
-        while self._streams:
+        for _ in range(len(self._streams)):  # at most once around: each leaves, or goes to the end
             stream = next(iter(self._streams.values()))
             if stream.seen_ns > before_ns:
                 return stream.seen_ns
@@ -321,7 +321,7 @@ class StreamTable:
             self._void(stream)
             self._remove(stream)
             self.expired += 1
-        return -1
+        return now_ns if self._streams else -1
 
     def _remove(self, stream: Stream) -> None:
         stream._alive = False
