@@ -76,6 +76,7 @@ class PacketPath(DevicePath):
         self._queue_ns = round((profile.queue_s + profile.delay_s) * 1e9)
         self._frames: set[asyncio.Task[None]] = set()
         self._travelling: dict[int, tuple[int, asyncio.Future[tuple[bytes, int]]]] = {}  # by number, the oldest first
+        self._handing = asyncio.Lock()
         self._coding = 0
         self._key_wanted = self._gap = False
         self._error: BaseException | None = Closed(f"media path {self.name!r} does not run")
@@ -119,7 +120,8 @@ class PacketPath(DevicePath):
 
     async def _carry(self, number: int, transfer: Transfer, handed_ns: int) -> None:
         """Take one frame from the device to the model."""
-        await asyncio.sleep(max(1, handed_ns - self.clock()) / 1e9)  # never 0, which would overtake one that waits
+        async with self._handing:  # in order: timers of one instant are not
+            await asyncio.sleep(max(0, handed_ns - self.clock()) / 1e9)
         if self._coding > MAX_WAITING:
             transfer.lost = "encoder"
             return

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import time
+from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
@@ -32,6 +33,7 @@ class UdpRelay:
     def __init__(self, network: NetworkProfile, *, seed: int = 0, on_packet: Callable[..., None] | None = None) -> None:
         self.lost = self.forwarded = 0
         self._links = (Link(network, seed), Link(network, seed + 1))
+        self._on_their_way: tuple[deque[bytes], deque[bytes]] = (deque(), deque())
         self._on_packet = on_packet
         self._sockets: list[asyncio.DatagramTransport] = []
         self._peers: list[Address | None] = [None, None]
@@ -78,9 +80,11 @@ class UdpRelay:
         if arrives_ns is None:
             self.lost += 1
             return
-        asyncio.get_running_loop().call_later((arrives_ns - now_ns) / 1e9, self._forward, side, data)
+        self._on_their_way[side].append(data)
+        asyncio.get_running_loop().call_later((arrives_ns - now_ns) / 1e9, self._forward, side)
 
-    def _forward(self, side: int, data: bytes) -> None:
+    def _forward(self, side: int) -> None:
+        data = self._on_their_way[side].popleft()  # in order: timers of one instant are not
         peer, socket = self._peers[side], self._sockets[1 - side]
         if peer is not None and not socket.is_closing():
             self.forwarded += 1

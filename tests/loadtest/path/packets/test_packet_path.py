@@ -8,6 +8,7 @@ import pytest
 
 import streaminfer as si
 from streaminfer.loadtest.path import CodecThread, NetworkProfile, PacketPath, PathService
+from streaminfer.loadtest.path.codec import Codecs
 from streaminfer.loadtest.path.packets.packet_connection import PacketConnection
 from streaminfer.streams.sources.formats import AudioFormat, VideoFormat
 
@@ -61,6 +62,28 @@ def test_sound_crosses(microphone_scene):
 
     assert len([chunk for it in transfers for chunk in it.frames]) == pytest.approx(20 * 0.02 / 0.032, abs=2)
     assert tasks == 2  # this one, and that of asyncio.run
+
+
+def test_frames_that_a_device_hands_over_at_once_keep_their_order(camera_scene, monkeypatch):
+    """Behind a late frame others come at the same instant; timers of one instant fire in any order."""
+    numbers = []
+    encode = Codecs.encode
+
+    def note_and_encode(codecs, transfer, place, number, *, key):
+        numbers.append(number)
+        return encode(codecs, transfer, place, number, key=key)
+
+    monkeypatch.setattr(Codecs, "encode", note_and_encode)
+
+    async def main():
+        with CodecThread() as thread:
+            async with PacketPath(camera_scene(), NetworkProfile(name="n"), wanted=PICTURES, thread=thread) as path:
+                handed_ns = [path.clock() + burst * 30_000_000 for burst in range(1, 9)]
+                await asyncio.gather(*[path.send(at_ns - 20_000_000, at_ns) for at_ns in handed_ns for _ in range(4)])
+
+    asyncio.run(main())
+
+    assert numbers == sorted(numbers)
 
 
 def test_full_network_drops_frames_and_a_key_frame_follows(camera_scene):

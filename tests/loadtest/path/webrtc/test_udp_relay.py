@@ -50,6 +50,14 @@ def test_each_peer_sees_the_relay_as_the_other():
         assert {addr[1] for _, addr in peer.received} == {known[1 - side][1]}
 
 
+def test_packets_keep_their_order():
+    """Behind one that is late others arrive at the same instant; timers of one instant fire in any order."""
+    peers, _, _ = asyncio.run(exchange(NetworkProfile(name="n", delay_s=0.005, jitter_s=0.01)))
+
+    for peer in peers:
+        assert [int(data) for data, _ in peer.received] == list(range(COUNT))
+
+
 def test_packets_are_lost_by_the_profile():
     peers, _, relay = asyncio.run(exchange(NetworkProfile(name="n", loss=0.2)))
 
