@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import tempfile
-from collections import OrderedDict
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,13 +14,11 @@ from streaminfer.loadtest.path.nginx import Nginx, run_nginx
 
 __all__ = ["CdnEdge"]
 
-KEPT_UNITS = 256
-"""At the origin: more than are ever on their way."""
 FRESH_S = 10
 CONFIGURATION = """
 pid nginx.pid;
 worker_processes 1;
-events {}
+events { worker_connections 8192; }
 http {
     access_log off;
     client_body_temp_path body;
@@ -68,7 +65,7 @@ class CdnEdge:
     def __init__(self, *, consumers: int = 1) -> None:
         self._consumers = check_count("consumers", consumers)
         self.hits = self.misses = 0
-        self._units: OrderedDict[str, bytes] = OrderedDict()
+        self._units: dict[str, bytes] = {}
         self._idle: list[Connection] = []
         self._serving: set[asyncio.Task[None]] = set()
         self._ends = contextlib.AsyncExitStack()
@@ -90,11 +87,12 @@ class CdnEdge:
             raise RuntimeError("the edge does not run; use `async with CdnEdge() as edge`")
         address = f"/{quote(path)}/{number}"
         self._units[address] = data
-        if len(self._units) > KEPT_UNITS:
-            self._units.popitem(last=False)
         received = b""
-        for _ in range(self._consumers):
-            received = await self._get(address)
+        try:
+            for _ in range(self._consumers):
+                received = await self._get(address)
+        finally:
+            self._units.pop(address, None)
         return received
 
     def cpu_s(self) -> float:
@@ -139,9 +137,7 @@ class CdnEdge:
 
     async def _get(self, address: str) -> bytes:
         assert self._nginx is not None  # noqa: S101 - the caller has looked
-        reader, writer = (
-            self._idle.pop() if self._idle else await asyncio.open_connection("127.0.0.1", self._nginx.port)
-        )
+        reader, writer = self._take_idle() or await asyncio.open_connection("127.0.0.1", self._nginx.port)
         try:
             writer.write(f"GET {address} HTTP/1.1\r\nHost: edge\r\n\r\n".encode())
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower().split("\r\n")
@@ -161,6 +157,14 @@ class CdnEdge:
         else:
             self.misses += 1
         return body
+
+    def _take_idle(self) -> Connection | None:
+        while self._idle:
+            reader, writer = self._idle.pop()
+            if not reader.at_eof():
+                return reader, writer
+            writer.close()  # nginx has closed it, after a minute or so
+        return None
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

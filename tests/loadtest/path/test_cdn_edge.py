@@ -5,9 +5,10 @@ import os
 from pathlib import Path
 
 import pytest
+from waiting import until
 
 import streaminfer as si
-from streaminfer.loadtest.path import CdnEdge, MediaPath, NetworkProfile
+from streaminfer.loadtest.path import CdnEdge, MediaPath, NetworkProfile, cdn_edge
 from streaminfer.streams.sources.formats import VideoFormat
 
 
@@ -20,6 +21,29 @@ def test_consumers_behind_the_first_are_served_from_the_cache():
             return carried, edge.hits, edge.misses
 
     assert asyncio.run(main()) == (units, 6, 3)
+
+
+def test_more_devices_at_once_than_nginx_takes_by_default():
+    async def main():
+        async with CdnEdge() as edge:
+            carried = await asyncio.gather(*[edge.carry(f"camera-{device}", 0, b"unit") for device in range(300)])
+            return set(carried), len(edge._units)
+
+    assert asyncio.run(main()) == ({b"unit"}, 0)
+
+
+def test_connections_that_nginx_has_closed_meanwhile_are_left(monkeypatch):
+    """It does so after 75 s without a request, as between two runs."""
+    short = cdn_edge.CONFIGURATION.replace("keepalive_requests", "keepalive_timeout 50ms; keepalive_requests")
+    monkeypatch.setattr(cdn_edge, "CONFIGURATION", short)
+
+    async def main():
+        async with CdnEdge() as edge:
+            await asyncio.gather(*[edge.carry("camera", number, b"unit") for number in range(4)])
+            await until(lambda: all(reader.at_eof() for reader, _ in edge._idle))
+            return await edge.carry("camera", 4, b"unit"), len(edge._idle)
+
+    assert asyncio.run(main()) == (b"unit", 1)
 
 
 def test_path_through_the_edge_decodes(camera_scene):
