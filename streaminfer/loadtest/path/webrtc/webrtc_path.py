@@ -88,7 +88,9 @@ class WebRtcPath(DevicePath):
         self._wanted = wanted
         self._prepare = prepare
         self._camera = isinstance(scene.profile, CameraProfile)
-        self._period_ns = round(scene.profile.period_s * 1e9)
+        skew = scene.profile.delivery.skew_ppm / 1e6
+        self._period_ns = round(scene.profile.period_s * 1e9 / (1.0 + skew))
+        self._nominal_ns = round(scene.profile.period_s * 1e9)  # on the clock of the device
         self._sent: dict[int, _Sent] = {}
         self._last_ns = 0
         self._begun_ns: int | None = None
@@ -108,10 +110,10 @@ class WebRtcPath(DevicePath):
         captured_ns = self._regular(number, captured_ns)
         sent = _Sent(Transfer(captured_ns), handed_ns, done, number)
         if not self._camera:
-            self._first_ns = self._first_ns or captured_ns - number * self._period_ns
-            captured_ns = self._first_ns + number * self._period_ns  # RTP counts samples
+            self._first_ns = self._first_ns or captured_ns - number * self._nominal_ns
+            captured_ns = self._first_ns + number * self._nominal_ns  # RTP counts samples
             sent.first_sample = self._samples
-            self._samples += round(self._period_ns * self._leg.clock_rate / 1e9)
+            self._samples += round(self._nominal_ns * self._leg.clock_rate / 1e9)
             sent.packets = range(sent.first_sample // PACKET_SAMPLES, -(-self._samples // PACKET_SAMPLES))
         ticks = self._leg.send(self._start + number, captured_ns, handed_ns)
         self._sent[ticks] = sent
@@ -136,9 +138,13 @@ class WebRtcPath(DevicePath):
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _regular(self, number: int, captured_ns: int) -> int:
-        """Return when a frame was captured by the pace of the device: a busy loop sends several at one instant."""
+        """Return when a frame was captured by the pace of the device: a busy loop sends several at one instant.
+
+        One that is too late for that begins after a pause, as that between two runs.
+        """
         begun_ns = captured_ns - number * self._period_ns
-        self._begun_ns = begun_ns if self._begun_ns is None else min(self._begun_ns, begun_ns)
+        if self._begun_ns is None or not 0 < begun_ns - self._begun_ns < LOST_S * 1e9:
+            self._begun_ns = begun_ns
         self._last_ns = max(self._begun_ns + number * self._period_ns, self._last_ns + LEAST_STEP_NS)
         return self._last_ns
 
@@ -164,7 +170,7 @@ class WebRtcPath(DevicePath):
             if sent is None:
                 continue  # it was given up
             before_ns = (packet * PACKET_SAMPLES - sent.first_sample) * 1_000_000_000 // self._leg.clock_rate
-            position_ns = sent.number * self._period_ns + max(0, before_ns)
+            position_ns = sent.number * self._nominal_ns + max(0, before_ns)
             made = assembler.push(sound, Stamp(position_ns, sent.transfer.captured_ns, discontinuity=False))
             chunks += [await self._prepared(frame) for frame in made]
             chunks = self._take_sound(packet, chunks)

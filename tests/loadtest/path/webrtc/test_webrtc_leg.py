@@ -189,6 +189,19 @@ def test_a_late_first_frame_of_sound_moves_none(microphone_scene):
     assert all(it.stages_s["uplink"] >= DELAY_S for it in transfers)
 
 
+@pytest.mark.parametrize(("skew_ppm", "pause_s"), [(0.0, 30.0), (-50_000.0, 0.0)], ids=["a pause", "a slow clock"])
+def test_instants_of_capture_follow_the_device(microphone_scene, skew_ppm, pause_s):
+    """Between two runs the device rests, and its clock may be slow: neither is time before the encoder."""
+    scene = microphone_scene(codec="opus", delivery=Delivery(skew_ppm=skew_ppm))
+    path = WebRtcPath(scene, NetworkProfile(name="n"))
+    period_s = scene.profile.period_s / (1 + skew_ppm / 1e6)
+    given_ns = [round((1 + number * period_s + (pause_s if number >= 50 else 0)) * 1e9) for number in range(100)]
+
+    captured_ns = [path._regular(number, at_ns) for number, at_ns in enumerate(given_ns)]
+
+    assert captured_ns == pytest.approx(given_ns, abs=1_000)
+
+
 def test_devices_speak_over_webrtc():
     """A chunk comes with the frame that completes it, prepared; frames in between are answered without one."""
     headset = MicrophoneProfile(name="headset", codec="opus", sample_rate=48_000)
