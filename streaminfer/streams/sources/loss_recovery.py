@@ -8,8 +8,8 @@ things more with each packet:
 * hand over every frame that is complete: a picture with its last packet, which is marked, and not with the next one;
   each packet of sound;
 * ask again for a lost packet of a picture, since the first request or its answer may be lost, too;
-* give it up after a time, and ask for a whole picture. Sound is not sent again, so its time is short: that of packets
-  which overtake each other.
+* give it up after a time, with the rest of its picture, and ask for a whole one. Sound is not sent again, so its time
+  is short: that of packets which overtake each other.
 
 It reads and changes private attributes of ``RTCRtpReceiver`` and ``JitterBuffer``; `recover_losses` refuses a receiver
 without them.
@@ -26,6 +26,10 @@ __all__ = ["GapPolicy", "recover_losses"]
 
 MAX_WAIT_NS = {"video": 100_000_000, "audio": 40_000_000}
 ASK_EVERY_NS = 40_000_000
+
+NAL_KIND, FIRST_BIT = 0x1F, 0x80
+AGGREGATE, FRAGMENT, SLICES = 24, 28, (1, 5)
+"""Kinds of H.264: several units in a packet, a part of one, slices of a picture."""
 
 Action = Literal["wait", "ask", "skip"]
 
@@ -126,26 +130,35 @@ class _Recovery:
 
     def _drain(self) -> None:
         """Hand over every frame that is complete."""
+        while True:
+            self._leave_headless()
+            frame = self._buffer._remove_frame(0) or self._take_marked()
+            if frame is None:
+                return
+            frame.timestamp = self._timestamps.map(frame.timestamp)
+            self._decoder.put((self._codec, frame))
+
+    def _leave_headless(self) -> None:
+        """Leave packets behind that begin no frame: padding, which would end a decoder, and those behind a lost one."""
         buffer = self._buffer
-        while (frame := buffer._remove_frame(0)) is not None:
-            self._decode(frame)
+        while (packet := buffer._packets[buffer._origin % buffer.capacity]) is not None:
+            if _begins_frame(self._codec.name.lower(), packet.payload):
+                return
+            buffer.remove(1)
+
+    def _take_marked(self) -> Any:
+        """Return the frame in front, if its last packet is there; ``None``: it is not."""
+        buffer = self._buffer
         packets: list[Any] = []
         while len(packets) < buffer.capacity:
             packet = buffer._packets[(buffer._origin + len(packets)) % buffer.capacity]
             if packet is None:
-                return
+                return None
             packets.append(packet)
-            is_padding = len(packets) == 1 and not packet._data  # behind a picture that was handed over
-            if packet.marker or is_padding or not self._is_video:
-                self._decode(self._make_frame(b"".join(part._data for part in packets), packets[0].timestamp))
+            if packet.marker or not self._is_video:
                 buffer.remove(len(packets))
-                packets = []
-
-    def _decode(self, frame: Any) -> None:
-        if not frame.data:
-            return  # padding, which the decoder would take as the end of the stream
-        frame.timestamp = self._timestamps.map(frame.timestamp)
-        self._decoder.put((self._codec, frame))
+                return self._make_frame(b"".join(part._data for part in packets), packets[0].timestamp)
+        return None
 
     def _find_missing(self) -> list[int]:
         """Return the sequence numbers that are missing in front of a packet that is there."""
@@ -155,3 +168,17 @@ class _Recovery:
             return []
         newest = capacity - 1 - there[::-1].index(True)
         return [(origin + ahead) & 0xFFFF for ahead in range(newest) if not there[ahead]]
+
+
+def _begins_frame(codec: str, payload: bytes) -> bool:
+    """Return whether a packet is the first one of a frame; one of sound always is."""
+    if codec == "vp8":
+        return bool(payload) and payload[0] & 0x17 == 0x10  # start of partition 0
+    if codec == "h264" and payload:
+        kind = payload[0] & NAL_KIND
+        place = {FRAGMENT: 1, AGGREGATE: 3}.get(kind, 0)  # of the first unit, behind which a slice has its position
+        unit = payload[place : place + 2]
+        if len(unit) < 2 or (kind == FRAGMENT and not unit[0] & FIRST_BIT):
+            return False
+        return unit[0] & NAL_KIND not in SLICES or bool(unit[1] & FIRST_BIT)
+    return bool(payload)

@@ -2,10 +2,15 @@
 
 import asyncio
 import queue
+from fractions import Fraction
 from types import SimpleNamespace
 
+import av
+import numpy as np
 import pytest
 from aiortc import RTCPeerConnection
+from aiortc.codecs.h264 import H264Encoder
+from aiortc.codecs.vpx import Vp8Encoder
 from aiortc.jitterbuffer import JitterBuffer
 from aiortc.rtcrtpreceiver import NackGenerator, TimestampMapper
 from aiortc.rtp import RtpPacket
@@ -13,7 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streaminfer.streams import from_track
-from streaminfer.streams.sources.loss_recovery import ASK_EVERY_NS, MAX_WAIT_NS, GapPolicy, recover_losses
+from streaminfer.streams.sources.loss_recovery import (
+    ASK_EVERY_NS,
+    MAX_WAIT_NS,
+    GapPolicy,
+    _begins_frame,
+    recover_losses,
+)
 from streaminfer.testing import FakeClock
 
 MS = 1_000_000
@@ -71,6 +82,7 @@ def receive(kind, arrivals, *, per_frame=1):
                 timestamp=frame,
             )
             packet.ssrc, packet._data = 7, data
+            packet.payload = bytes([0x10 if number % per_frame == 0 else 0]) if data else b""
             await receiver._handle_rtp_packet(packet, 0)
             while not receiver._RTCRtpReceiver__decoder_queue.empty():
                 _, frame = receiver._RTCRtpReceiver__decoder_queue.get()
@@ -118,12 +130,42 @@ def test_packet_that_is_sent_again_in_time_loses_nothing():
     assert requests == [("nack", 7, ((FIRST + 2) & 0xFFFF,))]
 
 
-def test_picture_whose_packet_is_lost_is_left_out_whole():
+@pytest.mark.parametrize("lost", [{3}, {4}, {5}, {3, 4}, {4, 5}, {3, 4, 5}])
+def test_picture_whose_packet_is_lost_is_left_out_whole(lost):
     """A new whole picture is requested, and the pictures behind it are decoded at once."""
-    lost = 4  # of the packets 3, 4, 5 of picture 1
-    decoded, requests = receive("video", [(n, n * 10 * MS) for n in range(30) if n != lost], per_frame=3)
-    assert [frame for frame, data, _ in decoded if data == bytes([0, 1, 2])] == [0, *range(2, 10)]
+    # the packets of picture 1 are 3, 4, 5
+    decoded, requests = receive("video", [(n, n * 10 * MS) for n in range(30) if n not in lost], per_frame=3)
+    assert [(frame, data) for frame, data, _ in decoded] == [(it, bytes([0, 1, 2])) for it in [0, *range(2, 10)]]
     assert requests[-1] == ("pli", 7)
+
+
+@given(st.sets(st.integers(0, 90)), st.lists(st.tuples(st.integers(0, 90), st.sampled_from([0, 60, 400])), max_size=9))
+def test_only_whole_pictures_are_decoded_in_order(lost, again):
+    """Whatever is lost, comes twice or late."""
+    sent = [(n * 10 * MS, n) for n in range(91) if n not in lost] + [((n * 10 + late) * MS, n) for n, late in again]
+    clean = [(n * 10 * MS + 1_000 * MS, n) for n in range(91, 121)]
+    decoded, _ = receive("video", [(n, at_ns) for at_ns, n in [*sorted(sent), *clean]], per_frame=3)
+    frames = [frame for frame, _, _ in decoded]
+    assert {data for _, data, _ in decoded} == {bytes([0, 1, 2])}
+    assert frames == sorted(set(frames))
+    assert len([at_ns for _, _, at_ns in decoded if at_ns > clean[0][0]]) >= 9  # it goes on
+
+
+@pytest.mark.parametrize("codec", ["vp8", "h264"])
+def test_first_packets_of_pictures_are_known(codec):
+    """As aiortc's own encoders make them: key frames and others, in one packet or in many."""
+    encoder = {"vp8": Vp8Encoder, "h264": H264Encoder}[codec]()
+    noise, most = np.random.default_rng(0), 0
+    for number in range(6):
+        picture = av.VideoFrame.from_ndarray(noise.integers(0, 256, (240, 320, 3), np.uint8), "rgb24")
+        picture.pts, picture.time_base = number * 3_000, Fraction(1, 90_000)
+        payloads, _ = encoder.encode(picture)
+        slices = payloads[1:] if codec == "h264" and number == 0 else payloads  # behind the parameters
+        most = max(most, len(slices))
+        assert [_begins_frame(codec, it) for it in slices] == [True] + [False] * (len(slices) - 1)
+        assert _begins_frame(codec, payloads[0])
+    assert most > 2
+    assert not _begins_frame(codec, b"")
 
 
 def test_policy_waits_asks_and_gives_up():
