@@ -143,11 +143,9 @@ def edge_headers(
         >>> edge_headers(policy, si.Request("x", subject="anna"), answer, now_s=9.5)["cache-control"]
         'no-store'
     """
-    if type(policy) is not EdgePolicy:
+    if type(policy) is not EdgePolicy or type(request) is not Request or type(response) is not Response:
         check_instance("policy", policy, lambda it: isinstance(it, EdgePolicy), "an EdgePolicy")
-    if type(request) is not Request:  # that of a web framework has other fields
-        check_instance("request", request, lambda it: isinstance(it, Request), "a Request")
-    if type(response) is not Response:
+        check_instance("request", request, lambda it: isinstance(it, Request), "a Request")  # no web framework's
         check_instance("response", response, lambda it: isinstance(it, Response), "a Response")
     now = _whole("now_s", now_s)
     headers = {"cache-control": "no-store", "date": http_date(now), "vary": policy.vary_field}
