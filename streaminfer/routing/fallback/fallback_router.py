@@ -120,7 +120,7 @@ class FallbackRouter(StackClock, Node):
         self._fast_path = FastPath(
             self._degradation, best.share, best.route.name, best.admission, best.enforces, default is not None
         )
-        self._timer = AttemptTimer(self._fast_path, self._now)
+        self._timer = AttemptTimer(self._fast_path, self.clock)
         self._probes = RouteProbes(step_ns, self._now) if probes else None
         self._selector = RouteSelector(self._states, self._fast_path, self._probes)
         offered = [adapt(route.service).capabilities() for route in routes]
@@ -228,7 +228,7 @@ class FallbackRouter(StackClock, Node):
             state.share.take()
             attempt = attempts.enter(task, cancellations, now_ns, switch_ns, deadline_ns)
             if switch_ns < attempts.timer_ns:
-                self._timer.set(switch_ns, now_ns)
+                self._timer.set(switch_ns)
             try:
                 response = await state.call(request)
             except BaseException as error:  # noqa: BLE001 - what ends the request is raised again there
@@ -283,7 +283,7 @@ class FallbackRouter(StackClock, Node):
                 await self._probes.end()
             await self._until_drained()
         finally:
-            self._timer.cancel()
+            self._timer.close()
             await stop_all(self, self._services(), drain=drain)
 
     async def __aenter__(self) -> Self:
@@ -294,7 +294,7 @@ class FallbackRouter(StackClock, Node):
         await self.stop(drain=error is None)
 
     def _use_clock(self, clock: Clock) -> None:
-        self.clock = clock
+        self.clock = self._timer.clock = clock
         self._bind(clock)
 
     def statistics(self) -> RouterStatistics:
@@ -435,7 +435,7 @@ class FallbackRouter(StackClock, Node):
         self._loop = loop
         self._fast_path.attempts = Attempts()  # those of a closed loop ended with it
         self._idle.forget()
-        self._timer = AttemptTimer(self._fast_path, self._now)
+        self._timer.bind_loop(loop)
 
     async def _until_drained(self) -> None:
         """Wait until no attempt is in flight, or until the limit of the stop."""
