@@ -32,7 +32,7 @@ from streaminfer._runtime.lifecycle import start_all
 from streaminfer._runtime.objective import is_slo_or_none
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer._runtime.stopping import seconds_left, stop_all
-from streaminfer.errors import Closed, DeadlineExceeded, for_caller
+from streaminfer.errors import Closed, DeadlineExceeded, StreamInferError, for_caller
 from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, Node, adapt, are_idempotent
 from streaminfer.request import Request, Response, passed_on_arrival
 from streaminfer.routing.fallback._attempts_cy import Attempt, Attempts
@@ -369,7 +369,9 @@ class FallbackRouter(StackClock, Node):
         self._fast_path.distrust()
         outcome = classify(state.route.name, attempt, error, task, now_ns, stopping=self._cutting)
         limit_ns = attempt.deadline_ns - attempt.started_ns
-        state.share.settle(outcome.effect, now_ns - attempt.started_ns, limit_ns, now_ns)
+        timings = error.timings if isinstance(error, StreamInferError) else None
+        batch_ns = 0 if timings is None else timings.started_ns
+        state.share.settle(outcome.effect, now_ns - attempt.started_ns, limit_ns, now_ns, batch_ns)
         if outcome.reason == "attempt_timeout" and attempt.was_interrupted_early():
             state.share.stall()
         state.count(outcome)
