@@ -251,7 +251,7 @@ class Capabilities(NamedTuple):
         spare_load: returns the same of other routes, for what would be late at the best one; ``None``: there is none,
             and of the function: any number.
         next_batch: returns when the next batch can begin, from the present instant on, and of how many more requests.
-        full_batch_ns: returns the nanoseconds that a full batch takes, by their 95 % quantile; ``None``, also of the
+        full_batch_ns: returns the nanoseconds that a slow full batch takes, outliers left out; ``None``, also of the
             function: not known.
         shares_device: its batches take turns with those of other models, which depend on what is queued.
         stream_states: the state of each stream, of a model that is recurrent; ``None``: requests do not depend on

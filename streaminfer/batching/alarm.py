@@ -1,4 +1,4 @@
-"""Wakes a dispatcher at one instant."""
+"""Wakes a dispatcher, or a router, at one instant."""
 
 import asyncio
 import time

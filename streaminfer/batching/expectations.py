@@ -81,7 +81,7 @@ class Expectations:
         return self.offered.predicted_finish_ns(queue, now_ns, started, bucket, len(early.tickets))
 
     def upper_estimate_ns(self, size: int) -> int | None:
-        """Return how long so many requests of the longest bucket take, by the 95 % quantile; ``None``: not known."""
+        """Return how long so many requests of the longest bucket take in slow batches; ``None``: not known."""
         if self.offered.predicted_finish_ns is None:
             return None
         return self.offered.predicted_finish_ns(_Ahead(size - 1), 0, (), -1)

@@ -130,7 +130,7 @@ def edge_headers(
         lower case.
 
     Raises:
-        TypeError, ValueError: an instant that is none, or a tag that is not well formed.
+        TypeError, ValueError: an argument of the wrong type, an instant that is none, or a tag that is not well formed.
 
     Threads: any number at once.
 
@@ -143,6 +143,10 @@ def edge_headers(
         >>> edge_headers(policy, si.Request("x", subject="anna"), answer, now_s=9.5)["cache-control"]
         'no-store'
     """
+    if type(policy) is not EdgePolicy or type(request) is not Request or type(response) is not Response:
+        check_instance("policy", policy, lambda it: isinstance(it, EdgePolicy), "an EdgePolicy")
+        check_instance("request", request, lambda it: isinstance(it, Request), "a Request")  # no web framework's
+        check_instance("response", response, lambda it: isinstance(it, Response), "a Response")
     now = _whole("now_s", now_s)
     headers = {"cache-control": "no-store", "date": http_date(now), "vary": policy.vary_field}
     if etag is not None:

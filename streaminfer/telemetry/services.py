@@ -67,8 +67,10 @@ def name_services(parts: Sequence[Any]) -> list[tuple[str, list[Any]]]:
     and the session in front of it.
 
     Raises:
-        TypeError: a part that can have no statistics: a list of parts, a class, a snapshot.
+        TypeError: no part, or one that can have no statistics: a list of parts, a class, a snapshot.
     """
+    if not parts:
+        raise TypeError("stacks: expected at least one Stack, got none")
     for part in parts:
         check_instance("stacks", part, _is_part, "Stacks, or objects with `statistics()`, one by one: *stacks")
     named: dict[str, tuple[Any, list[Any]]] = {}

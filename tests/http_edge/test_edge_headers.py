@@ -222,6 +222,9 @@ def test_a_wrong_policy_is_refused(settings, error, named):
         ({"etag": "a"}, ValueError, "etag"),
         ({"etag": '"a"\r\nx: y'}, ValueError, "etag"),
         ({"etag": b'"a"'}, TypeError, "etag"),
+        ({"policy": 60}, TypeError, "policy"),
+        ({"request": None}, TypeError, "request"),
+        ({"response": [1.0]}, TypeError, "response"),
     ],
 )
 def test_wrong_arguments_are_refused(more, error, named):

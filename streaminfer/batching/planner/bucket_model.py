@@ -84,6 +84,7 @@ class BucketModel:
         self.sure_ns = 0
         self.spread = 1.0
         self._waited_for: NDArray[np.int64] | None = None
+        self._slow_timetable: DurationTable | None = None
         self.recent = BatchMeans(_MEAN_OVER_NS)
         self._workers = workers
         self._padded = None if padded is None else np.array([0, *(padded(size) for size in range(1, cap + 1))])
@@ -203,6 +204,16 @@ class BucketModel:
         return int(self._mean[size]) if size < len(self._mean) else 0
 
     @property
+    def slow_timetable(self) -> DurationTable | None:
+        """The timetable of ``slow``, for predictions; ``None`` before anything is known.
+
+        One of ``upper`` would, where about one batch in twenty is an outlier, be that of outliers or not, by chance.
+        """
+        if self._slow_timetable is None and self.timetable is not None:
+            self._slow_timetable = DurationTable(self.slow, self.slow_steps)
+        return self._slow_timetable
+
+    @property
     def waited_for(self) -> NDArray[np.int64]:
         """What a batch takes, by its size as ``durations``, for another model that has to wait for it.
 
@@ -240,6 +251,7 @@ class BucketModel:
         self.steps, self.slow_steps = self._steps_of(self.durations), self._steps_of(self.slow)
         self.timetable = DurationTable(self.durations, self.steps)
         self.upper_timetable = DurationTable(self.upper, self._steps_of(self.upper))
+        self._slow_timetable = None
         self.sure_ns = int(self.durations[1] * sure)
         self._waited_for = None
 

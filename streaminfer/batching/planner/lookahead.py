@@ -272,9 +272,10 @@ class Lookahead:
             pipelined: the rows of the batch that was sent early; 0: there is none.
 
         Returns:
-            The instant, from the 95 % quantiles of the durations; ``None`` before anything was measured.
+            The instant, from durations that nearly all batches do not exceed but for outliers; ``None`` before anything
+            was measured.
         """
-        table = self.bucket_models[bucket].upper_timetable
+        table = self.bucket_models[bucket].slow_timetable
         if table is None:
             return None
         start_ns = now_ns

@@ -225,8 +225,9 @@ class CachedService(Layer, Wrapper):
         return self.flights.here().share(key, work, timeout_s=timeout_s, enforced=self._enforced, owner=self)
 
     async def _uncached(self, request: Request, now_ns: int) -> Response:
-        if self._enforced or request.deadline_ns is None:
+        if self._enforced:
             return await self._call(request)
+        # a computation of its own, which ends at the deadline and at the limit of a stop
         return _shared_response(*await self._share(object(), (self._call, request), request, now_ns))
 
     def _about(self, asked: Any) -> About:

@@ -6,7 +6,8 @@ what no single request can see. Shares are adjusted once per *step*:
 
 1. *Failing.* If more than a tenth of the attempts at a route failed in the step, and more than chance brings where a
    tenth fail, its share is halved. Without that a route that fails a little, seen in steps of a few requests each, is
-   cut in one step of several, and grows no faster than that.
+   cut in one step of several, and grows no faster than that. Requests that fail with their batch are one failure, so
+   chance brings more of them; one batch that failed changes nothing while others succeed.
 2. *Crowded.* Routes of one device take time from each other. If more than 1 % of the requests missed their deadline
    because a route of that device could not take them in time, the best route there that costs more than a later one
    loses part of its share, measured from what it really took. Below 0.25 % it may grow again; between the two the share
@@ -145,12 +146,12 @@ class DegradationController:
     def _adjust(self) -> None:
         for share in self.shares:
             missed = self._missed_there[share.device]
-            share._age(missed if exceeds(missed, self._requests, _CROWDED_MISS_RATE) else 0, self._steps)
+            share._age(missed if exceeds(missed, self._requests, _CROWDED_MISS_RATE, 1.0) else 0, self._steps)
             share._adjust_headroom(self._is_lightly_used(share.device), self._steps)
             if not share.fixed and not share.closed and share._is_failing():
                 share._cut(0.5)
         for device, missed in enumerate(self._missed_there):
-            if exceeds(missed, self._requests, _CROWDED_MISS_RATE):
+            if exceeds(missed, self._requests, _CROWDED_MISS_RATE, 1.0):
                 self._relieve(device, max(0.5, 0.95 - 2.0 * missed / self._requests))
         for position, share in enumerate(self.shares):
             if share.fraction < 1.0 and not share.closed and not share._was_cut:

@@ -6,7 +6,7 @@ cdef double _TROUBLE_WIDTH, _MAX_HEADROOM, _SUSPECT_HEADROOM, _MIN_RISE, _MAX_RI
 cdef long long _MAX_STEPS, _TROUBLE_STEPS, _SILENT_STEPS, _SILENCE_STEPS, _MISSED_PER_RESPONSE
 
 @cython.locals(excess=double)
-cpdef bint exceeds(long long count, long long requests, double rate) noexcept
+cpdef bint exceeds(long long count, long long requests, double rate, double together) noexcept
 
 cdef class RouteShare:
     cdef readonly int device
@@ -18,13 +18,13 @@ cdef class RouteShare:
     cdef readonly double headroom
     cdef double _credit, _gain, _trouble, _used
     cdef bint _rests, _was_cut, _settles
-    cdef long long _calm, _offered, _taken, _good, _bad, _late, _silent
+    cdef long long _calm, _offered, _taken, _good, _bad, _late, _silent, _run, _runs, _squares, _batch_ns
 
     cpdef bint offers(self) except -1
     cpdef object take(self)
     cpdef bint is_out_of_reach(self, long long limit_ns) except -1
     cpdef object stall(self)
-    cpdef object settle(self, int outcome, long long duration_ns, long long limit_ns, long long now_ns)
+    cpdef object settle(self, int outcome, long long duration_ns, long long limit_ns, long long now_ns, long long batch_ns=*)
     @cython.locals(headroom=double)
     cpdef bint risks(self, long long now_ns, long long deadline_ns, long long finish_ns) except -1
 
@@ -42,8 +42,8 @@ cdef class RouteShare:
     @cython.locals(fraction=double, grown=double)
     cdef object _grow_once(self, bint lightly_used)
 
-    @cython.locals(bad=cython.longlong, attempts=cython.longlong)
+    @cython.locals(bad=cython.longlong, good=cython.longlong, runs=cython.longlong, squares=cython.double)
     cdef bint _is_failing(self) noexcept
 
-    @cython.locals(rise=double, left=double)
+    @cython.locals(rise=double, left=double, attempts=cython.longlong)
     cdef object _adjust_headroom(self, bint lightly_used, long long steps)

@@ -44,10 +44,17 @@ _HEADROOM_FALL = 0.0025
 _LIGHT_USE_DECAY = 0.5  # of the headroom, in a step
 
 
-def exceeds(count: int, requests: int, rate: float) -> bool:
-    """Return whether more than a rate of the requests of a step are bad, and more than chance brings at that rate."""
+def exceeds(count: int, requests: int, rate: float, together: float) -> bool:
+    """Return whether more than a rate of the requests of a step are bad, and more than chance brings at that rate.
+
+    Args:
+        count: bad requests.
+        requests: all of them.
+        rate: that is allowed.
+        together: how many of the bad ones were bad for one reason, as those of a batch that failed.
+    """
     excess = count - rate * requests
-    return count >= 2 and excess > 0.0 and excess * excess > _CHANCE * rate * (1.0 - rate) * requests
+    return count >= 2 and excess > 0.0 and excess * excess > _CHANCE * rate * (1.0 - rate) * requests * together
 
 
 class RouteShare:
@@ -80,6 +87,7 @@ class RouteShare:
     """
 
     _credit: float
+    _batch_ns: int
 
     def __init__(self, device: int, costlier_on_device: bool, costlier: bool, last: bool, fixed: bool) -> None:
         self.device = device
@@ -151,7 +159,7 @@ class RouteShare:
         """Assume that the route hangs, until it responds or fails."""
         self.stalled = True
 
-    def settle(self, outcome: int, duration_ns: int, limit_ns: int, now_ns: int) -> None:
+    def settle(self, outcome: int, duration_ns: int, limit_ns: int, now_ns: int, batch_ns: int = 0) -> None:
         """Record the outcome of an attempt.
 
         Args:
@@ -160,11 +168,13 @@ class RouteShare:
             duration_ns: how long it took.
             limit_ns: how long it could take; 0: no limit.
             now_ns: the present instant.
+            batch_ns: when its batch began, which tells batches apart; 0: it was in none.
         """
         self.in_flight -= 1
         self.idle_since_ns = now_ns
         if outcome == _GOOD:
             self._good += 1
+            self._run = 0
             self.suspect = False
             self.stalled = False
             self._used += duration_ns / limit_ns if limit_ns > 0 else 1.0
@@ -175,6 +185,12 @@ class RouteShare:
                 self.latency_ns += (duration_ns - self.latency_ns) >> 3
         elif outcome == _BAD:
             self._bad += 1
+            if self._run == 0 or batch_ns <= 0 or batch_ns != self._batch_ns:
+                self._batch_ns = batch_ns
+                self._runs += 1
+                self._run = 0
+            self._run += 1
+            self._squares += 2 * self._run - 1
             self.suspect = True
             self.stalled = False
         elif outcome == _LATE and not self.is_out_of_reach(limit_ns):
@@ -190,6 +206,10 @@ class RouteShare:
         self._bad = 0
         self._late = 0
         self._used = 0.0
+        self._run = 0  # length of the last run of failures in one batch
+        self._runs = 0
+        self._squares = 0  # sum of the squared lengths
+        self._batch_ns = 0
         if not self.closed:
             self._credit = 1.0  # one request per step, however small the share
 
@@ -267,17 +287,25 @@ class RouteShare:
     def _is_failing(self) -> bool:
         """Return whether more attempts failed than a tenth and chance explain."""
         bad = self._bad
+        good = self._good + self._late
+        runs = self._runs
+        squares = self._squares
         if self.headroom >= _MAX_HEADROOM:  # more headroom does not help
             bad += self._late
-        attempts = self._good + self._bad + self._late
-        return exceeds(bad, attempts, _MAX_FAILURE_RATE)
+            good -= self._late
+            runs += self._late
+            squares += self._late
+        if bad == 0 or (runs < 2 and good > 0):  # one failure, or one batch that failed
+            return False
+        return exceeds(bad, bad + good, _MAX_FAILURE_RATE, squares / bad)
 
     def _adjust_headroom(self, lightly_used: bool, steps: int) -> None:
-        if exceeds(self._late, self._good + self._bad + self._late, _MAX_LATE_RATE):
+        attempts = self._good + self._bad + self._late
+        if exceeds(self._late, attempts, _MAX_LATE_RATE, 1.0):
             if self._settles:
                 self._settles = False
             else:
-                rise = self._late / (self._good + self._bad + self._late)
+                rise = self._late / attempts
                 self.headroom = min(_MAX_HEADROOM, self.headroom + min(_MAX_RISE, max(_MIN_RISE, rise)))
                 self._settles = True  # requests that were taken before can still be late
         else:

@@ -32,7 +32,7 @@ from streaminfer._runtime.lifecycle import start_all
 from streaminfer._runtime.objective import is_slo_or_none
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer._runtime.stopping import seconds_left, stop_all
-from streaminfer.errors import Closed, DeadlineExceeded, for_caller
+from streaminfer.errors import Closed, DeadlineExceeded, StreamInferError, for_caller
 from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, Node, adapt, are_idempotent
 from streaminfer.request import Request, Response, passed_on_arrival
 from streaminfer.routing.fallback._attempts_cy import Attempt, Attempts
@@ -120,7 +120,7 @@ class FallbackRouter(StackClock, Node):
         self._fast_path = FastPath(
             self._degradation, best.share, best.route.name, best.admission, best.enforces, default is not None
         )
-        self._timer = AttemptTimer(self._fast_path, self._now)
+        self._timer = AttemptTimer(self._fast_path, self.clock)
         self._probes = RouteProbes(step_ns, self._now) if probes else None
         self._selector = RouteSelector(self._states, self._fast_path, self._probes)
         offered = [adapt(route.service).capabilities() for route in routes]
@@ -228,7 +228,7 @@ class FallbackRouter(StackClock, Node):
             state.share.take()
             attempt = attempts.enter(task, cancellations, now_ns, switch_ns, deadline_ns)
             if switch_ns < attempts.timer_ns:
-                self._timer.set(switch_ns, now_ns)
+                self._timer.set(switch_ns)
             try:
                 response = await state.call(request)
             except BaseException as error:  # noqa: BLE001 - what ends the request is raised again there
@@ -283,7 +283,7 @@ class FallbackRouter(StackClock, Node):
                 await self._probes.end()
             await self._until_drained()
         finally:
-            self._timer.cancel()
+            self._timer.close()
             await stop_all(self, self._services(), drain=drain)
 
     async def __aenter__(self) -> Self:
@@ -294,7 +294,7 @@ class FallbackRouter(StackClock, Node):
         await self.stop(drain=error is None)
 
     def _use_clock(self, clock: Clock) -> None:
-        self.clock = clock
+        self.clock = self._timer.clock = clock
         self._bind(clock)
 
     def statistics(self) -> RouterStatistics:
@@ -369,7 +369,9 @@ class FallbackRouter(StackClock, Node):
         self._fast_path.distrust()
         outcome = classify(state.route.name, attempt, error, task, now_ns, stopping=self._cutting)
         limit_ns = attempt.deadline_ns - attempt.started_ns
-        state.share.settle(outcome.effect, now_ns - attempt.started_ns, limit_ns, now_ns)
+        timings = error.timings if isinstance(error, StreamInferError) else None
+        batch_ns = 0 if timings is None else timings.started_ns
+        state.share.settle(outcome.effect, now_ns - attempt.started_ns, limit_ns, now_ns, batch_ns)
         if outcome.reason == "attempt_timeout" and attempt.was_interrupted_early():
             state.share.stall()
         state.count(outcome)
@@ -435,7 +437,7 @@ class FallbackRouter(StackClock, Node):
         self._loop = loop
         self._fast_path.attempts = Attempts()  # those of a closed loop ended with it
         self._idle.forget()
-        self._timer = AttemptTimer(self._fast_path, self._now)
+        self._timer.bind_loop(loop)
 
     async def _until_drained(self) -> None:
         """Wait until no attempt is in flight, or until the limit of the stop."""

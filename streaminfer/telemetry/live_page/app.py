@@ -57,8 +57,6 @@ def dashboard(*stacks: Any, interval_s: float = 0.5) -> "Dashboard":
     Example:
         ``app.mount("/live", si.telemetry.dashboard(stack))`` in FastAPI or Starlette.
     """
-    if not stacks:
-        raise TypeError("stacks: expected at least one Stack, got none")
     return Dashboard(Feed(stacks, check_duration("interval_s", interval_s, positive=True)))
 
 

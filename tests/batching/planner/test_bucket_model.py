@@ -50,7 +50,23 @@ def test_nothing_is_planned_before_anything_is_known():
 
     assert model.timetable is None
     assert model.upper_timetable is None
+    assert model.slow_timetable is None
     assert model.learns
+
+
+def test_outliers_do_not_decide_what_is_predicted():
+    """What 19 of 20 batches do not exceed is an outlier where four of 64 are, and not where three are."""
+
+    def seen(outliers):
+        model = bucket()
+        for number in range(128):
+            run(model, 8, factor=3.0 if number % 64 in outliers else 1.0 + number % 3 / 100)
+        return model
+
+    three, four = seen({5, 25, 45}), seen({5, 21, 37, 53})
+
+    assert four.upper[8] > 2.5 * three.upper[8]
+    assert four.slow_timetable.ends_ns(0, 8) <= 1.25 * three.slow_timetable.ends_ns(0, 8)
 
 
 def test_tables_end_at_the_size_of_best_throughput():

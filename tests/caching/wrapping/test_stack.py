@@ -257,3 +257,27 @@ def test_an_urgent_caller_does_not_wait_for_a_less_urgent_ones_turn():
             assert len(backend.batches) == 101
 
     run(main)
+
+
+@pytest.mark.parametrize("drain", [True, False])
+@pytest.mark.parametrize("kind", [{"stream_id": "live"}, {"store": False}, {}], ids=["stream", "not_stored", "stored"])
+def test_a_stop_ends_requests_at_a_service_that_hangs(kind, drain):
+    """Those that pass the cache by, too; without a deadline they stayed for good."""
+
+    class Hanging:
+        async def call(self, request):
+            await asyncio.sleep(3600.0)
+
+    async def main(loop):
+        stack = si.Stack(si.EdgeCache(ttl_s=10), Hanging(), clock=loop.clock)
+        await stack.start()
+        call = asyncio.ensure_future(stack(1.0, **kind))
+        await asyncio.sleep(0.01)
+
+        await stack.stop(drain=drain, timeout_s=0.1)
+        await asyncio.sleep(0.01)
+
+        assert isinstance(call.exception(), si.Closed)
+        assert loop.time() < 1.0
+
+    run(main)

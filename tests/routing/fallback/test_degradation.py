@@ -96,6 +96,54 @@ def test_a_route_below_a_tenth_of_failures_keeps_its_traffic(requests):
     assert sum(fractions) / len(fractions) > 0.9
 
 
+def serve_batches(degradation, outcomes, *, rows, start):
+    """Batches that end as a whole."""
+    for number, outcome in enumerate(outcomes):
+        for _ in range(rows):
+            degradation.arrive(0)
+            share = degradation.shares[0]
+            if share.offers():
+                share.take()
+                share.settle(outcome, 900, 1000, 0, start + number)
+
+
+@pytest.mark.parametrize(("batches", "rows"), [(4, 7), (8, 32), (2, 16)])
+def test_a_route_whose_batches_fail_below_a_tenth_keeps_its_traffic(batches, rows):
+    """Chance brings more failures where the requests of a batch fail together: with one batch in twenty."""
+    degradation = make()
+    draw = random.Random(1)
+    fractions = []
+    for step in range(1, 400):
+        outcomes = [BAD if draw.random() < 0.05 else GOOD for _ in range(batches)]
+        serve_batches(degradation, outcomes, rows=rows, start=step * STEP)
+        degradation.step(step * STEP, False)
+        fractions.append(degradation.shares[0].fraction)
+    assert sum(fractions) / len(fractions) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("bad", "good", "share"), [(1, 0, 0.5), (1, 1, 1.0), (1, 3, 1.0), (2, 2, 0.5), (2, 8, 1.0), (4, 6, 0.5)]
+)
+def test_failed_batches_that_chance_does_not_explain_cut_a_share(bad, good, share):
+    """One of several says nothing."""
+    degradation = make()
+    serve_batches(degradation, [BAD] * bad + [GOOD] * good, rows=10, start=1)
+    degradation.step(STEP, False)
+    assert degradation.shares[0].fraction == pytest.approx(share)
+
+
+def test_rows_that_fail_alone_are_failures_each():
+    """Rows of one batch, every third of which fails: more than a tenth, and not for one reason."""
+    degradation = make()
+    for number in range(30):
+        degradation.arrive(0)
+        degradation.shares[0].offers()
+        degradation.shares[0].take()
+        degradation.shares[0].settle(GOOD if number % 3 else BAD, 900, 1000, 0, 7)
+    degradation.step(STEP, False)
+    assert degradation.shares[0].fraction == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize("requests", [50, 100, 250, 1000])
 def test_rare_misses_by_chance_move_nothing(requests):
     """With one request in 200 late or missed at random, the best route keeps its traffic and needs no headroom."""

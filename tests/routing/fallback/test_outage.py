@@ -1,6 +1,7 @@
 """An outage of the best route at any rate of requests, in virtual time: little is lost, and it is soon back."""
 
 import asyncio
+import random
 
 import pytest
 
@@ -130,3 +131,31 @@ def test_a_fallback_that_hangs_costs_the_best_route_nothing(layers, burns, devic
             return await load(service, 5)
 
     assert run(main) == 1.0
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_batch_in_twenty_that_fails_takes_no_other_traffic_from_the_best_route(seed):
+    """The requests of a batch fail together, which chance brings more often than as many single failures."""
+    draw = random.Random(seed)
+
+    class Failing:
+        async def infer(self, batch):
+            await asyncio.sleep(0.020 + 0.001 * len(batch))
+            if draw.random() < 0.05:
+                raise ConnectionError("reset")
+            return [1.0] * len(batch)
+
+    async def main(loop):
+        router = FallbackRouter(
+            Route("best", [si.AdaptiveBatcher(max_batch_size=32, slo_s=0.2), Failing()], device="a"),
+            Route("other", Backend(hangs=False), quality=0.8, device="b"),
+        )
+        async with si.Stack(router, clock=loop.clock) as service:
+            asked = []
+            for _ in range(6000):
+                asked.append(asyncio.ensure_future(service.call(si.Request(1.0))))
+                await asyncio.sleep(1 / 300)
+            responses = await asyncio.gather(*asked)
+        return sum(response.source == "other (best: share)" for response in responses) / len(responses)
+
+    assert run(main) < 0.12

@@ -393,3 +393,10 @@ def test_what_can_have_no_statistics_is_refused(export, of):
     """Its page would have no metric at all."""
     with pytest.raises(TypeError, match="stacks: expected Stacks"):
         export(of(si.Stack(ScriptedBackend())))
+
+
+@pytest.mark.parametrize("export", [metrics_app, StackCollector, EventLog, dashboard])
+def test_no_stack_at_all_is_refused(export):
+    """Its page would have no metric at all."""
+    with pytest.raises(TypeError, match="stacks: expected at least one Stack, got none"):
+        export()

@@ -127,4 +127,4 @@ def test_other_records_keep_their_template_only(lines):
 async def test_period_of_the_watch_must_be_positive(loop):
     """Looking without a pause would take the loop."""
     with pytest.raises(ValueError, match="every_s"):
-        await EventLog().watch(0.0)
+        await EventLog(si.Stack(ScriptedBackend())).watch(0.0)

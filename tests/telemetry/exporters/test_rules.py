@@ -226,6 +226,9 @@ def test_wrong_objectives_are_refused():
         alert_rules(SLOS[0], si.SLO("faces", threshold_s=1.0))
     with pytest.raises(TypeError, match="SLO objects"):
         slo_documents("faces")
+    for make in (alert_rules, slo_documents):
+        with pytest.raises(TypeError, match="slos: expected at least one SLO, got none"):
+            make()
     with pytest.raises(ValueError, match="names that differ in letters and digits, got 'Faces!'"):
         slo_documents(SLOS[0], si.SLO("Faces!", threshold_s=1.0))
     with pytest.raises(ValueError, match="version"):

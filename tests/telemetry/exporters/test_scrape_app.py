@@ -132,7 +132,7 @@ async def test_lifespan_is_answered(loop):
     async def send(message):
         sent.append(message["type"])
 
-    app = si.telemetry.metrics_app()
+    app = si.telemetry.metrics_app(si.Telemetry("faces"))
     await app({"type": "lifespan"}, receive, send)
 
     assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]

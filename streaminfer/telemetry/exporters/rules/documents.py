@@ -27,7 +27,7 @@ def slo_documents(*slos: SLO, version: Version = "openslo/v1") -> str:
             reads. OpenSLO counts its window in whole minutes, the older one in whole days, at least one.
 
     Raises:
-        TypeError, ValueError: not objectives, two of one name, or an unknown version.
+        TypeError, ValueError: no objective, something else than one, two of one name, or an unknown version.
     """
     check_slos(slos)
     slugs = [slug(slo.name) for slo in slos]

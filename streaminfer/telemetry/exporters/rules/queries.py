@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from streaminfer._internal.validation import check_instance, expected
 from streaminfer.telemetry.exporters.collection import label_value
@@ -15,13 +15,15 @@ _EVENTS = next(metric.prometheus for metric in METRICS["SloStatistics"] if metri
 _UNITS = (("w", 604_800_000), ("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1))
 
 
-def check_slos(slos: Iterable[object]) -> None:
+def check_slos(slos: Sequence[object]) -> None:
     """Check that these are objectives with names of their own.
 
     Raises:
-        TypeError: not an `SLO`.
+        TypeError: there is none, or one is no `SLO`.
         ValueError: two of one name, which Prometheus could not tell apart.
     """
+    if not slos:
+        raise TypeError("slos: expected at least one SLO, got none")
     seen: set[str] = set()
     for slo in slos:
         check_instance("slos", slo, lambda value: isinstance(value, SLO), "SLO objects")

@@ -24,7 +24,7 @@ def alert_rules(*slos: SLO) -> str:
         slos: objectives of any number of services, with different names.
 
     Raises:
-        TypeError, ValueError: not objectives, or two of one name.
+        TypeError, ValueError: no objective, something else than one, or two of one name.
     """
     check_slos(slos)
     groups = [{"name": f"streaminfer SLO {label_value(slo.name)}", "rules": _rules(slo)} for slo in slos]

@@ -1,0 +1,86 @@
+"""The timer of a router's attempts: exact where the system has such timers, and gone with the router."""
+
+import asyncio
+import time
+
+import streaminfer as si
+from streaminfer.batching import alarm
+from streaminfer.routing import FallbackRouter, Route
+from streaminfer.testing import run
+
+
+class Hanging:
+    """A service that responds to nothing."""
+
+    async def call(self, request):
+        await asyncio.sleep(3600.0)
+
+
+class Exact:
+    """Stands for the timer of the system; never due by itself."""
+
+    def __init__(self, loop, clock, wake):
+        self.loop, self.wake = loop, wake
+        self.instants_ns, self.is_open = [], True
+
+    def set(self, at_ns, now_ns):
+        self.instants_ns.append(at_ns)
+
+    def cancel(self):
+        self.instants_ns.append(None)
+
+    def close(self):
+        self.is_open = False
+
+
+def test_an_attempt_is_interrupted_by_an_exact_timer(monkeypatch):
+    """A default response has a 64th of the time, at least a millisecond, which a loop's timer would round away."""
+    made = []
+    monkeypatch.setattr(alarm, "exact_timer", lambda *args: made.append(Exact(*args)) or made[-1])
+
+    async def main():
+        router = FallbackRouter(Route("only", Hanging()), default="none")
+        await router.start()
+        deadline_ns = time.monotonic_ns() + 32_000_000_000
+        call = asyncio.ensure_future(router.call(si.Request(1.0, deadline_ns=deadline_ns)))
+        await asyncio.sleep(0)
+        (timer,) = made
+        (at_ns,) = timer.instants_ns
+        assert 490_000_000 < deadline_ns - at_ns <= 500_000_000
+        call.cancel()
+        await router.stop()
+        assert not timer.is_open
+
+    asyncio.run(main())
+
+
+def test_each_loop_has_a_timer_of_its_own(monkeypatch):
+    """That of a loop that ended without a stop is closed when the next one comes."""
+    made = []
+    monkeypatch.setattr(alarm, "exact_timer", lambda *args: made.append(Exact(*args)) or made[-1])
+    router = FallbackRouter(Route("only", Hanging()), default="none")
+
+    async def main():
+        call = asyncio.ensure_future(router.call(si.Request(1.0, deadline_ns=time.monotonic_ns() + 10**10)))
+        await asyncio.sleep(0)
+        call.cancel()
+
+    asyncio.run(main())
+    asyncio.run(main())
+
+    first, second = made
+    assert (first.is_open, second.is_open) == (False, True)
+    assert first.loop is not second.loop
+    assert len(second.instants_ns) == 1
+
+
+def test_a_default_responds_before_the_deadline_in_virtual_time():
+    """There the loop's own timer is as exact."""
+
+    async def main(loop):
+        router = FallbackRouter(Route("only", Hanging()), default="none")
+        async with si.Stack(router, clock=loop.clock) as service:
+            assert await service(1.0, timeout_s=0.01) == "none"
+            assert loop.now_ns == 9_000_000
+
+    run(main)
