@@ -209,7 +209,8 @@ class OnnxBackend(Node):
         that it runs. Both models are in memory until the old one's last batch ends.
 
         The arguments of the constructor hold for the new model as well. Before :meth:`start` and after :meth:`stop` the
-        model is replaced too, and is what the next start serves.
+        model is replaced too, and is what the next start serves. After :meth:`unload` the new model leaves memory again
+        when it has been tried, until :meth:`load`.
 
         Args:
             path_or_bytes: the model's file, or its bytes; the same path again reads the file again.
@@ -221,9 +222,12 @@ class OnnxBackend(Node):
             BackendError: it failed on a batch of the warm-up.
         """
         async with self._serving.turn():
-            name = f"reload of OnnxBackend({self._serving.model.name})"
+            before = self._serving.model
+            name = f"reload of OnnxBackend({before.name})"
             self._serving.replace(await call_apart(name, self._prepare, path_or_bytes))
             self._source = path_or_bytes
+            if not before.is_loaded:  # its device has given the memory to others
+                self._serving.unload()
 
     async def load(self) -> None:
         """Make the sessions again after :meth:`unload`, and run each shape that the model has run; else nothing.
