@@ -347,7 +347,9 @@ class _Adapted(Node):
 
     @property
     def left_to_owner(self) -> Sequence[Any]:
-        return () if self.starts or self.stops or self._inner is None else (self._inner,)
+        inner = self._inner
+        sends_to_it = is_service(inner) or is_backend(inner)  # else it may be any object that has a `start`
+        return (inner,) if sends_to_it and not (self.starts or self.stops) else ()
 
     @property
     def starts(self) -> bool:

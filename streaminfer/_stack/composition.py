@@ -106,7 +106,8 @@ def check_layers(layers: tuple[Any, ...]) -> None:
         raise TypeError(expected("layers", what, layers[-1]) + _order(layers))
     if not is_service(layers[-1]):
         check_infer("layers", layers[-1])
-    check_part_methods(layers[-1])
+    for part in parts_of(layers[-1]):
+        check_part_methods(part)
     for layer in layers[:-1]:
         if not is_layer(layer):
             raise TypeError(expected("layers", "layers (objects with wrap) before the last one", layer))

@@ -298,3 +298,36 @@ def test_the_report_of_a_start_names_what_is_inside():
             return [part.name for part in stack.statistics().start.parts]
 
     assert run(main) == ["Counted", "BatchedService"]
+
+
+def test_an_inner_object_that_serves_nothing_is_left_alone():
+    """It may have a start of another kind, as a thread has."""
+
+    class Client:
+        def start(self):
+            raise AssertionError
+
+    class Service:
+        def __init__(self):
+            self.inner = Client()
+
+        async def call(self, request):
+            return si.Response(request.inputs)
+
+    async def main(loop):
+        async with si.Stack(Service(), clock=loop.clock) as stack:
+            return await stack(1.0)
+
+    assert run(main) == 1.0
+
+
+def test_methods_of_what_is_inside_are_checked():
+    """As those of a layer are, when the stack is made."""
+
+    class Backend(ScriptedBackend):
+        async def stop(self):
+            """Takes no ``drain``."""
+
+    service = si.AdaptiveBatcher(max_batch_size=1).wrap(Backend())
+    with pytest.raises(TypeError, match=r"Backend\.stop: expected a method to call as stop\(drain=\)"):
+        si.Stack(service)
