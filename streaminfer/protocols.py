@@ -173,6 +173,11 @@ class Node:
         return {}
 
     @property
+    def left_to_owner(self) -> Sequence[Any]:
+        """Children that it neither starts nor stops: who starts it starts them before, and stops them after it."""
+        return ()
+
+    @property
     def starts(self) -> bool:
         """Whether it has a start of its own."""
         return type(self).start is not Node.start
@@ -228,6 +233,11 @@ class Wrapper(Node):
     def children(self) -> Mapping[str, Any]:
         """Its layer and what it wraps."""
         return {"inner": self.inner} if self.layer is None else {"layer": self.layer, "inner": self.inner}
+
+    @property
+    def left_to_owner(self) -> Sequence[Any]:
+        """What it wraps; one with a start or a stop of its own is taken to start and stop that, unless it says so."""
+        return () if self.starts or self.stops else (self.inner,)
 
     def capabilities(self) -> Capabilities:
         """What the inner object offers; a wrapper that adds to it overrides this with ``_replace``.
@@ -334,6 +344,12 @@ class _Adapted(Node):
         if hasattr(self._thing, "no object has this attribute"):
             return None  # but a mock has any, and so any number of inner objects
         return getattr(self._thing, "inner", None)
+
+    @property
+    def left_to_owner(self) -> Sequence[Any]:
+        inner = self._inner
+        sends_to_it = is_service(inner) or is_backend(inner)  # else it may be any object that has a `start`
+        return (inner,) if sends_to_it and not (self.starts or self.stops) else ()
 
     @property
     def starts(self) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 from streaminfer._internal.forking import at_fork
 from streaminfer.protocols import adapt
 
-__all__ = ["last_owner", "start_owned"]
+__all__ = ["last_owner", "own", "parts_of"]
 
 
 class _Ownership:
@@ -55,8 +55,14 @@ def _after_fork() -> None:
 at_fork(in_child=_after_fork)
 
 
-async def start_owned(owner: object, part: Any) -> None:
-    """Start a part unless another owner has, and count ``owner`` among its owners.
+def parts_of(part: Any) -> list[Any]:
+    """Return what starts and stops with a part, innermost first: what it leaves to its owner, and itself."""
+    inside = (each for child in adapt(part).left_to_owner for each in parts_of(child))
+    return [*inside, part]
+
+
+async def own(owner: object, part: Any) -> None:
+    """Start a part, without what it leaves to its owner, unless another owner has, and count ``owner`` among those.
 
     Raises:
         BaseException: what its ``start`` raised; then ``owner`` does not own it.

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
-from streaminfer._runtime.owners import last_owner
+from streaminfer._runtime.owners import last_owner, parts_of
 from streaminfer.protocols import adapt
 
 __all__ = [
@@ -81,12 +81,14 @@ async def end_tasks(tasks: Iterable[asyncio.Future[Any]]) -> None:
 async def stop_all(owner: object, parts: Iterable[Any], *, drain: bool) -> None:
     """Stop each part even if an earlier one fails; the first failure is raised at the end, and later ones are logged.
 
-    A part that has another owner is left running.
+    What parts leave to their owner is stopped too, after all that it is inside of. A part that has another owner is
+    left running.
 
     A part that does not return by the limit is cancelled, and soon afterwards abandoned with a warning.
     """
     failures: list[BaseException] = []
-    for part in parts:
+    in_order_of_start = {id(each): each for part in list(parts)[::-1] for each in parts_of(part)}
+    for part in list(in_order_of_start.values())[::-1]:
         node = adapt(part)
         if not node.stops:
             continue

@@ -106,6 +106,7 @@ class ExactTimer:
         self._spec = _Spec()
         self._reference = ctypes.byref(self._spec)
         self._is_set = self._from_threads = False
+        self._at_ns = 0
         self._fd: int = _libc().timerfd_create(_CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
         if self._fd < 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
@@ -114,6 +115,7 @@ class ExactTimer:
 
     def set(self, at_ns: int, now_ns: int) -> None:  # noqa: ARG002 - the instant is one of the kernel's clock
         self._is_set = True
+        self._at_ns = at_ns
         self._spec.at_s, self._spec.at_ns = divmod(at_ns, 1_000_000_000)
         self._settime(self._fd, _ABSOLUTE, self._reference, None)
 
@@ -124,7 +126,7 @@ class ExactTimer:
 
     def cancel(self) -> None:
         """Call the function at no instant, until one is set again; a call that is due by now may come still."""
-        self._spec.at_s = self._spec.at_ns = 0
+        self._at_ns = self._spec.at_s = self._spec.at_ns = 0
         self._settime(self._fd, _ABSOLUTE, self._reference, None)
 
     def close(self) -> None:
@@ -145,6 +147,8 @@ class ExactTimer:
             self._clear()
             self._function()
             return
+        if time.monotonic_ns() < self._at_ns:
+            return  # it was set again after the loop saw the file, and clearing that could lose the new instant
         self._is_set = False
         self._function()
         if not self._is_set and self._fd >= 0:  # setting it again cleared what epoll sees, without a call more

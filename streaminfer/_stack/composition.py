@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from streaminfer._internal.validation import expected
+from streaminfer._runtime.owners import parts_of
 from streaminfer._stack._chain_cy import Chain
 from streaminfer._stack.optional_methods import check_layer_methods, check_part_methods
 from streaminfer.batching.batched_service import BatchedService
@@ -27,11 +28,12 @@ def compose(layers: tuple[Any, ...], clock: Clock) -> tuple[list[Any], BatchedSe
     """Wrap layers that were checked.
 
     Returns:
-        The wrapped objects, innermost first, the last being the service; and what makes batches of one, if anything.
+        What the last layer leaves to its owner and the wrapped objects, innermost first, the last being the service;
+        and what makes batches of one, if anything.
     """
     single = None
     current = layers[-1]
-    parts = [current]
+    parts = parts_of(current)
     if not is_service(current) and not any(adapt(layer).needs == "backend" for layer in layers[:-1]):
         current = single = BatchedService(
             current,
@@ -104,7 +106,8 @@ def check_layers(layers: tuple[Any, ...]) -> None:
         raise TypeError(expected("layers", what, layers[-1]) + _order(layers))
     if not is_service(layers[-1]):
         check_infer("layers", layers[-1])
-    check_part_methods(layers[-1])
+    for part in parts_of(layers[-1]):
+        check_part_methods(part)
     for layer in layers[:-1]:
         if not is_layer(layer):
             raise TypeError(expected("layers", "layers (objects with wrap) before the last one", layer))

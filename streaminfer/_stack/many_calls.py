@@ -24,6 +24,7 @@ __all__ = ["PlaceQueue", "answer_all", "answer_rows", "check_settings", "default
 _NO_PLACE = "the deadline passed while the request waited for a place in the queue"
 _STOPPED = "the stack stopped while the request waited for a place in the queue"
 _SHORTEST_PAUSE_S = 0.001  # where a refusal does not say when to ask again
+_LONGEST_PAUSE_S = 0.05  # a place may come sooner than expected: callers leave, and batches fail or are cancelled
 _DEFAULT_CONCURRENCY = 64
 _PASSING = {AdmissionReason.QUEUE_FULL, AdmissionReason.LIMIT, AdmissionReason.RATE_LIMIT}
 """Reasons that end by themselves when other requests complete."""
@@ -81,9 +82,9 @@ class PlaceQueue:
 
     async def _wait_for_place(self, request: Request) -> None:
         async with self._turn:
-            # the queue does not announce a free place, so it is asked when it expects one
+            # the queue does not announce a free place, so it is asked when it expects one, or before
             while (place := self._place(request)).reason in _PASSING:
-                await self._pause(max(place.retry_after_s or 0.0, _SHORTEST_PAUSE_S))
+                await self._pause(min(max(place.retry_after_s or 0.0, _SHORTEST_PAUSE_S), _LONGEST_PAUSE_S))
             self._check_open()
 
     def _check_open(self) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from streaminfer._internal.loading import compiled_modules
 from streaminfer._runtime import serving_process
 from streaminfer._runtime.loops import is_virtual
-from streaminfer._runtime.owners import start_owned
+from streaminfer._runtime.owners import own
 from streaminfer._runtime.pending_calls import DeadlineCalls
 from streaminfer._runtime.stopping import STOP_LIMIT_S, end_tasks, seconds_left, stop_all, stop_within
 from streaminfer._stack.many_calls import PlaceQueue
@@ -88,7 +88,7 @@ class StackRun:
                 self._hold = serving_process.enter(self.loop)
                 for part, name in zip(self._parts, names, strict=True):
                     with timer.time(part, name):
-                        await start_owned(self._stack, part)
+                        await own(self._stack, part)
                     started.append(part)
             self._stack.statistics()  # loads what a snapshot is made of: the first one must not hold up requests
         except BaseException:

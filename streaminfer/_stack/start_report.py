@@ -146,9 +146,10 @@ def names_of_parts(parts: Sequence[Any], layers: Sequence[Any], single: Any) -> 
     """The names under which the parts of a stack start: those of its layers.
 
     Args:
-        parts: the wrapped objects, innermost first.
+        parts: the wrapped objects, innermost first, behind what the last layer leaves to its owner.
         layers: what they were made from, outermost first.
         single: among the parts, what makes batches of one and comes from no layer.
     """
-    names = iter([type(layer).__name__ for layer in reversed(layers)])
+    inside = parts[: len(parts) - len(layers) - (single is not None)]
+    names = iter([type(layer).__name__ for layer in (*inside, *reversed(layers))])
     return ["batches of one" if part is single else next(names) for part in parts]

@@ -28,7 +28,7 @@ from streaminfer.backends.job import Done, Job, JobFuture
 from streaminfer.backends.worker_pool import Worker, WorkerPool
 from streaminfer.errors import Closed
 
-__all__ = ["WorkerThreads", "call_apart"]
+__all__ = ["Abandonment", "WorkerThreads", "call_apart"]
 
 HANG_GRACE_S = 10.0
 """Seconds after its cancellation from which on a call counts as hung."""
@@ -224,6 +224,26 @@ def _after_fork() -> None:
 at_fork(in_child=_after_fork)
 
 
+class Abandonment:
+    """Whether the caller of a function in another thread still waits for what it returns; thread-safe."""
+
+    def __init__(self) -> None:
+        self._abandoned = False
+
+    def set(self) -> None:
+        """Say that nobody waits."""
+        self._abandoned = True
+
+    def check(self) -> None:
+        """Check that the work is still wanted, between two steps of it.
+
+        Raises:
+            CancelledError: nobody waits for it.
+        """
+        if self._abandoned:
+            raise asyncio.CancelledError
+
+
 async def call_apart(name: str, function: Callable[..., T], *arguments: Any) -> T:
     """Call a function in a thread of its own, and not in the loop's executor, for which a program's end would wait.
 
@@ -231,15 +251,16 @@ async def call_apart(name: str, function: Callable[..., T], *arguments: Any) -> 
 
     Args:
         name: of the thread.
-        function: what to call.
-        arguments: its positional arguments.
+        function: what to call, with an `Abandonment`.
+        arguments: its further positional arguments.
 
     Raises:
         BaseException: what the function raised.
     """
     pool = WorkerPool([Worker()], name)
     future = JobFuture()
-    job = future.job = Job(lambda _own: function(*arguments), (), None, future.end)
+    abandonment = Abandonment()
+    job = future.job = Job(lambda _own: function(abandonment, *arguments), (), abandonment.set, future.end)
     pool.put(job)
     job.replace = lambda _job: True  # a cancelled caller does not wait
     pool.drain()

@@ -1,7 +1,6 @@
 """Wakes a dispatcher, or a router, at one instant."""
 
 import asyncio
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context
@@ -82,8 +81,7 @@ class Alarm:
         return self._exact
 
     def _wake(self) -> None:
-        at_ns = self._exact_at_ns
-        if not at_ns or time.monotonic_ns() < at_ns:
-            return  # it was due, and was cancelled or set again before the loop came to it
+        if not self._exact_at_ns:
+            return  # it was due, and was cancelled before the loop came to it
         self._exact_at_ns = 0
         self._function()

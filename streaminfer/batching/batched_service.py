@@ -6,7 +6,7 @@ its own cancellation. ``RequestQueue.end`` and ``deliver`` return true once per 
 
 import asyncio
 import functools
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from streaminfer._internal.validation import expected
@@ -156,6 +156,11 @@ class BatchedService(Node):
         """The backend or function."""
         return {"inner": self.inner}
 
+    @property
+    def left_to_owner(self) -> Sequence[Any]:
+        """The backend, which is ready before batches of it are measured."""
+        return (self.inner,)
+
     def capabilities(self) -> Capabilities:
         """What the backend offers, and what the batcher adds; read after a start, which may change it."""
         offered = adapt(self.inner).capabilities()
@@ -235,6 +240,7 @@ class BatchedService(Node):
     def bind_clock(self, clock: Clock) -> None:
         """Take over the clock of a `Stack`."""
         self.clock = self._calls.clock = self._submission.clock = clock
+        super().bind_clock(clock)
 
     async def start(self) -> None:
         """Run batches of the backend's example inputs, so that nothing is learned on callers, and accept requests.

@@ -8,6 +8,7 @@ import pytest
 
 import streaminfer as si
 from streaminfer._runtime.lifecycle import start_all
+from streaminfer.routing import Canary, Shadow
 from streaminfer.testing import ScriptedBackend, VirtualLoop, run
 
 
@@ -196,3 +197,137 @@ def test_a_part_that_a_closed_loop_left_behind_is_let_go():
     gc.collect()
 
     assert left[0]() is None
+
+
+def wrapped_by_hand(kind, backend):
+    """A stack of a backend that was put behind something before the stack was made."""
+    batched = si.AdaptiveBatcher(max_batch_size=1).wrap
+    make = {
+        "batcher": lambda: batched(backend),
+        "breaker": lambda: si.CircuitBreaker().wrap(backend),
+        "hedge": lambda: si.Hedge().wrap(batched(backend)),
+        "cache": lambda: si.EdgeCache(maxsize=1).wrap(batched(backend)),
+        "meter": lambda: si.CostMeter(per_second=1.0).wrap(batched(backend)),
+        "shadow": lambda: Shadow(ScriptedBackend(), share=0.0).wrap(batched(backend)),
+        "own": lambda: Passing(batched(backend)),
+        "router": lambda: si.FallbackRouter(si.Route("a", batched(backend))),
+        "canary": lambda: Canary(batched(backend), si.Stack(ScriptedBackend()), share=0.0),
+        "replicas": lambda: si.Replicas(si.Replica("a", batched(backend))),
+        "a stack": lambda: si.FallbackRouter(si.Route("a", si.CircuitBreaker().wrap(si.Stack(backend)))),
+    }
+    return make[kind]()
+
+
+class Passing:
+    """What a user's layer makes: it has no start and no stop of its own."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    async def call(self, request):
+        return await self.inner.call(request)
+
+
+BY_HAND = ["batcher", "breaker", "hedge", "cache", "meter", "shadow", "own", "router", "canary", "replicas", "a stack"]
+
+
+@pytest.mark.parametrize("kind", BY_HAND)
+def test_what_was_wrapped_by_hand_starts_and_stops(kind):
+    """A stack starts the backend inside what it is given, and stops it once."""
+    backend = Counted()
+
+    async def main(loop):
+        stack = si.Stack(wrapped_by_hand(kind, backend), clock=loop.clock)
+        for number in range(2):
+            async with stack:
+                await stack(float(number))
+
+    run(main)
+    assert backend.log == ["start", "stop True"] * 2
+
+
+def test_a_failed_start_stops_what_is_inside():
+    """Where a batcher cannot start, the backend that started before it is stopped again."""
+    backend = Counted()
+    backend.max_batch_size = 4
+
+    async def main(_loop):
+        service = si.AdaptiveBatcher(max_batch_size=4).wrap(backend)
+        backend.max_batch_size = 2
+        for owner in (si.Stack(service), si.FallbackRouter(si.Route("a", service))):
+            with pytest.raises(ValueError, match="at most 2"):
+                await owner.start()
+
+    run(main)
+    assert backend.log == ["start", "stop False"] * 2
+
+
+def test_a_shared_backend_stops_behind_all_that_send_to_it():
+    """A backend inside two routes is stopped when both have drained."""
+    backend = Counted()
+
+    async def main(loop):
+        routes = [si.Route(name, si.AdaptiveBatcher(max_batch_size=1).wrap(backend)) for name in ("a", "b")]
+        router = si.FallbackRouter(*routes)
+        async with si.Stack(router, clock=loop.clock) as stack:
+            await stack(1.0)
+
+    run(main)
+    assert backend.log == ["start", "stop True"]
+
+
+def test_a_backend_inside_gets_the_clock_of_the_stack():
+    """As one that is a layer of its own does."""
+    backend = Counted()
+    clocks = []
+    backend.bind_clock = clocks.append
+
+    async def main(loop):
+        si.Stack(si.AdaptiveBatcher(max_batch_size=1).wrap(backend), clock=loop.clock)
+        assert clocks == [loop.clock]
+
+    run(main)
+
+
+def test_the_report_of_a_start_names_what_is_inside():
+    """A part that no layer stands for has the name of its class."""
+
+    async def main(loop):
+        stack = si.Stack(si.Telemetry(), si.AdaptiveBatcher(max_batch_size=1).wrap(Counted()), clock=loop.clock)
+        async with stack:
+            return [part.name for part in stack.statistics().start.parts]
+
+    assert run(main) == ["Counted", "BatchedService"]
+
+
+def test_an_inner_object_that_serves_nothing_is_left_alone():
+    """It may have a start of another kind, as a thread has."""
+
+    class Client:
+        def start(self):
+            raise AssertionError
+
+    class Service:
+        def __init__(self):
+            self.inner = Client()
+
+        async def call(self, request):
+            return si.Response(request.inputs)
+
+    async def main(loop):
+        async with si.Stack(Service(), clock=loop.clock) as stack:
+            return await stack(1.0)
+
+    assert run(main) == 1.0
+
+
+def test_methods_of_what_is_inside_are_checked():
+    """As those of a layer are, when the stack is made."""
+
+    class Backend(ScriptedBackend):
+        async def stop(self):
+            """Takes no ``drain``."""
+
+    service = si.AdaptiveBatcher(max_batch_size=1).wrap(Backend())
+    with pytest.raises(TypeError, match=r"Backend\.stop: expected a method to call as stop\(drain=\)"):
+        si.Stack(service)

@@ -61,6 +61,42 @@ def test_a_forked_process_leaves_the_timer_to_its_parent():
     asyncio.run(main())
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="timers as files are Linux's")
+def test_an_instant_set_in_the_turn_of_an_earlier_one():
+    """It is not lost where it comes while the loop deals with the earlier one, which it has replaced."""
+    calls = []
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        due_ns = 0
+        ended = asyncio.Event()
+
+        def fire():
+            now_ns = time.monotonic_ns()
+            calls.append(now_ns >= due_ns)
+            while time.monotonic_ns() < due_ns:
+                pass
+            if now_ns >= due_ns:
+                ended.set()
+
+        def set_again():  # the loop has seen the file, and calls `fire` after this
+            nonlocal due_ns
+            due_ns = time.monotonic_ns() + 20_000_000
+            timer.set(due_ns, 0)
+
+        timer = timers.exact_timer(loop, time.monotonic_ns, fire)
+        timer.set(1, 0)
+        loop.call_soon(set_again)
+        try:
+            await asyncio.wait_for(ended.wait(), 10)
+        finally:
+            timer.close()
+
+    asyncio.run(main())
+
+    assert calls == [True]
+
+
 def test_instants_of_another_clock_have_the_timer_of_the_loop():
     async def main():
         return timers.exact_timer(asyncio.get_running_loop(), time.perf_counter_ns, list)

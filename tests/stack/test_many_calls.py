@@ -173,6 +173,29 @@ def test_wait_ends_at_the_deadline():
     run(main)
 
 
+def test_a_place_that_comes_sooner_than_expected_is_taken():
+    """The callers in front leave, so the model is free long before the batch that it ran would have ended."""
+
+    async def main(loop):
+        model = ScriptedBackend(duration_s=10.0)
+        batcher = si.AdaptiveBatcher(max_batch_size=1, max_queue_size=1)
+        async with si.Stack(batcher, model, clock=loop.clock) as stack:
+            await stack(0.0)  # it is known now what a batch takes
+            ahead = []
+            for number in range(2):
+                ahead.append(asyncio.ensure_future(stack(float(number))))
+                await asyncio.sleep(0.001)
+            waiting = asyncio.ensure_future(stack(2.0, wait=True))
+            await asyncio.sleep(0.1)
+            left_s = loop.time()
+            for call in ahead:
+                call.cancel()
+            await waiting
+            return loop.time() - left_s
+
+    assert run(main) == pytest.approx(10.0, abs=0.1)
+
+
 def test_map_of_a_blocking_stack_and_without_a_batcher():
     with si.Stack(si.CpuBackend(np.negative)).blocking() as infer:
         assert [float(one) for one in infer.map([1.0, 2.0], concurrency=1)] == [-1.0, -2.0]

@@ -35,7 +35,7 @@ from streaminfer.backends.onnx.loader import ModelLoader
 from streaminfer.backends.onnx.serving import LoadedModel, ReloadableWorker, Serving
 from streaminfer.backends.signature import NonFinite, describe_shape, free_axes, guess_inputs
 from streaminfer.backends.statistics import BackendRecorder, BackendStatistics
-from streaminfer.backends.workers import HANG_GRACE_S, WorkerThreads, call_apart
+from streaminfer.backends.workers import HANG_GRACE_S, Abandonment, WorkerThreads, call_apart
 from streaminfer.protocols import Capabilities, Clock, ExampleInputs, ModelTensors, Node, Residency
 from streaminfer.request import Batch, Request
 
@@ -205,10 +205,12 @@ class OnnxBackend(Node):
         The new model is loaded, and runs a batch of each shape that the present one has run, on another thread. Then
         it runs every batch that no worker has begun, and ``fingerprint`` is its own; batches that run end on the model
         that began them. Whatever fails leaves the present model as it is. Reloads take effect one after another, in the
-        order of the calls, and a cancelled one has none. Both models are in memory until the old one's last batch ends.
+        order of the calls, and a cancelled one has none: its thread ends after the session that it makes, or the batch
+        that it runs. Both models are in memory until the old one's last batch ends.
 
         The arguments of the constructor hold for the new model as well. Before :meth:`start` and after :meth:`stop` the
-        model is replaced too, and is what the next start serves.
+        model is replaced too, and is what the next start serves. After :meth:`unload` the new model leaves memory again
+        when it has been tried, until :meth:`load`.
 
         Args:
             path_or_bytes: the model's file, or its bytes; the same path again reads the file again.
@@ -220,9 +222,12 @@ class OnnxBackend(Node):
             BackendError: it failed on a batch of the warm-up.
         """
         async with self._serving.turn():
-            name = f"reload of OnnxBackend({self._serving.model.name})"
+            before = self._serving.model
+            name = f"reload of OnnxBackend({before.name})"
             self._serving.replace(await call_apart(name, self._prepare, path_or_bytes))
             self._source = path_or_bytes
+            if not before.is_loaded:  # its device has given the memory to others
+                self._serving.unload()
 
     async def load(self) -> None:
         """Make the sessions again after :meth:`unload`, and run each shape that the model has run; else nothing.
@@ -254,10 +259,10 @@ class OnnxBackend(Node):
                 model.check_replaceable_by(model)
             self._serving.unload()
 
-    def _prepare(self, path_or_bytes: object) -> LoadedModel:
-        model = self._loader.load(path_or_bytes)
+    def _prepare(self, abandonment: Abandonment, path_or_bytes: object) -> LoadedModel:
+        model = self._loader.load(path_or_bytes, abandonment.check)
         self._serving.model.check_replaceable_by(model)
-        self._serving.warm(model)
+        self._serving.warm(model, abandonment.check)
         return model
 
     def capabilities(self) -> Capabilities:

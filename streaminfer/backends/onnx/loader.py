@@ -69,11 +69,12 @@ class ModelLoader:
     non_finite: NonFinite
     priority: BatchPriority = attrs.field(factory=BatchPriority)
 
-    def load(self, path_or_bytes: object) -> LoadedModel:
+    def load(self, path_or_bytes: object, check: Callable[[], None] = lambda: None) -> LoadedModel:
         """Return a model with its sessions, not warmed yet.
 
         Args:
             path_or_bytes: the model's file, or its bytes.
+            check: raises where the model is wanted no more; called before each session is made, which can take long.
 
         Raises:
             FileNotFoundError, TypeError, ValueError: as the constructor of the backend.
@@ -90,7 +91,10 @@ class ModelLoader:
         if files is not None and not is_given:  # those of the user may make other sessions, and hold no memory
             give_weights(options, files.weights)
         count = 1 if sharing else self.sessions
-        loaded = [load(runtime, source, name, options, chosen) for _ in range(count)]
+        loaded = []
+        for _ in range(count):
+            check()
+            loaded.append(load(runtime, source, name, options, chosen))
         if files is not None:
             files.check_unchanged()
         check_loaded(loaded[0], self.providers or ())

@@ -11,7 +11,7 @@ Invariants:
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from typing import Any, Self
@@ -105,8 +105,12 @@ class Serving:
         self._lock = threading.Lock()
         self._last: Future[None] | None = None
 
-    def warm(self, model: LoadedModel) -> None:
+    def warm(self, model: LoadedModel, check: Callable[[], None]) -> None:
         """Run the warm-up batches, and zeros of each shape that the present model has run, on every worker of a model.
+
+        Args:
+            model: that is to serve.
+            check: raises where it is wanted no more; called between the batches.
 
         Raises:
             BackendError: it fails on one that the present model can run.
@@ -115,8 +119,9 @@ class Serving:
         shapes = dict.fromkeys(each for worker in self.model.workers for each in tuple(worker.shapes))
         batches = [{name: _zeros(shape, dtype) for name, shape, dtype in each} for each in shapes]
         for worker in model.workers:
-            worker.warm()
+            worker.warm(check)
             for inputs in batches:
+                check()
                 try:
                     worker.try_out(inputs)
                 except BackendError:

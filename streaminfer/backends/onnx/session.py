@@ -61,8 +61,11 @@ class SessionWorker:
         self._bfloat16 = has_bfloat16(self._signature)
         self._output_names = [spec.name for spec in self._signature.outputs]
 
-    def warm(self) -> None:
+    def warm(self, check: Callable[[], None] = lambda: None) -> None:
         """Runs the warm-up batches, so that onnxruntime has planned its memory for these sizes.
+
+        Args:
+            check: raises where the session is wanted no more; called before each batch.
 
         Raises:
             BackendError: the model failed on one of them, or the session was made before a fork.
@@ -71,6 +74,7 @@ class SessionWorker:
             return
         self._check_process()
         for inputs in self._warmup:
+            check()
             try:
                 self._run(inputs, self._new_options(), record=True)
             except Exception as error:

@@ -13,17 +13,22 @@ batch of which others wait for their rows: its caller has had the error. Two fai
 model cannot have seen the step: a deadline that had passed before the step was sent, and a full queue. A server that
 has forgotten the sequence (it was idle too long, or the server or the model was restarted) says so to the next
 step, which ends with :class:`SequenceLost`.
+
+A server has places for so many sequences, and one keeps its place until it ends or was idle for long. So lost sequences
+are ended: without that, a stall that loses all of them would let no new one begin for as long.
 """
 
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Hashable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
+from contextvars import Context
 from typing import Self
 
+from streaminfer._runtime.stopping import end_tasks
 from streaminfer.errors import BackendError, Overloaded
 
-__all__ = ["NotSent", "SequenceLost", "Sequences", "Stream"]
+__all__ = ["LostSequences", "NotSent", "SequenceLost", "Sequences", "Stream"]
 
 _BITS = {"TYPE_INT32": 30, "TYPE_UINT32": 31, "TYPE_STRING": 62, "TYPE_INT64": 62, "TYPE_UINT64": 62}
 
@@ -77,14 +82,18 @@ class Sequences:
         idle_s: after which the server forgets a sequence; 0: it does not say.
         max_streams: how many are remembered. When there is no room, those are forgotten that the server has forgotten
             too; if there are none, a new stream is rejected.
+        tell_lost: called with the id of each sequence that was lost and that the server may know still.
     """
 
-    def __init__(self, kind: str, idle_s: float, max_streams: int) -> None:
+    def __init__(
+        self, kind: str, idle_s: float, max_streams: int, tell_lost: Callable[[int | str], None] = lambda _: None
+    ) -> None:
         self._bits = _BITS.get(kind, 62)
         self._text = kind == "TYPE_STRING"
         self._next = secrets.randbits(self._bits)
         self._idle_ns = round(idle_s * 1e9)
         self._max = max_streams
+        self._tell_lost = tell_lost
         self._streams: dict[Hashable, Stream] = {}
 
     def __len__(self) -> int:
@@ -121,8 +130,8 @@ class Sequences:
                     raise wrapped.error from wrapped.error.__cause__
                 except Overloaded:
                     raise
-                except BaseException:
-                    self._lose(stream)
+                except BaseException as error:
+                    self._lose(stream, is_known=not isinstance(error, SequenceLost))
                     raise
                 stream.started = not end
                 if end:
@@ -167,7 +176,9 @@ class Sequences:
         if len(self._streams) >= self._max:
             raise Overloaded(f"{len(self._streams)} streams are remembered already (max_streams={self._max})")
 
-    def _lose(self, stream: Stream) -> None:
+    def _lose(self, stream: Stream, *, is_known: bool = True) -> None:
+        if is_known:
+            self._tell_lost(stream.correlation)
         stream.losses += 1
         stream.started = False
         stream.correlation = self._new_id()
@@ -175,3 +186,36 @@ class Sequences:
     def _new_id(self) -> int | str:
         self._next = self._next % (1 << self._bits) + 1  # never 0, which means none
         return f"streaminfer-{self._next:x}" if self._text else self._next
+
+
+class LostSequences:
+    """Ends lost sequences at the server; belongs to the loop that made it.
+
+    Those that are lost while others are being ended have their turn when that is done.
+
+    Args:
+        end: ends one, by its id.
+    """
+
+    def __init__(self, end: Callable[[int | str], Awaitable[None]]) -> None:
+        self._end = end
+        self._lost: list[int | str] = []
+        self._some = asyncio.Event()
+        # one from the start: a loop that cancels all tasks at its end, and so loses sequences, would leave a new one
+        self._task = asyncio.get_running_loop().create_task(self._end_all(), context=Context())
+
+    def add(self, correlation: int | str) -> None:
+        """End a sequence soon."""
+        self._lost.append(correlation)
+        self._some.set()
+
+    async def stop(self) -> None:
+        """Leave those that have not been ended to the server."""
+        await end_tasks([self._task])
+
+    async def _end_all(self) -> None:
+        while True:
+            await self._some.wait()
+            self._some.clear()
+            lost, self._lost = self._lost, []
+            await asyncio.gather(*map(self._end, lost))

@@ -16,7 +16,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from streaminfer.backends.signature import TEXT, TensorSpec
+from streaminfer.backends.signature import TEXT, TensorSpec, zeros
 from streaminfer.backends.triton.decode import decode_rows
 from streaminfer.backends.triton.dtypes import is_text
 from streaminfer.backends.triton.errors import ServerError, explained
@@ -24,13 +24,14 @@ from streaminfer.backends.triton.messages import InferRequest, InferResponse, Sh
 from streaminfer.backends.triton.model import ModelDescription, Server, describe_model, describe_server, latest_version
 from streaminfer.backends.triton.region import Region, required_bytes
 from streaminfer.backends.triton.request_validation import RequestValidator
-from streaminfer.backends.triton.sequences import Sequences
+from streaminfer.backends.triton.sequences import LostSequences, Sequences
 from streaminfer.backends.triton.settings import Settings
 from streaminfer.backends.triton.shared_memory import RegionPool
-from streaminfer.errors import BackendError, InvalidInput
+from streaminfer.errors import BackendError, InvalidInput, StreamInferError
 
 __all__ = ["CallCounts", "Session"]
 
+_IDLE_S = 1.0  # for which Triton keeps a sequence where the configuration does not say it
 _UNKNOWN_REGION = ("unable to find shared memory region", "unable to find system shared memory region")
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -115,8 +116,8 @@ class Session:
         self._earlier: dict[str, ModelDescription] = {}
         self._sequence_settings: tuple[str, float] | None = None
         self.sequences: Sequences | None = None
+        self._lost: LostSequences | None = None
         self.changes = 0
-        self._set_model(model)
         self.pool: RegionPool | None = None
         if settings.shared_memory:
             self.pool = RegionPool(self._register, self._unregister, self._registered)
@@ -124,6 +125,7 @@ class Session:
         self.stream_reads = InFlightCounter()
         self.streams = InFlightCounter()
         self.counts = counts
+        self._set_model(model)  # last: it may make a task
 
     @classmethod
     async def open(cls, settings: Settings, changed: Callable[[], None], counts: CallCounts) -> Self:
@@ -248,13 +250,26 @@ class Session:
         if settings is None:
             self.sequences = None
         elif self.sequences is None or settings != self._sequence_settings:
-            self.sequences = Sequences(*settings, self._settings.max_streams)
+            if self._lost is None:
+                self._lost = LostSequences(self._end_sequence)
+            self.sequences = Sequences(*settings, self._settings.max_streams, self._lost.add)
         self._sequence_settings = settings
 
     def call(self, arrays: Arrays, parameters: Parameters) -> InferRequest:
         """Return the request for arrays without shared memory."""
         inputs = [self._tensor(name, array) for name, array in arrays.items()]
         return InferRequest(self.model.name, self._version, inputs, parameters=parameters)
+
+    async def _end_sequence(self, correlation: int | str) -> None:
+        """Send the last step of a lost sequence, with zeros and empty text, which lets the server forget it."""
+        model = self.model
+        batched = model.max_batch_size != 0
+        arrays = {spec.name: zeros(spec)[np.newaxis] if batched else zeros(spec) for spec in model.inputs}
+        parameters = {"sequence_id": correlation, "sequence_start": False, "sequence_end": True}
+        timeout_s = min(self._settings.timeout_s, model.sequence_idle_s or _IDLE_S)
+        # an error: the server does not know it, or forgets it when it was idle for long enough
+        with contextlib.suppress(ServerError, StreamInferError):
+            await self.transport.infer(self.call(arrays, parameters), timeout_s)
 
     async def statistics(self) -> Sequence[Mapping[str, Any]]:
         """Return the server's counters of the model, by version.
@@ -280,6 +295,8 @@ class Session:
     async def close(self) -> None:
         """Free the shared memory and end the connections, whatever fails on the way."""
         try:
+            if self._lost is not None:
+                await self._lost.stop()
             if self.pool is not None:
                 await self.pool.close()
         finally:

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 from streaminfer._internal.error_log import ErrorLog
 from streaminfer._internal.validation import check_instance
-from streaminfer._runtime.owners import start_owned
+from streaminfer._runtime.lifecycle import start_owned
 from streaminfer._runtime.stopping import stop_all, stop_together
 from streaminfer.caching.erasure.erasure import PendingErasure
 from streaminfer.caching.erasure.retention_counts import RetentionCounts

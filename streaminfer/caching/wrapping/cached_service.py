@@ -28,7 +28,7 @@ reads them too, because another machine may have been faster.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from streaminfer._internal.validation import expected
@@ -138,6 +138,11 @@ class CachedService(Layer, Wrapper):
     def capabilities(self) -> Capabilities:
         """What the inner service offers; each request ends at its deadline."""
         return super().capabilities()._replace(enforces_deadline=True)
+
+    @property
+    def left_to_owner(self) -> Sequence[Any]:
+        """The service."""
+        return (self.inner,)
 
     async def start(self) -> None:
         """Start the tiers.

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.validation import check_duration, check_instance, check_number, expected
-from streaminfer._runtime.owners import start_owned
+from streaminfer._runtime.lifecycle import start_owned
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer._runtime.stopping import stop_all, until_limit
 from streaminfer._runtime.wrapped_kind import kind_of
@@ -325,6 +325,11 @@ class _Hedged(Wrapper):
         self.hedge = hedge
         self._again = inner if hedge.to is None else hedge.to
         self._repeats = repeats(inner, hedge.idempotent)
+
+    @property
+    def left_to_owner(self) -> Sequence[Any]:
+        """What gets each request first."""
+        return (self.inner,)
 
     async def start(self) -> None:
         """Start the replica that gets the extra requests."""

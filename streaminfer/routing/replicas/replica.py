@@ -10,7 +10,7 @@ import attrs
 
 from streaminfer._internal.validation import check_instance, check_number, field_check
 from streaminfer._runtime.idle_waiters import IdleWaiters
-from streaminfer._runtime.owners import start_owned
+from streaminfer._runtime.lifecycle import start_owned
 from streaminfer._runtime.pending_calls import DeadlineCalls
 from streaminfer._runtime.stopping import end_tasks, seconds_left, stop_all
 from streaminfer.protocols import Clock, adapt, is_service

@@ -11,7 +11,7 @@ import asyncio
 import contextvars
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -19,7 +19,7 @@ import attrs
 from streaminfer._internal.display.html_table import counter_rows, html_table
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
-from streaminfer._runtime.owners import start_owned
+from streaminfer._runtime.lifecycle import start_owned
 from streaminfer._runtime.pending_calls import DeadlineCalls
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer._runtime.stopping import end_tasks, stop_all
@@ -221,6 +221,11 @@ class _ShadowedService(SyncService):
 
     def exit(self, request: Request, token: None, outcome: Response | BaseException, now_ns: int) -> None:
         """Nothing: the response does not depend on the copy."""
+
+    @property
+    def left_to_owner(self) -> Sequence[Any]:
+        """The service that responds."""
+        return (self.inner,)
 
     async def start(self) -> None:
         """Start the service that gets the copies."""

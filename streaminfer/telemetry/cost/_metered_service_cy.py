@@ -12,6 +12,8 @@ from streaminfer._runtime.batch_observer import BatchWork
 from streaminfer.sync_layer import SyncService
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from streaminfer.protocols import Clock
     from streaminfer.request import Request, Response
 
@@ -43,6 +45,11 @@ class MeteredService(SyncService):
         """Return the clock of deadlines."""
         clock: Clock = self._meter.request_clock
         return clock
+
+    @property
+    def left_to_owner(self) -> Sequence[Any]:
+        """The service."""
+        return (self.inner,)
 
     async def start(self) -> None:
         """Begin to pay, and find batchers that came since."""

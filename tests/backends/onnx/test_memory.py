@@ -72,6 +72,25 @@ async def test_a_file_that_was_replaced_meanwhile_counts_as_a_reload(assets, tmp
 
 
 @on_a_loop
+async def test_a_reload_leaves_a_model_out_of_memory(assets):
+    """A device that has evicted the model has given its memory to another one."""
+    backend = si.OnnxBackend(assets / "blaze_front.onnx")
+    await backend.unload()
+
+    other = (assets / "blaze_front.onnx").read_bytes() + b"\x32\x01x"  # `doc_string`: another file, the same graph
+    await backend.reload(other)
+
+    assert backend.fingerprint_changes() == 1
+    picture = np.zeros((128, 128, 3), np.float32)
+    with pytest.raises(si.BackendError, match=r"await load\(\) first"):
+        await backend.infer(one(picture))
+    await backend.load()
+    assert await backend.infer(one(picture))
+    assert backend.fingerprint_changes() == 1
+    await backend.stop()
+
+
+@on_a_loop
 async def test_a_model_that_is_gone_stays_out(assets, tmp_path):
     path = tmp_path / "model.onnx"
     shutil.copy(assets / "blaze_front.onnx", path)

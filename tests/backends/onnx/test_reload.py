@@ -303,9 +303,9 @@ def test_reloads_take_effect_in_the_order_of_their_calls(monkeypatch):
     load = ModelLoader.load
     loads = []
 
-    def slow(self, source):
+    def slow(self, source, check):
         loads.append(source)
-        return load(self, source)
+        return load(self, source, check)
 
     async def main():
         backend = OnnxBackend(scaling(1.0))
@@ -327,10 +327,10 @@ def test_a_reload_cancelled_while_it_loads_has_no_effect(monkeypatch):
     began, goes_on = threading.Event(), threading.Event()
     load = ModelLoader.load
 
-    def held(self, source):
+    def held(self, source, check):
         began.set()
         assert goes_on.wait(PATIENCE_S)
-        return load(self, source)
+        return load(self, source, check)
 
     async def main():
         backend = OnnxBackend(scaling(2.0))
@@ -346,6 +346,51 @@ def test_a_reload_cancelled_while_it_loads_has_no_effect(monkeypatch):
         await backend.stop()
 
     run(main())
+
+
+@pytest.mark.parametrize(
+    "expected",
+    [["session"], ["session", "warm-up"], ["session", "warm-up", "warm-up", "shape"]],
+    ids=["session", "warm-up", "shape"],
+)
+def test_a_cancelled_reload_goes_no_step_further(monkeypatch, expected):
+    """Its thread makes no other session, and runs no other batch, than the one at which it was cancelled."""
+    began, goes_on, thread = threading.Event(), threading.Event(), []
+    steps = []
+
+    def hold(name):
+        steps.append(name)
+        if name == expected[-1]:
+            thread.append(threading.current_thread())
+            began.set()
+            assert goes_on.wait(PATIENCE_S)
+
+    class Slow(onnxruntime.InferenceSession):
+        def __init__(self, *arguments, **keywords):
+            hold("session")
+            super().__init__(*arguments, **keywords)
+
+        def run(self, names, feed, options=None):
+            hold("warm-up" if feed["x"].shape[0] == 7 else "shape")
+            return super().run(names, feed, options)
+
+    async def main():
+        backend = OnnxBackend(scaling(2.0), warmup=(7, 7), session_options=onnxruntime.SessionOptions())
+        for rows in (1, 2):
+            await backend.infer(ones(rows))
+        monkeypatch.setattr(onnxruntime, "InferenceSession", Slow)
+        reloading = asyncio.create_task(backend.reload(scaling(3.0)))
+        await asyncio.to_thread(began.wait)
+        reloading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reloading
+        goes_on.set()
+        await asyncio.to_thread(thread[0].join)
+        assert await factor_of(backend) == 2.0
+        await backend.stop()
+
+    run(main())
+    assert steps == expected
 
 
 def test_the_interpreter_ends_though_a_reload_hangs(tmp_path):

@@ -1,10 +1,11 @@
 """Whose turn it is, what a failed step means, and which id a stream has; without a server."""
 
 import asyncio
+import contextlib
 
 import pytest
 
-from streaminfer.backends.triton.sequences import NotSent, SequenceLost, Sequences
+from streaminfer.backends.triton.sequences import LostSequences, NotSent, SequenceLost, Sequences
 from streaminfer.errors import BackendError, DeadlineExceeded, Overloaded
 
 
@@ -142,3 +143,63 @@ def test_ids_fit_the_models_type_and_differ_between_clients(kind, bits):
 
 def test_models_with_ids_of_text_get_text():
     assert asyncio.run(step(sequences("TYPE_STRING"), "a"))["sequence_id"].startswith("streaminfer-")
+
+
+def test_lost_sequences_are_told():
+    """Of each sequence that the server may know still the id is told once; of others none is."""
+
+    async def scenario():
+        lost = []
+        all_ = Sequences("TYPE_UINT64", 5.0, 100, lost.append)
+        for error in (Overloaded("full"), NotSent(DeadlineExceeded("late")), SequenceLost("forgotten"), None):
+            with contextlib.suppress(Exception):
+                await step(all_, "a", error)
+        assert lost == []
+
+        known = (await step(all_, "a"))["sequence_id"]
+        await asyncio.gather(step(all_, "a", BackendError("x")), step(all_, "a"), return_exceptions=True)
+        assert lost == [known]
+
+        taken = (await step(all_, "a"))["sequence_id"]
+        assert all_.lose("a", taken)
+        assert not all_.lose("a", taken)
+        assert lost == [known, taken]
+
+    asyncio.run(scenario())
+
+
+def test_lost_sequences_are_ended():
+    """At the same time; those that are lost meanwhile come after them, and a stop waits for none."""
+
+    async def scenario():
+        begun, go_on = [], asyncio.Event()
+
+        async def end(correlation):
+            begun.append(correlation)
+            await go_on.wait()
+
+        lost = LostSequences(end)
+        for correlation in (1, 2):
+            lost.add(correlation)
+        await settle()
+        lost.add(3)
+        await settle()
+        assert begun == [1, 2]
+
+        go_on.set()
+        await settle()
+        assert begun == [1, 2, 3]
+
+        go_on.clear()
+        lost.add(4)
+        await settle()
+        await lost.stop()
+        assert begun == [1, 2, 3, 4]
+        assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(scenario())
+
+
+async def settle():
+    for _ in range(10):
+        await asyncio.sleep(0)
