@@ -7,6 +7,7 @@ from the linear relaxation, then from whole solutions. In a flow a cluster sends
 replicas of a pool, so the relaxation is as tight as that of the program with assignment variables. Cuts that it does
 not need are dropped before whole solutions are looked for. A solution that violates cuts is completed greedily, each
 replica that is added shows another cut, and solved again at its own sites, so there is always a plan beside the bound.
+A cut whose clusters have no pool in common is added in its parts, too, each of which says more than their sum.
 Equal replicas are counted, not numbered, so they have no symmetry; a pool that another one at the same place dominates
 is left out. Replicas of a kind are nearly equal wherever they are, so a search also has their totals as variables,
 whose bounds the best plan so far narrows (see :mod:`~streaminfer.placement.solver.replica_model`).
@@ -264,6 +265,7 @@ class _Search:
             for cut in seen:
                 self._add(cut, values)
                 self._add(cut, values, by_sites=True)
+                self._add_parts(cut, values)
             if completed is None:
                 return
             counts = completed
@@ -322,8 +324,7 @@ class _Search:
             cut = self.instance.flows.violated(state, counts, opened)
             if cut is not None:
                 found = self._add(cut, values) or found
-                if not lazy:
-                    self._add_parts(cut, values)
+                self._add_parts(cut, values)
         for number, quality in enumerate(self.model.steps):
             for at, state in enumerate(self.model.normal):
                 found = self._separate_quality(values, number, quality, at, state, opened) or found

@@ -17,6 +17,15 @@ _SLACK = 0.02
 _ROUNDING = 1e-4
 """Of the bounds of a total, above the solver's tolerance."""
 
+_NO_HEURISTICS = {
+    "mip_heuristic_effort": 0.0,
+    "mip_heuristic_run_feasibility_jump": False,
+    "mip_heuristic_run_rens": False,
+    "mip_heuristic_run_rins": False,
+    "mip_heuristic_run_root_reduced_cost": False,
+}
+"""Of the solver: they took half of a search's time, for solutions that lack cuts and so are no plans."""
+
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
@@ -74,7 +83,7 @@ class ReplicaModel:
         self._cutoff = self.infinity
         self._is_whole = False
         self._highs = _silent(self._highspy)
-        options = {"output_flag": False, "threads": 1, "mip_rel_gap": 0.95 * gap, "mip_abs_gap": 1e-9}
+        options = {"output_flag": False, "threads": 1, "mip_rel_gap": 0.95 * gap, "mip_abs_gap": 1e-9, **_NO_HEURISTICS}
         for option, value in options.items():
             self._highs.setOptionValue(option, value)
         self._costs = self._add_columns()
