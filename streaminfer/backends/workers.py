@@ -231,14 +231,14 @@ class Abandonment:
         self._abandoned = False
 
     def set(self) -> None:
-        """Say that nobody waits."""
+        """Note that the caller no longer waits."""
         self._abandoned = True
 
     def check(self) -> None:
         """Check that the work is still wanted, between two steps of it.
 
         Raises:
-            CancelledError: nobody waits for it.
+            CancelledError: the caller no longer waits for it.
         """
         if self._abandoned:
             raise asyncio.CancelledError

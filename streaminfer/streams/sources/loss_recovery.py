@@ -5,7 +5,7 @@ is full: 16 packets of sound, 512 of pictures. What a loss held up therefore sta
 (aiortc issue 543). It also holds back four packets of sound, for an even playback. This module lets a receiver do three
 things more with each packet:
 
-* hand over every frame that is complete: a picture with its last packet, which is marked, and not with the next one;
+* decode every frame that is complete: a picture with its last packet, which is marked, and not with the next one;
   each packet of sound;
 * ask again for a lost packet of a picture, since the first request or its answer may be lost, too;
 * give it up after a time, with the rest of its picture, and ask for a whole one. Sound is not sent again, so its time
@@ -129,7 +129,7 @@ class _Recovery:
         await self._receiver._send_rtcp_pli(self._ssrc)
 
     def _drain(self) -> None:
-        """Hand over every frame that is complete."""
+        """Decode every frame that is complete."""
         while True:
             self._leave_headless()
             frame = self._buffer._remove_frame(0) or self._take_marked()

@@ -168,7 +168,7 @@ class WebRtcPath(DevicePath):
             self._packets = {at: number for at, number in self._packets.items() if number > packet}
             sent = next((it for it in self._sent.values() if packet in it.packets), None)
             if sent is None:
-                continue  # it was given up
+                continue  # its frame counts as lost already
             before_ns = (packet * PACKET_SAMPLES - sent.first_sample) * 1_000_000_000 // self._leg.clock_rate
             position_ns = sent.number * self._nominal_ns + max(0, before_ns)
             made = assembler.push(sound, Stamp(position_ns, sent.transfer.captured_ns, discontinuity=False))
@@ -244,7 +244,7 @@ class WebRtcPath(DevicePath):
             if not arrived:
                 self._packets[ticks] = self._next_packet
                 self._next_packet += 1
-            packet = self._packets.get(ticks)  # None: it was given up
+            packet = self._packets.get(ticks)  # None: its frame counts as lost already
             carried = [it for it in self._sent.values() if packet in it.packets]
         for sent in carried:
             if arrived:
