@@ -8,7 +8,6 @@ import asyncio
 from importlib.resources import files
 from typing import Any
 
-from streaminfer._internal.validation import check_duration
 from streaminfer.telemetry.asgi_app import AsgiApp, Headers, Message, Receive, Send, respond
 from streaminfer.telemetry.live_page.feed import Feed
 
@@ -57,7 +56,7 @@ def dashboard(*stacks: Any, interval_s: float = 0.5) -> "Dashboard":
     Example:
         ``app.mount("/live", si.telemetry.dashboard(stack))`` in FastAPI or Starlette.
     """
-    return Dashboard(Feed(stacks, check_duration("interval_s", interval_s, positive=True)))
+    return Dashboard(Feed(stacks, interval_s))
 
 
 class Dashboard(AsgiApp):

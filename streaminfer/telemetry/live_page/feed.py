@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from streaminfer._internal.validation import check_duration_ns
 from streaminfer.telemetry.live_page.panels import PANELS
 from streaminfer.telemetry.live_page.snapshot import ServiceReader
 from streaminfer.telemetry.services import name_services
@@ -38,7 +39,7 @@ class Feed:
     def __init__(
         self, services: Sequence[Any], interval_s: float, clock: Callable[[], int] = time.monotonic_ns
     ) -> None:
-        self.interval_ns = round(interval_s * 1e9)
+        self.interval_ns = check_duration_ns("interval_s", interval_s, positive=True)
         self._clock = clock
         named = name_services(services)
         self._names = [name for name, _ in named]

@@ -58,6 +58,11 @@ def test_updates_come_once_per_interval(feed, clock):
     assert newer.endswith("-2")
 
 
+def test_an_interval_below_a_nanosecond_is_one(clock):
+    feed = Feed([stack()], 1e-10, clock)
+    assert feed.refresh() == pytest.approx(1e-9)
+
+
 def test_a_client_that_was_away_gets_what_it_missed(feed, clock):
     feed.refresh()
     _, last = feed.after("")
