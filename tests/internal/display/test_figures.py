@@ -184,11 +184,6 @@ def learned():
     return service_time
 
 
-@functools.cache
-def million_replayed():
-    return table(trace=Trace(traffic(1_000_000)), max_batch_size=[16, 32], policy="greedy", workers=2)
-
-
 def overloaded(count):
     """Every third request of ten minutes gets no response, and the rest wait longer and longer."""
     at_s = np.linspace(0.0, 600.0, count)
@@ -248,7 +243,9 @@ PICTURES = {
     "what if, overload": lambda: what_if(
         Trace(traffic(300, 50.0)), service_time=DEVICE, max_batch_size=[1, 4, 8], slo_s=0.005
     ),
-    "what if, million": million_replayed,
+    "what if, million": lambda: table(
+        trace=Trace(traffic(1_000_000)), max_batch_size=[16, 32], policy="greedy", workers=2
+    ),
     "what if, lines": lambda: table(max_batch_size=[1, 4, 8, 16, 32], policy=["greedy", "lookahead"], slo_s=[0.02, 0.05]),
     "what if, hundred": lambda: table(
         max_batch_size=[1, 2, 4, 8, 16], policy=["greedy", "lookahead"], workers=[1, 2, 3, 4], slo_s=[0.02, 0.05, 0.1]
@@ -267,10 +264,16 @@ PICTURES = {
 }  # fmt: skip
 
 
+@functools.cache
+def drawn_from(picture):
+    """What a picture shows, made once."""
+    return PICTURES[picture]()
+
+
 @pytest.mark.parametrize("picture", PICTURES)
 def test_picture_could_be_printed(picture):
     """No text overlaps another or sticks out, no legend covers data, and the file is small."""
-    drawn = PICTURES[picture]()
+    drawn = drawn_from(picture)
     axes = new_axes(4.0 if "what if" in picture else 3.2)
     assert drawn.plot(axes) is axes
     check_printable(axes)
@@ -306,17 +309,17 @@ def test_a_batch_that_runs_reaches_the_end_of_the_picture():
 
 def test_an_empty_picture_says_so():
     """A reader can tell nothing recorded from nothing wrong."""
-    for name, make in PICTURES.items():
+    for name in PICTURES:
         if name.endswith((", empty", ", 0", ", without responses", ", no interval")):
             axes = new_axes()
-            make().plot(axes)
+            drawn_from(name).plot(axes)
             assert any(text.get_text() for text in axes.texts), name
 
 
 @pytest.mark.parametrize("picture", PICTURES)
 def test_html_is_bounded(picture):
     """Each object shows itself, as a picture where it has something to draw."""
-    html = PICTURES[picture]()._repr_html_()
+    html = drawn_from(picture)._repr_html_()
     assert "<svg " in html or picture in {"percentiles, empty", "parts, empty", "cost, empty"}
     assert len(html) < 500_000
 
@@ -329,7 +332,7 @@ def test_html_is_bounded(picture):
     ],
 )
 def test_html_has_the_picture_and_the_figures(picture):
-    html = PICTURES[picture]()._repr_html_()
+    html = drawn_from(picture)._repr_html_()
     assert html.startswith('<svg role="img" aria-label="')
     assert html.count("<svg ") == 1
     assert html.count("<table>") == (2 if picture == "cost, one" else 1)
@@ -346,7 +349,7 @@ def test_html_has_the_picture_and_the_figures(picture):
 )
 def test_html_without_matplotlib_has_the_figures(picture, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert PICTURES[picture]()._repr_html_().startswith("<table>")
+    assert drawn_from(picture)._repr_html_().startswith("<table>")
 
 
 def test_nothing_learned_has_its_text():
