@@ -144,8 +144,9 @@ class Dispatcher(DispatchState):
         """
         if self._device is not None:
             self._device.enter(loop, self)
-        for execution in self.runner.batches:
-            self._tell_end(execution, self._calls.clock())
+        if self.observers is not None:
+            for execution in self.runner.batches:
+                self._tell_end(self.observers, execution, self._calls.clock())
         self.runner.bind_loop(loop, self._calls.clock())
         self.free = self.max_in_flight
         self.pipeline.batch = None
@@ -290,7 +291,7 @@ class Dispatcher(DispatchState):
         if models is None:
             execution = self._queue.take(chosen, now_ns, reason)
         else:
-            bucket = self.expectations.bucket_of(chosen)
+            bucket = 0 if self.expectations.plain else self.expectations.bucket_of(chosen)
             execution = self._queue.take(chosen, now_ns, reason, models[bucket].timetable)
         size = len(execution.tickets)
         if size < len(chosen):
@@ -340,7 +341,8 @@ class Dispatcher(DispatchState):
     def _free_worker(self, execution: Execution, now_ns: int, succeeded: bool) -> None:
         if self._device is not None:
             self._device.end(execution, now_ns, succeeded=succeeded)
-        self._tell_end(execution, now_ns)
+        if self.observers is not None:
+            self._tell_end(self.observers, execution, now_ns)
         self._events.ended(execution.sequence, now_ns)
         early = self.pipeline.batch
         if early is None:
@@ -357,10 +359,9 @@ class Dispatcher(DispatchState):
         if learns:
             self.expectations.learn_from(execution, ended_ns)
 
-    def _tell_end(self, execution: Execution, now_ns: int) -> None:
-        if self.observers is not None:
-            bucket = self.expectations.bucket_of(execution.tickets)
-            self.observers.end(execution, now_ns, self._calls.assembler, self.expectations.offered.expected_ns, bucket)
+    def _tell_end(self, observers: BatchObservers, execution: Execution, now_ns: int) -> None:
+        bucket = self.expectations.bucket_of(execution.tickets)
+        observers.end(execution, now_ns, self._calls.assembler, self.expectations.offered.expected_ns, bucket)
 
     def schedule(self) -> None:
         """Dispatch at the end of this turn of the loop, if a batch could be released, of any model on the device."""
@@ -391,7 +392,7 @@ class Dispatcher(DispatchState):
             if self.timer_ns < NEVER:
                 self._alarm.cancel()
                 self.timer_ns = NEVER
-            if self._idle and not self.runner.batches:
+            if self._idle.future is not None and not self.runner.batches:
                 self._idle.wake()
         elif not self.is_scheduled:
             self.set_timer()
