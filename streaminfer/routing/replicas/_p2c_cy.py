@@ -178,7 +178,8 @@ class P2CBalancer:
             now_ns: the present.
 
         Returns:
-            A token for :meth:`done`, whose lowest 16 bits are the slot; -1: there is no replica.
+            A token for :meth:`done`, whose lowest 16 bits are the slot; -1: there is no replica, or only some that get
+            no request while there is the excluded one.
         """
         self._weigh(excluded, True, now_ns)
         at_home = self._pick(True, now_ns)  # on its own line: C may work out arguments in any order, and both draw
@@ -216,7 +217,8 @@ class P2CBalancer:
         Changes nothing, and draws nothing.
 
         Args:
-            excluded: a slot that is left out; -1: none.
+            excluded: a slot that is left out, and still keeps requests from those behind it, such as ejected ones; -1:
+                none.
             now_ns: the present.
 
         Returns:
@@ -227,10 +229,15 @@ class P2CBalancer:
         lowest = _NO_TIER
         for number, slot in enumerate(self._slots):
             tier = slot.tier(now_ns)
-            if tier > lowest or tier == _NO_TIER or number == excluded:
+            if tier > lowest or tier == _NO_TIER:
+                continue
+            if number == excluded:
+                if tier < lowest:
+                    best = -1
+                    lowest = tier
                 continue
             cost = slot.cost(now_ns, self._mean_ns, self._decay_ns)
-            if tier < lowest or cost < least:
+            if best < 0 or tier < lowest or cost < least:
                 best = number
                 least = cost
                 lowest = tier

@@ -77,6 +77,11 @@ class Membership:
         else:
             self.by_slot[handle.slot] = handle
 
+    async def start(self, handle: ReplicaHandle) -> None:
+        """Start a replica, unless it was taken out before: a first lookup takes out those whose address is gone."""
+        if self.by_name.get(handle.replica.name) is handle:
+            await handle.start()
+
     def take_out(self, name: str) -> ReplicaHandle:
         """Give a replica no more requests; its handle is leaving until the last one has ended.
 

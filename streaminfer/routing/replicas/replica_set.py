@@ -280,7 +280,7 @@ class Replicas(StackClock, Node):
         if failure is not None and not self._members.by_name:
             raise failure
         self._running = True  # from here on a replica that is added is started by itself, and a removed one stopped
-        starts = [handle.start() for handle in self._members.by_name.values()]
+        starts = [self._members.start(handle) for handle in self._members.by_name.values()]
         try:
             raise_first(await asyncio.gather(*starts, return_exceptions=True))
         except BaseException:
@@ -434,7 +434,7 @@ class Replicas(StackClock, Node):
 
     def _second(self, first: int, now_ns: int) -> int:
         """Choose another replica for a request that failed at the first; -1: there is none, or too many are retried."""
-        if self._closed or not self._retries.grant(now_ns):
+        if self._closed or self._balancer.best(first, now_ns) < 0 or not self._retries.grant(now_ns):
             return -1
         token = self._balancer.choose(first, now_ns)
         if token >= 0:

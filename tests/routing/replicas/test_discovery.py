@@ -112,6 +112,25 @@ def test_the_first_look_comes_with_the_start():
     run(main)
 
 
+def test_a_restart_does_not_start_what_is_gone():
+    """A replica whose address has gone between a stop and the next start is neither started nor left running."""
+
+    async def main(loop):
+        names = Names(loop, "10.0.0.1", "10.0.0.2")
+        stack = si.Stack(names.replicas, clock=loop.clock)
+        await stack.start()
+        await stack.stop()
+        names.says = ["10.0.0.2", "10.0.0.3"]
+        await stack.start()
+        await asyncio.sleep(1.0)
+        assert names.names() == ["10.0.0.2", "10.0.0.3"]
+        assert [names.made[f"10.0.0.{number}"].ready for number in (1, 2, 3)] == [False, True, True]
+        await stack.stop()
+        assert not any(service.ready for service in names.made.values())
+
+    run(main)
+
+
 def test_replicas_that_were_given_are_never_removed():
     """Those of the constructor stay, whatever the name says, and serve where it is not resolved at the start."""
 

@@ -415,6 +415,29 @@ def test_an_ejected_one_is_asked_when_nothing_else_is_left():
     assert balance.panics == 1
 
 
+def test_a_second_attempt_goes_to_no_replica_that_is_ejected():
+    """What the first attempt's replica keeps from requests is kept from the second attempt too."""
+    balance = made(3)
+    for number in range(2):
+        balance.hold_out(number)
+    assert balance.choose(2, 0) == balance.best(2, 0) == -1
+    assert balance.panics == 0
+    balance.hold_out(2)  # now all are out, and requests go to them all the same
+    assert balance.choose(2, 0) & SLOT in {0, 1}
+    assert balance.panics == 1
+
+
+def test_a_second_attempt_is_no_second_request_of_a_probing_replica():
+    balance = made(2)
+    balance.hold_out(0)
+    balance.let_back(0, 0)
+    probe = balance.choose(1, 0)
+    assert probe & SLOT == 0
+    assert balance.choose(1, 0) == -1
+    balance.done(probe, SUCCESS, 10 * MS, 0)
+    assert balance.choose(1, 0) & SLOT == 0
+
+
 def test_nobody_left():
     balance = made(1)
     assert balance.choose(0, 0) == -1
@@ -576,7 +599,7 @@ def test_best_is_not_an_ejected_one():
     teach(balance, 1, 100 * MS, teach(balance, 0, 10 * MS, 0))
     fail(balance, 0, S)
     assert balance.best(-1, S) == 1
-    assert balance.best(1, S) == 0
+    assert balance.best(1, S) == -1
 
 
 def test_ranked_has_those_that_get_requests():

@@ -168,7 +168,7 @@ def test_where_all_fail_second_attempts_are_a_fifth():
     """They are a fifth of the requests of the last ten seconds, and ten more."""
 
     async def main(loop):
-        replicas = pair(failing(), failing(), loop)
+        replicas = pair(failing(), failing(), loop, consecutive_failures=None)
         for n in range(500):
             with pytest.raises(OSError):
                 await replicas.call(si.Request(n))
