@@ -3,6 +3,7 @@
 import threading
 import time
 from bisect import bisect_left
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -97,7 +98,8 @@ class Outcomes(StackClock, SyncLayer):
         self._bounds_ns = [round(bound * 1e9) for bound in bounds]
         self._buckets = (*(f"≤ {format_duration(bound)}" for bound in bounds), f"> {format_duration(bounds[-1])}")
         self._cells = LabelFamily(OutcomeCell, "route", "latency", "degraded", max_sets=_MAX_CELLS)
-        self._pending: dict[Hashable, _Pending] = {}  # by the instant of the response
+        # by the instant of the response; a dict would look through all that have left it for the oldest
+        self._pending: OrderedDict[Hashable, _Pending] = OrderedDict()
         self._lock = threading.Lock()
         self._failures = ListenerFailures("streaminfer", "outcomes")
         self.unknown = 0
@@ -194,7 +196,7 @@ class Outcomes(StackClock, SyncLayer):
                 self.evicted += 1
             self._pending[request_id] = _Pending(self._cells.of(route, latency, degraded), now_ns + self._expires_ns)
             if len(self._pending) > self.max_pending:
-                del self._pending[next(iter(self._pending))]
+                self._pending.popitem(last=False)
                 self.evicted += 1
 
     def _expire(self, now_ns: int) -> None:
@@ -202,7 +204,7 @@ class Outcomes(StackClock, SyncLayer):
             self._settle_oldest()
 
     def _settle_oldest(self) -> None:
-        pending = self._pending.pop(next(iter(self._pending)))
+        _, pending = self._pending.popitem(last=False)
         pending.cell.settle(pending.reports)
 
     def _use_clock(self, clock: Clock) -> None:

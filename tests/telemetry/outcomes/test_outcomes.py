@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 import random
+from collections import OrderedDict
 
 import pytest
 
@@ -98,6 +99,11 @@ def test_memory_is_bounded(clock):
     table = outcomes.table(settle=True)
     assert (table.evicted, table.pending) == (7, 0)
     assert not outcomes.report(0, "x")
+
+
+def test_the_oldest_request_is_found_at_once(clock):
+    """It is the first of a linked list: a dict would look through all the places that earlier ones have left."""
+    assert isinstance(Outcomes(clock=clock)._pending, OrderedDict)
 
 
 def test_the_last_request_of_an_id_and_the_last_report_of_an_outcome(outcomes, clock):
