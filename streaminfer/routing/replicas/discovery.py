@@ -92,7 +92,7 @@ class Finder:
         self._names: dict[str, str] = {}  # address → name of its replica
         self._calls = DeadlineCalls()
         self._starting: dict[str, asyncio.Task[None]] = {}  # address → start of its replica
-        self._removals: set[asyncio.Task[None]] = set()
+        self._leaving: set[asyncio.Task[None]] = set()  # ends of replicas, and starts that were cancelled
         self._task: asyncio.Task[None] | None = None
         self._is_failing = False
         self.lookups = 0
@@ -117,7 +117,9 @@ class Finder:
             return failure
         self._is_failing = False
         for address in [address for address in self._starting if address not in found]:
-            self._starting.pop(address).cancel()
+            start = self._starting.pop(address)
+            start.cancel()
+            self._track(start)
         for address in found:
             if address not in self._names and address not in self._starting:
                 if strict:
@@ -136,13 +138,13 @@ class Finder:
         self._task = asyncio.get_running_loop().create_task(self._look_up_for_ever())
 
     def cancel(self) -> list[asyncio.Future[Any]]:
-        """Stop looking the name up; return what was cancelled, and the ends of the replicas that leave."""
+        """Stop looking the name up; return what was cancelled, also before, and the ends of the replicas that leave."""
         ending = [*([] if self._task is None else [self._task]), *self._starting.values(), *self._calls]
         self._task = None
         self._starting.clear()
         for task in ending:
             task.cancel()
-        return [*ending, *self._removals]
+        return [*ending, *self._leaving]
 
     async def _look_up_for_ever(self) -> None:
         while True:
@@ -179,9 +181,12 @@ class Finder:
                 del self._starting[address]
 
     def _remove(self, name: str) -> None:
-        task = asyncio.get_running_loop().create_task(self._leave(name))
-        self._removals.add(task)
-        task.add_done_callback(self._removals.discard)
+        self._track(asyncio.get_running_loop().create_task(self._leave(name)))
+
+    def _track(self, task: asyncio.Task[None]) -> None:
+        """Let a stop wait for the end of a task."""
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
 
     async def _leave(self, name: str) -> None:
         try:

@@ -261,6 +261,34 @@ def test_nothing_outlives_the_stop():
     run(main)
 
 
+def test_a_start_whose_address_is_gone_does_not_outlive_the_stop():
+    """A start that was cancelled because its address is gone is waited for, like one that the stop cancels."""
+
+    class SlowToEnd(ScriptedBackend):
+        async def start(self):
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                await asyncio.sleep(5.0)
+
+    async def main(loop):
+        names = Names(loop, "10.0.0.1")
+        before = asyncio.all_tasks()
+        stack = si.Stack(names.replicas, clock=loop.clock)
+        await stack.start()
+        names.service = lambda name: si.Stack(SlowToEnd())
+        names.says = ["10.0.0.1", "10.0.0.2"]
+        await asyncio.sleep(25.0)
+        names.says = ["10.0.0.1"]
+        await asyncio.sleep(6.0)  # the lookup a second ago has cancelled the start
+        began_s = loop.time()
+        await stack.stop()
+        assert 0.0 < loop.time() - began_s < 5.0
+        assert asyncio.all_tasks() == before
+
+    run(main)
+
+
 async def test_one_text_is_no_list_of_addresses(loop):
     """Its characters are no addresses."""
 
