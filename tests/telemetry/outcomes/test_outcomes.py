@@ -106,6 +106,22 @@ def test_the_oldest_request_is_found_at_once(clock):
     assert isinstance(Outcomes(clock=clock)._pending, OrderedDict)
 
 
+def test_after_a_pause_no_request_counts_all_that_are_over(outcomes, clock):
+    """A request counts a few of them, and the table all; one that is over is neither reported nor displaced."""
+    for number in range(100):
+        serve(outcomes, number, clock, seconds=0.0)
+    assert outcomes.report(98, "corrected")
+    clock.advance(60.0)
+
+    serve(outcomes, 99, clock)
+    assert 80 <= len(outcomes._pending) < 100
+    assert not outcomes.report(98, "corrected again")
+
+    (row,) = outcomes.table().rows
+    assert (row.requests, row.reported) == (100, 1)
+    assert (outcomes.table().pending, outcomes.unknown, outcomes.evicted) == (1, 1, 0)
+
+
 def test_the_last_request_of_an_id_and_the_last_report_of_an_outcome(outcomes, clock):
     serve(outcomes, 1, clock, source="small")
     serve(outcomes, 1, clock, source="large")
