@@ -1,5 +1,6 @@
 """Replicas of a set, from the moment at which one is added until a removed one has ended its last request."""
 
+import asyncio
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -77,8 +78,15 @@ class Membership:
         else:
             self.by_slot[handle.slot] = handle
 
-    async def start(self, handle: ReplicaHandle) -> None:
-        """Start a replica, unless it was taken out before: a first lookup takes out those whose address is gone."""
+    async def start_all(self) -> list[BaseException | None]:
+        """Start all replicas at once; return what each raised.
+
+        One that is taken out before its turn comes, as the first lookup of a name does where its address is gone, is
+        left out.
+        """
+        return await asyncio.gather(*map(self._start, self.by_name.values()), return_exceptions=True)
+
+    async def _start(self, handle: ReplicaHandle) -> None:
         if self.by_name.get(handle.replica.name) is handle:
             await handle.start()
 

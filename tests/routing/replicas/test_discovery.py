@@ -289,6 +289,30 @@ def test_a_start_whose_address_is_gone_does_not_outlive_the_stop():
     run(main)
 
 
+def test_a_stop_during_the_first_lookup_has_the_last_word():
+    """Replicas that were stopped while their name was looked up do not run, and can be started again."""
+
+    async def main(loop):
+        names = Names(loop, static=["own"])
+        names.says = "hangs"
+        before = asyncio.all_tasks()
+        starting = asyncio.ensure_future(names.replicas.start())
+        await asyncio.sleep(1.0)
+        await names.replicas.stop()
+        await starting
+        assert asyncio.all_tasks() == before
+        assert not names.made["own"].ready
+        with pytest.raises(si.Closed):
+            await names.replicas.call(si.Request(1.0))
+        names.says = ["10.0.0.1"]
+        await names.replicas.start()
+        assert names.made["own"].ready
+        assert (await names.replicas.call(si.Request(1.0))).outputs == 1.0
+        await names.replicas.stop()
+
+    run(main)
+
+
 async def test_one_text_is_no_list_of_addresses(loop):
     """Its characters are no addresses."""
 
