@@ -407,6 +407,16 @@ def test_what_is_cut_off_steers_away():
     assert balance.slot(0).failed == 0
 
 
+def test_a_clock_that_jumps_back_does_not_spoil_what_is_known():
+    """However far it jumps, a latency stays between those that were measured."""
+    for back_s in (1, 10, 11, 25, 10_000):
+        balance = made(1)
+        now = teach(balance, 0, 10 * MS, 20_000 * S)
+        token = balance.choose(-1, now)
+        balance.done(token, SUCCESS, 5 * MS, now - back_s * S)
+        assert 5 * MS <= balance.slot(0).latency_ns <= 10 * MS
+
+
 def test_an_ejected_one_is_asked_when_nothing_else_is_left():
     balance = made(2)
     fail(balance, 0, 0)
