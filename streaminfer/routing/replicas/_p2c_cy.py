@@ -16,7 +16,8 @@ only as much of it leaves as makes them equal: no threshold, nothing to flap.
 that are left may have no room for nine tenths.
 
 *Streams* stay with the replica of the greatest weighted rendezvous hash (Thaler and Ravishankar 1998; weights by
-Schindelhauer and Schomaker 2005): when one is ejected only its streams move, and they come back with it.
+Schindelhauer and Schomaker 2005): when one is ejected only its streams move, and they come back with it. While all are
+ejected they are where they would be if none were.
 
 *Complexity.* A choice is one pass over the replicas and one more for each that is drawn; a result one pass at most.
 
@@ -200,6 +201,8 @@ class P2CBalancer:
     def of_stream(self, key: int, now_ns: int) -> int:
         """Return the slot of a stream; changes no count. -1: there is no replica."""
         self._weigh(-1, False, now_ns)
+        if self._own + self._others <= 0.0:
+            self._weigh_others(now_ns)
         best = -1
         most = 0.0
         for number, slot in enumerate(self._slots):
@@ -209,7 +212,7 @@ class P2CBalancer:
             if best < 0 or score > most:
                 best = number
                 most = score
-        return best if best >= 0 else self.best(-1, now_ns)
+        return best
 
     def best(self, excluded: int, now_ns: int) -> int:
         """Return the slot that is expected to respond first, of those that the draws consider, else of the others.
@@ -367,6 +370,19 @@ class P2CBalancer:
         self._mean_ns = known / speed if known else 0.0
         self._own = own
         self._others = others
+
+    def _weigh_others(self, now_ns: int) -> None:
+        """Set the shares of those that get requests where none takes part in the draws: of all, where all are out."""
+        lowest = _NO_TIER
+        for slot in self._slots:
+            lowest = min(lowest, slot.tier(now_ns))
+        for slot in self._slots:
+            if lowest < _NO_TIER and slot.tier(now_ns) == lowest:
+                slot.share = slot.weight / slot.penalty
+                if slot.penalty > 1.0:
+                    self._others += slot.share
+                else:
+                    self._own += slot.share
 
     def _pick(self, own: bool, now_ns: int) -> int:
         """Return the cheapest of the slots that are drawn at home, or elsewhere; -1: there is none."""

@@ -576,6 +576,18 @@ def test_only_the_streams_of_one_that_is_out_move_and_they_come_back():
     assert {key: balance.of_stream(key, 2 * S) for key in before} == before  # though it starts slowly
 
 
+def test_streams_stay_while_all_are_out():
+    """A health check that is wrong about all replicas moves no stream, however busy they are."""
+    balance = made(4)
+    before = {key: balance.of_stream(key, 0) for key in keys(200)}
+    for number in range(4):
+        balance.hold_out(number)
+    assert {key: balance.choose_for_stream(key, 0) & SLOT for key in before} == before
+    assert balance.panics == len(before)
+    balance.drain(0)  # what leaves has none
+    assert {balance.of_stream(key, 0) for key in before} == {1, 2, 3}
+
+
 def test_a_new_one_takes_its_share_of_the_streams_and_nothing_else_moves():
     balance = made(4)
     before = {key: balance.of_stream(key, 0) for key in keys()}
