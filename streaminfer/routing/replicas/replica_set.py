@@ -140,7 +140,7 @@ class Replicas(StackClock, Node):
         self._retry = retry
         self._retries = CallBudget(_RETRY_SHARE, _RETRIES_PER_S)
         self._members = Membership(self._balancer, self._now, zone, zone_penalty)
-        self._by_slot = self._members.by_slot  # the same list, which each request reads
+        self._by_slot = self._members.by_slot  # the same mapping, which each request reads
         self._homes = StreamHomes(self._members.all)
         self._probes = None if health is None else ReplicaProbes(health, self._balancer, self._now, seed)
         self._finder: Finder | None = None
