@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import Any
 
 import attrs
@@ -70,7 +70,7 @@ class Finder:
         discovery: where they are found.
         add: adds a replica.
         remove: removes the replica of a name.
-        count: returns how many replicas there are, those that were not found here included.
+        names: returns the names of all replicas, those that were not found here included.
 
     Attributes:
         lookups: how often the name was resolved.
@@ -83,12 +83,12 @@ class Finder:
         *,
         add: Callable[[Replica], Awaitable[None]],
         remove: Callable[[str], Awaitable[None]],
-        count: Callable[[], int],
+        names: Callable[[], Collection[str]],
     ) -> None:
         self._discovery = discovery
         self._add_replica = add
         self._remove_replica = remove
-        self._count = count
+        self._all_names = names
         self._names: dict[str, str] = {}  # address → name of its replica
         self._calls = DeadlineCalls()
         self._starting: dict[str, asyncio.Task[None]] = {}  # address → start of its replica
@@ -128,7 +128,10 @@ class Finder:
                     self._starting[address] = asyncio.get_running_loop().create_task(self._try_to_add(address))
         if self._starting:
             await asyncio.wait(self._starting.values(), timeout=self._discovery.interval_s)
-        removable = max(self._count() - 1, 0)  # if no new replica could be added, one of the old ones stays
+        present = self._all_names()
+        for address in [address for address, name in self._names.items() if not (address in found or name in present)]:
+            del self._names[address]  # its replica was removed by other means
+        removable = max(len(present) - 1, 0)  # if no new replica could be added, one of the old ones stays
         for address in [address for address in self._names if address not in found][:removable]:
             self._remove(self._names.pop(address))
         return None

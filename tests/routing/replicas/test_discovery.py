@@ -149,6 +149,26 @@ def test_replicas_that_were_given_are_never_removed():
     run(main)
 
 
+def test_a_replica_that_was_removed_by_hand_is_not_removed_again(caplog):
+    """It stays away while its name resolves to its address, leaves without an error, and comes back with the address."""
+
+    async def main(loop):
+        names = Names(loop, "10.0.0.1", "10.0.0.2", "10.0.0.3")
+        async with si.Stack(names.replicas, clock=loop.clock):
+            await names.replicas.remove("face 10.0.0.1")
+            await asyncio.sleep(10.5)
+            assert names.names() == ["10.0.0.2", "10.0.0.3"]
+            names.says = ["10.0.0.3"]
+            await asyncio.sleep(10.0)
+            assert names.names() == ["10.0.0.3"]
+            names.says = ["10.0.0.1", "10.0.0.3"]
+            await asyncio.sleep(10.0)
+            assert names.names() == ["10.0.0.3", "10.0.0.1"]
+
+    run(main)
+    assert not caplog.records
+
+
 def test_a_replica_that_cannot_be_made_is_tried_again(caplog):
     """It leaves the others as they are, and the last one in place; the next look tries again."""
 
