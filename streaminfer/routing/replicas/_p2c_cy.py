@@ -23,7 +23,8 @@ ejected they are where they would be if none were.
 
 *Invariants.* In flight is what was chosen and not done; a free slot has none in flight; a probing replica has at most
 one request of its generation, unless nothing else is left; the same seed and the same calls give the same choices. When
-all replicas are ejected an ejected one gets the request (Envoy's panic), and -1 says that there is none at all.
+all replicas are ejected an ejected one gets the request (Envoy's panic), and -1 says that there is none: at all, or for
+a second attempt, which never goes to a replica that the first one's keeps from requests.
 
 One source, compiled with the C types of ``_p2c_cy.pxd`` or run uncompiled. Not thread-safe: it belongs to one event
 loop.
