@@ -11,8 +11,8 @@ caller could empty it, name enough other tenants, and have it back.
 *Complexity.* O(1) for a known tenant. For another one O(log n): a heap orders the buckets by an instant that is no
 later than the real one, and at most ``_LOOKS`` of its entries are looked at, so that no request pays for all others.
 
-*Invariants.* In any span of time ``t`` a tenant is admitted at most ``burst + t · per_s`` times. Each tenant of the
-table has one entry in the heap.
+*Invariants.* In any span of time ``t`` a bucket admits at most ``burst + t · per_s`` requests. A tenant's own bucket is
+full at first, whatever the tenant drew from the shared one. Each tenant of the table has one entry in the heap.
 
 *References.* ITU-T I.371, Annex A: virtual scheduling.
 

@@ -80,6 +80,9 @@ cdef class P2CBalancer:
         own=double, others=double, known=cython.longlong, speed=double, number=Py_ssize_t, slot=CReplicaStats)
     cdef void _weigh(self, Py_ssize_t excluded, bint slowly, long long now_ns) noexcept
 
+    @cython.locals(lowest=int, slot=CReplicaStats)
+    cdef void _weigh_others(self, long long now_ns) noexcept
+
     @cython.locals(total=double, best=Py_ssize_t, number=Py_ssize_t, slot=CReplicaStats)
     cdef Py_ssize_t _pick(self, bint own, long long now_ns) noexcept
 

@@ -16,13 +16,15 @@ only as much of it leaves as makes them equal: no threshold, nothing to flap.
 that are left may have no room for nine tenths.
 
 *Streams* stay with the replica of the greatest weighted rendezvous hash (Thaler and Ravishankar 1998; weights by
-Schindelhauer and Schomaker 2005): when one is ejected only its streams move, and they come back with it.
+Schindelhauer and Schomaker 2005): when one is ejected only its streams move, and they come back with it. While all are
+ejected they are where they would be if none were.
 
 *Complexity.* A choice is one pass over the replicas and one more for each that is drawn; a result one pass at most.
 
 *Invariants.* In flight is what was chosen and not done; a free slot has none in flight; a probing replica has at most
 one request of its generation, unless nothing else is left; the same seed and the same calls give the same choices. When
-all replicas are ejected an ejected one gets the request (Envoy's panic), and -1 says that there is none at all.
+all replicas are ejected an ejected one gets the request (Envoy's panic), and -1 says that there is none: at all, or for
+a second attempt, which never goes to a replica that the first one's keeps from requests.
 
 One source, compiled with the C types of ``_p2c_cy.pxd`` or run uncompiled. Not thread-safe: it belongs to one event
 loop.
@@ -178,7 +180,8 @@ class P2CBalancer:
             now_ns: the present.
 
         Returns:
-            A token for :meth:`done`, whose lowest 16 bits are the slot; -1: there is no replica.
+            A token for :meth:`done`, whose lowest 16 bits are the slot; -1: there is no replica, or only some that get
+            no request while there is the excluded one.
         """
         self._weigh(excluded, True, now_ns)
         at_home = self._pick(True, now_ns)  # on its own line: C may work out arguments in any order, and both draw
@@ -199,6 +202,8 @@ class P2CBalancer:
     def of_stream(self, key: int, now_ns: int) -> int:
         """Return the slot of a stream; changes no count. -1: there is no replica."""
         self._weigh(-1, False, now_ns)
+        if self._own + self._others <= 0.0:
+            self._weigh_others(now_ns)
         best = -1
         most = 0.0
         for number, slot in enumerate(self._slots):
@@ -208,7 +213,7 @@ class P2CBalancer:
             if best < 0 or score > most:
                 best = number
                 most = score
-        return best if best >= 0 else self.best(-1, now_ns)
+        return best
 
     def best(self, excluded: int, now_ns: int) -> int:
         """Return the slot that is expected to respond first, of those that the draws consider, else of the others.
@@ -216,7 +221,8 @@ class P2CBalancer:
         Changes nothing, and draws nothing.
 
         Args:
-            excluded: a slot that is left out; -1: none.
+            excluded: a slot that is left out, and still keeps requests from those behind it, such as ejected ones; -1:
+                none.
             now_ns: the present.
 
         Returns:
@@ -227,10 +233,15 @@ class P2CBalancer:
         lowest = _NO_TIER
         for number, slot in enumerate(self._slots):
             tier = slot.tier(now_ns)
-            if tier > lowest or tier == _NO_TIER or number == excluded:
+            if tier > lowest or tier == _NO_TIER:
+                continue
+            if number == excluded:
+                if tier < lowest:
+                    best = -1
+                    lowest = tier
                 continue
             cost = slot.cost(now_ns, self._mean_ns, self._decay_ns)
-            if tier < lowest or cost < least:
+            if best < 0 or tier < lowest or cost < least:
                 best = number
                 least = cost
                 lowest = tier
@@ -360,6 +371,19 @@ class P2CBalancer:
         self._mean_ns = known / speed if known else 0.0
         self._own = own
         self._others = others
+
+    def _weigh_others(self, now_ns: int) -> None:
+        """Set the shares of those that get requests where none takes part in the draws: of all, where all are out."""
+        lowest = _NO_TIER
+        for slot in self._slots:
+            lowest = min(lowest, slot.tier(now_ns))
+        for slot in self._slots:
+            if lowest < _NO_TIER and slot.tier(now_ns) == lowest:
+                slot.share = slot.weight / slot.penalty
+                if slot.penalty > 1.0:
+                    self._others += slot.share
+                else:
+                    self._own += slot.share
 
     def _pick(self, own: bool, now_ns: int) -> int:
         """Return the cheapest of the slots that are drawn at home, or elsewhere; -1: there is none."""

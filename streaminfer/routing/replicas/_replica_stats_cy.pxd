@@ -33,5 +33,5 @@ cdef class ReplicaStats:
     @cython.locals(decays=double)
     cdef double remembered(self, long long now_ns, long long decay_ns) noexcept
 
-    @cython.locals(newest=double, by_time=double)
+    @cython.locals(newest=double, by_time=double, silent_ns=cython.longlong)
     cdef void learn(self, double duration_ns, double places, long long now_ns, long long decay_ns) noexcept

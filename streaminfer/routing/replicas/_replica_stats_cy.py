@@ -167,7 +167,8 @@ class ReplicaStats:
         """Add a latency, with the number in flight when the request was sent."""
         self.samples += 1
         newest = 1.0 / self.samples if self.samples < 1.0 / _NEWEST else _NEWEST
-        by_time = (now_ns - self.heard_ns) / (1.0 * decay_ns + (now_ns - self.heard_ns))
+        silent_ns = max(now_ns - self.heard_ns, 0)  # a clock that jumps back stands still
+        by_time = silent_ns / (1.0 * decay_ns + silent_ns)
         if by_time > newest:
             newest = by_time
         if duration_ns > self.per_place_ns * places:

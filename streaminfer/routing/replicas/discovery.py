@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import Any
 
 import attrs
@@ -70,7 +70,7 @@ class Finder:
         discovery: where they are found.
         add: adds a replica.
         remove: removes the replica of a name.
-        count: returns how many replicas there are, those that were not found here included.
+        names: returns the names of all replicas, those that were not found here included.
 
     Attributes:
         lookups: how often the name was resolved.
@@ -83,16 +83,16 @@ class Finder:
         *,
         add: Callable[[Replica], Awaitable[None]],
         remove: Callable[[str], Awaitable[None]],
-        count: Callable[[], int],
+        names: Callable[[], Collection[str]],
     ) -> None:
         self._discovery = discovery
         self._add_replica = add
         self._remove_replica = remove
-        self._count = count
+        self._all_names = names
         self._names: dict[str, str] = {}  # address → name of its replica
         self._calls = DeadlineCalls()
         self._starting: dict[str, asyncio.Task[None]] = {}  # address → start of its replica
-        self._removals: set[asyncio.Task[None]] = set()
+        self._leaving: set[asyncio.Task[None]] = set()  # ends of replicas, and starts that were cancelled
         self._task: asyncio.Task[None] | None = None
         self._is_failing = False
         self.lookups = 0
@@ -117,7 +117,9 @@ class Finder:
             return failure
         self._is_failing = False
         for address in [address for address in self._starting if address not in found]:
-            self._starting.pop(address).cancel()
+            start = self._starting.pop(address)
+            start.cancel()
+            self._track(start)
         for address in found:
             if address not in self._names and address not in self._starting:
                 if strict:
@@ -126,7 +128,10 @@ class Finder:
                     self._starting[address] = asyncio.get_running_loop().create_task(self._try_to_add(address))
         if self._starting:
             await asyncio.wait(self._starting.values(), timeout=self._discovery.interval_s)
-        removable = max(self._count() - 1, 0)  # if no new replica could be added, one of the old ones stays
+        present = self._all_names()
+        for address in [address for address, name in self._names.items() if not (address in found or name in present)]:
+            del self._names[address]  # its replica was removed by other means
+        removable = max(len(present) - 1, 0)  # if no new replica could be added, one of the old ones stays
         for address in [address for address in self._names if address not in found][:removable]:
             self._remove(self._names.pop(address))
         return None
@@ -136,13 +141,13 @@ class Finder:
         self._task = asyncio.get_running_loop().create_task(self._look_up_for_ever())
 
     def cancel(self) -> list[asyncio.Future[Any]]:
-        """Stop looking the name up; return what was cancelled, and the ends of the replicas that leave."""
+        """Stop looking the name up; return what was cancelled, also before, and the ends of the replicas that leave."""
         ending = [*([] if self._task is None else [self._task]), *self._starting.values(), *self._calls]
         self._task = None
         self._starting.clear()
         for task in ending:
             task.cancel()
-        return [*ending, *self._removals]
+        return [*ending, *self._leaving]
 
     async def _look_up_for_ever(self) -> None:
         while True:
@@ -179,9 +184,12 @@ class Finder:
                 del self._starting[address]
 
     def _remove(self, name: str) -> None:
-        task = asyncio.get_running_loop().create_task(self._leave(name))
-        self._removals.add(task)
-        task.add_done_callback(self._removals.discard)
+        self._track(asyncio.get_running_loop().create_task(self._leave(name)))
+
+    def _track(self, task: asyncio.Task[None]) -> None:
+        """Let a stop wait for the end of a task."""
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
 
     async def _leave(self, name: str) -> None:
         try:

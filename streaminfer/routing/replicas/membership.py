@@ -1,5 +1,6 @@
 """Replicas of a set, from the moment at which one is added until a removed one has ended its last request."""
 
+import asyncio
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -28,13 +29,13 @@ class Membership:
 
     Attributes:
         by_name: handles of the replicas that get requests, in the order in which they were added.
-        by_slot: handles by slot; a slot that was given back has its old handle until it is used again.
+        by_slot: handles by slot, those that are leaving included.
         leaving: handles of removed replicas whose last requests have not ended.
     """
 
     def __init__(self, balancer: P2CBalancer, clock: Clock, zone: str, zone_penalty: object) -> None:
         self.by_name: dict[str, ReplicaHandle] = {}
-        self.by_slot: list[ReplicaHandle] = []
+        self.by_slot: dict[int, ReplicaHandle] = {}
         self.leaving: list[ReplicaHandle] = []
         self._balancer = balancer
         self._clock = clock
@@ -55,7 +56,7 @@ class Membership:
 
     def handle_of(self, replica: Replica) -> ReplicaHandle:
         """Return a new handle, which gets no requests before :meth:`put`."""
-        return ReplicaHandle(replica, self._balancer, self._clock, self.leaving.remove)
+        return ReplicaHandle(replica, self._balancer, self._clock, self._left)
 
     def put(self, handle: ReplicaHandle, *, slowly: bool) -> None:
         """Give a replica a slot, and requests from now on.
@@ -71,11 +72,19 @@ class Membership:
         zone = self._zones.setdefault(replica.zone, len(self._zones))
         key = stable_hash(replica.name)
         handle.slot = self._balancer.add(float(replica.weight), penalty, zone, key, slowly, self._clock())
-        self.by_name[replica.name] = handle
-        if handle.slot == len(self.by_slot):
-            self.by_slot.append(handle)
-        else:
-            self.by_slot[handle.slot] = handle
+        self.by_name[replica.name] = self.by_slot[handle.slot] = handle
+
+    async def start_all(self) -> list[BaseException | None]:
+        """Start all replicas at once; return what each raised.
+
+        One that is taken out before its turn comes, as the first lookup of a name does where its address is gone, is
+        left out.
+        """
+        return await asyncio.gather(*map(self._start, self.by_name.values()), return_exceptions=True)
+
+    async def _start(self, handle: ReplicaHandle) -> None:
+        if self.by_name.get(handle.replica.name) is handle:
+            await handle.start()
 
     def take_out(self, name: str) -> ReplicaHandle:
         """Give a replica no more requests; its handle is leaving until the last one has ended.
@@ -92,6 +101,10 @@ class Membership:
         handle.remove()
         self.leaving.append(handle)
         return handle
+
+    def _left(self, handle: ReplicaHandle) -> None:
+        self.leaving.remove(handle)
+        del self.by_slot[handle.slot]  # it would keep the model
 
     def all(self) -> list[ReplicaHandle]:
         """Return the handles of all replicas, those that are leaving at the end."""

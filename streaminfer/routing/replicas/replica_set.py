@@ -113,8 +113,7 @@ class Replicas(StackClock, Node):
         if not replicas and discovery is None:
             raise TypeError("replicas: expected at least one Replica, got none")
         check_instance("health", health, lambda it: it is None or isinstance(it, HealthCheck), "a HealthCheck or None")
-        is_discovery = lambda it: it is None or isinstance(it, DnsDiscovery)  # noqa: E731
-        check_instance("discovery", discovery, is_discovery, "a DnsDiscovery or None")
+        check_instance("discovery", discovery, lambda it: isinstance(it, DnsDiscovery | None), "a DnsDiscovery or None")
         check_instance("zone", zone, lambda it: isinstance(it, str), "a string")
         check_instance("retry", retry, lambda it: isinstance(it, bool), "True or False")
         self._accept_clock(clock)
@@ -141,13 +140,13 @@ class Replicas(StackClock, Node):
         self._retry = retry
         self._retries = CallBudget(_RETRY_SHARE, _RETRIES_PER_S)
         self._members = Membership(self._balancer, self._now, zone, zone_penalty)
-        self._by_slot = self._members.by_slot  # the same list, which each request reads
+        self._by_slot = self._members.by_slot  # the same mapping, which each request reads
         self._homes = StreamHomes(self._members.all)
         self._probes = None if health is None else ReplicaProbes(health, self._balancer, self._now, seed)
         self._finder: Finder | None = None
         if discovery is not None:
-            self._finder = Finder(discovery, add=self.add, remove=self.remove, count=lambda: len(self._members.by_name))
-        self._running = False
+            self._finder = Finder(discovery, add=self.add, remove=self.remove, names=lambda: self._members.by_name)
+        self._running = self._stopped = False
         self._closed = not replicas
         self._retried = 0
         self._told: list[Callable[[str, Any], None]] = []
@@ -276,20 +275,22 @@ class Replicas(StackClock, Node):
         Raises:
             BaseException: raised by a replica's start; or why no replica was found, if there is no other.
         """
+        self._stopped = False
         failure = None if self._finder is None else await self._finder.look_up(strict=True)
+        if self._stopped:
+            return
         if failure is not None and not self._members.by_name:
             raise failure
         self._running = True  # from here on a replica that is added is started by itself, and a removed one stopped
-        starts = [handle.start() for handle in self._members.by_name.values()]
         try:
-            raise_first(await asyncio.gather(*starts, return_exceptions=True))
+            raise_first(await self._members.start_all())
         except BaseException:
             self._running = False
             await stop_together(it.stop(drain=False) for it in self._members.by_name.values() if it.is_started)
             raise
-        self._closed = not self._running  # a stop meanwhile has stopped them again
-        if self._closed:
-            return
+        if self._stopped:
+            return  # a stop meanwhile has stopped them again
+        self._closed = False
         if self._probes is not None:
             for handle in self._members.by_name.values():
                 self._probes.watch(handle)
@@ -302,7 +303,7 @@ class Replicas(StackClock, Node):
         Args:
             drain: let the requests in flight complete first; otherwise they end with `Closed`.
         """
-        self._closed, self._running = True, False
+        self._closed, self._running, self._stopped = True, False, True
         ending = [task for upkeep in (self._finder, self._probes) if upkeep is not None for task in upkeep.cancel()]
         try:
             await stop_together(handle.stop(drain=drain) for handle in self._members.all())
@@ -434,11 +435,10 @@ class Replicas(StackClock, Node):
 
     def _second(self, first: int, now_ns: int) -> int:
         """Choose another replica for a request that failed at the first; -1: there is none, or too many are retried."""
-        if self._closed or not self._retries.grant(now_ns):
+        if self._closed or self._balancer.best(first, now_ns) < 0 or not self._retries.grant(now_ns):
             return -1
         token = self._balancer.choose(first, now_ns)
-        if token >= 0:
-            self._retried += 1
+        self._retried += token >= 0
         return token
 
     def _admission_at(self, slot: int, request: Request, now_ns: int) -> Admission:

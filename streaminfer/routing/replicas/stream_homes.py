@@ -1,6 +1,7 @@
 """State of streams behind replicas: it goes with its stream from one replica to another."""
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
@@ -24,7 +25,8 @@ class StreamHomes(AllStreamStates):
     def __init__(self, handles: Callable[[], Iterable[ReplicaHandle]]) -> None:
         super().__init__(self.keepers)
         self._handles = handles
-        self._homes: dict[Hashable, StreamStates] = {}
+        # a dict would look through all that have left it for the oldest
+        self._homes: OrderedDict[Hashable, StreamStates] = OrderedDict()
 
     def keepers(self) -> list[StreamStates]:
         """Return those of the replicas whose model is recurrent."""
@@ -40,7 +42,7 @@ class StreamHomes(AllStreamStates):
         if keeper is None or home is keeper:
             return
         if home is None and len(self._homes) >= _MOST_HOMES:
-            del self._homes[next(iter(self._homes))]
+            self._homes.popitem(last=False)
         self._homes[stream_id] = keeper
         if home is not None:
             try:

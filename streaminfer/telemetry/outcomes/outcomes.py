@@ -3,6 +3,7 @@
 import threading
 import time
 from bisect import bisect_left
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -27,6 +28,7 @@ NO_RESPONSE = "no response"
 
 _BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 _MAX_CELLS = 1024
+_MAX_SETTLED = 16  # at a request or report: after a pause, none of them counts all that are over
 
 
 class _Pending:
@@ -97,7 +99,8 @@ class Outcomes(StackClock, SyncLayer):
         self._bounds_ns = [round(bound * 1e9) for bound in bounds]
         self._buckets = (*(f"≤ {format_duration(bound)}" for bound in bounds), f"> {format_duration(bounds[-1])}")
         self._cells = LabelFamily(OutcomeCell, "route", "latency", "degraded", max_sets=_MAX_CELLS)
-        self._pending: dict[Hashable, _Pending] = {}  # by the instant of the response
+        # by the instant of the response; a dict would look through all that have left it for the oldest
+        self._pending: OrderedDict[Hashable, _Pending] = OrderedDict()
         self._lock = threading.Lock()
         self._failures = ListenerFailures("streaminfer", "outcomes")
         self.unknown = 0
@@ -140,8 +143,9 @@ class Outcomes(StackClock, SyncLayer):
         if value is not None:
             value = check_number("value", value, "a finite number or None", lambda it: abs(it) < float("inf"))
         with self._lock:
-            self._expire(self.clock())
-            pending = self._pending.get(request_id)
+            now_ns = self.clock()
+            self._expire(now_ns, _MAX_SETTLED)
+            pending = self._pending_of(request_id, now_ns)
             if pending is None:
                 self.unknown += 1
                 return False
@@ -155,7 +159,7 @@ class Outcomes(StackClock, SyncLayer):
             settle: count the requests of which reports may still come now: at the end of an experiment.
         """
         with self._lock:
-            self._expire(self.clock())
+            self._expire(self.clock(), len(self._pending))
             while settle and self._pending:
                 self._settle_oldest()
             cells = []
@@ -189,20 +193,32 @@ class Outcomes(StackClock, SyncLayer):
             route, degraded = route_of(outcome.source), outcome.degraded
         latency = self._buckets[bisect_left(self._bounds_ns, now_ns - started_ns)]
         with self._lock:
-            self._expire(now_ns)
-            if self._pending.pop(request_id, None) is not None:
+            self._expire(now_ns, _MAX_SETTLED)
+            if self._pending_of(request_id, now_ns) is not None:
+                del self._pending[request_id]
                 self.evicted += 1
             self._pending[request_id] = _Pending(self._cells.of(route, latency, degraded), now_ns + self._expires_ns)
             if len(self._pending) > self.max_pending:
-                del self._pending[next(iter(self._pending))]
+                self._pending.popitem(last=False)
                 self.evicted += 1
 
-    def _expire(self, now_ns: int) -> None:
-        while self._pending and next(iter(self._pending.values())).expires_ns <= now_ns:
+    def _pending_of(self, request_id: Hashable, now_ns: int) -> _Pending | None:
+        """Return a request of which reports may come; ``None``: there is none. One that is over is counted first."""
+        pending = self._pending.get(request_id)
+        if pending is None or pending.expires_ns > now_ns:
+            return pending
+        del self._pending[request_id]
+        pending.cell.settle(pending.reports)
+        return None
+
+    def _expire(self, now_ns: int, at_most: int) -> None:
+        for _ in range(at_most):
+            if not self._pending or next(iter(self._pending.values())).expires_ns > now_ns:
+                break
             self._settle_oldest()
 
     def _settle_oldest(self) -> None:
-        pending = self._pending.pop(next(iter(self._pending)))
+        _, pending = self._pending.popitem(last=False)
         pending.cell.settle(pending.reports)
 
     def _use_clock(self, clock: Clock) -> None:

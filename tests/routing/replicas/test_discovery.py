@@ -112,6 +112,25 @@ def test_the_first_look_comes_with_the_start():
     run(main)
 
 
+def test_a_restart_does_not_start_what_is_gone():
+    """A replica whose address has gone between a stop and the next start is neither started nor left running."""
+
+    async def main(loop):
+        names = Names(loop, "10.0.0.1", "10.0.0.2")
+        stack = si.Stack(names.replicas, clock=loop.clock)
+        await stack.start()
+        await stack.stop()
+        names.says = ["10.0.0.2", "10.0.0.3"]
+        await stack.start()
+        await asyncio.sleep(1.0)
+        assert names.names() == ["10.0.0.2", "10.0.0.3"]
+        assert [names.made[f"10.0.0.{number}"].ready for number in (1, 2, 3)] == [False, True, True]
+        await stack.stop()
+        assert not any(service.ready for service in names.made.values())
+
+    run(main)
+
+
 def test_replicas_that_were_given_are_never_removed():
     """Those of the constructor stay, whatever the name says, and serve where it is not resolved at the start."""
 
@@ -128,6 +147,26 @@ def test_replicas_that_were_given_are_never_removed():
             assert names.names() == ["own", "10.0.0.2"]
 
     run(main)
+
+
+def test_a_replica_that_was_removed_by_hand_is_not_removed_again(caplog):
+    """It stays away while its name resolves to its address, leaves without an error, and comes back with the address."""
+
+    async def main(loop):
+        names = Names(loop, "10.0.0.1", "10.0.0.2", "10.0.0.3")
+        async with si.Stack(names.replicas, clock=loop.clock):
+            await names.replicas.remove("face 10.0.0.1")
+            await asyncio.sleep(10.5)
+            assert names.names() == ["10.0.0.2", "10.0.0.3"]
+            names.says = ["10.0.0.3"]
+            await asyncio.sleep(10.0)
+            assert names.names() == ["10.0.0.3"]
+            names.says = ["10.0.0.1", "10.0.0.3"]
+            await asyncio.sleep(10.0)
+            assert names.names() == ["10.0.0.3", "10.0.0.1"]
+
+    run(main)
+    assert not caplog.records
 
 
 def test_a_replica_that_cannot_be_made_is_tried_again(caplog):
@@ -238,6 +277,58 @@ def test_nothing_outlives_the_stop():
         asked = len(names.asked)
         await asyncio.sleep(60.0)
         assert len(names.asked) == asked
+
+    run(main)
+
+
+def test_a_start_whose_address_is_gone_does_not_outlive_the_stop():
+    """A start that was cancelled because its address is gone is waited for, like one that the stop cancels."""
+
+    class SlowToEnd(ScriptedBackend):
+        async def start(self):
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                await asyncio.sleep(5.0)
+
+    async def main(loop):
+        names = Names(loop, "10.0.0.1")
+        before = asyncio.all_tasks()
+        stack = si.Stack(names.replicas, clock=loop.clock)
+        await stack.start()
+        names.service = lambda name: si.Stack(SlowToEnd())
+        names.says = ["10.0.0.1", "10.0.0.2"]
+        await asyncio.sleep(25.0)
+        names.says = ["10.0.0.1"]
+        await asyncio.sleep(6.0)  # the lookup a second ago has cancelled the start
+        began_s = loop.time()
+        await stack.stop()
+        assert 0.0 < loop.time() - began_s < 5.0
+        assert asyncio.all_tasks() == before
+
+    run(main)
+
+
+def test_a_stop_during_the_first_lookup_has_the_last_word():
+    """Replicas that were stopped while their name was looked up do not run, and can be started again."""
+
+    async def main(loop):
+        names = Names(loop, static=["own"])
+        names.says = "hangs"
+        before = asyncio.all_tasks()
+        starting = asyncio.ensure_future(names.replicas.start())
+        await asyncio.sleep(1.0)
+        await names.replicas.stop()
+        await starting
+        assert asyncio.all_tasks() == before
+        assert not names.made["own"].ready
+        with pytest.raises(si.Closed):
+            await names.replicas.call(si.Request(1.0))
+        names.says = ["10.0.0.1"]
+        await names.replicas.start()
+        assert names.made["own"].ready
+        assert (await names.replicas.call(si.Request(1.0))).outputs == 1.0
+        await names.replicas.stop()
 
     run(main)
 

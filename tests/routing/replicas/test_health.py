@@ -82,6 +82,24 @@ def test_an_unhealthy_replica_gets_no_requests_and_comes_back(broken, caplog):
     assert caplog.records[0].exc_info
 
 
+def test_an_unhealthy_replica_gets_no_second_attempts():
+    """Where the only healthy replica fails, its error is raised; the other one, which hangs, is not called."""
+
+    async def main(loop):
+        fleet = Fleet(loop, "hangs", unhealthy_after=1)
+        fleet.broken = {"hangs": "hangs"}
+        await fleet.replicas.add(Replica("fails", si.Stack(ScriptedBackend(*[ConnectionError("once")] * 50))))
+        async with si.Stack(fleet.replicas, clock=loop.clock) as service:
+            await asyncio.sleep(2.0)
+            for _ in range(50):
+                with pytest.raises(si.BackendError):
+                    await service(1.0)
+            seen = fleet.replicas.statistics()
+            assert (seen["hangs"].attempts, seen.retried, seen.panics) == (0, 0, 0)
+
+    run(main)
+
+
 def test_requests_go_on_where_all_are_unhealthy():
     """A probe that is wrong does not end the service: where all are out, all are asked."""
 

@@ -75,13 +75,14 @@ def test_a_leaving_replica_keeps_its_slot(members, balancer):
     assert members.take_out("a") is first
 
     put(members, "c")
-    assert [handle.replica.name for handle in members.by_slot] == ["a", "b", "c"]
+    assert {slot: handle.replica.name for slot, handle in members.by_slot.items()} == {0: "a", 1: "b", 2: "c"}
     assert list(members.services()) == ["b", "c", "a (leaving)"]
 
     balancer.done(token, SUCCESS, 1, 1)
     first.check_drained()
+    assert first not in members.by_slot.values()
     put(members, "d")
-    assert [handle.replica.name for handle in members.by_slot] == ["d", "b", "c"]
+    assert {slot: handle.replica.name for slot, handle in members.by_slot.items()} == {0: "d", 1: "b", 2: "c"}
     assert [handle.replica.name for handle in members.all()] == ["b", "c", "d"]
 
 

@@ -407,12 +407,45 @@ def test_what_is_cut_off_steers_away():
     assert balance.slot(0).failed == 0
 
 
+def test_a_clock_that_jumps_back_does_not_spoil_what_is_known():
+    """However far it jumps, a latency stays between those that were measured."""
+    for back_s in (1, 10, 11, 25, 10_000):
+        balance = made(1)
+        now = teach(balance, 0, 10 * MS, 20_000 * S)
+        token = balance.choose(-1, now)
+        balance.done(token, SUCCESS, 5 * MS, now - back_s * S)
+        assert 5 * MS <= balance.slot(0).latency_ns <= 10 * MS
+
+
 def test_an_ejected_one_is_asked_when_nothing_else_is_left():
     balance = made(2)
     fail(balance, 0, 0)
     balance.drain(1)
     assert balance.choose(-1, 0) & SLOT == 0
     assert balance.panics == 1
+
+
+def test_a_second_attempt_goes_to_no_replica_that_is_ejected():
+    """What the first attempt's replica keeps from requests is kept from the second attempt too."""
+    balance = made(3)
+    for number in range(2):
+        balance.hold_out(number)
+    assert balance.choose(2, 0) == balance.best(2, 0) == -1
+    assert balance.panics == 0
+    balance.hold_out(2)  # now all are out, and requests go to them all the same
+    assert balance.choose(2, 0) & SLOT in {0, 1}
+    assert balance.panics == 1
+
+
+def test_a_second_attempt_is_no_second_request_of_a_probing_replica():
+    balance = made(2)
+    balance.hold_out(0)
+    balance.let_back(0, 0)
+    probe = balance.choose(1, 0)
+    assert probe & SLOT == 0
+    assert balance.choose(1, 0) == -1
+    balance.done(probe, SUCCESS, 10 * MS, 0)
+    assert balance.choose(1, 0) & SLOT == 0
 
 
 def test_nobody_left():
@@ -543,6 +576,18 @@ def test_only_the_streams_of_one_that_is_out_move_and_they_come_back():
     assert {key: balance.of_stream(key, 2 * S) for key in before} == before  # though it starts slowly
 
 
+def test_streams_stay_while_all_are_out():
+    """A health check that is wrong about all replicas moves no stream, however busy they are."""
+    balance = made(4)
+    before = {key: balance.of_stream(key, 0) for key in keys(200)}
+    for number in range(4):
+        balance.hold_out(number)
+    assert {key: balance.choose_for_stream(key, 0) & SLOT for key in before} == before
+    assert balance.panics == len(before)
+    balance.drain(0)  # what leaves has none
+    assert {balance.of_stream(key, 0) for key in before} == {1, 2, 3}
+
+
 def test_a_new_one_takes_its_share_of_the_streams_and_nothing_else_moves():
     balance = made(4)
     before = {key: balance.of_stream(key, 0) for key in keys()}
@@ -576,7 +621,7 @@ def test_best_is_not_an_ejected_one():
     teach(balance, 1, 100 * MS, teach(balance, 0, 10 * MS, 0))
     fail(balance, 0, S)
     assert balance.best(-1, S) == 1
-    assert balance.best(1, S) == 0
+    assert balance.best(1, S) == -1
 
 
 def test_ranked_has_those_that_get_requests():

@@ -92,6 +92,10 @@ class FleetMachine(RuleBasedStateMachine):
 
     # what happens
 
+    @staticmethod
+    def tier(member):
+        return {ACTIVE: 0, PROBING: 0 if member.trial is None else 1}.get(member.state, 2)
+
     def take(self, token, excluded=-1):
         number = token & SLOT
         member = self.members[number]  # never one that leaves
@@ -112,7 +116,9 @@ class FleetMachine(RuleBasedStateMachine):
         self.settle()
         token = self.balance.choose(excluded, self.now)
         if token < 0:
-            assert set(self.members) == {excluded}
+            tiers = {number: self.tier(it) for number, it in self.members.items()}
+            kept = tiers.pop(excluded, 3)
+            assert all(kept < tier for tier in tiers.values())
         else:
             self.take(token, excluded)
 

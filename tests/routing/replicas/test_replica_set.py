@@ -1,6 +1,8 @@
 """Replicas as a service: retries, deadlines, cancellation, streams, life, admission, statistics."""
 
 import asyncio
+import gc
+import weakref
 from collections import Counter
 
 import numpy as np
@@ -168,7 +170,7 @@ def test_where_all_fail_second_attempts_are_a_fifth():
     """They are a fifth of the requests of the last ten seconds, and ten more."""
 
     async def main(loop):
-        replicas = pair(failing(), failing(), loop)
+        replicas = pair(failing(), failing(), loop, consecutive_failures=None)
         for n in range(500):
             with pytest.raises(OSError):
                 await replicas.call(si.Request(n))
@@ -650,6 +652,23 @@ def test_a_stop_during_the_start_has_the_last_word():
         return log
 
     assert run(main) == ["start a", "start b", "stop a True", "stop b True"]
+
+
+def test_a_removed_replica_is_freed():
+    """Nothing holds the model of a replica that was removed: a roll-out does not keep the old one in memory."""
+
+    async def main(loop):
+        model = ScriptedBackend()
+        seen = weakref.ref(model)
+        replicas = pair(si.Stack(model), si.Stack(ScriptedBackend()), loop)
+        async with si.Stack(si.Telemetry("faces"), replicas, clock=loop.clock) as service:
+            await asyncio.gather(*(service(1.0) for _ in range(10)))
+            del model
+            await replicas.remove("a")
+            gc.collect()
+            return seen()
+
+    assert run(main) is None
 
 
 def test_removing_at_once_ends_what_it_had():

@@ -1,6 +1,7 @@
 """The state of a stream goes with it from replica to replica."""
 
 import asyncio
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -168,4 +169,5 @@ async def test_streams_that_are_never_ended_are_not_kept_for_good(loop, monkeypa
         for number in range(6):
             assert (await pair.step(number))[1] == 1.0
         assert list(pair.replicas._homes._homes) == [3, 4, 5]
+        assert isinstance(pair.replicas._homes._homes, OrderedDict)  # of a dict, the search for the oldest gets slow
         assert (await pair.step(0))[1] == 2.0

@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 import random
+from collections import OrderedDict
 
 import pytest
 
@@ -98,6 +99,27 @@ def test_memory_is_bounded(clock):
     table = outcomes.table(settle=True)
     assert (table.evicted, table.pending) == (7, 0)
     assert not outcomes.report(0, "x")
+
+
+def test_the_oldest_request_is_found_at_once(clock):
+    """It is the first of a linked list: a dict would look through all the places that earlier ones have left."""
+    assert isinstance(Outcomes(clock=clock)._pending, OrderedDict)
+
+
+def test_after_a_pause_no_request_counts_all_that_are_over(outcomes, clock):
+    """A request counts a few of them, and the table all; one that is over is neither reported nor displaced."""
+    for number in range(100):
+        serve(outcomes, number, clock, seconds=0.0)
+    assert outcomes.report(98, "corrected")
+    clock.advance(60.0)
+
+    serve(outcomes, 99, clock)
+    assert 80 <= len(outcomes._pending) < 100
+    assert not outcomes.report(98, "corrected again")
+
+    (row,) = outcomes.table().rows
+    assert (row.requests, row.reported) == (100, 1)
+    assert (outcomes.table().pending, outcomes.unknown, outcomes.evicted) == (1, 1, 0)
 
 
 def test_the_last_request_of_an_id_and_the_last_report_of_an_outcome(outcomes, clock):
