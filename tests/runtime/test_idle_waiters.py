@@ -7,10 +7,10 @@ from streaminfer._runtime.idle_waiters import IdleWaiters
 
 async def test_all_who_wait_are_woken(loop):
     waiters = IdleWaiters()
-    assert not waiters
+    assert waiters.future is None
     waiting = [asyncio.create_task(waiters.wait(None)) for _ in range(3)]
     await asyncio.sleep(0)
-    assert waiters
+    assert waiters.future is not None
     waiting[0].cancel()
     waiters.wake()
     waiters.wake()  # twice is once
@@ -19,7 +19,7 @@ async def test_all_who_wait_are_woken(loop):
         type(None),
         type(None),
     ]
-    assert not waiters
+    assert waiters.future is None
 
 
 async def test_the_wait_ends_with_its_time(loop):
@@ -28,7 +28,7 @@ async def test_the_wait_ends_with_its_time(loop):
     await waiters.wait(2.5)
     assert loop.clock() - began_ns == 2_500_000_000
     waiters.wake()
-    assert not waiters
+    assert waiters.future is None
 
 
 async def test_who_waited_on_another_loop_is_forgotten(loop):
@@ -36,7 +36,7 @@ async def test_who_waited_on_another_loop_is_forgotten(loop):
     waiting = asyncio.create_task(waiters.wait(1.0))
     await asyncio.sleep(0)
     waiters.forget()
-    assert not waiters
+    assert waiters.future is None
     waiters.wake()
     began_ns = loop.clock()
     await waiting
