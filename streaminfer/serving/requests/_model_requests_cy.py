@@ -16,7 +16,7 @@ from streaminfer._request_cy import make_request
 from streaminfer._runtime.closing import AsyncClosable
 from streaminfer._runtime.rows import join_rows
 from streaminfer._stack.many_calls import answer_all, default_concurrency
-from streaminfer.errors import BackendError, DeadlineExceeded, InvalidInput
+from streaminfer.errors import BackendError, Closed, DeadlineExceeded, InvalidInput
 from streaminfer.protocols import Capabilities, ModelTensors, adapt
 from streaminfer.request import deadline_after, time_left_s
 from streaminfer.serving.errors import RequestRejected
@@ -330,6 +330,11 @@ class ModelCall:
                     if limit.expired():
                         raise DeadlineExceeded("the deadline passed between two answers") from None
                     raise
+                except asyncio.CancelledError:
+                    task = asyncio.current_task()
+                    if task is None or task.cancelling():
+                        raise
+                    raise Closed(f"model {model.name!r} was stopped before its last answer") from None
                 yield model._joined([outputs])
         except BaseException:
             self._fail()
