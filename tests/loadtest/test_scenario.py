@@ -288,15 +288,18 @@ class TestCommand:
         monkeypatch.setattr(Report, "save", save)
 
         assert main(["loadtest", str(scenario()), f"--json={tmp_path / 'run.json'}"]) == 2
-        assert "streaminfer loadtest: [Errno 28] No space left on device" in capsys.readouterr().err
+        said = capsys.readouterr()
+        assert "streaminfer loadtest: [Errno 28] No space left on device" in said.err
+        assert "of 15 requests within 2 s" in said.out
 
-    def test_terminal_without_the_letters(self, scenario, capsys, monkeypatch):
-        """One of ASCII cannot show "µs", which is no missed objective either."""
+    def test_terminal_without_the_letters(self, scenario, tmp_path, capsys, monkeypatch):
+        """One of ASCII cannot show "µs", which is no missed objective either, and costs no file."""
         monkeypatch.setattr(Report, "schedule_error_s", lambda _: 1e-6)
         monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
 
-        assert main(["loadtest", str(scenario())]) == 2
+        assert main(["loadtest", str(scenario()), f"--json={tmp_path / 'run.json'}"]) == 2
         assert "streaminfer loadtest: 'ascii' codec can't encode" in capsys.readouterr().err
+        assert Report.load(tmp_path / "run.json").requests == 15
 
     def test_service_that_does_not_start(self, scenario, capsys):
         """A server that is not there is named, without a traceback."""
