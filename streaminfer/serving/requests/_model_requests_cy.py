@@ -16,7 +16,7 @@ from streaminfer._request_cy import make_request
 from streaminfer._runtime.closing import AsyncClosable
 from streaminfer._runtime.rows import join_rows
 from streaminfer._stack.many_calls import answer_all, default_concurrency
-from streaminfer.errors import BackendError, Closed, DeadlineExceeded, InvalidInput
+from streaminfer.errors import BackendError, CircuitOpen, Closed, DeadlineExceeded, InvalidInput, Overloaded
 from streaminfer.protocols import Capabilities, ModelTensors, adapt
 from streaminfer.request import deadline_after, time_left_s
 from streaminfer.serving.errors import RequestRejected
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ModelCall", "ModelRequests"]
 
+_REJECTIONS = (CircuitOpen, Closed, Overloaded)
+"""With which a client is told to send the request again."""
 _READ_EVERY_NS = 1_000_000_000
 _MAX_HEADS = 64
 _MAX_HEAD_BYTES = 1024
@@ -151,7 +153,8 @@ class ModelRequests:
                     make_request(row, deadline_ns, priority, stream_id, tenant, None, (), None, True) for row in rows
                 ]
                 call.awaited = self._call_each(requests, arrived_ns)
-        except BaseException:
+        except BaseException as error:
+            call._note_rejection(error)
             call._fail()
             raise
         return call
@@ -266,10 +269,12 @@ class ModelCall:
         self.awaited = None  # it holds the error, whose traceback holds the call
         try:
             response = None if passage is None else self._chain.failed(passage, error)
-        except BaseException:
+        except BaseException as raised:
+            self._note_rejection(raised)
             self._fail()
             raise
         if response is None:
+            self._note_rejection(error)
             self._fail()
             return None
         return [response]
@@ -343,6 +348,11 @@ class ModelCall:
             model.counters.succeed([response], self._arrived_ns, model.now_ns())
         finally:
             await _close(response)
+
+    def _note_rejection(self, error: BaseException) -> None:
+        """Let the stream go on where the last request of it was rejected, and comes again."""
+        if isinstance(error, _REJECTIONS):
+            self._ended_stream = None
 
     def _fail(self) -> None:
         self.model.counters.fail(self.model.now_ns() - self._arrived_ns)
