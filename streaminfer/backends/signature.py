@@ -417,7 +417,8 @@ def _tensor_of(value: Any) -> tuple[np.dtype[Any], tuple[int, ...]] | None:
         return None
     if array.dtype.kind in "SU" or (array.dtype == TEXT and array.size and is_all_text(array)):
         return TEXT, array.shape
-    return (array.dtype, array.shape) if array.dtype.kind in "biuf" else None
+    is_number = array.dtype.kind in "biuf" or array.dtype.name == "bfloat16"
+    return (array.dtype, array.shape) if is_number else None
 
 
 def check_value(spec: TensorSpec, value: object) -> npt.NDArray[Any]:

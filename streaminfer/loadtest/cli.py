@@ -126,7 +126,13 @@ def _find(scenario: Scenario, asked: CapacitySettings, service: object, inputs: 
 
 
 def _write(options: argparse.Namespace, report: Report, verdict: Verdict | None) -> None:
-    print(*describe(report), *(() if verdict is None else (verdict,)), sep="\n")
+    try:
+        _write_files(options, report, verdict)
+    finally:  # a disk that is full hides no result, and a terminal that cannot show it costs no file
+        print(*describe(report), *(() if verdict is None else (verdict,)), sep="\n")
+
+
+def _write_files(options: argparse.Namespace, report: Report, verdict: Verdict | None) -> None:
     if options.html is not None:
         options.html.write_text(make_page(report, verdict), encoding="utf-8")
     if options.json is not None:

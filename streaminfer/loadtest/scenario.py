@@ -39,6 +39,7 @@ from streaminfer._internal.validation import (
     make_from_table,
 )
 from streaminfer.loadtest.arrivals import ARRIVALS, Arrivals, Rates, Replay
+from streaminfer.loadtest.capacity.search import check_rates
 from streaminfer.loadtest.path.device_group import DeviceGroup, as_tuple
 from streaminfer.loadtest.path.path_service import Score
 
@@ -133,6 +134,9 @@ class CapacitySettings:
     high: float = attrs.field(validator=_POSITIVE)
     step_s: float = attrs.field(default=10.0, validator=field_check(check_duration, positive=True))
     tolerance: float = attrs.field(default=0.02, validator=_POSITIVE)
+
+    def __attrs_post_init__(self) -> None:
+        check_rates(self.low, self.high, self.step_s)  # rather than after the run
 
 
 @attrs.frozen(kw_only=True)

@@ -51,6 +51,8 @@ _FAILURES = (
     (ErasureHeld, 409, "FAILED_PRECONDITION"),
 )
 _TEMPORARY = {429, 503}
+_LONGEST_TEXT = 600
+"""gRPC has it in a header of up to 12 bytes a character, and libraries drop those above 8 KiB with the status."""
 
 
 class RequestRejected(StreamInferError):  # noqa: N818 - named like `InvalidInput`
@@ -75,7 +77,7 @@ class Failure(NamedTuple):
     Attributes:
         status: of HTTP.
         grpc_status: the name of gRPC's.
-        text: in plain words, without internals.
+        text: in plain words, without internals; of a long one, as of what quotes a long name, the two ends.
         retry_after_s: whole seconds, at least 1; ``None``: the error is no matter of time.
         is_internal: the cause belongs in the log.
     """
@@ -94,11 +96,11 @@ def describe_failure(error: BaseException) -> Failure:
         error: what the stack raised.
     """
     if isinstance(error, RequestRejected):
-        return Failure(error.status, _GRPC[error.status], str(error))
+        return Failure(error.status, _GRPC[error.status], _shortened(str(error)))
     for kind, status, grpc_status in _FAILURES:
         if isinstance(error, kind):
             retry_after_s = _whole_seconds(says_retry_after_s(error)) if status in _TEMPORARY else None
-            return Failure(status, grpc_status, str(error), retry_after_s)
+            return Failure(status, grpc_status, _shortened(str(error)), retry_after_s)
     return Failure(500, "INTERNAL", _INTERNAL, is_internal=True)
 
 
@@ -108,6 +110,11 @@ def logged_failure(error: BaseException) -> Failure:
     if failure.is_internal:
         _LOG.error("a request failed", exc_info=error)
     return failure
+
+
+def _shortened(text: str) -> str:
+    half = _LONGEST_TEXT // 2
+    return text if len(text) <= _LONGEST_TEXT else f"{text[: half - 1]}…{text[-half:]}"
 
 
 def _whole_seconds(seconds: float) -> int:

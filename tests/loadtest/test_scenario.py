@@ -85,12 +85,12 @@ def test_examples_load(path, monkeypatch, tmp_path):
 
 def test_fields(scenario):
     """Tables become objects."""
-    text = SMALL.replace('kind = "constant"', 'kind = "poisson"') + "[capacity]\nlow = 1\nhigh = 2\n"
+    text = SMALL.replace('kind = "constant"', 'kind = "poisson"') + "[capacity]\nlow = 20\nhigh = 40\n"
 
     loaded = Scenario.load(scenario(text))
 
     assert loaded.arrivals == Poisson(50)
-    assert loaded.capacity.high == 2
+    assert loaded.capacity.high == 40
     assert loaded.objective == 0.99
 
 
@@ -125,6 +125,16 @@ def test_random_inputs_are_by_seed(scenario):
         (f"[arrivals]\n{ARRIVALS}", "", "toml: arrivals: expected inputs and arrivals, or devices, got None"),
         (f"[inputs]\n{INPUTS}", "", "toml: inputs: expected inputs and arrivals, or devices, got None"),
         ("\nname", "\ncapacity = 5\nname", "capacity: expected a table, got 5"),
+        (
+            "[inputs]",
+            "[capacity]\nlow = 50\nhigh = 20\n[inputs]",
+            r"scenario\.toml: capacity\.high: expected a number above low, got 20",
+        ),
+        (
+            "[inputs]",
+            "[capacity]\nlow = 50\nhigh = 90\nstep_s = 1\n[inputs]",
+            r"scenario\.toml: capacity\.step_s: expected enough seconds for 200 requests",
+        ),
         ("[inputs]", "[inputs]\nshape = [1]", "inputs: expected either make or random"),
         (INPUTS, "random = 3", "inputs.random: expected a table, got 3"),
         (INPUTS, "random.x = 3", "inputs.random.x: expected a table, got 3"),
@@ -252,11 +262,11 @@ class TestCommand:
             return search.result()
 
         monkeypatch.setattr("streaminfer.loadtest.cli.find_capacity", find)
-        text = SMALL + "[capacity]\nlow = 20\nhigh = 80\nstep_s = 0.5\n"
+        text = SMALL + "[capacity]\nlow = 400\nhigh = 800\nstep_s = 0.5\n"
         main(["loadtest", str(scenario(text)), f"--json={tmp_path / 'run.json'}"])
 
         said = capsys.readouterr()
-        assert (asked["low"], asked["high"], asked["step_s"], asked["slo_s"]) == (20, 80, 0.5, 2.0)
+        assert (asked["low"], asked["high"], asked["step_s"], asked["slo_s"]) == (400, 800, 0.5, 2.0)
         assert "95% interval" in said.out
         assert Report.load(tmp_path / "run.json").capacity.rate == pytest.approx(321.0, rel=0.06)
         assert "10/s: 99.50% on time" in said.err
@@ -278,15 +288,18 @@ class TestCommand:
         monkeypatch.setattr(Report, "save", save)
 
         assert main(["loadtest", str(scenario()), f"--json={tmp_path / 'run.json'}"]) == 2
-        assert "streaminfer loadtest: [Errno 28] No space left on device" in capsys.readouterr().err
+        said = capsys.readouterr()
+        assert "streaminfer loadtest: [Errno 28] No space left on device" in said.err
+        assert "of 15 requests within 2 s" in said.out
 
-    def test_terminal_without_the_letters(self, scenario, capsys, monkeypatch):
-        """One of ASCII cannot show "µs", which is no missed objective either."""
+    def test_terminal_without_the_letters(self, scenario, tmp_path, capsys, monkeypatch):
+        """One of ASCII cannot show "µs", which is no missed objective either, and costs no file."""
         monkeypatch.setattr(Report, "schedule_error_s", lambda _: 1e-6)
         monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
 
-        assert main(["loadtest", str(scenario())]) == 2
+        assert main(["loadtest", str(scenario()), f"--json={tmp_path / 'run.json'}"]) == 2
         assert "streaminfer loadtest: 'ascii' codec can't encode" in capsys.readouterr().err
+        assert Report.load(tmp_path / "run.json").requests == 15
 
     def test_service_that_does_not_start(self, scenario, capsys):
         """A server that is not there is named, without a traceback."""

@@ -153,8 +153,8 @@ class Counting:
 
     many_answers = True
 
-    def __init__(self, *, fails_at=None, hangs_at=None):
-        self.fails_at, self.hangs_at, self.closed = fails_at, hangs_at, 0
+    def __init__(self, *, fails_at=None, hangs_at=None, cancelled_at=None):
+        self.fails_at, self.hangs_at, self.cancelled_at, self.closed = fails_at, hangs_at, cancelled_at, 0
         self.made = []  # held, so that none is closed because nothing refers to it
 
     async def call(self, request):
@@ -169,6 +169,8 @@ class Counting:
             for number in range(below):
                 if number == self.fails_at:
                     raise ValueError("secret")
+                if number == self.cancelled_at:
+                    raise asyncio.CancelledError
                 if number == self.hangs_at:
                     await asyncio.Event().wait()
                 yield {"n": np.array([number])}

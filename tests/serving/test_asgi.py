@@ -4,6 +4,7 @@ import logging
 import tracemalloc
 from importlib.metadata import PackageNotFoundError
 
+import ml_dtypes
 import numpy as np
 import pytest
 from served_models import INFER, binary, running_total
@@ -601,3 +602,22 @@ def test_a_package_that_is_not_installed_has_an_unknown_version(scripted, ask_ap
 
     assert reply.status == 200
     assert reply.json["version"] == "unknown"
+
+
+def test_a_model_of_bfloat16_is_announced_and_takes_json(ask_app):
+    """JSON has its numbers as any others, and the model gets the type that it has."""
+    example = np.zeros(2, ml_dtypes.bfloat16)
+    stack = si.Stack(si.AdaptiveBatcher(max_batch_size=4), si.CpuBackend(lambda x: x + x, example=example))
+    app = si.serving.asgi_app({"m": stack})
+    tensor = {"name": "inputs", "datatype": "BF16", "shape": [1, 2], "data": [1.5, -2]}
+
+    async def scenario():
+        async with app:
+            reply = await ask_app(app, "POST", INFER, json.dumps({"inputs": [tensor]}).encode())
+            return (await ask_app(app, "GET", "/v2/models/m")).json, reply.json
+
+    said, answer = asyncio.run(scenario())
+
+    assert said["inputs"] == [{"name": "inputs", "datatype": "BF16", "shape": [-1, 2]}]
+    assert said["outputs"] == [{"name": "output", "datatype": "BF16", "shape": [-1, 2]}]
+    assert answer["outputs"][0]["data"] == [3.0, -4.0]

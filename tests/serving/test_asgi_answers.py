@@ -278,8 +278,13 @@ def events_of(reply):
 
 @pytest.mark.parametrize(
     ("options", "events"),
-    [({}, [0, 1, 2]), ({"fails_at": 2}, [0, 1, "error"]), ({"hangs_at": 1}, [0, "error"])],
-    ids=["all", "failure", "deadline"],
+    [
+        ({}, [0, 1, 2]),
+        ({"fails_at": 2}, [0, 1, "error"]),
+        ({"hangs_at": 1}, [0, "error"]),
+        ({"cancelled_at": 1}, [0, "error"]),
+    ],
+    ids=["all", "failure", "deadline", "cancelled by the service"],
 )
 def test_answers_are_sent_as_they_come(counting, ask_app, options, events):
     service = counting(**options)

@@ -122,6 +122,18 @@ def test_every_mistake_has_its_status(scripted, serve_grpc, message, status):
     assert model[0].batches == []
 
 
+@pytest.mark.parametrize("name", ["x" * 30_000, "\U0001f600" * 30_000], ids=["ascii", "smileys"])
+def test_a_long_name_does_not_hide_the_status(scripted, serve_grpc, name):
+    """gRPC drops a status whose text is larger than its headers may be, and says RESOURCE_EXHAUSTED in its place."""
+    call = pb.ModelInferRequest(model_name=name)
+
+    error = ask(scripted(), serve_grpc, lambda channel: raw_infer(channel, call.SerializeToString()))
+
+    assert error.code() == grpc.StatusCode.NOT_FOUND
+    assert error.details().startswith(f"model '{name[0]}")
+    assert error.details().endswith("' is not found")
+
+
 def test_shared_memory_is_not_offered(scripted, serve_grpc):
     call = call_of()
     call.inputs[0].parameters["shared_memory_region"].string_param = "region"
@@ -350,8 +362,13 @@ def test_a_model_that_is_named_twice_is_rejected(scripted, serve_grpc):
 
 @pytest.mark.parametrize(
     ("options", "numbers"),
-    [({}, [0, 1, 2, "final"]), ({"fails_at": 1}, [0, "error", "final"])],
-    ids=["all", "failure"],
+    [
+        ({}, [0, 1, 2, "final"]),
+        ({"fails_at": 1}, [0, "error", "final"]),
+        ({"cancelled_at": 1}, [0, "error", "final"]),
+        ({"cancelled_at": 0}, ["error", "final"]),
+    ],
+    ids=["all", "failure", "cancelled by the service", "cancelled before the first"],
 )
 def test_answers_of_a_stream_are_sent_as_they_come(counting, serve_grpc, options, numbers):
     service = counting(**options)

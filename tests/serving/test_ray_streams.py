@@ -61,7 +61,8 @@ def test_a_stream_has_at_most_one_owner(calls):
     for what, stream, replica in calls:
         now_ns += 400 * MS
         if what in "ct":
-            answer = (ledger.claim if what == "c" else ledger.take)(stream, replica, now_ns)
+            asked = () if what == "c" else (owners.get(stream, ""),)
+            answer = (ledger.take if asked else ledger.claim)(stream, replica, *asked, now_ns)
             if answer.owner:
                 assert owners[stream] == answer.owner != replica
             else:
@@ -164,6 +165,25 @@ async def test_an_owner_that_lives_has_time_to_hand_over(loop):
     assert (moves.moved, moves.resumed, moves.restarted) == (1, 0, 0)
 
 
+async def test_replicas_that_wait_for_a_dead_one_get_its_stream_in_turn(loop):
+    """The first gets the snapshot, and the second what the first hands over."""
+    store = StreamStore(loop.clock)
+    await store.claim("s", "dead")
+    await store.store("dead", {"s": b"snapshot"})
+    await asyncio.sleep(0.2)
+    first = asyncio.create_task(store.claim("s", "a"))
+    await asyncio.sleep(0.3)
+    second = asyncio.create_task(store.claim("s", "b"))
+
+    assert await first == b"snapshot"
+    assert await store.wanted("a") == ["s"]
+    await store.hand_over("a", {"s": b"one step later"})
+
+    assert await second == b"one step later"
+    moves = await store.statistics()
+    assert (moves.moved, moves.resumed, moves.restarted, moves.owners) == (1, 1, 0, {"b": 1})
+
+
 async def test_a_step_that_takes_long_holds_up_no_other_stream(loop):
     reference, takes_s = Reference(), [0.0]
     async with Fleet(loop, duration_s=lambda _size: takes_s[0]) as fleet:
@@ -233,7 +253,7 @@ async def test_a_replica_that_was_taken_for_dead_drops_its_streams(loop):
     async with Fleet(loop) as fleet:
         await fleet.step("a", 1)
         await asyncio.sleep(0.6)
-        fleet.store._ledger.take("s", "b", loop.clock())
+        fleet.store._ledger.take("s", "b", "a", loop.clock())
         await fleet.step("a", 2)
         await asyncio.sleep(0.6)
         with pytest.raises(si.InvalidInput):
@@ -292,7 +312,7 @@ async def test_a_refused_snapshot_ends_no_stream_that_has_begun_again(loop):
     reference = Reference()
     async with Fleet(loop, store=Slow) as fleet:
         await fleet.step("a", 1)
-        fleet.store._ledger.take("s", "b", loop.clock())
+        fleet.store._ledger.take("s", "b", "a", loop.clock())
         await asyncio.sleep(0.6)
         adapt(fleet.stacks["a"]).capabilities().stream_states.end_stream("s")
         assert await fleet.step("a", 2) == reference(2)

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from streaminfer._internal.validation import check_count, check_duration, check_number, expected
+from streaminfer._internal.validation import check_count, check_number
 from streaminfer.loadtest.arrivals import Poisson
-from streaminfer.loadtest.capacity.search import Capacity, CapacitySearch, Step
+from streaminfer.loadtest.capacity.search import Capacity, CapacitySearch, Step, check_rates
 from streaminfer.loadtest.report.report import Report
 from streaminfer.loadtest.report.sentences import describe_lateness
 from streaminfer.loadtest.runner import run
@@ -17,7 +17,6 @@ __all__ = ["find_capacity"]
 
 _WARM_UP = 0.1
 """Share of a step whose requests do not count, because the queue starts empty."""
-_LEAST_REQUESTS = 200
 
 
 async def find_capacity(
@@ -62,16 +61,11 @@ async def find_capacity(
     Raises:
         TypeError, ValueError: an argument.
     """
-    check_number("low", low, "a finite number > 0", lambda rate: 0 < rate < float("inf"))
-    check_number("high", high, "a number above low", lambda rate: low < rate < float("inf"))
+    check_rates(low, high, step_s)
     check_number("tolerance", tolerance, "a number > 0", lambda number: number > 0)
     check_number("confidence", confidence, "a share between 0 and 1", lambda share: 0 < share < 1)
     check_count("most_steps", most_steps)
     check_count("seed", seed, at_least=0)
-    if low * check_duration("step_s", step_s, positive=True) < _LEAST_REQUESTS:
-        raise ValueError(
-            expected("step_s", f"enough seconds for {_LEAST_REQUESTS} requests at the lowest rate", step_s)
-        )
     search = CapacitySearch(
         low, high, objective=objective, tolerance=tolerance, confidence=confidence, most_steps=most_steps, seed=seed
     )  # fmt: skip

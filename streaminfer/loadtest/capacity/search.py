@@ -27,12 +27,15 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from streaminfer._internal.validation import check_duration, check_number, expected
 from streaminfer.loadtest.verdict.block_bootstrap import student_quantile
 
-__all__ = ["Capacity", "CapacitySearch", "Step"]
+__all__ = ["Capacity", "CapacitySearch", "Step", "check_rates"]
 
 Floats = NDArray[np.float64]
 
+_LEAST_REQUESTS = 200
+"""Of a step."""
 CLIMB = 1.25
 """Factor from step to step of the ramp."""
 BLOCKS = 20
@@ -139,6 +142,20 @@ class Capacity:
         low, high = stored["interval"]
         steps = tuple(Step(it["rate"], np.array(it["sent"]), np.array(it["late"])) for it in stored["steps"])
         return cls(**{**stored, "interval": (low, math.inf if high is None else high), "steps": steps})
+
+
+def check_rates(low: float, high: float, step_s: float) -> None:
+    """Check between which rates a search is, and for how long it measures each.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong.
+    """
+    check_number("low", low, "a finite number > 0", lambda rate: 0 < rate < math.inf)
+    check_number("high", high, "a number above low", lambda rate: low < rate < math.inf)
+    if low * check_duration("step_s", step_s, positive=True) < _LEAST_REQUESTS:
+        raise ValueError(
+            expected("step_s", f"enough seconds for {_LEAST_REQUESTS} requests at the lowest rate", step_s)
+        )
 
 
 class CapacitySearch:

@@ -12,9 +12,11 @@ cdef class DueRequests:
     cdef object _call
     cdef object _begin
     cdef tuple _errors
+    cdef dict _firsts
     cdef object _on_result
     cdef public object clock
     cdef object _end
 
     cdef int _start(self, Py_ssize_t number, object begin) except -1
+    cdef _fail(self, Py_ssize_t number, object error)
     cpdef end(self, Py_ssize_t number, object result, object error)

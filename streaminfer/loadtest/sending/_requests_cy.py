@@ -31,7 +31,8 @@ class DueRequests:
     Attributes:
         sent_ns: when each request was sent; 0: it was not.
         completed_ns: when each was answered; 0: it was not.
-        failures: what the others raised.
+        failures: what the others raised; the first error of each class stands for all of it, since one can hold the
+            inputs of its request.
         sent: how many were sent.
         pending: those in flight, by number: each has ``cancel``, or is ``None`` while it is begun.
         cancelling: requests are being cancelled, and do not fail by that.
@@ -53,6 +54,7 @@ class DueRequests:
         self._due, self._sent_at, self._completed_at = array("q", due_ns), self.sent_ns, self.completed_ns
         self._count = len(due_ns)
         self.failures: dict[int, BaseException] = {}
+        self._firsts: dict[type[BaseException], BaseException] = {}
         self.pending: dict[int, Any] = {}
         self.sent = 0
         self.cancelling = False
@@ -111,11 +113,14 @@ class DueRequests:
                     self._end(raised)
         elif isinstance(error, asyncio.CancelledError):
             if not self.cancelling:  # the service's own
-                self.failures[number] = error.with_traceback(None)
+                self._fail(number, error)
         elif isinstance(error, self._errors):
-            self.failures[number] = error.with_traceback(None)
+            self._fail(number, error)
         else:
             self._end(error)
         self.pending.pop(number, None)
         if not self.pending and self.sent == self._count:
             self._end(None)
+
+    def _fail(self, number: int, error: BaseException) -> None:
+        self.failures[number] = self._firsts.setdefault(type(error), error).with_traceback(None)

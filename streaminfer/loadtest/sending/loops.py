@@ -53,7 +53,8 @@ class OpenLoop(DueRequests):
         due_ns: as given.
         sent_ns: when each request was sent; 0: it was not.
         completed_ns: when each was answered; 0: it was not.
-        failures: what the others raised; `asyncio.CancelledError` where a service cancelled its own call.
+        failures: what the others raised, the first error of each class for all of it; `asyncio.CancelledError` where a
+            service cancelled its own call.
         sent: how many were sent.
     """
 

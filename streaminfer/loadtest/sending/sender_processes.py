@@ -10,7 +10,7 @@ import inspect
 import multiprocessing
 import pickle
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -177,7 +177,7 @@ def _send_share(pipe: Connection, make_service: Callable[[], Any], share: _Share
     with contextlib.closing(pipe):
         try:
             message: Any = asyncio.run(_send(pipe, make_service, share))
-        except KeyboardInterrupt:  # Ctrl-C reaches all processes; the parent's is enough
+        except (KeyboardInterrupt, asyncio.CancelledError):  # Ctrl-C reaches all processes; or the parent has ended
             return
         except Exception as error:  # noqa: BLE001 - any error is the parent's to raise
             message = _portable(error)
@@ -189,7 +189,25 @@ async def _send(pipe: Connection, make_service: Callable[[], Any], share: _Share
     async with running(make_service()) as service:
         pipe.send("ready")
         start_ns, tells = await asyncio.to_thread(pipe.recv)
-        return await share(service, progress=pipe.send if tells else None, start_ns=start_ns)
+        with _ending_with_parent(pipe):
+            return await share(service, progress=pipe.send if tells else None, start_ns=start_ns)
+
+
+@contextlib.contextmanager
+def _ending_with_parent(pipe: Connection) -> Iterator[None]:
+    """Cancel this task when the parent ends, as by a signal: who else would end what it sends?"""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None  # noqa: S101 - `asyncio.run` made one
+
+    def end() -> None:  # nothing else comes
+        loop.remove_reader(pipe.fileno())
+        task.cancel()
+
+    loop.add_reader(pipe.fileno(), end)
+    try:
+        yield
+    finally:
+        loop.remove_reader(pipe.fileno())
 
 
 def _portable(error: Exception) -> Exception:

@@ -100,13 +100,13 @@ class StreamLedger:
             self._moved += 1
             return self._give(stream, replica, now_ns)
         if now_ns >= self.silent_from_ns(stream.owner):
-            return self.take(stream_id, replica, now_ns)
+            return self.take(stream_id, replica, stream.owner, now_ns)
         return Claim(owner=stream.owner)
 
-    def take(self, stream_id: Hashable, replica: str, now_ns: int) -> Claim:
-        """Give a stream to a replica from its snapshot: the owner did not answer."""
+    def take(self, stream_id: Hashable, replica: str, owner: str, now_ns: int) -> Claim:
+        """Give a stream to a replica from its snapshot: this owner did not answer. One of another by now is claimed."""
         stream = self._streams.get(stream_id)
-        if stream is None or stream.owner in {"", replica}:
+        if stream is None or stream.owner != owner:
             return self.claim(stream_id, replica, now_ns)
         if stream.record is None:
             self._restarted += 1

@@ -43,7 +43,7 @@ class StreamStore:
             if await self._ask(stream_id, claim.owner):
                 claim = self._ledger.claim(stream_id, replica, self._clock())  # another one may have been faster
             else:
-                claim = self._ledger.take(stream_id, replica, self._clock())
+                claim = self._ledger.take(stream_id, replica, claim.owner, self._clock())
         return claim.record
 
     async def _ask(self, stream_id: Hashable, owner: str) -> bool:

@@ -13,15 +13,15 @@ import numpy as np
 from numpy import ndarray
 
 from streaminfer._request_cy import make_request
-from streaminfer._runtime.closing import AsyncClosable
 from streaminfer._runtime.rows import join_rows
 from streaminfer._stack.many_calls import answer_all, default_concurrency
-from streaminfer.errors import BackendError, DeadlineExceeded, InvalidInput
+from streaminfer.errors import BackendError, CircuitOpen, Closed, DeadlineExceeded, InvalidInput, Overloaded
 from streaminfer.protocols import Capabilities, ModelTensors, adapt
 from streaminfer.request import deadline_after, time_left_s
 from streaminfer.serving.errors import RequestRejected
 from streaminfer.serving.requests._model_counters_cy import ModelCounters
 from streaminfer.serving.requests.infer_response import announced_datatypes
+from streaminfer.serving.requests.timed_answers import DEADLINE_PASSED, TimedAnswers, close_answers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ModelCall", "ModelRequests"]
 
+_REJECTIONS = (CircuitOpen, Closed, Overloaded)
+"""With which a client is told to send the request again."""
 _READ_EVERY_NS = 1_000_000_000
 _MAX_HEADS = 64
 _MAX_HEAD_BYTES = 1024
@@ -151,7 +153,8 @@ class ModelRequests:
                     make_request(row, deadline_ns, priority, stream_id, tenant, None, (), None, True) for row in rows
                 ]
                 call.awaited = self._call_each(requests, arrived_ns)
-        except BaseException:
+        except BaseException as error:
+            call._note_rejection(error)
             call._fail()
             raise
         return call
@@ -266,10 +269,12 @@ class ModelCall:
         self.awaited = None  # it holds the error, whose traceback holds the call
         try:
             response = None if passage is None else self._chain.failed(passage, error)
-        except BaseException:
+        except BaseException as raised:
+            self._note_rejection(raised)
             self._fail()
             raise
         if response is None:
+            self._note_rejection(error)
             self._fail()
             return None
         return [response]
@@ -306,7 +311,7 @@ class ModelCall:
             return
         self._fail()
         for response in responses:
-            await _close(response)
+            await close_answers(response)
         if takes_many:
             raise InvalidInput(f"inputs: expected one row for a model with many answers, got {len(responses)}")
         raise RequestRejected(
@@ -317,7 +322,7 @@ class ModelCall:
     async def _answers(self, response: Response) -> AsyncGenerator[dict[str, npt.NDArray[Any]], None]:
         """The answers of a model that has many to one request, until its deadline."""
         model = self.model
-        answers: AsyncIterator[Any] = response.outputs
+        answers = TimedAnswers(response, time_left_s(self._deadline_ns, model.now_ns()))
         try:
             while True:
                 limit = asyncio.timeout(time_left_s(self._deadline_ns, model.now_ns()))
@@ -328,8 +333,13 @@ class ModelCall:
                     break
                 except TimeoutError:
                     if limit.expired():
-                        raise DeadlineExceeded("the deadline passed between two answers") from None
+                        raise DeadlineExceeded(DEADLINE_PASSED) from None
                     raise
+                except asyncio.CancelledError:
+                    task = asyncio.current_task()
+                    if task is None or task.cancelling():
+                        raise
+                    raise Closed(f"model {model.name!r} was stopped before its last answer") from None
                 yield model._joined([outputs])
         except BaseException:
             self._fail()
@@ -337,7 +347,12 @@ class ModelCall:
         else:
             model.counters.succeed([response], self._arrived_ns, model.now_ns())
         finally:
-            await _close(response)
+            await answers.aclose()
+
+    def _note_rejection(self, error: BaseException) -> None:
+        """Let the stream go on where the last request of it was rejected, and comes again."""
+        if isinstance(error, _REJECTIONS):
+            self._ended_stream = None
 
     def _fail(self) -> None:
         self.model.counters.fail(self.model.now_ns() - self._arrived_ns)
@@ -348,11 +363,6 @@ class ModelCall:
         states, ended, self._ended_stream = self.model._offered.stream_states, self._ended_stream, None
         if states is not None:
             states.end_stream(ended)
-
-
-async def _close(response: Response) -> None:
-    if isinstance(response.outputs, AsyncClosable):
-        await response.outputs.aclose()
 
 
 def _named(outputs: Any, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:

@@ -9,7 +9,7 @@ float32.
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -141,7 +141,7 @@ def decode_list(tensor: Tensor, *, keeps_bytes: bool) -> npt.NDArray[Any]:
     Raises:
         InvalidInput: they are not the elements of such a tensor.
     """
-    name, datatype, shape, count = tensor[:4]
+    name, datatype, shape, count, spec = tensor[:5]
     flat = _flattened(name, tensor.data, len(shape))
     if len(flat) != count:
         raise InvalidInput(f"input {name!r}: expected {count} elements for {list(shape)}, got {len(flat)}")
@@ -164,7 +164,8 @@ def decode_list(tensor: Tensor, *, keeps_bytes: bool) -> npt.NDArray[Any]:
             raise InvalidInput(f"input {name!r}: expected elements that {datatype} has, got others")
     try:
         with np.errstate(over="raise"):
-            return np.array(flat, dtype).reshape(shape)
+            array = np.array(flat, dtype).reshape(shape)
+            return array.astype(spec.dtype) if datatype == "BF16" and _has_bfloat16(spec) else array
     except (OverflowError, FloatingPointError):
         raise InvalidInput(f"input {name!r}: expected elements that {datatype} has, got larger ones") from None
 
@@ -229,8 +230,13 @@ def _as_text(name: str, elements: list[bytes], shape: Sequence[int], *, keeps_by
         raise InvalidInput(f"input {name!r}: expected text in UTF-8: {error}") from None
 
 
+def _has_bfloat16(spec: ModelTensor | None) -> TypeGuard[ModelTensor]:
+    """Whether the model takes arrays of that type."""
+    return spec is not None and spec.dtype is not None and spec.dtype.name == "bfloat16"
+
+
 def _widened(bits: npt.NDArray[Any], spec: ModelTensor | None) -> npt.NDArray[Any]:
-    if spec is not None and spec.dtype is not None and spec.dtype.name == "bfloat16":
+    if _has_bfloat16(spec):
         return bits.view(spec.dtype)
     return (bits.astype(np.uint32) << 16).view(np.float32)
 

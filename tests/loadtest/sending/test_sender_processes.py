@@ -1,8 +1,10 @@
 """Sender processes: one schedule, shared."""
 
 import asyncio
+import contextlib
 import multiprocessing
 import os
+import select
 import signal
 from functools import partial
 from pathlib import Path
@@ -89,6 +91,35 @@ def test_cancelled_run_ends_its_processes(make, times):
         return test.cancelled(), [child.exitcode for child in children], sockets() - before
 
     assert asyncio.run(main()) == (True, [-signal.SIGKILL], set())
+
+
+def send_for_long(pipe):
+    settings = {
+        **SETTINGS,
+        "duration_s": 3600.0,
+        "progress": lambda _progress: pipe.send(multiprocessing.active_children()[0].pid),
+    }
+    asyncio.run(run(make_service, senders=1, **settings))
+
+
+def test_senders_end_with_their_parent():
+    """One that a signal ends, as of a CI job that took too long, cannot end them."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    parent = context.Process(target=send_for_long, args=(theirs,))
+    parent.start()
+    sender = os.pidfd_open(ours.recv())
+    try:
+        parent.kill()
+        parent.join()
+        ended, _, _ = select.select([sender], [], [], 30.0)
+        assert ended == [sender]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(sender, signal.SIGKILL)
+        os.close(sender)
+        for pipe in (ours, theirs):
+            pipe.close()
 
 
 def test_more_senders_than_requests():

@@ -213,3 +213,45 @@ def test_a_request_whose_stream_cannot_end_is_counted_as_failed(ask_app, caplog)
     assert asyncio.run(scenario()) == (500, {"success": 0, "fail": 1})
     assert model.ended == 1
     assert "no such row" in caplog.text
+
+
+class Door(SyncLayer):
+    """Rejects requests until it is opened."""
+
+    is_open = False
+
+    def enter(self, request, now_ns):
+        if not self.is_open:
+            raise si.Overloaded("full", retry_after_s=1.0)
+
+
+@pytest.mark.parametrize("how", ["before the queue", "by the batch"])
+def test_a_rejected_end_of_a_sequence_can_be_sent_again(ask_app, how):
+    """The client is told to do so, and gets the answer that belongs to the state."""
+
+    class Sum:
+        is_full = False
+
+        async def infer(self, batch):
+            if self.is_full:
+                raise si.Overloaded("full", retry_after_s=1.0)
+            total = batch.inputs["state"] + batch.inputs["x"]
+            return {"y": total, "state_out": total}
+
+    door, model = Door(), Sum()
+    states = si.streams.StatefulBackend(model, state={"state": "state_out"}, initial={"state": np.zeros(1, np.float32)})
+    app = si.serving.asgi_app({"m": si.Stack(door, si.AdaptiveBatcher(max_batch_size=4), states)})
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [1]}
+
+    async def ask(full, **more):
+        door.is_open, model.is_full = not (full and how == "before the queue"), full and how == "by the batch"
+        body = json.dumps({"inputs": [tensor], "parameters": {"sequence_id": 7, **more}}).encode()
+        reply = await ask_app(app, "POST", INFER, body)
+        return reply.json["outputs"][0]["data"] if reply.status == 200 else reply.status
+
+    async def scenario():
+        async with app:
+            first, rejected = await ask(False, sequence_start=True), await ask(True, sequence_end=True)
+            return first, rejected, await ask(False, sequence_end=True), await ask(False)
+
+    assert asyncio.run(scenario()) == ([1.0], 429, [2.0], [1.0])

@@ -110,6 +110,8 @@ def test_bfloat16_stays_so_for_a_model_that_has_it():
     assert datatype_of(array.dtype) == "BF16"
     assert bytes(encode("x", array, None)[1]) == b"\x80\x3f\x00\xc0"
     assert encode_list("x", array) == ("FP32", [1.0, -2.0])
+    listed = decode_list(tensor("BF16", [1, 2], 2, spec)._replace(data=[1.0, -2.0]), keeps_bytes=True)
+    assert (listed.dtype, listed.tolist()) == (array.dtype, [[1.0, -2.0]])
 
 
 def test_text_of_a_model_is_str():
