@@ -143,8 +143,8 @@ class TierSet:
         try:
             await stop_together(worker.stop(drain=drain) for worker in self.workers)
         finally:
-            await self._counts.settle()
-            self._home = None
+            self._home = None  # first: a stop that is cancelled while the log is written has stopped the tiers
+            await self._counts.settle(final=True)
 
     def _log_regularly(self) -> None:
         """Write to the log every 5 s, so that the log of an idle cache is not behind for long."""

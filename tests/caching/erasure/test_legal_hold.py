@@ -261,7 +261,7 @@ def test_the_thread_frees_what_has_its_minimum_age():
         pass
 
     gone = threading.Event()
-    cache = si.EdgeCache(maxsize=1, retention=Retention(36_000.0, min_age_s=0.05))
+    cache = si.EdgeCache(maxsize=1, retention=Retention(36_000.0, min_age_s=1.0))
     value = Value()
     weakref.finalize(value, gone.set)
     cache[1] = value
@@ -448,7 +448,7 @@ def test_an_erasure_by_another_process_is_refused_under_hold(cache, log):
 
 def test_a_refusal_is_recorded_before_the_release(tmp_path, monkeypatch):
     """A release waits for what the thread of a log in a file has still to write."""
-    go, drain = threading.Event(), RetentionCounts.drain
+    go, catch_up = threading.Event(), RetentionCounts.catch_up
 
     class SlowLog(RetentionLog):
         def record(self, action, **more):
@@ -456,9 +456,9 @@ def test_a_refusal_is_recorded_before_the_release(tmp_path, monkeypatch):
                 go.wait()
             return super().record(action, **more)
 
-    def let_go_and_drain(ledger):
+    def let_go_and_catch_up(ledger):
         go.set()
-        drain(ledger)
+        catch_up(ledger)
 
     async def main():
         cache = si.EdgeCache(retention=Retention(10.0, log=log))
@@ -468,7 +468,7 @@ def test_a_refusal_is_recorded_before_the_release(tmp_path, monkeypatch):
         await cache.release(subject="anna", reason="case 17 ended")
         assert actions(log) == ["held", "erase_held", "released"]
 
-    monkeypatch.setattr(RetentionCounts, "drain", let_go_and_drain)
+    monkeypatch.setattr(RetentionCounts, "catch_up", let_go_and_catch_up)
     log = SlowLog(tmp_path / "log.jsonl", secret=SECRET)
     try:
         asyncio.run(main())
