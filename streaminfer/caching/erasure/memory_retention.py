@@ -234,6 +234,9 @@ class MemoryRetention:
             stated_s = {worker.name: worker.tier.purge_bound_s for worker in tiers.workers}
             bounds |= {name: bound_s for name, bound_s in stated_s.items() if bound_s is not None}
         await self.counts.settle()
+        if tiers is not None and self.log is not None:
+            tiers.restate_failures(self.log)
+            await self.counts.settle()
         return build_report(self.policy, holdings, self.log, purge_bounds_s=bounds)
 
 

@@ -135,6 +135,29 @@ def test_an_erasure_that_fails_for_good_keeps_no_other_from_being_made():
     run(play)
 
 
+def test_an_erasure_that_another_cache_made_is_a_violation_where_it_is_not_made():
+    """Caches that share a log have tiers of one name, each with entries of its own."""
+
+    async def play(loop):
+        policy = si.Retention(3600.0, log=RetentionLog())
+        tiers = [ScriptedTier(loop.clock), ScriptedTier(loop.clock)]
+        late, prompt = (cache_of(loop, tier, retention=policy) for tier in tiers)
+        tiers[0].erase_error = BackendError("down")
+        async with late, prompt:
+            await late.put_through("k", 1, subject="anna")
+            assert not (await late.erase_everywhere(subject="anna")).complete
+            assert (await prompt.erase_everywhere(subject="anna")).complete
+            for _ in range(2):
+                (violation,) = (await late.retention_report()).violations
+                assert "still to be made" in violation
+            assert [event.action for event in policy.log.events].count("erase_failed") == 2
+            tiers[0].erase_error = None
+            await asyncio.sleep(60.0)
+            assert (await late.retention_report()).violations == []
+
+    run(play)
+
+
 def test_a_write_under_way_is_erased_and_one_that_waits_is_dropped():
     async def main(loop):
         disk = ScriptedTier(loop.clock)
