@@ -355,7 +355,7 @@ class TierWriter:
 
     def _settle(self, write: PendingWrite, stored: bool) -> None:
         write.settle(stored)
-        if write.token and not stored:
+        if write.token and not (stored and write.entry):  # an entry takes its lease with it
             self._leases.append((write.key, write.token))
 
     async def _put(self, write: PendingWrite) -> None:
