@@ -118,7 +118,7 @@ class RetentionCounts:
             self._writer.drain()
 
     def catch_up(self) -> None:
-        """Wait until all is written; for a thread.
+        """Wait until all that was recorded before is written; for a thread.
 
         Raises:
             BackendError: the disk fails; what waits is written when it no longer does.
@@ -147,6 +147,7 @@ class _Writer:
         self._draining = 0
         self._failures: list[BackendError] = []  # the latest, while the disk fails
         self._attempts = 0  # that failed
+        self._accepted = self._ended = 0  # writes
         self._is_asked = False  # for another one at once
 
     @property
@@ -160,6 +161,7 @@ class _Writer:
             is_full = len(self._waiting) >= _MAX_WAITING
             if not is_full:
                 self._waiting.append((write, what))
+                self._accepted += 1
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="streaminfer-retention-log", daemon=False)
                 try:
@@ -171,10 +173,10 @@ class _Writer:
 
     def catch_up(self) -> None:
         with self._changed:
-            failed, self._is_asked = self._attempts, True
+            last, failed, self._is_asked = self._accepted, self._attempts, True
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not self.runs or self._attempts != failed)
-            if self.runs:
+            self._changed.wait_for(lambda: not self.runs or self._ended >= last or self._attempts != failed)
+            if self.runs and self._ended < last:
                 what = "the retention log fails, and records wait until it no longer does"
                 raise BackendError(f"{what}: {self._failures[-1]}") from self._failures[-1]
 
@@ -211,12 +213,15 @@ class _Writer:
                         continue
                     for _, what in self._waiting:  # each could take as long to fail
                         _LOGGER.exception(_LOST, what)
+                    self._ended += len(self._waiting)
                     self._waiting.clear()
                     continue
             except Exception:
                 _LOGGER.exception(_LOST, what)
             with self._changed:
                 self._waiting.popleft()
+                self._ended += 1
+                self._changed.notify_all()
 
     def _is_last(self) -> bool:
         """Return whether a write that fails now is not tried again."""

@@ -195,6 +195,30 @@ def test_a_report_while_the_disk_fails_loses_nothing():
     assert log.events == [("erased", 0), ("erased", 1), ("erased", 2)]
 
 
+def test_a_report_waits_for_what_was_recorded_before_it_alone():
+    """It returns though there is always something to write."""
+
+    class Busy(Failing):
+        def record(self, action, *, count, **_):
+            if count == 0:
+                with writer._changed:
+                    writer._changed.wait_for(lambda: writer._is_asked)
+                record(ledger, 1)
+            else:
+                assert reported.wait(PATIENCE_S)
+            super().record(action, count=count)
+
+    reported = threading.Event()
+    log = Busy()
+    ledger = RetentionCounts(log, time.monotonic_ns)
+    writer = ledger._writer
+    record(ledger, 0)
+    ledger.catch_up()
+    reported.set()
+    ledger.drain()
+    assert log.events == [("erased", 0), ("erased", 1)]
+
+
 def test_a_queue_that_is_full_is_an_error(caplog):
     """At most 10,000 records wait."""
     log = Failing()
