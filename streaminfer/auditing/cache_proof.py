@@ -200,7 +200,7 @@ class _Judge:
     def __init__(self, cache: EdgeCache) -> None:
         retention = cache._memory.retention
         if retention is not None:
-            retention.counts.drain()  # a thread writes what the cache has recorded
+            retention.counts.catch_up()  # a thread writes what the cache has recorded
         self._policy = None if retention is None else retention.policy
         self._log: RetentionLog | None = cache.erasure_log
         self.now_ns = cache._memory.now()

@@ -12,6 +12,8 @@ and ``fetch``. Other values cannot be told from those of callers, or have no wea
 from __future__ import annotations
 
 import asyncio
+import heapq
+import itertools
 import threading
 import weakref
 from collections.abc import Iterator
@@ -60,14 +62,17 @@ class MemoryRetention:
         self._departed: weakref.WeakValueDictionary[int, np.ndarray[Any, Any]] = weakref.WeakValueDictionary()
         self._table = table
         self._lock = threading.RLock()  # a finalizer that the garbage collector runs may use the cache
-        self._preserved: list[CacheEvent] = []
+        self._numbers = itertools.count()
+        self._preserved: dict[int, CacheEvent] = {}  # by number, oldest first
+        self._until: list[tuple[int, int]] = []  # a heap: until when, and the number
+        self._hold_changes = 0  # of the log, as of these instants
         self._has_min_age = policy.has_min_age
 
     @property
     def preserved(self) -> tuple[CacheEvent, ...]:
         """What left memory and is preserved, oldest first."""
         with self._lock:
-            return tuple(self._preserved)
+            return tuple(self._preserved.values())
 
     def on_event(self, event: CacheEvent) -> None:
         """Count and preserve an entry that was evicted or expired, if it must be, and watch its value."""
@@ -76,13 +81,16 @@ class MemoryRetention:
             self.counts.count(event.kind, "memory", "" if labels is None else labels[2], REASONS[event.kind])
         if event.kind != "evicted":  # an evicted value may be used as long as it may be stored
             self._departed.update((id(array), array) for array in _copies(event.value, _DEEPEST))
-        until_ns = self.until_ns(event.labels)
-        if event.kind != "erased" and until_ns > self._table.now():
-            with self._lock:
-                self._preserved.append(event)
-            if until_ns < self._table.wake_ns:
-                self._table.wake_ns = until_ns
-                self._table.wake()
+        if event.kind == "erased" or self.until_ns(event.labels) <= self._table.now():
+            return
+        with self._lock:
+            self._follow_holds()
+            until_ns, number = self.until_ns(event.labels), next(self._numbers)  # by the holds that were followed
+            self._preserved[number] = event
+            heapq.heappush(self._until, (until_ns, number))
+        if until_ns < self._table.wake_ns:
+            self._table.wake_ns = until_ns
+            self._table.wake()
 
     def departed(self) -> int:
         """Return how many arrays of entries that expired or were erased still live, and are not preserved."""
@@ -93,21 +101,37 @@ class MemoryRetention:
 
     def expire_due(self, now_ns: int) -> int:
         """Release what need not be preserved longer, write counts to the log, and return when to look again."""
+        ended: list[CacheEvent] = []  # freed when the lock is: a finalizer may use the cache
         with self._lock:
-            until = [(self.until_ns(event.labels), event) for event in self._preserved]
-            self._preserved = [event for until_ns, event in until if until_ns > now_ns]
-        for event in (event for until_ns, event in until if until_ns <= now_ns):
+            self._follow_holds()
+            while self._until and self._until[0][0] <= now_ns:
+                event = self._preserved.pop(heapq.heappop(self._until)[1], None)
+                if event is not None:
+                    ended.append(event)
+            next_ns = self._until[0][0] if self._until else NEVER
+        for event in ended:
             labels: Any = event.labels
             self.counts.count("purged", PRESERVED, labels[2], "its hold or minimum age had ended")
         self.counts.flush()
-        return min((until_ns for until_ns, _ in until if until_ns > now_ns), default=NEVER)
+        return next_ns
+
+    def _follow_holds(self) -> None:
+        """Find out again until when each entry is preserved if holds have begun or ended; under the lock."""
+        changes = 0 if self.log is None else self.log.hold_changes
+        if changes != self._hold_changes:
+            self._hold_changes = changes
+            self._until.clear()
+            for number, event in self._preserved.copy().items():  # a finalizer may add to it, and to the heap
+                heapq.heappush(self._until, (self.until_ns(event.labels), number))
 
     def erase(self, subject: str | None, tag: str | None, in_table: int) -> int:
         """Erase what is preserved of a subject, or with a tag, record it all, and return how many were preserved."""
+        gone: list[CacheEvent | None] = []  # freed when the lock is: a finalizer may use the cache
         with self._lock:
-            before = self._preserved  # freed when the lock is: a finalizer may use the cache
-            self._preserved = [event for event in before if not _matches(event.labels, subject, tag)]
-            count = len(before) - len(self._preserved)
+            for number, event in self._preserved.copy().items():
+                if _matches(event.labels, subject, tag):
+                    gone.append(self._preserved.pop(number, None))
+        count = len(gone) - gone.count(None)
         self.counts.record(
             "erased", where="memory", count=in_table + count, reason="asked for", subject=subject, tag=tag
         )
@@ -210,6 +234,9 @@ class MemoryRetention:
             stated_s = {worker.name: worker.tier.purge_bound_s for worker in tiers.workers}
             bounds |= {name: bound_s for name, bound_s in stated_s.items() if bound_s is not None}
         await self.counts.settle()
+        if tiers is not None and self.log is not None:
+            tiers.restate_failures(self.log)
+            await self.counts.settle()
         return build_report(self.policy, holdings, self.log, purge_bounds_s=bounds)
 
 

@@ -6,7 +6,8 @@ made, and otherwise about once a second. Erasures are recorded one by one, at on
 To lock a file and have it on the disk takes milliseconds, and seconds if the disk or another process stalls. A log in a
 file is therefore written by a thread, in order, which ends when there is nothing to write; the process does not end
 before it. What a failing disk did not take is written again until it does, or until the cache stops or the process
-ends. Then it is lost, and so are records beyond 10,000 that wait. Lost records are logged as errors
+ends. Then it is lost, and so are records beyond 10,000 that wait. A report, a proof and a hold wait for what was
+recorded before them; while the disk fails they fail as well, and lose nothing. Lost records are logged as errors
 (``streaminfer.caching``); a log that fails affects nothing else.
 """
 
@@ -112,15 +113,24 @@ class RetentionCounts:
             _LOGGER.exception(_LOST, what)
 
     def drain(self) -> None:
-        """Wait until all is written, or lost because the disk fails; for a thread."""
+        """Wait until all is written, or lost because the disk fails; for a thread, at the end."""
         if self._writer is not None:
             self._writer.drain()
 
-    async def settle(self) -> None:
-        """Record what was counted, and wait until all is written."""
+    def catch_up(self) -> None:
+        """Wait until all that was recorded before is written; for a thread.
+
+        Raises:
+            BackendError: the disk fails; what waits is written when it no longer does.
+        """
+        if self._writer is not None:
+            self._writer.catch_up()
+
+    async def settle(self, *, final: bool = False) -> None:
+        """Record what was counted, and wait as `catch_up` does, or, if nothing comes after it, as `drain` does."""
         self.flush()
         if self._writer is not None and self._writer.runs:
-            await asyncio.to_thread(self.drain)
+            await asyncio.to_thread(self.drain if final else self.catch_up)
 
 
 class _Writer:
@@ -135,6 +145,10 @@ class _Writer:
         self._waiting: deque[tuple[Callable[[], None], str]] = deque()
         self._thread: threading.Thread | None = None
         self._draining = 0
+        self._failures: list[BackendError] = []  # the latest, while the disk fails
+        self._attempts = 0  # that failed
+        self._accepted = self._ended = 0  # writes
+        self._is_asked = False  # for another one at once
 
     @property
     def runs(self) -> bool:
@@ -147,6 +161,7 @@ class _Writer:
             is_full = len(self._waiting) >= _MAX_WAITING
             if not is_full:
                 self._waiting.append((write, what))
+                self._accepted += 1
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="streaminfer-retention-log", daemon=False)
                 try:
@@ -155,6 +170,15 @@ class _Writer:
                     self._run()
         if is_full:
             _LOGGER.error("the retention log is %d records behind; not recorded: %s", _MAX_WAITING, what)
+
+    def catch_up(self) -> None:
+        with self._changed:
+            last, failed, self._is_asked = self._accepted, self._attempts, True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self.runs or self._ended >= last or self._attempts != failed)
+            if self.runs and self._ended < last:
+                what = "the retention log fails, and records wait until it no longer does"
+                raise BackendError(f"{what}: {self._failures[-1]}") from self._failures[-1]
 
     def drain(self) -> None:
         with self._changed:
@@ -171,6 +195,8 @@ class _Writer:
             with self._changed:
                 if not self._waiting:
                     self._thread = None
+                    self._failures.clear()
+                    self._changed.notify_all()
                     return
                 write, what = self._waiting[0]
             try:
@@ -179,16 +205,23 @@ class _Writer:
                 with self._changed:
                     if not self._is_last():
                         _LOGGER.warning("the retention log failed, and is tried again: %s", error)
-                        self._changed.wait_for(self._is_last, _RETRY_S)
+                        self._failures[:] = [error]
+                        self._attempts += 1
+                        self._changed.notify_all()
+                        self._is_asked = False
+                        self._changed.wait_for(lambda: self._is_asked or self._is_last(), _RETRY_S)
                         continue
                     for _, what in self._waiting:  # each could take as long to fail
                         _LOGGER.exception(_LOST, what)
+                    self._ended += len(self._waiting)
                     self._waiting.clear()
                     continue
             except Exception:
                 _LOGGER.exception(_LOST, what)
             with self._changed:
                 self._waiting.popleft()
+                self._ended += 1
+                self._changed.notify_all()
 
     def _is_last(self) -> bool:
         """Return whether a write that fails now is not tried again."""

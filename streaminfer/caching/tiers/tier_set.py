@@ -47,6 +47,7 @@ from streaminfer.compliance.retention import Holding, Rule
 if TYPE_CHECKING:
     from streaminfer.caching.freshness import About
     from streaminfer.caching.memory import Memory
+    from streaminfer.compliance.retention_log import RetentionLog
 
 __all__ = ["TierSet"]
 
@@ -143,8 +144,8 @@ class TierSet:
         try:
             await stop_together(worker.stop(drain=drain) for worker in self.workers)
         finally:
-            await self._counts.settle()
-            self._home = None
+            self._home = None  # first: a stop that is cancelled while the log is written has stopped the tiers
+            await self._counts.settle(final=True)
 
     def _log_regularly(self) -> None:
         """Write to the log every 5 s, so that the log of an idle cache is not behind for long."""
@@ -414,6 +415,16 @@ class TierSet:
         """Count, for the log, what the tiers have purged and evicted."""
         for worker in self.workers:
             worker.tell_what_went()
+
+    def restate_failures(self, log: RetentionLog) -> None:
+        """Record failed erasures again that the log has as made: another cache's tier of the same name made its own."""
+        known = {(event.where, event.subject, event.tag) for event in log.pending}
+        for worker in self.workers:
+            for it in worker.pending:
+                name = None if it.subject is None else log.pseudonym(it.subject)
+                if it.armed and not it.is_untried(worker.name) and (worker.name, name, it.tag) not in known:
+                    why = "it is still to be made; another tier of this name made it"
+                    self._counts.record("erase_failed", where=worker.name, count=0, reason=why, **it.selection)
 
     def statistics(self) -> tuple[TierUsage, ...]:
         """Return a frozen snapshot for each tier."""

@@ -9,8 +9,8 @@ writes. One task makes the puts and erasures of a tier, so that no two run at on
 
 **Bounds.** A tier has at most 256 puts, or 64 MiB, queued; the writer drops and counts what comes beyond. A later value
 of a key replaces a queued one. A put has 5 s, one attempt of an erasure 30 s. The writer tries a failed erasure again
-when an open breaker allows it, else after 1, 2, 4, … 30 s; if the policy has a log in a file, the next process does so
-too.
+when an open breaker allows it, else after 1, 2, 4, … 30 s, each time another one; if the policy has a log in a file,
+the next process does so too. An erasure that a legal hold forbids keeps no other from being made.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import asyncio
 import logging
 import math
 import threading
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -31,6 +32,7 @@ from streaminfer.caching.defensive_copy import freeze
 from streaminfer.caching.erasure.erasure import PendingErasure, is_erased
 from streaminfer.caching.erasure.retention_counts import DELETED, REASONS, RetentionCounts
 from streaminfer.caching.table._slots_cy import NEVER
+from streaminfer.caching.tiers.pending_write import PendingWrite
 from streaminfer.caching.tiers.protocol import Entry, PlacedTier, Tier, TierHit, TierStatistics, in_ns
 from streaminfer.caching.weigher import payload_bytes
 from streaminfer.compliance.retention import Holding
@@ -96,20 +98,6 @@ _UNCOUNTED = {"name", "queued", "pending", "tier"}
 _COUNTED = tuple(field.name for field in attrs.fields(TierUsage) if field.name not in _UNCOUNTED)
 
 
-class PendingWrite(NamedTuple):
-    """A queued put, or, without an entry, a deletion."""
-
-    key: str | bytes
-    entry: Entry | None
-    size: int
-    done: asyncio.Future[bool]
-
-    def settle(self, stored: bool) -> None:
-        """Note whether the tier took it."""
-        if not self.done.done():
-            self.done.set_result(stored)
-
-
 class TierWriter:
     """One tier of a cache. ``register``, ``pending`` and ``statistics`` are for any thread, all else for the loop's.
 
@@ -144,6 +132,8 @@ class TierWriter:
         self._closing = False
         self._pause_s = FIRST_RETRY_S
         self._retry_at = -math.inf  # when the loop's clock says so, failed erasures are tried again
+        # of those that a hold forbids, when to look again
+        self._held_until: weakref.WeakKeyDictionary[PendingErasure, float] = weakref.WeakKeyDictionary()
         self._told = tier.statistics()  # as of the last look at what went
         self._failures = ErrorLog("streaminfer.caching")
 
@@ -191,6 +181,7 @@ class TierWriter:
         self._wake = asyncio.Event()  # of this event loop
         self._told = self.tier.statistics()
         self._retry_at = -math.inf
+        self._held_until.clear()
         self._task = asyncio.get_running_loop().create_task(self._work(), name=f"streaminfer cache to {self.name}")
 
     async def stop(self, *, drain: bool) -> None:
@@ -209,13 +200,16 @@ class TierWriter:
                 await asyncio.wait([task])
         finally:
             task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            self._drop(lambda _: True)
-            for erasing in self.pending:
-                if erasing.armed and erasing.is_untried(self.name):
-                    self._failed(erasing, "the tier was stopped; erased when it starts again")
-            self.tell_what_went()
-            await self.tier.stop()
+            try:
+                await asyncio.gather(task, return_exceptions=True)
+            finally:  # a stop that is cancelled here leaves no tier running
+                self._drop(lambda _: True)
+                self._leases.clear()
+                for erasing in self.pending:
+                    if erasing.armed and erasing.is_untried(self.name):
+                        self._failed(erasing, "the tier was stopped; erased when it starts again")
+                self.tell_what_went()
+                await self.tier.stop()
 
     @property
     def runs(self) -> bool:
@@ -309,8 +303,10 @@ class TierWriter:
         return TierHit(freeze(entry.value), about, self.name, self.position, *times_ns, is_stale)
 
     def open_lease(self, key: str | bytes, token: bytes) -> None:
-        """Have the lease of a key end, unless what it computed is queued: its waiters then get that."""
-        if self.runs and key not in self._queue:
+        """Have the lease of a key end; where what was computed is queued, only if that comes to nothing."""
+        if key in self._queue:
+            self._queue[key] = self._queue[key]._replace(token=token)
+        elif self.runs:
             self._leases.append((key, token))
             self._wake.set()
 
@@ -323,8 +319,8 @@ class TierWriter:
     async def _work(self) -> None:
         wake, loop = self._wake, asyncio.get_running_loop()
         while True:
-            may_retry = loop.time() >= self._retry_at
-            erasing = next((it for it in self.pending if it.armed and (may_retry or it.is_untried(self.name))), None)
+            now = loop.time()
+            erasing = self._next_erasure(now)
             if erasing is not None:
                 await self._erase(erasing)
             elif self._leases:
@@ -335,9 +331,18 @@ class TierWriter:
                 return
             else:
                 wake.clear()
+                held_until = min((self._held_until[it] for it in self.pending if it in self._held_until), default=None)
                 with suppress(TimeoutError):
-                    async with asyncio.timeout_at(None if may_retry else self._retry_at):
+                    async with asyncio.timeout_at(self._retry_at if now < self._retry_at else held_until):
                         await wake.wait()
+
+    def _next_erasure(self, now: float) -> PendingErasure | None:
+        """Return the next erasure to make: one that is untried, or one that failed, when its time has come."""
+        may_retry = now >= self._retry_at
+        for it in self.pending:
+            if it.armed and (it.is_untried(self.name) or (may_retry and now >= self._held_until.get(it, now))):
+                return it
+        return None
 
     def _take(self, key: str | bytes) -> PendingWrite:
         write = self._queue.pop(key)
@@ -346,7 +351,12 @@ class TierWriter:
 
     def _reject(self, write: PendingWrite) -> None:
         self.dropped += 1
-        write.settle(False)
+        self._settle(write, False)
+
+    def _settle(self, write: PendingWrite, stored: bool) -> None:
+        write.settle(stored)
+        if write.token and not (stored and write.entry):  # an entry takes its lease with it
+            self._leases.append((write.key, write.token))
 
     async def _put(self, write: PendingWrite) -> None:
         if write.entry is not None and is_erased(write.entry, self.pending):
@@ -372,7 +382,7 @@ class TierWriter:
                 self._replaced.pop(write.key, None)  # else a newer value, or a deletion, is queued
             self.stored += stored
             self.rejected += not stored
-            write.settle(stored)
+            self._settle(write, stored)
 
     async def _open(self, key: str | bytes, token: bytes) -> None:
         tier: Any = self.tier
@@ -390,7 +400,7 @@ class TierWriter:
 
     async def _erase(self, erasing: PendingErasure) -> None:
         if self._counts.is_held(**erasing.selection):
-            self._try_again(MAX_RETRY_S)
+            self._held_until[erasing] = asyncio.get_running_loop().time() + MAX_RETRY_S
             self._failed(erasing, "a legal hold began before it was made")
             return
         self._drop(lambda it: it.entry is not None and erasing.matches(it.entry.subject, it.entry.tags))
@@ -415,6 +425,8 @@ class TierWriter:
             self._counts.owe(self._place, is_owed=False, **erasing.selection)
             erasing.note(self.name, count)
             return
+        with self._registering:  # behind those that failed before: one that always fails keeps none from its turn
+            self.pending = tuple(sorted(self.pending, key=lambda it: it is erasing))
         self._try_again(max(says_retry_after_s(error) for error in failures))
         self._failed(erasing, "; ".join(text_of_error(error) for error in failures))
 

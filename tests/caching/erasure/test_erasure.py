@@ -9,9 +9,10 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from scripted_tier import Model, ScriptedTier
+from scripted_tier import Model, ScriptedTier, cache_of
 
 import streaminfer as si
+from streaminfer.caching import RetentionLog
 from streaminfer.caching.erasure.erasure import Erasure, PendingErasure, check_selection
 from streaminfer.caching.tiers import DiskTier, Entry
 from streaminfer.caching.tiers.encryption import StoredKeys
@@ -101,6 +102,60 @@ def test_a_tier_that_fails_is_tried_until_it_is_done_and_not_believed_until_then
             assert (await cache.erase_everywhere(subject="anna")).count == 2
 
     run(main)
+
+
+def test_an_erasure_that_fails_for_good_keeps_no_other_from_being_made():
+    """Nor does one that a legal hold forbids, which is made when the hold has ended."""
+
+    class Partly(ScriptedTier):
+        async def erase(self, *, subject=None, tag=None):
+            if subject == "broken":
+                raise BackendError("this one alone")
+            return await super().erase(subject=subject, tag=tag)
+
+    async def play(loop):
+        tier = Partly(loop.clock)
+        cache = cache_of(loop, tier, retention=si.Retention(1e6, log=RetentionLog()))
+        names = ["held", "broken", "ben"]
+        async with cache:
+            for name in names:
+                await cache.put_through(name, 1, subject=name)
+            tier.erase_error = BackendError("down")
+            for name in names:
+                assert not (await cache.erase_everywhere(subject=name)).complete
+            await cache.hold(subject="held", reason="case 17")
+            tier.erase_error = None
+            await asyncio.sleep(120.0)
+            assert set(tier.held) == {"held", "broken"}
+            await cache.release(subject="held", reason="over")
+            await asyncio.sleep(60.0)
+            assert set(tier.held) == {"broken"}
+            assert cache.tiers.statistics()[0].pending == 1
+
+    run(play)
+
+
+def test_an_erasure_that_another_cache_made_is_a_violation_where_it_is_not_made():
+    """Caches that share a log have tiers of one name, each with entries of its own."""
+
+    async def play(loop):
+        policy = si.Retention(3600.0, log=RetentionLog())
+        tiers = [ScriptedTier(loop.clock), ScriptedTier(loop.clock)]
+        late, prompt = (cache_of(loop, tier, retention=policy) for tier in tiers)
+        tiers[0].erase_error = BackendError("down")
+        async with late, prompt:
+            await late.put_through("k", 1, subject="anna")
+            assert not (await late.erase_everywhere(subject="anna")).complete
+            assert (await prompt.erase_everywhere(subject="anna")).complete
+            for _ in range(2):
+                (violation,) = (await late.retention_report()).violations
+                assert "still to be made" in violation
+            assert [event.action for event in policy.log.events].count("erase_failed") == 2
+            tiers[0].erase_error = None
+            await asyncio.sleep(60.0)
+            assert (await late.retention_report()).violations == []
+
+    run(play)
 
 
 def test_a_write_under_way_is_erased_and_one_that_waits_is_dropped():

@@ -10,6 +10,7 @@ from contextlib import closing
 import pytest
 
 import streaminfer as si
+from streaminfer.caching.erasure.memory_retention import MemoryRetention
 from streaminfer.caching.erasure.retention_counts import RetentionCounts
 from streaminfer.caching.tiers import DiskTier, Entry
 from streaminfer.caching.tiers.encryption import StoredKeys
@@ -221,7 +222,7 @@ def test_below_its_minimum_age_nothing_is_erased(aged, clock, log):
     assert [event.action for event in log.pending] == ["erase_held"]  # by tag, which was not asked again
 
 
-def test_a_finalizer_may_use_the_cache_at_any_moment(aged, clock):
+def test_a_finalizer_may_use_the_cache_at_any_moment(aged, clock, log):
     """The garbage collector may run one while preserved entries are looked through."""
     retention = aged._memory.retention
     until_ns = retention.until_ns
@@ -236,6 +237,7 @@ def test_a_finalizer_may_use_the_cache_at_any_moment(aged, clock):
         aged.put(1, 1, tags=["invoice"])
         clock.advance(6.0)
         aged.expire()
+        log.record("held", where="all", count=0, reason="case 17", subject="ben")  # so that all are looked through
         retention.until_ns = collect
         aged.expire()
 
@@ -261,7 +263,7 @@ def test_the_thread_frees_what_has_its_minimum_age():
         pass
 
     gone = threading.Event()
-    cache = si.EdgeCache(maxsize=1, retention=Retention(36_000.0, min_age_s=0.05))
+    cache = si.EdgeCache(maxsize=1, retention=Retention(36_000.0, min_age_s=1.0))
     value = Value()
     weakref.finalize(value, gone.set)
     cache[1] = value
@@ -269,6 +271,27 @@ def test_the_thread_frees_what_has_its_minimum_age():
     assert [event.key for event in cache.preserved] == [1]
     del value
     assert gone.wait(timeout=60)
+
+
+def test_what_is_preserved_is_not_looked_through_each_time_that_something_expires(cache, clock, monkeypatch):
+    """While a hold lasts it only grows; when a hold begins or ends it is looked through once."""
+    looked, until_ns = [], MemoryRetention.until_ns
+
+    def count(retention, labels):
+        looked.append(labels)
+        return until_ns(retention, labels)
+
+    monkeypatch.setattr(MemoryRetention, "until_ns", count)
+    asyncio.run(cache.hold(subject="anna", reason="case 17"))
+    for number in range(100):
+        cache.put(number, 0, subject="anna")
+        cache._memory.expire_due(clock(), 256)
+    assert len(cache.preserved) == 97
+    assert len(looked) <= 2 * 97
+    asyncio.run(cache.hold(subject="ben", reason="case 18"))
+    asyncio.run(cache.release(subject="anna", reason="case 17 ended"))
+    assert cache.preserved == ()
+    assert len(looked) <= 4 * 97
 
 
 def test_of_several_classes_the_longest_minimum_holds_and_the_shortest_maximum_wins():
@@ -448,7 +471,7 @@ def test_an_erasure_by_another_process_is_refused_under_hold(cache, log):
 
 def test_a_refusal_is_recorded_before_the_release(tmp_path, monkeypatch):
     """A release waits for what the thread of a log in a file has still to write."""
-    go, drain = threading.Event(), RetentionCounts.drain
+    go, catch_up = threading.Event(), RetentionCounts.catch_up
 
     class SlowLog(RetentionLog):
         def record(self, action, **more):
@@ -456,9 +479,9 @@ def test_a_refusal_is_recorded_before_the_release(tmp_path, monkeypatch):
                 go.wait()
             return super().record(action, **more)
 
-    def let_go_and_drain(ledger):
+    def let_go_and_catch_up(ledger):
         go.set()
-        drain(ledger)
+        catch_up(ledger)
 
     async def main():
         cache = si.EdgeCache(retention=Retention(10.0, log=log))
@@ -468,7 +491,7 @@ def test_a_refusal_is_recorded_before_the_release(tmp_path, monkeypatch):
         await cache.release(subject="anna", reason="case 17 ended")
         assert actions(log) == ["held", "erase_held", "released"]
 
-    monkeypatch.setattr(RetentionCounts, "drain", let_go_and_drain)
+    monkeypatch.setattr(RetentionCounts, "catch_up", let_go_and_catch_up)
     log = SlowLog(tmp_path / "log.jsonl", secret=SECRET)
     try:
         asyncio.run(main())

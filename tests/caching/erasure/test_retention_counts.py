@@ -174,6 +174,51 @@ def test_what_is_lost_is_an_error(caplog):
     assert lost == [f"the retention log failed; not recorded: erased in memory, {count} entries" for count in (7, 8, 9)]
 
 
+def test_a_report_while_the_disk_fails_loses_nothing():
+    """It fails as the disk does; what waited is written when the disk is back."""
+
+    class Gone(Failing):
+        def record(self, action, *, count, **_):
+            if self.errors:
+                raise self.errors[0]
+            self.events.append((action, count))
+
+    log = Gone(BackendError("the disk is away"))
+    ledger = RetentionCounts(log, time.monotonic_ns)
+    for count in range(3):
+        record(ledger, count)
+    for _ in range(2):
+        with pytest.raises(BackendError, match="the disk is away"):
+            asyncio.run(ledger.settle())
+    log.errors.clear()
+    asyncio.run(ledger.settle())
+    assert log.events == [("erased", 0), ("erased", 1), ("erased", 2)]
+
+
+def test_a_report_waits_for_what_was_recorded_before_it_alone():
+    """It returns though there is always something to write."""
+
+    class Busy(Failing):
+        def record(self, action, *, count, **_):
+            if count == 0:
+                with writer._changed:
+                    writer._changed.wait_for(lambda: writer._is_asked)
+                record(ledger, 1)
+            else:
+                assert reported.wait(PATIENCE_S)
+            super().record(action, count=count)
+
+    reported = threading.Event()
+    log = Busy()
+    ledger = RetentionCounts(log, time.monotonic_ns)
+    writer = ledger._writer
+    record(ledger, 0)
+    ledger.catch_up()
+    reported.set()
+    ledger.drain()
+    assert log.events == [("erased", 0), ("erased", 1)]
+
+
 def test_a_queue_that_is_full_is_an_error(caplog):
     """At most 10,000 records wait."""
     log = Failing()

@@ -250,6 +250,28 @@ def test_what_has_expired_gives_way_first(tier, wall):
     assert seen.evicted == 0
 
 
+def test_what_made_room_for_a_put_that_fails_is_there_and_counted_nowhere(tmp_path, wall):
+    """A retention log would otherwise have evictions that never were."""
+
+    async def main():
+        async with DiskTier(tmp_path / "cache", max_bytes=MIB, wall_clock=wall) as tier:
+            await tier.hold(subject="anna", on=True)
+            number = 0
+            while await tier.put(f"held {number}", entry(os.urandom(60_000), subject="anna")):
+                number += 1
+            await tier.delete("held 0")
+            assert await tier.put("small", entry(b"x", ttl_s=60.0))
+            assert await tier.put("other", entry(b"y"))
+            before = tier.statistics()
+            wall.now_ns += 61 * S
+            assert not await tier.put("large", entry(os.urandom(200_000), stored_ns=wall.now_ns))
+            after = tier.statistics()
+            assert (after.evicted, after.purged, after.entries) == (before.evicted, before.purged, before.entries)
+            assert await tier.get("other") is not None
+
+    asyncio.run(main())
+
+
 def test_what_cannot_be_held_is_refused_and_does_not_leave_the_old_value(tier, wall):
     async def main():
         async with tier:

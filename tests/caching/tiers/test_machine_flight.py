@@ -29,6 +29,7 @@ class Model:
         self.begun, self.ends = asyncio.Event(), asyncio.Event()
         self.error = None
         self.stores = True
+        self.value = 7
 
     async def call(self, request):
         self.called += 1
@@ -38,7 +39,7 @@ class Model:
             raise self.error
         if not self.stores:
             no_store()
-        return si.Response(7, False, "model")
+        return si.Response(self.value, False, "model")
 
 
 @contextlib.asynccontextmanager
@@ -142,14 +143,15 @@ def test_a_deadline_leaves_time_to_compute(server):
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("way", ["error", "no_store"])
+@pytest.mark.parametrize("way", ["error", "no_store", "rejected"])
 def test_a_leader_with_nothing_to_share(server, way):
     """Where nothing comes of the computation, the others compute at once, not one after another."""
 
     async def main():
         model = Model()
         model.error = BackendError("down") if way == "error" else None
-        model.stores = way == "error"
+        model.stores = way != "no_store"
+        model.value = {7} if way == "rejected" else 7  # of a set no record can be made
         async with machines(server, 3, model, lease_s=600.0) as stacks:
             first = asyncio.create_task(stacks[0].call(si.Request(1)))
             await model.begun.wait()

@@ -643,6 +643,52 @@ def test_a_lease_ends_that_was_taken_for_nothing(end):
     run(play)
 
 
+@pytest.mark.parametrize("end", ["deleted", "erased", "rejected"])
+def test_a_lease_ends_whose_value_waited_and_came_to_nothing(end):
+    """It was computed, and the tier never has it."""
+
+    class Rejecting(LeasedTier):
+        async def put(self, key, entry):
+            return await super().put(key, entry) and end != "rejected"
+
+    async def play(loop):
+        tier = Rejecting(loop.clock)
+        cache = cache_of(loop, tier)
+        async with si.Stack(cache, Model(), clock=loop.clock) as service:
+            tier.put_s = 1.0
+            await service(1.0)  # being put
+            tier.put_s = 0.0
+            request = si.Request(2.0, tags=["face"])
+            await service.call(request)
+            assert len(tier.leases) == 2
+            if end == "deleted":
+                await cache.delete(cache.wrap(Model()).key_of(request))
+            elif end == "erased":
+                cache.erase(tag="face")
+            await asyncio.sleep(3.0)
+            assert len(tier.leases) == (0 if end == "rejected" else 1), "LeasedTier.put ends none"
+
+    run(play)
+
+
+def test_a_lease_ends_where_a_deletion_waits():
+    """A deletion takes no lease with it, as an entry does."""
+
+    async def play(loop):
+        tier = LeasedTier(loop.clock)
+        cache = cache_of(loop, tier)
+        async with cache:
+            tier.leases.add(b"token")
+            deleting = asyncio.ensure_future(cache.delete("k"))
+            await asyncio.sleep(0)
+            cache.tiers.workers[0].open_lease("k", b"token")
+            assert await deleting
+            await asyncio.sleep(1.0)
+            assert tier.leases == set()
+
+    run(play)
+
+
 @pytest.mark.parametrize("stalls", ["take_lease", "open_lease"])
 def test_a_lease_that_stalls_makes_no_request_late(stalls):
     """Neither asking for a lease nor ending it takes the time that the computation needs."""

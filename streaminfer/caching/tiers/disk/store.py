@@ -293,32 +293,33 @@ class DiskStore:
         expires_ns = None if entry.expires_ns is None else min(entry.expires_ns, 2**63 - 1)
         with transaction(self._opened()) as db:
             deleted = db.execute("DELETE FROM entries WHERE key = ?", (name,)).rowcount
-            deleted += self._make_room(pages + _SPARE_PAGES)
+            purged, evicted = self._make_room(pages + _SPARE_PAGES)
             row = (name, subject, data_class, entry.stored_ns, expires_ns, len(record), record)
             number = db.execute(_INSERT, row).lastrowid
             db.executemany("INSERT INTO tags VALUES (?, ?)", [(records.name(b"t", tag), number) for tag in entry.tags])
+        deleted += purged + evicted
         self._counters.stored += 1
+        self._counters.purged += purged  # and not before: a put that fails gives back what made room
+        self._counters.evicted += evicted
         self._leftovers = self._leftovers or deleted > 0
         self._count(1 - deleted)
         return True
 
-    def _make_room(self, pages: int) -> int:
-        """Delete until so many pages are free: first what has expired, then what was stored first; return how many."""
+    def _make_room(self, pages: int) -> tuple[int, int]:
+        """Delete until so many pages are free; return how many that had expired, and how many others, went."""
         db = self._opened()
-        deleted = 0
+        purged = evicted = 0
         while self._max_pages - self._used_pages() < pages:
             expired = f"SELECT id FROM entries WHERE expires_ns <= ? {_FREE} LIMIT 16"  # noqa: S608 - literals
             rows = db.execute(expired, (self._now(),)).fetchall()
-            if rows:
-                self._counters.purged += len(rows)
-            else:
+            purged += len(rows)
+            if not rows:
                 rows = db.execute(f"SELECT id FROM entries WHERE 1 {_FREE} ORDER BY id LIMIT 4").fetchall()  # noqa: S608 - the same
-                self._counters.evicted += len(rows)
+                evicted += len(rows)
             if not rows:
                 break  # what is missing is for SQLite to say
             db.executemany("DELETE FROM entries WHERE id = ?", rows)
-            deleted += len(rows)
-        return deleted
+        return purged, evicted
 
     def _delete(self, where: str, value: bytes | int) -> int:
         chosen = f"DELETE FROM entries WHERE id IN (SELECT id FROM entries WHERE {where} LIMIT {CHUNK})"  # noqa: S608 - only literals come here

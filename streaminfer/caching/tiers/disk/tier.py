@@ -9,7 +9,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -77,6 +77,7 @@ class DiskTier(MediumTier):
         self._store = DiskStore(self.folder, room, self._records, self._counters, self.wall_clock)
         self._get, self._put, self._delete = self._store.get, self._store.put, self._store.delete
         self._thread: ThreadPoolExecutor | None = None
+        self._closing: Future[None] | None = None
         self._purger: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -90,7 +91,7 @@ class DiskTier(MediumTier):
             raise RuntimeError("the disk tier runs already")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="streaminfer-disk")
         try:
-            await self._run(self._store.open)
+            await self._run(self._open)
         except BaseException:
             await self.stop()
             raise
@@ -100,15 +101,23 @@ class DiskTier(MediumTier):
         """End what is queued and close the file; idempotent."""
         thread, self._thread = self._thread, None
         purger, self._purger = self._purger, None
-        if purger is not None:
-            purger.cancel()
-            await asyncio.gather(purger, return_exceptions=True)
-        if thread is not None:
-            closing = asyncio.wrap_future(thread.submit(self._store.close))
-            try:
-                await asyncio.shield(closing)  # a cancelled caller does not keep the file open
-            finally:
-                thread.shutdown(wait=closing.done())
+        try:
+            if purger is not None:
+                purger.cancel()
+                await asyncio.gather(purger, return_exceptions=True)
+        finally:  # a cancelled caller does not keep the file open
+            if thread is not None:
+                self._closing = thread.submit(self._store.close)
+                closing = asyncio.wrap_future(self._closing)
+                try:
+                    await asyncio.shield(closing)
+                finally:
+                    thread.shutdown(wait=closing.done())
+
+    def _open(self) -> None:
+        if self._closing is not None:  # by the thread of a stop that was cancelled
+            wait([self._closing])
+        self._store.open()
 
     async def erase(self, *, subject: str | None = None, tag: str | None = None) -> int:
         """Remove all entries of a subject, or with a tag, from the file and its log.

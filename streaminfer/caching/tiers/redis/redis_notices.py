@@ -69,10 +69,13 @@ class RedisNotices:
     async def stop(self) -> None:
         """End it; idempotent."""
         task, self._task = self._task, None
+        self.listening.clear()
         if task is not None:
             task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            await self._client.aclose()
+            try:
+                await asyncio.gather(task, return_exceptions=True)
+            finally:
+                await self._client.aclose()
 
     async def record(self, notice: Notice) -> bytes:
         """Return what to publish."""

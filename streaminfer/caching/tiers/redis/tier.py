@@ -131,11 +131,11 @@ class RedisTier(MediumTier):
 
     async def stop(self) -> None:
         """Close the connections; idempotent. Operations in flight end as misses."""
-        if self.notices is not None:
-            await self.notices.stop()
         client, self._client = self._client, None
         sealer, self._sealer = self._sealer, None
         try:
+            if self.notices is not None:
+                await self.notices.stop()
             if sealer is not None:
                 await asyncio.wrap_future(sealer.submit(int))  # ends what is running, without blocking the loop
                 sealer.shutdown(wait=True)
