@@ -19,7 +19,7 @@ from streaminfer.placement.conflicts import infeasible_placement
 from streaminfer.placement.plan_record import Plan
 from streaminfer.placement.problem import Problem
 from streaminfer.placement.solver.candidates import Candidates, find_candidates
-from streaminfer.placement.solver.greedy import complete, greedy_counts, lower_bound, trimmed
+from streaminfer.placement.solver.greedy import greedy_counts, lower_bound, trimmed
 from streaminfer.placement.solver.instance import Instance, Settings
 from streaminfer.placement.solver.program import solve
 
@@ -159,7 +159,7 @@ def repair(running: Plan, lost: Iterable[str]) -> Plan:
     gone = {index[check_choice("lost", name, tuple(index))] for name in lost}
     instance = running.instance.without(gone)
     kept = np.where(instance.uses[list(gone)].any(axis=0), 0.0, running.counts)
-    counts = complete(instance, kept)
+    counts = trimmed(instance, kept, kept=kept)
     if counts is None:
         solution = solve(instance, gap=1e9)
         counts = _serve_most(instance, kept) if solution is None else solution.counts
@@ -175,7 +175,7 @@ def _serve_most(instance: Instance, kept: NDArray[np.float64]) -> NDArray[np.flo
     for state, flow in enumerate(served):
         flows.extend(state, most.counts, flow)
     less = instance.serving(np.array([flow.sum(axis=1) for flow in served]) / flows.unit, Settings())
-    counts = complete(less, kept)
+    counts = trimmed(less, kept, kept=kept)
     if counts is None:
         counts = trimmed(less, most.counts)
     return most.counts if counts is None else counts

@@ -130,6 +130,25 @@ def test_repair_serves_everybody_without_lost_sites():
     assert repaired.unserved == {}
 
 
+def test_repair_starts_nothing_that_is_not_needed():
+    """A replica for those who are cheap to serve is not started where one for all others has room for them."""
+    (problem, _), near = planned("plain"), Link(rtt=Distribution.of(0.002))
+    few, many = (
+        attrs.evolve(problem.clusters[0], name=name, rates=rate) for name, rate in (("few", 10), ("many", 200))
+    )
+    prices = {"lost": 0.01, "cheap": 0.01, "dear": 1.0}
+    sites = [
+        attrs.evolve(problem.sites[0], name=name, devices=[attrs.evolve(problem.sites[0].devices[0], price=price)])
+        for name, price in prices.items()
+    ]
+    links = {"few": dict.fromkeys(prices, near), "many": {"lost": near, "dear": near}}
+    running = plan(attrs.evolve(problem, clusters=[few, many], sites=sites, links=links, site_links={}))
+
+    repaired = repair(running, ["lost"])
+
+    assert [(group.sites, group.replicas) for group in repaired.replicas] == [(("dear",), 1)]
+
+
 @pytest.mark.parametrize(
     ("kind", "seed", "lost"), [("plain", 32, 0), ("memory", 30, 1), ("classes", 59, 1), ("site_prices", 13, 1)]
 )

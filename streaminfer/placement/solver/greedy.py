@@ -47,19 +47,22 @@ def greedy_counts(instance: Instance) -> Floats | None:
     return None if counts is None else _exchange(instance, counts)
 
 
-def trimmed(instance: Instance, start: Floats, seen: list[Cut] | None = None) -> Floats | None:
+def trimmed(
+    instance: Instance, start: Floats, seen: list[Cut] | None = None, *, kept: Floats | None = None
+) -> Floats | None:
     """Add replicas until everybody is served, then drop what is not needed.
 
     Args:
         instance: what there is to choose from.
         start: replicas to begin with.
         seen: gets the cuts that the start violates.
+        kept: replicas that stay, needed or not; ``None``: none.
 
     Returns:
         ``None`` where a limit is in the way.
     """
     counts = complete(instance, start, seen)
-    return None if counts is None else _drop(instance, counts)
+    return None if counts is None else _drop(instance, counts, kept)
 
 
 def complete(
@@ -170,7 +173,7 @@ def _drop(instance: Instance, counts: Floats, kept: Floats | None = None) -> Flo
     """Take away sites, then replicas, that are not needed, but for those to be kept."""
     least = np.zeros_like(counts) if kept is None else kept
     held = _Held(instance, counts)
-    used = [site for site in np.flatnonzero(instance.site_prices) if (instance.uses[site] & (counts > 0)).any()]
+    used = [site for site in np.flatnonzero(instance.site_prices) if (instance.uses[site] & (counts > least)).any()]
     for site in sorted(used, key=lambda site: -instance.site_prices[site]):
         held.try_counts(np.where(instance.uses[site], least, held.counts))
     for pool in np.argsort(-instance.prices, kind="stable"):
