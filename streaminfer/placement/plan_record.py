@@ -131,8 +131,12 @@ class Plan:
         return np.asarray(self._rates(hour, scenario) @ shares)
 
     def busiest_shares(self) -> dict[str, dict[str, float]]:
-        """Return the shares of each cluster by site, in the busiest hour that serves it: some send at night only."""
-        by_hour = [self.shares_by_site(self.assignments[key]) for key in self._busiest_first()]
+        """Return the shares of each cluster by site, in the busiest hour that serves it: some send at night only.
+
+        They are those of the first scenario: what is in time under other conditions may be late under these.
+        """
+        first = self.problem.scenarios[0].name
+        by_hour = [self.shares_by_site(self.assignments[key]) for key in self._busiest_first() if key[1] == first]
         return {
             cluster.name: served[0]
             for cluster in self.problem.clusters

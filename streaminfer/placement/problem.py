@@ -307,7 +307,7 @@ class Problem:
         service_classes: the promises.
         links: from a cluster's name to a site's name; users do not reach the sites that are left out.
         site_links: likewise between sites, for shards; both directions are the same, and one of them is enough.
-        scenarios: that the plan must hold under, each of them in every hour.
+        scenarios: that the plan must hold under, each of them in every hour; requests are sent as in the first.
         failures: groups of sites that may be lost together, or `ANY_SITE`. The promise must hold after each loss.
     """
 

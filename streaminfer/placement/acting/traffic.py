@@ -20,6 +20,8 @@ _RATE = 'sum(rate(streaminfer_requests_total{pod=~"{workload}-[^-]+-[^-]+",names
 def site_shares(plan: Plan, *, hour: int | None = None) -> dict[str, dict[str, float]]:
     """Return, for each cluster that is served, the shares of its requests by the site that they go to first.
 
+    They are those of the first of the problem's scenarios.
+
     Args:
         plan: the plan.
         hour: one of the plan's; ``None``: for each cluster the busiest that serves it.

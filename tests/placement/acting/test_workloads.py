@@ -10,6 +10,7 @@ from streaminfer.placement import (
     Distribution,
     Link,
     Model,
+    Scenario,
     Variant,
     envoy_policies,
     keda_scaled_objects,
@@ -91,6 +92,27 @@ def test_cluster_of_the_night_has_a_route(problem):
     assert plan_replicas(answer, "paris", {"west": si.Stack(ScriptedBackend())}).zone == "west"
     with pytest.raises(ValueError, match="cluster: expected one of 'lyon', got 'paris'"):
         plan_replicas(answer, "paris", {}, hour=1)
+
+
+def test_shares_are_those_of_the_first_scenario(problem):
+    """A scenario of more requests, on a faster network, does not send those of the usual one where they are late."""
+    lyon, (fiber,), (east, west) = problem.clusters[0], problem.access, problem.sites
+    answer = plan(
+        attrs.evolve(
+            problem,
+            clusters=[attrs.evolve(lyon, rates=(20.0, 150.0))],
+            service_classes=[attrs.evolve(problem.service_classes[0], slo_s=0.08)],
+            sites=[attrs.evolve(east, devices=[attrs.evolve(east.devices[0], slots=1)]), west],
+            access=[attrs.evolve(fiber, rtt=Distribution.of(0.03)), attrs.evolve(fiber, name="faster")],
+            links={
+                "lyon": {site: Link(rtt=Distribution.of(rtt_s)) for site, rtt_s in (("east", 0.008), ("west", 0.05))}
+            },
+            scenarios=[Scenario(name="usual"), Scenario(name="office", access={"lyon": "faster"}, rate_factor=4.0)],
+        )
+    )
+
+    assert len(answer.shares_by_site(answer.assignments[1, "office"])["lyon"]) == 2
+    assert site_shares(answer) == site_shares(answer, hour=1) == {"lyon": {"east": 1.0}}
 
 
 def test_zone_weights_follow_the_shares(plan_of):
