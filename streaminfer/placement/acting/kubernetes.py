@@ -1,4 +1,4 @@
-"""Kubernetes manifests of a plan: a Deployment for each workload, a Service for each model that prefers its zone."""
+"""Kubernetes manifests of a plan: a Deployment for each workload, Services that prefer their zone."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -37,7 +37,8 @@ def kubernetes_manifests(
     """Return Kubernetes manifests as YAML: Deployments that stay in their zone, and Services that prefer it.
 
     A container learns its variant and shard from ``STREAMINFER_VARIANT`` and ``STREAMINFER_SHARD``, and is ready when
-    ``/v2/health/ready`` of the Open Inference Protocol says so.
+    ``/v2/health/ready`` of the Open Inference Protocol says so. A model's Service has the pods of all variants that
+    take requests; each later shard of a variant has a Service of its own, ``MODEL-VARIANT-SHARD``.
 
     Args:
         plan: the plan.
@@ -59,8 +60,9 @@ def kubernetes_manifests(
         check_choice("site", site, tuple(it.name for it in plan.problem.sites))
         workloads = tuple(it for it in workloads if it.site == site)
     records = [_deployment(workload, images, resources, zones, port, namespace) for workload in workloads]
-    fronts = sorted({(workload.model, workload.shard) for workload in workloads})
-    return documents([*records, *(_service(model, shard, port, namespace) for model, shard in fronts)])
+    # every variant takes a model's requests; what a shard sends on is for the next one of its own variant
+    fronts = sorted({(it.model, it.variant if it.shard else "", it.shard) for it in workloads})
+    return documents([*records, *(_service(*front, port, namespace) for front in fronts)])
 
 
 def _deployment(
@@ -130,14 +132,15 @@ def _quantity(name: str, amount: float) -> str:
     return f"{round(amount * 1000)}m"
 
 
-def _service(model: str, shard: int, port: int, namespace: str) -> dict[str, Any]:
-    name = platform_name(f"{model}-{shard}" if shard else model)
+def _service(model: str, variant: str, shard: int, port: int, namespace: str) -> dict[str, Any]:
+    name = platform_name(f"{model}-{variant}-{shard}" if shard else model)
+    of_variant = {_VARIANT: platform_name(variant)} if shard else {}
     return {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": {"name": name, "namespace": namespace},
         "spec": {
-            "selector": {_NAME: platform_name(model), _SHARD: str(shard)},
+            "selector": {_NAME: platform_name(model), **of_variant, _SHARD: str(shard)},
             "ports": [{"name": "http", "port": port, "targetPort": "http"}],
             "trafficDistribution": "PreferSameZone",
         },

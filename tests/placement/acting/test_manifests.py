@@ -88,6 +88,22 @@ def test_service_prefers_its_zone_and_selects_the_pods():
     assert service["spec"]["selector"].items() <= deployment["spec"]["template"]["metadata"]["labels"].items()
 
 
+def test_shards_send_to_the_next_one_of_their_variant():
+    """A request may be for any variant of its model; what a shard makes of it fits the same variant only."""
+    workloads = [attrs.evolve(PARIS, variant=variant, shard=shard) for variant in ("int8", "fp16") for shard in (0, 1)]
+    found = manifests(*workloads)
+    pods = [it["spec"]["template"]["metadata"]["labels"] for it in found if it["kind"] == "Deployment"]
+
+    reached = {}
+    for service in (it for it in found if it["kind"] == "Service"):
+        chosen = [it for it in pods if service["spec"]["selector"].items() <= it.items()]
+        shards = sorted((it["streaminfer.dev/variant"], it["streaminfer.dev/shard"]) for it in chosen)
+        reached[service["metadata"]["name"]] = shards
+
+    assert reached.pop(platform_name("Detector")) == [("fp16", "0"), ("int8", "0")]
+    assert reached == {platform_name(f"Detector-{it}-1"): [(it, "1")] for it in ("int8", "fp16")}
+
+
 def test_part_of_a_gpu_is_refused():
     with pytest.raises(
         ValueError, match=r"whole numbers of nvidia.com/gpu, which Kubernetes does not divide, got 0\.5"
@@ -169,8 +185,8 @@ def test_platform_names_are_valid_and_differ():
 
 def test_services_of_one_name_are_refused():
     """Shard 1 of one model and another model would share a Service."""
-    other = attrs.evolve(PARIS, model="detector-1", variant="x")
+    other = attrs.evolve(PARIS, model="detector-int8-1", variant="x")
     workloads = [attrs.evolve(PARIS, model="detector", shard=1), other]
 
-    with pytest.raises(ValueError, match="plan: expected names that differ, got 'Service detector-1'"):
-        manifests(*workloads, images={"detector": "a", "detector-1": "b"})
+    with pytest.raises(ValueError, match="plan: expected names that differ, got 'Service detector-int8-1'"):
+        manifests(*workloads, images={"detector": "a", "detector-int8-1": "b"})
