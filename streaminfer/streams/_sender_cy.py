@@ -64,6 +64,8 @@ _TIMER_NS = 1_000_000
 """By which timers of a real event loop are late at most: epoll waits for whole milliseconds."""
 _LEAST_TIMERS = 5
 """Times as long that frames wait at least, or not at all."""
+_SHORTEST_TIMER_NS = 1_000
+"""In virtual time too: behind an instant model that is late once, a timer would be due at each nanosecond."""
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE = 0.001, 10  # doublings where rejections do not say when to try again: a second
 
 
@@ -163,7 +165,7 @@ class Sender:
         self._next_batch = offered.next_batch if self._settings.may_drop else None
         if self._settings.waits and self._settings.max_age_ns and offered.spare_load is not None:
             spare = offered.spare_load()
-            self._most = NEVER_NS if spare is None else self._most + spare
+            self._most = NEVER_NS if spare is None or offered.full_load is None else self._most + spare
             self._next_batch = None
         if self._settings.waits and offered.shares_device:
             self._most, self._next_batch = NEVER_NS, None
@@ -242,7 +244,7 @@ class Sender:
         if not self._in_flight and (batch.at_ns > now_ns or not batch.room):
             return places  # the workers have requests of others: these frames take their turn in the queue
         wait_ns = batch.at_ns - now_ns - _RESERVE * self._lead_ns - self._latest_ns
-        if wait_ns <= _LEAST_TIMERS * self._latest_ns:
+        if wait_ns <= max(_LEAST_TIMERS * self._latest_ns, _SHORTEST_TIMER_NS):
             return min(batch.room, places)
         self._timer = self._loop.call_later(wait_ns / 1e9, self._on_timer, context=self._context)
         return 0
