@@ -141,6 +141,8 @@ class Sender:
         self._order = FairOrder()
         self._is_scheduled = False
         self._most = 1
+        self._full_load: Callable[[], int] | None = None
+        self._spare = 0
         self._next_batch: Callable[[int], NextBatch] | None = None
         self._full_batch_ns: Callable[[], int | None] | None = None
         self._places = 0  # taken: by frames that the service has, and by those that wait for it to accept them
@@ -161,15 +163,20 @@ class Sender:
         self.states = offered.stream_states
         self._admission = offered.admission
         self._enforces_deadline = offered.enforces_deadline
-        self._most = NEVER_NS if offered.full_load is None else offered.full_load()
+        self._full_load, self._spare = offered.full_load, 0
         self._next_batch = offered.next_batch if self._settings.may_drop else None
         if self._settings.waits and self._settings.max_age_ns and offered.spare_load is not None:
             spare = offered.spare_load()
-            self._most = NEVER_NS if spare is None or offered.full_load is None else self._most + spare
+            self._full_load, self._spare = (None, 0) if spare is None else (self._full_load, spare)
             self._next_batch = None
         if self._settings.waits and offered.shares_device:
-            self._most, self._next_batch = NEVER_NS, None
+            self._full_load = self._next_batch = None
+        self._count_places()
         self._full_batch_ns = offered.full_batch_ns
+
+    def _count_places(self) -> None:
+        """Read how much the service takes at once: its batcher can be told another size while streams are open."""
+        self._most = NEVER_NS if self._full_load is None else self._full_load() + self._spare
 
     def leave(self, stream: Stream) -> None:
         """Forget a stream."""
@@ -270,6 +277,7 @@ class Sender:
         if not self._is_scheduled:
             return  # it was done when the consumers had been woken
         self._is_scheduled = False
+        self._count_places()
         now_ns = self.clock()
         if self._paused and self._admission is not None:
             self._retry(self._admission, now_ns)

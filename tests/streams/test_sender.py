@@ -330,6 +330,31 @@ async def test_what_the_best_route_cannot_answer_in_time_goes_to_the_next(loop):
     assert add_up(session.statistics())
 
 
+@pytest.mark.parametrize("policy", [LatestOnly(), Block()])
+async def test_open_streams_have_the_places_of_a_batcher_that_was_told_another_size(loop, policy):
+    """Sixteen cameras, a batch every 10 ms: of one row each, then of all that come, then of one row again."""
+    batcher = si.AdaptiveBatcher(max_batch_size=1)
+    model = ScriptedBackend(duration_s=0.01, example=1.0)
+    async with si.Stack(batcher, model, clock=loop.clock) as service:
+        session = StreamSession(service, policy=policy)
+        for _ in range(16):
+            session.add(Camera(loop, period_s=0.02))
+        reading, rates, before = asyncio.ensure_future(collect(session)), [], 0
+        for size in (1, 16, 1):
+            batcher.reconfigure(max_batch_size=size)
+            await asyncio.sleep(1.0)
+            delivered = session.statistics().delivered
+            rates.append(delivered - before)
+            before = delivered
+        assert batcher.statistics().queued <= 2
+        await session.aclose()
+        await reading
+
+    assert rates[0] < 110
+    assert rates[1] > 700
+    assert rates[2] < 130
+
+
 async def test_a_best_route_of_unknown_load_has_another_behind_it(loop):
     """A session sends replicas any number of frames; what their router passes on is no more than that."""
 
