@@ -44,6 +44,8 @@ cdef class Sender:
     cdef FairOrder _order
     cdef bint _is_scheduled
     cdef Py_ssize_t _most
+    cdef object _full_load
+    cdef object _spare
     cdef object _settings
     cdef object _next_batch
     cdef object _timer
@@ -58,6 +60,7 @@ cdef class Sender:
     cdef Py_ssize_t _freed
 
     cpdef join(self)
+    cdef _count_places(self)
     cpdef leave(self, Stream stream)
     cpdef queue(self, Stream stream, bint continues)
     cpdef receive(self, Sending sending, object response, object error)

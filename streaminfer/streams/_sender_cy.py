@@ -64,6 +64,8 @@ _TIMER_NS = 1_000_000
 """By which timers of a real event loop are late at most: epoll waits for whole milliseconds."""
 _LEAST_TIMERS = 5
 """Times as long that frames wait at least, or not at all."""
+_SHORTEST_TIMER_NS = 1_000
+"""In virtual time too: behind an instant model that is late once, a timer would be due at each nanosecond."""
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE = 0.001, 10  # doublings where rejections do not say when to try again: a second
 
 
@@ -139,6 +141,8 @@ class Sender:
         self._order = FairOrder()
         self._is_scheduled = False
         self._most = 1
+        self._full_load: Callable[[], int] | None = None
+        self._spare = 0
         self._next_batch: Callable[[int], NextBatch] | None = None
         self._full_batch_ns: Callable[[], int | None] | None = None
         self._places = 0  # taken: by frames that the service has, and by those that wait for it to accept them
@@ -159,15 +163,20 @@ class Sender:
         self.states = offered.stream_states
         self._admission = offered.admission
         self._enforces_deadline = offered.enforces_deadline
-        self._most = NEVER_NS if offered.full_load is None else offered.full_load()
+        self._full_load, self._spare = offered.full_load, 0
         self._next_batch = offered.next_batch if self._settings.may_drop else None
         if self._settings.waits and self._settings.max_age_ns and offered.spare_load is not None:
             spare = offered.spare_load()
-            self._most = NEVER_NS if spare is None else self._most + spare
+            self._full_load, self._spare = (None, 0) if spare is None else (self._full_load, spare)
             self._next_batch = None
         if self._settings.waits and offered.shares_device:
-            self._most, self._next_batch = NEVER_NS, None
+            self._full_load = self._next_batch = None
+        self._count_places()
         self._full_batch_ns = offered.full_batch_ns
+
+    def _count_places(self) -> None:
+        """Read how much the service takes at once: its batcher can be told another size while streams are open."""
+        self._most = NEVER_NS if self._full_load is None else self._full_load() + self._spare
 
     def leave(self, stream: Stream) -> None:
         """Forget a stream."""
@@ -242,7 +251,7 @@ class Sender:
         if not self._in_flight and (batch.at_ns > now_ns or not batch.room):
             return places  # the workers have requests of others: these frames take their turn in the queue
         wait_ns = batch.at_ns - now_ns - _RESERVE * self._lead_ns - self._latest_ns
-        if wait_ns <= _LEAST_TIMERS * self._latest_ns:
+        if wait_ns <= max(_LEAST_TIMERS * self._latest_ns, _SHORTEST_TIMER_NS):
             return min(batch.room, places)
         self._timer = self._loop.call_later(wait_ns / 1e9, self._on_timer, context=self._context)
         return 0
@@ -268,6 +277,7 @@ class Sender:
         if not self._is_scheduled:
             return  # it was done when the consumers had been woken
         self._is_scheduled = False
+        self._count_places()
         now_ns = self.clock()
         if self._paused and self._admission is not None:
             self._retry(self._admission, now_ns)

@@ -9,6 +9,7 @@ from live_sources import Camera, Service, add_up, stack_of
 
 import streaminfer as si
 from streaminfer.protocols import Admission, NextBatch
+from streaminfer.routing import Replica, Replicas
 from streaminfer.streams import Block, Frame, LatestOnly, StreamSession
 from streaminfer.testing import ScriptedBackend
 
@@ -327,6 +328,66 @@ async def test_what_the_best_route_cannot_answer_in_time_goes_to_the_next(loop):
     assert len(results) >= 0.95 * 24 * 120
     assert 0.3 < sum(result.degraded for result in results) / len(results) < 0.6
     assert add_up(session.statistics())
+
+
+@pytest.mark.parametrize("policy", [LatestOnly(), Block()])
+async def test_open_streams_have_the_places_of_a_batcher_that_was_told_another_size(loop, policy):
+    """Sixteen cameras, a batch every 10 ms: of one row each, then of all that come, then of one row again."""
+    batcher = si.AdaptiveBatcher(max_batch_size=1)
+    model = ScriptedBackend(duration_s=0.01, example=1.0)
+    async with si.Stack(batcher, model, clock=loop.clock) as service:
+        session = StreamSession(service, policy=policy)
+        for _ in range(16):
+            session.add(Camera(loop, period_s=0.02))
+        reading, rates, before = asyncio.ensure_future(collect(session)), [], 0
+        for size in (1, 16, 1):
+            batcher.reconfigure(max_batch_size=size)
+            await asyncio.sleep(1.0)
+            delivered = session.statistics().delivered
+            rates.append(delivered - before)
+            before = delivered
+        assert batcher.statistics().queued <= 2
+        await session.aclose()
+        await reading
+
+    assert rates[0] < 110
+    assert rates[1] > 700
+    assert rates[2] < 130
+
+
+async def test_a_best_route_of_unknown_load_has_another_behind_it(loop):
+    """A session sends replicas any number of frames; what their router passes on is no more than that."""
+
+    def stack():
+        return si.Stack(si.AdaptiveBatcher(max_batch_size=4), ScriptedBackend(duration_s=0.01))
+
+    best = Replicas(Replica("only", stack()))
+    router = si.FallbackRouter(si.Route("best", best), si.Route("spare", stack(), quality=0.8))
+    async with si.Stack(router, clock=loop.clock) as service:
+        session = StreamSession(service, policy=Block(), max_age_s=1.0)
+        assert len(await collect(session([1.0, 2.0, 3.0]))) == 3
+
+
+async def test_a_worker_that_is_always_about_to_be_free_sets_no_endless_row_of_timers(loop):
+    """An instant batch queued behind one that hangs: it is expected to end a nanosecond from now, whenever that is."""
+    looks = 0
+
+    async def answer(request):
+        await asyncio.sleep(0.01)
+        return request.inputs
+
+    def next_batch(now_ns):
+        nonlocal looks
+        looks += 1
+        assert looks < 100
+        return NextBatch(now_ns + 1, 2)
+
+    service = Service(answer)
+    service.full_load, service.next_batch = lambda: 2, next_batch
+    session = StreamSession(service, policy=LatestOnly(), clock=loop.clock)
+    session.add(Camera(loop, 1))
+    session.add(Camera(loop, 1, period_s=0.015))
+    assert len(await collect(session)) == 2
 
 
 async def test_chunks_without_time_for_a_full_batch_take_all_the_room_that_is_left(loop):
