@@ -215,10 +215,11 @@ class BatchedService(Node):
         """Change the settings; requests in flight keep their deadline and their place."""
         self.slo_s = slo_s
         self.slo_ns = None if slo_s is None else timeout_ns(slo_s)
-        self._max_batch_size = self._dispatcher.full_at = max_batch_size
+        self._max_batch_size = max_batch_size
+        self._dispatcher.full_at = full_at = min(max_batch_size, self._queue.max_size)  # no more can be queued
         self._calls.assembler = assembler
         self._submission.change(self.slo_ns, assembler)
-        self._dispatcher.claim.change(self.slo_ns, max_batch_size)
+        self._dispatcher.claim.change(self.slo_ns, full_at)
         self._dispatcher.expectations.plain = assembler.plain
         self._configured_policy = policy
         if self._fair_queue is not None:
@@ -235,7 +236,7 @@ class BatchedService(Node):
 
     def full_load(self) -> int:
         """Return how many requests keep every worker busy with full batches, and one more full batch queued."""
-        return min(self._max_batch_size * (self.max_in_flight + 1), _LARGEST_LOAD)
+        return min(self._dispatcher.full_at * (self.max_in_flight + 1), _LARGEST_LOAD)
 
     def bind_clock(self, clock: Clock) -> None:
         """Take over the clock of a `Stack`."""

@@ -8,8 +8,8 @@ the live batcher does.
 under light load a request is served at once, under heavy load batches are full. A worker never idles while a request is
 queued, so there is nothing to tune; most servers do this.
 
-With a delay, a batch that is not full is held back until its oldest request was queued for that long. That trades
-latency for fuller batches, where the cost of a batch is mostly fixed.
+With a delay, a batch that is not full is held back until its oldest request was queued for that long, or the queue has
+no place for another request. That trades latency for fuller batches, where the cost of a batch is mostly fixed.
 """
 
 from collections.abc import Callable, Sequence
@@ -129,7 +129,8 @@ class Greedy:
 
     Attributes:
         max_batch_size: the most rows in a batch.
-        max_queue_delay_ns: a batch that is not full is held back until its oldest request was queued for so long.
+        max_queue_delay_ns: a batch that is not full is held back until its oldest request was queued for so long, or
+            the queue is full.
     """
 
     max_batch_size: int
@@ -145,6 +146,8 @@ class Greedy:
         reason = "idle_worker"
         if queue.queued >= self.max_batch_size:
             reason = "full"
+        elif self.max_queue_delay_ns and queue.full:
+            reason = "full"  # the next request would be rejected, though a worker is free
         elif self.max_queue_delay_ns:
             due_ns = queue.oldest_ns + self.max_queue_delay_ns
             if now_ns < due_ns:
