@@ -255,15 +255,13 @@ class BatchedService(Node):
         """
         await self.load_kernels()
         self._enter(asyncio.get_running_loop())
-        await enter_at_start(self._device, self._dispatcher, self._dispatcher.residence)
-        self.check_max_batch_size(self._max_batch_size)
-        workers = adapt(self.inner).capabilities().queued_workers or self.max_in_flight
-        if self._policy_for is not None and workers != self.max_in_flight and not self._dispatcher.runner.batches:
-            self._dispatcher.set_workers(workers)
-            self._configured_policy = self._policy_for(workers)
-        self._dispatcher.set_policy(self._configured_policy)
-        self._policy_change.complete(self._configured_policy)
-        await self._calibrate()
+        try:
+            await self._make_ready()
+        except BaseException:
+            if self._device is not None and not (self._queue.queued or self._dispatcher.runner.batches):
+                self._device.leave(self._dispatcher)  # which would make room for it
+                self._submission.loop = None  # what comes next enters again
+            raise
         self._submission.stopping = False
 
     async def load_kernels(self) -> None:
@@ -333,6 +331,17 @@ class BatchedService(Node):
         self._outcomes.deadline_exceeded += 1
         self.events.dropped(now_ns, "deadline_exceeded_on_arrival", 1)
         raise DeadlineExceeded(passed_on_arrival(now_ns, deadline_ns))
+
+    async def _make_ready(self) -> None:
+        await enter_at_start(self._device, self._dispatcher, self._dispatcher.residence)
+        self.check_max_batch_size(self._max_batch_size)
+        workers = adapt(self.inner).capabilities().queued_workers or self.max_in_flight
+        if self._policy_for is not None and workers != self.max_in_flight and not self._dispatcher.runner.batches:
+            self._dispatcher.set_workers(workers)
+            self._configured_policy = self._policy_for(workers)
+        self._dispatcher.set_policy(self._configured_policy)
+        self._policy_change.complete(self._configured_policy)
+        await self._calibrate()
 
     async def _calibrate(self) -> None:
         offered = adapt(self.inner).capabilities()

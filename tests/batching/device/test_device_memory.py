@@ -212,6 +212,27 @@ class Measured(Model):
         return ExampleInputs(1.0, self.infer)
 
 
+@pytest.mark.parametrize("renew", [False, True], ids=["one object", "one object's methods"])
+async def test_a_model_that_has_two_batchers_is_in_memory_once(loop, renew):
+    """It is loaded for both, and counts and leaves once, whether the first batcher has stopped or not."""
+    device = si.Device("gpu:0", memory_bytes=10)
+    model, other = Model("a", size=4), Model("b", size=6)
+    first = batcher(loop, device, model, slo_s=None)
+    if renew:
+        model.residency = Residency(4, model.load, model.unload)
+    second, third = (batcher(loop, device, one, slo_s=None) for one in (model, other))
+
+    for service in (first, second, third, second, first):
+        await ask(service)
+    await first.stop()
+    for service in (second, third):
+        await ask(service)
+
+    assert model.history == ["load", *["batch"] * 5]
+    assert other.history == ["load", "batch", "batch"]
+    assert sorted(device.statistics().loaded) == ["a#2", "b"]
+
+
 async def test_models_are_measured_one_after_the_other(loop):
     device = si.Device("gpu:0", memory_bytes=6)
     models = [Measured(name, duration_s=0.01) for name in "abc"]
