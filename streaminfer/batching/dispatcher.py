@@ -262,7 +262,7 @@ class Dispatcher(DispatchState):
     def after_load(self, failure: BackendError | None) -> None:
         """Go on after a load; if there is a failure, the next batch fails with it."""
         if failure is not None and (decision := self.propose(self._calls.clock())) is not None:
-            self._outcomes.fail(decision.batch, failure)
+            self._outcomes.fail(self.runner.select(list(decision.batch), decision.shorter_too, None), failure)
         self._go_on()
 
     def _send_early(self, now_ns: int) -> None:
