@@ -61,3 +61,36 @@ def test_outliers_and_other_workers_leave_batches_large():
 
     assert urgent >= 0.92
     assert everything >= 0.84
+
+
+@pytest.mark.parametrize("load", [1.2, 1.5])
+@pytest.mark.parametrize("settings", [{}, {"buckets": (2, 8)}], ids=["shapes", "buckets"])
+def test_requests_without_a_deadline_that_share_no_batch_are_served(settings, load):
+    """They have batches of their own, soon after two seconds, and take no row of the others."""
+    rng = np.random.default_rng(1)
+    gaps_s = rng.exponential(slow_to_begin_s(CAP) / CAP / load, 3000)
+    queued_s = []
+
+    async def main(loop):
+        batcher = si.AdaptiveBatcher(max_batch_size=CAP, **settings)
+        async with si.Stack(batcher, ScriptedBackend(duration_s=slow_to_begin_s), clock=loop.clock) as service:
+
+            async def send_patient():
+                sent_s = loop.time()
+                await service(np.zeros(8))
+                queued_s.append(loop.time() - sent_s)
+
+            calls = []
+            for number, gap_s in enumerate(gaps_s):
+                await asyncio.sleep(gap_s)
+                calls.append(asyncio.ensure_future(service(np.zeros(2), timeout_s=0.1)))
+                if number % 200 == 0:
+                    calls.append(asyncio.ensure_future(send_patient()))
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+            return np.mean([not isinstance(answer, si.StreamInferError) for answer in answers])
+
+    on_time = run(main)
+
+    assert len(queued_s) == 15
+    assert max(queued_s) < 2.2
+    assert on_time > min(0.95, 0.95 / load)

@@ -17,7 +17,8 @@
    left, like one that explores a size: a batch whose requests have all expired is cancelled, and measures nothing.
 
 *Without a deadline.* Such requests fill batches after all others. Once they have been queued for two seconds, they get
-a share of every batch: as large as their share of the queue.
+a share of every batch: as large as their share of the queue. Those that cannot share the batches get some of their own,
+as many rows.
 
 *Groups.* Requests of different length buckets, or of shapes that cannot be stacked, do not share a batch. Each group is
 planned by itself; the kernels choose the group to serve by playing the queue forward, and its batch is the one that was
@@ -343,7 +344,7 @@ class Lookahead:
         if len(groups) == 1 and reason == "planned":
             batch = with_rows_for_free(batch, groups[0], rejected, now_ns)
         if overdue:
-            batch = self._with_overdue(batch, overdue, queue.queued)
+            batch = self._with_overdue(batch, group, overdue, late, queue.queued)
         return Decision(batch, reason, rejected, rejection=rejection)
 
     def _groups(self, tickets: list[Ticket]) -> list[Group]:
@@ -362,12 +363,32 @@ class Lookahead:
         groups.sort(key=lambda group: int(group.deadlines[0]))
         return groups[:_MAX_GROUPS]
 
-    def _with_overdue(self, batch: list[Ticket], overdue: list[Ticket], queued: int) -> list[Ticket]:
-        """Return the batch, with the rows that requests without a deadline are owed in place of its last ones."""
+    def _with_overdue(
+        self, batch: list[Ticket], group: Group, overdue: list[Ticket], late: list[Group], queued: int
+    ) -> list[Ticket]:
+        """Return the batch, with the rows that requests without a deadline are owed in place of its last ones.
+
+        If the first of them is of another group, return a batch of that one once all of it is owed.
+
+        Args:
+            batch: of requests of ``group``.
+            group: without what is late alone.
+            overdue: the requests that have been queued for too long, at least one.
+            late: their groups, and others, as a whole.
+            queued: how many requests are.
+        """
         self._owed = min(self._owed + len(batch) * len(overdue) / queued, float(len(overdue)))
-        owed = min(int(self._owed), len(batch))
+        own = next(one for one in late if overdue[0] in one.tickets)
+        members = set(map(id, own.tickets))
+        overdue = [ticket for ticket in overdue if id(ticket) in members]
+        if own.tickets[-1] is not group.tickets[-1]:
+            overdue = overdue[: own.model.durations.size - 1]
+            if self._owed < len(overdue):
+                return batch
+            self._owed -= len(overdue)
+            return overdue
+        owed = min(int(self._owed), len(batch), len(overdue))
         self._owed -= owed
-        # the assembler leaves out rows that cannot be stacked with the first one: they are owed again
         return batch[: len(batch) - owed] + overdue[:owed]
 
     def _of_one_group(self, tickets: list[Ticket]) -> list[Ticket]:
