@@ -94,3 +94,24 @@ def test_requests_without_a_deadline_that_share_no_batch_are_served(settings, lo
     assert len(queued_s) == 15
     assert max(queued_s) < 2.2
     assert on_time > min(0.95, 0.95 / load)
+
+
+def test_many_shapes_without_a_deadline_leave_others_their_time():
+    """A backlog of more shapes than are compared takes turns with the requests that have a deadline."""
+
+    async def main(loop):
+        batcher = si.AdaptiveBatcher(max_batch_size=CAP, max_queue_size=10_000)
+        async with si.Stack(batcher, ScriptedBackend(duration_s=slow_to_begin_s), clock=loop.clock) as service:
+            await service(np.zeros(1), timeout_s=1.0)
+            backlog = [asyncio.ensure_future(service(np.zeros(2 + number % 20))) for number in range(3000)]
+            await asyncio.sleep(2.5)
+            calls = []
+            for _ in range(100):
+                calls.append(asyncio.ensure_future(service(np.zeros(1), timeout_s=0.2)))
+                await asyncio.sleep(0.02)
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+            assert not all(one.done() for one in backlog)
+            await asyncio.gather(*backlog)
+            return sum(not isinstance(answer, si.StreamInferError) for answer in answers)
+
+    assert run(main) > 90

@@ -60,7 +60,7 @@ from streaminfer.batching.queue._ticket_cy import Ticket
 __all__ = ["Lookahead"]
 
 _MAX_GROUPS = 16
-"""Groups that are compared at a decision, those with the earliest deadlines."""
+"""Groups that are compared at a decision."""
 _UNMIXED_AFTER = 64
 """Decisions with a single group after which shapes are no longer told apart."""
 _PROBE_INTERVAL_NS = 5_000_000_000
@@ -323,7 +323,7 @@ class Lookahead:
             return Decision(
                 [one for one in tickets if one.bucket == bucket][: self.bucket_models[bucket].cap], "exploration"
             )
-        groups = self._groups(tickets)
+        groups = self._groups(tickets, now_ns)
         if self._masked and len(groups) > 1:
             together = in_one_batch(groups, now_ns)
             if together:
@@ -347,7 +347,7 @@ class Lookahead:
             batch = self._with_overdue(batch, group, overdue, late, queue.queued)
         return Decision(batch, reason, rejected, rejection=rejection)
 
-    def _groups(self, tickets: list[Ticket]) -> list[Group]:
+    def _groups(self, tickets: list[Ticket], now_ns: int) -> list[Group]:
         """Return the queued requests by length bucket and shape, those with the earliest deadlines first."""
         model = self._model
         if model is not None and not (self._mixed_for and self._kind_of):
@@ -361,7 +361,7 @@ class Lookahead:
             self._mixed_for = _UNMIXED_AFTER if len(apart) > 1 else self._mixed_for - 1
         groups = [in_deadline_order(self.bucket_models[some[0].bucket], some) for some in apart.values()]
         groups.sort(key=lambda group: int(group.deadlines[0]))
-        return groups[:_MAX_GROUPS]
+        return groups if len(groups) <= _MAX_GROUPS else _to_compare(groups, now_ns)
 
     def _with_overdue(
         self, batch: list[Ticket], group: Group, overdue: list[Ticket], late: list[Group], queued: int
@@ -409,6 +409,17 @@ class Lookahead:
 
     def __repr__(self) -> str:
         return f"Lookahead({self.max_batch_size}, {self.service_time!r})"
+
+
+def _to_compare(groups: list[Group], now_ns: int) -> list[Group]:
+    """Return as many groups as are compared, those with the earliest deadlines.
+
+    Groups of which all has been queued for too long, without a deadline, have the places that others leave, at least
+    one: they would else have all.
+    """
+    overdue = [group for group in groups if group.deadlines[-1] < now_ns]
+    others = [group for group in groups if group.deadlines[-1] >= now_ns][: _MAX_GROUPS - len(overdue[:1])]
+    return overdue[: _MAX_GROUPS - len(others)] + others
 
 
 def _is_unmeasured(queue: RequestQueue, now_ns: int) -> bool:
