@@ -115,3 +115,30 @@ def test_many_shapes_without_a_deadline_leave_others_their_time():
             return sum(not isinstance(answer, si.StreamInferError) for answer in answers)
 
     assert run(main) > 90
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"max_batch_bytes": 64}, {"row_cost": len, "max_batch_cost": 8.0}],
+    ids=["bytes", "costs"],
+)
+def test_limits_of_a_batch_leave_rows_without_a_deadline_in_it(settings):
+    """Where only four rows may share a batch, the share of a request without a deadline is among these."""
+
+    async def main(loop):
+        batcher = si.AdaptiveBatcher(max_batch_size=CAP, **settings)
+        async with si.Stack(batcher, ScriptedBackend(duration_s=slow_to_begin_s), clock=loop.clock) as service:
+            row, calls = np.zeros(2), []
+            for number in range(2000):
+                calls.append(asyncio.ensure_future(service(row, timeout_s=0.1)))
+                if number == 100:
+                    sent_s = loop.time()
+                    patient = asyncio.ensure_future(service(row))
+                    patient.add_done_callback(lambda _: queued_s.append(loop.time() - sent_s))
+                await asyncio.sleep(0.003)
+            await asyncio.gather(patient, *calls, return_exceptions=True)
+
+    queued_s = []
+    run(main)
+
+    assert queued_s[0] < 2.5

@@ -389,7 +389,7 @@ class Lookahead:
             return overdue
         owed = min(int(self._owed), len(batch), len(overdue))
         self._owed -= owed
-        return batch[: len(batch) - owed] + overdue[:owed]
+        return overdue[:owed] + batch[: len(batch) - owed]  # first, since costs or bytes may leave out the last
 
     def _of_one_group(self, tickets: list[Ticket]) -> list[Ticket]:
         model = self.bucket_models[tickets[0].bucket]
