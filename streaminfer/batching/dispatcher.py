@@ -428,14 +428,14 @@ class Dispatcher(DispatchState):
             drain: wait until no request is queued and no batch runs, as far as the time for stopping goes.
         """
         try:
-            if drain:
-                self.schedule()
-                await self._drain()
-        finally:
-            self.runner.cancel()
-            self._outcomes.close(self.tickets())
-            self.settle()
-        try:
+            try:
+                if drain:
+                    self.schedule()
+                    await self._drain()
+            finally:
+                self.runner.cancel()
+                self._outcomes.close(self.tickets())
+                self.settle()
             await self._drain()  # of batches; at the limit the backend's stop ends them
             if self.residence is not None and self.residence.task is not None:
                 await asyncio.wait({self.residence.task}, timeout=seconds_left())

@@ -3,10 +3,11 @@
 import asyncio
 import contextlib
 
+import pytest
 from device_calls import ask, batcher, settle
 
 import streaminfer as si
-from streaminfer.testing import ScriptedBackend
+from streaminfer.testing import HANG, ScriptedBackend
 
 
 def named(name, backend):
@@ -43,3 +44,22 @@ async def test_a_batch_that_outlives_its_batcher_takes_no_name(loop):
     assert list(models) == ["a"]
     assert models["a"].batches == 2
     assert models["a"].busy_s == 10.0
+
+
+async def test_a_stop_that_is_cancelled_leaves_the_device(loop):
+    """Its batches are cancelled, so the next batcher of that name can have its place."""
+    device = si.Device("core", preemptive=True)
+    service = batcher(loop, device, named("a", ScriptedBackend(HANG)), slo_s=None)
+    await service.start()
+    hanging = ask(service)
+    await asyncio.sleep(0.1)
+
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(service.stop(), 1.0)
+    assert isinstance((await settle([hanging]))[0], si.Closed)
+
+    following = batcher(loop, device, named("a", ScriptedBackend()), slo_s=0.1)
+    await following.start()
+    await ask(following)
+    assert device.statistics().background == ()
+    assert list(device.statistics().models) == ["a"]
